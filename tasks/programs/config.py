@@ -1,0 +1,278 @@
+"""Every knob of every stage: pydantic only, so that a Prefect process, the CLI and a program all read the same types.
+
+A stage's program gets a ``*Job``: the sections of ``Pipeline`` that its result depends on. What does not change a result (threads, device,
+micro-batch, checkpoint cadence) is in ``Machine`` and never part of an artifact's key.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from tasks.rlhf.refusal import InputError as InputError
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+# ---------------------------------------------------------------------------------------------------------------- source and data
+
+
+class ShellSite(Settings):
+    """The built-in question-and-answer site about shell commands, generated from the run's seed."""
+
+    kind: Literal["shell-site"] = "shell-site"
+    num_questions: int = Field(6000, ge=50, le=2_000_000, description="Questions to generate.")
+
+
+class StackExchangeDump(Settings):
+    """A Stack Exchange dump on this machine."""
+
+    kind: Literal["stack-exchange"] = "stack-exchange"
+    path: str = Field(min_length=1, description="Posts.xml, Posts.csv or Posts.csv.gz; a relative path starts at the working directory.")
+    site: str = Field("stackexchange.com", min_length=1, description="Host name of the site, for links and attribution.")
+
+
+Source = Annotated[ShellSite | StackExchangeDump, Field(discriminator="kind")]
+
+
+class Data(Settings):
+    """Scoring, pairing and splitting."""
+
+    max_pairs: int = Field(10, ge=1, le=1000, description="Most comparison pairs kept per question.")
+    min_answer_chars: int = Field(1, ge=1, description="Shorter answers (characters of Markdown) are dropped and counted.")
+    max_answer_chars: int = Field(20_000, ge=1, description="Longer answers (characters of Markdown) are dropped and counted.")
+    finetune_share: float = Field(0.4, ge=0, le=1, description="Share of the questions for fine-tuning (and pretraining of the built-in base).")
+    reward_share: float = Field(0.3, ge=0, le=1, description="Share of the questions for reward modelling and DPO.")
+    rl_share: float = Field(0.2, ge=0, le=1, description="Share of the questions whose prompts PPO answers; the rest is for evaluation.")
+
+    @model_validator(mode="after")
+    def _room_for_evaluation(self) -> Self:
+        if self.finetune_share + self.reward_share + self.rl_share >= 1:
+            raise ValueError("finetune_share + reward_share + rl_share must stay below 1: the rest is the evaluation split")
+        return self
+
+
+# ------------------------------------------------------------------------------------------------------------------ models and text
+
+
+class BuiltinBase(Settings):
+    """A small Llama trained from scratch, with its own byte-level BPE tokenizer, on the fine-tuning split's text."""
+
+    kind: Literal["builtin"] = "builtin"
+    vocabulary: int = Field(1024, ge=300, le=65_536, description="Tokens of the byte-level BPE tokenizer, special ones included.")
+    hidden_size: int = Field(128, ge=16, le=4096, description="Width of the residual stream.")
+    num_layers: int = Field(4, ge=1, le=64, description="Transformer layers.")
+    num_heads: int = Field(4, ge=1, le=64, description="Attention heads; must divide the hidden size.")
+    context: int = Field(128, ge=32, le=8192, description="Context length in tokens.")
+    steps: int = Field(600, ge=1, description="Optimizer steps.")
+    batch_size: int = Field(16, ge=1, description="Blocks of one context length per optimizer step.")
+    learning_rate: float = Field(3e-3, gt=0, le=1, description="Peak AdamW learning rate.")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 2:
+            raise ValueError("num_heads must divide hidden_size into even head widths")
+        return self
+
+
+class HuggingFaceBase(Settings):
+    """A causal language model in Hugging Face format (safetensors; no remote code)."""
+
+    kind: Literal["hugging-face"] = "hugging-face"
+    path: str = Field(min_length=1, description="A model folder, or a hub id.")
+    revision: str | None = Field(None, description="Commit, branch or tag of the hub id; null for a folder.")
+
+
+Base = Annotated[BuiltinBase | HuggingFaceBase, Field(discriminator="kind")]
+
+
+class Text(Settings):
+    """How a question and an answer become tokens, the same in every stage."""
+
+    template: Literal["question-answer", "chat"] = Field("question-answer", description="'Question: ... Answer: ...', or the tokenizer's chat template.")
+    max_prompt_tokens: int = Field(64, ge=8, le=131_072, description="Longer prompts lose text from the end of the question.")
+    max_answer_tokens: int = Field(64, ge=1, le=131_072, description="Longest answer, its end token included; PPO samples at most as many.")
+
+
+class Lora(Settings):
+    """A low-rank adapter (Hu et al. 2021)."""
+
+    rank: int = Field(16, ge=1, le=1024, description="Rank r of the update.")
+    alpha: float = Field(32.0, gt=0, description="Scale: the update is multiplied by alpha / rank.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
+    targets: Literal["all-linear"] | tuple[str, ...] = Field("all-linear", description="Modules to adapt: 'all-linear' or a list of names.")
+
+
+# ------------------------------------------------------------------------------------------------------------------------- stages
+
+
+class Sft(Settings):
+    """Supervised fine-tuning on the best answer of each question."""
+
+    lora: Lora = Lora(rank=16, alpha=32, dropout=0.05)
+    loss_on: Literal["answer", "all"] = Field("answer", description="Tokens the loss counts: the answer's, or all.")
+    epochs: float = Field(2.0, gt=0, le=100, description="Passes over the fine-tuning split.")
+    max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps, whatever the epochs say.")
+    batch_size: int = Field(8, ge=1, description="Packed blocks per optimizer step.")
+    block_tokens: int = Field(256, ge=32, description="Tokens of a packed block; documents inside it do not see each other.")
+    learning_rate: float = Field(1e-3, gt=0, le=1, description="Peak AdamW learning rate.")
+    warmup_share: float = Field(0.05, ge=0, lt=1, description="Share of the steps over which the learning rate rises; then cosine to 0.")
+
+
+class Merge(Settings):
+    """Folding an adapter into its base."""
+
+    dtype: Literal["float32", "bfloat16"] | None = Field(None, description="Precision of the merged weights; null keeps the base's.")
+
+
+class Reward(Settings):
+    """Pairwise reward model."""
+
+    lora: Lora = Lora(rank=8, alpha=32)
+    epochs: float = Field(1.0, gt=0, le=100, description="Passes over the training pairs.")
+    max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps, whatever the epochs say.")
+    batch_size: int = Field(32, ge=1, description="Pairs per optimizer step.")
+    learning_rate: float = Field(1e-3, gt=0, le=1, description="Peak AdamW learning rate of adapter and head.")
+    warmup_share: float = Field(0.05, ge=0, lt=1, description="Share of the steps over which the learning rate rises; then linear to 0.")
+    held_out_share: float = Field(0.05, gt=0, lt=1, description="Share of the reward split's questions kept for the accuracy figure.")
+
+
+class Ppo(Settings):
+    """Proximal policy optimisation with a KL penalty towards the SFT model."""
+
+    lora: Lora = Lora(rank=16, alpha=32)
+    steps: int = Field(16, ge=1, description="Rollout batches.")
+    rollouts: int = Field(64, ge=2, description="Answers sampled per rollout batch.")
+    epochs: int = Field(4, ge=1, le=100, description="Passes over each rollout batch, each in a fresh order.")
+    minibatch: int = Field(32, ge=1, description="Rollouts per optimizer step.")
+    learning_rate: float = Field(1e-3, gt=0, le=1, description="AdamW learning rate of policy and critic, linear to 0.")
+    kl_coefficient: float = Field(0.05, ge=0, description="Weight of the KL penalty (the initial one when it adapts).")
+    kl_target: float | None = Field(None, gt=0, description="Nats per response the adaptive KL controller aims at; null keeps the weight fixed.")
+    kl_horizon: int = Field(10_000, ge=1, description="Rollouts over which the adaptive controller corrects.")
+    discount: float = Field(1.0, gt=0, le=1, description="Gamma of GAE.")
+    gae_lambda: float = Field(0.95, ge=0, le=1, description="Lambda of GAE.")
+    clip_range: float = Field(0.2, gt=0, lt=1, description="Clip range of the probability ratio.")
+    dual_clip: float | None = Field(3.0, gt=1, description="Bound of the loss for negative advantages; null for none.")
+    value_clip_range: float = Field(0.2, gt=0, description="Clip range of the value update.")
+    value_weight: float = Field(0.1, ge=0, description="Weight of the value loss.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradient norms of policy and critic are clipped to this.")
+    max_step_kl: float | None = Field(1.0, gt=0, description="Skip an optimizer step whose approximate KL from the sampler (nats a token) is above; null: never.")
+    temperature: float = Field(1.0, gt=0, le=10, description="Divides the logits in sampling and scoring alike.")
+    missing_eos_reward: float = Field(-3.0, description="Replaces the normalised score of a response without an end token.")
+
+
+class Dpo(Settings):
+    """Direct preference optimisation (Rafailov et al. 2023)."""
+
+    lora: Lora = Lora(rank=16, alpha=32)
+    beta: float = Field(0.1, gt=0, description="Strength of the pull towards the reference.")
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="Share of labels assumed flipped (cDPO).")
+    epochs: float = Field(1.0, gt=0, le=100, description="Passes over the training pairs.")
+    max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps, whatever the epochs say.")
+    batch_size: int = Field(32, ge=1, description="Pairs per optimizer step.")
+    learning_rate: float = Field(5e-4, gt=0, le=1, description="Peak AdamW learning rate, linear to 0.")
+    warmup_share: float = Field(0.05, ge=0, lt=1, description="Share of the steps over which the learning rate rises; then linear to 0.")
+    held_out_share: float = Field(0.05, gt=0, lt=1, description="Share of the reward split's questions kept for the accuracy figure.")
+
+
+class Winrate(Settings):
+    """Comparison of the trained policies on held-out questions."""
+
+    num_questions: int = Field(500, ge=1, description="Held-out questions answered by every policy (at most what the split has).")
+    temperature: float = Field(1.0, gt=0, le=10, description="Sampling temperature of every policy.")
+    batch_size: int = Field(100, ge=1, description="Questions answered at a time; part of the result, because padding moves the last digits.")
+
+
+class Machine(Settings):
+    """What does not change a result: never part of a key."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where programs compute.")
+    threads: int = Field(0, ge=0, description="CPU threads per program; 0 takes every core.")
+    micro_batch: int = Field(0, ge=0, description="Rows per forward and backward; 0 takes the optimizer step's batch whole.")
+    checkpoint_steps: int = Field(20, ge=1, description="Optimizer steps (PPO: rollout batches, a fifth as many) between checkpoints.")
+
+
+# ----------------------------------------------------------------------------------------------------------------------- pipeline
+
+
+class Pipeline(Settings):
+    """From votes to an aligned model: the whole run."""
+
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of everything that is drawn.")
+    method: Literal["ppo", "dpo", "both"] = Field("both", description="Which policies are trained and compared.")
+    source: Source = ShellSite()
+    data: Data = Data()
+    base: Base = BuiltinBase()
+    text: Text = Text()
+    sft: Sft = Sft()
+    merge: Merge = Merge()
+    reward: Reward = Reward()
+    ppo: Ppo = Ppo()
+    dpo: Dpo = Dpo()
+    winrate: Winrate = Winrate()
+    machine: Machine = Machine()
+
+
+class Job(Settings):
+    """The sections of a pipeline that one stage's result depends on."""
+
+    @classmethod
+    def of(cls, pipeline: Pipeline) -> Self:
+        return cls(**{name: getattr(pipeline, name) for name in cls.model_fields})
+
+
+class SiteJob(Job):
+    seed: int
+    source: ShellSite
+
+
+class DataJob(Job):
+    seed: int
+    source: Source
+    data: Data
+
+
+class PretrainJob(Job):
+    seed: int
+    base: BuiltinBase
+
+
+class SftJob(Job):
+    seed: int
+    text: Text
+    sft: Sft
+
+
+class MergeJob(Job):
+    text: Text
+    merge: Merge
+
+
+class RewardJob(Job):
+    seed: int
+    text: Text
+    reward: Reward
+
+
+class PpoJob(Job):
+    seed: int
+    text: Text
+    ppo: Ppo
+
+
+class DpoJob(Job):
+    seed: int
+    text: Text
+    dpo: Dpo
+
+
+class WinrateJob(Job):
+    seed: int
+    source: Source
+    text: Text
+    winrate: Winrate
+
+
+class ReportJob(Job):
+    pass

@@ -1,0 +1,109 @@
+"""How every program starts and ends: ``main(train, Job)`` reads DIR/job.json, runs, and marks DIR/done last.
+
+    DIR/job.json        {"stage", "job": a *Job of config.py, "inputs": {name: path}, "machine": config.Machine}
+    DIR/metrics.jsonl   one JSON line per step: {"step", "total", "time", metrics...}
+    DIR/checkpoints/    what a killed program resumes from
+    DIR/artifact/       the result; artifact/summary.json {"metrics": {name: number or {"value", "low", "high", "n"}}, ...}
+    DIR/error.json      {"input": bool, "message"} when it ends with status 2 (the user's to mend) or 1
+"""
+
+import errno
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from tasks.programs.config import InputError, Job, Machine
+
+JobT = TypeVar("JobT", bound=Job)
+
+
+class Run:
+    """One execution of a program in its folder."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        record = json.loads((directory / "job.json").read_text())
+        self.record: dict[str, Any] = record["job"]
+        self.inputs = {name: Path(path) for name, path in record["inputs"].items()}
+        self.machine = Machine.model_validate(record.get("machine", {}))
+        self.artifact = directory / "artifact"
+        self.checkpoints = directory / "checkpoints"
+        self.artifact.mkdir(exist_ok=True)
+        self.checkpoints.mkdir(exist_ok=True)
+
+    def log(self, step: int, total: int, **metrics: float) -> None:
+        """Append one step's metrics; ``total`` is the number of steps the program will take."""
+        line = {"step": step, "total": total, "time": round(time.time(), 3), **metrics}
+        with (self.directory / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Forget logged steps above ``step``: they are about to be taken again from its checkpoint."""
+        kept = [line for line in self._lines() if line["step"] <= step]
+        _write(self.directory / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+
+    def finish(self, metrics: dict[str, Any], **more: Any) -> None:
+        """Write the artifact's summary and its metrics without wall-clock times, so that equal work gives equal bytes."""
+        timeless = [{k: v for k, v in line.items() if k != "time"} for line in self._lines()]
+        _write(self.artifact / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in timeless))
+        _write(self.artifact / "summary.json", json.dumps({"metrics": metrics, **more}, indent=1, sort_keys=True) + "\n")
+
+    def _lines(self) -> list[dict[str, Any]]:
+        path = self.directory / "metrics.jsonl"
+        lines = []
+        for text in path.read_text().splitlines() if path.exists() else []:
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:  # the line a killed program was writing
+                break
+        return lines
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def read_summary(artifact: Path) -> dict[str, Any]:
+    """The summary.json of an artifact folder."""
+    summary: dict[str, Any] = json.loads((artifact / "summary.json").read_text())
+    return summary
+
+
+def main(train: Callable[[JobT, Run], None], job_type: type[JobT]) -> None:
+    """Run ``train`` on the folder named on the command line and exit: 0 done, 2 the user's to mend, 1 anything else."""
+    if len(sys.argv) != 2 or sys.argv[1] in ("-h", "--help"):
+        print(f"usage: python -m tasks.programs.STAGE DIR\n\n{(train.__doc__ or '').strip()}\n{__doc__}")
+        raise SystemExit(0 if sys.argv[1:] in (["-h"], ["--help"]) else 2)
+    directory = Path(sys.argv[1])
+    if not (directory / "job.json").is_file():
+        print(f"{directory} has no job.json: `alignflow job PROFILE STAGE {directory}` writes one", file=sys.stderr)
+        raise SystemExit(2)
+    for name in ("done", "error.json"):
+        (directory / name).unlink(missing_ok=True)
+    try:
+        run = Run(directory)
+        train(job_type.model_validate(run.record), run)
+        (directory / "done").write_text("")
+    except Exception as error:
+        traceback.print_exc()
+        raise SystemExit(_record(error, directory)) from None
+
+
+def _record(error: Exception, directory: Path) -> int:
+    message, is_input = str(error) or type(error).__name__, isinstance(error, InputError | ValidationError)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        message, is_input = f"The disk under {directory} is full: free some space and run the same command again; it goes on from its checkpoint.", True
+    try:
+        (directory / "error.json").write_text(json.dumps({"input": is_input, "message": message}))
+    except OSError:  # the full disk itself: the exit status still tells
+        print(message, file=sys.stderr)
+    return 2 if is_input else 1
