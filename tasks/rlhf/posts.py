@@ -1,0 +1,156 @@
+"""Posts of a Stack Exchange dump, as published (Posts.xml) or exported (Posts.csv), either also gzipped: one plain tuple each.
+
+Facts of real dumps that this reads: a byte-order mark and CRLF; AcceptedAnswerId, Title, OwnerUserId and ContentLicense may be missing; CSV
+exports write ids as floats ("62.0") and bodies over several lines. Memory stays flat whatever the size of the file.
+"""
+
+import csv
+import gzip
+import io
+import re
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from lxml import etree
+
+from tasks.rlhf.refusal import InputError
+
+QUESTION, ANSWER = "1", "2"
+NEEDED_COLUMNS = ("Id", "PostTypeId", "ParentId", "Score", "Body")
+ROWS_PER_REPORT = 2_000
+ARCHIVES = {b"7z\xbc\xaf\x27\x1c": "7z", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+class Post(NamedTuple):
+    """A question or an answer; what the dump does not say is 0 or ""."""
+
+    id: int
+    parent: int  # the question that an answer belongs to; 0 in a question
+    accepted: int  # a question's accepted answer
+    votes: int
+    created: str  # ISO 8601, UTC
+    title: str
+    body: str  # HTML
+    author_id: str
+    author_name: str
+    licence: str
+
+
+def read_posts(path: Path, dropped: Counter[str], watch: Callable[[int, int], None] | None = None) -> Iterator[Post]:
+    """Every question and answer of the dump, in the file's order.
+
+    ``dropped`` counts, by reason, the rows that are neither or cannot be read; ``watch(read, size)``, in bytes of the file, is called every
+    2,000 rows. InputError: no such file, not a dump, or a damaged one.
+    """
+    size = _size(path)
+    with path.open("rb") as file:
+        try:
+            for number, fields in enumerate(_rows(file, path), 1):
+                post = _post(fields)
+                if isinstance(post, Post):
+                    yield post
+                else:
+                    dropped[post] += 1
+                if watch and number % ROWS_PER_REPORT == 0:
+                    watch(min(file.tell(), size), size)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise InputError(f"{path} is a damaged or truncated gzip file ({error}): fetch it again.") from error
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path} is neither XML nor a CSV in UTF-8 ({error.reason}): give the Posts.xml or Posts.csv of a dump.") from error
+        except csv.Error as error:
+            raise InputError(f"{path} is a damaged or truncated CSV ({error}): export or fetch it again.") from error
+        except etree.XMLSyntaxError as error:
+            where = f"line {error.lineno}: {_one_line(error.msg)}"
+            raise InputError(f"{path} is damaged, truncated or not a Posts.xml ({where}): fetch or unpack it again.") from error
+
+
+def _size(path: Path) -> int:
+    if not path.exists():
+        raise InputError(f"{path} does not exist: give the path of a Posts.xml, Posts.csv or Posts.csv.gz.")
+    if not path.is_file():
+        raise InputError(f"{path} is not a file: give the Posts.xml, Posts.csv or Posts.csv.gz itself.")
+    if not (size := path.stat().st_size):
+        raise InputError(f"{path} is empty: fetch or unpack it again.")
+    return size
+
+
+def _rows(file: io.BufferedReader, path: Path) -> Iterator[Mapping[str, str]]:
+    """Fields by column name of every row, in whichever format the content (never the file's name) shows."""
+    stream = file
+    if file.peek(2).startswith(b"\x1f\x8b"):
+        stream = io.BufferedReader(gzip.GzipFile(fileobj=file))
+    head = stream.peek(64)
+    for magic, archive in ARCHIVES.items():
+        if head.startswith(magic):
+            raise InputError(f"{path} is a {archive} archive: unpack it and give the Posts.xml inside.")
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<") or head.startswith((b"\xff\xfe<", b"\xfe\xff\x00<")):
+        return _xml_rows(stream, path)
+    return _csv_rows(stream, path)
+
+
+def _xml_rows(stream: io.BufferedReader, path: Path) -> Iterator[Mapping[str, str]]:
+    # Without huge_tree libxml2 refuses entity bombs and attributes above 10 MB; a dump of any length passes, for rows are freed as they go.
+    context = etree.iterparse(stream, events=("end",), tag="row", resolve_entities=False, no_network=True, collect_ids=False)
+    for _, row in context:
+        parent = row.getparent()
+        if parent is None or parent.tag != "posts":
+            break
+        yield dict(row.attrib)
+        row.clear(keep_tail=False)
+        while row.getprevious() is not None:
+            del parent[0]
+    root = context.root
+    if root is None or root.tag != "posts":
+        found = "" if root is None else f"its root is <{_one_line(str(root.tag))}>"
+        raise InputError(f"{path} is XML but not a Posts.xml ({found} and not <posts>): give the Posts.xml of a dump.")
+
+
+def _csv_rows(stream: io.BufferedReader, path: Path) -> Iterator[Mapping[str, str]]:
+    csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is less than some posts
+    reader = csv.reader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""), strict=True)
+    header = next(reader, [])
+    missing = [name for name in NEEDED_COLUMNS if name not in header]
+    if missing == ["Body"]:
+        raise InputError(f"{path} has no Body column: without the posts' text there is nothing to train on; give a dump with bodies.")
+    if missing:
+        raise InputError(f"{path} is neither a Posts.xml nor a Posts.csv (no column {', '.join(missing)}): give one of a Stack Exchange dump.")
+    for row in reader:
+        yield dict(zip(header, row, strict=True)) if len(row) == len(header) else {}
+
+
+def _post(fields: Mapping[str, str]) -> Post | str:
+    """The post in a row's fields, or the reason why there is none."""
+    kind = fields.get("PostTypeId", "").removesuffix(".0")
+    if kind not in (QUESTION, ANSWER):
+        return "post types other than question and answer" if kind.isdecimal() else "unreadable rows"
+    try:
+        post = Post(
+            id=_integer(fields["Id"], low=1),
+            parent=_integer(fields["ParentId"], low=1) if kind == ANSWER else 0,
+            accepted=_integer(fields.get("AcceptedAnswerId") or "0") if kind == QUESTION else 0,
+            votes=_integer(fields["Score"], low=-(2**31), high=2**31),
+            created=fields.get("CreationDate", ""),
+            title=" ".join(fields.get("Title", "").split()),
+            body=fields.get("Body", ""),
+            author_id=fields.get("OwnerUserId", "").removesuffix(".0"),
+            author_name=fields.get("OwnerDisplayName", ""),
+            licence=fields.get("ContentLicense", ""),
+        )
+    except (KeyError, ValueError):
+        return "unreadable rows"
+    return post
+
+
+def _integer(text: str, *, low: int = 0, high: int = 2**63) -> int:
+    value = int(text.removesuffix(".0"))
+    if not low <= value < high:
+        raise ValueError(f"{value} is out of range")
+    return value
+
+
+def _one_line(text: str | None) -> str:
+    return CONTROL.sub(" ", text or "")[:120].strip()
