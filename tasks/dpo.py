@@ -1,0 +1,17 @@
+"""A policy trained with DPO on the same pairs."""
+
+from prefect import task
+from prefect.client.schemas.objects import State
+
+from tasks.programs.config import DpoJob, Pipeline
+from tasks.stage import AS_TASK, Artifact, Seat, Step, as_state, run_stage, within
+
+
+def step(config: Pipeline, *, data: Artifact, model: Artifact) -> Step:
+    return Step("dpo", DpoJob.of(config), {"data": data, "model": within(model, "model")}, shown=("loss", "accuracy"))
+
+
+@task(name="dpo", **AS_TASK)
+def run(config: Pipeline, *, seat: Seat, data: Artifact, model: Artifact) -> State:
+    """Train the policy with DPO."""
+    return as_state(run_stage(step(config, data=data, model=model), seat))

@@ -1,0 +1,186 @@
+"""One program as a child process: started, followed through its metrics.jsonl, and never left running."""
+
+import ctypes
+import json
+import os
+import signal
+import site
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tasks.programs.config import InputError, Machine
+from tasks.sources import PROGRAMS, ROOT
+
+Line = dict[str, Any]
+
+POLL_SECONDS = 0.05
+GRACE_SECONDS = 10.0  # between SIGTERM and SIGKILL
+PR_SET_PDEATHSIG = 1
+
+# Programs get their inputs as files: no library may look anything up, report anything or draw a bar into the log.
+QUIET = {
+    "DO_NOT_TRACK": "true",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",
+    "PYTHONSAFEPATH": "1",
+    "PYTHONUNBUFFERED": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+
+class StageFailed(Exception):
+    """A program ended badly, and not because of its input."""
+
+
+class Usage(NamedTuple):
+    seconds: float
+    peak_mb: float  # most resident memory, 2**20 bytes
+
+
+def run_program(
+    stage: str, directory: Path, machine: Machine, *, on_step: Callable[[Line], None] = lambda _: None, keep_open: tuple[int, ...] = ()
+) -> Usage:
+    """Run ``tasks.programs.<stage>`` on ``directory`` to its end.
+
+    Raises InputError when the input is the user's to mend, StageFailed for anything else. Whatever else is raised meanwhile (Ctrl-C, say), the
+    program is killed first. ``keep_open`` are file descriptors that it inherits.
+    """
+    for name in ("done", "error.json"):
+        (directory / name).unlink(missing_ok=True)
+    started = time.monotonic()
+    with (directory / "log.txt").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"{PROGRAMS}.{stage}", str(directory)],
+            cwd=directory, env=environment(machine), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+            start_new_session=True, preexec_fn=_die_with(os.getpid()), pass_fds=keep_open,
+        )  # fmt: skip
+        try:
+            status, peak_mb = _follow(process, directory / "metrics.jsonl", on_step)
+        except BaseException:
+            _kill(process)
+            raise
+    if status != 0 or not (directory / "done").exists():
+        raise _failure(stage, directory, status)
+    return Usage(time.monotonic() - started, peak_mb)
+
+
+def environment(machine: Machine) -> dict[str, str]:
+    """The environment of a program."""
+    chosen = {**os.environ, **QUIET}
+    if machine.threads:
+        chosen["OMP_NUM_THREADS"] = str(machine.threads)
+    if str(ROOT) not in site.getsitepackages():  # a source tree: the program must be the one whose code is in the key
+        chosen["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return chosen
+
+
+def _die_with(parent: int) -> Callable[[], None] | None:
+    """What a child does before it becomes the program: ask the kernel to be killed when its parent dies, however that dies."""
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None).prctl
+
+    def ask() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the request
+            os._exit(1)
+
+    return ask
+
+
+def _follow(process: "subprocess.Popen[bytes]", metrics: Path, on_step: Callable[[Line], None]) -> tuple[int, float]:
+    """Wait for the end; hand on every line of ``metrics`` as it comes. Gives the exit status and the peak memory in MB."""
+    tail, peak_mb = Tail(metrics), 0.0
+    while True:
+        peak_mb = max(peak_mb, _resident_peak_mb(process.pid))
+        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+        for line in tail.read():
+            on_step(line)
+        if pid:
+            process.returncode = os.waitstatus_to_exitcode(status)
+            # a child's ru_maxrss starts at its parent's size, so it is only the fallback
+            return process.returncode, peak_mb or usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+        time.sleep(POLL_SECONDS)
+
+
+def _resident_peak_mb(pid: int) -> float:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0.0
+    return next((int(row.split()[1]) / 1024 for row in status.splitlines() if row.startswith("VmHWM:")), 0.0)
+
+
+class Tail:
+    """New lines of a metrics.jsonl that grows, and that a resumed program replaces by a shorter one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.inode, self.offset = 0, 0
+        self.seen: set[tuple[Any, ...]] = set()
+
+    def read(self) -> list[Line]:
+        try:
+            with self.path.open("rb") as file:
+                stat = os.fstat(file.fileno())
+                if stat.st_ino != self.inode or stat.st_size < self.offset:
+                    self.inode, self.offset = stat.st_ino, 0
+                file.seek(self.offset)
+                content = file.read()
+        except FileNotFoundError:
+            return []
+        whole = content[: content.rfind(b"\n") + 1]
+        self.offset += len(whole)
+        return [line for line in map(_parsed, whole.splitlines()) if line and self._is_new(line)]
+
+    def _is_new(self, line: Line) -> bool:
+        mark = (line.get("step"), *sorted(line))
+        fresh = mark not in self.seen
+        self.seen.add(mark)
+        return fresh
+
+
+def _parsed(text: bytes) -> Line | None:
+    try:
+        line = json.loads(text)
+    except ValueError:  # half a line that a killed program left, with the next one's text behind it
+        return None
+    return line if isinstance(line, dict) else None
+
+
+def _kill(process: "subprocess.Popen[bytes]") -> None:
+    """End the program and everything it started."""
+    for number, patience in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, None)):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(patience)
+        except subprocess.TimeoutExpired:
+            continue
+        except ProcessLookupError:
+            return
+
+
+def _failure(stage: str, directory: Path, status: int) -> Exception:
+    try:
+        error = json.loads((directory / "error.json").read_text())
+    except (OSError, ValueError):
+        error = {}
+    log = directory / "log.txt"
+    if error.get("input"):
+        return InputError(error["message"])
+    if status == 2 and not error:  # the disk was too full even for error.json: the sentence is the log's last line
+        rows = log.read_text(errors="replace").splitlines() or [f"{stage} refused its input; see {log}"]
+        return InputError(rows[-1])
+    if status < 0:
+        cause = f"killed by {signal.Signals(-status).name}"
+    else:
+        cause = error.get("message") or f"exit status {status}" + ("" if status else " but not marked done")
+    return StageFailed(f"The stage {stage} failed: {cause.rstrip('.')}. Its log: {log}")

@@ -1,0 +1,17 @@
+"""A policy trained with PPO against the reward model."""
+
+from prefect import task
+from prefect.client.schemas.objects import State
+
+from tasks.programs.config import Pipeline, PpoJob
+from tasks.stage import AS_TASK, Artifact, Seat, Step, as_state, run_stage, within
+
+
+def step(config: Pipeline, *, data: Artifact, model: Artifact, reward: Artifact) -> Step:
+    return Step("ppo", PpoJob.of(config), {"data": data, "model": within(model, "model"), "reward": reward}, shown=("reward", "kl"))
+
+
+@task(name="ppo", **AS_TASK)
+def run(config: Pipeline, *, seat: Seat, data: Artifact, model: Artifact, reward: Artifact) -> State:
+    """Train the policy with PPO."""
+    return as_state(run_stage(step(config, data=data, model=model, reward=reward), seat))

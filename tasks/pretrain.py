@@ -1,0 +1,17 @@
+"""The built-in base: a tokenizer and a small Llama from scratch."""
+
+from prefect import task
+from prefect.client.schemas.objects import State
+
+from tasks.programs.config import Pipeline, PretrainJob
+from tasks.stage import AS_TASK, Artifact, Seat, Step, as_state, run_stage
+
+
+def step(config: Pipeline, *, data: Artifact) -> Step:
+    return Step("pretrain", PretrainJob.of(config), {"data": data}, shown=("loss",))
+
+
+@task(name="pretrain", **AS_TASK)
+def run(config: Pipeline, *, seat: Seat, data: Artifact) -> State:
+    """Train the base model."""
+    return as_state(run_stage(step(config, data=data), seat))

@@ -1,0 +1,17 @@
+"""One page about the whole run."""
+
+from prefect import task
+from prefect.client.schemas.objects import State
+
+from tasks.programs.config import Pipeline, ReportJob
+from tasks.stage import AS_TASK, Artifact, Seat, Step, as_state, run_stage
+
+
+def step(config: Pipeline, **artifacts: Artifact) -> Step:
+    return Step("report", ReportJob.of(config), artifacts)
+
+
+@task(name="report", **AS_TASK)
+def run(config: Pipeline, *, seat: Seat, **artifacts: Artifact) -> State:
+    """Draw the page."""
+    return as_state(run_stage(step(config, **artifacts), seat))

@@ -1,0 +1,17 @@
+"""A reward model trained on pairs of answers: PPO's reward, and the judge."""
+
+from prefect import task
+from prefect.client.schemas.objects import State
+
+from tasks.programs.config import Pipeline, RewardJob
+from tasks.stage import AS_TASK, Artifact, Seat, Step, as_state, run_stage, within
+
+
+def step(config: Pipeline, *, data: Artifact, model: Artifact) -> Step:
+    return Step("reward", RewardJob.of(config), {"data": data, "model": within(model, "model")}, shown=("loss", "accuracy"))
+
+
+@task(name="reward", **AS_TASK)
+def run(config: Pipeline, *, seat: Seat, data: Artifact, model: Artifact) -> State:
+    """Train the reward model."""
+    return as_state(run_stage(step(config, data=data, model=model), seat))

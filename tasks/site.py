@@ -1,0 +1,17 @@
+"""The built-in site: a Posts.xml with questions, answers and votes."""
+
+from prefect import task
+from prefect.client.schemas.objects import State
+
+from tasks.programs.config import Pipeline, SiteJob
+from tasks.stage import AS_TASK, Seat, Step, as_state, run_stage
+
+
+def step(config: Pipeline) -> Step:
+    return Step("site", SiteJob.of(config), {})
+
+
+@task(name="site", **AS_TASK)
+def run(config: Pipeline, *, seat: Seat) -> State:
+    """Generate the site."""
+    return as_state(run_stage(step(config), seat))

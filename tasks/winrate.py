@@ -1,0 +1,17 @@
+"""The trained policies against each other, the SFT model and the chosen answers."""
+
+from prefect import task
+from prefect.client.schemas.objects import State
+
+from tasks.programs.config import Pipeline, WinrateJob
+from tasks.stage import AS_TASK, Artifact, Seat, Step, as_state, run_stage, within
+
+
+def step(config: Pipeline, *, data: Artifact, model: Artifact, reward: Artifact, **policies: Artifact) -> Step:
+    return Step("winrate", WinrateJob.of(config), {"data": data, "model": within(model, "model"), "reward": reward, **policies})
+
+
+@task(name="winrate", **AS_TASK)
+def run(config: Pipeline, *, seat: Seat, data: Artifact, model: Artifact, reward: Artifact, **policies: Artifact) -> State:
+    """Let every policy answer held-out questions and count wins."""
+    return as_state(run_stage(step(config, data=data, model=model, reward=reward, **policies), seat))
