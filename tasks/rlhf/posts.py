@@ -111,15 +111,20 @@ def _xml_rows(stream: io.BufferedReader, path: Path) -> Iterator[Mapping[str, st
 
 def _csv_rows(stream: io.BufferedReader, path: Path) -> Iterator[Mapping[str, str]]:
     csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is less than some posts
-    reader = csv.reader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""), strict=True)
-    header = next(reader, [])
+    with io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text:
+        reader = csv.reader(text, strict=True)
+        header = next(reader, [])
+        _check(header, path)
+        for row in reader:
+            yield dict(zip(header, row, strict=True)) if len(row) == len(header) else {}
+
+
+def _check(header: list[str], path: Path) -> None:
     missing = [name for name in NEEDED_COLUMNS if name not in header]
     if missing == ["Body"]:
         raise InputError(f"{path} has no Body column: without the posts' text there is nothing to train on; give a dump with bodies.")
     if missing:
         raise InputError(f"{path} is neither a Posts.xml nor a Posts.csv (no column {', '.join(missing)}): give one of a Stack Exchange dump.")
-    for row in reader:
-        yield dict(zip(header, row, strict=True)) if len(row) == len(header) else {}
 
 
 def _post(fields: Mapping[str, str]) -> Post | str:
