@@ -16,6 +16,7 @@ import pytest
 from tasks.programs.config import DataJob, InputError
 from tasks.programs.data import COLUMNS, prepare
 from tasks.programs.entry import Run
+from tasks.rlhf.splits import split_of
 
 DUMPS = Path(__file__).parents[2] / "shared" / "data" / "stackexchange"
 real_data = pytest.mark.skipif(not DUMPS.is_dir(), reason="the real dumps of shared/data are not on this machine")
@@ -178,6 +179,21 @@ def test_sets_that_cannot_be_used_are_refused(num_questions: int, votes: tuple[i
         prepared(posts, tmp_path / "run", **data)
     assert "\n" not in str(refusal.value)
     assert not list((tmp_path / "run/artifact").iterdir())
+
+
+def test_a_reward_split_without_comparisons_is_refused(tmp_path: Path) -> None:
+    alike = write_posts(tmp_path / "Posts.xml", 50, votes=(1,)).read_text()
+    elsewhere = next(id for id in range(1, 250, 5) if split_of(id, {"finetune": 0.4, "rest": 0.6}) == "finetune")
+    (tmp_path / "Posts.xml").write_text(alike.replace(f'ParentId="{elsewhere}" Score="1"', f'ParentId="{elsewhere}" Score="9"', 1))
+    with pytest.raises(InputError, match="The reward split has no questions with differently scored answers"):
+        prepared(tmp_path / "Posts.xml", tmp_path / "run")
+
+
+def test_the_best_answer_is_fine_tuned_on_and_all_are_pretrained_on(tmp_path: Path) -> None:
+    artifact = prepared(write_posts(tmp_path / "Posts.xml", 100, votes=(0, 9, 3)), tmp_path / "run")
+    best, corpus = rows(artifact, "finetune"), rows(artifact, "corpus")
+    assert {(row["answer"], row["score"]) for row in best} == {("Way 1.", 3)}
+    assert len(corpus) == 4 * len(best)
 
 
 def test_no_prompts_are_wanted_where_the_rl_share_is_zero(tmp_path: Path) -> None:

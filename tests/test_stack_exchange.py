@@ -124,6 +124,17 @@ def test_what_cannot_be_used_is_counted_by_reason() -> None:
     assert [q.id for q in assemble(posts, dropped, site="s", min_answer_chars=3)] == [1, 13]  # "long long ..." and "abc"
 
 
+def test_lengths_include_their_bounds() -> None:
+    posts = [post(1, title="Q"), *(post(1 + n, 1, body="<p>" + "x" * n) for n in range(1, 7))]
+    (question,) = assemble(posts, Counter(), site="s", min_answer_chars=2, max_answer_chars=4)
+    assert [a.text for a in question.answers] == ["xx", "xxx", "xxxx"]
+
+
+def test_of_posts_with_one_id_the_same_wins_in_any_order() -> None:
+    posts = [post(1, title="Q"), post(1, title="Q, edited"), post(2, 1, votes=3), post(2, 1, votes=4)]
+    assert list(assemble(posts, Counter(), site="s")) == list(assemble(posts[::-1], Counter(), site="s"))
+
+
 def test_prompt_is_title_and_body_or_the_title_alone() -> None:
     assert prompt_of("T", "B") == "T\n\nB"
     assert prompt_of("T", "T") == prompt_of("T", "") == "T"

@@ -103,10 +103,10 @@ def _xml_rows(stream: io.BufferedReader, path: Path) -> Iterator[Mapping[str, st
         row.clear(keep_tail=False)
         while row.getprevious() is not None:
             del parent[0]
-    root = context.root
-    if root is None or root.tag != "posts":
-        found = "" if root is None else f"its root is <{_one_line(str(root.tag))}>"
-        raise InputError(f"{path} is XML but not a Posts.xml ({found} and not <posts>): give the Posts.xml of a dump.")
+    else:
+        if context.root is not None and context.root.tag == "posts":
+            return
+    raise InputError(f"{path} is XML but not a Posts.xml (no <row>s under <posts>): give the Posts.xml of a dump.")
 
 
 def _csv_rows(stream: io.BufferedReader, path: Path) -> Iterator[Mapping[str, str]]:
