@@ -3,8 +3,10 @@
 from prefect import task
 from prefect.client.schemas.objects import State
 
+from tasks.artifact import Artifact, Step, within
 from tasks.programs.config import DpoJob, Pipeline
-from tasks.stage import AS_TASK, Artifact, Seat, Step, as_state, run_stage, within
+from tasks.stage import Seat, run_stage
+from tasks.states import AS_TASK, as_state
 
 
 def step(config: Pipeline, *, data: Artifact, model: Artifact) -> Step:

@@ -60,7 +60,7 @@ def run_program(
         process = subprocess.Popen(
             [sys.executable, "-m", f"{PROGRAMS}.{stage}", str(directory)],
             cwd=directory, env=environment(machine), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-            start_new_session=True, preexec_fn=_die_with(os.getpid()), pass_fds=keep_open,
+            start_new_session=True, preexec_fn=die_with(os.getpid()), pass_fds=keep_open,
         )  # fmt: skip
         try:
             status, peak_mb = _follow(process, directory / "metrics.jsonl", on_step)
@@ -82,7 +82,7 @@ def environment(machine: Machine) -> dict[str, str]:
     return chosen
 
 
-def _die_with(parent: int) -> Callable[[], None] | None:
+def die_with(parent: int) -> Callable[[], None] | None:
     """What a child does before it becomes the program: ask the kernel to be killed when its parent dies, however that dies."""
     if sys.platform != "linux":
         return None

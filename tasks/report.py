@@ -3,8 +3,10 @@
 from prefect import task
 from prefect.client.schemas.objects import State
 
+from tasks.artifact import Artifact, Step
 from tasks.programs.config import Pipeline, ReportJob
-from tasks.stage import AS_TASK, Artifact, Seat, Step, as_state, run_stage
+from tasks.stage import Seat, run_stage
+from tasks.states import AS_TASK, as_state
 
 
 def step(config: Pipeline, **artifacts: Artifact) -> Step:

@@ -1,54 +1,18 @@
 """run_stage: from what a stage takes to its artifact, which is reused when it is there, and otherwise built, here."""
 
 import json
-import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
-
-from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State
-from prefect.states import Completed
+from typing import NamedTuple
 
 from tasks import events, tracking
-from tasks.digests import file_digest, folder_digest, replace_text
+from tasks.artifact import Artifact, Step
+from tasks.digests import replace_text
 from tasks.launch import Line, Usage, run_program
-from tasks.programs.config import InputError, Job, Machine
-from tasks.sources import sources_of
+from tasks.programs.config import InputError, Machine
 from tasks.store import Manifest, Recipe, Store, home
-
-# A stage as a Prefect task: results are JSON, and what is reused is the store's decision alone.
-AS_TASK: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": True, "result_serializer": "json"}
-
-
-class Artifact(TypedDict):
-    """A stage's result as it is handed on: plain JSON."""
-
-    stage: str  # "given" for what the user brought
-    key: str
-    digest: str
-    path: str
-    seconds: float  # of the run that built it
-    peak_mb: float
-    cached: bool
-    metrics: dict[str, Any]
-
-
-class Step(NamedTuple):
-    """What a stage takes. ``shown`` are the metrics worth watching while it runs."""
-
-    stage: str
-    job: Job
-    inputs: dict[str, Artifact]
-    shown: tuple[str, ...] = ()
-
-    @property
-    def recipe(self) -> Recipe:
-        job = self.job.model_dump(mode="json")
-        if isinstance(job.get("source"), dict):
-            job["source"].pop("path", None)  # the dump's content is an input; where it lies does not matter
-        return Recipe(self.stage, job, {name: artifact["digest"] for name, artifact in self.inputs.items()}, sources_of(self.stage))
 
 
 class Seat(NamedTuple):
@@ -68,6 +32,7 @@ def here(step: Step, directory: Path, seat: Seat, on_step: Callable[[Line], None
 
 def run_stage(step: Step, seat: Seat, *, where: Where = here) -> Artifact:
     """The artifact of ``step``: the verified one in the store, else a newly built one."""
+    started = time.monotonic()
     store, recipe = Store(home()), step.recipe
     events.tell("start", step.stage, key=recipe.key, shown=step.shown)
     found = None if store.partial(recipe.key).exists() else store.lookup(step.stage, recipe.key)
@@ -77,10 +42,17 @@ def run_stage(step: Step, seat: Seat, *, where: Where = here) -> Artifact:
             if found is None:
                 return _build(store, step, recipe, seat, where, lock)
             store.discard_partial(recipe.key)
-    artifact = _artifact(store, found, cached=True)
+    artifact = _artifact(store, found, cached=True, seconds=time.monotonic() - started)
     tracking.reused(step.stage, found, artifact["metrics"], parent=seat.tracked)
     events.tell("reused", step.stage, artifact=artifact)
     return artifact
+
+
+def look_up(step: Step) -> Artifact | None:
+    """The artifact of ``step`` if it is in the store; nothing is changed."""
+    store, recipe = Store(home()), step.recipe
+    found = store.lookup(step.stage, recipe.key)
+    return _artifact(store, found, cached=True, seconds=0.0) if found else None
 
 
 def _build(store: Store, step: Step, recipe: Recipe, seat: Seat, where: Where, lock: int) -> Artifact:
@@ -99,7 +71,7 @@ def _build(store: Store, step: Step, recipe: Recipe, seat: Seat, where: Where, l
 
             usage = _finished(directory) or where(step, _prepare(directory, step, seat), seat, on_step, lock)
             manifest = store.commit(recipe, seconds=usage.seconds, peak_mb=usage.peak_mb)
-            artifact = _artifact(store, manifest, cached=False)
+            artifact = _artifact(store, manifest, cached=False, seconds=usage.seconds)
             _track(tracked, manifest, artifact, directory)
     except BaseException as error:
         if isinstance(error, InputError) and not any(directory.glob("checkpoints/*")):
@@ -147,28 +119,10 @@ def _track(tracked: tracking.Tracked, manifest: Manifest, artifact: Artifact, di
     tracked.files(directory / "log.txt")
 
 
-def _artifact(store: Store, manifest: Manifest, *, cached: bool) -> Artifact:
+def _artifact(store: Store, manifest: Manifest, *, cached: bool, seconds: float) -> Artifact:
     path = store.entry(manifest["stage"], manifest["key"])
     summary = json.loads((path / "summary.json").read_text()) if (path / "summary.json").exists() else {}
     return Artifact(
         stage=manifest["stage"], key=manifest["key"], digest=manifest["digest"], path=str(path),
-        seconds=manifest["seconds"], peak_mb=manifest["peak_mb"], cached=cached, metrics=summary.get("metrics", {}),
+        seconds=round(seconds, 3), peak_mb=manifest["peak_mb"], cached=cached, metrics=summary.get("metrics", {}),
     )  # fmt: skip
-
-
-def given(path: str | Path) -> Artifact:
-    """A file or folder that the user brought, known by its content."""
-    place, memory = Path(os.path.abspath(Path(path).expanduser())), home() / "digests"
-    digest = folder_digest(place, memory=memory) if place.is_dir() else file_digest(place, memory=memory)
-    return Artifact(stage="given", key="", digest=digest, path=str(place), seconds=0.0, peak_mb=0.0, cached=True, metrics={})
-
-
-def within(artifact: Artifact, name: str) -> Artifact:
-    """A file or folder of an artifact as an input; what the user brought is taken whole."""
-    return artifact if artifact["stage"] == "given" else {**artifact, "path": str(Path(artifact["path"], name))}
-
-
-def as_state(artifact: Artifact) -> State:
-    """The Prefect state of a stage that ended well, named Cached when nothing was run."""
-    name = "Cached" if artifact["cached"] else "Completed"
-    return Completed(name=name, message=f"{artifact['stage']} {artifact['key'][:12]}", data=artifact)

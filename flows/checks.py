@@ -1,0 +1,34 @@
+"""What can be known to be wrong before anything starts. Every refusal is an InputError with one sentence."""
+
+import os
+import shutil
+from pathlib import Path
+
+from tasks.base import model_folder
+from tasks.programs.config import HuggingFaceBase, InputError, Pipeline, StackExchangeDump
+
+LEAST_FREE_MB = 200
+
+
+def check_inputs(config: Pipeline) -> None:
+    """The dump and the model that the settings name."""
+    if isinstance(config.source, StackExchangeDump):
+        dump = Path(config.source.path).expanduser()
+        if not dump.exists():
+            raise InputError(f"source.path: there is no file {dump}")
+        if not dump.is_file() or not os.access(dump, os.R_OK):
+            raise InputError(f"source.path: {dump} is not a file that can be read; name a Posts.xml, Posts.csv or Posts.csv.gz")
+    if isinstance(config.base, HuggingFaceBase):
+        model_folder(config.base)
+
+
+def check_places(home: Path, summary: Path | None) -> None:
+    """Where things are to be written."""
+    above = next(folder for folder in (home, *home.parents) if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise InputError(f"{above} cannot be written to; ALIGNFLOW_HOME names another place for what is made")
+    free_mb = shutil.disk_usage(above).free // 2**20
+    if free_mb < LEAST_FREE_MB:
+        raise InputError(f"The disk under {above} is nearly full: {free_mb} MB are free, {LEAST_FREE_MB} MB is the least to start with")
+    if summary and (summary.is_dir() or (not summary.absolute().parent.is_dir() and summary.absolute().parent != home)):
+        raise InputError(f"--summary: {summary} cannot be written; its folder must exist")

@@ -1,0 +1,194 @@
+"""alignflow: run the pipeline, plan it, open its report. Exit status 0 done, 1 a stage failed, 2 bad input, 130 interrupted."""
+
+import argparse
+import errno
+import json
+import os
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from flows import environment, profiles
+from flows.servers import ServerFailed
+from tasks.launch import StageFailed
+from tasks.programs.config import InputError
+from tasks.store import home
+
+EXAMPLES = """examples:
+  alignflow run demo                                     the built-in site, from votes to an aligned model
+  alignflow run demo --set ppo.kl_coefficient=0.1        the same, reusing every stage that this does not change
+  alignflow run mine.yaml --summary result.json          a profile of your own
+  alignflow plan demo --set sft.epochs=3                 what would be built, and why
+  alignflow job demo sft work/ && python -m tasks.programs.sft work/
+
+Everything is kept in .alignflow/ in the working directory; ALIGNFLOW_HOME names another place."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    warnings.simplefilter("ignore")  # those of libraries; alignflow's own go through events
+    try:
+        args.call(args)
+        return 0
+    except InputError as error:
+        return _say(str(error), 2)
+    except (StageFailed, ServerFailed) as error:
+        return _say(str(error), 1)
+    except KeyboardInterrupt:
+        return _say("Interrupted; the same command goes on from where it stopped.", 130)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _say(f"The disk under {home()} is full: free some space and run the same command again; nothing finished is lost.", 2)
+        return _say(_unexpected(error), 1)
+
+
+def run(args: argparse.Namespace) -> None:
+    from flows.checks import check_places
+
+    started, root = time.monotonic(), home()
+    config = _config(args)
+    check_places(root, args.summary)
+    environment.prepare(root)
+    from flows.screen import Screen, print_end
+    from flows.servers import prefect_api
+
+    api = prefect_api(root)
+    with Screen() as screen:
+        from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+        from flows.pipeline import rlhf  # slow to import: the API starts meanwhile
+        from tasks import tracking
+
+        tracking.connect()
+        if api:
+            api.wait()
+        screen.ready()
+        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):  # its thread takes a second to end
+            summary: dict[str, Any] = rlhf(config, profile=Path(args.profile).stem)
+    summary["seconds"] = round(time.monotonic() - started, 3)
+    if args.summary:
+        _write_summary(args.summary, summary)
+    print_end(summary)
+
+
+def plan(args: argparse.Namespace) -> None:
+    config = _config(args)
+    environment.for_imports()
+    from flows.planning import plan as planned
+    from flows.screen import print_plan
+
+    print_plan(planned(config))
+
+
+def report(args: argparse.Namespace) -> None:
+    page = home() / "report.html"
+    if not page.is_file():
+        raise InputError("There is no report yet; `alignflow run demo` makes one")
+    print(page)
+    if args.open:
+        import webbrowser
+
+        webbrowser.open(page.as_uri())
+
+
+def job(args: argparse.Namespace) -> None:
+    config = _config(args)
+    environment.for_imports()
+    from flows.planning import prepare_job
+
+    prepare_job(config, args.stage, args.directory)
+    print(f"python -m tasks.programs.{args.stage} {args.directory}")
+
+
+def up(args: argparse.Namespace) -> None:
+    from flows.checks import check_places
+
+    check_places(home(), None)
+    environment.prepare(home())
+    from flows.servers import up as serve
+
+    serve(home(), prefect_port=args.prefect_port, mlflow_port=args.mlflow_port)
+
+
+def _config(args: argparse.Namespace) -> Any:
+    from flows.checks import check_inputs
+
+    config = profiles.load(args.profile, args.set)
+    check_inputs(config)
+    return config
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="alignflow",
+        description="From votes to an aligned language model.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(call: Callable[[argparse.Namespace], None], text: str, example: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(
+            call.__name__, help=text, description=text, epilog=f"example:\n  {example}", formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        made.set_defaults(call=call)
+        return made
+
+    def profile(made: argparse.ArgumentParser) -> None:
+        made.add_argument("profile", metavar="PROFILE", help=f"one of {', '.join(profiles.names())}, or a YAML file")
+        made.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="change one setting; may be repeated")
+
+    running = command(run, "Run the pipeline; stages that are there already are reused.", "alignflow run demo --set seed=1 --summary demo.json")
+    profile(running)
+    running.add_argument("--summary", metavar="FILE", type=Path, help="write the run's stages and figures as JSON")
+    profile(command(plan, "Say which stages would be built or reused, and why.", "alignflow plan demo --set ppo.steps=20"))
+    reporting = command(report, "Say where the last run's report is.", "alignflow report --open")
+    reporting.add_argument("--open", action="store_true", help="open it in the browser")
+    by_hand = command(job, "Write a stage's job.json, to run its program by hand.", "alignflow job demo sft work/")
+    profile(by_hand)
+    by_hand.add_argument("stage", metavar="STAGE", help="site, data, pretrain, sft, merge, reward, ppo, dpo, winrate or report")
+    by_hand.add_argument("directory", metavar="DIR", type=Path, help="folder to write job.json into; made if needed")
+    serving = command(up, "Serve Prefect's and MLflow's pages on this machine until Ctrl-C.", "alignflow up --mlflow-port 5001")
+    serving.add_argument("--prefect-port", type=int, default=4200, help="default: %(default)s")
+    serving.add_argument("--mlflow-port", type=int, default=5000, help="default: %(default)s")
+    return parser
+
+
+def _write_summary(path: Path, summary: dict[str, Any]) -> None:
+    from tasks.digests import replace_text
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(path, json.dumps(summary, indent=1) + "\n")
+
+
+def _say(text: str, status: int) -> int:
+    print(f"alignflow: {text}", file=sys.stderr)
+    return status
+
+
+def _unexpected(error: Exception) -> str:
+    """One line for what nobody foresaw; the rest goes to a file."""
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    try:
+        log = home() / "logs" / "alignflow.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a") as file:
+            file.write(f"{time.strftime('%F %T')} pid {os.getpid()}\n{''.join(traceback.format_exception(error))}\n")
+        return f"{reason} (details: {log})"
+    except OSError:
+        return reason
+
+
+if __name__ == "__main__":
+    sys.exit(main())

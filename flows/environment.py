@@ -1,0 +1,71 @@
+"""The process environment of Prefect and MLflow: everything under the home, nothing on the screen, nothing sent out.
+
+Set before either is imported; what the user has set already stays.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from tasks.store import home
+
+FIXED = {
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "PREFECT_CLI_COLORS": "false",
+    "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "PREFECT_SERVER_UI_V2_ENABLED": "false",
+}
+
+
+def prepare(root: Path) -> None:
+    """Set the environment for a pipeline whose home is ``root``."""
+    prefect_home, logs = root / "prefect", root / "logs"
+    prefect_home.mkdir(parents=True, exist_ok=True)
+    logs.mkdir(parents=True, exist_ok=True)
+    settings = prefect_home / "logging.json"  # Prefect reads YAML, which takes JSON
+    settings.write_text(json.dumps(_logging(logs / "prefect.log")))
+    chosen = {
+        **FIXED,
+        "ALIGNFLOW_HOME": str(root),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{root / 'mlflow.db'}",
+        "PREFECT_HOME": str(prefect_home),
+        "PREFECT_LOGGING_SETTINGS_PATH": str(settings),
+    }
+    for name, value in chosen.items():
+        os.environ.setdefault(name, value)
+
+
+def for_imports() -> None:
+    """The same for a command that only reads: nothing is written."""
+    for name, value in {**FIXED, "ALIGNFLOW_HOME": str(home()), "PREFECT_HOME": str(home() / "prefect")}.items():
+        os.environ.setdefault(name, value)
+
+
+def _logging(file: Path) -> dict[str, Any]:
+    """Prefect's log, and what libraries warn about, into a file; run logs to the API as well."""
+    level = "${PREFECT_LOGGING_LEVEL}"
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"plain": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
+        "handlers": {
+            "file": {"class": "logging.handlers.RotatingFileHandler", "filename": str(file).replace("$", "$$"), "formatter": "plain",
+                     "maxBytes": 5_000_000, "backupCount": 1, "delay": True},
+            "api": {"class": "prefect.logging.handlers.APILogHandler"},
+        },
+        "loggers": {
+            "prefect": {"level": level},
+            "prefect.extra": {"level": level, "handlers": ["api"], "propagate": False},
+            "prefect.flow_runs": {"level": "NOTSET", "handlers": ["api"]},
+            "prefect.task_runs": {"level": "NOTSET", "handlers": ["api"]},
+            "prefect._internal": {"level": "ERROR", "propagate": False, "handlers": ["file"]},
+        },
+        "root": {"level": "WARNING", "handlers": ["file"]},
+    }  # fmt: skip

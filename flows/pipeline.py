@@ -1,0 +1,58 @@
+"""From votes to an aligned model: the whole run as one Prefect flow."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from flows.result import conclude, summarise
+from tasks import data, dpo, merge, ppo, pretrain, report, reward, sft, site, tracking, winrate
+from tasks.artifact import Artifact, given
+from tasks.base import given_base
+from tasks.programs.config import BuiltinBase, Pipeline, StackExchangeDump
+from tasks.stage import Seat
+
+Do = Callable[..., Artifact]
+
+
+def chain(config: Pipeline, do: Do) -> None:
+    """The stages and what each takes. ``do(stage, **inputs)`` gives a stage's artifact: it runs it, or only looks it up."""
+    posts = given(config.source.path) if isinstance(config.source, StackExchangeDump) else do(site)
+    pairs = do(data, posts=posts)
+    base = do(pretrain, data=pairs) if isinstance(config.base, BuiltinBase) else given_base(config.base)
+    adapter = do(sft, data=pairs, base=base)
+    model = do(merge, base=base, adapter=adapter)
+    judge = do(reward, data=pairs, model=model)
+    policies = {}
+    if config.method in ("ppo", "both"):
+        policies["ppo"] = do(ppo, data=pairs, model=model, reward=judge)
+    if config.method in ("dpo", "both"):
+        policies["dpo"] = do(dpo, data=pairs, model=model)
+    do(winrate, data=pairs, model=model, reward=judge, **policies)
+
+
+@flow(name="rlhf", flow_run_name="{profile}", persist_result=True, result_serializer="json")
+def rlhf(config: Pipeline = Pipeline(), profile: str = "rlhf") -> dict[str, Any]:  # noqa: B008 - the form in Prefect's pages is filled from it
+    """Score and pair answers, fine-tune, train a reward model, then PPO, DPO or both, and compare.
+
+    Args:
+        config: Every setting of every stage.
+        profile: A name for the run.
+    """
+    started, made = time.monotonic(), {}
+    with tracking.pipeline_run(profile, config.model_dump(mode="json"), flow_run_id=str(flow_run.id)) as tracked:
+        seat = Seat(config.machine, tracked.run_id)
+
+        def do(stage: Any, **inputs: Any) -> Any:
+            made[stage.run.name] = stage.run(config, seat=seat, **inputs)
+            return made[stage.run.name]
+
+        chain(config, do)
+        do(report, **made)
+        artifacts = [state.result() for state in made.values()]
+        summary = summarise(profile, artifacts, time.monotonic() - started)
+        page = Path(artifacts[-1]["path"], "report.html")
+        return conclude(config, summary, page, run_id=str(flow_run.id), tracked=tracked)

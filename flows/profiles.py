@@ -1,0 +1,150 @@
+"""A profile, the part of ``Pipeline`` that a YAML file sets, and what --set changes in it. Every mistake is one sentence."""
+
+import difflib
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from tasks.programs.config import InputError, Pipeline
+from tasks.store import flat
+
+FOLDERS = (Path(__file__).resolve().parents[1] / "deployments" / "profiles", Path(sys.prefix) / "share" / "alignflow" / "profiles")
+
+
+def load(profile: str, settings: list[str]) -> Pipeline:
+    """The pipeline of a profile's name or file, changed by 'a.b=value' texts. Raises InputError."""
+    path = find(profile)
+    chosen = _over(_defaults(), _read(path))
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals or not name.strip():
+            raise InputError(f"--set takes NAME=VALUE, such as --set ppo.kl_coefficient=0.1, not {setting!r}")
+        chosen = _over(chosen, _nested(name.strip(), _value(name, text)))
+    try:
+        return Pipeline.model_validate(chosen)
+    except ValidationError as error:
+        raise InputError(told(error)) from None
+
+
+def names() -> list[str]:
+    return sorted({path.stem for folder in FOLDERS for path in folder.glob("*.yaml")})
+
+
+def find(profile: str) -> Path:
+    """The file of a profile. Raises InputError with the nearest name."""
+    looks_like_file = profile.endswith((".yaml", ".yml")) or "/" in profile
+    candidates = [Path(profile)] if looks_like_file else [folder / f"{profile}.yaml" for folder in FOLDERS]
+    found = next((path for path in candidates if path.is_file()), None)
+    if found:
+        return found
+    if looks_like_file:
+        raise InputError(f"There is no profile file {profile}")
+    raise InputError(f"There is no profile {profile!r}{_hint(profile, names())}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise InputError(f"{path} is not valid YAML" + (f": line {mark.line + 1}, {getattr(error, 'problem', '')}" if mark else "")) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    if not isinstance(content, dict | None):
+        raise InputError(f"{path} must hold settings such as 'ppo: {{steps: 10}}', not a {type(content).__name__}")
+    return content or {}
+
+
+def _defaults() -> dict[str, Any]:
+    return Pipeline().model_dump(mode="json")
+
+
+def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """``above`` laid over ``below``, section by section; a section of another kind starts from that kind's own defaults."""
+    result = dict(below)
+    for name, value in above.items():
+        under = result.get(name)
+        if isinstance(under, dict) and value is None:
+            continue  # a section's heading with nothing under it
+        if isinstance(under, dict) and isinstance(value, dict) and value.get("kind", under.get("kind")) == under.get("kind"):
+            result[name] = _over(under, value)
+        else:
+            result[name] = value
+    return result
+
+
+def _nested(name: str, value: Any) -> dict[str, Any]:
+    first, _, rest = name.partition(".")
+    return {first: _nested(rest, value) if rest else value}
+
+
+def _value(name: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text) if text else ""
+    except yaml.YAMLError:
+        raise InputError(f"--set {name}: {text!r} is not a value; quote texts that hold special characters") from None
+
+
+def told(error: ValidationError) -> str:
+    """The first thing wrong with the settings, as a sentence that names the setting the way --set does."""
+    errors = error.errors()
+    first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])  # a misspelt name also makes the right one missing
+    section, name = _walk(first["loc"])
+    message, got = first["msg"].replace("Input should be", "must be"), first["input"]
+    match first["type"]:
+        case "extra_forbidden":
+            prefix = name.rpartition(".")[0]
+            beside = [f"{prefix}.{field}" if prefix else field for field in section.model_fields] if section else []
+            return f"There is no setting {name}{_hint(name, beside, flat(_defaults()))}"
+        case "value_error":
+            return f"{name}: {first['ctx']['error']}"
+        case "union_tag_invalid":
+            return f"{name}.kind must be {first['ctx']['expected_tags'].replace(', ', ' or ')}, got {first['ctx']['tag']!r}"
+        case "missing":
+            return f"{name} is missing"
+        case "model_type" | "model_attributes_type":
+            return f"{name} is a section with settings of its own, not a value; got {got!r}"
+    return f"{name} {message}" + ("" if ", got" in message or isinstance(got, dict | list) else f", got {got!r}")
+
+
+def _walk(location: tuple[int | str, ...]) -> tuple[type[BaseModel] | None, str]:
+    """The model that holds the last name of a location, and the location as a dotted name without the union tags pydantic adds."""
+    section: Any = Pipeline
+    names: list[str] = []
+    for part in location:
+        tagged = _members(section).get(str(part)) if not _is_model(section) else None
+        if tagged:
+            section = tagged
+            continue
+        if isinstance(part, str) and not part.isidentifier():
+            continue  # a branch of a union that is no section: literal['all-linear']
+        names.append(str(part))
+        holder = section
+        field = section.model_fields.get(part) if _is_model(section) else None
+        section = field.annotation if field else None
+        last = holder
+    return (last if names and _is_model(last) else None), ".".join(names)
+
+
+def _members(union: Any) -> dict[str, Any]:
+    """The models of a union by their kind."""
+    models = [member for member in getattr(union, "__args__", ()) if _is_model(member)]
+    return {member.model_fields["kind"].default: member for member in models if "kind" in member.model_fields}
+
+
+def _is_model(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, BaseModel)
+
+
+def _hint(name: str, known: Iterable[str], more: Iterable[str] = ()) -> str:
+    """The nearest of the known names, else of some more, else all the known ones."""
+    known = list(known)
+    for candidates in (known, list(more)):
+        near = difflib.get_close_matches(name, candidates, n=1, cutoff=0.75)
+        if near:
+            return f"; did you mean {near[0]}?"
+    return f"; there are: {', '.join(known)}" if known else ""

@@ -1,0 +1,128 @@
+"""Prefect's API as a child process of one run, or, with MLflow's pages, in the foreground (`alignflow up`)."""
+
+import atexit
+import fcntl
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+
+from tasks.launch import die_with
+
+START_SECONDS = 120
+POLL_SECONDS = 0.05
+
+
+class ServerFailed(Exception):
+    """A server did not come up; the message says where its log is."""
+
+
+def prefect_api(home: Path) -> "Api | None":
+    """A Prefect API of this process's own on a free loopback port, unless PREFECT_API_URL names one already.
+
+    Prefect would start one by itself, but only once it is imported and needed, and that one would outlive a killed run. Call it before Prefect is
+    imported: what is registered first is stopped last, after Prefect has sent its last logs.
+    """
+    if os.environ.get("PREFECT_API_URL"):
+        return None
+    api = Api(home)
+    atexit.register(api.stop)
+    return api
+
+
+class Api:
+    """The child process; it starts at once and is waited for only when it is needed."""
+
+    def __init__(self, home: Path) -> None:
+        self.log = home / "logs" / "prefect-server.log"
+        locks = home / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        # two servers that both migrate a new database would break it
+        self._starting = (locks / "prefect.lock").open("a")
+        fcntl.flock(self._starting, fcntl.LOCK_EX)
+        self.port = free_port()
+        quiet = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+        command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app", "--host", "127.0.0.1"]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [*command, "--port", str(self.port), "--log-level", "error", "--lifespan", "on"],
+                env=os.environ | quiet, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                start_new_session=True, preexec_fn=die_with(os.getpid()),
+            )  # fmt: skip
+        os.environ["PREFECT_API_URL"] = self.url
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/api"
+
+    def wait(self) -> None:
+        """Return when the API answers. Raises ServerFailed."""
+        await_health(f"{self.url}/health", self.process, self.log)
+        self._starting.close()
+
+    def stop(self) -> None:
+        self._starting.close()
+        stop(self.process)
+
+
+def await_health(url: str, process: "subprocess.Popen[bytes]", log: Path | None = None) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    open_direct = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        with suppress(OSError):
+            with open_direct(url, timeout=2) as answer:
+                answer.read()
+            return
+        time.sleep(POLL_SECONDS)
+    raise ServerFailed("A local server did not start" + (f"; its log: {log}" if log else ""))
+
+
+def stop(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def up(home: Path, *, prefect_port: int, mlflow_port: int) -> None:
+    """Serve Prefect's and MLflow's pages over the home's databases until Ctrl-C, on loopback."""
+    prefect_url, mlflow_url = f"http://127.0.0.1:{prefect_port}", f"http://127.0.0.1:{mlflow_port}"
+    pages = {"PREFECT_SERVER_UI_API_URL": f"{prefect_url}/api", "PREFECT_UI_URL": prefect_url, "PREFECT_API_URL": f"{prefect_url}/api"}
+    cors = dict.fromkeys(("PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS", "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"), prefect_url)
+    store = ["--backend-store-uri", os.environ["MLFLOW_TRACKING_URI"], "--artifacts-destination", str(home / "mlartifacts")]
+    commands = {
+        "prefect": [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(prefect_port)],
+        "mlflow": [sys.executable, "-m", "mlflow", "server", *store, "--host", "127.0.0.1", "--port", str(mlflow_port), "--workers", "1"],
+    }
+    started = []
+    try:
+        for name, command in commands.items():
+            log = home / "logs" / f"{name}-up.log"
+            with log.open("wb") as file:
+                started.append(
+                    (subprocess.Popen(command, env=os.environ | pages | cors, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+                                      start_new_session=True, preexec_fn=die_with(os.getpid())), log)
+                )  # fmt: skip
+        for (process, log), url in zip(started, (f"{prefect_url}/api/health", f"{mlflow_url}/health"), strict=True):
+            await_health(url, process, log)
+        print(f"Prefect  {prefect_url}\nMLflow   {mlflow_url}/#/experiments?workflowType=machine_learning\nCtrl-C stops both.", flush=True)
+        while all(process.poll() is None for process, _ in started):
+            time.sleep(0.5)
+        raise ServerFailed(f"A server stopped; the logs: {', '.join(str(log) for _, log in started)}")
+    finally:
+        for process, _ in started:
+            stop(process)

@@ -1,0 +1,106 @@
+"""A copy of the source tree whose programs are tiny: the real orchestration and the real process contract, without torch."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+STAGES = ("site", "data", "pretrain", "sft", "merge", "reward", "ppo", "dpo", "winrate", "report")
+
+# Takes a few steps with a checkpoint each, and derives its result from its job and its inputs' contents alone.
+# FAKE_<STAGE> (a file in the tree) says how to misbehave: "slow", "input", "fail", "enospc", "hang-at 3", "spawn".
+PROGRAM = '''"""A fake program."""
+import errno, hashlib, json, os, subprocess, sys, time
+from pathlib import Path
+from tasks.programs.config import {job}, InputError
+from tasks.programs.entry import Run, main
+{more}
+STEPS = 5
+MODE = Path(__file__).with_name("FAKE_{name}")
+
+
+def train(config, run):
+    mode = MODE.read_text() if MODE.exists() else ""
+    print("hello from {name}")
+    if mode == "input":
+        raise InputError("These posts hold no question with two answers.")
+    if mode == "fail":
+        raise RuntimeError("CUDA went away")
+    if mode == "enospc":
+        raise OSError(errno.ENOSPC, "No space left on device")
+    state = run.checkpoints / "state.json"
+    start = json.loads(state.read_text())["step"] if state.exists() else 0
+    run.rewind(start)
+    for step in range(start + 1, STEPS + 1):
+        if mode == "slow":
+            time.sleep(0.3)
+        if mode == "spawn":
+            child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+            (run.directory / "child.pid").write_text(str(child.pid))
+            mode = "hang-at 1"
+        run.log(step, STEPS, loss=1.0 / step, kl=0.1 * step)
+        with (run.directory / "taken.txt").open("a") as taken:
+            taken.write(f"{{step}}\\n")
+        if mode == f"hang-at {{step}}":
+            time.sleep(600)
+        state.write_text(json.dumps({{"step": step}}))
+    inputs = {{}}
+    for name, path in run.inputs.items():
+        files = [path] if path.is_file() else sorted(path.rglob("*"))
+        inputs[name] = hashlib.sha256(b"".join(file.read_bytes() for file in files if file.is_file() and file.name != "manifest.json")).hexdigest()
+    (run.artifact / "weights.json").write_text(json.dumps([config.model_dump(mode="json"), inputs], sort_keys=True))
+    (run.artifact / "model").mkdir(exist_ok=True)
+    (run.artifact / "model" / "config.json").write_text(json.dumps(inputs))
+    (run.artifact / "Posts.xml").write_text("<posts/>")
+    (run.artifact / "pairs.parquet").write_bytes(b"PAR1")
+    (run.artifact / "report.html").write_text("<html><body><!--stage-table--></body></html>")
+    run.finish({{"{name}.kl": 0.5, "gold_win_rate.{name}": {{"value": 0.7, "low": 0.6, "high": 0.8, "n": 10}}}})
+
+
+if __name__ == "__main__":
+    main(train, {job})
+'''
+
+
+def make_tree(folder: Path) -> Path:
+    """Copy flows, tasks and profiles to ``folder`` and put fake programs in."""
+    for name in ("flows", "tasks"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "rlhf"))
+    shutil.copytree(ROOT / "deployments" / "profiles", folder / "deployments" / "profiles")
+    (folder / "tasks" / "rlhf").mkdir()
+    for name in ("__init__.py", "refusal.py"):
+        shutil.copy(ROOT / "tasks" / "rlhf" / name, folder / "tasks" / "rlhf" / name)
+    for stage in STAGES:
+        write_program(folder, stage)
+    return folder
+
+
+def write_program(tree: Path, stage: str, more: str = "") -> None:
+    (tree / "tasks" / "programs" / f"{stage}.py").write_text(PROGRAM.format(name=stage, job=f"{stage.capitalize()}Job", more=more))
+
+
+def misbehave(tree: Path, stage: str, mode: str) -> None:
+    """Set how a stage's program misbehaves; '' for not at all. It is no part of the program's version."""
+    (tree / "tasks" / "programs" / f"FAKE_{stage}").write_text(mode)
+
+
+def environment(tree: Path, home: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "MLFLOW", "ALIGNFLOW", "PYTHON"))}
+    return {**kept, "PYTHONPATH": str(tree), "ALIGNFLOW_HOME": str(home)}
+
+
+def start(tree: Path, home: Path, *arguments: str) -> "subprocess.Popen[str]":
+    """Start the command line of the tree."""
+    command = [sys.executable, "-m", "flows.cli", *arguments]
+    return subprocess.Popen(
+        command, cwd=home.parent, env=environment(tree, home), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def alignflow(tree: Path, home: Path, *arguments: str) -> tuple[int, str, str]:
+    """Run the command line of the tree to its end: status, stdout, stderr."""
+    process = start(tree, home, *arguments)
+    out, error = process.communicate(timeout=180)
+    return process.returncode, out, error
