@@ -13,8 +13,9 @@ COUNTED = ("tasks.programs", "tasks.rlhf")
 LEFT_OUT = {"tasks.programs.config"}
 
 
-def sources_of(stage: str, *, root: Path = ROOT) -> dict[str, str]:
+def sources_of(stage: str, *, root: Path | None = None) -> dict[str, str]:
     """Digest of every file behind ``stage``, by path relative to ``root``: its program, what that imports, and data files that those name."""
+    root = root or ROOT
     found: dict[str, str] = {}
     waiting, seen = [f"{PROGRAMS}.{stage}"], set(LEFT_OUT)
     while waiting:

@@ -18,7 +18,7 @@ from tasks.programs.config import {job}, InputError
 from tasks.programs.entry import Run, main
 {more}
 STEPS = 5
-MODE = Path(__file__).with_name("FAKE_{name}")
+MODE = Path(__file__).with_name("FAKE" + "_{name}")  # in two parts: a file that a program names is part of its version
 
 
 def train(config, run):

@@ -1,0 +1,76 @@
+"""A stage's version: which changes of code count."""
+
+from pathlib import Path
+
+import pytest
+
+from tasks.sources import sources_of
+
+PROGRAM = '''"""Docs."""
+from tasks.programs.config import SftJob
+from tasks.programs.entry import main
+from tasks.rlhf import losses
+
+
+def f():
+    return 1
+'''
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    files = {
+        "programs/__init__.py": "",
+        "programs/config.py": "A = 1",
+        "programs/entry.py": "B = 1",
+        "programs/sft.py": PROGRAM,
+        "rlhf/__init__.py": "",
+        "rlhf/losses.py": "def loss():\n    from .masks import mask\n    return mask",
+        "rlhf/masks.py": "import json\nmask = open('names.txt')",
+        "rlhf/names.txt": "names",
+        "rlhf/other.py": "C = 1",
+        "store.py": "D = 1",
+    }
+    for name, text in files.items():
+        path = tmp_path / "tasks" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path
+
+
+def test_what_a_program_imports_counts_however_far_down(tree: Path) -> None:
+    expected = [
+        "programs/__init__.py",
+        "programs/entry.py",
+        "programs/sft.py",
+        "rlhf/__init__.py",
+        "rlhf/losses.py",
+        "rlhf/masks.py",
+        "rlhf/names.txt",
+    ]
+    assert list(sources_of("sft", root=tree)) == [f"tasks/{name}" for name in expected]
+
+
+@pytest.mark.parametrize("name", ["programs/entry.py", "programs/sft.py", "rlhf/losses.py", "rlhf/masks.py", "rlhf/names.txt", "rlhf/__init__.py"])
+def test_a_change_of_code_counts(tree: Path, name: str) -> None:
+    before = sources_of("sft", root=tree)
+    with (tree / "tasks" / name).open("a") as file:
+        file.write("\nextra = 2\n")
+    after = sources_of("sft", root=tree)
+    assert [path for path in after if after[path] != before[path]] == [f"tasks/{name}"]
+
+
+@pytest.mark.parametrize("name", ["programs/config.py", "rlhf/other.py", "store.py"])
+def test_code_that_the_program_does_not_run_does_not_count(tree: Path, name: str) -> None:
+    before = sources_of("sft", root=tree)
+    (tree / "tasks" / name).write_text("changed = True")
+    assert sources_of("sft", root=tree) == before
+
+
+def test_comments_docstrings_and_layout_do_not_count(tree: Path) -> None:
+    before = sources_of("sft", root=tree)
+    tidied = PROGRAM.replace("Docs.", "Better docs.").replace("def f():\n", 'def f():  # why\n    """What."""\n').replace("return 1", "return (1)")
+    (tree / "tasks" / "programs" / "sft.py").write_text(tidied)
+    assert sources_of("sft", root=tree) == before
+    (tree / "tasks" / "programs" / "sft.py").write_text(tidied.replace("(1)", "'1'"))
+    assert sources_of("sft", root=tree) != before
