@@ -7,9 +7,10 @@ import fcntl
 import json
 import logging
 import os
+import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tasks.store import Manifest, flat, home
 
 EXPERIMENT = "alignflow"
 PARENT = "mlflow.parentRunId"
+HOME = "alignflow.home"
 FLUSH_SECONDS = 1.0
 MAX_PARAMS = 100  # of one call
 MAX_METRICS = 500  # of one call; MLflow takes 1000
@@ -170,12 +172,39 @@ class Tracked:
 def pipeline_run(name: str, settings: dict[str, Any], *, flow_run_id: str = "") -> Iterator[Tracked]:
     """The parent run of a pipeline; FAILED or KILLED when the block does not end well."""
     run = Tracked(None)
-    if connect():
-        with _forgiving():
-            run = Tracked(_start(name, {"prefect.flow_run_id": flow_run_id}))
-            run.params(settings)
-    with _ending(run):
-        yield run
+    with ExitStack() as alive:
+        if connect():
+            with _forgiving():
+                _close_the_dead()
+                run = Tracked(_start(name, {"prefect.flow_run_id": flow_run_id, HOME: _whereabouts()}))
+                lock = alive.enter_context(_life_line(str(run.run_id)).open("a"))
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                alive.callback(_life_line(str(run.run_id)).unlink, missing_ok=True)
+                run.params(settings)
+        with _ending(run):
+            yield run
+
+
+def _close_the_dead() -> None:
+    """End the runs of this home whose process was killed: each holds a lock while it lives, and the kernel frees it."""
+    for run in _search(f"tags.`{HOME}` = '{_whereabouts()}' AND status = 'RUNNING'", most=50):
+        with _life_line(run.info.run_id).open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            for child in _search(f"tags.`{PARENT}` = '{run.info.run_id}' AND status = 'RUNNING'", most=50):
+                _client.set_terminated(child.info.run_id, "KILLED")
+            _client.set_terminated(run.info.run_id, "KILLED")
+            _life_line(run.info.run_id).unlink(missing_ok=True)
+
+
+def _life_line(run_id: str) -> Path:
+    return home() / "locks" / f"run-{run_id}.lock"
+
+
+def _whereabouts() -> str:
+    return f"{socket.gethostname()}:{home()}"
 
 
 @contextmanager
@@ -225,8 +254,8 @@ def _start(name: str, tags: dict[str, str]) -> str:
     return str(_client.create_run(_experiment, run_name=name, tags=tags).info.run_id)
 
 
-def _search(condition: str) -> list[Any]:
-    return list(_client.search_runs([_experiment], filter_string=condition, max_results=1))
+def _search(condition: str, *, most: int = 1) -> list[Any]:
+    return list(_client.search_runs([_experiment], filter_string=condition, max_results=most))
 
 
 def _name(metric: str) -> str:
