@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
+from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 
 from flows.result import conclude, summarise
@@ -48,6 +49,8 @@ def rlhf(config: Pipeline = Pipeline(), profile: str = "rlhf") -> dict[str, Any]
 
         def do(stage: Any, **inputs: Any) -> Any:
             made[stage.run.name] = stage.run(config, seat=seat, **inputs)
+            if context := FlowRunContext.get():
+                context.run_results.clear()  # Prefect also knows results by their id(), and draws false edges when Python reuses one
             return made[stage.run.name]
 
         chain(config, do)

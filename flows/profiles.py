@@ -142,9 +142,9 @@ def _is_model(value: Any) -> bool:
 
 def _hint(name: str, known: Iterable[str], more: Iterable[str] = ()) -> str:
     """The nearest of the known names, else of some more, else all the known ones."""
-    known = list(known)
-    for candidates in (known, list(more)):
-        near = difflib.get_close_matches(name, candidates, n=1, cutoff=0.75)
-        if near:
-            return f"; did you mean {near[0]}?"
-    return f"; there are: {', '.join(known)}" if known else ""
+    endings = {one.rpartition(".")[2]: one for one in known}
+    near = [endings[found] for found in difflib.get_close_matches(name.rpartition(".")[2], endings, n=1, cutoff=0.6)]
+    near = near or difflib.get_close_matches(name, list(more), n=1, cutoff=0.75)
+    if near:
+        return f"; did you mean {near[0]}?"
+    return f"; there are: {', '.join(endings.values())}" if endings else ""
