@@ -9,6 +9,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -111,7 +112,8 @@ def up(args: argparse.Namespace) -> None:
     environment.prepare(home())
     from flows.servers import up as serve
 
-    serve(home(), prefect_port=args.prefect_port, mlflow_port=args.mlflow_port)
+    with suppress(KeyboardInterrupt):
+        serve(home(), prefect_port=args.prefect_port, mlflow_port=args.mlflow_port)
 
 
 def _config(args: argparse.Namespace) -> Any:

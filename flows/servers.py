@@ -3,6 +3,7 @@
 import atexit
 import fcntl
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -84,12 +85,12 @@ def await_health(url: str, process: "subprocess.Popen[bytes]", log: Path | None 
 
 
 def stop(process: "subprocess.Popen[bytes]") -> None:
-    process.terminate()
-    try:
-        process.wait(5)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    """End a server and the workers it started."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(5)
 
 
 def free_port() -> int:
@@ -109,6 +110,8 @@ def up(home: Path, *, prefect_port: int, mlflow_port: int) -> None:
         "mlflow": [sys.executable, "-m", "mlflow", "server", *store, "--host", "127.0.0.1", "--port", str(mlflow_port), "--workers", "1"],
     }
     started = []
+    for number in (signal.SIGINT, signal.SIGTERM):  # also when a script started this with Ctrl-C ignored
+        signal.signal(number, signal.default_int_handler)
     try:
         for name, command in commands.items():
             log = home / "logs" / f"{name}-up.log"

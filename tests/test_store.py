@@ -65,11 +65,16 @@ def swap_manifest_digest(entry: Path) -> None:
     (entry / "manifest.json").write_text(json.dumps({**manifest, "digest": "0" * 64}))
 
 
+def swap_manifest_files(entry: Path) -> None:
+    manifest = json.loads((entry / "manifest.json").read_text())
+    (entry / "manifest.json").write_text(json.dumps({**manifest, "files": {}}))
+
+
 def manifest_of_another_shape(entry: Path) -> None:
     (entry / "manifest.json").write_text("[]")
 
 
-DAMAGES = [alter, delete, add, truncate_manifest, drop_manifest, swap_manifest_digest, manifest_of_another_shape]
+DAMAGES = [alter, delete, add, truncate_manifest, drop_manifest, swap_manifest_digest, swap_manifest_files, manifest_of_another_shape]
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
@@ -188,6 +193,7 @@ def test_a_lock_is_held_by_one_and_freed_when_its_holder_is_killed(store: Store)
         assert first.stdout.readline() == "held\n"
         with hold(store, 0) as second:
             assert second.stdout.readline() == "waiting\n"
+            time.sleep(0.3)
             assert second.poll() is None
             os.kill(first.pid, signal.SIGKILL)
             assert second.stdout.readline() == "held\n"
