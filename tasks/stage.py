@@ -66,8 +66,8 @@ def _build(store: Store, step: Step, recipe: Recipe, seat: Seat, where: Where, l
         with tracking.stage_run(step.stage, recipe.key, recipe.job, parent=seat.tracked) as tracked:
 
             def on_step(line: Line) -> None:
-                events.tell("step", step.stage, line=line)
                 tracked.step(line)
+                events.tell("step", step.stage, line=line)
 
             usage = _finished(directory) or where(step, _prepare(directory, step, seat), seat, on_step, lock)
             manifest = store.commit(recipe, seconds=usage.seconds, peak_mb=usage.peak_mb)

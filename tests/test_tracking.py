@@ -109,6 +109,23 @@ def test_a_crash_is_failed_and_the_resumed_stage_continues_its_run(tree: Path) -
     assert [point.step for point in tracking._client.get_metric_history(resumed.info.run_id, "loss")] == [1, 2, 3, 4, 5]
 
 
+def test_a_resumed_run_takes_no_step_twice(tree: Path) -> None:
+    with tracking.pipeline_run("one", {}) as parent:
+        before = tracking.Tracked(parent.run_id)
+        for number in (1, 2, 3):
+            before.step({"step": number, "total": 4, "time": 100.0 + number, "loss": 1.0})
+        before.flush()
+        after = tracking.Tracked(parent.run_id, resumed=True)
+        for number in (3, 4):  # 3 is taken again, from the checkpoint of 2
+            after.step({"step": number, "total": 4, "time": 200.0 + number, "loss": 1.0, "kl": 0.5})
+        after.flush()
+
+    def steps(name: str) -> list[int]:
+        return [point.step for point in tracking._client.get_metric_history(parent.run_id, name)]
+
+    assert (steps("loss"), steps("kl"), steps("total")) == ([1, 2, 3, 4], [3, 4], [])
+
+
 def test_an_interrupted_pipeline_is_killed(tree: Path) -> None:
     with pytest.raises(KeyboardInterrupt), tracking.pipeline_run("one", {}) as parent:
         raise KeyboardInterrupt
