@@ -90,7 +90,9 @@ Base = Annotated[BuiltinBase | HuggingFaceBase, Field(discriminator="kind")]
 class Text(Settings):
     """How a question and an answer become tokens, the same in every stage."""
 
-    template: Literal["question-answer", "chat"] = Field("question-answer", description="'Question: ... Answer: ...', or the tokenizer's chat template.")
+    template: Literal["question-answer", "chat"] = Field(
+        "question-answer", description="'Question: ... Answer: ...', or the tokenizer's chat template."
+    )
     max_prompt_tokens: int = Field(64, ge=8, le=131_072, description="Longer prompts lose text from the end of the question.")
     max_answer_tokens: int = Field(64, ge=1, le=131_072, description="Longest answer, its end token included; PPO samples at most as many.")
 
@@ -132,7 +134,7 @@ class Reward(Settings):
     lora: Lora = Lora(rank=8, alpha=32)
     epochs: float = Field(1.0, gt=0, le=100, description="Passes over the training pairs.")
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps, whatever the epochs say.")
-    batch_size: int = Field(32, ge=1, description="Pairs per optimizer step.")
+    batch_size: int = Field(8, ge=1, description="Questions per optimizer step, each with all its pairs; an answer is forwarded once.")
     learning_rate: float = Field(1e-3, gt=0, le=1, description="Peak AdamW learning rate of adapter and head.")
     warmup_share: float = Field(0.05, ge=0, lt=1, description="Share of the steps over which the learning rate rises; then linear to 0.")
     held_out_share: float = Field(0.05, gt=0, lt=1, description="Share of the reward split's questions kept for the accuracy figure.")
@@ -157,7 +159,9 @@ class Ppo(Settings):
     value_clip_range: float = Field(0.2, gt=0, description="Clip range of the value update.")
     value_weight: float = Field(0.1, ge=0, description="Weight of the value loss.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradient norms of policy and critic are clipped to this.")
-    max_step_kl: float | None = Field(1.0, gt=0, description="Skip an optimizer step whose approximate KL from the sampler (nats a token) is above; null: never.")
+    max_step_kl: float | None = Field(
+        1.0, gt=0, description="Skip an optimizer step whose approximate KL from the sampler (nats a token) is above; null: never."
+    )
     temperature: float = Field(1.0, gt=0, le=10, description="Divides the logits in sampling and scoring alike.")
     missing_eos_reward: float = Field(-3.0, description="Replaces the normalised score of a response without an end token.")
 
@@ -170,7 +174,7 @@ class Dpo(Settings):
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="Share of labels assumed flipped (cDPO).")
     epochs: float = Field(1.0, gt=0, le=100, description="Passes over the training pairs.")
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps, whatever the epochs say.")
-    batch_size: int = Field(32, ge=1, description="Pairs per optimizer step.")
+    batch_size: int = Field(8, ge=1, description="Questions per optimizer step, each with all its pairs; an answer is forwarded once.")
     learning_rate: float = Field(5e-4, gt=0, le=1, description="Peak AdamW learning rate, linear to 0.")
     warmup_share: float = Field(0.05, ge=0, lt=1, description="Share of the steps over which the learning rate rises; then linear to 0.")
     held_out_share: float = Field(0.05, gt=0, lt=1, description="Share of the reward split's questions kept for the accuracy figure.")
@@ -245,7 +249,6 @@ class SftJob(Job):
 
 
 class MergeJob(Job):
-    text: Text
     merge: Merge
 
 

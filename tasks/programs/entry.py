@@ -1,10 +1,10 @@
 """How every program starts and ends: ``main(train, Job)`` reads DIR/job.json, runs, and marks DIR/done last.
 
-    DIR/job.json        {"stage", "job": a *Job of config.py, "inputs": {name: path}, "machine": config.Machine}
-    DIR/metrics.jsonl   one JSON line per step: {"step", "total", "time", metrics...}
-    DIR/checkpoints/    what a killed program resumes from
-    DIR/artifact/       the result; artifact/summary.json {"metrics": {name: number or {"value", "low", "high", "n"}}, ...}
-    DIR/error.json      {"input": bool, "message"} when it ends with status 2 (the user's to mend) or 1
+DIR/job.json        {"stage", "job": a *Job of config.py, "inputs": {name: path}, "machine": config.Machine}
+DIR/metrics.jsonl   one JSON line per step: {"step", "total", "time", metrics...}
+DIR/checkpoints/    what a killed program resumes from
+DIR/artifact/       the result; artifact/summary.json {"metrics": {name: number or {"value", "low", "high", "n"}}, ...}
+DIR/error.json      {"input": bool, "message"} when it ends with status 2 (the user's to mend) or 1
 """
 
 import errno
@@ -43,6 +43,10 @@ class Run:
         line = {"step": step, "total": total, "time": round(time.time(), 3), **metrics}
         with (self.directory / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+    def last(self) -> dict[str, Any]:
+        """The newest logged step."""
+        return self._lines()[-1]
 
     def rewind(self, step: int) -> None:
         """Forget logged steps above ``step``: they are about to be taken again from its checkpoint."""
@@ -101,7 +105,10 @@ def main(train: Callable[[JobT, Run], None], job_type: type[JobT]) -> None:
 def _record(error: Exception, directory: Path) -> int:
     message, is_input = str(error) or type(error).__name__, isinstance(error, InputError | ValidationError)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        message, is_input = f"The disk under {directory} is full: free some space and run the same command again; it goes on from its checkpoint.", True
+        message, is_input = (
+            f"The disk under {directory} is full: free some space and run the same command again; it goes on from its checkpoint.",
+            True,
+        )
     try:
         (directory / "error.json").write_text(json.dumps({"input": is_input, "message": message}))
     except OSError:  # the full disk itself: the exit status still tells

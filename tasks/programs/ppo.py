@@ -1,0 +1,289 @@
+"""Proximal policy optimisation with a KL penalty; policy, reference, critic and reward model are adapters of one copy of the SFT model.
+
+    python -m tasks.programs.ppo DIR        inputs: data, model, reward
+    artifact: adapter/ (the policy), critic/ (a SEQ_CLS adapter), summary.json
+
+Deviations from Ouyang et al. 2022: LoRA instead of full weights; advantages whitened over the rollout batch and not per mini-batch; no pretraining mix.
+"""
+
+import json
+import random
+from typing import NamedTuple
+
+import pyarrow.parquet as pq
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tasks.programs.config import InputError, Ppo, PpoJob
+from tasks.programs.entry import Run, main
+from tasks.rlhf import adapters, checkpoints, devices, losses, models, prompts, rewards, sampling, schedules, sequences, step_zero
+from tasks.rlhf.advantages import gae, whiten
+from tasks.rlhf.sequences import Sequences
+
+# Sampler and scorer pad differently; in fp32 that moves log-probabilities by about 1e-6.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3, torch.float16: 0.1}
+
+
+class Actors(NamedTuple):
+    """Four roles on one base."""
+
+    model: PeftModel
+    value_head: nn.Linear
+    reward_head: nn.Linear
+    reward_mean: float
+    reward_std: float
+    policy: dict[str, nn.Parameter]  # trainable parameters
+    critic: dict[str, nn.Parameter]
+
+
+class Rollout(NamedTuple):
+    """One batch of sampled answers and everything the update needs; all (B, T) but score (B,)."""
+
+    batch: Sequences
+    logp: Tensor
+    ref_logp: Tensor
+    values: Tensor
+    score: Tensor  # normalised; a missing end token has its own
+    ended: Tensor  # (B,) bool
+    sampler_logp: Tensor
+
+
+def train(job: PpoJob, run: Run) -> None:
+    """Optimise the policy against the reward model."""
+    settings = job.ppo
+    device = devices.set_up(run.machine.device, run.machine.threads)
+
+    # 1. Prompts; policy = reference = SFT model, critic = reward model; or the checkpoint's.
+    tokenizer = models.load_tokenizer(run.inputs["model"])
+    questions = _prompts(job, run, tokenizer)
+    actors = load_actors(job, run, device)
+    frozen = [p for p in actors.model.parameters() if not p.requires_grad]
+    frozen_before = step_zero.digest(frozen)
+    policy_optimizer = torch.optim.Adam(actors.policy.values(), eps=1e-5)
+    critic_optimizer = torch.optim.Adam(actors.critic.values(), eps=1e-5)
+    start, kl_coefficient = 0, settings.kl_coefficient
+    if (checkpoint := checkpoints.latest(run.checkpoints)) is not None:
+        start, kl_coefficient = checkpoint.step, checkpoint.state["kl_coefficient"]
+        checkpoints.restore_training(actors.policy, policy_optimizer, checkpoint.tensors)
+        checkpoints.restore_training(actors.critic, critic_optimizer, checkpoint.tensors)
+        run.rewind(start)
+    tolerance = TOLERANCE[actors.model.dtype]
+
+    for step in range(start, settings.steps):
+        # 2. Sample an answer to each prompt of the batch and score it.
+        devices.seed_step(job.seed, step + 1)
+        indices = schedules.batch_indices(step, num_rows=len(questions), batch_size=settings.rollouts, seed=job.seed)
+        rollout = roll_out(actors, [questions[i] for i in indices], tokenizer, job, device)
+        mask = rollout.batch.response_mask
+
+        # 3. Rewards at every token, advantages, returns; whitened over the whole batch.
+        token_rewards = rewards.token_rewards(rollout.score, rollout.logp, rollout.ref_logp, mask, kl_coefficient=kl_coefficient)
+        advantages, returns = gae(token_rewards, rollout.values, mask, discount=settings.discount, gae_lambda=settings.gae_lambda)
+        advantages = whiten(advantages, mask)
+        k1 = rewards.k1(rollout.logp - rollout.ref_logp).sum(dim=1).mean().item()
+        k3 = rewards.k3(rollout.logp - rollout.ref_logp).sum(dim=1).mean().item()
+        if step == start:
+            step_zero.check_same(
+                "Sampler's and scorer's log-probabilities", rollout.sampler_logp[mask], rollout.logp[mask], tolerance=tolerance,
+                cause="the sampler warps its distribution, or left padding shifts positions.",
+            )  # fmt: skip
+            if start == 0:
+                step_zero.check_fresh_kl(k1, k3, tolerance=tolerance)
+
+        # 4. Several passes over the batch in fresh orders; the KL of a step is looked at before the step is taken.
+        rate = schedules.learning_rate(step, peak=settings.learning_rate, total=settings.steps, warmup=0, shape="linear")
+        for group in (*policy_optimizer.param_groups, *critic_optimizer.param_groups):
+            group["lr"] = rate
+        updates: list[Update] = []
+        skipped = 0
+        for epoch in range(settings.epochs):
+            for minibatch in torch.randperm(settings.rollouts, device="cpu").to(device).split(settings.minibatch):
+                policy_optimizer.zero_grad(set_to_none=True)
+                critic_optimizer.zero_grad(set_to_none=True)
+                update = accumulate(actors, rollout, advantages, returns, minibatch, settings, micro_batch=run.machine.micro_batch)
+                if step == start and not updates:
+                    step_zero.check_ratio(update.ratio, update.clip_fraction, tolerance=tolerance)
+                    step_zero.check_gradients(actors.policy | actors.critic)
+                updates.append(update)
+                if settings.max_step_kl is not None and update.approx_kl > settings.max_step_kl:
+                    skipped += 1
+                    continue
+                for optimizer, parameters in ((policy_optimizer, actors.policy), (critic_optimizer, actors.critic)):
+                    torch.nn.utils.clip_grad_norm_(parameters.values(), settings.max_grad_norm)
+                    optimizer.step()
+
+        # 5. Controller, metrics, checkpoint.
+        lengths = mask.sum(dim=1).float()
+        run.log(
+            step + 1,
+            settings.steps,
+            reward=rollout.score.mean().item(),
+            kl=k1,
+            kl_k3=k3,
+            kl_coefficient=kl_coefficient,
+            entropy_estimate=-losses.masked_mean(rollout.logp, mask).item(),
+            length=lengths.mean().item(),
+            ended=rollout.ended.float().mean().item(),
+            policy_loss=_mean(updates, "policy_loss"),
+            value_loss=_mean(updates, "value_loss"),
+            clip_fraction=_mean(updates, "clip_fraction"),
+            approx_kl=_mean(updates, "approx_kl"),
+            explained_variance=explained_variance(rollout.values, returns, mask),
+            skipped=skipped,
+        )
+        if settings.kl_target is not None:
+            kl_coefficient = rewards.adapt_kl_coefficient(
+                kl_coefficient, k1, target=settings.kl_target, horizon=settings.kl_horizon, num_rollouts=settings.rollouts
+            )
+        if (step + 1) % max(1, run.machine.checkpoint_steps // 5) == 0:
+            state = checkpoints.training_tensors(actors.policy, policy_optimizer) | checkpoints.training_tensors(actors.critic, critic_optimizer)
+            checkpoints.save(run.checkpoints, step + 1, state, {"kl_coefficient": kl_coefficient})
+
+    # 6. The artifact; what was frozen must not have moved.
+    if step_zero.digest(frozen) != frozen_before:
+        raise step_zero.StepZeroError(
+            "Frozen weights changed during training. Likely cause: the optimizer was given the base's or the reward model's."
+        )
+    base = models.fingerprint(run.inputs["model"])
+    adapters.save(actors.model, "policy", run.artifact / "adapter", base=base)
+    adapters.save(actors.model, "critic", run.artifact / "critic", base=base, score=actors.value_head.weight)
+    last = run.last()
+    run.finish({f"ppo.rollout_{name}": last[name] for name in ("reward", "kl", "length", "ended")}, prompts=len(questions))
+
+
+class Update(NamedTuple):
+    """What one mini-batch's losses looked like, averaged over its response tokens."""
+
+    policy_loss: float
+    value_loss: float
+    clip_fraction: float
+    approx_kl: float
+    ratio: float
+
+
+def accumulate(
+    actors: Actors, rollout: Rollout, advantages: Tensor, returns: Tensor, minibatch: Tensor, settings: Ppo, *, micro_batch: int
+) -> Update:
+    """Add the gradients of one mini-batch, rows ``minibatch``, in parts of ``micro_batch`` rows; the split does not change them."""
+    count = rollout.batch.response_mask[minibatch].sum()
+    total = torch.zeros(len(Update._fields), device=count.device)
+    for rows in minibatch.split(micro_batch or len(minibatch)):
+        batch = rollout.batch.rows(rows)
+        old_logp, old_values, advantage, target = (
+            x[rows][:, : batch.input_ids.shape[1]] for x in (rollout.logp, rollout.values, advantages, returns)
+        )
+        with adapters.active(actors.model, "policy") as policy:
+            logp = sequences.log_probs(policy, batch, temperature=settings.temperature)
+            surrogate = losses.policy_loss(
+                logp, old_logp, advantage, batch.response_mask, clip_range=settings.clip_range, dual_clip=settings.dual_clip, count=count
+            )
+            surrogate.loss.backward()
+        with adapters.active(actors.model, "critic") as critic:
+            values = sequences.values(critic, actors.value_head, batch)
+            error = losses.value_loss(values, old_values, target, batch.response_mask, clip_range=settings.value_clip_range, count=count)
+            (settings.value_weight * error.loss).backward()
+        total += torch.stack([surrogate.loss.detach(), error.loss.detach(), surrogate.clip_fraction, surrogate.approx_kl, surrogate.ratio])
+    return Update(*total.tolist())
+
+
+@torch.no_grad()
+def roll_out(actors: Actors, questions: list[list[int]], tokenizer: PreTrainedTokenizerBase, job: PpoJob, device: torch.device) -> Rollout:
+    """Sample answers with the policy; take its and the reference's log-probabilities, the critic's values and the reward model's scores."""
+    settings = job.ppo
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    with adapters.active(actors.model, "policy") as policy:
+        samples = sampling.sample(policy, questions, max_tokens=job.text.max_answer_tokens, temperature=settings.temperature, eos_id=eos, pad_id=pad)
+        answers = [ids[mask].tolist() for ids, mask in zip(samples.ids, samples.mask, strict=True)]
+        batch = sequences.join(questions, answers, pad_id=pad, device=device)
+        logp = sequences.log_probs(policy, batch, temperature=settings.temperature)
+    with adapters.active(actors.model, None) as reference:
+        ref_logp = sequences.log_probs(reference, batch, temperature=settings.temperature)
+    with adapters.active(actors.model, "critic") as critic:
+        values = sequences.values(critic, actors.value_head, batch)
+    with adapters.active(actors.model, "reward") as reward_model:
+        score = (sequences.scores(reward_model, actors.reward_head, batch) - actors.reward_mean) / actors.reward_std
+    ended = torch.tensor([answer[-1] == eos for answer in answers], device=device)
+    score = torch.where(ended, score, settings.missing_eos_reward)
+    return Rollout(batch, logp, ref_logp, values, score, ended, sequences.scatter(samples.logp[samples.mask], batch.response_mask))
+
+
+def load_actors(job: PpoJob, run: Run, device: torch.device) -> Actors:
+    """The four roles on one copy of the base, with the checks that need no rollout."""
+    base = models.load_model(run.inputs["model"], device=device)
+    models.check_head(base)
+    models.check_context(base, job.text.max_prompt_tokens + job.text.max_answer_tokens)
+    folder = run.inputs["reward"] / "adapter"
+    if adapters.belongs_to(folder) != models.fingerprint(run.inputs["model"]):
+        raise InputError("The reward model was trained on another base than this model: PPO needs both on one; train the reward model on it first.")
+    probe = torch.arange(1, 17, device=device)[None] % base.config.vocab_size
+    bare = _logits(base, probe)
+    devices.seed_step(job.seed, 0)
+    lora = job.ppo.lora
+    model = adapters.attach(base, "policy", adapters.lora_config(rank=lora.rank, alpha=lora.alpha, dropout=0.0, targets=lora.targets))
+    model, score = adapters.load(model, "reward", folder)
+    model, _ = adapters.load(model, "critic", folder)
+    assert score is not None
+    record = json.loads((run.inputs["reward"] / "reward.json").read_text())
+    reward_head, value_head = (nn.Linear(score.shape[1], 1, dtype=torch.float32, device=device).requires_grad_(False) for _ in range(2))
+    with torch.no_grad():
+        reward_head.weight.copy_(score)
+        reward_head.bias.zero_()
+        value_head.weight.copy_(score / record["std"])  # the critic starts as the normalised reward
+        value_head.bias.fill_(-record["mean"] / record["std"])
+    value_head.requires_grad_(True)
+    heads = {f"value_head.{name}": p for name, p in value_head.named_parameters()}
+    actors = Actors(
+        model,
+        value_head,
+        reward_head,
+        record["mean"],
+        record["std"],
+        adapters.parameters(model, "policy"),
+        adapters.parameters(model, "critic") | heads,
+    )
+    with adapters.active(model, None) as reference:
+        step_zero.check_same(
+            "Adapter-off and bare logits", _logits(reference, probe), bare, tolerance=0.0, cause="an adapter was merged into the base."
+        )
+    _check_reward_model(actors, record["probes"], device, tolerance=TOLERANCE[model.dtype])
+    return actors
+
+
+@torch.no_grad()
+def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    logits: Tensor = model(ids, use_cache=False).logits
+    return logits
+
+
+@torch.no_grad()
+def _check_reward_model(actors: Actors, probes: list[dict[str, object]], device: torch.device, *, tolerance: float) -> None:
+    batch = sequences.join([p["prompt"] for p in probes], [p["answer"] for p in probes], pad_id=0, device=device)  # type: ignore[misc]
+    with adapters.active(actors.model, "reward") as reward_model:
+        actual = sequences.scores(reward_model, actors.reward_head, batch)
+    expected = torch.tensor([p["score"] for p in probes], device=device)
+    step_zero.check_same(
+        "The reward model's probe scores and those stored with it", actual, expected, tolerance=tolerance, cause="another base or precision."
+    )
+
+
+def _prompts(job: PpoJob, run: Run, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Prompts of the RL split in an order drawn from the seed."""
+    texts = pq.read_table(run.inputs["data"] / "rl.parquet", columns=["prompt"])["prompt"].to_pylist()
+    random.Random(job.seed).shuffle(texts)
+    return [prompts.encode_prompt(tokenizer, t, template=job.text.template, max_tokens=job.text.max_prompt_tokens) for t in texts]
+
+
+def _mean(updates: list[Update], name: str) -> float:
+    return sum(getattr(u, name) for u in updates) / len(updates)
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
+    """1 - var(returns - values) / var(returns) over response tokens; 0 where the returns do not vary."""
+    variance = returns[mask].var()
+    return 0.0 if variance == 0 else (1 - (returns - values)[mask].var() / variance).item()
+
+
+if __name__ == "__main__":
+    main(train, PpoJob)

@@ -1,0 +1,92 @@
+"""Trains the built-in base: a byte-level BPE tokenizer and a small Llama, from scratch, on the fine-tuning split's questions and answers.
+
+python -m tasks.programs.pretrain DIR        inputs: data        artifact: model/ (a Hugging Face folder), summary.json
+"""
+
+import pyarrow.parquet as pq
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from tasks.programs.config import PretrainJob
+from tasks.programs.entry import Run, main
+from tasks.rlhf import checkpoints, devices, losses, models, schedules
+from tasks.rlhf.packing import IGNORE, Document, pack
+
+
+def train(job: PretrainJob, run: Run) -> None:
+    """Pretrain the built-in base with next-token prediction on every token."""
+    settings = job.base
+    device = devices.set_up(run.machine.device, run.machine.threads)
+
+    # 1. Tokenizer and packed blocks; one block is held out.
+    texts = _texts(run)
+    tokenizer = models.train_tokenizer(texts, vocabulary=settings.vocabulary)
+    blocks = pack(_documents(tokenizer, texts), block_tokens=settings.context, pad_id=tokenizer.pad_token_id)
+    rows = len(blocks.labels)
+
+    # 2. Model and optimizer.
+    devices.seed_step(job.seed, 0)
+    model = models.new_llama(
+        vocabulary=len(tokenizer),
+        hidden_size=settings.hidden_size,
+        num_layers=settings.num_layers,
+        num_heads=settings.num_heads,
+        context=settings.context,
+        pad_id=tokenizer.pad_token_id,
+        eos_id=tokenizer.eos_token_id,
+    ).to(device)
+    model.train()
+    parameters = dict(model.named_parameters())
+    matrices = [p for p in parameters.values() if p.dim() > 1]
+    vectors = [p for p in parameters.values() if p.dim() <= 1]
+    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], betas=(0.9, 0.95), eps=1e-8)
+    start = 0
+    if (checkpoint := checkpoints.latest(run.checkpoints)) is not None:
+        start = checkpoint.step
+        checkpoints.restore_training(parameters, optimizer, checkpoint.tensors)
+        run.rewind(start)
+
+    # 3. Optimizer steps; rows come in a fresh order every pass.
+    loss_value = float("nan")
+    for step in range(start, settings.steps):
+        devices.seed_step(job.seed, step + 1)
+        rate = schedules.learning_rate(step, peak=settings.learning_rate, total=settings.steps, warmup=max(1, settings.steps // 20), shape="cosine")
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        chosen = torch.tensor(schedules.batch_indices(step, num_rows=rows, batch_size=settings.batch_size, seed=job.seed))
+        count = int((blocks.labels[chosen] != IGNORE).sum())
+        optimizer.zero_grad(set_to_none=True)
+        loss_value = 0.0
+        for part in chosen.split(run.machine.micro_batch or len(chosen)):
+            labels = blocks.labels[part].to(device)
+            hidden = models.hidden_states(model, blocks.input_ids[part].to(device), blocks.position_ids[part].to(device))[:, :-1]
+            counted = labels[:, 1:] != IGNORE
+            loss = losses.cross_entropy(models.output_head(model)(hidden[counted]), labels[:, 1:][counted], count=count)
+            loss.backward()
+            loss_value += loss.item()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        run.log(step + 1, settings.steps, loss=loss_value, learning_rate=rate)
+        if (step + 1) % run.machine.checkpoint_steps == 0:
+            checkpoints.save(run.checkpoints, step + 1, checkpoints.training_tensors(parameters, optimizer))
+
+    # 4. The artifact.
+    model.save_pretrained(run.artifact / "model")
+    tokenizer.save_pretrained(run.artifact / "model")
+    run.finish(
+        {"pretrain.loss": loss_value, "pretrain.parameters": sum(p.numel() for p in model.parameters())}, blocks=rows, vocabulary=len(tokenizer)
+    )
+
+
+def _texts(run: Run) -> list[str]:
+    corpus = pq.read_table(run.inputs["data"] / "corpus.parquet", columns=["prompt", "answer"]).to_pylist()
+    return [f"Question: {row['prompt']}\n\nAnswer: {row['answer']}" for row in corpus]
+
+
+def _documents(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[Document]:
+    ids = tokenizer(texts)["input_ids"]
+    return [Document([*row, tokenizer.eos_token_id], [True] * (len(row) + 1)) for row in ids]
+
+
+if __name__ == "__main__":
+    main(train, PretrainJob)

@@ -1,0 +1,162 @@
+"""Lets every policy answer the held-out questions and counts who wins, by the reward model and, on the built-in site, by the gold scorer.
+
+python -m tasks.programs.winrate DIR        inputs: data, model, reward, and ppo and dpo where they were trained
+artifact: samples.parquet (questions, answers, scores side by side), results.json, summary.json
+"""
+
+import json
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from tasks.programs.config import InputError, WinrateJob
+from tasks.programs.entry import Run, main
+from tasks.rlhf import adapters, devices, intervals, judging, models, prompts, rewards, sampling, schedules, sequences, shell_gold
+
+Encoded = list[tuple[list[int], list[int]]]  # prompt and answer ids
+
+
+class Judge:
+    """The reward model on the shared base, normalised as in PPO."""
+
+    def __init__(self, model: PeftModel, head: nn.Linear, record: dict[str, Any], pad_id: int) -> None:
+        self.model, self.head, self.record, self.pad_id = model, head, record, pad_id
+
+    @torch.no_grad()
+    def scores(self, answers: Encoded, batch_size: int) -> list[float]:
+        """Normalised reward of each (prompt, answer)."""
+        scored: list[float] = []
+        with adapters.active(self.model, "reward") as base:
+            for first in range(0, len(answers), batch_size):
+                prompt_ids, answer_ids = zip(*answers[first : first + batch_size], strict=True)
+                batch = sequences.join(list(prompt_ids), list(answer_ids), pad_id=self.pad_id, device=base.device)
+                scored += ((sequences.scores(base, self.head, batch) - self.record["mean"]) / self.record["std"]).tolist()
+        return scored
+
+
+def evaluate(job: WinrateJob, run: Run) -> None:
+    """Compare the trained policies with the SFT model, each other and the data set's chosen answers."""
+    device = devices.set_up(run.machine.device, run.machine.threads)
+    tokenizer = models.load_tokenizer(run.inputs["model"])
+    rows = pq.read_table(run.inputs["data"] / "evaluation.parquet").slice(0, job.winrate.num_questions).to_pylist()
+    model, judge, policies = _load(run, tokenizer, device)
+    encoded = [prompts.encode_prompt(tokenizer, r["prompt"], template=job.text.template, max_tokens=job.text.max_prompt_tokens) for r in rows]
+    total = len(policies) * -(-len(rows) // job.winrate.batch_size)
+
+    # 1. Every policy answers every question.
+    texts: dict[str, list[str]] = {"chosen": [row["answers"][row["best"]] for row in rows]}
+    reward: dict[str, list[float]] = {"chosen": judge.scores(_encode(job, tokenizer, encoded, texts["chosen"]), job.winrate.batch_size)}
+    metrics: dict[str, Any] = {}
+    for position, name in enumerate(policies):
+        answers, kl = _answer(job, run, model, name, tokenizer, encoded, position=position, total=total)
+        texts[name] = [prompts.decode_answer(tokenizer, a) for a in answers]
+        reward[name] = judge.scores(list(zip(encoded, answers, strict=True)), job.winrate.batch_size)
+        metrics |= _describe(name, answers, kl, tokenizer.eos_token_id)
+
+    # 2. Who wins.
+    questions = [row["prompt"] for row in rows]
+    judged = {"reward": reward}
+    if job.source.kind == "shell-site":
+        judged["gold"] = {name: [shell_gold.gold_score(q, a) for q, a in zip(questions, answers, strict=True)] for name, answers in texts.items()}
+        metrics["reward_accuracy.gold"] = _gold_agreement(job, tokenizer, judge, rows, encoded)._asdict()
+    tallies = {}
+    for by, scored in judged.items():
+        metrics |= {f"{by}_score.{name}": sum(values) / len(values) for name, values in scored.items()}
+        for theirs, ours in combinations(["chosen", *policies], 2):
+            tally = judging.compare(scored[ours], scored[theirs])
+            tallies[f"{by}.{ours}_vs_{theirs}"] = tally._asdict()
+            metrics[f"{by}_win_rate.{ours}_vs_{theirs}"] = tally.win_rate._asdict()
+
+    # 3. The artifact.
+    columns: dict[str, list[Any]] = {"question": questions} | {f"{name}.answer": values for name, values in texts.items()}
+    columns |= {f"{name}.{by}": values for by, scored in judged.items() for name, values in scored.items()}
+    pq.write_table(pa.table(columns), run.artifact / "samples.parquet")
+    (run.artifact / "results.json").write_text(json.dumps({"tallies": tallies, "policies": policies, "questions": len(rows)}, indent=1) + "\n")
+    run.finish(metrics, questions=len(rows))
+
+
+def _load(run: Run, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> tuple[PeftModel, Judge, list[str]]:
+    """One base with every adapter; policies in the order in which each is compared with those before it."""
+    base = models.load_model(run.inputs["model"], device=device)
+    actual = models.fingerprint(run.inputs["model"])
+    model, score = adapters.load(base, "reward", _adapter(run.inputs["reward"], actual))
+    assert score is not None
+    head = nn.Linear(score.shape[1], 1, bias=False, dtype=torch.float32, device=device)
+    with torch.no_grad():
+        head.weight.copy_(score)
+    trained = [name for name in ("dpo", "ppo") if name in run.inputs]
+    for name in trained:
+        model, _ = adapters.load(model, name, _adapter(run.inputs[name], actual))
+    record = json.loads((run.inputs["reward"] / "reward.json").read_text())
+    return model, Judge(model, head, record, tokenizer.pad_token_id), ["sft", *trained]
+
+
+def _adapter(artifact: Path, base: str) -> Path:
+    if adapters.belongs_to(artifact / "adapter") != base:
+        raise InputError(f"The adapter in {artifact} was trained on another base: compare adapters of one base only.")
+    return artifact / "adapter"
+
+
+@torch.no_grad()
+def _answer(
+    job: WinrateJob, run: Run, model: PeftModel, name: str, tokenizer: PreTrainedTokenizerBase, encoded: list[list[int]], *, position: int, total: int
+) -> tuple[list[list[int]], list[float]]:
+    """Sampled answers of one policy and the KL estimate (k1) of each from the SFT model, in nats."""
+    settings, eos, pad = job.winrate, tokenizer.eos_token_id, tokenizer.pad_token_id
+    answers: list[list[int]] = []
+    divergences: list[float] = []
+    per_policy = total // (1 + sum(policy in run.inputs for policy in ("dpo", "ppo")))
+    for number, first in enumerate(range(0, len(encoded), settings.batch_size)):
+        devices.seed_step(job.seed, schedules.mix(position, number) >> 16)
+        questions = encoded[first : first + settings.batch_size]
+        with adapters.active(model, None if name == "sft" else name) as policy:
+            samples = sampling.sample(
+                policy, questions, max_tokens=job.text.max_answer_tokens, temperature=settings.temperature, eos_id=eos, pad_id=pad
+            )
+            new = [ids[mask].tolist() for ids, mask in zip(samples.ids, samples.mask, strict=True)]
+            batch = sequences.join(questions, new, pad_id=pad, device=policy.device)
+            logp = sequences.log_probs(policy, batch, temperature=settings.temperature)
+        if name == "sft":
+            divergences += [0.0] * len(new)
+        else:
+            with adapters.active(model, None) as reference:
+                divergences += rewards.k1(logp - sequences.log_probs(reference, batch, temperature=settings.temperature)).sum(dim=1).tolist()
+        answers += new
+        run.log(position * per_policy + number + 1, total)
+    return answers, divergences
+
+
+def _describe(name: str, answers: list[list[int]], kl: list[float], eos: int) -> dict[str, Any]:
+    shape = {f"{name}.length": sum(map(len, answers)) / len(answers), f"{name}.ended": sum(a[-1] == eos for a in answers) / len(answers)}
+    if name == "sft":
+        return shape
+    return shape | {f"{name}.kl": intervals.mean_interval(kl)._asdict()}
+
+
+def _encode(job: WinrateJob, tokenizer: PreTrainedTokenizerBase, encoded: list[list[int]], answers: list[str]) -> Encoded:
+    text = job.text
+    return [
+        (p, prompts.encode_answer(tokenizer, a, template=text.template, max_tokens=text.max_answer_tokens))
+        for p, a in zip(encoded, answers, strict=True)
+    ]
+
+
+def _gold_agreement(
+    job: WinrateJob, tokenizer: PreTrainedTokenizerBase, judge: Judge, rows: list[dict[str, Any]], encoded: list[list[int]]
+) -> intervals.Share:
+    """How often the reward model orders two held-out answers to a question as the gold scorer does."""
+    flat = [(prompt, answer) for prompt, row in zip(encoded, rows, strict=True) for answer in row["answers"]]
+    scored = iter(judge.scores(_encode(job, tokenizer, [p for p, _ in flat], [a for _, a in flat]), job.winrate.batch_size))
+    judged = [[next(scored) for _ in row["answers"]] for row in rows]
+    return judging.ordering_agreement(judged, [[shell_gold.gold_score(row["prompt"], a) for a in row["answers"]] for row in rows])
+
+
+if __name__ == "__main__":
+    main(evaluate, WinrateJob)

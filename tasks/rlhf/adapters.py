@@ -1,0 +1,122 @@
+"""Several LoRA adapters on one frozen base: policy, critic and reward model share its weights, and adapters off is the reference."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tasks.rlhf.refusal import InputError
+
+SCORE_KEY = "base_model.model.score.weight"
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+def lora_config(*, rank: int, alpha: float, dropout: float, targets: str | tuple[str, ...], task_type: str = "CAUSAL_LM") -> LoraConfig:
+    """peft's configuration; ``targets`` is "all-linear" or module names."""
+    chosen = targets if isinstance(targets, str) else list(targets)
+    return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=chosen, task_type=task_type, bias="none")
+
+
+def attach(model: PreTrainedModel | PeftModel, name: str, config: LoraConfig) -> PeftModel:
+    """``model`` with a new adapter (an exact no-op until trained; torch's global seed), frozen; the base's weights are shared."""
+    try:
+        if isinstance(model, PeftModel):
+            model.add_adapter(name, config)
+        else:
+            model = PeftModel(model, config, adapter_name=name)
+    except ValueError as error:
+        raise InputError(f"lora.targets={config.target_modules} fits no module of this model: {str(error).splitlines()[0]}") from error
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def parameters(model: PeftModel, name: str) -> dict[str, nn.Parameter]:
+    """The adapter's parameters by name, made trainable."""
+    chosen = {key: p for key, p in model.named_parameters() if f".{name}." in key and "lora_" in key}
+    assert chosen, name
+    for parameter in chosen.values():
+        parameter.requires_grad_(True)
+    return chosen
+
+
+@contextmanager
+def active(model: PeftModel, name: str | None) -> Iterator[PreTrainedModel]:
+    """The base model computing with adapter ``name``; None is the bare base, bit for bit."""
+    base = model.get_base_model()
+    assert isinstance(base, PreTrainedModel)
+    if name is None:
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        with model.disable_adapter():
+            yield base
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        return
+    if model.active_adapters != [name]:
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        model.base_model.set_adapter(name, inference_mode=True)
+        model.active_adapter = name
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+    yield base
+
+
+def tensors(model: PeftModel, name: str) -> dict[str, Tensor]:
+    """The adapter's weights under peft's file names."""
+    return {key: value.detach().cpu().clone().contiguous() for key, value in get_peft_model_state_dict(model, adapter_name=name).items()}
+
+
+def save(model: PeftModel, name: str, folder: Path, *, base: str, score: Tensor | None = None) -> None:
+    """Write adapter ``name`` as peft does; ``base`` says what it belongs to, ``score`` (1, D) is a reward model's head.
+
+    With a score head the folder is a SEQ_CLS adapter that peft's ``AutoPeftModelForSequenceClassification`` reads with num_labels=1.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = tensors(model, name)
+    record: dict[str, Any] = model.peft_config[name].to_dict()
+    record = {key: sorted(value) if isinstance(value, set) else value for key, value in record.items()}
+    record |= {"base_model_name_or_path": base, "inference_mode": True}
+    if score is not None:
+        weights[SCORE_KEY] = score.detach().cpu().clone().contiguous()
+        record |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(record, indent=1, sort_keys=True, default=str) + "\n")
+
+
+def load(model: PreTrainedModel | PeftModel, name: str, folder: Path) -> tuple[PeftModel, Tensor | None]:
+    """``model`` with the adapter of ``folder`` under ``name``, frozen, and its score head (1, D) where it has one."""
+    config = LoraConfig.from_pretrained(folder)
+    assert isinstance(config, LoraConfig)
+    config.modules_to_save, config.task_type, config.inference_mode = None, "CAUSAL_LM", True
+    weights = load_file(folder / WEIGHTS)
+    score = weights.pop(SCORE_KEY, None)
+    model = attach(model, name, config)
+    load_tensors(model, name, weights)
+    return model, score
+
+
+def load_tensors(model: PeftModel, name: str, weights: Mapping[str, Tensor]) -> None:
+    """Put weights under peft's file names into adapter ``name``; every one must fit and none may be missing."""
+    expected = set(tensors(model, name))
+    if expected != set(weights):
+        raise InputError(f"This adapter does not fit this base: {len(expected ^ set(weights))} of its tensors are missing or unknown.")
+    set_peft_model_state_dict(model, dict(weights), adapter_name=name)
+
+
+def new_head(width: int) -> nn.Linear:
+    """A scalar head in fp32, N(0, 1 / sqrt(D + 1)) (Huang et al. 2024), bias 0 (torch's global seed)."""
+    head = nn.Linear(width, 1, dtype=torch.float32)
+    nn.init.normal_(head.weight, std=(width + 1) ** -0.5)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def belongs_to(folder: Path) -> str:
+    """The fingerprint of the base that an adapter folder was trained on."""
+    return str(json.loads((folder / CONFIG).read_text())["base_model_name_or_path"])

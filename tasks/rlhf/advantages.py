@@ -1,0 +1,29 @@
+"""Generalised advantage estimation (Schulman et al. 2016) and whitening over a whole rollout batch."""
+
+import torch
+from torch import Tensor
+
+
+def gae(rewards: Tensor, values: Tensor, response_mask: Tensor, *, discount: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
+    """Advantages and returns, (B, T) each and zero outside the response, whose tokens are consecutive in each row.
+
+    delta_t = r_t + gamma V_{t+1} - V_t;  A_t = delta_t + gamma lambda A_{t+1};  R_t = A_t + V_t; after the last token V and A are 0.
+    """
+    values, rewards = torch.where(response_mask, values, 0.0), torch.where(response_mask, rewards, 0.0)
+    advantage, next_value = torch.zeros_like(values[:, 0]), torch.zeros_like(values[:, 0])
+    reversed_advantages = []
+    for t in reversed(range(values.shape[1])):
+        delta = rewards[:, t] + discount * next_value - values[:, t]
+        advantage = torch.where(response_mask[:, t], delta + discount * gae_lambda * advantage, 0.0)
+        next_value = values[:, t]
+        reversed_advantages.append(advantage)
+    advantages = torch.stack(reversed_advantages[::-1], dim=1)
+    return advantages, torch.where(response_mask, advantages + values, 0.0)
+
+
+def whiten(values: Tensor, mask: Tensor) -> Tensor:
+    """Values with mean 0 and (unbiased) standard deviation 1 where ``mask`` is True, zero elsewhere. (B, T): the whole rollout batch."""
+    kept = values[mask]
+    assert kept.numel() > 1, "whitening needs at least two response tokens"
+    scaled = (values - kept.mean()) * torch.rsqrt(kept.var(unbiased=True) + 1e-8)
+    return torch.where(mask, scaled, 0.0)

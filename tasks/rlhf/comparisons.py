@@ -1,0 +1,83 @@
+"""Comparisons of one question's answers: each answer is forwarded once, however many pairs it is in (Ouyang et al. 2022, section 3.5)."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from tasks.rlhf.prompts import Template, encode_answer, encode_prompt
+from tasks.rlhf.schedules import mix
+from tasks.rlhf.sequences import Sequences, join
+
+
+class Comparison(NamedTuple):
+    """A question's prompt and distinct answers as token ids, and its pairs as (chosen, rejected) indices of the answers."""
+
+    question_id: int
+    prompt: list[int]
+    answers: list[list[int]]
+    pairs: list[tuple[int, int]]
+
+
+class Batch(NamedTuple):
+    """Some questions' answers as one batch of sequences, and all their pairs."""
+
+    sequences: Sequences  # S rows
+    chosen: Tensor  # (P,) row of each pair's chosen answer
+    rejected: Tensor  # (P,)
+
+
+def encode(
+    rows: Iterable[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, *, template: Template, max_prompt_tokens: int, max_answer_tokens: int
+) -> list[Comparison]:
+    """Pairs {question_id, prompt, chosen, rejected} grouped by question, in order of first appearance."""
+    grouped: dict[int, tuple[str, dict[str, int], list[tuple[int, int]]]] = {}
+    for row in rows:
+        _, index, pairs = grouped.setdefault(row["question_id"], (row["prompt"], {}, []))
+        chosen, rejected = (index.setdefault(row[side], len(index)) for side in ("chosen", "rejected"))
+        pairs.append((chosen, rejected))
+    return [
+        Comparison(
+            question_id,
+            encode_prompt(tokenizer, prompt, template=template, max_tokens=max_prompt_tokens),
+            [encode_answer(tokenizer, answer, template=template, max_tokens=max_answer_tokens) for answer in index],
+            pairs,
+        )
+        for question_id, (prompt, index, pairs) in grouped.items()
+    ]
+
+
+def hold_out(comparisons: list[Comparison], *, share: float, seed: int) -> tuple[list[Comparison], list[Comparison]]:
+    """Training and held-out questions: about ``share`` of them by hash of the id, but at least one on each side."""
+    held = [mix(seed, c.question_id) % 10_000 < share * 10_000 for c in comparisons]
+    if len(comparisons) > 1 and all(x == held[0] for x in held):
+        held[0] = not held[0]
+    return [c for c, h in zip(comparisons, held, strict=True) if not h], [c for c, h in zip(comparisons, held, strict=True) if h]
+
+
+def collate(comparisons: list[Comparison], *, pad_id: int, device: torch.device) -> Batch:
+    """All answers and all pairs of some questions."""
+    prompts, answers, chosen, rejected = [], [], [], []
+    for comparison in comparisons:
+        first = len(answers)
+        prompts += [comparison.prompt] * len(comparison.answers)
+        answers += comparison.answers
+        chosen += [first + w for w, _ in comparison.pairs]
+        rejected += [first + loser for _, loser in comparison.pairs]
+    sequences = join(prompts, answers, pad_id=pad_id, device=device)
+    return Batch(sequences, torch.tensor(chosen, device=device), torch.tensor(rejected, device=device))
+
+
+def micro_batches(comparisons: list[Comparison], max_rows: int) -> list[list[Comparison]]:
+    """Split so that no part has more than ``max_rows`` answers unless one question alone has; 0 does not split."""
+    parts: list[list[Comparison]] = [[]]
+    rows = 0
+    for comparison in comparisons:
+        if max_rows and parts[-1] and rows + len(comparison.answers) > max_rows:
+            parts.append([])
+            rows = 0
+        parts[-1].append(comparison)
+        rows += len(comparison.answers)
+    return parts

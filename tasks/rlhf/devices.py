@@ -1,0 +1,21 @@
+"""Where a program computes, and the random state of one step."""
+
+import torch
+
+from tasks.rlhf.refusal import InputError
+from tasks.rlhf.schedules import mix
+
+
+def set_up(device: str, threads: int) -> torch.device:
+    """Choose the device ("auto": CUDA where there is one), the CPU threads (0: torch's own choice) and deterministic kernels."""
+    if threads:
+        torch.set_num_threads(threads)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("machine.device=cuda, but torch sees no CUDA device here: use machine.device=auto, or install a CUDA build of torch.")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Seed torch for one step: random numbers depend on (seed, step) alone, so a resumed run draws what an uninterrupted one does."""
+    torch.manual_seed(mix(seed, step))

@@ -1,0 +1,132 @@
+"""Loading a base model and its tokenizer, and making the small built-in one."""
+
+import hashlib
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers.models import BPE
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from tasks.rlhf.refusal import InputError
+
+PAD, EOS = "<pad>", "<eos>"
+# A token may span a path, a file name or an option, but neither the space behind it nor a sentence's full stop.
+_PIECES = r" ?[-/~.]*\w+(?:[./-]+\w+)*| ?[^\s\w]+|\s+"
+
+
+def train_tokenizer(texts: Iterable[str], *, vocabulary: int) -> PreTrainedTokenizerBase:
+    """A byte-level BPE tokenizer of at most ``vocabulary`` tokens; pad and eos are different tokens."""
+    raw = Tokenizer(BPE())
+    pieces = pre_tokenizers.Split(Regex(_PIECES), behavior="isolated")
+    raw.pre_tokenizer = pre_tokenizers.Sequence([pieces, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=[PAD, EOS], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    raw.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token=PAD, eos_token=EOS)
+
+
+def new_llama(*, vocabulary: int, hidden_size: int, num_layers: int, num_heads: int, context: int, pad_id: int, eos_id: int) -> LlamaForCausalLM:
+    """A Llama with random weights (torch's global seed), tied embeddings and fp32 parameters."""
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden_size,
+        intermediate_size=-(-hidden_size * 8 // 3 // 8) * 8,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_heads,
+        num_key_value_heads=num_heads,
+        max_position_embeddings=context,
+        pad_token_id=pad_id,
+        eos_token_id=eos_id,
+        bos_token_id=eos_id,
+        tie_word_embeddings=True,
+    )
+    return LlamaForCausalLM(config)
+
+
+def load_model(folder: Path, *, device: torch.device) -> PreTrainedModel:
+    """A causal language model from a Hugging Face folder: safetensors, no remote code, eval mode, frozen."""
+    quiet_libraries()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, dtype="auto")
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder} cannot be loaded as a causal language model in safetensors format: {str(error).splitlines()[0]}") from error
+    model.requires_grad_(False)
+    return model.to(device).eval()
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The folder's tokenizer. It must have an end token; where it has no pad token the end token pads, and lengths always come from masks."""
+    quiet_libraries()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder} has no tokenizer that can be loaded: save one beside the model with tokenizer.save_pretrained.") from error
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"The tokenizer in {folder} has no end-of-sequence token: set eos_token in its tokenizer_config.json.")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def check_context(model: PreTrainedModel, num_tokens: int) -> None:
+    """Refuse lengths for which the model has no positions."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and num_tokens > limit:
+        raise InputError(
+            f"text.max_prompt_tokens + text.max_answer_tokens is {num_tokens}, but this model reads {limit} tokens at most: lower them to fit."
+        )
+
+
+def hidden_states(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+    """Last hidden states (B, T, D) of right-padded or packed ids (B, T): causal attention keeps padding on the right out without a mask."""
+    output: Tensor = model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
+    return output
+
+
+def output_head(model: PreTrainedModel) -> nn.Module:
+    """The layer from hidden states to logits."""
+    head = model.get_output_embeddings()
+    assert isinstance(head, nn.Module)
+    return head
+
+
+def check_head(model: PreTrainedModel) -> None:
+    """Logits must be the output head's value of the last hidden states: refuse architectures that scale or cap them afterwards."""
+    probe = torch.arange(1, 9, device=model.device)[None] % model.config.vocab_size
+    with torch.no_grad():
+        gap = (model(probe, use_cache=False).logits - output_head(model)(hidden_states(model, probe))).abs().max().item()
+    if gap > 1e-3:
+        raise InputError(f"{model.config.model_type} models change their logits after the output head (by {gap:.3g}): they are not supported.")
+
+
+def quiet_libraries() -> None:
+    """Only errors of the model libraries reach the log, and no progress bars."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("torch").setLevel(logging.ERROR)
+
+
+def fingerprint(folder: Path) -> str:
+    """sha256 over the weights and tokenizer files of a model folder: what an adapter belongs to."""
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("tokenizer*")]):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return f"sha256:{digest.hexdigest()}"

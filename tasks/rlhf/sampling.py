@@ -1,0 +1,67 @@
+"""Sampling answers from the model's own distribution: temperature only, so that sampler and scorer are the same."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+
+class Samples(NamedTuple):
+    """Sampled answers, padded on the right."""
+
+    ids: Tensor  # (B, R) int64; pad after the end token
+    mask: Tensor  # (B, R) bool; True on answer tokens, the end token included
+    logp: Tensor  # (B, R) float32 log-probabilities under the sampling distribution, 0 outside the mask
+
+
+def left_padded(prompts: list[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Prompt ids and mask, (B, P) each, padded on the left."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad_id] * (width - len(p)) + p for p in prompts], device=device)
+    mask = torch.tensor([[False] * (width - len(p)) + [True] * len(p) for p in prompts], device=device)
+    return ids, mask
+
+
+@torch.no_grad()
+def sample(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    *,
+    max_tokens: int,
+    temperature: float,
+    eos_id: int,
+    pad_id: int,
+    generator: torch.Generator | None = None,
+) -> Samples:
+    """One answer per prompt, at most ``max_tokens`` long; it ends with the end token unless it was cut. ``generator`` is on the model's device.
+
+    The uniform numbers of a step are drawn for every row, finished or not, so a row's answer does not depend on when others end.
+    """
+    device = model.device
+    ids, mask = left_padded(prompts, pad_id, device)
+    rows = len(prompts)
+    positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+    cache = DynamicCache()
+    tokens, logps, alive_steps = [], [], []
+    alive = torch.ones(rows, dtype=torch.bool, device=device)
+    for _ in range(max_tokens):
+        output = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        logp = torch.log_softmax(output.logits[:, -1].float() / temperature, dim=-1)
+        drawn = _draw(logp, torch.rand(rows, generator=generator, device=device))
+        token = torch.where(alive, drawn, pad_id)
+        tokens.append(token)
+        logps.append(torch.where(alive, logp.gather(1, drawn[:, None])[:, 0], 0.0))
+        alive_steps.append(alive)
+        alive = alive & (drawn != eos_id)
+        if not alive.any():
+            break
+        ids, positions = token[:, None], positions[:, -1:] + 1
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+    return Samples(torch.stack(tokens, dim=1), torch.stack(alive_steps, dim=1), torch.stack(logps, dim=1))
+
+
+def _draw(logp: Tensor, uniform: Tensor) -> Tensor:
+    """Inverse-CDF draw from each row of log-probabilities (B, V) with its uniform number (B,)."""
+    cdf = logp.exp().cumsum(dim=-1)
+    return torch.searchsorted(cdf, (uniform * cdf[:, -1])[:, None], right=True).clamp(max=logp.shape[1] - 1)[:, 0]

@@ -1,0 +1,44 @@
+"""Learning rates and data orders as pure functions of the step, so that a resumed run needs no state for them."""
+
+import math
+from typing import Literal
+
+import torch
+
+
+def learning_rate(step: int, *, peak: float, total: int, warmup: int, shape: Literal["linear", "cosine"]) -> float:
+    """Rate of step ``step`` (from 0): rises linearly over ``warmup`` steps, then falls to 0 at ``total``."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    return peak * (1 - progress) if shape == "linear" else peak * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def num_steps(num_rows: int, *, batch_size: int, epochs: float, max_steps: int | None) -> int:
+    """Optimizer steps of ``epochs`` passes over ``num_rows``, at least one, at most ``max_steps``."""
+    steps = max(1, math.ceil(num_rows * epochs / batch_size))
+    return steps if max_steps is None else min(steps, max_steps)
+
+
+def batch_indices(step: int, *, num_rows: int, batch_size: int, seed: int) -> list[int]:
+    """Rows of batch ``step`` when passes over ``num_rows`` rows, each in a fresh order drawn from (seed, pass), follow one another."""
+    indices: list[int] = []
+    position = step * batch_size
+    while len(indices) < batch_size:
+        epoch, offset = divmod(position, num_rows)
+        order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(mix(seed, epoch))).tolist()
+        taken = order[offset : offset + batch_size - len(indices)]
+        indices += taken
+        position += len(taken)
+    return indices
+
+
+def mix(*numbers: int) -> int:
+    """One 63-bit seed from several numbers (SplitMix64, folded), so that neighbouring steps and streams share nothing."""
+    state = 0
+    for number in numbers:
+        state = (state ^ (number & 0xFFFFFFFFFFFFFFFF)) + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+        state = (state ^ state >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1
