@@ -18,17 +18,23 @@ HEAVY = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
 ABOVE = ("prefect", "mlflow")
 
 
-def loaded(modules: list[str]) -> set[str]:
-    """Top-level packages, and alignflow's own modules, in memory once ``modules`` are imported in a fresh interpreter."""
-    code = f"import sys\nfor name in {modules!r}:\n    __import__(name)\nprint('\\n'.join(sys.modules))"
+def loaded(*groups: list[str]) -> list[set[str]]:
+    """What is in memory after importing each group in turn in one fresh interpreter: top-level packages, and alignflow's own modules."""
+    code = f"import sys\nfor group in {groups!r}:\n    for name in group:\n        __import__(name)\n    print(*sys.modules)"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    names = done.stdout.split()
-    return {name.partition(".")[0] for name in names} | {name for name in names if name.startswith(("tasks.", "flows."))}
+    found = [line.split() for line in done.stdout.splitlines()]
+    return [{name.partition(".")[0] for name in names} | {name for name in names if name.startswith(("tasks.", "flows."))} for names in found]
+
+
+@pytest.fixture(scope="module")
+def below() -> list[set[str]]:
+    """What the material loads, and what the programs load on top: torch's import takes seconds, so once for both."""
+    return loaded([f"tasks.rlhf.{name}" for name in MATERIAL], [f"tasks.programs.{name}" for name in PROGRAMS])
 
 
 def test_orchestration_never_loads_torch_or_a_program() -> None:
-    found = loaded(ORCHESTRATION)
+    (found,) = loaded(ORCHESTRATION)
     assert not found & set(HEAVY)
     programs = {f"tasks.programs.{name}" for name in PROGRAMS} - {"tasks.programs.config"}
     assert not found & programs
@@ -36,24 +42,24 @@ def test_orchestration_never_loads_torch_or_a_program() -> None:
 
 
 def test_the_command_line_starts_without_prefect_mlflow_and_torch() -> None:
-    found = loaded(["flows.cli", "flows.checks", "flows.profiles", "flows.servers", "flows.environment"])
+    (found,) = loaded(["flows.cli", "flows.checks", "flows.profiles", "flows.servers", "flows.environment"])
     assert not found & {*HEAVY, *ABOVE}
 
 
-def test_programs_never_load_the_orchestrator_or_the_tracker() -> None:
-    found = loaded([f"tasks.programs.{name}" for name in PROGRAMS])
+def test_programs_never_load_the_orchestrator_or_the_tracker(below: list[set[str]]) -> None:
+    found = below[1]
     assert not found & set(ABOVE)
     above = {name for name in found if name.startswith(("tasks.", "flows.")) and not name.startswith(("tasks.programs", "tasks.rlhf"))}
     assert not above
 
 
 def test_the_config_needs_pydantic_only() -> None:
-    found = loaded(["tasks.programs.config"])
+    (found,) = loaded(["tasks.programs.config"])
     assert not found & {*HEAVY, *ABOVE, "numpy", "pyarrow", "yaml", "rich"}
 
 
-def test_the_material_stands_on_its_own() -> None:
-    found = loaded([f"tasks.rlhf.{name}" for name in MATERIAL])
+def test_the_material_stands_on_its_own(below: list[set[str]]) -> None:
+    found = below[0]
     assert not found & set(ABOVE)
     assert not {name for name in found if name.startswith(("tasks.", "flows.")) and not name.startswith("tasks.rlhf")}
     assert "flows" not in found
