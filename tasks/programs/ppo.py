@@ -3,7 +3,8 @@
     python -m tasks.programs.ppo DIR        inputs: data, model, reward
     artifact: adapter/ (the policy), critic/ (a SEQ_CLS adapter), summary.json
 
-Deviations from Ouyang et al. 2022: LoRA instead of full weights; advantages whitened over the rollout batch and not per mini-batch; no pretraining mix.
+Deviations from Ouyang et al. 2022: LoRA instead of full weights, advantages whitened over the rollout batch and not per mini-batch; no
+pretraining mix.
 """
 
 import json
@@ -98,7 +99,7 @@ def train(job: PpoJob, run: Run) -> None:
             group["lr"] = rate
         updates: list[Update] = []
         skipped = 0
-        for epoch in range(settings.epochs):
+        for _ in range(settings.epochs):
             for minibatch in torch.randperm(settings.rollouts, device="cpu").to(device).split(settings.minibatch):
                 policy_optimizer.zero_grad(set_to_none=True)
                 critic_optimizer.zero_grad(set_to_none=True)
@@ -282,7 +283,7 @@ def _mean(updates: list[Update], name: str) -> float:
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
     """1 - var(returns - values) / var(returns) over response tokens; 0 where the returns do not vary."""
     variance = returns[mask].var()
-    return 0.0 if variance == 0 else (1 - (returns - values)[mask].var() / variance).item()
+    return 0.0 if variance == 0 else float(1 - (returns - values)[mask].var() / variance)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ def train(job: PretrainJob, run: Run) -> None:
         context=settings.context,
         pad_id=tokenizer.pad_token_id,
         eos_id=tokenizer.eos_token_id,
-    ).to(device)
+    )
+    torch.nn.Module.to(model, device)
     model.train()
     parameters = dict(model.named_parameters())
     matrices = [p for p in parameters.values() if p.dim() > 1]

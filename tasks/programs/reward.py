@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import torch
 from peft import PeftModel
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from tasks.programs.config import InputError, RewardJob
 from tasks.programs.entry import Run, main
@@ -42,7 +43,8 @@ def train(job: RewardJob, run: Run) -> None:
     model = adapters.attach(base, "reward", adapters.lora_config(rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets))
     head = adapters.new_head(base.config.hidden_size).to(device)
     head.bias.requires_grad_(False)  # pairs say nothing about an offset
-    parameters = adapters.parameters(model, "reward") | {"head.weight": head.weight}
+    assert isinstance(head.weight, nn.Parameter)
+    parameters: dict[str, nn.Parameter] = {**adapters.parameters(model, "reward"), "head.weight": head.weight}
     optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=0.0)
     total = schedules.num_steps(len(training), batch_size=settings.batch_size, epochs=settings.epochs, max_steps=settings.max_steps)
     start = 0
@@ -109,7 +111,7 @@ def pair_accuracy(model: PeftModel, head: nn.Linear, questions: list[Comparison]
     return right, total
 
 
-def _reference_answers(job: RewardJob, run: Run, tokenizer: "models.PreTrainedTokenizerBase") -> list[tuple[list[int], list[int]]]:
+def _reference_answers(job: RewardJob, run: Run, tokenizer: PreTrainedTokenizerBase) -> list[tuple[list[int], list[int]]]:
     text = job.text
     rows = pq.read_table(run.inputs["data"] / "finetune.parquet", columns=["prompt", "answer"]).slice(0, REFERENCE_ANSWERS).to_pylist()
     return [

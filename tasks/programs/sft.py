@@ -3,6 +3,8 @@
 python -m tasks.programs.sft DIR        inputs: data, base        artifact: adapter/ (peft format), summary.json
 """
 
+from itertools import pairwise
+
 import pyarrow.parquet as pq
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -46,7 +48,6 @@ def train(job: SftJob, run: Run) -> None:
         run.rewind(start)
 
     # 3. Optimizer steps.
-    before = held_out_loss(base, held_out, device) if start == 0 else float("nan")
     model.train()
     for step in range(start, total):
         devices.seed_step(job.seed, step + 1)
@@ -97,7 +98,7 @@ def block_loss(model: PreTrainedModel, blocks: Blocks, rows: torch.Tensor, devic
 def held_out_loss(model: PreTrainedModel, blocks: Blocks, device: torch.device) -> float:
     """Mean loss of the counted tokens of all blocks, in nats."""
     count = int((blocks.labels != IGNORE).sum())
-    return sum(block_loss(model, blocks, rows, device, count=count).item() for rows in torch.arange(len(blocks.labels)).split(16))
+    return sum(float(block_loss(model, blocks, rows, device, count=count)) for rows in torch.arange(len(blocks.labels)).split(16))
 
 
 @torch.no_grad()
@@ -106,7 +107,7 @@ def packing_leak(model: PreTrainedModel, blocks: Blocks) -> float:
     ids, positions = blocks.input_ids[:1].to(model.device), blocks.position_ids[:1].to(model.device)
     packed = models.hidden_states(model, ids, positions)[0]
     starts = [*torch.where(positions[0] == 0)[0].tolist(), ids.shape[1]]
-    alone = torch.cat([models.hidden_states(model, ids[:, a:b])[0] for a, b in zip(starts, starts[1:], strict=False)])
+    alone = torch.cat([models.hidden_states(model, ids[:, a:b])[0] for a, b in pairwise(starts)])
     return ((packed - alone).abs().max() / alone.abs().max()).item()
 
 

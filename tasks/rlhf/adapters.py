@@ -21,7 +21,14 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 def lora_config(*, rank: int, alpha: float, dropout: float, targets: str | tuple[str, ...], task_type: str = "CAUSAL_LM") -> LoraConfig:
     """peft's configuration; ``targets`` is "all-linear" or module names."""
     chosen = targets if isinstance(targets, str) else list(targets)
-    return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=chosen, task_type=task_type, bias="none")
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # peft divides: a fraction is fine
+        lora_dropout=dropout,
+        target_modules=chosen,
+        task_type=task_type,
+        bias="none",
+    )
 
 
 def attach(model: PreTrainedModel | PeftModel, name: str, config: LoraConfig) -> PeftModel:
@@ -60,8 +67,7 @@ def active(model: PeftModel, name: str | None) -> Iterator[PreTrainedModel]:
         return
     if model.active_adapters != [name]:
         trainable = [p for p in model.parameters() if p.requires_grad]
-        model.base_model.set_adapter(name, inference_mode=True)
-        model.active_adapter = name
+        model.set_adapter(name, inference_mode=True)
         for parameter in trainable:
             parameter.requires_grad_(True)
     yield base
@@ -91,7 +97,7 @@ def save(model: PeftModel, name: str, folder: Path, *, base: str, score: Tensor 
 
 def load(model: PreTrainedModel | PeftModel, name: str, folder: Path) -> tuple[PeftModel, Tensor | None]:
     """``model`` with the adapter of ``folder`` under ``name``, frozen, and its score head (1, D) where it has one."""
-    config = LoraConfig.from_pretrained(folder)
+    config = LoraConfig.from_pretrained(str(folder))
     assert isinstance(config, LoraConfig)
     config.modules_to_save, config.task_type, config.inference_mode = None, "CAUSAL_LM", True
     weights = load_file(folder / WEIGHTS)

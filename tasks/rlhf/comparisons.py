@@ -59,7 +59,10 @@ def hold_out(comparisons: list[Comparison], *, share: float, seed: int) -> tuple
 
 def collate(comparisons: list[Comparison], *, pad_id: int, device: torch.device) -> Batch:
     """All answers and all pairs of some questions."""
-    prompts, answers, chosen, rejected = [], [], [], []
+    prompts: list[list[int]] = []
+    answers: list[list[int]] = []
+    chosen: list[int] = []
+    rejected: list[int] = []
     for comparison in comparisons:
         first = len(answers)
         prompts += [comparison.prompt] * len(comparison.answers)

@@ -64,8 +64,11 @@ def load_model(folder: Path, *, device: torch.device) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, dtype="auto")
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder} cannot be loaded as a causal language model in safetensors format: {str(error).splitlines()[0]}") from error
+    assert isinstance(model, PreTrainedModel)
     model.requires_grad_(False)
-    return model.to(device).eval()
+    nn.Module.to(model, device)
+    model.eval()
+    return model
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

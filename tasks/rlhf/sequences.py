@@ -48,7 +48,8 @@ def log_probs(model: PreTrainedModel, batch: Sequences, *, temperature: float = 
 
 def _gather(head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float) -> Tensor:
     logits = head(hidden).float() / temperature
-    return logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(dim=1)
+    chosen: Tensor = logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(dim=1)
+    return chosen
 
 
 def values(model: PreTrainedModel, head: nn.Linear, batch: Sequences) -> Tensor:
