@@ -1,0 +1,104 @@
+"""Sampling: the model's own distribution, the scorer's log-probabilities, and rows that do not disturb one another."""
+
+import pytest
+import tiny
+import torch
+from scipy.stats import chisquare
+from transformers import PreTrainedModel
+
+from tasks.rlhf import sampling, sequences
+from tasks.rlhf.sampling import Samples
+
+PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13], [14], [20, 21]]
+
+
+def draw(
+    model: PreTrainedModel, prompts: list[list[int]], *, seed: int = 0, max_tokens: int = 20, temperature: float = 1.0, eos: int = tiny.EOS
+) -> Samples:
+    generator = torch.Generator().manual_seed(seed)
+    return sampling.sample(model, prompts, max_tokens=max_tokens, temperature=temperature, eos_id=eos, pad_id=tiny.PAD, generator=generator)
+
+
+def eager_to_stop(model: PreTrainedModel, rise: float = 4.0) -> PreTrainedModel:
+    """The same model, which ends its answers after a few tokens: the end token's logit is its old one plus ``rise``."""
+    head = model.get_output_embeddings()
+    head.register_forward_hook(lambda module, inputs, output: output + rise * torch.nn.functional.one_hot(torch.tensor(tiny.EOS), output.shape[-1]))
+    return model
+
+
+@pytest.mark.parametrize("kind", tiny.ARCHITECTURES)
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_sampler_and_scorer_agree_on_left_padded_prompts(kind: str, temperature: float) -> None:
+    model = eager_to_stop(tiny.model(kind))
+    samples = draw(model, PROMPTS, temperature=temperature)
+    assert samples.mask.sum(dim=1).unique().numel() > 1  # some end before others
+    answers = [ids[mask].tolist() for ids, mask in zip(samples.ids, samples.mask, strict=True)]
+    batch = sequences.join(PROMPTS, answers, pad_id=tiny.PAD, device=tiny.CPU)
+    with torch.no_grad():
+        scored = sequences.log_probs(model, batch, temperature=temperature)
+    torch.testing.assert_close(samples.logp[samples.mask], scored[batch.response_mask], atol=1e-4, rtol=1e-4)
+
+
+def test_the_end_token_ends_an_answer_and_belongs_to_it() -> None:
+    samples = draw(eager_to_stop(tiny.model()), PROMPTS * 8, max_tokens=12)
+    lengths = samples.mask.sum(dim=1)
+    ended = 0
+    for ids, mask, logp, length in zip(samples.ids, samples.mask, samples.logp, lengths.tolist(), strict=True):
+        assert mask.tolist() == [True] * length + [False] * (len(mask) - length)
+        assert tiny.EOS not in ids[: length - 1]
+        assert ids[length - 1] == tiny.EOS or length == 12
+        assert set(ids[length:].tolist()) <= {tiny.PAD}
+        assert not logp[length:].any()
+        ended += ids[length - 1].item() == tiny.EOS
+    assert 0 < ended < 32
+
+
+def test_sampling_stops_when_every_answer_has_ended() -> None:
+    samples = draw(eager_to_stop(tiny.model(), rise=100.0), PROMPTS, max_tokens=50)
+    assert samples.ids.tolist() == [[tiny.EOS]] * 4
+
+
+def test_samples_follow_the_models_distribution() -> None:
+    model = tiny.model(loud=12.0)
+    num, temperature = 4000, 1.3
+    samples = draw(model, [PROMPTS[0]] * num, max_tokens=1, temperature=temperature)
+    with torch.no_grad():
+        p = (model(torch.tensor([PROMPTS[0]])).logits[0, -1] / temperature).softmax(dim=0)
+    likely = torch.where(p * num >= 5)[0]
+    assert len(likely) >= 10
+    counts = torch.bincount(samples.ids[:, 0], minlength=len(p)).double()
+    observed = torch.cat([counts[likely], (num - counts[likely].sum())[None]])
+    expected = torch.cat([p[likely].double(), (1 - p[likely].double().sum())[None]]) * num
+    assert chisquare(observed.numpy(), (expected / expected.sum() * num).numpy()).pvalue > 1e-3
+    other = (model(torch.tensor([PROMPTS[0]])).logits[0, -1]).softmax(dim=0)  # a test that can tell: temperature 1 does not fit
+    expected = torch.cat([other[likely].double(), (1 - other[likely].double().sum())[None]]) * num
+    assert chisquare(observed.numpy(), (expected / expected.sum() * num).numpy()).pvalue < 1e-6
+
+
+def test_tokens_of_zero_probability_are_never_drawn() -> None:
+    logp = torch.tensor([[-torch.inf, 0.0, -torch.inf]]).repeat(5, 1).log_softmax(dim=1)
+    assert sampling._draw(logp, torch.tensor([0.0, 1e-9, 0.5, 0.999, 1 - 2**-24])).tolist() == [1] * 5
+
+
+def test_an_answer_does_not_depend_on_when_others_end() -> None:
+    model = eager_to_stop(tiny.model())
+    free = draw(model, PROMPTS)
+    endless = draw(model, PROMPTS, eos=-1)  # nobody ends
+    assert free.ids.shape[1] <= endless.ids.shape[1]
+    for row in range(4):
+        length = int(free.mask[row].sum())
+        assert free.ids[row, :length].tolist() == endless.ids[row, :length].tolist()
+
+
+def test_an_answer_does_not_depend_on_what_others_ask() -> None:
+    model = eager_to_stop(tiny.model())
+    before = draw(model, PROMPTS)
+    after = draw(model, [PROMPTS[0], [7] * 11, [3, 4], PROMPTS[3]])
+    for row in (0, 3):
+        assert before.ids[row][before.mask[row]].tolist() == after.ids[row][after.mask[row]].tolist()
+
+
+def test_the_seed_decides() -> None:
+    model = tiny.model()
+    assert torch.equal(draw(model, PROMPTS, seed=3).ids, draw(model, PROMPTS, seed=3).ids)
+    assert not torch.equal(draw(model, PROMPTS, seed=3).ids, draw(model, PROMPTS, seed=4).ids)
