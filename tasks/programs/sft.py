@@ -28,6 +28,10 @@ def train(job: SftJob, run: Run) -> None:
     models.check_head(base)
     models.check_context(base, job.text.max_prompt_tokens + job.text.max_answer_tokens)
     documents = _documents(job, tokenizer, run)
+    if len(documents) < 2:
+        raise InputError("The fine-tuning split has fewer than two questions: raise data.finetune_share or give more data.")
+    if settings.block_tokens < (longest := max(len(d.ids) for d in documents)):
+        raise InputError(f"sft.block_tokens={settings.block_tokens} would cut the end off an answer: the longest document has {longest} tokens.")
     held_out = pack(documents[::HELD_OUT], block_tokens=settings.block_tokens, pad_id=tokenizer.pad_token_id)
     blocks = pack([d for i, d in enumerate(documents) if i % HELD_OUT], block_tokens=settings.block_tokens, pad_id=tokenizer.pad_token_id)
     leak = packing_leak(base, held_out)
@@ -103,8 +107,9 @@ def held_out_loss(model: PreTrainedModel, blocks: Blocks, device: torch.device) 
 
 @torch.no_grad()
 def packing_leak(model: PreTrainedModel, blocks: Blocks) -> float:
-    """Largest difference between hidden states of the first block and those of its documents run alone, relative to their size."""
-    ids, positions = blocks.input_ids[:1].to(model.device), blocks.position_ids[:1].to(model.device)
+    """Largest difference between hidden states of the fullest block and those of its documents run alone, relative to their size."""
+    row = (blocks.position_ids == 0).sum(dim=1).argmax()[None]  # a block of one document could not leak
+    ids, positions = blocks.input_ids[row].to(model.device), blocks.position_ids[row].to(model.device)
     packed = models.hidden_states(model, ids, positions)[0]
     starts = [*torch.where(positions[0] == 0)[0].tolist(), ids.shape[1]]
     alone = torch.cat([models.hidden_states(model, ids[:, a:b])[0] for a, b in pairwise(starts)])
