@@ -45,7 +45,7 @@ def train(job: DpoJob, run: Run) -> None:
         run.rewind(start)
 
     # 3. Optimizer steps.
-    model.train()
+    adapters.train_mode(model)
     for step in range(start, total):
         devices.seed_step(job.seed, step + 1)
         rate = schedules.learning_rate(step, peak=settings.learning_rate, total=total, warmup=round(settings.warmup_share * total), shape="linear")

@@ -54,7 +54,7 @@ def train(job: RewardJob, run: Run) -> None:
         run.rewind(start)
 
     # 3. Optimizer steps: each answer of a question goes through the model once, all its pairs share the step.
-    model.train()
+    adapters.train_mode(model)
     for step in range(start, total):
         devices.seed_step(job.seed, step + 1)
         rate = schedules.learning_rate(step, peak=settings.learning_rate, total=total, warmup=round(settings.warmup_share * total), shape="linear")

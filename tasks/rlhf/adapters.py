@@ -58,19 +58,25 @@ def active(model: PeftModel, name: str | None) -> Iterator[PreTrainedModel]:
     """The base model computing with adapter ``name``; None is the bare base, bit for bit."""
     base = model.get_base_model()
     assert isinstance(base, PreTrainedModel)
+    wanted = [(p, p.requires_grad) for p in model.parameters()]  # peft's switches change these as well
     if name is None:
-        trainable = [p for p in model.parameters() if p.requires_grad]
         with model.disable_adapter():
             yield base
-        for parameter in trainable:
-            parameter.requires_grad_(True)
+        for parameter, flag in wanted:
+            parameter.requires_grad_(flag)
         return
     if model.active_adapters != [name]:
-        trainable = [p for p in model.parameters() if p.requires_grad]
         model.set_adapter(name, inference_mode=True)
-        for parameter in trainable:
-            parameter.requires_grad_(True)
+        for parameter, flag in wanted:
+            parameter.requires_grad_(flag)
     yield base
+
+
+def train_mode(model: PeftModel) -> None:
+    """Switch on the adapters' own dropout only: the base's would blur the reference, and old and new probabilities would differ by chance."""
+    for name, module in model.eval().named_modules():
+        if name.endswith(".lora_dropout"):
+            module.train()
 
 
 def tensors(model: PeftModel, name: str) -> dict[str, Tensor]:
