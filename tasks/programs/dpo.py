@@ -42,7 +42,7 @@ def train(job: DpoJob, run: Run) -> None:
     if (checkpoint := checkpoints.latest(run.checkpoints)) is not None:
         start = checkpoint.step
         checkpoints.restore_training(parameters, optimizer, checkpoint.tensors)
-        run.rewind(start)
+    run.rewind(start)
 
     # 3. Optimizer steps.
     adapters.train_mode(model)

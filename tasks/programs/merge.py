@@ -39,6 +39,7 @@ def merge(job: MergeJob, run: Run) -> None:
     merged.save_pretrained(run.artifact / "model")
     tokenizer.save_pretrained(run.artifact / "model")
     after = probe_logits(models.load_model(run.artifact / "model", device=device), tokenizer)
+    run.rewind(0)
     run.log(1, 1)
     run.finish({f"merge.{name}": value for name, value in drift(before, after).items()})
 

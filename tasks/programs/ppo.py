@@ -69,7 +69,7 @@ def train(job: PpoJob, run: Run) -> None:
         start, kl_coefficient = checkpoint.step, checkpoint.state["kl_coefficient"]
         checkpoints.restore_training(actors.policy, policy_optimizer, checkpoint.tensors)
         checkpoints.restore_training(actors.critic, critic_optimizer, checkpoint.tensors)
-        run.rewind(start)
+    run.rewind(start)
     tolerance = TOLERANCE[actors.model.dtype]
 
     for step in range(start, settings.steps):

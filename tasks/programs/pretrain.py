@@ -45,7 +45,7 @@ def train(job: PretrainJob, run: Run) -> None:
     if (checkpoint := checkpoints.latest(run.checkpoints)) is not None:
         start = checkpoint.step
         checkpoints.restore_training(parameters, optimizer, checkpoint.tensors)
-        run.rewind(start)
+    run.rewind(start)
 
     # 3. Optimizer steps; rows come in a fresh order every pass.
     loss_value = float("nan")

@@ -51,7 +51,7 @@ def train(job: RewardJob, run: Run) -> None:
     if (checkpoint := checkpoints.latest(run.checkpoints)) is not None:
         start = checkpoint.step
         checkpoints.restore_training(parameters, optimizer, checkpoint.tensors)
-        run.rewind(start)
+    run.rewind(start)
 
     # 3. Optimizer steps: each answer of a question goes through the model once, all its pairs share the step.
     adapters.train_mode(model)

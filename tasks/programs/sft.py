@@ -49,7 +49,7 @@ def train(job: SftJob, run: Run) -> None:
     if (checkpoint := checkpoints.latest(run.checkpoints)) is not None:
         start = checkpoint.step
         checkpoints.restore_training(parameters, optimizer, checkpoint.tensors)
-        run.rewind(start)
+    run.rewind(start)
 
     # 3. Optimizer steps.
     model.train()

@@ -12,6 +12,7 @@ def generate(job: SiteJob, run: Run) -> None:
     """Generate the questions and answers about shell commands from the seed."""
     posts = shell_site.generate(num_questions=job.source.num_questions, seed=job.seed)
     count = shell_site.write_posts(posts, run.artifact / "Posts.xml")
+    run.rewind(0)
     run.log(job.source.num_questions, job.source.num_questions)
     run.finish({"site.questions": job.source.num_questions, "site.posts": count})
 

@@ -43,6 +43,7 @@ class Judge:
 
 def evaluate(job: WinrateJob, run: Run) -> None:
     """Compare the trained policies with the SFT model, each other and the data set's chosen answers."""
+    run.rewind(0)  # it starts anew whenever it starts
     device = devices.set_up(run.machine.device, run.machine.threads)
     tokenizer = models.load_tokenizer(run.inputs["model"])
     rows = pq.read_table(run.inputs["data"] / "evaluation.parquet").slice(0, job.winrate.num_questions).to_pylist()
