@@ -81,7 +81,8 @@ def train_mode(model: PeftModel) -> None:
 
 def tensors(model: PeftModel, name: str) -> dict[str, Tensor]:
     """The adapter's weights under peft's file names."""
-    return {key: value.detach().cpu().clone().contiguous() for key, value in get_peft_model_state_dict(model, adapter_name=name).items()}
+    state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)  # "auto" would look the base up on the hub
+    return {key: value.detach().cpu().clone().contiguous() for key, value in state.items()}
 
 
 def save(model: PeftModel, name: str, folder: Path, *, base: str, score: Tensor | None = None) -> None:
