@@ -60,7 +60,7 @@ def train(job: PpoJob, run: Run) -> None:
     tokenizer = models.load_tokenizer(run.inputs["model"])
     questions = _prompts(job, run, tokenizer)
     actors = load_actors(job, run, device)
-    frozen = [p for p in actors.model.parameters() if not p.requires_grad]
+    frozen = [*(p for p in actors.model.parameters() if not p.requires_grad), *actors.reward_head.parameters()]
     frozen_before = step_zero.digest(frozen)
     policy_optimizer = torch.optim.Adam(actors.policy.values(), eps=1e-5)
     critic_optimizer = torch.optim.Adam(actors.critic.values(), eps=1e-5)
@@ -105,7 +105,7 @@ def train(job: PpoJob, run: Run) -> None:
                 critic_optimizer.zero_grad(set_to_none=True)
                 update = accumulate(actors, rollout, advantages, returns, minibatch, settings, micro_batch=run.machine.micro_batch)
                 if step == start and not updates:
-                    step_zero.check_ratio(update.ratio, update.clip_fraction, tolerance=tolerance)
+                    step_zero.check_ratio(update.ratio, update.clip_fraction, update.approx_kl, tolerance=tolerance)
                     step_zero.check_gradients(actors.policy | actors.critic)
                 updates.append(update)
                 if settings.max_step_kl is not None and update.approx_kl > settings.max_step_kl:
@@ -272,6 +272,8 @@ def _check_reward_model(actors: Actors, probes: list[dict[str, object]], device:
 def _prompts(job: PpoJob, run: Run, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Prompts of the RL split in an order drawn from the seed."""
     texts = pq.read_table(run.inputs["data"] / "rl.parquet", columns=["prompt"])["prompt"].to_pylist()
+    if not texts:
+        raise InputError("The rl split has no prompts: raise data.rl_share or give more data.")
     random.Random(job.seed).shuffle(texts)
     return [prompts.encode_prompt(tokenizer, t, template=job.text.template, max_tokens=job.text.max_prompt_tokens) for t in texts]
 

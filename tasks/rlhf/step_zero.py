@@ -1,6 +1,7 @@
 """Checks at the start of policy optimisation. Each failure names its likely cause; passing them rules out the silent mistakes of RLHF."""
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -18,12 +19,13 @@ def check_same(name: str, actual: Tensor, expected: Tensor, *, tolerance: float,
         raise StepZeroError(f"{name} differ by {gap:.3g} (allowed: {tolerance:.3g}). Likely cause: {cause}")
 
 
-def check_ratio(ratio: float, clip_fraction: float, *, tolerance: float) -> None:
-    """The first optimizer step after a rollout sees the very policy that sampled it."""
-    if not (abs(ratio - 1) <= tolerance and clip_fraction == 0):
+def check_ratio(ratio: float, clip_fraction: float, approx_kl: float, *, tolerance: float) -> None:
+    """The first optimizer step after a rollout sees the very policy that sampled it. ``approx_kl`` is half the mean squared log ratio."""
+    gap = max(abs(ratio - 1), math.sqrt(2 * approx_kl))  # ratios off to both sides have mean 1
+    if not (gap <= tolerance and clip_fraction == 0):
         raise StepZeroError(
-            f"The first mini-batch has mean ratio {ratio:.6f} and clip fraction {clip_fraction:.4f} instead of 1 and 0. "
-            "Likely cause: dropout is on, or the rollout was scored with other weights, padding or temperature."
+            f"The first mini-batch has mean ratio {ratio:.6f}, log ratios of size {gap:.3g} and clip fraction {clip_fraction:.4f} instead of 1, 0 "
+            "and 0. Likely cause: dropout is on, or the rollout was scored with other weights, padding or temperature."
         )
 
 
