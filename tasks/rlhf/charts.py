@@ -1,0 +1,166 @@
+"""Charts as inline SVG: plain values in, markup out.
+
+Labels are escaped (markupsafe does it), colours are CSS classes (``s0``, ``s1``, ... for series) that the page defines, and equal values
+give equal bytes. A chart is as wide as its place on the page.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from markupsafe import Markup
+
+WIDTH, HEIGHT = 340, 176
+LEFT, RIGHT, TOP, BOTTOM = 44, 10, 8, 24  # room for the axes' labels
+MOST_POINTS = 400  # a longer curve is averaged down to as many
+
+Point = tuple[float, float]
+
+
+class Curve(NamedTuple):
+    """One line of a chart."""
+
+    label: str
+    points: Sequence[Point]
+
+
+class Frame(NamedTuple):
+    """From values to places on the drawing."""
+
+    x_low: float
+    x_high: float
+    y_low: float
+    y_high: float
+
+    def x(self, value: float) -> float:
+        return LEFT + (value - self.x_low) / (self.x_high - self.x_low) * (WIDTH - LEFT - RIGHT)
+
+    def y(self, value: float) -> float:
+        return HEIGHT - BOTTOM - (value - self.y_low) / (self.y_high - self.y_low) * (HEIGHT - TOP - BOTTOM)
+
+
+def curves(lines: Sequence[Curve], *, title: str, bounds: tuple[float, float] | None = None) -> Markup:
+    """Values by step: the values faintly, their moving average over them. ``bounds`` fixes the vertical axis."""
+    finite = [Curve(label, thin([(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)])) for label, points in lines]
+    everything = [point for curve in finite for point in curve.points]
+    if not everything:
+        return Markup("")
+    frame = _frame(everything, bounds)
+    parts = [_axes(frame)]
+    parts += [_line(frame, number, curve) for number, curve in enumerate(finite) if curve.points]
+    return _drawing(parts, title)
+
+
+def columns(bars: Sequence[tuple[str, float]], *, title: str, unit: str = "") -> Markup:
+    """A histogram: one column per (label, count), side by side in the given order."""
+    if not bars:
+        return Markup("")
+    highest = max(count for _, count in bars) or 1
+    frame = Frame(0, len(bars), 0, highest * 1.05)
+    every = -(-len(bars) // 9)  # at most nine labels fit
+    parts = [_grid(frame)]
+    for number, (label, count) in enumerate(bars):
+        left, right, top = frame.x(number + 0.08), frame.x(number + 0.92), frame.y(count)
+        shape = Markup('<rect class="s0" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" rx="1.5"><title>{}{}: {:,}</title></rect>')
+        parts.append(shape.format(left, top, right - left, HEIGHT - BOTTOM - top, label, unit, count))
+        if number % every == 0:
+            parts.append(_label(frame.x(number + 0.5), HEIGHT - 8, label, "middle"))
+    return _drawing(parts, title)
+
+
+def share_bar(parts: Sequence[tuple[str, float]], *, value: float, low: float, high: float, title: str) -> Markup:
+    """A bar of 0 to 100 % in segments (CSS class, share), with an interval and a tick at one half over it."""
+    shapes, start = [], 0.0
+    for name, share in parts:
+        shapes.append(Markup('<rect class="{}" x="{:.2f}" y="4" width="{:.2f}" height="12"/>').format(name, 100 * start, 100 * share))
+        start += share
+    lines = [("half", 50, 0, 50, 20), ("over", 100 * low, 10, 100 * high, 10), ("over", 100 * low, 5, 100 * low, 15)]
+    lines += [("over", 100 * high, 5, 100 * high, 15), ("mark", 100 * value, 2, 100 * value, 18)]
+    shape = Markup('<line class="{}" x1="{:.2f}" y1="{}" x2="{:.2f}" y2="{}"/>')
+    shapes += [shape.format(*line) for line in lines if all(math.isfinite(number) for number in line[1:])]  # type: ignore[arg-type]
+    opening = Markup('<svg class="share" viewBox="0 0 100 20" preserveAspectRatio="none" role="img" aria-label="{}"><title>{}</title>')
+    return opening.format(title, title) + Markup("").join(shapes) + Markup("</svg>")
+
+
+def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
+    """At most ``most`` points, each the mean of its neighbours."""
+    size = -(-len(points) // most)
+    if size <= 1:
+        return list(points)
+    groups = [points[i : i + size] for i in range(0, len(points), size)]
+    return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
+
+
+def moving_average(points: Sequence[Point]) -> list[Point]:
+    """Centred mean over a twelfth of the points; a short curve stays as it is."""
+    reach = len(points) // 24
+    if len(points) < 40:
+        return list(points)
+    windows = [points[max(0, i - reach) : i + reach + 1] for i in range(len(points))]
+    return [(x, sum(y for _, y in window) / len(window)) for (x, _), window in zip(points, windows, strict=True)]
+
+
+def ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Round numbers from ``low`` to ``high``: 1, 2 or 5 times a power of ten apart, at most about ``most``."""
+    step = 10.0 ** math.floor(math.log10((high - low) / most))
+    step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= most)
+    return [number * step for number in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def short(value: float) -> str:
+    """A tick's label: 0.05, 12, 1.5k, 2M."""
+    for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{suffix}"
+    return f"{value:.3g}".replace("-", "\N{MINUS SIGN}") if abs(value) >= 1e-9 else "0"
+
+
+def _frame(points: Sequence[Point], bounds: tuple[float, float] | None) -> Frame:
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    low, high = bounds or (min(ys), max(ys))
+    if bounds is None:
+        low = 0.0 if 0 < low < 0.6 * high else low
+        high = 0.0 if 0.6 * low < high < 0 else high
+        room = 0.06 * (high - low) or 0.5 * abs(high) or 1.0
+        low, high = (low if low == 0 else low - room), (high if high == 0 and low < 0 else high + room)
+    return Frame(min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1, low, high)
+
+
+def _line(frame: Frame, number: int, curve: Curve) -> Markup:
+    smooth = moving_average(curve.points)
+    path = Markup('<path class="s{}{}" d="{}"/>')
+    raw = path.format(number, " raw", _path(frame, curve.points)) if smooth != list(curve.points) else Markup("")
+    dot = Markup('<circle class="s{}" cx="{:.1f}" cy="{:.1f}" r="2.6"><title>{} {:.4g}</title></circle>')
+    x, y = _path_points(frame, smooth)[-1]
+    return raw + path.format(number, "", _path(frame, smooth)) + dot.format(number, x, y, curve.label, curve.points[-1][1])
+
+
+def _axes(frame: Frame) -> Markup:
+    steps = [tick for tick in ticks(frame.x_low, frame.x_high) if tick == round(tick)]
+    return _grid(frame) + Markup("").join(_label(frame.x(tick), HEIGHT - 8, short(tick), "middle") for tick in steps)
+
+
+def _grid(frame: Frame) -> Markup:
+    line = Markup('<line class="{}" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>')
+    parts = []
+    for tick in ticks(frame.y_low, frame.y_high):
+        y = frame.y(tick)
+        parts += [line.format("grid", LEFT, WIDTH - RIGHT, y, y), _label(LEFT - 6, y + 3.5, short(tick), "end")]
+    return Markup("").join(parts)
+
+
+def _label(x: float, y: float, text: str, anchor: str) -> Markup:
+    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(x, y, anchor, text)
+
+
+def _path(frame: Frame, points: Sequence[Point]) -> str:
+    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in _path_points(frame, points))
+
+
+def _path_points(frame: Frame, points: Sequence[Point]) -> list[Point]:
+    return [(frame.x(x), frame.y(min(max(y, frame.y_low), frame.y_high))) for x, y in points]
+
+
+def _drawing(parts: Sequence[Markup], title: str) -> Markup:
+    opening = Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(WIDTH, HEIGHT, title)
+    return opening + Markup("").join(parts) + Markup("</svg>")

@@ -1,0 +1,159 @@
+"""What the report draws of each stage's metrics, and one sentence on how to read it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from markupsafe import Markup
+
+from tasks.rlhf.charts import Curve, curves
+
+
+class Panel(NamedTuple):
+    """One chart: the metrics it shows with their labels; metrics that a stage did not log are left out."""
+
+    title: str
+    metrics: Mapping[str, str]
+    note: str
+    bounds: tuple[float, float] | None = None
+    only_if_it_moves: bool = False
+
+
+class Chart(NamedTuple):
+    """A drawn panel; ``legend`` holds each curve's label and last value."""
+
+    title: str
+    note: str
+    legend: list[tuple[str, str]]
+    drawing: Markup
+
+
+TITLES = {
+    "pretrain": ("Base model", "A small Llama, trained from scratch on the fine-tuning questions and all their answers."),
+    "sft": ("Supervised fine-tuning", "A LoRA adapter on the best answer of each question."),
+    "merge": ("Merge", "The adapter folded into the base; every later stage starts from the result."),
+    "reward": ("Reward model", "Learns from pairs of answers which one the voters preferred."),
+    "ppo": ("PPO", "The policy samples answers, the reward model scores them, a KL penalty keeps it near the SFT model."),
+    "dpo": ("DPO", "Learns from the same pairs without a reward model; the SFT model is its reference."),
+}
+
+PANELS: dict[str, tuple[Panel, ...]] = {
+    "pretrain": (Panel("Loss", {"loss": "loss"}, "Cross-entropy of the next token in nats; it should fall and level off."),),
+    "sft": (Panel("Loss", {"loss": "loss"}, "Cross-entropy of the answers' tokens in nats; e raised to it is the perplexity."),),
+    "reward": (
+        Panel("Loss", {"loss": "loss"}, "Log-loss of the preferred answer; guessing costs 0.693."),
+        Panel("Accuracy", {"accuracy": "accuracy"}, "Share of the batch's pairs ordered as the votes do; guessing gets one half.", (0, 1)),
+    ),
+    "ppo": (
+        Panel(
+            "Reward",
+            {"reward": "reward"},
+            "Normalised score of the sampled answers: 0 is an average reference answer, 1 a standard deviation better.",
+        ),
+        Panel(
+            "KL from the SFT model",
+            {"kl": "k1", "kl_k3": "k3"},
+            "How far the policy has moved, in nats a response; two estimators (k1 unbiased, k3 never negative) that should agree.",
+        ),
+        Panel("Entropy", {"entropy_estimate": "entropy"}, "Nats a token the policy is undecided by; a collapse to 0 means it repeats itself."),
+        Panel("Length", {"length": "tokens"}, "Mean tokens of an answer; a steady climb often means that length, not quality, is rewarded."),
+        Panel("Ended answers", {"ended": "share"}, "Share of answers that end by themselves before the length limit.", (0, 1)),
+        Panel(
+            "Clip fraction",
+            {"clip_fraction": "policy"},
+            "Share of tokens whose probability moved past the clip range in an update; 0.05 to 0.3 is usual.",
+        ),
+        Panel("Update size", {"approx_kl": "KL"}, "KL of an update from the policy that sampled, in nats a token; large values mean steps too long."),
+        Panel("Value loss", {"value_loss": "loss"}, "Half the squared error of the critic's forecast of the return."),
+        Panel(
+            "Explained variance",
+            {"explained_variance": "share"},
+            "Share of the returns' variance that the critic foresees; 1 is perfect, below 0 worse than none.",
+        ),
+        Panel("KL coefficient", {"kl_coefficient": "beta"}, "Weight of the KL penalty, as the controller set it to reach its target.", None, True),
+        Panel("Skipped updates", {"skipped": "updates"}, "Updates left out because the policy had moved too far from the sampler.", None, True),
+    ),
+    "dpo": (
+        Panel("Loss", {"loss": "loss"}, "Log-loss of the preferred answer under the implicit reward; it starts at 0.693."),
+        Panel("Accuracy", {"accuracy": "accuracy"}, "Share of pairs that the implicit reward orders as the votes do.", (0, 1)),
+        Panel(
+            "Implicit reward",
+            {"margin": "margin", "chosen_reward": "preferred"},
+            "Preferred minus other answer, which should grow, and preferred alone; below 0 that became less likely than under SFT.",
+        ),
+    ),
+}
+
+FACTS = {
+    "pretrain.loss": "last training loss",
+    "pretrain.parameters": "parameters",
+    "sft.held_out_loss": "held-out loss",
+    "sft.perplexity": "held-out perplexity",
+    "sft.packing_leak": "leak between packed documents",
+    "merge.drift_max": "largest change of a logit",
+    "merge.drift_mean": "mean change of a logit",
+    "merge.top1_agreement": "tokens with the same likeliest successor",
+    "reward.mean": "mean reward of reference answers",
+    "reward.std": "their standard deviation",
+    "reward_accuracy.votes": "held-out pairs ordered as the votes",
+    "reward_accuracy.longer_wins": "the longer answer wins",
+    "ppo.rollout_reward": "reward of the last batch",
+    "ppo.rollout_kl": "KL of the last batch",
+    "ppo.rollout_length": "tokens of its answers",
+    "ppo.rollout_ended": "of them ended by themselves",
+    "dpo.held_out_loss": "held-out loss",
+    "dpo.implicit_accuracy": "held-out pairs ordered as the votes",
+}
+SHARES = ("agreement", "accuracy", "ended", "wins", "win_rate")
+
+
+def draw(stage: str, lines: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    """The charts of a stage's logged steps."""
+    drawn = []
+    for panel in PANELS.get(stage, ()):
+        found = [Curve(label, [(line["step"], line[name]) for line in lines if name in line]) for name, label in panel.metrics.items()]
+        found = [curve for curve in found if curve.points]
+        if panel.only_if_it_moves and len({y for curve in found for _, y in curve.points}) < 2:
+            continue
+        if drawing := curves(found, title=f"{stage}: {panel.title}", bounds=panel.bounds):
+            drawn.append(Chart(panel.title, panel.note, [(curve.label, number(curve.points[-1][1])) for curve in found], drawing))
+    return drawn
+
+
+def facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Figures of a stage's summary with a readable name."""
+    return [(FACTS.get(name, name.partition(".")[2].replace("_", " ")), figure(name, value)) for name, value in metrics.items()]
+
+
+def figure(name: str, value: Any) -> str:
+    """A metric as text, with its interval where it has one; shares in per cent."""
+    is_share = any(word in name for word in SHARES)
+    if isinstance(value, Mapping):
+        return (
+            f"{percent(value['value'])} ({span(value)})"
+            if is_share
+            else f"{number(value['value'])} ({number(value['low'])} to {number(value['high'])})"
+        )
+    return percent(value) if is_share else number(value)
+
+
+def span(rate: Mapping[str, Any]) -> str:
+    """The interval of a share: 64.1 to 72.0 %."""
+    return f"{100 * rate['low']:.1f} to {percent(rate['high'])}"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%" if math.isfinite(share) else "–"
+
+
+def number(value: Any) -> str:
+    """A number with about three digits that matter; '–' for none."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return "–" if value is None or isinstance(value, float) else str(value)
+    if isinstance(value, int) or abs(value) >= 1000:
+        text = f"{value:,.0f}"
+    elif value and abs(value) < 0.001:
+        text = f"{value:.1e}".replace("e-0", "e-")
+    else:
+        text = f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}" if abs(value) < 100 else f"{value:.1f}"
+    return text.replace("-", "\N{MINUS SIGN}")
