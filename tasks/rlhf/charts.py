@@ -77,7 +77,7 @@ def share_bar(parts: Sequence[tuple[str, float]], *, value: float, low: float, h
     lines = [("half", 50, 0, 50, 20), ("over", 100 * low, 10, 100 * high, 10), ("over", 100 * low, 5, 100 * low, 15)]
     lines += [("over", 100 * high, 5, 100 * high, 15), ("mark", 100 * value, 2, 100 * value, 18)]
     shape = Markup('<line class="{}" x1="{:.2f}" y1="{}" x2="{:.2f}" y2="{}"/>')
-    shapes += [shape.format(*line) for line in lines if all(math.isfinite(number) for number in line[1:])]  # type: ignore[arg-type]
+    shapes += [shape.format(*line) for line in lines if all(math.isfinite(number) for number in line[1:])]
     opening = Markup('<svg class="share" viewBox="0 0 100 20" preserveAspectRatio="none" role="img" aria-label="{}"><title>{}</title>')
     return opening.format(title, title) + Markup("").join(shapes) + Markup("</svg>")
 
