@@ -85,7 +85,7 @@ def _texts(run: Run) -> list[str]:
 
 
 def _documents(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[Document]:
-    ids = tokenizer(texts)["input_ids"]
+    ids = tokenizer(texts, split_special_tokens=True)["input_ids"]
     return [Document([*row, tokenizer.eos_token_id], [True] * (len(row) + 1)) for row in ids]
 
 

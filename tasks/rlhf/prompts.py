@@ -55,10 +55,11 @@ def _prompt_ids(tokenizer: PreTrainedTokenizerBase, question: str, template: Tem
         if not tokenizer.chat_template:
             raise InputError("This model's tokenizer has no chat template: use text.template=question-answer.")
         chat = tokenizer.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True, tokenize=False)
-        return _ids(tokenizer, str(chat))
-    ids = list(tokenizer(f"Question: {question}\n\n{_ANCHOR}")["input_ids"])
+        return list(tokenizer(str(chat), add_special_tokens=False)["input_ids"])
+    ids = list(tokenizer(f"Question: {question}\n\n{_ANCHOR}", split_special_tokens=True)["input_ids"])
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    """Ids of plain text: a post that writes "</s>" means these characters and not the end token."""
+    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
