@@ -75,7 +75,7 @@ def _stage(name: str, folder: Path, metrics: Mapping[str, Any]) -> dict[str, Any
 
 
 def _data_charts(card: Mapping[str, Any]) -> list[panels.Chart]:
-    scores = [(str(row["score"]), row["count"]) for row in card["scores"]]
+    scores = [(charts.short(row["score"]), row["count"]) for row in card["scores"]]
     drawn = [
         panels.Chart(
             "Answer scores", "round(log2(1 + votes)), one more if accepted, −1 if voted down.", [], charts.columns(scores, title="Answer scores")
