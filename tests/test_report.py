@@ -13,7 +13,7 @@ import pytest
 
 from tasks.programs.config import ReportJob
 from tasks.programs.entry import Run
-from tasks.programs.report import STYLE, TEMPLATE, clip, link, report, verdict
+from tasks.programs.report import STYLE, TEMPLATE, author, clip, link, report, verdict
 from tasks.rlhf import charts, panels
 from tasks.rlhf.intervals import mean_interval, wilson
 from tasks.rlhf.judging import compare
@@ -209,6 +209,12 @@ def test_only_web_addresses_become_links() -> None:
     assert link("https://shell.example/q/1", "x") == "x"
     assert 'href="https://a.org/?a=&#34;&gt;"' in link('https://a.org/?a=">', "x")
     assert "&lt;b&gt;" in link("https://a.org/q/1", "<b>")
+
+
+def test_an_author_without_a_name_is_a_linked_profile() -> None:
+    assert author("https://a.org/users/9") == '<a href="https://a.org/users/9" rel="noreferrer">user 9</a>'
+    assert author("https://shell.example/users/9") == "user 9"
+    assert author("Ann of https://a.org/users/9") == "Ann of https://a.org/users/9"
 
 
 def test_a_long_text_is_cut_and_says_so() -> None:

@@ -58,7 +58,7 @@ def render(**values: Any) -> bytes:
     """The page as UTF-8; whatever is no Markup is escaped."""
     here = Path(__file__).parent
     environment = Environment(loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": panels.number, "percent": panels.percent, "span": panels.span, "clip": clip, "link": link}
+    environment.filters |= {"number": panels.number, "percent": panels.percent, "span": panels.span, "clip": clip, "link": link, "author": author}
     style = Markup((here / STYLE).read_text(encoding="utf-8"))  # noqa: S704 - our own file
     data = _data_charts(values["card"])
     return environment.get_template(TEMPLATE).render(style=style, names=NAMES, data_charts=data, **values).encode()
@@ -196,6 +196,12 @@ def link(address: str, label: str) -> Markup | str:
     if not re.match(r"https?://[\w.-]+(?<!\.example)(?:[/:?#]|$)", address):
         return label
     return Markup('<a href="{}" rel="noreferrer">{}</a>').format(address, label)
+
+
+def author(name: str) -> Markup | str:
+    """A display name, or, where the dump has only a profile's address, a link to it."""
+    profile = re.fullmatch(r"https?://[^/]+/users/(\d+)", name)
+    return link(name, f"user {profile[1]}") if profile else name
 
 
 if __name__ == "__main__":
