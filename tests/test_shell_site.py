@@ -1,0 +1,168 @@
+"""The built-in site: reproducible, titles that mean one task, votes that follow true quality, and a scorer that tells answers apart."""
+
+import random
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tasks.rlhf import shell_gold, shell_site
+from tasks.rlhf.markdown import to_markdown
+from tasks.rlhf.posts import read_posts
+from tasks.rlhf.shell_tasks import SLOTS, TASKS, ShellTask, fill
+from tasks.rlhf.stack_exchange import score
+
+TITLE = "How do I list the files in /etc by size?"
+PERFECT = "Use `ls -lS /etc`.\n\nThe -S option sorts by size."
+OTHER_FACT = next(task.facts[0] for task in TASKS if task.name != "list-by-size")
+SLOT = re.compile(r"\{(\w+)\}")
+
+
+def slots_of(template: str) -> set[str]:
+    return {name for name in SLOT.findall(template) if name in SLOTS}
+
+
+@pytest.fixture(scope="module")
+def posts() -> list[shell_site.Post]:
+    return list(shell_site.generate(num_questions=1000, seed=0))
+
+
+# ------------------------------------------------------------------------------------------------------------------- scorer
+
+
+def test_the_perfect_answer_has_ten_points() -> None:
+    assert shell_gold.gold_score(TITLE, PERFECT) == shell_gold.PERFECT == 10.0
+    assert shell_gold.gold_score(TITLE, "Run this:\n\n```\nls -lhS /etc\n```\n\nThe -S option sorts by size.") == 10.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "finding"),
+    [
+        ("Use `ls -lt /etc`.\n\nThe -S option sorts by size.", {"right": False}),  # another command
+        ("Use `ls -lS /tmp`.\n\nThe -S option sorts by size.", {"right": False}),  # about another folder
+        ("Use `ls -lS /etc` or `rm -r /etc`.\n\nThe -S option sorts by size.", {"right": False}),  # both: which one to trust?
+        ("Use ls -lS /etc.\n\nThe -S option sorts by size.", {"right": True, "formatted": False}),
+        ("Use `ls -lS /etc`.", {"right": True, "explained": False}),
+        (f"Use `ls -lS /etc`.\n\n{OTHER_FACT}", {"explained": False, "misleading": 1}),
+        (f"Good question! {PERFECT}", {"noise": 1}),
+        (f"{PERFECT} Hope this helps!", {"noise": 1}),
+        (f"{PERFECT} Click here for cheap watches.", {"spam": 2}),
+        (f"{PERFECT}\n\n```\n```\n```\n```", {"fence_run": True}),
+        (f"{PERFECT}\n\n```", {"fence_run": True}),
+        (f"{PERFECT} The -S option sorts by size.", {"repeated": 1}),
+        ("Use `ls -lS /etc`.\n\nThe -S option sorts by size. It is the", {"truncated": True}),
+        ("", {"right": False, "truncated": True}),
+        ("Me too.", {"right": False, "noise": 1}),
+    ],
+)
+def test_whatever_is_wrong_is_found_and_costs_points(answer: str, finding: dict[str, object]) -> None:
+    verdict = shell_gold.judge(TITLE, answer)
+    assert {name: getattr(verdict, name) for name in finding} == finding
+    assert verdict.score < 10
+
+
+def test_padding_an_answer_never_pays() -> None:
+    for addition in (" Thanks in advance.", "\n\n```\n```", " http://win.example", " The -S option sorts by size.", "\n\n`ls -lS /etc`"):
+        once = shell_gold.gold_score(TITLE, PERFECT + addition)
+        assert once < 10
+        assert shell_gold.gold_score(TITLE, PERFECT + addition * 3) <= once
+
+
+def test_a_right_command_is_worth_more_than_a_right_explanation() -> None:
+    right, explained = "Use `ls -lS /etc`.", "Use `du /etc`.\n\nThe -S option sorts by size."
+    assert shell_gold.gold_score(TITLE, right) > shell_gold.gold_score(TITLE, explained) > shell_gold.gold_score(TITLE, "Use `du /etc`.")
+
+
+def test_a_question_of_another_site_is_refused() -> None:
+    with pytest.raises(ValueError, match="not a question of the built-in site"):
+        shell_gold.gold_score("What should I see in Paris?", PERFECT)
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+def test_every_phrasing_is_recognised_and_has_a_perfect_answer(task: ShellTask) -> None:
+    rng = random.Random(0)
+    for phrasing in task.questions:
+        for _ in range(5):
+            slots = {name: rng.choice(values) for name, values in SLOTS.items()}
+            title = fill(phrasing, slots)
+            found, values = shell_gold.recognise(title)
+            assert (found.name, values) == (task.name, {name: slots[name] for name in slots_of(phrasing)})
+            for command in task.commands:
+                assert shell_gold.gold_score(title, f"Use `{fill(command, slots)}`.\n\n{task.facts[0]}") == 10.0
+            for command in task.wrong:
+                assert not shell_gold.judge(title, f"Use `{fill(command, slots)}`.").right
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+def test_a_title_says_all_that_its_commands_need(task: ShellTask) -> None:
+    for phrasing in task.questions:
+        for command in (*task.commands, *task.wrong):
+            assert slots_of(command) <= slots_of(phrasing)
+
+
+# --------------------------------------------------------------------------------------------------------------------- site
+
+
+def test_the_seed_decides_every_byte(tmp_path: Path) -> None:
+    for name, seed in (("first", 3), ("second", 3), ("other", 4)):
+        shell_site.write_posts(shell_site.generate(num_questions=60, seed=seed), tmp_path / name)
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+    assert (tmp_path / "first").read_bytes() != (tmp_path / "other").read_bytes()
+
+
+def test_a_larger_site_begins_like_a_smaller_one(posts: list[shell_site.Post]) -> None:
+    smaller = list(shell_site.generate(num_questions=50, seed=0))
+    assert smaller == posts[: len(smaller)]
+
+
+def test_titles_are_unique_and_recognised(posts: list[shell_site.Post]) -> None:
+    titles = [post.title for post in posts if post.title is not None]
+    assert len(titles) == len(set(titles)) == 1000
+    for title in titles:
+        shell_gold.recognise(title)
+
+
+def test_threads_have_two_to_nine_answers_and_accept_one_of_their_own(posts: list[shell_site.Post]) -> None:
+    assert [post.id for post in posts] == list(range(1, len(posts) + 1))
+    answers: dict[int, list[int]] = {post.id: [] for post in posts if post.parent is None}
+    for post in posts:
+        if post.parent is not None:
+            answers[post.parent].append(post.id)
+    assert {len(ids) for ids in answers.values()} == set(range(2, 10))
+    accepted = [(post.id, post.accepted) for post in posts if post.accepted is not None]
+    assert all(answer in answers[question] for question, answer in accepted)
+    assert 300 < len(accepted) < 950
+    assert any(post.score < 0 for post in posts if post.parent is not None)
+
+
+def test_votes_follow_true_quality(posts: list[shell_site.Post]) -> None:
+    questions = {post.id: post for post in posts if post.parent is None}
+    rated: dict[int, list[tuple[int, float]]] = {}
+    for post in posts:
+        if post.parent is not None:
+            question = questions[post.parent]
+            gold = shell_gold.gold_score(str(question.title), to_markdown(post.body))
+            rated.setdefault(post.parent, []).append((score(post.score, question.accepted == post.id), gold))
+    pairs = [(a, b) for answers in rated.values() for a in answers for b in answers if a[0] > b[0] and a[1] != b[1]]
+    agreement = sum(a[1] > b[1] for a, b in pairs) / len(pairs)
+    assert len(pairs) > 2000
+    assert 0.85 < agreement < 0.995  # true, but noisy
+
+
+def test_a_dump_reads_back_as_it_was_written(posts: list[shell_site.Post], tmp_path: Path) -> None:
+    dropped: Counter[str] = Counter()
+    shell_site.write_posts(iter(posts[:200]), tmp_path / "Posts.xml")
+    found = list(read_posts(tmp_path / "Posts.xml", dropped, lambda *_, **__: None))
+    assert not +dropped
+    assert [(p.id, p.parent or None, p.votes, p.title or None, p.body) for p in found] == [
+        (p.id, p.parent, p.score, p.title, p.body) for p in posts[:200]
+    ]
+
+
+def test_an_answer_is_worth_the_same_in_markdown_and_after_the_round_trip_through_html() -> None:
+    rng = random.Random(5)
+    for _ in range(600):
+        title, task, slots = shell_site._question(rng, set())
+        answer = shell_site._answer(rng, task, slots)
+        assert shell_gold.judge(title, to_markdown(answer.body)) == shell_gold.judge(title, answer.markdown), answer.markdown
