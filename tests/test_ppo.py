@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tasks.programs import ppo, pretrain, reward
-from tasks.programs.config import InputError, PpoJob, PretrainJob, RewardJob
+from tasks.programs import ppo, reward
+from tasks.programs.config import InputError, PpoJob, RewardJob
 from tasks.programs.entry import Run
 from tasks.programs.ppo import Actors, Rollout
 from tasks.rlhf import adapters, checkpoints, models, rewards, sampling, sequences, step_zero
@@ -34,11 +34,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Data, a base that has learnt to end its answers, and a reward model on it."""
     root = tmp_path_factory.mktemp("ppo")
     data = tiny.data_folder(root / "data", 40)
-    base = {"vocabulary": tiny.VOCABULARY, "hidden_size": 32, "num_layers": 2, "num_heads": 2, "context": 96, "steps": 200, "batch_size": 6}
-    run = Run(tiny.prepare(root / "base", "pretrain", {"seed": 0, "base": base}, {"data": data}))
-    pretrain.train(PretrainJob.model_validate(run.record), run)
+    model = tiny.taught_folder(root / "base", data)
     job = {"seed": 0, "text": TEXT, "reward": {"lora": LORA, "max_steps": 8}}
-    model = run.artifact / "model"
     run = Run(tiny.prepare(root / "reward", "reward", job, {"data": data, "model": model}))
     reward.train(RewardJob.model_validate(run.record), run)
     return {"data": data, "model": model, "reward": run.artifact}
@@ -52,9 +49,15 @@ def started(inputs: dict[str, Path], tmp_path: Path) -> Start:
     """A PPO job of 8 rollouts a batch and its folder, changed as asked."""
 
     def prepared(
-        name: str = "ppo", *, machine: dict[str, Any] | None = None, given: dict[str, Path] | None = None, **changed: Any
+        name: str = "ppo",
+        *,
+        machine: dict[str, Any] | None = None,
+        given: dict[str, Path] | None = None,
+        text: dict[str, int] | None = None,
+        **changed: Any,
     ) -> tuple[PpoJob, Run]:
-        job = {"seed": 0, "text": TEXT, "ppo": {"lora": LORA, "steps": 2, "rollouts": 8, "minibatch": 4, "epochs": 2} | changed}
+        settings = {"lora": LORA, "steps": 2, "rollouts": 8, "minibatch": 4, "epochs": 2} | changed
+        job = {"seed": 0, "text": TEXT | (text or {}), "ppo": settings}
         run = Run(tiny.prepare(tmp_path / name, "ppo", job, inputs | (given or {}), **(machine or {})))
         return PpoJob.model_validate(run.record), run
 
@@ -144,7 +147,7 @@ def test_policy_and_critic_do_not_touch_each_other(batch: tuple[Any, ...]) -> No
 
 
 def test_a_rollout_is_what_the_four_roles_say(started: Start) -> None:
-    job, run = started(missing_eos_reward=-7.0, temperature=0.8)
+    job, run = started(missing_eos_reward=-7.0, temperature=0.8, text={"max_answer_tokens": 16})  # too short for some answers
     tokenizer = models.load_tokenizer(run.inputs["model"])
     actors = ppo.load_actors(job, run, tiny.CPU)
     torch.manual_seed(3)
@@ -334,6 +337,24 @@ def test_a_run_trains_the_policy_and_leaves_its_artifact(started: Start) -> None
         assert any(value.any() for key, value in weights.items() if "lora_B" in key)
     summary = json.loads((run.artifact / "summary.json").read_text())
     assert summary["metrics"]["ppo.rollout_reward"] == steps[-1]["reward"]
+
+
+def test_every_step_begins_without_gradients_and_every_pass_takes_each_rollout_once(started: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, run = started(steps=2, epochs=3)
+    honest = ppo.accumulate
+    taken: list[int] = []
+
+    def watched(actors: Actors, *args: Any, **kwargs: Any) -> ppo.Update:
+        assert all(parameter.grad is None for parameter in (actors.policy | actors.critic).values())
+        taken.extend(args[3].tolist())
+        return honest(actors, *args, **kwargs)
+
+    monkeypatch.setattr(ppo, "accumulate", watched)
+    ppo.train(job, run)
+    passes = [taken[i : i + 8] for i in range(0, len(taken), 8)]
+    assert len(passes) == 6
+    assert all(sorted(order) == list(range(8)) for order in passes)
+    assert len(set(map(tuple, passes))) == 6
 
 
 def test_equal_jobs_give_equal_bytes(started: Start) -> None:

@@ -26,6 +26,8 @@ from transformers import (
 
 from tasks.rlhf.models import train_tokenizer
 
+torch.set_num_threads(1)  # at this size threads only wait for each other
+
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 VOCABULARY, WIDTH, CONTEXT = 320, 32, 128
@@ -78,6 +80,22 @@ def base_folder(folder: Path, kind: str = "llama") -> Path:
     return folder
 
 
+def taught_folder(folder: Path, data: Path, *, steps: int = 100) -> Path:
+    """A base that has learnt to answer like the data and, mostly, to end its answers."""
+    words, made = tokenizer(), model(loud=1.0).train().requires_grad_(True)
+    texts = [f"Question: {row['prompt']}\n\nAnswer: {row['answer']}" for row in pq.read_table(data / "finetune.parquet").to_pylist()]
+    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor([*words(t)["input_ids"], EOS]) for t in texts], batch_first=True, padding_value=PAD)
+    optimizer = torch.optim.AdamW(made.parameters(), lr=1e-2)
+    for step in range(steps):
+        rows = ids[torch.arange(8 * step, 8 * step + 8) % len(ids)]
+        made(rows, labels=rows.masked_fill(rows == PAD, -100)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    made.eval().save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
 def data_folder(folder: Path, num_questions: int = 24) -> Path:
     """The tables of the data stage; good answers name what the question names, and are shorter."""
     rng = random.Random(1)
@@ -89,7 +107,7 @@ def data_folder(folder: Path, num_questions: int = 24) -> Path:
         bad = text(rng, rng.randint(5, 9))
         common = {"question_id": id, "prompt": prompt}
         rows["finetune"].append(common | {"answer": good[0]})
-        rows["corpus"] += [common | {"answer": answer} for answer in (*good, bad)]
+        rows["corpus"] += [common | {"answer": answer, "score": score} for answer, score in ((good[0], 2), (good[1], 2), (bad, 0))]
         rows["reward"] += [common | {"chosen": answer, "rejected": bad} for answer in good]
         rows["rl"].append(common)
     folder.mkdir(parents=True)
