@@ -22,7 +22,7 @@ class ShellSite(Settings):
     """The built-in question-and-answer site about shell commands, generated from the run's seed."""
 
     kind: Literal["shell-site"] = "shell-site"
-    num_questions: int = Field(6000, ge=50, le=2_000_000, description="Questions to generate.")
+    num_questions: int = Field(2800, ge=50, le=2_000_000, description="Questions to generate.")
 
 
 class StackExchangeDump(Settings):
@@ -42,9 +42,9 @@ class Data(Settings):
     max_pairs: int = Field(10, ge=1, le=1000, description="Most comparison pairs kept per question.")
     min_answer_chars: int = Field(1, ge=1, description="Shorter answers (characters of Markdown) are dropped and counted.")
     max_answer_chars: int = Field(20_000, ge=1, description="Longer answers (characters of Markdown) are dropped and counted.")
-    finetune_share: float = Field(0.4, ge=0, le=1, description="Share of the questions for fine-tuning (and pretraining of the built-in base).")
-    reward_share: float = Field(0.3, ge=0, le=1, description="Share of the questions for reward modelling and DPO.")
-    rl_share: float = Field(0.2, ge=0, le=1, description="Share of the questions whose prompts PPO answers; the rest is for evaluation.")
+    finetune_share: float = Field(0.36, ge=0, le=1, description="Share of the questions for fine-tuning (and pretraining of the built-in base).")
+    reward_share: float = Field(0.36, ge=0, le=1, description="Share of the questions for reward modelling and DPO.")
+    rl_share: float = Field(0.12, ge=0, le=1, description="Share of the questions whose prompts PPO answers; the rest is for evaluation.")
 
     @model_validator(mode="after")
     def _room_for_evaluation(self) -> Self:
@@ -62,12 +62,12 @@ class BuiltinBase(Settings):
     kind: Literal["builtin"] = "builtin"
     vocabulary: int = Field(1024, ge=300, le=65_536, description="Tokens of the byte-level BPE tokenizer, special ones included.")
     hidden_size: int = Field(128, ge=16, le=4096, description="Width of the residual stream.")
-    num_layers: int = Field(4, ge=1, le=64, description="Transformer layers.")
+    num_layers: int = Field(3, ge=1, le=64, description="Transformer layers.")
     num_heads: int = Field(4, ge=1, le=64, description="Attention heads; must divide the hidden size.")
     context: int = Field(128, ge=32, le=8192, description="Context length in tokens.")
-    steps: int = Field(600, ge=1, description="Optimizer steps.")
-    batch_size: int = Field(16, ge=1, description="Blocks of one context length per optimizer step.")
-    learning_rate: float = Field(3e-3, gt=0, le=1, description="Peak AdamW learning rate.")
+    steps: int = Field(1100, ge=1, description="Optimizer steps.")
+    batch_size: int = Field(8, ge=1, description="Blocks of one context length per optimizer step.")
+    learning_rate: float = Field(4e-3, gt=0, le=1, description="Peak AdamW learning rate.")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -93,8 +93,8 @@ class Text(Settings):
     template: Literal["question-answer", "chat"] = Field(
         "question-answer", description="'Question: ... Answer: ...', or the tokenizer's chat template."
     )
-    max_prompt_tokens: int = Field(64, ge=8, le=131_072, description="Longer prompts lose text from the end of the question.")
-    max_answer_tokens: int = Field(64, ge=1, le=131_072, description="Longest answer, its end token included; PPO samples at most as many.")
+    max_prompt_tokens: int = Field(48, ge=8, le=131_072, description="Longer prompts lose text from the end of the question.")
+    max_answer_tokens: int = Field(56, ge=1, le=131_072, description="Longest answer, its end token included; PPO samples at most as many.")
 
 
 class Lora(Settings):
@@ -118,7 +118,7 @@ class Sft(Settings):
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps, whatever the epochs say.")
     batch_size: int = Field(8, ge=1, description="Packed blocks per optimizer step.")
     block_tokens: int = Field(256, ge=32, description="Tokens of a packed block; documents inside it do not see each other.")
-    learning_rate: float = Field(1e-3, gt=0, le=1, description="Peak AdamW learning rate.")
+    learning_rate: float = Field(2e-3, gt=0, le=1, description="Peak AdamW learning rate.")
     warmup_share: float = Field(0.05, ge=0, lt=1, description="Share of the steps over which the learning rate rises; then cosine to 0.")
 
 
@@ -132,10 +132,10 @@ class Reward(Settings):
     """Pairwise reward model."""
 
     lora: Lora = Lora(rank=8, alpha=32)
-    epochs: float = Field(1.0, gt=0, le=100, description="Passes over the training pairs.")
+    epochs: float = Field(1.5, gt=0, le=100, description="Passes over the training pairs.")
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps, whatever the epochs say.")
     batch_size: int = Field(8, ge=1, description="Questions per optimizer step, each with all its pairs; an answer is forwarded once.")
-    learning_rate: float = Field(1e-3, gt=0, le=1, description="Peak AdamW learning rate of adapter and head.")
+    learning_rate: float = Field(2e-3, gt=0, le=1, description="Peak AdamW learning rate of adapter and head.")
     warmup_share: float = Field(0.05, ge=0, lt=1, description="Share of the steps over which the learning rate rises; then linear to 0.")
     held_out_share: float = Field(0.05, gt=0, lt=1, description="Share of the reward split's questions kept for the accuracy figure.")
 
@@ -144,11 +144,11 @@ class Ppo(Settings):
     """Proximal policy optimisation with a KL penalty towards the SFT model."""
 
     lora: Lora = Lora(rank=16, alpha=32)
-    steps: int = Field(16, ge=1, description="Rollout batches.")
+    steps: int = Field(20, ge=1, description="Rollout batches.")
     rollouts: int = Field(64, ge=2, description="Answers sampled per rollout batch.")
     epochs: int = Field(4, ge=1, le=100, description="Passes over each rollout batch, each in a fresh order.")
     minibatch: int = Field(32, ge=1, description="Rollouts per optimizer step.")
-    learning_rate: float = Field(1e-3, gt=0, le=1, description="AdamW learning rate of policy and critic, linear to 0.")
+    learning_rate: float = Field(2e-3, gt=0, le=1, description="Adam learning rate of policy and critic, linear to 0.")
     kl_coefficient: float = Field(0.05, ge=0, description="Weight of the KL penalty (the initial one when it adapts).")
     kl_target: float | None = Field(None, gt=0, description="Nats per response the adaptive KL controller aims at; null keeps the weight fixed.")
     kl_horizon: int = Field(10_000, ge=1, description="Rollouts over which the adaptive controller corrects.")

@@ -44,7 +44,7 @@ PROMPT = {"question_id": pa.int64(), "prompt": TEXT}
 PAIR = {"chosen": TEXT, "rejected": TEXT, "chosen_score": INTEGER, "rejected_score": INTEGER}
 COLUMNS = {
     "finetune": PROMPT | {"answer": TEXT, "score": INTEGER} | ABOUT_QUESTION | _about("answer"),
-    "corpus": PROMPT | {"answer": TEXT} | ABOUT_QUESTION | _about("answer"),
+    "corpus": PROMPT | {"answer": TEXT, "score": INTEGER} | ABOUT_QUESTION | _about("answer"),
     "reward": PROMPT | PAIR | ABOUT_QUESTION | _about("chosen") | _about("rejected"),
     "rl": PROMPT | ABOUT_QUESTION,
     "evaluation": PROMPT | {"answers": TEXTS, "scores": pa.list_(INTEGER), "best": INTEGER} | ABOUT_QUESTION | _about("answer", TEXTS),

@@ -3,6 +3,8 @@
 python -m tasks.programs.pretrain DIR        inputs: data        artifact: model/ (a Hugging Face folder), summary.json
 """
 
+import random
+
 import pyarrow.parquet as pq
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -19,9 +21,13 @@ def train(job: PretrainJob, run: Run) -> None:
     device = devices.set_up(run.machine.device, run.machine.threads)
 
     # 1. Tokenizer and packed blocks; one block is held out.
-    texts = _texts(run)
-    tokenizer = models.train_tokenizer(texts, vocabulary=settings.vocabulary)
-    blocks = pack(_documents(tokenizer, texts), block_tokens=settings.context, pad_id=tokenizer.pad_token_id)
+    corpus = pq.read_table(run.inputs["data"] / "corpus.parquet", columns=["prompt", "answer", "score"]).to_pylist()
+    random.Random(job.seed).shuffle(corpus)  # answers to one question would share a block, and a batch would hold few questions
+    texts = [f"Question: {row['prompt']}\n\nAnswer: {row['answer']}" for row in corpus]
+    tokenizer = models.train_tokenizer([*texts, *(_footer(row["score"]) for row in corpus)], vocabulary=settings.vocabulary)
+    blocks = pack(
+        _documents(tokenizer, texts, [_footer(row["score"]) for row in corpus]), block_tokens=settings.context, pad_id=tokenizer.pad_token_id
+    )
     rows = len(blocks.labels)
 
     # 2. Model and optimizer.
@@ -79,14 +85,15 @@ def train(job: PretrainJob, run: Run) -> None:
     )
 
 
-def _texts(run: Run) -> list[str]:
-    corpus = pq.read_table(run.inputs["data"] / "corpus.parquet", columns=["prompt", "answer"]).to_pylist()
-    return [f"Question: {row['prompt']}\n\nAnswer: {row['answer']}" for row in corpus]
+def _footer(score: int) -> str:
+    """What a page shows below an answer: behind the end token, so no sampled answer reaches it, but the model learns to weigh what it read."""
+    return f" Score: {score}"
 
 
-def _documents(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[Document]:
-    ids = tokenizer(texts, split_special_tokens=True)["input_ids"]
-    return [Document([*row, tokenizer.eos_token_id], [True] * (len(row) + 1)) for row in ids]
+def _documents(tokenizer: PreTrainedTokenizerBase, texts: list[str], footers: list[str]) -> list[Document]:
+    ids, ends = (tokenizer(part, split_special_tokens=True)["input_ids"] for part in (texts, footers))
+    documents = [[*text, tokenizer.eos_token_id, *end] for text, end in zip(ids, ends, strict=True)]
+    return [Document(document, [True] * len(document)) for document in documents]
 
 
 if __name__ == "__main__":

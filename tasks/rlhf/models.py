@@ -53,6 +53,7 @@ def new_llama(*, vocabulary: int, hidden_size: int, num_layers: int, num_heads: 
         eos_token_id=eos_id,
         bos_token_id=eos_id,
         tie_word_embeddings=True,
+        initializer_range=hidden_size**-0.5,  # the usual 0.02 suits wide models; here it delays copying by hundreds of steps
     )
     return LlamaForCausalLM(config)
 

@@ -24,7 +24,7 @@ class Verdict(NamedTuple):
     """What the gold scorer found in one answer."""
 
     right: bool  # does what the question asks, and shows no other command
-    formatted: bool  # the command stands in code
+    formatted: bool  # a command stands in code
     explained: bool  # a true sentence about the right command
     misleading: int  # sentences that explain another task's command
     noise: int
@@ -36,8 +36,8 @@ class Verdict(NamedTuple):
     @property
     def score(self) -> float:
         """Points: 10 for a perfect answer; may be negative."""
-        worth = 5.0 * self.right + 2.0 * (self.right and self.formatted) + 3.0 * self.explained
-        return worth - 2.0 * self.misleading - self.noise - 5.0 * self.spam - 4.0 * self.fence_run - self.repeated - 2.0 * self.truncated
+        worth = 5.0 * self.right + 2.0 * self.formatted + 3.0 * self.explained
+        return worth - 2.0 * self.misleading - 2.0 * self.noise - 5.0 * self.spam - 4.0 * self.fence_run - self.repeated - 2.0 * self.truncated
 
 
 def gold_score(question: str, answer: str) -> float:
@@ -52,12 +52,12 @@ def judge(question: str, answer: str) -> Verdict:
     accepted = {fill(command, slots) for command in task.commands}
     code, fence_run = _code(answer)
     prose = _unescape(re.sub(r"```.*?(```|$)|`[^`\n]*`", " ", answer, flags=re.DOTALL)).lower()
-    formatted = bool(code) and all(piece in accepted for piece in code)
+    shown = bool(code) and all(piece in accepted for piece in code)
     plain = not code and any(_states(_unescape(answer), command) for command in accepted)
     sentences = [s for s in re.split(r"(?<=[.!?])\s+", prose.strip()) if len(s) > 8]
     return Verdict(
-        right=formatted or plain,
-        formatted=formatted,
+        right=shown or plain,
+        formatted=bool(code),
         explained=any(fact.lower() in prose for fact in task.facts),
         misleading=sum(fact.lower() in prose for fact in _all_facts() - set(task.facts)),
         noise=sum(phrase in prose for phrase in NOISE),
