@@ -13,9 +13,12 @@ from tasks.rlhf.posts import read_posts
 from tasks.rlhf.shell_tasks import SLOTS, TASKS, ShellTask, fill
 from tasks.rlhf.stack_exchange import score
 
-TITLE = "How do I list the files in /etc by size?"
-PERFECT = "Use `ls -lS /etc`.\n\nThe -S option sorts by size."
-OTHER_FACT = next(task.facts[0] for task in TASKS if task.name != "list-by-size")
+# Any task of the catalogue does for the scorer's golden cases.
+TASK, OTHER_TASK = TASKS[0], TASKS[1]
+VALUES, OTHER_VALUES = ({name: values[place] for name, values in SLOTS.items()} for place in (0, 1))
+TITLE, FACT, OTHER_FACT = fill(TASK.questions[0], VALUES), TASK.facts[0], OTHER_TASK.facts[0]
+RIGHT, WRONG, CARELESS = fill(TASK.commands[0], VALUES), fill(TASK.wrong[0], VALUES), fill(TASK.commands[0], OTHER_VALUES)
+PERFECT = f"Use `{RIGHT}`.\n\n{FACT}"
 SLOT = re.compile(r"\{(\w+)\}")
 
 
@@ -33,28 +36,29 @@ def posts() -> list[shell_site.Post]:
 
 def test_the_perfect_answer_has_ten_points() -> None:
     assert shell_gold.gold_score(TITLE, PERFECT) == shell_gold.PERFECT == 10.0
-    assert shell_gold.gold_score(TITLE, "Run this:\n\n```\nls -lhS /etc\n```\n\nThe -S option sorts by size.") == 10.0
+    assert shell_gold.gold_score(TITLE, f"Run this:\n\n```\n{RIGHT}\n```\n\n{FACT}") == 10.0
 
 
 @pytest.mark.parametrize(
     ("answer", "finding"),
     [
-        ("Use `ls -lt /etc`.\n\nThe -S option sorts by size.", {"right": False}),  # another command
-        ("Use `ls -lS /tmp`.\n\nThe -S option sorts by size.", {"right": False}),  # about another folder
-        ("Use `ls -lS /etc` or `rm -r /etc`.\n\nThe -S option sorts by size.", {"right": False}),  # both: which one to trust?
-        ("Use ls -lS /etc.\n\nThe -S option sorts by size.", {"right": True, "formatted": False}),
-        ("Use `ls -lS /etc`.", {"right": True, "explained": False}),
-        (f"Use `ls -lS /etc`.\n\n{OTHER_FACT}", {"explained": False, "misleading": 1}),
+        (f"Use `{WRONG}`.\n\n{FACT}", {"right": False}),
+        (f"Use `{CARELESS}`.\n\n{FACT}", {"right": False}),  # the right command about something else
+        (f"Use `{RIGHT}` or `rm -r /etc`.\n\n{FACT}", {"right": False}),  # both: which one to trust?
+        (f"Use {RIGHT}.\n\n{FACT}", {"right": True, "formatted": False}),
+        (f"Use `{RIGHT}`.", {"right": True, "explained": False}),
+        (f"Use `{RIGHT}`.\n\n{OTHER_FACT}", {"explained": False, "misleading": 1}),
         (f"Good question! {PERFECT}", {"noise": 1}),
         (f"{PERFECT} Hope this helps!", {"noise": 1}),
         (f"{PERFECT} Click here for cheap watches.", {"spam": 2}),
         (f"{PERFECT}\n\n```\n```\n```\n```", {"fence_run": True}),
         (f"{PERFECT}\n\n```", {"fence_run": True}),
-        (f"{PERFECT} The -S option sorts by size.", {"repeated": 1}),
-        ("Use `ls -lS /etc`.\n\nThe -S option sorts by size. It is the", {"truncated": True}),
+        (f"{PERFECT} {FACT}", {"repeated": 1}),
+        (f"{PERFECT} It is the", {"truncated": True}),
         ("", {"right": False, "truncated": True}),
         ("Me too.", {"right": False, "noise": 1}),
     ],
+    ids=lambda case: ", ".join(case) if isinstance(case, dict) else "",
 )
 def test_whatever_is_wrong_is_found_and_costs_points(answer: str, finding: dict[str, object]) -> None:
     verdict = shell_gold.judge(TITLE, answer)
@@ -63,15 +67,15 @@ def test_whatever_is_wrong_is_found_and_costs_points(answer: str, finding: dict[
 
 
 def test_padding_an_answer_never_pays() -> None:
-    for addition in (" Thanks in advance.", "\n\n```\n```", " http://win.example", " The -S option sorts by size.", "\n\n`ls -lS /etc`"):
+    for addition in (" Thanks in advance.", "\n\n```\n```", " http://win.example", f" {FACT}", f"\n\n`{RIGHT}`"):
         once = shell_gold.gold_score(TITLE, PERFECT + addition)
         assert once < 10
         assert shell_gold.gold_score(TITLE, PERFECT + addition * 3) <= once
 
 
 def test_a_right_command_is_worth_more_than_a_right_explanation() -> None:
-    right, explained = "Use `ls -lS /etc`.", "Use `du /etc`.\n\nThe -S option sorts by size."
-    assert shell_gold.gold_score(TITLE, right) > shell_gold.gold_score(TITLE, explained) > shell_gold.gold_score(TITLE, "Use `du /etc`.")
+    right, explained, neither = (shell_gold.gold_score(TITLE, a) for a in (f"Use `{RIGHT}`.", f"Use `{WRONG}`.\n\n{FACT}", f"Use `{WRONG}`."))
+    assert 10 > right > explained > neither
 
 
 def test_a_question_of_another_site_is_refused() -> None:
