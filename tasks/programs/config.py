@@ -61,12 +61,12 @@ class BuiltinBase(Settings):
 
     kind: Literal["builtin"] = "builtin"
     vocabulary: int = Field(1024, ge=300, le=65_536, description="Tokens of the byte-level BPE tokenizer, special ones included.")
-    hidden_size: int = Field(128, ge=16, le=4096, description="Width of the residual stream.")
-    num_layers: int = Field(3, ge=1, le=64, description="Transformer layers.")
+    hidden_size: int = Field(192, ge=16, le=4096, description="Width of the residual stream.")
+    num_layers: int = Field(2, ge=1, le=64, description="Transformer layers.")
     num_heads: int = Field(4, ge=1, le=64, description="Attention heads; must divide the hidden size.")
-    context: int = Field(128, ge=32, le=8192, description="Context length in tokens.")
-    steps: int = Field(1100, ge=1, description="Optimizer steps.")
-    batch_size: int = Field(8, ge=1, description="Blocks of one context length per optimizer step.")
+    context: int = Field(192, ge=32, le=8192, description="Context length in tokens.")
+    steps: int = Field(850, ge=1, description="Optimizer steps.")
+    batch_size: int = Field(6, ge=1, description="Blocks of one context length per optimizer step.")
     learning_rate: float = Field(4e-3, gt=0, le=1, description="Peak AdamW learning rate.")
 
     @model_validator(mode="after")
@@ -132,7 +132,7 @@ class Reward(Settings):
     """Pairwise reward model."""
 
     lora: Lora = Lora(rank=8, alpha=32)
-    epochs: float = Field(1.5, gt=0, le=100, description="Passes over the training pairs.")
+    epochs: float = Field(2.0, gt=0, le=100, description="Passes over the training pairs.")
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps, whatever the epochs say.")
     batch_size: int = Field(8, ge=1, description="Questions per optimizer step, each with all its pairs; an answer is forwarded once.")
     learning_rate: float = Field(2e-3, gt=0, le=1, description="Peak AdamW learning rate of adapter and head.")
@@ -144,9 +144,9 @@ class Ppo(Settings):
     """Proximal policy optimisation with a KL penalty towards the SFT model."""
 
     lora: Lora = Lora(rank=16, alpha=32)
-    steps: int = Field(20, ge=1, description="Rollout batches.")
+    steps: int = Field(18, ge=1, description="Rollout batches.")
     rollouts: int = Field(64, ge=2, description="Answers sampled per rollout batch.")
-    epochs: int = Field(4, ge=1, le=100, description="Passes over each rollout batch, each in a fresh order.")
+    epochs: int = Field(3, ge=1, le=100, description="Passes over each rollout batch, each in a fresh order.")
     minibatch: int = Field(32, ge=1, description="Rollouts per optimizer step.")
     learning_rate: float = Field(2e-3, gt=0, le=1, description="Adam learning rate of policy and critic, linear to 0.")
     kl_coefficient: float = Field(0.05, ge=0, description="Weight of the KL penalty (the initial one when it adapts).")
@@ -165,6 +165,12 @@ class Ppo(Settings):
     temperature: float = Field(1.0, gt=0, le=10, description="Divides the logits in sampling and scoring alike.")
     missing_eos_reward: float = Field(-3.0, description="Replaces the normalised score of a response without an end token.")
 
+    @model_validator(mode="after")
+    def _no_dropout(self) -> Self:
+        if self.lora.dropout:
+            raise ValueError("lora.dropout must be 0: with dropout the first ratio is not 1")
+        return self
+
 
 class Dpo(Settings):
     """Direct preference optimisation (Rafailov et al. 2023)."""
@@ -175,7 +181,7 @@ class Dpo(Settings):
     epochs: float = Field(1.0, gt=0, le=100, description="Passes over the training pairs.")
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps, whatever the epochs say.")
     batch_size: int = Field(8, ge=1, description="Questions per optimizer step, each with all its pairs; an answer is forwarded once.")
-    learning_rate: float = Field(5e-4, gt=0, le=1, description="Peak AdamW learning rate, linear to 0.")
+    learning_rate: float = Field(2e-3, gt=0, le=1, description="Peak AdamW learning rate, linear to 0.")
     warmup_share: float = Field(0.05, ge=0, lt=1, description="Share of the steps over which the learning rate rises; then linear to 0.")
     held_out_share: float = Field(0.05, gt=0, lt=1, description="Share of the reward split's questions kept for the accuracy figure.")
 
@@ -189,7 +195,7 @@ class Winrate(Settings):
 
 
 class Machine(Settings):
-    """What does not change a result: never part of a key."""
+    """What does not change a result but by rounding (and, with micro-batches, SFT's dropout masks): never part of a key."""
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where programs compute.")
     threads: int = Field(0, ge=0, description="CPU threads per program; 0 takes every core.")

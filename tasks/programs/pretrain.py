@@ -20,7 +20,7 @@ def train(job: PretrainJob, run: Run) -> None:
     settings = job.base
     device = devices.set_up(run.machine.device, run.machine.threads)
 
-    # 1. Tokenizer and packed blocks; one block is held out.
+    # 1. Tokenizer and packed blocks.
     corpus = pq.read_table(run.inputs["data"] / "corpus.parquet", columns=["prompt", "answer", "score"]).to_pylist()
     random.Random(job.seed).shuffle(corpus)  # answers to one question would share a block, and a batch would hold few questions
     texts = [f"Question: {row['prompt']}\n\nAnswer: {row['answer']}" for row in corpus]

@@ -30,6 +30,7 @@ def train(job: RewardJob, run: Run) -> None:
     # 1. Comparisons, grouped by question; some questions are held out.
     tokenizer = models.load_tokenizer(run.inputs["model"])
     base = models.load_model(run.inputs["model"], device=device)
+    models.check_context(base, text.max_prompt_tokens + text.max_answer_tokens)
     lengths = {"max_prompt_tokens": text.max_prompt_tokens, "max_answer_tokens": text.max_answer_tokens}
     rows = pq.read_table(run.inputs["data"] / "reward.parquet", columns=["question_id", "prompt", "chosen", "rejected"]).to_pylist()
     encoded = comparisons.encode(rows, tokenizer, template=text.template, **lengths)

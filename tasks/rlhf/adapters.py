@@ -88,7 +88,7 @@ def tensors(model: PeftModel, name: str) -> dict[str, Tensor]:
 def save(model: PeftModel, name: str, folder: Path, *, base: str, score: Tensor | None = None) -> None:
     """Write adapter ``name`` as peft does; ``base`` says what it belongs to, ``score`` (1, D) is a reward model's head.
 
-    With a score head the folder is a SEQ_CLS adapter that peft's ``AutoPeftModelForSequenceClassification`` reads with num_labels=1.
+    With a score head the folder is a SEQ_CLS adapter that ``PeftModel.from_pretrained`` puts on a sequence classification model with num_labels=1.
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = tensors(model, name)
