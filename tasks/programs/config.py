@@ -61,12 +61,12 @@ class BuiltinBase(Settings):
 
     kind: Literal["builtin"] = "builtin"
     vocabulary: int = Field(1024, ge=300, le=65_536, description="Tokens of the byte-level BPE tokenizer, special ones included.")
-    hidden_size: int = Field(192, ge=16, le=4096, description="Width of the residual stream.")
-    num_layers: int = Field(2, ge=1, le=64, description="Transformer layers.")
+    hidden_size: int = Field(128, ge=16, le=4096, description="Width of the residual stream.")
+    num_layers: int = Field(3, ge=1, le=64, description="Transformer layers.")
     num_heads: int = Field(4, ge=1, le=64, description="Attention heads; must divide the hidden size.")
     context: int = Field(192, ge=32, le=8192, description="Context length in tokens.")
-    steps: int = Field(850, ge=1, description="Optimizer steps.")
-    batch_size: int = Field(6, ge=1, description="Blocks of one context length per optimizer step.")
+    steps: int = Field(950, ge=1, description="Optimizer steps.")
+    batch_size: int = Field(5, ge=1, description="Blocks of one context length per optimizer step.")
     learning_rate: float = Field(4e-3, gt=0, le=1, description="Peak AdamW learning rate.")
 
     @model_validator(mode="after")
@@ -132,7 +132,7 @@ class Reward(Settings):
     """Pairwise reward model."""
 
     lora: Lora = Lora(rank=8, alpha=32)
-    epochs: float = Field(2.0, gt=0, le=100, description="Passes over the training pairs.")
+    epochs: float = Field(1.5, gt=0, le=100, description="Passes over the training pairs.")
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps, whatever the epochs say.")
     batch_size: int = Field(8, ge=1, description="Questions per optimizer step, each with all its pairs; an answer is forwarded once.")
     learning_rate: float = Field(2e-3, gt=0, le=1, description="Peak AdamW learning rate of adapter and head.")
@@ -144,7 +144,7 @@ class Ppo(Settings):
     """Proximal policy optimisation with a KL penalty towards the SFT model."""
 
     lora: Lora = Lora(rank=16, alpha=32)
-    steps: int = Field(18, ge=1, description="Rollout batches.")
+    steps: int = Field(15, ge=1, description="Rollout batches.")
     rollouts: int = Field(64, ge=2, description="Answers sampled per rollout batch.")
     epochs: int = Field(3, ge=1, le=100, description="Passes over each rollout batch, each in a fresh order.")
     minibatch: int = Field(32, ge=1, description="Rollouts per optimizer step.")
@@ -181,7 +181,7 @@ class Dpo(Settings):
     epochs: float = Field(1.0, gt=0, le=100, description="Passes over the training pairs.")
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps, whatever the epochs say.")
     batch_size: int = Field(8, ge=1, description="Questions per optimizer step, each with all its pairs; an answer is forwarded once.")
-    learning_rate: float = Field(2e-3, gt=0, le=1, description="Peak AdamW learning rate, linear to 0.")
+    learning_rate: float = Field(8e-4, gt=0, le=1, description="Peak AdamW learning rate, linear to 0.")
     warmup_share: float = Field(0.05, ge=0, lt=1, description="Share of the steps over which the learning rate rises; then linear to 0.")
     held_out_share: float = Field(0.05, gt=0, lt=1, description="Share of the reward split's questions kept for the accuracy figure.")
 

@@ -32,12 +32,15 @@ class Judge:
     @torch.no_grad()
     def scores(self, answers: Encoded, batch_size: int) -> list[float]:
         """Normalised reward of each (prompt, answer)."""
-        scored: list[float] = []
+        scored = [0.0] * len(answers)
+        by_length = sorted(range(len(answers)), key=lambda i: len(answers[i][0]) + len(answers[i][1]))  # little padding
         with adapters.active(self.model, "reward") as base:
             for first in range(0, len(answers), batch_size):
-                prompt_ids, answer_ids = zip(*answers[first : first + batch_size], strict=True)
-                batch = sequences.join(list(prompt_ids), list(answer_ids), pad_id=self.pad_id, device=base.device)
-                scored += ((sequences.scores(base, self.head, batch) - self.record["mean"]) / self.record["std"]).tolist()
+                rows = by_length[first : first + batch_size]
+                batch = sequences.join([answers[i][0] for i in rows], [answers[i][1] for i in rows], pad_id=self.pad_id, device=base.device)
+                score = (sequences.scores(base, self.head, batch) - self.record["mean"]) / self.record["std"]
+                for row, value in zip(rows, score.tolist(), strict=True):
+                    scored[row] = value
         return scored
 
 
