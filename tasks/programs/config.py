@@ -42,9 +42,9 @@ class Data(Settings):
     max_pairs: int = Field(10, ge=1, le=1000, description="Most comparison pairs kept per question.")
     min_answer_chars: int = Field(1, ge=1, description="Shorter answers (characters of Markdown) are dropped and counted.")
     max_answer_chars: int = Field(20_000, ge=1, description="Longer answers (characters of Markdown) are dropped and counted.")
-    finetune_share: float = Field(0.36, ge=0, le=1, description="Share of the questions for fine-tuning (and pretraining of the built-in base).")
+    finetune_share: float = Field(0.35, ge=0, le=1, description="Share of the questions for fine-tuning (and pretraining of the built-in base).")
     reward_share: float = Field(0.36, ge=0, le=1, description="Share of the questions for reward modelling and DPO.")
-    rl_share: float = Field(0.12, ge=0, le=1, description="Share of the questions whose prompts PPO answers; the rest is for evaluation.")
+    rl_share: float = Field(0.11, ge=0, le=1, description="Share of the questions whose prompts PPO answers; the rest is for evaluation.")
 
     @model_validator(mode="after")
     def _room_for_evaluation(self) -> Self:
@@ -200,7 +200,7 @@ class Machine(Settings):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where programs compute.")
     threads: int = Field(0, ge=0, description="CPU threads per program; 0 takes every core.")
     micro_batch: int = Field(0, ge=0, description="Rows per forward and backward; 0 takes the optimizer step's batch whole.")
-    checkpoint_steps: int = Field(20, ge=1, description="Optimizer steps (PPO: rollout batches, a fifth as many) between checkpoints.")
+    checkpoint_steps: int = Field(50, ge=1, description="Optimizer steps between checkpoints; for PPO a tenth as many rollout batches.")
 
 
 # ----------------------------------------------------------------------------------------------------------------------- pipeline

@@ -138,7 +138,7 @@ def train(job: PpoJob, run: Run) -> None:
             kl_coefficient = rewards.adapt_kl_coefficient(
                 kl_coefficient, k1, target=settings.kl_target, horizon=settings.kl_horizon, num_rollouts=settings.rollouts
             )
-        if (step + 1) % max(1, run.machine.checkpoint_steps // 5) == 0:
+        if (step + 1) % max(1, run.machine.checkpoint_steps // 10) == 0:
             state = checkpoints.training_tensors(actors.policy, policy_optimizer) | checkpoints.training_tensors(actors.critic, critic_optimizer)
             checkpoints.save(run.checkpoints, step + 1, state, {"kl_coefficient": kl_coefficient})
 

@@ -1,0 +1,98 @@
+"""What `make bench` prints: rates of the hot paths beside their floors, each the median of several rounds in one run.
+
+python -m tests.bench
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+import torch
+from transformers import LlamaForCausalLM
+
+from tasks.programs.sft import block_loss
+from tasks.rlhf import adapters, models, sampling, shell_site
+from tasks.rlhf.packing import IGNORE, Document, pack
+
+ROUNDS = 9
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def median(work: Callable[[], object]) -> float:
+    """Median seconds of ``work`` after two rounds of warm-up."""
+    seconds = []
+    for _ in range(ROUNDS + 2):
+        started = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[2:])
+
+
+def show(what: str, rate: float, unit: str, note: str = "") -> None:
+    print(f"{what:<44} {rate:>12,.0f} {unit:<10} {note}", flush=True)
+
+
+def demo_model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return models.new_llama(vocabulary=1024, hidden_size=128, num_layers=3, num_heads=4, context=256, pad_id=0, eos_id=1)
+
+
+def training() -> None:
+    """An SFT step on packed blocks against a bare forward and backward of the same adapters over as many tokens."""
+    base = demo_model().requires_grad_(False)
+    model = adapters.attach(base, "sft", adapters.lora_config(rank=16, alpha=32, dropout=0.0, targets="all-linear"))
+    parameters = adapters.parameters(model, "sft")
+    optimizer = torch.optim.AdamW(parameters.values(), lr=1e-4)
+    documents = [Document(torch.randint(2, 1024, (36,)).tolist(), [False] * 16 + [True] * 20) for _ in range(56)]
+    blocks = pack(documents, block_tokens=256, pad_id=0)
+    count, rows, tokens = int((blocks.labels != IGNORE).sum()), torch.arange(len(blocks.labels)), blocks.labels.numel()
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        block_loss(base, blocks, rows, torch.device("cpu"), count=count).backward()
+        torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+        optimizer.step()
+
+    def floor() -> None:
+        models.hidden_states(base, blocks.input_ids).sum().backward()
+
+    ours, bare = median(step), median(floor)
+    show("bare forward-backward, LoRA r 16", tokens / bare, "tokens/s")
+    show("SFT step, packed", tokens / ours, "tokens/s", f"{bare / ours:.0%} of the bare rate")
+
+
+def sampler() -> None:
+    """Sampling 64 answers of 48 tokens; the floor is one forward pass over the same tokens at once."""
+    base = demo_model().requires_grad_(False).eval()
+    prompts = [torch.randint(2, 1024, (20,)).tolist() for _ in range(64)]
+    seconds = median(lambda: sampling.sample(base, prompts, max_tokens=48, temperature=1.0, eos_id=-1, pad_id=0))
+    with torch.no_grad():
+        bare = median(lambda: base(torch.randint(2, 1024, (64, 68)), use_cache=False))
+    show("sampling, 64 rows", 64 * 48 / seconds, "tokens/s", f"{seconds / bare:.0f} x one forward pass over them")
+
+
+def programs() -> None:
+    """The data stage on 2,000 generated questions, start-up included, and the start-up of a training program."""
+    with tempfile.TemporaryDirectory() as folder:
+        posts = Path(folder, "Posts.xml")
+        count = shell_site.write_posts(shell_site.generate(num_questions=2000, seed=0), posts)
+        job = {"stage": "data", "job": {"seed": 0, "source": {"kind": "stack-exchange", "path": str(posts)}, "data": {}}}
+        Path(folder, "job.json").write_text(json.dumps(job | {"inputs": {"posts": str(posts)}, "machine": {}}))
+        seconds = median(lambda: subprocess.run([sys.executable, "-m", "tasks.programs.data", folder], check=True, cwd=ROOT))
+        show("data stage, whole process", count / seconds, "posts/s", f"{count:,} posts in {seconds:.1f} s")
+    seconds = median(lambda: subprocess.run([sys.executable, "-c", "import tasks.programs.ppo"], check=True, cwd=ROOT))
+    show("start of a training program", seconds * 1000, "ms", "imports alone")
+
+
+if __name__ == "__main__":
+    training()
+    sampler()
+    programs()
