@@ -132,7 +132,7 @@ class Reward(Settings):
     """Pairwise reward model."""
 
     lora: Lora = Lora(rank=8, alpha=32)
-    epochs: float = Field(1.5, gt=0, le=100, description="Passes over the training pairs.")
+    epochs: float = Field(2.5, gt=0, le=100, description="Passes over the training pairs.")
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps, whatever the epochs say.")
     batch_size: int = Field(8, ge=1, description="Questions per optimizer step, each with all its pairs; an answer is forwarded once.")
     learning_rate: float = Field(2e-3, gt=0, le=1, description="Peak AdamW learning rate of adapter and head.")
@@ -144,7 +144,7 @@ class Ppo(Settings):
     """Proximal policy optimisation with a KL penalty towards the SFT model."""
 
     lora: Lora = Lora(rank=16, alpha=32)
-    steps: int = Field(15, ge=1, description="Rollout batches.")
+    steps: int = Field(18, ge=1, description="Rollout batches.")
     rollouts: int = Field(64, ge=2, description="Answers sampled per rollout batch.")
     epochs: int = Field(3, ge=1, le=100, description="Passes over each rollout batch, each in a fresh order.")
     minibatch: int = Field(32, ge=1, description="Rollouts per optimizer step.")
@@ -176,12 +176,12 @@ class Dpo(Settings):
     """Direct preference optimisation (Rafailov et al. 2023)."""
 
     lora: Lora = Lora(rank=16, alpha=32)
-    beta: float = Field(0.1, gt=0, description="Strength of the pull towards the reference.")
+    beta: float = Field(0.3, gt=0, description="Strength of the pull towards the reference.")
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="Share of labels assumed flipped (cDPO).")
     epochs: float = Field(1.0, gt=0, le=100, description="Passes over the training pairs.")
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps, whatever the epochs say.")
     batch_size: int = Field(8, ge=1, description="Questions per optimizer step, each with all its pairs; an answer is forwarded once.")
-    learning_rate: float = Field(8e-4, gt=0, le=1, description="Peak AdamW learning rate, linear to 0.")
+    learning_rate: float = Field(5e-4, gt=0, le=1, description="Peak AdamW learning rate, linear to 0.")
     warmup_share: float = Field(0.05, ge=0, lt=1, description="Share of the steps over which the learning rate rises; then linear to 0.")
     held_out_share: float = Field(0.05, gt=0, lt=1, description="Share of the reward split's questions kept for the accuracy figure.")
 
