@@ -35,7 +35,7 @@ QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 # Threads wait for each other by spinning this often and then sleep. On a quiet machine that is as fast as OpenMP's own choice; beside other work,
-# which OpenMP expects to be alone with, a training step was 4 to 10 times as fast.
+# which OpenMP expects to be alone with, a training step was more than twice as fast.
 SPIN = "10000"
 
 
