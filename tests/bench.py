@@ -26,14 +26,14 @@ ROUNDS = 9
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def median(work: Callable[[], object]) -> float:
-    """Median seconds of ``work`` after two rounds of warm-up."""
+def median(work: Callable[[], object], rounds: int = ROUNDS, warmup: int = 2) -> float:
+    """Median seconds of ``work`` after some rounds of warm-up."""
     seconds = []
-    for _ in range(ROUNDS + 2):
+    for _ in range(rounds + warmup):
         started = time.perf_counter()
         work()
         seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[2:])
+    return statistics.median(seconds[warmup:])
 
 
 def show(what: str, rate: float, unit: str, note: str = "") -> None:
@@ -62,7 +62,8 @@ def training() -> None:
         optimizer.step()
 
     def floor() -> None:
-        models.hidden_states(base, blocks.input_ids).sum().backward()
+        optimizer.zero_grad(set_to_none=True)
+        models.hidden_states(base, blocks.input_ids, blocks.position_ids).sum().backward()
 
     ours, bare = median(step), median(floor)
     show("bare forward-backward, LoRA r 16", tokens / bare, "tokens/s")
@@ -86,9 +87,9 @@ def programs() -> None:
         count = shell_site.write_posts(shell_site.generate(num_questions=2000, seed=0), posts)
         job = {"stage": "data", "job": {"seed": 0, "source": {"kind": "stack-exchange", "path": str(posts)}, "data": {}}}
         Path(folder, "job.json").write_text(json.dumps(job | {"inputs": {"posts": str(posts)}, "machine": {}}))
-        seconds = median(lambda: subprocess.run([sys.executable, "-m", "tasks.programs.data", folder], check=True, cwd=ROOT))
+        seconds = median(lambda: subprocess.run([sys.executable, "-m", "tasks.programs.data", folder], check=True, cwd=ROOT), rounds=3, warmup=1)
         show("data stage, whole process", count / seconds, "posts/s", f"{count:,} posts in {seconds:.1f} s")
-    seconds = median(lambda: subprocess.run([sys.executable, "-c", "import tasks.programs.ppo"], check=True, cwd=ROOT))
+    seconds = median(lambda: subprocess.run([sys.executable, "-c", "import tasks.programs.ppo"], check=True, cwd=ROOT), rounds=3, warmup=1)
     show("start of a training program", seconds * 1000, "ms", "imports alone")
 
 
