@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import math
 import os
 import signal
 import site
@@ -12,8 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tasks import forks
 from tasks.programs.config import InputError, Machine
-from tasks.sources import PROGRAMS, ROOT
+from tasks.sources import PROGRAMS, ROOT, packages_of
 
 Line = dict[str, Any]
 
@@ -37,6 +39,7 @@ QUIET = {
 # Threads wait for each other by spinning this often and then sleep. On a quiet machine that is as fast as OpenMP's own choice; beside other work,
 # which OpenMP expects to be alone with, a training step was more than twice as fast.
 SPIN = "10000"
+BEFORE_TRAINING = ("site", "data")  # when one of these is made anew, programs that need torch come next: it loads meanwhile
 
 
 class StageFailed(Exception):
@@ -60,11 +63,7 @@ def run_program(
         (directory / name).unlink(missing_ok=True)
     started = time.monotonic()
     with (directory / "log.txt").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", f"{PROGRAMS}.{stage}", str(directory)],
-            cwd=directory, env=environment(machine), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-            start_new_session=True, preexec_fn=die_with(os.getpid()), pass_fds=keep_open,
-        )  # fmt: skip
+        process = _start(stage, directory, machine, (log.fileno(), *keep_open))
         try:
             status, peak_mb = _follow(process, directory / "metrics.jsonl", on_step)
         except BaseException:
@@ -73,6 +72,21 @@ def run_program(
     if status != 0 or not (directory / "done").exists():
         raise _failure(stage, directory, status)
     return Usage(time.monotonic() - started, peak_mb)
+
+
+def _start(stage: str, directory: Path, machine: Machine, inherited: tuple[int, ...]) -> "subprocess.Popen[bytes] | forks.Child":
+    """The program as a child of a fork server that has torch loaded, where it needs torch and there can be such a server; else as our own."""
+    chosen = environment(machine)
+    needs_torch = "torch" in packages_of(stage)
+    if needs_torch or stage in BEFORE_TRAINING:
+        forks.warm_up(chosen, machine)
+    if needs_torch and (child := forks.start(stage, directory, inherited)) is not None:
+        return child
+    return subprocess.Popen(
+        [sys.executable, "-m", f"{PROGRAMS}.{stage}", str(directory)],
+        cwd=directory, env=chosen, stdin=subprocess.DEVNULL, stdout=inherited[0], stderr=subprocess.STDOUT,
+        start_new_session=True, preexec_fn=die_with(os.getpid()), pass_fds=inherited,
+    )  # fmt: skip
 
 
 def environment(machine: Machine) -> dict[str, str]:
@@ -99,19 +113,28 @@ def die_with(parent: int) -> Callable[[], None] | None:
     return ask
 
 
-def _follow(process: "subprocess.Popen[bytes]", metrics: Path, on_step: Callable[[Line], None]) -> tuple[int, float]:
+def _follow(process: "subprocess.Popen[bytes] | forks.Child", metrics: Path, on_step: Callable[[Line], None]) -> tuple[int, float]:
     """Wait for the end; hand on every line of ``metrics`` as it comes. Gives the exit status and the peak memory in MB."""
     tail, peak_mb = Tail(metrics), 0.0
     while True:
         peak_mb = max(peak_mb, _resident_peak_mb(process.pid))
-        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+        status, fallback_mb = _ended(process)
         for line in tail.read():
             on_step(line)
-        if pid:
-            process.returncode = os.waitstatus_to_exitcode(status)
-            # a child's ru_maxrss starts at its parent's size, so it is only the fallback
-            return process.returncode, peak_mb or usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+        if status is not None:
+            return status, peak_mb or fallback_mb
         time.sleep(POLL_SECONDS)
+
+
+def _ended(process: "subprocess.Popen[bytes] | forks.Child") -> tuple[int | None, float]:
+    """Exit status, if it has one, and the peak memory in MB that the kernel tells of an ended child: it starts at its parent's size."""
+    if isinstance(process, forks.Child):
+        return process.poll(), process.peak_mb
+    pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+    if not pid:
+        return None, 0.0
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def _resident_peak_mb(pid: int) -> float:
@@ -159,16 +182,17 @@ def _parsed(text: bytes) -> Line | None:
     return line if isinstance(line, dict) else None
 
 
-def _kill(process: "subprocess.Popen[bytes]") -> None:
+def _kill(process: "subprocess.Popen[bytes] | forks.Child") -> None:
     """End the program and everything it started."""
-    for number, patience in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, None)):
+    for number, patience in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, math.inf)):
         try:
             os.killpg(process.pid, number)
-            process.wait(patience)
-        except subprocess.TimeoutExpired:
-            continue
         except ProcessLookupError:
-            return
+            break
+        deadline = time.monotonic() + patience
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+    process.poll()
 
 
 def _failure(stage: str, directory: Path, status: int) -> Exception:

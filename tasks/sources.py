@@ -5,6 +5,7 @@ Comments, docstrings and layout do not count, so tidying a file rebuilds nothing
 
 import ast
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]  # the folder that holds the packages flows and tasks
@@ -17,6 +18,21 @@ def sources_of(stage: str, *, root: Path | None = None) -> dict[str, str]:
     """Digest of every file behind ``stage``, by path relative to ``root``: its program, what that imports, and data files that those name."""
     root = root or ROOT
     found: dict[str, str] = {}
+    for path, tree, _ in _closure(stage, root):
+        found[path.relative_to(root).as_posix()] = _sha256(_canonical(tree).encode())
+        for resource in _named_files(tree, path.parent):
+            found[resource.relative_to(root).as_posix()] = _sha256(resource.read_bytes())
+    assert found, f"no program for the stage {stage}"
+    return dict(sorted(found.items()))
+
+
+def packages_of(stage: str, *, root: Path | None = None) -> set[str]:
+    """Names of the top-level packages that the code behind ``stage`` imports."""
+    return {name.partition(".")[0] for _, _, imports in _closure(stage, root or ROOT) for name in imports}
+
+
+def _closure(stage: str, root: Path) -> Iterator[tuple[Path, ast.Module, list[str]]]:
+    """Every file behind ``stage``, its syntax tree and what it imports."""
     waiting, seen = [f"{PROGRAMS}.{stage}"], set(LEFT_OUT)
     while waiting:
         module = waiting.pop()
@@ -25,12 +41,9 @@ def sources_of(stage: str, *, root: Path | None = None) -> dict[str, str]:
             continue
         seen.add(module)
         tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
-        found[path.relative_to(root).as_posix()] = _sha256(_canonical(tree).encode())
-        waiting += [module.rpartition(".")[0], *_imports(tree, module, is_package=path.name == "__init__.py")]
-        for resource in _named_files(tree, path.parent):
-            found[resource.relative_to(root).as_posix()] = _sha256(resource.read_bytes())
-    assert found, f"no program for the stage {stage}"
-    return dict(sorted(found.items()))
+        imports = _imports(tree, module, is_package=path.name == "__init__.py")
+        yield path, tree, imports
+        waiting += [module.rpartition(".")[0], *imports]
 
 
 def _file_of(module: str, root: Path) -> Path | None:

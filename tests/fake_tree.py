@@ -18,6 +18,12 @@ from tasks.programs.config import {job}, InputError
 from tasks.programs.entry import Run, main
 {more}
 STEPS = 5
+
+
+def never():
+    import torch  # by its imports it is a program for the fork server
+
+
 MODE = Path(__file__).with_name("FAKE" + "_{name}")  # in two parts: a file that a program names is part of its version
 
 
@@ -74,6 +80,8 @@ def make_tree(folder: Path) -> Path:
         shutil.copy(ROOT / "tasks" / "rlhf" / name, folder / "tasks" / "rlhf" / name)
     for stage in STAGES:
         write_program(folder, stage)
+    server = folder / "tasks" / "programs" / "forkserver.py"
+    server.write_text(server.read_text().replace("PRELOADED = (", "PRELOADED = ()\nUSUALLY = ("))
     return folder
 
 

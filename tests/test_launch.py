@@ -6,21 +6,27 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import fake_tree
 import pytest
 
-from tasks import launch
+from tasks import forks, launch
 from tasks.launch import StageFailed, Tail, run_program
 from tasks.programs.config import InputError, Machine, Pipeline, SftJob
 
 
-@pytest.fixture
-def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(params=["forked", "spawned"])
+def tree(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A tree of fake programs, started by the fork server or, as where there is a GPU, each as an interpreter of its own."""
+    if request.param == "forked" and sys.platform != "linux":
+        pytest.skip("the fork server is for Linux")
     made = fake_tree.make_tree(tmp_path / "tree")
     monkeypatch.setattr(launch, "ROOT", made)
-    return made
+    monkeypatch.setattr(forks, "GPU_DEVICES", () if request.param == "forked" else (os.devnull,))
+    yield made
+    forks.stop()
 
 
 @pytest.fixture
@@ -127,7 +133,8 @@ def test_a_program_that_ignores_sigterm_is_killed(tree: Path, directory: Path, m
 def test_a_program_dies_with_its_parent_even_on_kill_9(tree: Path, directory: Path) -> None:
     program = "import os, time\nopen('pid.new', 'w').write(str(os.getpid()))\nos.rename('pid.new', 'pid')\ntime.sleep(600)\n"
     (tree / "tasks" / "programs" / "sft.py").write_text(program)
-    code = "import sys; from pathlib import Path; from tasks import launch; from tasks.programs.config import Machine\n"
+    code = "import sys; from pathlib import Path; from tasks import forks, launch; from tasks.programs.config import Machine\n"
+    code += f"forks.GPU_DEVICES = {forks.GPU_DEVICES!r}\n"
     code += "launch.run_program('sft', Path(sys.argv[1]), Machine())"
     parent = subprocess.Popen([sys.executable, "-c", code, str(directory)], cwd=tree)
     await_((directory / "pid").exists)
