@@ -20,7 +20,7 @@ MARKER = "<!--stage-table-->"  # where the report stage leaves room: its page mu
 
 def summarise(profile: str, made: list[Artifact], seconds: float) -> dict[str, Any]:
     """The run as JSON: every stage, and the figures of all of them in one flat table."""
-    stages = [{name: artifact[name] for name in ("key", "digest", "seconds", "peak_mb", "cached", "metrics")} for artifact in made]
+    stages = [{name: artifact[name] for name in ("key", "digest", "seconds", "peak_mb", "cached", "metrics", "warnings")} for artifact in made]
     named = [{"name": artifact["stage"], **stage} for artifact, stage in zip(made, stages, strict=True)]
     metrics = {name: value for artifact in made for name, value in artifact["metrics"].items()}
     return {"profile": profile, "seconds": round(seconds, 3), "stages": named, "metrics": metrics}

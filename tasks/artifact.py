@@ -21,6 +21,7 @@ class Artifact(TypedDict):
     peak_mb: float  # of the process that built it
     cached: bool
     metrics: dict[str, Any]
+    warnings: list[str]  # what its user should know before trusting it
 
 
 class Step(NamedTuple):
@@ -43,7 +44,7 @@ def given(path: str | Path) -> Artifact:
     """A file or folder that the user brought, known by its content."""
     place, memory = Path(os.path.abspath(Path(path).expanduser())), home() / "digests"
     digest = folder_digest(place, memory=memory) if place.is_dir() else file_digest(place, memory=memory)
-    return Artifact(stage="given", key="", digest=digest, path=str(place), seconds=0.0, peak_mb=0.0, cached=True, metrics={})
+    return Artifact(stage="given", key="", digest=digest, path=str(place), seconds=0.0, peak_mb=0.0, cached=True, metrics={}, warnings=[])
 
 
 def within(artifact: Artifact, name: str) -> Artifact:

@@ -45,6 +45,7 @@ def run_stage(step: Step, seat: Seat, *, where: Where = here) -> Artifact:
     artifact = _artifact(store, found, cached=True, seconds=time.monotonic() - started)
     tracking.reused(step.stage, found, artifact["metrics"], parent=seat.tracked)
     events.tell("reused", step.stage, artifact=artifact)
+    _pass_on_warnings(artifact)
     return artifact
 
 
@@ -80,7 +81,13 @@ def _build(store: Store, step: Step, recipe: Recipe, seat: Seat, where: Where, l
         raise
     store.discard_partial(recipe.key)
     events.tell("built", step.stage, artifact=artifact)
+    _pass_on_warnings(artifact)
     return artifact
+
+
+def _pass_on_warnings(artifact: Artifact) -> None:
+    for sentence in artifact["warnings"]:
+        events.tell("warning", artifact["stage"], text=f"{artifact['stage']}: {sentence}")
 
 
 def _prepare(directory: Path, step: Step, seat: Seat) -> Path:
@@ -125,4 +132,5 @@ def _artifact(store: Store, manifest: Manifest, *, cached: bool, seconds: float)
     return Artifact(
         stage=manifest["stage"], key=manifest["key"], digest=manifest["digest"], path=str(path),
         seconds=round(seconds, 3), peak_mb=manifest["peak_mb"], cached=cached, metrics=summary.get("metrics", {}),
+        warnings=summary.get("warnings", []),
     )  # fmt: skip

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("site", "data", "pretrain", "sft", "merge", "reward", "ppo", "dpo", "winrate", "report")
 
 # Takes a few steps with a checkpoint each, and derives its result from its job and its inputs' contents alone.
-# FAKE_<STAGE> (a file in the tree) says how to misbehave: "slow", "input", "fail", "enospc", "hang-at 3", "spawn".
+# FAKE_<STAGE> (a file in the tree) says how to misbehave: "slow", "input", "fail", "enospc", "hang-at 3", "spawn", "warn".
 PROGRAM = '''"""A fake program."""
 import errno, hashlib, json, os, subprocess, sys, time
 from pathlib import Path
@@ -62,6 +62,8 @@ def train(config, run):
     (run.artifact / "Posts.xml").write_text("<posts/>")
     (run.artifact / "pairs.parquet").write_bytes(b"PAR1")
     (run.artifact / "report.html").write_text("<html><body><!--stage-table--></body></html>")
+    if mode == "warn":
+        run.warn("No answer ended.")
     run.finish({{"{name}.kl": 0.5, "gold_win_rate.{name}": {{"value": 0.7, "low": 0.6, "high": 0.8, "n": 10}}}})
 
 

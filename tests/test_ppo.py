@@ -339,6 +339,32 @@ def test_a_run_trains_the_policy_and_leaves_its_artifact(started: Start) -> None
     assert summary["metrics"]["ppo.rollout_reward"] == steps[-1]["reward"]
 
 
+def test_answers_that_do_not_end_are_warned_of(started: Start) -> None:
+    def warnings(name: str, **changed: Any) -> list[str]:
+        job, run = started(name, **changed)
+        ppo.train(job, run)
+        assert run.mean("ended") == pytest.approx(sum(line["ended"] for line in lines(run)) / 2)
+        found: list[str] = json.loads((run.artifact / "summary.json").read_text())["warnings"]
+        return found
+
+    assert warnings("long") == []
+    (warning,) = warnings("short", text={"max_answer_tokens": 2})
+    assert "of the sampled answers ended within text.max_answer_tokens = 2;" in warning
+
+
+@pytest.mark.parametrize(("right", "warned"), [(59, True), (60, False)])  # of 100: Wilson's lower bound is .492 and .502
+def test_a_reward_model_that_may_be_guessing_is_warned_of(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, right: int, warned: bool
+) -> None:
+    monkeypatch.setattr(reward, "pair_accuracy", lambda *_: (right, 100))
+    job = {"seed": 0, "text": TEXT, "reward": {"lora": LORA, "max_steps": 1}}
+    run = Run(tiny.prepare(tmp_path / "reward", "reward", job, {name: inputs[name] for name in ("data", "model")}))
+    reward.train(RewardJob.model_validate(run.record), run)
+    found = json.loads((run.artifact / "summary.json").read_text())["warnings"]
+    assert len(found) == warned
+    assert not found or "not distinguishable from guessing" in found[0]
+
+
 def test_every_step_begins_without_gradients_and_every_pass_takes_each_rollout_once(started: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     job, run = started(steps=2, epochs=3)
     honest = ppo.accumulate

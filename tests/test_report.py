@@ -66,7 +66,7 @@ class Tags(HTMLParser):
 
 def put(folder: Path, metrics: dict, lines: list[dict] = [], **more) -> Path:  # noqa: B006 - never changed
     folder.mkdir(parents=True)
-    (folder / "summary.json").write_text(json.dumps({"metrics": metrics, **more}))
+    (folder / "summary.json").write_text(json.dumps({"metrics": metrics, "warnings": [EVIL], **more}))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 

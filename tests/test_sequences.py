@@ -1,5 +1,7 @@
 """Log-probabilities, values and scores of answers: against the model's own logits, and untouched by padding and company."""
 
+from itertools import pairwise
+
 import pytest
 import tiny
 import torch
@@ -101,3 +103,35 @@ def test_the_score_is_read_at_the_end_token_and_values_before_each_token(model: 
 def test_scatter_puts_values_back_in_reading_order() -> None:
     mask = torch.tensor([[0, 1, 1, 0], [0, 0, 1, 1]]).bool()
     assert sequences.scatter(torch.tensor([1.0, 2.0, 3.0, 4.0]), mask).tolist() == [[0, 1, 2, 0], [0, 0, 3, 4]]
+
+
+def many(num_rows: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Prompts and answers of 1 to 12 tokens, in no order."""
+    lengths = torch.randint(1, 13, (2, num_rows), generator=torch.Generator().manual_seed(3)).tolist()
+    ids = iter(torch.randint(2, tiny.VOCABULARY, (24 * num_rows,), generator=torch.Generator().manual_seed(4)).tolist())
+    return tuple([[next(ids) for _ in range(length)] for length in row] for row in lengths)  # type: ignore[return-value]
+
+
+def test_groups_are_of_like_length_and_hold_every_row_once() -> None:
+    prompts, answers = many(40)
+    batch = sequences.join(prompts, answers, pad_id=tiny.PAD, device=tiny.CPU)
+    groups = sequences.by_length(batch)
+    assert len(groups) == sequences.MOST_GROUPS
+    assert sorted(torch.cat(groups).tolist()) == list(range(40))
+    lengths = [[len(prompts[r]) + len(answers[r]) for r in rows.tolist()] for rows in groups]
+    assert all(max(shorter) <= min(longer) for shorter, longer in pairwise(lengths))
+    assert [len(sequences.by_length(batch.rows(torch.arange(n)))) for n in (1, 15, 16)] == [1, 1, 2]
+
+
+@torch.no_grad()
+def test_every_row_of_a_large_batch_is_what_it_is_alone(model: PreTrainedModel, head: nn.Linear) -> None:
+    prompts, answers = many(40)
+    batch = sequences.join(prompts, answers, pad_id=tiny.PAD, device=tiny.CPU)
+    logp, value, score = sequences.log_probs(model, batch), sequences.values(model, head, batch), sequences.scores(model, head, batch)
+    assert logp.shape == value.shape == batch.input_ids.shape
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        alone, width = sequences.join([prompt], [answer], pad_id=tiny.PAD, device=tiny.CPU), len(prompt) + len(answer)
+        torch.testing.assert_close(logp[row, :width], sequences.log_probs(model, alone)[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(value[row, :width], sequences.values(model, head, alone)[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(score[row], sequences.scores(model, head, alone)[0], atol=1e-5, rtol=1e-5)
+        assert not logp[row, width:].any()

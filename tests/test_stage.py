@@ -12,7 +12,7 @@ from pathlib import Path
 import fake_tree
 import pytest
 
-from tasks import events, launch, sources
+from tasks import events, forks, launch, sources
 from tasks.artifact import Artifact, Step, given
 from tasks.launch import StageFailed
 from tasks.programs.config import InputError, Machine, Pipeline, PpoJob
@@ -23,12 +23,13 @@ SEAT = Seat(Machine(checkpoint_steps=1))
 
 
 @pytest.fixture
-def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     made = fake_tree.make_tree(tmp_path / "tree")
     monkeypatch.setattr(launch, "ROOT", made)
     monkeypatch.setattr(sources, "ROOT", made)
     monkeypatch.setenv("ALIGNFLOW_HOME", str(tmp_path / "home"))
-    return made
+    yield made
+    forks.stop()
 
 
 @pytest.fixture
@@ -63,6 +64,17 @@ def test_the_second_time_nothing_runs(tree: Path, store: Store, heard: list[str]
     assert first["metrics"]["ppo.kl"] == 0.5
     assert json.dumps(second)
     assert not store.partial(first["key"]).exists()
+
+
+def test_a_programs_warning_is_said_when_its_artifact_is_built_and_whenever_it_is_used(tree: Path) -> None:
+    fake_tree.misbehave(tree, "ppo", "warn")
+    said: list[str] = []
+    unlisten = events.listen(lambda event: said.append(event.about["text"]) if event.kind == "warning" else None)
+    assert run(tree)["warnings"] == ["No answer ended."]
+    assert said == ["ppo: No answer ended."]
+    assert run(tree)["cached"]
+    assert said == ["ppo: No answer ended."] * 2
+    unlisten()
 
 
 def test_changed_settings_code_or_input_build_anew(tree: Path) -> None:

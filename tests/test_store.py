@@ -117,7 +117,7 @@ def test_the_order_of_settings_and_inputs_is_not_in_the_key() -> None:
 
 
 def artifact(path: str, digest: str = "d") -> Artifact:
-    return Artifact(stage="data", key="k", digest=digest, path=path, seconds=0.0, peak_mb=0.0, cached=False, metrics={})
+    return Artifact(stage="data", key="k", digest=digest, path=path, seconds=0.0, peak_mb=0.0, cached=False, metrics={}, warnings=[])
 
 
 def test_the_machine_the_paths_and_the_other_stages_settings_are_not_in_the_key() -> None:

@@ -22,7 +22,7 @@ class ShellSite(Settings):
     """The built-in question-and-answer site about shell commands, generated from the run's seed."""
 
     kind: Literal["shell-site"] = "shell-site"
-    num_questions: int = Field(2800, ge=50, le=2_000_000, description="Questions to generate.")
+    num_questions: int = Field(3500, ge=50, le=2_000_000, description="Questions to generate.")
 
 
 class StackExchangeDump(Settings):
@@ -42,9 +42,9 @@ class Data(Settings):
     max_pairs: int = Field(10, ge=1, le=1000, description="Most comparison pairs kept per question.")
     min_answer_chars: int = Field(1, ge=1, description="Shorter answers (characters of Markdown) are dropped and counted.")
     max_answer_chars: int = Field(20_000, ge=1, description="Longer answers (characters of Markdown) are dropped and counted.")
-    finetune_share: float = Field(0.35, ge=0, le=1, description="Share of the questions for fine-tuning (and pretraining of the built-in base).")
-    reward_share: float = Field(0.36, ge=0, le=1, description="Share of the questions for reward modelling and DPO.")
-    rl_share: float = Field(0.11, ge=0, le=1, description="Share of the questions whose prompts PPO answers; the rest is for evaluation.")
+    finetune_share: float = Field(0.34, ge=0, le=1, description="Share of the questions for fine-tuning (and pretraining of the built-in base).")
+    reward_share: float = Field(0.43, ge=0, le=1, description="Share of the questions for reward modelling and DPO.")
+    rl_share: float = Field(0.10, ge=0, le=1, description="Share of the questions whose prompts PPO answers; the rest is for evaluation.")
 
     @model_validator(mode="after")
     def _room_for_evaluation(self) -> Self:
@@ -65,7 +65,8 @@ class BuiltinBase(Settings):
     num_layers: int = Field(3, ge=1, le=64, description="Transformer layers.")
     num_heads: int = Field(4, ge=1, le=64, description="Attention heads; must divide the hidden size.")
     context: int = Field(192, ge=32, le=8192, description="Context length in tokens.")
-    steps: int = Field(950, ge=1, description="Optimizer steps.")
+    loss_on: Literal["answer", "all"] = Field("answer", description="Tokens the loss counts: the answers', or all.")
+    steps: int = Field(820, ge=1, description="Optimizer steps.")
     batch_size: int = Field(5, ge=1, description="Blocks of one context length per optimizer step.")
     learning_rate: float = Field(4e-3, gt=0, le=1, description="Peak AdamW learning rate.")
 
@@ -132,7 +133,7 @@ class Reward(Settings):
     """Pairwise reward model."""
 
     lora: Lora = Lora(rank=8, alpha=32)
-    epochs: float = Field(2.5, gt=0, le=100, description="Passes over the training pairs.")
+    epochs: float = Field(1.7, gt=0, le=100, description="Passes over the training pairs.")
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps, whatever the epochs say.")
     batch_size: int = Field(8, ge=1, description="Questions per optimizer step, each with all its pairs; an answer is forwarded once.")
     learning_rate: float = Field(2e-3, gt=0, le=1, description="Peak AdamW learning rate of adapter and head.")
@@ -176,12 +177,17 @@ class Dpo(Settings):
     """Direct preference optimisation (Rafailov et al. 2023)."""
 
     lora: Lora = Lora(rank=16, alpha=32)
-    beta: float = Field(0.3, gt=0, description="Strength of the pull towards the reference.")
+    beta: float = Field(1.0, gt=0, description="Strength of the pull towards the reference.")
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="Share of labels assumed flipped (cDPO).")
-    epochs: float = Field(1.0, gt=0, le=100, description="Passes over the training pairs.")
+    nll_weight: float = Field(
+        0.2,
+        ge=0,
+        description="Weight of the best answers' negative log-likelihood a token in the loss (Pang et al. 2024; Dubey et al. 2024); 0: plain DPO.",
+    )
+    epochs: float = Field(0.8, gt=0, le=100, description="Passes over the training pairs.")
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps, whatever the epochs say.")
     batch_size: int = Field(8, ge=1, description="Questions per optimizer step, each with all its pairs; an answer is forwarded once.")
-    learning_rate: float = Field(5e-4, gt=0, le=1, description="Peak AdamW learning rate, linear to 0.")
+    learning_rate: float = Field(2e-3, gt=0, le=1, description="Peak AdamW learning rate, linear to 0.")
     warmup_share: float = Field(0.05, ge=0, lt=1, description="Share of the steps over which the learning rate rises; then linear to 0.")
     held_out_share: float = Field(0.05, gt=0, lt=1, description="Share of the reward split's questions kept for the accuracy figure.")
 
@@ -190,7 +196,7 @@ class Winrate(Settings):
     """Comparison of the trained policies on held-out questions."""
 
     num_questions: int = Field(500, ge=1, description="Held-out questions answered by every policy (at most what the split has).")
-    temperature: float = Field(1.0, gt=0, le=10, description="Sampling temperature of every policy.")
+    temperature: float = Field(0.7, gt=0, le=10, description="Sampling temperature of every policy.")
     batch_size: int = Field(100, ge=1, description="Questions answered at a time; part of the result, because padding moves the last digits.")
 
 

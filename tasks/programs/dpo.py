@@ -6,6 +6,7 @@ python -m tasks.programs.dpo DIR        inputs: data, model        artifact: ada
 import pyarrow.parquet as pq
 import torch
 from peft import PeftModel
+from torch import Tensor
 
 from tasks.programs.config import Dpo, DpoJob, InputError
 from tasks.programs.entry import Run, main
@@ -36,7 +37,7 @@ def train(job: DpoJob, run: Run) -> None:
     lora = settings.lora
     model = adapters.attach(base, "dpo", adapters.lora_config(rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets))
     parameters = adapters.parameters(model, "dpo")
-    optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=0.0, fused=True)
     total = schedules.num_steps(len(training), batch_size=settings.batch_size, epochs=settings.epochs, max_steps=settings.max_steps)
     start = 0
     if (checkpoint := checkpoints.latest(run.checkpoints)) is not None:
@@ -52,19 +53,21 @@ def train(job: DpoJob, run: Run) -> None:
         optimizer.param_groups[0]["lr"] = rate
         indices = schedules.batch_indices(step, num_rows=len(training), batch_size=settings.batch_size, seed=job.seed)
         chosen = [training[i] for i in indices]
-        num_pairs = sum(len(c.pairs) for c in chosen)
+        num_pairs, num_best = sum(len(c.pairs) for c in chosen), max(1, sum(len(c.best) for c in chosen))
         optimizer.zero_grad(set_to_none=True)
-        sums = torch.zeros(4, device=device)
+        sums, anchor = torch.zeros(4, device=device), 0.0
         for part in comparisons.micro_batches(chosen, run.machine.micro_batch):
             batch = comparisons.collate(part, pad_id=tokenizer.pad_token_id, device=device)
-            result = batch_loss(model, batch, settings)
-            (result.loss.sum() / num_pairs).backward()
+            result, nll = batch_loss(model, batch, settings)
+            best_nll = nll[batch.best].sum() / num_best
+            (result.loss.sum() / num_pairs + settings.nll_weight * best_nll).backward()
+            anchor += best_nll.item()
             margin = result.chosen_reward - result.rejected_reward
             sums += torch.stack([result.loss.detach().sum(), (margin > 0).sum(), margin.sum(), result.chosen_reward.sum()])
         torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         optimizer.step()
         names = ("loss", "accuracy", "margin", "chosen_reward")
-        run.log(step + 1, total, **dict(zip(names, (sums / num_pairs).tolist(), strict=True)), learning_rate=rate)
+        run.log(step + 1, total, **dict(zip(names, (sums / num_pairs).tolist(), strict=True)), nll=anchor, learning_rate=rate)
         if (step + 1) % run.machine.checkpoint_steps == 0:
             checkpoints.save(run.checkpoints, step + 1, checkpoints.training_tensors(parameters, optimizer))
 
@@ -76,14 +79,15 @@ def train(job: DpoJob, run: Run) -> None:
     run.finish(metrics, questions=len(training), pairs=sum(len(c.pairs) for c in training), steps=total)
 
 
-def batch_loss(model: PeftModel, batch: Batch, settings: Dpo) -> losses.DpoLoss:
-    """DPO's loss of each pair; every answer goes through policy and reference once."""
+def batch_loss(model: PeftModel, batch: Batch, settings: Dpo) -> tuple[losses.DpoLoss, Tensor]:
+    """DPO's loss of each pair, and each answer's negative log-likelihood a token; every answer goes through policy and reference once."""
     with adapters.active(model, None) as reference, torch.no_grad():
         ref = sequences.log_probs(reference, batch.sequences).sum(dim=1)
     with adapters.active(model, "dpo") as policy:
         logp = sequences.log_probs(policy, batch.sequences).sum(dim=1)
     w, x = batch.chosen, batch.rejected
-    return losses.dpo_loss(logp[w], logp[x], ref[w], ref[x], beta=settings.beta, smoothing=settings.label_smoothing)
+    pairs = losses.dpo_loss(logp[w], logp[x], ref[w], ref[x], beta=settings.beta, smoothing=settings.label_smoothing)
+    return pairs, -logp / batch.sequences.response_mask.sum(dim=1)
 
 
 @torch.no_grad()
@@ -92,7 +96,7 @@ def evaluate(model: PeftModel, questions: list[Comparison], pad_id: int, setting
     loss, right, pairs = 0.0, 0, 0
     for part in comparisons.micro_batches(questions, 128):
         batch = comparisons.collate(part, pad_id=pad_id, device=device)
-        result = batch_loss(model, batch, settings)
+        result, _ = batch_loss(model, batch, settings)
         loss += result.loss.sum().item()
         right += int((result.chosen_reward > result.rejected_reward).sum())
         pairs += len(batch.chosen)

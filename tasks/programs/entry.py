@@ -3,7 +3,7 @@
 DIR/job.json        {"stage", "job": a *Job of config.py, "inputs": {name: path}, "machine": config.Machine}
 DIR/metrics.jsonl   one JSON line per step: {"step", "total", "time", metrics...}
 DIR/checkpoints/    what a killed program resumes from
-DIR/artifact/       the result; artifact/summary.json {"metrics": {name: number or {"value", "low", "high", "n"}}, ...}
+DIR/artifact/       the result; artifact/summary.json {"metrics": {name: number or {"value", "low", "high", "n"}}, "warnings": [sentences], ...}
 DIR/error.json      {"input": bool, "message"} when it ends with status 2 (the user's to mend) or 1
 """
 
@@ -35,6 +35,7 @@ class Run:
         self.machine = Machine.model_validate(record.get("machine", {}))
         self.artifact = directory / "artifact"
         self.checkpoints = directory / "checkpoints"
+        self.warnings: list[str] = []
         self.artifact.mkdir(exist_ok=True)
         self.checkpoints.mkdir(exist_ok=True)
 
@@ -48,6 +49,15 @@ class Run:
         """The newest logged step."""
         return self._lines()[-1]
 
+    def mean(self, name: str) -> float:
+        """Mean of a metric over all logged steps."""
+        values = [line[name] for line in self._lines()]
+        return float(sum(values) / len(values))
+
+    def warn(self, sentence: str) -> None:
+        """Something that makes the result worth less than its user thinks: said on the screen and in the report, whenever the artifact is used."""
+        self.warnings.append(sentence)
+
     def rewind(self, step: int) -> None:
         """Forget logged steps above ``step``: they are about to be taken again from its checkpoint."""
         kept = [line for line in self._lines() if line["step"] <= step]
@@ -57,7 +67,7 @@ class Run:
         """Write the artifact's summary and its metrics without wall-clock times, so that equal work gives equal bytes."""
         timeless = [{k: v for k, v in line.items() if k != "time"} for line in self._lines()]
         _write(self.artifact / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in timeless))
-        _write(self.artifact / "summary.json", json.dumps({"metrics": metrics, **more}, indent=1, sort_keys=True) + "\n")
+        _write(self.artifact / "summary.json", json.dumps({"metrics": metrics, "warnings": self.warnings, **more}, indent=1, sort_keys=True) + "\n")
 
     def _lines(self) -> list[dict[str, Any]]:
         path = self.directory / "metrics.jsonl"

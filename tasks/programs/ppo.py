@@ -25,6 +25,7 @@ from tasks.rlhf.sequences import Sequences
 
 # Sampler and scorer pad differently; in fp32 that moves log-probabilities by about 1e-6.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3, torch.float16: 0.1}
+ENOUGH_ENDED = 0.5  # share of the sampled answers
 
 
 class Actors(NamedTuple):
@@ -62,8 +63,8 @@ def train(job: PpoJob, run: Run) -> None:
     actors = load_actors(job, run, device)
     frozen = [*(p for p in actors.model.parameters() if not p.requires_grad), *actors.reward_head.parameters()]
     frozen_before = step_zero.digest(frozen)
-    policy_optimizer = torch.optim.Adam(actors.policy.values(), eps=1e-5)
-    critic_optimizer = torch.optim.Adam(actors.critic.values(), eps=1e-5)
+    policy_optimizer = torch.optim.Adam(actors.policy.values(), eps=1e-5, fused=True)
+    critic_optimizer = torch.optim.Adam(actors.critic.values(), eps=1e-5, fused=True)
     start, kl_coefficient = 0, settings.kl_coefficient
     if (checkpoint := checkpoints.latest(run.checkpoints)) is not None:
         start, kl_coefficient = checkpoint.step, checkpoint.state["kl_coefficient"]
@@ -151,6 +152,11 @@ def train(job: PpoJob, run: Run) -> None:
     adapters.save(actors.model, "policy", run.artifact / "adapter", base=base)
     adapters.save(actors.model, "critic", run.artifact / "critic", base=base, score=actors.value_head.weight)
     last = run.last()
+    if (ended := run.mean("ended")) < ENOUGH_ENDED:
+        run.warn(
+            f"Only {ended:.0%} of the sampled answers ended within text.max_answer_tokens = {job.text.max_answer_tokens}; every other one got "
+            "ppo.missing_eos_reward instead of a score. Raise text.max_answer_tokens or fine-tune longer."
+        )
     run.finish({f"ppo.rollout_{name}": last[name] for name in ("reward", "kl", "length", "ended")}, prompts=len(questions))
 
 

@@ -4,6 +4,7 @@ python -m tasks.programs.pretrain DIR        inputs: data        artifact: model
 """
 
 import random
+from typing import Any
 
 import pyarrow.parquet as pq
 import torch
@@ -16,18 +17,16 @@ from tasks.rlhf.packing import IGNORE, Document, pack
 
 
 def train(job: PretrainJob, run: Run) -> None:
-    """Pretrain the built-in base with next-token prediction on every token."""
+    """Pretrain the built-in base with next-token prediction."""
     settings = job.base
     device = devices.set_up(run.machine.device, run.machine.threads)
 
     # 1. Tokenizer and packed blocks.
     corpus = pq.read_table(run.inputs["data"] / "corpus.parquet", columns=["prompt", "answer", "score"]).to_pylist()
     random.Random(job.seed).shuffle(corpus)  # answers to one question would share a block, and a batch would hold few questions
-    texts = [f"Question: {row['prompt']}\n\nAnswer: {row['answer']}" for row in corpus]
-    tokenizer = models.train_tokenizer([*texts, *(_footer(row["score"]) for row in corpus)], vocabulary=settings.vocabulary)
-    blocks = pack(
-        _documents(tokenizer, texts, [_footer(row["score"]) for row in corpus]), block_tokens=settings.context, pad_id=tokenizer.pad_token_id
-    )
+    tokenizer = models.train_tokenizer([part for row in corpus for part in _page(row)], vocabulary=settings.vocabulary)
+    documents = _documents(tokenizer, corpus, answers_only=settings.loss_on == "answer")
+    blocks = pack(documents, block_tokens=settings.context, pad_id=tokenizer.pad_token_id)
     rows = len(blocks.labels)
 
     # 2. Model and optimizer.
@@ -46,7 +45,9 @@ def train(job: PretrainJob, run: Run) -> None:
     parameters = dict(model.named_parameters())
     matrices = [p for p in parameters.values() if p.dim() > 1]
     vectors = [p for p in parameters.values() if p.dim() <= 1]
-    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], betas=(0.9, 0.95), eps=1e-8)
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], betas=(0.9, 0.95), eps=1e-8, fused=True
+    )
     start = 0
     if (checkpoint := checkpoints.latest(run.checkpoints)) is not None:
         start = checkpoint.step
@@ -85,15 +86,22 @@ def train(job: PretrainJob, run: Run) -> None:
     )
 
 
-def _footer(score: int) -> str:
-    """What a page shows below an answer: behind the end token, so no sampled answer reaches it, but the model learns to weigh what it read."""
-    return f" Score: {score}"
+def _page(row: dict[str, Any]) -> tuple[str, str, str]:
+    """Question, answer and what a page shows below it. The score stands behind the end token, so no sampled answer reaches it, but the model learns
+    to weigh what it read."""
+    return f"Question: {row['prompt']}\n\nAnswer:", f" {row['answer']}", f" Score: {row['score']}"
 
 
-def _documents(tokenizer: PreTrainedTokenizerBase, texts: list[str], footers: list[str]) -> list[Document]:
-    ids, ends = (tokenizer(part, split_special_tokens=True)["input_ids"] for part in (texts, footers))
-    documents = [[*text, tokenizer.eos_token_id, *end] for text, end in zip(ids, ends, strict=True)]
-    return [Document(document, [True] * len(document)) for document in documents]
+def _documents(tokenizer: PreTrainedTokenizerBase, corpus: list[dict[str, Any]], *, answers_only: bool) -> list[Document]:
+    """One document per answer; with ``answers_only`` the question's tokens are read but not predicted."""
+    pages = [_page(row) for row in corpus]
+    texts = tokenizer([question + answer for question, answer, _ in pages], split_special_tokens=True, return_offsets_mapping=True)
+    footers = tokenizer([footer for _, _, footer in pages], split_special_tokens=True)["input_ids"]
+    documents = []
+    for (question, _, _), ids, offsets, footer in zip(pages, texts["input_ids"], texts["offset_mapping"], footers, strict=True):
+        counted = [not answers_only or first >= len(question) for first, _ in offsets]
+        documents.append(Document([*ids, tokenizer.eos_token_id, *footer], [*counted, *[True] * (1 + len(footer))]))
+    return documents
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ def report(job: ReportJob, run: Run) -> None:  # noqa: ARG001 - the page has no 
         stages=[_stage(name, found[name], metrics[name]) for name in panels.TITLES if name in found],
         samples=_samples(found["winrate"], found["data"]),
         questions=read_summary(found["winrate"])["questions"],
+        warnings=[(name, sentence) for name, folder in found.items() for sentence in read_summary(folder)["warnings"]],
         **_evaluation(metrics, json.loads((found["winrate"] / "results.json").read_text())),
     )
     (run.artifact / "report.html").write_bytes(page)

@@ -46,7 +46,7 @@ def train(job: RewardJob, run: Run) -> None:
     head.bias.requires_grad_(False)  # pairs say nothing about an offset
     assert isinstance(head.weight, nn.Parameter)
     parameters: dict[str, nn.Parameter] = {**adapters.parameters(model, "reward"), "head.weight": head.weight}
-    optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=0.0, fused=True)
     total = schedules.num_steps(len(training), batch_size=settings.batch_size, epochs=settings.epochs, max_steps=settings.max_steps)
     start = 0
     if (checkpoint := checkpoints.latest(run.checkpoints)) is not None:
@@ -86,6 +86,11 @@ def train(job: RewardJob, run: Run) -> None:
     reference = _reference_answers(job, run, tokenizer)
     normalisation = score_statistics(model, head, reference, tokenizer.pad_token_id, device)
     (run.artifact / "reward.json").write_text(json.dumps(normalisation, indent=1) + "\n")
+    if accuracy.low <= 0.5:
+        run.warn(
+            f"The reward model orders {accuracy.value:.0%} of {accuracy.n} held-out pairs as the votes do, which is not distinguishable from "
+            "guessing: a policy trained against it learns noise. Train it longer or on more pairs."
+        )
     run.finish(
         {
             "reward_accuracy.votes": accuracy._asdict(),

@@ -43,7 +43,7 @@ def train(job: SftJob, run: Run) -> None:
     lora = settings.lora
     model = adapters.attach(base, "sft", adapters.lora_config(rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets))
     parameters = adapters.parameters(model, "sft")
-    optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=0.0, fused=True)
     total = schedules.num_steps(len(blocks.labels), batch_size=settings.batch_size, epochs=settings.epochs, max_steps=settings.max_steps)
     start = 0
     if (checkpoint := checkpoints.latest(run.checkpoints)) is not None:

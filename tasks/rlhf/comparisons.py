@@ -20,6 +20,11 @@ class Comparison(NamedTuple):
     answers: list[list[int]]
     pairs: list[tuple[int, int]]
 
+    @property
+    def best(self) -> list[int]:
+        """Answers that are chosen in a pair and rejected in none; usually one."""
+        return sorted({w for w, _ in self.pairs} - {x for _, x in self.pairs})
+
 
 class Batch(NamedTuple):
     """Some questions' answers as one batch of sequences, and all their pairs."""
@@ -27,6 +32,7 @@ class Batch(NamedTuple):
     sequences: Sequences  # S rows
     chosen: Tensor  # (P,) row of each pair's chosen answer
     rejected: Tensor  # (P,)
+    best: Tensor  # (Q,) rows of the questions' best answers
 
 
 def encode(
@@ -63,14 +69,16 @@ def collate(comparisons: list[Comparison], *, pad_id: int, device: torch.device)
     answers: list[list[int]] = []
     chosen: list[int] = []
     rejected: list[int] = []
+    best: list[int] = []
     for comparison in comparisons:
         first = len(answers)
         prompts += [comparison.prompt] * len(comparison.answers)
         answers += comparison.answers
         chosen += [first + w for w, _ in comparison.pairs]
         rejected += [first + loser for _, loser in comparison.pairs]
+        best += [first + answer for answer in comparison.best]
     sequences = join(prompts, answers, pad_id=pad_id, device=device)
-    return Batch(sequences, torch.tensor(chosen, device=device), torch.tensor(rejected, device=device))
+    return Batch(sequences, *(torch.tensor(rows, dtype=torch.long, device=device) for rows in (chosen, rejected, best)))
 
 
 def micro_batches(comparisons: list[Comparison], max_rows: int) -> list[list[Comparison]]:

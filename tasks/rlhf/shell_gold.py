@@ -36,8 +36,9 @@ class Verdict(NamedTuple):
     @property
     def score(self) -> float:
         """Points: 10 for a perfect answer; may be negative."""
-        worth = 5.0 * self.right + 2.0 * self.formatted + 3.0 * self.explained
-        return worth - 2.0 * self.misleading - 2.0 * self.noise - 5.0 * self.spam - 4.0 * self.fence_run - self.repeated - 2.0 * self.truncated
+        worth = 6.0 * self.right + 2.0 * self.formatted + 2.0 * self.explained
+        faults = self.misleading + self.noise + 3 * self.spam + 2 * self.fence_run + self.repeated + self.truncated
+        return worth - 2.0 * faults
 
 
 def gold_score(question: str, answer: str) -> float:

@@ -103,7 +103,7 @@ def _thread(rng: random.Random, first_id: int, date: datetime, asked: set[str]) 
     num_answers = min(9, 2 + int(rng.expovariate(0.25)))
     answers = [_answer(rng, task, slots) for _ in range(num_answers)]
     golds = [gold_score(title, answer.markdown) for answer in answers]
-    views = math.exp(rng.gauss(1.3, 0.6))
+    views = math.exp(rng.gauss(1.6, 0.6))
     accepted = _accepted(rng, golds)
     yield Post(
         first_id, None, None if accepted is None else first_id + 1 + accepted, date, _poisson(rng, views), title, _p(body), rng.randint(1, 900)
@@ -146,7 +146,7 @@ def _answer(rng: random.Random, task: ShellTask, slots: dict[str, str]) -> _Answ
 
 
 def _fact(rng: random.Random, task: ShellTask) -> str:
-    return rng.choice(task.facts if rng.random() < 0.85 else rng.choice(TASKS).facts)
+    return rng.choice(task.facts if rng.random() < 0.9 else rng.choice(TASKS).facts)
 
 
 def _command(rng: random.Random, command: str, style: str) -> tuple[str, str]:
