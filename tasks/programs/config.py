@@ -66,7 +66,7 @@ class BuiltinBase(Settings):
     num_heads: int = Field(4, ge=1, le=64, description="Attention heads; must divide the hidden size.")
     context: int = Field(192, ge=32, le=8192, description="Context length in tokens.")
     loss_on: Literal["answer", "all"] = Field("answer", description="Tokens the loss counts: the answers', or all.")
-    steps: int = Field(820, ge=1, description="Optimizer steps.")
+    steps: int = Field(1000, ge=1, description="Optimizer steps.")
     batch_size: int = Field(5, ge=1, description="Blocks of one context length per optimizer step.")
     learning_rate: float = Field(4e-3, gt=0, le=1, description="Peak AdamW learning rate.")
 
@@ -133,7 +133,7 @@ class Reward(Settings):
     """Pairwise reward model."""
 
     lora: Lora = Lora(rank=8, alpha=32)
-    epochs: float = Field(1.7, gt=0, le=100, description="Passes over the training pairs.")
+    epochs: float = Field(1.6, gt=0, le=100, description="Passes over the training pairs.")
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps, whatever the epochs say.")
     batch_size: int = Field(8, ge=1, description="Questions per optimizer step, each with all its pairs; an answer is forwarded once.")
     learning_rate: float = Field(2e-3, gt=0, le=1, description="Peak AdamW learning rate of adapter and head.")

@@ -78,11 +78,17 @@ def _tell(report: int, **line: int) -> None:
         os.write(report, (json.dumps(line) + "\n").encode())
 
 
+def _name(text: str) -> None:
+    """What process lists show."""
+    Path("/proc/self/comm").write_text(text[:15])
+
+
 def _become(*, stage: str, directory: str, log: int) -> NoReturn:
     """Run a program in this forked process as ``python -m`` would."""
     status = 1
     try:
         os.setsid()
+        _name(stage)
         for stream in (1, 2):
             os.dup2(log, stream)
         os.chdir(directory)
@@ -105,6 +111,6 @@ if __name__ == "__main__":
     for name in PRELOADED:
         importlib.import_module(name)
     gc.freeze()  # what is loaded stays: children need neither look through it nor copy it
-    Path("/proc/self/comm").write_text("alignflow-fork\n")
+    _name("forkserver")
     with socket.socket(fileno=int(sys.argv[1])) as connection:
         serve(connection)

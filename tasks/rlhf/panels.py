@@ -81,6 +81,7 @@ PANELS: dict[str, tuple[Panel, ...]] = {
             {"margin": "margin", "chosen_reward": "preferred"},
             "Preferred minus other answer, which should grow, and preferred alone; below 0 that became less likely than under SFT.",
         ),
+        Panel("Best answers", {"nll": "nats"}, "Negative log-likelihood a token of the questions' best answers: the likelihood term holds it down."),
     ),
 }
 

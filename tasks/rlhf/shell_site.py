@@ -103,7 +103,7 @@ def _thread(rng: random.Random, first_id: int, date: datetime, asked: set[str]) 
     num_answers = min(9, 2 + int(rng.expovariate(0.25)))
     answers = [_answer(rng, task, slots) for _ in range(num_answers)]
     golds = [gold_score(title, answer.markdown) for answer in answers]
-    views = math.exp(rng.gauss(1.6, 0.6))
+    views = math.exp(rng.gauss(2.3, 0.6))
     accepted = _accepted(rng, golds)
     yield Post(
         first_id, None, None if accepted is None else first_id + 1 + accepted, date, _poisson(rng, views), title, _p(body), rng.randint(1, 900)
@@ -114,7 +114,7 @@ def _thread(rng: random.Random, first_id: int, date: datetime, asked: set[str]) 
 
 def _votes(rng: random.Random, gold: float, views: float) -> int:
     """Up-votes grow with true quality, down-votes with its lack; both are noisy."""
-    up = _poisson(rng, views * math.exp(0.3 * (gold - 4) + rng.gauss(0, 0.2)))
+    up = _poisson(rng, views * math.exp(0.3 * (gold - 4) + rng.gauss(0, 0.15)))
     return up - _poisson(rng, 0.4 * views * math.exp(-0.35 * max(gold, -6)))
 
 
