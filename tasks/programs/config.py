@@ -149,7 +149,7 @@ class Ppo(Settings):
     rollouts: int = Field(64, ge=2, description="Answers sampled per rollout batch.")
     epochs: int = Field(3, ge=1, le=100, description="Passes over each rollout batch, each in a fresh order.")
     minibatch: int = Field(32, ge=1, description="Rollouts per optimizer step.")
-    learning_rate: float = Field(2e-3, gt=0, le=1, description="Adam learning rate of policy and critic, linear to 0.")
+    learning_rate: float = Field(1e-3, gt=0, le=1, description="Adam learning rate of policy and critic, linear to 0.")
     kl_coefficient: float = Field(0.05, ge=0, description="Weight of the KL penalty (the initial one when it adapts).")
     kl_target: float | None = Field(None, gt=0, description="Nats per response the adaptive KL controller aims at; null keeps the weight fixed.")
     kl_horizon: int = Field(10_000, ge=1, description="Rollouts over which the adaptive controller corrects.")
