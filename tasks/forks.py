@@ -99,19 +99,20 @@ _guard = threading.Lock()
 _server: _Server | None = None
 
 
-def warm_up(environment: dict[str, str], machine: Machine) -> None:
-    """Let the libraries load in the background, if this machine can fork programs and no server with this environment is there."""
+def warm_up(environment: dict[str, str], machine: Machine) -> bool:
+    """See to a server with this environment, whose libraries load in the background; False where programs must not be forked."""
     global _server
     if sys.platform != "linux" or (machine.device != "cpu" and any(map(os.path.exists, GPU_DEVICES))):
-        return
+        return False
     with _guard:
         if _server is not None and _server.environment == environment and _server.process.poll() is None:
-            return
+            return True
         if _server is None:
             atexit.register(stop)
         else:
             _server.stop()
         _server = _Server(environment)
+    return True
 
 
 def start(stage: str, directory: Path, inherited: tuple[int, ...]) -> Child | None:

@@ -78,9 +78,8 @@ def _start(stage: str, directory: Path, machine: Machine, inherited: tuple[int, 
     """The program as a child of a fork server that has torch loaded, where it needs torch and there can be such a server; else as our own."""
     chosen = environment(machine)
     needs_torch = "torch" in packages_of(stage)
-    if needs_torch or stage in BEFORE_TRAINING:
-        forks.warm_up(chosen, machine)
-    if needs_torch and (child := forks.start(stage, directory, inherited)) is not None:
+    forkable = (needs_torch or stage in BEFORE_TRAINING) and forks.warm_up(chosen, machine)
+    if needs_torch and forkable and (child := forks.start(stage, directory, inherited)) is not None:
         return child
     return subprocess.Popen(
         [sys.executable, "-m", f"{PROGRAMS}.{stage}", str(directory)],

@@ -5,12 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import fake_tree
 import pytest
+from fake_tree import await_, is_alive
 
 from tasks import forks, launch
 from tasks.launch import StageFailed, run_program
@@ -46,20 +46,6 @@ def write(tree: Path, code: str, stage: str = "sft") -> None:
 
 def who(directory: Path) -> list:
     return json.loads((directory / "who.json").read_text())
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False
-
-
-def await_(condition: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.02)
 
 
 def test_programs_are_children_of_one_server_and_leaders_of_their_own_group(tree: Path, directory: Path) -> None:
@@ -119,6 +105,8 @@ def test_a_machine_told_to_use_its_cpu_forks_though_it_has_a_gpu(tree: Path, dir
     write(tree, WHO)
     run_program("sft", directory, Machine(device="cpu"))
     assert who(directory)[0] != os.getpid()
+    run_program("sft", directory, Machine())  # the server is still there, but not for a program that may use the GPU
+    assert who(directory)[0] == os.getpid()
 
 
 @pytest.mark.parametrize(

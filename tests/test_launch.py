@@ -5,12 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import fake_tree
 import pytest
+from fake_tree import await_, is_alive
 
 from tasks import forks, launch
 from tasks.launch import StageFailed, Tail, run_program
@@ -36,20 +36,6 @@ def directory(tmp_path: Path) -> Path:
     job = {"stage": "sft", "job": SftJob.of(Pipeline()).model_dump(mode="json"), "inputs": {}, "machine": {}}
     (made / "job.json").write_text(json.dumps(job))
     return made
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False
-
-
-def await_(condition, seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.02)
 
 
 def test_a_program_that_ends_well_hands_on_its_lines_and_its_memory(tree: Path, directory: Path) -> None:
