@@ -185,3 +185,61 @@ def test_parameters_of_an_adapter_are_its_own(tmp_path: Path) -> None:
     assert names
     assert all(".policy." in name for name in names)
     assert isinstance(next(iter(adapters.parameters(model, "policy2").values())), nn.Parameter)
+
+
+def folded(model: PeftModel, name: str) -> list[nn.Module]:
+    """The layers that compute with one matrix inside the block."""
+    with adapters.active(model, name):
+        return [module for module in model.modules() if "forward" in vars(module)]
+
+
+def outcome(model: PeftModel) -> tuple[Tensor, dict[str, Tensor]]:
+    """Logits and the adapter's gradients."""
+    chosen = adapters.parameters(model, "policy")
+    with adapters.active(model, "policy") as policy:
+        out = policy(IDS, use_cache=False).logits
+        out.square().sum().backward()
+    gradients = {key: parameter.grad for key, parameter in chosen.items()}
+    assert all(gradient is not None and gradient.any() for gradient in gradients.values())
+    return out.detach(), gradients  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt_neox"])
+def test_one_matrix_or_the_low_rank_path_is_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes = []
+    for most in (0, 100):
+        monkeypatch.setattr(adapters, "FOLD_UP_TO", most)
+        model = with_adapters(tiny.model(kind), "policy", "critic")
+        assert bool(folded(model, "policy")) == bool(most)
+        outcomes.append(outcome(model))
+    (apart, theirs), (together, ours) = outcomes
+    torch.testing.assert_close(together, apart, atol=1e-4, rtol=1e-4)
+    for key, gradient in theirs.items():
+        torch.testing.assert_close(ours[key], gradient, atol=1e-4 * float(gradient.abs().max()), rtol=1e-3)
+
+
+@pytest.mark.parametrize("inner", [None, "critic"])
+def test_blocks_do_not_nest(inner: str | None) -> None:
+    model = with_adapters(tiny.model(), "policy", "critic")
+    with adapters.active(model, "policy"), pytest.raises(AssertionError, match="is open"), adapters.active(model, inner):
+        pass
+
+
+def test_nothing_of_it_stays_behind() -> None:
+    model = with_adapters(tiny.model(), "policy", "critic")
+    with pytest.raises(RuntimeError), adapters.active(model, "policy"):
+        raise RuntimeError
+    assert not [module for module in model.modules() if "forward" in vars(module)]
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "half precision", "dropout", "large"])
+def test_where_it_would_be_wrong_or_slower_the_low_rank_path_is_taken(kind: str) -> None:
+    model = with_adapters(tiny.model("gpt2" if kind == "gpt2" else "llama"), "policy", dropout=0.1 if kind == "dropout" else 0.0)
+    if kind == "half precision":
+        model.get_base_model().to(torch.bfloat16)
+    if kind == "large":
+        model = adapters.attach(tiny.model(), "policy", adapters.lora_config(rank=1, alpha=1, dropout=0.0, targets="all-linear"))
+    assert len(folded(model, "policy")) == {"dropout": 14, "large": 4}.get(kind, 0)  # keys and values are small enough even with rank 1
+    if kind == "dropout":
+        adapters.train_mode(model)
+        assert folded(model, "policy") == []

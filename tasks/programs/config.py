@@ -22,7 +22,7 @@ class ShellSite(Settings):
     """The built-in question-and-answer site about shell commands, generated from the run's seed."""
 
     kind: Literal["shell-site"] = "shell-site"
-    num_questions: int = Field(3500, ge=50, le=2_000_000, description="Questions to generate.")
+    num_questions: int = Field(4200, ge=50, le=2_000_000, description="Questions to generate.")
 
 
 class StackExchangeDump(Settings):
@@ -66,9 +66,9 @@ class BuiltinBase(Settings):
     num_heads: int = Field(4, ge=1, le=64, description="Attention heads; must divide the hidden size.")
     context: int = Field(192, ge=32, le=8192, description="Context length in tokens.")
     loss_on: Literal["answer", "all"] = Field("answer", description="Tokens the loss counts: the answers', or all.")
-    steps: int = Field(1000, ge=1, description="Optimizer steps.")
+    steps: int = Field(560, ge=1, description="Optimizer steps.")
     batch_size: int = Field(5, ge=1, description="Blocks of one context length per optimizer step.")
-    learning_rate: float = Field(4e-3, gt=0, le=1, description="Peak AdamW learning rate.")
+    learning_rate: float = Field(5e-3, gt=0, le=1, description="Peak learning rate of Muon (matrices) and AdamW (embeddings and norms).")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -115,7 +115,7 @@ class Sft(Settings):
 
     lora: Lora = Lora(rank=16, alpha=32, dropout=0.05)
     loss_on: Literal["answer", "all"] = Field("answer", description="Tokens the loss counts: the answer's, or all.")
-    epochs: float = Field(2.0, gt=0, le=100, description="Passes over the fine-tuning split.")
+    epochs: float = Field(1.7, gt=0, le=100, description="Passes over the fine-tuning split.")
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps, whatever the epochs say.")
     batch_size: int = Field(8, ge=1, description="Packed blocks per optimizer step.")
     block_tokens: int = Field(256, ge=32, description="Tokens of a packed block; documents inside it do not see each other.")
@@ -133,7 +133,7 @@ class Reward(Settings):
     """Pairwise reward model."""
 
     lora: Lora = Lora(rank=8, alpha=32)
-    epochs: float = Field(1.6, gt=0, le=100, description="Passes over the training pairs.")
+    epochs: float = Field(2.0, gt=0, le=100, description="Passes over the training pairs.")
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps, whatever the epochs say.")
     batch_size: int = Field(8, ge=1, description="Questions per optimizer step, each with all its pairs; an answer is forwarded once.")
     learning_rate: float = Field(2e-3, gt=0, le=1, description="Peak AdamW learning rate of adapter and head.")
@@ -145,11 +145,11 @@ class Ppo(Settings):
     """Proximal policy optimisation with a KL penalty towards the SFT model."""
 
     lora: Lora = Lora(rank=16, alpha=32)
-    steps: int = Field(18, ge=1, description="Rollout batches.")
+    steps: int = Field(24, ge=1, description="Rollout batches.")
     rollouts: int = Field(64, ge=2, description="Answers sampled per rollout batch.")
-    epochs: int = Field(3, ge=1, le=100, description="Passes over each rollout batch, each in a fresh order.")
+    epochs: int = Field(2, ge=1, le=100, description="Passes over each rollout batch, each in a fresh order.")
     minibatch: int = Field(32, ge=1, description="Rollouts per optimizer step.")
-    learning_rate: float = Field(1e-3, gt=0, le=1, description="Adam learning rate of policy and critic, linear to 0.")
+    learning_rate: float = Field(1.5e-3, gt=0, le=1, description="Adam learning rate of policy and critic, linear to 0.")
     kl_coefficient: float = Field(0.05, ge=0, description="Weight of the KL penalty (the initial one when it adapts).")
     kl_target: float | None = Field(None, gt=0, description="Nats per response the adaptive KL controller aims at; null keeps the weight fixed.")
     kl_horizon: int = Field(10_000, ge=1, description="Rollouts over which the adaptive controller corrects.")
@@ -184,7 +184,7 @@ class Dpo(Settings):
         ge=0,
         description="Weight of the best answers' negative log-likelihood a token in the loss (Pang et al. 2024; Dubey et al. 2024); 0: plain DPO.",
     )
-    epochs: float = Field(0.8, gt=0, le=100, description="Passes over the training pairs.")
+    epochs: float = Field(0.9, gt=0, le=100, description="Passes over the training pairs.")
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps, whatever the epochs say.")
     batch_size: int = Field(8, ge=1, description="Questions per optimizer step, each with all its pairs; an answer is forwarded once.")
     learning_rate: float = Field(2e-3, gt=0, le=1, description="Peak AdamW learning rate, linear to 0.")
@@ -197,7 +197,7 @@ class Winrate(Settings):
 
     num_questions: int = Field(500, ge=1, description="Held-out questions answered by every policy (at most what the split has).")
     temperature: float = Field(0.7, gt=0, le=10, description="Sampling temperature of every policy.")
-    batch_size: int = Field(100, ge=1, description="Questions answered at a time; part of the result, because padding moves the last digits.")
+    batch_size: int = Field(200, ge=1, description="Questions answered at a time; part of the result, because padding moves the last digits.")
 
 
 class Machine(Settings):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tasks.programs.config import Dpo, DpoJob, InputError
 from tasks.programs.entry import Run, main
-from tasks.rlhf import adapters, checkpoints, comparisons, devices, losses, models, schedules, sequences
+from tasks.rlhf import adapters, branches, checkpoints, comparisons, devices, losses, models, schedules
 from tasks.rlhf.comparisons import Batch, Comparison
 from tasks.rlhf.intervals import wilson
 
@@ -82,12 +82,12 @@ def train(job: DpoJob, run: Run) -> None:
 def batch_loss(model: PeftModel, batch: Batch, settings: Dpo) -> tuple[losses.DpoLoss, Tensor]:
     """DPO's loss of each pair, and each answer's negative log-likelihood a token; every answer goes through policy and reference once."""
     with adapters.active(model, None) as reference, torch.no_grad():
-        ref = sequences.log_probs(reference, batch.sequences).sum(dim=1)
+        ref = branches.log_probs(reference, batch.branches)
     with adapters.active(model, "dpo") as policy:
-        logp = sequences.log_probs(policy, batch.sequences).sum(dim=1)
+        logp = branches.log_probs(policy, batch.branches)
     w, x = batch.chosen, batch.rejected
     pairs = losses.dpo_loss(logp[w], logp[x], ref[w], ref[x], beta=settings.beta, smoothing=settings.label_smoothing)
-    return pairs, -logp / batch.sequences.response_mask.sum(dim=1)
+    return pairs, -logp / branches.num_tokens(batch.branches)
 
 
 @torch.no_grad()

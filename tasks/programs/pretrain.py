@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from tasks.programs.config import PretrainJob
 from tasks.programs.entry import Run, main
 from tasks.rlhf import checkpoints, devices, losses, models, schedules
+from tasks.rlhf.muon import Muon
 from tasks.rlhf.packing import IGNORE, Document, pack
 
 
@@ -43,27 +44,31 @@ def train(job: PretrainJob, run: Run) -> None:
     torch.nn.Module.to(model, device)
     model.train()
     parameters = dict(model.named_parameters())
-    matrices = [p for p in parameters.values() if p.dim() > 1]
-    vectors = [p for p in parameters.values() if p.dim() <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], betas=(0.9, 0.95), eps=1e-8, fused=True
-    )
+    inner = {name: p for name, p in parameters.items() if p.dim() == 2 and p is not model.get_input_embeddings().weight}
+    outer = {name: p for name, p in parameters.items() if name not in inner}
+    decay = [{"params": [p for p in outer.values() if (p.dim() > 1) == matrix], "weight_decay": 0.1 * matrix} for matrix in (True, False)]
+    optimizers: list[tuple[torch.optim.Optimizer, dict[str, torch.nn.Parameter]]] = [
+        (Muon(inner.values(), lr=settings.learning_rate, momentum=0.9), inner),
+        (torch.optim.AdamW(decay, betas=(0.9, 0.95), eps=1e-8, fused=True), outer),
+    ]
     start = 0
     if (checkpoint := checkpoints.latest(run.checkpoints)) is not None:
         start = checkpoint.step
-        checkpoints.restore_training(parameters, optimizer, checkpoint.tensors)
+        for optimizer, own in optimizers:
+            checkpoints.restore_training(own, optimizer, checkpoint.tensors)
     run.rewind(start)
 
     # 3. Optimizer steps; rows come in a fresh order every pass.
     loss_value = float("nan")
     for step in range(start, settings.steps):
         devices.seed_step(job.seed, step + 1)
-        rate = schedules.learning_rate(step, peak=settings.learning_rate, total=settings.steps, warmup=max(1, settings.steps // 20), shape="cosine")
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        rate = schedules.learning_rate(step, peak=settings.learning_rate, total=settings.steps, warmup=max(1, settings.steps // 20), shape="linear")
+        for optimizer, _ in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
         chosen = torch.tensor(schedules.batch_indices(step, num_rows=rows, batch_size=settings.batch_size, seed=job.seed))
         count = int((blocks.labels[chosen] != IGNORE).sum())
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         loss_value = 0.0
         for part in chosen.split(run.machine.micro_batch or len(chosen)):
             labels = blocks.labels[part].to(device)
@@ -73,10 +78,12 @@ def train(job: PretrainJob, run: Run) -> None:
             loss.backward()
             loss_value += loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer, _ in optimizers:
+            optimizer.step()
         run.log(step + 1, settings.steps, loss=loss_value, learning_rate=rate)
         if (step + 1) % run.machine.checkpoint_steps == 0:
-            checkpoints.save(run.checkpoints, step + 1, checkpoints.training_tensors(parameters, optimizer))
+            states = [checkpoints.training_tensors(own, optimizer) for optimizer, own in optimizers]
+            checkpoints.save(run.checkpoints, step + 1, states[0] | states[1])
 
     # 4. The artifact.
     model.save_pretrained(run.artifact / "model")

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tasks.programs.config import InputError, RewardJob
 from tasks.programs.entry import Run, main
-from tasks.rlhf import adapters, checkpoints, comparisons, devices, losses, models, prompts, schedules, sequences
+from tasks.rlhf import adapters, branches, checkpoints, comparisons, devices, losses, models, prompts, schedules, sequences
 from tasks.rlhf.comparisons import Comparison
 from tasks.rlhf.intervals import wilson
 
@@ -67,7 +67,8 @@ def train(job: RewardJob, run: Run) -> None:
         loss_value = right = 0.0
         for part in comparisons.micro_batches(chosen, run.machine.micro_batch):
             batch = comparisons.collate(part, pad_id=tokenizer.pad_token_id, device=device)
-            score = sequences.scores(base, head, batch.sequences)
+            with adapters.active(model, "reward"):
+                score = branches.scores(base, head, batch.branches)
             loss = losses.pairwise_loss(score[batch.chosen], score[batch.rejected]).sum() / num_pairs
             loss.backward()
             loss_value += loss.item()
@@ -111,7 +112,7 @@ def pair_accuracy(model: PeftModel, head: nn.Linear, questions: list[Comparison]
     with adapters.active(model, "reward") as base:
         for part in comparisons.micro_batches(questions, 128):
             batch = comparisons.collate(part, pad_id=pad_id, device=device)
-            score = sequences.scores(base, head, batch.sequences)
+            score = branches.scores(base, head, batch.branches)
             right += int((score[batch.chosen] > score[batch.rejected]).sum())
             total += len(batch.chosen)
     return right, total

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from tasks.rlhf.branches import Branches, join
 from tasks.rlhf.prompts import Template, encode_answer, encode_prompt
 from tasks.rlhf.schedules import mix
-from tasks.rlhf.sequences import Sequences, join
 
 
 class Comparison(NamedTuple):
@@ -27,12 +27,12 @@ class Comparison(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Some questions' answers as one batch of sequences, and all their pairs."""
+    """Some questions with all their answers, S in all, and their pairs."""
 
-    sequences: Sequences  # S rows
-    chosen: Tensor  # (P,) row of each pair's chosen answer
+    branches: Branches
+    chosen: Tensor  # (P,) number of each pair's chosen answer
     rejected: Tensor  # (P,)
-    best: Tensor  # (Q,) rows of the questions' best answers
+    best: Tensor  # (Q,) numbers of the questions' best answers
 
 
 def encode(
@@ -65,20 +65,17 @@ def hold_out(comparisons: list[Comparison], *, share: float, seed: int) -> tuple
 
 def collate(comparisons: list[Comparison], *, pad_id: int, device: torch.device) -> Batch:
     """All answers and all pairs of some questions."""
-    prompts: list[list[int]] = []
-    answers: list[list[int]] = []
     chosen: list[int] = []
     rejected: list[int] = []
     best: list[int] = []
+    first = 0
     for comparison in comparisons:
-        first = len(answers)
-        prompts += [comparison.prompt] * len(comparison.answers)
-        answers += comparison.answers
         chosen += [first + w for w, _ in comparison.pairs]
         rejected += [first + loser for _, loser in comparison.pairs]
         best += [first + answer for answer in comparison.best]
-    sequences = join(prompts, answers, pad_id=pad_id, device=device)
-    return Batch(sequences, *(torch.tensor(rows, dtype=torch.long, device=device) for rows in (chosen, rejected, best)))
+        first += len(comparison.answers)
+    branches = join([(c.prompt, c.answers) for c in comparisons], pad_id=pad_id, device=device)
+    return Batch(branches, *(torch.tensor(numbers, dtype=torch.long, device=device) for numbers in (chosen, rejected, best)))
 
 
 def micro_batches(comparisons: list[Comparison], max_rows: int) -> list[list[Comparison]]:

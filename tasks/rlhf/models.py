@@ -95,9 +95,16 @@ def check_context(model: PreTrainedModel, num_tokens: int) -> None:
         )
 
 
-def hidden_states(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
-    """Last hidden states (B, T, D) of right-padded or packed ids (B, T): causal attention keeps padding on the right out without a mask."""
-    output: Tensor = model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
+def hidden_states(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
+    """Last hidden states (B, T, D) of ids (B, T).
+
+    ``visible`` (B, T, T) bool says which places each place sees. Without it attention is causal, which keeps padding on the right out, and where
+    ``position_ids`` start anew so does attention.
+    """
+    mask = None
+    if visible is not None:  # added to the attention scores: every kind of attention takes that
+        mask = torch.zeros(visible.shape, dtype=model.dtype, device=visible.device).masked_fill_(~visible, torch.finfo(model.dtype).min)[:, None]
+    output: Tensor = model.base_model(input_ids=input_ids, attention_mask=mask, position_ids=position_ids, use_cache=False).last_hidden_state
     return output
 
 

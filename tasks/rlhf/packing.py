@@ -28,7 +28,7 @@ def pack(documents: list[Document], *, block_tokens: int, pad_id: int) -> Blocks
 
     The first token of a document is nobody's target: it has no left context of its own.
     """
-    bins = _first_fit([min(len(d.ids), block_tokens) for d in documents], block_tokens)
+    bins = first_fit([min(len(d.ids), block_tokens) for d in documents], block_tokens)
     ids = torch.full((len(bins), block_tokens), pad_id)
     positions = torch.zeros((len(bins), block_tokens), dtype=torch.int64)
     labels = torch.full((len(bins), block_tokens), IGNORE)
@@ -47,7 +47,7 @@ def pack(documents: list[Document], *, block_tokens: int, pad_id: int) -> Blocks
     return Blocks(ids, positions, labels)
 
 
-def _first_fit(lengths: list[int], capacity: int, *, open_bins: int = 64) -> list[list[int]]:
+def first_fit(lengths: list[int], capacity: int, *, open_bins: int = 64) -> list[list[int]]:
     """Indices of each bin; only the newest ``open_bins`` bins are tried, which keeps it linear and the order nearly as given."""
     bins: list[list[int]] = []
     room: list[int] = []

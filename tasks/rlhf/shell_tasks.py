@@ -62,7 +62,7 @@ TASKS: tuple[ShellTask, ...] = (
             "Which lines of {file} contain {word}?",
         ),
         ("grep {word} {file}", "grep -n {word} {file}"),
-        ("find {word} {file}", "grep {file} {word}", "cat {word} {file}"),
+        ("find {word} {file}", "grep {file} {word}", "grep -v {word} {file}"),
         ("grep prints the lines that match.",),
     ),
     ShellTask(
@@ -74,7 +74,7 @@ TASKS: tuple[ShellTask, ...] = (
             "How often does a line of {file} say {word}?",
         ),
         ("grep -c {word} {file}", "grep {word} {file} | wc -l"),
-        ("wc {word} {file}", "grep -i {word} {file}", "count {word} {file}"),
+        ("wc {word} {file}", "grep -i {word} {file}", "grep -v {word} {file}"),
         ("The -c option counts matching lines.",),
     ),
     ShellTask(
@@ -98,7 +98,7 @@ TASKS: tuple[ShellTask, ...] = (
             "I need the beginning of {file}, {number} lines of it?",
         ),
         ("head -n {number} {file}", "head -{number} {file}"),
-        ("tail -n {number} {file}", "cat -n {number} {file}", "first {number} {file}"),
+        ("tail -n {number} {file}", "tail -{number} {file}", "cat -n {number} {file}"),
         ("head prints the start of a file.",),
     ),
     ShellTask(
@@ -110,7 +110,7 @@ TASKS: tuple[ShellTask, ...] = (
             "I need the end of {file}, {number} lines of it?",
         ),
         ("tail -n {number} {file}", "tail -{number} {file}"),
-        ("head -n {number} {file}", "tail {file} {number}", "less {number} {file}"),
+        ("head -n {number} {file}", "head -{number} {file}", "tail {file} {number}"),
         ("tail prints the end of a file.",),
     ),
     ShellTask(
