@@ -300,7 +300,7 @@ def test_ctrl_c_ends_the_program_and_the_next_run_builds_only_what_changed(tree:
 def test_bad_input_that_only_a_program_can_see_is_one_sentence(tree: Path, first) -> None:
     home, _, _ = first
     fake_tree.misbehave(tree, "reward", "input")
-    status, _, error = fake_tree.alignflow(tree, home, "run", "demo", "--set", "reward.epochs=2", "--summary", "refused.json")
+    status, _, error = fake_tree.alignflow(tree, home, "run", "demo", "--set", "reward.epochs=3", "--summary", "refused.json")
     fake_tree.misbehave(tree, "reward", "")
     assert (status, error) == (2, "alignflow: These posts hold no question with two answers.\n")
     assert not (home.parent / "refused.json").exists()

@@ -36,6 +36,20 @@ def test_a_database_that_is_there_stays(prefix: Path) -> None:
     assert (prefix / "prefect.db").read_bytes() == b"years of runs"
 
 
+def test_what_another_process_puts_there_meanwhile_stays(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    databases.template("prefect").parent.mkdir(parents=True)
+    databases.template("prefect").write_bytes(b"empty tables")
+
+    def slowly(source: Path, target: Path) -> None:
+        target.write_bytes(source.read_bytes())
+        (prefix / "prefect.db").write_bytes(b"another's")
+
+    monkeypatch.setattr(databases.shutil, "copyfile", slowly)
+    databases.lay("prefect", prefix / "prefect.db")
+    assert (prefix / "prefect.db").read_bytes() == b"another's"
+    assert not list(prefix.glob("prefect.db.*"))
+
+
 def test_without_one_prepared_nothing_is_laid(prefix: Path) -> None:
     databases.lay("prefect", prefix / "home" / "prefect.db")
     assert not (prefix / "home").exists()
@@ -56,6 +70,7 @@ def test_what_set_up_prepared_is_at_the_tools_last_revision_and_empty(tool: str,
     from alembic.config import Config
 
     config = Config()
+    config.set_main_option("path_separator", "os")
     package, folder = scripts.split(":")
     where = Path(__import__(package).__file__).parent / folder
     config.set_main_option("script_location", str(where))
