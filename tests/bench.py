@@ -86,7 +86,7 @@ def comparing() -> None:
         optimizer.zero_grad(set_to_none=True)
         with adapters.active(model, "reward"):
             if shared:
-                score = branches.scores(base, head, branches.join(asked, pad_id=0, device=cpu))
+                score = branches.scores(base, head, branches.join(asked, pad_id=0, device=cpu, hidden_size=base.config.hidden_size))
             else:
                 score = sequences.scores(base, head, sequences.join(*alone, pad_id=0, device=cpu))
             score.sum().backward()

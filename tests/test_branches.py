@@ -23,8 +23,8 @@ def questions(num: int = 7, *, seed: int = 0) -> list[Question]:
     return [([5, *ids(9)], [[*ids(8), tiny.EOS] for _ in range(rng.randint(1, 5))]) for _ in range(num)]
 
 
-def shared(asked: list[Question]) -> branches.Branches:
-    return branches.join(asked, pad_id=tiny.PAD, device=tiny.CPU)
+def shared(asked: list[Question], *, hidden_size: int = tiny.WIDTH) -> branches.Branches:
+    return branches.join(asked, pad_id=tiny.PAD, device=tiny.CPU, hidden_size=hidden_size)
 
 
 def apart(asked: list[Question]) -> sequences.Sequences:
@@ -97,6 +97,7 @@ def test_short_questions_share_a_row_and_answers_keep_their_order() -> None:
 
 def test_a_question_of_many_answers_is_there_again() -> None:
     asked: list[Question] = [([5, 6], [[7, 8, 9, 1]] * 7 + [[10, 1]])]
+    assert shared(asked, hidden_size=1).input_ids.shape == (8, 6)  # a narrow model: attention would cost more than the prompts
     batch = shared(asked)
     assert batch.input_ids.shape == (2, 22)  # 4 x (2 + 4) would be 24: five answers fit, and three with the prompt again
     assert (batch.input_ids == 5).sum() == 2

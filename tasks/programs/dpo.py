@@ -57,7 +57,7 @@ def train(job: DpoJob, run: Run) -> None:
         optimizer.zero_grad(set_to_none=True)
         sums, anchor = torch.zeros(4, device=device), 0.0
         for part in comparisons.micro_batches(chosen, run.machine.micro_batch):
-            batch = comparisons.collate(part, pad_id=tokenizer.pad_token_id, device=device)
+            batch = comparisons.collate(part, pad_id=tokenizer.pad_token_id, device=device, hidden_size=base.config.hidden_size)
             result, nll = batch_loss(model, batch, settings)
             best_nll = nll[batch.best].sum() / num_best
             (result.loss.sum() / num_pairs + settings.nll_weight * best_nll).backward()
@@ -95,7 +95,7 @@ def evaluate(model: PeftModel, questions: list[Comparison], pad_id: int, setting
     """Mean loss, pairs ordered as the votes do by the implicit reward, and pairs."""
     loss, right, pairs = 0.0, 0, 0
     for part in comparisons.micro_batches(questions, 128):
-        batch = comparisons.collate(part, pad_id=pad_id, device=device)
+        batch = comparisons.collate(part, pad_id=pad_id, device=device, hidden_size=model.config.hidden_size)
         result, _ = batch_loss(model, batch, settings)
         loss += result.loss.sum().item()
         right += int((result.chosen_reward > result.rejected_reward).sum())

@@ -66,7 +66,7 @@ def train(job: RewardJob, run: Run) -> None:
         optimizer.zero_grad(set_to_none=True)
         loss_value = right = 0.0
         for part in comparisons.micro_batches(chosen, run.machine.micro_batch):
-            batch = comparisons.collate(part, pad_id=tokenizer.pad_token_id, device=device)
+            batch = comparisons.collate(part, pad_id=tokenizer.pad_token_id, device=device, hidden_size=base.config.hidden_size)
             with adapters.active(model, "reward"):
                 score = branches.scores(base, head, batch.branches)
             loss = losses.pairwise_loss(score[batch.chosen], score[batch.rejected]).sum() / num_pairs
@@ -111,7 +111,7 @@ def pair_accuracy(model: PeftModel, head: nn.Linear, questions: list[Comparison]
     right = total = 0
     with adapters.active(model, "reward") as base:
         for part in comparisons.micro_batches(questions, 128):
-            batch = comparisons.collate(part, pad_id=pad_id, device=device)
+            batch = comparisons.collate(part, pad_id=pad_id, device=device, hidden_size=base.config.hidden_size)
             score = branches.scores(base, head, batch.branches)
             right += int((score[batch.chosen] > score[batch.rejected]).sum())
             total += len(batch.chosen)

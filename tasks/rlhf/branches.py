@@ -12,7 +12,8 @@ from tasks.rlhf.packing import first_fit
 from tasks.rlhf.sequences import gather_log_probs
 
 NONE = -1
-MOST_WIDTH = 4  # of a row, times the longest prompt with one answer: attention takes the square of it
+# Widest row, times the longest prompt with one answer, and times the model's width: attention takes the square of a row.
+MOST_LENGTHS = MOST_WIDTHS = 4
 
 
 class Branches(NamedTuple):
@@ -33,9 +34,10 @@ class Branches(NamedTuple):
     ends: Tensor  # (S,) place of each answer's last token
 
 
-def join(questions: list[tuple[list[int], list[list[int]]]], *, pad_id: int, device: torch.device) -> Branches:
-    """Prompts with their answers as one batch, in rows as wide as the longest question with its answers."""
-    most = MOST_WIDTH * max(len(prompt) + len(answer) for prompt, answers in questions for answer in answers)
+def join(questions: list[tuple[list[int], list[list[int]]]], *, pad_id: int, device: torch.device, hidden_size: int) -> Branches:
+    """Prompts with their answers as one batch, in rows as wide as the longest question with its answers; ``hidden_size`` is the model's."""
+    longest = max(len(prompt) + len(answer) for prompt, answers in questions for answer in answers)
+    most = min(MOST_LENGTHS * longest, max(longest, MOST_WIDTHS * hidden_size))
     questions = [(prompt, some) for prompt, answers in questions for some in _shares(answers, most - len(prompt))]
     lengths = [len(prompt) + sum(map(len, answers)) for prompt, answers in questions]
     width, rows = max(lengths), first_fit(lengths, max(lengths))

@@ -63,8 +63,8 @@ def hold_out(comparisons: list[Comparison], *, share: float, seed: int) -> tuple
     return [c for c, h in zip(comparisons, held, strict=True) if not h], [c for c, h in zip(comparisons, held, strict=True) if h]
 
 
-def collate(comparisons: list[Comparison], *, pad_id: int, device: torch.device) -> Batch:
-    """All answers and all pairs of some questions."""
+def collate(comparisons: list[Comparison], *, pad_id: int, device: torch.device, hidden_size: int) -> Batch:
+    """All answers and all pairs of some questions, for a model of width ``hidden_size``."""
     chosen: list[int] = []
     rejected: list[int] = []
     best: list[int] = []
@@ -74,7 +74,7 @@ def collate(comparisons: list[Comparison], *, pad_id: int, device: torch.device)
         rejected += [first + loser for _, loser in comparison.pairs]
         best += [first + answer for answer in comparison.best]
         first += len(comparison.answers)
-    branches = join([(c.prompt, c.answers) for c in comparisons], pad_id=pad_id, device=device)
+    branches = join([(c.prompt, c.answers) for c in comparisons], pad_id=pad_id, device=device, hidden_size=hidden_size)
     return Batch(branches, *(torch.tensor(numbers, dtype=torch.long, device=device) for numbers in (chosen, rejected, best)))
 
 
