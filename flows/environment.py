@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from tasks import databases
 from tasks.store import home
 
 FIXED = {
@@ -22,10 +23,12 @@ FIXED = {
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "PREFECT_SERVER_UI_V2_ENABLED": "false",
 }
+# any of them names another database of Prefect's than the one in its home
+ELSEWHERE = {"PREFECT_API_URL", "PREFECT_API_DATABASE_CONNECTION_URL", "PREFECT_SERVER_DATABASE_CONNECTION_URL"}
 
 
 def prepare(root: Path) -> None:
-    """Set the environment for a pipeline whose home is ``root``."""
+    """Set the environment for a pipeline whose home is ``root``, and give a new home its empty databases."""
     prefect_home, logs = root / "prefect", root / "logs"
     prefect_home.mkdir(parents=True, exist_ok=True)
     logs.mkdir(parents=True, exist_ok=True)
@@ -40,6 +43,10 @@ def prepare(root: Path) -> None:
     }
     for name, value in chosen.items():
         os.environ.setdefault(name, value)
+    if not ELSEWHERE & os.environ.keys():
+        databases.lay("prefect", Path(os.environ["PREFECT_HOME"]) / "prefect.db")
+    if os.environ["MLFLOW_TRACKING_URI"] == chosen["MLFLOW_TRACKING_URI"]:
+        databases.lay("mlflow", root / "mlflow.db")
 
 
 def for_imports() -> None:

@@ -12,7 +12,6 @@ import urllib.request
 from contextlib import suppress
 from pathlib import Path
 
-from tasks import databases
 from tasks.launch import die_with
 
 START_SECONDS = 120
@@ -46,8 +45,6 @@ class Api:
         # two servers that both migrate a new database would break it
         self._starting = (locks / "prefect.lock").open("a")
         fcntl.flock(self._starting, fcntl.LOCK_EX)
-        if not {"PREFECT_API_DATABASE_CONNECTION_URL", "PREFECT_SERVER_DATABASE_CONNECTION_URL"} & os.environ.keys():
-            databases.lay("prefect", Path(os.environ["PREFECT_HOME"]) / "prefect.db")
         self.port = free_port()
         quiet = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
         command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app", "--host", "127.0.0.1"]

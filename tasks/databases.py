@@ -16,8 +16,6 @@ from contextlib import closing, suppress
 from importlib.metadata import version
 from pathlib import Path
 
-TOOLS = ("prefect", "mlflow")
-
 
 def template(tool: str) -> Path:
     """Where this environment keeps the tool's empty database."""
@@ -39,7 +37,7 @@ def lay(tool: str, path: Path) -> None:
 
 
 def prepare() -> None:
-    """Let both tools make their tables, each in a database of its own. Raises CalledProcessError."""
+    """Let both tools make their tables, each in a database of its own; the process ends with a tool's output when it fails."""
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         commands = {
@@ -53,10 +51,10 @@ def prepare() -> None:
             for tool, command in commands.items()
             if not template(tool).exists()
         }
+        outputs = {tool: process.communicate()[0] for tool, process in running.items()}  # both end before either's failure is told
         for tool, process in running.items():
-            output, _ = process.communicate()
             if process.returncode:
-                raise subprocess.CalledProcessError(process.returncode, commands[tool], output)
+                sys.exit(f"{' '.join(commands[tool])} failed:\n{outputs[tool].decode(errors='replace')}")
             _keep(root / f"{tool}.db", template(tool))
 
 

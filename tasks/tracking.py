@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from tasks import databases, events
+from tasks import events
 from tasks.store import Manifest, flat, home
 
 EXPERIMENT = "alignflow"
@@ -48,8 +48,6 @@ def _open() -> tuple[Any, str]:
     uri = os.environ["MLFLOW_TRACKING_URI"]
     with (root / "locks" / "mlflow.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two processes that both migrate a new database leave a broken one
-        if uri == f"sqlite:///{root / 'mlflow.db'}":
-            databases.lay("mlflow", root / "mlflow.db")
         from mlflow import MlflowClient
 
         for name in ("mlflow", "alembic"):

@@ -1,5 +1,6 @@
 """A new home begins with a copy of a prepared database, and never loses one that is there."""
 
+import os
 import sqlite3
 import sys
 from contextlib import closing
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from alembic.script import ScriptDirectory
 
+from flows import environment
 from tasks import databases
 
 
@@ -26,6 +28,25 @@ def test_a_new_home_gets_a_copy(prefix: Path) -> None:
     assert [path.name for path in (prefix / "home").iterdir()] == ["mlflow.db"]
     assert (prefix / "home" / "mlflow.db").read_bytes() == b"empty tables"
     assert target.exists()
+
+
+@pytest.mark.parametrize(
+    ("named", "laid"),
+    [
+        ({}, {"prefect.db", "mlflow.db"}),
+        ({"PREFECT_API_URL": "http://127.0.0.1:1/api", "MLFLOW_TRACKING_URI": "http://127.0.0.1:2"}, set()),
+        ({"PREFECT_SERVER_DATABASE_CONNECTION_URL": "postgresql+asyncpg://127.0.0.1/x"}, {"mlflow.db"}),
+    ],
+    ids=["nothing named", "servers", "PostgreSQL"],
+)
+def test_a_home_gets_what_no_server_elsewhere_keeps(prefix: Path, monkeypatch: pytest.MonkeyPatch, named: dict[str, str], laid: set[str]) -> None:
+    databases.template("mlflow").parent.mkdir(parents=True)
+    for tool in ("prefect", "mlflow"):
+        databases.template(tool).write_bytes(b"empty tables")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_", "ALIGNFLOW_"))}
+    monkeypatch.setattr(os, "environ", kept | named)
+    environment.prepare(prefix / "home")
+    assert {path.name for path in (prefix / "home").rglob("*.db")} == laid
 
 
 def test_a_database_that_is_there_stays(prefix: Path) -> None:

@@ -14,7 +14,8 @@ RMS = 0.2  # of an update's elements, as AdamW's have: so both take one learning
 class Muon(Optimizer):
     """Jordan et al. 2024, with the update's size of Liu et al. 2025 and decoupled weight decay; for the matrices between embedding and head.
 
-    torch.optim.Muon orthogonalises one matrix after another in bfloat16, which takes a CPU six times as long as all of one shape at once in float32.
+    torch.optim.Muon orthogonalises one matrix after another in bfloat16, which costs a CPU more than the rest of the step; here all of one shape
+    go at once, in float32.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], *, lr: float, weight_decay: float = 0.1, momentum: float = 0.95) -> None:
@@ -30,7 +31,9 @@ class Muon(Optimizer):
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p, dtype=torch.float32))
+                if "momentum_buffer" not in self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p, dtype=torch.float32)
+                buffer = self.state[p]["momentum_buffer"]
                 buffer.lerp_(p.grad.float(), 1 - group["momentum"])
                 alike.setdefault(tuple(p.shape), []).append((p, p.grad.float().lerp(buffer, group["momentum"])))
             for (rows, columns), pairs in alike.items():
