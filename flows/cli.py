@@ -62,9 +62,9 @@ def run(args: argparse.Namespace) -> None:
         from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
         from flows.pipeline import rlhf  # slow to import: the API starts meanwhile
-        from tasks import tracking
+        from tasks import tracker
 
-        tracking.connect()
+        tracker.connect()
         if api:
             api.wait()
         screen.ready()

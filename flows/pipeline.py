@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from prefect import flow
@@ -13,7 +12,8 @@ from flows.result import conclude, summarise
 from tasks import data, dpo, merge, ppo, pretrain, report, reward, sft, site, tracking, winrate
 from tasks.artifact import Artifact, given
 from tasks.base import given_base
-from tasks.programs.config import BuiltinBase, Pipeline, StackExchangeDump
+from tasks.far import locate
+from tasks.programs.config import BuiltinBase, InputError, Pipeline, StackExchangeDump
 from tasks.stage import Seat
 
 Do = Callable[..., Artifact]
@@ -45,7 +45,9 @@ def rlhf(config: Pipeline = Pipeline(), profile: str = "rlhf") -> dict[str, Any]
     """
     started, made = time.monotonic(), {}
     with tracking.pipeline_run(profile, config.model_dump(mode="json"), flow_run_id=str(flow_run.id)) as tracked:
-        seat = Seat(config.machine, tracked.run_id)
+        seat = Seat(config.machine, tracked.run_id, config.pools, shared=bool(config.pools.cpu or config.pools.gpu))
+        if seat.shared and not tracked.is_on:
+            raise InputError("Workers find each other's artifacts in MLflow, which is not reachable: set MLFLOW_TRACKING_URI, or leave pools.* empty")
 
         def do(stage: Any, **inputs: Any) -> Any:
             made[stage.run.name] = stage.run(config, seat=seat, **inputs)
@@ -57,5 +59,5 @@ def rlhf(config: Pipeline = Pipeline(), profile: str = "rlhf") -> dict[str, Any]
         do(report, **made)
         artifacts = [state.result() for state in made.values()]
         summary = summarise(profile, artifacts, time.monotonic() - started)
-        page = Path(artifacts[-1]["path"], "report.html")
+        page = locate(artifacts[-1]) / "report.html"
         return conclude(config, summary, page, run_id=str(flow_run.id), tracked=tracked)

@@ -60,7 +60,7 @@ class Screen:
                 self.shown = about["shown"]
                 self._start(event.stage, "")
             case "wait":
-                self._note("waiting for another run that builds it")
+                self._note(about.get("note", "waiting for another run that builds it"))
             case "resume":
                 self._note("goes on from its checkpoint")
             case "step":

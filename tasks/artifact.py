@@ -1,22 +1,25 @@
-"""What stages take and give: plain values that any process can read."""
+"""What stages take and give: plain values that any process on any machine can read."""
 
 import os
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 from tasks.digests import file_digest, folder_digest
 from tasks.programs.config import Job
 from tasks.sources import sources_of
-from tasks.store import Recipe, home
+from tasks.store import Manifest, Recipe, home
+
+WEIGHTS = ".safetensors"
 
 
 class Artifact(TypedDict):
-    """A stage's result as it is handed on: plain JSON."""
+    """A stage's result as it is handed on: plain JSON that means the same on every machine."""
 
     stage: str  # "given" for what the user brought
     key: str
     digest: str
-    path: str
+    path: str  # inside the artifact: the file or folder that is meant, "" for all; of what the user brought: where it lies
+    without: str  # ending of the files that are not needed, "" for none
     seconds: float  # spent on it in this run
     peak_mb: float  # of the process that built it
     cached: bool
@@ -25,12 +28,13 @@ class Artifact(TypedDict):
 
 
 class Step(NamedTuple):
-    """What a stage takes. ``shown`` are the metrics worth watching while it runs."""
+    """What a stage takes. ``shown`` are the metrics worth watching while it runs, ``kind`` is the kind of machine it wants."""
 
     stage: str
     job: Job
     inputs: dict[str, Artifact]
     shown: tuple[str, ...] = ()
+    kind: Literal["cpu", "gpu"] = "gpu"
 
     @property
     def recipe(self) -> Recipe:
@@ -42,11 +46,33 @@ class Step(NamedTuple):
 
 def given(path: str | Path) -> Artifact:
     """A file or folder that the user brought, known by its content."""
-    place, memory = Path(os.path.abspath(Path(path).expanduser())), home() / "digests"
-    digest = folder_digest(place, memory=memory) if place.is_dir() else file_digest(place, memory=memory)
-    return Artifact(stage="given", key="", digest=digest, path=str(place), seconds=0.0, peak_mb=0.0, cached=True, metrics={}, warnings=[])
+    place = Path(os.path.abspath(Path(path).expanduser()))
+    return Artifact(
+        stage="given", key="", digest=content_digest(place), path=str(place), without="",
+        seconds=0.0, peak_mb=0.0, cached=True, metrics={}, warnings=[],
+    )  # fmt: skip
+
+
+def content_digest(place: Path) -> str:
+    """Digest of a file or folder that no stage made."""
+    memory = home() / "digests"
+    return folder_digest(place, memory=memory) if place.is_dir() else file_digest(place, memory=memory)
+
+
+def made(manifest: Manifest, summary: dict[str, Any], *, cached: bool, seconds: float) -> Artifact:
+    """A stage's artifact, from its manifest and its summary.json."""
+    return Artifact(
+        stage=manifest["stage"], key=manifest["key"], digest=manifest["digest"], path="", without="",
+        seconds=round(seconds, 3), peak_mb=manifest["peak_mb"], cached=cached,
+        metrics=summary.get("metrics", {}), warnings=summary.get("warnings", []),
+    )  # fmt: skip
 
 
 def within(artifact: Artifact, name: str) -> Artifact:
     """A file or folder of an artifact as an input; what the user brought is taken whole."""
-    return artifact if artifact["stage"] == "given" else {**artifact, "path": str(Path(artifact["path"], name))}
+    return artifact if artifact["stage"] == "given" else {**artifact, "path": name}
+
+
+def without_weights(artifact: Artifact) -> Artifact:
+    """An artifact as an input of a stage that does not look at model weights."""
+    return {**artifact, "without": WEIGHTS}

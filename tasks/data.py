@@ -10,7 +10,7 @@ from tasks.states import AS_TASK, as_state
 
 
 def step(config: Pipeline, *, posts: Artifact) -> Step:
-    return Step("data", DataJob.of(config), {"posts": within(posts, "Posts.xml")})
+    return Step("data", DataJob.of(config), {"posts": within(posts, "Posts.xml")}, kind="cpu")
 
 
 @task(name="data", **AS_TASK)

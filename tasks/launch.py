@@ -46,6 +46,10 @@ class StageFailed(Exception):
     """A program ended badly, and not because of its input."""
 
 
+class StageCrashed(StageFailed):
+    """A program was killed, by whomever: it may well go on from its checkpoint."""
+
+
 class Usage(NamedTuple):
     seconds: float
     peak_mb: float  # most resident memory, 2**20 bytes
@@ -209,4 +213,5 @@ def _failure(stage: str, directory: Path, status: int) -> Exception:
         cause = f"killed by {signal.Signals(-status).name}"
     else:
         cause = error.get("message") or f"exit status {status}" + ("" if status else " but not marked done")
-    return StageFailed(f"The stage {stage} failed: {cause.rstrip('.')}. Its log: {log}")
+    kind = StageCrashed if status < 0 else StageFailed
+    return kind(f"The stage {stage} failed: {cause.rstrip('.')}. Its log: {log}")

@@ -3,14 +3,14 @@
 from prefect import task
 from prefect.client.schemas.objects import State
 
-from tasks.artifact import Artifact, Step
+from tasks.artifact import Artifact, Step, without_weights
 from tasks.programs.config import Pipeline, ReportJob
 from tasks.stage import Seat, run_stage
 from tasks.states import AS_TASK, as_state
 
 
 def step(config: Pipeline, **artifacts: Artifact) -> Step:
-    return Step("report", ReportJob.of(config), artifacts)
+    return Step("report", ReportJob.of(config), {name: without_weights(artifact) for name, artifact in artifacts.items()}, kind="cpu")
 
 
 @task(name="report", **AS_TASK)

@@ -10,7 +10,7 @@ from tasks.states import AS_TASK, as_state
 
 
 def step(config: Pipeline) -> Step:
-    return Step("site", SiteJob.of(config), {})
+    return Step("site", SiteJob.of(config), {}, kind="cpu")
 
 
 @task(name="site", **AS_TASK)

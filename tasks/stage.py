@@ -1,18 +1,21 @@
-"""run_stage: from what a stage takes to its artifact, which is reused when it is there, and otherwise built, here."""
+"""run_stage: from what a stage takes to its artifact, which is reused when it is there, and otherwise built, here or by a pool's worker."""
 
 import json
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from tasks import events, tracking
-from tasks.artifact import Artifact, Step
+from tasks import events, mirror, tracker, tracking
+from tasks.artifact import Artifact, Step, made
 from tasks.digests import replace_text
-from tasks.launch import Line, Usage, run_program
-from tasks.programs.config import InputError, Machine
+from tasks.dispatch import dispatch
+from tasks.far import InputMissing, Published, locate, publish, published
+from tasks.launch import Line, StageCrashed, StageFailed, Usage, run_program
+from tasks.programs.config import InputError, Machine, Pools
 from tasks.store import Manifest, Recipe, Store, home
+
+CRASHES = 2  # how often a program that was killed is started again; it goes on from its checkpoint
 
 
 class Seat(NamedTuple):
@@ -20,60 +23,76 @@ class Seat(NamedTuple):
 
     machine: Machine
     tracked: str | None = None  # the parent run's id in MLflow
+    pools: Pools = Pools()
+    shared: bool = False  # whether other machines have to find the artifacts in MLflow
 
 
-Where = Callable[[Step, Path, Seat, Callable[[Line], None], int], Usage]
-
-
-def here(step: Step, directory: Path, seat: Seat, on_step: Callable[[Line], None], lock: int) -> Usage:
-    """Run the stage's program on this machine. Another place to run is another function like this one."""
-    return run_program(step.stage, directory, seat.machine, on_step=on_step, keep_open=(lock,))
-
-
-def run_stage(step: Step, seat: Seat, *, where: Where = here) -> Artifact:
-    """The artifact of ``step``: the verified one in the store, else a newly built one."""
+def run_stage(step: Step, seat: Seat) -> Artifact:
+    """The artifact of ``step``: the verified one in the store or in MLflow, else a newly built one."""
     started = time.monotonic()
     store, recipe = Store(home()), step.recipe
     events.tell("start", step.stage, key=recipe.key, shown=step.shown)
     found = None if store.partial(recipe.key).exists() else store.lookup(step.stage, recipe.key)
-    if found is None:
-        with store.lock(recipe.key, on_wait=lambda: events.tell("wait", step.stage)) as lock:
-            found = store.lookup(step.stage, recipe.key)  # built meanwhile by whoever held the lock
-            if found is None:
-                return _build(store, step, recipe, seat, where, lock)
-            store.discard_partial(recipe.key)
-    artifact = _artifact(store, found, cached=True, seconds=time.monotonic() - started)
-    tracking.reused(step.stage, found, artifact["metrics"], parent=seat.tracked)
-    events.tell("reused", step.stage, artifact=artifact)
+    if found:
+        return _reused(made(found, _summary(store, found), cached=True, seconds=time.monotonic() - started), seat)
+    pool = getattr(seat.pools, step.kind)
+    if far := _published(recipe.key):
+        return _reused(made(far.manifest, far.summary, cached=True, seconds=time.monotonic() - started), seat)
+    if pool:
+        far = dispatch(step, pool, machine=seat.machine, tracked=seat.tracked)
+        artifact = made(far.manifest, far.summary, cached=False, seconds=far.manifest["seconds"])
+        events.tell("built", step.stage, artifact=artifact)
+        _pass_on_warnings(artifact)
+        return artifact
+    with store.lock(recipe.key, on_wait=lambda: events.tell("wait", step.stage)) as lock:
+        found = store.lookup(step.stage, recipe.key)  # built meanwhile by whoever held the lock
+        if found is None:
+            return _build(store, step, recipe, seat, lock)
+        store.discard_partial(recipe.key)
+    return _reused(made(found, _summary(store, found), cached=True, seconds=time.monotonic() - started), seat)
+
+
+def look_up(step: Step) -> Artifact | None:
+    """The artifact of ``step`` if it is in the store or in MLflow; nothing is changed."""
+    store, recipe = Store(home()), step.recipe
+    if found := store.lookup(step.stage, recipe.key):
+        return made(found, _summary(store, found), cached=True, seconds=0.0)
+    far = _published(recipe.key)
+    return made(far.manifest, far.summary, cached=True, seconds=0.0) if far else None
+
+
+def _published(key: str) -> Published | None:
+    """What MLflow has under the key, where it is a server that others use too."""
+    if tracker.is_remote():
+        with tracker.forgiving():
+            return published(key)
+    return None
+
+
+def _reused(artifact: Artifact, seat: Seat) -> Artifact:
+    if seat.shared and published(artifact["key"]) is None:
+        publish(artifact, parent=seat.tracked)
+    tracking.reused(artifact["stage"], artifact["key"], artifact["digest"], artifact["metrics"], parent=seat.tracked)
+    events.tell("reused", artifact["stage"], artifact=artifact)
     _pass_on_warnings(artifact)
     return artifact
 
 
-def look_up(step: Step) -> Artifact | None:
-    """The artifact of ``step`` if it is in the store; nothing is changed."""
-    store, recipe = Store(home()), step.recipe
-    found = store.lookup(step.stage, recipe.key)
-    return _artifact(store, found, cached=True, seconds=0.0) if found else None
-
-
-def _build(store: Store, step: Step, recipe: Recipe, seat: Seat, where: Where, lock: int) -> Artifact:
+def _build(store: Store, step: Step, recipe: Recipe, seat: Seat, lock: int) -> Artifact:
     broken = store.quarantine(step.stage, recipe.key)
     if broken:
         events.tell("warning", step.stage, text=f"{step.stage}: its stored files were altered; they are in {broken} now and are made again")
     directory = store.partial(recipe.key)
-    if any(directory.glob("checkpoints/*")):
-        events.tell("resume", step.stage)
     try:
         with tracking.stage_run(step.stage, recipe.key, recipe.job, parent=seat.tracked) as tracked:
-
-            def on_step(line: Line) -> None:
-                tracked.step(line)
-                events.tell("step", step.stage, line=line)
-
-            usage = _finished(directory) or where(step, _prepare(directory, step, seat), seat, on_step, lock)
+            usage = _finished(directory) or _run(step, directory, seat, tracked, lock)
             manifest = store.commit(recipe, seconds=usage.seconds, peak_mb=usage.peak_mb)
-            artifact = _artifact(store, manifest, cached=False, seconds=usage.seconds)
-            _track(tracked, manifest, artifact, directory)
+            artifact = made(manifest, _summary(store, manifest), cached=False, seconds=usage.seconds)
+            _track(tracked, manifest, artifact, store.entry(step.stage, recipe.key), directory)
+            if seat.shared and not tracked.is_on:
+                raise StageFailed(
+                    f"The stage {step.stage} is done, but MLflow is not reachable, where other machines would look for it: run it again"
+                )
     except BaseException as error:
         if isinstance(error, InputError) and not any(directory.glob("checkpoints/*")):
             store.discard_partial(recipe.key)
@@ -85,26 +104,52 @@ def _build(store: Store, step: Step, recipe: Recipe, seat: Seat, where: Where, l
     return artifact
 
 
+def _run(step: Step, directory: Path, seat: Seat, tracked: tracking.Tracked, lock: int) -> Usage:
+    """Run the stage's program to its end; one that was killed goes on from its checkpoint."""
+
+    def on_step(line: Line) -> None:
+        tracked.step(line)
+        events.tell("step", step.stage, line=line)
+
+    directory.mkdir(parents=True, exist_ok=True)
+    if seat.shared and tracked.is_on:
+        with tracker.forgiving():
+            mirror.restore(tracked, directory)
+    for crashes in range(CRASHES + 1):
+        if any(directory.glob("checkpoints/*")):
+            events.tell("resume", step.stage)
+        _prepare(directory, step, seat)
+        try:
+            with mirror.mirroring(tracked, directory, seat.machine.upload_seconds if seat.shared else 0):
+                return run_program(step.stage, directory, seat.machine, on_step=on_step, keep_open=(lock,))
+        except StageCrashed as error:
+            if crashes == CRASHES:
+                raise
+            events.tell("warning", step.stage, text=f"{error} It is started again.")
+    raise AssertionError
+
+
 def _pass_on_warnings(artifact: Artifact) -> None:
     for sentence in artifact["warnings"]:
         events.tell("warning", artifact["stage"], text=f"{artifact['stage']}: {sentence}")
 
 
-def _prepare(directory: Path, step: Step, seat: Seat) -> Path:
+def _prepare(directory: Path, step: Step, seat: Seat) -> None:
     shutil.rmtree(directory / "artifact", ignore_errors=True)  # a killed program's half-written result; it resumes from checkpoints/ alone
-    directory.mkdir(parents=True, exist_ok=True)
     write_job(directory, step, seat.machine)
-    return directory
 
 
 def write_job(directory: Path, step: Step, machine: Machine) -> None:
-    """The job.json that a program reads."""
-    job = {
-        "stage": step.stage,
-        "job": step.job.model_dump(mode="json"),
-        "inputs": {name: artifact["path"] for name, artifact in step.inputs.items()},
-        "machine": machine.model_dump(mode="json"),
-    }
+    """The job.json that a program reads, with its inputs where they lie on this machine. Raises InputMissing."""
+    places, missing = {}, []
+    for name, artifact in step.inputs.items():
+        try:
+            places[name] = str(locate(artifact))
+        except InputMissing:
+            missing.append(name)
+    if missing:
+        raise InputMissing(missing)
+    job = {"stage": step.stage, "job": step.job.model_dump(mode="json"), "inputs": places, "machine": machine.model_dump(mode="json")}
     replace_text(directory / "job.json", json.dumps(job, indent=1) + "\n")
 
 
@@ -116,21 +161,16 @@ def _finished(directory: Path) -> Usage | None:
     return Usage(max(seconds, 0.0), 0.0)
 
 
-def _track(tracked: tracking.Tracked, manifest: Manifest, artifact: Artifact, directory: Path) -> None:
-    path = Path(artifact["path"])
+def _track(tracked: tracking.Tracked, manifest: Manifest, artifact: Artifact, entry: Path, directory: Path) -> None:
     tracked.flush()
     tracked.summary({**artifact["metrics"], "seconds": artifact["seconds"], "peak_mb": artifact["peak_mb"]})
-    tracked.tags({"stage.digest": manifest["digest"]})
-    tracked.data_sets(manifest, path)
-    tracked.files(path, manifest["key"])
     tracked.files(directory / "log.txt")
+    tracked.artifact(manifest, entry)
+    if tracked.is_on and tracker.is_remote():
+        mirror.discard(tracked)
 
 
-def _artifact(store: Store, manifest: Manifest, *, cached: bool, seconds: float) -> Artifact:
-    path = store.entry(manifest["stage"], manifest["key"])
-    summary = json.loads((path / "summary.json").read_text()) if (path / "summary.json").exists() else {}
-    return Artifact(
-        stage=manifest["stage"], key=manifest["key"], digest=manifest["digest"], path=str(path),
-        seconds=round(seconds, 3), peak_mb=manifest["peak_mb"], cached=cached, metrics=summary.get("metrics", {}),
-        warnings=summary.get("warnings", []),
-    )  # fmt: skip
+def _summary(store: Store, manifest: Manifest) -> dict[str, Any]:
+    path = store.entry(manifest["stage"], manifest["key"]) / "summary.json"
+    summary: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return summary

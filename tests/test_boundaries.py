@@ -104,7 +104,7 @@ def test_no_file_imports_what_it_must_not_even_inside_a_function(files: list[Pat
 
 def test_only_tracking_imports_mlflow() -> None:
     files = [*FLOWS, *TASKS, *PROGRAM_FILES, *MATERIAL_FILES]
-    assert [named(path) for path in files if any(name.partition(".")[0] == "mlflow" for name in imports(path))] == ["tasks/tracking.py"]
+    assert [named(path) for path in files if any(name.partition(".")[0] == "mlflow" for name in imports(path))] == ["tasks/tracker.py"]
 
 
 def test_tasks_know_of_programs_only_their_config() -> None:

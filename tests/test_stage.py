@@ -91,7 +91,7 @@ def test_changed_settings_code_or_input_build_anew(tree: Path) -> None:
 @pytest.mark.parametrize("damage", ["alter", "delete", "truncate"])
 def test_a_damaged_artifact_is_noticed_quarantined_and_made_again(tree: Path, store: Store, heard: list[str], damage: str) -> None:
     first = run(tree)
-    weights = Path(first["path"], "weights.json" if damage != "truncate" else "manifest.json")
+    weights = store.entry("ppo", first["key"]) / ("weights.json" if damage != "truncate" else "manifest.json")
     if damage == "delete":
         weights.unlink()
     else:
@@ -128,7 +128,7 @@ def test_two_that_want_the_same_build_it_once(tree: Path, store: Store) -> None:
 
 def test_kill_9_leaves_no_lock_and_the_next_run_resumes_to_the_same_bytes(tree: Path, store: Store, heard: list[str]) -> None:
     uninterrupted = run(tree)
-    os.rename(uninterrupted["path"], tree / "aside")
+    os.rename(store.entry("ppo", uninterrupted["key"]), tree / "aside")
     fake_tree.misbehave(tree, "ppo", "hang-at 3")
     partial = store.partial(uninterrupted["key"])
     process = start(tree, store)

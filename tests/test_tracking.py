@@ -7,7 +7,7 @@ from typing import Any
 import fake_tree
 import pytest
 
-from tasks import events, launch, sources, tracking
+from tasks import events, launch, sources, tracker, tracking
 from tasks.artifact import Step, given
 from tasks.launch import StageFailed
 from tasks.programs.config import DataJob, Machine, Pipeline, PpoJob
@@ -25,7 +25,7 @@ def tree(shared_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     made = fake_tree.make_tree(tmp_path / "tree")
     monkeypatch.setattr(launch, "ROOT", made)
     monkeypatch.setattr(sources, "ROOT", made)
-    monkeypatch.setattr(tracking, "_down", False)
+    monkeypatch.setattr(tracker, "_down", False)
     monkeypatch.setenv("ALIGNFLOW_HOME", str(shared_home))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{shared_home / 'mlflow.db'}")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -45,7 +45,7 @@ def step(seed: int) -> Step:
 
 
 def children(parent: str) -> list[Any]:
-    return tracking._client.search_runs([tracking._experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
+    return tracker._client.search_runs([tracker._experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
 
 
 def test_a_stage_is_a_child_with_settings_metrics_data_and_files(tree: Path) -> None:
@@ -53,7 +53,7 @@ def test_a_stage_is_a_child_with_settings_metrics_data_and_files(tree: Path) -> 
         posts = tree / "Posts.xml"
         posts.write_text("<posts/>")
         artifact = run_stage(Step("data", DataJob.of(Pipeline(seed=11)), {"posts": given(posts)}), Seat(Machine(), parent.run_id))
-    client = tracking._client
+    client = tracker._client
     root = client.get_run(parent.run_id)
     assert root.info.status == "FINISHED"
     assert root.data.tags["prefect.flow_run_id"] == "f1"
@@ -84,7 +84,7 @@ def test_a_reused_stage_points_to_the_run_that_built_it(tree: Path) -> None:
     assert reused.data.tags["stage.built_by"] == built.info.run_id
     assert reused.data.metrics["ppo.kl"] == 0.5
     assert reused.info.status == "FINISHED"
-    assert tracking._client.list_artifacts(reused.info.run_id) == []
+    assert tracker._client.list_artifacts(reused.info.run_id) == []
 
 
 def test_a_crash_is_failed_and_the_resumed_stage_continues_its_run(tree: Path) -> None:
@@ -99,14 +99,14 @@ def test_a_crash_is_failed_and_the_resumed_stage_continues_its_run(tree: Path) -
         run_stage(step(31), Seat(Machine(), first.run_id))
     unlisten()
     (crashed,) = children(first.run_id)
-    assert (crashed.info.status, tracking._client.get_run(first.run_id).info.status) == ("FAILED", "FAILED")
+    assert (crashed.info.status, tracker._client.get_run(first.run_id).info.status) == ("FAILED", "FAILED")
     fake_tree.misbehave(tree, "ppo", "")
     with tracking.pipeline_run("two", {}) as second:
         run_stage(step(31), Seat(Machine(), second.run_id))
     (resumed,) = children(second.run_id)
     assert resumed.info.run_id == crashed.info.run_id
     assert resumed.info.status == "FINISHED"
-    assert [point.step for point in tracking._client.get_metric_history(resumed.info.run_id, "loss")] == [1, 2, 3, 4, 5]
+    assert [point.step for point in tracker._client.get_metric_history(resumed.info.run_id, "loss")] == [1, 2, 3, 4, 5]
 
 
 def test_a_resumed_run_takes_no_step_twice(tree: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_resumed_run_takes_no_step_twice(tree: Path) -> None:
         after.flush()
 
     def steps(name: str) -> list[int]:
-        return [point.step for point in tracking._client.get_metric_history(parent.run_id, name)]
+        return [point.step for point in tracker._client.get_metric_history(parent.run_id, name)]
 
     assert (steps("loss"), steps("kl"), steps("total")) == ([1, 2, 3, 4], [3, 4], [])
 
@@ -129,30 +129,30 @@ def test_a_resumed_run_takes_no_step_twice(tree: Path) -> None:
 def test_an_interrupted_pipeline_is_killed(tree: Path) -> None:
     with pytest.raises(KeyboardInterrupt), tracking.pipeline_run("one", {}) as parent:
         raise KeyboardInterrupt
-    assert tracking._client.get_run(parent.run_id).info.status == "KILLED"
+    assert tracker._client.get_run(parent.run_id).info.status == "KILLED"
 
 
 def test_a_parent_that_a_kill_9_left_running_is_closed_by_the_next_pipeline(tree: Path) -> None:
-    tracking.connect()
-    left = tracking._start("left", {tracking.HOME: tracking._whereabouts()})
-    stage = tracking._start("sft", {tracking.PARENT: left})
+    tracker.connect()
+    left = tracker.start("left", {tracking.HOME: tracking._whereabouts()})
+    stage = tracker.start("sft", {tracking.PARENT: left})
     with tracking.pipeline_run("next", {}) as alive:
-        assert tracking._client.get_run(left).info.status == "KILLED"
-        assert tracking._client.get_run(stage).info.status == "KILLED"
+        assert tracker._client.get_run(left).info.status == "KILLED"
+        assert tracker._client.get_run(stage).info.status == "KILLED"
         with tracking.pipeline_run("beside", {}):
-            assert tracking._client.get_run(alive.run_id).info.status == "RUNNING"
+            assert tracker._client.get_run(alive.run_id).info.status == "RUNNING"
 
 
 def test_long_and_many_settings_fit(tree: Path) -> None:
     with tracking.pipeline_run("big", {"text": "x" * 20_000, **{f"k{number}": number for number in range(250)}}) as parent:
         pass
-    params = tracking._client.get_run(parent.run_id).data.params
+    params = tracker._client.get_run(parent.run_id).data.params
     assert len(params) == 251
     assert len(params["text"]) == tracking.MAX_VALUE
 
 
 def test_without_a_tracker_everything_runs_and_one_line_says_so(tree: Path, heard: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "_client", None)
+    monkeypatch.setattr(tracker, "_client", None)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody listens there
     with tracking.pipeline_run("demo", {"seed": 1}) as parent:
         artifact = run_stage(step(41), Seat(Machine(), parent.run_id))
@@ -167,6 +167,6 @@ def test_a_tracker_that_goes_away_in_mid_run_stops_nothing(tree: Path, heard: li
             def __getattr__(self, name: str) -> Any:
                 raise ConnectionError("gone")
 
-        monkeypatch.setattr(tracking, "_client", Gone())
+        monkeypatch.setattr(tracker, "_client", Gone())
         assert not run_stage(step(51), Seat(Machine(), parent.run_id))["cached"]
     assert len([event for event in heard if event.kind == "warning"]) == 1

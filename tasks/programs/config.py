@@ -207,6 +207,16 @@ class Machine(Settings):
     threads: int = Field(0, ge=0, description="CPU threads per program; 0 takes every core.")
     micro_batch: int = Field(0, ge=0, description="Rows per forward and backward; 0 takes the optimizer step's batch whole.")
     checkpoint_steps: int = Field(50, ge=1, description="Optimizer steps between checkpoints; for PPO a tenth as many rollout batches.")
+    upload_seconds: int = Field(
+        300, ge=0, description="Seconds between uploads of a dispatched stage's newest checkpoint, for another machine to go on from; 0: none."
+    )
+
+
+class Pools(Settings):
+    """Which work pool's workers run a stage; empty: the process that runs the flow. Never part of a key."""
+
+    cpu: str = Field("", pattern=r"^[\w.-]*$", description="Pool of site, data and report.")
+    gpu: str = Field("", pattern=r"^[\w.-]*$", description="Pool of the stages that train or sample.")
 
 
 # ----------------------------------------------------------------------------------------------------------------------- pipeline
@@ -228,6 +238,7 @@ class Pipeline(Settings):
     dpo: Dpo = Dpo()
     winrate: Winrate = Winrate()
     machine: Machine = Machine()
+    pools: Pools = Pools()
 
 
 class Job(Settings):

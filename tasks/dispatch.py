@@ -1,0 +1,149 @@
+"""A stage run by a worker of a work pool: started or joined, waited for, and started again if its machine was lost."""
+
+import time
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.settings import PREFECT_UI_URL
+
+from tasks import events
+from tasks.artifact import Artifact, Step
+from tasks.far import Published, publish, published
+from tasks.launch import StageFailed
+from tasks.programs.config import InputError, Machine
+
+LOST = 3  # how often a stage is started again whose worker was lost; it goes on from its newest checkpoint
+POLL_SECONDS = 1.0
+PATIENCE = 900.0  # seconds that a Prefect server may be away
+# Names of the failed states in which a worker says why, for us to act on.
+BAD_INPUT, INPUT_MISSING, OTHER_CODE = "BadInput", "InputMissing", "OtherCode"
+
+
+def dispatch(step: Step, pool: str, *, machine: Machine, tracked: str | None) -> Published:
+    """Have a worker of ``pool`` build the step's artifact; gives it as MLflow has it. Raises InputError and StageFailed as a stage here would."""
+    lost, supplied = 0, False
+    while True:
+        run = _joined(step) or _started(step, pool, machine, tracked)
+        state = _end_of(run.id, step)
+        if state.type == StateType.COMPLETED:
+            found = published(step.recipe.key)
+            if found is None:
+                raise StageFailed(f"The stage {step.stage} ended well on the pool {pool}, but its artifact is not in MLflow. {_link(run)}")
+            return found
+        if state.name == INPUT_MISSING and not supplied:
+            supplied = _supply(step, str(state.message), tracked)
+            if supplied:
+                continue
+        if _is_lost(state, run) and lost < LOST:
+            lost += 1
+            events.tell("warning", step.stage, text=f"{step.stage}: its worker was lost ({state.message}); it is started again")
+            continue
+        raise _failure(step, pool, run, state)
+
+
+def _tag(step: Step) -> str:
+    return f"key:{step.recipe.key[:40]}"
+
+
+def _runs(step: Step) -> list[FlowRun]:
+    with get_client(sync_client=True) as client:
+        wanted = FlowRunFilter(tags=FlowRunFilterTags(all_=[_tag(step)]))
+        return list(_patiently(lambda: client.read_flow_runs(flow_run_filter=wanted, limit=200)))
+
+
+def _joined(step: Step) -> FlowRun | None:
+    """The run that builds this very artifact right now, whoever asked for it."""
+    return next((run for run in _runs(step) if run.state and not run.state.is_final() and run.state.type != StateType.CANCELLING), None)
+
+
+def _started(step: Step, pool: str, machine: Machine, tracked: str | None) -> FlowRun:
+    over = sum(bool(run.state and run.state.is_final()) for run in _runs(step))
+    try:
+        # of two that ask at once, both get the same run
+        return _patiently(lambda: run_deployment(
+            f"stage/{pool}", parameters=parameters(step, machine, tracked), flow_run_name=step.stage, timeout=0,
+            tags=[_tag(step)], idempotency_key=f"{step.recipe.key}:{over}",
+        ))  # fmt: skip
+    except ObjectNotFound:
+        raise InputError(f"There is no deployment stage/{pool} on the Prefect server; `alignflow deploy` makes it, or leave pools.* empty") from None
+
+
+def parameters(step: Step, machine: Machine, tracked: str | None) -> dict[str, Any]:
+    """What the flow ``stage`` takes: all of the step as JSON, without the figures of its inputs."""
+    slim = {name: {**artifact, "metrics": {}, "warnings": []} for name, artifact in step.inputs.items()}
+    return {
+        "stage": step.stage, "job": step.job.model_dump(mode="json"), "inputs": slim, "shown": list(step.shown), "sources": step.recipe.sources,
+        "machine": machine.model_dump(mode="json"), "tracked": tracked,
+    }  # fmt: skip
+
+
+def _end_of(run_id: UUID, step: Step) -> State:
+    """The final state of a run. A server that is away for a while is waited for."""
+    told = ""
+    with get_client(sync_client=True) as client:
+        while True:
+            state = _patiently(lambda: client.read_flow_run(run_id)).state
+            if state and state.is_final():
+                return state
+            if state and state.name != told:
+                told = str(state.name)
+                events.tell("wait", step.stage, note=f"on a worker: {told}")
+            time.sleep(POLL_SECONDS)
+
+
+def _patiently(call: Any) -> Any:
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return call()
+        except (httpx.TransportError, PrefectHTTPStatusError) as error:
+            if time.monotonic() > deadline or (isinstance(error, PrefectHTTPStatusError) and error.response.status_code < 500):
+                raise
+        time.sleep(POLL_SECONDS)
+
+
+def _is_lost(state: State, run: FlowRun) -> bool:
+    """Whether a run ended for no fault of the stage: its process or machine died, or it was cancelled along with another run that had asked."""
+    return state.type == StateType.CRASHED or (state.type == StateType.CANCELLED and _asked_by_another(run))
+
+
+def _asked_by_another(run: FlowRun) -> bool:
+    from prefect.runtime import flow_run
+
+    if run.parent_task_run_id is None or flow_run.id is None:
+        return False
+    with get_client(sync_client=True) as client:
+        asked = _patiently(lambda: client.read_task_run(run.parent_task_run_id))
+        if str(asked.flow_run_id) == str(flow_run.id):
+            return False
+        other = _patiently(lambda: client.read_flow_run(asked.flow_run_id))
+        return bool(other.state and other.state.type in (StateType.CANCELLED, StateType.CANCELLING))
+
+
+def _supply(step: Step, message: str, tracked: str | None) -> bool:
+    """Upload from here what the worker lacks; False where something is not here either."""
+    names = [name.strip() for name in message.rpartition(":")[2].split(",")]
+    inputs: list[Artifact] = [step.inputs[name] for name in names if name in step.inputs]
+    return bool(inputs) and all(publish(artifact, parent=tracked) for artifact in inputs)
+
+
+def _failure(step: Step, pool: str, run: FlowRun, state: State) -> Exception:
+    message = str(state.message or state.name).rstrip(".")
+    if state.name == BAD_INPUT:
+        return InputError(message)
+    if state.name == INPUT_MISSING:
+        return StageFailed(f"The stage {step.stage} lacks inputs. {message}; run it again: what is missing is built again. {_link(run)}")
+    if state.name == OTHER_CODE:
+        return StageFailed(f"{message}. {_link(run)}")
+    return StageFailed(f"{message} (on the pool {pool}, {state.name}). {_link(run)}")
+
+
+def _link(run: FlowRun) -> str:
+    page = PREFECT_UI_URL.value()
+    return f"See {page}/runs/flow-run/{run.id}" if page else f"Its flow run: {run.name} {run.id}"

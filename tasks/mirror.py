@@ -1,0 +1,119 @@
+"""A running stage's newest checkpoint, kept in MLflow so that another machine can go on from it.
+
+Two slots of the stage's MLflow run take turns; tags say which one is whole, its digest and its step. A slot holds checkpoints/ and metrics.jsonl.
+"""
+
+import json
+import os
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tasks import events, tracker
+from tasks.digests import digest_of, file_digest
+from tasks.tracking import Tracked
+
+SLOT, DIGEST, STEP = "checkpoint.slot", "checkpoint.digest", "checkpoint.step"
+METRICS = "metrics.jsonl"
+TRIES = 20  # at taking a checkpoint while its program writes the next one
+
+
+@contextmanager
+def mirroring(run: Tracked, directory: Path, seconds: float) -> Iterator[None]:
+    """While the block runs, upload the newest checkpoint of the stage at work in ``directory`` every ``seconds``; never with 0."""
+    if not seconds or not run.is_on:
+        yield
+        return
+    ended = threading.Event()
+    thread = threading.Thread(target=_keep_uploading, args=(run, directory, seconds, ended), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(tracker.PATIENCE_TO_CONNECT)
+
+
+def _keep_uploading(run: Tracked, directory: Path, seconds: float, ended: threading.Event) -> None:
+    slot, last = int(run.known.get(SLOT, "1")), int(run.known.get(STEP, "-1"))
+    while not ended.wait(seconds):
+        step = newest_step(directory / "checkpoints")
+        if step is None or step <= last:
+            continue
+        try:
+            slot = 1 - slot
+            upload(run, directory, slot)
+            last = step
+        except Exception as error:  # an outage: the next one will do; the stage itself goes on
+            events.tell("warning", text=f"A checkpoint could not be uploaded: {(str(error) or type(error).__name__).splitlines()[0][:200]}")
+
+
+def newest_step(checkpoints: Path) -> int | None:
+    """Step of the newest checkpoint; None where there is none."""
+    steps = [int(match[1]) for path in checkpoints.glob("step-*") if (match := re.fullmatch(r"step-(\d+)", path.name))]
+    return max(steps, default=None)
+
+
+def upload(run: Tracked, directory: Path, slot: int) -> None:
+    """Put the newest checkpoint of ``directory`` into a slot and, once it is whole there, say so."""
+    taken = directory / "mirror"
+    step = _take(directory, taken)
+    files = {path.relative_to(taken).as_posix(): file_digest(path) for path in sorted(taken.rglob("*")) if path.is_file()}
+    (taken / "files.json").write_text(json.dumps(files))
+    tracker.upload(str(run.run_id), taken, _slot(slot))
+    tracker.set_tags(str(run.run_id), {SLOT: str(slot), DIGEST: digest_of(files), STEP: str(step)})
+    shutil.rmtree(taken)
+
+
+def _take(directory: Path, taken: Path) -> int:
+    """Hard links to the newest checkpoint, which its program may delete at any time, and the metrics up to it; gives its step."""
+    for _ in range(TRIES):
+        shutil.rmtree(taken, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            step = newest_step(directory / "checkpoints")
+            assert step is not None
+            source = next(path for path in (directory / "checkpoints").glob("step-*") if path.name.endswith(f"{step}"))
+            shutil.copytree(source, taken / "checkpoints" / source.name, copy_function=os.link)
+            shutil.copyfile(directory / METRICS, taken / METRICS)
+            return step
+    raise OSError(f"no checkpoint in {directory} stayed long enough to be read")
+
+
+def restore(run: Tracked, directory: Path) -> bool:
+    """Bring a checkpoint that another machine uploaded, if it is newer than what ``directory`` has; False where there is none, or it is damaged."""
+    digest, slot, step = run.known.get(DIGEST), run.known.get(SLOT), int(run.known.get(STEP, "-1"))
+    here = newest_step(directory / "checkpoints")
+    if not digest or not slot or (here is not None and here >= step):
+        return False
+    fetched = directory / "restored"
+    shutil.rmtree(fetched, ignore_errors=True)
+    fetched.mkdir(parents=True)
+    root = _slot(int(slot))
+    listed = tracker.download(str(run.run_id), f"{root}/files.json", fetched)
+    files = json.loads(listed.read_text()) if listed else {}
+    whole = digest_of(files) == digest and all(_fetched(run, f"{root}/{name}", fetched, sha256) for name, sha256 in files.items())
+    if whole:
+        shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+        os.replace(fetched / root / METRICS, directory / METRICS)  # first: a checkpoint without its metrics would lose them
+        os.replace(fetched / root / "checkpoints", directory / "checkpoints")
+    shutil.rmtree(fetched, ignore_errors=True)
+    return whole
+
+
+def _fetched(run: Tracked, path: str, into: Path, sha256: str) -> bool:
+    file = tracker.download(str(run.run_id), path, into)
+    return file is not None and file_digest(file) == sha256
+
+
+def discard(run: Tracked) -> None:
+    """Remove the slots of a stage that has ended well."""
+    for slot in (0, 1):
+        with suppress(Exception):  # what is left only takes room; `alignflow gc` finds it
+            tracker.delete(str(run.run_id), _slot(slot))
+
+
+def _slot(slot: int) -> str:
+    return f"checkpoint-{slot}"
