@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> None:
     started, root = time.monotonic(), home()
     config = _config(args)
     check_places(root, args.summary)
+    environment.join(root)
     environment.prepare(root)
     from flows.screen import Screen, print_end
     from flows.servers import prefect_api
@@ -78,6 +79,7 @@ def run(args: argparse.Namespace) -> None:
 
 def plan(args: argparse.Namespace) -> None:
     config = _config(args)
+    environment.join(home())
     environment.for_imports()
     from flows.planning import plan as planned
     from flows.screen import print_plan
@@ -109,11 +111,42 @@ def up(args: argparse.Namespace) -> None:
     from flows.checks import check_places
 
     check_places(home(), None)
+    for name in args.profile:
+        profiles.load(name, [])
     environment.prepare(home())
-    from flows.servers import up as serve
+    from flows.up import POOLS
+    from flows.up import up as serve
 
     with suppress(KeyboardInterrupt):
-        serve(home(), prefect_port=args.prefect_port, mlflow_port=args.mlflow_port)
+        serve(home(), prefect_port=args.prefect_port, mlflow_port=args.mlflow_port, profiles=args.profile, pools=() if args.no_workers else POOLS)
+
+
+def deploy(args: argparse.Namespace) -> None:
+    _find_servers()
+    from flows.deploying import deploy as made
+
+    print("\n".join(made(args.profile, webhook=os.environ.get("ALIGNFLOW_ALERT_WEBHOOK", ""))))
+
+
+def work(args: argparse.Namespace) -> None:
+    _find_servers()
+    from flows.workers import work as become
+
+    become(args.pool, name=args.name, limit=args.limit)
+
+
+def landed(args: argparse.Namespace) -> None:
+    _find_servers()
+    from flows.landing import land
+
+    land(args.dump)
+
+
+def _find_servers() -> None:
+    environment.join(home())
+    environment.prepare(home())
+    if not os.environ.get("PREFECT_API_URL"):
+        raise InputError("There is no Prefect server to use: `alignflow up` starts one, PREFECT_API_URL names another")
 
 
 def _config(args: argparse.Namespace) -> Any:
@@ -161,9 +194,19 @@ def _parser() -> argparse.ArgumentParser:
     profile(by_hand)
     by_hand.add_argument("stage", metavar="STAGE", help="site, data, pretrain, sft, merge, reward, ppo, dpo, winrate or report")
     by_hand.add_argument("directory", metavar="DIR", type=Path, help="folder to write job.json into; made if needed")
-    serving = command(up, "Serve Prefect's and MLflow's pages on this machine until Ctrl-C.", "alignflow up --mlflow-port 5001")
+    serving = command(up, "Run Prefect, MLflow and workers on this machine until Ctrl-C.", "alignflow up mine.yaml")
+    serving.add_argument("profile", metavar="PROFILE", nargs="*", help="a YAML file to deploy beside the built-in profiles")
     serving.add_argument("--prefect-port", type=int, default=4200, help="default: %(default)s")
     serving.add_argument("--mlflow-port", type=int, default=5000, help="default: %(default)s")
+    serving.add_argument("--no-workers", action="store_true", help="servers only; `alignflow work POOL` starts workers")
+    deploying = command(deploy, "Put deployments, pools and automations on a Prefect server.", "alignflow deploy mine.yaml")
+    deploying.add_argument("profile", metavar="PROFILE", nargs="*", help="a YAML file to deploy beside the built-in profiles")
+    working = command(work, "Run the stages or flows of a work pool on this machine.", "CUDA_VISIBLE_DEVICES=0 alignflow work gpu")
+    working.add_argument("pool", metavar="POOL", help="cpu or gpu, or a pool of your own")
+    working.add_argument("--name", default="", help="default: host, pool and process id")
+    working.add_argument("--limit", type=int, default=0, help="runs at a time (default: 1 for gpu, else 4)")
+    landing = command(landed, "Tell the Prefect server that a new dump is there: deployed retraining starts.", "alignflow landed Posts.xml")
+    landing.add_argument("dump", metavar="FILE", type=Path, help="a dump that the cpu worker can read")
     return parser
 
 

@@ -16,12 +16,16 @@ FIXED = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "PREFECT_CLI_COLORS": "false",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_LOOP_SECONDS": "5",
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "PREFECT_SERVER_UI_V2_ENABLED": "false",
+    "PREFECT_WORKER_QUERY_SECONDS": "1",
 }
 # any of them names another database of Prefect's than the one in its home
 ELSEWHERE = {"PREFECT_API_URL", "PREFECT_API_DATABASE_CONNECTION_URL", "PREFECT_SERVER_DATABASE_CONNECTION_URL"}
@@ -47,6 +51,16 @@ def prepare(root: Path) -> None:
         databases.lay("prefect", Path(os.environ["PREFECT_HOME"]) / "prefect.db")
     if os.environ["MLFLOW_TRACKING_URI"] == chosen["MLFLOW_TRACKING_URI"]:
         databases.lay("mlflow", root / "mlflow.db")
+
+
+def join(root: Path) -> None:
+    """Use the servers that `alignflow up` runs over this home, unless others are named."""
+    from flows.up import clients, running
+
+    address = None if os.environ.get("PREFECT_API_URL") else running(root)
+    if address:
+        for name, value in clients(root, address).items():
+            os.environ.setdefault(name, value)
 
 
 def for_imports() -> None:

@@ -1,4 +1,4 @@
-"""Prefect's API as a child process of one run, or, with MLflow's pages, in the foreground (`alignflow up`)."""
+"""Servers as child processes: started, waited for and stopped; and the Prefect API of a single run."""
 
 import atexit
 import fcntl
@@ -97,35 +97,3 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
-
-
-def up(home: Path, *, prefect_port: int, mlflow_port: int) -> None:
-    """Serve Prefect's and MLflow's pages over the home's databases until Ctrl-C, on loopback."""
-    prefect_url, mlflow_url = f"http://127.0.0.1:{prefect_port}", f"http://127.0.0.1:{mlflow_port}"
-    pages = {"PREFECT_SERVER_UI_API_URL": f"{prefect_url}/api", "PREFECT_UI_URL": prefect_url, "PREFECT_API_URL": f"{prefect_url}/api"}
-    cors = dict.fromkeys(("PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS", "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"), prefect_url)
-    store = ["--backend-store-uri", os.environ["MLFLOW_TRACKING_URI"], "--artifacts-destination", str(home / "mlartifacts")]
-    commands = {
-        "prefect": [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(prefect_port)],
-        "mlflow": [sys.executable, "-m", "mlflow", "server", *store, "--host", "127.0.0.1", "--port", str(mlflow_port), "--workers", "1"],
-    }
-    started = []
-    for number in (signal.SIGINT, signal.SIGTERM):  # also when a script started this with Ctrl-C ignored
-        signal.signal(number, signal.default_int_handler)
-    try:
-        for name, command in commands.items():
-            log = home / "logs" / f"{name}-up.log"
-            with log.open("wb") as file:
-                started.append(
-                    (subprocess.Popen(command, env=os.environ | pages | cors, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
-                                      start_new_session=True, preexec_fn=die_with(os.getpid())), log)
-                )  # fmt: skip
-        for (process, log), url in zip(started, (f"{prefect_url}/api/health", f"{mlflow_url}/health"), strict=True):
-            await_health(url, process, log)
-        print(f"Prefect  {prefect_url}\nMLflow   {mlflow_url}/#/experiments?workflowType=machine_learning\nCtrl-C stops both.", flush=True)
-        while all(process.poll() is None for process, _ in started):
-            time.sleep(0.5)
-        raise ServerFailed(f"A server stopped; the logs: {', '.join(str(log) for _, log in started)}")
-    finally:
-        for process, _ in started:
-            stop(process)

@@ -16,7 +16,7 @@ from tasks.artifact import Artifact, Step
 from tasks.dispatch import BAD_INPUT, INPUT_MISSING, OTHER_CODE
 from tasks.events import Event
 from tasks.far import InputMissing
-from tasks.launch import StageFailed
+from tasks.launch import StageFailed, warm_up
 from tasks.programs.config import InputError, Machine
 from tasks.stage import Seat, run_stage
 
@@ -48,6 +48,7 @@ def stage(
     if different := _different(sources, step.recipe.sources):
         text = f"This worker has other code than whoever asked for the stage {stage} ({', '.join(different[:4])}): install the same version on both"
         return Failed(name=OTHER_CODE, message=text)
+    warm_up(stage, machine)
     try:
         with _logged():
             artifact = run_stage(step, Seat(machine, tracked, shared=True))

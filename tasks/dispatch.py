@@ -11,6 +11,7 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_UI_URL
+from prefect.states import Cancelling
 
 from tasks import events
 from tasks.artifact import Artifact, Step
@@ -19,7 +20,7 @@ from tasks.launch import StageFailed
 from tasks.programs.config import InputError, Machine
 
 LOST = 3  # how often a stage is started again whose worker was lost; it goes on from its newest checkpoint
-POLL_SECONDS = 1.0
+POLL_SECONDS = 0.5
 PATIENCE = 900.0  # seconds that a Prefect server may be away
 # Names of the failed states in which a worker says why, for us to act on.
 BAD_INPUT, INPUT_MISSING, OTHER_CODE = "BadInput", "InputMissing", "OtherCode"
@@ -29,8 +30,14 @@ def dispatch(step: Step, pool: str, *, machine: Machine, tracked: str | None) ->
     """Have a worker of ``pool`` build the step's artifact; gives it as MLflow has it. Raises InputError and StageFailed as a stage here would."""
     lost, supplied = 0, False
     while True:
-        run = _joined(step) or _started(step, pool, machine, tracked)
-        state = _end_of(run.id, step)
+        joined = _joined(step)
+        run = joined or _started(step, pool, machine, tracked)
+        try:
+            state = _end_of(run.id, step)
+        except KeyboardInterrupt:  # Ctrl-C where the flow runs; of a flow run that is cancelled, the server sees to the children
+            if not joined:
+                _cancel(run)
+            raise
         if state.type == StateType.COMPLETED:
             found = published(step.recipe.key)
             if found is None:
@@ -95,6 +102,11 @@ def _end_of(run_id: UUID, step: Step) -> State:
                 told = str(state.name)
                 events.tell("wait", step.stage, note=f"on a worker: {told}")
             time.sleep(POLL_SECONDS)
+
+
+def _cancel(run: FlowRun) -> None:
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(run.id, Cancelling())
 
 
 def _patiently(call: Any) -> Any:

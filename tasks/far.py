@@ -8,6 +8,8 @@ import json
 import os
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +19,7 @@ from tasks.digests import digest_of, file_digest, folder_files, replace_text
 from tasks.launch import StageFailed
 from tasks.store import SCHEMA, Manifest, Store, home
 
+AT_ONCE = 8  # files that are fetched at a time; each takes several requests
 MANIFEST, SUMMARY = "manifest.json", "summary.json"
 
 
@@ -108,15 +111,19 @@ def _fetch(manifest: Manifest, names: list[str], folder: Path) -> None:
     found = published(manifest["key"]) if missing else None
     if missing and (found is None or found.manifest["files"] != digests):
         raise InputMissing([manifest["stage"]])
-    for name in missing:
-        assert found
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as temporary:
-            path = tracker.download(found.run_id, f"{manifest['key']}/{name}", Path(temporary))
-            if path is None or file_digest(path) != digests[name]:
-                tracking.mark_damaged(found.run_id)
-                raise InputMissing([manifest["stage"]])
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, folder / name)
+    if found:
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(partial(_fetch_one, found, folder), missing))
+
+
+def _fetch_one(found: Published, folder: Path, name: str) -> None:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as temporary:
+        path = tracker.download(found.run_id, f"{found.manifest['key']}/{name}", Path(temporary))
+        if path is None or file_digest(path) != found.manifest["files"][name]:
+            tracking.mark_damaged(found.run_id)
+            raise InputMissing([found.manifest["stage"]])
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, folder / name)
 
 
 def _intact(path: Path, sha256: str) -> bool:

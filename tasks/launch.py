@@ -78,6 +78,12 @@ def run_program(
     return Usage(time.monotonic() - started, peak_mb)
 
 
+def warm_up(stage: str, machine: Machine) -> None:
+    """Let a fork server load its libraries while whoever will start the stage's program is still busy with something else."""
+    if "torch" in packages_of(stage):
+        forks.warm_up(environment(machine), machine)
+
+
 def _start(stage: str, directory: Path, machine: Machine, inherited: tuple[int, ...]) -> "subprocess.Popen[bytes] | forks.Child":
     """The program as a child of a fork server that has torch loaded, where it needs torch and there can be such a server; else as our own."""
     chosen = environment(machine)

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,7 +18,7 @@ from tasks.digests import digest_of, file_digest
 from tasks.tracking import Tracked
 
 SLOT, DIGEST, STEP = "checkpoint.slot", "checkpoint.digest", "checkpoint.step"
-METRICS = "metrics.jsonl"
+METRICS, FILES = "metrics.jsonl", "files.json"
 TRIES = 20  # at taking a checkpoint while its program writes the next one
 
 
@@ -62,7 +63,7 @@ def upload(run: Tracked, directory: Path, slot: int) -> None:
     taken = directory / "mirror"
     step = _take(directory, taken)
     files = {path.relative_to(taken).as_posix(): file_digest(path) for path in sorted(taken.rglob("*")) if path.is_file()}
-    (taken / "files.json").write_text(json.dumps(files))
+    (taken / FILES).write_text(json.dumps(files))
     tracker.upload(str(run.run_id), taken, _slot(slot))
     tracker.set_tags(str(run.run_id), {SLOT: str(slot), DIGEST: digest_of(files), STEP: str(step)})
     shutil.rmtree(taken)
@@ -72,7 +73,7 @@ def _take(directory: Path, taken: Path) -> int:
     """Hard links to the newest checkpoint, which its program may delete at any time, and the metrics up to it; gives its step."""
     for _ in range(TRIES):
         shutil.rmtree(taken, ignore_errors=True)
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, StopIteration, shutil.Error):  # the last: copytree found a file gone
             step = newest_step(directory / "checkpoints")
             assert step is not None
             source = next(path for path in (directory / "checkpoints").glob("step-*") if path.name.endswith(f"{step}"))
@@ -92,20 +93,25 @@ def restore(run: Tracked, directory: Path) -> bool:
     shutil.rmtree(fetched, ignore_errors=True)
     fetched.mkdir(parents=True)
     root = _slot(int(slot))
-    listed = tracker.download(str(run.run_id), f"{root}/files.json", fetched)
-    files = json.loads(listed.read_text()) if listed else {}
-    whole = digest_of(files) == digest and all(_fetched(run, f"{root}/{name}", fetched, sha256) for name, sha256 in files.items())
+    files = json.loads((fetched / FILES).read_text()) if _fetch(run, root, FILES, fetched) else {}
+    whole = digest_of(files) == digest and all(
+        _fetch(run, root, name, fetched) and file_digest(fetched / name) == sha256 for name, sha256 in files.items()
+    )
     if whole:
         shutil.rmtree(directory / "checkpoints", ignore_errors=True)
-        os.replace(fetched / root / METRICS, directory / METRICS)  # first: a checkpoint without its metrics would lose them
-        os.replace(fetched / root / "checkpoints", directory / "checkpoints")
+        os.replace(fetched / METRICS, directory / METRICS)  # first: a checkpoint without its metrics would lose them
+        os.replace(fetched / "checkpoints", directory / "checkpoints")
     shutil.rmtree(fetched, ignore_errors=True)
     return whole
 
 
-def _fetched(run: Tracked, path: str, into: Path, sha256: str) -> bool:
-    file = tracker.download(str(run.run_id), path, into)
-    return file is not None and file_digest(file) == sha256
+def _fetch(run: Tracked, root: str, name: str, folder: Path) -> bool:
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        file = tracker.download(str(run.run_id), f"{root}/{name}", Path(temporary))
+        if file is not None:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, folder / name)
+    return file is not None
 
 
 def discard(run: Tracked) -> None:

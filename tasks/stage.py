@@ -142,7 +142,7 @@ def _prepare(directory: Path, step: Step, seat: Seat) -> None:
 def write_job(directory: Path, step: Step, machine: Machine) -> None:
     """The job.json that a program reads, with its inputs where they lie on this machine. Raises InputMissing."""
     places, missing = {}, []
-    for name, artifact in step.inputs.items():
+    for name, artifact in sorted(step.inputs.items()):  # a server's JSON keeps no order, and a program may see one
         try:
             places[name] = str(locate(artifact))
         except InputMissing:

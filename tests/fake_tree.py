@@ -14,7 +14,7 @@ STAGES = ("site", "data", "pretrain", "sft", "merge", "reward", "ppo", "dpo", "w
 # Takes a few steps with a checkpoint each, and derives its result from its job and its inputs' contents alone.
 # FAKE_<STAGE> (a file in the tree) says how to misbehave: "slow", "input", "fail", "enospc", "hang-at 3", "spawn", "warn".
 PROGRAM = '''"""A fake program."""
-import errno, hashlib, json, os, subprocess, sys, time
+import errno, hashlib, json, os, shutil, subprocess, sys, time
 from pathlib import Path
 from tasks.programs.config import {job}, InputError
 from tasks.programs.entry import Run, main
@@ -38,8 +38,8 @@ def train(config, run):
         raise RuntimeError("CUDA went away")
     if mode == "enospc":
         raise OSError(errno.ENOSPC, "No space left on device")
-    state = run.checkpoints / "state.json"
-    start = json.loads(state.read_text())["step"] if state.exists() else 0
+    saved = sorted(run.checkpoints.glob("step-*"))
+    start = json.loads((saved[-1] / "state.json").read_text())["step"] if saved else 0
     run.rewind(start)
     for step in range(start + 1, STEPS + 1):
         if mode == "slow":
@@ -53,7 +53,13 @@ def train(config, run):
             taken.write(f"{{step}}\\n")
         if mode == f"hang-at {{step}}":
             time.sleep(600)
-        state.write_text(json.dumps({{"step": step}}))
+        new = run.checkpoints / "new"
+        new.mkdir()
+        (new / "state.json").write_text(json.dumps({{"step": step}}))
+        os.rename(new, run.checkpoints / f"step-{{step:08d}}")
+        for old in saved:
+            shutil.rmtree(old)
+        saved = [run.checkpoints / f"step-{{step:08d}}"]
     inputs = {{}}
     for name, path in run.inputs.items():
         files = [path] if path.is_file() else sorted(path.rglob("*"))
@@ -79,6 +85,7 @@ def make_tree(folder: Path) -> Path:
     for name in ("flows", "tasks"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "rlhf"))
     shutil.copytree(ROOT / "deployments" / "profiles", folder / "deployments" / "profiles")
+    shutil.copy(ROOT / "deployments" / "prefect.yaml", folder / "deployments" / "prefect.yaml")
     (folder / "tasks" / "rlhf").mkdir()
     for name in ("__init__.py", "refusal.py"):
         shutil.copy(ROOT / "tasks" / "rlhf" / name, folder / "tasks" / "rlhf" / name)

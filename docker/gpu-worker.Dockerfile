@@ -1,0 +1,65 @@
+# GPU worker: alignflow with what it trains with.
+#
+#   docker build --file docker/gpu-worker.Dockerfile --tag alignflow-gpu-worker:0.1.0 .
+#
+# To pin the bytes as well as the version, write the digest after the tag: FROM nvidia/cuda:13.0.3-base-ubuntu24.04@sha256:...
+# `docker buildx imagetools inspect nvidia/cuda:13.0.3-base-ubuntu24.04` prints it.
+
+# torch 2.13.0 from the package index asks for cuda-toolkit==13.0.3 and brings cuBLAS, cuDNN and NCCL as wheels. The `runtime` flavour would hold all of
+# them a second time; `base` adds only what wheels cannot: cuda-compat, which lets data-centre GPUs run on drivers older than 580, and the refusal to
+# start where the driver is too old. The driver itself comes from the host through the NVIDIA container toolkit.
+FROM nvidia/cuda:13.0.3-base-ubuntu24.04 AS base
+# not pinned: Ubuntu keeps only the newest patch of Python 3.12, so a pinned one would soon not build
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends ca-certificates python3 \
+    && rm -rf /var/lib/apt/lists/*
+
+FROM base AS build
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends python3-venv \
+    && rm -rf /var/lib/apt/lists/*
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PATH=/opt/alignflow/bin:$PATH
+RUN python3 -m venv /opt/alignflow
+WORKDIR /src
+# another build of torch: --build-arg PIP_EXTRA_INDEX_URL=...
+ARG PIP_EXTRA_INDEX_URL=""
+# the libraries before alignflow's own code: their layer, some gigabytes, stays while only that changes
+COPY pyproject.toml constraints.txt README.md ./
+RUN pip install --constraint constraints.txt ".[train,gpu]"
+COPY deployments deployments
+COPY flows flows
+COPY tasks tasks
+RUN pip install --constraint constraints.txt --no-deps --force-reinstall .
+
+FROM base
+# flows.environment.FIXED, for runs that a docker or kubernetes pool starts
+ENV DO_NOT_TRACK=true \
+    MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false \
+    MLFLOW_DISABLE_TELEMETRY=true \
+    MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
+    MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT=true \
+    PREFECT_CLI_COLORS=false \
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY=30 \
+    PREFECT_RESULTS_DEFAULT_SERIALIZER=json \
+    PREFECT_SERVER_ANALYTICS_ENABLED=false \
+    PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS=120 \
+    PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_LOOP_SECONDS=5 \
+    PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT=false \
+    PREFECT_SERVER_UI_V2_ENABLED=false \
+    PREFECT_WORKER_QUERY_SECONDS=1
+ENV ALIGNFLOW_HOME=/var/lib/alignflow \
+    PATH=/opt/alignflow/bin:$PATH \
+    PREFECT_HOME=/var/lib/alignflow/prefect \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+# new volumes take their owner from the folder in the image
+RUN groupadd --gid 10001 alignflow \
+    && useradd --uid 10001 --gid 10001 --no-log-init --no-create-home --home-dir /var/lib/alignflow --shell /usr/sbin/nologin alignflow \
+    && install --directory --owner 10001 --group 10001 --mode 0750 /var/lib/alignflow
+COPY --from=build /opt/alignflow /opt/alignflow
+WORKDIR /var/lib/alignflow
+VOLUME /var/lib/alignflow
+USER 10001:10001
+CMD ["alignflow", "work", "gpu"]

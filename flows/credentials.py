@@ -1,0 +1,54 @@
+"""The login of the servers that `alignflow up` starts: made once per home, readable by its owner only, the same for Prefect and MLflow."""
+
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import NamedTuple
+
+USER = "alignflow"
+
+
+class Credentials(NamedTuple):
+    password: str
+    signing_key: str  # of MLflow's session cookies
+
+    @property
+    def clients(self) -> dict[str, str]:
+        """The environment of whoever talks to the servers."""
+        return {
+            "PREFECT_API_AUTH_STRING": f"{USER}:{self.password}",
+            "MLFLOW_TRACKING_USERNAME": USER,
+            "MLFLOW_TRACKING_PASSWORD": self.password,
+        }
+
+
+def file_of(home: Path) -> Path:
+    return home / "credentials.json"
+
+
+def read(home: Path) -> Credentials | None:
+    try:
+        return Credentials(**json.loads(file_of(home).read_text()))
+    except FileNotFoundError:
+        return None
+
+
+def made(home: Path) -> Credentials:
+    """The home's credentials; new ones the first time."""
+    known = read(home)
+    if known:
+        return known
+    fresh = Credentials(secrets.token_urlsafe(24), secrets.token_urlsafe(32))
+    write_private(file_of(home), json.dumps(fresh._asdict()))
+    return fresh
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner may read, from its first byte on."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    os.replace(temporary, path)

@@ -1,0 +1,37 @@
+"""Training again: on a schedule, when data has landed, or by hand; and a clear word when there is nothing to do."""
+
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+
+from flows.checks import check_inputs
+from flows.pipeline import rlhf
+from flows.planning import plan
+from tasks.programs.config import Pipeline, StackExchangeDump
+from tasks.tracker import connect
+
+NOTHING = "Skipped"
+
+
+@flow(name="retrain", flow_run_name="retrain-{profile}", persist_result=False)
+def retrain(config: Pipeline = Pipeline(), profile: str = "rlhf", dump: str = "") -> State | dict[str, Any]:  # noqa: B008
+    """Run the chain if its data, its settings or its code have changed since it last ran.
+
+    Args:
+        config: Every setting of every stage.
+        profile: A name for the run.
+        dump: A new dump to take instead of config.source.path; empty: none.
+    """
+    if dump:
+        site = config.source.site if isinstance(config.source, StackExchangeDump) else "stackexchange.com"
+        config = config.model_copy(update={"source": StackExchangeDump(path=dump, site=site)})
+    check_inputs(config)
+    connect()
+    planned = plan(config)
+    changed = [stage for stage in planned if stage.action != "reuse"]
+    if not changed:
+        return Completed(name=NOTHING, message="Neither data nor settings nor code have changed since the last run: every stage is stored.")
+    summary: dict[str, Any] = rlhf(config, profile=profile)
+    return summary

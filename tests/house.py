@@ -1,0 +1,227 @@
+"""The real things on loopback: PostgreSQL, `alignflow up`, workers with stores of their own, over a tree of fake programs; and a browser."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import fake_tree
+import psutil
+import pytest
+from mlflow import MlflowClient
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+from prefect.states import Scheduled
+
+from flows import credentials
+
+CHROMIUM = shutil.which("chromium")
+CHROMIUM_OPTIONS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
+)
+
+
+def postgres_binary(name: str) -> str | None:
+    found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
+    return str(found[-1]) if found else shutil.which(name)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@contextlib.contextmanager
+def postgres() -> Iterator[str]:
+    """A PostgreSQL server with the databases that alignflow needs; gives its URL."""
+    if not postgres_binary("initdb"):
+        pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
+    user = "postgres" if os.geteuid() == 0 else None  # it refuses to run as root
+    folder, port = Path(tempfile.mkdtemp(prefix="alignflow-pg-")), free_port()
+    if user:
+        shutil.chown(folder, user)
+
+    def run(tool: str, *arguments: str) -> None:
+        subprocess.run([str(postgres_binary(tool)), *arguments], user=user, cwd=folder, check=True, capture_output=True)
+
+    run("initdb", "-D", str(folder / "data"), "-U", "alignflow", "--auth", "trust", "--no-sync")
+    options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories= -c fsync=off"
+    run("pg_ctl", "-D", str(folder / "data"), "-l", str(folder / "log"), "-o", options, "-w", "start")
+    try:
+        for name in ("prefect", "mlflow"):
+            run("createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "alignflow", name)
+        yield f"postgresql://alignflow:unused@127.0.0.1:{port}"
+    finally:
+        run("pg_ctl", "-D", str(folder / "data"), "-m", "immediate", "stop")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class House:
+    """`alignflow up --no-workers`, and workers that share nothing with each other but its servers."""
+
+    def __init__(self, root: Path, tree: Path, database: str, webhook: str) -> None:
+        self.root, self.tree, self.home = root, tree, root / "servers"
+        self.prefect_port, self.mlflow_port = free_port(), free_port()
+        self.prefect, self.mlflow = f"http://127.0.0.1:{self.prefect_port}", f"http://127.0.0.1:{self.mlflow_port}"
+        self.started: list[subprocess.Popen[bytes]] = []
+        more = {"ALIGNFLOW_DATABASE": database, "ALIGNFLOW_ALERT_WEBHOOK": webhook}
+        ports = ["--prefect-port", str(self.prefect_port), "--mlflow-port", str(self.mlflow_port)]
+        self.log = root / "up.txt"
+        self.up = self.start(self.log, self.home, "up", "--no-workers", *ports, **more)
+        await_(lambda: "Ctrl-C" in self.log.read_text() or self.up.poll() is not None, 120)
+        assert self.up.poll() is None, self.log.read_text()
+        self.password = credentials.made(self.home).password
+
+    def start(self, log: Path, home: Path, *arguments: str, **more: str) -> "subprocess.Popen[bytes]":
+        home.mkdir(parents=True, exist_ok=True)
+        environment = {**fake_tree.environment(self.tree, home), **more}
+        with log.open("ab") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "flows.cli", *arguments], cwd=self.root, env=environment, stdout=file, stderr=file, start_new_session=True
+            )
+        self.started.append(process)
+        return process
+
+    @property
+    def login(self) -> dict[str, str]:
+        """What a worker on another machine is given."""
+        clients = {"PREFECT_API_AUTH_STRING": f"{credentials.USER}:{self.password}", "MLFLOW_TRACKING_USERNAME": credentials.USER}
+        places = {"PREFECT_API_URL": f"{self.prefect}/api", "MLFLOW_TRACKING_URI": self.mlflow, "PREFECT_UI_URL": self.prefect}
+        return clients | places | {"MLFLOW_TRACKING_PASSWORD": self.password}
+
+    def work(self, pool: str, name: str) -> "subprocess.Popen[bytes]":
+        """A worker with a home of its own, ROOT/NAME; there when this returns."""
+        process = self.start(self.root / f"{name}.txt", self.root / name, "work", pool, "--name", name, **self.login)
+        with self.client() as client:
+            await_(lambda: name in [one.name for one in client.read_workers_for_work_pool(pool)], 60)
+        return process
+
+    @contextlib.contextmanager
+    def client(self) -> Iterator[SyncPrefectClient]:
+        chosen = {PREFECT_API_URL: f"{self.prefect}/api", PREFECT_API_AUTH_STRING: f"{credentials.USER}:{self.password}"}
+        with temporary_settings(chosen), get_client(sync_client=True) as client:
+            yield client
+
+    def trigger(self, deployment: str, **parameters: Any) -> UUID:
+        with self.client() as client:
+            found = client.read_deployment_by_name(deployment)
+            return client.create_flow_run_from_deployment(found.id, parameters=parameters, state=Scheduled()).id
+
+    def run(self, run_id: UUID) -> FlowRun:
+        with self.client() as client:
+            return client.read_flow_run(run_id)
+
+    def end(self, run_id: UUID, seconds: float = 120) -> FlowRun:
+        """The run, once it is at its end."""
+        await_(lambda: (state := self.run(run_id).state) is not None and state.is_final(), seconds, every=0.5)
+        return self.run(run_id)
+
+    def stages(self, since: float = 0) -> list[FlowRun]:
+        """Runs of the flow ``stage``, oldest first."""
+        with self.client() as client:
+            runs = client.read_flow_runs(limit=200)
+        mine = [run for run in runs if any(tag.startswith("key:") for tag in run.tags) and run.created.timestamp() >= since]
+        return sorted(mine, key=lambda run: run.created)
+
+    def runs_of(self, deployment: UUID) -> list[FlowRun]:
+        with self.client() as client:
+            return [run for run in client.read_flow_runs(limit=200) if run.deployment_id == deployment]
+
+    def schedule(self, deployment: str, cron: str, parameters: dict[str, Any]) -> UUID:
+        """Add a schedule that is on."""
+        with self.client() as client:
+            found = client.read_deployment_by_name(deployment)
+            made = DeploymentScheduleCreate(schedule=CronSchedule(cron=cron, timezone="UTC"), active=True, parameters=parameters, slug="often")
+            return client.create_deployment_schedules(found.id, [made])[0].id
+
+    def scheduled(self, deployment: str, state: StateType) -> FlowRun | None:
+        """A run that the schedule made and that has come to ``state``."""
+        with self.client() as client:
+            found = client.read_deployment_by_name(deployment).id
+        return next((run for run in self.runs_of(found) if run.auto_scheduled and run.state and run.state.type == state), None)
+
+    def land(self, dump: Path) -> None:
+        """Say that data has landed, as whoever brings it does."""
+        process = self.start(self.root / "landed.txt", self.root / "laptop", "landed", str(dump), **self.login)
+        assert process.wait(60) == 0, (self.root / "landed.txt").read_text()
+
+    def lines(self, stage: str) -> list[str]:
+        """The log of the newest runs of a stage."""
+        newest = [run.id for run in self.stages() if run.name == stage][-3:]
+        with self.client() as client:
+            return [line.message for line in client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=newest)), limit=200)]
+
+    def tracked(self, name: str) -> list[Any]:
+        """MLflow's runs with a name that built something, newest first."""
+        mlflow = MlflowClient(self.mlflow)
+        experiment = mlflow.get_experiment_by_name("alignflow")
+        runs = mlflow.search_runs([experiment.experiment_id], f"attributes.run_name = '{name}'")
+        return [run for run in runs if run.data.tags.get("cached") != "true"]
+
+    def tags_of_runs(self, name: str) -> list[dict[str, str]]:
+        return [run.data.tags for run in self.tracked(name)]
+
+    def statuses(self, name: str) -> list[str]:
+        return [run.info.status for run in self.tracked(name)]
+
+    def steps_of(self, name: str, metric: str) -> list[int]:
+        return [point.step for point in MlflowClient(self.mlflow).get_metric_history(self.tracked(name)[0].info.run_id, metric)]
+
+    def worker(self, name: str) -> psutil.Process:
+        return next(process for process in self.processes(name) if "worker" in process.cmdline())
+
+    def listening(self, port: int) -> list[psutil.Process]:
+        """A server's processes, by its port on their command lines."""
+        return [process for process in self.processes() if str(port) in process.cmdline() and "flows.cli" not in process.cmdline()]
+
+    def stop(self) -> None:
+        for process in reversed(self.started):
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        for process in reversed(self.started):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+
+    def processes(self, home: str = "") -> list[psutil.Process]:
+        """Everything that runs for a worker's home, or for the whole house."""
+        mine = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("ALIGNFLOW_HOME", "").startswith(str(self.root / home)) and process.pid != os.getpid():
+                    mine.append(process)
+        return mine
+
+    def program(self, home: str, stage: str) -> psutil.Process | None:
+        """The process that runs the program of a stage in a worker's home."""
+        for process in self.processes(home):
+            with contextlib.suppress(psutil.Error):
+                if "partial" in process.cwd() and (process.name() == stage or f"tasks.programs.{stage}" in process.cmdline()):
+                    return process
+        return None
+
+
+def await_(condition: Callable[[], Any], seconds: float = 30, every: float = 0.1) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(every)
+    return found

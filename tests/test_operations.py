@@ -1,0 +1,328 @@
+"""The real things: PostgreSQL, both servers, workers that share nothing but them, Prefect's pages in a browser; killed, cancelled and resumed.
+
+The programs are fakes that take steps, checkpoint and derive their results from their inputs; everything above them is what a user runs.
+"""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import fake_tree
+import psutil
+import pytest
+from house import House, await_, postgres
+from pages import Pages
+from prefect.client.schemas.objects import StateType
+
+METHOD = {"method": "ppo", "pools": {"gpu": "gpu"}, "machine": {"upload_seconds": 1, "checkpoint_steps": 1}}
+
+
+class Alerts:
+    """A webhook's receiving end."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+        heard = self.heard
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                heard.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_port}/alert"
+
+
+@pytest.fixture(scope="module")
+def alerts() -> Iterator[Alerts]:
+    made = Alerts()
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory, alerts: Alerts) -> Iterator[House]:
+    root = tmp_path_factory.mktemp("house")
+    tree = fake_tree.make_tree(root / "tree")
+    with postgres() as database, pytest.MonkeyPatch.context() as patched:
+        made = House(root, tree, database, alerts.url)
+        for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+            patched.setenv(name, made.login[name])
+        try:
+            made.work("cpu", "cpu-1")
+            made.work("gpu", "gpu-1")
+            yield made
+        finally:
+            made.stop()
+
+
+@pytest.fixture
+def pictures(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return Path(os.environ.get("ALIGNFLOW_PICTURES") or tmp_path) / request.node.name
+
+
+@pytest.fixture(autouse=True)
+def behaved(house: House) -> Iterator[None]:
+    yield
+    for stage in fake_tree.STAGES:
+        fake_tree.misbehave(house.tree, stage, "")
+
+
+def config(**ppo: Any) -> dict[str, Any]:
+    return {"config": METHOD | {"ppo": ppo}, "profile": "demo"}
+
+
+def summary(house: House, run: UUID) -> dict[str, Any]:
+    """What the flow run left on the worker that ran it."""
+    return json.loads((house.root / "cpu-1" / "runs" / str(run) / "summary.json").read_text())
+
+
+def digests(found: dict[str, Any]) -> dict[str, str]:
+    return {stage["name"]: stage["digest"] for stage in found["stages"]}
+
+
+def built(found: dict[str, Any]) -> list[str]:
+    return [stage["name"] for stage in found["stages"] if not stage["cached"]]
+
+
+def expected(house: House, **ppo: Any) -> dict[str, str]:
+    """The digests that an uninterrupted run in place has, without any server."""
+    home, settings = house.root / "in-place", [f"ppo.{name}={value}" for name, value in ppo.items()]
+    wanted = [part for setting in ["method=ppo", *settings] for part in ("--set", setting)]
+    status, _, error = fake_tree.alignflow(house.tree, home, "run", "demo", *wanted, "--summary", str(house.root / "in-place.json"))
+    assert status == 0, error
+    return digests(json.loads((house.root / "in-place.json").read_text()))
+
+
+def completed(house: House, run: UUID, seconds: float = 120) -> dict[str, Any]:
+    end = house.end(run, seconds)
+    assert end.state.type == StateType.COMPLETED, end.state.message
+    return summary(house, run)
+
+
+def hanging(house: House, home: str, stage: str = "ppo") -> psutil.Process:
+    """The program of a stage, once it hangs after a checkpoint."""
+    process = await_(lambda: house.program(home, stage), 60)
+    await_(lambda: any((house.root / home).glob("partial/*/checkpoints/step-00000002")), 30)
+    return process
+
+
+def test_the_demo_is_triggered_from_the_page_with_a_changed_nested_parameter(house: House, pictures: Path) -> None:
+    with house.client() as client:
+        deployment = client.read_deployment_by_name("rlhf/demo").id
+    with Pages(house, pictures) as pages:
+        run = pages.trigger(deployment, "Kl Coefficient", "0.07")
+        found = completed(house, run, 180)
+        pages.open_run(run)
+        pages.picture("graph")
+        assert pages.outside == []
+    assert built(found) == ["site", "data", "pretrain", "sft", "merge", "reward", "ppo", "dpo", "winrate", "report"]
+    assert house.run(run).parameters["config"]["ppo"]["kl_coefficient"] == 0.07
+    trained = {path.parent.name for path in (house.root / "gpu-1" / "objects").glob("*/*")}
+    assert trained == {"pretrain", "sft", "merge", "reward", "ppo", "dpo", "winrate"}
+    assert {path.parent.name for path in (house.root / "cpu-1" / "objects").glob("*/*")} == {"site", "data", "report"}
+    (job,) = [json.loads(path.read_text())["job"] for path in (house.root / "gpu-1" / "objects" / "ppo").glob("*/manifest.json")]
+    assert job["ppo"]["kl_coefficient"] == 0.07
+
+
+def test_a_stage_fails_and_retry_in_the_page_runs_only_it(house: House, alerts: Alerts, pictures: Path) -> None:
+    fake_tree.misbehave(house.tree, "ppo", "fail")
+    run = house.trigger("rlhf/demo", **config(steps=2))
+    assert house.end(run).state.type == StateType.FAILED
+    message = await_(lambda: next((text for text in alerts.heard if str(run) in text), None))
+    assert "The stage ppo failed: CUDA went away" in message
+    fake_tree.misbehave(house.tree, "ppo", "")
+    stages = len(house.stages())
+    with Pages(house, pictures) as pages:
+        pages.retry(run)
+        await_(lambda: house.run(run).run_count == 2, 60)
+        found = completed(house, run)
+        pages.open_run(run)
+        pages.picture("after-retry")
+    assert built(found) == ["ppo", "winrate", "report"]
+    assert [one.name for one in house.stages()[stages:]] == ["ppo", "winrate"]
+    with house.client() as client:
+        tasks = [one for one in client.read_task_runs(limit=200) if one.flow_run_id == run and one.run_count]
+    names = {one.name.partition("-")[0]: one.state_name for one in sorted(tasks, key=lambda one: one.created)}
+    assert {name: names[name] for name in ("site", "data", "pretrain", "sft", "merge", "reward")} == dict.fromkeys(
+        ("site", "data", "pretrain", "sft", "merge", "reward"), "Cached"
+    )
+    assert digests(found) == expected(house, steps=2)
+
+
+def test_a_killed_program_goes_on_where_it_was(house: House) -> None:
+    fake_tree.misbehave(house.tree, "ppo", "hang-at 3")
+    run = house.trigger("rlhf/demo", **config(steps=3))
+    program = hanging(house, "gpu-1")
+    fake_tree.misbehave(house.tree, "ppo", "")
+    program.kill()
+    assert digests(completed(house, run)) == expected(house, steps=3)
+
+
+def test_a_killed_worker_is_replaced_by_another(house: House) -> None:
+    """The stage outlives its worker, and says so when it is done; nothing waits for a worker that is gone."""
+    fake_tree.misbehave(house.tree, "ppo", "slow")
+    run = house.trigger("rlhf/demo", **config(steps=4))
+    await_(lambda: house.program("gpu-1", "ppo"), 60)
+    house.worker("gpu-1").kill()
+    house.work("gpu", "gpu-2")
+    assert digests(completed(house, run)) == expected(house, steps=4)
+
+
+def test_a_lost_machine_is_noticed_and_another_goes_on_from_its_checkpoint(house: House) -> None:
+    fake_tree.misbehave(house.tree, "ppo", "hang-at 3")
+    run = house.trigger("rlhf/demo", **config(steps=5))
+    hanging(house, "gpu-2")
+    await_(lambda: any("checkpoint.step" in tags for tags in house.tags_of_runs("ppo")), 30)
+    fake_tree.misbehave(house.tree, "ppo", "")
+    lost = time.monotonic()
+    for process in house.processes("gpu-2"):  # worker, flow run, fork server and program at once
+        process.kill()
+    house.work("gpu", "gpu-3")
+    found = completed(house, run, 240)
+    print(f"a lost machine: done {time.monotonic() - lost:.0f} s later")
+    assert digests(found) == expected(house, steps=5)
+    assert any("goes on from its checkpoint" in line for line in house.lines("ppo"))
+
+
+def test_servers_that_are_killed_come_back_and_nothing_is_lost(house: House) -> None:
+    fake_tree.misbehave(house.tree, "ppo", "hang-at 3")
+    run = house.trigger("rlhf/demo", **config(steps=6))
+    program = hanging(house, "gpu-3")
+    for port in (house.prefect_port, house.mlflow_port):
+        for process in house.listening(port):
+            process.kill()
+    fake_tree.misbehave(house.tree, "ppo", "")
+    program.kill()  # while both servers are away
+    found = completed(house, run, 180)
+    assert digests(found) == expected(house, steps=6)
+    assert house.up.poll() is None
+    assert house.steps_of("ppo", "loss") == [1, 2, 3, 4, 5]
+
+
+def test_cancel_in_the_page_ends_the_program_and_the_next_run_resumes(house: House, pictures: Path) -> None:
+    fake_tree.misbehave(house.tree, "ppo", "hang-at 3")
+    run = house.trigger("rlhf/demo", **config(steps=7))
+    program = hanging(house, "gpu-3")
+    with Pages(house, pictures) as pages:
+        pages.cancel(run)
+        cancelled = time.monotonic()
+        await_(lambda: not program.is_running() or program.status() == psutil.STATUS_ZOMBIE, 20)
+        print(f"cancelled: the program was gone after {time.monotonic() - cancelled:.1f} s")
+        assert house.end(run, 60).state.type == StateType.CANCELLED
+        pages.open_run(run)
+        pages.picture("cancelled")
+    await_(lambda: house.statuses("ppo")[0] == "KILLED" and house.statuses("demo")[0] == "KILLED", 30)
+    fake_tree.misbehave(house.tree, "ppo", "")
+    again = house.trigger("rlhf/demo", **config(steps=7))
+    assert digests(completed(house, again)) == expected(house, steps=7)
+    assert any("goes on from its checkpoint" in line for line in house.lines("ppo"))
+
+
+def test_two_runs_at_once_compute_each_stage_once(house: House) -> None:
+    fake_tree.misbehave(house.tree, "ppo", "slow")
+    before = len(house.stages())
+    runs = [house.trigger("rlhf/demo", **config(steps=8)) for _ in range(2)]
+    first, second = (completed(house, run) for run in runs)
+    assert digests(first) == digests(second)
+    assert sorted(one.name for one in house.stages()[before:]) == ["ppo", "winrate"]
+
+
+def test_retraining_runs_on_schedule_and_says_that_there_is_nothing_to_do(house: House) -> None:
+    with house.client() as client:
+        found = client.read_deployment_by_name("retrain/demo")
+        (schedule,) = found.schedules
+        assert (schedule.active, schedule.schedule.cron) == (False, "0 3 * * 0")
+        assert found.concurrency_limit == 1 or found.global_concurrency_limit.limit == 1
+    first = house.trigger("retrain/demo", **config(steps=8))
+    end = house.end(first)
+    assert (end.state.type, end.state.name) == (StateType.COMPLETED, "Skipped"), end.state.message
+    assert end.total_run_time.total_seconds() <= 10
+    assert house.schedule("retrain/demo", "* * * * *", config(steps=8))
+    fired = await_(lambda: house.scheduled("retrain/demo", StateType.COMPLETED), 90, every=1)
+    assert fired.auto_scheduled
+    assert fired.state.name == "Skipped"
+
+
+def test_a_dump_that_lands_is_trained_on_and_what_it_does_not_change_is_reused(house: House, tmp_path: Path) -> None:
+    dump = tmp_path / "Posts.xml"
+    dump.write_text("<posts/>")
+    before = len(house.stages())
+    house.land(dump)
+    with house.client() as client:
+        deployment = client.read_deployment_by_name("retrain/demo").id
+    run = await_(lambda: next((one for one in house.runs_of(deployment) if one.parameters.get("dump") == str(dump)), None), 30)
+    assert house.end(run.id, 180).state.name == "Completed"
+    assert "pretrain" in {one.name for one in house.stages()[before:]}
+
+
+OPEN = {"/api/health", "/api/ready", "/api/version"}  # say that the server is there, and nothing else
+
+
+def test_without_credentials_every_call_to_prefect_is_refused(house: House) -> None:
+    calls = httpx.get(f"{house.prefect}/openapi.json").json()["paths"]
+    assert len(calls) > 150
+    answers = {}
+    with httpx.Client(base_url=house.prefect) as client:
+        for path, methods in calls.items():
+            for method in methods:
+                answers[method, path] = client.request(method, path.replace("{", "").replace("}", ""), json={}).status_code
+    refused = {status for (_, path), status in answers.items() if path not in OPEN}
+    assert refused == {401}, [call for call, status in answers.items() if status != 401]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/api/2.0/mlflow/experiments/search", "/ajax-api/2.0/mlflow/runs/search", "/api/2.0/mlflow-artifacts/artifacts", "/graphql", "/version"],
+)
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
+def test_without_credentials_every_call_to_mlflow_is_refused(house: House, path: str, method: str) -> None:
+    assert httpx.request(method, house.mlflow + path, json={}).status_code in (401, 405)
+    assert httpx.get(house.mlflow + path).status_code == 401
+
+
+def test_a_page_of_another_origin_gets_nothing(house: House) -> None:
+    foreign = {"Origin": "http://evil.example"}
+    login = ("alignflow", house.password)
+    asked = httpx.post(f"{house.prefect}/api/flow_runs/filter", json={}, headers=foreign, auth=login)
+    assert "access-control-allow-origin" not in asked.headers
+    assert asked.status_code == 403  # no CSRF token
+    may_it = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    assert httpx.options(f"{house.prefect}/api/flow_runs/filter", headers=foreign | may_it).status_code in (400, 401, 403)
+    tracked = httpx.post(f"{house.mlflow}/api/2.0/mlflow/experiments/search", json={"max_results": 1}, headers=foreign, auth=login)
+    assert tracked.status_code == 403
+    assert "access-control-allow-origin" not in tracked.headers
+    assert httpx.get(f"{house.mlflow}/version", headers={"Host": "evil.example"}, auth=login).status_code == 403
+
+
+def test_no_password_is_in_a_log_a_command_line_or_a_parameter(house: House) -> None:
+    secret = house.password
+    logs = [path for path in house.root.rglob("*") if path.is_file() and path.suffix in (".log", ".txt", ".json", ".jsonl", ".html", ".yaml")]
+    assert [path for path in logs if secret in path.read_text(errors="replace") and path != house.home / "credentials.json"] == []
+    assert [process.cmdline() for process in house.processes() if secret in " ".join(process.cmdline())] == []
+    with house.client() as client:
+        assert [run.name for run in client.read_flow_runs(limit=200) if secret in json.dumps(run.parameters)] == []
+    for path in (house.home / "credentials.json", house.home / "mlflow-auth.ini"):
+        assert path.stat().st_mode & 0o077 == 0
+
+
+def test_a_second_up_says_what_is_running(house: House) -> None:
+    status, out, _ = fake_tree.alignflow(house.tree, house.home, "up")
+    assert status == 0
+    assert house.prefect in out
+    assert house.mlflow in out
