@@ -11,7 +11,7 @@ import yaml
 
 from flows import profiles
 from flows.servers import ServerFailed
-from tasks.programs.config import InputError
+from tasks.programs.config import InputError, Pools
 
 FOLDERS = (Path(__file__).resolve().parents[1] / "deployments", Path(sys.prefix) / "share" / "alignflow")
 POOLS = {"cpu": 4, "gpu": None}  # runs at a time in a pool; a gpu worker itself takes one
@@ -19,8 +19,13 @@ PATTERN = "demo"  # the deployments that are repeated for every further profile
 
 
 def profile(name: str, gpu: str = "", settings: list[str] | None = None) -> dict[str, Any]:
-    """A build step of prefect.yaml: the whole settings of a profile as a deployment's parameters, so that its form is filled with them."""
-    config = profiles.load(name, [*(settings or []), f"pools.gpu={gpu}"])
+    """A build step of prefect.yaml: the whole settings of a profile as a deployment's parameters, so that its form is filled with them.
+
+    Training and sampling go to the pool ``gpu``, unless the profile has a section ``pools`` of its own.
+    """
+    config = profiles.load(name, settings or [])
+    if "pools" not in profiles.read(profiles.find(name)):
+        config = config.model_copy(update={"pools": Pools(gpu=gpu)})
     return {"config": _absolute(config.model_dump(mode="json")), "title": Path(name).stem}
 
 

@@ -18,7 +18,7 @@ FOLDERS = (Path(__file__).resolve().parents[1] / "deployments" / "profiles", Pat
 def load(profile: str, settings: list[str]) -> Pipeline:
     """The pipeline of a profile's name or file, changed by 'a.b=value' texts. Raises InputError."""
     path = find(profile)
-    chosen = _over(_defaults(), _read(path))
+    chosen = _over(_defaults(), read(path))
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals or not name.strip():
@@ -46,7 +46,8 @@ def find(profile: str) -> Path:
     raise InputError(f"There is no profile {profile!r}{_hint(profile, names())}")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
+    """The settings of a profile file. Raises InputError."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

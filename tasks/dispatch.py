@@ -1,6 +1,7 @@
 """A stage run by a worker of a work pool: started or joined, waited for, and started again if its machine was lost."""
 
 import time
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -10,6 +11,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.runtime import flow_run
 from prefect.settings import PREFECT_UI_URL
 from prefect.states import Cancelling
 
@@ -34,8 +36,8 @@ def dispatch(step: Step, pool: str, *, machine: Machine, tracked: str | None) ->
         run = joined or _started(step, pool, machine, tracked)
         try:
             state = _end_of(run.id, step)
-        except KeyboardInterrupt:  # Ctrl-C where the flow runs; of a flow run that is cancelled, the server sees to the children
-            if not joined:
+        except BaseException as error:  # the server would cancel it as well, only later; a flow that is merely stopped leaves its stage at work
+            if not joined and (isinstance(error, KeyboardInterrupt) or _is_cancelling()):
                 _cancel(run)
             raise
         if state.type == StateType.COMPLETED:
@@ -104,8 +106,18 @@ def _end_of(run_id: UUID, step: Step) -> State:
             time.sleep(POLL_SECONDS)
 
 
+def _is_cancelling() -> bool:
+    """Whether somebody cancels the flow run that this is part of."""
+    if not flow_run.id:
+        return False
+    with get_client(sync_client=True) as client, suppress(Exception):
+        state = client.read_flow_run(UUID(str(flow_run.id))).state
+        return bool(state and state.type == StateType.CANCELLING)
+    return False
+
+
 def _cancel(run: FlowRun) -> None:
-    with get_client(sync_client=True) as client:
+    with get_client(sync_client=True) as client, suppress(Exception):  # what cannot be told now, the server sees to
         client.set_flow_run_state(run.id, Cancelling())
 
 
@@ -126,8 +138,6 @@ def _is_lost(state: State, run: FlowRun) -> bool:
 
 
 def _asked_by_another(run: FlowRun) -> bool:
-    from prefect.runtime import flow_run
-
     if run.parent_task_run_id is None or flow_run.id is None:
         return False
     with get_client(sync_client=True) as client:

@@ -15,13 +15,14 @@ from typing import Any
 from uuid import UUID
 
 import fake_tree
+import httpx
 import psutil
 import pytest
 from mlflow import MlflowClient
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from prefect.states import Scheduled
@@ -73,15 +74,16 @@ def postgres() -> Iterator[str]:
 class House:
     """`alignflow up --no-workers`, and workers that share nothing with each other but its servers."""
 
-    def __init__(self, root: Path, tree: Path, database: str, webhook: str) -> None:
+    def __init__(self, root: Path, tree: Path, database: str, webhook: str, *profiles: str) -> None:
         self.root, self.tree, self.home = root, tree, root / "servers"
         self.prefect_port, self.mlflow_port = free_port(), free_port()
         self.prefect, self.mlflow = f"http://127.0.0.1:{self.prefect_port}", f"http://127.0.0.1:{self.mlflow_port}"
         self.started: list[subprocess.Popen[bytes]] = []
+        self.workers: dict[str, subprocess.Popen[bytes]] = {}
         more = {"ALIGNFLOW_DATABASE": database, "ALIGNFLOW_ALERT_WEBHOOK": webhook}
         ports = ["--prefect-port", str(self.prefect_port), "--mlflow-port", str(self.mlflow_port)]
         self.log = root / "up.txt"
-        self.up = self.start(self.log, self.home, "up", "--no-workers", *ports, **more)
+        self.up = self.start(self.log, self.home, "up", *profiles, "--no-workers", *ports, **more)
         await_(lambda: "Ctrl-C" in self.log.read_text() or self.up.poll() is not None, 120)
         assert self.up.poll() is None, self.log.read_text()
         self.password = credentials.made(self.home).password
@@ -106,6 +108,7 @@ class House:
     def work(self, pool: str, name: str) -> "subprocess.Popen[bytes]":
         """A worker with a home of its own, ROOT/NAME; there when this returns."""
         process = self.start(self.root / f"{name}.txt", self.root / name, "work", pool, "--name", name, **self.login)
+        self.workers[name] = process
         with self.client() as client:
             await_(lambda: name in [one.name for one in client.read_workers_for_work_pool(pool)], 60)
         return process
@@ -122,8 +125,12 @@ class House:
             return client.create_flow_run_from_deployment(found.id, parameters=parameters, state=Scheduled()).id
 
     def run(self, run_id: UUID) -> FlowRun:
-        with self.client() as client:
-            return client.read_flow_run(run_id)
+        """The run as it is now; a server that has been killed is waited for."""
+        while True:
+            with contextlib.suppress(httpx.TransportError), self.client() as client:
+                return client.read_flow_run(run_id)
+            assert self.up.poll() is None
+            time.sleep(0.5)
 
     def end(self, run_id: UUID, seconds: float = 120) -> FlowRun:
         """The run, once it is at its end."""
@@ -141,18 +148,19 @@ class House:
         with self.client() as client:
             return [run for run in client.read_flow_runs(limit=200) if run.deployment_id == deployment]
 
-    def schedule(self, deployment: str, cron: str, parameters: dict[str, Any]) -> UUID:
+    def schedule(self, deployment: str, cron: str) -> None:
         """Add a schedule that is on."""
         with self.client() as client:
             found = client.read_deployment_by_name(deployment)
-            made = DeploymentScheduleCreate(schedule=CronSchedule(cron=cron, timezone="UTC"), active=True, parameters=parameters, slug="often")
-            return client.create_deployment_schedules(found.id, [made])[0].id
+            made = DeploymentScheduleCreate(schedule=CronSchedule(cron=cron, timezone="UTC"), active=True, slug="often")
+            client.create_deployment_schedules(found.id, [made])
 
-    def scheduled(self, deployment: str, state: StateType) -> FlowRun | None:
-        """A run that the schedule made and that has come to ``state``."""
+    def unschedule(self, deployment: str) -> None:
         with self.client() as client:
-            found = client.read_deployment_by_name(deployment).id
-        return next((run for run in self.runs_of(found) if run.auto_scheduled and run.state and run.state.type == state), None)
+            found = client.read_deployment_by_name(deployment)
+            for one in found.schedules:
+                if one.active:
+                    client.delete_deployment_schedule(found.id, one.id)
 
     def land(self, dump: Path) -> None:
         """Say that data has landed, as whoever brings it does."""
@@ -181,9 +189,6 @@ class House:
     def steps_of(self, name: str, metric: str) -> list[int]:
         return [point.step for point in MlflowClient(self.mlflow).get_metric_history(self.tracked(name)[0].info.run_id, metric)]
 
-    def worker(self, name: str) -> psutil.Process:
-        return next(process for process in self.processes(name) if "worker" in process.cmdline())
-
     def listening(self, port: int) -> list[psutil.Process]:
         """A server's processes, by its port on their command lines."""
         return [process for process in self.processes() if str(port) in process.cmdline() and "flows.cli" not in process.cmdline()]
@@ -210,9 +215,17 @@ class House:
                     mine.append(process)
         return mine
 
-    def program(self, home: str, stage: str) -> psutil.Process | None:
-        """The process that runs the program of a stage in a worker's home."""
-        for process in self.processes(home):
+    def gpu_worker(self) -> str:
+        """Name of the gpu worker that is at work; a new one where the last was killed."""
+        alive = [name for name, process in self.workers.items() if name.startswith("gpu") and process.poll() is None]
+        if not alive:
+            alive = [f"gpu-{len(self.workers)}"]
+            self.work("gpu", alive[0])
+        return alive[0]
+
+    def program(self, stage: str) -> psutil.Process | None:
+        """The process that runs the program of a stage, in whichever home."""
+        for process in self.processes():
             with contextlib.suppress(psutil.Error):
                 if "partial" in process.cwd() and (process.name() == stage or f"tasks.programs.{stage}" in process.cmdline()):
                     return process

@@ -79,4 +79,4 @@ class Pages:
         self.open_run(run)
         self.picture("before-cancel")
         self.page.get_by_role("button", name="Cancel").first.click()
-        self.page.locator(".p-modal").get_by_role("button", name="Cancel").last.click()
+        self.page.locator(".p-modal").get_by_role("button", name="Confirm").click()

@@ -4,7 +4,6 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,13 +18,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tracked]:
+def run(home: Path, monkeypatch: pytest.MonkeyPatch) -> Tracked:
     monkeypatch.setattr(tracker, "_down", False)
     monkeypatch.setenv("ALIGNFLOW_HOME", str(home))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home / 'mlflow.db'}")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     assert tracker.connect()
-    yield Tracked(tracker.start("sft", {tracking.KEY: "k"}))
+    return Tracked(tracker.start("sft", {tracking.KEY: "k"}))
 
 
 def at_step(directory: Path, step: int) -> Path:
@@ -72,9 +71,11 @@ def test_an_upload_that_was_cut_off_leaves_the_checkpoint_before(run: Tracked, t
     def cut(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    at_step(tmp_path / "a", 20)
+    with monkeypatch.context() as patched:
         patched.setattr(tracker, "set_tags", cut)
-        mirror.upload(run, at_step(tmp_path / "a", 20), 1)
+        with pytest.raises(KeyboardInterrupt):
+            mirror.upload(run, tmp_path / "a", 1)
     assert mirror.restore(resumed(run), tmp_path / "b")
     assert mirror.newest_step(tmp_path / "b" / "checkpoints") == 10
 

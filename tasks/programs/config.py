@@ -10,9 +10,29 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tasks.rlhf.refusal import InputError as InputError
 
+ACRONYMS = {
+    "dpo": "DPO",
+    "eos": "EOS",
+    "gae": "GAE",
+    "gpu": "GPU",
+    "cpu": "CPU",
+    "kl": "KL",
+    "lora": "LoRA",
+    "nll": "NLL",
+    "ppo": "PPO",
+    "rl": "RL",
+    "sft": "SFT",
+}
+
+
+def _title(name: str, _: object) -> str:
+    """A setting's name as forms show it."""
+    first, *rest = (ACRONYMS.get(word, word) for word in name.split("_"))
+    return " ".join([first[:1].upper() + first[1:], *rest])
+
 
 class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, field_title_generator=_title)
 
 
 # ---------------------------------------------------------------------------------------------------------------- source and data

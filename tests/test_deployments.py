@@ -1,0 +1,107 @@
+"""deployments/prefect.yaml and what is added to it: names, entry points, parameters, schedules, automations."""
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jinja2.sandbox import SandboxedEnvironment
+from prefect.flows import Flow
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+from flows import automations, deploying, environment
+from flows.profiles import load
+from tasks.programs.config import InputError, Pipeline
+
+CONTENT = yaml.safe_load((Path(__file__).resolve().parents[1] / "deployments" / "prefect.yaml").read_text())
+DEPLOYMENTS = CONTENT["deployments"]
+
+
+def named(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {f"{one['entrypoint'].rpartition('.')[2]}/{one['name']}": one for one in content["deployments"]}
+
+
+def test_workers_fetch_no_code_and_know_no_path_of_the_machine_that_deployed() -> None:
+    assert CONTENT["pull"] == []
+
+
+@pytest.mark.parametrize("name", named(CONTENT))
+def test_every_entry_point_is_a_flow_of_the_name_and_every_pool_exists(name: str) -> None:
+    one = named(CONTENT)[name]
+    module, _, function = one["entrypoint"].rpartition(".")
+    flow = getattr(importlib.import_module(module), function)
+    assert isinstance(flow, Flow)
+    assert flow.name == name.partition("/")[0]
+    assert one["work_pool"]["name"] in deploying.POOLS
+
+
+def test_the_house_has_a_chain_per_profile_a_stage_per_pool_and_retraining() -> None:
+    assert set(named(CONTENT)) == {"rlhf/demo", "rlhf/travel-tiny", "rlhf/dpo", "retrain/demo", "stage/cpu", "stage/gpu"}
+
+
+def test_retraining_is_off_until_switched_on_and_one_at_a_time() -> None:
+    one = named(CONTENT)["retrain/demo"]
+    assert [schedule["active"] for schedule in one["schedules"]] == [False]
+    assert one["concurrency_limit"]["limit"] == 1
+
+
+@pytest.mark.parametrize("one", [one for one in DEPLOYMENTS if "build" in one], ids=lambda one: one["entrypoint"] + "/" + one["name"])
+def test_a_forms_values_are_the_whole_profile_with_its_gpu_stages_on_the_gpu_pool(one: dict[str, Any]) -> None:
+    (build,) = one["build"]
+    settings = {name: value for name, value in build["flows.deploying.profile"].items() if name != "id"}
+    found = deploying.profile(**settings)
+    config = Pipeline.model_validate(found["config"])
+    assert config.pools.gpu == "gpu"
+    assert found["config"].keys() == Pipeline.model_fields.keys()
+    assert config.method == ("dpo" if one["name"] == "dpo" else "both")
+    assert one["parameters"] == {"config": "{{ chosen.config }}", "profile": "{{ chosen.title }}"}
+
+
+def test_a_profiles_own_pools_and_paths_stay_what_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Posts.xml").write_text("<posts/>")
+    (tmp_path / "mine.yaml").write_text("pools: {gpu: big}\nsource: {kind: stack-exchange, path: Posts.xml}\n")
+    found = deploying.profile("mine.yaml", gpu="gpu")
+    assert found["config"]["pools"]["gpu"] == "big"
+    assert found["config"]["source"]["path"] == str(tmp_path / "Posts.xml")  # a worker runs in another folder
+    assert found["title"] == "mine"
+
+
+def test_a_further_profile_gets_a_chain_and_retraining_of_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("seed: 3\n")
+    found = named(deploying._with_profiles(deploying._definition(), [str(file)]))
+    assert set(found) - set(named(CONTENT)) == {"rlhf/mine", "retrain/mine"}
+    for name in ("rlhf/mine", "retrain/mine"):
+        assert found[name]["build"][0]["flows.deploying.profile"]["name"] == str(file)
+        assert found[name]["tags"] == ["pipeline"]
+    names = [trigger["name"] for one in found.values() for trigger in one.get("triggers", [])]
+    assert len(names) == len(set(names)) == 2
+    assert load(str(file), []).seed == 3
+
+
+@pytest.mark.parametrize(("name", "text", "sentence"), [("demo", "", "built-in deployment demo"), ("bad", "sft: {ranks: 3}", "no setting sft.ranks")])
+def test_a_profile_that_cannot_be_deployed_is_refused_before_anything_is_made(tmp_path: Path, name: str, text: str, sentence: str) -> None:
+    file = tmp_path / f"{name}.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=sentence):
+        deploying._with_profiles(deploying._definition(), [str(file)])
+
+
+def test_an_alert_is_json_whatever_the_message_holds() -> None:
+    class Run:
+        name, state = "demo", type("State", (), {"name": "Failed", "message": 'The stage "ppo" failed:\nkilled {{ 1 + 1 }} \\ '})
+
+    templates = SandboxedEnvironment()
+    templates.filters["ui_url"] = lambda run: "http://127.0.0.1/runs/1"
+    text = templates.from_string(automations.PAYLOAD).render(flow=type("Flow", (), {"name": "rlhf"}), flow_run=Run)
+    assert json.loads(text)["text"] == f"rlhf/demo Failed: {Run.state.message} http://127.0.0.1/runs/1"
+
+
+def test_a_machine_counts_as_lost_after_three_heartbeats() -> None:
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: int(environment.FIXED["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])}):
+        lost = automations._lost()
+    assert lost.trigger.within.total_seconds() == 3 * 30
+    assert [str(action.state.value) for action in lost.actions] == ["CRASHED"]
