@@ -1,4 +1,4 @@
-"""alignflow: run the pipeline, plan it, open its report. Exit status 0 done, 1 a stage failed, 2 bad input, 130 interrupted."""
+"""alignflow: run the pipeline, plan it, serve it, keep it in order. Exit status 0 done, 1 a stage failed, 2 bad input, 130 interrupted."""
 
 import argparse
 import errno
@@ -139,7 +139,23 @@ def landed(args: argparse.Namespace) -> None:
     _find_servers()
     from flows.landing import land
 
-    land(args.dump)
+    land(Path(args.profile).stem, args.dump)
+
+
+def gc(args: argparse.Namespace) -> None:
+    environment.join(home())
+    environment.for_imports()
+    from flows.cleaning import clean
+
+    clean(home(), keep_runs=args.keep_runs, days=args.days, dry_run=args.dry_run)
+
+
+def doctor(args: argparse.Namespace) -> None:
+    environment.for_imports()
+    from flows.doctor import doctor as examined
+
+    if examined(home(), deep=args.deep):
+        sys.exit(1)
 
 
 def _find_servers() -> None:
@@ -205,8 +221,15 @@ def _parser() -> argparse.ArgumentParser:
     working.add_argument("pool", metavar="POOL", help="cpu or gpu, or a pool of your own")
     working.add_argument("--name", default="", help="default: host, pool and process id")
     working.add_argument("--limit", type=int, default=0, help="runs at a time (default: 1 for gpu, else 4)")
-    landing = command(landed, "Tell the Prefect server that a new dump is there: deployed retraining starts.", "alignflow landed Posts.xml")
+    landing = command(landed, "Tell the Prefect server that a new dump is there: retraining starts.", "alignflow landed mine Posts.xml")
+    landing.add_argument("profile", metavar="PROFILE", help="the profile whose retraining is deployed")
     landing.add_argument("dump", metavar="FILE", type=Path, help="a dump that the cpu worker can read")
+    cleaning = command(gc, "Free what no registered model and no recent run needs.", "alignflow gc --dry-run")
+    cleaning.add_argument("--dry-run", action="store_true", help="only say what would go")
+    cleaning.add_argument("--keep-runs", metavar="N", type=int, default=10, help="keep what the last N runs need (default: %(default)s)")
+    cleaning.add_argument("--days", metavar="D", type=float, default=7.0, help="and all that is younger than D days (default: %(default)s)")
+    examining = command(doctor, "Check this machine, the home and the servers, and say what to do.", "alignflow doctor --deep")
+    examining.add_argument("--deep", action="store_true", help="read every stored file")
     return parser
 
 

@@ -74,6 +74,7 @@ def _with_profiles(content: dict[str, Any], more: list[str]) -> dict[str, Any]:
             pattern["build"][0]["flows.deploying.profile"]["name"] = place
             for trigger in pattern.get("triggers", []):
                 trigger["name"] = trigger["name"].replace(PATTERN, title)
+                trigger["match"] = {"prefect.resource.id": f"alignflow.data.{title}"}
             content["deployments"].append({**pattern, "name": title, "description": f"Profile {title}."})
     return content
 

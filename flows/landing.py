@@ -1,4 +1,4 @@
-"""Tells the Prefect server that data has landed; the deployments of the flow retrain start on it."""
+"""Tells the Prefect server that data has landed for a profile; its deployment of the flow retrain starts on it."""
 
 from pathlib import Path
 
@@ -10,10 +10,10 @@ from tasks.programs.config import InputError
 EVENT = "alignflow.data.landed"
 
 
-def land(dump: Path) -> None:
-    """Say that ``dump`` is there, under its absolute path: workers run in other folders. Raises InputError."""
+def land(profile: str, dump: Path) -> None:
+    """Say that ``dump`` is there for a profile, under its absolute path: workers run in other folders. Raises InputError."""
     if not dump.is_file():
         raise InputError(f"There is no file {dump}")
     path = str(dump.resolve())
-    emit_event(EVENT, resource={"prefect.resource.id": "alignflow.data.dump", "path": path})
+    emit_event(EVENT, resource={"prefect.resource.id": f"alignflow.data.{profile}", "path": path})
     EventsWorker.instance().drain()

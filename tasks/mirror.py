@@ -117,7 +117,7 @@ def _fetch(run: Tracked, root: str, name: str, folder: Path) -> bool:
 def discard(run: Tracked) -> None:
     """Remove the slots of a stage that has ended well."""
     for slot in (0, 1):
-        with suppress(Exception):  # what is left only takes room; `alignflow gc` finds it
+        with suppress(Exception):  # what is left only takes room in MLflow
             tracker.delete(str(run.run_id), _slot(slot))
 
 

@@ -65,7 +65,7 @@ def train(config, run):
         files = [path] if path.is_file() else sorted(path.rglob("*"))
         kept = [file for file in files if file.is_file() and file.name != "manifest.json"]
         inputs[name] = hashlib.sha256(b"".join(file.read_bytes().strip() for file in kept)).hexdigest()
-    (run.artifact / "weights.json").write_text(json.dumps([config.model_dump(mode="json"), inputs], sort_keys=True))
+    (run.artifact / "weights.json").write_text(json.dumps([config.model_dump(mode="json", exclude={{"source"}}), inputs], sort_keys=True))
     (run.artifact / "model").mkdir(exist_ok=True)
     (run.artifact / "model" / "config.json").write_text(json.dumps(inputs))
     (run.artifact / "Posts.xml").write_text("<posts/>")

@@ -162,9 +162,9 @@ class House:
                 if one.active:
                     client.delete_deployment_schedule(found.id, one.id)
 
-    def land(self, dump: Path) -> None:
+    def land(self, profile: str, dump: Path) -> None:
         """Say that data has landed, as whoever brings it does."""
-        process = self.start(self.root / "landed.txt", self.root / "laptop", "landed", str(dump), **self.login)
+        process = self.start(self.root / "landed.txt", self.root / "laptop", "landed", profile, str(dump), **self.login)
         assert process.wait(60) == 0, (self.root / "landed.txt").read_text()
 
     def lines(self, stage: str) -> list[str]:
@@ -191,7 +191,7 @@ class House:
 
     def listening(self, port: int) -> list[psutil.Process]:
         """A server's processes, by its port on their command lines."""
-        return [process for process in self.processes() if str(port) in process.cmdline() and "flows.cli" not in process.cmdline()]
+        return [process for process in self.processes() if str(port) in (line := command_of(process)) and "flows.cli" not in line]
 
     def stop(self) -> None:
         for process in reversed(self.started):
@@ -230,6 +230,13 @@ class House:
                 if "partial" in process.cwd() and (process.name() == stage or f"tasks.programs.{stage}" in process.cmdline()):
                     return process
         return None
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    """Its command line; nothing of one that has ended meanwhile."""
+    with contextlib.suppress(psutil.Error):
+        return process.cmdline()
+    return []
 
 
 def await_(condition: Callable[[], Any], seconds: float = 30, every: float = 0.1) -> Any:

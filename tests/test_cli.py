@@ -176,7 +176,9 @@ def test_a_profile_heading_with_nothing_under_it_changes_nothing() -> None:
     assert load("mine.yaml", []) == Pipeline(seed=3)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in ("run", "plan", "report", "job", "up"))])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], *([name, "--help"] for name in ("run", "plan", "report", "job", "up", "deploy", "work", "landed", "gc", "doctor"))]
+)
 def test_help_is_everywhere_with_an_example(capsys, arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as end:
         cli.main(arguments)

@@ -79,6 +79,8 @@ def test_a_further_profile_gets_a_chain_and_retraining_of_its_own(tmp_path: Path
         assert found[name]["tags"] == ["pipeline"]
     names = [trigger["name"] for one in found.values() for trigger in one.get("triggers", [])]
     assert len(names) == len(set(names)) == 2
+    assert found["retrain/mine"]["triggers"][0]["match"] == {"prefect.resource.id": "alignflow.data.mine"}
+    assert found["retrain/demo"]["triggers"][0]["match"] == {"prefect.resource.id": "alignflow.data.demo"}
     assert load(str(file), []).seed == 3
 
 

@@ -66,7 +66,7 @@ def test_a_port_that_is_taken_is_told_before_anything_starts(home: Path, capsys)
     assert f"Port {port} is taken by another program; --mlflow-port names another one" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [["deploy"], ["work", "gpu"], ["landed", "Posts.xml"]])
+@pytest.mark.parametrize("command", [["deploy"], ["work", "gpu"], ["landed", "demo", "Posts.xml"]])
 def test_what_needs_a_server_says_so_where_there_is_none(home: Path, monkeypatch: pytest.MonkeyPatch, capsys, command: list[str]) -> None:
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     assert cli.main(command) == 2
