@@ -23,7 +23,7 @@ demo: $(READY) ## run the demo: from votes to an aligned model
 	$(BIN)/alignflow run demo --summary .alignflow/demo.json
 
 test: $(READY) ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 check: $(READY) ## format, lint and types
 	$(BIN)/ruff format --check .

@@ -144,6 +144,10 @@ class House:
         mine = [run for run in runs if any(tag.startswith("key:") for tag in run.tags) and run.created.timestamp() >= since]
         return sorted(mine, key=lambda run: run.created)
 
+    def builders(self, key: str) -> list[FlowRun]:
+        """The runs that were started to build the artifact with this key, oldest first."""
+        return [run for run in self.stages() if f"key:{key[:40]}" in run.tags]
+
     def runs_of(self, deployment: UUID) -> list[FlowRun]:
         with self.client() as client:
             return [run for run in client.read_flow_runs(limit=200) if run.deployment_id == deployment]

@@ -67,7 +67,7 @@ class Pages:
 
     def open_run(self, run: UUID) -> None:
         self.page.goto(f"{self.house.prefect}/runs/flow-run/{run}")
-        self.page.wait_for_timeout(2000)
+        self.page.wait_for_timeout(4000)  # the graph is drawn on a canvas, which says nothing when it is done
 
     def retry(self, run: UUID) -> None:
         self.open_run(run)

@@ -267,11 +267,12 @@ def test_cancel_in_the_page_ends_the_program_and_the_next_run_resumes(house: Hou
 
 def test_two_runs_at_once_compute_each_stage_once(house: House) -> None:
     fake_tree.misbehave(house.tree, "ppo", "slow")
-    before = len(house.stages())
     runs = [house.trigger("rlhf/demo", **config(steps=8)) for _ in range(2)]
     first, second = (completed(house, run) for run in runs)
     assert digests(first) == digests(second)
-    assert sorted(one.name for one in house.stages()[before:]) == ["ppo", "winrate"]
+    for stage in first["stages"]:
+        if stage["name"] in ("ppo", "winrate"):
+            assert len(house.builders(stage["key"])) == 1
 
 
 def test_retraining_skips_when_nothing_changed_fires_on_schedule_and_takes_new_data(house: House) -> None:
@@ -294,14 +295,9 @@ def test_retraining_skips_when_nothing_changed_fires_on_schedule_and_takes_new_d
     house.land("quick", dump)
     landed = await_(lambda: next((run for run in house.runs_of(found.id) if run.parameters.get("dump") == str(dump)), None), 30)
     assert house.end(landed.id).state.name == "Completed"
-    (summary,) = [
-        found
-        for path in (house.root / "cpu-1" / "runs").glob("*/summary.json")
-        if (found := json.loads(path.read_text()))["profile"] == "quick"
-        and not all(stage["cached"] for stage in found["stages"])
-        and any(stage["cached"] for stage in found["stages"])
-    ]
-    assert built(summary) == ["data"]
+    summaries = [json.loads(path.read_text()) for path in (house.root / "cpu-1" / "runs").glob("*/summary.json")]
+    newest = max((found for found in summaries if found["profile"] == "quick"), key=lambda found: found["finished"])
+    assert built(newest) == ["data"]
 
 
 OPEN = {"/health", "/ready"}  # say that the server is there, and nothing else
@@ -316,7 +312,8 @@ def test_without_credentials_every_call_to_prefect_is_refused(house: House) -> N
             for method in methods:
                 answers[method, path] = client.request(method, "/api" + path.replace("{", "").replace("}", ""), json={}).status_code
     refused = {status for (_, path), status in answers.items() if path not in OPEN}
-    assert refused == {401}, [call for call, status in answers.items() if status != 401]
+    assert refused <= {401, 403}, [call for call, status in answers.items() if status not in (401, 403)]
+    assert answers["get", "/flow_runs/{id}"] == 401
 
 
 @pytest.mark.parametrize(
@@ -366,8 +363,9 @@ def test_a_lost_machine_is_noticed_and_another_goes_on_from_its_checkpoint(house
     run, name = lost
     found = completed(house, run, 240)
     assert digests(found) == expected(house, steps=5)
-    first, second = [one for one in house.stages() if one.name == "ppo" and found["stages"][6]["key"][:40] in one.tags[0]]
+    key = next(stage["key"] for stage in found["stages"] if stage["name"] == "ppo")
+    first, second = house.builders(key)
     assert (first.state.type, second.state.type) == (StateType.CRASHED, StateType.COMPLETED)
     print(f"a lost machine: noticed {first.end_time - first.start_time} after the stage had begun")
     assert any("goes on from its checkpoint" in line for line in house.lines("ppo"))
-    assert not (house.root / name / "objects" / "ppo" / found["stages"][6]["key"]).exists()
+    assert not (house.root / name / "objects" / "ppo" / key).exists()
