@@ -9,6 +9,7 @@ from typing import Any
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
 from flows.figures import figure, told
+from tasks import tracker
 from tasks.artifact import Artifact
 from tasks.digests import replace_text
 from tasks.programs.config import Pipeline
@@ -40,6 +41,8 @@ def conclude(config: Pipeline, summary: dict[str, Any], page: Path, *, run_id: s
     for name in ("report.html", "summary.json", "config.json"):
         tracked.files(folder / name)
     create_link_artifact((folder / "report.html").as_uri(), "Report", key="report", description="Opens on the machine that ran the pipeline.")
+    if tracked.is_on and (page_there := tracker.page(str(tracked.run_id))):
+        create_link_artifact(page_there, "Report, figures and files in MLflow", key="mlflow")
     create_markdown_artifact(as_markdown(summary), key="result")
     return summary
 

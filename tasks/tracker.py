@@ -100,6 +100,12 @@ def is_outage(error: Exception) -> bool:
     return isinstance(error, OSError)
 
 
+def page(run_id: str) -> str:
+    """Address of a run's page; "" where the tracker is no server."""
+    place = os.environ.get("MLFLOW_TRACKING_URI", "").rstrip("/")
+    return f"{place}/#/experiments/{_experiment}/runs/{run_id}/artifacts?workflowType=machine_learning" if is_remote() else ""
+
+
 def start(name: str, tags: dict[str, str]) -> str:
     return str(patiently(lambda: _client.create_run(_experiment, run_name=name, tags=tags)).info.run_id)
 

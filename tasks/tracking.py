@@ -169,7 +169,9 @@ def _close_the_dead() -> None:
 
 
 def _life_line(run_id: str) -> Path:
-    return home() / "locks" / f"run-{run_id}.lock"
+    locks = home() / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    return locks / f"run-{run_id}.lock"
 
 
 def _whereabouts() -> str:

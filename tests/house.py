@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -23,7 +24,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun
-from prefect.client.schemas.schedules import CronSchedule
+from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from prefect.states import Scheduled
 
@@ -152,11 +153,11 @@ class House:
         with self.client() as client:
             return [run for run in client.read_flow_runs(limit=200) if run.deployment_id == deployment]
 
-    def schedule(self, deployment: str, cron: str) -> None:
+    def schedule(self, deployment: str, seconds: int) -> None:
         """Add a schedule that is on."""
         with self.client() as client:
             found = client.read_deployment_by_name(deployment)
-            made = DeploymentScheduleCreate(schedule=CronSchedule(cron=cron, timezone="UTC"), active=True, slug="often")
+            made = DeploymentScheduleCreate(schedule=IntervalSchedule(interval=timedelta(seconds=seconds)), active=True, slug="often")
             client.create_deployment_schedules(found.id, [made])
 
     def unschedule(self, deployment: str) -> None:

@@ -249,7 +249,7 @@ def test_prefect_shows_the_stages_and_what_each_takes(first) -> None:
         (artifacts,) = database.execute("select count(*) from artifact where key in ('report', 'result')").fetchone()
     database.close()
     assert artifacts == 2
-    inputs = {name.rpartition("-")[0]: json.loads(text) for name, _, text in rows}
+    inputs = {name: json.loads(text) for name, _, text in rows}
     assert {state for _, state, _ in rows} == {"Completed"}
     assert len(inputs["sft"]["data"]) == 1
     assert len(inputs["ppo"]["reward"]) == 1

@@ -19,6 +19,7 @@ from tasks.store import Store
 @pytest.fixture(scope="module")
 def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of one tracker for all tests here: making its database takes seconds."""
+    tracker._client = None  # another module's connection is to another database
     return tmp_path_factory.mktemp("mlflow")
 
 

@@ -14,6 +14,7 @@ from tasks.tracking import Tracked
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tracker._client = None  # another module's connection is to another database
     return tmp_path_factory.mktemp("mirror")
 
 

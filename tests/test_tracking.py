@@ -16,6 +16,7 @@ from tasks.stage import Seat, run_stage
 
 @pytest.fixture(scope="module")
 def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tracker._client = None  # another module's connection is to another database
     return tmp_path_factory.mktemp("tracking") / "home"
 
 
