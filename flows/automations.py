@@ -1,4 +1,4 @@
-"""What the Prefect server does by itself: it notices lost machines, starts lost pipelines again, and sends failures to a webhook."""
+"""What the Prefect server does by itself: it notices lost machines, and sends the failures of pipelines to a webhook."""
 
 from datetime import timedelta
 
@@ -11,7 +11,6 @@ from prefect.states import StateType
 
 BEATS = 3  # heartbeats that may be missed
 LOST = "alignflow: a run without heartbeat has crashed"
-AGAIN = "alignflow: a crashed pipeline goes on"
 ALERT = "alignflow: failures are told"
 BLOCK = "alignflow-alert"
 RUNS = ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"})
@@ -24,7 +23,7 @@ PAYLOAD = f'{{"text": {{{{ ({" ~ ".join(_WORDS)}) | tojson }}}}}}'
 
 def automate(webhook: str = "") -> None:
     """Make the automations, or bring them up to date. Without ``webhook`` (a URL) an earlier alert stays as it is."""
-    wanted = [_lost(), _again()]
+    wanted = [_lost()]
     if webhook:
         wanted.append(_alert(webhook))
     with get_client(sync_client=True) as client:
@@ -43,17 +42,6 @@ def _lost() -> AutomationCore:
     )  # fmt: skip
     message = f"Nothing was heard of it for {BEATS * beat} s: its process, worker or machine is gone."
     return AutomationCore(name=LOST, trigger=trigger, actions=[ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=message)])
-
-
-def _again() -> AutomationCore:
-    """A stage is started again by the pipeline that waits for it; a pipeline has nobody above it. The flow itself counts how often."""
-    trigger = EventTrigger(
-        expect={"prefect.flow-run.Crashed"}, match=RUNS,
-        match_related=PIPELINES,
-        for_each={"prefect.resource.id"}, posture=Posture.Reactive, threshold=1, within=timedelta(0),
-    )  # fmt: skip
-    message = "Crashed; it goes on with the stages that are stored."
-    return AutomationCore(name=AGAIN, trigger=trigger, actions=[ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message=message)])
 
 
 def _alert(webhook: str) -> AutomationCore:

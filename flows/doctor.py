@@ -251,10 +251,10 @@ def deployments(client: Any) -> Findings:
 
 
 def automations(client: Any) -> Findings:
-    from flows.automations import AGAIN, LOST
+    from flows.automations import LOST
 
-    found = {name for name in (LOST, AGAIN) if any(one.enabled for one in client.read_automations_by_name(name))}
-    yield present("automations", [LOST, AGAIN], found)
+    found = {name for name in (LOST,) if any(one.enabled for one in client.read_automations_by_name(name))}
+    yield present("automations", [LOST], found)
 
 
 def present(what: str, wanted: list[str], found: set[str]) -> Finding:

@@ -13,12 +13,10 @@ from tasks import data, dpo, merge, ppo, pretrain, report, reward, sft, site, tr
 from tasks.artifact import Artifact, given
 from tasks.base import given_base
 from tasks.far import locate
-from tasks.launch import StageFailed
 from tasks.programs.config import BuiltinBase, InputError, Pipeline, StackExchangeDump
 from tasks.stage import Seat
 
 Do = Callable[..., Artifact]
-MOST_TRIES = 10  # of one flow run: a crashed one is started again by the server
 
 
 def chain(config: Pipeline, do: Do) -> None:
@@ -46,10 +44,6 @@ def rlhf(config: Pipeline = Pipeline(), profile: str = "rlhf") -> dict[str, Any]
         profile: A name for the run.
     """
     started, made = time.monotonic(), {}
-    if (flow_run.run_count or 0) > MOST_TRIES:
-        raise StageFailed(
-            f"This run has been started {flow_run.run_count} times and did not come to its end; start a new one once the cause is found"
-        )
     with tracking.pipeline_run(profile, config.model_dump(mode="json"), flow_run_id=str(flow_run.id)) as tracked:
         seat = Seat(config.machine, tracked.run_id, config.pools, shared=bool(config.pools.cpu or config.pools.gpu))
         if seat.shared and not tracked.is_on:

@@ -273,7 +273,7 @@ class Servers:
         self.healthy = True
         self.pools, self.workers = ["cpu", "gpu"], {"cpu": ["ONLINE"], "gpu": ["ONLINE", "OFFLINE"]}
         self.deployments = {"rlhf": ["demo", "mine"], "stage": ["cpu", "gpu"]}
-        self.automations = {"alignflow: a run without heartbeat has crashed": True, "alignflow: a crashed pipeline goes on": True}
+        self.automations = {"alignflow: a run without heartbeat has crashed": True}
         self.experiment: str | None = "active"
         self.ended = ended = threading.Event()
         servers = self
@@ -375,18 +375,18 @@ def test_a_house_in_order_is_all_fine(home: Path, servers: Servers) -> None:
         (
             {
                 "pools": ["cpu"], "workers": {"cpu": ["ONLINE"], "gpu": ["OFFLINE"]}, "deployments": {"rlhf": ["demo"], "stage": ["cpu"]},
-                "automations": {"alignflow: a run without heartbeat has crashed": True, "alignflow: a crashed pipeline goes on": False},
+                "automations": {"alignflow: a run without heartbeat has crashed": False},
             },
             {
                 "pools": ("FAIL", "gpu"), "workers gpu": ("warn", "none is online"), "deployments": ("FAIL", "stage/gpu"),
-                "automations": ("FAIL", ": alignflow: a crashed pipeline goes on"),
+                "automations": ("warn", "alignflow: a run without heartbeat has crashed"),
             },
         ),
         (
             {"pools": [], "deployments": {"rlhf": [], "stage": []}, "automations": {}, "experiment": None},
             {
                 "pools": ("warn", ": cpu, gpu"), "deployments": ("warn", ": rlhf/demo, stage/cpu, stage/gpu"),
-                "automations": ("warn", "alignflow: a run without heartbeat has crashed, alignflow"), "mlflow experiment": ("warn", "not there yet"),
+                "automations": ("warn", "alignflow: a run without heartbeat has crashed"), "mlflow experiment": ("warn", "not there yet"),
             },
         ),
         (
