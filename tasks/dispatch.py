@@ -160,7 +160,7 @@ def _failure(step: Step, pool: str, run: FlowRun, state: State) -> Exception:
     if state.name == BAD_INPUT:
         return InputError(message)
     if state.name == INPUT_MISSING:
-        return StageFailed(f"The stage {step.stage} lacks inputs. {message}; run it again: what is missing is built again. {_link(run)}")
+        return StageFailed(f"The stage {step.stage} lacks inputs. {message}. {_link(run)}")
     if state.name == OTHER_CODE:
         return StageFailed(f"{message}. {_link(run)}")
     return StageFailed(f"{message} (on the pool {pool}, {state.name}). {_link(run)}")

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("site", "data", "pretrain", "sft", "merge", "reward", "ppo", "dpo", "winrate", "report")
@@ -133,8 +134,10 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def await_(condition: Callable[[], bool], seconds: float = 10) -> None:
+def await_(condition: Callable[[], Any], seconds: float = 30, every: float = 0.05) -> Any:
+    """What ``condition`` gives, once that is true."""
     deadline = time.monotonic() + seconds
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.02)
+        time.sleep(every)
+    return found
