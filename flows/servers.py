@@ -12,7 +12,7 @@ import urllib.request
 from contextlib import suppress
 from pathlib import Path
 
-from tasks.launch import die_with
+from tasks.lifeline import die_with
 
 START_SECONDS = 120
 POLL_SECONDS = 0.05

@@ -18,7 +18,7 @@ from flows import credentials
 from flows.credentials import USER, Credentials
 from flows.servers import ServerFailed, await_health, stop
 from tasks.digests import replace_text
-from tasks.launch import die_with
+from tasks.lifeline import die_with
 from tasks.programs.config import InputError
 
 DATABASE = "ALIGNFLOW_DATABASE"

@@ -4,19 +4,36 @@ import os
 import signal
 import socket
 import sys
-from typing import Any, NoReturn
+from typing import Any
+
+from tasks.programs.config import InputError
 
 LIMITS = {"gpu": 1}  # stages at a time: one per GPU; start a worker for each, with CUDA_VISIBLE_DEVICES
 USUAL_LIMIT = 4
 
 
-def work(pool: str, *, name: str = "", limit: int = 0) -> NoReturn:
-    """Become a worker of the pool, until Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a worker started with & inherits it ignored, and could not be stopped
-    chosen = str(limit or LIMITS.get(pool, USUAL_LIMIT))
+def work(pool: str, *, name: str = "", limit: int = 0) -> None:
+    """Be a worker of the pool until Ctrl-C. Raises InputError."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a worker started with & inherits it ignored, and could not be stopped
+    chosen = limit or LIMITS.get(pool, USUAL_LIMIT)
     title = name or f"{socket.gethostname()}-{pool}-{os.getpid()}"
-    command = ["-m", "prefect", "worker", "start", "--pool", pool, "--limit", chosen, "--name", title]
-    os.execv(sys.executable, [sys.executable, *command])  # noqa: S606 - no shell is wanted
+    if _type_of(pool) != "process":
+        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--limit", str(chosen), "--name", title]
+        os.execv(sys.executable, command)
+    from flows.forking import run
+
+    run(pool, title, chosen)
+
+
+def _type_of(pool: str) -> str:
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+
+    with get_client(sync_client=True) as client:
+        try:
+            return str(client.read_work_pool(pool).type)
+        except ObjectNotFound:
+            raise InputError(f"The Prefect server has no pool {pool}; `alignflow deploy` makes the pools cpu and gpu") from None
 
 
 def online(pool: str) -> list[str]:

@@ -1,6 +1,5 @@
 """One program as a child process: started, followed through its metrics.jsonl, and never left running."""
 
-import ctypes
 import json
 import math
 import os
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tasks import forks
+from tasks.lifeline import die_with
 from tasks.programs.config import InputError, Machine
 from tasks.sources import PROGRAMS, ROOT, packages_of
 
@@ -21,7 +21,6 @@ Line = dict[str, Any]
 
 POLL_SECONDS = 0.05
 GRACE_SECONDS = 10.0  # between SIGTERM and SIGKILL
-PR_SET_PDEATHSIG = 1
 
 # Programs get their inputs as files: no library may look anything up, report anything or draw a bar into the log.
 QUIET = {
@@ -106,20 +105,6 @@ def environment(machine: Machine) -> dict[str, str]:
     if str(ROOT) not in site.getsitepackages():  # a source tree: the program must be the one whose code is in the key
         chosen["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return chosen
-
-
-def die_with(parent: int) -> Callable[[], None] | None:
-    """What a child does before it becomes the program: ask the kernel to be killed when its parent dies, however that dies."""
-    if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None).prctl
-
-    def ask() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the request
-            os._exit(1)
-
-    return ask
 
 
 def _follow(process: "subprocess.Popen[bytes] | forks.Child", metrics: Path, on_step: Callable[[Line], None]) -> tuple[int, float]:

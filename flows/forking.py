@@ -1,0 +1,77 @@
+"""A Prefect worker for pools of the type process, whose flow runs are forks of one process that has Prefect and MLflow loaded.
+
+A run of Prefect's own worker takes 4 s until its flow begins, of two processes that import Prefect one after the other, and MLflow another 2 s.
+"""
+
+import asyncio
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+from prefect.client.schemas.responses import WorkerFlowRunResponse
+from prefect.settings import get_current_settings
+from prefect.utilities.processutils import setup_signal_handlers_worker
+from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
+
+from flows.enter import ENGINE
+
+ENTER = shlex.join([sys.executable, "-I", "-S", str(Path(__file__).with_name("enter.py"))])
+BACKLOG = 64
+
+
+class Configuration(ProcessJobConfiguration):
+    """How a flow run is started: by its deployment's own command, if it has one."""
+
+    def prepare_for_flow_run(self, *args: Any, **kwargs: Any) -> None:
+        self.command = self.command or ENTER
+        super().prepare_for_flow_run(*args, **kwargs)
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Prefect says that this class takes the other's place as the worker of the type process
+
+    class Worker(ProcessWorker):
+        job_configuration = Configuration
+
+        async def _submit_scheduled_flow_runs(self, flow_run_response: list[WorkerFlowRunResponse]) -> Any:
+            """Leave a run for the next poll whose last process is not quite put away; Prefect's own worker would die of it (its issue 16806)."""
+            busy = set(self.limiter.statistics().borrowers) if self._limiter else set()
+            return await super()._submit_scheduled_flow_runs([entry for entry in flow_run_response if entry.flow_run.id not in busy])
+
+
+def run(pool: str, name: str, limit: int) -> None:
+    """Work until Ctrl-C."""
+    owner = start_engine() if sys.platform == "linux" else None
+    setup_signal_handlers_worker(os.getpid(), "the worker", print)
+    try:
+        asyncio.run(Worker(work_pool_name=pool, name=name, limit=limit, create_pool_if_not_found=False).start())
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        print(f"Worker {name} stopped.")
+    finally:
+        if owner is not None:
+            os.close(owner)
+
+
+def start_engine() -> int:
+    """Start the process that is forked, in the background; gives a descriptor that must stay open for as long as it is wanted."""
+    address = str(Path(tempfile.mkdtemp(prefix="alignflow-")) / "engine")
+    os.environ[ENGINE] = address
+    # what Prefect's worker gives to its flow runs
+    environment = os.environ | get_current_settings().to_environment_variables(exclude_unset=True)
+    theirs, ours = os.pipe()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(address)
+        listener.listen(BACKLOG)
+        inherited = (listener.fileno(), theirs)
+        subprocess.Popen(
+            [sys.executable, "-m", "flows.engine", *map(str, inherited)],
+            env=environment, stdin=subprocess.DEVNULL, pass_fds=inherited, start_new_session=True,
+        )  # fmt: skip
+    os.close(theirs)
+    return ours
