@@ -1,4 +1,4 @@
-"""What the Prefect server does by itself: it notices lost machines, and sends the failures of pipelines to a webhook."""
+"""What the Prefect server does by itself: it notices lost machines, starts lost pipelines again, and sends failures to a webhook."""
 
 from datetime import timedelta
 
@@ -10,7 +10,10 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY
 from prefect.states import StateType
 
 BEATS = 3  # heartbeats that may be missed
+RESTARTS = 3  # how often a pipeline is started again that has begun and lost its process; Retry is always possible
+PAUSE_SECONDS = 15  # before it is; the worker puts the last process away meanwhile
 LOST = "alignflow: a run without heartbeat has crashed"
+AGAIN = "alignflow: a crashed pipeline is started again"
 ALERT = "alignflow: failures are told"
 BLOCK = "alignflow-alert"
 RUNS = ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"})
@@ -22,14 +25,13 @@ PAYLOAD = f'{{"text": {{{{ ({" ~ ".join(_WORDS)}) | tojson }}}}}}'
 
 
 def automate(webhook: str = "") -> None:
-    """Make the automations, or bring them up to date. Without ``webhook`` (a URL) an earlier alert stays as it is."""
-    wanted = [_lost()]
-    if webhook:
-        wanted.append(_alert(webhook))
+    """Make the automations, or bring them up to date. Without ``webhook`` (a URL) nothing is told."""
+    wanted = [_lost(), _again()] + ([_alert(webhook)] if webhook else [])
     with get_client(sync_client=True) as client:
-        for automation in wanted:
-            for old in client.read_automations_by_name(automation.name):
+        for name in (LOST, AGAIN, ALERT):
+            for old in client.read_automations_by_name(name):
                 client.delete_automation(old.id)
+        for automation in wanted:
             client.create_automation(automation)
 
 
@@ -42,6 +44,17 @@ def _lost() -> AutomationCore:
     )  # fmt: skip
     message = f"Nothing was heard of it for {BEATS * beat} s: its process, worker or machine is gone."
     return AutomationCore(name=LOST, trigger=trigger, actions=[ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=message)])
+
+
+def _again() -> AutomationCore:
+    """Stages are started again by their pipeline; a pipeline that was killed is by the server, and finds its finished stages in the store."""
+    runs = ResourceSpecification(RUNS.root | {"prefect.run-count": [str(count) for count in range(1, RESTARTS + 1)]})
+    trigger = EventTrigger(
+        after={"prefect.flow-run.Crashed"}, expect={"prefect.flow-run.*"}, match=runs, match_related=PIPELINES,
+        for_each={"prefect.resource.id"}, posture=Posture.Proactive, threshold=1, within=timedelta(seconds=PAUSE_SECONDS),
+    )  # fmt: skip
+    message = "It had crashed and is started again; finished stages are not repeated."
+    return AutomationCore(name=AGAIN, trigger=trigger, actions=[ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message=message)])
 
 
 def _alert(webhook: str) -> AutomationCore:

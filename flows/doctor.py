@@ -251,10 +251,11 @@ def deployments(client: Any) -> Findings:
 
 
 def automations(client: Any) -> Findings:
-    from flows.automations import LOST
+    from flows.automations import AGAIN, LOST
 
-    found = {name for name in (LOST,) if any(one.enabled for one in client.read_automations_by_name(name))}
-    yield present("automations", [LOST], found)
+    wanted = [LOST, AGAIN]
+    found = {name for name in wanted if any(one.enabled for one in client.read_automations_by_name(name))}
+    yield present("automations", wanted, found)
 
 
 def present(what: str, wanted: list[str], found: set[str]) -> Finding:

@@ -39,20 +39,21 @@ class Tracked:
         self.known = tags or {}  # a resumed run's tags
         self._waiting: list[tuple[str, float, int, int]] = []
         self._next_flush = time.monotonic() + FLUSH_SECONDS
-        self._logged: dict[str, int] = {}  # last step in MLflow, by metric, of a resumed run
+        self._logged: dict[str, int] = {}  # last step passed on, by metric
 
     @property
     def is_on(self) -> bool:
         return self.run_id is not None and tracker.is_up()
 
     def step(self, line: dict[str, Any]) -> None:
-        """Pass on one line of metrics.jsonl; what a resumed run already has is left out."""
+        """Pass on one line of metrics.jsonl; a step that was passed on before a program or its machine died is left out."""
         if not self.is_on:
             return
         step, stamp = int(line.get("step", 0)), int(float(line.get("time", time.time())) * 1000)
         for name, value in line.items():
             if name not in ("step", "total", "time") and isinstance(value, int | float) and step > self._last_step(name):
                 self._waiting.append((name, float(value), stamp, step))
+                self._logged[name] = step
         if time.monotonic() > self._next_flush:
             self._flush_if_up()
 

@@ -215,13 +215,30 @@ class House:
                     mine.append(process)
         return mine
 
-    def gpu_worker(self) -> str:
-        """Name of the gpu worker that is at work; a new one where the last was killed."""
-        alive = [name for name, process in self.workers.items() if name.startswith("gpu") and process.poll() is None]
+    def worker(self, pool: str) -> str:
+        """Name of the pool's worker that is at work; a new one, with a home of its own, where the last was killed."""
+        alive = [name for name, process in self.workers.items() if name.startswith(pool) and process.poll() is None]
         if not alive:
-            alive = [f"gpu-{len(self.workers)}"]
-            self.work("gpu", alive[0])
+            alive = [f"{pool}-{sum(name.startswith(pool) for name in self.workers) + 1}"]
+            self.work(pool, alive[0])
         return alive[0]
+
+    def lose(self, name: str) -> None:
+        """Kill everything on a worker's machine at once."""
+        for process in self.processes(name):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        self.workers[name].wait()
+
+    def flow(self, run: UUID) -> psutil.Process:
+        """The process of a flow run."""
+        (found,) = [process for process in self.processes() if process.name() == f"flow {str(run)[:8]}"]
+        return found
+
+    def file(self, run: UUID, name: str) -> Path:
+        """What a pipeline has left on whichever worker ran it."""
+        (found,) = self.root.glob(f"cpu-*/runs/{run}/{name}")
+        return found
 
     def program(self, stage: str) -> psutil.Process | None:
         """The process that runs the program of a stage, in whichever home."""

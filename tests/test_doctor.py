@@ -19,6 +19,7 @@ from uuid import uuid4
 import pytest
 
 from flows import credentials, doctor
+from flows.automations import AGAIN, LOST
 from flows.doctor import Finding, diagnose
 from tasks.store import Recipe, Store
 
@@ -273,7 +274,7 @@ class Servers:
         self.healthy = True
         self.pools, self.workers = ["cpu", "gpu"], {"cpu": ["ONLINE"], "gpu": ["ONLINE", "OFFLINE"]}
         self.deployments = {"rlhf": ["demo", "mine"], "stage": ["cpu", "gpu"]}
-        self.automations = {"alignflow: a run without heartbeat has crashed": True}
+        self.automations = {LOST: True, AGAIN: True}
         self.experiment: str | None = "active"
         self.ended = ended = threading.Event()
         servers = self
@@ -375,24 +376,25 @@ def test_a_house_in_order_is_all_fine(home: Path, servers: Servers) -> None:
         (
             {
                 "pools": ["cpu"], "workers": {"cpu": ["ONLINE"], "gpu": ["OFFLINE"]}, "deployments": {"rlhf": ["demo"], "stage": ["cpu"]},
-                "automations": {"alignflow: a run without heartbeat has crashed": False},
+                "automations": {LOST: False},
             },
             {
                 "pools": ("FAIL", "gpu"), "workers gpu": ("warn", "none is online"), "deployments": ("FAIL", "stage/gpu"),
-                "automations": ("warn", "alignflow: a run without heartbeat has crashed"),
+                "automations": ("warn", f"{LOST}, {AGAIN}"),
             },
         ),
         (
             {"pools": [], "deployments": {"rlhf": [], "stage": []}, "automations": {}, "experiment": None},
             {
                 "pools": ("warn", ": cpu, gpu"), "deployments": ("warn", ": rlhf/demo, stage/cpu, stage/gpu"),
-                "automations": ("warn", "alignflow: a run without heartbeat has crashed"), "mlflow experiment": ("warn", "not there yet"),
+                "automations": ("warn", f"{LOST}, {AGAIN}"), "mlflow experiment": ("warn", "not there yet"),
             },
         ),
         (
-            {"deployments": {"rlhf": [], "stage": ["cpu", "gpu"]}, "version": "3.9.1", "experiment": "deleted", "ahead": 30.0, "asks_login": False},
+            {"deployments": {"rlhf": [], "stage": ["cpu", "gpu"]}, "version": "3.9.1", "experiment": "deleted", "ahead": 30.0, "asks_login": False,
+             "automations": {LOST: True}},
             {
-                "deployments": ("FAIL", ": rlhf/demo"), "prefect version": ("warn", "the server is 3.9.1"),
+                "deployments": ("FAIL", ": rlhf/demo"), "automations": ("FAIL", AGAIN), "prefect version": ("warn", "the server is 3.9.1"),
                 "mlflow experiment": ("FAIL", "is deleted"), "prefect clock": ("warn", "s behind"), "mlflow clock": ("warn", "s behind"),
                 "prefect login": ("warn", "none is asked for"), "mlflow login": ("warn", "none is asked for"),
             },

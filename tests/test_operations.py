@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import fake_tree
@@ -20,6 +20,7 @@ import pytest
 from house import House, await_, command_of, postgres
 from pages import Pages
 from prefect.client.schemas.objects import StateType
+from prefect.states import Scheduled
 
 from flows.pipeline import chain
 from tasks import launch, report, sources
@@ -78,8 +79,8 @@ def house(tmp_path_factory: pytest.TempPathFactory, alerts: Alerts) -> Iterator[
         for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
             patched.setenv(name, made.login[name])
         try:
-            made.work("cpu", "cpu-1")
-            made.gpu_worker()
+            made.worker("cpu")
+            made.worker("gpu")
             yield made
         finally:
             made.stop()
@@ -106,7 +107,7 @@ def config(method: str = "ppo", **ppo: Any) -> dict[str, Any]:
 
 def summary(house: House, run: UUID) -> dict[str, Any]:
     """What the flow run left on the worker that ran it."""
-    return json.loads((house.root / "cpu-1" / "runs" / str(run) / "summary.json").read_text())
+    return json.loads(house.file(run, "summary.json").read_text())
 
 
 def digests(found: dict[str, Any]) -> dict[str, str]:
@@ -203,10 +204,10 @@ def test_whatever_is_killed_the_run_comes_to_the_same_end(house: House) -> None:
     fake_tree.misbehave(house.tree, "ppo", "")
     program.kill()
     await_(lambda: house.program("dpo"), 60)
-    name = house.gpu_worker()
+    name = house.worker("gpu")
     house.workers[name].kill()
     house.workers[name].wait()
-    assert house.gpu_worker() != name
+    assert house.worker("gpu") != name
     program = hanging(house, "winrate")
     for port in (house.prefect_port, house.mlflow_port):
         for process in house.listening(port):
@@ -224,26 +225,73 @@ def test_whatever_is_killed_the_run_comes_to_the_same_end(house: House) -> None:
         assert any("goes on from its checkpoint" in line for line in house.lines(stage))
 
 
-@pytest.fixture(scope="module")
-def lost(house: House) -> tuple[UUID, str]:
-    """A run whose stage was lost with its whole machine, and that machine's name; another one is there since."""
+def test_killed_flow_runs_are_started_again_and_join_what_goes_on_without_them(house: House) -> None:
+    """First the one of a stage, with its program; then the pipeline's own, while its stage goes on."""
     fake_tree.misbehave(house.tree, "ppo", "hang-at 3")
-    run = house.trigger("rlhf/demo", **config(steps=5))
+    run = house.trigger("rlhf/demo", **config(steps=9))
+    program = hanging(house)
+    house.flow(house.stages()[-1].id).kill()
+    await_(lambda: not program.is_running() or program.status() == psutil.STATUS_ZOMBIE, 10)
+    again = await_(lambda: (found := house.program("ppo")) and found.pid != program.pid and found, 60)
+    house.flow(run).kill()
+    assert await_(lambda: house.run(run).run_count == 2, 60)
+    fake_tree.misbehave(house.tree, "ppo", "")
+    again.kill()
+    found = completed(house, run)
+    assert digests(found) == expected(house, steps=9)
+    key = next(stage["key"] for stage in found["stages"] if stage["name"] == "ppo")
+    assert [one.state.type for one in house.builders(key)] == [StateType.CRASHED, StateType.COMPLETED]
+    assert house.steps_of("ppo", "loss") == [1, 2, 3, 4, 5]
+
+
+def test_a_run_that_comes_back_at_once_does_not_end_its_worker(house: House) -> None:
+    fake_tree.misbehave(house.tree, "ppo", "slow")
+    run = house.trigger("rlhf/demo", **config(steps=10))
+    await_(lambda: house.program("ppo"), 60)
+    house.flow(run).kill()
+    await_(lambda: house.run(run).state.type == StateType.CRASHED, every=0.02)
+    with house.client() as client:
+        client.set_flow_run_state(run, Scheduled())
+    assert digests(completed(house, run)) == expected(house, steps=10)
+    assert house.workers["cpu-1"].poll() is None
+
+
+class Lost(NamedTuple):
+    trained: UUID  # a run whose stage was lost with its whole machine
+    machine: str
+    orchestrated: UUID  # a run that was itself lost with its machine, and not its stage
+
+
+@pytest.fixture(scope="module")
+def lost(house: House) -> Lost:
+    """Other machines are there since."""
+    fake_tree.misbehave(house.tree, "ppo", "hang-at 3")
+    trained = house.trigger("rlhf/demo", **config(steps=5))
     hanging(house)
     await_(lambda: any("checkpoint.step" in tags for tags in house.tags_of_runs("ppo")), 30)
     fake_tree.misbehave(house.tree, "ppo", "")
-    name = house.gpu_worker()
-    for process in house.processes(name):  # worker, flow run, fork server and program at once
-        process.kill()
+    machine = house.worker("gpu")
+    house.lose(machine)
+    house.worker("gpu")
+
+    name = house.worker("cpu")
+    house.workers[name].kill()  # the first run's pipeline outlives its worker
     house.workers[name].wait()
-    house.gpu_worker()
-    return run, name
+    fake_tree.misbehave(house.tree, "dpo", "hang-at 3")
+    orchestrated = house.trigger("rlhf/demo", **config("dpo") | {"profile": "orchestrated"})
+    other = house.worker("cpu")
+    program = hanging(house, "dpo")
+    house.lose(other)
+    house.worker("cpu")
+    fake_tree.misbehave(house.tree, "dpo", "")
+    program.kill()
+    return Lost(trained, machine, orchestrated)
 
 
-def test_a_lost_machine_is_not_noticed_at_once(house: House, lost: tuple[UUID, str]) -> None:
-    """What comes of it is looked at in the last test: the server waits for three heartbeats of half a minute."""
-    assert house.run(lost[0]).state.type == StateType.RUNNING
-    assert house.stages()[-1].state.type == StateType.RUNNING
+def test_a_lost_machine_is_not_noticed_at_once(house: House, lost: Lost) -> None:
+    """What comes of it is looked at in the last tests: the server waits for three heartbeats of half a minute."""
+    for run in (lost.trained, lost.orchestrated):
+        assert house.run(run).state.type == StateType.RUNNING
 
 
 def test_cancel_in_the_page_ends_the_program_and_the_next_run_resumes(house: House, pictures: Path) -> None:
@@ -295,7 +343,7 @@ def test_retraining_skips_when_nothing_changed_fires_on_schedule_and_takes_new_d
     house.land("quick", dump)
     landed = await_(lambda: next((run for run in house.runs_of(found.id) if run.parameters.get("dump") == str(dump)), None), 30)
     assert house.end(landed.id).state.name == "Completed"
-    summaries = [json.loads(path.read_text()) for path in (house.root / "cpu-1" / "runs").glob("*/summary.json")]
+    summaries = [json.loads(path.read_text()) for path in house.root.glob("cpu-*/runs/*/summary.json")]
     newest = max((found for found in summaries if found["profile"] == "quick"), key=lambda found: found["finished"])
     assert built(newest) == ["data"]
 
@@ -359,13 +407,20 @@ def test_a_second_up_says_what_is_running(house: House) -> None:
     assert house.mlflow in out
 
 
-def test_a_lost_machine_is_noticed_and_another_goes_on_from_its_checkpoint(house: House, lost: tuple[UUID, str]) -> None:
-    run, name = lost
-    found = completed(house, run, 240)
+def test_a_lost_machine_is_noticed_and_another_goes_on_from_its_checkpoint(house: House, lost: Lost) -> None:
+    found = completed(house, lost.trained, 240)
     assert digests(found) == expected(house, steps=5)
     key = next(stage["key"] for stage in found["stages"] if stage["name"] == "ppo")
     first, second = house.builders(key)
     assert (first.state.type, second.state.type) == (StateType.CRASHED, StateType.COMPLETED)
     print(f"a lost machine: noticed {first.end_time - first.start_time} after the stage had begun")
     assert any("goes on from its checkpoint" in line for line in house.lines("ppo"))
-    assert not (house.root / name / "objects" / "ppo" / key).exists()
+    assert not (house.root / lost.machine / "objects" / "ppo" / key).exists()
+
+
+def test_a_lost_orchestrator_is_replaced_and_its_stages_are_not_repeated(house: House, lost: Lost) -> None:
+    found = completed(house, lost.orchestrated, 240)
+    assert house.run(lost.orchestrated).run_count == 2
+    assert digests(found) == expected(house, method="dpo")
+    key = next(stage["key"] for stage in found["stages"] if stage["name"] == "dpo")
+    assert [one.state.type for one in house.builders(key)] == [StateType.COMPLETED]
