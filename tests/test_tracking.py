@@ -117,8 +117,8 @@ def test_a_resumed_run_takes_no_step_twice(tree: Path) -> None:
             before.step({"step": number, "total": 4, "time": 100.0 + number, "loss": 1.0})
         before.flush()
         after = tracking.Tracked(parent.run_id, resumed=True)
-        for number in (3, 4, 4):  # 3 is taken again, from the checkpoint of 2; then the program dies once more
-            after.step({"step": number, "total": 4, "time": 200.0 + number, "loss": 1.0, "kl": 0.5})
+        for seconds, number in enumerate((3, 4, 4)):  # 3 is taken again, from the checkpoint of 2; then the program dies once more
+            after.step({"step": number, "total": 4, "time": 200.0 + seconds, "loss": 1.0, "kl": 0.5})
         after.flush()
 
     def steps(name: str) -> list[int]:
