@@ -1,7 +1,9 @@
 """alignflow: run the pipeline, plan it, serve it, keep it in order. Exit status 0 done, 1 a stage failed, 2 bad input, 130 interrupted."""
 
 import argparse
+import atexit
 import errno
+import gc as memory
 import json
 import os
 import sys
@@ -30,6 +32,7 @@ Everything is kept in .alignflow/ in the working directory; ALIGNFLOW_HOME names
 
 
 def main(argv: list[str] | None = None) -> int:
+    atexit.register(memory.freeze)  # runs last: the interpreter need not spend a second on looking through what it is about to forget
     args = _parser().parse_args(argv)
     warnings.simplefilter("ignore")  # those of libraries; alignflow's own go through events
     try:

@@ -6,6 +6,7 @@ A connection (flows.enter) is one run: it sends {"environment", "directory"} wit
 its end, {"status"} (negative for a signal). When the connection closes first, the run is killed. Runs outlive their worker, and this process them.
 """
 
+import atexit
 import contextlib
 import gc
 import importlib
@@ -147,6 +148,7 @@ def main() -> None:
     listener = socket.socket(fileno=int(sys.argv[1]))
     folder = Path(listener.getsockname()).parent
     owner = int(sys.argv[2])
+    atexit.register(gc.freeze)  # of the children as well: at their end they would look through all that is loaded, for a second
     for module in PRELOADED:
         importlib.import_module(module)
     gc.freeze()  # what is loaded stays: children need neither look through it nor copy it

@@ -6,7 +6,9 @@ Comments, docstrings and layout do not count, so tidying a file rebuilds nothing
 import ast
 import hashlib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]  # the folder that holds the packages flows and tasks
 PROGRAMS = "tasks.programs"
@@ -14,13 +16,21 @@ COUNTED = ("tasks.programs", "tasks.rlhf")
 LEFT_OUT = {"tasks.programs.config"}
 
 
+class Facts(NamedTuple):
+    """What counts of one file."""
+
+    digest: str
+    imports: list[str]
+    strings: set[str]
+
+
 def sources_of(stage: str, *, root: Path | None = None) -> dict[str, str]:
     """Digest of every file behind ``stage``, by path relative to ``root``: its program, what that imports, and data files that those name."""
     root = root or ROOT
     found: dict[str, str] = {}
-    for path, tree, _ in _closure(stage, root):
-        found[path.relative_to(root).as_posix()] = _sha256(_canonical(tree).encode())
-        for resource in _named_files(tree, path.parent):
+    for path, facts in _closure(stage, root):
+        found[path.relative_to(root).as_posix()] = facts.digest
+        for resource in _named_files(facts.strings, path.parent):
             found[resource.relative_to(root).as_posix()] = _sha256(resource.read_bytes())
     assert found, f"no program for the stage {stage}"
     return dict(sorted(found.items()))
@@ -28,11 +38,11 @@ def sources_of(stage: str, *, root: Path | None = None) -> dict[str, str]:
 
 def packages_of(stage: str, *, root: Path | None = None) -> set[str]:
     """Names of the top-level packages that the code behind ``stage`` imports."""
-    return {name.partition(".")[0] for _, _, imports in _closure(stage, root or ROOT) for name in imports}
+    return {name.partition(".")[0] for _, facts in _closure(stage, root or ROOT) for name in facts.imports}
 
 
-def _closure(stage: str, root: Path) -> Iterator[tuple[Path, ast.Module, list[str]]]:
-    """Every file behind ``stage``, its syntax tree and what it imports."""
+def _closure(stage: str, root: Path) -> Iterator[tuple[Path, Facts]]:
+    """Every file behind ``stage``."""
     waiting, seen = [f"{PROGRAMS}.{stage}"], set(LEFT_OUT)
     while waiting:
         module = waiting.pop()
@@ -40,10 +50,16 @@ def _closure(stage: str, root: Path) -> Iterator[tuple[Path, ast.Module, list[st
         if module in seen or path is None:
             continue
         seen.add(module)
-        tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
-        imports = _imports(tree, module, is_package=path.name == "__init__.py")
-        yield path, tree, imports
-        waiting += [module.rpartition(".")[0], *imports]
+        facts = _facts(path.read_text(encoding="utf-8"), module, is_package=path.name == "__init__.py")
+        yield path, facts
+        waiting += [module.rpartition(".")[0], *facts.imports]
+
+
+@cache  # stages share most of their files
+def _facts(text: str, module: str, *, is_package: bool) -> Facts:
+    tree = ast.parse(text, module)
+    strings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    return Facts(_sha256(_canonical(tree).encode()), _imports(tree, module, is_package=is_package), strings)
 
 
 def _file_of(module: str, root: Path) -> Path | None:
@@ -70,10 +86,9 @@ def _imports(tree: ast.AST, module: str, *, is_package: bool) -> list[str]:
     return names
 
 
-def _named_files(tree: ast.AST, folder: Path) -> list[Path]:
-    """Data files beside the module whose name appears in it as a string (a page template, say)."""
+def _named_files(strings: set[str], folder: Path) -> list[Path]:
+    """Data files beside a module whose name appears in it as a string (a page template, say)."""
     beside = {path.name: path for path in folder.iterdir() if path.is_file() and path.suffix != ".py"}
-    strings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     return [beside[name] for name in sorted(strings & beside.keys())]
 
 
