@@ -101,8 +101,8 @@ def is_outage(error: Exception) -> bool:
 
 
 def page(run_id: str) -> str:
-    """Address of a run's page; "" where the tracker is no server."""
-    place = os.environ.get("MLFLOW_TRACKING_URI", "").rstrip("/")
+    """Address of a run's page, for people; "" where the tracker is no server."""
+    place = (os.environ.get("ALIGNFLOW_MLFLOW_URL") or os.environ.get("MLFLOW_TRACKING_URI", "")).rstrip("/")
     return f"{place}/#/experiments/{_experiment}/runs/{run_id}/artifacts?workflowType=machine_learning" if is_remote() else ""
 
 

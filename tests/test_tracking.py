@@ -171,3 +171,11 @@ def test_a_tracker_that_goes_away_in_mid_run_stops_nothing(tree: Path, heard: li
         monkeypatch.setattr(tracker, "_client", Gone())
         assert not run_stage(step(51), Seat(Machine(), parent.run_id))["cached"]
     assert len([event for event in heard if event.kind == "warning"]) == 1
+
+
+def test_links_lead_to_where_people_open_the_pages(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tracker.page("r") == ""  # a database file has no page
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000/")
+    assert tracker.page("r").startswith("http://mlflow:5000/#/experiments/")
+    monkeypatch.setenv("ALIGNFLOW_MLFLOW_URL", "https://mlflow.example.org")
+    assert tracker.page("r").startswith("https://mlflow.example.org/#/experiments/")
