@@ -5,19 +5,16 @@ import shutil
 from pathlib import Path
 
 from tasks.base import model_folder
-from tasks.programs.config import HuggingFaceBase, InputError, Pipeline, StackExchangeDump
+from tasks.corpus import corpus_place
+from tasks.programs.config import HuggingFaceBase, InputError, Pipeline, ShellSite
 
 LEAST_FREE_MB = 200
 
 
 def check_inputs(config: Pipeline) -> None:
-    """The dump and the model that the settings name."""
-    if isinstance(config.source, StackExchangeDump):
-        dump = Path(config.source.path).expanduser()
-        if not dump.exists():
-            raise InputError(f"source.path: there is no file {dump}")
-        if not dump.is_file() or not os.access(dump, os.R_OK):
-            raise InputError(f"source.path: {dump} is not a file that can be read; name a Posts.xml, Posts.csv or Posts.csv.gz")
+    """The data and the model that the settings name."""
+    if not isinstance(config.source, ShellSite):
+        corpus_place(config.source)
     if isinstance(config.base, HuggingFaceBase):
         model_folder(config.base)
 

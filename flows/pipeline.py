@@ -10,10 +10,11 @@ from prefect.runtime import flow_run
 
 from flows.result import conclude, summarise
 from tasks import data, dpo, merge, ppo, pretrain, report, reward, sft, site, tracking, winrate
-from tasks.artifact import Artifact, given
+from tasks.artifact import Artifact
 from tasks.base import given_base
+from tasks.corpus import given_corpus
 from tasks.far import locate
-from tasks.programs.config import BuiltinBase, InputError, Pipeline, StackExchangeDump
+from tasks.programs.config import BuiltinBase, InputError, Pipeline, ShellSite
 from tasks.stage import Seat
 
 Do = Callable[..., Artifact]
@@ -21,8 +22,8 @@ Do = Callable[..., Artifact]
 
 def chain(config: Pipeline, do: Do) -> None:
     """The stages and what each takes. ``do(stage, **inputs)`` gives a stage's artifact: it runs it, or only looks it up."""
-    posts = given(config.source.path) if isinstance(config.source, StackExchangeDump) else do(site)
-    pairs = do(data, posts=posts)
+    source = do(site) if isinstance(config.source, ShellSite) else given_corpus(config.source)
+    pairs = do(data, source=source)
     base = do(pretrain, data=pairs) if isinstance(config.base, BuiltinBase) else given_base(config.base)
     adapter = do(sft, data=pairs, base=base)
     model = do(merge, base=base, adapter=adapter)

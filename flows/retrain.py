@@ -9,7 +9,7 @@ from prefect.states import Completed
 from flows.checks import check_inputs
 from flows.pipeline import rlhf
 from flows.planning import plan
-from tasks.programs.config import Pipeline, StackExchangeDump
+from tasks.programs.config import Pipeline, ShellSite, StackExchangeDump
 from tasks.tracker import connect
 
 NOTHING = "Skipped"
@@ -22,11 +22,11 @@ def retrain(config: Pipeline = Pipeline(), profile: str = "rlhf", dump: str = ""
     Args:
         config: Every setting of every stage.
         profile: A name for the run.
-        dump: A new dump to take instead of config.source.path; empty: none.
+        dump: New data of the same kind to take instead of config.source.path; empty: none.
     """
     if dump:
-        site = config.source.site if isinstance(config.source, StackExchangeDump) else "stackexchange.com"
-        config = config.model_copy(update={"source": StackExchangeDump(path=dump, site=site)})
+        source = StackExchangeDump(path=dump) if isinstance(config.source, ShellSite) else config.source.model_copy(update={"path": dump})
+        config = config.model_copy(update={"source": source})
     check_inputs(config)
     connect()
     planned = plan(config)

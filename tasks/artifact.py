@@ -40,7 +40,8 @@ class Step(NamedTuple):
     def recipe(self) -> Recipe:
         job = self.job.model_dump(mode="json")
         if isinstance(job.get("source"), dict):
-            job["source"].pop("path", None)  # the dump's content is an input; where it lies does not matter
+            for place in ("path", "revision", "files"):  # the content is an input; where it is from does not matter
+                job["source"].pop(place, None)
         return Recipe(self.stage, job, {name: artifact["digest"] for name, artifact in self.inputs.items()}, sources_of(self.stage))
 
 

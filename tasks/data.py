@@ -1,4 +1,4 @@
-"""A dump's posts as scored, paired and split tables."""
+"""Posts with votes, or comparisons, as paired and split tables."""
 
 from prefect import task
 from prefect.client.schemas.objects import State
@@ -9,11 +9,11 @@ from tasks.stage import Seat, run_stage
 from tasks.states import AS_TASK, as_state
 
 
-def step(config: Pipeline, *, posts: Artifact) -> Step:
-    return Step("data", DataJob.of(config), {"posts": within(posts, "Posts.xml")}, kind="cpu")
+def step(config: Pipeline, *, source: Artifact) -> Step:
+    return Step("data", DataJob.of(config), {"source": within(source, "Posts.xml")}, kind="cpu")
 
 
 @task(name="data", **AS_TASK)
-def run(config: Pipeline, *, seat: Seat, posts: Artifact) -> State:
-    """Read, score, pair and split the posts."""
-    return as_state(run_stage(step(config, posts=posts), seat))
+def run(config: Pipeline, *, seat: Seat, source: Artifact) -> State:
+    """Read, score, pair and split what the source holds."""
+    return as_state(run_stage(step(config, source=source), seat))

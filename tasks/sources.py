@@ -1,6 +1,6 @@
 """The version of a stage: a digest of the code its program runs, found by reading the imports, never by running them.
 
-Comments, docstrings and layout do not count, so tidying a file rebuilds nothing. config.py does not count either: its values are in the key.
+Comments, docstrings and layout do not count, so tidying a file rebuilds nothing. Settings do not count either: their values are in the key.
 """
 
 import ast
@@ -13,7 +13,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]  # the folder that holds the packages flows and tasks
 PROGRAMS = "tasks.programs"
 COUNTED = ("tasks.programs", "tasks.rlhf")
-LEFT_OUT = {"tasks.programs.config"}
+LEFT_OUT = {"tasks.programs.config", "tasks.programs.settings", "tasks.programs.source"}
 
 
 class Facts(NamedTuple):

@@ -114,7 +114,7 @@ def programs() -> None:
         posts = Path(folder, "Posts.xml")
         count = shell_site.write_posts(shell_site.generate(num_questions=2000, seed=0), posts)
         job = {"stage": "data", "job": {"seed": 0, "source": {"kind": "stack-exchange", "path": str(posts)}, "data": {}}}
-        Path(folder, "job.json").write_text(json.dumps(job | {"inputs": {"posts": str(posts)}, "machine": {}}))
+        Path(folder, "job.json").write_text(json.dumps(job | {"inputs": {"source": str(posts)}, "machine": {}}))
         seconds = median(lambda: subprocess.run([sys.executable, "-m", "tasks.programs.data", folder], check=True, cwd=ROOT), rounds=3, warmup=1)
         show("data stage, whole process", count / seconds, "posts/s", f"{count:,} posts in {seconds:.1f} s")
     seconds = median(lambda: subprocess.run([sys.executable, "-c", "import tasks.programs.ppo"], check=True, cwd=ROOT), rounds=3, warmup=1)

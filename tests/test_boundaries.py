@@ -10,6 +10,7 @@ import pytest
 from tasks.sources import sources_of
 
 ROOT = Path(__file__).resolve().parents[1]
+SETTINGS = ("config", "settings", "source")
 PROGRAMS = sorted(path.stem for path in (ROOT / "tasks" / "programs").glob("*.py") if path.stem != "__init__")
 STAGES = sorted({path.stem for path in (ROOT / "tasks").glob("*.py")} & set(PROGRAMS))
 MATERIAL = sorted(path.stem for path in (ROOT / "tasks" / "rlhf").glob("*.py") if path.stem != "__init__")
@@ -36,7 +37,7 @@ def below() -> list[set[str]]:
 def test_orchestration_never_loads_torch_or_a_program() -> None:
     (found,) = loaded(ORCHESTRATION)
     assert not found & set(HEAVY)
-    programs = {f"tasks.programs.{name}" for name in PROGRAMS} - {"tasks.programs.config"}
+    programs = {f"tasks.programs.{name}" for name in PROGRAMS} - {f"tasks.programs.{name}" for name in SETTINGS}
     assert not found & programs
     assert {name for name in found if name.startswith("tasks.rlhf.")} <= {"tasks.rlhf.refusal"}
 
@@ -125,6 +126,6 @@ def test_no_training_stage_can_see_the_gold_scorer(stage: str) -> None:
 
 
 def test_every_stage_has_a_task_and_a_program_of_the_same_name() -> None:
-    programs = set(PROGRAMS) - {"config", "entry", "forkserver"}
+    programs = set(PROGRAMS) - {*SETTINGS, "entry", "forkserver"}
     assert programs <= {path.stem for path in TASKS}, "a program without a task"
     assert {path.stem for path in TASKS if "@task(" in path.read_text()} == programs

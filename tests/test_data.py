@@ -26,7 +26,7 @@ def prepared(posts: Path, folder: Path, *, seed: int = 0, site: str = "travel.st
     folder.mkdir()
     source = {"kind": "stack-exchange", "path": str(posts), "site": site}
     job = {"seed": seed, "source": source, "data": data}
-    (folder / "job.json").write_text(json.dumps({"stage": "data", "job": job, "inputs": {"posts": str(posts)}}))
+    (folder / "job.json").write_text(json.dumps({"stage": "data", "job": job, "inputs": {"source": str(posts)}}))
     run = Run(folder)
     prepare(DataJob.model_validate(run.record), run)
     return run.artifact
@@ -137,7 +137,7 @@ def test_another_seed_draws_other_pairs_and_keeps_the_splits(travel: Path, tmp_p
 def test_the_program_by_hand_never_loads_torch(tmp_path: Path) -> None:
     posts = write_posts(tmp_path / "Posts.xml", 200)
     (tmp_path / "job.json").write_text(
-        json.dumps({"stage": "data", "job": {"seed": 0, "source": {"kind": "shell-site"}, "data": {}}, "inputs": {"posts": str(posts)}})
+        json.dumps({"stage": "data", "job": {"seed": 0, "source": {"kind": "shell-site"}, "data": {}}, "inputs": {"source": str(posts)}})
     )
     check = "import runpy, sys; sys.argv[1:] = sys.argv[1:]; runpy.run_module('tasks.programs.data', run_name='__main__'); "
     check += "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'prefect', 'mlflow')))"

@@ -1,12 +1,14 @@
 """Reading dumps: what is damaged or no dump is refused in one line, what is odd inside one is counted."""
 
 import gzip
+import json
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from tasks.rlhf.posts import read_posts
+from tasks.rlhf.quarantine import Quarantine
 from tasks.rlhf.refusal import InputError
 
 ROW = '<row Id="1" PostTypeId="1" Score="1" Body="&lt;p&gt;x&lt;/p&gt;" Title="t" />'
@@ -43,15 +45,15 @@ def test_bad_files_are_refused_in_one_line(name: str, tmp_path: Path) -> None:
     path = tmp_path / "posts"
     path.write_bytes(content)
     with pytest.raises(InputError, match=message) as refusal:
-        list(read_posts(path, Counter()))
+        list(read_posts(path, Counter(), Quarantine()))
     assert "\n" not in str(refusal.value)
 
 
 def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
-        list(read_posts(tmp_path / "none.xml", Counter()))
+        list(read_posts(tmp_path / "none.xml", Counter(), Quarantine()))
     with pytest.raises(InputError, match="is not a file"):
-        list(read_posts(tmp_path, Counter()))
+        list(read_posts(tmp_path, Counter(), Quarantine()))
 
 
 def test_bad_rows_are_counted_and_the_rest_is_read(tmp_path: Path) -> None:
@@ -68,22 +70,27 @@ def test_bad_rows_are_counted_and_the_rest_is_read(tmp_path: Path) -> None:
     ]
     path.write_text(HEAD + "\n".join(rows) + "\n", encoding="utf-8-sig", newline="\r\n")
     dropped: Counter[str] = Counter()
-    posts = list(read_posts(path, dropped))
+    with Quarantine(tmp_path / "quarantine.jsonl") as bad:
+        posts = list(read_posts(path, dropped, bad))
     assert [(p.id, p.parent, p.votes, p.author_id) for p in posts] == [(62, 0, 3, "9"), (63, 62, -2, "")]
-    assert dropped == {"unreadable rows": 5, "post types other than question and answer": 1}
+    assert dropped == {"post types other than question and answer": 1}
+    assert bad.reasons == {"unreadable rows": 5}
+    assert bad.rows == 8
+    written = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
+    assert [(line["file"], line["row"], line["reason"]) for line in written] == [("Posts.csv", row, "unreadable rows") for row in (3, 4, 5, 6, 8)]
 
 
 def test_a_post_may_be_long(tmp_path: Path) -> None:
     path = tmp_path / "Posts.csv"
     path.write_text(f"{HEAD}1,1,,0,{'x' * 300_000},\n")
-    assert [len(post.body) for post in read_posts(path, Counter())] == [300_000]
+    assert [len(post.body) for post in read_posts(path, Counter(), Quarantine())] == [300_000]
 
 
 def test_progress_is_in_bytes_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "Posts.xml"
     path.write_bytes(b"\xef\xbb\xbf<?xml version='1.0' encoding='utf-8'?>\r\n<posts>\r\n" + f"{ROW}\r\n".encode() * 5000 + b"</posts>")
     seen: list[tuple[int, int]] = []
-    assert len(list(read_posts(path, Counter(), lambda *where: seen.append(where)))) == 5000
+    assert len(list(read_posts(path, Counter(), Quarantine(), lambda *where: seen.append(where)))) == 5000
     size = path.stat().st_size
     assert len(seen) == 2
     assert 0 < seen[0][0] < seen[1][0] <= size

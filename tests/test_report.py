@@ -98,7 +98,15 @@ def make_data(folder: Path, site: str) -> Path:
     pair |= question | {f"{role}_{name}": value for role in ("chosen", "rejected") for name, value in about.items()}
     bins = [{"from": 16, "below": 32, "count": 4}, {"from": 32, "below": 64, "count": 9}]
     kept = {"questions": 5, "answers": 13, "pairs": 7}
-    card: dict = {"site": site, "kept": kept, "questions_with_pairs": 4, "read": {"questions": 6, "answers": 14}, "dropped": {EVIL: 1}}
+    card: dict = {
+        "site": site,
+        "kind": "stack-exchange",
+        "quarantined": {},
+        "kept": kept,
+        "questions_with_pairs": 4,
+        "read": {"questions": 6, "answers": 14},
+        "dropped": {EVIL: 1},
+    }
     card |= {"scores": [{"score": -1, "count": 2}, {"score": 3, "count": 11}], "answer_chars": bins, "prompt_chars": bins}
     card |= {"longer_wins": 0.65, "older_wins": 0.5, "licences": {"CC BY-SA 4.0": 18}, "examples": [pair]}
     card |= {"split_questions": {"finetune": 2, "evaluation": 1}}

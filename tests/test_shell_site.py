@@ -10,6 +10,7 @@ import pytest
 from tasks.rlhf import shell_gold, shell_site
 from tasks.rlhf.markdown import to_markdown
 from tasks.rlhf.posts import read_posts
+from tasks.rlhf.quarantine import Quarantine
 from tasks.rlhf.shell_tasks import SLOTS, TASKS, ShellTask, fill
 from tasks.rlhf.stack_exchange import score
 
@@ -157,7 +158,7 @@ def test_votes_follow_true_quality(posts: list[shell_site.Post]) -> None:
 def test_a_dump_reads_back_as_it_was_written(posts: list[shell_site.Post], tmp_path: Path) -> None:
     dropped: Counter[str] = Counter()
     shell_site.write_posts(iter(posts[:200]), tmp_path / "Posts.xml")
-    found = list(read_posts(tmp_path / "Posts.xml", dropped, lambda *_, **__: None))
+    found = list(read_posts(tmp_path / "Posts.xml", dropped, Quarantine(), lambda *_, **__: None))
     assert not +dropped
     assert [(p.id, p.parent or None, p.votes, p.title or None, p.body) for p in found] == [
         (p.id, p.parent, p.score, p.title, p.body) for p in posts[:200]

@@ -5,6 +5,7 @@ import random
 import re
 import string
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,12 @@ from hypothesis import strategies as st
 
 from tasks.rlhf.markdown import to_markdown
 from tasks.rlhf.posts import Post, read_posts
+from tasks.rlhf.quarantine import Quarantine
+from tasks.rlhf.questions import Answer, Question, best, comparisons, usable
 from tasks.rlhf.refusal import InputError
 from tasks.rlhf.splits import assign_splits, normalised, split_of
-from tasks.rlhf.stack_exchange import Answer, assemble, author_of, best, comparisons, licence_of, prompt_of, score
+from tasks.rlhf.stack_exchange import assemble as gathered
+from tasks.rlhf.stack_exchange import author_of, licence_of, prompt_of, score
 
 DUMPS = Path(__file__).parents[2] / "shared" / "data" / "stackexchange"
 real_data = pytest.mark.skipif(not DUMPS.is_dir(), reason="the real dumps of shared/data are not on this machine")
@@ -28,13 +32,20 @@ def post(
     return Post(id, parent, accepted, votes, created, title, body, "7", "", "")
 
 
+def assemble(posts: Iterable[Post], dropped: Counter[str], *, site: str, **lengths: int) -> Iterator[Question]:
+    """The usable questions of a dump, as the data program takes them."""
+    for question in gathered(posts, dropped, site=site):
+        if kept := usable(question, dropped, **lengths):
+            yield kept
+
+
 def answer(id: int, votes: int = 0, *, accepted: bool = False, created: str = "2019-01-01") -> Answer:
-    return Answer(id, score(votes, accepted), votes, accepted, created, f"text {id}", "", "")
+    return Answer(id, score(votes, accepted), votes, accepted, created, f"text {id}", "", "", "")
 
 
 def load(name: str, **lengths: int) -> tuple[list[Post], list, Counter[str]]:
     dropped: Counter[str] = Counter()
-    posts = list(read_posts(DUMPS / name, dropped))
+    posts = list(read_posts(DUMPS / name, dropped, Quarantine()))
     return posts, list(assemble(posts, dropped, site="travel.stackexchange.com", **lengths)), dropped
 
 
@@ -107,7 +118,7 @@ def test_what_cannot_be_used_is_counted_by_reason() -> None:
         *(post(6, title="no answer"), post(7, 99), post(8, body=""), post(9, 8), post(10, 10), post(11, title="T"), post(12, 11, body="")),
         *(post(13, title="U"), post(13, title="U"), post(14, 13, body="<p>abc</p>")),
     ]
-    (question, other) = assemble(posts, dropped, site="s", max_answer_chars=20)
+    (question, other) = assemble(posts, dropped, site="s", max_chars=20)
     assert [a.id for a in question.answers] == [5]  # 2 has the same text and fewer votes
     assert other.id == 13
     assert dropped == {
@@ -121,12 +132,12 @@ def test_what_cannot_be_used_is_counted_by_reason() -> None:
         "answers whose question is missing": 2,
         "repeated post ids": 1,
     }
-    assert [q.id for q in assemble(posts, dropped, site="s", min_answer_chars=3)] == [1, 13]  # "long long ..." and "abc"
+    assert [q.id for q in assemble(posts, dropped, site="s", min_chars=3)] == [1, 13]  # "long long ..." and "abc"
 
 
 def test_lengths_include_their_bounds() -> None:
     posts = [post(1, title="Q"), *(post(1 + n, 1, body="<p>" + "x" * n) for n in range(1, 7))]
-    (question,) = assemble(posts, Counter(), site="s", min_answer_chars=2, max_answer_chars=4)
+    (question,) = assemble(posts, Counter(), site="s", min_chars=2, max_chars=4)
     assert [a.text for a in question.answers] == ["xx", "xxx", "xxxx"]
 
 

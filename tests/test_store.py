@@ -140,7 +140,7 @@ def test_a_dump_is_known_by_its_content_not_by_its_path(tmp_path: Path, monkeypa
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
         source = {"kind": "stack-exchange", "path": str(path)}
-        return Step("data", DataJob.of(Pipeline.model_validate({"source": source})), {"posts": given(path)}).recipe.key
+        return Step("data", DataJob.of(Pipeline.model_validate({"source": source})), {"source": given(path)}).recipe.key
 
     assert key("a", "<posts/>") == key("b", "<posts/>")
     assert key("a", "<posts/>") != key("a", "<posts> </posts>")

@@ -53,7 +53,7 @@ def test_a_stage_is_a_child_with_settings_metrics_data_and_files(tree: Path) -> 
     with tracking.pipeline_run("demo", Pipeline(seed=11).model_dump(mode="json"), flow_run_id="f1") as parent:
         posts = tree / "Posts.xml"
         posts.write_text("<posts/>")
-        artifact = run_stage(Step("data", DataJob.of(Pipeline(seed=11)), {"posts": given(posts)}), Seat(Machine(), parent.run_id))
+        artifact = run_stage(Step("data", DataJob.of(Pipeline(seed=11)), {"source": given(posts)}), Seat(Machine(), parent.run_id))
     client = tracker._client
     root = client.get_run(parent.run_id)
     assert root.info.status == "FINISHED"

@@ -6,54 +6,16 @@ micro-batch, checkpoint cadence) is in ``Machine`` and never part of an artifact
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from tasks.programs.settings import Settings as Settings
+from tasks.programs.source import HubSource as HubSource
+from tasks.programs.source import ShellSite as ShellSite
+from tasks.programs.source import Source as Source
+from tasks.programs.source import StackExchangeDump as StackExchangeDump
 from tasks.rlhf.refusal import InputError as InputError
 
-ACRONYMS = {
-    "dpo": "DPO",
-    "eos": "EOS",
-    "gae": "GAE",
-    "gpu": "GPU",
-    "cpu": "CPU",
-    "kl": "KL",
-    "lora": "LoRA",
-    "nll": "NLL",
-    "ppo": "PPO",
-    "rl": "RL",
-    "sft": "SFT",
-}
-
-
-def _title(name: str, _: object) -> str:
-    """A setting's name as forms show it."""
-    first, *rest = (ACRONYMS.get(word, word) for word in name.split("_"))
-    return " ".join([first[:1].upper() + first[1:], *rest])
-
-
-class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, field_title_generator=_title)
-
-
-# ---------------------------------------------------------------------------------------------------------------- source and data
-
-
-class ShellSite(Settings):
-    """The built-in question-and-answer site about shell commands, generated from the run's seed."""
-
-    kind: Literal["shell-site"] = "shell-site"
-    num_questions: int = Field(4200, ge=50, le=2_000_000, description="Questions to generate.")
-
-
-class StackExchangeDump(Settings):
-    """A Stack Exchange dump on this machine."""
-
-    kind: Literal["stack-exchange"] = "stack-exchange"
-    path: str = Field(min_length=1, description="Posts.xml, Posts.csv or Posts.csv.gz; a relative path starts at the working directory.")
-    site: str = Field("stackexchange.com", min_length=1, description="Host name of the site, for links and attribution.")
-
-
-Source = Annotated[ShellSite | StackExchangeDump, Field(discriminator="kind")]
+# ---------------------------------------------------------------------------------------------------------------- data
 
 
 class Data(Settings):
@@ -62,6 +24,7 @@ class Data(Settings):
     max_pairs: int = Field(10, ge=1, le=1000, description="Most comparison pairs kept per question.")
     min_answer_chars: int = Field(1, ge=1, description="Shorter answers (characters of Markdown) are dropped and counted.")
     max_answer_chars: int = Field(20_000, ge=1, description="Longer answers (characters of Markdown) are dropped and counted.")
+    max_bad_share: float = Field(0.05, ge=0, le=1, description="Most rows that may be unreadable; with more, the stage fails.")
     finetune_share: float = Field(0.34, ge=0, le=1, description="Share of the questions for fine-tuning (and pretraining of the built-in base).")
     reward_share: float = Field(0.43, ge=0, le=1, description="Share of the questions for reward modelling and DPO.")
     rl_share: float = Field(0.10, ge=0, le=1, description="Share of the questions whose prompts PPO answers; the rest is for evaluation.")

@@ -16,9 +16,11 @@ from typing import NamedTuple
 
 from lxml import etree
 
+from tasks.rlhf.quarantine import Place, Quarantine
 from tasks.rlhf.refusal import InputError
 
 QUESTION, ANSWER = "1", "2"
+UNREADABLE = "unreadable rows"
 NEEDED_COLUMNS = ("Id", "PostTypeId", "ParentId", "Score", "Body")
 ROWS_PER_REPORT = 2_000
 ARCHIVES = {b"7z\xbc\xaf\x27\x1c": "7z", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -40,19 +42,22 @@ class Post(NamedTuple):
     licence: str
 
 
-def read_posts(path: Path, dropped: Counter[str], watch: Callable[[int, int], None] | None = None) -> Iterator[Post]:
+def read_posts(path: Path, dropped: Counter[str], bad: Quarantine, watch: Callable[[int, int], None] | None = None) -> Iterator[Post]:
     """Every question and answer of the dump, in the file's order.
 
-    ``dropped`` counts, by reason, the rows that are neither or cannot be read; ``watch(read, size)``, in bytes of the file, is called every
-    2,000 rows. InputError: no such file, not a dump, or a damaged one.
+    ``dropped`` counts by kind the rows that are neither, ``bad`` is told of those that cannot be read; ``watch(read, size)``, in bytes of the file,
+    is called every 2,000 rows. InputError: no such file, not a dump, or a damaged one.
     """
     size = _size(path)
     with path.open("rb") as file:
         try:
             for number, fields in enumerate(_rows(file, path), 1):
                 post = _post(fields)
+                bad.rows += 1
                 if isinstance(post, Post):
                     yield post
+                elif post == UNREADABLE:
+                    bad(Place(path.name, number), post)
                 else:
                     dropped[post] += 1
                 if watch and number % ROWS_PER_REPORT == 0:
@@ -131,7 +136,7 @@ def _post(fields: Mapping[str, str]) -> Post | str:
     """The post in a row's fields, or the reason why there is none."""
     kind = fields.get("PostTypeId", "").removesuffix(".0")
     if kind not in (QUESTION, ANSWER):
-        return "post types other than question and answer" if kind.isdecimal() else "unreadable rows"
+        return "post types other than question and answer" if kind.isdecimal() else UNREADABLE
     try:
         post = Post(
             id=_integer(fields["Id"], low=1),
@@ -146,7 +151,7 @@ def _post(fields: Mapping[str, str]) -> Post | str:
             licence=fields.get("ContentLicense", ""),
         )
     except (KeyError, ValueError):
-        return "unreadable rows"
+        return UNREADABLE
     return post
 
 

@@ -1,0 +1,46 @@
+"""Rows that cannot be used: each is written down with its place and the reason, counted, and never just gone."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from tasks.rlhf.refusal import InputError
+
+
+class Place(NamedTuple):
+    """Where a row stands."""
+
+    file: str
+    row: int  # from 1: a line of JSON lines, an element of a list, a row of a table or a dump
+
+
+class Quarantine:
+    """Called for every such row; what a rule leaves out on purpose is not its business. Without a path nothing is written."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.reasons: Counter[str] = Counter()
+        self.first = ""
+        self.rows = 0  # of the source, good and bad: whoever reads them counts here
+        self.file = path.open("w", encoding="utf-8") if path else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.file:
+            self.file.close()
+
+    def __call__(self, place: Place, reason: str) -> None:
+        self.reasons[reason] += 1
+        self.first = self.first or f"{place.file}, row {place.row}"
+        if self.file:
+            self.file.write(json.dumps({**place._asdict(), "reason": reason}, ensure_ascii=False) + "\n")
+
+    def check(self, source: Path, most: float) -> None:
+        """Raise InputError when a larger share than ``most`` of the rows is here."""
+        if (bad := self.reasons.total()) > most * self.rows:
+            why = ", ".join(f"{count} {reason}" for reason, count in self.reasons.most_common(3))
+            remedy = "give other data, or raise data.max_bad_share" if bad < self.rows else "give other data, or name its columns in source"
+            raise InputError(f"{bad} of {self.rows} rows of {source} cannot be used ({why}; the first: {self.first}): {remedy}.")
