@@ -1,5 +1,6 @@
-"""A user's own rows, of three forms that may be mixed: a comparison {prompt, chosen, rejected}, rated answers {prompt, responses, scores}, or an
-answer to learn from {prompt, completion}.
+"""A user's own rows: comparisons, rated answers, and answers to learn from, in any mixture.
+
+A row is {prompt, chosen, rejected}, {prompt, responses, scores} or {prompt, completion}; the columns may be called otherwise.
 
 A text may also be a list of messages {role, content}. Of a conversation that ends in an answer, all before it is the prompt; so a comparison of two
 conversations needs no prompt of its own.
