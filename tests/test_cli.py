@@ -58,7 +58,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["run", "demo", "--set", "ppo.clip_range=.nan"], "ppo.clip_range must be a finite number, got nan"),
         (["run", "demo", "--set", "method=rlhf"], "method must be 'ppo', 'dpo' or 'both', got 'rlhf'"),
         (["run", "demo", "--set", "ppo=3"], "ppo is a section with settings of its own, not a value; got 3"),
-        (["run", "demo", "--set", "source.kind=reddit"], "source.kind must be 'shell-site' or 'stack-exchange', got 'reddit'"),
+        (["run", "demo", "--set", "source.kind=reddit"], "source.kind must be 'shell-site' or 'stack-exchange' or"),
         (["run", "demo", "--set", "source={kind: stack-exchange, pth: x}"], "There is no setting source.pth; did you mean source.path?"),
         (["run", "demo", "--set", "data.rl_share=0.9"], "data: finetune_share + reward_share + rl_share must stay below 1"),
         (["run", "demo", "--set", "base.num_heads=3"], "base: num_heads must divide hidden_size"),

@@ -5,7 +5,7 @@ import tiny
 
 from tasks.programs import pretrain
 
-ROW = {"prompt": "How do I list files?\n\nI use bash.", "answer": "Use ls.", "score": 3}
+ROW = {"prompt": "How do I list files?\n\nI use bash.", "answer": "Use ls.", "score": 3.0}
 
 
 def parts(*, answers_only: bool) -> tuple[str, str]:

@@ -24,6 +24,9 @@ class Data(Settings):
     max_pairs: int = Field(10, ge=1, le=1000, description="Most comparison pairs kept per question.")
     min_answer_chars: int = Field(1, ge=1, description="Shorter answers (characters of Markdown) are dropped and counted.")
     max_answer_chars: int = Field(20_000, ge=1, description="Longer answers (characters of Markdown) are dropped and counted.")
+    alike: float = Field(
+        0.8, gt=0, le=1, description="Prompts that share this much (Jaccard index of three-word runs) are never in two splits; 1: equal words only."
+    )
     max_bad_share: float = Field(0.05, ge=0, le=1, description="Most rows that may be unreadable; with more, the stage fails.")
     finetune_share: float = Field(0.34, ge=0, le=1, description="Share of the questions for fine-tuning (and pretraining of the built-in base).")
     reward_share: float = Field(0.43, ge=0, le=1, description="Share of the questions for reward modelling and DPO.")

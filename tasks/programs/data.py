@@ -12,8 +12,8 @@ artifact  finetune.parquet          the best answer of each question
 
 Rows stand in the order of question ids, and every table carries site, links, authors and licences (CC BY-SA asks for them). A comparison that
 somebody made stays one; where answers have scores, a higher one wins. What its source calls a test set is evaluated on and nothing else.
-Not as in the StackLLaMA article: a question's best answer is fine-tuned on once, not once per pair; no question is in two splits, nor are two of
-equal text; equal answers to a question are dropped; all else of its recipe (scores, at most ten pairs) is kept.
+Not as in the StackLLaMA article: a question's best answer is fine-tuned on once, not once per pair; no question is in two splits, nor are two that
+say nearly the same; equal answers to a question are dropped; all else of its recipe (scores, at most ten pairs) is kept.
 """
 
 import json
@@ -157,7 +157,8 @@ def _split(questions: list[Question], data: Data) -> dict[str, list[Question]]:
     shares["evaluation"] = 1 - sum(shares.values())
     splits: dict[str, list[Question]] = {name: [] for name in shares}
     given = {q.id: q.split for q in questions if q.split}
-    for question, name in zip(questions, assign_splits([(q.id, q.prompt) for q in questions], shares, given), strict=True):
+    chosen = assign_splits([(q.id, q.prompt) for q in questions], shares, given, alike=data.alike)
+    for question, name in zip(questions, chosen, strict=True):
         splits[name].append(question)
     return splits
 

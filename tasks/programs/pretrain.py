@@ -96,7 +96,7 @@ def train(job: PretrainJob, run: Run) -> None:
 def _page(row: dict[str, Any]) -> tuple[str, str, str]:
     """Question, answer and what a page shows below it. The score stands behind the end token, so no sampled answer reaches it, but the model learns
     to weigh what it read."""
-    return f"Question: {row['prompt']}\n\nAnswer:", f" {row['answer']}", f" Score: {row['score']}"
+    return f"Question: {row['prompt']}\n\nAnswer:", f" {row['answer']}", f" Score: {row['score']:g}"
 
 
 def _documents(tokenizer: PreTrainedTokenizerBase, corpus: list[dict[str, Any]], *, answers_only: bool) -> list[Document]:

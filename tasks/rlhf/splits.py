@@ -7,6 +7,8 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
+from tasks.rlhf.near import groups
+
 WORD = re.compile(r"\w+")
 
 
@@ -17,23 +19,33 @@ def split_of(question_id: int, shares: Mapping[str, float]) -> str:
     return list(shares)[min(place, len(shares) - 1)]  # the sum of shares may fall short of 1 by a rounding
 
 
-def assign_splits(prompts: Sequence[tuple[int, str]], shares: Mapping[str, float], given: Mapping[int, str] | None = None) -> list[str]:
-    """Split of each (question id, prompt). Questions of equal normalised text stay together and follow the smallest id among them.
+def assign_splits(
+    prompts: Sequence[tuple[int, str]], shares: Mapping[str, float], given: Mapping[int, str] | None = None, *, alike: float = 1.0
+) -> list[str]:
+    """Split of each (question id, prompt). Questions that say the same stay together and follow the smallest id among them.
 
-    ``given`` are the splits that a source has made itself: whoever is in one, or has the text of one that is, is in that one; the others share what
-    is left, in proportion.
+    The same are equal normalised texts and, below 1, those of which the share ``alike`` is the same (near.py). ``given`` are the splits that a source
+    has made itself: whoever is in one, or says the same as one that is, is in that one; the others share what is left, in proportion.
     """
     given = given or {}
-    texts = [normalised(prompt) for _, prompt in prompts]
-    leaders: dict[str, int] = {}
-    bound: dict[str, str] = {}
-    for (question_id, _), text in zip(prompts, texts, strict=True):
-        leaders[text] = min(question_id, leaders.get(text, question_id))
+    found = together([prompt for _, prompt in prompts], alike)
+    leaders: dict[int, int] = {}
+    bound: dict[int, str] = {}
+    for (question_id, _), group in zip(prompts, found, strict=True):
+        leaders[group] = min(question_id, leaders.get(group, question_id))
         if question_id in given:
-            bound[text] = given[question_id]
+            bound[group] = max(given[question_id], bound.get(group, ""))
     left = {name: share for name, share in shares.items() if name not in set(given.values())}
     rest = {name: share / sum(left.values()) for name, share in left.items()} if given else shares
-    return [bound[text] if text in bound else split_of(leaders[text], rest) for text in texts]
+    return [bound[group] if group in bound else split_of(leaders[group], rest) for group in found]
+
+
+def together(prompts: Sequence[str], alike: float) -> list[int]:
+    """For each prompt a number that those have in common which say the same."""
+    numbers: dict[str, int] = {}
+    places = [numbers.setdefault(normalised(prompt), len(numbers)) for prompt in prompts]
+    first = groups(list(numbers), alike) if alike < 1 else range(len(numbers))
+    return [first[place] for place in places]
 
 
 def normalised(text: str) -> str:
