@@ -23,6 +23,7 @@ from tasks.programs.entry import Run
 from tasks.programs.source import OwnRows, Source
 from tasks.rlhf import hh_rlhf, own, published, rows
 from tasks.rlhf.gathered import Gathered
+from tasks.rlhf.markdown import to_markdown
 from tasks.rlhf.quarantine import Quarantine
 from tasks.rlhf.questions import Question, identity, levels, pairs_of
 from tasks.rlhf.rows import Place, Row, read_rows
@@ -385,3 +386,25 @@ def test_a_corpus_is_looked_for_before_anything_runs(tmp_path: Path, monkeypatch
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(InputError, match="nor a data set that could be fetched"):
         corpus_place(source.model_copy(update={"path": "nobody/nothing"}))
+
+
+# -------------------------------------------------------------------------------------------------- what damaged inputs have brought to light
+
+
+def test_half_characters_become_replacements_and_whole_ones_stay(tmp_path: Path) -> None:
+    path = tmp_path / "f.jsonl"
+    path.write_text('{"prompt": "half \\ud800", "\\udc00": ["\\ud83d\\ude00 and 漢"]}')
+    (row,) = read(path)[0]
+    assert row.fields == {"prompt": "half \ufffd", "\ufffd": ["😀 and 漢"]}
+
+
+def test_a_text_of_many_control_characters_is_text_all_the_same() -> None:
+    assert to_markdown("<p>a</p>" + "\0" * 1000) == "a"
+    assert to_markdown("<pre><code>x\x0cy</code></pre>") == "```\nx\x0cy\n```"
+
+
+def test_an_address_that_is_none_is_no_reason_to_stop() -> None:
+    answers = [{"answer_id": k, "pm_score": k, "text": "x"} for k in (1, 2)]
+    fields = {"qid": 1, "question": "q", "answers": answers, "metadata": ["http://[", None, 5]}
+    (question,) = published.preferences(as_rows(fields), Quarantine())
+    assert (question.site, question.url) == ("stackexchange.com", "http://[")

@@ -102,6 +102,7 @@ def prepare(job: DataJob, run: Run) -> None:
         "read": dict(sorted(read.items())),
         "dropped": {reason: count for reason, count in sorted(dropped.items()) if count},
         "quarantined": dict(sorted(bad.reasons.items())),
+        "rows_seen": bad.rows,
         "split_questions": {name: len(members) for name, members in splits.items()},
         "rows": {name: len(rows) for name, rows in tables.items()},
     }

@@ -1,5 +1,7 @@
 """HTML of a post to Markdown: code, inline code, lists, links and quotes survive; scripts, styles and comments do not."""
 
+import re
+
 from html_to_markdown import (
     CodeBlockStyle,
     ConversionOptions,
@@ -7,6 +9,7 @@ from html_to_markdown import (
     HiddenContent,
     HighlightStyle,
     InlineDataMedia,
+    InvalidInputError,
     LinkStyle,
     ListIndentType,
     NewlineStyle,
@@ -17,6 +20,7 @@ from html_to_markdown import (
     convert,
 )
 
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 # Mostly the defaults, but spelled as enum members: the library takes 40 us a call to look up their names, and 10 us to convert a short post.
 OPTIONS = ConversionOptions(
     extract_metadata=False,  # else <title> and <meta> in a post become a YAML header
@@ -41,4 +45,8 @@ def to_markdown(html: str) -> str:
     A code block keeps every byte but the line ends around it (HTML itself drops the first) and CR and NUL, which HTML reads as LF and nothing;
     its fence is longer than any run of backticks inside.
     """
-    return (convert(html, OPTIONS).content or "").strip()
+    try:
+        found = convert(html, OPTIONS).content
+    except InvalidInputError:  # so many control characters that it takes the text for binary data
+        found = convert(CONTROL.sub("", html), OPTIONS).content
+    return (found or "").strip()

@@ -35,7 +35,7 @@ def _question(fields: dict[str, Any]) -> Question | str:
         return "rows without a question and answers"
     links = [link if isinstance(link, str) else "" for link in links] if isinstance(links, list) else []
     page, place, author = [*links, "", "", ""][:3]
-    site = urlsplit(place or page).netloc or SITE
+    site = _host(place or page)
     prompt = to_markdown(text)
     replies = [_answer(answer, site) for answer in answers]
     if None in replies:
@@ -45,6 +45,13 @@ def _question(fields: dict[str, Any]) -> Question | str:
     created = date.replace("/", "-") if isinstance(date, str) else ""
     url = page or f"https://{site}/q/{fields.get('qid')}"
     return Question(identity(url), prompt, created, site, url, author, LICENCE, tuple(distinct[number] for number in sorted(distinct)))
+
+
+def _host(address: str) -> str:
+    try:
+        return urlsplit(address).netloc or SITE
+    except ValueError:
+        return SITE
 
 
 def _answer(fields: object, site: str) -> Answer | None:

@@ -104,9 +104,18 @@ def _of_lines(stream: "io.BufferedReader[Any]") -> Iterator[Any]:
 
 def _parsed(line: bytes) -> Any:
     try:
-        return json.loads(line.decode("utf-8-sig"))
+        return whole(json.loads(line.decode("utf-8-sig")))
     except (ValueError, RecursionError):
         return "rows that are not JSON"
+
+
+def whole(value: Any) -> Any:
+    """The same value; halves of characters, which JSON's escapes can spell and nothing else can hold, become U+FFFD."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, dict):
+        return {whole(name): whole(inner) for name, inner in value.items()}
+    return [whole(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _of_list(stream: "io.BufferedReader[Any]", path: Path) -> Iterator[Any]:
@@ -130,7 +139,7 @@ def _of_list(stream: "io.BufferedReader[Any]", path: Path) -> Iterator[Any]:
                 more = reader.read(wanted)
                 text, at, wanted, ended = text[at:] + more, 0, 2 * wanted, not more
                 continue
-            yield element
+            yield whole(element)
             at, wanted = end, CHUNK
     except (UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path} is not a JSON list in UTF-8 ({type(error).__name__}): export it again.") from error
