@@ -59,10 +59,12 @@ def render(**values: Any) -> bytes:
     """The page as UTF-8; whatever is no Markup is escaped."""
     here = Path(__file__).parent
     environment = Environment(loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": panels.number, "percent": panels.percent, "span": panels.span, "clip": clip, "link": link, "author": author}
+    environment.filters |= {"number": panels.number, "percent": panels.percent, "span": panels.span, "points": charts.short}
+    environment.filters |= {"clip": clip, "link": link, "author": author}
     style = Markup((here / STYLE).read_text(encoding="utf-8"))  # noqa: S704 - our own file
     data = _data_charts(values["card"])
-    return environment.get_template(TEMPLATE).render(style=style, names=NAMES, data_charts=data, **values).encode()
+    voted = values["card"]["kind"] in ("shell-site", "stack-exchange", "stack-exchange-preferences")
+    return environment.get_template(TEMPLATE).render(style=style, names=NAMES, data_charts=data, voted=voted, **values).encode()
 
 
 # ------------------------------------------------------------------------------------------------------------------------- stages
@@ -77,11 +79,13 @@ def _stage(name: str, folder: Path, metrics: Mapping[str, Any]) -> dict[str, Any
 
 def _data_charts(card: Mapping[str, Any]) -> list[panels.Chart]:
     scores = [(charts.short(row["score"]), row["count"]) for row in card["scores"]]
-    drawn = [
-        panels.Chart(
-            "Answer scores", "round(log2(1 + votes)), one more if accepted, −1 if voted down.", [], charts.columns(scores, title="Answer scores")
-        )
-    ]
+    meaning = {
+        "own": "As the source scores them; where it compares answers, how many stand below one in a row.",
+        "hh-rlhf": "1 for an answer that beat another.",
+        "stack-exchange-paired": "How many answers stand below one in a row.",
+    }
+    note = meaning.get(card["kind"], "round(log2(1 + votes)), one more if accepted, −1 if voted down.")
+    drawn = [panels.Chart("Answer scores", note, [], charts.columns(scores, title="Answer scores"))]
     for name, what in (("answer_chars", "Answer length"), ("prompt_chars", "Question length")):
         bins = [(charts.short(row["from"]), row["count"]) for row in card[name]]
         note = "Characters of Markdown; each column is twice as wide as the one before it."
