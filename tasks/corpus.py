@@ -22,7 +22,7 @@ def corpus_place(source: StackExchangeDump | HubSource) -> Path:
         if not place.exists():
             raise InputError(f"source.path: there is no file {place}")
         if not place.is_file() or not os.access(place, os.R_OK):
-            raise InputError(f"source.path: {place} is not a file that can be read; name a Posts.xml, Posts.csv or Posts.csv.gz")
+            raise InputError(f"source.path: {place} is not a file that can be read; name a .7z, Posts.xml, Posts.csv or Posts.csv.gz")
     elif not place.exists():
         if not is_hub_id(source.path):
             raise InputError(f"source.path: there is no file or folder {place}")

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import py7zr
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -61,6 +62,15 @@ def as_xml(rng: random.Random) -> bytes:
     return text.replace("How 3?", rng.choice(["How 3?"] * 16 + ["&j;", "&nosuch;"])).encode(
         rng.choice(["utf-8"] * 14 + ["utf-16", "latin-1"]), "replace"
     )
+
+
+def as_archive(rng: random.Random) -> bytes:
+    buffer = io.BytesIO()
+    members = [["Posts.xml"], ["Badges.xml", "s/Posts.xml"], ["Posts.xml", "Tags.xml"], ["Badges.xml"], ["a/Posts.xml", "b/Posts.xml"]]
+    with py7zr.SevenZipFile(buffer, "w") as archive:
+        for name in rng.choice(members):
+            archive.writef(io.BytesIO(as_xml(rng)), name)
+    return buffer.getvalue()
 
 
 def as_csv(rng: random.Random) -> bytes:
@@ -137,6 +147,7 @@ def as_preferences(rng: random.Random) -> bytes:
 
 KINDS: dict[str, tuple[str, Callable[[random.Random], bytes]]] = {
     "Posts.xml": ("stack-exchange", as_xml),
+    "Posts.7z": ("stack-exchange", as_archive),
     "Posts.csv": ("stack-exchange", as_csv),
     "Posts.csv.gz": ("stack-exchange", lambda rng: gzip.compress(as_csv(rng))),
     "own.jsonl": ("own", as_lines),

@@ -20,7 +20,7 @@ BOMB = (
 )
 BAD = {
     "empty": (b"", "is empty"),
-    "7z": (b"7z\xbc\xaf\x27\x1c\x00\x04", "7z archive: unpack"),
+    "7z": (b"7z\xbc\xaf\x27\x1c\x00\x04", "damaged, encrypted or unknown kind of 7z archive"),
     "zip": (b"PK\x03\x04\x14\x00", "zip archive: unpack"),
     "binary": (bytes(range(128, 256)) * 20, "neither XML nor a CSV in UTF-8"),
     "text": (b"hello\nworld\n", "neither a Posts.xml nor a Posts.csv"),

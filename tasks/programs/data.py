@@ -1,6 +1,6 @@
 """Votes or comparisons -> splits to fine-tune, to train a reward, to explore and to evaluate on.     python -m tasks.programs.data DIR
 
-inputs    source  Posts.xml, Posts.csv or either gzipped; or JSON lines, JSON lists or parquet, a file or a folder of them
+inputs    source  a dump's .7z, Posts.xml or Posts.csv, these also gzipped; or JSON lines, JSON lists or parquet, a file or a folder of them
 artifact  finetune.parquet          the best answer of each question
           corpus.parquet            every kept answer of the same questions (the built-in base is pretrained on it)
           reward.parquet            comparisons

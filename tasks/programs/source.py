@@ -20,7 +20,10 @@ class StackExchangeDump(Settings):
     """A Stack Exchange dump on this machine."""
 
     kind: Literal["stack-exchange"] = "stack-exchange"
-    path: str = Field(min_length=1, description="Posts.xml, Posts.csv or Posts.csv.gz; a relative path starts at the working directory.")
+    path: str = Field(
+        min_length=1,
+        description="The .7z of a site as published, Posts.xml, Posts.csv or Posts.csv.gz; a relative path starts at the working directory.",
+    )
     site: str = Field("stackexchange.com", min_length=1, description="Host name of the site, for links and attribution.")
 
 

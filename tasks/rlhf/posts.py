@@ -1,4 +1,4 @@
-"""Posts of a Stack Exchange dump, as published (Posts.xml) or exported (Posts.csv), either also gzipped: one plain tuple each.
+"""Posts of a Stack Exchange dump, as published (the .7z or its Posts.xml) or exported (Posts.csv), also gzipped: one plain tuple each.
 
 Facts of real dumps that this reads: a byte-order mark and CRLF; AcceptedAnswerId, Title, OwnerUserId and ContentLicense may be missing; CSV
 exports write ids as floats ("62.0") and bodies over several lines. Memory stays flat whatever the size of the file.
@@ -11,19 +11,21 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lxml import etree
 
 from tasks.rlhf.quarantine import Place, Quarantine
 from tasks.rlhf.refusal import InputError
 
+MEMBER, SEVEN_ZIP = "Posts.xml", b"7z\xbc\xaf\x27\x1c"
 QUESTION, ANSWER = "1", "2"
 UNREADABLE = "unreadable rows"
 NEEDED_COLUMNS = ("Id", "PostTypeId", "ParentId", "Score", "Body")
 ROWS_PER_REPORT = 2_000
-ARCHIVES = {b"7z\xbc\xaf\x27\x1c": "7z", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+ARCHIVES = {b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -49,9 +51,9 @@ def read_posts(path: Path, dropped: Counter[str], bad: Quarantine, watch: Callab
     is called every 2,000 rows. InputError: no such file, not a dump, or a damaged one.
     """
     size = _size(path)
-    with path.open("rb") as file:
+    with path.open("rb") as file, _opened(file, path) as stream:
         try:
-            for number, fields in enumerate(_rows(file, path), 1):
+            for number, fields in enumerate(_rows(stream, path), 1):
                 post = _post(fields)
                 bad.rows += 1
                 if isinstance(post, Post):
@@ -75,19 +77,31 @@ def read_posts(path: Path, dropped: Counter[str], bad: Quarantine, watch: Callab
 
 def _size(path: Path) -> int:
     if not path.exists():
-        raise InputError(f"{path} does not exist: give the path of a Posts.xml, Posts.csv or Posts.csv.gz.")
+        raise InputError(f"{path} does not exist: give the path of a .7z, Posts.xml, Posts.csv or Posts.csv.gz.")
     if not path.is_file():
-        raise InputError(f"{path} is not a file: give the Posts.xml, Posts.csv or Posts.csv.gz itself.")
+        raise InputError(f"{path} is not a file: give the .7z, Posts.xml, Posts.csv or Posts.csv.gz itself.")
     if not (size := path.stat().st_size):
         raise InputError(f"{path} is empty: fetch or unpack it again.")
     return size
 
 
-def _rows(file: io.BufferedReader, path: Path) -> Iterator[Mapping[str, str]]:
-    """Fields by column name of every row, in whichever format the content (never the file's name) shows."""
-    stream = file
-    if file.peek(2).startswith(b"\x1f\x8b"):
-        stream = io.BufferedReader(gzip.GzipFile(fileobj=file))
+@contextmanager
+def _opened(file: io.BufferedReader, path: Path) -> Iterator[Any]:
+    """The bytes of the dump, unpacked; the content (never the file's name) shows how."""
+    head = file.peek(len(SEVEN_ZIP))
+    if head.startswith(SEVEN_ZIP):
+        from tasks.rlhf import archives  # most dumps come without, and it is slow to import
+
+        with archives.member(file, path, MEMBER) as stream:
+            yield stream
+    elif head.startswith(b"\x1f\x8b"):
+        yield io.BufferedReader(gzip.GzipFile(fileobj=file))
+    else:
+        yield file
+
+
+def _rows(stream: "io.BufferedReader[Any]", path: Path) -> Iterator[Mapping[str, str]]:
+    """Fields by column name of every row, in whichever format the content shows."""
     head = stream.peek(64)
     for magic, archive in ARCHIVES.items():
         if head.startswith(magic):
@@ -97,7 +111,7 @@ def _rows(file: io.BufferedReader, path: Path) -> Iterator[Mapping[str, str]]:
     return _csv_rows(stream, path)
 
 
-def _xml_rows(stream: io.BufferedReader, path: Path) -> Iterator[Mapping[str, str]]:
+def _xml_rows(stream: "io.BufferedReader[Any]", path: Path) -> Iterator[Mapping[str, str]]:
     # Without huge_tree libxml2 refuses entity bombs and attributes above 10 MB; a dump of any length passes, for rows are freed as they go.
     context = etree.iterparse(stream, events=("end",), tag="row", resolve_entities=False, no_network=True, collect_ids=False)
     for _, row in context:
@@ -114,7 +128,7 @@ def _xml_rows(stream: io.BufferedReader, path: Path) -> Iterator[Mapping[str, st
     raise InputError(f"{path} is XML but not a Posts.xml (no <row>s under <posts>): give the Posts.xml of a dump.")
 
 
-def _csv_rows(stream: io.BufferedReader, path: Path) -> Iterator[Mapping[str, str]]:
+def _csv_rows(stream: "io.BufferedReader[Any]", path: Path) -> Iterator[Mapping[str, str]]:
     csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is less than some posts
     with io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text:
         reader = csv.reader(text, strict=True)
