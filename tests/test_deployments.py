@@ -107,3 +107,12 @@ def test_a_machine_counts_as_lost_after_three_heartbeats() -> None:
         lost = automations._lost()
     assert lost.trigger.within.total_seconds() == 3 * 30
     assert [str(action.state.value) for action in lost.actions] == ["CRASHED"]
+
+
+@pytest.mark.parametrize("section", ["source", "base"])
+def test_forms_offer_the_kinds_of_a_section(section: str) -> None:
+    """Prefect's forms draw anyOf as a choice, and oneOf as a text of JSON."""
+    schema = Pipeline.model_json_schema()
+    offered = [schema["$defs"][one["$ref"].rpartition("/")[2]] for one in schema["properties"][section]["anyOf"]]
+    assert "oneOf" not in schema["properties"][section]
+    assert [one["title"] for one in offered] == [one["properties"]["kind"]["default"] for one in offered]

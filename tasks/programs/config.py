@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from tasks.programs.settings import Settings as Settings
+from tasks.programs.settings import as_choice
 from tasks.programs.source import HubSource as HubSource
 from tasks.programs.source import ShellSite as ShellSite
 from tasks.programs.source import Source as Source
@@ -71,7 +72,7 @@ class HuggingFaceBase(Settings):
     revision: str | None = Field(None, description="Commit, branch or tag of the hub id; null for a folder.")
 
 
-Base = Annotated[BuiltinBase | HuggingFaceBase, Field(discriminator="kind")]
+Base = Annotated[BuiltinBase | HuggingFaceBase, Field(discriminator="kind", json_schema_extra=as_choice)]
 
 
 class Text(Settings):

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tasks.programs.settings import Settings
+from tasks.programs.settings import Settings, as_choice
 
 FILES = "A file or folder of JSON lines, JSON lists or parquet (also gzipped), or the id of a data set on the Hugging Face hub."
 
@@ -74,5 +74,5 @@ class OwnRows(HubSource):
 
 Source = Annotated[
     ShellSite | StackExchangeDump | StackExchangePreferences | StackExchangePaired | HhRlhf | OwnRows,
-    Field(discriminator="kind"),
+    Field(discriminator="kind", json_schema_extra=as_choice),
 ]
