@@ -47,7 +47,7 @@ with warnings.catch_warnings():
 
 def run(pool: str, name: str, limit: int) -> None:
     """Work until Ctrl-C."""
-    owner = start_engine() if sys.platform == "linux" else None
+    owner, _engine = start_engine() if sys.platform == "linux" else (None, None)
     setup_signal_handlers_worker(os.getpid(), "the worker", print)
     try:
         asyncio.run(Worker(work_pool_name=pool, name=name, limit=limit, create_pool_if_not_found=False).start())
@@ -58,8 +58,8 @@ def run(pool: str, name: str, limit: int) -> None:
             os.close(owner)
 
 
-def start_engine() -> int:
-    """Start the process that is forked, in the background; gives a descriptor that must stay open for as long as it is wanted."""
+def start_engine() -> "tuple[int, subprocess.Popen[bytes]]":
+    """Start the process that is forked, in the background; gives a descriptor that must stay open for as long as it is wanted, and the process."""
     address = str(Path(tempfile.mkdtemp(prefix="alignflow-")) / "engine")
     os.environ[ENGINE] = address
     # what Prefect's worker gives to its flow runs
@@ -69,9 +69,9 @@ def start_engine() -> int:
         listener.bind(address)
         listener.listen(BACKLOG)
         inherited = (listener.fileno(), theirs)
-        subprocess.Popen(
+        engine = subprocess.Popen(
             [sys.executable, "-m", "flows.engine", *map(str, inherited)],
             env=environment, stdin=subprocess.DEVNULL, pass_fds=inherited, start_new_session=True,
         )  # fmt: skip
     os.close(theirs)
-    return ours
+    return ours, engine

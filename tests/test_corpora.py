@@ -353,6 +353,20 @@ def test_own_comparisons_fill_every_table(tmp_path: Path) -> None:
     assert (artifact / "quarantine.jsonl").read_text() == ""
 
 
+@pytest.mark.parametrize("names", [["test.jsonl"], ["test.jsonl", "train.jsonl"]])
+def test_a_test_file_is_evaluated_on_unless_it_is_all_there_is(tmp_path: Path, names: list[str]) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in names:
+        lines = [{side: f"\n\nHuman: {name} {n}?\n\nAssistant: {side} {n}" for side in ("chosen", "rejected")} for n in range(100)]
+        (folder / name).write_text("\n".join(map(json.dumps, lines)))
+    artifact, card = prepared(folder if len(names) > 1 else folder / names[0], tmp_path / "run", {"kind": "hh-rlhf"})
+    assert all(card["split_questions"].values())
+    if len(names) > 1:
+        assert card["split_questions"]["evaluation"] == 100
+        assert all(row["prompt"].startswith("test") for row in table(artifact, "evaluation"))
+
+
 def test_too_many_bad_rows_are_refused_and_few_are_put_aside(tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_text("\n".join([*map(json.dumps, comparisons(190)), *["{broken"] * 8]))

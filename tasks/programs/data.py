@@ -158,6 +158,8 @@ def _split(questions: list[Question], data: Data) -> dict[str, list[Question]]:
     shares["evaluation"] = 1 - sum(shares.values())
     splits: dict[str, list[Question]] = {name: [] for name in shares}
     given = {q.id: q.split for q in questions if q.split}
+    if len(given) == len(questions):  # a test set alone is split like any other set
+        given = {}
     chosen = assign_splits([(q.id, q.prompt) for q in questions], shares, given, alike=data.alike)
     for question, name in zip(questions, chosen, strict=True):
         splits[name].append(question)

@@ -24,6 +24,7 @@ BATCH = 256  # rows of parquet that are objects at a time
 ENDINGS = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
 BETWEEN = frozenset(" \t\r\n,")
 GZIP, PARQUET = b"\x1f\x8b", b"PAR1"
+ESCAPE = "\\u"
 HINT = "give JSON lines, a JSON list or parquet"
 
 
@@ -104,7 +105,8 @@ def _of_lines(stream: "io.BufferedReader[Any]") -> Iterator[Any]:
 
 def _parsed(line: bytes) -> Any:
     try:
-        return whole(json.loads(line.decode("utf-8-sig")))
+        value = json.loads(line.decode("utf-8-sig"))
+        return whole(value) if ESCAPE.encode() in line else value
     except (ValueError, RecursionError):
         return "rows that are not JSON"
 
@@ -139,7 +141,7 @@ def _of_list(stream: "io.BufferedReader[Any]", path: Path) -> Iterator[Any]:
                 more = reader.read(wanted)
                 text, at, wanted, ended = text[at:] + more, 0, 2 * wanted, not more
                 continue
-            yield whole(element)
+            yield whole(element) if text.find(ESCAPE, at, end) >= 0 else element
             at, wanted = end, CHUNK
     except (UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path} is not a JSON list in UTF-8 ({type(error).__name__}): export it again.") from error
