@@ -139,6 +139,9 @@ def test_kill_9_leaves_no_lock_and_the_next_run_resumes_to_the_same_bytes(tree: 
     (partial / "artifact" / "half.bin").write_text("half")
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
+    killed = time.monotonic()
+    with store.lock(uninterrupted["key"]):  # the program has it until it, too, is gone
+        assert time.monotonic() - killed < 20
     fake_tree.misbehave(tree, "ppo", "")
     heard.clear()
     steps: list[int] = []
