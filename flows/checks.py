@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from tasks.base import model_folder
-from tasks.corpus import corpus_place
+from tasks.corpus import corpus_place, evaluation_sets
 from tasks.programs.config import HuggingFaceBase, InputError, Pipeline, ShellSite
 
 LEAST_FREE_MB = 200
@@ -15,6 +15,7 @@ def check_inputs(config: Pipeline) -> None:
     """The data and the model that the settings name."""
     if not isinstance(config.source, ShellSite):
         corpus_place(config.source)
+    evaluation_sets(config)
     if isinstance(config.base, HuggingFaceBase):
         model_folder(config.base)
 

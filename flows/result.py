@@ -34,11 +34,12 @@ def conclude(config: Pipeline, summary: dict[str, Any], page: Path, *, run_id: s
     filled = page.read_text(encoding="utf-8").replace(MARKER, stage_table(summary["stages"]))
     for place in (folder, home()):
         replace_text(place / "report.html", filled)
+        replace_text(place / "card.html", (page.parent / "card.html").read_text(encoding="utf-8"))
     summary = {**summary, "report": str(home() / "report.html"), "finished": time.time()}
     replace_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     replace_text(folder / "config.json", config.model_dump_json(indent=1) + "\n")
     tracked.summary({**summary["metrics"], "seconds": summary["seconds"]})
-    for name in ("report.html", "summary.json", "config.json"):
+    for name in ("report.html", "card.html", "summary.json", "config.json"):
         tracked.files(folder / name)
     create_link_artifact((folder / "report.html").as_uri(), "Report", key="report", description="Opens on the machine that ran the pipeline.")
     if tracked.is_on and (page_there := tracker.page(str(tracked.run_id))):

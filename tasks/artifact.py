@@ -42,6 +42,8 @@ class Step(NamedTuple):
         if isinstance(job.get("source"), dict):
             for place in ("path", "revision", "files"):  # the content is an input; where it is from does not matter
                 job["source"].pop(place, None)
+        if isinstance(job.get("data"), dict):
+            job["data"].pop("against", None)
         return Recipe(self.stage, job, {name: artifact["digest"] for name, artifact in self.inputs.items()}, sources_of(self.stage))
 
 

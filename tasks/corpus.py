@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tasks.artifact import Artifact, given
 from tasks.hub import fetched, is_hub_id
-from tasks.programs.config import HubSource, InputError, StackExchangeDump
+from tasks.programs.config import HubSource, InputError, Pipeline, StackExchangeDump
 
 WANTED = ["*.jsonl", "*.json", "*.parquet", "*.jsonl.gz", "*.json.gz"]
 
@@ -15,14 +15,25 @@ def given_corpus(source: StackExchangeDump | HubSource) -> Artifact:
     return given(corpus_place(source))
 
 
+def evaluation_sets(config: Pipeline) -> dict[str, Artifact]:
+    """The files of data.against as inputs of the data stage."""
+    return {f"against{number}": given(_evaluation_set(Path(path).expanduser())) for number, path in enumerate(config.data.against)}
+
+
+def _evaluation_set(place: Path) -> Path:
+    if not place.exists() or not os.access(place, os.R_OK):
+        raise InputError(f"data.against: there is no file or folder {place} that can be read")
+    return place
+
+
 def corpus_place(source: StackExchangeDump | HubSource) -> Path:
     """Where it lies; what the setting names on the hub is downloaded first. Raises InputError."""
     place = Path(source.path).expanduser()
     if isinstance(source, StackExchangeDump):
         if not place.exists():
-            raise InputError(f"source.path: there is no file {place}")
-        if not place.is_file() or not os.access(place, os.R_OK):
-            raise InputError(f"source.path: {place} is not a file that can be read; name a .7z, Posts.xml, Posts.csv or Posts.csv.gz")
+            raise InputError(f"source.path: there is no file or folder {place}")
+        if not os.access(place, os.R_OK):
+            raise InputError(f"source.path: {place} cannot be read; name a .7z, Posts.xml, Posts.csv or Posts.csv.gz, or a folder of them")
     elif not place.exists():
         if not is_hub_id(source.path):
             raise InputError(f"source.path: there is no file or folder {place}")

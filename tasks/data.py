@@ -4,13 +4,14 @@ from prefect import task
 from prefect.client.schemas.objects import State
 
 from tasks.artifact import Artifact, Step, within
+from tasks.corpus import evaluation_sets
 from tasks.programs.config import DataJob, Pipeline
 from tasks.stage import Seat, run_stage
 from tasks.states import AS_TASK, as_state
 
 
 def step(config: Pipeline, *, source: Artifact) -> Step:
-    return Step("data", DataJob.of(config), {"source": within(source, "Posts.xml")}, kind="cpu")
+    return Step("data", DataJob.of(config), {"source": within(source, "Posts.xml"), **evaluation_sets(config)}, kind="cpu")
 
 
 @task(name="data", **AS_TASK)

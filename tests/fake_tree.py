@@ -72,6 +72,7 @@ def train(config, run):
     (run.artifact / "Posts.xml").write_text("<posts/>")
     (run.artifact / "pairs.parquet").write_bytes(b"PAR1")
     (run.artifact / "report.html").write_text("<html><body><!--stage-table--></body></html>")
+    (run.artifact / "card.html").write_text("<html><body></body></html>")
     if mode == "warn":
         run.warn("No answer ended.")
     run.finish({{"{name}.kl": 0.5, "gold_win_rate.{name}": {{"value": 0.7, "low": 0.6, "high": 0.8, "n": 10}}}})

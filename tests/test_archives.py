@@ -12,6 +12,7 @@ from typing import Any
 import py7zr
 import pytest
 
+from tasks.rlhf import blocks
 from tasks.rlhf.posts import Post, read_posts
 from tasks.rlhf.quarantine import Quarantine
 from tasks.rlhf.refusal import InputError
@@ -91,7 +92,7 @@ def test_damaged_and_encrypted_archives_are_refused(tmp_path: Path) -> None:
 
 
 def test_whoever_stops_reading_leaves_no_thread_behind(tmp_path: Path) -> None:
-    path = packed(tmp_path / "site.7z", {"Posts.xml": POSTS * 30})
+    path = packed(tmp_path / "site.7z", {"Posts.xml": b"<posts>%b</posts>" % (ROW.format(1, "x").encode() * 30_000)})
     before = threading.active_count()
     posts = read_posts(path, Counter(), Quarantine())
     next(posts)
@@ -102,7 +103,8 @@ def test_whoever_stops_reading_leaves_no_thread_behind(tmp_path: Path) -> None:
     assert threading.active_count() == before
 
 
-def test_memory_does_not_grow_with_the_dump(tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_dump(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "SIZE", 2**18)
     rng, peaks = random.Random(0), []
     for count in (2_000, 20_000):
         rows = "\n".join(ROW.format(n, rng.randbytes(400).hex()) for n in range(1, count + 1))

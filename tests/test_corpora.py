@@ -18,7 +18,7 @@ from tasks.artifact import Step
 from tasks.artifact import given as brought
 from tasks.corpus import corpus_place
 from tasks.programs.config import DataJob, InputError, Pipeline
-from tasks.programs.data import COLUMNS, prepare
+from tasks.programs.data import prepare
 from tasks.programs.entry import Run
 from tasks.programs.source import OwnRows, Source
 from tasks.rlhf import hh_rlhf, own, published, rows
@@ -28,6 +28,7 @@ from tasks.rlhf.quarantine import Quarantine
 from tasks.rlhf.questions import Question, identity, levels, pairs_of
 from tasks.rlhf.rows import Place, Row, read_rows
 from tasks.rlhf.splits import assign_splits, normalised
+from tasks.rlhf.tables import COLUMNS
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 real_data = pytest.mark.skipif(not SHARED.is_dir(), reason="the real data of shared/data is not on this machine")

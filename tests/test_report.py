@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tasks.programs.card import author, clip, link
 from tasks.programs.config import ReportJob
 from tasks.programs.entry import Run
-from tasks.programs.report import STYLE, TEMPLATE, author, clip, link, report, verdict
+from tasks.programs.report import STYLE, TEMPLATE, report, verdict
 from tasks.rlhf import charts, panels
 from tasks.rlhf.intervals import mean_interval, wilson
 from tasks.rlhf.judging import compare
@@ -90,7 +91,7 @@ def make_run(root: Path, *, policies: tuple[str, ...] = ("dpo", "ppo"), without:
 
 def make_data(folder: Path, site: str) -> Path:
     put(folder, {"data.pairs": 7})
-    about = {"url": f"https://{site}/q/1", "author": EVIL, "licence": "CC BY-SA 4.0"}
+    about = {"url": f"https://{site}/q/1", "author": EVIL, "author_name": EVIL, "licence": "CC BY-SA 4.0"}
     question = {f"question_{name}": value for name, value in about.items()}
     rows = [{"prompt": f"{i} {EVIL}", "best": 1, **question, **{f"answer_{k}": ["", v] for k, v in about.items()}} for i in range(30)]
     pq.write_table(pa.Table.from_pylist(rows), folder / "evaluation.parquet")
@@ -109,7 +110,7 @@ def make_data(folder: Path, site: str) -> Path:
     }
     card |= {"scores": [{"score": -1, "count": 2}, {"score": 3, "count": 11}], "answer_chars": bins, "prompt_chars": bins}
     card |= {"longer_wins": 0.65, "older_wins": 0.5, "licences": {"CC BY-SA 4.0": 18}, "examples": [pair]}
-    card |= {"split_questions": {"finetune": 2, "evaluation": 1}}
+    card |= {"split_questions": {"finetune": 2, "evaluation": 1}, "rows": {"finetune": 2, "evaluation": 1}, "rows_seen": 21, "sites": {site: 5}}
     (folder / "card.json").write_text(json.dumps(card))
     return folder
 
@@ -226,8 +227,8 @@ def test_an_author_without_a_name_is_a_linked_profile() -> None:
 
 
 def test_a_long_text_is_cut_and_says_so() -> None:
-    assert clip("a" * 1500) == "a" * 1500
-    assert clip("a" * 3600) == "a" * 1500 + " … (2,100 more characters)"
+    assert clip("a" * 1500, 1500) == "a" * 1500
+    assert clip("a" * 3600, 1500) == "a" * 1500 + " … (2,100 more characters)"
 
 
 def test_labels_of_charts_are_escaped() -> None:

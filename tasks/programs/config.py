@@ -25,6 +25,18 @@ class Data(Settings):
     max_pairs: int = Field(10, ge=1, le=1000, description="Most comparison pairs kept per question.")
     min_answer_chars: int = Field(1, ge=1, description="Shorter answers (characters of Markdown) are dropped and counted.")
     max_answer_chars: int = Field(20_000, ge=1, description="Longer answers (characters of Markdown) are dropped and counted.")
+    max_prompt_chars: int = Field(20_000, ge=1, description="Longer questions (characters of Markdown) are dropped and counted.")
+    personal: Literal["mask", "drop", "keep"] = Field(
+        "mask", description="E-mail addresses, phone numbers and secret keys: replaced by their kind, or texts that have them dropped, or kept."
+    )
+    languages: tuple[str, ...] = Field((), description="Languages (ISO 639-1, such as en) whose questions are kept; empty: any.")
+    max_questions_per_author: int | None = Field(None, ge=1, description="Most questions of one author (InstructGPT: 200 prompts); null: any number.")
+    duplicates: Literal["together", "drop"] = Field(
+        "together", description="Questions that say the same (see alike) are kept in one split, or only the first of them is kept at all."
+    )
+    against: tuple[str, ...] = Field(
+        (), description="Files of evaluation sets used later; questions that share 13 words in a row with one of them are dropped."
+    )
     alike: float = Field(
         0.8, gt=0, le=1, description="Prompts that share this much (Jaccard index of three-word runs) are never in two splits; 1: equal words only."
     )

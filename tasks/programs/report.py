@@ -1,6 +1,6 @@
 """One self-contained page about the whole run: who beat whom, sample answers, curves, data.
 
-python -m tasks.programs.report DIR        inputs: the artifact of every stage of the run        artifact: report.html, summary.json
+python -m tasks.programs.report DIR        inputs: the artifact of every stage of the run        artifact: report.html, card.html, summary.json
 
 Nothing on the page depends on the clock or the machine: equal artifacts give equal bytes. The run's stage table is filled in by the flow, in
 place of the one comment that the template leaves for it.
@@ -9,6 +9,7 @@ place of the one comment that the template leaves for it.
 import json
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import pyarrow.parquet as pq
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from tasks.programs import card as data_card
+from tasks.programs.card import author, clip, link
 from tasks.programs.config import ReportJob
 from tasks.programs.entry import Run, main, read_summary
 from tasks.rlhf import charts, panels
@@ -42,8 +45,10 @@ def report(job: ReportJob, run: Run) -> None:  # noqa: ARG001 - the page has no 
     run.rewind(0)
     found = {name: folder for name, folder in run.inputs.items() if (folder / "summary.json").is_file()}
     metrics = {name: read_summary(folder)["metrics"] for name, folder in found.items()}
+    about = json.loads((found["data"] / "card.json").read_text(encoding="utf-8"))
+    (run.artifact / "card.html").write_text(data_card.page(about), encoding="utf-8")
     page = render(
-        card=json.loads((found["data"] / "card.json").read_text(encoding="utf-8")),
+        card=about,
         stages=[_stage(name, found[name], metrics[name]) for name in panels.TITLES if name in found],
         samples=_samples(found["winrate"], found["data"]),
         questions=read_summary(found["winrate"])["questions"],
@@ -60,7 +65,7 @@ def render(**values: Any) -> bytes:
     here = Path(__file__).parent
     environment = Environment(loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"number": panels.number, "percent": panels.percent, "span": panels.span, "points": charts.short}
-    environment.filters |= {"clip": clip, "link": link, "author": author}
+    environment.filters |= {"clip": partial(clip, most=LONGEST_TEXT), "link": link, "author": author}
     style = Markup((here / STYLE).read_text(encoding="utf-8"))  # noqa: S704 - our own file
     data = _data_charts(values["card"])
     voted = values["card"]["kind"] in ("shell-site", "stack-exchange", "stack-exchange-preferences")
@@ -185,28 +190,10 @@ def _sample(row: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _sources(source: Mapping[str, Any]) -> list[dict[str, str]]:
-    names = ("url", "author", "licence")
+    names = ("url", "author", "author_name", "licence")
     asked = {name: source[f"question_{name}"] for name in names}
     answered = {name: source[f"answer_{name}"][source["best"]] for name in names}
     return [{"what": "question", **asked}, {"what": "chosen answer", **answered}]
-
-
-def clip(text: str, most: int = LONGEST_TEXT) -> str:
-    """A text's beginning, and how much of it is left out."""
-    return text if len(text) <= most else f"{text[:most]} … ({len(text) - most:,} more characters)"
-
-
-def link(address: str, label: str) -> Markup | str:
-    """A link to a web page; the built-in site's host (.example) does not exist, so its label stays text."""
-    if not re.match(r"https?://[\w.-]+(?<!\.example)(?:[/:?#]|$)", address):
-        return label
-    return Markup('<a href="{}" rel="noreferrer">{}</a>').format(address, label)
-
-
-def author(name: str) -> Markup | str:
-    """A display name, or, where the dump has only a profile's address, a link to it."""
-    profile = re.fullmatch(r"https?://[^/]+/users/(\d+)", name)
-    return link(name, f"user {profile[1]}") if profile else name
 
 
 if __name__ == "__main__":

@@ -16,6 +16,15 @@ from py7zr.io import Py7zIO, WriterFactory
 from tasks.rlhf.refusal import InputError
 
 
+def has(path: Path, name: str) -> bool:
+    """Whether the file is an archive with a member called ``name``."""
+    try:
+        with py7zr.SevenZipFile(path) as archive:
+            return any(PurePosixPath(one.filename).name == name for one in archive.list())
+    except Exception:  # whoever reads it will say what is wrong with it
+        return False
+
+
 @contextmanager
 def member(file: BinaryIO, path: Path, name: str) -> Iterator[BinaryIO]:
     """The bytes of the only member called ``name``, in whichever folder of the archive. InputError: none, several, or a damaged archive."""

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from tasks.rlhf.gathered import Gathered
-from tasks.rlhf.quarantine import Quarantine
+from tasks.rlhf.quarantine import Bad
 from tasks.rlhf.rows import Row
 
 SITE, LICENCE = "hh-rlhf", "MIT"
@@ -19,7 +19,7 @@ DIFFER, TURNS, EQUAL = RULES = ("rows whose sides differ before the last answer"
 TEST = re.compile(r"\btest\b")
 
 
-def gather(rows: Iterable[Row], dropped: Counter[str], bad: Quarantine, *, one_turn: bool) -> Gathered:
+def gather(rows: Iterable[Row], dropped: Counter[str], bad: Bad, *, one_turn: bool) -> Gathered:
     """Questions from rows; the rows of files whose path names them a test set are for evaluation.
 
     ``dropped`` counts what the rules leave out (RULES), ``bad`` is told of what is no pair of dialogues.

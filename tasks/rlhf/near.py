@@ -1,17 +1,58 @@
 """Texts that say nearly the same: candidates by MinHash and bands (Broder 1997; Leskovec et al., Mining of Massive Datasets, 3.4), confirmed exactly.
 
 Two texts are alike when the sets of their three-word shingles have a Jaccard index of at least the threshold. 32 bands of 4 of 128 permutations miss
-a pair of index s with probability (1 - s^4)^32: 5e-8 at 0.8, 1.5e-4 at 0.7.
+a pair of index s with probability (1 - s^4)^32: 5e-8 at 0.8, 1.5e-4 at 0.7. A shingle is known by 64 bits of a hash.
 """
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 from rensa import RMinHash
 
 PERMUTATIONS, BANDS, SEED = 128, 32, 1
 ROWS = PERMUTATIONS // BANDS
 WORDS = 3
+ODD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: spreads sums over all bits (Knuth, TAOCP 6.4)
+SHIFT = np.uint64(29)
+
+Hashes = Any  # an array of 64-bit numbers
+
+
+class Sketches(NamedTuple):
+    """What is compared of n texts."""
+
+    shingles: Hashes  # of all texts one after the other; each text's are distinct and sorted
+    ends: Any  # [n] where each text's shingles end
+    bands: Hashes  # [32, n]
+
+
+def sketch(texts: Sequence[str]) -> Sketches:
+    """Shingles and bands of normalised texts."""
+    words = RMinHash.hash_token_sets([text.split() or [""] for text in texts])
+    shingles = [np.unique(_runs(np.array(of_text, dtype=np.uint64))) for of_text in words]
+    ends = np.cumsum([len(of_text) for of_text in shingles], dtype=np.int64)
+    flat = np.concatenate(shingles) if shingles else np.empty(0, dtype=np.uint64)
+    starts = np.concatenate([[0], ends]).astype(np.uint64)
+    digests = RMinHash.digest_matrix_from_flat_token_hashes(flat, starts, PERMUTATIONS, SEED).to_rows() if len(texts) else []
+    rows = np.array(digests, dtype=np.uint64).reshape(len(texts), BANDS, ROWS)
+    return Sketches(flat, ends, np.ascontiguousarray(_mixed([rows[:, :, row] for row in range(ROWS)]).T))
+
+
+def _runs(words: Hashes) -> Hashes:
+    """Of every three words in a row one number; of a shorter text one of all."""
+    if len(words) < WORDS:
+        return _mixed([words[place : place + 1] for place in range(len(words))])
+    return _mixed([words[place : len(words) - WORDS + 1 + place] for place in range(WORDS)])
+
+
+def _mixed(parts: Sequence[Hashes]) -> Hashes:
+    """One number of several, in which their order counts."""
+    found = np.full(parts[0].shape, len(parts), dtype=np.uint64)
+    for part in parts:
+        found = (found ^ part) * ODD
+        found ^= found >> SHIFT
+    return found
 
 
 def groups(texts: Sequence[str], threshold: float) -> list[int]:
@@ -19,43 +60,52 @@ def groups(texts: Sequence[str], threshold: float) -> list[int]:
 
     The groups do not depend on the order of the texts; which of a group is the first does.
     """
-    shingled = [shingles(text) for text in texts]
-    leader = list(range(len(texts)))
-
-    def find(number: int) -> int:
-        while leader[number] != number:
-            leader[number] = leader[leader[number]]
-            number = leader[number]
-        return number
-
-    for bucket in _buckets(shingled):
-        for place, one in enumerate(bucket):
-            for other in bucket[:place]:
-                first, second = sorted((find(one), find(other)))
-                if first != second and jaccard(shingled[one], shingled[other]) >= threshold:
-                    leader[second] = first
-    return [find(number) for number in range(len(texts))]
+    found = sketch(texts)
+    starts = [0, *found.ends[:-1].tolist()]
+    leaders = np.arange(len(texts))
+    link(leaders, found.bands, lambda number: found.shingles[starts[number] : found.ends[number]], threshold)
+    return [int(leader) for leader in leaders]
 
 
-def shingles(text: str) -> frozenset[str]:
-    """Runs of three words; of a shorter text itself."""
-    words = text.split()
-    return frozenset(" ".join(words[k : k + WORDS]) for k in range(max(1, len(words) - WORDS + 1)))
+def link(leaders: Any, bands: Sequence[Hashes], shingles_of: Callable[[int], Hashes], threshold: float) -> None:
+    """Join alike texts to groups, in place: ``leaders`` [n] has for each text the first of its group, at first of those that are equal."""
+    distinct = leaders == np.arange(len(leaders))
+    for band in bands:
+        for bucket in _shared(band):
+            members = [number for number in bucket if distinct[number]]
+            known = {number: frozenset(shingles_of(number).tolist()) for number in members} if len(set(_all(leaders, members))) > 1 else {}
+            for place, one in enumerate(members):
+                for other in members[:place]:
+                    first, second = sorted((leader_of(leaders, one), leader_of(leaders, other)))
+                    if first != second and jaccard(known[one], known[other]) >= threshold:
+                        leaders[second] = first
+    for number in range(len(leaders)):
+        leaders[number] = leader_of(leaders, number)
 
 
-def jaccard(first: frozenset[str], second: frozenset[str]) -> float:
+def leader_of(leaders: Any, number: int) -> int:
+    """The first of a text's group; the way to it is shortened."""
+    while leaders[number] != number:
+        leaders[number] = leaders[leaders[number]]
+        number = int(leaders[number])
+    return number
+
+
+def _all(leaders: Any, members: Sequence[int]) -> list[int]:
+    return [leader_of(leaders, number) for number in members]
+
+
+def _shared(band: Hashes) -> Iterator[list[int]]:
+    """Numbers of texts with the same value, where there are several."""
+    order = np.argsort(band, kind="stable")
+    values = band[order]
+    starts = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]])) if len(values) else np.empty(0, dtype=np.int64)
+    sizes = np.diff(np.append(starts, len(values)))
+    for place in np.flatnonzero(sizes > 1).tolist():
+        yield order[starts[place] : starts[place] + sizes[place]].tolist()
+
+
+def jaccard(first: frozenset[Any], second: frozenset[Any]) -> float:
     """Share of the shingles of both that each of them has."""
     shared = len(first & second)
     return shared / (len(first) + len(second) - shared)
-
-
-def _buckets(shingled: Sequence[frozenset[str]]) -> list[list[int]]:
-    """Numbers of texts that agree in a band."""
-    found: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for number, parts in enumerate(shingled):
-        sketch = RMinHash(num_perm=PERMUTATIONS, seed=SEED)
-        sketch.update(sorted(parts))
-        digest = sketch.digest()
-        for band in range(BANDS):
-            found[(band, *digest[band * ROWS : (band + 1) * ROWS])].append(number)
-    return [members for members in found.values() if len(members) > 1]

@@ -11,7 +11,7 @@ from math import isfinite
 from typing import Any, NamedTuple
 
 from tasks.rlhf.gathered import Gathered
-from tasks.rlhf.quarantine import Quarantine
+from tasks.rlhf.quarantine import Bad
 from tasks.rlhf.rows import Row
 
 SPEAKERS = {"user": "Human", "human": "Human", "assistant": "Assistant", "system": "System"}
@@ -32,7 +32,7 @@ class Unusable(Exception):
     """Why a row cannot be used."""
 
 
-def gather(rows: Iterable[Row], bad: Quarantine, columns: Columns, *, site: str, licence: str) -> Gathered:
+def gather(rows: Iterable[Row], bad: Bad, columns: Columns, *, site: str, licence: str) -> Gathered:
     found = Gathered(site, licence)
     for place, fields in rows:
         try:

@@ -17,14 +17,21 @@ from typing import Any, NamedTuple
 
 from lxml import etree
 
+from tasks.rlhf import blocks
+from tasks.rlhf.blocks import Block, batches
 from tasks.rlhf.quarantine import Place, Quarantine
 from tasks.rlhf.refusal import InputError
 
-MEMBER, SEVEN_ZIP = "Posts.xml", b"7z\xbc\xaf\x27\x1c"
+SEVEN_ZIP = b"7z\xbc\xaf\x27\x1c"
 QUESTION, ANSWER = "1", "2"
 UNREADABLE = "unreadable rows"
 NEEDED_COLUMNS = ("Id", "PostTypeId", "ParentId", "Score", "Body")
-ROWS_PER_REPORT = 2_000
+XML, FIELDS = "xml", "fields"  # forms of blocks
+POSTS, USERS = "posts", "users"  # tables of a dump
+ROW, HEAD = b"<row", 2**16
+PLAIN = re.compile(rb"(\xef\xbb\xbf)?\s*(<\?xml(?![^>]*encoding=(?!.(?i:utf-8)))[^>]*\?>)?\s*<(?P<table>\w+)>\s*\Z")  # how a dump begins
+LONGEST_ROW = 2**25
+NOT_POSTS = "{} is XML but not a Posts.xml (no <row>s under <posts>): give the Posts.xml of a dump."
 ARCHIVES = {b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -48,34 +55,57 @@ def read_posts(path: Path, dropped: Counter[str], bad: Quarantine, watch: Callab
     """Every question and answer of the dump, in the file's order.
 
     ``dropped`` counts by kind the rows that are neither, ``bad`` is told of those that cannot be read; ``watch(read, size)``, in bytes of the file,
-    is called every 2,000 rows. InputError: no such file, not a dump, or a damaged one.
+    is called after each block. InputError: no such file, not a dump, or a damaged one.
     """
-    size = _size(path)
-    with path.open("rb") as file, _opened(file, path) as stream:
-        try:
-            for number, fields in enumerate(_rows(stream, path), 1):
-                post = _post(fields)
-                bad.rows += 1
-                if isinstance(post, Post):
-                    yield post
-                elif post == UNREADABLE:
-                    bad(Place(path.name, number), post)
-                else:
-                    dropped[post] += 1
-                if watch and number % ROWS_PER_REPORT == 0:
-                    watch(min(file.tell(), size), size)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise InputError(f"{path} is a damaged or truncated gzip file ({error}): fetch it again.") from error
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path} is neither XML nor a CSV in UTF-8 ({error.reason}): give the Posts.xml or Posts.csv of a dump.") from error
-        except csv.Error as error:
-            raise InputError(f"{path} is a damaged or truncated CSV ({error}): export or fetch it again.") from error
-        except etree.XMLSyntaxError as error:
-            where = f"line {error.lineno}: {_one_line(error.msg)}"
-            raise InputError(f"{path} is damaged, truncated or not a Posts.xml ({where}): fetch or unpack it again.") from error
+    size, number = size_of(path), 0
+    for block in cut(path):
+        for post in posts_in(block):
+            number += 1
+            bad.rows += 1
+            if isinstance(post, Post):
+                yield post
+            elif post == UNREADABLE:
+                bad(Place(block.file, number), post)
+            else:
+                dropped[post] += 1
+        if watch:
+            watch(block.read, size)
 
 
-def _size(path: Path) -> int:
+def cut(path: Path, table: str = POSTS) -> Iterator[Block]:
+    """A table of the dump in blocks of about ``blocks.SIZE`` bytes of text. Raises InputError."""
+    whole = size_of(path)
+    with path.open("rb") as file, _refusals(path), _opened(file, path, f"{table.capitalize()}.xml") as stream:
+        for form, content in _pieces(stream, path, blocks.SIZE, table):
+            yield Block(path, path.name, form, content, min(file.tell(), whole))
+
+
+def posts_in(block: Block) -> Iterator[Post | str]:
+    """Every row of a block as a post, or the reason why it is none. Raises InputError."""
+    yield from map(_post, fields_in(block))
+
+
+def fields_in(block: Block) -> Iterator[Mapping[str, str]]:
+    """Every row of a block by the names of its columns. Raises InputError."""
+    with _refusals(block.path):
+        yield from _parsed(block.content, block.path) if block.form == XML else block.content
+
+
+@contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{path} is a damaged or truncated gzip file ({error}): fetch it again.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is neither XML nor a CSV in UTF-8 ({error.reason}): give the Posts.xml or Posts.csv of a dump.") from error
+    except csv.Error as error:
+        raise InputError(f"{path} is a damaged or truncated CSV ({error}): export or fetch it again.") from error
+    except etree.XMLSyntaxError as error:
+        raise InputError(f"{path} is damaged, truncated or not a Posts.xml ({_one_line(error.msg)}): fetch or unpack it again.") from error
+
+
+def size_of(path: Path) -> int:
     if not path.exists():
         raise InputError(f"{path} does not exist: give the path of a .7z, Posts.xml, Posts.csv or Posts.csv.gz.")
     if not path.is_file():
@@ -86,13 +116,13 @@ def _size(path: Path) -> int:
 
 
 @contextmanager
-def _opened(file: io.BufferedReader, path: Path) -> Iterator[Any]:
+def _opened(file: io.BufferedReader, path: Path, member: str) -> Iterator[Any]:
     """The bytes of the dump, unpacked; the content (never the file's name) shows how."""
     head = file.peek(len(SEVEN_ZIP))
     if head.startswith(SEVEN_ZIP):
         from tasks.rlhf import archives  # most dumps come without, and it is slow to import
 
-        with archives.member(file, path, MEMBER) as stream:
+        with archives.member(file, path, member) as stream:
             yield stream
     elif head.startswith(b"\x1f\x8b"):
         yield io.BufferedReader(gzip.GzipFile(fileobj=file))
@@ -100,42 +130,93 @@ def _opened(file: io.BufferedReader, path: Path) -> Iterator[Any]:
         yield file
 
 
-def _rows(stream: "io.BufferedReader[Any]", path: Path) -> Iterator[Mapping[str, str]]:
-    """Fields by column name of every row, in whichever format the content shows."""
+def _pieces(stream: "io.BufferedReader[Any]", path: Path, size: int, table: str) -> Iterator[tuple[str, Any]]:
+    """(form, content) of each block, in whichever format the content shows."""
     head = stream.peek(64)
     for magic, archive in ARCHIVES.items():
         if head.startswith(magic):
             raise InputError(f"{path} is a {archive} archive: unpack it and give the Posts.xml inside.")
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<") or head.startswith((b"\xff\xfe<", b"\xfe\xff\x00<")):
-        return _xml_rows(stream, path)
-    return _csv_rows(stream, path)
+        begun = stream.read(HEAD)
+        plain = PLAIN.match(begun[: begun.find(ROW)] if ROW in begun else b"")
+        if plain and plain["table"] == table.encode():
+            yield from ((XML, rows) for rows in _xml_rows(begun[begun.find(ROW) :], stream, path, size, table))
+            return
+        rows = _odd_xml_rows(_Begun(begun, stream), path, table)
+    else:
+        rows = _csv_rows(stream, path)
+    yield from ((FIELDS, batch) for batch in batches(((row, len(row.get("Body", "")) + 100) for row in rows), size))
 
 
-def _xml_rows(stream: "io.BufferedReader[Any]", path: Path) -> Iterator[Mapping[str, str]]:
+def _xml_rows(begun: bytes, stream: "io.BufferedReader[Any]", path: Path, size: int, table: str) -> Iterator[bytes]:
+    """The text of whole rows. Only a row can begin with "<row", for in a value "<" is spelled otherwise."""
+    held = begun
+    while len(more := stream.read(size)) == size:
+        held += more
+        end = held.rfind(ROW)
+        if end > 0:
+            yield held[:end]
+            held = held[end:]
+        elif len(held) > 4 * max(size, LONGEST_ROW):
+            raise InputError(f"{path} is damaged or not a Posts.xml (a row of more than {LONGEST_ROW >> 20} MB): fetch or unpack it again.")
+    held += more
+    end = held.rfind(f"</{table}>".encode())
+    if end < 0 or held[end:].strip() != f"</{table}>".encode():
+        raise InputError(f"{path} is damaged, truncated or not a Posts.xml (it ends before </{table}>): fetch or unpack it again.")
+    yield held[:end]
+
+
+def _parsed(rows: bytes, path: Path) -> Iterator[Mapping[str, str]]:
+    # Without huge_tree libxml2 refuses attributes above 10 MB; a text of its own has no entities but XML's.
+    parser = etree.XMLParser(resolve_entities=False, no_network=True, collect_ids=False, encoding="utf-8")
+    for row in etree.fromstring(b"<rows>%b</rows>" % rows, parser):
+        if row.tag == "row":
+            attributes: Any = row.attrib
+            yield dict(attributes)
+        elif isinstance(row.tag, str):
+            raise InputError(NOT_POSTS.format(path))
+
+
+class _Begun:
+    """A stream whose beginning has been read."""
+
+    def __init__(self, begun: bytes, rest: "io.BufferedReader[Any]") -> None:
+        self.begun, self.rest = begun, rest
+
+    def read(self, size: int = -1) -> bytes:
+        begun, self.begun = self.begun, b""
+        return begun or self.rest.read(size)
+
+
+def _odd_xml_rows(stream: _Begun, path: Path, table: str) -> Iterator[Mapping[str, str]]:
+    """Rows of XML that is not written as a dump is: another encoding, comments or declarations before the rows."""
     # Without huge_tree libxml2 refuses entity bombs and attributes above 10 MB; a dump of any length passes, for rows are freed as they go.
     context = etree.iterparse(stream, events=("end",), tag="row", resolve_entities=False, no_network=True, collect_ids=False)
     for _, row in context:
         parent = row.getparent()
-        if parent is None or parent.tag != "posts":
+        if parent is None or parent.tag != table:
             break
         yield dict(row.attrib)
         row.clear(keep_tail=False)
         while row.getprevious() is not None:
             del parent[0]
     else:
-        if context.root is not None and context.root.tag == "posts":
+        if context.root is not None and context.root.tag == table:
             return
-    raise InputError(f"{path} is XML but not a Posts.xml (no <row>s under <posts>): give the Posts.xml of a dump.")
+    raise InputError(NOT_POSTS.format(path))
 
 
 def _csv_rows(stream: "io.BufferedReader[Any]", path: Path) -> Iterator[Mapping[str, str]]:
     csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is less than some posts
-    with io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text:
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+    try:
         reader = csv.reader(text, strict=True)
         header = next(reader, [])
         _check(header, path)
         for row in reader:
             yield dict(zip(header, row, strict=True)) if len(row) == len(header) else {}
+    finally:
+        text.detach()  # it would close the stream
 
 
 def _check(header: list[str], path: Path) -> None:

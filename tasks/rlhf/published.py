@@ -12,14 +12,14 @@ from urllib.parse import urlsplit
 
 from tasks.rlhf.gathered import Gathered
 from tasks.rlhf.markdown import to_markdown
-from tasks.rlhf.quarantine import Quarantine
+from tasks.rlhf.quarantine import Bad
 from tasks.rlhf.questions import Answer, Question, identity
 from tasks.rlhf.rows import Row
 
 SITE, LICENCE = "stackexchange.com", "CC BY-SA"
 
 
-def preferences(rows: Iterable[Row], bad: Quarantine) -> Iterator[Question]:
+def preferences(rows: Iterable[Row], bad: Bad) -> Iterator[Question]:
     """Questions with scored answers, in the order of the rows. Ids are made of the page's address: those of two sites may be equal."""
     for place, fields in rows:
         question = _question(fields)
@@ -58,14 +58,14 @@ def _answer(fields: object, site: str) -> Answer | None:
     if not isinstance(fields, dict):
         return None
     number, points, text = fields.get("answer_id"), fields.get("pm_score"), fields.get("text")
-    if not (isinstance(number, int) and isinstance(points, int | float) and isfinite(points) and isinstance(text, str)):
+    if not (isinstance(number, int) and 0 <= number < 2**63 and isinstance(points, int | float) and isfinite(points) and isinstance(text, str)):
         return None
     author = fields.get("author_profile") or fields.get("author") or ""
-    about = (f"https://{site}/a/{number}", str(author), LICENCE)
+    about = (f"https://{site}/a/{number}", str(author), LICENCE, str(fields.get("author") or ""))
     return Answer(number, float(points), 0, fields.get("selected") is True, "", to_markdown(text), *about)
 
 
-def paired(rows: Iterable[Row], bad: Quarantine) -> Gathered:
+def paired(rows: Iterable[Row], bad: Bad) -> Gathered:
     """Questions with the comparisons that their rows make."""
     found = Gathered(SITE, LICENCE)
     for place, fields in rows:

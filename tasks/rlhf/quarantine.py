@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -14,6 +15,9 @@ class Place(NamedTuple):
 
     file: str
     row: int  # from 1: a line of JSON lines, an element of a list, a row of a table or a dump
+
+
+Bad = Callable[[Place, str], None]  # is told of every row that cannot be used
 
 
 class Quarantine:

@@ -24,6 +24,7 @@ class Answer(NamedTuple):
     url: str
     author: str
     licence: str
+    author_name: str = ""
 
 
 class Question(NamedTuple):
@@ -37,6 +38,7 @@ class Question(NamedTuple):
     answers: tuple[Answer, ...]  # by id
     compared: tuple[Pair, ...] | None = None  # the comparisons that somebody made; None: a higher score wins
     split: str = ""  # the split that its source puts it in, if any
+    author_name: str = ""
 
 
 def identity(text: str) -> int:
@@ -80,6 +82,20 @@ def _counted(reason: str, dropped: Counter[str]) -> bool:
     if reason:
         dropped[reason] += 1
     return bool(reason)
+
+
+def ranks(answers: Sequence[Answer]) -> list[int]:
+    """Rank of each answer by its score, from 1; equal scores share one, and the next is one below."""
+    order = {score: place for place, score in enumerate(sorted({answer.score for answer in answers}, reverse=True), 1)}
+    return [order[answer.score] for answer in answers]
+
+
+def count_pairs(question: Question) -> int:
+    """How many comparisons the question has to draw from."""
+    if question.compared is not None:
+        return len(question.compared)
+    scores = Counter(answer.score for answer in question.answers)
+    return (len(question.answers) ** 2 - sum(count**2 for count in scores.values())) // 2
 
 
 def pairs_of(question: Question, *, max_pairs: int, seed: int) -> list[Pair]:

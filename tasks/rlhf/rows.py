@@ -9,12 +9,15 @@ import io
 import json
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tasks.rlhf import blocks
+from tasks.rlhf.blocks import Block, batches
 from tasks.rlhf.quarantine import Place, Quarantine
 from tasks.rlhf.refusal import InputError
 
@@ -25,6 +28,9 @@ ENDINGS = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
 BETWEEN = frozenset(" \t\r\n,")
 GZIP, PARQUET = b"\x1f\x8b", b"PAR1"
 ESCAPE = "\\u"
+GROUPS, LINES, VALUES = "groups", "lines", "values"  # forms of blocks
+TOO_LONG = b"\n"  # stands for a line that is; no other is empty
+NO_OBJECT = "rows that are no objects"
 HINT = "give JSON lines, a JSON list or parquet"
 
 
@@ -34,23 +40,41 @@ class Row(NamedTuple):
 
 
 def read_rows(path: Path, bad: Quarantine, watch: Callable[[int, int], None] | None = None) -> Iterator[Row]:
-    """Every row that is an object, in the order of the files' names. ``watch(read, size)`` is called now and then, in bytes.
+    """Every row that is an object, in the order of the files' names. ``watch(read, size)`` is called after each block, in bytes.
 
     Raises InputError: nothing there, no such file among what is there, a damaged one, or another format.
     """
-    files = files_of(path)
-    size, before = sum(file.stat().st_size for file in files), 0
-    for file in files:
-        shown = file.name if file == path else file.relative_to(path).as_posix()
-        for number, (fields, offset) in enumerate(_elements(file), 1):
+    size, number, file = sum(one.stat().st_size for one in files_of(path)), 0, ""
+    for block in cut(path):
+        if block.file != file:
+            number, file = 0, block.file
+        for fields in rows_in(block):
+            number += 1
             bad.rows += 1
             if isinstance(fields, dict):
-                yield Row(Place(shown, number), fields)
+                yield Row(Place(file, number), fields)
             else:
-                bad(Place(shown, number), fields if isinstance(fields, str) else "rows that are no objects")
-            if watch and number % 1000 == 0:
-                watch(before + min(offset, file.stat().st_size), size)
-        before += file.stat().st_size
+                bad(Place(file, number), fields)
+        if watch:
+            watch(block.read, size)
+
+
+def cut(path: Path) -> Iterator[Block]:
+    """The files, in the order of their names, in blocks of about ``blocks.SIZE`` bytes of text. Raises InputError."""
+    before = 0
+    for file in files_of(path):
+        shown, whole = file.name if file == path else file.relative_to(path).as_posix(), file.stat().st_size
+        for form, content, offset in _pieces(file, blocks.SIZE):
+            yield Block(file, shown, form, content, before + min(offset, whole))
+        before += whole
+
+
+def rows_in(block: Block) -> Iterator[dict[str, Any] | str]:
+    """Every row of a block, or the reason why it is none. Raises InputError."""
+    with _refusals(block.path):
+        values = _of_groups(block) if block.form == GROUPS else map(_parsed, block.content) if block.form == LINES else block.content
+        for value in values:
+            yield value if isinstance(value, dict | str) else NO_OBJECT
 
 
 def files_of(path: Path) -> list[Path]:
@@ -64,48 +88,67 @@ def files_of(path: Path) -> list[Path]:
     return found
 
 
-def _elements(path: Path) -> Iterator[tuple[Any, int]]:
-    """(object, or the reason why there is none; bytes read) of each row."""
-    with path.open("rb") as file:
+def _pieces(path: Path, size: int) -> Iterator[tuple[str, Any, int]]:
+    """(form, content, bytes of the file read) of each block."""
+    with path.open("rb") as file, _refusals(path):
         head = file.peek(4)[:4]
-        try:
-            if head == PARQUET:
-                yield from _of_parquet(path)
-                return
-            stream = io.BufferedReader(gzip.GzipFile(fileobj=file)) if head.startswith(GZIP) else file
-            start = stream.peek(CHUNK)[:CHUNK].lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
-            if start not in (b"{", b"["):
-                raise InputError(f"{path} is empty: fetch or export it again." if not start else f"{path} is in another format: {HINT}.")
-            elements = _of_list(stream, path) if start == b"[" else _of_lines(stream)
-            yield from ((element, file.tell()) for element in elements)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise InputError(f"{path} is a damaged or truncated gzip file ({error}): fetch it again.") from error
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{path} is damaged or truncated ({str(error).splitlines()[0][:120]}): fetch it again.") from error
+        if head == PARQUET:
+            yield from _groups(path, size)
+            return
+        stream = io.BufferedReader(gzip.GzipFile(fileobj=file)) if head.startswith(GZIP) else file
+        start = stream.peek(CHUNK)[:CHUNK].lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+        if start not in (b"{", b"["):
+            raise InputError(f"{path} is empty: fetch or export it again." if not start else f"{path} is in another format: {HINT}.")
+        if start == b"{":
+            yield from ((LINES, batch, file.tell()) for batch in batches(((line, len(line)) for line in _lines(stream)), size))
+        else:
+            yield from ((VALUES, batch, file.tell()) for batch in batches(_of_list(stream, path), size))
 
 
-def _of_parquet(path: Path) -> Iterator[tuple[Any, int]]:
+@contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{path} is a damaged or truncated gzip file ({error}): fetch it again.") from error
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path} is damaged or truncated ({str(error).splitlines()[0][:120]}): fetch it again.") from error
+
+
+def _groups(path: Path, size: int) -> Iterator[tuple[str, Any, int]]:
+    """Row groups that follow each other and make up about ``size`` bytes of text."""
     with pq.ParquetFile(path) as table:
-        total, done, size = max(table.metadata.num_rows, 1), 0, path.stat().st_size
-        for batch in table.iter_batches(batch_size=BATCH):
-            for fields in batch.to_pylist():
-                done += 1
-                yield fields, size * done // total
+        about = table.metadata
+        weights = ((group, about.row_group(group).total_byte_size) for group in range(about.num_row_groups))
+        done, whole = 0, max(about.num_rows, 1)
+        for groups in batches(weights, size):
+            done += sum(about.row_group(group).num_rows for group in groups)
+            yield GROUPS, groups, path.stat().st_size * done // whole
 
 
-def _of_lines(stream: "io.BufferedReader[Any]") -> Iterator[Any]:
+def _of_groups(block: Block) -> Iterator[Any]:
+    with pq.ParquetFile(block.path) as table:
+        for batch in table.iter_batches(batch_size=BATCH, row_groups=block.content):
+            yield from batch.to_pylist()
+
+
+def _lines(stream: "io.BufferedReader[Any]") -> Iterator[bytes]:
     while line := stream.readline(MAX_ROW):
         if len(line) == MAX_ROW and not line.endswith(b"\n"):
             while (rest := stream.readline(MAX_ROW)) and not rest.endswith(b"\n"):
                 pass
-            yield "rows that are too long"
+            yield TOO_LONG
         elif line.strip(b" \t\r\n\xef\xbb\xbf"):
-            yield _parsed(line)
+            yield line
 
 
 def _parsed(line: bytes) -> Any:
+    if line == TOO_LONG:
+        return "rows that are too long"
     try:
         value = json.loads(line.decode("utf-8-sig"))
+        if not isinstance(value, dict):
+            return NO_OBJECT
         return whole(value) if ESCAPE.encode() in line else value
     except (ValueError, RecursionError):
         return "rows that are not JSON"
@@ -120,8 +163,8 @@ def whole(value: Any) -> Any:
     return [whole(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _of_list(stream: "io.BufferedReader[Any]", path: Path) -> Iterator[Any]:
-    """Elements of one JSON list, decoded as it is read."""
+def _of_list(stream: "io.BufferedReader[Any]", path: Path) -> Iterator[tuple[Any, int]]:
+    """(element, its length) of one JSON list, decoded as it is read."""
     decoder, reader = json.JSONDecoder(), io.TextIOWrapper(stream, encoding="utf-8-sig")
     try:
         text = reader.read(CHUNK).lstrip()
@@ -141,7 +184,8 @@ def _of_list(stream: "io.BufferedReader[Any]", path: Path) -> Iterator[Any]:
                 more = reader.read(wanted)
                 text, at, wanted, ended = text[at:] + more, 0, 2 * wanted, not more
                 continue
-            yield whole(element) if text.find(ESCAPE, at, end) >= 0 else element
+            element = element if isinstance(element, dict) else NO_OBJECT
+            yield whole(element) if text.find(ESCAPE, at, end) >= 0 else element, end - at
             at, wanted = end, CHUNK
     except (UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path} is not a JSON list in UTF-8 ({type(error).__name__}): export it again.") from error

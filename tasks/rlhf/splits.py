@@ -4,7 +4,7 @@ import hashlib
 import re
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 
 from tasks.rlhf.near import groups
@@ -27,17 +27,24 @@ def assign_splits(
     The same are equal normalised texts and, below 1, those of which the share ``alike`` is the same (near.py). ``given`` are the splits that a source
     has made itself: whoever is in one, or says the same as one that is, is in that one; the others share what is left, in proportion.
     """
-    given = given or {}
-    found = together([prompt for _, prompt in prompts], alike)
-    leaders: dict[int, int] = {}
+    order = sorted(range(len(prompts)), key=lambda place: prompts[place][0])
+    ids = [prompts[place][0] for place in order]
+    leaders = together([prompts[place][1] for place in order], alike)
+    chosen = splits_of(ids, leaders, shares, {place: given[id] for place, id in enumerate(ids) if id in given} if given else {})
+    found = dict(zip(order, chosen, strict=True))
+    return [found[place] for place in range(len(prompts))]
+
+
+def splits_of(ids: Sequence[int], leaders: Sequence[int], shares: Mapping[str, float], given: Mapping[int, str]) -> Iterator[str]:
+    """Split of each question; ``leaders`` has the place of the first that says the same, of the smallest id; ``given`` is by place."""
     bound: dict[int, str] = {}
-    for (question_id, _), group in zip(prompts, found, strict=True):
-        leaders[group] = min(question_id, leaders.get(group, question_id))
-        if question_id in given:
-            bound[group] = max(given[question_id], bound.get(group, ""))
+    for place, name in given.items():
+        leader = int(leaders[place])
+        bound[leader] = max(name, bound.get(leader, ""))
     left = {name: share for name, share in shares.items() if name not in set(given.values())}
     rest = {name: share / sum(left.values()) for name, share in left.items()} if given else shares
-    return [bound[group] if group in bound else split_of(leaders[group], rest) for group in found]
+    for leader in leaders:
+        yield bound.get(int(leader)) or split_of(int(ids[leader]), rest)
 
 
 def together(prompts: Sequence[str], alike: float) -> list[int]:
@@ -50,4 +57,5 @@ def together(prompts: Sequence[str], alike: float) -> list[int]:
 
 def normalised(text: str) -> str:
     """Words of a text in lower case: what is left when spacing, case and punctuation are taken away. A text without words is left as it is."""
-    return " ".join(WORD.findall(unicodedata.normalize("NFKC", text).casefold())) or text
+    folded = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()  # the same, only faster
+    return " ".join(WORD.findall(folded)) or text

@@ -6,12 +6,13 @@ Nothing here depends on the order of the posts.
 """
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from tasks.rlhf.markdown import to_markdown
 from tasks.rlhf.posts import Post
-from tasks.rlhf.questions import Answer, Question
+from tasks.rlhf.questions import Answer, Question, identity
 
 # Stack Exchange's own dates for contributions whose licence the dump does not name: https://stackoverflow.com/help/licensing
 VERSION_3_FROM, VERSION_4_FROM = "2011-04-08", "2018-05-02"
@@ -41,34 +42,62 @@ def prompt_of(title: str, body: str) -> str:
     return title if title and body in ("", title) else f"{title}\n\n{body}".strip()
 
 
+class Placed(NamedTuple):
+    """A post, its body in Markdown, under the number of its question."""
+
+    question: int
+    site: str
+    post: Post
+
+
+def placed(post: Post, site: str, *, several: bool = False) -> Placed:
+    """``several``: the question's number is made of its page's address, for those of two sites may be equal."""
+    number = post.parent or post.id
+    return Placed(identity(page_of(site, number)) if several else number, site, post._replace(body=to_markdown(post.body)))
+
+
+def page_of(site: str, question: int) -> str:
+    return f"https://{site}/q/{question}"
+
+
 def assemble(posts: Iterable[Post], dropped: Counter[str], *, site: str) -> Iterator[Question]:
     """Questions by id, each with its answers; ``dropped`` counts what belongs to none."""
+    return questions_of((placed(post, site) for post in posts), dropped)
+
+
+def questions_of(posts: Iterable[Placed], dropped: Counter[str]) -> Iterator[Question]:
+    """Questions by number, each with its answers; ``dropped`` counts what belongs to none."""
     questions, answers = _collect(posts, dropped)
-    for question_id in sorted(questions):
-        post = questions[question_id]
-        written = answers.pop(question_id, {})
-        replies = tuple(_answer(written[answer_id], post, site) for answer_id in sorted(written))
-        about = (site, f"https://{site}/q/{post.id}", author_of(post, site), licence_of(post))
-        yield Question(post.id, prompt_of(post.title, post.body), post.created, *about, replies)
+    for number in sorted(questions):
+        (post,) = questions[number].values()
+        site, written = post.site, answers.pop(number, {})
+        replies = tuple(_answer(written[answer_id].post, post.post, site) for answer_id in sorted(written))
+        yield _question(number, site, post.post, replies)
     dropped["answers whose question is missing"] += sum(map(len, answers.values()))
 
 
-def _collect(posts: Iterable[Post], dropped: Counter[str]) -> tuple[dict[int, Post], dict[int, dict[int, Post]]]:
-    """Questions by id and answers by question and id, their bodies in Markdown."""
-    questions: dict[int, Post] = {}
-    answers: dict[int, dict[int, Post]] = {}
+Shelf = dict[int, dict[int, Placed]]  # by the question's number and the post's id
+
+
+def _collect(posts: Iterable[Placed], dropped: Counter[str]) -> tuple[Shelf, Shelf]:
+    questions: Shelf = defaultdict(dict)
+    answers: Shelf = defaultdict(dict)
     for post in posts:
-        shelf = answers.setdefault(post.parent, {}) if post.parent else questions
-        text = post._replace(body=to_markdown(post.body))
-        if post.id in shelf:  # shards that overlap; the smaller tuple, so that order does not matter
+        shelf = (answers if post.post.parent else questions)[post.question]
+        if (known := shelf.get(post.post.id)) is not None:  # files that overlap; the smaller tuple, so that order does not matter
             dropped["repeated post ids"] += 1
-            text = min(text, shelf[post.id])
-        shelf[post.id] = text
+            post = min(post, known)
+        shelf[post.post.id] = post
     return questions, answers
+
+
+def _question(number: int, site: str, post: Post, replies: tuple[Answer, ...]) -> Question:
+    about = (site, page_of(site, post.id), author_of(post, site), licence_of(post))
+    return Question(number, prompt_of(post.title, post.body), post.created, *about, replies, author_name=post.author_name)
 
 
 def _answer(post: Post, question: Post, site: str) -> Answer:
     accepted = post.id == question.accepted
     points = score(post.votes, accepted)
     about = (f"https://{site}/a/{post.id}", author_of(post, site), licence_of(post))
-    return Answer(post.id, points, post.votes, accepted, post.created, post.body, *about)
+    return Answer(post.id, points, post.votes, accepted, post.created, post.body, *about, post.author_name)

@@ -1,0 +1,191 @@
+"""A source in records: what one process makes of a block of rows, and another of the records of a range of questions.
+
+Every function here is called in whichever process is free; what it gives depends on its task alone.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from pathlib import Path, PurePath
+from typing import NamedTuple
+
+from tasks.programs.source import HhRlhf, OwnRows, ShellSite, Source, StackExchangeDump, StackExchangePaired, StackExchangePreferences
+from tasks.rlhf import hh_rlhf, own, posts, published, rows, segments
+from tasks.rlhf.blocks import Block
+from tasks.rlhf.gathered import Gathered, Note
+from tasks.rlhf.people import Names
+from tasks.rlhf.posts import Post
+from tasks.rlhf.quarantine import Place
+from tasks.rlhf.questions import Question
+from tasks.rlhf.refusal import InputError
+from tasks.rlhf.rows import Row
+from tasks.rlhf.segments import Record
+from tasks.rlhf.shelves import plain, question_of
+from tasks.rlhf.stack_exchange import Placed, placed, questions_of
+
+BUILT_IN_SITE = "shell.example"
+OTHER_TABLES = re.compile(r"-(Badges|Comments|PostHistory|PostLinks|Tags|Users|Votes)\.7z$")  # of a site that is published in several archives
+ARCHIVES = (".7z", "Posts.xml", "Posts.csv", "Posts.csv.gz")
+
+
+class Task(NamedTuple):
+    block: Block
+    source: Source
+    site: str  # of a dump
+    several: bool  # whether a dump has several sites
+    segment: Path
+    names: Path | None = None  # folder of the names of a dump's users
+
+
+class Taken(NamedTuple):
+    """What became of a block."""
+
+    file: str
+    bytes: int  # of the source, read so far
+    rows: int
+    read: Counter[str]
+    dropped: Counter[str]
+    bad: list[tuple[int, str]]  # row of the block, from 1, and the reason
+    segment: Path
+
+
+def cut(source: Source, path: Path) -> Iterator[tuple[Block, str]]:
+    """Blocks of the source, with the site of each where it is a dump. Raises InputError."""
+    if isinstance(source, ShellSite | StackExchangeDump):
+        before = 0
+        for file in dumps(path):
+            site = site_of(source, path, file)
+            shown = file.name if file == path else file.relative_to(path).as_posix()
+            for block in posts.cut(file):
+                yield block._replace(file=shown, read=before + block.read), site
+            before += file.stat().st_size
+    else:
+        yield from ((block, "") for block in rows.cut(path))
+
+
+def size_of(source: Source, path: Path) -> int:
+    """Bytes of the source's files."""
+    if isinstance(source, ShellSite | StackExchangeDump):
+        return sum(posts.size_of(file) for file in dumps(path))
+    return sum(file.stat().st_size for file in rows.files_of(path))
+
+
+def dumps(path: Path) -> list[Path]:
+    """The files with posts: the path itself, or all of a folder."""
+    if not path.is_dir():
+        return [path]
+    found = sorted(file for file in path.rglob("*") if file.is_file() and file.name.endswith(ARCHIVES) and not OTHER_TABLES.search(file.name))
+    if not found:
+        raise InputError(f"{path} holds no file that ends in {', '.join(ARCHIVES)}: give a folder of dumps.")
+    return found
+
+
+def users_of(path: Path, file: Path) -> Iterator[Block] | None:
+    """The users of a dump's file in blocks: in the same archive, or beside it in a folder; None where there are none."""
+    places = [file]
+    if path.is_dir():
+        places += [file.with_name("Users.xml"), file.with_name(file.name.replace("-Posts.7z", "-Users.7z"))]
+    for place in places:
+        if place.name == "Users.xml" and place.is_file():
+            return posts.cut(place, posts.USERS)
+        if place.suffix == ".7z" and place.is_file() and _holds_users(place):
+            return posts.cut(place, posts.USERS)
+    return None
+
+
+def _holds_users(place: Path) -> bool:
+    from tasks.rlhf import archives  # most sources come without, and it is slow to import
+
+    return archives.has(place, "Users.xml")
+
+
+def site_of(source: ShellSite | StackExchangeDump, path: Path, file: Path) -> str:
+    """A folder's files are named as they are published: <site>.7z, <site>-Posts.7z or <site>/Posts.xml."""
+    if isinstance(source, ShellSite):
+        return BUILT_IN_SITE
+    if file == path:
+        return source.site
+    name = PurePath(file.name)
+    return name.name.removesuffix(".7z").removesuffix("-Posts") if name.suffix == ".7z" else file.parent.name
+
+
+def take(task: Task) -> Taken:
+    """Read a block, and write what it says as a segment in the order of the questions' numbers. Raises InputError."""
+    bad: list[tuple[int, str]] = []
+    read: Counter[str] = Counter()
+    dropped: Counter[str] = Counter()
+    if isinstance(task.source, ShellSite | StackExchangeDump):
+        count, records = _posts(task, read, dropped, bad)
+    else:
+        found = list(rows.rows_in(task.block))
+        good = [Row(Place(task.block.file, number), fields) for number, fields in enumerate(found, 1) if isinstance(fields, dict)]
+        bad += [(number, reason) for number, reason in enumerate(found, 1) if isinstance(reason, str)]
+        count, records = len(found), _records(task.source, good, dropped, bad)
+        read["rows"] += len(good)
+    segments.write(records, task.segment)
+    return Taken(task.block.file, task.block.read, count, read, dropped, sorted(bad), task.segment)
+
+
+def _posts(task: Task, read: Counter[str], dropped: Counter[str], bad: list[tuple[int, str]]) -> tuple[int, list[Record]]:
+    records: list[Record] = []
+    number = 0
+    with Names(task.names) if task.names else nullcontext() as names:
+        for number, post in enumerate(posts.posts_in(task.block), 1):
+            if isinstance(post, Post):
+                read["answers" if post.parent else "questions"] += 1
+                if names and post.author_id:
+                    post = post._replace(author_name=names.get(post.author_id))
+                where = placed(post, task.site, several=task.several)
+                records.append((where.question, [where.site, list(where.post)]))
+            elif post == posts.UNREADABLE:
+                bad.append((number, post))
+            else:
+                dropped[post] += 1
+    return number, records
+
+
+def _records(source: Source, found: list[Row], dropped: Counter[str], bad: list[tuple[int, str]]) -> list[Record]:
+    def tell(place: Place, reason: str) -> None:
+        bad.append((place.row, reason))
+
+    match source:
+        case StackExchangePreferences():
+            return [(question.id, plain(question)) for question in published.preferences(found, tell)]
+        case StackExchangePaired():
+            gathered = published.paired(found, tell)
+        case HhRlhf():
+            gathered = hh_rlhf.gather(found, dropped, tell, one_turn=source.turns == "single")
+        case OwnRows():
+            columns = own.Columns(**source.model_dump(include=set(own.Columns._fields)))
+            gathered = own.gather(found, tell, columns, site=source.site, licence=source.licence)
+        case _:
+            raise AssertionError(source)
+    return [(number, list(note)) for number, note in gathered.notes]
+
+
+def questions(source: Source, records: Iterable[Record], dropped: Counter[str]) -> Iterator[Question]:
+    """The questions that the records of a range of numbers make, by number; nothing depends on the records' order."""
+    match source:
+        case ShellSite() | StackExchangeDump():
+            return questions_of((Placed(number, site, Post._make(post)) for number, (site, post) in records), dropped)
+        case StackExchangePreferences():
+            return _distinct((question_of(fields) for _, fields in records), dropped)
+        case StackExchangePaired():
+            about = (published.SITE, published.LICENCE)
+        case HhRlhf():
+            about = (hh_rlhf.SITE, hh_rlhf.LICENCE)
+        case OwnRows():
+            about = (source.site, source.licence)
+    return Gathered(*about, ((number, Note._make(note)) for number, note in records)).questions(dropped)
+
+
+def _distinct(found: Iterable[Question], dropped: Counter[str]) -> Iterator[Question]:
+    """Of two with the same id the smaller, so that order does not matter."""
+    known: dict[int, Question] = {}
+    for question in found:
+        if question.id in known:
+            dropped["repeated questions"] += 1
+            question = min(question, known[question.id])
+        known[question.id] = question
+    return iter([known[number] for number in sorted(known)])

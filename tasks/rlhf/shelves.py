@@ -1,0 +1,99 @@
+"""Kept questions on disk, a range of ids to a shelf: the texts as lines of JSON, and beside them the numbers that are compared across all shelves."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+
+from tasks.rlhf.near import BANDS, sketch
+from tasks.rlhf.questions import Answer, Question
+from tasks.rlhf.splits import normalised
+
+SPLITS = ("", "finetune", "reward", "rl", "evaluation")  # "": none that its source has put it in
+
+
+class Numbers(NamedTuple):
+    """Of n questions in the order of their ids."""
+
+    ids: Any  # int64 [n]
+    texts: Any  # uint64 [n], of the prompt's words
+    authors: Any  # uint64 [n], 0: unknown
+    comparable: Any  # bool [n], whether two of its answers can be compared
+    given: Any  # int8 [n], a place in SPLITS
+
+
+def write(questions: Sequence[Question], path: Path, *, near: bool) -> None:
+    """``near``: also what finds prompts that say nearly the same."""
+    path.write_bytes(b"".join(orjson.dumps(plain(question), option=orjson.OPT_APPEND_NEWLINE) for question in questions))
+    words = [normalised(question.prompt) for question in questions]
+    columns = Numbers(
+        np.array([question.id for question in questions], dtype=np.int64),
+        np.array([_number(text) for text in words], dtype=np.uint64),
+        np.array([_number(question.author) if question.author else 0 for question in questions], dtype=np.uint64),
+        np.array([_comparable(question) for question in questions], dtype=bool),
+        np.array([SPLITS.index(question.split) for question in questions], dtype=np.int8),
+    )
+    np.savez(path.with_suffix(".npz"), **columns._asdict())
+    if near:
+        found = sketch(words)
+        found.shingles.tofile(path.with_suffix(".shingles"))
+        found.ends.tofile(path.with_suffix(".ends"))
+        found.bands.tofile(path.with_suffix(".bands"))
+
+
+def read(path: Path) -> Iterator[Question]:
+    """In the order of their ids."""
+    with path.open("rb") as file:
+        for line in file:
+            yield question_of(orjson.loads(line))
+
+
+def numbers(paths: Sequence[Path]) -> Numbers:
+    """Those of all shelves."""
+    columns: list[list[Any]] = [[] for _ in Numbers._fields]
+    for path in paths:
+        with np.load(path.with_suffix(".npz")) as found:
+            for column, name in zip(columns, Numbers._fields, strict=True):
+                column.append(found[name])
+    return Numbers(*(np.concatenate(column) if column else np.empty(0, dtype=np.int64) for column in columns))
+
+
+def band(paths: Sequence[Path], number: int) -> Any:
+    """One band of all shelves' sketches, uint64 [n]."""
+    found = []
+    for path in paths:
+        count = path.with_suffix(".ends").stat().st_size // 8
+        found.append(np.fromfile(path.with_suffix(".bands"), dtype=np.uint64, count=count, offset=8 * count * number))
+        assert path.with_suffix(".bands").stat().st_size == 8 * BANDS * count
+    return np.concatenate(found)
+
+
+def shingles(path: Path, place: int) -> Any:
+    """Those of the shelf's question at ``place``, uint64."""
+    first = max(place - 1, 0)
+    ends = np.fromfile(path.with_suffix(".ends"), dtype=np.int64, count=place - first + 1, offset=8 * first)
+    start, end = (0, ends[0]) if place == 0 else ends
+    return np.fromfile(path.with_suffix(".shingles"), dtype=np.uint64, count=int(end - start), offset=8 * int(start))
+
+
+def question_of(fields: list[Any]) -> Question:
+    """The question that ``plain`` gave."""
+    *about, answers, compared, split, name = fields
+    pairs = None if compared is None else tuple((better, worse) for better, worse in compared)
+    return Question._make([*about, tuple(Answer._make(answer) for answer in answers), pairs, split, name])
+
+
+def plain(question: Question) -> list[Any]:
+    """The question as JSON can hold it."""
+    return [*question[:7], [list(answer) for answer in question.answers], question.compared, question.split, question.author_name]
+
+
+def _number(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def _comparable(question: Question) -> bool:
+    return bool(question.compared) if question.compared is not None else len({answer.score for answer in question.answers}) > 1
