@@ -1,8 +1,9 @@
 """What is decided about all questions together: which say the same, whose author has enough of them, and the split of each."""
 
+import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,7 +50,8 @@ def _leaders(found: Numbers, paths: Sequence[Path], alike: float) -> Any:
     _, first, back = np.unique(found.texts, return_index=True, return_inverse=True)
     leaders = first[back].astype(np.int64)
     if alike < 1 and len(leaders):
-        link(leaders, _Bands(paths), _shingles_of(paths), alike)
+        with _shingles(paths) as shingles_of:
+            link(leaders, _Bands(paths), shingles_of, alike)
     return leaders
 
 
@@ -68,14 +70,20 @@ class _Bands(Sequence[Hashes]):
         return shelves.band(self.paths, number)
 
 
-def _shingles_of(paths: Sequence[Path]) -> Callable[[int], Hashes]:
-    ends = list(accumulate(path.with_suffix(".ends").stat().st_size // 8 for path in paths))
+@contextmanager
+def _shingles(paths: Sequence[Path]) -> Iterator[Callable[[int], Hashes]]:
+    """What gives a question's shingles, read when they are asked for."""
+    whole, ends = shelves.join_shingles(paths)
 
     def shingles_of(number: int) -> Hashes:
-        shelf = int(np.searchsorted(ends, number, side="right"))
-        return shelves.shingles(paths[shelf], number - (ends[shelf - 1] if shelf else 0))
+        start = int(ends[number - 1]) if number else 0
+        return np.frombuffer(os.pread(file, 8 * (int(ends[number]) - start), 8 * start), dtype=np.uint64)
 
-    return shingles_of
+    file = os.open(whole, os.O_RDONLY)
+    try:
+        yield shingles_of
+    finally:
+        os.close(file)
 
 
 def _capped(found: Numbers, kept: Any, most: int) -> Any:

@@ -4,7 +4,8 @@ Two texts are alike when the sets of their three-word shingles have a Jaccard in
 a pair of index s with probability (1 - s^4)^32: 5e-8 at 0.8, 1.5e-4 at 0.7. A shingle is known by 64 bits of a hash.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,15 +73,30 @@ def link(leaders: Any, bands: Sequence[Hashes], shingles_of: Callable[[int], Has
     distinct = leaders == np.arange(len(leaders))
     for band in bands:
         for bucket in _shared(band):
-            members = [number for number in bucket if distinct[number]]
-            known = {number: frozenset(shingles_of(number).tolist()) for number in members} if len(set(_all(leaders, members))) > 1 else {}
-            for place, one in enumerate(members):
-                for other in members[:place]:
-                    first, second = sorted((leader_of(leaders, one), leader_of(leaders, other)))
-                    if first != second and jaccard(known[one], known[other]) >= threshold:
-                        leaders[second] = first
+            groups: dict[int, list[int]] = defaultdict(list)
+            for number in bucket:
+                if distinct[number]:
+                    groups[leader_of(leaders, number)].append(number)
+            if len(groups) > 1:
+                known = {number: frozenset(shingles_of(number).tolist()) for group in groups.values() for number in group}
+                _join(leaders, list(groups.values()), known, threshold)
     for number in range(len(leaders)):
         leaders[number] = leader_of(leaders, number)
+
+
+def _join(leaders: Any, groups: Sequence[list[int]], known: Mapping[int, frozenset[int]], threshold: float) -> None:
+    """Join groups of which any two texts are alike; within a group nothing is left to compare."""
+    apart: list[list[int]] = []
+    for group in groups:
+        still_apart = []
+        for other in apart:
+            if any(jaccard(known[one], known[two]) >= threshold for one in group for two in other):
+                first, second = sorted((leader_of(leaders, group[0]), leader_of(leaders, other[0])))
+                leaders[second] = first
+                group = group + other
+            else:
+                still_apart.append(other)
+        apart = [*still_apart, group]
 
 
 def leader_of(leaders: Any, number: int) -> int:
@@ -89,10 +105,6 @@ def leader_of(leaders: Any, number: int) -> int:
         leaders[number] = leaders[leaders[number]]
         number = int(leaders[number])
     return number
-
-
-def _all(leaders: Any, members: Sequence[int]) -> list[int]:
-    return [leader_of(leaders, number) for number in members]
 
 
 def _shared(band: Hashes) -> Iterator[list[int]]:

@@ -1,6 +1,7 @@
 """Kept questions on disk, a range of ids to a shelf: the texts as lines of JSON, and beside them the numbers that are compared across all shelves."""
 
 import hashlib
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,12 +72,18 @@ def band(paths: Sequence[Path], number: int) -> Any:
     return np.concatenate(found)
 
 
-def shingles(path: Path, place: int) -> Any:
-    """Those of the shelf's question at ``place``, uint64."""
-    first = max(place - 1, 0)
-    ends = np.fromfile(path.with_suffix(".ends"), dtype=np.int64, count=place - first + 1, offset=8 * first)
-    start, end = (0, ends[0]) if place == 0 else ends
-    return np.fromfile(path.with_suffix(".shingles"), dtype=np.uint64, count=int(end - start), offset=8 * int(start))
+def join_shingles(paths: Sequence[Path]) -> tuple[Path, Any]:
+    """All shelves' shingles in one file, and where each question's end there, int64 [n]; the shelves' own files are gone."""
+    whole, ends, before = paths[0].with_name("shingles"), [], 0
+    with whole.open("wb") as file:
+        for path in paths:
+            of_one = np.fromfile(path.with_suffix(".ends"), dtype=np.int64)
+            ends.append(of_one + before)
+            before += int(of_one[-1]) if len(of_one) else 0
+            with path.with_suffix(".shingles").open("rb") as part:
+                shutil.copyfileobj(part, file, 2**20)
+            path.with_suffix(".shingles").unlink()
+    return whole, np.concatenate(ends)
 
 
 def question_of(fields: list[Any]) -> Question:
