@@ -8,7 +8,6 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -20,8 +19,9 @@ import torch
 from transformers import LlamaForCausalLM
 
 from tasks.programs.sft import block_loss
-from tasks.rlhf import adapters, branches, models, sampling, sequences, shell_site
+from tasks.rlhf import adapters, branches, models, sampling, sequences
 from tasks.rlhf.packing import IGNORE, Document, pack
+from tests import bench_data
 
 ROUNDS = 9
 ROOT = Path(__file__).resolve().parent.parent
@@ -109,14 +109,7 @@ def sampler() -> None:
 
 
 def programs() -> None:
-    """The data stage on 2,000 generated questions, start-up included, and the start-up of a training program."""
-    with tempfile.TemporaryDirectory() as folder:
-        posts = Path(folder, "Posts.xml")
-        count = shell_site.write_posts(shell_site.generate(num_questions=2000, seed=0), posts)
-        job = {"stage": "data", "job": {"seed": 0, "source": {"kind": "stack-exchange", "path": str(posts)}, "data": {}}}
-        Path(folder, "job.json").write_text(json.dumps(job | {"inputs": {"source": str(posts)}, "machine": {}}))
-        seconds = median(lambda: subprocess.run([sys.executable, "-m", "tasks.programs.data", folder], check=True, cwd=ROOT), rounds=3, warmup=1)
-        show("data stage, whole process", count / seconds, "posts/s", f"{count:,} posts in {seconds:.1f} s")
+    """The start-up of a training program."""
     seconds = median(lambda: subprocess.run([sys.executable, "-c", "import tasks.programs.ppo"], check=True, cwd=ROOT), rounds=3, warmup=1)
     show("start of a training program", seconds * 1000, "ms", "imports alone")
 
@@ -126,3 +119,5 @@ if __name__ == "__main__":
     comparing()
     sampler()
     programs()
+    entries = [*bench_data.beside_the_article(), *bench_data.over_the_cores()]
+    (ROOT / ".bench" / "bench.json").write_text(json.dumps(entries, indent=1) + "\n")

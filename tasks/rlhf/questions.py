@@ -94,6 +94,8 @@ def count_pairs(question: Question) -> int:
     """How many comparisons the question has to draw from."""
     if question.compared is not None:
         return len(question.compared)
+    if len(question.answers) < 2:
+        return 0
     scores = Counter(answer.score for answer in question.answers)
     return (len(question.answers) ** 2 - sum(count**2 for count in scores.values())) // 2
 
@@ -112,11 +114,13 @@ def comparisons(scores: Sequence[float], *, max_pairs: int, seed: int, question_
     No shard, order or worker count changes what is drawn. All n^2 pairs are never held: a pair is found from its number, for answers in falling
     order win against a tail of that order.
     """
+    if len(scores) < 2:
+        return []
     ranking = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
     losses = [-scores[i] for i in ranking]
     tails = [bisect_right(losses, loss) for loss in losses]  # first place that loses against this place
     ends = list(accumulate(len(scores) - tail for tail in tails))
-    total = ends[-1] if ends else 0
+    total = ends[-1]
     numbers = range(total) if total <= max_pairs else _drawn(total, max_pairs, seed, question_id)
     places = ((bisect_right(ends, number), number) for number in numbers)
     return [(ranking[place], ranking[len(scores) - (ends[place] - number)]) for place, number in places]

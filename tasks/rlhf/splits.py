@@ -10,6 +10,7 @@ from itertools import accumulate
 from tasks.rlhf.near import groups
 
 WORD = re.compile(r"\w+")
+BETWEEN = {code: " " for code in range(128) if not (chr(code).isalnum() or chr(code) == "_")}
 
 
 def split_of(question_id: int, shares: Mapping[str, float]) -> str:
@@ -57,5 +58,6 @@ def together(prompts: Sequence[str], alike: float) -> list[int]:
 
 def normalised(text: str) -> str:
     """Words of a text in lower case: what is left when spacing, case and punctuation are taken away. A text without words is left as it is."""
-    folded = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()  # the same, only faster
-    return " ".join(WORD.findall(folded)) or text
+    if text.isascii():  # the same, only five times faster
+        return " ".join(text.lower().translate(BETWEEN).split()) or text
+    return " ".join(WORD.findall(unicodedata.normalize("NFKC", text).casefold())) or text

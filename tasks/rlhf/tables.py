@@ -71,8 +71,7 @@ def _prompt(question: Question) -> Fields:
 
 
 def _source(role: str, text: Question | Answer) -> Fields:
-    about = {"url": text.url, "author": text.author, "author_name": text.author_name, "licence": text.licence}
-    return {f"{role}_{name}": value for name, value in about.items()}
+    return {f"{role}_url": text.url, f"{role}_author": text.author, f"{role}_author_name": text.author_name, f"{role}_licence": text.licence}
 
 
 def _answered(question: Question, answer: Answer) -> Fields:
