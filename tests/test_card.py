@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from tasks.programs.card import MOST_COLUMNS, STYLE, TEMPLATE, author, clip, histograms, link, page, percent
+from tasks.programs.card import MOST_COLUMNS, STYLE, TEMPLATE, histograms, page
 from tasks.programs.config import Data
+from tasks.rlhf.markup import author, clip, link, percent
 
 ROOT = Path(__file__).resolve().parents[1]
 EVIL = '"><script>alert("x")</script></title></style></pre><img src=x onerror=alert(1)>\'{{ 7*7 }}'

@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.programs.card import author, clip, link
 from tasks.programs.config import ReportJob
 from tasks.programs.entry import Run
 from tasks.programs.report import STYLE, TEMPLATE, report, verdict
 from tasks.rlhf import charts, panels
 from tasks.rlhf.intervals import mean_interval, wilson
 from tasks.rlhf.judging import compare
+from tasks.rlhf.markup import author, clip, link
 from tasks.sources import sources_of
 
 ROOT = Path(__file__).resolve().parents[1]

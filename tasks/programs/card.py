@@ -4,7 +4,6 @@ Equal cards give equal text. Whatever is no Markup is escaped, and only http add
 from strangers.
 """
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
@@ -16,6 +15,7 @@ from markupsafe import Markup
 
 from tasks.programs.config import Data
 from tasks.rlhf import charts
+from tasks.rlhf.markup import author, breakable, clip, counted, link, percent
 
 TEMPLATE, STYLE = "card.html.j2", "report.css"
 ABOUT = {
@@ -51,7 +51,7 @@ FEWEST_COLUMNS, MOST_COLUMNS = 8, 24  # a histogram of more values is drawn in s
 FARTHEST = 1e100  # two scores near the end of all numbers have no finite gap
 THINNEST = 0.4  # per cent of a ribbon; what is there can be seen
 MOST_LINES = 10  # a longer list is folded
-LONGEST_TEXT, LONGEST_TITLE = 4000, 240  # characters that are shown
+LONGEST_TITLE = 240  # characters that are shown
 
 
 class Histogram(NamedTuple):
@@ -348,38 +348,3 @@ def ribbon(parts: Sequence[Line]) -> Markup:
     title = ", ".join(f"{line.label}: {line.number:,}" for line in parts)
     opening = Markup('<svg class="ribbon" viewBox="0 0 100 10" preserveAspectRatio="none" role="img" aria-label="{}">').format(title)
     return opening + Markup("").join(shapes) + Markup("</svg>")
-
-
-def counted(count: int, what: str) -> str:
-    """A number of things: '1 pair', '4,032 pairs'."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
-def percent(share: float) -> str:
-    """A share as text; a small one is never shown as none, and all but all never as all."""
-    if 0 < share < 0.001:
-        return "<\N{NO-BREAK SPACE}0.1\N{NO-BREAK SPACE}%"
-    return f"{100 * min(share, 0.999 if share < 1 else share):.1f}\N{NO-BREAK SPACE}%"
-
-
-def clip(text: str, most: int = LONGEST_TEXT) -> str:
-    """A text's beginning, and how much of it is left out."""
-    return text if len(text) <= most else f"{text[:most]} … ({len(text) - most:,} more characters)"
-
-
-def link(address: str, label: str) -> Markup | str:
-    """A link to a web page; the built-in site's host (.example) does not exist, so its label stays text."""
-    if not re.match(r"https?://[\w.-]+(?<!\.example)(?:[/:?#]|$)", address):
-        return label
-    return Markup('<a href="{}" rel="noreferrer">{}</a>').format(address, label)
-
-
-def breakable(name: str) -> Markup:
-    """A host name that a narrow page may break after its dots."""
-    return Markup(".<wbr>").join(name.split("."))
-
-
-def author(address: str, name: str = "") -> Markup | str:
-    """A display name, linked to the profile where its address is known; an address alone is called by its number."""
-    profile = re.fullmatch(r"https?://[^/]+/users/(\d+)", address)
-    return link(address, name or f"user {profile[1]}") if profile else name or address

@@ -18,10 +18,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from tasks.programs import card as data_card
-from tasks.programs.card import author, clip, link
 from tasks.programs.config import ReportJob
 from tasks.programs.entry import Run, main, read_summary
 from tasks.rlhf import charts, panels
+from tasks.rlhf.markup import author, clip, link
 
 TEMPLATE, STYLE = "report.html.j2", "report.css"
 NAMES = {"chosen": "chosen answers", "sft": "SFT", "dpo": "DPO", "ppo": "PPO"}
