@@ -12,8 +12,8 @@ EVENT = "alignflow.data.landed"
 
 def land(profile: str, dump: Path) -> None:
     """Say that ``dump`` is there for a profile, under its absolute path: workers run in other folders. Raises InputError."""
-    if not dump.is_file():
-        raise InputError(f"There is no file {dump}")
+    if not dump.exists():
+        raise InputError(f"There is no file or folder {dump}")
     path = str(dump.resolve())
     emit_event(EVENT, resource={"prefect.resource.id": f"alignflow.data.{profile}", "path": path})
     EventsWorker.instance().drain()

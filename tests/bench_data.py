@@ -78,15 +78,21 @@ def beside_the_article() -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder, "rows.parquet")
         texts = _preferences(rows)
-        ours, theirs, ratios = [], [], []
+        ours, theirs, ratios, spread = [], [], [], []
         for _ in range(ROUNDS):
             used = stage(rows, "stack-exchange-preferences", threads=1, settings=PLAIN)
+            spread.append(texts / stage(rows, "stack-exchange-preferences", threads=0, settings={}).seconds)
             peer = _peers_way(python, rows, Path(folder))
             ours.append(texts / used.seconds)
             theirs.append(texts / peer["seconds"])
             ratios.append(ours[-1] / theirs[-1])
             assert used.pairs <= peer["pairs"] <= 1.02 * used.pairs  # it also pairs answers of equal texts
-    return [_entry("data: preferences rows to pairs, one core", ours, theirs, "datasets.map with markdownify", ratios)]
+    name = "datasets.map with markdownify"
+    every = [all_ / peer for all_, peer in zip(spread, theirs, strict=True)]
+    return [
+        _entry("data: preferences rows to pairs, one core", ours, theirs, name, ratios),
+        _entry("data: the same on all cores, with our rules", spread, theirs, name, every),
+    ]
 
 
 def over_the_cores() -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from tasks.artifact import Step
 from tasks.artifact import given as brought
-from tasks.corpus import corpus_place
+from tasks.corpus import corpus_place, evaluation_sets
 from tasks.programs.config import DataJob, InputError, Pipeline
 from tasks.programs.data import prepare
 from tasks.programs.entry import Run
@@ -390,6 +390,21 @@ def test_where_the_data_is_from_is_no_part_of_the_key_and_what_it_is_called_is(t
 
     assert key() == key(path="elsewhere", revision="main", files="*.jsonl")
     assert key() != key(prompt="question")
+
+
+def test_an_evaluation_set_is_part_of_the_key_by_its_content(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text("a question of the benchmark that nobody may learn\n")
+
+    def key(*sets: str) -> str:
+        config = Pipeline.model_validate({"data": {"against": [str(tmp_path / f"{name}.txt") for name in sets]}})
+        return Step("data", DataJob.of(config), evaluation_sets(config)).recipe.key
+
+    assert key("a") == key("b") != key()
+    (tmp_path / "b.txt").write_text("another question of the benchmark that nobody may learn\n")
+    assert key("a") != key("b")
+    with pytest.raises(InputError, match=r"data\.against: there is no file or folder .*none\.txt"):
+        key("none")
 
 
 def test_a_corpus_is_looked_for_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
