@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tasks.artifact import Artifact, given
 from tasks.hub import fetched, is_hub_id
-from tasks.programs.config import HubSource, InputError, Pipeline, StackExchangeDump
+from tasks.programs.config import DUMPS, HubSource, InputError, Pipeline, StackExchangeDump
 
 WANTED = ["*.jsonl", "*.json", "*.parquet", "*.jsonl.gz", "*.json.gz"]
 
@@ -34,6 +34,8 @@ def corpus_place(source: StackExchangeDump | HubSource) -> Path:
             raise InputError(f"source.path: there is no file or folder {place}")
         if not os.access(place, os.R_OK):
             raise InputError(f"source.path: {place} cannot be read; name a .7z, Posts.xml, Posts.csv or Posts.csv.gz, or a folder of them")
+        if place.is_dir() and not any(file.name.endswith(DUMPS) for file in place.rglob("*")):
+            raise InputError(f"source.path: {place} holds no file that ends in {', '.join(DUMPS)}; name a dump, or a folder of them")
     elif not place.exists():
         if not is_hub_id(source.path):
             raise InputError(f"source.path: there is no file or folder {place}")

@@ -63,12 +63,12 @@ def prepare(job: DataJob, run: Run) -> None:
     work, path, data = run.directory / "work", run.inputs["source"], job.data
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
-    counts = Counts(Counter(), Counter(), Counter())
+    size, counts = reading.size_of(job.source, path), Counts(Counter(), Counter(), Counter())
     with crew(run.machine.threads) as hands:
         # 1. Whatever the source holds to records by question
         unusable = work / "quarantine.jsonl"
         with Quarantine(unusable) as bad:
-            found = _read(job.source, path, work, hands, counts, bad, run)
+            found = _read(job.source, path, work, hands, counts, bad, run, size)
         bad.check(path, data.max_bad_share)
         # 2. Records to the questions that the rules keep
         keep = _rules(data, run)
@@ -79,7 +79,7 @@ def prepare(job: DataJob, run: Run) -> None:
             shelved.append(made.path)
             counts.dropped.update(made.dropped)
             counts.hidden.update(made.hidden)
-            _progress(run, 1 + len(shelved) / len(stacks))
+            _progress(run, size, 1 + len(shelved) / len(stacks))
         for segment in found:
             segment.unlink()
         # 3. Splits, and what only all questions together can tell
@@ -88,7 +88,7 @@ def prepare(job: DataJob, run: Run) -> None:
         # 4. Tables and card
         lots = list(_lots(shelved, fates, job, work))
         tally = Tally()
-        rows = _fill(hands, lots, run, tally)
+        rows = _fill(hands, lots, run, tally, size)
     unusable.rename(run.artifact / unusable.name)
     shutil.rmtree(work)
     about = _card(job, tally, counts, bad, fates, rows)
@@ -99,9 +99,9 @@ def prepare(job: DataJob, run: Run) -> None:
 # ------------------------------------------------------------------------------------------------------------------- 1. reading
 
 
-def _read(source: Source, path: Path, work: Path, hands: Crew, counts: Counts, bad: Quarantine, run: Run) -> list[Path]:
+def _read(source: Source, path: Path, work: Path, hands: Crew, counts: Counts, bad: Quarantine, run: Run, size: int) -> list[Path]:
     """Segments of all blocks; rows that cannot be used are told with their place in the file."""
-    size, file, before, found = reading.size_of(source, path), "", 0, []
+    file, before, found = "", 0, []
     for taken in hands.map(reading.take, _blocks(source, path, work, hands)):
         if taken.file != file:
             file, before = taken.file, 0
@@ -112,7 +112,7 @@ def _read(source: Source, path: Path, work: Path, hands: Crew, counts: Counts, b
         counts.read.update(taken.read)
         counts.dropped.update(taken.dropped)
         found.append(taken.segment)
-        run.log(taken.bytes, 3 * size, **counts.read)
+        _progress(run, size, taken.bytes / size, **counts.read)
     return found
 
 
@@ -133,10 +133,9 @@ def _names(path: Path, file: Path, folder: Path, hands: Crew) -> Path | None:
     return folder
 
 
-def _progress(run: Run, thirds: float) -> None:
-    """Reading is the first third of the way, in bytes."""
-    line = run.last()
-    run.log(int(line["total"] / 3 * thirds), line["total"])
+def _progress(run: Run, size: int, thirds: float, **counts: float) -> None:
+    """In bytes of the source; reading is the first third of the way."""
+    run.log(int(size * thirds), 3 * size, **counts)
 
 
 # ---------------------------------------------------------------------------------------------------------------- 2. questions
@@ -241,7 +240,7 @@ def tabulate(lot: Lot) -> tuple[Path, Tally]:
     return lot.folder, tally
 
 
-def _fill(hands: Crew, lots: list[Lot], run: Run, tally: Tally) -> dict[str, int]:
+def _fill(hands: Crew, lots: list[Lot], run: Run, tally: Tally, size: int) -> dict[str, int]:
     """Write every table, part after part; gives their numbers of rows."""
     files = {name: tables.Table(name, run.artifact / f"{name}.parquet") for name in tables.COLUMNS}
     for done, (folder, more) in enumerate(hands.map(tabulate, lots), 1):
@@ -250,11 +249,11 @@ def _fill(hands: Crew, lots: list[Lot], run: Run, tally: Tally) -> dict[str, int
         shutil.rmtree(folder)
         tally.merge(more)
         if done < len(lots):
-            _progress(run, 2 + done / len(lots))
+            _progress(run, size, 2 + done / len(lots))
     for table in files.values():
         table.close()
     about = {name: tally.counts[name] for name in ("questions", "pairs")}
-    run.log(run.last()["total"], run.last()["total"], **about, answers=tally.scores.total())
+    _progress(run, size, 3, **about, answers=tally.scores.total())
     return {name: table.rows for name, table in files.items()}
 
 

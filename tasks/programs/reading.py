@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from tasks.programs.source import HhRlhf, OwnRows, ShellSite, Source, StackExchangeDump, StackExchangePaired, StackExchangePreferences
+from tasks.programs.source import DUMPS, HhRlhf, OwnRows, ShellSite, Source, StackExchangeDump, StackExchangePaired, StackExchangePreferences
 from tasks.rlhf import hh_rlhf, own, posts, published, rows, segments
 from tasks.rlhf.blocks import Block
 from tasks.rlhf.gathered import Gathered, Note
@@ -26,7 +26,6 @@ from tasks.rlhf.stack_exchange import Placed, placed, questions_of
 
 BUILT_IN_SITE = "shell.example"
 OTHER_TABLES = re.compile(r"-(Badges|Comments|PostHistory|PostLinks|Tags|Users|Votes)\.7z$")  # of a site that is published in several archives
-ARCHIVES = (".7z", "Posts.xml", "Posts.csv", "Posts.csv.gz")
 
 
 class Task(NamedTuple):
@@ -75,9 +74,9 @@ def dumps(path: Path) -> list[Path]:
     """The files with posts: the path itself, or all of a folder."""
     if not path.is_dir():
         return [path]
-    found = sorted(file for file in path.rglob("*") if file.is_file() and file.name.endswith(ARCHIVES) and not OTHER_TABLES.search(file.name))
+    found = sorted(file for file in path.rglob("*") if file.is_file() and file.name.endswith(DUMPS) and not OTHER_TABLES.search(file.name))
     if not found:
-        raise InputError(f"{path} holds no file that ends in {', '.join(ARCHIVES)}: give a folder of dumps.")
+        raise InputError(f"{path} holds no file that ends in {', '.join(DUMPS)}: give a folder of dumps.")
     return found
 
 

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from tasks.programs.settings import Settings, as_choice
 
+DUMPS = (".7z", "Posts.xml", "Posts.csv", "Posts.csv.gz")  # how the names of dumps end
 FILES = "A file or folder of JSON lines, JSON lists or parquet (also gzipped), or the id of a data set on the Hugging Face hub."
 
 
@@ -22,7 +23,7 @@ class StackExchangeDump(Settings):
     kind: Literal["stack-exchange"] = "stack-exchange"
     path: str = Field(
         min_length=1,
-        description="The .7z of a site as published, Posts.xml, Posts.csv or Posts.csv.gz; a relative path starts at the working directory.",
+        description="The .7z of a site as published, Posts.xml, Posts.csv or Posts.csv.gz, or a folder of several sites'; relative to the working directory.",
     )
     site: str = Field("stackexchange.com", min_length=1, description="Host name of the site, for links and attribution.")
 
