@@ -23,7 +23,7 @@ class StackExchangeDump(Settings):
     kind: Literal["stack-exchange"] = "stack-exchange"
     path: str = Field(
         min_length=1,
-        description="The .7z of a site as published, Posts.xml, Posts.csv or Posts.csv.gz, or a folder of several sites'; relative to the working directory.",
+        description="The .7z of a site as published, Posts.xml, Posts.csv or Posts.csv.gz, or a folder of several sites'.",
     )
     site: str = Field("stackexchange.com", min_length=1, description="Host name of the site, for links and attribution.")
 
