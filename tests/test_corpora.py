@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fates import assign_splits
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
@@ -27,7 +28,7 @@ from tasks.rlhf.markdown import to_markdown
 from tasks.rlhf.quarantine import Quarantine
 from tasks.rlhf.questions import Question, identity, levels, pairs_of
 from tasks.rlhf.rows import Place, Row, read_rows
-from tasks.rlhf.splits import assign_splits, normalised
+from tasks.rlhf.splits import normalised
 from tasks.rlhf.tables import COLUMNS
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

@@ -7,18 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fates import assign_splits, groups
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
 from tasks.rlhf import hh_rlhf, near, published
 from tasks.rlhf.gathered import Gathered
-from tasks.rlhf.near import groups, jaccard
+from tasks.rlhf.near import jaccard
 from tasks.rlhf.posts import read_posts
 from tasks.rlhf.quarantine import Quarantine
 from tasks.rlhf.questions import Question
 from tasks.rlhf.rows import read_rows
-from tasks.rlhf.splits import assign_splits, normalised
+from tasks.rlhf.splits import normalised
 from tasks.rlhf.stack_exchange import assemble
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

@@ -15,19 +15,21 @@ import psutil
 import py7zr
 import pyarrow.parquet as pq
 import pytest
+from fates import question, shelved
 from hypothesis import given
 from hypothesis import strategies as st
 from test_data import digests, write_posts
+from test_near import alike, components
 
 from tasks.programs import data as program
 from tasks.programs.config import DataJob, InputError
 from tasks.programs.entry import Run
-from tasks.rlhf import blocks, kin, segments, shelves, tables
+from tasks.rlhf import blocks, kin, rules, segments, shelves, tables
 from tasks.rlhf.crew import crew
 from tasks.rlhf.near import leader_of
 from tasks.rlhf.people import Names
-from tasks.rlhf.questions import Answer, Question, count_pairs, pairs_of, ranks
-from tasks.rlhf.splits import assign_splits
+from tasks.rlhf.questions import count_pairs, pairs_of, ranks
+from tasks.rlhf.splits import normalised, split_of
 
 SHARES = {"finetune": 0.34, "reward": 0.43, "rl": 0.1, "evaluation": 0.13}
 
@@ -164,19 +166,6 @@ def test_a_crew_gives_results_in_order_and_starts_nobody_for_one_task() -> None:
 # ------------------------------------------------------------------------------------------------------------------- fates
 
 
-def question(number: int, prompt: str, *, author: str = "", scores: tuple[float, ...] = (2, 1), split: str = "") -> Question:
-    answers = tuple(Answer(place, score, 0, False, "", f"answer {place}", "", "", "") for place, score in enumerate(scores))
-    return Question(number, prompt, "", "site", "", author, "", answers, None, split)
-
-
-def shelved(questions: list[Question], folder: Path, size: int) -> list[Path]:
-    paths = []
-    for start in range(0, len(questions), size):
-        paths.append(folder / f"{start:06}.jsonl")
-        shelves.write(questions[start : start + size], paths[-1], near=True)
-    return paths
-
-
 def test_a_shelf_gives_back_what_was_put_there(tmp_path: Path) -> None:
     questions = [question(k, f"Why {k}?\u2028\n", author="a", split="evaluation") for k in range(3)]
     questions[1] = questions[1]._replace(compared=((0, 1),))
@@ -191,8 +180,12 @@ def test_fates_are_the_splits_of_all_questions_at_once(size: int, tmp_path: Path
     texts += [f"{text} and thanks a lot" for text in texts[:40]] + texts[:20]
     questions = [question(3 * k, text, split="evaluation" if k % 50 == 7 else "") for k, text in enumerate(texts)]
     fates = kin.decide(shelved(questions, tmp_path, size), SHARES, Counter(), alike=0.6, distinct=False, per_author=None)
-    expected = assign_splits([(q.id, q.prompt) for q in questions], SHARES, {q.id: q.split for q in questions if q.split}, alike=0.6)
+    first = components(len(texts), alike([normalised(text) for text in texts], 0.6))
+    given = {first[k] for k, asked in enumerate(questions) if asked.split}
+    left = {name: share / (1 - SHARES["evaluation"]) for name, share in SHARES.items() if name != "evaluation"}
+    expected = ["evaluation" if leader in given else split_of(questions[leader].id, left) for leader in first]
     assert [shelves.SPLITS[split] for split in fates.splits] == expected
+    assert len(set(first)) == 150
     assert fates.comparable.all()
 
 
@@ -322,3 +315,14 @@ def test_every_rule_counts_what_it_leaves_out(tmp_path: Path) -> None:
     assert "answers without text" not in without["dropped"]
     assert run("language", languages=["en"])["dropped"]["questions in other languages"] == 1
     assert run("length", max_prompt_chars=250)["dropped"]["questions too long"] == 1
+
+
+def test_what_is_left_out_is_never_counted_below_nothing() -> None:
+    dropped: Counter[str] = Counter()
+    asked = question(1, "", scores=(2, 1))._replace(compared=((0, 1),))
+    asked = asked._replace(answers=(asked.answers[0]._replace(text="ask jane.roe@gmail.com"), asked.answers[1]))
+    assert rules.admitted(asked, rules.Rules(personal="drop"), dropped, Counter()) is None
+    assert min(dropped.values()) >= 0
+    kept = rules.admitted(asked._replace(prompt="Who?"), rules.Rules(personal="drop"), dropped, Counter())
+    assert kept is not None
+    assert (kept.compared, [answer.text for answer in kept.answers]) == ((), ["answer 1"])

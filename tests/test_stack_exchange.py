@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from fates import assign_splits
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +18,7 @@ from tasks.rlhf.posts import Post, read_posts
 from tasks.rlhf.quarantine import Quarantine
 from tasks.rlhf.questions import Answer, Question, best, comparisons, usable
 from tasks.rlhf.refusal import InputError
-from tasks.rlhf.splits import assign_splits, normalised, split_of
+from tasks.rlhf.splits import normalised, split_of
 from tasks.rlhf.stack_exchange import assemble as gathered
 from tasks.rlhf.stack_exchange import author_of, licence_of, prompt_of, score
 

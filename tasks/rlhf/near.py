@@ -56,18 +56,6 @@ def _mixed(parts: Sequence[Hashes]) -> Hashes:
     return found
 
 
-def groups(texts: Sequence[str], threshold: float) -> list[int]:
-    """For each normalised text the number of the first text of its group: those that a chain of alike texts links.
-
-    The groups do not depend on the order of the texts; which of a group is the first does.
-    """
-    found = sketch(texts)
-    starts = [0, *found.ends[:-1].tolist()]
-    leaders = np.arange(len(texts))
-    link(leaders, found.bands, lambda number: found.shingles[starts[number] : found.ends[number]], threshold)
-    return [int(leader) for leader in leaders]
-
-
 def link(leaders: Any, bands: Sequence[Hashes], shingles_of: Callable[[int], Hashes], threshold: float) -> None:
     """Join alike texts to groups, in place: ``leaders`` [n] has for each text the first of its group, at first of those that are equal."""
     distinct = leaders == np.arange(len(leaders))

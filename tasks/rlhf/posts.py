@@ -8,7 +8,6 @@ import csv
 import gzip
 import io
 import re
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from lxml import etree
 from tasks.rlhf import blocks
 from tasks.rlhf.blocks import Block, batches
 from tasks.rlhf.quarantine import Place, Quarantine
-from tasks.rlhf.refusal import InputError
+from tasks.rlhf.refusal import InputError, refusing_broken_gzip
 
 SEVEN_ZIP = b"7z\xbc\xaf\x27\x1c"
 QUESTION, ANSWER = "1", "2"
@@ -94,9 +93,8 @@ def fields_in(block: Block) -> Iterator[Mapping[str, str]]:
 @contextmanager
 def _refusals(path: Path) -> Iterator[None]:
     try:
-        yield
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{path} is a damaged or truncated gzip file ({error}): fetch it again.") from error
+        with refusing_broken_gzip(path):
+            yield
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is neither XML nor a CSV in UTF-8 ({error.reason}): give the Posts.xml or Posts.csv of a dump.") from error
     except csv.Error as error:

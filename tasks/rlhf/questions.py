@@ -56,6 +56,11 @@ def usable(question: Question, dropped: Counter[str], *, min_chars: int = 1, max
     if not kept:
         dropped["questions without usable answers" if question.answers else "questions without answers"] += 1
         return None
+    return only(question, kept)
+
+
+def only(question: Question, kept: Sequence[int]) -> Question:
+    """The question with the answers at these places alone, and the comparisons between them."""
     place = {old: new for new, old in enumerate(kept)}
     pairs = question.compared
     if pairs is not None:

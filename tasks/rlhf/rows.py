@@ -7,7 +7,6 @@ size of a file; only a row's own size counts, and one above MAX_ROW bytes is lef
 import gzip
 import io
 import json
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ import pyarrow.parquet as pq
 from tasks.rlhf import blocks
 from tasks.rlhf.blocks import Block, batches
 from tasks.rlhf.quarantine import Place, Quarantine
-from tasks.rlhf.refusal import InputError
+from tasks.rlhf.refusal import InputError, refusing_broken_gzip
 
 MAX_ROW = 2**24
 CHUNK = 2**16
@@ -108,9 +107,8 @@ def _pieces(path: Path, size: int) -> Iterator[tuple[str, Any, int]]:
 @contextmanager
 def _refusals(path: Path) -> Iterator[None]:
     try:
-        yield
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{path} is a damaged or truncated gzip file ({error}): fetch it again.") from error
+        with refusing_broken_gzip(path):
+            yield
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path} is damaged or truncated ({str(error).splitlines()[0][:120]}): fetch it again.") from error
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from tasks.rlhf.contamination import Grams, touches
 from tasks.rlhf.language import language_of
 from tasks.rlhf.personal import masked
-from tasks.rlhf.questions import Question, usable
+from tasks.rlhf.questions import Question, only, usable
 
 
 class Rules(NamedTuple):
@@ -58,9 +58,6 @@ def _masked(question: Question, hidden: Counter[str]) -> Question:
 
 
 def _without_personal(question: Question, dropped: Counter[str]) -> Question:
-    """An answer that is left out has no text, and ``usable`` takes it away with its comparisons."""
-    answers = tuple(answer._replace(text="") if masked(answer.text)[1] else answer for answer in question.answers)
-    gone = sum(not new.text and bool(old.text) for new, old in zip(answers, question.answers, strict=True))
-    dropped["answers with personal data"] += gone
-    dropped["answers without text"] -= gone
-    return question._replace(answers=answers)
+    kept = [place for place, answer in enumerate(question.answers) if not masked(answer.text)[1]]
+    dropped["answers with personal data"] += len(question.answers) - len(kept)
+    return only(question, kept)

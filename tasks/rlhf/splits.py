@@ -7,8 +7,6 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 
-from tasks.rlhf.near import groups
-
 WORD = re.compile(r"\w+")
 BETWEEN = {code: " " for code in range(128) if not (chr(code).isalnum() or chr(code) == "_")}
 
@@ -20,24 +18,12 @@ def split_of(question_id: int, shares: Mapping[str, float]) -> str:
     return list(shares)[min(place, len(shares) - 1)]  # the sum of shares may fall short of 1 by a rounding
 
 
-def assign_splits(
-    prompts: Sequence[tuple[int, str]], shares: Mapping[str, float], given: Mapping[int, str] | None = None, *, alike: float = 1.0
-) -> list[str]:
-    """Split of each (question id, prompt). Questions that say the same stay together and follow the smallest id among them.
-
-    The same are equal normalised texts and, below 1, those of which the share ``alike`` is the same (near.py). ``given`` are the splits that a source
-    has made itself: whoever is in one, or says the same as one that is, is in that one; the others share what is left, in proportion.
-    """
-    order = sorted(range(len(prompts)), key=lambda place: prompts[place][0])
-    ids = [prompts[place][0] for place in order]
-    leaders = together([prompts[place][1] for place in order], alike)
-    chosen = splits_of(ids, leaders, shares, {place: given[id] for place, id in enumerate(ids) if id in given} if given else {})
-    found = dict(zip(order, chosen, strict=True))
-    return [found[place] for place in range(len(prompts))]
-
-
 def splits_of(ids: Sequence[int], leaders: Sequence[int], shares: Mapping[str, float], given: Mapping[int, str]) -> Iterator[str]:
-    """Split of each question; ``leaders`` has the place of the first that says the same, of the smallest id; ``given`` is by place."""
+    """Split of each question, by rising ids. Questions that say the same stay together and follow the first of them, whose place is in ``leaders``.
+
+    ``given``, by place, are the splits that a source has made itself: whoever is in one, or says the same as one that is, is in that one; the others
+    share what is left, in proportion.
+    """
     bound: dict[int, str] = {}
     for place, name in given.items():
         leader = int(leaders[place])
@@ -46,14 +32,6 @@ def splits_of(ids: Sequence[int], leaders: Sequence[int], shares: Mapping[str, f
     rest = {name: share / sum(left.values()) for name, share in left.items()} if given else shares
     for leader in leaders:
         yield bound.get(int(leader)) or split_of(int(ids[leader]), rest)
-
-
-def together(prompts: Sequence[str], alike: float) -> list[int]:
-    """For each prompt a number that those have in common which say the same."""
-    numbers: dict[str, int] = {}
-    places = [numbers.setdefault(normalised(prompt), len(numbers)) for prompt in prompts]
-    first = groups(list(numbers), alike) if alike < 1 else range(len(numbers))
-    return [first[place] for place in places]
 
 
 def normalised(text: str) -> str:
