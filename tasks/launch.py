@@ -55,12 +55,18 @@ class Usage(NamedTuple):
 
 
 def run_program(
-    stage: str, directory: Path, machine: Machine, *, on_step: Callable[[Line], None] = lambda _: None, keep_open: tuple[int, ...] = ()
+    stage: str,
+    directory: Path,
+    machine: Machine,
+    *,
+    on_step: Callable[[Line], None] = lambda _: None,
+    on_poll: Callable[[], None] = lambda: None,
+    keep_open: tuple[int, ...] = (),
 ) -> Usage:
     """Run ``tasks.programs.<stage>`` on ``directory`` to its end.
 
     Raises InputError when the input is the user's to mend, StageFailed for anything else. Whatever else is raised meanwhile (Ctrl-C, say), the
-    program is killed first. ``keep_open`` are file descriptors that it inherits.
+    program is killed first. ``on_poll`` is called again and again meanwhile; ``keep_open`` are file descriptors that the program inherits.
     """
     for name in ("done", "error.json"):
         (directory / name).unlink(missing_ok=True)
@@ -68,7 +74,7 @@ def run_program(
     with (directory / "log.txt").open("ab") as log:
         process = _start(stage, directory, machine, (log.fileno(), *keep_open))
         try:
-            status, peak_mb = _follow(process, directory / "metrics.jsonl", on_step)
+            status, peak_mb = _follow(process, directory / "metrics.jsonl", on_step, on_poll)
         except BaseException:
             _kill(process)
             raise
@@ -107,7 +113,9 @@ def environment(machine: Machine) -> dict[str, str]:
     return chosen
 
 
-def _follow(process: "subprocess.Popen[bytes] | forks.Child", metrics: Path, on_step: Callable[[Line], None]) -> tuple[int, float]:
+def _follow(
+    process: "subprocess.Popen[bytes] | forks.Child", metrics: Path, on_step: Callable[[Line], None], on_poll: Callable[[], None]
+) -> tuple[int, float]:
     """Wait for the end; hand on every line of ``metrics`` as it comes. Gives the exit status and the peak memory in MB."""
     tail, peak_mb = Tail(metrics), 0.0
     while True:
@@ -115,6 +123,7 @@ def _follow(process: "subprocess.Popen[bytes] | forks.Child", metrics: Path, on_
         status, fallback_mb = _ended(process)
         for line in tail.read():
             on_step(line)
+        on_poll()
         if status is not None:
             return status, peak_mb or fallback_mb
         time.sleep(POLL_SECONDS)

@@ -13,6 +13,7 @@ from tasks.dispatch import dispatch
 from tasks.far import InputMissing, Published, locate, publish, published
 from tasks.launch import Line, StageCrashed, StageFailed, Usage, run_program
 from tasks.programs.config import InputError, Machine, Pools
+from tasks.shard import spreading
 from tasks.store import Manifest, Recipe, Store, home
 
 CRASHES = 2  # how often a program that was killed is started again; it goes on from its checkpoint
@@ -120,8 +121,9 @@ def _run(step: Step, directory: Path, seat: Seat, tracked: tracking.Tracked, loc
             events.tell("resume", step.stage)
         _prepare(directory, step, seat)
         try:
-            with mirror.mirroring(tracked, directory, seat.machine.upload_seconds if seat.shared else 0):
-                return run_program(step.stage, directory, seat.machine, on_step=on_step, keep_open=(lock,))
+            uploading = mirror.mirroring(tracked, directory, seat.machine.upload_seconds if seat.shared else 0)
+            with uploading, spreading(step.stage, directory, seat.machine) as look:
+                return run_program(step.stage, directory, seat.machine, on_step=on_step, on_poll=look, keep_open=(lock,))
         except StageCrashed as error:
             if crashes == CRASHES:
                 raise

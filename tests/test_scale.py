@@ -1,8 +1,11 @@
 """What is too large for memory: segments, ranges, processes, and that none of it can be seen in the result."""
 
+import functools
 import json
+import os
 import random
 import shutil
+import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -22,10 +25,11 @@ from test_data import digests, write_posts
 from test_near import alike, components
 
 from tasks.programs import data as program
+from tasks.programs import reading
 from tasks.programs.config import DataJob, InputError
+from tasks.programs.crew import crew
 from tasks.programs.entry import Run
 from tasks.rlhf import blocks, kin, rules, segments, shelves, tables
-from tasks.rlhf.crew import crew
 from tasks.rlhf.near import leader_of
 from tasks.rlhf.people import Names
 from tasks.rlhf.questions import count_pairs, pairs_of, ranks
@@ -107,6 +111,99 @@ def test_several_sites_whose_numbers_collide(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"holds no file that ends in .*7z"):
         prepared(tmp_path / "empty", tmp_path / "run2")
+
+
+# ------------------------------------------------------------------------------------------------------------------- killed in the middle
+
+
+def killed(posts: Path, folder: Path, at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the program in a process of its own that is killed when it is about to finish the file named ``at`` under its checkpoints."""
+    child = os.fork()
+    if not child:
+        real = os.replace, tables.write_part
+
+        def replace(source: Any, target: Any) -> None:
+            if Path(target).name == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            real[0](source, target)
+
+        def write_part(name: str, rows: Any, path: Path) -> None:
+            if f"{path.parent.name}/{name}" == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            real[1](name, rows, path)
+
+        monkeypatch.setattr(os, "replace", replace)
+        monkeypatch.setattr(tables, "write_part", write_part)
+        prepared(posts, folder)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def again(folder: Path, **settings: Any) -> Path:
+    """Run the program once more in its folder."""
+    record = json.loads((folder / "job.json").read_text())
+    record["job"]["data"] |= settings
+    (folder / "job.json").write_text(json.dumps(record))
+    shutil.rmtree(folder / "artifact")  # as whoever runs the stage does
+    run = Run(folder)
+    program.prepare(DataJob.model_validate(run.record), run)
+    return run.artifact
+
+
+@pytest.mark.parametrize(
+    ("at", "taken", "shelved"),
+    [
+        ("take000000.json", 0, 0),
+        ("take000004.json", 4, 0),
+        ("take.all", None, 0),  # None: all of them
+        ("shelve000003.json", None, 3),
+        ("shelve.all", None, None),
+        ("lot000002/rl", None, None),
+    ],
+)
+def test_a_killed_program_goes_on_from_what_is_noted(
+    at: str, taken: int | None, shelved: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    posts = noisy_posts(tmp_path / "Posts.xml", 300)
+    posts.write_text(posts.read_text().replace("PostTypeId", "Rank", 5))  # rows for the quarantine
+    monkeypatch.setattr(blocks, "SIZE", 10_000)
+    monkeypatch.setattr(program, "RANGE", 64)
+    killed(posts, tmp_path / "run", at, monkeypatch)
+    calls: Counter[str] = Counter()
+
+    def counted(do: Any) -> Any:
+        def wrapper(task: Any) -> Any:
+            calls[do.__name__] += 1
+            return do(task)
+
+        return functools.wraps(do)(wrapper)
+
+    monkeypatch.setattr(reading, "take", counted(reading.take))
+    monkeypatch.setattr(program, "shelve", counted(program.shelve))
+    whole = prepared(posts, tmp_path / "whole")
+    total = calls.copy()
+    calls.clear()
+    artifact = again(tmp_path / "run")
+    assert calls["take"] == total["take"] - (total["take"] if taken is None else taken)
+    assert calls["shelve"] == total["shelve"] - (total["shelve"] if shelved is None else shelved)
+    assert min(total.values()) > 5
+    files = sorted(path.name for path in whole.iterdir())
+    assert "quarantine.jsonl" in files
+    for name in files:
+        text = (artifact / name).read_bytes()
+        assert text.replace(str(tmp_path / "run").encode(), b"") == (whole / name).read_bytes().replace(str(tmp_path / "whole").encode(), b""), name
+    assert not (tmp_path / "run" / "checkpoints" / "work").exists()
+
+
+def test_what_was_noted_for_another_job_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    posts = noisy_posts(tmp_path / "Posts.xml", 120)
+    killed(posts, tmp_path / "run", "lot000000/rl", monkeypatch)
+    settings = {"min_answer_chars": 30}
+    assert digests(again(tmp_path / "run", **settings)) == digests(prepared(posts, tmp_path / "other", data=settings))
+    killed(posts, tmp_path / "run2", "lot000000/rl", monkeypatch)
+    with pytest.raises(InputError, match="The rl split has no questions"):
+        again(tmp_path / "run2", finetune_share=0.5, reward_share=0.49, rl_share=1e-9)
+    assert not (tmp_path / "run2" / "checkpoints" / "work").exists()  # other work is wanted next
 
 
 # ------------------------------------------------------------------------------------------------------------------- segments, crew

@@ -205,6 +205,7 @@ class Machine(Settings):
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where programs compute.")
     threads: int = Field(0, ge=0, description="CPU threads per program; 0 takes every core.")
+    dask: str = Field("", description="Address of a Dask scheduler whose workers do the data stage's shards (tcp://host:8786); empty: this machine.")
     micro_batch: int = Field(0, ge=0, description="Rows per forward and backward; 0 takes the optimizer step's batch whole.")
     checkpoint_steps: int = Field(50, ge=1, description="Optimizer steps between checkpoints; for PPO a tenth as many rollout batches.")
     upload_seconds: int = Field(

@@ -32,21 +32,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tasks.programs import reading
-from tasks.programs.config import Data, DataJob, InputError, Source
+from tasks.programs import ranges, reading
+from tasks.programs.config import Data, DataJob, InputError
+from tasks.programs.crew import Crew, crew
 from tasks.programs.entry import Run, main
-from tasks.rlhf import kin, rules, segments, shelves, tables
-from tasks.rlhf.contamination import grams, texts_of
-from tasks.rlhf.crew import Crew, crew
+from tasks.programs.ranges import Lot, Stack, shelve, tabulate
+from tasks.rlhf import blocks, contamination, kin, segments, tables
+from tasks.rlhf.blocks import Block
 from tasks.rlhf.kin import Fates
 from tasks.rlhf.people import Names, names_in
 from tasks.rlhf.quarantine import Place, Quarantine
-from tasks.rlhf.questions import count_pairs, pairs_of
-from tasks.rlhf.segments import Slice
 from tasks.rlhf.shelves import SPLITS
 from tasks.rlhf.tally import Tally
 
 RANGE = 2**14  # records (posts, comparisons) that are objects in memory at a time
+LAID = ".block"
 
 
 class Counts(NamedTuple):
@@ -57,120 +57,146 @@ class Counts(NamedTuple):
     hidden: Counter[str]
 
 
+class Desk(NamedTuple):
+    """Where the work is done."""
+
+    job: DataJob
+    run: Run
+    source: Path
+    work: Path  # what is half done
+    hands: Crew
+    counts: Counts
+    size: int  # bytes of the source
+
+    def progress(self, thirds: float, **counts: float) -> None:
+        """In bytes of the source; reading is the first third of the way."""
+        self.run.log(int(self.size * thirds), 3 * self.size, **counts)
+
+
 def prepare(job: DataJob, run: Run) -> None:
     """Read, pair and split what the source holds."""
-    run.rewind(0)  # it starts anew whenever it starts
-    work, path, data = run.directory / "work", run.inputs["source"], job.data
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
+    run.rewind(0)  # steps whose results are noted are taken again at once
+    path, asks = run.inputs["source"], run.directory / "asks"
     size, counts = reading.size_of(job.source, path), Counts(Counter(), Counter(), Counter())
-    with crew(run.machine.threads) as hands:
-        # 1. Whatever the source holds to records by question
-        unusable = work / "quarantine.jsonl"
-        with Quarantine(unusable) as bad:
-            found = _read(job.source, path, work, hands, counts, bad, run, size)
-        bad.check(path, data.max_bad_share)
-        # 2. Records to the questions that the rules keep
-        keep = _rules(data, run)
-        ranges = segments.ranges(found, RANGE)
-        stacks = [Stack(slices, job.source, keep, data.alike < 1, work / f"shelf{place:06}.jsonl") for place, slices in enumerate(ranges)]
-        shelved = []
-        for made in hands.map(shelve, stacks):
-            shelved.append(made.path)
-            counts.dropped.update(made.dropped)
-            counts.hidden.update(made.hidden)
-            _progress(run, size, 1 + len(shelved) / len(stacks))
-        for segment in found:
-            segment.unlink()
-        # 3. Splits, and what only all questions together can tell
-        fates = _fates(shelved, data, counts)
-        _refuse_empty(fates, data, path, counts)
-        # 4. Tables and card
-        lots = list(_lots(shelved, fates, job, work))
-        tally = Tally()
-        rows = _fill(hands, lots, run, tally, size)
-    unusable.rename(run.artifact / unusable.name)
+    work = _workplace(job, run, size)
+    try:
+        with crew(run.machine.threads, work / "notes", asks if asks.exists() else None) as hands:
+            _prepare(Desk(job, run, path, work, hands, counts, size))
+    except InputError:
+        shutil.rmtree(work)  # with other input it is other work
+        raise
     shutil.rmtree(work)
-    about = _card(job, tally, counts, bad, fates, rows)
-    (run.artifact / "card.json").write_text(json.dumps(about, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-    run.finish(_metrics(about))
+
+
+def _workplace(job: DataJob, run: Run, size: int) -> Path:
+    """The folder of what is half done; what was done for another job or source there is cleared."""
+    work = run.checkpoints / "work"
+    inputs = {name: str(path) for name, path in sorted(run.inputs.items())}
+    about, note = json.dumps([job.model_dump(mode="json"), inputs, size]), work / "about.json"
+    if not note.exists() or note.read_text() != about:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        note.write_text(about)
+    return work
+
+
+def _prepare(desk: Desk) -> None:
+    data, artifact = desk.job.data, desk.run.artifact
+    # 1. Whatever the source holds to records by question
+    with Quarantine(desk.work / "quarantine.jsonl") as bad:
+        found = _read(desk, bad)
+    bad.check(desk.source, data.max_bad_share)
+    # 2. Records to the questions that the rules keep
+    shelved = _shelve(found, desk)
+    # 3. Splits, and what only all questions together can tell
+    fates = _fates(shelved, data, desk.counts)
+    _refuse_empty(fates, desk)
+    # 4. Tables and card
+    tally = Tally()
+    rows = _fill(list(_lots(shelved, fates, desk)), desk, tally)
+    (desk.work / "quarantine.jsonl").rename(artifact / "quarantine.jsonl")
+    about = _card(desk, tally, bad, fates, rows)
+    (artifact / "card.json").write_text(json.dumps(about, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    desk.run.finish(_metrics(about))
 
 
 # ------------------------------------------------------------------------------------------------------------------- 1. reading
 
 
-def _read(source: Source, path: Path, work: Path, hands: Crew, counts: Counts, bad: Quarantine, run: Run, size: int) -> list[Path]:
+def _read(desk: Desk, bad: Quarantine) -> list[Path]:
     """Segments of all blocks; rows that cannot be used are told with their place in the file."""
     file, before, found = "", 0, []
-    for taken in hands.map(reading.take, _blocks(source, path, work, hands)):
+    for taken in desk.hands.map(reading.take, _blocks(desk), noted=True):
         if taken.file != file:
             file, before = taken.file, 0
         for number, reason in taken.bad:
             bad(Place(taken.file, before + number), reason)
         before += taken.rows
         bad.rows += taken.rows
-        counts.read.update(taken.read)
-        counts.dropped.update(taken.dropped)
+        desk.counts.read.update(taken.read)
+        desk.counts.dropped.update(taken.dropped)
         found.append(taken.segment)
-        _progress(run, size, taken.bytes / size, **counts.read)
+        taken.segment.with_suffix(LAID).unlink(missing_ok=True)
+        desk.progress(taken.bytes / desk.size, **desk.counts.read)
     return found
 
 
-def _blocks(source: Source, path: Path, work: Path, hands: Crew) -> Iterator[reading.Task]:
-    file, names = "", None
-    for number, (block, site) in enumerate(reading.cut(source, path)):
+def _blocks(desk: Desk) -> Iterator[reading.Task]:
+    file, names, source = "", None, desk.job.source
+    for number, (block, site) in enumerate(reading.cut(source, desk.source)):
         if site and block.file != file:
-            file, names = block.file, _names(path, block.path, work / f"names{number:06}", hands)
-        yield reading.Task(block, source, site, path.is_dir(), work / f"segment{number:06}.jsonl", names)
+            file, names = block.file, _names(block.path, desk.work / f"names{number:06}", desk)
+        segment = desk.work / f"segment{number:06}.jsonl"
+        yield reading.Task(_handed(block, segment, desk.hands), source, site, desk.source.is_dir(), segment, names)
 
 
-def _names(path: Path, file: Path, folder: Path, hands: Crew) -> Path | None:
+def _handed(block: Block, path: Path, hands: Crew) -> Block:
+    """What is done elsewhere finds its block on disk."""
+    return blocks.lay(block, path.with_suffix(LAID)) if hands.asks else block
+
+
+def _names(file: Path, folder: Path, desk: Desk) -> Path | None:
     """The names of a dump's users, where it has them."""
-    users = reading.users_of(path, file)
+    users = reading.users_of(desk.source, file)
     if users is None:
         return None
-    Names(folder).write(hands.map(names_in, users))
+    folder.mkdir(exist_ok=True)
+    Names(folder).write(desk.hands.map(names_in, (_handed(block, folder / str(number), desk.hands) for number, block in enumerate(users))))
+    for laid in folder.glob(f"*{LAID}"):
+        laid.unlink()
     return folder
-
-
-def _progress(run: Run, size: int, thirds: float, **counts: float) -> None:
-    """In bytes of the source; reading is the first third of the way."""
-    run.log(int(size * thirds), 3 * size, **counts)
 
 
 # ---------------------------------------------------------------------------------------------------------------- 2. questions
 
 
-class Stack(NamedTuple):
-    """A range of records, and where its questions go."""
+def _shelve(found: list[Path], desk: Desk) -> list[Path]:
+    """Shelves of the questions that the rules keep; the segments are gone then."""
+    count, found_in = desk.hands.noted(shelve), []
+    if count is None:
+        found_in = segments.ranges(found, RANGE)
+        count = len(found_in)
+    job, keep, foreign = desk.job, ranges.rules_of(desk.job.data), _foreign(desk.run, desk.work / "foreign.npz")
+    stacks = (
+        Stack(slices, job.source, keep, foreign, job.data.alike < 1, desk.work / f"shelf{place:06}.jsonl") for place, slices in enumerate(found_in)
+    )
+    shelved = []
+    for made in desk.hands.map(shelve, stacks, noted=True):
+        shelved.append(made.path)
+        desk.counts.dropped.update(made.dropped)
+        desk.counts.hidden.update(made.hidden)
+        desk.progress(1 + len(shelved) / count)
+    for segment in found:
+        segment.unlink(missing_ok=True)
+    return shelved
 
-    slices: list[Slice]
-    source: Source
-    keep: rules.Rules
-    near: bool
-    path: Path
 
-
-class Shelved(NamedTuple):
-    path: Path
-    dropped: Counter[str]
-    hidden: Counter[str]
-
-
-def _rules(data: Data, run: Run) -> rules.Rules:
-    sets = [text for name, place in sorted(run.inputs.items()) if name.startswith("against") for text in texts_of(place)]
-    lengths = (data.min_answer_chars, data.max_answer_chars, data.max_prompt_chars)
-    return rules.Rules(*lengths, data.personal, data.languages, grams(sets) if sets else None)
-
-
-def shelve(stack: Stack) -> Shelved:
-    """The questions of a range that the rules keep, on disk."""
-    dropped: Counter[str] = Counter()
-    hidden: Counter[str] = Counter()
-    found = reading.questions(stack.source, segments.read(stack.slices), dropped)
-    kept = [question for one in found if (question := rules.admitted(one, stack.keep, dropped, hidden))]
-    shelves.write(kept, stack.path, near=stack.near)
-    return Shelved(stack.path, dropped, hidden)
+def _foreign(run: Run, path: Path) -> Path | None:
+    sets = [text for name, place in sorted(run.inputs.items()) if name.startswith("against") for text in contamination.texts_of(place)]
+    if not sets:
+        return None
+    contamination.write(contamination.grams(sets), path)
+    return path
 
 
 # ------------------------------------------------------------------------------------------------------------------- 3. splits
@@ -183,12 +209,13 @@ def _fates(shelved: list[Path], data: Data, counts: Counts) -> Fates:
     return kin.decide(shelved, shares, counts.dropped, alike=data.alike, distinct=distinct, per_author=cap)
 
 
-def _refuse_empty(fates: Fates, data: Data, path: Path, counts: Counts) -> None:
+def _refuse_empty(fates: Fates, desk: Desk) -> None:
+    data, counts = desk.job.data, desk.counts
     if not (fates.comparable & (fates.splits > 0)).any():
         read = " and ".join(f"{count} {what}" for what, count in sorted(counts.read.items(), reverse=True)) or "nothing"
         kept = int((fates.splits > 0).sum())
         raise InputError(
-            f"{path} has no question with two differently scored answers (found {read}; {kept} questions with a usable answer): "
+            f"{desk.source} has no question with two differently scored answers (found {read}; {kept} questions with a usable answer): "
             "give a dump with bodies and votes, or rows with comparisons."
         )
     total = int((fates.splits > 0).sum())
@@ -204,60 +231,34 @@ def _refuse_empty(fates: Fates, data: Data, path: Path, counts: Counts) -> None:
 # ------------------------------------------------------------------------------------------------------------------- 4. tables
 
 
-class Lot(NamedTuple):
-    """A shelf with the splits of its questions, and where their rows go."""
-
-    shelf: Path
-    splits: bytes  # a place in SPLITS of each
-    max_pairs: int
-    seed: int
-    folder: Path
-
-
-def _lots(shelved: list[Path], fates: Fates, job: DataJob, work: Path) -> Iterator[Lot]:
-    start = 0
+def _lots(shelved: list[Path], fates: Fates, desk: Desk) -> Iterator[Lot]:
+    start, job = 0, desk.job
     for number, path in enumerate(shelved):
         with np.load(path.with_suffix(".npz")) as columns:
             end = start + len(columns["ids"])
-        yield Lot(path, fates.splits[start:end].tobytes(), job.data.max_pairs, job.seed, work / f"lot{number:06}")
+        yield Lot(path, fates.splits[start:end].tobytes(), job.data.max_pairs, job.seed, desk.work / f"lot{number:06}")
         start = end
 
 
-def tabulate(lot: Lot) -> tuple[Path, Tally]:
-    """The rows of a shelf's questions, a part for every table."""
-    tally = Tally()
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in tables.COLUMNS}
-    for question, split in zip(shelves.read(lot.shelf), lot.splits, strict=True):
-        if split:
-            pairs, most = pairs_of(question, max_pairs=lot.max_pairs, seed=lot.seed), count_pairs(question)
-            tally.add(question, pairs, most)
-            for name, row in tables.rows_of(question, SPLITS[split], pairs, most):
-                rows[name].append(row)
-    lot.folder.mkdir()
-    for name, part in rows.items():
-        tables.write_part(name, part, lot.folder / name)
-    lot.shelf.unlink()
-    return lot.folder, tally
-
-
-def _fill(hands: Crew, lots: list[Lot], run: Run, tally: Tally, size: int) -> dict[str, int]:
+def _fill(lots: list[Lot], desk: Desk, tally: Tally) -> dict[str, int]:
     """Write every table, part after part; gives their numbers of rows."""
-    files = {name: tables.Table(name, run.artifact / f"{name}.parquet") for name in tables.COLUMNS}
-    for done, (folder, more) in enumerate(hands.map(tabulate, lots), 1):
+    files = {name: tables.Table(name, desk.run.artifact / f"{name}.parquet") for name in tables.COLUMNS}
+    for done, (folder, more) in enumerate(desk.hands.map(tabulate, lots), 1):
         for name, table in files.items():
             table.add(folder / name)
         shutil.rmtree(folder)
         tally.merge(more)
         if done < len(lots):
-            _progress(run, size, 2 + done / len(lots))
+            desk.progress(2 + done / len(lots))
     for table in files.values():
         table.close()
     about = {name: tally.counts[name] for name in ("questions", "pairs")}
-    _progress(run, size, 3, **about, answers=tally.scores.total())
+    desk.progress(3, **about, answers=tally.scores.total())
     return {name: table.rows for name, table in files.items()}
 
 
-def _card(job: DataJob, tally: Tally, counts: Counts, bad: Quarantine, fates: Fates, rows: Mapping[str, int]) -> dict[str, Any]:
+def _card(desk: Desk, tally: Tally, bad: Quarantine, fates: Fates, rows: Mapping[str, int]) -> dict[str, Any]:
+    job, counts = desk.job, desk.counts
     counted = np.bincount(fates.splits, minlength=len(SPLITS)).tolist()
     unpaired = int(((fates.splits == SPLITS.index("reward")) & ~fates.comparable).sum())
     counts.dropped["questions of the reward split without two differently scored answers"] += unpaired

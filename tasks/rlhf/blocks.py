@@ -1,8 +1,9 @@
 """Pieces of a source that can be read apart from each other, by whichever process is free."""
 
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 SIZE = 2**24  # bytes of text in a block
 
@@ -13,8 +14,9 @@ class Block(NamedTuple):
     path: Path
     file: str  # what places call it
     form: str  # which of the reader's ways to read the content
-    content: Any
+    content: Any  # or, when it is laid on disk, the name of its file
     read: int  # bytes of the whole source that are read when this block is
+    laid: Literal["", "bytes", "lines", "values"] = ""
 
 
 def batches(rows: Iterable[tuple[Any, int]], size: int) -> Iterator[list[Any]]:
@@ -29,3 +31,31 @@ def batches(rows: Iterable[tuple[Any, int]], size: int) -> Iterator[list[Any]]:
             batch, held = [], 0
     if batch:
         yield batch
+
+
+def shown(path: Path, root: Path) -> str:
+    """What places call a file of the source ``root``; bytes that are no UTF-8 are shown as ?."""
+    name = path.name if path == root else path.relative_to(root).as_posix()
+    return name.encode("utf-8", "replace").decode()
+
+
+def lay(block: Block, path: Path) -> Block:
+    """The block with its content in a file, for a process that is not handed it."""
+    if isinstance(block.content, bytes):
+        path.write_bytes(block.content)
+        return block._replace(content=str(path), laid="bytes")
+    lines = bool(block.content) and isinstance(block.content[0], bytes)
+    values = [line.decode("latin-1") for line in block.content] if lines else block.content
+    path.write_text(json.dumps(values), encoding="utf-8")
+    return block._replace(content=str(path), laid="lines" if lines else "values")
+
+
+def content(block: Block) -> Any:
+    """The block's content, wherever it is."""
+    if not block.laid:
+        return block.content
+    path = Path(block.content)
+    if block.laid == "bytes":
+        return path.read_bytes()
+    values = json.loads(path.read_text(encoding="utf-8"))
+    return [line.encode("latin-1") for line in values] if block.laid == "lines" else values

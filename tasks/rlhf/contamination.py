@@ -45,6 +45,18 @@ def touches(text: str, found: Grams) -> bool:
     return any(not runs.isdisjoint(_runs(words, length)) for length, runs in found.items() if length <= len(words))
 
 
+def write(found: Grams, path: Path) -> None:
+    """The runs in a file, for whichever process needs them."""
+    np.savez(path, **{str(length): np.array(sorted(runs), np.uint64) for length, runs in found.items()})  # type: ignore[arg-type]
+
+
+@lru_cache(1)
+def read(path: Path) -> Grams:
+    """What ``write`` wrote; remembered, for it is asked for range after range."""
+    with np.load(path) as found:
+        return {int(length): frozenset(found[length].tolist()) for length in found.files}
+
+
 def texts_of(path: Path) -> Iterator[str]:
     """Every string of at least 8 words in the rows of JSON lines, JSON lists or parquet files, however deep; of a .txt every such line.
 

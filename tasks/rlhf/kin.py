@@ -84,6 +84,7 @@ def _shingles(paths: Sequence[Path]) -> Iterator[Callable[[int], Hashes]]:
         yield shingles_of
     finally:
         os.close(file)
+        whole.unlink()
 
 
 def _capped(found: Numbers, kept: Any, most: int) -> Any:

@@ -33,7 +33,7 @@ class Names:
 
     def write(self, names: Iterable[list[tuple[int, str]]]) -> None:
         """Of a number that comes twice the later name counts."""
-        self.texts.parent.mkdir()
+        self.texts.parent.mkdir(exist_ok=True)
         at = 0
         with self.texts.open("wb") as texts, self.places.open("wb") as places:
             for batch in names:

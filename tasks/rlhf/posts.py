@@ -87,7 +87,8 @@ def posts_in(block: Block) -> Iterator[Post | str]:
 def fields_in(block: Block) -> Iterator[Mapping[str, str]]:
     """Every row of a block by the names of its columns. Raises InputError."""
     with _refusals(block.path):
-        yield from _parsed(block.content, block.path) if block.form == XML else block.content
+        rows = blocks.content(block)
+        yield from _parsed(rows, block.path) if block.form == XML else rows
 
 
 @contextmanager

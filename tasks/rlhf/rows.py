@@ -62,7 +62,7 @@ def cut(path: Path) -> Iterator[Block]:
     """The files, in the order of their names, in blocks of about ``blocks.SIZE`` bytes of text. Raises InputError."""
     before = 0
     for file in files_of(path):
-        shown, whole = file.name if file == path else file.relative_to(path).as_posix(), file.stat().st_size
+        shown, whole = blocks.shown(file, path), file.stat().st_size
         for form, content, offset in _pieces(file, blocks.SIZE):
             yield Block(file, shown, form, content, before + min(offset, whole))
         before += whole
@@ -71,7 +71,8 @@ def cut(path: Path) -> Iterator[Block]:
 def rows_in(block: Block) -> Iterator[dict[str, Any] | str]:
     """Every row of a block, or the reason why it is none. Raises InputError."""
     with _refusals(block.path):
-        values = _of_groups(block) if block.form == GROUPS else map(_parsed, block.content) if block.form == LINES else block.content
+        found = blocks.content(block)
+        values = _of_groups(block.path, found) if block.form == GROUPS else map(_parsed, found) if block.form == LINES else found
         for value in values:
             yield value if isinstance(value, dict | str) else NO_OBJECT
 
@@ -124,9 +125,9 @@ def _groups(path: Path, size: int) -> Iterator[tuple[str, Any, int]]:
             yield GROUPS, groups, path.stat().st_size * done // whole
 
 
-def _of_groups(block: Block) -> Iterator[Any]:
-    with pq.ParquetFile(block.path) as table:
-        for batch in table.iter_batches(batch_size=BATCH, row_groups=block.content):
+def _of_groups(path: Path, groups: list[int]) -> Iterator[Any]:
+    with pq.ParquetFile(path) as table:
+        for batch in table.iter_batches(batch_size=BATCH, row_groups=groups):
             yield from batch.to_pylist()
 
 

@@ -73,7 +73,7 @@ def band(paths: Sequence[Path], number: int) -> Any:
 
 
 def join_shingles(paths: Sequence[Path]) -> tuple[Path, Any]:
-    """All shelves' shingles in one file, and where each question's end there, int64 [n]; the shelves' own files are gone."""
+    """All shelves' shingles in one file, and where each question's end there, int64 [n]."""
     whole, ends, before = paths[0].with_name("shingles"), [], 0
     with whole.open("wb") as file:
         for path in paths:
@@ -82,7 +82,6 @@ def join_shingles(paths: Sequence[Path]) -> tuple[Path, Any]:
             before += int(of_one[-1]) if len(of_one) else 0
             with path.with_suffix(".shingles").open("rb") as part:
                 shutil.copyfileobj(part, file, 2**20)
-            path.with_suffix(".shingles").unlink()
     return whole, np.concatenate(ends)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from tasks.rlhf.questions import Pair, Question, older, ranks
@@ -11,19 +12,19 @@ from tasks.rlhf.tables import Fields, pair_row
 NUM_EXAMPLES = 20
 
 
+@dataclass
 class Tally:
     """Of the same questions the same figures, however they are cut into ranges."""
 
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.sites: Counter[str] = Counter()
-        self.licences: Counter[str] = Counter()
-        self.scores: Counter[float] = Counter()
-        self.gaps: Counter[float] = Counter()
-        self.answers: Counter[int] = Counter()
-        self.answer_bits: Counter[int] = Counter()
-        self.prompt_bits: Counter[int] = Counter()
-        self.examples: list[tuple[bytes, Fields]] = []
+    counts: Counter[str] = field(default_factory=Counter)
+    sites: Counter[str] = field(default_factory=Counter)
+    licences: Counter[str] = field(default_factory=Counter)
+    scores: Counter[float] = field(default_factory=Counter)
+    gaps: Counter[float] = field(default_factory=Counter)
+    answers: Counter[int] = field(default_factory=Counter)
+    answer_bits: Counter[int] = field(default_factory=Counter)
+    prompt_bits: Counter[int] = field(default_factory=Counter)
+    examples: list[tuple[int, Fields]] = field(default_factory=list)
 
     def add(self, question: Question, pairs: Sequence[Pair], sampled_of: int) -> None:
         self.counts["questions"] += 1
@@ -54,13 +55,13 @@ class Tally:
         """Examples are the pairs with the smallest hashes; one of a question."""
         if not pairs:
             return
-        draw = hashlib.blake2b(str(question.id).encode(), digest_size=8, person=b"example").digest()
+        draw = int.from_bytes(hashlib.blake2b(str(question.id).encode(), digest_size=8, person=b"example").digest())
         if len(self.examples) == NUM_EXAMPLES and draw >= self.examples[-1][0]:
             return
-        pair = pairs[draw[0] % len(pairs)]
+        pair = pairs[(draw >> 56) % len(pairs)]
         self._keep([*self.examples, (draw, pair_row(question, pair, sampled_of, ranks(question.answers)))])
 
-    def _keep(self, examples: Iterable[tuple[bytes, Fields]]) -> None:
+    def _keep(self, examples: Iterable[tuple[int, Fields]]) -> None:
         self.examples = sorted(examples, key=lambda example: example[0])[:NUM_EXAMPLES]
 
     def merge(self, other: "Tally") -> None:
@@ -77,8 +78,8 @@ class Tally:
             "kept": {"questions": counts["questions"], "answers": self.scores.total(), "pairs": counts["pairs"]},
             "questions_with_pairs": counts["questions_with_pairs"],
             "pairs_to_draw_from": counts["pairs_to_draw_from"],
-            "scores": [{"score": score, "count": count} for score, count in sorted(self.scores.items())],
-            "gaps": [{"gap": gap, "count": count} for gap, count in sorted(self.gaps.items())],
+            "scores": [{"score": _plain(score), "count": count} for score, count in sorted(self.scores.items())],
+            "gaps": [{"gap": _plain(gap), "count": count} for gap, count in sorted(self.gaps.items())],
             "answers_per_question": [{"answers": number, "count": count} for number, count in sorted(self.answers.items())],
             "answer_chars": _doubling(self.answer_bits),
             "prompt_chars": _doubling(self.prompt_bits),
@@ -87,6 +88,11 @@ class Tally:
             "licences": dict(sorted(self.licences.items())),
             "examples": [fields for _, fields in self.examples],
         }
+
+
+def _plain(number: float) -> float:
+    """Whole numbers as such, wherever they have been counted."""
+    return int(number) if number == int(number) else number
 
 
 def _doubling(bits: Counter[int]) -> list[dict[str, int]]:

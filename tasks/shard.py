@@ -1,0 +1,108 @@
+"""Shards of the data stage as Prefect's mapped tasks on a Dask cluster, whose workers see the same folders and have the same code.
+
+The stage's program stays where it is and asks for shards in a folder (tasks/programs/away.py); whoever runs it maps them over the cluster.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prefect import task, unmapped
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import task_run
+
+from tasks import events
+from tasks.digests import digest_of, replace_text
+from tasks.launch import StageFailed, environment
+from tasks.lifeline import die_with
+from tasks.programs.config import InputError, Machine
+from tasks.sources import PROGRAMS, sources_of
+
+SPREAD = ("data",)  # stages whose programs ask for shards
+Look = Callable[[], None]  # looks for new asks and for those that are done
+
+
+@task(name="shard", task_run_name=lambda: Path(task_run.parameters["ask"]).stem, persist_result=False, cache_policy=NO_CACHE)
+def run(ask: str, version: str) -> str:
+    """Do the tasks of an ask on this machine; gives their results as JSON. Raises InputError and StageFailed."""
+    if version != _version():
+        raise StageFailed(f"The Dask worker on {os.uname().nodename} has other code than whoever asked: install the same version on both")
+    if not Path(ask).exists():
+        raise InputError(f"The Dask worker on {os.uname().nodename} does not see {ask}: put ALIGNFLOW_HOME on a disk that all of them share")
+    done = subprocess.run(
+        [sys.executable, "-m", f"{PROGRAMS}.shard", ask],
+        env=environment(Machine(threads=1)), stdin=subprocess.DEVNULL, capture_output=True, text=True, preexec_fn=die_with(os.getpid()),
+        check=False, start_new_session=True,
+    )  # fmt: skip
+    if done.returncode == 2 and done.stdout:
+        raise InputError(json.loads(done.stdout)["error"])
+    if done.returncode:
+        raise StageFailed(f"A shard failed on {os.uname().nodename} ({done.returncode}): {done.stderr[-2000:].strip()}")
+    return done.stdout
+
+
+def _version() -> str:
+    return digest_of(sources_of("shard"))
+
+
+@contextmanager
+def spreading(stage: str, directory: Path, machine: Machine) -> Iterator[Look]:
+    """While the block runs, what the program at work in ``directory`` asks for is done on the Dask cluster, if there is one. Raises InputError."""
+    asks = directory / "asks"
+    shutil.rmtree(asks, ignore_errors=True)
+    if not machine.dask or stage not in SPREAD:
+        yield lambda: None
+        return
+    asks.mkdir()
+    with _cluster(machine.dask) as runner:
+        if not runner.client.scheduler_info()["workers"]:
+            events.tell("warning", stage, text=f"{stage}: the Dask scheduler {machine.dask} has no workers yet; start some with `dask worker`")
+        yield _Watch(runner, asks).look
+    shutil.rmtree(asks)
+
+
+@contextmanager
+def _cluster(address: str) -> Iterator[Any]:
+    try:
+        from prefect_dask import DaskTaskRunner
+    except ImportError:
+        raise InputError("machine.dask needs the package prefect-dask: pip install 'alignflow[dask]'") from None
+    with DaskTaskRunner(address=address) as runner:
+        try:
+            _ = runner.client
+        except (OSError, ValueError) as error:
+            raise InputError(f"machine.dask: there is no Dask scheduler at {address} ({error})") from None
+        yield runner
+
+
+class _Watch:
+    """The asks of one program, and what has become of them."""
+
+    def __init__(self, runner: Any, folder: Path) -> None:
+        self.runner, self.folder, self.version = runner, folder, _version()
+        self.known: set[Path] = set()
+        self.waiting: dict[Path, Any] = {}
+
+    def look(self) -> None:
+        if new := sorted(set(self.folder.glob("*.json")) - self.known):
+            futures = self.runner.map(run, {"ask": [str(path) for path in new], "version": unmapped(self.version)})
+            self.known.update(new)
+            self.waiting.update(zip(new, futures, strict=True))
+        for path, future in list(self.waiting.items()):
+            if future.wrapped_future.done():
+                replace_text(path.with_suffix(".done"), _answer(future))
+                del self.waiting[path]
+
+
+def _answer(future: Any) -> str:
+    try:
+        results: str = future.result()
+        return results
+    except Exception as error:
+        return json.dumps({"error": str(error) or type(error).__name__, "input": isinstance(error, InputError)})

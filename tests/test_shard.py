@@ -1,0 +1,154 @@
+"""Shards of the data stage on a Dask cluster: a real scheduler and two workers, the real command line and data stage; other stages are fakes."""
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fake_tree
+import pytest
+from distributed import Client
+from fake_tree import await_
+from test_scale import noisy_posts
+
+from flows.servers import free_port
+from tasks import shard
+from tasks.launch import StageFailed
+from tasks.programs.config import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+# so that a small dump has many blocks, ranges and shards
+SMALLER = {
+    "rlhf/blocks.py": ("SIZE = 2**24", "SIZE = 2**17"),
+    "programs/data.py": ("RANGE = 2**14", "RANGE = 2**10"),
+    "programs/away.py": ("SHARD = 8", "SHARD = 2"),
+}
+
+
+AFTERWARDS = "These posts hold no question with two answers."  # of the stage behind the data stage
+
+
+class Cluster(NamedTuple):
+    address: str
+    scheduler: "subprocess.Popen[bytes]"
+    workers: list["subprocess.Popen[bytes]"]
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A source tree with the real data stage."""
+    made = fake_tree.make_tree(tmp_path_factory.mktemp("shards") / "tree")
+    shutil.copytree(ROOT / "tasks" / "rlhf", made / "tasks" / "rlhf", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "tasks" / "programs" / "data.py", made / "tasks" / "programs" / "data.py")
+    for name, (before, after) in SMALLER.items():
+        path = made / "tasks" / name
+        assert before in path.read_text()
+        path.write_text(path.read_text().replace(before, after))
+    fake_tree.misbehave(made, "pretrain", "input")  # what comes after the data stage would only take time
+    return made
+
+
+@pytest.fixture
+def cluster(tree: Path, tmp_path: Path) -> Iterator[Cluster]:
+    address = f"tcp://127.0.0.1:{free_port()}"
+    environment = fake_tree.environment(tree, tmp_path / "elsewhere") | {"PREFECT_LOGGING_LEVEL": "ERROR"}
+
+    def start(*arguments: str) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-m", "dask", *arguments, "--no-dashboard"]
+        with (tmp_path / "dask.log").open("ab") as log:
+            return subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+    scheduler = start("scheduler", "--host", "127.0.0.1", "--port", address.rpartition(":")[2])
+    workers = [start("worker", address, "--nthreads", "1", "--no-nanny", "--local-directory", str(tmp_path / f"worker{k}")) for k in range(2)]
+    try:
+        with Client(address, timeout=60, set_as_default=False) as client:
+            client.wait_for_workers(2, timeout=60)
+        yield Cluster(address, scheduler, workers)
+    finally:
+        for process in (*workers, scheduler):
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def posts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return noisy_posts(tmp_path_factory.mktemp("posts") / "Posts.xml", 1_500)
+
+
+@pytest.fixture(scope="module")
+def alone(tree: Path, posts: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Digest of the data artifact that one machine makes."""
+    home = tmp_path_factory.mktemp("alone") / "home"
+    _, _, error = fake_tree.alignflow(tree, home, "run", *profile(posts))
+    assert AFTERWARDS in error
+    return str(manifest(home)["digest"])
+
+
+def profile(posts: Path, address: str = "") -> list[str]:
+    settings = {"source.kind": "stack-exchange", "source.path": str(posts), "method": "ppo", "machine.dask": address}
+    return ["demo", *(text for name, value in settings.items() for text in ("--set", f"{name}={value}"))]
+
+
+def manifest(home: Path) -> dict[str, Any]:
+    (found,) = (home / "objects" / "data").glob("*/manifest.json")
+    return dict(json.loads(found.read_text()))
+
+
+def task_runs(home: Path) -> dict[str, str]:
+    with sqlite3.connect(home / "prefect" / "prefect.db") as database:
+        return dict(database.execute("select name, state_type from task_run"))
+
+
+def test_two_workers_make_the_same_bytes_as_one_machine(tree: Path, posts: Path, alone: str, cluster: Cluster, tmp_path: Path) -> None:
+    _, _, error = fake_tree.alignflow(tree, tmp_path / "home", "run", *profile(posts, cluster.address))
+    assert AFTERWARDS in error
+    assert manifest(tmp_path / "home")["digest"] == alone
+    with Client(cluster.address, set_as_default=False) as client:
+        assert min(client.run(lambda dask_worker: dask_worker.state.executed_count).values()) > 1
+    runs = task_runs(tmp_path / "home")
+    assert {state for name, state in runs.items() if name != "pretrain"} == {"COMPLETED"}
+    for do in ("take", "shelve", "tabulate"):
+        assert sum(name.startswith(f"{do}0") for name in runs) > 2
+    assert not list((tmp_path / "home" / "partial").glob("*/checkpoints/work"))
+
+
+def test_a_worker_that_is_lost_takes_nothing_with_it(tree: Path, posts: Path, alone: str, cluster: Cluster, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    process = fake_tree.start(tree, home, "run", *profile(posts, cluster.address))
+    await_(lambda: list(home.glob("partial/*/checkpoints/work/notes/take*.json")), 60)
+    os.killpg(cluster.workers[0].pid, signal.SIGKILL)
+    _, error = process.communicate(timeout=180)
+    assert AFTERWARDS in error
+    assert manifest(home)["digest"] == alone
+
+
+def test_what_a_shard_refuses_is_refused_in_its_words(tree: Path, posts: Path, cluster: Cluster, tmp_path: Path) -> None:
+    rows = posts.read_text().splitlines()
+    rows[-100] = rows[-100].replace("Id=", "<Id=")
+    (tmp_path / "Posts.xml").write_text("\n".join(rows))
+    status, _, error = fake_tree.alignflow(tree, tmp_path / "home", "run", *profile(tmp_path / "Posts.xml", cluster.address))
+    assert status == 2
+    assert "Posts.xml is damaged, truncated or not a Posts.xml" in error
+    assert not list((tmp_path / "home" / "partial").iterdir())
+
+
+def test_a_cluster_that_is_not_there_is_the_users_to_mend(tree: Path, posts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT", "1s")
+    address = f"tcp://127.0.0.1:{free_port()}"
+    status, _, error = fake_tree.alignflow(tree, tmp_path / "home", "run", *profile(posts, address))
+    assert status == 2, error
+    assert f"machine.dask: there is no Dask scheduler at {address}" in error
+
+
+def test_a_worker_refuses_other_code_and_a_disk_that_it_does_not_share(tmp_path: Path) -> None:
+    with pytest.raises(StageFailed, match="has other code than whoever asked: install the same version on both"):
+        shard.run.fn(str(tmp_path / "take000000.json"), "other")
+    with pytest.raises(InputError, match=r"does not see .*take000000.json: put ALIGNFLOW_HOME on a disk that all of them share"):
+        shard.run.fn(str(tmp_path / "take000000.json"), shard._version())
