@@ -51,7 +51,7 @@ def _planned(step: Step, found: Artifact | None) -> Planned:
 
 
 def _unbuilt(step: Step) -> Artifact:
-    return Artifact(stage=step.stage, key="", digest="", path="", without="", seconds=0.0, peak_mb=0.0, cached=False, metrics={}, warnings=[])
+    return Artifact(stage=step.stage, key="", digest="", path="", files={}, seconds=0.0, peak_mb=0.0, cached=False, metrics={}, warnings=[])
 
 
 class _Found(Exception):

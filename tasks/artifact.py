@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
 
-from tasks.digests import file_digest, folder_digest
+from tasks.digests import digest_of, file_digest, folder_digest
 from tasks.programs.config import Job
 from tasks.sources import sources_of
 from tasks.store import Manifest, Recipe, home
@@ -19,7 +19,7 @@ class Artifact(TypedDict):
     key: str
     digest: str
     path: str  # inside the artifact: the file or folder that is meant, "" for all; of what the user brought: where it lies
-    without: str  # ending of the files that are not needed, "" for none
+    files: dict[str, str]  # sha256 by path of the files that are meant; none of what the user brought
     seconds: float  # spent on it in this run
     peak_mb: float  # of the process that built it
     cached: bool
@@ -44,14 +44,15 @@ class Step(NamedTuple):
                 job["source"].pop(place, None)
         if isinstance(job.get("data"), dict):
             job["data"].pop("against", None)
-        return Recipe(self.stage, job, {name: artifact["digest"] for name, artifact in self.inputs.items()}, sources_of(self.stage))
+        contents = {name: content(artifact) for name, artifact in self.inputs.items()}
+        return Recipe(self.stage, job, contents, sources_of(self.stage), {name: artifact["digest"] for name, artifact in self.inputs.items()})
 
 
 def given(path: str | Path) -> Artifact:
     """A file or folder that the user brought, known by its content."""
     place = Path(os.path.abspath(Path(path).expanduser()))
     return Artifact(
-        stage="given", key="", digest=content_digest(place), path=str(place), without="",
+        stage="given", key="", digest=content_digest(place), path=str(place), files={},
         seconds=0.0, peak_mb=0.0, cached=True, metrics={}, warnings=[],
     )  # fmt: skip
 
@@ -65,17 +66,31 @@ def content_digest(place: Path) -> str:
 def made(manifest: Manifest, summary: dict[str, Any], *, cached: bool, seconds: float) -> Artifact:
     """A stage's artifact, from its manifest and its summary.json."""
     return Artifact(
-        stage=manifest["stage"], key=manifest["key"], digest=manifest["digest"], path="", without="",
+        stage=manifest["stage"], key=manifest["key"], digest=manifest["digest"], path="", files=manifest["files"],
         seconds=round(seconds, 3), peak_mb=manifest["peak_mb"], cached=cached,
         metrics=summary.get("metrics", {}), warnings=summary.get("warnings", []),
     )  # fmt: skip
 
 
+def content(artifact: Artifact) -> str:
+    """Digest of what is meant: an input whose other files change is still the same input. "" for what is still to be built."""
+    return digest_of(artifact["files"]) if artifact["files"] else artifact["digest"]
+
+
 def within(artifact: Artifact, name: str) -> Artifact:
     """A file or folder of an artifact as an input; what the user brought is taken whole."""
-    return artifact if artifact["stage"] == "given" else {**artifact, "path": name}
+    return artifact if artifact["stage"] == "given" else {**only(artifact, name), "path": name}
+
+
+def only(artifact: Artifact, *names: str) -> Artifact:
+    """An artifact as an input of a stage that looks at these files and folders alone."""
+    if not artifact["files"]:
+        return artifact
+    files = {path: sha256 for path, sha256 in artifact["files"].items() if any(path == name or path.startswith(f"{name}/") for name in names)}
+    assert all(any(path == name or path.startswith(f"{name}/") for path in files) for name in names), (artifact["stage"], names)
+    return {**artifact, "files": files}
 
 
 def without_weights(artifact: Artifact) -> Artifact:
     """An artifact as an input of a stage that does not look at model weights."""
-    return {**artifact, "without": WEIGHTS}
+    return {**artifact, "files": {path: sha256 for path, sha256 in artifact["files"].items() if not path.endswith(WEIGHTS)}}

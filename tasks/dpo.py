@@ -3,14 +3,15 @@
 from prefect import task
 from prefect.client.schemas.objects import State
 
-from tasks.artifact import Artifact, Step, within
+from tasks.artifact import Artifact, Step, only, within
 from tasks.programs.config import DpoJob, Pipeline
 from tasks.stage import Seat, run_stage
 from tasks.states import AS_TASK, as_state
 
 
 def step(config: Pipeline, *, data: Artifact, model: Artifact) -> Step:
-    return Step("dpo", DpoJob.of(config), {"data": data, "model": within(model, "model")}, shown=("loss", "accuracy"))
+    tables = only(data, "reward.parquet")
+    return Step("dpo", DpoJob.of(config), {"data": tables, "model": within(model, "model")}, shown=("loss", "accuracy"))
 
 
 @task(name="dpo", **AS_TASK)

@@ -71,10 +71,8 @@ def locate(artifact: Artifact) -> Path:
         return store.entry(artifact["stage"], artifact["key"]) / artifact["path"]
     folder = home() / "fetched" / artifact["stage"] / artifact["key"]
     manifest = _manifest(folder, artifact["key"], artifact["digest"])
-    part = artifact["path"]
-    wanted = [name for name in manifest["files"] if not part or name == part or name.startswith(f"{part}/")]
-    _fetch(manifest, [name for name in wanted if not (artifact["without"] and name.endswith(artifact["without"]))], folder)
-    return folder / part
+    _fetch(manifest, list(artifact["files"]), folder)
+    return folder / artifact["path"]
 
 
 def _located_given(artifact: Artifact) -> Path:
@@ -151,7 +149,7 @@ def _publish_given(artifact: Artifact, parent: str | None) -> bool:
     files = {f"content/{path}": file for path, file in folder_files(place).items()} if place.is_dir() else {name: place}
     digests = {path: file_digest(file, memory=home() / "digests") for path, file in files.items()}
     manifest = Manifest(
-        schema=SCHEMA, stage="given", key=key, digest=digest_of(digests), files=digests, job={"name": name}, inputs={}, sources={},
+        schema=SCHEMA, stage="given", key=key, digest=digest_of(digests), files=digests, job={"name": name}, inputs={}, origins={}, sources={},
         seconds=0.0, peak_mb=0.0, created=time.time(),
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as temporary:

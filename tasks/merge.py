@@ -3,14 +3,14 @@
 from prefect import task
 from prefect.client.schemas.objects import State
 
-from tasks.artifact import Artifact, Step, within
+from tasks.artifact import Artifact, Step, only, within
 from tasks.programs.config import MergeJob, Pipeline
 from tasks.stage import Seat, run_stage
 from tasks.states import AS_TASK, as_state
 
 
 def step(config: Pipeline, *, base: Artifact, adapter: Artifact) -> Step:
-    return Step("merge", MergeJob.of(config), {"base": within(base, "model"), "adapter": adapter})
+    return Step("merge", MergeJob.of(config), {"base": within(base, "model"), "adapter": only(adapter, "adapter")})
 
 
 @task(name="merge", **AS_TASK)

@@ -3,14 +3,15 @@
 from prefect import task
 from prefect.client.schemas.objects import State
 
-from tasks.artifact import Artifact, Step, within
+from tasks.artifact import Artifact, Step, only, within
 from tasks.programs.config import Pipeline, PpoJob
 from tasks.stage import Seat, run_stage
 from tasks.states import AS_TASK, as_state
 
 
 def step(config: Pipeline, *, data: Artifact, model: Artifact, reward: Artifact) -> Step:
-    return Step("ppo", PpoJob.of(config), {"data": data, "model": within(model, "model"), "reward": reward}, shown=("reward", "kl"))
+    inputs = {"data": only(data, "rl.parquet"), "model": within(model, "model"), "reward": only(reward, "adapter", "reward.json")}
+    return Step("ppo", PpoJob.of(config), inputs, shown=("reward", "kl"))
 
 
 @task(name="ppo", **AS_TASK)

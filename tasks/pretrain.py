@@ -3,14 +3,14 @@
 from prefect import task
 from prefect.client.schemas.objects import State
 
-from tasks.artifact import Artifact, Step
+from tasks.artifact import Artifact, Step, only
 from tasks.programs.config import Pipeline, PretrainJob
 from tasks.stage import Seat, run_stage
 from tasks.states import AS_TASK, as_state
 
 
 def step(config: Pipeline, *, data: Artifact) -> Step:
-    return Step("pretrain", PretrainJob.of(config), {"data": data}, shown=("loss",))
+    return Step("pretrain", PretrainJob.of(config), {"data": only(data, "corpus.parquet")}, shown=("loss",))
 
 
 @task(name="pretrain", **AS_TASK)

@@ -27,7 +27,7 @@ class Entry(NamedTuple):
     stage: str
     key: str
     digest: str
-    inputs: tuple[str, ...]  # digests
+    origins: tuple[str, ...]  # digests of the artifacts that it was made from
 
 
 class Run(NamedTuple):
@@ -47,7 +47,7 @@ def entries(home: Path, tiers: tuple[str, ...] = ("objects", "fetched")) -> list
 def _entry(path: Path) -> Entry:
     try:
         manifest = json.loads((path / "manifest.json").read_text())
-        return Entry(path, path.parent.name, path.name, str(manifest["digest"]), tuple(manifest["inputs"].values()))
+        return Entry(path, path.parent.name, path.name, str(manifest["digest"]), tuple(manifest["origins"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return Entry(path, path.parent.name, path.name, "", ())
 
@@ -76,7 +76,7 @@ def reached(found: list[Entry], roots: set[str]) -> set[Path]:
         for entry in named[waiting.pop()]:
             if entry.path not in kept:
                 kept.add(entry.path)
-                waiting += entry.inputs
+                waiting += entry.origins
     return kept
 
 

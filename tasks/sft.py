@@ -3,14 +3,14 @@
 from prefect import task
 from prefect.client.schemas.objects import State
 
-from tasks.artifact import Artifact, Step, within
+from tasks.artifact import Artifact, Step, only, within
 from tasks.programs.config import Pipeline, SftJob
 from tasks.stage import Seat, run_stage
 from tasks.states import AS_TASK, as_state
 
 
 def step(config: Pipeline, *, data: Artifact, base: Artifact) -> Step:
-    return Step("sft", SftJob.of(config), {"data": data, "base": within(base, "model")}, shown=("loss", "perplexity"))
+    return Step("sft", SftJob.of(config), {"data": only(data, "finetune.parquet"), "base": within(base, "model")}, shown=("loss", "perplexity"))
 
 
 @task(name="sft", **AS_TASK)

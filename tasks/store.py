@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypedDict
 
 from tasks.digests import digest_of, file_digest, replace_text
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 class Manifest(TypedDict):
@@ -33,7 +33,8 @@ class Manifest(TypedDict):
     digest: str  # over {relative path: sha256}
     files: dict[str, str]  # sha256 by relative path
     job: dict[str, Any]
-    inputs: dict[str, str]  # digest by input name
+    inputs: dict[str, str]  # digest of what is taken of each input, by its name
+    origins: dict[str, str]  # digest of the whole artifact that it is part of
     sources: dict[str, str]  # digest by file of the program
     seconds: float
     peak_mb: float
@@ -47,6 +48,7 @@ class Recipe(NamedTuple):
     job: dict[str, Any]
     inputs: dict[str, str]
     sources: dict[str, str]
+    origins: dict[str, str]  # where the inputs are from: no part of the key
 
     @property
     def key(self) -> str:
@@ -112,7 +114,7 @@ class Store:
         files = self._digests(made)
         manifest = Manifest(
             schema=SCHEMA, stage=recipe.stage, key=recipe.key, digest=digest_of(files), files=files,
-            job=recipe.job, inputs=recipe.inputs, sources=recipe.sources,
+            job=recipe.job, inputs=recipe.inputs, origins=recipe.origins, sources=recipe.sources,
             seconds=round(seconds, 3), peak_mb=round(peak_mb, 1), created=time.time(),
         )  # fmt: skip
         replace_text(made / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True) + "\n")

@@ -3,14 +3,15 @@
 from prefect import task
 from prefect.client.schemas.objects import State
 
-from tasks.artifact import Artifact, Step, within
+from tasks.artifact import Artifact, Step, only, within
 from tasks.programs.config import Pipeline, WinrateJob
 from tasks.stage import Seat, run_stage
 from tasks.states import AS_TASK, as_state
 
 
 def step(config: Pipeline, *, data: Artifact, model: Artifact, reward: Artifact, **policies: Artifact) -> Step:
-    return Step("winrate", WinrateJob.of(config), {"data": data, "model": within(model, "model"), "reward": reward, **policies})
+    inputs = {"data": only(data, "evaluation.parquet"), "model": within(model, "model"), "reward": only(reward, "adapter", "reward.json")}
+    return Step("winrate", WinrateJob.of(config), inputs | {name: only(policy, "adapter") for name, policy in policies.items()})
 
 
 @task(name="winrate", **AS_TASK)

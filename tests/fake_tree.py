@@ -12,6 +12,18 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("site", "data", "pretrain", "sft", "merge", "reward", "ppo", "dpo", "winrate", "report")
 
+TABLES = ("finetune", "corpus", "reward", "reward_groups", "rl", "evaluation", "evaluation_pairs")
+# what a stage looks at of its inputs, where that is not all; tests/test_boundaries.py compares it with the real programs
+MEANT = {
+    "pretrain": {"data": ("corpus.parquet",)},
+    "sft": {"data": ("finetune.parquet",)},
+    "merge": {"adapter": ("adapter",)},
+    "reward": {"data": ("reward.parquet", "finetune.parquet")},
+    "ppo": {"data": ("rl.parquet",), "reward": ("adapter", "reward.json")},
+    "dpo": {"data": ("reward.parquet",)},
+    "winrate": {"data": ("evaluation.parquet",), "reward": ("adapter", "reward.json"), "ppo": ("adapter",), "dpo": ("adapter",)},
+}
+
 # Takes a few steps with a checkpoint each, and derives its result from its job and its inputs' contents alone.
 # FAKE_<STAGE> (a file in the tree) says how to misbehave: "slow", "input", "fail", "enospc", "hang-at 3", "spawn", "warn".
 PROGRAM = '''"""A fake program."""
@@ -63,14 +75,20 @@ def train(config, run):
         saved = [run.checkpoints / f"step-{{step:08d}}"]
     inputs = {{}}
     for name, path in run.inputs.items():
-        files = [path] if path.is_file() else sorted(path.rglob("*"))
+        places = [path / part for part in {meant}.get(name, ())] or [path]
+        files = [file for place in places for file in ([place] if place.is_file() else sorted(place.rglob("*")))]
         kept = [file for file in files if file.is_file() and file.name != "manifest.json"]
         inputs[name] = hashlib.sha256(b"".join(file.read_bytes().strip() for file in kept)).hexdigest()
-    (run.artifact / "weights.json").write_text(json.dumps([config.model_dump(mode="json", exclude={{"source"}}), inputs], sort_keys=True))
+    content = json.dumps([config.model_dump(mode="json", exclude={{"source"}}), inputs], sort_keys=True)
+    (run.artifact / "weights.json").write_text(content)
+    (run.artifact / "reward.json").write_text(content)
+    (run.artifact / "adapter").mkdir(exist_ok=True)
+    (run.artifact / "adapter" / "adapter_config.json").write_text(content)
     (run.artifact / "model").mkdir(exist_ok=True)
     (run.artifact / "model" / "config.json").write_text(json.dumps(inputs))
     (run.artifact / "Posts.xml").write_text("<posts/>")
-    (run.artifact / "pairs.parquet").write_bytes(b"PAR1")
+    for table in {tables}:
+        (run.artifact / f"{{table}}.parquet").write_text(content)
     (run.artifact / "report.html").write_text("<html><body><!--stage-table--></body></html>")
     (run.artifact / "card.html").write_text("<html><body></body></html>")
     if mode == "warn":
@@ -100,7 +118,9 @@ def make_tree(folder: Path) -> Path:
 
 
 def write_program(tree: Path, stage: str, more: str = "") -> None:
-    (tree / "tasks" / "programs" / f"{stage}.py").write_text(PROGRAM.format(name=stage, job=f"{stage.capitalize()}Job", more=more))
+    (tree / "tasks" / "programs" / f"{stage}.py").write_text(
+        PROGRAM.format(name=stage, job=f"{stage.capitalize()}Job", more=more, meant=MEANT.get(stage, {}), tables=TABLES)
+    )
 
 
 def misbehave(tree: Path, stage: str, mode: str) -> None:

@@ -43,7 +43,8 @@ def aged(path: Path, days: float) -> Path:
 def commit(home: Path, stage: str, *takes: str, days: float = 30, text: str = "") -> Manifest:
     """An artifact of ``stage`` made from inputs with these digests."""
     store = Store(home)
-    recipe = Recipe(stage, {"text": text}, {f"input{number}": digest for number, digest in enumerate(takes)}, {})
+    inputs = {f"input{number}": digest for number, digest in enumerate(takes)}
+    recipe = Recipe(stage, {"text": text}, {name: f"a part of {digest}" for name, digest in inputs.items()}, {}, inputs)
     made = store.partial(recipe.key) / "artifact"
     made.mkdir(parents=True)
     (made / "weights.bin").write_text(f"{stage} {text}")
@@ -119,7 +120,7 @@ def test_what_was_fetched_stays_while_something_kept_was_made_from_it(home: Path
     for key in (content, digest_of("another")):
         folder = home / "fetched" / "given" / key
         folder.mkdir(parents=True)
-        (folder / "manifest.json").write_text(json.dumps({"digest": digest_of(["files", key]), "inputs": {}}))
+        (folder / "manifest.json").write_text(json.dumps({"digest": digest_of(["files", key]), "inputs": {}, "origins": {}}))
         aged(folder, 30)
     data = commit(home, "data", content)
     ran(home, "r", [data["key"]], days=1)

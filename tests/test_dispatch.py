@@ -11,14 +11,17 @@ from prefect.client.schemas.objects import State, StateType
 
 from flows.stages import as_step
 from tasks import dispatch
-from tasks.artifact import Artifact, Step
+from tasks.artifact import Artifact, Step, within
 from tasks.dispatch import BAD_INPUT, INPUT_MISSING, LOST, OTHER_CODE
 from tasks.far import InputMissing
 from tasks.launch import StageFailed
 from tasks.programs.config import InputError, Machine, Pipeline, PpoJob
 
-DATA = Artifact(stage="data", key="k", digest="d", path="", without="", seconds=1.0, peak_mb=1.0, cached=True, metrics={"a": 1}, warnings=["careful"])
-STEP = Step("ppo", PpoJob.of(Pipeline(seed=3)), {"data": DATA, "model": {**DATA, "path": "model"}}, shown=("kl",))
+FILES = {"model/config.json": "c", "card.json": "b", "rl.parquet": "r"}
+DATA = Artifact(
+    stage="data", key="k", digest="d", path="", files=FILES, seconds=1.0, peak_mb=1.0, cached=True, metrics={"a": 1}, warnings=["careful"]
+)
+STEP = Step("ppo", PpoJob.of(Pipeline(seed=3)), {"data": DATA, "model": within(DATA, "model")}, shown=("kl",))
 COMPLETED = State(type=StateType.COMPLETED)
 CRASHED = State(type=StateType.CRASHED, message="gone")
 

@@ -155,7 +155,7 @@ def test_a_home_that_cannot_be_written_to_is_a_failure(home: Path, monkeypatch: 
 
 
 def commit(home: Path) -> Path:
-    store, recipe = Store(home), Recipe("sft", {}, {}, {})
+    store, recipe = Store(home), Recipe("sft", {}, {}, {}, {})
     made = store.partial(recipe.key) / "artifact"
     made.mkdir(parents=True)
     (made / "weights.bin").write_text("weights")

@@ -15,7 +15,7 @@ from tasks.digests import file_digest, folder_digest
 from tasks.programs.config import DataJob, Machine, Pipeline, SftJob
 from tasks.store import Manifest, Recipe, Store, changes, home
 
-RECIPE = Recipe("sft", {"seed": 0, "sft": {"epochs": 2.0}}, {"data": "d1"}, {"tasks/programs/sft.py": "s1"})
+RECIPE = Recipe("sft", {"seed": 0, "sft": {"epochs": 2.0}}, {"data": "d1"}, {"tasks/programs/sft.py": "s1"}, {"data": "whole"})
 
 
 @pytest.fixture
@@ -116,8 +116,14 @@ def test_the_order_of_settings_and_inputs_is_not_in_the_key() -> None:
     assert turned.key == RECIPE.key
 
 
+def test_where_an_input_is_from_is_not_in_the_key_but_remembered(store: Store) -> None:
+    elsewhere = RECIPE._replace(origins={"data": "another whole"})
+    assert elsewhere.key == RECIPE.key
+    assert commit(store, elsewhere)["origins"] == {"data": "another whole"}
+
+
 def artifact(path: str, digest: str = "d") -> Artifact:
-    return Artifact(stage="data", key="k", digest=digest, path=path, seconds=0.0, peak_mb=0.0, cached=False, metrics={}, warnings=[])
+    return Artifact(stage="data", key="k", digest=digest, path=path, files={}, seconds=0.0, peak_mb=0.0, cached=False, metrics={}, warnings=[])
 
 
 def test_the_machine_the_paths_and_the_other_stages_settings_are_not_in_the_key() -> None:
@@ -205,7 +211,7 @@ def test_a_lock_is_held_by_one_and_freed_when_its_holder_is_killed(store: Store)
 def test_what_changed_is_named_setting_by_setting(store: Store) -> None:
     before = commit(store)
     after = Recipe(
-        "sft", {"seed": 0, "sft": {"epochs": 3.0, "rank": 8}}, {"data": "d2"}, {"tasks/programs/sft.py": "s1", "tasks/rlhf/losses.py": "s"}
+        "sft", {"seed": 0, "sft": {"epochs": 3.0, "rank": 8}}, {"data": "d2"}, {"tasks/programs/sft.py": "s1", "tasks/rlhf/losses.py": "s"}, {}
     )
     assert changes(after, before) == ["sft.epochs 2.0 -> 3.0", "sft.rank null -> 8", "input data", "code tasks/rlhf/losses.py"]
     assert changes(RECIPE, before) == []

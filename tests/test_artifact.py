@@ -1,0 +1,99 @@
+"""What a stage takes of its inputs is what its key depends on, and what its program looks at."""
+
+import re
+from pathlib import Path
+
+import pytest
+from fake_tree import MEANT, ROOT, TABLES
+
+from tasks import dpo, merge, ppo, pretrain, report, reward, sft, winrate
+from tasks.artifact import Artifact, content, made, only, within, without_weights
+from tasks.digests import digest_of
+from tasks.programs.config import Pipeline
+from tasks.store import Manifest
+
+CONFIG = Pipeline()
+
+
+def artifact(stage: str, changed: str = "") -> Artifact:
+    names = [*(f"{table}.parquet" for table in TABLES), "card.json", "model/config.json", "model/model.safetensors", "adapter/a.safetensors"]
+    names += ["adapter/adapter_config.json", "reward.json", "summary.json"]
+    files = {name: f"{stage} {name}" + "!" * (name == changed) for name in names}
+    manifest = Manifest(
+        schema=2, stage=stage, key=f"{stage} {changed}", digest=digest_of(files), files=files, job={}, inputs={}, origins={}, sources={}, seconds=1,
+        peak_mb=1, created=0,
+    )  # fmt: skip
+    return made(manifest, {}, cached=True, seconds=1)
+
+
+def keys(data: str = "", model: str = "", adapter: str = "", judge: str = "") -> dict[str, str]:
+    """The key of every stage, with one file of an input changed."""
+    table, base, tuned, scorer = artifact("data", data), artifact("merge", model), artifact("sft", adapter), artifact("reward", judge)
+    steps = {
+        "pretrain": pretrain.step(CONFIG, data=table),
+        "sft": sft.step(CONFIG, data=table, base=base),
+        "merge": merge.step(CONFIG, base=base, adapter=tuned),
+        "reward": reward.step(CONFIG, data=table, model=base),
+        "ppo": ppo.step(CONFIG, data=table, model=base, reward=scorer),
+        "dpo": dpo.step(CONFIG, data=table, model=base),
+        "winrate": winrate.step(CONFIG, data=table, model=base, reward=scorer, ppo=artifact("ppo"), dpo=artifact("dpo")),
+        "report": report.step(CONFIG, data=table, merge=base, reward=scorer),
+    }
+    return {name: step.recipe.key for name, step in steps.items()}
+
+
+@pytest.mark.parametrize(
+    ("changed", "rebuilt"),
+    [
+        ({"data": "card.json"}, {"report"}),
+        ({"data": "summary.json"}, {"report"}),
+        ({"data": "reward_groups.parquet"}, {"report"}),
+        ({"data": "finetune.parquet"}, {"sft", "reward", "report"}),
+        ({"data": "reward.parquet"}, {"reward", "dpo", "report"}),
+        ({"data": "rl.parquet"}, {"ppo", "report"}),
+        ({"data": "evaluation.parquet"}, {"winrate", "report"}),
+        ({"data": "corpus.parquet"}, {"pretrain", "report"}),
+        ({"model": "summary.json"}, {"report"}),
+        ({"model": "model/model.safetensors"}, {"sft", "merge", "reward", "ppo", "dpo", "winrate"}),
+        ({"adapter": "summary.json"}, set()),
+        ({"adapter": "adapter/a.safetensors"}, {"merge"}),
+        ({"judge": "reward.json"}, {"ppo", "winrate", "report"}),
+        ({"judge": "adapter/a.safetensors"}, {"ppo", "winrate"}),
+    ],
+    ids=lambda value: " ".join(f"{name} {file}" for name, file in value.items()) if isinstance(value, dict) else "",
+)
+def test_a_stage_is_built_again_when_what_it_looks_at_has_changed_and_only_then(changed: dict[str, str], rebuilt: set[str]) -> None:
+    before, after = keys(), keys(**changed)
+    assert {name for name in before if before[name] != after[name]} == rebuilt
+
+
+def test_programs_look_at_what_their_tasks_name_and_nothing_else() -> None:
+    for stage in ("pretrain", "sft", "merge", "reward", "ppo", "dpo", "winrate"):
+        program = (ROOT / "tasks" / "programs" / f"{stage}.py").read_text()
+        task = (ROOT / "tasks" / f"{stage}.py").read_text()
+        read = set(re.findall(r'run\.inputs\["data"\] / "([\w.]+)"', program))
+        assert read == set(MEANT[stage].get("data", ())), stage
+        assert set(re.findall(r'"([\w]+\.parquet)"', task)) == read
+        assert program.count('run.inputs["data"]') == len(re.findall(r'run\.inputs\["data"\] / "', program)), "the folder goes elsewhere"
+        assert set(re.findall(r'run\.inputs\["reward"\] / "([\w.]+)"', program)) <= {"adapter", "reward.json"}
+
+
+def test_what_is_meant_of_an_artifact_is_known_by_its_files() -> None:
+    whole = artifact("merge")
+    assert content(whole) == whole["digest"]
+    model = within(whole, "model")
+    assert model["path"] == "model"
+    assert set(model["files"]) == {"model/config.json", "model/model.safetensors"}
+    assert set(only(whole, "adapter", "reward.json")["files"]) == {"adapter/a.safetensors", "adapter/adapter_config.json", "reward.json"}
+    assert not [name for name in without_weights(whole)["files"] if name.endswith("safetensors")]
+    with pytest.raises(AssertionError, match="rewards"):
+        only(whole, "rewards")
+
+
+def test_what_the_user_brought_is_taken_whole(tmp_path: Path) -> None:
+    from tasks.artifact import given
+
+    (tmp_path / "Posts.xml").write_text("<posts/>")
+    brought = given(tmp_path)
+    assert only(brought, "model") == within(brought, "model") == brought
+    assert content(brought) == brought["digest"]
