@@ -28,7 +28,12 @@ SPREAD = ("data",)  # stages whose programs ask for shards
 Look = Callable[[], None]  # looks for new asks and for those that are done
 
 
-@task(name="shard", task_run_name=lambda: Path(task_run.parameters["ask"]).stem, persist_result=False, cache_policy=NO_CACHE)
+def _name() -> str:
+    what, _, number = Path(task_run.parameters["ask"]).stem.partition(" ")
+    return f"{what} {int(number)}"
+
+
+@task(name="shard", task_run_name=_name, persist_result=False, cache_policy=NO_CACHE)
 def run(ask: str, version: str) -> str:
     """Do the tasks of an ask on this machine; gives their results as JSON. Raises InputError and StageFailed."""
     if version != _version():

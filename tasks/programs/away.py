@@ -38,7 +38,7 @@ def results(calls: Iterator[Call], folder: Path) -> Iterator[Any]:
     waiting: deque[Asked] = deque()
     number = 0
     while shard := list(islice(calls, SHARD)):
-        waiting.append(_ask(shard, folder / f"{shard[0].do.__name__}{number:06}.json"))
+        waiting.append(_ask(shard, folder / f"{shard[0].do.__name__} {number:06}.json"))
         number += 1
         while waiting and (waiting[0].is_done or len(waiting) == AHEAD):
             yield from _taken(waiting.popleft())
