@@ -47,7 +47,9 @@ def _planned(step: Step, found: Artifact | None) -> Planned:
     before = store.newest(step.stage)
     if before is None:
         return Planned(step.stage, key, "build", ["never built"])
-    return Planned(step.stage, key, "build", changes(recipe, before) or ["its stored files were altered"])
+    awaited = {f"input {name}" for name, digest in recipe.inputs.items() if not digest}
+    reasons = [f"{reason} (if it differs)" if reason in awaited else reason for reason in changes(recipe, before)]
+    return Planned(step.stage, key, "build", reasons or ["its stored files were altered"])
 
 
 def _unbuilt(step: Step) -> Artifact:

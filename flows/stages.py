@@ -12,7 +12,7 @@ from prefect.states import Completed, Failed
 import tasks.programs.config as config
 from flows.figures import figure
 from tasks import events
-from tasks.artifact import Artifact, Step
+from tasks.artifact import Artifact, Step, code_of
 from tasks.dispatch import BAD_INPUT, INPUT_MISSING, OTHER_CODE
 from tasks.events import Event
 from tasks.far import InputMissing
@@ -44,10 +44,10 @@ def stage(
         machine: How the program uses this machine.
         tracked: The parent run in MLflow.
     """
-    step = as_step(stage, job, inputs, shown)
-    if different := _different(sources, step.recipe.sources):
+    if different := _different(sources, code_of(stage)):
         text = f"This worker has other code than whoever asked for the stage {stage} ({', '.join(different[:4])}): install the same version on both"
         return Failed(name=OTHER_CODE, message=text)
+    step = as_step(stage, job, inputs, shown)
     warm_up(stage, machine)
     try:
         with _logged():

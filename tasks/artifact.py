@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, TypedDict
 from tasks.digests import digest_of, file_digest, folder_digest
 from tasks.programs.config import Job
 from tasks.sources import sources_of
-from tasks.store import Manifest, Recipe, home
+from tasks.store import SCHEMA, Manifest, Recipe, home
 
 WEIGHTS = ".safetensors"
 
@@ -46,6 +46,11 @@ class Step(NamedTuple):
             job["data"].pop("against", None)
         contents = {name: content(artifact) for name, artifact in self.inputs.items()}
         return Recipe(self.stage, job, contents, sources_of(self.stage), {name: artifact["digest"] for name, artifact in self.inputs.items()})
+
+
+def code_of(stage: str) -> dict[str, str]:
+    """What two machines must have alike to work on a stage together: its code, and how artifacts are told of."""
+    return sources_of(stage) | {"the schema of artifacts": str(SCHEMA)}
 
 
 def given(path: str | Path) -> Artifact:

@@ -16,7 +16,7 @@ from prefect.settings import PREFECT_UI_URL
 from prefect.states import Cancelling
 
 from tasks import events
-from tasks.artifact import Artifact, Step
+from tasks.artifact import Artifact, Step, code_of
 from tasks.far import Published, publish, published
 from tasks.launch import StageFailed
 from tasks.programs.config import InputError, Machine
@@ -87,7 +87,7 @@ def parameters(step: Step, machine: Machine, tracked: str | None) -> dict[str, A
     """What the flow ``stage`` takes: all of the step as JSON, without the figures of its inputs."""
     slim = {name: {**artifact, "metrics": {}, "warnings": []} for name, artifact in step.inputs.items()}
     return {
-        "stage": step.stage, "job": step.job.model_dump(mode="json"), "inputs": slim, "shown": list(step.shown), "sources": step.recipe.sources,
+        "stage": step.stage, "job": step.job.model_dump(mode="json"), "inputs": slim, "shown": list(step.shown), "sources": code_of(step.stage),
         "machine": machine.model_dump(mode="json"), "tracked": tracked,
     }  # fmt: skip
 

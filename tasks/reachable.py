@@ -47,7 +47,7 @@ def entries(home: Path, tiers: tuple[str, ...] = ("objects", "fetched")) -> list
 def _entry(path: Path) -> Entry:
     try:
         manifest = json.loads((path / "manifest.json").read_text())
-        return Entry(path, path.parent.name, path.name, str(manifest["digest"]), tuple(manifest["origins"].values()))
+        return Entry(path, path.parent.name, path.name, str(manifest["digest"]), tuple(manifest.get("origins", manifest["inputs"]).values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return Entry(path, path.parent.name, path.name, "", ())
 

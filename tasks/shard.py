@@ -3,9 +3,11 @@
 The stage's program stays where it is and asks for shards in a folder (tasks/programs/away.py); whoever runs it maps them over the cluster.
 """
 
+import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -35,20 +37,24 @@ def _name() -> str:
 
 @task(name="shard", task_run_name=_name, persist_result=False, cache_policy=NO_CACHE)
 def run(ask: str, version: str) -> str:
-    """Do the tasks of an ask on this machine; gives their results as JSON. Raises InputError and StageFailed."""
+    """Do the tasks of an ask on this machine; gives their results as JSON. Raises InputError, StageFailed and OSError."""
+    machine = os.uname().nodename
     if version != _version():
-        raise StageFailed(f"The Dask worker on {os.uname().nodename} has other code than whoever asked: install the same version on both")
+        raise StageFailed(f"The Dask worker on {machine} has other code than whoever asked: install the same version on both")
     if not Path(ask).exists():
-        raise InputError(f"The Dask worker on {os.uname().nodename} does not see {ask}: put ALIGNFLOW_HOME on a disk that all of them share")
+        raise StageFailed(f"The Dask worker on {machine} does not see {ask}: put ALIGNFLOW_HOME on a disk that all of them share")
     done = subprocess.run(
         [sys.executable, "-m", f"{PROGRAMS}.shard", ask],
-        env=environment(Machine(threads=1)), stdin=subprocess.DEVNULL, capture_output=True, text=True, preexec_fn=die_with(os.getpid()),
-        check=False, start_new_session=True,
+        env=environment(Machine(threads=1)), stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace",
+        preexec_fn=die_with(os.getpid()), check=False, start_new_session=True,
     )  # fmt: skip
     if done.returncode == 2 and done.stdout:
-        raise InputError(json.loads(done.stdout)["error"])
+        told = json.loads(done.stdout)
+        raise InputError(told["error"]) if told["kind"] == "input" else OSError(errno.ENOSPC, told["error"])
+    if done.returncode < 0:
+        raise StageFailed(f"A shard on {machine} was killed by {signal.Signals(-done.returncode).name}: give its Dask worker more memory")
     if done.returncode:
-        raise StageFailed(f"A shard failed on {os.uname().nodename} ({done.returncode}): {done.stderr[-2000:].strip()}")
+        raise StageFailed(f"A shard failed on {machine}: {(done.stderr.strip().splitlines() or ['it said nothing'])[-1]}")
     return done.stdout
 
 
@@ -64,12 +70,14 @@ def spreading(stage: str, directory: Path, machine: Machine) -> Iterator[Look]:
     if not machine.dask or stage not in SPREAD:
         yield lambda: None
         return
-    asks.mkdir()
     with _cluster(machine.dask) as runner:
+        asks.mkdir()
         if not runner.client.scheduler_info()["workers"]:
             events.tell("warning", stage, text=f"{stage}: the Dask scheduler {machine.dask} has no workers yet; start some with `dask worker`")
-        yield _Watch(runner, asks).look
-    shutil.rmtree(asks)
+        try:
+            yield _Watch(runner, asks).look
+        finally:
+            shutil.rmtree(asks, ignore_errors=True)
 
 
 @contextmanager
@@ -81,8 +89,9 @@ def _cluster(address: str) -> Iterator[Any]:
     with DaskTaskRunner(address=address) as runner:
         try:
             _ = runner.client
-        except (OSError, ValueError) as error:
-            raise InputError(f"machine.dask: there is no Dask scheduler at {address} ({error})") from None
+        except (OSError, ValueError, TypeError, AssertionError) as error:  # the last two: tls:// without settings, no port
+            why = str(error) or "give it as tcp://host:port"
+            raise InputError(f"machine.dask: there is no Dask scheduler at {address} ({why})") from None
         yield runner
 
 
@@ -110,4 +119,6 @@ def _answer(future: Any) -> str:
         results: str = future.result()
         return results
     except Exception as error:
-        return json.dumps({"error": str(error) or type(error).__name__, "input": isinstance(error, InputError)})
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        kind = "input" if isinstance(error, InputError) else "disk" if full else "other"
+        return json.dumps({"error": str(error) or type(error).__name__, "kind": kind})

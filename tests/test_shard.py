@@ -1,5 +1,7 @@
 """Shards of the data stage on a Dask cluster: a real scheduler and two workers, the real command line and data stage; other stages are fakes."""
 
+import errno
+import itertools
 import json
 import os
 import shutil
@@ -7,8 +9,10 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import fake_tree
@@ -20,7 +24,12 @@ from test_scale import noisy_posts
 from flows.servers import free_port
 from tasks import shard
 from tasks.launch import StageFailed
-from tasks.programs.config import InputError
+from tasks.programs import away
+from tasks.programs import shard as program
+from tasks.programs.call import Call, answer
+from tasks.rlhf import segments
+from tasks.rlhf.blocks import Block, lay
+from tasks.rlhf.people import names_in
 
 ROOT = Path(__file__).resolve().parents[1]
 # so that a small dump has many blocks, ranges and shards
@@ -147,8 +156,77 @@ def test_a_cluster_that_is_not_there_is_the_users_to_mend(tree: Path, posts: Pat
     assert f"machine.dask: there is no Dask scheduler at {address}" in error
 
 
+def asked(folder: Path, numbers: Iterator[int], noted: int = 0) -> tuple[str, int]:
+    """Ask for the names in three blocks of users, and answer as a cluster would; gives the name of the ask and its number of tasks."""
+    folder.mkdir(exist_ok=True)
+    blocks = [Block(folder / "Users.xml", "Users.xml", "xml", f'<row Id="{k}" DisplayName="User {k}"/>'.encode(), 0) for k in range(3)]
+    calls = [Call(names_in, lay(block, folder / f"{k}.block"), folder / f"{k}.note") for k, block in enumerate(blocks)]
+    for call in calls[:noted]:
+        answer(call)
+    found: list[tuple[str, int]] = []
+
+    def serve() -> None:
+        (ask,) = await_(lambda: list(folder.glob("*.json")))
+        found.append((ask.name, len(json.loads(ask.read_text())["tasks"])))
+        ask.with_suffix(".done").write_bytes(program.answered(ask))
+
+    server = threading.Thread(target=serve)
+    server.start()
+    assert list(away.results(iter(calls), folder, numbers)) == [[(k, f"User {k}")] for k in range(3)]
+    server.join()
+    assert not list(folder.glob("*.json")) + list(folder.glob("*.done"))
+    return found[0]
+
+
+def test_no_two_shards_have_one_name_and_what_is_noted_is_not_asked_for(tmp_path: Path) -> None:
+    numbers = itertools.count()
+    assert asked(tmp_path / "a", numbers) == ("names_in 000000.json", 3)  # whoever maps them takes a name that it has seen for done
+    assert asked(tmp_path / "b", numbers, noted=2) == ("names_in 000001.json", 1)
+
+
+def test_what_two_do_at_once_is_whole(tmp_path: Path) -> None:
+    records = [(k, "x" * 200) for k in range(2_000)]
+    path = tmp_path / "segment.jsonl"
+    segments.write(list(records), path)
+    ended = threading.Event()
+
+    def again() -> None:
+        while not ended.is_set():
+            segments.write(list(records), path)
+
+    other = threading.Thread(target=again)
+    other.start()
+    try:
+        for _ in range(30):
+            (slices,) = segments.ranges([path], 10**6)
+            assert len(list(segments.read(slices))) == len(records)
+    finally:
+        ended.set()
+        other.join()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["segment.jsonl", "segment.npy"]
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(AssertionError, match="shorter than its index says"):
+        list(segments.read(slices))
+
+
+def test_a_full_disk_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Runner:
+        def map(self, _: Any, parameters: dict[str, Any]) -> list[Any]:
+            def result() -> str:
+                raise OSError(errno.ENOSPC, "the disk is full")
+
+            return [SimpleNamespace(wrapped_future=SimpleNamespace(done=lambda: True), result=result) for _ in parameters["ask"]]
+
+    (tmp_path / "take 000000.json").write_text("{}")
+    watch = shard._Watch(Runner(), tmp_path)
+    watch.look()
+    with pytest.raises(OSError, match="disk is full") as caught:
+        away._answers(tmp_path / "take 000000.done")
+    assert caught.value.errno == errno.ENOSPC
+
+
 def test_a_worker_refuses_other_code_and_a_disk_that_it_does_not_share(tmp_path: Path) -> None:
     with pytest.raises(StageFailed, match="has other code than whoever asked: install the same version on both"):
         shard.run.fn(str(tmp_path / "take 000000.json"), "other")
-    with pytest.raises(InputError, match=r"does not see .*take 000000.json: put ALIGNFLOW_HOME on a disk that all of them share"):
+    with pytest.raises(StageFailed, match=r"does not see .*take 000000.json: put ALIGNFLOW_HOME on a disk that all of them share"):
         shard.run.fn(str(tmp_path / "take 000000.json"), shard._version())

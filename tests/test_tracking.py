@@ -68,8 +68,7 @@ def test_a_stage_is_a_child_with_settings_metrics_data_and_files(tree: Path) -> 
     assert [point.step for point in client.get_metric_history(child.info.run_id, "loss")] == [1, 2, 3, 4, 5]
     assert child.data.metrics["gold_win_rate.data"] == 0.7
     assert child.data.metrics["gold_win_rate.data.low"] == 0.6
-    (data_set,) = child.inputs.dataset_inputs
-    assert data_set.dataset.name == "pairs"
+    assert {found.dataset.name for found in child.inputs.dataset_inputs} == set(fake_tree.TABLES)
     files = {file.path for file in client.list_artifacts(child.info.run_id, artifact["key"])}
     assert f"{artifact['key']}/manifest.json" in files
     assert {file.path for file in client.list_artifacts(child.info.run_id)} == {artifact["key"], "log.txt"}

@@ -1,9 +1,10 @@
 """Shards: tasks that whoever started the program has done elsewhere, asked for and answered in a folder.
 
 <name>.json   {"do": name of the function, "tasks": [...]}, written by the program, done by shard.py on any machine that sees the same folders
-<name>.done   {"results": [...]}, or {"error": sentence, "input": whether it is the user's to mend}, written by whoever had it done
+<name>.done   {"results": [...]}, or {"error": sentence, "kind": "input", "disk" (it is full) or "other"}, written by whoever had it done
 """
 
+import errno
 import json
 import time
 from collections import deque
@@ -26,20 +27,19 @@ class ShardFailed(RuntimeError):
 
 class Asked(NamedTuple):
     calls: list[Call]
-    done: Path | None  # None: all were noted before
+    pending: list[Call]  # those that are not noted
+    done: Path
 
     @property
     def is_done(self) -> bool:
-        return self.done is None or self.done.exists()
+        return not self.pending or self.done.exists()
 
 
-def results(calls: Iterator[Call], folder: Path) -> Iterator[Any]:
-    """The results of all calls, in their order."""
+def results(calls: Iterator[Call], folder: Path, numbers: Iterator[int]) -> Iterator[Any]:
+    """The results of all calls, in their order. ``numbers`` name the shards; none may come twice."""
     waiting: deque[Asked] = deque()
-    number = 0
     while shard := list(islice(calls, SHARD)):
-        waiting.append(_ask(shard, folder / f"{shard[0].do.__name__} {number:06}.json"))
-        number += 1
+        waiting.append(_ask(shard, folder / f"{shard[0].do.__name__} {next(numbers):06}.json"))
         while waiting and (waiting[0].is_done or len(waiting) == AHEAD):
             yield from _taken(waiting.popleft())
     while waiting:
@@ -47,27 +47,36 @@ def results(calls: Iterator[Call], folder: Path) -> Iterator[Any]:
 
 
 def _ask(calls: list[Call], path: Path) -> Asked:
-    if all(call.is_noted for call in calls):
-        return Asked(calls, None)
-    do = calls[0].do
-    tasks = b",".join(task_type(do).dump_json(call.task) for call in calls)
-    write_whole(path, b'{"do": "%b", "tasks": [%b]}' % (do.__name__.encode(), tasks))
-    return Asked(calls, path.with_suffix(".done"))
+    do, pending = calls[0].do, [call for call in calls if not call.is_noted]
+    if pending:
+        tasks = b",".join(task_type(do).dump_json(call.task) for call in pending)
+        write_whole(path, b'{"do": "%b", "tasks": [%b]}' % (do.__name__.encode(), tasks))
+    return Asked(calls, pending, path.with_suffix(".done"))
 
 
 def _taken(asked: Asked) -> Iterator[Any]:
-    if asked.done is None:
-        yield from map(answer, asked.calls)
-        return
-    while not asked.is_done:
-        time.sleep(POLL_SECONDS)
-    found = json.loads(asked.done.read_bytes())
-    for path in (asked.done, asked.done.with_suffix(".json")):
-        path.unlink()
-    if "error" in found:
-        raise (InputError if found["input"] else ShardFailed)(found["error"])
-    for call, plain in zip(asked.calls, found["results"], strict=True):
-        result = result_type(call.do).validate_python(plain)
+    found = iter(_answers(asked.done) if asked.pending else [])
+    for call in asked.calls:
+        if call not in asked.pending:
+            yield answer(call)
+            continue
+        result = result_type(call.do).validate_python(next(found))
         if call.note:
             write_whole(call.note, result_type(call.do).dump_json(result))
         yield result
+
+
+def _answers(done: Path) -> list[Any]:
+    while not done.exists():
+        time.sleep(POLL_SECONDS)
+    found = json.loads(done.read_bytes())
+    for path in (done, done.with_suffix(".json")):
+        path.unlink()
+    match found:
+        case {"error": str(sentence), "kind": "input"}:
+            raise InputError(sentence)
+        case {"error": str(sentence), "kind": "disk"}:
+            raise OSError(errno.ENOSPC, sentence)
+        case {"error": str(sentence)}:
+            raise ShardFailed(sentence)
+    return list(found["results"])

@@ -1,6 +1,5 @@
 """One call of a function, and its result as a note in JSON: whoever finds the note need not call again."""
 
-import os
 from collections.abc import Callable
 from functools import cache
 from inspect import signature
@@ -8,6 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 from pydantic import TypeAdapter
+
+from tasks.rlhf.whole import replacing
 
 Do = Callable[[Any], Any]  # a function of a module, with one argument; its annotations say how both ways are written in JSON
 
@@ -48,8 +49,6 @@ def result_type(do: Do) -> TypeAdapter[Any]:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """All of it, or nothing."""
     path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    with replacing(path) as new:
+        new.write_bytes(content)

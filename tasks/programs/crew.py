@@ -28,6 +28,7 @@ class Crew:
     def __init__(self, processes: int, notes: Path | None = None, asks: Path | None = None) -> None:
         self.processes, self.notes, self.asks = processes, notes, asks
         self.pool: ProcessPoolExecutor | None = None
+        self.shards = itertools.count()
 
     def map(self, do: Callable[[Task], Result], tasks: Iterable[Task], *, noted: bool = False) -> Iterator[Result]:
         """``do(task)`` of every task, in their order. ``tasks`` is drawn from only as results are taken, and not at all once all are noted."""
@@ -36,7 +37,7 @@ class Crew:
             return
         calls = (Call(do, task, self._note(do, number) if noted else None) for number, task in enumerate(tasks))
         count = 0
-        for result in away.results(calls, self.asks) if self.asks else self._here(calls):
+        for result in away.results(calls, self.asks, self.shards) if self.asks else self._here(calls):
             count += 1
             yield result
         if noted:

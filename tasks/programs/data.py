@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tasks.programs import ranges, reading
+from tasks.programs import ranges, reading, workplace
 from tasks.programs.config import Data, DataJob, InputError
 from tasks.programs.crew import Crew, crew
 from tasks.programs.entry import Run, main
@@ -75,29 +75,17 @@ class Desk(NamedTuple):
 
 def prepare(job: DataJob, run: Run) -> None:
     """Read, pair and split what the source holds."""
-    run.rewind(0)  # steps whose results are noted are taken again at once
+    run.rewind(0)  # steps whose results are noted are told again
     path, asks = run.inputs["source"], run.directory / "asks"
     size, counts = reading.size_of(job.source, path), Counts(Counter(), Counter(), Counter())
-    work = _workplace(job, run, size)
+    work = workplace.opened(job, run)
     try:
         with crew(run.machine.threads, work / "notes", asks if asks.exists() else None) as hands:
             _prepare(Desk(job, run, path, work, hands, counts, size))
     except InputError:
-        shutil.rmtree(work)  # with other input it is other work
+        workplace.clear(work)  # with other input it is other work
         raise
-    shutil.rmtree(work)
-
-
-def _workplace(job: DataJob, run: Run, size: int) -> Path:
-    """The folder of what is half done; what was done for another job or source there is cleared."""
-    work = run.checkpoints / "work"
-    inputs = {name: str(path) for name, path in sorted(run.inputs.items())}
-    about, note = json.dumps([job.model_dump(mode="json"), inputs, size]), work / "about.json"
-    if not note.exists() or note.read_text() != about:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
-        note.write_text(about)
-    return work
+    workplace.clear(work)
 
 
 def _prepare(desk: Desk) -> None:

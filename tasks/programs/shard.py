@@ -1,8 +1,10 @@
 """A shard of the data stage: some of its blocks, ranges or shelves, done wherever there is a process.     python -m tasks.programs.shard ASK
 
-Prints {"results": [...]} in one line; what is the user's to mend ends with status 2 and one line {"error": sentence}. See away.py.
+Prints {"results": [...]} in one line; what is the user's to mend ends with status 2 and one line {"error": sentence, "kind": "input" or "disk"}. See
+away.py.
 """
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -23,9 +25,19 @@ def answered(ask: Path) -> bytes:
     return b'{"results": [%b]}' % b",".join(result_type(do).dump_json(result) for result in found)
 
 
-if __name__ == "__main__":
+def main() -> int:
     try:
         sys.stdout.buffer.write(answered(Path(sys.argv[1])))
+        return 0
     except InputError as error:
-        print(json.dumps({"error": str(error)}))
-        raise SystemExit(2) from None
+        told = {"error": str(error), "kind": "input"}
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        told = {"error": f"the disk of {sys.argv[1]} is full", "kind": "disk"}
+    print(json.dumps(told))
+    return 2
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from tasks.rlhf.whole import replacing
+
 SIZE = 2**24  # bytes of text in a block
 
 
@@ -42,11 +44,13 @@ def shown(path: Path, root: Path) -> str:
 def lay(block: Block, path: Path) -> Block:
     """The block with its content in a file, for a process that is not handed it."""
     if isinstance(block.content, bytes):
-        path.write_bytes(block.content)
+        with replacing(path) as new:
+            new.write_bytes(block.content)
         return block._replace(content=str(path), laid="bytes")
     lines = bool(block.content) and isinstance(block.content[0], bytes)
     values = [line.decode("latin-1") for line in block.content] if lines else block.content
-    path.write_text(json.dumps(values), encoding="utf-8")
+    with replacing(path) as new:
+        new.write_text(json.dumps(values), encoding="utf-8")
     return block._replace(content=str(path), laid="lines" if lines else "values")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from tasks.rlhf.blocks import Block
 from tasks.rlhf.posts import fields_in
+from tasks.rlhf.whole import replacing
 
 MOST = 2**31  # a number above is nobody's
 
@@ -35,7 +36,7 @@ class Names:
         """Of a number that comes twice the later name counts."""
         self.texts.parent.mkdir(exist_ok=True)
         at = 0
-        with self.texts.open("wb") as texts, self.places.open("wb") as places:
+        with replacing(self.texts) as new_texts, replacing(self.places) as new_places, new_texts.open("wb") as texts, new_places.open("wb") as places:
             for batch in names:
                 for number, name in batch:
                     texts.write(text := name.encode())

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
+from tasks.rlhf.whole import replacing
+
 EVERY = 32  # of so many keys of a segment one is looked at to find equal ranges
 Record = tuple[int, Any]  # key, 0 <= key < 2^63; what orjson can write
 
@@ -27,11 +29,13 @@ def write(records: list[Record], path: Path) -> None:
     """Sorts the records in place; those of one key stay in their order."""
     records.sort(key=itemgetter(0))
     lines = [orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE) for record in records]
-    path.write_bytes(b"".join(lines))
     index = np.empty((2, len(lines)), dtype=np.int64)
     index[0] = [key for key, _ in records]
     index[1] = np.cumsum([len(line) for line in lines], dtype=np.int64)
-    np.save(path.with_suffix(".npy"), index)
+    with replacing(path.with_suffix(".npy")) as new, new.open("wb") as file:
+        np.save(file, index)
+    with replacing(path) as new:
+        new.write_bytes(b"".join(lines))
 
 
 def ranges(paths: Sequence[Path], size: int) -> list[list[Slice]]:
@@ -60,6 +64,8 @@ def read(slices: Sequence[Slice]) -> Iterator[Record]:
     for path, start, end in slices:
         with path.open("rb") as file:
             file.seek(start)
-            for line in file.read(end - start).splitlines():
+            content = file.read(end - start)
+            assert len(content) == end - start, f"{path} is shorter than its index says"
+            for line in content.splitlines():
                 key, value = orjson.loads(line)
                 yield key, value

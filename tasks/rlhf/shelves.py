@@ -12,6 +12,7 @@ import orjson
 from tasks.rlhf.near import BANDS, sketch
 from tasks.rlhf.questions import Answer, Question
 from tasks.rlhf.splits import normalised
+from tasks.rlhf.whole import replacing
 
 SPLITS = ("", "finetune", "reward", "rl", "evaluation")  # "": none that its source has put it in
 
@@ -28,7 +29,8 @@ class Numbers(NamedTuple):
 
 def write(questions: Sequence[Question], path: Path, *, near: bool) -> None:
     """``near``: also what finds prompts that say nearly the same."""
-    path.write_bytes(b"".join(orjson.dumps(plain(question), option=orjson.OPT_APPEND_NEWLINE) for question in questions))
+    with replacing(path) as new:
+        new.write_bytes(b"".join(orjson.dumps(plain(question), option=orjson.OPT_APPEND_NEWLINE) for question in questions))
     words = [normalised(question.prompt) for question in questions]
     columns = Numbers(
         np.array([question.id for question in questions], dtype=np.int64),
@@ -37,12 +39,12 @@ def write(questions: Sequence[Question], path: Path, *, near: bool) -> None:
         np.array([_comparable(question) for question in questions], dtype=bool),
         np.array([SPLITS.index(question.split) for question in questions], dtype=np.int8),
     )
-    np.savez(path.with_suffix(".npz"), **columns._asdict())
+    with replacing(path.with_suffix(".npz")) as new, new.open("wb") as file:
+        np.savez(file, **columns._asdict())
     if near:
-        found = sketch(words)
-        found.shingles.tofile(path.with_suffix(".shingles"))
-        found.ends.tofile(path.with_suffix(".ends"))
-        found.bands.tofile(path.with_suffix(".bands"))
+        for name, numbers in sketch(words)._asdict().items():
+            with replacing(path.with_suffix(f".{name}")) as new:
+                numbers.tofile(new)
 
 
 def read(path: Path) -> Iterator[Question]:

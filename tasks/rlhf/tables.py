@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.rlhf.questions import Answer, Pair, Question, best, ranks
+from tasks.rlhf.whole import replacing
 
 TEXT, INTEGER, NUMBER, TEXTS = pa.string(), pa.int32(), pa.float64(), pa.list_(pa.string())
 ABOUT_QUESTION = {"site": TEXT}
@@ -90,7 +91,7 @@ def write_part(name: str, rows: list[Fields], path: Path) -> None:
     """Rows of a table on their way to its file."""
     schema = pa.schema(COLUMNS[name].items())
     columns = [pa.array([row[column.name] for row in rows], column.type) for column in schema]
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+    with replacing(path) as new, pa.OSFile(str(new), "wb") as file, pa.ipc.new_file(file, schema) as writer:
         writer.write_table(pa.Table.from_arrays(columns, schema=schema))
 
 

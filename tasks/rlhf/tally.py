@@ -92,7 +92,7 @@ class Tally:
 
 def _plain(number: float) -> float:
     """Whole numbers as such, wherever they have been counted."""
-    return int(number) if number == int(number) else number
+    return int(number) if float(number).is_integer() else number
 
 
 def _doubling(bits: Counter[int]) -> list[dict[str, int]]:
