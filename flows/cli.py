@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from flows import environment, profiles
 from flows.servers import ServerFailed
-from tasks.launch import StageFailed
+from tasks.launch import StageFailed, interruptible
 from tasks.programs.config import InputError
 from tasks.store import home
 
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
         if api:
             api.wait()
         screen.ready()
-        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):  # its thread takes a second to end
+        with interruptible(), temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):  # its thread takes a second to end
             summary: dict[str, Any] = rlhf(config, profile=Path(args.profile).stem)
     summary["seconds"] = round(time.monotonic() - started, 3)
     if args.summary:

@@ -7,9 +7,12 @@ import signal
 import site
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
 from tasks import forks
@@ -41,6 +44,9 @@ SPIN = "10000"
 BEFORE_TRAINING = ("site", "data")  # when one of these is made anew, programs that need torch come next: it loads meanwhile
 
 
+interrupted = threading.Event()  # Ctrl-C was pressed; the exception that it raised may have ended in a library that catches everything
+
+
 class StageFailed(Exception):
     """A program ended badly, and not because of its input."""
 
@@ -52,6 +58,23 @@ class StageCrashed(StageFailed):
 class Usage(NamedTuple):
     seconds: float
     peak_mb: float  # most resident memory, 2**20 bytes
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """While the block runs, Ctrl-C ends the program at work even when whatever code it hits upon swallows KeyboardInterrupt."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        interrupted.set()
+        signal.default_int_handler(number, frame)
+
+    interrupted.clear()
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        interrupted.clear()
 
 
 def run_program(
@@ -124,6 +147,8 @@ def _follow(
         for line in tail.read():
             on_step(line)
         on_poll()
+        if interrupted.is_set():
+            raise KeyboardInterrupt
         if status is not None:
             return status, peak_mb or fallback_mb
         time.sleep(POLL_SECONDS)

@@ -115,8 +115,8 @@ def search(condition: str, *, most: int = 1) -> list[Any]:
     return list(patiently(lambda: _client.search_runs([_experiment], filter_string=condition, max_results=most)))
 
 
-def end(run_id: str, status: str) -> None:
-    patiently(lambda: _client.set_terminated(run_id, status))
+def end(run_id: str, status: str, patience: float | None = None) -> None:
+    patiently(lambda: _client.set_terminated(run_id, status), patience)
 
 
 def revive(run_id: str) -> None:

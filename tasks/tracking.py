@@ -74,10 +74,10 @@ class Tracked:
                     raise
             self._next_flush += RETRY_SECONDS
 
-    def flush(self) -> None:
+    def flush(self, patience: float | None = None) -> None:
         if self._waiting and self.is_on:
             with forgiving():
-                tracker.log_metrics(str(self.run_id), self._waiting)
+                tracker.log_metrics(str(self.run_id), self._waiting, patience)
         self._waiting.clear()
 
     def params(self, settings: dict[str, Any]) -> None:
@@ -121,11 +121,11 @@ class Tracked:
             with forgiving():
                 tracker.log_data_sets(str(self.run_id), sets)
 
-    def end(self, status: str) -> None:
-        self.flush()
+    def end(self, status: str, patience: float | None = None) -> None:
+        self.flush(patience)
         if self.is_on:
             with forgiving():
-                tracker.end(str(self.run_id), status)
+                tracker.end(str(self.run_id), status, patience)
 
 
 @contextmanager
@@ -230,7 +230,7 @@ def _ending(run: Tracked) -> Iterator[None]:
         run.end("FAILED")
         raise
     except BaseException:  # Ctrl-C, or Prefect's cancellation
-        run.end("KILLED")
+        run.end("KILLED", patience=0)  # whoever presses Ctrl-C does not wait for a server that is away
         raise
     run.end("FINISHED")
 

@@ -101,6 +101,25 @@ def test_whatever_is_raised_meanwhile_the_program_and_its_children_are_killed(tr
     await_(lambda: not is_alive(child))
 
 
+def test_an_interrupt_that_a_library_swallows_is_not_lost(tree: Path, directory: Path) -> None:
+    fake_tree.misbehave(tree, "sft", "hang-at 3")
+    swallowed: list[str] = []
+
+    def swallow(line: dict) -> None:
+        if line["step"] == 2:
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                signal.sigtimedwait([], 1)
+            except BaseException as error:
+                swallowed.append(type(error).__name__)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), launch.interruptible():
+        run_program("sft", directory, Machine(), on_step=swallow)
+    assert swallowed == ["KeyboardInterrupt"]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_a_program_that_ignores_sigterm_is_killed(tree: Path, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "GRACE_SECONDS", 0.2)
     program = "import json, signal, sys, time, os\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
