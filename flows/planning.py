@@ -47,8 +47,10 @@ def _planned(step: Step, found: Artifact | None) -> Planned:
     before = store.newest(step.stage)
     if before is None:
         return Planned(step.stage, key, "build", ["never built"])
-    awaited = {f"input {name}" for name, digest in recipe.inputs.items() if not digest}
-    reasons = [f"{reason} (if it differs)" if reason in awaited else reason for reason in changes(recipe, before)]
+    awaited = sorted(name for name, digest in recipe.inputs.items() if not digest)
+    reasons = [reason for reason in changes(recipe, before) if reason.removeprefix("input ") not in awaited]
+    if awaited:
+        reasons.append(f"if {', '.join(awaited)} {'differs' if len(awaited) == 1 else 'differ'}")
     return Planned(step.stage, key, "build", reasons or ["its stored files were altered"])
 
 

@@ -262,8 +262,8 @@ def test_plan_says_what_would_be_built_and_why(tree: Path, first) -> None:
     assert (status, error) == (0, "")
     lines = {line.split()[0]: line.strip().split(maxsplit=2)[1:] for line in out.splitlines()}
     assert lines["ppo"] == ["build", "ppo.kl_coefficient 0.05 -> 0.1"]
-    assert lines["winrate"] == ["build", "input ppo (if it differs)"]
-    assert lines["report"] == ["build", "input ppo (if it differs); input winrate (if it differs)"]
+    assert lines["winrate"] == ["build", "if ppo differs"]
+    assert lines["report"] == ["build", "if ppo, winrate differ"]
     assert {name for name, told in lines.items() if told == ["reuse"]} == {*fake_tree.STAGES} - {"ppo", "winrate", "report"}
 
 
