@@ -9,9 +9,9 @@ from uuid import uuid4
 import pytest
 from prefect.client.schemas.objects import State, StateType
 
-from flows.stages import as_step
+from flows.stages import _different, as_step
 from tasks import dispatch
-from tasks.artifact import Artifact, Step, within
+from tasks.artifact import Artifact, Step, code_of, within
 from tasks.dispatch import BAD_INPUT, INPUT_MISSING, LOST, OTHER_CODE
 from tasks.far import InputMissing
 from tasks.launch import StageFailed
@@ -66,6 +66,13 @@ def test_a_step_means_the_same_after_its_way_through_a_server() -> None:
     assert received.recipe == STEP.recipe
     assert received.shown == STEP.shown
     assert received.inputs["model"]["path"] == "model"
+
+
+def test_a_worker_with_another_schema_of_artifacts_is_told_from_one_with_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = dispatch.parameters(STEP, Machine(), None)["sources"]
+    assert not _different(sent, code_of("ppo"))
+    monkeypatch.setattr("tasks.artifact.SCHEMA", 99)
+    assert _different(sent, code_of("ppo")) == ["the schema of artifacts"]
 
 
 def test_a_lost_machine_is_replaced_and_not_for_ever(ends: Callable[..., list[str]]) -> None:

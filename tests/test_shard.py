@@ -27,6 +27,7 @@ from tasks.launch import StageFailed
 from tasks.programs import away
 from tasks.programs import shard as program
 from tasks.programs.call import Call, answer
+from tasks.programs.config import InputError
 from tasks.rlhf import segments
 from tasks.rlhf.blocks import Block, lay
 from tasks.rlhf.people import names_in
@@ -154,6 +155,12 @@ def test_a_cluster_that_is_not_there_is_the_users_to_mend(tree: Path, posts: Pat
     status, _, error = fake_tree.alignflow(tree, tmp_path / "home", "run", *profile(posts, address))
     assert status == 2, error
     assert f"machine.dask: there is no Dask scheduler at {address}" in error
+
+
+@pytest.mark.parametrize(("address", "why"), [("tls://127.0.0.1:9", r"tls|TLS|security"), ("tcp://127.0.0.1", "missing port")])
+def test_an_address_that_dask_cannot_use_is_the_users_to_mend(address: str, why: str) -> None:
+    with pytest.raises(InputError, match=f"machine.dask: there is no Dask scheduler at {address} .*({why})"), shard._cluster(address):
+        pass
 
 
 def asked(folder: Path, numbers: Iterator[int], noted: int = 0) -> tuple[str, int]:
