@@ -10,7 +10,7 @@ from tasks import dpo, merge, ppo, pretrain, report, reward, sft, winrate
 from tasks.artifact import Artifact, content, made, only, within, without_weights
 from tasks.digests import digest_of
 from tasks.programs.config import Pipeline
-from tasks.store import Manifest
+from tasks.store import SCHEMA, Manifest
 
 CONFIG = Pipeline()
 
@@ -20,8 +20,8 @@ def artifact(stage: str, changed: str = "") -> Artifact:
     names += ["adapter/adapter_config.json", "reward.json", "summary.json"]
     files = {name: f"{stage} {name}" + "!" * (name == changed) for name in names}
     manifest = Manifest(
-        schema=2, stage=stage, key=f"{stage} {changed}", digest=digest_of(files), files=files, job={}, inputs={}, origins={}, sources={}, seconds=1,
-        peak_mb=1, created=0,
+        schema=SCHEMA, stage=stage, key=f"{stage} {changed}", digest=digest_of(files), files=files, job={}, inputs={}, origins={}, sources={},
+        seconds=1, peak_mb=1, created=0,
     )  # fmt: skip
     return made(manifest, {}, cached=True, seconds=1)
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from tasks.programs.card import MOST_COLUMNS, STYLE, TEMPLATE, histograms, page
+from tasks.programs.card import STYLE, TEMPLATE, page
 from tasks.programs.config import Data
+from tasks.programs.histograms import MOST_COLUMNS, histograms
 from tasks.rlhf.markup import author, clip, link, percent
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -160,15 +160,9 @@ def _names(file: Path, folder: Path, desk: Desk) -> Path | None:
 
 def _shelve(found: list[Path], desk: Desk) -> list[Path]:
     """Shelves of the questions that the rules keep; the segments are gone then."""
-    count, found_in = desk.hands.noted(shelve), []
-    if count is None:
-        found_in = segments.ranges(found, RANGE)
-        count = len(found_in)
-    job, keep, foreign = desk.job, ranges.rules_of(desk.job.data), _foreign(desk.run, desk.work / "foreign.npz")
-    stacks = (
-        Stack(slices, job.source, keep, foreign, job.data.alike < 1, desk.work / f"shelf{place:06}.jsonl") for place, slices in enumerate(found_in)
-    )
-    shelved = []
+    count = desk.hands.noted(shelve)
+    stacks = [] if count is not None else _stacks(found, desk)
+    count, shelved = len(stacks) if count is None else count, []
     for made in desk.hands.map(shelve, stacks, noted=True):
         shelved.append(made.path)
         desk.counts.dropped.update(made.dropped)
@@ -177,6 +171,13 @@ def _shelve(found: list[Path], desk: Desk) -> list[Path]:
     for segment in found:
         segment.unlink(missing_ok=True)
     return shelved
+
+
+def _stacks(found: list[Path], desk: Desk) -> list[Stack]:
+    job, keep, foreign = desk.job, ranges.rules_of(desk.job.data), _foreign(desk.run, desk.work / "foreign.npz")
+    shelf = "shelf{:06}.jsonl".format
+    places = enumerate(segments.ranges(found, RANGE))
+    return [Stack(slices, job.source, keep, foreign, job.data.alike < 1, desk.work / shelf(place)) for place, slices in places]
 
 
 def _foreign(run: Run, path: Path) -> Path | None:

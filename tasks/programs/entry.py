@@ -9,7 +9,6 @@ DIR/error.json      {"input": bool, "message"} when it ends with status 2 (the u
 
 import errno
 import json
-import os
 import sys
 import time
 import traceback
@@ -20,6 +19,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from tasks.programs.config import InputError, Job, Machine
+from tasks.rlhf.whole import replacing
 
 JobT = TypeVar("JobT", bound=Job)
 
@@ -81,9 +81,8 @@ class Run:
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    with replacing(path) as new:
+        new.write_text(text)
 
 
 def read_summary(artifact: Path) -> dict[str, Any]:

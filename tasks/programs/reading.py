@@ -11,9 +11,8 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from tasks.programs.source import DUMPS, HhRlhf, OwnRows, ShellSite, Source, StackExchangeDump, StackExchangePaired, StackExchangePreferences
-from tasks.rlhf import hh_rlhf, own, posts, published, rows, segments
+from tasks.rlhf import blocks, hh_rlhf, own, posts, published, rows, segments
 from tasks.rlhf.blocks import Block
-from tasks.rlhf.blocks import shown as shown_as
 from tasks.rlhf.gathered import Gathered, Note
 from tasks.rlhf.people import Names
 from tasks.rlhf.posts import Post
@@ -56,7 +55,7 @@ def cut(source: Source, path: Path) -> Iterator[tuple[Block, str]]:
         before = 0
         for file in dumps(path):
             site = site_of(source, path, file)
-            shown = shown_as(file, path)
+            shown = blocks.shown(file, path)
             for block in posts.cut(file):
                 yield block._replace(file=shown, read=before + block.read), site
             before += file.stat().st_size

@@ -20,6 +20,7 @@ from markupsafe import Markup
 from tasks.programs import card as data_card
 from tasks.programs.config import ReportJob
 from tasks.programs.entry import Run, main, read_summary
+from tasks.programs.histograms import histograms
 from tasks.rlhf import charts, panels
 from tasks.rlhf.markup import author, clip, link
 
@@ -83,19 +84,8 @@ def _stage(name: str, folder: Path, metrics: Mapping[str, Any]) -> dict[str, Any
 
 
 def _data_charts(card: Mapping[str, Any]) -> list[panels.Chart]:
-    scores = [(charts.short(row["score"]), row["count"]) for row in card["scores"]]
-    meaning = {
-        "own": "As the source scores them; where it compares answers, how many stand below one in a row.",
-        "hh-rlhf": "1 for an answer that beat another.",
-        "stack-exchange-paired": "How many answers stand below one in a row.",
-    }
-    note = meaning.get(card["kind"], "round(log2(1 + votes)), one more if accepted, −1 if voted down.")
-    drawn = [panels.Chart("Answer scores", note, [], charts.columns(scores, title="Answer scores"))]
-    for name, what in (("answer_chars", "Answer length"), ("prompt_chars", "Question length")):
-        bins = [(charts.short(row["from"]), row["count"]) for row in card[name]]
-        note = "Characters of Markdown; each column is twice as wide as the one before it."
-        drawn.append(panels.Chart(what, note, [], charts.columns(bins, title=what, unit=" characters and up")))
-    return drawn
+    shown = ("Answer scores", "Answer length", "Question length")  # the data card has them all
+    return [panels.Chart(one.title, one.note, [], one.drawing) for one in histograms(card) if one.title in shown]
 
 
 # --------------------------------------------------------------------------------------------------------------------- evaluation

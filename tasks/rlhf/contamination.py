@@ -18,6 +18,7 @@ from tasks.rlhf.quarantine import Quarantine
 from tasks.rlhf.refusal import InputError
 from tasks.rlhf.rows import ENDINGS, read_rows
 from tasks.rlhf.splits import normalised
+from tasks.rlhf.whole import replacing
 
 RUN = 13  # words
 MIN_WORDS = 8  # of a text: shorter ones stand in many innocent texts
@@ -47,7 +48,9 @@ def touches(text: str, found: Grams) -> bool:
 
 def write(found: Grams, path: Path) -> None:
     """The runs in a file, for whichever process needs them."""
-    np.savez(path, **{str(length): np.array(sorted(runs), np.uint64) for length, runs in found.items()})  # type: ignore[arg-type]
+    arrays: dict[str, Any] = {str(length): np.array(sorted(runs), np.uint64) for length, runs in found.items()}
+    with replacing(path) as new, new.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 @lru_cache(1)
