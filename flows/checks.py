@@ -7,6 +7,7 @@ from pathlib import Path
 from tasks.base import model_folder
 from tasks.corpus import corpus_place, evaluation_sets
 from tasks.programs.config import HuggingFaceBase, InputError, Pipeline, ShellSite
+from tasks.weights import starts
 
 LEAST_FREE_MB = 200
 
@@ -18,6 +19,8 @@ def check_inputs(config: Pipeline) -> None:
     evaluation_sets(config)
     if isinstance(config.base, HuggingFaceBase):
         model_folder(config.base)
+    for stage in ("sft", "reward", "dpo"):
+        starts(config, stage)
 
 
 def check_places(home: Path, summary: Path | None) -> None:

@@ -9,7 +9,7 @@ from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 
 from flows.result import conclude, summarise
-from tasks import data, dpo, merge, ppo, pretrain, report, reward, sft, site, tracking, winrate
+from tasks import data, dpo, merge, ppo, pretrain, reference, report, reward, sft, site, tracking, winrate
 from tasks.artifact import Artifact
 from tasks.base import given_base
 from tasks.corpus import given_corpus
@@ -32,7 +32,7 @@ def chain(config: Pipeline, do: Do) -> None:
     if config.method in ("ppo", "both"):
         policies["ppo"] = do(ppo, data=pairs, model=model, reward=judge)
     if config.method in ("dpo", "both"):
-        policies["dpo"] = do(dpo, data=pairs, model=model)
+        policies["dpo"] = do(dpo, data=pairs, model=model, reference=do(reference, data=pairs, model=model))
     do(winrate, data=pairs, model=model, reward=judge, **policies)
 
 

@@ -44,6 +44,8 @@ class Step(NamedTuple):
                 job["source"].pop(place, None)
         if isinstance(job.get("data"), dict):
             job["data"].pop("against", None)
+        if isinstance(job.get(self.stage), dict):
+            job[self.stage].pop("start", None)
         contents = {name: content(artifact) for name, artifact in self.inputs.items()}
         return Recipe(self.stage, job, contents, sources_of(self.stage), {name: artifact["digest"] for name, artifact in self.inputs.items()})
 

@@ -7,14 +7,15 @@ from tasks.artifact import Artifact, Step, only, within
 from tasks.programs.config import DpoJob, Pipeline
 from tasks.stage import Seat, run_stage
 from tasks.states import AS_TASK, as_state
+from tasks.weights import starts
 
 
-def step(config: Pipeline, *, data: Artifact, model: Artifact) -> Step:
-    tables = only(data, "reward.parquet")
-    return Step("dpo", DpoJob.of(config), {"data": tables, "model": within(model, "model")}, shown=("loss", "accuracy"))
+def step(config: Pipeline, *, data: Artifact, model: Artifact, reference: Artifact) -> Step:
+    inputs = {"data": only(data, "reward.parquet"), "model": within(model, "model"), "reference": only(reference, "reference.parquet")}
+    return Step("dpo", DpoJob.of(config), inputs | starts(config, "dpo"), shown=("loss", "accuracy"))
 
 
 @task(name="dpo", **AS_TASK)
-def run(config: Pipeline, *, seat: Seat, data: Artifact, model: Artifact) -> State:
+def run(config: Pipeline, *, seat: Seat, data: Artifact, model: Artifact, reference: Artifact) -> State:
     """Train the policy with DPO."""
-    return as_state(run_stage(step(config, data=data, model=model), seat))
+    return as_state(run_stage(step(config, data=data, model=model, reference=reference), seat))

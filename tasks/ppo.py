@@ -7,10 +7,11 @@ from tasks.artifact import Artifact, Step, only, within
 from tasks.programs.config import Pipeline, PpoJob
 from tasks.stage import Seat, run_stage
 from tasks.states import AS_TASK, as_state
+from tasks.weights import places
 
 
 def step(config: Pipeline, *, data: Artifact, model: Artifact, reward: Artifact) -> Step:
-    inputs = {"data": only(data, "rl.parquet"), "model": within(model, "model"), "reward": only(reward, "adapter", "reward.json")}
+    inputs = {"data": only(data, "rl.parquet"), "model": within(model, "model"), "reward": only(reward, *places(config.reward), "reward.json")}
     return Step("ppo", PpoJob.of(config), inputs, shown=("reward", "kl"))
 
 

@@ -7,11 +7,13 @@ from tasks.artifact import Artifact, Step, only, within
 from tasks.programs.config import Pipeline, RewardJob
 from tasks.stage import Seat, run_stage
 from tasks.states import AS_TASK, as_state
+from tasks.weights import starts
 
 
 def step(config: Pipeline, *, data: Artifact, model: Artifact) -> Step:
-    tables = only(data, "reward.parquet", "finetune.parquet")
-    return Step("reward", RewardJob.of(config), {"data": tables, "model": within(model, "model")}, shown=("loss", "accuracy"))
+    compared = "reward.parquet" if config.reward.comparisons == "pairs" else "reward_groups.parquet"
+    inputs = {"data": only(data, compared, "finetune.parquet"), "model": within(model, "model"), **starts(config, "reward")}
+    return Step("reward", RewardJob.of(config), inputs, shown=("loss", "accuracy"))
 
 
 @task(name="reward", **AS_TASK)

@@ -7,10 +7,12 @@ from tasks.artifact import Artifact, Step, only, within
 from tasks.programs.config import Pipeline, SftJob
 from tasks.stage import Seat, run_stage
 from tasks.states import AS_TASK, as_state
+from tasks.weights import starts
 
 
 def step(config: Pipeline, *, data: Artifact, base: Artifact) -> Step:
-    return Step("sft", SftJob.of(config), {"data": only(data, "finetune.parquet"), "base": within(base, "model")}, shown=("loss", "perplexity"))
+    inputs = {"data": only(data, "finetune.parquet"), "base": within(base, "model"), **starts(config, "sft")}
+    return Step("sft", SftJob.of(config), inputs, shown=("loss", "held_out_loss"))
 
 
 @task(name="sft", **AS_TASK)

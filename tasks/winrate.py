@@ -7,11 +7,17 @@ from tasks.artifact import Artifact, Step, only, within
 from tasks.programs.config import Pipeline, WinrateJob
 from tasks.stage import Seat, run_stage
 from tasks.states import AS_TASK, as_state
+from tasks.weights import PLACES, places
 
 
 def step(config: Pipeline, *, data: Artifact, model: Artifact, reward: Artifact, **policies: Artifact) -> Step:
-    inputs = {"data": only(data, "evaluation.parquet"), "model": within(model, "model"), "reward": only(reward, "adapter", "reward.json")}
-    return Step("winrate", WinrateJob.of(config), inputs | {name: only(policy, "adapter") for name, policy in policies.items()})
+    inputs = {
+        "data": only(data, "evaluation.parquet"),
+        "model": within(model, "model"),
+        "reward": only(reward, *places(config.reward), "reward.json"),
+    }
+    left = {"ppo": PLACES["lora"], "dpo": places(config.dpo)}
+    return Step("winrate", WinrateJob.of(config), inputs | {name: only(policy, *left[name]) for name, policy in policies.items()})
 
 
 @task(name="winrate", **AS_TASK)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGES = ("site", "data", "pretrain", "sft", "merge", "reward", "ppo", "dpo", "winrate", "report")
+STAGES = ("site", "data", "pretrain", "sft", "merge", "reward", "ppo", "reference", "dpo", "winrate", "report")
 
 TABLES = ("finetune", "corpus", "reward", "reward_groups", "rl", "evaluation", "evaluation_pairs")
 # what a stage looks at of its inputs, where that is not all; tests/test_boundaries.py compares it with the real programs
@@ -20,7 +20,8 @@ MEANT = {
     "merge": {"adapter": ("adapter",)},
     "reward": {"data": ("reward.parquet", "finetune.parquet")},
     "ppo": {"data": ("rl.parquet",), "reward": ("adapter", "reward.json")},
-    "dpo": {"data": ("reward.parquet",)},
+    "reference": {"data": ("reward.parquet",)},
+    "dpo": {"data": ("reward.parquet",), "reference": ("reference.parquet",)},
     "winrate": {"data": ("evaluation.parquet",), "reward": ("adapter", "reward.json"), "ppo": ("adapter",), "dpo": ("adapter",)},
 }
 
@@ -89,6 +90,7 @@ def train(config, run):
     (run.artifact / "Posts.xml").write_text("<posts/>")
     for table in {tables}:
         (run.artifact / f"{{table}}.parquet").write_text(content)
+    (run.artifact / "reference.parquet").write_text(content)
     (run.artifact / "report.html").write_text("<html><body><!--stage-table--></body></html>")
     (run.artifact / "card.html").write_text("<html><body></body></html>")
     if mode == "warn":

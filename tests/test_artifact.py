@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from fake_tree import MEANT, ROOT, TABLES
 
-from tasks import dpo, merge, ppo, pretrain, report, reward, sft, winrate
+from tasks import dpo, merge, ppo, pretrain, reference, report, reward, sft, winrate
 from tasks.artifact import Artifact, content, made, only, within, without_weights
 from tasks.digests import digest_of
 from tasks.programs.config import Pipeline
@@ -17,7 +17,7 @@ CONFIG = Pipeline()
 
 def artifact(stage: str, changed: str = "") -> Artifact:
     names = [*(f"{table}.parquet" for table in TABLES), "card.json", "model/config.json", "model/model.safetensors", "adapter/a.safetensors"]
-    names += ["adapter/adapter_config.json", "reward.json", "summary.json"]
+    names += ["adapter/adapter_config.json", "reward.json", "reference.parquet", "summary.json"]
     files = {name: f"{stage} {name}" + "!" * (name == changed) for name in names}
     manifest = Manifest(
         schema=SCHEMA, stage=stage, key=f"{stage} {changed}", digest=digest_of(files), files=files, job={}, inputs={}, origins={}, sources={},
@@ -35,7 +35,8 @@ def keys(data: str = "", model: str = "", adapter: str = "", judge: str = "") ->
         "merge": merge.step(CONFIG, base=base, adapter=tuned),
         "reward": reward.step(CONFIG, data=table, model=base),
         "ppo": ppo.step(CONFIG, data=table, model=base, reward=scorer),
-        "dpo": dpo.step(CONFIG, data=table, model=base),
+        "reference": reference.step(CONFIG, data=table, model=base),
+        "dpo": dpo.step(CONFIG, data=table, model=base, reference=artifact("reference")),
         "winrate": winrate.step(CONFIG, data=table, model=base, reward=scorer, ppo=artifact("ppo"), dpo=artifact("dpo")),
         "report": report.step(CONFIG, data=table, merge=base, reward=scorer),
     }
@@ -49,12 +50,12 @@ def keys(data: str = "", model: str = "", adapter: str = "", judge: str = "") ->
         ({"data": "summary.json"}, {"report"}),
         ({"data": "reward_groups.parquet"}, {"report"}),
         ({"data": "finetune.parquet"}, {"sft", "reward", "report"}),
-        ({"data": "reward.parquet"}, {"reward", "dpo", "report"}),
+        ({"data": "reward.parquet"}, {"reward", "reference", "dpo", "report"}),
         ({"data": "rl.parquet"}, {"ppo", "report"}),
         ({"data": "evaluation.parquet"}, {"winrate", "report"}),
         ({"data": "corpus.parquet"}, {"pretrain", "report"}),
         ({"model": "summary.json"}, {"report"}),
-        ({"model": "model/model.safetensors"}, {"sft", "merge", "reward", "ppo", "dpo", "winrate"}),
+        ({"model": "model/model.safetensors"}, {"sft", "merge", "reward", "ppo", "reference", "dpo", "winrate"}),
         ({"adapter": "summary.json"}, set()),
         ({"adapter": "adapter/a.safetensors"}, {"merge"}),
         ({"judge": "reward.json"}, {"ppo", "winrate", "report"}),
@@ -68,14 +69,16 @@ def test_a_stage_is_built_again_when_what_it_looks_at_has_changed_and_only_then(
 
 
 def test_programs_look_at_what_their_tasks_name_and_nothing_else() -> None:
-    for stage in ("pretrain", "sft", "merge", "reward", "ppo", "dpo", "winrate"):
-        program = (ROOT / "tasks" / "programs" / f"{stage}.py").read_text()
+    by_choice = {"reward": {"reward_groups.parquet"}}  # in place of its pairs
+    for stage in ("pretrain", "sft", "merge", "reward", "ppo", "reference", "dpo", "winrate"):
+        files = ["dpo", "reference"] if stage == "dpo" else [stage]  # that is where DPO's way of reading pairs lies
+        program = "".join((ROOT / "tasks" / "programs" / f"{name}.py").read_text() for name in files)
         task = (ROOT / "tasks" / f"{stage}.py").read_text()
         read = set(re.findall(r'run\.inputs\["data"\] / "([\w.]+)"', program))
-        assert read == set(MEANT[stage].get("data", ())), stage
-        assert set(re.findall(r'"([\w]+\.parquet)"', task)) == read
+        assert read == set(MEANT[stage].get("data", ())) | by_choice.get(stage, set()), stage
+        assert set(re.findall(r'"([\w]+\.parquet)"', task)) - {"reference.parquet"} == read
         assert program.count('run.inputs["data"]') == len(re.findall(r'run\.inputs\["data"\] / "', program)), "the folder goes elsewhere"
-        assert set(re.findall(r'run\.inputs\["reward"\] / "([\w.]+)"', program)) <= {"adapter", "reward.json"}
+        assert set(re.findall(r'run\.inputs\["reward"\] / "([\w.]+)"', program)) <= {"adapter"}
 
 
 def test_what_is_meant_of_an_artifact_is_known_by_its_files() -> None:

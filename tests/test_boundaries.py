@@ -10,7 +10,7 @@ import pytest
 from tasks.sources import sources_of
 
 ROOT = Path(__file__).resolve().parents[1]
-SETTINGS = ("config", "settings", "source")
+SETTINGS = ("config", "settings", "source", "tuning")
 PROGRAMS = sorted(path.stem for path in (ROOT / "tasks" / "programs").glob("*.py") if path.stem != "__init__")
 STAGES = sorted({path.stem for path in (ROOT / "tasks").glob("*.py")} & set(PROGRAMS))
 MATERIAL = sorted(path.stem for path in (ROOT / "tasks" / "rlhf").glob("*.py") if path.stem != "__init__")
@@ -126,6 +126,19 @@ def test_no_training_stage_can_see_the_gold_scorer(stage: str) -> None:
 
 
 def test_every_stage_has_a_task_and_a_program_of_the_same_name() -> None:
-    programs = set(PROGRAMS) - {*SETTINGS, "entry", "forkserver", "reading", "ranges", "card", "histograms", "crew", "call", "away", "workplace"}
+    programs = set(PROGRAMS) - {
+        *SETTINGS,
+        "entry",
+        "forkserver",
+        "reading",
+        "ranges",
+        "card",
+        "histograms",
+        "crew",
+        "call",
+        "away",
+        "workplace",
+        "beginning",
+    }
     assert programs <= {path.stem for path in TASKS}, "a program without a task"
     assert {path.stem for path in TASKS if "@task(" in path.read_text()} == programs

@@ -7,15 +7,15 @@ from tasks.rlhf import comparisons
 from tasks.rlhf.comparisons import Comparison
 
 ROWS = [
-    {"question_id": 7, "prompt": "list files", "chosen": "show", "rejected": "copy"},
-    {"question_id": 3, "prompt": "find ports", "chosen": "sort", "rejected": "hide"},
-    {"question_id": 7, "prompt": "list files", "chosen": "show", "rejected": "move"},
-    {"question_id": 7, "prompt": "list files", "chosen": "copy", "rejected": "move"},
+    {"question_id": 7, "prompt": "list files", "chosen": "show", "rejected": "copy", "gap": 1.0, "chosen_older": True},
+    {"question_id": 3, "prompt": "find ports", "chosen": "sort", "rejected": "hide", "gap": 2.0, "chosen_older": None},
+    {"question_id": 7, "prompt": "list files", "chosen": "show", "rejected": "move", "gap": 3.0, "chosen_older": False},
+    {"question_id": 7, "prompt": "list files", "chosen": "copy", "rejected": "move", "gap": 2.0, "chosen_older": False},
 ]
 
 
 def encoded() -> list[Comparison]:
-    return comparisons.encode(ROWS, tiny.tokenizer(), template="question-answer", max_prompt_tokens=32, max_answer_tokens=16)
+    return comparisons.encode(comparisons.from_pairs(ROWS), tiny.tokenizer(), template="question-answer", max_prompt_tokens=32, max_answer_tokens=16)
 
 
 def test_an_answer_is_there_once_however_many_pairs_it_is_in() -> None:
@@ -32,7 +32,7 @@ def test_an_answer_is_there_once_however_many_pairs_it_is_in() -> None:
     ids=["one", "two that were never compared", "equal texts with different votes"],
 )
 def test_the_best_answers_are_chosen_and_never_rejected(pairs: list[tuple[int, int]], best: list[int]) -> None:
-    assert Comparison(1, [5], [[6, 1], [7, 1], [8, 1]], pairs).best == best
+    assert Comparison(1, [5], [[6, 1], [7, 1], [8, 1]], pairs, [1.0] * len(pairs), [None] * len(pairs)).best == best
 
 
 def test_rows_of_a_batch_are_counted_over_its_questions() -> None:
@@ -47,7 +47,7 @@ def test_questions_are_not_torn_apart(most: int, sizes: list[int]) -> None:
 
 
 def test_held_out_questions_are_the_same_whatever_else_is_there() -> None:
-    many = [Comparison(id, [5], [[6], [7]], [(0, 1)]) for id in range(400)]
+    many = [Comparison(id, [5], [[6], [7]], [(0, 1)], [1.0], [None]) for id in range(400)]
     training, held = comparisons.hold_out(many, share=0.1, seed=3)
     assert 20 < len(held) < 60
     assert sorted(c.question_id for c in training + held) == list(range(400))

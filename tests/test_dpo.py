@@ -12,8 +12,8 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from tasks.programs import dpo
-from tasks.programs.config import DpoJob
+from tasks.programs import dpo, reference
+from tasks.programs.config import DpoJob, ReferenceJob
 from tasks.programs.entry import Run
 from tasks.rlhf import adapters, comparisons, models, schedules
 
@@ -25,7 +25,10 @@ Trained = Callable[..., tuple[list[dict[str, Any]], Run]]
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("dpo")
     data = tiny.data_folder(root / "data", 40)
-    return {"data": data, "model": tiny.taught_folder(root / "base", data)}
+    found = {"data": data, "model": tiny.taught_folder(root / "base", data)}
+    run = Run(tiny.prepare(root / "reference", "reference", {"text": TEXT}, found))
+    reference.compute(ReferenceJob.model_validate(run.record), run)
+    return found | {"reference": run.artifact}
 
 
 @pytest.fixture
@@ -48,7 +51,7 @@ def test_it_starts_at_ln_2_and_at_the_bases_own_likelihood_of_the_best_answers(t
     assert line["margin"] == pytest.approx(0, abs=1e-5)
     tokenizer, base = models.load_tokenizer(inputs["model"]), models.load_model(inputs["model"], device=tiny.CPU)
     rows = pq.read_table(inputs["data"] / "reward.parquet").to_pylist()
-    encoded = comparisons.encode(rows, tokenizer, template="question-answer", **TEXT)
+    encoded = comparisons.encode(comparisons.from_pairs(rows), tokenizer, template="question-answer", **TEXT)
     training, _ = comparisons.hold_out(encoded, share=0.05, seed=0)
     losses = []
     for i in schedules.batch_indices(0, num_rows=len(training), batch_size=4, seed=0):

@@ -4,12 +4,11 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tasks.rlhf.losses import cross_entropy, dpo_loss, masked_mean, pairwise_loss, perplexity, policy_loss, value_loss
+from tasks.rlhf.losses import centring, dpo_loss, ipo_loss, masked_mean, pairwise_loss, perplexity, policy_loss, value_loss
 
 ONE = torch.ones(1, 1, dtype=torch.bool)
 
@@ -37,6 +36,15 @@ def test_pairwise_loss_of_equal_rewards_is_log_two() -> None:
 def test_pairwise_loss_survives_large_margins() -> None:
     loss = pairwise_loss(torch.tensor([-500.0, 500.0]), torch.tensor([500.0, -500.0]))
     assert loss.tolist() == [1000.0, 0.0]
+
+
+def test_a_margin_is_taken_off_the_difference() -> None:
+    chosen, rejected = torch.tensor([2.0, 2.0]), torch.tensor([1.0, 1.0])
+    assert pairwise_loss(chosen, rejected, torch.tensor([0.0, 1.0])).tolist() == pytest.approx([0.313262, 0.693147], abs=1e-6)
+
+
+def test_centring_is_the_squared_sum() -> None:
+    assert centring(torch.tensor([1.0, -2.0]), torch.tensor([2.0, 2.0])).tolist() == [9.0, 0.0]
 
 
 @pytest.mark.parametrize("shape", [(3, 1), (1, 3)])
@@ -167,14 +175,23 @@ def test_dpo_rewards_carry_no_gradient() -> None:
     assert not result.rejected_reward.requires_grad
 
 
+@pytest.mark.parametrize(("chosen", "rejected", "beta", "expected"), [(0, 0, 0.1, 25.0), (2, -3, 0.1, 0.0), (1, 0, 0.5, 0.0), (-3, 2, 0.5, 36.0)])
+def test_ipo_by_hand(chosen: float, rejected: float, beta: float, expected: float) -> None:
+    """(h - 1 / (2 beta))^2 where the policy moved the answers by so many nats."""
+    result = ipo_loss(torch.tensor([chosen - 9.0]), torch.tensor([rejected - 7.0]), torch.tensor([-9.0]), torch.tensor([-7.0]), beta=beta)
+    assert result.loss.item() == pytest.approx(expected, abs=1e-4)
+    assert (result.chosen_reward.item(), result.rejected_reward.item()) == pytest.approx((beta * chosen, beta * rejected))
+
+
+def test_ipo_pulls_back_what_is_further_apart_than_it_asks_for() -> None:
+    for start, towards in ((2.0, -1), (8.0, 1)):  # 1 / (2 beta) = 5
+        chosen = torch.tensor([start], requires_grad=True)
+        ipo_loss(chosen, torch.zeros(1), torch.zeros(1), torch.zeros(1), beta=0.1).loss.sum().backward()
+        assert chosen.grad is not None
+        assert chosen.grad.sign().item() == towards
+
+
 # -------------------------------------------------------------------------------------------------------------------- text
-
-
-def test_cross_entropy_is_a_sum_over_a_given_count() -> None:
-    torch.manual_seed(2)
-    logits, targets = torch.randn(7, 11), torch.randint(11, (7,))
-    assert cross_entropy(logits, targets, count=28).item() == pytest.approx(F.cross_entropy(logits, targets).item() / 4)
-    assert cross_entropy(torch.zeros(3, 8), torch.tensor([0, 1, 2]), count=3).item() == pytest.approx(math.log(8))
 
 
 def test_perplexity() -> None:

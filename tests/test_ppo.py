@@ -168,7 +168,7 @@ def test_a_rollout_is_what_the_four_roles_say(started: Start) -> None:
     end = int(rewards.last_position(mask)[row])
     shorter = Sequences(rollout.batch.input_ids[row : row + 1, :end], mask[row : row + 1, :end])
     with adapters.active(actors.model, "reward") as base, torch.no_grad():
-        score = sequences.scores(base, actors.reward_head, shorter)[0]
+        score = sequences.scores(base, actors.reward.members[0].head, shorter)[0]
     assert rollout.values[row, end].item() == pytest.approx((score.item() - record["mean"]) / record["std"], abs=1e-4)
 
 
@@ -284,7 +284,7 @@ def test_frozen_weights_that_move_are_noticed(started: Start, monkeypatch: pytes
 
     def sabotage(*args: Any) -> None:
         if culprit == "reward head":
-            next(actors[0].reward_head.parameters()).data.add_(1e-3)
+            next(actors[0].reward.members[0].head.parameters()).data.add_(1e-3)
             return
         marker = ".reward." if culprit == "reward adapter" else "embed_tokens"
         next(p for name, p in actors[0].model.named_parameters() if marker in name).data.add_(1e-3)
@@ -352,17 +352,25 @@ def test_answers_that_do_not_end_are_warned_of(started: Start) -> None:
     assert "of the sampled answers ended within text.max_answer_tokens = 2;" in warning
 
 
-@pytest.mark.parametrize(("right", "warned"), [(59, True), (60, False)])  # of 100: Wilson's lower bound is .492 and .502
-def test_a_reward_model_that_may_be_guessing_is_warned_of(
-    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, right: int, warned: bool
-) -> None:
-    monkeypatch.setattr(reward, "pair_accuracy", lambda *_: (right, 100))
-    job = {"seed": 0, "text": TEXT, "reward": {"lora": LORA, "max_steps": 1}}
+def test_a_fooled_reward_model_stops_ppo_where_it_is_told_to(started: Start, inputs: dict[str, Path], tmp_path: Path) -> None:
+    fooled = tmp_path / "fooled"
+    shutil.copytree(inputs["reward"], fooled)
+    record = json.loads((fooled / "reward.json").read_text())
+    (fooled / "reward.json").write_text(json.dumps(record | {"fooled": ["long_fences"]}))
+    job, run = started("stops", given={"reward": fooled}, accept_fooled=False)
+    with pytest.raises(InputError, match=r"fooled by answers that are worth nothing \(long_fences\)"):
+        ppo.train(job, run)
+    ppo.train(*started("goes-on", given={"reward": fooled}))
+
+
+@pytest.mark.parametrize("settings", [{"members": 2, "caution": 1.0}, {"tune": "full", "learning_rate": 1e-3}], ids=["ensemble", "full"])
+def test_ppo_trains_against_every_kind_of_reward_model(started: Start, inputs: dict[str, Path], tmp_path: Path, settings: dict[str, Any]) -> None:
+    job = {"seed": 0, "text": TEXT, "reward": {"lora": LORA, "max_steps": 4} | settings}
     run = Run(tiny.prepare(tmp_path / "reward", "reward", job, {name: inputs[name] for name in ("data", "model")}))
     reward.train(RewardJob.model_validate(run.record), run)
-    found = json.loads((run.artifact / "summary.json").read_text())["warnings"]
-    assert len(found) == warned
-    assert not found or "not distinguishable from guessing" in found[0]
+    against, rollouts = started("ppo", given={"reward": run.artifact})
+    ppo.train(against, rollouts)  # with the step-zero checks: the reward model's probes give what was stored
+    assert [line["step"] for line in lines(rollouts)] == [1, 2]
 
 
 def test_every_step_begins_without_gradients_and_every_pass_takes_each_rollout_once(started: Start, monkeypatch: pytest.MonkeyPatch) -> None:

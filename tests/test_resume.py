@@ -14,8 +14,8 @@ import pytest
 import tiny
 import torch
 
-from tasks.programs import dpo, ppo, pretrain, reward, sft
-from tasks.programs.config import DpoJob, Job, PpoJob, PretrainJob, RewardJob, SftJob
+from tasks.programs import dpo, ppo, pretrain, reference, reward, sft
+from tasks.programs.config import DpoJob, Job, PpoJob, PretrainJob, ReferenceJob, RewardJob, SftJob
 from tasks.programs.entry import Run
 from tasks.rlhf import checkpoints
 
@@ -31,7 +31,11 @@ STAGES: dict[str, tuple[dict[str, Any], tuple[str, ...], int]] = {
         4,
     ),
     "reward": ({"text": TEXT, "reward": {"lora": LORA | {"dropout": 0.1}, "max_steps": 40, "epochs": 80, "batch_size": 3}}, ("data", "model"), 4),
-    "dpo": ({"text": TEXT, "dpo": {"lora": LORA | {"dropout": 0.1}, "max_steps": 40, "epochs": 80, "batch_size": 3}}, ("data", "model"), 4),
+    "dpo": (
+        {"text": TEXT, "dpo": {"lora": LORA | {"dropout": 0.1}, "max_steps": 40, "epochs": 80, "batch_size": 3}},
+        ("data", "model", "reference"),
+        4,
+    ),
     "ppo": (
         {"text": TEXT, "ppo": {"lora": LORA, "steps": 8, "rollouts": 6, "minibatch": 3, "epochs": 2, "kl_target": 0.2, "kl_horizon": 30}},
         ("data", "model", "reward"),
@@ -56,7 +60,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     job = {"seed": 0, "text": TEXT, "reward": {"lora": LORA, "max_steps": 4}}
     run = Run(tiny.prepare(root / "reward", "reward", job, {name: found[name] for name in ("data", "model")}))
     reward.train(RewardJob.model_validate(run.record), run)
-    return found | {"reward": run.artifact}
+    other = Run(tiny.prepare(root / "reference", "reference", {"text": TEXT}, {name: found[name] for name in ("data", "model")}))
+    reference.compute(ReferenceJob.model_validate(other.record), other)
+    return found | {"reward": run.artifact, "reference": other.artifact}
 
 
 def prepared(folder: Path, stage: str, inputs: dict[str, Path]) -> Path:

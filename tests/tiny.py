@@ -99,7 +99,7 @@ def taught_folder(folder: Path, data: Path, *, steps: int = 100) -> Path:
 def data_folder(folder: Path, num_questions: int = 24) -> Path:
     """The tables of the data stage; good answers name what the question names, and are shorter."""
     rng = random.Random(1)
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in ("finetune", "corpus", "reward", "rl")}
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in ("finetune", "corpus", "reward", "reward_groups", "rl")}
     for id in range(num_questions):
         noun, verb = rng.choice(NOUNS), rng.choice(VERBS)
         prompt = f"How do I {verb} {noun}? {text(rng, rng.randint(0, 4))}"
@@ -108,7 +108,9 @@ def data_folder(folder: Path, num_questions: int = 24) -> Path:
         common = {"question_id": id, "prompt": prompt}
         rows["finetune"].append(common | {"answer": good[0]})
         rows["corpus"] += [common | {"answer": answer, "score": score} for answer, score in ((good[0], 2), (good[1], 2), (bad, 0))]
-        rows["reward"] += [common | {"chosen": answer, "rejected": bad} for answer in good]
+        rows["reward"] += [common | {"chosen": answer, "rejected": bad, "gap": 2.0, "chosen_older": None} for answer in good]
+        ranking = {"answers": [*good, bad], "scores": [2.0, 2.0, 0.0], "ages": None}
+        rows["reward_groups"].append(common | ranking)
         rows["rl"].append(common)
     folder.mkdir(parents=True)
     for name, table in rows.items():

@@ -15,6 +15,12 @@ from tasks.programs.source import HubSource as HubSource
 from tasks.programs.source import ShellSite as ShellSite
 from tasks.programs.source import Source as Source
 from tasks.programs.source import StackExchangeDump as StackExchangeDump
+from tasks.programs.tuning import Dpo as Dpo
+from tasks.programs.tuning import Lora as Lora
+from tasks.programs.tuning import Merge as Merge
+from tasks.programs.tuning import Reward as Reward
+from tasks.programs.tuning import Sft as Sft
+from tasks.programs.tuning import Tuning as Tuning
 from tasks.rlhf.refusal import InputError as InputError
 
 # ---------------------------------------------------------------------------------------------------------------- data
@@ -98,47 +104,7 @@ class Text(Settings):
     max_answer_tokens: int = Field(56, ge=1, le=131_072, description="Longest answer, its end token included; PPO samples at most as many.")
 
 
-class Lora(Settings):
-    """A low-rank adapter (Hu et al. 2021)."""
-
-    rank: int = Field(16, ge=1, le=1024, description="Rank r of the update.")
-    alpha: float = Field(32.0, gt=0, description="Scale: the update is multiplied by alpha / rank.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
-    targets: Literal["all-linear"] | tuple[str, ...] = Field("all-linear", description="Modules to adapt: 'all-linear' or a list of names.")
-
-
 # ------------------------------------------------------------------------------------------------------------------------- stages
-
-
-class Sft(Settings):
-    """Supervised fine-tuning on the best answer of each question."""
-
-    lora: Lora = Lora(rank=16, alpha=32, dropout=0.05)
-    loss_on: Literal["answer", "all"] = Field("answer", description="Tokens the loss counts: the answer's, or all.")
-    epochs: float = Field(1.7, gt=0, le=100, description="Passes over the fine-tuning split.")
-    max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps, whatever the epochs say.")
-    batch_size: int = Field(8, ge=1, description="Packed blocks per optimizer step.")
-    block_tokens: int = Field(256, ge=32, description="Tokens of a packed block; documents inside it do not see each other.")
-    learning_rate: float = Field(2e-3, gt=0, le=1, description="Peak AdamW learning rate.")
-    warmup_share: float = Field(0.05, ge=0, lt=1, description="Share of the steps over which the learning rate rises; then cosine to 0.")
-
-
-class Merge(Settings):
-    """Folding an adapter into its base."""
-
-    dtype: Literal["float32", "bfloat16"] | None = Field(None, description="Precision of the merged weights; null keeps the base's.")
-
-
-class Reward(Settings):
-    """Pairwise reward model."""
-
-    lora: Lora = Lora(rank=8, alpha=32)
-    epochs: float = Field(2.0, gt=0, le=100, description="Passes over the training pairs.")
-    max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps, whatever the epochs say.")
-    batch_size: int = Field(8, ge=1, description="Questions per optimizer step, each with all its pairs; an answer is forwarded once.")
-    learning_rate: float = Field(2e-3, gt=0, le=1, description="Peak AdamW learning rate of adapter and head.")
-    warmup_share: float = Field(0.05, ge=0, lt=1, description="Share of the steps over which the learning rate rises; then linear to 0.")
-    held_out_share: float = Field(0.05, gt=0, lt=1, description="Share of the reward split's questions kept for the accuracy figure.")
 
 
 class Ppo(Settings):
@@ -164,6 +130,7 @@ class Ppo(Settings):
         1.0, gt=0, description="Skip an optimizer step whose approximate KL from the sampler (nats a token) is above; null: never."
     )
     temperature: float = Field(1.0, gt=0, le=10, description="Divides the logits in sampling and scoring alike.")
+    accept_fooled: bool = Field(True, description="Whether to train against a reward model that attacks have fooled; false stops with a sentence.")
     missing_eos_reward: float = Field(-3.0, description="Replaces the normalised score of a response without an end token.")
 
     @model_validator(mode="after")
@@ -171,25 +138,6 @@ class Ppo(Settings):
         if self.lora.dropout:
             raise ValueError("lora.dropout must be 0: with dropout the first ratio is not 1")
         return self
-
-
-class Dpo(Settings):
-    """Direct preference optimisation (Rafailov et al. 2023)."""
-
-    lora: Lora = Lora(rank=16, alpha=32)
-    beta: float = Field(1.0, gt=0, description="Strength of the pull towards the reference.")
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="Share of labels assumed flipped (cDPO).")
-    nll_weight: float = Field(
-        0.2,
-        ge=0,
-        description="Weight of the best answers' negative log-likelihood a token in the loss (Pang et al. 2024; Dubey et al. 2024); 0: plain DPO.",
-    )
-    epochs: float = Field(0.9, gt=0, le=100, description="Passes over the training pairs.")
-    max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps, whatever the epochs say.")
-    batch_size: int = Field(8, ge=1, description="Questions per optimizer step, each with all its pairs; an answer is forwarded once.")
-    learning_rate: float = Field(2e-3, gt=0, le=1, description="Peak AdamW learning rate, linear to 0.")
-    warmup_share: float = Field(0.05, ge=0, lt=1, description="Share of the steps over which the learning rate rises; then linear to 0.")
-    held_out_share: float = Field(0.05, gt=0, lt=1, description="Share of the reward split's questions kept for the accuracy figure.")
 
 
 class Winrate(Settings):
@@ -280,6 +228,10 @@ class RewardJob(Job):
     seed: int
     text: Text
     reward: Reward
+
+
+class ReferenceJob(Job):
+    text: Text
 
 
 class PpoJob(Job):

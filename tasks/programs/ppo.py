@@ -7,7 +7,6 @@ Deviations from Ouyang et al. 2022: LoRA instead of full weights, advantages whi
 pretraining mix.
 """
 
-import json
 import random
 from typing import NamedTuple
 
@@ -19,8 +18,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.programs.config import InputError, Ppo, PpoJob
 from tasks.programs.entry import Run, main
-from tasks.rlhf import adapters, checkpoints, devices, losses, models, prompts, rewards, sampling, schedules, sequences, step_zero
+from tasks.rlhf import adapters, checkpoints, devices, losses, models, prompts, rewards, sampling, schedules, scorer, sequences, step_zero
 from tasks.rlhf.advantages import gae, whiten
+from tasks.rlhf.scorer import Scorer
 from tasks.rlhf.sequences import Sequences
 
 # Sampler and scorer pad differently; in fp32 that moves log-probabilities by about 1e-6.
@@ -33,9 +33,7 @@ class Actors(NamedTuple):
 
     model: PeftModel
     value_head: nn.Linear
-    reward_head: nn.Linear
-    reward_mean: float
-    reward_std: float
+    reward: Scorer
     policy: dict[str, nn.Parameter]  # trainable parameters
     critic: dict[str, nn.Parameter]
 
@@ -61,7 +59,7 @@ def train(job: PpoJob, run: Run) -> None:
     tokenizer = models.load_tokenizer(run.inputs["model"])
     questions = _prompts(job, run, tokenizer)
     actors = load_actors(job, run, device)
-    frozen = [*(p for p in actors.model.parameters() if not p.requires_grad), *actors.reward_head.parameters()]
+    frozen = [*(p for p in actors.model.parameters() if not p.requires_grad), *(p for m in actors.reward.members for p in m.head.parameters())]
     frozen_before = step_zero.digest(frozen)
     policy_optimizer = torch.optim.Adam(actors.policy.values(), eps=1e-5, fused=True)
     critic_optimizer = torch.optim.Adam(actors.critic.values(), eps=1e-5, fused=True)
@@ -209,8 +207,7 @@ def roll_out(actors: Actors, questions: list[list[int]], tokenizer: PreTrainedTo
         ref_logp = sequences.log_probs(reference, batch, temperature=settings.temperature)
     with adapters.active(actors.model, "critic") as critic:
         values = sequences.values(critic, actors.value_head, batch)
-    with adapters.active(actors.model, "reward") as reward_model:
-        score = (sequences.scores(reward_model, actors.reward_head, batch) - actors.reward_mean) / actors.reward_std
+    score = scorer.normalised(actors.reward, batch)
     ended = torch.tensor([answer[-1] == eos for answer in answers], device=device)
     score = torch.where(ended, score, settings.missing_eos_reward)
     return Rollout(batch, logp, ref_logp, values, score, ended, sequences.scatter(samples.logp[samples.mask], batch.response_mask))
@@ -221,32 +218,28 @@ def load_actors(job: PpoJob, run: Run, device: torch.device) -> Actors:
     base = models.load_model(run.inputs["model"], device=device)
     models.check_head(base)
     models.check_context(base, job.text.max_prompt_tokens + job.text.max_answer_tokens)
-    folder = run.inputs["reward"] / "adapter"
-    if adapters.belongs_to(folder) != models.fingerprint(run.inputs["model"]):
+    if scorer.is_adapter(run.inputs["reward"]) and adapters.belongs_to(run.inputs["reward"] / "adapter") != models.fingerprint(run.inputs["model"]):
         raise InputError("The reward model was trained on another base than this model: PPO needs both on one; train the reward model on it first.")
+    record = scorer.record_of(run.inputs["reward"])
+    if record["fooled"] and not job.ppo.accept_fooled:
+        raise InputError(
+            f"The reward model is fooled by answers that are worth nothing ({', '.join(record['fooled'])}): train it on more pairs, or set "
+            "ppo.accept_fooled=true to go on all the same."
+        )
     probe = torch.arange(1, 17, device=device)[None] % base.config.vocab_size
     bare = _logits(base, probe)
     devices.seed_step(job.seed, 0)
     lora = job.ppo.lora
     model = adapters.attach(base, "policy", adapters.lora_config(rank=lora.rank, alpha=lora.alpha, dropout=0.0, targets=lora.targets))
-    model, score = adapters.load(model, "reward", folder)
-    model, _ = adapters.load(model, "critic", folder)
-    assert score is not None
-    record = json.loads((run.inputs["reward"] / "reward.json").read_text())
-    reward_head, value_head = (nn.Linear(score.shape[1], 1, dtype=torch.float32, device=device).requires_grad_(False) for _ in range(2))
-    with torch.no_grad():
-        reward_head.weight.copy_(score)
-        reward_head.bias.zero_()
-        value_head.weight.copy_(score / record["std"])  # the critic starts as the normalised reward
-        value_head.bias.fill_(-record["mean"] / record["std"])
+    shared, reward = scorer.load(run.inputs["reward"], model, device=device)
+    assert shared is model
+    model, value_head = _critic(job, run, model, reward)
     value_head.requires_grad_(True)
     heads = {f"value_head.{name}": p for name, p in value_head.named_parameters()}
     actors = Actors(
         model,
         value_head,
-        reward_head,
-        record["mean"],
-        record["std"],
+        reward,
         adapters.parameters(model, "policy"),
         adapters.parameters(model, "critic") | heads,
     )
@@ -259,6 +252,23 @@ def load_actors(job: PpoJob, run: Run, device: torch.device) -> Actors:
 
 
 @torch.no_grad()
+def _critic(job: PpoJob, run: Run, model: PeftModel, reward: Scorer) -> tuple[PeftModel, nn.Linear]:
+    """The critic starts as the normalised reward (of an ensemble: its first member's); as nothing, where the reward model is a model of its own."""
+    head = nn.Linear(model.config.hidden_size, 1, dtype=torch.float32, device=model.device)
+    if scorer.is_adapter(run.inputs["reward"]):
+        model, score = adapters.load(model, "critic", run.inputs["reward"] / "adapter")
+        assert score is not None
+        head.weight.copy_(score / reward.std)
+        head.bias.fill_(-reward.mean / reward.std)
+    else:
+        lora = job.ppo.lora
+        model = adapters.attach(model, "critic", adapters.lora_config(rank=lora.rank, alpha=lora.alpha, dropout=0.0, targets=lora.targets))
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+    return model, head
+
+
+@torch.no_grad()
 def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
     logits: Tensor = model(ids, use_cache=False).logits
     return logits
@@ -267,8 +277,7 @@ def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
 @torch.no_grad()
 def _check_reward_model(actors: Actors, probes: list[dict[str, object]], device: torch.device, *, tolerance: float) -> None:
     batch = sequences.join([p["prompt"] for p in probes], [p["answer"] for p in probes], pad_id=0, device=device)  # type: ignore[misc]
-    with adapters.active(actors.model, "reward") as reward_model:
-        actual = sequences.scores(reward_model, actors.reward_head, batch)
+    actual = scorer.rewards(actors.reward, batch)
     expected = torch.tensor([p["score"] for p in probes], device=device)
     step_zero.check_same(
         "The reward model's probe scores and those stored with it", actual, expected, tolerance=tolerance, cause="another base or precision."

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tasks.programs.config import PretrainJob
 from tasks.programs.entry import Run, main
-from tasks.rlhf import checkpoints, devices, losses, models, schedules
+from tasks.rlhf import checkpoints, chunked, devices, models, schedules
 from tasks.rlhf.muon import Muon
 from tasks.rlhf.packing import IGNORE, Document, pack
 
@@ -74,7 +74,7 @@ def train(job: PretrainJob, run: Run) -> None:
             labels = blocks.labels[part].to(device)
             hidden = models.hidden_states(model, blocks.input_ids[part].to(device), blocks.position_ids[part].to(device))[:, :-1]
             counted = labels[:, 1:] != IGNORE
-            loss = losses.cross_entropy(models.output_head(model)(hidden[counted]), labels[:, 1:][counted], count=count)
+            loss = chunked.cross_entropy(hidden[counted], models.output_head(model), labels[:, 1:][counted], count=count)
             loss.backward()
             loss_value += loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

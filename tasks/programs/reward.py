@@ -1,124 +1,204 @@
-"""Trains the reward model: a LoRA adapter and a scalar head on the merged SFT model, from pairs of answers.
+"""Trains the reward model: adapter and scalar head on the merged SFT model (or all of its weights), from pairs of answers or whole rankings.
 
-python -m tasks.programs.reward DIR        inputs: data, model
-artifact: adapter/ (a SEQ_CLS adapter), reward.json (normalisation and probe scores), summary.json
+python -m tasks.programs.reward DIR        inputs: data, model, and start where weights are given to start from
+artifact: adapter/ (a SEQ_CLS adapter; adapter-1/ and on are the ensemble's others), or model/ and score.safetensors; reward.json (normalisation,
+temperature, probes), measures.json (accuracy by gap and length, calibration, attacks), summary.json
 """
 
 import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import torch
-from peft import PeftModel
-from torch import nn
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tasks.programs.config import InputError, RewardJob
+from tasks.programs import beginning
+from tasks.programs.config import InputError, Reward, RewardJob
 from tasks.programs.entry import Run, main
-from tasks.rlhf import adapters, branches, checkpoints, comparisons, devices, losses, models, prompts, schedules, sequences
-from tasks.rlhf.comparisons import Comparison
-from tasks.rlhf.intervals import wilson
+from tasks.rlhf import adapters, branches, comparisons, devices, losses, measures, models, prompts, red_team, schedules, scorer, sequences
+from tasks.rlhf.comparisons import Batch, Comparison
+from tasks.rlhf.scorer import Member, Scorer
+from tasks.rlhf.tuned import Tuned
 
 REFERENCE_ANSWERS = 512  # best answers whose reward gives the normalisation
 PROBES = 8  # of them, whose scores are stored so that users of the adapter can check that it computes the same
+ATTACKED = 48  # of them, which bad answers are held against
+
+Encoded = list[tuple[list[int], list[int]]]  # prompt and answer ids
 
 
 def train(job: RewardJob, run: Run) -> None:
-    """Train the pairwise reward model on the reward split."""
-    settings, text = job.reward, job.text
+    """Train the reward model on the reward split."""
+    settings = job.reward
     device = devices.set_up(run.machine.device, run.machine.threads)
 
     # 1. Comparisons, grouped by question; some questions are held out.
     tokenizer = models.load_tokenizer(run.inputs["model"])
     base = models.load_model(run.inputs["model"], device=device)
-    models.check_context(base, text.max_prompt_tokens + text.max_answer_tokens)
+    models.check_context(base, job.text.max_prompt_tokens + job.text.max_answer_tokens)
+    questions, held_out = _comparisons(job, run, tokenizer)
+    collate = partial(comparisons.collate, pad_id=tokenizer.pad_token_id, device=device, hidden_size=base.config.hidden_size)
+
+    # 2. Adapters and heads, or the checkpoint's.
+    devices.seed_step(job.seed, 0)
+    tuning, model = _members(job, run, base)
+    training = beginning.training(settings, run, tuning, num_rows=len(questions), seed=job.seed)
+
+    for step in training.steps():
+        # 3. One optimizer step: each answer of a question goes through each member once, all its pairs share the step.
+        tuning.train()
+        sums = {"loss": 0.0, "accuracy": 0.0}
+        for number, member in enumerate(model.members):
+            seed = schedules.mix(job.seed, number) if number else job.seed  # members see the questions in different orders
+            chosen = [questions[i] for i in schedules.batch_indices(step, num_rows=len(questions), batch_size=settings.batch_size, seed=seed)]
+            num_pairs = sum(len(c.pairs) for c in chosen)
+            for part in comparisons.micro_batches(chosen, run.machine.micro_batch):
+                batch = collate(part)
+                with member.active() as base:
+                    score = branches.scores(base, member.head, batch.branches)
+                    loss = ranking_loss(score, batch, settings, num_pairs=num_pairs, num_questions=len(chosen))
+                    loss.backward()
+                sums["loss"] += loss.item()
+                sums["accuracy"] += (score[batch.chosen] > score[batch.rejected]).sum().item() / num_pairs
+        line = {name: total / len(model.members) for name, total in sums.items()}
+        line |= {"grad_norm": training.update(), "learning_rate": training.rate(step)}
+
+        # 4. The held-out loss now and then, which says which weights are kept.
+        if step + 1 in training.looks:
+            tuning.model.eval()
+            line["held_out_loss"] = measures.held_out_loss(measures.pairs_of(held_out), answer_rewards(model, held_out, collate))
+            training.judged(step + 1, line["held_out_loss"])
+        run.log(step + 1, training.plan.total, **line)
+        training.save(step + 1, every=run.machine.checkpoint_steps)
+
+    # 5. The artifact: the weights that are kept, normalisation and probes, and what can be said of the model.
+    training.conclude()
+    tuning.model.eval()
+    tuning.save(run.artifact)
+    rewards = answer_rewards(model, held_out, collate)
+    metrics = _held_out(measures.pairs_of(held_out), rewards, run) | _reference(job, run, model, tokenizer, device)
+    run.finish(metrics, questions=len(questions), pairs=sum(len(c.pairs) for c in questions), steps=training.plan.total)
+
+
+def _comparisons(job: RewardJob, run: Run, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Comparison], list[Comparison]]:
+    """Questions to train on, and held-out ones. Raises InputError."""
+    settings, text = job.reward, job.text
+    if settings.comparisons == "pairs":
+        texts = comparisons.from_pairs(pq.read_table(run.inputs["data"] / "reward.parquet", columns=comparisons.PAIR_COLUMNS).to_pylist())
+    else:
+        rows = pq.read_table(run.inputs["data"] / "reward_groups.parquet", columns=comparisons.RANKING_COLUMNS).to_pylist()
+        texts = comparisons.from_rankings(rows, most_answers=settings.most_answers)
     lengths = {"max_prompt_tokens": text.max_prompt_tokens, "max_answer_tokens": text.max_answer_tokens}
-    rows = pq.read_table(run.inputs["data"] / "reward.parquet", columns=["question_id", "prompt", "chosen", "rejected"]).to_pylist()
-    encoded = comparisons.encode(rows, tokenizer, template=text.template, **lengths)
+    encoded = comparisons.encode(texts, tokenizer, template=text.template, **lengths)
     training, held_out = comparisons.hold_out(encoded, share=settings.held_out_share, seed=job.seed)
     if not training or not held_out:
         raise InputError("The reward split has fewer than two questions with pairs: raise data.reward_share or give more data.")
+    return training, held_out
 
-    # 2. Adapter and head, or the checkpoint's.
-    devices.seed_step(job.seed, 0)
-    lora = settings.lora
-    model = adapters.attach(base, "reward", adapters.lora_config(rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets))
-    head = adapters.new_head(base.config.hidden_size).to(device)
-    head.bias.requires_grad_(False)  # pairs say nothing about an offset
-    assert isinstance(head.weight, nn.Parameter)
-    parameters: dict[str, nn.Parameter] = {**adapters.parameters(model, "reward"), "head.weight": head.weight}
-    optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=0.0, fused=True)
-    total = schedules.num_steps(len(training), batch_size=settings.batch_size, epochs=settings.epochs, max_steps=settings.max_steps)
-    start = 0
-    if (checkpoint := checkpoints.latest(run.checkpoints)) is not None:
-        start = checkpoint.step
-        checkpoints.restore_training(parameters, optimizer, checkpoint.tensors)
-    run.rewind(start)
 
-    # 3. Optimizer steps: each answer of a question goes through the model once, all its pairs share the step.
-    adapters.train_mode(model)
-    for step in range(start, total):
-        devices.seed_step(job.seed, step + 1)
-        rate = schedules.learning_rate(step, peak=settings.learning_rate, total=total, warmup=round(settings.warmup_share * total), shape="linear")
-        optimizer.param_groups[0]["lr"] = rate
-        indices = schedules.batch_indices(step, num_rows=len(training), batch_size=settings.batch_size, seed=job.seed)
-        chosen = [training[i] for i in indices]
-        num_pairs = sum(len(c.pairs) for c in chosen)
-        optimizer.zero_grad(set_to_none=True)
-        loss_value = right = 0.0
-        for part in comparisons.micro_batches(chosen, run.machine.micro_batch):
-            batch = comparisons.collate(part, pad_id=tokenizer.pad_token_id, device=device, hidden_size=base.config.hidden_size)
-            with adapters.active(model, "reward"):
-                score = branches.scores(base, head, batch.branches)
-            loss = losses.pairwise_loss(score[batch.chosen], score[batch.rejected]).sum() / num_pairs
-            loss.backward()
-            loss_value += loss.item()
-            right += (score[batch.chosen] > score[batch.rejected]).sum().item()
-        torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-        optimizer.step()
-        run.log(step + 1, total, loss=loss_value, accuracy=right / num_pairs, learning_rate=rate)
-        if (step + 1) % run.machine.checkpoint_steps == 0:
-            checkpoints.save(run.checkpoints, step + 1, checkpoints.training_tensors(parameters, optimizer))
+def _members(job: RewardJob, run: Run, base: PreTrainedModel) -> tuple[Tuned, Scorer]:
+    """What is trained, all members together, and the reward model that it makes."""
+    tunings: list[Tuned] = []
+    members: list[Member] = []
+    for number in range(job.reward.members):
+        devices.seed_step(schedules.mix(job.seed, number) if number else job.seed, 0)
+        under = tunings[-1].model if tunings else base
+        tunings.append(beginning.tuning(job.reward, run, under, f"reward{number or ''}", source="model"))
+        head = adapters.new_head(base.config.hidden_size).to(base.device)
+        head.bias.requires_grad_(False)  # pairs say nothing about an offset
+        members.append(Member(tunings[-1].active, head))
+    groups: list[dict[str, nn.Parameter]] = []
+    for number, (tuning, member) in enumerate(zip(tunings, members, strict=True)):
+        assert isinstance(member.head.weight, nn.Parameter)
+        groups.append({**tuning.parameters, f"score{number or ''}.weight": member.head.weight})
+    parameters = {name: parameter for group in groups for name, parameter in group.items()}
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)  # a new adapter freezes those before it
 
-    # 4. Held-out accuracy, normalisation and probes; the artifact.
-    model.eval()
-    accuracy = wilson(*pair_accuracy(model, head, held_out, tokenizer.pad_token_id, device))
-    longer = sum(len(c.answers[w]) > len(c.answers[x]) for c in held_out for w, x in c.pairs)
-    adapters.save(model, "reward", run.artifact / "adapter", base=models.fingerprint(run.inputs["model"]), score=head.weight)
-    reference = _reference_answers(job, run, tokenizer)
-    normalisation = score_statistics(model, head, reference, tokenizer.pad_token_id, device)
-    (run.artifact / "reward.json").write_text(json.dumps(normalisation, indent=1) + "\n")
-    if accuracy.low <= 0.5:
+    def save(artifact: Path, **_: object) -> None:
+        for number, (tuning, member) in enumerate(zip(tunings, members, strict=True)):
+            tuning.save(artifact, number=number, score=member.head.weight)
+
+    return tunings[-1]._replace(parameters=parameters, save=save, apart=tuple(map(tuple, groups))), Scorer(tuple(members), job.reward.caution)
+
+
+def ranking_loss(score: Tensor, batch: Batch, settings: Reward, *, num_pairs: int, num_questions: int) -> Tensor:
+    """Loss of some pairs as a part of the step's: over all ``num_pairs`` of it, or each question's mean over its ``num_questions``. score (S,)."""
+    chosen, rejected = score[batch.chosen], score[batch.rejected]
+    loss = losses.pairwise_loss(chosen, rejected, settings.margin * batch.gap)
+    if settings.centring:
+        loss = loss + settings.centring * losses.centring(chosen, rejected)
+    return loss.sum() / num_pairs if settings.weigh == "pairs" else (loss * batch.share).sum() / num_questions
+
+
+def answer_rewards(model: Scorer, questions: list[Comparison], collate: Callable[[list[Comparison]], Batch]) -> Tensor:
+    """The reward of every answer of some questions, (S,) float32."""
+    return torch.cat([scorer.rewards(model, collate(part).branches) for part in comparisons.micro_batches(questions, 128)])
+
+
+def _held_out(pairs: measures.Pairs, rewards: Tensor, run: Run) -> dict[str, Any]:
+    """Metrics of the held-out pairs; all that was measured goes to measures.json."""
+    found, calibrated = measures.accuracies(pairs, rewards), measures.calibrate(pairs, rewards)
+    _note(run.artifact / "measures.json", {"accuracy": measures.plain(found), "calibration": measures.plain(calibrated)})
+    _note(run.artifact / scorer.RECORD, {"temperature": calibrated.temperature})
+    votes = measures.cautious(found["votes"])
+    if votes.low <= 0.5:
         run.warn(
-            f"The reward model orders {accuracy.value:.0%} of {accuracy.n} held-out pairs as the votes do, which is not distinguishable from "
+            f"The reward model orders {votes.value:.0%} of {votes.n} held-out pairs as the votes do, which is not distinguishable from "
             "guessing: a policy trained against it learns noise. Train it longer or on more pairs."
         )
-    run.finish(
-        {
-            "reward_accuracy.votes": accuracy._asdict(),
-            "reward_accuracy.longer_wins": wilson(longer, accuracy.n)._asdict(),
-            "reward.mean": normalisation["mean"],
-            "reward.std": normalisation["std"],
-        },
-        questions=len(training),
-        pairs=sum(len(c.pairs) for c in training),
-        steps=total,
-    )
+    for rule, told in (("longer_wins", "the longer answer wins"), ("older_wins", "the older answer wins")):
+        if f"over_{rule}" in found and found[f"over_{rule}"].high < 0:
+            run.warn(
+                f'The reward model orders held-out pairs worse than the rule "{told}" does: train it longer, on more pairs, or on a larger base.'
+            )
+    named = ("votes", "longer_wins", "older_wins", "over_longer_wins", "over_older_wins", "length_matched")
+    metrics = {f"reward_accuracy.{name}": measures.share(found[name])._asdict() for name in named if name in found}
+    metrics |= {"reward.length_correlation": found["reward_and_length"]._asdict()}
+    return metrics | {"reward.ece": calibrated.after, "reward.ece_uncalibrated": calibrated.before, "reward.temperature": calibrated.temperature}
 
 
-@torch.no_grad()
-def pair_accuracy(model: PeftModel, head: nn.Linear, questions: list[Comparison], pad_id: int, device: torch.device) -> tuple[int, int]:
-    """How many pairs the reward model orders as the votes do, and how many pairs there are."""
-    right = total = 0
-    with adapters.active(model, "reward") as base:
-        for part in comparisons.micro_batches(questions, 128):
-            batch = comparisons.collate(part, pad_id=pad_id, device=device, hidden_size=base.config.hidden_size)
-            score = branches.scores(base, head, batch.branches)
-            right += int((score[batch.chosen] > score[batch.rejected]).sum())
-            total += len(batch.chosen)
-    return right, total
+def _reference(job: RewardJob, run: Run, model: Scorer, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> dict[str, Any]:
+    """Normalisation and probes from best answers of the fine-tuning split, and the answers that are worth nothing held against them."""
+    reference = _reference_answers(job, run, tokenizer)
+    scores = reference_rewards(model, reference, tokenizer.pad_token_id, device)
+    probes = [{"prompt": p, "answer": a, "score": s} for (p, a), s in zip(reference[:PROBES], scores.tolist(), strict=False)]
+    mean, std = scores.mean().item(), max(scores.std().item(), 1e-6) if len(scores) > 1 else 1.0
+    record = {"mean": mean, "std": std, "probes": probes, "members": len(model.members), "caution": model.caution}
+    ended = [(p, a) for p, a in reference if a[-1] == tokenizer.eos_token_id][:ATTACKED]
+    verdicts: dict[str, red_team.Verdict] = {}
+    if len(ended) > 1:
+        prompt_ids, answer_ids = map(list, zip(*ended, strict=True))
+        bad = red_team.attack_all(
+            prompt_ids, answer_ids, tokenizer=tokenizer, template=job.text.template, max_answer_tokens=job.text.max_answer_tokens
+        )
+        real = reference_rewards(model, ended, tokenizer.pad_token_id, device)
+        texts = {name: list(zip(prompt_ids, some, strict=True)) for name, some in bad.items()}
+        attacked = {name: reference_rewards(model, some, tokenizer.pad_token_id, device) for name, some in texts.items()}
+        verdicts = red_team.verdict(real, attacked)
+    fooled = [name for name, verdict in verdicts.items() if verdict.failed]
+    if fooled:
+        run.warn(
+            f"The reward model is fooled: answers that are worth nothing ({', '.join(fooled)}) out-score more than {red_team.FAILED_ABOVE:.0%} of "
+            "the real ones, and PPO finds such answers. Train on more pairs, or set ppo.accept_fooled=false to stop before PPO."
+        )
+    _note(run.artifact / "measures.json", {"attacks": measures.plain(verdicts)})
+    _note(run.artifact / scorer.RECORD, record | {"fooled": fooled})
+    worst = max((verdict.wins.value for verdict in verdicts.values()), default=0.0)
+    return {"reward.mean": mean, "reward.std": std, "reward.worst_attack": worst}
 
 
-def _reference_answers(job: RewardJob, run: Run, tokenizer: PreTrainedTokenizerBase) -> list[tuple[list[int], list[int]]]:
+def _note(path: Path, more: dict[str, Any]) -> None:
+    """Add to a file of JSON."""
+    known = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(known | more, indent=1) + "\n")
+
+
+def _reference_answers(job: RewardJob, run: Run, tokenizer: PreTrainedTokenizerBase) -> Encoded:
     text = job.text
     rows = pq.read_table(run.inputs["data"] / "finetune.parquet", columns=["prompt", "answer"]).slice(0, REFERENCE_ANSWERS).to_pylist()
     return [
@@ -130,20 +210,13 @@ def _reference_answers(job: RewardJob, run: Run, tokenizer: PreTrainedTokenizerB
     ]
 
 
-@torch.no_grad()
-def score_statistics(
-    model: PeftModel, head: nn.Linear, reference: list[tuple[list[int], list[int]]], pad_id: int, device: torch.device
-) -> dict[str, object]:
-    """Mean and standard deviation of the reward of reference answers, and the first answers with their scores as probes."""
-    scored: list[float] = []
-    with adapters.active(model, "reward") as base:
-        for first in range(0, len(reference), 64):
-            prompt_ids, answer_ids = zip(*reference[first : first + 64], strict=True)
-            batch = sequences.join(list(prompt_ids), list(answer_ids), pad_id=pad_id, device=device)
-            scored += sequences.scores(base, head, batch).tolist()
-    all_scores = torch.tensor(scored)
-    probes = [{"prompt": p, "answer": a, "score": s} for (p, a), s in zip(reference[:PROBES], scored[:PROBES], strict=True)]
-    return {"mean": all_scores.mean().item(), "std": max(all_scores.std().item(), 1e-6) if len(scored) > 1 else 1.0, "probes": probes}
+def reference_rewards(model: Scorer, answers: Encoded, pad_id: int, device: torch.device) -> Tensor:
+    """Reward of each (prompt, answer), (N,) float32."""
+    found = []
+    for first in range(0, len(answers), 64):
+        prompt_ids, answer_ids = zip(*answers[first : first + 64], strict=True)
+        found.append(scorer.rewards(model, sequences.join(list(prompt_ids), list(answer_ids), pad_id=pad_id, device=device)))
+    return torch.cat(found)
 
 
 if __name__ == "__main__":

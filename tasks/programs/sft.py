@@ -1,6 +1,7 @@
-"""Supervised fine-tuning of a LoRA adapter on the best answer of each question, packed without leaks.
+"""Supervised fine-tuning on the best answer of each question, packed without leaks.
 
-python -m tasks.programs.sft DIR        inputs: data, base        artifact: adapter/ (peft format), summary.json
+python -m tasks.programs.sft DIR        inputs: data, base, and start where weights are given to start from
+artifact: adapter/ (peft format), or model/ where every weight is trained; summary.json
 """
 
 from itertools import pairwise
@@ -9,12 +10,11 @@ import pyarrow.parquet as pq
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tasks.programs import beginning
 from tasks.programs.config import InputError, SftJob
 from tasks.programs.entry import Run, main
-from tasks.rlhf import adapters, checkpoints, devices, losses, models, prompts, schedules
+from tasks.rlhf import chunked, devices, losses, models, prompts, schedules
 from tasks.rlhf.packing import IGNORE, Blocks, Document, pack
-
-HELD_OUT = 20  # every so many-th question measures perplexity instead of training
 
 
 def train(job: SftJob, run: Run) -> None:
@@ -22,62 +22,65 @@ def train(job: SftJob, run: Run) -> None:
     settings = job.sft
     device = devices.set_up(run.machine.device, run.machine.threads)
 
-    # 1. Best answers as packed blocks.
+    # 1. Best answers as packed blocks; some questions are held out.
     tokenizer = models.load_tokenizer(run.inputs["base"])
     base = models.load_model(run.inputs["base"], device=device)
     models.check_head(base)
     models.check_context(base, job.text.max_prompt_tokens + job.text.max_answer_tokens)
+    blocks, held_out = _blocks(job, tokenizer, run)
+    leak = packing_leak(base, held_out)
+    if leak > 1e-3:
+        raise InputError(f"Packed documents see each other in this model (logits move by {leak:.3g}): {base.config.model_type} cannot be packed.")
+
+    # 2. Fresh weights, given ones, or the checkpoint's.
+    devices.seed_step(job.seed, 0)
+    tuning = beginning.tuning(settings, run, base, "sft", source="base")
+    training = beginning.training(settings, run, tuning, num_rows=len(blocks.labels), seed=job.seed)
+
+    for step in training.steps():
+        # 3. One optimizer step over some blocks; the loss is divided by the targets of them all.
+        tuning.train()
+        chosen = torch.tensor(schedules.batch_indices(step, num_rows=len(blocks.labels), batch_size=settings.batch_size, seed=job.seed))
+        count = int((blocks.labels[chosen] != IGNORE).sum())
+        loss_value = 0.0
+        for part in chosen.split(run.machine.micro_batch or len(chosen)):
+            with tuning.active() as model:
+                loss = block_loss(model, blocks, part, device, count=count)
+                loss.backward()
+            loss_value += loss.item()
+        line = {"loss": loss_value, "grad_norm": training.update(), "learning_rate": training.rate(step)}
+
+        # 4. The held-out loss now and then, which says which weights are kept.
+        if step + 1 in training.looks:
+            tuning.model.eval()
+            with tuning.active() as model:
+                line["held_out_loss"] = held_out_loss(model, held_out, device)
+            training.judged(step + 1, line["held_out_loss"])
+        run.log(step + 1, training.plan.total, **line)
+        training.save(step + 1, every=run.machine.checkpoint_steps)
+
+    # 5. The artifact: the weights that are kept, and how well they predict answers nobody trained on.
+    training.conclude()
+    tuning.model.eval()
+    with tuning.active() as model:
+        after = held_out_loss(model, held_out, device)
+    tuning.save(run.artifact)
+    metrics = {"sft.held_out_loss": after, "sft.perplexity": losses.perplexity(after), "sft.packing_leak": leak, "sft.best_step": training.best.step}
+    run.finish(metrics, blocks=len(blocks.labels), steps=training.plan.total)
+
+
+def _blocks(job: SftJob, tokenizer: PreTrainedTokenizerBase, run: Run) -> tuple[Blocks, Blocks]:
+    """Packed documents to train on, and held-out ones. Raises InputError."""
+    settings = job.sft
     documents = _documents(job, tokenizer, run)
     if len(documents) < 2:
         raise InputError("The fine-tuning split has fewer than two questions: raise data.finetune_share or give more data.")
     if settings.block_tokens < (longest := max(len(d.ids) for d in documents)):
         raise InputError(f"sft.block_tokens={settings.block_tokens} would cut the end off an answer: the longest document has {longest} tokens.")
-    held_out = pack(documents[::HELD_OUT], block_tokens=settings.block_tokens, pad_id=tokenizer.pad_token_id)
-    blocks = pack([d for i, d in enumerate(documents) if i % HELD_OUT], block_tokens=settings.block_tokens, pad_id=tokenizer.pad_token_id)
-    leak = packing_leak(base, held_out)
-    if leak > 1e-3:
-        raise InputError(f"Packed documents see each other in this model (logits move by {leak:.3g}): {base.config.model_type} cannot be packed.")
-
-    # 2. A fresh adapter, or the checkpoint's.
-    devices.seed_step(job.seed, 0)
-    lora = settings.lora
-    model = adapters.attach(base, "sft", adapters.lora_config(rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets))
-    parameters = adapters.parameters(model, "sft")
-    optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=0.0, fused=True)
-    total = schedules.num_steps(len(blocks.labels), batch_size=settings.batch_size, epochs=settings.epochs, max_steps=settings.max_steps)
-    start = 0
-    if (checkpoint := checkpoints.latest(run.checkpoints)) is not None:
-        start = checkpoint.step
-        checkpoints.restore_training(parameters, optimizer, checkpoint.tensors)
-    run.rewind(start)
-
-    # 3. Optimizer steps.
-    model.train()
-    for step in range(start, total):
-        devices.seed_step(job.seed, step + 1)
-        warmup = round(settings.warmup_share * total)
-        rate = schedules.learning_rate(step, peak=settings.learning_rate, total=total, warmup=warmup, shape="cosine")
-        optimizer.param_groups[0]["lr"] = rate
-        chosen = torch.tensor(schedules.batch_indices(step, num_rows=len(blocks.labels), batch_size=settings.batch_size, seed=job.seed))
-        count = int((blocks.labels[chosen] != IGNORE).sum())
-        optimizer.zero_grad(set_to_none=True)
-        loss_value = 0.0
-        for part in chosen.split(run.machine.micro_batch or len(chosen)):
-            loss = block_loss(base, blocks, part, device, count=count)
-            loss.backward()
-            loss_value += loss.item()
-        torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-        optimizer.step()
-        run.log(step + 1, total, loss=loss_value, learning_rate=rate)
-        if (step + 1) % run.machine.checkpoint_steps == 0:
-            checkpoints.save(run.checkpoints, step + 1, checkpoints.training_tensors(parameters, optimizer))
-
-    # 4. The artifact.
-    model.eval()
-    after = held_out_loss(base, held_out, device)
-    adapters.save(model, "sft", run.artifact / "adapter", base=models.fingerprint(run.inputs["base"]))
-    metrics = {"sft.held_out_loss": after, "sft.perplexity": losses.perplexity(after), "sft.packing_leak": leak}
-    run.finish(metrics, documents=len(documents), blocks=len(blocks.labels), steps=total)
+    every = max(2, round(1 / settings.held_out_share))
+    parts = [d for i, d in enumerate(documents) if i % every], documents[::every]
+    training, held_out = (pack(part, block_tokens=settings.block_tokens, pad_id=tokenizer.pad_token_id) for part in parts)
+    return training, held_out
 
 
 def _documents(job: SftJob, tokenizer: PreTrainedTokenizerBase, run: Run) -> list[Document]:
@@ -95,7 +98,7 @@ def block_loss(model: PreTrainedModel, blocks: Blocks, rows: torch.Tensor, devic
     labels = blocks.labels[rows].to(device)
     hidden = models.hidden_states(model, blocks.input_ids[rows].to(device), blocks.position_ids[rows].to(device))[:, :-1]
     counted = labels[:, 1:] != IGNORE
-    return losses.cross_entropy(models.output_head(model)(hidden[counted]), labels[:, 1:][counted], count=count)
+    return chunked.cross_entropy(hidden[counted], models.output_head(model), labels[:, 1:][counted], count=count)
 
 
 @torch.no_grad()

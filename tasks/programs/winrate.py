@@ -5,42 +5,42 @@ artifact: samples.parquet (questions, answers, scores side by side), results.jso
 """
 
 import json
+from functools import partial
 from itertools import combinations
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from peft import PeftModel
-from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tasks.programs.config import InputError, WinrateJob
+from tasks.programs.config import WinrateJob
 from tasks.programs.entry import Run, main
-from tasks.rlhf import adapters, devices, intervals, judging, models, prompts, rewards, sampling, schedules, sequences, shell_gold
+from tasks.rlhf import adapters, devices, intervals, judging, models, prompts, rewards, sampling, schedules, scorer, sequences, shell_gold, tuned
+from tasks.rlhf.scorer import Scorer
+from tasks.rlhf.tuned import Active
 
 Encoded = list[tuple[list[int], list[int]]]  # prompt and answer ids
 
 
-class Judge:
-    """The reward model on the shared base, normalised as in PPO."""
+class Judge(NamedTuple):
+    """The reward model, normalised as in PPO."""
 
-    def __init__(self, model: PeftModel, head: nn.Linear, record: dict[str, Any], pad_id: int) -> None:
-        self.model, self.head, self.record, self.pad_id = model, head, record, pad_id
+    scorer: Scorer
+    pad_id: int
+    device: torch.device
 
     @torch.no_grad()
     def scores(self, answers: Encoded, batch_size: int) -> list[float]:
         """Normalised reward of each (prompt, answer)."""
         scored = [0.0] * len(answers)
         by_length = sorted(range(len(answers)), key=lambda i: len(answers[i][0]) + len(answers[i][1]))  # little padding
-        with adapters.active(self.model, "reward") as base:
-            for first in range(0, len(answers), batch_size):
-                rows = by_length[first : first + batch_size]
-                batch = sequences.join([answers[i][0] for i in rows], [answers[i][1] for i in rows], pad_id=self.pad_id, device=base.device)
-                score = (sequences.scores(base, self.head, batch) - self.record["mean"]) / self.record["std"]
-                for row, value in zip(rows, score.tolist(), strict=True):
-                    scored[row] = value
+        for first in range(0, len(answers), batch_size):
+            rows = by_length[first : first + batch_size]
+            batch = sequences.join([answers[i][0] for i in rows], [answers[i][1] for i in rows], pad_id=self.pad_id, device=self.device)
+            for row, value in zip(rows, scorer.normalised(self.scorer, batch).tolist(), strict=True):
+                scored[row] = value
         return scored
 
 
@@ -50,7 +50,7 @@ def evaluate(job: WinrateJob, run: Run) -> None:
     device = devices.set_up(run.machine.device, run.machine.threads)
     tokenizer = models.load_tokenizer(run.inputs["model"])
     rows = pq.read_table(run.inputs["data"] / "evaluation.parquet").slice(0, job.winrate.num_questions).to_pylist()
-    model, judge, policies = _load(run, tokenizer, device)
+    judge, policies = _load(run, tokenizer, device)
     encoded = [prompts.encode_prompt(tokenizer, r["prompt"], template=job.text.template, max_tokens=job.text.max_prompt_tokens) for r in rows]
     total = len(policies) * -(-len(rows) // job.winrate.batch_size)
 
@@ -59,7 +59,7 @@ def evaluate(job: WinrateJob, run: Run) -> None:
     reward: dict[str, list[float]] = {"chosen": judge.scores(_encode(job, tokenizer, encoded, texts["chosen"]), job.winrate.batch_size)}
     metrics: dict[str, Any] = {}
     for position, name in enumerate(policies):
-        answers, kl = _answer(job, run, model, name, tokenizer, encoded, position=position, total=total)
+        answers, kl = _answer(job, run, policies, name, tokenizer, encoded, position=position, total=total)
         texts[name] = [prompts.decode_answer(tokenizer, a) for a in answers]
         reward[name] = judge.scores(list(zip(encoded, answers, strict=True)), job.winrate.batch_size)
         metrics |= _describe(name, answers, kl, tokenizer.eos_token_id)
@@ -82,45 +82,46 @@ def evaluate(job: WinrateJob, run: Run) -> None:
     columns: dict[str, list[Any]] = {"question": questions} | {f"{name}.answer": values for name, values in texts.items()}
     columns |= {f"{name}.{by}": values for by, scored in judged.items() for name, values in scored.items()}
     pq.write_table(pa.table(columns), run.artifact / "samples.parquet")
-    (run.artifact / "results.json").write_text(json.dumps({"tallies": tallies, "policies": policies, "questions": len(rows)}, indent=1) + "\n")
+    (run.artifact / "results.json").write_text(json.dumps({"tallies": tallies, "policies": list(policies), "questions": len(rows)}, indent=1) + "\n")
     run.finish(metrics, questions=len(rows))
 
 
-def _load(run: Run, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> tuple[PeftModel, Judge, list[str]]:
-    """One base with every adapter; policies in the order in which each is compared with those before it."""
-    base = models.load_model(run.inputs["model"], device=device)
-    actual = models.fingerprint(run.inputs["model"])
-    model, score = adapters.load(base, "reward", _adapter(run.inputs["reward"], actual))
-    assert score is not None
-    head = nn.Linear(score.shape[1], 1, bias=False, dtype=torch.float32, device=device)
-    with torch.no_grad():
-        head.weight.copy_(score)
-    trained = [name for name in ("dpo", "ppo") if name in run.inputs]
-    for name in trained:
-        model, _ = adapters.load(model, name, _adapter(run.inputs[name], actual))
-    record = json.loads((run.inputs["reward"] / "reward.json").read_text())
-    return model, Judge(model, head, record, tokenizer.pad_token_id), ["sft", *trained]
-
-
-def _adapter(artifact: Path, base: str) -> Path:
-    if adapters.belongs_to(artifact / "adapter") != base:
-        raise InputError(f"The adapter in {artifact} was trained on another base: compare adapters of one base only.")
-    return artifact / "adapter"
+def _load(run: Run, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> tuple[Judge, dict[str, Active]]:
+    """The judge and the policies, adapters all on one base; policies in the order in which each is compared with those before it."""
+    folder = run.inputs["model"]
+    model: PreTrainedModel | PeftModel = models.load_model(folder, device=device)
+    if scorer.is_adapter(run.inputs["reward"]):
+        tuned.check_base(adapters.belongs_to(run.inputs["reward"] / "adapter"), folder, run.inputs["reward"])
+    model, judge = scorer.load(run.inputs["reward"], model, device=device)
+    policies: dict[str, Active] = {}
+    for name in ("dpo", "ppo"):
+        if name in run.inputs:
+            model, policies[name] = tuned.load(run.inputs[name], model, name, folder=folder, device=device)
+    bare: Active = partial(adapters.active, model, None) if isinstance(model, PeftModel) else partial(tuned.itself, model)
+    return Judge(judge, tokenizer.pad_token_id, device), {"sft": bare, **policies}
 
 
 @torch.no_grad()
 def _answer(
-    job: WinrateJob, run: Run, model: PeftModel, name: str, tokenizer: PreTrainedTokenizerBase, encoded: list[list[int]], *, position: int, total: int
+    job: WinrateJob,
+    run: Run,
+    policies: dict[str, Active],
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: list[list[int]],
+    *,
+    position: int,
+    total: int,
 ) -> tuple[list[list[int]], list[float]]:
     """Sampled answers of one policy and the KL estimate (k1) of each from the SFT model, in nats."""
     settings, eos, pad = job.winrate, tokenizer.eos_token_id, tokenizer.pad_token_id
     answers: list[list[int]] = []
     divergences: list[float] = []
-    per_policy = total // (1 + sum(policy in run.inputs for policy in ("dpo", "ppo")))
+    per_policy = total // len(policies)
     for number, first in enumerate(range(0, len(encoded), settings.batch_size)):
         devices.seed_step(job.seed, schedules.mix(position, number) >> 16)
         questions = encoded[first : first + settings.batch_size]
-        with adapters.active(model, None if name == "sft" else name) as policy:
+        with policies[name]() as policy:
             samples = sampling.sample(
                 policy, questions, max_tokens=job.text.max_answer_tokens, temperature=settings.temperature, eos_id=eos, pad_id=pad
             )
@@ -130,7 +131,7 @@ def _answer(
         if name == "sft":
             divergences += [0.0] * len(new)
         else:
-            with adapters.active(model, None) as reference:
+            with policies["sft"]() as reference:
                 divergences += rewards.k1(logp - sequences.log_probs(reference, batch, temperature=settings.temperature)).sum(dim=1).tolist()
         answers += new
         run.log(position * per_policy + number + 1, total)

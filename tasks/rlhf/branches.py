@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tasks.rlhf import chunked
 from tasks.rlhf.models import hidden_states, output_head
 from tasks.rlhf.packing import first_fit
-from tasks.rlhf.sequences import gather_log_probs
 
 NONE = -1
 # Widest row, times the longest prompt with one answer, and times the model's width: attention takes the square of a row.
@@ -96,7 +96,7 @@ def scores(model: PreTrainedModel, head: nn.Linear, batch: Branches) -> Tensor:
 
 def log_probs(model: PreTrainedModel, batch: Branches) -> Tensor:
     """Log-probability of each whole answer given its prompt, (S,) float32."""
-    tokens = gather_log_probs(output_head(model), hidden(model, batch)[batch.before], batch.targets)
+    tokens = chunked.log_probs(hidden(model, batch)[batch.before], output_head(model), batch.targets)
     return torch.zeros(len(batch.ends), device=tokens.device).index_add(0, batch.owner, tokens)
 
 

@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+BEST = "best.safetensors"
+
 
 class Checkpoint(NamedTuple):
     step: int  # optimizer steps (PPO: rollout batches) done
@@ -19,12 +21,19 @@ class Checkpoint(NamedTuple):
     state: dict[str, Any]
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: dict[str, Any] | None = None) -> None:
-    """Write checkpoint ``step``: temporary folder, fsync, rename; older ones go after it stands."""
+def save(
+    folder: Path, step: int, tensors: Mapping[str, Tensor], state: dict[str, Any] | None = None, *, best: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write checkpoint ``step``: temporary folder, fsync, rename; older ones go after it stands. ``best`` are weights to keep in every later
+    checkpoint as well, until others are given."""
     target, temporary = folder / f"step-{step:08d}", folder / f"new-{step:08d}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_file({name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}, temporary / "tensors.safetensors")
+    _write(tensors, temporary / "tensors.safetensors")
+    if best is not None:
+        _write(best, temporary / BEST)
+    elif (kept := _newest(folder, BEST)) is not None:
+        os.link(kept, temporary / BEST)
     (temporary / "state.json").write_text(json.dumps({"step": step, "state": state or {}}))
     for path in (*temporary.iterdir(), temporary):
         _sync(path)
@@ -38,10 +47,28 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: dict[str
 
 def latest(folder: Path) -> Checkpoint | None:
     """The newest whole checkpoint; None where there is none."""
-    for path in sorted(folder.glob("step-*"), reverse=True):
-        record = json.loads((path / "state.json").read_text())
-        return Checkpoint(record["step"], load_file(path / "tensors.safetensors"), record["state"])
-    return None
+    path = _newest(folder, "state.json")
+    if path is None:
+        return None
+    record = json.loads(path.read_text())
+    return Checkpoint(record["step"], load_file(path.with_name("tensors.safetensors")), record["state"])
+
+
+def best(folder: Path) -> dict[str, Tensor]:
+    """The weights that the newest checkpoint keeps as the best."""
+    path = _newest(folder, BEST)
+    assert path is not None, folder
+    return load_file(path)
+
+
+def _newest(folder: Path, name: str) -> Path | None:
+    """A file of the newest whole checkpoint."""
+    path = max(folder.glob("step-*"), default=None)
+    return path / name if path is not None and (path / name).exists() else None
+
+
+def _write(tensors: Mapping[str, Tensor], path: Path) -> None:
+    save_file({name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}, path)
 
 
 def training_tensors(parameters: Mapping[str, nn.Parameter], optimizer: Optimizer) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Comparisons of one question's answers: each answer is forwarded once, however many pairs it is in (Ouyang et al. 2022, section 3.5)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,8 @@ class Comparison(NamedTuple):
     prompt: list[int]
     answers: list[list[int]]
     pairs: list[tuple[int, int]]
+    gaps: list[float]  # of each pair: by how much the chosen answer's score is higher
+    older: list[bool | None]  # of each pair: whether the chosen answer is the older; None: nobody knows
 
     @property
     def best(self) -> list[int]:
@@ -27,31 +30,80 @@ class Comparison(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Some questions with all their answers, S in all, and their pairs."""
+    """Some questions, Q, with all their answers, S in all, and their pairs."""
 
     branches: Branches
     chosen: Tensor  # (P,) number of each pair's chosen answer
     rejected: Tensor  # (P,)
     best: Tensor  # (Q,) numbers of the questions' best answers
+    gap: Tensor  # (P,) float32
+    share: Tensor  # (P,) float32: one over the pairs of its question
+
+
+class Texts(NamedTuple):
+    """A question before it is tokens."""
+
+    prompt: str
+    answers: list[str]
+    pairs: list[tuple[int, int]]
+    gaps: list[float]
+    older: list[bool | None]
+
+
+PAIR_COLUMNS = ["question_id", "prompt", "chosen", "rejected", "gap", "chosen_older"]
+RANKING_COLUMNS = ["question_id", "prompt", "answers", "scores", "ages"]
+
+
+def from_pairs(rows: Iterable[dict[str, Any]]) -> dict[int, Texts]:
+    """Rows with ``PAIR_COLUMNS`` grouped by question, in order of first appearance."""
+    grouped: dict[int, Texts] = {}
+    numbers: dict[int, dict[str, int]] = {}
+    for row in rows:
+        texts = grouped.setdefault(row["question_id"], Texts(row["prompt"], [], [], [], []))
+        index = numbers.setdefault(row["question_id"], {})
+        chosen, rejected = (index.setdefault(row[side], len(index)) for side in ("chosen", "rejected"))
+        texts.answers[:] = index
+        texts.pairs.append((chosen, rejected))
+        texts.gaps.append(row["gap"])
+        texts.older.append(row["chosen_older"])
+    return grouped
+
+
+def from_rankings(rows: Iterable[dict[str, Any]], *, most_answers: int) -> dict[int, Texts]:
+    """Rows with ``RANKING_COLUMNS``: every pair of answers whose scores differ. Of more than ``most_answers`` some are taken, evenly by rank."""
+    found = {}
+    for row in rows:
+        scores, ages = row["scores"], row["ages"]
+        order = sorted(range(len(scores)), key=lambda i: -scores[i])
+        taken = [order[i] for i in evenly(len(order), most_answers)]
+        pairs = [(i, j) for i, j in combinations(range(len(taken)), 2) if scores[taken[i]] > scores[taken[j]]]
+        if not pairs:
+            continue
+        gaps = [scores[taken[i]] - scores[taken[j]] for i, j in pairs]
+        older = [ages[taken[i]] < ages[taken[j]] if ages else None for i, j in pairs]
+        found[row["question_id"]] = Texts(row["prompt"], [row["answers"][i] for i in taken], pairs, gaps, older)
+    return found
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """At most ``most`` of ``count`` places, the first and the last among them (most >= 2)."""
+    return list(range(count)) if count <= most else [round(i * (count - 1) / (most - 1)) for i in range(most)]
 
 
 def encode(
-    rows: Iterable[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, *, template: Template, max_prompt_tokens: int, max_answer_tokens: int
+    texts: Mapping[int, Texts], tokenizer: PreTrainedTokenizerBase, *, template: Template, max_prompt_tokens: int, max_answer_tokens: int
 ) -> list[Comparison]:
-    """Pairs {question_id, prompt, chosen, rejected} grouped by question, in order of first appearance."""
-    grouped: dict[int, tuple[str, dict[str, int], list[tuple[int, int]]]] = {}
-    for row in rows:
-        _, index, pairs = grouped.setdefault(row["question_id"], (row["prompt"], {}, []))
-        chosen, rejected = (index.setdefault(row[side], len(index)) for side in ("chosen", "rejected"))
-        pairs.append((chosen, rejected))
+    """Questions as token ids."""
     return [
         Comparison(
             question_id,
-            encode_prompt(tokenizer, prompt, template=template, max_tokens=max_prompt_tokens),
-            [encode_answer(tokenizer, answer, template=template, max_tokens=max_answer_tokens) for answer in index],
-            pairs,
+            encode_prompt(tokenizer, question.prompt, template=template, max_tokens=max_prompt_tokens),
+            [encode_answer(tokenizer, answer, template=template, max_tokens=max_answer_tokens) for answer in question.answers],
+            question.pairs,
+            question.gaps,
+            question.older,
         )
-        for question_id, (prompt, index, pairs) in grouped.items()
+        for question_id, question in texts.items()
     ]
 
 
@@ -74,8 +126,11 @@ def collate(comparisons: list[Comparison], *, pad_id: int, device: torch.device,
         rejected += [first + loser for _, loser in comparison.pairs]
         best += [first + answer for answer in comparison.best]
         first += len(comparison.answers)
+    gaps = torch.tensor([gap for c in comparisons for gap in c.gaps], dtype=torch.float32, device=device)
+    shares = torch.tensor([1 / len(c.pairs) for c in comparisons for _ in c.pairs], dtype=torch.float32, device=device)
     branches = join([(c.prompt, c.answers) for c in comparisons], pad_id=pad_id, device=device, hidden_size=hidden_size)
-    return Batch(branches, *(torch.tensor(numbers, dtype=torch.long, device=device) for numbers in (chosen, rejected, best)))
+    numbers = [torch.tensor(some, dtype=torch.long, device=device) for some in (chosen, rejected, best)]
+    return Batch(branches, numbers[0], numbers[1], numbers[2], gaps, shares)
 
 
 def micro_batches(comparisons: list[Comparison], max_rows: int) -> list[list[Comparison]]:

@@ -14,16 +14,17 @@ def masked_mean(values: Tensor, mask: Tensor, count: float | Tensor | None = Non
     return total / (mask.sum() if count is None else count)
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, *, count: float | Tensor) -> Tensor:
-    """Sum of the next-token losses over ``count``. logits (N, V), targets (N,); count is the targets of the whole optimizer step."""
-    return F.cross_entropy(logits.float(), targets, reduction="sum") / count
-
-
-def pairwise_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """-log sigmoid(r_w - r_l) of each pair (Ouyang et al. 2022, eq. 1 for K = 2). Rewards (B,), loss (B,)."""
+def pairwise_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0) -> Tensor:
+    """-log sigmoid(r_w - r_l - m) of each pair (Ouyang et al. 2022, eq. 1 for K = 2; Touvron et al. 2023, eq. 2). Rewards, margin and loss (B,)."""
     assert chosen.shape == rejected.shape
     assert chosen.dim() == 1
-    return -F.logsigmoid(chosen - rejected)
+    return -F.logsigmoid(chosen - rejected - margin)
+
+
+def centring(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """(r_w + r_l)^2 of each pair, which holds the rewards' mean at 0 (Eisenstein et al. 2023, section 3). Rewards (B,), penalty (B,)."""
+    assert chosen.shape == rejected.shape
+    return (chosen + rejected) ** 2
 
 
 class PolicyLoss(NamedTuple):
@@ -89,6 +90,13 @@ def dpo_loss(
     delta = chosen - rejected
     loss = -(1 - smoothing) * F.logsigmoid(delta) - smoothing * F.logsigmoid(-delta)
     return DpoLoss(loss, chosen.detach(), rejected.detach())
+
+
+def ipo_loss(policy_chosen: Tensor, policy_rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, *, beta: float) -> DpoLoss:
+    """(h - 1 / (2 beta))^2, h the log ratio's difference (Azar et al. 2023, eq. 17; tau is beta). Summed log-probabilities (B,)."""
+    chosen, rejected = policy_chosen - ref_chosen, policy_rejected - ref_rejected
+    loss = (chosen - rejected - 1 / (2 * beta)) ** 2
+    return DpoLoss(loss, beta * chosen.detach(), beta * rejected.detach())
 
 
 def perplexity(mean_loss: float) -> float:

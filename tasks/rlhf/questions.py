@@ -176,9 +176,19 @@ def best(answers: Sequence[Answer]) -> int:
     return min(range(len(answers)), key=lambda i: _standing(answers[i]))
 
 
-def older(first: Answer, second: Answer) -> bool:
-    """Whether the first answer was written before the second (by id where the source has no dates)."""
+def older(first: Answer, second: Answer) -> bool | None:
+    """Whether the first answer was written before the second (by id where the source has no dates); None where it says nothing about age."""
+    if not (first.created or first.votes or second.votes):
+        return None  # ids come from texts
     return (first.created, first.id) < (second.created, second.id)
+
+
+def ages(answers: Sequence[Answer]) -> list[int] | None:
+    """Rank of each answer by age, the oldest 1; None where the source says nothing about age."""
+    if not any(answer.created or answer.votes for answer in answers):
+        return None
+    order = sorted(range(len(answers)), key=lambda i: (answers[i].created, answers[i].id))
+    return [order.index(i) + 1 for i in range(len(answers))]
 
 
 def _standing(answer: Answer) -> tuple[float, bool, int, str, int]:

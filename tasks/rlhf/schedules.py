@@ -5,11 +5,15 @@ from typing import Literal
 
 import torch
 
+Shape = Literal["linear", "cosine", "constant"]
 
-def learning_rate(step: int, *, peak: float, total: int, warmup: int, shape: Literal["linear", "cosine"]) -> float:
-    """Rate of step ``step`` (from 0): rises linearly over ``warmup`` steps, then falls to 0 at ``total``."""
+
+def learning_rate(step: int, *, peak: float, total: int, warmup: int, shape: Shape) -> float:
+    """Rate of step ``step`` (from 0): rises linearly over ``warmup`` steps, then falls to 0 at ``total`` (or stays, where it is constant)."""
     if step < warmup:
         return peak * (step + 1) / warmup
+    if shape == "constant":
+        return peak
     progress = (step - warmup) / max(1, total - warmup)
     return peak * (1 - progress) if shape == "linear" else peak * 0.5 * (1 + math.cos(math.pi * progress))
 
@@ -18,6 +22,11 @@ def num_steps(num_rows: int, *, batch_size: int, epochs: float, max_steps: int |
     """Optimizer steps of ``epochs`` passes over ``num_rows``, at least one, at most ``max_steps``."""
     steps = max(1, math.ceil(num_rows * epochs / batch_size))
     return steps if max_steps is None else min(steps, max_steps)
+
+
+def evaluation_steps(total: int, evaluations: int) -> set[int]:
+    """After which of ``total`` steps the held-out part is looked at: evenly spread, the last time at the end."""
+    return {max(1, round(total * number / evaluations)) for number in range(1, evaluations + 1)}
 
 
 def batch_indices(step: int, *, num_rows: int, batch_size: int, seed: int) -> list[int]:

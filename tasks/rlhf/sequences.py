@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from tasks.rlhf import chunked
 from tasks.rlhf.models import hidden_states, output_head
 
 MOST_GROUPS, GROUP_ROWS = 4, 16  # more or smaller groups cost more in calls than they save in padding
@@ -44,27 +45,15 @@ def by_length(batch: Sequences) -> list[Tensor]:
     return list(order.chunk(min(MOST_GROUPS, max(1, len(order) // GROUP_ROWS))))
 
 
-def log_probs(model: PreTrainedModel, batch: Sequences, *, temperature: float = 1.0, chunk: int = 4096) -> Tensor:
-    """Log-probability of every answer token given what stands before it, (B, T) float32, 0 elsewhere.
-
-    Logits are made for answer tokens only, ``chunk`` of them at a time when no gradient is wanted.
-    """
+def log_probs(model: PreTrainedModel, batch: Sequences, *, temperature: float = 1.0) -> Tensor:
+    """Log-probability of every answer token given what stands before it, (B, T) float32, 0 elsewhere. Logits are made for answer tokens only."""
 
     def flat(part: Sequences) -> Tensor:
         before = hidden_states(model, part.input_ids)[:, :-1][part.response_mask[:, 1:]]
         targets = part.input_ids[:, 1:][part.response_mask[:, 1:]]
-        size = len(targets) if torch.is_grad_enabled() else chunk
-        pieces = zip(before.split(size), targets.split(size), strict=True)
-        return torch.cat([gather_log_probs(output_head(model), h, t, temperature) for h, t in pieces])
+        return chunked.log_probs(before, output_head(model), targets, temperature=temperature)
 
     return _answer_values(batch, flat)
-
-
-def gather_log_probs(head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
-    """Log-probability of each of ``targets`` (N,) by the hidden state before it (N, D)."""
-    logits = head(hidden).float() / temperature
-    chosen: Tensor = logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(dim=1)
-    return chosen
 
 
 def values(model: PreTrainedModel, head: nn.Linear, batch: Sequences) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.rlhf.questions import Answer, Pair, Question, best, ranks
+from tasks.rlhf.questions import Answer, Pair, Question, ages, best, older, ranks
 from tasks.rlhf.whole import replacing
 
 TEXT, INTEGER, NUMBER, TEXTS = pa.string(), pa.int32(), pa.float64(), pa.list_(pa.string())
@@ -24,10 +24,10 @@ def _about(role: str, kind: pa.DataType = TEXT) -> dict[str, pa.DataType]:
 ABOUT_QUESTION |= _about("question")
 PROMPT = {"question_id": pa.int64(), "prompt": TEXT}
 ANSWER = PROMPT | {"answer": TEXT, "score": NUMBER} | ABOUT_QUESTION | _about("answer")
-PROOF = {"gap": NUMBER, "chosen_rank": INTEGER, "rejected_rank": INTEGER, "sampled_of": INTEGER}
+PROOF = {"gap": NUMBER, "chosen_rank": INTEGER, "rejected_rank": INTEGER, "sampled_of": INTEGER, "chosen_older": pa.bool_()}
 PAIR = PROMPT | {"chosen": TEXT, "rejected": TEXT, "chosen_score": NUMBER, "rejected_score": NUMBER} | PROOF
 PAIR |= ABOUT_QUESTION | _about("chosen") | _about("rejected")
-RANKED = PROMPT | {"answers": TEXTS, "scores": pa.list_(NUMBER), "ranks": pa.list_(INTEGER), "best": INTEGER}
+RANKED = PROMPT | {"answers": TEXTS, "scores": pa.list_(NUMBER), "ranks": pa.list_(INTEGER), "ages": pa.list_(INTEGER), "best": INTEGER}
 RANKED |= ABOUT_QUESTION | _about("answer", TEXTS)
 COLUMNS: dict[str, dict[str, pa.DataType]] = {
     "finetune": ANSWER,
@@ -63,6 +63,7 @@ def pair_row(question: Question, pair: Pair, sampled_of: int, standing: Sequence
     chosen, rejected = (question.answers[place] for place in pair)
     row = {"chosen": chosen.text, "rejected": rejected.text, "chosen_score": chosen.score, "rejected_score": rejected.score}
     row |= {"gap": chosen.score - rejected.score, "sampled_of": sampled_of}
+    row |= {"chosen_older": older(chosen, rejected)}
     row |= {"chosen_rank": standing[pair[0]], "rejected_rank": standing[pair[1]]}
     return _prompt(question) | row | _source("chosen", chosen) | _source("rejected", rejected)
 
@@ -83,7 +84,8 @@ def _ranked(question: Question) -> Fields:
     """All answers in the order of their ids, so that a place in the list says nothing about quality."""
     answers = question.answers
     sources = [_source("answer", answer) for answer in answers]
-    row = {"answers": [a.text for a in answers], "scores": [a.score for a in answers], "ranks": ranks(answers), "best": best(answers)}
+    row = {"answers": [a.text for a in answers], "scores": [a.score for a in answers], "ranks": ranks(answers), "ages": ages(answers)}
+    row["best"] = best(answers)
     return _prompt(question) | row | {name: [source[name] for source in sources] for name in sources[0]}
 
 

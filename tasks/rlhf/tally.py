@@ -44,11 +44,11 @@ class Tally:
 
     def _compare(self, question: Question, pair: Pair) -> None:
         good, bad = (question.answers[place] for place in pair)
-        dated = bool(good.created or good.votes or bad.votes)  # elsewhere ids say nothing about age
+        first = older(good, bad)
         self.counts["pairs"] += 1
         self.counts["longer"] += len(good.text) > len(bad.text)
-        self.counts["dated"] += dated
-        self.counts["older"] += dated and older(good, bad)
+        self.counts["dated"] += first is not None
+        self.counts["older"] += bool(first)
         self.gaps[good.score - bad.score] += 1
 
     def _show(self, question: Question, pairs: Sequence[Pair], sampled_of: int) -> None:

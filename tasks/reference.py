@@ -1,0 +1,19 @@
+"""The SFT model's log-probability of every compared answer: what DPO is held against."""
+
+from prefect import task
+from prefect.client.schemas.objects import State
+
+from tasks.artifact import Artifact, Step, only, within
+from tasks.programs.config import Pipeline, ReferenceJob
+from tasks.stage import Seat, run_stage
+from tasks.states import AS_TASK, as_state
+
+
+def step(config: Pipeline, *, data: Artifact, model: Artifact) -> Step:
+    return Step("reference", ReferenceJob.of(config), {"data": only(data, "reward.parquet"), "model": within(model, "model")})
+
+
+@task(name="reference", **AS_TASK)
+def run(config: Pipeline, *, seat: Seat, data: Artifact, model: Artifact) -> State:
+    """Compute DPO's reference log-probabilities."""
+    return as_state(run_stage(step(config, data=data, model=model), seat))

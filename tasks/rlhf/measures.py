@@ -1,0 +1,122 @@
+"""What held-out pairs say of a reward model: how often it is right, where, whether it means its probabilities, and what rules of thumb reach."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tasks.rlhf import calibration, losses, strata
+from tasks.rlhf.comparisons import Comparison
+from tasks.rlhf.intervals import Share
+from tasks.rlhf.strata import Stratum
+
+
+class Pairs(NamedTuple):
+    """All pairs of some questions, P, by the numbers of their answers, which are counted through the questions."""
+
+    chosen: Tensor  # (P,) int64
+    rejected: Tensor  # (P,) int64
+    question: Tensor  # (P,) int64 number of the question
+    gap: Tensor  # (P,) float64
+    older: Tensor  # (P,) float64: 1 where the chosen answer is the older, 0 where it is not, 0.5 where nobody knows
+    tokens: Tensor  # (S,) float64 length of each answer
+    asked: Tensor  # (S,) int64 number of each answer's question
+
+
+def pairs_of(questions: Sequence[Comparison]) -> Pairs:
+    """The pairs of some questions."""
+    firsts = torch.tensor([0, *(len(c.answers) for c in questions)]).cumsum(0).tolist()
+    rows = [
+        (first + w, first + x, number, gap, 0.5 if older is None else float(older))
+        for number, (c, first) in enumerate(zip(questions, firsts, strict=False))
+        for (w, x), gap, older in zip(c.pairs, c.gaps, c.older, strict=True)
+    ]
+    chosen, rejected, question, gap, older = zip(*rows, strict=True)
+    answers = [(len(answer), number) for number, c in enumerate(questions) for answer in c.answers]
+    tokens, asked = zip(*answers, strict=True)
+    exact = torch.float64
+    return Pairs(
+        torch.tensor(chosen),
+        torch.tensor(rejected),
+        torch.tensor(question),
+        torch.tensor(gap, dtype=exact),
+        torch.tensor(older, dtype=exact),
+        torch.tensor(tokens, dtype=exact),
+        torch.tensor(asked),
+    )
+
+
+def margins(pairs: Pairs, rewards: Tensor) -> Tensor:
+    """Reward of each pair's chosen answer minus the rejected one's, (P,) float64; rewards (S,)."""
+    exact = rewards.cpu().double()
+    return exact[pairs.chosen] - exact[pairs.rejected]
+
+
+def held_out_loss(pairs: Pairs, rewards: Tensor) -> float:
+    """Mean pairwise loss, in nats."""
+    margin = margins(pairs, rewards)
+    return losses.pairwise_loss(margin, torch.zeros_like(margin)).mean().item()
+
+
+def accuracies(pairs: Pairs, rewards: Tensor) -> dict[str, Any]:
+    """Accuracy over all pairs, by gap and by length; that of "the longer wins" and "the older wins" on the same pairs, and what we have over them.
+
+    Every figure is a ``strata.Stratum`` or a ``Share``; correlations are of answers within their questions.
+    """
+    credits = strata.credit(rewards[pairs.chosen], rewards[pairs.rejected]).cpu()
+    chosen_tokens, rejected_tokens = pairs.tokens[pairs.chosen], pairs.tokens[pairs.rejected]
+    rules = {"longer_wins": strata.credit(chosen_tokens, rejected_tokens)}
+    if (pairs.older != 0.5).any():
+        rules["older_wins"] = pairs.older
+    found: dict[str, Any] = {"votes": strata.measure(credits, pairs.question)}
+    found |= strata.by_gap(credits, pairs.gap, pairs.question)
+    found |= strata.by_length(credits, chosen_tokens, rejected_tokens, pairs.question)
+    found |= {name: strata.measure(rule, pairs.question) for name, rule in rules.items()}
+    found |= {f"over_{name}": strata.advantage(credits, rule, pairs.question) for name, rule in rules.items()}
+    within = strata.centred(rewards.cpu(), pairs.asked), strata.centred(pairs.tokens, pairs.asked)
+    return found | {"reward_and_length": strata.spearman(*within)}
+
+
+class Calibration(NamedTuple):
+    temperature: float  # by which margins are divided
+    before: float  # expected calibration error without it
+    after: float
+    n: int  # pairs that the errors are of
+    reliability: list[calibration.Bin]  # of these pairs, with the temperature
+
+
+def calibrate(pairs: Pairs, rewards: Tensor) -> Calibration:
+    """A temperature from the pairs of every other question, and the calibration errors of the others' (with fewer than four questions: of all)."""
+    margin = margins(pairs, rewards)
+    fitted = pairs.question % 2 == 0
+    if pairs.question.max() < 3:
+        fitted = torch.ones_like(fitted)
+    rest = margin[~fitted] if not fitted.all() else margin
+    temperature = calibration.fit_temperature(margin[fitted])
+    before, after = (calibration.expected_calibration_error(rest, t) for t in (1.0, temperature))
+    return Calibration(temperature, before, after, len(rest), calibration.reliability(rest, temperature))
+
+
+def cautious(stratum: Stratum) -> Share:
+    """The wider of a stratum's intervals on either side: redrawn questions know what Wilson's does not, unless all are right or all wrong."""
+    value, low, high, n = stratum.clustered
+    return Share(value, min(low, stratum.wilson.low), max(high, stratum.wilson.high), n)
+
+
+def share(figure: Stratum | Share) -> Share:
+    """A figure with one interval."""
+    return cautious(figure) if isinstance(figure, Stratum) else figure
+
+
+def plain(value: Any) -> Any:
+    """Figures as JSON."""
+    if isinstance(value, Stratum):
+        return cautious(value)._asdict() | {"questions": value.questions}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return {name: plain(part) for name, part in value._asdict().items()}
+    if isinstance(value, dict):
+        return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [plain(part) for part in value]
+    return value

@@ -1,0 +1,110 @@
+"""What every supervised loop keeps: parameters, their optimizer, the step it has reached, the best weights so far, and all of it in checkpoints."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from tasks.rlhf import checkpoints
+from tasks.rlhf.devices import seed_step
+from tasks.rlhf.refusal import InputError
+from tasks.rlhf.schedules import Shape, evaluation_steps, learning_rate
+
+
+class Plan(NamedTuple):
+    """The steps of a run and what belongs to each."""
+
+    total: int  # optimizer steps
+    seed: int
+    peak: float  # learning rate
+    shape: Shape
+    warmup_share: float
+    evaluations: int  # how often the held-out part is looked at
+    patience: int | None  # looks without improvement after which the run stops
+    keep_best: bool  # which weights are the result: the best look's, or the last
+
+
+class Best(NamedTuple):
+    """The smallest held-out loss so far."""
+
+    loss: float = math.inf
+    step: int = 0
+    waited: int = 0  # looks since then
+
+    def after(self, step: int, loss: float) -> "Best":
+        return Best(loss, step) if loss < self.loss else self._replace(waited=self.waited + 1)
+
+
+class Training:
+    """AdamW on some parameters by a plan; begins where the newest checkpoint in ``folder`` ended."""
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        folder: Path,
+        plan: Plan,
+        *,
+        weight_decay: float = 0.0,
+        max_grad_norm: float = 1.0,
+        apart: Sequence[Sequence[str]] = (),
+    ) -> None:
+        self.parameters, self.folder, self.plan, self.max_grad_norm = parameters, folder, plan, max_grad_norm
+        self.clipped = [[parameters[name] for name in names] for names in apart] or [list(parameters.values())]
+        self.optimizer = torch.optim.AdamW(decayed(parameters, weight_decay), lr=plan.peak, fused=True)
+        self.looks = evaluation_steps(plan.total, plan.evaluations)
+        self.start, self.best = 0, Best()
+        if (checkpoint := checkpoints.latest(folder)) is not None:
+            self.start, self.best = checkpoint.step, Best(**checkpoint.state["best"])
+            checkpoints.restore_training(parameters, self.optimizer, checkpoint.tensors)
+
+    def steps(self) -> Iterator[int]:
+        """The steps still to be taken, each with its own random numbers, its learning rate and no gradients, until patience is at its end."""
+        plan = self.plan
+        for step in range(self.start, plan.total):
+            if plan.patience is not None and self.best.waited >= plan.patience:
+                return
+            seed_step(plan.seed, step + 1)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.rate(step)
+            self.optimizer.zero_grad(set_to_none=True)
+            yield step
+
+    def rate(self, step: int) -> float:
+        """The learning rate of step ``step``, from 0."""
+        plan = self.plan
+        return learning_rate(step, peak=plan.peak, total=plan.total, warmup=round(plan.warmup_share * plan.total), shape=plan.shape)
+
+    def update(self) -> float:
+        """Take the step that the gradients say; gives their norm before it was clipped, the greatest where parts are clipped apart."""
+        norms = [torch.nn.utils.clip_grad_norm_(some, self.max_grad_norm) for some in self.clipped]
+        self.optimizer.step()
+        return max(norm.item() for norm in norms)
+
+    def judged(self, step: int, loss: float) -> None:
+        """``loss`` is the held-out one after ``step`` steps. Raises InputError where it is no number."""
+        if not math.isfinite(loss):
+            raise InputError(f"The held-out loss is {loss} after {step} steps: training has diverged; lower learning_rate.")
+        self.best = self.best.after(step, loss)
+
+    def save(self, step: int, *, every: int) -> None:
+        """Write a checkpoint where one is due after ``step`` steps, and at once when these weights are the best so far."""
+        improved = self.best.step == step
+        if improved or step % every == 0:
+            tensors = checkpoints.training_tensors(self.parameters, self.optimizer)
+            checkpoints.save(self.folder, step, tensors, {"best": self.best._asdict()}, best=self.parameters if improved else None)
+
+    @torch.no_grad()
+    def conclude(self) -> None:
+        """Put the best weights back, where they are to be kept."""
+        if self.plan.keep_best:
+            for name, tensor in checkpoints.best(self.folder).items():
+                self.parameters[name].copy_(tensor)
+
+
+def decayed(parameters: Mapping[str, nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
+    """AdamW's groups: matrices decay, norms and biases do not."""
+    chosen = [([p for p in parameters.values() if (p.dim() > 1) is matrix], weight_decay if matrix else 0.0) for matrix in (True, False)]
+    return [{"params": some, "weight_decay": decay} for some, decay in chosen if some]

@@ -1,0 +1,258 @@
+"""The reward model's program: its losses, rankings, ensembles, full fine-tuning, and what it says of itself."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification
+
+from tasks.programs import reward
+from tasks.programs.config import Reward, RewardJob
+from tasks.programs.entry import Run
+from tasks.rlhf import adapters, branches, comparisons, measures, models, scorer, sequences
+from tasks.rlhf.comparisons import Comparison
+
+TEXT = {"max_prompt_tokens": 48, "max_answer_tokens": 32}
+Trained = Callable[..., Run]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("reward")
+    return {"data": tiny.data_folder(root / "data", 40), "model": tiny.base_folder(root / "base")}
+
+
+@pytest.fixture
+def trained(inputs: dict[str, Path], tmp_path: Path) -> Trained:
+    """Train with some settings changed."""
+
+    def train(name: str = "reward", *, machine: dict[str, Any] | None = None, **changed: Any) -> Run:
+        settings = {"lora": {"rank": 4, "alpha": 8.0}, "max_steps": 6, "epochs": 10, "batch_size": 4, "held_out_share": 0.2} | changed
+        run = Run(tiny.prepare(tmp_path / name, "reward", {"seed": 0, "text": TEXT, "reward": settings}, inputs, **machine or {}))
+        reward.train(RewardJob.model_validate(run.record), run)
+        return run
+
+    return train
+
+
+def lines(run: Run) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run.artifact / "metrics.jsonl").read_text().splitlines()]
+
+
+def summary(run: Run) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run.artifact / "summary.json").read_text())
+    return found
+
+
+def loss(rewards: list[float], questions: list[Comparison], **settings: Any) -> float:
+    """The step's loss if the model gave these rewards to all answers of these questions."""
+    batch = comparisons.collate(questions, pad_id=0, device=tiny.CPU, hidden_size=8)
+    pairs = sum(len(c.pairs) for c in questions)
+    return reward.ranking_loss(torch.tensor(rewards), batch, Reward(**settings), num_pairs=pairs, num_questions=len(questions)).item()
+
+
+def ranked(scores: list[float], **more: Any) -> Comparison:
+    """A question whose answers have these scores, best first."""
+    row = {"question_id": 1, "prompt": "p", "answers": [f"a{i}" for i in range(len(scores))], "scores": scores, "ages": None} | more
+    (texts,) = comparisons.from_rankings([row], most_answers=9).values()
+    return Comparison(1, [5], [[6, 1] for _ in texts.answers], texts.pairs, texts.gaps, texts.older)
+
+
+# ------------------------------------------------------------------------------------------------------------------- losses
+
+
+@pytest.mark.parametrize("weigh", ["pairs", "questions"])
+def test_the_loss_of_a_ranking_of_four_by_hand(weigh: str) -> None:
+    assert loss([2.0, 1.0, 0.5, -1.0], [ranked([4, 3, 2, 1])], weigh=weigh) == pytest.approx(0.2276134, abs=1e-6)
+
+
+def test_a_question_with_many_pairs_counts_as_each_pair_or_as_one_question() -> None:
+    questions = [ranked([4, 3, 2, 1]), ranked([1, 0])]
+    rewards = [2.0, 1.0, 0.5, -1.0, 0.0, 0.0]
+    assert loss(rewards, questions, weigh="pairs") == pytest.approx((6 * 0.2276134 + 0.6931472) / 7, abs=1e-6)
+    assert loss(rewards, questions, weigh="questions") == pytest.approx((0.2276134 + 0.6931472) / 2, abs=1e-6)
+
+
+def test_a_margin_asks_for_more_where_the_scores_are_further_apart() -> None:
+    near, far = ranked([2, 1]), ranked([5, 1])
+    assert loss([3.0, 1.0], [near], margin=0.5) == pytest.approx(0.201413, abs=1e-5)  # -log sigmoid(1.5)
+    assert loss([3.0, 1.0], [far], margin=0.5) == pytest.approx(0.693147, abs=1e-5)  # -log sigmoid(0)
+
+
+def test_centring_adds_the_squared_sum() -> None:
+    plain = loss([3.0, 1.0], [ranked([2, 1])])
+    assert loss([3.0, 1.0], [ranked([2, 1])], centring=0.01) == pytest.approx(plain + 0.16, abs=1e-6)
+
+
+# ----------------------------------------------------------------------------------------------------------------- rankings
+
+
+def test_a_ranking_gives_every_pair_whose_scores_differ() -> None:
+    question = ranked([1, 3, 3, 0], ages=[1, 2, 3, 4])
+    assert [(w, x) for w, x in question.pairs] == [(0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]  # best first: 3, 3, 1, 0
+    assert question.gaps == [2, 3, 2, 3, 1]
+    assert question.older == [False, True, False, True, True]
+
+
+def test_a_ranking_without_order_is_no_question() -> None:
+    row = {"question_id": 1, "prompt": "p", "answers": ["a", "b"], "scores": [1.0, 1.0], "ages": None}
+    assert comparisons.from_rankings([row], most_answers=9) == {}
+
+
+@pytest.mark.parametrize(("count", "most", "places"), [(3, 9, [0, 1, 2]), (9, 3, [0, 4, 8]), (10, 4, [0, 3, 6, 9]), (5, 2, [0, 4])])
+def test_many_answers_are_thinned_out_evenly_and_the_ends_stay(count: int, most: int, places: list[int]) -> None:
+    assert comparisons.evenly(count, most) == places
+
+
+def test_rankings_are_trained_on_and_every_answer_is_forwarded_once(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    honest = branches.scores
+
+    def counted(model: Any, head: Any, batch: branches.Branches) -> Tensor:
+        if torch.is_grad_enabled():
+            seen.append(len(batch.ends))
+        return honest(model, head, batch)
+
+    monkeypatch.setattr(branches, "scores", counted)
+    run = trained(comparisons="rankings", max_steps=2)
+    assert seen == [12, 12]  # four questions of three answers
+    assert summary(run)["pairs"] == 2 * summary(run)["questions"]  # the two good answers tie
+
+
+# -------------------------------------------------------------------------------------------------------------------- training
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"comparisons": "rankings", "weigh": "questions", "margin": 0.1, "centring": 0.01}], ids=["pairs", "rankings"]
+)
+def test_micro_batches_change_nothing(trained: Trained, settings: dict[str, Any]) -> None:
+    whole, parts = trained("whole", **settings), trained("parts", machine={"micro_batch": 1}, **settings)
+    for one, two in zip(lines(whole), lines(parts), strict=True):
+        assert one == pytest.approx(two, abs=2e-4)
+
+
+def test_pairs_are_learnt(trained: Trained) -> None:
+    run = trained(max_steps=30, batch_size=8)
+    assert lines(run)[0]["loss"] > 0.6
+    assert lines(run)[-1]["held_out_loss"] < 0.3
+    assert summary(run)["metrics"]["reward_accuracy.votes"]["value"] > 0.8
+
+
+def test_the_best_weights_are_kept_and_not_the_last(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest, told = measures.held_out_loss, iter([0.5, 0.3, 0.4])
+    monkeypatch.setattr(measures, "held_out_loss", lambda *_: next(told))
+    best = trained("best", evaluations=3)
+    short = iter([0.5, 0.3])
+    monkeypatch.setattr(measures, "held_out_loss", lambda *_: next(short))
+    monkeypatch.setattr("tasks.rlhf.training.Training.rate", lambda *_: 1e-3)  # of any length
+    told = iter([0.5, 0.3, 0.4])
+    monkeypatch.setattr(measures, "held_out_loss", lambda *_: next(told))
+    long = trained("long", evaluations=3)
+    monkeypatch.setattr(measures, "held_out_loss", honest)
+    four = trained("four", evaluations=1, max_steps=4)
+    last = trained("last", evaluations=3, keep="last")
+    weights = {run.directory.name: load_file(run.artifact / "adapter" / adapters.WEIGHTS) for run in (best, long, four, last)}
+    assert all(torch.equal(weights["long"][name], weights["four"][name]) for name in weights["long"])
+    assert not all(torch.equal(weights["long"][name], weights["last"][name]) for name in weights["long"])
+
+
+def test_training_stops_where_nothing_gets_better(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = iter([0.5, 0.3, 0.4, 0.6, 0.1, 0.0])
+    monkeypatch.setattr(measures, "held_out_loss", lambda *_: next(told))
+    run = trained(evaluations=6, patience=2)
+    assert [line["step"] for line in lines(run)] == [1, 2, 3, 4]
+
+
+# -------------------------------------------------------------------------------------------------- ensembles and whole models
+
+
+def test_members_of_an_ensemble_differ_and_their_disagreement_costs(trained: Trained, inputs: dict[str, Path]) -> None:
+    run = trained(members=3, caution=2.0)
+    alone = [load_file(run.artifact / name / adapters.WEIGHTS) for name in ("adapter", "adapter-1", "adapter-2")]
+    assert not torch.equal(alone[0][adapters.SCORE_KEY], alone[1][adapters.SCORE_KEY])
+    _, model = scorer.load(run.artifact, models.load_model(inputs["model"], device=tiny.CPU), device=tiny.CPU)
+    batch = sequences.join([[5, 6], [7]], [[8, 1], [9, 4, 1]], pad_id=tiny.PAD, device=tiny.CPU)
+    each = []
+    for name in ("adapter", "adapter-1", "adapter-2"):  # as anybody would have them
+        whole = AutoModelForSequenceClassification.from_pretrained(inputs["model"], num_labels=1, pad_token_id=tiny.PAD)
+        plain = PeftModel.from_pretrained(whole, run.artifact / name).eval()
+        with torch.no_grad():
+            each.append(torch.stack([plain(torch.tensor([ids])).logits[0, 0] for ids in ([5, 6, 8, 1], [7, 9, 4, 1])]))
+    rewards = torch.stack(each)
+    torch.testing.assert_close(scorer.rewards(model, batch), rewards.mean(0) - 2.0 * rewards.std(0, correction=0), atol=1e-5, rtol=1e-5)
+
+
+def test_a_member_learns_the_same_whoever_else_is_there(trained: Trained) -> None:
+    alone, first = trained("alone"), trained("three", members=3)
+    torch.testing.assert_close(
+        *(load_file(run.artifact / "adapter" / adapters.WEIGHTS)[adapters.SCORE_KEY] for run in (alone, first)), atol=1e-5, rtol=1e-4
+    )
+
+
+def test_every_weight_can_be_trained(trained: Trained, inputs: dict[str, Path]) -> None:
+    run = trained(tune="full", learning_rate=1e-3, max_steps=20)
+    assert lines(run)[-1]["held_out_loss"] < 0.5
+    before, after = (load_file(folder / "model.safetensors") for folder in (inputs["model"], run.artifact / "model"))
+    assert not any(torch.equal(before[name], after[name]) for name in before)
+    record = scorer.record_of(run.artifact)
+    base = models.load_model(inputs["model"], device=tiny.CPU)
+    _, model = scorer.load(run.artifact, base, device=tiny.CPU)
+    batch = sequences.join([p["prompt"] for p in record["probes"]], [p["answer"] for p in record["probes"]], pad_id=tiny.PAD, device=tiny.CPU)
+    torch.testing.assert_close(scorer.rewards(model, batch), torch.tensor([p["score"] for p in record["probes"]]), atol=1e-5, rtol=1e-5)
+
+
+def test_training_can_start_from_weights_of_before(trained: Trained, inputs: dict[str, Path]) -> None:
+    first = trained("first", max_steps=20)
+    inputs["start"] = first.artifact / "adapter"
+    try:
+        second = trained("second", max_steps=1, learning_rate=1e-9)
+    finally:
+        del inputs["start"]
+    assert lines(second)[-1]["held_out_loss"] == pytest.approx(lines(first)[-1]["held_out_loss"], abs=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------------- what it says of itself
+
+
+def held_out(right: int, tmp_path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Metrics and warnings of a model that orders ``right`` of 100 pairs as the votes do; the longer answer always wins, the older never."""
+    questions = [Comparison(i, [5], [[6, 7, 1], [6, 1]], [(0, 1)], [1.0], [False]) for i in range(100)]
+    rewards = torch.tensor([[1.0, 0.0] if i < right else [0.0, 1.0] for i in range(100)]).flatten()
+    warnings: list[str] = []
+    run: Any = SimpleNamespace(artifact=tmp_path, warn=warnings.append)
+    return reward._held_out(measures.pairs_of(questions), rewards, run), warnings
+
+
+@pytest.mark.parametrize(("right", "warned"), [(59, True), (62, False)])
+def test_a_reward_model_that_may_be_guessing_is_warned_of(tmp_path: Path, right: int, warned: bool) -> None:
+    metrics, warnings = held_out(right, tmp_path)
+    assert any("not distinguishable from guessing" in warning for warning in warnings) == warned
+    assert metrics["reward_accuracy.votes"]["value"] == pytest.approx(right / 100)
+
+
+def test_a_reward_model_that_a_rule_of_thumb_beats_is_warned_of(tmp_path: Path) -> None:
+    metrics, warnings = held_out(70, tmp_path)
+    assert any('worse than the rule "the longer answer wins"' in warning for warning in warnings)
+    assert not any("the older" in warning for warning in warnings)
+    assert (metrics["reward_accuracy.longer_wins"]["value"], metrics["reward_accuracy.older_wins"]["value"]) == (1, 0)
+    assert metrics["reward_accuracy.over_longer_wins"]["high"] < 0 < metrics["reward_accuracy.over_older_wins"]["low"]
+    measured = json.loads((tmp_path / "measures.json").read_text())
+    assert measured["accuracy"]["longer_chosen"]["n"] == 100
+    assert measured["calibration"]["reliability"][0]["accuracy"]["n"] > 0
+
+
+def test_attacks_on_the_finished_model_are_reported(trained: Trained) -> None:
+    run = trained(max_steps=1)
+    found = json.loads((run.artifact / "measures.json").read_text())["attacks"]
+    assert {"empty", "long_fences", "one_token", "echo", "truncated"} <= set(found)
+    fooled = scorer.record_of(run.artifact)["fooled"]
+    assert fooled == [name for name, verdict in found.items() if verdict["failed"]]
+    assert any("fooled" in warning for warning in summary(run)["warnings"]) == bool(fooled)
