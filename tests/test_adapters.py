@@ -10,7 +10,7 @@ from peft import AutoPeftModelForSequenceClassification, PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from tasks.rlhf import adapters, models, sequences
+from tasks.rlhf import adapters, bases, sequences
 from tasks.rlhf.refusal import InputError
 
 # GPT-2 keeps its matrices the other way round, and peft says so
@@ -103,10 +103,10 @@ def test_training_one_adapter_leaves_everything_else_alone() -> None:
 @pytest.mark.parametrize("kind", tiny.ARCHITECTURES)
 def test_a_saved_adapter_comes_back_the_same(kind: str, tmp_path: Path) -> None:
     model = with_adapters(tiny.model(kind), "policy")
-    adapters.save(model, "policy", tmp_path / "adapter", base="sha256:1234")
+    adapters.save(model, "policy", tmp_path / "adapter", base=tiny.BASE)
     again, score = adapters.load(tiny.model(kind), "other", tmp_path / "adapter")
     assert score is None
-    assert adapters.belongs_to(tmp_path / "adapter") == "sha256:1234"
+    assert bases.recorded(tmp_path / "adapter") == tiny.BASE
     assert trainable(again) == set()
     with adapters.active(model, "policy") as ours, adapters.active(again, "other") as theirs:
         assert torch.equal(logits(ours), logits(theirs))
@@ -115,13 +115,13 @@ def test_a_saved_adapter_comes_back_the_same(kind: str, tmp_path: Path) -> None:
 def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     model = with_adapters(tiny.model(), "policy")
     for name in ("first", "second"):
-        adapters.save(model, "policy", tmp_path / name, base="sha256:1234")
+        adapters.save(model, "policy", tmp_path / name, base=tiny.BASE)
     for file in (adapters.WEIGHTS, adapters.CONFIG):
         assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
 
 
 def test_an_adapter_of_another_shape_is_refused(tmp_path: Path) -> None:
-    adapters.save(with_adapters(tiny.model("gpt2"), "policy"), "policy", tmp_path / "adapter", base="")
+    adapters.save(with_adapters(tiny.model("gpt2"), "policy"), "policy", tmp_path / "adapter", base=tiny.BASE)
     with pytest.raises(InputError):
         adapters.load(tiny.model("llama"), "policy", tmp_path / "adapter")
 
@@ -135,11 +135,11 @@ def test_targets_that_fit_nothing_are_refused() -> None:
 @pytest.mark.parametrize("automatic", [False, True])
 def test_peft_reads_a_reward_model_and_gives_the_same_scores(kind: str, automatic: bool, tmp_path: Path) -> None:
     tiny.base_folder(tmp_path / "base", kind)
-    base = models.load_model(tmp_path / "base", device=tiny.CPU)
+    base = bases.load(tmp_path / "base", device=tiny.CPU)
     model = with_adapters(base, "reward")
     torch.manual_seed(3)
     head = adapters.new_head(tiny.WIDTH)
-    adapters.save(model, "reward", tmp_path / "adapter", base=models.fingerprint(tmp_path / "base"), score=head.weight)
+    adapters.save(model, "reward", tmp_path / "adapter", base=tiny.BASE, score=head.weight)
     with adapters.active(model, "reward") as ours:
         expected = sequences.scores(ours, head, sequences.join(PROMPTS, ANSWERS, pad_id=tiny.PAD, device=tiny.CPU))
 
@@ -154,7 +154,7 @@ def test_peft_reads_a_reward_model_and_gives_the_same_scores(kind: str, automati
             score = theirs.eval()(torch.tensor([prompt + answer])).logits
         assert score.item() == pytest.approx(expected[row].item(), abs=1e-5)
 
-    _, weight = adapters.load(models.load_model(tmp_path / "base", device=tiny.CPU), "reward", tmp_path / "adapter")
+    _, weight = adapters.load(bases.load(tmp_path / "base", device=tiny.CPU), "reward", tmp_path / "adapter")
     assert weight is not None
     assert torch.equal(weight, head.weight)
 

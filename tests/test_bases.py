@@ -95,7 +95,7 @@ def test_the_layers_matrices_are_quantised_and_nothing_else(kind: str, precision
 @pytest.mark.parametrize("kind", tiny.ARCHITECTURES)
 @pytest.mark.parametrize(("precision", "most"), [("int8", 0.02), ("nf4", 0.3)])
 def test_a_quantised_base_is_near_the_stored_one(kind: str, precision: str, most: float, folders: dict[str, Path]) -> None:
-    stored = logits(models.load_model(folders[kind], device=tiny.CPU))
+    stored = logits(bases.load(folders[kind], device=tiny.CPU))
     assert torch.equal(logits(load(folders[kind])), stored)
     gap = (logits(load(folders[kind], precision)) - stored).abs().mean() / stored.std()
     assert 0 < gap.item() < most
@@ -270,7 +270,7 @@ def test_a_base_that_is_not_quantised_is_merged_into_itself(precision: Any, fold
 @pytest.mark.parametrize("precision", QUANTISED)
 def test_an_adapter_is_merged_into_what_it_was_trained_on(kind: str, precision: Any, folders: dict[str, Path], tmp_path: Path) -> None:
     model = with_adapter(load(folders[kind], precision))
-    adapters.save(model, "policy", tmp_path / "adapter", base="")
+    adapters.save(model, "policy", tmp_path / "adapter", base=tiny.BASE)
     with adapters.active(model, "policy") as policy:
         before = logits(policy).flatten(0, 1)
     gaps = []

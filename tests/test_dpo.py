@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tasks.programs import dpo, reference
 from tasks.programs.config import DpoJob, ReferenceJob
 from tasks.programs.entry import Run
-from tasks.rlhf import adapters, comparisons, models, schedules
+from tasks.rlhf import adapters, bases, comparisons, models, schedules
 
 TEXT = {"max_prompt_tokens": 48, "max_answer_tokens": 32}
 Trained = Callable[..., tuple[list[dict[str, Any]], Run]]
@@ -49,7 +49,7 @@ def test_it_starts_at_ln_2_and_at_the_bases_own_likelihood_of_the_best_answers(t
     (line,), _ = trained(max_steps=1)
     assert line["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert line["margin"] == pytest.approx(0, abs=1e-5)
-    tokenizer, base = models.load_tokenizer(inputs["model"]), models.load_model(inputs["model"], device=tiny.CPU)
+    tokenizer, base = models.load_tokenizer(inputs["model"]), bases.load(inputs["model"], device=tiny.CPU)
     rows = pq.read_table(inputs["data"] / "reward.parquet").to_pylist()
     encoded = comparisons.encode(comparisons.from_pairs(rows), tokenizer, template="question-answer", **TEXT)
     training, _ = comparisons.hold_out(encoded, share=0.05, seed=0)

@@ -232,7 +232,7 @@ def test_a_changed_reward_adapter_is_noticed(started: Start, inputs: dict[str, P
 
 def test_a_reward_model_of_another_base_is_the_users_to_mend(started: Start, tmp_path: Path) -> None:
     job, run = started(given={"model": tiny.base_folder(tmp_path / "other")})
-    with pytest.raises(InputError, match="trained on another base"):
+    with pytest.raises(InputError, match="does not belong to this base: its base's weights were"):
         ppo.train(job, run)
 
 

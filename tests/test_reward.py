@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification
 from tasks.programs import reward
 from tasks.programs.config import Reward, RewardJob
 from tasks.programs.entry import Run
-from tasks.rlhf import adapters, branches, comparisons, measures, models, scorer, sequences
+from tasks.rlhf import adapters, bases, branches, comparisons, measures, scorer, sequences
 from tasks.rlhf.comparisons import Comparison
 
 TEXT = {"max_prompt_tokens": 48, "max_answer_tokens": 32}
@@ -178,7 +178,7 @@ def test_members_of_an_ensemble_differ_and_their_disagreement_costs(trained: Tra
     run = trained(members=3, caution=2.0)
     alone = [load_file(run.artifact / name / adapters.WEIGHTS) for name in ("adapter", "adapter-1", "adapter-2")]
     assert not torch.equal(alone[0][adapters.SCORE_KEY], alone[1][adapters.SCORE_KEY])
-    _, model = scorer.load(run.artifact, models.load_model(inputs["model"], device=tiny.CPU), device=tiny.CPU)
+    _, model = scorer.load(run.artifact, bases.load(inputs["model"], device=tiny.CPU), device=tiny.CPU)
     batch = sequences.join([[5, 6], [7]], [[8, 1], [9, 4, 1]], pad_id=tiny.PAD, device=tiny.CPU)
     each = []
     for name in ("adapter", "adapter-1", "adapter-2"):  # as anybody would have them
@@ -203,7 +203,7 @@ def test_every_weight_can_be_trained(trained: Trained, inputs: dict[str, Path]) 
     before, after = (load_file(folder / "model.safetensors") for folder in (inputs["model"], run.artifact / "model"))
     assert not any(torch.equal(before[name], after[name]) for name in before)
     record = scorer.record_of(run.artifact)
-    base = models.load_model(inputs["model"], device=tiny.CPU)
+    base = bases.load(inputs["model"], device=tiny.CPU)
     _, model = scorer.load(run.artifact, base, device=tiny.CPU)
     batch = sequences.join([p["prompt"] for p in record["probes"]], [p["answer"] for p in record["probes"]], pad_id=tiny.PAD, device=tiny.CPU)
     torch.testing.assert_close(scorer.rewards(model, batch), torch.tensor([p["score"] for p in record["probes"]]), atol=1e-5, rtol=1e-5)

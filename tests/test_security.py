@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from flows import environment
 from tasks.base import check_model_folder
 from tasks.programs.config import InputError
-from tasks.rlhf import adapters, checkpoints, models
+from tasks.rlhf import adapters, bases, checkpoints, models
 from tasks.states import AS_TASK
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -85,7 +85,7 @@ def test_a_pickle_planted_as_a_models_weights_is_refused(planted: tuple[bytes, P
     with pytest.raises(InputError, match="other formats are not loaded"):
         check_model_folder(folder)
     with pytest.raises(InputError, match="safetensors"):
-        models.load_model(folder, device=tiny.CPU)
+        bases.load(folder, device=tiny.CPU)
     assert not mark.exists()
 
 
@@ -94,7 +94,7 @@ def test_a_pickle_planted_beside_a_models_weights_is_not_read(planted: tuple[byt
     folder = tiny.base_folder(tmp_path / "base")
     for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt"):
         (folder / name).write_bytes(content)
-    models.load_model(folder, device=tiny.CPU)
+    bases.load(folder, device=tiny.CPU)
     models.load_tokenizer(folder)
     assert not mark.exists()
 
@@ -124,8 +124,8 @@ def test_code_that_a_model_brings_does_not_run(tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["auto_map"] = {"AutoConfig": "modeling_evil.Evil", "AutoModelForCausalLM": "modeling_evil.Evil"}
     (folder / "config.json").write_text(json.dumps(config))
-    models.load_model(folder, device=tiny.CPU)  # as the architecture that transformers itself has
+    bases.load(folder, device=tiny.CPU)  # as the architecture that transformers itself has
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "evil"}))
     with pytest.raises(InputError, match="custom code"):
-        models.load_model(folder, device=tiny.CPU)
+        bases.load(folder, device=tiny.CPU)
     assert not mark.exists()

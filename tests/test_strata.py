@@ -154,7 +154,8 @@ def test_spearman_interval_by_hand() -> None:
 
 
 def test_spearman_at_its_ends() -> None:
-    assert spearman(torch.arange(9), torch.arange(9))[:3] == pytest.approx((1.0, 1.0, 1.0))
+    for n in range(4, 40):  # rounding makes some exactly 1, whose z is infinite
+        assert spearman(torch.arange(n), torch.arange(n))[:3] == pytest.approx((1.0, 1.0, 1.0))
     assert spearman(torch.arange(3), -torch.arange(3)) == (pytest.approx(-1.0), -1.0, 1.0, 3)
     constant = spearman(torch.ones(9), torch.arange(9))
     assert math.isnan(constant.value)

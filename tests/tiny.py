@@ -24,6 +24,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from tasks.rlhf.bases import Fingerprint
 from tasks.rlhf.models import train_tokenizer
 
 torch.set_num_threads(1)  # at this size threads only wait for each other
@@ -32,6 +33,7 @@ ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 VOCABULARY, WIDTH, CONTEXT = 320, 32, 128
 EOS, PAD = 1, 0
+BASE = Fingerprint(weights="sha256:1234", tokenizer="sha256:5678", precision="float32", compute="float32")
 ARCHITECTURES = ("llama", "gpt2", "qwen2", "gpt_neox")
 
 NOUNS = "files folders users groups ports disks pages words lines logs".split()

@@ -1,27 +1,42 @@
 """How SFT, the reward model and DPO begin: what is trained, from which weights, by which plan."""
 
+from pathlib import Path
+
+import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from tasks.programs.config import Dpo, Reward, Sft
+from tasks.programs.config import Dpo, InputError, Reward, Sft, Text
 from tasks.programs.entry import Run
-from tasks.rlhf import models, schedules, tuned
+from tasks.rlhf import bases, models, schedules, tuned
+from tasks.rlhf.bases import Fingerprint, Precision
 from tasks.rlhf.training import Plan, Training
 from tasks.rlhf.tuned import Tuned
 
 
-def tuning(settings: Sft | Reward | Dpo, run: Run, base: PreTrainedModel | PeftModel, name: str, *, source: str) -> Tuned:
-    """What of ``base``, which is the input ``source``, is trained (torch's global seed)."""
-    folder = run.inputs[source]
+def base(run: Run, source: str, precision: Precision | None, text: Text, device: torch.device) -> PreTrainedModel:
+    """The frozen model of the input ``source``, in the precision that is set, checked for the lengths of the texts. Raises InputError."""
+    model = bases.load(run.inputs[source], device=device, precision=precision)
+    models.check_head(model)
+    models.check_context(model, text.max_prompt_tokens + text.max_answer_tokens)
+    if run.machine.gradient_checkpointing:
+        bases.gradient_checkpointing(model)
+    return model
+
+
+def tuning(settings: Sft | Reward | Dpo, base: PreTrainedModel | PeftModel, name: str, *, folder: Path, fingerprint: Fingerprint) -> Tuned:
+    """What of ``base``, which came from ``folder``, is trained (torch's global seed). Raises InputError."""
     match settings.tune:
         case "lora":
-            chosen = tuned.lora(base, name, fingerprint=models.fingerprint(folder), **settings.lora.model_dump())
+            chosen = tuned.lora(base, name, fingerprint=fingerprint, **settings.lora.model_dump())
         case "full":
             assert isinstance(base, PreTrainedModel)
+            if fingerprint.precision in ("int8", "nf4"):
+                raise InputError(f"Weights in {fingerprint.precision} cannot be trained themselves: train an adapter, or set weights.* to null.")
             chosen = tuned.full(base, folder)
         case "bottleneck":
             assert isinstance(base, PreTrainedModel)
-            chosen = tuned.bottleneck(base, fingerprint=models.fingerprint(folder), **settings.bottleneck.model_dump())
+            chosen = tuned.bottleneck(base, fingerprint=fingerprint, **settings.bottleneck.model_dump())
     return chosen
 
 

@@ -140,6 +140,16 @@ class Ppo(Settings):
         return self
 
 
+Precision = Literal["float32", "bfloat16", "int8", "nf4"]
+
+
+class Weights(Settings):
+    """The precision of frozen weights; int8 and nf4 (bitsandbytes) hold the matrices of the layers, and only adapters can be trained on them."""
+
+    base: Precision | None = Field(None, description="Of the base in SFT; null: as it is stored.")
+    merged: Precision | None = Field(None, description="Of the merged model, after it; null: as it is stored. nf4 after nf4 rounds twice.")
+
+
 class Winrate(Settings):
     """Comparison of the trained policies on held-out questions."""
 
@@ -154,6 +164,7 @@ class Machine(Settings):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where programs compute.")
     threads: int = Field(0, ge=0, description="CPU threads per program; 0 takes every core.")
     dask: str = Field("", description="Address of a Dask scheduler whose workers do the data stage's shards (tcp://host:8786); empty: this machine.")
+    gradient_checkpointing: bool = Field(False, description="Keep the layers' inputs only for the backward pass, and compute the rest again in it.")
     micro_batch: int = Field(0, ge=0, description="Rows per forward and backward; 0 takes the optimizer step's batch whole.")
     checkpoint_steps: int = Field(50, ge=1, description="Optimizer steps between checkpoints; for PPO a tenth as many rollout batches.")
     upload_seconds: int = Field(
@@ -180,6 +191,7 @@ class Pipeline(Settings):
     data: Data = Data()
     base: Base = BuiltinBase()
     text: Text = Text()
+    weights: Weights = Weights()
     sft: Sft = Sft()
     merge: Merge = Merge()
     reward: Reward = Reward()
@@ -217,32 +229,38 @@ class PretrainJob(Job):
 class SftJob(Job):
     seed: int
     text: Text
+    weights: Weights = Weights()
     sft: Sft
 
 
 class MergeJob(Job):
+    weights: Weights = Weights()
     merge: Merge
 
 
 class RewardJob(Job):
     seed: int
     text: Text
+    weights: Weights = Weights()
     reward: Reward
 
 
 class ReferenceJob(Job):
     text: Text
+    weights: Weights = Weights()
 
 
 class PpoJob(Job):
     seed: int
     text: Text
+    weights: Weights = Weights()
     ppo: Ppo
 
 
 class DpoJob(Job):
     seed: int
     text: Text
+    weights: Weights = Weights()
     dpo: Dpo
 
 
@@ -250,6 +268,7 @@ class WinrateJob(Job):
     seed: int
     source: Source
     text: Text
+    weights: Weights = Weights()
     winrate: Winrate
 
 

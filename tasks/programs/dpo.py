@@ -15,7 +15,7 @@ from tasks.programs import beginning
 from tasks.programs.config import Dpo, DpoJob, InputError
 from tasks.programs.entry import Run, main
 from tasks.programs.reference import COLUMNS, read
-from tasks.rlhf import branches, comparisons, devices, losses, models, schedules, step_zero
+from tasks.rlhf import bases, branches, comparisons, devices, losses, models, schedules, step_zero
 from tasks.rlhf.comparisons import Batch, Comparison
 from tasks.rlhf.intervals import wilson
 from tasks.rlhf.losses import DpoLoss
@@ -31,9 +31,7 @@ def train(job: DpoJob, run: Run) -> None:
 
     # 1. Comparisons, grouped by question, with the reference's log-probabilities; some questions are held out.
     tokenizer = models.load_tokenizer(run.inputs["model"])
-    base = models.load_model(run.inputs["model"], device=device)
-    models.check_head(base)
-    models.check_context(base, job.text.max_prompt_tokens + job.text.max_answer_tokens)
+    base = beginning.base(run, "model", job.weights.merged, job.text, device)
     everything = read(run, job.text, tokenizer)
     reference = _reference(run, everything, device)
     questions, held_out = comparisons.hold_out(everything, share=settings.held_out_share, seed=job.seed)
@@ -43,7 +41,8 @@ def train(job: DpoJob, run: Run) -> None:
 
     # 2. Fresh weights, given ones, or the checkpoint's.
     devices.seed_step(job.seed, 0)
-    tuning = beginning.tuning(settings, run, base, "dpo", source="model")
+    fingerprint = bases.fingerprint(run.inputs["model"], base)
+    tuning = beginning.tuning(settings, base, "dpo", folder=run.inputs["model"], fingerprint=fingerprint)
     training = beginning.training(settings, run, tuning, num_rows=len(questions), seed=job.seed)
 
     for step in training.steps():

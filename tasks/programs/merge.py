@@ -1,15 +1,18 @@
-"""Folds an adapter into its base and measures by how much the logits move.
+"""Folds an adapter into its base, or takes over a model that was trained whole, and measures what that changes.
 
-python -m tasks.programs.merge DIR        inputs: base, adapter        artifact: model/ (a Hugging Face folder), summary.json
+python -m tasks.programs.merge DIR        inputs: base, adapter (an artifact of sft, ppo, dpo or reward)
+artifact: model/ (a Hugging Face folder; of a reward adapter one for sequence classification with a single label), summary.json
 """
 
+from pathlib import Path
+
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.programs.config import InputError, MergeJob
 from tasks.programs.entry import Run, main
-from tasks.rlhf import adapters, devices, models
+from tasks.rlhf import adapters, bases, devices, models, sampling
 
 PROBES = (
     "Question: How do I list the files of a directory?\n\nAnswer: Use `ls -l`.",
@@ -18,37 +21,97 @@ PROBES = (
     "def mean(values):\n    return sum(values) / len(values)",
     "The quick brown fox jumps over the lazy dog, 1234567890.",
 )
+CONTINUED = 24  # tokens of each probe's likeliest continuation
+COLD = 1e-3  # a temperature at which the likeliest token is drawn
 
 
 def merge(job: MergeJob, run: Run) -> None:
     """Merge the adapter of the input stage into the base model."""
     device = devices.set_up(run.machine.device, run.machine.threads)
-    tokenizer = models.load_tokenizer(run.inputs["base"])
-    base = models.load_model(run.inputs["base"], device=device)
-    folder = run.inputs["adapter"] / "adapter"
-    if (recorded := adapters.belongs_to(folder)) != (actual := models.fingerprint(run.inputs["base"])):
-        raise InputError(
-            f"The adapter was trained on base {recorded[:19]}, but this base is {actual[:19]}: merge it into the base it was trained on."
-        )
-    model, _ = adapters.load(base, "merged", folder)
+    artifact, folder = run.inputs["adapter"], run.inputs["base"]
+    tokenizer = models.load_tokenizer(folder)
+    run.rewind(0)
+    if (artifact / "bottleneck").is_dir():
+        raise InputError("Bottlenecks cannot be folded into a model's own layers: use them as they are, beside their base.")
+    if (artifact / "adapter-1").is_dir():
+        raise InputError("An ensemble cannot be merged into one model: use its adapters as they are, or train with reward.members=1.")
+    if (artifact / "adapter").is_dir():
+        metrics = _merge_adapter(job, run, artifact / "adapter", tokenizer, device)
+    else:
+        whole = bases.load(artifact / "model", device=device)
+        metrics = _write(whole, None, job, run, tokenizer, likely(whole, tokenizer))
+    run.log(1, 1)
+    run.finish({f"merge.{name}": value for name, value in metrics.items()})
+
+
+def _merge_adapter(job: MergeJob, run: Run, adapter: Path, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> dict[str, float]:
+    """Merge into the weights that the adapter's base computed with; gives what it changes."""
+    folder, precision = run.inputs["base"], job.weights.base
+    base = bases.load(folder, device=device, precision=precision)
+    bases.check(adapter, bases.fingerprint(folder, base), setting="weights.base")
+    model, score = adapters.load(base, "merged", adapter)
     with adapters.active(model, "merged") as adapted:
-        before = probe_logits(adapted, tokenizer)
+        before = rewards(adapted, score, tokenizer) if score is not None else likely(adapted, tokenizer)
+    if precision in ("int8", "nf4"):
+        model, _ = adapters.load(bases.dequantised(folder, device=device, precision=precision), "merged", adapter)
     merged = model.merge_and_unload(adapter_names=["merged"])
+    assert isinstance(merged, PreTrainedModel)
+    return _write(merged, score, job, run, tokenizer, before)
+
+
+def _write(
+    merged: PreTrainedModel, score: Tensor | None, job: MergeJob, run: Run, tokenizer: PreTrainedTokenizerBase, before: tuple[Tensor, Tensor]
+) -> dict[str, float]:
+    """Save the merged model, have it back as anybody would, and compare."""
+    place = run.artifact / "model"
     if job.merge.dtype is not None:
         merged = merged.to(getattr(torch, job.merge.dtype))
-    merged.save_pretrained(run.artifact / "model")
-    tokenizer.save_pretrained(run.artifact / "model")
-    after = probe_logits(models.load_model(run.artifact / "model", device=device), tokenizer)
-    run.rewind(0)
-    run.log(1, 1)
-    run.finish({f"merge.{name}": value for name, value in drift(before, after).items()})
+    if score is not None:
+        merged = with_score(merged, score)
+    merged.save_pretrained(place)
+    tokenizer.save_pretrained(place)
+    if score is None:
+        after = likely(bases.load(place, device=merged.device), tokenizer)
+        return drift(before[0], after[0]) | {"answers_reproduced": (before[1] == after[1]).all(dim=1).float().mean().item()}
+    again = AutoModelForSequenceClassification.from_pretrained(place, use_safetensors=True, trust_remote_code=False, dtype="auto")
+    after = rewards(nn.Module.to(again.eval(), merged.device), again.score.weight.detach(), tokenizer)
+    return {"reward_drift_max": (before[0] - after[0]).abs().max().item(), "order_reproduced": float(torch.equal(before[1], after[1]))}
+
+
+def with_score(merged: PreTrainedModel, score: Tensor) -> PreTrainedModel:
+    """The body of a merged model under a score head (1, D), as transformers has reward models: the score of a text is that at its last token."""
+    config = merged.config
+    config.num_labels = 1
+    whole = AutoModelForSequenceClassification.from_config(config, dtype=merged.dtype).to(merged.device)
+    assert isinstance(whole, PreTrainedModel)
+    whole.base_model.load_state_dict(merged.base_model.state_dict())
+    head = whole.get_submodule("score")
+    assert isinstance(head, nn.Linear)
+    with torch.no_grad():
+        head.weight.copy_(score)
+    return whole.eval()
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    return [tokenizer(text)["input_ids"] for text in PROBES]
 
 
 @torch.no_grad()
-def probe_logits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Logits at every token of the probe texts, (N, V) float32."""
-    ids = [torch.tensor([tokenizer(text)["input_ids"]], device=model.device) for text in PROBES]
-    return torch.cat([model(x, use_cache=False).logits[0].float() for x in ids])
+def likely(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:
+    """Logits at every token of the probe texts, (N, V) float32, and the likeliest continuations, (5, 24)."""
+    ids = _ids(tokenizer)
+    logits = torch.cat([model(torch.tensor([x], device=model.device), use_cache=False).logits[0].float() for x in ids])
+    devices.seed_step(0, 0)
+    continued = sampling.sample(model, ids, max_tokens=CONTINUED, temperature=COLD, eos_id=-1, pad_id=0)
+    return logits, continued.ids
+
+
+@torch.no_grad()
+def rewards(model: PreTrainedModel, score: Tensor, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:
+    """The reward of each probe text, (5,) float32, and their order."""
+    ends = [models.hidden_states(model, torch.tensor([x], device=model.device))[0, -1].float() for x in _ids(tokenizer)]
+    found = (torch.stack(ends) @ score.float().to(model.device).T)[:, 0]
+    return found, found.argsort()
 
 
 def drift(before: Tensor, after: Tensor) -> dict[str, float]:

@@ -16,10 +16,12 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tasks.programs import beginning
 from tasks.programs.config import InputError, Ppo, PpoJob
 from tasks.programs.entry import Run, main
-from tasks.rlhf import adapters, checkpoints, devices, losses, models, prompts, rewards, sampling, schedules, scorer, sequences, step_zero
+from tasks.rlhf import adapters, bases, checkpoints, devices, losses, models, prompts, rewards, sampling, schedules, scorer, sequences, step_zero
 from tasks.rlhf.advantages import gae, whiten
+from tasks.rlhf.bases import Fingerprint
 from tasks.rlhf.scorer import Scorer
 from tasks.rlhf.sequences import Sequences
 
@@ -32,6 +34,7 @@ class Actors(NamedTuple):
     """Four roles on one base."""
 
     model: PeftModel
+    base: Fingerprint
     value_head: nn.Linear
     reward: Scorer
     policy: dict[str, nn.Parameter]  # trainable parameters
@@ -146,9 +149,8 @@ def train(job: PpoJob, run: Run) -> None:
         raise step_zero.StepZeroError(
             "Frozen weights changed during training. Likely cause: the optimizer was given the base's or the reward model's."
         )
-    base = models.fingerprint(run.inputs["model"])
-    adapters.save(actors.model, "policy", run.artifact / "adapter", base=base)
-    adapters.save(actors.model, "critic", run.artifact / "critic", base=base, score=actors.value_head.weight)
+    adapters.save(actors.model, "policy", run.artifact / "adapter", base=actors.base)
+    adapters.save(actors.model, "critic", run.artifact / "critic", base=actors.base, score=actors.value_head.weight)
     last = run.last()
     if (ended := run.mean("ended")) < ENOUGH_ENDED:
         run.warn(
@@ -215,11 +217,10 @@ def roll_out(actors: Actors, questions: list[list[int]], tokenizer: PreTrainedTo
 
 def load_actors(job: PpoJob, run: Run, device: torch.device) -> Actors:
     """The four roles on one copy of the base, with the checks that need no rollout."""
-    base = models.load_model(run.inputs["model"], device=device)
-    models.check_head(base)
-    models.check_context(base, job.text.max_prompt_tokens + job.text.max_answer_tokens)
-    if scorer.is_adapter(run.inputs["reward"]) and adapters.belongs_to(run.inputs["reward"] / "adapter") != models.fingerprint(run.inputs["model"]):
-        raise InputError("The reward model was trained on another base than this model: PPO needs both on one; train the reward model on it first.")
+    base = beginning.base(run, "model", job.weights.merged, job.text, device)
+    fingerprint = bases.fingerprint(run.inputs["model"], base)
+    if scorer.is_adapter(run.inputs["reward"]):
+        bases.check(run.inputs["reward"] / "adapter", fingerprint, setting="weights.merged")
     record = scorer.record_of(run.inputs["reward"])
     if record["fooled"] and not job.ppo.accept_fooled:
         raise InputError(
@@ -238,6 +239,7 @@ def load_actors(job: PpoJob, run: Run, device: torch.device) -> Actors:
     heads = {f"value_head.{name}": p for name, p in value_head.named_parameters()}
     actors = Actors(
         model,
+        fingerprint,
         value_head,
         reward,
         adapters.parameters(model, "policy"),

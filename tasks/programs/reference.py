@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from tasks.programs import beginning
 from tasks.programs.config import InputError, ReferenceJob, Text
 from tasks.programs.entry import Run, main
 from tasks.rlhf import branches, comparisons, devices, models
@@ -23,9 +24,7 @@ def compute(job: ReferenceJob, run: Run) -> None:
     """Log-probability of each answer of the reward split."""
     device = devices.set_up(run.machine.device, run.machine.threads)
     tokenizer = models.load_tokenizer(run.inputs["model"])
-    base = models.load_model(run.inputs["model"], device=device)
-    models.check_head(base)
-    models.check_context(base, job.text.max_prompt_tokens + job.text.max_answer_tokens)
+    base = beginning.base(run, "model", job.weights.merged, job.text, device)
     questions = read(run, job.text, tokenizer)
     run.rewind(0)
     by_length = sorted(questions, key=lambda c: len(c.prompt) + sum(map(len, c.answers)))  # little padding

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tasks.programs import beginning
 from tasks.programs.config import InputError, Reward, RewardJob
 from tasks.programs.entry import Run, main
-from tasks.rlhf import adapters, branches, comparisons, devices, losses, measures, models, prompts, red_team, schedules, scorer, sequences
+from tasks.rlhf import adapters, bases, branches, comparisons, devices, losses, measures, models, prompts, red_team, schedules, scorer, sequences
 from tasks.rlhf.comparisons import Batch, Comparison
 from tasks.rlhf.scorer import Member, Scorer
 from tasks.rlhf.tuned import Tuned
@@ -38,8 +38,7 @@ def train(job: RewardJob, run: Run) -> None:
 
     # 1. Comparisons, grouped by question; some questions are held out.
     tokenizer = models.load_tokenizer(run.inputs["model"])
-    base = models.load_model(run.inputs["model"], device=device)
-    models.check_context(base, job.text.max_prompt_tokens + job.text.max_answer_tokens)
+    base = beginning.base(run, "model", job.weights.merged, job.text, device)
     questions, held_out = _comparisons(job, run, tokenizer)
     collate = partial(comparisons.collate, pad_id=tokenizer.pad_token_id, device=device, hidden_size=base.config.hidden_size)
 
@@ -102,12 +101,13 @@ def _comparisons(job: RewardJob, run: Run, tokenizer: PreTrainedTokenizerBase) -
 
 def _members(job: RewardJob, run: Run, base: PreTrainedModel) -> tuple[Tuned, Scorer]:
     """What is trained, all members together, and the reward model that it makes."""
+    folder, fingerprint = run.inputs["model"], bases.fingerprint(run.inputs["model"], base)
     tunings: list[Tuned] = []
     members: list[Member] = []
     for number in range(job.reward.members):
         devices.seed_step(schedules.mix(job.seed, number) if number else job.seed, 0)
         under = tunings[-1].model if tunings else base
-        tunings.append(beginning.tuning(job.reward, run, under, f"reward{number or ''}", source="model"))
+        tunings.append(beginning.tuning(job.reward, under, f"reward{number or ''}", folder=folder, fingerprint=fingerprint))
         head = adapters.new_head(base.config.hidden_size).to(base.device)
         head.bias.requires_grad_(False)  # pairs say nothing about an offset
         members.append(Member(tunings[-1].active, head))

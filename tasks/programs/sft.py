@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tasks.programs import beginning
 from tasks.programs.config import InputError, SftJob
 from tasks.programs.entry import Run, main
-from tasks.rlhf import chunked, devices, losses, models, prompts, schedules
+from tasks.rlhf import bases, chunked, devices, losses, models, prompts, schedules
 from tasks.rlhf.packing import IGNORE, Blocks, Document, pack
 
 
@@ -24,9 +24,7 @@ def train(job: SftJob, run: Run) -> None:
 
     # 1. Best answers as packed blocks; some questions are held out.
     tokenizer = models.load_tokenizer(run.inputs["base"])
-    base = models.load_model(run.inputs["base"], device=device)
-    models.check_head(base)
-    models.check_context(base, job.text.max_prompt_tokens + job.text.max_answer_tokens)
+    base = beginning.base(run, "base", job.weights.base, job.text, device)
     blocks, held_out = _blocks(job, tokenizer, run)
     leak = packing_leak(base, held_out)
     if leak > 1e-3:
@@ -34,7 +32,8 @@ def train(job: SftJob, run: Run) -> None:
 
     # 2. Fresh weights, given ones, or the checkpoint's.
     devices.seed_step(job.seed, 0)
-    tuning = beginning.tuning(settings, run, base, "sft", source="base")
+    fingerprint = bases.fingerprint(run.inputs["base"], base)
+    tuning = beginning.tuning(settings, base, "sft", folder=run.inputs["base"], fingerprint=fingerprint)
     training = beginning.training(settings, run, tuning, num_rows=len(blocks.labels), seed=job.seed)
 
     for step in training.steps():

@@ -7,7 +7,7 @@ artifact: samples.parquet (questions, answers, scores side by side), results.jso
 import json
 from functools import partial
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,7 +17,22 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.programs.config import WinrateJob
 from tasks.programs.entry import Run, main
-from tasks.rlhf import adapters, devices, intervals, judging, models, prompts, rewards, sampling, schedules, scorer, sequences, shell_gold, tuned
+from tasks.rlhf import (
+    adapters,
+    bases,
+    devices,
+    intervals,
+    judging,
+    models,
+    prompts,
+    rewards,
+    sampling,
+    schedules,
+    scorer,
+    sequences,
+    shell_gold,
+    tuned,
+)
 from tasks.rlhf.scorer import Scorer
 from tasks.rlhf.tuned import Active
 
@@ -50,7 +65,7 @@ def evaluate(job: WinrateJob, run: Run) -> None:
     device = devices.set_up(run.machine.device, run.machine.threads)
     tokenizer = models.load_tokenizer(run.inputs["model"])
     rows = pq.read_table(run.inputs["data"] / "evaluation.parquet").slice(0, job.winrate.num_questions).to_pylist()
-    judge, policies = _load(run, tokenizer, device)
+    judge, policies = _load(job, run, tokenizer, device)
     encoded = [prompts.encode_prompt(tokenizer, r["prompt"], template=job.text.template, max_tokens=job.text.max_prompt_tokens) for r in rows]
     total = len(policies) * -(-len(rows) // job.winrate.batch_size)
 
@@ -86,17 +101,19 @@ def evaluate(job: WinrateJob, run: Run) -> None:
     run.finish(metrics, questions=len(rows))
 
 
-def _load(run: Run, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> tuple[Judge, dict[str, Active]]:
+def _load(job: WinrateJob, run: Run, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> tuple[Judge, dict[str, Active]]:
     """The judge and the policies, adapters all on one base; policies in the order in which each is compared with those before it."""
     folder = run.inputs["model"]
-    model: PreTrainedModel | PeftModel = models.load_model(folder, device=device)
+    again = partial(bases.load, folder, device=device, precision=job.weights.merged)
+    base = again()
+    actual, model = bases.fingerprint(folder, base), cast(PreTrainedModel | PeftModel, base)
     if scorer.is_adapter(run.inputs["reward"]):
-        tuned.check_base(adapters.belongs_to(run.inputs["reward"] / "adapter"), folder, run.inputs["reward"])
+        bases.check(run.inputs["reward"] / "adapter", actual, setting="weights.merged")
     model, judge = scorer.load(run.inputs["reward"], model, device=device)
     policies: dict[str, Active] = {}
     for name in ("dpo", "ppo"):
         if name in run.inputs:
-            model, policies[name] = tuned.load(run.inputs[name], model, name, folder=folder, device=device)
+            model, policies[name] = tuned.load(run.inputs[name], model, name, actual=actual, setting="weights.merged", again=again)
     bare: Active = partial(adapters.active, model, None) if isinstance(model, PeftModel) else partial(tuned.itself, model)
     return Judge(judge, tokenizer.pad_token_id, device), {"sft": bare, **policies}
 

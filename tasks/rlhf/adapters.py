@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from tasks.rlhf import bases
+from tasks.rlhf.bases import Fingerprint
 from tasks.rlhf.refusal import InputError
 
 FOLD_UP_TO = 12  # elements of a weight over those of its adapter; on two cores it pays up to there
@@ -119,7 +121,7 @@ def tensors(model: PeftModel, name: str) -> dict[str, Tensor]:
     return {key: value.detach().cpu().clone().contiguous() for key, value in state.items()}
 
 
-def save(model: PeftModel, name: str, folder: Path, *, base: str, score: Tensor | None = None) -> None:
+def save(model: PeftModel, name: str, folder: Path, *, base: Fingerprint, score: Tensor | None = None) -> None:
     """Write adapter ``name`` as peft does; ``base`` says what it belongs to, ``score`` (1, D) is a reward model's head.
 
     With a score head the folder is a SEQ_CLS adapter that ``PeftModel.from_pretrained`` puts on a sequence classification model with num_labels=1.
@@ -128,12 +130,13 @@ def save(model: PeftModel, name: str, folder: Path, *, base: str, score: Tensor 
     weights = tensors(model, name)
     record: dict[str, Any] = model.peft_config[name].to_dict()
     record = {key: sorted(value) if isinstance(value, set) else value for key, value in record.items()}
-    record |= {"base_model_name_or_path": base, "inference_mode": True}
+    record |= {"base_model_name_or_path": base.weights, "inference_mode": True}
     if score is not None:
         weights[SCORE_KEY] = score.detach().cpu().clone().contiguous()
         record |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(record, indent=1, sort_keys=True, default=str) + "\n")
+    bases.record(base, folder)
 
 
 def load(model: PreTrainedModel | PeftModel, name: str, folder: Path) -> tuple[PeftModel, Tensor | None]:
@@ -162,8 +165,3 @@ def new_head(width: int) -> nn.Linear:
     nn.init.normal_(head.weight, std=(width + 1) ** -0.5)
     nn.init.zeros_(head.bias)
     return head
-
-
-def belongs_to(folder: Path) -> str:
-    """The fingerprint of the base that an adapter folder was trained on."""
-    return str(json.loads((folder / CONFIG).read_text())["base_model_name_or_path"])

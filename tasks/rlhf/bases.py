@@ -230,6 +230,12 @@ def recorded(folder: Path) -> Fingerprint:
         raise InputError(f"{folder} does not say in {RECORD} which base the adapter was trained on: train it again.") from error
 
 
+def check(folder: Path, actual: Fingerprint, *, setting: str) -> None:
+    """Refuse an adapter that was trained on another base; ``setting`` is the name under which the user chooses the precision."""
+    if told := mismatch(recorded(folder), actual, setting=setting):
+        raise InputError(told)
+
+
 def mismatch(trained: Fingerprint, actual: Fingerprint, *, setting: str) -> str | None:
     """A sentence on all that differs, None where nothing does; ``setting`` is the name under which the user chooses the precision."""
     differences = []

@@ -125,7 +125,7 @@ def _halves(count: int) -> Iterator[int]:
 
 
 def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
 # ------------------------------------------------------------------------------------------------------------------------ counted
@@ -283,7 +283,9 @@ class _Answers(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: Any) -> tuple[Tensor, Tensor | None]:
+def _attention(
+    _: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_settings: Any
+) -> tuple[Tensor, Tensor | None]:
     """Attention as torch's kernels for CPU and CUDA keep it, O(T); on the meta device it would be the O(T^2) of its definition."""
     if attention_mask is not None:  # transformers then repeats keys and values for every head
         groups = query.shape[1] // key.shape[1]

@@ -1,6 +1,5 @@
 """Loading a base model and its tokenizer, and making the small built-in one."""
 
-import hashlib
 import logging
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +9,6 @@ from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from torch import Tensor, nn
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
@@ -56,20 +54,6 @@ def new_llama(*, vocabulary: int, hidden_size: int, num_layers: int, num_heads: 
         initializer_range=hidden_size**-0.5,  # the usual 0.02 suits wide models; here it delays copying by hundreds of steps
     )
     return LlamaForCausalLM(config)
-
-
-def load_model(folder: Path, *, device: torch.device) -> PreTrainedModel:
-    """A causal language model from a Hugging Face folder: safetensors, no remote code, eval mode, frozen."""
-    quiet_libraries()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, dtype="auto")
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{folder} cannot be loaded as a causal language model in safetensors format: {str(error).splitlines()[0]}") from error
-    assert isinstance(model, PreTrainedModel)
-    model.requires_grad_(False)
-    nn.Module.to(model, device)
-    model.eval()
-    return model
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -131,13 +115,3 @@ def quiet_libraries() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("torch").setLevel(logging.ERROR)
-
-
-def fingerprint(folder: Path) -> str:
-    """sha256 over the weights and tokenizer files of a model folder: what an adapter belongs to."""
-    digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("tokenizer*")]):
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return f"sha256:{digest.hexdigest()}"

@@ -36,7 +36,7 @@ def attacks(
     fences, no_answer = (_body(encode_answer(tokenizer, text, template=template, max_tokens=most), eos) for text in (FENCES, NO_ANSWER))
     special = {eos, *tokenizer.all_special_ids}  # a chat's prompt is full of them
     real = _body(answer, eos)
-    common = [token for token, _ in Counter(real).most_common(1)] or fences
+    common = [token for token, _ in Counter(real).most_common(1)]
     bodies = {
         "empty": [],
         "fences": _run(fences, len(real)),

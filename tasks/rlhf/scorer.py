@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tasks.rlhf import adapters, branches, models, sequences
+from tasks.rlhf import adapters, bases, branches, sequences
 from tasks.rlhf.branches import Branches
 from tasks.rlhf.sequences import Sequences
 from tasks.rlhf.tuned import HEAD, Active, itself, numbered
@@ -70,7 +70,7 @@ def load(artifact: Path, base: PreTrainedModel | PeftModel, *, device: torch.dev
     record = record_of(artifact)
     settled = {"caution": record["caution"], "mean": record["mean"], "std": record["std"]}
     if not is_adapter(artifact):
-        model = models.load_model(artifact / "model", device=device)
+        model = bases.load(artifact / "model", device=device)
         head = head_of(load_file(artifact / HEAD)["score.weight"], device)
         return base, Scorer((Member(partial(itself, model), head),), **settled)
     members = []

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tasks.rlhf import adapters, models
+from tasks.rlhf import adapters, bases, models
 from tasks.rlhf import bottleneck as bottlenecks
+from tasks.rlhf.bases import Fingerprint
 from tasks.rlhf.refusal import InputError
 
 HEAD = "score.safetensors"  # of a reward model that is a model of its own, beside its model/
@@ -45,7 +46,7 @@ class Tuned(NamedTuple):
 
 
 def lora(
-    base: PreTrainedModel | PeftModel, name: str, *, rank: int, alpha: float, dropout: float, targets: str | tuple[str, ...], fingerprint: str
+    base: PreTrainedModel | PeftModel, name: str, *, rank: int, alpha: float, dropout: float, targets: str | tuple[str, ...], fingerprint: Fingerprint
 ) -> Tuned:
     """A fresh low-rank adapter called ``name`` (torch's global seed), to be saved as adapter/."""
     model = adapters.attach(base, name, adapters.lora_config(rank=rank, alpha=alpha, dropout=dropout, targets=targets))
@@ -81,39 +82,36 @@ def full(base: PreTrainedModel, tokenizer_of: Path) -> Tuned:
     return Tuned(dict(base.named_parameters()), active, base.eval, base, save)
 
 
-def bottleneck(base: PreTrainedModel, *, form: bottlenecks.Form, width: int | None, whole_layers: bool, fingerprint: str) -> Tuned:
+def bottleneck(base: PreTrainedModel, *, form: bottlenecks.Form, width: int | None, whole_layers: bool, fingerprint: Fingerprint) -> Tuned:
     """Fresh bottlenecks in place of every MLP or beside it (torch's global seed), saved as bottleneck/."""
     bottlenecks.attach(base, width=width or bottlenecks.halving_width(base, whole_layers=whole_layers), form=form, whole_layers=whole_layers)
 
     def save(artifact: Path, *, number: int = 0, score: Tensor | None = None) -> None:
         assert number == 0
         assert score is None
-        bottlenecks.save(base, artifact / "bottleneck", base=fingerprint)
+        bottlenecks.save(base, artifact / "bottleneck", base=fingerprint.weights)
+        bases.record(fingerprint, artifact / "bottleneck")
 
     return Tuned(bottlenecks.parameters(base), partial(itself, base), base.eval, base, save, is_base_at_start=form == "parallel")
 
 
 def load(
-    artifact: Path, base: PreTrainedModel | PeftModel, name: str, *, folder: Path, device: torch.device
+    artifact: Path, base: PreTrainedModel | PeftModel, name: str, *, actual: Fingerprint, setting: str, again: Callable[[], PreTrainedModel]
 ) -> tuple[PreTrainedModel | PeftModel, Active]:
-    """``base``, which came from ``folder``, with the trained policy of an artifact, and how to have the policy; an adapter shares the base."""
+    """``base``, whose fingerprint is ``actual``, with the trained policy of an artifact, and how to have the policy; an adapter shares the base,
+    bottlenecks get one of their own from ``again``. Raises InputError where the policy belongs to another base."""
     if (artifact / "adapter").is_dir():
-        check_base(adapters.belongs_to(artifact / "adapter"), folder, artifact)
+        bases.check(artifact / "adapter", actual, setting=setting)
         base, _ = adapters.load(base, name, artifact / "adapter")
         return base, partial(adapters.active, base, name)
     if (artifact / "bottleneck").is_dir():
-        check_base(bottlenecks.belongs_to(artifact / "bottleneck"), folder, artifact)
-        own = models.load_model(folder, device=device)
+        bases.check(artifact / "bottleneck", actual, setting=setting)
+        own = again()
         bottlenecks.load(own, artifact / "bottleneck")
     else:
-        own = models.load_model(artifact / "model", device=device)
+        device = next(base.parameters()).device
+        own = bases.load(artifact / "model", device=device)
     return base, partial(itself, own)
-
-
-def check_base(recorded: str, folder: Path, artifact: Path) -> None:
-    """Refuse an artifact that was trained on another base than the model in ``folder``."""
-    if recorded != (actual := models.fingerprint(folder)):
-        raise InputError(f"{artifact} was trained on base {recorded[:19]}, but this one is {actual[:19]}: use it with the base it was trained on.")
 
 
 def start_from(parameters: dict[str, nn.Parameter], place: Path) -> None:

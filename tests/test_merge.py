@@ -1,0 +1,136 @@
+"""The merge program: what it makes is an ordinary model that says what the adapter said, whatever the base's precision was."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from tasks.programs import dpo, merge, reference, reward, sft
+from tasks.programs.config import DpoJob, InputError, MergeJob, ReferenceJob, RewardJob, SftJob
+from tasks.programs.entry import Run
+
+pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")  # GPT-2 keeps its matrices the other way round
+TEXT = {"max_prompt_tokens": 48, "max_answer_tokens": 32}
+LORA = {"rank": 4, "alpha": 16.0}
+IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12]])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.data_folder(tmp_path_factory.mktemp("merge") / "data", 40)
+
+
+def tuned(folder: Path, data: Path, base: Path, *, precision: str | None = None, **changed: Any) -> Path:
+    """An artifact of SFT whose adapter moves the logits a lot."""
+    settings = {"lora": LORA, "max_steps": 20, "epochs": 10, "block_tokens": 96, "learning_rate": 1e-2} | changed
+    job = {"seed": 0, "text": TEXT, "weights": {"base": precision}, "sft": settings}
+    run = Run(tiny.prepare(folder, "sft", job, {"data": data, "base": base}))
+    sft.train(SftJob.model_validate(run.record), run)
+    return run.artifact
+
+
+def scored(folder: Path, data: Path, base: Path, **changed: Any) -> Path:
+    """An artifact of the reward stage."""
+    job = {"seed": 0, "text": TEXT, "reward": {"lora": LORA, "max_steps": 8, "epochs": 10} | changed}
+    run = Run(tiny.prepare(folder, "reward", job, {"data": data, "model": base}))
+    reward.train(RewardJob.model_validate(run.record), run)
+    return run.artifact
+
+
+def merged(folder: Path, artifact: Path, base: Path, *, precision: str | None = None, dtype: str | None = None) -> tuple[Path, dict[str, float]]:
+    """The merged model's folder and what merging changed."""
+    job = {"weights": {"base": precision}, "merge": {"dtype": dtype}}
+    run = Run(tiny.prepare(folder, "merge", job, {"base": base, "adapter": artifact}))
+    merge.merge(MergeJob.model_validate(run.record), run)
+    return run.artifact / "model", json.loads((run.artifact / "summary.json").read_text())["metrics"]
+
+
+def logits(model: Any) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = model.eval()(IDS).logits
+    return found
+
+
+@pytest.mark.parametrize("kind", tiny.ARCHITECTURES)
+def test_a_merged_model_says_what_its_adapter_said(kind: str, data: Path, tmp_path: Path) -> None:
+    base = tiny.base_folder(tmp_path / "base", kind)
+    artifact = tuned(tmp_path / "sft", data, base)
+    place, metrics = merged(tmp_path / "merge", artifact, base)
+    plain = logits(AutoModelForCausalLM.from_pretrained(place))
+    adapted = logits(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), artifact / "adapter"))
+    torch.testing.assert_close(plain, adapted, atol=1e-4, rtol=1e-4)
+    assert (plain - logits(AutoModelForCausalLM.from_pretrained(base))).abs().max() > 0.1
+    assert metrics["merge.drift_max"] < 1e-3
+    assert (metrics["merge.top1_agreement"], metrics["merge.answers_reproduced"]) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("kind", tiny.ARCHITECTURES)
+def test_a_merged_reward_model_scores_as_its_adapter_did(kind: str, data: Path, tmp_path: Path) -> None:
+    base = tiny.base_folder(tmp_path / "base", kind)
+    artifact = scored(tmp_path / "reward", data, base)
+    place, metrics = merged(tmp_path / "merge", artifact, base)
+    apart = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    torch.testing.assert_close(
+        logits(AutoModelForSequenceClassification.from_pretrained(place)),
+        logits(PeftModel.from_pretrained(apart, artifact / "adapter")),
+        atol=1e-4,
+        rtol=1e-4,
+    )
+    assert metrics["merge.reward_drift_max"] < 1e-4
+    assert metrics["merge.order_reproduced"] == 1.0
+
+
+@pytest.mark.parametrize("precision", ["int8", "nf4"])
+def test_an_adapter_of_a_quantised_base_is_merged_into_what_it_was_trained_on(precision: str, data: Path, tmp_path: Path) -> None:
+    base = tiny.base_folder(tmp_path / "base")
+    artifact = tuned(tmp_path / "sft", data, base, precision=precision)
+    _, metrics = merged(tmp_path / "merge", artifact, base, precision=precision)
+    assert metrics["merge.drift_max"] < 1e-3
+    with pytest.raises(InputError, match=rf"it was trained on a base in {precision} and this one is in float32 \(set weights.base to {precision}\)"):
+        merged(tmp_path / "other", artifact, base)
+
+
+@pytest.mark.parametrize(("dtype", "least", "most"), [("bfloat16", 1e-4, 1.0), ("float16", 1e-6, 0.1), (None, 0.0, 1e-3)])
+def test_merging_into_less_precise_weights_is_measured(dtype: str | None, least: float, most: float, data: Path, tmp_path: Path) -> None:
+    base = tiny.base_folder(tmp_path / "base")
+    place, metrics = merged(tmp_path / "merge", tuned(tmp_path / "sft", data, base), base, dtype=dtype)
+    assert least <= metrics["merge.drift_max"] < most
+    assert AutoModelForCausalLM.from_pretrained(place, dtype="auto").dtype == getattr(torch, dtype or "float32")
+
+
+def test_a_model_that_was_trained_whole_is_taken_over(data: Path, tmp_path: Path) -> None:
+    base = tiny.base_folder(tmp_path / "base")
+    artifact = tuned(tmp_path / "sft", data, base, tune="full", learning_rate=1e-3)
+    place, metrics = merged(tmp_path / "merge", artifact, base)
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(place)), logits(AutoModelForCausalLM.from_pretrained(artifact / "model")))
+    assert metrics["merge.drift_max"] == 0
+
+
+def test_what_cannot_be_one_model_is_refused(data: Path, tmp_path: Path) -> None:
+    base = tiny.base_folder(tmp_path / "base")
+    ensemble = scored(tmp_path / "reward", data, base, members=2, max_steps=1)
+    with pytest.raises(InputError, match="An ensemble cannot be merged into one model"):
+        merged(tmp_path / "one", ensemble, base)
+    inputs = {"data": data, "model": base}
+    known = Run(tiny.prepare(tmp_path / "reference", "reference", {"text": TEXT}, inputs))
+    reference.compute(ReferenceJob.model_validate(known.record), known)
+    job = {"seed": 0, "text": TEXT, "dpo": {"tune": "bottleneck", "bottleneck": {"width": 4}, "max_steps": 1}}
+    run = Run(tiny.prepare(tmp_path / "dpo", "dpo", job, inputs | {"reference": known.artifact}))
+    dpo.train(DpoJob.model_validate(run.record), run)
+    with pytest.raises(InputError, match="Bottlenecks cannot be folded"):
+        merged(tmp_path / "two", run.artifact, base)
+
+
+def test_another_base_is_refused(data: Path, tmp_path: Path) -> None:
+    base, other = tiny.base_folder(tmp_path / "base"), tmp_path / "other"
+    artifact = tuned(tmp_path / "sft", data, base, max_steps=1)
+    tiny.model(seed=1).save_pretrained(other)
+    tiny.tokenizer().save_pretrained(other)
+    with pytest.raises(InputError, match="its base's weights were sha256:"):
+        merged(tmp_path / "merge", artifact, other)
