@@ -97,8 +97,8 @@ Base = Annotated[BuiltinBase | HuggingFaceBase, Field(discriminator="kind", json
 class Text(Settings):
     """How a question and an answer become tokens, the same in every stage."""
 
-    template: Literal["question-answer", "chat"] = Field(
-        "question-answer", description="'Question: ... Answer: ...', or the tokenizer's chat template."
+    template: Literal["question-answer", "human-assistant", "chat"] = Field(
+        "question-answer", description="'Question: ... Answer: ...', 'Human: ... Assistant: ...' (hh-rlhf), or the tokenizer's chat template."
     )
     max_prompt_tokens: int = Field(48, ge=8, le=131_072, description="Longer prompts lose text from the end of the question.")
     max_answer_tokens: int = Field(56, ge=1, le=131_072, description="Longest answer, its end token included; PPO samples at most as many.")

@@ -2,7 +2,7 @@
 
 Weights, gradients and optimizer states are counted. What a step makes in passing is rehearsed: the model's own code runs forward and backward
 on torch's meta device, where tensors have shapes and no memory, and the largest number of bytes alive at once is noted. So every architecture,
-adapter and way of computing layers again is right without a formula for it. A 7B model takes about two seconds.
+adapter and way of computing layers again is right without a formula for it. A 7B model takes about four seconds.
 """
 
 import copy
@@ -28,6 +28,9 @@ from tasks.rlhf.refusal import InputError
 META = torch.device("meta")
 NF4_BLOCK, NF4_GROUP = 64, 256  # weights a scale, scales a scale of their own (Dettmers et al. 2023, arXiv 2305.14314, section 3)
 SLACK = 1.05  # kernels' own buffers, and what the allocator cannot use again
+# glibc's heap on a CPU keeps holes between tensors under 32 MB: measured, over what a step makes in passing without checkpointing. Adapters leave
+# more of them, with their many small tensors between the large.
+HEAP_ADAPTER, HEAP_FULL = 1.1, 0.5
 
 
 class Plan(NamedTuple):
@@ -46,6 +49,7 @@ class Plan(NamedTuple):
     double_quantised: bool = True  # the scales of nf4
     chunk: int | None = None  # rows of logits at a time; None is chunked's own choice on `device`
     device: torch.device = torch.device("cpu")
+    mapped: bool = False  # on a CPU, whether large tensors get pages of their own (MALLOC_MMAP_THRESHOLD_=1048576): no holes, slower steps
 
 
 class Estimate(NamedTuple):
@@ -58,6 +62,7 @@ class Estimate(NamedTuple):
     activations: int  # what the layers keep for the backward pass
     logits: int  # what the head's chunks add to that
     workspace: int  # what the backward pass through the layers adds to both, weights in passing, and slack
+    heap: int  # on a CPU, holes between tensors
     plan: Plan
 
     @property
@@ -68,7 +73,7 @@ class Estimate(NamedTuple):
 
 def estimate(plan: Plan) -> Estimate:
     """Peak memory of a training step, in bytes."""
-    return _rehearsed(_counted(plan))
+    return _complete(_counted(plan))
 
 
 def told(estimate: Estimate) -> str:
@@ -82,12 +87,21 @@ def check(estimate: Estimate, available: int) -> None:
     if estimate.total <= available:
         return
     advice = f"nothing that can be set here makes it fit: take a smaller base or a device with more memory than {_gigabytes(available)}"
+    seen = estimate
     for setting, plan in _alternatives(estimate.plan):
+        if plan == seen.plan._replace(rows=plan.rows) and _at_least(seen, plan.rows) > available:
+            continue
         smaller = _counted(plan)
-        if smaller.total <= available and (smaller := _rehearsed(smaller)).total <= available:
-            advice = f"with {setting} it takes {_gigabytes(smaller.total)}"
+        if smaller.total <= available and (seen := _complete(smaller)).total <= available:
+            advice = f"with {setting} it takes {_gigabytes(seen.total)}"
             break
     raise InputError(f"A training step would take about {told(estimate)}; {_gigabytes(available)} are free: {advice}.")
+
+
+def _at_least(larger: Estimate, rows: int) -> float:
+    """A bound for fewer rows that needs no rehearsal: what a step makes in passing shrinks with them at most."""
+    passing = larger.activations + larger.logits + larger.workspace + larger.heap
+    return larger.total - passing * (1 - rows / larger.plan.rows)
 
 
 def _alternatives(plan: Plan) -> Iterator[tuple[str, Plan]]:
@@ -139,7 +153,7 @@ def _counted(plan: Plan) -> Estimate:
     trained = _num_bytes(model.parameters())
     if plan.rank is not None:
         trained = added = plan.num_adapters * _num_bytes(adapters.parameters(_adapted(model, plan), "rehearsed").values())
-    return Estimate(weights, added, gradients=trained, optimizer=2 * trained, activations=0, logits=0, workspace=0, plan=plan)
+    return Estimate(weights, added, gradients=trained, optimizer=2 * trained, activations=0, logits=0, workspace=0, heap=0, plan=plan)
 
 
 def _model(plan: Plan) -> PreTrainedModel:
@@ -188,9 +202,26 @@ def _num_bytes(tensors: Iterable[Tensor]) -> int:
 # ---------------------------------------------------------------------------------------------------------------------- rehearsed
 
 
-def _rehearsed(counted: Estimate) -> Estimate:
+class _Passing(NamedTuple):
+    """Bytes that a step makes in passing, each beyond those before."""
+
+    activations: int
+    logits: int
+    workspace: int
+
+
+def _complete(counted: Estimate) -> Estimate:
     """The estimate with what a step makes in passing."""
     plan = counted.plan
+    passing, heap = _rehearsed(plan), 0
+    if plan.device.type == "cpu" and not plan.mapped:
+        kept_all = _rehearsed(plan._replace(checkpointing=False)) if plan.checkpointing else passing
+        heap = round(sum(kept_all) * (HEAP_FULL if plan.rank is None else HEAP_ADAPTER))
+    return counted._replace(heap=heap, **passing._asdict())
+
+
+def _rehearsed(plan: Plan) -> _Passing:
+    """One micro-batch forward and backward on tensors without memory."""
     model = _model(plan)
     if model.config._attn_implementation == "sdpa":
         AttentionInterface.register("rehearsed", _attention)
@@ -199,7 +230,7 @@ def _rehearsed(counted: Estimate) -> Estimate:
     if plan.checkpointing:
         bases.gradient_checkpointing(model)
     largest = max(matrix.weight.numel() for matrix in _matrices(model))
-    passing = {"int8": 8, "nf4": model.dtype.itemsize}.get(str(plan.precision), 0) * largest  # one matrix at a time is made whole again
+    whole = {"int8": 8, "nf4": model.dtype.itemsize}.get(str(plan.precision), 0) * largest  # one quantised matrix at a time is made whole again
     with _ready(model, plan) as base, _Alive() as alive:
         with _Answers(packed=plan.packed):
             hidden = _hidden(base, plan)
@@ -210,9 +241,8 @@ def _rehearsed(counted: Estimate) -> Estimate:
         logits = alive.most - kept
         del hidden
         torch.autograd.backward(loss)
-    workspace = alive.most - kept - logits + passing
-    workspace += round((SLACK - 1) * (kept + logits + workspace))
-    return counted._replace(activations=kept, logits=logits, workspace=workspace)
+    workspace = alive.most - kept - logits + whole
+    return _Passing(kept, logits, workspace + round((SLACK - 1) * (kept + logits + workspace)))
 
 
 @contextmanager

@@ -6,8 +6,9 @@ from transformers import PreTrainedTokenizerBase
 
 from tasks.rlhf.refusal import InputError
 
-Template = Literal["question-answer", "chat"]
-_ANCHOR = "Answer:"
+Template = Literal["question-answer", "human-assistant", "chat"]
+# What stands before a question, and between it and its answer, whose space before the first word is the answer's.
+_PLAIN = {"question-answer": ("Question: ", "\n\n", "Answer:"), "human-assistant": ("\n\nHuman: ", "\n\n", "Assistant:")}
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, question: str, *, template: Template, max_tokens: int) -> list[int]:
@@ -28,15 +29,16 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, question: str, *, template
 def encode_answer(tokenizer: PreTrainedTokenizerBase, answer: str, *, template: Template, max_tokens: int) -> list[int]:
     """Ids of the answer and the end token; a longer answer is cut and then has no end token.
 
-    In the plain template the space after ``Answer:`` belongs to the answer's first token, so it is encoded behind that anchor.
+    In the plain templates the space after ``Answer:`` belongs to the answer's first token, so it is encoded behind that anchor.
     """
     eos = tokenizer.eos_token_id
     assert isinstance(eos, int)
     if template == "chat":
         ids = _ids(tokenizer, answer.strip())
     else:
-        anchor = _ids(tokenizer, _ANCHOR)
-        ids = _ids(tokenizer, f"{_ANCHOR} {answer.strip()}")
+        before = _PLAIN[template][-1]
+        anchor = _ids(tokenizer, before)
+        ids = _ids(tokenizer, f"{before} {answer.strip()}")
         if ids[: len(anchor)] != anchor:
             raise InputError("This tokenizer merges the answer's first word with the text before it: use text.template=chat with this model.")
         ids = ids[len(anchor) :]
@@ -56,7 +58,8 @@ def _prompt_ids(tokenizer: PreTrainedTokenizerBase, question: str, template: Tem
             raise InputError("This model's tokenizer has no chat template: use text.template=question-answer.")
         chat = tokenizer.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True, tokenize=False)
         return list(tokenizer(str(chat), add_special_tokens=False)["input_ids"])
-    ids = list(tokenizer(f"Question: {question}\n\n{_ANCHOR}", split_special_tokens=True)["input_ids"])
+    first, *rest = _PLAIN[template]
+    ids = list(tokenizer(f"{first}{question}{''.join(rest)}", split_special_tokens=True)["input_ids"])
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
 
 

@@ -1,0 +1,293 @@
+"""Estimates of memory against arithmetic by hand, against what torch really allocates, and what a refusal says."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import LlamaConfig, PretrainedConfig
+
+from tasks.rlhf import adapters, bases, chunked, memory, models
+from tasks.rlhf.memory import Estimate, Plan, available, check, estimate, told
+from tasks.rlhf.refusal import InputError
+
+SEVEN = LlamaConfig(dtype="bfloat16")  # transformers' defaults are Llama 7B: 32 layers of 4096 x 4096 and 4096 x 11008, 32000 tokens, untied
+SMALL = LlamaConfig(
+    vocab_size=512, hidden_size=64, intermediate_size=176, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True
+)
+CUDA = torch.device("cuda")
+FULL = Plan(SMALL, rows=4, tokens=64, device=CUDA)
+LORA = FULL._replace(rank=4)
+
+
+# ------------------------------------------------------------------------------------------------------------------ counted
+
+
+@pytest.mark.parametrize(
+    ("change", "weights"),
+    [
+        ({}, 6_738_415_616 * 2),
+        ({"precision": "float32"}, 6_738_415_616 * 4),
+        ({"precision": "int8"}, 6_476_005_376 + 32 * 42_496 * 4 + 262_410_240 * 2),  # matrices, a scale a row, the rest in bfloat16
+        ({"precision": "nf4"}, 3_238_002_688 + 101_187_584 + 395_264 * 4 + 262_410_240 * 2),  # 3.87 GB
+        ({"precision": "nf4", "double_quantised": False}, 3_238_002_688 + 101_187_584 * 4 + 262_410_240 * 2),
+    ],
+)
+def test_a_7b_model_by_hand(change: dict[str, Any], weights: int) -> None:
+    counted = memory._counted(Plan(SEVEN, rows=1, tokens=128, rank=16, num_adapters=2, **change))
+    one = 4 * 16 * 32 * (4 * 8192 + 3 * 15_104)  # float32; rank times (inputs + outputs) of seven matrices in 32 layers
+    assert counted[:4] == (weights, 2 * one, 2 * one, 4 * one)
+
+
+def test_training_every_weight_keeps_four_copies() -> None:
+    counted = memory._counted(FULL)
+    num = 512 * 64 + 3 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 176 + 2 * 64) + 64  # the head is the embedding
+    assert counted[:4] == (4 * num, 0, 4 * num, 8 * num)
+
+
+def test_a_quantised_base_cannot_train() -> None:
+    with pytest.raises(AssertionError, match="cannot train"):
+        estimate(FULL._replace(precision="nf4"))
+
+
+# ---------------------------------------------------------------------------------------------------------------- rehearsed
+
+
+def real(plan: Plan) -> int:
+    """The most bytes that torch had allocated at once in a forward and backward pass, on this machine."""
+    model = type(tiny.model())(plan.config) if plan.config.model_type == "llama" else models.AutoModelForCausalLM.from_config(plan.config)
+    model = model.to(torch.bfloat16 if plan.precision == "bfloat16" else torch.float32).requires_grad_(False).eval()
+    if plan.checkpointing:
+        bases.gradient_checkpointing(model)
+    ids = torch.randint(plan.config.vocab_size, (plan.rows, plan.tokens))
+    places = torch.arange(plan.tokens).remainder(plan.tokens // 2).expand(plan.rows, -1) if plan.packed else None
+    seen = torch.ones(plan.tokens, plan.tokens, dtype=torch.bool).tril().expand(plan.rows, -1, -1) if plan.visible else None
+    with memory._ready(model, plan) as base:
+        for parameter in base.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        with allocations() as sizes:
+            hidden = models.hidden_states(base, ids, places, seen).flatten(0, 1)
+            loss = chunked.cross_entropy(hidden, models.output_head(base), ids.flatten(), count=1, chunk=plan.chunk)
+            del hidden
+            loss.backward()
+    return max(sizes)
+
+
+@contextmanager
+def allocations() -> Iterator[list[int]]:
+    """Bytes allocated since the beginning, after each allocation."""
+    sizes = [0]
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        yield sizes
+    assert profiler.profiler is not None
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        sizes.append(sizes[-1] + event.nbytes())
+
+
+def config(kind: str) -> PretrainedConfig:
+    return tiny.model(kind).config
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out:UserWarning")
+@pytest.mark.parametrize(
+    "plan",
+    [
+        FULL,
+        LORA,
+        LORA._replace(rank=32),  # folded
+        FULL._replace(checkpointing=True),
+        LORA._replace(checkpointing=True, rows=16),
+        LORA._replace(dropout=0.1),
+        LORA._replace(packed=True),
+        FULL._replace(visible=True),
+        LORA._replace(chunk=32),
+        FULL._replace(precision="bfloat16"),
+        LORA._replace(precision="bfloat16"),
+        *(LORA._replace(config=config(kind)) for kind in tiny.ARCHITECTURES),
+        *(FULL._replace(config=config(kind)) for kind in tiny.ARCHITECTURES),
+    ],
+    ids=lambda plan: ", ".join([plan.config.model_type, *(f"{k}={v}" for k, v in plan._asdict().items() if k not in ("config", "device") and v)]),
+)
+def test_a_rehearsal_finds_what_torch_allocates(plan: Plan) -> None:
+    assert sum(memory._rehearsed(plan)) == pytest.approx(memory.SLACK * real(plan), rel=0.12)
+
+
+SCRIPT = """
+import resource, sys
+import torch
+from tasks.rlhf import adapters, chunked, memory, models
+from tests import test_memory
+torch.set_num_threads(1)
+plan = test_memory.LORA._replace(rows=32, tokens=256, config=test_memory.SMALL)
+test_memory.step(plan._replace(rows=1, tokens=8))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+test_memory.step(plan)
+print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+"""
+
+
+def step(plan: Plan) -> None:
+    """Two micro-batches and an optimizer step."""
+    model = type(tiny.model())(plan.config).requires_grad_(False).eval()
+    peft = adapters.attach(model, "x", adapters.lora_config(rank=plan.rank or 1, alpha=1, dropout=0, targets="all-linear"))
+    parameters = adapters.parameters(peft, "x").values()
+    optimizer = torch.optim.AdamW(parameters, fused=True)
+    for _ in range(2):
+        ids = torch.randint(plan.config.vocab_size, (plan.rows, plan.tokens))
+        with adapters.active(peft, "x") as base:
+            hidden = models.hidden_states(base, ids).flatten(0, 1)
+            chunked.cross_entropy(hidden, models.output_head(base), ids.flatten(), count=1).backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_process_takes_what_is_told(mapped: bool) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tiny.ROOT}:{tiny.ROOT / 'tests'}"}
+    environment |= {"MALLOC_MMAP_THRESHOLD_": "65536"} if mapped else {}
+    script = subprocess.run([sys.executable, "-c", SCRIPT], cwd=tiny.ROOT, env=environment, capture_output=True, text=True, check=True)
+    plan = LORA._replace(rows=32, tokens=256, device=torch.device("cpu"), mapped=mapped)
+    assert 0.7 < estimate(plan).total / int(script.stdout) < 1.6
+
+
+def test_more_takes_more() -> None:
+    base = estimate(LORA)
+    for change in (
+        {"rows": 8},
+        {"tokens": 128},
+        {"rank": 8},
+        {"num_adapters": 2},
+        {"packed": True},
+        {"visible": True},
+        {"device": torch.device("cpu")},
+    ):
+        assert estimate(LORA._replace(**change)).total > base.total, change
+    for change in ({"checkpointing": True}, {"chunk": 16}, {"precision": "bfloat16"}, {"precision": "int8"}, {"precision": "nf4"}):
+        assert estimate(LORA._replace(**change)).total < base.total, change
+    sizes = [memory._counted(LORA._replace(precision=p)).weights for p in ("float32", "bfloat16", "int8", "nf4")]
+    assert sizes == sorted(sizes, reverse=True)
+    on_cpu = LORA._replace(device=torch.device("cpu"))
+    assert estimate(on_cpu).total > estimate(on_cpu._replace(mapped=True)).total == base.total
+
+
+def test_activations_grow_with_the_tokens_and_not_their_square() -> None:
+    short, long = (estimate(LORA._replace(tokens=tokens)).activations for tokens in (1024, 2048))
+    assert long == pytest.approx(2 * short, rel=0.01)
+    short, long = (estimate(LORA._replace(tokens=tokens, packed=True)).activations for tokens in (1024, 2048))
+    assert long > 3 * short  # the mask of each layer
+
+
+def test_nothing_is_drawn_and_nothing_changed() -> None:
+    config, state = SMALL.to_dict(), torch.get_rng_state()
+    estimate(LORA)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert SMALL.to_dict() == config
+
+
+# ------------------------------------------------------------------------------------------------------------------- refusal
+
+
+def test_told() -> None:
+    parts = Estimate(3_870_000_000, 160_000_000, 160_400_000, 320_000_000, 9_120_000_000, 0, 1_000_000, 0, LORA)
+    assert told(parts) == "13.6 GB: activations 9.1 GB, weights 3.9 GB, optimizer 320 MB, gradients 160 MB, adapters 160 MB, workspace 1 MB"
+
+
+def test_what_fits_is_not_refused() -> None:
+    made = estimate(LORA)
+    check(made, made.total)
+
+
+@pytest.mark.parametrize(
+    ("plan", "wanted", "setting"),
+    [
+        (LORA, LORA._replace(rows=2), "machine.micro_batch=2"),
+        (LORA, LORA._replace(rows=1), "machine.micro_batch=1"),
+        (LORA._replace(rows=1), LORA._replace(rows=1, checkpointing=True), "machine.gradient_checkpointing=true"),
+        (LORA._replace(chunk=1), LORA._replace(chunk=1, rows=2, checkpointing=True), "machine.gradient_checkpointing=true and machine.micro_batch=2"),
+        (
+            FULL._replace(rows=1, tokens=8, checkpointing=True),
+            FULL._replace(rows=1, tokens=8, checkpointing=True, rank=16),
+            "LoRA instead of training every weight",
+        ),
+        (LORA._replace(rows=1, tokens=8, checkpointing=True), LORA._replace(rows=1, tokens=8, checkpointing=True, precision="nf4"), "a base in nf4"),
+        (
+            LORA._replace(rows=1, checkpointing=True, precision="nf4"),
+            LORA._replace(rows=1, checkpointing=True, precision="nf4", tokens=32),
+            "text.max_prompt_tokens and text.max_answer_tokens halved",
+        ),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_a_refusal_names_the_first_change_that_helps_and_its_figure(plan: Plan, wanted: Plan, setting: str) -> None:
+    made, smaller = estimate(plan), estimate(wanted)
+    with pytest.raises(InputError) as refusal:
+        check(made, smaller.total)
+    text = str(refusal.value)
+    size = memory._gigabytes(smaller.total)
+    assert text == f"A training step would take about {told(made)}; {size} are free: with {setting} it takes {size}."
+
+
+def test_a_refusal_when_nothing_helps() -> None:
+    with pytest.raises(InputError, match=re.escape("; 0 MB are free: nothing that can be set here makes it fit: take a smaller base or a device")):
+        check(estimate(LORA), 1000)
+
+
+# ----------------------------------------------------------------------------------------------------------------- available
+
+
+def machine(folder: Path, files: dict[str, str]) -> Path:
+    for name, text in ({"proc/meminfo": "MemTotal: 16000 kB\nMemAvailable:    8000 kB\n"} | files).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({}, 8_192_000),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "max\n"}, 8_192_000),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "5000000\n", "sys/fs/cgroup/memory.current": "1000000\n"}, 4_000_000),
+        (
+            {
+                "proc/self/cgroup": "0::/a/b\n",
+                "sys/fs/cgroup/a/memory.max": "5000000",  # the limit of the group around it
+                "sys/fs/cgroup/a/memory.current": "3000000",
+                "sys/fs/cgroup/a/memory.stat": "anon 5\ninactive_file 500000\n",
+                "sys/fs/cgroup/a/b/memory.max": "max",
+            },
+            2_500_000,
+        ),
+        (
+            {
+                "proc/self/cgroup": "9:cpu,cpuacct:/x\n4:memory:/docker/not-seen-from-inside\n",
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": "3000000",
+                "sys/fs/cgroup/memory/memory.usage_in_bytes": "1000000",
+                "sys/fs/cgroup/memory/memory.stat": "total_inactive_file 7",
+            },
+            2_000_007,
+        ),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "5000", "sys/fs/cgroup/memory.current": "6000"}, 0),
+    ],
+)
+def test_a_cpu_has_what_the_machine_and_the_container_leave(tmp_path: Path, files: dict[str, str], free: int) -> None:
+    assert available(torch.device("cpu"), system=machine(tmp_path, files)) == free
+
+
+def test_this_machine_has_memory() -> None:
+    assert available(torch.device("cpu")) > 1 << 20
+
+
+def test_a_gpu_has_what_is_free_and_what_torch_holds_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 5000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 300)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 100)
+    assert available(CUDA) == 1200
