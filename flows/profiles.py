@@ -102,7 +102,7 @@ def told(error: ValidationError) -> str:
             beside = [f"{prefix}.{field}" if prefix else field for field in section.model_fields] if section else []
             return f"There is no setting {name}{_hint(name, beside, flat(_defaults()))}"
         case "value_error":
-            return f"{name}: {first['ctx']['error']}"
+            return f"{name}: {first['ctx']['error']}" if name else str(first["ctx"]["error"])
         case "union_tag_invalid":
             return f"{name}.kind must be {first['ctx']['expected_tags'].replace(', ', ' or ')}, got {first['ctx']['tag']!r}"
         case "missing":

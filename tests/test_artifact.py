@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from fake_tree import MEANT, ROOT, TABLES
 
+from flows.profiles import load
 from tasks import dpo, merge, ppo, pretrain, reference, report, reward, sft, winrate
 from tasks.artifact import Artifact, content, made, only, within, without_weights
 from tasks.digests import digest_of
@@ -66,6 +67,45 @@ def keys(data: str = "", model: str = "", adapter: str = "", judge: str = "") ->
 def test_a_stage_is_built_again_when_what_it_looks_at_has_changed_and_only_then(changed: dict[str, str], rebuilt: set[str]) -> None:
     before, after = keys(), keys(**changed)
     assert {name for name in before if before[name] != after[name]} == rebuilt
+
+
+@pytest.mark.parametrize(
+    ("changed", "places"),
+    [
+        (["sft.tune=full"], {"merge": {"model"}}),
+        (
+            ["reward.members=3"],
+            {"ppo": {"adapter", "adapter-1", "adapter-2", "reward.json"}, "winrate": {"adapter", "adapter-1", "adapter-2", "reward.json"}},
+        ),
+        (["reward.tune=full"], {"ppo": {"model", "score.safetensors", "reward.json"}}),
+        (["dpo.tune=bottleneck"], {"winrate": {"bottleneck"}}),
+    ],
+)
+def test_what_is_handed_on_is_what_was_trained(changed: list[str], places: dict[str, set[str]]) -> None:
+    config = load("demo", changed)
+    names = [f"{place}/a.safetensors" for place in ("adapter", "adapter-1", "adapter-2", "model", "bottleneck")]
+    whole: Artifact = {
+        **artifact("sft"),
+        "files": dict.fromkeys([*names, "reward.json", "score.safetensors", "evaluation.parquet", "rl.parquet"], ""),
+    }
+    steps = {
+        "merge": lambda: merge.step(config, base=whole, adapter=whole).inputs["adapter"],
+        "ppo": lambda: ppo.step(config, data=whole, model=whole, reward=whole).inputs["reward"],
+        "winrate": lambda: winrate.step(config, data=whole, model=whole, reward=whole, dpo=whole).inputs["dpo" if "dpo" in changed[0] else "reward"],
+    }
+    for stage, expected in places.items():
+        assert {name.partition("/")[0] for name in steps[stage]()["files"]} == expected
+
+
+def test_weights_to_start_from_are_an_input_known_by_their_content(tmp_path: Path) -> None:
+    keys = []
+    for name, content in (("one", b"1"), ("same", b"1"), ("other", b"2")):
+        (tmp_path / f"{name}.safetensors").write_bytes(content)
+        config = load("demo", [f"sft.start={tmp_path / name}.safetensors"])
+        keys.append(sft.step(config, data=artifact("data"), base=artifact("merge")).recipe.key)
+    keys.append(sft.step(CONFIG, data=artifact("data"), base=artifact("merge")).recipe.key)
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 3
 
 
 def test_programs_look_at_what_their_tasks_name_and_nothing_else() -> None:

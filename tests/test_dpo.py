@@ -3,9 +3,12 @@
 import json
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import tiny
@@ -13,9 +16,10 @@ import torch
 from safetensors.torch import load_file
 
 from tasks.programs import dpo, reference
-from tasks.programs.config import DpoJob, ReferenceJob
+from tasks.programs.config import DpoJob, InputError, ReferenceJob
 from tasks.programs.entry import Run
-from tasks.rlhf import adapters, bases, comparisons, models, schedules
+from tasks.rlhf import adapters, bases, comparisons, models, schedules, tuned
+from tasks.rlhf.step_zero import StepZeroError
 
 TEXT = {"max_prompt_tokens": 48, "max_answer_tokens": 32}
 Trained = Callable[..., tuple[list[dict[str, Any]], Run]]
@@ -79,3 +83,91 @@ def test_the_likelihood_term_keeps_the_best_answers_likely_and_pairs_are_learnt(
     assert anchored[-1]["nll"] < plain[-1]["nll"]
     assert min(line["loss"] for line in plain) < 0.6
     assert min(line["loss"] for line in anchored) < 0.65
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"tune": "full", "learning_rate": 1e-3},
+        {"tune": "bottleneck", "bottleneck": {"width": 8}},
+        {"tune": "bottleneck", "bottleneck": {"whole_layers": True}},
+    ],
+    ids=["full", "bottleneck", "whole layers"],
+)
+def test_everything_that_can_be_trained_starts_as_the_reference_and_learns(trained: Trained, settings: dict[str, Any]) -> None:
+    lines, run = trained(max_steps=20, nll_weight=0.0, **settings)
+    assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert lines[-1]["held_out_loss"] < 0.65
+    assert {path.name for path in run.artifact.iterdir() if path.is_dir()} == {"model" if settings["tune"] == "full" else "bottleneck"}
+
+
+def test_a_bottleneck_in_place_of_the_mlp_starts_elsewhere(trained: Trained) -> None:
+    lines, _ = trained(max_steps=2, tune="bottleneck", bottleneck={"form": "replace", "width": 8})
+    assert abs(lines[0]["chosen_reward"]) > 0.1
+
+
+def test_ipo_starts_at_its_target_squared_and_holds_the_margin_down(trained: Trained) -> None:
+    lines, _ = trained("ipo", loss="ipo", beta=0.5, nll_weight=0.0, max_steps=30)
+    assert lines[0]["loss"] == pytest.approx(1.0, abs=1e-4)  # (0 - 1 / (2 beta))^2
+    plain, _ = trained("plain", beta=0.5, nll_weight=0.0, max_steps=30)
+    assert lines[-1]["margin"] < plain[-1]["margin"]
+
+
+def test_every_kind_of_policy_is_had_back_as_it_was_trained(trained: Trained, inputs: dict[str, Path]) -> None:
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    for name, settings in {
+        "lora": {},
+        "full": {"tune": "full", "learning_rate": 1e-3},
+        "bottleneck": {"tune": "bottleneck", "bottleneck": {"width": 8}},
+    }.items():
+        kept: list[torch.Tensor] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(dpo, "evaluate", lambda policy, *_, kept=kept: kept.append(policy(ids).logits.detach()) or dpo.HeldOut(0.5, 1, 2))
+            _, run = trained(name, evaluations=1, **settings)
+        again = partial(bases.load, inputs["model"], device=tiny.CPU)
+        base = again()
+        _, active = tuned.load(run.artifact, base, "dpo", actual=bases.fingerprint(inputs["model"], base), setting="weights.merged", again=again)
+        with active() as policy, torch.no_grad():
+            torch.testing.assert_close(policy(ids).logits, kept[-1], atol=1e-5, rtol=1e-5)
+        with pytest.raises(InputError, match="weights were") if name != "full" else nullcontext():
+            other = bases.Fingerprint("sha256:0", "sha256:0", "float32", "float32")
+            tuned.load(run.artifact, again(), "dpo", actual=other, setting="weights.merged", again=again)
+
+
+def test_a_reference_of_other_answers_is_refused(inputs: dict[str, Path], tmp_path: Path) -> None:
+    table = pq.read_table(inputs["reference"] / "reference.parquet")
+    (tmp_path / "shorter").mkdir()
+    pq.write_table(table.slice(1), tmp_path / "shorter" / "reference.parquet")
+    job = {"seed": 0, "text": TEXT, "dpo": {"max_steps": 1}}
+    run = Run(tiny.prepare(tmp_path / "dpo", "dpo", job, inputs | {"reference": tmp_path / "shorter"}))
+    with pytest.raises(InputError, match="run the stage reference again"):
+        dpo.train(DpoJob.model_validate(run.record), run)
+
+
+def test_a_reference_of_another_model_is_noticed_before_the_first_step(inputs: dict[str, Path], tmp_path: Path) -> None:
+    table = pq.read_table(inputs["reference"] / "reference.parquet")
+    moved = table.set_column(3, "log_prob", pc.add(table["log_prob"], 1.0))
+    (tmp_path / "moved").mkdir()
+    pq.write_table(moved, tmp_path / "moved" / "reference.parquet")
+    job = {"seed": 0, "text": TEXT, "dpo": {"max_steps": 1}}
+    run = Run(tiny.prepare(tmp_path / "dpo", "dpo", job, inputs | {"reference": tmp_path / "moved"}))
+    with pytest.raises(StepZeroError, match="the reference stage saw another model"):
+        dpo.train(DpoJob.model_validate(run.record), run)
+    assert not (run.directory / "metrics.jsonl").read_text()
+
+
+def test_the_reference_is_what_the_library_says_of_each_answer(inputs: dict[str, Path]) -> None:
+    tokenizer, base = models.load_tokenizer(inputs["model"]), bases.load(inputs["model"], device=tiny.CPU)
+    rows = pq.read_table(inputs["data"] / "reward.parquet").to_pylist()
+    encoded = comparisons.encode(comparisons.from_pairs(rows), tokenizer, template="question-answer", **TEXT)
+    known = iter(pq.read_table(inputs["reference"] / "reference.parquet").to_pylist())
+    for question in encoded:
+        for number, answer in enumerate(question.answers):
+            ids = torch.tensor([question.prompt + answer])
+            labels = torch.where(torch.arange(ids.shape[1]) < len(question.prompt), -100, ids)
+            with torch.no_grad():
+                expected = -base(input_ids=ids, labels=labels).loss.item() * len(answer)
+            row = next(known)
+            assert (row["question_id"], row["answer"], row["tokens"]) == (question.question_id, number, len(answer))
+            assert row["log_prob"] == pytest.approx(expected, abs=1e-3)
+    assert next(known, None) is None

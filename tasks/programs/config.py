@@ -201,6 +201,19 @@ class Pipeline(Settings):
     machine: Machine = Machine()
     pools: Pools = Pools()
 
+    @model_validator(mode="after")
+    def _quantised_weights_stay_as_they_are(self) -> Self:
+        for name, stage, precision in (
+            ("base", "sft", self.weights.base),
+            ("merged", "reward", self.weights.merged),
+            ("merged", "dpo", self.weights.merged),
+        ):
+            if precision in ("int8", "nf4") and getattr(self, stage).tune == "full":
+                raise ValueError(
+                    f"{stage}.tune=full trains every weight, which weights.{name}={precision} does not allow: train an adapter, or set it to null"
+                )
+        return self
+
 
 class Job(Settings):
     """The sections of a pipeline that one stage's result depends on."""
