@@ -99,8 +99,8 @@ def test_what_is_handed_on_is_what_was_trained(changed: list[str], places: dict[
 
 def test_weights_to_start_from_are_an_input_known_by_their_content(tmp_path: Path) -> None:
     keys = []
-    for name, content in (("one", b"1"), ("same", b"1"), ("other", b"2")):
-        (tmp_path / f"{name}.safetensors").write_bytes(content)
+    for name, weights in (("one", b"1"), ("same", b"1"), ("other", b"2")):
+        (tmp_path / f"{name}.safetensors").write_bytes(weights)
         config = load("demo", [f"sft.start={tmp_path / name}.safetensors"])
         keys.append(sft.step(config, data=artifact("data"), base=artifact("merge")).recipe.key)
     keys.append(sft.step(CONFIG, data=artifact("data"), base=artifact("merge")).recipe.key)

@@ -203,15 +203,11 @@ class Pipeline(Settings):
 
     @model_validator(mode="after")
     def _quantised_weights_stay_as_they_are(self) -> Self:
-        for name, stage, precision in (
-            ("base", "sft", self.weights.base),
-            ("merged", "reward", self.weights.merged),
-            ("merged", "dpo", self.weights.merged),
-        ):
+        weights = self.weights
+        for name, stage, precision in (("base", "sft", weights.base), ("merged", "reward", weights.merged), ("merged", "dpo", weights.merged)):
             if precision in ("int8", "nf4") and getattr(self, stage).tune == "full":
-                raise ValueError(
-                    f"{stage}.tune=full trains every weight, which weights.{name}={precision} does not allow: train an adapter, or set it to null"
-                )
+                told = f"{stage}.tune=full trains every weight, which weights.{name}={precision} does not allow"
+                raise ValueError(f"{told}: train an adapter, or set it to null")
         return self
 
 
