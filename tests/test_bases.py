@@ -28,6 +28,12 @@ QUANTISED = ("int8", "nf4")
 MATRICES = {"llama": 14, "gpt2": 8, "qwen2": 14, "gpt_neox": 8}  # of the two layers
 
 
+@pytest.fixture(autouse=True)
+def able(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a CPU that has instructions for bfloat16, whatever this one has."""
+    monkeypatch.setattr(bases, "multiplies_bfloat16", lambda: True)
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A model of every architecture in float32, and a Llama in bfloat16."""
@@ -408,3 +414,22 @@ def test_an_adapter_without_a_record_is_refused(content: str | None, tmp_path: P
         (tmp_path / bases.RECORD).write_text(content)
     with pytest.raises(InputError, match=r"does not say in base\.json"):
         bases.recorded(tmp_path)
+
+
+@pytest.mark.parametrize("precision", [None, "bfloat16", "int8", "nf4"])
+def test_a_cpu_without_bfloat16_computes_with_the_same_weights_in_float32(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, precision: Any
+) -> None:
+    half = load(folders["half"], precision)
+    monkeypatch.setattr(bases, "multiplies_bfloat16", lambda: False)
+    single = load(folders["half"], precision)
+    assert (half.dtype, single.dtype) == (torch.bfloat16, torch.float32)
+    assert bases.stored(single) == torch.bfloat16
+    assert torch.equal(half.get_input_embeddings().weight.float(), single.get_input_embeddings().weight)
+    assert bases.fingerprint(folders["half"], half) == bases.fingerprint(folders["half"], single)  # adapters go from one machine to the other
+    exact = logits(single)
+    assert exact.dtype == torch.float32
+    assert 0 < (logits(half).float() - exact).abs().max() < 0.05 * exact.abs().max()
+    whole = logits(bases.dequantised(folders["half"], device=tiny.CPU, precision=precision))
+    # bitsandbytes unpacks nf4 in the type of the product, and `dequantised` in the stored one
+    torch.testing.assert_close(exact, whole, atol=2e-2 if precision == "nf4" else 1e-5, rtol=1e-5)

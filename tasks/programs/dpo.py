@@ -64,7 +64,7 @@ def train(job: DpoJob, run: Run) -> None:
             sums += torch.stack([result.loss.detach().sum(), (margin > 0).sum(), margin.sum(), result.chosen_reward.sum()])
             if step == 0 and "start" not in run.inputs and tuning.is_base_at_start and not settings.lora.dropout:
                 step_zero.check_same(
-                    "An untrained policy's and the reference's log-probabilities", logp.detach(), ref, tolerance=TOLERANCE[base.dtype],
+                    "An untrained policy's and the reference's log-probabilities", logp.detach(), ref, tolerance=TOLERANCE[bases.stored(base)],
                     cause="the reference stage saw another model, precision or text.",
                 )  # fmt: skip
         names = ("loss", "accuracy", "margin", "chosen_reward")

@@ -64,8 +64,7 @@ def _write(
 ) -> dict[str, float]:
     """Save the merged model, have it back as anybody would, and compare."""
     place = run.artifact / "model"
-    if job.merge.dtype is not None:
-        merged = merged.to(getattr(torch, job.merge.dtype))
+    nn.Module.to(merged, dtype=getattr(torch, job.merge.dtype) if job.merge.dtype else bases.stored_in(run.inputs["base"]))
     if score is not None:
         merged = with_score(merged, score)
     merged.save_pretrained(place)

@@ -249,7 +249,7 @@ def load_actors(job: PpoJob, run: Run, device: torch.device) -> Actors:
         step_zero.check_same(
             "Adapter-off and bare logits", _logits(reference, probe), bare, tolerance=0.0, cause="an adapter was merged into the base."
         )
-    _check_reward_model(actors, record["probes"], device, tolerance=TOLERANCE[model.dtype])
+    _check_reward_model(actors, record["probes"], device, tolerance=TOLERANCE[bases.stored(base)])
     return actors
 
 
