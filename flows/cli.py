@@ -211,7 +211,7 @@ def _parser() -> argparse.ArgumentParser:
     reporting.add_argument("--open", action="store_true", help="open it in the browser")
     by_hand = command(job, "Write a stage's job.json, to run its program by hand.", "alignflow job demo sft work/")
     profile(by_hand)
-    by_hand.add_argument("stage", metavar="STAGE", help="site, data, pretrain, sft, merge, reward, ppo, dpo, winrate or report")
+    by_hand.add_argument("stage", metavar="STAGE", help="site, data, pretrain, sft, merge, reward, ppo, reference, dpo, winrate or report")
     by_hand.add_argument("directory", metavar="DIR", type=Path, help="folder to write job.json into; made if needed")
     serving = command(up, "Run Prefect, MLflow and workers on this machine until Ctrl-C.", "alignflow up mine.yaml")
     serving.add_argument("profile", metavar="PROFILE", nargs="*", help="a YAML file to deploy beside the built-in profiles")

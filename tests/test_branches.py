@@ -77,9 +77,10 @@ def answer_values(model: PreTrainedModel, batch: branches.Branches) -> Tensor:
 
 def test_the_prompt_is_there_once_and_places_say_where_everything_is() -> None:
     batch = shared([([5, 6], [[7, 8, 1], [9, 1]]), ([10], [[1]])])
-    assert batch.input_ids.tolist() == [[5, 6, 7, 8, 1, 9, 1], [10, 1, 0, 0, 0, 0, 0]]
-    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 2, 3], [0, 1, 0, 0, 0, 0, 0]]
-    assert batch.answer.tolist() == [[-1, -1, 0, 0, 0, 1, 1], [-1, 2, -1, -1, -1, -1, -1]]
+    (rows,) = batch.groups
+    assert rows.input_ids.tolist() == [[5, 6, 7, 8, 1, 9, 1], [10, 1, 0, 0, 0, 0, 0]]
+    assert rows.position_ids.tolist() == [[0, 1, 2, 3, 4, 2, 3], [0, 1, 0, 0, 0, 0, 0]]
+    assert rows.answer.tolist() == [[-1, -1, 0, 0, 0, 1, 1], [-1, 2, -1, -1, -1, -1, -1]]
     assert (batch.targets.tolist(), batch.before.tolist()) == ([7, 8, 1, 9, 1, 1], [1, 2, 3, 1, 5, 7])
     assert (batch.owner.tolist(), batch.ends.tolist()) == ([0, 0, 0, 1, 1, 2], [4, 6, 8])
     assert branches.num_tokens(batch).tolist() == [3, 2, 1]
@@ -88,27 +89,44 @@ def test_the_prompt_is_there_once_and_places_say_where_everything_is() -> None:
 def test_short_questions_share_a_row_and_answers_keep_their_order() -> None:
     asked: list[Question] = [([5], [[6, 1]]), ([7, 8, 9], [[10, 11, 1], [12, 1]]), ([13, 14], [[1]])]
     batch = shared(asked)
-    assert batch.input_ids.shape == (2, 8)
-    assert batch.question[0].tolist() == [0, 0, 0, 2, 2, 2, -1, -1]
-    flat = batch.input_ids.flatten()
+    (rows,) = batch.groups
+    assert rows.input_ids.shape == (2, 8)
+    assert rows.question[0].tolist() == [0, 0, 0, 2, 2, 2, -1, -1]
+    flat = rows.input_ids.flatten()
     assert flat[batch.ends].tolist() == [1, 1, 1, 1]
     assert flat[batch.before].tolist() == [5, 6, 9, 10, 11, 9, 12, 14]
 
 
 def test_a_question_of_many_answers_is_there_again() -> None:
     asked: list[Question] = [([5, 6], [[7, 8, 9, 1]] * 7 + [[10, 1]])]
-    assert shared(asked, hidden_size=1).input_ids.shape == (8, 6)  # a narrow model: attention would cost more than the prompts
+    assert shared(asked, hidden_size=1).groups[0].input_ids.shape == (8, 6)  # a narrow model: attention would cost more than the prompts
     batch = shared(asked)
-    assert batch.input_ids.shape == (2, 22)  # 4 x (2 + 4) would be 24: five answers fit, and three with the prompt again
-    assert (batch.input_ids == 5).sum() == 2
+    assert batch.groups[0].input_ids.shape == (2, 22)  # 4 x (2 + 4) would be 24: five answers fit, and three with the prompt again
+    assert (batch.groups[0].input_ids == 5).sum() == 2
     assert branches.num_tokens(batch).tolist() == [4] * 7 + [2]
     model, head = tiny.model(), adapters.new_head(tiny.WIDTH)
     with torch.no_grad():
         torch.testing.assert_close(branches.scores(model, head, batch), sequences.scores(model, head, apart(asked)), atol=1e-4, rtol=1e-4)
 
 
+def test_questions_of_very_different_lengths_are_computed_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Question] = [([5, *[6] * (90 if i % 2 else 5)], [[*[7] * (20 if i % 2 else 3), 1], [8, 1]]) for i in range(8)]
+    batch = shared(asked)
+    assert [tuple(rows.input_ids.shape) for rows in batch.groups] == [(4, 114), (4, 12)]
+    places = sum(rows.input_ids.numel() for rows in batch.groups)
+    needed = sum(len(prompt) + sum(map(len, answers)) for prompt, answers in asked)
+    assert places < 1.1 * needed
+    monkeypatch.setattr(branches, "CALL", 1000)  # a call that costs more than all the padding
+    assert len(shared(asked).groups) == 1
+    model, head = tiny.model(), adapters.new_head(tiny.WIDTH)
+    with torch.no_grad():
+        torch.testing.assert_close(branches.scores(model, head, batch), sequences.scores(model, head, apart(asked)), atol=1e-4, rtol=1e-4)
+        alone = sequences.log_probs(model, apart(asked)).sum(dim=1)
+        torch.testing.assert_close(branches.log_probs(model, batch), alone, atol=1e-3, rtol=1e-4)
+
+
 def test_a_place_sees_its_own_prompt_and_answer_only() -> None:
-    rows = branches.visible(shared([([5, 6], [[7, 1], [8, 1]]), ([9], [[1]])]))[0].int().tolist()
+    rows = branches.visible(shared([([5, 6], [[7, 1], [8, 1]]), ([9], [[1]])]).groups[0])[0].int().tolist()
     assert rows == [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],

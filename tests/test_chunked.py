@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tasks.rlhf import chunked
 from tasks.rlhf.chunked import chunk_rows, cross_entropy, log_probs
+from tasks.rlhf.memory import _Alive
 
 N, D, V = 13, 6, 11
 
@@ -233,6 +234,19 @@ def test_no_more_than_a_chunk_of_logits_is_ever_made(trains: bool, dtype: torch.
             loss = made()
             if gradients:
                 loss.backward()
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_no_two_chunks_of_logits_are_alive_at_a_time(trains: bool) -> None:
+    num, width, vocabulary, chunk = 64, 4, 1000, 8
+    layer = head(trains=trains, dtype=torch.float32, width=width, vocabulary=vocabulary)
+    hidden, targets, _ = batch(torch.float32, num, width, vocabulary)
+    for made in (lambda x: cross_entropy(x, layer, targets, count=9, chunk=chunk), lambda x: log_probs(x, layer, targets, chunk=chunk).sum()):
+        with _Alive(answer=True) as alive:
+            made(hidden.requires_grad_(True)).backward()
+        one = 4 * chunk * vocabulary
+        gradients = 4 * vocabulary * width * (2 if trains else 0)
+        assert alive.most < 2 * one + gradients + 4 * num * width * 3 + 4096  # logits and their log-softmax
 
 
 def test_with_a_frozen_head_nothing_is_computed_twice_and_little_waits() -> None:

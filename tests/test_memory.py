@@ -1,5 +1,6 @@
 """Estimates of memory against arithmetic by hand, against what torch really allocates, and what a refusal says."""
 
+import copy
 import os
 import re
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 import tiny
 import torch
 from torch.profiler import ProfilerActivity, profile
-from transformers import LlamaConfig, PretrainedConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PretrainedConfig
 
 from tasks.rlhf import adapters, bases, chunked, memory, models
 from tasks.rlhf.memory import Estimate, Plan, available, check, estimate, told
@@ -26,6 +27,7 @@ SMALL = LlamaConfig(
 CUDA = torch.device("cuda")
 FULL = Plan(SMALL, rows=4, tokens=64, device=CUDA)
 LORA = FULL._replace(rank=4)
+DEEP = LORA._replace(config=LlamaConfig.from_dict(SMALL.to_dict() | {"num_hidden_layers": 12}), chunk=16)
 
 
 # ------------------------------------------------------------------------------------------------------------------ counted
@@ -63,8 +65,8 @@ def test_a_quantised_base_cannot_train() -> None:
 
 def real(plan: Plan) -> int:
     """The most bytes that torch had allocated at once in a forward and backward pass, on this machine."""
-    model = type(tiny.model())(plan.config) if plan.config.model_type == "llama" else models.AutoModelForCausalLM.from_config(plan.config)
-    model = model.to(torch.bfloat16 if plan.precision == "bfloat16" else torch.float32).requires_grad_(False).eval()
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(plan.config), dtype=torch.bfloat16 if plan.precision == "bfloat16" else torch.float32)
+    model.requires_grad_(False).eval()
     if plan.checkpointing:
         bases.gradient_checkpointing(model)
     ids = torch.randint(plan.config.vocab_size, (plan.rows, plan.tokens))
@@ -122,22 +124,30 @@ def test_a_rehearsal_finds_what_torch_allocates(plan: Plan) -> None:
 
 
 SCRIPT = """
-import resource, sys
-import torch
-from tasks.rlhf import adapters, chunked, memory, models
-from tests import test_memory
-torch.set_num_threads(1)
-plan = test_memory.LORA._replace(rows=32, tokens=256, config=test_memory.SMALL)
-test_memory.step(plan._replace(rows=1, tokens=8))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+import sys
+from pathlib import Path
+import test_memory
+from tasks.rlhf import memory
+if sys.argv[1] == "True":
+    memory.map_large_tensors()
+plan = test_memory.LORA._replace(rows=32, tokens=256)
+test_memory.step(plan._replace(rows=1, tokens=8))  # kernels are there now
+Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+before = test_memory.peak()
 test_memory.step(plan)
-print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+print(test_memory.peak() - before)
 """
+
+
+def peak() -> int:
+    """The most bytes that this process ever held."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return 1024 * int(line.split()[1])
 
 
 def step(plan: Plan) -> None:
     """Two micro-batches and an optimizer step."""
-    model = type(tiny.model())(plan.config).requires_grad_(False).eval()
+    model = LlamaForCausalLM(plan.config).requires_grad_(False).eval()
     peft = adapters.attach(model, "x", adapters.lora_config(rank=plan.rank or 1, alpha=1, dropout=0, targets="all-linear"))
     parameters = adapters.parameters(peft, "x").values()
     optimizer = torch.optim.AdamW(parameters, fused=True)
@@ -152,10 +162,13 @@ def step(plan: Plan) -> None:
 @pytest.mark.parametrize("mapped", [False, True])
 def test_a_process_takes_what_is_told(mapped: bool) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tiny.ROOT}:{tiny.ROOT / 'tests'}"}
-    environment |= {"MALLOC_MMAP_THRESHOLD_": "65536"} if mapped else {}
-    script = subprocess.run([sys.executable, "-c", SCRIPT], cwd=tiny.ROOT, env=environment, capture_output=True, text=True, check=True)
-    plan = LORA._replace(rows=32, tokens=256, device=torch.device("cpu"), mapped=mapped)
-    assert 0.7 < estimate(plan).total / int(script.stdout) < 1.6
+    script = subprocess.run([sys.executable, "-c", SCRIPT, str(mapped)], env=environment, capture_output=True, text=True)
+    assert script.returncode == 0, script.stderr
+    told = estimate(LORA._replace(rows=32, tokens=256, device=torch.device("cpu"), mapped=mapped))
+    taken = int(script.stdout)
+    assert 0.8 * told.needed < taken < 1.3 * told.total
+    if mapped:
+        assert taken < 1.2 * told.needed
 
 
 def test_more_takes_more() -> None:
@@ -182,7 +195,7 @@ def test_activations_grow_with_the_tokens_and_not_their_square() -> None:
     short, long = (estimate(LORA._replace(tokens=tokens)).activations for tokens in (1024, 2048))
     assert long == pytest.approx(2 * short, rel=0.01)
     short, long = (estimate(LORA._replace(tokens=tokens, packed=True)).activations for tokens in (1024, 2048))
-    assert long > 3 * short  # the mask of each layer
+    assert long > 2.5 * short  # the mask of each layer
 
 
 def test_nothing_is_drawn_and_nothing_changed() -> None:
@@ -211,7 +224,7 @@ def test_what_fits_is_not_refused() -> None:
         (LORA, LORA._replace(rows=2), "machine.micro_batch=2"),
         (LORA, LORA._replace(rows=1), "machine.micro_batch=1"),
         (LORA._replace(rows=1), LORA._replace(rows=1, checkpointing=True), "machine.gradient_checkpointing=true"),
-        (LORA._replace(chunk=1), LORA._replace(chunk=1, rows=2, checkpointing=True), "machine.gradient_checkpointing=true and machine.micro_batch=2"),
+        (DEEP, DEEP._replace(rows=2, checkpointing=True), "machine.gradient_checkpointing=true and machine.micro_batch=2"),
         (
             FULL._replace(rows=1, tokens=8, checkpointing=True),
             FULL._replace(rows=1, tokens=8, checkpointing=True, rank=16),

@@ -14,7 +14,7 @@ import pytest
 from tasks.programs.config import ReportJob
 from tasks.programs.entry import Run
 from tasks.programs.report import STYLE, TEMPLATE, report, verdict
-from tasks.rlhf import charts, panels
+from tasks.rlhf import charts, panels, reward_panels
 from tasks.rlhf.intervals import mean_interval, wilson
 from tasks.rlhf.judging import compare
 from tasks.rlhf.markup import author, clip, link
@@ -33,14 +33,26 @@ CURVES = {
         *("approx_kl", "explained_variance", "skipped"),
     ),
 }
+LOOKS = ("sft", "reward", "dpo")  # stages that measure a held-out loss, every twentieth step
 METRICS = {
     "site": {"site.posts": 90},
     "pretrain": {"pretrain.loss": 0.5},
-    "sft": {"sft.perplexity": 1.5, f"sft.{EVIL}": 2.0},
+    "sft": {"sft.perplexity": 1.5, f"sft.{EVIL}": 2.0, "sft.best_step": 40, "sft.held_out_loss": 0.25},
     "merge": {"merge.drift_max": 1e-5, "merge.top1_agreement": 1.0},
+    "reference": {"reference.log_prob": -0.5},
     "reward": {"reward_accuracy.votes": wilson(80, 100)._asdict(), "reward_accuracy.longer_wins": wilson(60, 100)._asdict()},
     "ppo": {"ppo.rollout_kl": 6.0},
     "dpo": {"dpo.implicit_accuracy": wilson(75, 100)._asdict()},
+}
+RATE = wilson(80, 100)._asdict()
+MEASURES: dict = {
+    "accuracy": dict.fromkeys(("votes", "gap_1", "gap_3_up", "longer_chosen", "longer_wins", "over_longer_wins"), RATE),
+    "calibration": {"temperature": 1.25, "before": 0.125, "after": 0.0625, "n": 50, "reliability": [{"confidence": 0.75, "accuracy": RATE}]},
+    "attacks": {
+        "empty": {"wins": wilson(0, 48)._asdict(), "failed": False},
+        EVIL: {"wins": wilson(3, 48)._asdict(), "failed": False},
+        "unrelated": {"wins": wilson(24, 48)._asdict(), "failed": True},
+    },
 }
 
 
@@ -80,7 +92,10 @@ def make_run(root: Path, *, policies: tuple[str, ...] = ("dpo", "ppo"), without:
         if stage in without or (stage in ("ppo", "dpo") and stage not in policies):
             continue
         lines = [{"step": i + 1, "total": 60, **{name: rng.random() for name in CURVES.get(stage, ())}} for i in range(60)]
+        for line in lines[19::20] if stage in LOOKS else ():
+            line["held_out_loss"] = 0.25 + abs(line["step"] - 40) / 100
         inputs[stage] = put(root / stage, metrics, lines)
+    (inputs["reward"] / "measures.json").write_text(json.dumps(MEASURES))
     inputs["data"] = make_data(root / "data", site)
     inputs["winrate"] = make_winrate(root / "winrate", ["sft", *policies], gold)
     (root / "run").mkdir()
@@ -181,6 +196,7 @@ def test_equal_artifacts_give_equal_bytes(tmp_path: Path) -> None:
 def test_a_run_without_some_stages_has_a_page_without_their_parts(tmp_path: Path, policies: tuple[str, ...], without: tuple[str, ...]) -> None:
     page = page_of(make_run(tmp_path, policies=policies, without=without))
     assert ("<h3>Base model" in page) == ("pretrain" not in without)
+    assert "<h3>Reference</h3>" in page
     for name in ("PPO", "DPO"):
         assert (f"<h3>{name} <small>60 steps" in page) == (name.lower() in policies)
         assert (f"{name} against SFT" in page) == (name.lower() in policies)
@@ -236,6 +252,8 @@ def test_labels_of_charts_are_escaped() -> None:
         charts.curves([charts.Curve("<b>", [(1, 1), (2, 3)])], title="<i>"),
         charts.columns([("<b>", 3)], title="<i>", unit="<u>"),
         charts.share_bar([('"><b>', 0.5)], value=0.5, low=0.4, high=0.6, title="<i>"),
+        charts.curves([charts.Curve("<b>", [(1, 1)], sparse=True)], title="<i>", mark=charts.Mark(1, 1, "<u>")),
+        charts.reliability([charts.Dot(0.7, 0.6, 0.5, 0.8, 3)], title="<i>", unit="<u>"),
     ]
     for drawing in drawings:
         assert not {tag for tag, _ in Tags(drawing).opened} & {"b", "i", "u"}
@@ -246,6 +264,179 @@ def test_curves_live_with_nothing_one_value_and_what_is_no_number() -> None:
     assert charts.curves([charts.Curve("a", [(1, float("nan"))])], title="") == ""
     for points in ([(1, 0.0)], [(1, 5.0), (2, 5.0)], [(1, float("inf")), (2, -1.0), (3, -2e9)]):
         assert not re.search("nan|inf", charts.curves([charts.Curve("a", points)], title=""))
+
+
+def shapes(drawing: str, tag: str, name: str) -> list[dict[str, str]]:
+    """Attributes of the drawing's shapes of one kind and class."""
+    return [{key: value or "" for key, value in found.items()} for kind, found in Tags(drawing).opened if kind == tag and found["class"] == name]
+
+
+def test_a_reliability_diagram_has_every_bin_where_its_shares_say(tmp_path: Path) -> None:
+    drawing = charts.reliability([charts.Dot(0.75, 0.5, 0.25, 1, 100), charts.Dot(1, 1, 1, 1, 25)], title="")
+    left, right, low, high = charts.LEFT, charts.WIDTH - charts.RIGHT, charts.HEIGHT - charts.BOTTOM, charts.TOP
+    first, second = shapes(drawing, "circle", "s0")
+    assert [float(first[key]) for key in ("cx", "cy", "r")] == [(left + right) / 2, (low + high) / 2, 6]
+    assert [float(second[key]) for key in ("cx", "cy", "r")] == [right, high, 4]  # a quarter of the pairs, half of what the radius can grow
+    whisker = shapes(drawing, "line", "over s0")[0]
+    assert [float(whisker[key]) for key in ("x1", "x2")] == [(left + right) / 2] * 2
+    assert [float(whisker[key]) for key in ("y1", "y2")] == [low - (low - high) / 4, high]
+    [diagonal] = shapes(drawing, "line", "half")
+    assert [float(diagonal[key]) for key in ("x1", "y1", "x2", "y2")] == [left, (low + high) / 2, right, high]
+    assert charts.reliability([], title="") == ""
+
+
+def test_a_sparse_curve_shows_each_point_and_the_mark_stands_on_its_own() -> None:
+    looks = charts.Curve("held-out", [(10, 2.0), (20, 1.0), (30, 4.0)], sparse=True)
+    steps = charts.Curve("training", [(float(step), 1.5) for step in range(1, 101)])
+    drawing = charts.curves([steps, looks], title="", mark=charts.Mark(20, 1.0, "kept"))
+    dots, [ring], [upright] = shapes(drawing, "circle", "s1"), shapes(drawing, "circle", "ring"), shapes(drawing, "line", "half")
+    assert len(dots) == 3
+    assert (ring["cx"], ring["cy"]) == (dots[1]["cx"], dots[1]["cy"])
+    assert upright["x1"] == upright["x2"] == ring["cx"]
+    assert len(shapes(drawing, "path", "s1")) == 1  # and no faint one: nothing is averaged
+
+
+@pytest.mark.parametrize(("x", "y", "anchor", "above"), [(0, 0, "start", True), (0, 1, "start", False), (9, 0, "end", True), (9, 1, "end", False)])
+def test_the_mark_is_told_where_it_covers_neither_itself_nor_the_edge(x: float, y: float, anchor: str, above: bool) -> None:
+    line = charts.Curve("", [(0, 0.0), (9, 1.0)])
+    found = re.search(r'<text x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)">kept', charts.curves([line], title="", mark=charts.Mark(x, y, "kept")))
+    assert found
+    assert found[3] == anchor
+    assert charts.LEFT < float(found[1]) < charts.WIDTH - charts.RIGHT
+    assert (float(found[2]) < charts.HEIGHT / 2) == above
+
+
+def test_the_line_of_a_share_bar_stands_where_it_is_put() -> None:
+    for line, place in ((0.5, "50.00"), (0.25, "25.00")):
+        [drawn] = shapes(charts.share_bar([("s0", 0.1)], value=0.1, low=0, high=0.2, title="", line=line), "line", "half")
+        assert (drawn["x1"], drawn["x2"]) == (place, place)
+
+
+LOOKED = [(10, 0.5), (20, 0.25), (30, 0.75)]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "step", "said"),
+    [
+        ({"sft.best_step": 20, "sft.held_out_loss": 0.25}, 20, "kept"),
+        ({"sft.best_step": 20, "sft.held_out_loss": 0.75}, 30, "kept"),  # keep=last
+        ({}, 20, "lowest"),
+    ],
+)
+def test_the_look_of_the_kept_weights_is_marked(metrics: dict, step: int, said: str) -> None:
+    mark = panels.kept("sft", LOOKED, metrics)
+    assert mark == (step, dict(LOOKED)[step], f"{said}: {dict(LOOKED)[step]:.3f} at step {step}")
+    assert panels.kept("sft", [], metrics) is None
+    assert panels.kept("sft", [(1, float("nan"))], metrics) is None
+
+
+def test_of_equal_looks_the_best_step_is_the_kept_one() -> None:
+    mark = panels.kept("dpo", [(1, 0.5), (2, 0.5)], {"dpo.best_step": 2, "dpo.held_out_loss": 0.5})
+    assert mark
+    assert mark.x == 2
+
+
+@pytest.mark.parametrize("stage", LOOKS)
+def test_a_loss_chart_has_the_held_out_loss_where_it_was_logged(stage: str) -> None:
+    lines = [{"step": step, "loss": 1.0} for step in range(1, 5)]
+    plain = panels.draw(stage, lines)[0]
+    lines[1]["held_out_loss"], lines[3]["held_out_loss"] = 0.5, 0.75
+    chart = panels.draw(stage, lines)[0]
+    assert [label for label, _ in plain.legend] == ["training"]
+    assert chart.legend == [("training", "1.00"), ("held-out", "0.750")]
+    assert not shapes(plain.drawing, "circle", "ring")
+    assert len(shapes(chart.drawing, "circle", "s1")) == 2
+    assert len(shapes(chart.drawing, "circle", "ring")) == 1
+    assert panels.drawn_of(stage, lines) == {f"{stage}.held_out_loss", f"{stage}.best_step"}
+    assert panels.drawn_of(stage, lines[:1]) == set()
+
+
+def test_lines_may_lack_any_metric() -> None:
+    lines = [{"step": 1}, {"step": 2, "held_out_loss": 0.5}, {"step": 3, "loss": None}]
+    [chart] = panels.draw("sft", lines)
+    assert chart.legend == [("held-out", "0.500")]
+    assert len(shapes(chart.drawing, "circle", "s0")) == 1
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "reference", "dpo"])
+def test_every_metric_of_a_stage_has_a_readable_name(stage: str) -> None:
+    program = (ROOT / "tasks" / "programs" / f"{stage}.py").read_text()
+    names = set(re.findall(rf'"({stage}\.[a-z_]+)"', program)) - {f"{stage}.parquet", f"{stage}.json"}
+    assert names
+    assert not {name for name in names if name not in panels.FACTS}
+
+
+def test_what_is_drawn_is_no_fact_and_the_others_stand_in_their_order() -> None:
+    metrics = {"sft.best_step": 3, "sft.packing_leak": 0.0, "sft.perplexity": 1.5, "sft.new_one": 7}
+    assert panels.facts(metrics, {"sft.best_step"}) == [("held-out perplexity", "1.50"), ("leak between packed documents", "0"), ("new one", "7")]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("reward.ece", 0.0625, "6.2\N{NO-BREAK SPACE}%"),
+        ("reward.worst_attack", 0.5, "50.0\N{NO-BREAK SPACE}%"),
+        ("merge.answers_reproduced", 1.0, "100.0\N{NO-BREAK SPACE}%"),
+        ("reward_accuracy.over_longer_wins", {"value": 0.25, "low": -0.125, "high": float("nan")}, "25.0 points (−12.5 to –)"),
+        ("reward.length_correlation", {"value": float("nan"), "low": -1.0, "high": 1.0}, "– (−1.00 to 1.00)"),
+    ],
+)
+def test_a_figure_is_told_in_its_unit(name: str, value: float, text: str) -> None:
+    assert panels.figure(name, value) == text
+
+
+def test_the_worst_attack_comes_first_and_a_failed_one_says_so_in_words() -> None:
+    [panel] = reward_panels.panels_of({"attacks": MEASURES["attacks"]})
+    [(_, bars)] = panel.groups
+    assert [(bar.title, "fooled" in bar.flag) for bar in bars] == [("Off the subject", True), (EVIL.replace("_", " "), False), ("No answer", False)]
+    assert [len(shapes(bar.bar, "rect", "s1")) for bar in bars] == [1, 0, 0]
+    for bar in bars:
+        assert float(shapes(bar.bar, "line", "half")[0]["x1"]) == 100 * reward_panels.FOOLED_ABOVE
+    assert "48 real answers" in panel.note
+
+
+def test_accuracies_stand_in_groups_and_those_that_were_not_measured_are_left_out() -> None:
+    [panel] = reward_panels.panels_of({"accuracy": MEASURES["accuracy"]})
+    assert [len(bars) for _, bars in panel.groups] == [1, 2, 1, 1]
+    assert shapes(panel.groups[-1][1][0].bar, "rect", "tie")  # a rule of thumb is not the model
+    [panel] = reward_panels.panels_of({"accuracy": {"votes": RATE}})
+    assert len(panel.groups) == 1
+
+
+def test_the_names_are_those_that_the_reward_stage_writes() -> None:
+    code = {name: (ROOT / "tasks" / "rlhf" / f"{name}.py").read_text() for name in ("red_team", "strata", "measures")}
+    assert set(re.findall(r'^        "(\w+)": ', code["red_team"], re.M)) == set(reward_panels.ATTACKS)
+    assert f"FAILED_ABOVE = {reward_panels.FOOLED_ABOVE} " in code["red_team"]
+    for name in (name for _, names in reward_panels.ACCURACIES for name in names):
+        assert f'"{name}"' in code["strata"] + code["measures"]
+
+
+@pytest.mark.parametrize("missing", [("accuracy",), ("calibration",), ("attacks",), ("accuracy", "calibration", "attacks")])
+def test_what_was_not_measured_is_not_drawn_and_its_figures_stay_facts(tmp_path: Path, missing: tuple[str, ...]) -> None:
+    run = make_run(tmp_path)
+    file = run.inputs["reward"] / "measures.json"
+    file.write_text(json.dumps({name: value for name, value in MEASURES.items() if name not in missing}))
+    if len(missing) == 3:
+        file.unlink()  # as in artifacts of old
+    page = page_of(run)
+    assert Tags(page).open == []
+    for part, text in {"accuracy": "Where it is right", "calibration": "Calibration error 6.2", "attacks": "What fools it"}.items():
+        assert (text in page) == (part not in missing)
+    assert ("<dt>held-out pairs ordered as the votes</dt><dd>80.0" in page) == ("accuracy" in missing)
+
+
+def test_a_calibration_tells_both_errors_and_its_temperature() -> None:
+    [chart] = reward_panels.calibration(MEASURES)
+    for text in ("6.2\N{NO-BREAK SPACE}% at the fitted temperature 1.25", "12.5\N{NO-BREAK SPACE}% without", "50 pairs"):
+        assert text in chart.note
+    assert reward_panels.calibration({"calibration": MEASURES["calibration"] | {"reliability": []}}) == []
+
+
+def test_stages_without_pictures_share_a_place(tmp_path: Path) -> None:
+    page = page_of(make_run(tmp_path))
+    merge, reference = page.index("<h3>Merge"), page.index("<h3>Reference")
+    assert merge < reference
+    assert 'class="stage' not in page[merge:reference]
 
 
 def test_ticks_are_round_and_inside() -> None:

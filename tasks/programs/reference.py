@@ -3,10 +3,12 @@
 python -m tasks.programs.reference DIR        inputs: data, model        artifact: reference.parquet, summary.json
 """
 
+from collections.abc import Callable
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.programs import beginning
 from tasks.programs.config import InputError, ReferenceJob, Text
@@ -27,20 +29,29 @@ def compute(job: ReferenceJob, run: Run) -> None:
     base = beginning.base(run, "model", job.weights.merged, job.text, device)
     questions = read(run, job.text, tokenizer)
     run.rewind(0)
-    by_length = sorted(questions, key=lambda c: len(c.prompt) + sum(map(len, c.answers)))  # little padding
-    found: dict[int, list[float]] = {}
-    parts = comparisons.micro_batches(by_length, run.machine.micro_batch or ANSWERS)
-    for number, part in enumerate(parts, 1):
-        batch = comparisons.collate(part, pad_id=tokenizer.pad_token_id, device=device, hidden_size=base.config.hidden_size)
-        values = iter(branches.log_probs(base, batch.branches).tolist())
-        found |= {c.question_id: [next(values) for _ in c.answers] for c in part}
-        if number % BATCHES == 0 or number == len(parts):
-            run.log(number, len(parts))
+    found = log_probs(base, questions, pad_id=tokenizer.pad_token_id, most=run.machine.micro_batch or ANSWERS, told=run.log)
     rows = [(c.question_id, i, len(answer), found[c.question_id][i]) for c in questions for i, answer in enumerate(c.answers)]
     table = pa.table(dict(zip(COLUMNS, zip(*rows, strict=True), strict=True)))
     pq.write_table(table, run.artifact / "reference.parquet")
     per_token = sum(row[3] for row in rows) / sum(row[2] for row in rows)
     run.finish({"reference.log_prob": per_token}, answers=len(rows), questions=len(questions))
+
+
+@torch.no_grad()
+def log_probs(
+    base: PreTrainedModel, questions: list[Comparison], *, pad_id: int, most: int = ANSWERS, told: Callable[[int, int], None] | None = None
+) -> dict[int, list[float]]:
+    """Log-probability of each answer by question; ``most`` answers at a time, and now and then ``told`` of so many batches of all."""
+    by_length = sorted(questions, key=lambda c: len(c.prompt) + sum(map(len, c.answers)))  # little padding
+    found: dict[int, list[float]] = {}
+    parts = comparisons.micro_batches(by_length, most)
+    for number, part in enumerate(parts, 1):
+        batch = comparisons.collate(part, pad_id=pad_id, device=base.device, hidden_size=base.config.hidden_size)
+        values = iter(branches.log_probs(base, batch.branches).tolist())
+        found |= {c.question_id: [next(values) for _ in c.answers] for c in part}
+        if told and (number % BATCHES == 0 or number == len(parts)):
+            told(number, len(parts))
+    return found
 
 
 def read(run: Run, text: Text, tokenizer: PreTrainedTokenizerBase) -> list[Comparison]:

@@ -21,7 +21,7 @@ from tasks.programs import card as data_card
 from tasks.programs.config import ReportJob
 from tasks.programs.entry import Run, main, read_summary
 from tasks.programs.histograms import histograms
-from tasks.rlhf import charts, panels
+from tasks.rlhf import charts, panels, reward_panels
 from tasks.rlhf.markup import author, clip, link
 
 TEMPLATE, STYLE = "report.html.j2", "report.css"
@@ -50,7 +50,7 @@ def report(job: ReportJob, run: Run) -> None:  # noqa: ARG001 - the page has no 
     (run.artifact / "card.html").write_text(data_card.page(about), encoding="utf-8")
     page = render(
         card=about,
-        stages=[_stage(name, found[name], metrics[name]) for name in panels.TITLES if name in found],
+        cells=_cells([_stage(name, found[name], metrics[name]) for name in panels.TITLES if name in found]),
         samples=_samples(found["winrate"], found["data"]),
         questions=read_summary(found["winrate"])["questions"],
         warnings=[(name, sentence) for name, folder in found.items() for sentence in read_summary(folder)["warnings"]],
@@ -79,8 +79,24 @@ def render(**values: Any) -> bytes:
 def _stage(name: str, folder: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
     log = folder / "metrics.jsonl"
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    measures = json.loads(file.read_text()) if (file := folder / "measures.json").is_file() else {}
     title, about = panels.TITLES[name]
-    return {"name": name, "title": title, "about": about, "facts": panels.facts(metrics), "charts": panels.draw(name, lines), "steps": len(lines)}
+    drawings = panels.draw(name, lines, metrics) + reward_panels.calibration(measures)
+    facts = panels.facts(metrics, panels.drawn_of(name, lines) | reward_panels.drawn_of(measures))
+    shares = reward_panels.panels_of(measures)
+    steps = len(lines) if drawings else 0  # progress of something else is counted in other things
+    return {"name": name, "title": title, "about": about, "facts": facts, "charts": drawings, "shares": shares, "steps": steps}
+
+
+def _cells(stages: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Stages by their places on the page: neighbours of which nothing is drawn share one."""
+    cells: list[list[dict[str, Any]]] = []
+    for stage in stages:
+        if cells and not stage["charts"] and not cells[-1][-1]["charts"]:
+            cells[-1].append(stage)
+        else:
+            cells.append([stage])
+    return cells
 
 
 def _data_charts(card: Mapping[str, Any]) -> list[panels.Chart]:
@@ -129,9 +145,9 @@ def _tally_bar(*, ours: str, theirs: str, rate: Mapping[str, Any], tally: Mappin
     return charts.share_bar(parts, value=rate["value"], low=rate["low"], high=rate["high"], title=title)
 
 
-def _accuracy(title: str, about: str, rate: Mapping[str, Any]) -> dict[str, Any]:
+def _accuracy(title: str, about: str, rate: Mapping[str, Any]) -> reward_panels.Bar:
     bar = charts.share_bar([("s0", rate["value"])], value=rate["value"], low=rate["low"], high=rate["high"], title=f"{title}: {panels.span(rate)}")
-    return {"title": title, "about": about, "rate": rate, "bar": bar}
+    return reward_panels.Bar(title, about, rate, bar)
 
 
 def _policy(name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -79,7 +79,9 @@ def train(job: RewardJob, run: Run) -> None:
     tuning.model.eval()
     tuning.save(run.artifact)
     rewards = answer_rewards(model, held_out, collate)
-    metrics = _held_out(measures.pairs_of(held_out), rewards, run) | _reference(job, run, model, tokenizer, device)
+    pairs = measures.pairs_of(held_out)
+    metrics = {"reward.held_out_loss": measures.held_out_loss(pairs, rewards), "reward.best_step": training.best.step}
+    metrics |= _held_out(pairs, rewards, run) | _reference(job, run, model, tokenizer, device)
     run.finish(metrics, questions=len(questions), pairs=sum(len(c.pairs) for c in questions), steps=training.plan.total)
 
 

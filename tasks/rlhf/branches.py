@@ -14,44 +14,46 @@ from tasks.rlhf.packing import first_fit
 NONE = -1
 # Widest row, times the longest prompt with one answer, and times the model's width: attention takes the square of a row.
 MOST_LENGTHS = MOST_WIDTHS = 4
+MOST_GROUPS, CALL = 4, 64  # a call of the model costs about as much as so many tokens
+
+
+class Rows(NamedTuple):
+    """Questions side by side in rows of one width, each its prompt and then its answers; every answer's positions go on from the prompt's."""
+
+    input_ids: Tensor  # (R, T) int64
+    position_ids: Tensor  # (R, T) int64
+    question: Tensor  # (R, T) int64 number of the question; NONE is padding
+    answer: Tensor  # (R, T) int64 number of the answer; NONE is a prompt or padding
 
 
 class Branches(NamedTuple):
-    """Several questions side by side in rows, each its prompt and then its answers; every answer's positions go on from the prompt's.
+    """Several questions in groups of like length, so that little padding is computed. Places are counted through the rows of all groups.
 
     A question whose answers would make too wide a row is there several times, each time with some of them.
 
     Answers are numbered through the whole batch, S in all; their N tokens stand in the order of the answers.
     """
 
-    input_ids: Tensor  # (R, T) int64
-    position_ids: Tensor  # (R, T) int64
-    question: Tensor  # (R, T) int64 number of the question; NONE is padding
-    answer: Tensor  # (R, T) int64 number of the answer; NONE is a prompt or padding
+    groups: tuple[Rows, ...]
     targets: Tensor  # (N,) the answers' tokens, end tokens included
-    before: Tensor  # (N,) place of the token that predicts each, counted through the rows
+    before: Tensor  # (N,) place of the token that predicts each
     owner: Tensor  # (N,) its answer
     ends: Tensor  # (S,) place of each answer's last token
 
 
 def join(questions: list[tuple[list[int], list[list[int]]]], *, pad_id: int, device: torch.device, hidden_size: int) -> Branches:
-    """Prompts with their answers as one batch, in rows as wide as the longest question with its answers; ``hidden_size`` is the model's."""
+    """Prompts with their answers as one batch, in rows as wide as a group's longest question with its answers; ``hidden_size`` is the model's."""
     longest = max(len(prompt) + len(answer) for prompt, answers in questions for answer in answers)
     most = min(MOST_LENGTHS * longest, max(longest, MOST_WIDTHS * hidden_size))
     questions = [(prompt, some) for prompt, answers in questions for some in _shares(answers, most - len(prompt))]
-    lengths = [len(prompt) + sum(map(len, answers)) for prompt, answers in questions]
-    width, rows = max(lengths), first_fit(lengths, max(lengths))
-    places: dict[int, int] = {}  # where each question begins, counted through the rows
-    for row, members in enumerate(rows):
-        starts = accumulate((lengths[index] for index in members), initial=row * width)
-        places |= dict(zip(members, starts, strict=False))
-    table = torch.tensor([pad_id, 0, NONE, NONE]).repeat(len(rows) * width, 1)
+    layout = _grouped([len(prompt) + sum(map(len, answers)) for prompt, answers in questions])
+    table = torch.tensor([pad_id, 0, NONE, NONE]).repeat(layout.places, 1)
     targets: list[int] = []
     before: list[int] = []
     owner: list[int] = []
     ends: list[int] = []
     for index, (prompt, answers) in enumerate(questions):
-        place, stem = places[index], places[index] + len(prompt) - 1
+        place, stem = layout.starts[index], layout.starts[index] + len(prompt) - 1
         cells = [(token, position, index, NONE) for position, token in enumerate(prompt)]
         for answer in answers:
             cells += [(token, position, index, len(ends)) for position, token in enumerate(answer, start=len(prompt))]
@@ -61,8 +63,42 @@ def join(questions: list[tuple[list[int], list[list[int]]]], *, pad_id: int, dev
             owner += [len(ends)] * len(answer)
             ends.append(last)
         table[place : place + len(cells)] = torch.tensor(cells)
-    columns = table.T.reshape(4, len(rows), width)
-    return Branches(*(x.to(device) for x in (*columns, *map(torch.tensor, (targets, before, owner, ends)))))
+    parts = zip(table.to(device).split([rows * width for rows, width in layout.shapes]), layout.shapes, strict=True)
+    groups = tuple(Rows(*part.T.reshape(4, *shape)) for part, shape in parts)
+    return Branches(groups, *(torch.tensor(numbers, device=device) for numbers in (targets, before, owner, ends)))
+
+
+class _Layout(NamedTuple):
+    shapes: list[tuple[int, int]]  # rows and width of each group
+    starts: dict[int, int]  # where each question begins, counted through the rows
+
+    @property
+    def places(self) -> int:
+        return sum(rows * width for rows, width in self.shapes)
+
+
+def _grouped(lengths: list[int]) -> _Layout:
+    """Questions of these lengths in as many groups as pay: each is a call of the model."""
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    layouts = [_laid(lengths, [order[len(order) * k // n : len(order) * (k + 1) // n] for k in range(n)]) for n in range(1, MOST_GROUPS + 1)]
+    return min(layouts, key=lambda layout: layout.places + CALL * len(layout.shapes))
+
+
+def _laid(lengths: list[int], groups: list[list[int]]) -> _Layout:
+    """Each group's questions in rows as wide as its longest, first fit in the order of the batch."""
+    shapes: list[tuple[int, int]] = []
+    starts: dict[int, int] = {}
+    place = 0
+    for members in filter(None, (sorted(group) for group in groups)):
+        width = max(lengths[index] for index in members)
+        rows = first_fit([lengths[index] for index in members], width)
+        for row, some in enumerate(rows):
+            chosen = [members[i] for i in some]
+            begins = accumulate((lengths[index] for index in chosen), initial=place + row * width)
+            starts |= dict(zip(chosen, begins, strict=False))
+        shapes.append((len(rows), width))
+        place += len(rows) * width
+    return _Layout(shapes, starts)
 
 
 def _shares(answers: list[list[int]], most: int) -> list[list[list[int]]]:
@@ -76,15 +112,15 @@ def _shares(answers: list[list[int]], most: int) -> list[list[list[int]]]:
 
 
 def hidden(model: PreTrainedModel, batch: Branches) -> Tensor:
-    """Last hidden states of all places, (R * T, D)."""
-    return hidden_states(model, batch.input_ids, batch.position_ids, visible(batch)).flatten(0, 1)
+    """Last hidden states of all places, (places, D)."""
+    return torch.cat([hidden_states(model, rows.input_ids, rows.position_ids, visible(rows)).flatten(0, 1) for rows in batch.groups])
 
 
-def visible(batch: Branches) -> Tensor:
+def visible(rows: Rows) -> Tensor:
     """Which places each place sees, (R, T, T) bool: of its own question, the prompt and its own answer up to itself."""
-    width = batch.input_ids.shape[1]
-    causal = torch.ones(width, width, dtype=torch.bool, device=batch.answer.device).tril()
-    question, answer = ((x[:, :, None], x[:, None, :]) for x in (batch.question, batch.answer))
+    width = rows.input_ids.shape[1]
+    causal = torch.ones(width, width, dtype=torch.bool, device=rows.answer.device).tril()
+    question, answer = ((x[:, :, None], x[:, None, :]) for x in (rows.question, rows.answer))
     return causal & (question[0] == question[1]) & ((answer[1] == NONE) | (answer[0] == answer[1]))
 
 

@@ -5,7 +5,7 @@ give equal bytes. A chart is as wide as its place on the page.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from markupsafe import Markup
@@ -18,10 +18,29 @@ Point = tuple[float, float]
 
 
 class Curve(NamedTuple):
-    """One line of a chart."""
+    """One line of a chart; a ``sparse`` one has few points, each of them a measurement to be seen."""
 
     label: str
     points: Sequence[Point]
+    sparse: bool = False
+
+
+class Mark(NamedTuple):
+    """A point of a chart to be found at once."""
+
+    x: float
+    y: float
+    label: str
+
+
+class Dot(NamedTuple):
+    """A measured share with its interval, of ``n`` observations, at a forecast one."""
+
+    forecast: float
+    value: float
+    low: float
+    high: float
+    n: int
 
 
 class Frame(NamedTuple):
@@ -39,15 +58,32 @@ class Frame(NamedTuple):
         return HEIGHT - BOTTOM - (value - self.y_low) / (self.y_high - self.y_low) * (HEIGHT - TOP - BOTTOM)
 
 
-def curves(lines: Sequence[Curve], *, title: str, bounds: tuple[float, float] | None = None) -> Markup:
+def curves(lines: Sequence[Curve], *, title: str, bounds: tuple[float, float] | None = None, mark: Mark | None = None) -> Markup:
     """Values by step: the values faintly, their moving average over them. ``bounds`` fixes the vertical axis."""
-    finite = [Curve(label, thin([(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)])) for label, points in lines]
+    finite = [line._replace(points=thin([point for point in line.points if all(map(math.isfinite, point))])) for line in lines]
     everything = [point for curve in finite for point in curve.points]
     if not everything:
         return Markup("")
     frame = _frame(everything, bounds)
     parts = [_axes(frame)]
-    parts += [_line(frame, number, curve) for number, curve in enumerate(finite) if curve.points]
+    parts += [_dotted(frame, n, curve) if curve.sparse else _line(frame, n, curve) for n, curve in enumerate(finite) if curve.points]
+    return _drawing([*parts, _marked(frame, mark)] if mark else parts, title)
+
+
+def reliability(dots: Sequence[Dot], *, title: str, unit: str = "") -> Markup:
+    """How often forecasts from one half to 1 came true, with the diagonal on which they all mean what they say. A dot's area grows with its ``n``."""
+    if not dots:
+        return Markup("")
+    frame, most = Frame(0.5, 1, 0, 1), max(dot.n for dot in dots) or 1
+    line = Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>')
+    circle = Markup('<circle class="s0" cx="{:.1f}" cy="{:.1f}" r="{:.1f}"><title>{}</title></circle>')
+    ticks_across = [_label(frame.x(tick), HEIGHT - 8, _per_cent(tick), "end" if tick > 0.99 else "middle") for tick in ticks(0.5, 1)]
+    names = [_label(frame.x(1) - 2, frame.y(0) - 6, "how sure", "end"), _label(frame.x(0.5) + 4, frame.y(1) + 12, "how often right", "start")]
+    parts = [_grid(frame, _per_cent), *ticks_across, *names, line.format("half", frame.x(0.5), frame.y(0.5), frame.x(1), frame.y(1))]
+    parts += [line.format("over s0", frame.x(dot.forecast), frame.y(dot.low), frame.x(dot.forecast), frame.y(dot.high)) for dot in dots]
+    for dot in dots:
+        told = f"{_per_cent(dot.value)} right ({_per_cent(dot.low)} to {_per_cent(dot.high)}) at {_per_cent(dot.forecast)}: {dot.n:,}{unit}"
+        parts.append(circle.format(frame.x(dot.forecast), frame.y(dot.value), 2 + 4 * math.sqrt(dot.n / most), told))
     return _drawing(parts, title)
 
 
@@ -68,16 +104,16 @@ def columns(bars: Sequence[tuple[str, float]], *, title: str, unit: str = "") ->
     return _drawing(parts, title)
 
 
-def share_bar(parts: Sequence[tuple[str, float]], *, value: float, low: float, high: float, title: str) -> Markup:
-    """A bar of 0 to 100 % in segments (CSS class, share), with an interval and a tick at one half over it."""
+def share_bar(parts: Sequence[tuple[str, float]], *, value: float, low: float, high: float, title: str, line: float = 0.5) -> Markup:
+    """A bar of 0 to 100 % in segments (CSS class, share), with an interval and a dashed ``line`` over it."""
     shapes, start = [], 0.0
     for name, share in parts:
         shapes.append(Markup('<rect class="{}" x="{:.2f}" y="4" width="{:.2f}" height="12"/>').format(name, 100 * start, 100 * share))
         start += share
-    lines = [("half", 50, 0, 50, 20), ("over", 100 * low, 10, 100 * high, 10), ("over", 100 * low, 5, 100 * low, 15)]
+    lines = [("half", 100 * line, 0, 100 * line, 20), ("over", 100 * low, 10, 100 * high, 10), ("over", 100 * low, 5, 100 * low, 15)]
     lines += [("over", 100 * high, 5, 100 * high, 15), ("mark", 100 * value, 2, 100 * value, 18)]
     shape = Markup('<line class="{}" x1="{:.2f}" y1="{}" x2="{:.2f}" y2="{}"/>')
-    shapes += [shape.format(*line) for line in lines if all(math.isfinite(number) for number in line[1:])]
+    shapes += [shape.format(*one) for one in lines if all(math.isfinite(number) for number in one[1:])]
     opening = Markup('<svg class="share" viewBox="0 0 100 20" preserveAspectRatio="none" role="img" aria-label="{}"><title>{}</title>')
     return opening.format(title, title) + Markup("").join(shapes) + Markup("</svg>")
 
@@ -135,18 +171,40 @@ def _line(frame: Frame, number: int, curve: Curve) -> Markup:
     return raw + path.format(number, "", _path(frame, smooth)) + dot.format(number, x, y, curve.label, curve.points[-1][1])
 
 
+def _dotted(frame: Frame, number: int, curve: Curve) -> Markup:
+    """Every point, joined by a line."""
+    circle = Markup('<circle class="s{}" cx="{:.1f}" cy="{:.1f}" r="3"><title>{} {:.4g}</title></circle>')
+    places = _path_points(frame, curve.points)
+    dots = [circle.format(number, x, y, curve.label, value) for (x, y), (_, value) in zip(places, curve.points, strict=True)]
+    return Markup('<path class="s{}" d="{}"/>').format(number, _path(frame, curve.points)) + Markup("").join(dots)
+
+
+def _marked(frame: Frame, mark: Mark) -> Markup:
+    """A dashed upright through the point, a ring round it, and its label where it is farthest from both."""
+    [(x, y)] = _path_points(frame, [(mark.x, mark.y)])
+    side, anchor = (5, "start") if x < (LEFT + WIDTH - RIGHT) / 2 else (-5, "end")
+    height = HEIGHT - BOTTOM - 7 if y < (TOP + HEIGHT - BOTTOM) / 2 else TOP + 10
+    upright = Markup('<line class="half" x1="{0:.1f}" y1="{1}" x2="{0:.1f}" y2="{2}"/>').format(x, TOP, HEIGHT - BOTTOM)
+    ring = Markup('<circle class="ring" cx="{:.1f}" cy="{:.1f}" r="5.5"/>').format(x, y)
+    return upright + ring + _label(x + side, height, mark.label, anchor)
+
+
 def _axes(frame: Frame) -> Markup:
     steps = [tick for tick in ticks(frame.x_low, frame.x_high) if tick == round(tick)]
     return _grid(frame) + Markup("").join(_label(frame.x(tick), HEIGHT - 8, short(tick), "middle") for tick in steps)
 
 
-def _grid(frame: Frame) -> Markup:
+def _grid(frame: Frame, told: Callable[[float], str] = short) -> Markup:
     line = Markup('<line class="{}" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>')
     parts = []
     for tick in ticks(frame.y_low, frame.y_high):
         y = frame.y(tick)
-        parts += [line.format("grid", LEFT, WIDTH - RIGHT, y, y), _label(LEFT - 6, y + 3.5, short(tick), "end")]
+        parts += [line.format("grid", LEFT, WIDTH - RIGHT, y, y), _label(LEFT - 6, y + 3.5, told(tick), "end")]
     return Markup("").join(parts)
+
+
+def _per_cent(share: float) -> str:
+    return f"{100 * share:.0f}\N{NO-BREAK SPACE}%"
 
 
 def _label(x: float, y: float, text: str, anchor: str) -> Markup:

@@ -6,6 +6,7 @@ adapter and way of computing layers again is right without a formula for it. A 7
 """
 
 import copy
+import ctypes
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,6 @@ from typing import Any, NamedTuple
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv
@@ -31,6 +31,8 @@ SLACK = 1.05  # kernels' own buffers, and what the allocator cannot use again
 # glibc's heap on a CPU keeps holes between tensors under 32 MB: measured, over what a step makes in passing without checkpointing. Adapters leave
 # more of them, with their many small tensors between the large.
 HEAP_ADAPTER, HEAP_FULL = 1.1, 0.5
+
+M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 
 
 class Plan(NamedTuple):
@@ -49,7 +51,7 @@ class Plan(NamedTuple):
     double_quantised: bool = True  # the scales of nf4
     chunk: int | None = None  # rows of logits at a time; None is chunked's own choice on `device`
     device: torch.device = torch.device("cpu")
-    mapped: bool = False  # on a CPU, whether large tensors get pages of their own (MALLOC_MMAP_THRESHOLD_=1048576): no holes, slower steps
+    mapped: bool = False  # on a CPU, whether `map_large_tensors` was called: no holes, slower steps
 
 
 class Estimate(NamedTuple):
@@ -70,6 +72,11 @@ class Estimate(NamedTuple):
         """All of it."""
         return sum(self[:-1])
 
+    @property
+    def needed(self) -> int:
+        """All but the holes, which `map_large_tensors` avoids."""
+        return self.total - self.heap
+
 
 def estimate(plan: Plan) -> Estimate:
     """Peak memory of a training step, in bytes."""
@@ -83,8 +90,8 @@ def told(estimate: Estimate) -> str:
 
 
 def check(estimate: Estimate, available: int) -> None:
-    """Refuse a step that does not fit in ``available`` bytes, with the first change that makes it fit."""
-    if estimate.total <= available:
+    """Refuse a step that needs more than ``available`` bytes, with the first change that makes it fit. For its ``total``, see `map_large_tensors`."""
+    if estimate.needed <= available:
         return
     advice = f"nothing that can be set here makes it fit: take a smaller base or a device with more memory than {_gigabytes(available)}"
     seen = estimate
@@ -92,16 +99,27 @@ def check(estimate: Estimate, available: int) -> None:
         if plan == seen.plan._replace(rows=plan.rows) and _at_least(seen, plan.rows) > available:
             continue
         smaller = _counted(plan)
-        if smaller.total <= available and (seen := _complete(smaller)).total <= available:
-            advice = f"with {setting} it takes {_gigabytes(seen.total)}"
+        if smaller.needed <= available and (seen := _complete(smaller)).needed <= available:
+            advice = f"with {setting} it takes {_gigabytes(seen.needed)}"
             break
-    raise InputError(f"A training step would take about {told(estimate)}; {_gigabytes(available)} are free: {advice}.")
+    raise InputError(f"A training step would take about {told(estimate._replace(heap=0))}; {_gigabytes(available)} are free: {advice}.")
 
 
 def _at_least(larger: Estimate, rows: int) -> float:
     """A bound for fewer rows that needs no rehearsal: what a step makes in passing shrinks with them at most."""
-    passing = larger.activations + larger.logits + larger.workspace + larger.heap
-    return larger.total - passing * (1 - rows / larger.plan.rows)
+    passing = larger.activations + larger.logits + larger.workspace
+    return larger.needed - passing * (1 - rows / larger.plan.rows)
+
+
+def map_large_tensors() -> None:
+    """From now on tensors of 1 MiB and more get pages of their own on a CPU, so ``total`` comes down to ``needed``.
+
+    For a step of which the one fits in memory and the other does not: steps take up to half as long again.
+    Only glibc has the switch, and the heap with the holes.
+    """
+    process = ctypes.CDLL(None)
+    if hasattr(process, "mallopt"):
+        process.mallopt(M_MMAP_THRESHOLD, 1 << 20)
 
 
 def _alternatives(plan: Plan) -> Iterator[tuple[str, Plan]]:
@@ -173,7 +191,7 @@ def _model(plan: Plan) -> PreTrainedModel:
 def _adapted(model: PreTrainedModel, plan: Plan) -> PeftModel:
     assert plan.rank is not None
     settings = adapters.lora_config(rank=plan.rank, alpha=plan.rank, dropout=plan.dropout, targets="all-linear")
-    with META:
+    with model.device:
         return adapters.attach(model, "rehearsed", settings)
 
 
@@ -231,9 +249,8 @@ def _rehearsed(plan: Plan) -> _Passing:
         bases.gradient_checkpointing(model)
     largest = max(matrix.weight.numel() for matrix in _matrices(model))
     whole = {"int8": 8, "nf4": model.dtype.itemsize}.get(str(plan.precision), 0) * largest  # one quantised matrix at a time is made whole again
-    with _ready(model, plan) as base, _Alive() as alive:
-        with _Answers(packed=plan.packed):
-            hidden = _hidden(base, plan)
+    with _ready(model, plan) as base, _Alive(answer=not plan.packed) as alive:
+        hidden = _hidden(base, plan)
         kept = alive.now
         targets = torch.zeros(len(hidden), dtype=torch.int64, device=META)
         rows = chunked.chunk_rows(len(hidden), base.config.vocab_size, device=plan.device, chunk=plan.chunk)
@@ -271,14 +288,20 @@ def _hidden(base: PreTrainedModel, plan: Plan) -> Tensor:
 
 
 class _Alive(TorchDispatchMode):
-    """Bytes of the tensors made inside: those alive now, and the most that ever were."""
+    """Bytes of the tensors made inside: those alive now, and the most that ever were.
 
-    def __init__(self) -> None:
+    Models ask their data one thing that matters, which has no answer without data: whether the positions begin once in every row. It is ``answer``.
+    """
+
+    def __init__(self, *, answer: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.answer = answer
         self.now = self.most = 0
         self.known: dict[int, weakref.finalize[Any, Any]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return self.answer
         made = func(*args, **(kwargs or {}))
         given = {x.untyped_storage()._cdata for x in args if isinstance(x, Tensor)}
         for x in made if isinstance(made, tuple | list) else (made,):
@@ -298,19 +321,6 @@ class _Alive(TorchDispatchMode):
     def _gone(self, key: int, size: int) -> None:
         del self.known[key]
         self.now -= size
-
-
-class _Answers(TorchFunctionMode):
-    """Models ask their data one thing, which has no answer without data: whether the positions begin once in every row."""
-
-    def __init__(self, *, packed: bool) -> None:
-        super().__init__()
-        self.packed = packed
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.__bool__ and args[0].device == META:
-            return not self.packed
-        return func(*args, **(kwargs or {}))
 
 
 def _attention(

@@ -1,12 +1,13 @@
 """What the report draws of each stage's metrics, and one sentence on how to read it."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from tasks.rlhf.charts import Curve, curves
+from tasks.rlhf.charts import Curve, Mark, curves
 
 
 class Panel(NamedTuple):
@@ -32,16 +33,20 @@ TITLES = {
     "pretrain": ("Base model", "A small Llama, trained from scratch on the fine-tuning questions and all their answers."),
     "sft": ("Supervised fine-tuning", "A LoRA adapter on the best answer of each question."),
     "merge": ("Merge", "The adapter folded into the base; every later stage starts from the result."),
+    "reference": ("Reference", "The SFT model's log-probability of every answer that DPO compares, computed once."),
     "reward": ("Reward model", "Learns from pairs of answers which one the voters preferred."),
     "ppo": ("PPO", "The policy samples answers, the reward model scores them, a KL penalty keeps it near the SFT model."),
     "dpo": ("DPO", "Learns from the same pairs without a reward model; the SFT model is its reference."),
 }
 
+HELD_OUT = "held_out_loss"  # logged now and then, not at every step
+LOSSES = {"loss": "training", HELD_OUT: "held-out"}
+
 PANELS: dict[str, tuple[Panel, ...]] = {
     "pretrain": (Panel("Loss", {"loss": "loss"}, "Cross-entropy of the next token in nats; it should fall and level off."),),
-    "sft": (Panel("Loss", {"loss": "loss"}, "Cross-entropy of the answers' tokens in nats; e raised to it is the perplexity."),),
+    "sft": (Panel("Loss", LOSSES, "Cross-entropy of the answers' tokens in nats; e raised to it is the perplexity."),),
     "reward": (
-        Panel("Loss", {"loss": "loss"}, "Log-loss of the preferred answer; guessing costs 0.693."),
+        Panel("Loss", LOSSES, "Log-loss of the preferred answer; guessing costs 0.693."),
         Panel("Accuracy", {"accuracy": "accuracy"}, "Share of the batch's pairs ordered as the votes do; guessing gets one half.", (0, 1)),
     ),
     "ppo": (
@@ -74,7 +79,7 @@ PANELS: dict[str, tuple[Panel, ...]] = {
         Panel("Skipped updates", {"skipped": "updates"}, "Updates left out because the policy had moved too far from the sampler.", None, True),
     ),
     "dpo": (
-        Panel("Loss", {"loss": "loss"}, "Log-loss of the preferred answer under the implicit reward; it starts at 0.693."),
+        Panel("Loss", LOSSES, "Log-loss of the preferred answer under the implicit reward; it starts at 0.693."),
         Panel("Accuracy", {"accuracy": "accuracy"}, "Share of pairs that the implicit reward orders as the votes do.", (0, 1)),
         Panel(
             "Implicit reward",
@@ -85,49 +90,96 @@ PANELS: dict[str, tuple[Panel, ...]] = {
     ),
 }
 
-FACTS = {
+FACTS = {  # shown in this order
     "pretrain.loss": "last training loss",
     "pretrain.parameters": "parameters",
     "sft.held_out_loss": "held-out loss",
+    "sft.best_step": "step with the lowest held-out loss",
     "sft.perplexity": "held-out perplexity",
     "sft.packing_leak": "leak between packed documents",
     "merge.drift_max": "largest change of a logit",
     "merge.drift_mean": "mean change of a logit",
     "merge.top1_agreement": "tokens with the same likeliest successor",
+    "merge.answers_reproduced": "test texts continued alike",
+    "merge.reward_drift_max": "largest change of a reward",
+    "merge.order_reproduced": "test texts ranked alike",
+    "reference.log_prob": "mean log-probability of a token, nats",
+    "reward.held_out_loss": "held-out loss",
+    "reward.best_step": "step with the lowest held-out loss",
+    "reward_accuracy.votes": "held-out pairs ordered as the votes",
+    "reward_accuracy.length_matched": "of those of like length",
+    "reward_accuracy.longer_wins": 'by the rule "the longer wins"',
+    "reward_accuracy.over_longer_wins": 'more than the rule "the longer wins"',
+    "reward_accuracy.older_wins": 'by the rule "the older wins"',
+    "reward_accuracy.over_older_wins": 'more than the rule "the older wins"',
+    "reward.length_correlation": "rank correlation of reward and length",
+    "reward.ece": "calibration error",
+    "reward.ece_uncalibrated": "before calibration",
+    "reward.temperature": "temperature",
+    "reward.worst_attack": "real answers out-scored by the worst attack",
     "reward.mean": "mean reward of reference answers",
     "reward.std": "their standard deviation",
-    "reward_accuracy.votes": "held-out pairs ordered as the votes",
-    "reward_accuracy.longer_wins": "the longer answer wins",
     "ppo.rollout_reward": "reward of the last batch",
     "ppo.rollout_kl": "KL of the last batch",
     "ppo.rollout_length": "tokens of its answers",
     "ppo.rollout_ended": "of them ended by themselves",
     "dpo.held_out_loss": "held-out loss",
+    "dpo.best_step": "step with the lowest held-out loss",
     "dpo.implicit_accuracy": "held-out pairs ordered as the votes",
 }
-SHARES = ("agreement", "accuracy", "ended", "wins", "win_rate")
+SHARES = ("agreement", "accuracy", "ended", "wins", "win_rate", "reproduced", "worst_attack", ".ece")
+DIFFERENCES = (".over_",)  # of shares
 
 
-def draw(stage: str, lines: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """The charts of a stage's logged steps."""
+def draw(stage: str, lines: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any] = MappingProxyType({})) -> list[Chart]:
+    """The charts of a stage's logged steps; on the held-out loss the kept weights are marked, which its ``metrics`` tell."""
     drawn = []
     for panel in PANELS.get(stage, ()):
-        found = [Curve(label, [(line["step"], line[name]) for line in lines if name in line]) for name, label in panel.metrics.items()]
-        found = [curve for curve in found if curve.points]
+        named = [(name, Curve(label, _points(lines, name), sparse=name == HELD_OUT)) for name, label in panel.metrics.items()]
+        found = [curve for _, curve in named if curve.points]
         if panel.only_if_it_moves and len({y for curve in found for _, y in curve.points}) < 2:
             continue
-        if drawing := curves(found, title=f"{stage}: {panel.title}", bounds=panel.bounds):
+        mark = next((kept(stage, curve.points, metrics) for name, curve in named if name == HELD_OUT), None)
+        if drawing := curves(found, title=f"{stage}: {panel.title}", bounds=panel.bounds, mark=mark):
             drawn.append(Chart(panel.title, panel.note, [(curve.label, number(curve.points[-1][1])) for curve in found], drawing))
     return drawn
 
 
-def facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Figures of a stage's summary with a readable name."""
-    return [(FACTS.get(name, name.partition(".")[2].replace("_", " ")), figure(name, value)) for name, value in metrics.items()]
+def _points(lines: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
+    return [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+
+
+def kept(stage: str, looks: Sequence[tuple[float, float]], metrics: Mapping[str, Any]) -> Mark | None:
+    """The look at whose weights training ended: where the stage's own held-out loss was measured, else the lowest.
+
+    The best step alone does not say it: with keep=last the weights are others.
+    """
+    final, best = metrics.get(f"{stage}.{HELD_OUT}"), metrics.get(f"{stage}.best_step")
+    looks = [look for look in looks if math.isfinite(look[1])]
+    if not looks:
+        return None
+    word, wanted = ("lowest", min(y for _, y in looks)) if final is None else ("kept", final)
+    step, loss = min(looks, key=lambda look: (abs(look[1] - wanted), look[0] != best, look[0]))
+    return Mark(step, loss, f"{word}: {number(loss)} at step {step:,}")
+
+
+def drawn_of(stage: str, lines: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Metrics that the stage's charts show already."""
+    return {f"{stage}.{HELD_OUT}", f"{stage}.best_step"} if _points(lines, HELD_OUT) else set()
+
+
+def facts(metrics: Mapping[str, Any], drawn: Collection[str] = ()) -> list[tuple[str, str]]:
+    """Figures of a stage's summary with a readable name, but for those that are drawn."""
+    places = {name: place for place, name in enumerate(FACTS)}
+    names = sorted((name for name in metrics if name not in drawn), key=lambda name: places.get(name, len(places)))
+    return [(FACTS.get(name, name.partition(".")[2].replace("_", " ")), figure(name, metrics[name])) for name in names]
 
 
 def figure(name: str, value: Any) -> str:
-    """A metric as text, with its interval where it has one; shares in per cent."""
+    """A metric as text, with its interval where it has one; shares in per cent, what lies between two shares in points."""
+    if any(word in name for word in DIFFERENCES):
+        value, low, high = (signed(value[part]) for part in ("value", "low", "high"))
+        return f"{value} points ({low} to {high})"
     is_share = any(word in name for word in SHARES)
     if isinstance(value, Mapping):
         return (
@@ -136,6 +188,11 @@ def figure(name: str, value: Any) -> str:
             else f"{number(value['value'])} ({number(value['low'])} to {number(value['high'])})"
         )
     return percent(value) if is_share else number(value)
+
+
+def signed(difference: float) -> str:
+    """The difference of two shares, times a hundred: −4.2."""
+    return f"{100 * difference:.1f}".replace("-", "\N{MINUS SIGN}") if math.isfinite(difference) else "–"
 
 
 def span(rate: Mapping[str, Any]) -> str:
@@ -151,7 +208,7 @@ def number(value: Any) -> str:
     """A number with about three digits that matter; '–' for none."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return "–" if value is None or isinstance(value, float) else str(value)
-    if isinstance(value, int) or abs(value) >= 1000:
+    if isinstance(value, int) or value == 0 or abs(value) >= 1000:
         text = f"{value:,.0f}"
     elif value and abs(value) < 0.001:
         text = f"{value:.1e}".replace("e-0", "e-")
