@@ -111,6 +111,7 @@ def config(kind: str) -> PretrainedConfig:
         LORA._replace(dropout=0.1),
         LORA._replace(packed=True),
         FULL._replace(visible=True),
+        LORA._replace(visible=True, tokens=16, rows=32),
         LORA._replace(chunk=32),
         FULL._replace(precision="bfloat16"),
         LORA._replace(precision="bfloat16"),
@@ -120,7 +121,7 @@ def config(kind: str) -> PretrainedConfig:
     ids=lambda plan: ", ".join([plan.config.model_type, *(f"{k}={v}" for k, v in plan._asdict().items() if k not in ("config", "device") and v)]),
 )
 def test_a_rehearsal_finds_what_torch_allocates(plan: Plan) -> None:
-    assert sum(memory._rehearsed(plan)) == pytest.approx(memory.SLACK * real(plan), rel=0.12)
+    assert sum(memory._rehearsed(plan)) == pytest.approx(memory.SLACK * real(plan), rel=0.05)
 
 
 SCRIPT = """
@@ -177,6 +178,7 @@ def test_more_takes_more() -> None:
         {"rows": 8},
         {"tokens": 128},
         {"rank": 8},
+        {"dropout": 0.1},
         {"num_adapters": 2},
         {"packed": True},
         {"visible": True},
@@ -189,6 +191,14 @@ def test_more_takes_more() -> None:
     assert sizes == sorted(sizes, reverse=True)
     on_cpu = LORA._replace(device=torch.device("cpu"))
     assert estimate(on_cpu).total > estimate(on_cpu._replace(mapped=True)).total == base.total
+
+
+def test_holes_of_the_heap_are_told_for_a_cpu() -> None:
+    for plan, share in ((FULL, memory.HEAP_FULL), (LORA, memory.HEAP_ADAPTER)):
+        passing = sum(memory._rehearsed(plan))
+        for checkpointing in (False, True):
+            made = estimate(plan._replace(device=torch.device("cpu"), checkpointing=checkpointing))
+            assert made.heap == made.total - made.needed == round(share * passing)
 
 
 def test_activations_grow_with_the_tokens_and_not_their_square() -> None:

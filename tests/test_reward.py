@@ -147,21 +147,15 @@ def test_pairs_are_learnt(trained: Trained) -> None:
 
 
 def test_the_best_weights_are_kept_and_not_the_last(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest, told = measures.held_out_loss, iter([0.5, 0.3, 0.4])
-    monkeypatch.setattr(measures, "held_out_loss", lambda *_: next(told))
-    best = trained("best", evaluations=3)
-    short = iter([0.5, 0.3])
-    monkeypatch.setattr(measures, "held_out_loss", lambda *_: next(short))
     monkeypatch.setattr("tasks.rlhf.training.Training.rate", lambda *_: 1e-3)  # of any length
-    told = iter([0.5, 0.3, 0.4])
-    monkeypatch.setattr(measures, "held_out_loss", lambda *_: next(told))
-    long = trained("long", evaluations=3)
-    monkeypatch.setattr(measures, "held_out_loss", honest)
-    four = trained("four", evaluations=1, max_steps=4)
-    last = trained("last", evaluations=3, keep="last")
-    weights = {run.directory.name: load_file(run.artifact / "adapter" / adapters.WEIGHTS) for run in (best, long, four, last)}
-    assert all(torch.equal(weights["long"][name], weights["four"][name]) for name in weights["long"])
-    assert not all(torch.equal(weights["long"][name], weights["last"][name]) for name in weights["long"])
+    told = iter([0.5, 0.3, 0.4, 0.3])  # the last of the artifact
+    with monkeypatch.context() as patch:
+        patch.setattr(measures, "held_out_loss", lambda *_: next(told))
+        best = trained("best", evaluations=3)
+    four, last = trained("four", evaluations=1, max_steps=4), trained("last", evaluations=3, keep="last")
+    weights = [load_file(run.artifact / "adapter" / adapters.WEIGHTS) for run in (best, four, last)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert not all(torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
 
 
 def test_training_stops_where_nothing_gets_better(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:

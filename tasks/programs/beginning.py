@@ -1,15 +1,17 @@
 """How SFT, the reward model and DPO begin: what is trained, from which weights, by which plan."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from tasks.programs.config import Dpo, InputError, Reward, Sft, Text
 from tasks.programs.entry import Run
-from tasks.rlhf import bases, models, schedules, tuned
+from tasks.rlhf import bases, branches, memory, models, schedules, tuned
 from tasks.rlhf.bases import Fingerprint, Precision
+from tasks.rlhf.comparisons import Comparison
 from tasks.rlhf.training import Plan, Training
 from tasks.rlhf.tuned import Tuned
 
@@ -22,6 +24,48 @@ def base(run: Run, source: str, precision: Precision | None, text: Text, device:
     if run.machine.gradient_checkpointing:
         bases.gradient_checkpointing(model)
     return model
+
+
+class Step(NamedTuple):
+    """The largest forward and backward of a stage: ``rows`` of ``tokens`` tokens."""
+
+    rows: int
+    tokens: int
+    packed: bool = False  # documents side by side; else a question with its answers
+
+
+def largest(questions: list[Comparison], batch_size: int, run: Run) -> Step:
+    """The largest that ``branches.join`` can make of some questions of the stage's input "model"."""
+    most_answers = max(len(c.answers) for c in questions)
+    rows = min(batch_size, len(questions), max(1, run.machine.micro_batch // most_answers) if run.machine.micro_batch else batch_size)
+    hidden_size = AutoConfig.from_pretrained(run.inputs["model"], trust_remote_code=False).get_text_config().hidden_size
+    asked = [(c.prompt, c.answers) for c in questions]
+    whole = max(len(prompt) + sum(map(len, answers)) for prompt, answers in asked)
+    return Step(rows, min(whole, branches.widest(asked, hidden_size=hidden_size)))
+
+
+def afford(
+    settings: Sft | Reward | Dpo, run: Run, source: str, precision: Precision | None, device: torch.device, step: Step, *, members: int = 1
+) -> None:
+    """Refuse to load what cannot be trained in the memory that is there, and say what would fit; bottlenecks are not estimated. Raises InputError."""
+    if settings.tune == "bottleneck":
+        return
+    plan = memory.Plan(
+        config=AutoConfig.from_pretrained(run.inputs[source], trust_remote_code=False),
+        rows=step.rows,
+        tokens=step.tokens,
+        precision=precision,
+        rank=settings.lora.rank if settings.tune == "lora" else None,
+        dropout=settings.lora.dropout,
+        num_adapters=members,
+        checkpointing=run.machine.gradient_checkpointing,
+        packed=step.packed,
+        visible=not step.packed,
+        device=device,
+    )
+    estimate = memory.estimate(plan)
+    print(f"A step takes about {memory.told(estimate)}", flush=True)
+    memory.check(estimate, memory.available(device))
 
 
 def tuning(settings: Sft | Reward | Dpo, base: PreTrainedModel | PeftModel, name: str, *, folder: Path, fingerprint: Fingerprint) -> Tuned:

@@ -31,12 +31,13 @@ def train(job: DpoJob, run: Run) -> None:
 
     # 1. Comparisons, grouped by question, with the reference's log-probabilities; some questions are held out.
     tokenizer = models.load_tokenizer(run.inputs["model"])
-    base = beginning.base(run, "model", job.weights.merged, job.text, device)
     everything = read(run, job.text, tokenizer)
     reference = _reference(run, everything, device)
     questions, held_out = comparisons.hold_out(everything, share=settings.held_out_share, seed=job.seed)
     if not questions or not held_out:
         raise InputError("The reward split has fewer than two questions with pairs: raise data.reward_share or give more data.")
+    beginning.afford(settings, run, "model", job.weights.merged, device, beginning.largest(questions, settings.batch_size, run))
+    base = beginning.base(run, "model", job.weights.merged, job.text, device)
     collated = {"pad_id": tokenizer.pad_token_id, "device": device, "hidden_size": base.config.hidden_size}
 
     # 2. Fresh weights, given ones, or the checkpoint's.

@@ -38,8 +38,11 @@ def train(job: RewardJob, run: Run) -> None:
 
     # 1. Comparisons, grouped by question; some questions are held out.
     tokenizer = models.load_tokenizer(run.inputs["model"])
-    base = beginning.base(run, "model", job.weights.merged, job.text, device)
     questions, held_out = _comparisons(job, run, tokenizer)
+    beginning.afford(
+        settings, run, "model", job.weights.merged, device, beginning.largest(questions, settings.batch_size, run), members=settings.members
+    )
+    base = beginning.base(run, "model", job.weights.merged, job.text, device)
     collate = partial(comparisons.collate, pad_id=tokenizer.pad_token_id, device=device, hidden_size=base.config.hidden_size)
 
     # 2. Adapters and heads, or the checkpoint's.

@@ -24,8 +24,10 @@ def train(job: SftJob, run: Run) -> None:
 
     # 1. Best answers as packed blocks; some questions are held out.
     tokenizer = models.load_tokenizer(run.inputs["base"])
-    base = beginning.base(run, "base", job.weights.base, job.text, device)
     blocks, held_out = _blocks(job, tokenizer, run)
+    rows = min(run.machine.micro_batch or settings.batch_size, settings.batch_size)
+    beginning.afford(settings, run, "base", job.weights.base, device, beginning.Step(rows, settings.block_tokens, packed=True))
+    base = beginning.base(run, "base", job.weights.base, job.text, device)
     leak = packing_leak(base, held_out)
     if leak > 1e-3:
         raise InputError(f"Packed documents see each other in this model (logits move by {leak:.3g}): {base.config.model_type} cannot be packed.")

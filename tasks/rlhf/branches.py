@@ -43,8 +43,7 @@ class Branches(NamedTuple):
 
 def join(questions: list[tuple[list[int], list[list[int]]]], *, pad_id: int, device: torch.device, hidden_size: int) -> Branches:
     """Prompts with their answers as one batch, in rows as wide as a group's longest question with its answers; ``hidden_size`` is the model's."""
-    longest = max(len(prompt) + len(answer) for prompt, answers in questions for answer in answers)
-    most = min(MOST_LENGTHS * longest, max(longest, MOST_WIDTHS * hidden_size))
+    most = widest(questions, hidden_size=hidden_size)
     questions = [(prompt, some) for prompt, answers in questions for some in _shares(answers, most - len(prompt))]
     layout = _grouped([len(prompt) + sum(map(len, answers)) for prompt, answers in questions])
     table = torch.tensor([pad_id, 0, NONE, NONE]).repeat(layout.places, 1)
@@ -66,6 +65,12 @@ def join(questions: list[tuple[list[int], list[list[int]]]], *, pad_id: int, dev
     parts = zip(table.to(device).split([rows * width for rows, width in layout.shapes]), layout.shapes, strict=True)
     groups = tuple(Rows(*part.T.reshape(4, *shape)) for part, shape in parts)
     return Branches(groups, *(torch.tensor(numbers, device=device) for numbers in (targets, before, owner, ends)))
+
+
+def widest(questions: list[tuple[list[int], list[list[int]]]], *, hidden_size: int) -> int:
+    """Most tokens of a row."""
+    longest = max(len(prompt) + len(answer) for prompt, answers in questions for answer in answers)
+    return min(MOST_LENGTHS * longest, max(longest, MOST_WIDTHS * hidden_size))
 
 
 class _Layout(NamedTuple):
