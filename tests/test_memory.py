@@ -111,7 +111,7 @@ def config(kind: str) -> PretrainedConfig:
         LORA._replace(dropout=0.1),
         LORA._replace(packed=True),
         FULL._replace(visible=True),
-        LORA._replace(visible=True, tokens=16, rows=32),
+        LORA._replace(visible=True, chunk=32, config=LlamaConfig.from_dict(SMALL.to_dict() | {"num_attention_heads": 8, "intermediate_size": 32})),
         LORA._replace(chunk=32),
         FULL._replace(precision="bfloat16"),
         LORA._replace(precision="bfloat16"),
@@ -238,9 +238,13 @@ def test_what_fits_is_not_refused() -> None:
         (
             FULL._replace(rows=1, tokens=8, checkpointing=True),
             FULL._replace(rows=1, tokens=8, checkpointing=True, rank=16),
-            "LoRA instead of training every weight",
+            "tune=lora instead of full",
         ),
-        (LORA._replace(rows=1, tokens=8, checkpointing=True), LORA._replace(rows=1, tokens=8, checkpointing=True, precision="nf4"), "a base in nf4"),
+        (
+            LORA._replace(rows=1, tokens=8, checkpointing=True),
+            LORA._replace(rows=1, tokens=8, checkpointing=True, precision="nf4"),
+            "frozen weights in nf4 (weights.*)",
+        ),
         (
             LORA._replace(rows=1, checkpointing=True, precision="nf4"),
             LORA._replace(rows=1, checkpointing=True, precision="nf4", tokens=32),

@@ -65,7 +65,10 @@ def afford(
     )
     estimate = memory.estimate(plan)
     print(f"A step takes about {memory.told(estimate)}", flush=True)
-    memory.check(estimate, memory.available(device))
+    room = memory.available(device)
+    memory.check(estimate, room)
+    if device.type == "cpu" and estimate.total > room:
+        memory.map_large_tensors()
 
 
 def tuning(settings: Sft | Reward | Dpo, base: PreTrainedModel | PeftModel, name: str, *, folder: Path, fingerprint: Fingerprint) -> Tuned:

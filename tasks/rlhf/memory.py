@@ -136,13 +136,13 @@ def _alternatives(plan: Plan) -> Iterator[tuple[str, Plan]]:
         settings.append("machine.micro_batch=1")
     least = plan._replace(checkpointing=True, rows=1)
     if plan.rank is None:
-        yield "LoRA instead of training every weight", plan._replace(rank=16)
-        settings.append("LoRA instead of training every weight")
+        yield "tune=lora instead of full", plan._replace(rank=16)
+        settings.append("tune=lora instead of full")
         least = least._replace(rank=16)
     if plan.precision not in ("int8", "nf4"):
         if plan.rank is not None:
-            yield "a base in nf4", plan._replace(precision="nf4")
-        settings.append("a base in nf4")
+            yield "frozen weights in nf4 (weights.*)", plan._replace(precision="nf4")
+        settings.append("frozen weights in nf4 (weights.*)")
         least = least._replace(precision="nf4")
     yield "text.max_prompt_tokens and text.max_answer_tokens halved", plan._replace(tokens=-(-plan.tokens // 2))
     if settings:

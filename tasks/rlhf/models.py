@@ -86,10 +86,18 @@ def hidden_states(model: PreTrainedModel, input_ids: Tensor, position_ids: Tenso
     ``position_ids`` start anew so does attention.
     """
     mask = None
+    if visible is None and position_ids is not None and model.config._attn_implementation == "sdpa":
+        visible = _own_documents(position_ids)  # as transformers would have it, which has every layer make a mask of its own from that
     if visible is not None:  # added to the attention scores: every kind of attention takes that
         mask = torch.zeros(visible.shape, dtype=model.dtype, device=visible.device).masked_fill_(~visible, torch.finfo(model.dtype).min)[:, None]
     output: Tensor = model.base_model(input_ids=input_ids, attention_mask=mask, position_ids=position_ids, use_cache=False).last_hidden_state
     return output
+
+
+def _own_documents(position_ids: Tensor) -> Tensor:
+    """Which places each place sees of its own document up to itself, (B, T, T) bool; documents begin where ``position_ids`` (B, T) are 0."""
+    document = (position_ids == 0).cumsum(dim=1)
+    return (document[:, :, None] == document[:, None, :]).tril()
 
 
 def output_head(model: PreTrainedModel) -> nn.Module:
