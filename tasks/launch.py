@@ -38,6 +38,7 @@ QUIET = {
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
+OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 # Threads wait for each other by spinning this often and then sleep. On a quiet machine that is as fast as OpenMP's own choice; beside other work,
 # which OpenMP expects to be alone with, a training step was more than twice as fast.
 SPIN = "10000"
@@ -97,38 +98,69 @@ def run_program(
     with (directory / "log.txt").open("ab") as log:
         process = _start(stage, directory, machine, (log.fileno(), *keep_open))
         try:
-            status, peak_mb = _follow(process, directory / "metrics.jsonl", on_step, on_poll)
+            among = _with_children if _are_several(stage, machine) else _itself
+            status, peak_mb = _follow(process, directory / "metrics.jsonl", on_step, on_poll, among)
         except BaseException:
             _kill(process)
             raise
     if status != 0 or not (directory / "done").exists():
+        if status == 1 and _are_several(stage, machine) and not (directory / "error.json").exists():
+            status = -signal.SIGKILL  # torchrun's own word for whatever ended them; what ends otherwise than killed has written down why
         raise _failure(stage, directory, status)
     return Usage(time.monotonic() - started, peak_mb)
 
 
 def warm_up(stage: str, machine: Machine) -> None:
     """Let a fork server load its libraries while whoever will start the stage's program is still busy with something else."""
-    if "torch" in packages_of(stage):
+    if "torch" in packages_of(stage) and not _are_several(stage, machine):
         forks.warm_up(environment(machine), machine)
 
 
 def _start(stage: str, directory: Path, machine: Machine, inherited: tuple[int, ...]) -> "subprocess.Popen[bytes] | forks.Child":
     """The program as a child of a fork server that has torch loaded, where it needs torch and there can be such a server; else as our own."""
     chosen = environment(machine)
+    if _are_several(stage, machine):
+        return _spawn(_several(stage, directory, machine), directory, _shared(chosen, machine.of(stage).processes), inherited)
     needs_torch = "torch" in packages_of(stage)
     forkable = (needs_torch or stage in BEFORE_TRAINING) and forks.warm_up(chosen, machine)
     if needs_torch and forkable and (child := forks.start(stage, directory, inherited)) is not None:
         return child
+    return _spawn([f"{PROGRAMS}.{stage}", str(directory)], directory, chosen, inherited)
+
+
+def _spawn(module: list[str], directory: Path, chosen: dict[str, str], inherited: tuple[int, ...]) -> "subprocess.Popen[bytes]":
+    """``python -m`` in ``directory``, its output to the first of the descriptors that it inherits."""
     return subprocess.Popen(
-        [sys.executable, "-m", f"{PROGRAMS}.{stage}", str(directory)],
+        [sys.executable, "-m", *module],
         cwd=directory, env=chosen, stdin=subprocess.DEVNULL, stdout=inherited[0], stderr=subprocess.STDOUT,
         start_new_session=True, preexec_fn=die_with(os.getpid()), pass_fds=inherited,
     )  # fmt: skip
 
 
+def _are_several(stage: str, machine: Machine) -> bool:
+    return machine.of(stage).processes * machine.of(stage).nodes > 1
+
+
+def _several(stage: str, directory: Path, machine: Machine) -> list[str]:
+    """torchrun and its arguments: an agent that starts the program's processes, and ends them all when one has failed."""
+    launch = machine.of(stage)
+    meeting = ["--standalone"]
+    if launch.nodes > 1:
+        where = ["--rdzv-backend", "c10d", "--rdzv-endpoint", machine.rendezvous, "--rdzv-id", directory.name]
+        meeting = ["--nnodes", str(launch.nodes), *where]
+    return ["torch.distributed.run", *meeting, "--nproc-per-node", str(launch.processes), "-m", f"{PROGRAMS}.{stage}", str(directory)]
+
+
+def _shared(chosen: dict[str, str], processes: int) -> dict[str, str]:
+    """The environment of one of several processes: together they have as many threads as cores, unless somebody has said how many each has."""
+    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)), **chosen}
+
+
 def environment(machine: Machine) -> dict[str, str]:
     """The environment of a program."""
     chosen = {"GOMP_SPINCOUNT": SPIN, **os.environ, **QUIET}
+    for name in OF_A_RANK:  # of whoever started us: a program is one of several only where we start several
+        chosen.pop(name, None)
     if machine.threads:
         chosen["OMP_NUM_THREADS"] = str(machine.threads)
     if str(ROOT) not in site.getsitepackages():  # a source tree: the program must be the one whose code is in the key
@@ -137,12 +169,16 @@ def environment(machine: Machine) -> dict[str, str]:
 
 
 def _follow(
-    process: "subprocess.Popen[bytes] | forks.Child", metrics: Path, on_step: Callable[[Line], None], on_poll: Callable[[], None]
+    process: "subprocess.Popen[bytes] | forks.Child",
+    metrics: Path,
+    on_step: Callable[[Line], None],
+    on_poll: Callable[[], None],
+    among: Callable[[int], list[int]],
 ) -> tuple[int, float]:
-    """Wait for the end; hand on every line of ``metrics`` as it comes. Gives the exit status and the peak memory in MB."""
+    """Wait for the end; hand on every line of ``metrics`` as it comes. Gives the exit status and the peak memory in MB of those ``among`` names."""
     tail, peak_mb = Tail(metrics), 0.0
     while True:
-        peak_mb = max(peak_mb, _resident_peak_mb(process.pid))
+        peak_mb = max(peak_mb, sum(map(_resident_peak_mb, among(process.pid))))
         status, fallback_mb = _ended(process)
         for line in tail.read():
             on_step(line)
@@ -163,6 +199,18 @@ def _ended(process: "subprocess.Popen[bytes] | forks.Child") -> tuple[int | None
         return None, 0.0
     process.returncode = os.waitstatus_to_exitcode(status)
     return process.returncode, usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _itself(pid: int) -> list[int]:
+    return [pid]
+
+
+def _with_children(pid: int) -> list[int]:
+    """A process and those that it started itself."""
+    try:
+        return [pid, *(int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split())]
+    except OSError:
+        return [pid]
 
 
 def _resident_peak_mb(pid: int) -> float:

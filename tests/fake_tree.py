@@ -110,7 +110,7 @@ def make_tree(folder: Path) -> Path:
     shutil.copytree(ROOT / "deployments" / "profiles", folder / "deployments" / "profiles")
     shutil.copy(ROOT / "deployments" / "prefect.yaml", folder / "deployments" / "prefect.yaml")
     (folder / "tasks" / "rlhf").mkdir()
-    for name in ("__init__.py", "refusal.py", "whole.py"):
+    for name in ("__init__.py", "launched.py", "refusal.py", "whole.py"):
         shutil.copy(ROOT / "tasks" / "rlhf" / name, folder / "tasks" / "rlhf" / name)
     for stage in STAGES:
         write_program(folder, stage)

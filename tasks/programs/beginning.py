@@ -9,7 +9,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from tasks.programs.config import Dpo, InputError, Reward, Sft, Text
 from tasks.programs.entry import Run
-from tasks.rlhf import bases, branches, memory, models, schedules, tuned
+from tasks.rlhf import bases, branches, launched, memory, models, ranks, schedules, tuned
 from tasks.rlhf.bases import Fingerprint, Precision
 from tasks.rlhf.comparisons import Comparison
 from tasks.rlhf.training import Plan, Training
@@ -47,12 +47,13 @@ def largest(questions: list[Comparison], batch_size: int, run: Run) -> Step:
 def afford(
     settings: Sft | Reward | Dpo, run: Run, source: str, precision: Precision | None, device: torch.device, step: Step, *, members: int = 1
 ) -> None:
-    """Refuse to load what cannot be trained in the memory that is there, and say what would fit; bottlenecks are not estimated. Raises InputError."""
-    if settings.tune == "bottleneck":
+    """Refuse to load what cannot be trained in the memory that is there, and say what would fit; bottlenecks and shards are not estimated."""
+    stage = {Sft: "sft", Reward: "reward", Dpo: "dpo"}[type(settings)]
+    if settings.tune == "bottleneck" or (ranks.world() > 1 and run.machine.of(stage).shard):
         return
     plan = memory.Plan(
         config=AutoConfig.from_pretrained(run.inputs[source], trust_remote_code=False),
-        rows=step.rows,
+        rows=min(step.rows, -(-settings.batch_size // ranks.world())),
         tokens=step.tokens,
         precision=precision,
         rank=settings.lora.rank if settings.tune == "lora" else None,
@@ -65,14 +66,19 @@ def afford(
     )
     estimate = memory.estimate(plan)
     print(f"A step takes about {memory.told(estimate)}", flush=True)
-    room = memory.available(device)
+    room = memory.available(device) // (launched.local_world() if device.type == "cpu" else 1)
     memory.check(estimate, room)
     if device.type == "cpu" and estimate.total > room:
         memory.map_large_tensors()
+    ranks.wait()  # before the first of those that share a memory begins to fill it
 
 
-def tuning(settings: Sft | Reward | Dpo, base: PreTrainedModel | PeftModel, name: str, *, folder: Path, fingerprint: Fingerprint) -> Tuned:
-    """What of ``base``, which came from ``folder``, is trained (torch's global seed). Raises InputError."""
+def tuning(
+    settings: Sft | Reward | Dpo, base: PreTrainedModel | PeftModel, name: str, *, folder: Path, fingerprint: Fingerprint, shard: bool
+) -> Tuned:
+    """What of ``base``, which came from ``folder``, is trained (torch's global seed), in parts on the ranks with ``shard``. Raises InputError."""
+    if shard and settings.tune != "full":
+        raise InputError("Only weights that are all trained can be sharded (launch.*.shard): set tune to full, or shard to false.")
     match settings.tune:
         case "lora":
             chosen = tuned.lora(base, name, fingerprint=fingerprint, **settings.lora.model_dump())
@@ -80,7 +86,7 @@ def tuning(settings: Sft | Reward | Dpo, base: PreTrainedModel | PeftModel, name
             assert isinstance(base, PreTrainedModel)
             if fingerprint.precision in ("int8", "nf4"):
                 raise InputError(f"Weights in {fingerprint.precision} cannot be trained themselves: train an adapter, or set weights.* to null.")
-            chosen = tuned.full(base, folder)
+            chosen = tuned.full(base, folder, shard=shard)
         case "bottleneck":
             assert isinstance(base, PreTrainedModel)
             chosen = tuned.bottleneck(base, fingerprint=fingerprint, **settings.bottleneck.model_dump())

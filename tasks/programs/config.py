@@ -158,6 +158,22 @@ class Winrate(Settings):
     batch_size: int = Field(200, ge=1, description="Questions answered at a time; part of the result, because padding moves the last digits.")
 
 
+class Launch(Settings):
+    """How a training stage is started. Any number of processes takes the same steps, to rounding."""
+
+    processes: int = Field(1, ge=1, le=1024, description="Processes on each node, on a GPU each where there are GPUs; they share a step's batch.")
+    nodes: int = Field(1, ge=1, le=4096, description="Nodes; on each but this one the same torchrun command is started by hand (docs/operations.md).")
+    shard: bool = Field(False, description="With tune=full, keep weights, gradients and optimizer moments in parts on the processes (FSDP).")
+
+
+class Launches(Settings):
+    """How the stages are started that can run as several processes."""
+
+    sft: Launch = Launch()
+    reward: Launch = Launch()
+    dpo: Launch = Launch()
+
+
 class Machine(Settings):
     """What does not change a result but by rounding (and, with micro-batches, SFT's dropout masks): never part of a key."""
 
@@ -170,6 +186,19 @@ class Machine(Settings):
     upload_seconds: int = Field(
         300, ge=0, description="Seconds between uploads of a dispatched stage's newest checkpoint, for another machine to go on from; 0: none."
     )
+    launch: Launches = Launches()
+    rendezvous: str = Field("", description="Where the nodes of a stage meet, as host:port; the host is one of them. Empty: there is one node.")
+
+    @model_validator(mode="after")
+    def _nodes_meet(self) -> Self:
+        if not self.rendezvous and any(self.of(stage).nodes > 1 for stage in Launches.model_fields):
+            raise ValueError("launch.*.nodes above 1 needs rendezvous, as host:port of one of the nodes")
+        return self
+
+    def of(self, stage: str) -> Launch:
+        """How ``stage`` is started."""
+        found = getattr(self.launch, stage, None)
+        return found if isinstance(found, Launch) else Launch()
 
 
 class Pools(Settings):

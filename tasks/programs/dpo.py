@@ -1,6 +1,7 @@
 """Direct preference optimisation of an adapter, or of all weights, of the merged SFT model; what the reference says was computed before.
 
 python -m tasks.programs.dpo DIR        inputs: data, model, reference, and start where weights are given to start from
+torchrun --nproc_per_node 2 -m tasks.programs.dpo DIR        the same by two processes, to rounding
 artifact: adapter/ (peft format), bottleneck/ or model/; summary.json
 """
 
@@ -15,7 +16,7 @@ from tasks.programs import beginning
 from tasks.programs.config import Dpo, DpoJob, InputError
 from tasks.programs.entry import Run, main
 from tasks.programs.reference import COLUMNS, read
-from tasks.rlhf import bases, branches, comparisons, devices, losses, models, schedules, step_zero
+from tasks.rlhf import bases, branches, comparisons, devices, losses, models, ranks, schedules, sharded, step_zero
 from tasks.rlhf.comparisons import Batch, Comparison
 from tasks.rlhf.intervals import wilson
 from tasks.rlhf.losses import DpoLoss
@@ -43,23 +44,25 @@ def train(job: DpoJob, run: Run) -> None:
     # 2. Fresh weights, given ones, or the checkpoint's.
     devices.seed_step(job.seed, 0)
     fingerprint = bases.fingerprint(run.inputs["model"], base)
-    tuning = beginning.tuning(settings, base, "dpo", folder=run.inputs["model"], fingerprint=fingerprint)
+    tuning = beginning.tuning(settings, base, "dpo", folder=run.inputs["model"], fingerprint=fingerprint, shard=run.machine.of("dpo").shard)
     training = beginning.training(settings, run, tuning, num_rows=len(questions), seed=job.seed)
 
     for step in training.steps():
-        # 3. One optimizer step over some questions, each with all its pairs.
+        # 3. One optimizer step over some questions, each with all its pairs; each rank takes its part of them.
         tuning.train()
         indices = schedules.batch_indices(step, num_rows=len(questions), batch_size=settings.batch_size, seed=job.seed)
         chosen = [questions[i] for i in indices]
         num_pairs, num_best = sum(len(c.pairs) for c in chosen), max(1, sum(len(c.best) for c in chosen))
         sums, anchor = torch.zeros(4, device=device), 0.0
-        for part in comparisons.micro_batches(chosen, run.machine.micro_batch):
+        for part, counts in ranks.turns(comparisons.micro_batches(ranks.mine(chosen), run.machine.micro_batch), chosen[:1]):
             batch, ref = comparisons.collate(part, **collated), torch.cat([reference[c.question_id] for c in part])
             with tuning.active() as policy:
-                logp = branches.log_probs(policy, batch.branches)
+                logp = sharded.inside(policy, branches.log_probs, batch.branches)
                 result, nll = pair_loss(logp, ref, batch, settings), -logp / branches.num_tokens(batch.branches)
                 best_nll = nll[batch.best].sum() / num_best
-                (result.loss.sum() / num_pairs + settings.nll_weight * best_nll).backward()
+                (counts * (result.loss.sum() / num_pairs + settings.nll_weight * best_nll)).backward()
+            if not counts:
+                continue
             anchor += best_nll.item()
             margin = result.chosen_reward - result.rejected_reward
             sums += torch.stack([result.loss.detach().sum(), (margin > 0).sum(), margin.sum(), result.chosen_reward.sum()])
@@ -69,7 +72,8 @@ def train(job: DpoJob, run: Run) -> None:
                     cause="the reference stage saw another model, precision or text.",
                 )  # fmt: skip
         names = ("loss", "accuracy", "margin", "chosen_reward")
-        line = dict(zip(names, (sums / num_pairs).tolist(), strict=True)) | {"nll": anchor}
+        *totals, anchor = ranks.summed([*sums.tolist(), anchor])
+        line = {name: total / num_pairs for name, total in zip(names, totals, strict=True)} | {"nll": anchor}
         line |= {"grad_norm": training.update(), "learning_rate": training.rate(step)}
 
         # 4. The held-out loss now and then, which says which weights are kept.
@@ -120,15 +124,17 @@ def evaluate(
     policy: PreTrainedModel, questions: list[Comparison], reference: dict[int, Tensor], settings: Dpo, collated: dict[str, object]
 ) -> HeldOut:
     """The loss and the implicit reward's order of held-out pairs."""
-    loss, right, pairs = 0.0, 0, 0
-    for part in comparisons.micro_batches(questions, 128):
+
+    def look(part: list[Comparison]) -> tuple[float, int, int]:
         batch = comparisons.collate(part, **collated)  # type: ignore[arg-type]
-        result = pair_loss(branches.log_probs(policy, batch.branches), torch.cat([reference[c.question_id] for c in part]), batch, settings)
-        loss += result.loss.sum().item()
-        right += int((result.chosen_reward > result.rejected_reward).sum())
-        pairs += len(batch.chosen)
+        result = pair_loss(
+            sharded.inside(policy, branches.log_probs, batch.branches), torch.cat([reference[c.question_id] for c in part]), batch, settings
+        )
+        return result.loss.sum().item(), int((result.chosen_reward > result.rejected_reward).sum()), len(batch.chosen)
+
+    loss, right, pairs = map(sum, zip(*ranks.each(comparisons.micro_batches(questions, 128), look), strict=True))
     return HeldOut(loss / pairs, right, pairs)
 
 
 if __name__ == "__main__":
-    main(train, DpoJob)
+    main(train, DpoJob, among=ranks.joined)

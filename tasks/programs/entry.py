@@ -5,6 +5,9 @@ DIR/metrics.jsonl   one JSON line per step: {"step", "total", "time", metrics...
 DIR/checkpoints/    what a killed program resumes from
 DIR/artifact/       the result; artifact/summary.json {"metrics": {name: number or {"value", "low", "high", "n"}}, "warnings": [sentences], ...}
 DIR/error.json      {"input": bool, "message"} when it ends with status 2 (the user's to mend) or 1
+
+Where torchrun starts several processes on one folder, all of them run the program and the first one writes; error.json is by the first that failed.
+torchrun itself always ends with status 1 then.
 """
 
 import errno
@@ -12,13 +15,15 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from tasks.programs.config import InputError, Job, Machine
+from tasks.rlhf import launched
 from tasks.rlhf.whole import replacing
 
 JobT = TypeVar("JobT", bound=Job)
@@ -42,6 +47,8 @@ class Run:
     def log(self, step: int, total: int, **metrics: float) -> None:
         """Append one step's metrics; ``total`` is the number of steps the program will take."""
         line = {"step": step, "total": total, "time": round(time.time(), 3), **metrics}
+        if not launched.is_first():
+            return
         with (self.directory / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -60,11 +67,15 @@ class Run:
 
     def rewind(self, step: int) -> None:
         """Forget logged steps above ``step``: they are about to be taken again from its checkpoint."""
+        if not launched.is_first():
+            return
         kept = [line for line in self._lines() if line["step"] <= step]
         _write(self.directory / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
     def finish(self, metrics: dict[str, Any], **more: Any) -> None:
         """Write the artifact's summary and its metrics without wall-clock times, so that equal work gives equal bytes."""
+        if not launched.is_first():
+            return
         timeless = [{k: v for k, v in line.items() if k != "time"} for line in self._lines()]
         _write(self.artifact / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in timeless))
         _write(self.artifact / "summary.json", json.dumps({"metrics": metrics, "warnings": self.warnings, **more}, indent=1, sort_keys=True) + "\n")
@@ -91,8 +102,19 @@ def read_summary(artifact: Path) -> dict[str, Any]:
     return summary
 
 
-def main(train: Callable[[JobT, Run], None], job_type: type[JobT]) -> None:
-    """Run ``train`` on the folder named on the command line and exit: 0 done, 2 the user's to mend, 1 anything else."""
+@contextmanager
+def alone() -> Iterator[None]:
+    """How most programs run: as one process."""
+    if launched.world() > 1:
+        raise InputError(f"This program is one process, and {launched.world()} were started on its folder: start it without torchrun.")
+    yield
+
+
+def main(train: Callable[[JobT, Run], None], job_type: type[JobT], *, among: Callable[[], AbstractContextManager[None]] = alone) -> None:
+    """Run ``train`` on the folder named on the command line and exit: 0 done, 2 the user's to mend, 1 anything else.
+
+    Inside ``among()`` the process is one of as many as were started.
+    """
     if len(sys.argv) != 2 or sys.argv[1] in ("-h", "--help"):
         print(f"usage: python -m tasks.programs.STAGE DIR\n\n{(train.__doc__ or '').strip()}\n{__doc__}")
         raise SystemExit(0 if sys.argv[1:] in (["-h"], ["--help"]) else 2)
@@ -100,18 +122,23 @@ def main(train: Callable[[JobT, Run], None], job_type: type[JobT]) -> None:
     if not (directory / "job.json").is_file():
         print(f"{directory} has no job.json: `alignflow job PROFILE STAGE {directory}` writes one", file=sys.stderr)
         raise SystemExit(2)
-    for name in ("done", "error.json"):
-        (directory / name).unlink(missing_ok=True)
+    if launched.is_first():
+        for name in ("done", "error.json"):
+            (directory / name).unlink(missing_ok=True)
     try:
-        run = Run(directory)
-        train(job_type.model_validate(run.record), run)
-        (directory / "done").write_text("")
+        with among():
+            run = Run(directory)
+            train(job_type.model_validate(run.record), run)
+        if launched.is_first():
+            (directory / "done").write_text("")
     except Exception as error:
         traceback.print_exc()
         raise SystemExit(_record(error, directory)) from None
 
 
 def _record(error: Exception, directory: Path) -> int:
+    if isinstance(error, launched.PeersLost):  # it has nothing to tell that the others have not told
+        return 1
     message, is_input = str(error) or type(error).__name__, isinstance(error, InputError | ValidationError)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         message, is_input = (
@@ -119,7 +146,8 @@ def _record(error: Exception, directory: Path) -> int:
             True,
         )
     try:
-        (directory / "error.json").write_text(json.dumps({"input": is_input, "message": message}))
-    except OSError:  # the full disk itself: the exit status still tells
+        with (directory / "error.json").open("x") as file:
+            file.write(json.dumps({"input": is_input, "message": message}))
+    except OSError:  # the full disk itself, when the exit status still tells; or another process was first
         print(message, file=sys.stderr)
     return 2 if is_input else 1

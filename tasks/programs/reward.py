@@ -1,6 +1,7 @@
 """Trains the reward model: adapter and scalar head on the merged SFT model (or all of its weights), from pairs of answers or whole rankings.
 
 python -m tasks.programs.reward DIR        inputs: data, model, and start where weights are given to start from
+torchrun --nproc_per_node 2 -m tasks.programs.reward DIR        the same by two processes, to rounding
 artifact: adapter/ (a SEQ_CLS adapter; adapter-1/ and on are the ensemble's others), or model/ and score.safetensors; reward.json (normalisation,
 temperature, probes), measures.json (accuracy by gap and length, calibration, attacks), summary.json
 """
@@ -19,7 +20,23 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tasks.programs import beginning
 from tasks.programs.config import InputError, Reward, RewardJob
 from tasks.programs.entry import Run, main
-from tasks.rlhf import adapters, bases, branches, comparisons, devices, losses, measures, models, prompts, red_team, schedules, scorer, sequences
+from tasks.rlhf import (
+    adapters,
+    bases,
+    branches,
+    comparisons,
+    devices,
+    losses,
+    measures,
+    models,
+    prompts,
+    ranks,
+    red_team,
+    schedules,
+    scorer,
+    sequences,
+    sharded,
+)
 from tasks.rlhf.comparisons import Batch, Comparison
 from tasks.rlhf.scorer import Member, Scorer
 from tasks.rlhf.tuned import Tuned
@@ -51,22 +68,22 @@ def train(job: RewardJob, run: Run) -> None:
     training = beginning.training(settings, run, tuning, num_rows=len(questions), seed=job.seed)
 
     for step in training.steps():
-        # 3. One optimizer step: each answer of a question goes through each member once, all its pairs share the step.
+        # 3. One optimizer step: each answer of a question goes through each member once, all its pairs share the step; each rank its questions.
         tuning.train()
         sums = {"loss": 0.0, "accuracy": 0.0}
         for number, member in enumerate(model.members):
             seed = schedules.mix(job.seed, number) if number else job.seed  # members see the questions in different orders
             chosen = [questions[i] for i in schedules.batch_indices(step, num_rows=len(questions), batch_size=settings.batch_size, seed=seed)]
             num_pairs = sum(len(c.pairs) for c in chosen)
-            for part in comparisons.micro_batches(chosen, run.machine.micro_batch):
+            for part, counts in ranks.turns(comparisons.micro_batches(ranks.mine(chosen), run.machine.micro_batch), chosen[:1]):
                 batch = collate(part)
                 with member.active() as base:
-                    score = branches.scores(base, member.head, batch.branches)
-                    loss = ranking_loss(score, batch, settings, num_pairs=num_pairs, num_questions=len(chosen))
+                    score = sharded.inside(base, branches.scores, member.head, batch.branches)
+                    loss = counts * ranking_loss(score, batch, settings, num_pairs=num_pairs, num_questions=len(chosen))
                     loss.backward()
                 sums["loss"] += loss.item()
-                sums["accuracy"] += (score[batch.chosen] > score[batch.rejected]).sum().item() / num_pairs
-        line = {name: total / len(model.members) for name, total in sums.items()}
+                sums["accuracy"] += counts * (score[batch.chosen] > score[batch.rejected]).sum().item() / num_pairs
+        line = {name: total / len(model.members) for name, total in zip(sums, ranks.summed([*sums.values()]), strict=True)}
         line |= {"grad_norm": training.update(), "learning_rate": training.rate(step)}
 
         # 4. The held-out loss now and then, which says which weights are kept.
@@ -106,13 +123,14 @@ def _comparisons(job: RewardJob, run: Run, tokenizer: PreTrainedTokenizerBase) -
 
 def _members(job: RewardJob, run: Run, base: PreTrainedModel) -> tuple[Tuned, Scorer]:
     """What is trained, all members together, and the reward model that it makes."""
-    folder, fingerprint = run.inputs["model"], bases.fingerprint(run.inputs["model"], base)
+    folder, shard = run.inputs["model"], run.machine.of("reward").shard
+    begin = partial(beginning.tuning, folder=folder, fingerprint=bases.fingerprint(folder, base), shard=shard)
     tunings: list[Tuned] = []
     members: list[Member] = []
     for number in range(job.reward.members):
         devices.seed_step(schedules.mix(job.seed, number) if number else job.seed, 0)
         under = tunings[-1].model if tunings else base
-        tunings.append(beginning.tuning(job.reward, under, f"reward{number or ''}", folder=folder, fingerprint=fingerprint))
+        tunings.append(begin(job.reward, under, f"reward{number or ''}"))
         head = adapters.new_head(base.config.hidden_size).to(base.device)
         head.bias.requires_grad_(False)  # pairs say nothing about an offset
         members.append(Member(tunings[-1].active, head))
@@ -142,7 +160,7 @@ def ranking_loss(score: Tensor, batch: Batch, settings: Reward, *, num_pairs: in
 
 def answer_rewards(model: Scorer, questions: list[Comparison], collate: Callable[[list[Comparison]], Batch]) -> Tensor:
     """The reward of every answer of some questions, (S,) float32."""
-    return torch.cat([scorer.rewards(model, collate(part).branches) for part in comparisons.micro_batches(questions, 128)])
+    return torch.cat(ranks.each(comparisons.micro_batches(questions, 128), lambda part: scorer.rewards(model, collate(part).branches).cpu()))
 
 
 def _held_out(pairs: measures.Pairs, rewards: Tensor, run: Run) -> dict[str, Any]:
@@ -198,7 +216,9 @@ def _reference(job: RewardJob, run: Run, model: Scorer, tokenizer: PreTrainedTok
 
 
 def _note(path: Path, more: dict[str, Any]) -> None:
-    """Add to a file of JSON."""
+    """Add to a file of JSON, which the first rank alone writes."""
+    if not ranks.is_first():
+        return
     known = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps(known | more, indent=1) + "\n")
 
@@ -217,12 +237,13 @@ def _reference_answers(job: RewardJob, run: Run, tokenizer: PreTrainedTokenizerB
 
 def reference_rewards(model: Scorer, answers: Encoded, pad_id: int, device: torch.device) -> Tensor:
     """Reward of each (prompt, answer), (N,) float32."""
-    found = []
-    for first in range(0, len(answers), 64):
-        prompt_ids, answer_ids = zip(*answers[first : first + 64], strict=True)
-        found.append(scorer.rewards(model, sequences.join(list(prompt_ids), list(answer_ids), pad_id=pad_id, device=device)))
-    return torch.cat(found)
+
+    def score(part: Encoded) -> Tensor:
+        prompt_ids, answer_ids = map(list, zip(*part, strict=True))
+        return scorer.rewards(model, sequences.join(prompt_ids, answer_ids, pad_id=pad_id, device=device)).cpu()
+
+    return torch.cat(ranks.each([answers[first : first + 64] for first in range(0, len(answers), 64)], score))
 
 
 if __name__ == "__main__":
-    main(train, RewardJob)
+    main(train, RewardJob, among=ranks.joined)

@@ -1,9 +1,11 @@
 """Supervised fine-tuning on the best answer of each question, packed without leaks.
 
 python -m tasks.programs.sft DIR        inputs: data, base, and start where weights are given to start from
+torchrun --nproc_per_node 2 -m tasks.programs.sft DIR        the same by two processes, to rounding
 artifact: adapter/ (peft format), or model/ where every weight is trained; summary.json
 """
 
+import math
 from itertools import pairwise
 
 import pyarrow.parquet as pq
@@ -13,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tasks.programs import beginning
 from tasks.programs.config import InputError, SftJob
 from tasks.programs.entry import Run, main
-from tasks.rlhf import bases, chunked, devices, losses, models, prompts, schedules
+from tasks.rlhf import bases, chunked, devices, losses, models, prompts, ranks, schedules, sharded
 from tasks.rlhf.packing import IGNORE, Blocks, Document, pack
 
 
@@ -35,21 +37,22 @@ def train(job: SftJob, run: Run) -> None:
     # 2. Fresh weights, given ones, or the checkpoint's.
     devices.seed_step(job.seed, 0)
     fingerprint = bases.fingerprint(run.inputs["base"], base)
-    tuning = beginning.tuning(settings, base, "sft", folder=run.inputs["base"], fingerprint=fingerprint)
+    tuning = beginning.tuning(settings, base, "sft", folder=run.inputs["base"], fingerprint=fingerprint, shard=run.machine.of("sft").shard)
     training = beginning.training(settings, run, tuning, num_rows=len(blocks.labels), seed=job.seed)
 
     for step in training.steps():
-        # 3. One optimizer step over some blocks; the loss is divided by the targets of them all.
+        # 3. One optimizer step over some blocks, each rank its part; the loss is divided by the targets of them all.
         tuning.train()
         chosen = torch.tensor(schedules.batch_indices(step, num_rows=len(blocks.labels), batch_size=settings.batch_size, seed=job.seed))
         count = int((blocks.labels[chosen] != IGNORE).sum())
         loss_value = 0.0
-        for part in chosen.split(run.machine.micro_batch or len(chosen)):
+        parts = [*filter(len, ranks.mine(chosen).split(run.machine.micro_batch or len(chosen)))]
+        for part, counts in ranks.turns(parts, chosen[:1]):
             with tuning.active() as model:
-                loss = block_loss(model, blocks, part, device, count=count)
+                loss = sharded.inside(model, block_loss, blocks, part, device, count=count if counts else math.inf)
                 loss.backward()
             loss_value += loss.item()
-        line = {"loss": loss_value, "grad_norm": training.update(), "learning_rate": training.rate(step)}
+        line = {"loss": ranks.summed([loss_value])[0], "grad_norm": training.update(), "learning_rate": training.rate(step)}
 
         # 4. The held-out loss now and then, which says which weights are kept.
         if step + 1 in training.looks:
@@ -94,7 +97,7 @@ def _documents(job: SftJob, tokenizer: PreTrainedTokenizerBase, run: Run) -> lis
     return documents
 
 
-def block_loss(model: PreTrainedModel, blocks: Blocks, rows: torch.Tensor, device: torch.device, *, count: int) -> torch.Tensor:
+def block_loss(model: PreTrainedModel, blocks: Blocks, rows: torch.Tensor, device: torch.device, *, count: float) -> torch.Tensor:
     """Sum of the counted next-token losses of some blocks, over ``count``."""
     labels = blocks.labels[rows].to(device)
     hidden = models.hidden_states(model, blocks.input_ids[rows].to(device), blocks.position_ids[rows].to(device))[:, :-1]
@@ -106,7 +109,11 @@ def block_loss(model: PreTrainedModel, blocks: Blocks, rows: torch.Tensor, devic
 def held_out_loss(model: PreTrainedModel, blocks: Blocks, device: torch.device) -> float:
     """Mean loss of the counted tokens of all blocks, in nats."""
     count = int((blocks.labels != IGNORE).sum())
-    return sum(float(block_loss(model, blocks, rows, device, count=count)) for rows in torch.arange(len(blocks.labels)).split(16))
+
+    def loss(rows: torch.Tensor) -> float:
+        return sharded.inside(model, block_loss, blocks, rows, device, count=count).item()
+
+    return sum(ranks.each(torch.arange(len(blocks.labels)).split(16), loss))
 
 
 @torch.no_grad()
@@ -121,4 +128,4 @@ def packing_leak(model: PreTrainedModel, blocks: Blocks) -> float:
 
 
 if __name__ == "__main__":
-    main(train, SftJob)
+    main(train, SftJob, among=ranks.joined)

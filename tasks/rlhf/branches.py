@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tasks.rlhf import chunked
+from tasks.rlhf import chunked, sharded
 from tasks.rlhf.models import hidden_states, output_head
 from tasks.rlhf.packing import first_fit
 
@@ -117,8 +117,10 @@ def _shares(answers: list[list[int]], most: int) -> list[list[list[int]]]:
 
 
 def hidden(model: PreTrainedModel, batch: Branches) -> Tensor:
-    """Last hidden states of all places, (places, D)."""
-    return torch.cat([hidden_states(model, rows.input_ids, rows.position_ids, visible(rows)).flatten(0, 1) for rows in batch.groups])
+    """Last hidden states of all places, (places, D); behind them may be more, of calls that other ranks need."""
+    missing = sharded.calls(model, len(batch.groups)) - len(batch.groups)  # asked before the first call: the ranks wait for each other in both
+    found = [hidden_states(model, rows.input_ids, rows.position_ids, visible(rows)).flatten(0, 1) for rows in batch.groups]
+    return torch.cat([*found, *(hidden_states(model, batch.groups[0].input_ids[:1, :1])[0] for _ in range(missing))])
 
 
 def visible(rows: Rows) -> Tensor:

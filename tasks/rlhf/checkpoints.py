@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from tasks.rlhf.sharded import like
+
 BEST = "best.safetensors"
 
 
@@ -84,11 +86,11 @@ def restore_training(parameters: Mapping[str, nn.Parameter], optimizer: Optimize
     """Put back what ``training_tensors`` took."""
     for name, parameter in parameters.items():
         with torch.no_grad():
-            parameter.copy_(tensors[f"parameter.{name}"])
+            parameter.copy_(like(tensors[f"parameter.{name}"], parameter))
         marker = f".{name}"
         for key, value in tensors.items():
             if key.startswith("optimizer.") and key.endswith(marker) and "." not in (short := key[len("optimizer.") : -len(marker)]):
-                optimizer.state[parameter][short] = value.clone() if short == "step" else value.to(parameter.device).clone()
+                optimizer.state[parameter][short] = value.clone() if short == "step" else like(value, parameter).clone()
 
 
 def _sync(path: Path) -> None:

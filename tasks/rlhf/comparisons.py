@@ -143,4 +143,4 @@ def micro_batches(comparisons: list[Comparison], max_rows: int) -> list[list[Com
             rows = 0
         parts[-1].append(comparison)
         rows += len(comparison.answers)
-    return parts
+    return [part for part in parts if part]

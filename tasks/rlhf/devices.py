@@ -2,6 +2,7 @@
 
 import torch
 
+from tasks.rlhf import launched
 from tasks.rlhf.refusal import InputError
 from tasks.rlhf.schedules import mix
 
@@ -14,9 +15,16 @@ def set_up(device: str, threads: int) -> torch.device:
         raise InputError("machine.device=cuda, but torch sees no CUDA device here: use machine.device=auto, or install a CUDA build of torch.")
     torch.use_deterministic_algorithms(True, warn_only=True)
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - nothing reads such memory; filling it costs a tenth of a step
-    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    if device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if launched.world() == 1:
+        return torch.device("cuda")
+    if launched.local_rank() >= (count := torch.cuda.device_count()):
+        raise InputError(f"There are more processes than GPUs here, {count}: set machine.launch.*.processes to {count}, or machine.device=cpu.")
+    torch.cuda.set_device(launched.local_rank())
+    return torch.device("cuda", launched.local_rank())
 
 
-def seed_step(seed: int, step: int) -> None:
-    """Seed torch for one step: random numbers depend on (seed, step) alone, so a resumed run draws what an uninterrupted one does."""
-    torch.manual_seed(mix(seed, step))
+def seed_step(seed: int, step: int, *, rank: int = 0) -> None:
+    """Seed torch for one step: random numbers depend on (seed, step, rank) alone, so a resumed run draws what an uninterrupted one does."""
+    torch.manual_seed(mix(seed, step, rank) if rank else mix(seed, step))

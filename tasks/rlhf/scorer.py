@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tasks.rlhf import adapters, bases, branches, sequences
+from tasks.rlhf import adapters, bases, branches, sequences, sharded
 from tasks.rlhf.branches import Branches
 from tasks.rlhf.sequences import Sequences
 from tasks.rlhf.tuned import HEAD, Active, itself, numbered
@@ -45,7 +45,7 @@ def rewards(scorer: Scorer, batch: Sequences | Branches) -> Tensor:
     for member in scorer.members:
         with member.active() as model:
             score = sequences.scores if isinstance(batch, Sequences) else branches.scores
-            found.append(score(model, member.head, batch))  # type: ignore[arg-type]
+            found.append(sharded.inside(model, score, member.head, batch))
     return combined(torch.stack(found), scorer.caution)
 
 

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
-from tasks.rlhf import checkpoints
+from tasks.rlhf import checkpoints, ranks, sharded
 from tasks.rlhf.devices import seed_step
 from tasks.rlhf.refusal import InputError
 from tasks.rlhf.schedules import Shape, evaluation_steps, learning_rate
@@ -59,6 +60,7 @@ class Training:
         if (checkpoint := checkpoints.latest(folder)) is not None:
             self.start, self.best = checkpoint.step, Best(**checkpoint.state["best"])
             checkpoints.restore_training(parameters, self.optimizer, checkpoint.tensors)
+        ranks.agreed((self.start, plan.total), "steps or checkpoints")
 
     def steps(self) -> Iterator[int]:
         """The steps still to be taken, each with its own random numbers, its learning rate and no gradients, until patience is at its end."""
@@ -66,7 +68,7 @@ class Training:
         for step in range(self.start, plan.total):
             if plan.patience is not None and self.best.waited >= plan.patience:
                 return
-            seed_step(plan.seed, step + 1)
+            seed_step(plan.seed, step + 1, rank=ranks.rank())
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate(step)
             self.optimizer.zero_grad(set_to_none=True)
@@ -78,10 +80,11 @@ class Training:
         return learning_rate(step, peak=plan.peak, total=plan.total, warmup=round(plan.warmup_share * plan.total), shape=plan.shape)
 
     def update(self) -> float:
-        """Take the step that the gradients say; gives their norm before it was clipped, the greatest where parts are clipped apart."""
-        norms = [torch.nn.utils.clip_grad_norm_(some, self.max_grad_norm) for some in self.clipped]
+        """Take the step that all ranks' gradients say; gives their norm before it was clipped, the greatest where parts are clipped apart."""
+        ranks.sum_gradients(self.parameters.values())
+        norms = [sharded.clip(some, self.max_grad_norm) for some in self.clipped]
         self.optimizer.step()
-        return max(norm.item() for norm in norms)
+        return max(norms)
 
     def judged(self, step: int, loss: float) -> None:
         """``loss`` is the held-out one after ``step`` steps. Raises InputError where it is no number."""
@@ -92,19 +95,25 @@ class Training:
     def save(self, step: int, *, every: int) -> None:
         """Write a checkpoint where one is due after ``step`` steps, and at once when these weights are the best so far."""
         improved = self.best.step == step
-        if improved or step % every == 0:
-            tensors = checkpoints.training_tensors(self.parameters, self.optimizer)
-            checkpoints.save(self.folder, step, tensors, {"best": self.best._asdict()}, best=self.parameters if improved else None)
+        if not improved and step % every:
+            return
+        tensors = sharded.whole(checkpoints.training_tensors(self.parameters, self.optimizer))
+        if ranks.is_first():
+            best = {name: tensors[f"parameter.{name}"] for name in self.parameters} if improved else None
+            checkpoints.save(self.folder, step, tensors, {"best": self.best._asdict()}, best=best)
 
     @torch.no_grad()
     def conclude(self) -> None:
         """Put the best weights back, where they are to be kept."""
+        ranks.wait()  # the first may still be writing them
         if self.plan.keep_best:
             for name, tensor in checkpoints.best(self.folder).items():
-                self.parameters[name].copy_(tensor)
+                self.parameters[name].copy_(sharded.like(tensor, self.parameters[name]))
 
 
 def decayed(parameters: Mapping[str, nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
-    """AdamW's groups: matrices decay, norms and biases do not."""
-    chosen = [([p for p in parameters.values() if (p.dim() > 1) is matrix], weight_decay if matrix else 0.0) for matrix in (True, False)]
-    return [{"params": some, "weight_decay": decay} for some, decay in chosen if some]
+    """AdamW's groups: matrices decay, norms and biases do not; and what is sharded is no part of a group with what is not."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for p in sorted(parameters.values(), key=lambda p: p.dim() < 2):
+        groups.setdefault((p.dim() > 1, isinstance(p, DTensor)), []).append(p)
+    return [{"params": some, "weight_decay": weight_decay if matrix else 0.0} for (matrix, _), some in groups.items()]

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tasks.rlhf import adapters, bases, models
+from tasks.rlhf import adapters, bases, models, ranks, sharded
 from tasks.rlhf import bottleneck as bottlenecks
 from tasks.rlhf.bases import Fingerprint
 from tasks.rlhf.refusal import InputError
@@ -30,7 +30,7 @@ def itself(model: PreTrainedModel) -> AbstractContextManager[PreTrainedModel]:
 
 
 class Save(Protocol):
-    """Writes what was trained into an artifact's folder; a reward model's with its score head (1, D), an ensemble's by number."""
+    """Writes what was trained into an artifact's folder; a reward model's with its score head (1, D), an ensemble's by number. All ranks call it."""
 
     def __call__(self, artifact: Path, *, number: int = 0, score: Tensor | None = None) -> None: ...
 
@@ -52,6 +52,8 @@ def lora(
     model = adapters.attach(base, name, adapters.lora_config(rank=rank, alpha=alpha, dropout=dropout, targets=targets))
 
     def save(artifact: Path, *, number: int = 0, score: Tensor | None = None) -> None:
+        if not ranks.is_first():
+            return
         adapters.save(model, name, numbered(artifact, number), base=fingerprint, score=score)
 
     return Tuned(adapters.parameters(model, name), partial(adapters.active, model, name), partial(adapters.train_mode, model), model, save)
@@ -62,10 +64,15 @@ def numbered(artifact: Path, number: int) -> Path:
     return artifact / (f"adapter-{number}" if number else "adapter")
 
 
-def full(base: PreTrainedModel, tokenizer_of: Path) -> Tuned:
-    """Every weight, in fp32 with matrix products in the precision that they came in; saved as model/ with the tokenizer of that folder."""
+def full(base: PreTrainedModel, tokenizer_of: Path, *, shard: bool = False) -> Tuned:
+    """Every weight, in fp32 with matrix products in the precision that they came in; saved as model/ with the tokenizer of that folder.
+
+    With ``shard`` each of several ranks keeps a part of every weight.
+    """
     computes = base.dtype
     nn.Module.float(base).requires_grad_(True)
+    if shard and ranks.world() > 1:
+        sharded.shard(base)
 
     @contextmanager
     def active() -> Iterator[PreTrainedModel]:
@@ -74,9 +81,14 @@ def full(base: PreTrainedModel, tokenizer_of: Path) -> Tuned:
 
     def save(artifact: Path, *, number: int = 0, score: Tensor | None = None) -> None:
         assert number == 0
+        stored = base.state_dict()
+        buffers = {name: buffer for name, buffer in base.named_buffers() if name in stored}
+        weights = sharded.whole({**dict(base.named_parameters()), **buffers})  # a tied tensor once
+        if not ranks.is_first():
+            return
         if score is not None:
             save_file({"score.weight": score.detach().cpu().clone().contiguous()}, artifact / HEAD)
-        base.save_pretrained(artifact / "model")
+        base.save_pretrained(artifact / "model", state_dict=weights)
         models.load_tokenizer(tokenizer_of).save_pretrained(artifact / "model")
 
     return Tuned(dict(base.named_parameters()), active, base.eval, base, save)
@@ -89,6 +101,8 @@ def bottleneck(base: PreTrainedModel, *, form: bottlenecks.Form, width: int | No
     def save(artifact: Path, *, number: int = 0, score: Tensor | None = None) -> None:
         assert number == 0
         assert score is None
+        if not ranks.is_first():
+            return
         bottlenecks.save(base, artifact / "bottleneck", base=fingerprint.weights)
         bases.record(fingerprint, artifact / "bottleneck")
 
@@ -127,7 +141,7 @@ def start_from(parameters: dict[str, nn.Parameter], place: Path) -> None:
         )
     with torch.no_grad():
         for name, parameter in wanted.items():
-            parameter.copy_(found[name])
+            parameter.copy_(sharded.like(found[name].to(parameter.dtype), parameter))
 
 
 def _plain(name: str) -> str:
