@@ -45,7 +45,10 @@ class Step(NamedTuple):
         if isinstance(job.get("data"), dict):
             job["data"].pop("against", None)
         if isinstance(job.get(self.stage), dict):
-            job[self.stage].pop("start", None)
+            for name in ("start", "accept_fooled"):  # an input; and what only says whether to go on
+                job[self.stage].pop(name, None)
+        if isinstance(job.get("weights"), dict):
+            job["weights"].pop("merged" if self.stage in ("sft", "merge") else "base", None)
         contents = {name: content(artifact) for name, artifact in self.inputs.items()}
         return Recipe(self.stage, job, contents, sources_of(self.stage), {name: artifact["digest"] for name, artifact in self.inputs.items()})
 

@@ -38,7 +38,7 @@ QUIET = {
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
-OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 # Threads wait for each other by spinning this often and then sleep. On a quiet machine that is as fast as OpenMP's own choice; beside other work,
 # which OpenMP expects to be alone with, a training step was more than twice as fast.
 SPIN = "10000"

@@ -21,7 +21,7 @@ from transformers import LlamaForCausalLM
 from tasks.programs.sft import block_loss
 from tasks.rlhf import adapters, branches, models, sampling, sequences
 from tasks.rlhf.packing import IGNORE, Document, pack
-from tests import bench_data
+from tests import bench_data, bench_training
 
 ROUNDS = 9
 ROOT = Path(__file__).resolve().parent.parent
@@ -119,5 +119,5 @@ if __name__ == "__main__":
     comparing()
     sampler()
     programs()
-    entries = [*bench_data.beside_the_article(), *bench_data.over_the_cores()]
+    entries = [*bench_data.beside_the_article(), *bench_data.over_the_cores(), *bench_training.beside_trl()]
     (ROOT / ".bench" / "bench.json").write_text(json.dumps(entries, indent=1) + "\n")

@@ -108,6 +108,19 @@ def test_weights_to_start_from_are_an_input_known_by_their_content(tmp_path: Pat
     assert len(set(keys)) == 3
 
 
+def test_settings_that_a_stage_does_not_read_are_not_in_its_key() -> None:
+    def keys_of(*changed: str) -> dict[str, str]:
+        config, whole = load("demo", list(changed)), artifact("merge")
+        made = {"sft": sft.step(config, data=whole, base=whole), "reward": reward.step(config, data=whole, model=whole)}
+        made["ppo"] = ppo.step(config, data=whole, model=whole, reward=whole)
+        return {name: step.recipe.key for name, step in made.items()}
+
+    plain = keys_of()
+    assert {name for name, key in keys_of("weights.merged=int8").items() if key != plain[name]} == {"reward", "ppo"}
+    assert {name for name, key in keys_of("weights.base=int8").items() if key != plain[name]} == {"sft"}
+    assert keys_of("ppo.accept_fooled=false") == plain
+
+
 def test_programs_look_at_what_their_tasks_name_and_nothing_else() -> None:
     by_choice = {"reward": {"reward_groups.parquet"}}  # in place of its pairs
     for stage in ("pretrain", "sft", "merge", "reward", "ppo", "reference", "dpo", "winrate"):

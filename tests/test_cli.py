@@ -71,6 +71,12 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
             "sft.tune=full trains every weight, which weights.base=nf4 does not",
         ),
         (["run", "demo", "--set", "reward.members=2", "--set", "reward.tune=full"], "reward: members of an ensemble share a base"),
+        (["run", "demo", "--set", "reward={members: 2, start: x}"], "reward: members of an ensemble that all start from the same weights"),
+        (["run", "demo", "--set", "machine.launch.dpo.shard=true"], "machine.launch.dpo.shard is for dpo.tune=full"),
+        (
+            ["run", "demo", "--set", "dpo={tune: bottleneck, bottleneck: {whole_layers: true}}", "--set", "merge.dtype=bfloat16"],
+            "dpo.bottleneck.whole",
+        ),
         (["run", "demo", "--set", "dpo={loss: ipo, label_smoothing: 0.1}"], "dpo: label_smoothing belongs to the sigmoid loss"),
         (["run", "demo", "--set", "seed=[1"], "--set seed: '[1' is not a value"),
         (["run", "demo", "--set", "source={kind: stack-exchange, path: gone.xml}"], "source.path: there is no file or folder gone.xml"),

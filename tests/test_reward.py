@@ -180,7 +180,8 @@ def test_members_of_an_ensemble_differ_and_their_disagreement_costs(trained: Tra
         plain = PeftModel.from_pretrained(whole, run.artifact / name).eval()
         with torch.no_grad():
             each.append(torch.stack([plain(torch.tensor([ids])).logits[0, 0] for ids in ([5, 6, 8, 1], [7, 9, 4, 1])]))
-    rewards = torch.stack(each)
+    apart = torch.tensor(scorer.record_of(run.artifact)["apart"])
+    rewards = (torch.stack(each) - apart[:, :1]) / apart[:, 1:]  # pairs leave a member's origin and scale open
     torch.testing.assert_close(scorer.rewards(model, batch), rewards.mean(0) - 2.0 * rewards.std(0, correction=0), atol=1e-5, rtol=1e-5)
 
 

@@ -140,3 +140,18 @@ def test_what_does_not_fit_is_refused_before_it_is_loaded_and_advice_is_given(tr
     monkeypatch.setattr(memory, "available", lambda *_: 2_000_000)
     with pytest.raises(InputError, match=r"2 MB are free: with machine.micro_batch=\d+ it takes"):
         trained("larger", batch_size=64)
+
+
+def test_a_base_in_float16_is_not_trained_on_as_it_is(trained: Trained, inputs: dict[str, Path], tmp_path: Path) -> None:
+    half = tiny.base_folder(tmp_path / "half")
+    tiny.model().to(torch.float16).save_pretrained(half)
+    with pytest.raises(InputError, match=r"stored in float16, in which small gradients vanish: set weights"):
+        trained(given={"base": half})
+
+
+def test_an_artifacts_own_weights_are_started_from_and_not_those_beside_them(trained: Trained, tmp_path: Path) -> None:
+    first = trained("first", max_steps=20)
+    (first.artifact / "critic").mkdir()  # as in PPO's
+    (first.artifact / "critic" / adapters.WEIGHTS).write_bytes((trained("other", max_steps=1).artifact / "adapter" / adapters.WEIGHTS).read_bytes())
+    second = trained("second", given={"start": first.artifact}, max_steps=1, learning_rate=1e-9)
+    assert lines(second)[0]["held_out_loss"] == pytest.approx(lines(first)[-1]["held_out_loss"], abs=1e-5)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from tasks.programs.config import Dpo, InputError, Reward, Sft, Text
 from tasks.programs.entry import Run
@@ -18,6 +18,8 @@ from tasks.rlhf.tuned import Tuned
 
 def base(run: Run, source: str, precision: Precision | None, text: Text, device: torch.device) -> PreTrainedModel:
     """The frozen model of the input ``source``, in the precision that is set, checked for the lengths of the texts. Raises InputError."""
+    if precision is None and bases.stored_in(run.inputs[source]) == torch.float16:
+        raise InputError(f"The {source} is stored in float16, in which small gradients vanish: set weights.* to bfloat16, or to float32.")
     model = bases.load(run.inputs[source], device=device, precision=precision)
     models.check_head(model)
     models.check_context(model, text.max_prompt_tokens + text.max_answer_tokens)
@@ -35,13 +37,18 @@ class Step(NamedTuple):
 
 
 def largest(questions: list[Comparison], batch_size: int, run: Run) -> Step:
-    """The largest that ``branches.join`` can make of some questions of the stage's input "model"."""
-    most_answers = max(len(c.answers) for c in questions)
-    rows = min(batch_size, len(questions), max(1, run.machine.micro_batch // most_answers) if run.machine.micro_batch else batch_size)
-    hidden_size = AutoConfig.from_pretrained(run.inputs["model"], trust_remote_code=False).get_text_config().hidden_size
-    asked = [(c.prompt, c.answers) for c in questions]
-    whole = max(len(prompt) + sum(map(len, answers)) for prompt, answers in asked)
-    return Step(rows, min(whole, branches.widest(asked, hidden_size=hidden_size)))
+    """A bound of what ``branches.join`` can make of some questions of the stage's input "model"."""
+    per_rank = -(-batch_size // ranks.world())
+    longest: dict[int, int] = {}  # by number of answers
+    for c in questions:
+        longest[len(c.answers)] = max(longest.get(len(c.answers), 0), len(c.prompt) + sum(map(len, c.answers)))
+    hidden_size = bases.config_of(run.inputs["model"]).get_text_config().hidden_size
+    widest, most = branches.widest([(c.prompt, c.answers) for c in questions], hidden_size=hidden_size), run.machine.micro_batch
+    steps = []
+    for answers, tokens in longest.items():
+        together = min(per_rank, len(questions), max(1, most // answers) if most else per_rank)
+        steps.append(Step(together * -(-tokens // widest), min(tokens, widest)))
+    return max(steps, key=lambda step: step.rows * step.tokens)
 
 
 def afford(
@@ -52,8 +59,8 @@ def afford(
     if settings.tune == "bottleneck" or (ranks.world() > 1 and run.machine.of(stage).shard):
         return
     plan = memory.Plan(
-        config=AutoConfig.from_pretrained(run.inputs[source], trust_remote_code=False),
-        rows=min(step.rows, -(-settings.batch_size // ranks.world())),
+        config=bases.config_of(run.inputs[source]),
+        rows=step.rows,
         tokens=step.tokens,
         precision=precision,
         rank=settings.lora.rank if settings.tune == "lora" else None,

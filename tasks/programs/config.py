@@ -237,6 +237,11 @@ class Pipeline(Settings):
             if precision in ("int8", "nf4") and getattr(self, stage).tune == "full":
                 told = f"{stage}.tune=full trains every weight, which weights.{name}={precision} does not allow"
                 raise ValueError(f"{told}: train an adapter, or set it to null")
+        if self.dpo.tune == "bottleneck" and self.dpo.bottleneck.whole_layers and (weights.merged not in (None, "float32") or self.merge.dtype):
+            raise ValueError("dpo.bottleneck.whole_layers trains in float32: set weights.merged to null or float32, and merge.dtype to null")
+        for stage in ("sft", "reward", "dpo"):
+            if self.machine.of(stage).shard and getattr(self, stage).tune != "full":
+                raise ValueError(f"machine.launch.{stage}.shard is for {stage}.tune=full: an adapter is small, and every process holds it")
         return self
 
 

@@ -64,7 +64,9 @@ def _write(
 ) -> dict[str, float]:
     """Save the merged model, have it back as anybody would, and compare."""
     place = run.artifact / "model"
-    nn.Module.to(merged, dtype=getattr(torch, job.merge.dtype) if job.merge.dtype else bases.stored_in(run.inputs["base"]))
+    wanted = job.merge.dtype or ("float32" if job.weights.base == "float32" else None)
+    kept = bases.stored_in(run.inputs["base"])
+    nn.Module.to(merged, dtype=getattr(torch, wanted) if wanted else torch.bfloat16 if kept == torch.float16 else kept)  # to be trained on
     if score is not None:
         merged = with_score(merged, score)
     merged.save_pretrained(place)

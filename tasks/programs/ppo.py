@@ -260,8 +260,10 @@ def _critic(job: PpoJob, run: Run, model: PeftModel, reward: Scorer) -> tuple[Pe
     if scorer.is_adapter(run.inputs["reward"]):
         model, score = adapters.load(model, "critic", run.inputs["reward"] / "adapter")
         assert score is not None
-        head.weight.copy_(score / reward.std)
-        head.bias.fill_(-reward.mean / reward.std)
+        first = reward.members[0]  # of an ensemble normalised by itself; alone it has mean 0 and deviation 1 here
+        mean, std = (reward.mean, reward.std) if len(reward.members) == 1 else (first.mean, first.std)
+        head.weight.copy_(score / std)
+        head.bias.fill_(-mean / std)
     else:
         lora = job.ppo.lora
         model = adapters.attach(model, "critic", adapters.lora_config(rank=lora.rank, alpha=lora.alpha, dropout=0.0, targets=lora.targets))

@@ -89,7 +89,9 @@ def train(job: RewardJob, run: Run) -> None:
         # 4. The held-out loss now and then, which says which weights are kept.
         if step + 1 in training.looks:
             tuning.model.eval()
-            line["held_out_loss"] = measures.held_out_loss(measures.pairs_of(held_out), answer_rewards(model, held_out, collate))
+            line["held_out_loss"] = measures.held_out_loss(
+                measures.pairs_of(held_out), answer_rewards(model._replace(caution=0.0), held_out, collate)
+            )
             training.judged(step + 1, line["held_out_loss"])
         run.log(step + 1, training.plan.total, **line)
         training.save(step + 1, every=run.machine.checkpoint_steps)
@@ -98,10 +100,12 @@ def train(job: RewardJob, run: Run) -> None:
     training.conclude()
     tuning.model.eval()
     tuning.save(run.artifact)
+    reference = _reference_answers(job, run, tokenizer)
+    model = _comparable(model, reference, tokenizer.pad_token_id, device)
     rewards = answer_rewards(model, held_out, collate)
     pairs = measures.pairs_of(held_out)
     metrics = {"reward.held_out_loss": measures.held_out_loss(pairs, rewards), "reward.best_step": training.best.step}
-    metrics |= _held_out(pairs, rewards, run) | _reference(job, run, model, tokenizer, device)
+    metrics |= _held_out(pairs, rewards, run) | _reference(job, run, model, reference, tokenizer, device)
     run.finish(metrics, questions=len(questions), pairs=sum(len(c.pairs) for c in questions), steps=training.plan.total)
 
 
@@ -185,13 +189,26 @@ def _held_out(pairs: measures.Pairs, rewards: Tensor, run: Run) -> dict[str, Any
     return metrics | {"reward.ece": calibrated.after, "reward.ece_uncalibrated": calibrated.before, "reward.temperature": calibrated.temperature}
 
 
-def _reference(job: RewardJob, run: Run, model: Scorer, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> dict[str, Any]:
+def _comparable(model: Scorer, reference: Encoded, pad_id: int, device: torch.device) -> Scorer:
+    """An ensemble whose members' rewards have one origin and one scale; a single model stays as it is."""
+    if len(model.members) == 1:
+        return model
+    members = []
+    for member in model.members:
+        scores = reference_rewards(model._replace(members=(member,)), reference, pad_id, device)
+        members.append(member._replace(mean=scores.mean().item(), std=max(scores.std().item(), 1e-6) if len(scores) > 1 else 1.0))
+    return model._replace(members=tuple(members))
+
+
+def _reference(
+    job: RewardJob, run: Run, model: Scorer, reference: Encoded, tokenizer: PreTrainedTokenizerBase, device: torch.device
+) -> dict[str, Any]:
     """Normalisation and probes from best answers of the fine-tuning split, and the answers that are worth nothing held against them."""
-    reference = _reference_answers(job, run, tokenizer)
     scores = reference_rewards(model, reference, tokenizer.pad_token_id, device)
     probes = [{"prompt": p, "answer": a, "score": s} for (p, a), s in zip(reference[:PROBES], scores.tolist(), strict=False)]
     mean, std = scores.mean().item(), max(scores.std().item(), 1e-6) if len(scores) > 1 else 1.0
-    record = {"mean": mean, "std": std, "probes": probes, "members": len(model.members), "caution": model.caution}
+    record: dict[str, Any] = {"mean": mean, "std": std, "probes": probes, "members": len(model.members), "caution": model.caution}
+    record |= {"apart": [(member.mean, member.std) for member in model.members]}
     ended = [(p, a) for p, a in reference if a[-1] == tokenizer.eos_token_id][:ATTACKED]
     verdicts: dict[str, red_team.Verdict] = {}
     if len(ended) > 1:
@@ -226,13 +243,15 @@ def _note(path: Path, more: dict[str, Any]) -> None:
 def _reference_answers(job: RewardJob, run: Run, tokenizer: PreTrainedTokenizerBase) -> Encoded:
     text = job.text
     rows = pq.read_table(run.inputs["data"] / "finetune.parquet", columns=["prompt", "answer"]).slice(0, REFERENCE_ANSWERS).to_pylist()
-    return [
+    everything = [
         (
             prompts.encode_prompt(tokenizer, row["prompt"], template=text.template, max_tokens=text.max_prompt_tokens),
             prompts.encode_answer(tokenizer, row["answer"], template=text.template, max_tokens=text.max_answer_tokens),
         )
         for row in rows
     ]
+    ended = [(p, a) for p, a in everything if a[-1] == tokenizer.eos_token_id]  # PPO scores no other
+    return ended if len(ended) > 1 else everything
 
 
 def reference_rewards(model: Scorer, answers: Encoded, pad_id: int, device: torch.device) -> Tensor:

@@ -59,7 +59,9 @@ class Sft(Tuning):
 class Merge(Settings):
     """Folding an adapter into its base."""
 
-    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(None, description="Precision of the merged weights; null keeps the base's.")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="Precision of the merged weights; null keeps the base's, or float32 where it was trained in that."
+    )
 
 
 class Reward(Tuning):
@@ -88,6 +90,8 @@ class Reward(Tuning):
     def _one_base(self) -> Self:
         if self.members > 1 and self.tune == "full":
             raise ValueError("members of an ensemble share a base, so they are adapters: set tune to lora, or members to 1")
+        if self.members > 1 and self.start:
+            raise ValueError("members of an ensemble that all start from the same weights would agree: set start to '', or members to 1")
         return self
 
 

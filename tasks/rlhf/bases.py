@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
@@ -46,13 +46,17 @@ def load(folder: Path, *, device: torch.device, precision: Precision | Stored | 
     settings: dict[str, Any] = {"dtype": getattr(torch, precision) if precision in ("float32", "bfloat16", "float16") else "auto"}
     if precision in ("int8", "nf4"):
         settings |= {"quantization_config": _quantisation(precision), "device_map": {"": device}}
+        if stored_in(folder) == torch.float16:
+            settings["dtype"] = torch.bfloat16  # small gradients vanish in float16
     try:
-        if hasattr(AutoConfig.from_pretrained(folder, trust_remote_code=False), "quantization_config"):
+        if hasattr(config_of(folder), "quantization_config"):
             raise InputError(f"{folder} is quantised already: give the folder of the model that it was made from, and the precision to load it in.")
         guards = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True, "ignore_mismatched_sizes": True}
         loaded: Any = AutoModelForCausalLM.from_pretrained(folder, **guards, **settings)
     except ImportError as error:
         raise InputError(f"A base in {precision} needs other versions of bitsandbytes and accelerate: pip install 'alignflow[gpu]'.") from error
+    except torch.OutOfMemoryError:
+        raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{folder} cannot be loaded as a causal language model in safetensors format: {str(error).splitlines()[0]}") from error
     model: PreTrainedModel = loaded[0]
@@ -83,7 +87,16 @@ def multiplies_bfloat16() -> bool:
 
 def stored_in(folder: Path) -> torch.dtype:
     """The type of the weights in a model folder."""
-    return getattr(AutoConfig.from_pretrained(folder, trust_remote_code=False), "dtype", None) or torch.float32
+    return getattr(config_of(folder), "dtype", None) or torch.float32
+
+
+def config_of(folder: Path) -> PretrainedConfig:
+    """A model folder's configuration. Raises InputError."""
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder} cannot be loaded as a causal language model in safetensors format: {str(error).splitlines()[0]}") from error
+    return config
 
 
 def stored(model: PreTrainedModel) -> torch.dtype:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from tasks.rlhf import chunked, sharded
 from tasks.rlhf.models import hidden_states, output_head
 from tasks.rlhf.packing import first_fit
+from tasks.rlhf.sequences import scored
 
 NONE = -1
 # Widest row, times the longest prompt with one answer, and times the model's width: attention takes the square of a row.
@@ -133,8 +134,7 @@ def visible(rows: Rows) -> Tensor:
 
 def scores(model: PreTrainedModel, head: nn.Linear, batch: Branches) -> Tensor:
     """Reward model: the head at each answer's last token, (S,) float32."""
-    output: Tensor = head(hidden(model, batch)[batch.ends].float())[:, 0]
-    return output
+    return scored(head, hidden(model, batch)[batch.ends])
 
 
 def log_probs(model: PreTrainedModel, batch: Branches) -> Tensor:

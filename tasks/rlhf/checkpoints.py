@@ -90,7 +90,7 @@ def restore_training(parameters: Mapping[str, nn.Parameter], optimizer: Optimize
         marker = f".{name}"
         for key, value in tensors.items():
             if key.startswith("optimizer.") and key.endswith(marker) and "." not in (short := key[len("optimizer.") : -len(marker)]):
-                optimizer.state[parameter][short] = value.clone() if short == "step" else like(value, parameter).clone()
+                optimizer.state[parameter][short] = value.to(parameter.device).clone() if short == "step" else like(value, parameter).clone()
 
 
 def _sync(path: Path) -> None:

@@ -31,7 +31,7 @@ class Chart(NamedTuple):
 
 TITLES = {
     "pretrain": ("Base model", "A small Llama, trained from scratch on the fine-tuning questions and all their answers."),
-    "sft": ("Supervised fine-tuning", "A LoRA adapter on the best answer of each question."),
+    "sft": ("Supervised fine-tuning", "Fine-tuned on the best answer of each question."),
     "merge": ("Merge", "The adapter folded into the base; every later stage starts from the result."),
     "reference": ("Reference", "The SFT model's log-probability of every answer that DPO compares, computed once."),
     "reward": ("Reward model", "Learns from pairs of answers which one the voters preferred."),

@@ -24,6 +24,8 @@ class Member(NamedTuple):
 
     active: Active
     head: nn.Linear
+    mean: float = 0.0  # of its reward over reference answers, before members are compared: pairs leave a reward's origin and scale open
+    std: float = 1.0
 
 
 class Scorer(NamedTuple):
@@ -45,7 +47,7 @@ def rewards(scorer: Scorer, batch: Sequences | Branches) -> Tensor:
     for member in scorer.members:
         with member.active() as model:
             score = sequences.scores if isinstance(batch, Sequences) else branches.scores
-            found.append(sharded.inside(model, score, member.head, batch))
+            found.append((sharded.inside(model, score, member.head, batch) - member.mean) / member.std)
     return combined(torch.stack(found), scorer.caution)
 
 
@@ -78,7 +80,7 @@ def load(artifact: Path, base: PreTrainedModel | PeftModel, *, device: torch.dev
         name = f"reward{number or ''}"
         base, score = adapters.load(base, name, numbered(artifact, number))
         assert score is not None
-        members.append(Member(partial(adapters.active, base, name), head_of(score, device)))
+        members.append(Member(partial(adapters.active, base, name), head_of(score, device), *record["apart"][number]))
     return base, Scorer(tuple(members), **settled)
 
 

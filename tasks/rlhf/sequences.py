@@ -61,8 +61,7 @@ def values(model: PreTrainedModel, head: nn.Linear, batch: Sequences) -> Tensor:
 
     def flat(part: Sequences) -> Tensor:
         before = hidden_states(model, part.input_ids)[:, :-1][part.response_mask[:, 1:]]
-        output: Tensor = head(before.float())[:, 0]
-        return output
+        return scored(head, before)
 
     return _answer_values(batch, flat)
 
@@ -76,8 +75,15 @@ def scores(model: PreTrainedModel, head: nn.Linear, batch: Sequences) -> Tensor:
         hidden = hidden_states(model, part.input_ids)
         positions = torch.arange(part.input_ids.shape[1], device=hidden.device)
         last = torch.where(part.response_mask, positions, -1).amax(dim=1)
-        parts.append(head(hidden[torch.arange(len(hidden), device=hidden.device), last].float())[:, 0])
+        parts.append(scored(head, hidden[torch.arange(len(hidden), device=hidden.device), last]))
     return _in_order(parts, groups)
+
+
+def scored(head: nn.Linear, hidden: Tensor) -> Tensor:
+    """The head's value of hidden states (N, D) in float32 whatever they are, (N,)."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        output: Tensor = head(hidden.float())[:, 0]
+    return output
 
 
 def _answer_values(batch: Sequences, flat: Callable[[Sequences], Tensor]) -> Tensor:

@@ -130,8 +130,10 @@ def load(
 
 def start_from(parameters: dict[str, nn.Parameter], place: Path) -> None:
     """Begin with the weights of an artifact's folder or of a file in safetensors format, by name. Raises InputError where they do not fit."""
+    folders = [place / name for name in ("adapter", "bottleneck", "model") if (place / name).is_dir()] or [place]  # an artifact's, or one of these
+    files = [place] if place.is_file() else sorted(path for folder in (*folders, place) for path in folder.glob("*.safetensors"))
     found: dict[str, Tensor] = {}
-    for path in [place] if place.is_file() else sorted(place.rglob("*.safetensors")):
+    for path in files:
         found |= {_plain(name): tensor for name, tensor in load_file(path).items()}
     wanted = {_plain(name): parameter for name, parameter in parameters.items()}
     missing = [name for name, p in wanted.items() if name not in found or found[name].shape != p.shape]
