@@ -90,7 +90,8 @@ def train(config, run):
     (run.artifact / "Posts.xml").write_text("<posts/>")
     for table in {tables}:
         (run.artifact / f"{{table}}.parquet").write_text(content)
-    (run.artifact / "reference.parquet").write_text(content)
+    if "{name}" == "reference":
+        (run.artifact / "reference.parquet").write_text(content)
     (run.artifact / "report.html").write_text("<html><body><!--stage-table--></body></html>")
     (run.artifact / "card.html").write_text("<html><body></body></html>")
     if mode == "warn":

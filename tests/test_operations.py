@@ -159,7 +159,7 @@ def test_the_demo_is_triggered_from_the_page_with_a_changed_nested_parameter(hou
         pages.open_run(run)
         pages.picture("graph")
         assert pages.outside == []
-    assert built(found) == ["site", "data", "pretrain", "sft", "merge", "reward", "ppo", "dpo", "winrate", "report"]
+    assert built(found) == ["site", "data", "pretrain", "sft", "merge", "reward", "ppo", "reference", "dpo", "winrate", "report"]
     assert house.run(run).parameters["config"]["ppo"]["kl_coefficient"] == 0.07
     trained = {path.parent.name for path in (house.root / "gpu-1" / "objects").glob("*/*")}
     assert trained == {"pretrain", "sft", "merge", "reward", "ppo", "dpo", "winrate"}
