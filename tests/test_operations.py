@@ -162,7 +162,7 @@ def test_the_demo_is_triggered_from_the_page_with_a_changed_nested_parameter(hou
     assert built(found) == ["site", "data", "pretrain", "sft", "merge", "reward", "ppo", "reference", "dpo", "winrate", "report"]
     assert house.run(run).parameters["config"]["ppo"]["kl_coefficient"] == 0.07
     trained = {path.parent.name for path in (house.root / "gpu-1" / "objects").glob("*/*")}
-    assert trained == {"pretrain", "sft", "merge", "reward", "ppo", "dpo", "winrate"}
+    assert trained == {"pretrain", "sft", "merge", "reward", "ppo", "reference", "dpo", "winrate"}
     assert {path.parent.name for path in (house.root / "cpu-1" / "objects").glob("*/*")} == {"site", "data", "report"}
     (job,) = [json.loads(path.read_text())["job"] for path in (house.root / "gpu-1" / "objects" / "ppo").glob("*/manifest.json")]
     assert job["ppo"]["kl_coefficient"] == 0.07
