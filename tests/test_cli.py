@@ -328,7 +328,7 @@ def test_the_second_run_reuses_everything_in_seconds_and_no_server_is_left(tree:
     started = time.monotonic()
     status, out, error = fake_tree.alignflow(tree, home, "run", "demo", "--summary", "second.json")
     assert (status, error) == (0, "")
-    assert time.monotonic() - started < 30  # measured: 9 s; room for a busy machine
+    assert time.monotonic() - started < 60  # measured: 9 s; room for a busy machine
     summary = json.loads((home.parent / "second.json").read_text())
     assert all(stage["cached"] for stage in summary["stages"])
     assert out.count("reused") == 2 * len(fake_tree.STAGES)
