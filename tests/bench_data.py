@@ -2,13 +2,11 @@
 
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import venv
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +19,7 @@ from tasks.rlhf import shell_site
 from tasks.rlhf.posts import Post, read_posts
 from tasks.rlhf.quarantine import Quarantine
 from tasks.rlhf.stack_exchange import score
+from tests.peers import interpreter
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER, PEER_NEEDS = ROOT / ".bench" / "data-peer", ("datasets==5.2.0", "markdownify==1.2.3")
@@ -74,7 +73,7 @@ def _children(process: psutil.Popen) -> list[psutil.Process]:
 
 def beside_the_article() -> list[dict[str, Any]]:
     """The same rows, one core, one run: ours as a whole process, start included; the peer without its imports."""
-    python = _peer()
+    python = interpreter(PEER, PEER_NEEDS)
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder, "rows.parquet")
         texts = _preferences(rows)
@@ -161,17 +160,6 @@ def _reply(post: Post, accepted: int) -> dict[str, Any]:
 
 def _generated() -> Any:
     return (post for post in shell_site.generate(num_questions=2_000, seed=0))
-
-
-def _peer() -> Path:
-    """The interpreter of the peer's own environment, made when it is not there."""
-    python = PEER / "bin" / "python"
-    if not (PEER / ".ready").exists():
-        shutil.rmtree(PEER, ignore_errors=True)
-        venv.create(PEER, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *PEER_NEEDS], check=True)
-        (PEER / ".ready").touch()
-    return python
 
 
 def _peers_way(python: Path, rows: Path, folder: Path) -> dict[str, Any]:

@@ -7,13 +7,11 @@ import json
 import os
 import random
 import re
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import venv
 from collections.abc import Callable
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -34,6 +32,7 @@ from tasks.programs.sft import block_loss
 from tasks.rlhf import adapters, bases, branches, comparisons, devices, losses, models
 from tasks.rlhf.comparisons import Batch, Comparison
 from tasks.rlhf.packing import IGNORE, Document, first_fit, pack
+from tests.peers import interpreter
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER, PEER_NAME = ROOT / ".bench" / "trl-peer", "TRL 1.16.0"
@@ -55,7 +54,7 @@ def beside_trl(rounds: int = 3) -> list[dict[str, Any]]:
 
     In bf16 both load a bf16 model and train adapters in fp32, which is peft's way; TRL computes under autocast, which is its default.
     """
-    python = _peer()
+    python = interpreter(PEER, PEER_NEEDS)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_workloads(folder)
@@ -91,17 +90,6 @@ def _round(command: list[str], what: str, dtype: str, folder: Path) -> dict[str,
     wall, cpu = (seconds / len(ends) for seconds in found.get("reference", (0.0, 0.0)))  # of the pass before the steps, each step's share
     rates = [unit / (end - before + wall) for unit, (before, end) in zip(units[1:], pairwise(ends), strict=True)][SKIP - 1 :]
     return found | {"rate": statistics.median(rates), "cpu": found["used"][-1] - found["used"][SKIP - 1] + STEPS * cpu}
-
-
-def _peer() -> Path:
-    """The interpreter of the peer's own environment, made when it is not there."""
-    python = PEER / "bin" / "python"
-    if not (PEER / ".ready").exists():
-        shutil.rmtree(PEER, ignore_errors=True)
-        venv.create(PEER, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *PEER_NEEDS], check=True)
-        (PEER / ".ready").touch()
-    return python
 
 
 def write_workloads(folder: Path) -> None:
