@@ -1,6 +1,6 @@
 """SFT, reward model and DPO steps beside TRL's, on the same model, first weights, texts and batches: part of `make bench`.
 
-python -m tests.bench_training        one round of our side alone: python -m tests.bench_training sft|pairwise|kwise|dpo float32|bfloat16 FOLDER
+python -m tests.bench_training        one round of our side alone: python -m tests.bench_training WORKLOAD float32|bfloat16 FOLDER
 """
 
 import json
@@ -40,12 +40,22 @@ PEER_NEEDS = ("trl==1.16.0", "transformers==5.23.0", "torch==2.13.0", "peft==0.2
 SKIP, STEPS = 3, 20  # steps before the clock starts, and under it
 TOTAL = SKIP + STEPS
 WORK: dict[str, Any] = {"rank": 8, "alpha": 32, "targets": ["q_proj", "v_proj"], "learning_rate": 3e-4, "beta": 0.1, "block_tokens": 256}
-ASKED = {"pairwise": (8, 2), "kwise": (2, 5), "dpo": (8, 2)}  # questions a step, and answers of each; every two of them are a pair
+ONE, THREE, RANKED = [(0, 1)], [(0, 1), (2, 3), (4, 5)], list(combinations(range(5), 2))
+ASKED = {
+    "pairwise": (3, THREE),
+    "pairwise-1": (8, ONE),
+    "kwise": (2, RANKED),
+    "dpo": (3, THREE),
+    "dpo-1": (8, ONE),
+}  # questions a step, pairs of each
+SCORED, COMPARED = ("pairwise", "pairwise-1", "kwise"), ("dpo", "dpo-1")
 NAMES = {
     "sft": ("SFT step, packed blocks of 256 tokens", "tokens/s"),
-    "pairwise": ("reward step, 8 questions of one pair", "pairs/s"),
+    "pairwise": ("reward step, 3 questions of 3 pairs", "pairs/s"),
+    "pairwise-1": ("reward step, 8 questions of one pair", "pairs/s"),
     "kwise": ("reward step, 2 questions of 5 ranked answers", "pairs/s"),
-    "dpo": ("DPO step, 8 questions of one pair", "pairs/s"),
+    "dpo": ("DPO step, 3 questions of 3 pairs", "pairs/s"),
+    "dpo-1": ("DPO step, 8 questions of one pair", "pairs/s"),
 }
 
 
@@ -111,7 +121,7 @@ def write_workloads(folder: Path) -> None:
     tokens = _write_documents(draw, folder / "sft.json")
     for what in ASKED:
         (folder / f"{what}.json").write_text(json.dumps([_question(draw, ASKED[what][1]) for _ in range(ASKED[what][0] * TOTAL)]))
-    pairs = {what: questions * (answers * (answers - 1) // 2) for what, (questions, answers) in ASKED.items()}
+    pairs = {what: questions * len(each) for what, (questions, each) in ASKED.items()}
     record = {"steps": TOTAL, "batch": {"sft": 8} | pairs, "units": {"sft": tokens} | {what: [each] * TOTAL for what, each in pairs.items()}}
     (folder / "work.json").write_text(json.dumps(WORK | record))
 
@@ -131,10 +141,11 @@ def _words(draw: random.Random, low: int, high: int) -> list[int]:
     return [draw.randint(3, 4095) for _ in range(draw.randint(low, high))]
 
 
-def _question(draw: random.Random, answers: int) -> dict[str, Any]:
-    """A prompt of 60 words and ranked answers of 20 to 60, the best first."""
+def _question(draw: random.Random, pairs: list[tuple[int, int]]) -> dict[str, Any]:
+    """A prompt of 60 words, answers of 20 to 60, and which of them are compared, the better one first."""
+    answers = 1 + max(max(pair) for pair in pairs)
     prompt, *rest = (" ".join(f"w{word}" for word in _words(draw, *size)) for size in [(60, 60)] + [(20, 60)] * answers)
-    return {"prompt": prompt, "answers": rest}
+    return {"prompt": prompt, "answers": rest, "pairs": pairs}
 
 
 def _lora() -> LoraConfig:
@@ -161,12 +172,14 @@ def our_round(what: str, dtype: str, folder: Path) -> dict[str, Any]:
     head = adapters.new_head(base.config.hidden_size)
     head.weight.data.copy_(first["score"])
     head.bias.requires_grad_(False)
-    if what in ("pairwise", "kwise"):
+    if what in SCORED:
         parameters["head.weight"] = head.weight
     optimizer = torch.optim.AdamW(parameters.values(), lr=WORK["learning_rate"], weight_decay=0.0, fused=True)
     started = time.perf_counter(), time.process_time()
     loss_of = _sft_loss(model, folder) if what == "sft" else _pairs_loss(model, head, what, folder)
-    reference = [now - then for now, then in zip((time.perf_counter(), time.process_time()), started, strict=True)] if what == "dpo" else [0.0, 0.0]
+    reference = (
+        [now - then for now, then in zip((time.perf_counter(), time.process_time()), started, strict=True)] if what in COMPARED else [0.0, 0.0]
+    )
     adapters.train_mode(model)
     ends, used, seen = [], [], []
     steps = json.loads((folder / "work.json").read_text())["steps"]
@@ -205,8 +218,7 @@ def _pairs_loss(model: PeftModel, head: nn.Linear, what: str, folder: Path) -> L
     asked = []
     for number, row in enumerate(json.loads((folder / f"{what}.json").read_text())):
         ids = [tokenizer(text)["input_ids"] for text in (row["prompt"], *row["answers"])]
-        answers = [[*answer, tokenizer.eos_token_id] for answer in ids[1:]]
-        pairs = list(combinations(range(len(answers)), 2))
+        answers, pairs = [[*answer, tokenizer.eos_token_id] for answer in ids[1:]], [(w, x) for w, x in row["pairs"]]
         asked.append(Comparison(number, ids[0], answers, pairs, [1.0] * len(pairs), [None] * len(pairs)))
     plain = Dpo(beta=WORK["beta"], nll_weight=0.0)
 
@@ -215,7 +227,7 @@ def _pairs_loss(model: PeftModel, head: nn.Linear, what: str, folder: Path) -> L
         return comparisons.collate(part, pad_id=0, device=torch.device("cpu"), hidden_size=model.config.hidden_size)
 
     reference: dict[int, list[float]] = {}
-    if what == "dpo":
+    if what in COMPARED:
         with adapters.active(model, None) as base:
             reference = log_probs(base, asked, pad_id=0)
 
@@ -229,7 +241,7 @@ def _pairs_loss(model: PeftModel, head: nn.Linear, what: str, folder: Path) -> L
         score = branches.scores(policy, head, batch.branches)
         return losses.pairwise_loss(score[batch.chosen], score[batch.rejected]).mean()
 
-    return dpo_loss if what == "dpo" else reward_loss
+    return dpo_loss if what in COMPARED else reward_loss
 
 
 if __name__ == "__main__":

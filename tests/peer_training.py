@@ -1,4 +1,4 @@
-"""TRL on the workloads of bench_training.py, one round of steps.  python peer_training.py sft|pairwise|kwise|dpo float32|bfloat16 FOLDER
+"""TRL on the workloads of bench_training.py, one round of steps.  python peer_training.py WORKLOAD float32|bfloat16 FOLDER
 
 Runs in an environment of its own; FOLDER is what bench_training.py wrote: the model, the first adapters and the texts. Prints one line of JSON.
 """
@@ -9,7 +9,6 @@ import re
 import sys
 import tempfile
 import time
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,8 @@ from transformers import (
     TrainerCallback,
 )
 
+SCORED = ("pairwise", "pairwise-1", "kwise")
+
 
 def settings(what: str, dtype: str, work: dict[str, Any]) -> dict[str, Any]:
     """What every TRL trainer is told: as ours, and without what only costs time here (recomputing activations, progress bars, saving)."""
@@ -42,27 +43,27 @@ def lora(work: dict[str, Any], kind: str) -> LoraConfig:
 
 
 def pairs(folder: Path, what: str) -> Dataset:
-    """Every pair of a question's ranked answers as a row; the prompt and each answer are forwarded as often as they occur."""
+    """Every pair as a row; the prompt and each answer are forwarded as often as they occur."""
     rows = []
     for question in json.loads((folder / f"{what}.json").read_text()):
-        for better, worse in combinations(question["answers"], 2):
-            rows.append({"prompt": question["prompt"], "chosen": f" {better}", "rejected": f" {worse}"})
+        better_and_worse = [[f" {question['answers'][index]}" for index in pair] for pair in question["pairs"]]
+        rows += [{"prompt": question["prompt"], "chosen": better, "rejected": worse} for better, worse in better_and_worse]
     return Dataset.from_list(rows)
 
 
 def trainer_of(what: str, dtype: str, folder: Path) -> Trainer:
     work = json.loads((folder / "work.json").read_text())
     base, tokenizer = folder / dtype, AutoTokenizer.from_pretrained(folder / dtype)
-    shared = {"processing_class": tokenizer, "peft_config": lora(work, "SEQ_CLS" if what in ("pairwise", "kwise") else "CAUSAL_LM")}
+    shared = {"processing_class": tokenizer, "peft_config": lora(work, "SEQ_CLS" if what in SCORED else "CAUSAL_LM")}
     told = settings(what, dtype, work)
-    if what in ("pairwise", "kwise"):
+    if what in SCORED:
         from trl import RewardConfig, RewardTrainer
 
         scorer = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=dtype)
         scorer.score.weight.data.copy_(load_file(folder / "start.safetensors")["score"])
         return RewardTrainer(model=scorer, args=RewardConfig(**told), train_dataset=pairs(folder, what), **shared)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
-    if what == "dpo":
+    if what != "sft":
         from trl import DPOConfig, DPOTrainer
 
         return DPOTrainer(model=model, args=DPOConfig(**told, beta=work["beta"]), train_dataset=pairs(folder, what), **shared)

@@ -16,9 +16,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PretrainedConfig
 
-from tasks.rlhf import adapters, bases, chunked, memory, models
-from tasks.rlhf.memory import Estimate, Plan, available, check, estimate, told
+from tasks.rlhf import adapters, bases, chunked, memory, models, rehearsal
+from tasks.rlhf.memory import Estimate, check, estimate, told
 from tasks.rlhf.refusal import InputError
+from tasks.rlhf.rehearsal import Plan
+from tasks.rlhf.room import available
 
 SEVEN = LlamaConfig(dtype="bfloat16")  # transformers' defaults are Llama 7B: 32 layers of 4096 x 4096 and 4096 x 11008, 32000 tokens, untied
 SMALL = LlamaConfig(
@@ -72,7 +74,7 @@ def real(plan: Plan) -> int:
     ids = torch.randint(plan.config.vocab_size, (plan.rows, plan.tokens))
     places = torch.arange(plan.tokens).remainder(plan.tokens // 2).expand(plan.rows, -1) if plan.packed else None
     seen = torch.ones(plan.tokens, plan.tokens, dtype=torch.bool).tril().expand(plan.rows, -1, -1) if plan.visible else None
-    with memory._ready(model, plan) as base:
+    with rehearsal.ready(model, plan) as base:
         for parameter in base.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         with allocations() as sizes:
@@ -121,16 +123,16 @@ def config(kind: str) -> PretrainedConfig:
     ids=lambda plan: ", ".join([plan.config.model_type, *(f"{k}={v}" for k, v in plan._asdict().items() if k not in ("config", "device") and v)]),
 )
 def test_a_rehearsal_finds_what_torch_allocates(plan: Plan) -> None:
-    assert sum(memory._rehearsed(plan)) == pytest.approx(memory.SLACK * real(plan), rel=0.05)
+    assert sum(rehearsal.passing(plan)) == pytest.approx(rehearsal.SLACK * real(plan), rel=0.05)
 
 
 SCRIPT = """
 import sys
 from pathlib import Path
 import test_memory
-from tasks.rlhf import memory
+from tasks.rlhf import room
 if sys.argv[1] == "True":
-    memory.map_large_tensors()
+    room.map_large_tensors()
 plan = test_memory.LORA._replace(rows=32, tokens=256)
 test_memory.step(plan._replace(rows=1, tokens=8))  # kernels are there now
 Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
@@ -195,7 +197,7 @@ def test_more_takes_more() -> None:
 
 def test_holes_of_the_heap_are_told_for_a_cpu() -> None:
     for plan, share in ((FULL, memory.HEAP_FULL), (LORA, memory.HEAP_ADAPTER)):
-        passing = sum(memory._rehearsed(plan))
+        passing = sum(rehearsal.passing(plan))
         for checkpointing in (False, True):
             made = estimate(plan._replace(device=torch.device("cpu"), checkpointing=checkpointing))
             assert made.heap == made.total - made.needed == round(share * passing)

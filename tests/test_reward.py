@@ -1,11 +1,15 @@
 """The reward model's program: its losses, rankings, ensembles, full fine-tuning, and what it says of itself."""
 
 import json
+import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tiny
 import torch
@@ -52,11 +56,12 @@ def summary(run: Run) -> dict[str, Any]:
     return found
 
 
-def loss(rewards: list[float], questions: list[Comparison], **settings: Any) -> float:
+def loss(rewards: list[float], questions: list[Comparison], *, ahead: float = 0.0, **settings: Any) -> float:
     """The step's loss if the model gave these rewards to all answers of these questions."""
     batch = comparisons.collate(questions, pad_id=0, device=tiny.CPU, hidden_size=8)
     pairs = sum(len(c.pairs) for c in questions)
-    return reward.ranking_loss(torch.tensor(rewards), batch, Reward(**settings), num_pairs=pairs, num_questions=len(questions)).item()
+    counts = {"num_pairs": pairs, "num_questions": len(questions)}
+    return reward.ranking_loss(torch.tensor(rewards), batch, Reward(**settings), ahead=ahead, **counts).item()
 
 
 def ranked(scores: list[float], **more: Any) -> Comparison:
@@ -85,6 +90,43 @@ def test_a_margin_asks_for_more_where_the_scores_are_further_apart() -> None:
     near, far = ranked([2, 1]), ranked([5, 1])
     assert loss([3.0, 1.0], [near], margin=0.5) == pytest.approx(0.201413, abs=1e-5)  # -log sigmoid(1.5)
     assert loss([3.0, 1.0], [far], margin=0.5) == pytest.approx(0.693147, abs=1e-5)  # -log sigmoid(0)
+
+
+def test_the_older_answer_is_ahead() -> None:
+    older, younger, nobody = (ranked([2, 1], ages=ages) for ages in ([1, 2], [2, 1], None))
+    assert loss([1.0, 0.0], [older], ahead=0.7) == pytest.approx(0.167786, abs=1e-6)  # -log sigmoid(1.7)
+    assert loss([1.0, 0.0], [younger], ahead=0.7) == pytest.approx(0.554355, abs=1e-6)  # -log sigmoid(0.3)
+    assert loss([1.0, 0.0], [nobody], ahead=0.7) == pytest.approx(0.313262, abs=1e-6)  # -log sigmoid(1)
+    assert comparisons.head_start([older, older, younger, nobody]) == pytest.approx(0.405465, abs=1e-6)  # log(3 / 2): one more on either side
+    assert comparisons.head_start([nobody]) == 0
+
+
+def test_a_model_is_measured_with_and_without_the_ages() -> None:
+    questions = [ranked([2, 1], ages=ages) for ages in ([1, 2], [1, 2], [2, 1], None)]
+    rewards = torch.tensor([0.0, 0.5, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0])
+    pairs = measures.pairs_of(questions)
+    found = measures.accuracies(pairs, rewards, ahead=0.7)
+    assert (found["votes"].wilson.value, found["knowing_age"].wilson.value) == (0.75, 1)  # the first pair is told by age alone
+    assert found["knowing_age_over_older_wins"].value == pytest.approx(1 - 2.5 / 4)
+    assert "knowing_age" not in measures.accuracies(pairs, rewards)
+    each = [0.598139, 0.167786, 0.554355, 0.313262]  # -log sigmoid of .2, 1.7, .3, 1
+    assert measures.held_out_loss(pairs, rewards, ahead=0.7) == pytest.approx(sum(each) / 4, abs=1e-6)
+
+
+def test_a_model_trained_with_a_head_start_says_so(
+    trained: Trained, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(inputs["data"], tmp_path / "dated")
+    table = pq.read_table(tmp_path / "dated" / "reward.parquet")
+    dated = pa.array([number % 4 > 0 for number in range(len(table))])
+    pq.write_table(table.set_column(table.column_names.index("chosen_older"), "chosen_older", dated), tmp_path / "dated" / "reward.parquet")
+    monkeypatch.setitem(inputs, "data", tmp_path / "dated")
+    run, plain = trained("ahead", head_start=True, max_steps=2), trained("plain", max_steps=2)
+    assert scorer.record_of(run.artifact)["head_start"] == pytest.approx(math.log(3), abs=0.3)
+    assert scorer.record_of(plain.artifact)["head_start"] == 0
+    added = summary(run)["metrics"].keys() - summary(plain)["metrics"].keys()
+    assert added == {f"reward_accuracy.knowing_age{rest}" for rest in ("", "_over_longer_wins", "_over_older_wins")}
+    assert lines(run)[0]["loss"] != lines(plain)[0]["loss"]
 
 
 def test_centring_adds_the_squared_sum() -> None:
@@ -150,7 +192,7 @@ def test_the_best_weights_are_kept_and_not_the_last(trained: Trained, monkeypatc
     monkeypatch.setattr("tasks.rlhf.training.Training.rate", lambda *_: 1e-3)  # of any length
     told = iter([0.5, 0.3, 0.4, 0.3])  # the last of the artifact
     with monkeypatch.context() as patch:
-        patch.setattr(measures, "held_out_loss", lambda *_: next(told))
+        patch.setattr(measures, "held_out_loss", lambda *_, **__: next(told))
         best = trained("best", evaluations=3)
     four, last = trained("four", evaluations=1, max_steps=4), trained("last", evaluations=3, keep="last")
     weights = [load_file(run.artifact / "adapter" / adapters.WEIGHTS) for run in (best, four, last)]
@@ -160,7 +202,7 @@ def test_the_best_weights_are_kept_and_not_the_last(trained: Trained, monkeypatc
 
 def test_training_stops_where_nothing_gets_better(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     told = iter([0.5, 0.3, 0.4, 0.6, 0.1, 0.0])
-    monkeypatch.setattr(measures, "held_out_loss", lambda *_: next(told))
+    monkeypatch.setattr(measures, "held_out_loss", lambda *_, **__: next(told))
     run = trained(evaluations=6, patience=2)
     assert [line["step"] for line in lines(run)] == [1, 2, 3, 4]
 
@@ -223,7 +265,7 @@ def held_out(right: int, tmp_path: Path) -> tuple[dict[str, Any], list[str]]:
     rewards = torch.tensor([[1.0, 0.0] if i < right else [0.0, 1.0] for i in range(100)]).flatten()
     warnings: list[str] = []
     run: Any = SimpleNamespace(artifact=tmp_path, warn=warnings.append)
-    return reward._held_out(measures.pairs_of(questions), rewards, run), warnings
+    return reward._held_out(measures.pairs_of(questions), rewards, 0.0, run), warnings
 
 
 @pytest.mark.parametrize(("right", "warned"), [(59, True), (62, False)])

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from tasks.programs.config import Dpo, InputError, Reward, Sft, Text
 from tasks.programs.entry import Run
-from tasks.rlhf import bases, branches, launched, memory, models, ranks, schedules, tuned
+from tasks.rlhf import bases, branches, launched, memory, models, ranks, rehearsal, room, schedules, tuned
 from tasks.rlhf.bases import Fingerprint, Precision
 from tasks.rlhf.comparisons import Comparison
 from tasks.rlhf.training import Plan, Training
@@ -58,12 +58,13 @@ def afford(
     stage = {Sft: "sft", Reward: "reward", Dpo: "dpo"}[type(settings)]
     if settings.tune == "bottleneck" or (ranks.world() > 1 and run.machine.of(stage).shard):
         return
-    plan = memory.Plan(
+    plan = rehearsal.Plan(
         config=bases.config_of(run.inputs[source]),
         rows=step.rows,
         tokens=step.tokens,
         precision=precision,
         rank=settings.lora.rank if settings.tune == "lora" else None,
+        targets=settings.lora.targets,
         dropout=settings.lora.dropout,
         num_adapters=members,
         checkpointing=run.machine.gradient_checkpointing,
@@ -73,10 +74,10 @@ def afford(
     )
     estimate = memory.estimate(plan)
     print(f"A step takes about {memory.told(estimate)}", flush=True)
-    room = memory.available(device) // (launched.local_world() if device.type == "cpu" else 1)
-    memory.check(estimate, room)
-    if device.type == "cpu" and estimate.total > room:
-        memory.map_large_tensors()
+    free = room.available(device) // (launched.local_world() if device.type == "cpu" else 1)
+    memory.check(estimate, free)
+    if device.type == "cpu" and estimate.total > free:
+        room.map_large_tensors()
     ranks.wait()  # before the first of those that share a memory begins to fill it
 
 

@@ -80,7 +80,7 @@ def train(job: DpoJob, run: Run) -> None:
         if step + 1 in training.looks:
             tuning.model.eval()
             with tuning.active() as policy:
-                line["held_out_loss"] = evaluate(policy, held_out, reference, settings, collated).loss
+                line["held_out_loss"] = evaluate(policy, held_out, reference, settings, collated, run.machine.micro_batch or 128).loss
             training.judged(step + 1, line["held_out_loss"])
         run.log(step + 1, training.plan.total, **line)
         training.save(step + 1, every=run.machine.checkpoint_steps)
@@ -90,7 +90,7 @@ def train(job: DpoJob, run: Run) -> None:
     tuning.model.eval()
     tuning.save(run.artifact)
     with tuning.active() as policy:
-        held = evaluate(policy, held_out, reference, settings, collated)
+        held = evaluate(policy, held_out, reference, settings, collated, run.machine.micro_batch or 128)
     metrics = {"dpo.held_out_loss": held.loss, "dpo.implicit_accuracy": wilson(held.right, held.pairs)._asdict(), "dpo.best_step": training.best.step}
     run.finish(metrics, questions=len(questions), pairs=sum(len(c.pairs) for c in questions), steps=training.plan.total)
 
@@ -121,9 +121,9 @@ class HeldOut(NamedTuple):
 
 @torch.no_grad()
 def evaluate(
-    policy: PreTrainedModel, questions: list[Comparison], reference: dict[int, Tensor], settings: Dpo, collated: dict[str, object]
+    policy: PreTrainedModel, questions: list[Comparison], reference: dict[int, Tensor], settings: Dpo, collated: dict[str, object], most: int = 128
 ) -> HeldOut:
-    """The loss and the implicit reward's order of held-out pairs."""
+    """The loss and the implicit reward's order of held-out pairs; at most ``most`` answers at a time."""
 
     def look(part: list[Comparison]) -> tuple[float, int, int]:
         batch = comparisons.collate(part, **collated)  # type: ignore[arg-type]
@@ -132,7 +132,7 @@ def evaluate(
         )
         return result.loss.sum().item(), int((result.chosen_reward > result.rejected_reward).sum()), len(batch.chosen)
 
-    loss, right, pairs = map(sum, zip(*ranks.each(comparisons.micro_batches(questions, 128), look), strict=True))
+    loss, right, pairs = map(sum, zip(*ranks.each(comparisons.micro_batches(questions, most), look), strict=True))
     return HeldOut(loss / pairs, right, pairs)
 
 

@@ -56,10 +56,12 @@ def train(job: RewardJob, run: Run) -> None:
     # 1. Comparisons, grouped by question; some questions are held out.
     tokenizer = models.load_tokenizer(run.inputs["model"])
     questions, held_out = _comparisons(job, run, tokenizer)
+    ahead = comparisons.head_start(questions) if settings.head_start else 0.0
     beginning.afford(
         settings, run, "model", job.weights.merged, device, beginning.largest(questions, settings.batch_size, run), members=settings.members
     )
     base = beginning.base(run, "model", job.weights.merged, job.text, device)
+    most = run.machine.micro_batch or 128  # answers at a time where nothing is kept for a backward pass
     collate = partial(comparisons.collate, pad_id=tokenizer.pad_token_id, device=device, hidden_size=base.config.hidden_size)
 
     # 2. Adapters and heads, or the checkpoint's.
@@ -79,7 +81,7 @@ def train(job: RewardJob, run: Run) -> None:
                 batch = collate(part)
                 with member.active() as base:
                     score = sharded.inside(base, branches.scores, member.head, batch.branches)
-                    loss = counts * ranking_loss(score, batch, settings, num_pairs=num_pairs, num_questions=len(chosen))
+                    loss = counts * ranking_loss(score, batch, settings, ahead=ahead, num_pairs=num_pairs, num_questions=len(chosen))
                     loss.backward()
                 sums["loss"] += loss.item()
                 sums["accuracy"] += counts * (score[batch.chosen] > score[batch.rejected]).sum().item() / num_pairs
@@ -89,9 +91,8 @@ def train(job: RewardJob, run: Run) -> None:
         # 4. The held-out loss now and then, which says which weights are kept.
         if step + 1 in training.looks:
             tuning.model.eval()
-            line["held_out_loss"] = measures.held_out_loss(
-                measures.pairs_of(held_out), answer_rewards(model._replace(caution=0.0), held_out, collate)
-            )
+            rewards = answer_rewards(model._replace(caution=0.0), held_out, collate, most)
+            line["held_out_loss"] = measures.held_out_loss(measures.pairs_of(held_out), rewards, ahead=ahead)
             training.judged(step + 1, line["held_out_loss"])
         run.log(step + 1, training.plan.total, **line)
         training.save(step + 1, every=run.machine.checkpoint_steps)
@@ -102,10 +103,10 @@ def train(job: RewardJob, run: Run) -> None:
     tuning.save(run.artifact)
     reference = _reference_answers(job, run, tokenizer)
     model = _comparable(model, reference, tokenizer.pad_token_id, device)
-    rewards = answer_rewards(model, held_out, collate)
+    rewards = answer_rewards(model, held_out, collate, most)
     pairs = measures.pairs_of(held_out)
-    metrics = {"reward.held_out_loss": measures.held_out_loss(pairs, rewards), "reward.best_step": training.best.step}
-    metrics |= _held_out(pairs, rewards, run) | _reference(job, run, model, reference, tokenizer, device)
+    metrics = {"reward.held_out_loss": measures.held_out_loss(pairs, rewards, ahead=ahead), "reward.best_step": training.best.step}
+    metrics |= _held_out(pairs, rewards, ahead, run) | _reference(job, run, model, reference, tokenizer, device)
     run.finish(metrics, questions=len(questions), pairs=sum(len(c.pairs) for c in questions), steps=training.plan.total)
 
 
@@ -153,25 +154,28 @@ def _members(job: RewardJob, run: Run, base: PreTrainedModel) -> tuple[Tuned, Sc
     return tunings[-1]._replace(parameters=parameters, save=save, apart=tuple(map(tuple, groups))), Scorer(tuple(members), job.reward.caution)
 
 
-def ranking_loss(score: Tensor, batch: Batch, settings: Reward, *, num_pairs: int, num_questions: int) -> Tensor:
-    """Loss of some pairs as a part of the step's: over all ``num_pairs`` of it, or each question's mean over its ``num_questions``. score (S,)."""
+def ranking_loss(score: Tensor, batch: Batch, settings: Reward, *, num_pairs: int, num_questions: int, ahead: float = 0.0) -> Tensor:
+    """Loss of some pairs as a part of the step's: over all ``num_pairs`` of it, or each question's mean over its ``num_questions``. score (S,).
+
+    ``ahead`` is what the older answer of a pair has before its reward.
+    """
     chosen, rejected = score[batch.chosen], score[batch.rejected]
-    loss = losses.pairwise_loss(chosen, rejected, settings.margin * batch.gap)
+    loss = losses.pairwise_loss(chosen, rejected, settings.margin * batch.gap - ahead * batch.older)
     if settings.centring:
         loss = loss + settings.centring * losses.centring(chosen, rejected)
     return loss.sum() / num_pairs if settings.weigh == "pairs" else (loss * batch.share).sum() / num_questions
 
 
-def answer_rewards(model: Scorer, questions: list[Comparison], collate: Callable[[list[Comparison]], Batch]) -> Tensor:
-    """The reward of every answer of some questions, (S,) float32."""
-    return torch.cat(ranks.each(comparisons.micro_batches(questions, 128), lambda part: scorer.rewards(model, collate(part).branches).cpu()))
+def answer_rewards(model: Scorer, questions: list[Comparison], collate: Callable[[list[Comparison]], Batch], most: int = 128) -> Tensor:
+    """The reward of every answer of some questions, (S,) float32; ``most`` answers at a time."""
+    return torch.cat(ranks.each(comparisons.micro_batches(questions, most), lambda part: scorer.rewards(model, collate(part).branches).cpu()))
 
 
-def _held_out(pairs: measures.Pairs, rewards: Tensor, run: Run) -> dict[str, Any]:
+def _held_out(pairs: measures.Pairs, rewards: Tensor, ahead: float, run: Run) -> dict[str, Any]:
     """Metrics of the held-out pairs; all that was measured goes to measures.json."""
-    found, calibrated = measures.accuracies(pairs, rewards), measures.calibrate(pairs, rewards)
+    found, calibrated = measures.accuracies(pairs, rewards, ahead=ahead), measures.calibrate(pairs, rewards)
     _note(run.artifact / "measures.json", {"accuracy": measures.plain(found), "calibration": measures.plain(calibrated)})
-    _note(run.artifact / scorer.RECORD, {"temperature": calibrated.temperature})
+    _note(run.artifact / scorer.RECORD, {"temperature": calibrated.temperature, "head_start": ahead})
     votes = measures.cautious(found["votes"])
     if votes.low <= 0.5:
         run.warn(
@@ -183,7 +187,8 @@ def _held_out(pairs: measures.Pairs, rewards: Tensor, run: Run) -> dict[str, Any
             run.warn(
                 f'The reward model orders held-out pairs worse than the rule "{told}" does: train it longer, on more pairs, or on a larger base.'
             )
-    named = ("votes", "longer_wins", "older_wins", "over_longer_wins", "over_older_wins", "length_matched")
+    named = ["votes", "longer_wins", "older_wins", "over_longer_wins", "over_older_wins", "length_matched"]
+    named += ["knowing_age", "knowing_age_over_longer_wins", "knowing_age_over_older_wins"]
     metrics = {f"reward_accuracy.{name}": measures.share(found[name])._asdict() for name in named if name in found}
     metrics |= {"reward.length_correlation": found["reward_and_length"]._asdict()}
     return metrics | {"reward.ece": calibrated.after, "reward.ece_uncalibrated": calibrated.before, "reward.temperature": calibrated.temperature}

@@ -80,6 +80,11 @@ class Reward(Tuning):
     centring: float = Field(
         0.0, ge=0, description="Weight of the squared sum of a pair's rewards, which holds their mean at 0 (Eisenstein et al. 2023)."
     )
+    head_start: bool = Field(
+        False,
+        description="Let the older of two answers be ahead by what the pairs say (Davidson and Beaver 1977), so that rewards need not explain "
+        "votes that were won by being early. Rewards themselves know no ages.",
+    )
     members: int = Field(1, ge=1, le=16, description="Adapters with heads of their own on the one base: an ensemble, with tune=lora.")
     caution: float = Field(0.5, ge=0, description="Standard deviations of the ensemble's rewards taken off their mean (Coste et al. 2023).")
     epochs: float = Field(2.0, gt=0, le=100, description="Passes over the training questions.")

@@ -1,5 +1,6 @@
 """Comparisons of one question's answers: each answer is forwarded once, however many pairs it is in (Ouyang et al. 2022, section 3.5)."""
 
+import math
 from collections.abc import Iterable, Mapping
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -38,6 +39,7 @@ class Batch(NamedTuple):
     best: Tensor  # (Q,) numbers of the questions' best answers
     gap: Tensor  # (P,) float32
     share: Tensor  # (P,) float32: one over the pairs of its question
+    older: Tensor  # (P,) float32: 1 where the chosen answer is the older, -1 where it is the younger, 0 where nobody knows
 
 
 class Texts(NamedTuple):
@@ -128,9 +130,24 @@ def collate(comparisons: list[Comparison], *, pad_id: int, device: torch.device,
         first += len(comparison.answers)
     gaps = torch.tensor([gap for c in comparisons for gap in c.gaps], dtype=torch.float32, device=device)
     shares = torch.tensor([1 / len(c.pairs) for c in comparisons for _ in c.pairs], dtype=torch.float32, device=device)
+    older = torch.tensor([sign(known) for c in comparisons for known in c.older], dtype=torch.float32, device=device)
     branches = join([(c.prompt, c.answers) for c in comparisons], pad_id=pad_id, device=device, hidden_size=hidden_size)
     numbers = [torch.tensor(some, dtype=torch.long, device=device) for some in (chosen, rejected, best)]
-    return Batch(branches, numbers[0], numbers[1], numbers[2], gaps, shares)
+    return Batch(branches, numbers[0], numbers[1], numbers[2], gaps, shares, older)
+
+
+def sign(older: bool | None) -> int:
+    """1 where the chosen answer is the older, -1 where it is the younger, 0 where nobody knows."""
+    return 0 if older is None else 1 if older else -1
+
+
+def head_start(comparisons: Iterable[Comparison]) -> float:
+    """By how much the older answer is ahead before anything is read: log-odds that it is the chosen one, over the pairs of which it is known.
+
+    The order effect of Davidson and Beaver 1977 (On extending the Bradley-Terry model to incorporate within-pair order effects), at equal strength.
+    """
+    signs = [sign(older) for c in comparisons for older in c.older]
+    return math.log((signs.count(1) + 1) / (signs.count(-1) + 1))
 
 
 def micro_batches(comparisons: list[Comparison], max_rows: int) -> list[list[Comparison]]:

@@ -2,7 +2,7 @@
 
 import torch
 
-from tasks.rlhf import launched
+from tasks.rlhf import launched, products
 from tasks.rlhf.refusal import InputError
 from tasks.rlhf.schedules import mix
 
@@ -16,6 +16,7 @@ def set_up(device: str, threads: int) -> torch.device:
     torch.use_deterministic_algorithms(True, warn_only=True)
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - nothing reads such memory; filling it costs a tenth of a step
     if device == "cpu" or not torch.cuda.is_available():
+        products.quicken()
         return torch.device("cpu")
     if launched.world() == 1:
         return torch.device("cuda")

@@ -53,15 +53,16 @@ def margins(pairs: Pairs, rewards: Tensor) -> Tensor:
     return exact[pairs.chosen] - exact[pairs.rejected]
 
 
-def held_out_loss(pairs: Pairs, rewards: Tensor) -> float:
-    """Mean pairwise loss, in nats."""
-    margin = margins(pairs, rewards)
+def held_out_loss(pairs: Pairs, rewards: Tensor, *, ahead: float = 0.0) -> float:
+    """Mean pairwise loss, in nats, where the older answer is ``ahead`` before its reward."""
+    margin = margins(pairs, rewards) + ahead * (2 * pairs.older - 1)
     return losses.pairwise_loss(margin, torch.zeros_like(margin)).mean().item()
 
 
-def accuracies(pairs: Pairs, rewards: Tensor) -> dict[str, Any]:
+def accuracies(pairs: Pairs, rewards: Tensor, *, ahead: float = 0.0) -> dict[str, Any]:
     """Accuracy over all pairs, by gap and by length; that of "the longer wins" and "the older wins" on the same pairs, and what we have over them.
 
+    A model that was trained with the older answer ``ahead`` is measured by its rewards alone, as a policy is judged, and knowing the ages as well.
     Every figure is a ``strata.Stratum`` or a ``Share``; correlations are of answers within their questions.
     """
     credits = strata.credit(rewards[pairs.chosen], rewards[pairs.rejected]).cpu()
@@ -74,6 +75,10 @@ def accuracies(pairs: Pairs, rewards: Tensor) -> dict[str, Any]:
     found |= strata.by_length(credits, chosen_tokens, rejected_tokens, pairs.question)
     found |= {name: strata.measure(rule, pairs.question) for name, rule in rules.items()}
     found |= {f"over_{name}": strata.advantage(credits, rule, pairs.question) for name, rule in rules.items()}
+    if ahead:
+        knowing = strata.credit(margins(pairs, rewards) + ahead * (2 * pairs.older - 1), torch.zeros(len(pairs.older)))
+        found["knowing_age"] = strata.measure(knowing, pairs.question)
+        found |= {f"knowing_age_over_{name}": strata.advantage(knowing, rule, pairs.question) for name, rule in rules.items()}
     within = strata.centred(rewards.cpu(), pairs.asked), strata.centred(pairs.tokens, pairs.asked)
     return found | {"reward_and_length": strata.spearman(*within)}
 

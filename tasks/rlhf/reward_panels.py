@@ -18,6 +18,7 @@ ACCURACIES: tuple[tuple[str, Mapping[str, str]], ...] = (
         "By length of the preferred answer",
         {"longer_chosen": "It is the longer one", "shorter_chosen": "It is the shorter one", "length_matched": "Lengths are alike"},
     ),
+    ("Its rewards and who was first, together", {"knowing_age": "The older answer has a head start"}),
     ("Rules of thumb on the same pairs", {"longer_wins": "The longer answer wins", "older_wins": "The older answer wins"}),
 )
 RULES = ("longer_wins", "older_wins")
@@ -33,7 +34,7 @@ ATTACKS = {
     "no_answer": ("A shrug", "\N{LEFT DOUBLE QUOTATION MARK}I don't know.\N{RIGHT DOUBLE QUOTATION MARK}"),
 }
 DRAWN = {
-    "accuracy": [f"reward_accuracy.{name}" for name in ("votes", "length_matched", *RULES)],
+    "accuracy": [f"reward_accuracy.{name}" for name in ("votes", "length_matched", "knowing_age", *RULES)],
     "calibration": ["reward.ece", "reward.ece_uncalibrated", "reward.temperature"],
     "attacks": ["reward.worst_attack"],
 }
