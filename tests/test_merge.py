@@ -9,7 +9,7 @@ import tiny
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from tasks.programs import dpo, merge, reference, reward, sft
 from tasks.programs.config import DpoJob, InputError, MergeJob, ReferenceJob, RewardJob, SftJob
@@ -84,6 +84,26 @@ def test_a_merged_reward_model_scores_as_its_adapter_did(kind: str, data: Path, 
     )
     assert metrics["merge.reward_drift_max"] < 1e-4
     assert metrics["merge.order_reproduced"] == 1.0
+
+
+@pytest.mark.parametrize("spare", ["<pad>", None])
+def test_a_merged_reward_model_reads_batches_where_the_end_token_pads(spare: str | None, data: Path, tmp_path: Path) -> None:
+    base = tiny.base_folder(tmp_path / "base")
+    words = tiny.tokenizer()
+    words.pad_token = words.eos_token
+    words.unk_token = spare
+    words.save_pretrained(base)
+    place, _ = merged(tmp_path / "merge", scored(tmp_path / "reward", data, base), base)
+    model, words = AutoModelForSequenceClassification.from_pretrained(place).eval(), AutoTokenizer.from_pretrained(place)
+    texts = [text + words.eos_token for text in ("Question: list files\n\nAnswer: find", "Question: copy\n\nAnswer: move lines and sort words")]
+    alone = torch.cat([model(**words(text, return_tensors="pt")).logits for text in texts])
+    if spare is None:  # rather no batches than wrong ones
+        assert words.pad_token is None
+        with pytest.raises(ValueError, match="batch sizes > 1"):
+            model(torch.tensor([[5, 6, 1], [7, 8, 1]]))
+        return
+    together = model(**words(texts, return_tensors="pt", padding=True)).logits
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["int8", "nf4"])

@@ -69,6 +69,8 @@ def _write(
     nn.Module.to(merged, dtype=getattr(torch, wanted) if wanted else torch.bfloat16 if kept == torch.float16 else kept)  # to be trained on
     if score is not None:
         merged = with_score(merged, score)
+        tokenizer.pad_token = padding(tokenizer)
+        merged.config.pad_token_id = tokenizer.pad_token_id
     merged.save_pretrained(place)
     tokenizer.save_pretrained(place)
     if score is None:
@@ -91,6 +93,12 @@ def with_score(merged: PreTrainedModel, score: Tensor) -> PreTrainedModel:
     with torch.no_grad():
         head.weight.copy_(score)
     return whole.eval()
+
+
+def padding(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """A token for padding that is not the end token, if there is one: transformers reads a score at the last token that is not padding."""
+    special = [tokenizer.pad_token, tokenizer.unk_token, tokenizer.bos_token, *tokenizer.all_special_tokens]
+    return next((token for token in special if token is not None and token != tokenizer.eos_token), None)
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
