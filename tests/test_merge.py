@@ -96,14 +96,15 @@ def test_a_merged_reward_model_reads_batches_where_the_end_token_pads(spare: str
     place, _ = merged(tmp_path / "merge", scored(tmp_path / "reward", data, base), base)
     model, words = AutoModelForSequenceClassification.from_pretrained(place).eval(), AutoTokenizer.from_pretrained(place)
     texts = [text + words.eos_token for text in ("Question: list files\n\nAnswer: find", "Question: copy\n\nAnswer: move lines and sort words")]
-    alone = torch.cat([model(**words(text, return_tensors="pt")).logits for text in texts])
+    with torch.no_grad():
+        at_end = torch.stack([model.score(model.model(**words(text, return_tensors="pt")).last_hidden_state[0, -1]) for text in texts])
     if spare is None:  # rather no batches than wrong ones
         assert words.pad_token is None
         with pytest.raises(ValueError, match="batch sizes > 1"):
             model(torch.tensor([[5, 6, 1], [7, 8, 1]]))
         return
     together = model(**words(texts, return_tensors="pt", padding=True)).logits
-    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(together.detach(), at_end, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["int8", "nf4"])
