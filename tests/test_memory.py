@@ -16,7 +16,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PretrainedConfig
 
-from tasks.rlhf import adapters, bases, chunked, memory, models, rehearsal
+from tasks.rlhf import adapters, bases, chunked, memory, models, rehearsal, room
 from tasks.rlhf.memory import Estimate, check, estimate, told
 from tasks.rlhf.refusal import InputError
 from tasks.rlhf.rehearsal import Plan
@@ -260,7 +260,7 @@ def test_a_refusal_names_the_first_change_that_helps_and_its_figure(plan: Plan, 
     with pytest.raises(InputError) as refusal:
         check(made, smaller.total)
     text = str(refusal.value)
-    size = memory._gigabytes(smaller.total)
+    size = memory.gigabytes(smaller.total)
     assert text == f"A training step would take about {told(made)}; {size} are free: with {setting} it takes {size}."
 
 
@@ -313,6 +313,11 @@ def test_a_cpu_has_what_the_machine_and_the_container_leave(tmp_path: Path, file
 
 def test_this_machine_has_memory() -> None:
     assert available(torch.device("cpu")) > 1 << 20
+
+
+def test_a_process_knows_what_it_held() -> None:
+    before = peak()
+    assert 0.9 * before < room.peak(torch.device("cpu")) < 1.1 * peak() + (1 << 20)
 
 
 def test_a_gpu_has_what_is_free_and_what_torch_holds_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:

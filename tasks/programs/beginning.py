@@ -1,4 +1,4 @@
-"""How SFT, the reward model and DPO begin: what is trained, from which weights, by which plan."""
+"""How SFT, the reward model and DPO begin: what is trained, from which weights, by which plan; and what memory it takes."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -79,6 +79,11 @@ def afford(
     if device.type == "cpu" and estimate.total > free:
         room.map_large_tensors()
     ranks.wait()  # before the first of those that share a memory begins to fill it
+
+
+def tell_peak(device: torch.device) -> None:
+    """Print what the estimate can be held against."""
+    print(f"At most {memory.gigabytes(room.peak(device))} were {'allocated' if device.type == 'cuda' else 'held'} at once.", flush=True)
 
 
 def tuning(

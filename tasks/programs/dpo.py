@@ -87,6 +87,7 @@ def train(job: DpoJob, run: Run) -> None:
 
     # 5. The artifact: the weights that are kept, their held-out loss and accuracy.
     training.conclude()
+    beginning.tell_peak(device)
     tuning.model.eval()
     tuning.save(run.artifact)
     with tuning.active() as policy:

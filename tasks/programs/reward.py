@@ -99,6 +99,7 @@ def train(job: RewardJob, run: Run) -> None:
 
     # 5. The artifact: the weights that are kept, normalisation and probes, and what can be said of the model.
     training.conclude()
+    beginning.tell_peak(device)
     tuning.model.eval()
     tuning.save(run.artifact)
     reference = _reference_answers(job, run, tokenizer)

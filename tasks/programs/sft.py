@@ -67,6 +67,7 @@ def train(job: SftJob, run: Run) -> None:
 
     # 5. The artifact: the weights that are kept, and how well they predict answers nobody trained on.
     training.conclude()
+    beginning.tell_peak(device)
     tuning.model.eval()
     with tuning.active() as model:
         after = held_out_loss(model, held_out, device, min(run.machine.micro_batch or 16, 16))

@@ -46,8 +46,8 @@ def estimate(plan: Plan) -> Estimate:
 
 def told(estimate: Estimate) -> str:
     """One line: 17.2 GB: weights 3.9 GB, activations 9.1 GB, ..."""
-    parts = [(size, f"{name} {_gigabytes(size)}") for name, size in estimate._asdict().items() if name != "plan" and size]
-    return f"{_gigabytes(estimate.total)}: " + ", ".join(text for _, text in sorted(parts, key=lambda part: -part[0]))
+    parts = [(size, f"{name} {gigabytes(size)}") for name, size in estimate._asdict().items() if name != "plan" and size]
+    return f"{gigabytes(estimate.total)}: " + ", ".join(text for _, text in sorted(parts, key=lambda part: -part[0]))
 
 
 def check(estimate: Estimate, available: int) -> None:
@@ -57,16 +57,16 @@ def check(estimate: Estimate, available: int) -> None:
     """
     if estimate.needed <= available:
         return
-    advice = f"nothing that can be set here makes it fit: take a smaller base or a device with more memory than {_gigabytes(available)}"
+    advice = f"nothing that can be set here makes it fit: take a smaller base or a device with more memory than {gigabytes(available)}"
     seen = estimate
     for setting, plan in _alternatives(estimate.plan):
         if plan == seen.plan._replace(rows=plan.rows) and _at_least(seen, plan.rows) > available:
             continue
         smaller = _counted(plan)
         if smaller.needed <= available and (seen := _complete(smaller)).needed <= available:
-            advice = f"with {setting} it takes {_gigabytes(seen.needed)}"
+            advice = f"with {setting} it takes {gigabytes(seen.needed)}"
             break
-    raise InputError(f"A training step would take about {told(estimate._replace(heap=0))}; {_gigabytes(available)} are free: {advice}.")
+    raise InputError(f"A training step would take about {told(estimate._replace(heap=0))}; {gigabytes(available)} are free: {advice}.")
 
 
 def _counted(plan: Plan) -> Estimate:
@@ -130,5 +130,6 @@ def _halves(count: int) -> Iterator[int]:
         yield count
 
 
-def _gigabytes(size: int) -> str:
+def gigabytes(size: int) -> str:
+    """A number of bytes as text."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

@@ -1,6 +1,8 @@
 """How much memory this machine still has for a program, and how a program can leave fewer holes in it."""
 
 import ctypes
+import resource
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,14 @@ def available(device: torch.device, *, system: Path = Path("/")) -> int:
     described = dict(line.split(":", 1) for line in (system / "proc/meminfo").read_text().splitlines())
     free = 1024 * int(described["MemAvailable"].split()[0])
     return min([free, *_rooms(system)])
+
+
+def peak(device: torch.device) -> int:
+    """The most bytes that this process's tensors ever took on a GPU, or that it ever held at once on a CPU, its libraries included."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return held if sys.platform == "darwin" else 1024 * held
 
 
 def _rooms(system: Path) -> Iterator[int]:
