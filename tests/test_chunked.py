@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tasks.rlhf import chunked
 from tasks.rlhf.chunked import chunk_rows, cross_entropy, log_probs
-from tasks.rlhf.memory import _Alive
+from tasks.rlhf.rehearsal import _Alive
 
 N, D, V = 13, 6, 11
 

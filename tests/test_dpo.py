@@ -70,6 +70,8 @@ def test_it_starts_at_ln_2_and_at_the_bases_own_likelihood_of_the_best_answers(t
 def test_micro_batches_change_nothing(trained: Trained, micro_batch: int) -> None:
     whole, run = trained("whole")
     parts, other = trained("parts", micro_batch=micro_batch)
+    for line in (whole[0], parts[0]):
+        del line["accuracy"]  # the untrained policy's margins are nothing but rounding
     for one, two in zip(whole, parts, strict=True):
         assert one == pytest.approx(two, abs=2e-4)
     first, second = (load_file(r.artifact / "adapter" / adapters.WEIGHTS) for r in (run, other))

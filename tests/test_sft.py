@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from tasks.programs import sft
 from tasks.programs.config import InputError, SftJob
 from tasks.programs.entry import Run
-from tasks.rlhf import adapters, bases, memory
+from tasks.rlhf import adapters, bases, room
 
 TEXT = {"max_prompt_tokens": 64, "max_answer_tokens": 64}
 Trained = Callable[..., Run]
@@ -133,11 +133,11 @@ def test_schedules(trained: Trained, schedule: str, rates: list[float]) -> None:
 
 
 def test_what_does_not_fit_is_refused_before_it_is_loaded_and_advice_is_given(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "available", lambda *_: 10_000)
+    monkeypatch.setattr(room, "available", lambda *_: 10_000)
     monkeypatch.setattr(bases, "load", lambda *_, **__: pytest.fail("it was loaded"))
     with pytest.raises(InputError, match=r"A training step would take about .* MB: .*; 0 MB are free: nothing that can be set here makes it fit"):
         trained()
-    monkeypatch.setattr(memory, "available", lambda *_: 2_000_000)
+    monkeypatch.setattr(room, "available", lambda *_: 2_000_000)
     with pytest.raises(InputError, match=r"2 MB are free: with machine.micro_batch=\d+ it takes"):
         trained("larger", batch_size=64)
 
