@@ -51,7 +51,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def prepared(folder: Path, stage: str, inputs: dict[str, Path], *, shard: bool = False, **changed: Any) -> Path:
     job, names, machine = STAGES[stage]
-    job = {stage: {name: value for name, value in (job[stage] | changed).items() if (stage, name) != ("sft", "members")}}
+    job = {stage: {name: value for name, value in (job[stage] | changed).items() if name != "members" or stage == "reward"}}
     machine = machine | {"launch": {stage: {"shard": shard}}}
     return tiny.prepare(folder, stage, {"seed": 5, "text": TEXT} | job, {name: inputs[name] for name in names}, checkpoint_steps=3, **machine)
 
@@ -88,7 +88,8 @@ def children(pid: int) -> list[int]:
     return [child for child in launch._with_children(pid) if child != pid]
 
 
-@pytest.mark.parametrize(("stage", "shard"), [("sft", False), ("reward", False), ("dpo", False), ("sft", True), ("reward", True)])
+@pytest.mark.parametrize("shard", [False, True])
+@pytest.mark.parametrize("stage", PROGRAMS)
 def test_two_processes_take_the_steps_of_one(stage: str, shard: bool, inputs: dict[str, Path], tmp_path: Path) -> None:
     changed = {"tune": "full", "members": 1, "learning_rate": 1e-4} if shard else {}
     folders = [prepared(tmp_path / name, stage, inputs, shard=shard, **changed) for name in ("one", "two")]
@@ -107,11 +108,11 @@ def test_two_processes_take_the_steps_of_one(stage: str, shard: bool, inputs: di
     assert contents(one).keys() == contents(two).keys()
 
 
-@pytest.mark.parametrize("shard", [False, True])
-def test_killed_in_mid_run_two_processes_end_as_uninterrupted_ones(shard: bool, inputs: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("stage", "shard"), [("sft", False), ("sft", True), ("reward", False), ("dpo", False)])
+def test_killed_in_mid_run_two_processes_end_as_uninterrupted_ones(stage: str, shard: bool, inputs: dict[str, Path], tmp_path: Path) -> None:
     changed = {"lora": {"rank": 2, "alpha": 4, "dropout": 0.1}, "max_steps": 30} | ({"tune": "full"} if shard else {})
-    killed, whole = (prepared(tmp_path / name, "sft", inputs, shard=shard, **changed) for name in ("killed", "whole"))
-    agent = start(killed, "-m", "tasks.programs.sft", str(killed))
+    killed, whole = (prepared(tmp_path / name, stage, inputs, shard=shard, **changed) for name in ("killed", "whole"))
+    agent = start(killed, "-m", f"tasks.programs.{stage}", str(killed))
     await_(lambda: len(steps(killed)) > 4 or agent.poll() is not None, 120, every=0.002)
     workers = children(agent.pid)
     agent.kill()  # the agent alone: its workers must not stay behind
@@ -120,9 +121,9 @@ def test_killed_in_mid_run_two_processes_end_as_uninterrupted_ones(shard: bool, 
     await_(lambda: not any(map(is_alive, workers)), 5)
     before = steps(killed)
     assert 4 < len(before) < 30
-    resumed = contents(run_by_two("sft", killed))
+    resumed = contents(run_by_two(stage, killed))
     assert steps(killed)[:3] == before[:3]  # wall-clock times and all: these steps were not taken again
-    wanted = contents(run_by_two("sft", whole))
+    wanted = contents(run_by_two(stage, whole))
     assert resumed.keys() == wanted.keys()
     assert {name for name in wanted if resumed[name] != wanted[name]} == set()
 
