@@ -86,11 +86,13 @@ def _cluster(address: str) -> Iterator[Any]:
         from prefect_dask import DaskTaskRunner
     except ImportError:
         raise InputError("machine.dask needs the package prefect-dask: pip install 'alignflow[dask]'") from None
+    if not address.rpartition(":")[2].isdigit():  # Dask says so only after a minute, if at all
+        raise InputError(f"machine.dask: there is no Dask scheduler at {address} (give it as tcp://host:port)")
     with DaskTaskRunner(address=address) as runner:
         try:
             _ = runner.client
-        except (OSError, ValueError, TypeError, AssertionError) as error:  # the last two: tls:// without settings, no port
-            why = str(error) or "give it as tcp://host:port"
+        except (OSError, ValueError, TypeError, AssertionError) as error:  # the last two: tls:// without settings
+            why = str(error) or type(error).__name__
             raise InputError(f"machine.dask: there is no Dask scheduler at {address} ({why})") from None
         yield runner
 

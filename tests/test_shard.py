@@ -157,7 +157,7 @@ def test_a_cluster_that_is_not_there_is_the_users_to_mend(tree: Path, posts: Pat
     assert f"machine.dask: there is no Dask scheduler at {address}" in error
 
 
-@pytest.mark.parametrize(("address", "why"), [("tls://127.0.0.1:9", r"tls|TLS|security"), ("tcp://127.0.0.1", "missing port")])
+@pytest.mark.parametrize(("address", "why"), [("tls://127.0.0.1:9", r"tls|TLS|security"), ("tcp://127.0.0.1", "give it as tcp://host:port")])
 def test_an_address_that_dask_cannot_use_is_the_users_to_mend(address: str, why: str) -> None:
     with pytest.raises(InputError, match=f"machine.dask: there is no Dask scheduler at {address} .*({why})"), shard._cluster(address):
         pass
