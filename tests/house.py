@@ -128,7 +128,7 @@ class House:
             assert self.up.poll() is None
             time.sleep(0.5)
 
-    def end(self, run_id: UUID, seconds: float = 120) -> FlowRun:
+    def end(self, run_id: UUID, seconds: float = 300) -> FlowRun:
         """The run, once it is at its end."""
         await_(lambda: (state := self.run(run_id).state) is not None and state.is_final(), seconds, every=0.5)
         return self.run(run_id)

@@ -137,7 +137,7 @@ def expected(house: House, method: str = "ppo", **ppo: Any) -> dict[str, str]:
     return {name: artifact["digest"] for name, artifact in found.items()}
 
 
-def completed(house: House, run: UUID, seconds: float = 120) -> dict[str, Any]:
+def completed(house: House, run: UUID, seconds: float = 300) -> dict[str, Any]:
     end = house.end(run, seconds)
     assert end.state.type == StateType.COMPLETED, end.state.message
     return summary(house, run)
@@ -408,7 +408,7 @@ def test_a_second_up_says_what_is_running(house: House) -> None:
 
 
 def test_a_lost_machine_is_noticed_and_another_goes_on_from_its_checkpoint(house: House, lost: Lost) -> None:
-    found = completed(house, lost.trained, 240)
+    found = completed(house, lost.trained, 480)
     assert digests(found) == expected(house, steps=5)
     key = next(stage["key"] for stage in found["stages"] if stage["name"] == "ppo")
     first, second = house.builders(key)

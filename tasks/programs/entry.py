@@ -12,6 +12,7 @@ torchrun itself always ends with status 1 then.
 
 import errno
 import json
+import os
 import sys
 import time
 import traceback
@@ -134,6 +135,10 @@ def main(train: Callable[[JobT, Run], None], job_type: type[JobT], *, among: Cal
     except Exception as error:
         traceback.print_exc()
         raise SystemExit(_record(error, directory)) from None
+    if launched.world() > 1:  # threads of gloo's, seen to abort an interpreter that ends by itself, once
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _record(error: Exception, directory: Path) -> int:
