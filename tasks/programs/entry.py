@@ -135,7 +135,7 @@ def main(train: Callable[[JobT, Run], None], job_type: type[JobT], *, among: Cal
     except Exception as error:
         traceback.print_exc()
         raise SystemExit(_record(error, directory)) from None
-    if launched.world() > 1:  # threads of gloo's, seen to abort an interpreter that ends by itself, once
+    if launched.world() > 1:  # a C++ thread was seen to abort an interpreter that ended by itself, with all written
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
