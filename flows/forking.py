@@ -13,11 +13,13 @@ import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
+from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import WorkerFlowRunResponse
 from prefect.settings import get_current_settings
 from prefect.utilities.processutils import setup_signal_handlers_worker
-from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
+from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 
 from flows.enter import ENGINE
 
@@ -38,6 +40,24 @@ with warnings.catch_warnings():
 
     class Worker(ProcessWorker):
         job_configuration = Configuration
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self._told: set[UUID] = set()  # runs whose end with another status than 0 has been told
+
+        async def run(self, flow_run: FlowRun, *args: Any, **kwargs: Any) -> ProcessWorkerResult:
+            """The process of a run, to its end; Prefect's executor tells the server when it was killed."""
+            result = await super().run(flow_run, *args, **kwargs)
+            if result.status_code != 0:
+                self._told.add(flow_run.id)
+            return result
+
+        async def _propose_crashed_state(self, flow_run: FlowRun, *args: Any, **kwargs: Any) -> None:
+            """Tell it once. Prefect's worker tells it again a moment later, which would take back a Retry that came between."""
+            if flow_run.id in self._told:
+                self._told.remove(flow_run.id)
+            else:
+                await super()._propose_crashed_state(flow_run, *args, **kwargs)
 
         async def _submit_scheduled_flow_runs(self, flow_run_response: list[WorkerFlowRunResponse]) -> Any:
             """Leave a run for the next poll whose last process is not quite put away; Prefect's own worker would die of it (its issue 16806)."""

@@ -54,6 +54,8 @@ def train(config, run):
         raise OSError(errno.ENOSPC, "No space left on device")
     saved = sorted(run.checkpoints.glob("step-*"))
     start = json.loads((saved[-1] / "state.json").read_text())["step"] if saved else 0
+    with MODE.with_name("BEGAN" + "_{name}").open("a") as began:
+        began.write(f"{{start}}\\n")
     run.rewind(start)
     for step in range(start + 1, STEPS + 1):
         if mode == "slow":
@@ -129,6 +131,11 @@ def write_program(tree: Path, stage: str, more: str = "") -> None:
 def misbehave(tree: Path, stage: str, mode: str) -> None:
     """Set how a stage's program misbehaves; '' for not at all. It is no part of the program's version."""
     (tree / "tasks" / "programs" / f"FAKE_{stage}").write_text(mode)
+
+
+def beginnings(tree: Path, stage: str) -> list[int]:
+    """The steps after which a stage's program has begun, each time that it was started."""
+    return [int(line) for line in (tree / "tasks" / "programs" / f"BEGAN_{stage}").read_text().split()]
 
 
 def environment(tree: Path, home: Path) -> dict[str, str]:

@@ -23,7 +23,7 @@ from mlflow import MlflowClient
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from prefect.states import Scheduled
@@ -143,6 +143,11 @@ class House:
     def builders(self, key: str) -> list[FlowRun]:
         """The runs that were started to build the artifact with this key, oldest first."""
         return [run for run in self.stages() if f"key:{key[:40]}" in run.tags]
+
+    def crashes(self, run_id: UUID) -> list[str | None]:
+        """What was said of a run each time that it was set to Crashed."""
+        with self.client() as client:
+            return [state.message for state in client.read_flow_run_states(run_id) if state.type == StateType.CRASHED]
 
     def runs_of(self, deployment: UUID) -> list[FlowRun]:
         with self.client() as client:

@@ -1,14 +1,19 @@
 """How a flow run's process starts: forked from the engine, or, without one, as Prefect's own; test_operations kills and cancels such runs."""
 
+import asyncio
 import os
 import shlex
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import pytest
 from fake_tree import await_
+from prefect.client.schemas.objects import FlowRun
+from prefect.workers.process import ProcessWorker, ProcessWorkerResult
 
 from flows import forking
 from flows.enter import ENGINE
@@ -52,3 +57,27 @@ def test_the_engine_ends_with_its_worker_and_cleans_up(monkeypatch: pytest.Monke
     os.close(owner)
     assert engine.wait(30) == 0
     assert await_(lambda: not folder.exists())
+
+
+@pytest.mark.parametrize(("status", "told"), [(-9, []), (0, ["late"])])
+def test_the_worker_does_not_say_again_that_a_run_was_killed(status: int, told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its executor has said so; meanwhile the run may have been started again."""
+    said: list[str] = []
+
+    async def end(*_: Any) -> ProcessWorkerResult:
+        return ProcessWorkerResult(status_code=status, identifier="1")
+
+    async def say(_: Any, __: FlowRun, message: str) -> None:
+        said.append(message)
+
+    async def live() -> None:
+        worker, killed = forking.Worker(work_pool_name="gpu"), FlowRun(flow_id=uuid4())
+        await worker.run(killed, None)
+        await worker._propose_crashed_state(killed, "late")
+        await worker._propose_crashed_state(killed, "the next attempt's own")
+        await worker._propose_crashed_state(FlowRun(flow_id=uuid4()), "another's")
+
+    monkeypatch.setattr(ProcessWorker, "run", end)
+    monkeypatch.setattr(ProcessWorker, "_propose_crashed_state", say)
+    asyncio.run(live())
+    assert said == [*told, "the next attempt's own", "another's"]

@@ -215,14 +215,14 @@ def test_whatever_is_killed_the_run_comes_to_the_same_end(house: House) -> None:
     fake_tree.misbehave(house.tree, "winrate", "")
     program.kill()
     found = completed(house, run, 180)
+    assert [fake_tree.beginnings(house.tree, stage)[-2:] for stage in ("ppo", "winrate")] == [[0, 2], [0, 2]]
     assert digests(found) == expected(house, method="both", steps=3)
     assert house.up.poll() is None
     started = [one.name for one in house.stages()[before:]]
     assert [started.count(stage) for stage in ("ppo", "dpo", "winrate")] == [1, 1, 1]
     for stage in ("ppo", "dpo", "winrate"):
         assert house.steps_of(stage, "loss") == [1, 2, 3, 4, 5]
-    for stage in ("ppo", "winrate"):
-        assert any("goes on from its checkpoint" in line for line in house.lines(stage))
+    assert any("goes on from its checkpoint" in line for line in house.lines("ppo"))
 
 
 def test_killed_flow_runs_are_started_again_and_join_what_goes_on_without_them(house: House) -> None:
@@ -254,6 +254,9 @@ def test_a_run_that_comes_back_at_once_does_not_end_its_worker(house: House) -> 
         client.set_flow_run_state(run, Scheduled())
     assert digests(completed(house, run)) == expected(house, steps=10)
     assert house.workers["cpu-1"].poll() is None
+    (said,) = house.crashes(run)
+    assert said is not None
+    assert "SIGKILL" in said
 
 
 class Lost(NamedTuple):
