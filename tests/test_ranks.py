@@ -28,7 +28,7 @@ COMMON = {"lora": {"rank": 2, "alpha": 4}, "max_steps": 8, "epochs": 80, "learni
 # stage -> its job, its inputs and what is set of the machine; the ranks get unequal numbers of parts, and in the reward model's steps one gets none
 STAGES: dict[str, tuple[dict[str, Any], tuple[str, ...], dict[str, Any]]] = {
     "sft": ({"sft": COMMON | {"batch_size": 3, "block_tokens": 96}}, ("data", "base"), {"micro_batch": 1}),
-    "reward": ({"reward": COMMON | {"batch_size": 1, "members": 2, "comparisons": "rankings"}}, ("data", "model"), {}),
+    "reward": ({"reward": COMMON | {"batch_size": 1, "members": 2, "comparisons": "rankings", "probe": True}}, ("data", "model"), {}),
     "dpo": ({"dpo": COMMON | {"batch_size": 3}}, ("data", "model", "reference"), {}),
 }
 PROGRAMS: dict[str, tuple[Callable[[Any, Run], None], type[Job]]] = {

@@ -403,11 +403,18 @@ def test_accuracies_stand_in_groups_and_those_that_were_not_measured_are_left_ou
     assert len(panel.groups) == 1
 
 
+def test_what_the_probe_reached_is_drawn_beside_what_training_made_of_it() -> None:
+    probe = {"accuracy": {"votes": RATE | {"value": 0.375}, "gap_1": RATE}}
+    [panel] = reward_panels.panels_of({"accuracy": {"votes": RATE}, "probe": probe})
+    title, [bar] = panel.groups[-1]
+    assert (title, bar.title, bar.rate["value"]) == ("A head on the model as it was before training", "The probe's rewards alone", 0.375)
+
+
 def test_the_names_are_those_that_the_reward_stage_writes() -> None:
     code = {name: (ROOT / "tasks" / "rlhf" / f"{name}.py").read_text() for name in ("red_team", "strata", "measures")}
     assert set(re.findall(r'^        "(\w+)": ', code["red_team"], re.M)) == set(reward_panels.ATTACKS)
     assert f"FAILED_ABOVE = {reward_panels.FOOLED_ABOVE} " in code["red_team"]
-    for name in (name for _, names in reward_panels.ACCURACIES for name in names):
+    for name in (reward_panels.PROBED.get(name, name) for _, names in reward_panels.ACCURACIES for name in names):
         assert f'"{name}"' in code["strata"] + code["measures"]
 
 

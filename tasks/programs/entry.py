@@ -66,6 +66,14 @@ class Run:
         """Something that makes the result worth less than its user thinks: said on the screen and in the report, whenever the artifact is used."""
         self.warnings.append(sentence)
 
+    def note(self, name: str, more: dict[str, Any]) -> None:
+        """Add to a JSON file of the artifact."""
+        if not launched.is_first():
+            return
+        path = self.artifact / name
+        known = json.loads(path.read_text()) if path.exists() else {}
+        _write(path, json.dumps(known | more, indent=1) + "\n")
+
     def rewind(self, step: int) -> None:
         """Forget logged steps above ``step``: they are about to be taken again from its checkpoint."""
         if not launched.is_first():

@@ -6,7 +6,6 @@ artifact: adapter/ (a SEQ_CLS adapter; adapter-1/ and on are the ensemble's othe
 temperature, probes), measures.json (accuracy by gap and length, calibration, attacks), summary.json
 """
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,13 +16,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tasks.programs import beginning
+from tasks.programs import beginning, probing
 from tasks.programs.config import InputError, Reward, RewardJob
 from tasks.programs.entry import Run, main
+from tasks.programs.probing import MEASURES
 from tasks.rlhf import (
     adapters,
     bases,
     branches,
+    checkpoints,
     comparisons,
     devices,
     losses,
@@ -67,7 +68,14 @@ def train(job: RewardJob, run: Run) -> None:
     # 2. Adapters and heads, or the checkpoint's.
     devices.seed_step(job.seed, 0)
     tuning, model = _members(job, run, base)
+    is_new = settings.probe and checkpoints.latest(run.checkpoints) is None
+    if is_new:
+        tuning.model.eval()
+        probing.begin(job, run, model, questions, held_out, partial(probing.answer_features, collate=collate, most=most), ahead=ahead)
     training = beginning.training(settings, run, tuning, num_rows=len(questions), seed=job.seed)
+    if is_new:
+        training.judged(0, probing.said(run)["held_out_loss"])
+        training.save(0, every=run.machine.checkpoint_steps)
 
     for step in training.steps():
         # 3. One optimizer step: each answer of a question goes through each member once, all its pairs share the step; each rank its questions.
@@ -107,6 +115,8 @@ def train(job: RewardJob, run: Run) -> None:
     rewards = answer_rewards(model, held_out, collate, most)
     pairs = measures.pairs_of(held_out)
     metrics = {"reward.held_out_loss": measures.held_out_loss(pairs, rewards, ahead=ahead), "reward.best_step": training.best.step}
+    if settings.probe:
+        metrics |= probing.metrics(run)
     metrics |= _held_out(pairs, rewards, ahead, run) | _reference(job, run, model, reference, tokenizer, device)
     run.finish(metrics, questions=len(questions), pairs=sum(len(c.pairs) for c in questions), steps=training.plan.total)
 
@@ -175,8 +185,8 @@ def answer_rewards(model: Scorer, questions: list[Comparison], collate: Callable
 def _held_out(pairs: measures.Pairs, rewards: Tensor, ahead: float, run: Run) -> dict[str, Any]:
     """Metrics of the held-out pairs; all that was measured goes to measures.json."""
     found, calibrated = measures.accuracies(pairs, rewards, ahead=ahead), measures.calibrate(pairs, rewards)
-    _note(run.artifact / "measures.json", {"accuracy": measures.plain(found), "calibration": measures.plain(calibrated)})
-    _note(run.artifact / scorer.RECORD, {"temperature": calibrated.temperature, "head_start": ahead})
+    run.note(MEASURES, {"accuracy": measures.plain(found), "calibration": measures.plain(calibrated)})
+    run.note(scorer.RECORD, {"temperature": calibrated.temperature, "head_start": ahead})
     votes = measures.cautious(found["votes"])
     if votes.low <= 0.5:
         run.warn(
@@ -232,18 +242,10 @@ def _reference(
             f"The reward model is fooled: answers that are worth nothing ({', '.join(fooled)}) out-score more than {red_team.FAILED_ABOVE:.0%} of "
             "the real ones, and PPO finds such answers. Train on more pairs, or set ppo.accept_fooled=false to stop before PPO."
         )
-    _note(run.artifact / "measures.json", {"attacks": measures.plain(verdicts)})
-    _note(run.artifact / scorer.RECORD, record | {"fooled": fooled})
+    run.note(MEASURES, {"attacks": measures.plain(verdicts)})
+    run.note(scorer.RECORD, record | {"fooled": fooled})
     worst = max((verdict.wins.value for verdict in verdicts.values()), default=0.0)
     return {"reward.mean": mean, "reward.std": std, "reward.worst_attack": worst}
-
-
-def _note(path: Path, more: dict[str, Any]) -> None:
-    """Add to a file of JSON, which the first rank alone writes."""
-    if not ranks.is_first():
-        return
-    known = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps(known | more, indent=1) + "\n")
 
 
 def _reference_answers(job: RewardJob, run: Run, tokenizer: PreTrainedTokenizerBase) -> Encoded:

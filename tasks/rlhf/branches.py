@@ -134,7 +134,12 @@ def visible(rows: Rows) -> Tensor:
 
 def scores(model: PreTrainedModel, head: nn.Linear, batch: Branches) -> Tensor:
     """Reward model: the head at each answer's last token, (S,) float32."""
-    return scored(head, hidden(model, batch)[batch.ends])
+    return scored(head, features(model, batch))
+
+
+def features(model: PreTrainedModel, batch: Branches) -> Tensor:
+    """What a head sees of each answer: the hidden state of its last token, (S, D)."""
+    return hidden(model, batch)[batch.ends]
 
 
 def log_probs(model: PreTrainedModel, batch: Branches) -> Tensor:

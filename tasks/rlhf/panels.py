@@ -115,6 +115,8 @@ FACTS = {  # shown in this order
     "reward_accuracy.knowing_age": "held-out pairs ordered as the votes, knowing which answer was first",
     "reward_accuracy.knowing_age_over_longer_wins": 'that, more than the rule "the longer wins"',
     "reward_accuracy.knowing_age_over_older_wins": 'that, more than the rule "the older wins"',
+    "reward_accuracy.probe": "by the head alone, before training",
+    "reward_accuracy.probe_knowing_age": "by that, knowing which answer was first",
     "reward.length_correlation": "rank correlation of reward and length",
     "reward.ece": "calibration error",
     "reward.ece_uncalibrated": "before calibration",

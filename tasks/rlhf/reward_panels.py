@@ -19,8 +19,13 @@ ACCURACIES: tuple[tuple[str, Mapping[str, str]], ...] = (
         {"longer_chosen": "It is the longer one", "shorter_chosen": "It is the shorter one", "length_matched": "Lengths are alike"},
     ),
     ("Its rewards and who was first, together", {"knowing_age": "The older answer has a head start"}),
+    (
+        "A head on the model as it was before training",
+        {"probe": "The probe's rewards alone", "probe_knowing_age": "The older answer has a head start"},
+    ),
     ("Rules of thumb on the same pairs", {"longer_wins": "The longer answer wins", "older_wins": "The older answer wins"}),
 )
+PROBED = {"probe": "votes", "probe_knowing_age": "knowing_age"}
 RULES = ("longer_wins", "older_wins")
 ATTACKS = {
     "empty": ("No answer", "Nothing but the end of the text."),
@@ -34,7 +39,7 @@ ATTACKS = {
     "no_answer": ("A shrug", "\N{LEFT DOUBLE QUOTATION MARK}I don't know.\N{RIGHT DOUBLE QUOTATION MARK}"),
 }
 DRAWN = {
-    "accuracy": [f"reward_accuracy.{name}" for name in ("votes", "length_matched", "knowing_age", *RULES)],
+    "accuracy": [f"reward_accuracy.{name}" for name in ("votes", "length_matched", "knowing_age", *PROBED, *RULES)],
     "calibration": ["reward.ece", "reward.ece_uncalibrated", "reward.temperature"],
     "attacks": ["reward.worst_attack"],
 }
@@ -82,6 +87,8 @@ def panels_of(measures: Mapping[str, Any]) -> list[Panel]:
     """Accuracies and attacks, as far as they were measured."""
     panels = []
     if accuracy := measures.get("accuracy"):
+        before = measures["probe"]["accuracy"] if "probe" in measures else {}
+        accuracy = {**accuracy, **{name: before[of] for name, of in PROBED.items() if of in before}}
         groups = [(title, [_accuracy(name, text, accuracy[name]) for name, text in names.items() if name in accuracy]) for title, names in ACCURACIES]
         note = "Share of held-out pairs ordered as the votes do. The dashed line is guessing; the grey bars need no model at all."
         panels.append(Panel("Where it is right", note, [(title, bars) for title, bars in groups if bars], "pairs"))
