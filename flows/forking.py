@@ -46,7 +46,7 @@ with warnings.catch_warnings():
             self._told: set[UUID] = set()  # runs whose end with another status than 0 has been told
 
         async def run(self, flow_run: FlowRun, *args: Any, **kwargs: Any) -> ProcessWorkerResult:
-            """The process of a run, to its end; Prefect's executor tells the server when it was killed."""
+            """The process of a run, to its end; Prefect's executor tells the server when it was killed (where it cannot: no heartbeat, Crashed)."""
             result = await super().run(flow_run, *args, **kwargs)
             if result.status_code != 0:
                 self._told.add(flow_run.id)

@@ -1,6 +1,7 @@
 """Linear probing: the logistic regression itself, the choice of its penalty, and the reward model's program that begins from it."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tasks.programs import probing, reward
-from tasks.programs.config import Reward, RewardJob
+from tasks.programs.config import InputError, Reward, RewardJob
 from tasks.programs.entry import Run
-from tasks.rlhf import checkpoints, measures, probe, scorer
+from tasks.rlhf import branches, checkpoints, measures, probe, scorer
 from tasks.rlhf.comparisons import Comparison
 from tasks.rlhf.probe import Evidence
 
@@ -114,6 +115,19 @@ def test_one_question_is_enough() -> None:
     found = probe.probe(torch.randn(3, 4), evidence([(0, 1), (0, 2)], questions=[0, 0]), seed=0)
     assert found.strength == max(probe.STRENGTHS)
     assert found.head.isfinite().all()
+    assert found.losses == {}
+
+
+def test_questions_that_were_not_drawn_are_as_if_they_were_not_there() -> None:
+    """Also where all of a fold's are such."""
+    features, found = random(60, 300, 5, signal=1.0)
+    folds = torch.tensor([probe.mix(0, number) % probe.FOLDS for number in found.question.tolist()])
+    there = (folds != 2) & (found.question % 3 > 0)
+    drawn = found._replace(weight=found.weight * there / (found.weight * there).sum())
+    ours, theirs = probe.probe(features, drawn, seed=0), probe.probe(features, found.of(there), seed=0)
+    assert ours.strength == theirs.strength < 100
+    assert torch.allclose(ours.head, theirs.head, atol=1e-5)
+    assert ours.losses == pytest.approx(theirs.losses)
 
 
 def test_redrawn_questions_are_as_many() -> None:
@@ -149,6 +163,11 @@ def score(run: Run, number: str = "") -> Tensor:
     return found
 
 
+def said(run: Run) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run.artifact / "measures.json").read_text())["probe"]
+    return found
+
+
 def summary(run: Run) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((run.artifact / "summary.json").read_text())["metrics"]
     return found
@@ -157,8 +176,7 @@ def summary(run: Run) -> dict[str, Any]:
 def test_training_that_only_harms_leaves_the_probe(inputs: dict[str, Path], tmp_path: Path) -> None:
     run = trained(tmp_path / "harmed", inputs, learning_rate=0.5)
     assert summary(run)["reward.best_step"] == 0
-    said = probing.said(run)
-    assert summary(run)["reward.held_out_loss"] == pytest.approx(said["held_out_loss"], abs=1e-5)
+    assert summary(run)["reward.held_out_loss"] == pytest.approx(said(run)["held_out_loss"], abs=1e-5)
     assert summary(run)["reward_accuracy.votes"] == summary(run)["reward_accuracy.probe"]
     assert all((tensor == 0).all() for name, tensor in weights(run).items() if "lora_B" in name)
     assert scorer.record_of(run.artifact)["members"] == 1
@@ -166,9 +184,11 @@ def test_training_that_only_harms_leaves_the_probe(inputs: dict[str, Path], tmp_
 
 def test_training_begins_at_the_probe(inputs: dict[str, Path], tmp_path: Path) -> None:
     probed, plain = (trained(tmp_path / str(on), inputs, probe=on, max_steps=1, learning_rate=1e-6) for on in (True, False))
-    first = [json.loads((run.artifact / "metrics.jsonl").read_text().splitlines()[0]) for run in (probed, plain)]
-    assert first[0]["loss"] < 0.3 < 0.6 < first[1]["loss"]
-    assert first[0]["held_out_loss"] == pytest.approx(probing.said(probed)["held_out_loss"], abs=1e-3)
+    steps = [[json.loads(line) for line in (run.artifact / "metrics.jsonl").read_text().splitlines()] for run in (probed, plain)]
+    assert [[line["step"] for line in lines] for lines in steps] == [[0, 1], [1]]
+    assert steps[0][1]["loss"] < 0.3 < 0.6 < steps[1][0]["loss"]
+    assert steps[0][0]["held_out_loss"] == said(probed)["held_out_loss"]
+    assert steps[0][1]["held_out_loss"] == pytest.approx(said(probed)["held_out_loss"], abs=1e-3)
     assert not any("probe" in name for name in summary(plain))
 
 
@@ -176,10 +196,10 @@ def test_members_begin_at_probes_of_their_own(inputs: dict[str, Path], tmp_path:
     run = trained(tmp_path / "ensemble", inputs, members=2, learning_rate=1e-6, max_steps=1)
     heads = [score(run, number) for number in ("", "-1")]
     assert torch.cosine_similarity(*heads).item() < 0.999
-    assert len(probing.said(run)["members"]) == 2
+    assert len(said(run)["members"]) == 2
 
 
-@pytest.mark.parametrize("cut", [0, 3])
+@pytest.mark.parametrize("cut", [0, 2])
 def test_a_killed_run_keeps_its_probe(cut: int, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ended right after the probe is saved, or in the midst of the steps."""
     killed, honest = prepared(tmp_path / "killed", inputs), checkpoints.save
@@ -194,6 +214,7 @@ def test_a_killed_run_keeps_its_probe(cut: int, inputs: dict[str, Path], tmp_pat
         reward.train(RewardJob.model_validate(killed.record), killed)
     monkeypatch.setattr(checkpoints, "save", honest)
     monkeypatch.setattr(probing, "begin", None)  # it is not asked again
+    shutil.rmtree(killed.artifact)  # as tasks.stage does: checkpoints/ alone is kept
     again = Run(killed.directory)
     reward.train(RewardJob.model_validate(again.record), again)
     monkeypatch.undo()
@@ -213,6 +234,14 @@ def test_pairs_weigh_as_in_training(weigh: str, weights: list[float], inputs: di
     assert found.margin.tolist() == pytest.approx([0.2 - 0.5, 0.1 + 0.5, 0.1, 0.1 - 0.5, 0.1 - 0.5])
 
 
-def test_a_probe_does_not_begin_what_begins_with_other_weights() -> None:
-    with pytest.raises(ValidationError, match="set start to '', or probe to false"):
-        Reward(probe=True, start="weights.safetensors")
+@pytest.mark.parametrize(("other", "match"), [({"start": "weights.safetensors"}, "set start to ''"), ({"centring": 0.1}, "set centring to 0")])
+def test_what_a_probe_does_not_go_with_is_refused(other: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValidationError, match=f"{match}, or probe to false"):
+        Reward(probe=True, **other)
+
+
+def test_hidden_states_that_are_no_numbers_are_refused(inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = branches.features
+    monkeypatch.setattr(branches, "features", lambda model, batch: honest(model, batch).index_fill(1, torch.tensor([3]), float("inf")))
+    with pytest.raises(InputError, match=r"no numbers.*set weights\.merged to float32"):
+        trained(tmp_path / "inf", inputs)

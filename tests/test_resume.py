@@ -4,6 +4,7 @@ What is killed is always a real process; SFT is resumed by one too, the others i
 """
 
 import json
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -119,6 +120,8 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(stage: str, inputs: dict[str,
     assert resumed_from is not None
     assert 0 < resumed_from.step <= last
     before = steps(killed)
+    shutil.rmtree(killed / "artifact")  # as tasks.stage does
+    (killed / "artifact").mkdir()
     resumed = contents(tiny.run(stage, killed) if stage == "sft" else run_here(stage, killed))
     assert steps(killed)[: resumed_from.step] == before[: resumed_from.step]  # wall-clock times and all: these steps were not taken again
 

@@ -1,64 +1,57 @@
 """How the reward model's heads begin with reward.probe: by what the features of the model that is about to be trained say already."""
 
-import json
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tasks.programs.config import RewardJob
-from tasks.programs.entry import Run
+from tasks.programs.config import InputError, RewardJob
 from tasks.rlhf import branches, comparisons, measures, probe, ranks, schedules, sharded
 from tasks.rlhf.comparisons import Batch, Comparison
-from tasks.rlhf.probe import Evidence
+from tasks.rlhf.probe import Evidence, Probe
 from tasks.rlhf.scorer import Member, Scorer
 
-MEASURES = "measures.json"
 Features = Callable[[Member, list[Comparison], str], Tensor]
 
 
 def begin(
-    job: RewardJob, run: Run, model: Scorer, questions: list[Comparison], held_out: list[Comparison], features: Features, *, ahead: float
-) -> None:
-    """Begin every head with its probe, those of an ensemble's others on redrawn questions; what they reach goes to measures.json.
+    job: RewardJob, model: Scorer, questions: list[Comparison], held_out: list[Comparison], features: Features, *, ahead: float
+) -> dict[str, Any]:
+    """Begin every head with its probe, those of an ensemble's others on redrawn questions; gives what is told of it, the same on every rank.
 
-    ``ahead`` is what the older answer of a pair has before its reward.
+    ``ahead`` is what the older answer of a pair has before its reward. Raises InputError.
     """
     known, unseen = features(model.members[0], questions, "training"), features(model.members[0], held_out, "held-out")
+    if not (known.isfinite().all() and unseen.isfinite().all()):
+        raise InputError("Some hidden states of the model are no numbers, so nothing can be trained on them: set weights.merged to float32.")
     pairs, judged = measures.pairs_of(questions), measures.pairs_of(held_out)
-    found = []
-    for number, member in enumerate(model.members):
+    found: list[Probe] = []
+    for number in range(len(model.members)) if ranks.is_first() else ():
         drawn = probe.redrawn(len(questions), seed=schedules.mix(job.seed, number)) if number else torch.ones(len(questions))
-        found.append(ranks.everyones(probe.probe(known, evidence(job, pairs, drawn, ahead), seed=job.seed))[0])
-        with torch.no_grad():
-            member.head.weight.copy_(found[-1].head)
+        found.append(probe.probe(known, evidence(job, pairs, drawn, ahead), seed=job.seed))
+    found = ranks.everyones(found)[0]
+    with torch.no_grad():
+        for member, one in zip(model.members, found, strict=True):
+            member.head.weight.copy_(one.head)
     rewards = unseen @ torch.cat([one.head for one in found]).mean(dim=0)
     loss, accuracy = measures.held_out_loss(judged, rewards, ahead=ahead), measures.accuracies(judged, rewards, ahead=ahead)
     print(f"The probe of the model as it is: penalty {found[0].strength:g}, held-out loss {loss:.4f}.", flush=True)
-    chosen = [{"penalty": one.strength, "losses": one.losses} for one in found]
-    run.note(MEASURES, {"probe": {"members": chosen, "held_out_loss": loss, "accuracy": measures.plain(accuracy)}})
-    ranks.wait()
+    chosen = [{"penalty": one.strength, "losses": {f"{strength:g}": lost for strength, lost in one.losses.items()}} for one in found]
+    return {"members": chosen, "held_out_loss": loss, "accuracy": measures.plain(accuracy)}
 
 
 def evidence(job: RewardJob, pairs: measures.Pairs, drawn: Tensor, ahead: float) -> Evidence:
-    """The pairs as the training loss weighs them, each question ``drawn`` so many times, (Q,)."""
+    """The pairs with the training loss's margins and weights, each question ``drawn`` so many times, (Q,)."""
     margin = job.reward.margin * pairs.gap - ahead * (2 * pairs.older - 1)
     share = 1 / pairs.question.bincount()[pairs.question] if job.reward.weigh == "questions" else torch.ones(len(pairs.question))
     weight = drawn[pairs.question] * share
     return Evidence(pairs.chosen, pairs.rejected, pairs.question, margin.float(), weight / weight.sum())
 
 
-def said(run: Run) -> dict[str, Any]:
-    """What measures.json says of the probe."""
-    found: dict[str, Any] = json.loads((run.artifact / MEASURES).read_text())["probe"]
-    return found
-
-
-def metrics(run: Run) -> dict[str, Any]:
+def metrics(told: dict[str, Any]) -> dict[str, Any]:
     """What the probe reached on the held-out pairs, as the summary has it."""
-    shares = said(run)["accuracy"]
-    named = {"probe": "votes", "probe_knowing_age": "knowing_age"}
+    shares, named = told["accuracy"], {"probe": "votes", "probe_knowing_age": "knowing_age"}
     return {
         f"reward_accuracy.{name}": {part: shares[of][part] for part in ("value", "low", "high", "n")} for name, of in named.items() if of in shares
     }

@@ -3,7 +3,7 @@
 python -m tasks.programs.reward DIR        inputs: data, model, and start where weights are given to start from
 torchrun --nproc_per_node 2 -m tasks.programs.reward DIR        the same by two processes, to rounding
 artifact: adapter/ (a SEQ_CLS adapter; adapter-1/ and on are the ensemble's others), or model/ and score.safetensors; reward.json (normalisation,
-temperature, probes), measures.json (accuracy by gap and length, calibration, attacks), summary.json
+temperature, probes), measures.json (the probe, accuracy by gap and length, calibration, attacks), summary.json
 """
 
 from collections.abc import Callable
@@ -19,7 +19,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tasks.programs import beginning, probing
 from tasks.programs.config import InputError, Reward, RewardJob
 from tasks.programs.entry import Run, main
-from tasks.programs.probing import MEASURES
 from tasks.rlhf import (
     adapters,
     bases,
@@ -44,6 +43,7 @@ from tasks.rlhf.tuned import Tuned
 
 REFERENCE_ANSWERS = 512  # best answers whose reward gives the normalisation
 PROBES = 8  # of them, whose scores are stored so that users of the adapter can check that it computes the same
+MEASURES = "measures.json"
 ATTACKED = 48  # of them, which bad answers are held against
 
 Encoded = list[tuple[list[int], list[int]]]  # prompt and answer ids
@@ -68,13 +68,16 @@ def train(job: RewardJob, run: Run) -> None:
     # 2. Adapters and heads, or the checkpoint's.
     devices.seed_step(job.seed, 0)
     tuning, model = _members(job, run, base)
-    is_new = settings.probe and checkpoints.latest(run.checkpoints) is None
-    if is_new:
+    told: dict[str, Any] | None = None
+    if settings.probe and checkpoints.latest(run.checkpoints) is None:
         tuning.model.eval()
-        probing.begin(job, run, model, questions, held_out, partial(probing.answer_features, collate=collate, most=most), ahead=ahead)
+        told = probing.begin(job, model, questions, held_out, partial(probing.answer_features, collate=collate, most=most), ahead=ahead)
     training = beginning.training(settings, run, tuning, num_rows=len(questions), seed=job.seed)
-    if is_new:
-        training.judged(0, probing.said(run)["held_out_loss"])
+    if told:
+        training.told = told
+        training.judged(0, told["held_out_loss"])
+        run.rewind(-1)
+        run.log(0, training.plan.total, held_out_loss=told["held_out_loss"])
         training.save(0, every=run.machine.checkpoint_steps)
 
     for step in training.steps():
@@ -116,7 +119,8 @@ def train(job: RewardJob, run: Run) -> None:
     pairs = measures.pairs_of(held_out)
     metrics = {"reward.held_out_loss": measures.held_out_loss(pairs, rewards, ahead=ahead), "reward.best_step": training.best.step}
     if settings.probe:
-        metrics |= probing.metrics(run)
+        run.note(MEASURES, {"probe": training.told})
+        metrics |= probing.metrics(training.told)
     metrics |= _held_out(pairs, rewards, ahead, run) | _reference(job, run, model, reference, tokenizer, device)
     run.finish(metrics, questions=len(questions), pairs=sum(len(c.pairs) for c in questions), steps=training.plan.total)
 

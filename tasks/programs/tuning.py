@@ -88,7 +88,7 @@ class Reward(Tuning):
     probe: bool = Field(
         False,
         description="Begin the score head where a logistic regression on the features of the model as it is ends (Kumar et al. 2022), instead of by "
-        "chance: one pass without gradients over the training answers. The probe itself counts among the weights of which the best are kept.",
+        "chance: one pass without gradients over all answers, and some fits. The probe counts as the first evaluation, for keep and for patience.",
     )
     members: int = Field(1, ge=1, le=16, description="Adapters with heads of their own on the one base: an ensemble, with tune=lora.")
     caution: float = Field(0.5, ge=0, description="Standard deviations of the ensemble's rewards taken off their mean (Coste et al. 2023).")
@@ -102,6 +102,8 @@ class Reward(Tuning):
             raise ValueError("members of an ensemble share a base, so they are adapters: set tune to lora, or members to 1")
         if self.members > 1 and self.start:
             raise ValueError("members of an ensemble that all start from the same weights would agree: set start to '', or members to 1")
+        if self.probe and self.centring:
+            raise ValueError("centring holds the rewards' mean at 0, where a probe's is not: set centring to 0, or probe to false")
         if self.probe and self.start:
             raise ValueError("the score head begins with the weights of start or with a probe: set start to '', or probe to false")
         return self

@@ -40,22 +40,27 @@ class Probe(NamedTuple):
 
 def probe(features: Tensor, evidence: Evidence, *, seed: int) -> Probe:
     """The Bradley-Terry logistic regression on ``features``, (S, D) float32, whose penalty does best over ``FOLDS`` parts of the questions."""
-    scale = features.std(dim=0, correction=0)
-    scale = torch.where(scale > 1e-6 * scale.max(), scale, torch.inf)  # what never changes says nothing
-    standard = (features - features.mean(dim=0)) / scale
-    fold = torch.tensor([mix(seed, number) % FOLDS for number in evidence.question.tolist()], device=features.device)
-    found = dict.fromkeys(STRENGTHS, 0.0)
-    for part in fold.unique():
-        fitted, judged = fold != part, fold == part
-        if not fitted.any():  # all questions in one part: there is nothing to choose by, and the strongest penalty stays
-            break
-        weight = torch.zeros(features.shape[1], device=features.device)
+    standard, scale = standardised(features)
+    evidence = evidence.of(evidence.weight > 0)
+    fold = torch.tensor([mix(seed, number) % FOLDS for number in evidence.question.tolist()])
+    found: dict[float, float] = {}
+    parts = fold.unique() if len(fold.unique()) > 1 else []  # all questions in one part: nothing to choose by, and the strongest penalty it is
+    for part in parts:
+        fitted, judged = evidence.of(fold != part), evidence.of(fold == part)
+        share, weight = evidence.weight[fold == part].sum().item(), torch.zeros(features.shape[1])
         for strength in STRENGTHS:
-            weight = fit(standard, evidence.of(fitted), strength, weight)
-            found[strength] += evidence.weight[judged].sum().item() * loss(standard @ weight, evidence.of(judged)).item()
-    best = min(STRENGTHS, key=lambda strength: found[strength])
-    weight = fit(standard, evidence, best, torch.zeros(features.shape[1], device=features.device))
+            weight = fit(standard, fitted, strength, weight)
+            found[strength] = found.get(strength, 0.0) + share * loss(standard @ weight, judged).item()
+    best = min(STRENGTHS, key=lambda strength: found.get(strength, 0.0))
+    weight = fit(standard, evidence, best, torch.zeros(features.shape[1]))
     return Probe((weight / scale)[None], best, found)
+
+
+def standardised(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Features (S, D) with mean 0 and deviation 1 over the answers, and their deviations (D,): infinite for one that never changes, which is 0."""
+    scale = features.std(dim=0, correction=0)
+    scale = torch.where(scale > 1e-6 * scale.max(), scale, torch.inf)
+    return (features - features.mean(dim=0)).div_(scale), scale
 
 
 def loss(scores: Tensor, evidence: Evidence) -> Tensor:

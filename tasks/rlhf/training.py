@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -57,8 +57,9 @@ class Training:
         self.optimizer = torch.optim.AdamW(decayed(parameters, weight_decay), lr=plan.peak, fused=True)
         self.looks = evaluation_steps(plan.total, plan.evaluations)
         self.start, self.best = 0, Best()
+        self.told: dict[str, Any] = {}  # what was found before the first step, as JSON
         if (checkpoint := checkpoints.latest(folder)) is not None:
-            self.start, self.best = checkpoint.step, Best(**checkpoint.state["best"])
+            self.start, self.best, self.told = checkpoint.step, Best(**checkpoint.state["best"]), checkpoint.state["told"]
             checkpoints.restore_training(parameters, self.optimizer, checkpoint.tensors)
         ranks.agreed((self.start, plan.total), "steps or checkpoints")
 
@@ -100,7 +101,7 @@ class Training:
         tensors = sharded.whole(checkpoints.training_tensors(self.parameters, self.optimizer))
         if ranks.is_first():
             best = {name: tensors[f"parameter.{name}"] for name in self.parameters} if improved else None
-            checkpoints.save(self.folder, step, tensors, {"best": self.best._asdict()}, best=best)
+            checkpoints.save(self.folder, step, tensors, {"best": self.best._asdict(), "told": self.told}, best=best)
 
     @torch.no_grad()
     def conclude(self) -> None:
