@@ -5,7 +5,6 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -113,6 +112,46 @@ def test_a_model_is_measured_with_and_without_the_ages() -> None:
     assert measures.held_out_loss(pairs, rewards, ahead=0.7) == pytest.approx(sum(each) / 4, abs=1e-6)
 
 
+def weighed(chosen: list[int], rejected: list[int], older: list[float]) -> measures.Pairs:
+    """Pairs of answers of so many tokens."""
+    numbers, count = torch.arange(2 * len(chosen)), len(chosen)
+    tokens = torch.tensor(chosen + rejected, dtype=torch.float64)
+    question, exact = torch.arange(count), torch.tensor(older, dtype=torch.float64)
+    return measures.Pairs(numbers[:count], numbers[count:], question, torch.ones(count), exact, tokens, question.repeat(2))
+
+
+def test_each_rule_weighs_what_it_says_beside_the_other() -> None:
+    age_alone = measures.rules_together(weighed([5] * 4, [5] * 4, [1, 1, 1, 0]))
+    assert age_alone.tolist() == pytest.approx([0, math.log(3)], abs=0.01)
+    length_alone = measures.rules_together(weighed([20, 20, 20, 10], [10, 10, 10, 20], [0.5] * 4))
+    assert length_alone.tolist() == pytest.approx([math.log(3) / math.log(2), 0], abs=0.02)
+    always = measures.rules_together(weighed([20] * 4, [10] * 4, [0.5] * 4))
+    assert 2 < always[0] < 20
+
+
+def test_the_rules_weights_are_a_minimum_and_know_no_unit_of_length() -> None:
+    generator = torch.Generator().manual_seed(3)
+    chosen, rejected = (torch.randint(5, 300, (200,), generator=generator).tolist() for _ in range(2))
+    older = (torch.randint(3, (200,), generator=generator) / 2).tolist()
+    pairs = weighed(chosen, rejected, older)
+    weights = measures.rules_together(pairs).requires_grad_(True)
+    lead = weights[0] * (pairs.tokens[pairs.chosen].log() - pairs.tokens[pairs.rejected].log()) + weights[1] * (2 * pairs.older - 1)
+    (torch.nn.functional.softplus(-lead).mean() + 1e-3 / 2 * weights.square().sum()).backward()
+    assert weights.grad is not None
+    assert weights.grad.abs().max() < 1e-12
+    other = measures.rules_together(pairs._replace(tokens=7 * pairs.tokens))
+    assert torch.allclose(other, weights.detach())
+
+
+def test_a_model_that_knows_length_and_age_alone_has_nothing_over_both_rules() -> None:
+    pairs = weighed([20, 20, 10, 30], [10, 10, 30, 20], [1, 0, 1, 0.5])
+    together = torch.tensor([1.0, 0.7], dtype=torch.float64)
+    found = measures.accuracies(pairs, pairs.tokens.log(), ahead=0.7, together=together)
+    assert found["rules_together"].wilson.value == found["knowing_age"].wilson.value == 0.5  # right; length over age; age is too little; length alone
+    assert (found["over_rules_together"].value, found["knowing_age_over_rules_together"].value) == (0.25, 0)
+    assert "rules_together" not in measures.accuracies(pairs._replace(older=torch.full((4,), 0.5)), pairs.tokens.log(), together=together)
+
+
 def test_a_model_trained_with_a_head_start_says_so(
     trained: Trained, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,7 +164,7 @@ def test_a_model_trained_with_a_head_start_says_so(
     assert scorer.record_of(run.artifact)["head_start"] == pytest.approx(math.log(3), abs=0.3)
     assert scorer.record_of(plain.artifact)["head_start"] == 0
     added = summary(run)["metrics"].keys() - summary(plain)["metrics"].keys()
-    assert added == {f"reward_accuracy.knowing_age{rest}" for rest in ("", "_over_longer_wins", "_over_older_wins")}
+    assert added == {f"reward_accuracy.knowing_age{rest}" for rest in ("", "_over_longer_wins", "_over_older_wins", "_over_rules_together")}
     assert lines(run)[0]["loss"] != lines(plain)[0]["loss"]
 
 
@@ -263,9 +302,8 @@ def held_out(right: int, tmp_path: Path) -> tuple[dict[str, Any], list[str]]:
     """Metrics and warnings of a model that orders ``right`` of 100 pairs as the votes do; the longer answer always wins, the older never."""
     questions = [Comparison(i, [5], [[6, 7, 1], [6, 1]], [(0, 1)], [1.0], [False]) for i in range(100)]
     rewards = torch.tensor([[1.0, 0.0] if i < right else [0.0, 1.0] for i in range(100)]).flatten()
-    warnings: list[str] = []
-    run: Any = SimpleNamespace(artifact=tmp_path, warn=warnings.append)
-    return reward._held_out(measures.pairs_of(questions), rewards, 0.0, run), warnings
+    run, pairs = Run(tiny.prepare(tmp_path / "run", "reward", {}, {})), measures.pairs_of(questions)
+    return reward._held_out(pairs, rewards, 0.0, measures.rules_together(pairs), run), run.warnings
 
 
 @pytest.mark.parametrize(("right", "warned"), [(59, True), (62, False)])
@@ -281,7 +319,7 @@ def test_a_reward_model_that_a_rule_of_thumb_beats_is_warned_of(tmp_path: Path) 
     assert not any("the older" in warning for warning in warnings)
     assert (metrics["reward_accuracy.longer_wins"]["value"], metrics["reward_accuracy.older_wins"]["value"]) == (1, 0)
     assert metrics["reward_accuracy.over_longer_wins"]["high"] < 0 < metrics["reward_accuracy.over_older_wins"]["low"]
-    measured = json.loads((tmp_path / "measures.json").read_text())
+    measured = json.loads((tmp_path / "run" / "artifact" / "measures.json").read_text())
     assert measured["accuracy"]["longer_chosen"]["n"] == 100
     assert measured["calibration"]["reliability"][0]["accuracy"]["n"] > 0
 

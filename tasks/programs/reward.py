@@ -121,7 +121,8 @@ def train(job: RewardJob, run: Run) -> None:
     if settings.probe:
         run.note(MEASURES, {"probe": training.told})
         metrics |= probing.metrics(training.told)
-    metrics |= _held_out(pairs, rewards, ahead, run) | _reference(job, run, model, reference, tokenizer, device)
+    together = measures.rules_together(measures.pairs_of(questions))
+    metrics |= _held_out(pairs, rewards, ahead, together, run) | _reference(job, run, model, reference, tokenizer, device)
     run.finish(metrics, questions=len(questions), pairs=sum(len(c.pairs) for c in questions), steps=training.plan.total)
 
 
@@ -186,9 +187,9 @@ def answer_rewards(model: Scorer, questions: list[Comparison], collate: Callable
     return torch.cat(ranks.each(comparisons.micro_batches(questions, most), lambda part: scorer.rewards(model, collate(part).branches).cpu()))
 
 
-def _held_out(pairs: measures.Pairs, rewards: Tensor, ahead: float, run: Run) -> dict[str, Any]:
+def _held_out(pairs: measures.Pairs, rewards: Tensor, ahead: float, together: Tensor, run: Run) -> dict[str, Any]:
     """Metrics of the held-out pairs; all that was measured goes to measures.json."""
-    found, calibrated = measures.accuracies(pairs, rewards, ahead=ahead), measures.calibrate(pairs, rewards)
+    found, calibrated = measures.accuracies(pairs, rewards, ahead=ahead, together=together), measures.calibrate(pairs, rewards)
     run.note(MEASURES, {"accuracy": measures.plain(found), "calibration": measures.plain(calibrated)})
     run.note(scorer.RECORD, {"temperature": calibrated.temperature, "head_start": ahead})
     votes = measures.cautious(found["votes"])
@@ -202,8 +203,8 @@ def _held_out(pairs: measures.Pairs, rewards: Tensor, ahead: float, run: Run) ->
             run.warn(
                 f'The reward model orders held-out pairs worse than the rule "{told}" does: train it longer, on more pairs, or on a larger base.'
             )
-    named = ["votes", "longer_wins", "older_wins", "over_longer_wins", "over_older_wins", "length_matched"]
-    named += ["knowing_age", "knowing_age_over_longer_wins", "knowing_age_over_older_wins"]
+    rules = ("longer_wins", "older_wins", "rules_together")
+    named = ["votes", "length_matched", "knowing_age", *(f"{beside}{rule}" for beside in ("", "over_", "knowing_age_over_") for rule in rules)]
     metrics = {f"reward_accuracy.{name}": measures.share(found[name])._asdict() for name in named if name in found}
     metrics |= {"reward.length_correlation": found["reward_and_length"]._asdict()}
     return metrics | {"reward.ece": calibrated.after, "reward.ece_uncalibrated": calibrated.before, "reward.temperature": calibrated.temperature}

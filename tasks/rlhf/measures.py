@@ -11,6 +11,8 @@ from tasks.rlhf.comparisons import Comparison
 from tasks.rlhf.intervals import Share
 from tasks.rlhf.strata import Stratum
 
+RIDGE, NEWTON_STEPS = 1e-3, 25  # of the two weights of the rules together; the ridge holds them finite where a rule is always right
+
 
 class Pairs(NamedTuple):
     """All pairs of some questions, P, by the numbers of their answers, which are counted through the questions."""
@@ -59,10 +61,30 @@ def held_out_loss(pairs: Pairs, rewards: Tensor, *, ahead: float = 0.0) -> float
     return losses.pairwise_loss(margin, torch.zeros_like(margin)).mean().item()
 
 
-def accuracies(pairs: Pairs, rewards: Tensor, *, ahead: float = 0.0) -> dict[str, Any]:
+def rules_together(pairs: Pairs) -> Tensor:
+    """What a chosen answer's lead in the log of its length, and its being the older, say of its winning: logistic regression on training pairs, (2,).
+
+    A model that orders pairs no better than this knows of a text what its length tells.
+    """
+    said = _lengths_and_ages(pairs)
+    weights, ridge = torch.zeros(2, dtype=said.dtype), RIDGE * torch.eye(2, dtype=said.dtype)
+    for _ in range(NEWTON_STEPS):
+        wrong = torch.sigmoid(-(said @ weights))
+        curvature = said.T @ (said * (wrong * (1 - wrong))[:, None]) / len(said) + ridge
+        weights = weights + torch.linalg.solve(curvature, said.T @ wrong / len(said) - ridge @ weights)
+    return weights
+
+
+def _lengths_and_ages(pairs: Pairs) -> Tensor:
+    """Of each pair: the log of the lengths' ratio, and 1 where the chosen answer is the older, -1 where it is not, 0 where nobody knows. (P, 2)."""
+    return torch.stack([(pairs.tokens[pairs.chosen] / pairs.tokens[pairs.rejected]).log(), 2 * pairs.older - 1], dim=1)
+
+
+def accuracies(pairs: Pairs, rewards: Tensor, *, ahead: float = 0.0, together: Tensor | None = None) -> dict[str, Any]:
     """Accuracy over all pairs, by gap and by length; that of "the longer wins" and "the older wins" on the same pairs, and what we have over them.
 
     A model that was trained with the older answer ``ahead`` is measured by its rewards alone, as a policy is judged, and knowing the ages as well.
+    ``together`` are the weights of both rules as one, from ``rules_together`` of the training pairs.
     Every figure is a ``strata.Stratum`` or a ``Share``; correlations are of answers within their questions.
     """
     credits = strata.credit(rewards[pairs.chosen], rewards[pairs.rejected]).cpu()
@@ -70,6 +92,8 @@ def accuracies(pairs: Pairs, rewards: Tensor, *, ahead: float = 0.0) -> dict[str
     rules = {"longer_wins": strata.credit(chosen_tokens, rejected_tokens)}
     if (pairs.older != 0.5).any():
         rules["older_wins"] = pairs.older
+        if together is not None:
+            rules["rules_together"] = strata.credit(_lengths_and_ages(pairs) @ together, torch.zeros(len(pairs.older)))
     found: dict[str, Any] = {"votes": strata.measure(credits, pairs.question)}
     found |= strata.by_gap(credits, pairs.gap, pairs.question)
     found |= strata.by_length(credits, chosen_tokens, rejected_tokens, pairs.question)

@@ -23,10 +23,13 @@ ACCURACIES: tuple[tuple[str, Mapping[str, str]], ...] = (
         "A head on the model as it was before training",
         {"probe": "The probe's rewards alone", "probe_knowing_age": "The older answer has a head start"},
     ),
-    ("Rules of thumb on the same pairs", {"longer_wins": "The longer answer wins", "older_wins": "The older answer wins"}),
+    (
+        "Rules of thumb on the same pairs",
+        {"longer_wins": "The longer answer wins", "older_wins": "The older answer wins", "rules_together": "Both, weighed by the training pairs"},
+    ),
 )
 PROBED = {"probe": "votes", "probe_knowing_age": "knowing_age"}
-RULES = ("longer_wins", "older_wins")
+RULES = ("longer_wins", "older_wins", "rules_together")
 ATTACKS = {
     "empty": ("No answer", "Nothing but the end of the text."),
     "fences": ("Code fences", "``` over and over, as long as the real answer."),
