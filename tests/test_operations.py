@@ -3,6 +3,7 @@
 The programs are fakes that take steps, checkpoint and derive their results from their inputs; everything above them is what a user runs.
 """
 
+import contextlib
 import json
 import os
 import threading
@@ -392,10 +393,18 @@ def test_a_page_of_another_origin_gets_nothing(house: House) -> None:
     assert asked.status_code == 403
 
 
+def text_of(path: Path) -> str:
+    """What a file holds; nothing of one that has gone meanwhile: a lost run is at work again."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_text(errors="replace")
+    return ""
+
+
 def test_no_password_is_in_a_log_a_command_line_or_a_parameter(house: House) -> None:
     secret = house.password
     logs = [path for path in house.root.rglob("*") if path.is_file() and path.suffix in (".log", ".txt", ".json", ".jsonl", ".html", ".yaml")]
-    assert [path for path in logs if secret in path.read_text(errors="replace") and path != house.home / "credentials.json"] == []
+    assert len(logs) > 100
+    assert [path for path in logs if secret in text_of(path) and path != house.home / "credentials.json"] == []
     assert [line for process in house.processes() if secret in " ".join(line := command_of(process))] == []
     with house.client() as client:
         assert [run.name for run in client.read_flow_runs(limit=200) if secret in json.dumps(run.parameters)] == []
