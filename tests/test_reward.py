@@ -138,9 +138,9 @@ def test_the_rules_weights_are_a_minimum_and_know_no_unit_of_length() -> None:
     lead = weights[0] * (pairs.tokens[pairs.chosen].log() - pairs.tokens[pairs.rejected].log()) + weights[1] * (2 * pairs.older - 1)
     (torch.nn.functional.softplus(-lead).mean() + 1e-3 / 2 * weights.square().sum()).backward()
     assert weights.grad is not None
-    assert weights.grad.abs().max() < 1e-12
+    assert weights.grad.abs().max() < 1e-5
     other = measures.rules_together(pairs._replace(tokens=7 * pairs.tokens))
-    assert torch.allclose(other, weights.detach())
+    assert torch.allclose(other, weights.detach(), atol=1e-5)
 
 
 def test_a_model_that_knows_length_and_age_alone_has_nothing_over_both_rules() -> None:

@@ -43,8 +43,8 @@ from tasks.rlhf.tuned import Tuned
 
 REFERENCE_ANSWERS = 512  # best answers whose reward gives the normalisation
 PROBES = 8  # of them, whose scores are stored so that users of the adapter can check that it computes the same
-MEASURES = "measures.json"
 ATTACKED = 48  # of them, which bad answers are held against
+MEASURES = "measures.json"
 
 Encoded = list[tuple[list[int], list[int]]]  # prompt and answer ids
 

@@ -9,9 +9,10 @@ from torch import Tensor
 from tasks.rlhf import calibration, losses, strata
 from tasks.rlhf.comparisons import Comparison
 from tasks.rlhf.intervals import Share
+from tasks.rlhf.probe import Evidence, fit
 from tasks.rlhf.strata import Stratum
 
-RIDGE, NEWTON_STEPS = 1e-3, 25  # of the two weights of the rules together; the ridge holds them finite where a rule is always right
+RIDGE = 1e-3  # on the two weights of the rules together: holds them finite where a rule is always right
 
 
 class Pairs(NamedTuple):
@@ -66,16 +67,15 @@ def rules_together(pairs: Pairs) -> Tensor:
 
     A model that orders pairs no better than this knows of a text what its length tells.
     """
-    said = _lengths_and_ages(pairs)
-    weights, ridge = torch.zeros(2, dtype=said.dtype), RIDGE * torch.eye(2, dtype=said.dtype)
-    for _ in range(NEWTON_STEPS):
-        wrong = torch.sigmoid(-(said @ weights))
-        curvature = said.T @ (said * (wrong * (1 - wrong))[:, None]) / len(said) + ridge
-        weights = weights + torch.linalg.solve(curvature, said.T @ wrong / len(said) - ridge @ weights)
-    return weights
+    said = lengths_and_ages(pairs)
+    count = len(said)
+    nothing = torch.zeros_like(said[:1])  # what every pair's lead is held against
+    weight = torch.full((count,), 1 / count, dtype=said.dtype)
+    evidence = Evidence(torch.arange(count), torch.full((count,), count), pairs.question, torch.zeros_like(weight), weight)
+    return fit(torch.cat([said, nothing]), evidence, RIDGE, nothing[0])
 
 
-def _lengths_and_ages(pairs: Pairs) -> Tensor:
+def lengths_and_ages(pairs: Pairs) -> Tensor:
     """Of each pair: the log of the lengths' ratio, and 1 where the chosen answer is the older, -1 where it is not, 0 where nobody knows. (P, 2)."""
     return torch.stack([(pairs.tokens[pairs.chosen] / pairs.tokens[pairs.rejected]).log(), 2 * pairs.older - 1], dim=1)
 
@@ -93,7 +93,7 @@ def accuracies(pairs: Pairs, rewards: Tensor, *, ahead: float = 0.0, together: T
     if (pairs.older != 0.5).any():
         rules["older_wins"] = pairs.older
         if together is not None:
-            rules["rules_together"] = strata.credit(_lengths_and_ages(pairs) @ together, torch.zeros(len(pairs.older)))
+            rules["rules_together"] = strata.credit(lengths_and_ages(pairs) @ together, torch.zeros(len(pairs.older)))
     found: dict[str, Any] = {"votes": strata.measure(credits, pairs.question)}
     found |= strata.by_gap(credits, pairs.gap, pairs.question)
     found |= strata.by_length(credits, chosen_tokens, rejected_tokens, pairs.question)
