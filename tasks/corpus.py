@@ -7,7 +7,7 @@ from tasks.artifact import Artifact, given
 from tasks.hub import fetched, is_hub_id
 from tasks.programs.config import DUMPS, HubSource, InputError, Pipeline, StackExchangeDump
 
-WANTED = ["*.jsonl", "*.json", "*.parquet", "*.jsonl.gz", "*.json.gz"]
+WANTED = ["*.jsonl", "*.json", "*.parquet", "*.arrow", "*.jsonl.gz", "*.json.gz"]
 
 
 def given_corpus(source: StackExchangeDump | HubSource) -> Artifact:

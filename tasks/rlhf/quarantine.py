@@ -18,6 +18,19 @@ class Place(NamedTuple):
 
 
 Bad = Callable[[Place, str], None]  # is told of every row that cannot be used
+MOST_REASONS = 100  # that are counted apart: a reason may quote a name from the rows
+OTHER_REASONS = "rows that cannot be used for other reasons"
+LONGEST_NAME = 40
+
+
+class Unusable(Exception):
+    """Why a row cannot be used."""
+
+
+def quote(name: str) -> str:
+    """Return a column's name for a sentence: it may be of any length, and hold anything."""
+    clipped = name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+    return "'" + "".join(character if character.isprintable() else "�" for character in clipped) + "'"
 
 
 class Quarantine:
@@ -37,7 +50,8 @@ class Quarantine:
             self.file.close()
 
     def __call__(self, place: Place, reason: str) -> None:
-        self.reasons[reason] += 1
+        few = reason in self.reasons or len(self.reasons) < MOST_REASONS
+        self.reasons[reason if few else OTHER_REASONS] += 1
         self.first = self.first or f"{place.file}, row {place.row}"
         if self.file:
             self.file.write(json.dumps({**place._asdict(), "reason": reason}, ensure_ascii=False) + "\n")
