@@ -37,16 +37,20 @@ from tasks.programs.config import Data, DataJob, InputError
 from tasks.programs.crew import Crew, crew
 from tasks.programs.entry import Run, main
 from tasks.programs.ranges import Lot, Stack, shelve, tabulate
+from tasks.programs.source import OwnRows, ShellSite, StackExchangeDump
 from tasks.rlhf import blocks, contamination, kin, segments, tables
 from tasks.rlhf.blocks import Block
 from tasks.rlhf.kin import Fates
+from tasks.rlhf.own import Seen
 from tasks.rlhf.people import Names, names_in
 from tasks.rlhf.quarantine import Place, Quarantine
 from tasks.rlhf.shelves import SPLITS
+from tasks.rlhf.splits import is_test
 from tasks.rlhf.tally import Tally
 
 RANGE = 2**14  # records (posts, comparisons) that are objects in memory at a time
 LAID = ".block"
+MOST_NAMES = 100  # of columns and files in the card, and no more
 
 
 class Counts(NamedTuple):
@@ -55,6 +59,12 @@ class Counts(NamedTuple):
     read: Counter[str]
     dropped: Counter[str]
     hidden: Counter[str]
+    tests: Counter[str]  # rows of files that are named as a test set, by file
+    seen: Seen  # what was odd about a user's own rows
+
+    @classmethod
+    def nothing(cls) -> "Counts":
+        return cls(Counter(), Counter(), Counter(), Counter(), Seen.nothing())
 
 
 class Desk(NamedTuple):
@@ -77,7 +87,7 @@ def prepare(job: DataJob, run: Run) -> None:
     """Read, pair and split what the source holds."""
     run.rewind(0)  # steps whose results are noted are told again
     path, asks = run.inputs["source"], run.directory / "asks"
-    size, counts = reading.size_of(job.source, path), Counts(Counter(), Counter(), Counter())
+    size, counts = reading.size_of(job.source, path), Counts.nothing()
     work = workplace.opened(job, run)
     try:
         with crew(run.machine.threads, work / "notes", asks if asks.exists() else None) as hands:
@@ -93,7 +103,8 @@ def _prepare(desk: Desk) -> None:
     # 1. Whatever the source holds to records by question
     with Quarantine(desk.work / "quarantine.jsonl") as bad:
         found = _read(desk, bad)
-    bad.check(desk.source, data.max_bad_share)
+    bad.check(desk.source, data.max_bad_share, columns=[name for name, _ in desk.counts.seen.refused.most_common(MOST_NAMES)])
+    _warn(desk)
     # 2. Records to the questions that the rules keep
     shelved = _shelve(found, desk)
     # 3. Splits, and what only all questions together can tell
@@ -123,10 +134,30 @@ def _read(desk: Desk, bad: Quarantine) -> list[Path]:
         bad.rows += taken.rows
         desk.counts.read.update(taken.read)
         desk.counts.dropped.update(taken.dropped)
+        desk.counts.seen.update(taken.seen)
+        if is_test(taken.file) and not isinstance(desk.job.source, ShellSite | StackExchangeDump):
+            desk.counts.tests[taken.file] += taken.rows
         found.append(taken.segment)
         taken.segment.with_suffix(LAID).unlink(missing_ok=True)
         desk.progress(taken.bytes / desk.size, **desk.counts.read)
     return found
+
+
+def _warn(desk: Desk) -> None:
+    """Say what makes the rows worth less than their user thinks."""
+    seen, source = desk.counts.seen, desk.job.source
+    for columns, count in sorted(seen.opposed.items()):
+        desk.run.warn(
+            f"{count} of {desk.counts.read['rows']} rows have scores ({columns}) that say the opposite of their comparison: "
+            "if source.chosen is not always the better side, name the column that says which is in source.label."
+        )
+    if isinstance(source, OwnRows):
+        default = OwnRows(path=source.path)
+        named = {"system": [source.system], "context": source.context}
+        for setting, names in named.items():
+            for name in names:
+                if name not in seen.added and name not in [default.system, *default.context]:
+                    desk.run.warn(f"source.{setting}: no prompt was joined to a column {name!r}: no row has it, or its text is in the prompt.")
 
 
 def _blocks(desk: Desk) -> Iterator[reading.Task]:
@@ -259,9 +290,28 @@ def _card(desk: Desk, tally: Tally, bad: Quarantine, fates: Fates, rows: Mapping
         "masked": dict(sorted(counts.hidden.items())),
         "quarantined": dict(sorted(bad.reasons.items())),
         "rows_seen": bad.rows,
+        **_about_rows(desk),
         "split_questions": dict(zip(SPLITS[1:], counted[1:], strict=True)),
         "rows": dict(rows),
     }
+
+
+def _about_rows(desk: Desk) -> dict[str, Any]:
+    """Return what the card says of files and columns."""
+    seen, tests = desk.counts.seen.most_common(MOST_NAMES), desk.counts.tests
+    alone = desk.counts.read["rows"] and tests.total() >= desk.counts.read["rows"]  # a test set alone is split like any other
+    return {
+        "other_files": reading.other_files(desk.job.source, desk.source)[:MOST_NAMES],
+        "test_files": {} if alone else dict(sorted(tests.items())[:MOST_NAMES]),
+        "unread_columns": _by_name(seen.unread),
+        "added_columns": _by_name(seen.added),
+        "opposed": _by_name(seen.opposed),
+        "noticed": _by_name(seen.noticed),
+    }
+
+
+def _by_name(counts: Mapping[str, int]) -> dict[str, int]:
+    return dict(sorted(counts.items()))
 
 
 def _metrics(about: Mapping[str, Any]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -21,6 +21,7 @@ Bad = Callable[[Place, str], None]  # is told of every row that cannot be used
 MOST_REASONS = 100  # that are counted apart: a reason may quote a name from the rows
 OTHER_REASONS = "rows that cannot be used for other reasons"
 LONGEST_NAME = 40
+MOST_NAMED = 12  # columns in a sentence
 
 
 class Unusable(Exception):
@@ -56,9 +57,11 @@ class Quarantine:
         if self.file:
             self.file.write(json.dumps({**place._asdict(), "reason": reason}, ensure_ascii=False) + "\n")
 
-    def check(self, source: Path, most: float) -> None:
-        """Raise InputError when a larger share than ``most`` of the rows is here."""
+    def check(self, source: Path, most: float, *, columns: Sequence[str] = ()) -> None:
+        """Raise InputError when a larger share than ``most`` of the rows is here. ``columns`` are the names that such rows have."""
         if (bad := self.reasons.total()) > most * self.rows:
             why = ", ".join(f"{count} {reason}" for reason, count in self.reasons.most_common(3))
             remedy = "give other data, or raise data.max_bad_share" if bad < self.rows else "give other data, or name its columns in source"
+            if columns:
+                remedy += f" (these rows have {', '.join(columns[:MOST_NAMED])}{' and others' if len(columns) > MOST_NAMED else ''})"
             raise InputError(f"{bad} of {self.rows} rows of {source} cannot be used ({why}; the first: {self.first}): {remedy}.")

@@ -60,10 +60,10 @@ def read_rows(path: Path, bad: Quarantine, watch: Callable[[int, int], None] | N
             watch(block.read, size)
 
 
-def cut(path: Path) -> Iterator[Block]:
-    """The files, in the order of their names, in blocks of about ``blocks.SIZE`` bytes of text. Raises InputError."""
+def cut(path: Path, columns: frozenset[str] = frozenset()) -> Iterator[Block]:
+    """The files, in the order of their names, in blocks of about ``blocks.SIZE`` bytes of text; see ``part``. Raises InputError."""
     before = 0
-    for file in files_of(path):
+    for file in part(path, columns)[0]:
         shown, whole = blocks.shown(file, path), file.stat().st_size
         for form, content, offset in _pieces(file, blocks.SIZE):
             yield Block(file, shown, form, content, before + min(offset, whole))
@@ -95,6 +95,30 @@ def files_of(path: Path) -> list[Path]:
     if not found:
         raise InputError(f"{path} holds no file that ends in {', '.join(ENDINGS)}: {HINT}.")
     return found
+
+
+def part(path: Path, columns: frozenset[str]) -> tuple[list[Path], list[Path]]:
+    """Return the files whose rows have these columns, and the others: what lies beside the rows of a published set. Raises InputError.
+
+    A file whose columns cannot be seen is taken, and so are all if none has the columns: reading them says what is wrong.
+    """
+    files = files_of(path)
+    if not columns or len(files) == 1:
+        return files, []
+    others = [file for file in files if (names := _names(file)) and not columns <= names]
+    return ([file for file in files if file not in others], others) if len(others) < len(files) else (files, [])
+
+
+def _names(file: Path) -> set[str]:
+    """Return the columns of the first rows; none if no row can be read."""
+    with file.open("rb") as stream:
+        head = stream.read(4)
+    with _refusals(file):
+        if head in (PARQUET, ARROW_FILE, ARROW_STREAM):
+            return set(columnar.column_names(file, head))
+    form, content, _ = next(_pieces(file, CHUNK), (LINES, [], 0))
+    rows = rows_in(Block(file, file.name, form, content, 0))
+    return {name for row in rows if isinstance(row, dict) for name in row}
 
 
 def _pieces(path: Path, size: int) -> Iterator[tuple[str, Any, int]]:
