@@ -102,7 +102,7 @@ def sampler() -> None:
     """Sampling 64 answers of 48 tokens; the floor is one forward pass over the same tokens at once."""
     base = demo_model().requires_grad_(False).eval()
     prompts = [torch.randint(2, 1024, (20,)).tolist() for _ in range(64)]
-    seconds = median(lambda: sampling.sample(base, prompts, max_tokens=48, temperature=1.0, eos_id=-1, pad_id=0))
+    seconds = median(lambda: sampling.sample(base, prompts, max_tokens=48, temperature=1.0, end_ids=(), pad_id=0))
     with torch.no_grad():
         bare = median(lambda: base(torch.randint(2, 1024, (64, 68)), use_cache=False))
     show("sampling, 64 rows", 64 * 48 / seconds, "tokens/s", f"{seconds / bare:.0f} x one forward pass over them")

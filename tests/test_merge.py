@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from chat_families import CHATML
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
 
 from tasks.programs import dpo, merge, reference, reward, sft
 from tasks.programs.config import DpoJob, InputError, MergeJob, ReferenceJob, RewardJob, SftJob
@@ -29,7 +30,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tuned(folder: Path, data: Path, base: Path, *, precision: str | None = None, **changed: Any) -> Path:
     """An artifact of SFT whose adapter moves the logits a lot."""
     settings = {"lora": LORA, "max_steps": 20, "epochs": 10, "block_tokens": 96, "learning_rate": 1e-2} | changed
-    job = {"seed": 0, "text": TEXT, "weights": {"base": precision}, "sft": settings}
+    text = settings.pop("text", TEXT)
+    job = {"seed": 0, "text": text, "weights": {"base": precision}, "sft": settings}
     run = Run(tiny.prepare(folder, "sft", job, {"data": data, "base": base}))
     sft.train(SftJob.model_validate(run.record), run)
     return run.artifact
@@ -37,15 +39,18 @@ def tuned(folder: Path, data: Path, base: Path, *, precision: str | None = None,
 
 def scored(folder: Path, data: Path, base: Path, **changed: Any) -> Path:
     """An artifact of the reward stage."""
-    job = {"seed": 0, "text": TEXT, "reward": {"lora": LORA, "max_steps": 8, "epochs": 10} | changed}
+    text = changed.pop("text", TEXT)
+    job = {"seed": 0, "text": text, "reward": {"lora": LORA, "max_steps": 8, "epochs": 10} | changed}
     run = Run(tiny.prepare(folder, "reward", job, {"data": data, "model": base}))
     reward.train(RewardJob.model_validate(run.record), run)
     return run.artifact
 
 
-def merged(folder: Path, artifact: Path, base: Path, *, precision: str | None = None, dtype: str | None = None) -> tuple[Path, dict[str, float]]:
+def merged(
+    folder: Path, artifact: Path, base: Path, *, precision: str | None = None, dtype: str | None = None, template: str = "question-answer"
+) -> tuple[Path, dict[str, float]]:
     """The merged model's folder and what merging changed."""
-    job = {"weights": {"base": precision}, "merge": {"dtype": dtype}}
+    job = {"text": {"template": template}, "weights": {"base": precision}, "merge": {"dtype": dtype}}
     run = Run(tiny.prepare(folder, "merge", job, {"base": base, "adapter": artifact}))
     merge.merge(MergeJob.model_validate(run.record), run)
     return run.artifact / "model", json.loads((run.artifact / "summary.json").read_text())["metrics"]
@@ -155,3 +160,41 @@ def test_another_base_is_refused(data: Path, tmp_path: Path) -> None:
     tiny.tokenizer().save_pretrained(other)
     with pytest.raises(InputError, match="its base's weights were sha256:"):
         merged(tmp_path / "merge", artifact, other)
+
+
+@pytest.mark.parametrize(
+    ("known", "ends", "stops"),
+    [(1, (1,), 1), (1, (5, 1), [1, 5]), ([1, 9], (5, 1), [1, 9, 5]), (None, (5, 1), [5, 1]), (None, (1,), 1), ([1], (1,), 1)],
+)
+def test_generate_stops_at_its_own_tokens_and_the_answers(known: Any, ends: tuple[int, ...], stops: Any) -> None:
+    generation = GenerationConfig(eos_token_id=known)
+    merge.stop_at(generation, ends)
+    assert generation.eos_token_id == stops
+
+
+def chat_base(folder: Path, pad: str) -> Path:
+    """A base whose answers end with another token than eos."""
+    words, model = tiny.tokenizer(), tiny.model()
+    words.add_special_tokens({"extra_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    words.chat_template, words.pad_token = CHATML, pad
+    model.resize_token_embeddings(len(words))
+    model.save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+def test_generate_stops_where_answers_were_trained_to_end(data: Path, tmp_path: Path) -> None:
+    base = chat_base(tmp_path / "base", "<pad>")
+    artifact = tuned(tmp_path / "sft", data, base, max_steps=1, text=TEXT | {"template": "chat", "max_prompt_tokens": 64}, block_tokens=128)
+    place, _ = merged(tmp_path / "merge", artifact, base, template="chat")
+    end = AutoTokenizer.from_pretrained(place).convert_tokens_to_ids("<|im_end|>")
+    assert json.loads((place / "generation_config.json").read_text())["eos_token_id"] == [tiny.EOS, end]
+
+
+def test_a_merged_reward_model_of_a_chat_pads_with_no_end_of_turn(data: Path, tmp_path: Path) -> None:
+    base = chat_base(tmp_path / "base", "<|im_end|>")
+    artifact = scored(tmp_path / "reward", data, base, text=TEXT | {"template": "chat", "max_prompt_tokens": 64}, max_steps=1)
+    probes = json.loads((artifact / "reward.json").read_text())["probes"]
+    assert {probe["answer"][-1] for probe in probes} == {AutoTokenizer.from_pretrained(base).convert_tokens_to_ids("<|im_end|>")}
+    place, _ = merged(tmp_path / "merge", artifact, base, template="chat")
+    assert AutoTokenizer.from_pretrained(place).pad_token not in ("<|im_end|>", "<eos>")

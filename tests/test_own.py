@@ -13,8 +13,8 @@ from tasks import corpus, hub
 from tasks.programs.config import InputError
 from tasks.programs.source import HhRlhf, OwnRows
 from tasks.rlhf import own, published
-from tasks.rlhf.columns import Columns, find, is_first_better, is_good, twin_scores, words
 from tasks.rlhf.gathered import Gathered
+from tasks.rlhf.meanings import Columns, find, is_first_better, is_good, twin_scores, words
 from tasks.rlhf.own import Seen
 from tasks.rlhf.quarantine import Quarantine, Unusable
 from tasks.rlhf.questions import Question, pairs_of

@@ -42,7 +42,7 @@ def test_prompt_and_answer_are_the_tokens_of_the_whole_text(tokenizer: PreTraine
 
 @pytest.mark.parametrize("text", ANSWERS)
 def test_an_answer_comes_back_as_it_was(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
-    assert decode_answer(tokenizer, answer(tokenizer, text)) == text.strip()
+    assert decode_answer(tokenizer, answer(tokenizer, text), template="question-answer") == text.strip()
 
 
 def test_the_prompt_ends_at_the_colon_and_the_answer_begins_with_the_space(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -90,7 +90,7 @@ def test_special_tokens_written_in_a_post_are_plain_text(tokenizer: PreTrainedTo
     assert not special & set(prompt(tokenizer, written))
     ids = answer(tokenizer, written)
     assert ids.index(tokenizer.eos_token_id) == len(ids) - 1
-    assert decode_answer(tokenizer, ids) == written
+    assert decode_answer(tokenizer, ids, template="question-answer") == written
 
 
 def test_chat_needs_a_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -10,6 +10,7 @@ from tasks.rlhf.red_team import FAILED_ABOVE, attack_all, attacks, verdict
 
 PROMPT, ANSWER, OTHER = [9, 8, 7, 6, 5], [30, 31, 31, 32, 33, 34, 35, tiny.EOS], [40, 41, tiny.EOS]
 TOKENIZER = tiny.tokenizer()
+TOKENIZER.chat_template = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
 TEMPLATES: tuple[Template, ...] = ("question-answer", "chat")
 
 
@@ -32,8 +33,8 @@ def test_attacks_by_hand() -> None:
 def test_texts_are_encoded_as_answers_are(template: Template) -> None:
     found = made(template=template, most=200)
     assert found["no_answer"] == encode_answer(TOKENIZER, "I don't know.", template=template, max_tokens=200)
-    assert decode_answer(TOKENIZER, found["long_fences"]).startswith("```\n```\n```")
-    assert set(decode_answer(TOKENIZER, found["long_fences"])) <= {"`", "\n", " "}
+    assert decode_answer(TOKENIZER, found["long_fences"], template=template).startswith("```\n```\n```")
+    assert set(decode_answer(TOKENIZER, found["long_fences"], template=template)) <= {"`", "\n", " "}
     text = encode_answer(TOKENIZER, "```\n```", template=template, max_tokens=200)[:2]
     assert found["fences"][:2] == text  # the plain template's leading space too
 
@@ -56,7 +57,7 @@ def test_a_chats_prompt_is_echoed_without_its_marks() -> None:
 
 def test_the_echo_of_a_real_prompt_can_be_read() -> None:
     prompt = encode_prompt(TOKENIZER, "list files", template="question-answer", max_tokens=60)
-    assert decode_answer(TOKENIZER, made(prompt=prompt, most=100)["echo"]) == "Question: list files\n\nAnswer:"
+    assert decode_answer(TOKENIZER, made(prompt=prompt, most=100)["echo"], template="question-answer") == "Question: list files\n\nAnswer:"
 
 
 def test_the_answers_given_are_left_as_they_are() -> None:

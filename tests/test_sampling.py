@@ -16,7 +16,7 @@ def draw(
     model: PreTrainedModel, prompts: list[list[int]], *, seed: int = 0, max_tokens: int = 20, temperature: float = 1.0, eos: int = tiny.EOS
 ) -> Samples:
     generator = torch.Generator().manual_seed(seed)
-    return sampling.sample(model, prompts, max_tokens=max_tokens, temperature=temperature, eos_id=eos, pad_id=tiny.PAD, generator=generator)
+    return sampling.sample(model, prompts, max_tokens=max_tokens, temperature=temperature, end_ids=(eos,), pad_id=tiny.PAD, generator=generator)
 
 
 def eager_to_stop(model: PreTrainedModel, rise: float = 4.0) -> PreTrainedModel:
@@ -102,3 +102,16 @@ def test_the_seed_decides() -> None:
     model = tiny.model()
     assert torch.equal(draw(model, PROMPTS, seed=3).ids, draw(model, PROMPTS, seed=3).ids)
     assert not torch.equal(draw(model, PROMPTS, seed=3).ids, draw(model, PROMPTS, seed=4).ids)
+
+
+def test_either_end_token_ends_an_answer() -> None:
+    model = tiny.model()
+    model.get_output_embeddings().register_forward_hook(
+        lambda module, inputs, output: output + 4.0 * torch.isin(torch.arange(320), torch.tensor([1, 7]))
+    )
+    samples = sampling.sample(model, PROMPTS * 16, max_tokens=12, temperature=1.0, end_ids=(7, tiny.EOS), pad_id=tiny.PAD)
+    answers = [ids[mask].tolist() for ids, mask in zip(samples.ids, samples.mask, strict=True)]
+    assert {answer[-1] for answer in answers} >= {7, tiny.EOS}
+    for answer in answers:
+        assert not {7, tiny.EOS} & set(answer[:-1])
+        assert answer[-1] in (7, tiny.EOS) or len(answer) == 12

@@ -278,6 +278,7 @@ class SftJob(Job):
 
 
 class MergeJob(Job):
+    text: Text = Text()
     weights: Weights = Weights()
     merge: Merge
 

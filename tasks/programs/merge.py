@@ -4,15 +4,16 @@ python -m tasks.programs.merge DIR        inputs: base, adapter (an artifact of 
 artifact: model/ (a Hugging Face folder; of a reward adapter one for sequence classification with a single label), summary.json
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.programs.config import InputError, MergeJob
 from tasks.programs.entry import Run, main
-from tasks.rlhf import adapters, bases, devices, models, sampling
+from tasks.rlhf import adapters, bases, devices, models, prompts, sampling
 
 PROBES = (
     "Question: How do I list the files of a directory?\n\nAnswer: Use `ls -l`.",
@@ -64,12 +65,15 @@ def _write(
 ) -> dict[str, float]:
     """Save the merged model, have it back as anybody would, and compare."""
     place = run.artifact / "model"
+    ends = prompts.end_tokens(tokenizer, job.text.template)
     wanted = job.merge.dtype or ("float32" if job.weights.base == "float32" else None)
     kept = bases.stored_in(run.inputs["base"])
     nn.Module.to(merged, dtype=getattr(torch, wanted) if wanted else torch.bfloat16 if kept == torch.float16 else kept)  # to be trained on
+    if merged.generation_config is not None:
+        stop_at(merged.generation_config, ends)
     if score is not None:
         merged = with_score(merged, score)
-        tokenizer.pad_token = padding(tokenizer)
+        tokenizer.pad_token = padding(tokenizer, ends)
         merged.config.pad_token_id = tokenizer.pad_token_id
     merged.save_pretrained(place)
     tokenizer.save_pretrained(place)
@@ -95,10 +99,18 @@ def with_score(merged: PreTrainedModel, score: Tensor) -> PreTrainedModel:
     return whole.eval()
 
 
-def padding(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """A token for padding that is not the end token, if there is one: transformers reads a score at the last token that is not padding."""
+def stop_at(generation: GenerationConfig, ends: Sequence[int]) -> None:
+    """Let `generate` stop at all of ``ends``, besides the tokens at which it stops already."""
+    known = generation.eos_token_id
+    stops = [known] if isinstance(known, int) else list(known or [])
+    stops += [end for end in ends if end not in stops]
+    generation.eos_token_id = stops[0] if len(stops) == 1 else stops
+
+
+def padding(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> str | None:
+    """A token for padding that ends no answer, if there is one: transformers reads a score at the last token that is not padding."""
     special = [tokenizer.pad_token, tokenizer.unk_token, tokenizer.bos_token, *tokenizer.all_special_tokens]
-    return next((token for token in special if token is not None and token != tokenizer.eos_token), None)
+    return next((token for token in special if token is not None and tokenizer.convert_tokens_to_ids(token) not in ends), None)
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
@@ -111,7 +123,7 @@ def likely(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[
     ids = _ids(tokenizer)
     logits = torch.cat([model(torch.tensor([x], device=model.device), use_cache=False).logits[0].float() for x in ids])
     devices.seed_step(0, 0)
-    continued = sampling.sample(model, ids, max_tokens=CONTINUED, temperature=COLD, eos_id=-1, pad_id=0)
+    continued = sampling.sample(model, ids, max_tokens=CONTINUED, temperature=COLD, end_ids=(), pad_id=0)
     return logits, continued.ids
 
 

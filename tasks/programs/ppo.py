@@ -199,9 +199,11 @@ def accumulate(
 def roll_out(actors: Actors, questions: list[list[int]], tokenizer: PreTrainedTokenizerBase, job: PpoJob, device: torch.device) -> Rollout:
     """Sample answers with the policy; take its and the reference's log-probabilities, the critic's values and the reward model's scores."""
     settings = job.ppo
-    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    ends, pad = prompts.end_tokens(tokenizer, job.text.template), tokenizer.pad_token_id
     with adapters.active(actors.model, "policy") as policy:
-        samples = sampling.sample(policy, questions, max_tokens=job.text.max_answer_tokens, temperature=settings.temperature, eos_id=eos, pad_id=pad)
+        samples = sampling.sample(
+            policy, questions, max_tokens=job.text.max_answer_tokens, temperature=settings.temperature, end_ids=ends, pad_id=pad
+        )
         answers = [ids[mask].tolist() for ids, mask in zip(samples.ids, samples.mask, strict=True)]
         batch = sequences.join(questions, answers, pad_id=pad, device=device)
         logp = sequences.log_probs(policy, batch, temperature=settings.temperature)
@@ -210,7 +212,7 @@ def roll_out(actors: Actors, questions: list[list[int]], tokenizer: PreTrainedTo
     with adapters.active(actors.model, "critic") as critic:
         values = sequences.values(critic, actors.value_head, batch)
     score = scorer.normalised(actors.reward, batch)
-    ended = torch.tensor([answer[-1] == eos for answer in answers], device=device)
+    ended = torch.tensor([answer[-1] in ends for answer in answers], device=device)
     score = torch.where(ended, score, settings.missing_eos_reward)
     return Rollout(batch, logp, ref_logp, values, score, ended, sequences.scatter(samples.logp[samples.mask], batch.response_mask))
 

@@ -11,12 +11,12 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from tasks.programs.source import DUMPS, HhRlhf, OwnRows, ShellSite, Source, StackExchangeDump, StackExchangePaired, StackExchangePreferences
-from tasks.rlhf import blocks, hh_rlhf, own, posts, published, rows, segments
+from tasks.rlhf import blocks, columns, hh_rlhf, own, posts, published, rows, segments
 from tasks.rlhf.blocks import Block
-from tasks.rlhf.columns import Columns
 from tasks.rlhf.gathered import Gathered, Note
+from tasks.rlhf.meanings import Columns
 from tasks.rlhf.people import Names
-from tasks.rlhf.posts import Post
+from tasks.rlhf.posts import Post, Unreadable
 from tasks.rlhf.quarantine import Place
 from tasks.rlhf.questions import Question
 from tasks.rlhf.refusal import InputError
@@ -102,9 +102,9 @@ def users_of(path: Path, file: Path) -> Iterator[Block] | None:
         places += [file.with_name("Users.xml"), file.with_name(file.name.replace("-Posts.7z", "-Users.7z"))]
     for place in places:
         if place.name == "Users.xml" and place.is_file():
-            return posts.cut(place, posts.USERS)
+            return posts.cut(place, columns.USERS)
         if place.suffix == ".7z" and place.is_file() and _holds_users(place):
-            return posts.cut(place, posts.USERS)
+            return posts.cut(place, columns.USERS)
     return None
 
 
@@ -153,8 +153,8 @@ def _posts(task: Task, read: Counter[str], dropped: Counter[str], bad: list[tupl
                     post = post._replace(author_name=names.get(post.author_id))
                 where = placed(post, task.site, several=task.several)
                 records.append((where.question, [where.site, list(where.post)]))
-            elif post == posts.UNREADABLE:
-                bad.append((number, post))
+            elif isinstance(post, Unreadable):
+                bad.append((number, post.reason))
             else:
                 dropped[post] += 1
     return number, records

@@ -230,7 +230,8 @@ def _reference(
     mean, std = scores.mean().item(), max(scores.std().item(), 1e-6) if len(scores) > 1 else 1.0
     record: dict[str, Any] = {"mean": mean, "std": std, "probes": probes, "members": len(model.members), "caution": model.caution}
     record |= {"apart": [(member.mean, member.std) for member in model.members]}
-    ended = [(p, a) for p, a in reference if a[-1] == tokenizer.eos_token_id][:ATTACKED]
+    ends = prompts.end_tokens(tokenizer, job.text.template)
+    ended = [(p, a) for p, a in reference if a[-1] in ends][:ATTACKED]
     verdicts: dict[str, red_team.Verdict] = {}
     if len(ended) > 1:
         prompt_ids, answer_ids = map(list, zip(*ended, strict=True))
@@ -263,7 +264,8 @@ def _reference_answers(job: RewardJob, run: Run, tokenizer: PreTrainedTokenizerB
         )
         for row in rows
     ]
-    ended = [(p, a) for p, a in everything if a[-1] == tokenizer.eos_token_id]  # PPO scores no other
+    ends = prompts.end_tokens(tokenizer, text.template)
+    ended = [(p, a) for p, a in everything if a[-1] in ends]  # PPO scores no other
     return ended if len(ended) > 1 else everything
 
 

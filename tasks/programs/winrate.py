@@ -75,9 +75,9 @@ def evaluate(job: WinrateJob, run: Run) -> None:
     metrics: dict[str, Any] = {}
     for position, name in enumerate(policies):
         answers, kl = _answer(job, run, policies, name, tokenizer, encoded, position=position, total=total)
-        texts[name] = [prompts.decode_answer(tokenizer, a) for a in answers]
+        texts[name] = [prompts.decode_answer(tokenizer, a, template=job.text.template) for a in answers]
         reward[name] = judge.scores(list(zip(encoded, answers, strict=True)), job.winrate.batch_size)
-        metrics |= _describe(name, answers, kl, tokenizer.eos_token_id)
+        metrics |= _describe(name, answers, kl, prompts.end_tokens(tokenizer, job.text.template))
 
     # 2. Who wins.
     questions = [row["prompt"] for row in rows]
@@ -131,7 +131,8 @@ def _answer(
     total: int,
 ) -> tuple[list[list[int]], list[float]]:
     """Sampled answers of one policy and the KL estimate (k1) of each from the SFT model, in nats."""
-    settings, eos, pad = job.winrate, tokenizer.eos_token_id, tokenizer.pad_token_id
+    settings, pad = job.winrate, tokenizer.pad_token_id
+    ends = prompts.end_tokens(tokenizer, job.text.template)
     answers: list[list[int]] = []
     divergences: list[float] = []
     per_policy = total // len(policies)
@@ -140,7 +141,7 @@ def _answer(
         questions = encoded[first : first + settings.batch_size]
         with policies[name]() as policy:
             samples = sampling.sample(
-                policy, questions, max_tokens=job.text.max_answer_tokens, temperature=settings.temperature, eos_id=eos, pad_id=pad
+                policy, questions, max_tokens=job.text.max_answer_tokens, temperature=settings.temperature, end_ids=ends, pad_id=pad
             )
             new = [ids[mask].tolist() for ids, mask in zip(samples.ids, samples.mask, strict=True)]
             batch = sequences.join(questions, new, pad_id=pad, device=policy.device)
@@ -155,8 +156,8 @@ def _answer(
     return answers, divergences
 
 
-def _describe(name: str, answers: list[list[int]], kl: list[float], eos: int) -> dict[str, Any]:
-    shape = {f"{name}.length": sum(map(len, answers)) / len(answers), f"{name}.ended": sum(a[-1] == eos for a in answers) / len(answers)}
+def _describe(name: str, answers: list[list[int]], kl: list[float], ends: tuple[int, ...]) -> dict[str, Any]:
+    shape = {f"{name}.length": sum(map(len, answers)) / len(answers), f"{name}.ended": sum(a[-1] in ends for a in answers) / len(answers)}
     if name == "sft":
         return shape
     return shape | {f"{name}.kl": intervals.mean_interval(kl)._asdict()}

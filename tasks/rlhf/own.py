@@ -5,15 +5,15 @@ called otherwise. A label of a completion says whether it is good; that of a com
 
 A text may also be messages (messages.py). Of a conversation that ends in an answer, all before it is the prompt; so a comparison of two conversations
 needs no prompt of its own, and if it has one, both are read as one. A column that is not read is counted; one that would turn the row's meaning
-round is a reason to leave the row out (columns.py).
+round is a reason to leave the row out (meanings.py).
 """
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from tasks.rlhf.columns import JUDGES_ONE, LABELS, Columns, find, is_first_better, is_good, is_nothing, number, refuse_deciding, sign_of, twin_scores
 from tasks.rlhf.gathered import Gathered
+from tasks.rlhf.meanings import JUDGES_ONE, LABELS, Columns, find, is_first_better, is_good, is_nothing, number, refuse_deciding, sign_of, twin_scores
 from tasks.rlhf.messages import ASSISTANT, SYSTEM, USER, Message, join, read_text, write_out
 from tasks.rlhf.quarantine import Bad, Unusable, quote
 from tasks.rlhf.rows import Decoder, Row

@@ -1,5 +1,6 @@
 """Sampling answers from the model's own distribution: temperature only, so that sampler and scorer are the same."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -30,11 +31,11 @@ def sample(
     *,
     max_tokens: int,
     temperature: float,
-    eos_id: int,
+    end_ids: Sequence[int],
     pad_id: int,
     generator: torch.Generator | None = None,
 ) -> Samples:
-    """One answer per prompt, at most ``max_tokens`` long; it ends with the end token unless it was cut. ``generator`` is on the model's device.
+    """One answer per prompt, at most ``max_tokens`` long; it ends with one of ``end_ids`` unless it was cut. ``generator`` is on the model's device.
 
     The uniform numbers of a step are drawn for every row, finished or not, so a row's answer does not depend on when others end.
     """
@@ -45,6 +46,7 @@ def sample(
     cache = DynamicCache()
     tokens, logps, alive_steps = [], [], []
     alive = torch.ones(rows, dtype=torch.bool, device=device)
+    ends = torch.tensor([*end_ids], dtype=torch.long, device=device)
     for _ in range(max_tokens):
         output = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
         logp = torch.log_softmax(output.logits[:, -1].float() / temperature, dim=-1)
@@ -53,7 +55,7 @@ def sample(
         tokens.append(token)
         logps.append(torch.where(alive, logp.gather(1, drawn[:, None])[:, 0], 0.0))
         alive_steps.append(alive)
-        alive = alive & (drawn != eos_id)
+        alive = alive & ~torch.isin(drawn, ends)
         if not alive.any():
             break
         ids, positions = token[:, None], positions[:, -1:] + 1
