@@ -123,8 +123,9 @@ def test_a_label_says_whether_a_completion_is_good(label: Any, good: bool, colum
 def test_a_label_that_says_nothing_leaves_the_row_out(label: Any) -> None:
     questions, bad, _ = take(KTO | {"label": label})
     assert questions == []
-    assert all("(column 'label')" in reason for reason in bad.reasons)
-    assert bad.reasons.total() == 1
+    assert ["(column 'label'; list it in source.ignored if it is none)" in reason for reason in bad.reasons] == [True]
+    (question,), bad, seen = take(KTO | {"label": label}, ignored=("label",))
+    assert (len(question.answers), bad.reasons, seen.unread) == (1, {}, {})
 
 
 def test_labels_beside_comparisons_and_scores() -> None:
@@ -214,6 +215,13 @@ def test_a_text_that_may_belong_to_the_prompt_is_refused_until_it_is_named(colum
 def test_known_columns_are_part_of_the_prompt(fields: dict[str, Any], columns: dict[str, Any], prompt: str) -> None:
     (question,), bad, seen = take(fields | {"output": "a"}, completion="output", **columns)
     assert (question.prompt, bad.reasons, seen.unread) == (prompt, {}, {})
+
+
+def test_all_answers_of_a_row_have_the_same_prompt() -> None:
+    fields = {"system": "Be brief.", "prompt": "q", "input": "x", "responses": ["a", "b", "c"], "scores": [3, 2, 1]}
+    (question,), _, seen = take(fields)
+    assert (question.prompt, len(question.answers)) == ("System: Be brief.\n\nHuman: q\n\nx", 3)
+    assert seen.added == {"input": 1, "system": 1}
 
 
 def test_two_different_system_messages_are_refused() -> None:
@@ -377,7 +385,9 @@ def test_a_label_names_the_better_side(value: Any, column: str, first: str, seco
 
 
 def test_a_label_that_a_row_lacks_is_no_label() -> None:
-    assert list(take({"prompt": "q", "chosen": "a", "rejected": "b"}, label="typo")[1].reasons) == ["rows without a label (column 'typo')"]
+    assert list(take({"prompt": "q", "chosen": "a", "rejected": "b"}, label="typo")[1].reasons) == [
+        "rows without a label (column 'typo'; list it in source.ignored if it is none)"
+    ]
     assert not is_good(True, "is_toxic")
     assert is_good(0, "harmful")
     assert is_good("safe", "is_safe")
@@ -579,5 +589,6 @@ def test_a_refused_set_names_the_columns_it_has(tmp_path: Path) -> None:
 
 def test_words_of_names() -> None:
     names = ["response_0", "chosenScore", "human-ref-A", "overall_preference", "ID"]
-    assert [words(name) for name in names] == [["response", "0"], ["chosen", "score"], ["human", "ref", "a"], ["overall", "preference"], ["id"]]
+    expected = ["response 0", "chosen score", "human ref a", "overall preference", "id"]
+    assert [" ".join(words(name)) for name in names] == expected
     assert find({"a": [{"b": 1}, 3]}, "a.b") == [1, None]

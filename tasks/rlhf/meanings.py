@@ -15,6 +15,7 @@ NOTHING = frozenset(
 WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|[0-9]+")
 NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", re.ASCII)
 SHORT = 40  # characters of a verdict
+LONGEST_COLUMN = 200  # characters of a name that can mean something; what is remembered of names stays small
 TRUE, FALSE = frozenset("1 true yes y".split()), frozenset("0 false no n".split())
 GOOD = frozenset("good chosen accepted desirable positive like liked up thumbs_up better preferred correct safe".split())
 BAD = frozenset("-1 bad rejected undesirable negative dislike disliked down thumbs_down worse incorrect wrong unsafe harmful toxic".split())
@@ -89,9 +90,10 @@ def number(value: Any, column: str) -> float:
     raise Unusable(f"rows with a score that is no number (column {quote(column)})")
 
 
-def words(name: str) -> list[str]:
+@lru_cache(maxsize=1024)  # rows have the same columns
+def words(name: str) -> tuple[str, ...]:
     """Return the words of a column's name in lower case: response_0, chosenScore and human-ref-A have two, two and three."""
-    return [word.lower() for word in WORD.findall(name)]
+    return tuple(word.lower() for word in WORD.findall(name))
 
 
 def is_good(value: Any, column: str) -> bool:
@@ -101,7 +103,7 @@ def is_good(value: Any, column: str) -> bool:
         return (text in TRUE) is not bool(NEGATIVE.intersection(words(column)))
     if text in GOOD or text in BAD:
         return text in GOOD
-    raise Unusable(f"rows whose label says neither good nor bad (column {quote(column)})")
+    raise Unusable(f"rows whose label says neither good nor bad (column {quote(column)}; list it in source.ignored if it is none)")
 
 
 def is_first_better(value: Any, column: str, *, first: str, second: str) -> bool:
@@ -113,22 +115,26 @@ def is_first_better(value: Any, column: str, *, first: str, second: str) -> bool
     text = _verdict(value)
     if text in (first.lower(), second.lower()):
         return text == first.lower()
-    ends = [(words(name) or [""])[-1] for name in (first, second)]
-    last = (words(text) or [""])[-1] if text.isdigit() or not NUMBER.fullmatch(text) else ""  # -1 is no 1
+    ends = [_last(words(name)) for name in (first, second)]
+    last = _last(words(text)) if text.isdigit() or not NUMBER.fullmatch(text) else ""  # -1 is no 1
     if ends[0] != ends[1] and last in ends:
         return last == ends[0]
     if text in TRUE or text in FALSE:
-        about_second = (words(column) or [""])[-1] == ends[1] != ends[0] or bool(NEGATIVE.intersection(words(column)))
+        about_second = _last(words(column)) == ends[1] != ends[0] or bool(NEGATIVE.intersection(words(column)))
         return (text in TRUE) is not about_second
     if TIES & set(words(text)):
         raise Unusable(f"rows whose label calls it a tie (column {quote(column)})")
     raise Unusable(f"rows whose label names neither side (column {quote(column)})")
 
 
+def _last(found: tuple[str, ...]) -> str:
+    return found[-1] if found else ""
+
+
 def _verdict(value: Any) -> str:
     """Return a label in lower case, a number without a fraction that is 0; nothing for what cannot be one."""
     if isinstance(value, str | bool):
-        return str(value).strip().lower()
+        return str(value).strip().lower() if len(str(value)) <= LONGEST_COLUMN else ""
     if isinstance(value, int | float | Decimal):
         return f"{float(value):g}" if -100 < value < 100 else ""
     return ""
@@ -140,7 +146,7 @@ def refuse_deciding(unread: Mapping[str, Any], judges: frozenset[str], said: str
     ``judges`` are words in the names of columns that judge the row's answers; ``said`` is all that is read of the row.
     """
     for name, value in unread.items():
-        found = words(name)
+        found = words(name) if len(name) <= LONGEST_COLUMN else ()
         if judges.intersection(found) and _is_verdict(value):
             raise Unusable(
                 f"rows whose column {quote(name)} may turn their meaning round "
@@ -163,16 +169,16 @@ def _is_text(value: Any) -> bool:
 
 def twin_scores(names: Iterable[str], *, first: str, second: str) -> tuple[str, str] | None:
     """Return the columns with scores of both sides of a comparison, such as score_A and score_B of human_ref_A and human_ref_B."""
-    return _twins(tuple(names), first, second)
+    return _twins(tuple(name for name in names if len(name) <= LONGEST_COLUMN), first, second)
 
 
-@lru_cache(maxsize=64)  # rows of a file have the same names
+@lru_cache(maxsize=8)  # rows of a file have the same names
 def _twins(names: tuple[str, ...], first: str, second: str) -> tuple[str, str] | None:
     one = [word for word in words(first) if word not in words(second)]
     other = [word for word in words(second) if word not in words(first)]
     if len(one) != 1 or len(other) != 1:
         return None
-    parted = {tuple(words(name)): name for name in names}
+    parted = {words(name): name for name in names}
     for name in names:
         found = words(name)
         if one[0] in found and TWIN_RATINGS.intersection(found):

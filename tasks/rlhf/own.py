@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from tasks.rlhf.gathered import Gathered
 from tasks.rlhf.meanings import JUDGES_ONE, LABELS, Columns, find, is_first_better, is_good, is_nothing, number, refuse_deciding, sign_of, twin_scores
 from tasks.rlhf.messages import ASSISTANT, SYSTEM, USER, Message, join, read_text, write_out
-from tasks.rlhf.quarantine import Bad, Unusable, quote
+from tasks.rlhf.quarantine import LONGEST_NAME, Bad, Unusable, quote
 from tasks.rlhf.rows import Decoder, Row
 from tasks.rlhf.splits import is_test
 
@@ -53,6 +53,8 @@ class _Fields:
     def __init__(self, fields: Mapping[str, Any], columns: Columns) -> None:
         self.fields, self.columns = fields, columns
         self.read = {name.partition(".")[0] if name not in fields else name for name in columns.ignored}
+        self.notes: dict[tuple[int, str], Counter[str]] = {}  # what is counted if the row can be used, once however many answers it has
+        self.sides: dict[str, str] = {}  # texts that add to the prompt, by column
 
     def get(self, column: str) -> Any:
         value = find(self.fields, column)
@@ -63,6 +65,9 @@ class _Fields:
     def have(self, *columns: str) -> bool:
         return all(find(self.fields, column) is not None for column in columns)
 
+    def note(self, counter: Counter[str], name: str) -> None:
+        self.notes[id(counter), name] = counter
+
     def unread(self) -> dict[str, Any]:
         return {name: value for name, value in self.fields.items() if name not in self.read and not is_nothing(value)}
 
@@ -71,26 +76,29 @@ def gather(rows: Iterable[Row], bad: Bad, columns: Columns, *, site: str, licenc
     """Return the questions that rows make; ``bad`` is told of every row that cannot be used, ``seen`` counts what is odd."""
     found, seen = Gathered(site, licence), seen or Seen.nothing()
     for place, fields in rows:
-        row, once = _Fields(fields, columns), Seen.nothing()
+        row = _Fields(fields, columns)
         try:
-            split = "evaluation" if _is_held_out(row, once) or is_test(place.file) else ""
-            _take(row, split, found, once)
+            split = "evaluation" if _is_held_out(row, seen) or is_test(place.file) else ""
+            _take(row, split, found, seen)
         except Unusable as error:
             bad(place, str(error))
             seen.refused.update(quote(name) for name in fields)
             continue
-        once.unread.update(quote(name)[1:-1] for name in row.unread())
-        seen.update(once)
+        for (_, name), counter in row.notes.items():
+            counter[name] += 1
+        for name in row.unread():
+            seen.unread[name if name.isidentifier() and len(name) < LONGEST_NAME else quote(name)[1:-1]] += 1
     return found
 
 
 def _is_held_out(row: _Fields, seen: Seen) -> bool:
-    value = row.fields.get(SPLIT)
-    if isinstance(value, str):
-        row.read.add(SPLIT)
-    if not isinstance(value, str) or not is_test(value):
+    value = None if SPLIT in row.read else row.fields.get(SPLIT)
+    if not isinstance(value, str):
         return False
-    seen.noticed[f"rows that their column {quote(SPLIT)} keeps for evaluation"] += 1
+    row.read.add(SPLIT)
+    if not is_test(value):
+        return False
+    row.note(seen.noticed, f"rows that their column {quote(SPLIT)} keeps for evaluation")
     return True
 
 
@@ -132,7 +140,7 @@ def _check_order(row: _Fields, scores: tuple[str, str], is_first: bool, seen: Se
     except Unusable:
         return
     if (first < second) if is_first else (first > second):
-        seen.opposed[f"{quote(scores[0])} and {quote(scores[1])}"] += 1
+        row.note(seen.opposed, f"{quote(scores[0])} and {quote(scores[1])}")
 
 
 def _rate(row: _Fields, column: str, split: str, found: Gathered, seen: Seen) -> None:
@@ -148,7 +156,7 @@ def _rate(row: _Fields, column: str, split: str, found: Gathered, seen: Seen) ->
     sign = sign_of(columns)
     numbers = [sign * number(score, columns.scores) for score in scores]
     answers = [_answer(response, column) for response in responses]  # all are read before one is taken
-    prompts = [_prompt(row, asked, [answer], seen if place == 0 else Seen.nothing()) for place, (asked, answer) in enumerate(answers)]
+    prompts = [_prompt(row, asked, [answer], seen) for asked, answer in answers]
     refuse_deciding(row.unread(), judges, "\n".join(text for prompt, texts in prompts for text in (prompt, *texts)))
     for (prompt, (answer,)), score in zip(prompts, numbers, strict=True):
         found.rate(prompt, answer, score, split=split)
@@ -157,7 +165,7 @@ def _rate(row: _Fields, column: str, split: str, found: Gathered, seen: Seen) ->
 def _learn(row: _Fields, split: str, found: Gathered, seen: Seen) -> None:
     """Take an answer to learn from; or, with a label, one that is good or bad."""
     columns = row.columns
-    label = columns.label or (LABEL if LABEL in row.fields else "")
+    label = columns.label or (LABEL if LABEL in row.fields and LABEL not in columns.ignored else "")
     asked, answer = _answer(row.get(columns.completion), columns.completion)
     good = is_good(_label(row, label), label) if label else None
     prompt, (answer,) = _prompt(row, asked, [answer], seen)
@@ -171,7 +179,7 @@ def _learn(row: _Fields, split: str, found: Gathered, seen: Seen) -> None:
 def _label(row: _Fields, column: str) -> Any:
     value = row.get(column)
     if value is None:
-        raise Unusable(f"rows without a label (column {quote(column)})")
+        raise Unusable(f"rows without a label (column {quote(column)}; list it in source.ignored if it is none)")
     return value
 
 
@@ -187,7 +195,7 @@ def _prompt(row: _Fields, asked: list[Message], answers: list[str], seen: Seen) 
         raise Unusable(f"rows without a prompt (column {quote(name)})")
     messages = _with_context(row, _with_system(row, messages, seen), seen)
     if isinstance(text, str) and len(text) >= LONG_PROMPT and all(answer.startswith(text) and answer != text for answer in answers):
-        seen.noticed["rows whose answers begin with the whole prompt, which is taken off them"] += 1
+        row.note(seen.noticed, "rows whose answers begin with the whole prompt, which is taken off them")
         answers = [answer.removeprefix(text).strip() for answer in answers]
     return write_out(messages), answers
 
@@ -199,7 +207,7 @@ def _with_system(row: _Fields, messages: list[Message], seen: Seen) -> list[Mess
         return messages
     if messages[0].role == SYSTEM:
         raise Unusable(f"rows with two system messages (column {quote(name)})")
-    seen.added[name] += 1
+    row.note(seen.added, name)
     return [Message(SYSTEM, text), *messages]
 
 
@@ -208,18 +216,20 @@ def _with_context(row: _Fields, messages: list[Message], seen: Seen) -> list[Mes
     for name in row.columns.context:
         text = _side_text(row, name)
         if text and text not in messages[-1].text:
-            seen.added[name] += 1
+            row.note(seen.added, name)
             messages = [*messages[:-1], messages[-1]._replace(text=f"{messages[-1].text}\n\n{text}".strip())]
     return messages
 
 
 def _side_text(row: _Fields, name: str) -> str:
     """Return the text of a column that adds to the prompt; nothing if it is the column of something else."""
-    if name in row.read:
-        return ""
-    value = row.get(name)
-    if value is None:
-        return ""
+    if name not in row.sides:
+        value = None if name in row.read else row.get(name)
+        row.sides[name] = "" if value is None else _plain_text(value, name)
+    return row.sides[name]
+
+
+def _plain_text(value: Any, name: str) -> str:
     text = str(value) if isinstance(value, int | float) else read_text(value, name)
     if not isinstance(text, str):
         raise Unusable(f"rows with messages where a text is wanted (column {quote(name)})")

@@ -5,6 +5,7 @@ import re
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import accumulate, pairwise
 
 WORD = re.compile(r"\w+")
@@ -37,6 +38,7 @@ def splits_of(ids: Sequence[int], leaders: Sequence[int], shares: Mapping[str, f
         yield bound.get(int(leader)) or split_of(int(ids[leader]), rest)
 
 
+@lru_cache(maxsize=256)  # rows follow each other in a file
 def is_test(path: str) -> bool:
     """Return whether a file, or a folder that it lies in, is named as a test set: test_prefs-00000.parquet, dev/rows.jsonl, held-out.json.
 
