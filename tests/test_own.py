@@ -368,7 +368,6 @@ def test_ranks_are_no_scores_until_their_user_says_so() -> None:
         (1, "winner_model_a", "response_b", "response_a", False),
         (True, "swapped", "chosen", "rejected", False),
         ("rejected", "label", "chosen", "rejected", False),
-        ("tie", "winner", "response_a", "response_b", None),
         (-1, "overall_preference", "response1", "response2", None),
         (3, "overall_preference", "response1", "response2", None),
         (0.5, "label", "a", "b", None),
@@ -382,6 +381,23 @@ def test_a_label_names_the_better_side(value: Any, column: str, first: str, seco
         assert is_first_better(value, column, first=first, second=second) is expected
         (question,), _, _ = take({"prompt": "q", first: "a", second: "b", column: value}, chosen=first, rejected=second, label=column)
         assert pairs_in(question) == {("a", "b") if expected else ("b", "a")}
+
+
+@pytest.mark.parametrize(
+    "labels", [{"winner": "tie"}, {"winner": "tie (bothbad)"}, {"winner": "both_bad"}, {"winner": 0, "winner_tie": 1} | {"w_a": 0, "w_b": 0}]
+)
+def test_a_tie_is_left_out_by_rule(labels: dict[str, Any]) -> None:
+    row = {"prompt": "q", "response_a": "x", "response_b": "y"} | labels
+    label = "w_a" if "w_a" in labels else "winner"
+    questions, bad, seen = take(row, chosen="response_a", rejected="response_b", label=label)
+    assert (questions, bad.reasons, seen.left_out) == ([], {}, {"rows whose label calls it a tie": 1})
+
+
+def test_labels_of_each_side() -> None:
+    row = {"prompt": "q", "response_a": "x", "response_b": "y", "winner_model_a": 0, "winner_model_b": 1, "winner_tie": 0}
+    for label in ("winner_model_a", "winner_model_b"):
+        (question,), _, _ = take(row, chosen="response_a", rejected="response_b", label=label)
+        assert pairs_in(question) == {("y", "x")}
 
 
 def test_a_label_that_a_row_lacks_is_no_label() -> None:

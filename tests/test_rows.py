@@ -78,7 +78,8 @@ def test_a_saved_data_set_dictionary_is_read_without_the_files_about_it(tmp_path
         (tmp_path / split).mkdir()
         write_arrow(FIELDS[:5], tmp_path / split / "data-00000-of-00001.arrow")
         for name in ("state.json", "dataset_info.json"):
-            (tmp_path / split / name).write_text('{"_data_files": []}')
+            (tmp_path / split / name).write_text('{"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}')
+        write_arrow(FIELDS[:3], tmp_path / split / "cache-1b2c.arrow")  # what map() left behind
     found, bad = read(tmp_path)
     assert [row.place.file for row in found] == ["test/data-00000-of-00001.arrow"] * 5 + ["train/data-00000-of-00001.arrow"] * 5
     assert bad.reasons == {}

@@ -32,12 +32,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tasks.programs import ranges, reading, workplace
+from tasks.programs import oddities, ranges, reading, workplace
 from tasks.programs.config import Data, DataJob, InputError
 from tasks.programs.crew import Crew, crew
 from tasks.programs.entry import Run, main
 from tasks.programs.ranges import Lot, Stack, shelve, tabulate
-from tasks.programs.source import OwnRows, ShellSite, StackExchangeDump
+from tasks.programs.source import ShellSite, StackExchangeDump
 from tasks.rlhf import blocks, contamination, kin, segments, tables
 from tasks.rlhf.blocks import Block
 from tasks.rlhf.kin import Fates
@@ -50,7 +50,6 @@ from tasks.rlhf.tally import Tally
 
 RANGE = 2**14  # records (posts, comparisons) that are objects in memory at a time
 LAID = ".block"
-MOST_NAMES = 100  # of columns and files in the card, and no more
 
 
 class Counts(NamedTuple):
@@ -103,8 +102,9 @@ def _prepare(desk: Desk) -> None:
     # 1. Whatever the source holds to records by question
     with Quarantine(desk.work / "quarantine.jsonl") as bad:
         found = _read(desk, bad)
-    bad.check(desk.source, data.max_bad_share, columns=[name for name, _ in desk.counts.seen.refused.most_common(MOST_NAMES)])
-    _warn(desk)
+    bad.check(desk.source, data.max_bad_share, columns=[name for name, _ in desk.counts.seen.refused.most_common(oddities.MOST_NAMES)])
+    for sentence in oddities.warnings(desk.counts.seen, desk.job.source, rows=bad.rows):
+        desk.run.warn(sentence)
     # 2. Records to the questions that the rules keep
     shelved = _shelve(found, desk)
     # 3. Splits, and what only all questions together can tell
@@ -141,23 +141,6 @@ def _read(desk: Desk, bad: Quarantine) -> list[Path]:
         taken.segment.with_suffix(LAID).unlink(missing_ok=True)
         desk.progress(taken.bytes / desk.size, **desk.counts.read)
     return found
-
-
-def _warn(desk: Desk) -> None:
-    """Say what makes the rows worth less than their user thinks."""
-    seen, source = desk.counts.seen, desk.job.source
-    for columns, count in sorted(seen.opposed.items()):
-        desk.run.warn(
-            f"{count} of {desk.counts.read['rows']} rows have scores ({columns}) that say the opposite of their comparison: "
-            "if source.chosen is not always the better side, name the column that says which is in source.label."
-        )
-    if isinstance(source, OwnRows):
-        default = OwnRows(path=source.path)
-        named = {"system": [source.system], "context": source.context}
-        for setting, names in named.items():
-            for name in names:
-                if name not in seen.added and name not in [default.system, *default.context]:
-                    desk.run.warn(f"source.{setting}: no prompt was joined to a column {name!r}: no row has it, or its text is in the prompt.")
 
 
 def _blocks(desk: Desk) -> Iterator[reading.Task]:
@@ -290,28 +273,11 @@ def _card(desk: Desk, tally: Tally, bad: Quarantine, fates: Fates, rows: Mapping
         "masked": dict(sorted(counts.hidden.items())),
         "quarantined": dict(sorted(bad.reasons.items())),
         "rows_seen": bad.rows,
-        **_about_rows(desk),
+        **oddities.for_card(counts.seen, counts.tests, rows=bad.rows),
+        "other_files": reading.other_files(job.source, desk.source)[: oddities.MOST_NAMES],
         "split_questions": dict(zip(SPLITS[1:], counted[1:], strict=True)),
         "rows": dict(rows),
     }
-
-
-def _about_rows(desk: Desk) -> dict[str, Any]:
-    """Return what the card says of files and columns."""
-    seen, tests = desk.counts.seen.most_common(MOST_NAMES), desk.counts.tests
-    alone = desk.counts.read["rows"] and tests.total() >= desk.counts.read["rows"]  # a test set alone is split like any other
-    return {
-        "other_files": reading.other_files(desk.job.source, desk.source)[:MOST_NAMES],
-        "test_files": {} if alone else dict(sorted(tests.items())[:MOST_NAMES]),
-        "unread_columns": _by_name(seen.unread),
-        "added_columns": _by_name(seen.added),
-        "opposed": _by_name(seen.opposed),
-        "noticed": _by_name(seen.noticed),
-    }
-
-
-def _by_name(counts: Mapping[str, int]) -> dict[str, int]:
-    return dict(sorted(counts.items()))
 
 
 def _metrics(about: Mapping[str, Any]) -> dict[str, float]:

@@ -174,6 +174,7 @@ def _records(source: Source, found: list[Row], dropped: Counter[str], bad: list[
         case OwnRows():
             columns = Columns(**source.model_dump(include=set(Columns._fields)))
             gathered = own.gather(found, tell, columns, site=source.site, licence=source.licence, seen=seen)
+            dropped.update(seen.left_out)
         case _:
             raise AssertionError(source)
     return [(number, list(note)) for number, note in gathered.notes]

@@ -7,13 +7,14 @@ from functools import lru_cache
 from math import isfinite, isnan
 from typing import Any, NamedTuple
 
-from tasks.rlhf.quarantine import Unusable, quote
+from tasks.rlhf.quarantine import LeftOut, Unusable, quote
 
 NOTHING = frozenset(
     ("NULL", "null", "Null", "(null)", "NaT", "#N/A", "NaN", "nan", "NA", "N/A", "<NA>", "\\N", "None")
 )  # what tools write for a missing value
 WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|[0-9]+")
 NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", re.ASCII)
+TIE = "rows whose label calls it a tie"
 SHORT = 40  # characters of a verdict
 LONGEST_COLUMN = 200  # characters of a name that can mean something; what is remembered of names stays small
 TRUE, FALSE = frozenset("1 true yes y".split()), frozenset("0 false no n".split())
@@ -107,7 +108,7 @@ def is_good(value: Any, column: str) -> bool:
 
 
 def is_first_better(value: Any, column: str, *, first: str, second: str) -> bool:
-    """Return whether the label of a comparison names the answer of the column ``first``. Raises Unusable.
+    """Return whether the label of a comparison names the answer of the column ``first``. Raises Unusable, or LeftOut for a tie.
 
     A label may be a column's name, the end of one (A, model_b, 0 of response_0), or true, 1 and the like for the first column; or for the one
     that ends as the label's own name does (winner_model_b).
@@ -123,7 +124,7 @@ def is_first_better(value: Any, column: str, *, first: str, second: str) -> bool
         about_second = _last(words(column)) == ends[1] != ends[0] or bool(NEGATIVE.intersection(words(column)))
         return (text in TRUE) is not about_second
     if TIES & set(words(text)):
-        raise Unusable(f"rows whose label calls it a tie (column {quote(column)})")
+        raise LeftOut(TIE)
     raise Unusable(f"rows whose label names neither side (column {quote(column)})")
 
 
@@ -174,15 +175,17 @@ def twin_scores(names: Iterable[str], *, first: str, second: str) -> tuple[str, 
 
 @lru_cache(maxsize=8)  # rows of a file have the same names
 def _twins(names: tuple[str, ...], first: str, second: str) -> tuple[str, str] | None:
+    for name in names:
+        if TWIN_RATINGS.intersection(words(name)) and (twin := twin_of(name, names, first=first, second=second)):
+            return name, twin
+    return None
+
+
+def twin_of(name: str, names: Iterable[str], *, first: str, second: str) -> str | None:
+    """Return the column that says of the side ``second`` what ``name`` says of ``first``: winner_model_b of winner_model_a."""
     one = [word for word in words(first) if word not in words(second)]
     other = [word for word in words(second) if word not in words(first)]
-    if len(one) != 1 or len(other) != 1:
+    if len(one) != 1 or len(other) != 1 or one[0] not in words(name):
         return None
-    parted = {words(name): name for name in names}
-    for name in names:
-        found = words(name)
-        if one[0] in found and TWIN_RATINGS.intersection(found):
-            twin = tuple(other[0] if word == one[0] else word for word in found)
-            if twin in parted:
-                return name, parted[twin]
-    return None
+    wanted = tuple(other[0] if word == one[0] else word for word in words(name))
+    return next((twin for twin in names if len(twin) <= LONGEST_COLUMN and words(twin) == wanted), None)

@@ -13,9 +13,23 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from tasks.rlhf.gathered import Gathered
-from tasks.rlhf.meanings import JUDGES_ONE, LABELS, Columns, find, is_first_better, is_good, is_nothing, number, refuse_deciding, sign_of, twin_scores
+from tasks.rlhf.meanings import (
+    JUDGES_ONE,
+    LABELS,
+    TIE,
+    Columns,
+    find,
+    is_first_better,
+    is_good,
+    is_nothing,
+    number,
+    refuse_deciding,
+    sign_of,
+    twin_of,
+    twin_scores,
+)
 from tasks.rlhf.messages import ASSISTANT, SYSTEM, USER, Message, join, read_text, write_out
-from tasks.rlhf.quarantine import LONGEST_NAME, Bad, Unusable, quote
+from tasks.rlhf.quarantine import LONGEST_NAME, Bad, LeftOut, Unusable, quote
 from tasks.rlhf.rows import Decoder, Row
 from tasks.rlhf.splits import is_test
 
@@ -33,10 +47,11 @@ class Seen(NamedTuple):
     opposed: Counter[str]  # rows whose scores say the opposite of their comparison, by the columns of the scores
     noticed: Counter[str]  # all else, by sentence
     refused: Counter[str]  # rows that cannot be used, by each of their columns
+    left_out: Counter[str]  # rows that a rule leaves out, by reason
 
     @classmethod
     def nothing(cls) -> "Seen":
-        return cls(Counter(), Counter(), Counter(), Counter(), Counter())
+        return cls(*(Counter() for _ in cls._fields))
 
     def update(self, other: "Seen") -> None:
         for mine, more in zip(self, other, strict=True):
@@ -84,6 +99,9 @@ def gather(rows: Iterable[Row], bad: Bad, columns: Columns, *, site: str, licenc
             bad(place, str(error))
             seen.refused.update(quote(name) for name in fields)
             continue
+        except LeftOut as reason:
+            seen.left_out[str(reason)] += 1
+            continue
         for (_, name), counter in row.notes.items():
             counter[name] += 1
         for name in row.unread():
@@ -124,12 +142,22 @@ def _compare(row: _Fields, split: str, found: Gathered, seen: Seen) -> None:
         raise Unusable(f"rows whose sides differ before the last answer (columns {quote(names[0])} and {quote(names[1])})")
     if first == second:
         raise Unusable(f"rows whose answers are equal (columns {quote(names[0])} and {quote(names[1])})")
-    is_first = is_first_better(_label(row, columns.label), columns.label, first=names[0], second=names[1]) if columns.label else True
+    is_first = _is_first(row, *names) if columns.label else True
     prompt, (first, second) = _prompt(row, asked, [first, second], seen)
     if scores := twin_scores(row.fields, first=names[0], second=names[1]):
         _check_order(row, scores, is_first, seen)
     refuse_deciding(row.unread(), NO_JUDGES if columns.label else LABELS, "\n".join((prompt, first, second)))
     found.compare(prompt, *((first, second) if is_first else (second, first)), split=split)
+
+
+def _is_first(row: _Fields, first: str, second: str) -> bool:
+    """Return what the label says; where each side has a label of its own, both alike are a tie."""
+    column = row.columns.label
+    label = _label(row, column)
+    twin = twin_of(column, row.fields, first=first, second=second) or twin_of(column, row.fields, first=second, second=first)
+    if twin and row.get(twin) == label:
+        raise LeftOut(TIE)
+    return is_first_better(label, column, first=first, second=second)
 
 
 def _check_order(row: _Fields, scores: tuple[str, str], is_first: bool, seen: Seen) -> None:

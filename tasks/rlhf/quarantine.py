@@ -28,6 +28,10 @@ class Unusable(Exception):
     """Why a row cannot be used."""
 
 
+class LeftOut(Exception):
+    """Why a row is left out by a rule, though nothing is wrong with it."""
+
+
 def quote(name: str) -> str:
     """Return a column's name for a sentence: it may be of any length, and hold anything."""
     clipped = name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"

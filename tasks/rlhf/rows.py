@@ -92,9 +92,21 @@ def files_of(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     found = sorted(file for file in path.rglob("*") if file.name.endswith(ENDINGS) and file.name not in ABOUT and file.is_file())
+    saved = {folder: _saved(folder) for folder in {file.parent for file in found if file.suffix == ".arrow"}}
+    found = [file for file in found if not (names := saved.get(file.parent)) or file.suffix != ".arrow" or file.name in names]
     if not found:
         raise InputError(f"{path} holds no file that ends in {', '.join(ENDINGS)}: {HINT}.")
     return found
+
+
+def _saved(folder: Path) -> set[str]:
+    """Return the names of the files that datasets.save_to_disk wrote: its caches lie beside them. No names: it did not write this folder."""
+    try:
+        state = json.loads((folder / "state.json").read_bytes())
+    except (FileNotFoundError, ValueError, RecursionError):
+        return set()
+    files = state.get("_data_files") if isinstance(state, dict) else None
+    return {str(file["filename"]) for file in files or [] if isinstance(file, dict) and "filename" in file} if isinstance(files, list) else set()
 
 
 def part(path: Path, columns: frozenset[str]) -> tuple[list[Path], list[Path]]:
