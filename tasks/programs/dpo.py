@@ -75,7 +75,7 @@ def train(job: DpoJob, run: Run) -> None:
         names = ("loss", "accuracy", "margin", "chosen_reward")
         *totals, anchor = ranks.summed([*sums.tolist(), anchor])
         line = {name: total / num_pairs for name, total in zip(names, totals, strict=True)} | {"nll": anchor}
-        line |= {"grad_norm": training.update(), "learning_rate": training.rate(step)}
+        line |= {"grad_norm": training.update(line["loss"]), "learning_rate": training.rate(step)}
 
         # 4. The held-out loss now and then, which says which weights are kept.
         if step + 1 in training.looks:

@@ -50,7 +50,8 @@ def train(job: SftJob, run: Run) -> None:
                 loss = sharded.inside(model, block_loss, blocks, part, device, count=count if counts else math.inf)
                 loss.backward()
             loss_value += loss.item()
-        line = {"loss": ranks.summed([loss_value])[0], "grad_norm": training.update(), "learning_rate": training.rate(step)}
+        loss_value = ranks.summed([loss_value])[0]
+        line = {"loss": loss_value, "grad_norm": training.update(loss_value), "learning_rate": training.rate(step)}
 
         # 4. The held-out loss now and then, which says which weights are kept.
         if step + 1 in training.looks:
