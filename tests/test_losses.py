@@ -197,3 +197,30 @@ def test_ipo_pulls_back_what_is_further_apart_than_it_asks_for() -> None:
 def test_perplexity() -> None:
     assert perplexity(math.log(50)) == pytest.approx(50)
     assert perplexity(1e6) == math.inf
+
+
+@pytest.mark.parametrize("log_ratio", [60.0, 89.0, 500.0, 1e30])
+@pytest.mark.parametrize("advantage", [2.0, 0.0, -2.0])
+@pytest.mark.parametrize("dual_clip", [3.0, 50.0])
+def test_a_ratio_that_overflows_is_a_ratio_behind_its_clip(log_ratio: float, advantage: float, dual_clip: float) -> None:
+    """In exact arithmetic the loss does not depend on rho there; checked against one that float32 can hold."""
+
+    def loss_of(first: float) -> tuple[list[float], list[float]]:
+        logp = torch.tensor([[first, 0.1]], requires_grad=True)
+        mask, advantages = torch.ones(1, 2, dtype=torch.bool), torch.tensor([[advantage, 1.0]])
+        found = policy_loss(logp, torch.zeros(1, 2), advantages, mask, clip_range=0.2, dual_clip=dual_clip)
+        found.loss.backward()
+        assert logp.grad is not None
+        return [found.loss.item(), found.clip_fraction.item()], logp.grad[0].tolist()
+
+    assert loss_of(log_ratio) == loss_of(20.0)
+    assert loss_of(log_ratio)[1][0] == 0.0
+    assert loss_of(log_ratio)[1][1] == pytest.approx(-math.exp(0.1) / 2)
+
+
+def test_without_a_dual_clip_an_overflow_is_one() -> None:
+    logp = torch.tensor([[90.0, 0.1]], requires_grad=True)
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    found = policy_loss(logp, torch.zeros(1, 2), torch.tensor([[-1.0, 1.0]]), mask, clip_range=0.2)
+    assert found.loss.item() == math.inf
+    assert math.isfinite(found.ratio.item() + found.approx_kl.item())

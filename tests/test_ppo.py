@@ -417,3 +417,86 @@ def test_an_empty_rl_split_is_the_users_to_mend(started: Start, inputs: dict[str
     pq.write_table(pq.read_table(inputs["data"] / "rl.parquet").slice(0, 0), empty / "rl.parquet")
     with pytest.raises(InputError, match="no prompts"):
         ppo.train(*started(given={"data": empty}))
+
+
+# --------------------------------------------------------------------------------------------------------------- NaN and infinity
+
+
+def altered(source: Path, folder: Path, change: Callable[[Path], None]) -> Path:
+    shutil.copytree(source, folder)
+    change(folder)
+    return folder
+
+
+def ends(job: PpoJob, run: Run, sentence: str) -> None:
+    """The run ends with one sentence; nothing is left that could be taken for a result, and what was logged is JSON."""
+    with pytest.raises(InputError, match=sentence) as refusal:
+        ppo.train(job, run)
+    assert "\n" not in str(refusal.value)
+    assert not list(run.artifact.iterdir())
+    text = (run.directory / "metrics.jsonl").read_text() if (run.directory / "metrics.jsonl").exists() else ""
+    assert not {"NaN", "Infinity"} & set(text.replace(",", " ").replace("}", " ").split())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_reward_that_is_no_number_ends_the_run(started: Start, inputs: dict[str, Path], tmp_path: Path, value: float) -> None:
+    def change(folder: Path) -> None:
+        record = json.loads((folder / "reward.json").read_text())
+        (folder / "reward.json").write_text(json.dumps(record | {"mean": value}))
+
+    given = {"reward": altered(inputs["reward"], tmp_path / "bad", change)}
+    ends(*started(given=given), r"^The (critic's value|reward model's score) is -?(nan|inf) \(\d+ of \d+ values\) in step 1: ")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_one_score_that_is_no_number_ends_the_run_where_it_comes_up(started: Start, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+    honest, calls = ppo.scorer.normalised, iter(range(100))
+
+    def scored(*args: Any) -> Tensor:
+        score = honest(*args)
+        return torch.where(torch.arange(len(score)) == 3, value, score) if next(calls) == 1 else score
+
+    monkeypatch.setattr(ppo.scorer, "normalised", scored)
+    ends(*started(steps=3), rf"^The reward model's score is {value} \(1 of 8 values\) in step 2: train the reward model again")
+
+
+def test_a_score_out_of_range_ends_the_run(started: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = ppo.scorer.normalised
+    monkeypatch.setattr(ppo.scorer, "normalised", lambda *args: 1e25 * honest(*args))
+    ends(*started(), r"^The (advantage|policy loss|value loss) is (nan|inf).* in step 1: training has diverged; lower ppo\.learning_rate\.$")
+
+
+def test_weights_that_leave_the_numbers_end_the_run(started: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = torch.optim.Adam.step
+
+    def broken(self: torch.optim.Adam, *args: Any, **kwargs: Any) -> Any:
+        done = honest(self, *args, **kwargs)
+        with torch.no_grad():
+            self.param_groups[0]["params"][0].view(-1)[0] = float("nan")
+        return done
+
+    monkeypatch.setattr(torch.optim.Adam, "step", broken)
+    ends(*started(minibatch=8, epochs=1), r"^The weight base_model\S+ is nan \(1 of \d+ values\) in step 1")
+
+
+def test_a_base_that_is_no_number_ends_the_run(started: Start, inputs: dict[str, Path], tmp_path: Path) -> None:
+    from tasks.rlhf import bases
+
+    def change(folder: Path) -> None:
+        weights = load_file(folder / "model.safetensors")
+        name = next(key for key in weights if "down_proj" in key)
+        weights[name][0, 0] = float("nan")
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    model = altered(inputs["model"], tmp_path / "model", change)
+
+    def belongs(folder: Path) -> None:
+        path = folder / "adapter" / bases.RECORD
+        actual = bases.fingerprint(model, bases.load(model, device=tiny.CPU))
+        path.write_text(json.dumps(actual._asdict()))
+
+    given = {"model": model, "reward": altered(inputs["reward"], tmp_path / "reward", belongs)}
+    job, run = started(given=given)
+    with pytest.raises((InputError, StepZeroError), match="nan"):
+        ppo.train(job, run)
+    assert not list(run.artifact.iterdir())

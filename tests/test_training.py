@@ -23,7 +23,7 @@ def run(training: Training, losses: list[float], *, every: int = 100) -> None:
     for step in training.steps():
         for parameter in training.parameters.values():
             parameter.grad = torch.full_like(parameter, float(step + 1))
-        training.update()
+        training.update(1.0)
         training.judged(step + 1, losses[step])
         training.save(step + 1, every=every)
 
@@ -54,7 +54,7 @@ def test_a_killed_run_keeps_the_best_weights_of_before(tmp_path: Path, every: in
             break
         for parameter in killed.parameters.values():
             parameter.grad = torch.full_like(parameter, float(step + 1))
-        killed.update()
+        killed.update(1.0)
         killed.judged(step + 1, losses[step])
         killed.save(step + 1, every=every)
     resumed = begun(tmp_path / "killed")
@@ -101,5 +101,36 @@ def test_parts_are_clipped_apart(tmp_path: Path) -> None:
     parameters = {"a": nn.Parameter(torch.zeros(1)), "b": nn.Parameter(torch.zeros(1))}
     training = Training(parameters, tmp_path, PLAN, max_grad_norm=1.0, apart=[["a"], ["b"]])
     parameters["a"].grad, parameters["b"].grad = torch.tensor([100.0]), torch.tensor([0.5])
-    assert training.update() == 100.0
+    assert training.update(1.0) == 100.0
     assert (parameters["a"].grad.item(), parameters["b"].grad.item()) == (pytest.approx(1.0), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("loss", "gradient", "sentence"),
+    [
+        (math.nan, math.nan, "^The loss is nan in step 3: "),
+        (math.inf, 1.0, "^The loss is inf in step 3: "),
+        (1.0, math.nan, "^The gradient's norm is nan in step 3: "),
+        (1.0, -math.inf, "^The gradient's norm is (inf|nan) in step 3: "),
+        (1.0, 3e38, "^The gradient's norm is inf in step 3: "),  # finite itself
+    ],
+)
+def test_a_step_that_is_not_finite_is_not_taken(tmp_path: Path, loss: float, gradient: float, sentence: str) -> None:
+    training = begun(tmp_path)
+    steps = training.steps()
+    for _ in range(3):
+        next(steps)
+    for name, size in (("w", 1.0), ("b", gradient)):
+        training.parameters[name].grad = torch.full_like(training.parameters[name], size)
+    with pytest.raises(InputError, match=sentence):
+        training.update(loss)
+    assert training.step == 3
+    assert not any(parameter.any() for parameter in training.parameters.values())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_no_result(tmp_path: Path, value: float) -> None:
+    training = begun(tmp_path, PLAN._replace(keep_best=False))
+    training.parameters["w"].data[1, 0] = value
+    with pytest.raises(InputError, match=rf"^The weight w is {value} \(1 of 4 values\) in step 0"):
+        training.conclude()

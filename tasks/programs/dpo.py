@@ -39,6 +39,7 @@ def train(job: DpoJob, run: Run) -> None:
         raise InputError("The reward split has fewer than two questions with pairs: raise data.reward_share or give more data.")
     beginning.afford(settings, run, "model", job.weights.merged, device, beginning.largest(questions, settings.batch_size, run))
     base = beginning.base(run, "model", job.weights.merged, job.text, device)
+    beginning.share_prompts(run, base, [*questions, *held_out], pad_id=tokenizer.pad_token_id)
     collated = {"pad_id": tokenizer.pad_token_id, "device": device, "hidden_size": base.config.hidden_size}
 
     # 2. Fresh weights, given ones, or the checkpoint's.
@@ -74,7 +75,7 @@ def train(job: DpoJob, run: Run) -> None:
         names = ("loss", "accuracy", "margin", "chosen_reward")
         *totals, anchor = ranks.summed([*sums.tolist(), anchor])
         line = {name: total / num_pairs for name, total in zip(names, totals, strict=True)} | {"nll": anchor}
-        line |= {"grad_norm": training.update(), "learning_rate": training.rate(step)}
+        line |= {"grad_norm": training.update(line["loss"]), "learning_rate": training.rate(step)}
 
         # 4. The held-out loss now and then, which says which weights are kept.
         if step + 1 in training.looks:

@@ -12,6 +12,7 @@ torchrun itself always ends with status 1 then.
 
 import errno
 import json
+import math
 import os
 import sys
 import time
@@ -46,12 +47,13 @@ class Run:
         self.checkpoints.mkdir(exist_ok=True)
 
     def log(self, step: int, total: int, **metrics: float) -> None:
-        """Append one step's metrics; ``total`` is the number of steps the program will take."""
+        """Append one step's metrics; ``total`` is the number of steps the program will take. Raises InputError if one is not finite."""
+        _check_numbers(metrics, f" in step {step}")
         line = {"step": step, "total": total, "time": round(time.time(), 3), **metrics}
         if not launched.is_first():
             return
         with (self.directory / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(line, allow_nan=False) + "\n")
 
     def last(self) -> dict[str, Any]:
         """The newest logged step."""
@@ -72,7 +74,7 @@ class Run:
             return
         path = self.artifact / name
         known = json.loads(path.read_text()) if path.exists() else {}
-        _write(path, json.dumps(known | more, indent=1) + "\n")
+        _write(path, to_json(known | more, indent=1))
 
     def rewind(self, step: int) -> None:
         """Forget logged steps above ``step``: they are about to be taken again from its checkpoint."""
@@ -82,12 +84,17 @@ class Run:
         _write(self.directory / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
     def finish(self, metrics: dict[str, Any], **more: Any) -> None:
-        """Write the artifact's summary and its metrics without wall-clock times, so that equal work gives equal bytes."""
+        """Write the artifact's summary and its metrics without wall-clock times, so that equal work gives equal bytes.
+
+        Raises InputError if a metric is not finite; a measurement that is undefined (a correlation with a constant) is left out.
+        """
+        _check_numbers(metrics, "")
+        metrics = {name: value for name, value in metrics.items() if not (isinstance(value, dict) and is_undefined(value))}
         if not launched.is_first():
             return
         timeless = [{k: v for k, v in line.items() if k != "time"} for line in self._lines()]
-        _write(self.artifact / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in timeless))
-        _write(self.artifact / "summary.json", json.dumps({"metrics": metrics, "warnings": self.warnings, **more}, indent=1, sort_keys=True) + "\n")
+        _write(self.artifact / "metrics.jsonl", "".join(json.dumps(line, allow_nan=False) + "\n" for line in timeless))
+        _write(self.artifact / "summary.json", to_json({"metrics": metrics, "warnings": self.warnings, **more}, indent=1, sort_keys=True))
 
     def _lines(self) -> list[dict[str, Any]]:
         path = self.directory / "metrics.jsonl"
@@ -98,6 +105,31 @@ class Run:
             except json.JSONDecodeError:  # the line a killed program was writing
                 break
         return lines
+
+
+def _check_numbers(metrics: dict[str, Any], when: str) -> None:
+    for name, value in metrics.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{name} is {value}{when}: training has diverged; lower the learning_rate.")
+
+
+def is_undefined(estimate: dict[str, Any]) -> bool:
+    """Return whether an estimate {"value", "low", "high", "n"} has no value."""
+    value = estimate.get("value")
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def to_json(value: Any, **how: Any) -> str:
+    """Return a value as JSON, which has no NaN and no infinities: what is undefined, or has no bound, is null."""
+    return json.dumps(_finite(value), allow_nan=False, **how) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write(path: Path, text: str) -> None:

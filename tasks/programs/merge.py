@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, GenerationConfig, P
 from tasks.programs.config import InputError, MergeJob
 from tasks.programs.entry import Run, main
 from tasks.rlhf import adapters, bases, devices, models, prompts, sampling
+from tasks.rlhf.finite import UNSOUND_MODEL, check_finite
 
 PROBES = (
     "Question: How do I list the files of a directory?\n\nAnswer: Use `ls -l`.",
@@ -79,10 +80,18 @@ def _write(
     tokenizer.save_pretrained(place)
     if score is None:
         after = likely(bases.load(place, device=merged.device), tokenizer)
+        _check_merged(before[0], after[0], "logits")
         return drift(before[0], after[0]) | {"answers_reproduced": (before[1] == after[1]).all(dim=1).float().mean().item()}
     again = AutoModelForSequenceClassification.from_pretrained(place, use_safetensors=True, trust_remote_code=False, dtype="auto")
     after = rewards(nn.Module.to(again.eval(), merged.device), again.score.weight.detach(), tokenizer)
+    _check_merged(before[0], after[0], "reward")
     return {"reward_drift_max": (before[0] - after[0]).abs().max().item(), "order_reproduced": float(torch.equal(before[1], after[1]))}
+
+
+def _check_merged(before: Tensor, after: Tensor, name: str) -> None:
+    advice = "merging has taken it out of range; set merge.dtype to bfloat16 or float32"
+    check_finite({f"the adapter's {name} on its base": before}, advice=UNSOUND_MODEL)
+    check_finite({f"the merged model's {name}": after}, advice=advice)
 
 
 def with_score(merged: PreTrainedModel, score: Tensor) -> PreTrainedModel:

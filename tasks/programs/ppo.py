@@ -22,9 +22,11 @@ from tasks.programs.entry import Run, main
 from tasks.rlhf import adapters, bases, checkpoints, devices, losses, models, prompts, rewards, sampling, schedules, scorer, sequences, step_zero
 from tasks.rlhf.advantages import gae, whiten
 from tasks.rlhf.bases import Fingerprint
+from tasks.rlhf.finite import UNSOUND_MODEL, check_finite, check_weights
 from tasks.rlhf.scorer import Scorer
 from tasks.rlhf.sequences import Sequences
 
+DIVERGED = "training has diverged; lower ppo.learning_rate"
 # Sampler and scorer pad differently; in fp32 that moves log-probabilities by about 1e-6.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3, torch.float16: 0.1}
 ENOUGH_ENDED = 0.5  # share of the sampled answers
@@ -80,11 +82,13 @@ def train(job: PpoJob, run: Run) -> None:
         indices = schedules.batch_indices(step, num_rows=len(questions), batch_size=settings.rollouts, seed=job.seed)
         rollout = roll_out(actors, [questions[i] for i in indices], tokenizer, job, device)
         mask = rollout.batch.response_mask
+        check_rollout(rollout, step + 1)
 
         # 3. Rewards at every token, advantages, returns; whitened over the whole batch.
         token_rewards = rewards.token_rewards(rollout.score, rollout.logp, rollout.ref_logp, mask, kl_coefficient=kl_coefficient)
         advantages, returns = gae(token_rewards, rollout.values, mask, discount=settings.discount, gae_lambda=settings.gae_lambda)
         advantages = whiten(advantages, mask)
+        check_finite({"the advantage": advantages[mask]}, step=step + 1, advice=DIVERGED)
         k1 = rewards.k1(rollout.logp - rollout.ref_logp).sum(dim=1).mean().item()
         k3 = rewards.k3(rollout.logp - rollout.ref_logp).sum(dim=1).mean().item()
         if step == start:
@@ -106,18 +110,25 @@ def train(job: PpoJob, run: Run) -> None:
                 policy_optimizer.zero_grad(set_to_none=True)
                 critic_optimizer.zero_grad(set_to_none=True)
                 update = accumulate(actors, rollout, advantages, returns, minibatch, settings, micro_batch=run.machine.micro_batch)
+                check_finite(
+                    {"the squared log-ratio": update.approx_kl, "the policy loss": update.policy_loss, "the value loss": update.value_loss},
+                    step=step + 1, advice=DIVERGED,
+                )  # fmt: skip
                 if step == start and not updates:
                     step_zero.check_ratio(update.ratio, update.clip_fraction, update.approx_kl, tolerance=tolerance)
                     step_zero.check_gradients(actors.policy | actors.critic)
                 updates.append(update)
-                if settings.max_step_kl is not None and update.approx_kl > settings.max_step_kl:
+                if settings.max_step_kl is not None and not update.approx_kl <= settings.max_step_kl:
                     skipped += 1
                     continue
-                for optimizer, parameters in ((policy_optimizer, actors.policy), (critic_optimizer, actors.critic)):
-                    torch.nn.utils.clip_grad_norm_(parameters.values(), settings.max_grad_norm)
-                    optimizer.step()
+                groups = {"policy": actors.policy, "critic": actors.critic}
+                norms = {name: torch.nn.utils.clip_grad_norm_(some.values(), settings.max_grad_norm) for name, some in groups.items()}
+                check_finite({f"the {name}'s gradient norm": norm.item() for name, norm in norms.items()}, step=step + 1, advice=DIVERGED)
+                policy_optimizer.step()
+                critic_optimizer.step()
 
         # 5. Controller, metrics, checkpoint.
+        check_weights(actors.policy | actors.critic, step=step + 1)
         lengths = mask.sum(dim=1).float()
         run.log(
             step + 1,
@@ -158,6 +169,14 @@ def train(job: PpoJob, run: Run) -> None:
             "ppo.missing_eos_reward instead of a score. Raise text.max_answer_tokens or fine-tune longer."
         )
     run.finish({f"ppo.rollout_{name}": last[name] for name in ("reward", "kl", "length", "ended")}, prompts=len(questions))
+
+
+def check_rollout(rollout: Rollout, step: int) -> None:
+    """Raise InputError if something of a rollout is not finite."""
+    mask = rollout.batch.response_mask
+    check_finite({"the SFT model's log-probability": rollout.ref_logp[mask]}, step=step, advice=UNSOUND_MODEL)
+    check_finite({"the policy's log-probability": rollout.logp[mask], "the critic's value": rollout.values[mask]}, step=step, advice=DIVERGED)
+    check_finite({"the reward model's score": rollout.score}, step=step, advice="train the reward model again, or with a lower reward.learning_rate")
 
 
 class Update(NamedTuple):
@@ -213,7 +232,7 @@ def roll_out(actors: Actors, questions: list[list[int]], tokenizer: PreTrainedTo
         values = sequences.values(critic, actors.value_head, batch)
     score = scorer.normalised(actors.reward, batch)
     ended = torch.tensor([answer[-1] in ends for answer in answers], device=device)
-    score = torch.where(ended, score, settings.missing_eos_reward)
+    score = torch.where(ended | ~score.isfinite(), score, settings.missing_eos_reward)
     return Rollout(batch, logp, ref_logp, values, score, ended, sequences.scatter(samples.logp[samples.mask], batch.response_mask))
 
 
@@ -284,6 +303,7 @@ def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
 def _check_reward_model(actors: Actors, probes: list[dict[str, object]], device: torch.device, *, tolerance: float) -> None:
     batch = sequences.join([p["prompt"] for p in probes], [p["answer"] for p in probes], pad_id=0, device=device)  # type: ignore[misc]
     actual = scorer.rewards(actors.reward, batch)
+    check_finite({"the reward model's score of its probes": actual}, advice=UNSOUND_MODEL)
     expected = torch.tensor([p["score"] for p in probes], device=device)
     step_zero.check_same(
         "The reward model's probe scores and those stored with it", actual, expected, tolerance=tolerance, cause="another base or precision."

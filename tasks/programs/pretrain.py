@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from tasks.programs.config import PretrainJob
 from tasks.programs.entry import Run, main
 from tasks.rlhf import checkpoints, chunked, devices, models, schedules
+from tasks.rlhf.finite import DIVERGED, check_finite, check_weights
 from tasks.rlhf.muon import Muon
 from tasks.rlhf.packing import IGNORE, Document, pack
 
@@ -77,7 +78,8 @@ def train(job: PretrainJob, run: Run) -> None:
             loss = chunked.cross_entropy(hidden[counted], models.output_head(model), labels[:, 1:][counted], count=count)
             loss.backward()
             loss_value += loss.item()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        check_finite({"the loss": loss_value, "the gradient's norm": norm.item()}, step=step + 1, advice=DIVERGED.replace("lower ", "lower base."))
         for optimizer, _ in optimizers:
             optimizer.step()
         run.log(step + 1, settings.steps, loss=loss_value, learning_rate=rate)
@@ -86,6 +88,7 @@ def train(job: PretrainJob, run: Run) -> None:
             checkpoints.save(run.checkpoints, step + 1, states[0] | states[1])
 
     # 4. The artifact.
+    check_weights(parameters)
     model.save_pretrained(run.artifact / "model")
     tokenizer.save_pretrained(run.artifact / "model")
     run.finish(

@@ -15,6 +15,7 @@ from tasks.programs.config import InputError, ReferenceJob, Text
 from tasks.programs.entry import Run, main
 from tasks.rlhf import branches, comparisons, devices, models
 from tasks.rlhf.comparisons import Comparison
+from tasks.rlhf.finite import UNSOUND_MODEL, check_finite
 
 ANSWERS = 64  # at a time, unless machine.micro_batch says fewer
 BATCHES = 32  # between two lines of progress
@@ -28,6 +29,7 @@ def compute(job: ReferenceJob, run: Run) -> None:
     tokenizer = models.load_tokenizer(run.inputs["model"])
     base = beginning.base(run, "model", job.weights.merged, job.text, device)
     questions = read(run, job.text, tokenizer)
+    beginning.share_prompts(run, base, questions, pad_id=tokenizer.pad_token_id)
     run.rewind(0)
     found = log_probs(base, questions, pad_id=tokenizer.pad_token_id, most=run.machine.micro_batch or ANSWERS, told=run.log)
     rows = [(c.question_id, i, len(answer), found[c.question_id][i]) for c in questions for i, answer in enumerate(c.answers)]
@@ -47,7 +49,9 @@ def log_probs(
     parts = comparisons.micro_batches(by_length, most)
     for number, part in enumerate(parts, 1):
         batch = comparisons.collate(part, pad_id=pad_id, device=base.device, hidden_size=base.config.hidden_size)
-        values = iter(branches.log_probs(base, batch.branches).tolist())
+        log_probs = branches.log_probs(base, batch.branches)
+        check_finite({"the reference's log-probability": log_probs}, advice=UNSOUND_MODEL)
+        values = iter(log_probs.tolist())
         found |= {c.question_id: [next(values) for _ in c.answers] for c in part}
         if told and (number % BATCHES == 0 or number == len(parts)):
             told(number, len(parts))

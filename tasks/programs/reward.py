@@ -38,6 +38,7 @@ from tasks.rlhf import (
     sharded,
 )
 from tasks.rlhf.comparisons import Batch, Comparison
+from tasks.rlhf.finite import check_finite
 from tasks.rlhf.scorer import Member, Scorer
 from tasks.rlhf.tuned import Tuned
 
@@ -62,6 +63,7 @@ def train(job: RewardJob, run: Run) -> None:
         settings, run, "model", job.weights.merged, device, beginning.largest(questions, settings.batch_size, run), members=settings.members
     )
     base = beginning.base(run, "model", job.weights.merged, job.text, device)
+    beginning.share_prompts(run, base, [*questions, *held_out], pad_id=tokenizer.pad_token_id)
     most = run.machine.micro_batch or 128  # answers at a time where nothing is kept for a backward pass
     collate = partial(comparisons.collate, pad_id=tokenizer.pad_token_id, device=device, hidden_size=base.config.hidden_size)
 
@@ -97,7 +99,7 @@ def train(job: RewardJob, run: Run) -> None:
                 sums["loss"] += loss.item()
                 sums["accuracy"] += counts * (score[batch.chosen] > score[batch.rejected]).sum().item() / num_pairs
         line = {name: total / len(model.members) for name, total in zip(sums, ranks.summed([*sums.values()]), strict=True)}
-        line |= {"grad_norm": training.update(), "learning_rate": training.rate(step)}
+        line |= {"grad_norm": training.update(line["loss"]), "learning_rate": training.rate(step)}
 
         # 4. The held-out loss now and then, which says which weights are kept.
         if step + 1 in training.looks:
@@ -226,6 +228,7 @@ def _reference(
 ) -> dict[str, Any]:
     """Normalisation and probes from best answers of the fine-tuning split, and the answers that are worth nothing held against them."""
     scores = reference_rewards(model, reference, tokenizer.pad_token_id, device)
+    check_finite({"the reward of the reference answers": scores})
     probes = [{"prompt": p, "answer": a, "score": s} for (p, a), s in zip(reference[:PROBES], scores.tolist(), strict=False)]
     mean, std = scores.mean().item(), max(scores.std().item(), 1e-6) if len(scores) > 1 else 1.0
     record: dict[str, Any] = {"mean": mean, "std": std, "probes": probes, "members": len(model.members), "caution": model.caution}

@@ -4,7 +4,6 @@ python -m tasks.programs.winrate DIR        inputs: data, model, reward, and ppo
 artifact: samples.parquet (questions, answers, scores side by side), results.json, summary.json
 """
 
-import json
 from functools import partial
 from itertools import combinations
 from typing import Any, NamedTuple, cast
@@ -16,7 +15,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.programs.config import WinrateJob
-from tasks.programs.entry import Run, main
+from tasks.programs.entry import Run, main, to_json
 from tasks.rlhf import (
     adapters,
     bases,
@@ -33,6 +32,7 @@ from tasks.rlhf import (
     shell_gold,
     tuned,
 )
+from tasks.rlhf.finite import UNSOUND_MODEL, check_finite
 from tasks.rlhf.scorer import Scorer
 from tasks.rlhf.tuned import Active
 
@@ -54,7 +54,9 @@ class Judge(NamedTuple):
         for first in range(0, len(answers), batch_size):
             rows = by_length[first : first + batch_size]
             batch = sequences.join([answers[i][0] for i in rows], [answers[i][1] for i in rows], pad_id=self.pad_id, device=self.device)
-            for row, value in zip(rows, scorer.normalised(self.scorer, batch).tolist(), strict=True):
+            found = scorer.normalised(self.scorer, batch)
+            check_finite({"the reward model's score": found}, advice=UNSOUND_MODEL)
+            for row, value in zip(rows, found.tolist(), strict=True):
                 scored[row] = value
         return scored
 
@@ -97,7 +99,7 @@ def evaluate(job: WinrateJob, run: Run) -> None:
     columns: dict[str, list[Any]] = {"question": questions} | {f"{name}.answer": values for name, values in texts.items()}
     columns |= {f"{name}.{by}": values for by, scored in judged.items() for name, values in scored.items()}
     pq.write_table(pa.table(columns), run.artifact / "samples.parquet")
-    (run.artifact / "results.json").write_text(json.dumps({"tallies": tallies, "policies": list(policies), "questions": len(rows)}, indent=1) + "\n")
+    (run.artifact / "results.json").write_text(to_json({"tallies": tallies, "policies": list(policies), "questions": len(rows)}, indent=1))
     run.finish(metrics, questions=len(rows))
 
 
@@ -146,6 +148,7 @@ def _answer(
             new = [ids[mask].tolist() for ids, mask in zip(samples.ids, samples.mask, strict=True)]
             batch = sequences.join(questions, new, pad_id=pad, device=policy.device)
             logp = sequences.log_probs(policy, batch, temperature=settings.temperature)
+            check_finite({f"{name}'s log-probability of its own answer": logp}, advice=UNSOUND_MODEL)
         if name == "sft":
             divergences += [0.0] * len(new)
         else:

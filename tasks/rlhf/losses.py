@@ -27,6 +27,9 @@ def centring(chosen: Tensor, rejected: Tensor) -> Tensor:
     return (chosen + rejected) ** 2
 
 
+_LARGEST_EXPONENT = 80.0  # e^88.7 is infinite in float32
+
+
 class PolicyLoss(NamedTuple):
     loss: Tensor  # scalar, differentiable
     clip_fraction: Tensor  # share of response tokens at which the clipped term is the larger
@@ -49,13 +52,17 @@ def policy_loss(
     All tensors (B, T); ``count`` is the number of response tokens of the whole optimizer step.
     """
     log_ratio = torch.where(response_mask, logp - old_logp, 0.0)
-    ratio = log_ratio.exp()
+    # Behind its clip the loss does not depend on rho. There rho is held at twice the clip: above e^88 it would be infinite, and the loss's gradient
+    # 0 * inf = NaN. Without a dual clip the loss of a negative advantage has no bound, and an overflow is one.
+    held = torch.where(advantages < 0, dual_clip or math.inf, 1 + clip_range)
+    ratio = torch.minimum(log_ratio, (2 * held).log()).exp()
     unclipped, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
     loss = torch.maximum(unclipped, clipped)
     if dual_clip is not None:
         loss = torch.where(advantages < 0, torch.minimum(loss, -advantages * dual_clip), loss)
     with torch.no_grad():
-        statistics = [masked_mean(x, response_mask, count) for x in ((clipped > unclipped).float(), log_ratio**2 / 2, ratio)]
+        rho = log_ratio.clamp(max=_LARGEST_EXPONENT).exp()
+        statistics = [masked_mean(x, response_mask, count) for x in ((clipped > unclipped).float(), log_ratio**2 / 2, rho)]
     return PolicyLoss(masked_mean(loss, response_mask, count), *statistics)
 
 

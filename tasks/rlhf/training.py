@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from tasks.rlhf import checkpoints, ranks, sharded
 from tasks.rlhf.devices import seed_step
+from tasks.rlhf.finite import check_finite, check_weights
 from tasks.rlhf.refusal import InputError
 from tasks.rlhf.schedules import Shape, evaluation_steps, learning_rate
 
@@ -57,6 +58,7 @@ class Training:
         self.optimizer = torch.optim.AdamW(decayed(parameters, weight_decay), lr=plan.peak, fused=True)
         self.looks = evaluation_steps(plan.total, plan.evaluations)
         self.start, self.best = 0, Best()
+        self.step = 0  # the one that is being taken, from 1
         self.told: dict[str, Any] = {}  # what was found before the first step, as JSON
         if (checkpoint := checkpoints.latest(folder)) is not None:
             self.start, self.best, self.told = checkpoint.step, Best(**checkpoint.state["best"]), checkpoint.state["told"]
@@ -69,6 +71,7 @@ class Training:
         for step in range(self.start, plan.total):
             if plan.patience is not None and self.best.waited >= plan.patience:
                 return
+            self.step = step + 1
             seed_step(plan.seed, step + 1, rank=ranks.rank())
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate(step)
@@ -80,10 +83,14 @@ class Training:
         plan = self.plan
         return learning_rate(step, peak=plan.peak, total=plan.total, warmup=round(plan.warmup_share * plan.total), shape=plan.shape)
 
-    def update(self) -> float:
-        """Take the step that all ranks' gradients say; gives their norm before it was clipped, the greatest where parts are clipped apart."""
+    def update(self, loss: float) -> float:
+        """Take the step that all ranks' gradients say; gives their norm before it was clipped, the greatest where parts are clipped apart.
+
+        Raises InputError if the step's ``loss`` or a gradient is not finite.
+        """
         ranks.sum_gradients(self.parameters.values())
         norms = [sharded.clip(some, self.max_grad_norm) for some in self.clipped]
+        check_finite({"the loss": loss, "the gradient's norm": sum(norms)}, step=self.step)
         self.optimizer.step()
         return max(norms)
 
@@ -105,11 +112,12 @@ class Training:
 
     @torch.no_grad()
     def conclude(self) -> None:
-        """Put the best weights back, where they are to be kept."""
+        """Put the best weights back, where they are to be kept. Raises InputError if a weight is not finite."""
         ranks.wait()  # the first may still be writing them
         if self.plan.keep_best:
             for name, tensor in checkpoints.best(self.folder).items():
                 self.parameters[name].copy_(sharded.like(tensor, self.parameters[name]))
+        check_weights(self.parameters, step=self.step)
 
 
 def decayed(parameters: Mapping[str, nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
