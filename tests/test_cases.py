@@ -13,6 +13,7 @@ import pytest
 from tasks.programs.config import DataJob, InputError
 from tasks.programs.data import prepare
 from tasks.programs.entry import Run
+from tasks.rlhf.markdown import to_markdown
 from tasks.rlhf.posts import Post, read_posts
 from tasks.rlhf.quarantine import Quarantine
 from tasks.rlhf.stack_exchange import author_of
@@ -139,6 +140,14 @@ def test_a_folder_of_save_to_disk_is_read(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------- dumps
+
+
+def test_formulas_stay_byte_for_byte() -> None:
+    posts, _ = read_dump(CASES / "mathjax" / "Posts.xml")
+    texts = [to_markdown(post.body) for post in posts.values() if not post.parent]
+    assert len(texts) > 20
+    for text in texts:
+        assert r"$\{x : x \le n\}$ when $A=\begin{pmatrix}1 & 2 \\ 3 & 4\end{pmatrix}$ for" in text
 
 
 def read_dump(path: Path) -> tuple[dict[int, Post], Counter[str]]:
