@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from tasks.rlhf import attention_masks
+from tasks.rlhf import attention_masks, tokenizer_fit
 from tasks.rlhf.refusal import InputError
 
 PAD, EOS = "<pad>", "<eos>"
@@ -62,7 +62,10 @@ def new_llama(*, vocabulary: int, hidden_size: int, num_layers: int, num_heads: 
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The folder's tokenizer. It must have an end token; where it has no pad token the end token pads, and lengths always come from masks."""
+    """The folder's tokenizer, with no token that the model beside it has no embedding for. Raises InputError.
+
+    It must have an end token; if it has no pad token of its own the end token pads, and lengths always come from masks.
+    """
     quiet_libraries()
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -70,6 +73,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise InputError(f"{folder} has no tokenizer that can be loaded: save one beside the model with tokenizer.save_pretrained.") from error
     if tokenizer.eos_token_id is None:
         raise InputError(f"The tokenizer in {folder} has no end-of-sequence token: set eos_token in its tokenizer_config.json.")
+    tokenizer_fit.fit(tokenizer, folder)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
