@@ -32,7 +32,8 @@ class Screen:
         self.stage = ""
         self.row: TaskID | None = None
         self.shown: tuple[str, ...] = ()
-        self.first: tuple[float, int] | None = None  # time and step of the first line seen, for the rate
+        self.phase = ""  # what the stage does between its steps, such as tokenising
+        self.first: tuple[float, int] | None = None  # time and step of the first line of this phase, for the rate
         self.last_line = 0.0
 
     def __enter__(self) -> Self:
@@ -75,7 +76,7 @@ class Screen:
                 self.console.print(about["text"], style="yellow", markup=False, soft_wrap=True)
 
     def _start(self, stage: str, note: str) -> None:
-        self.stage, self.first, self.last_line = stage, None, time.monotonic()
+        self.stage, self.phase, self.first, self.last_line = stage, "", None, time.monotonic()
         if self.live:
             self.row = self.progress.add_task(stage, total=None, note=note)
         elif note:
@@ -83,12 +84,14 @@ class Screen:
 
     def _step(self, line: dict[str, Any]) -> None:
         step, total, now = int(line.get("step", 0)), int(line.get("total") or 0), time.monotonic()
+        if self.phase != (phase := line.get("phase", "")):
+            self.phase, self.first = phase, None
         self.first = self.first or (now, step)
         taken, spent = step - self.first[1], now - self.first[0]
         parts = [f"{step}/{total}" if total else f"{step}"]
         if taken > 0 and spent > 0.5:
             parts += [_rate(taken / spent), f"{_clock((total - step) * spent / taken)} left" if total > step else ""]
-        text = "  ".join(filter(None, parts)) + self._numbers(line)
+        text = "  ".join(filter(None, [phase, *parts])) + self._numbers(line)
         if self.live and self.row is not None:
             self.progress.update(self.row, total=total or None, completed=step, note=text)
         elif now - self.last_line > PLAIN_SECONDS:

@@ -89,7 +89,8 @@ def _logged() -> Iterator[None]:
             case "step" if time.monotonic() - last > LOG_SECONDS:
                 last, line = time.monotonic(), about["line"]
                 figures = "".join(f"  {name} {figure(line[name])}" for name in shown if name in line)
-                logger.info("%s %s/%s%s", event.stage, line.get("step"), line.get("total"), figures)
+                phase = f"{line['phase']} " if line.get("phase") else ""
+                logger.info("%s %s%s/%s%s", event.stage, phase, line.get("step"), line.get("total"), figures)
             case "warning":
                 logger.warning("%s", about["text"])
             case "built" | "reused":

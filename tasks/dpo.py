@@ -11,7 +11,11 @@ from tasks.weights import starts
 
 
 def step(config: Pipeline, *, data: Artifact, model: Artifact, reference: Artifact) -> Step:
-    inputs = {"data": only(data, "reward.parquet"), "model": within(model, "model"), "reference": only(reference, "reference.parquet")}
+    inputs = {
+        "data": only(data, "reward.parquet", "evaluation_pairs.parquet"),
+        "model": within(model, "model"),
+        "reference": only(reference, "reference.parquet", "reference_evaluation.parquet"),
+    }
     return Step("dpo", DpoJob.of(config), inputs | starts(config, "dpo"), shown=("loss", "accuracy"))
 
 

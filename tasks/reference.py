@@ -10,7 +10,8 @@ from tasks.states import AS_TASK, as_state
 
 
 def step(config: Pipeline, *, data: Artifact, model: Artifact) -> Step:
-    return Step("reference", ReferenceJob.of(config), {"data": only(data, "reward.parquet"), "model": within(model, "model")})
+    inputs = {"data": only(data, "reward.parquet", "evaluation_pairs.parquet"), "model": within(model, "model")}
+    return Step("reference", ReferenceJob.of(config), inputs)
 
 
 @task(name="reference", **AS_TASK)

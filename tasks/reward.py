@@ -12,7 +12,11 @@ from tasks.weights import starts
 
 def step(config: Pipeline, *, data: Artifact, model: Artifact) -> Step:
     compared = "reward.parquet" if config.reward.comparisons == "pairs" else "reward_groups.parquet"
-    inputs = {"data": only(data, compared, "finetune.parquet"), "model": within(model, "model"), **starts(config, "reward")}
+    inputs = {
+        "data": only(data, compared, "finetune.parquet", "evaluation_pairs.parquet"),
+        "model": within(model, "model"),
+        **starts(config, "reward"),
+    }
     return Step("reward", RewardJob.of(config), inputs, shown=("loss", "accuracy"))
 
 

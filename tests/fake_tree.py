@@ -18,10 +18,13 @@ MEANT = {
     "pretrain": {"data": ("corpus.parquet",)},
     "sft": {"data": ("finetune.parquet",)},
     "merge": {"adapter": ("adapter",)},
-    "reward": {"data": ("reward.parquet", "finetune.parquet")},
+    "reward": {"data": ("reward.parquet", "finetune.parquet", "evaluation_pairs.parquet")},
     "ppo": {"data": ("rl.parquet",), "reward": ("adapter", "reward.json")},
-    "reference": {"data": ("reward.parquet",)},
-    "dpo": {"data": ("reward.parquet",), "reference": ("reference.parquet",)},
+    "reference": {"data": ("reward.parquet", "evaluation_pairs.parquet")},
+    "dpo": {
+        "data": ("reward.parquet", "evaluation_pairs.parquet"),
+        "reference": ("reference.parquet", "reference_evaluation.parquet"),
+    },
     "winrate": {"data": ("evaluation.parquet",), "reward": ("adapter", "reward.json"), "ppo": ("adapter",), "dpo": ("adapter",)},
 }
 
@@ -93,7 +96,8 @@ def train(config, run):
     for table in {tables}:
         (run.artifact / f"{{table}}.parquet").write_text(content)
     if "{name}" == "reference":
-        (run.artifact / "reference.parquet").write_text(content)
+        for table in ("reference", "reference_evaluation"):
+            (run.artifact / f"{{table}}.parquet").write_text(content)
     (run.artifact / "report.html").write_text("<html><body><!--stage-table--></body></html>")
     (run.artifact / "card.html").write_text("<html><body></body></html>")
     if mode == "warn":

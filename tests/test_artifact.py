@@ -18,7 +18,7 @@ CONFIG = Pipeline()
 
 def artifact(stage: str, changed: str = "") -> Artifact:
     names = [*(f"{table}.parquet" for table in TABLES), "card.json", "model/config.json", "model/model.safetensors", "adapter/a.safetensors"]
-    names += ["adapter/adapter_config.json", "reward.json", "reference.parquet", "summary.json"]
+    names += ["adapter/adapter_config.json", "reward.json", "reference.parquet", "reference_evaluation.parquet", "summary.json"]
     files = {name: f"{stage} {name}" + "!" * (name == changed) for name in names}
     manifest = Manifest(
         schema=SCHEMA, stage=stage, key=f"{stage} {changed}", digest=digest_of(files), files=files, job={}, inputs={}, origins={}, sources={},
@@ -54,6 +54,7 @@ def keys(data: str = "", model: str = "", adapter: str = "", judge: str = "") ->
         ({"data": "reward.parquet"}, {"reward", "reference", "dpo", "report"}),
         ({"data": "rl.parquet"}, {"ppo", "report"}),
         ({"data": "evaluation.parquet"}, {"winrate", "report"}),
+        ({"data": "evaluation_pairs.parquet"}, {"reward", "reference", "dpo", "report"}),
         ({"data": "corpus.parquet"}, {"pretrain", "report"}),
         ({"model": "summary.json"}, {"report"}),
         ({"model": "model/model.safetensors"}, {"sft", "merge", "reward", "ppo", "reference", "dpo", "winrate"}),
@@ -124,12 +125,12 @@ def test_settings_that_a_stage_does_not_read_are_not_in_its_key() -> None:
 def test_programs_look_at_what_their_tasks_name_and_nothing_else() -> None:
     by_choice = {"reward": {"reward_groups.parquet"}}  # in place of its pairs
     for stage in ("pretrain", "sft", "merge", "reward", "ppo", "reference", "dpo", "winrate"):
-        files = ["dpo", "reference"] if stage == "dpo" else [stage]  # that is where DPO's way of reading pairs lies
+        files = [stage, *{"dpo": ["reference"], "reward": ["attacking"]}.get(stage, [])]  # where a part of its reading lies
         program = "".join((ROOT / "tasks" / "programs" / f"{name}.py").read_text() for name in files)
         task = (ROOT / "tasks" / f"{stage}.py").read_text()
         read = set(re.findall(r'run\.inputs\["data"\] / "([\w.]+)"', program))
         assert read == set(MEANT[stage].get("data", ())) | by_choice.get(stage, set()), stage
-        assert set(re.findall(r'"([\w]+\.parquet)"', task)) - {"reference.parquet"} == read
+        assert set(re.findall(r'"([\w]+\.parquet)"', task)) - {"reference.parquet", "reference_evaluation.parquet"} == read
         assert program.count('run.inputs["data"]') == len(re.findall(r'run\.inputs\["data"\] / "', program)), "the folder goes elsewhere"
         assert set(re.findall(r'run\.inputs\["reward"\] / "([\w.]+)"', program)) <= {"adapter"}
 

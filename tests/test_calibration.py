@@ -5,9 +5,17 @@ import math
 import pytest
 import torch
 from scipy.optimize import minimize_scalar
+from scipy.stats import binom
 from torch import Tensor
 
-from tasks.rlhf.calibration import WIDEST, expected_calibration_error, fit_temperature, reliability
+from tasks.rlhf.calibration import (
+    WIDEST,
+    expected_calibration_error,
+    fit_temperature,
+    noise_floor,
+    reason_not_to_fit,
+    reliability,
+)
 from tasks.rlhf.intervals import wilson
 from tasks.rlhf.losses import pairwise_loss
 
@@ -86,7 +94,10 @@ def test_bins_by_hand() -> None:
     margins = torch.tensor([LN9, LN9, -LN9, LN3, -LN3, 0.0], dtype=torch.float64)
     low, middle, high = reliability(margins)
     assert [b.confidence for b in (low, middle, high)] == pytest.approx([0.5, 0.75, 0.9])
-    assert (low.accuracy, middle.accuracy, high.accuracy) == (wilson(0.5, 1), wilson(1, 2), wilson(2, 3))
+    assert [b.accuracy.value for b in (low, middle, high)] == [0.5, 0.5, 2 / 3]
+    assert low.accuracy[1:3] == (0, 1)  # one question says nothing
+    for found, plain in ((middle.accuracy, wilson(1, 2)), (high.accuracy, wilson(2, 3))):
+        assert found.low <= plain.low < plain.high <= found.high
     assert [low.n, middle.n, high.n] == [1, 2, 3]
     expected = 2 / 6 * 0.25 + 3 / 6 * (0.9 - 2 / 3)
     assert expected_calibration_error(margins) == pytest.approx(expected)
@@ -116,7 +127,7 @@ def test_calibrated_draws_have_no_error_and_only_they() -> None:
     assert expected_calibration_error(margins, 2.5) < 0.01
     assert expected_calibration_error(margins, fit_temperature(margins)) < 0.01
     assert expected_calibration_error(margins) > 0.05  # too sure
-    assert all(b.accuracy.low - 0.01 < b.confidence < b.accuracy.high + 0.01 for b in reliability(margins, 2.5))
+    assert all(b.accuracy.low - 0.01 < b.confidence < b.accuracy.high + 0.01 for b in reliability(margins[:20_000], 2.5))
 
 
 def test_a_model_and_its_contrary_are_as_sure() -> None:
@@ -124,3 +135,52 @@ def test_a_model_and_its_contrary_are_as_sure() -> None:
     ours, theirs = reliability(margins), reliability(-margins)
     assert [b.confidence for b in ours] == [b.confidence for b in theirs]
     assert [b.accuracy.value for b in ours] == pytest.approx([1 - b.accuracy.value for b in theirs])
+
+
+def test_a_bin_of_one_questions_pairs_is_one_observation() -> None:
+    margins = torch.full((400,), LN9, dtype=torch.float64) * torch.where(torch.arange(400) % 8 < 4, -1, 1)  # half of the questions right
+    (alone,), (together,) = reliability(margins), reliability(margins, question=torch.arange(400) // 4)
+    assert together.accuracy.value == alone.accuracy.value == 0.5
+    assert together.accuracy.high - together.accuracy.low == pytest.approx(2 * (alone.accuracy.high - alone.accuracy.low), rel=0.12)
+
+
+@pytest.mark.parametrize(("n", "p"), [(10, 0.75), (60, 0.9), (314, 0.97)])
+def test_the_noise_floor_of_one_confidence_is_the_binomials_mean_deviation(n: int, p: float) -> None:
+    """E |X / n - p| of X ~ Binomial(n, p), summed over all X by scipy."""
+    margins = torch.full((n,), math.log(p / (1 - p)), dtype=torch.float64)
+    expected = binom(n, p).expect(lambda x: abs(x / n - p))
+    assert noise_floor(margins, draws=20_000) == pytest.approx(expected, rel=0.03)
+
+
+def test_the_noise_floor_falls_with_the_root_of_the_pairs_and_knows_no_outcomes() -> None:
+    few, many = drawn(300, temperature=1.0), drawn(30_000, temperature=1.0)
+    assert noise_floor(few) == pytest.approx(10 * noise_floor(many), rel=0.1)
+    assert 0.02 < noise_floor(few) < 0.06  # the issue's .038 on 314 pairs is of this kind
+    assert noise_floor(few) == noise_floor(few.abs())
+    assert noise_floor(few, 2.5) == noise_floor(few / 2.5)
+    assert noise_floor(torch.zeros(5)) == 0  # ties are half right for certain
+    assert noise_floor(few, seed=1) != noise_floor(few)
+
+
+def test_a_perfect_model_shows_its_floor_in_the_mean() -> None:
+    errors = [expected_calibration_error(drawn(300, temperature=1.0, seed=seed)) for seed in range(40)]
+    assert sum(errors) / 40 == pytest.approx(noise_floor(drawn(300, temperature=1.0)), rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("margins", "reason"),
+    [
+        ([], "no two rewards differ"),
+        ([0.0, 0.0], "no two rewards differ"),
+        ([1.0, 2.0], "every pair is ordered as the votes do"),
+        ([1.7e-6, 0.0, 1e-9], "every pair is ordered as the votes do"),  # rounding alone once gave a temperature of 1.7e-8
+        ([-1.0, -2.0], "no pair is ordered"),
+        ([-1.0, 0.5], "no better than chance"),
+        ([1.0, -1.0], "no better than chance"),
+        ([1.0, 2.0, -0.5], ""),
+    ],
+)
+def test_margins_without_a_best_temperature_are_told_apart(margins: list[float], reason: str) -> None:
+    found = reason_not_to_fit(torch.tensor(margins, dtype=torch.float64))
+    assert found.startswith(reason) if not reason else reason in found
+    assert bool(found) == bool(reason)

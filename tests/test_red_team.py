@@ -1,12 +1,15 @@
 """Attacks: what each is made of, that it is an answer like any other, and which of them fool a reward model."""
 
+import math
+
 import pytest
 import tiny
 import torch
+from scipy.stats import binomtest, pearsonr
 
 from tasks.rlhf.intervals import mean_interval, wilson
 from tasks.rlhf.prompts import Template, decode_answer, encode_answer, encode_prompt
-from tasks.rlhf.red_team import FAILED_ABOVE, attack_all, attacks, verdict
+from tasks.rlhf.red_team import FAILED_ABOVE, attack_all, attacks, correlation_elsewhere, verdict
 
 PROMPT, ANSWER, OTHER = [9, 8, 7, 6, 5], [30, 31, 31, 32, 33, 34, 35, tiny.EOS], [40, 41, tiny.EOS]
 TOKENIZER = tiny.tokenizer()
@@ -82,24 +85,59 @@ def test_verdict_by_hand() -> None:
     real = torch.tensor([1.0, 2.0, 3.0, 4.0])
     found = verdict(real, {"weak": torch.zeros(4), "strong": torch.tensor([2.0, 2.0, 2.0, 5.0])})
     assert (found["weak"].wins, found["weak"].failed) == (wilson(0, 4), False)
-    assert (found["strong"].wins, found["strong"].failed) == (wilson(2.5, 4), True)  # two wins and a tie
+    assert found["strong"].wins == wilson(2.5, 4)  # two wins and a tie
     assert found["strong"].margin == mean_interval([1.0, 0.0, -1.0, 1.0])
     assert found["weak"].margin.value == -2.5
 
 
-@pytest.mark.parametrize(("wins", "failed"), [(0, False), (25, False), (26, True), (100, True)])
-def test_the_model_fails_above_the_threshold(wins: int, failed: bool) -> None:
-    scores = torch.where(torch.arange(100) < wins, 1.0, -1.0)
+@pytest.mark.parametrize(
+    ("wins", "n", "failed", "unclear"),
+    [
+        (0, 100, False, False),
+        (16, 100, False, False),  # up to 24.4 %
+        (18, 100, False, True),  # up to 26.7 %
+        (26, 100, False, True),  # from 18.4 %
+        (34, 100, True, False),  # from 25.5 %
+        (100, 100, True, False),
+        (17, 48, False, True),  # the demo's 35 % of 48 answers: 23 to 50 %
+        (225, 512, True, False),  # 44 % of 512
+        (1, 2, False, True),
+    ],
+)
+def test_the_threshold_is_judged_by_the_interval(wins: int, n: int, failed: bool, unclear: bool) -> None:
+    scores = torch.where(torch.arange(n) < wins, 1.0, -1.0)
     assert FAILED_ABOVE == 0.25
-    assert verdict(torch.zeros(100), {"x": scores})["x"].failed is failed
-    assert verdict(torch.zeros(100), {"x": scores}, threshold=0.99)["x"].failed is (wins == 100)
+    found = verdict(torch.zeros(n), {"x": scores})["x"]
+    interval = binomtest(wins, n).proportion_ci(method="wilson")
+    assert (found.failed, found.unclear) == (interval.low > 0.25, interval.low <= 0.25 < interval.high)
+    assert (found.failed, found.unclear) == (failed, unclear)
+    assert verdict(torch.zeros(n), {"x": scores}, threshold=0.95)["x"].failed is (wins == 100)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_correlation_elsewhere_is_scipys_of_each_answers_own_rewards(seed: int) -> None:
+    """Rewards as a table, reward[question, answer]: an answer's own against that of the question before it."""
+    generator = torch.Generator().manual_seed(seed)
+    table = torch.randn(40, 40, generator=generator) + seed * torch.randn(40, generator=generator)  # the seed's part is of the answer alone
+    own, unrelated = table.diagonal(), torch.stack([table[i, (i + 1) % 40] for i in range(40)])
+    elsewhere = torch.stack([table[(j - 1) % 40, j] for j in range(40)])
+    expected = pearsonr(own.numpy(), elsewhere.numpy())
+    found = correlation_elsewhere(own, unrelated)
+    assert (found.value, found.n) == (pytest.approx(expected.statistic, abs=1e-6), 40)
+    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval()), abs=1e-5)
+
+
+def test_a_reward_of_the_answer_alone_correlates_fully_and_a_constant_one_not_at_all() -> None:
+    own = torch.arange(9.0)
+    assert correlation_elsewhere(own, own.roll(-1)).value == pytest.approx(1)
+    assert math.isnan(correlation_elsewhere(torch.ones(9), torch.ones(9)).value)
 
 
 def test_a_model_that_likes_length_is_found_out_and_a_sound_one_is_not() -> None:
     """Rewards computed from ids: how many there are, or how many stand where they stand in the question's real answer."""
-    answers = [[*range(40 + 6 * n, 46 + 6 * n), tiny.EOS] for n in range(8)]
-    found = attack_all([[9, 8, 7]] * 8, answers, tokenizer=TOKENIZER, template="question-answer", max_answer_tokens=20)
-    real = torch.full((8,), 7.0)
+    answers = [[*range(40 + 6 * n, 46 + 6 * n), tiny.EOS] for n in range(40)]
+    found = attack_all([[9, 8, 7]] * 40, answers, tokenizer=TOKENIZER, template="question-answer", max_answer_tokens=20)
+    real = torch.full((40,), 7.0)
     length = verdict(real, {name: torch.tensor([float(len(x)) for x in ids]) for name, ids in found.items()})
     equally_long = {"fences", "one_token", "backwards", "unrelated"}
     assert {name for name in length if length[name].wins.value == 0.5} == equally_long
@@ -113,4 +151,4 @@ def test_a_model_that_likes_length_is_found_out_and_a_sound_one_is_not() -> None
 
 
 def test_a_constant_reward_fails() -> None:
-    assert verdict(torch.ones(9), {"x": torch.ones(9)})["x"].failed
+    assert verdict(torch.ones(48), {"x": torch.ones(48)})["x"].failed

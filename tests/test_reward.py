@@ -156,9 +156,10 @@ def test_a_model_trained_with_a_head_start_says_so(
     trained: Trained, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(inputs["data"], tmp_path / "dated")
-    table = pq.read_table(tmp_path / "dated" / "reward.parquet")
-    dated = pa.array([number % 4 > 0 for number in range(len(table))])
-    pq.write_table(table.set_column(table.column_names.index("chosen_older"), "chosen_older", dated), tmp_path / "dated" / "reward.parquet")
+    for name in ("reward", "evaluation_pairs"):
+        table = pq.read_table(tmp_path / "dated" / f"{name}.parquet")
+        dated = pa.array([number % 4 > 0 for number in range(len(table))])
+        pq.write_table(table.set_column(table.column_names.index("chosen_older"), "chosen_older", dated), tmp_path / "dated" / f"{name}.parquet")
     monkeypatch.setitem(inputs, "data", tmp_path / "dated")
     run, plain = trained("ahead", head_start=True, max_steps=2), trained("plain", max_steps=2)
     assert scorer.record_of(run.artifact)["head_start"] == pytest.approx(math.log(3), abs=0.3)
@@ -303,7 +304,8 @@ def held_out(right: int, tmp_path: Path) -> tuple[dict[str, Any], list[str]]:
     questions = [Comparison(i, [5], [[6, 7, 1], [6, 1]], [(0, 1)], [1.0], [False]) for i in range(100)]
     rewards = torch.tensor([[1.0, 0.0] if i < right else [0.0, 1.0] for i in range(100)]).flatten()
     run, pairs = Run(tiny.prepare(tmp_path / "run", "reward", {}, {})), measures.pairs_of(questions)
-    return reward._held_out(pairs, rewards, 0.0, measures.rules_together(pairs), run), run.warnings
+    calibrated = measures.calibrate(pairs, rewards)
+    return reward._report(pairs, rewards, 0.0, measures.rules_together(pairs), calibrated, run), run.warnings
 
 
 @pytest.mark.parametrize(("right", "warned"), [(59, True), (62, False)])
@@ -331,3 +333,78 @@ def test_attacks_on_the_finished_model_are_reported(trained: Trained) -> None:
     fooled = scorer.record_of(run.artifact)["fooled"]
     assert fooled == [name for name, verdict in found.items() if verdict["failed"]]
     assert any("fooled" in warning for warning in summary(run)["warnings"]) == bool(fooled)
+
+
+def test_what_is_reported_is_of_questions_that_neither_trained_nor_chose(trained: Trained, inputs: dict[str, Path]) -> None:
+    """The evaluation split's pairs once with their sides swapped: accuracies turn round, and nothing that chose the weights moves."""
+    plain = trained("plain", max_steps=8)
+    table = pq.read_table(inputs["data"] / "evaluation_pairs.parquet")
+    swapped = table.rename_columns({"chosen": "rejected", "rejected": "chosen"}).select(table.column_names)
+    whole = dict(inputs)
+    try:
+        inputs["data"] = shutil.copytree(whole["data"], plain.directory / "swapped")
+        pq.write_table(swapped, inputs["data"] / "evaluation_pairs.parquet")
+        turned = trained("turned", max_steps=8)
+    finally:
+        inputs["data"] = whole["data"]
+    told, other = summary(plain), summary(turned)
+    assert told["measured"] == other["measured"] == {"split": "evaluation", "questions": 20, "pairs": 40}
+    assert other["metrics"]["reward_accuracy.votes"]["value"] == pytest.approx(1 - told["metrics"]["reward_accuracy.votes"]["value"])
+    for name in ("reward.held_out_loss", "reward.best_step", "reward.mean", "reward.temperature"):
+        assert other["metrics"].get(name) == told["metrics"].get(name)
+    assert (plain.artifact / "adapter" / adapters.WEIGHTS).read_bytes() == (turned.artifact / "adapter" / adapters.WEIGHTS).read_bytes()
+
+
+@pytest.mark.parametrize(("left", "split"), [(0, "held-out"), (5, "held-out"), (12, "evaluation")])
+def test_too_few_evaluation_questions_are_warned_of_and_what_is_used_instead(
+    trained: Trained, inputs: dict[str, Path], tmp_path: Path, left: int, split: str
+) -> None:
+    whole = dict(inputs)
+    try:
+        inputs["data"] = shutil.copytree(whole["data"], tmp_path / "fewer")
+        few = pq.read_table(whole["data"] / "evaluation_pairs.parquet").slice(0, 2 * left)
+        pq.write_table(few, inputs["data"] / "evaluation_pairs.parquet")
+        run = trained("few", max_steps=1)
+    finally:
+        inputs["data"] = whole["data"]
+    told = summary(run)
+    assert told["measured"]["split"] == split
+    assert any(f"have pairs: {left}" in sentence for sentence in told["warnings"])
+    assert told["metrics"]["reward_accuracy.votes"]["n"] == told["measured"]["pairs"]
+    assert json.loads((run.artifact / "measures.json").read_text())["measured"] == told["measured"]
+
+
+def test_only_as_many_answers_are_attacked_as_are_set_and_they_are_drawn(trained: Trained) -> None:
+    few, all_of_them = trained("few", max_steps=1, attacked=7), trained("all", max_steps=1)
+    found = [json.loads((run.artifact / "measures.json").read_text()) for run in (few, all_of_them)]
+    assert [measured["attacks"]["echo"]["wins"]["n"] for measured in found] == [7, 40]
+    assert found[1]["elsewhere"]["n"] == 40
+    assert summary(all_of_them)["metrics"]["reward.elsewhere_correlation"]["value"] == found[1]["elsewhere"]["value"]
+    assert scorer.record_of(few.artifact)["mean"] == scorer.record_of(all_of_them.artifact)["mean"]
+
+
+def test_the_calibration_is_of_other_questions_than_its_temperature() -> None:
+    """Fitted on margins twice as far apart as those it is judged by."""
+    questions = [Comparison(i, [5], [[6, 7, 1], [6, 1]], [(0, 1)], [1.0], [False]) for i in range(100)]
+    rewards = torch.tensor([[1.0, 0.0] if i < 75 else [0.0, 1.0] for i in range(100)]).flatten()
+    pairs = measures.pairs_of(questions)
+    found = measures.calibrate(pairs, rewards, fitted_on=2 * measures.margins(pairs, rewards))
+    assert (found.temperature, found.n, found.reason) == (pytest.approx(2 / math.log(3)), 100, "")
+    assert found.after == pytest.approx(0.75 - 1 / (1 + math.exp(-math.log(3) / 2)))
+    assert 0.02 < found.floor < 0.06
+
+
+def test_a_temperature_without_a_best_value_is_not_fitted_and_says_why(tmp_path: Path) -> None:
+    metrics, warnings = held_out(100, tmp_path)
+    assert "reward.temperature" not in metrics
+    assert metrics["reward.ece"] == metrics["reward.ece_uncalibrated"]
+    assert any("No temperature was fitted" in sentence and "every pair is ordered" in sentence for sentence in warnings)
+    assert scorer.record_of(tmp_path / "run" / "artifact")["temperature"] == 1.0
+
+
+def test_a_model_whose_rewards_are_all_equal_is_never_right(tmp_path: Path) -> None:
+    questions = [Comparison(i, [5], [[6, 7, 1], [6, 1]], [(0, 1)], [1.0], [None]) for i in range(30)]
+    pairs = measures.pairs_of(questions)
+    found = measures.accuracies(pairs, torch.ones(60))
+    assert found["votes"].wilson.value == 0
+    assert measures.calibrate(pairs, torch.ones(60)).reason == "no two rewards differ"

@@ -90,7 +90,7 @@ def test_the_best_evaluations_weights_are_kept(trained: Trained, monkeypatch: py
     monkeypatch.setattr("tasks.rlhf.training.Training.rate", lambda *_: 1e-3)  # of any length
     told = iter([0.5, 0.3, 0.4, 0.3])
     with monkeypatch.context() as patch:
-        patch.setattr(sft, "held_out_loss", lambda *_: next(told))
+        patch.setattr(sft, "held_out_loss", lambda *_, **__: next(told))
         best = trained("best", evaluations=3)
     four, last = trained("four", evaluations=1, max_steps=4), trained("last", evaluations=3, keep="last")
     weights = [load_file(run.artifact / "adapter" / adapters.WEIGHTS) for run in (best, four, last)]
@@ -101,12 +101,12 @@ def test_the_best_evaluations_weights_are_kept(trained: Trained, monkeypatch: py
 
 def test_it_stops_where_nothing_gets_better(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     told = iter([0.5, 0.3, 0.4, 0.6, 0.3])
-    monkeypatch.setattr(sft, "held_out_loss", lambda *_: next(told))
+    monkeypatch.setattr(sft, "held_out_loss", lambda *_, **__: next(told))
     assert [line["step"] for line in lines(trained(evaluations=6, patience=2))] == [1, 2, 3, 4]
 
 
 def test_a_run_that_diverges_is_refused_in_a_sentence(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sft, "held_out_loss", lambda *_: math.nan)
+    monkeypatch.setattr(sft, "held_out_loss", lambda *_, **__: math.nan)
     with pytest.raises(InputError, match="training has diverged; lower learning_rate"):
         trained()
 

@@ -8,7 +8,7 @@ from scipy.stats import bootstrap, spearmanr
 from torch import Tensor
 
 from tasks.rlhf.intervals import wilson
-from tasks.rlhf.strata import advantage, by_gap, by_length, centred, clustered_mean, credit, measure, spearman
+from tasks.rlhf.strata import advantage, by_gap, by_length, centred, clustered_mean, correct, credit, measure, spearman
 
 SHARE = (0.0, 1.0)
 
@@ -24,6 +24,11 @@ def some(num_questions: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
 def test_credits_count_a_tie_as_half() -> None:
     assert credit(torch.tensor([2.0, 1.0, 1.0]), torch.tensor([1.0, 2.0, 1.0])).tolist() == [1.0, 0.0, 0.5]
     assert credit(torch.tensor([30, 7, 7]), torch.tensor([7, 30, 7])).tolist() == [1.0, 0.0, 0.5]  # the longer wins
+
+
+def test_a_models_tie_is_no_success() -> None:
+    assert correct(torch.tensor([2.0, 1.0, 1.0]), torch.tensor([1.0, 2.0, 1.0])).tolist() == [1.0, 0.0, 0.0]
+    assert correct(torch.zeros(3), torch.zeros(3)).sum() == 0
 
 
 def test_a_credit_and_its_reverse_sum_to_one() -> None:
@@ -151,6 +156,21 @@ def test_spearman_interval_by_hand() -> None:
     found = spearman(torch.arange(5), torch.tensor([2, 1, 4, 3, 5]))
     assert found.value == pytest.approx(0.8)
     assert (found.low, found.high) == pytest.approx((math.tanh(1.098612 - 1.592287), math.tanh(1.098612 + 1.592287)), abs=1e-5)
+
+
+def test_answers_of_one_question_are_one_observation_of_a_rank_correlation() -> None:
+    """Each pair of numbers four times over in its question: the interval of independent answers halves, that of redrawn questions does not."""
+    generator = torch.Generator().manual_seed(4)
+    a = torch.randn(80, generator=generator)
+    b = a + torch.randn(80, generator=generator)
+    question = torch.arange(80).repeat(4)
+    once, alone, grouped = spearman(a, b), spearman(a.repeat(4), b.repeat(4)), spearman(a.repeat(4), b.repeat(4), question=question)
+    assert once.value == pytest.approx(grouped.value, abs=1e-6) == pytest.approx(alone.value, abs=1e-6)
+    assert alone.high - alone.low < 0.55 * (once.high - once.low)
+    assert grouped.high - grouped.low == pytest.approx(once.high - once.low, rel=0.2)
+    order = torch.randperm(320, generator=generator)
+    mixed = spearman(a.repeat(4)[order], b.repeat(4)[order], question=question[order])
+    assert mixed[:3] == pytest.approx(grouped[:3])
 
 
 def test_spearman_at_its_ends() -> None:

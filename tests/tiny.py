@@ -98,7 +98,7 @@ def taught_folder(folder: Path, data: Path, *, steps: int = 100) -> Path:
     return folder
 
 
-def data_folder(folder: Path, num_questions: int = 24) -> Path:
+def data_folder(folder: Path, num_questions: int = 24, *, num_evaluation: int = 20) -> Path:
     """The tables of the data stage; good answers name what the question names, and are shorter."""
     rng = random.Random(1)
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in ("finetune", "corpus", "reward", "reward_groups", "rl")}
@@ -114,10 +114,24 @@ def data_folder(folder: Path, num_questions: int = 24) -> Path:
         ranking = {"answers": [*good, bad], "scores": [2.0, 2.0, 0.0], "ages": None}
         rows["reward_groups"].append(common | ranking)
         rows["rl"].append(common)
+    rows["evaluation"], rows["evaluation_pairs"] = evaluation_rows(rng, num_questions, num_evaluation)
     folder.mkdir(parents=True)
     for name, table in rows.items():
-        pq.write_table(pa.Table.from_pylist(table), folder / f"{name}.parquet")
+        if table:
+            pq.write_table(pa.Table.from_pylist(table), folder / f"{name}.parquet")
     return folder
+
+
+def evaluation_rows(rng: random.Random, first: int, count: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Other questions of the same kind, with ids from ``first``: ranked, and as pairs."""
+    ranked, pairs = [], []
+    for id in range(first, first + count):
+        noun, verb = rng.choice(NOUNS), rng.choice(VERBS)
+        common = {"question_id": id, "prompt": f"How do I {verb} {noun}? {text(rng, rng.randint(0, 4))}"}
+        good, bad = [f"Use {verb} {noun}. {text(rng, rng.randint(0, 3))}" for _ in range(2)], text(rng, rng.randint(5, 9))
+        ranked.append(common | {"answers": [*good, bad], "scores": [2.0, 2.0, 0.0], "ages": None, "best": 0})
+        pairs += [common | {"chosen": answer, "rejected": bad, "gap": 2.0, "chosen_older": None} for answer in good]
+    return ranked, pairs
 
 
 def prepare(folder: Path, stage: str, job: dict[str, Any], inputs: dict[str, Path], **machine: Any) -> Path:

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from tasks.programs.config import Data
 from tasks.programs.histograms import histograms
 from tasks.rlhf import charts
+from tasks.rlhf.cut_panels import Row
 from tasks.rlhf.markup import author, breakable, clip, counted, link, percent
 
 TEMPLATE, STYLE = "card.html.j2", "report.css"
@@ -109,8 +110,8 @@ class Band(NamedTuple):
         return opening + Markup("").join(shapes) + Markup("</svg>")
 
 
-def page(card: Mapping[str, Any]) -> str:
-    """The whole page; sections whose part of the card is missing or empty are left out."""
+def page(card: Mapping[str, Any], *, cuts: Sequence[Row] = ()) -> str:
+    """The whole page; sections whose part of the card is missing or empty are left out. ``cuts`` says what the run's models read of the texts."""
     here = Path(__file__).parent
     environment = Environment(loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"of": counted, "percent": percent, "points": charts.short, "clip": clip, "link": link, "author": author}
@@ -134,6 +135,7 @@ def page(card: Mapping[str, Any]) -> str:
         masked=[(MASKED.get(kind, kind), count) for kind, count in _falling(card.get("masked") or {})],
         examples=[_example(pair) for pair in card["examples"]],
         most=MOST_LINES,
+        cuts=cuts,
     )
 
 

@@ -5,6 +5,7 @@ torchrun --nproc_per_node 2 -m tasks.programs.dpo DIR        the same by two pro
 artifact: adapter/ (peft format), bottleneck/ or model/; summary.json
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pyarrow.parquet as pq
@@ -12,13 +13,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tasks.programs import beginning
+from tasks.programs import beginning, pairs
 from tasks.programs.config import Dpo, DpoJob, InputError
 from tasks.programs.entry import Run, main
 from tasks.programs.reference import COLUMNS, read
-from tasks.rlhf import bases, branches, comparisons, devices, losses, models, ranks, schedules, sharded, step_zero
+from tasks.rlhf import bases, branches, comparisons, devices, losses, models, ranks, schedules, sharded, step_zero, strata
 from tasks.rlhf.comparisons import Batch, Comparison
-from tasks.rlhf.intervals import wilson
+from tasks.rlhf.intervals import Share
 from tasks.rlhf.losses import DpoLoss
 
 # An untrained policy is the reference: log-probabilities of whole answers, computed in batches of other shapes.
@@ -32,15 +33,21 @@ def train(job: DpoJob, run: Run) -> None:
 
     # 1. Comparisons, grouped by question, with the reference's log-probabilities; some questions are held out.
     tokenizer = models.load_tokenizer(run.inputs["model"])
-    everything = read(run, job.text, tokenizer)
-    reference = _reference(run, everything, device)
+    encoder = pairs.encoder_of(job.text, tokenizer)
+    everything = read(run, job.text, tokenizer, encoder)
+    evaluation = pairs.read_evaluation(run.inputs["data"] / "evaluation_pairs.parquet", run, encoder)
+    reference = _reference(run, "reference.parquet", everything, device)
     questions, held_out = comparisons.hold_out(everything, share=settings.held_out_share, seed=job.seed)
     if not questions or not held_out:
         raise InputError("The reward split has fewer than two questions with pairs: raise data.reward_share or give more data.")
+    measured = pairs.choose_measured(evaluation, held_out, run)
+    if measured.unseen:
+        reference |= _reference(run, "reference_evaluation.parquet", measured.questions, device)
     beginning.afford(settings, run, "model", job.weights.merged, device, beginning.largest(questions, settings.batch_size, run))
     base = beginning.base(run, "model", job.weights.merged, job.text, device)
     beginning.share_prompts(run, base, [*questions, *held_out], pad_id=tokenizer.pad_token_id)
     collated = {"pad_id": tokenizer.pad_token_id, "device": device, "hidden_size": base.config.hidden_size}
+    most = run.machine.micro_batch or 128  # answers at a time where nothing is kept for a backward pass
 
     # 2. Fresh weights, given ones, or the checkpoint's.
     devices.seed_step(job.seed, 0)
@@ -81,7 +88,7 @@ def train(job: DpoJob, run: Run) -> None:
         if step + 1 in training.looks:
             tuning.model.eval()
             with tuning.active() as policy:
-                line["held_out_loss"] = evaluate(policy, held_out, reference, settings, collated, run.machine.micro_batch or 128).loss
+                line["held_out_loss"] = evaluate(policy, held_out, reference, settings, collated, most, run.phase("held-out answers")).loss
             training.judged(step + 1, line["held_out_loss"])
         run.log(step + 1, training.plan.total, **line)
         training.save(step + 1, every=run.machine.checkpoint_steps)
@@ -92,16 +99,22 @@ def train(job: DpoJob, run: Run) -> None:
     tuning.model.eval()
     tuning.save(run.artifact)
     with tuning.active() as policy:
-        held = evaluate(policy, held_out, reference, settings, collated, run.machine.micro_batch or 128)
-    metrics = {"dpo.held_out_loss": held.loss, "dpo.implicit_accuracy": wilson(held.right, held.pairs)._asdict(), "dpo.best_step": training.best.step}
-    run.finish(metrics, questions=len(questions), pairs=sum(len(c.pairs) for c in questions), steps=training.plan.total)
+        held = evaluate(policy, held_out, reference, settings, collated, most, run.phase("held-out answers"))
+        shown = held
+        if measured.unseen:
+            shown = evaluate(policy, measured.questions, reference, settings, collated, most, run.phase("evaluation answers"))
+    metrics = {"dpo.held_out_loss": held.loss, "dpo.implicit_accuracy": shown.accuracy._asdict(), "dpo.best_step": training.best.step}
+    run.warnings += encoder.warnings()
+    done = {"questions": len(questions), "pairs": sum(len(c.pairs) for c in questions), "steps": training.plan.total}
+    run.finish(metrics | encoder.metrics("dpo"), measured=measured.record, **done)
 
 
-def _reference(run: Run, questions: list[Comparison], device: torch.device) -> dict[int, Tensor]:
+def _reference(run: Run, file: str, questions: list[Comparison], device: torch.device) -> dict[int, Tensor]:
     """The reference's log-probability of each answer, (A,) float32 by question. Raises InputError where they are of other answers."""
-    table = pq.read_table(run.inputs["reference"] / "reference.parquet", columns=list(COLUMNS))
+    path = run.inputs["reference"] / file
+    table = pq.read_table(path, columns=list(COLUMNS)) if path.exists() else None
     known = [(c.question_id, i, len(answer)) for c in questions for i, answer in enumerate(c.answers)]
-    if list(zip(*(table[name].to_pylist() for name in COLUMNS[:3]), strict=True)) != known:
+    if table is None or list(zip(*(table[name].to_pylist() for name in [*COLUMNS][:3]), strict=True)) != known:
         raise InputError("The reference's log-probabilities are of other answers than these: run the stage reference again on this data and model.")
     parts = torch.tensor(table["log_prob"].to_pylist(), device=device).split([len(c.answers) for c in questions])
     return {c.question_id: part for c, part in zip(questions, parts, strict=True)}
@@ -117,25 +130,32 @@ def pair_loss(logp: Tensor, ref: Tensor, batch: Batch, settings: Dpo) -> DpoLoss
 
 class HeldOut(NamedTuple):
     loss: float  # mean over the pairs
-    right: int  # pairs ordered as the votes do by the implicit reward
-    pairs: int
+    accuracy: Share  # of pairs ordered as the votes do by the implicit reward
 
 
 @torch.no_grad()
 def evaluate(
-    policy: PreTrainedModel, questions: list[Comparison], reference: dict[int, Tensor], settings: Dpo, collated: dict[str, object], most: int = 128
+    policy: PreTrainedModel,
+    questions: list[Comparison],
+    reference: dict[int, Tensor],
+    settings: Dpo,
+    collated: dict[str, object],
+    most: int = 128,
+    told: Callable[[int, int], None] | None = None,
 ) -> HeldOut:
-    """The loss and the implicit reward's order of held-out pairs; at most ``most`` answers at a time."""
+    """The loss and the implicit reward's order of pairs that are not trained on; at most ``most`` answers at a time."""
 
-    def look(part: list[Comparison]) -> tuple[float, int, int]:
+    def look(part: list[Comparison]) -> tuple[float, list[float]]:
         batch = comparisons.collate(part, **collated)  # type: ignore[arg-type]
         result = pair_loss(
             sharded.inside(policy, branches.log_probs, batch.branches), torch.cat([reference[c.question_id] for c in part]), batch, settings
         )
-        return result.loss.sum().item(), int((result.chosen_reward > result.rejected_reward).sum()), len(batch.chosen)
+        return result.loss.sum().item(), strata.correct(result.chosen_reward, result.rejected_reward).tolist()
 
-    loss, right, pairs = map(sum, zip(*ranks.each(comparisons.micro_batches(questions, most), look), strict=True))
-    return HeldOut(loss / pairs, right, pairs)
+    lost, right = zip(*ranks.each(comparisons.micro_batches(questions, most), look, told=told), strict=True)
+    correct = torch.tensor([one for some in right for one in some])
+    question = torch.tensor([number for number, c in enumerate(questions) for _ in c.pairs])
+    return HeldOut(sum(lost) / len(correct), strata.cautious(strata.measure(correct, question)))
 
 
 if __name__ == "__main__":

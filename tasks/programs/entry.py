@@ -1,7 +1,7 @@
 """How every program starts and ends: ``main(train, Job)`` reads DIR/job.json, runs, and marks DIR/done last.
 
 DIR/job.json        {"stage", "job": a *Job of config.py, "inputs": {name: path}, "machine": config.Machine}
-DIR/metrics.jsonl   one JSON line per step: {"step", "total", "time", metrics...}
+DIR/metrics.jsonl   one JSON line per step: {"step", "total", "time", metrics...}; of long work between the steps {"step", "total", "time", "phase"}
 DIR/checkpoints/    what a killed program resumes from
 DIR/artifact/       the result; artifact/summary.json {"metrics": {name: number or {"value", "low", "high", "n"}}, "warnings": [sentences], ...}
 DIR/error.json      {"input": bool, "message"} when it ends with status 2 (the user's to mend) or 1
@@ -29,6 +29,7 @@ from tasks.rlhf import launched
 from tasks.rlhf.whole import replacing
 
 JobT = TypeVar("JobT", bound=Job)
+PHASE_SECONDS = 1.0
 
 
 class Run:
@@ -49,7 +50,24 @@ class Run:
     def log(self, step: int, total: int, **metrics: float) -> None:
         """Append one step's metrics; ``total`` is the number of steps the program will take. Raises InputError if one is not finite."""
         _check_numbers(metrics, f" in step {step}")
-        line = {"step": step, "total": total, "time": round(time.time(), 3), **metrics}
+        self._append({"step": step, "total": total, "time": round(time.time(), 3), **metrics})
+
+    def phase(self, name: str) -> Callable[[int, int], None]:
+        """Return a function that tells how much is done of work that takes no steps, such as tokenising.
+
+        It is called with a count and its total as often as the caller likes and writes a line every ``PHASE_SECONDS``, so a short phase writes none.
+        """
+        last = time.monotonic()
+
+        def tell(done: int, total: int) -> None:
+            nonlocal last
+            if (now := time.monotonic()) - last >= PHASE_SECONDS:
+                last = now
+                self._append({"step": done, "total": total, "time": round(time.time(), 3), "phase": name})
+
+        return tell
+
+    def _append(self, line: dict[str, Any]) -> None:
         if not launched.is_first():
             return
         with (self.directory / "metrics.jsonl").open("a") as file:
@@ -97,6 +115,7 @@ class Run:
         _write(self.artifact / "summary.json", to_json({"metrics": metrics, "warnings": self.warnings, **more}, indent=1, sort_keys=True))
 
     def _lines(self) -> list[dict[str, Any]]:
+        """The steps' lines, without those of phases."""
         path = self.directory / "metrics.jsonl"
         lines = []
         for text in path.read_text().splitlines() if path.exists() else []:
@@ -104,7 +123,7 @@ class Run:
                 lines.append(json.loads(text))
             except json.JSONDecodeError:  # the line a killed program was writing
                 break
-        return lines
+        return [line for line in lines if "phase" not in line]
 
 
 def _check_numbers(metrics: dict[str, Any], when: str) -> None:

@@ -16,7 +16,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tasks.programs import beginning
+from tasks.programs import beginning, pairs
 from tasks.programs.config import InputError, Ppo, PpoJob
 from tasks.programs.entry import Run, main
 from tasks.rlhf import adapters, bases, checkpoints, devices, losses, models, prompts, rewards, sampling, schedules, scorer, sequences, step_zero
@@ -25,6 +25,7 @@ from tasks.rlhf.bases import Fingerprint
 from tasks.rlhf.finite import UNSOUND_MODEL, check_finite, check_weights
 from tasks.rlhf.scorer import Scorer
 from tasks.rlhf.sequences import Sequences
+from tasks.rlhf.truncation import Encoder
 
 DIVERGED = "training has diverged; lower ppo.learning_rate"
 # Sampler and scorer pad differently; in fp32 that moves log-probabilities by about 1e-6.
@@ -62,7 +63,8 @@ def train(job: PpoJob, run: Run) -> None:
 
     # 1. Prompts; policy = reference = SFT model, critic = reward model; or the checkpoint's.
     tokenizer = models.load_tokenizer(run.inputs["model"])
-    questions = _prompts(job, run, tokenizer)
+    encoder = pairs.encoder_of(job.text, tokenizer)
+    questions = _prompts(job, run, encoder)
     actors = load_actors(job, run, device)
     frozen = [*(p for p in actors.model.parameters() if not p.requires_grad), *(p for m in actors.reward.members for p in m.head.parameters())]
     frozen_before = step_zero.digest(frozen)
@@ -168,7 +170,9 @@ def train(job: PpoJob, run: Run) -> None:
             f"Only {ended:.0%} of the sampled answers ended within text.max_answer_tokens = {job.text.max_answer_tokens}; every other one got "
             "ppo.missing_eos_reward instead of a score. Raise text.max_answer_tokens or fine-tune longer."
         )
-    run.finish({f"ppo.rollout_{name}": last[name] for name in ("reward", "kl", "length", "ended")}, prompts=len(questions))
+    run.warnings += encoder.warnings()
+    shown = {f"ppo.rollout_{name}": last[name] for name in ("reward", "kl", "length", "ended")}
+    run.finish(shown | encoder.metrics("ppo"), prompts=len(questions))
 
 
 def check_rollout(rollout: Rollout, step: int) -> None:
@@ -310,13 +314,13 @@ def _check_reward_model(actors: Actors, probes: list[dict[str, object]], device:
     )
 
 
-def _prompts(job: PpoJob, run: Run, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+def _prompts(job: PpoJob, run: Run, encoder: Encoder) -> list[list[int]]:
     """Prompts of the RL split in an order drawn from the seed."""
     texts = pq.read_table(run.inputs["data"] / "rl.parquet", columns=["prompt"])["prompt"].to_pylist()
     if not texts:
         raise InputError("The rl split has no prompts: raise data.rl_share or give more data.")
     random.Random(job.seed).shuffle(texts)
-    return [prompts.encode_prompt(tokenizer, t, template=job.text.template, max_tokens=job.text.max_prompt_tokens) for t in texts]
+    return [encoder.prompt(text) for text in texts]
 
 
 def _mean(updates: list[Update], name: str) -> float:

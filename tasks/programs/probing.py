@@ -57,7 +57,15 @@ def metrics(told: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def answer_features(member: Member, questions: list[Comparison], what: str, *, collate: Callable[[list[Comparison]], Batch], most: int) -> Tensor:
+def answer_features(
+    member: Member,
+    questions: list[Comparison],
+    what: str,
+    *,
+    collate: Callable[[list[Comparison]], Batch],
+    most: int,
+    phase: Callable[[str], Callable[[int, int], None]] | None = None,
+) -> Tensor:
     """What a member's head sees of every answer of some questions, (S, D) float32; ``most`` answers at a time."""
     parts = comparisons.micro_batches(questions, most)
     total, read = sum(len(c.answers) for c in questions), 0
@@ -70,4 +78,4 @@ def answer_features(member: Member, questions: list[Comparison], what: str, *, c
         print(f"Probe: {min(read, total)} of {total} {what} answers read.", flush=True)
         return found
 
-    return torch.cat(ranks.each(parts, features))
+    return torch.cat(ranks.each(parts, features, told=phase(f"probe of {what} answers") if phase else None))

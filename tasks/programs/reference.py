@@ -1,42 +1,56 @@
 """What the SFT model thinks of every answer that DPO compares: the reference's log-probabilities, computed once.
 
-python -m tasks.programs.reference DIR        inputs: data, model        artifact: reference.parquet, summary.json
+python -m tasks.programs.reference DIR        inputs: data, model
+artifact: reference.parquet (the reward split's answers), reference_evaluation.parquet (the evaluation split's), summary.json
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tasks.programs import beginning
+from tasks.programs import beginning, pairs
 from tasks.programs.config import InputError, ReferenceJob, Text
 from tasks.programs.entry import Run, main
 from tasks.rlhf import branches, comparisons, devices, models
 from tasks.rlhf.comparisons import Comparison
 from tasks.rlhf.finite import UNSOUND_MODEL, check_finite
+from tasks.rlhf.truncation import Encoder
 
 ANSWERS = 64  # at a time, unless machine.micro_batch says fewer
 BATCHES = 32  # between two lines of progress
-COLUMNS = ("question_id", "answer", "tokens", "log_prob")
+COLUMNS = {"question_id": pa.int64(), "answer": pa.int64(), "tokens": pa.int64(), "log_prob": pa.float64()}
 
 
 @torch.no_grad()
 def compute(job: ReferenceJob, run: Run) -> None:
-    """Log-probability of each answer of the reward split."""
+    """Log-probability of each answer of the reward split's pairs and of the evaluation split's."""
     device = devices.set_up(run.machine.device, run.machine.threads)
     tokenizer = models.load_tokenizer(run.inputs["model"])
     base = beginning.base(run, "model", job.weights.merged, job.text, device)
-    questions = read(run, job.text, tokenizer)
-    beginning.share_prompts(run, base, questions, pad_id=tokenizer.pad_token_id)
+    questions, encoder = read(run, job.text, tokenizer), pairs.encoder_of(job.text, tokenizer)
+    evaluation = pairs.read_evaluation(run.inputs["data"] / "evaluation_pairs.parquet", run, encoder)
+    beginning.share_prompts(run, base, [*questions, *evaluation], pad_id=tokenizer.pad_token_id)
     run.rewind(0)
-    found = log_probs(base, questions, pad_id=tokenizer.pad_token_id, most=run.machine.micro_batch or ANSWERS, told=run.log)
-    rows = [(c.question_id, i, len(answer), found[c.question_id][i]) for c in questions for i, answer in enumerate(c.answers)]
-    table = pa.table(dict(zip(COLUMNS, zip(*rows, strict=True), strict=True)))
-    pq.write_table(table, run.artifact / "reference.parquet")
+    computing = {"pad_id": tokenizer.pad_token_id, "most": run.machine.micro_batch or ANSWERS}
+    rows = _rows(questions, log_probs(base, questions, told=run.log, **computing))
+    _write(rows, run.artifact / "reference.parquet")
+    more = _rows(evaluation, log_probs(base, evaluation, told=run.phase("evaluation answers"), **computing))
+    _write(more, run.artifact / "reference_evaluation.parquet")
     per_token = sum(row[3] for row in rows) / sum(row[2] for row in rows)
     run.finish({"reference.log_prob": per_token}, answers=len(rows), questions=len(questions))
+
+
+def _rows(questions: list[Comparison], found: dict[int, list[float]]) -> list[tuple[int, int, int, float]]:
+    return [(c.question_id, i, len(answer), found[c.question_id][i]) for c in questions for i, answer in enumerate(c.answers)]
+
+
+def _write(rows: list[tuple[int, int, int, float]], path: Path) -> None:
+    columns = [pa.array([row[place] for row in rows], kind) for place, kind in enumerate(COLUMNS.values())]
+    pq.write_table(pa.Table.from_arrays(columns, names=list(COLUMNS)), path)
 
 
 @torch.no_grad()
@@ -58,13 +72,12 @@ def log_probs(
     return found
 
 
-def read(run: Run, text: Text, tokenizer: PreTrainedTokenizerBase) -> list[Comparison]:
-    """The reward split's pairs by question. Raises InputError where there are none."""
-    rows = pq.read_table(run.inputs["data"] / "reward.parquet", columns=comparisons.PAIR_COLUMNS).to_pylist()
-    if not rows:
+def read(run: Run, text: Text, tokenizer: PreTrainedTokenizerBase, encoder: Encoder | None = None) -> list[Comparison]:
+    """The reward split's pairs by question; ``encoder`` counts what is cut. Raises InputError where there are none."""
+    texts = pairs.texts_of(run.inputs["data"] / "reward.parquet")
+    if not texts:
         raise InputError("The reward split has no pairs: raise data.reward_share or give more data.")
-    lengths = {"max_prompt_tokens": text.max_prompt_tokens, "max_answer_tokens": text.max_answer_tokens}
-    return comparisons.encode(comparisons.from_pairs(rows), tokenizer, template=text.template, **lengths)
+    return pairs.encode(run, texts, encoder or pairs.encoder_of(text, tokenizer))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from tasks.programs import card as data_card
 from tasks.programs.config import ReportJob
 from tasks.programs.entry import Run, main, read_summary
 from tasks.programs.histograms import histograms
-from tasks.rlhf import charts, panels, reward_panels
+from tasks.rlhf import charts, cut_panels, panels, reward_panels
 from tasks.rlhf.markup import author, clip, link
 
 TEMPLATE, STYLE = "report.html.j2", "report.css"
@@ -32,10 +32,10 @@ JUDGES = {
     "reward": ("reward model", "PPO was trained to please this very judge, so its wins here are an upper bound and no proof."),
 }
 ACCURACIES = {
-    "reward_accuracy.votes": ("Reward model, held-out votes", "Pairs of answers ordered as the voters did."),
+    "reward_accuracy.votes": ("Reward model, votes", "Pairs of answers ordered as the voters did,"),
     "reward_accuracy.longer_wins": ("Baseline: the longer answer wins", "What a reward model must beat on the same pairs."),
     "reward_accuracy.gold": ("Reward model, gold scorer", "Pairs of evaluation answers ordered as the gold scorer does."),
-    "dpo.implicit_accuracy": ("DPO's implicit reward, held-out votes", "The policy itself used as a judge, on its held-out pairs."),
+    "dpo.implicit_accuracy": ("DPO's implicit reward, votes", "The policy itself used as a judge,"),
 }
 NUM_SAMPLES = 12
 LONGEST_TEXT = 1500  # characters of an answer that are shown
@@ -47,14 +47,16 @@ def report(job: ReportJob, run: Run) -> None:  # noqa: ARG001 - the page has no 
     found = {name: folder for name, folder in run.inputs.items() if (folder / "summary.json").is_file()}
     metrics = {name: read_summary(folder)["metrics"] for name, folder in found.items()}
     about = json.loads((found["data"] / "card.json").read_text(encoding="utf-8"))
-    (run.artifact / "card.html").write_text(data_card.page(about), encoding="utf-8")
+    cuts = cut_panels.rows_of(metrics)
+    (run.artifact / "card.html").write_text(data_card.page(about, cuts=cuts), encoding="utf-8")
     page = render(
         card=about,
         cells=_cells([_stage(name, found[name], metrics[name]) for name in panels.TITLES if name in found]),
         samples=_samples(found["winrate"], found["data"]),
         questions=read_summary(found["winrate"])["questions"],
         warnings=[(name, sentence) for name, folder in found.items() for sentence in read_summary(folder)["warnings"]],
-        **_evaluation(metrics, json.loads((found["winrate"] / "results.json").read_text())),
+        cuts=cuts,
+        **_evaluation(metrics, json.loads((found["winrate"] / "results.json").read_text()), _judged_on(found)),
     )
     (run.artifact / "report.html").write_bytes(page)
     run.log(1, 1)
@@ -107,7 +109,13 @@ def _data_charts(card: Mapping[str, Any]) -> list[panels.Chart]:
 # --------------------------------------------------------------------------------------------------------------------- evaluation
 
 
-def _evaluation(metrics: Mapping[str, Mapping[str, Any]], results: Mapping[str, Any]) -> dict[str, Any]:
+def _judged_on(found: Mapping[str, Path]) -> dict[str, str]:
+    """Which pairs each accuracy that rests on votes is of."""
+    stages = {"reward_accuracy.votes": "reward", "dpo.implicit_accuracy": "dpo"}
+    return {name: reward_panels.judged_on(read_summary(found[stage])) for name, stage in stages.items() if stage in found}
+
+
+def _evaluation(metrics: Mapping[str, Mapping[str, Any]], results: Mapping[str, Any], judged_on: Mapping[str, str]) -> dict[str, Any]:
     """Comparisons by judge, the headline, accuracies and a row per policy."""
     won = metrics["winrate"]
     everything = {name: value for stage in metrics.values() for name, value in stage.items()}
@@ -116,7 +124,8 @@ def _evaluation(metrics: Mapping[str, Mapping[str, Any]], results: Mapping[str, 
         for by in JUDGES
         if (rows := _comparisons(by, won, results["tallies"]))
     ]
-    accuracies = [_accuracy(*texts, everything[name]) for name, texts in ACCURACIES.items() if name in everything]
+    told = {name: (title, f"{about} {judged_on.get(name, '')}".strip()) for name, (title, about) in ACCURACIES.items()}
+    accuracies = [_accuracy(*texts, everything[name]) for name, texts in told.items() if name in everything]
     policies = [_policy(name, won) for name in ("chosen", *results["policies"])]
     return {"judges": judges, "accuracies": accuracies, "policies": policies, "headline": _headline(judges)}
 
@@ -177,8 +186,10 @@ def _samples(winrate: Path, data: Path) -> list[dict[str, Any]]:
     """Questions spread evenly over the evaluation split, whoever won them, with every policy's answer and where the chosen one is from."""
     table = pq.read_table(winrate / "samples.parquet")
     places = sorted({table.num_rows * k // NUM_SAMPLES for k in range(NUM_SAMPLES)} if table.num_rows else ())
-    sources = pq.read_table(data / "evaluation.parquet").slice(0, table.num_rows).take(places).to_pylist()
-    return [_sample(row, source) for row, source in zip(table.take(places).to_pylist(), sources, strict=True)]
+    shown, asked = table.take(places).to_pylist(), pq.read_table(data / "evaluation.parquet")
+    row_of = {id: number for number, id in enumerate(asked["question_id"].to_pylist())}
+    sources = asked.take([row_of[row["question_id"]] for row in shown]).to_pylist()
+    return [_sample(row, source) for row, source in zip(shown, sources, strict=True)]
 
 
 def _sample(row: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from tasks.programs import beginning, probing
+from tasks.programs import attacking, beginning, pairs, probing
+from tasks.programs.attacking import MEASURES, Encoded
 from tasks.programs.config import InputError, Reward, RewardJob
 from tasks.programs.entry import Run, main
 from tasks.rlhf import (
@@ -29,25 +30,16 @@ from tasks.rlhf import (
     losses,
     measures,
     models,
-    prompts,
     ranks,
-    red_team,
     schedules,
     scorer,
-    sequences,
     sharded,
+    strata,
 )
 from tasks.rlhf.comparisons import Batch, Comparison
-from tasks.rlhf.finite import check_finite
 from tasks.rlhf.scorer import Member, Scorer
+from tasks.rlhf.truncation import Encoder
 from tasks.rlhf.tuned import Tuned
-
-REFERENCE_ANSWERS = 512  # best answers whose reward gives the normalisation
-PROBES = 8  # of them, whose scores are stored so that users of the adapter can check that it computes the same
-ATTACKED = 48  # of them, which bad answers are held against
-MEASURES = "measures.json"
-
-Encoded = list[tuple[list[int], list[int]]]  # prompt and answer ids
 
 
 def train(job: RewardJob, run: Run) -> None:
@@ -57,7 +49,8 @@ def train(job: RewardJob, run: Run) -> None:
 
     # 1. Comparisons, grouped by question; some questions are held out.
     tokenizer = models.load_tokenizer(run.inputs["model"])
-    questions, held_out = _comparisons(job, run, tokenizer)
+    encoder = pairs.encoder_of(job.text, tokenizer)
+    questions, held_out = _comparisons(job, run, encoder)
     ahead = comparisons.head_start(questions) if settings.head_start else 0.0
     beginning.afford(
         settings, run, "model", job.weights.merged, device, beginning.largest(questions, settings.batch_size, run), members=settings.members
@@ -73,7 +66,9 @@ def train(job: RewardJob, run: Run) -> None:
     told: dict[str, Any] | None = None
     if settings.probe and checkpoints.latest(run.checkpoints) is None:
         tuning.model.eval()
-        told = probing.begin(job, model, questions, held_out, partial(probing.answer_features, collate=collate, most=most), ahead=ahead)
+        told = probing.begin(
+            job, model, questions, held_out, partial(probing.answer_features, collate=collate, most=most, phase=run.phase), ahead=ahead
+        )
     training = beginning.training(settings, run, tuning, num_rows=len(questions), seed=job.seed)
     if told:
         training.told = told
@@ -104,7 +99,7 @@ def train(job: RewardJob, run: Run) -> None:
         # 4. The held-out loss now and then, which says which weights are kept.
         if step + 1 in training.looks:
             tuning.model.eval()
-            rewards = answer_rewards(model._replace(caution=0.0), held_out, collate, most)
+            rewards = answer_rewards(model._replace(caution=0.0), held_out, collate, most, told=run.phase("held-out answers"))
             line["held_out_loss"] = measures.held_out_loss(measures.pairs_of(held_out), rewards, ahead=ahead)
             training.judged(step + 1, line["held_out_loss"])
         run.log(step + 1, training.plan.total, **line)
@@ -115,30 +110,41 @@ def train(job: RewardJob, run: Run) -> None:
     beginning.tell_peak(device)
     tuning.model.eval()
     tuning.save(run.artifact)
-    reference = _reference_answers(job, run, tokenizer)
-    model = _comparable(model, reference, tokenizer.pad_token_id, device)
-    rewards = answer_rewards(model, held_out, collate, most)
-    pairs = measures.pairs_of(held_out)
-    metrics = {"reward.held_out_loss": measures.held_out_loss(pairs, rewards, ahead=ahead), "reward.best_step": training.best.step}
+    evaluation = pairs.read_evaluation(run.inputs["data"] / "evaluation_pairs.parquet", run, encoder)
+    reference, attacked = attacking.read(job, run, pairs.encoder_of(job.text, tokenizer))
+    model = _comparable(model, reference, tokenizer.pad_token_id, device, run)
+    held_rewards, held_pairs = answer_rewards(model, held_out, collate, most, told=run.phase("held-out answers")), measures.pairs_of(held_out)
+    metrics = {"reward.held_out_loss": measures.held_out_loss(held_pairs, held_rewards, ahead=ahead), "reward.best_step": training.best.step}
     if settings.probe:
         run.note(MEASURES, {"probe": training.told})
         metrics |= probing.metrics(training.told)
     together = measures.rules_together(measures.pairs_of(questions))
-    metrics |= _held_out(pairs, rewards, ahead, together, run) | _reference(job, run, model, reference, tokenizer, device)
-    run.finish(metrics, questions=len(questions), pairs=sum(len(c.pairs) for c in questions), steps=training.plan.total)
+    measured = pairs.choose_measured(evaluation, held_out, run)
+    rewards, of = held_rewards, held_pairs
+    if measured.unseen:
+        rewards, of = (
+            answer_rewards(model, measured.questions, collate, most, told=run.phase("evaluation answers")),
+            measures.pairs_of(measured.questions),
+        )
+    calibrated = measures.calibrate(of, rewards, fitted_on=measures.margins(held_pairs, held_rewards) if measured.unseen else None)
+    metrics |= _report(of, rewards, ahead, together, calibrated, run)
+    run.note(MEASURES, {"measured": measured.record})
+    metrics |= attacking.normalise(model, reference, tokenizer.pad_token_id, device, run)
+    metrics |= attacking.attack(model, attacked, encoder, device, run) | encoder.metrics("reward")
+    run.warnings += encoder.warnings()
+    pairs_trained = sum(len(c.pairs) for c in questions)
+    run.finish(metrics, questions=len(questions), pairs=pairs_trained, steps=training.plan.total, measured=measured.record)
 
 
-def _comparisons(job: RewardJob, run: Run, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Comparison], list[Comparison]]:
+def _comparisons(job: RewardJob, run: Run, encoder: Encoder) -> tuple[list[Comparison], list[Comparison]]:
     """Questions to train on, and held-out ones. Raises InputError."""
-    settings, text = job.reward, job.text
+    settings = job.reward
     if settings.comparisons == "pairs":
-        texts = comparisons.from_pairs(pq.read_table(run.inputs["data"] / "reward.parquet", columns=comparisons.PAIR_COLUMNS).to_pylist())
+        texts = pairs.texts_of(run.inputs["data"] / "reward.parquet")
     else:
         rows = pq.read_table(run.inputs["data"] / "reward_groups.parquet", columns=comparisons.RANKING_COLUMNS).to_pylist()
         texts = comparisons.from_rankings(rows, most_answers=settings.most_answers)
-    lengths = {"max_prompt_tokens": text.max_prompt_tokens, "max_answer_tokens": text.max_answer_tokens}
-    encoded = comparisons.encode(texts, tokenizer, template=text.template, **lengths)
-    training, held_out = comparisons.hold_out(encoded, share=settings.held_out_share, seed=job.seed)
+    training, held_out = comparisons.hold_out(pairs.encode(run, texts, encoder), share=settings.held_out_share, seed=job.seed)
     if not training or not held_out:
         raise InputError("The reward split has fewer than two questions with pairs: raise data.reward_share or give more data.")
     return training, held_out
@@ -184,102 +190,56 @@ def ranking_loss(score: Tensor, batch: Batch, settings: Reward, *, num_pairs: in
     return loss.sum() / num_pairs if settings.weigh == "pairs" else (loss * batch.share).sum() / num_questions
 
 
-def answer_rewards(model: Scorer, questions: list[Comparison], collate: Callable[[list[Comparison]], Batch], most: int = 128) -> Tensor:
+def answer_rewards(
+    model: Scorer,
+    questions: list[Comparison],
+    collate: Callable[[list[Comparison]], Batch],
+    most: int = 128,
+    *,
+    told: Callable[[int, int], None] | None = None,
+) -> Tensor:
     """The reward of every answer of some questions, (S,) float32; ``most`` answers at a time."""
-    return torch.cat(ranks.each(comparisons.micro_batches(questions, most), lambda part: scorer.rewards(model, collate(part).branches).cpu()))
+    parts = comparisons.micro_batches(questions, most)
+    return torch.cat(ranks.each(parts, lambda part: scorer.rewards(model, collate(part).branches).cpu(), told=told))
 
 
-def _held_out(pairs: measures.Pairs, rewards: Tensor, ahead: float, together: Tensor, run: Run) -> dict[str, Any]:
-    """Metrics of the held-out pairs; all that was measured goes to measures.json."""
-    found, calibrated = measures.accuracies(pairs, rewards, ahead=ahead, together=together), measures.calibrate(pairs, rewards)
+def _report(judged: measures.Pairs, rewards: Tensor, ahead: float, together: Tensor, calibrated: measures.Calibration, run: Run) -> dict[str, Any]:
+    """Return metrics of the pairs that are reported on; all that was measured goes to measures.json."""
+    found = measures.accuracies(judged, rewards, ahead=ahead, together=together)
     run.note(MEASURES, {"accuracy": measures.plain(found), "calibration": measures.plain(calibrated)})
     run.note(scorer.RECORD, {"temperature": calibrated.temperature, "head_start": ahead})
-    votes = measures.cautious(found["votes"])
+    votes = strata.cautious(found["votes"])
     if votes.low <= 0.5:
         run.warn(
-            f"The reward model orders {votes.value:.0%} of {votes.n} held-out pairs as the votes do, which is not distinguishable from "
-            "guessing: a policy trained against it learns noise. Train it longer or on more pairs."
+            f"The reward model orders {votes.value:.0%} of {votes.n} pairs that it did not learn from as the votes do, which is not distinguishable "
+            "from guessing: a policy trained against it learns noise. Train it longer or on more pairs."
         )
     for rule, told in (("longer_wins", "the longer answer wins"), ("older_wins", "the older answer wins")):
         if f"over_{rule}" in found and found[f"over_{rule}"].high < 0:
             run.warn(
-                f'The reward model orders held-out pairs worse than the rule "{told}" does: train it longer, on more pairs, or on a larger base.'
+                f'The reward model orders pairs that it did not learn from worse than the rule "{told}" does: train it longer, on more pairs, or '
+                "on a larger base."
             )
+    if calibrated.reason:
+        run.warn(f"No temperature was fitted to the reward model's margins, because {calibrated.reason}; probabilities are taken as they are.")
     rules = ("longer_wins", "older_wins", "rules_together")
     named = ["votes", "length_matched", "knowing_age", *(f"{beside}{rule}" for beside in ("", "over_", "knowing_age_over_") for rule in rules)]
-    metrics = {f"reward_accuracy.{name}": measures.share(found[name])._asdict() for name in named if name in found}
+    metrics: dict[str, Any] = {f"reward_accuracy.{name}": measures.share(found[name])._asdict() for name in named if name in found}
     metrics |= {"reward.length_correlation": found["reward_and_length"]._asdict()}
-    return metrics | {"reward.ece": calibrated.after, "reward.ece_uncalibrated": calibrated.before, "reward.temperature": calibrated.temperature}
+    metrics |= {"reward.ece": calibrated.after, "reward.ece_uncalibrated": calibrated.before, "reward.ece_floor": calibrated.floor}
+    return metrics | ({} if calibrated.reason else {"reward.temperature": calibrated.temperature})
 
 
-def _comparable(model: Scorer, reference: Encoded, pad_id: int, device: torch.device) -> Scorer:
+def _comparable(model: Scorer, reference: Encoded, pad_id: int, device: torch.device, run: Run) -> Scorer:
     """An ensemble whose members' rewards have one origin and one scale; a single model stays as it is."""
     if len(model.members) == 1:
         return model
     members = []
     for member in model.members:
-        scores = reference_rewards(model._replace(members=(member,)), reference, pad_id, device)
+        alone = model._replace(members=(member,))
+        scores = attacking.reference_rewards(alone, reference, pad_id, device, run=run, phase="reference answers of each member")
         members.append(member._replace(mean=scores.mean().item(), std=max(scores.std().item(), 1e-6) if len(scores) > 1 else 1.0))
     return model._replace(members=tuple(members))
-
-
-def _reference(
-    job: RewardJob, run: Run, model: Scorer, reference: Encoded, tokenizer: PreTrainedTokenizerBase, device: torch.device
-) -> dict[str, Any]:
-    """Normalisation and probes from best answers of the fine-tuning split, and the answers that are worth nothing held against them."""
-    scores = reference_rewards(model, reference, tokenizer.pad_token_id, device)
-    check_finite({"the reward of the reference answers": scores})
-    probes = [{"prompt": p, "answer": a, "score": s} for (p, a), s in zip(reference[:PROBES], scores.tolist(), strict=False)]
-    mean, std = scores.mean().item(), max(scores.std().item(), 1e-6) if len(scores) > 1 else 1.0
-    record: dict[str, Any] = {"mean": mean, "std": std, "probes": probes, "members": len(model.members), "caution": model.caution}
-    record |= {"apart": [(member.mean, member.std) for member in model.members]}
-    ends = prompts.end_tokens(tokenizer, job.text.template)
-    ended = [(p, a) for p, a in reference if a[-1] in ends][:ATTACKED]
-    verdicts: dict[str, red_team.Verdict] = {}
-    if len(ended) > 1:
-        prompt_ids, answer_ids = map(list, zip(*ended, strict=True))
-        bad = red_team.attack_all(
-            prompt_ids, answer_ids, tokenizer=tokenizer, template=job.text.template, max_answer_tokens=job.text.max_answer_tokens
-        )
-        real = reference_rewards(model, ended, tokenizer.pad_token_id, device)
-        texts = {name: list(zip(prompt_ids, some, strict=True)) for name, some in bad.items()}
-        attacked = {name: reference_rewards(model, some, tokenizer.pad_token_id, device) for name, some in texts.items()}
-        verdicts = red_team.verdict(real, attacked)
-    fooled = [name for name, verdict in verdicts.items() if verdict.failed]
-    if fooled:
-        run.warn(
-            f"The reward model is fooled: answers that are worth nothing ({', '.join(fooled)}) out-score more than {red_team.FAILED_ABOVE:.0%} of "
-            "the real ones, and PPO finds such answers. Train on more pairs, or set ppo.accept_fooled=false to stop before PPO."
-        )
-    run.note(MEASURES, {"attacks": measures.plain(verdicts)})
-    run.note(scorer.RECORD, record | {"fooled": fooled})
-    worst = max((verdict.wins.value for verdict in verdicts.values()), default=0.0)
-    return {"reward.mean": mean, "reward.std": std, "reward.worst_attack": worst}
-
-
-def _reference_answers(job: RewardJob, run: Run, tokenizer: PreTrainedTokenizerBase) -> Encoded:
-    text = job.text
-    rows = pq.read_table(run.inputs["data"] / "finetune.parquet", columns=["prompt", "answer"]).slice(0, REFERENCE_ANSWERS).to_pylist()
-    everything = [
-        (
-            prompts.encode_prompt(tokenizer, row["prompt"], template=text.template, max_tokens=text.max_prompt_tokens),
-            prompts.encode_answer(tokenizer, row["answer"], template=text.template, max_tokens=text.max_answer_tokens),
-        )
-        for row in rows
-    ]
-    ends = prompts.end_tokens(tokenizer, text.template)
-    ended = [(p, a) for p, a in everything if a[-1] in ends]  # PPO scores no other
-    return ended if len(ended) > 1 else everything
-
-
-def reference_rewards(model: Scorer, answers: Encoded, pad_id: int, device: torch.device) -> Tensor:
-    """Reward of each (prompt, answer), (N,) float32."""
-
-    def score(part: Encoded) -> Tensor:
-        prompt_ids, answer_ids = map(list, zip(*part, strict=True))
-        return scorer.rewards(model, sequences.join(prompt_ids, answer_ids, pad_id=pad_id, device=device)).cpu()
-
-    return torch.cat(ranks.each([answers[first : first + 64] for first in range(0, len(answers), 64)], score))
 
 
 if __name__ == "__main__":

@@ -6,17 +6,19 @@ artifact: adapter/ (peft format), or model/ where every weight is trained; summa
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import pyarrow.parquet as pq
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tasks.programs import beginning
+from tasks.programs import beginning, pairs
 from tasks.programs.config import InputError, SftJob
 from tasks.programs.entry import Run, main
-from tasks.rlhf import bases, chunked, devices, layout_checks, losses, models, prompts, ranks, schedules, sharded
+from tasks.rlhf import bases, chunked, devices, layout_checks, losses, models, ranks, schedules, sharded
 from tasks.rlhf.packing import IGNORE, Blocks, Document, pack
+from tasks.rlhf.truncation import Encoder
 
 
 def train(job: SftJob, run: Run) -> None:
@@ -26,7 +28,9 @@ def train(job: SftJob, run: Run) -> None:
 
     # 1. Best answers as packed blocks; some questions are held out.
     tokenizer = models.load_tokenizer(run.inputs["base"])
-    blocks, held_out = _blocks(job, tokenizer, run)
+    encoder = pairs.encoder_of(job.text, tokenizer)
+    blocks, held_out = _blocks(job, tokenizer, run, encoder)
+    most = min(run.machine.micro_batch or 16, 16)  # blocks at a time where nothing is kept for a backward pass
     rows = min(run.machine.micro_batch or settings.batch_size, -(-settings.batch_size // ranks.world()))
     beginning.afford(settings, run, "base", job.weights.base, device, beginning.Step(rows, settings.block_tokens, packed=True))
     base = beginning.base(run, "base", job.weights.base, job.text, device)
@@ -57,7 +61,7 @@ def train(job: SftJob, run: Run) -> None:
         if step + 1 in training.looks:
             tuning.model.eval()
             with tuning.active() as model:
-                line["held_out_loss"] = held_out_loss(model, held_out, device, min(run.machine.micro_batch or 16, 16))
+                line["held_out_loss"] = held_out_loss(model, held_out, device, most, told=run.phase("held-out blocks"))
             training.judged(step + 1, line["held_out_loss"])
         run.log(step + 1, training.plan.total, **line)
         training.save(step + 1, every=run.machine.checkpoint_steps)
@@ -67,16 +71,17 @@ def train(job: SftJob, run: Run) -> None:
     beginning.tell_peak(device)
     tuning.model.eval()
     with tuning.active() as model:
-        after = held_out_loss(model, held_out, device, min(run.machine.micro_batch or 16, 16))
+        after = held_out_loss(model, held_out, device, most, told=run.phase("held-out blocks"))
     tuning.save(run.artifact)
     metrics = {"sft.held_out_loss": after, "sft.perplexity": losses.perplexity(after), "sft.packing_leak": leak, "sft.best_step": training.best.step}
-    run.finish(metrics, blocks=len(blocks.labels), steps=training.plan.total)
+    run.warnings += encoder.warnings()
+    run.finish(metrics | encoder.metrics("sft"), blocks=len(blocks.labels), steps=training.plan.total)
 
 
-def _blocks(job: SftJob, tokenizer: PreTrainedTokenizerBase, run: Run) -> tuple[Blocks, Blocks]:
+def _blocks(job: SftJob, tokenizer: PreTrainedTokenizerBase, run: Run, encoder: Encoder) -> tuple[Blocks, Blocks]:
     """Packed documents to train on, and held-out ones. Raises InputError."""
     settings = job.sft
-    documents = _documents(job, tokenizer, run)
+    documents = _documents(job, run, encoder)
     if len(documents) < 2:
         raise InputError("The fine-tuning split has fewer than two questions: raise data.finetune_share or give more data.")
     if settings.block_tokens < (longest := max(len(d.ids) for d in documents)):
@@ -87,13 +92,13 @@ def _blocks(job: SftJob, tokenizer: PreTrainedTokenizerBase, run: Run) -> tuple[
     return training, held_out
 
 
-def _documents(job: SftJob, tokenizer: PreTrainedTokenizerBase, run: Run) -> list[Document]:
-    text = job.text
-    documents = []
-    for row in pq.read_table(run.inputs["data"] / "finetune.parquet", columns=["prompt", "answer"]).to_pylist():
-        prompt = prompts.encode_prompt(tokenizer, row["prompt"], template=text.template, max_tokens=text.max_prompt_tokens)
-        answer = prompts.encode_answer(tokenizer, row["answer"], template=text.template, max_tokens=text.max_answer_tokens)
+def _documents(job: SftJob, run: Run, encoder: Encoder) -> list[Document]:
+    documents, told = [], run.phase("tokenising")
+    rows = pq.read_table(run.inputs["data"] / "finetune.parquet", columns=["prompt", "answer"]).to_pylist()
+    for number, row in enumerate(rows, 1):
+        prompt, answer = encoder.prompt(row["prompt"]), encoder.answer(row["answer"])
         documents.append(Document(prompt + answer, [job.sft.loss_on == "all"] * len(prompt) + [True] * len(answer)))
+        told(number, len(rows))
     return documents
 
 
@@ -106,14 +111,16 @@ def block_loss(model: PreTrainedModel, blocks: Blocks, rows: torch.Tensor, devic
 
 
 @torch.no_grad()
-def held_out_loss(model: PreTrainedModel, blocks: Blocks, device: torch.device, most: int = 16) -> float:
+def held_out_loss(
+    model: PreTrainedModel, blocks: Blocks, device: torch.device, most: int = 16, *, told: Callable[[int, int], None] | None = None
+) -> float:
     """Mean loss of the counted tokens of all blocks, in nats; ``most`` blocks at a time."""
     count = int((blocks.labels != IGNORE).sum())
 
     def loss(rows: torch.Tensor) -> float:
         return sharded.inside(model, block_loss, blocks, rows, device, count=count).item()
 
-    return sum(ranks.each(torch.arange(len(blocks.labels)).split(most), loss))
+    return sum(ranks.each(torch.arange(len(blocks.labels)).split(most), loss, told=told))
 
 
 def packing_leak(base: PreTrainedModel, run: Run, *parts: Blocks) -> float:

@@ -94,7 +94,10 @@ class Reward(Tuning):
     caution: float = Field(0.5, ge=0, description="Standard deviations of the ensemble's rewards taken off their mean (Coste et al. 2023).")
     epochs: float = Field(2.0, gt=0, le=100, description="Passes over the training questions.")
     batch_size: int = Field(8, ge=1, description="Questions per optimizer step, each with all its pairs; an answer is forwarded once.")
-    held_out_share: float = Field(0.05, gt=0, lt=1, description="Share of the reward split's questions kept for the accuracy figure.")
+    held_out_share: float = Field(
+        0.05, gt=0, lt=1, description="Share of the reward split's questions that choose weights and temperature instead of training."
+    )
+    attacked: int = Field(512, ge=2, le=100_000, description="Real answers that worthless ones are held against (at most what the split has).")
 
     @model_validator(mode="after")
     def _one_base(self) -> Self:
@@ -125,7 +128,9 @@ class Dpo(Tuning):
     )
     epochs: float = Field(0.9, gt=0, le=100, description="Passes over the training questions.")
     batch_size: int = Field(8, ge=1, description="Questions per optimizer step, each with all its pairs; an answer is forwarded once.")
-    held_out_share: float = Field(0.05, gt=0, lt=1, description="Share of the reward split's questions kept for the accuracy figure.")
+    held_out_share: float = Field(
+        0.05, gt=0, lt=1, description="Share of the reward split's questions that choose the weights instead of training them."
+    )
 
     @model_validator(mode="after")
     def _ipo_has_no_labels(self) -> Self:

@@ -4,6 +4,7 @@ python -m tasks.programs.winrate DIR        inputs: data, model, reward, and ppo
 artifact: samples.parquet (questions, answers, scores side by side), results.json, summary.json
 """
 
+from collections.abc import Callable
 from functools import partial
 from itertools import combinations
 from typing import Any, NamedTuple, cast
@@ -14,12 +15,14 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tasks.programs import pairs
 from tasks.programs.config import WinrateJob
 from tasks.programs.entry import Run, main, to_json
 from tasks.rlhf import (
     adapters,
     bases,
     devices,
+    drawing,
     intervals,
     judging,
     models,
@@ -47,7 +50,7 @@ class Judge(NamedTuple):
     device: torch.device
 
     @torch.no_grad()
-    def scores(self, answers: Encoded, batch_size: int) -> list[float]:
+    def scores(self, answers: Encoded, batch_size: int, told: Callable[[int, int], None]) -> list[float]:
         """Normalised reward of each (prompt, answer)."""
         scored = [0.0] * len(answers)
         by_length = sorted(range(len(answers)), key=lambda i: len(answers[i][0]) + len(answers[i][1]))  # little padding
@@ -58,6 +61,7 @@ class Judge(NamedTuple):
             check_finite({"the reward model's score": found}, advice=UNSOUND_MODEL)
             for row, value in zip(rows, found.tolist(), strict=True):
                 scored[row] = value
+            told(first + len(rows), len(answers))
         return scored
 
 
@@ -66,19 +70,22 @@ def evaluate(job: WinrateJob, run: Run) -> None:
     run.rewind(0)  # it starts anew whenever it starts
     device = devices.set_up(run.machine.device, run.machine.threads)
     tokenizer = models.load_tokenizer(run.inputs["model"])
-    rows = pq.read_table(run.inputs["data"] / "evaluation.parquet").slice(0, job.winrate.num_questions).to_pylist()
+    table = pq.read_table(run.inputs["data"] / "evaluation.parquet")
+    rows = table.take(sorted(drawing.draw(table["question_id"].to_pylist(), job.winrate.num_questions))).to_pylist()
     judge, policies = _load(job, run, tokenizer, device)
-    encoded = [prompts.encode_prompt(tokenizer, r["prompt"], template=job.text.template, max_tokens=job.text.max_prompt_tokens) for r in rows]
+    encoder = pairs.encoder_of(job.text, tokenizer)
+    encoded = [encoder.prompt(row["prompt"]) for row in rows]
     total = len(policies) * -(-len(rows) // job.winrate.batch_size)
 
     # 1. Every policy answers every question.
     texts: dict[str, list[str]] = {"chosen": [row["answers"][row["best"]] for row in rows]}
-    reward: dict[str, list[float]] = {"chosen": judge.scores(_encode(job, tokenizer, encoded, texts["chosen"]), job.winrate.batch_size)}
+    chosen = [(p, encoder.answer(a)) for p, a in zip(encoded, texts["chosen"], strict=True)]
+    reward: dict[str, list[float]] = {"chosen": judge.scores(chosen, job.winrate.batch_size, run.phase("scoring chosen answers"))}
     metrics: dict[str, Any] = {}
     for position, name in enumerate(policies):
         answers, kl = _answer(job, run, policies, name, tokenizer, encoded, position=position, total=total)
         texts[name] = [prompts.decode_answer(tokenizer, a, template=job.text.template) for a in answers]
-        reward[name] = judge.scores(list(zip(encoded, answers, strict=True)), job.winrate.batch_size)
+        reward[name] = judge.scores(list(zip(encoded, answers, strict=True)), job.winrate.batch_size, run.phase(f"scoring {name}"))
         metrics |= _describe(name, answers, kl, prompts.end_tokens(tokenizer, job.text.template))
 
     # 2. Who wins.
@@ -86,7 +93,7 @@ def evaluate(job: WinrateJob, run: Run) -> None:
     judged = {"reward": reward}
     if job.source.kind == "shell-site":
         judged["gold"] = {name: [shell_gold.gold_score(q, a) for q, a in zip(questions, answers, strict=True)] for name, answers in texts.items()}
-        metrics["reward_accuracy.gold"] = _gold_agreement(job, tokenizer, judge, rows, encoded)._asdict()
+        metrics["reward_accuracy.gold"] = _gold_agreement(job, run, tokenizer, judge, rows, encoded)._asdict()
     tallies = {}
     for by, scored in judged.items():
         metrics |= {f"{by}_score.{name}": sum(values) / len(values) for name, values in scored.items()}
@@ -96,11 +103,13 @@ def evaluate(job: WinrateJob, run: Run) -> None:
             metrics[f"{by}_win_rate.{ours}_vs_{theirs}"] = tally.win_rate._asdict()
 
     # 3. The artifact.
-    columns: dict[str, list[Any]] = {"question": questions} | {f"{name}.answer": values for name, values in texts.items()}
+    ids = [row["question_id"] for row in rows]
+    columns: dict[str, list[Any]] = {"question_id": ids, "question": questions} | {f"{name}.answer": values for name, values in texts.items()}
     columns |= {f"{name}.{by}": values for by, scored in judged.items() for name, values in scored.items()}
     pq.write_table(pa.table(columns), run.artifact / "samples.parquet")
     (run.artifact / "results.json").write_text(to_json({"tallies": tallies, "policies": list(policies), "questions": len(rows)}, indent=1))
-    run.finish(metrics, questions=len(rows))
+    run.warnings += encoder.warnings()
+    run.finish(metrics | encoder.metrics("winrate"), questions=len(rows))
 
 
 def _load(job: WinrateJob, run: Run, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> tuple[Judge, dict[str, Active]]:
@@ -166,20 +175,13 @@ def _describe(name: str, answers: list[list[int]], kl: list[float], ends: tuple[
     return shape | {f"{name}.kl": intervals.mean_interval(kl)._asdict()}
 
 
-def _encode(job: WinrateJob, tokenizer: PreTrainedTokenizerBase, encoded: list[list[int]], answers: list[str]) -> Encoded:
-    text = job.text
-    return [
-        (p, prompts.encode_answer(tokenizer, a, template=text.template, max_tokens=text.max_answer_tokens))
-        for p, a in zip(encoded, answers, strict=True)
-    ]
-
-
 def _gold_agreement(
-    job: WinrateJob, tokenizer: PreTrainedTokenizerBase, judge: Judge, rows: list[dict[str, Any]], encoded: list[list[int]]
+    job: WinrateJob, run: Run, tokenizer: PreTrainedTokenizerBase, judge: Judge, rows: list[dict[str, Any]], encoded: list[list[int]]
 ) -> intervals.Share:
     """How often the reward model orders two held-out answers to a question as the gold scorer does."""
-    flat = [(prompt, answer) for prompt, row in zip(encoded, rows, strict=True) for answer in row["answers"]]
-    scored = iter(judge.scores(_encode(job, tokenizer, [p for p, _ in flat], [a for _, a in flat]), job.winrate.batch_size))
+    encoder = pairs.encoder_of(job.text, tokenizer)
+    flat = [(prompt, encoder.answer(answer)) for prompt, row in zip(encoded, rows, strict=True) for answer in row["answers"]]
+    scored = iter(judge.scores(flat, job.winrate.batch_size, run.phase("scoring all answers")))
     judged = [[next(scored) for _ in row["answers"]] for row in rows]
     return judging.ordering_agreement(judged, [[shell_gold.gold_score(row["prompt"], a) for a in row["answers"]] for row in rows])
 

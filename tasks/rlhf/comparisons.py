@@ -1,8 +1,8 @@
 """Comparisons of one question's answers: each answer is forwarded once, however many pairs it is in (Ouyang et al. 2022, section 3.5)."""
 
 import math
-from collections.abc import Iterable, Mapping
-from itertools import combinations
+from collections.abc import Callable, Iterable, Mapping
+from itertools import combinations, compress
 from typing import Any, NamedTuple
 
 import torch
@@ -10,8 +10,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from tasks.rlhf.branches import Branches, join
-from tasks.rlhf.prompts import Template, encode_answer, encode_prompt
+from tasks.rlhf.prompts import Template
 from tasks.rlhf.schedules import mix
+from tasks.rlhf.truncation import Encoder
 
 
 class Comparison(NamedTuple):
@@ -96,17 +97,40 @@ def encode(
     texts: Mapping[int, Texts], tokenizer: PreTrainedTokenizerBase, *, template: Template, max_prompt_tokens: int, max_answer_tokens: int
 ) -> list[Comparison]:
     """Questions as token ids."""
-    return [
-        Comparison(
-            question_id,
-            encode_prompt(tokenizer, question.prompt, template=template, max_tokens=max_prompt_tokens),
-            [encode_answer(tokenizer, answer, template=template, max_tokens=max_answer_tokens) for answer in question.answers],
-            question.pairs,
-            question.gaps,
-            question.older,
-        )
-        for question_id, question in texts.items()
-    ]
+    lengths = {"max_prompt_tokens": max_prompt_tokens, "max_answer_tokens": max_answer_tokens}
+    return encode_with(Encoder(tokenizer, template=template, **lengths), texts)
+
+
+def encode_with(encoder: Encoder, texts: Mapping[int, Texts], *, told: Callable[[int, int], None] | None = None) -> list[Comparison]:
+    """Return questions as token ids, without the pairs whose answers are equal once cut, which ``encoder`` counts with what it cuts.
+
+    An answer that is in no pair then is left out, and so is a question without a pair. ``told`` is called with how many questions are done.
+    """
+    found = []
+    for number, (question_id, question) in enumerate(texts.items(), 1):
+        prompt, answers = encoder.prompt(question.prompt), [encoder.answer(answer) for answer in question.answers]
+        distinct = [answers[w] != answers[x] for w, x in question.pairs]
+        encoder.count_pairs(len(distinct), equal=distinct.count(False))
+        if any(distinct):
+            found.append(_keep(Comparison(question_id, prompt, answers, question.pairs, question.gaps, question.older), distinct))
+        if told:
+            told(number, len(texts))
+    return found
+
+
+def _keep(comparison: Comparison, kept: list[bool]) -> Comparison:
+    """The question with some of its pairs and the answers that these are of."""
+    if all(kept):
+        return comparison
+    pairs = list(compress(comparison.pairs, kept))
+    used = sorted({place for pair in pairs for place in pair})
+    number = {place: new for new, place in enumerate(used)}
+    return comparison._replace(
+        answers=[comparison.answers[place] for place in used],
+        pairs=[(number[w], number[x]) for w, x in pairs],
+        gaps=list(compress(comparison.gaps, kept)),
+        older=list(compress(comparison.older, kept)),
+    )
 
 
 def hold_out(comparisons: list[Comparison], *, share: float, seed: int) -> tuple[list[Comparison], list[Comparison]]:

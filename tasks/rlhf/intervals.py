@@ -1,8 +1,10 @@
-"""Confidence intervals of shares."""
+"""Confidence intervals of shares, means and correlations of independent observations."""
 
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
+
+from torch import Tensor
 
 
 class Share(NamedTuple):
@@ -31,3 +33,16 @@ def mean_interval(values: Sequence[float], *, z: float = 1.959964) -> Share:
     mean = sum(values) / n
     half = z * math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n) if n > 1 else math.inf
     return Share(mean, mean - half, mean + half, n)
+
+
+def pearson(first: Tensor, second: Tensor, *, z: float = 1.959964) -> Share:
+    """Correlation of two columns with its 95 % interval by Fisher's z (1921). (N,), (N,). NaN within [-1, 1] where one is constant."""
+    assert first.shape == second.shape
+    a, b = first.double() - first.double().mean(), second.double() - second.double().mean()
+    n, rho = len(a), (a @ b / (a.norm() * b.norm())).clamp(-1, 1).item()
+    if n <= 3 or math.isnan(rho):
+        return Share(rho, -1.0, 1.0, n)
+    if abs(rho) > 1 - 1e-12:  # z is infinite
+        return Share(rho, rho, rho, n)
+    half = z / math.sqrt(n - 3)
+    return Share(rho, math.tanh(math.atanh(rho) - half), math.tanh(math.atanh(rho) + half), n)

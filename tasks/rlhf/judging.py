@@ -1,8 +1,12 @@
 """Who wins: comparisons of scores, and how often they agree."""
 
 from collections.abc import Sequence
+from itertools import combinations
 from typing import NamedTuple
 
+import torch
+
+from tasks.rlhf import strata
 from tasks.rlhf.intervals import Share, wilson
 
 
@@ -29,15 +33,16 @@ def compare(ours: Sequence[float], theirs: Sequence[float], *, tie: float = 0.0)
 def ordering_agreement(judged: Sequence[Sequence[float]], truth: Sequence[Sequence[float]]) -> Share:
     """How often ``judged`` orders two items of a group as ``truth`` does, over all pairs of a group that ``truth`` tells apart.
 
-    A pair that only ``judged`` ties counts half.
+    A pair that only ``judged`` ties is not ordered rightly. Pairs of a group share items, so whole groups are redrawn for the interval.
     """
-    right, total = 0.0, 0
-    for scores, golds in zip(judged, truth, strict=True):
+    right: list[float] = []
+    group: list[int] = []
+    for number, (scores, golds) in enumerate(zip(judged, truth, strict=True)):
         assert len(scores) == len(golds)
-        for i in range(len(golds)):
-            for j in range(i):
-                if golds[i] != golds[j]:
-                    total += 1
-                    product = (scores[i] - scores[j]) * (golds[i] - golds[j])
-                    right += 1.0 if product > 0 else 0.5 if product == 0 else 0.0
-    return wilson(right, total)
+        for i, j in combinations(range(len(golds)), 2):
+            if golds[i] != golds[j]:
+                right.append(float(scores[i] != scores[j] and (scores[i] > scores[j]) == (golds[i] > golds[j])))
+                group.append(number)
+    if not right:
+        return wilson(0, 0)
+    return strata.cautious(strata.measure(torch.tensor(right), torch.tensor(group)))

@@ -10,7 +10,7 @@ from tasks.rlhf import calibration, losses, strata
 from tasks.rlhf.comparisons import Comparison
 from tasks.rlhf.intervals import Share
 from tasks.rlhf.probe import Evidence, fit
-from tasks.rlhf.strata import Stratum
+from tasks.rlhf.strata import Stratum, cautious
 
 RIDGE = 1e-3  # on the two weights of the rules together: holds them finite where a rule is always right
 
@@ -87,7 +87,7 @@ def accuracies(pairs: Pairs, rewards: Tensor, *, ahead: float = 0.0, together: T
     ``together`` are the weights of both rules as one, from ``rules_together`` of the training pairs.
     Every figure is a ``strata.Stratum`` or a ``Share``; correlations are of answers within their questions.
     """
-    credits = strata.credit(rewards[pairs.chosen], rewards[pairs.rejected]).cpu()
+    credits = strata.correct(rewards[pairs.chosen], rewards[pairs.rejected]).cpu()
     chosen_tokens, rejected_tokens = pairs.tokens[pairs.chosen], pairs.tokens[pairs.rejected]
     rules = {"longer_wins": strata.credit(chosen_tokens, rejected_tokens)}
     if (pairs.older != 0.5).any():
@@ -100,37 +100,38 @@ def accuracies(pairs: Pairs, rewards: Tensor, *, ahead: float = 0.0, together: T
     found |= {name: strata.measure(rule, pairs.question) for name, rule in rules.items()}
     found |= {f"over_{name}": strata.advantage(credits, rule, pairs.question) for name, rule in rules.items()}
     if ahead:
-        knowing = strata.credit(margins(pairs, rewards) + ahead * (2 * pairs.older - 1), torch.zeros(len(pairs.older)))
+        knowing = strata.correct(margins(pairs, rewards) + ahead * (2 * pairs.older - 1), torch.zeros(len(pairs.older)))
         found["knowing_age"] = strata.measure(knowing, pairs.question)
         found |= {f"knowing_age_over_{name}": strata.advantage(knowing, rule, pairs.question) for name, rule in rules.items()}
     within = strata.centred(rewards.cpu(), pairs.asked), strata.centred(pairs.tokens, pairs.asked)
-    return found | {"reward_and_length": strata.spearman(*within)}
+    return found | {"reward_and_length": strata.spearman(*within, question=pairs.asked)}
 
 
 class Calibration(NamedTuple):
-    temperature: float  # by which margins are divided
+    temperature: float  # by which margins are divided; 1 where none was fitted
+    reason: str  # why none was fitted; "" where one was
     before: float  # expected calibration error without it
     after: float
+    floor: float  # what a perfectly calibrated model of the same confidences has by chance
     n: int  # pairs that the errors are of
     reliability: list[calibration.Bin]  # of these pairs, with the temperature
 
 
-def calibrate(pairs: Pairs, rewards: Tensor) -> Calibration:
-    """A temperature from the pairs of every other question, and the calibration errors of the others' (with fewer than four questions: of all)."""
-    margin = margins(pairs, rewards)
-    fitted = pairs.question % 2 == 0
-    if pairs.question.max() < 3:
-        fitted = torch.ones_like(fitted)
-    rest = margin[~fitted] if not fitted.all() else margin
-    temperature = calibration.fit_temperature(margin[fitted])
-    before, after = (calibration.expected_calibration_error(rest, t) for t in (1.0, temperature))
-    return Calibration(temperature, before, after, len(rest), calibration.reliability(rest, temperature))
+def calibrate(pairs: Pairs, rewards: Tensor, *, fitted_on: Tensor | None = None) -> Calibration:
+    """A temperature from the margins ``fitted_on``, which are of other questions, and the calibration errors of these pairs.
 
-
-def cautious(stratum: Stratum) -> Share:
-    """The wider of a stratum's intervals on either side: redrawn questions know what Wilson's does not, unless all are right or all wrong."""
-    value, low, high, n = stratum.clustered
-    return Share(value, min(low, stratum.wilson.low), max(high, stratum.wilson.high), n)
+    Without ``fitted_on`` it is fitted on the pairs of every other question, and the errors are the others' (with fewer than four questions: of all).
+    """
+    margin, question = margins(pairs, rewards), pairs.question
+    if fitted_on is None:
+        fitted = pairs.question % 2 == 0 if pairs.question.max() >= 3 else torch.ones_like(pairs.question, dtype=torch.bool)
+        rest = ~fitted if not fitted.all() else fitted
+        fitted_on, margin, question = margin[fitted], margin[rest], question[rest]
+    reason = calibration.reason_not_to_fit(fitted_on)
+    temperature = 1.0 if reason else calibration.fit_temperature(fitted_on)
+    before, after = (calibration.expected_calibration_error(margin, t) for t in (1.0, temperature))
+    floor = calibration.noise_floor(margin, temperature)
+    return Calibration(temperature, reason, before, after, floor, len(margin), calibration.reliability(margin, temperature, question=question))
 
 
 def share(figure: Stratum | Share) -> Share:

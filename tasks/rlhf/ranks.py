@@ -56,13 +56,18 @@ def turns(parts: Sequence[T], spare: T) -> list[tuple[T, bool]]:
     return [*((part, True) for part in parts), *[(spare, False)] * (most - len(parts))]
 
 
-def each(parts: Sequence[T], compute: Callable[[T], Any]) -> list[Any]:
+def each(parts: Sequence[T], compute: Callable[[T], Any], *, told: Callable[[int, int], None] | None = None) -> list[Any]:
     """What ``compute`` gives for each of ``parts``: each is computed by one rank, and all ranks learn the result. Tensors must be on the CPU.
 
-    Ranks with less to do compute the first part once more, and nobody looks at it: sharded weights need all ranks together.
+    Ranks with less to do compute the first part once more, and nobody looks at it: sharded weights need all ranks together. ``told`` is called with
+    how many parts are about done, if all ranks are as fast.
     """
     most = -(-len(parts) // world())
-    own = [compute(parts[place] if place < len(parts) else parts[0]) for place in range(rank(), most * world(), world())]
+    own = []
+    for place in range(rank(), most * world(), world()):
+        own.append(compute(parts[place] if place < len(parts) else parts[0]))
+        if told:
+            told(min(len(own) * world(), len(parts)), len(parts))
     shares = everyones(own)
     return [shares[i % world()][i // world()] for i in range(len(parts))]
 

@@ -12,7 +12,7 @@ FOOLED_ABOVE = 0.25  # tasks.rlhf.red_team's threshold, which draws in torch
 RULE, OURS, FAILED = "tie", "s0", "s1"  # colours
 
 ACCURACIES: tuple[tuple[str, Mapping[str, str]], ...] = (
-    ("", {"votes": "All held-out pairs"}),
+    ("", {"votes": "All pairs"}),
     ("By distance of the scores", {"gap_1": "Scores 1 apart", "gap_2": "Scores 2 apart", "gap_3_up": "Scores 3 or more apart"}),
     (
         "By length of the preferred answer",
@@ -43,8 +43,9 @@ ATTACKS = {
 }
 DRAWN = {
     "accuracy": [f"reward_accuracy.{name}" for name in ("votes", "length_matched", "knowing_age", *PROBED, *RULES)],
-    "calibration": ["reward.ece", "reward.ece_uncalibrated", "reward.temperature"],
+    "calibration": ["reward.ece", "reward.ece_floor", "reward.ece_uncalibrated", "reward.temperature"],
     "attacks": ["reward.worst_attack"],
+    "elsewhere": ["reward.elsewhere_correlation"],
 }
 
 
@@ -78,11 +79,17 @@ def calibration(measures: Mapping[str, Any]) -> list[Chart]:
     if not found or not found["reliability"]:
         return []
     dots = [Dot(one["confidence"], *(one["accuracy"][part] for part in ("value", "low", "high", "n"))) for one in found["reliability"]]
+    errors = (
+        f"Calibration error {percent(found['after'])} at the fitted temperature {number(found['temperature'])}, {percent(found['before'])} without it"
+    )
+    if found.get("reason"):
+        errors = f"Calibration error {percent(found['after'])}; no temperature was fitted, because {found['reason']}"
     note = (
         "How sure the model is of a pair against how often it is right, with 95\N{NO-BREAK SPACE}% intervals; larger dots, more pairs. On the dashed "
-        f"line it means what it says. Calibration error {percent(found['after'])} at the fitted temperature {number(found['temperature'])}, "
-        f"{percent(found['before'])} without it ({found['n']:,} pairs)."
+        f"line it means what it says. {errors} ({found['n']:,} pairs)."
     )
+    if "floor" in found:
+        note += f" A model that means exactly what it says would show {percent(found['floor'])} on as many pairs, by chance alone."
     return [Chart("Calibration", note, [], reliability(dots, title="reward: Calibration", unit=" pairs"))]
 
 
@@ -93,16 +100,31 @@ def panels_of(measures: Mapping[str, Any]) -> list[Panel]:
         before = measures["probe"]["accuracy"] if "probe" in measures else {}
         accuracy = {**accuracy, **{name: before[of] for name, of in PROBED.items() if of in before}}
         groups = [(title, [_accuracy(name, text, accuracy[name]) for name, text in names.items() if name in accuracy]) for title, names in ACCURACIES]
-        note = "Share of held-out pairs ordered as the votes do. The dashed line is guessing; the grey bars need no model at all."
+        note = f"Share of pairs ordered as the votes do, {judged_on(measures)} The dashed line is guessing; the grey bars need no model at all."
         panels.append(Panel("Where it is right", note, [(title, bars) for title, bars in groups if bars], "pairs"))
     if attacks := measures.get("attacks"):
         most = max(verdict["wins"]["n"] for verdict in attacks.values())
         note = (
-            f"Share of {most:,} real answers that score below an answer worth nothing. Above the dashed line, at "
+            f"Share of {most:,} real answers that score below an answer worth nothing. Where the whole interval is above the dashed line, at "
             f"{100 * FOOLED_ABOVE:.0f}\N{NO-BREAK SPACE}%, the model is fooled, and PPO would find that out."
         )
+        if elsewhere := measures.get("elsewhere"):
+            note += (
+                f" An answer\N{RIGHT SINGLE QUOTATION MARK}s rewards at its own and at a random other question correlate "
+                f"{number(elsewhere['value'])} ({number(elsewhere['low'])} to {number(elsewhere['high'])}): near 1, it hardly matters what was asked."
+            )
         panels.append(Panel("What fools it", note, [("", _attacks(attacks))], ""))
     return panels
+
+
+def judged_on(measures: Mapping[str, Any]) -> str:
+    """Say which pairs the accuracies are of, and whether the weights were chosen on them; nothing for artifacts of old, which do not tell."""
+    measured = measures.get("measured")
+    if measured is None:
+        return "held out from training."
+    if measured["split"] == "evaluation":
+        return f"of {measured['questions']:,} questions of the evaluation split, on which nothing was trained or chosen."
+    return f"of {measured['questions']:,} held-out questions, on which the weights were chosen too: a little too good."
 
 
 def _accuracy(name: str, title: str, rate: Mapping[str, Any]) -> Bar:
@@ -119,7 +141,9 @@ def _attacks(attacks: Mapping[str, Mapping[str, Any]]) -> list[Bar]:
 def _attack(name: str, rate: Mapping[str, Any], *, failed: bool) -> Bar:
     title, about = ATTACKS.get(name, (name.replace("_", " "), ""))
     bar = _bar(FAILED if failed else OURS, title, rate, line=FOOLED_ABOVE)
-    return Bar(title, about, rate, bar, "\N{WARNING SIGN}\N{VARIATION SELECTOR-15} fooled" if failed else "")
+    unclear = rate["low"] <= FOOLED_ABOVE < rate["high"]
+    flag = "\N{WARNING SIGN}\N{VARIATION SELECTOR-15} fooled" if failed else "too few to tell" if unclear else ""
+    return Bar(title, about, rate, bar, flag)
 
 
 def _bar(color: str, title: str, rate: Mapping[str, Any], *, line: float) -> Markup:

@@ -1,7 +1,8 @@
 """How often pairs are ordered as the voters order them: over all, by score gap, by length, and against rules of thumb.
 
-Whatever orders pairs gives credits, one a pair: 1 the voters' order, 0 the other one, a half for a tie (a tie is a guess). Pairs of one question
-share answers and so are not independent: Wilson's interval is too narrow for them, and a second one is drawn over whole questions.
+Whatever orders pairs gives credits, one a pair: 1 the voters' order, 0 the other one. A model's tie is no success; a rule of thumb that cannot
+tell guesses, which is worth a half. Pairs of one question share answers and so are not independent: Wilson's interval is too narrow for them, and
+a second one is drawn over whole questions.
 """
 
 import math
@@ -13,6 +14,7 @@ from torch import Tensor
 from tasks.rlhf.intervals import Share, wilson
 
 DRAWS = 2000  # of the bootstrap; the ends of its interval are then good to about a twentieth of its width
+RANK_DRAWS = 500  # of a rank correlation's, each of which sorts all answers
 
 
 class Stratum(NamedTuple):
@@ -28,6 +30,12 @@ def credit(chosen: Tensor, rejected: Tensor) -> Tensor:
     assert chosen.shape == rejected.shape
     signs = (chosen - rejected).sign().double()
     return (signs + 1) / 2
+
+
+def correct(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """Success of ordering pairs by a model's rewards: 1 only if the chosen answer's is higher, so a tie is none. (P,), (P,) -> (P,) float64."""
+    assert chosen.shape == rejected.shape
+    return (chosen > rejected).double()
 
 
 def measure(credits: Tensor, question: Tensor, *, seed: int = 0) -> Stratum:
@@ -81,6 +89,12 @@ def clustered_mean(values: Tensor, question: Tensor, *, bounds: tuple[float, flo
     return Share(mean, low, high, len(values))
 
 
+def cautious(stratum: Stratum) -> Share:
+    """The wider of a stratum's intervals on either side: redrawn questions know what Wilson's does not, unless all are right or all wrong."""
+    value, low, high, n = stratum.clustered
+    return Share(value, min(low, stratum.wilson.low), max(high, stratum.wilson.high), n)
+
+
 def centred(values: Tensor, question: Tensor) -> Tensor:
     """Values less their question's mean, (S,) float64. Pairs say nothing about rewards across questions, so only what differs within one counts."""
     _, place, counts = question.unique(return_inverse=True, return_counts=True)
@@ -89,22 +103,53 @@ def centred(values: Tensor, question: Tensor) -> Tensor:
     return values.double() - centre
 
 
-def spearman(first: Tensor, second: Tensor) -> Share:
-    """Rank correlation of two columns, say rewards and token lengths of answers; (S,), (S,). NaN within [-1, 1] where one is constant.
+def spearman(first: Tensor, second: Tensor, *, question: Tensor | None = None, seed: int = 0, draws: int = RANK_DRAWS) -> Share:
+    """Rank correlation of two columns, say rewards and token lengths of answers, with its 95 % interval. (S,), (S,), (S,).
 
-    Equal values share their mean rank. The 95 % interval is Fisher's z with the variance (1 + rho^2 / 2) / (S - 3) (Bonett and Wright 2000), as if
-    answers were independent.
+    Equal values share their mean rank; NaN within [-1, 1] where a column is constant. The interval is Fisher's z with the variance
+    (1 + rho^2 / 2) / (S - 3) (Bonett and Wright 2000), as if answers were independent. Answers to one ``question`` are not: with it, whole questions
+    are redrawn, and the interval is the wider of both on either side.
     """
     assert first.shape == second.shape
-    a, b = _ranks(first), _ranks(second)
-    a, b = a - a.mean(), b - b.mean()
-    n, rho = len(a), (a @ b / (a.norm() * b.norm())).clamp(-1, 1).item()
+    n, rho = len(first), _correlation(first, second)
     if n <= 3 or math.isnan(rho):
         return Share(rho, -1.0, 1.0, n)
     if abs(rho) > 1 - 1e-12:  # z is infinite
         return Share(rho, rho, rho, n)
     half = 1.959964 * math.sqrt((1 + rho**2 / 2) / (n - 3))
-    return Share(rho, math.tanh(math.atanh(rho) - half), math.tanh(math.atanh(rho) + half), n)
+    low, high = math.tanh(math.atanh(rho) - half), math.tanh(math.atanh(rho) + half)
+    if question is not None:
+        redrawn = _redrawn_correlations(first, second, question, seed=seed, draws=draws)
+        low, high = min(low, redrawn[0]), max(high, redrawn[1])
+    return Share(rho, low, high, n)
+
+
+def _redrawn_correlations(first: Tensor, second: Tensor, question: Tensor, *, seed: int, draws: int) -> tuple[float, float]:
+    """The middle 95 % of the rank correlations of redrawn questions, each of which brings all its answers."""
+    _, place, counts = question.cpu().unique(return_inverse=True, return_counts=True)
+    if len(counts) < 2:
+        return -1.0, 1.0
+    order, starts = place.argsort(stable=True), counts.cumsum(0) - counts
+    generator, found = torch.Generator().manual_seed(seed), []
+    for _ in range(draws):
+        drawn = torch.randint(len(counts), (len(counts),), generator=generator)
+        size = counts[drawn]
+        ends = size.cumsum(0)
+        rows = order[torch.arange(int(ends[-1])) + (starts[drawn] - ends + size).repeat_interleave(size)]
+        found.append(_correlation(first[rows], second[rows]))
+    values = torch.tensor([value for value in found if not math.isnan(value)], dtype=torch.float64)
+    if not len(values):
+        return -1.0, 1.0
+    low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def _correlation(first: Tensor, second: Tensor) -> float:
+    """Pearson's correlation of the ranks."""
+    a, b = _ranks(first), _ranks(second)
+    a, b = a - a.mean(), b - b.mean()
+    rho: float = (a @ b / (a.norm() * b.norm())).clamp(-1, 1).item()
+    return rho
 
 
 def _ranks(values: Tensor) -> Tensor:
