@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from test_corpora import as_rows, asked, message, prepared, table
 
+from flows.values import read_argument
 from tasks import corpus, hub
 from tasks.programs.config import InputError
 from tasks.programs.source import HhRlhf, OwnRows
@@ -587,6 +588,15 @@ def test_columns_of_many_names_do_not_fill_the_card(tmp_path: Path) -> None:
     assert len(card["unread_columns"]) == 100
     assert card["unread_columns"]["kind"] == 1200
     assert all(name == "kind" or (len(name) == 40 and name.startswith("�column 0")) for name in card["unread_columns"])
+
+
+@pytest.mark.parametrize(
+    ("typed", "names"), [("labels", ("labels",)), ("[labels, a b]", ("labels", "a b")), ("", ()), ('["x,y"]', ("x,y",)), ("[]", ())]
+)
+def test_columns_are_named_on_the_command_line_as_one_types_them(typed: str, names: tuple[str, ...]) -> None:
+    for setting in ("ignored", "context"):
+        source = OwnRows.model_validate({"path": "x", setting: read_argument(f"source.{setting}", typed)})
+        assert getattr(source, setting) == names
 
 
 def test_a_column_that_no_row_has_is_warned_of(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Where questions and answers come from: the settings of every kind of source, one class each."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tasks.programs.settings import Settings, as_choice
 
@@ -81,6 +81,12 @@ class OwnRows(HubSource):
     system: str = Field("system", min_length=1, description="Column of a system message, put before the prompt.")
     context: tuple[str, ...] = Field(("input", "context"), description="Columns of texts that belong to the prompt, put after it.")
     ignored: tuple[str, ...] = Field((), description="Columns that are left unread although their names say that they judge an answer.")
+
+    @field_validator("context", "ignored", mode="before")
+    @classmethod
+    def _one_name(cls, value: Any) -> Any:
+        """One name stands for a list of it: --set source.ignored=labels."""
+        return ((value,) if value else ()) if isinstance(value, str) else value
 
 
 Source = Annotated[
