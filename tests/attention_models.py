@@ -63,10 +63,17 @@ def config(kind: str) -> PretrainedConfig:
     return CONFIGS[kind]()
 
 
-def model(kind: str, *, seed: int = 0, loud: float = 3.0) -> PreTrainedModel:
+def model(
+    kind: str, *, seed: int = 0, loud: float = 3.0, window: int = WINDOW, context: int = CONTEXT
+) -> PreTrainedModel:
     """A random model of width 32 and 2 layers, frozen, in eval mode; ``loud`` weights make attention matter."""
     torch.manual_seed(seed)
-    made: PreTrainedModel = hf.AutoModelForCausalLM.from_config(config(kind))
+    settings = config(kind)
+    if window != WINDOW:
+        settings.sliding_window = window
+    if context != CONTEXT:
+        settings.max_position_embeddings = context
+    made: PreTrainedModel = hf.AutoModelForCausalLM.from_config(settings)
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.dim() > 1:

@@ -7,13 +7,18 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import attention_models
 import pyarrow.parquet as pq
 import pytest
+import tiny
 
 from tasks.programs.config import DataJob, InputError
 from tasks.programs.data import prepare
 from tasks.programs.entry import Run
+from tasks.rlhf import attention_masks, layout_checks
+from tasks.rlhf.comparisons import Comparison
 from tasks.rlhf.markdown import to_markdown
+from tasks.rlhf.packing import Document, pack
 from tasks.rlhf.posts import Post, read_posts
 from tasks.rlhf.quarantine import Quarantine
 from tasks.rlhf.stack_exchange import author_of
@@ -181,3 +186,18 @@ def test_a_word_for_nothing_is_nothing(name: str) -> None:
     assert sum(post.accepted > 0 for post in posts.values()) > 0
     assert {author_of(post, "a.example") for post in posts.values() if not post.author_id} == {""}
     assert not any(name in field for post in posts.values() for field in post if isinstance(field, str))
+
+
+@pytest.mark.parametrize("kind", ["mistral", "gemma3"])
+def test_window_packed_and_shared_texts_keep_a_window_of_96(kind: str) -> None:
+    lines = (CASES / "window" / "own.jsonl").read_text().splitlines()
+    rows = sorted(map(json.loads, lines), key=lambda row: len(row["prompt"]))[::12]  # from the shortest to the longest
+    tokenizer, model = tiny.tokenizer(), attention_models.model(kind, window=96, context=1024)
+    texts = [[tokenizer(row[name])["input_ids"] for name in ("prompt", "chosen", "rejected")] for row in rows]
+    documents = [Document(prompt + chosen, [True] * len(prompt + chosen)) for prompt, chosen, _ in texts]
+    assert min(len(d.ids) for d in documents) < 96 < max(len(d.ids) for d in documents)
+    blocks = pack(documents, block_tokens=1024, pad_id=tiny.PAD)
+    questions = [Comparison(i, p, [c, r], [(0, 1)], [1.0], [None]) for i, (p, c, r) in enumerate(texts)]
+    for gap in (layout_checks.packing_gap(model, blocks), layout_checks.sharing_gap(model, questions, pad_id=tiny.PAD)):
+        assert gap.nats < 1e-5  # 0.01 to 0.2 without the window
+    assert not attention_masks.are_texts_apart(model)
