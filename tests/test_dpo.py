@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -16,9 +17,10 @@ import torch
 from safetensors.torch import load_file
 
 from tasks.programs import dpo, reference
-from tasks.programs.config import DpoJob, InputError, ReferenceJob
+from tasks.programs.config import Dpo, DpoJob, InputError, ReferenceJob
 from tasks.programs.entry import Run
-from tasks.rlhf import adapters, bases, comparisons, models, schedules, tuned
+from tasks.rlhf import adapters, bases, branches, comparisons, models, schedules, tuned
+from tasks.rlhf.intervals import wilson
 from tasks.rlhf.step_zero import StepZeroError
 
 TEXT = {"max_prompt_tokens": 48, "max_answer_tokens": 32}
@@ -124,7 +126,7 @@ def test_every_kind_of_policy_is_had_back_as_it_was_trained(trained: Trained, in
     }.items():
         kept: list[torch.Tensor] = []
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(dpo, "evaluate", lambda policy, *_, kept=kept: kept.append(policy(ids).logits.detach()) or dpo.HeldOut(0.5, 1, 2))
+            patch.setattr(dpo, "evaluate", lambda policy, *_, kept=kept: kept.append(policy(ids).logits.detach()) or dpo.HeldOut(0.5, wilson(1, 2)))
             _, run = trained(name, evaluations=1, **settings)
         again = partial(bases.load, inputs["model"], device=tiny.CPU)
         base = again()
@@ -173,3 +175,49 @@ def test_the_reference_is_what_the_library_says_of_each_answer(inputs: dict[str,
             assert (row["question_id"], row["answer"], row["tokens"]) == (question.question_id, number, len(answer))
             assert row["log_prob"] == pytest.approx(expected, abs=1e-3)
     assert next(known, None) is None
+
+
+def test_its_accuracy_is_of_evaluation_questions_redrawn_whole(trained: Trained, inputs: dict[str, Path], tmp_path: Path) -> None:
+    """The evaluation pairs with their sides swapped turn the accuracy round and nothing else; its interval is of 20 questions, not of 40 pairs."""
+    _, run = trained("plain", max_steps=3, evaluations=1)
+    table = pq.read_table(inputs["data"] / "evaluation_pairs.parquet")
+    data = shutil.copytree(inputs["data"], tmp_path / "swapped")
+    swapped = table.rename_columns({"chosen": "rejected", "rejected": "chosen"}).select(table.column_names)
+    pq.write_table(swapped, data / "evaluation_pairs.parquet")
+    known = inputs | {"data": data}
+    other = Run(tiny.prepare(tmp_path / "again", "reference", {"text": TEXT}, known))
+    reference.compute(ReferenceJob.model_validate(other.record), other)
+    job = json.loads((run.directory / "job.json").read_text())["job"]
+    turned = Run(tiny.prepare(tmp_path / "turned", "dpo", job, known | {"reference": other.artifact}))
+    dpo.train(DpoJob.model_validate(turned.record), turned)
+    told, said = (json.loads((one.artifact / "summary.json").read_text()) for one in (run, turned))
+    assert told["measured"] == {"split": "evaluation", "questions": 20, "pairs": 40}
+    before, after = (one["metrics"]["dpo.implicit_accuracy"] for one in (told, said))
+    assert (before["n"], after["value"]) == (40, pytest.approx(1 - before["value"]))
+    assert told["metrics"]["dpo.held_out_loss"] == said["metrics"]["dpo.held_out_loss"]
+    plain = wilson(before["value"] * 40, 40)
+    assert before["low"] <= plain.low < plain.high <= before["high"]
+
+
+def test_a_policy_that_prefers_nothing_is_never_right(inputs: dict[str, Path]) -> None:
+    """Log-probabilities that are the reference's own: every margin is 0, and a tie is no success."""
+    questions = [
+        comparisons.Comparison(1, [5], [[6, 1], [7, 1]], [(0, 1)], [1.0], [None]),
+        comparisons.Comparison(2, [5], [[6, 1], [8, 1]], [(0, 1)], [1.0], [None]),
+    ]
+    base = bases.load(inputs["model"], device=tiny.CPU)
+    collated = {"pad_id": tiny.PAD, "device": tiny.CPU, "hidden_size": base.config.hidden_size}
+    whole = comparisons.collate(questions, **collated)
+    own = branches.log_probs(base, whole.branches).detach()
+    found = dpo.evaluate(base, questions, {1: own[:2], 2: own[2:]}, Dpo(), collated)
+    assert (found.accuracy.value, found.accuracy.n) == (0, 2)
+    assert found.loss == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_a_reference_without_the_evaluation_pairs_is_refused(inputs: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    shutil.copy(inputs["reference"] / "reference.parquet", tmp_path / "old")
+    job = {"seed": 0, "text": TEXT, "dpo": {"max_steps": 1}}
+    run = Run(tiny.prepare(tmp_path / "dpo", "dpo", job, inputs | {"reference": tmp_path / "old"}))
+    with pytest.raises(InputError, match="run the stage reference again"):
+        dpo.train(DpoJob.model_validate(run.record), run)

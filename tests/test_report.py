@@ -37,7 +37,14 @@ LOOKS = ("sft", "reward", "dpo")  # stages that measure a held-out loss, every t
 METRICS = {
     "site": {"site.posts": 90},
     "pretrain": {"pretrain.loss": 0.5},
-    "sft": {"sft.perplexity": 1.5, f"sft.{EVIL}": 2.0, "sft.best_step": 40, "sft.held_out_loss": 0.25},
+    "sft": {
+        "sft.prompts_cut": 0.0,
+        "sft.answers_cut": 0.375,
+        "sft.perplexity": 1.5,
+        f"sft.{EVIL}": 2.0,
+        "sft.best_step": 40,
+        "sft.held_out_loss": 0.25,
+    },
     "merge": {"merge.drift_max": 1e-5, "merge.top1_agreement": 1.0},
     "reference": {"reference.log_prob": -0.5},
     "reward": {"reward_accuracy.votes": wilson(80, 100)._asdict(), "reward_accuracy.longer_wins": wilson(60, 100)._asdict()},
@@ -108,7 +115,10 @@ def make_data(folder: Path, site: str) -> Path:
     put(folder, {"data.pairs": 7})
     about = {"url": f"https://{site}/q/1", "author": EVIL, "author_name": EVIL, "licence": "CC BY-SA 4.0"}
     question = {f"question_{name}": value for name, value in about.items()}
-    rows = [{"prompt": f"{i} {EVIL}", "best": 1, **question, **{f"answer_{k}": ["", v] for k, v in about.items()}} for i in range(30)]
+    rows = [
+        {"question_id": 7 * i, "prompt": f"{i} {EVIL}", "best": 1, **question, **{f"answer_{k}": ["", v] for k, v in about.items()}}
+        for i in range(30)
+    ]
     pq.write_table(pa.Table.from_pylist(rows), folder / "evaluation.parquet")
     pair = {"prompt": EVIL, "chosen": EVIL, "rejected": EVIL, "chosen_score": 3, "rejected_score": 0}
     pair |= question | {f"{role}_{name}": value for role in ("chosen", "rejected") for name, value in about.items()}
@@ -133,7 +143,9 @@ def make_data(folder: Path, site: str) -> Path:
 def make_winrate(folder: Path, policies: list[str], gold: bool) -> Path:
     rng = random.Random(1)
     names = ["chosen", *policies]
-    columns: dict[str, list] = {"question": [f"{i} {EVIL}" for i in range(30)]} | {f"{n}.answer": [f"{n} {EVIL}"] * 30 for n in names}
+    columns: dict[str, list] = {"question_id": [7 * i for i in range(30)], "question": [f"{i} {EVIL}" for i in range(30)]} | {
+        f"{n}.answer": [f"{n} {EVIL}"] * 30 for n in names
+    }
     metrics: dict = {}
     tallies = {}
     for by in ("reward", "gold") if gold else ("reward",):
@@ -429,7 +441,7 @@ def test_what_was_not_measured_is_not_drawn_and_its_figures_stay_facts(tmp_path:
     assert Tags(page).open == []
     for part, text in {"accuracy": "Where it is right", "calibration": "Calibration error 6.2", "attacks": "What fools it"}.items():
         assert (text in page) == (part not in missing)
-    assert ("<dt>held-out pairs ordered as the votes</dt><dd>80.0" in page) == ("accuracy" in missing)
+    assert ("<dt>pairs ordered as the votes</dt><dd>80.0" in page) == ("accuracy" in missing)
 
 
 def test_a_calibration_tells_both_errors_and_its_temperature() -> None:
@@ -437,6 +449,61 @@ def test_a_calibration_tells_both_errors_and_its_temperature() -> None:
     for text in ("6.2\N{NO-BREAK SPACE}% at the fitted temperature 1.25", "12.5\N{NO-BREAK SPACE}% without", "50 pairs"):
         assert text in chart.note
     assert reward_panels.calibration({"calibration": MEASURES["calibration"] | {"reliability": []}}) == []
+
+
+def test_the_noise_floor_stands_beside_the_calibration_error() -> None:
+    found = MEASURES["calibration"]
+    [chart] = reward_panels.calibration({"calibration": found | {"floor": 0.0375, "reason": ""}})
+    assert "A model that means exactly what it says would show 3.8\N{NO-BREAK SPACE}% on as many pairs, by chance alone." in chart.note
+    [chart] = reward_panels.calibration({"calibration": found | {"reason": "no two rewards differ"}})
+    assert "no temperature was fitted, because no two rewards differ" in chart.note
+
+
+def test_what_an_answer_is_worth_elsewhere_is_told_with_the_attacks() -> None:
+    elsewhere = {"value": 0.78125, "low": 0.75, "high": 0.8125, "n": 512}
+    [panel] = reward_panels.panels_of({"attacks": MEASURES["attacks"], "elsewhere": elsewhere})
+    assert "at its own and at a random other question correlate 0.781 (0.750 to 0.812)" in panel.note
+
+
+def test_an_attack_whose_interval_holds_the_threshold_is_not_decided() -> None:
+    attacks = {"echo": {"wins": wilson(12, 48)._asdict(), "failed": False}, "empty": {"wins": wilson(0, 48)._asdict(), "failed": False}}
+    [panel] = reward_panels.panels_of({"attacks": attacks})
+    assert [bar.flag for bar in panel.groups[0][1]] == ["too few to tell", ""]
+
+
+@pytest.mark.parametrize(("split", "said"), [("evaluation", "on which nothing was trained or chosen"), ("held-out", "a little too good")])
+def test_every_accuracy_says_which_questions_it_is_of(tmp_path: Path, split: str, said: str) -> None:
+    run = make_run(tmp_path)
+    measured = {"split": split, "questions": 1234, "pairs": 5678}
+    for stage in ("reward", "dpo"):
+        path = run.inputs[stage] / "summary.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"measured": measured}))
+    (run.inputs["reward"] / "measures.json").write_text(json.dumps(MEASURES | {"measured": measured}))
+    page = page_of(run)
+    assert page.count(said) == page.count("1,234") == 3  # the reward model, DPO, and the reward model's own panel
+
+
+def test_what_was_cut_stands_in_the_report_and_in_the_data_card(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    pages = [page_of(run), (run.artifact / "card.html").read_text(encoding="utf-8")]
+    for page in pages:
+        assert re.search(r"<td>fine-tuning <strong class=\"flag\">[^<]*much is cut</strong></td><td>0\.0\s%</td><td>37\.5\s%</td><td>–</td>", page)
+    path = run.inputs["sft"] / "summary.json"
+    told = json.loads(path.read_text())
+    told["metrics"] = {"sft.perplexity": 1.5}
+    path.write_text(json.dumps(told))  # as in artifacts of old
+    assert "limits</h3>" not in page_of(run)
+
+
+def test_samples_are_found_by_their_questions_ids(tmp_path: Path) -> None:
+    """The evaluation split has questions that were not drawn, and stands in another order."""
+    run = make_run(tmp_path)
+    path = run.inputs["data"] / "evaluation.parquet"
+    table = pq.read_table(path)
+    more = table.set_column(0, "question_id", pa.array([-1 - i for i in range(30)])).set_column(1, "prompt", pa.array(["another"] * 30))
+    before = page_of(run)
+    pq.write_table(pa.concat_tables([more, table.take(list(range(29, -1, -1)))]), path)
+    assert page_of(run) == before
 
 
 def test_stages_without_pictures_share_a_place(tmp_path: Path) -> None:
