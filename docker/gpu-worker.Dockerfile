@@ -15,6 +15,14 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates python3 \
     && rm -rf /var/lib/apt/lists/*
 
+# The names of the libraries alone, so that the layer below that installs them stays while nothing else in pyproject.toml changes but them. The package
+# itself cannot be installed for that: it is not built without all the files that pyproject.toml names.
+FROM base AS requirements
+WORKDIR /src
+COPY pyproject.toml ./
+RUN python3 -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; extras = project['optional-dependencies']; \
+        print(*project['dependencies'], *extras['train'], *extras['gpu'], sep='\n')" > requirements.txt
+
 FROM base AS build
 # hadolint ignore=DL3008
 RUN apt-get update \
@@ -26,12 +34,14 @@ WORKDIR /src
 # another build of torch: --build-arg PIP_EXTRA_INDEX_URL=...
 ARG PIP_EXTRA_INDEX_URL=""
 # the libraries before alignflow's own code: their layer, some gigabytes, stays while only that changes
-COPY pyproject.toml constraints.txt README.md ./
-RUN pip install --constraint constraints.txt ".[train,gpu]"
+COPY --from=requirements /src/requirements.txt ./
+COPY constraints.txt ./
+RUN pip install --constraint constraints.txt --requirement requirements.txt
+COPY pyproject.toml README.md ./
 COPY deployments deployments
 COPY flows flows
 COPY tasks tasks
-RUN pip install --constraint constraints.txt --no-deps --force-reinstall .
+RUN pip install --constraint constraints.txt --no-deps .
 
 FROM base
 # flows.environment.FIXED, for runs that a docker or kubernetes pool starts

@@ -8,17 +8,27 @@
 # 3.12, because the GPU worker's base ships it: one Python wherever a flow runs
 FROM python:3.12.13-slim-bookworm AS base
 
+# The names of the libraries alone, so that the layer below that installs them stays while nothing else in pyproject.toml changes but them. The package
+# itself cannot be installed for that: it is not built without all the files that pyproject.toml names.
+FROM base AS requirements
+WORKDIR /src
+COPY pyproject.toml ./
+RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; extras = project['optional-dependencies']; \
+        print(*project['dependencies'], *extras['server'], sep='\n')" > requirements.txt
+
 FROM base AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PATH=/opt/alignflow/bin:$PATH
 RUN python -m venv /opt/alignflow
 WORKDIR /src
 # the libraries before alignflow's own code: their layer stays while only that changes
-COPY pyproject.toml constraints.txt README.md ./
-RUN pip install --constraint constraints.txt ".[server]"
+COPY --from=requirements /src/requirements.txt ./
+COPY constraints.txt ./
+RUN pip install --constraint constraints.txt --requirement requirements.txt
+COPY pyproject.toml README.md ./
 COPY deployments deployments
 COPY flows flows
 COPY tasks tasks
-RUN pip install --constraint constraints.txt --no-deps --force-reinstall .
+RUN pip install --constraint constraints.txt --no-deps .
 
 FROM base
 # flows.environment.FIXED, for what does not start through alignflow: the two servers, and runs that a docker or kubernetes pool starts

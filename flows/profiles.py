@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from flows.values import convert_settings, read_argument, read_yaml
 from tasks.programs.config import InputError, Pipeline
 from tasks.store import flat
 
@@ -18,14 +19,14 @@ FOLDERS = (Path(__file__).resolve().parents[1] / "deployments" / "profiles", Pat
 def load(profile: str, settings: list[str]) -> Pipeline:
     """The pipeline of a profile's name or file, changed by 'a.b=value' texts. Raises InputError."""
     path = find(profile)
-    chosen = _over(_defaults(), read(path))
+    changed: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals or not name.strip():
             raise InputError(f"--set takes NAME=VALUE, such as --set ppo.kl_coefficient=0.1, not {setting!r}")
-        chosen = _over(chosen, _nested(name.strip(), _value(name, text)))
+        changed = _over(changed, _nested(name.strip(), _value(name.strip(), text)))
     try:
-        return Pipeline.model_validate(chosen)
+        return Pipeline.model_validate(_over(_over(_defaults(), read(path)), changed))
     except ValidationError as error:
         raise InputError(told(error)) from None
 
@@ -49,7 +50,7 @@ def find(profile: str) -> Path:
 def read(path: Path) -> dict[str, Any]:
     """The settings of a profile file. Raises InputError."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         raise InputError(f"{path} is not valid YAML" + (f": line {mark.line + 1}, {getattr(error, 'problem', '')}" if mark else "")) from None
@@ -57,7 +58,7 @@ def read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read: {error}") from None
     if not isinstance(content, dict | None):
         raise InputError(f"{path} must hold settings such as 'ppo: {{steps: 10}}', not a {type(content).__name__}")
-    return content or {}
+    return convert_settings(content or {})
 
 
 def _defaults() -> dict[str, Any]:
@@ -71,7 +72,8 @@ def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
         under = result.get(name)
         if isinstance(under, dict) and value is None:
             continue  # a section's heading with nothing under it
-        if isinstance(under, dict) and isinstance(value, dict) and value.get("kind", under.get("kind")) == under.get("kind"):
+        kind = under.get("kind") if isinstance(under, dict) else None
+        if isinstance(under, dict) and isinstance(value, dict) and (kind is None or value.get("kind", kind) == kind):
             result[name] = _over(under, value)
         else:
             result[name] = value
@@ -85,9 +87,9 @@ def _nested(name: str, value: Any) -> dict[str, Any]:
 
 def _value(name: str, text: str) -> Any:
     try:
-        return yaml.safe_load(text) if text else ""
+        return read_argument(name, text)
     except yaml.YAMLError:
-        raise InputError(f"--set {name}: {text!r} is not a value; quote texts that hold special characters") from None
+        raise InputError(f"--set {name}: {text!r} is not a value; it takes YAML, as in [a, 'b c'] or {{name: value}}") from None
 
 
 def told(error: ValidationError) -> str:
@@ -96,6 +98,7 @@ def told(error: ValidationError) -> str:
     first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])  # a misspelt name also makes the right one missing
     section, name = _walk(first["loc"])
     message, got = first["msg"].replace("Input should be", "must be"), first["input"]
+    message = message.replace("a valid tuple", "a list, such as [a, b]")
     match first["type"]:
         case "extra_forbidden":
             prefix = name.rpartition(".")[0]
@@ -108,8 +111,12 @@ def told(error: ValidationError) -> str:
         case "missing":
             return f"{name} is missing"
         case "model_type" | "model_attributes_type":
-            return f"{name} is a section with settings of its own, not a value; got {got!r}"
-    return f"{name} {message}" + ("" if ", got" in message or isinstance(got, dict | list) else f", got {got!r}")
+            return f"{name} is a section with settings of its own, not a value; got {_shown(got)}"
+    return f"{name} {message}" + ("" if ", got" in message or isinstance(got, dict | list) else f", got {_shown(got)}")
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else repr(value)
 
 
 def _walk(location: tuple[int | str, ...]) -> tuple[type[BaseModel] | None, str]:

@@ -12,7 +12,7 @@ from flows.planning import plan
 from tasks.programs.config import Pipeline, ShellSite, StackExchangeDump
 from tasks.tracker import connect
 
-NOTHING = "Skipped"
+NOTHING = "Neither data nor settings nor code have changed since the last run: every stage is stored."
 
 
 @flow(name="retrain", flow_run_name="retrain-{profile}", persist_result=False)
@@ -32,6 +32,6 @@ def retrain(config: Pipeline = Pipeline(), profile: str = "rlhf", dump: str = ""
     planned = plan(config)
     changed = [stage for stage in planned if stage.action != "reuse"]
     if not changed:
-        return Completed(name=NOTHING, message="Neither data nor settings nor code have changed since the last run: every stage is stored.")
+        return Completed(name="Cached", message=NOTHING)
     summary: dict[str, Any] = rlhf(config, profile=profile)
     return summary

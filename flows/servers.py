@@ -15,6 +15,13 @@ from pathlib import Path
 from tasks.lifeline import die_with
 
 START_SECONDS = 120
+# For a server's pages: scripts, pictures and calls of their own host alone. Drawing on a canvas (Prefect's graph of a
+# run) compiles functions; both set styles, and build pictures, workers and MLflow's frame round HTML from own data.
+PAGE_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
+    "worker-src 'self' blob:; frame-src 'self' blob:; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'self'"
+)
+PREFECT_SERVER = ("uvicorn", "--factory", "flows.prefect_server:create_app", "--lifespan", "on", "--log-level")
 POLL_SECONDS = 0.05
 
 
@@ -47,11 +54,10 @@ class Api:
         fcntl.flock(self._starting, fcntl.LOCK_EX)
         self.port = free_port()
         quiet = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
-        command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app", "--host", "127.0.0.1"]
+        command = [sys.executable, "-m", *PREFECT_SERVER, "error", "--host", "127.0.0.1", "--port", str(self.port)]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*command, "--port", str(self.port), "--log-level", "error", "--lifespan", "on"],
-                env=os.environ | quiet, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                command, env=os.environ | quiet, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                 start_new_session=True, preexec_fn=die_with(os.getpid()),
             )  # fmt: skip
         os.environ["PREFECT_API_URL"] = self.url

@@ -46,16 +46,16 @@ def stage(
     """
     if different := _different(sources, code_of(stage)):
         text = f"This worker has other code than whoever asked for the stage {stage} ({', '.join(different[:4])}): install the same version on both"
-        return Failed(name=OTHER_CODE, message=text)
+        return Failed(message=OTHER_CODE + text)
     step = as_step(stage, job, inputs, shown)
     warm_up(stage, machine)
     try:
         with _logged():
             artifact = run_stage(step, Seat(machine, tracked, shared=True))
     except InputError as error:
-        return Failed(name=BAD_INPUT, message=str(error))
+        return Failed(message=f"{BAD_INPUT}{error}")
     except InputMissing as error:
-        return Failed(name=INPUT_MISSING, message=str(error))
+        return Failed(message=f"{INPUT_MISSING}{error}")
     except StageFailed as error:
         return Failed(message=str(error))
     return Completed(name="Cached" if artifact["cached"] else "Completed", message=f"{stage} {artifact['key'][:12]}")

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -16,7 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from flows import credentials
 from flows.credentials import USER, Credentials
-from flows.servers import ServerFailed, await_health, stop
+from flows.servers import PAGE_POLICY, PREFECT_SERVER, ServerFailed, await_health, stop
 from tasks.digests import replace_text
 from tasks.lifeline import die_with
 from tasks.programs.config import InputError
@@ -149,10 +150,11 @@ def servers(home: Path, address: Address, login: Credentials) -> list[Part]:
         "MLFLOW_BACKEND_STORE_URI": store,  # in the environment, not on the command line, where everybody on the machine would see its password
     }  # fmt: skip
     listening = ["--host", "127.0.0.1", "--port"]
+    policy = ["--uvicorn-opts", shlex.join(["--header", f"Content-Security-Policy:{PAGE_POLICY}"])]
     files = ["--artifacts-destination", str(home / "mlartifacts")]
     commands = {
-        "prefect": ["prefect", "server", "start", *listening, ports[0]],
-        "mlflow": ["mlflow", "server", "--app-name", "basic-auth", *files, "--workers", "1", *listening, ports[1]],
+        "prefect": [*PREFECT_SERVER, "warning", *listening, ports[0]],
+        "mlflow": ["mlflow", "server", "--app-name", "basic-auth", *files, *policy, "--workers", "1", *listening, ports[1]],
     }
     health = {"prefect": f"{address.prefect}/api/health", "mlflow": f"{address.mlflow}/health"}
     environments = {"prefect": prefect, "mlflow": mlflow}

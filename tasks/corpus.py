@@ -5,9 +5,11 @@ from pathlib import Path
 
 from tasks.artifact import Artifact, given
 from tasks.hub import fetched, is_hub_id
-from tasks.programs.config import DUMPS, HubSource, InputError, Pipeline, StackExchangeDump
+from tasks.programs.config import DUMPS, HhRlhf, HubSource, InputError, Pipeline, StackExchangeDump
 
-WANTED = ["*.jsonl", "*.json", "*.parquet", "*.jsonl.gz", "*.json.gz"]
+WANTED = ["*.jsonl", "*.json", "*.parquet", "*.arrow", "*.jsonl.gz", "*.json.gz"]
+
+OTHER_FILES = ["red-team-attempts/*"]  # of hh-rlhf: whole attempts with one rating each, no pairs of dialogues
 
 
 def given_corpus(source: StackExchangeDump | HubSource) -> Artifact:
@@ -40,5 +42,6 @@ def corpus_place(source: StackExchangeDump | HubSource) -> Path:
         if not is_hub_id(source.path):
             raise InputError(f"source.path: there is no file or folder {place}")
         wanted = [source.files] if source.files else WANTED
-        place = fetched(str(place), "dataset", revision=source.revision, wanted=wanted, setting="source.path")
+        unwanted = OTHER_FILES if isinstance(source, HhRlhf) and not source.files else None
+        place = fetched(str(place), "dataset", revision=source.revision, wanted=wanted, unwanted=unwanted, setting="source.path")
     return place

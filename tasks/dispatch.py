@@ -24,8 +24,9 @@ from tasks.programs.config import InputError, Machine
 LOST = 3  # how often a stage is started again whose worker was lost; it goes on from its newest checkpoint
 POLL_SECONDS = 0.5
 PATIENCE = 900.0  # seconds that a Prefect server may be away
-# Names of the failed states in which a worker says why, for us to act on.
-BAD_INPUT, INPUT_MISSING, OTHER_CODE = "BadInput", "InputMissing", "OtherCode"
+# How the message of a failed state begins if the pipeline acts on the reason. Not a state name: Prefect's pages list
+# and filter runs by a fixed set of names, and leave out a run in a state of any other name.
+BAD_INPUT, INPUT_MISSING, OTHER_CODE = "Bad input: ", "Inputs missing: ", "Other code: "
 
 
 def dispatch(step: Step, pool: str, *, machine: Machine, tracked: str | None) -> Published:
@@ -45,7 +46,7 @@ def dispatch(step: Step, pool: str, *, machine: Machine, tracked: str | None) ->
             if found is None:
                 raise StageFailed(f"The stage {step.stage} ended well on the pool {pool}, but its artifact is not in MLflow. {_link(run)}")
             return found
-        if state.name == INPUT_MISSING and not supplied:
+        if _reason(state) == INPUT_MISSING and not supplied:
             supplied = _supply(step, str(state.message), tracked)
             if supplied:
                 continue
@@ -155,13 +156,21 @@ def _supply(step: Step, message: str, tracked: str | None) -> bool:
     return bool(inputs) and all(publish(artifact, parent=tracked) for artifact in inputs)
 
 
+def _reason(state: State) -> str:
+    """Return which of the reasons above a failed state begins with, "" for none of them."""
+    if state.type != StateType.FAILED:
+        return ""
+    return next((reason for reason in (BAD_INPUT, INPUT_MISSING, OTHER_CODE) if str(state.message).startswith(reason)), "")
+
+
 def _failure(step: Step, pool: str, run: FlowRun, state: State) -> Exception:
-    message = str(state.message or state.name).rstrip(".")
-    if state.name == BAD_INPUT:
+    reason = _reason(state)
+    message = str(state.message or state.name).removeprefix(reason).rstrip(".")
+    if reason == BAD_INPUT:
         return InputError(message)
-    if state.name == INPUT_MISSING:
+    if reason == INPUT_MISSING:
         return StageFailed(f"The stage {step.stage} lacks inputs. {message}. {_link(run)}")
-    if state.name == OTHER_CODE:
+    if reason == OTHER_CODE:
         return StageFailed(f"{message}. {_link(run)}")
     return StageFailed(f"{message} (on the pool {pool}, {state.name}). {_link(run)}")
 

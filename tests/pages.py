@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 from house import CHROMIUM, CHROMIUM_OPTIONS, House, await_
-from playwright.sync_api import Page, Request, sync_playwright
+from playwright.sync_api import Page, Request, WebSocket, sync_playwright
 
 from flows.credentials import USER
 
@@ -18,15 +18,18 @@ class Pages:
         if not CHROMIUM:
             pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
         self.house, self.pictures = house, pictures
-        self.outside: list[str] = []  # addresses on other machines that a page asked for
+        self.outside: list[str] = []  # addresses on other machines that a page asked for, and its policy did not forbid
         pictures.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> Self:
         self.player = sync_playwright().start()
         self.browser = self.player.chromium.launch(executable_path=CHROMIUM, args=list(CHROMIUM_OPTIONS))
-        self.page: Page = self.browser.new_page(viewport={"width": 1300, "height": 1000})
+        login = {"username": USER, "password": self.house.password, "origin": self.house.mlflow}
+        self.page: Page = self.browser.new_page(viewport={"width": 1300, "height": 1000}, http_credentials=login)
         self.page.set_default_timeout(20_000)
-        self.page.on("request", self._on_request)
+        self.page.on("requestfinished", self._note)
+        self.page.on("requestfailed", self._note)
+        self.page.on("websocket", lambda socket: self._note(socket))
         self.page.goto(f"{self.house.prefect}/login")
         self.page.locator("input").first.fill(f"{USER}:{self.house.password}")
         self.page.keyboard.press("Enter")
@@ -39,8 +42,9 @@ class Pages:
         self.browser.close()
         self.player.stop()
 
-    def _on_request(self, request: Request) -> None:
-        if urlsplit(request.url).hostname not in ("127.0.0.1", None):
+    def _note(self, request: Request | WebSocket) -> None:
+        is_sent = isinstance(request, WebSocket) or request.failure != "csp"
+        if is_sent and urlsplit(request.url).hostname not in ("127.0.0.1", None):
             self.outside.append(request.url)
 
     def picture(self, name: str) -> None:

@@ -43,6 +43,15 @@ def test_posts_of_an_archive_are_those_of_the_file(tmp_path: Path, name: str) ->
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["Posts.xml", "site.7z"]
 
 
+def test_an_odd_row_in_an_archive_costs_no_more_than_itself(tmp_path: Path) -> None:
+    odd = POSTS.replace(b"79190 says", b"79190 &#x0E;says\x1b").replace(b"87109 says", b"87109 & says")
+    bad = Quarantine()
+    found = list(read_posts(packed(tmp_path / "site.7z", {"Posts.xml": odd}), Counter(), bad))
+    assert [post.id for post in found] == [n for n in range(1, 3001) if n != 11]
+    assert found[9].body == "<p>79190 says 10</p>"
+    assert bad.reasons == {"rows that are not well-formed XML": 1}
+
+
 @pytest.mark.parametrize("name", ["../../Posts.xml", "/tmp/alignflow-test/Posts.xml", "a/../../Posts.xml"])
 def test_a_name_that_leads_out_of_the_archive_leads_nowhere(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(py7zr.py7zr, "check_archive_path", lambda _: True)  # it would not write such names

@@ -134,6 +134,7 @@ def test_every_stage_has_a_task_and_a_program_of_the_same_name() -> None:
         "ranges",
         "card",
         "histograms",
+        "oddities",
         "crew",
         "call",
         "away",

@@ -165,6 +165,38 @@ def test_every_count_is_on_the_page() -> None:
         assert has(share, everything), share
 
 
+ROWS: dict[str, Any] = {
+    "unread_columns": {"prompt_id": 9001, "messages": 8002},
+    "added_columns": {"system": 4507},
+    "opposed": {"'score_A' and 'score_B'": 61},
+    "noticed": {"rows whose answers begin with the whole prompt, which is taken off them": 17},
+    "test_files": {"data/test_prefs-00000-of-00001.parquet": 1999},
+    "other_files": ["red-team-attempts/red_team_attempts.jsonl.gz"],
+}
+
+
+def test_how_rows_were_read_is_on_the_page_if_there_is_something_to_say() -> None:
+    words = Tags(page(card(kind="own", **ROWS))).words
+    for count in (9001, 8002, 4507, 61, 17, 1999):
+        assert has(f"{count:,}", words), count
+    assert "Columns that were not read" in words
+    assert "prompt_id 9,001 89.9 % of 10,007 rows" in words
+    assert "Files that were not read" in words
+    assert "red-team-attempts/red_team_attempts.jsonl.gz" in words
+    empty = {name: type(value)() for name, value in ROWS.items()}
+    for text in (page(card()), page(card(**empty))):
+        assert "How the rows were read" not in text
+        assert "#columns" not in text
+
+
+def test_names_of_columns_and_files_become_no_markup() -> None:
+    evil = {name: {EVIL: 3} if isinstance(value, dict) else [EVIL] for name, value in ROWS.items()}
+    tags = Tags(page(card(kind="own", **evil)))
+    assert tags.open == []
+    assert not {tag for tag, _ in tags.opened} & {"script", "img"}
+    assert tags.text.count(EVIL) >= len(ROWS)
+
+
 def test_bands_follow_from_each_other() -> None:
     words = Tags(page(card())).words
     assert "10,007 rows read: 2,725 questions and 5,798 answers" in words

@@ -55,14 +55,15 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["plan", "demo", "--set", "kl_coefficient=0.1"], "There is no setting kl_coefficient; did you mean ppo.kl_coefficient?"),
         (["run", "demo", "--set", "sft.lora.rnk=4"], "There is no setting sft.lora.rnk; did you mean sft.lora.rank?"),
         (["run", "demo", "--set", "ppo.kl_coefficient=-1"], "ppo.kl_coefficient must be greater than or equal to 0, got -1"),
-        (["run", "demo", "--set", "ppo.clip_range=.nan"], "ppo.clip_range must be a finite number, got nan"),
+        (["run", "demo", "--set", "ppo.clip_range=nan"], "ppo.clip_range must be a finite number, got nan"),
         (["run", "demo", "--set", "method=rlhf"], "method must be 'ppo', 'dpo' or 'both', got 'rlhf'"),
-        (["run", "demo", "--set", "ppo=3"], "ppo is a section with settings of its own, not a value; got 3"),
+        (["run", "demo", "--set", "ppo=3"], "ppo is a section with settings of its own, not a value; got '3'"),
         (["run", "demo", "--set", "source.kind=reddit"], "source.kind must be 'shell-site' or 'stack-exchange' or"),
         (["run", "demo", "--set", "source={kind: stack-exchange, pth: x}"], "There is no setting source.pth; did you mean source.path?"),
         (["run", "demo", "--set", "data.rl_share=0.9"], "data: finetune_share + reward_share + rl_share must stay below 1"),
         (["run", "demo", "--set", "base.num_heads=3"], "base: num_heads must divide hidden_size"),
-        (["run", "demo", "--set", "sft.lora.targets=5"], "sft.lora.targets must be 'all-linear', got 5"),
+        (["run", "demo", "--set", "sft.lora.targets=5"], "sft.lora.targets must be 'all-linear', got '5'"),
+        (["run", "demo", "--set", "data.languages=en"], "data.languages must be a list, such as [a, b], got 'en'"),
         (["run", "demo", "--set", "seed"], "--set takes NAME=VALUE"),
         (["run", "demo", "--set", "sft.start=gone"], "sft.start: there is no file or folder gone"),
         (["run", "demo", "--set", "dpo.start=."], "dpo.start: . holds no weights in safetensors format"),
@@ -78,7 +79,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
             "dpo.bottleneck.whole",
         ),
         (["run", "demo", "--set", "dpo={loss: ipo, label_smoothing: 0.1}"], "dpo: label_smoothing belongs to the sigmoid loss"),
-        (["run", "demo", "--set", "seed=[1"], "--set seed: '[1' is not a value"),
+        (["run", "demo", "--set", "data.languages=[1"], "--set data.languages: '[1' is not a value"),
         (["run", "demo", "--set", "source={kind: stack-exchange, path: gone.xml}"], "source.path: there is no file or folder gone.xml"),
         (["run", "demo", "--set", "source={kind: stack-exchange, path: .}"], "source.path: . holds no file that ends in .7z"),
         (["run", "demo", "--set", "base={kind: hugging-face, path: ./gone}"], "base.path: there is no model folder gone"),
@@ -104,6 +105,8 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(capsys, empty_place: P
         ("ppo:\n  steps: 1\n bad", "mine.yaml is not valid YAML: line 3"),
         ("- ppo", "mine.yaml must hold settings such as"),
         ("\x00", "mine.yaml is not valid YAML"),
+        ("seed: 1\nppo: {steps: 1}\nseed: 2", "mine.yaml is not valid YAML: line 3, seed is there twice"),
+        ("source:\n  kind: own\n  path:", "source.path must be a valid string, got null"),
     ],
 )
 def test_a_bad_profile_is_one_sentence(capsys, empty_place: Path, text: str, sentence: str) -> None:
@@ -160,6 +163,78 @@ def test_what_nobody_foresaw_is_one_line_and_its_traceback_in_a_file(capsys, emp
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "ZeroDivisionError" in (empty_place / "home" / "logs" / "alignflow.log").read_text()
+
+
+TEXTS = (
+    *("/x/data #2.jsonl", "2024-01-01", "null", "@x", "yes", "no", "1e3", "0x10", "010", "a: b", "[x", "{x", "~", "1:30", "3", "1_0"),
+    *("*x", "&x", "!x", "'x'", "%x", " x ", "- x", "|", "`x`"),
+)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_text_setting_takes_the_text_as_it_was_typed(text: str) -> None:
+    own = load("demo", ["source.kind=own", f"source.path={text}", f"source.site={text}", f"source.completion={text}"]).source
+    assert (own.path, own.site, own.completion) == (text, text, text)
+    found = load("demo", ["base.kind=hugging-face", f"base.path={text}", f"base.revision={text}", f"machine.dask={text}"])
+    assert (found.base.path, found.machine.dask) == (text, text)
+    assert found.base.revision == (None if text == "null" else text)  # a setting that may be null takes that one word
+
+
+@pytest.mark.parametrize("text", [text for text in TEXTS if text[:1] not in "~*&!'%@{[-|` " and "#" not in text and ":" not in text])
+def test_a_text_in_a_profile_is_no_date_number_or_truth(text: str) -> None:
+    Path("mine.yaml").write_text(
+        f"source:\n  kind: own\n  path: {text}\n  revision: {text}\n" if text != "null" else "source: {kind: own, path: 'null'}"
+    )
+    own = load("mine.yaml", []).source
+    assert own.path == text
+    assert own.revision == (None if text == "null" else text)
+
+
+def test_lists_of_a_setting_hold_texts_as_well() -> None:
+    assert load("demo", ["data.languages=[no, en]", "data.against=[2024-01-01, '/x #2', 010]"]).data.languages == ("no", "en")
+    assert load("demo", ["data.against=[2024-01-01, '/x #2', 010]"]).data.against == ("2024-01-01", "/x #2", "010")
+    assert load("demo", ["sft.lora.targets=[on, q_proj]"]).sft.lora.targets == ("on", "q_proj")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("seed=010", 10),
+        ("seed=1e3", 1000),
+        ("ppo.steps=1_000", 1000),
+        ("sft.max_steps=null", None),
+        ("dpo.beta=1e-1", 0.1),
+        ("reward.probe=yes", True),
+    ],
+)
+def test_numbers_are_decimal_whatever_yaml_makes_of_them(setting: str, value: object) -> None:
+    name, _, text = setting.partition("=")
+    section, _, field = name.rpartition(".")
+    Path("mine.yaml").write_text(f"{section}: {{{field}: {text}}}" if section else f"{field}: {text}")
+    for config in (load("demo", [setting]), load("mine.yaml", [])):
+        assert getattr(getattr(config, section) if section else config, field) == value
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("seed=true", "seed must be a valid integer, unable to parse string as an integer, got 'true'"),
+        ("seed=1:30", "seed must be a valid integer"),
+        ("ppo.steps=0x10", "ppo.steps must be a valid integer"),
+        ("reward.probe=2024-01-01", "reward.probe must be a valid boolean"),
+    ],
+)
+def test_what_is_no_number_is_refused_not_read_as_another_one(setting: str, sentence: str) -> None:
+    name, _, text = setting.partition("=")
+    Path("mine.yaml").write_text("".join(f"{part}:\n{'  ' * (depth + 1)}" for depth, part in enumerate(name.split("."))) + text)
+    for arguments in (("demo", [setting]), ("mine.yaml", [])):
+        with pytest.raises(InputError, match=sentence):
+            load(*arguments)
+
+
+@pytest.mark.parametrize("settings", [["source.path=x.jsonl", "source.kind=hh-rlhf"], ["source.kind=hh-rlhf", "source.path=x.jsonl"]])
+def test_the_order_of_settings_does_not_matter(settings: list[str]) -> None:
+    assert load("demo", settings).source.path == "x.jsonl"  # not the hub's data set
 
 
 def test_settings_are_laid_over_the_defaults_of_their_own_section() -> None:

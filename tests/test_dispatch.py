@@ -26,8 +26,8 @@ COMPLETED = State(type=StateType.COMPLETED)
 CRASHED = State(type=StateType.CRASHED, message="gone")
 
 
-def failed(name: str, message: str) -> State:
-    return State(type=StateType.FAILED, name=name, message=message)
+def failed(message: str) -> State:
+    return State(type=StateType.FAILED, message=message)
 
 
 @pytest.fixture
@@ -88,9 +88,9 @@ def test_a_lost_machine_is_replaced_and_not_for_ever(ends: Callable[..., list[st
 @pytest.mark.parametrize(
     ("state", "error", "sentence"),
     [
-        (failed("Failed", "The stage ppo failed: CUDA went away."), StageFailed, "CUDA went away .on the pool gpu"),
-        (failed(BAD_INPUT, "No questions here"), InputError, "^No questions here$"),
-        (failed(OTHER_CODE, "This worker has other code"), StageFailed, "other code"),
+        (failed("The stage ppo failed: CUDA went away."), StageFailed, "CUDA went away .on the pool gpu"),
+        (failed(f"{BAD_INPUT}No questions here."), InputError, "^No questions here$"),
+        (failed(f"{OTHER_CODE}This worker has other code"), StageFailed, "^This worker has other code[.]"),
         (State(type=StateType.CANCELLED, message="by hand"), StageFailed, "by hand"),
     ],
 )
@@ -104,7 +104,7 @@ def test_what_is_the_stages_own_end_is_told_and_not_tried_again(
 
 
 def test_what_a_worker_lacks_is_uploaded_once(ends: Callable[..., list[str]]) -> None:
-    missing = failed(INPUT_MISSING, str(InputMissing(["data", "model"])))
+    missing = failed(INPUT_MISSING + str(InputMissing(["data", "model"])))
     done = ends(missing, COMPLETED)
     assert run() == STEP.recipe.key
     assert done == ["start", "publish data", "publish model", "start"]

@@ -189,13 +189,6 @@ def test_every_pip_install_keeps_to_the_constraints(image: str) -> None:
 
 
 @each_image
-def test_an_image_installs_extras_that_the_package_has(image: str) -> None:
-    extras = {name for rest in arguments(image, "RUN") for found in re.findall(r'"\.\[(.+?)\]"', rest) for name in found.split(",")}
-    assert extras == {"orchestrator": {"server"}, "gpu-worker": {"train", "gpu"}}[image]
-    assert extras <= PROJECT["optional-dependencies"].keys()
-
-
-@each_image
 def test_an_image_has_the_environment_that_alignflow_sets(image: str) -> None:
     """Runs that a docker or kubernetes pool starts do not pass through alignflow."""
     values = dict(pair.split("=", 1) for rest in arguments(image, "ENV") for pair in rest.split())

@@ -212,11 +212,20 @@ def test_links_and_images_keep_address_and_words(address: str, label: str, image
         ("<ul><li>a</li><li>b<ol start='7'><li>c</li></ol></li></ul>", "- a\n- b\n\n  7. c"),
         (
             "<table><thead><tr><th>a</th><th>b|c</th></tr></thead><tbody><tr><td>1</td><td><code>x|y</code></td></tr></tbody></table>",
-            "| a | b\\|c   |\n| --- | ------ |\n| 1 | `x\\|y` |",
+            "| a | b\\|c |\n| --- | --- |\n| 1 | `x\\|y` |",
         ),
         ("<p>H<sub>2</sub>O is no 101<sub>2</sub>, 1<sup>st</sup> no 10<sup>-6</sup>m<sup>2</sup></p>", "H2O is no 101_2, 1st no 10^-6m^2"),
         ("<p>2<sup>n</sup></p><pre><code>2&lt;sup&gt;n&lt;/sup&gt;</code></pre>", "2^n\n\n```\n2<sup>n</sup>\n```"),
-        ("<p><sub><sup>1</sup> A <em>note</em> in small print</sub></p>", "1 A *note* in small print"),
+        ("<p><sub><sup>1</sup> A <em>note</em> in small print</sub></p>", "^1 A *note* in small print"),
+        ("<p>a.<sup>1</sup> b <sup>2,3</sup> <sup>[4]</sup> <sup>1</sup>/<sub>2</sub></p><p><sup>1</sup> c</p>", "a.^1 b ^2,3 [4] 1/2\n\n^1 c"),
+        ('<h2>a <img src="i.png" alt="b"> c</h2>', "## a ![b](i.png) c"),
+        ('<h1><a href="u"><img src="i.png" alt="b"></a></h1>', "# [![b](i.png)](u)"),
+        ("<p>a</p>\n\n<blockquote>\n  <p>b</p>\n</blockquote>\n\n<p>c</p>", "a\n\n> b\n\nc"),
+        ("<h2>a</h2><blockquote>b</blockquote><blockquote>c</blockquote>", "## a\n\n> b\n\n> c"),
+        ("<p>a</p><div class='x'><blockquote>b</blockquote></div>", "a\n\n> b"),
+        ("<ul><li><p>a</p><blockquote><p>b</p></blockquote></li><li><blockquote>c</blockquote></li></ul>", "- a\n\n  > b\n\n- > c"),
+        ("<blockquote><p>a</p><blockquote><p>b</p></blockquote></blockquote>", "> a\n>\n> > b"),
+        ("<pre><code>a\n&gt; b\n</code></pre><blockquote>c</blockquote>", "```\na\n> b\n```\n\n> c"),
     ],
 )
 def test_the_tags_of_stack_exchange(body: str, expected: str) -> None:
@@ -336,9 +345,9 @@ def test_the_quick_way_loses_and_moves_no_word(body: str) -> None:
         ("one<pre><h1></h1>two</pre>", "one\n\n```\ntwo\n```"),
         ("word <div><summary>2<pre></pre></summary></div>", "word\n\n**2**"),
         ("<br><h1><figcaption>\n\nword", "# *word*"),
-        ("<table><th>word</th></table>", "| word |\n| ---- |"),
-        ("<p>a</p><blockquote><div><blockquote><pre><code>x</code></pre></blockquote></div></blockquote>", "a\n> > ```\n> > x\n> > ```"),
-        ("<p>a</p><blockquote>\n\nb\nc\n<i>d</i></blockquote>", "a\n> b\n> c\n> *d*"),
+        ("<table><th>word</th></table>", "| word |\n| --- |"),
+        ("<p>a</p><blockquote><div><blockquote><pre><code>x</code></pre></blockquote></div></blockquote>", "a\n\n> > ```\n> > x\n> > ```"),
+        ("<p>a</p><blockquote>\n\nb\nc\n<i>d</i></blockquote>", "a\n\n> b\n> c\n> *d*"),
     ],
 )
 def test_what_the_quick_way_gets_wrong_does_not_go_it(body: str, expected: str) -> None:

@@ -24,6 +24,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.states import Scheduled
 
 from flows.pipeline import chain
+from flows.retrain import NOTHING
 from tasks import launch, report, sources
 from tasks.artifact import Artifact
 from tasks.programs.config import Pipeline
@@ -335,10 +336,10 @@ def test_retraining_skips_when_nothing_changed_fires_on_schedule_and_takes_new_d
     assert house.end(house.trigger("retrain/quick")).state.name == "Completed"
     house.schedule("retrain/quick", seconds=20)
     again = house.end(house.trigger("retrain/quick"))
-    assert (again.state.type, again.state.name) == (StateType.COMPLETED, "Skipped"), again.state.message
+    assert (again.state.name, again.state.message) == ("Cached", NOTHING)
     assert again.total_run_time.total_seconds() <= 10
     fired = await_(lambda: next((run for run in house.runs_of(found.id) if run.auto_scheduled and run.state.is_final()), None), 100, every=1)
-    assert fired.state.name == "Skipped"
+    assert fired.state.name == "Cached"
     house.unschedule("retrain/quick")
 
     dump = house.root / "new" / "Posts.xml"

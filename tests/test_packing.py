@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.programs import sft
-from tasks.rlhf import models
+from tasks.rlhf import layout_checks, models
 from tasks.rlhf.packing import IGNORE, Blocks, Document, pack
 
 
@@ -55,14 +55,14 @@ def test_packed_logits_are_those_of_each_document_alone(kind: str) -> None:
 def test_a_leak_is_noticed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.model(kind)
     blocks = pack(documents(), block_tokens=64, pad_id=tiny.PAD)
-    assert sft.packing_leak(model, blocks) < 1e-5
+    assert layout_checks.packing_gap(model, blocks).hidden < 1e-5
 
     def leaking(base: object, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
         mask = torch.ones_like(input_ids)
         return model.base_model(input_ids=input_ids, position_ids=position_ids, attention_mask=mask, use_cache=False).last_hidden_state
 
     monkeypatch.setattr(models, "hidden_states", leaking)
-    assert sft.packing_leak(model, blocks) > 1e-2
+    assert layout_checks.packing_gap(model, blocks).hidden > 1e-2
 
 
 def test_a_leak_is_noticed_where_only_a_later_block_holds_several_documents(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +71,7 @@ def test_a_leak_is_noticed_where_only_a_later_block_holds_several_documents(monk
     blocks = pack([full, *documents(6, longest=10)], block_tokens=32, pad_id=tiny.PAD)
     honest = models.hidden_states
     monkeypatch.setattr(models, "hidden_states", lambda base, ids, positions=None: honest(base, ids))
-    assert sft.packing_leak(model, blocks) > 1e-2
+    assert layout_checks.packing_gap(model, blocks).hidden > 1e-2
 
 
 @settings(deadline=None, max_examples=50)
@@ -88,7 +88,7 @@ def test_no_document_is_lost_and_labels_are_right(num: int, longest: int, block_
         if ids[0] == tiny.PAD:
             assert set(ids) == {tiny.PAD}
             assert set(labels) == {IGNORE}
-            assert b == block_tokens
+            assert b - a <= max(len(d.ids) for d in members)  # or a model might have no such position
         else:
             found.append((ids, [label != IGNORE for label in labels]))
             assert all(label in (IGNORE, token) for token, label in zip(ids, labels, strict=True))

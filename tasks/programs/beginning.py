@@ -1,5 +1,6 @@
 """How SFT, the reward model and DPO begin: what is trained, from which weights, by which plan; and what memory it takes."""
 
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ from transformers import PreTrainedModel
 
 from tasks.programs.config import Dpo, InputError, Reward, Sft, Text
 from tasks.programs.entry import Run
-from tasks.rlhf import bases, branches, launched, memory, models, ranks, rehearsal, room, schedules, tuned
+from tasks.rlhf import bases, branches, launched, layout_checks, memory, models, ranks, rehearsal, room, schedules, tuned
 from tasks.rlhf.bases import Fingerprint, Precision
 from tasks.rlhf.comparisons import Comparison
 from tasks.rlhf.training import Plan, Training
@@ -26,6 +27,18 @@ def base(run: Run, source: str, precision: Precision | None, text: Text, device:
     if run.machine.gradient_checkpointing:
         bases.gradient_checkpointing(model)
     return model
+
+
+def share_prompts(run: Run, base: PreTrainedModel, questions: list[Comparison], *, pad_id: int) -> None:
+    """Compare answers that share their prompt with plain forward passes; a model that differs computes each alone.
+
+    Raises InputError for a model whose texts depend on others even then.
+    """
+    measure = partial(layout_checks.sharing_gap, base, questions, pad_id=pad_id)
+    gap, told = layout_checks.settle(base, measure, layout="Sharing a prompt among its answers")
+    print(f"Shared prompts are {gap.nats:.2g} nats a token from plain forward passes.", flush=True)
+    if told:
+        run.warn(told)
 
 
 class Step(NamedTuple):
@@ -72,12 +85,20 @@ def afford(
         visible=not step.packed,
         device=device,
     )
-    estimate = memory.estimate(plan)
-    print(f"A step takes about {memory.told(estimate)}", flush=True)
     free = room.available(device) // (launched.local_world() if device.type == "cpu" else 1)
-    memory.check(estimate, free)
-    if device.type == "cpu" and estimate.total > free:
-        room.map_large_tensors()
+    try:
+        estimate = memory.estimate(plan)
+        print(f"A step takes about {memory.told(estimate)}", flush=True)
+        memory.check(estimate, free)
+    # The model's own code runs on tensors without data there, which not every model's code can; a refusal is none of these.
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        run.warn(
+            f"How much memory a step of {stage} takes is not known: the estimate fails on {plan.config.model_type} models "
+            f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]}). The stage starts all the same and may run out of memory."
+        )
+    else:
+        if device.type == "cpu" and estimate.total > free:
+            room.map_large_tensors()
     ranks.wait()  # before the first of those that share a memory begins to fill it
 
 

@@ -41,6 +41,17 @@ BASELINES = {
 }
 MASKED = {"email": "e-mail addresses", "phone": "phone numbers", "key": "secret keys"}
 UNITS = {"questions": "questions", "answers": "answers", "comparisons": "pairs", "rows": ""}  # nouns of reasons, and what card["kept"] calls them
+COLUMNS = {  # parts of the card that say how a user's rows were read: title, note, colour
+    "opposed": (
+        "Scores that say the opposite",
+        "The named order was followed; the row's own scores in these columns call the other side better.",
+        "s1",
+    ),
+    "unread_columns": ("Columns that were not read", "Rows that have a value in them. Nothing in a table comes from these columns.", "tie"),
+    "added_columns": ("Columns that became part of the prompt", "A system message stands before it, any other text after it.", "s0"),
+    "noticed": ("Also noticed", "Odd, but usable.", "s0"),
+    "test_files": ("Files that are evaluated on only", "They are named as test sets: no row of theirs is in a training split.", "p-chosen"),
+}
 RULED = "left out by the rules"
 THINNEST = 0.4  # per cent of a ribbon; what is there can be seen
 MOST_LINES = 10  # a longer list is folded
@@ -113,6 +124,8 @@ def page(card: Mapping[str, Any]) -> str:
         uses=_uses(card),
         dropped=[_left_out(reason, count, card) for reason, count in _falling(card["dropped"])],
         quarantined=[Line(reason, count, card["rows_seen"], "rows", "s1") for reason, count in _falling(card["quarantined"])],
+        columns=_columns(card),
+        other_files=card.get("other_files") or [],
         baselines=_baselines(card),
         charts=histograms(card),
         sites=_lines(card["sites"]),
@@ -199,6 +212,15 @@ def _left_out(reason: str, count: int, card: Mapping[str, Any]) -> Line:
         found = card["kept"][kept] + sum(other for text, other in card["dropped"].items() if _unit(text) == unit)
         return Line(reason, count, max(card["read"].get(unit, 0), found), unit, "tie")
     return Line(reason, count, card["rows_seen"], "rows", "tie")
+
+
+def _columns(card: Mapping[str, Any]) -> list[tuple[str, str, list[Line]]]:
+    """Return title, note and lines of everything that is to be said of rows, columns and files."""
+    found = []
+    for name, (title, note, color) in COLUMNS.items():
+        if counts := card.get(name):
+            found.append((title, note, [Line(label, count, card["rows_seen"], "rows", color) for label, count in _falling(counts)]))
+    return found
 
 
 def _baselines(card: Mapping[str, Any]) -> list[dict[str, Any]]:

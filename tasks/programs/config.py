@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from tasks.programs.settings import Settings as Settings
 from tasks.programs.settings import as_choice
 from tasks.programs.source import DUMPS as DUMPS
+from tasks.programs.source import HhRlhf as HhRlhf
 from tasks.programs.source import HubSource as HubSource
 from tasks.programs.source import ShellSite as ShellSite
 from tasks.programs.source import Source as Source

@@ -32,17 +32,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tasks.programs import ranges, reading, workplace
+from tasks.programs import oddities, ranges, reading, workplace
 from tasks.programs.config import Data, DataJob, InputError
 from tasks.programs.crew import Crew, crew
 from tasks.programs.entry import Run, main
 from tasks.programs.ranges import Lot, Stack, shelve, tabulate
+from tasks.programs.source import ShellSite, StackExchangeDump
 from tasks.rlhf import blocks, contamination, kin, segments, tables
 from tasks.rlhf.blocks import Block
 from tasks.rlhf.kin import Fates
+from tasks.rlhf.own import Seen
 from tasks.rlhf.people import Names, names_in
 from tasks.rlhf.quarantine import Place, Quarantine
 from tasks.rlhf.shelves import SPLITS
+from tasks.rlhf.splits import is_test
 from tasks.rlhf.tally import Tally
 
 RANGE = 2**14  # records (posts, comparisons) that are objects in memory at a time
@@ -55,6 +58,12 @@ class Counts(NamedTuple):
     read: Counter[str]
     dropped: Counter[str]
     hidden: Counter[str]
+    tests: Counter[str]  # rows of files that are named as a test set, by file
+    seen: Seen  # what was odd about a user's own rows
+
+    @classmethod
+    def nothing(cls) -> "Counts":
+        return cls(Counter(), Counter(), Counter(), Counter(), Seen.nothing())
 
 
 class Desk(NamedTuple):
@@ -77,7 +86,7 @@ def prepare(job: DataJob, run: Run) -> None:
     """Read, pair and split what the source holds."""
     run.rewind(0)  # steps whose results are noted are told again
     path, asks = run.inputs["source"], run.directory / "asks"
-    size, counts = reading.size_of(job.source, path), Counts(Counter(), Counter(), Counter())
+    size, counts = reading.size_of(job.source, path), Counts.nothing()
     work = workplace.opened(job, run)
     try:
         with crew(run.machine.threads, work / "notes", asks if asks.exists() else None) as hands:
@@ -93,7 +102,9 @@ def _prepare(desk: Desk) -> None:
     # 1. Whatever the source holds to records by question
     with Quarantine(desk.work / "quarantine.jsonl") as bad:
         found = _read(desk, bad)
-    bad.check(desk.source, data.max_bad_share)
+    bad.check(desk.source, data.max_bad_share, columns=[name for name, _ in desk.counts.seen.refused.most_common(oddities.MOST_NAMES)])
+    for sentence in oddities.warnings(desk.counts.seen, desk.job.source, rows=bad.rows):
+        desk.run.warn(sentence)
     # 2. Records to the questions that the rules keep
     shelved = _shelve(found, desk)
     # 3. Splits, and what only all questions together can tell
@@ -123,6 +134,9 @@ def _read(desk: Desk, bad: Quarantine) -> list[Path]:
         bad.rows += taken.rows
         desk.counts.read.update(taken.read)
         desk.counts.dropped.update(taken.dropped)
+        desk.counts.seen.update(taken.seen)
+        if is_test(taken.file) and not isinstance(desk.job.source, ShellSite | StackExchangeDump):
+            desk.counts.tests[taken.file] += taken.rows
         found.append(taken.segment)
         taken.segment.with_suffix(LAID).unlink(missing_ok=True)
         desk.progress(taken.bytes / desk.size, **desk.counts.read)
@@ -259,6 +273,8 @@ def _card(desk: Desk, tally: Tally, bad: Quarantine, fates: Fates, rows: Mapping
         "masked": dict(sorted(counts.hidden.items())),
         "quarantined": dict(sorted(bad.reasons.items())),
         "rows_seen": bad.rows,
+        **oddities.for_card(counts.seen, counts.tests, rows=bad.rows),
+        "other_files": reading.other_files(job.source, desk.source)[: oddities.MOST_NAMES],
         "split_questions": dict(zip(SPLITS[1:], counted[1:], strict=True)),
         "rows": dict(rows),
     }

@@ -39,6 +39,7 @@ def train(job: DpoJob, run: Run) -> None:
         raise InputError("The reward split has fewer than two questions with pairs: raise data.reward_share or give more data.")
     beginning.afford(settings, run, "model", job.weights.merged, device, beginning.largest(questions, settings.batch_size, run))
     base = beginning.base(run, "model", job.weights.merged, job.text, device)
+    beginning.share_prompts(run, base, [*questions, *held_out], pad_id=tokenizer.pad_token_id)
     collated = {"pad_id": tokenizer.pad_token_id, "device": device, "hidden_size": base.config.hidden_size}
 
     # 2. Fresh weights, given ones, or the checkpoint's.

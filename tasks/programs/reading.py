@@ -11,11 +11,12 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from tasks.programs.source import DUMPS, HhRlhf, OwnRows, ShellSite, Source, StackExchangeDump, StackExchangePaired, StackExchangePreferences
-from tasks.rlhf import blocks, hh_rlhf, own, posts, published, rows, segments
+from tasks.rlhf import blocks, columns, hh_rlhf, own, posts, published, rows, segments
 from tasks.rlhf.blocks import Block
 from tasks.rlhf.gathered import Gathered, Note
+from tasks.rlhf.meanings import Columns
 from tasks.rlhf.people import Names
-from tasks.rlhf.posts import Post
+from tasks.rlhf.posts import Post, Unreadable
 from tasks.rlhf.quarantine import Place
 from tasks.rlhf.questions import Question
 from tasks.rlhf.refusal import InputError
@@ -25,6 +26,12 @@ from tasks.rlhf.shelves import plain, question_of
 from tasks.rlhf.stack_exchange import Placed, placed, questions_of
 
 BUILT_IN_SITE = "shell.example"
+MOST_COLUMNS = 1000  # whose names are counted of a block
+COLUMNS = {  # that the rows of a published set have; what lies beside them (hh-rlhf's red-team-attempts) has others
+    "stack-exchange-preferences": frozenset(("question", "answers")),
+    "stack-exchange-paired": frozenset(("question", "response_j", "response_k")),
+    "hh-rlhf": frozenset(("chosen", "rejected")),
+}
 OTHER_TABLES = re.compile(r"-(Badges|Comments|PostHistory|PostLinks|Tags|Users|Votes)\.7z$")  # of a site that is published in several archives
 
 
@@ -47,6 +54,7 @@ class Taken(NamedTuple):
     dropped: Counter[str]
     bad: list[tuple[int, str]]  # row of the block, from 1, and the reason
     segment: Path
+    seen: own.Seen  # what was odd about a user's own rows
 
 
 def cut(source: Source, path: Path) -> Iterator[tuple[Block, str]]:
@@ -60,14 +68,21 @@ def cut(source: Source, path: Path) -> Iterator[tuple[Block, str]]:
                 yield block._replace(file=shown, read=before + block.read), site
             before += file.stat().st_size
     else:
-        yield from ((block, "") for block in rows.cut(path))
+        yield from ((block, "") for block in rows.cut(path, COLUMNS.get(source.kind, frozenset())))
 
 
 def size_of(source: Source, path: Path) -> int:
     """Bytes of the source's files."""
     if isinstance(source, ShellSite | StackExchangeDump):
         return sum(posts.size_of(file) for file in dumps(path))
-    return sum(file.stat().st_size for file in rows.files_of(path))
+    return sum(file.stat().st_size for file in rows.part(path, COLUMNS.get(source.kind, frozenset()))[0])
+
+
+def other_files(source: Source, path: Path) -> list[str]:
+    """Return the files of a published set that are not what the source reads, as its places call files."""
+    if isinstance(source, ShellSite | StackExchangeDump):
+        return []
+    return [blocks.shown(file, path) for file in rows.part(path, COLUMNS.get(source.kind, frozenset()))[1]]
 
 
 def dumps(path: Path) -> list[Path]:
@@ -87,9 +102,9 @@ def users_of(path: Path, file: Path) -> Iterator[Block] | None:
         places += [file.with_name("Users.xml"), file.with_name(file.name.replace("-Posts.7z", "-Users.7z"))]
     for place in places:
         if place.name == "Users.xml" and place.is_file():
-            return posts.cut(place, posts.USERS)
+            return posts.cut(place, columns.USERS)
         if place.suffix == ".7z" and place.is_file() and _holds_users(place):
-            return posts.cut(place, posts.USERS)
+            return posts.cut(place, columns.USERS)
     return None
 
 
@@ -114,16 +129,17 @@ def take(task: Task) -> Taken:
     bad: list[tuple[int, str]] = []
     read: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
+    seen = own.Seen.nothing()
     if isinstance(task.source, ShellSite | StackExchangeDump):
         count, records = _posts(task, read, dropped, bad)
     else:
         found = list(rows.rows_in(task.block))
         good = [Row(Place(task.block.file, number), fields) for number, fields in enumerate(found, 1) if isinstance(fields, dict)]
         bad += [(number, reason) for number, reason in enumerate(found, 1) if isinstance(reason, str)]
-        count, records = len(found), _records(task.source, good, dropped, bad)
+        count, records = len(found), _records(task.source, good, dropped, bad, seen)
         read["rows"] += len(good)
     segments.write(records, task.segment)
-    return Taken(task.block.file, task.block.read, count, read, dropped, sorted(bad), task.segment)
+    return Taken(task.block.file, task.block.read, count, read, dropped, sorted(bad), task.segment, seen.most_common(MOST_COLUMNS))
 
 
 def _posts(task: Task, read: Counter[str], dropped: Counter[str], bad: list[tuple[int, str]]) -> tuple[int, list[Record]]:
@@ -137,14 +153,14 @@ def _posts(task: Task, read: Counter[str], dropped: Counter[str], bad: list[tupl
                     post = post._replace(author_name=names.get(post.author_id))
                 where = placed(post, task.site, several=task.several)
                 records.append((where.question, [where.site, list(where.post)]))
-            elif post == posts.UNREADABLE:
-                bad.append((number, post))
+            elif isinstance(post, Unreadable):
+                bad.append((number, post.reason))
             else:
                 dropped[post] += 1
     return number, records
 
 
-def _records(source: Source, found: list[Row], dropped: Counter[str], bad: list[tuple[int, str]]) -> list[Record]:
+def _records(source: Source, found: list[Row], dropped: Counter[str], bad: list[tuple[int, str]], seen: own.Seen) -> list[Record]:
     def tell(place: Place, reason: str) -> None:
         bad.append((place.row, reason))
 
@@ -156,8 +172,9 @@ def _records(source: Source, found: list[Row], dropped: Counter[str], bad: list[
         case HhRlhf():
             gathered = hh_rlhf.gather(found, dropped, tell, one_turn=source.turns == "single")
         case OwnRows():
-            columns = own.Columns(**source.model_dump(include=set(own.Columns._fields)))
-            gathered = own.gather(found, tell, columns, site=source.site, licence=source.licence)
+            columns = Columns(**source.model_dump(include=set(Columns._fields)))
+            gathered = own.gather(found, tell, columns, site=source.site, licence=source.licence, seen=seen)
+            dropped.update(seen.left_out)
         case _:
             raise AssertionError(source)
     return [(number, list(note)) for number, note in gathered.notes]
@@ -185,6 +202,7 @@ def _distinct(found: Iterable[Question], dropped: Counter[str]) -> Iterator[Ques
     for question in found:
         if question.id in known:
             dropped["repeated questions"] += 1
-            question = min(question, known[question.id])
+            same = known[question.id]
+            question = min(question, same)._replace(split=max(question.split, same.split))  # a test set's question stays one
         known[question.id] = question
     return iter([known[number] for number in sorted(known)])

@@ -29,6 +29,7 @@ def compute(job: ReferenceJob, run: Run) -> None:
     tokenizer = models.load_tokenizer(run.inputs["model"])
     base = beginning.base(run, "model", job.weights.merged, job.text, device)
     questions = read(run, job.text, tokenizer)
+    beginning.share_prompts(run, base, questions, pad_id=tokenizer.pad_token_id)
     run.rewind(0)
     found = log_probs(base, questions, pad_id=tokenizer.pad_token_id, most=run.machine.micro_batch or ANSWERS, told=run.log)
     rows = [(c.question_id, i, len(answer), found[c.question_id][i]) for c in questions for i, answer in enumerate(c.answers)]

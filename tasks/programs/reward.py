@@ -63,6 +63,7 @@ def train(job: RewardJob, run: Run) -> None:
         settings, run, "model", job.weights.merged, device, beginning.largest(questions, settings.batch_size, run), members=settings.members
     )
     base = beginning.base(run, "model", job.weights.merged, job.text, device)
+    beginning.share_prompts(run, base, [*questions, *held_out], pad_id=tokenizer.pad_token_id)
     most = run.machine.micro_batch or 128  # answers at a time where nothing is kept for a backward pass
     collate = partial(comparisons.collate, pad_id=tokenizer.pad_token_id, device=device, hidden_size=base.config.hidden_size)
 

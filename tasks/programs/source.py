@@ -7,7 +7,7 @@ from pydantic import Field
 from tasks.programs.settings import Settings, as_choice
 
 DUMPS = (".7z", "Posts.xml", "Posts.csv", "Posts.csv.gz")  # how the names of dumps end
-FILES = "A file or folder of JSON lines, JSON lists or parquet (also gzipped), or the id of a data set on the Hugging Face hub."
+FILES = "A file or folder of JSON lines, JSON lists (also gzipped), parquet or Arrow, or the id of a data set on the Hugging Face hub."
 
 
 class ShellSite(Settings):
@@ -51,7 +51,7 @@ class StackExchangePaired(HubSource):
 
 
 class HhRlhf(HubSource):
-    """Anthropic/hh-rlhf: two dialogues a row. Files whose path has the word 'test' in it are the evaluation split."""
+    """Anthropic/hh-rlhf: two dialogues a row. Files that are named as a test set are the evaluation split."""
 
     kind: Literal["hh-rlhf"] = "hh-rlhf"
     path: str = Field("Anthropic/hh-rlhf", min_length=1, description=FILES)
@@ -59,18 +59,28 @@ class HhRlhf(HubSource):
 
 
 class OwnRows(HubSource):
-    """Your own rows: {prompt, chosen, rejected}, {prompt, responses, scores} or {prompt, completion}, in any mixture."""
+    """Your own rows: {prompt, chosen, rejected}, {prompt, responses, scores} or {prompt, completion}, in any mixture.
+
+    A column's name may be a path such as chosen.content. Files that are named as a test set are the evaluation split.
+    """
 
     kind: Literal["own"] = "own"
     path: str = Field(min_length=1, description=FILES)
     site: str = Field("own data", min_length=1, description="What reports call the source.")
     licence: str = Field("", description="Licence of the texts, for reports and model cards.")
-    prompt: str = Field("prompt", min_length=1, description="Column of the prompt; a text, or messages {role, content}.")
-    chosen: str = Field("chosen", min_length=1, description="Column of the better answer.")
-    rejected: str = Field("rejected", min_length=1, description="Column of the worse answer.")
-    responses: str = Field("responses", min_length=1, description="Column of a list of answers.")
-    scores: str = Field("scores", min_length=1, description="Column of their scores; higher is better.")
-    completion: str = Field("completion", min_length=1, description="Column of an answer to fine-tune on that is compared with none.")
+    prompt: str = Field("prompt", min_length=1, description="Column of the prompt; a text, or messages {role, content} or {from, value}.")
+    chosen: str = Field("chosen", min_length=1, description="Column of the better answer, or of one side if source.label names the better.")
+    rejected: str = Field("rejected", min_length=1, description="Column of the worse answer, or of the other side.")
+    responses: str = Field("responses", min_length=1, description="Column of a list of answers, or of one answer.")
+    scores: str = Field("scores", min_length=1, description="Column of their scores, or of one answer's; higher is better.")
+    scores_are_ranks: bool | None = Field(None, description="Whether the lowest score is the best; null: no, but columns called rank are refused.")
+    completion: str = Field("completion", min_length=1, description="Column of an answer that is compared with none, to fine-tune on.")
+    label: str = Field(
+        "", description="Column that says which side of a comparison is better, or whether a completion is good; empty: label, of completions."
+    )
+    system: str = Field("system", min_length=1, description="Column of a system message, put before the prompt.")
+    context: tuple[str, ...] = Field(("input", "context"), description="Columns of texts that belong to the prompt, put after it.")
+    ignored: tuple[str, ...] = Field((), description="Columns that are left unread although their names say that they judge an answer.")
 
 
 Source = Annotated[

@@ -39,6 +39,8 @@ def lora_config(*, rank: int, alpha: float, dropout: float, targets: str | tuple
 
 def attach(model: PreTrainedModel | PeftModel, name: str, config: LoraConfig) -> PeftModel:
     """``model`` with a new adapter (an exact no-op until trained; torch's global seed), frozen; the base's weights are shared."""
+    if config.target_modules == "all-linear":
+        config.exclude_modules = _routers(model)
     try:
         if isinstance(model, PeftModel):
             model.add_adapter(name, config)
@@ -48,6 +50,15 @@ def attach(model: PreTrainedModel | PeftModel, name: str, config: LoraConfig) ->
         raise InputError(f"lora.targets={config.target_modules} fits no module of this model: {str(error).splitlines()[0]}") from error
     model.requires_grad_(False)
     return model.eval()
+
+
+def _routers(model: nn.Module) -> list[str] | None:
+    """Linear layers that return more than their product, as Llama 4's routers do: peft cannot add to that."""
+    found = []
+    for name, module in model.named_modules():
+        if type(module).__name__.endswith("Router") and isinstance(module, nn.Linear):
+            found.append(name.removeprefix("base_model.model."))
+    return found or None
 
 
 def parameters(model: PeftModel, name: str) -> dict[str, nn.Parameter]:

@@ -37,6 +37,7 @@ Stored = Literal["float32", "bfloat16", "float16"]
 Precision = Literal["float32", "bfloat16", "int8", "nf4"]
 RECORD = "base.json"  # beside an adapter's own files
 WEIGHTS = ("*.safetensors",)
+ADAPTER = "adapter_config.json"
 TOKENIZER = ("tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json")
 
 
@@ -92,6 +93,11 @@ def stored_in(folder: Path) -> torch.dtype:
 
 def config_of(folder: Path) -> PretrainedConfig:
     """A model folder's configuration. Raises InputError."""
+    if (folder / ADAPTER).exists():  # transformers would load the base that the adapter names, and the adapter over it
+        raise InputError(
+            f"{folder} holds an adapter ({ADAPTER}): merge it into its base first (peft's merge_and_unload, save_pretrained) and give "
+            "that folder, or move the adapter's files away."
+        )
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 from tasks.rlhf.whole import replacing
 
 SIZE = 2**24  # bytes of text in a block
+READ = 2**18  # bytes of a file that are read at a time
 
 
 class Block(NamedTuple):

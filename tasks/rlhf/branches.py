@@ -1,13 +1,15 @@
 """All answers to a question as branches of one prompt: the prompt is computed once, and no answer sees another."""
 
+from functools import partial
 from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from tasks.rlhf import chunked, sharded
+from tasks.rlhf import attention_masks, chunked, sharded
 from tasks.rlhf.models import hidden_states, output_head
 from tasks.rlhf.packing import first_fit
 from tasks.rlhf.sequences import scored
@@ -120,8 +122,29 @@ def _shares(answers: list[list[int]], most: int) -> list[list[list[int]]]:
 def hidden(model: PreTrainedModel, batch: Branches) -> Tensor:
     """Last hidden states of all places, (places, D); behind them may be more, of calls that other ranks need."""
     missing = sharded.calls(model, len(batch.groups)) - len(batch.groups)  # asked before the first call: the ranks wait for each other in both
-    found = [hidden_states(model, rows.input_ids, rows.position_ids, visible(rows)).flatten(0, 1) for rows in batch.groups]
+    found = [_hidden_of_rows(model, rows) for rows in batch.groups]
     return torch.cat([*found, *(hidden_states(model, batch.groups[0].input_ids[:1, :1])[0] for _ in range(missing))])
+
+
+def _hidden_of_rows(model: PreTrainedModel, rows: Rows) -> Tensor:
+    """Last hidden states of the places of one group, (R * T, D)."""
+    if attention_masks.are_texts_apart(model):
+        plain, together = partial(hidden_states, model), isinstance(model, FSDPModule)  # see `hidden`
+        return attention_masks.compute_apart(plain, rows.input_ids, _texts(rows), in_one_call=together)
+    return hidden_states(model, rows.input_ids, rows.position_ids, visible(rows)).flatten(0, 1)
+
+
+def _texts(rows: Rows) -> list[list[int]]:
+    """Places of each prompt with one answer, counted through the rows."""
+    prompts: dict[int, list[int]] = {}
+    answers: dict[tuple[int, int], list[int]] = {}
+    owners = zip(rows.question.flatten().tolist(), rows.answer.flatten().tolist(), strict=True)
+    for place, (question, answer) in enumerate(owners):
+        if question != NONE and answer == NONE:
+            prompts.setdefault(question, []).append(place)
+        elif question != NONE:
+            answers.setdefault((question, answer), []).append(place)
+    return [prompts[question] + places for (question, _), places in answers.items()]
 
 
 def visible(rows: Rows) -> Tensor:

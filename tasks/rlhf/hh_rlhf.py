@@ -11,12 +11,12 @@ from collections.abc import Iterable
 from tasks.rlhf.gathered import Gathered
 from tasks.rlhf.quarantine import Bad
 from tasks.rlhf.rows import Row
+from tasks.rlhf.splits import is_test
 
 SITE, LICENCE = "hh-rlhf", "MIT"
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 SPEAKER = re.compile(f"{HUMAN}|{ASSISTANT}")
 DIFFER, TURNS, EQUAL = RULES = ("rows whose sides differ before the last answer", "rows of several turns", "rows whose answers are equal")
-TEST = re.compile(r"\btest\b")
 
 
 def gather(rows: Iterable[Row], dropped: Counter[str], bad: Bad, *, one_turn: bool) -> Gathered:
@@ -33,7 +33,7 @@ def gather(rows: Iterable[Row], dropped: Counter[str], bad: Bad, *, one_turn: bo
             else:
                 bad(place, parts)
         else:
-            found.compare(*parts, split="evaluation" if TEST.search(place.file) else "")
+            found.compare(*parts, split="evaluation" if is_test(place.file) else "")
     return found
 
 

@@ -2,21 +2,26 @@
 
 import logging
 from collections.abc import Iterable
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import (
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
+from tasks.rlhf import attention_masks, tokenizer_fit
 from tasks.rlhf.refusal import InputError
 
 PAD, EOS = "<pad>", "<eos>"
@@ -57,7 +62,10 @@ def new_llama(*, vocabulary: int, hidden_size: int, num_layers: int, num_heads: 
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The folder's tokenizer. It must have an end token; where it has no pad token the end token pads, and lengths always come from masks."""
+    """The folder's tokenizer, with no token that the model beside it has no embedding for. Raises InputError.
+
+    It must have an end token; if it has no pad token of its own the end token pads, and lengths always come from masks.
+    """
     quiet_libraries()
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -65,33 +73,69 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise InputError(f"{folder} has no tokenizer that can be loaded: save one beside the model with tokenizer.save_pretrained.") from error
     if tokenizer.eos_token_id is None:
         raise InputError(f"The tokenizer in {folder} has no end-of-sequence token: set eos_token in its tokenizer_config.json.")
+    tokenizer_fit.fit(tokenizer, folder)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
 def check_context(model: PreTrainedModel, num_tokens: int) -> None:
-    """Refuse lengths for which the model has no positions."""
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if limit is not None and num_tokens > limit:
+    """Refuse texts for which the model has no positions.
+
+    Blocks of packed texts may be longer: positions begin anew with every text, and padding has none that no text has.
+    """
+    config = model.config.get_text_config()
+    for name in ("max_position_embeddings", "max_seq_len"):  # the latter is MPT's
+        limit = getattr(config, name, None)
+        if isinstance(limit, int) and num_tokens > limit:
+            raise InputError(
+                f"text.max_prompt_tokens + text.max_answer_tokens is {num_tokens}, but this model reads {limit} tokens at most: lower them to fit."
+            )
+    switch = _longrope_switch(config)
+    if switch is not None and num_tokens > switch:
         raise InputError(
-            f"text.max_prompt_tokens + text.max_answer_tokens is {num_tokens}, but this model reads {limit} tokens at most: lower them to fit."
+            f"text.max_prompt_tokens + text.max_answer_tokens is {num_tokens}, but this model (rope type longrope) computes "
+            f"all texts of a batch in another way if one has more than {switch} tokens: lower them to fit."
         )
+
+
+def _longrope_switch(config: PretrainedConfig) -> int | None:
+    """Return from how many tokens on longrope takes its other frequencies, for the whole batch."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "longrope":
+        return None
+    switch = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+    return switch if isinstance(switch, int) else None
 
 
 def hidden_states(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
     """Last hidden states (B, T, D) of ids (B, T).
 
-    ``visible`` (B, T, T) bool says which places each place sees. Without it attention is causal, which keeps padding on the right out, and where
-    ``position_ids`` start anew so does attention.
+    ``visible`` (B, T, T) bool says which places each place may see; layers with a window see those inside it. Without
+    it attention is the model's own, which keeps padding on the right out, and if ``position_ids`` start anew in a row
+    so does attention.
     """
     mask = None
-    if visible is None and position_ids is not None and model.config._attn_implementation == "sdpa":
-        visible = _own_documents(position_ids)  # as transformers would have it, which has every layer make a mask of its own from that
-    if visible is not None:  # added to the attention scores: every kind of attention takes that
-        mask = torch.zeros(visible.shape, dtype=model.dtype, device=visible.device).masked_fill_(~visible, torch.finfo(model.dtype).min)[:, None]
-    output: Tensor = model.base_model(input_ids=input_ids, attention_mask=mask, position_ids=position_ids, use_cache=False).last_hidden_state
+    if visible is None and position_ids is not None:
+        if attention_masks.are_texts_apart(model):
+            texts = _places_of_documents(position_ids)
+            together = isinstance(model, FSDPModule)  # its ranks must call it equally often
+            found = attention_masks.compute_apart(partial(hidden_states, model), input_ids, texts, in_one_call=together)
+            return found.view(*input_ids.shape, -1)
+        if model.config._attn_implementation in ("sdpa", "eager"):
+            visible = _own_documents(position_ids)  # one mask for all layers; transformers makes one in each of them
+    if visible is not None:
+        mask = attention_masks.build(model, visible, position_ids)
+    told = {} if position_ids is None else {"position_ids": position_ids}  # not every model can be told positions
+    decoder = attention_masks.decoder(model)
+    output: Tensor = decoder(input_ids=input_ids, attention_mask=mask, use_cache=False, **told).last_hidden_state
     return output
+
+
+def _places_of_documents(position_ids: Tensor) -> list[list[int]]:
+    """Places of each document, counted through the rows (B, T); documents begin where ``position_ids`` are 0."""
+    starts = [*torch.where(position_ids.flatten() == 0)[0].tolist(), position_ids.numel()]
+    return [list(range(start, end)) for start, end in pairwise(starts)]
 
 
 def _own_documents(position_ids: Tensor) -> Tensor:

@@ -1,111 +1,306 @@
 """A user's own rows: comparisons, rated answers, and answers to learn from, in any mixture.
 
-A row is {prompt, chosen, rejected}, {prompt, responses, scores} or {prompt, completion}; the columns may be called otherwise.
+A row is {prompt, chosen, rejected}, {prompt, responses, scores}, or {prompt, completion} with a label, a score or neither; the columns may be
+called otherwise. A label of a completion says whether it is good; that of a comparison, which side is the better one.
 
-A text may also be a list of messages {role, content}. Of a conversation that ends in an answer, all before it is the prompt; so a comparison of two
-conversations needs no prompt of its own.
+A text may also be messages (messages.py). Of a conversation that ends in an answer, all before it is the prompt; so a comparison of two conversations
+needs no prompt of its own, and if it has one, both are read as one. A column that is not read is counted; one that would turn the row's meaning
+round is a reason to leave the row out (meanings.py).
 """
 
-from collections.abc import Iterable, Mapping
-from math import isfinite
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from tasks.rlhf.gathered import Gathered
-from tasks.rlhf.quarantine import Bad
-from tasks.rlhf.rows import Row
+from tasks.rlhf.meanings import (
+    JUDGES_ONE,
+    LABELS,
+    TIE,
+    Columns,
+    find,
+    is_first_better,
+    is_good,
+    is_nothing,
+    number,
+    refuse_deciding,
+    sign_of,
+    twin_of,
+    twin_scores,
+)
+from tasks.rlhf.messages import ASSISTANT, SYSTEM, USER, Message, join, read_text, write_out
+from tasks.rlhf.quarantine import LONGEST_NAME, Bad, LeftOut, Unusable, quote
+from tasks.rlhf.rows import Decoder, Row
+from tasks.rlhf.splits import is_test
 
-SPEAKERS = {"user": "Human", "human": "Human", "assistant": "Assistant", "system": "System"}
+SPLIT = "split"  # column that may call a row one of a test set
+LABEL = "label"
+LONG_PROMPT = 20  # characters; answers that begin with a shorter prompt may do so by chance
+NO_JUDGES: frozenset[str] = frozenset()
 
 
-class Columns(NamedTuple):
-    """What the columns of these meanings are called."""
+class Seen(NamedTuple):
+    """What was odd about the rows, and how many had it."""
 
-    prompt: str = "prompt"
-    chosen: str = "chosen"
-    rejected: str = "rejected"
-    responses: str = "responses"
-    scores: str = "scores"
-    completion: str = "completion"
+    unread: Counter[str]  # by column
+    added: Counter[str]  # rows whose column was joined to the prompt, by column
+    opposed: Counter[str]  # rows whose scores say the opposite of their comparison, by the columns of the scores
+    noticed: Counter[str]  # all else, by sentence
+    refused: Counter[str]  # rows that cannot be used, by each of their columns
+    left_out: Counter[str]  # rows that a rule leaves out, by reason
+
+    @classmethod
+    def nothing(cls) -> "Seen":
+        return cls(*(Counter() for _ in cls._fields))
+
+    def update(self, other: "Seen") -> None:
+        for mine, more in zip(self, other, strict=True):
+            mine.update(more)
+
+    def most_common(self, count: int) -> "Seen":
+        """Return the same with the ``count`` commonest entries of each: names come from the rows, and may be as many."""
+        return Seen(*(Counter(dict(sorted(mine.items(), key=lambda item: (-item[1], item[0]))[:count])) for mine in self))
 
 
-class Unusable(Exception):
-    """Why a row cannot be used."""
+class _Fields:
+    """The values of a row, and which of its columns have been read."""
+
+    def __init__(self, fields: Mapping[str, Any], columns: Columns) -> None:
+        self.fields, self.columns = fields, columns
+        self.read = {name.partition(".")[0] if name not in fields else name for name in columns.ignored}
+        self.notes: dict[tuple[int, str], Counter[str]] = {}  # what is counted if the row can be used, once however many answers it has
+        self.sides: dict[str, str] = {}  # texts that add to the prompt, by column
+
+    def get(self, column: str) -> Any:
+        value = find(self.fields, column)
+        if value is not None:
+            self.read.add(column if column in self.fields else column.partition(".")[0])
+        return value
+
+    def have(self, *columns: str) -> bool:
+        return all(find(self.fields, column) is not None for column in columns)
+
+    def note(self, counter: Counter[str], name: str) -> None:
+        self.notes[id(counter), name] = counter
+
+    def unread(self) -> dict[str, Any]:
+        return {name: value for name, value in self.fields.items() if name not in self.read and not is_nothing(value)}
 
 
-def gather(rows: Iterable[Row], bad: Bad, columns: Columns, *, site: str, licence: str) -> Gathered:
-    found = Gathered(site, licence)
+def gather(rows: Iterable[Row], bad: Bad, columns: Columns, *, site: str, licence: str, seen: Seen | None = None) -> Gathered:
+    """Return the questions that rows make; ``bad`` is told of every row that cannot be used, ``seen`` counts what is odd."""
+    found, seen = Gathered(site, licence), seen or Seen.nothing()
     for place, fields in rows:
+        row = _Fields(fields, columns)
         try:
-            _take({meaning: fields[name] for meaning, name in columns._asdict().items() if fields.get(name) is not None}, found)
+            split = "evaluation" if _is_held_out(row, seen) or is_test(place.file) else ""
+            _take(row, split, found, seen)
         except Unusable as error:
             bad(place, str(error))
+            seen.refused.update(quote(name) for name in fields)
+            continue
+        except LeftOut as reason:
+            seen.left_out[str(reason)] += 1
+            continue
+        for (_, name), counter in row.notes.items():
+            counter[name] += 1
+        for name in row.unread():
+            seen.unread[name if name.isidentifier() and len(name) < LONGEST_NAME else quote(name)[1:-1]] += 1
     return found
 
 
-def _take(values: Mapping[str, Any], found: Gathered) -> None:
-    prompt = _prompt(values["prompt"]) if "prompt" in values else ""
-    if {"chosen", "rejected"} <= values.keys():
-        asked, better = _answer(values["chosen"])
-        asked_too, worse = _answer(values["rejected"])
-        if asked != asked_too:
-            raise Unusable("rows whose sides differ before the last answer")
-        if better == worse:
-            raise Unusable("rows whose answers are equal")
-        found.compare(_asked(prompt, asked), better, worse)
-    elif {"responses", "scores"} <= values.keys():
-        responses, scores = values["responses"], values["scores"]
-        if not (isinstance(responses, list) and isinstance(scores, list) and len(responses) == len(scores) > 0):
-            raise Unusable("rows whose responses and scores are not lists of one length")
-        if not all(isinstance(score, int | float) and isfinite(score) for score in scores):
-            raise Unusable("rows with a score that is no number")
-        answers = [_answer(response) for response in responses]  # all are read before one is taken
-        for (asked, answer), score in zip(answers, scores, strict=True):
-            found.rate(_asked(prompt, asked), answer, float(score))
-    elif "completion" in values:
-        asked, answer = _answer(values["completion"])
-        found.answer(_asked(prompt, asked), answer)
+def _is_held_out(row: _Fields, seen: Seen) -> bool:
+    value = None if SPLIT in row.read else row.fields.get(SPLIT)
+    if not isinstance(value, str):
+        return False
+    row.read.add(SPLIT)
+    if not is_test(value):
+        return False
+    row.note(seen.noticed, f"rows that their column {quote(SPLIT)} keeps for evaluation")
+    return True
+
+
+def _take(row: _Fields, split: str, found: Gathered, seen: Seen) -> None:
+    columns = row.columns
+    if row.have(columns.chosen, columns.rejected):
+        _compare(row, split, found, seen)
+    elif row.have(columns.responses, columns.scores):
+        _rate(row, columns.responses, split, found, seen)
+    elif row.have(columns.completion, columns.scores):
+        _rate(row, columns.completion, split, found, seen)
+    elif row.have(columns.completion):
+        _learn(row, split, found, seen)
     else:
-        raise Unusable("rows without a comparison, rated responses or a completion")
+        raise Unusable(_incomplete(row))
 
 
-def _asked(prompt: str, asked: str) -> str:
-    text = "\n\n".join(filter(None, (prompt, asked)))
-    if not text:
-        raise Unusable("rows without a prompt")
+def _compare(row: _Fields, split: str, found: Gathered, seen: Seen) -> None:
+    columns = row.columns
+    names = columns.chosen, columns.rejected
+    (asked, first), (asked_too, second) = (_answer(row.get(name), name) for name in names)
+    if asked != asked_too:
+        raise Unusable(f"rows whose sides differ before the last answer (columns {quote(names[0])} and {quote(names[1])})")
+    if first == second:
+        raise Unusable(f"rows whose answers are equal (columns {quote(names[0])} and {quote(names[1])})")
+    is_first = _is_first(row, *names) if columns.label else True
+    prompt, (first, second) = _prompt(row, asked, [first, second], seen)
+    if scores := twin_scores(row.fields, first=names[0], second=names[1]):
+        _check_order(row, scores, is_first, seen)
+    refuse_deciding(row.unread(), NO_JUDGES if columns.label else LABELS, "\n".join((prompt, first, second)))
+    found.compare(prompt, *((first, second) if is_first else (second, first)), split=split)
+
+
+def _is_first(row: _Fields, first: str, second: str) -> bool:
+    """Return what the label says; where each side has a label of its own, both alike are a tie."""
+    column = row.columns.label
+    label = _label(row, column)
+    twin = twin_of(column, row.fields, first=first, second=second) or twin_of(column, row.fields, first=second, second=first)
+    if twin and row.get(twin) == label:
+        raise LeftOut(TIE)
+    return is_first_better(label, column, first=first, second=second)
+
+
+def _check_order(row: _Fields, scores: tuple[str, str], is_first: bool, seen: Seen) -> None:
+    """Count the row if its own scores say the opposite; scores that are no numbers say nothing."""
+    values = [row.get(name) for name in scores]
+    try:
+        first, second = (number(value, name) for value, name in zip(values, scores, strict=True))
+    except Unusable:
+        return
+    if (first < second) if is_first else (first > second):
+        row.note(seen.opposed, f"{quote(scores[0])} and {quote(scores[1])}")
+
+
+def _rate(row: _Fields, column: str, split: str, found: Gathered, seen: Seen) -> None:
+    """Take answers with their scores: lists of both, or one answer with one score."""
+    columns = row.columns
+    scores, responses = _list(row.get(columns.scores)), row.get(column)
+    if isinstance(scores, list):
+        responses, judges = _list(responses), NO_JUDGES
+    else:
+        responses, scores, judges = [responses], [scores], LABELS
+    if not (isinstance(responses, list) and len(responses) == len(scores) > 0):
+        raise Unusable(f"rows whose responses and scores are not lists of one length (columns {quote(column)} and {quote(columns.scores)})")
+    sign = sign_of(columns)
+    numbers = [sign * number(score, columns.scores) for score in scores]
+    answers = [_answer(response, column) for response in responses]  # all are read before one is taken
+    prompts = [_prompt(row, asked, [answer], seen) for asked, answer in answers]
+    refuse_deciding(row.unread(), judges, "\n".join(text for prompt, texts in prompts for text in (prompt, *texts)))
+    for (prompt, (answer,)), score in zip(prompts, numbers, strict=True):
+        found.rate(prompt, answer, score, split=split)
+
+
+def _learn(row: _Fields, split: str, found: Gathered, seen: Seen) -> None:
+    """Take an answer to learn from; or, with a label, one that is good or bad."""
+    columns = row.columns
+    label = columns.label or (LABEL if LABEL in row.fields and LABEL not in columns.ignored else "")
+    asked, answer = _answer(row.get(columns.completion), columns.completion)
+    good = is_good(_label(row, label), label) if label else None
+    prompt, (answer,) = _prompt(row, asked, [answer], seen)
+    refuse_deciding(row.unread(), NO_JUDGES if label else JUDGES_ONE, "\n".join((prompt, answer)))
+    if good is None:
+        found.answer(prompt, answer, split=split)
+    else:
+        found.label(prompt, answer, good, split=split)
+
+
+def _label(row: _Fields, column: str) -> Any:
+    value = row.get(column)
+    if value is None:
+        raise Unusable(f"rows without a label (column {quote(column)}; list it in source.ignored if it is none)")
+    return value
+
+
+def _prompt(row: _Fields, asked: list[Message], answers: list[str], seen: Seen) -> tuple[str, list[str]]:
+    """Return the prompt that a row's columns make together, and the answers without it."""
+    name = row.columns.prompt
+    value = row.get(name)
+    text = [] if value is None else read_text(value, name)
+    messages = join([Message(USER, text)] if isinstance(text, str) else text, asked)
+    if messages is None:
+        raise Unusable(f"rows whose conversation does not begin with the prompt (column {quote(name)})")
+    if not any(message.text for message in messages):
+        raise Unusable(f"rows without a prompt (column {quote(name)})")
+    messages = _with_context(row, _with_system(row, messages, seen), seen)
+    if isinstance(text, str) and len(text) >= LONG_PROMPT and all(answer.startswith(text) and answer != text for answer in answers):
+        row.note(seen.noticed, "rows whose answers begin with the whole prompt, which is taken off them")
+        answers = [answer.removeprefix(text).strip() for answer in answers]
+    return write_out(messages), answers
+
+
+def _with_system(row: _Fields, messages: list[Message], seen: Seen) -> list[Message]:
+    name = row.columns.system
+    text = _side_text(row, name)
+    if not text or text in messages[0].text:
+        return messages
+    if messages[0].role == SYSTEM:
+        raise Unusable(f"rows with two system messages (column {quote(name)})")
+    row.note(seen.added, name)
+    return [Message(SYSTEM, text), *messages]
+
+
+def _with_context(row: _Fields, messages: list[Message], seen: Seen) -> list[Message]:
+    """Put what else belongs to the question after it."""
+    for name in row.columns.context:
+        text = _side_text(row, name)
+        if text and text not in messages[-1].text:
+            row.note(seen.added, name)
+            messages = [*messages[:-1], messages[-1]._replace(text=f"{messages[-1].text}\n\n{text}".strip())]
+    return messages
+
+
+def _side_text(row: _Fields, name: str) -> str:
+    """Return the text of a column that adds to the prompt; nothing if it is the column of something else."""
+    if name not in row.sides:
+        value = None if name in row.read else row.get(name)
+        row.sides[name] = "" if value is None else _plain_text(value, name)
+    return row.sides[name]
+
+
+def _plain_text(value: Any, name: str) -> str:
+    text = str(value) if isinstance(value, int | float) else read_text(value, name)
+    if not isinstance(text, str):
+        raise Unusable(f"rows with messages where a text is wanted (column {quote(name)})")
     return text
 
 
-def _prompt(value: object) -> str:
-    if isinstance(value, str):
-        return value.strip()
-    return _dialogue(_messages(value))
+def _answer(value: object, column: str) -> tuple[list[Message], str]:
+    """Return what was asked before an answer, if it is a conversation, and the answer."""
+    if is_nothing(value):
+        raise Unusable(f"rows with an empty side (column {quote(column)})")
+    text = read_text(value, column)
+    asked: list[Message] = []
+    if not isinstance(text, str):
+        *asked, last = text
+        if last.role != ASSISTANT:
+            raise Unusable(f"rows with a conversation that does not end in an answer (column {quote(column)})")
+        text = last.text
+    if not text:
+        raise Unusable(f"rows with an empty side (column {quote(column)})")
+    return asked, text
 
 
-def _answer(value: object) -> tuple[str, str]:
-    """(what was asked before it, if it is a conversation; the answer)."""
-    if isinstance(value, str):
-        asked, answer = "", value.strip()
-    else:
-        *before, (role, answer) = _messages(value)
-        if role != "assistant":
-            raise Unusable("rows with a conversation that does not end in an answer")
-        asked = _dialogue(before)
-    if not answer:
-        raise Unusable("rows with an empty side")
-    return asked, answer
+def _list(value: Any) -> Any:
+    """Return a list that is written as JSON text; anything else as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        found = Decoder().decode(value.strip())
+    except (ValueError, RecursionError):
+        return value
+    return found if isinstance(found, list) else value
 
 
-def _messages(value: object) -> list[tuple[str, str]]:
-    if not isinstance(value, list) or not value:
-        raise Unusable("rows with a text that is neither a text nor messages")
-    found = [(message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None) for message in value]
-    if not all(isinstance(role, str) and role in SPEAKERS and isinstance(content, str) for role, content in found):
-        raise Unusable("rows with a message that lacks its role or content")
-    return [(str(role), str(content).strip()) for role, content in found]
+def _incomplete(row: _Fields) -> str:
+    columns = row.columns
+    shapes = ((columns.chosen, columns.rejected), (columns.responses, columns.scores), (columns.completion,))
+    missing = [quote(name) for name in _halves(row, shapes)]
+    where = ", ".join(missing) + " is missing or empty" if missing else "none of " + ", ".join(quote(name) for shape in shapes for name in shape)
+    return f"rows without a comparison, rated responses or a completion ({where})"
 
 
-def _dialogue(messages: list[tuple[str, str]]) -> str:
-    """One message is its text; of several, the speakers are named, as in hh-rlhf."""
-    if len(messages) == 1:
-        return messages[0][1]
-    return "\n\n".join(f"{SPEAKERS[role]}: {content}" for role, content in messages)
+def _halves(row: _Fields, shapes: Iterable[tuple[str, ...]]) -> Iterator[str]:
+    """Yield the column that lacks where another of the same shape is there, and columns that are there and hold nothing."""
+    for shape in shapes:
+        there = [name for name in shape if row.have(name)]
+        yield from (name for name in shape if name not in there and (there or name in row.fields))

@@ -43,7 +43,10 @@ def pack(documents: list[Document], *, block_tokens: int, pad_id: int) -> Blocks
             counted = [token if counts and i else IGNORE for i, (token, counts) in enumerate(zip(*document, strict=True))]
             labels[row, span] = torch.tensor(counted[:length])
             start += length
-        positions[row, start:] = torch.arange(block_tokens - start)  # the padding is one more document, without targets
+        # The padding is more documents, without targets and no longer than the others: a model has no more positions
+        # than a text needs, and some change their frequencies with the largest.
+        longest = min(block_tokens, max(len(documents[index].ids) for index in members))
+        positions[row, start:] = torch.arange(block_tokens - start) % longest
     return Blocks(ids, positions, labels)
 
 

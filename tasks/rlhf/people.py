@@ -21,7 +21,9 @@ def names_in(block: Block) -> list[tuple[int, str]]:
 
 def _told(block: Block) -> Iterator[tuple[str, str]]:
     for fields in fields_in(block):
-        number, name = fields.get("Id", ""), " ".join(fields.get("DisplayName", "").split())
+        if isinstance(fields, str):  # a row that cannot be read: this user's posts name a number
+            continue
+        number, name = fields.get("Id", "").removesuffix(".0"), " ".join(fields.get("DisplayName", "").split())
         if number.isascii() and number.isdecimal() and int(number) < MOST and name:
             yield number, name
 

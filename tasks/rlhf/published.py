@@ -3,6 +3,8 @@
 - HuggingFaceH4/stack-exchange-preferences: {qid, question (HTML), answers: [{answer_id, author, author_profile, pm_score, selected, text (HTML)}],
   date, metadata: [question's page, site, author's page]}; pm_score is s(a) of stack_exchange.py.
 - lvwerra/stack-exchange-paired: {question, response_j, response_k} in Markdown, j the better one, one row per pair.
+
+Rows of files that are named as a test set, such as data/evaluation of the latter, are for evaluation.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,6 +17,7 @@ from tasks.rlhf.markdown import to_markdown
 from tasks.rlhf.quarantine import Bad
 from tasks.rlhf.questions import Answer, Question, identity
 from tasks.rlhf.rows import Row
+from tasks.rlhf.splits import is_test
 
 SITE, LICENCE = "stackexchange.com", "CC BY-SA"
 
@@ -26,7 +29,7 @@ def preferences(rows: Iterable[Row], bad: Bad) -> Iterator[Question]:
         if isinstance(question, str):
             bad(place, question)
         else:
-            yield question
+            yield question._replace(split="evaluation" if is_test(place.file) else "")
 
 
 def _question(fields: dict[str, Any]) -> Question | str:
@@ -77,5 +80,6 @@ def paired(rows: Iterable[Row], bad: Bad) -> Gathered:
         elif better == worse:
             bad(place, "rows whose answers are equal")
         else:
-            found.compare(question, better, worse, url=str(links[0]) if isinstance(links, list) and links else "")
+            url = str(links[0]) if isinstance(links, list) and links else ""
+            found.compare(question, better, worse, url=url, split="evaluation" if is_test(place.file) else "")
     return found

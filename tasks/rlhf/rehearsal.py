@@ -19,7 +19,7 @@ from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.masking_utils import sdpa_mask
 from transformers.pytorch_utils import Conv1D
 
-from tasks.rlhf import adapters, bases, chunked, models
+from tasks.rlhf import adapters, attention_masks, bases, chunked, models
 
 META = torch.device("meta")
 NF4_BLOCK, NF4_GROUP = 64, 256  # weights a scale, scales a scale of their own (Dettmers et al. 2023, arXiv 2305.14314, section 3)
@@ -148,8 +148,10 @@ def ready(model: PreTrainedModel, plan: Plan) -> Iterator[PreTrainedModel]:
 def _hidden(base: PreTrainedModel, plan: Plan) -> Tensor:
     """Last hidden states (rows * tokens, D)."""
     ids = torch.zeros((plan.rows, plan.tokens), dtype=torch.int64, device=META)
-    visible = torch.ones((plan.rows, plan.tokens, plan.tokens), dtype=torch.bool, device=META) if plan.visible else None
-    return models.hidden_states(base, ids, visible=visible).flatten(0, 1)
+    if not plan.visible or attention_masks.why_apart(base):
+        return models.hidden_states(base, ids).flatten(0, 1)
+    visible = torch.ones((plan.rows, plan.tokens, plan.tokens), dtype=torch.bool, device=META)
+    return models.hidden_states(base, ids, torch.zeros_like(ids), visible).flatten(0, 1)
 
 
 class _Alive(TorchDispatchMode):

@@ -5,9 +5,13 @@ import re
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate
+from functools import lru_cache
+from itertools import accumulate, pairwise
 
 WORD = re.compile(r"\w+")
+LETTERS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
+TEST_WORDS = frozenset("test tests testing testset eval evals evaluate evaluation evalset valid validation val dev devset heldout holdout".split())
+TRAIN_WORDS = frozenset(("train", "training", "trainset"))
 BETWEEN = {code: " " for code in range(128) if not (chr(code).isalnum() or chr(code) == "_")}
 
 
@@ -32,6 +36,22 @@ def splits_of(ids: Sequence[int], leaders: Sequence[int], shares: Mapping[str, f
     rest = {name: share / sum(left.values()) for name, share in left.items()} if given else shares
     for leader in leaders:
         yield bound.get(int(leader)) or split_of(int(ids[leader]), rest)
+
+
+@lru_cache(maxsize=256)  # rows follow each other in a file
+def is_test(path: str) -> bool:
+    """Return whether a file, or a folder that it lies in, is named as a test set: test_prefs-00000.parquet, dev/rows.jsonl, held-out.json.
+
+    Words end where letters do or at a capital, as the Hugging Face hub reads names, so "latest" and "contest" are none. A name with both words
+    (train_test_split) says nothing.
+    """
+    return any(_is_test_name(name) for name in path.split("/"))
+
+
+def _is_test_name(name: str) -> bool:
+    words = [word.lower() for word in LETTERS.findall(name)]
+    joined = {first + second for first, second in pairwise(words)}
+    return bool(TEST_WORDS & {*words, *joined}) and not TRAIN_WORDS & set(words)
 
 
 def normalised(text: str) -> str:

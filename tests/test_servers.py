@@ -1,0 +1,124 @@
+"""What both servers of `alignflow up` show and do by themselves: pages that ask no other host, and runs that are lost or only wait."""
+
+import os
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import fake_tree
+import httpx
+import pytest
+import yaml
+from pages import Pages
+
+from flows import credentials, environment, prefect_server, servers, up
+from flows.servers import PAGE_POLICY, PREFECT_SERVER, free_port
+
+ROOT = Path(__file__).resolve().parents[1]
+SERVICES = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())["services"]
+V1 = ("/runs", "/blocks/catalog", "/events", "/settings")
+V2 = ("/", "/v2", "/v2/runs", "/v2/index.html")
+MLFLOW = ("/", "/#/experiments?workflowType=machine_learning")
+
+
+class Servers(NamedTuple):
+    prefect: str
+    mlflow: str
+    password: str
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """Both servers as `alignflow up` starts them, over SQLite."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "environ", fake_tree.environment(ROOT, home))
+        environment.prepare(home)
+        address, login = up.Address(*(f"http://127.0.0.1:{free_port()}" for _ in range(2))), credentials.made(home)
+        processes = up.House(home)
+        for part in up.servers(home, address, login):
+            processes.start(part)
+    try:
+        processes.await_health()
+        yield Servers(*address, login.password)
+    finally:
+        processes.stop()
+
+
+@pytest.fixture(scope="module")
+def pages(house: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pages]:
+    with Pages(house, tmp_path_factory.mktemp("pictures")) as opened:
+        yield opened
+
+
+def test_no_page_of_either_server_asks_another_host(house: Servers, pages: Pages) -> None:
+    for path in V1:
+        pages.page.goto(house.prefect + path)
+        pages.page.wait_for_load_state("networkidle")
+    assert pages.page.get_by_text("Settings").count()
+    for path in MLFLOW:
+        pages.page.goto(house.mlflow + path, wait_until="domcontentloaded")
+        pages.page.get_by_text("Docs").first.wait_for()
+    assert pages.outside == []
+
+
+def test_no_way_leads_to_the_v2_pages(house: Servers, pages: Pages) -> None:
+    """Neither a link in the V1 pages, nor an address, nor the cookie that remembers the choice."""
+    pages.page.goto(house.prefect + "/dashboard")
+    pages.page.get_by_text("Settings").wait_for()
+    assert pages.page.get_by_text("V2").count() == 0
+    pages.page.context.add_cookies([{"name": "prefect_ui_version", "value": "v2", "url": house.prefect}])
+    for path in V2:
+        pages.page.goto(house.prefect + path)
+        pages.page.wait_for_load_state("networkidle")
+        assert "Prefect Server" in pages.page.title(), path
+        scripts = pages.page.evaluate("[...document.scripts].map(script => new URL(script.src).pathname)")
+        assert not [script for script in scripts if script.startswith("/v2")], path
+    assert pages.outside == []
+
+
+@pytest.mark.parametrize("path", ["/", "/dashboard", "/runs", "/v2/", "/docs", "/assets/none.js", "/api/health", "/api/docs"])
+def test_every_answer_of_prefects_server_has_the_policy(house: Servers, path: str) -> None:
+    assert httpx.get(house.prefect + path).headers.get_list("content-security-policy") == [PAGE_POLICY]
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/static-files/favicon.ico"])
+def test_every_answer_of_mlflows_server_has_the_policy(house: Servers, path: str) -> None:
+    for login in (None, ("alignflow", house.password)):
+        assert httpx.get(house.mlflow + path, auth=login).headers.get_list("content-security-policy") == [PAGE_POLICY]
+
+
+def test_prefects_settings_for_its_pages_name_v1_alone(house: Servers) -> None:
+    settings = httpx.get(f"{house.prefect}/ui-settings").json()
+    assert (settings["available_uis"], settings["default_ui"], settings["v2_base_url"]) == (["v1"], "v1", None)
+
+
+def test_the_policy_names_no_other_host() -> None:
+    for directive in PAGE_POLICY.split("; "):
+        assert set(directive.split()[1:]) <= {"'self'", "'none'", "'unsafe-inline'", "'unsafe-eval'", "data:", "blob:"}
+
+
+@pytest.mark.parametrize("path", prefect_server.DOCUMENTATION)
+def test_a_page_that_would_be_blank_under_the_policy_says_so(house: Servers, path: str) -> None:
+    answer = httpx.get(house.prefect + path)
+    assert answer.status_code == 404
+    assert "another host" in answer.text
+
+
+def test_the_server_of_a_plain_run_is_the_same_without_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[tuple[list[str], dict[str, str]]] = []
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setattr(servers.subprocess, "Popen", lambda command, env, **_: started.append((command, env)))
+    (tmp_path / "logs").mkdir()
+    servers.Api(tmp_path)._starting.close()
+    ((command, environment),) = started
+    assert command[2 : 2 + len(PREFECT_SERVER)] == list(PREFECT_SERVER)
+    assert (environment["PREFECT_UI_ENABLED"], environment["PREFECT__SERVER_EPHEMERAL"]) == ("0", "1")
+
+
+def test_the_servers_in_containers_show_the_same_pages() -> None:
+    prefect = SERVICES["prefect"]["command"]
+    assert prefect[2 : 2 + len(PREFECT_SERVER)] == list(PREFECT_SERVER)
+    (options,) = [word for word in SERVICES["mlflow"]["command"] if word.startswith("--uvicorn-opts=")]
+    assert shlex.split(options.removeprefix("--uvicorn-opts=")) == ["--header", f"Content-Security-Policy:{PAGE_POLICY}"]
