@@ -3,7 +3,7 @@
 import pytest
 import tiny
 import torch
-from scipy.stats import chisquare
+from scipy.stats import chisquare, kstest
 from transformers import PreTrainedModel
 
 from tasks.rlhf import sampling, sequences
@@ -76,8 +76,8 @@ def test_samples_follow_the_models_distribution() -> None:
 
 
 def test_tokens_of_zero_probability_are_never_drawn() -> None:
-    logp = torch.tensor([[-torch.inf, 0.0, -torch.inf]]).repeat(5, 1).log_softmax(dim=1)
-    assert sampling._draw(logp, torch.tensor([0.0, 1e-9, 0.5, 0.999, 1 - 2**-24])).tolist() == [1] * 5
+    logp = torch.tensor([[-torch.inf, 0.0, -torch.inf]]).repeat(6, 1).log_softmax(dim=1)
+    assert sampling._draw(logp, torch.tensor([0.0, 1e-9, 0.5, 0.999, 1 - 2**-24, 1 - 2**-48], dtype=torch.float64)).tolist() == [1] * 6
 
 
 def test_an_answer_does_not_depend_on_when_others_end() -> None:
@@ -115,3 +115,55 @@ def test_either_end_token_ends_an_answer() -> None:
     for answer in answers:
         assert not {7, tiny.EOS} & set(answer[:-1])
         assert answer[-1] in (7, tiny.EOS) or len(answer) == 12
+
+
+def test_every_token_of_a_large_vocabulary_can_be_drawn() -> None:
+    """Each token's interval of the cumulative sum holds a number that the sampler may draw by, and as many of them as its probability says."""
+    vocabulary, bits = 152_000, 48
+    logp = (3 * torch.randn(vocabulary, generator=torch.Generator().manual_seed(0))).log_softmax(dim=0)
+    p = logp.double().softmax(dim=0)
+    some = torch.randperm(vocabulary, generator=torch.Generator().manual_seed(1))[:64]
+    upper = p.cumsum(0)
+    middle = (((upper - p / 2)[some] * 2**bits).round() / 2**bits).clamp(max=1 - 2**-bits)  # on the grid of 2^-48
+    assert sampling._draw(logp.expand(64, -1), middle).tolist() == some.tolist()
+    numbers = (upper * 2**bits).ceil().diff(prepend=torch.zeros(1, dtype=torch.float64))
+    assert numbers.min() > 10  # p of the rarest is about 1e-12
+    assert (numbers / 2**bits / p - 1).abs().max() < 0.1
+
+
+def test_rare_tokens_come_up_as_often_as_they_should() -> None:
+    """Tokens of probability 2^-30: on a grid of 2^-24, only one in 64 of them has a point by which it can be drawn."""
+    vocabulary, num = 20_000, 400
+    p = torch.full((vocabulary,), 2.0**-30, dtype=torch.float64)
+    p[0] = 1 - p[1:].sum()
+    logp = p.log().float().expand(num, -1)
+    generator, fine = torch.Generator().manual_seed(0), torch.Generator().manual_seed(1)
+    numbers = sampling._uniform(num, generator, fine) * p[1:].sum() + p[0]  # where the rare ones are
+    drawn = sampling._draw(logp, numbers)
+    assert (drawn > 0).all()
+    assert drawn.unique().numel() > 0.95 * num
+    assert len({token % 64 for token in drawn.tolist()}) > 60
+    assert kstest(drawn.numpy() / vocabulary, "uniform").pvalue > 1e-3
+
+
+def test_numbers_are_uniform_beyond_float32() -> None:
+    numbers = sampling._uniform(20_000, torch.Generator().manual_seed(3), torch.Generator().manual_seed(4))
+    assert kstest(numbers.numpy(), "uniform").pvalue > 1e-3
+    assert kstest((numbers * 2**24 % 1).numpy(), "uniform").pvalue > 1e-3
+    assert numbers.max() < 1
+    same = torch.rand(20_000, generator=torch.Generator().manual_seed(3))
+    assert ((numbers - same.double()).abs() < 2**-24).all()  # a small vocabulary's tokens are those of before
+
+
+def test_given_numbers_decide_row_by_row() -> None:
+    model = eager_to_stop(tiny.model())
+    uniform = torch.rand(4, 20, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+
+    def answers(rows: list[int]) -> list[list[int]]:
+        prompts = [PROMPTS[i] for i in rows]
+        found = sampling.sample(model, prompts, max_tokens=20, temperature=1.0, end_ids=(tiny.EOS,), pad_id=tiny.PAD, uniform=uniform[rows])
+        return [ids[mask].tolist() for ids, mask in zip(found.ids, found.mask, strict=True)]
+
+    together = answers([0, 1, 2, 3])
+    assert answers([3, 0]) == [together[3], together[0]]
+    assert answers([2]) == [together[2]]

@@ -160,7 +160,7 @@ class Winrate(Settings):
 
 
 class Launch(Settings):
-    """How a training stage is started. Any number of processes takes the same steps, to rounding."""
+    """How a training stage is started. Each step of any number of processes is the same to rounding; over many steps rounding adds up."""
 
     processes: int = Field(1, ge=1, le=1024, description="Processes on each node, on a GPU each where there are GPUs; they share a step's batch.")
     nodes: int = Field(1, ge=1, le=4096, description="Nodes; on each but this one the same torchrun command is started by hand (docs/operations.md).")
@@ -176,7 +176,11 @@ class Launches(Settings):
 
 
 class Machine(Settings):
-    """What does not change a result but by rounding (and, with micro-batches, SFT's dropout masks): never part of a key."""
+    """What changes a step only by rounding (and, with micro-batches, SFT's dropout masks): never part of a key.
+
+    PPO and winrate sample: there rounding turns a token now and then, so runs on other machines or numbers of threads part after some steps, as far as
+    two draws of the same run are apart.
+    """
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where programs compute.")
     threads: int = Field(0, ge=0, description="CPU threads per program; 0 takes every core.")

@@ -1,7 +1,7 @@
 """Direct preference optimisation of an adapter, or of all weights, of the merged SFT model; what the reference says was computed before.
 
 python -m tasks.programs.dpo DIR        inputs: data, model, reference, and start where weights are given to start from
-torchrun --nproc_per_node 2 -m tasks.programs.dpo DIR        the same by two processes, to rounding
+torchrun --nproc_per_node 2 -m tasks.programs.dpo DIR        the same by two processes, each step to rounding
 artifact: adapter/ (peft format), bottleneck/ or model/; summary.json
 """
 

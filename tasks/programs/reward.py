@@ -1,7 +1,7 @@
 """Trains the reward model: adapter and scalar head on the merged SFT model (or all of its weights), from pairs of answers or whole rankings.
 
 python -m tasks.programs.reward DIR        inputs: data, model, and start where weights are given to start from
-torchrun --nproc_per_node 2 -m tasks.programs.reward DIR        the same by two processes, to rounding
+torchrun --nproc_per_node 2 -m tasks.programs.reward DIR        the same by two processes, each step to rounding
 artifact: adapter/ (a SEQ_CLS adapter; adapter-1/ and on are the ensemble's others), or model/ and score.safetensors; reward.json (normalisation,
 temperature, probes), measures.json (the probe, accuracy by gap and length, calibration, attacks), summary.json
 """

@@ -1,7 +1,7 @@
 """Supervised fine-tuning on the best answer of each question, packed without leaks.
 
 python -m tasks.programs.sft DIR        inputs: data, base, and start where weights are given to start from
-torchrun --nproc_per_node 2 -m tasks.programs.sft DIR        the same by two processes, to rounding
+torchrun --nproc_per_node 2 -m tasks.programs.sft DIR        the same by two processes, each step to rounding
 artifact: adapter/ (peft format), or model/ where every weight is trained; summary.json
 """
 

@@ -4,6 +4,7 @@ python -m tasks.programs.winrate DIR        inputs: data, model, reward, and ppo
 artifact: samples.parquet (questions, answers, scores side by side), results.json, summary.json
 """
 
+import hashlib
 from collections.abc import Callable
 from functools import partial
 from itertools import combinations
@@ -83,7 +84,8 @@ def evaluate(job: WinrateJob, run: Run) -> None:
     reward: dict[str, list[float]] = {"chosen": judge.scores(chosen, job.winrate.batch_size, run.phase("scoring chosen answers"))}
     metrics: dict[str, Any] = {}
     for position, name in enumerate(policies):
-        answers, kl = _answer(job, run, policies, name, tokenizer, encoded, position=position, total=total)
+        uniform = uniform_numbers(job.seed, name, [row["question_id"] for row in rows], job.text.max_answer_tokens)
+        answers, kl = _answer(job, run, policies, name, tokenizer, encoded, uniform, position=position, total=total)
         texts[name] = [prompts.decode_answer(tokenizer, a, template=job.text.template) for a in answers]
         reward[name] = judge.scores(list(zip(encoded, answers, strict=True)), job.winrate.batch_size, run.phase(f"scoring {name}"))
         metrics |= _describe(name, answers, kl, prompts.end_tokens(tokenizer, job.text.template))
@@ -137,6 +139,7 @@ def _answer(
     name: str,
     tokenizer: PreTrainedTokenizerBase,
     encoded: list[list[int]],
+    uniform: torch.Tensor,
     *,
     position: int,
     total: int,
@@ -148,11 +151,17 @@ def _answer(
     divergences: list[float] = []
     per_policy = total // len(policies)
     for number, first in enumerate(range(0, len(encoded), settings.batch_size)):
-        devices.seed_step(job.seed, schedules.mix(position, number) >> 16)
-        questions = encoded[first : first + settings.batch_size]
+        some = slice(first, first + settings.batch_size)
+        questions = encoded[some]
         with policies[name]() as policy:
             samples = sampling.sample(
-                policy, questions, max_tokens=job.text.max_answer_tokens, temperature=settings.temperature, end_ids=ends, pad_id=pad
+                policy,
+                questions,
+                max_tokens=job.text.max_answer_tokens,
+                temperature=settings.temperature,
+                end_ids=ends,
+                pad_id=pad,
+                uniform=uniform[some],
             )
             new = [ids[mask].tolist() for ids, mask in zip(samples.ids, samples.mask, strict=True)]
             batch = sequences.join(questions, new, pad_id=pad, device=policy.device)
@@ -166,6 +175,19 @@ def _answer(
         answers += new
         run.log(position * per_policy + number + 1, total)
     return answers, divergences
+
+
+def uniform_numbers(seed: int, policy: str, question_ids: list[int], num_tokens: int) -> torch.Tensor:
+    """Return the numbers that ``policy`` draws its answers by, (Q, num_tokens) float64 in [0, 1).
+
+    They depend on its name and the question alone: not on the other policies, the other questions or the device.
+    """
+    named = int.from_bytes(hashlib.sha256(policy.encode()).digest()[:8])
+    rows = []
+    for question_id in question_ids:
+        generator = torch.Generator().manual_seed(schedules.mix(seed, named, question_id))
+        rows.append(torch.rand(num_tokens, generator=generator, dtype=torch.float64))
+    return torch.stack(rows)
 
 
 def _describe(name: str, answers: list[list[int]], kl: list[float], ends: tuple[int, ...]) -> dict[str, Any]:
