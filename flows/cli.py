@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from flows import environment, profiles
+from flows import environment, profiles, surroundings
 from flows.servers import ServerFailed
 from tasks.launch import StageFailed, interruptible
 from tasks.programs.config import InputError
@@ -34,6 +34,7 @@ Everything is kept in .alignflow/ in the working directory; ALIGNFLOW_HOME names
 def main(argv: list[str] | None = None) -> int:
     atexit.register(memory.freeze)  # runs last: the interpreter need not spend a second on looking through what it is about to forget
     args = _parser().parse_args(argv)
+    surroundings.leave_out_other_servers(all_of_them=args.call is up)
     warnings.simplefilter("ignore")  # those of libraries; alignflow's own go through events
     try:
         args.call(args)
@@ -51,15 +52,21 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> None:
-    from flows.checks import check_places
+    from flows.checks import check_inputs, check_places
+    from flows.extras import check_packages, check_stages
 
     started, root = time.monotonic(), home()
-    config = _config(args)
+    config = profiles.load(args.profile, args.set)
+    check_packages(config)
+    check_inputs(config)
+    config = profiles.with_absolute_paths(config, Path.cwd())
     check_places(root, args.summary)
+    summary_file = args.summary and args.summary.absolute()
     environment.join(root)
+    check_stages(config)
     environment.prepare(root)
     from flows.screen import Screen, print_end
-    from flows.servers import prefect_api
+    from flows.servers import check_prefect, prefect_api
 
     api = prefect_api(root)
     with Screen() as screen:
@@ -71,12 +78,14 @@ def run(args: argparse.Namespace) -> None:
         tracker.connect()
         if api:
             api.wait()
+        else:
+            check_prefect()
         screen.ready()
         with interruptible(), temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):  # its thread takes a second to end
             summary: dict[str, Any] = rlhf(config, profile=Path(args.profile).stem)
     summary["seconds"] = round(time.monotonic() - started, 3)
-    if args.summary:
-        _write_summary(args.summary, summary)
+    if summary_file:
+        _write_summary(summary_file, summary)
     print_end(summary)
 
 
@@ -102,33 +111,44 @@ def report(args: argparse.Namespace) -> None:
 
 
 def job(args: argparse.Namespace) -> None:
-    config = _config(args)
+    # not all inputs need be here: the walk to the stage opens those that it takes
+    config = profiles.with_absolute_paths(profiles.load(args.profile, args.set), Path.cwd())
+    directory = args.directory.absolute()
     environment.for_imports()
     from flows.planning import prepare_job
 
-    prepare_job(config, args.stage, args.directory)
+    prepare_job(config, args.stage, directory)
     print(f"python -m tasks.programs.{args.stage} {args.directory}")
 
 
 def up(args: argparse.Namespace) -> None:
     from flows.checks import check_places
+    from flows.deploying import define
+    from flows.extras import check_servers
 
-    check_places(home(), None)
-    for name in args.profile:
-        profiles.load(name, [])
-    environment.prepare(home())
-    from flows.up import POOLS
+    root = home()
+    check_places(root, None)
+    if args.prefect_port == args.mlflow_port and args.prefect_port:
+        raise InputError(f"--prefect-port and --mlflow-port are both {args.prefect_port}: two servers need two ports")
+    definition = define(args.profile)
+    check_servers()
+    surroundings.reach_loopback_directly()
+    environment.prepare(root)
     from flows.up import up as serve
 
     with suppress(KeyboardInterrupt):
-        serve(home(), prefect_port=args.prefect_port, mlflow_port=args.mlflow_port, profiles=args.profile, pools=() if args.no_workers else POOLS)
+        serve(root, prefect_port=args.prefect_port, mlflow_port=args.mlflow_port, definition=definition, with_workers=not args.no_workers)
 
 
 def deploy(args: argparse.Namespace) -> None:
-    _find_servers()
+    from flows.deploying import define
     from flows.deploying import deploy as made
 
-    print("\n".join(made(args.profile, webhook=os.environ.get("ALIGNFLOW_ALERT_WEBHOOK", ""))))
+    definition = define(args.profile)
+    _find_servers()
+
+    names = made(definition, webhook=os.environ.get("ALIGNFLOW_ALERT_WEBHOOK", ""))
+    print("\n".join([*names, *(f"left out: {name}: {why}" for name, why in definition.left_out.items())]))
 
 
 def work(args: argparse.Namespace) -> None:
@@ -139,10 +159,13 @@ def work(args: argparse.Namespace) -> None:
 
 
 def landed(args: argparse.Namespace) -> None:
+    dump = args.dump.absolute()
+    if not dump.exists():
+        raise InputError(f"There is no file or folder {args.dump}")
     _find_servers()
     from flows.landing import land
 
-    land(Path(args.profile).stem, args.dump)
+    print(land(profiles.title(args.profile), dump))
 
 
 def gc(args: argparse.Namespace) -> None:
@@ -163,9 +186,12 @@ def doctor(args: argparse.Namespace) -> None:
 
 def _find_servers() -> None:
     environment.join(home())
-    environment.prepare(home())
     if not os.environ.get("PREFECT_API_URL"):
         raise InputError("There is no Prefect server to use: `alignflow up` starts one, PREFECT_API_URL names another")
+    environment.prepare(home())
+    from flows.servers import check_prefect
+
+    check_prefect()
 
 
 def _config(args: argparse.Namespace) -> Any:
@@ -173,7 +199,7 @@ def _config(args: argparse.Namespace) -> Any:
 
     config = profiles.load(args.profile, args.set)
     check_inputs(config)
-    return config
+    return profiles.with_absolute_paths(config, Path.cwd())
 
 
 class Parser(argparse.ArgumentParser):
@@ -183,6 +209,32 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
+class Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from importlib.metadata import version
+
+        print(f"alignflow {version('alignflow')}")
+        parser.exit()
+
+
+def _number(read: Callable[[str], Any], least: float, most: float = float("inf")) -> Callable[[str], Any]:
+    """Return a reader of numbers between two bounds, for argparse."""
+
+    def number(text: str) -> Any:
+        value = read(text)
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text} must be {least:g} or more" + (f", {most:g} at most" if most < float("inf") else ""))
+        return value
+
+    number.__name__ = "number"  # in argparse's own words: invalid number value
+    return number
+
+
+PORT = _number(int, 0, 65535)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="alignflow",
@@ -190,6 +242,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action=Version, nargs=0, help="say which version this is")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def command(call: Callable[[argparse.Namespace], None], text: str, example: str) -> argparse.ArgumentParser:
@@ -215,22 +268,24 @@ def _parser() -> argparse.ArgumentParser:
     by_hand.add_argument("directory", metavar="DIR", type=Path, help="folder to write job.json into; made if needed")
     serving = command(up, "Run Prefect, MLflow and workers on this machine until Ctrl-C.", "alignflow up mine.yaml")
     serving.add_argument("profile", metavar="PROFILE", nargs="*", help="a YAML file to deploy beside the built-in profiles")
-    serving.add_argument("--prefect-port", type=int, default=4200, help="default: %(default)s")
-    serving.add_argument("--mlflow-port", type=int, default=5000, help="default: %(default)s")
+    serving.add_argument("--prefect-port", type=PORT, default=4200, help="default: %(default)s")
+    serving.add_argument("--mlflow-port", type=PORT, default=5000, help="default: %(default)s")
     serving.add_argument("--no-workers", action="store_true", help="servers only; `alignflow work POOL` starts workers")
     deploying = command(deploy, "Put deployments, pools and automations on a Prefect server.", "alignflow deploy mine.yaml")
     deploying.add_argument("profile", metavar="PROFILE", nargs="*", help="a YAML file to deploy beside the built-in profiles")
     working = command(work, "Run the stages or flows of a work pool on this machine.", "CUDA_VISIBLE_DEVICES=0 alignflow work gpu")
-    working.add_argument("pool", metavar="POOL", help="cpu or gpu, or a pool of your own")
+    working.add_argument("pool", metavar="POOL", help="cpu or gpu, or a pool that a deployed profile names in pools.*")
     working.add_argument("--name", default="", help="default: host, pool and process id")
-    working.add_argument("--limit", type=int, default=0, help="runs at a time (default: 1 for gpu, else 4)")
+    working.add_argument("--limit", type=_number(int, 0), default=0, help="runs at a time (default: 4 for cpu, else 1)")
     landing = command(landed, "Tell the Prefect server that a new dump is there: retraining starts.", "alignflow landed mine Posts.xml")
     landing.add_argument("profile", metavar="PROFILE", help="the profile whose retraining is deployed")
     landing.add_argument("dump", metavar="FILE", type=Path, help="a dump that the cpu worker can read")
     cleaning = command(gc, "Free what no registered model and no recent run needs.", "alignflow gc --dry-run")
     cleaning.add_argument("--dry-run", action="store_true", help="only say what would go")
-    cleaning.add_argument("--keep-runs", metavar="N", type=int, default=10, help="keep what the last N runs need (default: %(default)s)")
-    cleaning.add_argument("--days", metavar="D", type=float, default=7.0, help="and all that is younger than D days (default: %(default)s)")
+    cleaning.add_argument("--keep-runs", metavar="N", type=_number(int, 0), default=10, help="keep what the last N runs need (default: %(default)s)")
+    cleaning.add_argument(
+        "--days", metavar="D", type=_number(float, 0), default=7.0, help="and all that is younger than D days (default: %(default)s)"
+    )
     examining = command(doctor, "Check this machine, the home and the servers, and say what to do.", "alignflow doctor --deep")
     examining.add_argument("--deep", action="store_true", help="read every stored file")
     return parser

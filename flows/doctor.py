@@ -22,8 +22,9 @@ from packaging.specifiers import SpecifierSet
 from flows import credentials, environment
 from flows.checks import LEAST_FREE_MB
 from flows.cleaning import DAY, DAYS, MB, measure
+from flows.deploying import POOLS
 from flows.screen import console
-from flows.up import POOLS, running
+from flows.up import running
 from flows.workers import online
 from tasks.reachable import entries, intact
 from tasks.tracker import EXPERIMENT

@@ -1,6 +1,6 @@
 """The process environment of Prefect and MLflow: everything under the home, nothing on the screen, nothing sent out.
 
-Set before either is imported; what the user has set already stays.
+Set before either is imported. What the user has set for servers that are named stays; what belongs to none is removed (flows.surroundings).
 """
 
 import json
@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from flows import privacy, surroundings
 from tasks import databases
 from tasks.store import home
 
@@ -27,46 +28,57 @@ FIXED = {
     "PREFECT_SERVER_UI_V2_ENABLED": "false",
     "PREFECT_WORKER_QUERY_SECONDS": "1",
 }
+
 # any of them names another database of Prefect's than the one in its home
 ELSEWHERE = {"PREFECT_API_URL", "PREFECT_API_DATABASE_CONNECTION_URL", "PREFECT_SERVER_DATABASE_CONNECTION_URL"}
 
 
 def prepare(root: Path) -> None:
     """Set the environment for a pipeline whose home is ``root``, and give a new home its empty databases."""
+    privacy.close(root)
     prefect_home, logs = root / "prefect", root / "logs"
     prefect_home.mkdir(parents=True, exist_ok=True)
     logs.mkdir(parents=True, exist_ok=True)
     settings = prefect_home / "logging.json"  # Prefect reads YAML, which takes JSON
     settings.write_text(json.dumps(_logging(logs / "prefect.log")))
+    has_own_server = ELSEWHERE.isdisjoint(os.environ)
     chosen = {
         **FIXED,
         "ALIGNFLOW_HOME": str(root),
-        "MLFLOW_TRACKING_URI": f"sqlite:///{root / 'mlflow.db'}",
+        "MLFLOW_TRACKING_URI": databases.address(root / "mlflow.db"),
         "PREFECT_HOME": str(prefect_home),
         "PREFECT_LOGGING_SETTINGS_PATH": str(settings),
     }
+    if has_own_server and databases.needs_escaping(prefect_home):  # Prefect makes the address of its database by itself, as it is
+        chosen["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = databases.address(prefect_home / "prefect.db", "+aiosqlite")
     for name, value in chosen.items():
         os.environ.setdefault(name, value)
-    if not ELSEWHERE & os.environ.keys():
+    if has_own_server:
         databases.lay("prefect", Path(os.environ["PREFECT_HOME"]) / "prefect.db")
     if os.environ["MLFLOW_TRACKING_URI"] == chosen["MLFLOW_TRACKING_URI"]:
         databases.lay("mlflow", root / "mlflow.db")
+    surroundings.leave_working_folder(prefect_home)
 
 
 def join(root: Path) -> None:
     """Use the servers that `alignflow up` runs over this home, unless others are named."""
     from flows.up import clients, running
 
+    surroundings.reach_loopback_directly()
     address = None if os.environ.get("PREFECT_API_URL") else running(root)
     if address:
+        has_other_tracker = os.environ.get("MLFLOW_TRACKING_URI", address.mlflow) != address.mlflow
         for name, value in clients(root, address).items():
-            os.environ.setdefault(name, value)
+            if not (has_other_tracker and name.startswith("MLFLOW_")):  # another's server is not told this one's password
+                os.environ[name] = value
 
 
 def for_imports() -> None:
     """The same for a command that only reads: nothing is written."""
     for name, value in {**FIXED, "ALIGNFLOW_HOME": str(home()), "PREFECT_HOME": str(home() / "prefect")}.items():
         os.environ.setdefault(name, value)
+    surroundings.reach_loopback_directly()
+    surroundings.leave_working_folder(surroundings.quiet_folder())
 
 
 def _logging(file: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A profile, the part of ``Pipeline`` that a YAML file sets, and what --set changes in it. Every mistake is one sentence."""
 
 import difflib
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -44,7 +45,7 @@ def find(profile: str) -> Path:
         return found
     if looks_like_file:
         raise InputError(f"There is no profile file {profile}")
-    raise InputError(f"There is no profile {profile!r}{_hint(profile, names())}")
+    raise InputError(f"There is no profile {profile!r}{hint(profile, names())}")
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -59,6 +60,27 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict | None):
         raise InputError(f"{path} must hold settings such as 'ppo: {{steps: 10}}', not a {type(content).__name__}")
     return convert_settings(content or {})
+
+
+def title(profile: str) -> str:
+    """Return the name of a profile's deployments and runs: its own, or its file's without the ending."""
+    path = Path(profile)
+    return path.stem if path.suffix in (".yaml", ".yml") else path.name
+
+
+def with_absolute_paths(config: Pipeline, folder: Path) -> Pipeline:
+    """Return the settings with every path that leads from ``folder`` to something written out: programs and workers run elsewhere."""
+
+    def written_out(text: str) -> str:
+        place = folder / Path(text).expanduser()
+        return os.path.normpath(place) if text and place.exists() else text
+
+    changed: dict[str, Any] = {"data": config.data.model_copy(update={"against": tuple(map(written_out, config.data.against))})}
+    for section, name in (("source", "path"), ("base", "path"), *((stage, "start") for stage in ("sft", "reward", "dpo"))):
+        settings = getattr(config, section)
+        if hasattr(settings, name):
+            changed[section] = settings.model_copy(update={name: written_out(getattr(settings, name))})
+    return config.model_copy(update=changed)
 
 
 def _defaults() -> dict[str, Any]:
@@ -103,7 +125,7 @@ def told(error: ValidationError) -> str:
         case "extra_forbidden":
             prefix = name.rpartition(".")[0]
             beside = [f"{prefix}.{field}" if prefix else field for field in section.model_fields] if section else []
-            return f"There is no setting {name}{_hint(name, beside, flat(_defaults()))}"
+            return f"There is no setting {name}{hint(name, beside, flat(_defaults()))}"
         case "value_error":
             return f"{name}: {first['ctx']['error']}" if name else str(first["ctx"]["error"])
         case "union_tag_invalid":
@@ -148,7 +170,7 @@ def _is_model(value: Any) -> bool:
     return isinstance(value, type) and issubclass(value, BaseModel)
 
 
-def _hint(name: str, known: Iterable[str], more: Iterable[str] = ()) -> str:
+def hint(name: str, known: Iterable[str], more: Iterable[str] = ()) -> str:
     """The nearest of the known names, else of some more, else all the known ones."""
     endings = {one.rpartition(".")[2]: one for one in known}
     near = [endings[found] for found in difflib.get_close_matches(name.rpartition(".")[2], endings, n=1, cutoff=0.6)]

@@ -11,8 +11,10 @@ import time
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 from tasks.lifeline import die_with
+from tasks.programs.config import InputError
 
 START_SECONDS = 120
 # For a server's pages: scripts, pictures and calls of their own host alone. Drawing on a canvas (Prefect's graph of a
@@ -23,6 +25,7 @@ PAGE_POLICY = (
 )
 PREFECT_SERVER = ("uvicorn", "--factory", "flows.prefect_server:create_app", "--lifespan", "on", "--log-level")
 POLL_SECONDS = 0.05
+RETRIES = 1  # of a request to a server that the user names, for one that is just started again
 
 
 class ServerFailed(Exception):
@@ -58,7 +61,7 @@ class Api:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command, env=os.environ | quiet, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                start_new_session=True, preexec_fn=die_with(os.getpid()),
+                start_new_session=True, preexec_fn=die_with(os.getpid()), cwd=home / "prefect",
             )  # fmt: skip
         os.environ["PREFECT_API_URL"] = self.url
 
@@ -74,6 +77,33 @@ class Api:
     def stop(self) -> None:
         self._starting.close()
         stop(self.process)
+
+
+def check_prefect() -> None:
+    """Refuse a Prefect server that does not answer, or does not take our login, by the variable that names it. Raises InputError."""
+    from httpx import HTTPStatusError
+    from prefect import settings
+    from prefect.client.orchestration import get_client
+
+    url = os.environ["PREFECT_API_URL"]
+    named = f"The Prefect server that PREFECT_API_URL names, {_without_password(url)},"
+    chosen = {settings.PREFECT_API_URL: url, settings.PREFECT_CLIENT_MAX_RETRIES: RETRIES}
+    try:
+        with settings.temporary_settings(chosen), get_client(sync_client=True) as client:
+            client.api_version()
+    except HTTPStatusError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            raise InputError(f"{named} refuses the login: PREFECT_API_AUTH_STRING must be what the server has") from None
+        raise InputError(f"{named} answers with status {status}; the address of a server ends in /api") from None
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"{named} does not answer ({reason}): start it, or unset PREFECT_API_URL") from None
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def await_health(url: str, process: "subprocess.Popen[bytes]", log: Path | None = None) -> None:

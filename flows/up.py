@@ -17,13 +17,15 @@ from urllib.parse import urlsplit, urlunsplit
 
 from flows import credentials
 from flows.credentials import USER, Credentials
+from flows.deploying import Definition
+from flows.output import Output
 from flows.servers import PAGE_POLICY, PREFECT_SERVER, ServerFailed, await_health, stop
+from tasks import databases
 from tasks.digests import replace_text
 from tasks.lifeline import die_with
 from tasks.programs.config import InputError
 
 DATABASE = "ALIGNFLOW_DATABASE"
-POOLS = ("cpu", "gpu")
 MOST_RESTARTS = 5
 SETTLED_SECONDS = 60.0  # a process that has run this long starts with a clean record
 POLL_SECONDS = 0.5
@@ -71,7 +73,7 @@ def clients(home: Path, address: Address) -> dict[str, str]:
     return places | (known.clients if known else {})
 
 
-def up(home: Path, *, prefect_port: int, mlflow_port: int, profiles: list[str], pools: tuple[str, ...] = POOLS) -> None:
+def up(home: Path, *, prefect_port: int, mlflow_port: int, definition: Definition, with_workers: bool = True) -> None:
     """Start everything, say where it is, and keep it up until Ctrl-C. A second one only says what is running."""
     lock = _claimed(home)
     if lock is None:
@@ -81,23 +83,26 @@ def up(home: Path, *, prefect_port: int, mlflow_port: int, profiles: list[str], 
         address = Address(f"http://127.0.0.1:{prefect_port}", f"http://127.0.0.1:{mlflow_port}")
         for port, option in ((prefect_port, "--prefect-port"), (mlflow_port, "--mlflow-port")):
             _check_free(port, option)
+        pools = tuple(definition.pools) if with_workers else ()
         login = credentials.made(home)
         for number in (signal.SIGINT, signal.SIGTERM):  # also when a script started this with Ctrl-C ignored
             signal.signal(number, signal.default_int_handler)
         house = House(home)
         try:
-            for part in servers(home, address, login):
+            parts = servers(home, address, login)
+            print("Prefect and MLflow are starting; their pages are there in some 20 seconds.", flush=True)
+            for part in parts:
                 house.start(part)
             house.await_health()
             os.environ.update(clients(home, address))
             from flows.deploying import deploy
 
-            names = deploy(profiles, webhook=os.environ.get("ALIGNFLOW_ALERT_WEBHOOK", ""))
+            deploy(definition, webhook=os.environ.get("ALIGNFLOW_ALERT_WEBHOOK", ""))
             for pool in pools:
                 house.start(Part(f"worker-{pool}", [sys.executable, "-m", "flows.cli", "work", pool], {}))
             _await_workers(house, pools)
             replace_text(home / "up.json", json.dumps(address._asdict()))
-            _say(home, address, names, pools)
+            _say(home, address, definition, pools)
             house.watch()
         finally:
             (home / "up.json").unlink(missing_ok=True)
@@ -136,8 +141,8 @@ def servers(home: Path, address: Address, login: Credentials) -> list[Part]:
         **both("PREFECT_SERVER_{}CSRF_PROTECTION_ENABLED", "true"),
     }
     ini = home / "mlflow-auth.ini"
-    store = os.environ["MLFLOW_TRACKING_URI"] if os.environ["MLFLOW_TRACKING_URI"].startswith("sqlite") else f"sqlite:///{home / 'mlflow.db'}"
-    users = f"sqlite:///{home / 'mlflow-auth.db'}"
+    store = os.environ["MLFLOW_TRACKING_URI"] if os.environ["MLFLOW_TRACKING_URI"].startswith("sqlite") else databases.address(home / "mlflow.db")
+    users = databases.address(home / "mlflow-auth.db")
     if os.environ.get(DATABASE):
         prefect["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database("prefect", "asyncpg")
         store = users = database("mlflow", "psycopg2")
@@ -181,15 +186,20 @@ class House:
         self.home = home
         self.parts: dict[str, Part] = {}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.outputs: dict[str, Output] = {}
         self.deaths: dict[str, list[float]] = {}
 
     def start(self, part: Part) -> None:
         self.parts[part.name] = part
-        with self.log(part.name).open("ab") as log:
-            self.processes[part.name] = subprocess.Popen(
-                part.command, env=os.environ | part.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                start_new_session=True, preexec_fn=die_with(os.getpid()), cwd=self.home,
-            )  # fmt: skip
+        folder = self.home / "prefect"  # holds no module that could hide a library's
+        folder.mkdir(parents=True, exist_ok=True)
+        process = subprocess.Popen(
+            part.command, env=os.environ | part.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            start_new_session=True, preexec_fn=die_with(os.getpid()), cwd=folder,
+        )  # fmt: skip
+        assert process.stdout
+        self.processes[part.name] = process
+        self.outputs[part.name] = Output(process.stdout, self.log(part.name))
 
     def log(self, name: str) -> Path:
         return self.home / "logs" / f"up-{name}.log"
@@ -209,6 +219,7 @@ class House:
         for name, process in list(self.processes.items()):
             if process.poll() is None:
                 continue
+            self.outputs[name].finish()
             now = time.monotonic()
             recent = [moment for moment in self.deaths.get(name, []) if now - moment < SETTLED_SECONDS]
             if len(recent) >= MOST_RESTARTS:
@@ -221,6 +232,8 @@ class House:
         """The workers first, so that their last words reach the servers."""
         for process in reversed(self.processes.values()):
             stop(process)
+        for output in self.outputs.values():
+            output.finish()
 
 
 def _await_workers(house: House, pools: tuple[str, ...]) -> None:
@@ -234,11 +247,12 @@ def _await_workers(house: House, pools: tuple[str, ...]) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def _say(home: Path, address: Address, names: list[str], pools: tuple[str, ...]) -> None:
+def _say(home: Path, address: Address, definition: Definition, pools: tuple[str, ...]) -> None:
     lines = [
         f"Prefect      {address.prefect}/deployments", f"MLflow       {address.page}",
         f"Log in       as {USER}; the password is in {credentials.file_of(home)} (Prefect's page asks for {USER}:PASSWORD)",
-        f"Deployments  {', '.join(names)}", f"Workers      {' and '.join(pools) or 'none here; alignflow work POOL starts one'}",
+        f"Deployments  {', '.join(definition.names)}", *(f"Left out     {name}: {why}" for name, why in definition.left_out.items()),
+        f"Workers      {' and '.join(pools) or 'none here; alignflow work POOL starts one'}",
         "Ctrl-C stops it all.",
     ]  # fmt: skip
     print("\n".join(lines), flush=True)

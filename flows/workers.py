@@ -8,8 +8,8 @@ from typing import Any
 
 from tasks.programs.config import InputError
 
-LIMITS = {"gpu": 1}  # stages at a time: one per GPU; start a worker for each, with CUDA_VISIBLE_DEVICES
-USUAL_LIMIT = 4
+LIMITS = {"cpu": 4}  # runs at a time
+USUAL_LIMIT = 1  # a stage per GPU; start a worker for each, with CUDA_VISIBLE_DEVICES
 
 
 def work(pool: str, *, name: str = "", limit: int = 0) -> None:
@@ -33,7 +33,7 @@ def _type_of(pool: str) -> str:
         try:
             return str(client.read_work_pool(pool).type)
         except ObjectNotFound:
-            raise InputError(f"The Prefect server has no pool {pool}; `alignflow deploy` makes the pools cpu and gpu") from None
+            raise InputError(f"The Prefect server has no pool {pool}; `alignflow deploy` makes cpu, gpu and those that its profiles name") from None
 
 
 def online(pool: str) -> list[str]:

@@ -15,11 +15,24 @@ import tempfile
 from contextlib import closing, suppress
 from importlib.metadata import version
 from pathlib import Path
+from urllib.parse import quote
 
 
 def template(tool: str) -> Path:
     """Where this environment keeps the tool's empty database."""
     return Path(sys.prefix) / "share" / "alignflow" / f"{tool}-{version(tool)}.db"
+
+
+def needs_escaping(path: Path) -> bool:
+    """Whether SQLAlchemy would not read the path as it is in an address: ? begins options, and libraries expand %."""
+    return not {"?", "#", "%"}.isdisjoint(str(path))
+
+
+def address(path: Path, driver: str = "") -> str:
+    """Return the address by which SQLAlchemy opens a SQLite file, whatever its path holds."""
+    if needs_escaping(path):
+        return f"sqlite{driver}:///file:{quote(str(path))}?uri=true"
+    return f"sqlite{driver}:///{path}"
 
 
 def lay(tool: str, path: Path) -> None:
@@ -42,12 +55,21 @@ def prepare() -> None:
         root = Path(name)
         commands = {
             "prefect": ["prefect", "server", "database", "upgrade", "--yes"],
-            "mlflow": ["mlflow", "db", "upgrade", f"sqlite:///{root / 'mlflow.db'}"],
+            "mlflow": ["mlflow", "db", "upgrade", address(root / "mlflow.db")],
         }
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
-        quiet = {"DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_HOME": name}
+        # from another folder, and by `-m` alone: a .env or a json.py that lies here is not for them
+        quiet = {
+            "PYTHONSAFEPATH": "1",
+            "DO_NOT_TRACK": "true",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_HOME": name,
+        }
         running = {
-            tool: subprocess.Popen([sys.executable, "-m", *command], env=inherited | quiet, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            tool: subprocess.Popen(
+                [sys.executable, "-m", *command], cwd=root, env=inherited | quiet, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            )
             for tool, command in commands.items()
             if not template(tool).exists()
         }

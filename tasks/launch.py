@@ -3,13 +3,14 @@
 import json
 import math
 import os
+import re
 import signal
 import site
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -38,6 +39,16 @@ QUIET = {
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
+# Programs read files of strangers, and talk to no server: nothing in their environment opens one. A proxy's address may hold a password.
+SECRET = re.compile(
+    r"^(PREFECT|MLFLOW|AWS|AZURE|GOOGLE|PG|WANDB|DATABRICKS|KUBE)"
+    r"|^ALIGNFLOW_(DATABASE|ALERT_WEBHOOK|ENGINE)$"
+    r"|PROXY$|TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|AUTH|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|SIGNING_?KEY|WEBHOOK|COOKIE|JWT|CONNECTION_STRING"
+    r"|_(DSN|PWD|PAT|KEY)$",
+    re.IGNORECASE,
+)
+NOT_SECRET = {"TOKENIZERS_PARALLELISM"}
+LOGIN = re.compile(r"://[^/@\s]*:[^/@\s]+@")  # an address with a password in it, under whatever name
 OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 # Threads wait for each other by spinning this often and then sleep. On a quiet machine that is as fast as OpenMP's own choice; beside other work,
 # which OpenMP expects to be alone with, a training step was more than twice as fast.
@@ -158,7 +169,7 @@ def _shared(chosen: dict[str, str], processes: int) -> dict[str, str]:
 
 def environment(machine: Machine) -> dict[str, str]:
     """The environment of a program."""
-    chosen = {"GOMP_SPINCOUNT": SPIN, **os.environ, **QUIET}
+    chosen = {"GOMP_SPINCOUNT": SPIN, **without_secrets(os.environ), **QUIET}
     for name in OF_A_RANK:  # of whoever started us: a program is one of several only where we start several
         chosen.pop(name, None)
     if machine.threads:
@@ -166,6 +177,11 @@ def environment(machine: Machine) -> dict[str, str]:
     if str(ROOT) not in site.getsitepackages():  # a source tree: the program must be the one whose code is in the key
         chosen["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return chosen
+
+
+def without_secrets(names: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without what opens servers, databases or accounts."""
+    return {name: value for name, value in names.items() if name in NOT_SECRET or not (SECRET.search(name) or LOGIN.search(value))}
 
 
 def _follow(

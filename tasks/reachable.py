@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tasks import tracker
+from tasks import databases, tracker
 from tasks.digests import digest_of, file_digest
 from tasks.programs.config import InputError
 from tasks.store import SCHEMA
@@ -124,7 +124,7 @@ def tracked_keys(home: Path, *, since: float, alive: set[str]) -> set[str]:
 
     A home whose tracker is its own file has none before that file is there.
     """
-    own = f"sqlite:///{home / 'mlflow.db'}"
+    own = databases.address(home / "mlflow.db")
     if os.environ.get("MLFLOW_TRACKING_URI", own) == own and not (home / "mlflow.db").exists():
         return set()
     if not tracker.connect():

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tasks import events
+from tasks import databases, events
 from tasks.store import home
 
 EXPERIMENT = "alignflow"
@@ -45,7 +45,7 @@ def is_remote() -> bool:
 
 def _open() -> tuple[Any, str]:
     root = home()
-    os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
+    os.environ.setdefault("MLFLOW_TRACKING_URI", databases.address(root / "mlflow.db"))
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

@@ -5,13 +5,14 @@ import os
 import signal
 import sqlite3
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import fake_tree
 import pytest
 import yaml
 
-from flows import cli, profiles
+from flows import cli, extras, profiles
 from flows.checks import check_places
 from flows.figures import figure
 from flows.profiles import load
@@ -85,6 +86,15 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["run", "demo", "--set", "base={kind: hugging-face, path: ./gone}"], "base.path: there is no model folder gone"),
         (["run", "demo", "--summary", "gone/s.json"], "--summary: gone/s.json cannot be written; its folder must exist"),
         (["run", "demo", "--summary", "."], "--summary: . cannot be written"),
+        (["up", "dmo"], "There is no profile 'dmo'; did you mean demo?"),
+        (["up", "--prefect-port", "70000"], "argument --prefect-port: 70000 must be 0 or more, 65535 at most"),
+        (["up", "--mlflow-port", "x"], "argument --mlflow-port: invalid number value: 'x'"),
+        (["up", "--prefect-port", "4321", "--mlflow-port", "4321"], "--prefect-port and --mlflow-port are both 4321"),
+        (["deploy", "gone.yaml"], "There is no profile file gone.yaml"),
+        (["work", "gpu", "--limit", "-1"], "argument --limit: -1 must be 0 or more"),
+        (["gc", "--keep-runs", "-3"], "argument --keep-runs: -3 must be 0 or more"),
+        (["gc", "--days", "nan"], "argument --days: nan must be 0 or more"),
+        (["landed", "demo", "gone.xml"], "There is no file or folder gone.xml"),
         (["rnu", "demo"], "argument COMMAND: invalid choice: 'rnu'"),
         (["run"], "the following arguments are required: PROFILE"),
         (["report"], "There is no report yet; `alignflow run demo` makes one"),
@@ -273,6 +283,53 @@ def test_help_is_everywhere_with_an_example(capsys, arguments: list[str]) -> Non
         cli.main(arguments)
     assert end.value.code == 0
     assert "example" in capsys.readouterr().out
+
+
+def test_the_version_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"alignflow {version('alignflow')}\n"
+
+
+@pytest.mark.parametrize(
+    ("gone", "arguments", "sentence"),
+    [
+        ("torch", ["run", "demo"], "Training and sampling: torch must be installed here: pip install 'alignflow[train]'"),
+        ("peft", ["run", "demo", "--set", "base={kind: hugging-face, path: far/away}"], "Training and sampling: peft must be installed here"),
+        (
+            "bitsandbytes",
+            ["run", "demo", "--set", "weights.base=nf4"],
+            "weights.base=nf4: bitsandbytes must be installed here: pip install 'alignflow[gpu]'",
+        ),
+        ("accelerate", ["run", "stack-llama-7b"], "weights.base=int8: accelerate must be installed here"),
+        ("prefect_dask", ["run", "demo", "--set", "machine.dask=tcp://h:1"], "machine.dask: prefect_dask must be installed here"),
+        ("flask_wtf", ["up"], "alignflow up: flask_wtf must be installed here: pip install 'alignflow[server]'"),
+    ],
+)
+def test_what_is_not_installed_is_said_before_anything_starts(
+    capsys, empty_place: Path, monkeypatch: pytest.MonkeyPatch, gone: str, arguments: list[str], sentence: str
+) -> None:
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == gone else name)
+    assert refused(capsys, *arguments).startswith(sentence)
+    assert list(empty_place.iterdir()) == []
+
+
+def test_what_workers_do_need_not_be_installed_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extras, "find_spec", lambda _: None)
+    extras.check_packages(load("demo", ["pools.gpu=gpu", "weights.base=nf4"]))
+
+
+def test_a_job_by_hand_needs_only_what_its_stage_takes(empty_place: Path) -> None:
+    Path("Posts.xml").write_text("<posts/>")
+    Path("mine.yaml").write_text("source: {kind: stack-exchange, path: Posts.xml}\nbase: {kind: hugging-face, path: ./gone}\n")
+    assert cli.main(["job", "mine.yaml", "data", "work"]) == 0
+    assert json.loads((empty_place / "work" / "job.json").read_text())["inputs"] == {"source": str(empty_place / "Posts.xml")}
+
+
+@pytest.mark.parametrize(("profile", "title"), [("demo", "demo"), ("a/mine.v2.yaml", "mine.v2"), ("mine.v2", "mine.v2"), ("x.yml", "x")])
+def test_a_profiles_title_is_its_files_name(profile: str, title: str) -> None:
+    assert profiles.title(profile) == title
 
 
 def test_figures_read_well() -> None:

@@ -1,5 +1,6 @@
 """deployments/prefect.yaml and what is added to it: names, entry points, parameters, schedules, automations."""
 
+import contextlib
 import importlib
 import json
 from pathlib import Path
@@ -90,6 +91,80 @@ def test_a_profile_that_cannot_be_deployed_is_refused_before_anything_is_made(tm
     file.write_text(text)
     with pytest.raises(InputError, match=sentence):
         deploying._with_profiles(deploying._definition(), [str(file)])
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder without the files that a built-in profile names."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_deployment_that_could_never_run_is_left_out_with_the_reason(elsewhere: Path) -> None:
+    found = deploying.define([])
+    assert set(found.names) == {*named(CONTENT)} - {"rlhf/travel-tiny"}
+    assert list(found.left_out) == ["rlhf/travel-tiny"]
+    assert "no ../shared/data/stackexchange/travel/Posts.csv.gz here, and workers run in other folders" in found.left_out["rlhf/travel-tiny"]
+
+
+def test_a_deployment_whose_files_are_here_has_their_absolute_paths(elsewhere: Path) -> None:
+    work = elsewhere / "work"
+    for name in ("shared/data/stackexchange/travel/Posts.csv.gz", "shared/models/stories260k-hf/config.json", "work/x"):
+        (elsewhere / name).parent.mkdir(parents=True, exist_ok=True)
+        (elsewhere / name).write_text("")
+    with contextlib.chdir(work):
+        found = deploying.define([])
+    assert not found.left_out
+    step = named(found.content)["rlhf/travel-tiny"]["build"][0]["flows.deploying.profile"]
+    config = deploying.profile(**{name: value for name, value in step.items() if name != "id"})["config"]  # as Prefect does, in another folder
+    assert config["source"]["path"] == str(elsewhere / "shared/data/stackexchange/travel/Posts.csv.gz")
+    assert config["base"]["path"] == str(elsewhere / "shared/models/stories260k-hf")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("source: {kind: own, path: ./rows.jsonl}", "source.path: there is no ./rows.jsonl here, and workers run in other folders"),
+        ("data: {against: [x/y/z]}", "data.against x/y/z: there is no x/y/z here"),
+        ("sft: {start: old}", "sft.start: there is no old here"),
+        ("base: {kind: hugging-face, path: ../m}", "base.path: there is no ../m here"),
+    ],
+)
+def test_a_profile_that_could_never_run_is_refused(elsewhere: Path, text: str, sentence: str) -> None:
+    (elsewhere / "mine.yaml").write_text(text)
+    with pytest.raises(InputError, match=f"The profile mine cannot be deployed: {sentence}"):
+        deploying.define(["mine.yaml"])
+
+
+def test_a_profile_with_hub_ids_or_files_of_another_machine_is_deployed(elsewhere: Path) -> None:
+    (elsewhere / "mine.yaml").write_text("source: {kind: hh-rlhf}\nbase: {kind: hugging-face, path: /inputs/model}\n")
+    assert {"rlhf/mine", "retrain/mine"} <= set(deploying.define(["mine.yaml", "instructgpt"]).names)
+
+
+def test_a_pool_of_a_profiles_own_gets_a_deployment_of_stages(elsewhere: Path) -> None:
+    (elsewhere / "mine.yaml").write_text("pools: {gpu: big, cpu: small}\n")
+    found = deploying.define(["mine.yaml"])
+    assert {"stage/big", "stage/small"} <= set(found.names)
+    assert found.pools == {"cpu": 4, "gpu": None, "small": 4, "big": None}
+    assert named(found.content)["stage/big"]["work_pool"] == {"name": "big"}
+
+
+@pytest.mark.parametrize("names", [["demo"], ["demo", "demo"], ["travel-tiny"]])
+def test_a_built_in_profile_that_is_deployed_anyway_may_be_named(names: list[str]) -> None:
+    if names == ["travel-tiny"] and not Path("../shared/models/stories260k-hf").exists():
+        pytest.skip("travel-tiny's files (../shared) are not here")
+    assert set(deploying.define(names).names) >= {"rlhf/demo"}
+
+
+@pytest.mark.parametrize(("first", "second"), [("a/mine.yaml", "b/mine.yaml"), ("a/x&y.yaml", "")])
+def test_names_that_cannot_be_deployments_are_refused(elsewhere: Path, first: str, second: str) -> None:
+    for name in filter(None, (first, second)):
+        (elsewhere / name).parent.mkdir(exist_ok=True)
+        (elsewhere / name).write_text("seed: 3")
+    with pytest.raises(InputError, match=r"Two profiles are called mine|cannot be called x&y: give the profile a name without &"):
+        deploying.define([name for name in (first, second) if name])
+    (elsewhere / "a.yaml").write_text("seed: 3")
+    assert deploying.define(["a.yaml", "./a.yaml"]).names.count("rlhf/a") == 1  # the same file
 
 
 def test_an_alert_is_json_whatever_the_message_holds() -> None:

@@ -356,6 +356,30 @@ def test_retraining_skips_when_nothing_changed_fires_on_schedule_and_takes_new_d
 OPEN = {"/health", "/ready"}  # say that the server is there, and nothing else
 
 
+def landed(house: House, *arguments: str) -> tuple[int, str]:
+    """Run `alignflow landed` as another machine would; its status and what it says."""
+    log = house.root / "landed.txt"
+    log.unlink(missing_ok=True)
+    process = house.start(log, house.root / "laptop", "landed", *arguments, **house.login)
+    return process.wait(90), log.read_text()
+
+
+def test_landed_says_which_run_takes_the_data_and_refuses_what_could_start_none(house: House) -> None:
+    dump = house.root / "new" / "Posts.xml"
+    dump.parent.mkdir(exist_ok=True)
+    dump.write_text("<posts><!-- for landed --></posts>")
+    status, text = landed(house, "quik", str(dump))
+    assert (status, text) == (2, "alignflow: The Prefect server has no deployment retrain/quik; did you mean quick?\n")
+    (house.root / "empty").mkdir(exist_ok=True)
+    status, text = landed(house, "quick", str(house.root / "empty"))
+    assert status == 2
+    assert "holds no file that ends in" in text
+    status, text = landed(house, "quick", str(dump))
+    assert status == 0, text
+    assert text.startswith(f"retrain/quick takes {dump}: its run ")
+    assert f"{house.prefect}/runs/flow-run/" in text
+
+
 def test_without_credentials_every_call_to_prefect_is_refused(house: House) -> None:
     calls = httpx.get(f"{house.prefect}/openapi.json").json()["paths"]
     assert len(calls) > 140

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import cli, credentials, up
+from flows import cli, credentials, output, up
 from flows.servers import ServerFailed
 from flows.up import Address, House, Part
 
@@ -66,7 +66,7 @@ def test_a_port_that_is_taken_is_told_before_anything_starts(home: Path, capsys)
     assert f"Port {port} is taken by another program; --mlflow-port names another one" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [["deploy"], ["work", "gpu"], ["landed", "demo", "Posts.xml"]])
+@pytest.mark.parametrize("command", [["deploy"], ["work", "gpu"], ["landed", "demo", "."]])
 def test_what_needs_a_server_says_so_where_there_is_none(home: Path, monkeypatch: pytest.MonkeyPatch, capsys, command: list[str]) -> None:
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     assert cli.main(command) == 2
@@ -83,6 +83,29 @@ def test_servers_count_as_running_only_while_somebody_holds_them_up(home: Path) 
         assert up.running(home) == address
         assert up._claimed(home) is None
     assert up.running(home) is None  # killed: the file is still there
+
+
+def test_a_parts_log_is_rotated_by_the_one_process_that_writes_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "MAX_BYTES", 1000)
+    house = House(home)
+    house.start(Part("loud", [sys.executable, "-c", "for n in range(300): print('line', n)"], {}))
+    house.processes["loud"].wait(20)
+    house.outputs["loud"].finish()
+    files = sorted(path.name for path in (home / "logs").iterdir())
+    assert files == ["up-loud.log", "up-loud.log.1", "up-loud.log.2"]
+    assert all(path.stat().st_size <= 1000 for path in (home / "logs").iterdir())
+    assert (home / "logs" / "up-loud.log").read_text().endswith("line 299\n")
+
+
+@pytest.mark.parametrize("text", ["no line end", "", "\\xff\\xfe bytes", "x" * 100_000])
+def test_whatever_a_part_prints_is_in_its_log(home: Path, text: str) -> None:
+    house = House(home)
+    house.start(Part("odd", [sys.executable, "-c", f"import sys; sys.stdout.buffer.write(b'{text}')"], {}))
+    house.processes["odd"].wait(20)
+    house.outputs["odd"].finish()
+    log = home / "logs" / "up-odd.log"
+    written = log.read_text().replace("\n", "") if log.exists() else ""
+    assert written == text.replace("\\xff\\xfe", "\ufffd\ufffd")
 
 
 def test_what_dies_is_started_again_and_what_dies_again_and_again_is_given_up(home: Path) -> None:

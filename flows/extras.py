@@ -1,0 +1,62 @@
+"""What is not installed of alignflow's extras, said before anything starts: which setting needs it, and how to install it."""
+
+import os
+from importlib.util import find_spec
+
+from tasks import sources
+from tasks.programs.config import InputError, Pipeline
+from tasks.store import home
+
+EXTRAS = {
+    "train": ("torch", "transformers", "peft", "safetensors", "tokenizers"),
+    "gpu": ("bitsandbytes", "accelerate"),
+    "server": ("flask_wtf",),  # what mlflow[auth] adds to mlflow
+    "dask": ("prefect_dask",),
+}
+
+
+def missing(extra: str) -> list[str]:
+    """Return the packages of an extra that cannot be imported here."""
+    return [name for name in EXTRAS[extra] if find_spec(name) is None]
+
+
+def check_packages(config: Pipeline) -> None:
+    """Refuse settings that need what is not installed here, before anything is fetched or opened. Raises InputError."""
+    if config.machine.dask and missing("dask"):
+        raise _refusal("dask", "machine.dask")
+    if config.pools.gpu:  # its workers need the rest
+        return
+    for name in ("base", "merged"):
+        if (precision := getattr(config.weights, name)) in ("int8", "nf4") and missing("gpu"):
+            raise _refusal("gpu", f"weights.{name}={precision}")
+    if missing("train") and not _may_be_stored():
+        raise _refusal("train", "Training and sampling")
+
+
+def check_stages(config: Pipeline) -> None:
+    """Refuse a run that would build a stage whose packages are not installed here. Raises InputError."""
+    absent = {*missing("train")}
+    if not absent or config.pools.gpu:
+        return
+    from flows.planning import plan
+
+    needy = [one.stage for one in plan(config) if one.action != "reuse" and absent & sources.packages_of(one.stage)]
+    if needy:
+        raise _refusal("train", f"To build {', '.join(needy)}")
+
+
+def _may_be_stored() -> bool:
+    """Whether a run may find its stages without building any."""
+    return (home() / "objects").exists() or os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http")
+
+
+def check_servers() -> None:
+    """Refuse `alignflow up` where its servers could not start. Raises InputError."""
+    if missing("server"):
+        raise _refusal("server", "alignflow up")
+    if os.environ.get("ALIGNFLOW_DATABASE") and find_spec("psycopg2") is None:
+        raise InputError("ALIGNFLOW_DATABASE needs psycopg2, which is not installed: pip install 'alignflow[server]'")
+
+
+def _refusal(extra: str, what: str) -> InputError:
+    return InputError(f"{what}: {', '.join(missing(extra))} must be installed here: pip install 'alignflow[{extra}]'")

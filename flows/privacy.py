@@ -1,0 +1,45 @@
+"""Close the home to other users of the machine: it holds a login, and texts and models that may be nobody else's."""
+
+import os
+import stat
+from pathlib import Path
+
+OPEN = 0o077  # what a group and others may do
+# what alignflow puts into a home, for one that is no folder of its own
+FOLDERS = ("digests", "fetched", "locks", "logs", "mlartifacts", "objects", "partial", "prefect", "quarantine", "runs")
+FILES = ("credentials.json", "mlflow-auth.db", "mlflow-auth.ini", "mlflow.db", "report.html", "up.json")
+
+
+def close(home: Path) -> None:
+    """Make the home, and all that comes into it from now on, its owner's only; also what an older version has left open."""
+    os.umask(OPEN)
+    home.mkdir(parents=True, exist_ok=True)
+    if _is_for_this_alone(home):
+        _close(home)
+        names = [path.name for path in home.iterdir()]
+    else:
+        names = [*FOLDERS, *FILES]
+    for path in (home / name for name in names):
+        if path.exists() and _close(path) and path.is_dir():
+            _close_below(path)
+
+
+def _is_for_this_alone(home: Path) -> bool:
+    """Return False for /tmp, the user's own folder and the like, which alignflow was only told to put its things into."""
+    works_in = {Path.cwd(), *Path.cwd().parents, Path.home(), *Path.home().parents}
+    return home not in works_in and not home.stat().st_mode & stat.S_ISVTX
+
+
+def _close_below(folder: Path) -> None:
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            _close(Path(place, name))
+
+
+def _close(path: Path) -> bool:
+    """Take away what others may do; return whether there was anything. Links, and what another user owns, stay as they are."""
+    about = path.lstat()
+    if stat.S_ISLNK(about.st_mode) or about.st_uid != os.geteuid() or not about.st_mode & OPEN:
+        return False
+    path.chmod(stat.S_IMODE(about.st_mode) & ~OPEN)
+    return True
