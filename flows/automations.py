@@ -6,8 +6,9 @@ from prefect.client.orchestration import get_client
 from prefect.events.actions import CallWebhook, ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY
 from prefect.states import StateType
+
+from flows.heartbeat import ALIVE, BEAT_SECONDS, WAITING
 
 BEATS = 3  # heartbeats that may be missed
 RESTARTS = 3  # how often a pipeline is started again that has begun and lost its process; Retry is always possible
@@ -17,6 +18,15 @@ AGAIN = "alignflow: a crashed pipeline is started again"
 ALERT = "alignflow: failures are told"
 BLOCK = "alignflow-alert"
 RUNS = ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"})
+# Signs that a run is not lost: the next heartbeat, or a state in which it need not beat. Not Prefect's own heartbeats, which go
+# on in other states than Running, and not Running itself: a run that is resumed beats again.
+SIGNS = {ALIVE, WAITING} | {
+    f"prefect.flow-run.{name}"
+    for name in (
+        "Scheduled", "Late", "Resuming", "AwaitingRetry", "AwaitingConcurrencySlot", "Pending", "Paused", "Suspended",
+        "Completed", "Cached", "Cancelled", "Cancelling", "Crashed", "Failed", "TimedOut",
+    )
+}  # fmt: skip
 # runs of the deployments with this tag: stages are started again, and their failures told, by the pipeline that waits for them
 PIPELINES = ResourceSpecification({"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.pipeline"})
 # one text, as chat services take it: which run, what became of it, the failed stage's own sentence, and where to look
@@ -35,14 +45,13 @@ def automate(webhook: str = "") -> None:
             client.create_automation(automation)
 
 
-def _lost() -> AutomationCore:
-    """Every flow run beats; one that has stopped without an end has lost its process, its worker or its machine."""
-    beat = PREFECT_FLOWS_HEARTBEAT_FREQUENCY.value() or 30
+def _lost(seconds: float = BEATS * BEAT_SECONDS) -> AutomationCore:
+    """Every running flow run beats; one that stops while it is Running has lost its process, its worker or its machine."""
     trigger = EventTrigger(
-        after={"prefect.flow-run.heartbeat"}, expect={"prefect.flow-run.*"}, match=RUNS,
-        for_each={"prefect.resource.id"}, posture=Posture.Proactive, threshold=1, within=timedelta(seconds=BEATS * beat),
+        after={ALIVE}, expect=SIGNS, match=RUNS,
+        for_each={"prefect.resource.id"}, posture=Posture.Proactive, threshold=1, within=timedelta(seconds=seconds),
     )  # fmt: skip
-    message = f"Nothing was heard of it for {BEATS * beat} s: its process, worker or machine is gone."
+    message = f"Nothing was heard of it for {seconds:.0f} s: its process, worker or machine is gone."
     return AutomationCore(name=LOST, trigger=trigger, actions=[ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=message)])
 
 

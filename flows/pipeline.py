@@ -8,6 +8,7 @@ from prefect import flow
 from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 
+from flows.heartbeat import heartbeat
 from flows.result import conclude, summarise
 from tasks import data, dpo, merge, ppo, pretrain, reference, report, reward, sft, site, tracking, winrate
 from tasks.artifact import Artifact
@@ -45,7 +46,8 @@ def rlhf(config: Pipeline = Pipeline(), profile: str = "rlhf") -> dict[str, Any]
         profile: A name for the run.
     """
     started, made = time.monotonic(), {}
-    with tracking.pipeline_run(profile, config.model_dump(mode="json"), flow_run_id=str(flow_run.id)) as tracked:
+    run = tracking.pipeline_run(profile, config.model_dump(mode="json"), flow_run_id=str(flow_run.id))
+    with heartbeat(), run as tracked:
         seat = Seat(config.machine, tracked.run_id, config.pools, shared=bool(config.pools.cpu or config.pools.gpu))
         if seat.shared and not tracked.is_on:
             raise InputError("Workers find each other's artifacts in MLflow, which is not reachable: set MLFLOW_TRACKING_URI, or leave pools.* empty")

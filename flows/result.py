@@ -2,6 +2,8 @@
 
 import html
 import json
+import re
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -41,10 +43,10 @@ def conclude(config: Pipeline, summary: dict[str, Any], page: Path, *, run_id: s
     tracked.summary({**summary["metrics"], "seconds": summary["seconds"]})
     for name in ("report.html", "card.html", "summary.json", "config.json"):
         tracked.files(folder / name)
-    create_link_artifact((folder / "report.html").as_uri(), "Report", key="report", description="Opens on the machine that ran the pipeline.")
-    if tracked.is_on and (page_there := tracker.page(str(tracked.run_id))):
+    page_there = tracker.page(str(tracked.run_id), "report.html") if tracked.is_on else ""
+    if page_there:
         create_link_artifact(page_there, "Report, figures and files in MLflow", key="mlflow")
-    create_markdown_artifact(as_markdown(summary), key="result")
+    create_markdown_artifact(as_markdown(summary, headline(filled), page_there), key="report")
     return summary
 
 
@@ -58,13 +60,31 @@ def stage_table(stages: list[dict[str, Any]]) -> str:
     return f'<table class="stages"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>'
 
 
-def as_markdown(summary: dict[str, Any]) -> str:
-    """Figures and stages for Prefect's page of the run."""
+def headline(page: str) -> str:
+    """Return the heading of the report's page as text, "" if it has none."""
+    found = re.search(r"<h1>(.*?)</h1>", page, re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", "", found[1])).split()) if found else ""
+
+
+def as_markdown(summary: dict[str, Any], title: str, address: str) -> str:
+    """Return the run's result for Prefect's page of it: headline, where the report is, figures and stages.
+
+    A browser opens no file: address from a page of a server, so a report that is on no server is named by its path.
+    """
+    if address:
+        where = f"[The report in MLflow]({address}); saved from there and opened by itself, all its links work."
+    else:
+        where = f"The report is {_escape(summary['report'])} on {_escape(socket.gethostname())}, the machine that ran the pipeline."
     figures = [f"| {_cell(name)} | {figure(value)} |" for name, value in summary["metrics"].items()]
     stages = [f"| {stage['name']} | {stage['key'][:12]} | {told(stage)} | {stage['seconds']:.1f} |" for stage in summary["stages"]]
-    lines = ["| figure | value |", "|---|---|", *figures, "", "| stage | key | result | seconds |", "|---|---|---|---|", *stages]
-    return "\n".join(lines) + "\n"
+    tables = ["| figure | value |", "|---|---|", *figures, "", "| stage | key | result | seconds |", "|---|---|---|---|", *stages]
+    return "\n".join([f"# {_escape(title or summary['profile'])}", "", where, "", *tables]) + "\n"
 
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
+
+
+def _escape(text: str) -> str:
+    """Return a text as Markdown that shows it as it is."""
+    return re.sub(r"([\\`*_{}\[\]()<>#+!|~-])", r"\\\1", text)

@@ -7,6 +7,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from flows.checks import check_inputs
+from flows.heartbeat import heartbeat
 from flows.pipeline import rlhf
 from flows.planning import plan
 from tasks.programs.config import Pipeline, ShellSite, StackExchangeDump
@@ -24,14 +25,15 @@ def retrain(config: Pipeline = Pipeline(), profile: str = "rlhf", dump: str = ""
         profile: A name for the run.
         dump: New data of the same kind to take instead of config.source.path; empty: none.
     """
-    if dump:
-        source = StackExchangeDump(path=dump) if isinstance(config.source, ShellSite) else config.source.model_copy(update={"path": dump})
-        config = config.model_copy(update={"source": source})
-    check_inputs(config)
-    connect()
-    planned = plan(config)
-    changed = [stage for stage in planned if stage.action != "reuse"]
-    if not changed:
-        return Completed(name="Cached", message=NOTHING)
-    summary: dict[str, Any] = rlhf(config, profile=profile)
-    return summary
+    with heartbeat():
+        if dump:
+            source = StackExchangeDump(path=dump) if isinstance(config.source, ShellSite) else config.source.model_copy(update={"path": dump})
+            config = config.model_copy(update={"source": source})
+        check_inputs(config)
+        connect()
+        planned = plan(config)
+        changed = [stage for stage in planned if stage.action != "reuse"]
+        if not changed:
+            return Completed(name="Cached", message=NOTHING)
+        summary: dict[str, Any] = rlhf(config, profile=profile)
+        return summary

@@ -11,6 +11,7 @@ from prefect.states import Completed, Failed
 
 import tasks.programs.config as config
 from flows.figures import figure
+from flows.heartbeat import heartbeat
 from tasks import events
 from tasks.artifact import Artifact, Step, code_of
 from tasks.dispatch import BAD_INPUT, INPUT_MISSING, OTHER_CODE
@@ -50,7 +51,7 @@ def stage(
     step = as_step(stage, job, inputs, shown)
     warm_up(stage, machine)
     try:
-        with _logged():
+        with heartbeat(), _logged():
             artifact = run_stage(step, Seat(machine, tracked, shared=True))
     except InputError as error:
         return Failed(message=f"{BAD_INPUT}{error}")

@@ -100,10 +100,11 @@ def is_outage(error: Exception) -> bool:
     return isinstance(error, OSError)
 
 
-def page(run_id: str) -> str:
-    """Address of a run's page, for people; "" where the tracker is no server."""
+def page(run_id: str, file: str = "") -> str:
+    """Return the address of a run's page, with one of its files opened; "" if the tracker is no server."""
     place = (os.environ.get("ALIGNFLOW_MLFLOW_URL") or os.environ.get("MLFLOW_TRACKING_URI", "")).rstrip("/")
-    return f"{place}/#/experiments/{_experiment}/runs/{run_id}/artifacts?workflowType=machine_learning" if is_remote() else ""
+    opened = f"artifacts/{file}" if file else "artifacts"
+    return f"{place}/#/experiments/{_experiment}/runs/{run_id}/{opened}?workflowType=machine_learning" if is_remote() else ""
 
 
 def start(name: str, tags: dict[str, str]) -> str:

@@ -148,7 +148,7 @@ def test_only_web_addresses_become_links() -> None:
     assert {"https://a.org/q/71", "https://a.org/a/72", "https://a.org/a/73", "https://a.org/users/9"} <= links
     assert [link(bad, "x") for bad in ("javascript:name/1", "//a.org/1", "https://shell.example/q/1", "")] == ["x"] * 4
     assert 'href="https://a.org/?a=&#34;&gt;"' in link('https://a.org/?a=">', "<b>")
-    assert author("https://a.org/users/9") == '<a href="https://a.org/users/9" rel="noreferrer">user 9</a>'
+    assert author("https://a.org/users/9") == '<a href="https://a.org/users/9" target="_blank" rel="noreferrer">user 9</a>'
 
 
 def test_every_text_of_a_pair_names_its_source_author_and_licence() -> None:

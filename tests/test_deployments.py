@@ -10,9 +10,8 @@ import pytest
 import yaml
 from jinja2.sandbox import SandboxedEnvironment
 from prefect.flows import Flow
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-from flows import automations, deploying, environment
+from flows import automations, deploying
 from flows.profiles import load
 from tasks.programs.config import InputError, Pipeline
 
@@ -178,8 +177,7 @@ def test_an_alert_is_json_whatever_the_message_holds() -> None:
 
 
 def test_a_machine_counts_as_lost_after_three_heartbeats() -> None:
-    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: int(environment.FIXED["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])}):
-        lost = automations._lost()
+    lost = automations._lost()
     assert lost.trigger.within.total_seconds() == 3 * 30
     assert [str(action.state.value) for action in lost.actions] == ["CRASHED"]
 

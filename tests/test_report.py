@@ -249,7 +249,7 @@ def test_only_web_addresses_become_links() -> None:
 
 
 def test_an_author_without_a_name_is_a_linked_profile() -> None:
-    assert author("https://a.org/users/9") == '<a href="https://a.org/users/9" rel="noreferrer">user 9</a>'
+    assert author("https://a.org/users/9") == '<a href="https://a.org/users/9" target="_blank" rel="noreferrer">user 9</a>'
     assert author("https://shell.example/users/9") == "user 9"
     assert author("Ann of https://a.org/users/9") == "Ann of https://a.org/users/9"
 

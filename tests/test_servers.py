@@ -1,8 +1,13 @@
 """What both servers of `alignflow up` show and do by themselves: pages that ask no other host, and runs that are lost or only wait."""
 
+import contextlib
 import os
 import shlex
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,8 +16,12 @@ import httpx
 import pytest
 import yaml
 from pages import Pages
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+from prefect.states import AwaitingRetry, Cancelling, Paused, Running, Suspended
 
-from flows import credentials, environment, prefect_server, servers, up
+from flows import automations, credentials, environment, prefect_server, servers, up
 from flows.servers import PAGE_POLICY, PREFECT_SERVER, free_port
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,3 +131,73 @@ def test_the_servers_in_containers_show_the_same_pages() -> None:
     assert prefect[2 : 2 + len(PREFECT_SERVER)] == list(PREFECT_SERVER)
     (options,) = [word for word in SERVICES["mlflow"]["command"] if word.startswith("--uvicorn-opts=")]
     assert shlex.split(options.removeprefix("--uvicorn-opts=")) == ["--header", f"Content-Security-Policy:{PAGE_POLICY}"]
+
+
+@contextlib.contextmanager
+def client_of(house: Servers) -> Iterator[SyncPrefectClient]:
+    chosen = {PREFECT_API_URL: f"{house.prefect}/api", PREFECT_API_AUTH_STRING: f"{credentials.USER}:{house.password}"}
+    with temporary_settings(chosen), get_client(sync_client=True) as client:
+        yield client
+
+
+@contextlib.contextmanager
+def process(command: list[str], folder: Path, more: dict[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
+    with subprocess.Popen(command, cwd=folder, env=fake_tree.environment(ROOT, folder) | more) as started:
+        try:
+            yield started
+        finally:
+            started.kill()
+
+
+# Runs that beat quickly, each in a thread of one process, and never end by themselves.
+WORK = """
+import sys, time, threading
+from prefect import flow
+from flows.heartbeat import heartbeat
+
+@flow(persist_result=False)
+def work(name):
+    with heartbeat(1):
+        time.sleep(600)
+
+for name in sys.argv[1:]:
+    time.sleep(0.7)  # many at once lock SQLite out
+    threading.Thread(target=work.with_options(name=name, flow_run_name=name), args=(name,), daemon=True).start()
+time.sleep(600)
+"""
+STATES: dict[str, list[State]] = {  # what becomes of a run before its machine is lost
+    "running": [],
+    "resumed": [Suspended(timeout_seconds=600), Running()],
+    "suspended": [Suspended(timeout_seconds=600)],
+    "paused": [Paused(timeout_seconds=600)],
+    "cancelling": [Cancelling()],
+    "awaiting-retry": [AwaitingRetry()],
+    "late": [State(type=StateType.SCHEDULED, name="Late", state_details={"scheduled_time": datetime.now(UTC)})],
+}
+LOST = {"running", "resumed"}
+
+
+def test_a_lost_run_is_found_and_one_that_waits_is_not_taken_for_one(house: Servers, tmp_path: Path) -> None:
+    """The machine is lost with all of them; each has beaten before, while it was Running."""
+    more = {"PREFECT_API_URL": f"{house.prefect}/api", "PREFECT_API_AUTH_STRING": f"{credentials.USER}:{house.password}"}
+    command = [sys.executable, "-c", WORK, *STATES]
+    with client_of(house) as client, process(command, tmp_path, more) as machine:
+        client.create_automation(automations._lost(seconds=10))  # the least that Prefect allows
+
+        def runs() -> dict[str, FlowRun]:
+            return {run.name: run for run in client.read_flow_runs() if run.name in STATES}
+
+        def are_running() -> bool:
+            return {run.state_name for run in runs().values()} == {"Running"} and len(runs()) == len(STATES)
+
+        fake_tree.await_(are_running, 120, every=1)
+        time.sleep(3)
+        for name, states in STATES.items():
+            for state in states:
+                client.set_flow_run_state(runs()[name].id, state, force=True)
+        expected = {name: run.state_name for name, run in runs().items()}
+        time.sleep(3)  # its process lives on for a while, as that of a suspended run does to the end of its stage
+        machine.kill()
+        fake_tree.await_(lambda: {name for name, run in runs().items() if run.state_name == "Crashed"} >= LOST, 60, every=1)
+        time.sleep(3)
+        assert {name: run.state_name for name, run in runs().items()} == expected | dict.fromkeys(LOST, "Crashed")

@@ -17,7 +17,7 @@ from tasks.programs.config import Data
 from tasks.programs.histograms import histograms
 from tasks.rlhf import charts
 from tasks.rlhf.cut_panels import Row
-from tasks.rlhf.markup import author, breakable, clip, counted, link, percent
+from tasks.rlhf.markup import author, breakable, clip, counted, link, percent, visible
 
 TEMPLATE, STYLE = "card.html.j2", "report.css"
 ABOUT = {
@@ -113,7 +113,9 @@ class Band(NamedTuple):
 def page(card: Mapping[str, Any], *, cuts: Sequence[Row] = ()) -> str:
     """The whole page; sections whose part of the card is missing or empty are left out. ``cuts`` says what the run's models read of the texts."""
     here = Path(__file__).parent
-    environment = Environment(loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=visible
+    )
     environment.filters |= {"of": counted, "percent": percent, "points": charts.short, "clip": clip, "link": link, "author": author}
     environment.filters["breakable"] = breakable
     return environment.get_template(TEMPLATE).render(

@@ -22,7 +22,7 @@ from tasks.programs.config import ReportJob
 from tasks.programs.entry import Run, main, read_summary
 from tasks.programs.histograms import histograms
 from tasks.rlhf import charts, cut_panels, panels, reward_panels
-from tasks.rlhf.markup import author, clip, link
+from tasks.rlhf.markup import author, clip, link, visible
 
 TEMPLATE, STYLE = "report.html.j2", "report.css"
 NAMES = {"chosen": "chosen answers", "sft": "SFT", "dpo": "DPO", "ppo": "PPO"}
@@ -66,7 +66,9 @@ def report(job: ReportJob, run: Run) -> None:  # noqa: ARG001 - the page has no 
 def render(**values: Any) -> bytes:
     """The page as UTF-8; whatever is no Markup is escaped."""
     here = Path(__file__).parent
-    environment = Environment(loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=visible
+    )
     environment.filters |= {"number": panels.number, "percent": panels.percent, "span": panels.span, "points": charts.short}
     environment.filters |= {"clip": partial(clip, most=LONGEST_TEXT), "link": link, "author": author}
     style = Markup((here / STYLE).read_text(encoding="utf-8"))  # noqa: S704 - our own file

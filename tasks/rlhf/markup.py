@@ -1,10 +1,23 @@
 """Counts, shares, links and long texts as pages show them; what is no Markup is escaped by the page."""
 
 import re
+from typing import Any
 
 from markupsafe import Markup
 
 LONGEST_TEXT = 4000  # characters that are shown
+# Characters that a page would not show but obey or drop: controls (but tab and line ends), line and paragraph separators, changes of the writing
+# direction, which would turn round what follows, and halves of surrogate pairs, which are no UTF-8.
+HIDDEN: dict[int, int] = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n\r"} | {0x7F: 0x2421}
+HIDDEN |= dict.fromkeys(
+    [*range(0x80, 0xA0), *range(0x2028, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000), *range(0xFFF9, 0xFFFC), 0xFEFF, 0xFFFE, 0xFFFF],
+    0xFFFD,
+)
+
+
+def visible(value: Any) -> Any:
+    """Return a text with a sign for every character that a page would not show; anything else as it is."""
+    return value.translate(HIDDEN) if isinstance(value, str) else value
 
 
 def counted(count: int, what: str) -> str:
@@ -28,7 +41,7 @@ def link(address: str, label: str) -> Markup | str:
     """A link to a web page; the built-in site's host (.example) does not exist, so its label stays text."""
     if not re.match(r"https?://[\w.-]+(?<!\.example)(?:[/:?#]|$)", address):
         return label
-    return Markup('<a href="{}" rel="noreferrer">{}</a>').format(address, label)
+    return Markup('<a href="{}" target="_blank" rel="noreferrer">{}</a>').format(address, label)
 
 
 def breakable(name: str) -> Markup:

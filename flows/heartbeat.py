@@ -1,0 +1,58 @@
+"""Heartbeats of a flow run while its state is Running, by which the server notices a lost process, worker or machine (flows.automations).
+
+Prefect's own heartbeats go on in every state until the process ends. A run that is suspended, paused or being cancelled
+would count as lost after the last of them.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import copy_context
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import StateType
+from prefect.events import emit_event
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.runtime import flow_run
+
+ALIVE, WAITING = "alignflow.flow-run.alive", "alignflow.flow-run.waiting"
+BEAT_SECONDS = 30.0
+JOIN_SECONDS = 2.0
+
+
+@contextmanager
+def heartbeat(seconds: float = BEAT_SECONDS) -> Iterator[None]:
+    """Tell the server every ``seconds`` that this flow run is at work, until the block ends."""
+    if not flow_run.id:  # the function of a flow, called without Prefect
+        yield
+        return
+    stop = threading.Event()
+    thread = threading.Thread(target=copy_context().run, args=(_beat, UUID(str(flow_run.id)), seconds, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(JOIN_SECONDS)  # a beat after the run's last state would make it count as lost
+
+
+def _beat(run_id: UUID, seconds: float, stop: threading.Event) -> None:
+    with get_client(sync_client=True) as client:
+        while not stop.is_set():
+            with suppress(httpx.TransportError, PrefectHTTPStatusError):  # a server that is away is told at the next beat
+                if _is_running(client, run_id) and not stop.is_set():
+                    _emit(ALIVE, run_id)
+                    if not _is_running(client, run_id):  # suspended meanwhile, perhaps before the beat: take it back
+                        _emit(WAITING, run_id)
+            stop.wait(seconds)
+
+
+def _is_running(client: SyncPrefectClient, run_id: UUID) -> bool:
+    state = client.read_flow_run(run_id).state
+    return state is not None and state.type == StateType.RUNNING
+
+
+def _emit(event: str, run_id: UUID) -> None:
+    emit_event(event, resource={"prefect.resource.id": f"prefect.flow-run.{run_id}"})
