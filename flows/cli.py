@@ -2,9 +2,9 @@
 
 import argparse
 import atexit
-import errno
 import gc as memory
 import json
+import logging
 import os
 import sys
 import time
@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from flows import environment, profiles, surroundings
 from flows.servers import ServerFailed
 from tasks.launch import StageFailed, interruptible
-from tasks.programs.config import InputError
+from tasks.programs.config import InputError, disk_failure, probe_disk
 from tasks.store import home
 
 EXAMPLES = """examples:
@@ -32,6 +32,7 @@ Everything is kept in .alignflow/ in the working directory; ALIGNFLOW_HOME names
 
 
 def main(argv: list[str] | None = None) -> int:
+    logging.raiseExceptions = False  # a log that cannot be written must not fill the screen with tracebacks
     atexit.register(memory.freeze)  # runs last: the interpreter need not spend a second on looking through what it is about to forget
     args = _parser().parse_args(argv)
     surroundings.leave_out_other_servers(all_of_them=args.call is up)
@@ -42,12 +43,14 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         return _say(str(error), 2)
     except (StageFailed, ServerFailed) as error:
+        if isinstance(error, ServerFailed) and (failure := probe_disk(home())):
+            return _say(str(failure), 2)
         return _say(str(error), 1)
     except KeyboardInterrupt:
         return _say("Interrupted; the same command goes on from where it stopped.", 130)
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return _say(f"The disk under {home()} is full: free some space and run the same command again; nothing finished is lost.", 2)
+        if failure := disk_failure(error, home()) or probe_disk(home()):  # Prefect's server, too, fails on a full disk, and does not say why
+            return _say(str(failure), 2)
         return _say(_unexpected(error), 1)
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from tasks import forks
 from tasks.lifeline import die_with
-from tasks.programs.config import InputError, Machine
+from tasks.programs.config import DiskFailure, InputError, Machine, probe_disk
 from tasks.sources import PROGRAMS, ROOT, packages_of
 
 Line = dict[str, Any]
@@ -115,6 +115,8 @@ def run_program(
             _kill(process)
             raise
     if status != 0 or not (directory / "done").exists():
+        if status > 0 and not (directory / "error.json").exists() and (failure := probe_disk(directory)):
+            raise failure  # the reason could not even be written down
         if status == 1 and _are_several(stage, machine) and not (directory / "error.json").exists():
             status = -signal.SIGKILL  # torchrun's own word for whatever ended them; what ends otherwise than killed has written down why
         raise _failure(stage, directory, status)
@@ -294,10 +296,10 @@ def _failure(stage: str, directory: Path, status: int) -> Exception:
         error = {}
     log = directory / "log.txt"
     if error.get("input"):
-        return InputError(error["message"])
-    if status == 2 and not error:  # the disk was too full even for error.json: the sentence is the log's last line
+        return DiskFailure(error["message"]) if error.get("disk") else InputError(error["message"])
+    if status == 2 and not error:  # error.json could not be written; meanwhile there is room again
         rows = log.read_text(errors="replace").splitlines() or [f"{stage} refused its input; see {log}"]
-        return InputError(rows[-1])
+        return DiskFailure(rows[-1])
     if status < 0:
         cause = f"killed by {signal.Signals(-status).name}"
     else:

@@ -3,7 +3,6 @@
 The stage's program stays where it is and asks for shards in a folder (tasks/programs/away.py); whoever runs it maps them over the cluster.
 """
 
-import errno
 import json
 import os
 import shutil
@@ -23,7 +22,7 @@ from tasks import events
 from tasks.digests import digest_of, replace_text
 from tasks.launch import StageFailed, environment
 from tasks.lifeline import die_with
-from tasks.programs.config import InputError, Machine
+from tasks.programs.config import DiskFailure, InputError, Machine
 from tasks.sources import PROGRAMS, sources_of
 
 SPREAD = ("data",)  # stages whose programs ask for shards
@@ -37,7 +36,7 @@ def _name() -> str:
 
 @task(name="shard", task_run_name=_name, persist_result=False, cache_policy=NO_CACHE)
 def run(ask: str, version: str) -> str:
-    """Do the tasks of an ask on this machine; gives their results as JSON. Raises InputError, StageFailed and OSError."""
+    """Do the tasks of an ask on this machine; gives their results as JSON. Raises InputError (DiskFailure for a full disk) and StageFailed."""
     machine = os.uname().nodename
     if version != _version():
         raise StageFailed(f"The Dask worker on {machine} has other code than whoever asked: install the same version on both")
@@ -50,7 +49,7 @@ def run(ask: str, version: str) -> str:
     )  # fmt: skip
     if done.returncode == 2 and done.stdout:
         told = json.loads(done.stdout)
-        raise InputError(told["error"]) if told["kind"] == "input" else OSError(errno.ENOSPC, told["error"])
+        raise InputError(told["error"]) if told["kind"] == "input" else DiskFailure(told["error"])
     if done.returncode < 0:
         raise StageFailed(f"A shard on {machine} was killed by {signal.Signals(-done.returncode).name}: give its Dask worker more memory")
     if done.returncode:
@@ -121,6 +120,5 @@ def _answer(future: Any) -> str:
         results: str = future.result()
         return results
     except Exception as error:
-        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-        kind = "input" if isinstance(error, InputError) else "disk" if full else "other"
+        kind = "disk" if isinstance(error, DiskFailure) else "input" if isinstance(error, InputError) else "other"
         return json.dumps({"error": str(error) or type(error).__name__, "kind": kind})

@@ -12,7 +12,7 @@ from tasks.digests import replace_text
 from tasks.dispatch import dispatch
 from tasks.far import InputMissing, Published, locate, publish, published
 from tasks.launch import Line, StageCrashed, StageFailed, Usage, run_program
-from tasks.programs.config import InputError, Machine, Pools
+from tasks.programs.config import DiskFailure, InputError, Machine, Pools, refusing_disk_failures
 from tasks.shard import spreading
 from tasks.store import Manifest, Recipe, Store, home
 
@@ -29,7 +29,12 @@ class Seat(NamedTuple):
 
 
 def run_stage(step: Step, seat: Seat) -> Artifact:
-    """The artifact of ``step``: the verified one in the store or in MLflow, else a newly built one."""
+    """The artifact of ``step``: the verified one in the store or in MLflow, else a newly built one. Raises InputError and StageFailed."""
+    with refusing_disk_failures(home()):
+        return _run_stage(step, seat)
+
+
+def _run_stage(step: Step, seat: Seat) -> Artifact:
     started = time.monotonic()
     store, recipe = Store(home()), step.recipe
     events.tell("start", step.stage, key=recipe.key, shown=step.shown)
@@ -95,7 +100,7 @@ def _build(store: Store, step: Step, recipe: Recipe, seat: Seat, lock: int) -> A
                     f"The stage {step.stage} is done, but MLflow is not reachable, where other machines would look for it: run it again"
                 )
     except BaseException as error:
-        if isinstance(error, InputError) and not any(directory.glob("checkpoints/*")):
+        if isinstance(error, InputError) and not isinstance(error, DiskFailure) and not any(directory.glob("checkpoints/*")):
             store.discard_partial(recipe.key)
         events.tell("failed", step.stage)
         raise

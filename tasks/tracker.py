@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks import databases, events
+from tasks.programs.config import disk_failure
 from tasks.store import home
 
 EXPERIMENT = "alignflow"
@@ -55,12 +56,19 @@ def _open() -> tuple[Any, str]:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two processes that both migrate a new database leave a broken one
         from mlflow import MlflowClient
 
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+        _keep_off_the_screen()
         client = MlflowClient(uri)
         found = patiently(lambda: client.get_experiment_by_name(EXPERIMENT), PATIENCE_TO_CONNECT)
         files = (root / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
         return client, found.experiment_id if found else client.create_experiment(EXPERIMENT, artifact_location=files)
+
+
+def _keep_off_the_screen() -> None:
+    """Let MLflow log where everything else does: it prints its errors, tracebacks included, by a handler of its own."""
+    for name in ("mlflow", "alembic"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.ERROR)
+        logger.handlers, logger.propagate = [logging.NullHandler()], True
 
 
 @contextmanager
@@ -73,7 +81,10 @@ def forgiving() -> Iterator[None]:
         if not _down:
             _down = True
             reason = (str(error) or type(error).__name__).splitlines()[0][:300]
-            events.tell("warning", text=f"MLflow is not reachable; the run goes on untracked ({reason})")
+            text = f"MLflow is not reachable; the run goes on untracked ({reason})"
+            if failure := disk_failure(error, home()):
+                text = f"MLflow cannot write; the run goes on untracked ({str(failure).partition(':')[0]})"
+            events.tell("warning", text=text)
 
 
 def patiently(call: Callable[[], Any], patience: float | None = None) -> Any:

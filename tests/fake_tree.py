@@ -29,9 +29,10 @@ MEANT = {
 }
 
 # Takes a few steps with a checkpoint each, and derives its result from its job and its inputs' contents alone.
-# FAKE_<STAGE> (a file in the tree) says how to misbehave: "slow", "input", "fail", "enospc", "hang-at 3", "spawn", "warn".
+# FAKE_<STAGE> (a file in the tree) says how to misbehave: "slow", "input", "fail", "enospc", "hang-at 3", "fill-at 3" (the disk of its
+# home), "spawn", "warn".
 PROGRAM = '''"""A fake program."""
-import errno, hashlib, json, os, shutil, subprocess, sys, time
+import contextlib, errno, hashlib, json, os, shutil, subprocess, sys, time
 from pathlib import Path
 from tasks.programs.config import {job}, InputError
 from tasks.programs.entry import Run, main
@@ -70,9 +71,14 @@ def train(config, run):
         run.log(step, STEPS, loss=1.0 / step, kl=0.1 * step)
         with (run.directory / "taken.txt").open("a") as taken:
             taken.write(f"{{step}}\\n")
+        if mode == f"fill-at {{step}}":
+            with contextlib.suppress(OSError), (run.directory.parents[1] / "filler").open("wb", buffering=0) as filler:
+                while filler.write(bytes(4096)):
+                    pass
         if mode == f"hang-at {{step}}":
             time.sleep(600)
         new = run.checkpoints / "new"
+        shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
         (new / "state.json").write_text(json.dumps({{"step": step}}))
         os.rename(new, run.checkpoints / f"step-{{step:08d}}")

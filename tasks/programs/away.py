@@ -4,7 +4,6 @@
 <name>.done   {"results": [...]}, or {"error": sentence, "kind": "input", "disk" (it is full) or "other"}, written by whoever had it done
 """
 
-import errno
 import json
 import time
 from collections import deque
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tasks.programs.call import Call, answer, result_type, task_type, write_whole
-from tasks.rlhf.refusal import InputError
+from tasks.rlhf.refusal import DiskFailure, InputError
 
 SHARD = 8  # tasks in a shard: some seconds of work, against half a second to start its program
 AHEAD = 32  # shards asked for at a time: what they hold lies on disk meanwhile
@@ -76,7 +75,7 @@ def _answers(done: Path) -> list[Any]:
         case {"error": str(sentence), "kind": "input"}:
             raise InputError(sentence)
         case {"error": str(sentence), "kind": "disk"}:
-            raise OSError(errno.ENOSPC, sentence)
+            raise DiskFailure(sentence)
         case {"error": str(sentence)}:
             raise ShardFailed(sentence)
     return list(found["results"])

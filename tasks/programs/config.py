@@ -22,7 +22,11 @@ from tasks.programs.tuning import Merge as Merge
 from tasks.programs.tuning import Reward as Reward
 from tasks.programs.tuning import Sft as Sft
 from tasks.programs.tuning import Tuning as Tuning
+from tasks.rlhf.refusal import DiskFailure as DiskFailure
 from tasks.rlhf.refusal import InputError as InputError
+from tasks.rlhf.refusal import disk_failure as disk_failure
+from tasks.rlhf.refusal import probe_disk as probe_disk
+from tasks.rlhf.refusal import refusing_disk_failures as refusing_disk_failures
 
 # ---------------------------------------------------------------------------------------------------------------- data
 

@@ -4,13 +4,12 @@ DIR/job.json        {"stage", "job": a *Job of config.py, "inputs": {name: path}
 DIR/metrics.jsonl   one JSON line per step: {"step", "total", "time", metrics...}; of long work between the steps {"step", "total", "time", "phase"}
 DIR/checkpoints/    what a killed program resumes from
 DIR/artifact/       the result; artifact/summary.json {"metrics": {name: number or {"value", "low", "high", "n"}}, "warnings": [sentences], ...}
-DIR/error.json      {"input": bool, "message"} when it ends with status 2 (the user's to mend) or 1
+DIR/error.json      {"input": bool, "disk": bool, "message"} when it ends with status 2 (the user's to mend) or 1
 
 Where torchrun starts several processes on one folder, all of them run the program and the first one writes; error.json is by the first that failed.
 torchrun itself always ends with status 1 then.
 """
 
-import errno
 import json
 import math
 import os
@@ -18,13 +17,13 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from tasks.programs.config import InputError, Job, Machine
+from tasks.programs.config import DiskFailure, InputError, Job, Machine, disk_failure
 from tasks.rlhf import launched
 from tasks.rlhf.whole import replacing
 
@@ -192,26 +191,40 @@ def main(train: Callable[[JobT, Run], None], job_type: type[JobT], *, among: Cal
         if launched.is_first():
             (directory / "done").write_text("")
     except Exception as error:
-        traceback.print_exc()
-        raise SystemExit(_record(error, directory)) from None
+        status = _record(error, directory)
+        _print_last_words(disk_failure(error, directory))
+        raise SystemExit(status) from None
     if launched.world() > 1:  # a C++ thread was seen to abort an interpreter that ended by itself, with all written
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
 
 
+def _print_last_words(failure: DiskFailure | None) -> None:
+    """Print the current exception. If the log is on a full disk, drop its output: failing to flush it would change the exit status."""
+    with suppress(OSError):
+        traceback.print_exc()
+        if failure:
+            print(failure, file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())
+
+
 def _record(error: Exception, directory: Path) -> int:
     if isinstance(error, launched.PeersLost):  # it has nothing to tell that the others have not told
         return 1
-    message, is_input = str(error) or type(error).__name__, isinstance(error, InputError | ValidationError)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        message, is_input = (
-            f"The disk under {directory} is full: free some space and run the same command again; it goes on from its checkpoint.",
-            True,
-        )
+    error = disk_failure(error, directory) or error
+    is_input = isinstance(error, InputError | ValidationError)
+    record = {"input": is_input, "disk": isinstance(error, DiskFailure), "message": str(error) or type(error).__name__}
     try:
         with (directory / "error.json").open("x") as file:
-            file.write(json.dumps({"input": is_input, "message": message}))
-    except OSError:  # the full disk itself, when the exit status still tells; or another process was first
-        print(message, file=sys.stderr)
+            file.write(json.dumps(record))
+    except FileExistsError:  # another of several processes was first
+        pass
+    except OSError:  # the disk does not take even that; the launcher tests the disk itself
+        (directory / "error.json").unlink(missing_ok=True)
     return 2 if is_input else 1

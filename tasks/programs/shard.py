@@ -4,7 +4,6 @@ Prints {"results": [...]} in one line; what is the user's to mend ends with stat
 away.py.
 """
 
-import errno
 import json
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 from tasks.programs import ranges, reading
 from tasks.programs.call import Do, result_type, task_type
 from tasks.rlhf.people import names_in
-from tasks.rlhf.refusal import InputError
+from tasks.rlhf.refusal import InputError, disk_failure
 
 KNOWN: dict[str, Do] = {do.__name__: do for do in (reading.take, ranges.shelve, ranges.tabulate, names_in)}
 
@@ -31,10 +30,10 @@ def main() -> int:
         return 0
     except InputError as error:
         told = {"error": str(error), "kind": "input"}
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if (failure := disk_failure(error, Path(sys.argv[1]).parent)) is None:
             raise
-        told = {"error": f"the disk of {sys.argv[1]} is full", "kind": "disk"}
+        told = {"error": str(failure), "kind": "disk"}
     print(json.dumps(told))
     return 2
 
