@@ -5,7 +5,18 @@ from pathlib import Path
 
 from tasks.artifact import Artifact, given
 from tasks.hub import fetched, is_hub_id
-from tasks.programs.config import DUMPS, HhRlhf, HubSource, InputError, Pipeline, StackExchangeDump
+from tasks.programs.config import (
+    DUMP_ENDINGS,
+    UNKNOWN_SITE,
+    HhRlhf,
+    HubSource,
+    InputError,
+    Pipeline,
+    ShellSite,
+    StackExchangeDump,
+    find_sites,
+    users_beside,
+)
 
 WANTED = ["*.jsonl", "*.json", "*.parquet", "*.arrow", "*.jsonl.gz", "*.json.gz"]
 
@@ -15,6 +26,25 @@ OTHER_FILES = ["red-team-attempts/*"]  # of hh-rlhf: whole attempts with one rat
 def given_corpus(source: StackExchangeDump | HubSource) -> Artifact:
     """The file or folder as an input of stages."""
     return given(corpus_place(source))
+
+
+def with_site(config: Pipeline, source: Artifact) -> Pipeline:
+    """Return the settings with the site that the dump's name says: a name is no part of the content that an artifact is known by."""
+    if not isinstance(config.source, StackExchangeDump) or config.source.site:
+        return config
+    sites = set(find_sites(Path(source["path"]), "").values())
+    if len(sites) > 1 or UNKNOWN_SITE in sites:
+        return config
+    return config.model_copy(update={"source": config.source.model_copy(update={"site": sites.pop()})})
+
+
+def users_of(about: StackExchangeDump | HubSource | ShellSite, source: Artifact) -> dict[str, Artifact]:
+    """Return the users beside a dump that is a file as an input of the data stage; in an archive or a folder they are part of the source."""
+    place = Path(source["path"])
+    if not isinstance(about, StackExchangeDump) or not place.is_file():
+        return {}
+    users = users_beside(place)
+    return {"users": given(users)} if users else {}
 
 
 def evaluation_sets(config: Pipeline) -> dict[str, Artifact]:
@@ -35,9 +65,8 @@ def corpus_place(source: StackExchangeDump | HubSource) -> Path:
         if not place.exists():
             raise InputError(f"source.path: there is no file or folder {place}")
         if not os.access(place, os.R_OK):
-            raise InputError(f"source.path: {place} cannot be read; name a .7z, Posts.xml, Posts.csv or Posts.csv.gz, or a folder of them")
-        if place.is_dir() and not any(file.name.endswith(DUMPS) for file in place.rglob("*")):
-            raise InputError(f"source.path: {place} holds no file that ends in {', '.join(DUMPS)}; name a dump, or a folder of them")
+            raise InputError(f"source.path: {place} cannot be read; name a file whose name ends in {DUMP_ENDINGS}, or a folder of them")
+        find_sites(place, source.site)
     elif not place.exists():
         if not is_hub_id(source.path):
             raise InputError(f"source.path: there is no file or folder {place}")

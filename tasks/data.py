@@ -4,14 +4,15 @@ from prefect import task
 from prefect.client.schemas.objects import State
 
 from tasks.artifact import Artifact, Step, within
-from tasks.corpus import evaluation_sets
+from tasks.corpus import evaluation_sets, users_of, with_site
 from tasks.programs.config import DataJob, Pipeline
 from tasks.stage import Seat, run_stage
 from tasks.states import AS_TASK, as_state
 
 
 def step(config: Pipeline, *, source: Artifact) -> Step:
-    return Step("data", DataJob.of(config), {"source": within(source, "Posts.xml"), **evaluation_sets(config)}, kind="cpu")
+    inputs = {"source": within(source, "Posts.xml"), **users_of(config.source, source), **evaluation_sets(config)}
+    return Step("data", DataJob.of(with_site(config, source)), inputs, kind="cpu")
 
 
 @task(name="data", **AS_TASK)

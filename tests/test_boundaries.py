@@ -10,7 +10,7 @@ import pytest
 from tasks.sources import sources_of
 
 ROOT = Path(__file__).resolve().parents[1]
-SETTINGS = ("config", "settings", "source", "tuning")
+SETTINGS = ("config", "dumps", "settings", "source", "tuning")
 PROGRAMS = sorted(path.stem for path in (ROOT / "tasks" / "programs").glob("*.py") if path.stem != "__init__")
 STAGES = sorted({path.stem for path in (ROOT / "tasks").glob("*.py")} & set(PROGRAMS))
 MATERIAL = sorted(path.stem for path in (ROOT / "tasks" / "rlhf").glob("*.py") if path.stem != "__init__")

@@ -82,7 +82,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["run", "demo", "--set", "dpo={loss: ipo, label_smoothing: 0.1}"], "dpo: label_smoothing belongs to the sigmoid loss"),
         (["run", "demo", "--set", "data.languages=[1"], "--set data.languages: '[1' is not a value"),
         (["run", "demo", "--set", "source={kind: stack-exchange, path: gone.xml}"], "source.path: there is no file or folder gone.xml"),
-        (["run", "demo", "--set", "source={kind: stack-exchange, path: .}"], "source.path: . holds no file that ends in .7z"),
+        (["run", "demo", "--set", "source={kind: stack-exchange, path: .}"], "source.path: . holds no file whose name ends in .7z"),
         (["run", "demo", "--set", "base={kind: hugging-face, path: ./gone}"], "base.path: there is no model folder gone"),
         (["run", "demo", "--summary", "gone/s.json"], "--summary: gone/s.json cannot be written; its folder must exist"),
         (["run", "demo", "--summary", "."], "--summary: . cannot be written"),
@@ -259,7 +259,7 @@ def test_a_section_of_another_kind_starts_from_that_kinds_defaults() -> None:
     changed = (
         load("demo", ["source.kind=stack-exchange", "source.path=x.xml"]) if False else load("demo", ["source={kind: stack-exchange, path: x.xml}"])
     )
-    assert changed.source.model_dump() == {"kind": "stack-exchange", "path": "x.xml", "site": "stackexchange.com"}
+    assert changed.source.model_dump() == {"kind": "stack-exchange", "path": "x.xml", "site": ""}
     assert load("demo", ["source.kind=stack-exchange", "source.path=x.xml"]) == changed
     assert load("travel-tiny", ["source.path=y.xml"]).source.path == "y.xml"
 

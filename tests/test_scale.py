@@ -109,7 +109,7 @@ def test_several_sites_whose_numbers_collide(tmp_path: Path) -> None:
     assert all(row["site"] in row["prompt"] and row["question_url"].startswith(f"https://{row['site']}/q/") for row in asked)
     assert sum(card["split_questions"].values()) == 240
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"holds no file that ends in .*7z"):
+    with pytest.raises(InputError, match=r"holds no file whose name ends in .*7z, Posts.xml, Posts.xml.gz, Posts.csv or Posts.csv.gz"):
         prepared(tmp_path / "empty", tmp_path / "run2")
 
 

@@ -8,9 +8,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from tasks.programs.dumps import DUMP_ENDINGS as DUMP_ENDINGS
+from tasks.programs.dumps import UNKNOWN_SITE as UNKNOWN_SITE
+from tasks.programs.dumps import find_sites as find_sites
+from tasks.programs.dumps import users_beside as users_beside
 from tasks.programs.settings import Settings as Settings
 from tasks.programs.settings import as_choice
-from tasks.programs.source import DUMPS as DUMPS
 from tasks.programs.source import HhRlhf as HhRlhf
 from tasks.programs.source import HubSource as HubSource
 from tasks.programs.source import ShellSite as ShellSite

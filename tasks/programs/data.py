@@ -35,6 +35,7 @@ import numpy as np
 from tasks.programs import oddities, ranges, reading, workplace
 from tasks.programs.config import Data, DataJob, InputError
 from tasks.programs.crew import Crew, crew
+from tasks.programs.dumps import UNKNOWN_SITE
 from tasks.programs.entry import Run, main
 from tasks.programs.ranges import Lot, Stack, shelve, tabulate
 from tasks.programs.source import ShellSite, StackExchangeDump
@@ -90,11 +91,17 @@ def prepare(job: DataJob, run: Run) -> None:
     work = workplace.opened(job, run)
     try:
         with crew(run.machine.threads, work / "notes", asks if asks.exists() else None) as hands:
+            _warn_of_unknown_site(job, run, path)
             _prepare(Desk(job, run, path, work, hands, counts, size))
     except InputError:
         workplace.clear(work)  # with other input it is other work
         raise
     workplace.clear(work)
+
+
+def _warn_of_unknown_site(job: DataJob, run: Run, path: Path) -> None:
+    if isinstance(job.source, StackExchangeDump) and not job.source.site and UNKNOWN_SITE in reading.sites_of(job.source, path).values():
+        run.warn(f"No name says which site {path.name} is of: links and authors are those of {UNKNOWN_SITE}. Set source.site.")
 
 
 def _prepare(desk: Desk) -> None:
@@ -145,11 +152,12 @@ def _read(desk: Desk, bad: Quarantine) -> list[Path]:
 
 def _blocks(desk: Desk) -> Iterator[reading.Task]:
     file, names, source = "", None, desk.job.source
+    sites = set(reading.sites_of(source, desk.source).values())
     for number, (block, site) in enumerate(reading.cut(source, desk.source)):
         if site and block.file != file:
             file, names = block.file, _names(block.path, desk.work / f"names{number:06}", desk)
         segment = desk.work / f"segment{number:06}.jsonl"
-        yield reading.Task(_handed(block, segment, desk.hands), source, site, desk.source.is_dir(), segment, names)
+        yield reading.Task(_handed(block, segment, desk.hands), source, site, len(sites) > 1, segment, names)
 
 
 def _handed(block: Block, path: Path, hands: Crew) -> Block:
@@ -159,7 +167,7 @@ def _handed(block: Block, path: Path, hands: Crew) -> Block:
 
 def _names(file: Path, folder: Path, desk: Desk) -> Path | None:
     """The names of a dump's users, where it has them."""
-    users = reading.users_of(desk.source, file)
+    users = reading.users_of(file)
     if users is None:
         return None
     folder.mkdir(exist_ok=True)

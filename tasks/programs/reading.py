@@ -3,14 +3,14 @@
 Every function here is called in whichever process is free; what it gives depends on its task alone.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import NamedTuple
 
-from tasks.programs.source import DUMPS, HhRlhf, OwnRows, ShellSite, Source, StackExchangeDump, StackExchangePaired, StackExchangePreferences
+from tasks.programs import dumps
+from tasks.programs.source import HhRlhf, OwnRows, ShellSite, Source, StackExchangeDump, StackExchangePaired, StackExchangePreferences
 from tasks.rlhf import blocks, columns, hh_rlhf, own, posts, published, rows, segments
 from tasks.rlhf.blocks import Block
 from tasks.rlhf.gathered import Gathered, Note
@@ -19,7 +19,6 @@ from tasks.rlhf.people import Names
 from tasks.rlhf.posts import Post, Unreadable
 from tasks.rlhf.quarantine import Place
 from tasks.rlhf.questions import Question
-from tasks.rlhf.refusal import InputError
 from tasks.rlhf.rows import Row
 from tasks.rlhf.segments import Record
 from tasks.rlhf.shelves import plain, question_of
@@ -32,7 +31,6 @@ COLUMNS = {  # that the rows of a published set have; what lies beside them (hh-
     "stack-exchange-paired": frozenset(("question", "response_j", "response_k")),
     "hh-rlhf": frozenset(("chosen", "rejected")),
 }
-OTHER_TABLES = re.compile(r"-(Badges|Comments|PostHistory|PostLinks|Tags|Users|Votes)\.7z$")  # of a site that is published in several archives
 
 
 class Task(NamedTuple):
@@ -61,8 +59,7 @@ def cut(source: Source, path: Path) -> Iterator[tuple[Block, str]]:
     """Blocks of the source, with the site of each where it is a dump. Raises InputError."""
     if isinstance(source, ShellSite | StackExchangeDump):
         before = 0
-        for file in dumps(path):
-            site = site_of(source, path, file)
+        for file, site in sites_of(source, path).items():
             shown = blocks.shown(file, path)
             for block in posts.cut(file):
                 yield block._replace(file=shown, read=before + block.read), site
@@ -74,7 +71,7 @@ def cut(source: Source, path: Path) -> Iterator[tuple[Block, str]]:
 def size_of(source: Source, path: Path) -> int:
     """Bytes of the source's files."""
     if isinstance(source, ShellSite | StackExchangeDump):
-        return sum(posts.size_of(file) for file in dumps(path))
+        return sum(posts.size_of(file) for file in dumps.find_dumps(path))
     return sum(file.stat().st_size for file in rows.part(path, COLUMNS.get(source.kind, frozenset()))[0])
 
 
@@ -85,25 +82,21 @@ def other_files(source: Source, path: Path) -> list[str]:
     return [blocks.shown(file, path) for file in rows.part(path, COLUMNS.get(source.kind, frozenset()))[1]]
 
 
-def dumps(path: Path) -> list[Path]:
-    """The files with posts: the path itself, or all of a folder."""
-    if not path.is_dir():
-        return [path]
-    found = sorted(file for file in path.rglob("*") if file.is_file() and file.name.endswith(DUMPS) and not OTHER_TABLES.search(file.name))
-    if not found:
-        raise InputError(f"{path} holds no file that ends in {', '.join(DUMPS)}: give a folder of dumps.")
-    return found
+def sites_of(source: Source, path: Path) -> dict[Path, str]:
+    """Return the site of each dump of the source; none if it holds no dumps. Raises InputError."""
+    match source:
+        case ShellSite():
+            return {path: BUILT_IN_SITE}
+        case StackExchangeDump():
+            return dumps.find_sites(path, source.site)
+        case _:
+            return {}
 
 
-def users_of(path: Path, file: Path) -> Iterator[Block] | None:
-    """The users of a dump's file in blocks: in the same archive, or beside it in a folder; None where there are none."""
-    places = [file]
-    if path.is_dir():
-        places += [file.with_name("Users.xml"), file.with_name(file.name.replace("-Posts.7z", "-Users.7z"))]
-    for place in places:
-        if place.name == "Users.xml" and place.is_file():
-            return posts.cut(place, columns.USERS)
-        if place.suffix == ".7z" and place.is_file() and _holds_users(place):
+def users_of(file: Path) -> Iterator[Block] | None:
+    """The users of a dump in blocks: in the same archive, or beside it; None where there are none."""
+    for place in (file, dumps.users_beside(file)):
+        if place and (place != file or place.suffix == ".7z") and (place.suffix != ".7z" or _holds_users(place)):
             return posts.cut(place, columns.USERS)
     return None
 
@@ -112,16 +105,6 @@ def _holds_users(place: Path) -> bool:
     from tasks.rlhf import archives  # most sources come without, and it is slow to import
 
     return archives.has(place, "Users.xml")
-
-
-def site_of(source: ShellSite | StackExchangeDump, path: Path, file: Path) -> str:
-    """A folder's files are named as they are published: <site>.7z, <site>-Posts.7z or <site>/Posts.xml."""
-    if isinstance(source, ShellSite):
-        return BUILT_IN_SITE
-    if file == path:
-        return source.site
-    name = PurePath(file.name)
-    return name.name.removesuffix(".7z").removesuffix("-Posts") if name.suffix == ".7z" else file.parent.name
 
 
 def take(task: Task) -> Taken:

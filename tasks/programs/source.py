@@ -6,7 +6,7 @@ from pydantic import Field, field_validator
 
 from tasks.programs.settings import Settings, as_choice
 
-DUMPS = (".7z", "Posts.xml", "Posts.csv", "Posts.csv.gz")  # how the names of dumps end
+DUMPS = (".7z", "Posts.xml", "Posts.xml.gz", "Posts.csv", "Posts.csv.gz")  # how the names of dumps end
 FILES = "A file or folder of JSON lines, JSON lists (also gzipped), parquet or Arrow, or the id of a data set on the Hugging Face hub."
 
 
@@ -23,9 +23,9 @@ class StackExchangeDump(Settings):
     kind: Literal["stack-exchange"] = "stack-exchange"
     path: str = Field(
         min_length=1,
-        description="The .7z of a site as published, Posts.xml, Posts.csv or Posts.csv.gz, or a folder of several sites'.",
+        description="The .7z of a site as published, its Posts.xml or Posts.csv, these also gzipped, or a folder of several sites'.",
     )
-    site: str = Field("stackexchange.com", min_length=1, description="Host name of the site, for links and attribution.")
+    site: str = Field("", description="Host name of the site, for links and attribution; empty: as the file or its folder is called.")
 
 
 class HubSource(Settings):

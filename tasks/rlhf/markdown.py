@@ -12,7 +12,7 @@ from html_to_markdown import (
 )
 from html_to_markdown.api import _to_rust_conversion_options
 
-from tasks.rlhf.formulas import protect, restore
+from tasks.rlhf.formulas import DOLLARS, protect, restore
 
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 OPTIONS = ConversionOptions(
@@ -53,7 +53,7 @@ def to_markdown(html: str) -> str:
     if "\0" in html:  # with many of them, the library takes the text for UTF-16
         html = html.replace("\0", "")
     formulas: list[str] | None = None
-    if "\\" in html or "$" in html:
+    if "\\" in html or ("$" in html and DOLLARS.search(html)):
         html, formulas = protect(html)
     if "<blockquote" in html and BEFORE_QUOTE.search(html) and BETWEEN not in html:
         html = BEFORE_QUOTE.sub(rf"\g<0><p>{BETWEEN}</p>", html)

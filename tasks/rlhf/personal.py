@@ -27,9 +27,12 @@ EMAIL = re.compile(rf"{LINK}|{START}(?P<local>[{LETTER}][{LETTER}._+-]{{0,63}})@
 NOBODYS_DOMAIN = re.compile(r"(?:^|\.)(?:example\.(?:com|org|net|edu)|(?:your|my)-?(?:domain|company|site|server|host|email)\.\w+|meta\.data)$")
 NOBODYS_NAME = {"git", "hg", "this", "super", "return", "break", "continue"}  # of repositories; labels of Kotlin
 
-DIGITS = r"(?=(?:[^\S\n]?[().\-/\[\]‐-―]{0,3}[^\S\n]?\d){7})"
+DIGITS = r"(?=(?:[^\S\n]?[().\-/\[\]‐-―]{0,3}[^\S\n]?[(\[]?\d){7})"
 PLUS = re.compile(rf"\+(?<![A-Za-z0-9_)\]+]\+)(?!\d{{1,3}}\.\d+(?![.-]?\d)){DIGITS}")  # neither a sum nor a decimal
 ZEROS = re.compile(rf"00(?=[^\S\n]?[-(]?[1-9])(?<![A-Za-z0-9_.,:;/=+#$%&-]00)(?<!\d[^\S\n]00){DIGITS}")  # the cheapest look first
+# brackets around the country, or country and town: (+44) (0)20 7946 0958, (+55 11) 2395-8400
+BRACKET = re.compile(r"[(\[][^\S\n]?\Z")
+CLOSING = re.compile(r"[^\S\n]?\d(?:[^\S\n.-]?\d){0,6}[^\S\n]?(?P<bracket>[)\]])")
 LONGEST = 48  # characters of a number with all its punctuation and an extension
 
 # Signs, one quick search each: re finds a pattern's first character, where that is the same in every case, ten times faster than one of several.
@@ -110,18 +113,27 @@ def _suffixes() -> PublicSuffixList:
 
 
 def _phones(text: str, lead: re.Pattern[str], found: Counter[str]) -> str:
-    parts, end = [], 0
+    parts, done = [], 0
     for match in lead.finditer(text):
-        if match.start() >= end and (length := _dialled(text, match)):
-            parts += [text[end : match.start()], "<phone>"]
-            end = match.start() + length
+        if match.start() >= done and (number := _dialled(text, match)):
+            start, end = number
+            parts += [text[done:start], "<phone>"]
+            done = end
             found["phone"] += 1
-    return "".join([*parts, text[end:]])
+    return "".join([*parts, text[done:]])
 
 
-def _dialled(text: str, lead: re.Match[str]) -> int:
-    """Length of the telephone number that starts here, 0 for none. After 00 only one written in groups counts: 0012025550123 is an id as well."""
-    number = next(iter(PhoneNumberMatcher("+" + text[lead.end() : lead.end() + LONGEST], None, Leniency.VALID)), None)
+def _dialled(text: str, lead: re.Match[str]) -> tuple[int, int] | None:
+    """Return where the telephone number with this lead starts and ends. After 00 only one in groups counts: 0012025550123 is an id as well."""
+    start, rest = lead.start(), text[lead.end() : lead.end() + LONGEST]
+    opened = BRACKET.search(text, max(0, start - 2), start)
+    closing = CLOSING.match(rest) if opened else None
+    if opened and closing:  # to the library, a number cannot begin in brackets that end in it
+        start, rest = opened.start(), f"{rest[: closing.start('bracket')]} {rest[closing.end() :]}"
+    number = next(iter(PhoneNumberMatcher("+" + rest, None, Leniency.VALID)), None)
     if number is None or number.start or (lead[0] == "00" and number.raw_string[1:].isdigit()):
-        return 0
-    return number.end - 1 + len(lead[0])
+        return None
+    end = lead.end() + number.end - 1
+    if closing and number.end - 1 <= closing.start("bracket"):  # all of the number is in the brackets
+        start = lead.start()
+    return start, end

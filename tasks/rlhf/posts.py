@@ -116,9 +116,9 @@ def _refusals(path: Path) -> Iterator[None]:
 
 def size_of(path: Path) -> int:
     if not path.exists():
-        raise InputError(f"{path} does not exist: give the path of a .7z, Posts.xml, Posts.csv or Posts.csv.gz.")
+        raise InputError(f"{path} does not exist: give the path of a .7z, or of a Posts.xml or Posts.csv, also gzipped.")
     if not path.is_file():
-        raise InputError(f"{path} is not a file: give the .7z, Posts.xml, Posts.csv or Posts.csv.gz itself.")
+        raise InputError(f"{path} is not a file: give the .7z, Posts.xml or Posts.csv itself, also gzipped.")
     if not (size := path.stat().st_size):
         raise InputError(f"{path} is empty: fetch or unpack it again.")
     return size
