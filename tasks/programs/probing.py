@@ -16,11 +16,18 @@ Features = Callable[[Member, list[Comparison], str], Tensor]
 
 
 def begin(
-    job: RewardJob, model: Scorer, questions: list[Comparison], held_out: list[Comparison], features: Features, *, ahead: float
+    job: RewardJob,
+    model: Scorer,
+    questions: list[Comparison],
+    held_out: list[Comparison],
+    features: Features,
+    *,
+    ahead: float,
+    measured: list[Comparison],
 ) -> dict[str, Any]:
     """Begin every head with its probe, those of an ensemble's others on redrawn questions; gives what is told of it, the same on every rank.
 
-    ``ahead`` is what the older answer of a pair has before its reward. Raises InputError.
+    ``ahead`` is what the older answer of a pair has before its reward. The accuracy is of the ``measured`` questions. Raises InputError.
     """
     known, unseen = features(model.members[0], questions, "training"), features(model.members[0], held_out, "held-out")
     if not (known.isfinite().all() and unseen.isfinite().all()):
@@ -34,8 +41,12 @@ def begin(
     with torch.no_grad():
         for member, one in zip(model.members, found, strict=True):
             member.head.weight.copy_(one.head)
-    rewards = unseen @ torch.cat([one.head for one in found]).mean(dim=0)
-    loss, accuracy = measures.held_out_loss(judged, rewards, ahead=ahead), measures.accuracies(judged, rewards, ahead=ahead)
+    weight = torch.cat([one.head for one in found]).mean(dim=0)
+    rewards = unseen @ weight
+    loss = measures.held_out_loss(judged, rewards, ahead=ahead)
+    if measured is not held_out:
+        judged, rewards = measures.pairs_of(measured), features(model.members[0], measured, "evaluation") @ weight
+    accuracy = measures.accuracies(judged, rewards, ahead=ahead)
     print(f"The probe of the model as it is: penalty {found[0].strength:g}, held-out loss {loss:.4f}.", flush=True)
     chosen = [{"penalty": one.strength, "losses": {f"{strength:g}": lost for strength, lost in one.losses.items()}} for one in found]
     return {"members": chosen, "held_out_loss": loss, "accuracy": measures.plain(accuracy)}
@@ -50,7 +61,7 @@ def evidence(job: RewardJob, pairs: measures.Pairs, drawn: Tensor, ahead: float)
 
 
 def metrics(told: dict[str, Any]) -> dict[str, Any]:
-    """What the probe reached on the held-out pairs, as the summary has it."""
+    """What the probe reached on the pairs that are reported on, as the summary has it."""
     shares, named = told["accuracy"], {"probe": "votes", "probe_knowing_age": "knowing_age"}
     return {
         f"reward_accuracy.{name}": {part: shares[of][part] for part in ("value", "low", "high", "n")} for name, of in named.items() if of in shares

@@ -51,6 +51,8 @@ def train(job: RewardJob, run: Run) -> None:
     tokenizer = models.load_tokenizer(run.inputs["model"])
     encoder = pairs.encoder_of(job.text, tokenizer)
     questions, held_out = _comparisons(job, run, encoder)
+    evaluation = pairs.read_evaluation(run.inputs["data"] / "evaluation_pairs.parquet", run, encoder)
+    measured = pairs.choose_measured(evaluation, held_out, run)
     ahead = comparisons.head_start(questions) if settings.head_start else 0.0
     beginning.afford(
         settings, run, "model", job.weights.merged, device, beginning.largest(questions, settings.batch_size, run), members=settings.members
@@ -66,9 +68,8 @@ def train(job: RewardJob, run: Run) -> None:
     told: dict[str, Any] | None = None
     if settings.probe and checkpoints.latest(run.checkpoints) is None:
         tuning.model.eval()
-        told = probing.begin(
-            job, model, questions, held_out, partial(probing.answer_features, collate=collate, most=most, phase=run.phase), ahead=ahead
-        )
+        features = partial(probing.answer_features, collate=collate, most=most, phase=run.phase)
+        told = probing.begin(job, model, questions, held_out, features, ahead=ahead, measured=measured.questions)
     training = beginning.training(settings, run, tuning, num_rows=len(questions), seed=job.seed)
     if told:
         training.told = told
@@ -110,7 +111,6 @@ def train(job: RewardJob, run: Run) -> None:
     beginning.tell_peak(device)
     tuning.model.eval()
     tuning.save(run.artifact)
-    evaluation = pairs.read_evaluation(run.inputs["data"] / "evaluation_pairs.parquet", run, encoder)
     reference, attacked = attacking.read(job, run, pairs.encoder_of(job.text, tokenizer))
     model = _comparable(model, reference, tokenizer.pad_token_id, device, run)
     held_rewards, held_pairs = answer_rewards(model, held_out, collate, most, told=run.phase("held-out answers")), measures.pairs_of(held_out)
@@ -119,7 +119,6 @@ def train(job: RewardJob, run: Run) -> None:
         run.note(MEASURES, {"probe": training.told})
         metrics |= probing.metrics(training.told)
     together = measures.rules_together(measures.pairs_of(questions))
-    measured = pairs.choose_measured(evaluation, held_out, run)
     rewards, of = held_rewards, held_pairs
     if measured.unseen:
         rewards, of = (
