@@ -8,6 +8,7 @@ from prefect import flow
 from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 
+from flows.checks import check_inputs
 from flows.result import conclude, summarise
 from tasks import data, dpo, merge, ppo, pretrain, reference, report, reward, sft, site, tracking, winrate
 from tasks.artifact import Artifact
@@ -44,6 +45,7 @@ def rlhf(config: Pipeline = Pipeline(), profile: str = "rlhf") -> dict[str, Any]
         config: Every setting of every stage.
         profile: A name for the run.
     """
+    check_inputs(config)  # a deployment has had no command line to do so
     started, made = time.monotonic(), {}
     with tracking.pipeline_run(profile, config.model_dump(mode="json"), flow_run_id=str(flow_run.id)) as tracked:
         seat = Seat(config.machine, tracked.run_id, config.pools, shared=bool(config.pools.cpu or config.pools.gpu))

@@ -178,8 +178,8 @@ class Launches(Settings):
 class Machine(Settings):
     """What changes a step only by rounding (and, with micro-batches, SFT's dropout masks): never part of a key.
 
-    PPO and winrate sample: there rounding turns a token now and then, so runs on other machines or numbers of threads part after some steps, as far as
-    two draws of the same run are apart.
+    PPO and winrate sample: there rounding turns a token now and then, so runs on other machines or numbers of threads part
+    after some steps, as two draws of one run do.
     """
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where programs compute.")
