@@ -7,6 +7,7 @@ from pathlib import Path
 from tasks.base import model_folder
 from tasks.corpus import corpus_place, evaluation_sets
 from tasks.programs.config import HuggingFaceBase, InputError, Pipeline, ShellSite
+from tasks.tokenizer_check import check_tokenizer
 from tasks.weights import starts
 
 LEAST_FREE_MB = 200
@@ -18,7 +19,7 @@ def check_inputs(config: Pipeline) -> None:
         corpus_place(config.source)
     evaluation_sets(config)
     if isinstance(config.base, HuggingFaceBase):
-        model_folder(config.base)
+        check_tokenizer(model_folder(config.base), config.text)
     for stage in ("sft", "reward", "dpo"):
         starts(config, stage)
 

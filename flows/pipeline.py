@@ -8,6 +8,7 @@ from prefect import flow
 from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 
+from flows.checks import check_inputs
 from flows.heartbeat import heartbeat
 from flows.result import conclude, summarise
 from tasks import data, dpo, merge, ppo, pretrain, reference, report, reward, sft, site, tracking, winrate
@@ -45,6 +46,7 @@ def rlhf(config: Pipeline = Pipeline(), profile: str = "rlhf") -> dict[str, Any]
         config: Every setting of every stage.
         profile: A name for the run.
     """
+    check_inputs(config)  # a deployment has had no command line to do so
     started, made = time.monotonic(), {}
     run = tracking.pipeline_run(profile, config.model_dump(mode="json"), flow_run_id=str(flow_run.id))
     with heartbeat(), run as tracked:

@@ -143,6 +143,7 @@ def test_every_stage_has_a_task_and_a_program_of_the_same_name() -> None:
         "probing",
         "attacking",
         "pairs",
+        "tokenizer_check",
     }
     assert programs <= {path.stem for path in TASKS}, "a program without a task"
     assert {path.stem for path in TASKS if "@task(" in path.read_text()} == programs

@@ -1,0 +1,43 @@
+"""Refuses a tokenizer or a chat template that no stage could use, before anything runs."""
+
+import hashlib
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tasks.digests import file_digest, replace_text
+from tasks.launch import StageFailed, environment
+from tasks.programs.config import InputError, Machine, Text
+from tasks.sources import PROGRAMS, sources_of
+from tasks.store import home
+
+FILES = ("*.json", "*.jinja", "*.model", "*.txt", "chat_templates/*")
+SECONDS = 300
+
+
+def check_tokenizer(folder: Path, text: Text) -> None:
+    """Write a question and an answer with the tokenizer in ``folder``, in a process of its own. Raises InputError.
+
+    What has passed is remembered in the home, by the content of the tokenizer's files and of our code.
+    """
+    passed = home() / "checks" / _key(folder, text)
+    if passed.exists() or importlib.util.find_spec("transformers") is None:
+        return
+    command = [sys.executable, "-m", f"{PROGRAMS}.tokenizer_check", str(folder.absolute()), text.template, str(text.max_prompt_tokens)]
+    done = subprocess.run(command, env=environment(Machine()), capture_output=True, text=True, timeout=SECONDS, check=False)
+    last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+    if done.returncode == 2:
+        raise InputError(last.rstrip("."))
+    if done.returncode:
+        raise StageFailed(f"The tokenizer in {folder} could not be checked: {last}")
+    passed.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(passed, "")
+
+
+def _key(folder: Path, text: Text) -> str:
+    files = sorted({path for pattern in FILES for path in folder.glob(pattern) if path.is_file()})
+    contents = {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
+    facts = [contents, sources_of("tokenizer_check"), text.template, text.max_prompt_tokens]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
