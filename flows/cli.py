@@ -66,8 +66,8 @@ def run(args: argparse.Namespace) -> None:
     check_places(root, args.summary)
     summary_file = args.summary and args.summary.absolute()
     environment.join(root)
-    check_stages(config)
     environment.prepare(root)
+    check_stages(config)
     from flows.screen import Screen, print_end
     from flows.servers import check_prefect, prefect_api
 
@@ -116,12 +116,13 @@ def report(args: argparse.Namespace) -> None:
 def job(args: argparse.Namespace) -> None:
     # not all inputs need be here: the walk to the stage opens those that it takes
     config = profiles.with_absolute_paths(profiles.load(args.profile, args.set), Path.cwd())
-    directory = args.directory.absolute()
+    directory, folder = args.directory.absolute(), Path.cwd()
     environment.for_imports()
     from flows.planning import prepare_job
 
     prepare_job(config, args.stage, directory)
-    print(f"python -m tasks.programs.{args.stage} {args.directory}")
+    option = " -P" if surroundings.hides_a_module(folder, args.stage) else ""
+    print(f"python{option} -m tasks.programs.{args.stage} {args.directory}")
 
 
 def up(args: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
 """Tells the Prefect server that data has landed for a profile; its deployment of the flow retrain starts on it."""
 
+import logging
 import time
 from pathlib import Path
 from uuid import UUID
@@ -31,6 +32,7 @@ def land(profile: str, dump: Path) -> str:
     with get_client(sync_client=True) as client:
         deployment = _deployment(client, profile)
         _check_kind(deployment, path)
+        logging.getLogger(EventsWorker.__name__).addHandler(logging.NullHandler())  # else it says on the screen what it still has to send
         before = {run.id for run in _runs(client, deployment)}
         emit_event(EVENT, resource={"prefect.resource.id": f"alignflow.data.{profile}", "path": path})
         EventsWorker.instance().drain()

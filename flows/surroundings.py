@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tasks.sources import ROOT
+from tasks.sources import ROOT, packages_of
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
@@ -75,6 +75,12 @@ def _absolute(uri: str) -> str:
         if path != uri and not path.startswith(("/", "file:", ":memory:")):
             return f"{beginning}{os.path.abspath(path)}"
     return uri if "://" in uri or uri.startswith(("file:", "databricks")) else os.path.abspath(uri)
+
+
+def hides_a_module(folder: Path, stage: str) -> bool:
+    """Whether ``python -m``, typed in a folder, would take the folder's own module for one that a stage's program means."""
+    names = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
+    return folder != ROOT and bool(names & (sys.stdlib_module_names | packages_of(stage) | {"tasks"}))
 
 
 def quiet_folder() -> Path:

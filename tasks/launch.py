@@ -289,6 +289,14 @@ def _kill(process: "subprocess.Popen[bytes] | forks.Child") -> None:
     process.poll()
 
 
+def _missing_module(log: Path) -> str:
+    """Return the name of the library whose import ended a program before it began, "" for another end."""
+    rows = log.read_text(errors="replace").splitlines()
+    found = re.fullmatch(r"ModuleNotFoundError: No module named '([\w.]+)'", rows[-1]) if rows else None
+    name = found[1].partition(".")[0] if found else ""
+    return "" if name in ("tasks", "flows") else name
+
+
 def _failure(stage: str, directory: Path, status: int) -> Exception:
     try:
         error = json.loads((directory / "error.json").read_text())
@@ -300,6 +308,8 @@ def _failure(stage: str, directory: Path, status: int) -> Exception:
     if status == 2 and not error:  # error.json could not be written; meanwhile there is room again
         rows = log.read_text(errors="replace").splitlines() or [f"{stage} refused its input; see {log}"]
         return DiskFailure(rows[-1])
+    if status == 1 and not error and (module := _missing_module(log)):
+        return InputError(f"The stage {stage} needs {module}, not installed where it runs: pip install 'alignflow[train]' there")
     if status < 0:
         cause = f"killed by {signal.Signals(-status).name}"
     else:

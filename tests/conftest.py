@@ -14,7 +14,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _same_process() -> Iterator[None]:
-    """Undo what a command changes in its process: folder, file modes, and where children look for modules."""
+    """Undo what a command does to its process: its folder, the mask of its files, and where its children find modules."""
     folder, mask = os.getcwd(), os.umask(0o022)
     os.umask(mask)
     names = ("PYTHONPATH", "PYTHONSAFEPATH", "NO_PROXY", "no_proxy")

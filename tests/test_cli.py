@@ -315,6 +315,14 @@ def test_what_is_not_installed_is_said_before_anything_starts(
     assert list(empty_place.iterdir()) == []
 
 
+def test_a_home_that_lacks_a_stage_cannot_be_run_without_its_packages(capsys, empty_place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (empty_place / "home" / "objects").mkdir(parents=True)  # all stages might be stored
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "torch" else name)
+    sentence = "To build pretrain, sft, merge, reward, ppo, reference, dpo, winrate: torch must be installed here: pip install 'alignflow[train]'"
+    assert refused(capsys, "run", "demo") == sentence
+    assert not (empty_place / "home" / "logs" / "prefect-server.log").exists()
+
+
 def test_what_workers_do_need_not_be_installed_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extras, "find_spec", lambda _: None)
     extras.check_packages(load("demo", ["pools.gpu=gpu", "weights.base=nf4"]))
@@ -325,6 +333,15 @@ def test_a_job_by_hand_needs_only_what_its_stage_takes(empty_place: Path) -> Non
     Path("mine.yaml").write_text("source: {kind: stack-exchange, path: Posts.xml}\nbase: {kind: hugging-face, path: ./gone}\n")
     assert cli.main(["job", "mine.yaml", "data", "work"]) == 0
     assert json.loads((empty_place / "work" / "job.json").read_text())["inputs"] == {"source": str(empty_place / "Posts.xml")}
+
+
+@pytest.mark.parametrize("name", ["json.py", "tasks/__init__.py"])
+def test_a_job_is_not_run_by_hand_on_the_modules_of_the_working_folder(empty_place: Path, capsys, name: str) -> None:
+    Path("Posts.xml").write_text("<posts/>")
+    Path(name).parent.mkdir(exist_ok=True)
+    Path(name).write_text("")
+    assert cli.main(["job", "demo", "site", "work"]) == 0
+    assert capsys.readouterr().out == "python -P -m tasks.programs.site work\n"
 
 
 @pytest.mark.parametrize(("profile", "title"), [("demo", "demo"), ("a/mine.v2.yaml", "mine.v2"), ("mine.v2", "mine.v2"), ("x.yml", "x")])

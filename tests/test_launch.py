@@ -75,6 +75,12 @@ def test_a_failure_names_stage_cause_and_log(tree: Path, directory: Path) -> Non
     assert "RuntimeError: CUDA went away" in (directory / "log.txt").read_text()
 
 
+def test_a_library_that_a_worker_lacks_is_named(tree: Path, directory: Path) -> None:
+    (tree / "tasks" / "programs" / "sft.py").write_text("import no_such_torch.nn\n")
+    with pytest.raises(InputError, match=r"The stage sft needs no_such_torch, not installed where it runs: pip install 'alignflow\[train\]' there"):
+        run_program("sft", directory, Machine())
+
+
 @pytest.mark.parametrize(
     ("program", "cause"),
     [
