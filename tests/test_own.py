@@ -16,9 +16,9 @@ from tasks.programs.source import HhRlhf, OwnRows
 from tasks.rlhf import own, published
 from tasks.rlhf.gathered import Gathered
 from tasks.rlhf.meanings import Columns, find, is_first_better, is_good, twin_scores, words
-from tasks.rlhf.own import Seen
 from tasks.rlhf.quarantine import Quarantine, Unusable
 from tasks.rlhf.questions import Question, pairs_of
+from tasks.rlhf.seen import Seen
 from tasks.rlhf.splits import is_test
 
 ASKED = "How does one clean a kettle?"
@@ -94,6 +94,15 @@ def test_a_prompt_that_all_answers_begin_with_is_taken_off_them() -> None:
     assert seen.noticed == {"rows whose answers begin with the whole prompt, which is taken off them": 1}
     (question,), _, _ = take({"prompt": ASKED, "chosen": f"{ASKED}\nWith vinegar.", "rejected": "No."})
     assert pairs_in(question) == {(f"{ASKED}\nWith vinegar.", "No.")}, "one answer may quote its question"
+    (question,), _, _ = take({"prompt": ASKED, "responses": [f"{ASKED} Yes.", "No."], "scores": [2, 1]})
+    assert pairs_in(question) == {(f"{ASKED} Yes.", "No.")}
+    (question,), _, _ = take({"prompt": ASKED, "completion": f"{ASKED} Yes."})
+    assert question.answers[0].text == "Yes."
+    (question,), _, _ = take({"prompt": "Describe the kettle of Ann", "completion": "Describe the kettle of Anna: it is green."})
+    assert question.answers[0].text.startswith("Describe"), "the prompt ends within a word"
+    assert list(take({"prompt": ASKED, "chosen": f"{ASKED} Yes.", "rejected": f"{ASKED}  Yes."})[1].reasons) == [
+        "rows whose answers are equal (columns 'chosen' and 'rejected')"
+    ]
 
 
 # -------------------------------------------------------------------------------------------- columns that turn a row's meaning round
@@ -207,7 +216,8 @@ def test_a_text_that_may_belong_to_the_prompt_is_refused_until_it_is_named(colum
         ({"instruction": "Translate.", "input": "Guten Tag"}, {"prompt": "instruction"}, "Translate.\n\nGuten Tag"),
         ({"instruction": "Translate.", "input": ""}, {"prompt": "instruction"}, "Translate."),
         ({"question": "Who?", "context": "Ann did it."}, {"prompt": "question"}, "Who?\n\nAnn did it."),
-        ({"prompt": "Ann did it. Who?", "context": "Ann did it."}, {}, "Ann did it. Who?"),
+        ({"prompt": "It was Ann who did it. Who?", "context": "It was Ann who did it."}, {}, "It was Ann who did it. Who?"),
+        ({"instruction": "Concatenate it with dog.", "input": "cat"}, {"prompt": "instruction"}, "Concatenate it with dog.\n\ncat"),
         ({"input": "q"}, {"prompt": "input"}, "q"),
         ({"context": [U("hi"), A("hello"), U("q")]}, {"prompt": "context"}, "Human: hi\n\nAssistant: hello\n\nHuman: q"),
         ({"system": "Be brief.", "prompt": "q", "input": "x"}, {}, "System: Be brief.\n\nHuman: q\n\nx"),
@@ -318,10 +328,10 @@ def test_nested_and_odd_columns(fields: dict[str, Any], columns: dict[str, Any])
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"prompt": "q", "chosen": "NULL", "rejected": "x"}, "('chosen' is missing or empty)"),
-        ({"prompt": "q", "chosen": "x"}, "('rejected' is missing or empty)"),
-        ({"prompt": "q", "responses": ["x"]}, "('scores' is missing or empty)"),
-        ({"prompt": "q", "completion": float("nan")}, "('completion' is missing or empty)"),
+        ({"prompt": "q", "chosen": "NULL", "rejected": "x"}, "(missing or empty: 'chosen')"),
+        ({"prompt": "q", "chosen": "x"}, "(missing or empty: 'rejected')"),
+        ({"prompt": "q", "responses": ["x"]}, "(missing or empty: 'scores')"),
+        ({"prompt": "q", "completion": float("nan")}, "(missing or empty: 'completion')"),
         ({"prompt": "q"}, "(none of 'chosen', 'rejected', 'responses', 'scores', 'completion')"),
         ({"prompt": "\\N", "completion": "x"}, "without a prompt (column 'prompt')"),
         ({"prompt": " ", "completion": "x"}, "without a prompt (column 'prompt')"),
@@ -341,6 +351,13 @@ def test_refusals_name_the_column(fields: dict[str, Any], words: str) -> None:
     questions, bad, _ = take(fields)
     assert questions == []
     assert [words in reason for reason in bad.reasons] == [True], bad.reasons
+
+
+def test_half_characters_in_text_that_is_json_become_replacements() -> None:
+    (question,), _, _ = take({"prompt": "q", "responses": '["a\\ud800", "b"]', "scores": "[2, 1]"})
+    assert pairs_in(question) == {("a\ufffd", "b")}
+    (question,), _, _ = take({"completion": '[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a\\ud800"}]'})
+    assert question.answers[0].text == "a\ufffd"
 
 
 def test_ranks_are_no_scores_until_their_user_says_so() -> None:

@@ -42,9 +42,9 @@ from tasks.programs.source import ShellSite, StackExchangeDump
 from tasks.rlhf import blocks, contamination, kin, segments, tables
 from tasks.rlhf.blocks import Block
 from tasks.rlhf.kin import Fates
-from tasks.rlhf.own import Seen
 from tasks.rlhf.people import Names, names_in
 from tasks.rlhf.quarantine import Place, Quarantine
+from tasks.rlhf.seen import Seen
 from tasks.rlhf.shelves import SPLITS
 from tasks.rlhf.splits import is_test
 from tasks.rlhf.tally import Tally

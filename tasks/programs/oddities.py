@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tasks.programs.source import OwnRows, Source
-from tasks.rlhf.own import Seen
+from tasks.rlhf.seen import Seen
 
 MOST_NAMES = 100  # of columns and files in the card
 

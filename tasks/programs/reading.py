@@ -20,6 +20,7 @@ from tasks.rlhf.posts import Post, Unreadable
 from tasks.rlhf.quarantine import Place
 from tasks.rlhf.questions import Question
 from tasks.rlhf.rows import Row
+from tasks.rlhf.seen import Seen
 from tasks.rlhf.segments import Record
 from tasks.rlhf.shelves import plain, question_of
 from tasks.rlhf.stack_exchange import Placed, placed, questions_of
@@ -52,7 +53,7 @@ class Taken(NamedTuple):
     dropped: Counter[str]
     bad: list[tuple[int, str]]  # row of the block, from 1, and the reason
     segment: Path
-    seen: own.Seen  # what was odd about a user's own rows
+    seen: Seen  # what was odd about a user's own rows
 
 
 def cut(source: Source, path: Path) -> Iterator[tuple[Block, str]]:
@@ -112,7 +113,7 @@ def take(task: Task) -> Taken:
     bad: list[tuple[int, str]] = []
     read: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
-    seen = own.Seen.nothing()
+    seen = Seen.nothing()
     if isinstance(task.source, ShellSite | StackExchangeDump):
         count, records = _posts(task, read, dropped, bad)
     else:
@@ -143,7 +144,7 @@ def _posts(task: Task, read: Counter[str], dropped: Counter[str], bad: list[tupl
     return number, records
 
 
-def _records(source: Source, found: list[Row], dropped: Counter[str], bad: list[tuple[int, str]], seen: own.Seen) -> list[Record]:
+def _records(source: Source, found: list[Row], dropped: Counter[str], bad: list[tuple[int, str]], seen: Seen) -> list[Record]:
     def tell(place: Place, reason: str) -> None:
         bad.append((place.row, reason))
 

@@ -1,7 +1,7 @@
 """Columns of a user's own rows: where values of each meaning are found, and which unread columns would turn a row's meaning round."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from functools import lru_cache
 from math import isfinite, isnan
@@ -15,6 +15,7 @@ NOTHING = frozenset(
 WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|[0-9]+")
 NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", re.ASCII)
 TIE = "rows whose label calls it a tie"
+LONG = 20  # characters; a shorter text may be in another by chance
 SHORT = 40  # characters of a verdict
 LONGEST_COLUMN = 200  # characters of a name that can mean something; what is remembered of names stays small
 TRUE, FALSE = frozenset("1 true yes y".split()), frozenset("0 false no n".split())
@@ -141,10 +142,10 @@ def _verdict(value: Any) -> str:
     return ""
 
 
-def refuse_deciding(unread: Mapping[str, Any], judges: frozenset[str], said: str) -> None:
+def refuse_deciding(unread: Mapping[str, Any], judges: frozenset[str], said: Sequence[str]) -> None:
     """Raise Unusable if an unread column may turn the row's meaning round, or belongs to its prompt.
 
-    ``judges`` are words in the names of columns that judge the row's answers; ``said`` is all that is read of the row.
+    ``judges`` are words in the names of columns that judge the row's answers; ``said`` are the texts that are read of the row.
     """
     for name, value in unread.items():
         found = words(name) if len(name) <= LONGEST_COLUMN else ()
@@ -153,11 +154,16 @@ def refuse_deciding(unread: Mapping[str, Any], judges: frozenset[str], said: str
                 f"rows whose column {quote(name)} may turn their meaning round "
                 "(name it in source.scores or source.label, or in source.ignored if it does not)"
             )
-        if "".join(found) in PROMPTS and _is_text(value) and not (isinstance(value, str) and value.strip() in said):
+        if "".join(found) in PROMPTS and _is_text(value) and not (isinstance(value, str) and is_said(value.strip(), said)):
             raise Unusable(
                 f"rows whose column {quote(name)} may belong to their prompt "
                 "(name it in source.system or source.context, or in source.ignored if it does not)"
             )
+
+
+def is_said(text: str, texts: Iterable[str]) -> bool:
+    """Return whether a text is one of the others, or a part of one that is too long to be there by chance."""
+    return any(text == other or (len(text) >= LONG and text in other) for other in texts)
 
 
 def _is_verdict(value: Any) -> bool:

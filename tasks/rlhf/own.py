@@ -10,18 +10,20 @@ round is a reason to leave the row out (meanings.py).
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from tasks.rlhf.gathered import Gathered
 from tasks.rlhf.meanings import (
     JUDGES_ONE,
     LABELS,
+    LONG,
     TIE,
     Columns,
     find,
     is_first_better,
     is_good,
     is_nothing,
+    is_said,
     number,
     refuse_deciding,
     sign_of,
@@ -30,36 +32,13 @@ from tasks.rlhf.meanings import (
 )
 from tasks.rlhf.messages import ASSISTANT, SYSTEM, USER, Message, join, read_text, write_out
 from tasks.rlhf.quarantine import LONGEST_NAME, Bad, LeftOut, Unusable, quote
-from tasks.rlhf.rows import Decoder, Row
+from tasks.rlhf.rows import Decoder, Row, whole
+from tasks.rlhf.seen import Seen
 from tasks.rlhf.splits import is_test
 
 SPLIT = "split"  # column that may call a row one of a test set
 LABEL = "label"
-LONG_PROMPT = 20  # characters; answers that begin with a shorter prompt may do so by chance
 NO_JUDGES: frozenset[str] = frozenset()
-
-
-class Seen(NamedTuple):
-    """What was odd about the rows, and how many had it."""
-
-    unread: Counter[str]  # by column
-    added: Counter[str]  # rows whose column was joined to the prompt, by column
-    opposed: Counter[str]  # rows whose scores say the opposite of their comparison, by the columns of the scores
-    noticed: Counter[str]  # all else, by sentence
-    refused: Counter[str]  # rows that cannot be used, by each of their columns
-    left_out: Counter[str]  # rows that a rule leaves out, by reason
-
-    @classmethod
-    def nothing(cls) -> "Seen":
-        return cls(*(Counter() for _ in cls._fields))
-
-    def update(self, other: "Seen") -> None:
-        for mine, more in zip(self, other, strict=True):
-            mine.update(more)
-
-    def most_common(self, count: int) -> "Seen":
-        """Return the same with the ``count`` commonest entries of each: names come from the rows, and may be as many."""
-        return Seen(*(Counter(dict(sorted(mine.items(), key=lambda item: (-item[1], item[0]))[:count])) for mine in self))
 
 
 class _Fields:
@@ -140,13 +119,14 @@ def _compare(row: _Fields, split: str, found: Gathered, seen: Seen) -> None:
     (asked, first), (asked_too, second) = (_answer(row.get(name), name) for name in names)
     if asked != asked_too:
         raise Unusable(f"rows whose sides differ before the last answer (columns {quote(names[0])} and {quote(names[1])})")
+    first, second = _without_prompt(row, [first, second], seen)
     if first == second:
         raise Unusable(f"rows whose answers are equal (columns {quote(names[0])} and {quote(names[1])})")
     is_first = _is_first(row, *names) if columns.label else True
-    prompt, (first, second) = _prompt(row, asked, [first, second], seen)
+    prompt = _prompt(row, asked, seen)
     if scores := twin_scores(row.fields, first=names[0], second=names[1]):
         _check_order(row, scores, is_first, seen)
-    refuse_deciding(row.unread(), NO_JUDGES if columns.label else LABELS, "\n".join((prompt, first, second)))
+    refuse_deciding(row.unread(), NO_JUDGES if columns.label else LABELS, (prompt, first, second))
     found.compare(prompt, *((first, second) if is_first else (second, first)), split=split)
 
 
@@ -183,10 +163,11 @@ def _rate(row: _Fields, column: str, split: str, found: Gathered, seen: Seen) ->
         raise Unusable(f"rows whose responses and scores are not lists of one length (columns {quote(column)} and {quote(columns.scores)})")
     sign = sign_of(columns)
     numbers = [sign * number(score, columns.scores) for score in scores]
-    answers = [_answer(response, column) for response in responses]  # all are read before one is taken
-    prompts = [_prompt(row, asked, [answer], seen) for asked, answer in answers]
-    refuse_deciding(row.unread(), judges, "\n".join(text for prompt, texts in prompts for text in (prompt, *texts)))
-    for (prompt, (answer,)), score in zip(prompts, numbers, strict=True):
+    found_answers = [_answer(response, column) for response in responses]  # all are read before one is taken
+    prompts = [_prompt(row, asked, seen) for asked, _ in found_answers]
+    answers = _without_prompt(row, [answer for _, answer in found_answers], seen)
+    refuse_deciding(row.unread(), judges, (*prompts, *answers))
+    for prompt, answer, score in zip(prompts, answers, numbers, strict=True):
         found.rate(prompt, answer, score, split=split)
 
 
@@ -196,8 +177,9 @@ def _learn(row: _Fields, split: str, found: Gathered, seen: Seen) -> None:
     label = columns.label or (LABEL if LABEL in row.fields and LABEL not in columns.ignored else "")
     asked, answer = _answer(row.get(columns.completion), columns.completion)
     good = is_good(_label(row, label), label) if label else None
-    prompt, (answer,) = _prompt(row, asked, [answer], seen)
-    refuse_deciding(row.unread(), NO_JUDGES if label else JUDGES_ONE, "\n".join((prompt, answer)))
+    prompt = _prompt(row, asked, seen)
+    (answer,) = _without_prompt(row, [answer], seen)
+    refuse_deciding(row.unread(), NO_JUDGES if label else JUDGES_ONE, (prompt, answer))
     if good is None:
         found.answer(prompt, answer, split=split)
     else:
@@ -211,8 +193,8 @@ def _label(row: _Fields, column: str) -> Any:
     return value
 
 
-def _prompt(row: _Fields, asked: list[Message], answers: list[str], seen: Seen) -> tuple[str, list[str]]:
-    """Return the prompt that a row's columns make together, and the answers without it."""
+def _prompt(row: _Fields, asked: list[Message], seen: Seen) -> str:
+    """Return the prompt that a row's columns and what was asked in its conversation make together."""
     name = row.columns.prompt
     value = row.get(name)
     text = [] if value is None else read_text(value, name)
@@ -221,17 +203,26 @@ def _prompt(row: _Fields, asked: list[Message], answers: list[str], seen: Seen) 
         raise Unusable(f"rows whose conversation does not begin with the prompt (column {quote(name)})")
     if not any(message.text for message in messages):
         raise Unusable(f"rows without a prompt (column {quote(name)})")
-    messages = _with_context(row, _with_system(row, messages, seen), seen)
-    if isinstance(text, str) and len(text) >= LONG_PROMPT and all(answer.startswith(text) and answer != text for answer in answers):
-        row.note(seen.noticed, "rows whose answers begin with the whole prompt, which is taken off them")
-        answers = [answer.removeprefix(text).strip() for answer in answers]
-    return write_out(messages), answers
+    return write_out(_with_context(row, _with_system(row, messages, seen), seen))
+
+
+def _without_prompt(row: _Fields, answers: list[str], seen: Seen) -> list[str]:
+    """Return the answers without the prompt that all of them begin with, word for word."""
+    prompt = row.get(row.columns.prompt)
+    start = prompt.strip() if isinstance(prompt, str) else ""
+    rests = [answer.removeprefix(start) for answer in answers]
+    if len(start) < LONG or not all(rest and rest != answer for rest, answer in zip(rests, answers, strict=True)):
+        return answers
+    if any(start[-1].isalnum() and rest[0].isalnum() for rest in rests):
+        return answers  # it ends within a word of theirs
+    row.note(seen.noticed, "rows whose answers begin with the whole prompt, which is taken off them")
+    return [rest.strip() for rest in rests]
 
 
 def _with_system(row: _Fields, messages: list[Message], seen: Seen) -> list[Message]:
     name = row.columns.system
     text = _side_text(row, name)
-    if not text or text in messages[0].text:
+    if not text or is_said(text, [messages[0].text]):
         return messages
     if messages[0].role == SYSTEM:
         raise Unusable(f"rows with two system messages (column {quote(name)})")
@@ -243,7 +234,7 @@ def _with_context(row: _Fields, messages: list[Message], seen: Seen) -> list[Mes
     """Put what else belongs to the question after it."""
     for name in row.columns.context:
         text = _side_text(row, name)
-        if text and text not in messages[-1].text:
+        if text and not is_said(text, [messages[-1].text]):
             row.note(seen.added, name)
             messages = [*messages[:-1], messages[-1]._replace(text=f"{messages[-1].text}\n\n{text}".strip())]
     return messages
@@ -288,14 +279,14 @@ def _list(value: Any) -> Any:
         found = Decoder().decode(value.strip())
     except (ValueError, RecursionError):
         return value
-    return found if isinstance(found, list) else value
+    return whole(found) if isinstance(found, list) else value
 
 
 def _incomplete(row: _Fields) -> str:
     columns = row.columns
     shapes = ((columns.chosen, columns.rejected), (columns.responses, columns.scores), (columns.completion,))
     missing = [quote(name) for name in _halves(row, shapes)]
-    where = ", ".join(missing) + " is missing or empty" if missing else "none of " + ", ".join(quote(name) for shape in shapes for name in shape)
+    where = "missing or empty: " + ", ".join(missing) if missing else "none of " + ", ".join(quote(name) for shape in shapes for name in shape)
     return f"rows without a comparison, rated responses or a completion ({where})"
 
 
