@@ -43,7 +43,7 @@ def headline(metrics: dict[str, Any]) -> str:
         verdict = "is worse than SFT"
     else:
         verdict = "cannot be told from SFT"
-    interval = f"{_percent(rate['value'])} of {rate['n']:,} questions (95 % interval {_percent(rate['low'])} to {_percent(rate['high'])})"
+    interval = f"{_percent(rate['value'])} of {rate['n']:,} questions (95% interval {_percent(rate['low'])} to {_percent(rate['high'])})"
     return f"Result: {POLICIES[best]} {verdict}: it wins on {interval}, judged by {JUDGES[judge]}."
 
 
@@ -52,7 +52,7 @@ def _best_judge(metrics: dict[str, Any]) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return f"{100 * share:.1f}%"
 
 
 def _number(value: Any) -> str:
