@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from flows import environment, profiles, surroundings
 from flows.servers import ServerFailed
 from tasks.launch import StageFailed, interruptible
-from tasks.programs.config import InputError, disk_failure, probe_disk
+from tasks.programs.config import DiskFailure, InputError, disk_failure, probe_disk
 from tasks.store import home
 
 EXAMPLES = """examples:
@@ -43,13 +43,13 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         return _say(str(error), 2)
     except (StageFailed, ServerFailed) as error:
-        if isinstance(error, ServerFailed) and (failure := probe_disk(home())):
+        if isinstance(error, ServerFailed) and (failure := _full_disk()):
             return _say(str(failure), 2)
         return _say(str(error), 1)
     except KeyboardInterrupt:
         return _say("Interrupted; the same command goes on from where it stopped.", 130)
     except Exception as error:
-        if failure := disk_failure(error, home()) or probe_disk(home()):  # Prefect's server, too, fails on a full disk, and does not say why
+        if failure := disk_failure(error, home()) or _full_disk():  # Prefect's server, too, fails on a full disk, and does not say why
             return _say(str(failure), 2)
         return _say(_unexpected(error), 1)
 
@@ -305,6 +305,12 @@ def _write_summary(path: Path, summary: dict[str, Any]) -> None:
 def _say(text: str, status: int) -> int:
     print(f"alignflow: {text}", file=sys.stderr)
     return status
+
+
+def _full_disk() -> DiskFailure | None:
+    """Return what to tell the user if the disk of the home, or of Prefect's database, takes no more."""
+    folders = {home(), Path(os.environ.get("PREFECT_HOME", home()))}
+    return next(filter(None, (probe_disk(folder) for folder in sorted(folders) if folder.is_dir())), None)
 
 
 def _unexpected(error: Exception) -> str:

@@ -11,6 +11,7 @@ import contextlib
 import gc
 import importlib
 import json
+import logging
 import os
 import runpy
 import select
@@ -119,6 +120,7 @@ class Forks:
 def become(request: Request) -> None:
     """Be the process that Prefect would have started: ``python -m prefect.engine`` in that folder, with that environment."""
     os.setsid()
+    logging.raiseExceptions = False  # a log that cannot be written must not fill the worker's output with tracebacks
     for stream, descriptor in enumerate(request.streams, start=1):
         os.dup2(descriptor, stream)
         os.close(descriptor)

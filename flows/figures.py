@@ -2,6 +2,10 @@
 
 from typing import Any
 
+KEY_FIGURES = ("reward_accuracy.votes", "dpo.implicit_accuracy", "dpo.kl", "ppo.kl")  # beside the win rates of the best judge there is
+JUDGES = {"gold_win_rate.": "the gold scorer", "reward_win_rate.": "the reward model, which PPO was trained to please"}
+POLICIES = {"ppo": "PPO", "dpo": "DPO"}
+
 
 def told(stage: dict[str, Any]) -> str:
     return "reused" if stage["cached"] else "built"
@@ -16,6 +20,39 @@ def figure(value: Any) -> str:
     count = f"n {value['n']}" if value.get("n") is not None else ""
     extra = ", ".join(filter(None, [interval, count]))
     return f"{text} ({extra})" if extra else text
+
+
+def key_figures(metrics: dict[str, Any]) -> list[str]:
+    """Return the names of the figures that a run is judged by; all others are in its summary and report."""
+    judge = _best_judge(metrics)
+    return [name for name in metrics if name in KEY_FIGURES or (judge and name.startswith(judge))]
+
+
+def headline(metrics: dict[str, Any]) -> str:
+    """Return the run's result in one sentence: the best policy, against what, how sure and by which judge; "" if nothing was compared."""
+    judge = _best_judge(metrics)
+    rates = {policy: metrics.get(f"{judge}{policy}_vs_sft") for policy in POLICIES}
+    found = {policy: rate for policy, rate in rates.items() if isinstance(rate, dict)}
+    if not judge or not found:
+        return ""
+    best = max(found, key=lambda policy: float(found[policy]["value"]))
+    rate = found[best]
+    if rate["low"] > 0.5:
+        verdict = "is better than SFT"
+    elif rate["high"] < 0.5:
+        verdict = "is worse than SFT"
+    else:
+        verdict = "cannot be told from SFT"
+    interval = f"{_percent(rate['value'])} of {rate['n']:,} questions (95% interval {_percent(rate['low'])} to {_percent(rate['high'])})"
+    return f"Result: {POLICIES[best]} {verdict}: it wins on {interval}, judged by {JUDGES[judge]}."
+
+
+def _best_judge(metrics: dict[str, Any]) -> str:
+    return next((judge for judge in JUDGES if any(name.startswith(judge) for name in metrics)), "")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}%"
 
 
 def _number(value: Any) -> str:

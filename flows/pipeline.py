@@ -6,12 +6,14 @@ from typing import Any
 
 from prefect import flow
 from prefect.context import FlowRunContext
-from prefect.runtime import flow_run
+from prefect.runtime import deployment, flow_run
 
 from flows.checks import check_inputs
 from flows.heartbeat import heartbeat
 from flows.result import conclude, summarise
-from tasks import data, dpo, merge, ppo, pretrain, reference, report, reward, sft, site, tracking, winrate
+from flows.run_log import logging_events
+from flows.run_names import name_run
+from tasks import data, dpo, events, merge, ppo, pretrain, reference, report, reward, sft, site, tracking, winrate
 from tasks.artifact import Artifact
 from tasks.base import given_base
 from tasks.corpus import given_corpus
@@ -38,7 +40,19 @@ def chain(config: Pipeline, do: Do) -> None:
     do(winrate, data=pairs, model=model, reward=judge, **policies)
 
 
-@flow(name="rlhf", flow_run_name="{profile}", persist_result=True, result_serializer="json")
+def stages_of(config: Pipeline) -> list[str]:
+    """Return the names of all stages, in the order in which they run."""
+    names: list[str] = []
+    chain(config, lambda stage, **_: names.append(stage.run.name))  # type: ignore[arg-type,return-value,func-returns-value]
+    return [*names, report.run.name]
+
+
+def _started_by(profile: str) -> str:
+    """Return the deployment that this flow run is of, or the command that started it."""
+    return f"rlhf/{deployment.name}" if deployment.name else f"alignflow run {profile}"
+
+
+@flow(name="rlhf", flow_run_name=name_run, persist_result=True, result_serializer="json")
 def rlhf(config: Pipeline = Pipeline(), profile: str = "rlhf") -> dict[str, Any]:  # noqa: B008 - the form in Prefect's pages is filled from it
     """Score and pair answers, fine-tune, train a reward model, then PPO, DPO or both, and compare.
 
@@ -48,8 +62,10 @@ def rlhf(config: Pipeline = Pipeline(), profile: str = "rlhf") -> dict[str, Any]
     """
     check_inputs(config)  # a deployment has had no command line to do so
     started, made = time.monotonic(), {}
-    run = tracking.pipeline_run(profile, config.model_dump(mode="json"), flow_run_id=str(flow_run.id))
-    with heartbeat(), run as tracked:
+    settings = config.model_dump(mode="json")
+    run = tracking.pipeline_run(str(flow_run.name or profile), settings, flow_run_id=str(flow_run.id), profile=profile, source=_started_by(profile))
+    with heartbeat(), logging_events(), run as tracked:
+        events.tell("plan", stages=stages_of(config))
         seat = Seat(config.machine, tracked.run_id, config.pools, shared=bool(config.pools.cpu or config.pools.gpu))
         if seat.shared and not tracked.is_on:
             raise InputError("Workers find each other's artifacts in MLflow, which is not reachable: set MLFLOW_TRACKING_URI, or leave pools.* empty")

@@ -37,7 +37,7 @@ def conclude(config: Pipeline, summary: dict[str, Any], page: Path, *, run_id: s
     for place in (folder, home()):
         replace_text(place / "report.html", filled)
         replace_text(place / "card.html", (page.parent / "card.html").read_text(encoding="utf-8"))
-    summary = {**summary, "report": str(home() / "report.html"), "finished": time.time()}
+    summary = {**summary, "report": str(home() / "report.html"), "file": str(folder / "summary.json"), "finished": time.time()}
     replace_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     replace_text(folder / "config.json", config.model_dump_json(indent=1) + "\n")
     tracked.summary({**summary["metrics"], "seconds": summary["seconds"]})

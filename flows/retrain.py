@@ -10,13 +10,14 @@ from flows.checks import check_inputs
 from flows.heartbeat import heartbeat
 from flows.pipeline import rlhf
 from flows.planning import plan
+from flows.run_names import name_retraining
 from tasks.programs.config import Pipeline, ShellSite, StackExchangeDump
 from tasks.tracker import connect
 
 NOTHING = "Neither data nor settings nor code have changed since the last run: every stage is stored."
 
 
-@flow(name="retrain", flow_run_name="retrain-{profile}", persist_result=False)
+@flow(name="retrain", flow_run_name=name_retraining, persist_result=False)
 def retrain(config: Pipeline = Pipeline(), profile: str = "rlhf", dump: str = "") -> State | dict[str, Any]:  # noqa: B008
     """Run the chain if its data, its settings or its code have changed since it last ran.
 

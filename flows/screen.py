@@ -1,19 +1,24 @@
 """What a run shows: a line per stage while it runs, and tables at its end. Plain lines when the output is not a terminal."""
 
+import textwrap
 import time
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 
-from flows.figures import figure, told
+from flows.figures import figure, headline, key_figures, told
+from flows.progress import Progress as PipelineProgress
+from flows.progress import clock
 from tasks import events
 from tasks.events import Event
+from tasks.program_log import clean
 
 PLAIN_SECONDS = 15.0  # between two lines of one stage when the output is not a terminal
 PLAIN_WIDTH = 140
+BAR_WIDTH, WIDE = 24, 110  # columns of a bar, and of a terminal that has room for one
 
 
 def console() -> Console:
@@ -27,38 +32,38 @@ class Screen:
     def __init__(self) -> None:
         self.console = console()
         self.live = self.console.is_terminal
-        columns = (SpinnerColumn(finished_text=" "), TextColumn("{task.description:<9}"), BarColumn(24), TextColumn("{task.fields[note]}"))
-        self.progress = Progress(*columns, console=self.console, auto_refresh=self.live)
+        columns = (SpinnerColumn(finished_text=" "), TextColumn("{task.fields[number]:>5}"), TextColumn("{task.description:<9}"))
+        bar = (BarColumn(BAR_WIDTH),) if self.console.width >= WIDE else ()
+        note = TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1))
+        self.rows = Progress(*columns, *bar, note, console=self.console, auto_refresh=self.live, expand=True)
+        self.progress = PipelineProgress()
         self.stage = ""
         self.row: TaskID | None = None
-        self.shown: tuple[str, ...] = ()
-        self.phase = ""  # what the stage does between its steps, such as tokenising
-        self.first: tuple[float, int] | None = None  # time and step of the first line of this phase, for the rate
         self.last_line = 0.0
 
     def __enter__(self) -> Self:
         self.unlisten = events.listen(self.on_event)
         self._start("starting", "Prefect and MLflow")
         if self.live:
-            self.progress.start()
+            self.rows.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.unlisten()
         if self.live:
-            self.progress.stop()
+            self.rows.stop()
 
     def ready(self) -> None:
         """The servers are there."""
         if self.row is not None and self.live:
-            self.progress.remove_task(self.row)
+            self.rows.remove_task(self.row)
         self.row = None
 
     def on_event(self, event: Event) -> None:
         about = event.about
+        self.progress.on_event(event)
         match event.kind:
             case "start":
-                self.shown = about["shown"]
                 self._start(event.stage, "")
             case "wait":
                 self._note(about.get("note", "waiting for another run that builds it"))
@@ -67,73 +72,90 @@ class Screen:
             case "step":
                 self._step(about["line"])
             case "built":
-                self._end(f"built in {_clock(about['artifact']['seconds'])}{self._numbers(about['artifact']['metrics'])}")
+                artifact = about["artifact"]
+                self._end("  ".join([f"built in {clock(artifact['seconds'])}", *self.progress.metrics(artifact["metrics"])]))
             case "reused":
                 self._end("reused")
             case "failed":
                 self._end("failed", done=False)
             case "warning":
-                self.console.print(about["text"], style="yellow", markup=False, soft_wrap=True)
+                print_warning(self.console, f"Warning: {about['text']}")
 
     def _start(self, stage: str, note: str) -> None:
-        self.stage, self.phase, self.first, self.last_line = stage, "", None, time.monotonic()
+        self.stage, self.last_line = stage, time.monotonic()
         if self.live:
-            self.row = self.progress.add_task(stage, total=None, note=note)
+            self.row = self.rows.add_task(stage, total=None, note=note, number=self.progress.number)
         elif note:
             self._print(note)
 
     def _step(self, line: dict[str, Any]) -> None:
-        step, total, now = int(line.get("step", 0)), int(line.get("total") or 0), time.monotonic()
-        if self.phase != (phase := line.get("phase", "")):
-            self.phase, self.first = phase, None
-        self.first = self.first or (now, step)
-        taken, spent = step - self.first[1], now - self.first[0]
-        parts = [f"{step}/{total}" if total else f"{step}"]
-        if taken > 0 and spent > 0.5:
-            parts += [_rate(taken / spent), f"{_clock((total - step) * spent / taken)} left" if total > step else ""]
-        text = "  ".join(filter(None, [phase, *parts])) + self._numbers(line)
+        text, now = self.progress.text(line), time.monotonic()
         if self.live and self.row is not None:
-            self.progress.update(self.row, total=total or None, completed=step, note=text)
+            self.rows.update(self.row, total=line.get("total") or None, completed=line.get("step", 0), note=text)
         elif now - self.last_line > PLAIN_SECONDS:
             self.last_line = now
             self._print(text)
 
-    def _numbers(self, metrics: dict[str, Any]) -> str:
-        return "".join(f"  {name} {figure(metrics[name])}" for name in self.shown if name in metrics)
-
     def _note(self, note: str) -> None:
         if self.live and self.row is not None:
-            self.progress.update(self.row, note=note)
+            self.rows.update(self.row, note=note)
         else:
             self._print(note)
 
     def _end(self, note: str, *, done: bool = True) -> None:
         if self.live and self.row is not None:
-            self.progress.update(self.row, total=1, completed=int(done), note=note)
-            self.progress.stop_task(self.row)
+            self.rows.update(self.row, total=1, completed=int(done), note=note)
+            self.rows.stop_task(self.row)
             self.row = None
         elif not self.live:
             self._print(note)
 
     def _print(self, text: str) -> None:
-        self.console.print(f"{self.stage:<9} {text}", markup=False, soft_wrap=True)
+        self.console.print(f"{self.progress.number:>5} {self.stage:<9} {text}", markup=False, soft_wrap=True)
 
 
 def print_end(summary: dict[str, Any]) -> None:
-    """Figures, stages, peak memory, total time, and where the report lies."""
+    """Stages, the figures that matter, where all others are, and last what must not scroll away: warnings and the result."""
     screen = console()
-    figures = Table("figure", "value", box=None, pad_edge=False, header_style="bold")
-    for name, value in summary["metrics"].items():
-        figures.add_row(name, figure(value))
     stages = Table("stage", "result", "time", "peak MB", "key", box=None, pad_edge=False, header_style="bold")
     for stage in summary["stages"]:
-        stages.add_row(stage["name"], told(stage), _clock(stage["seconds"]), f"{stage['peak_mb']:.0f}", stage["key"][:12])
-    for table in (figures, stages):
+        stages.add_row(stage["name"], told(stage), clock(stage["seconds"]), f"{stage['peak_mb']:.0f}", stage["key"][:12])
+    shown = key_figures(summary["metrics"])
+    figures = Table("figure", "value", box=None, pad_edge=False, header_style="bold")
+    for name in shown:
+        figures.add_row(name, figure(summary["metrics"][name]))
+    for table in (stages, figures) if shown else (stages,):
         screen.print()
         screen.print(table)
     largest = max(summary["stages"], key=lambda stage: float(stage["peak_mb"]))
-    screen.print(f"\nPeak memory  {largest['peak_mb']:.0f} MB ({largest['name']})\nTotal time   {_clock(summary['seconds'])}", markup=False)
-    screen.print(f"Report       {summary['report']}", markup=False, soft_wrap=True)
+    facts = {
+        "Peak memory": f"{largest['peak_mb']:.0f} MB ({largest['name']})",
+        "Total time": clock(summary["seconds"]),
+        "All figures": f"{len(summary['metrics'])} in {summary['file']}",
+        "Report": summary["report"],
+    }
+    screen.print()
+    for fact, value in facts.items():
+        screen.print(f"{fact:<12} {value}", markup=False, soft_wrap=True)
+    warnings = [f"{stage['name']}: {sentence}" for stage in summary["stages"] for sentence in stage["warnings"]]
+    if warnings:
+        screen.print(f"\n{len(warnings)} warning{'s' if len(warnings) > 1 else ''}", style="bold yellow")
+    for text in warnings:
+        print_warning(screen, f"- {text}")
+    if sentence := headline(summary["metrics"]):
+        screen.print()
+        screen.print(_wrapped(screen, sentence), style="bold", markup=False, soft_wrap=True)
+
+
+def print_warning(screen: Console, text: str) -> None:
+    """Print a warning; on a terminal broken between words, never inside a path."""
+    screen.print(_wrapped(screen, clean(text)), style="yellow", markup=False, soft_wrap=True)
+
+
+def _wrapped(screen: Console, text: str) -> str:
+    if not screen.is_terminal:
+        return text
+    return textwrap.fill(text, max(screen.width, 20), subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def print_plan(planned: list[Any]) -> None:
@@ -144,14 +166,3 @@ def print_plan(planned: list[Any]) -> None:
         reasons = "; ".join(stage.reasons[:6]) + (f"; and {len(stage.reasons) - 6} more" if len(stage.reasons) > 6 else "")
         table.add_row(stage.stage, stage.action, reasons)
     screen.print(table)
-
-
-def _clock(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
-
-
-def _rate(per_second: float) -> str:
-    return f"{per_second:.1f}/s" if per_second >= 1 else f"{1 / per_second:.1f} s/step"

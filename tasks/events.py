@@ -5,9 +5,9 @@ from typing import Any, Literal, NamedTuple
 
 
 class Event(NamedTuple):
-    """``kind`` says what ``about`` holds: the numbers of a step, the artifact of a stage, a text."""
+    """``kind`` says what ``about`` holds: the numbers of a step, the artifact of a stage, a text, the last lines of a log."""
 
-    kind: Literal["start", "wait", "resume", "step", "built", "reused", "failed", "warning"]
+    kind: Literal["plan", "start", "wait", "resume", "step", "built", "reused", "failed", "warning", "log"]
     stage: str
     about: dict[str, Any]
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tasks import events, tracker
+from tasks import events, program_log, tracker
 from tasks.digests import digest_of, file_digest
 from tasks.tracking import Tracked
 
@@ -66,6 +66,9 @@ def upload(run: Tracked, directory: Path, slot: int) -> None:
     (taken / FILES).write_text(json.dumps(files))
     tracker.upload(str(run.run_id), taken, _slot(slot))
     tracker.set_tags(str(run.run_id), {SLOT: str(slot), DIGEST: digest_of(files), STEP: str(step)})
+    if (log := directory / "log.txt").is_file():  # of a machine that is lost, nothing else will tell
+        program_log.write_clean(log, taken / "log.txt")
+        tracker.upload(str(run.run_id), taken / "log.txt", None)
     shutil.rmtree(taken)
 
 

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tasks import events, mirror, tracker, tracking
+from tasks import events, mirror, program_log, tracker, tracking
 from tasks.artifact import Artifact, Step, made
 from tasks.digests import replace_text
 from tasks.dispatch import dispatch
@@ -90,8 +90,12 @@ def _build(store: Store, step: Step, recipe: Recipe, seat: Seat, lock: int) -> A
         events.tell("warning", step.stage, text=f"{step.stage}: its stored files were altered; they are in {broken} now and are made again")
     directory = store.partial(recipe.key)
     try:
-        with tracking.stage_run(step.stage, recipe.key, recipe.job, parent=seat.tracked) as tracked:
-            usage = _finished(directory) or _run(step, directory, seat, tracked, lock)
+        with tracking.stage_run(step.stage, recipe.key, recipe.job, parent=seat.tracked, takes=recipe.origins) as tracked:
+            try:
+                usage = _finished(directory) or _run(step, directory, seat, tracked, lock)
+            except BaseException as error:
+                _tell_log(step.stage, directory, tracked, error)
+                raise
             manifest = store.commit(recipe, seconds=usage.seconds, peak_mb=usage.peak_mb)
             artifact = made(manifest, _summary(store, manifest), cached=False, seconds=usage.seconds)
             _track(tracked, manifest, artifact, store.entry(step.stage, recipe.key), directory)
@@ -133,7 +137,16 @@ def _run(step: Step, directory: Path, seat: Seat, tracked: tracking.Tracked, loc
             if crashes == CRASHES:
                 raise
             events.tell("warning", step.stage, text=f"{error} It is started again.")
+            events.tell("log", step.stage, lines=program_log.last_lines(directory / "log.txt"))
     raise AssertionError
+
+
+def _tell_log(stage: str, directory: Path, tracked: tracking.Tracked, error: BaseException) -> None:
+    """Keep the log of a program that has failed, or was stopped, where its user looks: in MLflow, and its end in the flow run's log."""
+    is_stopped = not isinstance(error, Exception)
+    tracked.log(directory, patience=0 if is_stopped else None)
+    if not isinstance(error, InputError) and (lines := program_log.last_lines(directory / "log.txt")):
+        events.tell("log", stage, lines=lines)
 
 
 def _pass_on_warnings(artifact: Artifact) -> None:
@@ -171,7 +184,7 @@ def _finished(directory: Path) -> Usage | None:
 def _track(tracked: tracking.Tracked, manifest: Manifest, artifact: Artifact, entry: Path, directory: Path) -> None:
     tracked.flush()
     tracked.summary({**artifact["metrics"], "seconds": artifact["seconds"], "peak_mb": artifact["peak_mb"]})
-    tracked.files(directory / "log.txt")
+    tracked.log(directory)
     tracked.artifact(manifest, entry)
     if tracked.is_on and tracker.is_remote():
         mirror.discard(tracked)

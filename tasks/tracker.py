@@ -174,10 +174,10 @@ def last_step(run_id: str, metric: str) -> int:
     return max((point.step for point in history), default=-1)
 
 
-def upload(run_id: str, path: Path, under: str | None) -> None:
+def upload(run_id: str, path: Path, under: str | None, patience: float | None = None) -> None:
     """A file or a folder as a run's artifact."""
     log = _client.log_artifacts if path.is_dir() else _client.log_artifact
-    patiently(lambda: log(run_id, str(path), under))
+    patiently(lambda: log(run_id, str(path), under), patience)
 
 
 def download(run_id: str, path: str, into: Path) -> Path | None:

@@ -7,19 +7,24 @@ machine has to find an artifact in MLflow does a failed upload end the stage.
 import fcntl
 import json
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from tasks import tracker
-from tasks.store import Manifest, flat, home
+from tasks import program_log, tracker
+from tasks.origin import NOTE, origin_tags
+from tasks.sources import PROGRAMS
+from tasks.store import Manifest, Store, flat, home
 from tasks.tracker import forgiving
 
 PARENT = "mlflow.parentRunId"
 HOME = "alignflow.home"
 FLOW_RUN = "prefect.flow_run_id"
+PROFILE = "alignflow.profile"
+LOG = "log.txt"
 KEY, DIGEST, DAMAGED = "stage.key", "stage.digest", "stage.damaged"
 FLUSH_SECONDS = 1.0
 RETRY_SECONDS = 5.0  # between two tries to pass on metrics during an outage; they wait in memory
@@ -98,6 +103,13 @@ class Tracked:
             with forgiving():
                 tracker.upload(str(self.run_id), path, under)
 
+    def log(self, directory: Path, patience: float | None = None) -> None:
+        """Upload a program's log, cleaned."""
+        if self.is_on and (directory / LOG).is_file():
+            with forgiving(), tempfile.TemporaryDirectory() as folder:
+                program_log.write_clean(directory / LOG, Path(folder, LOG))
+                tracker.upload(str(self.run_id), Path(folder, LOG), None, patience)
+
     def tags(self, tags: dict[str, str]) -> None:
         if self.is_on:
             with forgiving():
@@ -129,14 +141,15 @@ class Tracked:
 
 
 @contextmanager
-def pipeline_run(name: str, settings: dict[str, Any], *, flow_run_id: str = "") -> Iterator[Tracked]:
+def pipeline_run(name: str, settings: dict[str, Any], *, flow_run_id: str = "", profile: str = "", source: str = "alignflow") -> Iterator[Tracked]:
     """The parent run of a pipeline; FAILED or KILLED when the block does not end well. A flow run that is tried again goes on with its own."""
     run = Tracked(None)
     with ExitStack() as alive:
         if tracker.connect():
             with forgiving():
                 _close_the_dead()
-                run = _own(flow_run_id) or Tracked(tracker.start(name, {FLOW_RUN: flow_run_id, HOME: _whereabouts()}))
+                tags = {FLOW_RUN: flow_run_id, HOME: _whereabouts(), PROFILE: profile, NOTE: _note(profile or name, settings)}
+                run = _own(flow_run_id) or Tracked(tracker.start(name, tags | origin_tags(source)))
                 lock = alive.enter_context(_life_line(str(run.run_id)).open("a"))
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 alive.callback(_life_line(str(run.run_id)).unlink, missing_ok=True)
@@ -164,6 +177,7 @@ def _close_the_dead() -> None:
             except BlockingIOError:
                 continue
             for child in tracker.search(f"tags.`{PARENT}` = '{run.info.run_id}' AND status = 'RUNNING'", most=50):
+                Tracked(child.info.run_id).log(Store(home()).partial(child.data.tags.get(KEY, "unknown")), patience=0)
                 tracker.end(child.info.run_id, "KILLED")
             tracker.end(run.info.run_id, "KILLED")
             _life_line(run.info.run_id).unlink(missing_ok=True)
@@ -180,7 +194,7 @@ def _whereabouts() -> str:
 
 
 @contextmanager
-def stage_run(stage: str, key: str, settings: dict[str, Any], *, parent: str | None) -> Iterator[Tracked]:
+def stage_run(stage: str, key: str, settings: dict[str, Any], *, parent: str | None, takes: dict[str, str] | None = None) -> Iterator[Tracked]:
     """The run of a stage that is built: a new one, or the one that a crash of the same key left behind."""
     run = Tracked(None)
     if parent and tracker.connect():
@@ -191,7 +205,8 @@ def stage_run(stage: str, key: str, settings: dict[str, Any], *, parent: str | N
                 tracker.revive(left[0].info.run_id)
                 run.tags({PARENT: parent})
             else:
-                run = Tracked(tracker.start(stage, {PARENT: parent, "stage": stage, KEY: key, "cached": "false"}))
+                tags = {PARENT: parent, "stage": stage, KEY: key, "cached": "false", NOTE: _stage_note(stage, key, takes or {})}
+                run = Tracked(tracker.start(stage, tags | origin_tags(f"{PROGRAMS}.{stage}")))
                 run.params(settings)
     with _ending(run):
         yield run
@@ -216,7 +231,8 @@ def reused(stage: str, key: str, digest: str, metrics: dict[str, Any], *, parent
         return
     with forgiving():
         before = tracker.search(f"tags.`{KEY}` = '{key}' AND tags.cached = 'false' AND status = 'FINISHED'")
-        tags = {PARENT: parent, "stage": stage, KEY: key, DIGEST: digest, "cached": "true"}
+        tags = {PARENT: parent, "stage": stage, KEY: key, DIGEST: digest, "cached": "true"} | origin_tags(f"{PROGRAMS}.{stage}")
+        tags[NOTE] = f"The stage {stage} was reused: its artifact {key[:12]} was there."
         run = Tracked(tracker.start(stage, tags | ({"stage.built_by": before[0].info.run_id} if before else {})))
         run.summary(metrics)
         run.end("FINISHED")
@@ -233,6 +249,28 @@ def _ending(run: Tracked) -> Iterator[None]:
         run.end("KILLED", patience=0)  # whoever presses Ctrl-C does not wait for a server that is away
         raise
     run.end("FINISHED")
+
+
+def _note(name: str, settings: dict[str, Any]) -> str:
+    """Return a run's description, in Markdown."""
+    source, base = (settings.get(part) or {} for part in ("source", "base"))
+    facts = {
+        "Profile": name, "Method": settings.get("method"), "Source": source.get("path") or source.get("kind"),
+        "Base": base.get("path") or base.get("kind"), "Seed": settings.get("seed"), "Machine and home": _whereabouts(),
+    }  # fmt: skip
+    return "\n".join(f"- {fact}: {_quoted(value)}" for fact, value in facts.items() if value not in (None, ""))
+
+
+def _stage_note(stage: str, key: str, takes: dict[str, str]) -> str:
+    inputs = ", ".join(f"{name} {digest[:12]}" for name, digest in takes.items()) or "nothing"
+    facts = {"Stage": stage, "Key": key[:12], "Takes": inputs, "Machine and home": _whereabouts()}
+    return "\n".join(f"- {fact}: {_quoted(value)}" for fact, value in facts.items())
+
+
+def _quoted(value: Any) -> str:
+    """Return text as it is, whatever it holds: in Markdown's code quotes."""
+    text = "".join(letter if letter.isprintable() else " " for letter in str(value)).replace("`", "'")
+    return f"`{text[:200]}`"
 
 
 def _name(metric: str) -> str:

@@ -182,7 +182,8 @@ class House:
         """MLflow's runs with a name that built something, newest first."""
         mlflow = MlflowClient(self.mlflow)
         experiment = mlflow.get_experiment_by_name("alignflow")
-        runs = mlflow.search_runs([experiment.experiment_id], f"attributes.run_name = '{name}'")
+        runs = mlflow.search_runs([experiment.experiment_id], f"attributes.run_name LIKE '{name}%'")
+        runs = [run for run in runs if name in (run.info.run_name, run.data.tags.get("alignflow.profile"))]
         return [run for run in runs if run.data.tags.get("cached") != "true"]
 
     def tags_of_runs(self, name: str) -> list[dict[str, str]]:

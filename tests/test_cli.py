@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import time
@@ -389,6 +390,7 @@ def test_a_run_shows_stages_figures_and_report_without_noise_or_control_characte
     assert all(letter.isprintable() or letter == "\n" for letter in out)
     assert "Prefect.io" not in out
     assert f"Report       {home / 'report.html'}" in out
+    assert " 4/11 sft       built in" in out
     assert "0.700 (0.600 to 0.800, n 10)" in out
 
 
@@ -398,7 +400,7 @@ def test_the_page_holds_this_runs_stages_and_is_kept_by_mlflow(first) -> None:
     assert "<!--stage-table-->" not in page
     assert page.count("<td>built</td>") == len(fake_tree.STAGES)
     with sqlite3.connect(home / "mlflow.db") as database:
-        (parents,) = database.execute("select count(*) from runs where name = 'demo' and status = 'FINISHED'").fetchone()
+        (parents,) = database.execute("select count(*) from runs where name like 'demo 20%' and status = 'FINISHED'").fetchone()
         (children,) = database.execute("select count(*) from tags where key = 'mlflow.parentRunId'").fetchone()
     database.close()
     assert (parents, children) == (1, len(fake_tree.STAGES))
@@ -470,6 +472,22 @@ def test_bad_input_that_only_a_program_can_see_is_one_sentence(tree: Path, first
     assert (status, error) == (2, "alignflow: These posts hold no question with two answers.\n")
     assert not (home.parent / "refused.json").exists()
     assert not list((home / "partial").iterdir())
+
+
+def test_the_log_of_a_failed_stage_ends_in_its_flow_runs_log(tree: Path, first) -> None:
+    home, _, _ = first
+    fake_tree.misbehave(tree, "reward", "fail")
+    status, _, error = fake_tree.alignflow(tree, home, "run", "demo", "--set", "reward.epochs=4")
+    fake_tree.misbehave(tree, "reward", "")
+    assert (status, error.count("\n")) == (1, 1)
+    with sqlite3.connect(home / "prefect" / "prefect.db") as database:
+        rows = database.execute("select message from log where message like 'The last lines of the log of the stage reward%'").fetchall()
+        names = [name for (name,) in database.execute("select name from flow_run").fetchall()]
+    database.close()
+    ((message,),) = rows
+    assert "hello from reward" in message
+    assert message.endswith("RuntimeError: CUDA went away")
+    assert all(re.fullmatch(r"demo 20\d\d-\d\d-\d\d \d\d:\d\d [0-9a-f]{6}", name) for name in names)
 
 
 def test_the_second_run_reuses_everything_in_seconds_and_no_server_is_left(tree: Path, first) -> None:

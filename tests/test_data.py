@@ -160,9 +160,9 @@ def test_lines_of_progress_count_bytes_and_restart_with_the_program(tmp_path: Pa
     assert (artifact / "metrics.jsonl").read_text() == once
     lines = [json.loads(line) for line in once.splitlines()]
     assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
-    whole = 3 * posts.stat().st_size  # reading is a third of the way
-    assert lines[0] == {"step": posts.stat().st_size, "total": whole, "questions": 1000, "answers": 4000}
-    assert lines[-1] == {"step": whole, "total": whole, "questions": 1000, "answers": 4000, "pairs": 6000}
+    whole = posts.stat().st_size
+    assert lines[0] == {"step": whole // 3, "total": whole, "unit": "bytes", "questions": 1000, "answers": 4000}  # reading is a third of the way
+    assert lines[-1] == {"step": whole, "total": whole, "unit": "bytes", "questions": 1000, "answers": 4000, "pairs": 6000}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 """MLflow through real stages: parents, children, resuming, reuse, and a tracker that is not there."""
 
+import os
+import pwd
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,11 +10,12 @@ from typing import Any
 import fake_tree
 import pytest
 
-from tasks import events, launch, sources, tracker, tracking
+from tasks import events, launch, origin, program_log, sources, tracker, tracking
 from tasks.artifact import Step, given
 from tasks.launch import StageFailed
-from tasks.programs.config import DataJob, Machine, Pipeline, PpoJob
+from tasks.programs.config import DataJob, InputError, Machine, Pipeline, PpoJob
 from tasks.stage import Seat, run_stage
+from tasks.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -178,3 +182,139 @@ def test_links_lead_to_where_people_open_the_pages(tree: Path, monkeypatch: pyte
     assert tracker.page("r").startswith("http://mlflow:5000/#/experiments/")
     monkeypatch.setenv("ALIGNFLOW_MLFLOW_URL", "https://mlflow.example.org")
     assert tracker.page("r").startswith("https://mlflow.example.org/#/experiments/")
+
+
+# ------------------------------------------------------------------------------------------------------ logs, names and origins
+
+
+def log_of(run: Any, folder: Path) -> str:
+    """The log that MLflow has of a run."""
+    folder.mkdir()
+    return Path(tracker._client.download_artifacts(run.info.run_id, "log.txt", str(folder))).read_text()
+
+
+def test_a_failed_stage_leaves_its_log_in_mlflow_and_tells_its_last_lines(tree: Path, heard: list[Any], tmp_path: Path) -> None:
+    fake_tree.misbehave(tree, "ppo", "fail")
+    with pytest.raises(StageFailed), tracking.pipeline_run("one", {}) as parent:
+        run_stage(step(61), Seat(Machine(), parent.run_id))
+    (failed,) = children(parent.run_id)
+    assert failed.info.status == "FAILED"
+    assert "RuntimeError: CUDA went away" in log_of(failed, tmp_path / "log")
+    (lines,) = [event.about["lines"] for event in heard if event.kind == "log"]
+    assert lines[-1] == "RuntimeError: CUDA went away"
+
+
+@pytest.mark.parametrize("stopped_by", [KeyboardInterrupt, SystemExit])
+def test_a_stopped_stage_leaves_its_log(tree: Path, stopped_by: type[BaseException], tmp_path: Path) -> None:
+    fake_tree.misbehave(tree, "ppo", "hang-at 3")
+
+    def stop_at_3(event: events.Event) -> None:
+        if event.kind == "step" and event.about["line"]["step"] == 3:
+            raise stopped_by
+
+    unlisten = events.listen(stop_at_3)
+    with pytest.raises(stopped_by), tracking.pipeline_run("one", {}) as parent:
+        run_stage(step(62 + (stopped_by is SystemExit)), Seat(Machine(), parent.run_id))
+    unlisten()
+    (killed,) = children(parent.run_id)
+    assert killed.info.status == "KILLED"
+    assert "hello from ppo" in log_of(killed, tmp_path / "log")
+
+
+def test_a_refused_stage_leaves_its_log_in_mlflow_and_nothing_on_disk(tree: Path, heard: list[Any], shared_home: Path, tmp_path: Path) -> None:
+    fake_tree.misbehave(tree, "ppo", "input")
+    with pytest.raises(InputError), tracking.pipeline_run("one", {}) as parent:
+        run_stage(step(64), Seat(Machine(), parent.run_id))
+    (refused,) = children(parent.run_id)
+    assert "hello from ppo" in log_of(refused, tmp_path / "log")
+    assert not [event for event in heard if event.kind == "log"]  # the sentence says it all
+    assert not Store(shared_home).partial(step(64).recipe.key).exists()
+
+
+def test_the_log_of_a_stage_that_kill_9_ended_is_brought_by_the_next_pipeline(tree: Path, shared_home: Path, tmp_path: Path) -> None:
+    tracker.connect()
+    left = tracker.start("left", {tracking.HOME: tracking._whereabouts()})
+    stage = tracker.start("sft", {tracking.PARENT: left, tracking.KEY: "k" * 64})
+    partial = Store(shared_home).partial("k" * 64)
+    partial.mkdir(parents=True)
+    (partial / "log.txt").write_text("its last words\n")
+    with tracking.pipeline_run("next", {}):
+        assert log_of(tracker._client.get_run(stage), tmp_path / "log") == "its last words\n"
+
+
+def test_runs_say_who_started_what_from_which_code(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("USER", "LOGNAME"):
+        monkeypatch.setenv(name, "somebody-else")
+    settings = Pipeline(seed=65).model_dump(mode="json")
+    with tracking.pipeline_run("evil `name`", settings, profile="de`mo", source="alignflow run demo") as parent:
+        run_stage(step(65), Seat(Machine(), parent.run_id))
+    (child,) = children(parent.run_id)
+    root = tracker._client.get_run(parent.run_id)
+    user = pwd.getpwuid(os.getuid()).pw_name
+    assert [run.data.tags["mlflow.user"] for run in (root, child)] == [user, user]
+    assert [run.info.user_id for run in (root, child)] == [user, user]
+    assert root.data.tags["mlflow.source.name"] == "alignflow run demo"
+    assert child.data.tags["mlflow.source.name"] == "tasks.programs.ppo"
+    assert "- Profile: `de'mo`" in root.data.tags["mlflow.note.content"]
+    assert f"- Key: `{child.data.tags['stage.key'][:12]}`" in child.data.tags["mlflow.note.content"]
+
+
+def test_the_commit_is_that_of_our_own_source_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
+        return subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "-q")
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "a.py").write_text("A = 1\n")
+    git("add", "-A")
+    git("commit", "-qm", "one")
+    monkeypatch.setenv("GIT_DIR", "/nowhere")  # as in a hook of another repository
+    origin._code.cache_clear()
+    monkeypatch.setattr(origin, "ROOT", tmp_path)
+    monkeypatch.delenv("GIT_DIR")
+    commit = git("rev-parse", "HEAD")
+    monkeypatch.setenv("GIT_DIR", "/nowhere")
+    assert origin._code() == {"mlflow.source.git.commit": commit, "alignflow.source.modified": "false"}
+    (tmp_path / "tasks" / "a.py").write_text("A = 2\n")
+    origin._code.cache_clear()
+    assert origin._code()["alignflow.source.modified"] == "true"
+    monkeypatch.setattr(origin, "ROOT", tmp_path / "tasks")  # installed inside somebody's repository
+    origin._code.cache_clear()
+    assert origin._code() == {}
+    origin._code.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("  5%|#   | 1/20\r 10%|##  | 2/20\r", " 10%|##  | 2/20"),
+        ("\x1b[31mred\x1b[0m \x1b]0;title\x07text", "red text"),
+        ("a\x00b\x08c\x1b", "a\ufffdb\ufffdc\ufffd"),
+        ("a\u202eb", "a\ufffdb"),
+        ("postgresql+psycopg2://alignflow:s3cr3t@db/x", "postgresql+psycopg2://***@db/x"),
+        ("Authorization: Bearer abcdefgh.12345678", "Authorization: Bearer ***"),
+        ("using hf_abcdefghijklmnopqrst now", "using hf_*** now"),
+        ('{"api_key": "k1k2k3k4"}', '{"api_key": "***"}'),
+        ("MLFLOW_TRACKING_PASSWORD=hunter22", "MLFLOW_TRACKING_PASSWORD=***"),
+        ("the word is plain-and-secret", "the word is ***"),
+        ("max_new_tokens=128  pad token: </s>  loss 0.5", "max_new_tokens=128  pad token: </s>  loss 0.5"),
+    ],
+)
+def test_a_log_is_shown_without_secrets_and_control_characters(text: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "plain-and-secret")
+    assert program_log.clean(text) == shown
+
+
+def test_of_a_long_log_the_end_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program_log, "MAX_BYTES", 1000)
+    log = tmp_path / "log.txt"
+    log.write_text("".join(f"line {number}\n" for number in range(1000)) + "x" * 5000)
+    assert program_log.last_lines(tmp_path / "gone.txt") == []
+    assert len(program_log.last_lines(log)[-1]) <= program_log.LONGEST_LINE
+    log.write_text("".join(f"line {number}\n" for number in range(1000)))
+    program_log.write_clean(log, tmp_path / "clean.txt")
+    lines = (tmp_path / "clean.txt").read_text().splitlines()
+    assert lines[0].endswith("earlier bytes are left out)")
+    assert lines[-1] == "line 999"
+    assert program_log.last_lines(log) == [f"line {number}" for number in range(970, 1000)]
