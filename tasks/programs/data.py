@@ -80,7 +80,7 @@ class Desk(NamedTuple):
 
     def progress(self, thirds: float, **counts: float) -> None:
         """In bytes of the source; reading is the first third of the way."""
-        self.run.log(int(self.size * thirds / 3), self.size, unit="bytes", **counts)
+        self.run.log_bytes(int(self.size * thirds / 3), self.size, **counts)
 
 
 def prepare(job: DataJob, run: Run) -> None:

@@ -46,14 +46,14 @@ class Run:
         self.artifact.mkdir(exist_ok=True)
         self.checkpoints.mkdir(exist_ok=True)
 
-    def log(self, step: int, total: int, *, unit: str = "", **metrics: float) -> None:
-        """Append one step's metrics; ``total`` is the number of steps the program will take. ``unit``: "bytes", if they are no steps.
-
-        Raises InputError if a metric is not finite.
-        """
+    def log(self, step: int, total: int, **metrics: float) -> None:
+        """Append one step's metrics; ``total`` is the number of steps the program will take. Raises InputError if one is not finite."""
         _check_numbers(metrics, f" in step {step}")
-        named = {"unit": unit} if unit else {}
-        self._append({"step": step, "total": total, "time": round(time.time(), 3), **named, **metrics})
+        self._append({"step": step, "total": total, "time": round(time.time(), 3), **metrics})
+
+    def log_bytes(self, read: int, size: int, **counts: float) -> None:
+        """Append how many bytes of all have been read, for a program that has no steps."""
+        self._append({"step": read, "total": size, "time": round(time.time(), 3), "unit": "bytes", **counts})
 
     def phase(self, name: str) -> Callable[[int, int], None]:
         """Return a function that tells how much is done of work that takes no steps, such as tokenising.
