@@ -63,9 +63,7 @@ def config(kind: str) -> PretrainedConfig:
     return CONFIGS[kind]()
 
 
-def model(
-    kind: str, *, seed: int = 0, loud: float = 3.0, window: int = WINDOW, context: int = CONTEXT
-) -> PreTrainedModel:
+def model(kind: str, *, seed: int = 0, loud: float = 3.0, window: int = WINDOW, context: int = CONTEXT) -> PreTrainedModel:
     """A random model of width 32 and 2 layers, frozen, in eval mode; ``loud`` weights make attention matter."""
     torch.manual_seed(seed)
     settings = config(kind)
