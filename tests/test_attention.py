@@ -197,6 +197,20 @@ def test_texts_that_are_too_long_are_refused(kind: str, most: int) -> None:
         models.check_context(model, most + 1)
 
 
+# -------------------------------------------------------------------------------------------------- logits
+
+
+@pytest.mark.parametrize(("kind", "setting"), [("gemma2", {"final_logit_softcapping": 30.0}), ("cohere2", {"logit_scale": 0.99})])
+def test_logits_that_are_capped_or_scaled_are_refused_however_small(kind: str, setting: dict[str, float]) -> None:
+    model = attention_models.model(kind, loud=0.1)
+    models.check_head(model)
+    for name, value in setting.items():
+        setattr(model.config, name, value)
+        setattr(model, name, value)  # Cohere 2 reads its own
+    with pytest.raises(InputError, match=f"{kind} models change their logits after the output head"):
+        models.check_head(model)
+
+
 # ----------------------------------------------------------------------------------------------- programs
 
 

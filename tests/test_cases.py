@@ -199,5 +199,5 @@ def test_window_packed_and_shared_texts_keep_a_window_of_96(kind: str) -> None:
     blocks = pack(documents, block_tokens=1024, pad_id=tiny.PAD)
     questions = [Comparison(i, p, [c, r], [(0, 1)], [1.0], [None]) for i, (p, c, r) in enumerate(texts)]
     for gap in (layout_checks.packing_gap(model, blocks), layout_checks.sharing_gap(model, questions, pad_id=tiny.PAD)):
-        assert gap.nats < 1e-5  # 0.01 to 0.2 without the window
+        assert gap.nats < 1e-5  # 0.04 to 0.13 without the window
     assert not attention_masks.are_texts_apart(model)

@@ -273,6 +273,13 @@ def test_a_refusal_when_nothing_helps() -> None:
         check(estimate(LORA), 1000)
 
 
+def test_a_refusal_on_a_cpu_tells_the_heap() -> None:
+    made = estimate(LORA._replace(device=torch.device("cpu")))
+    assert made.heap > made.needed / 3  # far from a rounding error
+    with pytest.raises(InputError, match=f", and up to {memory.gigabytes(made.total)} with the holes of the heap; 0 MB are free: "):
+        check(made, 1000)
+
+
 # ----------------------------------------------------------------------------------------------------------------- available
 
 

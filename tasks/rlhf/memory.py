@@ -66,7 +66,8 @@ def check(estimate: Estimate, available: int) -> None:
         if smaller.needed <= available and (seen := _complete(smaller)).needed <= available:
             advice = f"with {setting} it takes {gigabytes(seen.needed)}"
             break
-    raise InputError(f"A training step would take about {told(estimate._replace(heap=0))}; {gigabytes(available)} are free: {advice}.")
+    holes = f", and up to {gigabytes(estimate.total)} with the holes of the heap" if estimate.heap else ""
+    raise InputError(f"A training step would take about {told(estimate._replace(heap=0))}{holes}; {gigabytes(available)} are free: {advice}.")
 
 
 def _counted(plan: Plan) -> Estimate:
