@@ -151,7 +151,7 @@ def test_a_reference_of_other_answers_is_refused(inputs: dict[str, Path], tmp_pa
 def test_a_reference_of_another_model_is_noticed_before_the_first_step(inputs: dict[str, Path], tmp_path: Path) -> None:
     table = pq.read_table(inputs["reference"] / "reference.parquet")
     moved = table.set_column(3, "log_prob", pc.add(table["log_prob"], 1.0))
-    (tmp_path / "moved").mkdir()
+    shutil.copytree(inputs["reference"], tmp_path / "moved")
     pq.write_table(moved, tmp_path / "moved" / "reference.parquet")
     job = {"seed": 0, "text": TEXT, "dpo": {"max_steps": 1}}
     run = Run(tiny.prepare(tmp_path / "dpo", "dpo", job, inputs | {"reference": tmp_path / "moved"}))

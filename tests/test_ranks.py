@@ -77,7 +77,8 @@ def run_here(stage: str, folder: Path) -> Path:
 
 def steps(folder: Path) -> list[dict[str, Any]]:
     path = folder / "metrics.jsonl"
-    return [json.loads(line) for line in (path.read_text() if path.exists() else "").split("\n")[:-1]]
+    lines = [json.loads(line) for line in (path.read_text() if path.exists() else "").split("\n")[:-1]]
+    return [line for line in lines if "phase" not in line]
 
 
 def contents(artifact: Path) -> dict[str, bytes]:

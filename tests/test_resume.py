@@ -74,7 +74,7 @@ def prepared(folder: Path, stage: str, inputs: dict[str, Path]) -> Path:
 def steps(folder: Path) -> list[dict[str, Any]]:
     path = folder / "metrics.jsonl"
     text = path.read_text() if path.exists() else ""
-    return [json.loads(line) for line in text.split("\n")[:-1]]
+    return [line for line in map(json.loads, text.split("\n")[:-1]) if "phase" not in line]
 
 
 def run_here(stage: str, folder: Path) -> Path:
