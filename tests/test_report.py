@@ -487,7 +487,7 @@ def test_what_was_cut_stands_in_the_report_and_in_the_data_card(tmp_path: Path) 
     run = make_run(tmp_path)
     pages = [page_of(run), (run.artifact / "card.html").read_text(encoding="utf-8")]
     for page in pages:
-        assert re.search(r"<td>fine-tuning <strong class=\"flag\">[^<]*much is cut</strong></td><td>0\.0\s%</td><td>37\.5\s%</td><td>–</td>", page)
+        assert re.search(r"<td>SFT <strong class=\"flag\">[^<]*much is cut</strong></td><td>0\.0\s%</td><td>37\.5\s%</td><td>–</td>", page)
     path = run.inputs["sft"] / "summary.json"
     told = json.loads(path.read_text())
     told["metrics"] = {"sft.perplexity": 1.5}

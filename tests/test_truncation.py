@@ -119,7 +119,7 @@ def test_every_stage_says_what_it_cut_and_measures_on_the_rest(inputs: dict[str,
         assert any("text.max_answer_tokens=12" in sentence for sentence in found[stage]["warnings"])
     assert found["sft"]["metrics"]["sft.answers_cut"] > 0
     rows = cut_panels.rows_of({stage: told["metrics"] for stage, told in found.items()})
-    assert [row.stage for row in rows] == ["fine-tuning", "reward model", "DPO"]
+    assert [row.stage for row in rows] == ["SFT", "reward", "DPO"]
     assert [row.pairs for row in rows] == ["–", "34", "34"]
 
 

@@ -64,7 +64,7 @@ def train(job: PpoJob, run: Run) -> None:
     # 1. Prompts; policy = reference = SFT model, critic = reward model; or the checkpoint's.
     tokenizer = models.load_tokenizer(run.inputs["model"])
     encoder = pairs.encoder_of(job.text, tokenizer)
-    questions = _prompts(job, run, encoder)
+    questions = _prompts(job, run, tokenizer, encoder)
     actors = load_actors(job, run, device)
     frozen = [*(p for p in actors.model.parameters() if not p.requires_grad), *(p for m in actors.reward.members for p in m.head.parameters())]
     frozen_before = step_zero.digest(frozen)
@@ -314,12 +314,13 @@ def _check_reward_model(actors: Actors, probes: list[dict[str, object]], device:
     )
 
 
-def _prompts(job: PpoJob, run: Run, encoder: Encoder) -> list[list[int]]:
-    """Prompts of the RL split in an order drawn from the seed."""
+def _prompts(job: PpoJob, run: Run, tokenizer: PreTrainedTokenizerBase, encoder: Encoder | None = None) -> list[list[int]]:
+    """Prompts of the RL split in an order drawn from the seed; ``encoder`` counts what is cut."""
     texts = pq.read_table(run.inputs["data"] / "rl.parquet", columns=["prompt"])["prompt"].to_pylist()
     if not texts:
         raise InputError("The rl split has no prompts: raise data.rl_share or give more data.")
     random.Random(job.seed).shuffle(texts)
+    encoder = encoder or pairs.encoder_of(job.text, tokenizer)
     return [encoder.prompt(text) for text in texts]
 
 

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 from tasks.rlhf.panels import percent
 
 STAGES = {
-    "sft": "fine-tuning",
-    "reward": "reward model",
+    "sft": "SFT",
+    "reward": "reward",
     "dpo": "DPO",
     "ppo": "PPO",
-    "winrate": "win rates (chosen answers)",
+    "winrate": "win rates",
 }
 MUCH = 0.25  # tasks.rlhf.truncation's threshold of a warning, which draws in transformers
 
