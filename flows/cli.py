@@ -65,6 +65,7 @@ def run(args: argparse.Namespace) -> None:
     config = profiles.with_absolute_paths(config, Path.cwd())
     check_places(root, args.summary)
     summary_file = args.summary and args.summary.absolute()
+    mask = os.umask(0o077)  # the home's files are the user's only; the summary is as the user's other files
     environment.join(root)
     environment.prepare(root)
     check_stages(config)
@@ -89,6 +90,7 @@ def run(args: argparse.Namespace) -> None:
     summary["seconds"] = round(time.monotonic() - started, 3)
     if summary_file:
         _write_summary(summary_file, summary)
+        summary_file.chmod((0o600 if root in summary_file.parents else 0o666) & ~mask)
     print_end(summary)
 
 

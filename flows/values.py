@@ -30,7 +30,11 @@ class _Texts(yaml.SafeLoader):
 
 def read_yaml(text: str) -> Any:
     """Return the lists, mappings and texts of a YAML document. Raises yaml.YAMLError."""
-    return yaml.load(text, Loader=_Texts)  # noqa: S506 - a SafeLoader
+    loader = _Texts(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 def read_argument(name: str, text: str) -> Any:

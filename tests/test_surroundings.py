@@ -51,10 +51,11 @@ def test_a_run_is_stopped_by_nothing_that_is_meant_for_other_programs(tmp_path: 
         file = tree / "tasks" / "programs" / f"{stage}.py"
         file.write_text(file.read_text().replace("STEPS = 5", "STEPS = 5\nassert 'HF_TOKEN' not in os.environ and 'PGPASSWORD' not in os.environ"))
     chosen = fake_tree.environment(tree, home) | HOSTILE
+    os.umask(0o022)
     command = [sys.executable, "-P", "-m", "flows.cli", "run", "mine.yaml", "--summary", "out.json"]
     process = fake_tree.subprocess.run(command, cwd=work, env=chosen, capture_output=True, text=True, timeout=180, check=False)
     assert (process.returncode, process.stderr) == (0, "")
-    assert (work / "out.json").is_file()
+    assert stat.S_IMODE((work / "out.json").stat().st_mode) == 0o644
     assert (home / "mlflow.db").is_file()
     assert (home / "prefect" / "prefect.db").is_file()
     assert [path.name for path in home.parent.parent.iterdir() if path.name.startswith("a ")] == ["a #b?c%41 é"]
