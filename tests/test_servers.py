@@ -182,7 +182,7 @@ def test_a_lost_run_is_found_and_one_that_waits_is_not_taken_for_one(house: Serv
     more = {"PREFECT_API_URL": f"{house.prefect}/api", "PREFECT_API_AUTH_STRING": f"{credentials.USER}:{house.password}"}
     command = [sys.executable, "-c", WORK, *STATES]
     with client_of(house) as client, process(command, tmp_path, more) as machine:
-        client.create_automation(automations._lost(seconds=10))  # the least that Prefect allows
+        client.create_automation(automations._lost(seconds=20))
 
         def runs() -> dict[str, FlowRun]:
             return {run.name: run for run in client.read_flow_runs() if run.name in STATES}
@@ -196,7 +196,7 @@ def test_a_lost_run_is_found_and_one_that_waits_is_not_taken_for_one(house: Serv
             for state in states:
                 client.set_flow_run_state(runs()[name].id, state, force=True)
         expected = {name: run.state_name for name, run in runs().items()}
-        time.sleep(3)  # its process lives on for a while, as that of a suspended run does to the end of its stage
+        time.sleep(8)  # its process lives on for a while, as that of a suspended run does to the end of its stage
         machine.kill()
         fake_tree.await_(lambda: {name for name, run in runs().items() if run.state_name == "Crashed"} >= LOST, 60, every=1)
         time.sleep(3)
