@@ -46,5 +46,5 @@ def is_random(name: str) -> bool:
 @cache
 def _words() -> set[str]:
     """Return all words of which Prefect makes names."""
-    lists: dict[str, dict[str, Any]] = load_config(str(Path(coolname.__file__).parent / "data"))  # type: ignore[assignment]
+    lists: dict[str, dict[str, Any]] = load_config(str(Path(coolname.__file__).parent / "data"))
     return {str(word) for one in lists.values() for word in one.get("words") or ()}

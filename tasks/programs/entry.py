@@ -44,10 +44,9 @@ class Run:
         self.artifact.mkdir(exist_ok=True)
         self.checkpoints.mkdir(exist_ok=True)
 
-    def log(self, step: int, total: int, *, unit: str = "", **metrics: float) -> None:
-        """Append one step's metrics; ``total`` is the number of steps the program will take. ``unit``: "bytes", if they are no steps."""
-        named = {"unit": unit} if unit else {}
-        line = {"step": step, "total": total, "time": round(time.time(), 3), **named, **metrics}
+    def log(self, step: int, total: int, **metrics: float | str) -> None:
+        """Append one step's metrics; ``total`` is the number of steps the program will take. ``unit="bytes"``: they are bytes, not steps."""
+        line = {"step": step, "total": total, "time": round(time.time(), 3), **metrics}
         if not launched.is_first():
             return
         with (self.directory / "metrics.jsonl").open("a") as file:
