@@ -41,7 +41,7 @@ def chain(config: Pipeline, do: Do) -> None:
 def stages_of(config: Pipeline) -> list[str]:
     """Return the names of all stages, in the order in which they run."""
     names: list[str] = []
-    chain(config, lambda stage, **_: names.append(stage.run.name))
+    chain(config, lambda stage, **_: names.append(stage.run.name))  # type: ignore[arg-type]
     return [*names, report.run.name]
 
 
