@@ -53,7 +53,8 @@ def _check_tokenizer(folder: Path) -> None:
     rows = config.get("vocab_size") or _dictionary(config.get("text_config")).get("vocab_size")
     if not isinstance(rows, int):  # transformers has a number for this kind of model; programs compare with that
         return
-    pads = {_dictionary(some).get("content", some) for some in _settings(folder, "pad_token") if isinstance(some, str | dict)}
+    names = [value for name in ("pad_token", "unk_token") for value in _settings(folder, name)]
+    pads = {_dictionary(some).get("content", some) for some in names if isinstance(some, str) or "content" in _dictionary(some)}
     wrong = sorted((i, token) for token, i in _tokens(folder).items() if i >= rows and token not in pads)
     if wrong:
         raise InputError(

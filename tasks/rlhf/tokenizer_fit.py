@@ -19,17 +19,18 @@ def fit(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         return
     outside = {token: i for token, i in tokenizer.get_vocab().items() if i >= rows}
     pad = str(tokenizer.pad_token) if tokenizer.pad_token_id is not None else None
-    if wrong := sorted((i, token) for token, i in outside.items() if token != pad):
+    spare = {pad, str(tokenizer.unk_token)}  # some classes (Qwen 2's) add one for the unknown, which bytes never need
+    if wrong := sorted((i, token) for token, i in outside.items() if token not in spare):
         raise InputError(
             f"The tokenizer in {folder} has {len(wrong)} tokens without an embedding, first {wrong[0][1]!r} with the id "
             f"{wrong[0][0]}, and the model has {rows} embeddings: give the tokenizer that the model was trained with, or "
             "call model.resize_token_embeddings(len(tokenizer)) and save the model again."
         )
-    if outside:
+    if pad in outside:
         print(f"The pad token {pad!r} of {folder} has no embedding: {tokenizer.eos_token!r} pads instead.", flush=True)
         tokenizer.pad_token = tokenizer.eos_token
-        if isinstance(tokenizer, PreTrainedTokenizerFast):  # or a text that holds it, and a copy that is saved, would
-            vars(tokenizer)["_tokenizer"] = _without(tokenizer.backend_tokenizer, rows)
+    if outside and isinstance(tokenizer, PreTrainedTokenizerFast):  # or texts that hold them, and saved copies, would
+        vars(tokenizer)["_tokenizer"] = _without(tokenizer.backend_tokenizer, rows)
 
 
 def num_embeddings(folder: Path) -> int | None:
