@@ -182,7 +182,6 @@ def test_a_lost_run_is_found_and_one_that_waits_is_not_taken_for_one(house: Serv
     more = {"PREFECT_API_URL": f"{house.prefect}/api", "PREFECT_API_AUTH_STRING": f"{credentials.USER}:{house.password}"}
     command = [sys.executable, "-c", WORK, *STATES]
     with client_of(house) as client, process(command, tmp_path, more) as machine:
-        client.create_automation(automations._lost(seconds=20))
 
         def runs() -> dict[str, FlowRun]:
             return {run.name: run for run in client.read_flow_runs() if run.name in STATES}
@@ -191,6 +190,7 @@ def test_a_lost_run_is_found_and_one_that_waits_is_not_taken_for_one(house: Serv
             return {run.state_name for run in runs().values()} == {"Running"} and len(runs()) == len(STATES)
 
         fake_tree.await_(are_running, 120, every=1)
+        client.create_automation(automations._lost(seconds=20))
         time.sleep(3)
         for name, states in STATES.items():
             for state in states:
