@@ -60,11 +60,16 @@ def rlhf(config: Pipeline = Pipeline(), profile: str = "rlhf") -> dict[str, Any]
         config: Every setting of every stage.
         profile: A name for the run.
     """
-    check_inputs(config)  # a deployment has had no command line to do so
+    with heartbeat():
+        check_inputs(config)  # a deployment has had no command line to do so
+        return _run(config, profile)
+
+
+def _run(config: Pipeline, profile: str) -> dict[str, Any]:
     started, made = time.monotonic(), {}
     settings = config.model_dump(mode="json")
     run = tracking.pipeline_run(str(flow_run.name or profile), settings, flow_run_id=str(flow_run.id), profile=profile, source=_started_by(profile))
-    with heartbeat(), logging_events(), run as tracked:
+    with logging_events(), run as tracked:
         events.tell("plan", stages=stages_of(config))
         seat = Seat(config.machine, tracked.run_id, config.pools, shared=bool(config.pools.cpu or config.pools.gpu))
         if seat.shared and not tracked.is_on:
