@@ -219,14 +219,13 @@ def test_a_disk_that_fills_up_in_mid_run_is_one_sentence_and_the_next_run_goes_o
 
 
 @needs_mounts
-@pytest.mark.parametrize("full", ["home", "prefect"])
+@pytest.mark.parametrize("full", ["home", "home/prefect"])
 def test_a_server_that_fails_on_a_full_disk_is_told_as_one(tmp_path: Path, full: str) -> None:
-    (tmp_path / "home").mkdir()
-    (tmp_path / "prefect").mkdir()
+    (tmp_path / "home" / "prefect").mkdir(parents=True)
     fail = "import sys; from flows import cli, profiles\ndef fail(*_): raise RuntimeError('500 Internal Server Error')\nprofiles.load = fail\n"
     fill = f"mount -t tmpfs -o size=1m none {tmp_path / full}; cat /dev/zero > {tmp_path / full}/filler 2> {tmp_path}/cat.txt"
     run = f"{sys.executable} -c \"{fail}sys.exit(cli.main(['run', 'demo']))\""
-    environment = {**fake_tree.environment(fake_tree.ROOT, tmp_path / "home"), "PREFECT_HOME": str(tmp_path / "prefect")}
+    environment = fake_tree.environment(fake_tree.ROOT, tmp_path / "home")
     done = subprocess.run(
         ["unshare", "-rm", "sh", "-c", f"{fill}; {run}"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )

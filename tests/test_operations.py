@@ -373,7 +373,7 @@ def test_landed_says_which_run_takes_the_data_and_refuses_what_could_start_none(
     (house.root / "empty").mkdir(exist_ok=True)
     status, text = landed(house, "quick", str(house.root / "empty"))
     assert status == 2
-    assert "holds no file that ends in" in text
+    assert "holds no file whose name ends in" in text
     status, text = landed(house, "quick", str(dump))
     assert status == 0, text
     assert text.startswith(f"retrain/quick takes {dump}: its run ")

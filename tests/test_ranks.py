@@ -156,7 +156,7 @@ def test_what_one_rank_refuses_ends_all_in_its_own_words(inputs: dict[str, Path]
     workers, told = children(agent.pid), time.monotonic()
     assert agent.wait(60) == 1
     assert time.monotonic() - told < 15
-    assert json.loads((folder / "error.json").read_text()) == {"input": True, "message": "Rank 1 does not like it."}
+    assert json.loads((folder / "error.json").read_text()) == {"input": True, "disk": False, "message": "Rank 1 does not like it."}
     assert not any(map(is_alive, workers))
     assert not (folder / "done").exists()
 

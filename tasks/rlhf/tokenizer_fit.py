@@ -19,7 +19,8 @@ def fit(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         return
     outside = {token: i for token, i in tokenizer.get_vocab().items() if i >= rows}
     pad = str(tokenizer.pad_token) if tokenizer.pad_token_id is not None else None
-    spare = {pad, str(tokenizer.unk_token)}  # some classes (Qwen 2's) add one for the unknown, which bytes never need
+    unknown = tokenizer.unk_token  # some classes (Qwen 2's) add one, which bytes never need
+    spare = {token for token in (pad, unknown) if token is not None}
     if wrong := sorted((i, token) for token, i in outside.items() if token not in spare):
         raise InputError(
             f"The tokenizer in {folder} has {len(wrong)} tokens without an embedding, first {wrong[0][1]!r} with the id "
@@ -29,6 +30,8 @@ def fit(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     if pad in outside:
         print(f"The pad token {pad!r} of {folder} has no embedding: {tokenizer.eos_token!r} pads instead.", flush=True)
         tokenizer.pad_token = tokenizer.eos_token
+    if unknown in outside:
+        tokenizer.unk_token = None
     if outside and isinstance(tokenizer, PreTrainedTokenizerFast):  # or texts that hold them, and saved copies, would
         vars(tokenizer)["_tokenizer"] = _without(tokenizer.backend_tokenizer, rows)
 
