@@ -66,6 +66,17 @@ def test_the_same_count_of_two_phases_is_two_lines(run: Run) -> None:
     assert [line.get("phase") for line in tail.read()] == ["tokenising", "attacks", None]
 
 
+def test_a_phase_that_comes_again_is_told_again(run: Run) -> None:
+    """Each look at the held-out answers counts from the start; steps that a resumed program writes again are no news."""
+    tail = Tail(run.directory / "metrics.jsonl")
+    for step in (1, 2):
+        run.phase("held-out answers")(128, 512)
+        run.log(step, 2)
+    assert [line.get("phase") for line in tail.read()] == ["held-out answers", None] * 2
+    run.rewind(2)
+    assert tail.read() == []
+
+
 def test_the_screen_names_the_phase_and_starts_its_rate_anew(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     now = [0.0]
     monkeypatch.setattr(screen.time, "monotonic", lambda: now[0])
