@@ -92,10 +92,10 @@ def test_the_screen_names_the_phase_and_starts_its_rate_anew(monkeypatch: pytest
         ):
             now[0] = seconds
             events.tell("step", "reward", line=line)
-    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines() if line.startswith("reward")]
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines() if " reward " in line]
     assert lines == [
-        "reward tokenising 1000/5000",
-        "reward tokenising 3000/5000 100.0/s 20.0 s left",
+        "reward tokenising 1,000/5,000",
+        "reward tokenising 3,000/5,000 100.0/s 20.0 s left",
         "reward 1/400 loss 0.700",
         "reward 21/400 1.0/s 6 min 19 s left loss 0.500",
         "reward attacks 3/80",
