@@ -262,7 +262,9 @@ class Tail:
         return [line for line in map(_parsed, whole.splitlines()) if line and self._is_new(line)]
 
     def _is_new(self, line: Line) -> bool:
-        mark = (line.get("step"), line.get("phase"), *sorted(line))
+        if "phase" in line:  # a resumed program does not keep them, and the same phase may come again
+            return True
+        mark = (line.get("step"), *sorted(line))
         fresh = mark not in self.seen
         self.seen.add(mark)
         return fresh

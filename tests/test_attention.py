@@ -162,6 +162,26 @@ def test_a_model_that_fails_even_alone_is_refused(monkeypatch: pytest.MonkeyPatc
         layout_checks.settle(model, lambda: layout_checks.packing_gap(model, blocks), layout="Packing")
 
 
+@pytest.mark.parametrize("layout", ["packing", "sharing"])
+def test_states_that_are_no_numbers_do_not_pass(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, honest = attention_models.model("llama"), models.hidden_states
+
+    def broken(base: PreTrainedModel, rows: Tensor, *layouts: Tensor) -> Tensor:
+        found = honest(base, rows, *layouts)
+        return found * torch.nan if layouts and not attention_masks.are_texts_apart(base) else found
+
+    monkeypatch.setattr(models, "hidden_states", broken)
+    monkeypatch.setattr(branches, "hidden_states", broken)
+    blocks = pack(MIXED, block_tokens=100, pad_id=tiny.PAD)
+    measures: dict[str, Callable[[], layout_checks.Gap]] = {
+        "packing": lambda: layout_checks.packing_gap(model, blocks),
+        "sharing": lambda: layout_checks.sharing_gap(model, QUESTIONS, pad_id=tiny.PAD),
+    }
+    gap, warning = layout_checks.settle(model, measures[layout], layout="It")
+    assert warning is not None
+    assert gap.is_rounding
+
+
 def test_no_memory_is_no_reason_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> Tensor:
         raise torch.OutOfMemoryError

@@ -16,7 +16,7 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from tasks.programs import dpo, reference
+from tasks.programs import beginning, dpo, reference
 from tasks.programs.config import Dpo, DpoJob, InputError, ReferenceJob
 from tasks.programs.entry import Run
 from tasks.rlhf import adapters, bases, branches, comparisons, models, schedules, tuned
@@ -221,3 +221,22 @@ def test_a_reference_without_the_evaluation_pairs_is_refused(inputs: dict[str, P
     run = Run(tiny.prepare(tmp_path / "dpo", "dpo", job, inputs | {"reference": tmp_path / "old"}))
     with pytest.raises(InputError, match="run the stage reference again"):
         dpo.train(DpoJob.model_validate(run.record), run)
+
+
+def test_evaluation_pairs_are_checked_like_those_that_are_trained_on(
+    trained: Trained, inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shared prompts are compared on them, and a loss that is no number ends in one sentence."""
+    asked = set(pq.read_table(inputs["data"] / "evaluation_pairs.parquet")["question_id"].to_pylist())
+    seen: set[int] = set()
+    honest = dpo.evaluate
+
+    def overflowing(policy: Any, questions: list[comparisons.Comparison], *rest: Any) -> dpo.HeldOut:
+        found = honest(policy, questions, *rest)
+        return found._replace(loss=math.nan) if questions[0].question_id in asked else found
+
+    monkeypatch.setattr(beginning, "share_prompts", lambda _run, _base, questions, **_: seen.update(c.question_id for c in questions))
+    monkeypatch.setattr(dpo, "evaluate", overflowing)
+    with pytest.raises(InputError, match=r"^The loss of evaluation pairs is nan"):
+        trained(max_steps=1)
+    assert asked <= seen

@@ -66,6 +66,17 @@ def test_the_same_count_of_two_phases_is_two_lines(run: Run) -> None:
     assert [line.get("phase") for line in tail.read()] == ["tokenising", "attacks", None]
 
 
+def test_a_phase_that_comes_again_is_told_again(run: Run) -> None:
+    """Each look at the held-out answers counts from the start; steps that a resumed program writes again are no news."""
+    tail = Tail(run.directory / "metrics.jsonl")
+    for step in (1, 2):
+        run.phase("held-out answers")(128, 512)
+        run.log(step, 2)
+    assert [line.get("phase") for line in tail.read()] == ["held-out answers", None] * 2
+    run.rewind(2)
+    assert tail.read() == []
+
+
 def test_the_screen_names_the_phase_and_starts_its_rate_anew(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     now = [0.0]
     monkeypatch.setattr(screen.time, "monotonic", lambda: now[0])
@@ -81,10 +92,10 @@ def test_the_screen_names_the_phase_and_starts_its_rate_anew(monkeypatch: pytest
         ):
             now[0] = seconds
             events.tell("step", "reward", line=line)
-    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines() if line.startswith("reward")]
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines() if " reward " in line]
     assert lines == [
-        "reward tokenising 1000/5000",
-        "reward tokenising 3000/5000 100.0/s 20.0 s left",
+        "reward tokenising 1,000/5,000",
+        "reward tokenising 3,000/5,000 100.0/s 20.0 s left",
         "reward 1/400 loss 0.700",
         "reward 21/400 1.0/s 6 min 19 s left loss 0.500",
         "reward attacks 3/80",

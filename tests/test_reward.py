@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from tasks.programs import reward
-from tasks.programs.config import Reward, RewardJob
+from tasks.programs import attacking, beginning, reward
+from tasks.programs.config import InputError, Reward, RewardJob
 from tasks.programs.entry import Run
 from tasks.rlhf import adapters, bases, branches, comparisons, measures, scorer, sequences
 from tasks.rlhf.comparisons import Comparison
@@ -408,3 +408,35 @@ def test_a_model_whose_rewards_are_all_equal_is_never_right(tmp_path: Path) -> N
     found = measures.accuracies(pairs, torch.ones(60))
     assert found["votes"].wilson.value == 0
     assert measures.calibrate(pairs, torch.ones(60)).reason == "no two rewards differ"
+
+
+def evaluation_ids(inputs: dict[str, Path]) -> set[int]:
+    return set(pq.read_table(inputs["data"] / "evaluation_pairs.parquet")["question_id"].to_pylist())
+
+
+def test_rewards_of_evaluation_answers_that_are_no_numbers_end_in_one_sentence(
+    trained: Trained, inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, asked = reward.answer_rewards, evaluation_ids(inputs)
+
+    def overflowing(model: scorer.Scorer, questions: list[Comparison], *rest: Any, **more: Any) -> Tensor:
+        found = honest(model, questions, *rest, **more)
+        return found * torch.nan if questions[0].question_id in asked else found
+
+    monkeypatch.setattr(reward, "answer_rewards", overflowing)
+    with pytest.raises(InputError, match=r"^The reward of evaluation answers is nan"):
+        trained(max_steps=1)
+
+
+def test_rewards_of_attacks_that_are_no_numbers_end_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tiny.prepare(tmp_path / "run", "reward", {}, {}))
+    monkeypatch.setattr(scorer, "rewards", lambda _, batch: torch.full((len(batch.input_ids),), torch.inf))
+    with pytest.raises(InputError, match=r"^The reward of attacks is inf"):
+        attacking.reference_rewards(scorer.Scorer((), 0.0), [([5], [6, 1])], tiny.PAD, tiny.CPU, run=run, phase="attacks")
+
+
+def test_shared_prompts_are_checked_on_evaluation_questions_too(trained: Trained, inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[int] = set()
+    monkeypatch.setattr(beginning, "share_prompts", lambda _run, _base, questions, **_: seen.update(c.question_id for c in questions))
+    trained(max_steps=1)
+    assert evaluation_ids(inputs) <= seen

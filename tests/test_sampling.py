@@ -131,6 +131,21 @@ def test_every_token_of_a_large_vocabulary_can_be_drawn() -> None:
     assert (numbers / 2**bits / p - 1).abs().max() < 0.1
 
 
+@pytest.mark.parametrize("vocabulary", [sampling.PART + 1, 3 * sampling.PART, 20_000])
+def test_a_large_vocabulary_in_parts_is_drawn_from_as_in_one_sum(vocabulary: int) -> None:
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits = 3 * torch.randn(256, vocabulary, generator=generator)
+    logits[:, : sampling.PART // 2] = logits[:, -vocabulary // 3 :] = -torch.inf  # whole parts among them
+    logp, numbers = logits.log_softmax(dim=-1), torch.rand(256, generator=generator, dtype=torch.float64)
+    numbers[:2] = torch.tensor([0.0, 1 - 2**-48], dtype=torch.float64)
+    cdf = logp.double().exp().cumsum(dim=-1)
+    expected = torch.searchsorted(cdf, (numbers * cdf[:, -1])[:, None], right=True)[:, 0]
+    drawn = sampling._draw(logp, numbers)
+    assert drawn.equal(expected)
+    assert logp.gather(1, drawn[:, None]).isfinite().all()
+    assert (sampling._draw(torch.full_like(logp, torch.nan), numbers) < vocabulary).all()  # the caller says what is wrong
+
+
 def test_rare_tokens_come_up_as_often_as_they_should() -> None:
     """Tokens of probability 2^-30: on a grid of 2^-24, only one in 64 of them has a point by which it can be drawn."""
     vocabulary, num = 20_000, 400

@@ -38,7 +38,7 @@ def read(job: RewardJob, run: Run, encoder: Encoder) -> tuple[Encoded, Encoded]:
 
 
 def reference_rewards(model: Scorer, answers: Encoded, pad_id: int, device: torch.device, *, run: Run, phase: str) -> Tensor:
-    """Reward of each (prompt, answer), (N,) float32."""
+    """Reward of each (prompt, answer), (N,) float32. Raises InputError if one is not finite."""
 
     def score(part: Encoded) -> Tensor:
         prompt_ids, answer_ids = map(list, zip(*part, strict=True))
@@ -47,13 +47,13 @@ def reference_rewards(model: Scorer, answers: Encoded, pad_id: int, device: torc
     order = sorted(range(len(answers)), key=lambda place: sum(map(len, answers[place])))  # little padding
     parts = [[answers[place] for place in order[first : first + ROWS]] for first in range(0, len(order), ROWS)]
     found = torch.cat(ranks.each(parts, score, told=run.phase(phase)))
+    check_finite({f"the reward of {phase}": found})
     return found[torch.tensor(order).argsort()]
 
 
 def normalise(model: Scorer, answers: Encoded, pad_id: int, device: torch.device, run: Run) -> dict[str, float]:
     """Store the mean and deviation of the rewards of reference answers, and probes; return them as metrics."""
     scores = reference_rewards(model, answers, pad_id, device, run=run, phase="reference answers")
-    check_finite({"the reward of the reference answers": scores})
     probes = [{"prompt": p, "answer": a, "score": s} for (p, a), s in zip(answers[:PROBES], scores.tolist(), strict=False)]
     mean, std = scores.mean().item(), max(scores.std().item(), 1e-6) if len(scores) > 1 else 1.0
     record: dict[str, Any] = {"mean": mean, "std": std, "probes": probes, "members": len(model.members), "caution": model.caution}

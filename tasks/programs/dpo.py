@@ -19,6 +19,7 @@ from tasks.programs.entry import Run, main
 from tasks.programs.reference import COLUMNS, read
 from tasks.rlhf import bases, branches, comparisons, devices, losses, models, ranks, schedules, sharded, step_zero, strata
 from tasks.rlhf.comparisons import Batch, Comparison
+from tasks.rlhf.finite import check_finite
 from tasks.rlhf.intervals import Share
 from tasks.rlhf.losses import DpoLoss
 
@@ -45,7 +46,7 @@ def train(job: DpoJob, run: Run) -> None:
         reference |= _reference(run, "reference_evaluation.parquet", measured.questions, device)
     beginning.afford(settings, run, "model", job.weights.merged, device, beginning.largest(questions, settings.batch_size, run))
     base = beginning.base(run, "model", job.weights.merged, job.text, device)
-    beginning.share_prompts(run, base, [*questions, *held_out], pad_id=tokenizer.pad_token_id)
+    beginning.share_prompts(run, base, [*questions, *held_out, *measured.questions], pad_id=tokenizer.pad_token_id)
     collated = {"pad_id": tokenizer.pad_token_id, "device": device, "hidden_size": base.config.hidden_size}
     most = run.machine.micro_batch or 128  # answers at a time where nothing is kept for a backward pass
 
@@ -103,6 +104,7 @@ def train(job: DpoJob, run: Run) -> None:
         shown = held
         if measured.unseen:
             shown = evaluate(policy, measured.questions, reference, settings, collated, most, run.phase("evaluation answers"))
+    check_finite({"the loss of held-out pairs": held.loss, "the loss of evaluation pairs": shown.loss})
     metrics = {"dpo.held_out_loss": held.loss, "dpo.implicit_accuracy": shown.accuracy._asdict(), "dpo.best_step": training.best.step}
     run.warnings += encoder.warnings()
     done = {"questions": len(questions), "pairs": sum(len(c.pairs) for c in questions), "steps": training.plan.total}

@@ -30,7 +30,8 @@ def begin(
     ``ahead`` is what the older answer of a pair has before its reward. The accuracy is of the ``measured`` questions. Raises InputError.
     """
     known, unseen = features(model.members[0], questions, "training"), features(model.members[0], held_out, "held-out")
-    if not (known.isfinite().all() and unseen.isfinite().all()):
+    reported = unseen if measured is held_out else features(model.members[0], measured, "evaluation")
+    if not all(some.isfinite().all() for some in (known, unseen, reported)):
         raise InputError("Some hidden states of the model are no numbers, so nothing can be trained on them: set weights.merged to float32.")
     pairs, judged = measures.pairs_of(questions), measures.pairs_of(held_out)
     found: list[Probe] = []
@@ -45,7 +46,7 @@ def begin(
     rewards = unseen @ weight
     loss = measures.held_out_loss(judged, rewards, ahead=ahead)
     if measured is not held_out:
-        judged, rewards = measures.pairs_of(measured), features(model.members[0], measured, "evaluation") @ weight
+        judged, rewards = measures.pairs_of(measured), reported @ weight
     accuracy = measures.accuracies(judged, rewards, ahead=ahead)
     print(f"The probe of the model as it is: penalty {found[0].strength:g}, held-out loss {loss:.4f}.", flush=True)
     chosen = [{"penalty": one.strength, "losses": {f"{strength:g}": lost for strength, lost in one.losses.items()}} for one in found]

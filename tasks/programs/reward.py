@@ -37,6 +37,7 @@ from tasks.rlhf import (
     strata,
 )
 from tasks.rlhf.comparisons import Batch, Comparison
+from tasks.rlhf.finite import check_finite
 from tasks.rlhf.scorer import Member, Scorer
 from tasks.rlhf.truncation import Encoder
 from tasks.rlhf.tuned import Tuned
@@ -58,7 +59,7 @@ def train(job: RewardJob, run: Run) -> None:
         settings, run, "model", job.weights.merged, device, beginning.largest(questions, settings.batch_size, run), members=settings.members
     )
     base = beginning.base(run, "model", job.weights.merged, job.text, device)
-    beginning.share_prompts(run, base, [*questions, *held_out], pad_id=tokenizer.pad_token_id)
+    beginning.share_prompts(run, base, [*questions, *held_out, *measured.questions], pad_id=tokenizer.pad_token_id)
     most = run.machine.micro_batch or 128  # answers at a time where nothing is kept for a backward pass
     collate = partial(comparisons.collate, pad_id=tokenizer.pad_token_id, device=device, hidden_size=base.config.hidden_size)
 
@@ -125,6 +126,7 @@ def train(job: RewardJob, run: Run) -> None:
             answer_rewards(model, measured.questions, collate, most, told=run.phase("evaluation answers")),
             measures.pairs_of(measured.questions),
         )
+    check_finite({"the reward of held-out answers": held_rewards, "the reward of evaluation answers": rewards})
     calibrated = measures.calibrate(of, rewards, fitted_on=measures.margins(held_pairs, held_rewards) if measured.unseen else None)
     metrics |= _report(of, rewards, ahead, together, calibrated, run)
     run.note(MEASURES, {"measured": measured.record})

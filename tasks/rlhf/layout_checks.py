@@ -4,6 +4,7 @@ Run before training, on the texts that are hardest for a wrong mask: the longest
 is computed text by text from then on; one that fails even then is refused.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
@@ -38,6 +39,7 @@ class Gap(NamedTuple):
 
 
 NO_GAP = Gap(0.0, 0.0)
+NO_NUMBERS = Gap(math.inf, math.inf)
 
 
 def settle(model: PreTrainedModel, measure: Callable[[], Gap], *, layout: str) -> tuple[Gap, str | None]:
@@ -74,7 +76,7 @@ def _try(measure: Callable[[], Gap]) -> tuple[Gap, str | None]:
     except (InputError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
-        return Gap(float("inf"), float("inf")), f"it fails ({str(error).splitlines()[0]})"
+        return NO_NUMBERS, f"it fails ({str(error).splitlines()[0]})"
 
 
 @torch.no_grad()
@@ -135,13 +137,15 @@ def _gap(model: PreTrainedModel, found: list[Tensor], alone: list[Tensor], texts
     if not size.isfinite():
         raise InputError("Some hidden states of the model are no numbers, so nothing can be trained on them: set weights.* to float32.")
     hidden = torch.stack([(a - b).abs().max() for a, b in zip(found, alone, strict=True)]).max() / size
-    nats = 0.0
+    nats = [0.0]
     for ours, plain, ids in zip(found, alone, texts, strict=True):
         if len(ids) > 1:
             head = models.output_head(model)
             ours_log, plain_log = (chunked.log_probs(x[:-1], head, ids[1:]) for x in (ours, plain))
-            nats = max(nats, (ours_log - plain_log).abs().mean().item())
-    return Gap(hidden.item(), nats)
+            nats.append((ours_log - plain_log).abs().mean().item())
+    if not all(map(math.isfinite, [hidden.item(), *nats])):  # `max` would lose a NaN
+        return NO_NUMBERS
+    return Gap(hidden.item(), max(nats))
 
 
 def _largest(first: Gap, second: Gap) -> Gap:

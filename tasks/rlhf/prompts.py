@@ -39,7 +39,11 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase, template: Template) -> tuple[
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, question: str, *, template: Template, max_tokens: int) -> list[int]:
     """Ids of the prompt up to where the answer starts. A prompt that is too long loses text from the end of the question."""
-    ids = _prompt_ids(tokenizer, question, template)
+    return shorten_prompt(tokenizer, question, _prompt_ids(tokenizer, question, template), template=template, max_tokens=max_tokens)
+
+
+def shorten_prompt(tokenizer: PreTrainedTokenizerBase, question: str, ids: list[int], *, template: Template, max_tokens: int) -> list[int]:
+    """Ids of the prompt within ``max_tokens``; ``ids`` are those of the whole prompt."""
     kept = len(question)
     while len(ids) > max_tokens:
         if kept == 0:

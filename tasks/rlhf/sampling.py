@@ -9,6 +9,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from tasks.rlhf.schedules import mix
 
+PART = 1024  # tokens of a vocabulary that are summed at a time
+
 
 class Samples(NamedTuple):
     """Sampled answers, padded on the right."""
@@ -73,10 +75,28 @@ def _draw(logp: Tensor, uniform: Tensor) -> Tensor:
     """Inverse-CDF draw from each row of log-probabilities (B, V) with its uniform number (B,) float64.
 
     In float32 the sum has steps of 6e-8 near 1, and so have the numbers of `torch.rand`: with normal logits of deviation 3
-    and a vocabulary of 152,000, a third of the tokens could never be drawn.
+    and a vocabulary of 152,000, a third of the tokens could never be drawn. Large vocabularies are summed in parts that stay
+    in the cache, and only the part that is drawn from is summed token by token.
     """
-    cdf = logp.double().exp().cumsum(dim=-1)
-    return torch.searchsorted(cdf, (uniform * cdf[:, -1])[:, None], right=True).clamp(max=logp.shape[1] - 1)[:, 0]
+    parts = logp.split(PART, dim=-1)
+    if len(parts) == 1:
+        cdf = logp.double().exp().cumsum(dim=-1)
+        return _search(cdf, uniform * cdf[:, -1])
+    sums = torch.stack([part.double().exp().sum(dim=-1) for part in parts], dim=1)  # (B, parts)
+    cdf = sums.cumsum(dim=-1)
+    point = uniform * cdf[:, -1]
+    part = _search(cdf, point)[:, None]
+    before = (cdf.gather(1, part) - sums.gather(1, part))[:, 0]
+    tokens = part * PART + torch.arange(PART, device=logp.device)  # (B, PART), of the last part some beyond the vocabulary
+    is_token = tokens < logp.shape[1]
+    inside = torch.where(is_token, logp.gather(1, tokens.where(is_token, 0)), -torch.inf).double().exp().cumsum(dim=-1)
+    place = _search(inside, torch.minimum(point - before, inside[:, -1] * (1 - 2**-50)))  # sums of another order round otherwise
+    return tokens.gather(1, place[:, None])[:, 0].clamp(max=logp.shape[1] - 1)  # of NaN
+
+
+def _search(cdf: Tensor, point: Tensor) -> Tensor:
+    """Return the first place of each row of ``cdf`` (B, N) that is above the row's ``point`` (B,)."""
+    return torch.searchsorted(cdf, point[:, None], right=True).clamp(max=cdf.shape[1] - 1)[:, 0]
 
 
 def _uniform(rows: int, generator: torch.Generator | None, fine: torch.Generator) -> Tensor:

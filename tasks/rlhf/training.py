@@ -58,11 +58,12 @@ class Training:
         self.optimizer = torch.optim.AdamW(decayed(parameters, weight_decay), lr=plan.peak, fused=True)
         self.looks = evaluation_steps(plan.total, plan.evaluations)
         self.start, self.best = 0, Best()
-        self.step = 0  # the one that is being taken, from 1
+        self.step = 0  # the one that is being or was last taken, from 1
         self.told: dict[str, Any] = {}  # what was found before the first step, as JSON
         if (checkpoint := checkpoints.latest(folder)) is not None:
             self.start, self.best, self.told = checkpoint.step, Best(**checkpoint.state["best"]), checkpoint.state["told"]
             checkpoints.restore_training(parameters, self.optimizer, checkpoint.tensors)
+            self.step = self.start
         ranks.agreed((self.start, plan.total), "steps or checkpoints")
 
     def steps(self) -> Iterator[int]:

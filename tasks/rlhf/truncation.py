@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from tasks.rlhf.prompts import Template, encode_answer, encode_prompt
+from tasks.rlhf.prompts import Template, encode_answer, encode_prompt, shorten_prompt
 
 WARN_ABOVE = 0.25  # share of texts cut
 NO_LIMIT = 2**31 - 1
@@ -37,7 +37,7 @@ class Encoder:
         ids = encode_prompt(self.tokenizer, question, template=self.template, max_tokens=NO_LIMIT)
         is_cut = len(ids) > most
         self.cut = self.cut._replace(prompts=self.cut.prompts + 1, prompts_cut=self.cut.prompts_cut + is_cut)
-        return encode_prompt(self.tokenizer, question, template=self.template, max_tokens=most) if is_cut else ids
+        return shorten_prompt(self.tokenizer, question, ids, template=self.template, max_tokens=most)
 
     def answer(self, answer: str) -> list[int]:
         """Return the ids of an answer."""
@@ -45,7 +45,7 @@ class Encoder:
         ids = encode_answer(self.tokenizer, answer, template=self.template, max_tokens=NO_LIMIT)
         is_cut = len(ids) > most
         self.cut = self.cut._replace(answers=self.cut.answers + 1, answers_cut=self.cut.answers_cut + is_cut)
-        return encode_answer(self.tokenizer, answer, template=self.template, max_tokens=most) if is_cut else ids
+        return ids[:most]
 
     def count_pairs(self, pairs: int, *, equal: int) -> None:
         """Count pairs that were looked at, ``equal`` of which were left out."""
