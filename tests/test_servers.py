@@ -16,6 +16,7 @@ import httpx
 import pytest
 import yaml
 from pages import Pages
+from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
@@ -147,6 +148,24 @@ def process(command: list[str], folder: Path, more: dict[str, str]) -> Iterator[
             yield started
         finally:
             started.kill()
+
+
+@flow
+def waiting() -> None:
+    """Is never run: its runs are only put into states."""
+
+
+def test_a_suspended_run_is_resumed_in_its_page(house: Servers, pages: Pages) -> None:
+    """The dialog asks the server with Prefect's CSRF token; nothing that it needs is forbidden by the policy."""
+    with client_of(house) as client:
+        deployment = client.create_deployment(client.create_flow(waiting), "waiting")
+        run = client.create_flow_run_from_deployment(deployment).id
+        for state in (Running(), Suspended(timeout_seconds=600)):
+            client.set_flow_run_state(run, state, force=True)
+        pages.page.goto(f"{house.prefect}/runs/flow-run/{run}")
+        pages.page.get_by_role("button", name="Resume").click()
+        pages.page.locator(".p-modal").get_by_role("button", name="Submit").click()
+        fake_tree.await_(lambda: client.read_flow_run(run).state_name == "Resuming", 20)
 
 
 # Runs that beat quickly, each in a thread of one process, and never end by themselves.
