@@ -6,7 +6,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -160,7 +160,7 @@ def test_a_suspended_run_is_resumed_in_its_page(house: Servers, pages: Pages) ->
     with client_of(house) as client:
         deployment = client.create_deployment(client.create_flow(waiting), "waiting")
         run = client.create_flow_run_from_deployment(deployment).id
-        for state in (Running(), Suspended(timeout_seconds=600)):
+        for state in (Running(), Suspended()):
             client.set_flow_run_state(run, state, force=True)
         pages.page.goto(f"{house.prefect}/runs/flow-run/{run}")
         pages.page.get_by_role("button", name="Resume").click()
@@ -184,14 +184,15 @@ for name in sys.argv[1:]:
     threading.Thread(target=work.with_options(name=name, flow_run_name=name), args=(name,), daemon=True).start()
 time.sleep(600)
 """
-STATES: dict[str, list[State]] = {  # what becomes of a run before its machine is lost
+# What becomes of a run before its machine is lost. Functions: states hold times, and tests are collected long before they run.
+STATES: dict[str, list[Callable[[], State]]] = {
     "running": [],
-    "resumed": [Suspended(timeout_seconds=600), Running()],
-    "suspended": [Suspended(timeout_seconds=600)],
-    "paused": [Paused(timeout_seconds=600)],
-    "cancelling": [Cancelling()],
-    "awaiting-retry": [AwaitingRetry()],
-    "late": [State(type=StateType.SCHEDULED, name="Late", state_details={"scheduled_time": datetime.now(UTC)})],
+    "resumed": [Suspended, Running],
+    "suspended": [Suspended],
+    "paused": [Paused],
+    "cancelling": [Cancelling],
+    "awaiting-retry": [AwaitingRetry],
+    "late": [lambda: State(type=StateType.SCHEDULED, name="Late", state_details={"scheduled_time": datetime.now(UTC)})],
 }
 LOST = {"running", "resumed"}
 
@@ -212,8 +213,8 @@ def test_a_lost_run_is_found_and_one_that_waits_is_not_taken_for_one(house: Serv
         client.create_automation(automations._lost(seconds=20))
         time.sleep(3)
         for name, states in STATES.items():
-            for state in states:
-                client.set_flow_run_state(runs()[name].id, state, force=True)
+            for make_state in states:
+                client.set_flow_run_state(runs()[name].id, make_state(), force=True)
         expected = {name: run.state_name for name, run in runs().items()}
         time.sleep(8)  # its process lives on for a while, as that of a suspended run does to the end of its stage
         machine.kill()
