@@ -61,9 +61,9 @@ def run(args: argparse.Namespace) -> None:
     started, root = time.monotonic(), home()
     config = profiles.load(args.profile, args.set)
     check_packages(config)
+    check_places(root, args.summary)
     check_inputs(config)
     config = profiles.with_absolute_paths(config, Path.cwd())
-    check_places(root, args.summary)
     summary_file = args.summary and args.summary.absolute()
     mask = os.umask(0o077)  # the home's files are the user's only; the summary is as the user's other files
     environment.join(root)
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
             check_prefect()
         screen.ready()
         with interruptible(), temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):  # its thread takes a second to end
-            summary: dict[str, Any] = rlhf(config, profile=Path(args.profile).stem)
+            summary: dict[str, Any] = rlhf(config, profile=profiles.title(args.profile))
     summary["seconds"] = round(time.monotonic() - started, 3)
     if summary_file:
         _write_summary(summary_file, summary)

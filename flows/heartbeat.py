@@ -39,14 +39,20 @@ def heartbeat(seconds: float = BEAT_SECONDS) -> Iterator[None]:
 
 
 def _beat(run_id: UUID, seconds: float, stop: threading.Event) -> None:
+    is_expected, is_over = False, False  # whether the server expects another beat; whether the block has ended
     with get_client(sync_client=True) as client:
-        while not stop.is_set():
+        while not is_over:
+            is_over = stop.is_set()
             with suppress(httpx.TransportError, PrefectHTTPStatusError):  # a server that is away is told at the next beat
-                if _is_running(client, run_id) and not stop.is_set():
+                is_running = _is_running(client, run_id)
+                if is_running and not stop.is_set():
                     _emit(ALIVE, run_id)
-                    if not _is_running(client, run_id):  # suspended meanwhile, perhaps before the beat: take it back
-                        _emit(WAITING, run_id)
-            stop.wait(seconds)
+                    is_expected = True
+                elif not is_running and is_expected:  # events wait in a queue: the last beat may have come after the run was suspended
+                    _emit(WAITING, run_id)
+                    is_expected = False
+            if not is_over:
+                stop.wait(seconds)
 
 
 def _is_running(client: SyncPrefectClient, run_id: UUID) -> bool:

@@ -1,5 +1,6 @@
 """The unit that a worker pulls: one stage as a flow, deployed once per work pool."""
 
+import socket
 from typing import Any
 
 from prefect import flow
@@ -10,10 +11,10 @@ import tasks.programs.config as config
 from flows.heartbeat import heartbeat
 from flows.run_log import logging_events
 from tasks.artifact import Artifact, Step, code_of
-from tasks.dispatch import BAD_INPUT, INPUT_MISSING, OTHER_CODE
+from tasks.dispatch import BAD_INPUT, DISK_FAILURE, INPUT_MISSING, OTHER_CODE
 from tasks.far import InputMissing
 from tasks.launch import StageFailed, warm_up
-from tasks.programs.config import InputError, Machine
+from tasks.programs.config import DiskFailure, InputError, Machine
 from tasks.stage import Seat, run_stage
 
 
@@ -46,6 +47,8 @@ def stage(
     try:
         with heartbeat(), logging_events():
             artifact = run_stage(step, Seat(machine, tracked, shared=True))
+    except DiskFailure as error:  # of this machine, which may be another than the one that asks
+        return Failed(message=f"{DISK_FAILURE}on {socket.gethostname()}: {error}")
     except InputError as error:
         return Failed(message=f"{BAD_INPUT}{error}")
     except InputMissing as error:

@@ -19,14 +19,15 @@ from tasks import events
 from tasks.artifact import Artifact, Step, code_of
 from tasks.far import Published, publish, published
 from tasks.launch import StageFailed
-from tasks.programs.config import InputError, Machine
+from tasks.programs.config import DiskFailure, InputError, Machine
 
 LOST = 3  # how often a stage is started again whose worker was lost; it goes on from its newest checkpoint
 POLL_SECONDS = 0.5
 PATIENCE = 900.0  # seconds that a Prefect server may be away
 # How the message of a failed state begins if the pipeline acts on the reason. Not a state name: Prefect's pages list
 # and filter runs by a fixed set of names, and leave out a run in a state of any other name.
-BAD_INPUT, INPUT_MISSING, OTHER_CODE = "Bad input: ", "Inputs missing: ", "Other code: "
+BAD_INPUT, DISK_FAILURE, INPUT_MISSING, OTHER_CODE = "Bad input: ", "Disk failure: ", "Inputs missing: ", "Other code: "
+REASONS = (BAD_INPUT, DISK_FAILURE, INPUT_MISSING, OTHER_CODE)
 
 
 def dispatch(step: Step, pool: str, *, machine: Machine, tracked: str | None) -> Published:
@@ -160,7 +161,7 @@ def _reason(state: State) -> str:
     """Return which of the reasons above a failed state begins with, "" for none of them."""
     if state.type != StateType.FAILED:
         return ""
-    return next((reason for reason in (BAD_INPUT, INPUT_MISSING, OTHER_CODE) if str(state.message).startswith(reason)), "")
+    return next((reason for reason in REASONS if str(state.message).startswith(reason)), "")
 
 
 def _failure(step: Step, pool: str, run: FlowRun, state: State) -> Exception:
@@ -168,6 +169,8 @@ def _failure(step: Step, pool: str, run: FlowRun, state: State) -> Exception:
     message = str(state.message or state.name).removeprefix(reason).rstrip(".")
     if reason == BAD_INPUT:
         return InputError(message)
+    if reason == DISK_FAILURE:
+        return DiskFailure(message)
     if reason == INPUT_MISSING:
         return StageFailed(f"The stage {step.stage} lacks inputs. {message}. {_link(run)}")
     if reason == OTHER_CODE:

@@ -15,7 +15,7 @@ from tasks import events
 from tasks.events import Event
 
 WARNING = (
-    "The reward model is fooled: see /work/a/rather/long/path/without-any-space/objects/reward/d1f7c17814c1/summary.json for its well-known attacks."
+    "The reward model is fooled: see /data/a/rather/long/path/without-any-space/objects/reward/d1f7c17814c1/summary.json for its well-known attacks."
 )
 
 

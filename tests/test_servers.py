@@ -6,7 +6,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +16,7 @@ import httpx
 import pytest
 import yaml
 from pages import Pages
+from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
@@ -149,6 +150,24 @@ def process(command: list[str], folder: Path, more: dict[str, str]) -> Iterator[
             started.kill()
 
 
+@flow
+def waiting() -> None:
+    """Is never run: its runs are only put into states."""
+
+
+def test_a_suspended_run_is_resumed_in_its_page(house: Servers, pages: Pages) -> None:
+    """The dialog asks the server with Prefect's CSRF token; nothing that it needs is forbidden by the policy."""
+    with client_of(house) as client:
+        deployment = client.create_deployment(client.create_flow(waiting), "waiting")
+        run = client.create_flow_run_from_deployment(deployment).id
+        for state in (Running(), Suspended()):
+            client.set_flow_run_state(run, state, force=True)
+        pages.page.goto(f"{house.prefect}/runs/flow-run/{run}")
+        pages.page.get_by_role("button", name="Resume").click()
+        pages.page.locator(".p-modal").get_by_role("button", name="Submit").click()
+        fake_tree.await_(lambda: client.read_flow_run(run).state_name == "Resuming", 20)
+
+
 # Runs that beat quickly, each in a thread of one process, and never end by themselves.
 WORK = """
 import sys, time, threading
@@ -165,14 +184,15 @@ for name in sys.argv[1:]:
     threading.Thread(target=work.with_options(name=name, flow_run_name=name), args=(name,), daemon=True).start()
 time.sleep(600)
 """
-STATES: dict[str, list[State]] = {  # what becomes of a run before its machine is lost
+# What becomes of a run before its machine is lost. Functions: states hold times, and tests are collected long before they run.
+STATES: dict[str, list[Callable[[], State]]] = {
     "running": [],
-    "resumed": [Suspended(timeout_seconds=600), Running()],
-    "suspended": [Suspended(timeout_seconds=600)],
-    "paused": [Paused(timeout_seconds=600)],
-    "cancelling": [Cancelling()],
-    "awaiting-retry": [AwaitingRetry()],
-    "late": [State(type=StateType.SCHEDULED, name="Late", state_details={"scheduled_time": datetime.now(UTC)})],
+    "resumed": [Suspended, Running],
+    "suspended": [Suspended],
+    "paused": [Paused],
+    "cancelling": [Cancelling],
+    "awaiting-retry": [AwaitingRetry],
+    "late": [lambda: State(type=StateType.SCHEDULED, name="Late", state_details={"scheduled_time": datetime.now(UTC)})],
 }
 LOST = {"running", "resumed"}
 
@@ -193,8 +213,8 @@ def test_a_lost_run_is_found_and_one_that_waits_is_not_taken_for_one(house: Serv
         client.create_automation(automations._lost(seconds=20))
         time.sleep(3)
         for name, states in STATES.items():
-            for state in states:
-                client.set_flow_run_state(runs()[name].id, state, force=True)
+            for make_state in states:
+                client.set_flow_run_state(runs()[name].id, make_state(), force=True)
         expected = {name: run.state_name for name, run in runs().items()}
         time.sleep(8)  # its process lives on for a while, as that of a suspended run does to the end of its stage
         machine.kill()

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,10 +16,10 @@ from prefect.client.schemas.objects import State, StateType
 
 from flows import retrain, stages
 from tasks import dispatch
-from tasks.dispatch import BAD_INPUT, INPUT_MISSING, OTHER_CODE
+from tasks.dispatch import BAD_INPUT, DISK_FAILURE, INPUT_MISSING, OTHER_CODE
 from tasks.far import InputMissing
 from tasks.launch import StageFailed
-from tasks.programs.config import InputError, Machine, Pipeline
+from tasks.programs.config import DiskFailure, InputError, Machine, Pipeline
 from tasks.states import as_state
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,6 +67,7 @@ def test_every_state_has_a_name_that_the_pages_list() -> None:
     ("error", "message"),
     [
         (InputError("No questions here."), f"{BAD_INPUT}No questions here."),
+        (DiskFailure("The disk is full."), f"{DISK_FAILURE}on {socket.gethostname()}: The disk is full."),
         (InputMissing(["data"]), f"{INPUT_MISSING}{InputMissing(['data'])}"),
         (StageFailed("CUDA went away"), "CUDA went away"),
     ],
@@ -76,7 +78,8 @@ def test_a_stage_that_fails_on_a_worker_is_listed_and_says_why(monkeypatch: pyte
 
     state = run_stage_flow(monkeypatch, fail, {})
     assert (state.type, state.name, state.message) == (StateType.FAILED, "Failed", message)
-    assert type(dispatch._failure(SimpleNamespace(stage="ppo"), "gpu", SimpleNamespace(name="ppo", id=uuid4()), state)) in (type(error), StageFailed)
+    raised = dispatch._failure(SimpleNamespace(stage="ppo"), "gpu", SimpleNamespace(name="ppo", id=uuid4()), state)
+    assert type(raised) is (type(error) if isinstance(error, InputError) else StageFailed)
 
 
 def test_a_worker_with_other_code_is_listed_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,5 +115,5 @@ def run_stage_flow(monkeypatch: pytest.MonkeyPatch, run: Any, sources: dict[str,
     monkeypatch.setattr(stages, "as_step", lambda *_: None)
     monkeypatch.setattr(stages, "warm_up", lambda *_: None)
     monkeypatch.setattr(stages, "run_stage", run)
-    monkeypatch.setattr(stages, "get_run_logger", lambda: None)
+    monkeypatch.setattr("flows.run_log.get_run_logger", lambda: None)
     return stages.stage.fn("ppo", {}, {}, [], sources, Machine())

@@ -1,11 +1,13 @@
 """A tokenizer or a template that no stage could use is refused before anything runs."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
 import tiny
 from chat_families import CHATML
 
+from flows import cli
 from flows.checks import check_inputs
 from tasks import tokenizer_check
 from tasks.programs.config import HuggingFaceBase, InputError, Pipeline, Text
@@ -69,3 +71,17 @@ def test_a_template_that_fills_the_prompt_is_refused(base: Path, tmp_path: Path,
     folder = with_template(base, tmp_path / "model", "You are a helpful, honest and harmless assistant of this site. " * 4 + CHATML)
     with pytest.raises(InputError, match=r"text\.max_prompt_tokens=48 leaves no room for a question"):
         tokenizer_check.check_tokenizer(folder, Text(template="chat"))
+
+
+@pytest.mark.parametrize(("command", "status"), [("plan", 0), ("run", 2)])
+def test_a_home_that_cannot_be_written_to_is_told_by_the_command_that_needs_one(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, status: int
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ALIGNFLOW_HOME", str(tmp_path / "file" / "home"))
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    monkeypatch.setattr(tokenizer_check.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, "", ""))
+    assert cli.main([command, "demo", "--set", "base.kind=hugging-face", "--set", f"base.path={base}"]) == status
+    assert capsys.readouterr().err == (
+        "" if status == 0 else f"alignflow: {tmp_path / 'file'} cannot be written to; ALIGNFLOW_HOME names another place for what is made\n"
+    )
