@@ -44,6 +44,7 @@ class Columns(NamedTuple):
     completion: str = "completion"
     label: str = ""  # "": the column label of completions
     scores_are_ranks: bool | None = None
+    negative_is_first: bool | None = None
     system: str = "system"
     context: tuple[str, ...] = ("input", "context")
     ignored: tuple[str, ...] = ()
@@ -61,6 +62,8 @@ def find(fields: Mapping[str, Any], column: str) -> Any:
 
 
 def _field(value: Any, name: str) -> Any:
+    if isinstance(value, list) and name.isdecimal():  # summaries.0.text is the first one's
+        return value[int(name)] if len(name) < len(str(LONGEST_COLUMN)) and int(name) < len(value) else None
     if isinstance(value, list):
         return [_field(one, name) for one in value]
     return value.get(name) if isinstance(value, dict) else None
@@ -108,6 +111,14 @@ def is_good(value: Any, column: str) -> bool:
     raise Unusable(f"rows whose label says neither good nor bad (column {quote(column)}; list it in source.ignored if it is none)")
 
 
+def is_first_by_sign(value: Any, columns: Columns) -> bool:
+    """Return whether a label whose sign names the better side, as -3 to 3 in HelpSteer3, names the first. Raises Unusable, or LeftOut for 0."""
+    strength = number(value, columns.label)
+    if not strength:
+        raise LeftOut(TIE)
+    return (strength < 0) is columns.negative_is_first
+
+
 def is_first_better(value: Any, column: str, *, first: str, second: str) -> bool:
     """Return whether the label of a comparison names the answer of the column ``first``. Raises Unusable, or LeftOut for a tie.
 
@@ -117,7 +128,7 @@ def is_first_better(value: Any, column: str, *, first: str, second: str) -> bool
     text = _verdict(value)
     if text in (first.lower(), second.lower()):
         return text == first.lower()
-    ends = [_last(words(name)) for name in (first, second)]
+    ends = _ends(first, second)
     last = _last(words(text)) if text.isdigit() or not NUMBER.fullmatch(text) else ""  # -1 is no 1
     if ends[0] != ends[1] and last in ends:
         return last == ends[0]
@@ -126,7 +137,16 @@ def is_first_better(value: Any, column: str, *, first: str, second: str) -> bool
         return (text in TRUE) is not about_second
     if TIES & set(words(text)):
         raise LeftOut(TIE)
-    raise Unusable(f"rows whose label names neither side (column {quote(column)})")
+    hint = "; if its sign tells, say in source.negative_is_first which side is meant" if NUMBER.fullmatch(text) else ""
+    raise Unusable(f"rows whose label names neither side (column {quote(column)}{hint})")
+
+
+def _ends(first: str, second: str) -> tuple[str, str]:
+    """Return the word that tells each of two columns from the other, such as 0 and 1 of summaries.0.text and summaries.1.text; else their last."""
+    differing = [pair for pair in zip(words(first), words(second), strict=False) if pair[0] != pair[1]]
+    if len(words(first)) == len(words(second)) and len(differing) == 1:
+        return differing[0]
+    return _last(words(first)), _last(words(second))
 
 
 def _last(found: tuple[str, ...]) -> str:
@@ -147,18 +167,25 @@ def refuse_deciding(unread: Mapping[str, Any], judges: frozenset[str], said: Seq
 
     ``judges`` are words in the names of columns that judge the row's answers; ``said`` are the texts that are read of the row.
     """
-    for name, value in unread.items():
-        found = words(name) if len(name) <= LONGEST_COLUMN else ()
-        if judges.intersection(found) and _is_verdict(value):
-            raise Unusable(
-                f"rows whose column {quote(name)} may turn their meaning round "
-                "(name it in source.scores or source.label, or in source.ignored if it does not)"
-            )
-        if "".join(found) in PROMPTS and _is_text(value) and not (isinstance(value, str) and is_said(value.strip(), said)):
-            raise Unusable(
-                f"rows whose column {quote(name)} may belong to their prompt "
-                "(name it in source.system or source.context, or in source.ignored if it does not)"
-            )
+    known = {name: words(name) for name in unread if len(name) <= LONGEST_COLUMN}
+    deciding = [name for name, found in known.items() if judges.intersection(found) and _is_verdict(unread[name])]
+    if deciding:
+        raise Unusable(_undecided(deciding, "turn their meaning round", "source.scores or source.label"))
+    asking = [name for name, found in known.items() if "".join(found) in PROMPTS and _is_unsaid(unread[name], said)]
+    if asking:
+        raise Unusable(_undecided(asking, "belong to their prompt", "source.system or source.context"))
+
+
+def _undecided(names: list[str], what: str, where: str) -> str:
+    """Return the reason for a row with such columns: all at once, so that nobody has to try for each of them."""
+    *before, last = [quote(name) for name in names]
+    if not before:
+        return f"rows whose column {last} may {what} (name it in {where}, or in source.ignored if it does not)"
+    return f"rows whose columns {', '.join(before)} and {last} may {what} (name each in {where}, or in source.ignored if it does not)"
+
+
+def _is_unsaid(value: Any, said: Sequence[str]) -> bool:
+    return _is_text(value) and not (isinstance(value, str) and is_said(value.strip(), said))
 
 
 def is_said(text: str, texts: Iterable[str]) -> bool:
