@@ -716,6 +716,15 @@ def test_a_label_whose_sign_tells(label: Any, expected: tuple[str, str] | None) 
         assert "source.negative_is_first" in reason
 
 
+@pytest.mark.parametrize(("role", "content"), [("role", "content"), ("from", "value")])
+def test_messages_that_are_stored_by_their_fields(role: str, content: str) -> None:
+    """As parquet has a Sequence of `datasets`."""
+    sides = [{role: ["user", "assistant"], content: ["q", answer]} for answer in ("a", "b")]
+    (question,), _, _ = take({"chosen": sides[0], "rejected": sides[1]})
+    assert (question.prompt, pairs_in(question)) == ("q", {("a", "b")})
+    assert sum(take({"completion": {role: ["user", "assistant"], content: ["q"]}})[1].reasons.values()) == 1
+
+
 def test_rows_whose_sides_part_early_are_left_out_and_counted() -> None:
     """As multi-turn rows of an arena are: no fault of the file's, so they do not count against data.max_bad_share."""
     questions, bad, seen = take({"chosen": [U("p"), A("x")], "rejected": [U("q"), A("y")]})

@@ -33,10 +33,18 @@ def read_text(value: Any, column: str) -> str | list[Message]:
         else:
             return value.strip()
     if isinstance(value, dict):
-        value = next((value[name] for name in LISTS if isinstance(value.get(name), list)), [value])
+        value = next((value[name] for name in LISTS if isinstance(value.get(name), list)), None) or _by_fields(value)
     if not isinstance(value, list) or not value or not all(isinstance(message, dict) for message in value):
         raise Unusable(f"rows with a text that is neither a text nor messages (column {quote(column)})")
     return [_message(message, column) for message in value]
+
+
+def _by_fields(value: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return one message; or those whose roles and contents are lists, as a Sequence of `datasets` is stored: {role: [...], content: [...]}."""
+    lists = {name: found for name, found in value.items() if isinstance(found, list)}
+    if not {"role", "from"}.intersection(lists) or len({len(found) for found in lists.values()}) > 1:
+        return [value]
+    return [dict(zip(lists, fields, strict=True)) for fields in zip(*lists.values(), strict=True)]
 
 
 def _decode(text: str, column: str) -> Any:
