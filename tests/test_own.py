@@ -652,6 +652,10 @@ LLAMA = "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nq?<|eot_id
         ("<|user|>\nq?</s>\n<|assistant|>\n", "</s>", "q?"),
         ("<|user|>\nq?<|end|>\n<|assistant|>\n", "<|end|>", "q?"),
         ("<|prompter|>q?<|endoftext|><|assistant|>", "<|endoftext|>", "q?"),
+        ("<s>[INST] q? [/INST]", " </s>", "q?"),
+        ("<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nq? [/INST]", "</s>", "System: Be brief.\n\nHuman: q?"),
+        ("<s>[INST] a? [/INST] b. </s><s>[INST] q? [/INST]", "</s>", "Human: a?\n\nAssistant: b.\n\nHuman: q?"),
+        ("### Human: q?### Assistant:", "", "q?"),
         ("\n\nHuman: q?\n\nAssistant:", "", "q?"),
         ("Human: q?\n\nAssistant: ", "", "q?"),
         ("\n\nHuman: a?\n\nAssistant: b.\n\nHuman: q?\n\nAssistant:", "", "Human: a?\n\nAssistant: b.\n\nHuman: q?"),
@@ -663,7 +667,7 @@ def test_what_a_template_has_written_out_is_read_as_messages(prompt: str, end: s
         {"chosen": f"{prompt} a{end}", "rejected": f"{prompt} b{end}"},
         {"prompt": prompt, "chosen": f"{prompt} a{end}", "rejected": f"{prompt} b{end}"},
     ]
-    for row in rows if prompt.startswith(("<", "\n")) else rows[:1]:
+    for row in rows if prompt.startswith(("<", "#", "\n")) else rows[:1]:
         (question,), bad, _ = take(row)
         assert (question.prompt, pairs_in(question), sum(bad.reasons.values())) == (expected, {("a", "b")}, 0)
 
@@ -730,6 +734,40 @@ def test_rows_whose_sides_part_early_are_left_out_and_counted() -> None:
     questions, bad, seen = take({"chosen": [U("p"), A("x")], "rejected": [U("q"), A("y")]})
     assert (questions, dict(bad.reasons)) == ([], {})
     assert seen.left_out == {"rows whose sides differ before the last answer (columns 'chosen' and 'rejected')": 1}
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        *(("A>B", "a"), ("[[A>>B]]", "a"), ("b > a", "b"), ("A<B", "b"), ("A=B", None), ("[[B]]", "b"), ("Response A", "a")),
+        *(("B is better than A", "names both"), ("not response_a", "names neither"), ("A>C", "names neither")),
+    ],
+)
+def test_a_verdict_of_words_is_read_only_where_it_is_clear(label: str, expected: str | None) -> None:
+    row = {"prompt": "q", "response_a": "a", "response_b": "b", "winner": label}
+    questions, bad, seen = take(row, chosen="response_a", rejected="response_b", label="winner")
+    found = [better for question in questions for better, _ in pairs_in(question)]
+    if expected is None:
+        assert (found, sum(seen.left_out.values())) == ([], 1)
+    elif len(expected) > 1:
+        assert found == []
+        assert expected in next(iter(bad.reasons))
+    else:
+        assert found == [expected]
+
+
+@pytest.mark.parametrize(("label", "expected"), [(1, "a"), (2, "b"), ("1.0", "a"), (0, None), (3, None)])
+def test_a_number_that_names_no_column_of_two_numbered_ones_says_nothing(label: Any, expected: str | None) -> None:
+    row = {"prompt": "q", "response_1": "a", "response_2": "b", "preference": label}
+    questions, bad, _ = take(row, chosen="response_1", rejected="response_2", label="preference")
+    assert [better for question in questions for better, _ in pairs_in(question)] == ([expected] if expected else [])
+    assert sum(bad.reasons.values()) == (expected is None)
+
+
+@pytest.mark.parametrize(("context", "prompt"), [(["one", " two "], "q\n\none\n\ntwo"), ([], "q"), ([""], "q")])
+def test_passages_are_put_after_the_question(context: list[str], prompt: str) -> None:
+    (question,), _, _ = take({"prompt": "q", "context": context, "completion": "a"})
+    assert question.prompt == prompt
 
 
 def test_elements_of_lists_are_columns_too() -> None:

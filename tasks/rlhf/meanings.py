@@ -22,6 +22,8 @@ TRUE, FALSE = frozenset("1 true yes y".split()), frozenset("0 false no n".split(
 GOOD = frozenset("good chosen accepted desirable positive like liked up thumbs_up better preferred correct safe".split())
 BAD = frozenset("-1 bad rejected undesirable negative dislike disliked down thumbs_down worse incorrect wrong unsafe harmful toxic".split())
 NEGATIVE = frozenset("swapped flipped reversed rejected undesirable bad worse incorrect wrong unsafe harmful toxic toxicity spam".split())
+NOT = frozenset("not no neither nor never isn t".split())
+ORDER = re.compile(r"\W*(?P<left>[a-z0-9]+) *(?P<sign>>+|<+|[=~]+) *(?P<right>[a-z0-9]+)\W*")
 TIES = frozenset("tie tied equal both neither none same draw".split())
 
 LABELS = frozenset("label labels winner preferred preference better choice verdict safer swapped flipped".split())
@@ -122,23 +124,36 @@ def is_first_by_sign(value: Any, columns: Columns) -> bool:
 def is_first_better(value: Any, column: str, *, first: str, second: str) -> bool:
     """Return whether the label of a comparison names the answer of the column ``first``. Raises Unusable, or LeftOut for a tie.
 
-    A label may be a column's name, the end of one (A, model_b, 0 of response_0), or true, 1 and the like for the first column; or for the one
-    that ends as the label's own name does (winner_model_b).
+    A label may be a column's name, the end of one (A, model_b, 0 of response_0), an order of both (A>B), or true, 1 and the like for the
+    first column; or for the one that ends as the label's own name does (winner_model_b).
     """
     text = _verdict(value)
     if text in (first.lower(), second.lower()):
         return text == first.lower()
     ends = _ends(first, second)
-    last = _last(words(text)) if text.isdigit() or not NUMBER.fullmatch(text) else ""  # -1 is no 1
-    if ends[0] != ends[1] and last in ends:
-        return last == ends[0]
-    if text in TRUE or text in FALSE:
+    found = words(text) if text.isdigit() or not NUMBER.fullmatch(text) else ()  # -1 is no 1
+    if ends[0] != ends[1] and set(ends) <= set(found):
+        return _is_first_in_order(text, ends, column)
+    if ends[0] != ends[1] and _last(found) in ends and NOT.isdisjoint(found):
+        return _last(found) == ends[0]
+    is_of_numbers = all(end.isdigit() for end in ends) and ends[0] != ends[1] and NUMBER.fullmatch(text)  # 0 of response_1 and response_2
+    if (text in TRUE or text in FALSE) and not is_of_numbers:
         about_second = _last(words(column)) == ends[1] != ends[0] or bool(NEGATIVE.intersection(words(column)))
         return (text in TRUE) is not about_second
     if TIES & set(words(text)):
         raise LeftOut(TIE)
     hint = "; if its sign tells, say in source.negative_is_first which side is meant" if NUMBER.fullmatch(text) else ""
     raise Unusable(f"rows whose label names neither side (column {quote(column)}{hint})")
+
+
+def _is_first_in_order(text: str, ends: tuple[str, str], column: str) -> bool:
+    """Return whether a verdict that names both sides, such as [[A>B]] or b << a, puts the first above the second."""
+    found = ORDER.fullmatch(text)
+    if not found or {found["left"], found["right"]} != set(ends):
+        raise Unusable(f"rows whose label names both sides (column {quote(column)})")
+    if found["sign"][0] in "=~":
+        raise LeftOut(TIE)
+    return (found["left"] == ends[0]) is (found["sign"][0] == ">")
 
 
 def _ends(first: str, second: str) -> tuple[str, str]:
@@ -156,7 +171,8 @@ def _last(found: tuple[str, ...]) -> str:
 def _verdict(value: Any) -> str:
     """Return a label in lower case, a number without a fraction that is 0; nothing for what cannot be one."""
     if isinstance(value, str | bool):
-        return str(value).strip().lower() if len(str(value)) <= LONGEST_COLUMN else ""
+        text = str(value).strip().lower() if len(str(value)) <= LONGEST_COLUMN else ""
+        return text.removesuffix(".0") if NUMBER.fullmatch(text) else text
     if isinstance(value, int | float | Decimal):
         return f"{float(value):g}" if -100 < value < 100 else ""
     return ""

@@ -289,6 +289,8 @@ def _side_text(row: _Fields, name: str) -> str:
 
 
 def _plain_text(value: Any, name: str) -> str:
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):  # passages; none at all is nothing
+        return "\n\n".join(part.strip() for part in value).strip()
     text = str(value) if isinstance(value, int | float) else read_text(value, name)
     if not isinstance(text, str):
         raise Unusable(f"rows with messages where a text is wanted (column {quote(name)})")

@@ -1,4 +1,4 @@
-"""Conversations that a chat template has already written out as one text, as many published sets have them: ChatML, Llama 3, Gemma, Zephyr, hh-rlhf.
+"""Conversations that a chat template has already written out as one text, as many published sets have them.
 
 Such a text is read as its messages. As it stands it would be trained on letter by letter, for no text becomes a control token (control_tokens.py).
 """
@@ -6,11 +6,13 @@ Such a text is read as its messages. As it stands it would be trained on letter 
 import re
 
 BEGIN = re.compile(r"\s*(?:<\|begin_of_text\|>|<\|endoftext\|>|<s>|<bos>)?\s*")
-HEADERS = (
+HEADERS = (  # ChatML, Llama 3, Gemma, Zephyr and Phi-3, Llama 2, guanaco
     re.compile(r"<\|im_start\|>(\w+)\n"),
     re.compile(r"<\|start_header_id\|>(\w+)<\|end_header_id\|>"),
     re.compile(r"<start_of_turn>(\w+)\n"),
     re.compile(r"<\|(system|user|assistant|prompter)\|>\n?"),
+    re.compile(r"(?:<s>)?\s*\[(/?INST)\]"),
+    re.compile(r"### (Human|Assistant):"),
 )
 END = re.compile(r"\s*(?:<\|im_end\|>|<\|eot_id\|>|<end_of_turn>|<\|end\|>|<\|end_of_text\|>|<\|endoftext\|>|<eos>|</s>)\s*\Z")
 STRUCK = "<s>"  # </s> may end what it begins
@@ -18,12 +20,13 @@ DIALOGUE = re.compile(r"\n\n(Human|Assistant):")
 ASKS, ANSWERS = "\n\nHuman:", "\n\nAssistant:"
 ASSISTANTS = ("assistant", "model")
 LOOK = 100  # characters in which a text's first header, or its end, stands
-SPOKEN = {"Human": "user", "Assistant": "assistant"}
+SPOKEN = {"Human": "user", "Assistant": "assistant", "INST": "user", "/INST": "assistant"}
+SYSTEM = re.compile(r"<<SYS>>\s*(.*?)\s*<</SYS>>\s*", re.DOTALL)  # within the first turn of Llama 2
 
 
 def messages_of(text: str) -> list[dict[str, str]] | None:
     """Return the messages of a written-out conversation, without the empty one that asks for an answer; None if the text is none."""
-    if "<" in text[:LOOK]:
+    if text[:LOOK].lstrip().startswith(("<", "[INST]", "### Human:")):
         start = BEGIN.match(text)
         place = start.end() if start else 0
         header = next((header for header in HEADERS if header.match(text, place)), None)
@@ -45,7 +48,11 @@ def without_end(answer: str) -> str:
 def _parted(header: re.Pattern[str], text: str) -> list[dict[str, str]]:
     _, *parts = header.split(text)
     pairs = zip(parts[::2], parts[1::2], strict=True)
-    return [{"role": SPOKEN.get(role, role), "content": without_end(content.strip())} for role, content in pairs]
+    messages = [{"role": SPOKEN.get(role, role), "content": without_end(content.strip())} for role, content in pairs]
+    if not (system := SYSTEM.match(messages[0]["content"])):
+        return messages
+    asked = messages[0] | {"content": messages[0]["content"][system.end() :]}
+    return [{"role": "system", "content": system[1]}, asked, *messages[1:]]
 
 
 def _without_opening(messages: list[dict[str, str]]) -> list[dict[str, str]]:
