@@ -1,6 +1,7 @@
 """A user's own rows: columns that say the same, that turn a row round, that lie deeper, and that nothing reads."""
 
 import json
+import time
 from collections import Counter
 from decimal import Decimal
 from pathlib import Path
@@ -697,6 +698,13 @@ def test_lists_of_turns_are_conversations(form: Any) -> None:
     assert (questions, sum(seen.left_out.values()), sum(bad.reasons.values())) == ([], 1, 1)
     (question,), _, _ = take({"prompt": form(["q"]), "completion": form(["a"])})
     assert (question.prompt, question.answers[0].text) == ("q", "a")
+
+
+@pytest.mark.parametrize("text", ["<|im_start|>user\n", "[INST]", "[INST]<<SYS>> ", " ", "\n\nHuman:", "### Human:", "<s>", "</s> "])
+def test_no_written_out_text_takes_long(text: str) -> None:
+    before = time.process_time()
+    take({"prompt": text * 20_000, "completion": text * 20_000}, {"prompt": text + " " * 100_000, "completion": " " * 100_000 + text})
+    assert time.process_time() - before < 3
 
 
 def test_answers_that_are_lists_stay_where_the_prompt_is_a_text() -> None:

@@ -21,7 +21,7 @@ ASKS, ANSWERS = "\n\nHuman:", "\n\nAssistant:"
 ASSISTANTS = ("assistant", "model")
 LOOK = 100  # characters in which a text's first header, or its end, stands
 SPOKEN = {"Human": "user", "Assistant": "assistant", "INST": "user", "/INST": "assistant"}
-SYSTEM = re.compile(r"<<SYS>>\s*(.*?)\s*<</SYS>>\s*", re.DOTALL)  # within the first turn of Llama 2
+SYSTEM, SYSTEM_END = "<<SYS>>", "<</SYS>>"  # within the first turn of Llama 2
 
 
 def messages_of(text: str) -> list[dict[str, str]] | None:
@@ -49,10 +49,11 @@ def _parted(header: re.Pattern[str], text: str) -> list[dict[str, str]]:
     _, *parts = header.split(text)
     pairs = zip(parts[::2], parts[1::2], strict=True)
     messages = [{"role": SPOKEN.get(role, role), "content": without_end(content.strip())} for role, content in pairs]
-    if not (system := SYSTEM.match(messages[0]["content"])):
+    first = messages[0]["content"]
+    system, end, asked = first.removeprefix(SYSTEM).partition(SYSTEM_END)
+    if not (end and first.startswith(SYSTEM)):
         return messages
-    asked = messages[0] | {"content": messages[0]["content"][system.end() :]}
-    return [{"role": "system", "content": system[1]}, asked, *messages[1:]]
+    return [{"role": "system", "content": system.strip()}, messages[0] | {"content": asked.strip()}, *messages[1:]]
 
 
 def _without_opening(messages: list[dict[str, str]]) -> list[dict[str, str]]:
