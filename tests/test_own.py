@@ -790,3 +790,5 @@ def test_elements_of_lists_are_columns_too() -> None:
 def test_all_columns_that_decide_are_named_at_once() -> None:
     ((reason, _),) = take({"prompt": "q", "completion": "a", "score": 3, "quality": "good", "is_safe": True})[1].reasons.items()
     assert "columns 'score', 'quality' and 'is_safe' may turn" in reason
+    ((reason, _),) = take({"prompt": "q", "completion": "a"} | {f"score_{n}": n for n in range(300)})[1].reasons.items()
+    assert "'score_6', 'score_7' and 292 more may turn" in reason

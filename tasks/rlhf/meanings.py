@@ -17,6 +17,7 @@ NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", re.ASCII)
 TIE = "rows whose label calls it a tie"
 LONG = 20  # characters; a shorter text may be in another by chance
 SHORT = 40  # characters of a verdict
+MOST_NAMED = 8  # columns in a reason
 LONGEST_COLUMN = 200  # characters of a name that can mean something; what is remembered of names stays small
 TRUE, FALSE = frozenset("1 true yes y".split()), frozenset("0 false no n".split())
 GOOD = frozenset("good chosen accepted desirable positive like liked up thumbs_up better preferred correct safe".split())
@@ -194,7 +195,8 @@ def refuse_deciding(unread: Mapping[str, Any], judges: frozenset[str], said: Seq
 
 def _undecided(names: list[str], what: str, where: str) -> str:
     """Return the reason for a row with such columns: all at once, so that nobody has to try for each of them."""
-    *before, last = [quote(name) for name in names]
+    more = [f"{len(names) - MOST_NAMED} more"] if len(names) > MOST_NAMED else []
+    *before, last = [*map(quote, names[:MOST_NAMED]), *more]
     if not before:
         return f"rows whose column {last} may {what} (name it in {where}, or in source.ignored if it does not)"
     return f"rows whose columns {', '.join(before)} and {last} may {what} (name each in {where}, or in source.ignored if it does not)"

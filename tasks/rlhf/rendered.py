@@ -11,11 +11,11 @@ HEADERS = (  # ChatML, Llama 3, Gemma, Zephyr and Phi-3, Llama 2, guanaco
     re.compile(r"<\|start_header_id\|>(\w+)<\|end_header_id\|>"),
     re.compile(r"<start_of_turn>(\w+)\n"),
     re.compile(r"<\|(system|user|assistant|prompter)\|>\n?"),
-    re.compile(r"(?:<s>)?\s*\[(/?INST)\]"),
+    re.compile(r"\[(/?INST)\]"),
     re.compile(r"### (Human|Assistant):"),
 )
 END = re.compile(r"\s*(?:<\|im_end\|>|<\|eot_id\|>|<end_of_turn>|<\|end\|>|<\|end_of_text\|>|<\|endoftext\|>|<eos>|</s>)\s*\Z")
-STRUCK = "<s>"  # </s> may end what it begins
+STRUCK = "<s>"  # </s> may end what it begins; in Llama 2 it begins the next turn
 DIALOGUE = re.compile(r"\n\n(Human|Assistant):")
 ASKS, ANSWERS = "\n\nHuman:", "\n\nAssistant:"
 ASSISTANTS = ("assistant", "model")
@@ -48,7 +48,7 @@ def without_end(answer: str) -> str:
 def _parted(header: re.Pattern[str], text: str) -> list[dict[str, str]]:
     _, *parts = header.split(text)
     pairs = zip(parts[::2], parts[1::2], strict=True)
-    messages = [{"role": SPOKEN.get(role, role), "content": without_end(content.strip())} for role, content in pairs]
+    messages = [{"role": SPOKEN.get(role, role), "content": without_end(content.strip().removesuffix(STRUCK))} for role, content in pairs]
     first = messages[0]["content"]
     system, end, asked = first.removeprefix(SYSTEM).partition(SYSTEM_END)
     if not (end and first.startswith(SYSTEM)):
