@@ -258,7 +258,7 @@ def test_own_rows_of_every_form(fields: dict[str, Any], prompt: str, pairs: set[
         ({"prompt": "p", "chosen": " ", "rejected": "x"}, "an empty side"),
         ({"prompt": 3, "chosen": "y", "rejected": "x"}, "neither a text nor messages"),
         ({"prompt": "p", "chosen": [message("user", "y")], "rejected": "x"}, "does not end in an answer"),
-        ({"prompt": "p", "chosen": [message("robot", "y")], "rejected": "x"}, "lacks its role"),
+        ({"prompt": "p", "chosen": [message("robot", "y")], "rejected": "x"}, "but 'robot'"),
         ({"prompt": "p", "chosen": [{"role": ["x"], "content": "y"}], "rejected": "x"}, "lacks its role"),
         ({"prompt": "p", "responses": ["a"], "scores": [1, 2]}, "not lists of one length"),
         ({"prompt": "p", "responses": ["a", "b"], "scores": [1, float("nan")]}, "a score that is no number"),

@@ -186,3 +186,8 @@ def test_the_key_knows_the_site_of_the_name_and_the_users_beside(tmp_path: Path)
     assert key(tmp_path / "a/askubuntu.com") != key(tmp_path / "superuser.com")
     write(tmp_path, {"x/Users.xml": USERS_XML})
     assert key(tmp_path / "x/Posts.xml") != key(tmp_path / "y/Posts.xml")
+
+
+def test_what_macos_puts_beside_a_dump_is_none(tmp_path: Path) -> None:
+    write(tmp_path / HOST, {"Posts.xml": POSTS_XML, "._Posts.xml": b"\0\5\26\7"})
+    assert find_sites(tmp_path / HOST, "") == {tmp_path / HOST / "Posts.xml": HOST}

@@ -1,6 +1,7 @@
 """A user's own rows: columns that say the same, that turn a row round, that lie deeper, and that nothing reads."""
 
 import json
+import time
 from collections import Counter
 from decimal import Decimal
 from pathlib import Path
@@ -276,7 +277,7 @@ def test_conversations_of_every_form(value: Any) -> None:
         ([], "neither a text nor messages"),
         (7, "neither a text nor messages"),
         (b"x", "neither a text nor messages"),
-        ([U("q"), {"role": "tool", "content": "x"}, A("a")], "lacks its role or content"),
+        ([U("q"), {"role": "tool", "content": "x"}, A("a")], "neither user, assistant nor system but 'tool'"),
         ([U("q"), {"role": "assistant", "content": None, "tool_calls": [{}]}], "lacks its role or content"),
         ([U("q"), {"role": "assistant", "content": [{"type": "image_url"}]}], "lacks its role or content"),
         ([U("q")], "does not end in an answer"),
@@ -343,7 +344,6 @@ def test_nested_and_odd_columns(fields: dict[str, Any], columns: dict[str, Any])
         ({"prompt": "q", "responses": ["a", "b"], "scores": [1, Decimal("sNaN")]}, "no number (column 'scores')"),
         ({"prompt": "q", "responses": ["a"], "scores": [1, 2]}, "not lists of one length (columns 'responses' and 'scores')"),
         ({"prompt": "q", "chosen": "x", "rejected": "x"}, "equal (columns 'chosen' and 'rejected')"),
-        ({"chosen": [U("p"), A("x")], "rejected": [U("q"), A("y")]}, "differ before the last answer (columns 'chosen' and 'rejected')"),
         ({"prompt": "q", "context": [U("x")], "completion": "x"}, "a text is wanted (column 'context')"),
     ],
 )
@@ -635,3 +635,160 @@ def test_words_of_names() -> None:
     expected = ["response 0", "chosen score", "human ref a", "overall preference", "id"]
     assert [" ".join(words(name)) for name in names] == expected
     assert find({"a": [{"b": 1}, 3]}, "a.b") == [1, None]
+
+
+# ------------------------------------------------------------------------------------------- shapes of published sets
+
+
+CHATML = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nq?<|im_end|>\n<|im_start|>assistant\n"
+LLAMA = "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nq?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "end", "expected"),
+    [
+        (CHATML, "<|im_end|>", "System: Be brief.\n\nHuman: q?"),
+        (LLAMA, "<|eot_id|>", "q?"),
+        ("<bos><start_of_turn>user\nq?<end_of_turn>\n<start_of_turn>model\n", "<end_of_turn>\n", "q?"),
+        ("<|user|>\nq?</s>\n<|assistant|>\n", "</s>", "q?"),
+        ("<|user|>\nq?<|end|>\n<|assistant|>\n", "<|end|>", "q?"),
+        ("<|prompter|>q?<|endoftext|><|assistant|>", "<|endoftext|>", "q?"),
+        ("<s>[INST] q? [/INST]", " </s>", "q?"),
+        ("<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nq? [/INST]", "</s>", "System: Be brief.\n\nHuman: q?"),
+        ("<s>[INST] a? [/INST] b. </s><s>[INST] q? [/INST]", "</s>", "Human: a?\n\nAssistant: b.\n\nHuman: q?"),
+        ("### Human: q?### Assistant:", "", "q?"),
+        ("\n\nHuman: q?\n\nAssistant:", "", "q?"),
+        ("Human: q?\n\nAssistant: ", "", "q?"),
+        ("\n\nHuman: a?\n\nAssistant: b.\n\nHuman: q?\n\nAssistant:", "", "Human: a?\n\nAssistant: b.\n\nHuman: q?"),
+    ],
+)
+def test_what_a_template_has_written_out_is_read_as_messages(prompt: str, end: str, expected: str) -> None:
+    rows = [
+        {"prompt": prompt, "chosen": f" a{end}", "rejected": f" b{end}"},
+        {"chosen": f"{prompt} a{end}", "rejected": f"{prompt} b{end}"},
+        {"prompt": prompt, "chosen": f"{prompt} a{end}", "rejected": f"{prompt} b{end}"},
+    ]
+    for row in rows if prompt.startswith(("<", "#", "\n")) else rows[:1]:
+        (question,), bad, _ = take(row)
+        assert (question.prompt, pairs_in(question), sum(bad.reasons.values())) == (expected, {("a", "b")}, 0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Strike it: <s>x</s>", "What does <|im_start|>user mean?", "Human: x", "The Human: part\n\nAssistant: x", "<|endoftext|>", "a < b", "<p>x</p>"],
+)
+def test_texts_that_only_mention_a_template_stay(text: str) -> None:
+    (question,), bad, seen = take({"prompt": text, "completion": text + " "})
+    assert (question.prompt, question.answers[0].text, sum(bad.reasons.values()), seen.noticed) == (text, text, 0, {})
+
+
+@pytest.mark.parametrize("form", [json.dumps, lambda turns: turns])
+def test_lists_of_turns_are_conversations(form: Any) -> None:
+    """As in lmsys-arena-human-preference-55k."""
+    names = {"chosen": "response_a", "rejected": "response_b", "label": "winner_model_a"}
+
+    def row(asked: list[str], first: list[str | None], second: list[str | None], **more: Any) -> dict[str, Any]:
+        return {"prompt": form(asked), "response_a": form(first), "response_b": form(second), "winner_model_a": 0, "winner_model_b": 1} | more
+
+    (question,), _, _ = take(row(["q"], ["a"], ["b"]), **names)
+    assert (question.prompt, pairs_in(question)) == ("q", {("b", "a")})
+    (question,), _, _ = take(row(["q", "r"], ["a", "b"], ["a", "c"]), **names)
+    assert (question.prompt, pairs_in(question)) == ("Human: q\n\nAssistant: a\n\nHuman: r", {("c", "b")})
+    questions, bad, seen = take(row(["q", "r"], ["a", "b"], ["x", "c"]), row(["q"], [None], ["b"]), **names)
+    assert (questions, sum(seen.left_out.values()), sum(bad.reasons.values())) == ([], 1, 1)
+    (question,), _, _ = take({"prompt": form(["q"]), "completion": form(["a"])})
+    assert (question.prompt, question.answers[0].text) == ("q", "a")
+
+
+@pytest.mark.parametrize("text", ["<|im_start|>user\n", "[INST]", "[INST]<<SYS>> ", " ", "\n\nHuman:", "### Human:", "<s>", "</s> "])
+def test_no_written_out_text_takes_long(text: str) -> None:
+    before = time.process_time()
+    take({"prompt": text * 20_000, "completion": text * 20_000}, {"prompt": text + " " * 100_000, "completion": " " * 100_000 + text})
+    assert time.process_time() - before < 3
+
+
+def test_answers_that_are_lists_stay_where_the_prompt_is_a_text() -> None:
+    (question,), _, _ = take({"prompt": "Sort b, a.", "completion": '["a", "b"]'})
+    assert question.answers[0].text == '["a", "b"]'
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"), [(-3, ("a", "b")), (-1, ("a", "b")), (1, ("b", "a")), ("2", ("b", "a")), (3.0, ("b", "a")), (0, None)]
+)
+def test_a_label_whose_sign_tells(label: Any, expected: tuple[str, str] | None) -> None:
+    """As in HelpSteer3."""
+    row = {"context": [U("q")], "response1": "a", "response2": "b", "overall_preference": label}
+    names = {"prompt": "context", "chosen": "response1", "rejected": "response2", "label": "overall_preference"}
+    for turned in (False, True):
+        questions, bad, seen = take(row, **names, negative_is_first=not turned)
+        assert [pairs_in(question) for question in questions] == ([{expected[::-1] if turned else expected}] if expected else [])
+        assert (sum(bad.reasons.values()), sum(seen.left_out.values())) == (0, 0 if expected else 1)
+    if label in (-3, -1, 3):
+        ((reason, _),) = take(row, **names)[1].reasons.items()
+        assert "source.negative_is_first" in reason
+
+
+@pytest.mark.parametrize(("role", "content"), [("role", "content"), ("from", "value")])
+def test_messages_that_are_stored_by_their_fields(role: str, content: str) -> None:
+    """As parquet has a Sequence of `datasets`."""
+    sides = [{role: ["user", "assistant"], content: ["q", answer]} for answer in ("a", "b")]
+    (question,), _, _ = take({"chosen": sides[0], "rejected": sides[1]})
+    assert (question.prompt, pairs_in(question)) == ("q", {("a", "b")})
+    assert sum(take({"completion": {role: ["user", "assistant"], content: ["q"]}})[1].reasons.values()) == 1
+
+
+def test_rows_whose_sides_part_early_are_left_out_and_counted() -> None:
+    """As multi-turn rows of an arena are: no fault of the file's, so they do not count against data.max_bad_share."""
+    questions, bad, seen = take({"chosen": [U("p"), A("x")], "rejected": [U("q"), A("y")]})
+    assert (questions, dict(bad.reasons)) == ([], {})
+    assert seen.left_out == {"rows whose sides differ before the last answer (columns 'chosen' and 'rejected')": 1}
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        *(("A>B", "a"), ("[[A>>B]]", "a"), ("b > a", "b"), ("A<B", "b"), ("A=B", None), ("[[B]]", "b"), ("Response A", "a")),
+        *(("B is better than A", "names both"), ("not response_a", "names neither"), ("A>C", "names neither")),
+    ],
+)
+def test_a_verdict_of_words_is_read_only_where_it_is_clear(label: str, expected: str | None) -> None:
+    row = {"prompt": "q", "response_a": "a", "response_b": "b", "winner": label}
+    questions, bad, seen = take(row, chosen="response_a", rejected="response_b", label="winner")
+    found = [better for question in questions for better, _ in pairs_in(question)]
+    if expected is None:
+        assert (found, sum(seen.left_out.values())) == ([], 1)
+    elif len(expected) > 1:
+        assert found == []
+        assert expected in next(iter(bad.reasons))
+    else:
+        assert found == [expected]
+
+
+@pytest.mark.parametrize(("label", "expected"), [(1, "a"), (2, "b"), ("1.0", "a"), (0, None), (3, None)])
+def test_a_number_that_names_no_column_of_two_numbered_ones_says_nothing(label: Any, expected: str | None) -> None:
+    row = {"prompt": "q", "response_1": "a", "response_2": "b", "preference": label}
+    questions, bad, _ = take(row, chosen="response_1", rejected="response_2", label="preference")
+    assert [better for question in questions for better, _ in pairs_in(question)] == ([expected] if expected else [])
+    assert sum(bad.reasons.values()) == (expected is None)
+
+
+@pytest.mark.parametrize(("context", "prompt"), [(["one", " two "], "q\n\none\n\ntwo"), ([], "q"), ([""], "q")])
+def test_passages_are_put_after_the_question(context: list[str], prompt: str) -> None:
+    (question,), _, _ = take({"prompt": "q", "context": context, "completion": "a"})
+    assert question.prompt == prompt
+
+
+def test_elements_of_lists_are_columns_too() -> None:
+    """As in OpenAI's summarize_from_feedback."""
+    row = {"info": {"post": "q"}, "summaries": [{"text": "a"}, {"text": "b"}], "choice": 1}
+    names = {"prompt": "info.post", "chosen": "summaries.0.text", "rejected": "summaries.1.text", "label": "choice"}
+    (question,), _, _ = take(row, **names)
+    assert pairs_in(question) == {("b", "a")}
+    assert find({"a": [1]}, "a.1") is None
+
+
+def test_all_columns_that_decide_are_named_at_once() -> None:
+    ((reason, _),) = take({"prompt": "q", "completion": "a", "score": 3, "quality": "good", "is_safe": True})[1].reasons.items()
+    assert "columns 'score', 'quality' and 'is_safe' may turn" in reason
+    ((reason, _),) = take({"prompt": "q", "completion": "a"} | {f"score_{n}": n for n in range(300)})[1].reasons.items()
+    assert "'score_6', 'score_7' and 292 more may turn" in reason

@@ -121,6 +121,15 @@ def test_columns_are_known_whatever_the_case_of_their_names(tmp_path: Path) -> N
     assert [(p.id, p.votes, p.body) for p in posts] == [(7, 3, "x")]
 
 
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_spreadsheets_and_bigquery_spell_columns_otherwise(tmp_path: Path, mark: str) -> None:
+    header = mark.join(("id", "body", "creation_date", "owner_user_id", "parent_id", "post_type_id", "score"))
+    row = mark.join(("7", '"x, y; z\t1"', "2020", "3", "", "1", "5"))
+    posts, reasons = read(tmp_path / "Posts.csv", f"{header}\n{row}\n")
+    assert [(p.id, p.votes, p.body, p.author_id) for p in posts] == [(7, 5, "x, y; z\t1", "3")]
+    assert reasons == {}
+
+
 @pytest.mark.parametrize("nothing", ["NULL", "null", "NA", "N/A", r"\N", "nan", "NaN", "None", "<NA>", " NULL ", ""])
 def test_nothing_is_spelled_in_many_ways(tmp_path: Path, nothing: str) -> None:
     columns = "Id,PostTypeId,AcceptedAnswerId,ParentId,CreationDate,Score,Body,OwnerUserId,OwnerDisplayName,Title"

@@ -30,6 +30,14 @@ def write_arrow(rows: list[dict[str, Any]], path: Path, *, as_file: bool = False
         writer.write_table(table, max_chunksize=batch)
 
 
+def test_hidden_files_of_a_folder_are_none_of_its_rows(tmp_path: Path) -> None:
+    folder = tmp_path / ".cache" / "rows"
+    for name in ("._rows.jsonl", ".ipynb_checkpoints/rows-checkpoint.jsonl", "rows.jsonl"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text('{"prompt": "p"}' if name[1] != "_" else "\0\5\26\7")
+    assert [row.place for row in read(folder)[0]] == [Place("rows.jsonl", 1)]
+
+
 TWICE = '{"prompt": "p", "chosen": "a", "chosen": "b"}'
 NESTED = '{"prompt": [{"role": "user", "content": "a", "content": "b"}]}'
 

@@ -30,7 +30,8 @@ def find_dumps(path: Path) -> list[Path]:
 
 def _is_dump(file: Path) -> bool:
     ends = file.name.lower().endswith(tuple(ending.lower() for ending in DUMPS))
-    return ends and not OTHER_TABLES.search(file.name) and file.is_file()
+    hidden = file.name.startswith(".")  # macOS puts ._Posts.xml beside what it copies
+    return ends and not hidden and not OTHER_TABLES.search(file.name) and file.is_file()
 
 
 def find_sites(path: Path, site: str) -> dict[Path, str]:

@@ -78,6 +78,9 @@ class OwnRows(HubSource):
     label: str = Field(
         "", description="Column that says which side of a comparison is better, or whether a completion is good; empty: label, of completions."
     )
+    negative_is_first: bool | None = Field(
+        None, description="Whether a label below 0 prefers source.chosen, as in HelpSteer3; null: the label is no number with a sign."
+    )
     system: str = Field("system", min_length=1, description="Column of a system message, put before the prompt.")
     context: tuple[str, ...] = Field(("input", "context"), description="Columns of texts that belong to the prompt, put after it.")
     ignored: tuple[str, ...] = Field((), description="Columns that are left unread although their names say that they judge an answer.")

@@ -25,18 +25,30 @@ NOT_UTF_8 = "rows with bytes that are not UTF-8"
 
 
 def find_columns(header: list[str], table: str, path: Path) -> dict[str, int]:
-    """Return the place of each column that is read. Case, blanks and byte-order marks around a name do not count.
+    """Return the place of each column that is read. Case, low lines, and blanks and byte-order marks around a
+    name do not count.
 
     Where a name comes twice, the table was joined with another. The first is taken if the other table's columns follow as a whole, from its Id on
     (`select * from Posts join Users`); in any other order nobody can say which is meant. Raises InputError.
     """
     known = {name.lower(): name for name in READ[table]}
-    names = [known.get(name.strip("\ufeff \t").lower(), "") for name in header]
+    names = [known.get(_plain(name), "") for name in header]
     again = next((place for place, name in enumerate(names) if name and name in names[:place]), len(names))
     _check(header, names[:again], table, path)
     if again < len(names) and names[again] != "Id":
         _refuse_twice(header, names, again, path)
     return {name: place for place, name in enumerate(names[:again]) if name}
+
+
+def _plain(name: str) -> str:
+    """Return a column's name as it is compared: BigQuery's copy of the dumps calls PostTypeId post_type_id."""
+    return name.strip("\ufeff \t").lower().replace("_", "")
+
+
+def find_delimiter(head: bytes) -> str:
+    """Return what stands between the columns of a CSV that begins so: spreadsheets write semicolons in many countries, or tabs."""
+    line = head.partition(b"\n")[0]
+    return max(",;\t", key=lambda mark: line.count(mark.encode()))
 
 
 def _check(header: list[str], names: list[str], table: str, path: Path) -> None:
@@ -45,7 +57,7 @@ def _check(header: list[str], names: list[str], table: str, path: Path) -> None:
         return
     if len(names) < len(header):  # the rest of them may stand behind a name that comes twice
         again = len(names)
-        everywhere = [name.strip("\ufeff \t").lower() for name in header]
+        everywhere = [_plain(name) for name in header]
         if all(name.lower() in everywhere for name in missing):
             _refuse_twice(header, everywhere, again, path)
     if any(UNDECODED.search(name) for name in header):

@@ -17,11 +17,14 @@ NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", re.ASCII)
 TIE = "rows whose label calls it a tie"
 LONG = 20  # characters; a shorter text may be in another by chance
 SHORT = 40  # characters of a verdict
+MOST_NAMED = 8  # columns in a reason
 LONGEST_COLUMN = 200  # characters of a name that can mean something; what is remembered of names stays small
 TRUE, FALSE = frozenset("1 true yes y".split()), frozenset("0 false no n".split())
 GOOD = frozenset("good chosen accepted desirable positive like liked up thumbs_up better preferred correct safe".split())
 BAD = frozenset("-1 bad rejected undesirable negative dislike disliked down thumbs_down worse incorrect wrong unsafe harmful toxic".split())
 NEGATIVE = frozenset("swapped flipped reversed rejected undesirable bad worse incorrect wrong unsafe harmful toxic toxicity spam".split())
+NOT = frozenset("not no neither nor never isn t".split())
+ORDER = re.compile(r"\W*(?P<left>[a-z0-9]+) *(?P<sign>>+|<+|[=~]+) *(?P<right>[a-z0-9]+)\W*")
 TIES = frozenset("tie tied equal both neither none same draw".split())
 
 LABELS = frozenset("label labels winner preferred preference better choice verdict safer swapped flipped".split())
@@ -44,6 +47,7 @@ class Columns(NamedTuple):
     completion: str = "completion"
     label: str = ""  # "": the column label of completions
     scores_are_ranks: bool | None = None
+    negative_is_first: bool | None = None
     system: str = "system"
     context: tuple[str, ...] = ("input", "context")
     ignored: tuple[str, ...] = ()
@@ -61,6 +65,8 @@ def find(fields: Mapping[str, Any], column: str) -> Any:
 
 
 def _field(value: Any, name: str) -> Any:
+    if isinstance(value, list) and name.isdecimal():  # summaries.0.text is the first one's
+        return value[int(name)] if len(name) < len(str(LONGEST_COLUMN)) and int(name) < len(value) else None
     if isinstance(value, list):
         return [_field(one, name) for one in value]
     return value.get(name) if isinstance(value, dict) else None
@@ -108,25 +114,55 @@ def is_good(value: Any, column: str) -> bool:
     raise Unusable(f"rows whose label says neither good nor bad (column {quote(column)}; list it in source.ignored if it is none)")
 
 
+def is_first_by_sign(value: Any, columns: Columns) -> bool:
+    """Return whether a label whose sign names the better side, as -3 to 3 in HelpSteer3, names the first. Raises Unusable, or LeftOut for 0."""
+    strength = number(value, columns.label)
+    if not strength:
+        raise LeftOut(TIE)
+    return (strength < 0) is columns.negative_is_first
+
+
 def is_first_better(value: Any, column: str, *, first: str, second: str) -> bool:
     """Return whether the label of a comparison names the answer of the column ``first``. Raises Unusable, or LeftOut for a tie.
 
-    A label may be a column's name, the end of one (A, model_b, 0 of response_0), or true, 1 and the like for the first column; or for the one
-    that ends as the label's own name does (winner_model_b).
+    A label may be a column's name, the end of one (A, model_b, 0 of response_0), an order of both (A>B), or true, 1 and the like for the
+    first column; or for the one that ends as the label's own name does (winner_model_b).
     """
     text = _verdict(value)
     if text in (first.lower(), second.lower()):
         return text == first.lower()
-    ends = [_last(words(name)) for name in (first, second)]
-    last = _last(words(text)) if text.isdigit() or not NUMBER.fullmatch(text) else ""  # -1 is no 1
-    if ends[0] != ends[1] and last in ends:
-        return last == ends[0]
-    if text in TRUE or text in FALSE:
+    ends = _ends(first, second)
+    found = words(text) if text.isdigit() or not NUMBER.fullmatch(text) else ()  # -1 is no 1
+    if ends[0] != ends[1] and set(ends) <= set(found):
+        return _is_first_in_order(text, ends, column)
+    if ends[0] != ends[1] and _last(found) in ends and NOT.isdisjoint(found):
+        return _last(found) == ends[0]
+    is_of_numbers = all(end.isdigit() for end in ends) and ends[0] != ends[1] and NUMBER.fullmatch(text)  # 0 of response_1 and response_2
+    if (text in TRUE or text in FALSE) and not is_of_numbers:
         about_second = _last(words(column)) == ends[1] != ends[0] or bool(NEGATIVE.intersection(words(column)))
         return (text in TRUE) is not about_second
     if TIES & set(words(text)):
         raise LeftOut(TIE)
-    raise Unusable(f"rows whose label names neither side (column {quote(column)})")
+    hint = "; if its sign tells, say in source.negative_is_first which side is meant" if NUMBER.fullmatch(text) else ""
+    raise Unusable(f"rows whose label names neither side (column {quote(column)}{hint})")
+
+
+def _is_first_in_order(text: str, ends: tuple[str, str], column: str) -> bool:
+    """Return whether a verdict that names both sides, such as [[A>B]] or b << a, puts the first above the second."""
+    found = ORDER.fullmatch(text)
+    if not found or {found["left"], found["right"]} != set(ends):
+        raise Unusable(f"rows whose label names both sides (column {quote(column)})")
+    if found["sign"][0] in "=~":
+        raise LeftOut(TIE)
+    return (found["left"] == ends[0]) is (found["sign"][0] == ">")
+
+
+def _ends(first: str, second: str) -> tuple[str, str]:
+    """Return the word that tells each of two columns from the other, such as 0 and 1 of summaries.0.text and summaries.1.text; else their last."""
+    differing = [pair for pair in zip(words(first), words(second), strict=False) if pair[0] != pair[1]]
+    if len(words(first)) == len(words(second)) and len(differing) == 1:
+        return differing[0]
+    return _last(words(first)), _last(words(second))
 
 
 def _last(found: tuple[str, ...]) -> str:
@@ -136,7 +172,8 @@ def _last(found: tuple[str, ...]) -> str:
 def _verdict(value: Any) -> str:
     """Return a label in lower case, a number without a fraction that is 0; nothing for what cannot be one."""
     if isinstance(value, str | bool):
-        return str(value).strip().lower() if len(str(value)) <= LONGEST_COLUMN else ""
+        text = str(value).strip().lower() if len(str(value)) <= LONGEST_COLUMN else ""
+        return text.removesuffix(".0") if NUMBER.fullmatch(text) else text
     if isinstance(value, int | float | Decimal):
         return f"{float(value):g}" if -100 < value < 100 else ""
     return ""
@@ -147,18 +184,26 @@ def refuse_deciding(unread: Mapping[str, Any], judges: frozenset[str], said: Seq
 
     ``judges`` are words in the names of columns that judge the row's answers; ``said`` are the texts that are read of the row.
     """
-    for name, value in unread.items():
-        found = words(name) if len(name) <= LONGEST_COLUMN else ()
-        if judges.intersection(found) and _is_verdict(value):
-            raise Unusable(
-                f"rows whose column {quote(name)} may turn their meaning round "
-                "(name it in source.scores or source.label, or in source.ignored if it does not)"
-            )
-        if "".join(found) in PROMPTS and _is_text(value) and not (isinstance(value, str) and is_said(value.strip(), said)):
-            raise Unusable(
-                f"rows whose column {quote(name)} may belong to their prompt "
-                "(name it in source.system or source.context, or in source.ignored if it does not)"
-            )
+    known = {name: words(name) for name in unread if len(name) <= LONGEST_COLUMN}
+    deciding = [name for name, found in known.items() if judges.intersection(found) and _is_verdict(unread[name])]
+    if deciding:
+        raise Unusable(_undecided(deciding, "turn their meaning round", "source.scores or source.label"))
+    asking = [name for name, found in known.items() if "".join(found) in PROMPTS and _is_unsaid(unread[name], said)]
+    if asking:
+        raise Unusable(_undecided(asking, "belong to their prompt", "source.system or source.context"))
+
+
+def _undecided(names: list[str], what: str, where: str) -> str:
+    """Return the reason for a row with such columns: all at once, so that nobody has to try for each of them."""
+    more = [f"{len(names) - MOST_NAMED} more"] if len(names) > MOST_NAMED else []
+    *before, last = [*map(quote, names[:MOST_NAMED]), *more]
+    if not before:
+        return f"rows whose column {last} may {what} (name it in {where}, or in source.ignored if it does not)"
+    return f"rows whose columns {', '.join(before)} and {last} may {what} (name each in {where}, or in source.ignored if it does not)"
+
+
+def _is_unsaid(value: Any, said: Sequence[str]) -> bool:
+    return _is_text(value) and not (isinstance(value, str) and is_said(value.strip(), said))
 
 
 def is_said(text: str, texts: Iterable[str]) -> bool:

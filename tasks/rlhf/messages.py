@@ -1,9 +1,12 @@
-"""Conversations as published sets write them: lists of {role, content} or {from, value}, one message alone, or either of them as JSON text."""
+"""Conversations as published sets write them: lists of {role, content} or {from, value}, one message alone, either of them as
+JSON text, or written out by a chat template (rendered.py).
+"""
 
 import re
 from typing import Any, NamedTuple
 
 from tasks.rlhf.quarantine import Unusable, quote
+from tasks.rlhf.rendered import messages_of
 from tasks.rlhf.rows import Decoder, whole
 
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
@@ -23,14 +26,25 @@ class Message(NamedTuple):
 def read_text(value: Any, column: str) -> str | list[Message]:
     """Return a column's text, or its messages. Raises Unusable."""
     if isinstance(value, str):
-        if not AS_TEXT.match(value):
+        if AS_TEXT.match(value):
+            value = _decode(value, column)
+        elif (found := messages_of(value)) is not None:
+            value = found
+        else:
             return value.strip()
-        value = _decode(value, column)
     if isinstance(value, dict):
-        value = next((value[name] for name in LISTS if isinstance(value.get(name), list)), [value])
+        value = next((value[name] for name in LISTS if isinstance(value.get(name), list)), None) or _by_fields(value)
     if not isinstance(value, list) or not value or not all(isinstance(message, dict) for message in value):
         raise Unusable(f"rows with a text that is neither a text nor messages (column {quote(column)})")
     return [_message(message, column) for message in value]
+
+
+def _by_fields(value: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return one message; or those whose roles and contents are lists, as a Sequence of `datasets` is stored: {role: [...], content: [...]}."""
+    lists = {name: found for name, found in value.items() if isinstance(found, list)}
+    if not {"role", "from"}.intersection(lists) or len({len(found) for found in lists.values()}) > 1:
+        return [value]
+    return [dict(zip(lists, fields, strict=True)) for fields in zip(*lists.values(), strict=True)]
 
 
 def _decode(text: str, column: str) -> Any:
@@ -53,6 +67,8 @@ def _message(fields: dict[str, Any], column: str) -> Message:
         texts = [text for text in parts if isinstance(text, str)]
         content = "\n\n".join(texts) if texts and len(texts) == len(parts) else None
     known = ROLES.get(role.strip().lower()) if isinstance(role, str) else None
+    if known is None and isinstance(role, str) and role:
+        raise Unusable(f"rows with a message whose role is neither user, assistant nor system but {quote(role)} (column {quote(column)})")
     if known is None or not isinstance(content, str):
         raise Unusable(f"rows with a message that lacks its role or content (column {quote(column)})")
     return Message(known, content.strip())

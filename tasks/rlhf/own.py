@@ -21,6 +21,7 @@ from tasks.rlhf.meanings import (
     Columns,
     find,
     is_first_better,
+    is_first_by_sign,
     is_good,
     is_nothing,
     is_said,
@@ -32,6 +33,7 @@ from tasks.rlhf.meanings import (
 )
 from tasks.rlhf.messages import ASSISTANT, SYSTEM, USER, Message, join, read_text, write_out
 from tasks.rlhf.quarantine import LONGEST_NAME, Bad, LeftOut, Unusable, quote
+from tasks.rlhf.rendered import without_end
 from tasks.rlhf.rows import Decoder, Row, whole
 from tasks.rlhf.seen import Seen
 from tasks.rlhf.splits import is_test
@@ -101,6 +103,7 @@ def _is_held_out(row: _Fields, seen: Seen) -> bool:
 
 def _take(row: _Fields, split: str, found: Gathered, seen: Seen) -> None:
     columns = row.columns
+    row.fields = {**row.fields, **_turns(row)}
     if row.have(columns.chosen, columns.rejected):
         _compare(row, split, found, seen)
     elif row.have(columns.responses, columns.scores):
@@ -113,13 +116,38 @@ def _take(row: _Fields, split: str, found: Gathered, seen: Seen) -> None:
         raise Unusable(_incomplete(row))
 
 
+def _turns(row: _Fields) -> dict[str, Any]:
+    """Return columns that list the prompts of several turns and the answers to each, also as JSON text, as conversations.
+
+    So does lmsys-arena-human-preference-55k: prompt is ["first", "second"], and response_a as long.
+    """
+    columns = row.columns
+    asked = _texts(row.fields.get(columns.prompt))
+    names = (columns.chosen, columns.rejected) if row.have(columns.chosen, columns.rejected) else (columns.completion,)
+    answers = [_texts(row.fields.get(name)) for name in names]
+    if not asked or any(len(texts) != len(asked) for texts in answers):
+        return {}
+    return {columns.prompt: asked[0]} | {name: _interleaved(asked, texts) for name, texts in zip(names, answers, strict=True)}
+
+
+def _texts(value: Any) -> list[Any]:
+    """Return a list of texts or nulls; an empty one for anything else."""
+    found = _list(value)
+    return found if isinstance(found, list) and all(text is None or isinstance(text, str) for text in found) else []
+
+
+def _interleaved(asked: list[Any], answers: list[Any]) -> list[dict[str, Any]]:
+    turns = zip(asked, answers, strict=True)
+    return [message for question, answer in turns for message in ({"role": USER, "content": question}, {"role": ASSISTANT, "content": answer})]
+
+
 def _compare(row: _Fields, split: str, found: Gathered, seen: Seen) -> None:
     columns = row.columns
     names = columns.chosen, columns.rejected
     (asked, first), (asked_too, second) = (_answer(row.get(name), name) for name in names)
     if asked != asked_too:
-        raise Unusable(f"rows whose sides differ before the last answer (columns {quote(names[0])} and {quote(names[1])})")
-    first, second = _without_prompt(row, [first, second], seen)
+        raise LeftOut(f"rows whose sides differ before the last answer (columns {quote(names[0])} and {quote(names[1])})")
+    first, second = _cleared(row, [first, second], seen)
     if first == second:
         raise Unusable(f"rows whose answers are equal (columns {quote(names[0])} and {quote(names[1])})")
     is_first = _is_first(row, *names) if columns.label else True
@@ -137,6 +165,8 @@ def _is_first(row: _Fields, first: str, second: str) -> bool:
     twin = twin_of(column, row.fields, first=first, second=second) or twin_of(column, row.fields, first=second, second=first)
     if twin and row.get(twin) == label:
         raise LeftOut(TIE)
+    if row.columns.negative_is_first is not None:
+        return is_first_by_sign(label, row.columns)
     return is_first_better(label, column, first=first, second=second)
 
 
@@ -165,7 +195,7 @@ def _rate(row: _Fields, column: str, split: str, found: Gathered, seen: Seen) ->
     numbers = [sign * number(score, columns.scores) for score in scores]
     found_answers = [_answer(response, column) for response in responses]  # all are read before one is taken
     prompts = [_prompt(row, asked, seen) for asked, _ in found_answers]
-    answers = _without_prompt(row, [answer for _, answer in found_answers], seen)
+    answers = _cleared(row, [answer for _, answer in found_answers], seen)
     refuse_deciding(row.unread(), judges, (*prompts, *answers))
     for prompt, answer, score in zip(prompts, answers, numbers, strict=True):
         found.rate(prompt, answer, score, split=split)
@@ -178,7 +208,7 @@ def _learn(row: _Fields, split: str, found: Gathered, seen: Seen) -> None:
     asked, answer = _answer(row.get(columns.completion), columns.completion)
     good = is_good(_label(row, label), label) if label else None
     prompt = _prompt(row, asked, seen)
-    (answer,) = _without_prompt(row, [answer], seen)
+    (answer,) = _cleared(row, [answer], seen)
     refuse_deciding(row.unread(), NO_JUDGES if label else JUDGES_ONE, (prompt, answer))
     if good is None:
         found.answer(prompt, answer, split=split)
@@ -198,12 +228,22 @@ def _prompt(row: _Fields, asked: list[Message], seen: Seen) -> str:
     name = row.columns.prompt
     value = row.get(name)
     text = [] if value is None else read_text(value, name)
+    if isinstance(text, list) and isinstance(value, str) and not value.lstrip().startswith(("[", "{")):
+        row.note(seen.noticed, "rows whose prompt is a conversation that a chat template has written out, read as messages")
     messages = join([Message(USER, text)] if isinstance(text, str) else text, asked)
     if messages is None:
         raise Unusable(f"rows whose conversation does not begin with the prompt (column {quote(name)})")
     if not any(message.text for message in messages):
         raise Unusable(f"rows without a prompt (column {quote(name)})")
     return write_out(_with_context(row, _with_system(row, messages, seen), seen))
+
+
+def _cleared(row: _Fields, answers: list[str], seen: Seen) -> list[str]:
+    """Return the answers without what a template has written around them: the prompt before, the end of a turn behind."""
+    found = [without_end(answer) for answer in answers]
+    if found != answers:
+        row.note(seen.noticed, "rows whose answers end with the end of turn of a chat template, which is taken off them")
+    return _without_prompt(row, found, seen)
 
 
 def _without_prompt(row: _Fields, answers: list[str], seen: Seen) -> list[str]:
@@ -249,6 +289,8 @@ def _side_text(row: _Fields, name: str) -> str:
 
 
 def _plain_text(value: Any, name: str) -> str:
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):  # passages; none at all is nothing
+        return "\n\n".join(part.strip() for part in value).strip()
     text = str(value) if isinstance(value, int | float) else read_text(value, name)
     if not isinstance(text, str):
         raise Unusable(f"rows with messages where a text is wanted (column {quote(name)})")

@@ -32,7 +32,7 @@ PLUS = re.compile(rf"\+(?<![A-Za-z0-9_)\]+]\+)(?!\d{{1,3}}\.\d+(?![.-]?\d)){DIGI
 ZEROS = re.compile(rf"00(?=[^\S\n]?[-(]?[1-9])(?<![A-Za-z0-9_.,:;/=+#$%&-]00)(?<!\d[^\S\n]00){DIGITS}")  # the cheapest look first
 # brackets around the country, or country and town: (+44) (0)20 7946 0958, (+55 11) 2395-8400
 BRACKET = re.compile(r"[(\[][^\S\n]?\Z")
-CLOSING = re.compile(r"[^\S\n]?\d(?:[^\S\n.-]?\d){0,6}[^\S\n]?(?P<bracket>[)\]])")
+CLOSING = re.compile(r"[^\S\n]?\d(?:(?:[^\S\n]|[.-])?\d){0,6}[^\S\n]?(?P<bracket>[)\]])")
 LONGEST = 48  # characters of a number with all its punctuation and an extension
 
 # Signs, one quick search each: re finds a pattern's first character, where that is the same in every case, ten times faster than one of several.

@@ -20,7 +20,7 @@ from lxml import etree
 from tasks.rlhf import blocks
 from tasks.rlhf.blocks import Block, batches
 from tasks.rlhf.characters import CONTROLS, WithoutControls, in_utf_8, is_utf_16, repair
-from tasks.rlhf.columns import NOT_UTF_8, POSTS, find_columns, read_fields
+from tasks.rlhf.columns import NOT_UTF_8, POSTS, find_columns, find_delimiter, read_fields
 from tasks.rlhf.quarantine import Place, Quarantine
 from tasks.rlhf.refusal import InputError, refusing_broken_gzip
 
@@ -254,7 +254,9 @@ def _odd_xml_rows(stream: _Begun, path: Path, table: str) -> Iterator[Mapping[st
 def _csv_rows(stream: "io.BufferedReader[Any]", path: Path, table: str) -> Iterator[Mapping[str, str] | str]:
     csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is less than some posts
     clean = io.BufferedReader(WithoutControls(stream), blocks.READ)
-    reader = csv.reader(io.TextIOWrapper(clean, encoding="utf-8-sig", errors="surrogateescape", newline=""), strict=True)
+    delimiter = find_delimiter(clean.peek(HEAD))
+    text = io.TextIOWrapper(clean, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    reader = csv.reader(text, delimiter=delimiter, strict=True)
     header = next(reader, [])
     columns, width = tuple(find_columns(header, table, path).items()), len(header)
     for row in reader:

@@ -91,12 +91,19 @@ def files_of(path: Path) -> list[Path]:
         raise InputError(f"{path} does not exist: give a file or a folder of JSON lines or parquet.")
     if path.is_file():
         return [path]
-    found = sorted(file for file in path.rglob("*") if file.name.endswith(ENDINGS) and file.name not in ABOUT and file.is_file())
+    found = sorted(
+        file for file in path.rglob("*") if file.name.endswith(ENDINGS) and file.name not in ABOUT and not _is_hidden(file, path) and file.is_file()
+    )
     saved = {folder: _saved(folder) for folder in {file.parent for file in found if file.suffix == ".arrow"}}
     found = [file for file in found if not (names := saved.get(file.parent)) or file.suffix != ".arrow" or file.name in names]
     if not found:
         raise InputError(f"{path} holds no file that ends in {', '.join(ENDINGS)}: {HINT}.")
     return found
+
+
+def _is_hidden(file: Path, folder: Path) -> bool:
+    """Return whether a name below the folder begins with a dot: .git, .ipynb_checkpoints, and what macOS puts beside a file (._rows.jsonl)."""
+    return any(name.startswith(".") for name in file.relative_to(folder).parts)
 
 
 def _saved(folder: Path) -> set[str]:
