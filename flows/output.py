@@ -25,7 +25,7 @@ class Output:
         with self.pipe:
             while line := self.pipe.readline(LONGEST_LINE):
                 text = line.decode(errors="replace").rstrip("\n")
-                self.handler.handle(logging.makeLogRecord({"msg": text}))  # a full disk is told on stderr, and the pipe goes on being read
+                self.handler.handle(logging.makeLogRecord({"msg": text}))  # on a full disk lines are lost; the pipe goes on being read
 
     def finish(self) -> None:
         """Wait for what the child wrote last."""

@@ -12,16 +12,18 @@ SHORTEST_SECRET = 6  # characters; a shorter value would also hide ordinary word
 
 ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
 SECRET_NAMES = re.compile(r"PASSW|SECRET|TOKEN|API_?KEY|ACCESS_?KEY|CREDENTIAL|AUTH_STRING|WEBHOOK|DATABASE|CONNECTION_URL", re.IGNORECASE)
+# Every repetition is bounded and begins where a word begins: lines hold untrusted text, of any length.
+NAME = r"(?i)(?<![\w-])([\w-]{0,64}"
+VALUE = r"""[\w-]{0,64}["']?\s{0,8}[=:]\s{0,8}["']?)(?=[^\s"',;]{0,200}\d)[^\s"',;]{6,}"""
 # user:password@ in an address, tokens that say what they are, NAME=value
 SECRETS = [
-    (re.compile(r"(\w[\w+.-]*://)[^\s/@:]*:[^\s/@]+@"), r"\1***@"),
-    (re.compile(r"(?i)\b(bearer|basic)\s+[\w+/=.~-]{8,}"), r"\1 ***"),
+    (re.compile(r"(?<![\w+.-])(\w[\w+.-]{0,30}://)[^\s/@:]{0,200}:[^\s/@]{1,500}@"), r"\1***@"),
+    (re.compile(r"(?i)\b(bearer|basic)\s{1,8}[\w+/=.~-]{8,}"), r"\1 ***"),
     (re.compile(r"\b(hf|ghp|gho|sk|pk|xox[abp]|glpat)[_-][\w-]{12,}"), r"\1_***"),
     (re.compile(r"\b(AKIA|ASIA)[0-9A-Z]{16}\b"), r"\1***"),
-    (
-        re.compile(r"(?i)\b([\w-]*(?:password|passwd|secret|token|api_?key|access_?key)[\w-]*[\"']?\s*[=:]\s*[\"']?)(?=[^\s\"',;]*\d)[^\s\"',;]{6,}"),
-        r"\1***",
-    ),
+    (re.compile(rf"{NAME}(?:password|passwd|secret|api_?key|access_?key){VALUE}"), r"\1***"),
+    # tokens are also what text is made of: tokenizer=..., tokens=1048576
+    (re.compile(rf"{NAME}token(?!iz)(?!\S{{0,64}}[=:]\s{{0,8}}[\d.,_]{{1,40}}(?:[\s)\]]|$)){VALUE}"), r"\1***"),
 ]
 
 

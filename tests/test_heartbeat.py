@@ -29,12 +29,16 @@ AWAY = httpx.ConnectError("away")
 def test_a_run_beats_while_it_is_running_and_takes_its_last_beat_back_when_it_is_not(
     monkeypatch: pytest.MonkeyPatch, states: list[bool | Exception], told: list[str]
 ) -> None:
-    stop, left, events = threading.Event(), list(states), []
+    left, events = list(states), []
+
+    class Stop(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            if len(left) == 1:
+                self.set()
+            return self.is_set()
 
     def look(*_: object) -> bool:
         state = left.pop(0)
-        if len(left) == 1:
-            stop.set()
         if isinstance(state, Exception):
             raise state
         return state
@@ -43,5 +47,5 @@ def test_a_run_beats_while_it_is_running_and_takes_its_last_beat_back_when_it_is
     monkeypatch.setattr(heartbeat, "get_client", lambda **_: nullcontext())
     monkeypatch.setattr(heartbeat, "_is_running", look)
     monkeypatch.setattr(heartbeat, "_emit", emit)
-    heartbeat._beat(uuid4(), 0.001, stop)
+    heartbeat._beat(uuid4(), 0.001, Stop())
     assert (events, left) == (told, [])

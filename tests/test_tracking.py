@@ -3,6 +3,7 @@
 import os
 import pwd
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -299,11 +300,21 @@ def test_the_commit_is_that_of_our_own_source_tree(tmp_path: Path, monkeypatch: 
         ("MLFLOW_TRACKING_PASSWORD=hunter22", "MLFLOW_TRACKING_PASSWORD=***"),
         ("the word is plain-and-secret", "the word is ***"),
         ("max_new_tokens=128  pad token: </s>  loss 0.5", "max_new_tokens=128  pad token: </s>  loss 0.5"),
+        ("tokens=1048576 trained, of all tokens: 3,145,728", "tokens=1048576 trained, of all tokens: 3,145,728"),
+        ("tokenizer: /models/llama-2-7b/tokenizer.json", "tokenizer: /models/llama-2-7b/tokenizer.json"),
+        ("token=a1b2c3d4 access_key: 12345678", "token=*** access_key: ***"),
     ],
 )
 def test_a_log_is_shown_without_secrets_and_control_characters(text: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "plain-and-secret")
     assert program_log.clean(text) == shown
+
+
+@pytest.mark.parametrize("unit", ["a-", "a", "a.", "token-", "token=", "token.", "x://a:", "x://", "bearer ", "token ", "secret= ", "\x1b]", "sk-"])
+def test_a_long_line_of_untrusted_text_is_cleaned_in_no_time(unit: str) -> None:
+    started = time.process_time()
+    program_log.clean(unit * (200_000 // len(unit)))
+    assert time.process_time() - started < 5
 
 
 def test_of_a_long_log_the_end_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
