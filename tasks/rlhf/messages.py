@@ -39,6 +39,29 @@ def read_text(value: Any, column: str) -> str | list[Message]:
     return [_message(message, column) for message in value]
 
 
+def read_list(value: Any) -> Any:
+    """Return a list that is written as JSON text; anything else as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        found = Decoder().decode(value.strip())
+    except (ValueError, RecursionError):
+        return value
+    return whole(found) if isinstance(found, list) else value
+
+
+def texts_of(value: Any) -> list[Any]:
+    """Return a list of texts or nulls; an empty one for anything else."""
+    found = read_list(value)
+    return found if isinstance(found, list) and all(text is None or isinstance(text, str) for text in found) else []
+
+
+def interleave(asked: list[Any], answers: list[Any]) -> list[dict[str, Any]]:
+    """Return the messages of a conversation whose turns stand in two lists."""
+    turns = zip(asked, answers, strict=True)
+    return [message for question, answer in turns for message in ({"role": USER, "content": question}, {"role": ASSISTANT, "content": answer})]
+
+
 def _by_fields(value: dict[str, Any]) -> list[dict[str, Any]]:
     """Return one message; or those whose roles and contents are lists, as a Sequence of `datasets` is stored: {role: [...], content: [...]}."""
     lists = {name: found for name, found in value.items() if isinstance(found, list)}

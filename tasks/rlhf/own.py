@@ -31,10 +31,10 @@ from tasks.rlhf.meanings import (
     twin_of,
     twin_scores,
 )
-from tasks.rlhf.messages import ASSISTANT, SYSTEM, USER, Message, join, read_text, write_out
+from tasks.rlhf.messages import ASSISTANT, SYSTEM, USER, Message, interleave, join, read_list, read_text, texts_of, write_out
 from tasks.rlhf.quarantine import LONGEST_NAME, Bad, LeftOut, Unusable, quote
 from tasks.rlhf.rendered import without_end
-from tasks.rlhf.rows import Decoder, Row, whole
+from tasks.rlhf.rows import Row
 from tasks.rlhf.seen import Seen
 from tasks.rlhf.splits import is_test
 
@@ -122,23 +122,12 @@ def _turns(row: _Fields) -> dict[str, Any]:
     So does lmsys-arena-human-preference-55k: prompt is ["first", "second"], and response_a as long.
     """
     columns = row.columns
-    asked = _texts(row.fields.get(columns.prompt))
+    asked = texts_of(row.fields.get(columns.prompt))
     names = (columns.chosen, columns.rejected) if row.have(columns.chosen, columns.rejected) else (columns.completion,)
-    answers = [_texts(row.fields.get(name)) for name in names]
+    answers = [texts_of(row.fields.get(name)) for name in names]
     if not asked or any(len(texts) != len(asked) for texts in answers):
         return {}
-    return {columns.prompt: asked[0]} | {name: _interleaved(asked, texts) for name, texts in zip(names, answers, strict=True)}
-
-
-def _texts(value: Any) -> list[Any]:
-    """Return a list of texts or nulls; an empty one for anything else."""
-    found = _list(value)
-    return found if isinstance(found, list) and all(text is None or isinstance(text, str) for text in found) else []
-
-
-def _interleaved(asked: list[Any], answers: list[Any]) -> list[dict[str, Any]]:
-    turns = zip(asked, answers, strict=True)
-    return [message for question, answer in turns for message in ({"role": USER, "content": question}, {"role": ASSISTANT, "content": answer})]
+    return {columns.prompt: asked[0]} | {name: interleave(asked, texts) for name, texts in zip(names, answers, strict=True)}
 
 
 def _compare(row: _Fields, split: str, found: Gathered, seen: Seen) -> None:
@@ -184,9 +173,9 @@ def _check_order(row: _Fields, scores: tuple[str, str], is_first: bool, seen: Se
 def _rate(row: _Fields, column: str, split: str, found: Gathered, seen: Seen) -> None:
     """Take answers with their scores: lists of both, or one answer with one score."""
     columns = row.columns
-    scores, responses = _list(row.get(columns.scores)), row.get(column)
+    scores, responses = read_list(row.get(columns.scores)), row.get(column)
     if isinstance(scores, list):
-        responses, judges = _list(responses), NO_JUDGES
+        responses, judges = read_list(responses), NO_JUDGES
     else:
         responses, scores, judges = [responses], [scores], LABELS
     if not (isinstance(responses, list) and len(responses) == len(scores) > 0):
@@ -311,17 +300,6 @@ def _answer(value: object, column: str) -> tuple[list[Message], str]:
     if not text:
         raise Unusable(f"rows with an empty side (column {quote(column)})")
     return asked, text
-
-
-def _list(value: Any) -> Any:
-    """Return a list that is written as JSON text; anything else as it is."""
-    if not isinstance(value, str) or not value.lstrip().startswith("["):
-        return value
-    try:
-        found = Decoder().decode(value.strip())
-    except (ValueError, RecursionError):
-        return value
-    return whole(found) if isinstance(found, list) else value
 
 
 def _incomplete(row: _Fields) -> str:
