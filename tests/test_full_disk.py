@@ -219,13 +219,16 @@ def test_a_disk_that_fills_up_in_mid_run_is_one_sentence_and_the_next_run_goes_o
 
 
 @needs_mounts
-@pytest.mark.parametrize("full", ["home", "home/prefect"])
+@pytest.mark.parametrize("full", ["home", "elsewhere"])
 def test_a_server_that_fails_on_a_full_disk_is_told_as_one(tmp_path: Path, full: str) -> None:
-    (tmp_path / "home" / "prefect").mkdir(parents=True)
+    """Prefect's home is in ours, unless the user names a server of their own and its home."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "elsewhere").mkdir()
     fail = "import sys; from flows import cli, profiles\ndef fail(*_): raise RuntimeError('500 Internal Server Error')\nprofiles.load = fail\n"
     fill = f"mount -t tmpfs -o size=1m none {tmp_path / full}; cat /dev/zero > {tmp_path / full}/filler 2> {tmp_path}/cat.txt"
     run = f"{sys.executable} -c \"{fail}sys.exit(cli.main(['run', 'demo']))\""
-    environment = fake_tree.environment(fake_tree.ROOT, tmp_path / "home")
+    more = {"PREFECT_API_URL": "http://127.0.0.1:9/api", "PREFECT_HOME": str(tmp_path / "elsewhere")}
+    environment = fake_tree.environment(fake_tree.ROOT, tmp_path / "home") | more
     done = subprocess.run(
         ["unshare", "-rm", "sh", "-c", f"{fill}; {run}"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )

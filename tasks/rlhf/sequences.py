@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from tasks.rlhf import chunked
+from tasks.rlhf import chunked, sharded
 from tasks.rlhf.models import hidden_states, output_head
 
 MOST_GROUPS, GROUP_ROWS = 4, 16  # more or smaller groups cost more in calls than they save in padding
@@ -69,6 +69,7 @@ def values(model: PreTrainedModel, head: nn.Linear, batch: Sequences) -> Tensor:
 def scores(model: PreTrainedModel, head: nn.Linear, batch: Sequences) -> Tensor:
     """Reward model: the head at each row's last answer token, (B,) float32."""
     groups = by_length(batch)
+    missing = sharded.calls(model, len(groups)) - len(groups)  # of calls that ranks with more groups need
     parts = []
     for rows in groups:
         part = batch.rows(rows)
@@ -76,6 +77,8 @@ def scores(model: PreTrainedModel, head: nn.Linear, batch: Sequences) -> Tensor:
         positions = torch.arange(part.input_ids.shape[1], device=hidden.device)
         last = torch.where(part.response_mask, positions, -1).amax(dim=1)
         parts.append(scored(head, hidden[torch.arange(len(hidden), device=hidden.device), last]))
+    for _ in range(missing):
+        hidden_states(model, batch.input_ids[:1, :1])
     return _in_order(parts, groups)
 
 
