@@ -14,7 +14,7 @@ import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import StateType
 from prefect.events import emit_event
-from prefect.exceptions import PrefectHTTPStatusError
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.runtime import flow_run
 
 ALIVE, WAITING = "alignflow.flow-run.alive", "alignflow.flow-run.waiting"
@@ -43,7 +43,7 @@ def _beat(run_id: UUID, seconds: float, stop: threading.Event) -> None:
     with get_client(sync_client=True) as client:
         while not is_over:
             is_over = stop.is_set()
-            with suppress(httpx.TransportError, PrefectHTTPStatusError):  # a server that is away is told at the next beat
+            with suppress(httpx.TransportError, PrefectHTTPStatusError, ObjectNotFound):  # away until the next beat, or the run is deleted
                 is_running = _is_running(client, run_id)
                 if is_running and not stop.is_set():
                     _emit(ALIVE, run_id)

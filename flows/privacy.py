@@ -2,6 +2,7 @@
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 OPEN = 0o077  # what a group and others may do
@@ -38,8 +39,12 @@ def _close_below(folder: Path) -> None:
 
 def _close(path: Path) -> bool:
     """Take away what others may do; return whether there was anything. Links, and what another user owns, stay as they are."""
-    about = path.lstat()
+    try:
+        about = path.lstat()
+    except FileNotFoundError:  # a program that is at work in the home has removed it
+        return False
     if stat.S_ISLNK(about.st_mode) or about.st_uid != os.geteuid() or not about.st_mode & OPEN:
         return False
-    path.chmod(stat.S_IMODE(about.st_mode) & ~OPEN)
+    with suppress(FileNotFoundError):
+        path.chmod(stat.S_IMODE(about.st_mode) & ~OPEN)
     return True

@@ -27,7 +27,10 @@ def check_tokenizer(folder: Path, text: Text) -> None:
     if passed.exists() or importlib.util.find_spec("transformers") is None:
         return
     command = [sys.executable, "-m", f"{PROGRAMS}.tokenizer_check", str(folder.absolute()), text.template, str(text.max_prompt_tokens)]
-    done = subprocess.run(command, env=environment(Machine()), capture_output=True, text=True, timeout=SECONDS, check=False)
+    try:
+        done = subprocess.run(command, env=environment(Machine()), capture_output=True, text=True, timeout=SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        raise StageFailed(f"The tokenizer in {folder} could not be checked: it took more than {SECONDS} s") from None
     last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
     if done.returncode == 2:
         raise InputError(last.rstrip("."))

@@ -101,5 +101,5 @@ def _warn(verdicts: dict[str, Verdict], run: Run) -> None:
         count = next(iter(verdicts.values())).wins.n
         run.warn(
             f"Whether answers that are worth nothing ({', '.join(unclear)}) out-score more than {limit} of the real ones, "
-            f"{count:,} answers cannot tell: raise reward.attacked, or give more data."
+            f"{count:,} answers cannot tell: raise reward.attacked (the reward model is trained again), or give more data."
         )
