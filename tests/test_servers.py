@@ -210,14 +210,14 @@ def test_a_lost_run_is_found_and_one_that_waits_is_not_taken_for_one(house: Serv
             return {run.state_name for run in runs().values()} == {"Running"} and len(runs()) == len(STATES)
 
         fake_tree.await_(are_running, 120, every=1)
-        client.create_automation(automations._lost(seconds=20))
+        client.create_automation(automations._lost(seconds=30))
         time.sleep(3)
         for name, states in STATES.items():
             for make_state in states:
                 client.set_flow_run_state(runs()[name].id, make_state(), force=True)
         expected = {name: run.state_name for name, run in runs().items()}
-        time.sleep(8)  # its process lives on for a while, as that of a suspended run does to the end of its stage
+        time.sleep(15)  # its process lives on for a while, as that of a suspended run does to the end of its stage
         machine.kill()
-        fake_tree.await_(lambda: {name for name, run in runs().items() if run.state_name == "Crashed"} >= LOST, 60, every=1)
+        fake_tree.await_(lambda: {name for name, run in runs().items() if run.state_name == "Crashed"} >= LOST, 120, every=1)
         time.sleep(3)
         assert {name: run.state_name for name, run in runs().items()} == expected | dict.fromkeys(LOST, "Crashed")
