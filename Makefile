@@ -16,7 +16,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "alignflow needs Python 3.11 or newer; name one: make PYTHON=python3.12 ..." >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e ".[train,gpu,server,dask,dev]"
-	$(BIN)/python -m tasks.databases
+	$(BIN)/python -m tasks.tracking.databases
 	@touch $@
 
 demo: $(READY) ## run the demo: from votes to an aligned model

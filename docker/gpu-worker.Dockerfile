@@ -44,7 +44,7 @@ COPY tasks tasks
 RUN pip install --constraint constraints.txt --no-deps .
 
 FROM base
-# flows.environment.FIXED, for runs that a docker or kubernetes pool starts
+# flows.services.environment.FIXED, for runs that a docker or kubernetes pool starts
 ENV DO_NOT_TRACK=true \
     MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false \
     MLFLOW_DISABLE_TELEMETRY=true \

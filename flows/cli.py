@@ -15,11 +15,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from flows import environment, profiles, surroundings
-from flows.servers import ServerFailed
-from tasks.launch import StageFailed, interruptible
-from tasks.programs.config import DiskFailure, InputError, disk_failure, probe_disk
-from tasks.store import home
+from flows import profiles
+from flows.services import environment, isolation
+from flows.services.processes import ServerFailed
+from tasks.artifacts.store import home
+from tasks.execution.launch import interruptible
+from tasks.system.errors import DiskFailure, InputError, StageFailed, disk_failure, probe_disk
 
 EXAMPLES = """examples:
   alignflow run demo                                     the built-in site, from votes to an aligned model
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.raiseExceptions = False  # a log that cannot be written must not fill the screen with tracebacks
     atexit.register(memory.freeze)  # runs last: the interpreter need not spend a second on looking through what it is about to forget
     args = _parser().parse_args(argv)
-    surroundings.leave_out_other_servers(all_of_them=args.call is up)
+    isolation.leave_out_other_servers(all_of_them=args.call is up)
     warnings.simplefilter("ignore")  # those of libraries; alignflow's own go through events
     try:
         args.call(args)
@@ -55,8 +56,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> None:
-    from flows.checks import check_inputs, check_places
     from flows.extras import check_packages, check_stages
+    from flows.preflight import check_inputs, check_places
 
     started, root = time.monotonic(), home()
     config = profiles.load(args.profile, args.set)
@@ -69,17 +70,17 @@ def run(args: argparse.Namespace) -> None:
     environment.join(root)
     environment.prepare(root)
     check_stages(config)
-    from flows.screen import Screen, print_end
-    from flows.servers import check_prefect, prefect_api
+    from flows.display.terminal import Screen, print_end
+    from flows.services.processes import check_prefect, prefect_api
 
     api = prefect_api(root)
     with Screen() as screen:
         from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
         from flows.pipeline import rlhf  # slow to import: the API starts meanwhile
-        from tasks import tracker
+        from tasks.tracking import client
 
-        tracker.connect()
+        client.connect()
         if api:
             api.wait()
         else:
@@ -98,8 +99,8 @@ def plan(args: argparse.Namespace) -> None:
     config = _config(args)
     environment.join(home())
     environment.for_imports()
-    from flows.planning import plan as planned
-    from flows.screen import print_plan
+    from flows.commands.plan import plan as planned
+    from flows.display.terminal import print_plan
 
     print_plan(planned(config))
 
@@ -120,17 +121,17 @@ def job(args: argparse.Namespace) -> None:
     config = profiles.with_absolute_paths(profiles.load(args.profile, args.set), Path.cwd())
     directory, folder = args.directory.absolute(), Path.cwd()
     environment.for_imports()
-    from flows.planning import prepare_job
+    from flows.commands.job import prepare_job
 
     prepare_job(config, args.stage, directory)
-    option = " -P" if surroundings.hides_a_module(folder, args.stage) else ""
+    option = " -P" if isolation.hides_a_module(folder, args.stage) else ""
     print(f"python{option} -m tasks.programs.{args.stage} {args.directory}")
 
 
 def up(args: argparse.Namespace) -> None:
-    from flows.checks import check_places
-    from flows.deploying import define
+    from flows.commands.deploy import define
     from flows.extras import check_servers
+    from flows.preflight import check_places
 
     root = home()
     check_places(root, None)
@@ -138,17 +139,17 @@ def up(args: argparse.Namespace) -> None:
         raise InputError(f"--prefect-port and --mlflow-port are both {args.prefect_port}: two servers need two ports")
     definition = define(args.profile)
     check_servers()
-    surroundings.reach_loopback_directly()
+    isolation.reach_loopback_directly()
     environment.prepare(root)
-    from flows.up import up as serve
+    from flows.commands.up import up as serve
 
     with suppress(KeyboardInterrupt):
         serve(root, prefect_port=args.prefect_port, mlflow_port=args.mlflow_port, definition=definition, with_workers=not args.no_workers)
 
 
 def deploy(args: argparse.Namespace) -> None:
-    from flows.deploying import define
-    from flows.deploying import deploy as made
+    from flows.commands.deploy import define
+    from flows.commands.deploy import deploy as made
 
     definition = define(args.profile)
     _find_servers()
@@ -159,7 +160,7 @@ def deploy(args: argparse.Namespace) -> None:
 
 def work(args: argparse.Namespace) -> None:
     _find_servers()
-    from flows.workers import work as become
+    from flows.commands.work import work as become
 
     become(args.pool, name=args.name, limit=args.limit)
 
@@ -169,7 +170,7 @@ def landed(args: argparse.Namespace) -> None:
     if not dump.exists():
         raise InputError(f"There is no file or folder {args.dump}")
     _find_servers()
-    from flows.landing import land
+    from flows.commands.landed import land
 
     print(land(profiles.title(args.profile), dump))
 
@@ -177,14 +178,14 @@ def landed(args: argparse.Namespace) -> None:
 def gc(args: argparse.Namespace) -> None:
     environment.join(home())
     environment.for_imports()
-    from flows.cleaning import clean
+    from flows.commands.gc import clean
 
     clean(home(), keep_runs=args.keep_runs, days=args.days, dry_run=args.dry_run)
 
 
 def doctor(args: argparse.Namespace) -> None:
     environment.for_imports()
-    from flows.doctor import doctor as examined
+    from flows.commands.doctor import doctor as examined
 
     if examined(home(), deep=args.deep):
         sys.exit(1)
@@ -195,13 +196,13 @@ def _find_servers() -> None:
     if not os.environ.get("PREFECT_API_URL"):
         raise InputError("There is no Prefect server to use: `alignflow up` starts one, PREFECT_API_URL names another")
     environment.prepare(home())
-    from flows.servers import check_prefect
+    from flows.services.processes import check_prefect
 
     check_prefect()
 
 
 def _config(args: argparse.Namespace) -> Any:
-    from flows.checks import check_inputs
+    from flows.preflight import check_inputs
 
     config = profiles.load(args.profile, args.set)
     check_inputs(config)
@@ -298,7 +299,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _write_summary(path: Path, summary: dict[str, Any]) -> None:
-    from tasks.digests import replace_text
+    from tasks.system.files import replace_text
 
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_text(path, json.dumps(summary, indent=1) + "\n")

@@ -3,9 +3,10 @@
 import os
 from importlib.util import find_spec
 
-from tasks import sources
-from tasks.programs.config import InputError, Pipeline
-from tasks.store import home
+from tasks.artifacts import code_version
+from tasks.artifacts.store import home
+from tasks.config.pipeline import Pipeline
+from tasks.system.errors import InputError
 
 EXTRAS = {
     "train": ("torch", "transformers", "peft", "safetensors", "tokenizers"),
@@ -38,9 +39,9 @@ def check_stages(config: Pipeline) -> None:
     absent = {*missing("train")}
     if not absent or config.pools.gpu:
         return
-    from flows.planning import plan
+    from flows.commands.plan import plan
 
-    needy = [one.stage for one in plan(config) if one.action != "reuse" and absent & sources.packages_of(one.stage)]
+    needy = [one.stage for one in plan(config) if one.action != "reuse" and absent & code_version.packages_of(one.stage)]
     if needy:
         raise _refusal("train", f"To build {', '.join(needy)}")
 

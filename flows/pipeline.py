@@ -8,18 +8,23 @@ from prefect import flow
 from prefect.context import FlowRunContext
 from prefect.runtime import deployment, flow_run
 
-from flows.checks import check_inputs
-from flows.heartbeat import heartbeat
-from flows.result import conclude, summarise
-from flows.run_log import logging_events
+from flows.display.run_log import logging_events
+from flows.display.run_summary import conclude, summarise
+from flows.preflight import check_inputs
 from flows.run_names import name_run
-from tasks import data, dpo, events, merge, ppo, pretrain, reference, report, reward, sft, site, tracking, winrate
-from tasks.artifact import Artifact
-from tasks.base import given_base
-from tasks.corpus import given_corpus
-from tasks.far import locate
-from tasks.programs.config import BuiltinBase, InputError, Pipeline, ShellSite
-from tasks.stage import Seat
+from flows.services.heartbeat import heartbeat
+from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.base_model import given_base
+from tasks.artifacts.corpus import given_corpus
+from tasks.config.models import BuiltinBase
+from tasks.config.pipeline import Pipeline
+from tasks.config.sources import ShellSite
+from tasks.execution.run_stage import Seat
+from tasks.stages import data, dpo, merge, ppo, pretrain, reference, report, reward, sft, site, winrate
+from tasks.system import events
+from tasks.system.errors import InputError
+from tasks.tracking import runs
+from tasks.tracking.remote_artifacts import locate
 
 Do = Callable[..., Artifact]
 
@@ -68,7 +73,7 @@ def rlhf(config: Pipeline = Pipeline(), profile: str = "rlhf") -> dict[str, Any]
 def _run(config: Pipeline, profile: str) -> dict[str, Any]:
     started, made = time.monotonic(), {}
     settings = config.model_dump(mode="json")
-    run = tracking.pipeline_run(str(flow_run.name or profile), settings, flow_run_id=str(flow_run.id), profile=profile, source=_started_by(profile))
+    run = runs.pipeline_run(str(flow_run.name or profile), settings, flow_run_id=str(flow_run.id), profile=profile, source=_started_by(profile))
     with logging_events(), run as tracked:
         events.tell("plan", stages=stages_of(config))
         seat = Seat(config.machine, tracked.run_id, config.pools, shared=bool(config.pools.cpu or config.pools.gpu))

@@ -10,9 +10,10 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from flows.values import convert_settings, read_argument, read_yaml
-from tasks.programs.config import InputError, Pipeline
-from tasks.store import flat
+from flows.setting_values import convert_settings, read_argument, read_yaml
+from tasks.artifacts.store import flat
+from tasks.config.pipeline import Pipeline
+from tasks.system.errors import InputError
 
 FOLDERS = (Path(__file__).resolve().parents[1] / "deployments" / "profiles", Path(sys.prefix) / "share" / "alignflow" / "profiles")
 

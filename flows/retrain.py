@@ -6,13 +6,14 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from flows.checks import check_inputs
-from flows.heartbeat import heartbeat
+from flows.commands.plan import plan
 from flows.pipeline import rlhf
-from flows.planning import plan
+from flows.preflight import check_inputs
 from flows.run_names import name_retraining
-from tasks.programs.config import Pipeline, ShellSite, StackExchangeDump
-from tasks.tracker import connect
+from flows.services.heartbeat import heartbeat
+from tasks.config.pipeline import Pipeline
+from tasks.config.sources import ShellSite, StackExchangeDump
+from tasks.tracking.client import connect
 
 NOTHING = "Neither data nor settings nor code have changed since the last run: every stage is stored."
 

@@ -11,7 +11,7 @@ from coolname.loader import load_config
 from prefect.runtime import flow_run
 from pydantic_core import to_jsonable_python
 
-from tasks.digests import digest_of
+from tasks.system.hashing import digest_of
 
 KEY_LENGTH = 6
 # what the form of Prefect's pages proposes: a star, "beta3-orionis", or a Greek letter and another name

@@ -19,8 +19,9 @@ import torch
 from transformers import LlamaForCausalLM
 
 from tasks.programs.sft import block_loss
-from tasks.rlhf import adapters, branches, models, sampling, sequences
-from tasks.rlhf.packing import IGNORE, Document, pack
+from tasks.rlhf.batches import forward, sampling, sequences, shared_prompt
+from tasks.rlhf.batches.packing import IGNORE, Document, pack
+from tasks.rlhf.models import builtin, lora
 from tests import bench_data, bench_training
 
 ROUNDS = 9
@@ -43,14 +44,14 @@ def show(what: str, rate: float, unit: str, note: str = "") -> None:
 
 def demo_model() -> LlamaForCausalLM:
     torch.manual_seed(0)
-    return models.new_llama(vocabulary=1024, hidden_size=128, num_layers=3, num_heads=4, context=256, pad_id=0, eos_id=1)
+    return builtin.new_llama(vocabulary=1024, hidden_size=128, num_layers=3, num_heads=4, context=256, pad_id=0, eos_id=1)
 
 
 def training() -> None:
     """An SFT step on packed blocks against a bare forward and backward of the same adapters over as many tokens."""
     base = demo_model().requires_grad_(False)
-    model = adapters.attach(base, "sft", adapters.lora_config(rank=16, alpha=32, dropout=0.0, targets="all-linear"))
-    parameters = adapters.parameters(model, "sft")
+    model = lora.attach(base, "sft", lora.lora_config(rank=16, alpha=32, dropout=0.0, targets="all-linear"))
+    parameters = lora.parameters(model, "sft")
     optimizer = torch.optim.AdamW(parameters.values(), lr=1e-4)
     documents = [Document(torch.randint(2, 1024, (36,)).tolist(), [False] * 16 + [True] * 20) for _ in range(56)]
     blocks = pack(documents, block_tokens=256, pad_id=0)
@@ -64,7 +65,7 @@ def training() -> None:
 
     def floor() -> None:
         optimizer.zero_grad(set_to_none=True)
-        models.hidden_states(base, blocks.input_ids, blocks.position_ids).sum().backward()
+        forward.hidden_states(base, blocks.input_ids, blocks.position_ids).sum().backward()
 
     ours, bare = median(step), median(floor)
     show("bare forward-backward, LoRA r 16", tokens / bare, "tokens/s")
@@ -74,19 +75,19 @@ def training() -> None:
 def comparing() -> None:
     """A reward model's step on 8 questions of 5 answers: prompts shared and adapters folded, without the one, without either."""
     base = demo_model().requires_grad_(False)
-    model = adapters.attach(base, "reward", adapters.lora_config(rank=8, alpha=32, dropout=0.0, targets="all-linear"))
-    parameters, head = adapters.parameters(model, "reward"), adapters.new_head(base.config.hidden_size)
+    model = lora.attach(base, "reward", lora.lora_config(rank=8, alpha=32, dropout=0.0, targets="all-linear"))
+    parameters, head = lora.parameters(model, "reward"), lora.new_head(base.config.hidden_size)
     optimizer = torch.optim.AdamW(parameters.values(), lr=1e-4, fused=True)
     asked = [(torch.randint(2, 1024, (18,)).tolist(), [torch.randint(2, 1024, (16,)).tolist() for _ in range(5)]) for _ in range(8)]
     alone = ([prompt for prompt, answers in asked for _ in answers], [answer for _, answers in asked for answer in answers])
-    cpu, most = torch.device("cpu"), adapters.FOLD_UP_TO
+    cpu, most = torch.device("cpu"), lora.FOLD_UP_TO
 
     def step(shared: bool, folded: bool) -> None:
-        adapters.FOLD_UP_TO = most if folded else 0
+        lora.FOLD_UP_TO = most if folded else 0
         optimizer.zero_grad(set_to_none=True)
-        with adapters.active(model, "reward"):
+        with lora.active(model, "reward"):
             if shared:
-                score = branches.scores(base, head, branches.join(asked, pad_id=0, device=cpu, hidden_size=base.config.hidden_size))
+                score = shared_prompt.scores(base, head, shared_prompt.join(asked, pad_id=0, device=cpu, hidden_size=base.config.hidden_size))
             else:
                 score = sequences.scores(base, head, sequences.join(*alone, pad_id=0, device=cpu))
             score.sum().backward()

@@ -15,10 +15,10 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.rlhf import shell_site
-from tasks.rlhf.posts import Post, read_posts
-from tasks.rlhf.quarantine import Quarantine
-from tasks.rlhf.stack_exchange import score
+from tasks.dataset.readers.quarantine import Quarantine
+from tasks.dataset.sources.stack_exchange import score
+from tasks.dataset.sources.stack_exchange_dump import Post, read_posts
+from tasks.demo_site import site
 from tests.peers import interpreter
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -125,7 +125,7 @@ def _archive(folder: Path, num_questions: int) -> tuple[int, Path]:
     import py7zr
 
     posts, archive = folder / "Posts.xml", folder / f"{num_questions}.7z"
-    count = shell_site.write_posts(shell_site.generate(num_questions=num_questions, seed=0), posts)
+    count = site.write_posts(site.generate(num_questions=num_questions, seed=0), posts)
     with py7zr.SevenZipFile(archive, "w", filters=[{"id": py7zr.FILTER_LZMA2, "preset": 1}]) as file:
         file.write(posts, "Posts.xml")
     posts.unlink()
@@ -159,7 +159,7 @@ def _reply(post: Post, accepted: int) -> dict[str, Any]:
 
 
 def _generated() -> Any:
-    return (post for post in shell_site.generate(num_questions=2_000, seed=0))
+    return (post for post in site.generate(num_questions=2_000, seed=0))
 
 
 def _peers_way(python: Path, rows: Path, folder: Path) -> dict[str, Any]:

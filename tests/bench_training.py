@@ -25,13 +25,16 @@ from tokenizers.models import WordLevel
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from tasks.programs.config import Dpo
+from tasks.config.stages import Dpo
 from tasks.programs.dpo import pair_loss
 from tasks.programs.reference import log_probs
 from tasks.programs.sft import block_loss
-from tasks.rlhf import adapters, bases, branches, comparisons, devices, losses, models
-from tasks.rlhf.comparisons import Batch, Comparison
-from tasks.rlhf.packing import IGNORE, Document, first_fit, pack
+from tasks.rlhf.algorithms import losses
+from tasks.rlhf.batches import comparisons, shared_prompt
+from tasks.rlhf.batches.comparisons import Batch, Comparison
+from tasks.rlhf.batches.packing import IGNORE, Document, first_fit, pack
+from tasks.rlhf.compute import devices, seeds
+from tasks.rlhf.models import loading, lora
 from tests.peers import interpreter
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -114,9 +117,9 @@ def write_workloads(folder: Path) -> None:
     for dtype in ("float32", "bfloat16"):
         model.to(getattr(torch, dtype)).save_pretrained(folder / dtype)
         tokenizer.save_pretrained(folder / dtype)
-    wrapped = adapters.attach(model.float(), "first", _lora())
+    wrapped = lora.attach(model.float(), "first", _lora())
     first = {_place(name): p.detach().clone() for name, p in wrapped.named_parameters() if ".lora_A." in name}
-    save_file(first | {"score": adapters.new_head(model.config.hidden_size).weight.detach()}, folder / "start.safetensors")
+    save_file(first | {"score": lora.new_head(model.config.hidden_size).weight.detach()}, folder / "start.safetensors")
     draw = random.Random(0)
     tokens = _write_documents(draw, folder / "sft.json")
     for what in ASKED:
@@ -149,7 +152,7 @@ def _question(draw: random.Random, pairs: list[tuple[int, int]]) -> dict[str, An
 
 
 def _lora() -> LoraConfig:
-    return adapters.lora_config(rank=WORK["rank"], alpha=WORK["alpha"], dropout=0.0, targets=tuple(WORK["targets"]))
+    return lora.lora_config(rank=WORK["rank"], alpha=WORK["alpha"], dropout=0.0, targets=tuple(WORK["targets"]))
 
 
 def _place(name: str) -> str:
@@ -162,14 +165,14 @@ def _place(name: str) -> str:
 def our_round(what: str, dtype: str, folder: Path) -> dict[str, Any]:
     """The optimizer steps that the programs do, over all batches of a workload."""
     device = devices.set_up("cpu", int(os.environ["OMP_NUM_THREADS"]))
-    base = bases.load(folder / dtype, device=device)
-    model = adapters.attach(base, what, _lora())
-    parameters: dict[str, nn.Parameter] = adapters.parameters(model, what)
+    base = loading.load(folder / dtype, device=device)
+    model = lora.attach(base, what, _lora())
+    parameters: dict[str, nn.Parameter] = lora.parameters(model, what)
     first = load_file(folder / "start.safetensors")
     for name, parameter in parameters.items():
         if ".lora_A." in name:
             parameter.data.copy_(first[_place(name)])
-    head = adapters.new_head(base.config.hidden_size)
+    head = lora.new_head(base.config.hidden_size)
     head.weight.data.copy_(first["score"])
     head.bias.requires_grad_(False)
     if what in SCORED:
@@ -180,13 +183,13 @@ def our_round(what: str, dtype: str, folder: Path) -> dict[str, Any]:
     reference = (
         [now - then for now, then in zip((time.perf_counter(), time.process_time()), started, strict=True)] if what in COMPARED else [0.0, 0.0]
     )
-    adapters.train_mode(model)
+    lora.train_mode(model)
     ends, used, seen = [], [], []
     steps = json.loads((folder / "work.json").read_text())["steps"]
     for step in range(steps):
-        devices.seed_step(0, step + 1)
+        seeds.seed_step(0, step + 1)
         optimizer.zero_grad(set_to_none=True)
-        with adapters.active(model, what) as policy:
+        with lora.active(model, what) as policy:
             loss = loss_of(policy, step)
             loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
@@ -214,7 +217,7 @@ def _sft_loss(model: PeftModel, folder: Path) -> LossOf:
 
 def _pairs_loss(model: PeftModel, head: nn.Linear, what: str, folder: Path) -> LossOf:
     """DPO's has the reference's log-probabilities of everything computed first, as the stage before DPO does."""
-    tokenizer, (questions, _) = models.load_tokenizer(folder / "float32"), ASKED[what]
+    tokenizer, (questions, _) = loading.load_tokenizer(folder / "float32"), ASKED[what]
     asked = []
     for number, row in enumerate(json.loads((folder / f"{what}.json").read_text())):
         ids = [tokenizer(text)["input_ids"] for text in (row["prompt"], *row["answers"])]
@@ -228,17 +231,17 @@ def _pairs_loss(model: PeftModel, head: nn.Linear, what: str, folder: Path) -> L
 
     reference: dict[int, list[float]] = {}
     if what in COMPARED:
-        with adapters.active(model, None) as base:
+        with lora.active(model, None) as base:
             reference = log_probs(base, asked, pad_id=0)
 
     def dpo_loss(policy: PreTrainedModel, step: int) -> Tensor:
         batch, part = collated(step), asked[step * questions : (step + 1) * questions]
         ref = torch.tensor([value for c in part for value in reference[c.question_id]])
-        return pair_loss(branches.log_probs(policy, batch.branches), ref, batch, plain).loss.mean()
+        return pair_loss(shared_prompt.log_probs(policy, batch.branches), ref, batch, plain).loss.mean()
 
     def reward_loss(policy: PreTrainedModel, step: int) -> Tensor:
         batch = collated(step)
-        score = branches.scores(policy, head, batch.branches)
+        score = shared_prompt.scores(policy, head, batch.branches)
         return losses.pairwise_loss(score[batch.chosen], score[batch.rejected]).mean()
 
     return dpo_loss if what in COMPARED else reward_loss

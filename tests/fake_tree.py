@@ -34,8 +34,8 @@ MEANT = {
 PROGRAM = '''"""A fake program."""
 import contextlib, errno, hashlib, json, os, shutil, subprocess, sys, time
 from pathlib import Path
-from tasks.programs.config import {job}, InputError
-from tasks.programs.entry import Run, main
+from tasks.config.pipeline import {job}, InputError
+from tasks.programs.runtime.program import Run, main
 {more}
 STEPS = 5
 

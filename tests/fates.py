@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.rlhf import kin, shelves
-from tasks.rlhf.near import link, sketch
-from tasks.rlhf.questions import Answer, Question
+from tasks.dataset.curation import question_files, split_assignment
+from tasks.dataset.curation.near_duplicates import link, sketch
+from tasks.dataset.question import Answer, Question
 
 
 def question(number: int, prompt: str, *, author: str = "", scores: tuple[float, ...] = (2, 1), split: str = "") -> Question:
@@ -22,7 +22,7 @@ def shelved(questions: list[Question], folder: Path, size: int) -> list[Path]:
     paths = []
     for start in range(0, len(questions), size):
         paths.append(folder / f"{start:06}.jsonl")
-        shelves.write(questions[start : start + size], paths[-1], near=True)
+        question_files.write(questions[start : start + size], paths[-1], near=True)
     return paths
 
 
@@ -33,8 +33,8 @@ def assign_splits(
     questions = sorted(question(number, prompt, split=(given or {}).get(number, "")) for number, prompt in prompts)
     with tempfile.TemporaryDirectory() as folder:
         paths = shelved(questions, Path(folder), 1000)
-        fates = kin.decide(paths, shares, Counter(), alike=alike, distinct=False, per_author=None)
-    found = {asked.id: shelves.SPLITS[split] for asked, split in zip(questions, fates.splits, strict=True)}
+        fates = split_assignment.decide(paths, shares, Counter(), alike=alike, distinct=False, per_author=None)
+    found = {asked.id: question_files.SPLITS[split] for asked, split in zip(questions, fates.splits, strict=True)}
     return [found[number] for number, _ in prompts]
 
 

@@ -28,8 +28,8 @@ from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from prefect.states import Scheduled
 
-from flows import credentials
-from flows.servers import free_port
+from flows.services import credentials
+from flows.services.processes import free_port
 
 CHROMIUM = shutil.which("chromium")
 CHROMIUM_OPTIONS = (

@@ -10,7 +10,7 @@ import pytest
 from house import CHROMIUM, CHROMIUM_OPTIONS, House, await_
 from playwright.sync_api import Page, Request, WebSocket, sync_playwright
 
-from flows.credentials import USER
+from flows.services.credentials import USER
 
 
 class Pages:

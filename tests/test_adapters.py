@@ -10,8 +10,9 @@ from peft import AutoPeftModelForSequenceClassification, PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from tasks.rlhf import adapters, bases, sequences
-from tasks.rlhf.refusal import InputError
+from tasks.rlhf.batches import sequences
+from tasks.rlhf.models import fingerprint, loading, lora
+from tasks.system.errors import InputError
 
 # GPT-2 keeps its matrices the other way round, and peft says so
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
@@ -30,7 +31,7 @@ def with_adapters(base: PreTrainedModel, *names: str, dropout: float = 0.0) -> P
     """``base`` with adapters that are no longer no-ops."""
     model: PreTrainedModel | PeftModel = base
     for name in names:
-        model = adapters.attach(model, name, adapters.lora_config(rank=4, alpha=8, dropout=dropout, targets="all-linear"))
+        model = lora.attach(model, name, lora.lora_config(rank=4, alpha=8, dropout=dropout, targets="all-linear"))
     assert isinstance(model, PeftModel)
     torch.manual_seed(7)
     with torch.no_grad():
@@ -49,17 +50,17 @@ def test_adapters_off_is_the_base_bit_for_bit(kind: str) -> None:
     base = tiny.model(kind)
     before = logits(base)
     model = with_adapters(base, "policy", "critic")
-    with adapters.active(model, "policy") as policy:
+    with lora.active(model, "policy") as policy:
         assert not torch.allclose(logits(policy), before, atol=1e-3)
-    with adapters.active(model, None) as reference:
+    with lora.active(model, None) as reference:
         assert torch.equal(logits(reference), before)
 
 
 def test_a_fresh_adapter_changes_nothing() -> None:
     base = tiny.model()
     before = logits(base)
-    model = adapters.attach(base, "policy", adapters.lora_config(rank=4, alpha=8, dropout=0.0, targets="all-linear"))
-    with adapters.active(model, "policy") as policy:
+    model = lora.attach(base, "policy", lora.lora_config(rank=4, alpha=8, dropout=0.0, targets="all-linear"))
+    with lora.active(model, "policy") as policy:
         assert torch.equal(logits(policy), before)
 
 
@@ -67,7 +68,7 @@ def test_each_name_computes_with_its_own_adapter() -> None:
     model = with_adapters(tiny.model(), "policy", "critic")
     outcomes = []
     for name in ("policy", "critic", "policy", None, "critic"):
-        with adapters.active(model, name) as base:
+        with lora.active(model, name) as base:
             outcomes.append(logits(base))
     assert torch.equal(outcomes[0], outcomes[2])
     assert torch.equal(outcomes[1], outcomes[4])
@@ -78,21 +79,21 @@ def test_each_name_computes_with_its_own_adapter() -> None:
 def test_switching_never_changes_what_is_trainable(order: tuple[str | None, ...]) -> None:
     model = with_adapters(tiny.model(), "policy", "reward")
     assert trainable(model) == set()
-    wanted = set(adapters.parameters(model, "policy"))
+    wanted = set(lora.parameters(model, "policy"))
     for name in order:
-        with adapters.active(model, name):
+        with lora.active(model, name):
             pass
         assert trainable(model) == wanted
 
 
 def test_training_one_adapter_leaves_everything_else_alone() -> None:
     model = with_adapters(tiny.model(), "policy", "reward")
-    parameters = adapters.parameters(model, "policy")
+    parameters = lora.parameters(model, "policy")
     before = {key: value.clone() for key, value in model.state_dict().items()}
     optimizer = torch.optim.AdamW(parameters.values(), lr=0.1)
-    with adapters.active(model, "reward") as base:
+    with lora.active(model, "reward") as base:
         logits(base)
-    with adapters.active(model, "policy") as policy:
+    with lora.active(model, "policy") as policy:
         policy(IDS).logits.square().mean().backward()
     optimizer.step()
     moved = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
@@ -103,49 +104,49 @@ def test_training_one_adapter_leaves_everything_else_alone() -> None:
 @pytest.mark.parametrize("kind", tiny.ARCHITECTURES)
 def test_a_saved_adapter_comes_back_the_same(kind: str, tmp_path: Path) -> None:
     model = with_adapters(tiny.model(kind), "policy")
-    adapters.save(model, "policy", tmp_path / "adapter", base=tiny.BASE)
-    again, score = adapters.load(tiny.model(kind), "other", tmp_path / "adapter")
+    lora.save(model, "policy", tmp_path / "adapter", base=tiny.BASE)
+    again, score = lora.load(tiny.model(kind), "other", tmp_path / "adapter")
     assert score is None
-    assert bases.recorded(tmp_path / "adapter") == tiny.BASE
+    assert fingerprint.recorded(tmp_path / "adapter") == tiny.BASE
     assert trainable(again) == set()
-    with adapters.active(model, "policy") as ours, adapters.active(again, "other") as theirs:
+    with lora.active(model, "policy") as ours, lora.active(again, "other") as theirs:
         assert torch.equal(logits(ours), logits(theirs))
 
 
 def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     model = with_adapters(tiny.model(), "policy")
     for name in ("first", "second"):
-        adapters.save(model, "policy", tmp_path / name, base=tiny.BASE)
-    for file in (adapters.WEIGHTS, adapters.CONFIG):
+        lora.save(model, "policy", tmp_path / name, base=tiny.BASE)
+    for file in (lora.WEIGHTS, lora.CONFIG):
         assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
 
 
 def test_an_adapter_of_another_shape_is_refused(tmp_path: Path) -> None:
-    adapters.save(with_adapters(tiny.model("gpt2"), "policy"), "policy", tmp_path / "adapter", base=tiny.BASE)
+    lora.save(with_adapters(tiny.model("gpt2"), "policy"), "policy", tmp_path / "adapter", base=tiny.BASE)
     with pytest.raises(InputError):
-        adapters.load(tiny.model("llama"), "policy", tmp_path / "adapter")
+        lora.load(tiny.model("llama"), "policy", tmp_path / "adapter")
 
 
 def test_targets_that_fit_nothing_are_refused() -> None:
     with pytest.raises(InputError, match="fits no module"):
-        adapters.attach(tiny.model(), "policy", adapters.lora_config(rank=4, alpha=8, dropout=0.0, targets=("no_such_layer",)))
+        lora.attach(tiny.model(), "policy", lora.lora_config(rank=4, alpha=8, dropout=0.0, targets=("no_such_layer",)))
 
 
 @pytest.mark.parametrize("kind", tiny.ARCHITECTURES)
 @pytest.mark.parametrize("automatic", [False, True])
 def test_peft_reads_a_reward_model_and_gives_the_same_scores(kind: str, automatic: bool, tmp_path: Path) -> None:
     tiny.base_folder(tmp_path / "base", kind)
-    base = bases.load(tmp_path / "base", device=tiny.CPU)
+    base = loading.load(tmp_path / "base", device=tiny.CPU)
     model = with_adapters(base, "reward")
     torch.manual_seed(3)
-    head = adapters.new_head(tiny.WIDTH)
-    adapters.save(model, "reward", tmp_path / "adapter", base=tiny.BASE, score=head.weight)
-    with adapters.active(model, "reward") as ours:
+    head = lora.new_head(tiny.WIDTH)
+    lora.save(model, "reward", tmp_path / "adapter", base=tiny.BASE, score=head.weight)
+    with lora.active(model, "reward") as ours:
         expected = sequences.scores(ours, head, sequences.join(PROMPTS, ANSWERS, pad_id=tiny.PAD, device=tiny.CPU))
 
     if automatic:  # it takes the base's place from the adapter's config
-        config = json.loads((tmp_path / "adapter" / adapters.CONFIG).read_text())
-        (tmp_path / "adapter" / adapters.CONFIG).write_text(json.dumps(config | {"base_model_name_or_path": str(tmp_path / "base")}))
+        config = json.loads((tmp_path / "adapter" / lora.CONFIG).read_text())
+        (tmp_path / "adapter" / lora.CONFIG).write_text(json.dumps(config | {"base_model_name_or_path": str(tmp_path / "base")}))
         theirs = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "adapter", num_labels=1)
     else:
         theirs = PeftModel.from_pretrained(AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=1), tmp_path / "adapter")
@@ -154,14 +155,14 @@ def test_peft_reads_a_reward_model_and_gives_the_same_scores(kind: str, automati
             score = theirs.eval()(torch.tensor([prompt + answer])).logits
         assert score.item() == pytest.approx(expected[row].item(), abs=1e-5)
 
-    _, weight = adapters.load(bases.load(tmp_path / "base", device=tiny.CPU), "reward", tmp_path / "adapter")
+    _, weight = lora.load(loading.load(tmp_path / "base", device=tiny.CPU), "reward", tmp_path / "adapter")
     assert weight is not None
     assert torch.equal(weight, head.weight)
 
 
 def test_a_new_head_is_fp32_and_of_the_right_spread() -> None:
     torch.manual_seed(0)
-    head = adapters.new_head(4095)
+    head = lora.new_head(4095)
     assert (head.weight.dtype, head.weight.shape, head.bias.tolist()) == (torch.float32, (1, 4095), [0.0])
     assert head.weight.std().item() == pytest.approx(1 / 64, rel=0.05)
 
@@ -169,34 +170,34 @@ def test_a_new_head_is_fp32_and_of_the_right_spread() -> None:
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_train_mode_is_the_adapters_dropout_and_never_the_bases(kind: str) -> None:
     model = with_adapters(tiny.model(kind), "sft", dropout=0.5)
-    adapters.train_mode(model)
-    with adapters.active(model, "sft") as base:
+    lora.train_mode(model)
+    with lora.active(model, "sft") as base:
         assert not torch.equal(logits(base), logits(base))
-    with adapters.active(model, None) as reference:
+    with lora.active(model, None) as reference:
         assert torch.equal(logits(reference), logits(reference))
     model.eval()
-    with adapters.active(model, "sft") as base:
+    with lora.active(model, "sft") as base:
         assert torch.equal(logits(base), logits(base))
 
 
 def test_parameters_of_an_adapter_are_its_own(tmp_path: Path) -> None:
     model = with_adapters(tiny.model(), "policy", "policy2")
-    names = set(adapters.parameters(model, "policy"))
+    names = set(lora.parameters(model, "policy"))
     assert names
     assert all(".policy." in name for name in names)
-    assert isinstance(next(iter(adapters.parameters(model, "policy2").values())), nn.Parameter)
+    assert isinstance(next(iter(lora.parameters(model, "policy2").values())), nn.Parameter)
 
 
 def folded(model: PeftModel, name: str) -> list[nn.Module]:
     """The layers that compute with one matrix inside the block."""
-    with adapters.active(model, name):
+    with lora.active(model, name):
         return [module for module in model.modules() if "forward" in vars(module)]
 
 
 def outcome(model: PeftModel) -> tuple[Tensor, dict[str, Tensor]]:
     """Logits and the adapter's gradients."""
-    chosen = adapters.parameters(model, "policy")
-    with adapters.active(model, "policy") as policy:
+    chosen = lora.parameters(model, "policy")
+    with lora.active(model, "policy") as policy:
         out = policy(IDS, use_cache=False).logits
         out.square().sum().backward()
     gradients = {key: parameter.grad for key, parameter in chosen.items()}
@@ -208,7 +209,7 @@ def outcome(model: PeftModel) -> tuple[Tensor, dict[str, Tensor]]:
 def test_one_matrix_or_the_low_rank_path_is_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     outcomes = []
     for most in (0, 100):
-        monkeypatch.setattr(adapters, "FOLD_UP_TO", most)
+        monkeypatch.setattr(lora, "FOLD_UP_TO", most)
         model = with_adapters(tiny.model(kind), "policy", "critic")
         assert bool(folded(model, "policy")) == bool(most)
         outcomes.append(outcome(model))
@@ -221,13 +222,13 @@ def test_one_matrix_or_the_low_rank_path_is_the_same(kind: str, monkeypatch: pyt
 @pytest.mark.parametrize("inner", [None, "critic"])
 def test_blocks_do_not_nest(inner: str | None) -> None:
     model = with_adapters(tiny.model(), "policy", "critic")
-    with adapters.active(model, "policy"), pytest.raises(AssertionError, match="is open"), adapters.active(model, inner):
+    with lora.active(model, "policy"), pytest.raises(AssertionError, match="is open"), lora.active(model, inner):
         pass
 
 
 def test_nothing_of_it_stays_behind() -> None:
     model = with_adapters(tiny.model(), "policy", "critic")
-    with pytest.raises(RuntimeError), adapters.active(model, "policy"):
+    with pytest.raises(RuntimeError), lora.active(model, "policy"):
         raise RuntimeError
     assert not [module for module in model.modules() if "forward" in vars(module)]
 
@@ -238,8 +239,8 @@ def test_where_it_would_be_wrong_or_slower_the_low_rank_path_is_taken(kind: str)
     if kind == "half precision":
         model.get_base_model().to(torch.bfloat16)
     if kind == "large":
-        model = adapters.attach(tiny.model(), "policy", adapters.lora_config(rank=1, alpha=1, dropout=0.0, targets="all-linear"))
+        model = lora.attach(tiny.model(), "policy", lora.lora_config(rank=1, alpha=1, dropout=0.0, targets="all-linear"))
     assert len(folded(model, "policy")) == {"dropout": 14, "large": 4}.get(kind, 0)  # keys and values are small enough even with rank 1
     if kind == "dropout":
-        adapters.train_mode(model)
+        lora.train_mode(model)
         assert folded(model, "policy") == []

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tasks.rlhf.advantages import gae, whiten
-from tasks.rlhf.losses import policy_loss, value_loss
-from tasks.rlhf.rewards import token_rewards
+from tasks.rlhf.algorithms.advantages import gae, whiten
+from tasks.rlhf.algorithms.losses import policy_loss, value_loss
+from tasks.rlhf.algorithms.rewards import token_rewards
 
 # A padded batch of two answers, worked out by hand; what stands outside the mask is meant to mislead.
 MASK = torch.tensor([[0, 1, 1, 1, 1, 0], [0, 0, 1, 1, 1, 1]]).bool()

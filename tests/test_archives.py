@@ -12,10 +12,10 @@ from typing import Any
 import py7zr
 import pytest
 
-from tasks.rlhf import blocks
-from tasks.rlhf.posts import Post, read_posts
-from tasks.rlhf.quarantine import Quarantine
-from tasks.rlhf.refusal import InputError
+from tasks.dataset.readers import blocks
+from tasks.dataset.readers.quarantine import Quarantine
+from tasks.dataset.sources.stack_exchange_dump import Post, read_posts
+from tasks.system.errors import InputError
 
 ROW = '<row Id="{0}" PostTypeId="1" Score="3" Title="t {0}" Body="&lt;p&gt;{1} says {0}&lt;/p&gt;" />'
 ROWS = "\n".join(ROW.format(n, n * 7919) for n in range(1, 3001))

@@ -7,11 +7,11 @@ import pytest
 from fake_tree import MEANT, ROOT, TABLES
 
 from flows.profiles import load
-from tasks import dpo, merge, ppo, pretrain, reference, report, reward, sft, winrate
-from tasks.artifact import Artifact, content, made, only, within, without_weights
-from tasks.digests import digest_of
-from tasks.programs.config import Pipeline
-from tasks.store import SCHEMA, Manifest
+from tasks.artifacts.artifact import Artifact, content, made, only, within, without_weights
+from tasks.artifacts.store import SCHEMA, Manifest
+from tasks.config.pipeline import Pipeline
+from tasks.stages import dpo, merge, ppo, pretrain, reference, report, reward, sft, winrate
+from tasks.system.hashing import digest_of
 
 CONFIG = Pipeline()
 
@@ -148,7 +148,7 @@ def test_what_is_meant_of_an_artifact_is_known_by_its_files() -> None:
 
 
 def test_what_the_user_brought_is_taken_whole(tmp_path: Path) -> None:
-    from tasks.artifact import given
+    from tasks.artifacts.artifact import given
 
     (tmp_path / "Posts.xml").write_text("<posts/>")
     brought = given(tmp_path)

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tasks.config.jobs import DpoJob, ReferenceJob, RewardJob, SftJob
 from tasks.programs import dpo, reference, reward, sft
-from tasks.programs.config import DpoJob, ReferenceJob, RewardJob, SftJob
-from tasks.programs.entry import Run
-from tasks.rlhf import adapters, attention_masks, branches, layout_checks, models
-from tasks.rlhf.comparisons import Comparison
-from tasks.rlhf.packing import IGNORE, Document, pack
-from tasks.rlhf.refusal import InputError
+from tasks.programs.runtime.program import Run
+from tasks.rlhf.batches import attention_masks, forward, layout_checks, shared_prompt
+from tasks.rlhf.batches.comparisons import Comparison
+from tasks.rlhf.batches.packing import IGNORE, Document, pack
+from tasks.rlhf.models import loading, lora
+from tasks.system.errors import InputError
 
 KINDS = sorted(attention_models.CONFIGS)
 NEVER_PACKED = {"falcon_alibi", "bloom", "mpt", "mamba"}
@@ -55,7 +56,7 @@ def plain(model: PreTrainedModel, text: list[int]) -> Tensor:
 
 
 def log_probs(model: PreTrainedModel, hidden: Tensor, targets: Tensor) -> Tensor:
-    return models.output_head(model)(hidden).log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
+    return forward.output_head(model)(hidden).log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -66,7 +67,7 @@ def test_packed_documents_are_those_of_the_models_own_forward(kind: str) -> None
     gap, told = layout_checks.settle(model, lambda: layout_checks.packing_gap(model, blocks), layout="Packing")
     assert (told is not None) == (kind in NEVER_PACKED)
     assert gap.nats < CLOSE
-    hidden = models.hidden_states(model, blocks.input_ids, blocks.position_ids)
+    hidden = forward.hidden_states(model, blocks.input_ids, blocks.position_ids)
     for row in range(len(hidden)):
         starts = [*torch.where(blocks.position_ids[row] == 0)[0].tolist(), 100]
         for a, b in pairwise(starts):
@@ -81,20 +82,20 @@ def test_packed_documents_are_those_of_the_models_own_forward(kind: str) -> None
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_shared_prompts_are_those_of_the_models_own_forward(kind: str) -> None:
-    model, head = attention_models.model(kind), adapters.new_head(tiny.WIDTH)
+    model, head = attention_models.model(kind), lora.new_head(tiny.WIDTH)
     measure: Callable[[], layout_checks.Gap] = lambda: layout_checks.sharing_gap(model, QUESTIONS, pad_id=tiny.PAD)  # noqa: E731
     gap, told = layout_checks.settle(model, measure, layout="Sharing")
     assert (told is not None) == (kind in NEVER_SHARED)
     assert gap.nats < CLOSE
     asked = [(c.prompt, c.answers) for c in QUESTIONS]
-    batch = branches.join(asked, pad_id=tiny.PAD, device=tiny.CPU, hidden_size=tiny.WIDTH)
-    ours = log_probs(model, branches.hidden(model, batch)[batch.before], batch.targets)
+    batch = shared_prompt.join(asked, pad_id=tiny.PAD, device=tiny.CPU, hidden_size=tiny.WIDTH)
+    ours = log_probs(model, shared_prompt.hidden(model, batch)[batch.before], batch.targets)
     texts = [(prompt, answer) for prompt, answers in asked for answer in answers]
     own = [plain(model, prompt + answer)[len(prompt) - 1 :] for prompt, answer in texts]
     torch.testing.assert_close(ours, torch.cat(own), atol=CLOSE, rtol=0)
-    alone = [models.hidden_states(model, torch.tensor([p + a]))[0, -1] for p, a in texts]
+    alone = [forward.hidden_states(model, torch.tensor([p + a]))[0, -1] for p, a in texts]
     rewards = head(torch.stack(alone))[:, 0]
-    torch.testing.assert_close(branches.scores(model, head, batch), rewards, atol=CLOSE, rtol=1e-4)
+    torch.testing.assert_close(shared_prompt.scores(model, head, batch), rewards, atol=CLOSE, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gpt_neo"])
@@ -104,10 +105,10 @@ def test_gradients_are_the_same_text_by_text(kind: str) -> None:
 
     def gradients(model: PreTrainedModel) -> list[Tensor]:
         model.requires_grad_(True)
-        batch = branches.join(asked, pad_id=tiny.PAD, device=tiny.CPU, hidden_size=tiny.WIDTH)
+        batch = shared_prompt.join(asked, pad_id=tiny.PAD, device=tiny.CPU, hidden_size=tiny.WIDTH)
         loss = sft.block_loss(model, blocks, torch.arange(len(blocks.labels)), tiny.CPU, count=100)
         if kind != "gpt_neo":
-            loss = loss + branches.log_probs(model, batch).sum() / 100
+            loss = loss + shared_prompt.log_probs(model, batch).sum() / 100
         return list(torch.autograd.grad(loss, list(model.parameters()), allow_unused=True))
 
     apart = attention_models.model(kind)
@@ -141,7 +142,7 @@ def test_the_guard_looks_at_the_longest_document(kind: str, monkeypatch: pytest.
 def test_the_guard_looks_at_all_parts() -> None:
     model = attention_models.model("mistral")
     seen: list[int] = []
-    honest = models.hidden_states
+    honest = forward.hidden_states
     blocks = [pack(documents(*lengths), block_tokens=64, pad_id=tiny.PAD) for lengths in ((60,), (5, 6, 7))]
 
     def noting(base: PreTrainedModel, rows: Tensor, *rest: Tensor) -> Tensor:
@@ -149,7 +150,7 @@ def test_the_guard_looks_at_all_parts() -> None:
         return honest(base, rows, *rest)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(models, "hidden_states", noting)
+        patched.setattr(forward, "hidden_states", noting)
         layout_checks.packing_gap(model, *blocks)
     assert {60, 5, 6, 7} <= set(seen)
 
@@ -164,14 +165,14 @@ def test_a_model_that_fails_even_alone_is_refused(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("layout", ["packing", "sharing"])
 def test_states_that_are_no_numbers_do_not_pass(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, honest = attention_models.model("llama"), models.hidden_states
+    model, honest = attention_models.model("llama"), forward.hidden_states
 
     def broken(base: PreTrainedModel, rows: Tensor, *layouts: Tensor) -> Tensor:
         found = honest(base, rows, *layouts)
         return found * torch.nan if layouts and not attention_masks.are_texts_apart(base) else found
 
-    monkeypatch.setattr(models, "hidden_states", broken)
-    monkeypatch.setattr(branches, "hidden_states", broken)
+    monkeypatch.setattr(forward, "hidden_states", broken)
+    monkeypatch.setattr(shared_prompt, "hidden_states", broken)
     blocks = pack(MIXED, block_tokens=100, pad_id=tiny.PAD)
     measures: dict[str, Callable[[], layout_checks.Gap]] = {
         "packing": lambda: layout_checks.packing_gap(model, blocks),
@@ -187,7 +188,7 @@ def test_no_memory_is_no_reason_to_go_on(monkeypatch: pytest.MonkeyPatch) -> Non
         raise torch.OutOfMemoryError
 
     model = attention_models.model("llama")
-    monkeypatch.setattr(models, "hidden_states", full)
+    monkeypatch.setattr(forward, "hidden_states", full)
     blocks = pack(MIXED, block_tokens=100, pad_id=tiny.PAD)
     with pytest.raises(torch.OutOfMemoryError):
         layout_checks.settle(model, lambda: layout_checks.packing_gap(model, blocks), layout="Packing")
@@ -212,9 +213,9 @@ def test_padding_does_not_switch_the_frequencies_of_longrope() -> None:
 @pytest.mark.parametrize(("kind", "most"), [("gpt2", 128), ("opt", 128), ("gpt_neo", 128), ("mpt", 128), ("phi3_longrope", 64)])
 def test_texts_that_are_too_long_are_refused(kind: str, most: int) -> None:
     model = attention_models.model(kind)
-    models.check_context(model, most)
+    loading.check_context(model, most)
     with pytest.raises(InputError, match=rf"text.max_prompt_tokens \+ text.max_answer_tokens is {most + 1}, .*{most} tokens"):
-        models.check_context(model, most + 1)
+        loading.check_context(model, most + 1)
 
 
 # -------------------------------------------------------------------------------------------------- logits
@@ -223,12 +224,12 @@ def test_texts_that_are_too_long_are_refused(kind: str, most: int) -> None:
 @pytest.mark.parametrize(("kind", "setting"), [("gemma2", {"final_logit_softcapping": 30.0}), ("cohere2", {"logit_scale": 0.99})])
 def test_logits_that_are_capped_or_scaled_are_refused_however_small(kind: str, setting: dict[str, float]) -> None:
     model = attention_models.model(kind, loud=0.1)
-    models.check_head(model)
+    loading.check_head(model)
     for name, value in setting.items():
         setattr(model.config, name, value)
         setattr(model, name, value)  # Cohere 2 reads its own
     with pytest.raises(InputError, match=f"{kind} models change their logits after the output head"):
-        models.check_head(model)
+        loading.check_head(model)
 
 
 # ----------------------------------------------------------------------------------------------- programs

@@ -17,9 +17,11 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from tasks.programs.merge import drift
-from tasks.rlhf import adapters, bases, models, step_zero
-from tasks.rlhf.bases import Fingerprint
-from tasks.rlhf.refusal import InputError
+from tasks.rlhf.algorithms import sanity_checks
+from tasks.rlhf.batches import forward
+from tasks.rlhf.models import builtin, fingerprint, gradient_checkpointing, loading, lora
+from tasks.rlhf.models.fingerprint import Fingerprint
+from tasks.system.errors import InputError
 
 # GPT-2 keeps its matrices the other way round, and peft says so
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
@@ -31,7 +33,7 @@ MATRICES = {"llama": 14, "gpt2": 8, "qwen2": 14, "gpt_neox": 8}  # of the two la
 @pytest.fixture(autouse=True)
 def able(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a CPU that has instructions for bfloat16, whatever this one has."""
-    monkeypatch.setattr(bases, "multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(loading, "multiplies_bfloat16", lambda: True)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def load(folder: Path, precision: Any = None) -> PreTrainedModel:
-    return bases.load(folder, device=tiny.CPU, precision=precision)
+    return loading.load(folder, device=tiny.CPU, precision=precision)
 
 
 def logits(model: PreTrainedModel, ids: Tensor = IDS) -> Tensor:
@@ -55,13 +57,13 @@ def logits(model: PreTrainedModel, ids: Tensor = IDS) -> Tensor:
 
 def loss(model: PreTrainedModel) -> Tensor:
     """Through the two calls that the programs make."""
-    out = models.output_head(model)(models.hidden_states(model, IDS[:, :-1]))
+    out = forward.output_head(model)(forward.hidden_states(model, IDS[:, :-1]))
     return functional.cross_entropy(out.flatten(0, 1).float(), IDS[:, 1:].flatten())
 
 
 def with_adapter(base: PreTrainedModel, *, dropout: float = 0.0) -> PeftModel:
     torch.manual_seed(3)
-    model = adapters.attach(base, "policy", adapters.lora_config(rank=4, alpha=8, dropout=dropout, targets="all-linear"))
+    model = lora.attach(base, "policy", lora.lora_config(rank=4, alpha=8, dropout=dropout, targets="all-linear"))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -71,11 +73,11 @@ def with_adapter(base: PreTrainedModel, *, dropout: float = 0.0) -> PeftModel:
 
 def gradients(model: PeftModel) -> tuple[float, dict[str, Tensor]]:
     """The loss and the gradient of every parameter of the adapter."""
-    chosen = adapters.parameters(model, "policy")
-    with adapters.active(model, "policy") as policy:
+    chosen = lora.parameters(model, "policy")
+    with lora.active(model, "policy") as policy:
         value = loss(policy)
         value.backward()
-    step_zero.check_gradients(chosen)
+    sanity_checks.check_gradients(chosen)
     return value.item(), {name: parameter.grad for name, parameter in chosen.items() if parameter.grad is not None}
 
 
@@ -88,20 +90,20 @@ def test_the_layers_matrices_are_quantised_and_nothing_else(kind: str, precision
     model = load(folders[kind], precision)
     layer = {"int8": Linear8bitLt, "nf4": Linear4bit}[precision]
     assert sum(isinstance(module, layer) for module in model.modules()) == MATRICES[kind]
-    assert type(models.output_head(model)) is nn.Linear
+    assert type(forward.output_head(model)) is nn.Linear
     assert {p.dtype for p in model.parameters() if p.dtype.is_floating_point} == {torch.float32}
     assert type(model.get_input_embeddings()) is nn.Embedding
     assert not any(module.training for module in model.modules())
     assert not any(parameter.requires_grad for parameter in model.parameters())
-    models.check_head(model)
-    models.check_context(model, tiny.CONTEXT)
-    assert bases.precision_of(model) == precision
+    loading.check_head(model)
+    loading.check_context(model, tiny.CONTEXT)
+    assert loading.precision_of(model) == precision
 
 
 @pytest.mark.parametrize("kind", tiny.ARCHITECTURES)
 @pytest.mark.parametrize(("precision", "most"), [("int8", 0.02), ("nf4", 0.3)])
 def test_a_quantised_base_is_near_the_stored_one(kind: str, precision: str, most: float, folders: dict[str, Path]) -> None:
-    stored = logits(bases.load(folders[kind], device=tiny.CPU))
+    stored = logits(loading.load(folders[kind], device=tiny.CPU))
     assert torch.equal(logits(load(folders[kind])), stored)
     gap = (logits(load(folders[kind], precision)) - stored).abs().mean() / stored.std()
     assert 0 < gap.item() < most
@@ -113,15 +115,15 @@ def test_the_stored_type_is_kept_unless_another_is_asked_for(precision: str | No
     wanted = torch.bfloat16 if precision is None or precision in QUANTISED else getattr(torch, precision)
     assert {p.dtype for p in model.parameters() if p.dtype.is_floating_point} == {wanted}
     assert logits(model).dtype == wanted
-    assert bases.fingerprint(folders["half"], model)[2:] == (precision or "bfloat16", str(wanted)[6:])
+    assert fingerprint.fingerprint(folders["half"], model)[2:] == (precision or "bfloat16", str(wanted)[6:])
 
 
 @pytest.mark.parametrize("precision", QUANTISED)
 def test_the_same_folder_gives_the_same_bytes(precision: str, folders: dict[str, Path]) -> None:
     first, second = load(folders["llama"], precision), load(folders["llama"], precision)
-    before = step_zero.digest(first.parameters())
+    before = sanity_checks.digest(first.parameters())
     assert torch.equal(logits(first), logits(second))
-    assert before == step_zero.digest(first.parameters()) == step_zero.digest(second.parameters())
+    assert before == sanity_checks.digest(first.parameters()) == sanity_checks.digest(second.parameters())
 
 
 @pytest.mark.parametrize("precision", QUANTISED)
@@ -139,7 +141,7 @@ def test_rows_and_padding_do_not_change_each_other(precision: str, folders: dict
 @pytest.mark.parametrize("precision", QUANTISED)
 def test_widths_need_not_be_multiples_of_a_block(sizes: tuple[int, int], precision: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = models.new_llama(vocabulary=64, hidden_size=sizes[0], num_layers=1, num_heads=1, context=64, pad_id=0, eos_id=1)
+    model = builtin.new_llama(vocabulary=64, hidden_size=sizes[0], num_layers=1, num_heads=1, context=64, pad_id=0, eos_id=1)
     model.config.intermediate_size = sizes[1]
     type(model)(model.config).save_pretrained(tmp_path)
     assert logits(load(tmp_path, precision)).isfinite().all()
@@ -205,14 +207,14 @@ def test_what_is_not_installed_is_named(absent: str, folders: dict[str, Path], m
 @pytest.mark.parametrize("precision", QUANTISED)
 def test_an_adapter_trains_on_a_quantised_base_and_off_is_the_base(kind: str, precision: str, folders: dict[str, Path]) -> None:
     base = load(folders[kind], precision)
-    before, weights = logits(base), step_zero.digest(base.parameters())
+    before, weights = logits(base), sanity_checks.digest(base.parameters())
     torch.manual_seed(0)
-    model = adapters.attach(base, "policy", adapters.lora_config(rank=4, alpha=8, dropout=0.0, targets="all-linear"))
-    chosen = adapters.parameters(model, "policy")
+    model = lora.attach(base, "policy", lora.lora_config(rank=4, alpha=8, dropout=0.0, targets="all-linear"))
+    chosen = lora.parameters(model, "policy")
     optimizer = torch.optim.AdamW(chosen.values(), lr=1e-2)
     losses = []
     for _ in range(10):
-        with adapters.active(model, "policy") as policy:
+        with lora.active(model, "policy") as policy:
             if not losses:
                 assert torch.equal(logits(policy), before)  # a fresh adapter is a no-op
             value = loss(policy)
@@ -221,20 +223,20 @@ def test_an_adapter_trains_on_a_quantised_base_and_off_is_the_base(kind: str, pr
         optimizer.zero_grad()
         losses.append(value.item())
     assert losses[-1] < losses[0] - 0.3
-    with adapters.active(model, None) as reference:
+    with lora.active(model, None) as reference:
         assert torch.equal(logits(reference), before)
-    assert step_zero.digest(p for name, p in base.named_parameters() if "lora_" not in name) == weights
+    assert sanity_checks.digest(p for name, p in base.named_parameters() if "lora_" not in name) == weights
     assert not any("forward" in vars(m) for m in model.modules() if hasattr(m, "lora_A"))  # nothing stays folded in
 
 
 @pytest.mark.parametrize("kind", tiny.ARCHITECTURES)
 @pytest.mark.parametrize("precision", QUANTISED)
 def test_gradients_are_those_of_the_dequantised_weights(kind: str, precision: Any, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapters, "FOLD_UP_TO", 0)
+    monkeypatch.setattr(lora, "FOLD_UP_TO", 0)
     quantised = load(folders[kind], precision)
     logits(quantised)  # a forward without gradients must not cost the later ones theirs
     ours = gradients(with_adapter(quantised))
-    theirs = gradients(with_adapter(bases.dequantised(folders[kind], device=tiny.CPU, precision=precision)))
+    theirs = gradients(with_adapter(loading.dequantised(folders[kind], device=tiny.CPU, precision=precision)))
     assert ours[0] == pytest.approx(theirs[0], abs=1e-6)
     assert ours[1].keys() == theirs[1].keys()
     for name, gradient in theirs[1].items():
@@ -252,8 +254,8 @@ def test_the_kernel_that_lets_no_gradient_through_is_off(folders: dict[str, Path
 @pytest.mark.parametrize("kind", [*tiny.ARCHITECTURES, "half"])
 @pytest.mark.parametrize("precision", QUANTISED)
 def test_the_dequantised_model_computes_what_the_quantised_one_does(kind: str, precision: Any, folders: dict[str, Path]) -> None:
-    model = bases.dequantised(folders[kind], device=tiny.CPU, precision=precision)
-    assert bases.precision_of(model) == ("bfloat16" if kind == "half" else "float32")
+    model = loading.dequantised(folders[kind], device=tiny.CPU, precision=precision)
+    assert loading.precision_of(model) == ("bfloat16" if kind == "half" else "float32")
     assert {name: p.shape for name, p in model.named_parameters()} == {name: p.shape for name, p in load(folders[kind]).named_parameters()}
     torch.testing.assert_close(logits(model), logits(load(folders[kind], precision)), atol=1e-6 if kind != "half" else 0.02, rtol=0)
 
@@ -261,14 +263,14 @@ def test_the_dequantised_model_computes_what_the_quantised_one_does(kind: str, p
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_an_int8_weight_is_within_half_a_step_of_the_stored_one(kind: str, folders: dict[str, Path]) -> None:
     stored = dict(load(folders[kind]).named_parameters())
-    for name, weight in bases.dequantised(folders[kind], device=tiny.CPU, precision="int8").named_parameters():
+    for name, weight in loading.dequantised(folders[kind], device=tiny.CPU, precision="int8").named_parameters():
         largest = stored[name].abs().amax(dim=0 if kind == "gpt2" else -1, keepdim=True)  # of an output's row
         assert ((weight - stored[name]).abs() <= largest * (0.5 / 127 + 1e-3)).all(), name  # it is rounded to float16 first
 
 
 @pytest.mark.parametrize("precision", [None, "float32", "bfloat16"])
 def test_a_base_that_is_not_quantised_is_merged_into_itself(precision: Any, folders: dict[str, Path]) -> None:
-    model = bases.dequantised(folders["llama"], device=tiny.CPU, precision=precision, dtype="bfloat16")
+    model = loading.dequantised(folders["llama"], device=tiny.CPU, precision=precision, dtype="bfloat16")
     assert torch.equal(logits(model), logits(load(folders["llama"], "bfloat16")))
 
 
@@ -276,12 +278,12 @@ def test_a_base_that_is_not_quantised_is_merged_into_itself(precision: Any, fold
 @pytest.mark.parametrize("precision", QUANTISED)
 def test_an_adapter_is_merged_into_what_it_was_trained_on(kind: str, precision: Any, folders: dict[str, Path], tmp_path: Path) -> None:
     model = with_adapter(load(folders[kind], precision))
-    adapters.save(model, "policy", tmp_path / "adapter", base=tiny.BASE)
-    with adapters.active(model, "policy") as policy:
+    lora.save(model, "policy", tmp_path / "adapter", base=tiny.BASE)
+    with lora.active(model, "policy") as policy:
         before = logits(policy).flatten(0, 1)
     gaps = []
-    for number, target in enumerate([bases.dequantised(folders[kind], device=tiny.CPU, precision=precision), load(folders[kind])]):
-        adapted, _ = adapters.load(target, "merged", tmp_path / "adapter")
+    for number, target in enumerate([loading.dequantised(folders[kind], device=tiny.CPU, precision=precision), load(folders[kind])]):
+        adapted, _ = lora.load(target, "merged", tmp_path / "adapter")
         adapted.merge_and_unload(adapter_names=["merged"]).save_pretrained(tmp_path / str(number))
         gaps.append(drift(before, logits(load(tmp_path / str(number))).flatten(0, 1)))
     assert gaps[0]["drift_max"] < 1e-4
@@ -300,8 +302,8 @@ def saved_bytes(model: PeftModel) -> int:
         kept[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
         return tensor
 
-    adapters.parameters(model, "policy")
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), adapters.active(model, "policy") as policy:
+    lora.parameters(model, "policy")
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), lora.active(model, "policy") as policy:
         result = loss(policy)
     assert result.requires_grad
     return sum(kept.values())
@@ -315,8 +317,8 @@ def test_checkpointing_changes_no_bit_and_needs_less_memory(kind: str, precision
     for on in (False, True):
         model = with_adapter(load(folders[kind], precision), dropout=dropout)
         if on:
-            bases.gradient_checkpointing(model)
-        adapters.train_mode(model)  # switches the base to eval mode: its dropout stays off
+            gradient_checkpointing.gradient_checkpointing(model)
+        lora.train_mode(model)  # switches the base to eval mode: its dropout stays off
         torch.manual_seed(1)
         outcomes.append(gradients(model))
         sizes.append(saved_bytes(model))
@@ -329,7 +331,7 @@ def test_checkpointing_changes_no_bit_and_needs_less_memory(kind: str, precision
 @pytest.mark.parametrize("kind", tiny.ARCHITECTURES)
 def test_checkpointing_leaves_dropout_off_and_caches_alone(kind: str, folders: dict[str, Path]) -> None:
     plain, model = load(folders[kind]), load(folders[kind])
-    bases.gradient_checkpointing(model)
+    gradient_checkpointing.gradient_checkpointing(model)
     assert torch.equal(logits(model), logits(plain))
     model.get_input_embeddings().weight.requires_grad_(True)
     first = model(IDS[:, :4], use_cache=True)  # with gradients on
@@ -343,10 +345,10 @@ def test_checkpointing_leaves_dropout_off_and_caches_alone(kind: str, folders: d
 @pytest.mark.parametrize("then", ["nothing", "critic", "off"])
 def test_a_backward_pass_under_another_adapter_is_refused(precision: str, then: str, folders: dict[str, Path]) -> None:
     model = with_adapter(load(folders["llama"], precision))
-    adapters.attach(model, "critic", adapters.lora_config(rank=4, alpha=8, dropout=0.0, targets="all-linear"))
-    bases.gradient_checkpointing(model)
-    adapters.parameters(model, "policy")
-    with adapters.active(model, "policy") as policy:
+    lora.attach(model, "critic", lora.lora_config(rank=4, alpha=8, dropout=0.0, targets="all-linear"))
+    gradient_checkpointing.gradient_checkpointing(model)
+    lora.parameters(model, "policy")
+    with lora.active(model, "policy") as policy:
         value = loss(policy)
     if then == "nothing":
         if precision == "nf4":  # nothing was folded in: the adapter computes the same outside of the block
@@ -355,14 +357,14 @@ def test_a_backward_pass_under_another_adapter_is_refused(precision: str, then: 
             with pytest.raises(AssertionError, match="backward must be called before"):
                 value.backward()
         return
-    with adapters.active(model, "critic" if then == "critic" else None):
+    with lora.active(model, "critic" if then == "critic" else None):
         with pytest.raises(AssertionError, match="backward must be called before"):
             value.backward()
 
 
 def test_a_model_without_such_layers_is_refused() -> None:
     with pytest.raises(InputError, match="Linear has no layers"):
-        bases.gradient_checkpointing(nn.Linear(2, 2))
+        gradient_checkpointing.gradient_checkpointing(nn.Linear(2, 2))
 
 
 # ------------------------------------------------------------------------------------------------------- what an adapter belongs to
@@ -371,12 +373,12 @@ TRAINED = Fingerprint("sha256:1111111111", "sha256:2222222222", "nf4", "bfloat16
 
 
 def test_a_fingerprint_comes_back_from_its_file(folders: dict[str, Path], tmp_path: Path) -> None:
-    base = bases.fingerprint(folders["llama"], load(folders["llama"], "nf4"))
-    assert base == bases.fingerprint(folders["llama"], load(folders["llama"], "nf4"))
+    base = fingerprint.fingerprint(folders["llama"], load(folders["llama"], "nf4"))
+    assert base == fingerprint.fingerprint(folders["llama"], load(folders["llama"], "nf4"))
     assert base.precision == "nf4"
-    bases.record(base, tmp_path)
-    assert bases.recorded(tmp_path) == base
-    assert bases.mismatch(bases.recorded(tmp_path), base, setting="x") is None
+    fingerprint.record(base, tmp_path)
+    assert fingerprint.recorded(tmp_path) == base
+    assert fingerprint.mismatch(fingerprint.recorded(tmp_path), base, setting="x") is None
 
 
 @pytest.mark.parametrize(
@@ -384,10 +386,10 @@ def test_a_fingerprint_comes_back_from_its_file(folders: dict[str, Path], tmp_pa
 )
 def test_each_file_counts_where_it_belongs(file: str, field: str | None, tmp_path: Path) -> None:
     model = load(tiny.base_folder(tmp_path))
-    before = bases.fingerprint(tmp_path, model)
+    before = fingerprint.fingerprint(tmp_path, model)
     with (tmp_path / file).open("ab") as out:
         out.write(b" ")
-    after = bases.fingerprint(tmp_path, model)
+    after = fingerprint.fingerprint(tmp_path, model)
     assert {name for name in Fingerprint._fields if getattr(before, name) != getattr(after, name)} == ({field} if field else set())
 
 
@@ -402,7 +404,7 @@ def test_each_file_counts_where_it_belongs(file: str, field: str | None, tmp_pat
     ],
 )
 def test_the_sentence_says_what_differs(change: dict[str, str], told: str) -> None:
-    sentence = bases.mismatch(TRAINED, TRAINED._replace(**change), setting="base.precision")
+    sentence = fingerprint.mismatch(TRAINED, TRAINED._replace(**change), setting="base.precision")
     assert sentence is not None
     assert re.search(told, sentence), sentence
     assert sentence.count(";") == len([name for name in change if name != "compute" or len(change) == 1]) - 1
@@ -411,9 +413,9 @@ def test_the_sentence_says_what_differs(change: dict[str, str], told: str) -> No
 @pytest.mark.parametrize("content", [None, "{", '{"weights": "x"}', "[]"])
 def test_an_adapter_without_a_record_is_refused(content: str | None, tmp_path: Path) -> None:
     if content is not None:
-        (tmp_path / bases.RECORD).write_text(content)
+        (tmp_path / fingerprint.RECORD).write_text(content)
     with pytest.raises(InputError, match=r"does not say in base\.json"):
-        bases.recorded(tmp_path)
+        fingerprint.recorded(tmp_path)
 
 
 @pytest.mark.parametrize("precision", [None, "bfloat16", "int8", "nf4"])
@@ -421,15 +423,17 @@ def test_a_cpu_without_bfloat16_computes_with_the_same_weights_in_float32(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, precision: Any
 ) -> None:
     half = load(folders["half"], precision)
-    monkeypatch.setattr(bases, "multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(loading, "multiplies_bfloat16", lambda: False)
     single = load(folders["half"], precision)
     assert (half.dtype, single.dtype) == (torch.bfloat16, torch.float32)
-    assert bases.stored(single) == torch.bfloat16
+    assert loading.stored(single) == torch.bfloat16
     assert torch.equal(half.get_input_embeddings().weight.float(), single.get_input_embeddings().weight)
-    assert bases.fingerprint(folders["half"], half) == bases.fingerprint(folders["half"], single)  # adapters go from one machine to the other
+    assert fingerprint.fingerprint(folders["half"], half) == fingerprint.fingerprint(
+        folders["half"], single
+    )  # adapters go from one machine to the other
     exact = logits(single)
     assert exact.dtype == torch.float32
     assert 0 < (logits(half).float() - exact).abs().max() < 0.05 * exact.abs().max()
-    whole = logits(bases.dequantised(folders["half"], device=tiny.CPU, precision=precision))
+    whole = logits(loading.dequantised(folders["half"], device=tiny.CPU, precision=precision))
     # bitsandbytes unpacks nf4 in the type of the product, and `dequantised` in the stored one
     torch.testing.assert_close(exact, whole, atol=2e-2 if precision == "nf4" else 1e-5, rtol=1e-5)

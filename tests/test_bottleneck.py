@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM, PreTrainedModel
 
-from tasks.rlhf import bottleneck, models
-from tasks.rlhf.bottleneck import Bottleneck, Form
-from tasks.rlhf.refusal import InputError
+from tasks.rlhf.models import bottleneck, loading
+from tasks.rlhf.models.bottleneck import Bottleneck, Form
+from tasks.system.errors import InputError
 
 IDS = torch.tensor([[5, 6, 7, 30, 31, 32]])
 FORMS: tuple[Form, ...] = ("replace", "parallel")
@@ -234,7 +234,7 @@ def test_a_half_precision_base_gets_fp32_bottlenecks_and_keeps_its_type(form: Fo
     exact = first.up(functional.gelu(first.down(x.float()))).bfloat16()
     assert torch.equal(first(x), exact if form == "replace" else first.kept(x) + exact)
     assert logits(model).dtype == model.dtype == torch.bfloat16
-    models.check_head(model)
+    loading.check_head(model)
 
 
 def test_new_parameters_are_where_their_mlp_is() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.sources import sources_of
+from tasks.artifacts.code_version import sources_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = ("config", "dumps", "settings", "source", "tuning")
@@ -39,11 +39,11 @@ def test_orchestration_never_loads_torch_or_a_program() -> None:
     assert not found & set(HEAVY)
     programs = {f"tasks.programs.{name}" for name in PROGRAMS} - {f"tasks.programs.{name}" for name in SETTINGS}
     assert not found & programs
-    assert {name for name in found if name.startswith("tasks.rlhf.")} <= {"tasks.rlhf.refusal"}
+    assert {name for name in found if name.startswith("tasks.rlhf.")} <= {"tasks.system.errors"}
 
 
 def test_the_command_line_starts_without_prefect_mlflow_and_torch() -> None:
-    (found,) = loaded(["flows.cli", "flows.checks", "flows.profiles", "flows.servers", "flows.environment"])
+    (found,) = loaded(["flows.cli", "flows.preflight", "flows.profiles", "flows.services.processes", "flows.services.environment"])
     assert not found & {*HEAVY, *ABOVE}
 
 
@@ -55,7 +55,7 @@ def test_programs_never_load_the_orchestrator_or_the_tracker(below: list[set[str
 
 
 def test_the_config_needs_pydantic_only() -> None:
-    (found,) = loaded(["tasks.programs.config"])
+    (found,) = loaded(["tasks.config.pipeline"])
     assert not found & {*HEAVY, *ABOVE, "numpy", "pyarrow", "yaml", "rich"}
 
 
@@ -105,13 +105,13 @@ def test_no_file_imports_what_it_must_not_even_inside_a_function(files: list[Pat
 
 def test_only_tracking_imports_mlflow() -> None:
     files = [*FLOWS, *TASKS, *PROGRAM_FILES, *MATERIAL_FILES]
-    assert [named(path) for path in files if any(name.partition(".")[0] == "mlflow" for name in imports(path))] == ["tasks/tracker.py"]
+    assert [named(path) for path in files if any(name.partition(".")[0] == "mlflow" for name in imports(path))] == ["tasks/tracking/client.py"]
 
 
 def test_tasks_know_of_programs_only_their_config() -> None:
     for path in [*FLOWS, *TASKS]:
         programs = {name for name in imports(path) if name.startswith("tasks.programs")}
-        assert all(name.startswith("tasks.programs.config") for name in programs), named(path)
+        assert all(name.startswith("tasks.config.pipeline") for name in programs), named(path)
 
 
 def test_programs_and_material_import_nothing_of_the_tasks_above() -> None:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tasks.rlhf import adapters, branches, sequences
+from tasks.rlhf.batches import sequences, shared_prompt
+from tasks.rlhf.models import lora
 
 Question = tuple[list[int], list[list[int]]]
 
@@ -23,8 +24,8 @@ def questions(num: int = 7, *, seed: int = 0) -> list[Question]:
     return [([5, *ids(9)], [[*ids(8), tiny.EOS] for _ in range(rng.randint(1, 5))]) for _ in range(num)]
 
 
-def shared(asked: list[Question], *, hidden_size: int = tiny.WIDTH) -> branches.Branches:
-    return branches.join(asked, pad_id=tiny.PAD, device=tiny.CPU, hidden_size=hidden_size)
+def shared(asked: list[Question], *, hidden_size: int = tiny.WIDTH) -> shared_prompt.Branches:
+    return shared_prompt.join(asked, pad_id=tiny.PAD, device=tiny.CPU, hidden_size=hidden_size)
 
 
 def apart(asked: list[Question]) -> sequences.Sequences:
@@ -36,11 +37,13 @@ def apart(asked: list[Question]) -> sequences.Sequences:
 @pytest.mark.parametrize("kind", tiny.ARCHITECTURES)
 def test_scores_and_log_probs_are_those_of_each_answer_alone(kind: str) -> None:
     model, asked = tiny.model(kind), questions()
-    head = adapters.new_head(tiny.WIDTH)
+    head = lora.new_head(tiny.WIDTH)
     with torch.no_grad():
-        torch.testing.assert_close(branches.scores(model, head, shared(asked)), sequences.scores(model, head, apart(asked)), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            shared_prompt.scores(model, head, shared(asked)), sequences.scores(model, head, apart(asked)), atol=1e-4, rtol=1e-4
+        )
         alone = sequences.log_probs(model, apart(asked)).sum(dim=1)
-        torch.testing.assert_close(branches.log_probs(model, shared(asked)), alone, atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(shared_prompt.log_probs(model, shared(asked)), alone, atol=1e-3, rtol=1e-4)
 
 
 def test_gradients_are_those_of_each_answer_alone() -> None:
@@ -51,7 +54,7 @@ def test_gradients_are_those_of_each_answer_alone() -> None:
         return list(torch.autograd.grad((values * weights).sum(), [p for p in model.parameters() if p.requires_grad]))
 
     model.requires_grad_(True)
-    ours = gradients(branches.log_probs(model, shared(asked)))
+    ours = gradients(shared_prompt.log_probs(model, shared(asked)))
     for mine, theirs in zip(ours, gradients(sequences.log_probs(model, apart(asked)).sum(dim=1)), strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-3 * float(theirs.abs().max()), rtol=1e-3)
 
@@ -69,10 +72,10 @@ def test_no_answer_sees_another_and_no_question_another() -> None:
 
 
 @torch.no_grad()
-def answer_values(model: PreTrainedModel, batch: branches.Branches) -> Tensor:
+def answer_values(model: PreTrainedModel, batch: shared_prompt.Branches) -> Tensor:
     head = nn.Linear(tiny.WIDTH, 1, bias=False)
     nn.init.ones_(head.weight)
-    return branches.scores(model, head, batch)
+    return shared_prompt.scores(model, head, batch)
 
 
 def test_the_prompt_is_there_once_and_places_say_where_everything_is() -> None:
@@ -83,7 +86,7 @@ def test_the_prompt_is_there_once_and_places_say_where_everything_is() -> None:
     assert rows.answer.tolist() == [[-1, -1, 0, 0, 0, 1, 1], [-1, 2, -1, -1, -1, -1, -1]]
     assert (batch.targets.tolist(), batch.before.tolist()) == ([7, 8, 1, 9, 1, 1], [1, 2, 3, 1, 5, 7])
     assert (batch.owner.tolist(), batch.ends.tolist()) == ([0, 0, 0, 1, 1, 2], [4, 6, 8])
-    assert branches.num_tokens(batch).tolist() == [3, 2, 1]
+    assert shared_prompt.num_tokens(batch).tolist() == [3, 2, 1]
 
 
 def test_short_questions_share_a_row_and_answers_keep_their_order() -> None:
@@ -103,10 +106,10 @@ def test_a_question_of_many_answers_is_there_again() -> None:
     batch = shared(asked)
     assert batch.groups[0].input_ids.shape == (2, 22)  # 4 x (2 + 4) would be 24: five answers fit, and three with the prompt again
     assert (batch.groups[0].input_ids == 5).sum() == 2
-    assert branches.num_tokens(batch).tolist() == [4] * 7 + [2]
-    model, head = tiny.model(), adapters.new_head(tiny.WIDTH)
+    assert shared_prompt.num_tokens(batch).tolist() == [4] * 7 + [2]
+    model, head = tiny.model(), lora.new_head(tiny.WIDTH)
     with torch.no_grad():
-        torch.testing.assert_close(branches.scores(model, head, batch), sequences.scores(model, head, apart(asked)), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(shared_prompt.scores(model, head, batch), sequences.scores(model, head, apart(asked)), atol=1e-4, rtol=1e-4)
 
 
 def test_questions_of_very_different_lengths_are_computed_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,17 +119,17 @@ def test_questions_of_very_different_lengths_are_computed_in_groups(monkeypatch:
     places = sum(rows.input_ids.numel() for rows in batch.groups)
     needed = sum(len(prompt) + sum(map(len, answers)) for prompt, answers in asked)
     assert places < 1.1 * needed
-    monkeypatch.setattr(branches, "CALL", 1000)  # a call that costs more than all the padding
+    monkeypatch.setattr(shared_prompt, "CALL", 1000)  # a call that costs more than all the padding
     assert len(shared(asked).groups) == 1
-    model, head = tiny.model(), adapters.new_head(tiny.WIDTH)
+    model, head = tiny.model(), lora.new_head(tiny.WIDTH)
     with torch.no_grad():
-        torch.testing.assert_close(branches.scores(model, head, batch), sequences.scores(model, head, apart(asked)), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(shared_prompt.scores(model, head, batch), sequences.scores(model, head, apart(asked)), atol=1e-4, rtol=1e-4)
         alone = sequences.log_probs(model, apart(asked)).sum(dim=1)
-        torch.testing.assert_close(branches.log_probs(model, batch), alone, atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(shared_prompt.log_probs(model, batch), alone, atol=1e-3, rtol=1e-4)
 
 
 def test_a_place_sees_its_own_prompt_and_answer_only() -> None:
-    rows = branches.visible(shared([([5, 6], [[7, 1], [8, 1]]), ([9], [[1]])]).groups[0])[0].int().tolist()
+    rows = shared_prompt.visible(shared([([5, 6], [[7, 1], [8, 1]]), ([9], [[1]])]).groups[0])[0].int().tolist()
     assert rows == [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],

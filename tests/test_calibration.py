@@ -8,16 +8,9 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import binom
 from torch import Tensor
 
-from tasks.rlhf.calibration import (
-    WIDEST,
-    expected_calibration_error,
-    fit_temperature,
-    noise_floor,
-    reason_not_to_fit,
-    reliability,
-)
-from tasks.rlhf.intervals import wilson
-from tasks.rlhf.losses import pairwise_loss
+from tasks.rlhf.algorithms.losses import pairwise_loss
+from tasks.rlhf.evaluation.calibration import WIDEST, expected_calibration_error, fit_temperature, noise_floor, reason_not_to_fit, reliability
+from tasks.rlhf.evaluation.intervals import wilson
 
 LN3, LN9 = math.log(3), math.log(9)  # p = 0.75 and 0.9
 

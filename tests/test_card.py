@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from tasks.programs.card import STYLE, TEMPLATE, page
-from tasks.programs.config import Data
-from tasks.programs.histograms import MOST_COLUMNS, histograms
-from tasks.rlhf.markup import author, clip, link, percent
+from tasks.config.data import Data
+from tasks.reporting.data_card import STYLE, TEMPLATE, page
+from tasks.reporting.histograms import MOST_COLUMNS, histograms
+from tasks.reporting.text import author, clip, link, percent
 
 ROOT = Path(__file__).resolve().parents[1]
 EVIL = '"><script>alert("x")</script></title></style></pre><img src=x onerror=alert(1)>\'{{ 7*7 }}'

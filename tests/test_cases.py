@@ -12,17 +12,18 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 
-from tasks.programs.config import DataJob, InputError
+from tasks.config.jobs import DataJob
+from tasks.dataset.readers.quarantine import Quarantine
+from tasks.dataset.sources.markdown import to_markdown
+from tasks.dataset.sources.stack_exchange import author_of
+from tasks.dataset.sources.stack_exchange_dump import Post, read_posts
+from tasks.dataset.tables import COLUMNS
 from tasks.programs.data import prepare
-from tasks.programs.entry import Run
-from tasks.rlhf import attention_masks, layout_checks
-from tasks.rlhf.comparisons import Comparison
-from tasks.rlhf.markdown import to_markdown
-from tasks.rlhf.packing import Document, pack
-from tasks.rlhf.posts import Post, read_posts
-from tasks.rlhf.quarantine import Quarantine
-from tasks.rlhf.stack_exchange import author_of
-from tasks.rlhf.tables import COLUMNS
+from tasks.programs.runtime.program import Run
+from tasks.rlhf.batches import attention_masks, layout_checks
+from tasks.rlhf.batches.comparisons import Comparison
+from tasks.rlhf.batches.packing import Document, pack
+from tasks.system.errors import InputError
 
 CASES = Path(__file__).parents[2] / "shared" / "cases"
 pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason="the small inputs of shared/cases are not on this machine")

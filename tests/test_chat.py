@@ -7,10 +7,10 @@ import pytest
 from chat_families import BARE, CHATML, FAMILIES, GEMMA, family_tokenizer
 from transformers import ByT5Tokenizer, PreTrainedTokenizerBase
 
-from tasks.rlhf.control_tokens import control_tokens
-from tasks.rlhf.prompts import Template, chat_turn, decode_answer, encode_answer, encode_prompt, end_tokens
-from tasks.rlhf.red_team import attacks
-from tasks.rlhf.refusal import InputError
+from tasks.rlhf.batches.control_tokens import control_tokens
+from tasks.rlhf.batches.prompts import Template, chat_turn, decode_answer, encode_answer, encode_prompt, end_tokens
+from tasks.rlhf.evaluation.red_team import attacks
+from tasks.system.errors import InputError
 
 TEMPLATES: tuple[Template, ...] = ("chat", "question-answer", "human-assistant")
 BENIGN = [
@@ -179,7 +179,7 @@ SMOLLM = Path("/tmp/smollm2")
 
 @pytest.mark.skipif(not (SMOLLM / "tokenizer.json").is_file(), reason="no SmolLM2 here: shared/models/smollm2.sh /tmp/smollm2")
 def test_a_real_models_tokenizer() -> None:
-    from tasks.rlhf.models import load_tokenizer
+    from tasks.rlhf.models.loading import load_tokenizer
 
     tokenizer = load_tokenizer(SMOLLM)
     (end, *_) = end_tokens(tokenizer, "chat")

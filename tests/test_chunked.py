@@ -13,9 +13,9 @@ from peft.tuners.lora import LoraConfig
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tasks.rlhf import chunked
-from tasks.rlhf.chunked import chunk_rows, cross_entropy, log_probs
-from tasks.rlhf.rehearsal import _Alive
+from tasks.rlhf.batches import chunked_log_probs
+from tasks.rlhf.batches.chunked_log_probs import chunk_rows, cross_entropy, log_probs
+from tasks.rlhf.training.dry_run import _Alive
 
 N, D, V = 13, 6, 11
 
@@ -191,7 +191,9 @@ def test_dropout_before_a_head_falls_the_same_way_in_both_passes() -> None:
     made = outcome(lambda x: log_probs(x, layer, targets, chunk=4).sum(), hidden, layer)
     torch.manual_seed(0)
     plain = outcome(
-        lambda x: torch.cat([chunked._plain(h, layer, t, 1.0) for h, t in zip(x.split(4), targets.split(4), strict=True)]).sum(), hidden, layer
+        lambda x: torch.cat([chunked_log_probs._plain(h, layer, t, 1.0) for h, t in zip(x.split(4), targets.split(4), strict=True)]).sum(),
+        hidden,
+        layer,
     )
     torch.testing.assert_close(made, plain)
 

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from flows import cleaning
-from flows.cleaning import clean, remove, survey
-from tasks import databases, tracker
-from tasks.digests import digest_of, file_digest
-from tasks.programs.config import InputError
-from tasks.store import Manifest, Recipe, Store
+from flows.commands import gc
+from flows.commands.gc import clean, remove, survey
+from tasks.artifacts.store import Manifest, Recipe, Store
+from tasks.system.errors import InputError
+from tasks.system.hashing import digest_of, file_digest
+from tasks.tracking import client, databases
+from tasks.tracking import client as tracking_client
 
 DAY = 86400.0
 
@@ -129,10 +130,10 @@ def test_what_was_fetched_stays_while_something_kept_was_made_from_it(home: Path
     assert [thing.path.name for thing in found] == [digest_of("another")]
 
 
-def survey_untracked(home: Path, **options: Any) -> list[cleaning.Thing]:
+def survey_untracked(home: Path, **options: Any) -> list[gc.Thing]:
     """What would go where MLflow knows of nothing."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(cleaning, "tracked_keys", lambda *_, **__: set())
+        patched.setattr(gc, "tracked_keys", lambda *_, **__: set())
         return survey(home, **{"keep_runs": 10, "days": 7.0, "now": time.time(), **options}).goes
 
 
@@ -161,7 +162,7 @@ def test_what_is_locked_or_touched_after_it_was_looked_at_is_left_and_said(home:
     locked, touched, other = (commit(home, stage) for stage in ("sft", "ppo", "dpo"))
     found = survey(home, keep_runs=10, days=7, now=time.time())
     aged(Store(home).entry("ppo", touched["key"]), 0)
-    monkeypatch.setattr(cleaning, "survey", lambda *_, **__: found)
+    monkeypatch.setattr(gc, "survey", lambda *_, **__: found)
     with Store(home).lock(locked["key"]):
         clean(home)
     assert stored(home) == {"sft", "ppo"}
@@ -181,7 +182,7 @@ def test_half_of_a_deleted_thing_is_never_found_and_the_next_one_finishes(home: 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(cleaning.shutil, "rmtree", cut_off)
+        patched.setattr(gc.shutil, "rmtree", cut_off)
         for _ in range(2):
             with pytest.raises(KeyboardInterrupt):
                 clean(home)
@@ -202,7 +203,7 @@ def test_a_thing_that_cannot_be_removed_is_said_and_stops_nothing(home: Path, ca
             raise PermissionError(1, "Operation not permitted")
         rename(path, to)
 
-    monkeypatch.setattr(cleaning.os, "rename", refuse)
+    monkeypatch.setattr(gc.os, "rename", refuse)
     clean(home)
     assert stored(home) == {"data"}
     assert f"data {stuck['key'][:12]} (Operation not permitted)" in capsys.readouterr().out
@@ -322,18 +323,18 @@ def test_two_at_once_are_refused(home: Path) -> None:
 def mlflow(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """MLflow's client over the home's own database."""
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    monkeypatch.setattr(tracker, "_client", None)
-    monkeypatch.setattr(tracker, "_experiment", "")
-    monkeypatch.setattr(tracker, "_down", False)
+    monkeypatch.setattr(client, "_client", None)
+    monkeypatch.setattr(client, "_experiment", "")
+    monkeypatch.setattr(client, "_down", False)
     databases.lay("mlflow", home / "mlflow.db")
-    assert tracker.connect()
-    return tracker._client
+    assert client.connect()
+    return client._client
 
 
 def tracked(client: Any, tags: dict[str, str], days: float = 0) -> str:
     """A run in MLflow that started ``days`` ago."""
     started = int((time.time() - days * DAY) * 1000)
-    return str(client.create_run(tracker._experiment, start_time=started, tags=tags).info.run_id)
+    return str(client.create_run(tracking_client._experiment, start_time=started, tags=tags).info.run_id)
 
 
 def test_what_mlflow_knows_as_registered_recent_or_alive_stays(home: Path, mlflow: Any) -> None:
@@ -379,15 +380,15 @@ def test_a_registered_version_without_a_run_of_ours_is_no_hindrance(home: Path, 
 def break_server(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr(tracker, "PATIENCE_TO_CONNECT", 0.0)
-    monkeypatch.setattr(tracker, "_client", None)
-    monkeypatch.setattr(tracker, "_down", False)
+    monkeypatch.setattr(client, "PATIENCE_TO_CONNECT", 0.0)
+    monkeypatch.setattr(client, "_client", None)
+    monkeypatch.setattr(client, "_down", False)
 
 
 def break_search(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     (home / "mlflow.db").touch()
-    monkeypatch.setattr(tracker, "connect", lambda: True)
-    monkeypatch.setattr(tracker, "search", lambda *_, **__: (_ for _ in ()).throw(OSError("it went away")))
+    monkeypatch.setattr(client, "connect", lambda: True)
+    monkeypatch.setattr(client, "search", lambda *_, **__: (_ for _ in ()).throw(OSError("it went away")))
 
 
 def name_database(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
@@ -425,7 +426,7 @@ def test_nothing_is_freed_while_nobody_knows_what_is_registered(
 
 
 def test_a_home_that_never_tracked_anything_makes_no_tracker(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracker, "connect", lambda: pytest.fail("a tracker was opened"))
+    monkeypatch.setattr(client, "connect", lambda: pytest.fail("a tracker was opened"))
     shutil.rmtree(home / "objects", ignore_errors=True)
     commit(home, "sft")
     clean(home)

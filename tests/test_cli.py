@@ -14,12 +14,12 @@ import pytest
 import yaml
 
 from flows import cli, extras, profiles
-from flows.checks import check_places
-from flows.figures import figure
+from flows.display.formatting import figure
+from flows.display.run_summary import stage_table
+from flows.preflight import check_places
 from flows.profiles import load
-from flows.result import stage_table
-from tasks.launch import StageFailed
-from tasks.programs.config import InputError, Pipeline
+from tasks.config.pipeline import Pipeline
+from tasks.system.errors import InputError, StageFailed
 
 SHOWN_FILES = {"config.json": "{}", "model.safetensors": "", "tokenizer.json": "{}"}
 
@@ -146,7 +146,7 @@ def test_a_nearly_full_disk_is_told_before_anything_runs(tmp_path: Path, monkeyp
     class Usage:
         free = 10 * 2**20
 
-    monkeypatch.setattr("flows.checks.shutil.disk_usage", lambda _: Usage)
+    monkeypatch.setattr("flows.preflight.shutil.disk_usage", lambda _: Usage)
     with pytest.raises(InputError, match="is nearly full: 10 MB are free"):
         check_places(tmp_path / "home", None)
 

@@ -3,8 +3,8 @@
 import pytest
 import tiny
 
-from tasks.rlhf import comparisons
-from tasks.rlhf.comparisons import Comparison
+from tasks.rlhf.batches import comparisons
+from tasks.rlhf.batches.comparisons import Comparison
 
 ROWS = [
     {"question_id": 7, "prompt": "list files", "chosen": "show", "rejected": "copy", "gap": 1.0, "chosen_older": True},

@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.rlhf.contamination import MIN_WORDS, RUN, grams, texts_of, touches
-from tasks.rlhf.posts import read_posts
-from tasks.rlhf.quarantine import Quarantine
-from tasks.rlhf.refusal import InputError
-from tasks.rlhf.splits import normalised
-from tasks.rlhf.stack_exchange import assemble
+from tasks.dataset.curation.contamination import MIN_WORDS, RUN, grams, texts_of, touches
+from tasks.dataset.readers.quarantine import Quarantine
+from tasks.dataset.sources.stack_exchange import assemble
+from tasks.dataset.sources.stack_exchange_dump import read_posts
+from tasks.dataset.splits import normalised
+from tasks.system.errors import InputError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 BENCHMARKS = SHARED / "benchmarks"

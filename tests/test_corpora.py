@@ -15,21 +15,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from tasks.artifact import Step
-from tasks.artifact import given as brought
-from tasks.corpus import corpus_place, evaluation_sets
-from tasks.programs.config import DataJob, InputError, Pipeline
+from tasks.artifacts.artifact import Step
+from tasks.artifacts.artifact import given as brought
+from tasks.artifacts.corpus import corpus_place, evaluation_sets
+from tasks.config.jobs import DataJob
+from tasks.config.pipeline import Pipeline
+from tasks.config.sources import OwnRows, Source
+from tasks.dataset.question import Question, identity, levels, pairs_of
+from tasks.dataset.readers import row_files
+from tasks.dataset.readers.quarantine import Quarantine
+from tasks.dataset.readers.row_files import Place, Row, read_rows
+from tasks.dataset.sources import hh_rlhf, own_rows, stack_exchange_sets
+from tasks.dataset.sources.grouping import Gathered
+from tasks.dataset.sources.markdown import to_markdown
+from tasks.dataset.splits import normalised
+from tasks.dataset.tables import COLUMNS
 from tasks.programs.data import prepare
-from tasks.programs.entry import Run
-from tasks.programs.source import OwnRows, Source
-from tasks.rlhf import hh_rlhf, own, published, rows
-from tasks.rlhf.gathered import Gathered
-from tasks.rlhf.markdown import to_markdown
-from tasks.rlhf.quarantine import Quarantine
-from tasks.rlhf.questions import Question, identity, levels, pairs_of
-from tasks.rlhf.rows import Place, Row, read_rows
-from tasks.rlhf.splits import normalised
-from tasks.rlhf.tables import COLUMNS
+from tasks.programs.runtime.program import Run
+from tasks.system.errors import InputError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 real_data = pytest.mark.skipif(not SHARED.is_dir(), reason="the real data of shared/data is not on this machine")
@@ -68,7 +71,7 @@ FIELDS = [{"prompt": f"p{n}", "n": n, "text": "ü\n\"'" * n} for n in range(300)
 
 @pytest.mark.parametrize("form", ["jsonl", "jsonl.gz", "json", "json.gz", "parquet"])
 def test_every_format_gives_the_same_rows(tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "CHUNK", 64)  # elements end within, between and at the ends of chunks
+    monkeypatch.setattr(row_files, "CHUNK", 64)  # elements end within, between and at the ends of chunks
     path = tmp_path / f"data.{form}"
     lines = "\n".join(map(json.dumps, FIELDS)) if "jsonl" in form else json.dumps(FIELDS, indent=1)
     if form == "parquet":
@@ -91,7 +94,7 @@ def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
 
 
 def test_bad_rows_are_told_with_their_place_and_the_rest_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "MAX_ROW", 100)
+    monkeypatch.setattr(row_files, "MAX_ROW", 100)
     path = tmp_path / "f.jsonl"
     good = b'{"a": 1}\n'
     deep = b"[" * 90 + b"\n"
@@ -159,7 +162,7 @@ def test_the_order_of_rows_changes_nothing() -> None:
     fields = [{"prompt": f"p{n % 5}", "chosen": f"a{n % 7}", "rejected": f"a{(n + 1) % 7}"} for n in range(35)]
     fields += [{"prompt": f"q{n}", "responses": ["x", "y", "z"], "scores": [n, 2, 1.5]} for n in range(5)]
     shuffled = random.Random(1).sample(fields, len(fields))
-    one, other = (asked(own.gather(as_rows(*some), Quarantine(), own.Columns(), site="s", licence="")) for some in (fields, shuffled))
+    one, other = (asked(own_rows.gather(as_rows(*some), Quarantine(), own_rows.Columns(), site="s", licence="")) for some in (fields, shuffled))
     assert one == other
     assert [q.id for q in one] == sorted(q.id for q in one)
 
@@ -239,7 +242,7 @@ def message(role: str, content: str) -> dict[str, str]:
 )
 def test_own_rows_of_every_form(fields: dict[str, Any], prompt: str, pairs: set[tuple[str, str]]) -> None:
     bad = Quarantine()
-    (question,) = asked(own.gather(as_rows(fields), bad, own.Columns(), site="mine", licence="CC0"))
+    (question,) = asked(own_rows.gather(as_rows(fields), bad, own_rows.Columns(), site="mine", licence="CC0"))
     assert bad.reasons == {}
     assert (question.prompt, question.id, question.site, question.licence) == (prompt, identity(prompt), "mine", "CC0")
     texts = [answer.text for answer in question.answers]
@@ -267,7 +270,7 @@ def test_own_rows_of_every_form(fields: dict[str, Any], prompt: str, pairs: set[
 )
 def test_own_rows_that_cannot_be_used_leave_nothing_behind(fields: dict[str, Any], words: str) -> None:
     bad = Quarantine()
-    assert asked(own.gather(as_rows(fields), bad, own.Columns(), site="", licence="")) == []
+    assert asked(own_rows.gather(as_rows(fields), bad, own_rows.Columns(), site="", licence="")) == []
     ((reason, count),) = bad.reasons.items()
     assert words in reason
     assert count == 1
@@ -282,7 +285,7 @@ def test_a_published_preference_row_is_a_question_with_scored_answers() -> None:
     good = {"qid": 5, "question": "<p>How?</p>", "date": "2011/06/21", "metadata": [page, "https://unix.stackexchange.com", "u"], "answers": answers}
     bad = Quarantine()
     broken = [good | {"answers": None}, good | {"question": 1}, good | {"answers": [{"answer_id": "x"}]}]
-    (question,) = published.preferences(as_rows(good, *broken), bad)
+    (question,) = stack_exchange_sets.preferences(as_rows(good, *broken), bad)
     assert (question.prompt, question.site, question.url, question.created) == ("How?", "unix.stackexchange.com", page, "2011-06-21")
     assert [(a.id, a.score, a.accepted, a.text, a.author) for a in question.answers] == [
         (7, -1, False, "no", "B"),
@@ -318,7 +321,7 @@ def test_the_articles_own_format_loads(tmp_path: Path) -> None:
     path = SHARED / "stackexchange" / "stack_exchange_paired_tiny.json"
     shares = {"finetune_share": 0.3, "reward_share": 0.4, "rl_share": 0.1}
     bad = Quarantine()
-    questions = asked(published.paired(read_rows(path, bad), bad))
+    questions = asked(stack_exchange_sets.paired(read_rows(path, bad), bad))
     assert bad.reasons == {}
     assert len(questions) == 8
     raw = json.loads(path.read_text())
@@ -437,5 +440,5 @@ def test_a_text_of_many_control_characters_is_text_all_the_same() -> None:
 def test_an_address_that_is_none_is_no_reason_to_stop() -> None:
     answers = [{"answer_id": k, "pm_score": k, "text": "x"} for k in (1, 2)]
     fields = {"qid": 1, "question": "q", "answers": answers, "metadata": ["http://[", None, 5]}
-    (question,) = published.preferences(as_rows(fields), Quarantine())
+    (question,) = stack_exchange_sets.preferences(as_rows(fields), Quarantine())
     assert (question.site, question.url) == ("stackexchange.com", "http://[")

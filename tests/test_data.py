@@ -13,11 +13,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.programs.config import DataJob, InputError
+from tasks.config.jobs import DataJob
+from tasks.dataset.splits import split_of
+from tasks.dataset.tables import COLUMNS
 from tasks.programs.data import prepare
-from tasks.programs.entry import Run
-from tasks.rlhf.splits import split_of
-from tasks.rlhf.tables import COLUMNS
+from tasks.programs.runtime.program import Run
+from tasks.system.errors import InputError
 
 DUMPS = Path(__file__).parents[2] / "shared" / "data" / "stackexchange"
 real_data = pytest.mark.skipif(not DUMPS.is_dir(), reason="the real dumps of shared/data are not on this machine")

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from alembic.script import ScriptDirectory
 
-from flows import environment
-from tasks import databases
+from flows.services import environment
+from tasks.tracking import databases
 
 
 @pytest.fixture

@@ -11,9 +11,11 @@ import yaml
 from jinja2.sandbox import SandboxedEnvironment
 from prefect.flows import Flow
 
-from flows import automations, deploying
+from flows.commands import deploy
 from flows.profiles import load
-from tasks.programs.config import InputError, Pipeline
+from flows.services import automations
+from tasks.config.pipeline import Pipeline
+from tasks.system.errors import InputError
 
 CONTENT = yaml.safe_load((Path(__file__).resolve().parents[1] / "deployments" / "prefect.yaml").read_text())
 DEPLOYMENTS = CONTENT["deployments"]
@@ -34,7 +36,7 @@ def test_every_entry_point_is_a_flow_of_the_name_and_every_pool_exists(name: str
     flow = getattr(importlib.import_module(module), function)
     assert isinstance(flow, Flow)
     assert flow.name == name.partition("/")[0]
-    assert one["work_pool"]["name"] in deploying.POOLS
+    assert one["work_pool"]["name"] in deploy.POOLS
 
 
 def test_the_house_has_a_chain_per_profile_a_stage_per_pool_and_retraining() -> None:
@@ -50,8 +52,8 @@ def test_retraining_is_off_until_switched_on_and_one_at_a_time() -> None:
 @pytest.mark.parametrize("one", [one for one in DEPLOYMENTS if "build" in one], ids=lambda one: one["entrypoint"] + "/" + one["name"])
 def test_a_forms_values_are_the_whole_profile_with_its_gpu_stages_on_the_gpu_pool(one: dict[str, Any]) -> None:
     (build,) = one["build"]
-    settings = {name: value for name, value in build["flows.deploying.profile"].items() if name != "id"}
-    found = deploying.profile(**settings)
+    settings = {name: value for name, value in build["flows.commands.deploy.profile"].items() if name != "id"}
+    found = deploy.profile(**settings)
     config = Pipeline.model_validate(found["config"])
     assert config.pools.gpu == "gpu"
     assert found["config"].keys() == Pipeline.model_fields.keys()
@@ -63,7 +65,7 @@ def test_a_profiles_own_pools_and_paths_stay_what_they_are(tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     (tmp_path / "Posts.xml").write_text("<posts/>")
     (tmp_path / "mine.yaml").write_text("pools: {gpu: big}\nsource: {kind: stack-exchange, path: Posts.xml}\n")
-    found = deploying.profile("mine.yaml", gpu="gpu")
+    found = deploy.profile("mine.yaml", gpu="gpu")
     assert found["config"]["pools"]["gpu"] == "big"
     assert found["config"]["source"]["path"] == str(tmp_path / "Posts.xml")  # a worker runs in another folder
     assert found["title"] == "mine"
@@ -72,10 +74,10 @@ def test_a_profiles_own_pools_and_paths_stay_what_they_are(tmp_path: Path, monke
 def test_a_further_profile_gets_a_chain_and_retraining_of_its_own(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("seed: 3\n")
-    found = named(deploying._with_profiles(deploying._definition(), [str(file)]))
+    found = named(deploy._with_profiles(deploy._definition(), [str(file)]))
     assert set(found) - set(named(CONTENT)) == {"rlhf/mine", "retrain/mine"}
     for name in ("rlhf/mine", "retrain/mine"):
-        assert found[name]["build"][0]["flows.deploying.profile"]["name"] == str(file)
+        assert found[name]["build"][0]["flows.commands.deploy.profile"]["name"] == str(file)
         assert found[name]["tags"] == ["pipeline"]
     names = [trigger["name"] for one in found.values() for trigger in one.get("triggers", [])]
     assert len(names) == len(set(names)) == 2
@@ -89,7 +91,7 @@ def test_a_profile_that_cannot_be_deployed_is_refused_before_anything_is_made(tm
     file = tmp_path / f"{name}.yaml"
     file.write_text(text)
     with pytest.raises(InputError, match=sentence):
-        deploying._with_profiles(deploying._definition(), [str(file)])
+        deploy._with_profiles(deploy._definition(), [str(file)])
 
 
 @pytest.fixture
@@ -100,7 +102,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_deployment_that_could_never_run_is_left_out_with_the_reason(elsewhere: Path) -> None:
-    found = deploying.define([])
+    found = deploy.define([])
     assert set(found.names) == {*named(CONTENT)} - {"rlhf/travel-tiny"}
     assert list(found.left_out) == ["rlhf/travel-tiny"]
     assert "no ../shared/data/stackexchange/travel/Posts.csv.gz here, and workers run in other folders" in found.left_out["rlhf/travel-tiny"]
@@ -112,10 +114,10 @@ def test_a_deployment_whose_files_are_here_has_their_absolute_paths(elsewhere: P
         (elsewhere / name).parent.mkdir(parents=True, exist_ok=True)
         (elsewhere / name).write_text("")
     with contextlib.chdir(work):
-        found = deploying.define([])
+        found = deploy.define([])
     assert not found.left_out
-    step = named(found.content)["rlhf/travel-tiny"]["build"][0]["flows.deploying.profile"]
-    config = deploying.profile(**{name: value for name, value in step.items() if name != "id"})["config"]  # as Prefect does, in another folder
+    step = named(found.content)["rlhf/travel-tiny"]["build"][0]["flows.commands.deploy.profile"]
+    config = deploy.profile(**{name: value for name, value in step.items() if name != "id"})["config"]  # as Prefect does, in another folder
     assert config["source"]["path"] == str(elsewhere / "shared/data/stackexchange/travel/Posts.csv.gz")
     assert config["base"]["path"] == str(elsewhere / "shared/models/stories260k-hf")
 
@@ -132,17 +134,17 @@ def test_a_deployment_whose_files_are_here_has_their_absolute_paths(elsewhere: P
 def test_a_profile_that_could_never_run_is_refused(elsewhere: Path, text: str, sentence: str) -> None:
     (elsewhere / "mine.yaml").write_text(text)
     with pytest.raises(InputError, match=f"The profile mine cannot be deployed: {sentence}"):
-        deploying.define(["mine.yaml"])
+        deploy.define(["mine.yaml"])
 
 
 def test_a_profile_with_hub_ids_or_files_of_another_machine_is_deployed(elsewhere: Path) -> None:
     (elsewhere / "mine.yaml").write_text("source: {kind: hh-rlhf}\nbase: {kind: hugging-face, path: /inputs/model}\n")
-    assert {"rlhf/mine", "retrain/mine"} <= set(deploying.define(["mine.yaml", "instructgpt"]).names)
+    assert {"rlhf/mine", "retrain/mine"} <= set(deploy.define(["mine.yaml", "instructgpt"]).names)
 
 
 def test_a_pool_of_a_profiles_own_gets_a_deployment_of_stages(elsewhere: Path) -> None:
     (elsewhere / "mine.yaml").write_text("pools: {gpu: big, cpu: small}\n")
-    found = deploying.define(["mine.yaml"])
+    found = deploy.define(["mine.yaml"])
     assert {"stage/big", "stage/small"} <= set(found.names)
     assert found.pools == {"cpu": 4, "gpu": None, "small": 4, "big": None}
     assert named(found.content)["stage/big"]["work_pool"] == {"name": "big"}
@@ -152,7 +154,7 @@ def test_a_pool_of_a_profiles_own_gets_a_deployment_of_stages(elsewhere: Path) -
 def test_a_built_in_profile_that_is_deployed_anyway_may_be_named(names: list[str]) -> None:
     if names == ["travel-tiny"] and not Path("../shared/models/stories260k-hf").exists():
         pytest.skip("travel-tiny's files (../shared) are not here")
-    assert set(deploying.define(names).names) >= {"rlhf/demo"}
+    assert set(deploy.define(names).names) >= {"rlhf/demo"}
 
 
 @pytest.mark.parametrize(("first", "second"), [("a/mine.yaml", "b/mine.yaml"), ("a/x&y.yaml", "")])
@@ -161,9 +163,9 @@ def test_names_that_cannot_be_deployments_are_refused(elsewhere: Path, first: st
         (elsewhere / name).parent.mkdir(exist_ok=True)
         (elsewhere / name).write_text("seed: 3")
     with pytest.raises(InputError, match=r"Two profiles are called mine|cannot be called x&y: give the profile a name without &"):
-        deploying.define([name for name in (first, second) if name])
+        deploy.define([name for name in (first, second) if name])
     (elsewhere / "a.yaml").write_text("seed: 3")
-    assert deploying.define(["a.yaml", "./a.yaml"]).names.count("rlhf/a") == 1  # the same file
+    assert deploy.define(["a.yaml", "./a.yaml"]).names.count("rlhf/a") == 1  # the same file
 
 
 def test_an_alert_is_json_whatever_the_message_holds() -> None:

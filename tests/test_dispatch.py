@@ -9,13 +9,14 @@ from uuid import uuid4
 import pytest
 from prefect.client.schemas.objects import State, StateType
 
-from flows.stages import _different, as_step
-from tasks import dispatch
-from tasks.artifact import Artifact, Step, code_of, within
-from tasks.dispatch import BAD_INPUT, INPUT_MISSING, LOST, OTHER_CODE
-from tasks.far import InputMissing
-from tasks.launch import StageFailed
-from tasks.programs.config import InputError, Machine, Pipeline, PpoJob
+from flows.stage import _different, as_step
+from tasks.artifacts.artifact import Artifact, Step, code_of, within
+from tasks.config.jobs import PpoJob
+from tasks.config.machine import Machine
+from tasks.config.pipeline import Pipeline
+from tasks.execution import dispatch
+from tasks.execution.dispatch import BAD_INPUT, INPUT_MISSING, LOST, OTHER_CODE
+from tasks.system.errors import InputError, InputMissing, StageFailed
 
 FILES = {"model/config.json": "c", "card.json": "b", "rl.parquet": "r"}
 DATA = Artifact(
@@ -71,7 +72,7 @@ def test_a_step_means_the_same_after_its_way_through_a_server() -> None:
 def test_a_worker_with_another_schema_of_artifacts_is_told_from_one_with_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     sent = dispatch.parameters(STEP, Machine(), None)["sources"]
     assert not _different(sent, code_of("ppo"))
-    monkeypatch.setattr("tasks.artifact.SCHEMA", 99)
+    monkeypatch.setattr("tasks.artifacts.artifact.SCHEMA", 99)
     assert _different(sent, code_of("ppo")) == ["the schema of artifacts"]
 
 

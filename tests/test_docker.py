@@ -16,7 +16,8 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from flows import cli, environment
+from flows import cli
+from flows.services import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docker"

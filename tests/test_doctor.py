@@ -18,10 +18,11 @@ from uuid import uuid4
 
 import pytest
 
-from flows import credentials, doctor
-from flows.automations import AGAIN, LOST
-from flows.doctor import Finding, diagnose
-from tasks.store import Recipe, Store
+from flows.commands import doctor
+from flows.commands.doctor import Finding, diagnose
+from flows.services import credentials
+from flows.services.automations import AGAIN, LOST
+from tasks.artifacts.store import Recipe, Store
 
 MB = 2**20
 

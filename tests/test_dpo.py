@@ -16,12 +16,17 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from tasks.programs import beginning, dpo, reference
-from tasks.programs.config import Dpo, DpoJob, InputError, ReferenceJob
-from tasks.programs.entry import Run
-from tasks.rlhf import adapters, bases, branches, comparisons, models, schedules, tuned
-from tasks.rlhf.intervals import wilson
-from tasks.rlhf.step_zero import StepZeroError
+from tasks.config.jobs import DpoJob, ReferenceJob
+from tasks.config.stages import Dpo
+from tasks.programs import dpo, reference
+from tasks.programs.runtime import training_setup
+from tasks.programs.runtime.program import Run
+from tasks.rlhf.algorithms import schedules
+from tasks.rlhf.algorithms.sanity_checks import StepZeroError
+from tasks.rlhf.batches import comparisons, shared_prompt
+from tasks.rlhf.evaluation.intervals import wilson
+from tasks.rlhf.models import fingerprint, loading, lora, trainable
+from tasks.system.errors import InputError
 
 TEXT = {"max_prompt_tokens": 48, "max_answer_tokens": 32}
 Trained = Callable[..., tuple[list[dict[str, Any]], Run]]
@@ -55,7 +60,7 @@ def test_it_starts_at_ln_2_and_at_the_bases_own_likelihood_of_the_best_answers(t
     (line,), _ = trained(max_steps=1)
     assert line["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert line["margin"] == pytest.approx(0, abs=1e-5)
-    tokenizer, base = models.load_tokenizer(inputs["model"]), bases.load(inputs["model"], device=tiny.CPU)
+    tokenizer, base = loading.load_tokenizer(inputs["model"]), loading.load(inputs["model"], device=tiny.CPU)
     rows = pq.read_table(inputs["data"] / "reward.parquet").to_pylist()
     encoded = comparisons.encode(comparisons.from_pairs(rows), tokenizer, template="question-answer", **TEXT)
     training, _ = comparisons.hold_out(encoded, share=0.05, seed=0)
@@ -76,7 +81,7 @@ def test_micro_batches_change_nothing(trained: Trained, micro_batch: int) -> Non
         del line["accuracy"]  # the untrained policy's margins are nothing but rounding
     for one, two in zip(whole, parts, strict=True):
         assert one == pytest.approx(two, abs=2e-4)
-    first, second = (load_file(r.artifact / "adapter" / adapters.WEIGHTS) for r in (run, other))
+    first, second = (load_file(r.artifact / "adapter" / lora.WEIGHTS) for r in (run, other))
     for name in first:
         torch.testing.assert_close(first[name], second[name], atol=1e-3, rtol=1e-2)
 
@@ -128,14 +133,16 @@ def test_every_kind_of_policy_is_had_back_as_it_was_trained(trained: Trained, in
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(dpo, "evaluate", lambda policy, *_, kept=kept: kept.append(policy(ids).logits.detach()) or dpo.HeldOut(0.5, wilson(1, 2)))
             _, run = trained(name, evaluations=1, **settings)
-        again = partial(bases.load, inputs["model"], device=tiny.CPU)
+        again = partial(loading.load, inputs["model"], device=tiny.CPU)
         base = again()
-        _, active = tuned.load(run.artifact, base, "dpo", actual=bases.fingerprint(inputs["model"], base), setting="weights.merged", again=again)
+        _, active = trainable.load(
+            run.artifact, base, "dpo", actual=fingerprint.fingerprint(inputs["model"], base), setting="weights.merged", again=again
+        )
         with active() as policy, torch.no_grad():
             torch.testing.assert_close(policy(ids).logits, kept[-1], atol=1e-5, rtol=1e-5)
         with pytest.raises(InputError, match="weights were") if name != "full" else nullcontext():
-            other = bases.Fingerprint("sha256:0", "sha256:0", "float32", "float32")
-            tuned.load(run.artifact, again(), "dpo", actual=other, setting="weights.merged", again=again)
+            other = fingerprint.Fingerprint("sha256:0", "sha256:0", "float32", "float32")
+            trainable.load(run.artifact, again(), "dpo", actual=other, setting="weights.merged", again=again)
 
 
 def test_a_reference_of_other_answers_is_refused(inputs: dict[str, Path], tmp_path: Path) -> None:
@@ -161,7 +168,7 @@ def test_a_reference_of_another_model_is_noticed_before_the_first_step(inputs: d
 
 
 def test_the_reference_is_what_the_library_says_of_each_answer(inputs: dict[str, Path]) -> None:
-    tokenizer, base = models.load_tokenizer(inputs["model"]), bases.load(inputs["model"], device=tiny.CPU)
+    tokenizer, base = loading.load_tokenizer(inputs["model"]), loading.load(inputs["model"], device=tiny.CPU)
     rows = pq.read_table(inputs["data"] / "reward.parquet").to_pylist()
     encoded = comparisons.encode(comparisons.from_pairs(rows), tokenizer, template="question-answer", **TEXT)
     known = iter(pq.read_table(inputs["reference"] / "reference.parquet").to_pylist())
@@ -205,10 +212,10 @@ def test_a_policy_that_prefers_nothing_is_never_right(inputs: dict[str, Path]) -
         comparisons.Comparison(1, [5], [[6, 1], [7, 1]], [(0, 1)], [1.0], [None]),
         comparisons.Comparison(2, [5], [[6, 1], [8, 1]], [(0, 1)], [1.0], [None]),
     ]
-    base = bases.load(inputs["model"], device=tiny.CPU)
+    base = loading.load(inputs["model"], device=tiny.CPU)
     collated = {"pad_id": tiny.PAD, "device": tiny.CPU, "hidden_size": base.config.hidden_size}
     whole = comparisons.collate(questions, **collated)
-    own = branches.log_probs(base, whole.branches).detach()
+    own = shared_prompt.log_probs(base, whole.branches).detach()
     found = dpo.evaluate(base, questions, {1: own[:2], 2: own[2:]}, Dpo(), collated)
     assert (found.accuracy.value, found.accuracy.n) == (0, 2)
     assert found.loss == pytest.approx(math.log(2), abs=1e-6)
@@ -235,7 +242,7 @@ def test_evaluation_pairs_are_checked_like_those_that_are_trained_on(
         found = honest(policy, questions, *rest)
         return found._replace(loss=math.nan) if questions[0].question_id in asked else found
 
-    monkeypatch.setattr(beginning, "share_prompts", lambda _run, _base, questions, **_: seen.update(c.question_id for c in questions))
+    monkeypatch.setattr(training_setup, "share_prompts", lambda _run, _base, questions, **_: seen.update(c.question_id for c in questions))
     monkeypatch.setattr(dpo, "evaluate", overflowing)
     with pytest.raises(InputError, match=r"^The loss of evaluation pairs is nan"):
         trained(max_steps=1)

@@ -8,11 +8,14 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 
-from tasks.programs import attacking, reward, winrate
-from tasks.programs.config import Reward, RewardJob, Text, WinrateJob
-from tasks.programs.entry import Run
-from tasks.rlhf.drawing import draw
-from tasks.rlhf.truncation import Encoder
+from tasks.config.jobs import RewardJob, WinrateJob
+from tasks.config.models import Text
+from tasks.config.stages import Reward
+from tasks.dataset.row_sample import draw
+from tasks.programs import reward, winrate
+from tasks.programs.runtime import reward_tests
+from tasks.programs.runtime.program import Run
+from tasks.rlhf.batches.truncation import Encoder
 
 
 def test_a_draw_is_spread_over_the_ids_and_never_its_first_rows() -> None:
@@ -58,13 +61,13 @@ def test_policies_answer_drawn_questions_and_the_first_of_the_table_have_no_adva
 
 
 def test_answers_that_normalise_and_are_attacked_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attacking, "REFERENCE_ANSWERS", 6)
+    monkeypatch.setattr(reward_tests, "REFERENCE_ANSWERS", 6)
     data = tiny.data_folder(tmp_path / "data", 40)
     run = Run(tiny.prepare(tmp_path / "reward", "reward", {}, {"data": data}))
     rows = pq.read_table(data / "finetune.parquet").to_pylist()
     encoder = Encoder(tiny.tokenizer(), template="question-answer", max_prompt_tokens=48, max_answer_tokens=40)
     job = RewardJob(seed=0, text=Text(), reward=Reward(attacked=9))
-    reference, attacked = attacking.read(job, run, encoder)
+    reference, attacked = reward_tests.read(job, run, encoder)
     wanted = [rows[place] for place in draw([row["question_id"] for row in rows], 9)]
     expected = [(encoder.prompt(row["prompt"]), encoder.answer(row["answer"])) for row in wanted]
     assert (reference, attacked) == (expected[:6], expected)

@@ -10,14 +10,16 @@ import py7zr
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.artifact import given
-from tasks.corpus import corpus_place
-from tasks.data import step
-from tasks.programs.config import DataJob, InputError, Pipeline
+from tasks.artifacts.artifact import given
+from tasks.artifacts.corpus import corpus_place
+from tasks.config.dump_files import UNKNOWN_SITE, find_sites, host_in_name
+from tasks.config.jobs import DataJob
+from tasks.config.pipeline import Pipeline
+from tasks.config.sources import StackExchangeDump
 from tasks.programs.data import prepare
-from tasks.programs.dumps import UNKNOWN_SITE, find_sites, host_in_name
-from tasks.programs.entry import Run
-from tasks.programs.source import StackExchangeDump
+from tasks.programs.runtime.program import Run
+from tasks.stages.data import step
+from tasks.system.errors import InputError
 
 HOST = "travel.stackexchange.com"
 COLUMNS = "Id,PostTypeId,AcceptedAnswerId,ParentId,Score,Body,OwnerUserId,Title"

@@ -15,15 +15,16 @@ from fake_tree import await_
 from prefect.client.schemas.objects import FlowRun
 from prefect.workers.process import ProcessWorker, ProcessWorkerResult
 
-from flows import forking
-from flows.enter import ENGINE
+from flows.services import worker
+from flows.services import worker as services_worker
+from flows.services.worker_fork_client import ENGINE
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux forks flow runs")
 
 
 def enter(folder: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
     """A flow run with an id that Prefect refuses before it asks any server."""
-    command = shlex.split(forking.ENTER)
+    command = shlex.split(worker.ENTER)
     chosen = {**os.environ, "PREFECT__FLOW_RUN_ID": "no-such-id", **environment}
     return subprocess.run(command, cwd=folder, env=chosen, capture_output=True, text=True, timeout=60, check=False)
 
@@ -32,7 +33,7 @@ def test_a_fork_says_and_ends_what_prefects_own_process_does(tmp_path: Path, mon
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     monkeypatch.setenv(ENGINE, "")
     alone = enter(tmp_path)
-    owner, engine = forking.start_engine()
+    owner, engine = worker.start_engine()
     address = Path(os.environ[ENGINE])
     try:
         forked = enter(tmp_path)
@@ -41,7 +42,7 @@ def test_a_fork_says_and_ends_what_prefects_own_process_does(tmp_path: Path, mon
         assert all("Invalid flow run id" in run.stdout + run.stderr for run in (alone, forked, other))
         assert address.exists()
         engine.send_signal(signal.SIGSTOP)
-        waiting = subprocess.Popen(shlex.split(forking.ENTER), env={**os.environ, "PREFECT__FLOW_RUN_ID": "x"}, stdout=subprocess.DEVNULL)
+        waiting = subprocess.Popen(shlex.split(worker.ENTER), env={**os.environ, "PREFECT__FLOW_RUN_ID": "x"}, stdout=subprocess.DEVNULL)
         engine.kill()
         engine.wait(10)
         assert waiting.wait(60) == 1, "an engine that dies leaves the run to Prefect's own process"
@@ -51,7 +52,7 @@ def test_a_fork_says_and_ends_what_prefects_own_process_does(tmp_path: Path, mon
 
 def test_the_engine_ends_with_its_worker_and_cleans_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ENGINE, "")
-    owner, engine = forking.start_engine()
+    owner, engine = worker.start_engine()
     folder = Path(os.environ[ENGINE]).parent
     assert folder.stat().st_mode & 0o077 == 0
     os.close(owner)
@@ -71,7 +72,7 @@ def test_the_worker_does_not_say_again_that_a_run_was_killed(status: int, told: 
         said.append(message)
 
     async def live() -> None:
-        worker, killed = forking.Worker(work_pool_name="gpu"), FlowRun(flow_id=uuid4())
+        worker, killed = services_worker.Worker(work_pool_name="gpu"), FlowRun(flow_id=uuid4())
         await worker.run(killed, None)
         await worker._propose_crashed_state(killed, "late")
         await worker._propose_crashed_state(killed, "the next attempt's own")

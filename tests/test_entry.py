@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import tiny
 
-from tasks.programs.entry import Run, to_json
-from tasks.rlhf.refusal import InputError
+from tasks.programs.runtime.program import Run, to_json
+from tasks.system.errors import InputError
 
 
 @pytest.fixture

@@ -8,18 +8,24 @@ from pathlib import Path
 import fake_tree
 import pytest
 
-from tasks import far, launch, sources, stage, tracker, tracking
-from tasks.artifact import Artifact, Step, given, within, without_weights
-from tasks.far import InputMissing, locate, publish, published
-from tasks.programs.config import Machine, Pipeline, PpoJob
-from tasks.stage import Seat, run_stage
-from tasks.store import Store
+from tasks.artifacts import code_version
+from tasks.artifacts.artifact import Artifact, Step, given, within, without_weights
+from tasks.artifacts.store import Store
+from tasks.config.jobs import PpoJob
+from tasks.config.machine import Machine
+from tasks.config.pipeline import Pipeline
+from tasks.execution import launch
+from tasks.execution import run_stage as execution_run_stage
+from tasks.execution.run_stage import Seat, run_stage
+from tasks.system.errors import InputMissing
+from tasks.tracking import client, remote_artifacts, runs
+from tasks.tracking.remote_artifacts import locate, publish, published
 
 
 @pytest.fixture(scope="module")
 def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of one tracker for all tests here: making its database takes seconds."""
-    tracker._client = None  # another module's connection is to another database
+    client._client = None  # another module's connection is to another database
     return tmp_path_factory.mktemp("mlflow")
 
 
@@ -28,12 +34,12 @@ def machine(mlflow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
     """Be a machine with a home of its own; gives the home."""
     made = fake_tree.make_tree(tmp_path / "tree")
     monkeypatch.setattr(launch, "ROOT", made)
-    monkeypatch.setattr(sources, "ROOT", made)
-    monkeypatch.setattr(tracker, "_down", False)
+    monkeypatch.setattr(code_version, "ROOT", made)
+    monkeypatch.setattr(client, "_down", False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow / 'mlflow.db'}")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     monkeypatch.setenv("ALIGNFLOW_HOME", str(mlflow))  # where the artifacts of the experiment lie
-    assert tracker.connect()
+    assert client.connect()
 
     def be(name: str) -> Path:
         monkeypatch.setenv("ALIGNFLOW_HOME", str(tmp_path / name))
@@ -45,7 +51,7 @@ def machine(mlflow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
 
 def made_by(machine: Callable[[str], Path], name: str, seed: int) -> Artifact:
     machine(name)
-    with tracking.pipeline_run("demo", {}) as parent:
+    with runs.pipeline_run("demo", {}) as parent:
         return run_stage(Step("ppo", PpoJob.of(Pipeline(seed=seed)), {}), Seat(Machine(), parent.run_id))
 
 
@@ -57,7 +63,7 @@ def stored_in_mlflow(key: str, name: str) -> Path:
     """The file behind an artifact in MLflow."""
     found = published(key)
     assert found
-    uri = tracker._client.get_run(found.run_id).info.artifact_uri
+    uri = client._client.get_run(found.run_id).info.artifact_uri
     return Path(uri.removeprefix("file://")) / key / name
 
 
@@ -87,8 +93,8 @@ def test_only_the_part_that_is_meant_is_fetched(machine: Callable[[str], Path]) 
 def test_weights_are_not_fetched_for_whoever_does_not_look_at_them(machine: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     artifact = made_by(machine, "a", 3)
     machine("b")
-    monkeypatch.setattr(far, "AT_ONCE", 1)
-    monkeypatch.setattr("tasks.artifact.WEIGHTS", ".json")
+    monkeypatch.setattr(remote_artifacts, "AT_ONCE", 1)
+    monkeypatch.setattr("tasks.artifacts.artifact.WEIGHTS", ".json")
     light = without_weights(artifact)
     assert not {name for name in files(locate(light)) if name.endswith(".json")} - {"manifest.json"}
 
@@ -118,7 +124,7 @@ def test_what_was_altered_in_mlflow_is_refused_and_never_offered_again(machine: 
     assert not (home / "fetched" / "ppo" / artifact["key"] / name).exists() or name == "manifest.json"
     assert published(artifact["key"]) is None
     machine("a")
-    with tracking.pipeline_run("again", {}) as parent:
+    with runs.pipeline_run("again", {}) as parent:
         assert publish(artifact, parent=parent.run_id)
     machine("b")
     assert (locate(artifact) / name).exists()
@@ -128,7 +134,7 @@ def test_a_shared_stage_that_is_only_in_this_store_is_published_when_it_is_used(
     home = machine("a")
     artifact = run_stage(Step("ppo", PpoJob.of(Pipeline(seed=7)), {}), Seat(Machine()))  # untracked
     assert published(artifact["key"]) is None
-    with tracking.pipeline_run("demo", {}) as parent:
+    with runs.pipeline_run("demo", {}) as parent:
         again = run_stage(Step("ppo", PpoJob.of(Pipeline(seed=7)), {}), Seat(Machine(), parent.run_id, shared=True))
     assert again["cached"]
     shutil.rmtree(home)
@@ -139,9 +145,9 @@ def test_a_shared_stage_that_is_only_in_this_store_is_published_when_it_is_used(
 def test_on_a_server_a_stage_that_another_machine_built_is_reused(machine: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     artifact = made_by(machine, "a", 8)
     home = machine("b")
-    monkeypatch.setattr(tracker, "is_remote", lambda: True)
+    monkeypatch.setattr(client, "is_remote", lambda: True)
     step = Step("ppo", PpoJob.of(Pipeline(seed=8)), {})
-    assert stage.look_up(step) == {**artifact, "cached": True, "seconds": 0.0}
+    assert execution_run_stage.look_up(step) == {**artifact, "cached": True, "seconds": 0.0}
     again = run_stage(step, Seat(Machine()))
     assert again["cached"]
     assert again["metrics"] == artifact["metrics"]
@@ -161,7 +167,7 @@ def test_what_the_user_brought_reaches_another_machine(machine: Callable[[str], 
     machine("a")
     artifact = given(place)
     assert locate(artifact) == place
-    with tracking.pipeline_run("demo", {}) as parent:
+    with runs.pipeline_run("demo", {}) as parent:
         assert publish(artifact, parent=parent.run_id)
     shutil.rmtree(place) if is_folder else place.unlink()
     home = machine("b")
@@ -189,6 +195,6 @@ def test_inputs_that_are_missing_are_named_all_at_once(machine: Callable[[str], 
     lost: Artifact = {**given(tmp_path / "tree" / "deployments"), "stage": "sft", "key": "1" * 64}
     step = Step("ppo", PpoJob.of(Pipeline()), {"model": lost, "data": lost})
     with pytest.raises(InputMissing, match="data, model"):
-        stage.write_job(tmp_path, step, Machine())
+        execution_run_stage.write_job(tmp_path, step, Machine())
     assert not (tmp_path / "job.json").exists()
     assert json.dumps(lost)

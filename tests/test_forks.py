@@ -12,9 +12,10 @@ import fake_tree
 import pytest
 from fake_tree import await_, is_alive
 
-from tasks import forks, launch
-from tasks.launch import StageFailed, run_program
-from tasks.programs.config import Machine
+from tasks.config.machine import Machine
+from tasks.execution import launch, program_forks
+from tasks.execution.launch import run_program
+from tasks.system.errors import StageFailed
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the fork server is for Linux")
 
@@ -28,9 +29,9 @@ HANGS = "import os, time\nopen('pid.new', 'w').write(str(os.getpid()))\nos.renam
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     made = fake_tree.make_tree(tmp_path / "tree")
     monkeypatch.setattr(launch, "ROOT", made)
-    monkeypatch.setattr(forks, "GPU_DEVICES", ())
+    monkeypatch.setattr(program_forks, "GPU_DEVICES", ())
     yield made
-    forks.stop()
+    program_forks.stop()
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def test_a_program_that_needs_no_torch_is_our_own_child(tree: Path, directory: P
 def test_where_there_can_be_no_server_programs_start_the_usual_way(tree: Path, directory: Path, monkeypatch: pytest.MonkeyPatch, cause: str) -> None:
     write(tree, WHO)
     if cause == "gpu":
-        monkeypatch.setattr(forks, "GPU_DEVICES", (os.devnull,))
+        monkeypatch.setattr(program_forks, "GPU_DEVICES", (os.devnull,))
     else:
         (tree / "tasks" / "programs" / "forkserver.py").write_text("import no_such_library\n")
     run_program("sft", directory, Machine())
@@ -101,7 +102,7 @@ def test_where_there_can_be_no_server_programs_start_the_usual_way(tree: Path, d
 
 
 def test_a_machine_told_to_use_its_cpu_forks_though_it_has_a_gpu(tree: Path, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forks, "GPU_DEVICES", (os.devnull,))
+    monkeypatch.setattr(program_forks, "GPU_DEVICES", (os.devnull,))
     write(tree, WHO)
     run_program("sft", directory, Machine(device="cpu"))
     assert who(directory)[0] != os.getpid()
@@ -121,9 +122,9 @@ def test_a_machine_told_to_use_its_cpu_forks_though_it_has_a_gpu(tree: Path, dir
 )
 def test_every_end_has_the_status_that_an_interpreter_would_give(tree: Path, directory: Path, code: str, status: int, text: str) -> None:
     write(tree, code + "\n")
-    forks.warm_up(launch.environment(Machine()), Machine())
+    program_forks.warm_up(launch.environment(Machine()), Machine())
     with (directory / "log.txt").open("ab") as log:
-        child = forks.start("sft", directory, (log.fileno(),))
+        child = program_forks.start("sft", directory, (log.fileno(),))
     assert child is not None
     await_(lambda: child.poll() is not None)
     assert child.poll() == status
@@ -133,9 +134,9 @@ def test_every_end_has_the_status_that_an_interpreter_would_give(tree: Path, dir
 def test_a_program_keeps_what_it_inherits_open(tree: Path, directory: Path) -> None:
     write(tree, "import time\ntime.sleep(1.5)\n")
     reader, writer = os.pipe()
-    forks.warm_up(launch.environment(Machine()), Machine())
+    program_forks.warm_up(launch.environment(Machine()), Machine())
     with (directory / "log.txt").open("ab") as log:
-        child = forks.start("sft", directory, (log.fileno(), writer))
+        child = program_forks.start("sft", directory, (log.fileno(), writer))
     os.close(writer)
     assert child is not None
     os.set_blocking(reader, False)
@@ -156,9 +157,9 @@ def test_a_killed_server_takes_its_program_along_and_the_next_program_gets_a_new
         os.kill(parent, signal.SIGKILL)
         return pid
 
-    forks.warm_up(launch.environment(Machine()), Machine())
+    program_forks.warm_up(launch.environment(Machine()), Machine())
     with (directory / "log.txt").open("ab") as log:
-        child = forks.start("sft", directory, (log.fileno(),))
+        child = program_forks.start("sft", directory, (log.fileno(),))
     assert child is not None
     pid = kill_the_server()
     await_(lambda: child.poll() is not None)
@@ -177,7 +178,7 @@ def test_a_failure_under_the_server_names_its_cause(tree: Path, directory: Path)
 
 def test_server_and_program_die_with_whoever_asked_even_on_kill_9(tree: Path, directory: Path) -> None:
     write(tree, HANGS)
-    code = "import sys; from pathlib import Path; from tasks import forks, launch; from tasks.programs.config import Machine\n"
+    code = "import sys; from pathlib import Path; from tasks import forks, launch; from tasks.config.pipeline import Machine\n"
     code += "forks.GPU_DEVICES = ()\nlaunch.run_program('sft', Path(sys.argv[1]), Machine())"
     parent = subprocess.Popen([sys.executable, "-c", code, str(directory)], cwd=tree)
     await_((directory / "pid").exists)

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from tasks.rlhf.formulas import BACKSLASH, CLOSE, OPEN, protect, restore
-from tasks.rlhf.markdown import to_markdown
+from tasks.dataset.sources.formulas import BACKSLASH, CLOSE, OPEN, protect, restore
+from tasks.dataset.sources.markdown import to_markdown
 
 FORMULAS = [
     r"$\{x : x \le n\}$",

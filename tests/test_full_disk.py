@@ -11,11 +11,15 @@ from pathlib import Path
 import fake_tree
 import pytest
 
-from tasks import forks, launch, sources
-from tasks.artifact import Step, given
-from tasks.programs.config import DiskFailure, InputError, Machine, Pipeline, PpoJob, disk_failure
-from tasks.stage import Seat, run_stage
-from tasks.store import Store
+from tasks.artifacts import code_version
+from tasks.artifacts.artifact import Step, given
+from tasks.artifacts.store import Store
+from tasks.config.jobs import PpoJob
+from tasks.config.machine import Machine
+from tasks.config.pipeline import Pipeline
+from tasks.execution import launch, program_forks
+from tasks.execution.run_stage import Seat, run_stage
+from tasks.system.errors import DiskFailure, InputError, disk_failure
 
 MOUNTS = (
     subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/tmp"], capture_output=True, check=False) if shutil.which("unshare") else None
@@ -29,7 +33,7 @@ import numpy, pyarrow, sqlite3, torch
 from pyarrow import parquet
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
-from tasks.programs.config import disk_failure
+from tasks.config.pipeline import disk_failure
 from tasks.rlhf import checkpoints
 
 many = numpy.random.rand(500_000)
@@ -157,7 +161,7 @@ def test_other_errors_are_no_disk_failures(tmp_path: Path, error: Exception) -> 
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     made = fake_tree.make_tree(tmp_path / "tree")
     monkeypatch.setattr(launch, "ROOT", made)
-    monkeypatch.setattr(sources, "ROOT", made)
+    monkeypatch.setattr(code_version, "ROOT", made)
     monkeypatch.setenv("ALIGNFLOW_HOME", str(tmp_path / "home"))
     return made
 
@@ -167,14 +171,14 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_log_that_cannot_be_written_does_not_hide_why_a_program_ended(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu_devices: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr(forks, "GPU_DEVICES", gpu_devices)
+    monkeypatch.setattr(program_forks, "GPU_DEVICES", gpu_devices)
     step = Step("ppo", PpoJob.of(Pipeline()), {"data": given(tree / "deployments")})
     partial = Store(tmp_path / "home").partial(step.recipe.key)
     partial.mkdir(parents=True)
     (partial / "log.txt").symlink_to("/dev/full")
     with pytest.raises(DiskFailure, match=r"^The disk under .* is full: free some space"):
         run_stage(step, Seat(Machine()))
-    forks.stop()
+    program_forks.stop()
     assert partial.exists()
 
 
@@ -184,12 +188,12 @@ def test_a_disk_that_is_full_when_a_result_is_stored_does_not_undo_the_work(tree
 
     step = Step("ppo", PpoJob.of(Pipeline()), {"data": given(tree / "deployments")})
     with monkeypatch.context() as patched:
-        patched.setattr("tasks.store.replace_text", fill)
+        patched.setattr("tasks.artifacts.store.replace_text", fill)
         with pytest.raises(DiskFailure):
             run_stage(step, Seat(Machine()))
     fake_tree.misbehave(tree, "ppo", "fail")  # it must not run again
     assert run_stage(step, Seat(Machine()))["metrics"]["ppo.kl"] == 0.5
-    forks.stop()
+    program_forks.stop()
 
 
 RUN = """

@@ -183,9 +183,10 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
 
 def try_all(name: str, folder: Path) -> None:
     """Run every case of a kind, and print a line for each."""
-    from tasks.programs.config import DataJob, InputError
+    from tasks.config.jobs import DataJob
     from tasks.programs.data import prepare
-    from tasks.programs.entry import Run
+    from tasks.programs.runtime.program import Run
+    from tasks.system.errors import InputError
 
     kind, make = KINDS[name]
     for number in range(CASES):

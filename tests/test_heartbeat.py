@@ -8,8 +8,8 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from flows import heartbeat
-from flows.heartbeat import ALIVE, WAITING
+from flows.services import heartbeat
+from flows.services.heartbeat import ALIVE, WAITING
 
 AWAY = httpx.ConnectError("away")
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy.stats import binomtest, norm, pearsonr
 
-from tasks.rlhf.intervals import mean_interval, pearson, wilson
-from tasks.rlhf.judging import Tally, compare, ordering_agreement
+from tasks.rlhf.evaluation.intervals import mean_interval, pearson, wilson
+from tasks.rlhf.evaluation.win_rates import Tally, compare, ordering_agreement
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (0, 20), (20, 20), (1, 3), (280, 400), (9_400, 10_000), (7, 13)])

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.rlhf.language import FOREIGN, LOOK, READ, language_of
-from tasks.rlhf.posts import read_posts
-from tasks.rlhf.quarantine import Quarantine
-from tasks.rlhf.stack_exchange import assemble
+from tasks.dataset.curation.language import FOREIGN, LOOK, READ, language_of
+from tasks.dataset.readers.quarantine import Quarantine
+from tasks.dataset.sources.stack_exchange import assemble
+from tasks.dataset.sources.stack_exchange_dump import read_posts
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 PARAGRAPHS = {
@@ -124,9 +124,7 @@ def test_no_text_takes_long(part: str) -> None:
 
 
 def test_the_library_is_loaded_when_it_is_asked_for() -> None:
-    code = (
-        "import sys; from tasks.rlhf.language import language_of; assert 'py3langid' not in sys.modules; print(language_of('Was ist denn das hier?'))"
-    )
+    code = "import sys; from tasks.dataset.curation.language import language_of; assert 'py3langid' not in sys.modules; print(language_of('Was ist denn das hier?'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
     assert (done.stdout, done.stderr) == ("de\n", "")
 

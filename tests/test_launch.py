@@ -13,9 +13,12 @@ import fake_tree
 import pytest
 from fake_tree import await_, is_alive
 
-from tasks import forks, launch
-from tasks.launch import StageFailed, Tail, run_program
-from tasks.programs.config import InputError, Machine, Pipeline, SftJob
+from tasks.config.jobs import SftJob
+from tasks.config.machine import Machine
+from tasks.config.pipeline import Pipeline
+from tasks.execution import launch, program_forks
+from tasks.execution.launch import Tail, run_program
+from tasks.system.errors import InputError, StageFailed
 
 
 @pytest.fixture(params=["forked", "spawned"])
@@ -25,9 +28,9 @@ def tree(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
         pytest.skip("the fork server is for Linux")
     made = fake_tree.make_tree(tmp_path / "tree")
     monkeypatch.setattr(launch, "ROOT", made)
-    monkeypatch.setattr(forks, "GPU_DEVICES", () if request.param == "forked" else (os.devnull,))
+    monkeypatch.setattr(program_forks, "GPU_DEVICES", () if request.param == "forked" else (os.devnull,))
     yield made
-    forks.stop()
+    program_forks.stop()
 
 
 @pytest.fixture
@@ -145,8 +148,8 @@ def test_a_program_that_ignores_sigterm_is_killed(tree: Path, directory: Path, m
 def test_a_program_dies_with_its_parent_even_on_kill_9(tree: Path, directory: Path) -> None:
     program = "import os, time\nopen('pid.new', 'w').write(str(os.getpid()))\nos.rename('pid.new', 'pid')\ntime.sleep(600)\n"
     (tree / "tasks" / "programs" / "sft.py").write_text(program)
-    code = "import sys; from pathlib import Path; from tasks import forks, launch; from tasks.programs.config import Machine\n"
-    code += f"forks.GPU_DEVICES = {forks.GPU_DEVICES!r}\n"
+    code = "import sys; from pathlib import Path; from tasks import forks, launch; from tasks.config.pipeline import Machine\n"
+    code += f"forks.GPU_DEVICES = {program_forks.GPU_DEVICES!r}\n"
     code += "launch.run_program('sft', Path(sys.argv[1]), Machine())"
     parent = subprocess.Popen([sys.executable, "-c", code, str(directory)], cwd=tree)
     await_((directory / "pid").exists)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tasks.rlhf.losses import centring, dpo_loss, ipo_loss, masked_mean, pairwise_loss, perplexity, policy_loss, value_loss
+from tasks.rlhf.algorithms.losses import centring, dpo_loss, ipo_loss, masked_mean, pairwise_loss, perplexity, policy_loss, value_loss
 
 ONE = torch.ones(1, 1, dtype=torch.bool)
 

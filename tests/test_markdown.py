@@ -15,8 +15,8 @@ from lxml import etree
 from markdown_it import MarkdownIt
 from markdown_it.tree import SyntaxTreeNode
 
-from tasks.rlhf import markdown
-from tasks.rlhf.markdown import to_markdown
+from tasks.dataset.sources import markdown
+from tasks.dataset.sources.markdown import to_markdown
 
 DUMPS = Path(__file__).parents[2] / "shared" / "data" / "stackexchange"
 real_data = pytest.mark.skipif(not DUMPS.is_dir(), reason="the real dumps of shared/data are not on this machine")

@@ -17,14 +17,17 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PretrainedConfig
 
-from tasks.programs import beginning
-from tasks.programs.config import Sft
-from tasks.programs.entry import Run
-from tasks.rlhf import adapters, bases, chunked, memory, models, rehearsal, room
-from tasks.rlhf.memory import Estimate, check, estimate, told
-from tasks.rlhf.refusal import InputError
-from tasks.rlhf.rehearsal import Plan
-from tasks.rlhf.room import available
+from tasks.config.stages import Sft
+from tasks.programs.runtime import training_setup
+from tasks.programs.runtime.program import Run
+from tasks.rlhf.batches import chunked_log_probs, forward
+from tasks.rlhf.compute import free_memory
+from tasks.rlhf.compute.free_memory import available
+from tasks.rlhf.models import gradient_checkpointing, lora
+from tasks.rlhf.training import dry_run, memory
+from tasks.rlhf.training.dry_run import Plan
+from tasks.rlhf.training.memory import Estimate, check, estimate, told
+from tasks.system.errors import InputError
 
 SEVEN = LlamaConfig(dtype="bfloat16")  # transformers' defaults are Llama 7B: 32 layers of 4096 x 4096 and 4096 x 11008, 32000 tokens, untied
 SMALL = LlamaConfig(
@@ -74,16 +77,16 @@ def real(plan: Plan) -> int:
     model = AutoModelForCausalLM.from_config(copy.deepcopy(plan.config), dtype=torch.bfloat16 if plan.precision == "bfloat16" else torch.float32)
     model.requires_grad_(False).eval()
     if plan.checkpointing:
-        bases.gradient_checkpointing(model)
+        gradient_checkpointing.gradient_checkpointing(model)
     ids = torch.randint(plan.config.vocab_size, (plan.rows, plan.tokens))
     places = torch.arange(plan.tokens).remainder(plan.tokens // 2).expand(plan.rows, -1) if plan.packed else None
     seen = torch.ones(plan.tokens, plan.tokens, dtype=torch.bool).tril().expand(plan.rows, -1, -1) if plan.visible else None
-    with rehearsal.ready(model, plan) as base:
+    with dry_run.ready(model, plan) as base:
         for parameter in base.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         with allocations() as sizes:
-            hidden = models.hidden_states(base, ids, places, seen).flatten(0, 1)
-            loss = chunked.cross_entropy(hidden, models.output_head(base), ids.flatten(), count=1, chunk=plan.chunk)
+            hidden = forward.hidden_states(base, ids, places, seen).flatten(0, 1)
+            loss = chunked_log_probs.cross_entropy(hidden, forward.output_head(base), ids.flatten(), count=1, chunk=plan.chunk)
             del hidden
             loss.backward()
     return max(sizes)
@@ -127,7 +130,7 @@ def config(kind: str) -> PretrainedConfig:
     ids=lambda plan: ", ".join([plan.config.model_type, *(f"{k}={v}" for k, v in plan._asdict().items() if k not in ("config", "device") and v)]),
 )
 def test_a_rehearsal_finds_what_torch_allocates(plan: Plan) -> None:
-    assert sum(rehearsal.passing(plan)) == pytest.approx(rehearsal.SLACK * real(plan), rel=0.05)
+    assert sum(dry_run.passing(plan)) == pytest.approx(dry_run.SLACK * real(plan), rel=0.05)
 
 
 SCRIPT = """
@@ -155,14 +158,14 @@ def peak() -> int:
 def step(plan: Plan) -> None:
     """Two micro-batches and an optimizer step."""
     model = LlamaForCausalLM(plan.config).requires_grad_(False).eval()
-    peft = adapters.attach(model, "x", adapters.lora_config(rank=plan.rank or 1, alpha=1, dropout=0, targets="all-linear"))
-    parameters = adapters.parameters(peft, "x").values()
+    peft = lora.attach(model, "x", lora.lora_config(rank=plan.rank or 1, alpha=1, dropout=0, targets="all-linear"))
+    parameters = lora.parameters(peft, "x").values()
     optimizer = torch.optim.AdamW(parameters, fused=True)
     for _ in range(2):
         ids = torch.randint(plan.config.vocab_size, (plan.rows, plan.tokens))
-        with adapters.active(peft, "x") as base:
-            hidden = models.hidden_states(base, ids).flatten(0, 1)
-            chunked.cross_entropy(hidden, models.output_head(base), ids.flatten(), count=1).backward()
+        with lora.active(peft, "x") as base:
+            hidden = forward.hidden_states(base, ids).flatten(0, 1)
+            chunked_log_probs.cross_entropy(hidden, forward.output_head(base), ids.flatten(), count=1).backward()
     optimizer.step()
 
 
@@ -201,7 +204,7 @@ def test_more_takes_more() -> None:
 
 def test_holes_of_the_heap_are_told_for_a_cpu() -> None:
     for plan, share in ((FULL, memory.HEAP_FULL), (LORA, memory.HEAP_ADAPTER)):
-        passing = sum(rehearsal.passing(plan))
+        passing = sum(dry_run.passing(plan))
         for checkpointing in (False, True):
             made = estimate(plan._replace(device=torch.device("cpu"), checkpointing=checkpointing))
             assert made.heap == made.total - made.needed == round(share * passing)
@@ -328,7 +331,7 @@ def test_this_machine_has_memory() -> None:
 
 def test_a_process_knows_what_it_held() -> None:
     before = peak()
-    assert 0.9 * before < room.peak(torch.device("cpu")) < 1.1 * peak() + (1 << 20)
+    assert 0.9 * before < free_memory.peak(torch.device("cpu")) < 1.1 * peak() + (1 << 20)
 
 
 def test_a_gpu_has_what_is_free_and_what_torch_holds_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,7 +356,7 @@ def afforded(tmp_path: Path) -> Run:
     base = tmp_path / "base"
     attention_models.config("gpt_oss").save_pretrained(base)
     run = Run(tiny.prepare(tmp_path / "sft", "sft", {}, {"base": base}))
-    beginning.afford(Sft(), run, "base", None, tiny.CPU, beginning.Step(2, 64, packed=True))
+    training_setup.afford(Sft(), run, "base", None, tiny.CPU, training_setup.Step(2, 64, packed=True))
     return run
 
 

@@ -12,9 +12,10 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
 
+from tasks.config.jobs import DpoJob, MergeJob, ReferenceJob, RewardJob, SftJob
 from tasks.programs import dpo, merge, reference, reward, sft
-from tasks.programs.config import DpoJob, InputError, MergeJob, ReferenceJob, RewardJob, SftJob
-from tasks.programs.entry import Run
+from tasks.programs.runtime.program import Run
+from tasks.system.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")  # GPT-2 keeps its matrices the other way round
 TEXT = {"max_prompt_tokens": 48, "max_answer_tokens": 32}

@@ -12,12 +12,12 @@ from tokenizers import Tokenizer
 from tokenizers.models import Unigram
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from tasks.base import check_model_folder
+from tasks.artifacts.base_model import check_model_folder
+from tasks.config.jobs import DpoJob, MergeJob, PpoJob, ReferenceJob, RewardJob, SftJob, WinrateJob
 from tasks.programs import dpo, merge, ppo, reference, reward, sft, winrate
-from tasks.programs.config import DpoJob, MergeJob, PpoJob, ReferenceJob, RewardJob, SftJob, WinrateJob
-from tasks.programs.entry import Run
-from tasks.rlhf import adapters, bases, models
-from tasks.rlhf.refusal import InputError
+from tasks.programs.runtime.program import Run
+from tasks.rlhf.models import loading, lora
+from tasks.system.errors import InputError
 
 ONE_MORE = r"has 1 tokens without an embedding, first '<\|im_start\|>' with the id 320, and the model has 320 embeddings: .*resize_token_embeddings"
 PROGRAMS: list[tuple[str, Callable[[Any, Run], None], Any]] = [
@@ -52,7 +52,7 @@ def folder_with(tmp_path: Path, what: str) -> Path:
 @pytest.mark.parametrize("what", ["special", "plain"])
 def test_a_token_without_an_embedding_is_refused_before_anything_runs(tmp_path: Path, what: str) -> None:
     folder = folder_with(tmp_path, what)
-    for refusing in (models.load_tokenizer, check_model_folder):
+    for refusing in (loading.load_tokenizer, check_model_folder):
         with pytest.raises(InputError, match=ONE_MORE):
             refusing(folder)
 
@@ -62,7 +62,7 @@ def test_a_token_of_the_vocabulary_itself_is_one_too(tmp_path: Path) -> None:
     pieces = [("<pad>", 0.0), ("<eos>", 0.0), ("<unk>", 0.0), *((f"w{i}", -1.0) for i in range(tiny.VOCABULARY - 2))]
     raw = Tokenizer(Unigram(pieces, unk_id=2))
     PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>").save_pretrained(folder)
-    for refusing in (models.load_tokenizer, check_model_folder):
+    for refusing in (loading.load_tokenizer, check_model_folder):
         with pytest.raises(InputError, match="has 1 tokens without an embedding, first 'w317' with the id 320"):
             refusing(folder)
 
@@ -87,14 +87,14 @@ def test_every_stage_refuses_it(stage: str, program: Callable[[Any, Run], None],
 def test_a_pad_token_without_an_embedding_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = folder_with(tmp_path, "pad")
     check_model_folder(folder)
-    tokenizer = models.load_tokenizer(folder)
+    tokenizer = loading.load_tokenizer(folder)
     assert "The pad token '[PAD]'" in capsys.readouterr().out
     assert tokenizer.pad_token_id == tokenizer.eos_token_id == tiny.EOS
     ids = tokenizer("A post about [PAD] tokens.")["input_ids"]
     assert max(ids) < tiny.VOCABULARY
     assert tokenizer.decode(ids) == "A post about [PAD] tokens."
     tokenizer.save_pretrained(folder)  # as merge does: the next stage reads that
-    again = models.load_tokenizer(folder)
+    again = loading.load_tokenizer(folder)
     assert again.pad_token_id == tiny.EOS
     assert again("A post about [PAD] tokens.")["input_ids"] == ids
     check_model_folder(folder)
@@ -105,7 +105,7 @@ def test_more_embeddings_than_tokens_are_usual(tmp_path: Path) -> None:
     model = tiny.model()
     model.resize_token_embeddings(384, mean_resizing=False)
     model.save_pretrained(folder)
-    assert len(models.load_tokenizer(folder)) == tiny.VOCABULARY
+    assert len(loading.load_tokenizer(folder)) == tiny.VOCABULARY
     check_model_folder(folder)
 
 
@@ -114,7 +114,7 @@ def test_a_tokenizer_that_was_resized_for_is_taken(tmp_path: Path) -> None:
     model = tiny.model()
     model.resize_token_embeddings(len(AutoTokenizer.from_pretrained(folder)), mean_resizing=False)
     model.save_pretrained(folder)
-    assert len(models.load_tokenizer(folder)) == tiny.VOCABULARY + 1
+    assert len(loading.load_tokenizer(folder)) == tiny.VOCABULARY + 1
     check_model_folder(folder)
 
 
@@ -122,9 +122,9 @@ def test_a_tokenizer_that_was_resized_for_is_taken(tmp_path: Path) -> None:
 def test_an_adapter_in_a_models_folder_is_refused(tmp_path: Path, beside: bool) -> None:
     base = tiny.base_folder(tmp_path / "base")
     folder = tiny.base_folder(tmp_path / "given")
-    model = adapters.attach(tiny.model(), "x", adapters.lora_config(rank=2, alpha=4, dropout=0, targets="all-linear"))
+    model = lora.attach(tiny.model(), "x", lora.lora_config(rank=2, alpha=4, dropout=0, targets="all-linear"))
     with torch.no_grad():
-        for parameter in adapters.parameters(model, "x").values():
+        for parameter in lora.parameters(model, "x").values():
             parameter.normal_()
     model.save_pretrained(folder, selected_adapters=["x"])
     for path in (folder / "x").iterdir():
@@ -134,6 +134,6 @@ def test_an_adapter_in_a_models_folder_is_refused(tmp_path: Path, beside: bool) 
     if not beside:
         for name in ("model.safetensors", "config.json"):
             (folder / name).unlink()
-    for refusing in (check_model_folder, bases.config_of, lambda place: bases.load(place, device=tiny.CPU)):
+    for refusing in (check_model_folder, loading.config_of, lambda place: loading.load(place, device=tiny.CPU)):
         with pytest.raises(InputError, match=r"holds an adapter \(adapter_config.json\).*merge it into its base first"):
             refusing(folder)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tasks.rlhf import muon
+from tasks.rlhf.algorithms import muon
 
 SHAPES = [(8, 8), (6, 10), (10, 6)]
 

@@ -12,15 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
-from tasks.rlhf import hh_rlhf, near, published
-from tasks.rlhf.gathered import Gathered
-from tasks.rlhf.near import jaccard
-from tasks.rlhf.posts import read_posts
-from tasks.rlhf.quarantine import Quarantine
-from tasks.rlhf.questions import Question
-from tasks.rlhf.rows import read_rows
-from tasks.rlhf.splits import normalised
-from tasks.rlhf.stack_exchange import assemble
+from tasks.dataset.curation import near_duplicates
+from tasks.dataset.curation.near_duplicates import jaccard
+from tasks.dataset.question import Question
+from tasks.dataset.readers.quarantine import Quarantine
+from tasks.dataset.readers.row_files import read_rows
+from tasks.dataset.sources import hh_rlhf, stack_exchange_sets
+from tasks.dataset.sources.grouping import Gathered
+from tasks.dataset.sources.stack_exchange import assemble
+from tasks.dataset.sources.stack_exchange_dump import read_posts
+from tasks.dataset.splits import normalised
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 SHARES = {"finetune": 0.34, "reward": 0.43, "rl": 0.1, "evaluation": 0.13}
@@ -55,7 +56,7 @@ def components(count: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
 
 
 def shingles(text: str) -> frozenset[int]:
-    return frozenset(near.sketch([text]).shingles.tolist())
+    return frozenset(near_duplicates.sketch([text]).shingles.tolist())
 
 
 def test_shingles_and_their_index_by_hand() -> None:
@@ -106,7 +107,7 @@ REAL = {
     "stackoverflow-2008": dump("stackoverflow-2008/Posts.xml"),
     "hh, single turn": rows(HH, lambda found: hh_rlhf.gather(found, Counter(), Quarantine(), one_turn=True)),
     "hh, all turns": rows(HH, lambda found: hh_rlhf.gather(found, Counter(), Quarantine(), one_turn=False)),
-    "paired": rows(SHARED / "stackexchange" / "stack_exchange_paired_tiny.json", lambda found: published.paired(found, Quarantine())),
+    "paired": rows(SHARED / "stackexchange" / "stack_exchange_paired_tiny.json", lambda found: stack_exchange_sets.paired(found, Quarantine())),
 }
 
 
@@ -130,7 +131,7 @@ def test_the_sketch_misses_what_the_documentation_says() -> None:
         count = 0
         for trial in range(200):
             first, second = range(shared + own), [*range(shared), *range(1000, 1000 + own)]
-            bands = near.sketch([" ".join(f"{trial}.{k} {trial}.{k}a {trial}.{k}b" for k in numbers) for numbers in (first, second)]).bands
+            bands = near_duplicates.sketch([" ".join(f"{trial}.{k} {trial}.{k}a {trial}.{k}b" for k in numbers) for numbers in (first, second)]).bands
             count += bool((bands[:, 0] == bands[:, 1]).any())
         seen[round(shared / (shared + 2 * own), 2)] = count / 200
     assert seen[0.5] == pytest.approx(1 - (1 - 0.5**4) ** 32, abs=0.08)

@@ -25,10 +25,12 @@ from prefect.states import Scheduled
 
 from flows.pipeline import chain
 from flows.retrain import NOTHING
-from tasks import launch, report, sources
-from tasks.artifact import Artifact
-from tasks.programs.config import Pipeline
-from tasks.stage import Seat, run_stage
+from tasks.artifacts import code_version
+from tasks.artifacts.artifact import Artifact
+from tasks.config.pipeline import Pipeline
+from tasks.execution import launch
+from tasks.execution.run_stage import Seat, run_stage
+from tasks.stages import report
 
 # a profile of the user's own, whose stages run where its flow runs
 QUICK = """
@@ -132,7 +134,7 @@ def expected(house: House, method: str = "ppo", **ppo: Any) -> dict[str, str]:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(launch, "ROOT", house.tree)
-        patched.setattr(sources, "ROOT", house.tree)
+        patched.setattr(code_version, "ROOT", house.tree)
         patched.setenv("ALIGNFLOW_HOME", str(house.root / "in-place"))
         chain(settings, do)
         do(report, **found)

@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 from test_corpora import as_rows, asked, message, prepared, table
 
-from flows.values import read_argument
-from tasks import corpus, hub
-from tasks.programs.config import InputError
-from tasks.programs.source import HhRlhf, OwnRows
-from tasks.rlhf import own, published
-from tasks.rlhf.gathered import Gathered
-from tasks.rlhf.meanings import Columns, find, is_first_better, is_good, twin_scores, words
-from tasks.rlhf.quarantine import Quarantine, Unusable
-from tasks.rlhf.questions import Question, pairs_of
-from tasks.rlhf.seen import Seen
-from tasks.rlhf.splits import is_test
+from flows.setting_values import read_argument
+from tasks.artifacts import corpus, hub
+from tasks.config.sources import HhRlhf, OwnRows
+from tasks.dataset.question import Question, pairs_of
+from tasks.dataset.readers.quarantine import Quarantine, Unusable
+from tasks.dataset.sources import own_rows, stack_exchange_sets
+from tasks.dataset.sources.column_meanings import Columns, find, is_first_better, is_good, twin_scores, words
+from tasks.dataset.sources.grouping import Gathered
+from tasks.dataset.sources.row_warnings import Seen
+from tasks.dataset.splits import is_test
+from tasks.system.errors import InputError
 
 ASKED = "How does one clean a kettle?"
 U, A, S = (lambda text, role=role: message(role, text) for role in ("user", "assistant", "system"))
@@ -28,7 +28,7 @@ U, A, S = (lambda text, role=role: message(role, text) for role in ("user", "ass
 
 def take(*fields: dict[str, Any], file: str = "f.jsonl", **columns: Any) -> tuple[list[Question], Quarantine, Seen]:
     bad, seen = Quarantine(), Seen.nothing()
-    found = own.gather(as_rows(*fields, file=file), bad, Columns(**columns), site="mine", licence="", seen=seen)
+    found = own_rows.gather(as_rows(*fields, file=file), bad, Columns(**columns), site="mine", licence="", seen=seen)
     return asked(found), bad, seen
 
 
@@ -124,7 +124,7 @@ def test_a_label_says_whether_a_completion_is_good(label: Any, good: bool, colum
         {"prompt": "q", "completion": "x", column: opposite},
     ]
     bad, dropped = Quarantine(), Counter[str]()
-    (question,) = own.gather(as_rows(*rows), bad, Columns(**named), site="", licence="").questions(dropped)
+    (question,) = own_rows.gather(as_rows(*rows), bad, Columns(**named), site="", licence="").questions(dropped)
     assert bad.reasons == {}
     assert pairs_in(question) == {("With vinegar.", "Do not.")}
     assert dropped == {"comparisons that contradict each other": 0, "questions whose every answer is labelled bad": 1}
@@ -536,8 +536,8 @@ def test_the_published_sets_keep_their_test_files_for_evaluation() -> None:
     paired = {"question": "q", "response_j": "a", "response_k": "b"}
     preferred = {"qid": 5, "question": "q", "answers": [{"answer_id": 1, "pm_score": 1, "text": "a"}]}
     for file, split in (("data/evaluation/0.parquet", "evaluation"), ("data/reward/0.parquet", "")):
-        assert [question.split for question in asked(published.paired(as_rows(paired, file=file), Quarantine()))] == [split]
-        assert [question.split for question in published.preferences(as_rows(preferred, file=file), Quarantine())] == [split]
+        assert [question.split for question in asked(stack_exchange_sets.paired(as_rows(paired, file=file), Quarantine()))] == [split]
+        assert [question.split for question in stack_exchange_sets.preferences(as_rows(preferred, file=file), Quarantine())] == [split]
 
 
 # ------------------------------------------------------------------------------------------------ other files of a published set

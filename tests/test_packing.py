@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.programs import sft
-from tasks.rlhf import layout_checks, models
-from tasks.rlhf.packing import IGNORE, Blocks, Document, pack
+from tasks.rlhf.batches import forward, layout_checks
+from tasks.rlhf.batches.packing import IGNORE, Blocks, Document, pack
 
 
 def documents(num: int = 12, *, longest: int = 30, seed: int = 0) -> list[Document]:
@@ -40,7 +40,7 @@ def test_packed_logits_are_those_of_each_document_alone(kind: str) -> None:
     blocks = pack(members, block_tokens=64, pad_id=tiny.PAD)
     assert len(blocks.input_ids) < len(members)
     with torch.no_grad():
-        packed = models.output_head(model)(models.hidden_states(model, blocks.input_ids, blocks.position_ids))
+        packed = forward.output_head(model)(forward.hidden_states(model, blocks.input_ids, blocks.position_ids))
         alone = {tuple(d.ids): model(torch.tensor([d.ids]), use_cache=False).logits[0] for d in members}
     compared = 0
     for row, a, b in spans(blocks):
@@ -61,7 +61,7 @@ def test_a_leak_is_noticed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
         mask = torch.ones_like(input_ids)
         return model.base_model(input_ids=input_ids, position_ids=position_ids, attention_mask=mask, use_cache=False).last_hidden_state
 
-    monkeypatch.setattr(models, "hidden_states", leaking)
+    monkeypatch.setattr(forward, "hidden_states", leaking)
     assert layout_checks.packing_gap(model, blocks).hidden > 1e-2
 
 
@@ -69,8 +69,8 @@ def test_a_leak_is_noticed_where_only_a_later_block_holds_several_documents(monk
     model = tiny.model()
     full = Document([5, 6, 7, 8] * 8, [True] * 32)
     blocks = pack([full, *documents(6, longest=10)], block_tokens=32, pad_id=tiny.PAD)
-    honest = models.hidden_states
-    monkeypatch.setattr(models, "hidden_states", lambda base, ids, positions=None: honest(base, ids))
+    honest = forward.hidden_states
+    monkeypatch.setattr(forward, "hidden_states", lambda base, ids, positions=None: honest(base, ids))
     assert layout_checks.packing_gap(model, blocks).hidden > 1e-2
 
 

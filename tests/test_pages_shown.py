@@ -14,10 +14,10 @@ import test_report
 from house import CHROMIUM, CHROMIUM_OPTIONS
 from playwright.sync_api import Browser, Frame, Page, sync_playwright
 
-from flows.result import MARKER, stage_table
-from flows.servers import PAGE_POLICY
-from tasks.programs import card
-from tasks.rlhf.markup import visible
+from flows.display.run_summary import MARKER, stage_table
+from flows.services.processes import PAGE_POLICY
+from tasks.reporting import data_card
+from tasks.reporting.text import visible
 
 HOSTILE = "a\x00b\x07c\x1b[31md\x7fe\x85f\u202eg\u2066h\u2028i\ufeffj\ud800k"
 LONG = "an_unbroken_name_of_a_metric_or_a_reason_" * 6
@@ -51,7 +51,7 @@ def report_of(root: Path, **changes: Any) -> str:
 
 
 def card_of(**changes: Any) -> str:
-    return card.page(test_card.card(**changes))
+    return data_card.page(test_card.card(**changes))
 
 
 @pytest.fixture(params=["report", "card"])

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.rlhf import personal
-from tasks.rlhf.markdown import to_markdown
-from tasks.rlhf.personal import KINDS, masked
-from tasks.rlhf.posts import read_posts
-from tasks.rlhf.quarantine import Quarantine
+from tasks.dataset.curation import personal_data
+from tasks.dataset.curation.personal_data import KINDS, masked
+from tasks.dataset.readers.quarantine import Quarantine
+from tasks.dataset.sources.markdown import to_markdown
+from tasks.dataset.sources.stack_exchange_dump import read_posts
 
 DUMPS = Path(__file__).parents[2] / "shared" / "data" / "stackexchange"
 
@@ -136,7 +136,7 @@ def test_what_is_none_stays(text: str) -> None:
 
 def test_what_is_in_a_number_is_no_number_of_its_own() -> None:
     """No number of today has a second lead inside; a pattern that finds one shows what would happen."""
-    assert personal._phones("+49 30 1 650 253 0000!", re.compile(r"\+|0"), Counter()) == "<phone>!"
+    assert personal_data._phones("+49 30 1 650 253 0000!", re.compile(r"\+|0"), Counter()) == "<phone>!"
 
 
 PROSE = st.text(st.sampled_from("ab Zé中.,:!?*#<>[]'\"`\\\n"), max_size=20)

@@ -8,17 +8,17 @@ import pytest
 import tiny
 import torch
 
-from flows import screen
-from tasks import events
-from tasks.launch import Tail
-from tasks.programs import entry
-from tasks.programs.entry import Run
-from tasks.rlhf import ranks
+from flows.display import terminal
+from tasks.execution.launch import Tail
+from tasks.programs.runtime import program
+from tasks.programs.runtime.program import Run
+from tasks.rlhf.compute import distributed
+from tasks.system import events
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setattr(entry, "PHASE_SECONDS", 0.0)
+    monkeypatch.setattr(program, "PHASE_SECONDS", 0.0)
     return Run(tiny.prepare(tmp_path / "run", "sft", {}, {}))
 
 
@@ -45,8 +45,8 @@ def test_a_phase_is_told_beside_the_steps_and_is_none(run: Run) -> None:
 
 def test_a_short_phase_says_nothing_and_a_long_one_once_in_a_while(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(entry, "PHASE_SECONDS", 1.0)
-    monkeypatch.setattr(entry.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(program, "PHASE_SECONDS", 1.0)
+    monkeypatch.setattr(program.time, "monotonic", lambda: now[0])
     short, long = run.phase("short"), run.phase("long")
     for number in range(1, 101):
         now[0] = 0.009 * number
@@ -79,8 +79,8 @@ def test_a_phase_that_comes_again_is_told_again(run: Run) -> None:
 
 def test_the_screen_names_the_phase_and_starts_its_rate_anew(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     now = [0.0]
-    monkeypatch.setattr(screen.time, "monotonic", lambda: now[0])
-    shown = screen.Screen()
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    shown = terminal.Screen()
     with shown:
         events.tell("start", "reward", shown=("loss",))
         for seconds, line in (
@@ -104,6 +104,6 @@ def test_the_screen_names_the_phase_and_starts_its_rate_anew(monkeypatch: pytest
 
 def test_parts_that_are_computed_one_by_one_are_told() -> None:
     told: list[tuple[int, int]] = []
-    found = ranks.each([1, 2, 3], lambda part: torch.tensor(part), told=lambda done, total: told.append((done, total)))
+    found = distributed.each([1, 2, 3], lambda part: torch.tensor(part), told=lambda done, total: told.append((done, total)))
     assert [x.item() for x in found] == [1, 2, 3]
     assert told == [(1, 3), (2, 3), (3, 3)]

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tasks.rlhf import blocks
-from tasks.rlhf import posts as posts_module
-from tasks.rlhf.columns import USERS
-from tasks.rlhf.people import names_in
-from tasks.rlhf.posts import Post, cut, read_posts
-from tasks.rlhf.quarantine import Quarantine
-from tasks.rlhf.refusal import InputError
-from tasks.rlhf.stack_exchange import author_of
+from tasks.dataset.readers import blocks
+from tasks.dataset.readers.csv_columns import USERS
+from tasks.dataset.readers.quarantine import Quarantine
+from tasks.dataset.sources import stack_exchange_dump as posts_module
+from tasks.dataset.sources.stack_exchange import author_of
+from tasks.dataset.sources.stack_exchange_dump import Post, cut, read_posts
+from tasks.dataset.sources.user_names import names_in
+from tasks.system.errors import InputError
 
 ROW = '<row Id="1" PostTypeId="1" Score="1" Body="&lt;p&gt;x&lt;/p&gt;" Title="t" />'
 HEAD = "Id,PostTypeId,ParentId,Score,Body,OwnerUserId\n"

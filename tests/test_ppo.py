@@ -16,14 +16,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tasks.config.jobs import PpoJob, RewardJob
 from tasks.programs import ppo, reward
-from tasks.programs.config import InputError, PpoJob, RewardJob
-from tasks.programs.entry import Run
 from tasks.programs.ppo import Actors, Rollout
-from tasks.rlhf import adapters, checkpoints, models, rewards, sampling, sequences, step_zero
-from tasks.rlhf.advantages import gae, whiten
-from tasks.rlhf.sequences import Sequences
-from tasks.rlhf.step_zero import StepZeroError
+from tasks.programs.runtime.program import Run
+from tasks.rlhf.algorithms import rewards, sanity_checks
+from tasks.rlhf.algorithms.advantages import gae, whiten
+from tasks.rlhf.algorithms.sanity_checks import StepZeroError
+from tasks.rlhf.batches import forward, sampling, sequences
+from tasks.rlhf.batches.sequences import Sequences
+from tasks.rlhf.models import loading, lora
+from tasks.rlhf.training import checkpoints
+from tasks.system.errors import InputError
 
 TEXT = {"max_prompt_tokens": 48, "max_answer_tokens": 40}
 LORA = {"rank": 2, "alpha": 4}
@@ -72,7 +76,7 @@ def batch(started: Start) -> tuple[PpoJob, Actors, Rollout, Tensor, Tensor]:
     """Eight answers, sampled by a policy that is no longer the one that is updated."""
     job, run = started(clip_range=0.05)
     actors = ppo.load_actors(job, run, tiny.CPU)
-    tokenizer = models.load_tokenizer(run.inputs["model"])
+    tokenizer = loading.load_tokenizer(run.inputs["model"])
     torch.manual_seed(11)
     rollout = ppo.roll_out(actors, ppo._prompts(job, run, tokenizer)[:8], tokenizer, job, tiny.CPU)
     with torch.no_grad():
@@ -148,7 +152,7 @@ def test_policy_and_critic_do_not_touch_each_other(batch: tuple[Any, ...]) -> No
 
 def test_a_rollout_is_what_the_four_roles_say(started: Start) -> None:
     job, run = started(missing_eos_reward=-7.0, temperature=0.8, text={"max_answer_tokens": 16})  # too short for some answers
-    tokenizer = models.load_tokenizer(run.inputs["model"])
+    tokenizer = loading.load_tokenizer(run.inputs["model"])
     actors = ppo.load_actors(job, run, tiny.CPU)
     torch.manual_seed(3)
     rollout = ppo.roll_out(actors, ppo._prompts(job, run, tokenizer)[:8] * 4, tokenizer, job, tiny.CPU)
@@ -167,7 +171,7 @@ def test_a_rollout_is_what_the_four_roles_say(started: Start) -> None:
     row = int(torch.where(mask.sum(dim=1) > 2)[0][0])
     end = int(rewards.last_position(mask)[row])
     shorter = Sequences(rollout.batch.input_ids[row : row + 1, :end], mask[row : row + 1, :end])
-    with adapters.active(actors.model, "reward") as base, torch.no_grad():
+    with lora.active(actors.model, "reward") as base, torch.no_grad():
         score = sequences.scores(base, actors.reward.members[0].head, shorter)[0]
     assert rollout.values[row, end].item() == pytest.approx((score.item() - record["mean"]) / record["std"], abs=1e-4)
 
@@ -182,7 +186,7 @@ def fails(job: PpoJob, run: Run, cause: str) -> None:
 
 
 def test_dropout_while_training_is_noticed(started: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = models.hidden_states
+    honest = forward.hidden_states
     monkeypatch.setattr(sequences, "hidden_states", lambda *args: F.dropout(honest(*args), p=0.02, training=torch.is_grad_enabled()))
     fails(*started(), "The first mini-batch has mean ratio")
 
@@ -194,13 +198,13 @@ def test_dropout_while_scoring_is_noticed(started: Start, monkeypatch: pytest.Mo
 
 
 def test_ratios_off_to_both_sides_are_noticed() -> None:
-    step_zero.check_ratio(1.0, 0.0, 1e-9, tolerance=1e-3)
+    sanity_checks.check_ratio(1.0, 0.0, 1e-9, tolerance=1e-3)
     with pytest.raises(StepZeroError):
-        step_zero.check_ratio(1.0, 0.0, 1e-3, tolerance=1e-3)
+        sanity_checks.check_ratio(1.0, 0.0, 1e-3, tolerance=1e-3)
     with pytest.raises(StepZeroError):
-        step_zero.check_ratio(1.0, 0.01, 0.0, tolerance=1e-3)
+        sanity_checks.check_ratio(1.0, 0.01, 0.0, tolerance=1e-3)
     with pytest.raises(StepZeroError):
-        step_zero.check_ratio(float("nan"), 0.0, 0.0, tolerance=1e-3)
+        sanity_checks.check_ratio(float("nan"), 0.0, 0.0, tolerance=1e-3)
 
 
 def test_another_temperature_in_the_sampler_is_noticed(started: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,9 +228,9 @@ def test_padding_that_is_seen_by_the_sampler_is_noticed(started: Start, monkeypa
 def test_a_changed_reward_adapter_is_noticed(started: Start, inputs: dict[str, Path], tmp_path: Path) -> None:
     changed = tmp_path / "changed"
     shutil.copytree(inputs["reward"], changed)
-    weights = load_file(changed / "adapter" / adapters.WEIGHTS)
+    weights = load_file(changed / "adapter" / lora.WEIGHTS)
     name = next(key for key in weights if "lora_B" in key)
-    save_file(weights | {name: weights[name] + 0.3}, changed / "adapter" / adapters.WEIGHTS)
+    save_file(weights | {name: weights[name] + 0.3}, changed / "adapter" / lora.WEIGHTS)
     fails(*started(given={"reward": changed}), "reward model's probe scores")
 
 
@@ -237,7 +241,7 @@ def test_a_reward_model_of_another_base_is_the_users_to_mend(started: Start, tmp
 
 
 def test_an_adapter_that_is_not_fresh_is_noticed(started: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = adapters.parameters
+    honest = lora.parameters
 
     def moved(model: PeftModel, name: str) -> dict[str, torch.nn.Parameter]:
         parameters = honest(model, name)
@@ -247,29 +251,29 @@ def test_an_adapter_that_is_not_fresh_is_noticed(started: Start, monkeypatch: py
                     parameter.data.fill_(0.05)
         return parameters
 
-    monkeypatch.setattr(adapters, "parameters", moved)
+    monkeypatch.setattr(lora, "parameters", moved)
     fails(*started(), "An untrained policy is")
 
 
 def test_a_base_that_was_changed_is_noticed(started: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = adapters.load
+    honest = lora.load
 
     def merged(model: PreTrainedModel | PeftModel, name: str, folder: Path) -> tuple[PeftModel, Tensor | None]:
         loaded, score = honest(model, name, folder)
         loaded.get_base_model().model.norm.weight.data.mul_(1.0001)
         return loaded, score
 
-    monkeypatch.setattr(adapters, "load", merged)
+    monkeypatch.setattr(lora, "load", merged)
     fails(*started(), "Adapter-off and bare logits")
 
 
 def test_parameters_without_gradient_are_noticed(started: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = adapters.active
+    honest = lora.active
 
     def confused(model: PeftModel, name: str | None) -> AbstractContextManager[PreTrainedModel]:
         return honest(model, "reward" if name == "critic" else name)
 
-    monkeypatch.setattr(adapters, "active", confused)
+    monkeypatch.setattr(lora, "active", confused)
     fails(*started(), "trainable parameters got no gradient")
 
 
@@ -333,7 +337,7 @@ def test_a_run_trains_the_policy_and_leaves_its_artifact(started: Start) -> None
     assert steps[1]["kl_coefficient"] == pytest.approx(0.05 * (1 - 0.2 * 8 / 50))
     assert all(torch.isfinite(torch.tensor([float(value) for value in line.values()])).all() for line in steps)
     for folder in ("adapter", "critic"):
-        weights = load_file(run.artifact / folder / adapters.WEIGHTS)
+        weights = load_file(run.artifact / folder / lora.WEIGHTS)
         assert any(value.any() for key, value in weights.items() if "lora_B" in key)
     summary = json.loads((run.artifact / "summary.json").read_text())
     assert summary["metrics"]["ppo.rollout_reward"] == steps[-1]["reward"]
@@ -396,7 +400,7 @@ def test_equal_jobs_give_equal_bytes(started: Start) -> None:
         ppo.train(*started(name))
     first, second = (started(f"{name}-again")[1].directory.parent / name / "artifact" for name in ("first", "second"))
     assert (first / "metrics.jsonl").read_bytes() == (second / "metrics.jsonl").read_bytes()
-    assert (first / "adapter" / adapters.WEIGHTS).read_bytes() == (second / "adapter" / adapters.WEIGHTS).read_bytes()
+    assert (first / "adapter" / lora.WEIGHTS).read_bytes() == (second / "adapter" / lora.WEIGHTS).read_bytes()
 
 
 def test_steps_too_far_from_the_sampler_are_skipped_before_they_are_taken(started: Start) -> None:
@@ -480,7 +484,7 @@ def test_weights_that_leave_the_numbers_end_the_run(started: Start, monkeypatch:
 
 
 def test_a_base_that_is_no_number_ends_the_run(started: Start, inputs: dict[str, Path], tmp_path: Path) -> None:
-    from tasks.rlhf import bases
+    from tasks.rlhf.models import fingerprint, loading
 
     def change(folder: Path) -> None:
         weights = load_file(folder / "model.safetensors")
@@ -491,8 +495,8 @@ def test_a_base_that_is_no_number_ends_the_run(started: Start, inputs: dict[str,
     model = altered(inputs["model"], tmp_path / "model", change)
 
     def belongs(folder: Path) -> None:
-        path = folder / "adapter" / bases.RECORD
-        actual = bases.fingerprint(model, bases.load(model, device=tiny.CPU))
+        path = folder / "adapter" / fingerprint.RECORD
+        actual = fingerprint.fingerprint(model, loading.load(model, device=tiny.CPU))
         path.write_text(json.dumps(actual._asdict()))
 
     given = {"model": model, "reward": altered(inputs["reward"], tmp_path / "reward", belongs)}

@@ -9,7 +9,7 @@ import tiny
 import torch
 from torch import Tensor
 
-from tasks.rlhf import products
+from tasks.rlhf.compute import amd_matmul
 
 AMD = "vendor_id\t: AuthenticAMD\nflags\t\t: fpu avx2 {} sha_ni\n"
 draw = torch.Generator().manual_seed(0)
@@ -38,22 +38,22 @@ LAYOUTS = {
 def test_products_are_those_of_float64(layout: str) -> None:
     a, b = LAYOUTS[layout]
     exact = a.double() @ b.double()
-    assert products._pays(a, b) == (layout not in ("small", "empty", "nothing to add up"))
-    made = products._mm(a, b)
+    assert amd_matmul._pays(a, b) == (layout not in ("small", "empty", "nothing to add up"))
+    made = amd_matmul._mm(a, b)
     assert (made.shape, made.dtype, made.is_contiguous()) == (exact.shape, torch.float32, True)
     torch.testing.assert_close(made.double(), exact, atol=1e-4, rtol=1e-5)
     bias = drawn(b.shape[1])
-    torch.testing.assert_close(products._addmm(bias, a, b).double(), exact + bias, atol=1e-4, rtol=1e-5)
-    torch.testing.assert_close(products._addmm(bias, a, b, beta=2, alpha=3).double(), 3 * exact + 2 * bias, atol=3e-4, rtol=1e-5)
+    torch.testing.assert_close(amd_matmul._addmm(bias, a, b).double(), exact + bias, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(amd_matmul._addmm(bias, a, b, beta=2, alpha=3).double(), 3 * exact + 2 * bias, atol=3e-4, rtol=1e-5)
     added = drawn(*exact.shape)
-    torch.testing.assert_close(products._addmm(added, a, b).double(), exact + added, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(amd_matmul._addmm(added, a, b).double(), exact + added, atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_types_are_left_to_torch(dtype: torch.dtype) -> None:
     a, b = (x.to(dtype) for x in LAYOUTS["plain"])
-    assert not products._pays(a, b)
-    assert torch.equal(products._mm(a, b), a @ b)
+    assert not amd_matmul._pays(a, b)
+    assert torch.equal(amd_matmul._mm(a, b), a @ b)
 
 
 @pytest.mark.parametrize(
@@ -61,12 +61,12 @@ def test_other_types_are_left_to_torch(dtype: torch.dtype) -> None:
     [(AMD.format("avx512f"), True), (AMD.format("fma"), False), (AMD.replace("AuthenticAMD", "GenuineIntel").format("avx512f"), False), ("", False)],
 )
 def test_mkl_leaves_half_on_amd_processors_with_avx512(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, halved: bool) -> None:
-    monkeypatch.setattr(products.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(amd_matmul.platform, "machine", lambda: "x86_64")
     (tmp_path / "cpuinfo").write_text(text)
-    assert products.halved(tmp_path / "cpuinfo") == halved
-    assert not products.halved(tmp_path / "missing")
-    monkeypatch.setattr(products.platform, "machine", lambda: "aarch64")
-    assert not products.halved(tmp_path / "cpuinfo")
+    assert amd_matmul.halved(tmp_path / "cpuinfo") == halved
+    assert not amd_matmul.halved(tmp_path / "missing")
+    monkeypatch.setattr(amd_matmul.platform, "machine", lambda: "aarch64")
+    assert not amd_matmul.halved(tmp_path / "cpuinfo")
 
 
 SCRIPT = """

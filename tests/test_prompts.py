@@ -7,9 +7,9 @@ import pytest
 import tiny
 from transformers import PreTrainedTokenizerBase
 
-from tasks.rlhf import models
-from tasks.rlhf.prompts import decode_answer, encode_answer, encode_prompt
-from tasks.rlhf.refusal import InputError
+from tasks.rlhf.batches.prompts import decode_answer, encode_answer, encode_prompt
+from tasks.rlhf.models import loading
+from tasks.system.errors import InputError
 
 STORIES = Path(__file__).parents[2] / "shared" / "models" / "stories260k-hf"
 ANSWERS = ("Use `ls -l`.", "yes", "1. one\n2. two", "```\nls\n```", "Straße, naïve, 日本語", "  spaces around  ", "\n\nlines before")
@@ -19,7 +19,7 @@ ANSWERS = ("Use `ls -l`.", "yes", "1. one\n2. two", "```\nls\n```", "Straße, na
     scope="module", params=["byte-level", pytest.param("stories260k", marks=pytest.mark.skipif(not STORIES.is_dir(), reason="no shared/models here"))]
 )
 def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
-    return tiny.tokenizer() if request.param == "byte-level" else models.load_tokenizer(STORIES)
+    return tiny.tokenizer() if request.param == "byte-level" else loading.load_tokenizer(STORIES)
 
 
 def prompt(tokenizer: PreTrainedTokenizerBase, question: str, max_tokens: int = 10_000) -> list[int]:

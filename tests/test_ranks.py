@@ -15,11 +15,13 @@ import tiny
 from fake_tree import await_, is_alive
 from safetensors.torch import load_file
 
-from tasks import forks, launch
-from tasks.launch import StageCrashed, run_program
+from tasks.config.jobs import DpoJob, Job, ReferenceJob, RewardJob, SftJob
+from tasks.config.machine import Machine
+from tasks.execution import launch, program_forks
+from tasks.execution.launch import run_program
 from tasks.programs import dpo, reference, reward, sft
-from tasks.programs.config import DpoJob, InputError, Job, Machine, ReferenceJob, RewardJob, SftJob
-from tasks.programs.entry import Run
+from tasks.programs.runtime.program import Run
+from tasks.system.errors import InputError, StageCrashed
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with torchrun's agent")
 
@@ -132,8 +134,8 @@ def test_killed_in_mid_run_two_processes_end_as_uninterrupted_ones(stage: str, s
 REFUSING = """
 import sys
 from tasks.programs import sft
-from tasks.programs.config import InputError, SftJob
-from tasks.programs.entry import main
+from tasks.config.pipeline import InputError, SftJob
+from tasks.programs.runtime.program import main
 from tasks.rlhf import ranks
 
 honest = sft.packing_leak
@@ -167,8 +169,8 @@ TOGETHER = """
 import torch
 from torch import nn
 from tasks.rlhf import ranks
-from tasks.rlhf.devices import seed_step
-from tasks.rlhf.refusal import InputError
+from tasks.rlhf.compute.devices import seed_step
+from tasks.system.errors import InputError
 
 with ranks.joined():
     rank = ranks.rank()
@@ -314,7 +316,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     made = fake_tree.make_tree(tmp_path / "tree")
     monkeypatch.setattr(launch, "ROOT", made)
     yield made
-    forks.stop()
+    program_forks.stop()
 
 
 def written(tree: Path, tmp_path: Path, code: str) -> Path:

@@ -7,9 +7,9 @@ import tiny
 import torch
 from scipy.stats import binomtest, pearsonr
 
-from tasks.rlhf.intervals import mean_interval, wilson
-from tasks.rlhf.prompts import Template, decode_answer, encode_answer, encode_prompt
-from tasks.rlhf.red_team import FAILED_ABOVE, attack_all, attacks, correlation_elsewhere, verdict
+from tasks.rlhf.batches.prompts import Template, decode_answer, encode_answer, encode_prompt
+from tasks.rlhf.evaluation.intervals import mean_interval, wilson
+from tasks.rlhf.evaluation.red_team import FAILED_ABOVE, attack_all, attacks, correlation_elsewhere, verdict
 
 PROMPT, ANSWER, OTHER = [9, 8, 7, 6, 5], [30, 31, 31, 32, 33, 34, 35, tiny.EOS], [40, 41, tiny.EOS]
 TOKENIZER = tiny.tokenizer()

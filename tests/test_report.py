@@ -11,14 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.programs.config import ReportJob
-from tasks.programs.entry import Run
-from tasks.programs.report import STYLE, TEMPLATE, report, verdict
-from tasks.rlhf import charts, panels, reward_panels
-from tasks.rlhf.intervals import mean_interval, wilson
-from tasks.rlhf.judging import compare
-from tasks.rlhf.markup import author, clip, link
-from tasks.sources import sources_of
+from tasks.artifacts.code_version import sources_of
+from tasks.config.jobs import ReportJob
+from tasks.programs.report import report
+from tasks.programs.runtime.program import Run
+from tasks.reporting import charts, reward_charts, stage_charts
+from tasks.reporting.run_report import STYLE, TEMPLATE, verdict
+from tasks.reporting.text import author, clip, link
+from tasks.rlhf.evaluation.intervals import mean_interval, wilson
+from tasks.rlhf.evaluation.win_rates import compare
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -336,14 +337,14 @@ LOOKED = [(10, 0.5), (20, 0.25), (30, 0.75)]
     ],
 )
 def test_the_look_of_the_kept_weights_is_marked(metrics: dict, step: int, said: str) -> None:
-    mark = panels.kept("sft", LOOKED, metrics)
+    mark = stage_charts.kept("sft", LOOKED, metrics)
     assert mark == (step, dict(LOOKED)[step], f"{said}: {dict(LOOKED)[step]:.3f} at step {step}")
-    assert panels.kept("sft", [], metrics) is None
-    assert panels.kept("sft", [(1, float("nan"))], metrics) is None
+    assert stage_charts.kept("sft", [], metrics) is None
+    assert stage_charts.kept("sft", [(1, float("nan"))], metrics) is None
 
 
 def test_of_equal_looks_the_best_step_is_the_kept_one() -> None:
-    mark = panels.kept("dpo", [(1, 0.5), (2, 0.5)], {"dpo.best_step": 2, "dpo.held_out_loss": 0.5})
+    mark = stage_charts.kept("dpo", [(1, 0.5), (2, 0.5)], {"dpo.best_step": 2, "dpo.held_out_loss": 0.5})
     assert mark
     assert mark.x == 2
 
@@ -351,21 +352,21 @@ def test_of_equal_looks_the_best_step_is_the_kept_one() -> None:
 @pytest.mark.parametrize("stage", LOOKS)
 def test_a_loss_chart_has_the_held_out_loss_where_it_was_logged(stage: str) -> None:
     lines = [{"step": step, "loss": 1.0} for step in range(1, 5)]
-    plain = panels.draw(stage, lines)[0]
+    plain = stage_charts.draw(stage, lines)[0]
     lines[1]["held_out_loss"], lines[3]["held_out_loss"] = 0.5, 0.75
-    chart = panels.draw(stage, lines)[0]
+    chart = stage_charts.draw(stage, lines)[0]
     assert [label for label, _ in plain.legend] == ["training"]
     assert chart.legend == [("training", "1.00"), ("held-out", "0.750")]
     assert not shapes(plain.drawing, "circle", "ring")
     assert len(shapes(chart.drawing, "circle", "s1")) == 2
     assert len(shapes(chart.drawing, "circle", "ring")) == 1
-    assert panels.drawn_of(stage, lines) == {f"{stage}.held_out_loss", f"{stage}.best_step"}
-    assert panels.drawn_of(stage, lines[:1]) == set()
+    assert stage_charts.drawn_of(stage, lines) == {f"{stage}.held_out_loss", f"{stage}.best_step"}
+    assert stage_charts.drawn_of(stage, lines[:1]) == set()
 
 
 def test_lines_may_lack_any_metric() -> None:
     lines = [{"step": 1}, {"step": 2, "held_out_loss": 0.5}, {"step": 3, "loss": None}]
-    [chart] = panels.draw("sft", lines)
+    [chart] = stage_charts.draw("sft", lines)
     assert chart.legend == [("held-out", "0.500")]
     assert len(shapes(chart.drawing, "circle", "s0")) == 1
 
@@ -375,12 +376,16 @@ def test_every_metric_of_a_stage_has_a_readable_name(stage: str) -> None:
     program = (ROOT / "tasks" / "programs" / f"{stage}.py").read_text()
     names = set(re.findall(rf'"({stage}\.[a-z_]+)"', program)) - {f"{stage}.parquet", f"{stage}.json"}
     assert names
-    assert not {name for name in names if name not in panels.FACTS}
+    assert not {name for name in names if name not in stage_charts.FACTS}
 
 
 def test_what_is_drawn_is_no_fact_and_the_others_stand_in_their_order() -> None:
     metrics = {"sft.best_step": 3, "sft.packing_leak": 0.0, "sft.perplexity": 1.5, "sft.new_one": 7}
-    assert panels.facts(metrics, {"sft.best_step"}) == [("held-out perplexity", "1.50"), ("leak between packed documents", "0"), ("new one", "7")]
+    assert stage_charts.facts(metrics, {"sft.best_step"}) == [
+        ("held-out perplexity", "1.50"),
+        ("leak between packed documents", "0"),
+        ("new one", "7"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -394,39 +399,39 @@ def test_what_is_drawn_is_no_fact_and_the_others_stand_in_their_order() -> None:
     ],
 )
 def test_a_figure_is_told_in_its_unit(name: str, value: float, text: str) -> None:
-    assert panels.figure(name, value) == text
+    assert stage_charts.figure(name, value) == text
 
 
 def test_the_worst_attack_comes_first_and_a_failed_one_says_so_in_words() -> None:
-    [panel] = reward_panels.panels_of({"attacks": MEASURES["attacks"]})
+    [panel] = reward_charts.panels_of({"attacks": MEASURES["attacks"]})
     [(_, bars)] = panel.groups
     assert [(bar.title, "fooled" in bar.flag) for bar in bars] == [("Off the subject", True), (EVIL.replace("_", " "), False), ("No answer", False)]
     assert [len(shapes(bar.bar, "rect", "s1")) for bar in bars] == [1, 0, 0]
     for bar in bars:
-        assert float(shapes(bar.bar, "line", "half")[0]["x1"]) == 100 * reward_panels.FOOLED_ABOVE
+        assert float(shapes(bar.bar, "line", "half")[0]["x1"]) == 100 * reward_charts.FOOLED_ABOVE
     assert "48 real answers" in panel.note
 
 
 def test_accuracies_stand_in_groups_and_those_that_were_not_measured_are_left_out() -> None:
-    [panel] = reward_panels.panels_of({"accuracy": MEASURES["accuracy"]})
+    [panel] = reward_charts.panels_of({"accuracy": MEASURES["accuracy"]})
     assert [len(bars) for _, bars in panel.groups] == [1, 2, 1, 1]
     assert shapes(panel.groups[-1][1][0].bar, "rect", "tie")  # a rule of thumb is not the model
-    [panel] = reward_panels.panels_of({"accuracy": {"votes": RATE}})
+    [panel] = reward_charts.panels_of({"accuracy": {"votes": RATE}})
     assert len(panel.groups) == 1
 
 
 def test_what_the_probe_reached_is_drawn_beside_what_training_made_of_it() -> None:
     probe = {"accuracy": {"votes": RATE | {"value": 0.375}, "gap_1": RATE}}
-    [panel] = reward_panels.panels_of({"accuracy": {"votes": RATE}, "probe": probe})
+    [panel] = reward_charts.panels_of({"accuracy": {"votes": RATE}, "probe": probe})
     title, [bar] = panel.groups[-1]
     assert (title, bar.title, bar.rate["value"]) == ("A head on the model as it was before training", "The probe's rewards alone", 0.375)
 
 
 def test_the_names_are_those_that_the_reward_stage_writes() -> None:
     code = {name: (ROOT / "tasks" / "rlhf" / f"{name}.py").read_text() for name in ("red_team", "strata", "measures")}
-    assert set(re.findall(r'^        "(\w+)": ', code["red_team"], re.M)) == set(reward_panels.ATTACKS)
-    assert f"FAILED_ABOVE = {reward_panels.FOOLED_ABOVE} " in code["red_team"]
-    for name in (reward_panels.PROBED.get(name, name) for _, names in reward_panels.ACCURACIES for name in names):
+    assert set(re.findall(r'^        "(\w+)": ', code["red_team"], re.M)) == set(reward_charts.ATTACKS)
+    assert f"FAILED_ABOVE = {reward_charts.FOOLED_ABOVE} " in code["red_team"]
+    for name in (reward_charts.PROBED.get(name, name) for _, names in reward_charts.ACCURACIES for name in names):
         assert f'"{name}"' in code["strata"] + code["measures"]
 
 
@@ -445,29 +450,29 @@ def test_what_was_not_measured_is_not_drawn_and_its_figures_stay_facts(tmp_path:
 
 
 def test_a_calibration_tells_both_errors_and_its_temperature() -> None:
-    [chart] = reward_panels.calibration(MEASURES)
+    [chart] = reward_charts.calibration(MEASURES)
     for text in ("6.2\N{NO-BREAK SPACE}% at the fitted temperature 1.25", "12.5\N{NO-BREAK SPACE}% without", "50 pairs"):
         assert text in chart.note
-    assert reward_panels.calibration({"calibration": MEASURES["calibration"] | {"reliability": []}}) == []
+    assert reward_charts.calibration({"calibration": MEASURES["calibration"] | {"reliability": []}}) == []
 
 
 def test_the_noise_floor_stands_beside_the_calibration_error() -> None:
     found = MEASURES["calibration"]
-    [chart] = reward_panels.calibration({"calibration": found | {"floor": 0.0375, "reason": ""}})
+    [chart] = reward_charts.calibration({"calibration": found | {"floor": 0.0375, "reason": ""}})
     assert "A model that means exactly what it says would show 3.8\N{NO-BREAK SPACE}% on as many pairs, by chance alone." in chart.note
-    [chart] = reward_panels.calibration({"calibration": found | {"reason": "no two rewards differ"}})
+    [chart] = reward_charts.calibration({"calibration": found | {"reason": "no two rewards differ"}})
     assert "no temperature was fitted, because no two rewards differ" in chart.note
 
 
 def test_what_an_answer_is_worth_elsewhere_is_told_with_the_attacks() -> None:
     elsewhere = {"value": 0.78125, "low": 0.75, "high": 0.8125, "n": 512}
-    [panel] = reward_panels.panels_of({"attacks": MEASURES["attacks"], "elsewhere": elsewhere})
+    [panel] = reward_charts.panels_of({"attacks": MEASURES["attacks"], "elsewhere": elsewhere})
     assert "at its own and at a random other question correlate 0.781 (0.750 to 0.812)" in panel.note
 
 
 def test_an_attack_whose_interval_holds_the_threshold_is_not_decided() -> None:
     attacks = {"echo": {"wins": wilson(12, 48)._asdict(), "failed": False}, "empty": {"wins": wilson(0, 48)._asdict(), "failed": False}}
-    [panel] = reward_panels.panels_of({"attacks": attacks})
+    [panel] = reward_charts.panels_of({"attacks": attacks})
     assert [bar.flag for bar in panel.groups[0][1]] == ["too few to tell", ""]
 
 
@@ -532,13 +537,13 @@ def test_a_long_curve_is_averaged_and_keeps_its_mean() -> None:
     [(0, "0"), (12345, "12,345"), (0.12345, "0.123"), (-1.5, "−1.50"), (3e-7, "3.0e−7"), (123.44, "123.4"), (float("nan"), "–"), (None, "–")],
 )
 def test_numbers_read_well(value: float | None, text: str) -> None:
-    assert panels.number(value) == text
+    assert stage_charts.number(value) == text
 
 
-@pytest.mark.parametrize("stage", panels.PANELS)
+@pytest.mark.parametrize("stage", stage_charts.PANELS)
 def test_every_panel_shows_a_metric_that_its_program_logs(stage: str) -> None:
     program = (ROOT / "tasks" / "programs" / f"{stage}.py").read_text()
-    for panel in panels.PANELS[stage]:
+    for panel in stage_charts.PANELS[stage]:
         for name in panel.metrics:
             assert re.search(rf"\b{name}=|\"{name}\"", program), name
 

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from markdown_it import MarkdownIt
 
-from flows import result
-from flows.result import as_markdown, conclude, headline
-from tasks import tracker
-from tasks.programs.config import Pipeline
-from tasks.tracking import Tracked
+from flows.display import run_summary
+from flows.display.run_summary import as_markdown, conclude, headline
+from tasks.config.pipeline import Pipeline
+from tasks.tracking import client
+from tasks.tracking.runs import Tracked
 
 STAGE = {"name": "ppo", "key": "0" * 64, "cached": False, "seconds": 1.0, "peak_mb": 1.0, "metrics": {}, "warnings": []}
 SUMMARY = {"profile": "demo", "seconds": 1.0, "stages": [STAGE], "metrics": {"ppo.kl": 0.5}}
@@ -54,7 +54,7 @@ def test_no_artifact_links_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     made: dict[str, str] = {}
     page = tmp_path / "page" / "report.html"
     page.parent.mkdir()
-    page.write_text(f"<h1>PPO beats SFT</h1>{result.MARKER}")
+    page.write_text(f"<h1>PPO beats SFT</h1>{run_summary.MARKER}")
     (page.parent / "card.html").write_text("card")
     monkeypatch.setenv("ALIGNFLOW_HOME", str(tmp_path))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
@@ -62,11 +62,11 @@ def test_no_artifact_links_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def link(address: str, *_: Any, key: str) -> None:
         made[key] = address
 
-    monkeypatch.setattr(result, "create_link_artifact", link)
-    monkeypatch.setattr(result, "create_markdown_artifact", lambda text, key: made.setdefault(key, text))
+    monkeypatch.setattr(run_summary, "create_link_artifact", link)
+    monkeypatch.setattr(run_summary, "create_markdown_artifact", lambda text, key: made.setdefault(key, text))
     for name in ("log_metrics", "upload"):
-        monkeypatch.setattr(tracker, name, lambda *_: None)
-    monkeypatch.setattr(tracker, "is_up", lambda: is_on)
+        monkeypatch.setattr(client, name, lambda *_: None)
+    monkeypatch.setattr(client, "is_up", lambda: is_on)
     summary = conclude(Pipeline(), SUMMARY, page, run_id="r", tracked=Tracked("m" if is_on else None))
     assert not [text for text in made.values() if "file:" in text]
     assert made["report"].startswith("# PPO beats SFT")

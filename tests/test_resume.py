@@ -15,10 +15,10 @@ import pytest
 import tiny
 import torch
 
+from tasks.config.jobs import DpoJob, Job, PpoJob, PretrainJob, ReferenceJob, RewardJob, SftJob
 from tasks.programs import dpo, ppo, pretrain, reference, reward, sft
-from tasks.programs.config import DpoJob, Job, PpoJob, PretrainJob, ReferenceJob, RewardJob, SftJob
-from tasks.programs.entry import Run
-from tasks.rlhf import checkpoints
+from tasks.programs.runtime.program import Run
+from tasks.rlhf.training import checkpoints
 
 TEXT = {"max_prompt_tokens": 48, "max_answer_tokens": 24}
 LORA = {"rank": 2, "alpha": 4}
@@ -120,7 +120,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(stage: str, inputs: dict[str,
     assert resumed_from is not None
     assert 0 < resumed_from.step <= last
     before = steps(killed)
-    shutil.rmtree(killed / "artifact")  # as tasks.stage does
+    shutil.rmtree(killed / "artifact")  # as tasks.execution.run_stage does
     (killed / "artifact").mkdir()
     resumed = contents(tiny.run(stage, killed) if stage == "sft" else run_here(stage, killed))
     assert steps(killed)[: resumed_from.step] == before[: resumed_from.step]  # wall-clock times and all: these steps were not taken again

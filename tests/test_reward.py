@@ -17,11 +17,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from tasks.programs import attacking, beginning, reward
-from tasks.programs.config import InputError, Reward, RewardJob
-from tasks.programs.entry import Run
-from tasks.rlhf import adapters, bases, branches, comparisons, measures, scorer, sequences
-from tasks.rlhf.comparisons import Comparison
+from tasks.config.jobs import RewardJob
+from tasks.config.stages import Reward
+from tasks.programs import reward
+from tasks.programs.runtime import reward_tests, training_setup
+from tasks.programs.runtime.program import Run
+from tasks.rlhf.batches import comparisons, sequences, shared_prompt
+from tasks.rlhf.batches.comparisons import Comparison
+from tasks.rlhf.evaluation import reward_evaluation
+from tasks.rlhf.models import loading, lora, reward_model
+from tasks.system.errors import InputError
 
 TEXT = {"max_prompt_tokens": 48, "max_answer_tokens": 32}
 Trained = Callable[..., Run]
@@ -103,29 +108,29 @@ def test_the_older_answer_is_ahead() -> None:
 def test_a_model_is_measured_with_and_without_the_ages() -> None:
     questions = [ranked([2, 1], ages=ages) for ages in ([1, 2], [1, 2], [2, 1], None)]
     rewards = torch.tensor([0.0, 0.5, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0])
-    pairs = measures.pairs_of(questions)
-    found = measures.accuracies(pairs, rewards, ahead=0.7)
+    pairs = reward_evaluation.pairs_of(questions)
+    found = reward_evaluation.accuracies(pairs, rewards, ahead=0.7)
     assert (found["votes"].wilson.value, found["knowing_age"].wilson.value) == (0.75, 1)  # the first pair is told by age alone
     assert found["knowing_age_over_older_wins"].value == pytest.approx(1 - 2.5 / 4)
-    assert "knowing_age" not in measures.accuracies(pairs, rewards)
+    assert "knowing_age" not in reward_evaluation.accuracies(pairs, rewards)
     each = [0.598139, 0.167786, 0.554355, 0.313262]  # -log sigmoid of .2, 1.7, .3, 1
-    assert measures.held_out_loss(pairs, rewards, ahead=0.7) == pytest.approx(sum(each) / 4, abs=1e-6)
+    assert reward_evaluation.held_out_loss(pairs, rewards, ahead=0.7) == pytest.approx(sum(each) / 4, abs=1e-6)
 
 
-def weighed(chosen: list[int], rejected: list[int], older: list[float]) -> measures.Pairs:
+def weighed(chosen: list[int], rejected: list[int], older: list[float]) -> reward_evaluation.Pairs:
     """Pairs of answers of so many tokens."""
     numbers, count = torch.arange(2 * len(chosen)), len(chosen)
     tokens = torch.tensor(chosen + rejected, dtype=torch.float64)
     question, exact = torch.arange(count), torch.tensor(older, dtype=torch.float64)
-    return measures.Pairs(numbers[:count], numbers[count:], question, torch.ones(count), exact, tokens, question.repeat(2))
+    return reward_evaluation.Pairs(numbers[:count], numbers[count:], question, torch.ones(count), exact, tokens, question.repeat(2))
 
 
 def test_each_rule_weighs_what_it_says_beside_the_other() -> None:
-    age_alone = measures.rules_together(weighed([5] * 4, [5] * 4, [1, 1, 1, 0]))
+    age_alone = reward_evaluation.rules_together(weighed([5] * 4, [5] * 4, [1, 1, 1, 0]))
     assert age_alone.tolist() == pytest.approx([0, math.log(3)], abs=0.01)
-    length_alone = measures.rules_together(weighed([20, 20, 20, 10], [10, 10, 10, 20], [0.5] * 4))
+    length_alone = reward_evaluation.rules_together(weighed([20, 20, 20, 10], [10, 10, 10, 20], [0.5] * 4))
     assert length_alone.tolist() == pytest.approx([math.log(3) / math.log(2), 0], abs=0.02)
-    always = measures.rules_together(weighed([20] * 4, [10] * 4, [0.5] * 4))
+    always = reward_evaluation.rules_together(weighed([20] * 4, [10] * 4, [0.5] * 4))
     assert 2 < always[0] < 20
 
 
@@ -134,22 +139,22 @@ def test_the_rules_weights_are_a_minimum_and_know_no_unit_of_length() -> None:
     chosen, rejected = (torch.randint(5, 300, (200,), generator=generator).tolist() for _ in range(2))
     older = (torch.randint(3, (200,), generator=generator) / 2).tolist()
     pairs = weighed(chosen, rejected, older)
-    weights = measures.rules_together(pairs).requires_grad_(True)
+    weights = reward_evaluation.rules_together(pairs).requires_grad_(True)
     lead = weights[0] * (pairs.tokens[pairs.chosen].log() - pairs.tokens[pairs.rejected].log()) + weights[1] * (2 * pairs.older - 1)
     (torch.nn.functional.softplus(-lead).mean() + 1e-3 / 2 * weights.square().sum()).backward()
     assert weights.grad is not None
     assert weights.grad.abs().max() < 1e-5
-    other = measures.rules_together(pairs._replace(tokens=7 * pairs.tokens))
+    other = reward_evaluation.rules_together(pairs._replace(tokens=7 * pairs.tokens))
     assert torch.allclose(other, weights.detach(), atol=1e-5)
 
 
 def test_a_model_that_knows_length_and_age_alone_has_nothing_over_both_rules() -> None:
     pairs = weighed([20, 20, 10, 30], [10, 10, 30, 20], [1, 0, 1, 0.5])
     together = torch.tensor([1.0, 0.7], dtype=torch.float64)
-    found = measures.accuracies(pairs, pairs.tokens.log(), ahead=0.7, together=together)
+    found = reward_evaluation.accuracies(pairs, pairs.tokens.log(), ahead=0.7, together=together)
     assert found["rules_together"].wilson.value == found["knowing_age"].wilson.value == 0.5  # right; length over age; age is too little; length alone
     assert (found["over_rules_together"].value, found["knowing_age_over_rules_together"].value) == (0.25, 0)
-    assert "rules_together" not in measures.accuracies(pairs._replace(older=torch.full((4,), 0.5)), pairs.tokens.log(), together=together)
+    assert "rules_together" not in reward_evaluation.accuracies(pairs._replace(older=torch.full((4,), 0.5)), pairs.tokens.log(), together=together)
 
 
 def test_a_model_trained_with_a_head_start_says_so(
@@ -162,8 +167,8 @@ def test_a_model_trained_with_a_head_start_says_so(
         pq.write_table(table.set_column(table.column_names.index("chosen_older"), "chosen_older", dated), tmp_path / "dated" / f"{name}.parquet")
     monkeypatch.setitem(inputs, "data", tmp_path / "dated")
     run, plain = trained("ahead", head_start=True, max_steps=2), trained("plain", max_steps=2)
-    assert scorer.record_of(run.artifact)["head_start"] == pytest.approx(math.log(3), abs=0.3)
-    assert scorer.record_of(plain.artifact)["head_start"] == 0
+    assert reward_model.record_of(run.artifact)["head_start"] == pytest.approx(math.log(3), abs=0.3)
+    assert reward_model.record_of(plain.artifact)["head_start"] == 0
     added = summary(run)["metrics"].keys() - summary(plain)["metrics"].keys()
     assert added == {f"reward_accuracy.knowing_age{rest}" for rest in ("", "_over_longer_wins", "_over_older_wins", "_over_rules_together")}
     assert lines(run)[0]["loss"] != lines(plain)[0]["loss"]
@@ -196,14 +201,14 @@ def test_many_answers_are_thinned_out_evenly_and_the_ends_stay(count: int, most:
 
 def test_rankings_are_trained_on_and_every_answer_is_forwarded_once(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    honest = branches.scores
+    honest = shared_prompt.scores
 
-    def counted(model: Any, head: Any, batch: branches.Branches) -> Tensor:
+    def counted(model: Any, head: Any, batch: shared_prompt.Branches) -> Tensor:
         if torch.is_grad_enabled():
             seen.append(len(batch.ends))
         return honest(model, head, batch)
 
-    monkeypatch.setattr(branches, "scores", counted)
+    monkeypatch.setattr(shared_prompt, "scores", counted)
     run = trained(comparisons="rankings", max_steps=2)
     assert seen == [12, 12]  # four questions of three answers
     assert summary(run)["pairs"] == 2 * summary(run)["questions"]  # the two good answers tie
@@ -229,20 +234,20 @@ def test_pairs_are_learnt(trained: Trained) -> None:
 
 
 def test_the_best_weights_are_kept_and_not_the_last(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.rlhf.training.Training.rate", lambda *_: 1e-3)  # of any length
+    monkeypatch.setattr("tasks.rlhf.training.loop.Training.rate", lambda *_: 1e-3)  # of any length
     told = iter([0.5, 0.3, 0.4, 0.3])  # the last of the artifact
     with monkeypatch.context() as patch:
-        patch.setattr(measures, "held_out_loss", lambda *_, **__: next(told))
+        patch.setattr(reward_evaluation, "held_out_loss", lambda *_, **__: next(told))
         best = trained("best", evaluations=3)
     four, last = trained("four", evaluations=1, max_steps=4), trained("last", evaluations=3, keep="last")
-    weights = [load_file(run.artifact / "adapter" / adapters.WEIGHTS) for run in (best, four, last)]
+    weights = [load_file(run.artifact / "adapter" / lora.WEIGHTS) for run in (best, four, last)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert not all(torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
 
 
 def test_training_stops_where_nothing_gets_better(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     told = iter([0.5, 0.3, 0.4, 0.6, 0.1, 0.0])
-    monkeypatch.setattr(measures, "held_out_loss", lambda *_, **__: next(told))
+    monkeypatch.setattr(reward_evaluation, "held_out_loss", lambda *_, **__: next(told))
     run = trained(evaluations=6, patience=2)
     assert [line["step"] for line in lines(run)] == [1, 2, 3, 4]
 
@@ -252,9 +257,9 @@ def test_training_stops_where_nothing_gets_better(trained: Trained, monkeypatch:
 
 def test_members_of_an_ensemble_differ_and_their_disagreement_costs(trained: Trained, inputs: dict[str, Path]) -> None:
     run = trained(members=3, caution=2.0)
-    alone = [load_file(run.artifact / name / adapters.WEIGHTS) for name in ("adapter", "adapter-1", "adapter-2")]
-    assert not torch.equal(alone[0][adapters.SCORE_KEY], alone[1][adapters.SCORE_KEY])
-    _, model = scorer.load(run.artifact, bases.load(inputs["model"], device=tiny.CPU), device=tiny.CPU)
+    alone = [load_file(run.artifact / name / lora.WEIGHTS) for name in ("adapter", "adapter-1", "adapter-2")]
+    assert not torch.equal(alone[0][lora.SCORE_KEY], alone[1][lora.SCORE_KEY])
+    _, model = reward_model.load(run.artifact, loading.load(inputs["model"], device=tiny.CPU), device=tiny.CPU)
     batch = sequences.join([[5, 6], [7]], [[8, 1], [9, 4, 1]], pad_id=tiny.PAD, device=tiny.CPU)
     each = []
     for name in ("adapter", "adapter-1", "adapter-2"):  # as anybody would have them
@@ -262,16 +267,14 @@ def test_members_of_an_ensemble_differ_and_their_disagreement_costs(trained: Tra
         plain = PeftModel.from_pretrained(whole, run.artifact / name).eval()
         with torch.no_grad():
             each.append(torch.stack([plain(torch.tensor([ids])).logits[0, 0] for ids in ([5, 6, 8, 1], [7, 9, 4, 1])]))
-    apart = torch.tensor(scorer.record_of(run.artifact)["apart"])
+    apart = torch.tensor(reward_model.record_of(run.artifact)["apart"])
     rewards = (torch.stack(each) - apart[:, :1]) / apart[:, 1:]  # pairs leave a member's origin and scale open
-    torch.testing.assert_close(scorer.rewards(model, batch), rewards.mean(0) - 2.0 * rewards.std(0, correction=0), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(reward_model.rewards(model, batch), rewards.mean(0) - 2.0 * rewards.std(0, correction=0), atol=1e-5, rtol=1e-5)
 
 
 def test_a_member_learns_the_same_whoever_else_is_there(trained: Trained) -> None:
     alone, first = trained("alone"), trained("three", members=3)
-    torch.testing.assert_close(
-        *(load_file(run.artifact / "adapter" / adapters.WEIGHTS)[adapters.SCORE_KEY] for run in (alone, first)), atol=1e-5, rtol=1e-4
-    )
+    torch.testing.assert_close(*(load_file(run.artifact / "adapter" / lora.WEIGHTS)[lora.SCORE_KEY] for run in (alone, first)), atol=1e-5, rtol=1e-4)
 
 
 def test_every_weight_can_be_trained(trained: Trained, inputs: dict[str, Path]) -> None:
@@ -279,11 +282,11 @@ def test_every_weight_can_be_trained(trained: Trained, inputs: dict[str, Path]) 
     assert lines(run)[-1]["held_out_loss"] < 0.5
     before, after = (load_file(folder / "model.safetensors") for folder in (inputs["model"], run.artifact / "model"))
     assert not any(torch.equal(before[name], after[name]) for name in before)
-    record = scorer.record_of(run.artifact)
-    base = bases.load(inputs["model"], device=tiny.CPU)
-    _, model = scorer.load(run.artifact, base, device=tiny.CPU)
+    record = reward_model.record_of(run.artifact)
+    base = loading.load(inputs["model"], device=tiny.CPU)
+    _, model = reward_model.load(run.artifact, base, device=tiny.CPU)
     batch = sequences.join([p["prompt"] for p in record["probes"]], [p["answer"] for p in record["probes"]], pad_id=tiny.PAD, device=tiny.CPU)
-    torch.testing.assert_close(scorer.rewards(model, batch), torch.tensor([p["score"] for p in record["probes"]]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(reward_model.rewards(model, batch), torch.tensor([p["score"] for p in record["probes"]]), atol=1e-5, rtol=1e-5)
 
 
 def test_training_can_start_from_weights_of_before(trained: Trained, inputs: dict[str, Path]) -> None:
@@ -303,9 +306,9 @@ def held_out(right: int, tmp_path: Path) -> tuple[dict[str, Any], list[str]]:
     """Metrics and warnings of a model that orders ``right`` of 100 pairs as the votes do; the longer answer always wins, the older never."""
     questions = [Comparison(i, [5], [[6, 7, 1], [6, 1]], [(0, 1)], [1.0], [False]) for i in range(100)]
     rewards = torch.tensor([[1.0, 0.0] if i < right else [0.0, 1.0] for i in range(100)]).flatten()
-    run, pairs = Run(tiny.prepare(tmp_path / "run", "reward", {}, {})), measures.pairs_of(questions)
-    calibrated = measures.calibrate(pairs, rewards)
-    return reward._report(pairs, rewards, 0.0, measures.rules_together(pairs), calibrated, run), run.warnings
+    run, pairs = Run(tiny.prepare(tmp_path / "run", "reward", {}, {})), reward_evaluation.pairs_of(questions)
+    calibrated = reward_evaluation.calibrate(pairs, rewards)
+    return reward._report(pairs, rewards, 0.0, reward_evaluation.rules_together(pairs), calibrated, run), run.warnings
 
 
 @pytest.mark.parametrize(("right", "warned"), [(59, True), (62, False)])
@@ -330,7 +333,7 @@ def test_attacks_on_the_finished_model_are_reported(trained: Trained) -> None:
     run = trained(max_steps=1)
     found = json.loads((run.artifact / "measures.json").read_text())["attacks"]
     assert {"empty", "long_fences", "one_token", "echo", "truncated"} <= set(found)
-    fooled = scorer.record_of(run.artifact)["fooled"]
+    fooled = reward_model.record_of(run.artifact)["fooled"]
     assert fooled == [name for name, verdict in found.items() if verdict["failed"]]
     assert any("fooled" in warning for warning in summary(run)["warnings"]) == bool(fooled)
 
@@ -352,7 +355,7 @@ def test_what_is_reported_is_of_questions_that_neither_trained_nor_chose(trained
     assert other["metrics"]["reward_accuracy.votes"]["value"] == pytest.approx(1 - told["metrics"]["reward_accuracy.votes"]["value"])
     for name in ("reward.held_out_loss", "reward.best_step", "reward.mean", "reward.temperature"):
         assert other["metrics"].get(name) == told["metrics"].get(name)
-    assert (plain.artifact / "adapter" / adapters.WEIGHTS).read_bytes() == (turned.artifact / "adapter" / adapters.WEIGHTS).read_bytes()
+    assert (plain.artifact / "adapter" / lora.WEIGHTS).read_bytes() == (turned.artifact / "adapter" / lora.WEIGHTS).read_bytes()
 
 
 @pytest.mark.parametrize(("left", "split"), [(0, "held-out"), (5, "held-out"), (12, "evaluation")])
@@ -380,15 +383,15 @@ def test_only_as_many_answers_are_attacked_as_are_set_and_they_are_drawn(trained
     assert [measured["attacks"]["echo"]["wins"]["n"] for measured in found] == [7, 40]
     assert found[1]["elsewhere"]["n"] == 40
     assert summary(all_of_them)["metrics"]["reward.elsewhere_correlation"]["value"] == found[1]["elsewhere"]["value"]
-    assert scorer.record_of(few.artifact)["mean"] == scorer.record_of(all_of_them.artifact)["mean"]
+    assert reward_model.record_of(few.artifact)["mean"] == reward_model.record_of(all_of_them.artifact)["mean"]
 
 
 def test_the_calibration_is_of_other_questions_than_its_temperature() -> None:
     """Fitted on margins twice as far apart as those it is judged by."""
     questions = [Comparison(i, [5], [[6, 7, 1], [6, 1]], [(0, 1)], [1.0], [False]) for i in range(100)]
     rewards = torch.tensor([[1.0, 0.0] if i < 75 else [0.0, 1.0] for i in range(100)]).flatten()
-    pairs = measures.pairs_of(questions)
-    found = measures.calibrate(pairs, rewards, fitted_on=2 * measures.margins(pairs, rewards))
+    pairs = reward_evaluation.pairs_of(questions)
+    found = reward_evaluation.calibrate(pairs, rewards, fitted_on=2 * reward_evaluation.margins(pairs, rewards))
     assert (found.temperature, found.n, found.reason) == (pytest.approx(2 / math.log(3)), 100, "")
     assert found.after == pytest.approx(0.75 - 1 / (1 + math.exp(-math.log(3) / 2)))
     assert 0.02 < found.floor < 0.06
@@ -399,15 +402,15 @@ def test_a_temperature_without_a_best_value_is_not_fitted_and_says_why(tmp_path:
     assert "reward.temperature" not in metrics
     assert metrics["reward.ece"] == metrics["reward.ece_uncalibrated"]
     assert any("No temperature was fitted" in sentence and "every pair is ordered" in sentence for sentence in warnings)
-    assert scorer.record_of(tmp_path / "run" / "artifact")["temperature"] == 1.0
+    assert reward_model.record_of(tmp_path / "run" / "artifact")["temperature"] == 1.0
 
 
 def test_a_model_whose_rewards_are_all_equal_is_never_right(tmp_path: Path) -> None:
     questions = [Comparison(i, [5], [[6, 7, 1], [6, 1]], [(0, 1)], [1.0], [None]) for i in range(30)]
-    pairs = measures.pairs_of(questions)
-    found = measures.accuracies(pairs, torch.ones(60))
+    pairs = reward_evaluation.pairs_of(questions)
+    found = reward_evaluation.accuracies(pairs, torch.ones(60))
     assert found["votes"].wilson.value == 0
-    assert measures.calibrate(pairs, torch.ones(60)).reason == "no two rewards differ"
+    assert reward_evaluation.calibrate(pairs, torch.ones(60)).reason == "no two rewards differ"
 
 
 def evaluation_ids(inputs: dict[str, Path]) -> set[int]:
@@ -419,7 +422,7 @@ def test_rewards_of_evaluation_answers_that_are_no_numbers_end_in_one_sentence(
 ) -> None:
     honest, asked = reward.answer_rewards, evaluation_ids(inputs)
 
-    def overflowing(model: scorer.Scorer, questions: list[Comparison], *rest: Any, **more: Any) -> Tensor:
+    def overflowing(model: reward_model.Scorer, questions: list[Comparison], *rest: Any, **more: Any) -> Tensor:
         found = honest(model, questions, *rest, **more)
         return found * torch.nan if questions[0].question_id in asked else found
 
@@ -430,13 +433,13 @@ def test_rewards_of_evaluation_answers_that_are_no_numbers_end_in_one_sentence(
 
 def test_rewards_of_attacks_that_are_no_numbers_end_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(tiny.prepare(tmp_path / "run", "reward", {}, {}))
-    monkeypatch.setattr(scorer, "rewards", lambda _, batch: torch.full((len(batch.input_ids),), torch.inf))
+    monkeypatch.setattr(reward_model, "rewards", lambda _, batch: torch.full((len(batch.input_ids),), torch.inf))
     with pytest.raises(InputError, match=r"^The reward of attacks is inf"):
-        attacking.reference_rewards(scorer.Scorer((), 0.0), [([5], [6, 1])], tiny.PAD, tiny.CPU, run=run, phase="attacks")
+        reward_tests.reference_rewards(reward_model.Scorer((), 0.0), [([5], [6, 1])], tiny.PAD, tiny.CPU, run=run, phase="attacks")
 
 
 def test_shared_prompts_are_checked_on_evaluation_questions_too(trained: Trained, inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     seen: set[int] = set()
-    monkeypatch.setattr(beginning, "share_prompts", lambda _run, _base, questions, **_: seen.update(c.question_id for c in questions))
+    monkeypatch.setattr(training_setup, "share_prompts", lambda _run, _base, questions, **_: seen.update(c.question_id for c in questions))
     trained(max_steps=1)
     assert evaluation_ids(inputs) <= seen

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tasks.rlhf.rewards import adapt_kl_coefficient, k1, k2, k3, last_position, token_rewards
+from tasks.rlhf.algorithms.rewards import adapt_kl_coefficient, k1, k2, k3, last_position, token_rewards
 
 
 def test_estimators_of_the_kl() -> None:

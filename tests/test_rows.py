@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.rlhf import blocks
-from tasks.rlhf.quarantine import MOST_REASONS, OTHER_REASONS, Place, Quarantine, quote
-from tasks.rlhf.refusal import InputError
-from tasks.rlhf.rows import Row, read_rows
+from tasks.dataset.readers import blocks
+from tasks.dataset.readers.quarantine import MOST_REASONS, OTHER_REASONS, Place, Quarantine, quote
+from tasks.dataset.readers.row_files import Row, read_rows
+from tasks.system.errors import InputError
 
 FIELDS = [{"prompt": f"p{n}", "n": n, "text": "ü\n\"'" * n} for n in range(300)]
 

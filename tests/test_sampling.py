@@ -6,8 +6,8 @@ import torch
 from scipy.stats import chisquare, kstest
 from transformers import PreTrainedModel
 
-from tasks.rlhf import sampling, sequences
-from tasks.rlhf.sampling import Samples
+from tasks.rlhf.batches import sampling, sequences
+from tasks.rlhf.batches.sampling import Samples
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13], [14], [20, 21]]
 

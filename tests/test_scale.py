@@ -24,16 +24,19 @@ from hypothesis import strategies as st
 from test_data import digests, write_posts
 from test_near import alike, components
 
+from tasks.config.jobs import DataJob
+from tasks.dataset import sorted_files, tables
+from tasks.dataset.curation import question_files, rules, split_assignment
+from tasks.dataset.curation.near_duplicates import leader_of
+from tasks.dataset.question import count_pairs, pairs_of, ranks
+from tasks.dataset.readers import blocks
+from tasks.dataset.sources.user_names import Names
+from tasks.dataset.splits import normalised, split_of
 from tasks.programs import data as program
-from tasks.programs import reading
-from tasks.programs.config import DataJob, InputError
-from tasks.programs.crew import crew
-from tasks.programs.entry import Run
-from tasks.rlhf import blocks, kin, rules, segments, shelves, tables
-from tasks.rlhf.near import leader_of
-from tasks.rlhf.people import Names
-from tasks.rlhf.questions import count_pairs, pairs_of, ranks
-from tasks.rlhf.splits import normalised, split_of
+from tasks.programs.data_stage import read_source
+from tasks.programs.data_stage.worker_pool import crew
+from tasks.programs.runtime.program import Run
+from tasks.system.errors import InputError
 
 SHARES = {"finetune": 0.34, "reward": 0.43, "rl": 0.1, "evaluation": 0.13}
 
@@ -178,7 +181,7 @@ def test_a_killed_program_goes_on_from_what_is_noted(
 
         return functools.wraps(do)(wrapper)
 
-    monkeypatch.setattr(reading, "take", counted(reading.take))
+    monkeypatch.setattr(read_source, "take", counted(read_source.take))
     monkeypatch.setattr(program, "shelve", counted(program.shelve))
     whole = prepared(posts, tmp_path / "whole")
     total = calls.copy()
@@ -214,11 +217,11 @@ def test_ranges_hold_every_record_once_in_rising_keys(tmp_path_factory: pytest.T
     folder = tmp_path_factory.mktemp("segments")
     paths = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segments, "EVERY", every)
+        patch.setattr(sorted_files, "EVERY", every)
         for number, of_one in enumerate(keys):
             paths.append(folder / f"{number}.jsonl")
-            segments.write([(key, [number, place, "line\nbreak\r\x85\u2028"]) for place, key in enumerate(of_one)], paths[-1])
-        found = [list(segments.read(slices)) for slices in segments.ranges(paths, size)]
+            sorted_files.write([(key, [number, place, "line\nbreak\r\x85\u2028"]) for place, key in enumerate(of_one)], paths[-1])
+        found = [list(sorted_files.read(slices)) for slices in sorted_files.ranges(paths, size)]
     assert sorted(record[1][:2] for records in found for record in records) == [[n, p] for n, of_one in enumerate(keys) for p in range(len(of_one))]
     assert all(key == keys[value[0]][value[1]] for records in found for key, value in records)
     for before, after in pairwise(found):
@@ -267,7 +270,7 @@ def test_a_shelf_gives_back_what_was_put_there(tmp_path: Path) -> None:
     questions = [question(k, f"Why {k}?\u2028\n", author="a", split="evaluation") for k in range(3)]
     questions[1] = questions[1]._replace(compared=((0, 1),))
     (path,) = shelved(questions, tmp_path, 10)
-    assert list(shelves.read(path)) == questions
+    assert list(question_files.read(path)) == questions
 
 
 @pytest.mark.parametrize("size", [7, 1000])
@@ -276,12 +279,12 @@ def test_fates_are_the_splits_of_all_questions_at_once(size: int, tmp_path: Path
     texts = [" ".join(rng.choice("abcdefgh") * 3 for _ in range(12)) for _ in range(150)]
     texts += [f"{text} and thanks a lot" for text in texts[:40]] + texts[:20]
     questions = [question(3 * k, text, split="evaluation" if k % 50 == 7 else "") for k, text in enumerate(texts)]
-    fates = kin.decide(shelved(questions, tmp_path, size), SHARES, Counter(), alike=0.6, distinct=False, per_author=None)
+    fates = split_assignment.decide(shelved(questions, tmp_path, size), SHARES, Counter(), alike=0.6, distinct=False, per_author=None)
     first = components(len(texts), alike([normalised(text) for text in texts], 0.6))
     given = {first[k] for k, asked in enumerate(questions) if asked.split}
     left = {name: share / (1 - SHARES["evaluation"]) for name, share in SHARES.items() if name != "evaluation"}
     expected = ["evaluation" if leader in given else split_of(questions[leader].id, left) for leader in first]
-    assert [shelves.SPLITS[split] for split in fates.splits] == expected
+    assert [question_files.SPLITS[split] for split in fates.splits] == expected
     assert len(set(first)) == 150
     assert fates.comparable.all()
 
@@ -291,7 +294,7 @@ def test_of_those_that_say_the_same_only_the_first_is_kept(tmp_path: Path) -> No
     texts = [long, "something else", f"{long} thanks", "Something, else!", "a third thing"]
     dropped: Counter[str] = Counter()
     paths = shelved([question(k, text) for k, text in enumerate(texts)], tmp_path, 2)
-    fates = kin.decide(paths, SHARES, dropped, alike=0.8, distinct=True, per_author=None)
+    fates = split_assignment.decide(paths, SHARES, dropped, alike=0.8, distinct=True, per_author=None)
     assert (fates.splits > 0).tolist() == [True, True, False, False, True]
     assert dropped == {"questions that say the same as another": 2}
 
@@ -303,7 +306,7 @@ def test_an_author_has_no_more_than_their_share_whatever_the_shelves(tmp_path: P
     for size in (4, 100):
         dropped: Counter[str] = Counter()
         (tmp_path / str(size)).mkdir()
-        fates = kin.decide(shelved(questions, tmp_path / str(size), size), SHARES, dropped, alike=1, distinct=False, per_author=3)
+        fates = split_assignment.decide(shelved(questions, tmp_path / str(size), size), SHARES, dropped, alike=1, distinct=False, per_author=3)
         kept = [author for author, split in zip(authors, fates.splits, strict=True) if split]
         assert Counter(kept) == {"ann": 3, "bob": 3, "eve": 3, "": 10}
         assert dropped == {"questions of authors with more than their share": 45 - 19}

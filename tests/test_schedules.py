@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.rlhf.schedules import batch_indices, learning_rate, mix, num_steps
+from tasks.rlhf.algorithms.schedules import batch_indices, learning_rate, num_steps
+from tasks.rlhf.compute.seeds import mix
 
 
 def test_linear_rate_by_hand() -> None:

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from flows import screen
-from flows.figures import headline, key_figures
-from flows.progress import Progress
-from tasks import events
-from tasks.events import Event
+from flows.display import terminal
+from flows.display.formatting import headline, key_figures
+from flows.display.progress import Progress
+from tasks.system import events
+from tasks.system.events import Event
 
 WARNING = (
     "The reward model is fooled: see /data/a/rather/long/path/without-any-space/objects/reward/d1f7c17814c1/summary.json for its well-known attacks."
@@ -36,8 +36,10 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
 
     def draw(width: int, call: Callable[[], None]) -> str:
         text = io.StringIO()
-        made = Console(file=text, width=width or screen.PLAIN_WIDTH, force_terminal=bool(width), no_color=True, highlight=False, legacy_windows=False)
-        monkeypatch.setattr(screen, "console", lambda: made)
+        made = Console(
+            file=text, width=width or terminal.PLAIN_WIDTH, force_terminal=bool(width), no_color=True, highlight=False, legacy_windows=False
+        )
+        monkeypatch.setattr(terminal, "console", lambda: made)
         call()
         return text.getvalue().replace("\x1b[1m", "").replace("\x1b[1;33m", "").replace("\x1b[33m", "").replace("\x1b[0m", "")
 
@@ -47,7 +49,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
 @pytest.mark.parametrize("width", [0, 20, 80, 120, 200])
 def test_warnings_and_result_come_last_and_no_word_or_path_is_broken(width: int, shown: Callable[..., str]) -> None:
     metrics = {**{f"sft.figure_{number}": 1.0 for number in range(70)}, "gold_win_rate.ppo_vs_sft": rate(0.755, 0.715, 0.791)}
-    text = shown(width, lambda: screen.print_end(summary(metrics)))
+    text = shown(width, lambda: terminal.print_end(summary(metrics)))
     assert "sft.figure_1" not in text
     last = text[text.index("1 warning") :]
     assert " ".join(last.split()) == (
@@ -65,7 +67,7 @@ def test_warnings_and_result_come_last_and_no_word_or_path_is_broken(width: int,
 def test_a_run_without_comparisons_or_warnings_has_neither_at_its_end(shown: Callable[..., str]) -> None:
     found = summary({"ppo.kl": 0.5})
     found["stages"][0]["warnings"] = []
-    text = shown(80, lambda: screen.print_end(found))
+    text = shown(80, lambda: terminal.print_end(found))
     assert "warning" not in text
     assert "Result" not in text
     assert text.rstrip().endswith("/h/report.html")
@@ -73,17 +75,17 @@ def test_a_run_without_comparisons_or_warnings_has_neither_at_its_end(shown: Cal
 
 def test_control_characters_and_markup_of_a_warning_are_shown_as_text(shown: Callable[..., str]) -> None:
     def draw() -> None:
-        with screen.Screen():
+        with terminal.Screen():
             events.tell("warning", "data", text="[red]a\x1b]0;title\x07 question \x1b[2J\x08 of [/bold] a post")
 
     assert "Warning: [red]a question \ufffd of [/bold] a post" in shown(0, draw)
 
 
 def test_lines_say_which_of_how_many_stages(shown: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(screen, "PLAIN_SECONDS", -1.0)
+    monkeypatch.setattr(terminal, "PLAIN_SECONDS", -1.0)
 
     def draw() -> None:
-        with screen.Screen() as drawn:
+        with terminal.Screen() as drawn:
             drawn.ready()
             events.tell("plan", stages=["site", "data", "sft"])
             events.tell("start", "data", key="k", shown=("loss",))

@@ -13,11 +13,12 @@ import tiny
 from prefect.settings import get_current_settings
 from safetensors import SafetensorError
 
-from flows import environment
-from tasks.base import check_model_folder
-from tasks.programs.config import InputError
-from tasks.rlhf import adapters, bases, checkpoints, models
-from tasks.states import AS_TASK
+from flows.services import environment
+from tasks.artifacts.base_model import check_model_folder
+from tasks.rlhf.models import loading, lora
+from tasks.rlhf.training import checkpoints
+from tasks.stages.task import AS_TASK
+from tasks.system.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(path for folder in ("flows", "tasks") for path in (ROOT / folder).rglob("*.py"))
@@ -85,7 +86,7 @@ def test_a_pickle_planted_as_a_models_weights_is_refused(planted: tuple[bytes, P
     with pytest.raises(InputError, match="other formats are not loaded"):
         check_model_folder(folder)
     with pytest.raises(InputError, match="safetensors"):
-        bases.load(folder, device=tiny.CPU)
+        loading.load(folder, device=tiny.CPU)
     assert not mark.exists()
 
 
@@ -94,8 +95,8 @@ def test_a_pickle_planted_beside_a_models_weights_is_not_read(planted: tuple[byt
     folder = tiny.base_folder(tmp_path / "base")
     for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt"):
         (folder / name).write_bytes(content)
-    bases.load(folder, device=tiny.CPU)
-    models.load_tokenizer(folder)
+    loading.load(folder, device=tiny.CPU)
+    loading.load_tokenizer(folder)
     assert not mark.exists()
 
 
@@ -106,10 +107,10 @@ def test_a_pickle_planted_as_an_adapter_or_a_checkpoint_is_not_read(planted: tup
     (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "target_modules": ["q_proj"]}))
     (adapter / "adapter_model.bin").write_bytes(content)
     with pytest.raises((OSError, SafetensorError)):
-        adapters.load(tiny.model(), "policy", adapter)
+        lora.load(tiny.model(), "policy", adapter)
     (adapter / "adapter_model.safetensors").write_bytes(content)
     with pytest.raises(SafetensorError):
-        adapters.load(tiny.model(), "policy", adapter)
+        lora.load(tiny.model(), "policy", adapter)
     step.mkdir(parents=True)
     (step / "state.json").write_text('{"step": 1, "state": {}}')
     (step / "tensors.safetensors").write_bytes(content)
@@ -124,8 +125,8 @@ def test_code_that_a_model_brings_does_not_run(tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["auto_map"] = {"AutoConfig": "modeling_evil.Evil", "AutoModelForCausalLM": "modeling_evil.Evil"}
     (folder / "config.json").write_text(json.dumps(config))
-    bases.load(folder, device=tiny.CPU)  # as the architecture that transformers itself has
+    loading.load(folder, device=tiny.CPU)  # as the architecture that transformers itself has
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "evil"}))
     with pytest.raises(InputError, match="custom code"):
-        bases.load(folder, device=tiny.CPU)
+        loading.load(folder, device=tiny.CPU)
     assert not mark.exists()

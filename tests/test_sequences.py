@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
-from tasks.rlhf import chunked, sequences
-from tasks.rlhf.adapters import new_head
-from tasks.rlhf.sequences import Sequences
+from tasks.rlhf.batches import chunked_log_probs, sequences
+from tasks.rlhf.batches.sequences import Sequences
+from tasks.rlhf.models.lora import new_head
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13], [14], [20, 21]]
 ANSWERS = [[30, 31, 32, 33, 1], [40, 1], [50, 51, 52, 53, 54, 55, 56, 1], [60]]
@@ -63,7 +63,7 @@ def test_chunks_and_gradients_change_nothing(model: PreTrainedModel, monkeypatch
     batch = joined([0, 1, 2, 3])
     whole = sequences.log_probs(model, batch)
     with monkeypatch.context() as patch:
-        patch.setattr(chunked, "chunk_rows", lambda *_, **__: 3)
+        patch.setattr(chunked_log_probs, "chunk_rows", lambda *_, **__: 3)
         torch.testing.assert_close(sequences.log_probs(model, batch), whole, atol=1e-6, rtol=0)
     with torch.enable_grad():
         torch.testing.assert_close(sequences.log_probs(model, batch), whole, atol=1e-6, rtol=0)

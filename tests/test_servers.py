@@ -22,8 +22,9 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from prefect.states import AwaitingRetry, Cancelling, Paused, Running, Suspended
 
-from flows import automations, credentials, environment, prefect_server, servers, up
-from flows.servers import PAGE_POLICY, PREFECT_SERVER, free_port
+from flows.commands import up
+from flows.services import automations, credentials, environment, local_servers, prefect_server, processes
+from flows.services.processes import PAGE_POLICY, PREFECT_SERVER, free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 SERVICES = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())["services"]
@@ -45,9 +46,9 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(os, "environ", fake_tree.environment(ROOT, home))
         environment.prepare(home)
-        address, login = up.Address(*(f"http://127.0.0.1:{free_port()}" for _ in range(2))), credentials.made(home)
+        address, login = local_servers.Address(*(f"http://127.0.0.1:{free_port()}" for _ in range(2))), credentials.made(home)
         processes = up.House(home)
-        for part in up.servers(home, address, login):
+        for part in local_servers.servers(home, address, login):
             processes.start(part)
     try:
         processes.await_health()
@@ -119,9 +120,9 @@ def test_a_page_that_would_be_blank_under_the_policy_says_so(house: Servers, pat
 def test_the_server_of_a_plain_run_is_the_same_without_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[tuple[list[str], dict[str, str]]] = []
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    monkeypatch.setattr(servers.subprocess, "Popen", lambda command, env, **_: started.append((command, env)))
+    monkeypatch.setattr(processes.subprocess, "Popen", lambda command, env, **_: started.append((command, env)))
     (tmp_path / "logs").mkdir()
-    servers.Api(tmp_path)._starting.close()
+    processes.Api(tmp_path)._starting.close()
     ((command, environment),) = started
     assert command[2 : 2 + len(PREFECT_SERVER)] == list(PREFECT_SERVER)
     assert (environment["PREFECT_UI_ENABLED"], environment["PREFECT__SERVER_EPHEMERAL"]) == ("0", "1")
@@ -172,7 +173,7 @@ def test_a_suspended_run_is_resumed_in_its_page(house: Servers, pages: Pages) ->
 WORK = """
 import sys, time, threading
 from prefect import flow
-from flows.heartbeat import heartbeat
+from flows.services.heartbeat import heartbeat
 
 @flow(persist_result=False)
 def work(name):

@@ -14,10 +14,12 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from tasks.config.jobs import SftJob
 from tasks.programs import sft
-from tasks.programs.config import InputError, SftJob
-from tasks.programs.entry import Run
-from tasks.rlhf import adapters, bases, room
+from tasks.programs.runtime.program import Run
+from tasks.rlhf.compute import free_memory
+from tasks.rlhf.models import loading, lora
+from tasks.system.errors import InputError
 
 TEXT = {"max_prompt_tokens": 64, "max_answer_tokens": 64}
 Trained = Callable[..., Run]
@@ -87,13 +89,13 @@ def test_every_weight_can_be_trained_and_is_an_ordinary_model(trained: Trained, 
 
 
 def test_the_best_evaluations_weights_are_kept(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.rlhf.training.Training.rate", lambda *_: 1e-3)  # of any length
+    monkeypatch.setattr("tasks.rlhf.training.loop.Training.rate", lambda *_: 1e-3)  # of any length
     told = iter([0.5, 0.3, 0.4, 0.3])
     with monkeypatch.context() as patch:
         patch.setattr(sft, "held_out_loss", lambda *_, **__: next(told))
         best = trained("best", evaluations=3)
     four, last = trained("four", evaluations=1, max_steps=4), trained("last", evaluations=3, keep="last")
-    weights = [load_file(run.artifact / "adapter" / adapters.WEIGHTS) for run in (best, four, last)]
+    weights = [load_file(run.artifact / "adapter" / lora.WEIGHTS) for run in (best, four, last)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert not all(torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
     assert metrics(best)["sft.best_step"] == 4
@@ -113,7 +115,7 @@ def test_a_run_that_diverges_is_refused_in_a_sentence(trained: Trained, monkeypa
 
 def test_it_starts_from_weights_that_it_is_given(trained: Trained) -> None:
     first = trained("first", max_steps=20)
-    for name, start in (("folder", first.artifact), ("file", first.artifact / "adapter" / adapters.WEIGHTS)):
+    for name, start in (("folder", first.artifact), ("file", first.artifact / "adapter" / lora.WEIGHTS)):
         second = trained(name, given={"start": start}, max_steps=1, learning_rate=1e-9)
         assert lines(second)[0]["held_out_loss"] == pytest.approx(lines(first)[-1]["held_out_loss"], abs=1e-5)
 
@@ -133,11 +135,11 @@ def test_schedules(trained: Trained, schedule: str, rates: list[float]) -> None:
 
 
 def test_what_does_not_fit_is_refused_before_it_is_loaded_and_advice_is_given(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "available", lambda *_: 10_000)
-    monkeypatch.setattr(bases, "load", lambda *_, **__: pytest.fail("it was loaded"))
+    monkeypatch.setattr(free_memory, "available", lambda *_: 10_000)
+    monkeypatch.setattr(loading, "load", lambda *_, **__: pytest.fail("it was loaded"))
     with pytest.raises(InputError, match=r"A training step would take about .* MB: .*; 0 MB are free: nothing that can be set here makes it fit"):
         trained()
-    monkeypatch.setattr(room, "available", lambda *_: 2_000_000)
+    monkeypatch.setattr(free_memory, "available", lambda *_: 2_000_000)
     with pytest.raises(InputError, match=r"2 MB are free: with machine.micro_batch=\d+ it takes"):
         trained("larger", batch_size=64)
 
@@ -152,6 +154,6 @@ def test_a_base_in_float16_is_not_trained_on_as_it_is(trained: Trained, inputs: 
 def test_an_artifacts_own_weights_are_started_from_and_not_those_beside_them(trained: Trained, tmp_path: Path) -> None:
     first = trained("first", max_steps=20)
     (first.artifact / "critic").mkdir()  # as in PPO's
-    (first.artifact / "critic" / adapters.WEIGHTS).write_bytes((trained("other", max_steps=1).artifact / "adapter" / adapters.WEIGHTS).read_bytes())
+    (first.artifact / "critic" / lora.WEIGHTS).write_bytes((trained("other", max_steps=1).artifact / "adapter" / lora.WEIGHTS).read_bytes())
     second = trained("second", given={"start": first.artifact}, max_steps=1, learning_rate=1e-9)
     assert lines(second)[0]["held_out_loss"] == pytest.approx(lines(first)[-1]["held_out_loss"], abs=1e-5)

@@ -20,16 +20,15 @@ from distributed import Client
 from fake_tree import await_
 from test_scale import noisy_posts
 
-from flows.servers import free_port
-from tasks import shard
-from tasks.launch import StageFailed
-from tasks.programs import away
-from tasks.programs import shard as program
-from tasks.programs.call import Call, answer
-from tasks.programs.config import DiskFailure, InputError
-from tasks.rlhf import segments
-from tasks.rlhf.blocks import Block, lay
-from tasks.rlhf.people import names_in
+from flows.services.processes import free_port
+from tasks.dataset import sorted_files
+from tasks.dataset.readers.blocks import Block, lay
+from tasks.dataset.sources.user_names import names_in
+from tasks.execution import dask
+from tasks.programs.data_stage import remote_calls
+from tasks.programs.data_stage import shard as program
+from tasks.programs.data_stage.cached_call import Call, answer
+from tasks.system.errors import DiskFailure, InputError, StageFailed
 
 ROOT = Path(__file__).resolve().parents[1]
 # so that a small dump has many blocks, ranges and shards
@@ -158,7 +157,7 @@ def test_a_cluster_that_is_not_there_is_the_users_to_mend(tree: Path, posts: Pat
 
 @pytest.mark.parametrize(("address", "why"), [("tls://127.0.0.1:9", r"tls|TLS|security"), ("tcp://127.0.0.1", "give it as tcp://host:port")])
 def test_an_address_that_dask_cannot_use_is_the_users_to_mend(address: str, why: str) -> None:
-    with pytest.raises(InputError, match=f"machine.dask: there is no Dask scheduler at {address} .*({why})"), shard._cluster(address):
+    with pytest.raises(InputError, match=f"machine.dask: there is no Dask scheduler at {address} .*({why})"), dask._cluster(address):
         pass
 
 
@@ -178,7 +177,7 @@ def asked(folder: Path, numbers: Iterator[int], noted: int = 0) -> tuple[str, in
 
     server = threading.Thread(target=serve)
     server.start()
-    assert list(away.results(iter(calls), folder, numbers)) == [[(k, f"User {k}")] for k in range(3)]
+    assert list(remote_calls.results(iter(calls), folder, numbers)) == [[(k, f"User {k}")] for k in range(3)]
     server.join()
     assert not list(folder.glob("*.json")) + list(folder.glob("*.done"))
     return found[0]
@@ -193,26 +192,26 @@ def test_no_two_shards_have_one_name_and_what_is_noted_is_not_asked_for(tmp_path
 def test_what_two_do_at_once_is_whole(tmp_path: Path) -> None:
     records = [(k, "x" * 200) for k in range(2_000)]
     path = tmp_path / "segment.jsonl"
-    segments.write(list(records), path)
+    sorted_files.write(list(records), path)
     ended = threading.Event()
 
     def again() -> None:
         while not ended.is_set():
-            segments.write(list(records), path)
+            sorted_files.write(list(records), path)
 
     other = threading.Thread(target=again)
     other.start()
     try:
         for _ in range(30):
-            (slices,) = segments.ranges([path], 10**6)
-            assert len(list(segments.read(slices))) == len(records)
+            (slices,) = sorted_files.ranges([path], 10**6)
+            assert len(list(sorted_files.read(slices))) == len(records)
     finally:
         ended.set()
         other.join()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["segment.jsonl", "segment.npy"]
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(AssertionError, match="shorter than its index says"):
-        list(segments.read(slices))
+        list(sorted_files.read(slices))
 
 
 def test_a_full_disk_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,14 +223,14 @@ def test_a_full_disk_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             return [SimpleNamespace(wrapped_future=SimpleNamespace(done=lambda: True), result=result) for _ in parameters["ask"]]
 
     (tmp_path / "take 000000.json").write_text("{}")
-    watch = shard._Watch(Runner(), tmp_path)
+    watch = dask._Watch(Runner(), tmp_path)
     watch.look()
     with pytest.raises(DiskFailure, match="disk is full"):
-        away._answers(tmp_path / "take 000000.done")
+        remote_calls._answers(tmp_path / "take 000000.done")
 
 
 def test_a_worker_refuses_other_code_and_a_disk_that_it_does_not_share(tmp_path: Path) -> None:
     with pytest.raises(StageFailed, match="has other code than whoever asked: install the same version on both"):
-        shard.run.fn(str(tmp_path / "take 000000.json"), "other")
+        dask.run.fn(str(tmp_path / "take 000000.json"), "other")
     with pytest.raises(StageFailed, match=r"does not see .*take 000000.json: put ALIGNFLOW_HOME on a disk that all of them share"):
-        shard.run.fn(str(tmp_path / "take 000000.json"), shard._version())
+        dask.run.fn(str(tmp_path / "take 000000.json"), dask._version())

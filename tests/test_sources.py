@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from tasks.sources import sources_of
+from tasks.artifacts.code_version import sources_of
 
 PROGRAM = '''"""Docs."""
-from tasks.programs.config import SftJob
-from tasks.programs.entry import main
+from tasks.config.pipeline import SftJob
+from tasks.programs.runtime.program import main
 from tasks.rlhf import losses
 
 

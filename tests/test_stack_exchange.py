@@ -13,14 +13,14 @@ from fates import assign_splits
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.rlhf.markdown import to_markdown
-from tasks.rlhf.posts import Post, read_posts
-from tasks.rlhf.quarantine import Quarantine
-from tasks.rlhf.questions import Answer, Question, best, comparisons, usable
-from tasks.rlhf.refusal import InputError
-from tasks.rlhf.splits import normalised, split_of
-from tasks.rlhf.stack_exchange import assemble as gathered
-from tasks.rlhf.stack_exchange import author_of, licence_of, prompt_of, score
+from tasks.dataset.question import Answer, Question, best, comparisons, usable
+from tasks.dataset.readers.quarantine import Quarantine
+from tasks.dataset.sources.markdown import to_markdown
+from tasks.dataset.sources.stack_exchange import assemble as gathered
+from tasks.dataset.sources.stack_exchange import author_of, licence_of, prompt_of, score
+from tasks.dataset.sources.stack_exchange_dump import Post, read_posts
+from tasks.dataset.splits import normalised, split_of
+from tasks.system.errors import InputError
 
 DUMPS = Path(__file__).parents[2] / "shared" / "data" / "stackexchange"
 real_data = pytest.mark.skipif(not DUMPS.is_dir(), reason="the real dumps of shared/data are not on this machine")

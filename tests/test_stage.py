@@ -12,12 +12,16 @@ from pathlib import Path
 import fake_tree
 import pytest
 
-from tasks import events, forks, launch, sources
-from tasks.artifact import Artifact, Step, given
-from tasks.launch import StageFailed
-from tasks.programs.config import InputError, Machine, Pipeline, PpoJob
-from tasks.stage import Seat, run_stage
-from tasks.store import Store
+from tasks.artifacts import code_version
+from tasks.artifacts.artifact import Artifact, Step, given
+from tasks.artifacts.store import Store
+from tasks.config.jobs import PpoJob
+from tasks.config.machine import Machine
+from tasks.config.pipeline import Pipeline
+from tasks.execution import launch, program_forks
+from tasks.execution.run_stage import Seat, run_stage
+from tasks.system import events
+from tasks.system.errors import InputError, StageFailed
 
 SEAT = Seat(Machine(checkpoint_steps=1))
 
@@ -26,10 +30,10 @@ SEAT = Seat(Machine(checkpoint_steps=1))
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     made = fake_tree.make_tree(tmp_path / "tree")
     monkeypatch.setattr(launch, "ROOT", made)
-    monkeypatch.setattr(sources, "ROOT", made)
+    monkeypatch.setattr(code_version, "ROOT", made)
     monkeypatch.setenv("ALIGNFLOW_HOME", str(tmp_path / "home"))
     yield made
-    forks.stop()
+    program_forks.stop()
 
 
 @pytest.fixture

@@ -14,13 +14,13 @@ import prefect
 import pytest
 from prefect.client.schemas.objects import State, StateType
 
-from flows import retrain, stages
-from tasks import dispatch
-from tasks.dispatch import BAD_INPUT, DISK_FAILURE, INPUT_MISSING, OTHER_CODE
-from tasks.far import InputMissing
-from tasks.launch import StageFailed
-from tasks.programs.config import DiskFailure, InputError, Machine, Pipeline
-from tasks.states import as_state
+from flows import retrain, stage
+from tasks.config.machine import Machine
+from tasks.config.pipeline import Pipeline
+from tasks.execution import dispatch
+from tasks.execution.dispatch import BAD_INPUT, DISK_FAILURE, INPUT_MISSING, OTHER_CODE
+from tasks.stages.task import as_state
+from tasks.system.errors import DiskFailure, InputError, InputMissing, StageFailed
 
 ROOT = Path(__file__).resolve().parents[1]
 STATES = ("State", "Completed", "Failed", "Crashed", "Cancelled", "Scheduled", "Paused", "ChangeFlowRunState")
@@ -111,9 +111,9 @@ def test_a_retraining_with_nothing_to_do_is_listed_and_says_why(monkeypatch: pyt
 
 
 def run_stage_flow(monkeypatch: pytest.MonkeyPatch, run: Any, sources: dict[str, str]) -> State:
-    monkeypatch.setattr(stages, "code_of", lambda _: {})
-    monkeypatch.setattr(stages, "as_step", lambda *_: None)
-    monkeypatch.setattr(stages, "warm_up", lambda *_: None)
-    monkeypatch.setattr(stages, "run_stage", run)
-    monkeypatch.setattr("flows.run_log.get_run_logger", lambda: None)
-    return stages.stage.fn("ppo", {}, {}, [], sources, Machine())
+    monkeypatch.setattr(stage, "code_of", lambda _: {})
+    monkeypatch.setattr(stage, "as_step", lambda *_: None)
+    monkeypatch.setattr(stage, "warm_up", lambda *_: None)
+    monkeypatch.setattr(stage, "run_stage", run)
+    monkeypatch.setattr("flows.display.run_log.get_run_logger", lambda: None)
+    return stage.stage.fn("ppo", {}, {}, [], sources, Machine())

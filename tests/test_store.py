@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tasks.artifact import Artifact, Step, given
-from tasks.digests import file_digest, folder_digest
-from tasks.programs.config import DataJob, Machine, Pipeline, SftJob
-from tasks.store import Manifest, Recipe, Store, changes, home
+from tasks.artifacts.artifact import Artifact, Step, given
+from tasks.artifacts.store import Manifest, Recipe, Store, changes, home
+from tasks.config.jobs import DataJob, SftJob
+from tasks.config.machine import Machine
+from tasks.config.pipeline import Pipeline
+from tasks.system.hashing import file_digest, folder_digest
 
 RECIPE = Recipe("sft", {"seed": 0, "sft": {"epochs": 2.0}}, {"data": "d1"}, {"tasks/programs/sft.py": "s1"}, {"data": "whole"})
 
@@ -183,7 +185,7 @@ def test_a_folder_is_its_files_without_hidden_ones(tmp_path: Path) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from tasks.store import Store
+from tasks.artifacts.store import Store
 with Store(Path(sys.argv[1])).lock("k", on_wait=lambda: print("waiting", flush=True)):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))
@@ -211,9 +213,13 @@ def test_a_lock_is_held_by_one_and_freed_when_its_holder_is_killed(store: Store)
 def test_what_changed_is_named_setting_by_setting(store: Store) -> None:
     before = commit(store)
     after = Recipe(
-        "sft", {"seed": 0, "sft": {"epochs": 3.0, "rank": 8}}, {"data": "d2"}, {"tasks/programs/sft.py": "s1", "tasks/rlhf/losses.py": "s"}, {}
+        "sft",
+        {"seed": 0, "sft": {"epochs": 3.0, "rank": 8}},
+        {"data": "d2"},
+        {"tasks/programs/sft.py": "s1", "tasks/rlhf/algorithms/losses.py": "s"},
+        {},
     )
-    assert changes(after, before) == ["sft.epochs 2.0 -> 3.0", "sft.rank null -> 8", "input data", "code tasks/rlhf/losses.py"]
+    assert changes(after, before) == ["sft.epochs 2.0 -> 3.0", "sft.rank null -> 8", "input data", "code tasks/rlhf/algorithms/losses.py"]
     assert changes(RECIPE, before) == []
 
 

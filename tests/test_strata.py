@@ -7,8 +7,8 @@ import torch
 from scipy.stats import bootstrap, spearmanr
 from torch import Tensor
 
-from tasks.rlhf.intervals import wilson
-from tasks.rlhf.strata import advantage, by_gap, by_length, centred, clustered_mean, correct, credit, measure, spearman
+from tasks.rlhf.evaluation.intervals import wilson
+from tasks.rlhf.evaluation.pair_accuracy import advantage, by_gap, by_length, centred, clustered_mean, correct, credit, measure, spearman
 
 SHARE = (0.0, 1.0)
 

@@ -9,11 +9,13 @@ import fake_tree
 import httpx
 import pytest
 
-from flows import cli, environment, privacy, surroundings
-from flows.servers import free_port
-from flows.up import Address
-from tasks import databases, launch
-from tasks.programs.config import Machine
+from flows import cli
+from flows.services import environment, isolation, permissions
+from flows.services.local_servers import Address
+from flows.services.processes import free_port
+from tasks.config.machine import Machine
+from tasks.execution import launch
+from tasks.tracking import databases
 
 SHADOWING = ("asyncio", "json", "logging", "mlflow", "prefect", "uvicorn")
 HOSTILE = {
@@ -86,14 +88,14 @@ def test_a_databases_address_leads_to_its_file_whatever_the_path_holds(tmp_path:
 )
 def test_loopback_is_reached_without_a_proxy(clean: pytest.MonkeyPatch, given: dict[str, str], expected: str | None) -> None:
     os.environ.update(given)
-    surroundings.reach_loopback_directly()
+    isolation.reach_loopback_directly()
     assert (os.environ.get("NO_PROXY"), os.environ.get("no_proxy")) == (expected, expected)
 
 
 def test_a_proxy_that_requests_cannot_use_does_not_stop_those_that_need_none(clean: pytest.MonkeyPatch) -> None:
     os.environ["ALL_PROXY"] = "socks5://127.0.0.1:9"
-    clean.setattr(surroundings, "find_spec", lambda _: None)
-    surroundings.reach_loopback_directly()
+    clean.setattr(isolation, "find_spec", lambda _: None)
+    isolation.reach_loopback_directly()
     httpx.Client().close()
     assert "ALL_PROXY" not in os.environ
 
@@ -111,17 +113,17 @@ def test_settings_stay_only_for_a_server_that_is_named(clean: pytest.MonkeyPatch
     others = {"PREFECT_API_AUTH_STRING": "a:b", "MLFLOW_TRACKING_PASSWORD": "p", "WEB_CONCURRENCY": "2", "PREFECT_LOGGING_LEVEL": "ERROR"}
     os.environ.update(others | named)
     before = {*others, *named}
-    surroundings.leave_out_other_servers()
+    isolation.leave_out_other_servers()
     assert before & os.environ.keys() == kept
-    surroundings.leave_out_other_servers(all_of_them=True)
+    isolation.leave_out_other_servers(all_of_them=True)
     assert before & os.environ.keys() == {"PREFECT_LOGGING_LEVEL"}
 
 
 def test_the_password_of_up_is_told_to_no_other_tracker(clean: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from flows import credentials, up
+    from flows.services import credentials, local_servers
 
     login = credentials.made(tmp_path)
-    clean.setattr(up, "running", lambda _: Address("http://127.0.0.1:1", "http://127.0.0.1:2"))
+    clean.setattr(local_servers, "running", lambda _: Address("http://127.0.0.1:1", "http://127.0.0.1:2"))
     os.environ["MLFLOW_TRACKING_URI"] = "http://elsewhere.example"
     environment.join(tmp_path)
     assert login.password not in {value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
@@ -132,7 +134,7 @@ def test_the_password_of_up_is_told_to_no_other_tracker(clean: pytest.MonkeyPatc
 def test_a_server_that_does_not_answer_is_told_by_the_variable_that_names_it(
     clean: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str]
 ) -> None:
-    clean.setattr("flows.servers.RETRIES", 0)
+    clean.setattr("flows.services.processes.RETRIES", 0)
     os.environ |= {"PREFECT_API_URL": f"http://me:hidden@127.0.0.1:{free_port()}/api", "ALIGNFLOW_HOME": str(tmp_path / "home")}
     assert cli.main(command) == 2
     error = capsys.readouterr().err
@@ -153,7 +155,7 @@ def test_addresses_of_files_are_written_out_before_the_working_folder_is_left(cl
         "http://h": "http://h",
         "databricks": "databricks",
     }.items():
-        assert surroundings._absolute(uri) == expected
+        assert isolation._absolute(uri) == expected
 
 
 # ------------------------------------------------------------------------------------------------------------------------- secrets
@@ -193,7 +195,7 @@ def test_a_home_is_closed_with_all_that_an_older_version_left_open_and_all_that_
     (home / "demo.json").write_text("x")
     outside.write_text("x")
     (home / "objects" / "link").symlink_to(outside)
-    privacy.close(home)
+    permissions.close(home)
     assert modes(home) == {0}
     assert stat.S_IMODE(outside.stat().st_mode) == 0o644
     (home / "new").mkdir()
@@ -211,7 +213,7 @@ def test_a_folder_that_is_not_alignflows_alone_stays_open_but_for_what_is(tmp_pa
         home.chmod(0o1777)
     else:
         monkeypatch.chdir(home)
-    privacy.close(home)
+    permissions.close(home)
     assert stat.S_IMODE(home.stat().st_mode) & 0o055 == 0o055
     assert stat.S_IMODE((home / "others.txt").stat().st_mode) == 0o644
     assert stat.S_IMODE((home / "objects").stat().st_mode) == 0o700

@@ -8,9 +8,11 @@ import tiny
 from chat_families import CHATML
 
 from flows import cli
-from flows.checks import check_inputs
-from tasks import tokenizer_check
-from tasks.programs.config import HuggingFaceBase, InputError, Pipeline, Text
+from flows.preflight import check_inputs
+from tasks.config.models import HuggingFaceBase, Text
+from tasks.config.pipeline import Pipeline
+from tasks.execution import tokenizer_check
+from tasks.system.errors import InputError
 
 
 @pytest.fixture(scope="module")

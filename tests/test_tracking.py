@@ -11,17 +11,23 @@ from typing import Any
 import fake_tree
 import pytest
 
-from tasks import events, launch, origin, program_log, sources, tracker, tracking
-from tasks.artifact import Step, given
-from tasks.launch import StageFailed
-from tasks.programs.config import DataJob, InputError, Machine, Pipeline, PpoJob
-from tasks.stage import Seat, run_stage
-from tasks.store import Store
+from tasks.artifacts import code_version
+from tasks.artifacts.artifact import Step, given
+from tasks.artifacts.store import Store
+from tasks.config.jobs import DataJob, PpoJob
+from tasks.config.machine import Machine
+from tasks.config.pipeline import Pipeline
+from tasks.execution import launch
+from tasks.execution.run_stage import Seat, run_stage
+from tasks.system import events
+from tasks.system.errors import InputError, StageFailed
+from tasks.tracking import client, program_log, run_origin, runs
+from tasks.tracking import client as tracking_client
 
 
 @pytest.fixture(scope="module")
 def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tracker._client = None  # another module's connection is to another database
+    client._client = None  # another module's connection is to another database
     return tmp_path_factory.mktemp("tracking") / "home"
 
 
@@ -30,8 +36,8 @@ def tree(shared_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """A fake tree, and MLflow over one database for all tests here: making it takes seconds."""
     made = fake_tree.make_tree(tmp_path / "tree")
     monkeypatch.setattr(launch, "ROOT", made)
-    monkeypatch.setattr(sources, "ROOT", made)
-    monkeypatch.setattr(tracker, "_down", False)
+    monkeypatch.setattr(code_version, "ROOT", made)
+    monkeypatch.setattr(client, "_down", False)
     monkeypatch.setenv("ALIGNFLOW_HOME", str(shared_home))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{shared_home / 'mlflow.db'}")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -51,15 +57,15 @@ def step(seed: int) -> Step:
 
 
 def children(parent: str) -> list[Any]:
-    return tracker._client.search_runs([tracker._experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
+    return client._client.search_runs([client._experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
 
 
 def test_a_stage_is_a_child_with_settings_metrics_data_and_files(tree: Path) -> None:
-    with tracking.pipeline_run("demo", Pipeline(seed=11).model_dump(mode="json"), flow_run_id="f1") as parent:
+    with runs.pipeline_run("demo", Pipeline(seed=11).model_dump(mode="json"), flow_run_id="f1") as parent:
         posts = tree / "Posts.xml"
         posts.write_text("<posts/>")
         artifact = run_stage(Step("data", DataJob.of(Pipeline(seed=11)), {"source": given(posts)}), Seat(Machine(), parent.run_id))
-    client = tracker._client
+    client = tracking_client._client
     root = client.get_run(parent.run_id)
     assert root.info.status == "FINISHED"
     assert root.data.tags["prefect.flow_run_id"] == "f1"
@@ -80,16 +86,16 @@ def test_a_stage_is_a_child_with_settings_metrics_data_and_files(tree: Path) -> 
 
 
 def test_a_reused_stage_points_to_the_run_that_built_it(tree: Path) -> None:
-    with tracking.pipeline_run("one", {}) as first:
+    with runs.pipeline_run("one", {}) as first:
         run_stage(step(21), Seat(Machine(), first.run_id))
-    with tracking.pipeline_run("two", {}) as second:
+    with runs.pipeline_run("two", {}) as second:
         run_stage(step(21), Seat(Machine(), second.run_id))
     (built,), (reused,) = children(first.run_id), children(second.run_id)
     assert reused.data.tags["cached"] == "true"
     assert reused.data.tags["stage.built_by"] == built.info.run_id
     assert reused.data.metrics["ppo.kl"] == 0.5
     assert reused.info.status == "FINISHED"
-    assert tracker._client.list_artifacts(reused.info.run_id) == []
+    assert client._client.list_artifacts(reused.info.run_id) == []
 
 
 def test_a_crash_is_failed_and_the_resumed_stage_continues_its_run(tree: Path) -> None:
@@ -100,89 +106,89 @@ def test_a_crash_is_failed_and_the_resumed_stage_continues_its_run(tree: Path) -
             raise StageFailed("killed")
 
     unlisten = events.listen(kill_at_3)
-    with pytest.raises(StageFailed), tracking.pipeline_run("one", {}) as first:
+    with pytest.raises(StageFailed), runs.pipeline_run("one", {}) as first:
         run_stage(step(31), Seat(Machine(), first.run_id))
     unlisten()
     (crashed,) = children(first.run_id)
-    assert (crashed.info.status, tracker._client.get_run(first.run_id).info.status) == ("FAILED", "FAILED")
+    assert (crashed.info.status, client._client.get_run(first.run_id).info.status) == ("FAILED", "FAILED")
     fake_tree.misbehave(tree, "ppo", "")
-    with tracking.pipeline_run("two", {}) as second:
+    with runs.pipeline_run("two", {}) as second:
         run_stage(step(31), Seat(Machine(), second.run_id))
     (resumed,) = children(second.run_id)
     assert resumed.info.run_id == crashed.info.run_id
     assert resumed.info.status == "FINISHED"
-    assert [point.step for point in tracker._client.get_metric_history(resumed.info.run_id, "loss")] == [1, 2, 3, 4, 5]
+    assert [point.step for point in client._client.get_metric_history(resumed.info.run_id, "loss")] == [1, 2, 3, 4, 5]
 
 
 def test_a_resumed_run_takes_no_step_twice(tree: Path) -> None:
-    with tracking.pipeline_run("one", {}) as parent:
-        before = tracking.Tracked(parent.run_id)
+    with runs.pipeline_run("one", {}) as parent:
+        before = runs.Tracked(parent.run_id)
         for number in (1, 2, 3):
             before.step({"step": number, "total": 4, "time": 100.0 + number, "loss": 1.0})
         before.flush()
-        after = tracking.Tracked(parent.run_id, resumed=True)
+        after = runs.Tracked(parent.run_id, resumed=True)
         for seconds, number in enumerate((3, 4, 4)):  # 3 is taken again, from the checkpoint of 2; then the program dies once more
             after.step({"step": number, "total": 4, "time": 200.0 + seconds, "loss": 1.0, "kl": 0.5})
         after.flush()
 
     def steps(name: str) -> list[int]:
-        return [point.step for point in tracker._client.get_metric_history(parent.run_id, name)]
+        return [point.step for point in client._client.get_metric_history(parent.run_id, name)]
 
     assert (steps("loss"), steps("kl"), steps("total")) == ([1, 2, 3, 4], [3, 4], [])
 
 
 def test_an_interrupted_pipeline_is_killed(tree: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), tracking.pipeline_run("one", {}) as parent:
+    with pytest.raises(KeyboardInterrupt), runs.pipeline_run("one", {}) as parent:
         raise KeyboardInterrupt
-    assert tracker._client.get_run(parent.run_id).info.status == "KILLED"
+    assert client._client.get_run(parent.run_id).info.status == "KILLED"
 
 
 def test_a_parent_that_a_kill_9_left_running_is_closed_by_the_next_pipeline(tree: Path) -> None:
-    tracker.connect()
-    left = tracker.start("left", {tracking.HOME: tracking._whereabouts()})
-    stage = tracker.start("sft", {tracking.PARENT: left})
-    with tracking.pipeline_run("next", {}) as alive:
-        assert tracker._client.get_run(left).info.status == "KILLED"
-        assert tracker._client.get_run(stage).info.status == "KILLED"
-        with tracking.pipeline_run("beside", {}):
-            assert tracker._client.get_run(alive.run_id).info.status == "RUNNING"
+    client.connect()
+    left = client.start("left", {runs.HOME: runs._whereabouts()})
+    stage = client.start("sft", {runs.PARENT: left})
+    with runs.pipeline_run("next", {}) as alive:
+        assert client._client.get_run(left).info.status == "KILLED"
+        assert client._client.get_run(stage).info.status == "KILLED"
+        with runs.pipeline_run("beside", {}):
+            assert client._client.get_run(alive.run_id).info.status == "RUNNING"
 
 
 def test_long_and_many_settings_fit(tree: Path) -> None:
-    with tracking.pipeline_run("big", {"text": "x" * 20_000, **{f"k{number}": number for number in range(250)}}) as parent:
+    with runs.pipeline_run("big", {"text": "x" * 20_000, **{f"k{number}": number for number in range(250)}}) as parent:
         pass
-    params = tracker._client.get_run(parent.run_id).data.params
+    params = client._client.get_run(parent.run_id).data.params
     assert len(params) == 251
-    assert len(params["text"]) == tracking.MAX_VALUE
+    assert len(params["text"]) == runs.MAX_VALUE
 
 
 def test_without_a_tracker_everything_runs_and_one_line_says_so(tree: Path, heard: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracker, "_client", None)
+    monkeypatch.setattr(client, "_client", None)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody listens there
-    with tracking.pipeline_run("demo", {"seed": 1}) as parent:
+    with runs.pipeline_run("demo", {"seed": 1}) as parent:
         artifact = run_stage(step(41), Seat(Machine(), parent.run_id))
     assert not artifact["cached"]
     assert [event.about["text"][:24] for event in heard if event.kind == "warning"] == ["MLflow is not reachable;"]
 
 
 def test_a_tracker_that_goes_away_in_mid_run_stops_nothing(tree: Path, heard: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    with tracking.pipeline_run("demo", {"seed": 1}) as parent:
+    with runs.pipeline_run("demo", {"seed": 1}) as parent:
 
         class Gone:
             def __getattr__(self, name: str) -> Any:
                 raise ConnectionError("gone")
 
-        monkeypatch.setattr(tracker, "_client", Gone())
+        monkeypatch.setattr(client, "_client", Gone())
         assert not run_stage(step(51), Seat(Machine(), parent.run_id))["cached"]
     assert len([event for event in heard if event.kind == "warning"]) == 1
 
 
 def test_links_lead_to_where_people_open_the_pages(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert tracker.page("r") == ""  # a database file has no page
+    assert client.page("r") == ""  # a database file has no page
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000/")
-    assert tracker.page("r").startswith("http://mlflow:5000/#/experiments/")
+    assert client.page("r").startswith("http://mlflow:5000/#/experiments/")
     monkeypatch.setenv("ALIGNFLOW_MLFLOW_URL", "https://mlflow.example.org")
-    assert tracker.page("r").startswith("https://mlflow.example.org/#/experiments/")
+    assert client.page("r").startswith("https://mlflow.example.org/#/experiments/")
 
 
 # ------------------------------------------------------------------------------------------------------ logs, names and origins
@@ -191,12 +197,12 @@ def test_links_lead_to_where_people_open_the_pages(tree: Path, monkeypatch: pyte
 def log_of(run: Any, folder: Path) -> str:
     """The log that MLflow has of a run."""
     folder.mkdir()
-    return Path(tracker._client.download_artifacts(run.info.run_id, "log.txt", str(folder))).read_text()
+    return Path(client._client.download_artifacts(run.info.run_id, "log.txt", str(folder))).read_text()
 
 
 def test_a_failed_stage_leaves_its_log_in_mlflow_and_tells_its_last_lines(tree: Path, heard: list[Any], tmp_path: Path) -> None:
     fake_tree.misbehave(tree, "ppo", "fail")
-    with pytest.raises(StageFailed), tracking.pipeline_run("one", {}) as parent:
+    with pytest.raises(StageFailed), runs.pipeline_run("one", {}) as parent:
         run_stage(step(61), Seat(Machine(), parent.run_id))
     (failed,) = children(parent.run_id)
     assert failed.info.status == "FAILED"
@@ -214,7 +220,7 @@ def test_a_stopped_stage_leaves_its_log(tree: Path, stopped_by: type[BaseExcepti
             raise stopped_by
 
     unlisten = events.listen(stop_at_3)
-    with pytest.raises(stopped_by), tracking.pipeline_run("one", {}) as parent:
+    with pytest.raises(stopped_by), runs.pipeline_run("one", {}) as parent:
         run_stage(step(62 + (stopped_by is SystemExit)), Seat(Machine(), parent.run_id))
     unlisten()
     (killed,) = children(parent.run_id)
@@ -224,7 +230,7 @@ def test_a_stopped_stage_leaves_its_log(tree: Path, stopped_by: type[BaseExcepti
 
 def test_a_refused_stage_leaves_its_log_in_mlflow_and_nothing_on_disk(tree: Path, heard: list[Any], shared_home: Path, tmp_path: Path) -> None:
     fake_tree.misbehave(tree, "ppo", "input")
-    with pytest.raises(InputError), tracking.pipeline_run("one", {}) as parent:
+    with pytest.raises(InputError), runs.pipeline_run("one", {}) as parent:
         run_stage(step(64), Seat(Machine(), parent.run_id))
     (refused,) = children(parent.run_id)
     assert "hello from ppo" in log_of(refused, tmp_path / "log")
@@ -233,24 +239,24 @@ def test_a_refused_stage_leaves_its_log_in_mlflow_and_nothing_on_disk(tree: Path
 
 
 def test_the_log_of_a_stage_that_kill_9_ended_is_brought_by_the_next_pipeline(tree: Path, shared_home: Path, tmp_path: Path) -> None:
-    tracker.connect()
-    left = tracker.start("left", {tracking.HOME: tracking._whereabouts()})
-    stage = tracker.start("sft", {tracking.PARENT: left, tracking.KEY: "k" * 64})
+    client.connect()
+    left = client.start("left", {runs.HOME: runs._whereabouts()})
+    stage = client.start("sft", {runs.PARENT: left, runs.KEY: "k" * 64})
     partial = Store(shared_home).partial("k" * 64)
     partial.mkdir(parents=True)
     (partial / "log.txt").write_text("its last words\n")
-    with tracking.pipeline_run("next", {}):
-        assert log_of(tracker._client.get_run(stage), tmp_path / "log") == "its last words\n"
+    with runs.pipeline_run("next", {}):
+        assert log_of(client._client.get_run(stage), tmp_path / "log") == "its last words\n"
 
 
 def test_runs_say_who_started_what_from_which_code(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("USER", "LOGNAME"):
         monkeypatch.setenv(name, "somebody-else")
     settings = Pipeline(seed=65).model_dump(mode="json")
-    with tracking.pipeline_run("evil `name`", settings, profile="de`mo", source="alignflow run demo") as parent:
+    with runs.pipeline_run("evil `name`", settings, profile="de`mo", source="alignflow run demo") as parent:
         run_stage(step(65), Seat(Machine(), parent.run_id))
     (child,) = children(parent.run_id)
-    root = tracker._client.get_run(parent.run_id)
+    root = client._client.get_run(parent.run_id)
     user = pwd.getpwuid(os.getuid()).pw_name
     assert [run.data.tags["mlflow.user"] for run in (root, child)] == [user, user]
     assert [run.info.user_id for run in (root, child)] == [user, user]
@@ -271,19 +277,19 @@ def test_the_commit_is_that_of_our_own_source_tree(tmp_path: Path, monkeypatch: 
     git("add", "-A")
     git("commit", "-qm", "one")
     monkeypatch.setenv("GIT_DIR", "/nowhere")  # as in a hook of another repository
-    origin._code.cache_clear()
-    monkeypatch.setattr(origin, "ROOT", tmp_path)
+    run_origin._code.cache_clear()
+    monkeypatch.setattr(run_origin, "ROOT", tmp_path)
     monkeypatch.delenv("GIT_DIR")
     commit = git("rev-parse", "HEAD")
     monkeypatch.setenv("GIT_DIR", "/nowhere")
-    assert origin._code() == {"mlflow.source.git.commit": commit, "alignflow.source.modified": "false"}
+    assert run_origin._code() == {"mlflow.source.git.commit": commit, "alignflow.source.modified": "false"}
     (tmp_path / "tasks" / "a.py").write_text("A = 2\n")
-    origin._code.cache_clear()
-    assert origin._code()["alignflow.source.modified"] == "true"
-    monkeypatch.setattr(origin, "ROOT", tmp_path / "tasks")  # installed inside somebody's repository
-    origin._code.cache_clear()
-    assert origin._code() == {}
-    origin._code.cache_clear()
+    run_origin._code.cache_clear()
+    assert run_origin._code()["alignflow.source.modified"] == "true"
+    monkeypatch.setattr(run_origin, "ROOT", tmp_path / "tasks")  # installed inside somebody's repository
+    run_origin._code.cache_clear()
+    assert run_origin._code() == {}
+    run_origin._code.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.rlhf import checkpoints
-from tasks.rlhf.refusal import InputError
-from tasks.rlhf.schedules import evaluation_steps
-from tasks.rlhf.training import Best, Plan, Training, decayed
+from tasks.rlhf.algorithms.schedules import evaluation_steps
+from tasks.rlhf.training import checkpoints
+from tasks.rlhf.training.loop import Best, Plan, Training, decayed
+from tasks.system.errors import InputError
 
 PLAN = Plan(total=6, seed=0, peak=0.1, shape="constant", warmup_share=0, evaluations=6, patience=None, keep_best=True)
 

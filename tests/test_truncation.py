@@ -10,12 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 
+from tasks.config.jobs import DpoJob, ReferenceJob, RewardJob, SftJob
 from tasks.programs import dpo, reference, reward, sft
-from tasks.programs.config import DpoJob, InputError, ReferenceJob, RewardJob, SftJob
-from tasks.programs.entry import Run
-from tasks.rlhf import comparisons, cut_panels
-from tasks.rlhf.prompts import encode_answer, encode_prompt
-from tasks.rlhf.truncation import WARN_ABOVE, Encoder
+from tasks.programs.runtime.program import Run
+from tasks.reporting import truncation_charts
+from tasks.rlhf.batches import comparisons
+from tasks.rlhf.batches.prompts import encode_answer, encode_prompt
+from tasks.rlhf.batches.truncation import WARN_ABOVE, Encoder
+from tasks.system.errors import InputError
 
 TOKENIZER = tiny.tokenizer()
 TEXT = {"max_prompt_tokens": 48, "max_answer_tokens": 12}
@@ -50,7 +52,7 @@ def test_more_than_a_quarter_is_warned_of_with_the_setting(cut: int, warned: boo
     for number in range(8):
         made.answer(HEAD if number < cut else "list")
         made.prompt("list")
-    assert WARN_ABOVE == cut_panels.MUCH == 0.25
+    assert WARN_ABOVE == truncation_charts.MUCH == 0.25
     assert made.metrics("sft") == {"sft.prompts_cut": 0, "sft.answers_cut": cut / 8}
     assert [("text.max_answer_tokens=12" in sentence and f"{cut} of 8 answers" in sentence) for sentence in made.warnings()] == [True] * warned
 
@@ -118,7 +120,7 @@ def test_every_stage_says_what_it_cut_and_measures_on_the_rest(inputs: dict[str,
         assert found[stage]["measured"]["pairs"] == 2 * 13 if found[stage]["measured"]["split"] == "evaluation" else True
         assert any("text.max_answer_tokens=12" in sentence for sentence in found[stage]["warnings"])
     assert found["sft"]["metrics"]["sft.answers_cut"] > 0
-    rows = cut_panels.rows_of({stage: told["metrics"] for stage, told in found.items()})
+    rows = truncation_charts.rows_of({stage: told["metrics"] for stage, told in found.items()})
     assert [row.stage for row in rows] == ["SFT", "reward", "DPO"]
     assert [row.pairs for row in rows] == ["–", "34", "34"]
 

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from flows import cli, credentials, output, up
-from flows.servers import ServerFailed
-from flows.up import Address, House, Part
+from flows import cli
+from flows.commands import up
+from flows.commands.up import House
+from flows.services import credentials, local_servers, log_rotation
+from flows.services.local_servers import Address, Part
+from flows.services.processes import ServerFailed
 
 
 @pytest.fixture
@@ -34,9 +37,9 @@ def test_credentials_are_made_once_at_random_and_for_their_owner_only(tmp_path: 
 
 
 def test_no_server_has_its_password_on_the_command_line(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(up.DATABASE, "postgresql://me:secret@127.0.0.1:5432")
+    monkeypatch.setenv(local_servers.DATABASE, "postgresql://me:secret@127.0.0.1:5432")
     login = credentials.made(home)
-    parts = up.servers(home, Address("http://127.0.0.1:1", "http://127.0.0.1:2"), login)
+    parts = local_servers.servers(home, Address("http://127.0.0.1:1", "http://127.0.0.1:2"), login)
     lines = " ".join(word for part in parts for word in part.command)
     assert login.password not in lines
     assert "secret" not in lines
@@ -51,7 +54,7 @@ def test_no_server_has_its_password_on_the_command_line(home: Path, monkeypatch:
 
 @pytest.mark.parametrize("url", ["mysql://me@host", "postgresql://", "postgresql://me@host/prefect", "host:5432"])
 def test_a_database_that_is_no_postgresql_server_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch, capsys, url: str) -> None:
-    monkeypatch.setenv(up.DATABASE, url)
+    monkeypatch.setenv(local_servers.DATABASE, url)
     assert cli.main(["up", "--prefect-port", "0", "--mlflow-port", "0"]) == 2
     assert "postgresql://USER:PASSWORD@HOST:PORT" in capsys.readouterr().err
     assert not (home / "up.json").exists()
@@ -75,18 +78,18 @@ def test_what_needs_a_server_says_so_where_there_is_none(home: Path, monkeypatch
 
 def test_servers_count_as_running_only_while_somebody_holds_them_up(home: Path) -> None:
     address = Address("http://127.0.0.1:1", "http://127.0.0.1:2")
-    assert up.running(home) is None
+    assert local_servers.running(home) is None
     with up._claimed(home) as held:
         assert held
-        assert up.running(home) is None  # still starting
+        assert local_servers.running(home) is None  # still starting
         (home / "up.json").write_text(json.dumps(address._asdict()))
-        assert up.running(home) == address
+        assert local_servers.running(home) == address
         assert up._claimed(home) is None
-    assert up.running(home) is None  # killed: the file is still there
+    assert local_servers.running(home) is None  # killed: the file is still there
 
 
 def test_a_parts_log_is_rotated_by_the_one_process_that_writes_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output, "MAX_BYTES", 1000)
+    monkeypatch.setattr(log_rotation, "MAX_BYTES", 1000)
     house = House(home)
     house.start(Part("loud", [sys.executable, "-c", "for n in range(300): print('line', n)"], {}))
     house.processes["loud"].wait(20)

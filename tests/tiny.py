@@ -24,8 +24,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from tasks.rlhf.bases import Fingerprint
-from tasks.rlhf.models import train_tokenizer
+from tasks.rlhf.models.builtin import train_tokenizer
+from tasks.rlhf.models.fingerprint import Fingerprint
 
 torch.set_num_threads(1)  # at this size threads only wait for each other
 

@@ -32,22 +32,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tasks.programs import oddities, ranges, reading, workplace
-from tasks.programs.config import Data, DataJob, InputError
-from tasks.programs.crew import Crew, crew
-from tasks.programs.dumps import UNKNOWN_SITE
-from tasks.programs.entry import Run, main
-from tasks.programs.ranges import Lot, Stack, shelve, tabulate
-from tasks.programs.source import ShellSite, StackExchangeDump
-from tasks.rlhf import blocks, contamination, kin, segments, tables
-from tasks.rlhf.blocks import Block
-from tasks.rlhf.kin import Fates
-from tasks.rlhf.people import Names, names_in
-from tasks.rlhf.quarantine import Place, Quarantine
-from tasks.rlhf.seen import Seen
-from tasks.rlhf.shelves import SPLITS
-from tasks.rlhf.splits import is_test
-from tasks.rlhf.tally import Tally
+from tasks.config.data import Data
+from tasks.config.dump_files import UNKNOWN_SITE
+from tasks.config.jobs import DataJob
+from tasks.config.sources import ShellSite, StackExchangeDump
+from tasks.dataset import sorted_files, tables
+from tasks.dataset.curation import contamination, split_assignment
+from tasks.dataset.curation.question_files import SPLITS
+from tasks.dataset.curation.split_assignment import Fates
+from tasks.dataset.readers import blocks
+from tasks.dataset.readers.blocks import Block
+from tasks.dataset.readers.quarantine import Place, Quarantine
+from tasks.dataset.sources.row_warnings import Seen
+from tasks.dataset.sources.user_names import Names, names_in
+from tasks.dataset.splits import is_test
+from tasks.dataset.statistics import Tally
+from tasks.programs.data_stage import partitions, read_source, source_warnings, work_folder
+from tasks.programs.data_stage.partitions import Lot, Stack, shelve, tabulate
+from tasks.programs.data_stage.worker_pool import Crew, crew
+from tasks.programs.runtime.program import Run, main
+from tasks.system.errors import InputError
 
 RANGE = 2**14  # records (posts, comparisons) that are objects in memory at a time
 LAID = ".block"
@@ -87,20 +91,20 @@ def prepare(job: DataJob, run: Run) -> None:
     """Read, pair and split what the source holds."""
     run.rewind(0)  # steps whose results are noted are told again
     path, asks = run.inputs["source"], run.directory / "asks"
-    size, counts = reading.size_of(job.source, path), Counts.nothing()
-    work = workplace.opened(job, run)
+    size, counts = read_source.size_of(job.source, path), Counts.nothing()
+    work = work_folder.opened(job, run)
     try:
         with crew(run.machine.threads, work / "notes", asks if asks.exists() else None) as hands:
             _warn_of_unknown_site(job, run, path)
             _prepare(Desk(job, run, path, work, hands, counts, size))
     except InputError:
-        workplace.clear(work)  # with other input it is other work
+        work_folder.clear(work)  # with other input it is other work
         raise
-    workplace.clear(work)
+    work_folder.clear(work)
 
 
 def _warn_of_unknown_site(job: DataJob, run: Run, path: Path) -> None:
-    if isinstance(job.source, StackExchangeDump) and not job.source.site and UNKNOWN_SITE in reading.sites_of(job.source, path).values():
+    if isinstance(job.source, StackExchangeDump) and not job.source.site and UNKNOWN_SITE in read_source.sites_of(job.source, path).values():
         run.warn(f"No name says which site {path.name} is of: links and authors are those of {UNKNOWN_SITE}. Set source.site.")
 
 
@@ -109,8 +113,8 @@ def _prepare(desk: Desk) -> None:
     # 1. Whatever the source holds to records by question
     with Quarantine(desk.work / "quarantine.jsonl") as bad:
         found = _read(desk, bad)
-    bad.check(desk.source, data.max_bad_share, columns=[name for name, _ in desk.counts.seen.refused.most_common(oddities.MOST_NAMES)])
-    for sentence in oddities.warnings(desk.counts.seen, desk.job.source, rows=bad.rows):
+    bad.check(desk.source, data.max_bad_share, columns=[name for name, _ in desk.counts.seen.refused.most_common(source_warnings.MOST_NAMES)])
+    for sentence in source_warnings.warnings(desk.counts.seen, desk.job.source, rows=bad.rows):
         desk.run.warn(sentence)
     # 2. Records to the questions that the rules keep
     shelved = _shelve(found, desk)
@@ -132,7 +136,7 @@ def _prepare(desk: Desk) -> None:
 def _read(desk: Desk, bad: Quarantine) -> list[Path]:
     """Segments of all blocks; rows that cannot be used are told with their place in the file."""
     file, before, found = "", 0, []
-    for taken in desk.hands.map(reading.take, _blocks(desk), noted=True):
+    for taken in desk.hands.map(read_source.take, _blocks(desk), noted=True):
         if taken.file != file:
             file, before = taken.file, 0
         for number, reason in taken.bad:
@@ -150,14 +154,14 @@ def _read(desk: Desk, bad: Quarantine) -> list[Path]:
     return found
 
 
-def _blocks(desk: Desk) -> Iterator[reading.Task]:
+def _blocks(desk: Desk) -> Iterator[read_source.Task]:
     file, names, source = "", None, desk.job.source
-    sites = set(reading.sites_of(source, desk.source).values())
-    for number, (block, site) in enumerate(reading.cut(source, desk.source)):
+    sites = set(read_source.sites_of(source, desk.source).values())
+    for number, (block, site) in enumerate(read_source.cut(source, desk.source)):
         if site and block.file != file:
             file, names = block.file, _names(block.path, desk.work / f"names{number:06}", desk)
         segment = desk.work / f"segment{number:06}.jsonl"
-        yield reading.Task(_handed(block, segment, desk.hands), source, site, len(sites) > 1, segment, names)
+        yield read_source.Task(_handed(block, segment, desk.hands), source, site, len(sites) > 1, segment, names)
 
 
 def _handed(block: Block, path: Path, hands: Crew) -> Block:
@@ -167,7 +171,7 @@ def _handed(block: Block, path: Path, hands: Crew) -> Block:
 
 def _names(file: Path, folder: Path, desk: Desk) -> Path | None:
     """The names of a dump's users, where it has them."""
-    users = reading.users_of(file)
+    users = read_source.users_of(file)
     if users is None:
         return None
     folder.mkdir(exist_ok=True)
@@ -196,9 +200,9 @@ def _shelve(found: list[Path], desk: Desk) -> list[Path]:
 
 
 def _stacks(found: list[Path], desk: Desk) -> list[Stack]:
-    job, keep, foreign = desk.job, ranges.rules_of(desk.job.data), _foreign(desk.run, desk.work / "foreign.npz")
+    job, keep, foreign = desk.job, partitions.rules_of(desk.job.data), _foreign(desk.run, desk.work / "foreign.npz")
     shelf = "shelf{:06}.jsonl".format
-    places = enumerate(segments.ranges(found, RANGE))
+    places = enumerate(sorted_files.ranges(found, RANGE))
     return [Stack(slices, job.source, keep, foreign, job.data.alike < 1, desk.work / shelf(place)) for place, slices in places]
 
 
@@ -217,7 +221,7 @@ def _fates(shelved: list[Path], data: Data, counts: Counts) -> Fates:
     shares = {"finetune": data.finetune_share, "reward": data.reward_share, "rl": data.rl_share}
     shares["evaluation"] = 1 - sum(shares.values())
     distinct, cap = data.duplicates == "drop", data.max_questions_per_author
-    return kin.decide(shelved, shares, counts.dropped, alike=data.alike, distinct=distinct, per_author=cap)
+    return split_assignment.decide(shelved, shares, counts.dropped, alike=data.alike, distinct=distinct, per_author=cap)
 
 
 def _refuse_empty(fates: Fates, desk: Desk) -> None:
@@ -281,8 +285,8 @@ def _card(desk: Desk, tally: Tally, bad: Quarantine, fates: Fates, rows: Mapping
         "masked": dict(sorted(counts.hidden.items())),
         "quarantined": dict(sorted(bad.reasons.items())),
         "rows_seen": bad.rows,
-        **oddities.for_card(counts.seen, counts.tests, rows=bad.rows),
-        "other_files": reading.other_files(job.source, desk.source)[: oddities.MOST_NAMES],
+        **source_warnings.for_card(counts.seen, counts.tests, rows=bad.rows),
+        "other_files": read_source.other_files(job.source, desk.source)[: source_warnings.MOST_NAMES],
         "split_questions": dict(zip(SPLITS[1:], counted[1:], strict=True)),
         "rows": dict(rows),
     }

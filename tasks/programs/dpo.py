@@ -13,15 +13,22 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tasks.programs import beginning, pairs
-from tasks.programs.config import Dpo, DpoJob, InputError
-from tasks.programs.entry import Run, main
+from tasks.config.jobs import DpoJob
+from tasks.config.stages import Dpo
 from tasks.programs.reference import COLUMNS, read
-from tasks.rlhf import bases, branches, comparisons, devices, losses, models, ranks, schedules, sharded, step_zero, strata
-from tasks.rlhf.comparisons import Batch, Comparison
-from tasks.rlhf.finite import check_finite
-from tasks.rlhf.intervals import Share
-from tasks.rlhf.losses import DpoLoss
+from tasks.programs.runtime import pair_tables, training_setup
+from tasks.programs.runtime.program import Run, main
+from tasks.rlhf.algorithms import losses, sanity_checks, schedules
+from tasks.rlhf.algorithms.losses import DpoLoss
+from tasks.rlhf.batches import comparisons, shared_prompt
+from tasks.rlhf.batches.comparisons import Batch, Comparison
+from tasks.rlhf.compute import devices, distributed, fsdp, seeds
+from tasks.rlhf.evaluation import pair_accuracy
+from tasks.rlhf.evaluation.intervals import Share
+from tasks.rlhf.models import fingerprint as models_fingerprint
+from tasks.rlhf.models import loading
+from tasks.rlhf.training.finite_checks import check_finite
+from tasks.system.errors import InputError
 
 # An untrained policy is the reference: log-probabilities of whole answers, computed in batches of other shapes.
 TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 4.0, torch.float16: 1.0}
@@ -33,28 +40,28 @@ def train(job: DpoJob, run: Run) -> None:
     device = devices.set_up(run.machine.device, run.machine.threads)
 
     # 1. Comparisons, grouped by question, with the reference's log-probabilities; some questions are held out.
-    tokenizer = models.load_tokenizer(run.inputs["model"])
-    encoder = pairs.encoder_of(job.text, tokenizer)
+    tokenizer = loading.load_tokenizer(run.inputs["model"])
+    encoder = pair_tables.encoder_of(job.text, tokenizer)
     everything = read(run, job.text, tokenizer, encoder)
-    evaluation = pairs.read_evaluation(run.inputs["data"] / "evaluation_pairs.parquet", run, encoder)
+    evaluation = pair_tables.read_evaluation(run.inputs["data"] / "evaluation_pairs.parquet", run, encoder)
     reference = _reference(run, "reference.parquet", everything, device)
     questions, held_out = comparisons.hold_out(everything, share=settings.held_out_share, seed=job.seed)
     if not questions or not held_out:
         raise InputError("The reward split has fewer than two questions with pairs: raise data.reward_share or give more data.")
-    measured = pairs.choose_measured(evaluation, held_out, run)
+    measured = pair_tables.choose_measured(evaluation, held_out, run)
     if measured.unseen:
         reference |= _reference(run, "reference_evaluation.parquet", measured.questions, device)
-    beginning.afford(settings, run, "model", job.weights.merged, device, beginning.largest(questions, settings.batch_size, run))
-    base = beginning.base(run, "model", job.weights.merged, job.text, device)
-    beginning.share_prompts(run, base, [*questions, *held_out, *measured.questions], pad_id=tokenizer.pad_token_id)
+    training_setup.afford(settings, run, "model", job.weights.merged, device, training_setup.largest(questions, settings.batch_size, run))
+    base = training_setup.base(run, "model", job.weights.merged, job.text, device)
+    training_setup.share_prompts(run, base, [*questions, *held_out, *measured.questions], pad_id=tokenizer.pad_token_id)
     collated = {"pad_id": tokenizer.pad_token_id, "device": device, "hidden_size": base.config.hidden_size}
     most = run.machine.micro_batch or 128  # answers at a time where nothing is kept for a backward pass
 
     # 2. Fresh weights, given ones, or the checkpoint's.
-    devices.seed_step(job.seed, 0)
-    fingerprint = bases.fingerprint(run.inputs["model"], base)
-    tuning = beginning.tuning(settings, base, "dpo", folder=run.inputs["model"], fingerprint=fingerprint, shard=run.machine.of("dpo").shard)
-    training = beginning.training(settings, run, tuning, num_rows=len(questions), seed=job.seed)
+    seeds.seed_step(job.seed, 0)
+    fingerprint = models_fingerprint.fingerprint(run.inputs["model"], base)
+    tuning = training_setup.tuning(settings, base, "dpo", folder=run.inputs["model"], fingerprint=fingerprint, shard=run.machine.of("dpo").shard)
+    training = training_setup.training(settings, run, tuning, num_rows=len(questions), seed=job.seed)
 
     for step in training.steps():
         # 3. One optimizer step over some questions, each with all its pairs; each rank takes its part of them.
@@ -63,11 +70,11 @@ def train(job: DpoJob, run: Run) -> None:
         chosen = [questions[i] for i in indices]
         num_pairs, num_best = sum(len(c.pairs) for c in chosen), max(1, sum(len(c.best) for c in chosen))
         sums, anchor = torch.zeros(4, device=device), 0.0
-        for part, counts in ranks.turns(comparisons.micro_batches(ranks.mine(chosen), run.machine.micro_batch), chosen[:1]):
+        for part, counts in distributed.turns(comparisons.micro_batches(distributed.mine(chosen), run.machine.micro_batch), chosen[:1]):
             batch, ref = comparisons.collate(part, **collated), torch.cat([reference[c.question_id] for c in part])
             with tuning.active() as policy:
-                logp = sharded.inside(policy, branches.log_probs, batch.branches)
-                result, nll = pair_loss(logp, ref, batch, settings), -logp / branches.num_tokens(batch.branches)
+                logp = fsdp.inside(policy, shared_prompt.log_probs, batch.branches)
+                result, nll = pair_loss(logp, ref, batch, settings), -logp / shared_prompt.num_tokens(batch.branches)
                 best_nll = nll[batch.best].sum() / num_best
                 (counts * (result.loss.sum() / num_pairs + settings.nll_weight * best_nll)).backward()
             if not counts:
@@ -76,12 +83,12 @@ def train(job: DpoJob, run: Run) -> None:
             margin = result.chosen_reward - result.rejected_reward
             sums += torch.stack([result.loss.detach().sum(), (margin > 0).sum(), margin.sum(), result.chosen_reward.sum()])
             if step == 0 and "start" not in run.inputs and tuning.is_base_at_start and not settings.lora.dropout:
-                step_zero.check_same(
-                    "An untrained policy's and the reference's log-probabilities", logp.detach(), ref, tolerance=TOLERANCE[bases.stored(base)],
+                sanity_checks.check_same(
+                    "An untrained policy's and the reference's log-probabilities", logp.detach(), ref, tolerance=TOLERANCE[loading.stored(base)],
                     cause="the reference stage saw another model, precision or text.",
                 )  # fmt: skip
         names = ("loss", "accuracy", "margin", "chosen_reward")
-        *totals, anchor = ranks.summed([*sums.tolist(), anchor])
+        *totals, anchor = distributed.summed([*sums.tolist(), anchor])
         line = {name: total / num_pairs for name, total in zip(names, totals, strict=True)} | {"nll": anchor}
         line |= {"grad_norm": training.update(line["loss"]), "learning_rate": training.rate(step)}
 
@@ -96,7 +103,7 @@ def train(job: DpoJob, run: Run) -> None:
 
     # 5. The artifact: the weights that are kept, their held-out loss and accuracy.
     training.conclude()
-    beginning.tell_peak(device)
+    training_setup.tell_peak(device)
     tuning.model.eval()
     tuning.save(run.artifact)
     with tuning.active() as policy:
@@ -150,15 +157,15 @@ def evaluate(
     def look(part: list[Comparison]) -> tuple[float, list[float]]:
         batch = comparisons.collate(part, **collated)  # type: ignore[arg-type]
         result = pair_loss(
-            sharded.inside(policy, branches.log_probs, batch.branches), torch.cat([reference[c.question_id] for c in part]), batch, settings
+            fsdp.inside(policy, shared_prompt.log_probs, batch.branches), torch.cat([reference[c.question_id] for c in part]), batch, settings
         )
-        return result.loss.sum().item(), strata.correct(result.chosen_reward, result.rejected_reward).tolist()
+        return result.loss.sum().item(), pair_accuracy.correct(result.chosen_reward, result.rejected_reward).tolist()
 
-    lost, right = zip(*ranks.each(comparisons.micro_batches(questions, most), look, told=told), strict=True)
+    lost, right = zip(*distributed.each(comparisons.micro_batches(questions, most), look, told=told), strict=True)
     correct = torch.tensor([one for some in right for one in some])
     question = torch.tensor([number for number, c in enumerate(questions) for _ in c.pairs])
-    return HeldOut(sum(lost) / len(correct), strata.cautious(strata.measure(correct, question)))
+    return HeldOut(sum(lost) / len(correct), pair_accuracy.cautious(pair_accuracy.measure(correct, question)))
 
 
 if __name__ == "__main__":
-    main(train, DpoJob, among=ranks.joined)
+    main(train, DpoJob, among=distributed.joined)

@@ -11,10 +11,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from tasks.programs.config import InputError, MergeJob
-from tasks.programs.entry import Run, main
-from tasks.rlhf import adapters, bases, devices, models, prompts, sampling
-from tasks.rlhf.finite import UNSOUND_MODEL, check_finite
+from tasks.config.jobs import MergeJob
+from tasks.programs.runtime.program import Run, main
+from tasks.rlhf.batches import forward, prompts, sampling
+from tasks.rlhf.compute import devices, seeds
+from tasks.rlhf.models import fingerprint, loading, lora
+from tasks.rlhf.training.finite_checks import UNSOUND_MODEL, check_finite
+from tasks.system.errors import InputError
 
 PROBES = (
     "Question: How do I list the files of a directory?\n\nAnswer: Use `ls -l`.",
@@ -31,7 +34,7 @@ def merge(job: MergeJob, run: Run) -> None:
     """Merge the adapter of the input stage into the base model."""
     device = devices.set_up(run.machine.device, run.machine.threads)
     artifact, folder = run.inputs["adapter"], run.inputs["base"]
-    tokenizer = models.load_tokenizer(folder)
+    tokenizer = loading.load_tokenizer(folder)
     run.rewind(0)
     if (artifact / "bottleneck").is_dir():
         raise InputError("Bottlenecks cannot be folded into a model's own layers: use them as they are, beside their base.")
@@ -40,7 +43,7 @@ def merge(job: MergeJob, run: Run) -> None:
     if (artifact / "adapter").is_dir():
         metrics = _merge_adapter(job, run, artifact / "adapter", tokenizer, device)
     else:
-        whole = bases.load(artifact / "model", device=device)
+        whole = loading.load(artifact / "model", device=device)
         metrics = _write(whole, None, job, run, tokenizer, likely(whole, tokenizer))
     run.log(1, 1)
     run.finish({f"merge.{name}": value for name, value in metrics.items()})
@@ -49,13 +52,13 @@ def merge(job: MergeJob, run: Run) -> None:
 def _merge_adapter(job: MergeJob, run: Run, adapter: Path, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> dict[str, float]:
     """Merge into the weights that the adapter's base computed with; gives what it changes."""
     folder, precision = run.inputs["base"], job.weights.base
-    base = bases.load(folder, device=device, precision=precision)
-    bases.check(adapter, bases.fingerprint(folder, base), setting="weights.base")
-    model, score = adapters.load(base, "merged", adapter)
-    with adapters.active(model, "merged") as adapted:
+    base = loading.load(folder, device=device, precision=precision)
+    fingerprint.check(adapter, fingerprint.fingerprint(folder, base), setting="weights.base")
+    model, score = lora.load(base, "merged", adapter)
+    with lora.active(model, "merged") as adapted:
         before = rewards(adapted, score, tokenizer) if score is not None else likely(adapted, tokenizer)
     if precision in ("int8", "nf4"):
-        model, _ = adapters.load(bases.dequantised(folder, device=device, precision=precision), "merged", adapter)
+        model, _ = lora.load(loading.dequantised(folder, device=device, precision=precision), "merged", adapter)
     merged = model.merge_and_unload(adapter_names=["merged"])
     assert isinstance(merged, PreTrainedModel)
     return _write(merged, score, job, run, tokenizer, before)
@@ -68,7 +71,7 @@ def _write(
     place = run.artifact / "model"
     ends = prompts.end_tokens(tokenizer, job.text.template)
     wanted = job.merge.dtype or ("float32" if job.weights.base == "float32" else None)
-    kept = bases.stored_in(run.inputs["base"])
+    kept = loading.stored_in(run.inputs["base"])
     nn.Module.to(merged, dtype=getattr(torch, wanted) if wanted else torch.bfloat16 if kept == torch.float16 else kept)  # to be trained on
     if merged.generation_config is not None:
         stop_at(merged.generation_config, ends)
@@ -79,7 +82,7 @@ def _write(
     merged.save_pretrained(place)
     tokenizer.save_pretrained(place)
     if score is None:
-        after = likely(bases.load(place, device=merged.device), tokenizer)
+        after = likely(loading.load(place, device=merged.device), tokenizer)
         _check_merged(before[0], after[0], "logits")
         return drift(before[0], after[0]) | {"answers_reproduced": (before[1] == after[1]).all(dim=1).float().mean().item()}
     again = AutoModelForSequenceClassification.from_pretrained(place, use_safetensors=True, trust_remote_code=False, dtype="auto")
@@ -131,7 +134,7 @@ def likely(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[
     """Logits at every token of the probe texts, (N, V) float32, and the likeliest continuations, (5, 24)."""
     ids = _ids(tokenizer)
     logits = torch.cat([model(torch.tensor([x], device=model.device), use_cache=False).logits[0].float() for x in ids])
-    devices.seed_step(0, 0)
+    seeds.seed_step(0, 0)
     continued = sampling.sample(model, ids, max_tokens=CONTINUED, temperature=COLD, end_ids=(), pad_id=0)
     return logits, continued.ids
 
@@ -139,7 +142,7 @@ def likely(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[
 @torch.no_grad()
 def rewards(model: PreTrainedModel, score: Tensor, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:
     """The reward of each probe text, (5,) float32, and their order."""
-    ends = [models.hidden_states(model, torch.tensor([x], device=model.device))[0, -1].float() for x in _ids(tokenizer)]
+    ends = [forward.hidden_states(model, torch.tensor([x], device=model.device))[0, -1].float() for x in _ids(tokenizer)]
     found = (torch.stack(ends) @ score.float().to(model.device).T)[:, 0]
     return found, found.argsort()
 

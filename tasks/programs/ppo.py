@@ -16,16 +16,24 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tasks.programs import beginning, pairs
-from tasks.programs.config import InputError, Ppo, PpoJob
-from tasks.programs.entry import Run, main
-from tasks.rlhf import adapters, bases, checkpoints, devices, losses, models, prompts, rewards, sampling, schedules, scorer, sequences, step_zero
-from tasks.rlhf.advantages import gae, whiten
-from tasks.rlhf.bases import Fingerprint
-from tasks.rlhf.finite import UNSOUND_MODEL, check_finite, check_weights
-from tasks.rlhf.scorer import Scorer
-from tasks.rlhf.sequences import Sequences
-from tasks.rlhf.truncation import Encoder
+from tasks.config.jobs import PpoJob
+from tasks.config.stages import Ppo
+from tasks.programs.runtime import pair_tables, training_setup
+from tasks.programs.runtime.program import Run, main
+from tasks.rlhf.algorithms import losses, rewards, sanity_checks, schedules
+from tasks.rlhf.algorithms.advantages import gae, whiten
+from tasks.rlhf.batches import prompts, sampling, sequences
+from tasks.rlhf.batches.sequences import Sequences
+from tasks.rlhf.batches.truncation import Encoder
+from tasks.rlhf.compute import devices, seeds
+from tasks.rlhf.models import fingerprint as models_fingerprint
+from tasks.rlhf.models import loading, lora, reward_model
+from tasks.rlhf.models import lora as models_lora
+from tasks.rlhf.models.fingerprint import Fingerprint
+from tasks.rlhf.models.reward_model import Scorer
+from tasks.rlhf.training import checkpoints
+from tasks.rlhf.training.finite_checks import UNSOUND_MODEL, check_finite, check_weights
+from tasks.system.errors import InputError
 
 DIVERGED = "training has diverged; lower ppo.learning_rate"
 # Sampler and scorer pad differently; in fp32 that moves log-probabilities by about 1e-6.
@@ -62,12 +70,12 @@ def train(job: PpoJob, run: Run) -> None:
     device = devices.set_up(run.machine.device, run.machine.threads)
 
     # 1. Prompts; policy = reference = SFT model, critic = reward model; or the checkpoint's.
-    tokenizer = models.load_tokenizer(run.inputs["model"])
-    encoder = pairs.encoder_of(job.text, tokenizer)
+    tokenizer = loading.load_tokenizer(run.inputs["model"])
+    encoder = pair_tables.encoder_of(job.text, tokenizer)
     questions = _prompts(job, run, tokenizer, encoder)
     actors = load_actors(job, run, device)
     frozen = [*(p for p in actors.model.parameters() if not p.requires_grad), *(p for m in actors.reward.members for p in m.head.parameters())]
-    frozen_before = step_zero.digest(frozen)
+    frozen_before = sanity_checks.digest(frozen)
     policy_optimizer = torch.optim.Adam(actors.policy.values(), eps=1e-5, fused=True)
     critic_optimizer = torch.optim.Adam(actors.critic.values(), eps=1e-5, fused=True)
     start, kl_coefficient = 0, settings.kl_coefficient
@@ -80,7 +88,7 @@ def train(job: PpoJob, run: Run) -> None:
 
     for step in range(start, settings.steps):
         # 2. Sample an answer to each prompt of the batch and score it.
-        devices.seed_step(job.seed, step + 1)
+        seeds.seed_step(job.seed, step + 1)
         indices = schedules.batch_indices(step, num_rows=len(questions), batch_size=settings.rollouts, seed=job.seed)
         rollout = roll_out(actors, [questions[i] for i in indices], tokenizer, job, device)
         mask = rollout.batch.response_mask
@@ -94,12 +102,12 @@ def train(job: PpoJob, run: Run) -> None:
         k1 = rewards.k1(rollout.logp - rollout.ref_logp).sum(dim=1).mean().item()
         k3 = rewards.k3(rollout.logp - rollout.ref_logp).sum(dim=1).mean().item()
         if step == start:
-            step_zero.check_same(
+            sanity_checks.check_same(
                 "Sampler's and scorer's log-probabilities", rollout.sampler_logp[mask], rollout.logp[mask], tolerance=tolerance,
                 cause="the sampler warps its distribution, or left padding shifts positions.",
             )  # fmt: skip
             if start == 0:
-                step_zero.check_fresh_kl(k1, k3, tolerance=tolerance)
+                sanity_checks.check_fresh_kl(k1, k3, tolerance=tolerance)
 
         # 4. Several passes over the batch in fresh orders; the KL of a step is looked at before the step is taken.
         rate = schedules.learning_rate(step, peak=settings.learning_rate, total=settings.steps, warmup=0, shape="linear")
@@ -117,8 +125,8 @@ def train(job: PpoJob, run: Run) -> None:
                     step=step + 1, advice=DIVERGED,
                 )  # fmt: skip
                 if step == start and not updates:
-                    step_zero.check_ratio(update.ratio, update.clip_fraction, update.approx_kl, tolerance=tolerance)
-                    step_zero.check_gradients(actors.policy | actors.critic)
+                    sanity_checks.check_ratio(update.ratio, update.clip_fraction, update.approx_kl, tolerance=tolerance)
+                    sanity_checks.check_gradients(actors.policy | actors.critic)
                 updates.append(update)
                 if settings.max_step_kl is not None and not update.approx_kl <= settings.max_step_kl:
                     skipped += 1
@@ -158,12 +166,12 @@ def train(job: PpoJob, run: Run) -> None:
             checkpoints.save(run.checkpoints, step + 1, state, {"kl_coefficient": kl_coefficient})
 
     # 6. The artifact; what was frozen must not have moved.
-    if step_zero.digest(frozen) != frozen_before:
-        raise step_zero.StepZeroError(
+    if sanity_checks.digest(frozen) != frozen_before:
+        raise sanity_checks.StepZeroError(
             "Frozen weights changed during training. Likely cause: the optimizer was given the base's or the reward model's."
         )
-    adapters.save(actors.model, "policy", run.artifact / "adapter", base=actors.base)
-    adapters.save(actors.model, "critic", run.artifact / "critic", base=actors.base, score=actors.value_head.weight)
+    lora.save(actors.model, "policy", run.artifact / "adapter", base=actors.base)
+    lora.save(actors.model, "critic", run.artifact / "critic", base=actors.base, score=actors.value_head.weight)
     last = run.last()
     if (ended := run.mean("ended")) < ENOUGH_ENDED:
         run.warn(
@@ -204,13 +212,13 @@ def accumulate(
         old_logp, old_values, advantage, target = (
             x[rows][:, : batch.input_ids.shape[1]] for x in (rollout.logp, rollout.values, advantages, returns)
         )
-        with adapters.active(actors.model, "policy") as policy:
+        with lora.active(actors.model, "policy") as policy:
             logp = sequences.log_probs(policy, batch, temperature=settings.temperature)
             surrogate = losses.policy_loss(
                 logp, old_logp, advantage, batch.response_mask, clip_range=settings.clip_range, dual_clip=settings.dual_clip, count=count
             )
             surrogate.loss.backward()
-        with adapters.active(actors.model, "critic") as critic:
+        with lora.active(actors.model, "critic") as critic:
             values = sequences.values(critic, actors.value_head, batch)
             error = losses.value_loss(values, old_values, target, batch.response_mask, clip_range=settings.value_clip_range, count=count)
             (settings.value_weight * error.loss).backward()
@@ -223,18 +231,18 @@ def roll_out(actors: Actors, questions: list[list[int]], tokenizer: PreTrainedTo
     """Sample answers with the policy; take its and the reference's log-probabilities, the critic's values and the reward model's scores."""
     settings = job.ppo
     ends, pad = prompts.end_tokens(tokenizer, job.text.template), tokenizer.pad_token_id
-    with adapters.active(actors.model, "policy") as policy:
+    with lora.active(actors.model, "policy") as policy:
         samples = sampling.sample(
             policy, questions, max_tokens=job.text.max_answer_tokens, temperature=settings.temperature, end_ids=ends, pad_id=pad
         )
         answers = [ids[mask].tolist() for ids, mask in zip(samples.ids, samples.mask, strict=True)]
         batch = sequences.join(questions, answers, pad_id=pad, device=device)
         logp = sequences.log_probs(policy, batch, temperature=settings.temperature)
-    with adapters.active(actors.model, None) as reference:
+    with lora.active(actors.model, None) as reference:
         ref_logp = sequences.log_probs(reference, batch, temperature=settings.temperature)
-    with adapters.active(actors.model, "critic") as critic:
+    with lora.active(actors.model, "critic") as critic:
         values = sequences.values(critic, actors.value_head, batch)
-    score = scorer.normalised(actors.reward, batch)
+    score = reward_model.normalised(actors.reward, batch)
     ended = torch.tensor([answer[-1] in ends for answer in answers], device=device)
     score = torch.where(ended | ~score.isfinite(), score, settings.missing_eos_reward)
     return Rollout(batch, logp, ref_logp, values, score, ended, sequences.scatter(samples.logp[samples.mask], batch.response_mask))
@@ -242,11 +250,11 @@ def roll_out(actors: Actors, questions: list[list[int]], tokenizer: PreTrainedTo
 
 def load_actors(job: PpoJob, run: Run, device: torch.device) -> Actors:
     """The four roles on one copy of the base, with the checks that need no rollout."""
-    base = beginning.base(run, "model", job.weights.merged, job.text, device)
-    fingerprint = bases.fingerprint(run.inputs["model"], base)
-    if scorer.is_adapter(run.inputs["reward"]):
-        bases.check(run.inputs["reward"] / "adapter", fingerprint, setting="weights.merged")
-    record = scorer.record_of(run.inputs["reward"])
+    base = training_setup.base(run, "model", job.weights.merged, job.text, device)
+    fingerprint = models_fingerprint.fingerprint(run.inputs["model"], base)
+    if reward_model.is_adapter(run.inputs["reward"]):
+        models_fingerprint.check(run.inputs["reward"] / "adapter", fingerprint, setting="weights.merged")
+    record = reward_model.record_of(run.inputs["reward"])
     if record["fooled"] and not job.ppo.accept_fooled:
         raise InputError(
             f"The reward model is fooled by answers that are worth nothing ({', '.join(record['fooled'])}): train it on more pairs, or set "
@@ -254,10 +262,10 @@ def load_actors(job: PpoJob, run: Run, device: torch.device) -> Actors:
         )
     probe = torch.arange(1, 17, device=device)[None] % base.config.vocab_size
     bare = _logits(base, probe)
-    devices.seed_step(job.seed, 0)
+    seeds.seed_step(job.seed, 0)
     lora = job.ppo.lora
-    model = adapters.attach(base, "policy", adapters.lora_config(rank=lora.rank, alpha=lora.alpha, dropout=0.0, targets=lora.targets))
-    shared, reward = scorer.load(run.inputs["reward"], model, device=device)
+    model = models_lora.attach(base, "policy", models_lora.lora_config(rank=lora.rank, alpha=lora.alpha, dropout=0.0, targets=lora.targets))
+    shared, reward = reward_model.load(run.inputs["reward"], model, device=device)
     assert shared is model
     model, value_head = _critic(job, run, model, reward)
     value_head.requires_grad_(True)
@@ -267,14 +275,14 @@ def load_actors(job: PpoJob, run: Run, device: torch.device) -> Actors:
         fingerprint,
         value_head,
         reward,
-        adapters.parameters(model, "policy"),
-        adapters.parameters(model, "critic") | heads,
+        models_lora.parameters(model, "policy"),
+        models_lora.parameters(model, "critic") | heads,
     )
-    with adapters.active(model, None) as reference:
-        step_zero.check_same(
+    with models_lora.active(model, None) as reference:
+        sanity_checks.check_same(
             "Adapter-off and bare logits", _logits(reference, probe), bare, tolerance=0.0, cause="an adapter was merged into the base."
         )
-    _check_reward_model(actors, record["probes"], device, tolerance=TOLERANCE[bases.stored(base)])
+    _check_reward_model(actors, record["probes"], device, tolerance=TOLERANCE[loading.stored(base)])
     return actors
 
 
@@ -282,8 +290,8 @@ def load_actors(job: PpoJob, run: Run, device: torch.device) -> Actors:
 def _critic(job: PpoJob, run: Run, model: PeftModel, reward: Scorer) -> tuple[PeftModel, nn.Linear]:
     """The critic starts as the normalised reward (of an ensemble: its first member's); as nothing, where the reward model is a model of its own."""
     head = nn.Linear(model.config.hidden_size, 1, dtype=torch.float32, device=model.device)
-    if scorer.is_adapter(run.inputs["reward"]):
-        model, score = adapters.load(model, "critic", run.inputs["reward"] / "adapter")
+    if reward_model.is_adapter(run.inputs["reward"]):
+        model, score = models_lora.load(model, "critic", run.inputs["reward"] / "adapter")
         assert score is not None
         first = reward.members[0]  # of an ensemble normalised by itself; alone it has mean 0 and deviation 1 here
         mean, std = (reward.mean, reward.std) if len(reward.members) == 1 else (first.mean, first.std)
@@ -291,7 +299,7 @@ def _critic(job: PpoJob, run: Run, model: PeftModel, reward: Scorer) -> tuple[Pe
         head.bias.fill_(-mean / std)
     else:
         lora = job.ppo.lora
-        model = adapters.attach(model, "critic", adapters.lora_config(rank=lora.rank, alpha=lora.alpha, dropout=0.0, targets=lora.targets))
+        model = models_lora.attach(model, "critic", models_lora.lora_config(rank=lora.rank, alpha=lora.alpha, dropout=0.0, targets=lora.targets))
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
     return model, head
@@ -306,10 +314,10 @@ def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
 @torch.no_grad()
 def _check_reward_model(actors: Actors, probes: list[dict[str, object]], device: torch.device, *, tolerance: float) -> None:
     batch = sequences.join([p["prompt"] for p in probes], [p["answer"] for p in probes], pad_id=0, device=device)  # type: ignore[misc]
-    actual = scorer.rewards(actors.reward, batch)
+    actual = reward_model.rewards(actors.reward, batch)
     check_finite({"the reward model's score of its probes": actual}, advice=UNSOUND_MODEL)
     expected = torch.tensor([p["score"] for p in probes], device=device)
-    step_zero.check_same(
+    sanity_checks.check_same(
         "The reward model's probe scores and those stored with it", actual, expected, tolerance=tolerance, cause="another base or precision."
     )
 
@@ -320,7 +328,7 @@ def _prompts(job: PpoJob, run: Run, tokenizer: PreTrainedTokenizerBase, encoder:
     if not texts:
         raise InputError("The rl split has no prompts: raise data.rl_share or give more data.")
     random.Random(job.seed).shuffle(texts)
-    encoder = encoder or pairs.encoder_of(job.text, tokenizer)
+    encoder = encoder or pair_tables.encoder_of(job.text, tokenizer)
     return [encoder.prompt(text) for text in texts]
 
 

@@ -10,12 +10,16 @@ import pyarrow.parquet as pq
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from tasks.programs.config import PretrainJob
-from tasks.programs.entry import Run, main
-from tasks.rlhf import checkpoints, chunked, devices, models, schedules
-from tasks.rlhf.finite import DIVERGED, check_finite, check_weights
-from tasks.rlhf.muon import Muon
-from tasks.rlhf.packing import IGNORE, Document, pack
+from tasks.config.jobs import PretrainJob
+from tasks.programs.runtime.program import Run, main
+from tasks.rlhf.algorithms import schedules
+from tasks.rlhf.algorithms.muon import Muon
+from tasks.rlhf.batches import chunked_log_probs, forward
+from tasks.rlhf.batches.packing import IGNORE, Document, pack
+from tasks.rlhf.compute import devices, seeds
+from tasks.rlhf.models import builtin
+from tasks.rlhf.training import checkpoints
+from tasks.rlhf.training.finite_checks import DIVERGED, check_finite, check_weights
 
 
 def train(job: PretrainJob, run: Run) -> None:
@@ -26,14 +30,14 @@ def train(job: PretrainJob, run: Run) -> None:
     # 1. Tokenizer and packed blocks.
     corpus = pq.read_table(run.inputs["data"] / "corpus.parquet", columns=["prompt", "answer", "score"]).to_pylist()
     random.Random(job.seed).shuffle(corpus)  # answers to one question would share a block, and a batch would hold few questions
-    tokenizer = models.train_tokenizer([part for row in corpus for part in _page(row)], vocabulary=settings.vocabulary)
+    tokenizer = builtin.train_tokenizer([part for row in corpus for part in _page(row)], vocabulary=settings.vocabulary)
     documents = _documents(tokenizer, corpus, answers_only=settings.loss_on == "answer")
     blocks = pack(documents, block_tokens=settings.context, pad_id=tokenizer.pad_token_id)
     rows = len(blocks.labels)
 
     # 2. Model and optimizer.
-    devices.seed_step(job.seed, 0)
-    model = models.new_llama(
+    seeds.seed_step(job.seed, 0)
+    model = builtin.new_llama(
         vocabulary=len(tokenizer),
         hidden_size=settings.hidden_size,
         num_layers=settings.num_layers,
@@ -62,7 +66,7 @@ def train(job: PretrainJob, run: Run) -> None:
     # 3. Optimizer steps; rows come in a fresh order every pass.
     loss_value = float("nan")
     for step in range(start, settings.steps):
-        devices.seed_step(job.seed, step + 1)
+        seeds.seed_step(job.seed, step + 1)
         rate = schedules.learning_rate(step, peak=settings.learning_rate, total=settings.steps, warmup=max(1, settings.steps // 20), shape="linear")
         for optimizer, _ in optimizers:
             for group in optimizer.param_groups:
@@ -73,9 +77,9 @@ def train(job: PretrainJob, run: Run) -> None:
         loss_value = 0.0
         for part in chosen.split(run.machine.micro_batch or len(chosen)):
             labels = blocks.labels[part].to(device)
-            hidden = models.hidden_states(model, blocks.input_ids[part].to(device), blocks.position_ids[part].to(device))[:, :-1]
+            hidden = forward.hidden_states(model, blocks.input_ids[part].to(device), blocks.position_ids[part].to(device))[:, :-1]
             counted = labels[:, 1:] != IGNORE
-            loss = chunked.cross_entropy(hidden[counted], models.output_head(model), labels[:, 1:][counted], count=count)
+            loss = chunked_log_probs.cross_entropy(hidden[counted], forward.output_head(model), labels[:, 1:][counted], count=count)
             loss.backward()
             loss_value += loss.item()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

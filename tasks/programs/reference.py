@@ -12,13 +12,17 @@ import pyarrow.parquet as pq
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tasks.programs import beginning, pairs
-from tasks.programs.config import InputError, ReferenceJob, Text
-from tasks.programs.entry import Run, main
-from tasks.rlhf import branches, comparisons, devices, models
-from tasks.rlhf.comparisons import Comparison
-from tasks.rlhf.finite import UNSOUND_MODEL, check_finite
-from tasks.rlhf.truncation import Encoder
+from tasks.config.jobs import ReferenceJob
+from tasks.config.models import Text
+from tasks.programs.runtime import pair_tables, training_setup
+from tasks.programs.runtime.program import Run, main
+from tasks.rlhf.batches import comparisons, shared_prompt
+from tasks.rlhf.batches.comparisons import Comparison
+from tasks.rlhf.batches.truncation import Encoder
+from tasks.rlhf.compute import devices
+from tasks.rlhf.models import loading
+from tasks.rlhf.training.finite_checks import UNSOUND_MODEL, check_finite
+from tasks.system.errors import InputError
 
 ANSWERS = 64  # at a time, unless machine.micro_batch says fewer
 BATCHES = 32  # between two lines of progress
@@ -29,11 +33,11 @@ COLUMNS = {"question_id": pa.int64(), "answer": pa.int64(), "tokens": pa.int64()
 def compute(job: ReferenceJob, run: Run) -> None:
     """Log-probability of each answer of the reward split's pairs and of the evaluation split's."""
     device = devices.set_up(run.machine.device, run.machine.threads)
-    tokenizer = models.load_tokenizer(run.inputs["model"])
-    base = beginning.base(run, "model", job.weights.merged, job.text, device)
-    questions, encoder = read(run, job.text, tokenizer), pairs.encoder_of(job.text, tokenizer)
-    evaluation = pairs.read_evaluation(run.inputs["data"] / "evaluation_pairs.parquet", run, encoder)
-    beginning.share_prompts(run, base, [*questions, *evaluation], pad_id=tokenizer.pad_token_id)
+    tokenizer = loading.load_tokenizer(run.inputs["model"])
+    base = training_setup.base(run, "model", job.weights.merged, job.text, device)
+    questions, encoder = read(run, job.text, tokenizer), pair_tables.encoder_of(job.text, tokenizer)
+    evaluation = pair_tables.read_evaluation(run.inputs["data"] / "evaluation_pairs.parquet", run, encoder)
+    training_setup.share_prompts(run, base, [*questions, *evaluation], pad_id=tokenizer.pad_token_id)
     run.rewind(0)
     computing = {"pad_id": tokenizer.pad_token_id, "most": run.machine.micro_batch or ANSWERS}
     rows = _rows(questions, log_probs(base, questions, told=run.log, **computing))
@@ -63,7 +67,7 @@ def log_probs(
     parts = comparisons.micro_batches(by_length, most)
     for number, part in enumerate(parts, 1):
         batch = comparisons.collate(part, pad_id=pad_id, device=base.device, hidden_size=base.config.hidden_size)
-        log_probs = branches.log_probs(base, batch.branches)
+        log_probs = shared_prompt.log_probs(base, batch.branches)
         check_finite({"the reference's log-probability": log_probs}, advice=UNSOUND_MODEL)
         values = iter(log_probs.tolist())
         found |= {c.question_id: [next(values) for _ in c.answers] for c in part}
@@ -74,10 +78,10 @@ def log_probs(
 
 def read(run: Run, text: Text, tokenizer: PreTrainedTokenizerBase, encoder: Encoder | None = None) -> list[Comparison]:
     """The reward split's pairs by question; ``encoder`` counts what is cut. Raises InputError where there are none."""
-    texts = pairs.texts_of(run.inputs["data"] / "reward.parquet")
+    texts = pair_tables.texts_of(run.inputs["data"] / "reward.parquet")
     if not texts:
         raise InputError("The reward split has no pairs: raise data.reward_share or give more data.")
-    return pairs.encode(run, texts, encoder or pairs.encoder_of(text, tokenizer))
+    return pair_tables.encode(run, texts, encoder or pair_tables.encoder_of(text, tokenizer))
 
 
 if __name__ == "__main__":

@@ -16,31 +16,23 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tasks.programs import attacking, beginning, pairs, probing
-from tasks.programs.attacking import MEASURES, Encoded
-from tasks.programs.config import InputError, Reward, RewardJob
-from tasks.programs.entry import Run, main
-from tasks.rlhf import (
-    adapters,
-    bases,
-    branches,
-    checkpoints,
-    comparisons,
-    devices,
-    losses,
-    measures,
-    models,
-    ranks,
-    schedules,
-    scorer,
-    sharded,
-    strata,
-)
-from tasks.rlhf.comparisons import Batch, Comparison
-from tasks.rlhf.finite import check_finite
-from tasks.rlhf.scorer import Member, Scorer
-from tasks.rlhf.truncation import Encoder
-from tasks.rlhf.tuned import Tuned
+from tasks.config.jobs import RewardJob
+from tasks.config.stages import Reward
+from tasks.programs.runtime import pair_tables, reward_tests, training_setup
+from tasks.programs.runtime.program import Run, main
+from tasks.programs.runtime.reward_tests import MEASURES, Encoded
+from tasks.rlhf.algorithms import losses, schedules
+from tasks.rlhf.batches import comparisons, shared_prompt
+from tasks.rlhf.batches.comparisons import Batch, Comparison
+from tasks.rlhf.batches.truncation import Encoder
+from tasks.rlhf.compute import devices, distributed, fsdp, seeds
+from tasks.rlhf.evaluation import pair_accuracy, probe_start, reward_evaluation
+from tasks.rlhf.models import fingerprint, loading, lora, reward_model
+from tasks.rlhf.models.reward_model import Member, Scorer
+from tasks.rlhf.models.trainable import Tuned
+from tasks.rlhf.training import checkpoints
+from tasks.rlhf.training.finite_checks import check_finite
+from tasks.system.errors import InputError
 
 
 def train(job: RewardJob, run: Run) -> None:
@@ -49,29 +41,29 @@ def train(job: RewardJob, run: Run) -> None:
     device = devices.set_up(run.machine.device, run.machine.threads)
 
     # 1. Comparisons, grouped by question; some questions are held out.
-    tokenizer = models.load_tokenizer(run.inputs["model"])
-    encoder = pairs.encoder_of(job.text, tokenizer)
+    tokenizer = loading.load_tokenizer(run.inputs["model"])
+    encoder = pair_tables.encoder_of(job.text, tokenizer)
     questions, held_out = _comparisons(job, run, encoder)
-    evaluation = pairs.read_evaluation(run.inputs["data"] / "evaluation_pairs.parquet", run, encoder)
-    measured = pairs.choose_measured(evaluation, held_out, run)
+    evaluation = pair_tables.read_evaluation(run.inputs["data"] / "evaluation_pairs.parquet", run, encoder)
+    measured = pair_tables.choose_measured(evaluation, held_out, run)
     ahead = comparisons.head_start(questions) if settings.head_start else 0.0
-    beginning.afford(
-        settings, run, "model", job.weights.merged, device, beginning.largest(questions, settings.batch_size, run), members=settings.members
+    training_setup.afford(
+        settings, run, "model", job.weights.merged, device, training_setup.largest(questions, settings.batch_size, run), members=settings.members
     )
-    base = beginning.base(run, "model", job.weights.merged, job.text, device)
-    beginning.share_prompts(run, base, [*questions, *held_out, *measured.questions], pad_id=tokenizer.pad_token_id)
+    base = training_setup.base(run, "model", job.weights.merged, job.text, device)
+    training_setup.share_prompts(run, base, [*questions, *held_out, *measured.questions], pad_id=tokenizer.pad_token_id)
     most = run.machine.micro_batch or 128  # answers at a time where nothing is kept for a backward pass
     collate = partial(comparisons.collate, pad_id=tokenizer.pad_token_id, device=device, hidden_size=base.config.hidden_size)
 
     # 2. Adapters and heads, or the checkpoint's.
-    devices.seed_step(job.seed, 0)
+    seeds.seed_step(job.seed, 0)
     tuning, model = _members(job, run, base)
     told: dict[str, Any] | None = None
     if settings.probe and checkpoints.latest(run.checkpoints) is None:
         tuning.model.eval()
-        features = partial(probing.answer_features, collate=collate, most=most, phase=run.phase)
-        told = probing.begin(job, model, questions, held_out, features, ahead=ahead, measured=measured.questions)
-    training = beginning.training(settings, run, tuning, num_rows=len(questions), seed=job.seed)
+        features = partial(probe_start.answer_features, collate=collate, most=most, phase=run.phase)
+        told = probe_start.begin(job, model, questions, held_out, features, ahead=ahead, measured=measured.questions)
+    training = training_setup.training(settings, run, tuning, num_rows=len(questions), seed=job.seed)
     if told:
         training.told = told
         training.judged(0, told["held_out_loss"])
@@ -84,54 +76,57 @@ def train(job: RewardJob, run: Run) -> None:
         tuning.train()
         sums = {"loss": 0.0, "accuracy": 0.0}
         for number, member in enumerate(model.members):
-            seed = schedules.mix(job.seed, number) if number else job.seed  # members see the questions in different orders
+            seed = seeds.mix(job.seed, number) if number else job.seed  # members see the questions in different orders
             chosen = [questions[i] for i in schedules.batch_indices(step, num_rows=len(questions), batch_size=settings.batch_size, seed=seed)]
             num_pairs = sum(len(c.pairs) for c in chosen)
-            for part, counts in ranks.turns(comparisons.micro_batches(ranks.mine(chosen), run.machine.micro_batch), chosen[:1]):
+            for part, counts in distributed.turns(comparisons.micro_batches(distributed.mine(chosen), run.machine.micro_batch), chosen[:1]):
                 batch = collate(part)
                 with member.active() as base:
-                    score = sharded.inside(base, branches.scores, member.head, batch.branches)
+                    score = fsdp.inside(base, shared_prompt.scores, member.head, batch.branches)
                     loss = counts * ranking_loss(score, batch, settings, ahead=ahead, num_pairs=num_pairs, num_questions=len(chosen))
                     loss.backward()
                 sums["loss"] += loss.item()
                 sums["accuracy"] += counts * (score[batch.chosen] > score[batch.rejected]).sum().item() / num_pairs
-        line = {name: total / len(model.members) for name, total in zip(sums, ranks.summed([*sums.values()]), strict=True)}
+        line = {name: total / len(model.members) for name, total in zip(sums, distributed.summed([*sums.values()]), strict=True)}
         line |= {"grad_norm": training.update(line["loss"]), "learning_rate": training.rate(step)}
 
         # 4. The held-out loss now and then, which says which weights are kept.
         if step + 1 in training.looks:
             tuning.model.eval()
             rewards = answer_rewards(model._replace(caution=0.0), held_out, collate, most, told=run.phase("held-out answers"))
-            line["held_out_loss"] = measures.held_out_loss(measures.pairs_of(held_out), rewards, ahead=ahead)
+            line["held_out_loss"] = reward_evaluation.held_out_loss(reward_evaluation.pairs_of(held_out), rewards, ahead=ahead)
             training.judged(step + 1, line["held_out_loss"])
         run.log(step + 1, training.plan.total, **line)
         training.save(step + 1, every=run.machine.checkpoint_steps)
 
     # 5. The artifact: the weights that are kept, normalisation and probes, and what can be said of the model.
     training.conclude()
-    beginning.tell_peak(device)
+    training_setup.tell_peak(device)
     tuning.model.eval()
     tuning.save(run.artifact)
-    reference, attacked = attacking.read(job, run, pairs.encoder_of(job.text, tokenizer))
+    reference, attacked = reward_tests.read(job, run, pair_tables.encoder_of(job.text, tokenizer))
     model = _comparable(model, reference, tokenizer.pad_token_id, device, run)
-    held_rewards, held_pairs = answer_rewards(model, held_out, collate, most, told=run.phase("held-out answers")), measures.pairs_of(held_out)
-    metrics = {"reward.held_out_loss": measures.held_out_loss(held_pairs, held_rewards, ahead=ahead), "reward.best_step": training.best.step}
+    held_rewards, held_pairs = (
+        answer_rewards(model, held_out, collate, most, told=run.phase("held-out answers")),
+        reward_evaluation.pairs_of(held_out),
+    )
+    metrics = {"reward.held_out_loss": reward_evaluation.held_out_loss(held_pairs, held_rewards, ahead=ahead), "reward.best_step": training.best.step}
     if settings.probe:
         run.note(MEASURES, {"probe": training.told})
-        metrics |= probing.metrics(training.told)
-    together = measures.rules_together(measures.pairs_of(questions))
+        metrics |= probe_start.metrics(training.told)
+    together = reward_evaluation.rules_together(reward_evaluation.pairs_of(questions))
     rewards, of = held_rewards, held_pairs
     if measured.unseen:
         rewards, of = (
             answer_rewards(model, measured.questions, collate, most, told=run.phase("evaluation answers")),
-            measures.pairs_of(measured.questions),
+            reward_evaluation.pairs_of(measured.questions),
         )
     check_finite({"the reward of held-out answers": held_rewards, "the reward of evaluation answers": rewards})
-    calibrated = measures.calibrate(of, rewards, fitted_on=measures.margins(held_pairs, held_rewards) if measured.unseen else None)
+    calibrated = reward_evaluation.calibrate(of, rewards, fitted_on=reward_evaluation.margins(held_pairs, held_rewards) if measured.unseen else None)
     metrics |= _report(of, rewards, ahead, together, calibrated, run)
     run.note(MEASURES, {"measured": measured.record})
-    metrics |= attacking.normalise(model, reference, tokenizer.pad_token_id, device, run)
-    metrics |= attacking.attack(model, attacked, encoder, device, run) | encoder.metrics("reward")
+    metrics |= reward_tests.normalise(model, reference, tokenizer.pad_token_id, device, run)
+    metrics |= reward_tests.attack(model, attacked, encoder, device, run) | encoder.metrics("reward")
     run.warnings += encoder.warnings()
     pairs_trained = sum(len(c.pairs) for c in questions)
     run.finish(metrics, questions=len(questions), pairs=pairs_trained, steps=training.plan.total, measured=measured.record)
@@ -141,11 +136,11 @@ def _comparisons(job: RewardJob, run: Run, encoder: Encoder) -> tuple[list[Compa
     """Questions to train on, and held-out ones. Raises InputError."""
     settings = job.reward
     if settings.comparisons == "pairs":
-        texts = pairs.texts_of(run.inputs["data"] / "reward.parquet")
+        texts = pair_tables.texts_of(run.inputs["data"] / "reward.parquet")
     else:
         rows = pq.read_table(run.inputs["data"] / "reward_groups.parquet", columns=comparisons.RANKING_COLUMNS).to_pylist()
         texts = comparisons.from_rankings(rows, most_answers=settings.most_answers)
-    training, held_out = comparisons.hold_out(pairs.encode(run, texts, encoder), share=settings.held_out_share, seed=job.seed)
+    training, held_out = comparisons.hold_out(pair_tables.encode(run, texts, encoder), share=settings.held_out_share, seed=job.seed)
     if not training or not held_out:
         raise InputError("The reward split has fewer than two questions with pairs: raise data.reward_share or give more data.")
     return training, held_out
@@ -154,14 +149,14 @@ def _comparisons(job: RewardJob, run: Run, encoder: Encoder) -> tuple[list[Compa
 def _members(job: RewardJob, run: Run, base: PreTrainedModel) -> tuple[Tuned, Scorer]:
     """What is trained, all members together, and the reward model that it makes."""
     folder, shard = run.inputs["model"], run.machine.of("reward").shard
-    begin = partial(beginning.tuning, folder=folder, fingerprint=bases.fingerprint(folder, base), shard=shard)
+    begin = partial(training_setup.tuning, folder=folder, fingerprint=fingerprint.fingerprint(folder, base), shard=shard)
     tunings: list[Tuned] = []
     members: list[Member] = []
     for number in range(job.reward.members):
-        devices.seed_step(schedules.mix(job.seed, number) if number else job.seed, 0)
+        seeds.seed_step(seeds.mix(job.seed, number) if number else job.seed, 0)
         under = tunings[-1].model if tunings else base
         tunings.append(begin(job.reward, under, f"reward{number or ''}"))
-        head = adapters.new_head(base.config.hidden_size).to(base.device)
+        head = lora.new_head(base.config.hidden_size).to(base.device)
         head.bias.requires_grad_(False)  # pairs say nothing about an offset
         members.append(Member(tunings[-1].active, head))
     groups: list[dict[str, nn.Parameter]] = []
@@ -201,15 +196,17 @@ def answer_rewards(
 ) -> Tensor:
     """The reward of every answer of some questions, (S,) float32; ``most`` answers at a time."""
     parts = comparisons.micro_batches(questions, most)
-    return torch.cat(ranks.each(parts, lambda part: scorer.rewards(model, collate(part).branches).cpu(), told=told))
+    return torch.cat(distributed.each(parts, lambda part: reward_model.rewards(model, collate(part).branches).cpu(), told=told))
 
 
-def _report(judged: measures.Pairs, rewards: Tensor, ahead: float, together: Tensor, calibrated: measures.Calibration, run: Run) -> dict[str, Any]:
+def _report(
+    judged: reward_evaluation.Pairs, rewards: Tensor, ahead: float, together: Tensor, calibrated: reward_evaluation.Calibration, run: Run
+) -> dict[str, Any]:
     """Return metrics of the pairs that are reported on; all that was measured goes to measures.json."""
-    found = measures.accuracies(judged, rewards, ahead=ahead, together=together)
-    run.note(MEASURES, {"accuracy": measures.plain(found), "calibration": measures.plain(calibrated)})
-    run.note(scorer.RECORD, {"temperature": calibrated.temperature, "head_start": ahead})
-    votes = strata.cautious(found["votes"])
+    found = reward_evaluation.accuracies(judged, rewards, ahead=ahead, together=together)
+    run.note(MEASURES, {"accuracy": reward_evaluation.plain(found), "calibration": reward_evaluation.plain(calibrated)})
+    run.note(reward_model.RECORD, {"temperature": calibrated.temperature, "head_start": ahead})
+    votes = pair_accuracy.cautious(found["votes"])
     if votes.low <= 0.5:
         run.warn(
             f"The reward model orders {votes.value:.0%} of {votes.n} pairs that it did not learn from as the votes do, which is not distinguishable "
@@ -225,7 +222,7 @@ def _report(judged: measures.Pairs, rewards: Tensor, ahead: float, together: Ten
         run.warn(f"No temperature was fitted to the reward model's margins, because {calibrated.reason}; probabilities are taken as they are.")
     rules = ("longer_wins", "older_wins", "rules_together")
     named = ["votes", "length_matched", "knowing_age", *(f"{beside}{rule}" for beside in ("", "over_", "knowing_age_over_") for rule in rules)]
-    metrics: dict[str, Any] = {f"reward_accuracy.{name}": measures.share(found[name])._asdict() for name in named if name in found}
+    metrics: dict[str, Any] = {f"reward_accuracy.{name}": reward_evaluation.share(found[name])._asdict() for name in named if name in found}
     metrics |= {"reward.length_correlation": found["reward_and_length"]._asdict()}
     metrics |= {"reward.ece": calibrated.after, "reward.ece_uncalibrated": calibrated.before, "reward.ece_floor": calibrated.floor}
     return metrics | ({} if calibrated.reason else {"reward.temperature": calibrated.temperature})
@@ -238,10 +235,10 @@ def _comparable(model: Scorer, reference: Encoded, pad_id: int, device: torch.de
     members = []
     for member in model.members:
         alone = model._replace(members=(member,))
-        scores = attacking.reference_rewards(alone, reference, pad_id, device, run=run, phase="reference answers of each member")
+        scores = reward_tests.reference_rewards(alone, reference, pad_id, device, run=run, phase="reference answers of each member")
         members.append(member._replace(mean=scores.mean().item(), std=max(scores.std().item(), 1e-6) if len(scores) > 1 else 1.0))
     return model._replace(members=tuple(members))
 
 
 if __name__ == "__main__":
-    main(train, RewardJob, among=ranks.joined)
+    main(train, RewardJob, among=distributed.joined)

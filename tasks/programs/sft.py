@@ -13,12 +13,17 @@ import pyarrow.parquet as pq
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tasks.programs import beginning, pairs
-from tasks.programs.config import InputError, SftJob
-from tasks.programs.entry import Run, main
-from tasks.rlhf import bases, chunked, devices, layout_checks, losses, models, ranks, schedules, sharded
-from tasks.rlhf.packing import IGNORE, Blocks, Document, pack
-from tasks.rlhf.truncation import Encoder
+from tasks.config.jobs import SftJob
+from tasks.programs.runtime import pair_tables, training_setup
+from tasks.programs.runtime.program import Run, main
+from tasks.rlhf.algorithms import losses, schedules
+from tasks.rlhf.batches import chunked_log_probs, forward, layout_checks
+from tasks.rlhf.batches.packing import IGNORE, Blocks, Document, pack
+from tasks.rlhf.batches.truncation import Encoder
+from tasks.rlhf.compute import devices, distributed, fsdp, seeds
+from tasks.rlhf.models import fingerprint as models_fingerprint
+from tasks.rlhf.models import loading
+from tasks.system.errors import InputError
 
 
 def train(job: SftJob, run: Run) -> None:
@@ -27,20 +32,20 @@ def train(job: SftJob, run: Run) -> None:
     device = devices.set_up(run.machine.device, run.machine.threads)
 
     # 1. Best answers as packed blocks; some questions are held out.
-    tokenizer = models.load_tokenizer(run.inputs["base"])
-    encoder = pairs.encoder_of(job.text, tokenizer)
+    tokenizer = loading.load_tokenizer(run.inputs["base"])
+    encoder = pair_tables.encoder_of(job.text, tokenizer)
     blocks, held_out = _blocks(job, tokenizer, run, encoder)
     most = min(run.machine.micro_batch or 16, 16)  # blocks at a time where nothing is kept for a backward pass
-    rows = min(run.machine.micro_batch or settings.batch_size, -(-settings.batch_size // ranks.world()))
-    beginning.afford(settings, run, "base", job.weights.base, device, beginning.Step(rows, settings.block_tokens, packed=True))
-    base = beginning.base(run, "base", job.weights.base, job.text, device)
+    rows = min(run.machine.micro_batch or settings.batch_size, -(-settings.batch_size // distributed.world()))
+    training_setup.afford(settings, run, "base", job.weights.base, device, training_setup.Step(rows, settings.block_tokens, packed=True))
+    base = training_setup.base(run, "base", job.weights.base, job.text, device)
     leak = packing_leak(base, run, blocks, held_out)
 
     # 2. Fresh weights, given ones, or the checkpoint's.
-    devices.seed_step(job.seed, 0)
-    fingerprint = bases.fingerprint(run.inputs["base"], base)
-    tuning = beginning.tuning(settings, base, "sft", folder=run.inputs["base"], fingerprint=fingerprint, shard=run.machine.of("sft").shard)
-    training = beginning.training(settings, run, tuning, num_rows=len(blocks.labels), seed=job.seed)
+    seeds.seed_step(job.seed, 0)
+    fingerprint = models_fingerprint.fingerprint(run.inputs["base"], base)
+    tuning = training_setup.tuning(settings, base, "sft", folder=run.inputs["base"], fingerprint=fingerprint, shard=run.machine.of("sft").shard)
+    training = training_setup.training(settings, run, tuning, num_rows=len(blocks.labels), seed=job.seed)
 
     for step in training.steps():
         # 3. One optimizer step over some blocks, each rank its part; the loss is divided by the targets of them all.
@@ -48,13 +53,13 @@ def train(job: SftJob, run: Run) -> None:
         chosen = torch.tensor(schedules.batch_indices(step, num_rows=len(blocks.labels), batch_size=settings.batch_size, seed=job.seed))
         count = int((blocks.labels[chosen] != IGNORE).sum())
         loss_value = 0.0
-        parts = [*filter(len, ranks.mine(chosen).split(run.machine.micro_batch or len(chosen)))]
-        for part, counts in ranks.turns(parts, chosen[:1]):
+        parts = [*filter(len, distributed.mine(chosen).split(run.machine.micro_batch or len(chosen)))]
+        for part, counts in distributed.turns(parts, chosen[:1]):
             with tuning.active() as model:
-                loss = sharded.inside(model, block_loss, blocks, part, device, count=count if counts else math.inf)
+                loss = fsdp.inside(model, block_loss, blocks, part, device, count=count if counts else math.inf)
                 loss.backward()
             loss_value += loss.item()
-        loss_value = ranks.summed([loss_value])[0]
+        loss_value = distributed.summed([loss_value])[0]
         line = {"loss": loss_value, "grad_norm": training.update(loss_value), "learning_rate": training.rate(step)}
 
         # 4. The held-out loss now and then, which says which weights are kept.
@@ -68,7 +73,7 @@ def train(job: SftJob, run: Run) -> None:
 
     # 5. The artifact: the weights that are kept, and how well they predict answers nobody trained on.
     training.conclude()
-    beginning.tell_peak(device)
+    training_setup.tell_peak(device)
     tuning.model.eval()
     with tuning.active() as model:
         after = held_out_loss(model, held_out, device, most, told=run.phase("held-out blocks"))
@@ -105,9 +110,9 @@ def _documents(job: SftJob, run: Run, encoder: Encoder) -> list[Document]:
 def block_loss(model: PreTrainedModel, blocks: Blocks, rows: torch.Tensor, device: torch.device, *, count: float) -> torch.Tensor:
     """Sum of the counted next-token losses of some blocks, over ``count``."""
     labels = blocks.labels[rows].to(device)
-    hidden = models.hidden_states(model, blocks.input_ids[rows].to(device), blocks.position_ids[rows].to(device))[:, :-1]
+    hidden = forward.hidden_states(model, blocks.input_ids[rows].to(device), blocks.position_ids[rows].to(device))[:, :-1]
     counted = labels[:, 1:] != IGNORE
-    return chunked.cross_entropy(hidden[counted], models.output_head(model), labels[:, 1:][counted], count=count)
+    return chunked_log_probs.cross_entropy(hidden[counted], forward.output_head(model), labels[:, 1:][counted], count=count)
 
 
 @torch.no_grad()
@@ -118,9 +123,9 @@ def held_out_loss(
     count = int((blocks.labels != IGNORE).sum())
 
     def loss(rows: torch.Tensor) -> float:
-        return sharded.inside(model, block_loss, blocks, rows, device, count=count).item()
+        return fsdp.inside(model, block_loss, blocks, rows, device, count=count).item()
 
-    return sum(ranks.each(torch.arange(len(blocks.labels)).split(most), loss, told=told))
+    return sum(distributed.each(torch.arange(len(blocks.labels)).split(most), loss, told=told))
 
 
 def packing_leak(base: PreTrainedModel, run: Run, *parts: Blocks) -> float:
@@ -136,4 +141,4 @@ def packing_leak(base: PreTrainedModel, run: Run, *parts: Blocks) -> float:
 
 
 if __name__ == "__main__":
-    main(train, SftJob, among=ranks.joined)
+    main(train, SftJob, among=distributed.joined)

@@ -16,29 +16,19 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tasks.programs import pairs
-from tasks.programs.config import WinrateJob
-from tasks.programs.entry import Run, main, to_json
-from tasks.rlhf import (
-    adapters,
-    bases,
-    devices,
-    drawing,
-    intervals,
-    judging,
-    models,
-    prompts,
-    rewards,
-    sampling,
-    schedules,
-    scorer,
-    sequences,
-    shell_gold,
-    tuned,
-)
-from tasks.rlhf.finite import UNSOUND_MODEL, check_finite
-from tasks.rlhf.scorer import Scorer
-from tasks.rlhf.tuned import Active
+from tasks.config.jobs import WinrateJob
+from tasks.dataset import row_sample
+from tasks.demo_site import gold
+from tasks.programs.runtime import pair_tables
+from tasks.programs.runtime.program import Run, main, to_json
+from tasks.rlhf.algorithms import rewards
+from tasks.rlhf.batches import prompts, sampling, sequences
+from tasks.rlhf.compute import devices, seeds
+from tasks.rlhf.evaluation import intervals, win_rates
+from tasks.rlhf.models import fingerprint, loading, lora, reward_model, trainable
+from tasks.rlhf.models.reward_model import Scorer
+from tasks.rlhf.models.trainable import Active
+from tasks.rlhf.training.finite_checks import UNSOUND_MODEL, check_finite
 
 Encoded = list[tuple[list[int], list[int]]]  # prompt and answer ids
 
@@ -58,7 +48,7 @@ class Judge(NamedTuple):
         for first in range(0, len(answers), batch_size):
             rows = by_length[first : first + batch_size]
             batch = sequences.join([answers[i][0] for i in rows], [answers[i][1] for i in rows], pad_id=self.pad_id, device=self.device)
-            found = scorer.normalised(self.scorer, batch)
+            found = reward_model.normalised(self.scorer, batch)
             check_finite({"the reward model's score": found}, advice=UNSOUND_MODEL)
             for row, value in zip(rows, found.tolist(), strict=True):
                 scored[row] = value
@@ -70,11 +60,11 @@ def evaluate(job: WinrateJob, run: Run) -> None:
     """Compare the trained policies with the SFT model, each other and the data set's chosen answers."""
     run.rewind(0)  # it starts anew whenever it starts
     device = devices.set_up(run.machine.device, run.machine.threads)
-    tokenizer = models.load_tokenizer(run.inputs["model"])
+    tokenizer = loading.load_tokenizer(run.inputs["model"])
     table = pq.read_table(run.inputs["data"] / "evaluation.parquet")
-    rows = table.take(sorted(drawing.draw(table["question_id"].to_pylist(), job.winrate.num_questions))).to_pylist()
+    rows = table.take(sorted(row_sample.draw(table["question_id"].to_pylist(), job.winrate.num_questions))).to_pylist()
     judge, policies = _load(job, run, tokenizer, device)
-    encoder = pairs.encoder_of(job.text, tokenizer)
+    encoder = pair_tables.encoder_of(job.text, tokenizer)
     encoded = [encoder.prompt(row["prompt"]) for row in rows]
     total = len(policies) * -(-len(rows) // job.winrate.batch_size)
 
@@ -94,13 +84,13 @@ def evaluate(job: WinrateJob, run: Run) -> None:
     questions = [row["prompt"] for row in rows]
     judged = {"reward": reward}
     if job.source.kind == "shell-site":
-        judged["gold"] = {name: [shell_gold.gold_score(q, a) for q, a in zip(questions, answers, strict=True)] for name, answers in texts.items()}
+        judged["gold"] = {name: [gold.gold_score(q, a) for q, a in zip(questions, answers, strict=True)] for name, answers in texts.items()}
         metrics["reward_accuracy.gold"] = _gold_agreement(job, run, tokenizer, judge, rows, encoded)._asdict()
     tallies = {}
     for by, scored in judged.items():
         metrics |= {f"{by}_score.{name}": sum(values) / len(values) for name, values in scored.items()}
         for theirs, ours in combinations(["chosen", *policies], 2):
-            tally = judging.compare(scored[ours], scored[theirs])
+            tally = win_rates.compare(scored[ours], scored[theirs])
             tallies[f"{by}.{ours}_vs_{theirs}"] = tally._asdict()
             metrics[f"{by}_win_rate.{ours}_vs_{theirs}"] = tally.win_rate._asdict()
 
@@ -117,17 +107,17 @@ def evaluate(job: WinrateJob, run: Run) -> None:
 def _load(job: WinrateJob, run: Run, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> tuple[Judge, dict[str, Active]]:
     """The judge and the policies, adapters all on one base; policies in the order in which each is compared with those before it."""
     folder = run.inputs["model"]
-    again = partial(bases.load, folder, device=device, precision=job.weights.merged)
+    again = partial(loading.load, folder, device=device, precision=job.weights.merged)
     base = again()
-    actual, model = bases.fingerprint(folder, base), cast(PreTrainedModel | PeftModel, base)
-    if scorer.is_adapter(run.inputs["reward"]):
-        bases.check(run.inputs["reward"] / "adapter", actual, setting="weights.merged")
-    model, judge = scorer.load(run.inputs["reward"], model, device=device)
+    actual, model = fingerprint.fingerprint(folder, base), cast(PreTrainedModel | PeftModel, base)
+    if reward_model.is_adapter(run.inputs["reward"]):
+        fingerprint.check(run.inputs["reward"] / "adapter", actual, setting="weights.merged")
+    model, judge = reward_model.load(run.inputs["reward"], model, device=device)
     policies: dict[str, Active] = {}
     for name in ("dpo", "ppo"):
         if name in run.inputs:
-            model, policies[name] = tuned.load(run.inputs[name], model, name, actual=actual, setting="weights.merged", again=again)
-    bare: Active = partial(adapters.active, model, None) if isinstance(model, PeftModel) else partial(tuned.itself, model)
+            model, policies[name] = trainable.load(run.inputs[name], model, name, actual=actual, setting="weights.merged", again=again)
+    bare: Active = partial(lora.active, model, None) if isinstance(model, PeftModel) else partial(trainable.itself, model)
     return Judge(judge, tokenizer.pad_token_id, device), {"sft": bare, **policies}
 
 
@@ -185,7 +175,7 @@ def uniform_numbers(seed: int, policy: str, question_ids: list[int], num_tokens:
     named = int.from_bytes(hashlib.sha256(policy.encode()).digest()[:8])
     rows = []
     for question_id in question_ids:
-        generator = torch.Generator().manual_seed(schedules.mix(seed, named, question_id))
+        generator = torch.Generator().manual_seed(seeds.mix(seed, named, question_id))
         rows.append(torch.rand(num_tokens, generator=generator, dtype=torch.float64))
     return torch.stack(rows)
 
@@ -201,11 +191,11 @@ def _gold_agreement(
     job: WinrateJob, run: Run, tokenizer: PreTrainedTokenizerBase, judge: Judge, rows: list[dict[str, Any]], encoded: list[list[int]]
 ) -> intervals.Share:
     """How often the reward model orders two held-out answers to a question as the gold scorer does."""
-    encoder = pairs.encoder_of(job.text, tokenizer)
+    encoder = pair_tables.encoder_of(job.text, tokenizer)
     flat = [(prompt, encoder.answer(answer)) for prompt, row in zip(encoded, rows, strict=True) for answer in row["answers"]]
     scored = iter(judge.scores(flat, job.winrate.batch_size, run.phase("scoring all answers")))
     judged = [[next(scored) for _ in row["answers"]] for row in rows]
-    return judging.ordering_agreement(judged, [[shell_gold.gold_score(row["prompt"], a) for a in row["answers"]] for row in rows])
+    return win_rates.ordering_agreement(judged, [[gold.gold_score(row["prompt"], a) for a in row["answers"]] for row in rows])
 
 
 if __name__ == "__main__":

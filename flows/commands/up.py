@@ -1,0 +1,177 @@
+"""`alignflow up`: Prefect, MLflow and a worker per pool on this machine, watched until Ctrl-C. On loopback, behind a login."""
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+from flows.commands.deploy import Definition
+from flows.services import credentials
+from flows.services.credentials import USER
+from flows.services.local_servers import Address, Part, clients, running, servers
+from flows.services.log_rotation import Output
+from flows.services.processes import ServerFailed, await_health, stop
+from tasks.system.errors import InputError
+from tasks.system.files import replace_text
+from tasks.system.processes import die_with
+
+MOST_RESTARTS = 5
+SETTLED_SECONDS = 60.0  # a process that has run this long starts with a clean record
+POLL_SECONDS = 0.5
+
+
+def up(home: Path, *, prefect_port: int, mlflow_port: int, definition: Definition, with_workers: bool = True) -> None:
+    """Start everything, say where it is, and keep it up until Ctrl-C. A second one only says what is running."""
+    lock = _claimed(home)
+    if lock is None:
+        _say_running(home)
+        return
+    with lock:
+        address = Address(f"http://127.0.0.1:{prefect_port}", f"http://127.0.0.1:{mlflow_port}")
+        for port, option in ((prefect_port, "--prefect-port"), (mlflow_port, "--mlflow-port")):
+            _check_free(port, option)
+        pools = tuple(definition.pools) if with_workers else ()
+        login = credentials.made(home)
+        for number in (signal.SIGINT, signal.SIGTERM):  # also when a script started this with Ctrl-C ignored
+            signal.signal(number, signal.default_int_handler)
+        house = House(home)
+        try:
+            parts = servers(home, address, login)
+            print("Prefect and MLflow are starting; their pages are there in some 20 seconds.", flush=True)
+            for part in parts:
+                house.start(part)
+            house.await_health()
+            os.environ.update(clients(home, address))
+            from flows.commands.deploy import deploy
+
+            deploy(definition, webhook=os.environ.get("ALIGNFLOW_ALERT_WEBHOOK", ""))
+            for pool in pools:
+                house.start(Part(f"worker-{pool}", [sys.executable, "-m", "flows.cli", "work", pool], {}))
+            _await_workers(house, pools)
+            replace_text(home / "up.json", json.dumps(address._asdict()))
+            _say(home, address, definition, pools)
+            house.watch()
+        finally:
+            (home / "up.json").unlink(missing_ok=True)
+            house.stop()
+
+
+def _claimed(home: Path) -> IO[str] | None:
+    path = home / "locks" / "up.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
+def _check_free(port: int, option: str) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise InputError(f"Port {port} is taken by another program; {option} names another one") from None
+
+
+class House:
+    """Processes that are started again when they die."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.parts: dict[str, Part] = {}
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.outputs: dict[str, Output] = {}
+        self.deaths: dict[str, list[float]] = {}
+
+    def start(self, part: Part) -> None:
+        self.parts[part.name] = part
+        folder = self.home / "prefect"  # holds no module that could hide a library's
+        folder.mkdir(parents=True, exist_ok=True)
+        process = subprocess.Popen(
+            part.command, env=os.environ | part.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            start_new_session=True, preexec_fn=die_with(os.getpid()), cwd=folder,
+        )  # fmt: skip
+        assert process.stdout
+        self.processes[part.name] = process
+        self.outputs[part.name] = Output(process.stdout, self.log(part.name))
+
+    def log(self, name: str) -> Path:
+        return self.home / "logs" / f"up-{name}.log"
+
+    def await_health(self) -> None:
+        for name, part in self.parts.items():
+            if part.health:
+                await_health(part.health, self.processes[name], self.log(name))
+
+    def watch(self) -> None:
+        """Start again what dies; give up on what dies again and again. Raises ServerFailed."""
+        while True:
+            time.sleep(POLL_SECONDS)
+            self.revive()
+
+    def revive(self, say: Callable[[str], None] = print) -> None:
+        for name, process in list(self.processes.items()):
+            if process.poll() is None:
+                continue
+            self.outputs[name].finish()
+            now = time.monotonic()
+            recent = [moment for moment in self.deaths.get(name, []) if now - moment < SETTLED_SECONDS]
+            if len(recent) >= MOST_RESTARTS:
+                raise ServerFailed(f"{name} stops again and again; its log: {self.log(name)}")
+            self.deaths[name] = [*recent, now]
+            say(f"{time.strftime('%H:%M:%S')}  {name} stopped and is started again; its log: {self.log(name)}")
+            self.start(self.parts[name])
+
+    def stop(self) -> None:
+        """The workers first, so that their last words reach the servers."""
+        for process in reversed(self.processes.values()):
+            stop(process)
+        for output in self.outputs.values():
+            output.finish()
+
+
+def _await_workers(house: House, pools: tuple[str, ...]) -> None:
+    from flows.commands.work import online
+
+    deadline = time.monotonic() + 60
+    while not all(online(pool) for pool in pools):
+        house.revive()
+        if time.monotonic() > deadline:
+            raise ServerFailed(f"A worker does not come up; the logs: {', '.join(str(house.log(f'worker-{pool}')) for pool in pools)}")
+        time.sleep(POLL_SECONDS)
+
+
+def _say(home: Path, address: Address, definition: Definition, pools: tuple[str, ...]) -> None:
+    lines = [
+        f"Prefect      {address.prefect}/deployments", f"MLflow       {address.page}",
+        f"Log in       as {USER}; the password is in {credentials.file_of(home)} (Prefect's page asks for {USER}:PASSWORD)",
+        f"Deployments  {', '.join(definition.names)}", *(f"Left out     {name}: {why}" for name, why in definition.left_out.items()),
+        f"Workers      {' and '.join(pools) or 'none here; alignflow work POOL starts one'}",
+        "Ctrl-C stops it all.",
+    ]  # fmt: skip
+    print("\n".join(lines), flush=True)
+
+
+def _say_running(home: Path) -> None:
+    address: Any = None
+    deadline = time.monotonic() + 5
+    while address is None and time.monotonic() < deadline:
+        address = running(home)
+        with suppress(KeyboardInterrupt):
+            time.sleep(0 if address else 0.2)
+    if address:
+        print(f"Already running:\nPrefect      {address.prefect}\nMLflow       {address.page}")
+    else:
+        print("Already starting, in another terminal.")

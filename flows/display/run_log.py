@@ -1,0 +1,53 @@
+"""A pipeline's events as lines of its flow run's log in Prefect's pages."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prefect import get_run_logger
+
+from flows.display.progress import Progress
+from tasks.system import events
+from tasks.system.events import Event
+
+LOG_SECONDS = 10.0  # between two lines of progress
+
+
+@contextmanager
+def logging_events() -> Iterator[None]:
+    """While the block runs, write every event into the log of the current flow run."""
+    unlisten = events.listen(_RunLog().on_event)
+    try:
+        yield
+    finally:
+        unlisten()
+
+
+class _RunLog:
+    """The log of one flow run, and how far the stage at work is."""
+
+    def __init__(self) -> None:
+        self.logger = get_run_logger()
+        self.progress = Progress()
+        self.last = 0.0
+
+    def on_event(self, event: Event) -> None:
+        about, stage = event.about, event.stage
+        self.progress.on_event(event)
+        match event.kind:
+            case "resume":
+                self._log(logging.INFO, f"{self.progress.place} goes on from its checkpoint")
+            case "step" if time.monotonic() - self.last > LOG_SECONDS:
+                self.last = time.monotonic()
+                self._log(logging.INFO, f"{self.progress.place} {self.progress.text(about['line'])}")
+            case "warning":
+                self._log(logging.WARNING, about["text"])
+            case "log":
+                lines = "\n".join(about["lines"])
+                self._log(logging.ERROR, f"The last lines of the log of the stage {stage}:\n{lines}")
+            case "built" | "reused" | "failed":
+                self._log(logging.ERROR if event.kind == "failed" else logging.INFO, f"{self.progress.place} {event.kind}")
+
+    def _log(self, level: int, text: str) -> None:
+        self.logger.log(level, "%s", text)

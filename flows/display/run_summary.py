@@ -1,0 +1,90 @@
+"""The end of a run: its summary, and the page with this run's stages filled in."""
+
+import html
+import json
+import re
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
+
+from flows.display.formatting import figure, told
+from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.store import home
+from tasks.config.pipeline import Pipeline
+from tasks.system.files import replace_text
+from tasks.tracking import client
+from tasks.tracking.runs import Tracked
+
+MARKER = "<!--stage-table-->"  # where the report stage leaves room: its page must not change with a run's times
+
+
+def summarise(profile: str, made: list[Artifact], seconds: float) -> dict[str, Any]:
+    """The run as JSON: every stage, and the figures of all of them in one flat table."""
+    stages = [{name: artifact[name] for name in ("key", "digest", "seconds", "peak_mb", "cached", "metrics", "warnings")} for artifact in made]
+    named = [{"name": artifact["stage"], **stage} for artifact, stage in zip(made, stages, strict=True)]
+    metrics = {name: value for artifact in made for name, value in artifact["metrics"].items()}
+    return {"profile": profile, "seconds": round(seconds, 3), "stages": named, "metrics": metrics}
+
+
+def conclude(config: Pipeline, summary: dict[str, Any], page: Path, *, run_id: str, tracked: Tracked) -> dict[str, Any]:
+    """Keep summary, settings and page under runs/<id>/, give the page to Prefect and MLflow, and say in the summary where it is."""
+    folder = home() / "runs" / run_id
+    folder.mkdir(parents=True, exist_ok=True)
+    filled = page.read_text(encoding="utf-8").replace(MARKER, stage_table(summary["stages"]))
+    for place in (folder, home()):
+        replace_text(place / "report.html", filled)
+        replace_text(place / "card.html", (page.parent / "card.html").read_text(encoding="utf-8"))
+    summary = {**summary, "report": str(home() / "report.html"), "file": str(folder / "summary.json"), "finished": time.time()}
+    replace_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+    replace_text(folder / "config.json", config.model_dump_json(indent=1) + "\n")
+    tracked.summary({**summary["metrics"], "seconds": summary["seconds"]})
+    for name in ("report.html", "card.html", "summary.json", "config.json"):
+        tracked.files(folder / name)
+    page_there = client.page(str(tracked.run_id), "report.html") if tracked.is_on else ""
+    if page_there:
+        create_link_artifact(page_there, "Report, figures and files in MLflow", key="mlflow")
+    create_markdown_artifact(as_markdown(summary, headline(filled), page_there), key="report")
+    return summary
+
+
+def stage_table(stages: list[dict[str, Any]]) -> str:
+    """This run's stages as an HTML table; everything escaped."""
+    head = "<tr><th>stage</th><th>key</th><th>result</th><th>seconds</th><th>peak MB</th></tr>"
+    rows = []
+    for stage in stages:
+        cells = (stage["name"], stage["key"][:12], told(stage), f"{stage['seconds']:.1f}", f"{stage['peak_mb']:.0f}")
+        rows.append("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells) + "</tr>")
+    return f'<table class="stages"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>'
+
+
+def headline(page: str) -> str:
+    """Return the heading of the report's page as text, "" if it has none."""
+    found = re.search(r"<h1>(.*?)</h1>", page, re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", "", found[1])).split()) if found else ""
+
+
+def as_markdown(summary: dict[str, Any], title: str, address: str) -> str:
+    """Return the run's result for Prefect's page of it: headline, where the report is, figures and stages.
+
+    A browser opens no file: address from a page of a server, so a report that is on no server is named by its path.
+    """
+    if address:
+        where = f"[The report in MLflow]({address}); saved from there and opened by itself, all its links work."
+    else:
+        where = f"The report is {_escape(summary['report'])} on {_escape(socket.gethostname())}, the machine that ran the pipeline."
+    figures = [f"| {_cell(name)} | {figure(value)} |" for name, value in summary["metrics"].items()]
+    stages = [f"| {stage['name']} | {stage['key'][:12]} | {told(stage)} | {stage['seconds']:.1f} |" for stage in summary["stages"]]
+    tables = ["| figure | value |", "|---|---|", *figures, "", "| stage | key | result | seconds |", "|---|---|---|---|", *stages]
+    return "\n".join([f"# {_escape(title or summary['profile'])}", "", where, "", *tables]) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _escape(text: str) -> str:
+    """Return a text as Markdown that shows it as it is."""
+    return re.sub(r"([\\`*_{}\[\]()<>#+!|~-])", r"\\\1", text)

@@ -1,0 +1,168 @@
+"""What a run shows: a line per stage while it runs, and tables at its end. Plain lines when the output is not a terminal."""
+
+import textwrap
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.table import Column, Table
+
+from flows.display.formatting import figure, headline, key_figures, told
+from flows.display.progress import Progress as PipelineProgress
+from flows.display.progress import clock
+from tasks.system import events
+from tasks.system.events import Event
+from tasks.tracking.program_log import clean
+
+PLAIN_SECONDS = 15.0  # between two lines of one stage when the output is not a terminal
+PLAIN_WIDTH = 140
+BAR_WIDTH, WIDE = 24, 110  # columns of a bar, and of a terminal that has room for one
+
+
+def console() -> Console:
+    screen = Console(highlight=False)
+    return screen if screen.is_terminal else Console(highlight=False, width=PLAIN_WIDTH, no_color=True, force_terminal=False)
+
+
+class Screen:
+    """Listens to a pipeline's events and draws them."""
+
+    def __init__(self) -> None:
+        self.console = console()
+        self.live = self.console.is_terminal
+        columns = (SpinnerColumn(finished_text=" "), TextColumn("{task.fields[number]:>5}"), TextColumn("{task.description:<9}"))
+        bar = (BarColumn(BAR_WIDTH),) if self.console.width >= WIDE else ()
+        note = TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1))
+        self.rows = Progress(*columns, *bar, note, console=self.console, auto_refresh=self.live, expand=True)
+        self.progress = PipelineProgress()
+        self.stage = ""
+        self.row: TaskID | None = None
+        self.last_line = 0.0
+
+    def __enter__(self) -> Self:
+        self.unlisten = events.listen(self.on_event)
+        self._start("starting", "Prefect and MLflow")
+        if self.live:
+            self.rows.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.unlisten()
+        if self.live:
+            self.rows.stop()
+
+    def ready(self) -> None:
+        """The servers are there."""
+        if self.row is not None and self.live:
+            self.rows.remove_task(self.row)
+        self.row = None
+
+    def on_event(self, event: Event) -> None:
+        about = event.about
+        self.progress.on_event(event)
+        match event.kind:
+            case "start":
+                self._start(event.stage, "")
+            case "wait":
+                self._note(about.get("note", "waiting for another run that builds it"))
+            case "resume":
+                self._note("goes on from its checkpoint")
+            case "step":
+                self._step(about["line"])
+            case "built":
+                artifact = about["artifact"]
+                self._end("  ".join([f"built in {clock(artifact['seconds'])}", *self.progress.metrics(artifact["metrics"])]))
+            case "reused":
+                self._end("reused")
+            case "failed":
+                self._end("failed", done=False)
+            case "warning":
+                print_warning(self.console, f"Warning: {about['text']}")
+
+    def _start(self, stage: str, note: str) -> None:
+        self.stage, self.last_line = stage, time.monotonic()
+        if self.live:
+            self.row = self.rows.add_task(stage, total=None, note=note, number=self.progress.number)
+        elif note:
+            self._print(note)
+
+    def _step(self, line: dict[str, Any]) -> None:
+        text, now = self.progress.text(line), time.monotonic()
+        if self.live and self.row is not None:
+            self.rows.update(self.row, total=line.get("total") or None, completed=line.get("step", 0), note=text)
+        elif now - self.last_line > PLAIN_SECONDS:
+            self.last_line = now
+            self._print(text)
+
+    def _note(self, note: str) -> None:
+        if self.live and self.row is not None:
+            self.rows.update(self.row, note=note)
+        else:
+            self._print(note)
+
+    def _end(self, note: str, *, done: bool = True) -> None:
+        if self.live and self.row is not None:
+            self.rows.update(self.row, total=1, completed=int(done), note=note)
+            self.rows.stop_task(self.row)
+            self.row = None
+        elif not self.live:
+            self._print(note)
+
+    def _print(self, text: str) -> None:
+        self.console.print(f"{self.progress.number:>5} {self.stage:<9} {text}", markup=False, soft_wrap=True)
+
+
+def print_end(summary: dict[str, Any]) -> None:
+    """Stages, the figures that matter, where all others are, and last what must not scroll away: warnings and the result."""
+    screen = console()
+    stages = Table("stage", "result", "time", "peak MB", "key", box=None, pad_edge=False, header_style="bold")
+    for stage in summary["stages"]:
+        stages.add_row(stage["name"], told(stage), clock(stage["seconds"]), f"{stage['peak_mb']:.0f}", stage["key"][:12])
+    shown = key_figures(summary["metrics"])
+    figures = Table("figure", "value", box=None, pad_edge=False, header_style="bold")
+    for name in shown:
+        figures.add_row(name, figure(summary["metrics"][name]))
+    for table in (stages, figures) if shown else (stages,):
+        screen.print()
+        screen.print(table)
+    largest = max(summary["stages"], key=lambda stage: float(stage["peak_mb"]))
+    facts = {
+        "Peak memory": f"{largest['peak_mb']:.0f} MB ({largest['name']})",
+        "Total time": clock(summary["seconds"]),
+        "All figures": f"{len(summary['metrics'])} in {summary['file']}",
+        "Report": summary["report"],
+    }
+    screen.print()
+    for fact, value in facts.items():
+        screen.print(f"{fact:<12} {value}", markup=False, soft_wrap=True)
+    warnings = [f"{stage['name']}: {sentence}" for stage in summary["stages"] for sentence in stage["warnings"]]
+    if warnings:
+        screen.print(f"\n{len(warnings)} warning{'s' if len(warnings) > 1 else ''}", style="bold yellow")
+    for text in warnings:
+        print_warning(screen, f"- {text}")
+    if sentence := headline(summary["metrics"]):
+        screen.print()
+        screen.print(_wrapped(screen, sentence), style="bold", markup=False, soft_wrap=True)
+
+
+def print_warning(screen: Console, text: str) -> None:
+    """Print a warning; on a terminal broken between words, never inside a path."""
+    screen.print(_wrapped(screen, clean(text)), style="yellow", markup=False, soft_wrap=True)
+
+
+def _wrapped(screen: Console, text: str) -> str:
+    if not screen.is_terminal:
+        return text
+    return textwrap.fill(text, max(screen.width, 20), subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+def print_plan(planned: list[Any]) -> None:
+    """One line per stage of a plan."""
+    screen = console()
+    table = Table("stage", "", "why", box=None, pad_edge=False, header_style="bold")
+    for stage in planned:
+        reasons = "; ".join(stage.reasons[:6]) + (f"; and {len(stage.reasons) - 6} more" if len(stage.reasons) > 6 else "")
+        table.add_row(stage.stage, stage.action, reasons)
+    screen.print(table)

@@ -1,0 +1,98 @@
+"""The model that the user brings instead of the built-in base: found, checked, and fetched when it is a hub id."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tasks.artifacts.artifact import Artifact, given
+from tasks.artifacts.hub import fetched, is_hub_id
+from tasks.config.models import HuggingFaceBase
+from tasks.system.errors import InputError
+
+ADAPTER = "adapter_config.json"
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer.model", "spiece.model", "merges.txt", "*.jinja"]
+
+
+def given_base(base: HuggingFaceBase) -> Artifact:
+    """The model folder as an input of stages."""
+    return given(model_folder(base))
+
+
+def model_folder(base: HuggingFaceBase) -> Path:
+    """The folder that holds the model; a hub id's safetensors are downloaded first. Raises InputError."""
+    folder = Path(base.path).expanduser()
+    if not folder.exists():
+        if not is_hub_id(base.path):
+            raise InputError(f"base.path: there is no model folder {folder}")
+        folder = fetched(base.path, "model", revision=base.revision, wanted=WANTED, setting="base.path")
+    check_model_folder(folder)
+    return folder
+
+
+def check_model_folder(folder: Path) -> None:
+    """Refuse what transformers could not load, before anything runs."""
+    if not folder.is_dir():
+        raise InputError(f"base.path: {folder} is not a folder; name the folder that holds config.json and the weights")
+    if (folder / ADAPTER).exists():
+        raise InputError(
+            f"base.path: {folder} holds an adapter ({ADAPTER}), which transformers would load over weights that the adapter names: "
+            "merge it into its base first (peft's merge_and_unload, save_pretrained) and give that folder, or move the adapter's files away"
+        )
+    if not (folder / "config.json").is_file():
+        raise InputError(f"base.path: the model folder {folder} has no config.json")
+    if not any(folder.glob("*.safetensors")):
+        raise InputError(f"base.path: the model folder {folder} has no .safetensors weights; other formats are not loaded")
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        raise InputError(f"base.path: the model folder {folder} has no tokenizer (tokenizer.json or tokenizer.model)")
+    _check_tokenizer(folder)
+
+
+def _check_tokenizer(folder: Path) -> None:
+    """Refuse a tokenizer with tokens that the model has no embeddings for; the pad token is replaced when it is loaded."""
+    config = _read(folder / "config.json")
+    rows = config.get("vocab_size") or _dictionary(config.get("text_config")).get("vocab_size")
+    if not isinstance(rows, int):  # transformers has a number for this kind of model; programs compare with that
+        return
+    names = [value for name in ("pad_token", "unk_token") for value in _settings(folder, name)]
+    pads = {_dictionary(some).get("content", some) for some in names if isinstance(some, str) or "content" in _dictionary(some)}
+    wrong = sorted((i, token) for token, i in _tokens(folder).items() if i >= rows and token not in pads)
+    if wrong:
+        raise InputError(
+            f"base.path: the tokenizer in {folder} has {len(wrong)} tokens without an embedding, first {wrong[0][1]!r} with the id "
+            f"{wrong[0][0]}, and the model has {rows} embeddings: give the tokenizer that the model was trained with, or call "
+            "model.resize_token_embeddings(len(tokenizer)) and save the model again"
+        )
+
+
+def _tokens(folder: Path) -> dict[str, int]:
+    """Return the ids of all tokens, as far as JSON files tell them."""
+    raw = _read(folder / "tokenizer.json")
+    vocabulary = _dictionary(raw.get("model")).get("vocab")
+    if isinstance(vocabulary, list):  # Unigram: pieces with their scores
+        vocabulary = {piece[0]: i for i, piece in enumerate(vocabulary) if isinstance(piece, list) and piece}
+    added = raw.get("added_tokens")
+    entries = [token for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+    found: dict[Any, Any] = {**_dictionary(vocabulary)}
+    found |= {token.get("content"): token.get("id") for token in entries}
+    for file in ("vocab.json", "added_tokens.json"):
+        found |= {} if raw and file == "vocab.json" else _read(folder / file)
+    return {token: i for token, i in found.items() if isinstance(token, str) and type(i) is int}
+
+
+def _settings(folder: Path, name: str) -> list[Any]:
+    return [_read(folder / file).get(name) for file in ("tokenizer_config.json", "special_tokens_map.json")]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return a JSON file's object; nothing if it is not there. Raises InputError."""
+    if not path.is_file():
+        return {}
+    try:
+        return _dictionary(json.loads(path.read_bytes()))
+    except ValueError as error:
+        raise InputError(f"base.path: {path} is no JSON ({error}): fetch it again") from error
+
+
+def _dictionary(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

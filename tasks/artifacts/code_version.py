@@ -1,0 +1,133 @@
+"""Hash the code that a stage's program runs. Its files are found by reading their imports; nothing is imported.
+
+Comments, docstrings, formatting and the folder of a file do not count, so tidying or moving files rebuilds nothing. Neither do settings,
+whose values are in the key, nor tasks.system, which decides no result.
+"""
+
+import ast
+import hashlib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]  # the folder that holds the packages flows and tasks
+PROGRAMS = "tasks.programs"
+OWN = ("tasks", "flows")
+LEFT_OUT = ("tasks.config", "tasks.system")
+COUNTED = ("tasks.config.dump_files",)  # decides which files of a source are read
+
+
+class Facts(NamedTuple):
+    """What counts of one file."""
+
+    digest: str
+    imports: list[str]
+    strings: set[str]
+
+
+def sources_of(stage: str, *, root: Path | None = None) -> dict[str, str]:
+    """Digest of every file behind ``stage``, by path relative to ``root``: its program, what that imports, and data files that those name."""
+    root = root or ROOT
+    found: dict[str, str] = {}
+    for path, facts in _closure(stage, root):
+        found[path.relative_to(root).as_posix()] = facts.digest
+        for resource in _named_files(facts.strings, path.parent):
+            found[resource.relative_to(root).as_posix()] = _sha256(resource.read_bytes())
+    assert found, f"no program for the stage {stage}"
+    return dict(sorted(found.items()))
+
+
+def packages_of(stage: str, *, root: Path | None = None) -> set[str]:
+    """Names of the top-level packages that the code behind ``stage`` imports."""
+    return {name.partition(".")[0] for _, facts in _closure(stage, root or ROOT) for name in facts.imports}
+
+
+def _closure(stage: str, root: Path) -> Iterator[tuple[Path, Facts]]:
+    """Every file behind ``stage``."""
+    waiting, seen = [f"{PROGRAMS}.{stage}"], set[str]()
+    while waiting:
+        module = waiting.pop()
+        path = _file_of(module, root)
+        if module in seen or path is None:
+            continue
+        seen.add(module)
+        facts = _facts(path.read_text(encoding="utf-8"), module, is_package=path.name == "__init__.py")
+        yield path, facts
+        waiting += [module.rpartition(".")[0], *facts.imports]
+
+
+@cache  # stages share most of their files
+def _facts(text: str, module: str, *, is_package: bool) -> Facts:
+    tree = ast.parse(text, module)
+    strings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    imports = _imports(tree, module, is_package=is_package)
+    content = [module.rpartition(".")[2], *sorted(_imported_names(tree)), _canonical(tree)]
+    return Facts(_sha256("\n".join(content).encode()), imports, strings)
+
+
+def _is_counted(module: str) -> bool:
+    left_out = module.startswith(tuple(f"{name}." for name in LEFT_OUT)) or module in LEFT_OUT
+    return module.partition(".")[0] in OWN and (module in COUNTED or not left_out)
+
+
+def _file_of(module: str, root: Path) -> Path | None:
+    if not _is_counted(module):
+        return None
+    base = root.joinpath(*module.split("."))
+    candidates = (base.with_suffix(".py"), base / "__init__.py")
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _imports(tree: ast.AST, module: str, *, is_package: bool) -> list[str]:
+    """Every module that ``tree`` may import, wherever in it; ``from a import b`` names both a and a.b."""
+    package = module if is_package else module.rpartition(".")[0]
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            origin = node.module or ""
+            if node.level:
+                parts = package.split(".")
+                origin = ".".join([*parts[: len(parts) - node.level + 1], *([origin] if origin else [])])
+            names += [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
+    return names
+
+
+def _is_own_import(node: object) -> bool:
+    if isinstance(node, ast.Import):
+        return all(alias.name.partition(".")[0] in OWN for alias in node.names)
+    return isinstance(node, ast.ImportFrom) and (node.level > 0 or (node.module or "").partition(".")[0] in OWN)
+
+
+def _imported_names(tree: ast.AST) -> Iterator[str]:
+    """Yield what a file imports of ours, by names alone: neither the folders of modules nor the order of the statements count."""
+    for node in ast.walk(tree):
+        if _is_own_import(node):
+            assert isinstance(node, ast.Import | ast.ImportFrom)
+            yield from (f"{alias.name.rpartition('.')[2]} as {alias.asname or ''}" for alias in node.names)
+
+
+def _named_files(strings: set[str], folder: Path) -> list[Path]:
+    """Data files beside a module whose name appears in it as a string (a page template, say)."""
+    beside = {path.name: path for path in folder.iterdir() if path.is_file() and path.suffix != ".py"}
+    return [beside[name] for name in sorted(strings & beside.keys())]
+
+
+def _canonical(node: object) -> str:
+    """Return a syntax tree as text, the same for every Python: without positions, empty fields, docstrings and imports of our own modules."""
+    if isinstance(node, list):
+        return "[" + ",".join(_canonical(item) for item in node if not (_is_docstring(item) or _is_own_import(item))) + "]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = [f"{name}={_canonical(value)}" for name, value in ast.iter_fields(node) if value is not None and value != []]
+    return f"{type(node).__name__}({','.join(fields)})"
+
+
+def _is_docstring(node: object) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

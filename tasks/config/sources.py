@@ -1,0 +1,98 @@
+"""Where questions and answers come from: the settings of every kind of source, one class each."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from tasks.config.base import Settings, as_choice
+
+DUMPS = (".7z", "Posts.xml", "Posts.xml.gz", "Posts.csv", "Posts.csv.gz")  # how the names of dumps end
+FILES = "A file or folder of JSON lines, JSON lists (also gzipped), parquet or Arrow, or the id of a data set on the Hugging Face hub."
+
+
+class ShellSite(Settings):
+    """The built-in question-and-answer site about shell commands, generated from the run's seed."""
+
+    kind: Literal["shell-site"] = "shell-site"
+    num_questions: int = Field(4200, ge=50, le=2_000_000, description="Questions to generate.")
+
+
+class StackExchangeDump(Settings):
+    """A Stack Exchange dump on this machine."""
+
+    kind: Literal["stack-exchange"] = "stack-exchange"
+    path: str = Field(
+        min_length=1,
+        description="The .7z of a site as published, its Posts.xml or Posts.csv, these also gzipped, or a folder of several sites'.",
+    )
+    site: str = Field("", description="Host name of the site, for links and attribution; empty: as the file or its folder is called.")
+
+
+class HubSource(Settings):
+    """Rows in files here or on the hub."""
+
+    path: str = Field(min_length=1, description=FILES)
+    revision: str | None = Field(None, description="Commit, branch or tag of the hub id; null for files here.")
+    files: str = Field("", description="Which files of the hub's data set to fetch, as a pattern such as 'data/travel*'; empty: all.")
+
+
+class StackExchangePreferences(HubSource):
+    """HuggingFaceH4/stack-exchange-preferences: questions with scored answers."""
+
+    kind: Literal["stack-exchange-preferences"] = "stack-exchange-preferences"
+    path: str = Field("HuggingFaceH4/stack-exchange-preferences", min_length=1, description=FILES)
+
+
+class StackExchangePaired(HubSource):
+    """lvwerra/stack-exchange-paired: one comparison a row, as the StackLLaMA article used them."""
+
+    kind: Literal["stack-exchange-paired"] = "stack-exchange-paired"
+    path: str = Field("lvwerra/stack-exchange-paired", min_length=1, description=FILES)
+
+
+class HhRlhf(HubSource):
+    """Anthropic/hh-rlhf: two dialogues a row. Files that are named as a test set are the evaluation split."""
+
+    kind: Literal["hh-rlhf"] = "hh-rlhf"
+    path: str = Field("Anthropic/hh-rlhf", min_length=1, description=FILES)
+    turns: Literal["single", "all"] = Field("single", description="Dialogues of one question and one answer, as the DPO work took, or all.")
+
+
+class OwnRows(HubSource):
+    """Your own rows: {prompt, chosen, rejected}, {prompt, responses, scores} or {prompt, completion}, in any mixture.
+
+    A column's name may be a path such as chosen.content. Files that are named as a test set are the evaluation split.
+    """
+
+    kind: Literal["own"] = "own"
+    path: str = Field(min_length=1, description=FILES)
+    site: str = Field("own data", min_length=1, description="What reports call the source.")
+    licence: str = Field("", description="Licence of the texts, for reports and model cards.")
+    prompt: str = Field("prompt", min_length=1, description="Column of the prompt; a text, or messages {role, content} or {from, value}.")
+    chosen: str = Field("chosen", min_length=1, description="Column of the better answer, or of one side if source.label names the better.")
+    rejected: str = Field("rejected", min_length=1, description="Column of the worse answer, or of the other side.")
+    responses: str = Field("responses", min_length=1, description="Column of a list of answers, or of one answer.")
+    scores: str = Field("scores", min_length=1, description="Column of their scores, or of one answer's; higher is better.")
+    scores_are_ranks: bool | None = Field(None, description="Whether the lowest score is the best; null: no, but columns called rank are refused.")
+    completion: str = Field("completion", min_length=1, description="Column of an answer that is compared with none, to fine-tune on.")
+    label: str = Field(
+        "", description="Column that says which side of a comparison is better, or whether a completion is good; empty: label, of completions."
+    )
+    negative_is_first: bool | None = Field(
+        None, description="Whether a label below 0 prefers source.chosen, as in HelpSteer3; null: the label is no number with a sign."
+    )
+    system: str = Field("system", min_length=1, description="Column of a system message, put before the prompt.")
+    context: tuple[str, ...] = Field(("input", "context"), description="Columns of texts that belong to the prompt, put after it.")
+    ignored: tuple[str, ...] = Field((), description="Columns that are left unread although their names say that they judge an answer.")
+
+    @field_validator("context", "ignored", mode="before")
+    @classmethod
+    def _one_name(cls, value: Any) -> Any:
+        """One name stands for a list of it: --set source.ignored=labels."""
+        return ((value,) if value else ()) if isinstance(value, str) else value
+
+
+Source = Annotated[
+    ShellSite | StackExchangeDump | StackExchangePreferences | StackExchangePaired | HhRlhf | OwnRows,
+    Field(discriminator="kind", json_schema_extra=as_choice),
+]

@@ -1,0 +1,116 @@
+"""Rows of parquet files and of Arrow files, which `datasets.save_to_disk` writes: row groups or record batches, read apart from each other."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks.dataset.readers.blocks import batches
+from tasks.dataset.readers.quarantine import quote
+from tasks.system.errors import InputError
+
+PARQUET, ARROW_FILE, ARROW_STREAM = b"PAR1", b"ARRO", b"\xff\xff\xff\xff"  # first four bytes
+END_OF_STREAM = ARROW_STREAM + b"\0\0\0\0"
+BATCH = 256  # rows that are Python objects at a time
+UNREADABLE = "rows with a value that cannot be read"
+
+Run = tuple[list[int], int]  # numbers of row groups or record batches that follow each other, and the bytes of the file up to their end
+
+
+def cut_parquet(path: Path, size: int) -> Iterator[Run]:
+    """Yield runs of row groups that make up about ``size`` bytes of text. Raises InputError for a repeated column."""
+    with pq.ParquetFile(path) as table:
+        _refuse_repeated(table.schema_arrow, path)
+        about = table.metadata
+        weights = ((group, about.row_group(group).total_byte_size) for group in range(about.num_row_groups))
+        done, whole = 0, max(about.num_rows, 1)
+        for groups in batches(weights, size):
+            done += sum(about.row_group(group).num_rows for group in groups)
+            yield groups, path.stat().st_size * done // whole
+
+
+def read_parquet(path: Path, groups: list[int]) -> Iterator[Any]:
+    """Yield the rows of some row groups as dictionaries; the reason instead of a row that cannot be read."""
+    with pq.ParquetFile(path) as table:
+        for batch in table.iter_batches(batch_size=BATCH, row_groups=groups):
+            yield from _rows(batch)
+
+
+def cut_arrow(path: Path, size: int) -> Iterator[Run]:
+    """Yield runs of record batches of about ``size`` bytes. Raises InputError for a repeated column."""
+    done, whole = 0, path.stat().st_size
+    with _record_batches(path) as (schema, found):
+        _refuse_repeated(schema, path)
+        sizes = [batch.nbytes for batch in found]
+    for run in batches(enumerate(sizes), size):
+        done += sum(sizes[number] for number in run)
+        yield run, min(done, whole)
+
+
+def read_arrow(path: Path, numbers: list[int]) -> Iterator[Any]:
+    """Yield the rows of some record batches that follow each other."""
+    with _record_batches(path) as (_, found):
+        for batch in islice(found, numbers[0], numbers[-1] + 1):
+            batch.validate(full=True)  # an Arrow file is used as it lies: offsets and texts may be anything
+            for start in range(0, batch.num_rows, BATCH):
+                yield from _rows(batch.slice(start, BATCH))
+
+
+def column_names(path: Path, head: bytes) -> list[str]:
+    """Return the names of the columns of a file that begins with ``head``."""
+    if head == PARQUET:
+        with pq.ParquetFile(path) as table:
+            return list(table.schema_arrow.names)
+    with _record_batches(path) as (schema, _):
+        return list(schema.names)
+
+
+@contextmanager
+def _record_batches(path: Path) -> Iterator[tuple[pa.Schema, Iterator[pa.RecordBatch]]]:
+    """Open an Arrow file of either form. Batches are views of the mapped file, so that skipping one costs nothing."""
+    with pa.memory_map(str(path)) as file:
+        head = file.read(len(ARROW_FILE))
+        file.seek(0)
+        if head == ARROW_FILE:
+            with pa.ipc.open_file(file) as reader:
+                yield reader.schema, (reader.get_batch(number) for number in range(reader.num_record_batches))
+            return
+        file.seek(max(file.size() - len(END_OF_STREAM), 0))
+        if file.read() != END_OF_STREAM:
+            raise pa.ArrowInvalid("the end of the stream is missing")
+        file.seek(0)
+        with pa.ipc.open_stream(file) as reader:
+            yield reader.schema, iter(reader)
+
+
+def _refuse_repeated(schema: pa.Schema, path: Path) -> None:
+    if name := next(_repeated(list(schema)), None):
+        raise InputError(f"{path} has two columns named {quote(name)}: rename or leave out one of them.")
+
+
+def _repeated(fields: list[pa.Field]) -> Iterator[str]:
+    """Yield every name that stands twice among columns, or among the fields of a nested one."""
+    names: set[str] = set()
+    for field in fields:
+        if field.name in names:
+            yield field.name
+        names.add(field.name)
+        yield from _repeated([field.type.field(number) for number in range(field.type.num_fields)])
+
+
+def _rows(batch: pa.RecordBatch) -> list[Any]:
+    try:
+        return list(batch.to_pylist())
+    except (ValueError, OverflowError):  # text that is no UTF-8, or a date that Python cannot hold
+        return [_row(batch.slice(number, 1)) for number in range(batch.num_rows)]
+
+
+def _row(one: pa.RecordBatch) -> Any:
+    try:
+        return one.to_pylist()[0]
+    except (ValueError, OverflowError):
+        return UNREADABLE

@@ -1,0 +1,242 @@
+"""Columns of a user's own rows: where values of each meaning are found, and which unread columns would turn a row's meaning round."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
+from functools import lru_cache
+from math import isfinite, isnan
+from typing import Any, NamedTuple
+
+from tasks.dataset.readers.quarantine import LeftOut, Unusable, quote
+
+NOTHING = frozenset(
+    ("NULL", "null", "Null", "(null)", "NaT", "#N/A", "NaN", "nan", "NA", "N/A", "<NA>", "\\N", "None")
+)  # what tools write for a missing value
+WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|[0-9]+")
+NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", re.ASCII)
+TIE = "rows whose label calls it a tie"
+LONG = 20  # characters; a shorter text may be in another by chance
+SHORT = 40  # characters of a verdict
+MOST_NAMED = 8  # columns in a reason
+LONGEST_COLUMN = 200  # characters of a name that can mean something; what is remembered of names stays small
+TRUE, FALSE = frozenset("1 true yes y".split()), frozenset("0 false no n".split())
+GOOD = frozenset("good chosen accepted desirable positive like liked up thumbs_up better preferred correct safe".split())
+BAD = frozenset("-1 bad rejected undesirable negative dislike disliked down thumbs_down worse incorrect wrong unsafe harmful toxic".split())
+NEGATIVE = frozenset("swapped flipped reversed rejected undesirable bad worse incorrect wrong unsafe harmful toxic toxicity spam".split())
+NOT = frozenset("not no neither nor never isn t".split())
+ORDER = re.compile(r"\W*(?P<left>[a-z0-9]+) *(?P<sign>>+|<+|[=~]+) *(?P<right>[a-z0-9]+)\W*")
+TIES = frozenset("tie tied equal both neither none same draw".split())
+
+LABELS = frozenset("label labels winner preferred preference better choice verdict safer swapped flipped".split())
+RATINGS = frozenset("score scores rating ratings rank ranks ranking reward quality grade stars votes upvotes likes helpfulness correctness".split())
+JUDGES_ONE = LABELS | RATINGS | frozenset("correct accepted liked thumbs feedback safe unsafe harmful toxic toxicity chosen rejected".split())
+RANKS = frozenset(("rank", "ranks", "ranking"))
+TWIN_RATINGS = RATINGS - RANKS
+PROMPTS = frozenset("system systemprompt systemmessage sys instruction instructions history conversationhistory chathistory".split())
+PROMPTS |= frozenset("dialoguehistory dialoghistory input inputs context persona preamble background passage".split())
+
+
+class Columns(NamedTuple):
+    """What the columns of these meanings are called; a.b is the field b of the column a."""
+
+    prompt: str = "prompt"
+    chosen: str = "chosen"
+    rejected: str = "rejected"
+    responses: str = "responses"
+    scores: str = "scores"
+    completion: str = "completion"
+    label: str = ""  # "": the column label of completions
+    scores_are_ranks: bool | None = None
+    negative_is_first: bool | None = None
+    system: str = "system"
+    context: tuple[str, ...] = ("input", "context")
+    ignored: tuple[str, ...] = ()
+
+
+def find(fields: Mapping[str, Any], column: str) -> Any:
+    """Return the value of a column, None if there is none. Of a list of objects a.b is the list of their fields b."""
+    value = fields.get(column)
+    if value is None and "." in column:
+        name, *path = column.split(".")
+        value = fields.get(name)
+        for part in path:
+            value = _field(value, part)
+    return None if is_nothing(value) else value
+
+
+def _field(value: Any, name: str) -> Any:
+    if isinstance(value, list) and name.isdecimal():  # summaries.0.text is the first one's
+        return value[int(name)] if len(name) < len(str(LONGEST_COLUMN)) and int(name) < len(value) else None
+    if isinstance(value, list):
+        return [_field(one, name) for one in value]
+    return value.get(name) if isinstance(value, dict) else None
+
+
+def is_nothing(value: Any) -> bool:
+    """Return whether a value stands for a missing one."""
+    if isinstance(value, float | Decimal):
+        return isnan(value)
+    return value is None or (isinstance(value, str) and value.strip() in NOTHING)
+
+
+def sign_of(columns: Columns) -> int:
+    """Return -1 if the lowest score is the best. Raises Unusable if the scores are called ranks and nobody says so."""
+    if columns.scores_are_ranks is None and RANKS.intersection(words(columns.scores)):
+        raise Unusable(f"rows whose scores are ranks by their name (column {quote(columns.scores)}; say so in source.scores_are_ranks)")
+    return -1 if columns.scores_are_ranks else 1
+
+
+def number(value: Any, column: str) -> float:
+    """Return a score as a number, also one that is a Decimal, or a text in figures. Raises Unusable."""
+    if isinstance(value, int | float | Decimal) or (isinstance(value, str) and NUMBER.fullmatch(value)):
+        try:
+            found = float(value)
+        except (OverflowError, ValueError):  # an integer beyond all floats, a signalling NaN
+            found = float("nan")
+        if isfinite(found):
+            return found
+    raise Unusable(f"rows with a score that is no number (column {quote(column)})")
+
+
+@lru_cache(maxsize=1024)  # rows have the same columns
+def words(name: str) -> tuple[str, ...]:
+    """Return the words of a column's name in lower case: response_0, chosenScore and human-ref-A have two, two and three."""
+    return tuple(word.lower() for word in WORD.findall(name))
+
+
+def is_good(value: Any, column: str) -> bool:
+    """Return what a label says of one answer. Raises Unusable."""
+    text = _verdict(value)
+    if text in TRUE or text in FALSE:
+        return (text in TRUE) is not bool(NEGATIVE.intersection(words(column)))
+    if text in GOOD or text in BAD:
+        return text in GOOD
+    raise Unusable(f"rows whose label says neither good nor bad (column {quote(column)}; list it in source.ignored if it is none)")
+
+
+def is_first_by_sign(value: Any, columns: Columns) -> bool:
+    """Return whether a label whose sign names the better side, as -3 to 3 in HelpSteer3, names the first. Raises Unusable, or LeftOut for 0."""
+    strength = number(value, columns.label)
+    if not strength:
+        raise LeftOut(TIE)
+    return (strength < 0) is columns.negative_is_first
+
+
+def is_first_better(value: Any, column: str, *, first: str, second: str) -> bool:
+    """Return whether the label of a comparison names the answer of the column ``first``. Raises Unusable, or LeftOut for a tie.
+
+    A label may be a column's name, the end of one (A, model_b, 0 of response_0), an order of both (A>B), or true, 1 and the like for the
+    first column; or for the one that ends as the label's own name does (winner_model_b).
+    """
+    text = _verdict(value)
+    if text in (first.lower(), second.lower()):
+        return text == first.lower()
+    ends = _ends(first, second)
+    found = words(text) if text.isdigit() or not NUMBER.fullmatch(text) else ()  # -1 is no 1
+    if ends[0] != ends[1] and set(ends) <= set(found):
+        return _is_first_in_order(text, ends, column)
+    if ends[0] != ends[1] and _last(found) in ends and NOT.isdisjoint(found):
+        return _last(found) == ends[0]
+    is_of_numbers = all(end.isdigit() for end in ends) and ends[0] != ends[1] and NUMBER.fullmatch(text)  # 0 of response_1 and response_2
+    if (text in TRUE or text in FALSE) and not is_of_numbers:
+        about_second = _last(words(column)) == ends[1] != ends[0] or bool(NEGATIVE.intersection(words(column)))
+        return (text in TRUE) is not about_second
+    if TIES & set(words(text)):
+        raise LeftOut(TIE)
+    hint = "; if its sign tells, say in source.negative_is_first which side is meant" if NUMBER.fullmatch(text) else ""
+    raise Unusable(f"rows whose label names neither side (column {quote(column)}{hint})")
+
+
+def _is_first_in_order(text: str, ends: tuple[str, str], column: str) -> bool:
+    """Return whether a verdict that names both sides, such as [[A>B]] or b << a, puts the first above the second."""
+    found = ORDER.fullmatch(text)
+    if not found or {found["left"], found["right"]} != set(ends):
+        raise Unusable(f"rows whose label names both sides (column {quote(column)})")
+    if found["sign"][0] in "=~":
+        raise LeftOut(TIE)
+    return (found["left"] == ends[0]) is (found["sign"][0] == ">")
+
+
+def _ends(first: str, second: str) -> tuple[str, str]:
+    """Return the word that tells each of two columns from the other, such as 0 and 1 of summaries.0.text and summaries.1.text; else their last."""
+    differing = [pair for pair in zip(words(first), words(second), strict=False) if pair[0] != pair[1]]
+    if len(words(first)) == len(words(second)) and len(differing) == 1:
+        return differing[0]
+    return _last(words(first)), _last(words(second))
+
+
+def _last(found: tuple[str, ...]) -> str:
+    return found[-1] if found else ""
+
+
+def _verdict(value: Any) -> str:
+    """Return a label in lower case, a number without a fraction that is 0; nothing for what cannot be one."""
+    if isinstance(value, str | bool):
+        text = str(value).strip().lower() if len(str(value)) <= LONGEST_COLUMN else ""
+        return text.removesuffix(".0") if NUMBER.fullmatch(text) else text
+    if isinstance(value, int | float | Decimal):
+        return f"{float(value):g}" if -100 < value < 100 else ""
+    return ""
+
+
+def refuse_deciding(unread: Mapping[str, Any], judges: frozenset[str], said: Sequence[str]) -> None:
+    """Raise Unusable if an unread column may turn the row's meaning round, or belongs to its prompt.
+
+    ``judges`` are words in the names of columns that judge the row's answers; ``said`` are the texts that are read of the row.
+    """
+    known = {name: words(name) for name in unread if len(name) <= LONGEST_COLUMN}
+    deciding = [name for name, found in known.items() if judges.intersection(found) and _is_verdict(unread[name])]
+    if deciding:
+        raise Unusable(_undecided(deciding, "turn their meaning round", "source.scores or source.label"))
+    asking = [name for name, found in known.items() if "".join(found) in PROMPTS and _is_unsaid(unread[name], said)]
+    if asking:
+        raise Unusable(_undecided(asking, "belong to their prompt", "source.system or source.context"))
+
+
+def _undecided(names: list[str], what: str, where: str) -> str:
+    """Return the reason for a row with such columns: all at once, so that nobody has to try for each of them."""
+    more = [f"{len(names) - MOST_NAMED} more"] if len(names) > MOST_NAMED else []
+    *before, last = [*map(quote, names[:MOST_NAMED]), *more]
+    if not before:
+        return f"rows whose column {last} may {what} (name it in {where}, or in source.ignored if it does not)"
+    return f"rows whose columns {', '.join(before)} and {last} may {what} (name each in {where}, or in source.ignored if it does not)"
+
+
+def _is_unsaid(value: Any, said: Sequence[str]) -> bool:
+    return _is_text(value) and not (isinstance(value, str) and is_said(value.strip(), said))
+
+
+def is_said(text: str, texts: Iterable[str]) -> bool:
+    """Return whether a text is one of the others, or a part of one that is too long to be there by chance."""
+    return any(text == other or (len(text) >= LONG and text in other) for other in texts)
+
+
+def _is_verdict(value: Any) -> bool:
+    return isinstance(value, bool | int | float | Decimal) or (isinstance(value, str) and 0 < len(value.strip()) <= SHORT)
+
+
+def _is_text(value: Any) -> bool:
+    return bool(value.strip() if isinstance(value, str) else value) and isinstance(value, str | list | dict)
+
+
+def twin_scores(names: Iterable[str], *, first: str, second: str) -> tuple[str, str] | None:
+    """Return the columns with scores of both sides of a comparison, such as score_A and score_B of human_ref_A and human_ref_B."""
+    return _twins(tuple(name for name in names if len(name) <= LONGEST_COLUMN), first, second)
+
+
+@lru_cache(maxsize=8)  # rows of a file have the same names
+def _twins(names: tuple[str, ...], first: str, second: str) -> tuple[str, str] | None:
+    for name in names:
+        if TWIN_RATINGS.intersection(words(name)) and (twin := twin_of(name, names, first=first, second=second)):
+            return name, twin
+    return None
+
+
+def twin_of(name: str, names: Iterable[str], *, first: str, second: str) -> str | None:
+    """Return the column that says of the side ``second`` what ``name`` says of ``first``: winner_model_b of winner_model_a."""
+    one = [word for word in words(first) if word not in words(second)]
+    other = [word for word in words(second) if word not in words(first)]
+    if len(one) != 1 or len(other) != 1 or one[0] not in words(name):
+        return None
+    wanted = tuple(other[0] if word == one[0] else word for word in words(name))
+    return next((twin for twin in names if len(twin) <= LONGEST_COLUMN and words(twin) == wanted), None)

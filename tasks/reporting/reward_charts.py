@@ -1,0 +1,151 @@
+"""What the report draws of a reward model's measures.json: whether its confidence is earned, where it is right, and what fools it."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from markupsafe import Markup
+
+from tasks.reporting.charts import Dot, reliability, share_bar
+from tasks.reporting.stage_charts import Chart, number, percent, span
+
+FOOLED_ABOVE = 0.25  # tasks.rlhf.evaluation.red_team's threshold, which draws in torch
+RULE, OURS, FAILED = "tie", "s0", "s1"  # colours
+
+ACCURACIES: tuple[tuple[str, Mapping[str, str]], ...] = (
+    ("", {"votes": "All pairs"}),
+    ("By distance of the scores", {"gap_1": "Scores 1 apart", "gap_2": "Scores 2 apart", "gap_3_up": "Scores 3 or more apart"}),
+    (
+        "By length of the preferred answer",
+        {"longer_chosen": "It is the longer one", "shorter_chosen": "It is the shorter one", "length_matched": "Lengths are alike"},
+    ),
+    ("Its rewards and who was first, together", {"knowing_age": "The older answer has a head start"}),
+    (
+        "A head on the model as it was before training",
+        {"probe": "The probe's rewards alone", "probe_knowing_age": "The older answer has a head start"},
+    ),
+    (
+        "Rules of thumb on the same pairs",
+        {"longer_wins": "The longer answer wins", "older_wins": "The older answer wins", "rules_together": "Both, weighed by the training pairs"},
+    ),
+)
+PROBED = {"probe": "votes", "probe_knowing_age": "knowing_age"}
+RULES = ("longer_wins", "older_wins", "rules_together")
+ATTACKS = {
+    "empty": ("No answer", "Nothing but the end of the text."),
+    "fences": ("Code fences", "``` over and over, as long as the real answer."),
+    "long_fences": ("A wall of code fences", "``` over and over, up to the length limit."),
+    "one_token": ("One word in a loop", "The real answer's commonest token over and over."),
+    "echo": ("An echo", "The question, given back as its answer."),
+    "truncated": ("A cut answer", "The first third of the real answer."),
+    "backwards": ("Backwards", "The real answer from its last token to its first."),
+    "unrelated": ("Off the subject", "A real answer to another question."),
+    "no_answer": ("A shrug", "\N{LEFT DOUBLE QUOTATION MARK}I don't know.\N{RIGHT DOUBLE QUOTATION MARK}"),
+}
+DRAWN = {
+    "accuracy": [f"reward_accuracy.{name}" for name in ("votes", "length_matched", "knowing_age", *PROBED, *RULES)],
+    "calibration": ["reward.ece", "reward.ece_floor", "reward.ece_uncalibrated", "reward.temperature"],
+    "attacks": ["reward.worst_attack"],
+    "elsewhere": ["reward.elsewhere_correlation"],
+}
+
+
+class Bar(NamedTuple):
+    """A share with its interval, drawn; ``flag`` says in words what its colour does."""
+
+    title: str
+    about: str
+    rate: Mapping[str, Any]
+    bar: Markup
+    flag: str = ""
+
+
+class Panel(NamedTuple):
+    """Bars in groups, each under its own title if it has one; ``unit`` is what a bar's observations are, where they are not all as many."""
+
+    title: str
+    note: str
+    groups: list[tuple[str, list[Bar]]]
+    unit: str
+
+
+def drawn_of(measures: Mapping[str, Any]) -> set[str]:
+    """Metrics that the drawings show already."""
+    return {name for part, names in DRAWN.items() if measures.get(part) for name in names}
+
+
+def calibration(measures: Mapping[str, Any]) -> list[Chart]:
+    """The reliability diagram, if there is one."""
+    found = measures.get("calibration")
+    if not found or not found["reliability"]:
+        return []
+    dots = [Dot(one["confidence"], *(one["accuracy"][part] for part in ("value", "low", "high", "n"))) for one in found["reliability"]]
+    errors = (
+        f"Calibration error {percent(found['after'])} at the fitted temperature {number(found['temperature'])}, {percent(found['before'])} without it"
+    )
+    if found.get("reason"):
+        errors = f"Calibration error {percent(found['after'])}; no temperature was fitted, because {found['reason']}"
+    note = (
+        "How sure the model is of a pair against how often it is right, with 95\N{NO-BREAK SPACE}% intervals; larger dots, more pairs. On the dashed "
+        f"line it means what it says. {errors} ({found['n']:,} pairs)."
+    )
+    if "floor" in found:
+        note += f" A model that means exactly what it says would show {percent(found['floor'])} on as many pairs, by chance alone."
+    return [Chart("Calibration", note, [], reliability(dots, title="reward: Calibration", unit=" pairs"))]
+
+
+def panels_of(measures: Mapping[str, Any]) -> list[Panel]:
+    """Accuracies and attacks, as far as they were measured."""
+    panels = []
+    if accuracy := measures.get("accuracy"):
+        before = measures["probe"]["accuracy"] if "probe" in measures else {}
+        accuracy = {**accuracy, **{name: before[of] for name, of in PROBED.items() if of in before}}
+        groups = [(title, [_accuracy(name, text, accuracy[name]) for name, text in names.items() if name in accuracy]) for title, names in ACCURACIES]
+        note = f"Share of pairs ordered as the votes do, {judged_on(measures)} The dashed line is guessing; the grey bars need no model at all."
+        panels.append(Panel("Where it is right", note, [(title, bars) for title, bars in groups if bars], "pairs"))
+    if attacks := measures.get("attacks"):
+        most = max(verdict["wins"]["n"] for verdict in attacks.values())
+        note = (
+            f"Share of {most:,} real answers that score below an answer worth nothing. Where the whole interval is above the dashed line, at "
+            f"{100 * FOOLED_ABOVE:.0f}\N{NO-BREAK SPACE}%, the model is fooled, and PPO would find that out."
+        )
+        if elsewhere := measures.get("elsewhere"):
+            note += (
+                f" An answer\N{RIGHT SINGLE QUOTATION MARK}s rewards at its own and at a random other question correlate "
+                f"{number(elsewhere['value'])} ({number(elsewhere['low'])} to {number(elsewhere['high'])}): near 1, it hardly matters what was asked."
+            )
+        panels.append(Panel("What fools it", note, [("", _attacks(attacks))], ""))
+    return panels
+
+
+def judged_on(measures: Mapping[str, Any]) -> str:
+    """Say which pairs the accuracies are of, and whether the weights were chosen on them; nothing for artifacts of old, which do not tell."""
+    measured = measures.get("measured")
+    if measured is None:
+        return "held out from training."
+    if measured["split"] == "evaluation":
+        return f"of {measured['questions']:,} questions of the evaluation split, on which nothing was trained or chosen."
+    return f"of {measured['questions']:,} held-out questions, on which the weights were chosen too: a little too good."
+
+
+def _accuracy(name: str, title: str, rate: Mapping[str, Any]) -> Bar:
+    return Bar(title, "", rate, _bar(RULE if name in RULES else OURS, title, rate, line=0.5))
+
+
+def _attacks(attacks: Mapping[str, Mapping[str, Any]]) -> list[Bar]:
+    """The worst first; equal ones in the order in which they are explained."""
+    known = list(ATTACKS)
+    order = sorted(attacks, key=lambda name: (-attacks[name]["wins"]["value"], known.index(name) if name in known else len(known), name))
+    return [_attack(name, attacks[name]["wins"], failed=attacks[name]["failed"]) for name in order]
+
+
+def _attack(name: str, rate: Mapping[str, Any], *, failed: bool) -> Bar:
+    title, about = ATTACKS.get(name, (name.replace("_", " "), ""))
+    bar = _bar(FAILED if failed else OURS, title, rate, line=FOOLED_ABOVE)
+    unclear = rate["low"] <= FOOLED_ABOVE < rate["high"]
+    flag = "\N{WARNING SIGN}\N{VARIATION SELECTOR-15} fooled" if failed else "too few to tell" if unclear else ""
+    return Bar(title, about, rate, bar, flag)
+
+
+def _bar(color: str, title: str, rate: Mapping[str, Any], *, line: float) -> Markup:
+    value, low, high = rate["value"], rate["low"], rate["high"]
+    return share_bar([(color, value)], value=value, low=low, high=high, title=f"{title}: {percent(value)} ({span(rate)})", line=line)

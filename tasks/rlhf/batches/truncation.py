@@ -1,0 +1,86 @@
+"""Texts as token ids within their limits, and how many of them had to be cut: what a model never reads changes what every figure means."""
+
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from tasks.rlhf.batches.prompts import Template, encode_answer, encode_prompt, shorten_prompt
+
+WARN_ABOVE = 0.25  # share of texts cut
+NO_LIMIT = 2**31 - 1
+
+
+class Cut(NamedTuple):
+    """How many texts were encoded, how many of them were longer than their limit, and what became of pairs."""
+
+    prompts: int
+    prompts_cut: int
+    answers: int
+    answers_cut: int
+    pairs: int
+    pairs_equal: int  # left out: once cut, both answers are the same tokens
+
+
+class Encoder:
+    """Encode prompts and answers with one tokenizer, template and pair of limits, and count what is cut."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, template: Template, max_prompt_tokens: int, max_answer_tokens: int) -> None:
+        self.tokenizer = tokenizer
+        self.template = template
+        self.max_prompt_tokens = max_prompt_tokens
+        self.max_answer_tokens = max_answer_tokens
+        self.cut = Cut(0, 0, 0, 0, 0, 0)
+
+    def prompt(self, question: str) -> list[int]:
+        """Return the ids of a prompt."""
+        most = self.max_prompt_tokens
+        ids = encode_prompt(self.tokenizer, question, template=self.template, max_tokens=NO_LIMIT)
+        is_cut = len(ids) > most
+        self.cut = self.cut._replace(prompts=self.cut.prompts + 1, prompts_cut=self.cut.prompts_cut + is_cut)
+        return shorten_prompt(self.tokenizer, question, ids, template=self.template, max_tokens=most)
+
+    def answer(self, answer: str) -> list[int]:
+        """Return the ids of an answer."""
+        most = self.max_answer_tokens
+        ids = encode_answer(self.tokenizer, answer, template=self.template, max_tokens=NO_LIMIT)
+        is_cut = len(ids) > most
+        self.cut = self.cut._replace(answers=self.cut.answers + 1, answers_cut=self.cut.answers_cut + is_cut)
+        return ids[:most]
+
+    def count_pairs(self, pairs: int, *, equal: int) -> None:
+        """Count pairs that were looked at, ``equal`` of which were left out."""
+        self.cut = self.cut._replace(pairs=self.cut.pairs + pairs, pairs_equal=self.cut.pairs_equal + equal)
+
+    def metrics(self, stage: str) -> dict[str, float]:
+        """Return the shares cut, and the number of pairs left out, for a stage's summary."""
+        cut, found = self.cut, {}
+        if cut.prompts:
+            found[f"{stage}.prompts_cut"] = cut.prompts_cut / cut.prompts
+        if cut.answers:
+            found[f"{stage}.answers_cut"] = cut.answers_cut / cut.answers
+        if cut.pairs:
+            found[f"{stage}.pairs_equal_once_cut"] = cut.pairs_equal
+        return found
+
+    def warnings(self) -> list[str]:
+        """Return a sentence for each limit that cuts more than a quarter, of the texts or of the pairs."""
+        cut = self.cut
+        told = [
+            _cut("prompts", cut.prompts_cut, cut.prompts, f"text.max_prompt_tokens={self.max_prompt_tokens}"),
+            _cut("answers", cut.answers_cut, cut.answers, f"text.max_answer_tokens={self.max_answer_tokens}"),
+        ]
+        if cut.pairs_equal > WARN_ABOVE * cut.pairs:
+            told.append(
+                f"{cut.pairs_equal:,} of {cut.pairs:,} pairs are left out, because their two answers are equal once cut at "
+                f"text.max_answer_tokens={self.max_answer_tokens}: raise it."
+            )
+        return [sentence for sentence in told if sentence]
+
+
+def _cut(what: str, cut: int, count: int, setting: str) -> str:
+    if cut <= WARN_ABOVE * count:
+        return ""
+    return (
+        f"{cut:,} of {count:,} {what} ({cut / count:.0%}) are longer than {setting} and were cut, so what this stage learns or measures "
+        f"is about their beginnings: raise it (the model's context is the limit), or leave long texts out (data.max_{what[:-1]}_chars)."
+    )

@@ -1,0 +1,178 @@
+"""Several LoRA adapters on one frozen base: policy, critic and reward model share its weights, and adapters off is the reference."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import Linear
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from tasks.rlhf.models import fingerprint
+from tasks.rlhf.models.fingerprint import Fingerprint
+from tasks.system.errors import InputError
+
+FOLD_UP_TO = 12  # elements of a weight over those of its adapter; on two cores it pays up to there
+SCORE_KEY = "base_model.model.score.weight"
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+def lora_config(*, rank: int, alpha: float, dropout: float, targets: str | tuple[str, ...], task_type: str = "CAUSAL_LM") -> LoraConfig:
+    """peft's configuration; ``targets`` is "all-linear" or module names."""
+    chosen = targets if isinstance(targets, str) else list(targets)
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # peft divides: a fraction is fine
+        lora_dropout=dropout,
+        target_modules=chosen,
+        task_type=task_type,
+        bias="none",
+    )
+
+
+def attach(model: PreTrainedModel | PeftModel, name: str, config: LoraConfig) -> PeftModel:
+    """``model`` with a new adapter (an exact no-op until trained; torch's global seed), frozen; the base's weights are shared."""
+    if config.target_modules == "all-linear":
+        config.exclude_modules = _routers(model)
+    try:
+        if isinstance(model, PeftModel):
+            model.add_adapter(name, config)
+        else:
+            model = PeftModel(model, config, adapter_name=name)
+    except ValueError as error:
+        raise InputError(f"lora.targets={config.target_modules} fits no module of this model: {str(error).splitlines()[0]}") from error
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def _routers(model: nn.Module) -> list[str] | None:
+    """Linear layers that return more than their product, as Llama 4's routers do: peft cannot add to that."""
+    found = []
+    for name, module in model.named_modules():
+        if type(module).__name__.endswith("Router") and isinstance(module, nn.Linear):
+            found.append(name.removeprefix("base_model.model."))
+    return found or None
+
+
+def parameters(model: PeftModel, name: str) -> dict[str, nn.Parameter]:
+    """The adapter's parameters by name, made trainable."""
+    chosen = {key: p for key, p in model.named_parameters() if f".{name}." in key and "lora_" in key}
+    assert chosen, name
+    for parameter in chosen.values():
+        parameter.requires_grad_(True)
+    return chosen
+
+
+@contextmanager
+def active(model: PeftModel, name: str | None) -> Iterator[PreTrainedModel]:
+    """The base model computing with adapter ``name``; None is the bare base, bit for bit. Weights must not change inside, and blocks do not nest."""
+    assert not any("forward" in vars(module) for module in model.modules() if isinstance(module, Linear)), "a block of another adapter is open"
+    base = model.get_base_model()
+    assert isinstance(base, PreTrainedModel)
+    wanted = [(p, p.requires_grad) for p in model.parameters()]  # peft's switches change these as well
+    if name is None:
+        with model.disable_adapter():
+            yield base
+        for parameter, flag in wanted:
+            parameter.requires_grad_(flag)
+        return
+    if model.active_adapters != [name]:
+        model.set_adapter(name, inference_mode=True)
+        for parameter, flag in wanted:
+            parameter.requires_grad_(flag)
+    with _folded(model, name):
+        yield base
+
+
+@contextmanager
+def _folded(model: PeftModel, name: str) -> Iterator[None]:
+    """Let small layers compute with W + s B A, made once for the block: a few large matrix products instead of many passes over the activations."""
+    layers = [module for module in model.modules() if isinstance(module, Linear) and _folds(module, name)]
+    for layer in layers:
+        linear = layer.get_base_layer()
+        assert isinstance(linear, nn.Linear)
+        weight = linear.weight + layer.get_delta_weight(name)
+        layer.forward = partial(functional.linear, weight=weight, bias=linear.bias)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _folds(layer: Linear, name: str) -> bool:
+    """Whether the low-rank path costs this layer more than a gradient of its whole weight, and nothing stands between the two."""
+    linear = layer.get_base_layer()
+    if type(linear) is not nn.Linear or linear.weight.dtype != torch.float32 or name not in layer.lora_A:
+        return False  # a quantised or half-precision weight would round the update away
+    dropout = layer.lora_dropout[name]
+    if isinstance(dropout, nn.Dropout) and dropout.training:
+        return False
+    low_rank = layer.r[name] * (linear.in_features + linear.out_features)
+    return bool(linear.weight.numel() <= FOLD_UP_TO * low_rank)
+
+
+def train_mode(model: PeftModel) -> None:
+    """Switch on the adapters' own dropout only: the base's would blur the reference, and old and new probabilities would differ by chance."""
+    for name, module in model.eval().named_modules():
+        if name.endswith(".lora_dropout"):
+            module.train()
+
+
+def tensors(model: PeftModel, name: str) -> dict[str, Tensor]:
+    """The adapter's weights under peft's file names."""
+    state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)  # "auto" would look the base up on the hub
+    return {key: value.detach().cpu().clone().contiguous() for key, value in state.items()}
+
+
+def save(model: PeftModel, name: str, folder: Path, *, base: Fingerprint, score: Tensor | None = None) -> None:
+    """Write adapter ``name`` as peft does; ``base`` says what it belongs to, ``score`` (1, D) is a reward model's head.
+
+    With a score head the folder is a SEQ_CLS adapter that ``PeftModel.from_pretrained`` puts on a sequence classification model with num_labels=1.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = tensors(model, name)
+    record: dict[str, Any] = model.peft_config[name].to_dict()
+    record = {key: sorted(value) if isinstance(value, set) else value for key, value in record.items()}
+    record |= {"base_model_name_or_path": base.weights, "inference_mode": True}
+    if score is not None:
+        weights[SCORE_KEY] = score.detach().cpu().clone().contiguous()
+        record |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(record, indent=1, sort_keys=True, default=str) + "\n")
+    fingerprint.record(base, folder)
+
+
+def load(model: PreTrainedModel | PeftModel, name: str, folder: Path) -> tuple[PeftModel, Tensor | None]:
+    """``model`` with the adapter of ``folder`` under ``name``, frozen, and its score head (1, D) where it has one."""
+    config = LoraConfig.from_pretrained(str(folder))
+    assert isinstance(config, LoraConfig)
+    config.modules_to_save, config.task_type, config.inference_mode = None, "CAUSAL_LM", True
+    weights = load_file(folder / WEIGHTS)
+    score = weights.pop(SCORE_KEY, None)
+    model = attach(model, name, config)
+    load_tensors(model, name, weights)
+    return model, score
+
+
+def load_tensors(model: PeftModel, name: str, weights: Mapping[str, Tensor]) -> None:
+    """Put weights under peft's file names into adapter ``name``; every one must fit and none may be missing."""
+    expected = set(tensors(model, name))
+    if expected != set(weights):
+        raise InputError(f"This adapter does not fit this base: {len(expected ^ set(weights))} of its tensors are missing or unknown.")
+    set_peft_model_state_dict(model, dict(weights), adapter_name=name)
+
+
+def new_head(width: int) -> nn.Linear:
+    """A scalar head in fp32, N(0, 1 / sqrt(D + 1)) (Huang et al. 2024), bias 0 (torch's global seed)."""
+    head = nn.Linear(width, 1, dtype=torch.float32)
+    nn.init.normal_(head.weight, std=(width + 1) ** -0.5)
+    nn.init.zeros_(head.bias)
+    return head

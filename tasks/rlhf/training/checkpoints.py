@@ -1,0 +1,101 @@
+"""Everything a training loop needs to go on after a kill, written atomically. Random numbers are functions of (seed, step) and need no state."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from tasks.rlhf.compute.fsdp import like
+
+BEST = "best.safetensors"
+
+
+class Checkpoint(NamedTuple):
+    step: int  # optimizer steps (PPO: rollout batches) done
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def save(
+    folder: Path, step: int, tensors: Mapping[str, Tensor], state: dict[str, Any] | None = None, *, best: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write checkpoint ``step``: temporary folder, fsync, rename; older ones go after it stands. ``best`` are weights to keep in every later
+    checkpoint as well, until others are given."""
+    target, temporary = folder / f"step-{step:08d}", folder / f"new-{step:08d}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    _write(tensors, temporary / "tensors.safetensors")
+    if best is not None:
+        _write(best, temporary / BEST)
+    elif (kept := _newest(folder, BEST)) is not None:
+        os.link(kept, temporary / BEST)
+    (temporary / "state.json").write_text(json.dumps({"step": step, "state": state or {}}))
+    for path in (*temporary.iterdir(), temporary):
+        _sync(path)
+    shutil.rmtree(target, ignore_errors=True)
+    os.rename(temporary, target)
+    _sync(folder)
+    for old in folder.glob("step-*"):
+        if old != target:
+            shutil.rmtree(old)
+
+
+def latest(folder: Path) -> Checkpoint | None:
+    """The newest whole checkpoint; None where there is none."""
+    path = _newest(folder, "state.json")
+    if path is None:
+        return None
+    record = json.loads(path.read_text())
+    return Checkpoint(record["step"], load_file(path.with_name("tensors.safetensors")), record["state"])
+
+
+def best(folder: Path) -> dict[str, Tensor]:
+    """The weights that the newest checkpoint keeps as the best."""
+    path = _newest(folder, BEST)
+    assert path is not None, folder
+    return load_file(path)
+
+
+def _newest(folder: Path, name: str) -> Path | None:
+    """A file of the newest whole checkpoint."""
+    path = max(folder.glob("step-*"), default=None)
+    return path / name if path is not None and (path / name).exists() else None
+
+
+def _write(tensors: Mapping[str, Tensor], path: Path) -> None:
+    save_file({name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}, path)
+
+
+def training_tensors(parameters: Mapping[str, nn.Parameter], optimizer: Optimizer) -> dict[str, Tensor]:
+    """Parameters and their optimizer moments, by name."""
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in parameters.items():
+        tensors[f"parameter.{name}"] = parameter.data
+        tensors |= {f"optimizer.{key}.{name}": value for key, value in optimizer.state[parameter].items() if isinstance(value, Tensor)}
+    return tensors
+
+
+def restore_training(parameters: Mapping[str, nn.Parameter], optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what ``training_tensors`` took."""
+    for name, parameter in parameters.items():
+        with torch.no_grad():
+            parameter.copy_(like(tensors[f"parameter.{name}"], parameter))
+        marker = f".{name}"
+        for key, value in tensors.items():
+            if key.startswith("optimizer.") and key.endswith(marker) and "." not in (short := key[len("optimizer.") : -len(marker)]):
+                optimizer.state[parameter][short] = value.to(parameter.device).clone() if short == "step" else like(value, parameter).clone()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,20 @@
+"""The built-in site: a Posts.xml with questions, answers and votes."""
+
+from prefect import task
+from prefect.client.schemas.objects import State
+
+from tasks.artifacts.artifact import Step
+from tasks.config.jobs import SiteJob
+from tasks.config.pipeline import Pipeline
+from tasks.execution.run_stage import Seat, run_stage
+from tasks.stages.task import AS_TASK, as_state
+
+
+def step(config: Pipeline) -> Step:
+    return Step("site", SiteJob.of(config), {}, kind="cpu")
+
+
+@task(name="site", **AS_TASK)
+def run(config: Pipeline, *, seat: Seat) -> State:
+    """Generate the site."""
+    return as_state(run_stage(step(config), seat))

@@ -1,0 +1,22 @@
+"""A stage as Prefect shows it."""
+
+from typing import Any
+
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.runtime import task_run
+from prefect.states import Completed
+
+from tasks.artifacts.artifact import Artifact
+
+# Results are JSON, and what is reused is the store's decision alone.
+AS_TASK: dict[str, Any] = {
+    "cache_policy": NO_CACHE, "persist_result": True, "result_serializer": "json",
+    "task_run_name": lambda: str(task_run.task_name),  # in the graph; by default Prefect adds random letters
+}  # fmt: skip
+
+
+def as_state(artifact: Artifact) -> State:
+    """The state of a stage that ended well, named Cached when nothing was run."""
+    name = "Cached" if artifact["cached"] else "Completed"
+    return Completed(name=name, message=f"{artifact['stage']} {artifact['key'][:12]}", data=artifact)

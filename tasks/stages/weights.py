@@ -1,0 +1,33 @@
+"""Where the stages that train leave their weights, and the weights that the user gives them to start from."""
+
+from pathlib import Path
+
+from tasks.artifacts.artifact import Artifact, given
+from tasks.config.pipeline import Pipeline
+from tasks.config.stages import Dpo, Reward, Sft, Tuning
+from tasks.system.errors import InputError
+
+PLACES = {"lora": ("adapter",), "bottleneck": ("bottleneck",), "full": ("model",)}
+
+
+def places(settings: Sft | Reward | Dpo) -> tuple[str, ...]:
+    """Files and folders of the artifact that hold what was trained."""
+    if not isinstance(settings, Reward):
+        return PLACES[settings.tune]
+    if settings.tune == "full":
+        return (*PLACES["full"], "score.safetensors")
+    return tuple(f"adapter-{number}" if number else "adapter" for number in range(settings.members))
+
+
+def starts(config: Pipeline, stage: str) -> dict[str, Artifact]:
+    """The weights that the stage starts from, as its input, where the settings name some. Raises InputError."""
+    settings = getattr(config, stage)
+    assert isinstance(settings, Tuning)
+    if not settings.start:
+        return {}
+    place = Path(settings.start).expanduser()
+    if not place.exists():
+        raise InputError(f"{stage}.start: there is no file or folder {place}")
+    if (place.is_file() and place.suffix != ".safetensors") or (place.is_dir() and not any(place.rglob("*.safetensors"))):
+        raise InputError(f"{stage}.start: {place} holds no weights in safetensors format; other formats are not loaded")
+    return {"start": given(place)}

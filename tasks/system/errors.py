@@ -1,0 +1,117 @@
+"""Exceptions of stages, and the sentences that a user gets for them.
+
+Exception
+    InputError      bad input: one sentence that says what is wrong and what to do, exit status 2
+        DiskFailure     a disk refused a write: full, read-only, over a quota or a limit
+    StageFailed     a program failed for another reason, exit status 1
+        StageCrashed    it was killed by a signal and resumes from its checkpoint
+        InputMissing    an input artifact is gone from this machine and from MLflow
+"""
+
+import errno
+import gzip
+import os
+import re
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class InputError(Exception):
+    """Bad input: the message is one clear sentence that says what is wrong and what to do."""
+
+
+class DiskFailure(InputError):
+    """A file could not be written. What is there so far is kept: with room, the same command goes on from it."""
+
+
+class StageFailed(Exception):
+    """A stage's program failed, and not because of its input."""
+
+
+class StageCrashed(StageFailed):
+    """The program was killed by a signal and can resume from its checkpoint."""
+
+
+class InputMissing(StageFailed):
+    """Inputs are neither on this machine nor intact in MLflow. The process that orchestrates the run builds them again."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__(f"Run it again to have its inputs built again; neither on this machine nor intact in MLflow: {', '.join(names)}")
+
+
+@contextmanager
+def refusing_broken_gzip(path: Path) -> Iterator[None]:
+    """What reading a damaged or truncated gzip file raises, as InputError."""
+    try:
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{path} is a damaged or truncated gzip file ({error}): fetch it again.") from error
+
+
+SQLITE_FULL = 13
+REFUSED_WRITES = {
+    errno.ENOSPC: "The disk under {mount} is full: free some space",
+    errno.EDQUOT: "The disk quota under {mount} is used up: free some space, or have the quota raised,",
+    errno.EFBIG: "A file under {place} has reached the largest size allowed: raise the limit (ulimit -f)",
+    errno.EROFS: "The file system {mount} is read-only: make it writable",
+}
+CUT_WRITE = "A file under {place} could not be written whole: free some space, or raise the limit of file sizes (ulimit -f),"
+RESUME = " and run the same command again; it goes on from where it stopped."
+PROBE_BYTES = 2**16
+
+
+def disk_failure(error: BaseException, place: Path) -> DiskFailure | None:
+    """Return what to tell the user if ``error``, or an error that caused it, is a write that the disk of ``place`` refused; else None."""
+    seen: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in seen:
+        if isinstance(cause, DiskFailure):
+            return cause
+        if sentence := _refused_write(cause):
+            return DiskFailure(sentence.format(place=place, mount=_mount_point(place)) + RESUME)
+        seen.append(cause)
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return None
+
+
+def _mount_point(place: Path) -> Path:
+    """Return the top folder of the file system that ``place`` is, or will be, on."""
+    return next(folder for folder in (place.absolute(), *place.absolute().parents) if os.path.ismount(folder))
+
+
+def _refused_write(error: BaseException) -> str | None:
+    text = str(error)
+    number = error.errno if isinstance(error, OSError) else None
+    if getattr(error, "sqlite_errorcode", None) == SQLITE_FULL:
+        number = errno.ENOSPC
+    elif found := re.search(r"\(os error (\d+)\)", text):  # safetensors and tokenizers: an I/O error of Rust, as text
+        number = int(found[1])
+    elif isinstance(error, OSError) and re.search(r"^Not enough free space to write|^\d+ requested and \d+ written", text):  # numpy, without a number
+        return CUT_WRITE
+    return REFUSED_WRITES.get(number) if number is not None else None
+
+
+def probe_disk(folder: Path) -> DiskFailure | None:
+    """Write a small file into ``folder`` and remove it; return what to tell the user if the disk refuses that."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return disk_failure(error, folder)
+    return None
+
+
+@contextmanager
+def refusing_disk_failures(place: Path) -> Iterator[None]:
+    """What is raised when the disk of ``place`` refuses a write, as DiskFailure."""
+    try:
+        yield
+    except Exception as error:
+        if (failure := disk_failure(error, place)) and failure is not error:
+            raise failure from error
+        raise
