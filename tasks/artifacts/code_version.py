@@ -21,31 +21,32 @@ COUNTED = ("tasks.config.dump_files",)  # decides which files of a source are re
 class Facts(NamedTuple):
     """What counts of one file."""
 
-    digest: str
+    digest: str  # "" if the file holds no code
     imports: list[str]
     strings: set[str]
 
 
-def sources_of(stage: str, *, root: Path | None = None) -> dict[str, str]:
-    """Digest of every file behind ``stage``, by path relative to ``root``: its program, what that imports, and data files that those name."""
+def sources_of(program: str, *, root: Path | None = None) -> dict[str, str]:
+    """Digest of every file behind ``program``, by path relative to ``root``: its program, what that imports, and data files that those name."""
     root = root or ROOT
     found: dict[str, str] = {}
-    for path, facts in _closure(stage, root):
-        found[path.relative_to(root).as_posix()] = facts.digest
+    for path, facts in _closure(program, root):
+        if facts.digest:
+            found[path.relative_to(root).as_posix()] = facts.digest
         for resource in _named_files(facts.strings, path.parent):
             found[resource.relative_to(root).as_posix()] = _sha256(resource.read_bytes())
-    assert found, f"no program for the stage {stage}"
+    assert found, f"no program {program}"
     return dict(sorted(found.items()))
 
 
-def packages_of(stage: str, *, root: Path | None = None) -> set[str]:
-    """Names of the top-level packages that the code behind ``stage`` imports."""
-    return {name.partition(".")[0] for _, facts in _closure(stage, root or ROOT) for name in facts.imports}
+def packages_of(program: str, *, root: Path | None = None) -> set[str]:
+    """Names of the top-level packages that the code behind ``program`` imports."""
+    return {name.partition(".")[0] for _, facts in _closure(program, root or ROOT) for name in facts.imports}
 
 
-def _closure(stage: str, root: Path) -> Iterator[tuple[Path, Facts]]:
-    """Every file behind ``stage``."""
-    waiting, seen = [f"{PROGRAMS}.{stage}"], set[str]()
+def _closure(program: str, root: Path) -> Iterator[tuple[Path, Facts]]:
+    """Every file behind ``program``."""
+    waiting, seen = [f"{PROGRAMS}.{program}"], set[str]()
     while waiting:
         module = waiting.pop()
         path = _file_of(module, root)
@@ -63,7 +64,8 @@ def _facts(text: str, module: str, *, is_package: bool) -> Facts:
     strings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     imports = _imports(tree, module, is_package=is_package)
     content = [module.rpartition(".")[2], *sorted(_imported_names(tree)), _canonical(tree)]
-    return Facts(_sha256("\n".join(content).encode()), imports, strings)
+    holds_code = any(not _is_docstring(node) for node in tree.body)
+    return Facts(_sha256("\n".join(content).encode()) if holds_code else "", imports, strings)
 
 
 def _is_counted(module: str) -> bool:

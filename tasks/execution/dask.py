@@ -60,7 +60,7 @@ def run(ask: str, version: str) -> str:
 
 
 def _version() -> str:
-    return digest_of(sources_of("shard"))
+    return digest_of(sources_of("data_stage.shard"))
 
 
 @contextmanager

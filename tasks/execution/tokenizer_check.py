@@ -47,5 +47,5 @@ def check_tokenizer(folder: Path, text: Text) -> None:
 def _key(folder: Path, text: Text) -> str:
     files = sorted({path for pattern in FILES for path in folder.glob(pattern) if path.is_file()})
     contents = {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
-    facts = [contents, sources_of("tokenizer_check"), text.template, text.max_prompt_tokens]
+    facts = [contents, sources_of("runtime.tokenizer_check"), text.template, text.max_prompt_tokens]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -61,8 +61,9 @@ def train(job: RewardJob, run: Run) -> None:
     told: dict[str, Any] | None = None
     if settings.probe and checkpoints.latest(run.checkpoints) is None:
         tuning.model.eval()
+        pair_loss = probe_start.PairLoss(settings.margin, settings.weigh, ahead)
         features = partial(probe_start.answer_features, collate=collate, most=most, phase=run.phase)
-        told = probe_start.begin(job, model, questions, held_out, features, ahead=ahead, measured=measured.questions)
+        told = probe_start.begin(model, questions, held_out, features, pair_loss=pair_loss, measured=measured.questions, seed=job.seed)
     training = training_setup.training(settings, run, tuning, num_rows=len(questions), seed=job.seed)
     if told:
         training.told = told

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from tasks.config.data import Data
 from tasks.reporting import charts
 from tasks.reporting.histograms import histograms
 from tasks.reporting.text import author, breakable, clip, counted, link, percent, visible
@@ -110,7 +109,7 @@ class Band(NamedTuple):
         return opening + Markup("").join(shapes) + Markup("</svg>")
 
 
-def page(card: Mapping[str, Any], *, cuts: Sequence[Row] = ()) -> str:
+def page(card: Mapping[str, Any], *, descriptions: Mapping[str, str], cuts: Sequence[Row] = ()) -> str:
     """The whole page; sections whose part of the card is missing or empty are left out. ``cuts`` says what the run's models read of the texts."""
     here = Path(__file__).parent
     environment = Environment(
@@ -133,7 +132,7 @@ def page(card: Mapping[str, Any], *, cuts: Sequence[Row] = ()) -> str:
         charts=histograms(card),
         sites=_lines(card["sites"]),
         licences=_lines({name or "no licence named": count for name, count in card["licences"].items()}),
-        rules=_rules(card.get("rules") or {}),
+        rules=_rules(card.get("rules") or {}, descriptions),
         masked=[(MASKED.get(kind, kind), count) for kind, count in _falling(card.get("masked") or {})],
         examples=[_example(pair) for pair in card["examples"]],
         most=MOST_LINES,
@@ -242,11 +241,11 @@ def _baselines(card: Mapping[str, Any]) -> list[dict[str, Any]]:
 # --------------------------------------------------------------------------------------------------------- rules, sources, samples
 
 
-def _rules(rules: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Name, value and meaning of each setting, in the order of the settings."""
-    fields = list(Data.model_fields)
+def _rules(rules: Mapping[str, Any], descriptions: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """Return name, value and description of each setting, in the order of the descriptions."""
+    fields = list(descriptions)
     names = sorted(rules, key=lambda name: (fields.index(name) if name in fields else len(fields), name))
-    return [(name, _value(rules[name]), (Data.model_fields[name].description or "") if name in fields else "") for name in names]
+    return [(name, _value(rules[name]), descriptions.get(name, "")) for name in names]
 
 
 def _value(value: Any) -> str:
