@@ -18,8 +18,23 @@ HEAVY = {"torch", "transformers", "peft", "accelerate", "bitsandbytes"}
 ABOVE = {"prefect", "mlflow"}
 
 # From the top floor down: a file imports from its own folder and from folders on lower floors that its side may see.
-ORCHESTRATION = ["flows", "tasks.stages", "tasks.execution", "tasks.tracking", "tasks.artifacts", "tasks.config", "tasks.system"]
-PROGRAMS = ["tasks.programs", "tasks.reporting", "tasks.demo_site", "tasks.rlhf", "tasks.dataset", "tasks.system"]
+ORCHESTRATION = [
+    "flows",
+    "tasks.stages",
+    "tasks.execution",
+    "tasks.tracking",
+    "tasks.artifacts",
+    "tasks.config",
+    "tasks.system",
+]
+PROGRAMS = [
+    "tasks.programs",
+    "tasks.reporting",
+    "tasks.demo_site",
+    "tasks.rlhf",
+    "tasks.dataset",
+    "tasks.system",
+]
 SUBFOLDERS = {  # inside a folder, from the top floor down
     "flows": ["flows", "flows.commands", "flows.services", "flows.display"],  # but the commands call the flows
     "tasks.programs": ["tasks.programs", "tasks.programs.data_stage", "tasks.programs.runtime"],
@@ -34,7 +49,10 @@ SUBFOLDERS = {  # inside a folder, from the top floor down
 def modules() -> dict[str, Path]:
     """Return every module of the project with its file."""
     files = [path for folder in ("flows", "tasks") for path in (ROOT / folder).rglob("*.py")]
-    return {path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__"): path for path in files}
+    return {
+        path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__"): path
+        for path in files
+    }
 
 
 MODULES = modules()
@@ -49,7 +67,12 @@ def imports(module: str) -> frozenset[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module} has a relative import"
-            names |= {f"{node.module}.{alias.name}" if f"{node.module}.{alias.name}" in MODULES else str(node.module) for alias in node.names}
+            names |= {
+                f"{node.module}.{alias.name}"
+                if f"{node.module}.{alias.name}" in MODULES
+                else str(node.module)
+                for alias in node.names
+            }
     return frozenset(names)
 
 
@@ -107,13 +130,17 @@ def test_a_file_imports_no_library_of_the_other_side(module: str) -> None:
 
 
 def test_only_one_file_imports_mlflow() -> None:
-    assert [module for module in MODULES if any(name.partition(".")[0] == "mlflow" for name in imports(module))] == ["tasks.tracking.client"]
+    assert [
+        module for module in MODULES if any(name.partition(".")[0] == "mlflow" for name in imports(module))
+    ] == ["tasks.tracking.client"]
 
 
 def loaded(names: list[str]) -> set[str]:
     """Return what is in memory after importing modules in a fresh interpreter: top-level packages, and our own modules."""
     code = f"import sys\nfor name in {names!r}:\n    __import__(name)\nprint(*sys.modules)"
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     found = done.stdout.split()
     return {name.partition(".")[0] for name in found} | {name for name in found if name in MODULES}
@@ -128,17 +155,31 @@ def of(*folders: str) -> list[str]:
 def test_orchestration_never_loads_torch_or_a_program() -> None:
     found = loaded(of(*ORCHESTRATION))
     assert not found & HEAVY
-    assert not {name for name in found if name in MODULES and name != "tasks" and top(name) not in ORCHESTRATION}
+    assert not {
+        name for name in found if name in MODULES and name != "tasks" and top(name) not in ORCHESTRATION
+    }
 
 
 def test_programs_never_load_the_orchestrator_or_the_tracker() -> None:
     found = loaded(of(*PROGRAMS))
     assert not found & ABOVE
-    assert not {name for name in found if name in MODULES and name != "tasks" and top(name) not in [*PROGRAMS, "tasks.config"]}
+    assert not {
+        name
+        for name in found
+        if name in MODULES and name != "tasks" and top(name) not in [*PROGRAMS, "tasks.config"]
+    }
 
 
 def test_the_command_line_starts_without_prefect_mlflow_and_torch() -> None:
-    found = loaded(["flows.cli", "flows.preflight", "flows.profiles", "flows.services.processes", "flows.services.environment"])
+    found = loaded(
+        [
+            "flows.cli",
+            "flows.preflight",
+            "flows.profiles",
+            "flows.services.processes",
+            "flows.services.environment",
+        ]
+    )
     assert not found & (HEAVY | ABOVE)
 
 
@@ -147,7 +188,11 @@ def test_the_config_needs_pydantic_only() -> None:
 
 
 def test_the_mathematics_need_no_config() -> None:
-    assert not {name for name in loaded(of("tasks.rlhf")) if name in MODULES and name != "tasks" and top(name) not in ("tasks.rlhf", "tasks.system")}
+    assert not {
+        name
+        for name in loaded(of("tasks.rlhf"))
+        if name in MODULES and name != "tasks" and top(name) not in ("tasks.rlhf", "tasks.system")
+    }
 
 
 def of_a_stage(folder: str) -> set[str]:

@@ -61,7 +61,11 @@ def _closure(program: str, root: Path) -> Iterator[tuple[Path, Facts]]:
 @cache  # stages share most of their files
 def _facts(text: str, module: str, *, is_package: bool) -> Facts:
     tree = ast.parse(text, module)
-    strings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    strings = {
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
     imports = _imports(tree, module, is_package=is_package)
     content = [module.rpartition(".")[2], *sorted(_imported_names(tree)), _canonical(tree)]
     holds_code = any(not _is_docstring(node) for node in tree.body)
@@ -100,7 +104,9 @@ def _imports(tree: ast.AST, module: str, *, is_package: bool) -> list[str]:
 def _is_own_import(node: object) -> bool:
     if isinstance(node, ast.Import):
         return all(alias.name.partition(".")[0] in OWN for alias in node.names)
-    return isinstance(node, ast.ImportFrom) and (node.level > 0 or (node.module or "").partition(".")[0] in OWN)
+    return isinstance(node, ast.ImportFrom) and (
+        node.level > 0 or (node.module or "").partition(".")[0] in OWN
+    )
 
 
 def _imported_names(tree: ast.AST) -> Iterator[str]:
@@ -120,15 +126,27 @@ def _named_files(strings: set[str], folder: Path) -> list[Path]:
 def _canonical(node: object) -> str:
     """Return a syntax tree as text, the same for every Python: without positions, empty fields, docstrings and imports of our own modules."""
     if isinstance(node, list):
-        return "[" + ",".join(_canonical(item) for item in node if not (_is_docstring(item) or _is_own_import(item))) + "]"
+        return (
+            "["
+            + ",".join(_canonical(item) for item in node if not (_is_docstring(item) or _is_own_import(item)))
+            + "]"
+        )
     if not isinstance(node, ast.AST):
         return repr(node)
-    fields = [f"{name}={_canonical(value)}" for name, value in ast.iter_fields(node) if value is not None and value != []]
+    fields = [
+        f"{name}={_canonical(value)}"
+        for name, value in ast.iter_fields(node)
+        if value is not None and value != []
+    ]
     return f"{type(node).__name__}({','.join(fields)})"
 
 
 def _is_docstring(node: object) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
 
 
 def _sha256(content: bytes) -> str:

@@ -32,7 +32,13 @@ def _name(model: type[Any]) -> str:
 
 
 class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, field_title_generator=_title, model_title_generator=_name)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        field_title_generator=_title,
+        model_title_generator=_name,
+    )
 
     @classmethod
     def descriptions(cls) -> dict[str, str]:

@@ -40,7 +40,12 @@ def stage(source: Path, kind: str, *, threads: int, settings: dict[str, Any]) ->
     """The data program as a process of its own, watched."""
     with tempfile.TemporaryDirectory() as folder:
         job = {"seed": 0, "source": {"kind": kind, "path": str(source)}, "data": settings}
-        record = {"stage": "data", "job": job, "inputs": {"source": str(source)}, "machine": {"threads": threads}}
+        record = {
+            "stage": "data",
+            "job": job,
+            "inputs": {"source": str(source)},
+            "machine": {"threads": threads},
+        }
         Path(folder, "job.json").write_text(json.dumps(record))
         started, peak, largest = time.perf_counter(), 0, 0
         process = psutil.Popen([sys.executable, "-m", "tasks.programs.data", folder], cwd=ROOT)
@@ -104,13 +109,24 @@ def over_the_cores() -> list[dict[str, Any]]:
             rates = {}
             for threads in (1, cores):
                 posts, archive = archives[18_000]
-                used = [stage(archive, "stack-exchange", threads=threads, settings=settings) for _ in range(ROUNDS)]
+                used = [
+                    stage(archive, "stack-exchange", threads=threads, settings=settings)
+                    for _ in range(ROUNDS)
+                ]
                 rates[threads] = [posts / one.seconds for one in used]
             ratios = [all_ / one for all_, one in zip(rates[cores], rates[1], strict=True)]
-            entries.append(_entry(f"data: .7z to tables, {cores} cores, {what}", rates[cores], rates[1], "one core", ratios))
-        small, large = (stage(archives[count][1], "stack-exchange", threads=cores, settings={}) for count in archives)
+            entries.append(
+                _entry(
+                    f"data: .7z to tables, {cores} cores, {what}", rates[cores], rates[1], "one core", ratios
+                )
+            )
+        small, large = (
+            stage(archives[count][1], "stack-exchange", threads=cores, settings={}) for count in archives
+        )
         note = f"{small.peak_mb:,} MB at a third of the posts; largest process {large.largest_mb:,} MB"
-        print(f"{'data: peak memory of all processes':<52} {large.peak_mb:>10,} MB         {note}", flush=True)
+        print(
+            f"{'data: peak memory of all processes':<52} {large.peak_mb:>10,} MB         {note}", flush=True
+        )
     return entries
 
 
@@ -148,7 +164,14 @@ def _preferences(path: Path) -> int:
                 replies = [_reply(post, question.accepted) for post in written]
                 about = {"qid": number + copy * 10**8, "date": question.created[:10].replace("-", "/")}
                 page = f"https://site{copy}.example/q/{number}"
-                rows.append(about | {"question": question.body, "answers": replies, "metadata": [page, f"https://site{copy}.example", ""]})
+                rows.append(
+                    about
+                    | {
+                        "question": question.body,
+                        "answers": replies,
+                        "metadata": [page, f"https://site{copy}.example", ""],
+                    }
+                )
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=1000)
     return len(rows) + sum(len(row["answers"]) for row in rows)
 

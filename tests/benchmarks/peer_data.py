@@ -21,7 +21,11 @@ def in_markdown(row: dict[str, Any]) -> dict[str, Any]:
 def in_pairs(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {"qid": [], "question": [], "response_j": [], "response_k": []}
     for qid, question, answers in zip(batch["qid"], batch["question"], batch["answers"], strict=True):
-        pairs = [(a, b) if a["pm_score"] > b["pm_score"] else (b, a) for a, b in combinations(answers, 2) if a["pm_score"] != b["pm_score"]]
+        pairs = [
+            (a, b) if a["pm_score"] > b["pm_score"] else (b, a)
+            for a, b in combinations(answers, 2)
+            if a["pm_score"] != b["pm_score"]
+        ]
         for better, worse in random.sample(pairs, min(10, len(pairs))):
             for name, value in zip(found, (qid, question, better["text"], worse["text"]), strict=True):
                 found[name].append(value)

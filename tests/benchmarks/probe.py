@@ -30,20 +30,28 @@ def folded(features: Tensor, questions: list[Comparison], job: RewardJob) -> dic
     fold = [seeds.mix(SEED, c.question_id) % FOLDS for c in questions]
     of_question = features.split([len(c.answers) for c in questions])
     pairs = reward_evaluation.pairs_of(questions)
-    rewards, ahead, together = [torch.zeros(0)] * len(questions), torch.zeros(len(questions)).double(), torch.zeros(len(questions), 2).double()
+    rewards, ahead, together = (
+        [torch.zeros(0)] * len(questions),
+        torch.zeros(len(questions)).double(),
+        torch.zeros(len(questions), 2).double(),
+    )
     for part in range(FOLDS):
         seen = [i for i, number in enumerate(fold) if number != part]
         some = [questions[i] for i in seen]
         start, known = comparisons.head_start(some), reward_evaluation.pairs_of(some)
         found = linear_probe.probe(
             torch.cat([of_question[i] for i in seen]),
-            probe_start.evidence(known, torch.ones(len(some)), probe_start.PairLoss(job.reward.margin, job.reward.weigh, start)),
+            probe_start.evidence(
+                known, torch.ones(len(some)), probe_start.PairLoss(job.reward.margin, job.reward.weigh, start)
+            ),
             seed=job.seed,
         )
         for i in (i for i, number in enumerate(fold) if number == part):
             rewards[i] = of_question[i] @ found.head[0]
             ahead[i], together[i] = start, reward_evaluation.rules_together(known)
-    margin = reward_evaluation.margins(pairs, torch.cat(rewards)) + ahead[pairs.question] * (2 * pairs.older - 1)
+    margin = reward_evaluation.margins(pairs, torch.cat(rewards)) + ahead[pairs.question] * (
+        2 * pairs.older - 1
+    )
     both = (reward_evaluation.lengths_and_ages(pairs) * together[pairs.question]).sum(dim=1)
     nothing = torch.zeros(len(margin))
     rules = {
@@ -52,17 +60,28 @@ def folded(features: Tensor, questions: list[Comparison], job: RewardJob) -> dic
         "both rules": pair_accuracy.credit(both, nothing),
     }
     ours = pair_accuracy.credit(margin, nothing)
-    told = {name: reward_evaluation.cautious(pair_accuracy.measure(credit, pairs.question)) for name, credit in {"probe": ours, **rules}.items()}
-    return told | {f"probe over {name}": pair_accuracy.advantage(ours, rule, pairs.question) for name, rule in rules.items()}
+    told = {
+        name: reward_evaluation.cautious(pair_accuracy.measure(credit, pairs.question))
+        for name, credit in {"probe": ours, **rules}.items()
+    }
+    return told | {
+        f"probe over {name}": pair_accuracy.advantage(ours, rule, pairs.question)
+        for name, rule in rules.items()
+    }
 
 
 def main(folder: Path) -> None:
     """Print the table."""
     record = json.loads((folder / "job.json").read_text())
-    job, inputs = RewardJob.model_validate(record["job"]), {name: Path(path) for name, path in record["inputs"].items()}
+    job, inputs = (
+        RewardJob.model_validate(record["job"]),
+        {name: Path(path) for name, path in record["inputs"].items()},
+    )
     device, text = devices.set_up("auto", 0), job.text
     tokenizer = loading.load_tokenizer(inputs["model"])
-    rows = pq.read_table(inputs["data"] / "reward_groups.parquet", columns=comparisons.RANKING_COLUMNS).to_pylist()
+    rows = pq.read_table(
+        inputs["data"] / "reward_groups.parquet", columns=comparisons.RANKING_COLUMNS
+    ).to_pylist()
     texts = comparisons.from_rankings(rows, most_answers=job.reward.most_answers)
     lengths = {"max_prompt_tokens": text.max_prompt_tokens, "max_answer_tokens": text.max_answer_tokens}
     questions = comparisons.encode(texts, tokenizer, template=text.template, **lengths)
@@ -72,7 +91,9 @@ def main(folder: Path) -> None:
     member = Member(partial(itself, model), lora.new_head(width))
     features = probe_start.answer_features(member, questions, "all", collate=collate, most=12)
     for name, share in folded(features, questions, job).items():
-        print(f"{name:24} {100 * share.value:6.1f} %  ({100 * share.low:.1f} to {100 * share.high:.1f})  {share.n} pairs")
+        print(
+            f"{name:24} {100 * share.value:6.1f} %  ({100 * share.low:.1f} to {100 * share.high:.1f})  {share.n} pairs"
+        )
 
 
 if __name__ == "__main__":

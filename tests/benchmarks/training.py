@@ -39,10 +39,24 @@ from tests.support.peers import interpreter
 
 ROOT = Path(__file__).resolve().parents[2]
 PEER, PEER_NAME = ROOT / ".bench" / "trl-peer", "TRL 1.16.0"
-PEER_NEEDS = ("trl==1.16.0", "transformers==5.23.0", "torch==2.13.0", "peft==0.21.2", "accelerate==1.15.0", "datasets==5.2.0")
+PEER_NEEDS = (
+    "trl==1.16.0",
+    "transformers==5.23.0",
+    "torch==2.13.0",
+    "peft==0.21.2",
+    "accelerate==1.15.0",
+    "datasets==5.2.0",
+)
 SKIP, STEPS = 3, 20  # steps before the clock starts, and under it
 TOTAL = SKIP + STEPS
-WORK: dict[str, Any] = {"rank": 8, "alpha": 32, "targets": ["q_proj", "v_proj"], "learning_rate": 3e-4, "beta": 0.1, "block_tokens": 256}
+WORK: dict[str, Any] = {
+    "rank": 8,
+    "alpha": 32,
+    "targets": ["q_proj", "v_proj"],
+    "learning_rate": 3e-4,
+    "beta": 0.1,
+    "block_tokens": 256,
+}
 ONE, THREE, RANKED = [(0, 1)], [(0, 1), (2, 3), (4, 5)], list(combinations(range(5), 2))
 ASKED = {
     "pairwise": (3, THREE),
@@ -71,38 +85,76 @@ def beside_trl(rounds: int = 3) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_workloads(folder)
-        return [_beside(python, what, dtype, folder, rounds) for dtype in ("float32", "bfloat16") for what in NAMES]
+        return [
+            _beside(python, what, dtype, folder, rounds)
+            for dtype in ("float32", "bfloat16")
+            for what in NAMES
+        ]
 
 
 def _beside(python: Path, what: str, dtype: str, folder: Path, rounds: int) -> dict[str, Any]:
     ours, theirs = [], []
     for _ in range(rounds):
         ours.append(_round([sys.executable, "-m", "tests.benchmarks.training"], what, dtype, folder))
-        theirs.append(_round([str(python), str(ROOT / "tests" / "benchmarks" / "peer_training.py")], what, dtype, folder))
+        theirs.append(
+            _round(
+                [str(python), str(ROOT / "tests" / "benchmarks" / "peer_training.py")], what, dtype, folder
+            )
+        )
     both = list(zip(ours, theirs, strict=True))
-    runs = [{"ours": a["rate"], "peer": b["rate"], "ratio": a["rate"] / b["rate"], "cpu_ratio": b["cpu"] / a["cpu"]} for a, b in both]
-    middle = {key: statistics.median(run[key] for run in runs) for key in ("ours", "peer", "ratio", "cpu_ratio")}
+    runs = [
+        {
+            "ours": a["rate"],
+            "peer": b["rate"],
+            "ratio": a["rate"] / b["rate"],
+            "cpu_ratio": b["cpu"] / a["cpu"],
+        }
+        for a, b in both
+    ]
+    middle = {
+        key: statistics.median(run[key] for run in runs) for key in ("ours", "peer", "ratio", "cpu_ratio")
+    }
     apart = [abs(a - b) for a, b in zip(ours[0]["losses"], theirs[0]["losses"], strict=True)]
-    same = {"loss_ours": ours[0]["losses"][-1], "loss_peer": theirs[0]["losses"][-1], "first_apart": apart[0], "mean_apart": statistics.mean(apart)}
+    same = {
+        "loss_ours": ours[0]["losses"][-1],
+        "loss_peer": theirs[0]["losses"][-1],
+        "first_apart": apart[0],
+        "mean_apart": statistics.mean(apart),
+    }
     title, unit = NAMES[what]
     rates = f"{middle['ours']:>9,.1f} {unit:<9} {middle['ratio']:.2f} x {PEER_NAME} ({middle['peer']:,.1f}), {middle['cpu_ratio']:.2f} x by CPU time"
     note = f"last loss {same['loss_ours']:.4f} and {same['loss_peer']:.4f}, {same['mean_apart']:.0e} apart a step"
     print(f"{title + ', ' + dtype:<56} {rates}; {note}", flush=True)
-    return {"what": title, "unit": unit, "dtype": dtype, "peer_name": PEER_NAME} | middle | {"runs": runs} | same
+    return (
+        {"what": title, "unit": unit, "dtype": dtype, "peer_name": PEER_NAME} | middle | {"runs": runs} | same
+    )
 
 
 def _round(command: list[str], what: str, dtype: str, folder: Path) -> dict[str, Any]:
     """One process: units a second of the median step after the first, CPU seconds of these steps, and the loss of every step."""
     threads = {"OMP_NUM_THREADS": "2", "GOMP_SPINCOUNT": "10000"}  # as the stages' programs are started
     quiet = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "cache"), "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run([*command, what, dtype, folder], cwd=ROOT, env=os.environ | threads | quiet, capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, what, dtype, folder],
+        cwd=ROOT,
+        env=os.environ | threads | quiet,
+        capture_output=True,
+        text=True,
+    )
     if done.returncode:
         raise RuntimeError(f"{command}: {done.stderr[-3000:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     units, ends = json.loads((folder / "work.json").read_text())["units"][what], found["ends"]
-    wall, cpu = (seconds / len(ends) for seconds in found.get("reference", (0.0, 0.0)))  # of the pass before the steps, each step's share
-    rates = [unit / (end - before + wall) for unit, (before, end) in zip(units[1:], pairwise(ends), strict=True)][SKIP - 1 :]
-    return found | {"rate": statistics.median(rates), "cpu": found["used"][-1] - found["used"][SKIP - 1] + STEPS * cpu}
+    wall, cpu = (
+        seconds / len(ends) for seconds in found.get("reference", (0.0, 0.0))
+    )  # of the pass before the steps, each step's share
+    rates = [
+        unit / (end - before + wall) for unit, (before, end) in zip(units[1:], pairwise(ends), strict=True)
+    ][SKIP - 1 :]
+    return found | {
+        "rate": statistics.median(rates),
+        "cpu": found["used"][-1] - found["used"][SKIP - 1] + STEPS * cpu,
+    }
 
 
 def write_workloads(folder: Path) -> None:
@@ -110,22 +162,41 @@ def write_workloads(folder: Path) -> None:
     words = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"w{number}": number for number in range(3, 4096)}
     raw = Tokenizer(WordLevel(words, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+    )
     torch.manual_seed(0)
-    sizes = {"vocab_size": 4096, "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6, "num_attention_heads": 8}
-    model = LlamaForCausalLM(LlamaConfig(**sizes, max_position_embeddings=1024, pad_token_id=0, eos_token_id=1, bos_token_id=1))
+    sizes = {
+        "vocab_size": 4096,
+        "hidden_size": 256,
+        "intermediate_size": 704,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 8,
+    }
+    model = LlamaForCausalLM(
+        LlamaConfig(**sizes, max_position_embeddings=1024, pad_token_id=0, eos_token_id=1, bos_token_id=1)
+    )
     for dtype in ("float32", "bfloat16"):
         model.to(getattr(torch, dtype)).save_pretrained(folder / dtype)
         tokenizer.save_pretrained(folder / dtype)
     wrapped = lora.attach(model.float(), "first", _lora())
     first = {_place(name): p.detach().clone() for name, p in wrapped.named_parameters() if ".lora_A." in name}
-    save_file(first | {"score": lora.new_head(model.config.hidden_size).weight.detach()}, folder / "start.safetensors")
+    save_file(
+        first | {"score": lora.new_head(model.config.hidden_size).weight.detach()},
+        folder / "start.safetensors",
+    )
     draw = random.Random(0)
     tokens = _write_documents(draw, folder / "sft.json")
     for what in ASKED:
-        (folder / f"{what}.json").write_text(json.dumps([_question(draw, ASKED[what][1]) for _ in range(ASKED[what][0] * TOTAL)]))
+        (folder / f"{what}.json").write_text(
+            json.dumps([_question(draw, ASKED[what][1]) for _ in range(ASKED[what][0] * TOTAL)])
+        )
     pairs = {what: questions * len(each) for what, (questions, each) in ASKED.items()}
-    record = {"steps": TOTAL, "batch": {"sft": 8} | pairs, "units": {"sft": tokens} | {what: [each] * TOTAL for what, each in pairs.items()}}
+    record = {
+        "steps": TOTAL,
+        "batch": {"sft": 8} | pairs,
+        "units": {"sft": tokens} | {what: [each] * TOTAL for what, each in pairs.items()},
+    }
     (folder / "work.json").write_text(json.dumps(WORK | record))
 
 
@@ -134,7 +205,10 @@ def _write_documents(draw: random.Random, path: Path) -> list[int]:
     documents = [[*_words(draw, 20, 120), 1] for _ in range(TOTAL * 8 * 4)]
     bins = first_fit([len(ids) for ids in documents], WORK["block_tokens"])[: TOTAL * 8]
     parts = [[documents[index] for index in members] for members in bins]
-    blocks = [{"input_ids": [token for ids in part for token in ids], "seq_lengths": [len(ids) for ids in part]} for part in parts]
+    blocks = [
+        {"input_ids": [token for ids in part for token in ids], "seq_lengths": [len(ids) for ids in part]}
+        for part in parts
+    ]
     path.write_text(json.dumps({"documents": documents, "blocks": blocks}))
     lengths = [len(block["input_ids"]) for block in blocks]
     return [sum(lengths[first : first + 8]) for first in range(0, len(lengths), 8)]
@@ -147,12 +221,16 @@ def _words(draw: random.Random, low: int, high: int) -> list[int]:
 def _question(draw: random.Random, pairs: list[tuple[int, int]]) -> dict[str, Any]:
     """A prompt of 60 words, answers of 20 to 60, and which of them are compared, the better one first."""
     answers = 1 + max(max(pair) for pair in pairs)
-    prompt, *rest = (" ".join(f"w{word}" for word in _words(draw, *size)) for size in [(60, 60)] + [(20, 60)] * answers)
+    prompt, *rest = (
+        " ".join(f"w{word}" for word in _words(draw, *size)) for size in [(60, 60)] + [(20, 60)] * answers
+    )
     return {"prompt": prompt, "answers": rest, "pairs": pairs}
 
 
 def _lora() -> LoraConfig:
-    return lora.lora_config(rank=WORK["rank"], alpha=WORK["alpha"], dropout=0.0, targets=tuple(WORK["targets"]))
+    return lora.lora_config(
+        rank=WORK["rank"], alpha=WORK["alpha"], dropout=0.0, targets=tuple(WORK["targets"])
+    )
 
 
 def _place(name: str) -> str:
@@ -181,7 +259,9 @@ def our_round(what: str, dtype: str, folder: Path) -> dict[str, Any]:
     started = time.perf_counter(), time.process_time()
     loss_of = _sft_loss(model, folder) if what == "sft" else _pairs_loss(model, head, what, folder)
     reference = (
-        [now - then for now, then in zip((time.perf_counter(), time.process_time()), started, strict=True)] if what in COMPARED else [0.0, 0.0]
+        [now - then for now, then in zip((time.perf_counter(), time.process_time()), started, strict=True)]
+        if what in COMPARED
+        else [0.0, 0.0]
     )
     lora.train_mode(model)
     ends, used, seen = [], [], []
@@ -197,7 +277,11 @@ def our_round(what: str, dtype: str, folder: Path) -> dict[str, Any]:
         seen.append(loss.item())
         ends.append(time.perf_counter())
         used.append(time.process_time())
-    types = {name.split(".")[-3]: str(p.dtype).removeprefix("torch.") for name, p in parameters.items() if "lora_" in name}
+    types = {
+        name.split(".")[-3]: str(p.dtype).removeprefix("torch.")
+        for name, p in parameters.items()
+        if "lora_" in name
+    }
     return {"ends": ends, "used": used, "losses": seen, "types": types, "reference": reference}
 
 
@@ -205,12 +289,16 @@ LossOf = Callable[[PreTrainedModel, int], Tensor]
 
 
 def _sft_loss(model: PeftModel, folder: Path) -> LossOf:
-    documents = [Document(ids, [True] * len(ids)) for ids in json.loads((folder / "sft.json").read_text())["documents"]]
+    documents = [
+        Document(ids, [True] * len(ids)) for ids in json.loads((folder / "sft.json").read_text())["documents"]
+    ]
     blocks = pack(documents, block_tokens=WORK["block_tokens"], pad_id=0)
 
     def loss_of(policy: PreTrainedModel, step: int) -> Tensor:
         chosen = torch.arange(step * 8, step * 8 + 8)
-        return block_loss(policy, blocks, chosen, torch.device("cpu"), count=int((blocks.labels[chosen] != IGNORE).sum()))
+        return block_loss(
+            policy, blocks, chosen, torch.device("cpu"), count=int((blocks.labels[chosen] != IGNORE).sum())
+        )
 
     return loss_of
 
@@ -221,13 +309,18 @@ def _pairs_loss(model: PeftModel, head: nn.Linear, what: str, folder: Path) -> L
     asked = []
     for number, row in enumerate(json.loads((folder / f"{what}.json").read_text())):
         ids = [tokenizer(text)["input_ids"] for text in (row["prompt"], *row["answers"])]
-        answers, pairs = [[*answer, tokenizer.eos_token_id] for answer in ids[1:]], [(w, x) for w, x in row["pairs"]]
+        answers, pairs = (
+            [[*answer, tokenizer.eos_token_id] for answer in ids[1:]],
+            [(w, x) for w, x in row["pairs"]],
+        )
         asked.append(Comparison(number, ids[0], answers, pairs, [1.0] * len(pairs), [None] * len(pairs)))
     plain = Dpo(beta=WORK["beta"], nll_weight=0.0)
 
     def collated(step: int) -> Batch:
         part = asked[step * questions : (step + 1) * questions]
-        return comparisons.collate(part, pad_id=0, device=torch.device("cpu"), hidden_size=model.config.hidden_size)
+        return comparisons.collate(
+            part, pad_id=0, device=torch.device("cpu"), hidden_size=model.config.hidden_size
+        )
 
     reference: dict[int, list[float]] = {}
     if what in COMPARED:

@@ -25,12 +25,18 @@ from tasks.system.errors import InputError
 from tests.support import attention_models, tiny
 
 CASES = Path(__file__).parents[3] / "shared" / "cases"
-pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason="the small inputs of shared/cases are not on this machine")
+pytestmark = pytest.mark.skipif(
+    not CASES.is_dir(), reason="the small inputs of shared/cases are not on this machine"
+)
 
 
 def test_every_folder_of_cases_has_a_test() -> None:
     text = Path(__file__).read_text()
-    assert [folder.name for folder in sorted(CASES.iterdir()) if folder.is_dir() and f'CASES / "{folder.name}"' not in text] == []
+    assert [
+        folder.name
+        for folder in sorted(CASES.iterdir())
+        if folder.is_dir() and f'CASES / "{folder.name}"' not in text
+    ] == []
 
 
 # ------------------------------------------------------------------------------------------------------------------ rows of the user's own
@@ -40,11 +46,15 @@ GOOD, BAD = re.compile(r"To \w+ the \w+, take a dry cloth first.*"), re.compile(
 SOME = {"finetune_share": 0.3, "reward_share": 0.3, "rl_share": 0.1}
 
 
-def read_rows_of(path: Path, folder: Path, **source: Any) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
+def read_rows_of(
+    path: Path, folder: Path, **source: Any
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
     """Run the data program on a file or folder; return its tables, and its card with the warnings."""
     folder.mkdir(parents=True)
     job = {"seed": 0, "source": {"kind": "own", "path": str(path)} | source, "data": SOME}
-    (folder / "job.json").write_text(json.dumps({"stage": "data", "job": job, "inputs": {"source": str(path)}}))
+    (folder / "job.json").write_text(
+        json.dumps({"stage": "data", "job": job, "inputs": {"source": str(path)}})
+    )
     run = Run(folder)
     prepare(DataJob.model_validate(run.record), run)
     tables = {name: pq.read_table(run.artifact / f"{name}.parquet").to_pylist() for name in COLUMNS}
@@ -89,7 +99,9 @@ def test_hh_rlhf_takes_the_files_that_are_its_dialogues(tmp_path: Path) -> None:
     assert (card["quarantined"], card["read"]["rows"]) == ({}, card["rows_seen"])
     held = {}
     for file in sorted((CASES / "hh-layout").glob("*-base/test.jsonl.gz")):
-        held[file.relative_to(CASES / "hh-layout").as_posix()] = len(gzip.decompress(file.read_bytes()).splitlines())
+        held[file.relative_to(CASES / "hh-layout").as_posix()] = len(
+            gzip.decompress(file.read_bytes()).splitlines()
+        )
     assert card["test_files"] == held
     assert card["split_questions"]["evaluation"] == sum(held.values())
     check_comparisons(tables)
@@ -97,11 +109,19 @@ def test_hh_rlhf_takes_the_files_that_are_its_dialogues(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("column", ["completion", "responses"])
 def test_one_rated_answer_a_row_is_grouped_by_prompt(tmp_path: Path, column: str) -> None:
-    tables, card = read_rows_of(CASES / "helpsteer2", tmp_path / "run", **{column: "response", "scores": "helpfulness"})
+    tables, card = read_rows_of(
+        CASES / "helpsteer2", tmp_path / "run", **{column: "response", "scores": "helpfulness"}
+    )
     assert card["kept"] == {"questions": 100, "answers": 300, "pairs": 300}
-    assert card["scores"] == [{"score": 0, "count": 100}, {"score": 2, "count": 100}, {"score": 4, "count": 100}]
+    assert card["scores"] == [
+        {"score": 0, "count": 100},
+        {"score": 2, "count": 100},
+        {"score": 4, "count": 100},
+    ]
     assert all(GOOD.fullmatch(row["answer"]) for row in tables["finetune"])
-    assert card["unread_columns"] == dict.fromkeys(("coherence", "complexity", "correctness", "verbosity"), 300)
+    assert card["unread_columns"] == dict.fromkeys(
+        ("coherence", "complexity", "correctness", "verbosity"), 300
+    )
 
 
 def test_rated_answers_whose_ratings_are_not_named_are_refused(tmp_path: Path) -> None:
@@ -111,7 +131,11 @@ def test_rated_answers_whose_ratings_are_not_named_are_refused(tmp_path: Path) -
 
 def test_the_system_column_is_part_of_the_prompt(tmp_path: Path) -> None:
     tables, card = read_rows_of(CASES / "orca", tmp_path / "run", prompt="question")
-    told = [prompt for prompt in prompts_of(tables) if prompt.startswith("System: You are a careful gardener. Answer in one line.\n\nHuman: How")]
+    told = [
+        prompt
+        for prompt in prompts_of(tables)
+        if prompt.startswith("System: You are a careful gardener. Answer in one line.\n\nHuman: How")
+    ]
     assert len(told) == 50 == len([prompt for prompt in prompts_of(tables) if QUESTION.fullmatch(prompt)])
     check_comparisons(tables)
     assert card["unread_columns"] == {}
@@ -126,10 +150,19 @@ def test_messages_as_json_text_are_messages(tmp_path: Path) -> None:
 
 def test_published_test_files_are_evaluated_on_only(tmp_path: Path) -> None:
     tables, card = read_rows_of(CASES / "own-splits", tmp_path / "run")
-    held = {json.loads(line)["prompt"] for line in (CASES / "own-splits" / "data" / "test_prefs-00000-of-00001.jsonl").read_text().splitlines()}
+    held = {
+        json.loads(line)["prompt"]
+        for line in (CASES / "own-splits" / "data" / "test_prefs-00000-of-00001.jsonl")
+        .read_text()
+        .splitlines()
+    }
     assert card["test_files"] == {"data/test_prefs-00000-of-00001.jsonl": 20}
     assert {row["prompt"] for row in tables["evaluation"]} == held
-    assert not held & {row["prompt"] for name in ("finetune", "corpus", "reward", "reward_groups", "rl") for row in tables[name]}
+    assert not held & {
+        row["prompt"]
+        for name in ("finetune", "corpus", "reward", "reward_groups", "rl")
+        for row in tables[name]
+    }
 
 
 def test_decimal_scores_are_numbers(tmp_path: Path) -> None:
@@ -191,13 +224,18 @@ def test_a_word_for_nothing_is_nothing(name: str) -> None:
 @pytest.mark.parametrize("kind", ["mistral", "gemma3"])
 def test_window_packed_and_shared_texts_keep_a_window_of_96(kind: str) -> None:
     lines = (CASES / "window" / "own.jsonl").read_text().splitlines()
-    rows = sorted(map(json.loads, lines), key=lambda row: len(row["prompt"]))[::12]  # from the shortest to the longest
+    rows = sorted(map(json.loads, lines), key=lambda row: len(row["prompt"]))[
+        ::12
+    ]  # from the shortest to the longest
     tokenizer, model = tiny.tokenizer(), attention_models.model(kind, window=96, context=1024)
     texts = [[tokenizer(row[name])["input_ids"] for name in ("prompt", "chosen", "rejected")] for row in rows]
     documents = [Document(prompt + chosen, [True] * len(prompt + chosen)) for prompt, chosen, _ in texts]
     assert min(len(d.ids) for d in documents) < 96 < max(len(d.ids) for d in documents)
     blocks = pack(documents, block_tokens=1024, pad_id=tiny.PAD)
     questions = [Comparison(i, p, [c, r], [(0, 1)], [1.0], [None]) for i, (p, c, r) in enumerate(texts)]
-    for gap in (layout_checks.packing_gap(model, blocks), layout_checks.sharing_gap(model, questions, pad_id=tiny.PAD)):
+    for gap in (
+        layout_checks.packing_gap(model, blocks),
+        layout_checks.sharing_gap(model, questions, pad_id=tiny.PAD),
+    ):
         assert gap.nats < 1e-5  # 0.04 to 0.13 without the window
     assert not attention_masks.are_texts_apart(model)

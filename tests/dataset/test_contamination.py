@@ -41,7 +41,11 @@ def runs(texts: Iterable[str], n: int) -> set[tuple[str, ...]]:
 
 def shares(text: str, held: set[tuple[str, ...]]) -> bool:
     words = normalised(text).split()
-    return any(tuple(words[k : k + length]) in held for length in {len(run) for run in held} for k in range(len(words) - length + 1))
+    return any(
+        tuple(words[k : k + length]) in held
+        for length in {len(run) for run in held}
+        for k in range(len(words) - length + 1)
+    )
 
 
 def test_the_hash_of_a_run_by_hand() -> None:
@@ -57,8 +61,16 @@ def test_the_hash_of_a_run_by_hand() -> None:
 
 
 def test_long_texts_are_runs_short_ones_one_of_their_own_length_and_the_shortest_none() -> None:
-    lengths = {length: {n: len(found) for n, found in grams([" ".join(WORDS[:length])]).items()} for length in range(17)}
-    assert lengths == {k: {} for k in range(8)} | {k: {k: 1} for k in range(8, 13)} | {13: {13: 1}, 14: {13: 2}, 15: {13: 3}, 16: {13: 4}}
+    lengths = {
+        length: {n: len(found) for n, found in grams([" ".join(WORDS[:length])]).items()}
+        for length in range(17)
+    }
+    assert lengths == {k: {} for k in range(8)} | {k: {k: 1} for k in range(8, 13)} | {
+        13: {13: 1},
+        14: {13: 2},
+        15: {13: 3},
+        16: {13: 4},
+    }
     assert {n: len(found) for n, found in grams([EIGHT, ALPHABET], 3).items()} == {3: 14}
     assert (RUN, MIN_WORDS) == (13, 8)
     assert grams([]) == {}
@@ -93,10 +105,14 @@ TEXTS = st.lists(st.sampled_from("ab"), max_size=24).map(" ".join)
 @given(st.lists(TEXTS, max_size=6), TEXTS, st.integers(1, 16))
 def test_what_touches_is_what_shares_a_run(texts: list[str], text: str, n: int) -> None:
     assert touches(text, grams(texts, n)) == shares(text, runs(texts, n))
-    assert {length: len(found) for length, found in grams(texts, n).items()} == Counter(map(len, runs(texts, n)))
+    assert {length: len(found) for length, found in grams(texts, n).items()} == Counter(
+        map(len, runs(texts, n))
+    )
 
 
-@given(st.lists(st.text(max_size=60), max_size=5), st.text(st.characters(exclude_categories=()), max_size=200))
+@given(
+    st.lists(st.text(max_size=60), max_size=5), st.text(st.characters(exclude_categories=()), max_size=200)
+)
 def test_a_text_touches_every_set_that_holds_it_or_what_it_is_a_part_of(others: list[str], text: str) -> None:
     for written in (text, f"{EIGHT} {text}"):
         held = grams([*others, written])
@@ -106,9 +122,20 @@ def test_a_text_touches_every_set_that_holds_it_or_what_it_is_a_part_of(others: 
         assert touches(written, grams([written, ALPHABET, *others])) or not long
 
 
-@given(st.lists(st.sampled_from(["x", "Éa", "straße", "２", "don", "snake_case", "日本", "ǅ"]), min_size=8, max_size=30), st.data())
+@given(
+    st.lists(
+        st.sampled_from(["x", "Éa", "straße", "２", "don", "snake_case", "日本", "ǅ"]),
+        min_size=8,
+        max_size=30,
+    ),
+    st.data(),
+)
 def test_case_punctuation_and_spacing_do_not_matter(words: list[str], data: st.DataObject) -> None:
-    between = data.draw(st.lists(st.text(" \n\t.,;:!?'\"()*-`„“", min_size=1, max_size=4), min_size=len(words), max_size=len(words)))
+    between = data.draw(
+        st.lists(
+            st.text(" \n\t.,;:!?'\"()*-`„“", min_size=1, max_size=4), min_size=len(words), max_size=len(words)
+        )
+    )
     cases: list[Callable[[str], str]] = [str.upper, str.lower, str.casefold, str.title, str]
     case = data.draw(st.sampled_from(cases))
     changed = "".join(gap + case(word) for gap, word in zip(between, words, strict=True))
@@ -125,7 +152,13 @@ def test_neither_order_nor_repetition_of_the_texts_matters(texts: list[str], dat
 def test_every_string_of_a_row_is_found_however_deep(name: str, tmp_path: Path) -> None:
     long = [f"{EIGHT} {number}" for number in range(5)]
     rows = [
-        {"id": 1, "question": long[0], "choices": {"text": [long[1], "short", EIGHT], "label": ["A", "B", "C"]}, "gold": 0.5, "hint": None},
+        {
+            "id": 1,
+            "question": long[0],
+            "choices": {"text": [long[1], "short", EIGHT], "label": ["A", "B", "C"]},
+            "gold": 0.5,
+            "hint": None,
+        },
         {"id": 2, "question": "…", "choices": {"text": [long[2]], "label": []}, "gold": 1.0, "hint": long[3]},
     ]
     write(tmp_path / name, rows)
@@ -144,7 +177,9 @@ def write(path: Path, rows: list[dict[str, object]]) -> None:
 
 
 def test_a_deeply_nested_row_is_no_hindrance(tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_text('{"a": ' + "[" * 400 + '{"b": ' * 400 + f'"{EIGHT}"' + "}" * 400 + "]" * 400 + "}")
+    (tmp_path / "rows.jsonl").write_text(
+        '{"a": ' + "[" * 400 + '{"b": ' * 400 + f'"{EIGHT}"' + "}" * 400 + "]" * 400 + "}"
+    )
     assert list(texts_of(tmp_path)) == [EIGHT]
 
 
@@ -179,16 +214,24 @@ def make(name: str, content: bytes) -> Callable[[Path], Path]:
         (make("x.jsonl.gz", gzip.compress(b'{"text": "x"}' * 99)[:-9]), "damaged or truncated gzip"),
         (make("x.txt", "völlig".encode("latin-1")), "is not a text in UTF-8 (.*): save it"),
         (make("x.txt", b""), "holds no text of 8 words or more"),
-        (make("x.jsonl", b'{"text": "one two three four five six seven"}'), "holds no text of 8 words or more"),
+        (
+            make("x.jsonl", b'{"text": "one two three four five six seven"}'),
+            "holds no text of 8 words or more",
+        ),
         (
             make("x.json", json.dumps({"data": [{"text": EIGHT}]}, indent=1).encode()),
             "7 of 7 rows of .*x.json cannot be read \\(rows that are not JSON",
         ),
-        (make("x.jsonl", f'{{"text": "{EIGHT}"}}\n{{"tex'.encode()), "1 of 2 rows of .* \\(rows that are not JSON; the first: x.jsonl, row 2\\)"),
+        (
+            make("x.jsonl", f'{{"text": "{EIGHT}"}}\n{{"tex'.encode()),
+            "1 of 2 rows of .* \\(rows that are not JSON; the first: x.jsonl, row 2\\)",
+        ),
         (make("x.json", f'["{EIGHT}"]'.encode()), "1 of 1 rows of .* \\(rows that are no objects"),
     ],
 )
-def test_what_cannot_be_read_is_refused_in_a_sentence(laid: Callable[[Path], Path], sentence: str, tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_refused_in_a_sentence(
+    laid: Callable[[Path], Path], sentence: str, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match=sentence) as refusal:
         list(texts_of(laid(tmp_path)))
     assert str(refusal.value).endswith(".")
@@ -205,5 +248,8 @@ def test_real_benchmarks_touch_themselves_and_no_real_post_but_one_that_quotes_t
     questions = [question.prompt for question in assemble(islice(posts, 2000), Counter(), site="s")]
     assert len(questions) > 300
     assert [text for text in questions if touches(text, held)] == []
-    quoted = [f"{question}\n\n> {passage.upper()}\n" for question, passage in zip(questions, passages[::37], strict=False)]
+    quoted = [
+        f"{question}\n\n> {passage.upper()}\n"
+        for question, passage in zip(questions, passages[::37], strict=False)
+    ]
     assert all(touches(text, held) for text in quoted)

@@ -19,7 +19,11 @@ from tasks.demo_site.shell_tasks import SLOTS, TASKS, ShellTask, fill
 TASK, OTHER_TASK = TASKS[0], TASKS[1]
 VALUES, OTHER_VALUES = ({name: values[place] for name, values in SLOTS.items()} for place in (0, 1))
 TITLE, FACT, OTHER_FACT = fill(TASK.questions[0], VALUES), TASK.facts[0], OTHER_TASK.facts[0]
-RIGHT, WRONG, CARELESS = fill(TASK.commands[0], VALUES), fill(TASK.wrong[0], VALUES), fill(TASK.commands[0], OTHER_VALUES)
+RIGHT, WRONG, CARELESS = (
+    fill(TASK.commands[0], VALUES),
+    fill(TASK.wrong[0], VALUES),
+    fill(TASK.commands[0], OTHER_VALUES),
+)
 PERFECT = f"Use `{RIGHT}`.\n\n{FACT}"
 SLOT = re.compile(r"\{(\w+)\}")
 
@@ -69,14 +73,22 @@ def test_whatever_is_wrong_is_found_and_costs_points(answer: str, finding: dict[
 
 
 def test_padding_an_answer_never_pays() -> None:
-    for addition in (" Thanks in advance.", "\n\n```\n```", " http://win.example", f" {FACT}", f"\n\n`{RIGHT}`"):
+    for addition in (
+        " Thanks in advance.",
+        "\n\n```\n```",
+        " http://win.example",
+        f" {FACT}",
+        f"\n\n`{RIGHT}`",
+    ):
         once = gold.gold_score(TITLE, PERFECT + addition)
         assert once < 10
         assert gold.gold_score(TITLE, PERFECT + addition * 3) <= once
 
 
 def test_a_right_command_is_worth_more_than_a_right_explanation() -> None:
-    right, explained, neither = (gold.gold_score(TITLE, a) for a in (f"Use `{RIGHT}`.", f"Use `{WRONG}`.\n\n{FACT}", f"Use `{WRONG}`."))
+    right, explained, neither = (
+        gold.gold_score(TITLE, a) for a in (f"Use `{RIGHT}`.", f"Use `{WRONG}`.\n\n{FACT}", f"Use `{WRONG}`.")
+    )
     assert 10 > right > explained > neither
 
 
@@ -150,7 +162,9 @@ def test_votes_follow_true_quality(posts: list[site.Post]) -> None:
             question = questions[post.parent]
             gold = demo_site_gold.gold_score(str(question.title), to_markdown(post.body))
             rated.setdefault(post.parent, []).append((score(post.score, question.accepted == post.id), gold))
-    pairs = [(a, b) for answers in rated.values() for a in answers for b in answers if a[0] > b[0] and a[1] != b[1]]
+    pairs = [
+        (a, b) for answers in rated.values() for a in answers for b in answers if a[0] > b[0] and a[1] != b[1]
+    ]
     agreement = sum(a[1] > b[1] for a, b in pairs) / len(pairs)
     assert len(pairs) > 2000
     assert 0.85 < agreement < 0.995  # true, but noisy
@@ -171,4 +185,6 @@ def test_an_answer_is_worth_the_same_in_markdown_and_after_the_round_trip_throug
     for _ in range(600):
         title, task, slots = site._question(rng, set())
         answer = site._answer(rng, task, slots)
-        assert gold.judge(title, to_markdown(answer.body)) == gold.judge(title, answer.markdown), answer.markdown
+        assert gold.judge(title, to_markdown(answer.body)) == gold.judge(title, answer.markdown), (
+            answer.markdown
+        )

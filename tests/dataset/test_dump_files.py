@@ -28,8 +28,22 @@ COLUMNS = "Id,PostTypeId,AcceptedAnswerId,ParentId,Score,Body,OwnerUserId,Title"
 def rows() -> list[list[str]]:
     found = []
     for n in range(1, 181, 3):
-        found.append([str(n), "1", str(n + 1), "", "3", f"<p>How should one go to place number {n}?</p>", "7", f"Going to {n}"])
-        found += [[str(n + k), "2", "", str(n), str(9 - 5 * k), f"<p>Answer {k} about {n}, by train.</p>", "8", ""] for k in (1, 2)]
+        found.append(
+            [
+                str(n),
+                "1",
+                str(n + 1),
+                "",
+                "3",
+                f"<p>How should one go to place number {n}?</p>",
+                "7",
+                f"Going to {n}",
+            ]
+        )
+        found += [
+            [str(n + k), "2", "", str(n), str(9 - 5 * k), f"<p>Answer {k} about {n}, by train.</p>", "8", ""]
+            for k in (1, 2)
+        ]
     return found
 
 
@@ -64,10 +78,14 @@ def prepared(path: Path, folder: Path, **source: Any) -> dict[str, Any]:
     """The tables of a dump, and what its card and summary say."""
     folder.mkdir(parents=True)
     job = {"seed": 0, "source": {"kind": "stack-exchange", "path": str(path), **source}, "data": {"alike": 1}}
-    (folder / "job.json").write_text(json.dumps({"stage": "data", "job": job, "inputs": {"source": str(path)}}))
+    (folder / "job.json").write_text(
+        json.dumps({"stage": "data", "job": job, "inputs": {"source": str(path)}})
+    )
     run = Run(folder)
     prepare(DataJob.model_validate(run.record), run)
-    tables = {table.name: pq.read_table(table).to_pylist() for table in sorted(run.artifact.glob("*.parquet"))}
+    tables = {
+        table.name: pq.read_table(table).to_pylist() for table in sorted(run.artifact.glob("*.parquet"))
+    }
     return tables | {"warnings": run.warnings}
 
 
@@ -75,18 +93,45 @@ def prepared(path: Path, folder: Path, **source: Any) -> dict[str, Any]:
 FORMS: dict[str, tuple[dict[str, bytes], str]] = {
     "archive": ({f"{HOST}.7z": packed(Posts=POSTS_XML, Users=USERS_XML)}, f"{HOST}.7z"),
     "archive in a folder": ({f"in/{HOST}.7z": packed(Posts=POSTS_XML, Users=USERS_XML)}, "in"),
-    "archive that was fetched again": ({f"{HOST} (1).7z": packed(Posts=POSTS_XML, Users=USERS_XML)}, f"{HOST} (1).7z"),
-    "several archives": ({f"{HOST}-Posts.7z": packed(Posts=POSTS_XML), f"{HOST}-Users.7z": packed(Users=USERS_XML)}, f"{HOST}-Posts.7z"),
-    "several archives in a folder": ({f"in/{HOST}-Posts.7z": packed(Posts=POSTS_XML), f"in/{HOST}-Users.7z": packed(Users=USERS_XML)}, "in"),
-    "archive beside users": ({f"{HOST}-Posts.7z": packed(Posts=POSTS_XML), "Users.xml": USERS_XML}, f"{HOST}-Posts.7z"),
+    "archive that was fetched again": (
+        {f"{HOST} (1).7z": packed(Posts=POSTS_XML, Users=USERS_XML)},
+        f"{HOST} (1).7z",
+    ),
+    "several archives": (
+        {f"{HOST}-Posts.7z": packed(Posts=POSTS_XML), f"{HOST}-Users.7z": packed(Users=USERS_XML)},
+        f"{HOST}-Posts.7z",
+    ),
+    "several archives in a folder": (
+        {f"in/{HOST}-Posts.7z": packed(Posts=POSTS_XML), f"in/{HOST}-Users.7z": packed(Users=USERS_XML)},
+        "in",
+    ),
+    "archive beside users": (
+        {f"{HOST}-Posts.7z": packed(Posts=POSTS_XML), "Users.xml": USERS_XML},
+        f"{HOST}-Posts.7z",
+    ),
     "xml": ({f"{HOST}/Posts.xml": POSTS_XML, f"{HOST}/Users.xml": USERS_XML}, f"{HOST}/Posts.xml"),
     "xml in a folder": ({f"{HOST}/Posts.xml": POSTS_XML, f"{HOST}/Users.xml": USERS_XML}, HOST),
-    "xml in a folder in a folder": ({f"in/{HOST}/Posts.xml": POSTS_XML, f"in/{HOST}/Users.xml": USERS_XML}, "in"),
-    "gzipped": ({f"{HOST}/Posts.xml.gz": gzip.compress(POSTS_XML), f"{HOST}/Users.xml.gz": gzip.compress(USERS_XML)}, f"{HOST}/Posts.xml.gz"),
-    "gzipped in a folder": ({f"{HOST}/Posts.xml.gz": gzip.compress(POSTS_XML), f"{HOST}/Users.xml.gz": gzip.compress(USERS_XML)}, HOST),
-    "named after the site": ({f"{HOST}-Posts.xml": POSTS_XML, f"{HOST}-Users.xml": USERS_XML}, f"{HOST}-Posts.xml"),
+    "xml in a folder in a folder": (
+        {f"in/{HOST}/Posts.xml": POSTS_XML, f"in/{HOST}/Users.xml": USERS_XML},
+        "in",
+    ),
+    "gzipped": (
+        {f"{HOST}/Posts.xml.gz": gzip.compress(POSTS_XML), f"{HOST}/Users.xml.gz": gzip.compress(USERS_XML)},
+        f"{HOST}/Posts.xml.gz",
+    ),
+    "gzipped in a folder": (
+        {f"{HOST}/Posts.xml.gz": gzip.compress(POSTS_XML), f"{HOST}/Users.xml.gz": gzip.compress(USERS_XML)},
+        HOST,
+    ),
+    "named after the site": (
+        {f"{HOST}-Posts.xml": POSTS_XML, f"{HOST}-Users.xml": USERS_XML},
+        f"{HOST}-Posts.xml",
+    ),
     "csv": ({f"{HOST}/Posts.csv": POSTS_CSV, f"{HOST}/Users.csv": USERS_CSV}, f"{HOST}/Posts.csv"),
-    "csv in a folder": ({f"{HOST}/Posts.csv.gz": gzip.compress(POSTS_CSV), f"{HOST}/Users.csv.gz": gzip.compress(USERS_CSV)}, HOST),
+    "csv in a folder": (
+        {f"{HOST}/Posts.csv.gz": gzip.compress(POSTS_CSV), f"{HOST}/Users.csv.gz": gzip.compress(USERS_CSV)},
+        HOST,
+    ),
     "small letters": ({f"{HOST}/posts.xml": POSTS_XML, f"{HOST}/Users.xml": USERS_XML}, HOST),
 }
 
@@ -97,7 +142,9 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     write(folder, {"x.7z": packed(Posts=POSTS_XML, Users=USERS_XML)})
     found = prepared(folder / "x.7z", folder / "run", site=HOST)
     assert found["warnings"] == []
-    assert {row["question_url"] for row in found["evaluation.parquet"]} <= {f"https://{HOST}/q/{n}" for n in range(1, 181, 3)}
+    assert {row["question_url"] for row in found["evaluation.parquet"]} <= {
+        f"https://{HOST}/q/{n}" for n in range(1, 181, 3)
+    }
     assert all(f'"{name}"' in json.dumps(found) for name in ("Ada", "Eve"))
     return found
 
@@ -113,26 +160,65 @@ def test_a_dump_gives_the_same_in_every_form(tmp_path: Path, form: str, expected
 
 
 @pytest.mark.parametrize("path", ["mydump", "mydump/Posts.xml"])
-def test_the_site_that_was_set_wins_for_one_sites_dump(tmp_path: Path, path: str, expected: dict[str, Any]) -> None:
+def test_the_site_that_was_set_wins_for_one_sites_dump(
+    tmp_path: Path, path: str, expected: dict[str, Any]
+) -> None:
     write(tmp_path, {"mydump/Posts.xml": POSTS_XML, "mydump/Users.xml": USERS_XML})
     assert prepared(tmp_path / path, tmp_path / "run", site=HOST) == expected
-    write(tmp_path, {f"askubuntu.com/{path}/Posts.xml" if "." not in path else f"askubuntu.com/{path}": POSTS_XML})
+    write(
+        tmp_path,
+        {f"askubuntu.com/{path}/Posts.xml" if "." not in path else f"askubuntu.com/{path}": POSTS_XML},
+    )
     assert set(find_sites(tmp_path / "askubuntu.com", HOST).values()) == {HOST}
 
 
 @pytest.mark.parametrize(
     ("name", "host"),
     [
-        *((f"{host}.7z", host) for host in ("mathoverflow.net", "askubuntu.com", "meta.stackoverflow.com", "math.meta.stackexchange.com")),
-        *((f"{host}-Posts.7z", host) for host in ("stackoverflow.com", "ru.stackoverflow.com", "3dprinting.stackexchange.com")),
+        *(
+            (f"{host}.7z", host)
+            for host in (
+                "mathoverflow.net",
+                "askubuntu.com",
+                "meta.stackoverflow.com",
+                "math.meta.stackexchange.com",
+            )
+        ),
+        *(
+            (f"{host}-Posts.7z", host)
+            for host in ("stackoverflow.com", "ru.stackoverflow.com", "3dprinting.stackexchange.com")
+        ),
         *(
             ("Stackoverflow.com-Posts.7z", "stackoverflow.com"),
             ("superuser.com/Posts.xml", "superuser.com"),
             ("serverfault.com.7z", "serverfault.com"),
         ),
-        *(("forum.example.org/Posts.csv.gz", "forum.example.org"), ("superuser.com/askubuntu.com.7z", "askubuntu.com")),
-        *((name, "") for name in ("Posts.xml", "mydump/Posts.xml", "dump.7z", "my.dump.7z", "v1.2/Posts.xml", "a.tar/Posts.xml", "com/Posts.xml")),
-        *((name, "") for name in ("QueryResults.csv", "co.uk/Posts.xml", "..com/Posts.xml", "a b.com/Posts.xml", "<x>.com/Posts.xml")),
+        *(
+            ("forum.example.org/Posts.csv.gz", "forum.example.org"),
+            ("superuser.com/askubuntu.com.7z", "askubuntu.com"),
+        ),
+        *(
+            (name, "")
+            for name in (
+                "Posts.xml",
+                "mydump/Posts.xml",
+                "dump.7z",
+                "my.dump.7z",
+                "v1.2/Posts.xml",
+                "a.tar/Posts.xml",
+                "com/Posts.xml",
+            )
+        ),
+        *(
+            (name, "")
+            for name in (
+                "QueryResults.csv",
+                "co.uk/Posts.xml",
+                "..com/Posts.xml",
+                "a b.com/Posts.xml",
+                "<x>.com/Posts.xml",
+            )
+        ),
     ],
 )
 def test_only_the_name_of_a_site_is_taken_for_one(name: str, host: str) -> None:
@@ -150,13 +236,23 @@ def test_a_site_that_nobody_names_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "site", "words"),
     [
-        (["askubuntu.com.7z", "superuser.com/Posts.xml"], "askubuntu.com", r"source\.site names one site, askubuntu\.com, but .* of 2 \("),
+        (
+            ["askubuntu.com.7z", "superuser.com/Posts.xml"],
+            "askubuntu.com",
+            r"source\.site names one site, askubuntu\.com, but .* of 2 \(",
+        ),
         (["a/Posts.xml", "b/Posts.xml"], "", "several dumps, and of .*a/Posts.xml no name says"),
         (["a/Posts.xml", "askubuntu.com/Posts.xml"], "", "several dumps, and of .*a/Posts.xml no name says"),
-        (["Users.xml", "askubuntu.com-Users.7z", "Badges.7z"], "", r"\.7z, Posts\.xml, Posts\.xml\.gz, Posts\.csv or Posts\.csv\.gz"),
+        (
+            ["Users.xml", "askubuntu.com-Users.7z", "Badges.7z"],
+            "",
+            r"\.7z, Posts\.xml, Posts\.xml\.gz, Posts\.csv or Posts\.csv\.gz",
+        ),
     ],
 )
-def test_sites_that_cannot_be_told_apart_are_refused(tmp_path: Path, files: list[str], site: str, words: str) -> None:
+def test_sites_that_cannot_be_told_apart_are_refused(
+    tmp_path: Path, files: list[str], site: str, words: str
+) -> None:
     write(tmp_path, dict.fromkeys(files, b"x"))
     with pytest.raises(InputError, match=words) as refused:
         corpus_place(StackExchangeDump(path=str(tmp_path), site=site))
@@ -170,7 +266,14 @@ def test_several_files_of_one_site_are_one_site(tmp_path: Path) -> None:
 
 
 def test_users_of_another_dump_are_not_taken(tmp_path: Path) -> None:
-    write(tmp_path, {f"{HOST}.7z": packed(Posts=POSTS_XML), "askubuntu.com.7z": packed(Posts=POSTS_XML), "Users.xml": USERS_XML})
+    write(
+        tmp_path,
+        {
+            f"{HOST}.7z": packed(Posts=POSTS_XML),
+            "askubuntu.com.7z": packed(Posts=POSTS_XML),
+            "Users.xml": USERS_XML,
+        },
+    )
     found = prepared(tmp_path / f"{HOST}.7z", tmp_path / "run")
     assert "Ada" not in json.dumps(found)
 
@@ -180,9 +283,19 @@ def test_the_key_knows_the_site_of_the_name_and_the_users_beside(tmp_path: Path)
         config = Pipeline.model_validate({"source": {"kind": "stack-exchange", "path": str(path), **source}})
         return step(config, source=given(path)).recipe.key
 
-    write(tmp_path, {f"{site}/Posts.xml": POSTS_XML for site in ("a/askubuntu.com", "b/askubuntu.com", "superuser.com", "x", "y")})
+    write(
+        tmp_path,
+        {
+            f"{site}/Posts.xml": POSTS_XML
+            for site in ("a/askubuntu.com", "b/askubuntu.com", "superuser.com", "x", "y")
+        },
+    )
     first = key(tmp_path / "a/askubuntu.com/Posts.xml")
-    assert first == key(tmp_path / "b/askubuntu.com/Posts.xml") == key(tmp_path / "x/Posts.xml", site="askubuntu.com")
+    assert (
+        first
+        == key(tmp_path / "b/askubuntu.com/Posts.xml")
+        == key(tmp_path / "x/Posts.xml", site="askubuntu.com")
+    )
     assert first not in (key(tmp_path / "superuser.com/Posts.xml"), key(tmp_path / "x/Posts.xml"))
     assert key(tmp_path / "x/Posts.xml") == key(tmp_path / "y/Posts.xml")
     assert key(tmp_path / "a/askubuntu.com") != key(tmp_path / "superuser.com")

@@ -36,7 +36,14 @@ PROSE = [
     "\\- no list",
     r"\begin{x} \( \[ $$ without an end",
 ]
-AROUND = ["<p>{}</p>", "<p>a {} b</p>", "<ul><li>{}</li></ul>", "<blockquote><p>{}</p></blockquote>", "<h2>{}</h2>", "<p><strong>a</strong> {}</p>"]
+AROUND = [
+    "<p>{}</p>",
+    "<p>a {} b</p>",
+    "<ul><li>{}</li></ul>",
+    "<blockquote><p>{}</p></blockquote>",
+    "<h2>{}</h2>",
+    "<p><strong>a</strong> {}</p>",
+]
 
 
 @pytest.mark.parametrize("text", FORMULAS + PROSE)
@@ -59,17 +66,41 @@ def test_two_blanks_between_prices_are_one_and_in_a_formula_stay() -> None:
         (r"<p>$a<br>\{b\}$</p>", "$a\n\\{b\\}$"),
         (r"<p># a \{ 1. $b$</p><p># $c$</p>", "\\# a \\{ 1. $b$\n\n\\# $c$"),
         ("<p>$a</p><p>b$ \\.</p>", "$a\n\nb$ \\."),
-        (r"<p>\<code>a</code> <em>b\</em> \\<strong>c</strong></p>", r"\\`a` *b\\* \\**c**"),  # else they would be no code and no emphasis
+        (
+            r"<p>\<code>a</code> <em>b\</em> \\<strong>c</strong></p>",
+            r"\\`a` *b\\* \\**c**",
+        ),  # else they would be no code and no emphasis
     ],
 )
 def test_what_stands_beside_a_formula_is_markdown(body: str, expected: str) -> None:
     assert to_markdown(body) == expected
 
 
-BITS = [*FORMULAS, *PROSE, "$", "$$", "\\", "\\[", "\\]", "\\(", "\\)", "\\begin{a}", "\\end{a}", " ", "\n", "5", "x", "<", "&"]
+BITS = [
+    *FORMULAS,
+    *PROSE,
+    "$",
+    "$$",
+    "\\",
+    "\\[",
+    "\\]",
+    "\\(",
+    "\\)",
+    "\\begin{a}",
+    "\\end{a}",
+    " ",
+    "\n",
+    "5",
+    "x",
+    "<",
+    "&",
+]
 
 
-@given(st.lists(st.sampled_from(BITS) | st.text("$\\{}[]() a5\n<>&", max_size=5), max_size=10).map("".join), st.sampled_from(["{}", "<em>{}</em>"]))
+@given(
+    st.lists(st.sampled_from(BITS) | st.text("$\\{}[]() a5\n<>&", max_size=5), max_size=10).map("".join),
+    st.sampled_from(["{}", "<em>{}</em>"]),
+)
 def test_protecting_and_restoring_changes_nothing(text: str, around: str) -> None:
     found = protect(html.escape(text))
     assert not re.search(r"[\\]", found.html)
@@ -83,7 +114,12 @@ def test_protecting_and_restoring_changes_nothing(text: str, around: str) -> Non
 
 
 @given(
-    st.lists(st.sampled_from(["<em>a</em>", "<code>b</code>", '<a href="c">d</a>', "<strong>e</strong>"]), min_size=1, max_size=4), st.integers(1, 5)
+    st.lists(
+        st.sampled_from(["<em>a</em>", "<code>b</code>", '<a href="c">d</a>', "<strong>e</strong>"]),
+        min_size=1,
+        max_size=4,
+    ),
+    st.integers(1, 5),
 )
 def test_a_backslash_before_markup_does_not_undo_it(tags: list[str], count: int) -> None:
     text = to_markdown("<p>x " + ("\\" * count).join(["", *tags]) + "</p>")
@@ -97,7 +133,25 @@ def test_a_text_with_the_marks_themselves_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["\\begin{a}", "\\begin{a", "\\[", "\\(", "$", "$$", "$$a", "\\$a", "\\", "$a", "<code>\\", "<!--\\", "\\[<b>", "\\]\\[", "<code>", "$\\"]
+    "text",
+    [
+        "\\begin{a}",
+        "\\begin{a",
+        "\\[",
+        "\\(",
+        "$",
+        "$$",
+        "$$a",
+        "\\$a",
+        "\\",
+        "$a",
+        "<code>\\",
+        "<!--\\",
+        "\\[<b>",
+        "\\]\\[",
+        "<code>",
+        "$\\",
+    ],
 )
 def test_no_text_takes_long(text: str) -> None:
     before = time.process_time()

@@ -33,7 +33,14 @@ NASTY_HTML = [
     "<p " + "a=b " * 20_000 + ">x",
     "<" * 20_000,
 ]
-NASTY_HTML += ["&#0;&#xD800;&#x110000;", "<![CDATA[", "<!--", "<script>alert(1)</script>", "\x01\x02", "</p>" * 5000]
+NASTY_HTML += [
+    "&#0;&#xD800;&#x110000;",
+    "<![CDATA[",
+    "<!--",
+    "<script>alert(1)</script>",
+    "\x01\x02",
+    "</p>" * 5000,
+]
 NASTY_NUMBERS = ["-1", "0", "1e99", "99999999999999999999", "NaN", "", "٣", "1_0", " 5", "0x10", "62.0", "-0"]
 
 
@@ -42,9 +49,23 @@ def posts(rng: random.Random) -> list[dict[str, str]]:
     rows: list[dict[str, str]] = []
     for number in range(QUESTIONS):
         question = 10 * number + 1
-        rows.append({"Id": str(question), "PostTypeId": "1", "Score": "3", "Title": f"Question {number}", "Body": f"<p>How {number}?</p>"})
+        rows.append(
+            {
+                "Id": str(question),
+                "PostTypeId": "1",
+                "Score": "3",
+                "Title": f"Question {number}",
+                "Body": f"<p>How {number}?</p>",
+            }
+        )
         rows += [
-            {"Id": str(question + k), "PostTypeId": "2", "ParentId": str(question), "Score": str(9 - 3 * k), "Body": f"<p>Way {k}.</p>"}
+            {
+                "Id": str(question + k),
+                "PostTypeId": "2",
+                "ParentId": str(question),
+                "Score": str(9 - 3 * k),
+                "Body": f"<p>Way {k}.</p>",
+            }
             for k in (1, 2, 3)
         ]
     for _ in range(rng.randrange(6)):
@@ -56,7 +77,10 @@ def posts(rng: random.Random) -> list[dict[str, str]]:
 
 def as_xml(rng: random.Random) -> bytes:
     allowed = dict.fromkeys([*range(9), 11, 12, *range(14, 32)], " ") if rng.random() < 0.8 else {}
-    rows = [" ".join(f'{name}="{html.escape(value).translate(allowed)}"' for name, value in row.items()) for row in posts(rng)]
+    rows = [
+        " ".join(f'{name}="{html.escape(value).translate(allowed)}"' for name, value in row.items())
+        for row in posts(rng)
+    ]
     head = rng.choice(['<?xml version="1.0" encoding="utf-8"?>', "\ufeff", ""] * 4 + [BOMB + "]>"])
     text = head + "<posts>" + "\r\n".join(f"<row {row} />" for row in rows) + "</posts>"
     return text.replace("How 3?", rng.choice(["How 3?"] * 16 + ["&j;", "&nosuch;"])).encode(
@@ -66,7 +90,13 @@ def as_xml(rng: random.Random) -> bytes:
 
 def as_archive(rng: random.Random) -> bytes:
     buffer = io.BytesIO()
-    members = [["Posts.xml"], ["Badges.xml", "s/Posts.xml"], ["Posts.xml", "Tags.xml"], ["Badges.xml"], ["a/Posts.xml", "b/Posts.xml"]]
+    members = [
+        ["Posts.xml"],
+        ["Badges.xml", "s/Posts.xml"],
+        ["Posts.xml", "Tags.xml"],
+        ["Badges.xml"],
+        ["a/Posts.xml", "b/Posts.xml"],
+    ]
     with py7zr.SevenZipFile(buffer, "w") as archive:
         for name in rng.choice(members):
             archive.writef(io.BytesIO(as_xml(rng)), name)
@@ -86,12 +116,31 @@ def as_csv(rng: random.Random) -> bytes:
 
 
 def comparisons(rng: random.Random) -> list[Any]:
-    rows: list[Any] = [{"prompt": f"How {n} of them?", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(QUESTIONS)]
-    rows += [{"prompt": f"Why {n} of them?", "responses": ["a", "b"], "scores": [n, 1.5]} for n in range(QUESTIONS)]
+    rows: list[Any] = [
+        {"prompt": f"How {n} of them?", "chosen": f"good {n}", "rejected": f"bad {n}"}
+        for n in range(QUESTIONS)
+    ]
+    rows += [
+        {"prompt": f"Why {n} of them?", "responses": ["a", "b"], "scores": [n, 1.5]} for n in range(QUESTIONS)
+    ]
     for _ in range(rng.randrange(6)):
         row = rng.choice([row for row in rows if isinstance(row, dict)])
         row[rng.choice(list(row))] = rng.choice(
-            [None, 5, [], {}, [{}], "", "x" * 10**5, [{"role": "user"}], [{"role": ["x"], "content": 1}], float("nan"), True, [[[]]], "\ud800"]
+            [
+                None,
+                5,
+                [],
+                {},
+                [{}],
+                "",
+                "x" * 10**5,
+                [{"role": "user"}],
+                [{"role": ["x"], "content": 1}],
+                float("nan"),
+                True,
+                [[[]]],
+                "\ud800",
+            ]
         )
     if rng.random() < 0.3:
         rows.insert(rng.randrange(len(rows)), rng.choice([None, 3, "text", [], {}, [1]]))
@@ -107,10 +156,15 @@ def as_list(rng: random.Random) -> bytes:
 
 
 def as_parquet(rng: random.Random) -> bytes:
-    rows = [{"prompt": f"How {n}?", "chosen": f"good {n}", "rejected": rng.choice([f"bad {n}"] * 20 + ["", None])} for n in range(QUESTIONS)]
+    rows = [
+        {"prompt": f"How {n}?", "chosen": f"good {n}", "rejected": rng.choice([f"bad {n}"] * 20 + ["", None])}
+        for n in range(QUESTIONS)
+    ]
     names = rng.choice([["prompt", "chosen", "rejected"]] * 6 + [["prompt", "chosen"], ["a", "b", "c"]])
     buffer = io.BytesIO()
-    pq.write_table(pa.table({name: [list(row.values())[k] for row in rows] for k, name in enumerate(names)}), buffer)
+    pq.write_table(
+        pa.table({name: [list(row.values())[k] for row in rows] for k, name in enumerate(names)}), buffer
+    )
     return buffer.getvalue()
 
 
@@ -120,7 +174,9 @@ def as_dialogues(rng: random.Random) -> bytes:
         before = f"\n\nHuman: how {n}?\n\nAssistant:"
         row: dict[str, Any] = {"chosen": f"{before} good {n}", "rejected": f"{before} bad {n}"}
         if rng.random() < 0.05:
-            row[rng.choice(list(row))] = rng.choice(["", None, 5, "\n\nHuman:", "\n\nAssistant:", before * 50, "\x00" * 9, "\n\nHuman: x"])
+            row[rng.choice(list(row))] = rng.choice(
+                ["", None, 5, "\n\nHuman:", "\n\nAssistant:", before * 50, "\x00" * 9, "\n\nHuman: x"]
+            )
         rows.append(row)
     return gzip.compress("\n".join(map(json.dumps, rows)).encode())
 
@@ -129,7 +185,14 @@ def as_preferences(rng: random.Random) -> bytes:
     rows = []
     for n in range(QUESTIONS):
         answers: list[Any] = [
-            {"answer_id": 10 * n + k, "pm_score": k, "selected": k == 2, "text": f"<p>way {k}</p>", "author": "A"} for k in range(3)
+            {
+                "answer_id": 10 * n + k,
+                "pm_score": k,
+                "selected": k == 2,
+                "text": f"<p>way {k}</p>",
+                "author": "A",
+            }
+            for k in range(3)
         ]
         row: dict[str, Any] = {
             "qid": n,
@@ -138,7 +201,9 @@ def as_preferences(rng: random.Random) -> bytes:
             "metadata": [f"https://s.example/q/{n}", "https://s.example"],
         }
         if rng.random() < 0.1:
-            answers[0][rng.choice(list(answers[0]))] = rng.choice([None, "x", -1, 10**30, float("inf"), [], NASTY_HTML[0]])
+            answers[0][rng.choice(list(answers[0]))] = rng.choice(
+                [None, "x", -1, 10**30, float("inf"), [], NASTY_HTML[0]]
+            )
         if rng.random() < 0.05:
             row[rng.choice(list(row))] = rng.choice([None, "x", 5, [], [None], [5], ["http://["], {}])
         rows.append(row)
@@ -196,7 +261,9 @@ def try_all(name: str, folder: Path) -> None:
         path = place / name
         path.write_bytes(damaged(make(rng), rng))
         job = {"seed": 0, "source": {"kind": kind, "path": str(path)}, "data": {"max_bad_share": 1.0}}
-        (place / "job.json").write_text(json.dumps({"stage": "data", "job": job, "inputs": {"source": str(path)}}))
+        (place / "job.json").write_text(
+            json.dumps({"stage": "data", "job": job, "inputs": {"source": str(path)}})
+        )
         run = Run(place)
         try:
             prepare(DataJob.model_validate(run.record), run)

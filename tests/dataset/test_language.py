@@ -41,10 +41,23 @@ PARAGRAPHS = {
     "zh": "如何按照对象的某个属性对列表进行排序，而不用自己编写比较函数？我试过手册里建议的方法，但是只要有两个对象相等，顺序就不对了。",
 }
 CODE = "def first(the_list, key):\n    return min((one for one in the_list if one is not None), key=key)\n"
-URL = "https://example.org/questions/what-is-the-best-way-to-sort-a-list-of-objects-by-one-of-their-attributes"
+URL = (
+    "https://example.org/questions/what-is-the-best-way-to-sort-a-list-of-objects-by-one-of-their-attributes"
+)
 PATH = URL.removeprefix("https://")
 NOTHING = [
-    *("", " \n", "?", "\x00", "\ud800", "42", "1234 5678 91011 1213", "x^2 + y^2 = z^2", "deadbeef cafebabe 00ff00ff a1b2c3d4", URL),
+    *(
+        "",
+        " \n",
+        "?",
+        "\x00",
+        "\ud800",
+        "42",
+        "1234 5678 91011 1213",
+        "x^2 + y^2 = z^2",
+        "deadbeef cafebabe 00ff00ff a1b2c3d4",
+        URL,
+    ),
     *(f"[1]({PATH})", "Hello!", "Tortoise SVN with Ankhsvn", "Windows 10 NVIDIA GTX 1080 Ti i7-8700K"),
     *(
         f"```\n{CODE}",
@@ -62,13 +75,23 @@ def test_a_paragraph_is_told_also_with_much_code_and_many_addresses_before_it(la
     text = PARAGRAPHS[language]
     assert language_of(text) == language
     assert language_of(f"```python\n{CODE * 5}```\n\n`{CODE.splitlines()[0] * 5}`\n\n{text}") == language
-    assert language_of(f"![enter image description here]({URL})\n<{URL}>\n{URL} [1]({URL}) [2]({PATH}) {text}") == language
+    assert (
+        language_of(f"![enter image description here]({URL})\n<{URL}>\n{URL} [1]({URL}) [2]({PATH}) {text}")
+        == language
+    )
     assert language_of(f"1. ~~~~\n   {CODE}   ```\n   ~~~~\n\n> {text}") == language
 
 
 @pytest.mark.parametrize("language", PARAGRAPHS)
 def test_the_first_sentence_is_enough(language: str) -> None:
-    first = PARAGRAPHS[language].replace("。", ".").replace("？", ".").replace("؟", ".").replace("?", ".").split(".")[0]
+    first = (
+        PARAGRAPHS[language]
+        .replace("。", ".")
+        .replace("？", ".")
+        .replace("؟", ".")
+        .replace("?", ".")
+        .split(".")[0]
+    )
     assert language_of(first) == language
 
 
@@ -93,10 +116,16 @@ def test_what_is_no_code_is_looked_at() -> None:
 def test_only_the_beginning_is_looked_at() -> None:
     assert (LOOK, READ) == (300, 4000)
     assert language_of(PARAGRAPHS["de"] * 2 + PARAGRAPHS["ru"] * 9) == "de"
-    assert [language_of(f"~~~\n{'x' * length}\n~~~\n{PARAGRAPHS['en']}") for length in (3000, 4000)] == ["en", ""]
+    assert [language_of(f"~~~\n{'x' * length}\n~~~\n{PARAGRAPHS['en']}") for length in (3000, 4000)] == [
+        "en",
+        "",
+    ]
 
 
-@pytest.mark.parametrize("text", ["'Easiest' Place to get a Mongolian Visa?", "How to get to Telavi from Tbilisi by public transport?"])
+@pytest.mark.parametrize(
+    "text",
+    ["'Easiest' Place to get a Mongolian Visa?", "How to get to Telavi from Tbilisi by public transport?"],
+)
 def test_short_english_is_not_taken_for_pidgin(text: str) -> None:
     assert language_of(text) == "en"
 
@@ -108,13 +137,35 @@ def test_any_text_gets_a_code_of_two_letters_or_none(text: str) -> None:
     assert found == language_of(f"\n\n{text}\n")
 
 
-@given(st.sampled_from(sorted(PARAGRAPHS)), st.lists(st.sampled_from([f"```\n{CODE}```", URL, f"`{CODE.strip()[:20]}`", f"![x]({URL})"])))
+@given(
+    st.sampled_from(sorted(PARAGRAPHS)),
+    st.lists(st.sampled_from([f"```\n{CODE}```", URL, f"`{CODE.strip()[:20]}`", f"![x]({URL})"])),
+)
 def test_what_is_no_language_changes_nothing(language: str, parts: list[str]) -> None:
     around = "\n\n".join(parts[:6])
     assert language_of(f"{around}\n\n{PARAGRAPHS[language]}\n\n{around}") == language
 
 
-@pytest.mark.parametrize("part", ["`", "```\n", "``` ", "](", "<", "![", "http://", "> ", "\n", "\t", "~~~~\n", "`a", "[a](", "`` `", "<a "])
+@pytest.mark.parametrize(
+    "part",
+    [
+        "`",
+        "```\n",
+        "``` ",
+        "](",
+        "<",
+        "![",
+        "http://",
+        "> ",
+        "\n",
+        "\t",
+        "~~~~\n",
+        "`a",
+        "[a](",
+        "`` `",
+        "<a ",
+    ],
+)
 def test_no_text_takes_long(part: str) -> None:
     text = (part * READ)[:READ]
     start = time.perf_counter()
@@ -125,7 +176,13 @@ def test_no_text_takes_long(part: str) -> None:
 
 def test_the_library_is_loaded_when_it_is_asked_for() -> None:
     code = "import sys; from tasks.dataset.curation.language import language_of; assert 'py3langid' not in sys.modules; print(language_of('Was ist denn das hier?'))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
     assert (done.stdout, done.stderr) == ("de\n", "")
 
 
@@ -134,7 +191,11 @@ def test_the_library_is_loaded_when_it_is_asked_for() -> None:
 def test_posts_of_an_english_site_are_english(name: str) -> None:
     posts = read_posts(SHARED / "stackexchange" / name, Counter(), Quarantine())
     questions = assemble(islice(posts, 1000), Counter(), site="s")
-    texts = [text for question in questions for text in (question.prompt, *(answer.text for answer in question.answers))]
+    texts = [
+        text
+        for question in questions
+        for text in (question.prompt, *(answer.text for answer in question.answers))
+    ]
     found = Counter(map(language_of, texts))
     assert len(texts) > 500
     assert found["en"] >= 0.99 * len(texts)

@@ -19,7 +19,9 @@ from tasks.dataset.sources import markdown
 from tasks.dataset.sources.markdown import to_markdown
 
 DUMPS = Path(__file__).parents[3] / "shared" / "data" / "stackexchange"
-real_data = pytest.mark.skipif(not DUMPS.is_dir(), reason="the real dumps of shared/data are not on this machine")
+real_data = pytest.mark.skipif(
+    not DUMPS.is_dir(), reason="the real dumps of shared/data are not on this machine"
+)
 PARSER = MarkdownIt("commonmark", {"html": False}).enable("table")
 
 
@@ -57,7 +59,11 @@ TRICKY = [
     "data:",
 ]
 LINE = st.characters(exclude_categories=["Cs", "Cc"])
-CODE = st.lists(st.sampled_from(TRICKY) | st.text(LINE, max_size=6), max_size=12).map("".join).filter(lambda code: code.strip("\n"))
+CODE = (
+    st.lists(st.sampled_from(TRICKY) | st.text(LINE, max_size=6), max_size=12)
+    .map("".join)
+    .filter(lambda code: code.strip("\n"))
+)
 PLACES = [
     "{}",
     "<p>a</p>\n\n{}\n\n<p>b</p>",
@@ -92,25 +98,39 @@ LANGUAGES = {
 def test_a_code_block_survives_byte_for_byte_wherever_it_stands(code: str, place: str, language: str) -> None:
     block = f"<pre{language}><code>{html.escape(code)}\n</code></pre>"
     found = nodes(to_markdown(place.replace("{}", block)), "fence")
-    assert [node.content for node in found] == [code.removeprefix("\n").rstrip("\n") + "\n"] * place.count("{}")
+    assert [node.content for node in found] == [code.removeprefix("\n").rstrip("\n") + "\n"] * place.count(
+        "{}"
+    )
     assert {node.info for node in found} == {LANGUAGES[language]}
 
 
 def test_a_code_block_in_other_words() -> None:
     assert to_markdown('<pre><code class="lang-python">x\n</code></pre>') == "```python\nx\n```"
-    assert to_markdown('<pre class="s-code-block"><code class="hljs language-py"><span class="k">def</span> x</code></pre>') == "```py\ndef x\n```"
+    assert (
+        to_markdown(
+            '<pre class="s-code-block"><code class="hljs language-py"><span class="k">def</span> x</code></pre>'
+        )
+        == "```py\ndef x\n```"
+    )
     assert to_markdown("<pre>  no code\n x</pre>") == "```\n  no code\n x\n```"
     assert to_markdown("<pre><code>a\r\nb\rc\0d</code></pre>") == "```\na\nb\ncd\n```"  # as HTML reads it
     assert to_markdown("<p>a</p><pre><code></code></pre><p>b</p>") == "a\n\nb"
 
 
-@given(st.lists(st.sampled_from(TRICKY) | st.text(LINE, max_size=4), min_size=1, max_size=8).map("".join).filter(str.strip))
+@given(
+    st.lists(st.sampled_from(TRICKY) | st.text(LINE, max_size=4), min_size=1, max_size=8)
+    .map("".join)
+    .filter(str.strip)
+)
 def test_inline_code_survives(code: str) -> None:
     code = " ".join(code.split("\n"))
     markdown = to_markdown(f"<p>a <code>{html.escape(code)}</code> b</p>")
     found = re.fullmatch(r"a (`+)(.*)\1 b", markdown, re.DOTALL)
     assert found
-    assert found[2] in (code, f" {code} ")  # code that begins or ends with a backtick is padded, and Markdown takes the padding away
+    assert found[2] in (
+        code,
+        f" {code} ",
+    )  # code that begins or ends with a backtick is padded, and Markdown takes the padding away
     (node,) = nodes(markdown, "code_inline")
     assert node.content in (code, code[1:-1])  # what Markdown cannot say: a space at either end
 
@@ -121,16 +141,25 @@ def test_every_code_block_of_real_posts_survives(dump: str) -> None:
     bodies = [row.get("Body", "") for row in etree.parse(DUMPS / dump / "Posts.xml").getroot()]
     posts = [body.replace("\r\n", "\n") for body in bodies if "<pre" in body]
     for body in posts:
-        blocks = [html.unescape(re.sub("<[^>]*>", "", block)).strip("\n") for block in re.findall("(?s)<pre.*?>(.*?)</pre>", body)]
-        assert [node.content.strip("\n") for node in nodes(to_markdown(body), "fence")] == [block for block in blocks if block]
+        blocks = [
+            html.unescape(re.sub("<[^>]*>", "", block)).strip("\n")
+            for block in re.findall("(?s)<pre.*?>(.*?)</pre>", body)
+        ]
+        assert [node.content.strip("\n") for node in nodes(to_markdown(body), "fence")] == [
+            block for block in blocks if block
+        ]
     assert len(posts) > 20
-    assert sum(bool(markdown.UNUSUAL.search(body)) for body in bodies) < len(bodies) / 10  # the others are converted the quick way
+    assert (
+        sum(bool(markdown.UNUSUAL.search(body)) for body in bodies) < len(bodies) / 10
+    )  # the others are converted the quick way
 
 
 # -------------------------------------------------------------------------------------------------------------------- structure
 
 Block = tuple[Any, ...]  # its kind, then its text or what is in it
-WORDS = st.lists(st.text(string.ascii_lowercase, min_size=1, max_size=5), min_size=1, max_size=3).map(" ".join)
+WORDS = st.lists(st.text(string.ascii_lowercase, min_size=1, max_size=5), min_size=1, max_size=3).map(
+    " ".join
+)
 LEAVES = st.one_of(
     st.tuples(st.just("paragraph"), WORDS),
     st.tuples(st.just("heading"), WORDS),
@@ -176,7 +205,11 @@ def block_of(node: SyntaxTreeNode) -> Block:
     if node.type == "blockquote":
         return node.type, [block_of(child) for child in node.children]
     items = [[block_of(child) for child in item.children] for item in node.children]
-    return (node.type, items) if node.type == "bullet_list" else (node.type, items, int(node.attrs.get("start", 1)))
+    return (
+        (node.type, items)
+        if node.type == "bullet_list"
+        else (node.type, items, int(node.attrs.get("start", 1)))
+    )
 
 
 @given(st.lists(st.recursive(LEAVES, around, max_leaves=6), min_size=1, max_size=4).map(apart))
@@ -193,7 +226,11 @@ LABEL = st.text("ab ()[]!#", min_size=1, max_size=8).map(lambda text: f"a{text}b
 @given(ADDRESS, LABEL, st.booleans())
 def test_links_and_images_keep_address_and_words(address: str, label: str, image: bool) -> None:
     quoted = html.escape(address), html.escape(label)
-    text = to_markdown("<p>x %s y</p>" % ('<img src="%s" alt="%s">' if image else '<a href="%s" rel="nofollow">%s</a>') % quoted)
+    text = to_markdown(
+        "<p>x %s y</p>"
+        % ('<img src="%s" alt="%s">' if image else '<a href="%s" rel="nofollow">%s</a>')
+        % quoted
+    )
     (node,) = nodes(text, "image" if image else "link")
     assert node.attrs["src" if image else "href"] == PARSER.normalizeLink(address)
     assert "".join(child.content for child in node.walk() if child.type == "text").split() == label.split()
@@ -214,16 +251,28 @@ def test_links_and_images_keep_address_and_words(address: str, label: str, image
             "<table><thead><tr><th>a</th><th>b|c</th></tr></thead><tbody><tr><td>1</td><td><code>x|y</code></td></tr></tbody></table>",
             "| a | b\\|c |\n| --- | --- |\n| 1 | `x\\|y` |",
         ),
-        ("<p>H<sub>2</sub>O is no 101<sub>2</sub>, 1<sup>st</sup> no 10<sup>-6</sup>m<sup>2</sup></p>", "H2O is no 101_2, 1st no 10^-6m^2"),
-        ("<p>2<sup>n</sup></p><pre><code>2&lt;sup&gt;n&lt;/sup&gt;</code></pre>", "2^n\n\n```\n2<sup>n</sup>\n```"),
+        (
+            "<p>H<sub>2</sub>O is no 101<sub>2</sub>, 1<sup>st</sup> no 10<sup>-6</sup>m<sup>2</sup></p>",
+            "H2O is no 101_2, 1st no 10^-6m^2",
+        ),
+        (
+            "<p>2<sup>n</sup></p><pre><code>2&lt;sup&gt;n&lt;/sup&gt;</code></pre>",
+            "2^n\n\n```\n2<sup>n</sup>\n```",
+        ),
         ("<p><sub><sup>1</sup> A <em>note</em> in small print</sub></p>", "^1 A *note* in small print"),
-        ("<p>a.<sup>1</sup> b <sup>2,3</sup> <sup>[4]</sup> <sup>1</sup>/<sub>2</sub></p><p><sup>1</sup> c</p>", "a.^1 b ^2,3 [4] 1/2\n\n^1 c"),
+        (
+            "<p>a.<sup>1</sup> b <sup>2,3</sup> <sup>[4]</sup> <sup>1</sup>/<sub>2</sub></p><p><sup>1</sup> c</p>",
+            "a.^1 b ^2,3 [4] 1/2\n\n^1 c",
+        ),
         ('<h2>a <img src="i.png" alt="b"> c</h2>', "## a ![b](i.png) c"),
         ('<h1><a href="u"><img src="i.png" alt="b"></a></h1>', "# [![b](i.png)](u)"),
         ("<p>a</p>\n\n<blockquote>\n  <p>b</p>\n</blockquote>\n\n<p>c</p>", "a\n\n> b\n\nc"),
         ("<h2>a</h2><blockquote>b</blockquote><blockquote>c</blockquote>", "## a\n\n> b\n\n> c"),
         ("<p>a</p><div class='x'><blockquote>b</blockquote></div>", "a\n\n> b"),
-        ("<ul><li><p>a</p><blockquote><p>b</p></blockquote></li><li><blockquote>c</blockquote></li></ul>", "- a\n\n  > b\n\n- > c"),
+        (
+            "<ul><li><p>a</p><blockquote><p>b</p></blockquote></li><li><blockquote>c</blockquote></li></ul>",
+            "- a\n\n  > b\n\n- > c",
+        ),
         ("<blockquote><p>a</p><blockquote><p>b</p></blockquote></blockquote>", "> a\n>\n> > b"),
         ("<pre><code>a\n&gt; b\n</code></pre><blockquote>c</blockquote>", "```\na\n> b\n```\n\n> c"),
     ],
@@ -290,7 +339,10 @@ def test_any_text_has_a_markdown(body: str) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        *(f"<{tag}>" * 5000 + "x" + f"</{tag}>" * 5000 for tag in ("div", "blockquote", "b", "sup", "pre", "table")),
+        *(
+            f"<{tag}>" * 5000 + "x" + f"</{tag}>" * 5000
+            for tag in ("div", "blockquote", "b", "sup", "pre", "table")
+        ),
         *(f"<{tag}>" * 20000 for tag in ("p", "li", "a href=x", "blockquote")),
         *(mark * 20000 for mark in ("<", "&", "`", "<!--", "</b>", "<blockquote", '<a href="', "<sup>")),
         "<blockquote" * 60000 + "><p>",
@@ -311,7 +363,9 @@ def test_text_in_a_thousand_tags_is_there() -> None:
 
 
 @given(SOUP | st.text())
-@example('<ul><li>a<ul><li>b</li></ul></li></ul><h2>c</h2><pre>d</pre>e<br>f<a href="g h">i</a><img src="data:j"><mark>k</mark> <title>l</title>')
+@example(
+    '<ul><li>a<ul><li>b</li></ul></li></ul><h2>c</h2><pre>d</pre>e<br>f<a href="g h">i</a><img src="data:j"><mark>k</mark> <title>l</title>'
+)
 def test_the_binding_does_what_the_public_function_does(body: str) -> None:
     body = body.replace("\0", "")
     for options, ready in ((markdown.OPTIONS, markdown.FULL), (markdown.QUICK_OPTIONS, markdown.QUICK)):
@@ -325,7 +379,11 @@ def posts(draw: st.DrawFn) -> str:
     opened: list[str] = []
     for number, step in enumerate(draw(st.lists(st.integers(0, 9), max_size=30))):
         if step < 4:
-            parts.append(draw(st.sampled_from(["", " ", "\n"])) + f"w{number}x" + draw(st.sampled_from(["", " ", "\n", " &amp; "])))
+            parts.append(
+                draw(st.sampled_from(["", " ", "\n"]))
+                + f"w{number}x"
+                + draw(st.sampled_from(["", " ", "\n", " &amp; "]))
+            )
         elif step < 8 or not opened:
             opened.append(draw(st.sampled_from(USUAL)))
             parts.append(f"<{opened[-1]}>")
@@ -336,7 +394,9 @@ def posts(draw: st.DrawFn) -> str:
 
 @given(posts())
 def test_the_quick_way_loses_and_moves_no_word(body: str) -> None:
-    assert re.findall(r"w\d+x", to_markdown(body)) == re.findall(r"w\d+x", markdown._convert(body, markdown.FULL))
+    assert re.findall(r"w\d+x", to_markdown(body)) == re.findall(
+        r"w\d+x", markdown._convert(body, markdown.FULL)
+    )
 
 
 @pytest.mark.parametrize(
@@ -346,7 +406,10 @@ def test_the_quick_way_loses_and_moves_no_word(body: str) -> None:
         ("word <div><summary>2<pre></pre></summary></div>", "word\n\n**2**"),
         ("<br><h1><figcaption>\n\nword", "# *word*"),
         ("<table><th>word</th></table>", "| word |\n| --- |"),
-        ("<p>a</p><blockquote><div><blockquote><pre><code>x</code></pre></blockquote></div></blockquote>", "a\n\n> > ```\n> > x\n> > ```"),
+        (
+            "<p>a</p><blockquote><div><blockquote><pre><code>x</code></pre></blockquote></div></blockquote>",
+            "a\n\n> > ```\n> > x\n> > ```",
+        ),
         ("<p>a</p><blockquote>\n\nb\nc\n<i>d</i></blockquote>", "a\n\n> b\n> c\n> *d*"),
     ],
 )
@@ -368,7 +431,10 @@ def test_what_the_quick_way_gets_wrong_does_not_go_it(body: str, expected: str) 
 )
 def test_media_in_the_text_itself_is_dropped(body: str) -> None:
     assert to_markdown(f"<p>x</p>{body}<p>y</p>") in ("x\n\ny", "x\n\nb\n\ny")
-    assert to_markdown("<p>x [a](data:b)</p><pre><code>f](data:c)\n</code></pre>") == "x [a](data:b)\n\n```\nf](data:c)\n```"
+    assert (
+        to_markdown("<p>x [a](data:b)</p><pre><code>f](data:c)\n</code></pre>")
+        == "x [a](data:b)\n\n```\nf](data:c)\n```"
+    )
 
 
 def test_a_text_with_nul_is_not_utf_16() -> None:

@@ -30,14 +30,21 @@ SHARES = {"finetune": 0.34, "reward": 0.43, "rl": 0.1, "evaluation": 0.13}
 def alike(texts: list[str], threshold: float) -> set[tuple[int, int]]:
     """Every pair (i < j) that is alike, by a product of matrices instead of sketches and sets."""
     columns: dict[str, int] = {}
-    held = [sorted({columns.setdefault(" ".join(run), len(columns)) for run in runs(text.split())}) for text in texts]
+    held = [
+        sorted({columns.setdefault(" ".join(run), len(columns)) for run in runs(text.split())})
+        for text in texts
+    ]
     indices = np.concatenate([np.array(row, dtype=np.int64) for row in held])
     pointers = np.concatenate([[0], np.cumsum([len(row) for row in held])])
     matrix = csr_matrix((np.ones(len(indices)), indices, pointers), shape=(len(texts), len(columns)))
     shared = (matrix @ matrix.T).tocoo()
     sizes = np.array([len(row) for row in held])
     index = shared.data / (sizes[shared.row] + sizes[shared.col] - shared.data)
-    return {(int(i), int(j)) for i, j in zip(shared.row[index >= threshold], shared.col[index >= threshold], strict=True) if i < j}
+    return {
+        (int(i), int(j))
+        for i, j in zip(shared.row[index >= threshold], shared.col[index >= threshold], strict=True)
+        if i < j
+    }
 
 
 def runs(words: list[str]) -> list[tuple[str, ...]]:
@@ -62,7 +69,27 @@ def shingles(text: str) -> frozenset[int]:
 def test_shingles_and_their_index_by_hand() -> None:
     assert len(shingles("a b c d")) == 2
     assert shingles("a b c d") == shingles("a b c") | shingles("b c d")
-    assert len({shingles(text) for text in ("a b", "b a", "a", "b", "a a", "a b c", "c b a", "a a a", "a a b", "a b a", "b a a")}) == 11
+    assert (
+        len(
+            {
+                shingles(text)
+                for text in (
+                    "a b",
+                    "b a",
+                    "a",
+                    "b",
+                    "a a",
+                    "a b c",
+                    "c b a",
+                    "a a a",
+                    "a a b",
+                    "a b a",
+                    "b a a",
+                )
+            }
+        )
+        == 11
+    )
     assert len(shingles("")) == 1
     assert shingles("a a a a a") == shingles("a a a")
     assert jaccard(shingles("a b c d e"), shingles("b c d e f")) == 2 / 4
@@ -72,12 +99,19 @@ def test_shingles_and_their_index_by_hand() -> None:
 def test_alike_texts_are_linked_through_others() -> None:
     words = [f"w{k}" for k in range(40)]
     texts = [" ".join(words[k : k + 30]) for k in (0, 2, 4)] + ["something else altogether here"]
-    assert jaccard(shingles(texts[0]), shingles(texts[1])) >= 0.8 > jaccard(shingles(texts[0]), shingles(texts[2]))
+    assert (
+        jaccard(shingles(texts[0]), shingles(texts[1]))
+        >= 0.8
+        > jaccard(shingles(texts[0]), shingles(texts[2]))
+    )
     assert groups(texts, 0.8) == [0, 0, 0, 3]
     assert groups(texts, 0.95) == [0, 1, 2, 3]
 
 
-@given(st.lists(st.lists(st.sampled_from("abc"), max_size=9).map(" ".join), max_size=30, unique=True), st.sampled_from([0.7, 0.8, 0.9]))
+@given(
+    st.lists(st.lists(st.sampled_from("abc"), max_size=9).map(" ".join), max_size=30, unique=True),
+    st.sampled_from([0.7, 0.8, 0.9]),
+)
 def test_groups_are_those_of_all_pairs(texts: list[str], threshold: float) -> None:
     assert groups(texts, threshold) == (components(len(texts), alike(texts, threshold)) if texts else [])
 
@@ -93,7 +127,9 @@ def test_order_changes_no_group() -> None:
 
 def dump(name: str) -> Callable[[], list[Question]]:
     path = SHARED / "stackexchange" / name
-    return lambda: [q for q in assemble(read_posts(path, Counter(), Quarantine()), Counter(), site="s") if q.prompt]
+    return lambda: [
+        q for q in assemble(read_posts(path, Counter(), Quarantine()), Counter(), site="s") if q.prompt
+    ]
 
 
 def rows(path: Path, gather: Callable[..., Gathered]) -> Callable[[], list[Question]]:
@@ -107,7 +143,10 @@ REAL = {
     "stackoverflow-2008": dump("stackoverflow-2008/Posts.xml"),
     "hh, single turn": rows(HH, lambda found: hh_rlhf.gather(found, Counter(), Quarantine(), one_turn=True)),
     "hh, all turns": rows(HH, lambda found: hh_rlhf.gather(found, Counter(), Quarantine(), one_turn=False)),
-    "paired": rows(SHARED / "stackexchange" / "stack_exchange_paired_tiny.json", lambda found: stack_exchange_sets.paired(found, Quarantine())),
+    "paired": rows(
+        SHARED / "stackexchange" / "stack_exchange_paired_tiny.json",
+        lambda found: stack_exchange_sets.paired(found, Quarantine()),
+    ),
 }
 
 
@@ -116,7 +155,11 @@ REAL = {
 def test_no_near_duplicate_is_in_two_splits_of_a_real_set(name: str) -> None:
     prompts = [(question.id, question.prompt) for question in REAL[name]()]
     # few sets have any of their own: every tenth question is asked once more, in nearly the same words
-    more = [(10**18 + number, f"{prompt} Thanks a lot!") for number, (_, prompt) in enumerate(prompts) if number % 10 == 0]
+    more = [
+        (10**18 + number, f"{prompt} Thanks a lot!")
+        for number, (_, prompt) in enumerate(prompts)
+        if number % 10 == 0
+    ]
     prompts += [(number, text) for number, text in more if len(text.split()) > 30]
     splits = assign_splits(prompts, SHARES, alike=0.8)
     pairs = alike([normalised(text) for _, text in prompts], 0.8)
@@ -131,7 +174,12 @@ def test_the_sketch_misses_what_the_documentation_says() -> None:
         count = 0
         for trial in range(200):
             first, second = range(shared + own), [*range(shared), *range(1000, 1000 + own)]
-            bands = near_duplicates.sketch([" ".join(f"{trial}.{k} {trial}.{k}a {trial}.{k}b" for k in numbers) for numbers in (first, second)]).bands
+            bands = near_duplicates.sketch(
+                [
+                    " ".join(f"{trial}.{k} {trial}.{k}a {trial}.{k}b" for k in numbers)
+                    for numbers in (first, second)
+                ]
+            ).bands
             count += bool((bands[:, 0] == bands[:, 1]).any())
         seen[round(shared / (shared + 2 * own), 2)] = count / 200
     assert seen[0.5] == pytest.approx(1 - (1 - 0.5**4) ** 32, abs=0.08)

@@ -43,15 +43,56 @@ KEYS = {
     "of one line": f"-----BEGIN PRIVATE KEY-----\\n{LINE}\\n{LINE}\\n-----END PRIVATE KEY-----",
     "in code": f'-----BEGIN EC PRIVATE KEY-----\\n" +\n    "{LINE}\\n" +\n    "-----END EC PRIVATE KEY-----',
 }
-EMAILS = ["me@gmail.com", "Jane.Doe+news@mail.there-and-then.co.uk", "SJEI@GOL.COM", "müller@straße.de", "jo...@gmail.com", "a_b@x.info"]
+EMAILS = [
+    "me@gmail.com",
+    "Jane.Doe+news@mail.there-and-then.co.uk",
+    "SJEI@GOL.COM",
+    "müller@straße.de",
+    "jo...@gmail.com",
+    "a_b@x.info",
+]
 PHONES = [
-    *("+44 20 7946 0958", "+442079460958", "+33.1.23.45.67.89", "+1 (916) 654-1447", "+44 (0)1792 782 341", "+48-22/504-2000", "+998 (71) 1205278"),
-    *("0044 20 7946 0958", "00 44 20 7946 0958", "0049-30-901820", "+44\N{NO-BREAK SPACE}20\N{NO-BREAK SPACE}7946\N{NO-BREAK SPACE}0958"),
+    *(
+        "+44 20 7946 0958",
+        "+442079460958",
+        "+33.1.23.45.67.89",
+        "+1 (916) 654-1447",
+        "+44 (0)1792 782 341",
+        "+48-22/504-2000",
+        "+998 (71) 1205278",
+    ),
+    *(
+        "0044 20 7946 0958",
+        "00 44 20 7946 0958",
+        "0049-30-901820",
+        "+44\N{NO-BREAK SPACE}20\N{NO-BREAK SPACE}7946\N{NO-BREAK SPACE}0958",
+    ),
 ]
 PHONES += [
-    *("(+44) (0)20 7946 0958", "(+44) 20 7946 0958", "(+44)20 7946 0958", "(+44 20) 7946 0958", "(0044) 20 7946 0958", "(00 44) (0)20 7946 0958"),
-    *("(+1) 650-253-0000", "(+1)(650)253-0000", "(+1) (650) 253-0000", "(+49) (0) 30 901820", "(+49)30-901820", "(+33) (0)1.23.45.67.89"),
-    *("(+33) 1 23 45 67 89", "(+39) 06 698 83712", "(+61) 2 9374 4000", "[+44] 20 7946 0958", "(+91)-22-6617-7500", "(+81) (0)3-6384-9000"),
+    *(
+        "(+44) (0)20 7946 0958",
+        "(+44) 20 7946 0958",
+        "(+44)20 7946 0958",
+        "(+44 20) 7946 0958",
+        "(0044) 20 7946 0958",
+        "(00 44) (0)20 7946 0958",
+    ),
+    *(
+        "(+1) 650-253-0000",
+        "(+1)(650)253-0000",
+        "(+1) (650) 253-0000",
+        "(+49) (0) 30 901820",
+        "(+49)30-901820",
+        "(+33) (0)1.23.45.67.89",
+    ),
+    *(
+        "(+33) 1 23 45 67 89",
+        "(+39) 06 698 83712",
+        "(+61) 2 9374 4000",
+        "[+44] 20 7946 0958",
+        "(+91)-22-6617-7500",
+        "(+81) (0)3-6384-9000",
+    ),
     *(
         "(+7) (495) 739-70-00",
         "(+86) 10 6552 9988",
@@ -62,8 +103,19 @@ PHONES += [
         "(+353) (0)1 436 1000",
         "(+972) (0)3 123 4567",
     ),
-    *("(+44)-(0)20-7946-0958", "(+44)/20/79460958", "(+852) 2123 4567", "(+44) 020 7946 0958", "( +44 ) 20 7946 0958", "(+ 44) 20 7946 0958"),
-    *("(+44)\N{NO-BREAK SPACE}(0)20\N{NO-BREAK SPACE}7946\N{NO-BREAK SPACE}0958", "(+44) (020) 7946 0958", "+44 (0) 20 7946 0958"),
+    *(
+        "(+44)-(0)20-7946-0958",
+        "(+44)/20/79460958",
+        "(+852) 2123 4567",
+        "(+44) 020 7946 0958",
+        "( +44 ) 20 7946 0958",
+        "(+ 44) 20 7946 0958",
+    ),
+    *(
+        "(+44)\N{NO-BREAK SPACE}(0)20\N{NO-BREAK SPACE}7946\N{NO-BREAK SPACE}0958",
+        "(+44) (020) 7946 0958",
+        "+44 (0) 20 7946 0958",
+    ),
 ]
 KEYED = [(secret, "key") for secret in KEYS.values()]
 FINDINGS = [*((text, "email") for text in EMAILS), *((text, "phone") for text in PHONES), *KEYED]
@@ -72,7 +124,9 @@ AROUND = {  # texts around findings
     "Mail [me@gmail.com](mailto:me@gmail.com?cc=you@there.org).": "Mail [<email>](mailto:<email>?cc=<email>).",
     "_me@gmail.com_ **me@gmail.com** <me@gmail.com>": "_<email>_ **<email>** <<email>>",
     "Ask me@gmail.com.Thanks": "Ask <email>.Thanks",
-    "邮箱me@gmail.com请,电话+442079460958,密钥" + KEYS["github"] + "。": "邮箱<email>请,电话<phone>,密钥<key>。",
+    "邮箱me@gmail.com请,电话+442079460958,密钥"
+    + KEYS["github"]
+    + "。": "邮箱<email>请,电话<phone>,密钥<key>。",
     r'print("a\nme@gmail.com\n%s")': r'print("a\n<email>\n%s")',
     "https://there.org/new?to=me@gmail.com&x=1": "https://there.org/new?to=<email>&x=1",
     "[there](http://mailto:me@gmail.com) or http://me@gmail.com.": "[there](http://mailto:<email>) or http://<email>.",
@@ -103,7 +157,10 @@ AKIA... | ghp_... | sk-fading-circle-and-then-some-more-x | task-management-of-a
 """
 NONE = [text for line in NOTHING.strip().splitlines() for text in line.split(" | ")]
 NONE += ["a" * 80 + "@there.org", "NAKIA" + "A" * 16, "eyJhbGciOiJIUzI1NiJ9"]
-NONE += [start + LETTERS[:length] for start, length in (("AIza", 34), ("xoxb-", 34), ("sk_test_", 24), ("xghp_", 36), ("npm_", 35))]
+NONE += [
+    start + LETTERS[:length]
+    for start, length in (("AIza", 34), ("xoxb-", 34), ("sk_test_", 24), ("xghp_", 36), ("npm_", 35))
+]
 NONE += [
     "-----BEGIN PRIVATE KEY-----\nMIIEpAIBAAKCAQ...\n-----END PRIVATE KEY-----",
     f"-----BEGIN CERTIFICATE-----\n{LINE}\n-----END CERTIFICATE-----",
@@ -114,7 +171,14 @@ NONE += [f"if '-----BEGIN PRIVATE KEY-----' in text: {LINE}"]
 @pytest.mark.parametrize(("text", "kind"), FINDINGS, ids=[*EMAILS, *PHONES, *KEYS])
 def test_each_kind_is_found(text: str, kind: str) -> None:
     assert kind in KINDS
-    for before, after in (("", ""), ("See ", "."), ('x = "', '"'), ("a\n\n```\n", "\n```\nb"), ("(", ")"), ("`", "`, 7 and 00 @ + -")):
+    for before, after in (
+        ("", ""),
+        ("See ", "."),
+        ('x = "', '"'),
+        ("a\n\n```\n", "\n```\nb"),
+        ("(", ")"),
+        ("`", "`, 7 and 00 @ + -"),
+    ):
         assert masked(before + text + after) == (f"{before}<{kind}>{after}", Counter({kind: 1}))
 
 
@@ -172,7 +236,12 @@ BITS = [
 ]
 
 
-@given(st.one_of(st.lists(st.sampled_from(BITS), max_size=8).map("".join), st.text("a1024 +@./:=-_()com\n", max_size=60)))
+@given(
+    st.one_of(
+        st.lists(st.sampled_from(BITS), max_size=8).map("".join),
+        st.text("a1024 +@./:=-_()com\n", max_size=60),
+    )
+)
 def test_masking_again_changes_nothing_and_only_findings_change(text: str) -> None:
     result, found = masked(text)
     assert masked(result) == (result, Counter())
@@ -185,9 +254,25 @@ def test_masking_again_changes_nothing_and_only_findings_change(text: str) -> No
 @pytest.mark.parametrize(
     "text",
     [
-        *("a@" * 50_000, "x@a." * 50_000, "a." * 50_000 + "@", "://a" + "=a." * 50_000 + "@", "+44 20 " * 20_000, "00 1 " * 20_000),
-        *("-----BEGIN PRIVATE KEY-----" * 5_000, ("-----BEGIN PRIVATE KEY-----" + "\\n" * 99) * 500, ".eyJ" + "eyJ-" * 50_000, "sk-ant-" * 50_000),
-        *("me@" + "a" * 50_000 + " x@y.org", "-----BEGIN PRIVATE KEY-----" + "\\" * 50_000, "-----BEGIN PRIVATE KEY-----" + "A" * 50_000),
+        *(
+            "a@" * 50_000,
+            "x@a." * 50_000,
+            "a." * 50_000 + "@",
+            "://a" + "=a." * 50_000 + "@",
+            "+44 20 " * 20_000,
+            "00 1 " * 20_000,
+        ),
+        *(
+            "-----BEGIN PRIVATE KEY-----" * 5_000,
+            ("-----BEGIN PRIVATE KEY-----" + "\\n" * 99) * 500,
+            ".eyJ" + "eyJ-" * 50_000,
+            "sk-ant-" * 50_000,
+        ),
+        *(
+            "me@" + "a" * 50_000 + " x@y.org",
+            "-----BEGIN PRIVATE KEY-----" + "\\" * 50_000,
+            "-----BEGIN PRIVATE KEY-----" + "A" * 50_000,
+        ),
         *(AMAZON + ("secret" + " " * 20) * 5_000, AMAZON + "xoxb-" + "1-" * 50_000),
     ],
     ids=lambda text: text[:12],

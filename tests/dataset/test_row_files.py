@@ -44,7 +44,9 @@ NESTED = '{"prompt": [{"role": "user", "content": "a", "content": "b"}]}'
 
 @pytest.mark.parametrize(("row", "name"), [(TWICE, "chosen"), (NESTED, "content")])
 @pytest.mark.parametrize("form", ["f.jsonl", "f.jsonl.gz", "f.json"])
-def test_a_json_row_that_names_a_column_twice_is_put_aside(tmp_path: Path, row: str, name: str, form: str) -> None:
+def test_a_json_row_that_names_a_column_twice_is_put_aside(
+    tmp_path: Path, row: str, name: str, form: str
+) -> None:
     good = json.dumps(FIELDS[3])
     text = f"{good}\n{row}\n{good}\n" if "jsonl" in form else f"[{good}, {row}, {good}]"
     (tmp_path / form).write_bytes(gzip.compress(text.encode()) if form.endswith("gz") else text.encode())
@@ -60,18 +62,24 @@ def test_a_table_with_two_columns_of_one_name_is_refused(tmp_path: Path, form: s
     columns = [pa.array(["a"]), pa.array(["b"])]
     table = pa.Table.from_arrays(columns, names=names)
     if nested:
-        table = pa.table({"turns": pa.array([["a"]]), "pair": pa.StructArray.from_arrays(columns, names=names)})
+        table = pa.table(
+            {"turns": pa.array([["a"]]), "pair": pa.StructArray.from_arrays(columns, names=names)}
+        )
     if form == "f.parquet":
         pq.write_table(table, tmp_path / form)
     else:
         with pa.OSFile(str(tmp_path / form), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
             writer.write_table(table)
-    with pytest.raises(InputError, match=r"f\.\w+ has two columns named 'chosen': rename or leave out one of them\."):
+    with pytest.raises(
+        InputError, match=r"f\.\w+ has two columns named 'chosen': rename or leave out one of them\."
+    ):
         read(tmp_path / form)
 
 
 @pytest.mark.parametrize("as_file", [False, True])
-def test_arrow_files_give_the_same_rows(tmp_path: Path, as_file: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arrow_files_give_the_same_rows(
+    tmp_path: Path, as_file: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(blocks, "SIZE", 4000)
     write_arrow(FIELDS, tmp_path / "data-00000-of-00001.arrow", as_file=as_file)
     found, bad = read(tmp_path / "data-00000-of-00001.arrow")
@@ -86,10 +94,14 @@ def test_a_saved_data_set_dictionary_is_read_without_the_files_about_it(tmp_path
         (tmp_path / split).mkdir()
         write_arrow(FIELDS[:5], tmp_path / split / "data-00000-of-00001.arrow")
         for name in ("state.json", "dataset_info.json"):
-            (tmp_path / split / name).write_text('{"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}')
+            (tmp_path / split / name).write_text(
+                '{"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}'
+            )
         write_arrow(FIELDS[:3], tmp_path / split / "cache-1b2c.arrow")  # what map() left behind
     found, bad = read(tmp_path)
-    assert [row.place.file for row in found] == ["test/data-00000-of-00001.arrow"] * 5 + ["train/data-00000-of-00001.arrow"] * 5
+    assert [row.place.file for row in found] == ["test/data-00000-of-00001.arrow"] * 5 + [
+        "train/data-00000-of-00001.arrow"
+    ] * 5
     assert bad.reasons == {}
 
 
@@ -127,7 +139,10 @@ def test_a_value_that_python_cannot_hold_costs_its_own_row_only(tmp_path: Path, 
         with pa.OSFile(str(tmp_path / form), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
             writer.write_table(table)
     found, bad = read(tmp_path / form)
-    assert [row.fields for row in found] == [{"prompt": "p", "day": date(1970, 1, 1)}, {"prompt": "r", "day": date(1970, 1, 2)}]
+    assert [row.fields for row in found] == [
+        {"prompt": "p", "day": date(1970, 1, 1)},
+        {"prompt": "r", "day": date(1970, 1, 2)},
+    ]
     assert bad.reasons == {"rows with a value that cannot be read": 1}
 
 

@@ -20,7 +20,11 @@ from tasks.system.errors import InputError
 ROW = '<row Id="{0}" PostTypeId="1" Score="3" Title="t {0}" Body="&lt;p&gt;{1} says {0}&lt;/p&gt;" />'
 ROWS = "\n".join(ROW.format(n, n * 7919) for n in range(1, 3001))
 POSTS = f"<posts>\n{ROWS}\n</posts>".encode()
-OTHERS = {"Badges.xml": b"<badges/>" * 1000, "PostHistory.xml": random.Random(0).randbytes(50_000), "Users.xml": b"<users/>"}
+OTHERS = {
+    "Badges.xml": b"<badges/>" * 1000,
+    "PostHistory.xml": random.Random(0).randbytes(50_000),
+    "Users.xml": b"<users/>",
+}
 
 
 def packed(path: Path, members: dict[str, bytes], **options: Any) -> Path:
@@ -53,12 +57,16 @@ def test_an_odd_row_in_an_archive_costs_no_more_than_itself(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["../../Posts.xml", "/tmp/alignflow-test/Posts.xml", "a/../../Posts.xml"])
-def test_a_name_that_leads_out_of_the_archive_leads_nowhere(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_leads_out_of_the_archive_leads_nowhere(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(py7zr.py7zr, "check_archive_path", lambda _: True)  # it would not write such names
     folder = tmp_path / "a" / "b"
     folder.mkdir(parents=True)
     path = packed(folder / "site.7z", {name: POSTS})
-    with suppress(InputError):  # to read the one file that is wanted, or to refuse the archive, are both right
+    with suppress(
+        InputError
+    ):  # to read the one file that is wanted, or to refuse the archive, are both right
         assert len(read(path)) == 3000
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b", "site.7z"]
     assert not Path("/tmp/alignflow-test").exists()
@@ -93,7 +101,11 @@ def test_damaged_and_encrypted_archives_are_refused(tmp_path: Path) -> None:
     rng = random.Random(0)
     for case in range(60):
         place = rng.randrange(8, len(content))
-        broken = content[:place] if case % 2 else content[:place] + bytes([content[place] ^ 0x55]) + content[place + 1 :]
+        broken = (
+            content[:place]
+            if case % 2
+            else content[:place] + bytes([content[place] ^ 0x55]) + content[place + 1 :]
+        )
         (tmp_path / "broken.7z").write_bytes(broken)
         with pytest.raises(InputError) as refused:
             read(tmp_path / "broken.7z")
@@ -101,7 +113,9 @@ def test_damaged_and_encrypted_archives_are_refused(tmp_path: Path) -> None:
 
 
 def test_whoever_stops_reading_leaves_no_thread_behind(tmp_path: Path) -> None:
-    path = packed(tmp_path / "site.7z", {"Posts.xml": b"<posts>%b</posts>" % (ROW.format(1, "x").encode() * 30_000)})
+    path = packed(
+        tmp_path / "site.7z", {"Posts.xml": b"<posts>%b</posts>" % (ROW.format(1, "x").encode() * 30_000)}
+    )
     before = threading.active_count()
     posts = read_posts(path, Counter(), Quarantine())
     next(posts)
@@ -117,7 +131,11 @@ def test_memory_does_not_grow_with_the_dump(tmp_path: Path, monkeypatch: pytest.
     rng, peaks = random.Random(0), []
     for count in (2_000, 20_000):
         rows = "\n".join(ROW.format(n, rng.randbytes(400).hex()) for n in range(1, count + 1))
-        path = packed(tmp_path / f"{count}.7z", {"Posts.xml": f"<posts>{rows}</posts>".encode()}, filters=[{"id": py7zr.FILTER_DEFLATE}])
+        path = packed(
+            tmp_path / f"{count}.7z",
+            {"Posts.xml": f"<posts>{rows}</posts>".encode()},
+            filters=[{"id": py7zr.FILTER_DEFLATE}],
+        )
         del rows
         tracemalloc.start()
         assert sum(1 for _ in read_posts(path, Counter(), Quarantine())) == count

@@ -35,7 +35,9 @@ from tasks.system.errors import InputError
 from tests.support.split_assignments import assign_splits
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
-real_data = pytest.mark.skipif(not SHARED.is_dir(), reason="the real data of shared/data is not on this machine")
+real_data = pytest.mark.skipif(
+    not SHARED.is_dir(), reason="the real data of shared/data is not on this machine"
+)
 
 
 def read(path: Path) -> tuple[list[Row], Quarantine]:
@@ -54,7 +56,9 @@ def asked(found: Gathered) -> list[Question]:
 def prepared(path: Path, folder: Path, source: dict[str, Any], **data: Any) -> tuple[Path, dict[str, Any]]:
     folder.mkdir(parents=True)
     job = {"seed": 0, "source": source | {"path": str(path)}, "data": data}
-    (folder / "job.json").write_text(json.dumps({"stage": "data", "job": job, "inputs": {"source": str(path)}}))
+    (folder / "job.json").write_text(
+        json.dumps({"stage": "data", "job": job, "inputs": {"source": str(path)}})
+    )
     run = Run(folder)
     prepare(DataJob.model_validate(run.record), run)
     return run.artifact, json.loads((run.artifact / "card.json").read_text())
@@ -77,7 +81,9 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, form: str, monkeypatch
     if form == "parquet":
         pq.write_table(pa.Table.from_pylist(FIELDS), path)
     else:
-        path.write_bytes(gzip.compress(lines.encode()) if form.endswith("gz") else b"\xef\xbb\xbf" + lines.encode())
+        path.write_bytes(
+            gzip.compress(lines.encode()) if form.endswith("gz") else b"\xef\xbb\xbf" + lines.encode()
+        )
     found, bad = read(path)
     assert [row.fields for row in found] == FIELDS
     assert [row.place for row in found] == [Place(path.name, number) for number in range(1, 301)]
@@ -93,17 +99,40 @@ def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
     assert [row.place.file for row in found] == ["a/test.jsonl", "b/train.jsonl"]
 
 
-def test_bad_rows_are_told_with_their_place_and_the_rest_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_rows_are_told_with_their_place_and_the_rest_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(row_files, "MAX_ROW", 100)
     path = tmp_path / "f.jsonl"
     good = b'{"a": 1}\n'
     deep = b"[" * 90 + b"\n"
-    path.write_bytes(good + b"{broken\n" + good + b"\n" + b"[1]\n" + b'{"a": "\xff"}\n' + b'{"a": "' + b"x" * 500 + b'"}\n' + deep + b"null\n" + good)
+    path.write_bytes(
+        good
+        + b"{broken\n"
+        + good
+        + b"\n"
+        + b"[1]\n"
+        + b'{"a": "\xff"}\n'
+        + b'{"a": "'
+        + b"x" * 500
+        + b'"}\n'
+        + deep
+        + b"null\n"
+        + good
+    )
     with Quarantine(tmp_path / "q.jsonl") as bad:
         found = list(read_rows(path, bad))
     assert [row.place.row for row in found] == [1, 3, 9]
-    assert bad.reasons == {"rows that are not JSON": 3, "rows that are no objects": 2, "rows that are too long": 1}
-    assert json.loads((tmp_path / "q.jsonl").read_text().splitlines()[0]) == {"file": "f.jsonl", "row": 2, "reason": "rows that are not JSON"}
+    assert bad.reasons == {
+        "rows that are not JSON": 3,
+        "rows that are no objects": 2,
+        "rows that are too long": 1,
+    }
+    assert json.loads((tmp_path / "q.jsonl").read_text().splitlines()[0]) == {
+        "file": "f.jsonl",
+        "row": 2,
+        "reason": "rows that are not JSON",
+    }
 
 
 @pytest.mark.parametrize(
@@ -122,7 +151,9 @@ def test_bad_rows_are_told_with_their_place_and_the_rest_is_read(tmp_path: Path,
         (b"PAR1garbagePAR1", "damaged or truncated"),
     ],
 )
-def test_what_is_no_set_of_rows_is_refused_in_one_sentence(tmp_path: Path, content: bytes, words: str) -> None:
+def test_what_is_no_set_of_rows_is_refused_in_one_sentence(
+    tmp_path: Path, content: bytes, words: str
+) -> None:
     path = tmp_path / "f"
     path.write_bytes(content)
     with pytest.raises(InputError, match=words) as refused:
@@ -141,7 +172,9 @@ def test_places_that_hold_nothing_are_refused(tmp_path: Path) -> None:
 
 
 @given(st.sets(st.tuples(st.integers(0, 7), st.integers(0, 7)).filter(lambda pair: pair[0] != pair[1])))
-def test_the_better_answer_always_stands_higher_and_only_circles_are_given_back(pairs: set[tuple[int, int]]) -> None:
+def test_the_better_answer_always_stands_higher_and_only_circles_are_given_back(
+    pairs: set[tuple[int, int]],
+) -> None:
     heights, contradicting = levels(pairs)
     assert contradicting <= pairs
     assert all(heights[better] > heights[worse] for better, worse in pairs - contradicting)
@@ -155,14 +188,21 @@ def test_the_better_answer_always_stands_higher_and_only_circles_are_given_back(
             seen |= {worse for better, worse in pairs if better == node}
         return end in seen
 
-    assert all(reaches(worse, better) for better, worse in contradicting), "a pair that is in no circle was given back"
+    assert all(reaches(worse, better) for better, worse in contradicting), (
+        "a pair that is in no circle was given back"
+    )
 
 
 def test_the_order_of_rows_changes_nothing() -> None:
-    fields = [{"prompt": f"p{n % 5}", "chosen": f"a{n % 7}", "rejected": f"a{(n + 1) % 7}"} for n in range(35)]
+    fields = [
+        {"prompt": f"p{n % 5}", "chosen": f"a{n % 7}", "rejected": f"a{(n + 1) % 7}"} for n in range(35)
+    ]
     fields += [{"prompt": f"q{n}", "responses": ["x", "y", "z"], "scores": [n, 2, 1.5]} for n in range(5)]
     shuffled = random.Random(1).sample(fields, len(fields))
-    one, other = (asked(own_rows.gather(as_rows(*some), Quarantine(), own_rows.Columns(), site="s", licence="")) for some in (fields, shuffled))
+    one, other = (
+        asked(own_rows.gather(as_rows(*some), Quarantine(), own_rows.Columns(), site="s", licence=""))
+        for some in (fields, shuffled)
+    )
     assert one == other
     assert [q.id for q in one] == sorted(q.id for q in one)
 
@@ -174,8 +214,17 @@ def test_comparisons_are_kept_as_they_were_made() -> None:
     dropped: Counter[str] = Counter()
     (question,) = found.questions(dropped)
     texts = [answer.text for answer in question.answers]
-    assert {(texts[i], texts[j]) for i, j in pairs_of(question, max_pairs=10, seed=0)} == {("a", "b"), ("b", "c")}  # nobody compared a and c
-    assert {answer.text: answer.score for answer in question.answers} == {"a": 2, "b": 1, "c": 0, "d": 0, "e": 0}
+    assert {(texts[i], texts[j]) for i, j in pairs_of(question, max_pairs=10, seed=0)} == {
+        ("a", "b"),
+        ("b", "c"),
+    }  # nobody compared a and c
+    assert {answer.text: answer.score for answer in question.answers} == {
+        "a": 2,
+        "b": 1,
+        "c": 0,
+        "d": 0,
+        "e": 0,
+    }
     assert dropped == {"comparisons that contradict each other": 2}
     assert len(pairs_of(question, max_pairs=1, seed=0)) == 1
 
@@ -184,7 +233,12 @@ def test_what_a_source_calls_a_test_set_is_evaluated_on_alone() -> None:
     prompts = [(n, f"question {n}") for n in range(1000)] + [(2000, "Question 5!")]
     shares = {"finetune": 0.4, "reward": 0.3, "rl": 0.2, "evaluation": 0.1}
     splits = assign_splits(prompts, shares, dict.fromkeys([7, 8, 2000], "evaluation"))
-    assert [n for (n, _), split in zip(prompts, splits, strict=True) if split == "evaluation"] == [5, 7, 8, 2000]  # 5 has the text of 2000
+    assert [n for (n, _), split in zip(prompts, splits, strict=True) if split == "evaluation"] == [
+        5,
+        7,
+        8,
+        2000,
+    ]  # 5 has the text of 2000
     counts = Counter(splits)
     assert counts["finetune"] == pytest.approx(444, abs=50)
 
@@ -198,18 +252,30 @@ DIALOGUE = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: {}\n\nAssistant: {}"
     ("chosen", "rejected", "one_turn", "expected"),
     [
         ("\n\nHuman: q\n\nAssistant: good ", "\n\nHuman: q\n\nAssistant: bad", True, ("q", "good", "bad")),
-        (DIALOGUE.format("q", "good"), DIALOGUE.format("q", "bad"), False, ("Human: hi\n\nAssistant: hello\n\nHuman: q", "good", "bad")),
+        (
+            DIALOGUE.format("q", "good"),
+            DIALOGUE.format("q", "bad"),
+            False,
+            ("Human: hi\n\nAssistant: hello\n\nHuman: q", "good", "bad"),
+        ),
         (DIALOGUE.format("q", "good"), DIALOGUE.format("q", "bad"), True, hh_rlhf.TURNS),
         (DIALOGUE.format("q", "good"), DIALOGUE.format("r", "bad"), False, hh_rlhf.DIFFER),
         (DIALOGUE.format("q", "good"), "\n\nHuman: hi\n\nAssistant: bad", False, hh_rlhf.DIFFER),
         ("\n\nHuman: q\n\nAssistant: same", "\n\nHuman: q\n\nAssistant:  same", True, hh_rlhf.EQUAL),
         ("\n\nHuman: q\n\nAssistant:", "\n\nHuman: q\n\nAssistant: bad", True, "rows with an empty side"),
-        ("\n\nHuman: q\n\nAssistant: a\n\nHuman: b", "\n\nHuman: q\n\nAssistant: bad", True, "rows that are no dialogue"),
+        (
+            "\n\nHuman: q\n\nAssistant: a\n\nHuman: b",
+            "\n\nHuman: q\n\nAssistant: bad",
+            True,
+            "rows that are no dialogue",
+        ),
         ("q", "r", True, "rows that are no dialogue"),
         ("q", None, True, "rows without two dialogues"),
     ],
 )
-def test_dialogues_are_parted_before_the_last_answer(chosen: object, rejected: object, one_turn: bool, expected: object) -> None:
+def test_dialogues_are_parted_before_the_last_answer(
+    chosen: object, rejected: object, one_turn: bool, expected: object
+) -> None:
     assert hh_rlhf.parted(chosen, rejected, one_turn=one_turn) == expected
 
 
@@ -222,12 +288,19 @@ def message(role: str, content: str) -> dict[str, str]:
     [
         ({"prompt": " p ", "chosen": "good", "rejected": "bad"}, "p", {("good", "bad")}),
         (
-            {"prompt": [message("user", "p")], "chosen": [message("assistant", "good")], "rejected": [message("assistant", "bad")]},
+            {
+                "prompt": [message("user", "p")],
+                "chosen": [message("assistant", "good")],
+                "rejected": [message("assistant", "bad")],
+            },
             "p",
             {("good", "bad")},
         ),
         (
-            {"chosen": [message("user", "p"), message("assistant", "good")], "rejected": [message("user", "p"), message("assistant", "bad")]},
+            {
+                "chosen": [message("user", "p"), message("assistant", "good")],
+                "rejected": [message("user", "p"), message("assistant", "bad")],
+            },
             "p",
             {("good", "bad")},
         ),
@@ -244,7 +317,12 @@ def test_own_rows_of_every_form(fields: dict[str, Any], prompt: str, pairs: set[
     bad = Quarantine()
     (question,) = asked(own_rows.gather(as_rows(fields), bad, own_rows.Columns(), site="mine", licence="CC0"))
     assert bad.reasons == {}
-    assert (question.prompt, question.id, question.site, question.licence) == (prompt, identity(prompt), "mine", "CC0")
+    assert (question.prompt, question.id, question.site, question.licence) == (
+        prompt,
+        identity(prompt),
+        "mine",
+        "CC0",
+    )
     texts = [answer.text for answer in question.answers]
     assert {(texts[i], texts[j]) for i, j in pairs_of(question, max_pairs=10, seed=0)} == pairs
 
@@ -278,20 +356,48 @@ def test_own_rows_that_cannot_be_used_leave_nothing_behind(fields: dict[str, Any
 
 def test_a_published_preference_row_is_a_question_with_scored_answers() -> None:
     answers = [
-        {"answer_id": 9, "pm_score": 3, "selected": True, "text": "<p>Use <code>ls</code></p>", "author": "A", "author_profile": "https://x/users/1"},
-        {"answer_id": 7, "pm_score": -1, "selected": False, "text": "no", "author": "B", "author_profile": None},
+        {
+            "answer_id": 9,
+            "pm_score": 3,
+            "selected": True,
+            "text": "<p>Use <code>ls</code></p>",
+            "author": "A",
+            "author_profile": "https://x/users/1",
+        },
+        {
+            "answer_id": 7,
+            "pm_score": -1,
+            "selected": False,
+            "text": "no",
+            "author": "B",
+            "author_profile": None,
+        },
     ]
     page = "https://unix.stackexchange.com/questions/5"
-    good = {"qid": 5, "question": "<p>How?</p>", "date": "2011/06/21", "metadata": [page, "https://unix.stackexchange.com", "u"], "answers": answers}
+    good = {
+        "qid": 5,
+        "question": "<p>How?</p>",
+        "date": "2011/06/21",
+        "metadata": [page, "https://unix.stackexchange.com", "u"],
+        "answers": answers,
+    }
     bad = Quarantine()
     broken = [good | {"answers": None}, good | {"question": 1}, good | {"answers": [{"answer_id": "x"}]}]
     (question,) = stack_exchange_sets.preferences(as_rows(good, *broken), bad)
-    assert (question.prompt, question.site, question.url, question.created) == ("How?", "unix.stackexchange.com", page, "2011-06-21")
+    assert (question.prompt, question.site, question.url, question.created) == (
+        "How?",
+        "unix.stackexchange.com",
+        page,
+        "2011-06-21",
+    )
     assert [(a.id, a.score, a.accepted, a.text, a.author) for a in question.answers] == [
         (7, -1, False, "no", "B"),
         (9, 3, True, "Use `ls`", "https://x/users/1"),
     ]
-    assert bad.reasons == {"rows without a question and answers": 2, "rows with an answer that cannot be read": 1}
+    assert bad.reasons == {
+        "rows without a question and answers": 2,
+        "rows with an answer that cannot be read": 1,
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------------------- the whole stage
@@ -303,14 +409,24 @@ def test_the_hh_sample_is_counted_to_the_last_row(tmp_path: Path, turns: str) ->
     path = SHARED / "hh-rlhf" / "harmless-base-dev.jsonl.gz"
     _, card = prepared(path, tmp_path / "run", {"kind": "hh-rlhf", "turns": turns})
     raw = [json.loads(line) for line in gzip.decompress(path.read_bytes()).decode().splitlines()]
-    same = [row for row in raw if row["chosen"].rpartition("\n\nAssistant:")[0] == row["rejected"].rpartition("\n\nAssistant:")[0]]
+    same = [
+        row
+        for row in raw
+        if row["chosen"].rpartition("\n\nAssistant:")[0] == row["rejected"].rpartition("\n\nAssistant:")[0]
+    ]
     assert card["read"] == {"rows": 1800}
     assert card["dropped"].get(hh_rlhf.DIFFER, 0) == 1800 - len(same) > 0
-    left_out = sum(count for reason, count in card["dropped"].items() if reason in hh_rlhf.RULES) + sum(card["quarantined"].values())
+    left_out = sum(count for reason, count in card["dropped"].items() if reason in hh_rlhf.RULES) + sum(
+        card["quarantined"].values()
+    )
     seen = card["kept"]["pairs"] + card["dropped"].get("comparisons that contradict each other", 0) + left_out
     assert 1800 - seen <= 20, "rows that repeat a comparison"
     if turns == "single":
-        expected = [row for row in same if row["chosen"].count("\n\nHuman:") == 1 and row["chosen"].count("\n\nAssistant:") == 1]
+        expected = [
+            row
+            for row in same
+            if row["chosen"].count("\n\nHuman:") == 1 and row["chosen"].count("\n\nAssistant:") == 1
+        ]
         assert card["kept"]["pairs"] == pytest.approx(len(expected), abs=10)
     assert card["sites"] == {"hh-rlhf": card["kept"]["questions"]}
     assert card["older_wins"] is None
@@ -326,34 +442,59 @@ def test_the_articles_own_format_loads(tmp_path: Path) -> None:
     assert len(questions) == 8
     raw = json.loads(path.read_text())
     made = {(q.prompt, q.answers[i].text, q.answers[j].text) for q in questions for i, j in q.compared or ()}
-    assert made == {tuple(row[name].strip() for name in ("question", "response_j", "response_k")) for row in raw}
+    assert made == {
+        tuple(row[name].strip() for name in ("question", "response_j", "response_k")) for row in raw
+    }
     _, card = prepared(path, tmp_path / "run", {"kind": "stack-exchange-paired"}, **shares)
     assert (card["read"], card["kept"]["questions"], card["kept"]["pairs"]) == ({"rows": 25}, 8, 25)
 
 
 @real_data
-@pytest.mark.parametrize(("name", "questions"), [("ai/Posts.xml", 421), ("stackoverflow-2008/Posts.xml", 173)])
+@pytest.mark.parametrize(
+    ("name", "questions"), [("ai/Posts.xml", 421), ("stackoverflow-2008/Posts.xml", 173)]
+)
 def test_other_dumps_load(tmp_path: Path, name: str, questions: int) -> None:
     _, card = prepared(SHARED / "stackexchange" / name, tmp_path / "run", {"kind": "stack-exchange"})
     assert card["read"]["questions"] == questions
 
 
 def comparisons(count: int) -> list[dict[str, str]]:
-    return [{"prompt": f"question number {n}", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(count)]
+    return [
+        {"prompt": f"question number {n}", "chosen": f"good {n}", "rejected": f"bad {n}"}
+        for n in range(count)
+    ]
 
 
 def test_own_comparisons_fill_every_table(tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
-    path.write_text("\n".join(json.dumps({"q": row["prompt"], "yes": row["chosen"], "no": row["rejected"]}) for row in comparisons(200)))
-    source = {"kind": "own", "prompt": "q", "chosen": "yes", "rejected": "no", "site": "our help desk", "licence": "internal"}
+    path.write_text(
+        "\n".join(
+            json.dumps({"q": row["prompt"], "yes": row["chosen"], "no": row["rejected"]})
+            for row in comparisons(200)
+        )
+    )
+    source = {
+        "kind": "own",
+        "prompt": "q",
+        "chosen": "yes",
+        "rejected": "no",
+        "site": "our help desk",
+        "licence": "internal",
+    }
     artifact, _ = prepared(path, tmp_path / "run", source)
     tables = {name: table(artifact, name) for name in COLUMNS}
     assert all(tables.values())
     assert all(row["answer"].startswith("good") for row in tables["finetune"])
-    assert all(row["chosen"].startswith("good") and row["chosen_score"] > row["rejected_score"] for row in tables["reward"])
+    assert all(
+        row["chosen"].startswith("good") and row["chosen_score"] > row["rejected_score"]
+        for row in tables["reward"]
+    )
     assert all(row["answers"][row["best"]].startswith("good") for row in tables["evaluation"])
     assert {row["site"] for row in tables["rl"]} == {"our help desk"}
-    texts = [{normalised(row["prompt"]) for row in tables[name]} for name in ("finetune", "reward", "rl", "evaluation")]
+    texts = [
+        {normalised(row["prompt"]) for row in tables[name]}
+        for name in ("finetune", "reward", "rl", "evaluation")
+    ]
     assert sum(map(len, texts)) == len(set().union(*texts))
     assert (artifact / "quarantine.jsonl").read_text() == ""
 
@@ -363,9 +504,14 @@ def test_a_test_file_is_evaluated_on_unless_it_is_all_there_is(tmp_path: Path, n
     folder = tmp_path / "in"
     folder.mkdir()
     for name in names:
-        lines = [{side: f"\n\nHuman: {name} {n}?\n\nAssistant: {side} {n}" for side in ("chosen", "rejected")} for n in range(100)]
+        lines = [
+            {side: f"\n\nHuman: {name} {n}?\n\nAssistant: {side} {n}" for side in ("chosen", "rejected")}
+            for n in range(100)
+        ]
         (folder / name).write_text("\n".join(map(json.dumps, lines)))
-    artifact, card = prepared(folder if len(names) > 1 else folder / names[0], tmp_path / "run", {"kind": "hh-rlhf"})
+    artifact, card = prepared(
+        folder if len(names) > 1 else folder / names[0], tmp_path / "run", {"kind": "hh-rlhf"}
+    )
     assert all(card["split_questions"].values())
     if len(names) > 1:
         assert card["split_questions"]["evaluation"] == 100
@@ -378,7 +524,10 @@ def test_too_many_bad_rows_are_refused_and_few_are_put_aside(tmp_path: Path) -> 
     artifact, card = prepared(path, tmp_path / "few", {"kind": "own"})
     assert card["quarantined"] == {"rows that are not JSON": 8}
     assert len((artifact / "quarantine.jsonl").read_text().splitlines()) == 8
-    with pytest.raises(InputError, match=r"8 of 198 rows of .* cannot be used \(8 rows that are not JSON; the first: mine.jsonl, row 191\)"):
+    with pytest.raises(
+        InputError,
+        match=r"8 of 198 rows of .* cannot be used \(8 rows that are not JSON; the first: mine.jsonl, row 191\)",
+    ):
         prepared(path, tmp_path / "many", {"kind": "own"}, max_bad_share=0.01)
     path.write_text("\n".join(json.dumps({"question": "q", "a": 1}) for _ in range(20)))
     with pytest.raises(InputError, match="name its columns in source"):
@@ -401,7 +550,9 @@ def test_an_evaluation_set_is_part_of_the_key_by_its_content(tmp_path: Path) -> 
         (tmp_path / f"{name}.txt").write_text("a question of the benchmark that nobody may learn\n")
 
     def key(*sets: str) -> str:
-        config = Pipeline.model_validate({"data": {"against": [str(tmp_path / f"{name}.txt") for name in sets]}})
+        config = Pipeline.model_validate(
+            {"data": {"against": [str(tmp_path / f"{name}.txt") for name in sets]}}
+        )
         return Step("data", DataJob.of(config), evaluation_sets(config)).recipe.key
 
     assert key("a") == key("b") != key()

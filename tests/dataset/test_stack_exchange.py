@@ -23,17 +23,28 @@ from tasks.system.errors import InputError
 from tests.support.split_assignments import assign_splits
 
 DUMPS = Path(__file__).parents[3] / "shared" / "data" / "stackexchange"
-real_data = pytest.mark.skipif(not DUMPS.is_dir(), reason="the real dumps of shared/data are not on this machine")
+real_data = pytest.mark.skipif(
+    not DUMPS.is_dir(), reason="the real dumps of shared/data are not on this machine"
+)
 SHARES = {"finetune": 0.4, "reward": 0.3, "rl": 0.2, "evaluation": 0.1}
 
 
 def post(
-    id: int, parent: int = 0, *, accepted: int = 0, votes: int = 0, created: str = "2019-01-01", title: str = "", body: str = "<p>x</p>"
+    id: int,
+    parent: int = 0,
+    *,
+    accepted: int = 0,
+    votes: int = 0,
+    created: str = "2019-01-01",
+    title: str = "",
+    body: str = "<p>x</p>",
 ) -> Post:
     return Post(id, parent, accepted, votes, created, title, body, "7", "", "")
 
 
-def assemble(posts: Iterable[Post], dropped: Counter[str], *, site: str, **lengths: int) -> Iterator[Question]:
+def assemble(
+    posts: Iterable[Post], dropped: Counter[str], *, site: str, **lengths: int
+) -> Iterator[Question]:
     """The usable questions of a dump, as the data program takes them."""
     for question in gathered(posts, dropped, site=site):
         if kept := usable(question, dropped, **lengths):
@@ -54,14 +65,46 @@ def pairs_of(questions: list, max_pairs: int = 10, seed: int = 0) -> list:
     return [
         (q.answers[i], q.answers[j])
         for q in questions
-        for i, j in comparisons([a.score for a in q.answers], max_pairs=max_pairs, seed=seed, question_id=q.id)
+        for i, j in comparisons(
+            [a.score for a in q.answers], max_pairs=max_pairs, seed=seed, question_id=q.id
+        )
     ]
 
 
 # ------------------------------------------------------------------------------------------------------------------------ scores
 
-GOLDEN = [(-5, -1), (0, 0), (1, 1), (2, 2), (3, 2), (4, 2), (5, 3), (7, 3), (10, 3), (11, 4), (22, 5), (23, 5), (46, 6), (100, 7)]
-GOLDEN_ACCEPTED = [(-5, 0), (0, 1), (1, 2), (2, 3), (3, 3), (4, 3), (5, 4), (7, 4), (10, 4), (11, 5), (22, 6), (23, 6), (46, 7), (100, 8)]
+GOLDEN = [
+    (-5, -1),
+    (0, 0),
+    (1, 1),
+    (2, 2),
+    (3, 2),
+    (4, 2),
+    (5, 3),
+    (7, 3),
+    (10, 3),
+    (11, 4),
+    (22, 5),
+    (23, 5),
+    (46, 6),
+    (100, 7),
+]
+GOLDEN_ACCEPTED = [
+    (-5, 0),
+    (0, 1),
+    (1, 2),
+    (2, 3),
+    (3, 3),
+    (4, 3),
+    (5, 4),
+    (7, 4),
+    (10, 4),
+    (11, 5),
+    (22, 6),
+    (23, 6),
+    (46, 7),
+    (100, 8),
+]
 
 
 @pytest.mark.parametrize(("votes", "expected"), GOLDEN)
@@ -85,8 +128,12 @@ def test_best_answer_ties_go_to_accepted_then_votes_then_oldest() -> None:
 # ------------------------------------------------------------------------------------------------------------------- comparisons
 
 
-@given(st.lists(st.integers(-1, 6), max_size=12), st.integers(1, 40), st.integers(0, 3), st.integers(1, 10**6))
-def test_comparisons_are_strict_distinct_and_capped(scores: list[int], cap: int, seed: int, question_id: int) -> None:
+@given(
+    st.lists(st.integers(-1, 6), max_size=12), st.integers(1, 40), st.integers(0, 3), st.integers(1, 10**6)
+)
+def test_comparisons_are_strict_distinct_and_capped(
+    scores: list[int], cap: int, seed: int, question_id: int
+) -> None:
     every = {(i, j) for i, a in enumerate(scores) for j, b in enumerate(scores) if a > b}
     drawn = comparisons(scores, max_pairs=cap, seed=seed, question_id=question_id)
     assert set(drawn) <= every
@@ -95,7 +142,11 @@ def test_comparisons_are_strict_distinct_and_capped(scores: list[int], cap: int,
 
 def test_drawing_depends_on_seed_and_question_and_reaches_every_pair() -> None:
     scores = list(range(8))  # 28 pairs
-    draws = [tuple(comparisons(scores, max_pairs=10, seed=seed, question_id=q)) for seed in range(5) for q in range(1, 41)]
+    draws = [
+        tuple(comparisons(scores, max_pairs=10, seed=seed, question_id=q))
+        for seed in range(5)
+        for q in range(1, 41)
+    ]
     assert len(set(draws)) == len(draws)
     counts = Counter(pair for draw in draws for pair in draw)
     assert len(counts) == 28
@@ -115,8 +166,22 @@ def test_many_answers_cost_no_quadratic_memory() -> None:
 def test_what_cannot_be_used_is_counted_by_reason() -> None:
     dropped: Counter[str] = Counter()
     posts = [
-        *(post(1, title="Q"), post(2, 1), post(3, 1, body="<p> </p>"), post(4, 1, body="<p>" + "long " * 9), post(5, 1, votes=9)),
-        *(post(6, title="no answer"), post(7, 99), post(8, body=""), post(9, 8), post(10, 10), post(11, title="T"), post(12, 11, body="")),
+        *(
+            post(1, title="Q"),
+            post(2, 1),
+            post(3, 1, body="<p> </p>"),
+            post(4, 1, body="<p>" + "long " * 9),
+            post(5, 1, votes=9),
+        ),
+        *(
+            post(6, title="no answer"),
+            post(7, 99),
+            post(8, body=""),
+            post(9, 8),
+            post(10, 10),
+            post(11, title="T"),
+            post(12, 11, body=""),
+        ),
         *(post(13, title="U"), post(13, title="U"), post(14, 13, body="<p>abc</p>")),
     ]
     (question, other) = assemble(posts, dropped, site="s", max_chars=20)
@@ -133,7 +198,10 @@ def test_what_cannot_be_used_is_counted_by_reason() -> None:
         "answers whose question is missing": 2,
         "repeated post ids": 1,
     }
-    assert [q.id for q in assemble(posts, dropped, site="s", min_chars=3)] == [1, 13]  # "long long ..." and "abc"
+    assert [q.id for q in assemble(posts, dropped, site="s", min_chars=3)] == [
+        1,
+        13,
+    ]  # "long long ..." and "abc"
 
 
 def test_lengths_include_their_bounds() -> None:
@@ -155,7 +223,13 @@ def test_prompt_is_title_and_body_or_the_title_alone() -> None:
 
 
 def test_licence_and_author() -> None:
-    dates = ["2011-04-07T23:59:59.999", "2011-04-08T00:00:00.000", "2018-05-01T23:59:59.999", "2018-05-02T00:00:00.000", ""]
+    dates = [
+        "2011-04-07T23:59:59.999",
+        "2011-04-08T00:00:00.000",
+        "2018-05-01T23:59:59.999",
+        "2018-05-02T00:00:00.000",
+        "",
+    ]
     expected = ["CC BY-SA 2.5", "CC BY-SA 3.0", "CC BY-SA 3.0", "CC BY-SA 4.0", "CC BY-SA"]
     assert [licence_of(post(1, created=date)) for date in dates] == expected
     assert licence_of(post(1, created="2009-01-01")._replace(licence="CC BY-SA 4.0")) == "CC BY-SA 4.0"
@@ -165,7 +239,9 @@ def test_licence_and_author() -> None:
 
 # ---------------------------------------------------------------------------------------------------------------------- Markdown
 
-CODE = st.text(alphabet=string.printable.replace("\r", "").replace("\x0b", "") + "éß漢\u00a0", min_size=1, max_size=60).filter(str.strip)
+CODE = st.text(
+    alphabet=string.printable.replace("\r", "").replace("\x0b", "") + "éß漢\u00a0", min_size=1, max_size=60
+).filter(str.strip)
 
 
 @given(CODE)
@@ -187,7 +263,10 @@ def test_inline_code_survives_byte_for_byte(code: str) -> None:
 def test_markdown_keeps_structure_and_drops_scripts() -> None:
     body = "<p>See <a href='http://a.example/b_c'>this</a>:</p><ul><li>one</li><li>two</li></ul><blockquote><p>q</p></blockquote><script>x()</script>"
     assert to_markdown(body) == "See [this](http://a.example/b_c):\n\n- one\n- two\n\n> q"
-    assert to_markdown('<pre class="lang-sh prettyprint-override"><code>ls -l\n</code></pre>') == "```sh\nls -l\n```"
+    assert (
+        to_markdown('<pre class="lang-sh prettyprint-override"><code>ls -l\n</code></pre>')
+        == "```sh\nls -l\n```"
+    )
     assert to_markdown("<title>t</title><meta name='description' content='d'><p>x") == "x"
 
 
@@ -211,7 +290,12 @@ def test_splits_have_their_shares_and_stay_when_questions_are_added() -> None:
 
 def test_questions_of_equal_text_share_a_split_whatever_the_order() -> None:
     prompts = [
-        (i, random.Random(i // 5).choice(["How to list *files*?", "how to  list files", f"Question {i // 5}", f"question {i // 5}!"]))
+        (
+            i,
+            random.Random(i // 5).choice(
+                ["How to list *files*?", "how to  list files", f"Question {i // 5}", f"question {i // 5}!"]
+            ),
+        )
         for i in range(2000)
     ]
     splits = dict(zip(prompts, assign_splits(prompts, SHARES), strict=True))
@@ -239,7 +323,11 @@ def test_travel_gives_the_known_counts(travel) -> None:
     assert sum(not p.parent for p in posts) == 2725
     assert sum(bool(p.parent) for p in posts) == 5798
     assert len(pairs_of(questions)) == 4032
-    assert dropped == {"post types other than question and answer": 1477, "questions without answers": 83, "answers whose question is missing": 2}
+    assert dropped == {
+        "post types other than question and answer": 1477,
+        "questions without answers": 83,
+        "answers whose question is missing": 2,
+    }
     assert len(posts) + 1477 == 10_000
     everything = pairs_of(questions, max_pairs=10**6)
     assert round(sum(len(a.text) > len(b.text) for a, b in everything) / len(everything), 2) == 0.66
@@ -257,23 +345,39 @@ def test_order_and_shards_change_nothing(travel) -> None:
 @real_data
 def test_travel_splits_keep_questions_of_equal_text_together(travel) -> None:
     _, questions, _ = travel
-    again = [(10**6 + q.id, f"  {q.prompt.upper()} ") for q in questions[::7]]  # the same questions, asked again
+    again = [
+        (10**6 + q.id, f"  {q.prompt.upper()} ") for q in questions[::7]
+    ]  # the same questions, asked again
     prompts = [(q.id, q.prompt) for q in questions] + again
     splits = assign_splits(prompts, SHARES)
-    members = {name: {normalised(text) for (_, text), split in zip(prompts, splits, strict=True) if split == name} for name in SHARES}
+    members = {
+        name: {normalised(text) for (_, text), split in zip(prompts, splits, strict=True) if split == name}
+        for name in SHARES
+    }
     assert all(members.values())
     assert sum(map(len, members.values())) == len(set().union(*members.values()))
 
 
 @real_data
-@pytest.mark.parametrize(("name", "num_questions", "num_answers"), [("ai", 421, 749), ("stackoverflow-2008", 173, 447)])
+@pytest.mark.parametrize(
+    ("name", "num_questions", "num_answers"), [("ai", 421, 749), ("stackoverflow-2008", 173, 447)]
+)
 def test_dumps_in_xml_load(name: str, num_questions: int, num_answers: int) -> None:
     posts, questions, _ = load(f"{name}/Posts.xml")
-    assert (sum(not p.parent for p in posts), sum(bool(p.parent) for p in posts)) == (num_questions, num_answers)
-    code = [(p.id, block) for p in posts for block in re.findall(r"<pre><code>([^<>]*[^<>\s])\s*</code></pre>", p.body)]
+    assert (sum(not p.parent for p in posts), sum(bool(p.parent) for p in posts)) == (
+        num_questions,
+        num_answers,
+    )
+    code = [
+        (p.id, block)
+        for p in posts
+        for block in re.findall(r"<pre><code>([^<>]*[^<>\s])\s*</code></pre>", p.body)
+    ]
     texts = {a.id: a.text for q in questions for a in q.answers} | {q.id: q.prompt for q in questions}
     checked = [
-        html.unescape(block).strip("\n") in texts[id] for id, block in code if id in texts and f"<pre><code>{block}" in to_top_level(posts, id)
+        html.unescape(block).strip("\n") in texts[id]
+        for id, block in code
+        if id in texts and f"<pre><code>{block}" in to_top_level(posts, id)
     ]
     assert all(checked)
     assert len(checked) > (100 if name.startswith("stack") else 0)

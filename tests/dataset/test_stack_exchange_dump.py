@@ -35,17 +35,38 @@ BAD = {
     "rows elsewhere": (f"<posts><a>{ROW}</a></posts>".encode(), "not a Posts.xml"),
     "truncated XML": (f"<posts>{ROW}\n{ROW[:30]}".encode(), "damaged, truncated"),
     "XML without end": (f"<posts>{ROW}\n".encode(), "damaged, truncated"),
-    "entity bomb": (f'{BOMB}<posts><row Id="1" Body="&j;&j;&j;&j;&j;&j;&j;&j;&j;&j;" /></posts>'.encode(), "damaged, truncated"),
-    "truncated gzip": (gzip.compress((HEAD + '1,1,,1,"<p>x</p>",\n' * 2000).encode())[:-20], "damaged or truncated gzip"),
-    "gzip with a wrong checksum": (gzip.compress((HEAD + "1,1,,1,x,\n").encode())[:-8] + b"12345678", "damaged or truncated gzip"),
+    "entity bomb": (
+        f'{BOMB}<posts><row Id="1" Body="&j;&j;&j;&j;&j;&j;&j;&j;&j;&j;" /></posts>'.encode(),
+        "damaged, truncated",
+    ),
+    "truncated gzip": (
+        gzip.compress((HEAD + '1,1,,1,"<p>x</p>",\n' * 2000).encode())[:-20],
+        "damaged or truncated gzip",
+    ),
+    "gzip with a wrong checksum": (
+        gzip.compress((HEAD + "1,1,,1,x,\n").encode())[:-8] + b"12345678",
+        "damaged or truncated gzip",
+    ),
     "damaged gzip": (b"\x1f\x8b\x08\x00" + b"\x01" * 50, "damaged or truncated gzip"),
     "truncated CSV": (f'{HEAD}1,1,,1,"<p>x'.encode(), "damaged or truncated CSV"),
     "Latin-1 CSV": (f"Caf\xe9,{HEAD}x,1,1,,1,x,\n".replace("Body", "Text").encode("latin-1"), "CSV in UTF-8"),
     "UTF-16 CSV": (f"{HEAD}1,1,,1,x,\n".encode("utf-16"), "CSV in UTF-8"),
-    "no encoding": (f'<?xml version="1.0" encoding="hex"?><posts>{ROW}</posts>'.encode(), "convert it to UTF-8"),
-    "a column twice": (b"Id,PostTypeId,ParentId,Score,Body,Score\n1,1,,1,x,5\n", r"column Score twice \(columns 4 and 6\)"),
-    "a column twice but for case": (b"Id,PostTypeId,ParentId,Score,score ,Body\n1,1,,1,5,x\n", r"column Score and score twice \(columns 4 and 5\)"),
-    "another table first": (b"Id,CreationDate,Id,PostTypeId,ParentId,Score,Body\n9,,1,1,,5,x\n", r"column Id twice \(columns 1 and 3\)"),
+    "no encoding": (
+        f'<?xml version="1.0" encoding="hex"?><posts>{ROW}</posts>'.encode(),
+        "convert it to UTF-8",
+    ),
+    "a column twice": (
+        b"Id,PostTypeId,ParentId,Score,Body,Score\n1,1,,1,x,5\n",
+        r"column Score twice \(columns 4 and 6\)",
+    ),
+    "a column twice but for case": (
+        b"Id,PostTypeId,ParentId,Score,score ,Body\n1,1,,1,5,x\n",
+        r"column Score and score twice \(columns 4 and 5\)",
+    ),
+    "another table first": (
+        b"Id,CreationDate,Id,PostTypeId,ParentId,Score,Body\n9,,1,1,,5,x\n",
+        r"column Id twice \(columns 1 and 3\)",
+    ),
     "a column of another table between": (
         b"Id,PostTypeId,ParentId,Score,Body,CreationDate,Reputation,CreationDate\n1,1,,1,x,2009,7,2015\n",
         r"column CreationDate twice \(columns 6 and 8\)",
@@ -106,13 +127,26 @@ def read(path: Path, content: bytes | str) -> tuple[list[Post], Counter[str]]:
     return list(read_posts(path, Counter(), bad)), bad.reasons
 
 
-@pytest.mark.parametrize("header", ["{},Id,Reputation,CreationDate,DisplayName", "\ufeff{},id,Reputation,creationdate,DisplayName", " {} ,ID,a,b,c"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{},Id,Reputation,CreationDate,DisplayName",
+        "\ufeff{},id,Reputation,creationdate,DisplayName",
+        " {} ,ID,a,b,c",
+    ],
+)
 def test_of_a_joined_table_the_posts_own_columns_are_read(tmp_path: Path, header: str) -> None:
     """As Data Explorer writes `select * from Posts join Users`."""
     own = "Id,PostTypeId,ParentId,CreationDate,Score,Body,OwnerUserId"
-    text = header.format(own) + "\n1,1,,2015,3,question,5,5,100,2009,me\n2,2,1,2016,9,answer,49,49,101,2010,you\n"
+    text = (
+        header.format(own)
+        + "\n1,1,,2015,3,question,5,5,100,2009,me\n2,2,1,2016,9,answer,49,49,101,2010,you\n"
+    )
     posts, reasons = read(tmp_path / "QueryResults.csv", text)
-    assert [(p.id, p.parent, p.created, p.author_id) for p in posts] == [(1, 0, "2015", "5"), (2, 1, "2016", "49")]
+    assert [(p.id, p.parent, p.created, p.author_id) for p in posts] == [
+        (1, 0, "2015", "5"),
+        (2, 1, "2016", "49"),
+    ]
     assert reasons == {}
 
 
@@ -130,11 +164,25 @@ def test_spreadsheets_and_bigquery_spell_columns_otherwise(tmp_path: Path, mark:
     assert reasons == {}
 
 
-@pytest.mark.parametrize("nothing", ["NULL", "null", "NA", "N/A", r"\N", "nan", "NaN", "None", "<NA>", " NULL ", ""])
+@pytest.mark.parametrize(
+    "nothing", ["NULL", "null", "NA", "N/A", r"\N", "nan", "NaN", "None", "<NA>", " NULL ", ""]
+)
 def test_nothing_is_spelled_in_many_ways(tmp_path: Path, nothing: str) -> None:
-    columns = "Id,PostTypeId,AcceptedAnswerId,ParentId,CreationDate,Score,Body,OwnerUserId,OwnerDisplayName,Title"
-    rows = ["1,1,0,0,0,3,<p>q</p>,0,0,0", "2,2,0,1,2015,9,<p>a</p>,0,me,0", "3,2,0,0,0,1,x,0,0,0", "4,2,0,1,0,0,0,7,0,0", "5,1,0,0,0,0,x,0,0,0"]
-    text = columns + "\n" + "\n".join(",".join(nothing if value == "0" else value for value in row.split(",")) for row in rows)
+    columns = (
+        "Id,PostTypeId,AcceptedAnswerId,ParentId,CreationDate,Score,Body,OwnerUserId,OwnerDisplayName,Title"
+    )
+    rows = [
+        "1,1,0,0,0,3,<p>q</p>,0,0,0",
+        "2,2,0,1,2015,9,<p>a</p>,0,me,0",
+        "3,2,0,0,0,1,x,0,0,0",
+        "4,2,0,1,0,0,0,7,0,0",
+        "5,1,0,0,0,0,x,0,0,0",
+    ]
+    text = (
+        columns
+        + "\n"
+        + "\n".join(",".join(nothing if value == "0" else value for value in row.split(",")) for row in rows)
+    )
     posts, reasons = read(tmp_path / "Posts.csv", text)
     assert [post._replace(licence="") for post in posts] == [
         Post(1, 0, 0, 3, "", "", "<p>q</p>", "", "", ""),
@@ -145,14 +193,26 @@ def test_nothing_is_spelled_in_many_ways(tmp_path: Path, nothing: str) -> None:
 
 
 def test_words_that_only_begin_like_nothing_stay(tmp_path: Path) -> None:
-    posts, _ = read(tmp_path / "Posts.csv", "Id,PostTypeId,ParentId,Score,Body,Title,OwnerDisplayName\n1,1,,3,NULL?,NA na,Nan B\n")
+    posts, _ = read(
+        tmp_path / "Posts.csv",
+        "Id,PostTypeId,ParentId,Score,Body,Title,OwnerDisplayName\n1,1,,3,NULL?,NA na,Nan B\n",
+    )
     assert [(p.title, p.body, p.author_name) for p in posts] == [("NA na", "NULL?", "Nan B")]
 
 
 def test_an_author_without_a_number_has_no_page(tmp_path: Path) -> None:
-    rows = "".join(f"{n},1,,3,x,{author}\n" for n, author in enumerate(["NA", "me", "5.0", "-1", "?", "1;2"], 1))
+    rows = "".join(
+        f"{n},1,,3,x,{author}\n" for n, author in enumerate(["NA", "me", "5.0", "-1", "?", "1;2"], 1)
+    )
     posts, _ = read(tmp_path / "Posts.csv", HEAD + rows)
-    assert [author_of(post, "a.example").removeprefix("https://a.example/users/") for post in posts] == ["", "", "5", "-1", "", ""]
+    assert [author_of(post, "a.example").removeprefix("https://a.example/users/") for post in posts] == [
+        "",
+        "",
+        "5",
+        "-1",
+        "",
+        "",
+    ]
 
 
 XML_ROW = '<row Id="{}" PostTypeId="1" Score="1" Body="{}" />'
@@ -179,9 +239,15 @@ ODD_TEXTS: dict[bytes, str] = {
 
 
 @pytest.mark.parametrize("text", ODD_TEXTS)
-@pytest.mark.parametrize("begin", [b"<posts>", b'\xef\xbb\xbf<?xml version="1.0" encoding="utf-16"?>\n<!-- <a> -->\n<posts xmlns="u">\n'])
+@pytest.mark.parametrize(
+    "begin",
+    [b"<posts>", b'\xef\xbb\xbf<?xml version="1.0" encoding="utf-16"?>\n<!-- <a> -->\n<posts xmlns="u">\n'],
+)
 def test_one_odd_row_of_xml_costs_no_more_than_itself(tmp_path: Path, text: bytes, begin: bytes) -> None:
-    rows = b"\n".join(XML_ROW.encode().replace(b"{}", b"%d", 1).replace(b"{}", b"%b") % (n, text if n == 2 else b"x") for n in (1, 2, 3))
+    rows = b"\n".join(
+        XML_ROW.encode().replace(b"{}", b"%d", 1).replace(b"{}", b"%b") % (n, text if n == 2 else b"x")
+        for n in (1, 2, 3)
+    )
     posts, reasons = read(tmp_path / "Posts.xml", begin + rows + b"\n</posts>")
     expected = ODD_TEXTS[text]
     if expected.startswith("rows"):
@@ -192,11 +258,17 @@ def test_one_odd_row_of_xml_costs_no_more_than_itself(tmp_path: Path, text: byte
         assert reasons == {}
 
 
-def test_a_row_that_is_cut_in_the_middle_of_a_dump_costs_itself_and_a_cut_dump_is_refused(tmp_path: Path) -> None:
+def test_a_row_that_is_cut_in_the_middle_of_a_dump_costs_itself_and_a_cut_dump_is_refused(
+    tmp_path: Path,
+) -> None:
     rows = [XML_ROW.format(n, "x") for n in (1, 2, 3)]
     posts, reasons = read(tmp_path / "Posts.xml", f"<posts>{rows[0]}{rows[1][:30]}\n{rows[2]}</posts>")
     assert ([post.id for post in posts], reasons) == ([1, 3], {"rows that are not well-formed XML": 1})
-    for text in (f"<posts>{rows[0]}&#x0E;{rows[1][:30]}", f"<posts>{rows[0]}<row Id='2' Body='&#x0E;' />", f"<posts>{rows[0]}</pos"):
+    for text in (
+        f"<posts>{rows[0]}&#x0E;{rows[1][:30]}",
+        f"<posts>{rows[0]}<row Id='2' Body='&#x0E;' />",
+        f"<posts>{rows[0]}</pos",
+    ):
         with pytest.raises(InputError, match="damaged, truncated"):
             read(tmp_path / "Posts.xml", text)
 
@@ -204,11 +276,18 @@ def test_a_row_that_is_cut_in_the_middle_of_a_dump_costs_itself_and_a_cut_dump_i
 @pytest.mark.parametrize(
     ("encoding", "declared"),
     [
-        *(("utf-16", "utf-16"), ("utf-16-le", "utf-16"), ("utf-16-be", "UTF-16"), ("iso-8859-1", "ISO-8859-1")),
+        *(
+            ("utf-16", "utf-16"),
+            ("utf-16-le", "utf-16"),
+            ("utf-16-be", "UTF-16"),
+            ("iso-8859-1", "ISO-8859-1"),
+        ),
         *(("windows-1252", "windows-1252"), ("us-ascii", "us-ascii")),
     ],
 )
-def test_other_encodings_of_xml_are_read_with_their_odd_rows(tmp_path: Path, encoding: str, declared: str) -> None:
+def test_other_encodings_of_xml_are_read_with_their_odd_rows(
+    tmp_path: Path, encoding: str, declared: str
+) -> None:
     letter = "&#233;" if encoding == "us-ascii" else "é"
     rows = "\n".join(XML_ROW.format(n, f"x{letter}&#x0E;") for n in range(1, 4))
     text = f'<?xml version="1.0" encoding="{declared}"?>\n<posts>{rows}</posts>'
@@ -216,16 +295,25 @@ def test_other_encodings_of_xml_are_read_with_their_odd_rows(tmp_path: Path, enc
     assert [post.body for post in posts] == ["xé"] * 3
 
 
-@pytest.mark.parametrize(("text", "expected"), [(b"a\x0e\0\x1bb", "ab"), (b"caf\xc3\xa9", "café"), (b"caf\xe9", ""), (b"\xed\xa0\xbd", "")])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [(b"a\x0e\0\x1bb", "ab"), (b"caf\xc3\xa9", "café"), (b"caf\xe9", ""), (b"\xed\xa0\xbd", "")],
+)
 def test_one_odd_row_of_a_csv_costs_no_more_than_itself(tmp_path: Path, text: bytes, expected: str) -> None:
-    posts, reasons = read(tmp_path / "Posts.csv", HEAD.encode() + b"1,1,,1,x,\n2,1,,1,%b,\n\n3,1,,1,x,\n" % text)
+    posts, reasons = read(
+        tmp_path / "Posts.csv", HEAD.encode() + b"1,1,,1,x,\n2,1,,1,%b,\n\n3,1,,1,x,\n" % text
+    )
     assert [post.body for post in posts] == ["x", expected, "x"] if expected else ["x", "x"]
     assert reasons == ({} if expected else {"rows with bytes that are not UTF-8": 1})
 
 
-def test_odd_rows_do_not_depend_on_how_the_file_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_odd_rows_do_not_depend_on_how_the_file_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     texts = [text.decode("latin-1") for text in ODD_TEXTS] * 20
-    content = ("<posts>" + "\n".join(XML_ROW.format(n, text) for n, text in enumerate(texts, 1)) + "</posts>").encode("latin-1")
+    content = (
+        "<posts>" + "\n".join(XML_ROW.format(n, text) for n, text in enumerate(texts, 1)) + "</posts>"
+    ).encode("latin-1")
     whole = read(tmp_path / "Posts.xml", content)
     monkeypatch.setattr(blocks, "SIZE", 1000)
     monkeypatch.setattr(posts_module, "HEAD", 200)
@@ -235,10 +323,14 @@ def test_odd_rows_do_not_depend_on_how_the_file_is_cut(tmp_path: Path, monkeypat
 def test_a_user_whose_row_is_odd_costs_no_more_than_that_name(tmp_path: Path) -> None:
     row = '<row Id="{}" DisplayName="{}" />'
     (tmp_path / "Users.xml").write_text(
-        "<users>" + "".join(row.format(n, name) for n, name in enumerate(["A&#x0E;da", "B & C", "Eve"], 1)) + "</users>"
+        "<users>"
+        + "".join(row.format(n, name) for n, name in enumerate(["A&#x0E;da", "B & C", "Eve"], 1))
+        + "</users>"
     )
     assert [names_in(block) for block in cut(tmp_path / "Users.xml", USERS)] == [[(1, "Ada"), (3, "Eve")]]
-    (tmp_path / "Users.csv").write_bytes(b"Id,DisplayName,Reputation\n1.0,Ada,1\n2,NULL,1\n3,E\x01ve,1\n4,caf\xe9,1\n")
+    (tmp_path / "Users.csv").write_bytes(
+        b"Id,DisplayName,Reputation\n1.0,Ada,1\n2,NULL,1\n3,E\x01ve,1\n4,caf\xe9,1\n"
+    )
     assert [names_in(block) for block in cut(tmp_path / "Users.csv", USERS)] == [[(1, "Ada"), (3, "Eve")]]
 
 
@@ -250,7 +342,11 @@ def test_a_post_may_be_long(tmp_path: Path) -> None:
 
 def test_progress_is_in_bytes_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "Posts.xml"
-    path.write_bytes(b"\xef\xbb\xbf<?xml version='1.0' encoding='utf-8'?>\r\n<posts>\r\n" + f"{ROW}\r\n".encode() * 5000 + b"</posts>")
+    path.write_bytes(
+        b"\xef\xbb\xbf<?xml version='1.0' encoding='utf-8'?>\r\n<posts>\r\n"
+        + f"{ROW}\r\n".encode() * 5000
+        + b"</posts>"
+    )
     monkeypatch.setattr(blocks, "SIZE", path.stat().st_size // 3)
     seen: list[tuple[int, int]] = []
     assert len(list(read_posts(path, Counter(), Quarantine(), lambda *where: seen.append(where)))) == 5000

@@ -53,19 +53,46 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["run", "dmo"], "There is no profile 'dmo'; did you mean demo?"),
         (["plan", "xyz"], "There is no profile 'xyz'; there are: demo"),
         (["run", "mine.yaml"], "There is no profile file mine.yaml"),
-        (["run", "demo", "--set", "ppo.kl_coeficient=0.1"], "There is no setting ppo.kl_coeficient; did you mean ppo.kl_coefficient?"),
-        (["plan", "demo", "--set", "kl_coefficient=0.1"], "There is no setting kl_coefficient; did you mean ppo.kl_coefficient?"),
-        (["run", "demo", "--set", "sft.lora.rnk=4"], "There is no setting sft.lora.rnk; did you mean sft.lora.rank?"),
-        (["run", "demo", "--set", "ppo.kl_coefficient=-1"], "ppo.kl_coefficient must be greater than or equal to 0, got -1"),
+        (
+            ["run", "demo", "--set", "ppo.kl_coeficient=0.1"],
+            "There is no setting ppo.kl_coeficient; did you mean ppo.kl_coefficient?",
+        ),
+        (
+            ["plan", "demo", "--set", "kl_coefficient=0.1"],
+            "There is no setting kl_coefficient; did you mean ppo.kl_coefficient?",
+        ),
+        (
+            ["run", "demo", "--set", "sft.lora.rnk=4"],
+            "There is no setting sft.lora.rnk; did you mean sft.lora.rank?",
+        ),
+        (
+            ["run", "demo", "--set", "ppo.kl_coefficient=-1"],
+            "ppo.kl_coefficient must be greater than or equal to 0, got -1",
+        ),
         (["run", "demo", "--set", "ppo.clip_range=nan"], "ppo.clip_range must be a finite number, got nan"),
         (["run", "demo", "--set", "method=rlhf"], "method must be 'ppo', 'dpo' or 'both', got 'rlhf'"),
-        (["run", "demo", "--set", "ppo=3"], "ppo is a section with settings of its own, not a value; got '3'"),
-        (["run", "demo", "--set", "source.kind=reddit"], "source.kind must be 'shell-site' or 'stack-exchange' or"),
-        (["run", "demo", "--set", "source={kind: stack-exchange, pth: x}"], "There is no setting source.pth; did you mean source.path?"),
-        (["run", "demo", "--set", "data.rl_share=0.9"], "data: finetune_share + reward_share + rl_share must stay below 1"),
+        (
+            ["run", "demo", "--set", "ppo=3"],
+            "ppo is a section with settings of its own, not a value; got '3'",
+        ),
+        (
+            ["run", "demo", "--set", "source.kind=reddit"],
+            "source.kind must be 'shell-site' or 'stack-exchange' or",
+        ),
+        (
+            ["run", "demo", "--set", "source={kind: stack-exchange, pth: x}"],
+            "There is no setting source.pth; did you mean source.path?",
+        ),
+        (
+            ["run", "demo", "--set", "data.rl_share=0.9"],
+            "data: finetune_share + reward_share + rl_share must stay below 1",
+        ),
         (["run", "demo", "--set", "base.num_heads=3"], "base: num_heads must divide hidden_size"),
         (["run", "demo", "--set", "sft.lora.targets=5"], "sft.lora.targets must be 'all-linear', got '5'"),
-        (["run", "demo", "--set", "data.languages=en"], "data.languages must be a list, such as [a, b], got 'en'"),
+        (
+            ["run", "demo", "--set", "data.languages=en"],
+            "data.languages must be a list, such as [a, b], got 'en'",
+        ),
         (["run", "demo", "--set", "seed"], "--set takes NAME=VALUE"),
         (["run", "demo", "--set", "sft.start=gone"], "sft.start: there is no file or folder gone"),
         (["run", "demo", "--set", "dpo.start=."], "dpo.start: . holds no weights in safetensors format"),
@@ -73,24 +100,61 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
             ["run", "demo", "--set", "sft.tune=full", "--set", "weights.base=nf4"],
             "sft.tune=full trains every weight, which weights.base=nf4 does not",
         ),
-        (["run", "demo", "--set", "reward.members=2", "--set", "reward.tune=full"], "reward: members of an ensemble share a base"),
-        (["run", "demo", "--set", "reward={members: 2, start: x}"], "reward: members of an ensemble that all start from the same weights"),
-        (["run", "demo", "--set", "machine.launch.dpo.shard=true"], "machine.launch.dpo.shard is for dpo.tune=full"),
         (
-            ["run", "demo", "--set", "dpo={tune: bottleneck, bottleneck: {whole_layers: true}}", "--set", "merge.dtype=bfloat16"],
+            ["run", "demo", "--set", "reward.members=2", "--set", "reward.tune=full"],
+            "reward: members of an ensemble share a base",
+        ),
+        (
+            ["run", "demo", "--set", "reward={members: 2, start: x}"],
+            "reward: members of an ensemble that all start from the same weights",
+        ),
+        (
+            ["run", "demo", "--set", "machine.launch.dpo.shard=true"],
+            "machine.launch.dpo.shard is for dpo.tune=full",
+        ),
+        (
+            [
+                "run",
+                "demo",
+                "--set",
+                "dpo={tune: bottleneck, bottleneck: {whole_layers: true}}",
+                "--set",
+                "merge.dtype=bfloat16",
+            ],
             "dpo.bottleneck.whole",
         ),
-        (["run", "demo", "--set", "dpo={loss: ipo, label_smoothing: 0.1}"], "dpo: label_smoothing belongs to the sigmoid loss"),
+        (
+            ["run", "demo", "--set", "dpo={loss: ipo, label_smoothing: 0.1}"],
+            "dpo: label_smoothing belongs to the sigmoid loss",
+        ),
         (["run", "demo", "--set", "data.languages=[1"], "--set data.languages: '[1' is not a value"),
-        (["run", "demo", "--set", "source={kind: stack-exchange, path: gone.xml}"], "source.path: there is no file or folder gone.xml"),
-        (["run", "demo", "--set", "source={kind: stack-exchange, path: .}"], "source.path: . holds no file whose name ends in .7z"),
-        (["run", "demo", "--set", "base={kind: hugging-face, path: ./gone}"], "base.path: there is no model folder gone"),
-        (["run", "demo", "--summary", "gone/s.json"], "--summary: gone/s.json cannot be written; its folder must exist"),
+        (
+            ["run", "demo", "--set", "source={kind: stack-exchange, path: gone.xml}"],
+            "source.path: there is no file or folder gone.xml",
+        ),
+        (
+            ["run", "demo", "--set", "source={kind: stack-exchange, path: .}"],
+            "source.path: . holds no file whose name ends in .7z",
+        ),
+        (
+            ["run", "demo", "--set", "base={kind: hugging-face, path: ./gone}"],
+            "base.path: there is no model folder gone",
+        ),
+        (
+            ["run", "demo", "--summary", "gone/s.json"],
+            "--summary: gone/s.json cannot be written; its folder must exist",
+        ),
         (["run", "demo", "--summary", "."], "--summary: . cannot be written"),
         (["up", "dmo"], "There is no profile 'dmo'; did you mean demo?"),
-        (["up", "--prefect-port", "70000"], "argument --prefect-port: 70000 must be 0 or more, 65535 at most"),
+        (
+            ["up", "--prefect-port", "70000"],
+            "argument --prefect-port: 70000 must be 0 or more, 65535 at most",
+        ),
         (["up", "--mlflow-port", "x"], "argument --mlflow-port: invalid number value: 'x'"),
-        (["up", "--prefect-port", "4321", "--mlflow-port", "4321"], "--prefect-port and --mlflow-port are both 4321"),
+        (
+            ["up", "--prefect-port", "4321", "--mlflow-port", "4321"],
+            "--prefect-port and --mlflow-port are both 4321",
+        ),
         (["deploy", "gone.yaml"], "There is no profile file gone.yaml"),
         (["work", "gpu", "--limit", "-1"], "argument --limit: -1 must be 0 or more"),
         (["gc", "--keep-runs", "-3"], "argument --keep-runs: -3 must be 0 or more"),
@@ -103,7 +167,9 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["job", "demo", "stf", "work"], "This profile has no stage stf; it has: site, data,"),
     ],
 )
-def test_bad_input_is_one_sentence_and_nothing_is_written(capsys, empty_place: Path, arguments: list[str], sentence: str) -> None:
+def test_bad_input_is_one_sentence_and_nothing_is_written(
+    capsys, empty_place: Path, arguments: list[str], sentence: str
+) -> None:
     assert refused(capsys, *arguments).startswith(sentence)
     assert list(empty_place.iterdir()) == []
 
@@ -134,15 +200,21 @@ def test_a_bad_profile_is_one_sentence(capsys, empty_place: Path, text: str, sen
         ("tokenizer.json", "base.path: the model folder model has no tokenizer"),
     ],
 )
-def test_an_incomplete_model_folder_is_refused_before_anything_runs(capsys, empty_place: Path, missing: str, sentence: str) -> None:
+def test_an_incomplete_model_folder_is_refused_before_anything_runs(
+    capsys, empty_place: Path, missing: str, sentence: str
+) -> None:
     Path("model").mkdir()
     for name in SHOWN_FILES.keys() - {missing}:
         Path("model", name).write_text(SHOWN_FILES[name])
-    assert refused(capsys, "run", "demo", "--set", "base={kind: hugging-face, path: model}").startswith(sentence)
+    assert refused(capsys, "run", "demo", "--set", "base={kind: hugging-face, path: model}").startswith(
+        sentence
+    )
     assert [path.name for path in empty_place.iterdir()] == ["model"]
 
 
-def test_a_nearly_full_disk_is_told_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_nearly_full_disk_is_told_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Usage:
         free = 10 * 2**20
 
@@ -168,7 +240,9 @@ def test_a_failed_stage_is_one_sentence(capsys, monkeypatch: pytest.MonkeyPatch)
     assert capsys.readouterr().err == "alignflow: The stage ppo failed: CUDA went away. Its log: /x/log.txt\n"
 
 
-def test_what_nobody_foresaw_is_one_line_and_its_traceback_in_a_file(capsys, empty_place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_nobody_foresaw_is_one_line_and_its_traceback_in_a_file(
+    capsys, empty_place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(profiles, "load", lambda *_: 1 / 0)
     assert cli.main(["run", "demo"]) == 1
     error = capsys.readouterr().err
@@ -177,24 +251,53 @@ def test_what_nobody_foresaw_is_one_line_and_its_traceback_in_a_file(capsys, emp
 
 
 TEXTS = (
-    *("/x/data #2.jsonl", "2024-01-01", "null", "@x", "yes", "no", "1e3", "0x10", "010", "a: b", "[x", "{x", "~", "1:30", "3", "1_0"),
+    *(
+        "/x/data #2.jsonl",
+        "2024-01-01",
+        "null",
+        "@x",
+        "yes",
+        "no",
+        "1e3",
+        "0x10",
+        "010",
+        "a: b",
+        "[x",
+        "{x",
+        "~",
+        "1:30",
+        "3",
+        "1_0",
+    ),
     *("*x", "&x", "!x", "'x'", "%x", " x ", "- x", "|", "`x`"),
 )
 
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_text_setting_takes_the_text_as_it_was_typed(text: str) -> None:
-    own = load("demo", ["source.kind=own", f"source.path={text}", f"source.site={text}", f"source.completion={text}"]).source
+    own = load(
+        "demo", ["source.kind=own", f"source.path={text}", f"source.site={text}", f"source.completion={text}"]
+    ).source
     assert (own.path, own.site, own.completion) == (text, text, text)
-    found = load("demo", ["base.kind=hugging-face", f"base.path={text}", f"base.revision={text}", f"machine.dask={text}"])
+    found = load(
+        "demo",
+        ["base.kind=hugging-face", f"base.path={text}", f"base.revision={text}", f"machine.dask={text}"],
+    )
     assert (found.base.path, found.machine.dask) == (text, text)
-    assert found.base.revision == (None if text == "null" else text)  # a setting that may be null takes that one word
+    assert found.base.revision == (
+        None if text == "null" else text
+    )  # a setting that may be null takes that one word
 
 
-@pytest.mark.parametrize("text", [text for text in TEXTS if text[:1] not in "~*&!'%@{[-|` " and "#" not in text and ":" not in text])
+@pytest.mark.parametrize(
+    "text",
+    [text for text in TEXTS if text[:1] not in "~*&!'%@{[-|` " and "#" not in text and ":" not in text],
+)
 def test_a_text_in_a_profile_is_no_date_number_or_truth(text: str) -> None:
     Path("mine.yaml").write_text(
-        f"source:\n  kind: own\n  path: {text}\n  revision: {text}\n" if text != "null" else "source: {kind: own, path: 'null'}"
+        f"source:\n  kind: own\n  path: {text}\n  revision: {text}\n"
+        if text != "null"
+        else "source: {kind: own, path: 'null'}"
     )
     own = load("mine.yaml", []).source
     assert own.path == text
@@ -202,8 +305,14 @@ def test_a_text_in_a_profile_is_no_date_number_or_truth(text: str) -> None:
 
 
 def test_lists_of_a_setting_hold_texts_as_well() -> None:
-    assert load("demo", ["data.languages=[no, en]", "data.against=[2024-01-01, '/x #2', 010]"]).data.languages == ("no", "en")
-    assert load("demo", ["data.against=[2024-01-01, '/x #2', 010]"]).data.against == ("2024-01-01", "/x #2", "010")
+    assert load(
+        "demo", ["data.languages=[no, en]", "data.against=[2024-01-01, '/x #2', 010]"]
+    ).data.languages == ("no", "en")
+    assert load("demo", ["data.against=[2024-01-01, '/x #2', 010]"]).data.against == (
+        "2024-01-01",
+        "/x #2",
+        "010",
+    )
     assert load("demo", ["sft.lora.targets=[on, q_proj]"]).sft.lora.targets == ("on", "q_proj")
 
 
@@ -237,19 +346,33 @@ def test_numbers_are_decimal_whatever_yaml_makes_of_them(setting: str, value: ob
 )
 def test_what_is_no_number_is_refused_not_read_as_another_one(setting: str, sentence: str) -> None:
     name, _, text = setting.partition("=")
-    Path("mine.yaml").write_text("".join(f"{part}:\n{'  ' * (depth + 1)}" for depth, part in enumerate(name.split("."))) + text)
+    Path("mine.yaml").write_text(
+        "".join(f"{part}:\n{'  ' * (depth + 1)}" for depth, part in enumerate(name.split("."))) + text
+    )
     for arguments in (("demo", [setting]), ("mine.yaml", [])):
         with pytest.raises(InputError, match=sentence):
             load(*arguments)
 
 
-@pytest.mark.parametrize("settings", [["source.path=x.jsonl", "source.kind=hh-rlhf"], ["source.kind=hh-rlhf", "source.path=x.jsonl"]])
+@pytest.mark.parametrize(
+    "settings",
+    [["source.path=x.jsonl", "source.kind=hh-rlhf"], ["source.kind=hh-rlhf", "source.path=x.jsonl"]],
+)
 def test_the_order_of_settings_does_not_matter(settings: list[str]) -> None:
     assert load("demo", settings).source.path == "x.jsonl"  # not the hub's data set
 
 
 def test_settings_are_laid_over_the_defaults_of_their_own_section() -> None:
-    changed = load("demo", ["sft.lora.rank=4", "reward.lora.dropout=0.1", "base.steps=7", "ppo.learning_rate=3e-4", "sft.lora.targets=[q_proj]"])
+    changed = load(
+        "demo",
+        [
+            "sft.lora.rank=4",
+            "reward.lora.dropout=0.1",
+            "base.steps=7",
+            "ppo.learning_rate=3e-4",
+            "sft.lora.targets=[q_proj]",
+        ],
+    )
     assert changed.sft.lora == Pipeline().sft.lora.model_copy(update={"rank": 4, "targets": ("q_proj",)})
     assert (changed.reward.lora.rank, changed.reward.lora.alpha) == (8, 32)
     assert changed.base == Pipeline().base.model_copy(update={"steps": 7})
@@ -258,7 +381,9 @@ def test_settings_are_laid_over_the_defaults_of_their_own_section() -> None:
 
 def test_a_section_of_another_kind_starts_from_that_kinds_defaults() -> None:
     changed = (
-        load("demo", ["source.kind=stack-exchange", "source.path=x.xml"]) if False else load("demo", ["source={kind: stack-exchange, path: x.xml}"])
+        load("demo", ["source.kind=stack-exchange", "source.path=x.xml"])
+        if False
+        else load("demo", ["source={kind: stack-exchange, path: x.xml}"])
     )
     assert changed.source.model_dump() == {"kind": "stack-exchange", "path": "x.xml", "site": ""}
     assert load("demo", ["source.kind=stack-exchange", "source.path=x.xml"]) == changed
@@ -277,7 +402,14 @@ def test_a_profile_heading_with_nothing_under_it_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], *([name, "--help"] for name in ("run", "plan", "report", "job", "up", "deploy", "work", "landed", "gc", "doctor"))]
+    "arguments",
+    [
+        ["--help"],
+        *(
+            [name, "--help"]
+            for name in ("run", "plan", "report", "job", "up", "deploy", "work", "landed", "gc", "doctor")
+        ),
+    ],
 )
 def test_help_is_everywhere_with_an_example(capsys, arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as end:
@@ -296,16 +428,32 @@ def test_the_version_is_said(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("gone", "arguments", "sentence"),
     [
-        ("torch", ["run", "demo"], "Training and sampling: torch must be installed here: pip install 'alignflow[train]'"),
-        ("peft", ["run", "demo", "--set", "base={kind: hugging-face, path: far/away}"], "Training and sampling: peft must be installed here"),
+        (
+            "torch",
+            ["run", "demo"],
+            "Training and sampling: torch must be installed here: pip install 'alignflow[train]'",
+        ),
+        (
+            "peft",
+            ["run", "demo", "--set", "base={kind: hugging-face, path: far/away}"],
+            "Training and sampling: peft must be installed here",
+        ),
         (
             "bitsandbytes",
             ["run", "demo", "--set", "weights.base=nf4"],
             "weights.base=nf4: bitsandbytes must be installed here: pip install 'alignflow[gpu]'",
         ),
         ("accelerate", ["run", "stack-llama-7b"], "weights.base=int8: accelerate must be installed here"),
-        ("prefect_dask", ["run", "demo", "--set", "machine.dask=tcp://h:1"], "machine.dask: prefect_dask must be installed here"),
-        ("flask_wtf", ["up"], "alignflow up: flask_wtf must be installed here: pip install 'alignflow[server]'"),
+        (
+            "prefect_dask",
+            ["run", "demo", "--set", "machine.dask=tcp://h:1"],
+            "machine.dask: prefect_dask must be installed here",
+        ),
+        (
+            "flask_wtf",
+            ["up"],
+            "alignflow up: flask_wtf must be installed here: pip install 'alignflow[server]'",
+        ),
     ],
 )
 def test_what_is_not_installed_is_said_before_anything_starts(
@@ -316,7 +464,9 @@ def test_what_is_not_installed_is_said_before_anything_starts(
     assert list(empty_place.iterdir()) == []
 
 
-def test_a_home_that_lacks_a_stage_cannot_be_run_without_its_packages(capsys, empty_place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_home_that_lacks_a_stage_cannot_be_run_without_its_packages(
+    capsys, empty_place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (empty_place / "home" / "objects").mkdir(parents=True)  # all stages might be stored
     monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "torch" else name)
     sentence = "To build pretrain, sft, merge, reward, ppo, reference, dpo, winrate: torch must be installed here: pip install 'alignflow[train]'"
@@ -331,13 +481,19 @@ def test_what_workers_do_need_not_be_installed_here(monkeypatch: pytest.MonkeyPa
 
 def test_a_job_by_hand_needs_only_what_its_stage_takes(empty_place: Path) -> None:
     Path("Posts.xml").write_text("<posts/>")
-    Path("mine.yaml").write_text("source: {kind: stack-exchange, path: Posts.xml}\nbase: {kind: hugging-face, path: ./gone}\n")
+    Path("mine.yaml").write_text(
+        "source: {kind: stack-exchange, path: Posts.xml}\nbase: {kind: hugging-face, path: ./gone}\n"
+    )
     assert cli.main(["job", "mine.yaml", "data", "work"]) == 0
-    assert json.loads((empty_place / "work" / "job.json").read_text())["inputs"] == {"source": str(empty_place / "Posts.xml")}
+    assert json.loads((empty_place / "work" / "job.json").read_text())["inputs"] == {
+        "source": str(empty_place / "Posts.xml")
+    }
 
 
 @pytest.mark.parametrize("name", ["json.py", "tasks/__init__.py"])
-def test_a_job_is_not_run_by_hand_on_the_modules_of_the_working_folder(empty_place: Path, capsys, name: str) -> None:
+def test_a_job_is_not_run_by_hand_on_the_modules_of_the_working_folder(
+    empty_place: Path, capsys, name: str
+) -> None:
     Path("Posts.xml").write_text("<posts/>")
     Path(name).parent.mkdir(exist_ok=True)
     Path(name).write_text("")
@@ -345,7 +501,10 @@ def test_a_job_is_not_run_by_hand_on_the_modules_of_the_working_folder(empty_pla
     assert capsys.readouterr().out == "python -P -m tasks.programs.site work\n"
 
 
-@pytest.mark.parametrize(("profile", "title"), [("demo", "demo"), ("a/mine.v2.yaml", "mine.v2"), ("mine.v2", "mine.v2"), ("x.yml", "x")])
+@pytest.mark.parametrize(
+    ("profile", "title"),
+    [("demo", "demo"), ("a/mine.v2.yaml", "mine.v2"), ("mine.v2", "mine.v2"), ("x.yml", "x")],
+)
 def test_a_profiles_title_is_its_files_name(profile: str, title: str) -> None:
     assert profiles.title(profile) == title
 
@@ -353,7 +512,13 @@ def test_a_profiles_title_is_its_files_name(profile: str, title: str) -> None:
 def test_figures_read_well() -> None:
     assert figure({"value": 0.7312, "low": 0.69, "high": 0.768, "n": 500}) == "0.731 (0.690 to 0.768, n 500)"
     assert figure({"value": 3, "n": 10}) == "3 (n 10)"
-    assert (figure(1234567), figure(0.00012), figure(12345.6), figure(0.0), figure("x")) == ("1,234,567", "0.00012", "12,346", "0.000", "x")
+    assert (figure(1234567), figure(0.00012), figure(12345.6), figure(0.0), figure("x")) == (
+        "1,234,567",
+        "0.00012",
+        "12,346",
+        "0.000",
+        "x",
+    )
 
 
 def test_the_stage_table_is_escaped() -> None:
@@ -400,8 +565,12 @@ def test_the_page_holds_this_runs_stages_and_is_kept_by_mlflow(first) -> None:
     assert "<!--stage-table-->" not in page
     assert page.count("<td>built</td>") == len(fake_tree.STAGES)
     with sqlite3.connect(home / "mlflow.db") as database:
-        (parents,) = database.execute("select count(*) from runs where name like 'demo 20%' and status = 'FINISHED'").fetchone()
-        (children,) = database.execute("select count(*) from tags where key = 'mlflow.parentRunId'").fetchone()
+        (parents,) = database.execute(
+            "select count(*) from runs where name like 'demo 20%' and status = 'FINISHED'"
+        ).fetchone()
+        (children,) = database.execute(
+            "select count(*) from tags where key = 'mlflow.parentRunId'"
+        ).fetchone()
     database.close()
     assert (parents, children) == (1, len(fake_tree.STAGES))
     assert [path.read_text() for path in (home / "mlartifacts").glob("*/artifacts/report.html")] == [page]
@@ -429,7 +598,11 @@ def test_plan_says_what_would_be_built_and_why(tree: Path, first) -> None:
     assert lines["ppo"] == ["build", "ppo.kl_coefficient 0.05 -> 0.1"]
     assert lines["winrate"] == ["build", "if ppo differs"]
     assert lines["report"] == ["build", "if ppo, winrate differ"]
-    assert {name for name, told in lines.items() if told == ["reuse"]} == {*fake_tree.STAGES} - {"ppo", "winrate", "report"}
+    assert {name for name, told in lines.items() if told == ["reuse"]} == {*fake_tree.STAGES} - {
+        "ppo",
+        "winrate",
+        "report",
+    }
 
 
 def test_a_job_written_by_hand_runs_by_hand(tree: Path, first, tmp_path: Path) -> None:
@@ -457,7 +630,9 @@ def test_ctrl_c_ends_the_program_and_the_next_run_builds_only_what_changed(tree:
     assert "Traceback" not in out
     assert not alive(f"tasks.programs.ppo {home}")
     fake_tree.misbehave(tree, "ppo", "")
-    status, out, error = fake_tree.alignflow(tree, home, "run", "demo", "--set", "ppo.kl_coefficient=0.1", "--summary", "third.json")
+    status, out, error = fake_tree.alignflow(
+        tree, home, "run", "demo", "--set", "ppo.kl_coefficient=0.1", "--summary", "third.json"
+    )
     assert (status, error) == (0, "")
     assert "goes on from its checkpoint" in out
     third = json.loads((home.parent / "third.json").read_text())
@@ -467,7 +642,9 @@ def test_ctrl_c_ends_the_program_and_the_next_run_builds_only_what_changed(tree:
 def test_bad_input_that_only_a_program_can_see_is_one_sentence(tree: Path, first) -> None:
     home, _, _ = first
     fake_tree.misbehave(tree, "reward", "input")
-    status, _, error = fake_tree.alignflow(tree, home, "run", "demo", "--set", "reward.epochs=3", "--summary", "refused.json")
+    status, _, error = fake_tree.alignflow(
+        tree, home, "run", "demo", "--set", "reward.epochs=3", "--summary", "refused.json"
+    )
     fake_tree.misbehave(tree, "reward", "")
     assert (status, error) == (2, "alignflow: These posts hold no question with two answers.\n")
     assert not (home.parent / "refused.json").exists()
@@ -481,7 +658,9 @@ def test_the_log_of_a_failed_stage_ends_in_its_flow_runs_log(tree: Path, first) 
     fake_tree.misbehave(tree, "reward", "")
     assert (status, error.count("\n")) == (1, 1)
     with sqlite3.connect(home / "prefect" / "prefect.db") as database:
-        rows = database.execute("select message from log where message like 'The last lines of the log of the stage reward%'").fetchall()
+        rows = database.execute(
+            "select message from log where message like 'The last lines of the log of the stage reward%'"
+        ).fetchall()
         names = [name for (name,) in database.execute("select name from flow_run").fetchall()]
     database.close()
     ((message,),) = rows

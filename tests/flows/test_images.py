@@ -14,7 +14,9 @@ from docker.utils.build import exclude_paths
 from tests.flows.test_docker import DOCKERFILES, PROJECT, ROOT, instructions
 
 EXTRAS = {"orchestrator": ["server"], "gpu-worker": ["train", "gpu"]}
-OWN = re.compile(r"pip|python3? -c")  # commands that work on alignflow's files; others make the system round them
+OWN = re.compile(
+    r"pip|python3? -c"
+)  # commands that work on alignflow's files; others make the system round them
 # Installs no library: notes what it was asked for, and builds the wheel of a folder with what the folder holds.
 PIP = """#!{python}
 import subprocess, sys
@@ -50,7 +52,9 @@ def copy(sources: list[str], root: Path, target: Path, allowed: set[str]) -> Non
 def sent(image: str) -> set[str]:
     """The paths that reach the builder."""
     rules = Path(f"{DOCKERFILES[image]}.dockerignore").read_text().splitlines()
-    return exclude_paths(ROOT, [rule for rule in rules if rule and not rule.startswith("#")], f"docker/{image}.Dockerfile")
+    return exclude_paths(
+        ROOT, [rule for rule in rules if rule and not rule.startswith("#")], f"docker/{image}.Dockerfile"
+    )
 
 
 def build(image: str, folder: Path) -> tuple[list[str], list[Path]]:
@@ -72,12 +76,16 @@ def build(image: str, folder: Path) -> tuple[list[str], list[Path]]:
         elif word == "COPY" and not rest.startswith("--from="):
             *sources, target = rest.split()
             copy(sources, ROOT, here / target, sent(image))
-        elif word == "COPY" and (other := folder / rest.split()[0].removeprefix("--from=")) != folder / "build":
+        elif (
+            word == "COPY" and (other := folder / rest.split()[0].removeprefix("--from=")) != folder / "build"
+        ):
             source = rest.split()[1].lstrip("/")
             copy([source], other, here / rest.split()[-1], {source})
         elif word == "RUN" and OWN.match(rest):
             path = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
-            done = subprocess.run(["sh", "-c", rest], cwd=here, env=path, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                ["sh", "-c", rest], cwd=here, env=path, capture_output=True, text=True, check=False
+            )
             assert done.returncode == 0, f"RUN {rest}\n{done.stdout}{done.stderr}"
     return (wheels / "requirements.txt").read_text().splitlines(), sorted(wheels.glob("*.whl"))
 
@@ -87,14 +95,24 @@ def test_an_image_builds_from_what_has_been_copied_and_its_wheel_is_whole(image:
     requirements, (wheel,) = build(image, tmp_path)
     extras = [name for extra in EXTRAS[image] for name in PROJECT["optional-dependencies"][extra]]
     assert requirements == [*PROJECT["dependencies"], *extras]
-    files = {name.partition(".data/data/share/alignflow/")[2] or name for name in zipfile.ZipFile(wheel).namelist()}
-    code = {str(path.relative_to(ROOT)) for folder in ("flows", "tasks") for path in (ROOT / folder).rglob("*.py")}
-    pages = {str(path.relative_to(ROOT)) for suffix in ("j2", "css") for path in (ROOT / "tasks").rglob(f"*.{suffix}")}
+    files = {
+        name.partition(".data/data/share/alignflow/")[2] or name for name in zipfile.ZipFile(wheel).namelist()
+    }
+    code = {
+        str(path.relative_to(ROOT)) for folder in ("flows", "tasks") for path in (ROOT / folder).rglob("*.py")
+    }
+    pages = {
+        str(path.relative_to(ROOT))
+        for suffix in ("j2", "css")
+        for path in (ROOT / "tasks").rglob(f"*.{suffix}")
+    }
     data = {name for globs in DATA.values() for pattern in globs for name in given(pattern)}
     assert code | pages | data <= files
 
 
-DATA: dict[str, list[str]] = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["data-files"]
+DATA: dict[str, list[str]] = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][
+    "data-files"
+]
 
 
 def given(pattern: str) -> set[str]:

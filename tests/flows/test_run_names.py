@@ -13,7 +13,9 @@ MADE = re.compile(r"(retrain )?mine 20\d\d-\d\d-\d\d \d\d:\d\d [0-9a-f]{6}")
 
 
 def name(monkeypatch: pytest.MonkeyPatch, before: str | None, **parameters: object) -> str:
-    monkeypatch.setattr(run_names, "flow_run", SimpleNamespace(name=before, parameters={"profile": "mine", **parameters}))
+    monkeypatch.setattr(
+        run_names, "flow_run", SimpleNamespace(name=before, parameters={"profile": "mine", **parameters})
+    )
     return run_names.name_run()
 
 
@@ -29,7 +31,17 @@ def test_every_name_of_prefects_own_generator_is_replaced(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(
     "typed",
-    ["my-experiment", "Lower learning rate", "baseline", "try 2", "mine", "alphabet-soup", "Beta-test", "mine 2026-11-28 18:04 17a1d1", "ünï"],
+    [
+        "my-experiment",
+        "Lower learning rate",
+        "baseline",
+        "try 2",
+        "mine",
+        "alphabet-soup",
+        "Beta-test",
+        "mine 2026-11-28 18:04 17a1d1",
+        "ünï",
+    ],
 )
 def test_a_typed_name_is_kept(typed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert name(monkeypatch, typed, config=Pipeline()) == typed
@@ -40,6 +52,8 @@ def test_equal_settings_have_an_equal_key_and_may_come_as_json(monkeypatch: pyte
         return name(monkeypatch, None, config=config).rpartition(" ")[2]
 
     assert key(Pipeline()) == key(Pipeline().model_dump(mode="json")) != key(Pipeline(seed=1))
-    assert re.fullmatch("[0-9a-f]{6}", key({"seed": -1, "no": "setting"}))  # what is refused later has a name as well
+    assert re.fullmatch(
+        "[0-9a-f]{6}", key({"seed": -1, "no": "setting"})
+    )  # what is refused later has a name as well
     monkeypatch.setattr(run_names, "flow_run", SimpleNamespace(name=None, parameters={"profile": "mine"}))
     assert MADE.fullmatch(run_names.name_retraining())

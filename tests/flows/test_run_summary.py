@@ -12,7 +12,15 @@ from tasks.config.pipeline import Pipeline
 from tasks.tracking import client
 from tasks.tracking.runs import Tracked
 
-STAGE = {"name": "ppo", "key": "0" * 64, "cached": False, "seconds": 1.0, "peak_mb": 1.0, "metrics": {}, "warnings": []}
+STAGE = {
+    "name": "ppo",
+    "key": "0" * 64,
+    "cached": False,
+    "seconds": 1.0,
+    "peak_mb": 1.0,
+    "metrics": {},
+    "warnings": [],
+}
 SUMMARY = {"profile": "demo", "seconds": 1.0, "stages": [STAGE], "metrics": {"ppo.kl": 0.5}}
 EVIL = "[x](https://evil.example) <img src=x onerror=alert(1)> **b** `c` # d | e \\ https://evil.example"
 
@@ -24,7 +32,10 @@ def html_of(markdown: str) -> str:
 @pytest.mark.parametrize(
     ("page", "text"),
     [
-        ("<body><h1>PPO beats SFT,\n winning 64.1&nbsp;% of the comparisons</h1><h1>no</h1>", "PPO beats SFT, winning 64.1 % of the comparisons"),
+        (
+            "<body><h1>PPO beats SFT,\n winning 64.1&nbsp;% of the comparisons</h1><h1>no</h1>",
+            "PPO beats SFT, winning 64.1 % of the comparisons",
+        ),
         ("<h1>a.&lt;b&gt;<wbr>org</h1>", "a.<b>org"),
         ("<body></body>", ""),
     ],
@@ -35,17 +46,30 @@ def test_the_headline_is_the_reports_own(page: str, text: str) -> None:
 
 def test_a_result_starts_with_its_headline_and_where_the_report_is() -> None:
     shown = html_of(
-        as_markdown(SUMMARY, "PPO beats SFT", "http://mlflow:5000/#/experiments/1/runs/2/artifacts/report.html?workflowType=machine_learning")
+        as_markdown(
+            SUMMARY,
+            "PPO beats SFT",
+            "http://mlflow:5000/#/experiments/1/runs/2/artifacts/report.html?workflowType=machine_learning",
+        )
     )
     assert shown.startswith("<h1>PPO beats SFT</h1>")
-    assert '<a href="http://mlflow:5000/#/experiments/1/runs/2/artifacts/report.html?workflowType=machine_learning">The report in MLflow</a>' in shown
+    assert (
+        '<a href="http://mlflow:5000/#/experiments/1/runs/2/artifacts/report.html?workflowType=machine_learning">The report in MLflow</a>'
+        in shown
+    )
     assert "<td>ppo.kl</td>" in shown
 
 
-@pytest.mark.parametrize("title", [EVIL, f"1. {EVIL}", f"- {EVIL}", f"> {EVIL}", "=====", "~~~", "<script>alert(1)</script>"])
+@pytest.mark.parametrize(
+    "title", [EVIL, f"1. {EVIL}", f"- {EVIL}", f"> {EVIL}", "=====", "~~~", "<script>alert(1)</script>"]
+)
 def test_no_text_becomes_markup_on_prefects_page(title: str) -> None:
     shown = html_of(as_markdown(SUMMARY | {"report": f"/home/{EVIL}/report.html"}, title, ""))
-    assert not [tag for tag in ("<a ", "<img", "<script", "<strong", "<code", "<ul", "<ol", "<blockquote", "<pre", "<hr") if tag in shown]
+    assert not [
+        tag
+        for tag in ("<a ", "<img", "<script", "<strong", "<code", "<ul", "<ol", "<blockquote", "<pre", "<hr")
+        if tag in shown
+    ]
 
 
 @pytest.mark.parametrize("is_on", [True, False])

@@ -44,16 +44,27 @@ def test_no_server_has_its_password_on_the_command_line(home: Path, monkeypatch:
     assert login.password not in lines
     assert "secret" not in lines
     prefect, mlflow = (part.environment for part in parts)
-    assert prefect["PREFECT_SERVER_DATABASE_CONNECTION_URL"] == "postgresql+asyncpg://me:secret@127.0.0.1:5432/prefect"
+    assert (
+        prefect["PREFECT_SERVER_DATABASE_CONNECTION_URL"]
+        == "postgresql+asyncpg://me:secret@127.0.0.1:5432/prefect"
+    )
     assert mlflow["MLFLOW_BACKEND_STORE_URI"] == "postgresql+psycopg2://me:secret@127.0.0.1:5432/mlflow"
-    assert prefect["PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS"] == prefect["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] == "http://127.0.0.1:1"
+    assert (
+        prefect["PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS"]
+        == prefect["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"]
+        == "http://127.0.0.1:1"
+    )
     assert prefect["PREFECT_SERVER_CSRF_PROTECTION_ENABLED"] == "true"
     assert stat.S_IMODE((home / "mlflow-auth.ini").stat().st_mode) == 0o600
     assert all("0.0.0.0" not in part.command for part in parts)
 
 
-@pytest.mark.parametrize("url", ["mysql://me@host", "postgresql://", "postgresql://me@host/prefect", "host:5432"])
-def test_a_database_that_is_no_postgresql_server_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch, capsys, url: str) -> None:
+@pytest.mark.parametrize(
+    "url", ["mysql://me@host", "postgresql://", "postgresql://me@host/prefect", "host:5432"]
+)
+def test_a_database_that_is_no_postgresql_server_is_refused(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys, url: str
+) -> None:
     monkeypatch.setenv(local_servers.DATABASE, url)
     assert cli.main(["up", "--prefect-port", "0", "--mlflow-port", "0"]) == 2
     assert "postgresql://USER:PASSWORD@HOST:PORT" in capsys.readouterr().err
@@ -66,11 +77,15 @@ def test_a_port_that_is_taken_is_told_before_anything_starts(home: Path, capsys)
         listener.listen()
         port = listener.getsockname()[1]
         assert cli.main(["up", "--mlflow-port", str(port), "--prefect-port", "0"]) == 2
-    assert f"Port {port} is taken by another program; --mlflow-port names another one" in capsys.readouterr().err
+    assert (
+        f"Port {port} is taken by another program; --mlflow-port names another one" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("command", [["deploy"], ["work", "gpu"], ["landed", "demo", "."]])
-def test_what_needs_a_server_says_so_where_there_is_none(home: Path, monkeypatch: pytest.MonkeyPatch, capsys, command: list[str]) -> None:
+def test_what_needs_a_server_says_so_where_there_is_none(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys, command: list[str]
+) -> None:
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     assert cli.main(command) == 2
     assert "There is no Prefect server to use" in capsys.readouterr().err
@@ -88,7 +103,9 @@ def test_servers_count_as_running_only_while_somebody_holds_them_up(home: Path) 
     assert local_servers.running(home) is None  # killed: the file is still there
 
 
-def test_a_parts_log_is_rotated_by_the_one_process_that_writes_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_parts_log_is_rotated_by_the_one_process_that_writes_it(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(log_rotation, "MAX_BYTES", 1000)
     house = House(home)
     house.start(Part("loud", [sys.executable, "-c", "for n in range(300): print('line', n)"], {}))

@@ -26,10 +26,14 @@ def enter(folder: Path, **environment: str) -> "subprocess.CompletedProcess[str]
     """A flow run with an id that Prefect refuses before it asks any server."""
     command = shlex.split(worker.ENTER)
     chosen = {**os.environ, "PREFECT__FLOW_RUN_ID": "no-such-id", **environment}
-    return subprocess.run(command, cwd=folder, env=chosen, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        command, cwd=folder, env=chosen, capture_output=True, text=True, timeout=60, check=False
+    )
 
 
-def test_a_fork_says_and_ends_what_prefects_own_process_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fork_says_and_ends_what_prefects_own_process_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     monkeypatch.setenv(ENGINE, "")
     alone = enter(tmp_path)
@@ -37,12 +41,18 @@ def test_a_fork_says_and_ends_what_prefects_own_process_does(tmp_path: Path, mon
     address = Path(os.environ[ENGINE])
     try:
         forked = enter(tmp_path)
-        other = enter(tmp_path, PREFECT_LOGGING_LEVEL="ERROR")  # a setting that the engine has read: the run starts as without it
+        other = enter(
+            tmp_path, PREFECT_LOGGING_LEVEL="ERROR"
+        )  # a setting that the engine has read: the run starts as without it
         assert [run.returncode for run in (alone, forked, other)] == [1, 1, 1]
         assert all("Invalid flow run id" in run.stdout + run.stderr for run in (alone, forked, other))
         assert address.exists()
         engine.send_signal(signal.SIGSTOP)
-        waiting = subprocess.Popen(shlex.split(worker.ENTER), env={**os.environ, "PREFECT__FLOW_RUN_ID": "x"}, stdout=subprocess.DEVNULL)
+        waiting = subprocess.Popen(
+            shlex.split(worker.ENTER),
+            env={**os.environ, "PREFECT__FLOW_RUN_ID": "x"},
+            stdout=subprocess.DEVNULL,
+        )
         engine.kill()
         engine.wait(10)
         assert waiting.wait(60) == 1, "an engine that dies leaves the run to Prefect's own process"
@@ -61,7 +71,9 @@ def test_the_engine_ends_with_its_worker_and_cleans_up(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(("status", "told"), [(-9, []), (0, ["late"])])
-def test_the_worker_does_not_say_again_that_a_run_was_killed(status: int, told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_worker_does_not_say_again_that_a_run_was_killed(
+    status: int, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its executor has said so; meanwhile the run may have been started again."""
     said: list[str] = []
 

@@ -22,14 +22,20 @@ from tasks.system.errors import InputError, StageCrashed
 from tests.support import fake_tree, tiny
 from tests.support.fake_tree import await_, is_alive
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with torchrun's agent")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux ends a process with torchrun's agent"
+)
 
 TEXT = {"max_prompt_tokens": 48, "max_answer_tokens": 24}
 COMMON = {"lora": {"rank": 2, "alpha": 4}, "max_steps": 8, "epochs": 80, "learning_rate": 1e-3}
 # stage -> its job, its inputs and what is set of the machine; the ranks get unequal numbers of parts, and in the reward model's steps one gets none
 STAGES: dict[str, tuple[dict[str, Any], tuple[str, ...], dict[str, Any]]] = {
     "sft": ({"sft": COMMON | {"batch_size": 3, "block_tokens": 96}}, ("data", "base"), {"micro_batch": 1}),
-    "reward": ({"reward": COMMON | {"batch_size": 1, "members": 2, "comparisons": "rankings", "probe": True}}, ("data", "model"), {}),
+    "reward": (
+        {"reward": COMMON | {"batch_size": 1, "members": 2, "comparisons": "rankings", "probe": True}},
+        ("data", "model"),
+        {},
+    ),
     "dpo": ({"dpo": COMMON | {"batch_size": 3}}, ("data", "model", "reference"), {}),
 }
 PROGRAMS: dict[str, tuple[Callable[[Any, Run], None], type[Job]]] = {
@@ -45,27 +51,61 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("ranks")
     found = {"data": tiny.data_folder(root / "data"), "base": tiny.base_folder(root / "base")}
     found["model"] = found["base"]
-    run = Run(tiny.prepare(root / "reference", "reference", {"text": TEXT}, {name: found[name] for name in ("data", "model")}))
+    run = Run(
+        tiny.prepare(
+            root / "reference", "reference", {"text": TEXT}, {name: found[name] for name in ("data", "model")}
+        )
+    )
     reference.compute(ReferenceJob.model_validate(run.record), run)
     return found | {"reference": run.artifact}
 
 
-def prepared(folder: Path, stage: str, inputs: dict[str, Path], *, shard: bool = False, **changed: Any) -> Path:
+def prepared(
+    folder: Path, stage: str, inputs: dict[str, Path], *, shard: bool = False, **changed: Any
+) -> Path:
     job, names, machine = STAGES[stage]
-    job = {stage: {name: value for name, value in (job[stage] | changed).items() if name != "members" or stage == "reward"}}
+    job = {
+        stage: {
+            name: value
+            for name, value in (job[stage] | changed).items()
+            if name != "members" or stage == "reward"
+        }
+    }
     machine = machine | {"launch": {stage: {"shard": shard}}}
-    return tiny.prepare(folder, stage, {"seed": 5, "text": TEXT} | job, {name: inputs[name] for name in names}, checkpoint_steps=3, **machine)
+    return tiny.prepare(
+        folder,
+        stage,
+        {"seed": 5, "text": TEXT} | job,
+        {name: inputs[name] for name in names},
+        checkpoint_steps=3,
+        **machine,
+    )
 
 
 def start(folder: Path, *program: str, ranks: int = 2) -> "subprocess.Popen[bytes]":
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(tiny.ROOT)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), *program]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(tiny.ROOT),
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(ranks),
+        *program,
+    ]
     with (folder / "log.txt").open("ab") as log:
         return subprocess.Popen(command, cwd=tiny.ROOT, env=environment, stdout=log, stderr=log)
 
 
 def run_by_two(stage: str, folder: Path) -> Path:
-    assert start(folder, "-m", f"tasks.programs.{stage}", str(folder)).wait(300) == 0, (folder / "log.txt").read_text()[-3000:]
+    assert start(folder, "-m", f"tasks.programs.{stage}", str(folder)).wait(300) == 0, (
+        folder / "log.txt"
+    ).read_text()[-3000:]
     return folder / "artifact"
 
 
@@ -83,7 +123,11 @@ def steps(folder: Path) -> list[dict[str, Any]]:
 
 
 def contents(artifact: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(artifact)): path.read_bytes() for path in sorted(artifact.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(artifact)): path.read_bytes()
+        for path in sorted(artifact.rglob("*"))
+        if path.is_file()
+    }
 
 
 def children(pid: int) -> list[int]:
@@ -92,7 +136,9 @@ def children(pid: int) -> list[int]:
 
 @pytest.mark.parametrize("shard", [False, True])
 @pytest.mark.parametrize("stage", PROGRAMS)
-def test_two_processes_take_the_steps_of_one(stage: str, shard: bool, inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_two_processes_take_the_steps_of_one(
+    stage: str, shard: bool, inputs: dict[str, Path], tmp_path: Path
+) -> None:
     changed = {"tune": "full", "members": 1, "learning_rate": 1e-4} if shard else {}
     folders = [prepared(tmp_path / name, stage, inputs, shard=shard, **changed) for name in ("one", "two")]
     one, two = run_here(stage, folders[0]), run_by_two(stage, folders[1])
@@ -110,10 +156,18 @@ def test_two_processes_take_the_steps_of_one(stage: str, shard: bool, inputs: di
     assert contents(one).keys() == contents(two).keys()
 
 
-@pytest.mark.parametrize(("stage", "shard"), [("sft", False), ("sft", True), ("reward", False), ("dpo", False)])
-def test_killed_in_mid_run_two_processes_end_as_uninterrupted_ones(stage: str, shard: bool, inputs: dict[str, Path], tmp_path: Path) -> None:
-    changed = {"lora": {"rank": 2, "alpha": 4, "dropout": 0.1}, "max_steps": 30} | ({"tune": "full"} if shard else {})
-    killed, whole = (prepared(tmp_path / name, stage, inputs, shard=shard, **changed) for name in ("killed", "whole"))
+@pytest.mark.parametrize(
+    ("stage", "shard"), [("sft", False), ("sft", True), ("reward", False), ("dpo", False)]
+)
+def test_killed_in_mid_run_two_processes_end_as_uninterrupted_ones(
+    stage: str, shard: bool, inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    changed = {"lora": {"rank": 2, "alpha": 4, "dropout": 0.1}, "max_steps": 30} | (
+        {"tune": "full"} if shard else {}
+    )
+    killed, whole = (
+        prepared(tmp_path / name, stage, inputs, shard=shard, **changed) for name in ("killed", "whole")
+    )
     agent = start(killed, "-m", f"tasks.programs.{stage}", str(killed))
     await_(lambda: len(steps(killed)) > 4 or agent.poll() is not None, 120, every=0.002)
     workers = children(agent.pid)
@@ -158,7 +212,11 @@ def test_what_one_rank_refuses_ends_all_in_its_own_words(inputs: dict[str, Path]
     workers, told = children(agent.pid), time.monotonic()
     assert agent.wait(60) == 1
     assert time.monotonic() - told < 15
-    assert json.loads((folder / "error.json").read_text()) == {"input": True, "disk": False, "message": "Rank 1 does not like it."}
+    assert json.loads((folder / "error.json").read_text()) == {
+        "input": True,
+        "disk": False,
+        "message": "Rank 1 does not like it.",
+    }
     assert not any(map(is_alive, workers))
     assert not (folder / "done").exists()
 
@@ -213,7 +271,9 @@ with ranks.joined():
 
 def test_sums_shares_and_agreement_of_three(tmp_path: Path) -> None:
     (tmp_path / "together.py").write_text(TOGETHER)
-    assert start(tmp_path, str(tmp_path / "together.py"), ranks=3).wait(120) == 0, (tmp_path / "log.txt").read_text()[-3000:]
+    assert start(tmp_path, str(tmp_path / "together.py"), ranks=3).wait(120) == 0, (
+        tmp_path / "log.txt"
+    ).read_text()[-3000:]
 
 
 LOST = """
@@ -306,7 +366,9 @@ os._exit(0)  # as programs do
 
 def test_losses_and_gradients_of_weights_in_parts_are_those_of_whole_ones(tmp_path: Path) -> None:
     (tmp_path / "in_parts.py").write_text(SHARDED)
-    assert start(tmp_path, str(tmp_path / "in_parts.py")).wait(120) == 0, (tmp_path / "log.txt").read_text()[-3000:]
+    assert start(tmp_path, str(tmp_path / "in_parts.py")).wait(120) == 0, (tmp_path / "log.txt").read_text()[
+        -3000:
+    ]
 
 
 def test_only_weights_that_are_all_trained_can_be_sharded(inputs: dict[str, Path], tmp_path: Path) -> None:
@@ -327,13 +389,17 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def written(tree: Path, tmp_path: Path, code: str) -> Path:
     """A folder for a program of this code."""
-    (tree / "tasks" / "programs" / "sft.py").write_text("import os, time\nfrom pathlib import Path\nRANK = os.environ['RANK']\n" + code)
+    (tree / "tasks" / "programs" / "sft.py").write_text(
+        "import os, time\nfrom pathlib import Path\nRANK = os.environ['RANK']\n" + code
+    )
     made = tmp_path / "work"
     made.mkdir()
     return made
 
 
-def test_a_stage_is_started_as_several_processes_and_their_memory_is_summed(tree: Path, tmp_path: Path) -> None:
+def test_a_stage_is_started_as_several_processes_and_their_memory_is_summed(
+    tree: Path, tmp_path: Path
+) -> None:
     code = "kept = bytearray(200 << 20)\nkept[::4096] = b'x' * len(kept[::4096])\nprint('I am', RANK)\ntime.sleep(0.5)\n"
     code += "Path('threads' + RANK).write_text(os.environ['OMP_NUM_THREADS'])\nif RANK == '0': Path('done').write_text('')\n"
     directory = written(tree, tmp_path, code)
@@ -346,7 +412,9 @@ def test_a_stage_is_started_as_several_processes_and_their_memory_is_summed(tree
 
 
 def test_a_killed_rank_is_a_crash_of_them_all(tree: Path, tmp_path: Path) -> None:
-    code = "Path('pid' + RANK).write_text(str(os.getpid()))\nwhile not Path('pid0').exists(): time.sleep(0.01)\n"
+    code = (
+        "Path('pid' + RANK).write_text(str(os.getpid()))\nwhile not Path('pid0').exists(): time.sleep(0.01)\n"
+    )
     directory = written(tree, tmp_path, code + "if RANK == '1': os.kill(os.getpid(), 9)\ntime.sleep(600)\n")
     with pytest.raises(StageCrashed, match="sft failed: killed by SIGKILL"):
         run_program("sft", directory, TWO)
@@ -377,7 +445,12 @@ def test_a_program_for_one_process_refuses_to_be_several(tree: Path, tmp_path: P
 def test_nodes_meet_at_a_rendezvous(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs rendezvous, as host:port"):
         Machine.model_validate({"launch": {"sft": {"nodes": 2}}})
-    machine = Machine.model_validate({"launch": {"sft": {"nodes": 2, "processes": 8}}, "rendezvous": "node0:29500"})
+    machine = Machine.model_validate(
+        {"launch": {"sft": {"nodes": 2, "processes": 8}}, "rendezvous": "node0:29500"}
+    )
     command = " ".join(launch._several("sft", tmp_path / "key", machine))
-    assert "--nnodes 2 --rdzv-backend c10d --rdzv-endpoint node0:29500 --rdzv-id key --nproc-per-node 8 -m tasks.programs.sft" in command
+    assert (
+        "--nnodes 2 --rdzv-backend c10d --rdzv-endpoint node0:29500 --rdzv-id key --nproc-per-node 8 -m tasks.programs.sft"
+        in command
+    )
     assert machine.of("ppo").processes == 1

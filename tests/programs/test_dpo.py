@@ -47,7 +47,12 @@ def trained(inputs: dict[str, Path], tmp_path: Path) -> Trained:
     """Train with some settings changed; gives the lines of metrics.jsonl and the run."""
 
     def train(name: str = "dpo", *, micro_batch: int = 0, **changed: Any) -> tuple[list[dict[str, Any]], Run]:
-        settings = {"lora": {"rank": 4, "alpha": 8.0}, "max_steps": 6, "epochs": 10, "batch_size": 4} | changed
+        settings = {
+            "lora": {"rank": 4, "alpha": 8.0},
+            "max_steps": 6,
+            "epochs": 10,
+            "batch_size": 4,
+        } | changed
         job = {"seed": 0, "text": TEXT, "dpo": settings}
         run = Run(tiny.prepare(tmp_path / name, "dpo", job, inputs, micro_batch=micro_batch))
         dpo.train(DpoJob.model_validate(run.record), run)
@@ -56,7 +61,9 @@ def trained(inputs: dict[str, Path], tmp_path: Path) -> Trained:
     return train
 
 
-def test_it_starts_at_ln_2_and_at_the_bases_own_likelihood_of_the_best_answers(trained: Trained, inputs: dict[str, Path]) -> None:
+def test_it_starts_at_ln_2_and_at_the_bases_own_likelihood_of_the_best_answers(
+    trained: Trained, inputs: dict[str, Path]
+) -> None:
     (line,), _ = trained(max_steps=1)
     assert line["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert line["margin"] == pytest.approx(0, abs=1e-5)
@@ -69,7 +76,9 @@ def test_it_starts_at_ln_2_and_at_the_bases_own_likelihood_of_the_best_answers(t
         for best in training[i].best:
             ids = torch.tensor([training[i].prompt + training[i].answers[best]])
             labels = torch.where(torch.arange(ids.shape[1]) < len(training[i].prompt), -100, ids)
-            losses.append(base(input_ids=ids, labels=labels).loss.item())  # the library's own mean over the answer's tokens
+            losses.append(
+                base(input_ids=ids, labels=labels).loss.item()
+            )  # the library's own mean over the answer's tokens
     assert line["nll"] == pytest.approx(sum(losses) / len(losses), abs=1e-5)
 
 
@@ -103,11 +112,15 @@ def test_the_likelihood_term_keeps_the_best_answers_likely_and_pairs_are_learnt(
     ],
     ids=["full", "bottleneck", "whole layers"],
 )
-def test_everything_that_can_be_trained_starts_as_the_reference_and_learns(trained: Trained, settings: dict[str, Any]) -> None:
+def test_everything_that_can_be_trained_starts_as_the_reference_and_learns(
+    trained: Trained, settings: dict[str, Any]
+) -> None:
     lines, run = trained(max_steps=20, nll_weight=0.0, **settings)
     assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert lines[-1]["held_out_loss"] < 0.65
-    assert {path.name for path in run.artifact.iterdir() if path.is_dir()} == {"model" if settings["tune"] == "full" else "bottleneck"}
+    assert {path.name for path in run.artifact.iterdir() if path.is_dir()} == {
+        "model" if settings["tune"] == "full" else "bottleneck"
+    }
 
 
 def test_a_bottleneck_in_place_of_the_mlp_starts_elsewhere(trained: Trained) -> None:
@@ -122,7 +135,9 @@ def test_ipo_starts_at_its_target_squared_and_holds_the_margin_down(trained: Tra
     assert lines[-1]["margin"] < plain[-1]["margin"]
 
 
-def test_every_kind_of_policy_is_had_back_as_it_was_trained(trained: Trained, inputs: dict[str, Path]) -> None:
+def test_every_kind_of_policy_is_had_back_as_it_was_trained(
+    trained: Trained, inputs: dict[str, Path]
+) -> None:
     ids = torch.tensor([[5, 6, 7, 8, 9]])
     for name, settings in {
         "lora": {},
@@ -131,12 +146,23 @@ def test_every_kind_of_policy_is_had_back_as_it_was_trained(trained: Trained, in
     }.items():
         kept: list[torch.Tensor] = []
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(dpo, "evaluate", lambda policy, *_, kept=kept: kept.append(policy(ids).logits.detach()) or dpo.HeldOut(0.5, wilson(1, 2)))
+            patch.setattr(
+                dpo,
+                "evaluate",
+                lambda policy, *_, kept=kept: (
+                    kept.append(policy(ids).logits.detach()) or dpo.HeldOut(0.5, wilson(1, 2))
+                ),
+            )
             _, run = trained(name, evaluations=1, **settings)
         again = partial(loading.load, inputs["model"], device=tiny.CPU)
         base = again()
         _, active = trainable.load(
-            run.artifact, base, "dpo", actual=fingerprint.fingerprint(inputs["model"], base), setting="weights.merged", again=again
+            run.artifact,
+            base,
+            "dpo",
+            actual=fingerprint.fingerprint(inputs["model"], base),
+            setting="weights.merged",
+            again=again,
         )
         with active() as policy, torch.no_grad():
             torch.testing.assert_close(policy(ids).logits, kept[-1], atol=1e-5, rtol=1e-5)
@@ -155,7 +181,9 @@ def test_a_reference_of_other_answers_is_refused(inputs: dict[str, Path], tmp_pa
         dpo.train(DpoJob.model_validate(run.record), run)
 
 
-def test_a_reference_of_another_model_is_noticed_before_the_first_step(inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_a_reference_of_another_model_is_noticed_before_the_first_step(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
     table = pq.read_table(inputs["reference"] / "reference.parquet")
     moved = table.set_column(3, "log_prob", pc.add(table["log_prob"], 1.0))
     shutil.copytree(inputs["reference"], tmp_path / "moved")
@@ -179,12 +207,18 @@ def test_the_reference_is_what_the_library_says_of_each_answer(inputs: dict[str,
             with torch.no_grad():
                 expected = -base(input_ids=ids, labels=labels).loss.item() * len(answer)
             row = next(known)
-            assert (row["question_id"], row["answer"], row["tokens"]) == (question.question_id, number, len(answer))
+            assert (row["question_id"], row["answer"], row["tokens"]) == (
+                question.question_id,
+                number,
+                len(answer),
+            )
             assert row["log_prob"] == pytest.approx(expected, abs=1e-3)
     assert next(known, None) is None
 
 
-def test_its_accuracy_is_of_evaluation_questions_redrawn_whole(trained: Trained, inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_its_accuracy_is_of_evaluation_questions_redrawn_whole(
+    trained: Trained, inputs: dict[str, Path], tmp_path: Path
+) -> None:
     """The evaluation pairs with their sides swapped turn the accuracy round and nothing else; its interval is of 20 questions, not of 40 pairs."""
     _, run = trained("plain", max_steps=3, evaluations=1)
     table = pq.read_table(inputs["data"] / "evaluation_pairs.parquet")
@@ -242,7 +276,11 @@ def test_evaluation_pairs_are_checked_like_those_that_are_trained_on(
         found = honest(policy, questions, *rest)
         return found._replace(loss=math.nan) if questions[0].question_id in asked else found
 
-    monkeypatch.setattr(training_setup, "share_prompts", lambda _run, _base, questions, **_: seen.update(c.question_id for c in questions))
+    monkeypatch.setattr(
+        training_setup,
+        "share_prompts",
+        lambda _run, _base, questions, **_: seen.update(c.question_id for c in questions),
+    )
     monkeypatch.setattr(dpo, "evaluate", overflowing)
     with pytest.raises(InputError, match=r"^The loss of evaluation pairs is nan"):
         trained(max_steps=1)

@@ -27,10 +27,18 @@ from tests.support import tiny
 TEXT = {"max_prompt_tokens": 48, "max_answer_tokens": 32}
 
 
-def evidence(pairs: list[tuple[int, int]], *, questions: list[int] | None = None, margin: float = 0.0) -> Evidence:
+def evidence(
+    pairs: list[tuple[int, int]], *, questions: list[int] | None = None, margin: float = 0.0
+) -> Evidence:
     chosen, rejected = map(torch.tensor, zip(*pairs, strict=True))
     count = len(pairs)
-    return Evidence(chosen, rejected, torch.tensor(questions or range(count)), torch.full((count,), margin), torch.full((count,), 1 / count))
+    return Evidence(
+        chosen,
+        rejected,
+        torch.tensor(questions or range(count)),
+        torch.full((count,), margin),
+        torch.full((count,), 1 / count),
+    )
 
 
 def random(num_answers: int, num_pairs: int, width: int, *, signal: float) -> tuple[Tensor, Evidence]:
@@ -39,10 +47,16 @@ def random(num_answers: int, num_pairs: int, width: int, *, signal: float) -> tu
     features = torch.randn(num_answers, width, generator=generator)
     ends = torch.randint(num_answers, (num_pairs, 2), generator=generator)
     ends = ends[ends[:, 0] != ends[:, 1]]
-    ahead = torch.sigmoid(signal * (features[ends[:, 0], 0] - features[ends[:, 1], 0])) > torch.rand(len(ends), generator=generator)
-    found = evidence([(a, b) if first else (b, a) for (a, b), first in zip(ends.tolist(), ahead.tolist(), strict=True)])
+    ahead = torch.sigmoid(signal * (features[ends[:, 0], 0] - features[ends[:, 1], 0])) > torch.rand(
+        len(ends), generator=generator
+    )
+    found = evidence(
+        [(a, b) if first else (b, a) for (a, b), first in zip(ends.tolist(), ahead.tolist(), strict=True)]
+    )
     weight = torch.rand(len(ends), generator=generator)
-    return features, found._replace(weight=weight / weight.sum(), margin=torch.randn(len(ends), generator=generator) / 2)
+    return features, found._replace(
+        weight=weight / weight.sum(), margin=torch.randn(len(ends), generator=generator) / 2
+    )
 
 
 def newton(features: Tensor, found: Evidence, strength: float) -> Tensor:
@@ -52,7 +66,9 @@ def newton(features: Tensor, found: Evidence, strength: float) -> Tensor:
     for _ in range(30):
         wrong = torch.sigmoid(found.margin.double() - differences @ weight)
         gradient = strength * weight - differences.T @ (found.weight * wrong)
-        curvature = differences.T @ (differences * (found.weight * wrong * (1 - wrong))[:, None]) + strength * torch.eye(len(weight))
+        curvature = differences.T @ (
+            differences * (found.weight * wrong * (1 - wrong))[:, None]
+        ) + strength * torch.eye(len(weight))
         weight = weight - torch.linalg.solve(curvature, gradient)
     return weight
 
@@ -63,16 +79,24 @@ def test_three_wins_of_four_are_log_3() -> None:
     assert linear_probe.fit(features, found, 0.1, torch.zeros(1)).item() == pytest.approx(
         0.736876, abs=1e-5
     )  # .75 sigmoid(-w) - .25 sigmoid(w) = .1 w
-    assert linear_probe.loss(torch.tensor([1.098612, 0.0]), found).item() == pytest.approx(0.562335, abs=1e-6)  # entropy of 3 : 1
+    assert linear_probe.loss(torch.tensor([1.098612, 0.0]), found).item() == pytest.approx(
+        0.562335, abs=1e-6
+    )  # entropy of 3 : 1
     led = evidence([(0, 1), (0, 1), (0, 1), (0, 1)], margin=0.5)
-    assert linear_probe.loss(torch.tensor([1.2, 0.0]), led).item() == pytest.approx(0.403186, abs=1e-6)  # -log sigmoid(.7)
+    assert linear_probe.loss(torch.tensor([1.2, 0.0]), led).item() == pytest.approx(
+        0.403186, abs=1e-6
+    )  # -log sigmoid(.7)
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.03])
 def test_the_fit_is_newtons(strength: float) -> None:
     features, found = random(60, 300, 5, signal=1.0)
     begin = torch.randn(5)
-    assert torch.allclose(linear_probe.fit(features, found, strength, begin).double(), newton(features, found, strength), atol=1e-3)
+    assert torch.allclose(
+        linear_probe.fit(features, found, strength, begin).double(),
+        newton(features, found, strength),
+        atol=1e-3,
+    )
 
 
 def test_units_and_origins_of_features_do_not_matter() -> None:
@@ -128,10 +152,15 @@ def test_one_question_is_enough() -> None:
 def test_questions_that_were_not_drawn_are_as_if_they_were_not_there() -> None:
     """Also where all of a fold's are such."""
     features, found = random(60, 300, 5, signal=1.0)
-    folds = torch.tensor([linear_probe.mix(0, number) % linear_probe.FOLDS for number in found.question.tolist()])
+    folds = torch.tensor(
+        [linear_probe.mix(0, number) % linear_probe.FOLDS for number in found.question.tolist()]
+    )
     there = (folds != 2) & (found.question % 3 > 0)
     drawn = found._replace(weight=found.weight * there / (found.weight * there).sum())
-    ours, theirs = linear_probe.probe(features, drawn, seed=0), linear_probe.probe(features, found.of(there), seed=0)
+    ours, theirs = (
+        linear_probe.probe(features, drawn, seed=0),
+        linear_probe.probe(features, found.of(there), seed=0),
+    )
     assert ours.strength == theirs.strength < 100
     assert torch.allclose(ours.head, theirs.head, atol=1e-5)
     assert ours.losses == pytest.approx(theirs.losses)
@@ -151,8 +180,19 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def prepared(folder: Path, inputs: dict[str, Path], **changed: Any) -> Run:
-    settings = {"lora": {"rank": 2, "alpha": 4.0}, "max_steps": 4, "epochs": 10, "batch_size": 4, "held_out_share": 0.2, "probe": True} | changed
-    return Run(tiny.prepare(folder, "reward", {"seed": 0, "text": TEXT, "reward": settings}, inputs, checkpoint_steps=2))
+    settings = {
+        "lora": {"rank": 2, "alpha": 4.0},
+        "max_steps": 4,
+        "epochs": 10,
+        "batch_size": 4,
+        "held_out_share": 0.2,
+        "probe": True,
+    } | changed
+    return Run(
+        tiny.prepare(
+            folder, "reward", {"seed": 0, "text": TEXT, "reward": settings}, inputs, checkpoint_steps=2
+        )
+    )
 
 
 def trained(folder: Path, inputs: dict[str, Path], **changed: Any) -> Run:
@@ -190,8 +230,13 @@ def test_training_that_only_harms_leaves_the_probe(inputs: dict[str, Path], tmp_
 
 
 def test_training_begins_at_the_probe(inputs: dict[str, Path], tmp_path: Path) -> None:
-    probed, plain = (trained(tmp_path / str(on), inputs, probe=on, max_steps=1, learning_rate=1e-6) for on in (True, False))
-    steps = [[json.loads(line) for line in (run.artifact / "metrics.jsonl").read_text().splitlines()] for run in (probed, plain)]
+    probed, plain = (
+        trained(tmp_path / str(on), inputs, probe=on, max_steps=1, learning_rate=1e-6) for on in (True, False)
+    )
+    steps = [
+        [json.loads(line) for line in (run.artifact / "metrics.jsonl").read_text().splitlines()]
+        for run in (probed, plain)
+    ]
     assert [[line["step"] for line in lines] for lines in steps] == [[0, 1], [1]]
     assert steps[0][1]["loss"] < 0.3 < 0.6 < steps[1][0]["loss"]
     assert steps[0][0]["held_out_loss"] == said(probed)["held_out_loss"]
@@ -207,7 +252,9 @@ def test_members_begin_at_probes_of_their_own(inputs: dict[str, Path], tmp_path:
 
 
 @pytest.mark.parametrize("cut", [0, 2])
-def test_a_killed_run_keeps_its_probe(cut: int, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_keeps_its_probe(
+    cut: int, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ended right after the probe is saved, or in the midst of the steps."""
     killed, honest = prepared(tmp_path / "killed", inputs), checkpoints.save
 
@@ -227,14 +274,23 @@ def test_a_killed_run_keeps_its_probe(cut: int, inputs: dict[str, Path], tmp_pat
     monkeypatch.undo()
     whole = trained(tmp_path / "whole", inputs)
     names = {path.relative_to(whole.artifact) for path in whole.artifact.rglob("*") if path.is_file()}
-    assert {name for name in names if (whole.artifact / name).read_bytes() != (again.artifact / name).read_bytes()} == set()
+    assert {
+        name for name in names if (whole.artifact / name).read_bytes() != (again.artifact / name).read_bytes()
+    } == set()
 
 
-@pytest.mark.parametrize(("weigh", "weights"), [("pairs", [0.5, 0.125, 0.125, 0.125, 0.125]), ("questions", [2 / 3, 1 / 12, 1 / 12, 1 / 12, 1 / 12])])
-def test_pairs_weigh_as_in_training(weigh: str, weights: list[float], inputs: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("weigh", "weights"),
+    [("pairs", [0.5, 0.125, 0.125, 0.125, 0.125]), ("questions", [2 / 3, 1 / 12, 1 / 12, 1 / 12, 1 / 12])],
+)
+def test_pairs_weigh_as_in_training(
+    weigh: str, weights: list[float], inputs: dict[str, Path], tmp_path: Path
+) -> None:
     """A question with one pair, drawn several times, and one with four."""
     one = Comparison(1, [1], [[2], [3]], [(0, 1)], [2.0], [True])
-    four = Comparison(2, [1], [[2], [3], [4], [5]], [(0, 1), (0, 2), (0, 3), (1, 3)], [1.0] * 4, [False, None, True, True])
+    four = Comparison(
+        2, [1], [[2], [3], [4], [5]], [(0, 1), (0, 2), (0, 3), (1, 3)], [1.0] * 4, [False, None, True, True]
+    )
     job = RewardJob.model_validate(prepared(tmp_path / "job", inputs, weigh=weigh, margin=0.1).record)
     found = probe_start.evidence(
         reward_evaluation.pairs_of([one, four]),
@@ -245,14 +301,23 @@ def test_pairs_weigh_as_in_training(weigh: str, weights: list[float], inputs: di
     assert found.margin.tolist() == pytest.approx([0.2 - 0.5, 0.1 + 0.5, 0.1, 0.1 - 0.5, 0.1 - 0.5])
 
 
-@pytest.mark.parametrize(("other", "match"), [({"start": "weights.safetensors"}, "set start to ''"), ({"centring": 0.1}, "set centring to 0")])
+@pytest.mark.parametrize(
+    ("other", "match"),
+    [({"start": "weights.safetensors"}, "set start to ''"), ({"centring": 0.1}, "set centring to 0")],
+)
 def test_what_a_probe_does_not_go_with_is_refused(other: dict[str, Any], match: str) -> None:
     with pytest.raises(ValidationError, match=f"{match}, or probe to false"):
         Reward(probe=True, **other)
 
 
-def test_hidden_states_that_are_no_numbers_are_refused(inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hidden_states_that_are_no_numbers_are_refused(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     honest = shared_prompt.features
-    monkeypatch.setattr(shared_prompt, "features", lambda model, batch: honest(model, batch).index_fill(1, torch.tensor([3]), float("inf")))
+    monkeypatch.setattr(
+        shared_prompt,
+        "features",
+        lambda model, batch: honest(model, batch).index_fill(1, torch.tensor([3]), float("inf")),
+    )
     with pytest.raises(InputError, match=r"no numbers.*set weights\.merged to float32"):
         trained(tmp_path / "inf", inputs)

@@ -12,7 +12,9 @@ from tasks.rlhf.training import checkpoints
 from tasks.rlhf.training.loop import Best, Plan, Training, decayed
 from tasks.system.errors import InputError
 
-PLAN = Plan(total=6, seed=0, peak=0.1, shape="constant", warmup_share=0, evaluations=6, patience=None, keep_best=True)
+PLAN = Plan(
+    total=6, seed=0, peak=0.1, shape="constant", warmup_share=0, evaluations=6, patience=None, keep_best=True
+)
 
 
 def begun(folder: Path, plan: Plan = PLAN) -> Training:
@@ -28,8 +30,13 @@ def run(training: Training, losses: list[float], *, every: int = 100) -> None:
         training.save(step + 1, every=every)
 
 
-@pytest.mark.parametrize(("total", "evaluations", "steps"), [(10, 2, {5, 10}), (3, 8, {1, 2, 3}), (1, 4, {1}), (7, 1, {7}), (100, 3, {33, 67, 100})])
-def test_evaluations_are_spread_evenly_and_the_last_is_at_the_end(total: int, evaluations: int, steps: set[int]) -> None:
+@pytest.mark.parametrize(
+    ("total", "evaluations", "steps"),
+    [(10, 2, {5, 10}), (3, 8, {1, 2, 3}), (1, 4, {1}), (7, 1, {7}), (100, 3, {33, 67, 100})],
+)
+def test_evaluations_are_spread_evenly_and_the_last_is_at_the_end(
+    total: int, evaluations: int, steps: set[int]
+) -> None:
     assert evaluation_steps(total, evaluations) == steps
 
 
@@ -115,7 +122,9 @@ def test_parts_are_clipped_apart(tmp_path: Path) -> None:
         (1.0, 3e38, "^The gradient's norm is inf in step 3: "),  # finite itself
     ],
 )
-def test_a_step_that_is_not_finite_is_not_taken(tmp_path: Path, loss: float, gradient: float, sentence: str) -> None:
+def test_a_step_that_is_not_finite_is_not_taken(
+    tmp_path: Path, loss: float, gradient: float, sentence: str
+) -> None:
     training = begun(tmp_path)
     steps = training.steps()
     for _ in range(3):

@@ -43,7 +43,9 @@ def test_a_phase_is_told_beside_the_steps_and_is_none(run: Run) -> None:
     assert [line["step"] for line in written(run)] == [1]
 
 
-def test_a_short_phase_says_nothing_and_a_long_one_once_in_a_while(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_phase_says_nothing_and_a_long_one_once_in_a_while(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = [0.0]
     monkeypatch.setattr(program, "PHASE_SECONDS", 1.0)
     monkeypatch.setattr(program.time, "monotonic", lambda: now[0])
@@ -77,7 +79,9 @@ def test_a_phase_that_comes_again_is_told_again(run: Run) -> None:
     assert tail.read() == []
 
 
-def test_the_screen_names_the_phase_and_starts_its_rate_anew(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_screen_names_the_phase_and_starts_its_rate_anew(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     now = [0.0]
     monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
     shown = terminal.Screen()
@@ -104,6 +108,8 @@ def test_the_screen_names_the_phase_and_starts_its_rate_anew(monkeypatch: pytest
 
 def test_parts_that_are_computed_one_by_one_are_told() -> None:
     told: list[tuple[int, int]] = []
-    found = distributed.each([1, 2, 3], lambda part: torch.tensor(part), told=lambda done, total: told.append((done, total)))
+    found = distributed.each(
+        [1, 2, 3], lambda part: torch.tensor(part), told=lambda done, total: told.append((done, total))
+    )
     assert [x.item() for x in found] == [1, 2, 3]
     assert told == [(1, 3), (2, 3), (3, 3)]

@@ -85,16 +85,28 @@ def batch(started: Start) -> tuple[PpoJob, Actors, Rollout, Tensor, Tensor]:
                 parameter.normal_(std=0.3)
     mask = rollout.batch.response_mask
     assert len(set(mask.sum(dim=1).tolist())) > 2  # a mean of means would differ
-    token_rewards = rewards.token_rewards(rollout.score, rollout.logp, rollout.ref_logp, mask, kl_coefficient=0.1)
+    token_rewards = rewards.token_rewards(
+        rollout.score, rollout.logp, rollout.ref_logp, mask, kl_coefficient=0.1
+    )
     advantages, returns = gae(token_rewards, rollout.values, mask, discount=1.0, gae_lambda=0.95)
     return job, actors, rollout, whiten(advantages, mask), returns
 
 
-def gradients(job: PpoJob, actors: Actors, rollout: Rollout, advantages: Tensor, returns: Tensor, rows: list[int], micro: int) -> tuple[Tensor, Any]:
+def gradients(
+    job: PpoJob,
+    actors: Actors,
+    rollout: Rollout,
+    advantages: Tensor,
+    returns: Tensor,
+    rows: list[int],
+    micro: int,
+) -> tuple[Tensor, Any]:
     parameters = actors.policy | actors.critic
     for parameter in parameters.values():
         parameter.grad = None
-    update = ppo.accumulate(actors, rollout, advantages, returns, torch.tensor(rows), job.ppo, micro_batch=micro)
+    update = ppo.accumulate(
+        actors, rollout, advantages, returns, torch.tensor(rows), job.ppo, micro_batch=micro
+    )
     assert all(parameter.grad is not None for parameter in parameters.values())
     return torch.cat([parameter.grad.flatten() for parameter in parameters.values()]), update  # type: ignore[union-attr]
 
@@ -118,9 +130,20 @@ def test_order_and_padding_change_nothing(batch: tuple[Any, ...]) -> None:
     ids, mask = rollout.batch
     junk = torch.where(torch.arange(ids.shape[1]) > sequence_ends(mask)[:, None], 77, ids)
     wider = Sequences(F.pad(junk, (0, 5), value=55), F.pad(mask, (0, 5)))
-    padded = Rollout(*(F.pad(x, (0, 5), value=1e3) if isinstance(x, Tensor) and x.dim() == 2 else x for x in rollout._replace(batch=None)))  # type: ignore[arg-type]
+    padded = Rollout(
+        *(
+            F.pad(x, (0, 5), value=1e3) if isinstance(x, Tensor) and x.dim() == 2 else x
+            for x in rollout._replace(batch=None)
+        )
+    )  # type: ignore[arg-type]
     again, same = gradients(
-        job, actors, padded._replace(batch=wider), F.pad(advantages, (0, 5), value=1e3), F.pad(returns, (0, 5), value=1e3), list(range(8)), 0
+        job,
+        actors,
+        padded._replace(batch=wider),
+        F.pad(advantages, (0, 5), value=1e3),
+        F.pad(returns, (0, 5), value=1e3),
+        list(range(8)),
+        0,
     )
     torch.testing.assert_close(again, whole, atol=1e-5, rtol=1e-4)
     assert same == pytest.approx(figures, rel=1e-4, abs=1e-6)
@@ -144,14 +167,20 @@ def test_policy_and_critic_do_not_touch_each_other(batch: tuple[Any, ...]) -> No
     gradients(*batch, rows=list(range(8)), micro=0)
     before = [parameter.grad.clone() for parameter in actors.policy.values() if parameter.grad is not None]
     gradients(job, actors, rollout, advantages, returns + 3.0, list(range(8)), 0)
-    assert all(torch.equal(a, parameter.grad) for a, parameter in zip(before, actors.policy.values(), strict=True) if parameter.grad is not None)
+    assert all(
+        torch.equal(a, parameter.grad)
+        for a, parameter in zip(before, actors.policy.values(), strict=True)
+        if parameter.grad is not None
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------------ rollout
 
 
 def test_a_rollout_is_what_the_four_roles_say(started: Start) -> None:
-    job, run = started(missing_eos_reward=-7.0, temperature=0.8, text={"max_answer_tokens": 16})  # too short for some answers
+    job, run = started(
+        missing_eos_reward=-7.0, temperature=0.8, text={"max_answer_tokens": 16}
+    )  # too short for some answers
     tokenizer = loading.load_tokenizer(run.inputs["model"])
     actors = ppo.load_actors(job, run, tiny.CPU)
     torch.manual_seed(3)
@@ -173,7 +202,9 @@ def test_a_rollout_is_what_the_four_roles_say(started: Start) -> None:
     shorter = Sequences(rollout.batch.input_ids[row : row + 1, :end], mask[row : row + 1, :end])
     with lora.active(actors.model, "reward") as base, torch.no_grad():
         score = sequences.scores(base, actors.reward.members[0].head, shorter)[0]
-    assert rollout.values[row, end].item() == pytest.approx((score.item() - record["mean"]) / record["std"], abs=1e-4)
+    assert rollout.values[row, end].item() == pytest.approx(
+        (score.item() - record["mean"]) / record["std"], abs=1e-4
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ planted mistakes
@@ -187,13 +218,19 @@ def fails(job: PpoJob, run: Run, cause: str) -> None:
 
 def test_dropout_while_training_is_noticed(started: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = forward.hidden_states
-    monkeypatch.setattr(sequences, "hidden_states", lambda *args: F.dropout(honest(*args), p=0.02, training=torch.is_grad_enabled()))
+    monkeypatch.setattr(
+        sequences,
+        "hidden_states",
+        lambda *args: F.dropout(honest(*args), p=0.02, training=torch.is_grad_enabled()),
+    )
     fails(*started(), "The first mini-batch has mean ratio")
 
 
 def test_dropout_while_scoring_is_noticed(started: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = sequences.log_probs
-    monkeypatch.setattr(sequences, "log_probs", lambda *args, **kwargs: F.dropout(honest(*args, **kwargs), p=0.1))
+    monkeypatch.setattr(
+        sequences, "log_probs", lambda *args, **kwargs: F.dropout(honest(*args, **kwargs), p=0.1)
+    )
     fails(*started(), "Sampler's and scorer's")
 
 
@@ -207,13 +244,19 @@ def test_ratios_off_to_both_sides_are_noticed() -> None:
         sanity_checks.check_ratio(float("nan"), 0.0, 0.0, tolerance=1e-3)
 
 
-def test_another_temperature_in_the_sampler_is_noticed(started: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_temperature_in_the_sampler_is_noticed(
+    started: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     honest = sampling.sample
-    monkeypatch.setattr(sampling, "sample", lambda *args, **kwargs: honest(*args, **(kwargs | {"temperature": 0.9})))
+    monkeypatch.setattr(
+        sampling, "sample", lambda *args, **kwargs: honest(*args, **(kwargs | {"temperature": 0.9}))
+    )
     fails(*started(), "Sampler's and scorer's")
 
 
-def test_padding_that_is_seen_by_the_sampler_is_noticed(started: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_padding_that_is_seen_by_the_sampler_is_noticed(
+    started: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     honest = sampling.left_padded
 
     def seen(prompts: list[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -258,7 +301,9 @@ def test_an_adapter_that_is_not_fresh_is_noticed(started: Start, monkeypatch: py
 def test_a_base_that_was_changed_is_noticed(started: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = lora.load
 
-    def merged(model: PreTrainedModel | PeftModel, name: str, folder: Path) -> tuple[PeftModel, Tensor | None]:
+    def merged(
+        model: PreTrainedModel | PeftModel, name: str, folder: Path
+    ) -> tuple[PeftModel, Tensor | None]:
         loaded, score = honest(model, name, folder)
         loaded.get_base_model().model.norm.weight.data.mul_(1.0001)
         return loaded, score
@@ -278,7 +323,9 @@ def test_parameters_without_gradient_are_noticed(started: Start, monkeypatch: py
 
 
 @pytest.mark.parametrize("culprit", ["base", "reward adapter", "reward head"])
-def test_frozen_weights_that_move_are_noticed(started: Start, monkeypatch: pytest.MonkeyPatch, culprit: str) -> None:
+def test_frozen_weights_that_move_are_noticed(
+    started: Start, monkeypatch: pytest.MonkeyPatch, culprit: str
+) -> None:
     honest = ppo.load_actors
     actors: list[Actors] = []
 
@@ -315,7 +362,9 @@ def test_a_resume_is_checked_too(started: Start, monkeypatch: pytest.MonkeyPatch
     assert found is not None
     assert found.step == 2
     sample = sampling.sample
-    monkeypatch.setattr(sampling, "sample", lambda *args, **kwargs: sample(*args, **(kwargs | {"temperature": 0.9})))
+    monkeypatch.setattr(
+        sampling, "sample", lambda *args, **kwargs: sample(*args, **(kwargs | {"temperature": 0.9}))
+    )
     fails(job, run, "Sampler's and scorer's")
 
 
@@ -335,7 +384,9 @@ def test_a_run_trains_the_policy_and_leaves_its_artifact(started: Start) -> None
     assert abs(steps[0]["kl_k3"]) < 1e-4
     assert steps[-1]["kl_k3"] > 1e-4
     assert steps[1]["kl_coefficient"] == pytest.approx(0.05 * (1 - 0.2 * 8 / 50))
-    assert all(torch.isfinite(torch.tensor([float(value) for value in line.values()])).all() for line in steps)
+    assert all(
+        torch.isfinite(torch.tensor([float(value) for value in line.values()])).all() for line in steps
+    )
     for folder in ("adapter", "critic"):
         weights = load_file(run.artifact / folder / lora.WEIGHTS)
         assert any(value.any() for key, value in weights.items() if "lora_B" in key)
@@ -356,7 +407,9 @@ def test_answers_that_do_not_end_are_warned_of(started: Start) -> None:
     assert "of the sampled answers ended within text.max_answer_tokens = 2;" in warning
 
 
-def test_a_fooled_reward_model_stops_ppo_where_it_is_told_to(started: Start, inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_a_fooled_reward_model_stops_ppo_where_it_is_told_to(
+    started: Start, inputs: dict[str, Path], tmp_path: Path
+) -> None:
     fooled = tmp_path / "fooled"
     shutil.copytree(inputs["reward"], fooled)
     record = json.loads((fooled / "reward.json").read_text())
@@ -367,17 +420,27 @@ def test_a_fooled_reward_model_stops_ppo_where_it_is_told_to(started: Start, inp
     ppo.train(*started("goes-on", given={"reward": fooled}))
 
 
-@pytest.mark.parametrize("settings", [{"members": 2, "caution": 1.0}, {"tune": "full", "learning_rate": 1e-3}], ids=["ensemble", "full"])
-def test_ppo_trains_against_every_kind_of_reward_model(started: Start, inputs: dict[str, Path], tmp_path: Path, settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [{"members": 2, "caution": 1.0}, {"tune": "full", "learning_rate": 1e-3}],
+    ids=["ensemble", "full"],
+)
+def test_ppo_trains_against_every_kind_of_reward_model(
+    started: Start, inputs: dict[str, Path], tmp_path: Path, settings: dict[str, Any]
+) -> None:
     job = {"seed": 0, "text": TEXT, "reward": {"lora": LORA, "max_steps": 4} | settings}
-    run = Run(tiny.prepare(tmp_path / "reward", "reward", job, {name: inputs[name] for name in ("data", "model")}))
+    run = Run(
+        tiny.prepare(tmp_path / "reward", "reward", job, {name: inputs[name] for name in ("data", "model")})
+    )
     reward.train(RewardJob.model_validate(run.record), run)
     against, rollouts = started("ppo", given={"reward": run.artifact})
     ppo.train(against, rollouts)  # with the step-zero checks: the reward model's probes give what was stored
     assert [line["step"] for line in lines(rollouts)] == [1, 2]
 
 
-def test_every_step_begins_without_gradients_and_every_pass_takes_each_rollout_once(started: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_step_begins_without_gradients_and_every_pass_takes_each_rollout_once(
+    started: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job, run = started(steps=2, epochs=3)
     honest = ppo.accumulate
     taken: list[int] = []
@@ -398,22 +461,33 @@ def test_every_step_begins_without_gradients_and_every_pass_takes_each_rollout_o
 def test_equal_jobs_give_equal_bytes(started: Start) -> None:
     for name in ("first", "second"):
         ppo.train(*started(name))
-    first, second = (started(f"{name}-again")[1].directory.parent / name / "artifact" for name in ("first", "second"))
+    first, second = (
+        started(f"{name}-again")[1].directory.parent / name / "artifact" for name in ("first", "second")
+    )
     assert (first / "metrics.jsonl").read_bytes() == (second / "metrics.jsonl").read_bytes()
     assert (first / "adapter" / lora.WEIGHTS).read_bytes() == (second / "adapter" / lora.WEIGHTS).read_bytes()
 
 
 def test_steps_too_far_from_the_sampler_are_skipped_before_they_are_taken(started: Start) -> None:
-    for name, limit, skipped in (("strict", 1e-12, 3), ("free", None, 0)):  # the first of four has KL 0; it is taken, and all others are too far
-        job, run = started(name, steps=1, max_step_kl=limit, learning_rate=1e-2, machine={"checkpoint_steps": 1})
+    for name, limit, skipped in (
+        ("strict", 1e-12, 3),
+        ("free", None, 0),
+    ):  # the first of four has KL 0; it is taken, and all others are too far
+        job, run = started(
+            name, steps=1, max_step_kl=limit, learning_rate=1e-2, machine={"checkpoint_steps": 1}
+        )
         ppo.train(job, run)
         assert lines(run)[0]["skipped"] == skipped
         found = checkpoints.latest(run.checkpoints)
         assert found is not None
-        assert {value.item() for key, value in found.tensors.items() if key.startswith("optimizer.step.")} == {4 - skipped}
+        assert {
+            value.item() for key, value in found.tensors.items() if key.startswith("optimizer.step.")
+        } == {4 - skipped}
 
 
-def test_an_empty_rl_split_is_the_users_to_mend(started: Start, inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_an_empty_rl_split_is_the_users_to_mend(
+    started: Start, inputs: dict[str, Path], tmp_path: Path
+) -> None:
     import pyarrow.parquet as pq
 
     empty = tmp_path / "data"
@@ -443,17 +517,24 @@ def ends(job: PpoJob, run: Run, sentence: str) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_a_reward_that_is_no_number_ends_the_run(started: Start, inputs: dict[str, Path], tmp_path: Path, value: float) -> None:
+def test_a_reward_that_is_no_number_ends_the_run(
+    started: Start, inputs: dict[str, Path], tmp_path: Path, value: float
+) -> None:
     def change(folder: Path) -> None:
         record = json.loads((folder / "reward.json").read_text())
         (folder / "reward.json").write_text(json.dumps(record | {"mean": value}))
 
     given = {"reward": altered(inputs["reward"], tmp_path / "bad", change)}
-    ends(*started(given=given), r"^The (critic's value|reward model's score) is -?(nan|inf) \(\d+ of \d+ values\) in step 1: ")
+    ends(
+        *started(given=given),
+        r"^The (critic's value|reward model's score) is -?(nan|inf) \(\d+ of \d+ values\) in step 1: ",
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_one_score_that_is_no_number_ends_the_run_where_it_comes_up(started: Start, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+def test_one_score_that_is_no_number_ends_the_run_where_it_comes_up(
+    started: Start, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
     honest, calls = ppo.scorer.normalised, iter(range(100))
 
     def scored(*args: Any) -> Tensor:
@@ -461,13 +542,19 @@ def test_one_score_that_is_no_number_ends_the_run_where_it_comes_up(started: Sta
         return torch.where(torch.arange(len(score)) == 3, value, score) if next(calls) == 1 else score
 
     monkeypatch.setattr(ppo.scorer, "normalised", scored)
-    ends(*started(steps=3), rf"^The reward model's score is {value} \(1 of 8 values\) in step 2: train the reward model again")
+    ends(
+        *started(steps=3),
+        rf"^The reward model's score is {value} \(1 of 8 values\) in step 2: train the reward model again",
+    )
 
 
 def test_a_score_out_of_range_ends_the_run(started: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = ppo.scorer.normalised
     monkeypatch.setattr(ppo.scorer, "normalised", lambda *args: 1e25 * honest(*args))
-    ends(*started(), r"^The (advantage|policy loss|value loss) is (nan|inf).* in step 1: training has diverged; lower ppo\.learning_rate\.$")
+    ends(
+        *started(),
+        r"^The (advantage|policy loss|value loss) is (nan|inf).* in step 1: training has diverged; lower ppo\.learning_rate\.$",
+    )
 
 
 def test_weights_that_leave_the_numbers_end_the_run(started: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -483,7 +570,9 @@ def test_weights_that_leave_the_numbers_end_the_run(started: Start, monkeypatch:
     ends(*started(minibatch=8, epochs=1), r"^The weight base_model\S+ is nan \(1 of \d+ values\) in step 1")
 
 
-def test_a_base_that_is_no_number_ends_the_run(started: Start, inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_a_base_that_is_no_number_ends_the_run(
+    started: Start, inputs: dict[str, Path], tmp_path: Path
+) -> None:
     from tasks.rlhf.models import fingerprint, loading
 
     def change(folder: Path) -> None:

@@ -29,7 +29,9 @@ def test_a_metric_that_is_not_finite_is_refused_with_its_step(run: Run, value: f
     run.log(1, 3, loss=1.0)
     with pytest.raises(InputError, match=f"^accuracy is {value} in step 2: training has diverged"):
         run.log(2, 3, loss=1.0, accuracy=value)
-    assert [line["step"] for line in map(strict, (run.directory / "metrics.jsonl").read_text().splitlines())] == [1]
+    assert [
+        line["step"] for line in map(strict, (run.directory / "metrics.jsonl").read_text().splitlines())
+    ] == [1]
     with pytest.raises(InputError, match=f"^sft.loss is {value}: "):
         run.finish({"sft.loss": value})
     assert not list(run.artifact.iterdir())
@@ -42,7 +44,10 @@ def test_what_is_undefined_is_left_out_and_what_has_no_bound_is_null(run: Run) -
     summary = strict((run.artifact / "summary.json").read_text())
     assert summary["metrics"] == {"a": {"value": 0.5, "low": None, "high": None, "n": 1}, "c": 3}
     run.note("measures.json", {"correlation": {"value": math.nan, "n": 2}, "kept": (1, 2.5, "NaN")})
-    assert strict((run.artifact / "measures.json").read_text()) == {"correlation": {"value": None, "n": 2}, "kept": [1, 2.5, "NaN"]}
+    assert strict((run.artifact / "measures.json").read_text()) == {
+        "correlation": {"value": None, "n": 2},
+        "kept": [1, 2.5, "NaN"],
+    }
 
 
 def test_finite_values_are_written_as_before() -> None:

@@ -17,8 +17,16 @@ TOKENIZER.chat_template = "{% for m in messages %}{{ m.content }}{{ eos_token }}
 TEMPLATES: tuple[Template, ...] = ("question-answer", "chat")
 
 
-def made(answer: list[int] = ANSWER, *, prompt: list[int] = PROMPT, most: int = 24, template: Template = "question-answer") -> dict[str, list[int]]:
-    return attacks(prompt, answer, other=OTHER, tokenizer=TOKENIZER, template=template, max_answer_tokens=most)
+def made(
+    answer: list[int] = ANSWER,
+    *,
+    prompt: list[int] = PROMPT,
+    most: int = 24,
+    template: Template = "question-answer",
+) -> dict[str, list[int]]:
+    return attacks(
+        prompt, answer, other=OTHER, tokenizer=TOKENIZER, template=template, max_answer_tokens=most
+    )
 
 
 def test_attacks_by_hand() -> None:
@@ -44,7 +52,11 @@ def test_texts_are_encoded_as_answers_are(template: Template) -> None:
 
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("most", [1, 2, 3, 7, 8, 24, 120])
-@pytest.mark.parametrize("answer", [ANSWER, [50, tiny.EOS], [tiny.EOS], [50, 51, 52, 53]], ids=["usual", "one token", "empty", "cut"])
+@pytest.mark.parametrize(
+    "answer",
+    [ANSWER, [50, tiny.EOS], [tiny.EOS], [50, 51, 52, 53]],
+    ids=["usual", "one token", "empty", "cut"],
+)
 def test_every_attack_is_an_answer_that_ends(answer: list[int], most: int, template: Template) -> None:
     found = made(answer[-most:], most=most, template=template)
     assert len(found) == 9
@@ -60,7 +72,10 @@ def test_a_chats_prompt_is_echoed_without_its_marks() -> None:
 
 def test_the_echo_of_a_real_prompt_can_be_read() -> None:
     prompt = encode_prompt(TOKENIZER, "list files", template="question-answer", max_tokens=60)
-    assert decode_answer(TOKENIZER, made(prompt=prompt, most=100)["echo"], template="question-answer") == "Question: list files\n\nAnswer:"
+    assert (
+        decode_answer(TOKENIZER, made(prompt=prompt, most=100)["echo"], template="question-answer")
+        == "Question: list files\n\nAnswer:"
+    )
 
 
 def test_the_answers_given_are_left_as_they_are() -> None:
@@ -73,12 +88,16 @@ def test_the_answers_given_are_left_as_they_are() -> None:
 
 def test_each_prompt_gets_every_attack_and_another_questions_answer() -> None:
     prompts, answers = [[9], [8], [7]], [[20, tiny.EOS], [21, 22, tiny.EOS], [23, tiny.EOS]]
-    found = attack_all(prompts, answers, tokenizer=TOKENIZER, template="question-answer", max_answer_tokens=16)
+    found = attack_all(
+        prompts, answers, tokenizer=TOKENIZER, template="question-answer", max_answer_tokens=16
+    )
     assert found["unrelated"] == [[21, 22, tiny.EOS], [23, tiny.EOS], [20, tiny.EOS]]
     assert found["echo"] == [[9, tiny.EOS], [8, tiny.EOS], [7, tiny.EOS]]
     assert {len(ids) for ids in found.values()} == {3}
     with pytest.raises(AssertionError):
-        attack_all(prompts[:1], answers[:1], tokenizer=TOKENIZER, template="question-answer", max_answer_tokens=16)
+        attack_all(
+            prompts[:1], answers[:1], tokenizer=TOKENIZER, template="question-answer", max_answer_tokens=16
+        )
 
 
 def test_verdict_by_hand() -> None:
@@ -118,7 +137,9 @@ def test_the_threshold_is_judged_by_the_interval(wins: int, n: int, failed: bool
 def test_the_correlation_elsewhere_is_scipys_of_each_answers_own_rewards(seed: int) -> None:
     """Rewards as a table, reward[question, answer]: an answer's own against that of the question before it."""
     generator = torch.Generator().manual_seed(seed)
-    table = torch.randn(40, 40, generator=generator) + seed * torch.randn(40, generator=generator)  # the seed's part is of the answer alone
+    table = torch.randn(40, 40, generator=generator) + seed * torch.randn(
+        40, generator=generator
+    )  # the seed's part is of the answer alone
     own, unrelated = table.diagonal(), torch.stack([table[i, (i + 1) % 40] for i in range(40)])
     elsewhere = torch.stack([table[(j - 1) % 40, j] for j in range(40)])
     expected = pearsonr(own.numpy(), elsewhere.numpy())
@@ -136,7 +157,9 @@ def test_a_reward_of_the_answer_alone_correlates_fully_and_a_constant_one_not_at
 def test_a_model_that_likes_length_is_found_out_and_a_sound_one_is_not() -> None:
     """Rewards computed from ids: how many there are, or how many stand where they stand in the question's real answer."""
     answers = [[*range(40 + 6 * n, 46 + 6 * n), tiny.EOS] for n in range(40)]
-    found = attack_all([[9, 8, 7]] * 40, answers, tokenizer=TOKENIZER, template="question-answer", max_answer_tokens=20)
+    found = attack_all(
+        [[9, 8, 7]] * 40, answers, tokenizer=TOKENIZER, template="question-answer", max_answer_tokens=20
+    )
     real = torch.full((40,), 7.0)
     length = verdict(real, {name: torch.tensor([float(len(x)) for x in ids]) for name, ids in found.items()})
     equally_long = {"fences", "one_token", "backwards", "unrelated"}
@@ -144,7 +167,12 @@ def test_a_model_that_likes_length_is_found_out_and_a_sound_one_is_not() -> None
     assert {name for name in length if length[name].failed} >= {*equally_long, "long_fences"}
     assert not any(length[name].failed for name in ("empty", "truncated", "echo"))
     sound = {
-        name: torch.tensor([float(sum(a == b for a, b in zip(x, y, strict=False))) for x, y in zip(ids, answers, strict=True)])
+        name: torch.tensor(
+            [
+                float(sum(a == b for a, b in zip(x, y, strict=False)))
+                for x, y in zip(ids, answers, strict=True)
+            ]
+        )
         for name, ids in found.items()
     }
     assert not any(judged.failed for judged in verdict(real, sound).values())

@@ -22,23 +22,61 @@ from tests.support import tiny
 
 TEXT = {"max_prompt_tokens": 48, "max_answer_tokens": 24}
 LORA = {"rank": 2, "alpha": 4}
-BASE = {"vocabulary": tiny.VOCABULARY, "hidden_size": 32, "num_layers": 2, "num_heads": 2, "context": 64, "steps": 60, "batch_size": 4}
+BASE = {
+    "vocabulary": tiny.VOCABULARY,
+    "hidden_size": 32,
+    "num_layers": 2,
+    "num_heads": 2,
+    "context": 64,
+    "steps": 60,
+    "batch_size": 4,
+}
 # stage -> its job, its inputs, and how many steps lie between checkpoints; each is long enough to be killed in the middle of
 STAGES: dict[str, tuple[dict[str, Any], tuple[str, ...], int]] = {
     "pretrain": ({"base": BASE}, ("data",), 8),
     "sft": (
-        {"text": TEXT, "sft": {"lora": LORA | {"dropout": 0.1}, "max_steps": 40, "epochs": 80, "batch_size": 2, "block_tokens": 96}},
+        {
+            "text": TEXT,
+            "sft": {
+                "lora": LORA | {"dropout": 0.1},
+                "max_steps": 40,
+                "epochs": 80,
+                "batch_size": 2,
+                "block_tokens": 96,
+            },
+        },
         ("data", "base"),
         4,
     ),
-    "reward": ({"text": TEXT, "reward": {"lora": LORA | {"dropout": 0.1}, "max_steps": 40, "epochs": 80, "batch_size": 3}}, ("data", "model"), 4),
+    "reward": (
+        {
+            "text": TEXT,
+            "reward": {"lora": LORA | {"dropout": 0.1}, "max_steps": 40, "epochs": 80, "batch_size": 3},
+        },
+        ("data", "model"),
+        4,
+    ),
     "dpo": (
-        {"text": TEXT, "dpo": {"lora": LORA | {"dropout": 0.1}, "max_steps": 40, "epochs": 80, "batch_size": 3}},
+        {
+            "text": TEXT,
+            "dpo": {"lora": LORA | {"dropout": 0.1}, "max_steps": 40, "epochs": 80, "batch_size": 3},
+        },
         ("data", "model", "reference"),
         4,
     ),
     "ppo": (
-        {"text": TEXT, "ppo": {"lora": LORA, "steps": 8, "rollouts": 6, "minibatch": 3, "epochs": 2, "kl_target": 0.2, "kl_horizon": 30}},
+        {
+            "text": TEXT,
+            "ppo": {
+                "lora": LORA,
+                "steps": 8,
+                "rollouts": 6,
+                "minibatch": 3,
+                "epochs": 2,
+                "kl_target": 0.2,
+                "kl_horizon": 30,
+            },
+        },
         ("data", "model", "reward"),
         10,  # PPO saves five times as often
     ),
@@ -61,14 +99,20 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     job = {"seed": 0, "text": TEXT, "reward": {"lora": LORA, "max_steps": 4}}
     run = Run(tiny.prepare(root / "reward", "reward", job, {name: found[name] for name in ("data", "model")}))
     reward.train(RewardJob.model_validate(run.record), run)
-    other = Run(tiny.prepare(root / "reference", "reference", {"text": TEXT}, {name: found[name] for name in ("data", "model")}))
+    other = Run(
+        tiny.prepare(
+            root / "reference", "reference", {"text": TEXT}, {name: found[name] for name in ("data", "model")}
+        )
+    )
     reference.compute(ReferenceJob.model_validate(other.record), other)
     return found | {"reward": run.artifact, "reference": other.artifact}
 
 
 def prepared(folder: Path, stage: str, inputs: dict[str, Path]) -> Path:
     job, names, every = STAGES[stage]
-    return tiny.prepare(folder, stage, {"seed": 5} | job, {name: inputs[name] for name in names}, checkpoint_steps=every)
+    return tiny.prepare(
+        folder, stage, {"seed": 5} | job, {name: inputs[name] for name in names}, checkpoint_steps=every
+    )
 
 
 def steps(folder: Path) -> list[dict[str, Any]]:
@@ -86,7 +130,11 @@ def run_here(stage: str, folder: Path) -> Path:
 
 
 def contents(artifact: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(artifact)): path.read_bytes() for path in sorted(artifact.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(artifact)): path.read_bytes()
+        for path in sorted(artifact.rglob("*"))
+        if path.is_file()
+    }
 
 
 def kill_in_mid_run(stage: str, folder: Path) -> int:
@@ -95,7 +143,9 @@ def kill_in_mid_run(stage: str, folder: Path) -> int:
     try:
         deadline = time.monotonic() + 120
         while True:
-            saved = [int(path.name.removeprefix("step-")) for path in folder.glob("checkpoints/step-*")]  # by name: it deletes them as we look
+            saved = [
+                int(path.name.removeprefix("step-")) for path in folder.glob("checkpoints/step-*")
+            ]  # by name: it deletes them as we look
             taken = steps(folder)
             if saved and taken and taken[-1]["step"] > max(saved) > taken[-1]["total"] // 10:
                 break
@@ -113,7 +163,9 @@ def kill_in_mid_run(stage: str, folder: Path) -> int:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_killed_run_ends_as_an_uninterrupted_one(stage: str, inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_a_killed_run_ends_as_an_uninterrupted_one(
+    stage: str, inputs: dict[str, Path], tmp_path: Path
+) -> None:
     killed = prepared(tmp_path / "killed", stage, inputs)
     last = kill_in_mid_run(stage, killed)
     resumed_from = checkpoints.latest(killed / "checkpoints")
@@ -123,7 +175,9 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(stage: str, inputs: dict[str,
     shutil.rmtree(killed / "artifact")  # as tasks.execution.run_stage does
     (killed / "artifact").mkdir()
     resumed = contents(tiny.run(stage, killed) if stage == "sft" else run_here(stage, killed))
-    assert steps(killed)[: resumed_from.step] == before[: resumed_from.step]  # wall-clock times and all: these steps were not taken again
+    assert (
+        steps(killed)[: resumed_from.step] == before[: resumed_from.step]
+    )  # wall-clock times and all: these steps were not taken again
 
     whole = contents(run_here(stage, prepared(tmp_path / "whole", stage, inputs)))
     assert resumed.keys() == whole.keys()
@@ -132,9 +186,14 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(stage: str, inputs: dict[str,
     assert whole["metrics.jsonl"].count(b"\n") == steps(killed)[-1]["total"]
 
 
-def test_a_run_that_ends_before_its_first_checkpoint_starts_over(inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_ends_before_its_first_checkpoint_starts_over(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = {"seed": 5, "text": TEXT, "sft": {"lora": LORA, "max_steps": 4, "epochs": 80, "block_tokens": 96}}
-    folders = [tiny.prepare(tmp_path / name, "sft", job, {name: inputs[name] for name in ("data", "base")}) for name in ("cut", "whole")]
+    folders = [
+        tiny.prepare(tmp_path / name, "sft", job, {name: inputs[name] for name in ("data", "base")})
+        for name in ("cut", "whole")
+    ]
     honest = Run.log
 
     def cut(run: Run, step: int, total: int, **metrics: float) -> None:
@@ -158,9 +217,15 @@ def test_a_checkpoint_comes_back_whole(tmp_path: Path) -> None:
     optimizers = [torch.optim.AdamW(layer.parameters(), lr=0.1) for layer in layers]
     layers[0](torch.ones(1, 3)).sum().backward()
     optimizers[0].step()
-    names = [{"deep.weight": layer.weight, "weight": layer.bias} for layer in layers]  # one name ends like the other
-    checkpoints.save(tmp_path, 3, checkpoints.training_tensors(names[0], optimizers[0]), {"kl_coefficient": 0.1})
-    checkpoints.save(tmp_path, 4, checkpoints.training_tensors(names[0], optimizers[0]), {"kl_coefficient": 0.3})
+    names = [
+        {"deep.weight": layer.weight, "weight": layer.bias} for layer in layers
+    ]  # one name ends like the other
+    checkpoints.save(
+        tmp_path, 3, checkpoints.training_tensors(names[0], optimizers[0]), {"kl_coefficient": 0.1}
+    )
+    checkpoints.save(
+        tmp_path, 4, checkpoints.training_tensors(names[0], optimizers[0]), {"kl_coefficient": 0.3}
+    )
     (tmp_path / "new-00000009").mkdir()  # what a killed program was writing
     found = checkpoints.latest(tmp_path)
     assert found is not None

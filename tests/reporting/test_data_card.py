@@ -19,7 +19,13 @@ from tasks.reporting.text import author, clip, link, percent
 
 ROOT = Path(__file__).resolve().parents[2]
 EVIL = '"><script>alert("x")</script></title></style></pre><img src=x onerror=alert(1)>\'{{ 7*7 }}'
-BAD_LINKS = ("javascript:alert(1)", "//a.org/q/1", "data:text/html,<script>1</script>", 'https://a.org/" onclick="alert(1)', "")
+BAD_LINKS = (
+    "javascript:alert(1)",
+    "//a.org/q/1",
+    "data:text/html,<script>1</script>",
+    'https://a.org/" onclick="alert(1)',
+    "",
+)
 VOID = {"meta", "wbr"}
 OPTIONAL = ("rules", "masked", "gaps", "answers_per_question")
 
@@ -27,7 +33,11 @@ PAIR: dict[str, Any] = {}
 PAIR |= {"question_id": 71, "prompt": "Which line to take?\n\nI have *two* bags.", "site": "a.org"}
 PAIR |= {"chosen": "The blue one.", "rejected": "Walk.", "chosen_score": 5, "rejected_score": 2}
 PAIR |= {"question_url": "https://a.org/q/71", "question_author": "Ann", "question_licence": "CC BY-SA 4.0"}
-PAIR |= {"chosen_url": "https://a.org/a/72", "chosen_author": "https://a.org/users/9", "chosen_licence": "CC BY-SA 3.0"}
+PAIR |= {
+    "chosen_url": "https://a.org/a/72",
+    "chosen_author": "https://a.org/users/9",
+    "chosen_licence": "CC BY-SA 3.0",
+}
 PAIR |= {"rejected_url": "https://a.org/a/73", "rejected_author": "Bo", "rejected_licence": "CC BY-SA 2.5"}
 CARD: dict[str, Any] = {
     "kind": "stack-exchange",
@@ -42,16 +52,35 @@ CARD: dict[str, Any] = {
         "questions of the reward split without two differently scored answers": 494,
     },
     "quarantined": {"rows that cannot be read": 7},
-    "rules": {"rl_share": 0.1, "max_pairs": 13, "duplicates": "together", "languages": [], "max_questions_per_author": None, "unheard_of": True},
+    "rules": {
+        "rl_share": 0.1,
+        "max_pairs": 13,
+        "duplicates": "together",
+        "languages": [],
+        "max_questions_per_author": None,
+        "unheard_of": True,
+    },
     "masked": {"email": 3137, "phone": 1213, "key": 0},
     "kept": {"questions": 2642, "answers": 5796, "pairs": 4032},
     "questions_with_pairs": 1437,
     "split_questions": {"evaluation": 344, "finetune": 928, "reward": 1104, "rl": 266},
-    "rows": {"corpus": 2025, "evaluation": 344, "evaluation_pairs": 579, "finetune": 928, "reward": 1705, "reward_groups": 610, "rl": 266},
+    "rows": {
+        "corpus": 2025,
+        "evaluation": 344,
+        "evaluation_pairs": 579,
+        "finetune": 928,
+        "reward": 1705,
+        "reward_groups": 610,
+        "rl": 266,
+    },
     "scores": [{"score": -1, "count": 1021}, {"score": 3, "count": 4775}],
     "answer_chars": [{"from": 32, "below": 64, "count": 1796}, {"from": 1024, "below": 2048, "count": 4000}],
     "prompt_chars": [{"from": 128, "below": 256, "count": 2642}],
-    "answers_per_question": [{"answers": 1, "count": 1205}, {"answers": 4, "count": 1399}, {"answers": 40, "count": 38}],
+    "answers_per_question": [
+        {"answers": 1, "count": 1205},
+        {"answers": 4, "count": 1399},
+        {"answers": 40, "count": 38},
+    ],
     "gaps": [{"gap": 1, "count": 3070}, {"gap": 7, "count": 962}],
     "longer_wins": 0.676,
     "older_wins": 0.633,
@@ -103,7 +132,10 @@ class Tags(HTMLParser):
 def hostile(value: Any) -> Any:
     """The card with every text in it, names of things included, turned into an attack."""
     if isinstance(value, dict):
-        return {EVIL + key if key[0].isupper() or " " in key or "." in key else key: hostile(item) for key, item in value.items()}
+        return {
+            EVIL + key if key[0].isupper() or " " in key or "." in key else key: hostile(item)
+            for key, item in value.items()
+        }
     if isinstance(value, list):
         return [hostile(item) for item in value]
     return EVIL + value if isinstance(value, str) else value
@@ -113,14 +145,21 @@ def evil_card() -> dict[str, Any]:
     evil = hostile(card()) | {"kind": "stack-exchange"}
     evil["rules"] |= {EVIL: EVIL, "against": [EVIL]}
     evil["masked"] |= {EVIL: 3}
-    evil["examples"] = [evil["examples"][0] | {"question_url": bad, "chosen_author": bad, "prompt": "x" * 2000 + EVIL} for bad in BAD_LINKS]
+    evil["examples"] = [
+        evil["examples"][0] | {"question_url": bad, "chosen_author": bad, "prompt": "x" * 2000 + EVIL}
+        for bad in BAD_LINKS
+    ]
     return evil
 
 
 def counts_of(value: Any) -> Iterator[int]:
     if isinstance(value, dict):
         for name, item in value.items():
-            if name not in ("score", "gap", "answers", "from", "below") or isinstance(item, dict) or "count" not in value:
+            if (
+                name not in ("score", "gap", "answers", "from", "below")
+                or isinstance(item, dict)
+                or "count" not in value
+            ):
                 yield from counts_of(item)
     elif isinstance(value, list):
         for item in value:
@@ -140,7 +179,9 @@ def test_no_text_becomes_markup(kind: str) -> None:
     assert tags.open == []
     assert not {tag for tag, _ in tags.opened} & {"script", "img", "iframe", "object", "link", "base", "form"}
     assert not [name for _, attributes in tags.opened for name in attributes if name.startswith("on")]
-    assert text.count("<title>") == 1 + len(re.findall(r"<rect[^>]*><title>", text)) + len(re.findall(r'<svg class="share"[^>]*><title>', text))
+    assert text.count("<title>") == 1 + len(re.findall(r"<rect[^>]*><title>", text)) + len(
+        re.findall(r'<svg class="share"[^>]*><title>', text)
+    )
     assert text.count("<style>") == text.count("</style>") == 1
     assert "{{ 7*7 }}" in tags.text
     assert text.count("&lt;script&gt;") >= 40
@@ -150,15 +191,28 @@ def test_only_web_addresses_become_links() -> None:
     found = {attributes["href"] for tag, attributes in Tags(page(evil_card())).opened if tag == "a"}
     assert all(re.match(r"https?://|#[a-z-]+$", str(address)) for address in found)
     links = {str(attributes["href"]) for tag, attributes in Tags(page(card())).opened if tag == "a"}
-    assert {"https://a.org/q/71", "https://a.org/a/72", "https://a.org/a/73", "https://a.org/users/9"} <= links
-    assert [link(bad, "x") for bad in ("javascript:name/1", "//a.org/1", "https://shell.example/q/1", "")] == ["x"] * 4
+    assert {
+        "https://a.org/q/71",
+        "https://a.org/a/72",
+        "https://a.org/a/73",
+        "https://a.org/users/9",
+    } <= links
+    assert [
+        link(bad, "x") for bad in ("javascript:name/1", "//a.org/1", "https://shell.example/q/1", "")
+    ] == ["x"] * 4
     assert 'href="https://a.org/?a=&#34;&gt;"' in link('https://a.org/?a=">', "<b>")
-    assert author("https://a.org/users/9") == '<a href="https://a.org/users/9" target="_blank" rel="noreferrer">user 9</a>'
+    assert (
+        author("https://a.org/users/9")
+        == '<a href="https://a.org/users/9" target="_blank" rel="noreferrer">user 9</a>'
+    )
 
 
 def test_every_text_of_a_pair_names_its_source_author_and_licence() -> None:
     words = Tags(page(card())).words
-    assert "question by Ann, CC BY-SA 4.0 · chosen answer by user 9, CC BY-SA 3.0 · rejected answer by Bo, CC BY-SA 2.5" in words
+    assert (
+        "question by Ann, CC BY-SA 4.0 · chosen answer by user 9, CC BY-SA 3.0 · rejected answer by Bo, CC BY-SA 2.5"
+        in words
+    )
 
 
 def test_every_count_is_on_the_page() -> None:
@@ -220,7 +274,13 @@ def test_a_reason_is_a_share_of_what_it_counts() -> None:
     assert "answers whose question is missing 2 < 0.1 % of 5,798 answers" in words
     assert "without two differently scored answers 494 44.7 % of 1,104 questions of the split" in words
     assert "rows that cannot be read 7 < 0.1 % of 10,007 rows" in words
-    own = card(kind="own", read={"rows": 9000}, rows_seen=9000, dropped={"comparisons that contradict each other": 8}, quarantined={})
+    own = card(
+        kind="own",
+        read={"rows": 9000},
+        rows_seen=9000,
+        dropped={"comparisons that contradict each other": 8},
+        quarantined={},
+    )
     words = Tags(page(own)).words
     assert "comparisons that contradict each other 8 0.2 % of 4,040 comparisons" in words
     assert "9,000 rows read" in words
@@ -230,7 +290,11 @@ def test_a_reason_is_a_share_of_what_it_counts() -> None:
 @pytest.mark.parametrize("missing", [OPTIONAL, *[(name,) for name in OPTIONAL]])
 @pytest.mark.parametrize("empty", [True, False])
 def test_what_a_card_lacks_is_left_out(missing: tuple[str, ...], empty: bool) -> None:
-    some = card(**{name: type(CARD[name])() for name in missing}) if empty else {n: v for n, v in card().items() if n not in missing}
+    some = (
+        card(**{name: type(CARD[name])() for name in missing})
+        if empty
+        else {n: v for n, v in card().items() if n not in missing}
+    )
     text = page(some)
     assert ('id="rules"' in text) == ('href="#rules"' in text) == (not {"rules", "masked"} <= set(missing))
     assert ("max_pairs" in text) == ("rules" not in missing)
@@ -260,7 +324,14 @@ def zeros(value: Any) -> Any:
 def test_a_card_of_zeros_is_a_page_too(histogram: bool) -> None:
     nothing = zeros(card(answer_chars=[], prompt_chars=[]))
     if not histogram:
-        nothing |= {"scores": [], "gaps": [], "answers_per_question": [], "examples": [], "sites": {}, "licences": {}}
+        nothing |= {
+            "scores": [],
+            "gaps": [],
+            "answers_per_question": [],
+            "examples": [],
+            "sites": {},
+            "licences": {},
+        }
     text = page(nothing)
     assert Tags(text).open == []
     assert not re.search(r"\b(nan|inf|None)\b", Tags(text).text)
@@ -269,9 +340,22 @@ def test_a_card_of_zeros_is_a_page_too(histogram: bool) -> None:
 
 def test_one_pair_is_not_pairs() -> None:
     rows = dict.fromkeys(CARD["rows"], 1)
-    one = card(site="a.org", sites={"a.org": 1}, kept={"questions": 1, "answers": 2, "pairs": 1}, questions_with_pairs=1, rows=rows, longer_wins=1.0)
-    one |= {"scores": [{"score": 0, "count": 2}], "split_questions": {"finetune": 0, "reward": 1, "rl": 0, "evaluation": 0}, "older_wins": 0.0}
-    words = Tags(page(one | {"read": {"questions": 1, "answers": 2}, "rows_seen": 3, "dropped": {}, "quarantined": {}})).words
+    one = card(
+        site="a.org",
+        sites={"a.org": 1},
+        kept={"questions": 1, "answers": 2, "pairs": 1},
+        questions_with_pairs=1,
+        rows=rows,
+        longer_wins=1.0,
+    )
+    one |= {
+        "scores": [{"score": 0, "count": 2}],
+        "split_questions": {"finetune": 0, "reward": 1, "rl": 0, "evaluation": 0},
+        "older_wins": 0.0,
+    }
+    words = Tags(
+        page(one | {"read": {"questions": 1, "answers": 2}, "rows_seen": 3, "dropped": {}, "quarantined": {}})
+    ).words
     assert "1 pair of a better and a worse answer from a.org" in words
     assert "3 rows read: 1 question and 2 answers" in words
     assert "1 of 1 pair, drawn" in words
@@ -281,8 +365,12 @@ def test_one_pair_is_not_pairs() -> None:
 def test_a_rule_of_thumb_that_loses_is_turned_round() -> None:
     words = Tags(page(card(longer_wins=0.4, older_wins=None))).words
     assert re.search(r"Always naming the shorter answer is right for up to 60\.0\s% of these pairs", words)
-    assert re.search(r"Always naming the longer answer is right for 67\.6\s% of these pairs", Tags(page(card())).words)
-    assert re.search(r"Always naming the older answer is right for 70\.0\s%", Tags(page(card(older_wins=0.7))).words)
+    assert re.search(
+        r"Always naming the longer answer is right for 67\.6\s% of these pairs", Tags(page(card())).words
+    )
+    assert re.search(
+        r"Always naming the older answer is right for 70\.0\s%", Tags(page(card(older_wins=0.7))).words
+    )
 
 
 def test_offensive_samples_hide_behind_a_warning() -> None:
@@ -307,8 +395,16 @@ def test_rules_have_their_value_and_meaning_in_the_order_of_the_settings() -> No
     assert names == sorted(names, key=lambda name: [*Data.model_fields, name].index(name))
     values = {name: value for name, value, _ in found}
     assert values.pop("max_questions_per_author") == "not set"
-    assert values == {"max_pairs": "13", "rl_share": "0.1", "duplicates": "together", "languages": "empty", "unheard_of": "yes"}
-    assert {name: meaning for name, _, meaning in found}["max_pairs"] == Data.model_fields["max_pairs"].description
+    assert values == {
+        "max_pairs": "13",
+        "rl_share": "0.1",
+        "duplicates": "together",
+        "languages": "empty",
+        "unheard_of": "yes",
+    }
+    assert {name: meaning for name, _, meaning in found}["max_pairs"] == Data.model_fields[
+        "max_pairs"
+    ].description
 
 
 def test_long_lists_are_folded_and_many_sites_counted() -> None:
@@ -322,7 +418,9 @@ def test_long_lists_are_folded_and_many_sites_counted() -> None:
 
 
 def drawn(values: dict[float, int]) -> list[tuple[str, int]]:
-    (histogram,) = histograms({"kind": "own", "scores": [{"score": value, "count": count} for value, count in values.items()]})
+    (histogram,) = histograms(
+        {"kind": "own", "scores": [{"score": value, "count": count} for value, count in values.items()]}
+    )
     found = re.findall(r"<title>(.*?): ([\d,]+)</title>", histogram.drawing)
     return [(label, int(count.replace(",", ""))) for label, count in found if label]
 
@@ -333,7 +431,14 @@ def test_whole_numbers_stand_at_equal_steps() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [range(1000), [k / 7 for k in range(500)], [-1e308, 0, 1e308], [float("inf"), 1.5], [1e-320 * k + 0.5 for k in range(90)]]
+    "values",
+    [
+        range(1000),
+        [k / 7 for k in range(500)],
+        [-1e308, 0, 1e308],
+        [float("inf"), 1.5],
+        [1e-320 * k + 0.5 for k in range(90)],
+    ],
 )
 def test_many_values_share_columns_and_none_is_lost(values: Any) -> None:
     found = drawn(dict.fromkeys(values, 2))
@@ -344,12 +449,25 @@ def test_many_values_share_columns_and_none_is_lost(values: Any) -> None:
 def test_lengths_of_which_there_are_none_have_their_place() -> None:
     bins = [{"from": 512, "below": 1024, "count": 6}, {"from": 4096, "below": 8192, "count": 5}]
     (histogram,) = histograms({"kind": "own", "answer_chars": bins})
-    assert re.findall(r"<title>(\w+) characters and up: (\d+)<", histogram.drawing) == [("512", "6"), ("1k", "0"), ("2k", "0"), ("4k", "5")]
+    assert re.findall(r"<title>(\w+) characters and up: (\d+)<", histogram.drawing) == [
+        ("512", "6"),
+        ("1k", "0"),
+        ("2k", "0"),
+        ("4k", "5"),
+    ]
     assert histogram.median == "512–1,023"
 
 
 @pytest.mark.parametrize(
-    ("share", "text"), [(0, "0.0 %"), (1e-5, "< 0.1 %"), (0.5, "50.0 %"), (0.99999, "99.9 %"), (1, "100.0 %"), (1.25, "125.0 %")]
+    ("share", "text"),
+    [
+        (0, "0.0 %"),
+        (1e-5, "< 0.1 %"),
+        (0.5, "50.0 %"),
+        (0.99999, "99.9 %"),
+        (1, "100.0 %"),
+        (1.25, "125.0 %"),
+    ],
 )
 def test_a_little_is_never_nothing_and_nearly_all_is_never_all(share: float, text: str) -> None:
     assert percent(share).replace("\xa0", " ") == text
@@ -367,7 +485,9 @@ def test_equal_cards_give_equal_pages() -> None:
 
 
 def test_the_template_and_its_style_are_packaged() -> None:
-    shipped = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["tasks.programs"]
+    shipped = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"][
+        "tasks.programs"
+    ]
     assert all(any(Path(name).match(pattern) for pattern in shipped) for name in (TEMPLATE, STYLE))
 
 
@@ -387,8 +507,12 @@ def browser() -> Iterator[Any]:
 
 @pytest.mark.parametrize("kind", ["stack-exchange", "hh-rlhf"])
 @pytest.mark.parametrize("evil", [False, True])
-def test_a_phone_shows_it_without_scrolling_sideways_and_runs_and_fetches_nothing(browser: Any, tmp_path: Path, kind: str, evil: bool) -> None:
-    (tmp_path / "card.html").write_text(page((evil_card() if evil else card()) | {"kind": kind}), encoding="utf-8")
+def test_a_phone_shows_it_without_scrolling_sideways_and_runs_and_fetches_nothing(
+    browser: Any, tmp_path: Path, kind: str, evil: bool
+) -> None:
+    (tmp_path / "card.html").write_text(
+        page((evil_card() if evil else card()) | {"kind": kind}), encoding="utf-8"
+    )
     view = browser.new_page(viewport={"width": 380, "height": 800})
     asked: list[str] = []
     said: list[str] = []
@@ -403,7 +527,9 @@ def test_a_phone_shows_it_without_scrolling_sideways_and_runs_and_fetches_nothin
     address = (tmp_path / "card.html").as_uri()
     view.goto(address)
     for opened in (False, True):
-        view.evaluate("opened => document.querySelectorAll('details').forEach(part => part.open = opened)", opened)
+        view.evaluate(
+            "opened => document.querySelectorAll('details').forEach(part => part.open = opened)", opened
+        )
         wide = "[...document.querySelectorAll('main *')].filter(part => !part.closest('svg') && part.scrollWidth > part.clientWidth + 1"
         wide += " && getComputedStyle(part).display != 'inline').map(part => part.outerHTML.slice(0, 200))"
         assert view.evaluate(wide) == []
@@ -414,7 +540,9 @@ def test_a_phone_shows_it_without_scrolling_sideways_and_runs_and_fetches_nothin
     view.close()
 
 
-def test_chosen_is_left_of_rejected_on_a_wide_screen_and_above_it_on_a_narrow_one(browser: Any, tmp_path: Path) -> None:
+def test_chosen_is_left_of_rejected_on_a_wide_screen_and_above_it_on_a_narrow_one(
+    browser: Any, tmp_path: Path
+) -> None:
     (tmp_path / "card.html").write_text(page(card()), encoding="utf-8")
     for width, beside in ((1200, True), (380, False)):
         view = browser.new_page(viewport={"width": width, "height": 800})
@@ -432,5 +560,10 @@ def test_paper_shows_the_samples_but_not_the_offensive_ones(browser: Any, tmp_pa
         view = browser.new_page()
         view.goto((tmp_path / "card.html").as_uri())
         view.emulate_media(media="print")
-        assert view.locator(".pair .answer").first.evaluate("part => part.checkVisibility({contentVisibilityAuto: true})") == shown
+        assert (
+            view.locator(".pair .answer").first.evaluate(
+                "part => part.checkVisibility({contentVisibilityAuto: true})"
+            )
+            == shown
+        )
         view.close()

@@ -37,7 +37,14 @@ def browser() -> Iterator[Browser]:
 
 
 def stages() -> list[dict[str, Any]]:
-    row = {"key": "0" * 64, "cached": False, "seconds": 12345.6, "peak_mb": 12345.6, "metrics": {}, "warnings": []}
+    row = {
+        "key": "0" * 64,
+        "cached": False,
+        "seconds": 12345.6,
+        "peak_mb": 12345.6,
+        "metrics": {},
+        "warnings": [],
+    }
     return [{"name": name, **row} for name in ("data", LONG)]
 
 
@@ -70,7 +77,9 @@ def framed(browser: Browser, folder: Path, page: str) -> tuple[Page, Frame]:
     return view, view.frames[1]
 
 
-def test_the_places_of_a_page_are_reached_in_mlflows_frame(browser: Browser, tmp_path: Path, page: str) -> None:
+def test_the_places_of_a_page_are_reached_in_mlflows_frame(
+    browser: Browser, tmp_path: Path, page: str
+) -> None:
     view, frame = framed(browser, tmp_path, page)
     frame.add_style_tag(content="html { scroll-behavior: auto !important; }")
     for link in frame.locator("nav a").all():
@@ -87,7 +96,9 @@ def test_the_places_of_a_page_are_reached_in_mlflows_frame(browser: Browser, tmp
 def test_no_link_blanks_mlflows_frame(browser: Browser, tmp_path: Path, page: str) -> None:
     view, frame = framed(browser, tmp_path, page)
     frame.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
-    kinds = {str(link.get_attribute("href")).partition("/")[0]: link for link in frame.locator("main a").all()}
+    kinds = {
+        str(link.get_attribute("href")).partition("/")[0]: link for link in frame.locator("main a").all()
+    }
     assert "https:" in kinds
     for link in kinds.values():
         link.click()
@@ -112,7 +123,10 @@ def test_nothing_is_cut_on_paper(browser: Browser, tmp_path: Path, page: str, wi
 def hidden(text: str) -> set[str]:
     """The characters of a text that are there but not seen, or that turn its direction."""
     return {
-        letter for letter in text if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") or letter in "\u202a\u202b\u202d\u202e\u2066\ufeff"
+        letter
+        for letter in text
+        if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp")
+        or letter in "\u202a\u202b\u202d\u202e\u2066\ufeff"
     } - set("\n\t")
 
 
@@ -123,7 +137,10 @@ def test_controls_and_turns_of_direction_in_texts_are_seen(tmp_path: Path) -> No
     data = test_run_report.make_run(tmp_path / "other").inputs["data"]
     (pair, *_) = json.loads((data / "card.json").read_text())["examples"]
     ours = test_data_card.card()["examples"][0] | told
-    for text in (card_of(examples=[ours], site=HOSTILE), report_of(tmp_path, examples=[pair | told], site=HOSTILE)):
+    for text in (
+        card_of(examples=[ours], site=HOSTILE),
+        report_of(tmp_path, examples=[pair | told], site=HOSTILE),
+    ):
         assert hidden(html.unescape(text)) == set()
         assert text.count("a␀b␇c␛[31md␡e�f�g�h�i�j�k") >= 3
         text.encode()

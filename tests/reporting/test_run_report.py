@@ -30,7 +30,18 @@ CURVES = {
     "reward": ("loss", "accuracy"),
     "dpo": ("loss", "accuracy", "margin", "chosen_reward"),
     "ppo": (
-        *("reward", "kl", "kl_k3", "kl_coefficient", "entropy_estimate", "length", "ended", "policy_loss", "value_loss", "clip_fraction"),
+        *(
+            "reward",
+            "kl",
+            "kl_k3",
+            "kl_coefficient",
+            "entropy_estimate",
+            "length",
+            "ended",
+            "policy_loss",
+            "value_loss",
+            "clip_fraction",
+        ),
         *("approx_kl", "explained_variance", "skipped"),
     ),
 }
@@ -48,14 +59,25 @@ METRICS = {
     },
     "merge": {"merge.drift_max": 1e-5, "merge.top1_agreement": 1.0},
     "reference": {"reference.log_prob": -0.5},
-    "reward": {"reward_accuracy.votes": wilson(80, 100)._asdict(), "reward_accuracy.longer_wins": wilson(60, 100)._asdict()},
+    "reward": {
+        "reward_accuracy.votes": wilson(80, 100)._asdict(),
+        "reward_accuracy.longer_wins": wilson(60, 100)._asdict(),
+    },
     "ppo": {"ppo.rollout_kl": 6.0},
     "dpo": {"dpo.implicit_accuracy": wilson(75, 100)._asdict()},
 }
 RATE = wilson(80, 100)._asdict()
 MEASURES: dict = {
-    "accuracy": dict.fromkeys(("votes", "gap_1", "gap_3_up", "longer_chosen", "longer_wins", "over_longer_wins"), RATE),
-    "calibration": {"temperature": 1.25, "before": 0.125, "after": 0.0625, "n": 50, "reliability": [{"confidence": 0.75, "accuracy": RATE}]},
+    "accuracy": dict.fromkeys(
+        ("votes", "gap_1", "gap_3_up", "longer_chosen", "longer_wins", "over_longer_wins"), RATE
+    ),
+    "calibration": {
+        "temperature": 1.25,
+        "before": 0.125,
+        "after": 0.0625,
+        "n": 50,
+        "reliability": [{"confidence": 0.75, "accuracy": RATE}],
+    },
     "attacks": {
         "empty": {"wins": wilson(0, 48)._asdict(), "failed": False},
         EVIL: {"wins": wilson(3, 48)._asdict(), "failed": False},
@@ -92,14 +114,24 @@ def put(folder: Path, metrics: dict, lines: list[dict] = [], **more) -> Path:  #
     return folder
 
 
-def make_run(root: Path, *, policies: tuple[str, ...] = ("dpo", "ppo"), without: tuple[str, ...] = (), gold: bool = True, site: str = "a.org") -> Run:
+def make_run(
+    root: Path,
+    *,
+    policies: tuple[str, ...] = ("dpo", "ppo"),
+    without: tuple[str, ...] = (),
+    gold: bool = True,
+    site: str = "a.org",
+) -> Run:
     """Small made-up artifacts of every stage, all texts hostile, and the report's run on them."""
     rng = random.Random(0)
     inputs = {}
     for stage, metrics in METRICS.items():
         if stage in without or (stage in ("ppo", "dpo") and stage not in policies):
             continue
-        lines = [{"step": i + 1, "total": 60, **{name: rng.random() for name in CURVES.get(stage, ())}} for i in range(60)]
+        lines = [
+            {"step": i + 1, "total": 60, **{name: rng.random() for name in CURVES.get(stage, ())}}
+            for i in range(60)
+        ]
         for line in lines[19::20] if stage in LOOKS else ():
             line["held_out_loss"] = 0.25 + abs(line["step"] - 40) / 100
         inputs[stage] = put(root / stage, metrics, lines)
@@ -117,12 +149,20 @@ def make_data(folder: Path, site: str) -> Path:
     about = {"url": f"https://{site}/q/1", "author": EVIL, "author_name": EVIL, "licence": "CC BY-SA 4.0"}
     question = {f"question_{name}": value for name, value in about.items()}
     rows = [
-        {"question_id": 7 * i, "prompt": f"{i} {EVIL}", "best": 1, **question, **{f"answer_{k}": ["", v] for k, v in about.items()}}
+        {
+            "question_id": 7 * i,
+            "prompt": f"{i} {EVIL}",
+            "best": 1,
+            **question,
+            **{f"answer_{k}": ["", v] for k, v in about.items()},
+        }
         for i in range(30)
     ]
     pq.write_table(pa.Table.from_pylist(rows), folder / "evaluation.parquet")
     pair = {"prompt": EVIL, "chosen": EVIL, "rejected": EVIL, "chosen_score": 3, "rejected_score": 0}
-    pair |= question | {f"{role}_{name}": value for role in ("chosen", "rejected") for name, value in about.items()}
+    pair |= question | {
+        f"{role}_{name}": value for role in ("chosen", "rejected") for name, value in about.items()
+    }
     bins = [{"from": 16, "below": 32, "count": 4}, {"from": 32, "below": 64, "count": 9}]
     kept = {"questions": 5, "answers": 13, "pairs": 7}
     card: dict = {
@@ -134,9 +174,18 @@ def make_data(folder: Path, site: str) -> Path:
         "read": {"questions": 6, "answers": 14},
         "dropped": {EVIL: 1},
     }
-    card |= {"scores": [{"score": -1, "count": 2}, {"score": 3, "count": 11}], "answer_chars": bins, "prompt_chars": bins}
+    card |= {
+        "scores": [{"score": -1, "count": 2}, {"score": 3, "count": 11}],
+        "answer_chars": bins,
+        "prompt_chars": bins,
+    }
     card |= {"longer_wins": 0.65, "older_wins": 0.5, "licences": {"CC BY-SA 4.0": 18}, "examples": [pair]}
-    card |= {"split_questions": {"finetune": 2, "evaluation": 1}, "rows": {"finetune": 2, "evaluation": 1}, "rows_seen": 21, "sites": {site: 5}}
+    card |= {
+        "split_questions": {"finetune": 2, "evaluation": 1},
+        "rows": {"finetune": 2, "evaluation": 1},
+        "rows_seen": 21,
+        "sites": {site: 5},
+    }
     (folder / "card.json").write_text(json.dumps(card))
     return folder
 
@@ -144,9 +193,10 @@ def make_data(folder: Path, site: str) -> Path:
 def make_winrate(folder: Path, policies: list[str], gold: bool) -> Path:
     rng = random.Random(1)
     names = ["chosen", *policies]
-    columns: dict[str, list] = {"question_id": [7 * i for i in range(30)], "question": [f"{i} {EVIL}" for i in range(30)]} | {
-        f"{n}.answer": [f"{n} {EVIL}"] * 30 for n in names
-    }
+    columns: dict[str, list] = {
+        "question_id": [7 * i for i in range(30)],
+        "question": [f"{i} {EVIL}" for i in range(30)],
+    } | {f"{n}.answer": [f"{n} {EVIL}"] * 30 for n in names}
     metrics: dict = {}
     tallies = {}
     for by in ("reward", "gold") if gold else ("reward",):
@@ -161,7 +211,9 @@ def make_winrate(folder: Path, policies: list[str], gold: bool) -> Path:
         metrics |= {f"{name}.kl": mean_interval([5.0, 7.0])._asdict(), f"{name}.length": 20.0}
     put(folder, metrics, questions=30)
     pq.write_table(pa.table(columns), folder / "samples.parquet")
-    (folder / "results.json").write_text(json.dumps({"tallies": tallies, "policies": policies, "questions": 30}))
+    (folder / "results.json").write_text(
+        json.dumps({"tallies": tallies, "policies": policies, "questions": 30})
+    )
     return folder
 
 
@@ -206,7 +258,9 @@ def test_equal_artifacts_give_equal_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("policies", [("ppo",), ("dpo",), ("dpo", "ppo"), ()])
 @pytest.mark.parametrize("without", [(), ("site", "pretrain")])
-def test_a_run_without_some_stages_has_a_page_without_their_parts(tmp_path: Path, policies: tuple[str, ...], without: tuple[str, ...]) -> None:
+def test_a_run_without_some_stages_has_a_page_without_their_parts(
+    tmp_path: Path, policies: tuple[str, ...], without: tuple[str, ...]
+) -> None:
     page = page_of(make_run(tmp_path, policies=policies, without=without))
     assert ("<h3>Base model" in page) == ("pretrain" not in without)
     assert "<h3>Reference</h3>" in page
@@ -235,7 +289,8 @@ def test_a_site_that_does_not_exist_is_not_linked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "said"), [(0.51, 0.6, "beats"), (0.3, 0.49, "loses to"), (0.4, 0.6, "is level with"), (0.5, 0.7, "is level with")]
+    ("low", "high", "said"),
+    [(0.51, 0.6, "beats"), (0.3, 0.49, "loses to"), (0.4, 0.6, "is level with"), (0.5, 0.7, "is level with")],
 )
 def test_a_verdict_needs_the_whole_interval_on_one_side(low: float, high: float, said: str) -> None:
     assert verdict({"low": low, "high": high}) == said
@@ -250,7 +305,10 @@ def test_only_web_addresses_become_links() -> None:
 
 
 def test_an_author_without_a_name_is_a_linked_profile() -> None:
-    assert author("https://a.org/users/9") == '<a href="https://a.org/users/9" target="_blank" rel="noreferrer">user 9</a>'
+    assert (
+        author("https://a.org/users/9")
+        == '<a href="https://a.org/users/9" target="_blank" rel="noreferrer">user 9</a>'
+    )
     assert author("https://shell.example/users/9") == "user 9"
     assert author("Ann of https://a.org/users/9") == "Ann of https://a.org/users/9"
 
@@ -265,7 +323,9 @@ def test_labels_of_charts_are_escaped() -> None:
         charts.curves([charts.Curve("<b>", [(1, 1), (2, 3)])], title="<i>"),
         charts.columns([("<b>", 3)], title="<i>", unit="<u>"),
         charts.share_bar([('"><b>', 0.5)], value=0.5, low=0.4, high=0.6, title="<i>"),
-        charts.curves([charts.Curve("<b>", [(1, 1)], sparse=True)], title="<i>", mark=charts.Mark(1, 1, "<u>")),
+        charts.curves(
+            [charts.Curve("<b>", [(1, 1)], sparse=True)], title="<i>", mark=charts.Mark(1, 1, "<u>")
+        ),
         charts.reliability([charts.Dot(0.7, 0.6, 0.5, 0.8, 3)], title="<i>", unit="<u>"),
     ]
     for drawing in drawings:
@@ -281,15 +341,28 @@ def test_curves_live_with_nothing_one_value_and_what_is_no_number() -> None:
 
 def shapes(drawing: str, tag: str, name: str) -> list[dict[str, str]]:
     """Attributes of the drawing's shapes of one kind and class."""
-    return [{key: value or "" for key, value in found.items()} for kind, found in Tags(drawing).opened if kind == tag and found["class"] == name]
+    return [
+        {key: value or "" for key, value in found.items()}
+        for kind, found in Tags(drawing).opened
+        if kind == tag and found["class"] == name
+    ]
 
 
 def test_a_reliability_diagram_has_every_bin_where_its_shares_say(tmp_path: Path) -> None:
     drawing = charts.reliability([charts.Dot(0.75, 0.5, 0.25, 1, 100), charts.Dot(1, 1, 1, 1, 25)], title="")
-    left, right, low, high = charts.LEFT, charts.WIDTH - charts.RIGHT, charts.HEIGHT - charts.BOTTOM, charts.TOP
+    left, right, low, high = (
+        charts.LEFT,
+        charts.WIDTH - charts.RIGHT,
+        charts.HEIGHT - charts.BOTTOM,
+        charts.TOP,
+    )
     first, second = shapes(drawing, "circle", "s0")
     assert [float(first[key]) for key in ("cx", "cy", "r")] == [(left + right) / 2, (low + high) / 2, 6]
-    assert [float(second[key]) for key in ("cx", "cy", "r")] == [right, high, 4]  # a quarter of the pairs, half of what the radius can grow
+    assert [float(second[key]) for key in ("cx", "cy", "r")] == [
+        right,
+        high,
+        4,
+    ]  # a quarter of the pairs, half of what the radius can grow
     whisker = shapes(drawing, "line", "over s0")[0]
     assert [float(whisker[key]) for key in ("x1", "x2")] == [(left + right) / 2] * 2
     assert [float(whisker[key]) for key in ("y1", "y2")] == [low - (low - high) / 4, high]
@@ -302,17 +375,29 @@ def test_a_sparse_curve_shows_each_point_and_the_mark_stands_on_its_own() -> Non
     looks = charts.Curve("held-out", [(10, 2.0), (20, 1.0), (30, 4.0)], sparse=True)
     steps = charts.Curve("training", [(float(step), 1.5) for step in range(1, 101)])
     drawing = charts.curves([steps, looks], title="", mark=charts.Mark(20, 1.0, "kept"))
-    dots, [ring], [upright] = shapes(drawing, "circle", "s1"), shapes(drawing, "circle", "ring"), shapes(drawing, "line", "half")
+    dots, [ring], [upright] = (
+        shapes(drawing, "circle", "s1"),
+        shapes(drawing, "circle", "ring"),
+        shapes(drawing, "line", "half"),
+    )
     assert len(dots) == 3
     assert (ring["cx"], ring["cy"]) == (dots[1]["cx"], dots[1]["cy"])
     assert upright["x1"] == upright["x2"] == ring["cx"]
     assert len(shapes(drawing, "path", "s1")) == 1  # and no faint one: nothing is averaged
 
 
-@pytest.mark.parametrize(("x", "y", "anchor", "above"), [(0, 0, "start", True), (0, 1, "start", False), (9, 0, "end", True), (9, 1, "end", False)])
-def test_the_mark_is_told_where_it_covers_neither_itself_nor_the_edge(x: float, y: float, anchor: str, above: bool) -> None:
+@pytest.mark.parametrize(
+    ("x", "y", "anchor", "above"),
+    [(0, 0, "start", True), (0, 1, "start", False), (9, 0, "end", True), (9, 1, "end", False)],
+)
+def test_the_mark_is_told_where_it_covers_neither_itself_nor_the_edge(
+    x: float, y: float, anchor: str, above: bool
+) -> None:
     line = charts.Curve("", [(0, 0.0), (9, 1.0)])
-    found = re.search(r'<text x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)">kept', charts.curves([line], title="", mark=charts.Mark(x, y, "kept")))
+    found = re.search(
+        r'<text x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)">kept',
+        charts.curves([line], title="", mark=charts.Mark(x, y, "kept")),
+    )
     assert found
     assert found[3] == anchor
     assert charts.LEFT < float(found[1]) < charts.WIDTH - charts.RIGHT
@@ -321,7 +406,9 @@ def test_the_mark_is_told_where_it_covers_neither_itself_nor_the_edge(x: float, 
 
 def test_the_line_of_a_share_bar_stands_where_it_is_put() -> None:
     for line, place in ((0.5, "50.00"), (0.25, "25.00")):
-        [drawn] = shapes(charts.share_bar([("s0", 0.1)], value=0.1, low=0, high=0.2, title="", line=line), "line", "half")
+        [drawn] = shapes(
+            charts.share_bar([("s0", 0.1)], value=0.1, low=0, high=0.2, title="", line=line), "line", "half"
+        )
         assert (drawn["x1"], drawn["x2"]) == (place, place)
 
 
@@ -394,7 +481,11 @@ def test_what_is_drawn_is_no_fact_and_the_others_stand_in_their_order() -> None:
         ("reward.ece", 0.0625, "6.2\N{NO-BREAK SPACE}%"),
         ("reward.worst_attack", 0.5, "50.0\N{NO-BREAK SPACE}%"),
         ("merge.answers_reproduced", 1.0, "100.0\N{NO-BREAK SPACE}%"),
-        ("reward_accuracy.over_longer_wins", {"value": 0.25, "low": -0.125, "high": float("nan")}, "25.0 points (−12.5 to –)"),
+        (
+            "reward_accuracy.over_longer_wins",
+            {"value": 0.25, "low": -0.125, "high": float("nan")},
+            "25.0 points (−12.5 to –)",
+        ),
         ("reward.length_correlation", {"value": float("nan"), "low": -1.0, "high": 1.0}, "– (−1.00 to 1.00)"),
     ],
 )
@@ -405,7 +496,11 @@ def test_a_figure_is_told_in_its_unit(name: str, value: float, text: str) -> Non
 def test_the_worst_attack_comes_first_and_a_failed_one_says_so_in_words() -> None:
     [panel] = reward_charts.panels_of({"attacks": MEASURES["attacks"]})
     [(_, bars)] = panel.groups
-    assert [(bar.title, "fooled" in bar.flag) for bar in bars] == [("Off the subject", True), (EVIL.replace("_", " "), False), ("No answer", False)]
+    assert [(bar.title, "fooled" in bar.flag) for bar in bars] == [
+        ("Off the subject", True),
+        (EVIL.replace("_", " "), False),
+        ("No answer", False),
+    ]
     assert [len(shapes(bar.bar, "rect", "s1")) for bar in bars] == [1, 0, 0]
     for bar in bars:
         assert float(shapes(bar.bar, "line", "half")[0]["x1"]) == 100 * reward_charts.FOOLED_ABOVE
@@ -424,19 +519,32 @@ def test_what_the_probe_reached_is_drawn_beside_what_training_made_of_it() -> No
     probe = {"accuracy": {"votes": RATE | {"value": 0.375}, "gap_1": RATE}}
     [panel] = reward_charts.panels_of({"accuracy": {"votes": RATE}, "probe": probe})
     title, [bar] = panel.groups[-1]
-    assert (title, bar.title, bar.rate["value"]) == ("A head on the model as it was before training", "The probe's rewards alone", 0.375)
+    assert (title, bar.title, bar.rate["value"]) == (
+        "A head on the model as it was before training",
+        "The probe's rewards alone",
+        0.375,
+    )
 
 
 def test_the_names_are_those_that_the_reward_stage_writes() -> None:
-    code = {name: (ROOT / "tasks" / "rlhf" / f"{name}.py").read_text() for name in ("red_team", "strata", "measures")}
+    code = {
+        name: (ROOT / "tasks" / "rlhf" / f"{name}.py").read_text()
+        for name in ("red_team", "strata", "measures")
+    }
     assert set(re.findall(r'^        "(\w+)": ', code["red_team"], re.M)) == set(reward_charts.ATTACKS)
     assert f"FAILED_ABOVE = {reward_charts.FOOLED_ABOVE} " in code["red_team"]
-    for name in (reward_charts.PROBED.get(name, name) for _, names in reward_charts.ACCURACIES for name in names):
+    for name in (
+        reward_charts.PROBED.get(name, name) for _, names in reward_charts.ACCURACIES for name in names
+    ):
         assert f'"{name}"' in code["strata"] + code["measures"]
 
 
-@pytest.mark.parametrize("missing", [("accuracy",), ("calibration",), ("attacks",), ("accuracy", "calibration", "attacks")])
-def test_what_was_not_measured_is_not_drawn_and_its_figures_stay_facts(tmp_path: Path, missing: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "missing", [("accuracy",), ("calibration",), ("attacks",), ("accuracy", "calibration", "attacks")]
+)
+def test_what_was_not_measured_is_not_drawn_and_its_figures_stay_facts(
+    tmp_path: Path, missing: tuple[str, ...]
+) -> None:
     run = make_run(tmp_path)
     file = run.inputs["reward"] / "measures.json"
     file.write_text(json.dumps({name: value for name, value in MEASURES.items() if name not in missing}))
@@ -444,14 +552,22 @@ def test_what_was_not_measured_is_not_drawn_and_its_figures_stay_facts(tmp_path:
         file.unlink()  # as in artifacts of old
     page = page_of(run)
     assert Tags(page).open == []
-    for part, text in {"accuracy": "Where it is right", "calibration": "Calibration error 6.2", "attacks": "What fools it"}.items():
+    for part, text in {
+        "accuracy": "Where it is right",
+        "calibration": "Calibration error 6.2",
+        "attacks": "What fools it",
+    }.items():
         assert (text in page) == (part not in missing)
     assert ("<dt>pairs ordered as the votes</dt><dd>80.0" in page) == ("accuracy" in missing)
 
 
 def test_a_calibration_tells_both_errors_and_its_temperature() -> None:
     [chart] = reward_charts.calibration(MEASURES)
-    for text in ("6.2\N{NO-BREAK SPACE}% at the fitted temperature 1.25", "12.5\N{NO-BREAK SPACE}% without", "50 pairs"):
+    for text in (
+        "6.2\N{NO-BREAK SPACE}% at the fitted temperature 1.25",
+        "12.5\N{NO-BREAK SPACE}% without",
+        "50 pairs",
+    ):
         assert text in chart.note
     assert reward_charts.calibration({"calibration": MEASURES["calibration"] | {"reliability": []}}) == []
 
@@ -459,7 +575,10 @@ def test_a_calibration_tells_both_errors_and_its_temperature() -> None:
 def test_the_noise_floor_stands_beside_the_calibration_error() -> None:
     found = MEASURES["calibration"]
     [chart] = reward_charts.calibration({"calibration": found | {"floor": 0.0375, "reason": ""}})
-    assert "A model that means exactly what it says would show 3.8\N{NO-BREAK SPACE}% on as many pairs, by chance alone." in chart.note
+    assert (
+        "A model that means exactly what it says would show 3.8\N{NO-BREAK SPACE}% on as many pairs, by chance alone."
+        in chart.note
+    )
     [chart] = reward_charts.calibration({"calibration": found | {"reason": "no two rewards differ"}})
     assert "no temperature was fitted, because no two rewards differ" in chart.note
 
@@ -471,12 +590,18 @@ def test_what_an_answer_is_worth_elsewhere_is_told_with_the_attacks() -> None:
 
 
 def test_an_attack_whose_interval_holds_the_threshold_is_not_decided() -> None:
-    attacks = {"echo": {"wins": wilson(12, 48)._asdict(), "failed": False}, "empty": {"wins": wilson(0, 48)._asdict(), "failed": False}}
+    attacks = {
+        "echo": {"wins": wilson(12, 48)._asdict(), "failed": False},
+        "empty": {"wins": wilson(0, 48)._asdict(), "failed": False},
+    }
     [panel] = reward_charts.panels_of({"attacks": attacks})
     assert [bar.flag for bar in panel.groups[0][1]] == ["too few to tell", ""]
 
 
-@pytest.mark.parametrize(("split", "said"), [("evaluation", "on which nothing was trained or chosen"), ("held-out", "a little too good")])
+@pytest.mark.parametrize(
+    ("split", "said"),
+    [("evaluation", "on which nothing was trained or chosen"), ("held-out", "a little too good")],
+)
 def test_every_accuracy_says_which_questions_it_is_of(tmp_path: Path, split: str, said: str) -> None:
     run = make_run(tmp_path)
     measured = {"split": split, "questions": 1234, "pairs": 5678}
@@ -485,14 +610,19 @@ def test_every_accuracy_says_which_questions_it_is_of(tmp_path: Path, split: str
         path.write_text(json.dumps(json.loads(path.read_text()) | {"measured": measured}))
     (run.inputs["reward"] / "measures.json").write_text(json.dumps(MEASURES | {"measured": measured}))
     page = page_of(run)
-    assert page.count(said) == page.count("1,234") == 3  # the reward model, DPO, and the reward model's own panel
+    assert (
+        page.count(said) == page.count("1,234") == 3
+    )  # the reward model, DPO, and the reward model's own panel
 
 
 def test_what_was_cut_stands_in_the_report_and_in_the_data_card(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     pages = [page_of(run), (run.artifact / "card.html").read_text(encoding="utf-8")]
     for page in pages:
-        assert re.search(r"<td>SFT <strong class=\"flag\">[^<]*much is cut</strong></td><td>0\.0\s%</td><td>37\.5\s%</td><td>–</td>", page)
+        assert re.search(
+            r"<td>SFT <strong class=\"flag\">[^<]*much is cut</strong></td><td>0\.0\s%</td><td>37\.5\s%</td><td>–</td>",
+            page,
+        )
     path = run.inputs["sft"] / "summary.json"
     told = json.loads(path.read_text())
     told["metrics"] = {"sft.perplexity": 1.5}
@@ -505,7 +635,9 @@ def test_samples_are_found_by_their_questions_ids(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     path = run.inputs["data"] / "evaluation.parquet"
     table = pq.read_table(path)
-    more = table.set_column(0, "question_id", pa.array([-1 - i for i in range(30)])).set_column(1, "prompt", pa.array(["another"] * 30))
+    more = table.set_column(0, "question_id", pa.array([-1 - i for i in range(30)])).set_column(
+        1, "prompt", pa.array(["another"] * 30)
+    )
     before = page_of(run)
     pq.write_table(pa.concat_tables([more, table.take(list(range(29, -1, -1)))]), path)
     assert page_of(run) == before
@@ -534,7 +666,16 @@ def test_a_long_curve_is_averaged_and_keeps_its_mean() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0"), (12345, "12,345"), (0.12345, "0.123"), (-1.5, "−1.50"), (3e-7, "3.0e−7"), (123.44, "123.4"), (float("nan"), "–"), (None, "–")],
+    [
+        (0, "0"),
+        (12345, "12,345"),
+        (0.12345, "0.123"),
+        (-1.5, "−1.50"),
+        (3e-7, "3.0e−7"),
+        (123.44, "123.4"),
+        (float("nan"), "–"),
+        (None, "–"),
+    ],
 )
 def test_numbers_read_well(value: float | None, text: str) -> None:
     assert stage_charts.number(value) == text
@@ -549,7 +690,9 @@ def test_every_panel_shows_a_metric_that_its_program_logs(stage: str) -> None:
 
 
 def test_the_template_and_its_style_are_packaged() -> None:
-    shipped = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["tasks.programs"]
+    shipped = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"][
+        "tasks.programs"
+    ]
     for name in (TEMPLATE, STYLE):
         assert any(Path(name).match(pattern) for pattern in shipped)
         assert f"tasks/programs/{name}" in sources_of("report")

@@ -44,7 +44,9 @@ def test_products_are_those_of_float64(layout: str) -> None:
     torch.testing.assert_close(made.double(), exact, atol=1e-4, rtol=1e-5)
     bias = drawn(b.shape[1])
     torch.testing.assert_close(amd_matmul._addmm(bias, a, b).double(), exact + bias, atol=1e-4, rtol=1e-5)
-    torch.testing.assert_close(amd_matmul._addmm(bias, a, b, beta=2, alpha=3).double(), 3 * exact + 2 * bias, atol=3e-4, rtol=1e-5)
+    torch.testing.assert_close(
+        amd_matmul._addmm(bias, a, b, beta=2, alpha=3).double(), 3 * exact + 2 * bias, atol=3e-4, rtol=1e-5
+    )
     added = drawn(*exact.shape)
     torch.testing.assert_close(amd_matmul._addmm(added, a, b).double(), exact + added, atol=1e-4, rtol=1e-5)
 
@@ -58,9 +60,16 @@ def test_other_types_are_left_to_torch(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize(
     ("text", "halved"),
-    [(AMD.format("avx512f"), True), (AMD.format("fma"), False), (AMD.replace("AuthenticAMD", "GenuineIntel").format("avx512f"), False), ("", False)],
+    [
+        (AMD.format("avx512f"), True),
+        (AMD.format("fma"), False),
+        (AMD.replace("AuthenticAMD", "GenuineIntel").format("avx512f"), False),
+        ("", False),
+    ],
 )
-def test_mkl_leaves_half_on_amd_processors_with_avx512(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, halved: bool) -> None:
+def test_mkl_leaves_half_on_amd_processors_with_avx512(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, halved: bool
+) -> None:
     monkeypatch.setattr(amd_matmul.platform, "machine", lambda: "x86_64")
     (tmp_path / "cpuinfo").write_text(text)
     assert amd_matmul.halved(tmp_path / "cpuinfo") == halved
@@ -96,7 +105,10 @@ print("as before")
 """
 
 
-@pytest.mark.skipif(not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()), reason="torch was built without MKL or oneDNN")
+@pytest.mark.skipif(
+    not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()),
+    reason="torch was built without MKL or oneDNN",
+)
 def test_layers_and_their_gradients_go_through_it() -> None:
     ran = subprocess.run([sys.executable, "-c", SCRIPT], cwd=tiny.ROOT, capture_output=True, text=True)
     assert ran.stdout == "as before\n", ran.stderr

@@ -63,7 +63,9 @@ def log_probs(model: PreTrainedModel, hidden: Tensor, targets: Tensor) -> Tensor
 def test_packed_documents_are_those_of_the_models_own_forward(kind: str) -> None:
     model, compared = attention_models.model(kind), 0
     blocks = pack(MIXED, block_tokens=100, pad_id=tiny.PAD)
-    gap, told = layout_checks.settle(model, lambda: layout_checks.packing_gap(model, blocks), layout="Packing")
+    gap, told = layout_checks.settle(
+        model, lambda: layout_checks.packing_gap(model, blocks), layout="Packing"
+    )
     assert (told is not None) == (kind in NEVER_PACKED)
     assert gap.nats < CLOSE
     hidden = forward.hidden_states(model, blocks.input_ids, blocks.position_ids)
@@ -73,7 +75,9 @@ def test_packed_documents_are_those_of_the_models_own_forward(kind: str) -> None
             if not (blocks.labels[row, a + 1 : b] == IGNORE).all():
                 text = blocks.input_ids[row, a:b]
                 own = plain(model, text.tolist())
-                torch.testing.assert_close(log_probs(model, hidden[row, a : b - 1], text[1:]), own, atol=CLOSE, rtol=0)
+                torch.testing.assert_close(
+                    log_probs(model, hidden[row, a : b - 1], text[1:]), own, atol=CLOSE, rtol=0
+                )
                 compared += 1
     assert compared == len(MIXED)
 
@@ -82,7 +86,9 @@ def test_packed_documents_are_those_of_the_models_own_forward(kind: str) -> None
 @torch.no_grad()
 def test_shared_prompts_are_those_of_the_models_own_forward(kind: str) -> None:
     model, head = attention_models.model(kind), lora.new_head(tiny.WIDTH)
-    measure: Callable[[], layout_checks.Gap] = lambda: layout_checks.sharing_gap(model, QUESTIONS, pad_id=tiny.PAD)  # noqa: E731
+    measure: Callable[[], layout_checks.Gap] = lambda: layout_checks.sharing_gap(
+        model, QUESTIONS, pad_id=tiny.PAD
+    )  # noqa: E731
     gap, told = layout_checks.settle(model, measure, layout="Sharing")
     assert (told is not None) == (kind in NEVER_SHARED)
     assert gap.nats < CLOSE
@@ -133,7 +139,10 @@ def test_the_guard_looks_at_the_longest_document(kind: str, monkeypatch: pytest.
     assert layout_checks.packing_gap(model, blocks).is_rounding
     assert layout_checks.sharing_gap(model, asked, pad_id=tiny.PAD).is_rounding
     forget_windows(monkeypatch)
-    for gap in (layout_checks.packing_gap(model, blocks), layout_checks.sharing_gap(model, asked, pad_id=tiny.PAD)):
+    for gap in (
+        layout_checks.packing_gap(model, blocks),
+        layout_checks.sharing_gap(model, asked, pad_id=tiny.PAD),
+    ):
         assert not gap.is_rounding
         assert not gap.is_half_rounding
 
@@ -156,7 +165,9 @@ def test_the_guard_looks_at_all_parts() -> None:
 
 def test_a_model_that_fails_even_alone_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = attention_models.model("bloom")
-    monkeypatch.setattr(attention_masks, "compute_apart", lambda forward, rows, texts, **_: forward(rows).flatten(0, 1))
+    monkeypatch.setattr(
+        attention_masks, "compute_apart", lambda forward, rows, texts, **_: forward(rows).flatten(0, 1)
+    )
     blocks = pack(MIXED, block_tokens=100, pad_id=tiny.PAD)
     with pytest.raises(InputError, match="bloom models compute a text differently"):
         layout_checks.settle(model, lambda: layout_checks.packing_gap(model, blocks), layout="Packing")
@@ -209,19 +220,27 @@ def test_padding_does_not_switch_the_frequencies_of_longrope() -> None:
     assert layout_checks.packing_gap(model, blocks).is_rounding
 
 
-@pytest.mark.parametrize(("kind", "most"), [("gpt2", 128), ("opt", 128), ("gpt_neo", 128), ("mpt", 128), ("phi3_longrope", 64)])
+@pytest.mark.parametrize(
+    ("kind", "most"), [("gpt2", 128), ("opt", 128), ("gpt_neo", 128), ("mpt", 128), ("phi3_longrope", 64)]
+)
 def test_texts_that_are_too_long_are_refused(kind: str, most: int) -> None:
     model = attention_models.model(kind)
     loading.check_context(model, most)
-    with pytest.raises(InputError, match=rf"text.max_prompt_tokens \+ text.max_answer_tokens is {most + 1}, .*{most} tokens"):
+    with pytest.raises(
+        InputError, match=rf"text.max_prompt_tokens \+ text.max_answer_tokens is {most + 1}, .*{most} tokens"
+    ):
         loading.check_context(model, most + 1)
 
 
 # -------------------------------------------------------------------------------------------------- logits
 
 
-@pytest.mark.parametrize(("kind", "setting"), [("gemma2", {"final_logit_softcapping": 30.0}), ("cohere2", {"logit_scale": 0.99})])
-def test_logits_that_are_capped_or_scaled_are_refused_however_small(kind: str, setting: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "setting"), [("gemma2", {"final_logit_softcapping": 30.0}), ("cohere2", {"logit_scale": 0.99})]
+)
+def test_logits_that_are_capped_or_scaled_are_refused_however_small(
+    kind: str, setting: dict[str, float]
+) -> None:
     model = attention_models.model(kind, loud=0.1)
     loading.check_head(model)
     for name, value in setting.items():
@@ -245,12 +264,19 @@ def finished(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["falcon_alibi", "llama4", "gpt_neo"])
-def test_every_stage_trains_such_a_base_and_says_what_is_slower(kind: str, data: Path, tmp_path: Path) -> None:
+def test_every_stage_trains_such_a_base_and_says_what_is_slower(
+    kind: str, data: Path, tmp_path: Path
+) -> None:
     base = tmp_path / "base"
     attention_models.model(kind, loud=1.0).save_pretrained(base)
     tiny.tokenizer().save_pretrained(base)
     common = {"lora": LORA, "max_steps": 2, "batch_size": 2}
-    folder = tiny.prepare(tmp_path / "sft", "sft", {"seed": 0, "text": TEXT, "sft": common | {"block_tokens": 256}}, {"data": data, "base": base})
+    folder = tiny.prepare(
+        tmp_path / "sft",
+        "sft",
+        {"seed": 0, "text": TEXT, "sft": common | {"block_tokens": 256}},
+        {"data": data, "base": base},
+    )
     run = Run(folder)
     sft.train(SftJob.model_validate(run.record), run)
     assert finished(folder)["metrics"]["sft.packing_leak"] < 1e-4
@@ -267,5 +293,9 @@ def test_every_stage_trains_such_a_base_and_says_what_is_slower(kind: str, data:
         program(job.model_validate(run.record), run)
         warnings.append(finished(tmp_path / stage)["warnings"])
         inputs["reference"] = tmp_path / "reference" / "artifact"
-    told = [[sentence for sentence in some if "every text is computed alone" in sentence] for some in warnings]
-    assert [len(some) for some in told] == {"falcon_alibi": [1, 1, 1, 1], "gpt_neo": [1, 1, 1, 1]}.get(kind, [0] * 4)
+    told = [
+        [sentence for sentence in some if "every text is computed alone" in sentence] for some in warnings
+    ]
+    assert [len(some) for some in told] == {"falcon_alibi": [1, 1, 1, 1], "gpt_neo": [1, 1, 1, 1]}.get(
+        kind, [0] * 4
+    )

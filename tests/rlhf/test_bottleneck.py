@@ -26,7 +26,9 @@ def logits(model: PreTrainedModel) -> Tensor:
     return model(IDS, use_cache=False).logits
 
 
-def with_bottlenecks(model: PreTrainedModel, form: Form, *, whole_layers: bool = False, seed: int = 7) -> PreTrainedModel:
+def with_bottlenecks(
+    model: PreTrainedModel, form: Form, *, whole_layers: bool = False, seed: int = 7
+) -> PreTrainedModel:
     """``model`` with bottlenecks of which nothing is zero any more."""
     bottleneck.attach(model, width=BOTTLENECK_WIDTH, form=form, whole_layers=whole_layers)
     torch.manual_seed(seed)
@@ -51,7 +53,9 @@ def gpt2_on_meta(**sizes: int) -> PreTrainedModel:
 
 
 # gelu(2) = 2 Phi(2) = 2 * 0.977249868 = 1.954499736; times (1/2, -1), plus (1/4, 0)
-@pytest.mark.parametrize(("form", "expected"), [("replace", (1.227249868, -1.954499736)), ("parallel", (4.227249868, 4.045500264))])
+@pytest.mark.parametrize(
+    ("form", "expected"), [("replace", (1.227249868, -1.954499736)), ("parallel", (4.227249868, 4.045500264))]
+)
 def test_a_bottleneck_of_width_1_by_hand(form: Form, expected: tuple[float, float]) -> None:
     mlp = nn.Linear(2, 2, bias=False)
     module = Bottleneck(mlp, hidden_size=2, width=1, form=form, whole_layer=False, num_layers=1)
@@ -61,7 +65,9 @@ def test_a_bottleneck_of_width_1_by_hand(form: Form, expected: tuple[float, floa
         module.down.bias.fill_(-1.0)
         module.up.weight.copy_(torch.tensor([[0.5], [-1.0]]))
         module.up.bias.copy_(torch.tensor([0.25, 0.0]))
-    torch.testing.assert_close(module(torch.tensor([[[1.0, 2.0]]]))[0, 0], torch.tensor(expected), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        module(torch.tensor([[[1.0, 2.0]]]))[0, 0], torch.tensor(expected), atol=1e-6, rtol=0
+    )
 
 
 @pytest.mark.parametrize("kind", tiny.ARCHITECTURES)
@@ -154,8 +160,12 @@ def test_whole_layers_are_all_of_them_but_the_kept_mlps(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", tiny.ARCHITECTURES)
-@pytest.mark.parametrize(("form", "whole_layers"), [("replace", False), ("parallel", False), ("replace", True)])
-def test_what_is_saved_comes_back_bit_for_bit(kind: str, form: Form, whole_layers: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("form", "whole_layers"), [("replace", False), ("parallel", False), ("replace", True)]
+)
+def test_what_is_saved_comes_back_bit_for_bit(
+    kind: str, form: Form, whole_layers: bool, tmp_path: Path
+) -> None:
     model = with_bottlenecks(tiny.model(kind), form, whole_layers=whole_layers)
     with torch.no_grad():
         for parameter in bottleneck.parameters(model).values():
@@ -166,9 +176,19 @@ def test_what_is_saved_comes_back_bit_for_bit(kind: str, form: Form, whole_layer
     assert torch.equal(logits(again), logits(model))
     assert trainable(again) == set()
     assert not again.training
-    assert set(bottleneck.parameters(again)) == set(bottleneck.parameters(model)) == set(load_file(tmp_path / "it" / bottleneck.WEIGHTS))
+    assert (
+        set(bottleneck.parameters(again))
+        == set(bottleneck.parameters(model))
+        == set(load_file(tmp_path / "it" / bottleneck.WEIGHTS))
+    )
     assert bottleneck.belongs_to(tmp_path / "it") == "sha256:1234"
-    record = {"form": form, "width": BOTTLENECK_WIDTH, "whole_layers": whole_layers, "activation": "gelu", "base": "sha256:1234"}
+    record = {
+        "form": form,
+        "width": BOTTLENECK_WIDTH,
+        "whole_layers": whole_layers,
+        "activation": "gelu",
+        "base": "sha256:1234",
+    }
     assert json.loads((tmp_path / "it" / bottleneck.CONFIG).read_text()) == record
 
 
@@ -188,11 +208,17 @@ def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:
         ({}, True, 1833),
         # GPT-2 medium, D = 1024, 24 layers, 354 823 168 parameters, 4 D^2 + 8 D of attention and norms a layer
         ({"n_embd": 1024, "n_layer": 24, "n_head": 16}, False, (177_411_584 // 24 - 1024) // 2049),
-        ({"n_embd": 1024, "n_layer": 24, "n_head": 16}, True, (177_411_584 // 24 - 4 * 1024**2 - 8 * 1024 - 1024) // 2049),
+        (
+            {"n_embd": 1024, "n_layer": 24, "n_head": 16},
+            True,
+            (177_411_584 // 24 - 4 * 1024**2 - 8 * 1024 - 1024) // 2049,
+        ),
     ],
 )
 @pytest.mark.parametrize("form", FORMS)
-def test_half_of_a_real_gpt2_is_trained(sizes: dict[str, int], whole_layers: bool, width: int, form: Form) -> None:
+def test_half_of_a_real_gpt2_is_trained(
+    sizes: dict[str, int], whole_layers: bool, width: int, form: Form
+) -> None:
     model = gpt2_on_meta(**sizes)
     total = sum(p.numel() for p in model.parameters())
     assert sizes or total == SMALL
@@ -210,7 +236,11 @@ def test_the_docstrings_arithmetic_of_gpt2_small() -> None:
     assert mlps == 56_669_184
     assert SMALL - mlps == 67_770_624 > SMALL / 2
     bottleneck.attach(model, width=1833, form="replace", whole_layers=True)
-    assert sum(p.numel() for p in bottleneck.parameters(model).values()) == 62_202_348 == 28_385_280 + 12 * (1833 * (2 * 768 + 1) + 768)
+    assert (
+        sum(p.numel() for p in bottleneck.parameters(model).values())
+        == 62_202_348
+        == 28_385_280 + 12 * (1833 * (2 * 768 + 1) + 768)
+    )
 
 
 @pytest.mark.parametrize("kind", tiny.ARCHITECTURES)
@@ -218,7 +248,12 @@ def test_the_docstrings_arithmetic_of_gpt2_small() -> None:
 def test_half_is_half_of_every_architecture(kind: str, whole_layers: bool) -> None:
     model = tiny.model(kind)
     total = sum(p.numel() for p in model.parameters())
-    bottleneck.attach(model, width=bottleneck.halving_width(model, whole_layers=whole_layers), form="parallel", whole_layers=whole_layers)
+    bottleneck.attach(
+        model,
+        width=bottleneck.halving_width(model, whole_layers=whole_layers),
+        form="parallel",
+        whole_layers=whole_layers,
+    )
     trained = sum(p.numel() for p in bottleneck.parameters(model).values())
     assert trained <= total / 2 < trained + NUM_LAYERS * (2 * tiny.WIDTH + 1)
 
@@ -248,10 +283,16 @@ def test_the_start_is_the_documented_one_and_the_seeds(form: Form) -> None:
     made = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        made.append(Bottleneck(nn.Linear(400, 400), hidden_size=400, width=100, form=form, whole_layer=False, num_layers=8))
+        made.append(
+            Bottleneck(
+                nn.Linear(400, 400), hidden_size=400, width=100, form=form, whole_layer=False, num_layers=8
+            )
+        )
     first, same, other = made
     assert first.down.weight.std().item() == pytest.approx(1 / 20, rel=0.02)
-    assert first.up.weight.std().item() == (0 if form == "parallel" else pytest.approx(1 / 40, rel=0.02))  # 1 / sqrt(2 * 8 * 100)
+    assert first.up.weight.std().item() == (
+        0 if form == "parallel" else pytest.approx(1 / 40, rel=0.02)
+    )  # 1 / sqrt(2 * 8 * 100)
     assert not first.down.bias.any()
     assert not first.up.bias.any()
     assert torch.equal(first.down.weight, same.down.weight)
@@ -260,8 +301,20 @@ def test_the_start_is_the_documented_one_and_the_seeds(form: Form) -> None:
 
 
 def test_a_model_without_mlps_is_refused() -> None:
-    model = OPTForCausalLM(OPTConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, ffn_dim=16, word_embed_proj_dim=16))
-    for refused in (lambda: bottleneck.attach(model, width=4, form="parallel"), lambda: bottleneck.halving_width(model)):
+    model = OPTForCausalLM(
+        OPTConfig(
+            vocab_size=32,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            ffn_dim=16,
+            word_embed_proj_dim=16,
+        )
+    )
+    for refused in (
+        lambda: bottleneck.attach(model, width=4, form="parallel"),
+        lambda: bottleneck.halving_width(model),
+    ):
         with pytest.raises(InputError, match="opt models have no module named mlp"):
             refused()
 

@@ -9,7 +9,14 @@ from scipy.stats import binom
 from torch import Tensor
 
 from tasks.rlhf.algorithms.losses import pairwise_loss
-from tasks.rlhf.evaluation.calibration import WIDEST, expected_calibration_error, fit_temperature, noise_floor, reason_not_to_fit, reliability
+from tasks.rlhf.evaluation.calibration import (
+    WIDEST,
+    expected_calibration_error,
+    fit_temperature,
+    noise_floor,
+    reason_not_to_fit,
+    reliability,
+)
 from tasks.rlhf.evaluation.intervals import wilson
 
 LN3, LN9 = math.log(3), math.log(9)  # p = 0.75 and 0.9
@@ -19,7 +26,9 @@ def drawn(num_pairs: int, *, temperature: float, seed: int = 0) -> Tensor:
     """Margins of a model whose order is right as often as p = sigmoid(|margin| / temperature) says."""
     generator = torch.Generator().manual_seed(seed)
     sizes = 3 * torch.randn(num_pairs, generator=generator, dtype=torch.float64).abs()
-    right = torch.rand(num_pairs, generator=generator, dtype=torch.float64) < torch.sigmoid(sizes / temperature)
+    right = torch.rand(num_pairs, generator=generator, dtype=torch.float64) < torch.sigmoid(
+        sizes / temperature
+    )
     return torch.where(right, sizes, -sizes)
 
 
@@ -43,7 +52,9 @@ def test_temperature_is_scipys(seed: int) -> None:
 
 
 @pytest.mark.parametrize("factor", [1e-6, 0.37, 1e5])
-@pytest.mark.parametrize("margins", [[2.0, -1.0, 0.5, 3.0], [1.0, 2.0], [-1.0, 0.5]], ids=["fitted", "separable", "chance"])
+@pytest.mark.parametrize(
+    "margins", [[2.0, -1.0, 0.5, 3.0], [1.0, 2.0], [-1.0, 0.5]], ids=["fitted", "separable", "chance"]
+)
 def test_temperature_goes_with_the_margins(margins: list[float], factor: float) -> None:
     plain = torch.tensor(margins, dtype=torch.float64)
     assert fit_temperature(factor * plain) == pytest.approx(factor * fit_temperature(plain), rel=1e-9)
@@ -65,7 +76,15 @@ def test_the_temperature_that_draws_were_made_with_is_found(temperature: float) 
         ([1.0, -3.0], 2 * WIDEST),
         ([0.0, 0.0], 1.0),
     ],
-    ids=["all right", "right or tied", "right, far from the mean", "all wrong", "as good as chance", "worse than chance", "all tied"],
+    ids=[
+        "all right",
+        "right or tied",
+        "right, far from the mean",
+        "all wrong",
+        "as good as chance",
+        "worse than chance",
+        "all tied",
+    ],
 )
 def test_what_has_no_best_temperature_gets_a_bound(margins: list[float], expected: float) -> None:
     assert fit_temperature(torch.tensor(margins)) == pytest.approx(expected)
@@ -106,7 +125,10 @@ def test_one_bin_takes_means_before_the_difference() -> None:
 def test_bins_halve_the_range_from_one_half_to_one() -> None:
     margins = torch.logit(torch.tensor([0.5001, 0.7499, 0.7501, 0.9999], dtype=torch.float64))
     assert [b.n for b in reliability(margins, bins=2)] == [2, 2]
-    assert [b.n for b in reliability(torch.tensor([0.0, 1e9]), bins=10)] == [1, 1]  # both ends belong to a bin
+    assert [b.n for b in reliability(torch.tensor([0.0, 1e9]), bins=10)] == [
+        1,
+        1,
+    ]  # both ends belong to a bin
 
 
 def test_the_temperature_divides() -> None:
@@ -120,7 +142,10 @@ def test_calibrated_draws_have_no_error_and_only_they() -> None:
     assert expected_calibration_error(margins, 2.5) < 0.01
     assert expected_calibration_error(margins, fit_temperature(margins)) < 0.01
     assert expected_calibration_error(margins) > 0.05  # too sure
-    assert all(b.accuracy.low - 0.01 < b.confidence < b.accuracy.high + 0.01 for b in reliability(margins[:20_000], 2.5))
+    assert all(
+        b.accuracy.low - 0.01 < b.confidence < b.accuracy.high + 0.01
+        for b in reliability(margins[:20_000], 2.5)
+    )
 
 
 def test_a_model_and_its_contrary_are_as_sure() -> None:
@@ -131,10 +156,14 @@ def test_a_model_and_its_contrary_are_as_sure() -> None:
 
 
 def test_a_bin_of_one_questions_pairs_is_one_observation() -> None:
-    margins = torch.full((400,), LN9, dtype=torch.float64) * torch.where(torch.arange(400) % 8 < 4, -1, 1)  # half of the questions right
+    margins = torch.full((400,), LN9, dtype=torch.float64) * torch.where(
+        torch.arange(400) % 8 < 4, -1, 1
+    )  # half of the questions right
     (alone,), (together,) = reliability(margins), reliability(margins, question=torch.arange(400) // 4)
     assert together.accuracy.value == alone.accuracy.value == 0.5
-    assert together.accuracy.high - together.accuracy.low == pytest.approx(2 * (alone.accuracy.high - alone.accuracy.low), rel=0.12)
+    assert together.accuracy.high - together.accuracy.low == pytest.approx(
+        2 * (alone.accuracy.high - alone.accuracy.low), rel=0.12
+    )
 
 
 @pytest.mark.parametrize(("n", "p"), [(10, 0.75), (60, 0.9), (314, 0.97)])
@@ -166,7 +195,10 @@ def test_a_perfect_model_shows_its_floor_in_the_mean() -> None:
         ([], "no two rewards differ"),
         ([0.0, 0.0], "no two rewards differ"),
         ([1.0, 2.0], "every pair is ordered as the votes do"),
-        ([1.7e-6, 0.0, 1e-9], "every pair is ordered as the votes do"),  # rounding alone once gave a temperature of 1.7e-8
+        (
+            [1.7e-6, 0.0, 1e-9],
+            "every pair is ordered as the votes do",
+        ),  # rounding alone once gave a temperature of 1.7e-8
         ([-1.0, -2.0], "no pair is ordered"),
         ([-1.0, 0.5], "no better than chance"),
         ([1.0, -1.0], "no better than chance"),

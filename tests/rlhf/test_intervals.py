@@ -11,7 +11,9 @@ from tasks.rlhf.evaluation.intervals import mean_interval, pearson, wilson
 from tasks.rlhf.evaluation.win_rates import Tally, compare, ordering_agreement
 
 
-@pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (0, 20), (20, 20), (1, 3), (280, 400), (9_400, 10_000), (7, 13)])
+@pytest.mark.parametrize(
+    ("successes", "n"), [(0, 1), (1, 1), (0, 20), (20, 20), (1, 3), (280, 400), (9_400, 10_000), (7, 13)]
+)
 def test_wilson_is_scipys(successes: int, n: int) -> None:
     expected = binomtest(successes, n).proportion_ci(method="wilson")
     share = wilson(successes, n)
@@ -57,7 +59,10 @@ def test_a_comparison_and_its_reverse_sum_to_one() -> None:
 
 def test_agreement_is_over_pairs_that_the_truth_tells_apart() -> None:
     share = ordering_agreement([[0.9, 0.5, 0.5], [1.0, 2.0]], [[3, 2, 1], [4, 4]])
-    assert (share.value, share.n) == (pytest.approx(2 / 3), 3)  # two right, and a tie, which is no success; (4, 4) is no pair
+    assert (share.value, share.n) == (
+        pytest.approx(2 / 3),
+        3,
+    )  # two right, and a tie, which is no success; (4, 4) is no pair
     assert ordering_agreement([[1.0, 2.0]], [[2, 1]]).value == 0.0
     assert ordering_agreement([[1e-200, 2e-200]], [[1e-200, 2e-200]]).value == 1.0  # whose product is 0
     assert ordering_agreement([[1.0, 2.0]], [[3, 3]])[1:] == (0.0, 1.0, 0)
@@ -69,14 +74,28 @@ def test_a_judge_that_is_right_of_whole_questions_has_a_wider_interval_than_wils
     With the pairs' correlation rho = .37 within questions the variance is 1 + 3 rho = 2.1 times as large: the interval is 1.45 times as wide.
     """
     truth = [[1, 0, 0, 0, 0]] * 400
-    whole = ordering_agreement([[1.0, *[0.0] * 4] if i % 4 else [-1.0, *[0.0] * 4] for i in range(400)], truth)
+    whole = ordering_agreement(
+        [[1.0, *[0.0] * 4] if i % 4 else [-1.0, *[0.0] * 4] for i in range(400)], truth
+    )
     assert (whole.value, whole.n) == (0.75, 1600)
-    assert whole.high - whole.low == pytest.approx(2 * (wilson(1200, 1600).high - wilson(1200, 1600).low), rel=0.08)  # sqrt(4)
+    assert whole.high - whole.low == pytest.approx(
+        2 * (wilson(1200, 1600).high - wilson(1200, 1600).low), rel=0.08
+    )  # sqrt(4)
     rng = random.Random(0)
     mixed = []
     for _ in range(400):
-        common = rng.random() < 0.75  # which each pair follows with probability sqrt(rho), else it has a draw of its own
-        mixed.append([0.0, *(-1.0 if (common if rng.random() < 0.37**0.5 else rng.random() < 0.75) else 1.0 for _ in range(4))])
+        common = (
+            rng.random() < 0.75
+        )  # which each pair follows with probability sqrt(rho), else it has a draw of its own
+        mixed.append(
+            [
+                0.0,
+                *(
+                    -1.0 if (common if rng.random() < 0.37**0.5 else rng.random() < 0.75) else 1.0
+                    for _ in range(4)
+                ),
+            ]
+        )
     found = ordering_agreement(mixed, truth)
     plain = wilson(found.value * found.n, found.n)
     assert found.high - found.low == pytest.approx(1.45 * (plain.high - plain.low), rel=0.08)

@@ -31,7 +31,9 @@ def with_adapters(base: PreTrainedModel, *names: str, dropout: float = 0.0) -> P
     """``base`` with adapters that are no longer no-ops."""
     model: PreTrainedModel | PeftModel = base
     for name in names:
-        model = lora.attach(model, name, lora.lora_config(rank=4, alpha=8, dropout=dropout, targets="all-linear"))
+        model = lora.attach(
+            model, name, lora.lora_config(rank=4, alpha=8, dropout=dropout, targets="all-linear")
+        )
     assert isinstance(model, PeftModel)
     torch.manual_seed(7)
     with torch.no_grad():
@@ -75,7 +77,10 @@ def test_each_name_computes_with_its_own_adapter() -> None:
     assert not torch.equal(outcomes[0], outcomes[1])
 
 
-@pytest.mark.parametrize("order", [("reward", None), ("policy", None), (None, "reward"), ("policy", "reward"), ("reward", "policy", None)])
+@pytest.mark.parametrize(
+    "order",
+    [("reward", None), ("policy", None), (None, "reward"), ("policy", "reward"), ("reward", "policy", None)],
+)
 def test_switching_never_changes_what_is_trainable(order: tuple[str | None, ...]) -> None:
     model = with_adapters(tiny.model(), "policy", "reward")
     assert trainable(model) == set()
@@ -129,12 +134,16 @@ def test_an_adapter_of_another_shape_is_refused(tmp_path: Path) -> None:
 
 def test_targets_that_fit_nothing_are_refused() -> None:
     with pytest.raises(InputError, match="fits no module"):
-        lora.attach(tiny.model(), "policy", lora.lora_config(rank=4, alpha=8, dropout=0.0, targets=("no_such_layer",)))
+        lora.attach(
+            tiny.model(), "policy", lora.lora_config(rank=4, alpha=8, dropout=0.0, targets=("no_such_layer",))
+        )
 
 
 @pytest.mark.parametrize("kind", tiny.ARCHITECTURES)
 @pytest.mark.parametrize("automatic", [False, True])
-def test_peft_reads_a_reward_model_and_gives_the_same_scores(kind: str, automatic: bool, tmp_path: Path) -> None:
+def test_peft_reads_a_reward_model_and_gives_the_same_scores(
+    kind: str, automatic: bool, tmp_path: Path
+) -> None:
     tiny.base_folder(tmp_path / "base", kind)
     base = loading.load(tmp_path / "base", device=tiny.CPU)
     model = with_adapters(base, "reward")
@@ -142,14 +151,21 @@ def test_peft_reads_a_reward_model_and_gives_the_same_scores(kind: str, automati
     head = lora.new_head(tiny.WIDTH)
     lora.save(model, "reward", tmp_path / "adapter", base=tiny.BASE, score=head.weight)
     with lora.active(model, "reward") as ours:
-        expected = sequences.scores(ours, head, sequences.join(PROMPTS, ANSWERS, pad_id=tiny.PAD, device=tiny.CPU))
+        expected = sequences.scores(
+            ours, head, sequences.join(PROMPTS, ANSWERS, pad_id=tiny.PAD, device=tiny.CPU)
+        )
 
     if automatic:  # it takes the base's place from the adapter's config
         config = json.loads((tmp_path / "adapter" / lora.CONFIG).read_text())
-        (tmp_path / "adapter" / lora.CONFIG).write_text(json.dumps(config | {"base_model_name_or_path": str(tmp_path / "base")}))
+        (tmp_path / "adapter" / lora.CONFIG).write_text(
+            json.dumps(config | {"base_model_name_or_path": str(tmp_path / "base")})
+        )
         theirs = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "adapter", num_labels=1)
     else:
-        theirs = PeftModel.from_pretrained(AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=1), tmp_path / "adapter")
+        theirs = PeftModel.from_pretrained(
+            AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=1),
+            tmp_path / "adapter",
+        )
     for row, (prompt, answer) in enumerate(zip(PROMPTS, ANSWERS, strict=True)):
         with torch.no_grad():
             score = theirs.eval()(torch.tensor([prompt + answer])).logits
@@ -222,7 +238,11 @@ def test_one_matrix_or_the_low_rank_path_is_the_same(kind: str, monkeypatch: pyt
 @pytest.mark.parametrize("inner", [None, "critic"])
 def test_blocks_do_not_nest(inner: str | None) -> None:
     model = with_adapters(tiny.model(), "policy", "critic")
-    with lora.active(model, "policy"), pytest.raises(AssertionError, match="is open"), lora.active(model, inner):
+    with (
+        lora.active(model, "policy"),
+        pytest.raises(AssertionError, match="is open"),
+        lora.active(model, inner),
+    ):
         pass
 
 
@@ -235,12 +255,18 @@ def test_nothing_of_it_stays_behind() -> None:
 
 @pytest.mark.parametrize("kind", ["gpt2", "half precision", "dropout", "large"])
 def test_where_it_would_be_wrong_or_slower_the_low_rank_path_is_taken(kind: str) -> None:
-    model = with_adapters(tiny.model("gpt2" if kind == "gpt2" else "llama"), "policy", dropout=0.1 if kind == "dropout" else 0.0)
+    model = with_adapters(
+        tiny.model("gpt2" if kind == "gpt2" else "llama"), "policy", dropout=0.1 if kind == "dropout" else 0.0
+    )
     if kind == "half precision":
         model.get_base_model().to(torch.bfloat16)
     if kind == "large":
-        model = lora.attach(tiny.model(), "policy", lora.lora_config(rank=1, alpha=1, dropout=0.0, targets="all-linear"))
-    assert len(folded(model, "policy")) == {"dropout": 14, "large": 4}.get(kind, 0)  # keys and values are small enough even with rank 1
+        model = lora.attach(
+            tiny.model(), "policy", lora.lora_config(rank=1, alpha=1, dropout=0.0, targets="all-linear")
+        )
+    assert len(folded(model, "policy")) == {"dropout": 14, "large": 4}.get(
+        kind, 0
+    )  # keys and values are small enough even with rank 1
     if kind == "dropout":
         lora.train_mode(model)
         assert folded(model, "policy") == []

@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tasks.rlhf.algorithms.losses import centring, dpo_loss, ipo_loss, masked_mean, pairwise_loss, perplexity, policy_loss, value_loss
+from tasks.rlhf.algorithms.losses import (
+    centring,
+    dpo_loss,
+    ipo_loss,
+    masked_mean,
+    pairwise_loss,
+    perplexity,
+    policy_loss,
+    value_loss,
+)
 
 ONE = torch.ones(1, 1, dtype=torch.bool)
 
@@ -40,7 +49,9 @@ def test_pairwise_loss_survives_large_margins() -> None:
 
 def test_a_margin_is_taken_off_the_difference() -> None:
     chosen, rejected = torch.tensor([2.0, 2.0]), torch.tensor([1.0, 1.0])
-    assert pairwise_loss(chosen, rejected, torch.tensor([0.0, 1.0])).tolist() == pytest.approx([0.313262, 0.693147], abs=1e-6)
+    assert pairwise_loss(chosen, rejected, torch.tensor([0.0, 1.0])).tolist() == pytest.approx(
+        [0.313262, 0.693147], abs=1e-6
+    )
 
 
 def test_centring_is_the_squared_sum() -> None:
@@ -56,7 +67,9 @@ def test_pairwise_loss_refuses_what_would_broadcast(shape: tuple[int, ...]) -> N
 # ---------------------------------------------------------------------------------------------------------------------- PPO
 
 
-@pytest.mark.parametrize(("advantage", "ratio", "expected"), [(1, 1.5, -1.2), (1, 0.5, -0.5), (-1, 1.5, 1.5), (-1, 0.5, 0.8)])
+@pytest.mark.parametrize(
+    ("advantage", "ratio", "expected"), [(1, 1.5, -1.2), (1, 0.5, -0.5), (-1, 1.5, 1.5), (-1, 0.5, 0.8)]
+)
 def test_policy_clip(advantage: float, ratio: float, expected: float) -> None:
     result = policy_loss(scalar(math.log(ratio)), scalar(0.0), scalar(advantage), ONE, clip_range=0.2)
     assert result.loss.item() == pytest.approx(expected, abs=1e-6)
@@ -66,14 +79,20 @@ def test_policy_clip(advantage: float, ratio: float, expected: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("advantage", "ratio", "expected"), [(-1, 10, 3.0), (-2, 10, 6.0), (-1, 1.5, 1.5), (-1, 0.5, 0.8), (1, 10, -1.2), (1, 0.5, -0.5)]
+    ("advantage", "ratio", "expected"),
+    [(-1, 10, 3.0), (-2, 10, 6.0), (-1, 1.5, 1.5), (-1, 0.5, 0.8), (1, 10, -1.2), (1, 0.5, -0.5)],
 )
 def test_dual_clip_bounds_negative_advantages_only(advantage: float, ratio: float, expected: float) -> None:
-    result = policy_loss(scalar(math.log(ratio)), scalar(0.0), scalar(advantage), ONE, clip_range=0.2, dual_clip=3.0)
+    result = policy_loss(
+        scalar(math.log(ratio)), scalar(0.0), scalar(advantage), ONE, clip_range=0.2, dual_clip=3.0
+    )
     assert result.loss.item() == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize(("advantage", "ratio", "moves"), [(1, 1.5, False), (1, 0.5, True), (-1, 1.5, True), (-1, 0.5, False), (-1, 10, False)])
+@pytest.mark.parametrize(
+    ("advantage", "ratio", "moves"),
+    [(1, 1.5, False), (1, 0.5, True), (-1, 1.5, True), (-1, 0.5, False), (-1, 10, False)],
+)
 def test_clipped_tokens_have_no_gradient(advantage: float, ratio: float, moves: bool) -> None:
     logp = scalar(math.log(ratio)).requires_grad_(True)
     policy_loss(logp, scalar(0.0), scalar(advantage), ONE, clip_range=0.2, dual_clip=3.0).loss.backward()
@@ -90,7 +109,9 @@ def test_at_ratio_one_the_policy_loss_is_minus_the_mean_advantage(advantages: li
     assert (result.ratio.item(), result.clip_fraction.item(), result.approx_kl.item()) == (1.0, 0.0, 0.0)
 
 
-@pytest.mark.parametrize(("old", "value", "target", "expected"), [(0, 0.5, 1, 0.32), (0, 0.5, -1, 1.125), (0, 0.1, 1, 0.405)])
+@pytest.mark.parametrize(
+    ("old", "value", "target", "expected"), [(0, 0.5, 1, 0.32), (0, 0.5, -1, 1.125), (0, 0.1, 1, 0.405)]
+)
 def test_value_clip(old: float, value: float, target: float, expected: float) -> None:
     result = value_loss(scalar(value), scalar(old), scalar(target), ONE, clip_range=0.2)
     assert result.loss.item() == pytest.approx(expected, abs=1e-6)
@@ -103,7 +124,9 @@ def test_padding_content_changes_neither_losses_nor_statistics_nor_gradients() -
     tensors = [torch.randn(2, 4) for _ in range(3)]
     outcomes = []
     for filler in (0.0, 1e4, -1e4):
-        new, old, target = (torch.where(mask, x, sign * filler) for x, sign in zip(tensors, (1, -1, 1), strict=True))
+        new, old, target = (
+            torch.where(mask, x, sign * filler) for x, sign in zip(tensors, (1, -1, 1), strict=True)
+        )
         new = new.clone().requires_grad_(True)
         policy = policy_loss(new, old, target, mask, clip_range=0.2, dual_clip=3.0)
         value = value_loss(new, old, target, mask, clip_range=0.2)
@@ -119,7 +142,10 @@ def test_parts_with_the_whole_count_add_up_to_the_whole() -> None:
     mask = torch.rand(6, 5) < 0.6
     mask[:, 2] = True
     new, old, a, v, old_v, target = (0.3 * torch.randn(6, 5) for _ in range(6))
-    whole = [*policy_loss(new, old, a, mask, clip_range=0.2), *value_loss(v, old_v, target, mask, clip_range=0.2)]
+    whole = [
+        *policy_loss(new, old, a, mask, clip_range=0.2),
+        *value_loss(v, old_v, target, mask, clip_range=0.2),
+    ]
     parts = [
         [
             *policy_loss(new[r], old[r], a[r], mask[r], clip_range=0.2, count=mask.sum()),
@@ -143,7 +169,14 @@ def test_masked_mean_ignores_infinities_outside_the_mask() -> None:
 def dpo(chosen: float, rejected: float, **settings: float) -> float:
     """The loss where the policy moved the chosen answer by ``chosen`` nats and the rejected one by ``rejected``."""
     beta = settings.pop("beta", 0.1)
-    result = dpo_loss(torch.tensor([chosen - 9]), torch.tensor([rejected - 7]), torch.tensor([-9.0]), torch.tensor([-7.0]), beta=beta, **settings)
+    result = dpo_loss(
+        torch.tensor([chosen - 9]),
+        torch.tensor([rejected - 7]),
+        torch.tensor([-9.0]),
+        torch.tensor([-7.0]),
+        beta=beta,
+        **settings,
+    )
     assert result.chosen_reward.item() == pytest.approx(beta * chosen, abs=1e-6)
     assert result.rejected_reward.item() == pytest.approx(beta * rejected, abs=1e-6)
     return result.loss.item()
@@ -175,12 +208,23 @@ def test_dpo_rewards_carry_no_gradient() -> None:
     assert not result.rejected_reward.requires_grad
 
 
-@pytest.mark.parametrize(("chosen", "rejected", "beta", "expected"), [(0, 0, 0.1, 25.0), (2, -3, 0.1, 0.0), (1, 0, 0.5, 0.0), (-3, 2, 0.5, 36.0)])
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "beta", "expected"),
+    [(0, 0, 0.1, 25.0), (2, -3, 0.1, 0.0), (1, 0, 0.5, 0.0), (-3, 2, 0.5, 36.0)],
+)
 def test_ipo_by_hand(chosen: float, rejected: float, beta: float, expected: float) -> None:
     """(h - 1 / (2 beta))^2 where the policy moved the answers by so many nats."""
-    result = ipo_loss(torch.tensor([chosen - 9.0]), torch.tensor([rejected - 7.0]), torch.tensor([-9.0]), torch.tensor([-7.0]), beta=beta)
+    result = ipo_loss(
+        torch.tensor([chosen - 9.0]),
+        torch.tensor([rejected - 7.0]),
+        torch.tensor([-9.0]),
+        torch.tensor([-7.0]),
+        beta=beta,
+    )
     assert result.loss.item() == pytest.approx(expected, abs=1e-4)
-    assert (result.chosen_reward.item(), result.rejected_reward.item()) == pytest.approx((beta * chosen, beta * rejected))
+    assert (result.chosen_reward.item(), result.rejected_reward.item()) == pytest.approx(
+        (beta * chosen, beta * rejected)
+    )
 
 
 def test_ipo_pulls_back_what_is_further_apart_than_it_asks_for() -> None:
@@ -202,7 +246,9 @@ def test_perplexity() -> None:
 @pytest.mark.parametrize("log_ratio", [60.0, 89.0, 500.0, 1e30])
 @pytest.mark.parametrize("advantage", [2.0, 0.0, -2.0])
 @pytest.mark.parametrize("dual_clip", [3.0, 50.0])
-def test_a_ratio_that_overflows_is_a_ratio_behind_its_clip(log_ratio: float, advantage: float, dual_clip: float) -> None:
+def test_a_ratio_that_overflows_is_a_ratio_behind_its_clip(
+    log_ratio: float, advantage: float, dual_clip: float
+) -> None:
     """In exact arithmetic the loss does not depend on rho there; checked against one that float32 can hold."""
 
     def loss_of(first: float) -> tuple[list[float], list[float]]:

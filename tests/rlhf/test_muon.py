@@ -14,7 +14,10 @@ def matrices(shape: tuple[int, int], *, seed: int = 0, number: int = 3) -> Tenso
 
 
 def parameters(seed: int = 1) -> list[nn.Parameter]:
-    return [nn.Parameter(matrices(shape, seed=seed + i, number=1)[0]) for i, shape in enumerate([*SHAPES, SHAPES[0]])]
+    return [
+        nn.Parameter(matrices(shape, seed=seed + i, number=1)[0])
+        for i, shape in enumerate([*SHAPES, SHAPES[0]])
+    ]
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -8,7 +8,17 @@ from scipy.stats import bootstrap, spearmanr
 from torch import Tensor
 
 from tasks.rlhf.evaluation.intervals import wilson
-from tasks.rlhf.evaluation.pair_accuracy import advantage, by_gap, by_length, centred, clustered_mean, correct, credit, measure, spearman
+from tasks.rlhf.evaluation.pair_accuracy import (
+    advantage,
+    by_gap,
+    by_length,
+    centred,
+    clustered_mean,
+    correct,
+    credit,
+    measure,
+    spearman,
+)
 
 SHARE = (0.0, 1.0)
 
@@ -16,14 +26,20 @@ SHARE = (0.0, 1.0)
 def some(num_questions: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Credits and question ids: one to eight pairs a question, whose accuracies differ widely between questions."""
     generator = torch.Generator().manual_seed(seed)
-    question = torch.arange(num_questions).repeat_interleave(torch.randint(1, 9, (num_questions,), generator=generator))
+    question = torch.arange(num_questions).repeat_interleave(
+        torch.randint(1, 9, (num_questions,), generator=generator)
+    )
     rate = torch.rand(num_questions, generator=generator)[question]
     return (torch.rand(len(question), generator=generator) < rate).double(), question
 
 
 def test_credits_count_a_tie_as_half() -> None:
     assert credit(torch.tensor([2.0, 1.0, 1.0]), torch.tensor([1.0, 2.0, 1.0])).tolist() == [1.0, 0.0, 0.5]
-    assert credit(torch.tensor([30, 7, 7]), torch.tensor([7, 30, 7])).tolist() == [1.0, 0.0, 0.5]  # the longer wins
+    assert credit(torch.tensor([30, 7, 7]), torch.tensor([7, 30, 7])).tolist() == [
+        1.0,
+        0.0,
+        0.5,
+    ]  # the longer wins
 
 
 def test_a_models_tie_is_no_success() -> None:
@@ -40,14 +56,21 @@ def test_measure_by_hand() -> None:
     found = measure(torch.tensor([1.0, 0.5, 0.0, 1.0]), torch.tensor([9, 9, 4, 4]))
     assert found.wilson == wilson(2.5, 4)
     assert (found.clustered.value, found.clustered.n, found.questions) == (0.625, 4, 2)
-    assert (found.clustered.low, found.clustered.high) == (0.5, 0.75)  # both draws of one question are not rare: 1/4 each
+    assert (found.clustered.low, found.clustered.high) == (
+        0.5,
+        0.75,
+    )  # both draws of one question are not rare: 1/4 each
 
 
 def test_gaps() -> None:
     """Steps of 1, 2, 3 and more; a fraction counts up."""
     credits, gap = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.5, 0.0]), torch.tensor([1.0, 1.0, 2.0, 3.0, 8.0, 1.5])
     found = by_gap(credits, gap, torch.arange(6))
-    assert {name: part.wilson for name, part in found.items()} == {"gap_1": wilson(1, 2), "gap_2": wilson(1, 2), "gap_3_up": wilson(1.5, 2)}
+    assert {name: part.wilson for name, part in found.items()} == {
+        "gap_1": wilson(1, 2),
+        "gap_2": wilson(1, 2),
+        "gap_3_up": wilson(1.5, 2),
+    }
     assert list(by_gap(credits[:2], gap[:2], torch.arange(2))) == ["gap_1"]
     assert list(by_gap(credits[:1], torch.tensor([0.25]), torch.arange(1))) == ["gap_1"]
 
@@ -68,7 +91,9 @@ def test_gaps() -> None:
     ],
 )
 def test_lengths_match_within_a_tenth_of_the_longer(chosen: int, rejected: int, expected: str) -> None:
-    found = by_length(torch.ones(1), torch.tensor([chosen]), torch.tensor([rejected]), torch.zeros(1, dtype=torch.long))
+    found = by_length(
+        torch.ones(1), torch.tensor([chosen]), torch.tensor([rejected]), torch.zeros(1, dtype=torch.long)
+    )
     assert list(found) == [expected]
 
 
@@ -79,7 +104,9 @@ def test_every_pair_is_in_one_stratum() -> None:
     for parts in (by_length(credits, *lengths, question), by_gap(credits, gap, question)):
         assert len(parts) == 3
         assert sum(part.wilson.n for part in parts.values()) == len(credits)
-        assert sum(part.wilson.value * part.wilson.n for part in parts.values()) == pytest.approx(credits.sum().item())
+        assert sum(part.wilson.value * part.wilson.n for part in parts.values()) == pytest.approx(
+            credits.sum().item()
+        )
 
 
 def test_clustered_interval_is_scipys() -> None:
@@ -87,7 +114,14 @@ def test_clustered_interval_is_scipys() -> None:
     credits, question = some(150)
     sums = torch.zeros(150, dtype=torch.float64).index_add(0, question, credits)
     data = (sums.numpy(), question.bincount().double().numpy())
-    ratio = bootstrap(data, lambda s, n, axis: s.sum(axis) / n.sum(axis), paired=True, method="percentile", n_resamples=20_000, rng=0)
+    ratio = bootstrap(
+        data,
+        lambda s, n, axis: s.sum(axis) / n.sum(axis),
+        paired=True,
+        method="percentile",
+        n_resamples=20_000,
+        rng=0,
+    )
     found = clustered_mean(credits, question, bounds=SHARE, draws=20_000)
     assert found.value == pytest.approx(credits.mean().item())
     assert found.low == pytest.approx(ratio.confidence_interval.low, abs=0.004)
@@ -116,7 +150,9 @@ def test_the_clustered_interval_holds_the_truth_as_often_as_it_says() -> None:
 def test_one_seed_one_interval() -> None:
     credits, question = some(40)
     mixed = torch.randperm(len(credits), generator=torch.Generator().manual_seed(5))
-    assert measure(credits, question) == measure(credits, question) == measure(credits[mixed], question[mixed])
+    assert (
+        measure(credits, question) == measure(credits, question) == measure(credits[mixed], question[mixed])
+    )
     assert measure(credits, question + 10**12) == measure(credits, question)
     assert measure(credits, question).clustered != measure(credits, question, seed=1).clustered
 
@@ -135,7 +171,9 @@ def test_advantage_is_of_the_same_pairs() -> None:
     found = advantage(ours, theirs, question)
     assert found.value == pytest.approx(6 / len(question))
     assert 0 < found.low < found.value < found.high < 0.05
-    assert advantage(theirs, ours, question)[:3] == pytest.approx((-found.value, -found.high, -found.low), abs=0.002)
+    assert advantage(theirs, ours, question)[:3] == pytest.approx(
+        (-found.value, -found.high, -found.low), abs=0.002
+    )
     assert advantage(ours, ours, question)[:3] == (0.0, 0.0, 0.0)
 
 
@@ -155,7 +193,9 @@ def test_spearman_interval_by_hand() -> None:
     """Ranks 1..5 and 2 1 4 3 5: 1 - 6 * 4 / (5 * 24) = 0.8; z = atanh 0.8 = 1.09861, half = 1.96 * sqrt(1.32 / 2) = 1.59229."""
     found = spearman(torch.arange(5), torch.tensor([2, 1, 4, 3, 5]))
     assert found.value == pytest.approx(0.8)
-    assert (found.low, found.high) == pytest.approx((math.tanh(1.098612 - 1.592287), math.tanh(1.098612 + 1.592287)), abs=1e-5)
+    assert (found.low, found.high) == pytest.approx(
+        (math.tanh(1.098612 - 1.592287), math.tanh(1.098612 + 1.592287)), abs=1e-5
+    )
 
 
 def test_answers_of_one_question_are_one_observation_of_a_rank_correlation() -> None:
@@ -164,7 +204,11 @@ def test_answers_of_one_question_are_one_observation_of_a_rank_correlation() -> 
     a = torch.randn(80, generator=generator)
     b = a + torch.randn(80, generator=generator)
     question = torch.arange(80).repeat(4)
-    once, alone, grouped = spearman(a, b), spearman(a.repeat(4), b.repeat(4)), spearman(a.repeat(4), b.repeat(4), question=question)
+    once, alone, grouped = (
+        spearman(a, b),
+        spearman(a.repeat(4), b.repeat(4)),
+        spearman(a.repeat(4), b.repeat(4), question=question),
+    )
     assert once.value == pytest.approx(grouped.value, abs=1e-6) == pytest.approx(alone.value, abs=1e-6)
     assert alone.high - alone.low < 0.55 * (once.high - once.low)
     assert grouped.high - grouped.low == pytest.approx(once.high - once.low, rel=0.2)
@@ -184,8 +228,16 @@ def test_spearman_at_its_ends() -> None:
 
 def test_centring_takes_away_what_questions_differ_by() -> None:
     question = torch.tensor([5, 2, 5, 2, 8])
-    assert centred(torch.tensor([1.0, 10.0, 3.0, 30.0, 7.0]), question).tolist() == [-1.0, -10.0, 1.0, 10.0, 0.0]
+    assert centred(torch.tensor([1.0, 10.0, 3.0, 30.0, 7.0]), question).tolist() == [
+        -1.0,
+        -10.0,
+        1.0,
+        10.0,
+        0.0,
+    ]
     tokens, rewards = torch.tensor([1, 2, 101, 102]), torch.tensor([2.0, 1.0, 20.0, 10.0])
     pairs = torch.tensor([0, 0, 1, 1])
     assert spearman(rewards, tokens).value == pytest.approx(0.6)  # long questions have high rewards
-    assert spearman(centred(rewards, pairs), centred(tokens, pairs)).value < -0.8  # but of two answers the shorter has the higher
+    assert (
+        spearman(centred(rewards, pairs), centred(tokens, pairs)).value < -0.8
+    )  # but of two answers the shorter has the higher

@@ -12,11 +12,25 @@ from tasks.system.errors import InputError
 from tests.support import tiny
 
 STORIES = Path(__file__).parents[3] / "shared" / "models" / "stories260k-hf"
-ANSWERS = ("Use `ls -l`.", "yes", "1. one\n2. two", "```\nls\n```", "Straße, naïve, 日本語", "  spaces around  ", "\n\nlines before")
+ANSWERS = (
+    "Use `ls -l`.",
+    "yes",
+    "1. one\n2. two",
+    "```\nls\n```",
+    "Straße, naïve, 日本語",
+    "  spaces around  ",
+    "\n\nlines before",
+)
 
 
 @pytest.fixture(
-    scope="module", params=["byte-level", pytest.param("stories260k", marks=pytest.mark.skipif(not STORIES.is_dir(), reason="no shared/models here"))]
+    scope="module",
+    params=[
+        "byte-level",
+        pytest.param(
+            "stories260k", marks=pytest.mark.skipif(not STORIES.is_dir(), reason="no shared/models here")
+        ),
+    ],
 )
 def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
     return tiny.tokenizer() if request.param == "byte-level" else loading.load_tokenizer(STORIES)
@@ -35,9 +49,14 @@ def plain(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
 
 
 @pytest.mark.parametrize("text", ANSWERS)
-def test_prompt_and_answer_are_the_tokens_of_the_whole_text(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+def test_prompt_and_answer_are_the_tokens_of_the_whole_text(
+    tokenizer: PreTrainedTokenizerBase, text: str
+) -> None:
     whole = tokenizer(f"Question: How do I list files?\n\nAnswer: {text.strip()}")["input_ids"]
-    assert prompt(tokenizer, "How do I list files?") + answer(tokenizer, text) == [*whole, tokenizer.eos_token_id]
+    assert prompt(tokenizer, "How do I list files?") + answer(tokenizer, text) == [
+        *whole,
+        tokenizer.eos_token_id,
+    ]
 
 
 @pytest.mark.parametrize("text", ANSWERS)
@@ -45,7 +64,9 @@ def test_an_answer_comes_back_as_it_was(tokenizer: PreTrainedTokenizerBase, text
     assert decode_answer(tokenizer, answer(tokenizer, text), template="question-answer") == text.strip()
 
 
-def test_the_prompt_ends_at_the_colon_and_the_answer_begins_with_the_space(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_the_prompt_ends_at_the_colon_and_the_answer_begins_with_the_space(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
     assert plain(tokenizer, prompt(tokenizer, "Why?")) == "Question: Why?\n\nAnswer:"
     first = tokenizer.convert_ids_to_tokens(answer(tokenizer, "list")[:1])[0]
     assert first[0] in "Ġ▁"
@@ -100,9 +121,16 @@ def test_chat_needs_a_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
 
 def test_the_chat_template_shapes_the_prompt() -> None:
     tokenizer = tiny.tokenizer()
-    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}<assistant>"
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}<assistant>"
+    )
     ids = encode_prompt(tokenizer, "How?", template="chat", max_tokens=100)
     assert tokenizer.decode(ids) == "<user>How?<eos><assistant>"
     assert ids.count(tiny.EOS) == 1
-    assert plain(tokenizer, encode_prompt(tokenizer, "How do I sort? " * 20, template="chat", max_tokens=60)).endswith("<assistant>")
-    assert encode_answer(tokenizer, " Use sort. ", template="chat", max_tokens=100) == [*tokenizer("Use sort.")["input_ids"], tiny.EOS]
+    assert plain(
+        tokenizer, encode_prompt(tokenizer, "How do I sort? " * 20, template="chat", max_tokens=60)
+    ).endswith("<assistant>")
+    assert encode_answer(tokenizer, " Use sort. ", template="chat", max_tokens=100) == [
+        *tokenizer("Use sort.")["input_ids"],
+        tiny.EOS,
+    ]

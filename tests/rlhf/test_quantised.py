@@ -63,7 +63,9 @@ def loss(model: PreTrainedModel) -> Tensor:
 
 def with_adapter(base: PreTrainedModel, *, dropout: float = 0.0) -> PeftModel:
     torch.manual_seed(3)
-    model = lora.attach(base, "policy", lora.lora_config(rank=4, alpha=8, dropout=dropout, targets="all-linear"))
+    model = lora.attach(
+        base, "policy", lora.lora_config(rank=4, alpha=8, dropout=dropout, targets="all-linear")
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -78,7 +80,9 @@ def gradients(model: PeftModel) -> tuple[float, dict[str, Tensor]]:
         value = loss(policy)
         value.backward()
     sanity_checks.check_gradients(chosen)
-    return value.item(), {name: parameter.grad for name, parameter in chosen.items() if parameter.grad is not None}
+    return value.item(), {
+        name: parameter.grad for name, parameter in chosen.items() if parameter.grad is not None
+    }
 
 
 # ------------------------------------------------------------------------------------------------------------------------ loading
@@ -86,7 +90,9 @@ def gradients(model: PeftModel) -> tuple[float, dict[str, Tensor]]:
 
 @pytest.mark.parametrize("kind", tiny.ARCHITECTURES)
 @pytest.mark.parametrize("precision", QUANTISED)
-def test_the_layers_matrices_are_quantised_and_nothing_else(kind: str, precision: str, folders: dict[str, Path]) -> None:
+def test_the_layers_matrices_are_quantised_and_nothing_else(
+    kind: str, precision: str, folders: dict[str, Path]
+) -> None:
     model = load(folders[kind], precision)
     layer = {"int8": Linear8bitLt, "nf4": Linear4bit}[precision]
     assert sum(isinstance(module, layer) for module in model.modules()) == MATRICES[kind]
@@ -102,7 +108,9 @@ def test_the_layers_matrices_are_quantised_and_nothing_else(kind: str, precision
 
 @pytest.mark.parametrize("kind", tiny.ARCHITECTURES)
 @pytest.mark.parametrize(("precision", "most"), [("int8", 0.02), ("nf4", 0.3)])
-def test_a_quantised_base_is_near_the_stored_one(kind: str, precision: str, most: float, folders: dict[str, Path]) -> None:
+def test_a_quantised_base_is_near_the_stored_one(
+    kind: str, precision: str, most: float, folders: dict[str, Path]
+) -> None:
     stored = logits(loading.load(folders[kind], device=tiny.CPU))
     assert torch.equal(logits(load(folders[kind])), stored)
     gap = (logits(load(folders[kind], precision)) - stored).abs().mean() / stored.std()
@@ -110,7 +118,9 @@ def test_a_quantised_base_is_near_the_stored_one(kind: str, precision: str, most
 
 
 @pytest.mark.parametrize("precision", [None, "float32", "bfloat16", "float16", *QUANTISED])
-def test_the_stored_type_is_kept_unless_another_is_asked_for(precision: str | None, folders: dict[str, Path]) -> None:
+def test_the_stored_type_is_kept_unless_another_is_asked_for(
+    precision: str | None, folders: dict[str, Path]
+) -> None:
     model = load(folders["half"], precision)
     wanted = torch.bfloat16 if precision is None or precision in QUANTISED else getattr(torch, precision)
     assert {p.dtype for p in model.parameters() if p.dtype.is_floating_point} == {wanted}
@@ -131,7 +141,9 @@ def test_rows_and_padding_do_not_change_each_other(precision: str, folders: dict
     model = load(folders["llama"], precision)
     with torch.no_grad():
         for norm in (module for name, module in model.named_modules() if name.endswith("input_layernorm")):
-            norm.weight.mul_(4)  # inputs beyond 6, which LLM.int8 treats apart, in every row of the batch where they are in one
+            norm.weight.mul_(
+                4
+            )  # inputs beyond 6, which LLM.int8 treats apart, in every row of the batch where they are in one
     padded = torch.cat([IDS, torch.full((2, 3), tiny.PAD)], dim=1)
     torch.testing.assert_close(logits(model, padded)[:, : IDS.shape[1]], logits(model), atol=1e-5, rtol=0)
     torch.testing.assert_close(logits(model, IDS[:1]), logits(model)[:1], atol=1e-5, rtol=0)
@@ -139,9 +151,13 @@ def test_rows_and_padding_do_not_change_each_other(precision: str, folders: dict
 
 @pytest.mark.parametrize("sizes", [(30, 45), (34, 77)])
 @pytest.mark.parametrize("precision", QUANTISED)
-def test_widths_need_not_be_multiples_of_a_block(sizes: tuple[int, int], precision: str, tmp_path: Path) -> None:
+def test_widths_need_not_be_multiples_of_a_block(
+    sizes: tuple[int, int], precision: str, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
-    model = builtin.new_llama(vocabulary=64, hidden_size=sizes[0], num_layers=1, num_heads=1, context=64, pad_id=0, eos_id=1)
+    model = builtin.new_llama(
+        vocabulary=64, hidden_size=sizes[0], num_layers=1, num_heads=1, context=64, pad_id=0, eos_id=1
+    )
     model.config.intermediate_size = sizes[1]
     type(model)(model.config).save_pretrained(tmp_path)
     assert logits(load(tmp_path, precision)).isfinite().all()
@@ -161,38 +177,57 @@ def damage(folder: Path, how: str) -> None:
     elif how == "no config":
         (folder / "config.json").unlink()
     elif how == "own code":
-        (folder / "config.json").write_text(json.dumps(config | {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine"}}))
+        (folder / "config.json").write_text(
+            json.dumps(config | {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine"}})
+        )
 
 
 @pytest.mark.parametrize("how", ["cut off", "pickled", "no config", "own code"])
 @pytest.mark.parametrize("precision", [None, "nf4"])
-def test_a_folder_that_cannot_be_loaded_is_told_in_a_sentence(how: str, precision: str | None, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_loaded_is_told_in_a_sentence(
+    how: str, precision: str | None, tmp_path: Path
+) -> None:
     damage(tiny.base_folder(tmp_path), how)
-    with pytest.raises(InputError, match="cannot be loaded as a causal language model in safetensors format") as told:
+    with pytest.raises(
+        InputError, match="cannot be loaded as a causal language model in safetensors format"
+    ) as told:
         load(tmp_path, precision)
     assert "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize("precision", [None, *QUANTISED])
 @pytest.mark.parametrize("there", [False, True])
-def test_tensors_that_lack_or_do_not_fit_are_not_made_up(precision: str | None, there: bool, tmp_path: Path) -> None:
+def test_tensors_that_lack_or_do_not_fit_are_not_made_up(
+    precision: str | None, there: bool, tmp_path: Path
+) -> None:
     weights = load_file(tiny.base_folder(tmp_path) / "model.safetensors")
     name = "model.layers.1.mlp.up_proj.weight"
     weights |= {name: weights[name][:-1].clone()} if there else {}
-    save_file({key: value for key, value in weights.items() if there or key != name}, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(InputError, match=rf"lacks 1 tensors of its model or has them in another shape, first {re.escape(name)}"):
+    save_file(
+        {key: value for key, value in weights.items() if there or key != name},
+        tmp_path / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    with pytest.raises(
+        InputError,
+        match=rf"lacks 1 tensors of its model or has them in another shape, first {re.escape(name)}",
+    ):
         load(tmp_path, precision)
 
 
 @pytest.mark.parametrize("precision", [None, "nf4"])
-def test_a_folder_that_is_quantised_already_is_refused(precision: str | None, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_folder_that_is_quantised_already_is_refused(
+    precision: str | None, folders: dict[str, Path], tmp_path: Path
+) -> None:
     load(folders["llama"], "nf4").save_pretrained(tmp_path)
     with pytest.raises(InputError, match="is quantised already"):
         load(tmp_path, precision)
 
 
 @pytest.mark.parametrize("absent", ["bitsandbytes", "accelerate"])
-def test_what_is_not_installed_is_named(absent: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_installed_is_named(
+    absent: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == absent else find(name))
     load(folders["llama"], "bfloat16")
@@ -205,7 +240,9 @@ def test_what_is_not_installed_is_named(absent: str, folders: dict[str, Path], m
 
 @pytest.mark.parametrize("kind", tiny.ARCHITECTURES)
 @pytest.mark.parametrize("precision", QUANTISED)
-def test_an_adapter_trains_on_a_quantised_base_and_off_is_the_base(kind: str, precision: str, folders: dict[str, Path]) -> None:
+def test_an_adapter_trains_on_a_quantised_base_and_off_is_the_base(
+    kind: str, precision: str, folders: dict[str, Path]
+) -> None:
     base = load(folders[kind], precision)
     before, weights = logits(base), sanity_checks.digest(base.parameters())
     torch.manual_seed(0)
@@ -226,12 +263,16 @@ def test_an_adapter_trains_on_a_quantised_base_and_off_is_the_base(kind: str, pr
     with lora.active(model, None) as reference:
         assert torch.equal(logits(reference), before)
     assert sanity_checks.digest(p for name, p in base.named_parameters() if "lora_" not in name) == weights
-    assert not any("forward" in vars(m) for m in model.modules() if hasattr(m, "lora_A"))  # nothing stays folded in
+    assert not any(
+        "forward" in vars(m) for m in model.modules() if hasattr(m, "lora_A")
+    )  # nothing stays folded in
 
 
 @pytest.mark.parametrize("kind", tiny.ARCHITECTURES)
 @pytest.mark.parametrize("precision", QUANTISED)
-def test_gradients_are_those_of_the_dequantised_weights(kind: str, precision: Any, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_are_those_of_the_dequantised_weights(
+    kind: str, precision: Any, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lora, "FOLD_UP_TO", 0)
     quantised = load(folders[kind], precision)
     logits(quantised)  # a forward without gradients must not cost the later ones theirs
@@ -253,19 +294,29 @@ def test_the_kernel_that_lets_no_gradient_through_is_off(folders: dict[str, Path
 
 @pytest.mark.parametrize("kind", [*tiny.ARCHITECTURES, "half"])
 @pytest.mark.parametrize("precision", QUANTISED)
-def test_the_dequantised_model_computes_what_the_quantised_one_does(kind: str, precision: Any, folders: dict[str, Path]) -> None:
+def test_the_dequantised_model_computes_what_the_quantised_one_does(
+    kind: str, precision: Any, folders: dict[str, Path]
+) -> None:
     model = loading.dequantised(folders[kind], device=tiny.CPU, precision=precision)
     assert loading.precision_of(model) == ("bfloat16" if kind == "half" else "float32")
-    assert {name: p.shape for name, p in model.named_parameters()} == {name: p.shape for name, p in load(folders[kind]).named_parameters()}
-    torch.testing.assert_close(logits(model), logits(load(folders[kind], precision)), atol=1e-6 if kind != "half" else 0.02, rtol=0)
+    assert {name: p.shape for name, p in model.named_parameters()} == {
+        name: p.shape for name, p in load(folders[kind]).named_parameters()
+    }
+    torch.testing.assert_close(
+        logits(model), logits(load(folders[kind], precision)), atol=1e-6 if kind != "half" else 0.02, rtol=0
+    )
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_an_int8_weight_is_within_half_a_step_of_the_stored_one(kind: str, folders: dict[str, Path]) -> None:
     stored = dict(load(folders[kind]).named_parameters())
-    for name, weight in loading.dequantised(folders[kind], device=tiny.CPU, precision="int8").named_parameters():
+    for name, weight in loading.dequantised(
+        folders[kind], device=tiny.CPU, precision="int8"
+    ).named_parameters():
         largest = stored[name].abs().amax(dim=0 if kind == "gpt2" else -1, keepdim=True)  # of an output's row
-        assert ((weight - stored[name]).abs() <= largest * (0.5 / 127 + 1e-3)).all(), name  # it is rounded to float16 first
+        assert ((weight - stored[name]).abs() <= largest * (0.5 / 127 + 1e-3)).all(), (
+            name
+        )  # it is rounded to float16 first
 
 
 @pytest.mark.parametrize("precision", [None, "float32", "bfloat16"])
@@ -276,13 +327,17 @@ def test_a_base_that_is_not_quantised_is_merged_into_itself(precision: Any, fold
 
 @pytest.mark.parametrize("kind", tiny.ARCHITECTURES)
 @pytest.mark.parametrize("precision", QUANTISED)
-def test_an_adapter_is_merged_into_what_it_was_trained_on(kind: str, precision: Any, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_an_adapter_is_merged_into_what_it_was_trained_on(
+    kind: str, precision: Any, folders: dict[str, Path], tmp_path: Path
+) -> None:
     model = with_adapter(load(folders[kind], precision))
     lora.save(model, "policy", tmp_path / "adapter", base=tiny.BASE)
     with lora.active(model, "policy") as policy:
         before = logits(policy).flatten(0, 1)
     gaps = []
-    for number, target in enumerate([loading.dequantised(folders[kind], device=tiny.CPU, precision=precision), load(folders[kind])]):
+    for number, target in enumerate(
+        [loading.dequantised(folders[kind], device=tiny.CPU, precision=precision), load(folders[kind])]
+    ):
         adapted, _ = lora.load(target, "merged", tmp_path / "adapter")
         adapted.merge_and_unload(adapter_names=["merged"]).save_pretrained(tmp_path / str(number))
         gaps.append(drift(before, logits(load(tmp_path / str(number))).flatten(0, 1)))
@@ -303,7 +358,10 @@ def saved_bytes(model: PeftModel) -> int:
         return tensor
 
     lora.parameters(model, "policy")
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), lora.active(model, "policy") as policy:
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        lora.active(model, "policy") as policy,
+    ):
         result = loss(policy)
     assert result.requires_grad
     return sum(kept.values())
@@ -312,7 +370,9 @@ def saved_bytes(model: PeftModel) -> int:
 @pytest.mark.parametrize("kind", tiny.ARCHITECTURES)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", *QUANTISED])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_checkpointing_changes_no_bit_and_needs_less_memory(kind: str, precision: str, dropout: float, folders: dict[str, Path]) -> None:
+def test_checkpointing_changes_no_bit_and_needs_less_memory(
+    kind: str, precision: str, dropout: float, folders: dict[str, Path]
+) -> None:
     outcomes, sizes = [], []
     for on in (False, True):
         model = with_adapter(load(folders[kind], precision), dropout=dropout)
@@ -337,13 +397,17 @@ def test_checkpointing_leaves_dropout_off_and_caches_alone(kind: str, folders: d
     first = model(IDS[:, :4], use_cache=True)  # with gradients on
     second = model(IDS[:, 4:], past_key_values=first.past_key_values, use_cache=True)
     second.logits.sum().backward()
-    torch.testing.assert_close(torch.cat([first.logits, second.logits], dim=1), logits(plain), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        torch.cat([first.logits, second.logits], dim=1), logits(plain), atol=1e-5, rtol=0
+    )
     assert second.past_key_values.get_seq_length() == IDS.shape[1]
 
 
 @pytest.mark.parametrize("precision", ["float32", "nf4"])
 @pytest.mark.parametrize("then", ["nothing", "critic", "off"])
-def test_a_backward_pass_under_another_adapter_is_refused(precision: str, then: str, folders: dict[str, Path]) -> None:
+def test_a_backward_pass_under_another_adapter_is_refused(
+    precision: str, then: str, folders: dict[str, Path]
+) -> None:
     model = with_adapter(load(folders["llama"], precision))
     lora.attach(model, "critic", lora.lora_config(rank=4, alpha=8, dropout=0.0, targets="all-linear"))
     gradient_checkpointing.gradient_checkpointing(model)
@@ -382,7 +446,13 @@ def test_a_fingerprint_comes_back_from_its_file(folders: dict[str, Path], tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("file", "field"), [("model.safetensors", "weights"), ("tokenizer.json", "tokenizer"), ("merges.txt", "tokenizer"), ("README.md", None)]
+    ("file", "field"),
+    [
+        ("model.safetensors", "weights"),
+        ("tokenizer.json", "tokenizer"),
+        ("merges.txt", "tokenizer"),
+        ("README.md", None),
+    ],
 )
 def test_each_file_counts_where_it_belongs(file: str, field: str | None, tmp_path: Path) -> None:
     model = load(tiny.base_folder(tmp_path))
@@ -390,17 +460,31 @@ def test_each_file_counts_where_it_belongs(file: str, field: str | None, tmp_pat
     with (tmp_path / file).open("ab") as out:
         out.write(b" ")
     after = fingerprint.fingerprint(tmp_path, model)
-    assert {name for name in Fingerprint._fields if getattr(before, name) != getattr(after, name)} == ({field} if field else set())
+    assert {name for name in Fingerprint._fields if getattr(before, name) != getattr(after, name)} == (
+        {field} if field else set()
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"weights": "sha256:3333333333"}, r"its base's weights were sha256:11111111 and these are sha256:33333333"),
-        ({"tokenizer": "sha256:3333333333"}, r"its tokenizer was sha256:22222222 and this one is sha256:33333333"),
-        ({"precision": "bfloat16"}, r"trained on a base in nf4 and this one is in bfloat16 \(set base.precision to nf4\)"),
+        (
+            {"weights": "sha256:3333333333"},
+            r"its base's weights were sha256:11111111 and these are sha256:33333333",
+        ),
+        (
+            {"tokenizer": "sha256:3333333333"},
+            r"its tokenizer was sha256:22222222 and this one is sha256:33333333",
+        ),
+        (
+            {"precision": "bfloat16"},
+            r"trained on a base in nf4 and this one is in bfloat16 \(set base.precision to nf4\)",
+        ),
         ({"compute": "float32"}, r"its base computed in bfloat16 and this one does in float32"),
-        ({"weights": "x", "precision": "float32", "compute": "float32"}, r"weights were .*; it was trained on a base in nf4 .* to nf4\)\.$"),
+        (
+            {"weights": "x", "precision": "float32", "compute": "float32"},
+            r"weights were .*; it was trained on a base in nf4 .* to nf4\)\.$",
+        ),
     ],
 )
 def test_the_sentence_says_what_differs(change: dict[str, str], told: str) -> None:

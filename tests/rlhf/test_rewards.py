@@ -10,7 +10,12 @@ def test_estimators_of_the_kl() -> None:
     d = torch.tensor([0.1, -0.1, 1, -1, 3, -3])
     torch.testing.assert_close(k1(d), torch.tensor([0.1, -0.1, 1, -1, 3, -3]))
     torch.testing.assert_close(k2(d), torch.tensor([0.005, 0.005, 0.5, 0.5, 4.5, 4.5]))
-    torch.testing.assert_close(k3(d), torch.tensor([0.004837, 0.005171, 0.367879, 0.718282, 2.049787, 16.085537]), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        k3(d),
+        torch.tensor([0.004837, 0.005171, 0.367879, 0.718282, 2.049787, 16.085537]),
+        atol=1e-6,
+        rtol=1e-6,
+    )
 
 
 def test_estimators_agree_on_the_kl_of_two_known_distributions() -> None:
@@ -23,7 +28,10 @@ def test_estimators_agree_on_the_kl_of_two_known_distributions() -> None:
 
 
 def test_only_k2_has_the_gradient_of_the_kl_as_a_loss() -> None:
-    logits, reference = torch.tensor([0.3, -0.2, 0.9], requires_grad=True), torch.log_softmax(torch.tensor([0.0, 0.5, 0.1]), 0)
+    logits, reference = (
+        torch.tensor([0.3, -0.2, 0.9], requires_grad=True),
+        torch.log_softmax(torch.tensor([0.0, 0.5, 0.1]), 0),
+    )
     logp = torch.log_softmax(logits, 0)
     p = logp.exp()
     (exact,) = torch.autograd.grad((p * (logp - reference)).sum(), logits, retain_graph=True)
@@ -42,13 +50,17 @@ def test_adaptive_coefficient_one_observation_after_another() -> None:
 
 def test_score_stands_at_the_last_response_token() -> None:
     mask = torch.tensor([[0, 1, 1, 0], [0, 0, 1, 1], [0, 1, 0, 0]]).bool()
-    rewards = token_rewards(torch.tensor([1.5, -0.5, 7.0]), torch.zeros(3, 4), torch.zeros(3, 4), mask, kl_coefficient=0.2)
+    rewards = token_rewards(
+        torch.tensor([1.5, -0.5, 7.0]), torch.zeros(3, 4), torch.zeros(3, 4), mask, kl_coefficient=0.2
+    )
     assert rewards.tolist() == [[0, 0, 1.5, 0], [0, 0, 0, -0.5], [0, 7.0, 0, 0]]
 
 
 def test_penalty_is_beta_times_the_log_ratio_inside_the_response_only() -> None:
     logp, ref = torch.tensor([[5.0, -1.0, -2.0]]), torch.tensor([[-5.0, -1.5, -1.0]])
-    rewards = token_rewards(torch.zeros(1), logp, ref, torch.tensor([[False, True, True]]), kl_coefficient=0.1)
+    rewards = token_rewards(
+        torch.zeros(1), logp, ref, torch.tensor([[False, True, True]]), kl_coefficient=0.1
+    )
     torch.testing.assert_close(rewards, torch.tensor([[0.0, -0.05, 0.1]]))
 
 

@@ -13,16 +13,34 @@ PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13], [14], [20, 21]]
 
 
 def draw(
-    model: PreTrainedModel, prompts: list[list[int]], *, seed: int = 0, max_tokens: int = 20, temperature: float = 1.0, eos: int = tiny.EOS
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    *,
+    seed: int = 0,
+    max_tokens: int = 20,
+    temperature: float = 1.0,
+    eos: int = tiny.EOS,
 ) -> Samples:
     generator = torch.Generator().manual_seed(seed)
-    return sampling.sample(model, prompts, max_tokens=max_tokens, temperature=temperature, end_ids=(eos,), pad_id=tiny.PAD, generator=generator)
+    return sampling.sample(
+        model,
+        prompts,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        end_ids=(eos,),
+        pad_id=tiny.PAD,
+        generator=generator,
+    )
 
 
 def eager_to_stop(model: PreTrainedModel, rise: float = 4.0) -> PreTrainedModel:
     """The same model, which ends its answers after a few tokens: the end token's logit is its old one plus ``rise``."""
     head = model.get_output_embeddings()
-    head.register_forward_hook(lambda module, inputs, output: output + rise * torch.nn.functional.one_hot(torch.tensor(tiny.EOS), output.shape[-1]))
+    head.register_forward_hook(
+        lambda module, inputs, output: (
+            output + rise * torch.nn.functional.one_hot(torch.tensor(tiny.EOS), output.shape[-1])
+        )
+    )
     return model
 
 
@@ -43,7 +61,9 @@ def test_the_end_token_ends_an_answer_and_belongs_to_it() -> None:
     samples = draw(eager_to_stop(tiny.model()), PROMPTS * 8, max_tokens=12)
     lengths = samples.mask.sum(dim=1)
     ended = 0
-    for ids, mask, logp, length in zip(samples.ids, samples.mask, samples.logp, lengths.tolist(), strict=True):
+    for ids, mask, logp, length in zip(
+        samples.ids, samples.mask, samples.logp, lengths.tolist(), strict=True
+    ):
         assert mask.tolist() == [True] * length + [False] * (len(mask) - length)
         assert tiny.EOS not in ids[: length - 1]
         assert ids[length - 1] == tiny.EOS or length == 12
@@ -70,14 +90,21 @@ def test_samples_follow_the_models_distribution() -> None:
     observed = torch.cat([counts[likely], (num - counts[likely].sum())[None]])
     expected = torch.cat([p[likely].double(), (1 - p[likely].double().sum())[None]]) * num
     assert chisquare(observed.numpy(), (expected / expected.sum() * num).numpy()).pvalue > 1e-3
-    other = (model(torch.tensor([PROMPTS[0]])).logits[0, -1]).softmax(dim=0)  # a test that can tell: temperature 1 does not fit
+    other = (model(torch.tensor([PROMPTS[0]])).logits[0, -1]).softmax(
+        dim=0
+    )  # a test that can tell: temperature 1 does not fit
     expected = torch.cat([other[likely].double(), (1 - other[likely].double().sum())[None]]) * num
     assert chisquare(observed.numpy(), (expected / expected.sum() * num).numpy()).pvalue < 1e-6
 
 
 def test_tokens_of_zero_probability_are_never_drawn() -> None:
     logp = torch.tensor([[-torch.inf, 0.0, -torch.inf]]).repeat(6, 1).log_softmax(dim=1)
-    assert sampling._draw(logp, torch.tensor([0.0, 1e-9, 0.5, 0.999, 1 - 2**-24, 1 - 2**-48], dtype=torch.float64)).tolist() == [1] * 6
+    assert (
+        sampling._draw(
+            logp, torch.tensor([0.0, 1e-9, 0.5, 0.999, 1 - 2**-24, 1 - 2**-48], dtype=torch.float64)
+        ).tolist()
+        == [1] * 6
+    )
 
 
 def test_an_answer_does_not_depend_on_when_others_end() -> None:
@@ -109,7 +136,9 @@ def test_either_end_token_ends_an_answer() -> None:
     model.get_output_embeddings().register_forward_hook(
         lambda module, inputs, output: output + 4.0 * torch.isin(torch.arange(320), torch.tensor([1, 7]))
     )
-    samples = sampling.sample(model, PROMPTS * 16, max_tokens=12, temperature=1.0, end_ids=(7, tiny.EOS), pad_id=tiny.PAD)
+    samples = sampling.sample(
+        model, PROMPTS * 16, max_tokens=12, temperature=1.0, end_ids=(7, tiny.EOS), pad_id=tiny.PAD
+    )
     answers = [ids[mask].tolist() for ids, mask in zip(samples.ids, samples.mask, strict=True)]
     assert {answer[-1] for answer in answers} >= {7, tiny.EOS}
     for answer in answers:
@@ -124,7 +153,9 @@ def test_every_token_of_a_large_vocabulary_can_be_drawn() -> None:
     p = logp.double().softmax(dim=0)
     some = torch.randperm(vocabulary, generator=torch.Generator().manual_seed(1))[:64]
     upper = p.cumsum(0)
-    middle = (((upper - p / 2)[some] * 2**bits).round() / 2**bits).clamp(max=1 - 2**-bits)  # on the grid of 2^-48
+    middle = (((upper - p / 2)[some] * 2**bits).round() / 2**bits).clamp(
+        max=1 - 2**-bits
+    )  # on the grid of 2^-48
     assert sampling._draw(logp.expand(64, -1), middle).tolist() == some.tolist()
     numbers = (upper * 2**bits).ceil().diff(prepend=torch.zeros(1, dtype=torch.float64))
     assert numbers.min() > 10  # p of the rarest is about 1e-12
@@ -143,7 +174,9 @@ def test_a_large_vocabulary_in_parts_is_drawn_from_as_in_one_sum(vocabulary: int
     drawn = sampling._draw(logp, numbers)
     assert drawn.equal(expected)
     assert logp.gather(1, drawn[:, None]).isfinite().all()
-    assert (sampling._draw(torch.full_like(logp, torch.nan), numbers) < vocabulary).all()  # the caller says what is wrong
+    assert (
+        sampling._draw(torch.full_like(logp, torch.nan), numbers) < vocabulary
+    ).all()  # the caller says what is wrong
 
 
 def test_rare_tokens_come_up_as_often_as_they_should() -> None:
@@ -176,7 +209,15 @@ def test_given_numbers_decide_row_by_row() -> None:
 
     def answers(rows: list[int]) -> list[list[int]]:
         prompts = [PROMPTS[i] for i in rows]
-        found = sampling.sample(model, prompts, max_tokens=20, temperature=1.0, end_ids=(tiny.EOS,), pad_id=tiny.PAD, uniform=uniform[rows])
+        found = sampling.sample(
+            model,
+            prompts,
+            max_tokens=20,
+            temperature=1.0,
+            end_ids=(tiny.EOS,),
+            pad_id=tiny.PAD,
+            uniform=uniform[rows],
+        )
         return [ids[mask].tolist() for ids, mask in zip(found.ids, found.mask, strict=True)]
 
     together = answers([0, 1, 2, 3])

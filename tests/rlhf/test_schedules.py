@@ -23,14 +23,22 @@ def test_cosine_rate_by_hand() -> None:
 def test_every_step_of_a_run_has_a_rate_between_zero_and_the_peak(total: int, data: st.DataObject) -> None:
     warmup = data.draw(st.integers(0, total))
     for shape in ("linear", "cosine"):
-        rates = [learning_rate(step, peak=1e-3, total=total, warmup=warmup, shape=shape) for step in range(total)]
+        rates = [
+            learning_rate(step, peak=1e-3, total=total, warmup=warmup, shape=shape) for step in range(total)
+        ]
         assert all(0 < rate <= 1e-3 for rate in rates)
         assert max(rates) == pytest.approx(1e-3)
 
 
 @pytest.mark.parametrize(
     ("rows", "batch", "epochs", "most", "expected"),
-    [(100, 8, 1.0, None, 13), (100, 10, 2.0, None, 20), (100, 10, 2.0, 5, 5), (3, 8, 0.1, None, 1), (100, 10, 0.25, None, 3)],
+    [
+        (100, 8, 1.0, None, 13),
+        (100, 10, 2.0, None, 20),
+        (100, 10, 2.0, 5, 5),
+        (3, 8, 0.1, None, 1),
+        (100, 10, 0.25, None, 3),
+    ],
 )
 def test_number_of_steps(rows: int, batch: int, epochs: float, most: int | None, expected: int) -> None:
     assert num_steps(rows, batch_size=batch, epochs=epochs, max_steps=most) == expected
@@ -38,7 +46,10 @@ def test_number_of_steps(rows: int, batch: int, epochs: float, most: int | None,
 
 @given(st.integers(1, 17), st.integers(1, 20), st.integers(0, 5))
 def test_passes_follow_one_another_without_gap_or_repeat(num_rows: int, batch_size: int, seed: int) -> None:
-    batches = [batch_indices(step, num_rows=num_rows, batch_size=batch_size, seed=seed) for step in range(3 * num_rows)]
+    batches = [
+        batch_indices(step, num_rows=num_rows, batch_size=batch_size, seed=seed)
+        for step in range(3 * num_rows)
+    ]
     assert all(len(batch) == batch_size for batch in batches)
     drawn = [index for batch in batches for index in batch]
     for start in range(0, len(drawn) - num_rows + 1, num_rows):
@@ -46,7 +57,11 @@ def test_passes_follow_one_another_without_gap_or_repeat(num_rows: int, batch_si
 
 
 def test_order_is_fresh_in_every_pass_and_for_every_seed() -> None:
-    passes = [tuple(batch_indices(step, num_rows=50, batch_size=50, seed=seed)) for step in range(4) for seed in range(4)]
+    passes = [
+        tuple(batch_indices(step, num_rows=50, batch_size=50, seed=seed))
+        for step in range(4)
+        for seed in range(4)
+    ]
     assert len(set(passes)) == 16
 
 

@@ -40,7 +40,10 @@ def test_scores_and_log_probs_are_those_of_each_answer_alone(kind: str) -> None:
     head = lora.new_head(tiny.WIDTH)
     with torch.no_grad():
         torch.testing.assert_close(
-            shared_prompt.scores(model, head, shared(asked)), sequences.scores(model, head, apart(asked)), atol=1e-4, rtol=1e-4
+            shared_prompt.scores(model, head, shared(asked)),
+            sequences.scores(model, head, apart(asked)),
+            atol=1e-4,
+            rtol=1e-4,
         )
         alone = sequences.log_probs(model, apart(asked)).sum(dim=1)
         torch.testing.assert_close(shared_prompt.log_probs(model, shared(asked)), alone, atol=1e-3, rtol=1e-4)
@@ -51,11 +54,15 @@ def test_gradients_are_those_of_each_answer_alone() -> None:
     weights = torch.arange(1.0, 1 + len(apart(asked).input_ids))
 
     def gradients(values: Tensor) -> list[Tensor]:
-        return list(torch.autograd.grad((values * weights).sum(), [p for p in model.parameters() if p.requires_grad]))
+        return list(
+            torch.autograd.grad((values * weights).sum(), [p for p in model.parameters() if p.requires_grad])
+        )
 
     model.requires_grad_(True)
     ours = gradients(shared_prompt.log_probs(model, shared(asked)))
-    for mine, theirs in zip(ours, gradients(sequences.log_probs(model, apart(asked)).sum(dim=1)), strict=True):
+    for mine, theirs in zip(
+        ours, gradients(sequences.log_probs(model, apart(asked)).sum(dim=1)), strict=True
+    ):
         torch.testing.assert_close(mine, theirs, atol=1e-3 * float(theirs.abs().max()), rtol=1e-3)
 
 
@@ -102,18 +109,31 @@ def test_short_questions_share_a_row_and_answers_keep_their_order() -> None:
 
 def test_a_question_of_many_answers_is_there_again() -> None:
     asked: list[Question] = [([5, 6], [[7, 8, 9, 1]] * 7 + [[10, 1]])]
-    assert shared(asked, hidden_size=1).groups[0].input_ids.shape == (8, 6)  # a narrow model: attention would cost more than the prompts
+    assert shared(asked, hidden_size=1).groups[0].input_ids.shape == (
+        8,
+        6,
+    )  # a narrow model: attention would cost more than the prompts
     batch = shared(asked)
-    assert batch.groups[0].input_ids.shape == (2, 22)  # 4 x (2 + 4) would be 24: five answers fit, and three with the prompt again
+    assert batch.groups[0].input_ids.shape == (
+        2,
+        22,
+    )  # 4 x (2 + 4) would be 24: five answers fit, and three with the prompt again
     assert (batch.groups[0].input_ids == 5).sum() == 2
     assert shared_prompt.num_tokens(batch).tolist() == [4] * 7 + [2]
     model, head = tiny.model(), lora.new_head(tiny.WIDTH)
     with torch.no_grad():
-        torch.testing.assert_close(shared_prompt.scores(model, head, batch), sequences.scores(model, head, apart(asked)), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            shared_prompt.scores(model, head, batch),
+            sequences.scores(model, head, apart(asked)),
+            atol=1e-4,
+            rtol=1e-4,
+        )
 
 
 def test_questions_of_very_different_lengths_are_computed_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Question] = [([5, *[6] * (90 if i % 2 else 5)], [[*[7] * (20 if i % 2 else 3), 1], [8, 1]]) for i in range(8)]
+    asked: list[Question] = [
+        ([5, *[6] * (90 if i % 2 else 5)], [[*[7] * (20 if i % 2 else 3), 1], [8, 1]]) for i in range(8)
+    ]
     batch = shared(asked)
     assert [tuple(rows.input_ids.shape) for rows in batch.groups] == [(4, 114), (4, 12)]
     places = sum(rows.input_ids.numel() for rows in batch.groups)
@@ -123,13 +143,20 @@ def test_questions_of_very_different_lengths_are_computed_in_groups(monkeypatch:
     assert len(shared(asked).groups) == 1
     model, head = tiny.model(), lora.new_head(tiny.WIDTH)
     with torch.no_grad():
-        torch.testing.assert_close(shared_prompt.scores(model, head, batch), sequences.scores(model, head, apart(asked)), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            shared_prompt.scores(model, head, batch),
+            sequences.scores(model, head, apart(asked)),
+            atol=1e-4,
+            rtol=1e-4,
+        )
         alone = sequences.log_probs(model, apart(asked)).sum(dim=1)
         torch.testing.assert_close(shared_prompt.log_probs(model, batch), alone, atol=1e-3, rtol=1e-4)
 
 
 def test_a_place_sees_its_own_prompt_and_answer_only() -> None:
-    rows = shared_prompt.visible(shared([([5, 6], [[7, 1], [8, 1]]), ([9], [[1]])]).groups[0])[0].int().tolist()
+    rows = (
+        shared_prompt.visible(shared([([5, 6], [[7, 1], [8, 1]]), ([9], [[1]])]).groups[0])[0].int().tolist()
+    )
     assert rows == [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],

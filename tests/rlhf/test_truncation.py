@@ -39,7 +39,10 @@ def test_a_text_of_just_the_limit_is_not_cut() -> None:
     ids = encode_answer(TOKENIZER, HEAD, template="question-answer", max_tokens=999)
     exact, shorter = encoder(answer=len(ids)), encoder(answer=len(ids) - 1)
     assert (exact.answer(HEAD), exact.cut.answers_cut) == (ids, 0)
-    assert (shorter.answer(HEAD), shorter.cut.answers_cut) == (ids[:-1], 1)  # the end token alone is cut off, and that is a cut answer
+    assert (shorter.answer(HEAD), shorter.cut.answers_cut) == (
+        ids[:-1],
+        1,
+    )  # the end token alone is cut off, and that is a cut answer
     asked = encode_prompt(TOKENIZER, HEAD, template="question-answer", max_tokens=999)
     exact, shorter = encoder(prompt=len(asked)), encoder(prompt=len(asked) - 1)
     assert (exact.prompt(HEAD), exact.cut.prompts_cut) == (asked, 0)
@@ -54,11 +57,21 @@ def test_more_than_a_quarter_is_warned_of_with_the_setting(cut: int, warned: boo
         made.prompt("list")
     assert WARN_ABOVE == truncation_charts.MUCH == 0.25
     assert made.metrics("sft") == {"sft.prompts_cut": 0, "sft.answers_cut": cut / 8}
-    assert [("text.max_answer_tokens=12" in sentence and f"{cut} of 8 answers" in sentence) for sentence in made.warnings()] == [True] * warned
+    assert [
+        ("text.max_answer_tokens=12" in sentence and f"{cut} of 8 answers" in sentence)
+        for sentence in made.warnings()
+    ] == [True] * warned
 
 
 def pair(id: int, chosen: str, rejected: str) -> dict[str, Any]:
-    return {"question_id": id, "prompt": "list files", "chosen": chosen, "rejected": rejected, "gap": 1.0, "chosen_older": None}
+    return {
+        "question_id": id,
+        "prompt": "list files",
+        "chosen": chosen,
+        "rejected": rejected,
+        "gap": 1.0,
+        "chosen_older": None,
+    }
 
 
 def test_pairs_that_are_equal_once_cut_are_left_out_with_the_answers_that_only_they_had() -> None:
@@ -71,13 +84,24 @@ def test_pairs_that_are_equal_once_cut_are_left_out_with_the_answers_that_only_t
     ]
     made = encoder()
     first, last = comparisons.encode_with(made, comparisons.from_pairs(rows))
-    assert (first.question_id, first.pairs, len(first.answers), first.gaps, first.older) == (1, [(1, 0)], 2, [1.0], [None])
+    assert (first.question_id, first.pairs, len(first.answers), first.gaps, first.older) == (
+        1,
+        [(1, 0)],
+        2,
+        [1.0],
+        [None],
+    )
     assert first.answers[1] == encode_answer(TOKENIZER, "show", template="question-answer", max_tokens=12)
     assert (last.question_id, last.pairs) == (4, [(0, 1)])
     assert (made.cut.pairs, made.cut.pairs_equal) == (5, 3)
     assert made.metrics("dpo")["dpo.pairs_equal_once_cut"] == 3
     assert any("3 of 5 pairs are left out" in sentence for sentence in made.warnings())
-    assert [c.question_id for c in comparisons.encode(comparisons.from_pairs(rows), TOKENIZER, template="question-answer", **TEXT)] == [1, 4]
+    assert [
+        c.question_id
+        for c in comparisons.encode(
+            comparisons.from_pairs(rows), TOKENIZER, template="question-answer", **TEXT
+        )
+    ] == [1, 4]
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +129,9 @@ def started(stage: str, folder: Path, inputs: dict[str, Path], settings: dict[st
     return run
 
 
-def test_every_stage_says_what_it_cut_and_measures_on_the_rest(inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_every_stage_says_what_it_cut_and_measures_on_the_rest(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
     found = {}
     small = {"lora": {"rank": 2, "alpha": 4.0}, "max_steps": 1, "batch_size": 4, "held_out_share": 0.2}
     known = dict(inputs)
@@ -115,9 +141,15 @@ def test_every_stage_says_what_it_cut_and_measures_on_the_rest(inputs: dict[str,
         found[stage] = json.loads((run.artifact / "summary.json").read_text())
     for stage in ("reward", "dpo"):
         metrics = found[stage]["metrics"]
-        assert metrics[f"{stage}.pairs_equal_once_cut"] == 2 * (10 + 7)  # of questions 0, 3, ... and 30, 33, ... 48
+        assert metrics[f"{stage}.pairs_equal_once_cut"] == 2 * (
+            10 + 7
+        )  # of questions 0, 3, ... and 30, 33, ... 48
         assert 0.3 < metrics[f"{stage}.answers_cut"] < 0.9
-        assert found[stage]["measured"]["pairs"] == 2 * 13 if found[stage]["measured"]["split"] == "evaluation" else True
+        assert (
+            found[stage]["measured"]["pairs"] == 2 * 13
+            if found[stage]["measured"]["split"] == "evaluation"
+            else True
+        )
         assert any("text.max_answer_tokens=12" in sentence for sentence in found[stage]["warnings"])
     assert found["sft"]["metrics"]["sft.answers_cut"] > 0
     rows = truncation_charts.rows_of({stage: told["metrics"] for stage, told in found.items()})
@@ -126,7 +158,9 @@ def test_every_stage_says_what_it_cut_and_measures_on_the_rest(inputs: dict[str,
 
 
 @pytest.mark.parametrize("stage", ["reward", "reference"])
-def test_nothing_but_pairs_that_are_equal_once_cut_is_refused(inputs: dict[str, Path], tmp_path: Path, stage: str) -> None:
+def test_nothing_but_pairs_that_are_equal_once_cut_is_refused(
+    inputs: dict[str, Path], tmp_path: Path, stage: str
+) -> None:
     data = shutil.copytree(inputs["data"], tmp_path / "data")
     rows = [row for row in pq.read_table(data / "reward.parquet").to_pylist() if row["question_id"] % 3 == 0]
     pq.write_table(pa.Table.from_pylist(rows), data / "reward.parquet")

@@ -22,9 +22,15 @@ from tasks.system.errors import DiskFailure, InputError, disk_failure
 from tests.support import fake_tree
 
 MOUNTS = (
-    subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/tmp"], capture_output=True, check=False) if shutil.which("unshare") else None
+    subprocess.run(
+        ["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/tmp"], capture_output=True, check=False
+    )
+    if shutil.which("unshare")
+    else None
 )
-needs_mounts = pytest.mark.skipif(MOUNTS is None or MOUNTS.returncode != 0, reason="mounting a small disk is not allowed here")
+needs_mounts = pytest.mark.skipif(
+    MOUNTS is None or MOUNTS.returncode != 0, reason="mounting a small disk is not allowed here"
+)
 
 WRITERS = """
 import os, resource, sys
@@ -82,7 +88,9 @@ def told(folder: Path) -> dict[str, dict[str, str]]:
     (folder / "writers.py").write_text(WRITERS)
     write = f"exec {sys.executable} -W ignore {folder / 'writers.py'} {folder} {' '.join(KINDS)}"
     mounts = f"mount -t tmpfs -o size=1m none {folder / 'small'} && mount -t tmpfs -o ro none {folder / 'read-only'}"
-    shell = ["unshare", "-rm", "sh", "-c", f"{mounts} && {write}"] if "small" in KINDS else ["sh", "-c", write]
+    shell = (
+        ["unshare", "-rm", "sh", "-c", f"{mounts} && {write}"] if "small" in KINDS else ["sh", "-c", write]
+    )
     environment = os.environ | {"PYTHONPATH": str(fake_tree.ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(shell, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -97,23 +105,33 @@ def told(folder: Path) -> dict[str, dict[str, str]]:
 @needs_mounts
 def test_a_full_disk_is_known_whatever_writes_to_it(told: dict[str, dict[str, str]], folder: Path) -> None:
     sentences, place = dict(told["small"]), folder / "small"
-    assert sentences.pop("numpy").startswith(f"A file under {place} could not be written whole: free some space")
+    assert sentences.pop("numpy").startswith(
+        f"A file under {place} could not be written whole: free some space"
+    )
     expected = f"The disk under {place} is full: free some space and run the same command again; it goes on from where it stopped."
     assert set(sentences.values()) == {expected}
 
 
 @needs_mounts
-def test_a_read_only_disk_is_known_whatever_writes_to_it(told: dict[str, dict[str, str]], folder: Path) -> None:
+def test_a_read_only_disk_is_known_whatever_writes_to_it(
+    told: dict[str, dict[str, str]], folder: Path
+) -> None:
     sentences = dict(told["read-only"])
     assert sentences.pop("sqlite") == "None"  # it says only that it cannot open the database
-    assert {text.partition(":")[0] for text in sentences.values()} == {f"The file system {folder / 'read-only'} is read-only"}
+    assert {text.partition(":")[0] for text in sentences.values()} == {
+        f"The file system {folder / 'read-only'} is read-only"
+    }
 
 
-def test_a_limit_of_file_sizes_is_known_whatever_writes(told: dict[str, dict[str, str]], folder: Path) -> None:
+def test_a_limit_of_file_sizes_is_known_whatever_writes(
+    told: dict[str, dict[str, str]], folder: Path
+) -> None:
     sentences, place = dict(told["limited"]), folder / "limited"
     assert sentences.pop("sqlite") == "None"  # it says only "disk I/O error"
     assert sentences.pop("numpy").startswith(f"A file under {place} could not be written whole")
-    assert {text.partition(":")[0] for text in sentences.values()} == {f"A file under {place} has reached the largest size allowed"}
+    assert {text.partition(":")[0] for text in sentences.values()} == {
+        f"A file under {place} has reached the largest size allowed"
+    }
 
 
 class WithinAnother:
@@ -182,7 +200,9 @@ def test_a_log_that_cannot_be_written_does_not_hide_why_a_program_ended(
     assert partial.exists()
 
 
-def test_a_disk_that_is_full_when_a_result_is_stored_does_not_undo_the_work(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_full_when_a_result_is_stored_does_not_undo_the_work(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fill(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -214,7 +234,14 @@ def test_a_disk_that_fills_up_in_mid_run_is_one_sentence_and_the_next_run_goes_o
     fake_tree.misbehave(tree, "sft", "fill-at 3")
     script = RUN.format(disk=disk, tree=tree, python=sys.executable)
     environment = fake_tree.environment(tree, disk / "home")
-    done = subprocess.run(["unshare", "-rm", "sh", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (done.stdout.split(), done.stderr) == (["2", "0"], "")
     sentence = f"The disk under {disk} is full: free some space and run the same command again; it goes on from where it stopped."
     assert (tmp_path / "first.err").read_text() == f"alignflow: {sentence}\n"
@@ -234,7 +261,12 @@ def test_a_server_that_fails_on_a_full_disk_is_told_as_one(tmp_path: Path, full:
     more = {"PREFECT_API_URL": "http://127.0.0.1:9/api", "PREFECT_HOME": str(tmp_path / "elsewhere")}
     environment = fake_tree.environment(fake_tree.ROOT, tmp_path / "home") | more
     done = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", f"{fill}; {run}"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        ["unshare", "-rm", "sh", "-c", f"{fill}; {run}"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"alignflow: The disk under {tmp_path / full} is full: free some space")

@@ -106,7 +106,10 @@ def config(method: str = "ppo", smoothing: float = 0.1, **ppo: Any) -> dict[str,
     """Parameters of a run that trains on the pool gpu; other settings of PPO and DPO make other keys from there on."""
     pools, machine = {"gpu": "gpu"}, {"upload_seconds": 1, "checkpoint_steps": 1}
     dpo = {"label_smoothing": smoothing} if method != "ppo" else {}
-    return {"config": {"method": method, "pools": pools, "machine": machine, "ppo": ppo, "dpo": dpo}, "profile": "demo"}
+    return {
+        "config": {"method": method, "pools": pools, "machine": machine, "ppo": ppo, "dpo": dpo},
+        "profile": "demo",
+    }
 
 
 def summary(house: House, run: UUID) -> dict[str, Any]:
@@ -154,7 +157,9 @@ def hanging(house: House, stage: str = "ppo") -> psutil.Process:
     return process
 
 
-def test_the_demo_is_triggered_from_the_page_with_a_changed_nested_parameter(house: House, pictures: Path) -> None:
+def test_the_demo_is_triggered_from_the_page_with_a_changed_nested_parameter(
+    house: House, pictures: Path
+) -> None:
     with house.client() as client:
         deployment = client.read_deployment_by_name("rlhf/demo").id
     with Pages(house, pictures) as pages:
@@ -163,16 +168,37 @@ def test_the_demo_is_triggered_from_the_page_with_a_changed_nested_parameter(hou
         pages.open_run(run)
         pages.picture("graph")
         assert pages.outside == []
-    assert built(found) == ["site", "data", "pretrain", "sft", "merge", "reward", "ppo", "reference", "dpo", "winrate", "report"]
+    assert built(found) == [
+        "site",
+        "data",
+        "pretrain",
+        "sft",
+        "merge",
+        "reward",
+        "ppo",
+        "reference",
+        "dpo",
+        "winrate",
+        "report",
+    ]
     assert house.run(run).parameters["config"]["ppo"]["kl_coefficient"] == 0.07
     trained = {path.parent.name for path in (house.root / "gpu-1" / "objects").glob("*/*")}
     assert trained == {"pretrain", "sft", "merge", "reward", "ppo", "reference", "dpo", "winrate"}
-    assert {path.parent.name for path in (house.root / "cpu-1" / "objects").glob("*/*")} == {"site", "data", "report"}
-    (job,) = [json.loads(path.read_text())["job"] for path in (house.root / "gpu-1" / "objects" / "ppo").glob("*/manifest.json")]
+    assert {path.parent.name for path in (house.root / "cpu-1" / "objects").glob("*/*")} == {
+        "site",
+        "data",
+        "report",
+    }
+    (job,) = [
+        json.loads(path.read_text())["job"]
+        for path in (house.root / "gpu-1" / "objects" / "ppo").glob("*/manifest.json")
+    ]
     assert job["ppo"]["kl_coefficient"] == 0.07
 
 
-def test_a_stage_fails_and_retry_in_the_page_runs_only_it(house: House, alerts: Alerts, pictures: Path) -> None:
+def test_a_stage_fails_and_retry_in_the_page_runs_only_it(
+    house: House, alerts: Alerts, pictures: Path
+) -> None:
     fake_tree.misbehave(house.tree, "ppo", "fail")
     run = house.trigger("rlhf/demo", **config(steps=2))
     assert house.end(run).state.type == StateType.FAILED
@@ -191,9 +217,9 @@ def test_a_stage_fails_and_retry_in_the_page_runs_only_it(house: House, alerts: 
     with house.client() as client:
         tasks = [one for one in client.read_task_runs(limit=200) if one.flow_run_id == run and one.run_count]
     names = {one.name.partition("-")[0]: one.state_name for one in sorted(tasks, key=lambda one: one.created)}
-    assert {name: names[name] for name in ("site", "data", "pretrain", "sft", "merge", "reward")} == dict.fromkeys(
-        ("site", "data", "pretrain", "sft", "merge", "reward"), "Cached"
-    )
+    assert {
+        name: names[name] for name in ("site", "data", "pretrain", "sft", "merge", "reward")
+    } == dict.fromkeys(("site", "data", "pretrain", "sft", "merge", "reward"), "Cached")
     assert digests(found) == expected(house, steps=2)
 
 
@@ -340,7 +366,13 @@ def test_retraining_skips_when_nothing_changed_fires_on_schedule_and_takes_new_d
     again = house.end(house.trigger("retrain/quick"))
     assert (again.state.name, again.state.message) == ("Cached", NOTHING)
     assert again.total_run_time.total_seconds() <= 10
-    fired = await_(lambda: next((run for run in house.runs_of(found.id) if run.auto_scheduled and run.state.is_final()), None), 100, every=1)
+    fired = await_(
+        lambda: next(
+            (run for run in house.runs_of(found.id) if run.auto_scheduled and run.state.is_final()), None
+        ),
+        100,
+        every=1,
+    )
     assert fired.state.name == "Cached"
     house.unschedule("retrain/quick")
 
@@ -348,10 +380,17 @@ def test_retraining_skips_when_nothing_changed_fires_on_schedule_and_takes_new_d
     dump.parent.mkdir()
     dump.write_text("<posts/>\n")  # other bytes, the same posts: only what reads them is built
     house.land("quick", dump)
-    landed = await_(lambda: next((run for run in house.runs_of(found.id) if run.parameters.get("dump") == str(dump)), None), 30)
+    landed = await_(
+        lambda: next(
+            (run for run in house.runs_of(found.id) if run.parameters.get("dump") == str(dump)), None
+        ),
+        30,
+    )
     assert house.end(landed.id).state.name == "Completed"
     summaries = [json.loads(path.read_text()) for path in house.root.glob("cpu-*/runs/*/summary.json")]
-    newest = max((found for found in summaries if found["profile"] == "quick"), key=lambda found: found["finished"])
+    newest = max(
+        (found for found in summaries if found["profile"] == "quick"), key=lambda found: found["finished"]
+    )
     assert built(newest) == ["data"]
 
 
@@ -371,7 +410,10 @@ def test_landed_says_which_run_takes_the_data_and_refuses_what_could_start_none(
     dump.parent.mkdir(exist_ok=True)
     dump.write_text("<posts><!-- for landed --></posts>")
     status, text = landed(house, "quik", str(dump))
-    assert (status, text) == (2, "alignflow: The Prefect server has no deployment retrain/quik; did you mean quick?\n")
+    assert (status, text) == (
+        2,
+        "alignflow: The Prefect server has no deployment retrain/quik; did you mean quick?\n",
+    )
     (house.root / "empty").mkdir(exist_ok=True)
     status, text = landed(house, "quick", str(house.root / "empty"))
     assert status == 2
@@ -389,7 +431,9 @@ def test_without_credentials_every_call_to_prefect_is_refused(house: House) -> N
     with httpx.Client(base_url=house.prefect) as client:
         for path, methods in calls.items():
             for method in methods:
-                answers[method, path] = client.request(method, "/api" + path.replace("{", "").replace("}", ""), json={}).status_code
+                answers[method, path] = client.request(
+                    method, "/api" + path.replace("{", "").replace("}", ""), json={}
+                ).status_code
     refused = {status for (_, path), status in answers.items() if path not in OPEN}
     assert refused <= {401, 403}, [call for call, status in answers.items() if status not in (401, 403)]
     assert answers["get", "/flow_runs/{id}"] == 401
@@ -397,7 +441,14 @@ def test_without_credentials_every_call_to_prefect_is_refused(house: House) -> N
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/api/2.0/mlflow/experiments/search", "/ajax-api/2.0/mlflow/runs/search", "/api/2.0/mlflow-artifacts/artifacts", "/graphql", "/version"],
+    [
+        "/",
+        "/api/2.0/mlflow/experiments/search",
+        "/ajax-api/2.0/mlflow/runs/search",
+        "/api/2.0/mlflow-artifacts/artifacts",
+        "/graphql",
+        "/version",
+    ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
 def test_without_credentials_every_call_to_mlflow_is_refused(house: House, path: str, method: str) -> None:
@@ -412,11 +463,25 @@ def test_a_page_of_another_origin_gets_nothing(house: House) -> None:
     assert "access-control-allow-origin" not in asked.headers
     assert asked.status_code == 403  # no CSRF token
     may_it = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
-    assert httpx.options(f"{house.prefect}/api/flow_runs/filter", headers=foreign | may_it).status_code in (400, 401, 403)
-    tracked = httpx.post(f"{house.mlflow}/api/2.0/mlflow/experiments/search", json={"max_results": 1}, headers=foreign, auth=login)
+    assert httpx.options(f"{house.prefect}/api/flow_runs/filter", headers=foreign | may_it).status_code in (
+        400,
+        401,
+        403,
+    )
+    tracked = httpx.post(
+        f"{house.mlflow}/api/2.0/mlflow/experiments/search",
+        json={"max_results": 1},
+        headers=foreign,
+        auth=login,
+    )
     assert tracked.status_code == 403
     assert "access-control-allow-origin" not in tracked.headers
-    asked = httpx.post(f"{house.mlflow}/api/2.0/mlflow/experiments/search", json={"max_results": 1}, headers={"Host": "evil.example"}, auth=login)
+    asked = httpx.post(
+        f"{house.mlflow}/api/2.0/mlflow/experiments/search",
+        json={"max_results": 1},
+        headers={"Host": "evil.example"},
+        auth=login,
+    )
     assert asked.status_code == 403
 
 
@@ -429,12 +494,20 @@ def text_of(path: Path) -> str:
 
 def test_no_password_is_in_a_log_a_command_line_or_a_parameter(house: House) -> None:
     secret = house.password
-    logs = [path for path in house.root.rglob("*") if path.is_file() and path.suffix in (".log", ".txt", ".json", ".jsonl", ".html", ".yaml")]
+    logs = [
+        path
+        for path in house.root.rglob("*")
+        if path.is_file() and path.suffix in (".log", ".txt", ".json", ".jsonl", ".html", ".yaml")
+    ]
     assert secret in text_of(house.home / "credentials.json")
-    assert [path for path in logs if secret in text_of(path) and path != house.home / "credentials.json"] == []
+    assert [
+        path for path in logs if secret in text_of(path) and path != house.home / "credentials.json"
+    ] == []
     assert [line for process in house.processes() if secret in " ".join(line := command_of(process))] == []
     with house.client() as client:
-        assert [run.name for run in client.read_flow_runs(limit=200) if secret in json.dumps(run.parameters)] == []
+        assert [
+            run.name for run in client.read_flow_runs(limit=200) if secret in json.dumps(run.parameters)
+        ] == []
     for path in (house.home / "credentials.json", house.home / "mlflow-auth.ini"):
         assert path.stat().st_mode & 0o077 == 0
 
@@ -452,13 +525,17 @@ def test_a_lost_machine_is_noticed_and_another_goes_on_from_its_checkpoint(house
     key = next(stage["key"] for stage in found["stages"] if stage["name"] == "ppo")
     first, second = house.builders(key)
     assert (first.state.type, second.state.type) == (StateType.CRASHED, StateType.COMPLETED)
-    print(f"a lost machine: noticed {(first.end_time - first.start_time).total_seconds():.0f} s after the stage had begun")
+    print(
+        f"a lost machine: noticed {(first.end_time - first.start_time).total_seconds():.0f} s after the stage had begun"
+    )
     assert any("goes on from its checkpoint" in line for line in house.lines("ppo"))
     assert not (house.root / lost.machine / "objects" / "ppo" / key).exists()
 
 
 def test_a_lost_orchestrator_is_replaced_and_its_stages_are_not_repeated(house: House, lost: Lost) -> None:
-    await_(lambda: house.run(lost.orchestrated).run_count == 2, 180, every=0.5)  # after it was Crashed for a while
+    await_(
+        lambda: house.run(lost.orchestrated).run_count == 2, 180, every=0.5
+    )  # after it was Crashed for a while
     found = completed(house, lost.orchestrated)
     assert digests(found) == expected(house, method="dpo", smoothing=0.2)
     key = next(stage["key"] for stage in found["stages"] if stage["name"] == "dpo")

@@ -23,7 +23,17 @@ from tests.support import tiny
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted(path for folder in ("flows", "tasks") for path in (ROOT / folder).rglob("*.py"))
 UNSAFE = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "jsonpickle"}
-BANNED_CALLS = {"eval", "exec", "compile", "os.system", "os.popen", "torch.load", "yaml.load", "yaml.unsafe_load", "__import__"}
+BANNED_CALLS = {
+    "eval",
+    "exec",
+    "compile",
+    "os.system",
+    "os.popen",
+    "torch.load",
+    "yaml.load",
+    "yaml.unsafe_load",
+    "__import__",
+}
 
 
 def calls(tree: ast.AST) -> set[str]:
@@ -31,30 +41,54 @@ def calls(tree: ast.AST) -> set[str]:
 
 
 def keywords(tree: ast.AST) -> set[str]:
-    return {f"{keyword.arg}={ast.unparse(keyword.value)}" for node in ast.walk(tree) if isinstance(node, ast.Call) for keyword in node.keywords}
+    return {
+        f"{keyword.arg}={ast.unparse(keyword.value)}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        for keyword in node.keywords
+    }
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_no_source_reads_pickles_starts_a_shell_or_runs_text(path: Path) -> None:
     tree = ast.parse(path.read_text())
-    imported = {alias.name.partition(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    imported |= {(node.module or "").partition(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    imported = {
+        alias.name.partition(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
+    imported |= {
+        (node.module or "").partition(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
+    }
     assert not imported & UNSAFE
     assert not calls(tree) & BANNED_CALLS
-    assert not keywords(tree) & {"shell=True", "trust_remote_code=True", "weights_only=False", "allow_pickle=True"}
+    assert not keywords(tree) & {
+        "shell=True",
+        "trust_remote_code=True",
+        "weights_only=False",
+        "allow_pickle=True",
+    }
 
 
 def test_no_setting_of_containers_or_deployments_allows_what_the_code_does_not() -> None:
-    files = [path for folder in ("deployments", "docker") for path in (ROOT / folder).rglob("*") if path.is_file()]
+    files = [
+        path for folder in ("deployments", "docker") for path in (ROOT / folder).rglob("*") if path.is_file()
+    ]
     assert files
     for path in files:
-        assert not re.search(r"pickle|trust_remote_code|privileged: *true", path.read_text().replace("MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false", ""))
+        assert not re.search(
+            r"pickle|trust_remote_code|privileged: *true",
+            path.read_text().replace("MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false", ""),
+        )
 
 
 def test_results_of_flows_are_json_and_mlflow_reads_no_pickle(monkeypatch: pytest.MonkeyPatch) -> None:
     assert AS_TASK["result_serializer"] == "json"
     assert environment.FIXED["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
-    monkeypatch.setenv("PREFECT_RESULTS_DEFAULT_SERIALIZER", environment.FIXED["PREFECT_RESULTS_DEFAULT_SERIALIZER"])
+    monkeypatch.setenv(
+        "PREFECT_RESULTS_DEFAULT_SERIALIZER", environment.FIXED["PREFECT_RESULTS_DEFAULT_SERIALIZER"]
+    )
     assert get_current_settings().__class__().results.default_serializer == "json"
 
 
@@ -90,7 +124,9 @@ def test_a_pickle_planted_as_a_models_weights_is_refused(planted: tuple[bytes, P
     assert not mark.exists()
 
 
-def test_a_pickle_planted_beside_a_models_weights_is_not_read(planted: tuple[bytes, Path], tmp_path: Path) -> None:
+def test_a_pickle_planted_beside_a_models_weights_is_not_read(
+    planted: tuple[bytes, Path], tmp_path: Path
+) -> None:
     content, mark = planted
     folder = tiny.base_folder(tmp_path / "base")
     for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt"):
@@ -100,11 +136,15 @@ def test_a_pickle_planted_beside_a_models_weights_is_not_read(planted: tuple[byt
     assert not mark.exists()
 
 
-def test_a_pickle_planted_as_an_adapter_or_a_checkpoint_is_not_read(planted: tuple[bytes, Path], tmp_path: Path) -> None:
+def test_a_pickle_planted_as_an_adapter_or_a_checkpoint_is_not_read(
+    planted: tuple[bytes, Path], tmp_path: Path
+) -> None:
     content, mark = planted
     adapter, step = tmp_path / "adapter", tmp_path / "checkpoints" / "step-00000001"
     adapter.mkdir()
-    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "target_modules": ["q_proj"]}))
+    (adapter / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "target_modules": ["q_proj"]})
+    )
     (adapter / "adapter_model.bin").write_bytes(content)
     with pytest.raises((OSError, SafetensorError)):
         lora.load(tiny.model(), "policy", adapter)

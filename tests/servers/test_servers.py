@@ -46,7 +46,10 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(os, "environ", fake_tree.environment(ROOT, home))
         environment.prepare(home)
-        address, login = local_servers.Address(*(f"http://127.0.0.1:{free_port()}" for _ in range(2))), credentials.made(home)
+        address, login = (
+            local_servers.Address(*(f"http://127.0.0.1:{free_port()}" for _ in range(2))),
+            credentials.made(home),
+        )
         processes = up.House(home)
         for part in local_servers.servers(home, address, login):
             processes.start(part)
@@ -89,7 +92,9 @@ def test_no_way_leads_to_the_v2_pages(house: Servers, pages: Pages) -> None:
     assert pages.outside == []
 
 
-@pytest.mark.parametrize("path", ["/", "/dashboard", "/runs", "/v2/", "/docs", "/assets/none.js", "/api/health", "/api/docs"])
+@pytest.mark.parametrize(
+    "path", ["/", "/dashboard", "/runs", "/v2/", "/docs", "/assets/none.js", "/api/health", "/api/docs"]
+)
 def test_every_answer_of_prefects_server_has_the_policy(house: Servers, path: str) -> None:
     assert httpx.get(house.prefect + path).headers.get_list("content-security-policy") == [PAGE_POLICY]
 
@@ -97,17 +102,30 @@ def test_every_answer_of_prefects_server_has_the_policy(house: Servers, path: st
 @pytest.mark.parametrize("path", ["/", "/health", "/static-files/favicon.ico"])
 def test_every_answer_of_mlflows_server_has_the_policy(house: Servers, path: str) -> None:
     for login in (None, ("alignflow", house.password)):
-        assert httpx.get(house.mlflow + path, auth=login).headers.get_list("content-security-policy") == [PAGE_POLICY]
+        assert httpx.get(house.mlflow + path, auth=login).headers.get_list("content-security-policy") == [
+            PAGE_POLICY
+        ]
 
 
 def test_prefects_settings_for_its_pages_name_v1_alone(house: Servers) -> None:
     settings = httpx.get(f"{house.prefect}/ui-settings").json()
-    assert (settings["available_uis"], settings["default_ui"], settings["v2_base_url"]) == (["v1"], "v1", None)
+    assert (settings["available_uis"], settings["default_ui"], settings["v2_base_url"]) == (
+        ["v1"],
+        "v1",
+        None,
+    )
 
 
 def test_the_policy_names_no_other_host() -> None:
     for directive in PAGE_POLICY.split("; "):
-        assert set(directive.split()[1:]) <= {"'self'", "'none'", "'unsafe-inline'", "'unsafe-eval'", "data:", "blob:"}
+        assert set(directive.split()[1:]) <= {
+            "'self'",
+            "'none'",
+            "'unsafe-inline'",
+            "'unsafe-eval'",
+            "data:",
+            "blob:",
+        }
 
 
 @pytest.mark.parametrize("path", prefect_server.DOCUMENTATION)
@@ -117,10 +135,14 @@ def test_a_page_that_would_be_blank_under_the_policy_says_so(house: Servers, pat
     assert "another host" in answer.text
 
 
-def test_the_server_of_a_plain_run_is_the_same_without_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_server_of_a_plain_run_is_the_same_without_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     started: list[tuple[list[str], dict[str, str]]] = []
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    monkeypatch.setattr(processes.subprocess, "Popen", lambda command, env, **_: started.append((command, env)))
+    monkeypatch.setattr(
+        processes.subprocess, "Popen", lambda command, env, **_: started.append((command, env))
+    )
     (tmp_path / "logs").mkdir()
     processes.Api(tmp_path)._starting.close()
     ((command, environment),) = started
@@ -132,12 +154,18 @@ def test_the_servers_in_containers_show_the_same_pages() -> None:
     prefect = SERVICES["prefect"]["command"]
     assert prefect[2 : 2 + len(PREFECT_SERVER)] == list(PREFECT_SERVER)
     (options,) = [word for word in SERVICES["mlflow"]["command"] if word.startswith("--uvicorn-opts=")]
-    assert shlex.split(options.removeprefix("--uvicorn-opts=")) == ["--header", f"Content-Security-Policy:{PAGE_POLICY}"]
+    assert shlex.split(options.removeprefix("--uvicorn-opts=")) == [
+        "--header",
+        f"Content-Security-Policy:{PAGE_POLICY}",
+    ]
 
 
 @contextlib.contextmanager
 def client_of(house: Servers) -> Iterator[SyncPrefectClient]:
-    chosen = {PREFECT_API_URL: f"{house.prefect}/api", PREFECT_API_AUTH_STRING: f"{credentials.USER}:{house.password}"}
+    chosen = {
+        PREFECT_API_URL: f"{house.prefect}/api",
+        PREFECT_API_AUTH_STRING: f"{credentials.USER}:{house.password}",
+    }
     with temporary_settings(chosen), get_client(sync_client=True) as client:
         yield client
 
@@ -193,14 +221,21 @@ STATES: dict[str, list[Callable[[], State]]] = {
     "paused": [Paused],
     "cancelling": [Cancelling],
     "awaiting-retry": [AwaitingRetry],
-    "late": [lambda: State(type=StateType.SCHEDULED, name="Late", state_details={"scheduled_time": datetime.now(UTC)})],
+    "late": [
+        lambda: State(
+            type=StateType.SCHEDULED, name="Late", state_details={"scheduled_time": datetime.now(UTC)}
+        )
+    ],
 }
 LOST = {"running", "resumed"}
 
 
 def test_a_lost_run_is_found_and_one_that_waits_is_not_taken_for_one(house: Servers, tmp_path: Path) -> None:
     """The machine is lost with all of them; each has beaten before, while it was Running."""
-    more = {"PREFECT_API_URL": f"{house.prefect}/api", "PREFECT_API_AUTH_STRING": f"{credentials.USER}:{house.password}"}
+    more = {
+        "PREFECT_API_URL": f"{house.prefect}/api",
+        "PREFECT_API_AUTH_STRING": f"{credentials.USER}:{house.password}",
+    }
     command = [sys.executable, "-c", WORK, *STATES]
     with client_of(house) as client, process(command, tmp_path, more) as machine:
 
@@ -217,8 +252,16 @@ def test_a_lost_run_is_found_and_one_that_waits_is_not_taken_for_one(house: Serv
             for make_state in states:
                 client.set_flow_run_state(runs()[name].id, make_state(), force=True)
         expected = {name: run.state_name for name, run in runs().items()}
-        time.sleep(15)  # its process lives on for a while, as that of a suspended run does to the end of its stage
+        time.sleep(
+            15
+        )  # its process lives on for a while, as that of a suspended run does to the end of its stage
         machine.kill()
-        fake_tree.await_(lambda: {name for name, run in runs().items() if run.state_name == "Crashed"} >= LOST, 120, every=1)
+        fake_tree.await_(
+            lambda: {name for name, run in runs().items() if run.state_name == "Crashed"} >= LOST,
+            120,
+            every=1,
+        )
         time.sleep(3)
-        assert {name: run.state_name for name, run in runs().items()} == expected | dict.fromkeys(LOST, "Crashed")
+        assert {name: run.state_name for name, run in runs().items()} == expected | dict.fromkeys(
+            LOST, "Crashed"
+        )

@@ -9,7 +9,12 @@ from transformers import PretrainedConfig, PreTrainedModel
 from tests.support import tiny
 
 WINDOW, CONTEXT = 12, 128
-_IDS = {"vocab_size": tiny.VOCABULARY, "pad_token_id": tiny.PAD, "eos_token_id": tiny.EOS, "bos_token_id": tiny.EOS}
+_IDS = {
+    "vocab_size": tiny.VOCABULARY,
+    "pad_token_id": tiny.PAD,
+    "eos_token_id": tiny.EOS,
+    "bos_token_id": tiny.EOS,
+}
 _SIZES = {
     "hidden_size": tiny.WIDTH,
     "num_hidden_layers": 2,
@@ -64,7 +69,9 @@ def config(kind: str) -> PretrainedConfig:
     return CONFIGS[kind]()
 
 
-def model(kind: str, *, seed: int = 0, loud: float = 3.0, window: int = WINDOW, context: int = CONTEXT) -> PreTrainedModel:
+def model(
+    kind: str, *, seed: int = 0, loud: float = 3.0, window: int = WINDOW, context: int = CONTEXT
+) -> PreTrainedModel:
     """A random model of width 32 and 2 layers, frozen, in eval mode; ``loud`` weights make attention matter."""
     torch.manual_seed(seed)
     settings = config(kind)

@@ -3,7 +3,16 @@
 import json
 from typing import NamedTuple
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from tokenizers.models import BPE, Unigram
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -11,7 +20,10 @@ CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-QWEN25 = "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{% endif %}" + CHATML
+QWEN25 = (
+    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{% endif %}"
+    + CHATML
+)
 THINKING = (  # Qwen3: an answer without thoughts has an empty thinking block, and thoughts in answers are cut off
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}{% if m.role == 'assistant' %}"
     "{{ '<think>\\n\\n</think>\\n\\n' + m.content.split('</think>')[-1].lstrip('\\n') }}{% else %}{{ m.content }}{% endif %}"
@@ -72,7 +84,9 @@ class Family(NamedTuple):
     end: str  # what ends an assistant's turn
     bos: str | None = None
     added: tuple[str, ...] = ()  # added tokens that are not special
-    exact: bool = True  # whether prompt and answer are the tokens of the whole conversation as transformers has them
+    exact: bool = (
+        True  # whether prompt and answer are the tokens of the whole conversation as transformers has them
+    )
 
 
 IM = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -113,24 +127,36 @@ WORDS = "How do I list files? Use `ls -l`. I think the old town. What is this an
 def family_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a family, with a vocabulary of its own."""
     family = FAMILIES[name]
-    raw = {"byte-level": _byte_level, "sentencepiece": _sentencepiece, "unigram": _unigram}[family.model](family)
+    raw = {"byte-level": _byte_level, "sentencepiece": _sentencepiece, "unigram": _unigram}[family.model](
+        family
+    )
     raw.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in family.special])
     raw.add_tokens([AddedToken(text, special=False, normalized=False) for text in family.added])
     if family.bos:
-        raw.post_processor = processors.TemplateProcessing(single=f"{family.bos} $A", special_tokens=[(family.bos, raw.token_to_id(family.bos))])
+        raw.post_processor = processors.TemplateProcessing(
+            single=f"{family.bos} $A", special_tokens=[(family.bos, raw.token_to_id(family.bos))]
+        )
     known = {"unk_token": "<unk>"} if "<unk>" in family.special else {}
-    made = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token=family.eos, bos_token=family.bos, pad_token=family.special[0], **known)
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=raw, eos_token=family.eos, bos_token=family.bos, pad_token=family.special[0], **known
+    )
     made.chat_template = family.template
     return made
 
 
 def _byte_level(family: Family) -> Tokenizer:
     raw = Tokenizer(BPE())
-    pieces = Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")  # as Llama 3 and Qwen have it
+    pieces = Regex(
+        r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )  # as Llama 3 and Qwen have it
     split = pre_tokenizers.Split(pieces, behavior="isolated")
-    raw.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    raw.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     raw.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=330, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=330, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
     raw.train_from_iterator([WORDS] * 4, trainer)
     return raw
 
@@ -139,20 +165,35 @@ def _sentencepiece(family: Family) -> Tokenizer:
     """BPE on whole texts with spaces as ▁ and bytes for what is unknown, and a space before the first word (but in Gemma)."""
     raw = Tokenizer(BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     spaces = normalizers.Replace(" ", "▁")
-    raw.normalizer = spaces if family.template == GEMMA else normalizers.Sequence([normalizers.Prepend("▁"), spaces])
+    raw.normalizer = (
+        spaces if family.template == GEMMA else normalizers.Sequence([normalizers.Prepend("▁"), spaces])
+    )
     raw.train_from_iterator(WORDS.splitlines() * 4, trainers.BpeTrainer(vocab_size=100, show_progress=False))
     learnt = json.loads(raw.to_str())["model"]
     tokens = ["<unk>", *(f"<0x{n:02X}>" for n in range(256)), *learnt["vocab"]]
     merges = [tuple(pair) for pair in learnt["merges"]]
-    raw.model = BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
-    raw.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    raw.model = BPE(
+        vocab={token: i for i, token in enumerate(tokens)},
+        merges=merges,
+        unk_token="<unk>",
+        byte_fallback=True,
+        fuse_unk=True,
+    )
+    raw.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
     return raw
 
 
 def _unigram(family: Family) -> Tokenizer:
     """A Unigram vocabulary with NFKC, in which the control tokens are pieces like others: splitting them takes more than asking for it."""
     pieces = [("<unk>", 0.0), *((text, -1.0) for text in family.special if text != "<unk>")]
-    pieces += [(character, -5.0) for character in map(chr, range(33, 127))] + [("▁", -4.0), ("\n", -5.0), ("▁files", -3.0), ("▁the", -3.0)]
+    pieces += [(character, -5.0) for character in map(chr, range(33, 127))] + [
+        ("▁", -4.0),
+        ("\n", -5.0),
+        ("▁files", -3.0),
+        ("▁the", -3.0),
+    ]
     raw = Tokenizer(Unigram(pieces, unk_id=0))
     raw.normalizer = normalizers.NFKC()
     raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)

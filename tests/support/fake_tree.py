@@ -10,7 +10,19 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = ("site", "data", "pretrain", "sft", "merge", "reward", "ppo", "reference", "dpo", "winrate", "report")
+STAGES = (
+    "site",
+    "data",
+    "pretrain",
+    "sft",
+    "merge",
+    "reward",
+    "ppo",
+    "reference",
+    "dpo",
+    "winrate",
+    "report",
+)
 
 TABLES = ("finetune", "corpus", "reward", "reward_groups", "rl", "evaluation", "evaluation_pairs")
 # what a stage looks at of its inputs, where that is not all; tests/test_boundaries.py compares it with the real programs
@@ -25,7 +37,12 @@ MEANT = {
         "data": ("reward.parquet", "evaluation_pairs.parquet"),
         "reference": ("reference.parquet", "reference_evaluation.parquet"),
     },
-    "winrate": {"data": ("evaluation.parquet",), "reward": ("adapter", "reward.json"), "ppo": ("adapter",), "dpo": ("adapter",)},
+    "winrate": {
+        "data": ("evaluation.parquet",),
+        "reward": ("adapter", "reward.json"),
+        "ppo": ("adapter",),
+        "dpo": ("adapter",),
+    },
 }
 
 # Takes a few steps with a checkpoint each, and derives its result from its job and its inputs' contents alone.
@@ -134,7 +151,9 @@ def make_tree(folder: Path) -> Path:
 
 def write_program(tree: Path, stage: str, more: str = "") -> None:
     (tree / "tasks" / "programs" / f"{stage}.py").write_text(
-        PROGRAM.format(name=stage, job=f"{stage.capitalize()}Job", more=more, meant=MEANT.get(stage, {}), tables=TABLES)
+        PROGRAM.format(
+            name=stage, job=f"{stage.capitalize()}Job", more=more, meant=MEANT.get(stage, {}), tables=TABLES
+        )
     )
 
 
@@ -149,7 +168,11 @@ def beginnings(tree: Path, stage: str) -> list[int]:
 
 
 def environment(tree: Path, home: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "MLFLOW", "ALIGNFLOW", "PYTHON"))}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PREFECT", "MLFLOW", "ALIGNFLOW", "PYTHON"))
+    }
     return {**kept, "PYTHONPATH": str(tree), "ALIGNFLOW_HOME": str(home)}
 
 
@@ -157,7 +180,13 @@ def start(tree: Path, home: Path, *arguments: str) -> "subprocess.Popen[str]":
     """Start the command line of the tree."""
     command = [sys.executable, "-m", "flows.cli", *arguments]
     return subprocess.Popen(
-        command, cwd=home.parent, env=environment(tree, home), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=home.parent,
+        env=environment(tree, home),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
 
 

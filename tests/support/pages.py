@@ -18,14 +18,18 @@ class Pages:
         if not CHROMIUM:
             pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
         self.house, self.pictures = house, pictures
-        self.outside: list[str] = []  # addresses on other machines that a page asked for, and its policy did not forbid
+        self.outside: list[
+            str
+        ] = []  # addresses on other machines that a page asked for, and its policy did not forbid
         pictures.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> Self:
         self.player = sync_playwright().start()
         self.browser = self.player.chromium.launch(executable_path=CHROMIUM, args=list(CHROMIUM_OPTIONS))
         login = {"username": USER, "password": self.house.password, "origin": self.house.mlflow}
-        self.page: Page = self.browser.new_page(viewport={"width": 1300, "height": 1000}, http_credentials=login)
+        self.page: Page = self.browser.new_page(
+            viewport={"width": 1300, "height": 1000}, http_credentials=login
+        )
         self.page.set_default_timeout(20_000)
         self.page.on("requestfinished", self._note)
         self.page.on("requestfailed", self._note)
@@ -36,7 +40,9 @@ class Pages:
         self.page.wait_for_url(lambda url: "login" not in url)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if error:
             self.picture("failed")
         self.browser.close()

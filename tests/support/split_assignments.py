@@ -12,8 +12,13 @@ from tasks.dataset.curation.near_duplicates import link, sketch
 from tasks.dataset.question import Answer, Question
 
 
-def question(number: int, prompt: str, *, author: str = "", scores: tuple[float, ...] = (2, 1), split: str = "") -> Question:
-    answers = tuple(Answer(place, score, 0, False, "", f"answer {place}", "", "", "") for place, score in enumerate(scores))
+def question(
+    number: int, prompt: str, *, author: str = "", scores: tuple[float, ...] = (2, 1), split: str = ""
+) -> Question:
+    answers = tuple(
+        Answer(place, score, 0, False, "", f"answer {place}", "", "", "")
+        for place, score in enumerate(scores)
+    )
     return Question(number, prompt, "", "site", "", author, "", answers, None, split)
 
 
@@ -27,14 +32,24 @@ def shelved(questions: list[Question], folder: Path, size: int) -> list[Path]:
 
 
 def assign_splits(
-    prompts: Sequence[tuple[int, str]], shares: Mapping[str, float], given: Mapping[int, str] | None = None, *, alike: float = 1.0
+    prompts: Sequence[tuple[int, str]],
+    shares: Mapping[str, float],
+    given: Mapping[int, str] | None = None,
+    *,
+    alike: float = 1.0,
 ) -> list[str]:
     """The split of each (question id, prompt), as the data stage decides."""
-    questions = sorted(question(number, prompt, split=(given or {}).get(number, "")) for number, prompt in prompts)
+    questions = sorted(
+        question(number, prompt, split=(given or {}).get(number, "")) for number, prompt in prompts
+    )
     with tempfile.TemporaryDirectory() as folder:
         paths = shelved(questions, Path(folder), 1000)
-        fates = split_assignment.decide(paths, shares, Counter(), alike=alike, distinct=False, per_author=None)
-    found = {asked.id: question_files.SPLITS[split] for asked, split in zip(questions, fates.splits, strict=True)}
+        fates = split_assignment.decide(
+            paths, shares, Counter(), alike=alike, distinct=False, per_author=None
+        )
+    found = {
+        asked.id: question_files.SPLITS[split] for asked, split in zip(questions, fates.splits, strict=True)
+    }
     return [found[number] for number, _ in prompts]
 
 

@@ -32,9 +32,7 @@ from tests.support import fake_tree
 from tests.support.fake_tree import await_
 
 CHROMIUM = shutil.which("chromium")
-CHROMIUM_OPTIONS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
-)
+CHROMIUM_OPTIONS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
 
 
 def postgres_binary(name: str) -> str | None:
@@ -53,7 +51,9 @@ def postgres() -> Iterator[str]:
         shutil.chown(folder, user)
 
     def run(tool: str, *arguments: str) -> None:
-        subprocess.run([str(postgres_binary(tool)), *arguments], user=user, cwd=folder, check=True, capture_output=True)
+        subprocess.run(
+            [str(postgres_binary(tool)), *arguments], user=user, cwd=folder, check=True, capture_output=True
+        )
 
     run("initdb", "-D", str(folder / "data"), "-U", "alignflow", "--auth", "trust", "--no-sync")
     options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories= -c fsync=off"
@@ -73,7 +73,10 @@ class House:
     def __init__(self, root: Path, tree: Path, database: str, webhook: str, *profiles: str) -> None:
         self.root, self.tree, self.home = root, tree, root / "servers"
         self.prefect_port, self.mlflow_port = free_port(), free_port()
-        self.prefect, self.mlflow = f"http://127.0.0.1:{self.prefect_port}", f"http://127.0.0.1:{self.mlflow_port}"
+        self.prefect, self.mlflow = (
+            f"http://127.0.0.1:{self.prefect_port}",
+            f"http://127.0.0.1:{self.mlflow_port}",
+        )
         self.started: list[subprocess.Popen[bytes]] = []
         self.workers: dict[str, subprocess.Popen[bytes]] = {}
         more = {"ALIGNFLOW_DATABASE": database, "ALIGNFLOW_ALERT_WEBHOOK": webhook}
@@ -89,7 +92,12 @@ class House:
         environment = {**fake_tree.environment(self.tree, home), **more}
         with log.open("ab") as file:
             process = subprocess.Popen(
-                [sys.executable, "-m", "flows.cli", *arguments], cwd=self.root, env=environment, stdout=file, stderr=file, start_new_session=True
+                [sys.executable, "-m", "flows.cli", *arguments],
+                cwd=self.root,
+                env=environment,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
             )
         self.started.append(process)
         return process
@@ -97,13 +105,22 @@ class House:
     @property
     def login(self) -> dict[str, str]:
         """What a worker on another machine is given."""
-        clients = {"PREFECT_API_AUTH_STRING": f"{credentials.USER}:{self.password}", "MLFLOW_TRACKING_USERNAME": credentials.USER}
-        places = {"PREFECT_API_URL": f"{self.prefect}/api", "MLFLOW_TRACKING_URI": self.mlflow, "PREFECT_UI_URL": self.prefect}
+        clients = {
+            "PREFECT_API_AUTH_STRING": f"{credentials.USER}:{self.password}",
+            "MLFLOW_TRACKING_USERNAME": credentials.USER,
+        }
+        places = {
+            "PREFECT_API_URL": f"{self.prefect}/api",
+            "MLFLOW_TRACKING_URI": self.mlflow,
+            "PREFECT_UI_URL": self.prefect,
+        }
         return clients | places | {"MLFLOW_TRACKING_PASSWORD": self.password}
 
     def work(self, pool: str, name: str) -> "subprocess.Popen[bytes]":
         """A worker with a home of its own, ROOT/NAME; there when this returns."""
-        process = self.start(self.root / f"{name}.txt", self.root / name, "work", pool, "--name", name, **self.login)
+        process = self.start(
+            self.root / f"{name}.txt", self.root / name, "work", pool, "--name", name, **self.login
+        )
         self.workers[name] = process
         with self.client() as client:
             await_(lambda: name in [one.name for one in client.read_workers_for_work_pool(pool)], 60)
@@ -111,14 +128,19 @@ class House:
 
     @contextlib.contextmanager
     def client(self) -> Iterator[SyncPrefectClient]:
-        chosen = {PREFECT_API_URL: f"{self.prefect}/api", PREFECT_API_AUTH_STRING: f"{credentials.USER}:{self.password}"}
+        chosen = {
+            PREFECT_API_URL: f"{self.prefect}/api",
+            PREFECT_API_AUTH_STRING: f"{credentials.USER}:{self.password}",
+        }
         with temporary_settings(chosen), get_client(sync_client=True) as client:
             yield client
 
     def trigger(self, deployment: str, **parameters: Any) -> UUID:
         with self.client() as client:
             found = client.read_deployment_by_name(deployment)
-            return client.create_flow_run_from_deployment(found.id, parameters=parameters, state=Scheduled()).id
+            return client.create_flow_run_from_deployment(
+                found.id, parameters=parameters, state=Scheduled()
+            ).id
 
     def run(self, run_id: UUID) -> FlowRun:
         """The run as it is now; a server that has been killed is waited for."""
@@ -137,7 +159,11 @@ class House:
         """Runs of the flow ``stage``, oldest first."""
         with self.client() as client:
             runs = client.read_flow_runs(limit=200)
-        mine = [run for run in runs if any(tag.startswith("key:") for tag in run.tags) and run.created.timestamp() >= since]
+        mine = [
+            run
+            for run in runs
+            if any(tag.startswith("key:") for tag in run.tags) and run.created.timestamp() >= since
+        ]
         return sorted(mine, key=lambda run: run.created)
 
     def builders(self, key: str) -> list[FlowRun]:
@@ -147,7 +173,11 @@ class House:
     def crashes(self, run_id: UUID) -> list[str | None]:
         """What was said of a run each time that it was set to Crashed."""
         with self.client() as client:
-            return [state.message for state in client.read_flow_run_states(run_id) if state.type == StateType.CRASHED]
+            return [
+                state.message
+                for state in client.read_flow_run_states(run_id)
+                if state.type == StateType.CRASHED
+            ]
 
     def runs_of(self, deployment: UUID) -> list[FlowRun]:
         with self.client() as client:
@@ -157,7 +187,9 @@ class House:
         """Add a schedule that is on."""
         with self.client() as client:
             found = client.read_deployment_by_name(deployment)
-            made = DeploymentScheduleCreate(schedule=IntervalSchedule(interval=timedelta(seconds=seconds)), active=True, slug="often")
+            made = DeploymentScheduleCreate(
+                schedule=IntervalSchedule(interval=timedelta(seconds=seconds)), active=True, slug="often"
+            )
             client.create_deployment_schedules(found.id, [made])
 
     def unschedule(self, deployment: str) -> None:
@@ -169,14 +201,21 @@ class House:
 
     def land(self, profile: str, dump: Path) -> None:
         """Say that data has landed, as whoever brings it does."""
-        process = self.start(self.root / "landed.txt", self.root / "laptop", "landed", profile, str(dump), **self.login)
+        process = self.start(
+            self.root / "landed.txt", self.root / "laptop", "landed", profile, str(dump), **self.login
+        )
         assert process.wait(60) == 0, (self.root / "landed.txt").read_text()
 
     def lines(self, stage: str) -> list[str]:
         """The log of the newest runs of a stage."""
         newest = [run.id for run in self.stages() if run.name == stage][-3:]
         with self.client() as client:
-            return [line.message for line in client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=newest)), limit=200)]
+            return [
+                line.message
+                for line in client.read_logs(
+                    LogFilter(flow_run_id=LogFilterFlowRunId(any_=newest)), limit=200
+                )
+            ]
 
     def tracked(self, name: str) -> list[Any]:
         """MLflow's runs with a name that built something, newest first."""
@@ -193,11 +232,20 @@ class House:
         return [run.info.status for run in self.tracked(name)]
 
     def steps_of(self, name: str, metric: str) -> list[int]:
-        return [point.step for point in MlflowClient(self.mlflow).get_metric_history(self.tracked(name)[0].info.run_id, metric)]
+        return [
+            point.step
+            for point in MlflowClient(self.mlflow).get_metric_history(
+                self.tracked(name)[0].info.run_id, metric
+            )
+        ]
 
     def listening(self, port: int) -> list[psutil.Process]:
         """A server's processes, by its port on their command lines."""
-        return [process for process in self.processes() if str(port) in (line := command_of(process)) and "flows.cli" not in line]
+        return [
+            process
+            for process in self.processes()
+            if str(port) in (line := command_of(process)) and "flows.cli" not in line
+        ]
 
     def stop(self) -> None:
         for process in reversed(self.started):
@@ -217,13 +265,18 @@ class House:
         mine = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if process.environ().get("ALIGNFLOW_HOME", "").startswith(str(self.root / home)) and process.pid != os.getpid():
+                if (
+                    process.environ().get("ALIGNFLOW_HOME", "").startswith(str(self.root / home))
+                    and process.pid != os.getpid()
+                ):
                     mine.append(process)
         return mine
 
     def worker(self, pool: str) -> str:
         """Name of the pool's worker that is at work; a new one, with a home of its own, where the last was killed."""
-        alive = [name for name, process in self.workers.items() if name.startswith(pool) and process.poll() is None]
+        alive = [
+            name for name, process in self.workers.items() if name.startswith(pool) and process.poll() is None
+        ]
         if not alive:
             alive = [f"{pool}-{sum(name.startswith(pool) for name in self.workers) + 1}"]
             self.work(pool, alive[0])
@@ -250,7 +303,9 @@ class House:
         """The process that runs the program of a stage, in whichever home."""
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
-                if "partial" in process.cwd() and (process.name() == stage or f"tasks.programs.{stage}" in process.cmdline()):
+                if "partial" in process.cwd() and (
+                    process.name() == stage or f"tasks.programs.{stage}" in process.cmdline()
+                ):
                     return process
         return None
 

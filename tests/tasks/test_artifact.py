@@ -17,8 +17,20 @@ CONFIG = Pipeline()
 
 
 def artifact(stage: str, changed: str = "") -> Artifact:
-    names = [*(f"{table}.parquet" for table in TABLES), "card.json", "model/config.json", "model/model.safetensors", "adapter/a.safetensors"]
-    names += ["adapter/adapter_config.json", "reward.json", "reference.parquet", "reference_evaluation.parquet", "summary.json"]
+    names = [
+        *(f"{table}.parquet" for table in TABLES),
+        "card.json",
+        "model/config.json",
+        "model/model.safetensors",
+        "adapter/a.safetensors",
+    ]
+    names += [
+        "adapter/adapter_config.json",
+        "reward.json",
+        "reference.parquet",
+        "reference_evaluation.parquet",
+        "summary.json",
+    ]
     files = {name: f"{stage} {name}" + "!" * (name == changed) for name in names}
     manifest = Manifest(
         schema=SCHEMA, stage=stage, key=f"{stage} {changed}", digest=digest_of(files), files=files, job={}, inputs={}, origins={}, sources={},
@@ -29,7 +41,12 @@ def artifact(stage: str, changed: str = "") -> Artifact:
 
 def keys(data: str = "", model: str = "", adapter: str = "", judge: str = "") -> dict[str, str]:
     """The key of every stage, with one file of an input changed."""
-    table, base, tuned, scorer = artifact("data", data), artifact("merge", model), artifact("sft", adapter), artifact("reward", judge)
+    table, base, tuned, scorer = (
+        artifact("data", data),
+        artifact("merge", model),
+        artifact("sft", adapter),
+        artifact("reward", judge),
+    )
     steps = {
         "pretrain": pretrain.step(CONFIG, data=table),
         "sft": sft.step(CONFIG, data=table, base=base),
@@ -38,7 +55,9 @@ def keys(data: str = "", model: str = "", adapter: str = "", judge: str = "") ->
         "ppo": ppo.step(CONFIG, data=table, model=base, reward=scorer),
         "reference": reference.step(CONFIG, data=table, model=base),
         "dpo": dpo.step(CONFIG, data=table, model=base, reference=artifact("reference")),
-        "winrate": winrate.step(CONFIG, data=table, model=base, reward=scorer, ppo=artifact("ppo"), dpo=artifact("dpo")),
+        "winrate": winrate.step(
+            CONFIG, data=table, model=base, reward=scorer, ppo=artifact("ppo"), dpo=artifact("dpo")
+        ),
         "report": report.step(CONFIG, data=table, merge=base, reward=scorer),
     }
     return {name: step.recipe.key for name, step in steps.items()}
@@ -57,15 +76,22 @@ def keys(data: str = "", model: str = "", adapter: str = "", judge: str = "") ->
         ({"data": "evaluation_pairs.parquet"}, {"reward", "reference", "dpo", "report"}),
         ({"data": "corpus.parquet"}, {"pretrain", "report"}),
         ({"model": "summary.json"}, {"report"}),
-        ({"model": "model/model.safetensors"}, {"sft", "merge", "reward", "ppo", "reference", "dpo", "winrate"}),
+        (
+            {"model": "model/model.safetensors"},
+            {"sft", "merge", "reward", "ppo", "reference", "dpo", "winrate"},
+        ),
         ({"adapter": "summary.json"}, set()),
         ({"adapter": "adapter/a.safetensors"}, {"merge"}),
         ({"judge": "reward.json"}, {"ppo", "winrate", "report"}),
         ({"judge": "adapter/a.safetensors"}, {"ppo", "winrate"}),
     ],
-    ids=lambda value: " ".join(f"{name} {file}" for name, file in value.items()) if isinstance(value, dict) else "",
+    ids=lambda value: (
+        " ".join(f"{name} {file}" for name, file in value.items()) if isinstance(value, dict) else ""
+    ),
 )
-def test_a_stage_is_built_again_when_what_it_looks_at_has_changed_and_only_then(changed: dict[str, str], rebuilt: set[str]) -> None:
+def test_a_stage_is_built_again_when_what_it_looks_at_has_changed_and_only_then(
+    changed: dict[str, str], rebuilt: set[str]
+) -> None:
     before, after = keys(), keys(**changed)
     assert {name for name in before if before[name] != after[name]} == rebuilt
 
@@ -76,7 +102,10 @@ def test_a_stage_is_built_again_when_what_it_looks_at_has_changed_and_only_then(
         (["sft.tune=full"], {"merge": {"model"}}),
         (
             ["reward.members=3"],
-            {"ppo": {"adapter", "adapter-1", "adapter-2", "reward.json"}, "winrate": {"adapter", "adapter-1", "adapter-2", "reward.json"}},
+            {
+                "ppo": {"adapter", "adapter-1", "adapter-2", "reward.json"},
+                "winrate": {"adapter", "adapter-1", "adapter-2", "reward.json"},
+            },
         ),
         (["reward.tune=full"], {"ppo": {"model", "score.safetensors", "reward.json"}}),
         (["dpo.tune=bottleneck"], {"winrate": {"bottleneck"}}),
@@ -84,15 +113,21 @@ def test_a_stage_is_built_again_when_what_it_looks_at_has_changed_and_only_then(
 )
 def test_what_is_handed_on_is_what_was_trained(changed: list[str], places: dict[str, set[str]]) -> None:
     config = load("demo", changed)
-    names = [f"{place}/a.safetensors" for place in ("adapter", "adapter-1", "adapter-2", "model", "bottleneck")]
+    names = [
+        f"{place}/a.safetensors" for place in ("adapter", "adapter-1", "adapter-2", "model", "bottleneck")
+    ]
     whole: Artifact = {
         **artifact("sft"),
-        "files": dict.fromkeys([*names, "reward.json", "score.safetensors", "evaluation.parquet", "rl.parquet"], ""),
+        "files": dict.fromkeys(
+            [*names, "reward.json", "score.safetensors", "evaluation.parquet", "rl.parquet"], ""
+        ),
     }
     steps = {
         "merge": lambda: merge.step(config, base=whole, adapter=whole).inputs["adapter"],
         "ppo": lambda: ppo.step(config, data=whole, model=whole, reward=whole).inputs["reward"],
-        "winrate": lambda: winrate.step(config, data=whole, model=whole, reward=whole, dpo=whole).inputs["dpo" if "dpo" in changed[0] else "reward"],
+        "winrate": lambda: winrate.step(config, data=whole, model=whole, reward=whole, dpo=whole).inputs[
+            "dpo" if "dpo" in changed[0] else "reward"
+        ],
     }
     for stage, expected in places.items():
         assert {name.partition("/")[0] for name in steps[stage]()["files"]} == expected
@@ -112,12 +147,18 @@ def test_weights_to_start_from_are_an_input_known_by_their_content(tmp_path: Pat
 def test_settings_that_a_stage_does_not_read_are_not_in_its_key() -> None:
     def keys_of(*changed: str) -> dict[str, str]:
         config, whole = load("demo", list(changed)), artifact("merge")
-        made = {"sft": sft.step(config, data=whole, base=whole), "reward": reward.step(config, data=whole, model=whole)}
+        made = {
+            "sft": sft.step(config, data=whole, base=whole),
+            "reward": reward.step(config, data=whole, model=whole),
+        }
         made["ppo"] = ppo.step(config, data=whole, model=whole, reward=whole)
         return {name: step.recipe.key for name, step in made.items()}
 
     plain = keys_of()
-    assert {name for name, key in keys_of("weights.merged=int8").items() if key != plain[name]} == {"reward", "ppo"}
+    assert {name for name, key in keys_of("weights.merged=int8").items() if key != plain[name]} == {
+        "reward",
+        "ppo",
+    }
     assert {name for name, key in keys_of("weights.base=int8").items() if key != plain[name]} == {"sft"}
     assert keys_of("ppo.accept_fooled=false") == plain
 
@@ -131,8 +172,14 @@ def test_programs_look_at_what_their_tasks_name_and_nothing_else() -> None:
         task = (ROOT / "tasks" / "stages" / f"{stage}.py").read_text()
         read = set(re.findall(r'run\.inputs\["data"\] / "([\w.]+)"', program))
         assert read == set(MEANT[stage].get("data", ())) | by_choice.get(stage, set()), stage
-        assert set(re.findall(r'"([\w]+\.parquet)"', task)) - {"reference.parquet", "reference_evaluation.parquet"} == read
-        assert program.count('run.inputs["data"]') == len(re.findall(r'run\.inputs\["data"\] / "', program)), "the folder goes elsewhere"
+        assert (
+            set(re.findall(r'"([\w]+\.parquet)"', task))
+            - {"reference.parquet", "reference_evaluation.parquet"}
+            == read
+        )
+        assert program.count('run.inputs["data"]') == len(
+            re.findall(r'run\.inputs\["data"\] / "', program)
+        ), "the folder goes elsewhere"
         assert set(re.findall(r'run\.inputs\["reward"\] / "([\w.]+)"', program)) <= {"adapter"}
 
 
@@ -142,7 +189,11 @@ def test_what_is_meant_of_an_artifact_is_known_by_its_files() -> None:
     model = within(whole, "model")
     assert model["path"] == "model"
     assert set(model["files"]) == {"model/config.json", "model/model.safetensors"}
-    assert set(only(whole, "adapter", "reward.json")["files"]) == {"adapter/a.safetensors", "adapter/adapter_config.json", "reward.json"}
+    assert set(only(whole, "adapter", "reward.json")["files"]) == {
+        "adapter/a.safetensors",
+        "adapter/adapter_config.json",
+        "reward.json",
+    }
     assert not [name for name in without_weights(whole)["files"] if name.endswith("safetensors")]
     with pytest.raises(AssertionError, match="rewards"):
         only(whole, "rewards")

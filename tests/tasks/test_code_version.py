@@ -52,7 +52,10 @@ def test_what_a_program_imports_counts_however_far_down(tree: Path) -> None:
     assert list(sources_of("sft", root=tree)) == [f"tasks/{name}" for name in expected]
 
 
-@pytest.mark.parametrize("name", ["programs/runtime/program.py", "programs/sft.py", "rlhf/losses.py", "rlhf/masks.py", "rlhf/names.txt"])
+@pytest.mark.parametrize(
+    "name",
+    ["programs/runtime/program.py", "programs/sft.py", "rlhf/losses.py", "rlhf/masks.py", "rlhf/names.txt"],
+)
 def test_a_change_of_code_counts(tree: Path, name: str) -> None:
     before = sources_of("sft", root=tree)
     with (tree / "tasks" / name).open("a") as file:
@@ -70,7 +73,11 @@ def test_code_that_the_program_does_not_run_does_not_count(tree: Path, name: str
 
 def test_comments_docstrings_and_layout_do_not_count(tree: Path) -> None:
     before = sources_of("sft", root=tree)
-    tidied = PROGRAM.replace("Docs.", "Better docs.").replace("def f():\n", 'def f():  # why\n    """What."""\n').replace("return 1", "return (1)")
+    tidied = (
+        PROGRAM.replace("Docs.", "Better docs.")
+        .replace("def f():\n", 'def f():  # why\n    """What."""\n')
+        .replace("return 1", "return (1)")
+    )
     (tree / "tasks" / "programs" / "sft.py").write_text(tidied)
     assert sources_of("sft", root=tree) == before
     (tree / "tasks" / "programs" / "sft.py").write_text(tidied.replace("(1)", "'1'"))
@@ -83,7 +90,9 @@ def test_a_moved_file_is_the_same_code(tree: Path) -> None:
     (tree / "tasks" / "rlhf" / "algorithms").mkdir()
     (tree / "tasks" / "rlhf" / "algorithms" / "__init__.py").write_text("")
     (tree / "tasks" / "rlhf" / "losses.py").rename(tree / "tasks" / "rlhf" / "algorithms" / "losses.py")
-    (tree / "tasks" / "rlhf" / "algorithms" / "losses.py").write_text("def loss():\n    from tasks.rlhf.masks import mask\n    return mask")
+    (tree / "tasks" / "rlhf" / "algorithms" / "losses.py").write_text(
+        "def loss():\n    from tasks.rlhf.masks import mask\n    return mask"
+    )
     moved = PROGRAM.replace("from tasks.rlhf import losses\n", "").replace(
         "from tasks.config", "from tasks.rlhf.algorithms import losses\nfrom tasks.config"
     )
@@ -100,5 +109,7 @@ def test_a_package_counts_once_it_holds_code(tree: Path) -> None:
 
 def test_another_import_is_other_code(tree: Path) -> None:
     before = sources_of("sft", root=tree)["tasks/programs/sft.py"]
-    (tree / "tasks" / "programs" / "sft.py").write_text(PROGRAM.replace("import losses", "import other as losses"))
+    (tree / "tasks" / "programs" / "sft.py").write_text(
+        PROGRAM.replace("import losses", "import other as losses")
+    )
     assert sources_of("sft", root=tree)["tasks/programs/sft.py"] != before

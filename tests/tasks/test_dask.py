@@ -69,10 +69,23 @@ def cluster(tree: Path, tmp_path: Path) -> Iterator[Cluster]:
     def start(*arguments: str) -> "subprocess.Popen[bytes]":
         command = [sys.executable, "-m", "dask", *arguments, "--no-dashboard"]
         with (tmp_path / "dask.log").open("ab") as log:
-            return subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True)
+            return subprocess.Popen(
+                command, cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
 
     scheduler = start("scheduler", "--host", "127.0.0.1", "--port", address.rpartition(":")[2])
-    workers = [start("worker", address, "--nthreads", "1", "--no-nanny", "--local-directory", str(tmp_path / f"worker{k}")) for k in range(2)]
+    workers = [
+        start(
+            "worker",
+            address,
+            "--nthreads",
+            "1",
+            "--no-nanny",
+            "--local-directory",
+            str(tmp_path / f"worker{k}"),
+        )
+        for k in range(2)
+    ]
     try:
         with Client(address, timeout=60, set_as_default=False) as client:
             client.wait_for_workers(2, timeout=60)
@@ -99,7 +112,12 @@ def alone(tree: Path, posts: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def profile(posts: Path, address: str = "") -> list[str]:
-    settings = {"source.kind": "stack-exchange", "source.path": str(posts), "method": "ppo", "machine.dask": address}
+    settings = {
+        "source.kind": "stack-exchange",
+        "source.path": str(posts),
+        "method": "ppo",
+        "machine.dask": address,
+    }
     return ["demo", *(text for name, value in settings.items() for text in ("--set", f"{name}={value}"))]
 
 
@@ -113,7 +131,9 @@ def task_runs(home: Path) -> dict[str, str]:
         return dict(database.execute("select name, state_type from task_run"))
 
 
-def test_two_workers_make_the_same_bytes_as_one_machine(tree: Path, posts: Path, alone: str, cluster: Cluster, tmp_path: Path) -> None:
+def test_two_workers_make_the_same_bytes_as_one_machine(
+    tree: Path, posts: Path, alone: str, cluster: Cluster, tmp_path: Path
+) -> None:
     _, _, error = fake_tree.alignflow(tree, tmp_path / "home", "run", *profile(posts, cluster.address))
     assert AFTERWARDS in error
     assert manifest(tmp_path / "home")["digest"] == alone
@@ -126,7 +146,9 @@ def test_two_workers_make_the_same_bytes_as_one_machine(tree: Path, posts: Path,
     assert not list((tmp_path / "home" / "partial").glob("*/checkpoints/work"))
 
 
-def test_a_worker_that_is_lost_takes_nothing_with_it(tree: Path, posts: Path, alone: str, cluster: Cluster, tmp_path: Path) -> None:
+def test_a_worker_that_is_lost_takes_nothing_with_it(
+    tree: Path, posts: Path, alone: str, cluster: Cluster, tmp_path: Path
+) -> None:
     home = tmp_path / "home"
     process = fake_tree.start(tree, home, "run", *profile(posts, cluster.address))
     await_(lambda: list(home.glob("partial/*/checkpoints/work/notes/take*.json")), 60)
@@ -136,17 +158,23 @@ def test_a_worker_that_is_lost_takes_nothing_with_it(tree: Path, posts: Path, al
     assert manifest(home)["digest"] == alone
 
 
-def test_what_a_shard_refuses_is_refused_in_its_words(tree: Path, posts: Path, cluster: Cluster, tmp_path: Path) -> None:
+def test_what_a_shard_refuses_is_refused_in_its_words(
+    tree: Path, posts: Path, cluster: Cluster, tmp_path: Path
+) -> None:
     rows = posts.read_text().splitlines()
     rows[-100] = "<other />"
     (tmp_path / "Posts.xml").write_text("\n".join(rows))
-    status, _, error = fake_tree.alignflow(tree, tmp_path / "home", "run", *profile(tmp_path / "Posts.xml", cluster.address))
+    status, _, error = fake_tree.alignflow(
+        tree, tmp_path / "home", "run", *profile(tmp_path / "Posts.xml", cluster.address)
+    )
     assert status == 2
     assert "Posts.xml is XML but not a Posts.xml" in error
     assert not list((tmp_path / "home" / "partial").iterdir())
 
 
-def test_a_cluster_that_is_not_there_is_the_users_to_mend(tree: Path, posts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_that_is_not_there_is_the_users_to_mend(
+    tree: Path, posts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT", "1s")
     address = f"tcp://127.0.0.1:{free_port()}"
     status, _, error = fake_tree.alignflow(tree, tmp_path / "home", "run", *profile(posts, address))
@@ -154,17 +182,29 @@ def test_a_cluster_that_is_not_there_is_the_users_to_mend(tree: Path, posts: Pat
     assert f"machine.dask: there is no Dask scheduler at {address}" in error
 
 
-@pytest.mark.parametrize(("address", "why"), [("tls://127.0.0.1:9", r"tls|TLS|security"), ("tcp://127.0.0.1", "give it as tcp://host:port")])
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [("tls://127.0.0.1:9", r"tls|TLS|security"), ("tcp://127.0.0.1", "give it as tcp://host:port")],
+)
 def test_an_address_that_dask_cannot_use_is_the_users_to_mend(address: str, why: str) -> None:
-    with pytest.raises(InputError, match=f"machine.dask: there is no Dask scheduler at {address} .*({why})"), dask._cluster(address):
+    with (
+        pytest.raises(InputError, match=f"machine.dask: there is no Dask scheduler at {address} .*({why})"),
+        dask._cluster(address),
+    ):
         pass
 
 
 def asked(folder: Path, numbers: Iterator[int], noted: int = 0) -> tuple[str, int]:
     """Ask for the names in three blocks of users, and answer as a cluster would; gives the name of the ask and its number of tasks."""
     folder.mkdir(exist_ok=True)
-    blocks = [Block(folder / "Users.xml", "Users.xml", "xml", f'<row Id="{k}" DisplayName="User {k}"/>'.encode(), 0) for k in range(3)]
-    calls = [Call(names_in, lay(block, folder / f"{k}.block"), folder / f"{k}.note") for k, block in enumerate(blocks)]
+    blocks = [
+        Block(folder / "Users.xml", "Users.xml", "xml", f'<row Id="{k}" DisplayName="User {k}"/>'.encode(), 0)
+        for k in range(3)
+    ]
+    calls = [
+        Call(names_in, lay(block, folder / f"{k}.block"), folder / f"{k}.note")
+        for k, block in enumerate(blocks)
+    ]
     for call in calls[:noted]:
         answer(call)
     found: list[tuple[str, int]] = []
@@ -184,7 +224,10 @@ def asked(folder: Path, numbers: Iterator[int], noted: int = 0) -> tuple[str, in
 
 def test_no_two_shards_have_one_name_and_what_is_noted_is_not_asked_for(tmp_path: Path) -> None:
     numbers = itertools.count()
-    assert asked(tmp_path / "a", numbers) == ("names_in 000000.json", 3)  # whoever maps them takes a name that it has seen for done
+    assert asked(tmp_path / "a", numbers) == (
+        "names_in 000000.json",
+        3,
+    )  # whoever maps them takes a name that it has seen for done
     assert asked(tmp_path / "b", numbers, noted=2) == ("names_in 000001.json", 1)
 
 
@@ -219,7 +262,10 @@ def test_a_full_disk_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             def result() -> str:
                 raise DiskFailure("the disk is full")
 
-            return [SimpleNamespace(wrapped_future=SimpleNamespace(done=lambda: True), result=result) for _ in parameters["ask"]]
+            return [
+                SimpleNamespace(wrapped_future=SimpleNamespace(done=lambda: True), result=result)
+                for _ in parameters["ask"]
+            ]
 
     (tmp_path / "take 000000.json").write_text("{}")
     watch = dask._Watch(Runner(), tmp_path)
@@ -229,7 +275,12 @@ def test_a_full_disk_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_worker_refuses_other_code_and_a_disk_that_it_does_not_share(tmp_path: Path) -> None:
-    with pytest.raises(StageFailed, match="has other code than whoever asked: install the same version on both"):
+    with pytest.raises(
+        StageFailed, match="has other code than whoever asked: install the same version on both"
+    ):
         dask.run.fn(str(tmp_path / "take 000000.json"), "other")
-    with pytest.raises(StageFailed, match=r"does not see .*take 000000.json: put ALIGNFLOW_HOME on a disk that all of them share"):
+    with pytest.raises(
+        StageFailed,
+        match=r"does not see .*take 000000.json: put ALIGNFLOW_HOME on a disk that all of them share",
+    ):
         dask.run.fn(str(tmp_path / "take 000000.json"), dask._version())

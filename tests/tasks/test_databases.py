@@ -39,11 +39,17 @@ def test_a_new_home_gets_a_copy(prefix: Path) -> None:
     ],
     ids=["nothing named", "servers", "PostgreSQL"],
 )
-def test_a_home_gets_what_no_server_elsewhere_keeps(prefix: Path, monkeypatch: pytest.MonkeyPatch, named: dict[str, str], laid: set[str]) -> None:
+def test_a_home_gets_what_no_server_elsewhere_keeps(
+    prefix: Path, monkeypatch: pytest.MonkeyPatch, named: dict[str, str], laid: set[str]
+) -> None:
     databases.template("mlflow").parent.mkdir(parents=True)
     for tool in ("prefect", "mlflow"):
         databases.template(tool).write_bytes(b"empty tables")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_", "ALIGNFLOW_"))}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PREFECT_", "MLFLOW_", "ALIGNFLOW_"))
+    }
     monkeypatch.setattr(os, "environ", kept | named)
     environment.prepare(prefix / "home")
     assert {path.name for path in (prefix / "home").rglob("*.db")} == laid
@@ -57,7 +63,9 @@ def test_a_database_that_is_there_stays(prefix: Path) -> None:
     assert (prefix / "prefect.db").read_bytes() == b"years of runs"
 
 
-def test_what_another_process_puts_there_meanwhile_stays(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_another_process_puts_there_meanwhile_stays(
+    prefix: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     databases.template("prefect").parent.mkdir(parents=True)
     databases.template("prefect").write_bytes(b"empty tables")
 
@@ -84,7 +92,10 @@ def test_another_versions_is_not_taken(prefix: Path, monkeypatch: pytest.MonkeyP
     assert not (prefix / "prefect.db").exists()
 
 
-@pytest.mark.parametrize(("tool", "scripts"), [("prefect", "prefect:server/database/_migrations"), ("mlflow", "mlflow:store/db_migrations")])
+@pytest.mark.parametrize(
+    ("tool", "scripts"),
+    [("prefect", "prefect:server/database/_migrations"), ("mlflow", "mlflow:store/db_migrations")],
+)
 def test_what_set_up_prepared_is_at_the_tools_last_revision_and_empty(tool: str, scripts: str) -> None:
     if not databases.template(tool).exists():
         pytest.skip("this environment was not made by make setup, which prepares the databases")
@@ -98,7 +109,9 @@ def test_what_set_up_prepared_is_at_the_tools_last_revision_and_empty(tool: str,
     if tool == "prefect":
         config.set_main_option("version_locations", str(where / "versions" / "sqlite"))
     with closing(sqlite3.connect(databases.template(tool))) as connection:
-        assert connection.execute("select version_num from alembic_version").fetchall() == [(ScriptDirectory.from_config(config).get_current_head(),)]
+        assert connection.execute("select version_num from alembic_version").fetchall() == [
+            (ScriptDirectory.from_config(config).get_current_head(),)
+        ]
         rows = {name: connection.execute(f"select count(*) from [{name}]").fetchone()[0] for (name,) in connection.execute(
             "select name from sqlite_master where type = 'table'").fetchall()}  # fmt: skip
     assert len(rows) > 20

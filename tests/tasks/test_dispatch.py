@@ -20,7 +20,16 @@ from tasks.system.errors import InputError, InputMissing, StageFailed
 
 FILES = {"model/config.json": "c", "card.json": "b", "rl.parquet": "r"}
 DATA = Artifact(
-    stage="data", key="k", digest="d", path="", files=FILES, seconds=1.0, peak_mb=1.0, cached=True, metrics={"a": 1}, warnings=["careful"]
+    stage="data",
+    key="k",
+    digest="d",
+    path="",
+    files=FILES,
+    seconds=1.0,
+    peak_mb=1.0,
+    cached=True,
+    metrics={"a": 1},
+    warnings=["careful"],
 )
 STEP = Step("ppo", PpoJob.of(Pipeline(seed=3)), {"data": DATA, "model": within(DATA, "model")}, shown=("kl",))
 COMPLETED = State(type=StateType.COMPLETED)
@@ -69,7 +78,9 @@ def test_a_step_means_the_same_after_its_way_through_a_server() -> None:
     assert received.inputs["model"]["path"] == "model"
 
 
-def test_a_worker_with_another_schema_of_artifacts_is_told_from_one_with_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_with_another_schema_of_artifacts_is_told_from_one_with_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     sent = dispatch.parameters(STEP, Machine(), None)["sources"]
     assert not _different(sent, code_of("ppo"))
     monkeypatch.setattr("tasks.artifacts.artifact.SCHEMA", 99)

@@ -64,7 +64,9 @@ def test_a_full_disk_is_the_users_to_mend(tree: Path, directory: Path) -> None:
         run_program("sft", directory, Machine())
 
 
-def test_a_full_disk_is_told_even_when_the_program_could_not_write_it_down(tree: Path, directory: Path) -> None:
+def test_a_full_disk_is_told_even_when_the_program_could_not_write_it_down(
+    tree: Path, directory: Path
+) -> None:
     program = 'import sys\nprint("The disk under /x is full.", file=sys.stderr)\nsys.exit(2)\n'
     (tree / "tasks" / "programs" / "sft.py").write_text(program)
     with pytest.raises(InputError, match=r"^The disk under /x is full\.$"):
@@ -73,14 +75,19 @@ def test_a_full_disk_is_told_even_when_the_program_could_not_write_it_down(tree:
 
 def test_a_failure_names_stage_cause_and_log(tree: Path, directory: Path) -> None:
     fake_tree.misbehave(tree, "sft", "fail")
-    with pytest.raises(StageFailed, match=f"^The stage sft failed: CUDA went away. Its log: {directory / 'log.txt'}$"):
+    with pytest.raises(
+        StageFailed, match=f"^The stage sft failed: CUDA went away. Its log: {directory / 'log.txt'}$"
+    ):
         run_program("sft", directory, Machine())
     assert "RuntimeError: CUDA went away" in (directory / "log.txt").read_text()
 
 
 def test_a_library_that_a_worker_lacks_is_named(tree: Path, directory: Path) -> None:
     (tree / "tasks" / "programs" / "sft.py").write_text("import no_such_torch.nn\n")
-    with pytest.raises(InputError, match=r"The stage sft needs no_such_torch, not installed where it runs: pip install 'alignflow\[train\]' there"):
+    with pytest.raises(
+        InputError,
+        match=r"The stage sft needs no_such_torch, not installed where it runs: pip install 'alignflow\[train\]' there",
+    ):
         run_program("sft", directory, Machine())
 
 
@@ -99,7 +106,9 @@ def test_any_other_end_is_a_failure(tree: Path, directory: Path, program: str, c
         run_program("sft", directory, Machine())
 
 
-def test_whatever_is_raised_meanwhile_the_program_and_its_children_are_killed(tree: Path, directory: Path) -> None:
+def test_whatever_is_raised_meanwhile_the_program_and_its_children_are_killed(
+    tree: Path, directory: Path
+) -> None:
     fake_tree.misbehave(tree, "sft", "spawn")
 
     def interrupt(line: dict) -> None:
@@ -130,7 +139,9 @@ def test_an_interrupt_that_a_library_swallows_is_not_lost(tree: Path, directory:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_program_that_ignores_sigterm_is_killed(tree: Path, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_that_ignores_sigterm_is_killed(
+    tree: Path, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(launch, "GRACE_SECONDS", 0.2)
     program = "import json, signal, sys, time, os\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
     program += "open('pid', 'w').write(str(os.getpid()))\nopen('metrics.jsonl', 'w').write(json.dumps({'step': 1}) + '\\n')\ntime.sleep(600)\n"

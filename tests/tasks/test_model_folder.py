@@ -59,11 +59,20 @@ def test_a_token_without_an_embedding_is_refused_before_anything_runs(tmp_path: 
 
 def test_a_token_of_the_vocabulary_itself_is_one_too(tmp_path: Path) -> None:
     folder = tiny.base_folder(tmp_path / "base")
-    pieces = [("<pad>", 0.0), ("<eos>", 0.0), ("<unk>", 0.0), *((f"w{i}", -1.0) for i in range(tiny.VOCABULARY - 2))]
+    pieces = [
+        ("<pad>", 0.0),
+        ("<eos>", 0.0),
+        ("<unk>", 0.0),
+        *((f"w{i}", -1.0) for i in range(tiny.VOCABULARY - 2)),
+    ]
     raw = Tokenizer(Unigram(pieces, unk_id=2))
-    PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>").save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+    ).save_pretrained(folder)
     for refusing in (loading.load_tokenizer, check_model_folder):
-        with pytest.raises(InputError, match="has 1 tokens without an embedding, first 'w317' with the id 320"):
+        with pytest.raises(
+            InputError, match="has 1 tokens without an embedding, first 'w317' with the id 320"
+        ):
             refusing(folder)
 
 
@@ -75,16 +84,29 @@ def test_added_tokens_in_a_file_of_their_own_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("stage", "program", "job"), PROGRAMS, ids=lambda x: x if isinstance(x, str) else "")
-def test_every_stage_refuses_it(stage: str, program: Callable[[Any, Run], None], job: Any, tmp_path: Path) -> None:
+def test_every_stage_refuses_it(
+    stage: str, program: Callable[[Any, Run], None], job: Any, tmp_path: Path
+) -> None:
     folder = folder_with(tmp_path, "special")
-    inputs = {"base": folder, "model": folder, "data": tiny.data_folder(tmp_path / "data", 4), "adapter": tmp_path, "reward": tmp_path}
+    inputs = {
+        "base": folder,
+        "model": folder,
+        "data": tiny.data_folder(tmp_path / "data", 4),
+        "adapter": tmp_path,
+        "reward": tmp_path,
+    }
     settings = {"seed": 0, "text": {}, "source": {"kind": "shell-site"}, stage: {}}
     run = Run(tiny.prepare(tmp_path / stage, stage, {}, inputs))
     with pytest.raises(InputError, match=ONE_MORE):
-        program(job.model_validate({name: value for name, value in settings.items() if name in job.model_fields}), run)
+        program(
+            job.model_validate({name: value for name, value in settings.items() if name in job.model_fields}),
+            run,
+        )
 
 
-def test_a_pad_token_without_an_embedding_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pad_token_without_an_embedding_is_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = folder_with(tmp_path, "pad")
     check_model_folder(folder)
     tokenizer = loading.load_tokenizer(folder)
@@ -134,6 +156,12 @@ def test_an_adapter_in_a_models_folder_is_refused(tmp_path: Path, beside: bool) 
     if not beside:
         for name in ("model.safetensors", "config.json"):
             (folder / name).unlink()
-    for refusing in (check_model_folder, loading.config_of, lambda place: loading.load(place, device=tiny.CPU)):
-        with pytest.raises(InputError, match=r"holds an adapter \(adapter_config.json\).*merge it into its base first"):
+    for refusing in (
+        check_model_folder,
+        loading.config_of,
+        lambda place: loading.load(place, device=tiny.CPU),
+    ):
+        with pytest.raises(
+            InputError, match=r"holds an adapter \(adapter_config.json\).*merge it into its base first"
+        ):
             refusing(folder)

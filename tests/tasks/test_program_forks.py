@@ -49,7 +49,9 @@ def who(directory: Path) -> list:
     return json.loads((directory / "who.json").read_text())
 
 
-def test_programs_are_children_of_one_server_and_leaders_of_their_own_group(tree: Path, directory: Path) -> None:
+def test_programs_are_children_of_one_server_and_leaders_of_their_own_group(
+    tree: Path, directory: Path
+) -> None:
     write(tree, WHO)
     run_program("sft", directory, Machine(threads=3))
     parent, pid, group, arguments, threads = who(directory)
@@ -76,7 +78,10 @@ def test_another_environment_gets_another_server(tree: Path, directory: Path) ->
 def test_a_program_is_the_code_of_its_own_start_not_of_the_servers(tree: Path, directory: Path) -> None:
     material = tree / "tasks" / "rlhf" / "word.py"
     material.write_text("WORD = 'old'\n")
-    write(tree, "from pathlib import Path\nfrom tasks.rlhf.word import WORD\nPath('word').write_text(WORD)\nPath('done').write_text('')\n")
+    write(
+        tree,
+        "from pathlib import Path\nfrom tasks.rlhf.word import WORD\nPath('word').write_text(WORD)\nPath('done').write_text('')\n",
+    )
     run_program("sft", directory, Machine())
     assert (directory / "word").read_text() == "old"
     material.write_text("WORD = 'newer'\n")
@@ -91,7 +96,9 @@ def test_a_program_that_needs_no_torch_is_our_own_child(tree: Path, directory: P
 
 
 @pytest.mark.parametrize("cause", ["gpu", "broken"])
-def test_where_there_can_be_no_server_programs_start_the_usual_way(tree: Path, directory: Path, monkeypatch: pytest.MonkeyPatch, cause: str) -> None:
+def test_where_there_can_be_no_server_programs_start_the_usual_way(
+    tree: Path, directory: Path, monkeypatch: pytest.MonkeyPatch, cause: str
+) -> None:
     write(tree, WHO)
     if cause == "gpu":
         monkeypatch.setattr(program_forks, "GPU_DEVICES", (os.devnull,))
@@ -101,12 +108,16 @@ def test_where_there_can_be_no_server_programs_start_the_usual_way(tree: Path, d
     assert who(directory)[0] == os.getpid()
 
 
-def test_a_machine_told_to_use_its_cpu_forks_though_it_has_a_gpu(tree: Path, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_told_to_use_its_cpu_forks_though_it_has_a_gpu(
+    tree: Path, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(program_forks, "GPU_DEVICES", (os.devnull,))
     write(tree, WHO)
     run_program("sft", directory, Machine(device="cpu"))
     assert who(directory)[0] != os.getpid()
-    run_program("sft", directory, Machine())  # the server is still there, but not for a program that may use the GPU
+    run_program(
+        "sft", directory, Machine()
+    )  # the server is still there, but not for a program that may use the GPU
     assert who(directory)[0] == os.getpid()
 
 
@@ -120,7 +131,9 @@ def test_a_machine_told_to_use_its_cpu_forks_though_it_has_a_gpu(tree: Path, dir
         ("1 / 0", 1, "ZeroDivisionError: division by zero\n"),
     ],
 )
-def test_every_end_has_the_status_that_an_interpreter_would_give(tree: Path, directory: Path, code: str, status: int, text: str) -> None:
+def test_every_end_has_the_status_that_an_interpreter_would_give(
+    tree: Path, directory: Path, code: str, status: int, text: str
+) -> None:
     write(tree, code + "\n")
     program_forks.warm_up(launch.environment(Machine()), Machine())
     with (directory / "log.txt").open("ab") as log:
@@ -147,7 +160,9 @@ def test_a_program_keeps_what_it_inherits_open(tree: Path, directory: Path) -> N
     os.close(reader)
 
 
-def test_a_killed_server_takes_its_program_along_and_the_next_program_gets_a_new_one(tree: Path, directory: Path) -> None:
+def test_a_killed_server_takes_its_program_along_and_the_next_program_gets_a_new_one(
+    tree: Path, directory: Path
+) -> None:
     write(tree, HANGS)
 
     def kill_the_server() -> int:

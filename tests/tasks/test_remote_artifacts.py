@@ -90,7 +90,9 @@ def test_only_the_part_that_is_meant_is_fetched(machine: Callable[[str], Path]) 
     assert files(folder) == {"model/config.json", "manifest.json", "Posts.xml"}
 
 
-def test_weights_are_not_fetched_for_whoever_does_not_look_at_them(machine: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_not_fetched_for_whoever_does_not_look_at_them(
+    machine: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     artifact = made_by(machine, "a", 3)
     machine("b")
     monkeypatch.setattr(remote_artifacts, "AT_ONCE", 1)
@@ -113,8 +115,12 @@ def test_a_fetched_copy_that_was_altered_is_fetched_again(machine: Callable[[str
     assert (locate(artifact) / "weights.json").read_text() == whole
 
 
-@pytest.mark.parametrize(("name", "seed"), [("weights.json", 60), ("summary.json", 61), ("manifest.json", 62)])
-def test_what_was_altered_in_mlflow_is_refused_and_never_offered_again(machine: Callable[[str], Path], name: str, seed: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "seed"), [("weights.json", 60), ("summary.json", 61), ("manifest.json", 62)]
+)
+def test_what_was_altered_in_mlflow_is_refused_and_never_offered_again(
+    machine: Callable[[str], Path], name: str, seed: int
+) -> None:
     artifact = made_by(machine, "a", seed)
     path = stored_in_mlflow(artifact["key"], name)
     path.write_text(path.read_text().replace("0", "1"))
@@ -130,19 +136,25 @@ def test_what_was_altered_in_mlflow_is_refused_and_never_offered_again(machine: 
     assert (locate(artifact) / name).exists()
 
 
-def test_a_shared_stage_that_is_only_in_this_store_is_published_when_it_is_used(machine: Callable[[str], Path]) -> None:
+def test_a_shared_stage_that_is_only_in_this_store_is_published_when_it_is_used(
+    machine: Callable[[str], Path],
+) -> None:
     home = machine("a")
     artifact = run_stage(Step("ppo", PpoJob.of(Pipeline(seed=7)), {}), Seat(Machine()))  # untracked
     assert published(artifact["key"]) is None
     with runs.pipeline_run("demo", {}) as parent:
-        again = run_stage(Step("ppo", PpoJob.of(Pipeline(seed=7)), {}), Seat(Machine(), parent.run_id, shared=True))
+        again = run_stage(
+            Step("ppo", PpoJob.of(Pipeline(seed=7)), {}), Seat(Machine(), parent.run_id, shared=True)
+        )
     assert again["cached"]
     shutil.rmtree(home)
     machine("b")
     assert (locate(artifact) / "weights.json").exists()
 
 
-def test_on_a_server_a_stage_that_another_machine_built_is_reused(machine: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_server_a_stage_that_another_machine_built_is_reused(
+    machine: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     artifact = made_by(machine, "a", 8)
     home = machine("b")
     monkeypatch.setattr(client, "is_remote", lambda: True)
@@ -155,7 +167,9 @@ def test_on_a_server_a_stage_that_another_machine_built_is_reused(machine: Calla
 
 
 @pytest.mark.parametrize("is_folder", [False, True])
-def test_what_the_user_brought_reaches_another_machine(machine: Callable[[str], Path], tmp_path: Path, is_folder: bool) -> None:
+def test_what_the_user_brought_reaches_another_machine(
+    machine: Callable[[str], Path], tmp_path: Path, is_folder: bool
+) -> None:
     place = tmp_path / "brought" / ("model" if is_folder else "Posts.csv.gz")
     place.parent.mkdir()
     if is_folder:
@@ -179,7 +193,9 @@ def test_what_the_user_brought_reaches_another_machine(machine: Callable[[str], 
     assert given(locate(artifact))["digest"] == artifact["digest"]
 
 
-def test_another_file_under_the_same_path_is_not_taken_for_it(machine: Callable[[str], Path], tmp_path: Path) -> None:
+def test_another_file_under_the_same_path_is_not_taken_for_it(
+    machine: Callable[[str], Path], tmp_path: Path
+) -> None:
     place = tmp_path / "Posts.xml"
     place.write_text("one")
     machine("a")
@@ -190,7 +206,9 @@ def test_another_file_under_the_same_path_is_not_taken_for_it(machine: Callable[
     assert not publish(artifact, parent="")
 
 
-def test_inputs_that_are_missing_are_named_all_at_once(machine: Callable[[str], Path], tmp_path: Path) -> None:
+def test_inputs_that_are_missing_are_named_all_at_once(
+    machine: Callable[[str], Path], tmp_path: Path
+) -> None:
     machine("a")
     lost: Artifact = {**given(tmp_path / "tree" / "deployments"), "stage": "sft", "key": "1" * 64}
     step = Step("ppo", PpoJob.of(Pipeline()), {"model": lost, "data": lost})

@@ -35,7 +35,9 @@ def at_step(directory: Path, step: int) -> Path:
     folder.mkdir(parents=True)
     (folder / "tensors.safetensors").write_bytes(b"%d" % step * 1000)
     (folder / "state.json").write_text(json.dumps({"step": step}))
-    (directory / "metrics.jsonl").write_text("".join(json.dumps({"step": one}) + "\n" for one in range(1, step + 1)))
+    (directory / "metrics.jsonl").write_text(
+        "".join(json.dumps({"step": one}) + "\n" for one in range(1, step + 1))
+    )
     return directory
 
 
@@ -45,7 +47,11 @@ def resumed(run: Tracked) -> Tracked:
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_another_machine_gets_the_newest_checkpoint_and_its_metrics(run: Tracked, tmp_path: Path) -> None:
@@ -66,7 +72,9 @@ def test_nothing_is_restored_where_there_is_nothing_newer(run: Tracked, tmp_path
     assert remote_checkpoints.newest_step(tmp_path / "b" / "checkpoints") == 10
 
 
-def test_an_upload_that_was_cut_off_leaves_the_checkpoint_before(run: Tracked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_upload_that_was_cut_off_leaves_the_checkpoint_before(
+    run: Tracked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     remote_checkpoints.upload(run, at_step(tmp_path / "a", 10), 0)
 
     def cut(*_: object) -> None:
@@ -114,7 +122,10 @@ def test_a_checkpoint_is_taken_whole_while_its_program_replaces_it(tmp_path: Pat
     try:
         for _ in range(30):
             step = remote_checkpoints._take(here, tmp_path / "taken")
-            texts = {path.name: path.read_text() for path in (tmp_path / "taken" / "checkpoints" / f"step-{step:08d}").iterdir()}
+            texts = {
+                path.name: path.read_text()
+                for path in (tmp_path / "taken" / "checkpoints" / f"step-{step:08d}").iterdir()
+            }
             assert step == 1 or texts == {"state.json": str(step), "tensors.safetensors": str(step)}
             time.sleep(0.002)
     finally:
@@ -122,7 +133,9 @@ def test_a_checkpoint_is_taken_whole_while_its_program_replaces_it(tmp_path: Pat
         thread.join()
 
 
-def test_while_a_stage_runs_its_checkpoints_are_uploaded_each_once(run: Tracked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_while_a_stage_runs_its_checkpoints_are_uploaded_each_once(
+    run: Tracked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     uploaded: list[int] = []
     monkeypatch.setattr(remote_checkpoints, "upload", lambda run, directory, slot: uploaded.append(slot))
     with remote_checkpoints.mirroring(run, at_step(tmp_path, 10), 0.02):

@@ -50,7 +50,12 @@ def heard() -> Iterator[list[str]]:
 
 
 def step(tree: Path, **settings: object) -> Step:
-    return Step("ppo", PpoJob.of(Pipeline.model_validate(settings)), {"data": given(tree / "deployments")}, shown=("kl",))
+    return Step(
+        "ppo",
+        PpoJob.of(Pipeline.model_validate(settings)),
+        {"data": given(tree / "deployments")},
+        shown=("kl",),
+    )
 
 
 def run(tree: Path, **settings: object) -> Artifact:
@@ -73,7 +78,9 @@ def test_the_second_time_nothing_runs(tree: Path, store: Store, heard: list[str]
 def test_a_programs_warning_is_said_when_its_artifact_is_built_and_whenever_it_is_used(tree: Path) -> None:
     fake_tree.misbehave(tree, "ppo", "warn")
     said: list[str] = []
-    unlisten = events.listen(lambda event: said.append(event.about["text"]) if event.kind == "warning" else None)
+    unlisten = events.listen(
+        lambda event: said.append(event.about["text"]) if event.kind == "warning" else None
+    )
     assert run(tree)["warnings"] == ["No answer ended."]
     assert said == ["ppo: No answer ended."]
     assert run(tree)["cached"]
@@ -93,7 +100,9 @@ def test_changed_settings_code_or_input_build_anew(tree: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["alter", "delete", "truncate"])
-def test_a_damaged_artifact_is_noticed_quarantined_and_made_again(tree: Path, store: Store, heard: list[str], damage: str) -> None:
+def test_a_damaged_artifact_is_noticed_quarantined_and_made_again(
+    tree: Path, store: Store, heard: list[str], damage: str
+) -> None:
     first = run(tree)
     weights = store.entry("ppo", first["key"]) / ("weights.json" if damage != "truncate" else "manifest.json")
     if damage == "delete":
@@ -130,7 +139,9 @@ def test_two_that_want_the_same_build_it_once(tree: Path, store: Store) -> None:
     assert said == ["False", "True"]
 
 
-def test_kill_9_leaves_no_lock_and_the_next_run_resumes_to_the_same_bytes(tree: Path, store: Store, heard: list[str]) -> None:
+def test_kill_9_leaves_no_lock_and_the_next_run_resumes_to_the_same_bytes(
+    tree: Path, store: Store, heard: list[str]
+) -> None:
     uninterrupted = run(tree)
     os.rename(store.entry("ppo", uninterrupted["key"]), tree / "aside")
     fake_tree.misbehave(tree, "ppo", "hang-at 3")
@@ -149,7 +160,9 @@ def test_kill_9_leaves_no_lock_and_the_next_run_resumes_to_the_same_bytes(tree: 
     fake_tree.misbehave(tree, "ppo", "")
     heard.clear()
     steps: list[int] = []
-    unlisten = events.listen(lambda event: steps.append(event.about["line"]["step"]) if event.kind == "step" else None)
+    unlisten = events.listen(
+        lambda event: steps.append(event.about["line"]["step"]) if event.kind == "step" else None
+    )
     resumed = run(tree)
     unlisten()
     assert "resume" in heard
@@ -158,7 +171,9 @@ def test_kill_9_leaves_no_lock_and_the_next_run_resumes_to_the_same_bytes(tree: 
     assert resumed["digest"] == uninterrupted["digest"]
 
 
-def test_a_finished_program_is_committed_without_running_it_again(tree: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_program_is_committed_without_running_it_again(
+    tree: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def die(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 

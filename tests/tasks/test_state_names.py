@@ -29,7 +29,11 @@ STATES = ("State", "Completed", "Failed", "Crashed", "Cancelled", "Scheduled", "
 def listed() -> set[str]:
     """The names that the filter of Prefect's V1 pages knows, read from the pages themselves."""
     scripts = Path(prefect.__ui_static_path__, "assets").glob("*.js")
-    lists = [found for script in scripts for found in re.findall(r"\[(`Scheduled`,`Late`[^\]]+)\]", script.read_text())]
+    lists = [
+        found
+        for script in scripts
+        for found in re.findall(r"\[(`Scheduled`,`Late`[^\]]+)\]", script.read_text())
+    ]
     return {name.strip("`") for found in lists for name in found.split(",")}
 
 
@@ -44,7 +48,9 @@ def chosen() -> Iterator[tuple[str, str]]:
 
 def values(path: Path, expression: ast.expr) -> Iterator[str]:
     """The strings that an expression can be: constants, also by name and in both branches."""
-    tests = {inner for node in ast.walk(expression) if isinstance(node, ast.IfExp) for inner in ast.walk(node.test)}
+    tests = {
+        inner for node in ast.walk(expression) if isinstance(node, ast.IfExp) for inner in ast.walk(node.test)
+    }
     module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
     for node in set(ast.walk(expression)) - tests:
         if isinstance(node, ast.Constant):
@@ -72,13 +78,17 @@ def test_every_state_has_a_name_that_the_pages_list() -> None:
         (StageFailed("CUDA went away"), "CUDA went away"),
     ],
 )
-def test_a_stage_that_fails_on_a_worker_is_listed_and_says_why(monkeypatch: pytest.MonkeyPatch, error: Exception, message: str) -> None:
+def test_a_stage_that_fails_on_a_worker_is_listed_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
     def fail(*_: Any) -> None:
         raise error
 
     state = run_stage_flow(monkeypatch, fail, {})
     assert (state.type, state.name, state.message) == (StateType.FAILED, "Failed", message)
-    raised = dispatch._failure(SimpleNamespace(stage="ppo"), "gpu", SimpleNamespace(name="ppo", id=uuid4()), state)
+    raised = dispatch._failure(
+        SimpleNamespace(stage="ppo"), "gpu", SimpleNamespace(name="ppo", id=uuid4()), state
+    )
     assert type(raised) is (type(error) if isinstance(error, InputError) else StageFailed)
 
 
@@ -89,7 +99,11 @@ def test_a_worker_with_other_code_is_listed_and_says_why(monkeypatch: pytest.Mon
 
 
 def test_a_message_of_a_run_that_was_not_refused_is_not_read_as_a_reason() -> None:
-    for state in (State(type=StateType.CRASHED, message=f"{BAD_INPUT}x"), State(type=StateType.FAILED), State(type=StateType.FAILED, message="x")):
+    for state in (
+        State(type=StateType.CRASHED, message=f"{BAD_INPUT}x"),
+        State(type=StateType.FAILED),
+        State(type=StateType.FAILED, message="x"),
+    ):
         assert dispatch._reason(state) == ""
 
 

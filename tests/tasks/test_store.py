@@ -17,7 +17,13 @@ from tasks.config.machine import Machine
 from tasks.config.pipeline import Pipeline
 from tasks.system.hashing import file_digest, folder_digest
 
-RECIPE = Recipe("sft", {"seed": 0, "sft": {"epochs": 2.0}}, {"data": "d1"}, {"tasks/programs/sft.py": "s1"}, {"data": "whole"})
+RECIPE = Recipe(
+    "sft",
+    {"seed": 0, "sft": {"epochs": 2.0}},
+    {"data": "d1"},
+    {"tasks/programs/sft.py": "s1"},
+    {"data": "whole"},
+)
 
 
 @pytest.fixture
@@ -76,7 +82,16 @@ def manifest_of_another_shape(entry: Path) -> None:
     (entry / "manifest.json").write_text("[]")
 
 
-DAMAGES = [alter, delete, add, truncate_manifest, drop_manifest, swap_manifest_digest, swap_manifest_files, manifest_of_another_shape]
+DAMAGES = [
+    alter,
+    delete,
+    add,
+    truncate_manifest,
+    drop_manifest,
+    swap_manifest_digest,
+    swap_manifest_files,
+    manifest_of_another_shape,
+]
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
@@ -96,7 +111,10 @@ def test_equal_content_has_an_equal_digest_whatever_made_it(store: Store) -> Non
     other = RECIPE._replace(job={"seed": 1})
     assert other.key != RECIPE.key
     assert commit(store)["digest"] == commit(store, other)["digest"]
-    assert commit(store, RECIPE._replace(job={"seed": 2}), text="other")["digest"] != store.lookup("sft", RECIPE.key)["digest"]
+    assert (
+        commit(store, RECIPE._replace(job={"seed": 2}), text="other")["digest"]
+        != store.lookup("sft", RECIPE.key)["digest"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -125,22 +143,41 @@ def test_where_an_input_is_from_is_not_in_the_key_but_remembered(store: Store) -
 
 
 def artifact(path: str, digest: str = "d") -> Artifact:
-    return Artifact(stage="data", key="k", digest=digest, path=path, files={}, seconds=0.0, peak_mb=0.0, cached=False, metrics={}, warnings=[])
+    return Artifact(
+        stage="data",
+        key="k",
+        digest=digest,
+        path=path,
+        files={},
+        seconds=0.0,
+        peak_mb=0.0,
+        cached=False,
+        metrics={},
+        warnings=[],
+    )
 
 
 def test_the_machine_the_paths_and_the_other_stages_settings_are_not_in_the_key() -> None:
     def key(**settings: object) -> str:
-        return Step("sft", SftJob.of(Pipeline.model_validate(settings)), {"data": artifact("/here"), "base": artifact("/there")}).recipe.key
+        return Step(
+            "sft",
+            SftJob.of(Pipeline.model_validate(settings)),
+            {"data": artifact("/here"), "base": artifact("/there")},
+        ).recipe.key
 
     plain = key()
     assert key(machine=Machine(threads=1, device="cpu", micro_batch=2, checkpoint_steps=1)) == plain
     assert key(ppo={"steps": 3}) == plain
     assert key(sft={"epochs": 3}) != plain
-    moved = Step("sft", SftJob.of(Pipeline()), {"data": artifact("/elsewhere"), "base": artifact("/there")}).recipe.key
+    moved = Step(
+        "sft", SftJob.of(Pipeline()), {"data": artifact("/elsewhere"), "base": artifact("/there")}
+    ).recipe.key
     assert moved == plain
 
 
-def test_a_dump_is_known_by_its_content_not_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dump_is_known_by_its_content_not_by_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ALIGNFLOW_HOME", str(tmp_path / "home"))
 
     def key(name: str, text: str) -> str:
@@ -148,13 +185,17 @@ def test_a_dump_is_known_by_its_content_not_by_its_path(tmp_path: Path, monkeypa
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
         source = {"kind": "stack-exchange", "path": str(path)}
-        return Step("data", DataJob.of(Pipeline.model_validate({"source": source})), {"source": given(path)}).recipe.key
+        return Step(
+            "data", DataJob.of(Pipeline.model_validate({"source": source})), {"source": given(path)}
+        ).recipe.key
 
     assert key("a", "<posts/>") == key("b", "<posts/>")
     assert key("a", "<posts/>") != key("a", "<posts> </posts>")
 
 
-def test_a_remembered_digest_is_forgotten_when_the_file_changes_even_with_its_old_times(tmp_path: Path) -> None:
+def test_a_remembered_digest_is_forgotten_when_the_file_changes_even_with_its_old_times(
+    tmp_path: Path,
+) -> None:
     path, memory = tmp_path / "model.safetensors", tmp_path / "memory"
     path.write_text("one")
     first = file_digest(path, memory=memory, large=1)
@@ -193,7 +234,9 @@ with Store(Path(sys.argv[1])).lock("k", on_wait=lambda: print("waiting", flush=T
 
 
 def hold(store: Store, seconds: float) -> "subprocess.Popen[str]":
-    return subprocess.Popen([sys.executable, "-c", HOLD, str(store.root), str(seconds)], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(store.root), str(seconds)], stdout=subprocess.PIPE, text=True
+    )
 
 
 def test_a_lock_is_held_by_one_and_freed_when_its_holder_is_killed(store: Store) -> None:
@@ -219,7 +262,12 @@ def test_what_changed_is_named_setting_by_setting(store: Store) -> None:
         {"tasks/programs/sft.py": "s1", "tasks/rlhf/algorithms/losses.py": "s"},
         {},
     )
-    assert changes(after, before) == ["sft.epochs 2.0 -> 3.0", "sft.rank null -> 8", "input data", "code tasks/rlhf/algorithms/losses.py"]
+    assert changes(after, before) == [
+        "sft.epochs 2.0 -> 3.0",
+        "sft.rank null -> 8",
+        "input data",
+        "code tasks/rlhf/algorithms/losses.py",
+    ]
     assert changes(RECIPE, before) == []
 
 

@@ -33,7 +33,10 @@ def with_template(base: Path, folder: Path, template: str | None) -> Path:
     ("template", "sentence"),
     [
         (None, "has no chat template: use text.template=question-answer$"),
-        ("{% if messages[0].role != 'system' %}{{ raise_exception('A system message is needed') }}{% endif %}", r"\(A system message is needed\)"),
+        (
+            "{% if messages[0].role != 'system' %}{{ raise_exception('A system message is needed') }}{% endif %}",
+            r"\(A system message is needed\)",
+        ),
         ("{{ messages[0].content }}{% endfor %}", "fails on a question"),
     ],
 )
@@ -47,7 +50,9 @@ def test_a_template_that_fails_is_found_before_the_data_stage(
     assert "\n" not in str(refusal.value)
 
 
-def test_what_passed_is_not_looked_at_again_until_it_changes(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_passed_is_not_looked_at_again_until_it_changes(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ALIGNFLOW_HOME", str(tmp_path / "home"))
     calls: list[list[str]] = []
     honest = tokenizer_check.subprocess.run
@@ -68,22 +73,39 @@ def test_what_passed_is_not_looked_at_again_until_it_changes(base: Path, tmp_pat
     assert len(calls) == 2
 
 
-def test_a_template_that_fills_the_prompt_is_refused(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_template_that_fills_the_prompt_is_refused(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ALIGNFLOW_HOME", str(tmp_path / "home"))
-    folder = with_template(base, tmp_path / "model", "You are a helpful, honest and harmless assistant of this site. " * 4 + CHATML)
+    folder = with_template(
+        base,
+        tmp_path / "model",
+        "You are a helpful, honest and harmless assistant of this site. " * 4 + CHATML,
+    )
     with pytest.raises(InputError, match=r"text\.max_prompt_tokens=48 leaves no room for a question"):
         tokenizer_check.check_tokenizer(folder, Text(template="chat"))
 
 
 @pytest.mark.parametrize(("command", "status"), [("plan", 0), ("run", 2)])
 def test_a_home_that_cannot_be_written_to_is_told_by_the_command_that_needs_one(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, status: int
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    status: int,
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ALIGNFLOW_HOME", str(tmp_path / "file" / "home"))
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
-    monkeypatch.setattr(tokenizer_check.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, "", ""))
-    assert cli.main([command, "demo", "--set", "base.kind=hugging-face", "--set", f"base.path={base}"]) == status
+    monkeypatch.setattr(
+        tokenizer_check.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, "", "")
+    )
+    assert (
+        cli.main([command, "demo", "--set", "base.kind=hugging-face", "--set", f"base.path={base}"]) == status
+    )
     assert capsys.readouterr().err == (
-        "" if status == 0 else f"alignflow: {tmp_path / 'file'} cannot be written to; ALIGNFLOW_HOME names another place for what is made\n"
+        ""
+        if status == 0
+        else f"alignflow: {tmp_path / 'file'} cannot be written to; ALIGNFLOW_HOME names another place for what is made\n"
     )

@@ -64,7 +64,10 @@ def test_a_stage_is_a_child_with_settings_metrics_data_and_files(tree: Path) -> 
     with runs.pipeline_run("demo", Pipeline(seed=11).model_dump(mode="json"), flow_run_id="f1") as parent:
         posts = tree / "Posts.xml"
         posts.write_text("<posts/>")
-        artifact = run_stage(Step("data", DataJob.of(Pipeline(seed=11)), {"source": given(posts)}), Seat(Machine(), parent.run_id))
+        artifact = run_stage(
+            Step("data", DataJob.of(Pipeline(seed=11)), {"source": given(posts)}),
+            Seat(Machine(), parent.run_id),
+        )
     client = tracking_client._client
     root = client.get_run(parent.run_id)
     assert root.info.status == "FINISHED"
@@ -117,7 +120,13 @@ def test_a_crash_is_failed_and_the_resumed_stage_continues_its_run(tree: Path) -
     (resumed,) = children(second.run_id)
     assert resumed.info.run_id == crashed.info.run_id
     assert resumed.info.status == "FINISHED"
-    assert [point.step for point in client._client.get_metric_history(resumed.info.run_id, "loss")] == [1, 2, 3, 4, 5]
+    assert [point.step for point in client._client.get_metric_history(resumed.info.run_id, "loss")] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+    ]
 
 
 def test_a_resumed_run_takes_no_step_twice(tree: Path) -> None:
@@ -127,7 +136,9 @@ def test_a_resumed_run_takes_no_step_twice(tree: Path) -> None:
             before.step({"step": number, "total": 4, "time": 100.0 + number, "loss": 1.0})
         before.flush()
         after = runs.Tracked(parent.run_id, resumed=True)
-        for seconds, number in enumerate((3, 4, 4)):  # 3 is taken again, from the checkpoint of 2; then the program dies once more
+        for seconds, number in enumerate(
+            (3, 4, 4)
+        ):  # 3 is taken again, from the checkpoint of 2; then the program dies once more
             after.step({"step": number, "total": 4, "time": 200.0 + seconds, "loss": 1.0, "kl": 0.5})
         after.flush()
 
@@ -155,23 +166,31 @@ def test_a_parent_that_a_kill_9_left_running_is_closed_by_the_next_pipeline(tree
 
 
 def test_long_and_many_settings_fit(tree: Path) -> None:
-    with runs.pipeline_run("big", {"text": "x" * 20_000, **{f"k{number}": number for number in range(250)}}) as parent:
+    with runs.pipeline_run(
+        "big", {"text": "x" * 20_000, **{f"k{number}": number for number in range(250)}}
+    ) as parent:
         pass
     params = client._client.get_run(parent.run_id).data.params
     assert len(params) == 251
     assert len(params["text"]) == runs.MAX_VALUE
 
 
-def test_without_a_tracker_everything_runs_and_one_line_says_so(tree: Path, heard: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_tracker_everything_runs_and_one_line_says_so(
+    tree: Path, heard: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(client, "_client", None)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody listens there
     with runs.pipeline_run("demo", {"seed": 1}) as parent:
         artifact = run_stage(step(41), Seat(Machine(), parent.run_id))
     assert not artifact["cached"]
-    assert [event.about["text"][:24] for event in heard if event.kind == "warning"] == ["MLflow is not reachable;"]
+    assert [event.about["text"][:24] for event in heard if event.kind == "warning"] == [
+        "MLflow is not reachable;"
+    ]
 
 
-def test_a_tracker_that_goes_away_in_mid_run_stops_nothing(tree: Path, heard: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_that_goes_away_in_mid_run_stops_nothing(
+    tree: Path, heard: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with runs.pipeline_run("demo", {"seed": 1}) as parent:
 
         class Gone:
@@ -200,7 +219,9 @@ def log_of(run: Any, folder: Path) -> str:
     return Path(client._client.download_artifacts(run.info.run_id, "log.txt", str(folder))).read_text()
 
 
-def test_a_failed_stage_leaves_its_log_in_mlflow_and_tells_its_last_lines(tree: Path, heard: list[Any], tmp_path: Path) -> None:
+def test_a_failed_stage_leaves_its_log_in_mlflow_and_tells_its_last_lines(
+    tree: Path, heard: list[Any], tmp_path: Path
+) -> None:
     fake_tree.misbehave(tree, "ppo", "fail")
     with pytest.raises(StageFailed), runs.pipeline_run("one", {}) as parent:
         run_stage(step(61), Seat(Machine(), parent.run_id))
@@ -228,7 +249,9 @@ def test_a_stopped_stage_leaves_its_log(tree: Path, stopped_by: type[BaseExcepti
     assert "hello from ppo" in log_of(killed, tmp_path / "log")
 
 
-def test_a_refused_stage_leaves_its_log_in_mlflow_and_nothing_on_disk(tree: Path, heard: list[Any], shared_home: Path, tmp_path: Path) -> None:
+def test_a_refused_stage_leaves_its_log_in_mlflow_and_nothing_on_disk(
+    tree: Path, heard: list[Any], shared_home: Path, tmp_path: Path
+) -> None:
     fake_tree.misbehave(tree, "ppo", "input")
     with pytest.raises(InputError), runs.pipeline_run("one", {}) as parent:
         run_stage(step(64), Seat(Machine(), parent.run_id))
@@ -238,7 +261,9 @@ def test_a_refused_stage_leaves_its_log_in_mlflow_and_nothing_on_disk(tree: Path
     assert not Store(shared_home).partial(step(64).recipe.key).exists()
 
 
-def test_the_log_of_a_stage_that_kill_9_ended_is_brought_by_the_next_pipeline(tree: Path, shared_home: Path, tmp_path: Path) -> None:
+def test_the_log_of_a_stage_that_kill_9_ended_is_brought_by_the_next_pipeline(
+    tree: Path, shared_home: Path, tmp_path: Path
+) -> None:
     client.connect()
     left = client.start("left", {runs.HOME: runs._whereabouts()})
     stage = client.start("sft", {runs.PARENT: left, runs.KEY: "k" * 64})
@@ -269,7 +294,9 @@ def test_runs_say_who_started_what_from_which_code(tree: Path, monkeypatch: pyte
 def test_the_commit_is_that_of_our_own_source_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def git(*arguments: str) -> str:
         identity = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
-        return subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(
+            ["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout.strip()
 
     git("init", "-q")
     (tmp_path / "tasks").mkdir()
@@ -306,17 +333,39 @@ def test_the_commit_is_that_of_our_own_source_tree(tmp_path: Path, monkeypatch: 
         ("MLFLOW_TRACKING_PASSWORD=hunter22", "MLFLOW_TRACKING_PASSWORD=***"),
         ("the word is plain-and-secret", "the word is ***"),
         ("max_new_tokens=128  pad token: </s>  loss 0.5", "max_new_tokens=128  pad token: </s>  loss 0.5"),
-        ("tokens=1048576 trained, of all tokens: 3,145,728", "tokens=1048576 trained, of all tokens: 3,145,728"),
+        (
+            "tokens=1048576 trained, of all tokens: 3,145,728",
+            "tokens=1048576 trained, of all tokens: 3,145,728",
+        ),
         ("tokenizer: /models/llama-2-7b/tokenizer.json", "tokenizer: /models/llama-2-7b/tokenizer.json"),
         ("token=a1b2c3d4 access_key: 12345678", "token=*** access_key: ***"),
     ],
 )
-def test_a_log_is_shown_without_secrets_and_control_characters(text: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_is_shown_without_secrets_and_control_characters(
+    text: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "plain-and-secret")
     assert program_log.clean(text) == shown
 
 
-@pytest.mark.parametrize("unit", ["a-", "a", "a.", "token-", "token=", "token.", "x://a:", "x://", "bearer ", "token ", "secret= ", "\x1b]", "sk-"])
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "a-",
+        "a",
+        "a.",
+        "token-",
+        "token=",
+        "token.",
+        "x://a:",
+        "x://",
+        "bearer ",
+        "token ",
+        "secret= ",
+        "\x1b]",
+        "sk-",
+    ],
+)
 def test_a_long_line_of_untrusted_text_is_cleaned_in_no_time(unit: str) -> None:
     started = time.process_time()
     program_log.clean(unit * (200_000 // len(unit)))

@@ -39,14 +39,23 @@ def begin(
 
     The accuracy is of the ``measured`` questions. Raises InputError.
     """
-    known, unseen = features(model.members[0], questions, "training"), features(model.members[0], held_out, "held-out")
+    known, unseen = (
+        features(model.members[0], questions, "training"),
+        features(model.members[0], held_out, "held-out"),
+    )
     reported = unseen if measured is held_out else features(model.members[0], measured, "evaluation")
     if not all(some.isfinite().all() for some in (known, unseen, reported)):
-        raise InputError("Some hidden states of the model are no numbers, so nothing can be trained on them: set weights.merged to float32.")
+        raise InputError(
+            "Some hidden states of the model are no numbers, so nothing can be trained on them: set weights.merged to float32."
+        )
     pairs, judged = reward_evaluation.pairs_of(questions), reward_evaluation.pairs_of(held_out)
     found: list[Probe] = []
     for number in range(len(model.members)) if distributed.is_first() else ():
-        drawn = linear_probe.redrawn(len(questions), seed=seeds.mix(seed, number)) if number else torch.ones(len(questions))
+        drawn = (
+            linear_probe.redrawn(len(questions), seed=seeds.mix(seed, number))
+            if number
+            else torch.ones(len(questions))
+        )
         found.append(linear_probe.probe(known, evidence(pairs, drawn, pair_loss), seed=seed))
     found = distributed.everyones(found)[0]
     with torch.no_grad():
@@ -58,15 +67,25 @@ def begin(
     if measured is not held_out:
         judged, rewards = reward_evaluation.pairs_of(measured), reported @ weight
     accuracy = reward_evaluation.accuracies(judged, rewards, ahead=pair_loss.ahead)
-    print(f"The probe of the model as it is: penalty {found[0].strength:g}, held-out loss {loss:.4f}.", flush=True)
-    chosen = [{"penalty": one.strength, "losses": {f"{strength:g}": lost for strength, lost in one.losses.items()}} for one in found]
+    print(
+        f"The probe of the model as it is: penalty {found[0].strength:g}, held-out loss {loss:.4f}.",
+        flush=True,
+    )
+    chosen = [
+        {"penalty": one.strength, "losses": {f"{strength:g}": lost for strength, lost in one.losses.items()}}
+        for one in found
+    ]
     return {"members": chosen, "held_out_loss": loss, "accuracy": reward_evaluation.plain(accuracy)}
 
 
 def evidence(pairs: reward_evaluation.Pairs, drawn: Tensor, pair_loss: PairLoss) -> Evidence:
     """The pairs with the training loss's margins and weights, each question ``drawn`` so many times, (Q,)."""
     margin = pair_loss.margin * pairs.gap - pair_loss.ahead * (2 * pairs.older - 1)
-    share = 1 / pairs.question.bincount()[pairs.question] if pair_loss.weigh == "questions" else torch.ones(len(pairs.question))
+    share = (
+        1 / pairs.question.bincount()[pairs.question]
+        if pair_loss.weigh == "questions"
+        else torch.ones(len(pairs.question))
+    )
     weight = drawn[pairs.question] * share
     return Evidence(pairs.chosen, pairs.rejected, pairs.question, margin.float(), weight / weight.sum())
 
@@ -75,7 +94,9 @@ def metrics(told: dict[str, Any]) -> dict[str, Any]:
     """What the probe reached on the pairs that are reported on, as the summary has it."""
     shares, named = told["accuracy"], {"probe": "votes", "probe_knowing_age": "knowing_age"}
     return {
-        f"reward_accuracy.{name}": {part: shares[of][part] for part in ("value", "low", "high", "n")} for name, of in named.items() if of in shares
+        f"reward_accuracy.{name}": {part: shares[of][part] for part in ("value", "low", "high", "n")}
+        for name, of in named.items()
+        if of in shares
     }
 
 
@@ -100,4 +121,6 @@ def answer_features(
         print(f"Probe: {min(read, total)} of {total} {what} answers read.", flush=True)
         return found
 
-    return torch.cat(distributed.each(parts, features, told=phase(f"probe of {what} answers") if phase else None))
+    return torch.cat(
+        distributed.each(parts, features, told=phase(f"probe of {what} answers") if phase else None)
+    )
