@@ -31,7 +31,7 @@ check: $(READY) ## format, lint and types
 	$(BIN)/mypy
 
 bench: $(READY) ## measure
-	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.benchmarks.run
 
 up: $(READY) ## serve Prefect's and MLflow's pages until Ctrl-C
 	$(BIN)/alignflow up

@@ -34,7 +34,9 @@ Everything is kept in .alignflow/ in the working directory; ALIGNFLOW_HOME names
 
 def main(argv: list[str] | None = None) -> int:
     logging.raiseExceptions = False  # a log that cannot be written must not fill the screen with tracebacks
-    atexit.register(memory.freeze)  # runs last: the interpreter need not spend a second on looking through what it is about to forget
+    atexit.register(
+        memory.freeze
+    )  # runs last: the interpreter need not spend a second on looking through what it is about to forget
     args = _parser().parse_args(argv)
     isolation.leave_out_other_servers(all_of_them=args.call is up)
     warnings.simplefilter("ignore")  # those of libraries; alignflow's own go through events
@@ -50,7 +52,9 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _say("Interrupted; the same command goes on from where it stopped.", 130)
     except Exception as error:
-        if failure := disk_failure(error, home()) or _full_disk():  # Prefect's server, too, fails on a full disk, and does not say why
+        if (
+            failure := disk_failure(error, home()) or _full_disk()
+        ):  # Prefect's server, too, fails on a full disk, and does not say why
             return _say(str(failure), 2)
         return _say(_unexpected(error), 1)
 
@@ -86,7 +90,10 @@ def run(args: argparse.Namespace) -> None:
         else:
             check_prefect()
         screen.ready()
-        with interruptible(), temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):  # its thread takes a second to end
+        with (
+            interruptible(),
+            temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+        ):  # its thread takes a second to end
             summary: dict[str, Any] = rlhf(config, profile=profiles.title(args.profile))
     summary["seconds"] = round(time.monotonic() - started, 3)
     if summary_file:
@@ -136,7 +143,9 @@ def up(args: argparse.Namespace) -> None:
     root = home()
     check_places(root, None)
     if args.prefect_port == args.mlflow_port and args.prefect_port:
-        raise InputError(f"--prefect-port and --mlflow-port are both {args.prefect_port}: two servers need two ports")
+        raise InputError(
+            f"--prefect-port and --mlflow-port are both {args.prefect_port}: two servers need two ports"
+        )
     definition = define(args.profile)
     check_servers()
     isolation.reach_loopback_directly()
@@ -144,7 +153,13 @@ def up(args: argparse.Namespace) -> None:
     from flows.commands.up import up as serve
 
     with suppress(KeyboardInterrupt):
-        serve(root, prefect_port=args.prefect_port, mlflow_port=args.mlflow_port, definition=definition, with_workers=not args.no_workers)
+        serve(
+            root,
+            prefect_port=args.prefect_port,
+            mlflow_port=args.mlflow_port,
+            definition=definition,
+            with_workers=not args.no_workers,
+        )
 
 
 def deploy(args: argparse.Namespace) -> None:
@@ -194,7 +209,9 @@ def doctor(args: argparse.Namespace) -> None:
 def _find_servers() -> None:
     environment.join(home())
     if not os.environ.get("PREFECT_API_URL"):
-        raise InputError("There is no Prefect server to use: `alignflow up` starts one, PREFECT_API_URL names another")
+        raise InputError(
+            "There is no Prefect server to use: `alignflow up` starts one, PREFECT_API_URL names another"
+        )
     environment.prepare(home())
     from flows.services.processes import check_prefect
 
@@ -232,7 +249,9 @@ def _number(read: Callable[[str], Any], least: float, most: float = float("inf")
     def number(text: str) -> Any:
         value = read(text)
         if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"{text} must be {least:g} or more" + (f", {most:g} at most" if most < float("inf") else ""))
+            raise argparse.ArgumentTypeError(
+                f"{text} must be {least:g} or more" + (f", {most:g} at most" if most < float("inf") else "")
+            )
         return value
 
     number.__name__ = "number"  # in argparse's own words: invalid number value
@@ -252,48 +271,116 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=Version, nargs=0, help="say which version this is")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def command(call: Callable[[argparse.Namespace], None], text: str, example: str) -> argparse.ArgumentParser:
+    def command(
+        call: Callable[[argparse.Namespace], None], text: str, example: str
+    ) -> argparse.ArgumentParser:
         made = commands.add_parser(
-            call.__name__, help=text, description=text, epilog=f"example:\n  {example}", formatter_class=argparse.RawDescriptionHelpFormatter
+            call.__name__,
+            help=text,
+            description=text,
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         made.set_defaults(call=call)
         return made
 
     def profile(made: argparse.ArgumentParser) -> None:
-        made.add_argument("profile", metavar="PROFILE", help=f"one of {', '.join(profiles.names())}, or a YAML file")
-        made.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="change one setting; may be repeated")
+        made.add_argument(
+            "profile", metavar="PROFILE", help=f"one of {', '.join(profiles.names())}, or a YAML file"
+        )
+        made.add_argument(
+            "--set",
+            metavar="NAME=VALUE",
+            action="append",
+            default=[],
+            help="change one setting; may be repeated",
+        )
 
-    running = command(run, "Run the pipeline; stages that are there already are reused.", "alignflow run demo --set seed=1 --summary demo.json")
+    running = command(
+        run,
+        "Run the pipeline; stages that are there already are reused.",
+        "alignflow run demo --set seed=1 --summary demo.json",
+    )
     profile(running)
-    running.add_argument("--summary", metavar="FILE", type=Path, help="write the run's stages and figures as JSON")
-    profile(command(plan, "Say which stages would be built or reused, and why.", "alignflow plan demo --set ppo.steps=20"))
+    running.add_argument(
+        "--summary", metavar="FILE", type=Path, help="write the run's stages and figures as JSON"
+    )
+    profile(
+        command(
+            plan,
+            "Say which stages would be built or reused, and why.",
+            "alignflow plan demo --set ppo.steps=20",
+        )
+    )
     reporting = command(report, "Say where the last run's report is.", "alignflow report --open")
     reporting.add_argument("--open", action="store_true", help="open it in the browser")
-    by_hand = command(job, "Write a stage's job.json, to run its program by hand.", "alignflow job demo sft work/")
+    by_hand = command(
+        job, "Write a stage's job.json, to run its program by hand.", "alignflow job demo sft work/"
+    )
     profile(by_hand)
-    by_hand.add_argument("stage", metavar="STAGE", help="site, data, pretrain, sft, merge, reward, ppo, reference, dpo, winrate or report")
-    by_hand.add_argument("directory", metavar="DIR", type=Path, help="folder to write job.json into; made if needed")
-    serving = command(up, "Run Prefect, MLflow and workers on this machine until Ctrl-C.", "alignflow up mine.yaml")
-    serving.add_argument("profile", metavar="PROFILE", nargs="*", help="a YAML file to deploy beside the built-in profiles")
+    by_hand.add_argument(
+        "stage",
+        metavar="STAGE",
+        help="site, data, pretrain, sft, merge, reward, ppo, reference, dpo, winrate or report",
+    )
+    by_hand.add_argument(
+        "directory", metavar="DIR", type=Path, help="folder to write job.json into; made if needed"
+    )
+    serving = command(
+        up, "Run Prefect, MLflow and workers on this machine until Ctrl-C.", "alignflow up mine.yaml"
+    )
+    serving.add_argument(
+        "profile", metavar="PROFILE", nargs="*", help="a YAML file to deploy beside the built-in profiles"
+    )
     serving.add_argument("--prefect-port", type=PORT, default=4200, help="default: %(default)s")
     serving.add_argument("--mlflow-port", type=PORT, default=5000, help="default: %(default)s")
-    serving.add_argument("--no-workers", action="store_true", help="servers only; `alignflow work POOL` starts workers")
-    deploying = command(deploy, "Put deployments, pools and automations on a Prefect server.", "alignflow deploy mine.yaml")
-    deploying.add_argument("profile", metavar="PROFILE", nargs="*", help="a YAML file to deploy beside the built-in profiles")
-    working = command(work, "Run the stages or flows of a work pool on this machine.", "CUDA_VISIBLE_DEVICES=0 alignflow work gpu")
-    working.add_argument("pool", metavar="POOL", help="cpu or gpu, or a pool that a deployed profile names in pools.*")
+    serving.add_argument(
+        "--no-workers", action="store_true", help="servers only; `alignflow work POOL` starts workers"
+    )
+    deploying = command(
+        deploy, "Put deployments, pools and automations on a Prefect server.", "alignflow deploy mine.yaml"
+    )
+    deploying.add_argument(
+        "profile", metavar="PROFILE", nargs="*", help="a YAML file to deploy beside the built-in profiles"
+    )
+    working = command(
+        work,
+        "Run the stages or flows of a work pool on this machine.",
+        "CUDA_VISIBLE_DEVICES=0 alignflow work gpu",
+    )
+    working.add_argument(
+        "pool", metavar="POOL", help="cpu or gpu, or a pool that a deployed profile names in pools.*"
+    )
     working.add_argument("--name", default="", help="default: host, pool and process id")
-    working.add_argument("--limit", type=_number(int, 0), default=0, help="runs at a time (default: 4 for cpu, else 1)")
-    landing = command(landed, "Tell the Prefect server that a new dump is there: retraining starts.", "alignflow landed mine Posts.xml")
+    working.add_argument(
+        "--limit", type=_number(int, 0), default=0, help="runs at a time (default: 4 for cpu, else 1)"
+    )
+    landing = command(
+        landed,
+        "Tell the Prefect server that a new dump is there: retraining starts.",
+        "alignflow landed mine Posts.xml",
+    )
     landing.add_argument("profile", metavar="PROFILE", help="the profile whose retraining is deployed")
     landing.add_argument("dump", metavar="FILE", type=Path, help="a dump that the cpu worker can read")
     cleaning = command(gc, "Free what no registered model and no recent run needs.", "alignflow gc --dry-run")
     cleaning.add_argument("--dry-run", action="store_true", help="only say what would go")
-    cleaning.add_argument("--keep-runs", metavar="N", type=_number(int, 0), default=10, help="keep what the last N runs need (default: %(default)s)")
     cleaning.add_argument(
-        "--days", metavar="D", type=_number(float, 0), default=7.0, help="and all that is younger than D days (default: %(default)s)"
+        "--keep-runs",
+        metavar="N",
+        type=_number(int, 0),
+        default=10,
+        help="keep what the last N runs need (default: %(default)s)",
     )
-    examining = command(doctor, "Check this machine, the home and the servers, and say what to do.", "alignflow doctor --deep")
+    cleaning.add_argument(
+        "--days",
+        metavar="D",
+        type=_number(float, 0),
+        default=7.0,
+        help="and all that is younger than D days (default: %(default)s)",
+    )
+    examining = command(
+        doctor, "Check this machine, the home and the servers, and say what to do.", "alignflow doctor --deep"
+    )
     examining.add_argument("--deep", action="store_true", help="read every stored file")
     return parser
 
@@ -323,7 +410,9 @@ def _unexpected(error: Exception) -> str:
         log = home() / "logs" / "alignflow.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a") as file:
-            file.write(f"{time.strftime('%F %T')} pid {os.getpid()}\n{''.join(traceback.format_exception(error))}\n")
+            file.write(
+                f"{time.strftime('%F %T')} pid {os.getpid()}\n{''.join(traceback.format_exception(error))}\n"
+            )
         return f"{reason} (details: {log})"
     except OSError:
         return reason

@@ -41,7 +41,11 @@ def check_stages(config: Pipeline) -> None:
         return
     from flows.commands.plan import plan
 
-    needy = [one.stage for one in plan(config) if one.action != "reuse" and absent & code_version.packages_of(one.stage)]
+    needy = [
+        one.stage
+        for one in plan(config)
+        if one.action != "reuse" and absent & code_version.packages_of(one.stage)
+    ]
     if needy:
         raise _refusal("train", f"To build {', '.join(needy)}")
 
@@ -56,8 +60,12 @@ def check_servers() -> None:
     if missing("server"):
         raise _refusal("server", "alignflow up")
     if os.environ.get("ALIGNFLOW_DATABASE") and find_spec("psycopg2") is None:
-        raise InputError("ALIGNFLOW_DATABASE needs psycopg2, which is not installed: pip install 'alignflow[server]'")
+        raise InputError(
+            "ALIGNFLOW_DATABASE needs psycopg2, which is not installed: pip install 'alignflow[server]'"
+        )
 
 
 def _refusal(extra: str, what: str) -> InputError:
-    return InputError(f"{what}: {', '.join(missing(extra))} must be installed here: pip install 'alignflow[{extra}]'")
+    return InputError(
+        f"{what}: {', '.join(missing(extra))} must be installed here: pip install 'alignflow[{extra}]'"
+    )

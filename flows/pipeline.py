@@ -73,12 +73,22 @@ def rlhf(config: Pipeline = Pipeline(), profile: str = "rlhf") -> dict[str, Any]
 def _run(config: Pipeline, profile: str) -> dict[str, Any]:
     started, made = time.monotonic(), {}
     settings = config.model_dump(mode="json")
-    run = runs.pipeline_run(str(flow_run.name or profile), settings, flow_run_id=str(flow_run.id), profile=profile, source=_started_by(profile))
+    run = runs.pipeline_run(
+        str(flow_run.name or profile),
+        settings,
+        flow_run_id=str(flow_run.id),
+        profile=profile,
+        source=_started_by(profile),
+    )
     with logging_events(), run as tracked:
         events.tell("plan", stages=stages_of(config))
-        seat = Seat(config.machine, tracked.run_id, config.pools, shared=bool(config.pools.cpu or config.pools.gpu))
+        seat = Seat(
+            config.machine, tracked.run_id, config.pools, shared=bool(config.pools.cpu or config.pools.gpu)
+        )
         if seat.shared and not tracked.is_on:
-            raise InputError("Workers find each other's artifacts in MLflow, which is not reachable: set MLFLOW_TRACKING_URI, or leave pools.* empty")
+            raise InputError(
+                "Workers find each other's artifacts in MLflow, which is not reachable: set MLFLOW_TRACKING_URI, or leave pools.* empty"
+            )
 
         def do(stage: Any, **inputs: Any) -> Any:
             made[stage.run.name] = stage.run(config, seat=seat, **inputs)

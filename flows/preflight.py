@@ -34,6 +34,10 @@ def check_places(home: Path, summary: Path | None) -> None:
         raise InputError(f"{above} cannot be written to; ALIGNFLOW_HOME names another place for what is made")
     free_mb = shutil.disk_usage(above).free // 2**20
     if free_mb < LEAST_FREE_MB:
-        raise InputError(f"The disk under {above} is nearly full: {free_mb} MB are free, {LEAST_FREE_MB} MB is the least to start with")
-    if summary and (summary.is_dir() or (not summary.absolute().parent.is_dir() and summary.absolute().parent != home)):
+        raise InputError(
+            f"The disk under {above} is nearly full: {free_mb} MB are free, {LEAST_FREE_MB} MB is the least to start with"
+        )
+    if summary and (
+        summary.is_dir() or (not summary.absolute().parent.is_dir() and summary.absolute().parent != home)
+    ):
         raise InputError(f"--summary: {summary} cannot be written; its folder must exist")

@@ -15,7 +15,10 @@ from tasks.artifacts.store import flat
 from tasks.config.pipeline import Pipeline
 from tasks.system.errors import InputError
 
-FOLDERS = (Path(__file__).resolve().parents[1] / "deployments" / "profiles", Path(sys.prefix) / "share" / "alignflow" / "profiles")
+FOLDERS = (
+    Path(__file__).resolve().parents[1] / "deployments" / "profiles",
+    Path(sys.prefix) / "share" / "alignflow" / "profiles",
+)
 
 
 def load(profile: str, settings: list[str]) -> Pipeline:
@@ -55,11 +58,16 @@ def read(path: Path) -> dict[str, Any]:
         content = read_yaml(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        raise InputError(f"{path} is not valid YAML" + (f": line {mark.line + 1}, {getattr(error, 'problem', '')}" if mark else "")) from None
+        raise InputError(
+            f"{path} is not valid YAML"
+            + (f": line {mark.line + 1}, {getattr(error, 'problem', '')}" if mark else "")
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     if not isinstance(content, dict | None):
-        raise InputError(f"{path} must hold settings such as 'ppo: {{steps: 10}}', not a {type(content).__name__}")
+        raise InputError(
+            f"{path} must hold settings such as 'ppo: {{steps: 10}}', not a {type(content).__name__}"
+        )
     return convert_settings(content or {})
 
 
@@ -76,8 +84,14 @@ def with_absolute_paths(config: Pipeline, folder: Path) -> Pipeline:
         place = folder / Path(text).expanduser()
         return os.path.normpath(place) if text and place.exists() else text
 
-    changed: dict[str, Any] = {"data": config.data.model_copy(update={"against": tuple(map(written_out, config.data.against))})}
-    for section, name in (("source", "path"), ("base", "path"), *((stage, "start") for stage in ("sft", "reward", "dpo"))):
+    changed: dict[str, Any] = {
+        "data": config.data.model_copy(update={"against": tuple(map(written_out, config.data.against))})
+    }
+    for section, name in (
+        ("source", "path"),
+        ("base", "path"),
+        *((stage, "start") for stage in ("sft", "reward", "dpo")),
+    ):
         settings = getattr(config, section)
         if hasattr(settings, name):
             changed[section] = settings.model_copy(update={name: written_out(getattr(settings, name))})
@@ -96,7 +110,11 @@ def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
         if isinstance(under, dict) and value is None:
             continue  # a section's heading with nothing under it
         kind = under.get("kind") if isinstance(under, dict) else None
-        if isinstance(under, dict) and isinstance(value, dict) and (kind is None or value.get("kind", kind) == kind):
+        if (
+            isinstance(under, dict)
+            and isinstance(value, dict)
+            and (kind is None or value.get("kind", kind) == kind)
+        ):
             result[name] = _over(under, value)
         else:
             result[name] = value
@@ -112,20 +130,28 @@ def _value(name: str, text: str) -> Any:
     try:
         return read_argument(name, text)
     except yaml.YAMLError:
-        raise InputError(f"--set {name}: {text!r} is not a value; it takes YAML, as in [a, 'b c'] or {{name: value}}") from None
+        raise InputError(
+            f"--set {name}: {text!r} is not a value; it takes YAML, as in [a, 'b c'] or {{name: value}}"
+        ) from None
 
 
 def told(error: ValidationError) -> str:
     """The first thing wrong with the settings, as a sentence that names the setting the way --set does."""
     errors = error.errors()
-    first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])  # a misspelt name also makes the right one missing
+    first = next(
+        (one for one in errors if one["type"] == "extra_forbidden"), errors[0]
+    )  # a misspelt name also makes the right one missing
     section, name = _walk(first["loc"])
     message, got = first["msg"].replace("Input should be", "must be"), first["input"]
     message = message.replace("a valid tuple", "a list, such as [a, b]")
     match first["type"]:
         case "extra_forbidden":
             prefix = name.rpartition(".")[0]
-            beside = [f"{prefix}.{field}" if prefix else field for field in section.model_fields] if section else []
+            beside = (
+                [f"{prefix}.{field}" if prefix else field for field in section.model_fields]
+                if section
+                else []
+            )
             return f"There is no setting {name}{hint(name, beside, flat(_defaults()))}"
         case "value_error":
             return f"{name}: {first['ctx']['error']}" if name else str(first["ctx"]["error"])
@@ -135,7 +161,9 @@ def told(error: ValidationError) -> str:
             return f"{name} is missing"
         case "model_type" | "model_attributes_type":
             return f"{name} is a section with settings of its own, not a value; got {_shown(got)}"
-    return f"{name} {message}" + ("" if ", got" in message or isinstance(got, dict | list) else f", got {_shown(got)}")
+    return f"{name} {message}" + (
+        "" if ", got" in message or isinstance(got, dict | list) else f", got {_shown(got)}"
+    )
 
 
 def _shown(value: Any) -> str:
@@ -174,7 +202,10 @@ def _is_model(value: Any) -> bool:
 def hint(name: str, known: Iterable[str], more: Iterable[str] = ()) -> str:
     """The nearest of the known names, else of some more, else all the known ones."""
     endings = {one.rpartition(".")[2]: one for one in known}
-    near = [endings[found] for found in difflib.get_close_matches(name.rpartition(".")[2], endings, n=1, cutoff=0.6)]
+    near = [
+        endings[found]
+        for found in difflib.get_close_matches(name.rpartition(".")[2], endings, n=1, cutoff=0.6)
+    ]
     near = near or difflib.get_close_matches(name, list(more), n=1, cutoff=0.75)
     if near:
         return f"; did you mean {near[0]}?"

@@ -29,7 +29,11 @@ def retrain(config: Pipeline = Pipeline(), profile: str = "rlhf", dump: str = ""
     """
     with heartbeat():
         if dump:
-            source = StackExchangeDump(path=dump) if isinstance(config.source, ShellSite) else config.source.model_copy(update={"path": dump})
+            source = (
+                StackExchangeDump(path=dump)
+                if isinstance(config.source, ShellSite)
+                else config.source.model_copy(update={"path": dump})
+            )
             config = config.model_copy(update={"source": source})
         check_inputs(config)
         connect()

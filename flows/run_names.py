@@ -34,7 +34,11 @@ def _name(before: str) -> str:
     if typed and not is_random(typed):
         return typed
     parameters: dict[str, Any] = flow_run.parameters
-    key = digest_of(to_jsonable_python({name: value for name, value in parameters.items() if name != "profile"}, fallback=str))
+    key = digest_of(
+        to_jsonable_python(
+            {name: value for name, value in parameters.items() if name != "profile"}, fallback=str
+        )
+    )
     return f"{before}{parameters.get('profile', 'rlhf')} {datetime.now().astimezone():%Y-%m-%d %H:%M} {key[:KEY_LENGTH]}"
 
 

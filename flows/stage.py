@@ -55,7 +55,9 @@ def stage(
         return Failed(message=f"{INPUT_MISSING}{error}")
     except StageFailed as error:
         return Failed(message=str(error))
-    return Completed(name="Cached" if artifact["cached"] else "Completed", message=f"{stage} {artifact['key'][:12]}")
+    return Completed(
+        name="Cached" if artifact["cached"] else "Completed", message=f"{stage} {artifact['key'][:12]}"
+    )
 
 
 def as_step(stage: str, job: dict[str, Any], inputs: dict[str, Artifact], shown: list[str]) -> Step:

@@ -79,7 +79,9 @@ def _lacking(config: Pipeline) -> str:
             paths["base.path" if section is config.base else "source.path"] = path
     for setting, path in paths.items():
         if path and not Path(path).expanduser().is_absolute():
-            return f"{setting}: there is no {path} here, and workers run in other folders; name an absolute path"
+            return (
+                f"{setting}: there is no {path} here, and workers run in other folders; name an absolute path"
+            )
     return ""
 
 
@@ -101,7 +103,16 @@ def deploy(definition: Definition, *, webhook: str = "") -> list[str]:
     with tempfile.TemporaryDirectory() as name:
         file = Path(name, "prefect.yaml")
         file.write_text(yaml.safe_dump(definition.content, sort_keys=False))
-        command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)]
+        command = [
+            sys.executable,
+            "-m",
+            "prefect",
+            "--no-prompt",
+            "deploy",
+            "--all",
+            "--prefect-file",
+            str(file),
+        ]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ServerFailed(f"The deployments could not be made: {_told(done.stdout + done.stderr)}")
@@ -130,9 +141,13 @@ def _with_profiles(content: dict[str, Any], more: list[str]) -> dict[str, Any]:
                 continue
             raise InputError(f"There is a built-in deployment {title}; give the profile {name} another name")
         if added.setdefault(title, place) != place:
-            raise InputError(f"Two profiles are called {title}: {added[title]} and {place}; give one another name")
+            raise InputError(
+                f"Two profiles are called {title}: {added[title]} and {place}; give one another name"
+            )
         if wrong := sorted(set(title) & set(BANNED)):
-            raise InputError(f"A deployment cannot be called {title}: give the profile a name without {' '.join(wrong)}")
+            raise InputError(
+                f"A deployment cannot be called {title}: give the profile a name without {' '.join(wrong)}"
+            )
     for title, place in added.items():
         for pattern in copy.deepcopy(patterns):
             pattern["build"][0][STEP]["name"] = str(place)

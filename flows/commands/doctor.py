@@ -32,7 +32,10 @@ from tasks.tracking.client import EXPERIMENT
 PACKAGES = ("prefect", "mlflow", "fastapi", "sqlalchemy")
 TRAINING = ("torch", "transformers", "peft", "safetensors", "tokenizers")
 # Prefect 3.8 sets these no upper limit, and breaks above alignflow's
-BROKEN = {"fastapi": "with newer ones every flow run dies", "sqlalchemy": "with newer ones no schedule ever fires"}
+BROKEN = {
+    "fastapi": "with newer ones every flow run dies",
+    "sqlalchemy": "with newer ones no schedule ever fires",
+}
 AMPLE_FREE_MB = 10_000
 SECONDS = 5.0  # that a server may take to answer
 APART_SECONDS = 5.0  # that two clocks may be
@@ -101,7 +104,13 @@ def versions() -> Findings:
             continue
         within = ranges.get(name, SpecifierSet())
         problem = f"{found} is not in the range {within}" + (f": {BROKEN[name]}" if name in BROKEN else "")
-        yield judged(name, found, "" if within.contains(found, prereleases=True) else problem, "install one that is", "FAIL")
+        yield judged(
+            name,
+            found,
+            "" if within.contains(found, prereleases=True) else problem,
+            "install one that is",
+            "FAIL",
+        )
 
 
 def gpu() -> Findings:
@@ -111,17 +120,31 @@ def gpu() -> Findings:
         yield Finding("ok", "gpu", f"none is seen (there is no nvidia-smi), stages run on the CPU; {bits}")
         return
     ask = [tool, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-    done = subprocess.run(ask, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=4 * SECONDS, check=False)
+    done = subprocess.run(
+        ask, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=4 * SECONDS, check=False
+    )
     told = "; ".join((done.stdout + done.stderr).split("\n")).strip("; ")[:300]
     is_cpu_build = find_spec("torch") and version("torch").endswith("+cpu")
-    wrong = "nvidia-smi fails: look at the driver" if done.returncode else "torch is a build for CPUs: install the other" if is_cpu_build else ""
+    wrong = (
+        "nvidia-smi fails: look at the driver"
+        if done.returncode
+        else "torch is a build for CPUs: install the other"
+        if is_cpu_build
+        else ""
+    )
     yield judged("gpu", f"{told}; {bits}", f"{told}; {wrong}" if wrong else "")
 
 
 def disk(above: Path) -> Findings:
     free = shutil.disk_usage(above).free // MB
     text = f"{free:,} MB are free under {above}"
-    yield judged("disk", text, text if free < AMPLE_FREE_MB else "", "alignflow gc frees some", "FAIL" if free < LEAST_FREE_MB else "warn")
+    yield judged(
+        "disk",
+        text,
+        text if free < AMPLE_FREE_MB else "",
+        "alignflow gc frees some",
+        "FAIL" if free < LEAST_FREE_MB else "warn",
+    )
 
 
 def writable(above: Path, home: Path) -> Findings:
@@ -131,7 +154,13 @@ def writable(above: Path, home: Path) -> Findings:
             pass
     except OSError as error:
         problem = f"{above} cannot be written to ({error.strerror})"
-    yield judged("home", str(home) if home.exists() else f"{home}, which the first run makes", problem, "ALIGNFLOW_HOME names another place", "FAIL")
+    yield judged(
+        "home",
+        str(home) if home.exists() else f"{home}, which the first run makes",
+        problem,
+        "ALIGNFLOW_HOME names another place",
+        "FAIL",
+    )
 
 
 def stored(home: Path, *, deep: bool = False) -> Findings:
@@ -147,8 +176,15 @@ def stored(home: Path, *, deep: bool = False) -> Findings:
 def leftovers(home: Path) -> Findings:
     aside, parts = ([*(home / place).glob("*")] for place in ("quarantine", "partial"))
     stale = sum(time.time() - measure(path)[1] > DAYS * DAY for path in parts)
-    text = f"{len(aside)} altered artifacts in quarantine, {stale} unfinished stages older than {DAYS:.0f} days"
-    yield judged("leftovers", text, text if aside or stale else "", "alignflow gc removes old ones; files that change by themselves mean a bad disk")
+    text = (
+        f"{len(aside)} altered artifacts in quarantine, {stale} unfinished stages older than {DAYS:.0f} days"
+    )
+    yield judged(
+        "leftovers",
+        text,
+        text if aside or stale else "",
+        "alignflow gc removes old ones; files that change by themselves mean a bad disk",
+    )
 
 
 def login(home: Path) -> Findings:
@@ -163,7 +199,12 @@ def login(home: Path) -> Findings:
     try:
         credentials.read(home)
     except (ValueError, TypeError):
-        yield Finding("FAIL", "login", f"{credentials.file_of(home)} is damaged", "remove it and start alignflow up anew: it makes another login")
+        yield Finding(
+            "FAIL",
+            "login",
+            f"{credentials.file_of(home)} is damaged",
+            "remove it and start alignflow up anew: it makes another login",
+        )
 
 
 def named(home: Path) -> Findings:
@@ -171,7 +212,9 @@ def named(home: Path) -> Findings:
     is_own = not os.environ.get("PREFECT_API_URL") and running(home)
     environment.join(home)
     places = [os.environ[name] for name in SERVERS if os.environ.get(name, "").startswith("http")]
-    text = " and ".join(urlsplit(place).netloc.rpartition("@")[2] for place in places) + (" of alignflow up" if is_own else "")  # without a password
+    text = " and ".join(urlsplit(place).netloc.rpartition("@")[2] for place in places) + (
+        " of alignflow up" if is_own else ""
+    )  # without a password
     yield Finding("ok", "servers", text or "none: a run brings its own; alignflow up starts some that stay")
 
 
@@ -197,8 +240,14 @@ def _prefect_client(*, known: bool = True) -> Iterator[Any]:
     from prefect import settings
     from prefect.client.orchestration import get_client
 
-    keys = {key: os.environ.get(key.name) if known else None for key in (settings.PREFECT_API_AUTH_STRING, settings.PREFECT_API_KEY)}
-    chosen = {settings.PREFECT_API_URL: os.environ["PREFECT_API_URL"], settings.PREFECT_API_REQUEST_TIMEOUT: SECONDS}
+    keys = {
+        key: os.environ.get(key.name) if known else None
+        for key in (settings.PREFECT_API_AUTH_STRING, settings.PREFECT_API_KEY)
+    }
+    chosen = {
+        settings.PREFECT_API_URL: os.environ["PREFECT_API_URL"],
+        settings.PREFECT_API_REQUEST_TIMEOUT: SECONDS,
+    }
     chosen |= {settings.PREFECT_CLIENT_MAX_RETRIES: 0, **keys}
     with settings.temporary_settings(chosen), get_client(sync_client=True) as client:
         yield client
@@ -208,7 +257,9 @@ def clock(what: str, date: str | None) -> Finding:
     """How far this machine's clock is from a server's, by the Date of its answer."""
     apart = time.time() - parsedate_to_datetime(date).timestamp() if date else 0.0
     text = f"this machine is {abs(apart):.0f} s {'ahead of' if apart > 0 else 'behind'} the server"
-    return judged(what, "as here" if date else "not told", text if abs(apart) > APART_SECONDS else "", "set both by NTP")
+    return judged(
+        what, "as here" if date else "not told", text if abs(apart) > APART_SECONDS else "", "set both by NTP"
+    )
 
 
 def _version(client: Any) -> str | None:
@@ -224,13 +275,23 @@ def _version(client: Any) -> str | None:
 def prefect_login(client: Any) -> Findings:
     theirs, ours = _version(client), version("prefect")
     if theirs is None:
-        yield Finding("FAIL", "prefect login", "the server refuses it", "PREFECT_API_AUTH_STRING must be what the server has")
+        yield Finding(
+            "FAIL",
+            "prefect login",
+            "the server refuses it",
+            "PREFECT_API_AUTH_STRING must be what the server has",
+        )
         return
     with _prefect_client(known=False) as stranger:
         problem = "" if _version(stranger) is None else OPEN
     yield judged("prefect login", "accepted", problem, "PREFECT_SERVER_API_AUTH_STRING sets one")
     text = f"the server is {theirs}, here is {ours}"
-    yield judged("prefect version", text, "" if theirs.split(".")[:2] == ours.split(".")[:2] else text, "install the same on both")
+    yield judged(
+        "prefect version",
+        text,
+        "" if theirs.split(".")[:2] == ours.split(".")[:2] else text,
+        "install the same on both",
+    )
 
 
 def pools(client: Any) -> Findings:
@@ -239,14 +300,20 @@ def pools(client: Any) -> Findings:
 
 def workers(pool: str) -> Findings:
     names = online(pool)
-    yield judged(f"workers {pool}", ", ".join(names), "" if names else "none is online", f"alignflow work {pool}")
+    yield judged(
+        f"workers {pool}", ", ".join(names), "" if names else "none is online", f"alignflow work {pool}"
+    )
 
 
 def deployments(client: Any) -> Findings:
     from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 
     chosen = {flow: FlowFilter(name=FlowFilterName(any_=[flow])) for flow in ("rlhf", "stage")}
-    found = {f"{flow}/{one.name}" for flow, by_name in chosen.items() for one in client.read_deployments(flow_filter=by_name)}
+    found = {
+        f"{flow}/{one.name}"
+        for flow, by_name in chosen.items()
+        for one in client.read_deployments(flow_filter=by_name)
+    }
     chains = [name for name in sorted(found) if name.startswith("rlhf/")] or ["rlhf/demo"]
     yield present("deployments", [*chains, *(f"stage/{pool}" for pool in POOLS)], found)
 
@@ -263,7 +330,13 @@ def present(what: str, wanted: list[str], found: set[str]) -> Finding:
     """A server that was never set up is no failure; one that lacks a part is."""
     missing = ", ".join(name for name in wanted if name not in found)
     problem = f"not there, or switched off: {missing}" if missing else ""
-    return judged(what, ", ".join(wanted), problem, "alignflow deploy makes what is missing", "FAIL" if found else "warn")
+    return judged(
+        what,
+        ", ".join(wanted),
+        problem,
+        "alignflow deploy makes what is missing",
+        "FAIL" if found else "warn",
+    )
 
 
 def mlflow() -> Findings:
@@ -279,19 +352,44 @@ def mlflow() -> Findings:
 
 
 def mlflow_login(client: Any) -> Findings:
-    user, password, token = (os.environ.get(f"MLFLOW_TRACKING_{name}", "") for name in ("USERNAME", "PASSWORD", "TOKEN"))
+    user, password, token = (
+        os.environ.get(f"MLFLOW_TRACKING_{name}", "") for name in ("USERNAME", "PASSWORD", "TOKEN")
+    )
     path = f"/api/2.0/mlflow/experiments/get-by-name?experiment_name={EXPERIMENT}"
     stranger = client.get(path, auth=None)
-    answer = client.get(path, auth=(user, password) if user else None, headers={"Authorization": f"Bearer {token}"} if token else {})
+    answer = client.get(
+        path,
+        auth=(user, password) if user else None,
+        headers={"Authorization": f"Bearer {token}"} if token else {},
+    )
     if answer.status_code in REFUSED:
-        yield Finding("FAIL", "mlflow login", "the server refuses it", "MLFLOW_TRACKING_USERNAME and _PASSWORD must be what the server has")
+        yield Finding(
+            "FAIL",
+            "mlflow login",
+            "the server refuses it",
+            "MLFLOW_TRACKING_USERNAME and _PASSWORD must be what the server has",
+        )
         return
-    yield judged("mlflow login", "accepted", "" if stranger.status_code in REFUSED else OPEN, "mlflow server --app-name basic-auth asks for one")
+    yield judged(
+        "mlflow login",
+        "accepted",
+        "" if stranger.status_code in REFUSED else OPEN,
+        "mlflow server --app-name basic-auth asks for one",
+    )
     if answer.status_code != 404:
         answer.raise_for_status()
-    state = answer.json()["experiment"]["lifecycle_stage"] if answer.is_success else "not there yet, the first run makes it"
+    state = (
+        answer.json()["experiment"]["lifecycle_stage"]
+        if answer.is_success
+        else "not there yet, the first run makes it"
+    )
     level: Level = "FAIL" if state == "deleted" else "warn"
-    yield judged("mlflow experiment", f"{EXPERIMENT} is there", "" if state == "active" else f"{EXPERIMENT} is {state}", level=level)
+    yield judged(
+        "mlflow experiment",
+        f"{EXPERIMENT} is there",
+        "" if state == "active" else f"{EXPERIMENT} is {state}",
+        level=level,
+    )
 
 
 SERVERS = {"PREFECT_API_URL": ("prefect", prefect), "MLFLOW_TRACKING_URI": ("mlflow", mlflow)}

@@ -42,7 +42,14 @@ class Survey(NamedTuple):
     stays: list[Thing]
 
 
-def clean(home: Path, *, keep_runs: int = KEEP_RUNS, days: float = DAYS, dry_run: bool = False, now: float | None = None) -> None:
+def clean(
+    home: Path,
+    *,
+    keep_runs: int = KEEP_RUNS,
+    days: float = DAYS,
+    dry_run: bool = False,
+    now: float | None = None,
+) -> None:
     """Free what nothing reaches, or with ``dry_run`` only say what it would be. Raises InputError."""
     if keep_runs < 0 or not days >= 0:
         raise InputError("--keep-runs and --days must be 0 or more")
@@ -82,13 +89,21 @@ def survey(home: Path, *, keep_runs: int, days: float, now: float) -> Survey:
     kept = {home / "partial" / key for key in working}
 
     def goes(thing: Thing) -> bool:
-        return thing.path not in kept and thing.touched < (min(oldest, resting) if thing.kind in SLOWLY else resting)
+        return thing.path not in kept and thing.touched < (
+            min(oldest, resting) if thing.kind in SLOWLY else resting
+        )
 
     recent = [run for place, run in enumerate(runs(home)) if place < keep_runs or run.finished > oldest]
     roots = working | {thing.key or thing.path.name for thing in things if thing.touched >= resting}
     roots |= {key for run in recent for key in run.keys}
-    roots |= {key for thing in things if thing.kind == "partial" and not goes(thing) for key in taken_by(thing.path)}
-    roots |= tracked_keys(home, since=oldest, alive={name.removeprefix(LIFE_LINE) for name in working if name.startswith(LIFE_LINE)})
+    roots |= {
+        key for thing in things if thing.kind == "partial" and not goes(thing) for key in taken_by(thing.path)
+    }
+    roots |= tracked_keys(
+        home,
+        since=oldest,
+        alive={name.removeprefix(LIFE_LINE) for name in working if name.startswith(LIFE_LINE)},
+    )
     kept |= reached(found, roots) | {run.path for run in recent}
     going = {thing.path: thing for thing in things if goes(thing)}
     whole = [thing for path, thing in going.items() if not going.keys() & {*path.parents}]
@@ -102,19 +117,35 @@ def _check_tracker(home: Path) -> None:
         return
     login = home / "mlflow-auth.ini"  # what `alignflow up` writes names its database
     if os.environ.get("ALIGNFLOW_DATABASE") or (login.exists() and "= postgresql" in login.read_text()):
-        raise InputError("The database that knows this home's registered models is served by `alignflow up`: start it first")
+        raise InputError(
+            "The database that knows this home's registered models is served by `alignflow up`: start it first"
+        )
     if (home / "fetched").exists() and not (home / "mlflow.db").exists():
-        raise InputError("This home has worked with an MLflow server, which knows the registered models: set MLFLOW_TRACKING_URI")
+        raise InputError(
+            "This home has worked with an MLflow server, which knows the registered models: set MLFLOW_TRACKING_URI"
+        )
 
 
 def _things(home: Path, found: list[Entry]) -> list[Thing]:
     """All that could go, measured, but for the notes of digests."""
     things = [_artifact(entry) for entry in found]
-    things += [_thing("partial", _stage_of(path), path, key=path.name) for path in sorted((home / "partial").glob("*"))]
+    things += [
+        _thing("partial", _stage_of(path), path, key=path.name)
+        for path in sorted((home / "partial").glob("*"))
+    ]
     things += [_thing("runs", "", path) for path in sorted((home / "runs").glob("*"))]
     things += [_set_aside(path) for path in sorted((home / "quarantine").glob("*"))]
-    things += [_thing("locks", "", path) for path in sorted((home / "locks").glob(f"{LIFE_LINE}*.lock")) if not is_held(path)]
-    left = [*(home / "fetched").glob("*/*/.new-*"), *(home / TRASH).glob("*"), *home.glob(".*.new"), *(home / "digests").glob(".*.new")]
+    things += [
+        _thing("locks", "", path)
+        for path in sorted((home / "locks").glob(f"{LIFE_LINE}*.lock"))
+        if not is_held(path)
+    ]
+    left = [
+        *(home / "fetched").glob("*/*/.new-*"),
+        *(home / TRASH).glob("*"),
+        *home.glob(".*.new"),
+        *(home / "digests").glob(".*.new"),
+    ]
     return things + [_thing("leftovers", "", path) for path in sorted(left)]
 
 
@@ -137,7 +168,10 @@ def _thing(kind: str, stage: str, path: Path, key: str = "") -> Thing:
 
 def measure(path: Path) -> tuple[int, float]:
     """Bytes of a file or folder, and when something in it was last changed (seconds since the epoch)."""
-    places = [path, *(Path(parent, name) for parent, folders, files in os.walk(path) for name in (*folders, *files))]
+    places = [
+        path,
+        *(Path(parent, name) for parent, folders, files in os.walk(path) for name in (*folders, *files)),
+    ]
     size, touched = 0, 0.0
     for place in places:
         with suppress(FileNotFoundError):
@@ -238,10 +272,17 @@ def _show(found: Survey, refused: dict[Path, str], *, dry_run: bool, now: float)
         screen.print("Nothing to free.")
     for thing in found.goes:
         if thing.path in refused:
-            screen.print(f"Left       {thing.kind}: {thing.stage} {thing.path.name[:12]} ({refused[thing.path]})", markup=False, soft_wrap=True)
+            screen.print(
+                f"Left       {thing.kind}: {thing.stage} {thing.path.name[:12]} ({refused[thing.path]})",
+                markup=False,
+                soft_wrap=True,
+            )
     if found.stays:
         size = sum(thing.size for thing in found.stays) / MB
-        screen.print(f"{len(found.stays)} artifacts stay, {size:.1f} MB: recent runs, registered models or work going on reach them.", markup=False)
+        screen.print(
+            f"{len(found.stays)} artifacts stay, {size:.1f} MB: recent runs, registered models or work going on reach them.",
+            markup=False,
+        )
 
 
 def _by_kind(title: str, things: list[Thing]) -> Table:
@@ -260,7 +301,9 @@ def _sum(things: list[Thing]) -> tuple[str, str]:
 def _listed(things: list[Thing], now: float) -> Table:
     table = _table("", "stage", "key", "MB", "age", right=("MB", "age"))
     for thing in things:
-        table.add_row(thing.kind, thing.stage, thing.path.name[:12], f"{thing.size / MB:.1f}", _age(now - thing.touched))
+        table.add_row(
+            thing.kind, thing.stage, thing.path.name[:12], f"{thing.size / MB:.1f}", _age(now - thing.touched)
+        )
     return table
 
 

@@ -31,7 +31,9 @@ def reached(found: list[Entry], roots: set[str]) -> set[Path]:
     """Where the artifacts lie that ``roots`` (keys or digests) name, and those that they were made from, and so on."""
     named: dict[str, list[Entry]] = defaultdict(list)
     for entry in found:
-        for name in {entry.key, entry.digest} - {""}:  # what the user brought has its content's digest as its key
+        for name in {entry.key, entry.digest} - {
+            ""
+        }:  # what the user brought has its content's digest as its key
             named[name].append(entry)
     kept: set[Path] = set()
     waiting = list(roots)
@@ -52,7 +54,9 @@ def runs(home: Path) -> list[Run]:
 def _run(path: Path) -> Run:
     try:
         summary = json.loads((path / "summary.json").read_text())
-        return Run(path, float(summary["finished"]), frozenset(str(stage["key"]) for stage in summary["stages"]))
+        return Run(
+            path, float(summary["finished"]), frozenset(str(stage["key"]) for stage in summary["stages"])
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return Run(path, path.stat().st_mtime, frozenset())
 
@@ -81,12 +85,21 @@ def tracked_keys(home: Path, *, since: float, alive: set[str]) -> set[str]:
         return set()
     if not client.connect():
         raise InputError(UNKNOWN)
-    conditions = [f"attributes.start_time > {int(since * 1000)}", *(f"tags.`{PARENT}` = '{run}'" for run in sorted(alive))]
+    conditions = [
+        f"attributes.start_time > {int(since * 1000)}",
+        *(f"tags.`{PARENT}` = '{run}'" for run in sorted(alive)),
+    ]
     try:
-        recent = {run.data.tags.get(KEY, "") for condition in conditions for run in client.search(condition, most=MOST)}
+        recent = {
+            run.data.tags.get(KEY, "")
+            for condition in conditions
+            for run in client.search(condition, most=MOST)
+        }
         return (recent | _registered()) - {""}
     except Exception as error:
-        raise InputError(f"{UNKNOWN} ({(str(error) or type(error).__name__).splitlines()[0][:200]})") from error
+        raise InputError(
+            f"{UNKNOWN} ({(str(error) or type(error).__name__).splitlines()[0][:200]})"
+        ) from error
 
 
 def _registered() -> set[str]:

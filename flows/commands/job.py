@@ -43,7 +43,9 @@ def _complaining(do: Any, wanted: str) -> Any:
     def checked(stage: Any, **inputs: Artifact) -> Artifact:
         missing = [artifact["stage"] for artifact in inputs.values() if not artifact["digest"]]
         if missing and stage.run.name == wanted:
-            raise InputError(f"The stage {wanted} takes the result of {', '.join(missing)}, not built yet; `alignflow run` builds it")
+            raise InputError(
+                f"The stage {wanted} takes the result of {', '.join(missing)}, not built yet; `alignflow run` builds it"
+            )
         made: Artifact = do(stage, **inputs)
         return made
 

@@ -34,7 +34,9 @@ def land(profile: str, dump: Path) -> str:
     with get_client(sync_client=True) as client:
         deployment = _deployment(client, profile)
         _check_kind(deployment, path)
-        logging.getLogger(EventsWorker.__name__).addHandler(logging.NullHandler())  # else it says on the screen what it still has to send
+        logging.getLogger(EventsWorker.__name__).addHandler(
+            logging.NullHandler()
+        )  # else it says on the screen what it still has to send
         before = {run.id for run in _runs(client, deployment)}
         emit_event(EVENT, resource={"prefect.resource.id": f"alignflow.data.{profile}", "path": path})
         EventsWorker.instance().drain()
@@ -46,7 +48,11 @@ def land(profile: str, dump: Path) -> str:
         )
     state = run.state.name if run.state else "there"
     page = f"\n{PREFECT_UI_URL.value()}/runs/flow-run/{run.id}" if PREFECT_UI_URL.value() else ""
-    waits = "" if deployment.status == "READY" else f"; no worker of the pool {deployment.work_pool_name} is at work: `alignflow work` starts one"
+    waits = (
+        ""
+        if deployment.status == "READY"
+        else f"; no worker of the pool {deployment.work_pool_name} is at work: `alignflow work` starts one"
+    )
     return f"{FLOW}/{profile} takes {path}: its run {run.name} is {state}{waits}{page}"
 
 
@@ -55,7 +61,9 @@ def _deployment(client: SyncPrefectClient, profile: str) -> DeploymentResponse:
     for one in found:
         if one.name == profile:
             if one.paused:
-                raise InputError(f"The deployment {FLOW}/{profile} is paused: switch it on in Prefect's pages")
+                raise InputError(
+                    f"The deployment {FLOW}/{profile} is paused: switch it on in Prefect's pages"
+                )
             return one
     there = hint(profile, sorted(one.name for one in found)) or "; `alignflow deploy` makes it"
     raise InputError(f"The Prefect server has no deployment {FLOW}/{profile}{there}")
@@ -67,7 +75,11 @@ def _check_kind(deployment: DeploymentResponse, path: str) -> None:
         source = Pipeline.model_validate((deployment.parameters or {}).get("config", {})).source
     except ValidationError:  # of another version, whose worker knows what it takes
         return
-    new = StackExchangeDump(path=path) if isinstance(source, ShellSite) else source.model_copy(update={"path": path})
+    new = (
+        StackExchangeDump(path=path)
+        if isinstance(source, ShellSite)
+        else source.model_copy(update={"path": path})
+    )
     corpus_place(new)
 
 

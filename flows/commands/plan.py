@@ -54,4 +54,15 @@ def _planned(step: Step, found: Artifact | None) -> Planned:
 
 
 def unbuilt_artifact(step: Step) -> Artifact:
-    return Artifact(stage=step.stage, key="", digest="", path="", files={}, seconds=0.0, peak_mb=0.0, cached=False, metrics={}, warnings=[])
+    return Artifact(
+        stage=step.stage,
+        key="",
+        digest="",
+        path="",
+        files={},
+        seconds=0.0,
+        peak_mb=0.0,
+        cached=False,
+        metrics={},
+        warnings=[],
+    )

@@ -28,7 +28,9 @@ SETTLED_SECONDS = 60.0  # a process that has run this long starts with a clean r
 POLL_SECONDS = 0.5
 
 
-def up(home: Path, *, prefect_port: int, mlflow_port: int, definition: Definition, with_workers: bool = True) -> None:
+def up(
+    home: Path, *, prefect_port: int, mlflow_port: int, definition: Definition, with_workers: bool = True
+) -> None:
     """Start everything, say where it is, and keep it up until Ctrl-C. A second one only says what is running."""
     lock = _claimed(home)
     if lock is None:
@@ -131,7 +133,9 @@ class House:
             if len(recent) >= MOST_RESTARTS:
                 raise ServerFailed(f"{name} stops again and again; its log: {self.log(name)}")
             self.deaths[name] = [*recent, now]
-            say(f"{time.strftime('%H:%M:%S')}  {name} stopped and is started again; its log: {self.log(name)}")
+            say(
+                f"{time.strftime('%H:%M:%S')}  {name} stopped and is started again; its log: {self.log(name)}"
+            )
             self.start(self.parts[name])
 
     def stop(self) -> None:
@@ -149,7 +153,9 @@ def _await_workers(house: House, pools: tuple[str, ...]) -> None:
     while not all(online(pool) for pool in pools):
         house.revive()
         if time.monotonic() > deadline:
-            raise ServerFailed(f"A worker does not come up; the logs: {', '.join(str(house.log(f'worker-{pool}')) for pool in pools)}")
+            raise ServerFailed(
+                f"A worker does not come up; the logs: {', '.join(str(house.log(f'worker-{pool}')) for pool in pools)}"
+            )
         time.sleep(POLL_SECONDS)
 
 

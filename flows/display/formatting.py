@@ -2,8 +2,16 @@
 
 from typing import Any
 
-KEY_FIGURES = ("reward_accuracy.votes", "dpo.implicit_accuracy", "dpo.kl", "ppo.kl")  # beside the win rates of the best judge there is
-JUDGES = {"gold_win_rate.": "the gold scorer", "reward_win_rate.": "the reward model, which PPO was trained to please"}
+KEY_FIGURES = (
+    "reward_accuracy.votes",
+    "dpo.implicit_accuracy",
+    "dpo.kl",
+    "ppo.kl",
+)  # beside the win rates of the best judge there is
+JUDGES = {
+    "gold_win_rate.": "the gold scorer",
+    "reward_win_rate.": "the reward model, which PPO was trained to please",
+}
 POLICIES = {"ppo": "PPO", "dpo": "DPO"}
 
 
@@ -16,7 +24,11 @@ def figure(value: Any) -> str:
     if not isinstance(value, dict):
         return _number(value)
     text = _number(value.get("value"))
-    interval = f"{_number(value['low'])} to {_number(value['high'])}" if value.get("low") is not None and value.get("high") is not None else ""
+    interval = (
+        f"{_number(value['low'])} to {_number(value['high'])}"
+        if value.get("low") is not None and value.get("high") is not None
+        else ""
+    )
     count = f"n {value['n']}" if value.get("n") is not None else ""
     extra = ", ".join(filter(None, [interval, count]))
     return f"{text} ({extra})" if extra else text
@@ -57,5 +69,11 @@ def _percent(share: float) -> str:
 
 def _number(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:.3g}" if 0 < abs(value) < 0.01 else f"{value:.3f}" if abs(value) < 1000 else f"{value:,.0f}"
+        return (
+            f"{value:.3g}"
+            if 0 < abs(value) < 0.01
+            else f"{value:.3f}"
+            if abs(value) < 1000
+            else f"{value:,.0f}"
+        )
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -45,7 +45,10 @@ class Progress:
         taken, spent = step - self.first[1], now - self.first[0]
         parts = [phase, _counted(step, total, in_bytes=in_bytes)]
         if taken > 0 and spent > 0.5:
-            parts += [rate(taken / spent, in_bytes=in_bytes), f"{clock((total - step) * spent / taken)} left" if total > step else ""]
+            parts += [
+                rate(taken / spent, in_bytes=in_bytes),
+                f"{clock((total - step) * spent / taken)} left" if total > step else "",
+            ]
         return "  ".join([*filter(None, parts), *self.metrics(line)])
 
     def metrics(self, found: dict[str, Any]) -> list[str]:
@@ -57,7 +60,9 @@ def _counted(step: int, total: int, *, in_bytes: bool) -> str:
     if not in_bytes:
         return f"{step:,}/{total:,}" if total else f"{step:,}"
     unit = _byte_unit(max(step, total))
-    return f"{amount(step, unit)} of {amount(total, unit)} {unit}" if total else f"{amount(step, unit)} {unit}"
+    return (
+        f"{amount(step, unit)} of {amount(total, unit)} {unit}" if total else f"{amount(step, unit)} {unit}"
+    )
 
 
 def amount(number: float, unit: str) -> str:
@@ -67,7 +72,9 @@ def amount(number: float, unit: str) -> str:
 
 
 def _byte_unit(number: float) -> str:
-    return next((unit for power, unit in enumerate(BYTE_UNITS) if number < 1000 ** (power + 1)), BYTE_UNITS[-1])
+    return next(
+        (unit for power, unit in enumerate(BYTE_UNITS) if number < 1000 ** (power + 1)), BYTE_UNITS[-1]
+    )
 
 
 def rate(per_second: float, *, in_bytes: bool = False) -> str:

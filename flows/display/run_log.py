@@ -47,7 +47,10 @@ class _RunLog:
                 lines = "\n".join(about["lines"])
                 self._log(logging.ERROR, f"The last lines of the log of the stage {stage}:\n{lines}")
             case "built" | "reused" | "failed":
-                self._log(logging.ERROR if event.kind == "failed" else logging.INFO, f"{self.progress.place} {event.kind}")
+                self._log(
+                    logging.ERROR if event.kind == "failed" else logging.INFO,
+                    f"{self.progress.place} {event.kind}",
+                )
 
     def _log(self, level: int, text: str) -> None:
         self.logger.log(level, "%s", text)

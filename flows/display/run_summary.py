@@ -18,18 +18,28 @@ from tasks.system.files import replace_text
 from tasks.tracking import client
 from tasks.tracking.runs import Tracked
 
-MARKER = "<!--stage-table-->"  # where the report stage leaves room: its page must not change with a run's times
+MARKER = (
+    "<!--stage-table-->"  # where the report stage leaves room: its page must not change with a run's times
+)
 
 
 def summarise(profile: str, made: list[Artifact], seconds: float) -> dict[str, Any]:
     """The run as JSON: every stage, and the figures of all of them in one flat table."""
-    stages = [{name: artifact[name] for name in ("key", "digest", "seconds", "peak_mb", "cached", "metrics", "warnings")} for artifact in made]
+    stages = [
+        {
+            name: artifact[name]
+            for name in ("key", "digest", "seconds", "peak_mb", "cached", "metrics", "warnings")
+        }
+        for artifact in made
+    ]
     named = [{"name": artifact["stage"], **stage} for artifact, stage in zip(made, stages, strict=True)]
     metrics = {name: value for artifact in made for name, value in artifact["metrics"].items()}
     return {"profile": profile, "seconds": round(seconds, 3), "stages": named, "metrics": metrics}
 
 
-def conclude(config: Pipeline, summary: dict[str, Any], page: Path, *, run_id: str, tracked: Tracked) -> dict[str, Any]:
+def conclude(
+    config: Pipeline, summary: dict[str, Any], page: Path, *, run_id: str, tracked: Tracked
+) -> dict[str, Any]:
     """Keep summary, settings and page under runs/<id>/, give the page to Prefect and MLflow, and say in the summary where it is."""
     folder = home() / "runs" / run_id
     folder.mkdir(parents=True, exist_ok=True)
@@ -37,7 +47,12 @@ def conclude(config: Pipeline, summary: dict[str, Any], page: Path, *, run_id: s
     for place in (folder, home()):
         replace_text(place / "report.html", filled)
         replace_text(place / "card.html", (page.parent / "card.html").read_text(encoding="utf-8"))
-    summary = {**summary, "report": str(home() / "report.html"), "file": str(folder / "summary.json"), "finished": time.time()}
+    summary = {
+        **summary,
+        "report": str(home() / "report.html"),
+        "file": str(folder / "summary.json"),
+        "finished": time.time(),
+    }
     replace_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     replace_text(folder / "config.json", config.model_dump_json(indent=1) + "\n")
     tracked.summary({**summary["metrics"], "seconds": summary["seconds"]})
@@ -55,7 +70,13 @@ def stage_table(stages: list[dict[str, Any]]) -> str:
     head = "<tr><th>stage</th><th>key</th><th>result</th><th>seconds</th><th>peak MB</th></tr>"
     rows = []
     for stage in stages:
-        cells = (stage["name"], stage["key"][:12], told(stage), f"{stage['seconds']:.1f}", f"{stage['peak_mb']:.0f}")
+        cells = (
+            stage["name"],
+            stage["key"][:12],
+            told(stage),
+            f"{stage['seconds']:.1f}",
+            f"{stage['peak_mb']:.0f}",
+        )
         rows.append("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells) + "</tr>")
     return f'<table class="stages"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>'
 
@@ -72,12 +93,25 @@ def as_markdown(summary: dict[str, Any], title: str, address: str) -> str:
     A browser opens no file: address from a page of a server, so a report that is on no server is named by its path.
     """
     if address:
-        where = f"[The report in MLflow]({address}); saved from there and opened by itself, all its links work."
+        where = (
+            f"[The report in MLflow]({address}); saved from there and opened by itself, all its links work."
+        )
     else:
         where = f"The report is {_escape(summary['report'])} on {_escape(socket.gethostname())}, the machine that ran the pipeline."
     figures = [f"| {_cell(name)} | {figure(value)} |" for name, value in summary["metrics"].items()]
-    stages = [f"| {stage['name']} | {stage['key'][:12]} | {told(stage)} | {stage['seconds']:.1f} |" for stage in summary["stages"]]
-    tables = ["| figure | value |", "|---|---|", *figures, "", "| stage | key | result | seconds |", "|---|---|---|---|", *stages]
+    stages = [
+        f"| {stage['name']} | {stage['key'][:12]} | {told(stage)} | {stage['seconds']:.1f} |"
+        for stage in summary["stages"]
+    ]
+    tables = [
+        "| figure | value |",
+        "|---|---|",
+        *figures,
+        "",
+        "| stage | key | result | seconds |",
+        "|---|---|---|---|",
+        *stages,
+    ]
     return "\n".join([f"# {_escape(title or summary['profile'])}", "", where, "", *tables]) + "\n"
 
 

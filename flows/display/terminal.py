@@ -23,7 +23,11 @@ BAR_WIDTH, WIDE = 24, 110  # columns of a bar, and of a terminal that has room f
 
 def console() -> Console:
     screen = Console(highlight=False)
-    return screen if screen.is_terminal else Console(highlight=False, width=PLAIN_WIDTH, no_color=True, force_terminal=False)
+    return (
+        screen
+        if screen.is_terminal
+        else Console(highlight=False, width=PLAIN_WIDTH, no_color=True, force_terminal=False)
+    )
 
 
 class Screen:
@@ -32,9 +36,17 @@ class Screen:
     def __init__(self) -> None:
         self.console = console()
         self.live = self.console.is_terminal
-        columns = (SpinnerColumn(finished_text=" "), TextColumn("{task.fields[number]:>5}"), TextColumn("{task.description:<9}"))
+        columns = (
+            SpinnerColumn(finished_text=" "),
+            TextColumn("{task.fields[number]:>5}"),
+            TextColumn("{task.description:<9}"),
+        )
         bar = (BarColumn(BAR_WIDTH),) if self.console.width >= WIDE else ()
-        note = TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1))
+        note = TextColumn(
+            "{task.fields[note]}",
+            markup=False,
+            table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+        )
         self.rows = Progress(*columns, *bar, note, console=self.console, auto_refresh=self.live, expand=True)
         self.progress = PipelineProgress()
         self.stage = ""
@@ -48,7 +60,9 @@ class Screen:
             self.rows.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.unlisten()
         if self.live:
             self.rows.stop()
@@ -73,7 +87,14 @@ class Screen:
                 self._step(about["line"])
             case "built":
                 artifact = about["artifact"]
-                self._end("  ".join([f"built in {clock(artifact['seconds'])}", *self.progress.metrics(artifact["metrics"])]))
+                self._end(
+                    "  ".join(
+                        [
+                            f"built in {clock(artifact['seconds'])}",
+                            *self.progress.metrics(artifact["metrics"]),
+                        ]
+                    )
+                )
             case "reused":
                 self._end("reused")
             case "failed":
@@ -91,7 +112,9 @@ class Screen:
     def _step(self, line: dict[str, Any]) -> None:
         text, now = self.progress.text(line), time.monotonic()
         if self.live and self.row is not None:
-            self.rows.update(self.row, total=line.get("total") or None, completed=line.get("step", 0), note=text)
+            self.rows.update(
+                self.row, total=line.get("total") or None, completed=line.get("step", 0), note=text
+            )
         elif now - self.last_line > PLAIN_SECONDS:
             self.last_line = now
             self._print(text)
@@ -119,7 +142,9 @@ def print_end(summary: dict[str, Any]) -> None:
     screen = console()
     stages = Table("stage", "result", "time", "peak MB", "key", box=None, pad_edge=False, header_style="bold")
     for stage in summary["stages"]:
-        stages.add_row(stage["name"], told(stage), clock(stage["seconds"]), f"{stage['peak_mb']:.0f}", stage["key"][:12])
+        stages.add_row(
+            stage["name"], told(stage), clock(stage["seconds"]), f"{stage['peak_mb']:.0f}", stage["key"][:12]
+        )
     shown = key_figures(summary["metrics"])
     figures = Table("figure", "value", box=None, pad_edge=False, header_style="bold")
     for name in shown:
@@ -137,7 +162,9 @@ def print_end(summary: dict[str, Any]) -> None:
     screen.print()
     for fact, value in facts.items():
         screen.print(f"{fact:<12} {value}", markup=False, soft_wrap=True)
-    warnings = [f"{stage['name']}: {sentence}" for stage in summary["stages"] for sentence in stage["warnings"]]
+    warnings = [
+        f"{stage['name']}: {sentence}" for stage in summary["stages"] for sentence in stage["warnings"]
+    ]
     if warnings:
         screen.print(f"\n{len(warnings)} warning{'s' if len(warnings) > 1 else ''}", style="bold yellow")
     for text in warnings:
@@ -155,7 +182,9 @@ def print_warning(screen: Console, text: str) -> None:
 def _wrapped(screen: Console, text: str) -> str:
     if not screen.is_terminal:
         return text
-    return textwrap.fill(text, max(screen.width, 20), subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(
+        text, max(screen.width, 20), subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def print_plan(planned: list[Any]) -> None:
@@ -163,6 +192,8 @@ def print_plan(planned: list[Any]) -> None:
     screen = console()
     table = Table("stage", "", "why", box=None, pad_edge=False, header_style="bold")
     for stage in planned:
-        reasons = "; ".join(stage.reasons[:6]) + (f"; and {len(stage.reasons) - 6} more" if len(stage.reasons) > 6 else "")
+        reasons = "; ".join(stage.reasons[:6]) + (
+            f"; and {len(stage.reasons) - 6} more" if len(stage.reasons) > 6 else ""
+        )
         table.add_row(stage.stage, stage.action, reasons)
     screen.print(table)

@@ -11,7 +11,9 @@ from prefect.states import StateType
 from flows.services.heartbeat import ALIVE, BEAT_SECONDS, WAITING
 
 BEATS = 3  # heartbeats that may be missed
-RESTARTS = 3  # how often a pipeline is started again that has begun and lost its process; Retry is always possible
+RESTARTS = (
+    3  # how often a pipeline is started again that has begun and lost its process; Retry is always possible
+)
 PAUSE_SECONDS = 15  # before it is; the worker puts the last process away meanwhile
 LOST = "alignflow: a run without heartbeat has crashed"
 AGAIN = "alignflow: a crashed pipeline is started again"
@@ -28,9 +30,21 @@ SIGNS = {ALIVE, WAITING} | {
     )
 }  # fmt: skip
 # runs of the deployments with this tag: stages are started again, and their failures told, by the pipeline that waits for them
-PIPELINES = ResourceSpecification({"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.pipeline"})
+PIPELINES = ResourceSpecification(
+    {"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.pipeline"}
+)
 # one text, as chat services take it: which run, what became of it, the failed stage's own sentence, and where to look
-_WORDS = ("flow.name", '"/"', "flow_run.name", '" "', "flow_run.state.name", '": "', "flow_run.state.message", '" "', "(flow_run | ui_url)")
+_WORDS = (
+    "flow.name",
+    '"/"',
+    "flow_run.name",
+    '" "',
+    "flow_run.state.name",
+    '": "',
+    "flow_run.state.message",
+    '" "',
+    "(flow_run | ui_url)",
+)
 PAYLOAD = f'{{"text": {{{{ ({" ~ ".join(_WORDS)}) | tojson }}}}}}'
 
 
@@ -52,18 +66,28 @@ def _lost(seconds: float = BEATS * BEAT_SECONDS) -> AutomationCore:
         for_each={"prefect.resource.id"}, posture=Posture.Proactive, threshold=1, within=timedelta(seconds=seconds),
     )  # fmt: skip
     message = f"Nothing was heard of it for {seconds:.0f} s: its process, worker or machine is gone."
-    return AutomationCore(name=LOST, trigger=trigger, actions=[ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=message)])
+    return AutomationCore(
+        name=LOST,
+        trigger=trigger,
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=message)],
+    )
 
 
 def _again() -> AutomationCore:
     """Stages are started again by their pipeline; a pipeline that was killed is by the server, and finds its finished stages in the store."""
-    runs = ResourceSpecification(RUNS.root | {"prefect.run-count": [str(count) for count in range(1, RESTARTS + 1)]})
+    runs = ResourceSpecification(
+        RUNS.root | {"prefect.run-count": [str(count) for count in range(1, RESTARTS + 1)]}
+    )
     trigger = EventTrigger(
         after={"prefect.flow-run.Crashed"}, expect={"prefect.flow-run.*"}, match=runs, match_related=PIPELINES,
         for_each={"prefect.resource.id"}, posture=Posture.Proactive, threshold=1, within=timedelta(seconds=PAUSE_SECONDS),
     )  # fmt: skip
     message = "It had crashed and is started again; finished stages are not repeated."
-    return AutomationCore(name=AGAIN, trigger=trigger, actions=[ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message=message)])
+    return AutomationCore(
+        name=AGAIN,
+        trigger=trigger,
+        actions=[ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message=message)],
+    )
 
 
 def _alert(webhook: str) -> AutomationCore:
@@ -75,4 +99,6 @@ def _alert(webhook: str) -> AutomationCore:
         match_related=PIPELINES,
         for_each={"prefect.resource.id"}, posture=Posture.Reactive, threshold=1, within=timedelta(0),
     )  # fmt: skip
-    return AutomationCore(name=ALERT, trigger=trigger, actions=[CallWebhook(block_document_id=block, payload=PAYLOAD)])
+    return AutomationCore(
+        name=ALERT, trigger=trigger, actions=[CallWebhook(block_document_id=block, payload=PAYLOAD)]
+    )

@@ -29,7 +29,11 @@ FIXED = {
 }
 
 # any of them names another database of Prefect's than the one in its home
-ELSEWHERE = {"PREFECT_API_URL", "PREFECT_API_DATABASE_CONNECTION_URL", "PREFECT_SERVER_DATABASE_CONNECTION_URL"}
+ELSEWHERE = {
+    "PREFECT_API_URL",
+    "PREFECT_API_DATABASE_CONNECTION_URL",
+    "PREFECT_SERVER_DATABASE_CONNECTION_URL",
+}
 
 
 def prepare(root: Path) -> None:
@@ -48,8 +52,12 @@ def prepare(root: Path) -> None:
         "PREFECT_HOME": str(prefect_home),
         "PREFECT_LOGGING_SETTINGS_PATH": str(settings),
     }
-    if has_own_server and databases.needs_escaping(prefect_home):  # Prefect makes the address of its database by itself, as it is
-        chosen["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = databases.address(prefect_home / "prefect.db", "+aiosqlite")
+    if has_own_server and databases.needs_escaping(
+        prefect_home
+    ):  # Prefect makes the address of its database by itself, as it is
+        chosen["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = databases.address(
+            prefect_home / "prefect.db", "+aiosqlite"
+        )
     for name, value in chosen.items():
         os.environ.setdefault(name, value)
     if has_own_server:
@@ -68,13 +76,19 @@ def join(root: Path) -> None:
     if address:
         has_other_tracker = os.environ.get("MLFLOW_TRACKING_URI", address.mlflow) != address.mlflow
         for name, value in clients(root, address).items():
-            if not (has_other_tracker and name.startswith("MLFLOW_")):  # another's server is not told this one's password
+            if not (
+                has_other_tracker and name.startswith("MLFLOW_")
+            ):  # another's server is not told this one's password
                 os.environ[name] = value
 
 
 def for_imports() -> None:
     """The same for a command that only reads: nothing is written."""
-    for name, value in {**FIXED, "ALIGNFLOW_HOME": str(home()), "PREFECT_HOME": str(home() / "prefect")}.items():
+    for name, value in {
+        **FIXED,
+        "ALIGNFLOW_HOME": str(home()),
+        "PREFECT_HOME": str(home() / "prefect"),
+    }.items():
         os.environ.setdefault(name, value)
     isolation.reach_loopback_directly()
     isolation.leave_working_folder(isolation.quiet_folder())

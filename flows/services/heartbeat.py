@@ -29,7 +29,9 @@ def heartbeat(seconds: float = BEAT_SECONDS) -> Iterator[None]:
         yield
         return
     stop = threading.Event()
-    thread = threading.Thread(target=copy_context().run, args=(_beat, UUID(str(flow_run.id)), seconds, stop), daemon=True)
+    thread = threading.Thread(
+        target=copy_context().run, args=(_beat, UUID(str(flow_run.id)), seconds, stop), daemon=True
+    )
     thread.start()
     try:
         yield
@@ -39,16 +41,23 @@ def heartbeat(seconds: float = BEAT_SECONDS) -> Iterator[None]:
 
 
 def _beat(run_id: UUID, seconds: float, stop: threading.Event) -> None:
-    is_expected, is_over = False, False  # whether the server expects another beat; whether the block has ended
+    is_expected, is_over = (
+        False,
+        False,
+    )  # whether the server expects another beat; whether the block has ended
     with get_client(sync_client=True) as client:
         while not is_over:
             is_over = stop.is_set()
-            with suppress(httpx.TransportError, PrefectHTTPStatusError, ObjectNotFound):  # away until the next beat, or the run is deleted
+            with suppress(
+                httpx.TransportError, PrefectHTTPStatusError, ObjectNotFound
+            ):  # away until the next beat, or the run is deleted
                 is_running = _is_running(client, run_id)
                 if is_running and not stop.is_set():
                     _emit(ALIVE, run_id)
                     is_expected = True
-                elif not is_running and is_expected:  # events wait in a queue: the last beat may have come after the run was suspended
+                elif (
+                    not is_running and is_expected
+                ):  # events wait in a queue: the last beat may have come after the run was suspended
                     _emit(WAITING, run_id)
                     is_expected = False
             if not is_over:

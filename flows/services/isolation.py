@@ -45,11 +45,15 @@ def reach_loopback_directly() -> None:
         return
     for name, value in chosen.items():
         if urlsplit(value).scheme.startswith("socks") and find_spec("socksio") is None:
-            del os.environ[name]  # httpx, which all of Prefect's requests go by, refuses to start with a proxy that it cannot use
+            del os.environ[
+                name
+            ]  # httpx, which all of Prefect's requests go by, refuses to start with a proxy that it cannot use
     listed = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     hosts = [host.strip() for host in listed.split(",") if host.strip()]
     text = ",".join([*hosts, *(host for host in LOOPBACK if host not in hosts)])
-    os.environ["NO_PROXY"] = os.environ["no_proxy"] = text  # libraries differ in which of the two they ask first
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = (
+        text  # libraries differ in which of the two they ask first
+    )
 
 
 def leave_working_folder(folder: Path) -> None:
@@ -57,7 +61,9 @@ def leave_working_folder(folder: Path) -> None:
 
     All relative paths must be absolute by now. Children find alignflow's own code wherever it is imported from.
     """
-    entries = [os.path.abspath(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    entries = [
+        os.path.abspath(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry
+    ]
     if str(ROOT) not in {*site.getsitepackages(), *entries}:
         entries.insert(0, str(ROOT))
     if entries:
@@ -79,7 +85,9 @@ def _absolute(uri: str) -> str:
 
 def hides_a_module(folder: Path, stage: str) -> bool:
     """Whether ``python -m``, typed in a folder, would take the folder's own module for one that a stage's program means."""
-    names = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
+    names = {path.stem for path in folder.glob("*.py")} | {
+        path.parent.name for path in folder.glob("*/__init__.py")
+    }
     return folder != ROOT and bool(names & (sys.stdlib_module_names | packages_of(stage) | {"tasks"}))
 
 

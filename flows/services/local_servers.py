@@ -56,7 +56,11 @@ def running(home: Path) -> Address | None:
 def clients(home: Path, address: Address) -> dict[str, str]:
     """The environment in which Prefect and MLflow find the servers of this home."""
     known = credentials.read(home)
-    places = {"PREFECT_API_URL": f"{address.prefect}/api", "PREFECT_UI_URL": address.prefect, "MLFLOW_TRACKING_URI": address.mlflow}
+    places = {
+        "PREFECT_API_URL": f"{address.prefect}/api",
+        "PREFECT_UI_URL": address.prefect,
+        "MLFLOW_TRACKING_URI": address.mlflow,
+    }
     return places | (known.clients if known else {})
 
 
@@ -71,14 +75,26 @@ def servers(home: Path, address: Address, login: Credentials) -> list[Part]:
         **both("PREFECT_SERVER_{}CSRF_PROTECTION_ENABLED", "true"),
     }
     ini = home / "mlflow-auth.ini"
-    store = os.environ["MLFLOW_TRACKING_URI"] if os.environ["MLFLOW_TRACKING_URI"].startswith("sqlite") else databases.address(home / "mlflow.db")
+    store = (
+        os.environ["MLFLOW_TRACKING_URI"]
+        if os.environ["MLFLOW_TRACKING_URI"].startswith("sqlite")
+        else databases.address(home / "mlflow.db")
+    )
     users = databases.address(home / "mlflow-auth.db")
     if os.environ.get(DATABASE):
         prefect["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database("prefect", "asyncpg")
         store = users = database("mlflow", "psycopg2")
     function = "mlflow.server.auth:authenticate_request_basic_auth"
-    text = ["[mlflow]", "default_permission = NO_PERMISSIONS", f"database_uri = {users}", f"admin_username = {USER}"]
-    text += [f"authorization_function = {function}", "auth_cache_ttl_seconds = 60"]  # without it, every request hashes the password anew: .3 s
+    text = [
+        "[mlflow]",
+        "default_permission = NO_PERMISSIONS",
+        f"database_uri = {users}",
+        f"admin_username = {USER}",
+    ]
+    text += [
+        f"authorization_function = {function}",
+        "auth_cache_ttl_seconds = 60",
+    ]  # without it, every request hashes the password anew: .3 s
     credentials.write_private(ini, "\n".join([*text, ""]).replace("%", "%%"))
     mlflow = {
         "MLFLOW_AUTH_CONFIG_PATH": str(ini), "MLFLOW_AUTH_ADMIN_PASSWORD": login.password, "MLFLOW_FLASK_SERVER_SECRET_KEY": login.signing_key,
@@ -89,11 +105,25 @@ def servers(home: Path, address: Address, login: Credentials) -> list[Part]:
     files = ["--artifacts-destination", str(home / "mlartifacts")]
     commands = {
         "prefect": [*PREFECT_SERVER, "warning", *listening, ports[0]],
-        "mlflow": ["mlflow", "server", "--app-name", "basic-auth", *files, *policy, "--workers", "1", *listening, ports[1]],
+        "mlflow": [
+            "mlflow",
+            "server",
+            "--app-name",
+            "basic-auth",
+            *files,
+            *policy,
+            "--workers",
+            "1",
+            *listening,
+            ports[1],
+        ],
     }
     health = {"prefect": f"{address.prefect}/api/health", "mlflow": f"{address.mlflow}/health"}
     environments = {"prefect": prefect, "mlflow": mlflow}
-    return [Part(name, [sys.executable, "-m", *command], environments[name], health[name]) for name, command in commands.items()]
+    return [
+        Part(name, [sys.executable, "-m", *command], environments[name], health[name])
+        for name, command in commands.items()
+    ]
 
 
 def both(name: str, value: str) -> dict[str, str]:
@@ -105,5 +135,7 @@ def database(name: str, driver: str) -> str:
     """The URL of one of the two databases on the PostgreSQL server that ALIGNFLOW_DATABASE names. Raises InputError."""
     parts = urlsplit(os.environ[DATABASE])
     if parts.scheme not in ("postgresql", "postgres") or not parts.hostname or parts.path.strip("/"):
-        raise InputError(f"{DATABASE} must be postgresql://USER:PASSWORD@HOST:PORT of a server with the databases prefect and mlflow")
+        raise InputError(
+            f"{DATABASE} must be postgresql://USER:PASSWORD@HOST:PORT of a server with the databases prefect and mlflow"
+        )
     return urlunsplit((f"postgresql+{driver}", parts.netloc, f"/{name}", parts.query, ""))

@@ -17,7 +17,9 @@ class Output:
 
     def __init__(self, pipe: IO[bytes], log: Path) -> None:
         self.pipe = pipe
-        self.handler = RotatingFileHandler(log, maxBytes=MAX_BYTES, backupCount=BACKUPS, encoding="utf-8", delay=True)
+        self.handler = RotatingFileHandler(
+            log, maxBytes=MAX_BYTES, backupCount=BACKUPS, encoding="utf-8", delay=True
+        )
         self.thread = threading.Thread(target=self._write, daemon=True)
         self.thread.start()
 
@@ -25,7 +27,9 @@ class Output:
         with self.pipe:
             while line := self.pipe.readline(LONGEST_LINE):
                 text = line.decode(errors="replace").rstrip("\n")
-                self.handler.handle(logging.makeLogRecord({"msg": text}))  # on a full disk lines are lost; the pipe goes on being read
+                self.handler.handle(
+                    logging.makeLogRecord({"msg": text})
+                )  # on a full disk lines are lost; the pipe goes on being read
 
     def finish(self) -> None:
         """Wait for what the child wrote last."""

@@ -7,7 +7,19 @@ from pathlib import Path
 
 OPEN = 0o077  # what a group and others may do
 # what alignflow puts into a home, for one that is no folder of its own
-FOLDERS = ("checks", "digests", "fetched", "locks", "logs", "mlartifacts", "objects", "partial", "prefect", "quarantine", "runs")
+FOLDERS = (
+    "checks",
+    "digests",
+    "fetched",
+    "locks",
+    "logs",
+    "mlartifacts",
+    "objects",
+    "partial",
+    "prefect",
+    "quarantine",
+    "runs",
+)
 FILES = ("credentials.json", "mlflow-auth.db", "mlflow-auth.ini", "mlflow.db", "report.html", "up.json")
 
 

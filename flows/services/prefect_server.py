@@ -30,7 +30,9 @@ class ClosedPages:
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
         async def send_with_policy(message: "Message") -> None:
             if message["type"] == "http.response.start":
-                kept = [header for header in message["headers"] if header[0].lower() != b"content-security-policy"]
+                kept = [
+                    header for header in message["headers"] if header[0].lower() != b"content-security-policy"
+                ]
                 message["headers"] = [*kept, (b"content-security-policy", PAGE_POLICY.encode())]
             await send(message)
 
@@ -44,5 +46,7 @@ class ClosedPages:
 
 def create_app() -> ClosedPages:
     """Return Prefect's server; its settings are in the environment, as for `prefect server start`."""
-    prefect.__ui_v2_static_path__ = Path("/nonexistent")  # Prefect offers each version of its pages whose folder is there
+    prefect.__ui_v2_static_path__ = Path(
+        "/nonexistent"
+    )  # Prefect offers each version of its pages whose folder is there
     return ClosedPages(server.create_app(final=True))

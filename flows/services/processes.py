@@ -23,7 +23,14 @@ PAGE_POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
     "worker-src 'self' blob:; frame-src 'self' blob:; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'self'"
 )
-PREFECT_SERVER = ("uvicorn", "--factory", "flows.services.prefect_server:create_app", "--lifespan", "on", "--log-level")
+PREFECT_SERVER = (
+    "uvicorn",
+    "--factory",
+    "flows.services.prefect_server:create_app",
+    "--lifespan",
+    "on",
+    "--log-level",
+)
 POLL_SECONDS = 0.05
 RETRIES = 1  # of a request to a server that the user names, for one that is just started again
 
@@ -57,7 +64,16 @@ class Api:
         fcntl.flock(self._starting, fcntl.LOCK_EX)
         self.port = free_port()
         quiet = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
-        command = [sys.executable, "-m", *PREFECT_SERVER, "error", "--host", "127.0.0.1", "--port", str(self.port)]
+        command = [
+            sys.executable,
+            "-m",
+            *PREFECT_SERVER,
+            "error",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+        ]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command, env=os.environ | quiet, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
@@ -94,8 +110,12 @@ def check_prefect() -> None:
     except HTTPStatusError as error:
         status = error.response.status_code
         if status in (401, 403):
-            raise InputError(f"{named} refuses the login: PREFECT_API_AUTH_STRING must be what the server has") from None
-        raise InputError(f"{named} answers with status {status}; the address of a server ends in /api") from None
+            raise InputError(
+                f"{named} refuses the login: PREFECT_API_AUTH_STRING must be what the server has"
+            ) from None
+        raise InputError(
+            f"{named} answers with status {status}; the address of a server ends in /api"
+        ) from None
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"{named} does not answer ({reason}): start it, or unset PREFECT_API_URL") from None

@@ -36,7 +36,9 @@ class Configuration(ProcessJobConfiguration):
 
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # Prefect says that this class takes the other's place as the worker of the type process
+    warnings.simplefilter(
+        "ignore"
+    )  # Prefect says that this class takes the other's place as the worker of the type process
 
     class Worker(ProcessWorker):
         job_configuration = Configuration
@@ -62,7 +64,9 @@ with warnings.catch_warnings():
         async def _submit_scheduled_flow_runs(self, flow_run_response: list[WorkerFlowRunResponse]) -> Any:
             """Leave a run for the next poll whose last process is not quite put away; Prefect's own worker would die of it (its issue 16806)."""
             busy = set(self.limiter.statistics().borrowers) if self._limiter else set()
-            return await super()._submit_scheduled_flow_runs([entry for entry in flow_run_response if entry.flow_run.id not in busy])
+            return await super()._submit_scheduled_flow_runs(
+                [entry for entry in flow_run_response if entry.flow_run.id not in busy]
+            )
 
 
 def run(pool: str, name: str, limit: int) -> None:
@@ -70,7 +74,9 @@ def run(pool: str, name: str, limit: int) -> None:
     owner, _engine = start_engine() if sys.platform == "linux" else (None, None)
     setup_signal_handlers_worker(os.getpid(), "the worker", print)
     try:
-        asyncio.run(Worker(work_pool_name=pool, name=name, limit=limit, create_pool_if_not_found=False).start())
+        asyncio.run(
+            Worker(work_pool_name=pool, name=name, limit=limit, create_pool_if_not_found=False).start()
+        )
     except (KeyboardInterrupt, asyncio.CancelledError):
         print(f"Worker {name} stopped.")
     finally:

@@ -34,7 +34,9 @@ def main() -> int:
     for number in SIGNALS:
         signal.signal(number, hand_on)
     end = connection.recv(4096)
-    status = json.loads(end)["status"] if end else -signal.SIGKILL  # the engine is gone, and its forks with it
+    status = (
+        json.loads(end)["status"] if end else -signal.SIGKILL
+    )  # the engine is gone, and its forks with it
     if status < 0:
         signal.signal(-status, signal.SIG_DFL) if -status in SIGNALS else None
         os.kill(os.getpid(), -status)

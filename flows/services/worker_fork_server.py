@@ -25,7 +25,13 @@ from typing import Any, NamedTuple
 from tasks.system.processes import die_with
 
 # libraries only: alignflow's own modules are read anew by every run
-PRELOADED = ("prefect.flow_engine", "prefect.task_engine", "prefect.deployments", "mlflow.tracking.client", "mlflow.store.tracking.rest_store")
+PRELOADED = (
+    "prefect.flow_engine",
+    "prefect.task_engine",
+    "prefect.deployments",
+    "mlflow.tracking.client",
+    "mlflow.store.tracking.rest_store",
+)
 MAX_BYTES = 2**20
 STREAMS = 2  # standard output and error
 
@@ -51,7 +57,11 @@ class Forks:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         is_owned = True
         while is_owned or self.connections:
-            heard: list[Any] = [self.wake, *self.connections, *([self.listener, self.owner] if is_owned else [])]
+            heard: list[Any] = [
+                self.wake,
+                *self.connections,
+                *([self.listener, self.owner] if is_owned else []),
+            ]
             ready = select.select(heard, [], [])[0]
             if self.wake in ready:
                 os.read(self.wake, 4096)
@@ -120,7 +130,9 @@ class Forks:
 def become(request: Request) -> None:
     """Be the process that Prefect would have started: ``python -m prefect.engine`` in that folder, with that environment."""
     os.setsid()
-    logging.raiseExceptions = False  # a log that cannot be written must not fill the worker's output with tracebacks
+    logging.raiseExceptions = (
+        False  # a log that cannot be written must not fill the worker's output with tracebacks
+    )
     for stream, descriptor in enumerate(request.streams, start=1):
         os.dup2(descriptor, stream)
         os.close(descriptor)
@@ -138,7 +150,11 @@ def become(request: Request) -> None:
 def settings(environment: dict[str, str]) -> dict[str, str]:
     """What the libraries that are loaded may have read when they were."""
     read = ("PREFECT_", "MLFLOW_", "PYTHON")
-    return {key: value for key, value in environment.items() if key.startswith(read) and not key.startswith("PREFECT__")}
+    return {
+        key: value
+        for key, value in environment.items()
+        if key.startswith(read) and not key.startswith("PREFECT__")
+    }
 
 
 def name(text: str) -> None:
@@ -150,7 +166,9 @@ def main() -> None:
     listener = socket.socket(fileno=int(sys.argv[1]))
     folder = Path(listener.getsockname()).parent
     owner = int(sys.argv[2])
-    atexit.register(gc.freeze)  # of the children as well: at their end they would look through all that is loaded, for a second
+    atexit.register(
+        gc.freeze
+    )  # of the children as well: at their end they would look through all that is loaded, for a second
     for module in PRELOADED:
         importlib.import_module(module)
     gc.freeze()  # what is loaded stays: children need neither look through it nor copy it

@@ -40,7 +40,11 @@ class Step(NamedTuple):
     def recipe(self) -> Recipe:
         job = self.job.model_dump(mode="json")
         if isinstance(job.get("source"), dict):
-            for place in ("path", "revision", "files"):  # the content is an input; where it is from does not matter
+            for place in (
+                "path",
+                "revision",
+                "files",
+            ):  # the content is an input; where it is from does not matter
                 job["source"].pop(place, None)
         if isinstance(job.get("data"), dict):
             job["data"].pop("against", None)
@@ -50,7 +54,13 @@ class Step(NamedTuple):
         if isinstance(job.get("weights"), dict):
             job["weights"].pop("merged" if self.stage in ("sft", "merge") else "base", None)
         contents = {name: content(artifact) for name, artifact in self.inputs.items()}
-        return Recipe(self.stage, job, contents, sources_of(self.stage), {name: artifact["digest"] for name, artifact in self.inputs.items()})
+        return Recipe(
+            self.stage,
+            job,
+            contents,
+            sources_of(self.stage),
+            {name: artifact["digest"] for name, artifact in self.inputs.items()},
+        )
 
 
 def code_of(stage: str) -> dict[str, str]:
@@ -96,11 +106,21 @@ def only(artifact: Artifact, *names: str) -> Artifact:
     """An artifact as an input of a stage that looks at these files and folders alone."""
     if not artifact["files"]:
         return artifact
-    files = {path: sha256 for path, sha256 in artifact["files"].items() if any(path == name or path.startswith(f"{name}/") for name in names)}
-    assert all(any(path == name or path.startswith(f"{name}/") for path in files) for name in names), (artifact["stage"], names)
+    files = {
+        path: sha256
+        for path, sha256 in artifact["files"].items()
+        if any(path == name or path.startswith(f"{name}/") for name in names)
+    }
+    assert all(any(path == name or path.startswith(f"{name}/") for path in files) for name in names), (
+        artifact["stage"],
+        names,
+    )
     return {**artifact, "files": files}
 
 
 def without_weights(artifact: Artifact) -> Artifact:
     """An artifact as an input of a stage that does not look at model weights."""
-    return {**artifact, "files": {path: sha256 for path, sha256 in artifact["files"].items() if not path.endswith(WEIGHTS)}}
+    return {
+        **artifact,
+        "files": {path: sha256 for path, sha256 in artifact["files"].items() if not path.endswith(WEIGHTS)},
+    }

@@ -11,7 +11,15 @@ from tasks.system.errors import InputError
 
 ADAPTER = "adapter_config.json"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
-WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer.model", "spiece.model", "merges.txt", "*.jinja"]
+WANTED = [
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.json",
+    "tokenizer.model",
+    "spiece.model",
+    "merges.txt",
+    "*.jinja",
+]
 
 
 def given_base(base: HuggingFaceBase) -> Artifact:
@@ -33,7 +41,9 @@ def model_folder(base: HuggingFaceBase) -> Path:
 def check_model_folder(folder: Path) -> None:
     """Refuse what transformers could not load, before anything runs."""
     if not folder.is_dir():
-        raise InputError(f"base.path: {folder} is not a folder; name the folder that holds config.json and the weights")
+        raise InputError(
+            f"base.path: {folder} is not a folder; name the folder that holds config.json and the weights"
+        )
     if (folder / ADAPTER).exists():
         raise InputError(
             f"base.path: {folder} holds an adapter ({ADAPTER}), which transformers would load over weights that the adapter names: "
@@ -42,9 +52,13 @@ def check_model_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise InputError(f"base.path: the model folder {folder} has no config.json")
     if not any(folder.glob("*.safetensors")):
-        raise InputError(f"base.path: the model folder {folder} has no .safetensors weights; other formats are not loaded")
+        raise InputError(
+            f"base.path: the model folder {folder} has no .safetensors weights; other formats are not loaded"
+        )
     if not any((folder / name).is_file() for name in TOKENIZERS):
-        raise InputError(f"base.path: the model folder {folder} has no tokenizer (tokenizer.json or tokenizer.model)")
+        raise InputError(
+            f"base.path: the model folder {folder} has no tokenizer (tokenizer.json or tokenizer.model)"
+        )
     _check_tokenizer(folder)
 
 
@@ -52,10 +66,16 @@ def _check_tokenizer(folder: Path) -> None:
     """Refuse a tokenizer with tokens that the model has no embeddings for; the pad token is replaced when it is loaded."""
     config = _read(folder / "config.json")
     rows = config.get("vocab_size") or _dictionary(config.get("text_config")).get("vocab_size")
-    if not isinstance(rows, int):  # transformers has a number for this kind of model; programs compare with that
+    if not isinstance(
+        rows, int
+    ):  # transformers has a number for this kind of model; programs compare with that
         return
     names = [value for name in ("pad_token", "unk_token") for value in _settings(folder, name)]
-    pads = {_dictionary(some).get("content", some) for some in names if isinstance(some, str) or "content" in _dictionary(some)}
+    pads = {
+        _dictionary(some).get("content", some)
+        for some in names
+        if isinstance(some, str) or "content" in _dictionary(some)
+    }
     wrong = sorted((i, token) for token, i in _tokens(folder).items() if i >= rows and token not in pads)
     if wrong:
         raise InputError(

@@ -21,31 +21,32 @@ COUNTED = ("tasks.config.dump_files",)  # decides which files of a source are re
 class Facts(NamedTuple):
     """What counts of one file."""
 
-    digest: str
+    digest: str  # "" if the file holds no code
     imports: list[str]
     strings: set[str]
 
 
-def sources_of(stage: str, *, root: Path | None = None) -> dict[str, str]:
-    """Digest of every file behind ``stage``, by path relative to ``root``: its program, what that imports, and data files that those name."""
+def sources_of(program: str, *, root: Path | None = None) -> dict[str, str]:
+    """Digest of every file behind ``program``, by path relative to ``root``: its program, what that imports, and data files that those name."""
     root = root or ROOT
     found: dict[str, str] = {}
-    for path, facts in _closure(stage, root):
-        found[path.relative_to(root).as_posix()] = facts.digest
+    for path, facts in _closure(program, root):
+        if facts.digest:
+            found[path.relative_to(root).as_posix()] = facts.digest
         for resource in _named_files(facts.strings, path.parent):
             found[resource.relative_to(root).as_posix()] = _sha256(resource.read_bytes())
-    assert found, f"no program for the stage {stage}"
+    assert found, f"no program {program}"
     return dict(sorted(found.items()))
 
 
-def packages_of(stage: str, *, root: Path | None = None) -> set[str]:
-    """Names of the top-level packages that the code behind ``stage`` imports."""
-    return {name.partition(".")[0] for _, facts in _closure(stage, root or ROOT) for name in facts.imports}
+def packages_of(program: str, *, root: Path | None = None) -> set[str]:
+    """Names of the top-level packages that the code behind ``program`` imports."""
+    return {name.partition(".")[0] for _, facts in _closure(program, root or ROOT) for name in facts.imports}
 
 
-def _closure(stage: str, root: Path) -> Iterator[tuple[Path, Facts]]:
-    """Every file behind ``stage``."""
-    waiting, seen = [f"{PROGRAMS}.{stage}"], set[str]()
+def _closure(program: str, root: Path) -> Iterator[tuple[Path, Facts]]:
+    """Every file behind ``program``."""
+    waiting, seen = [f"{PROGRAMS}.{program}"], set[str]()
     while waiting:
         module = waiting.pop()
         path = _file_of(module, root)
@@ -60,10 +61,15 @@ def _closure(stage: str, root: Path) -> Iterator[tuple[Path, Facts]]:
 @cache  # stages share most of their files
 def _facts(text: str, module: str, *, is_package: bool) -> Facts:
     tree = ast.parse(text, module)
-    strings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    strings = {
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
     imports = _imports(tree, module, is_package=is_package)
     content = [module.rpartition(".")[2], *sorted(_imported_names(tree)), _canonical(tree)]
-    return Facts(_sha256("\n".join(content).encode()), imports, strings)
+    holds_code = any(not _is_docstring(node) for node in tree.body)
+    return Facts(_sha256("\n".join(content).encode()) if holds_code else "", imports, strings)
 
 
 def _is_counted(module: str) -> bool:
@@ -98,7 +104,9 @@ def _imports(tree: ast.AST, module: str, *, is_package: bool) -> list[str]:
 def _is_own_import(node: object) -> bool:
     if isinstance(node, ast.Import):
         return all(alias.name.partition(".")[0] in OWN for alias in node.names)
-    return isinstance(node, ast.ImportFrom) and (node.level > 0 or (node.module or "").partition(".")[0] in OWN)
+    return isinstance(node, ast.ImportFrom) and (
+        node.level > 0 or (node.module or "").partition(".")[0] in OWN
+    )
 
 
 def _imported_names(tree: ast.AST) -> Iterator[str]:
@@ -118,15 +126,27 @@ def _named_files(strings: set[str], folder: Path) -> list[Path]:
 def _canonical(node: object) -> str:
     """Return a syntax tree as text, the same for every Python: without positions, empty fields, docstrings and imports of our own modules."""
     if isinstance(node, list):
-        return "[" + ",".join(_canonical(item) for item in node if not (_is_docstring(item) or _is_own_import(item))) + "]"
+        return (
+            "["
+            + ",".join(_canonical(item) for item in node if not (_is_docstring(item) or _is_own_import(item)))
+            + "]"
+        )
     if not isinstance(node, ast.AST):
         return repr(node)
-    fields = [f"{name}={_canonical(value)}" for name, value in ast.iter_fields(node) if value is not None and value != []]
+    fields = [
+        f"{name}={_canonical(value)}"
+        for name, value in ast.iter_fields(node)
+        if value is not None and value != []
+    ]
     return f"{type(node).__name__}({','.join(fields)})"
 
 
 def _is_docstring(node: object) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
 
 
 def _sha256(content: bytes) -> str:

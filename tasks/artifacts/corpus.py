@@ -12,7 +12,9 @@ from tasks.system.errors import InputError
 
 WANTED = ["*.jsonl", "*.json", "*.parquet", "*.arrow", "*.jsonl.gz", "*.json.gz"]
 
-OTHER_FILES = ["red-team-attempts/*"]  # of hh-rlhf: whole attempts with one rating each, no pairs of dialogues
+OTHER_FILES = [
+    "red-team-attempts/*"
+]  # of hh-rlhf: whole attempts with one rating each, no pairs of dialogues
 
 
 def given_corpus(source: StackExchangeDump | HubSource) -> Artifact:
@@ -41,7 +43,10 @@ def users_of(about: StackExchangeDump | HubSource | ShellSite, source: Artifact)
 
 def evaluation_sets(config: Pipeline) -> dict[str, Artifact]:
     """The files of data.against as inputs of the data stage."""
-    return {f"against{number}": given(_evaluation_set(Path(path).expanduser())) for number, path in enumerate(config.data.against)}
+    return {
+        f"against{number}": given(_evaluation_set(Path(path).expanduser()))
+        for number, path in enumerate(config.data.against)
+    }
 
 
 def _evaluation_set(place: Path) -> Path:
@@ -57,12 +62,21 @@ def corpus_place(source: StackExchangeDump | HubSource) -> Path:
         if not place.exists():
             raise InputError(f"source.path: there is no file or folder {place}")
         if not os.access(place, os.R_OK):
-            raise InputError(f"source.path: {place} cannot be read; name a file whose name ends in {DUMP_ENDINGS}, or a folder of them")
+            raise InputError(
+                f"source.path: {place} cannot be read; name a file whose name ends in {DUMP_ENDINGS}, or a folder of them"
+            )
         find_sites(place, source.site)
     elif not place.exists():
         if not is_hub_id(source.path):
             raise InputError(f"source.path: there is no file or folder {place}")
         wanted = [source.files] if source.files else WANTED
         unwanted = OTHER_FILES if isinstance(source, HhRlhf) and not source.files else None
-        place = fetched(str(place), "dataset", revision=source.revision, wanted=wanted, unwanted=unwanted, setting="source.path")
+        place = fetched(
+            str(place),
+            "dataset",
+            revision=source.revision,
+            wanted=wanted,
+            unwanted=unwanted,
+            setting="source.path",
+        )
     return place

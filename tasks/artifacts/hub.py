@@ -30,7 +30,11 @@ def fetched(
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(hub_id, repo_type=kind, revision=revision, allow_patterns=wanted, ignore_patterns=unwanted))
+        return Path(
+            snapshot_download(
+                hub_id, repo_type=kind, revision=revision, allow_patterns=wanted, ignore_patterns=unwanted
+            )
+        )
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         what = "a folder here nor a model" if kind == "model" else "a file or folder here nor a data set"

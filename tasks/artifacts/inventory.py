@@ -27,7 +27,13 @@ def entries(home: Path, tiers: tuple[str, ...] = ("objects", "fetched")) -> list
 def _entry(path: Path) -> Entry:
     try:
         manifest = json.loads((path / "manifest.json").read_text())
-        return Entry(path, path.parent.name, path.name, str(manifest["digest"]), tuple(manifest.get("origins", manifest["inputs"]).values()))
+        return Entry(
+            path,
+            path.parent.name,
+            path.name,
+            str(manifest["digest"]),
+            tuple(manifest.get("origins", manifest["inputs"]).values()),
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return Entry(path, path.parent.name, path.name, "", ())
 
@@ -37,8 +43,18 @@ def intact(entry: Path, *, deep: bool) -> bool:
     try:
         manifest = json.loads((entry / "manifest.json").read_text())
         digests = manifest["files"]
-        there = {path.relative_to(entry).as_posix() for path in entry.rglob("*") if not path.is_dir()} - {"manifest.json"}
-        told = manifest["schema"] == SCHEMA and manifest["key"] == entry.name and digest_of(digests) == manifest["digest"]
-        return told and there == digests.keys() and not (deep and any(file_digest(entry / name) != digests[name] for name in digests))
+        there = {path.relative_to(entry).as_posix() for path in entry.rglob("*") if not path.is_dir()} - {
+            "manifest.json"
+        }
+        told = (
+            manifest["schema"] == SCHEMA
+            and manifest["key"] == entry.name
+            and digest_of(digests) == manifest["digest"]
+        )
+        return (
+            told
+            and there == digests.keys()
+            and not (deep and any(file_digest(entry / name) != digests[name] for name in digests))
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False

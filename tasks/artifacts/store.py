@@ -55,7 +55,15 @@ class Recipe(NamedTuple):
     @property
     def key(self) -> str:
         version = digest_of(sorted(self.sources.values()))  # not by path: moving a file must rebuild nothing
-        return digest_of({"schema": SCHEMA, "stage": self.stage, "version": version, "job": self.job, "inputs": self.inputs})
+        return digest_of(
+            {
+                "schema": SCHEMA,
+                "stage": self.stage,
+                "version": version,
+                "job": self.job,
+                "inputs": self.inputs,
+            }
+        )
 
 
 def home() -> Path:
@@ -80,7 +88,12 @@ class Store:
         try:
             found: Manifest = json.loads((self.entry(stage, key) / "manifest.json").read_text())
             files = self._digests(self.entry(stage, key))
-            intact = found["schema"] == SCHEMA and found["key"] == key and files == found["files"] and digest_of(files) == found["digest"]
+            intact = (
+                found["schema"] == SCHEMA
+                and found["key"] == key
+                and files == found["files"]
+                and digest_of(files) == found["digest"]
+            )
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return found if intact else None
@@ -142,7 +155,11 @@ class Store:
     def _digests(self, folder: Path) -> dict[str, str]:
         paths = [path for path in sorted(folder.rglob("*")) if not path.is_dir()]
         names = {path.relative_to(folder).as_posix(): path for path in paths}
-        return {name: file_digest(path, memory=self.root / "digests") for name, path in names.items() if name != "manifest.json"}
+        return {
+            name: file_digest(path, memory=self.root / "digests")
+            for name, path in names.items()
+            if name != "manifest.json"
+        }
 
 
 def _sync(folder: Path) -> None:
@@ -168,7 +185,9 @@ def changes(recipe: Recipe, before: Manifest) -> list[str]:
         return [OTHER_SCHEMA]
     old, new = flat(before["job"]), flat(recipe.job)
     told = [
-        f"{name} {_short(old.get(name))} -> {_short(new.get(name))}" for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)
+        f"{name} {_short(old.get(name))} -> {_short(new.get(name))}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
     ]
     told += [f"input {name}" for name in _different(before["inputs"], recipe.inputs)]
     return told + [f"code {name}" for name in _different(before["sources"], recipe.sources)]
@@ -178,7 +197,11 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     """Nested settings as {dotted path: value}."""
     if not isinstance(value, dict):
         return {prefix: value}
-    return {path: leaf for name, child in value.items() for path, leaf in flat(child, f"{prefix}.{name}" if prefix else str(name)).items()}
+    return {
+        path: leaf
+        for name, child in value.items()
+        for path, leaf in flat(child, f"{prefix}.{name}" if prefix else str(name)).items()
+    }
 
 
 def _different(old: dict[str, str], new: dict[str, str]) -> list[str]:

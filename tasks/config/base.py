@@ -32,7 +32,18 @@ def _name(model: type[Any]) -> str:
 
 
 class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, field_title_generator=_title, model_title_generator=_name)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        field_title_generator=_title,
+        model_title_generator=_name,
+    )
+
+    @classmethod
+    def descriptions(cls) -> dict[str, str]:
+        """Return the description of each setting by its name, in the order of the settings."""
+        return {name: field.description or "" for name, field in cls.model_fields.items()}
 
 
 def as_choice(schema: dict[str, Any]) -> None:

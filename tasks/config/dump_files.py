@@ -9,7 +9,9 @@ from tasks.system.errors import InputError
 
 DUMP_ENDINGS = f"{', '.join(DUMPS[:-1])} or {DUMPS[-1]}"
 UNKNOWN_SITE = "stackexchange.com"  # where neither a name nor source.site says which
-OTHER_TABLES = re.compile(r"(?:^|-)(?:Badges|Comments|PostHistory|PostLinks|Tags|Users|Votes)\.7z$", re.IGNORECASE)  # of a site in several archives
+OTHER_TABLES = re.compile(
+    r"(?:^|-)(?:Badges|Comments|PostHistory|PostLinks|Tags|Users|Votes)\.7z$", re.IGNORECASE
+)  # of a site in several archives
 TABLE = re.compile(r"Posts\.(?:7z|(?:xml|csv)(?:\.gz)?)$", re.IGNORECASE)
 ENDING = re.compile(r"[-_. ]?(?:Posts)?\.(?:7z|(?:xml|csv)(?:\.gz)?)$", re.IGNORECASE)
 COPY = re.compile(r" ?\(\d+\)$")  # as browsers name a second download
@@ -24,7 +26,9 @@ def find_dumps(path: Path) -> list[Path]:
         return [path]
     found = sorted(file for file in path.rglob("*") if _is_dump(file))
     if not found:
-        raise InputError(f"source.path: {path} holds no file whose name ends in {DUMP_ENDINGS}: give a dump, or a folder of them.")
+        raise InputError(
+            f"source.path: {path} holds no file whose name ends in {DUMP_ENDINGS}: give a dump, or a folder of them."
+        )
     return found
 
 
@@ -73,13 +77,17 @@ def users_beside(file: Path) -> Path | None:
     names = [TABLE.sub(name, file.name) for name in USERS] if TABLE.search(file.name) else []
     if not any(other != file and _is_dump(other) for other in file.parent.iterdir()):
         names += USERS
-    return next((place for name in names if (place := file.with_name(name)) != file and place.is_file()), None)
+    return next(
+        (place for name in names if (place := file.with_name(name)) != file and place.is_file()), None
+    )
 
 
 def _can_exist(host: str) -> bool:
     """Return whether the host can exist: my.backup is no site."""
     if host.endswith(PRIVATE):
         return True
-    from publicsuffixlist import PublicSuffixList  # the settings import this module, and few of their readers have such a name
+    from publicsuffixlist import (
+        PublicSuffixList,
+    )  # the settings import this module, and few of their readers have such a name
 
     return PublicSuffixList(accept_unknown=False, only_icann=True).privatesuffix(host) is not None

@@ -10,9 +10,22 @@ from tasks.config.base import Settings
 class Launch(Settings):
     """How a training stage is started. Each step of any number of processes is the same to rounding; over many steps rounding adds up."""
 
-    processes: int = Field(1, ge=1, le=1024, description="Processes on each node, on a GPU each where there are GPUs; they share a step's batch.")
-    nodes: int = Field(1, ge=1, le=4096, description="Nodes; on each but this one the same torchrun command is started by hand (docs/operations.md).")
-    shard: bool = Field(False, description="With tune=full, keep weights, gradients and optimizer moments in parts on the processes (FSDP).")
+    processes: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="Processes on each node, on a GPU each where there are GPUs; they share a step's batch.",
+    )
+    nodes: int = Field(
+        1,
+        ge=1,
+        le=4096,
+        description="Nodes; on each but this one the same torchrun command is started by hand (docs/operations.md).",
+    )
+    shard: bool = Field(
+        False,
+        description="With tune=full, keep weights, gradients and optimizer moments in parts on the processes (FSDP).",
+    )
 
 
 class Launches(Settings):
@@ -32,15 +45,30 @@ class Machine(Settings):
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where programs compute.")
     threads: int = Field(0, ge=0, description="CPU threads per program; 0 takes every core.")
-    dask: str = Field("", description="Address of a Dask scheduler whose workers do the data stage's shards (tcp://host:8786); empty: this machine.")
-    gradient_checkpointing: bool = Field(False, description="Keep the layers' inputs only for the backward pass, and compute the rest again in it.")
-    micro_batch: int = Field(0, ge=0, description="Rows per forward and backward; 0 takes the optimizer step's batch whole.")
-    checkpoint_steps: int = Field(50, ge=1, description="Optimizer steps between checkpoints; for PPO a tenth as many rollout batches.")
+    dask: str = Field(
+        "",
+        description="Address of a Dask scheduler whose workers do the data stage's shards (tcp://host:8786); empty: this machine.",
+    )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="Keep the layers' inputs only for the backward pass, and compute the rest again in it.",
+    )
+    micro_batch: int = Field(
+        0, ge=0, description="Rows per forward and backward; 0 takes the optimizer step's batch whole."
+    )
+    checkpoint_steps: int = Field(
+        50, ge=1, description="Optimizer steps between checkpoints; for PPO a tenth as many rollout batches."
+    )
     upload_seconds: int = Field(
-        300, ge=0, description="Seconds between uploads of a dispatched stage's newest checkpoint, for another machine to go on from; 0: none."
+        300,
+        ge=0,
+        description="Seconds between uploads of a dispatched stage's newest checkpoint, for another machine to go on from; 0: none.",
     )
     launch: Launches = Launches()
-    rendezvous: str = Field("", description="Where the nodes of a stage meet, as host:port; the host is one of them. Empty: there is one node.")
+    rendezvous: str = Field(
+        "",
+        description="Where the nodes of a stage meet, as host:port; the host is one of them. Empty: there is one node.",
+    )
 
     @model_validator(mode="after")
     def _nodes_meet(self) -> Self:

@@ -11,15 +11,24 @@ class BuiltinBase(Settings):
     """A small Llama trained from scratch, with its own byte-level BPE tokenizer, on the fine-tuning split's text."""
 
     kind: Literal["builtin"] = "builtin"
-    vocabulary: int = Field(1024, ge=300, le=65_536, description="Tokens of the byte-level BPE tokenizer, special ones included.")
+    vocabulary: int = Field(
+        1024, ge=300, le=65_536, description="Tokens of the byte-level BPE tokenizer, special ones included."
+    )
     hidden_size: int = Field(128, ge=16, le=4096, description="Width of the residual stream.")
     num_layers: int = Field(3, ge=1, le=64, description="Transformer layers.")
     num_heads: int = Field(4, ge=1, le=64, description="Attention heads; must divide the hidden size.")
     context: int = Field(192, ge=32, le=8192, description="Context length in tokens.")
-    loss_on: Literal["answer", "all"] = Field("answer", description="Tokens the loss counts: the answers', or all.")
+    loss_on: Literal["answer", "all"] = Field(
+        "answer", description="Tokens the loss counts: the answers', or all."
+    )
     steps: int = Field(560, ge=1, description="Optimizer steps.")
     batch_size: int = Field(5, ge=1, description="Blocks of one context length per optimizer step.")
-    learning_rate: float = Field(5e-3, gt=0, le=1, description="Peak learning rate of Muon (matrices) and AdamW (embeddings and norms).")
+    learning_rate: float = Field(
+        5e-3,
+        gt=0,
+        le=1,
+        description="Peak learning rate of Muon (matrices) and AdamW (embeddings and norms).",
+    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -43,10 +52,18 @@ class Text(Settings):
     """How a question and an answer become tokens, the same in every stage."""
 
     template: Literal["question-answer", "human-assistant", "chat"] = Field(
-        "question-answer", description="'Question: ... Answer: ...', 'Human: ... Assistant: ...' (hh-rlhf), or the tokenizer's chat template."
+        "question-answer",
+        description="'Question: ... Answer: ...', 'Human: ... Assistant: ...' (hh-rlhf), or the tokenizer's chat template.",
     )
-    max_prompt_tokens: int = Field(48, ge=8, le=131_072, description="Longer prompts lose text from the end of the question.")
-    max_answer_tokens: int = Field(56, ge=1, le=131_072, description="Longest answer, its end token included; PPO samples at most as many.")
+    max_prompt_tokens: int = Field(
+        48, ge=8, le=131_072, description="Longer prompts lose text from the end of the question."
+    )
+    max_answer_tokens: int = Field(
+        56,
+        ge=1,
+        le=131_072,
+        description="Longest answer, its end token included; PPO samples at most as many.",
+    )
 
 
 Precision = Literal["float32", "bfloat16", "int8", "nf4"]
@@ -56,4 +73,6 @@ class Weights(Settings):
     """The precision of frozen weights; int8 and nf4 (bitsandbytes) hold the matrices of the layers, and only adapters can be trained on them."""
 
     base: Precision | None = Field(None, description="Of the base in SFT; null: as it is stored.")
-    merged: Precision | None = Field(None, description="Of the merged model, after it; null: as it is stored. nf4 after nf4 rounds twice.")
+    merged: Precision | None = Field(
+        None, description="Of the merged model, after it; null: as it is stored. nf4 after nf4 rounds twice."
+    )

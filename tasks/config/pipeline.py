@@ -20,7 +20,9 @@ class Pipeline(Settings):
     """From votes to an aligned model: the whole run."""
 
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of everything that is drawn.")
-    method: Literal["ppo", "dpo", "both"] = Field("both", description="Which policies are trained and compared.")
+    method: Literal["ppo", "dpo", "both"] = Field(
+        "both", description="Which policies are trained and compared."
+    )
     source: Source = ShellSite()
     data: Data = Data()
     base: Base = BuiltinBase()
@@ -38,13 +40,27 @@ class Pipeline(Settings):
     @model_validator(mode="after")
     def _quantised_weights_stay_as_they_are(self) -> Self:
         weights = self.weights
-        for name, stage, precision in (("base", "sft", weights.base), ("merged", "reward", weights.merged), ("merged", "dpo", weights.merged)):
+        for name, stage, precision in (
+            ("base", "sft", weights.base),
+            ("merged", "reward", weights.merged),
+            ("merged", "dpo", weights.merged),
+        ):
             if precision in ("int8", "nf4") and getattr(self, stage).tune == "full":
-                told = f"{stage}.tune=full trains every weight, which weights.{name}={precision} does not allow"
+                told = (
+                    f"{stage}.tune=full trains every weight, which weights.{name}={precision} does not allow"
+                )
                 raise ValueError(f"{told}: train an adapter, or set it to null")
-        if self.dpo.tune == "bottleneck" and self.dpo.bottleneck.whole_layers and (weights.merged not in (None, "float32") or self.merge.dtype):
-            raise ValueError("dpo.bottleneck.whole_layers trains in float32: set weights.merged to null or float32, and merge.dtype to null")
+        if (
+            self.dpo.tune == "bottleneck"
+            and self.dpo.bottleneck.whole_layers
+            and (weights.merged not in (None, "float32") or self.merge.dtype)
+        ):
+            raise ValueError(
+                "dpo.bottleneck.whole_layers trains in float32: set weights.merged to null or float32, and merge.dtype to null"
+            )
         for stage in ("sft", "reward", "dpo"):
             if self.machine.of(stage).shard and getattr(self, stage).tune != "full":
-                raise ValueError(f"machine.launch.{stage}.shard is for {stage}.tune=full: an adapter is small, and every process holds it")
+                raise ValueError(
+                    f"machine.launch.{stage}.shard is for {stage}.tune=full: an adapter is small, and every process holds it"
+                )
         return self

@@ -25,15 +25,23 @@ class StackExchangeDump(Settings):
         min_length=1,
         description="The .7z of a site as published, its Posts.xml or Posts.csv, these also gzipped, or a folder of several sites'.",
     )
-    site: str = Field("", description="Host name of the site, for links and attribution; empty: as the file or its folder is called.")
+    site: str = Field(
+        "",
+        description="Host name of the site, for links and attribution; empty: as the file or its folder is called.",
+    )
 
 
 class HubSource(Settings):
     """Rows in files here or on the hub."""
 
     path: str = Field(min_length=1, description=FILES)
-    revision: str | None = Field(None, description="Commit, branch or tag of the hub id; null for files here.")
-    files: str = Field("", description="Which files of the hub's data set to fetch, as a pattern such as 'data/travel*'; empty: all.")
+    revision: str | None = Field(
+        None, description="Commit, branch or tag of the hub id; null for files here."
+    )
+    files: str = Field(
+        "",
+        description="Which files of the hub's data set to fetch, as a pattern such as 'data/travel*'; empty: all.",
+    )
 
 
 class StackExchangePreferences(HubSource):
@@ -55,7 +63,9 @@ class HhRlhf(HubSource):
 
     kind: Literal["hh-rlhf"] = "hh-rlhf"
     path: str = Field("Anthropic/hh-rlhf", min_length=1, description=FILES)
-    turns: Literal["single", "all"] = Field("single", description="Dialogues of one question and one answer, as the DPO work took, or all.")
+    turns: Literal["single", "all"] = Field(
+        "single", description="Dialogues of one question and one answer, as the DPO work took, or all."
+    )
 
 
 class OwnRows(HubSource):
@@ -68,22 +78,51 @@ class OwnRows(HubSource):
     path: str = Field(min_length=1, description=FILES)
     site: str = Field("own data", min_length=1, description="What reports call the source.")
     licence: str = Field("", description="Licence of the texts, for reports and model cards.")
-    prompt: str = Field("prompt", min_length=1, description="Column of the prompt; a text, or messages {role, content} or {from, value}.")
-    chosen: str = Field("chosen", min_length=1, description="Column of the better answer, or of one side if source.label names the better.")
-    rejected: str = Field("rejected", min_length=1, description="Column of the worse answer, or of the other side.")
-    responses: str = Field("responses", min_length=1, description="Column of a list of answers, or of one answer.")
-    scores: str = Field("scores", min_length=1, description="Column of their scores, or of one answer's; higher is better.")
-    scores_are_ranks: bool | None = Field(None, description="Whether the lowest score is the best; null: no, but columns called rank are refused.")
-    completion: str = Field("completion", min_length=1, description="Column of an answer that is compared with none, to fine-tune on.")
+    prompt: str = Field(
+        "prompt",
+        min_length=1,
+        description="Column of the prompt; a text, or messages {role, content} or {from, value}.",
+    )
+    chosen: str = Field(
+        "chosen",
+        min_length=1,
+        description="Column of the better answer, or of one side if source.label names the better.",
+    )
+    rejected: str = Field(
+        "rejected", min_length=1, description="Column of the worse answer, or of the other side."
+    )
+    responses: str = Field(
+        "responses", min_length=1, description="Column of a list of answers, or of one answer."
+    )
+    scores: str = Field(
+        "scores", min_length=1, description="Column of their scores, or of one answer's; higher is better."
+    )
+    scores_are_ranks: bool | None = Field(
+        None,
+        description="Whether the lowest score is the best; null: no, but columns called rank are refused.",
+    )
+    completion: str = Field(
+        "completion",
+        min_length=1,
+        description="Column of an answer that is compared with none, to fine-tune on.",
+    )
     label: str = Field(
-        "", description="Column that says which side of a comparison is better, or whether a completion is good; empty: label, of completions."
+        "",
+        description="Column that says which side of a comparison is better, or whether a completion is good; empty: label, of completions.",
     )
     negative_is_first: bool | None = Field(
-        None, description="Whether a label below 0 prefers source.chosen, as in HelpSteer3; null: the label is no number with a sign."
+        None,
+        description="Whether a label below 0 prefers source.chosen, as in HelpSteer3; null: the label is no number with a sign.",
     )
-    system: str = Field("system", min_length=1, description="Column of a system message, put before the prompt.")
-    context: tuple[str, ...] = Field(("input", "context"), description="Columns of texts that belong to the prompt, put after it.")
-    ignored: tuple[str, ...] = Field((), description="Columns that are left unread although their names say that they judge an answer.")
+    system: str = Field(
+        "system", min_length=1, description="Column of a system message, put before the prompt."
+    )
+    context: tuple[str, ...] = Field(
+        ("input", "context"), description="Columns of texts that belong to the prompt, put after it."
+    )
+    ignored: tuple[str, ...] = Field(
+        (), description="Columns that are left unread although their names say that they judge an answer."
+    )
 
     @field_validator("context", "ignored", mode="before")
     @classmethod

@@ -13,16 +13,23 @@ class Lora(Settings):
     rank: int = Field(16, ge=1, le=1024, description="Rank r of the update.")
     alpha: float = Field(32.0, gt=0, description="Scale: the update is multiplied by alpha / rank.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
-    targets: Literal["all-linear"] | tuple[str, ...] = Field("all-linear", description="Modules to adapt: 'all-linear' or a list of names.")
+    targets: Literal["all-linear"] | tuple[str, ...] = Field(
+        "all-linear", description="Modules to adapt: 'all-linear' or a list of names."
+    )
 
 
 class Bottleneck(Settings):
     """Two linear layers with an activation between them, in place of each layer's MLP or beside it (Houlsby et al. 2019)."""
 
     form: Literal["replace", "parallel"] = Field(
-        "parallel", description="In place of the MLP, or added to it: then the untrained model is the base itself."
+        "parallel",
+        description="In place of the MLP, or added to it: then the untrained model is the base itself.",
     )
-    width: int | None = Field(None, ge=1, description="Width of the bottleneck; null: the widest with which at most half of the parameters train.")
+    width: int | None = Field(
+        None,
+        ge=1,
+        description="Width of the bottleneck; null: the widest with which at most half of the parameters train.",
+    )
     whole_layers: bool = Field(False, description="Train the layers' attention and norms as well, in fp32.")
 
 
@@ -31,16 +38,35 @@ class Tuning(Settings):
 
     lora: Lora = Lora()
     epochs: float = Field(1.0, gt=0, le=100, description="Passes over the training part.")
-    max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps, whatever the epochs say.")
+    max_steps: int | None = Field(
+        None, ge=1, description="Stop after this many optimizer steps, whatever the epochs say."
+    )
     learning_rate: float = Field(2e-3, gt=0, le=1, description="Peak AdamW learning rate.")
-    schedule: Literal["cosine", "linear", "constant"] = Field("linear", description="How the learning rate goes on after the warm-up: to 0, or not.")
-    warmup_share: float = Field(0.05, ge=0, lt=1, description="Share of the steps over which the learning rate rises.")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        "linear", description="How the learning rate goes on after the warm-up: to 0, or not."
+    )
+    warmup_share: float = Field(
+        0.05, ge=0, lt=1, description="Share of the steps over which the learning rate rises."
+    )
     weight_decay: float = Field(0.0, ge=0, le=1, description="AdamW's decoupled weight decay.")
     max_grad_norm: float = Field(1.0, gt=0, description="The gradient's norm is clipped to this.")
-    evaluations: int = Field(4, ge=1, description="How many times the held-out loss is measured, evenly spread; the last time at the end.")
-    patience: int | None = Field(None, ge=1, description="Stop after this many evaluations in a row without a better held-out loss; null: never.")
-    keep: Literal["best", "last"] = Field("best", description="Which weights become the result: those of the best evaluation, or the last.")
-    start: str = Field("", description="Weights to start from: an artifact's folder, or a file in safetensors format; empty: fresh ones.")
+    evaluations: int = Field(
+        4,
+        ge=1,
+        description="How many times the held-out loss is measured, evenly spread; the last time at the end.",
+    )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="Stop after this many evaluations in a row without a better held-out loss; null: never.",
+    )
+    keep: Literal["best", "last"] = Field(
+        "best", description="Which weights become the result: those of the best evaluation, or the last."
+    )
+    start: str = Field(
+        "",
+        description="Weights to start from: an artifact's folder, or a file in safetensors format; empty: fresh ones.",
+    )
 
 
 class Sft(Tuning):
@@ -48,37 +74,63 @@ class Sft(Tuning):
 
     tune: Literal["lora", "full"] = Field("lora", description="What is trained: an adapter, or every weight.")
     lora: Lora = Lora(rank=16, alpha=32, dropout=0.05)
-    loss_on: Literal["answer", "all"] = Field("answer", description="Tokens the loss counts: the answer's, or all.")
+    loss_on: Literal["answer", "all"] = Field(
+        "answer", description="Tokens the loss counts: the answer's, or all."
+    )
     epochs: float = Field(1.7, gt=0, le=100, description="Passes over the fine-tuning split.")
     batch_size: int = Field(8, ge=1, description="Packed blocks per optimizer step.")
-    block_tokens: int = Field(256, ge=32, description="Tokens of a packed block; documents inside it do not see each other.")
-    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="How the learning rate goes on after the warm-up: to 0, or not.")
-    held_out_share: float = Field(0.05, gt=0, lt=1, description="Share of the questions that measures the held-out loss instead of training.")
+    block_tokens: int = Field(
+        256, ge=32, description="Tokens of a packed block; documents inside it do not see each other."
+    )
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="How the learning rate goes on after the warm-up: to 0, or not."
+    )
+    held_out_share: float = Field(
+        0.05,
+        gt=0,
+        lt=1,
+        description="Share of the questions that measures the held-out loss instead of training.",
+    )
 
 
 class Merge(Settings):
     """Folding an adapter into its base."""
 
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
-        None, description="Precision of the merged weights; null keeps the base's, or float32 where it was trained in that."
+        None,
+        description="Precision of the merged weights; null keeps the base's, or float32 where it was trained in that.",
     )
 
 
 class Reward(Tuning):
     """The reward model."""
 
-    tune: Literal["lora", "full"] = Field("lora", description="What is trained beside the score head: an adapter, or every weight.")
+    tune: Literal["lora", "full"] = Field(
+        "lora", description="What is trained beside the score head: an adapter, or every weight."
+    )
     lora: Lora = Lora(rank=8, alpha=32)
     comparisons: Literal["pairs", "rankings"] = Field(
-        "pairs", description="The pairs drawn by the data stage, or every pair of every question's ranked answers (K-wise)."
+        "pairs",
+        description="The pairs drawn by the data stage, or every pair of every question's ranked answers (K-wise).",
     )
-    most_answers: int = Field(9, ge=2, le=100, description="Most answers of a ranking (InstructGPT: 4 to 9); more are thinned out evenly by score.")
-    weigh: Literal["pairs", "questions"] = Field("pairs", description="What counts alike in the loss: each pair, or each question (InstructGPT).")
+    most_answers: int = Field(
+        9,
+        ge=2,
+        le=100,
+        description="Most answers of a ranking (InstructGPT: 4 to 9); more are thinned out evenly by score.",
+    )
+    weigh: Literal["pairs", "questions"] = Field(
+        "pairs", description="What counts alike in the loss: each pair, or each question (InstructGPT)."
+    )
     margin: float = Field(
-        0.0, ge=0, description="Nats by which the better answer must lead per point of the score gap (Touvron et al. 2023); 0: none."
+        0.0,
+        ge=0,
+        description="Nats by which the better answer must lead per point of the score gap (Touvron et al. 2023); 0: none.",
     )
     centring: float = Field(
-        0.0, ge=0, description="Weight of the squared sum of a pair's rewards, which holds their mean at 0 (Eisenstein et al. 2023)."
+        0.0,
+        ge=0,
+        description="Weight of the squared sum of a pair's rewards, which holds their mean at 0 (Eisenstein et al. 2023).",
     )
     head_start: bool = Field(
         False,
@@ -90,35 +142,69 @@ class Reward(Tuning):
         description="Begin the score head where a logistic regression on the features of the model as it is ends (Kumar et al. 2022), instead of by "
         "chance: one pass without gradients over all answers, and some fits. The probe counts as the first evaluation, for keep and for patience.",
     )
-    members: int = Field(1, ge=1, le=16, description="Adapters with heads of their own on the one base: an ensemble, with tune=lora.")
-    caution: float = Field(0.5, ge=0, description="Standard deviations of the ensemble's rewards taken off their mean (Coste et al. 2023).")
-    epochs: float = Field(2.0, gt=0, le=100, description="Passes over the training questions.")
-    batch_size: int = Field(8, ge=1, description="Questions per optimizer step, each with all its pairs; an answer is forwarded once.")
-    held_out_share: float = Field(
-        0.05, gt=0, lt=1, description="Share of the reward split's questions that choose weights and temperature instead of training."
+    members: int = Field(
+        1,
+        ge=1,
+        le=16,
+        description="Adapters with heads of their own on the one base: an ensemble, with tune=lora.",
     )
-    attacked: int = Field(512, ge=2, le=100_000, description="Real answers that worthless ones are held against (at most what the split has).")
+    caution: float = Field(
+        0.5,
+        ge=0,
+        description="Standard deviations of the ensemble's rewards taken off their mean (Coste et al. 2023).",
+    )
+    epochs: float = Field(2.0, gt=0, le=100, description="Passes over the training questions.")
+    batch_size: int = Field(
+        8,
+        ge=1,
+        description="Questions per optimizer step, each with all its pairs; an answer is forwarded once.",
+    )
+    held_out_share: float = Field(
+        0.05,
+        gt=0,
+        lt=1,
+        description="Share of the reward split's questions that choose weights and temperature instead of training.",
+    )
+    attacked: int = Field(
+        512,
+        ge=2,
+        le=100_000,
+        description="Real answers that worthless ones are held against (at most what the split has).",
+    )
 
     @model_validator(mode="after")
     def _one_base(self) -> Self:
         if self.members > 1 and self.tune == "full":
-            raise ValueError("members of an ensemble share a base, so they are adapters: set tune to lora, or members to 1")
+            raise ValueError(
+                "members of an ensemble share a base, so they are adapters: set tune to lora, or members to 1"
+            )
         if self.members > 1 and self.start:
-            raise ValueError("members of an ensemble that all start from the same weights would agree: set start to '', or members to 1")
+            raise ValueError(
+                "members of an ensemble that all start from the same weights would agree: set start to '', or members to 1"
+            )
         if self.probe and self.centring:
-            raise ValueError("centring holds the rewards' mean at 0, where a probe's is not: set centring to 0, or probe to false")
+            raise ValueError(
+                "centring holds the rewards' mean at 0, where a probe's is not: set centring to 0, or probe to false"
+            )
         if self.probe and self.start:
-            raise ValueError("the score head begins with the weights of start or with a probe: set start to '', or probe to false")
+            raise ValueError(
+                "the score head begins with the weights of start or with a probe: set start to '', or probe to false"
+            )
         return self
 
 
 class Dpo(Tuning):
     """Direct preference optimisation (Rafailov et al. 2023)."""
 
-    tune: Literal["lora", "bottleneck", "full"] = Field("lora", description="What is trained: an adapter of one kind or the other, or every weight.")
+    tune: Literal["lora", "bottleneck", "full"] = Field(
+        "lora", description="What is trained: an adapter of one kind or the other, or every weight."
+    )
     lora: Lora = Lora(rank=16, alpha=32)
     bottleneck: Bottleneck = Bottleneck()
-    loss: Literal["sigmoid", "ipo"] = Field("sigmoid", description="Rafailov et al. 2023 (label_smoothing makes it cDPO), or IPO (Azar et al. 2023).")
+    loss: Literal["sigmoid", "ipo"] = Field(
+        "sigmoid",
+        description="Rafailov et al. 2023 (label_smoothing makes it cDPO), or IPO (Azar et al. 2023).",
+    )
     beta: float = Field(1.0, gt=0, description="Strength of the pull towards the reference.")
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="Share of labels assumed flipped (cDPO).")
     nll_weight: float = Field(
@@ -127,9 +213,16 @@ class Dpo(Tuning):
         description="Weight of the best answers' negative log-likelihood a token in the loss (Pang et al. 2024; Dubey et al. 2024); 0: plain DPO.",
     )
     epochs: float = Field(0.9, gt=0, le=100, description="Passes over the training questions.")
-    batch_size: int = Field(8, ge=1, description="Questions per optimizer step, each with all its pairs; an answer is forwarded once.")
+    batch_size: int = Field(
+        8,
+        ge=1,
+        description="Questions per optimizer step, each with all its pairs; an answer is forwarded once.",
+    )
     held_out_share: float = Field(
-        0.05, gt=0, lt=1, description="Share of the reward split's questions that choose the weights instead of training them."
+        0.05,
+        gt=0,
+        lt=1,
+        description="Share of the reward split's questions that choose the weights instead of training them.",
     )
 
     @model_validator(mode="after")
@@ -147,23 +240,44 @@ class Ppo(Settings):
     rollouts: int = Field(64, ge=2, description="Answers sampled per rollout batch.")
     epochs: int = Field(2, ge=1, le=100, description="Passes over each rollout batch, each in a fresh order.")
     minibatch: int = Field(32, ge=1, description="Rollouts per optimizer step.")
-    learning_rate: float = Field(1.5e-3, gt=0, le=1, description="Adam learning rate of policy and critic, linear to 0.")
-    kl_coefficient: float = Field(0.05, ge=0, description="Weight of the KL penalty (the initial one when it adapts).")
-    kl_target: float | None = Field(None, gt=0, description="Nats per response the adaptive KL controller aims at; null keeps the weight fixed.")
+    learning_rate: float = Field(
+        1.5e-3, gt=0, le=1, description="Adam learning rate of policy and critic, linear to 0."
+    )
+    kl_coefficient: float = Field(
+        0.05, ge=0, description="Weight of the KL penalty (the initial one when it adapts)."
+    )
+    kl_target: float | None = Field(
+        None,
+        gt=0,
+        description="Nats per response the adaptive KL controller aims at; null keeps the weight fixed.",
+    )
     kl_horizon: int = Field(10_000, ge=1, description="Rollouts over which the adaptive controller corrects.")
     discount: float = Field(1.0, gt=0, le=1, description="Gamma of GAE.")
     gae_lambda: float = Field(0.95, ge=0, le=1, description="Lambda of GAE.")
     clip_range: float = Field(0.2, gt=0, lt=1, description="Clip range of the probability ratio.")
-    dual_clip: float | None = Field(3.0, gt=1, description="Bound of the loss for negative advantages; null for none.")
+    dual_clip: float | None = Field(
+        3.0, gt=1, description="Bound of the loss for negative advantages; null for none."
+    )
     value_clip_range: float = Field(0.2, gt=0, description="Clip range of the value update.")
     value_weight: float = Field(0.1, ge=0, description="Weight of the value loss.")
-    max_grad_norm: float = Field(1.0, gt=0, description="Gradient norms of policy and critic are clipped to this.")
-    max_step_kl: float | None = Field(
-        1.0, gt=0, description="Skip an optimizer step whose approximate KL from the sampler (nats a token) is above; null: never."
+    max_grad_norm: float = Field(
+        1.0, gt=0, description="Gradient norms of policy and critic are clipped to this."
     )
-    temperature: float = Field(1.0, gt=0, le=10, description="Divides the logits in sampling and scoring alike.")
-    accept_fooled: bool = Field(True, description="Whether to train against a reward model that attacks have fooled; false stops with a sentence.")
-    missing_eos_reward: float = Field(-3.0, description="Replaces the normalised score of a response without an end token.")
+    max_step_kl: float | None = Field(
+        1.0,
+        gt=0,
+        description="Skip an optimizer step whose approximate KL from the sampler (nats a token) is above; null: never.",
+    )
+    temperature: float = Field(
+        1.0, gt=0, le=10, description="Divides the logits in sampling and scoring alike."
+    )
+    accept_fooled: bool = Field(
+        True,
+        description="Whether to train against a reward model that attacks have fooled; false stops with a sentence.",
+    )
+    missing_eos_reward: float = Field(
+        -3.0, description="Replaces the normalised score of a response without an end token."
+    )
 
     @model_validator(mode="after")
     def _no_dropout(self) -> Self:
@@ -175,6 +289,12 @@ class Ppo(Settings):
 class Winrate(Settings):
     """Comparison of the trained policies on held-out questions."""
 
-    num_questions: int = Field(500, ge=1, description="Held-out questions answered by every policy (at most what the split has).")
+    num_questions: int = Field(
+        500, ge=1, description="Held-out questions answered by every policy (at most what the split has)."
+    )
     temperature: float = Field(0.7, gt=0, le=10, description="Sampling temperature of every policy.")
-    batch_size: int = Field(200, ge=1, description="Questions answered at a time; part of the result, because padding moves the last digits.")
+    batch_size: int = Field(
+        200,
+        ge=1,
+        description="Questions answered at a time; part of the result, because padding moves the last digits.",
+    )

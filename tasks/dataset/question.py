@@ -43,16 +43,25 @@ class Question(NamedTuple):
 
 def identity(text: str) -> int:
     """A positive 63-bit id for what comes without one: the same text, the same id, wherever it stands."""
-    return (int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") >> 1) or 1
+    return (
+        int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+        >> 1
+    ) or 1
 
 
-def usable(question: Question, dropped: Counter[str], *, min_chars: int = 1, max_chars: int = 2**31) -> Question | None:
+def usable(
+    question: Question, dropped: Counter[str], *, min_chars: int = 1, max_chars: int = 2**31
+) -> Question | None:
     """The question with the answers of fitting length, of equal texts only the best; None if none is left. ``dropped`` counts why."""
     if not question.prompt:
         dropped["questions without text"] += 1
         dropped["answers to questions without text"] += len(question.answers)
         return None
-    kept = [i for i, reason in enumerate(_faults(question.answers, min_chars, max_chars)) if not _counted(reason, dropped)]
+    kept = [
+        i
+        for i, reason in enumerate(_faults(question.answers, min_chars, max_chars))
+        if not _counted(reason, dropped)
+    ]
     if not kept:
         dropped["questions without usable answers" if question.answers else "questions without answers"] += 1
         return None
@@ -91,7 +100,10 @@ def _counted(reason: str, dropped: Counter[str]) -> bool:
 
 def ranks(answers: Sequence[Answer]) -> list[int]:
     """Rank of each answer by its score, from 1; equal scores share one, and the next is one below."""
-    order = {score: place for place, score in enumerate(sorted({answer.score for answer in answers}, reverse=True), 1)}
+    order = {
+        score: place
+        for place, score in enumerate(sorted({answer.score for answer in answers}, reverse=True), 1)
+    }
     return [order[answer.score] for answer in answers]
 
 
@@ -108,9 +120,18 @@ def count_pairs(question: Question) -> int:
 def pairs_of(question: Question, *, max_pairs: int, seed: int) -> list[Pair]:
     """The question's comparisons; at most ``max_pairs``, drawn without replacement by a generator seeded from (seed, question id) alone."""
     if question.compared is None:
-        return comparisons([answer.score for answer in question.answers], max_pairs=max_pairs, seed=seed, question_id=question.id)
+        return comparisons(
+            [answer.score for answer in question.answers],
+            max_pairs=max_pairs,
+            seed=seed,
+            question_id=question.id,
+        )
     pairs = sorted(question.compared)
-    return pairs if len(pairs) <= max_pairs else [pairs[k] for k in _drawn(len(pairs), max_pairs, seed, question.id)]
+    return (
+        pairs
+        if len(pairs) <= max_pairs
+        else [pairs[k] for k in _drawn(len(pairs), max_pairs, seed, question.id)]
+    )
 
 
 def comparisons(scores: Sequence[float], *, max_pairs: int, seed: int, question_id: int) -> list[Pair]:

@@ -10,7 +10,9 @@ from itertools import accumulate, pairwise
 
 WORD = re.compile(r"\w+")
 LETTERS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
-TEST_WORDS = frozenset("test tests testing testset eval evals evaluate evaluation evalset valid validation val dev devset heldout holdout".split())
+TEST_WORDS = frozenset(
+    "test tests testing testset eval evals evaluate evaluation evalset valid validation val dev devset heldout holdout".split()
+)
 TRAIN_WORDS = frozenset(("train", "training", "trainset"))
 BETWEEN = {code: " " for code in range(128) if not (chr(code).isalnum() or chr(code) == "_")}
 
@@ -22,7 +24,9 @@ def split_of(question_id: int, shares: Mapping[str, float]) -> str:
     return list(shares)[min(place, len(shares) - 1)]  # the sum of shares may fall short of 1 by a rounding
 
 
-def splits_of(ids: Sequence[int], leaders: Sequence[int], shares: Mapping[str, float], given: Mapping[int, str]) -> Iterator[str]:
+def splits_of(
+    ids: Sequence[int], leaders: Sequence[int], shares: Mapping[str, float], given: Mapping[int, str]
+) -> Iterator[str]:
     """Split of each question, by rising ids. Questions that say the same stay together and follow the first of them, whose place is in ``leaders``.
 
     ``given``, by place, are the splits that a source has made itself: whoever is in one, or says the same as one that is, is in that one; the others

@@ -55,7 +55,9 @@ class Tally:
         """Examples are the pairs with the smallest hashes; one of a question."""
         if not pairs:
             return
-        draw = int.from_bytes(hashlib.blake2b(str(question.id).encode(), digest_size=8, person=b"example").digest())
+        draw = int.from_bytes(
+            hashlib.blake2b(str(question.id).encode(), digest_size=8, person=b"example").digest()
+        )
         if len(self.examples) == NUM_EXAMPLES and draw >= self.examples[-1][0]:
             return
         pair = pairs[(draw >> 56) % len(pairs)]
@@ -65,7 +67,16 @@ class Tally:
         self.examples = sorted(examples, key=lambda example: example[0])[:NUM_EXAMPLES]
 
     def merge(self, other: "Tally") -> None:
-        for name in ("counts", "sites", "licences", "scores", "gaps", "answers", "answer_bits", "prompt_bits"):
+        for name in (
+            "counts",
+            "sites",
+            "licences",
+            "scores",
+            "gaps",
+            "answers",
+            "answer_bits",
+            "prompt_bits",
+        ):
             getattr(self, name).update(getattr(other, name))
         self._keep([*self.examples, *other.examples])
 
@@ -75,12 +86,20 @@ class Tally:
         return {
             "site": ", ".join(sorted(self.sites)) if len(self.sites) <= 3 else f"{len(self.sites)} sites",
             "sites": dict(sorted(self.sites.items())),
-            "kept": {"questions": counts["questions"], "answers": self.scores.total(), "pairs": counts["pairs"]},
+            "kept": {
+                "questions": counts["questions"],
+                "answers": self.scores.total(),
+                "pairs": counts["pairs"],
+            },
             "questions_with_pairs": counts["questions_with_pairs"],
             "pairs_to_draw_from": counts["pairs_to_draw_from"],
-            "scores": [{"score": _plain(score), "count": count} for score, count in sorted(self.scores.items())],
+            "scores": [
+                {"score": _plain(score), "count": count} for score, count in sorted(self.scores.items())
+            ],
             "gaps": [{"gap": _plain(gap), "count": count} for gap, count in sorted(self.gaps.items())],
-            "answers_per_question": [{"answers": number, "count": count} for number, count in sorted(self.answers.items())],
+            "answers_per_question": [
+                {"answers": number, "count": count} for number, count in sorted(self.answers.items())
+            ],
             "answer_chars": _doubling(self.answer_bits),
             "prompt_chars": _doubling(self.prompt_bits),
             "longer_wins": counts["longer"] / counts["pairs"],

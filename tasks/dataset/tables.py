@@ -24,10 +24,22 @@ def _about(role: str, kind: pa.DataType = TEXT) -> dict[str, pa.DataType]:
 ABOUT_QUESTION |= _about("question")
 PROMPT = {"question_id": pa.int64(), "prompt": TEXT}
 ANSWER = PROMPT | {"answer": TEXT, "score": NUMBER} | ABOUT_QUESTION | _about("answer")
-PROOF = {"gap": NUMBER, "chosen_rank": INTEGER, "rejected_rank": INTEGER, "sampled_of": INTEGER, "chosen_older": pa.bool_()}
+PROOF = {
+    "gap": NUMBER,
+    "chosen_rank": INTEGER,
+    "rejected_rank": INTEGER,
+    "sampled_of": INTEGER,
+    "chosen_older": pa.bool_(),
+}
 PAIR = PROMPT | {"chosen": TEXT, "rejected": TEXT, "chosen_score": NUMBER, "rejected_score": NUMBER} | PROOF
 PAIR |= ABOUT_QUESTION | _about("chosen") | _about("rejected")
-RANKED = PROMPT | {"answers": TEXTS, "scores": pa.list_(NUMBER), "ranks": pa.list_(INTEGER), "ages": pa.list_(INTEGER), "best": INTEGER}
+RANKED = PROMPT | {
+    "answers": TEXTS,
+    "scores": pa.list_(NUMBER),
+    "ranks": pa.list_(INTEGER),
+    "ages": pa.list_(INTEGER),
+    "best": INTEGER,
+}
 RANKED |= ABOUT_QUESTION | _about("answer", TEXTS)
 COLUMNS: dict[str, dict[str, pa.DataType]] = {
     "finetune": ANSWER,
@@ -42,7 +54,9 @@ COLUMNS: dict[str, dict[str, pa.DataType]] = {
 Fields = dict[str, Any]
 
 
-def rows_of(question: Question, split: str, pairs: Sequence[Pair], sampled_of: int) -> Iterator[tuple[str, Fields]]:
+def rows_of(
+    question: Question, split: str, pairs: Sequence[Pair], sampled_of: int
+) -> Iterator[tuple[str, Fields]]:
     """(table, row) of everything that a question of this split gives."""
     answers = question.answers
     if split == "finetune":
@@ -61,7 +75,12 @@ def rows_of(question: Question, split: str, pairs: Sequence[Pair], sampled_of: i
 def pair_row(question: Question, pair: Pair, sampled_of: int, standing: Sequence[int]) -> Fields:
     """A comparison, one of ``sampled_of`` that were there to draw from; ``standing`` has the answers' ranks."""
     chosen, rejected = (question.answers[place] for place in pair)
-    row = {"chosen": chosen.text, "rejected": rejected.text, "chosen_score": chosen.score, "rejected_score": rejected.score}
+    row = {
+        "chosen": chosen.text,
+        "rejected": rejected.text,
+        "chosen_score": chosen.score,
+        "rejected_score": rejected.score,
+    }
     row |= {"gap": chosen.score - rejected.score, "sampled_of": sampled_of}
     row |= {"chosen_older": older(chosen, rejected)}
     row |= {"chosen_rank": standing[pair[0]], "rejected_rank": standing[pair[1]]}
@@ -69,11 +88,18 @@ def pair_row(question: Question, pair: Pair, sampled_of: int, standing: Sequence
 
 
 def _prompt(question: Question) -> Fields:
-    return {"question_id": question.id, "prompt": question.prompt, "site": question.site} | _source("question", question)
+    return {"question_id": question.id, "prompt": question.prompt, "site": question.site} | _source(
+        "question", question
+    )
 
 
 def _source(role: str, text: Question | Answer) -> Fields:
-    return {f"{role}_url": text.url, f"{role}_author": text.author, f"{role}_author_name": text.author_name, f"{role}_licence": text.licence}
+    return {
+        f"{role}_url": text.url,
+        f"{role}_author": text.author,
+        f"{role}_author_name": text.author_name,
+        f"{role}_licence": text.licence,
+    }
 
 
 def _answered(question: Question, answer: Answer) -> Fields:
@@ -84,7 +110,12 @@ def _ranked(question: Question) -> Fields:
     """All answers in the order of their ids, so that a place in the list says nothing about quality."""
     answers = question.answers
     sources = [_source("answer", answer) for answer in answers]
-    row = {"answers": [a.text for a in answers], "scores": [a.score for a in answers], "ranks": ranks(answers), "ages": ages(answers)}
+    row = {
+        "answers": [a.text for a in answers],
+        "scores": [a.score for a in answers],
+        "ranks": ranks(answers),
+        "ages": ages(answers),
+    }
     row["best"] = best(answers)
     return _prompt(question) | row | {name: [source[name] for source in sources] for name in sources[0]}
 
@@ -104,7 +135,13 @@ class Table:
         self.schema = pa.schema(COLUMNS[name].items())
         few = [column for column in self.schema.names if REPEATED.fullmatch(column)]
         self.writer = pq.ParquetWriter(
-            path, self.schema, version="2.6", compression="zstd", compression_level=3, use_dictionary=few, write_statistics=True
+            path,
+            self.schema,
+            version="2.6",
+            compression="zstd",
+            compression_level=3,
+            use_dictionary=few,
+            write_statistics=True,
         )
         self.held: list[pa.Table] = []
         self.rows = 0

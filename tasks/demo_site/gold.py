@@ -37,7 +37,9 @@ class Verdict(NamedTuple):
     def score(self) -> float:
         """Points: 10 for a perfect answer; may be negative."""
         worth = 6.0 * self.right + 2.0 * self.formatted + 2.0 * self.explained
-        faults = self.misleading + self.noise + 3 * self.spam + 2 * self.fence_run + self.repeated + self.truncated
+        faults = (
+            self.misleading + self.noise + 3 * self.spam + 2 * self.fence_run + self.repeated + self.truncated
+        )
         return worth - 2.0 * faults
 
 
@@ -116,4 +118,6 @@ def _pattern(question: str) -> str:
         return f"(?P<{name}>{'|'.join(map(re.escape, SLOTS[name]))})"
 
     pieces = re.split(r"(\{\w+\})", question)
-    return "".join(slot(m) if (m := re.fullmatch(r"\{(\w+)\}", piece)) else re.escape(piece) for piece in pieces)
+    return "".join(
+        slot(m) if (m := re.fullmatch(r"\{(\w+)\}", piece)) else re.escape(piece) for piece in pieces
+    )

@@ -19,7 +19,9 @@ SLOTS: dict[str, tuple[str, ...]] = {
     "file": tuple(
         "notes.txt report.csv data.csv access.log error.log index.html users.csv config.json draft.md photos.txt readme.md cache.json".split()
     ),
-    "dir": tuple("/var/log /etc /home/anna /srv/www /tmp /opt/app ~/work ~/music src docs tests build".split()),
+    "dir": tuple(
+        "/var/log /etc /home/anna /srv/www /tmp /opt/app ~/work ~/music src docs tests build".split()
+    ),
     "place": tuple("/backup /mnt/usb /srv/archive ~/old /media/stick target shared /data".split()),
     "ext": tuple("log txt py jpg png pdf html bak".split()),
     "word": tuple("warning timeout root failed admin login token debug".split()),

@@ -16,13 +16,29 @@ HOST = "shell.example"
 LICENCE = "CC BY-SA 4.0"
 _START = datetime(2019, 1, 1)
 
-_CONTEXTS = ("I use bash on Debian.", "This is for a script.", "I am new to Linux.", "It is a remote machine.", "I have many of them.", "Any idea?")
+_CONTEXTS = (
+    "I use bash on Debian.",
+    "This is for a script.",
+    "I am new to Linux.",
+    "It is a remote machine.",
+    "I have many of them.",
+    "Any idea?",
+)
 _INLINE = ("Use {}.", "Try {}.", "You want {}.", "I would run {}.", "That is {}.")
 _BLOCK = ("Use this:", "Try this:", "Run this:", "This does it:")
 _OPENERS = ("Good question!", "Sorry for my English.", "Did you try Google?", "Same problem here.")
 _CLOSERS = ("Hope this helps!", "Please upvote.", "Thanks in advance.")
-_EMPTY_TALK = ("Me too.", "Same problem here.", "Did you try Google? Same problem here.", "Me too. Thanks in advance.")
-_SPAM = ("Click here for cheap watches.", "Best casino at http://win.example now.", "Buy cheap licences at http://deal.example today.")
+_EMPTY_TALK = (
+    "Me too.",
+    "Same problem here.",
+    "Did you try Google? Same problem here.",
+    "Me too. Thanks in advance.",
+)
+_SPAM = (
+    "Click here for cheap watches.",
+    "Best casino at http://win.example now.",
+    "Buy cheap licences at http://deal.example today.",
+)
 _FENCES = ("```\n```\n```\n```", "``````````", "```\n```\n```")
 
 
@@ -82,7 +98,13 @@ def _row(post: Post) -> str:
         "ContentLicense": LICENCE,
     }
     entities = {"\n": "&#xA;", '"': "&quot;"}
-    return "<row " + " ".join(f"{name}={quoteattr(str(value), entities)}" for name, value in values.items() if value is not None) + " />"
+    return (
+        "<row "
+        + " ".join(
+            f"{name}={quoteattr(str(value), entities)}" for name, value in values.items() if value is not None
+        )
+        + " />"
+    )
 
 
 def _question(rng: random.Random, asked: set[str]) -> tuple[str, ShellTask, dict[str, str]]:
@@ -106,10 +128,26 @@ def _thread(rng: random.Random, first_id: int, date: datetime, asked: set[str]) 
     views = math.exp(rng.gauss(2.3, 0.6))
     accepted = _accepted(rng, golds)
     yield Post(
-        first_id, None, None if accepted is None else first_id + 1 + accepted, date, _poisson(rng, views), title, _p(body), rng.randint(1, 900)
+        first_id,
+        None,
+        None if accepted is None else first_id + 1 + accepted,
+        date,
+        _poisson(rng, views),
+        title,
+        _p(body),
+        rng.randint(1, 900),
     )
     for i, (answer, gold) in enumerate(zip(answers, golds, strict=True), start=1):
-        yield Post(first_id + i, first_id, None, date + timedelta(minutes=7 * i), _votes(rng, gold, views), None, answer.body, rng.randint(1, 900))
+        yield Post(
+            first_id + i,
+            first_id,
+            None,
+            date + timedelta(minutes=7 * i),
+            _votes(rng, gold, views),
+            None,
+            answer.body,
+            rng.randint(1, 900),
+        )
 
 
 def _votes(rng: random.Random, gold: float, views: float) -> int:
@@ -131,7 +169,10 @@ def _answer(rng: random.Random, task: ShellTask, slots: dict[str, str]) -> _Answ
         return _prose(rng.choice(_EMPTY_TALK))
     if kind < 0.09:
         return _prose(rng.choice(_SPAM))
-    command = fill(rng.choice(task.commands[:1] * 3 + task.commands) if rng.random() < 0.6 else rng.choice(task.wrong), slots)
+    command = fill(
+        rng.choice(task.commands[:1] * 3 + task.commands) if rng.random() < 0.6 else rng.choice(task.wrong),
+        slots,
+    )
     style = rng.random()
     lead, markdown = _command(rng, command, "block" if style < 0.25 else "span" if style < 0.5 else "plain")
     before = [rng.choice(_OPENERS)] if rng.random() < 0.25 else []
@@ -140,7 +181,9 @@ def _answer(rng: random.Random, task: ShellTask, slots: dict[str, str]) -> _Answ
     after += [rng.choice(_SPAM)] if rng.random() < 0.03 else []
     after += [rng.choice(_FENCES)] if rng.random() < 0.04 else []
     return _Answer(
-        "\n\n".join([*([" ".join(before)] if before else []), markdown, *([" ".join(after)] if after else [])]),
+        "\n\n".join(
+            [*([" ".join(before)] if before else []), markdown, *([" ".join(after)] if after else [])]
+        ),
         "\n\n".join([*map(_p, before), lead, *([_p(" ".join(after))] if after else [])]),
     )
 
@@ -153,10 +196,16 @@ def _command(rng: random.Random, command: str, style: str) -> tuple[str, str]:
     """The command in its sentence, as (HTML, Markdown)."""
     if style == "block":
         lead = rng.choice(_BLOCK)
-        return f"{_p(lead)}\n\n<pre><code>{html.escape(command, quote=False)}\n</code></pre>", f"{lead}\n\n```\n{command}\n```"
+        return (
+            f"{_p(lead)}\n\n<pre><code>{html.escape(command, quote=False)}\n</code></pre>",
+            f"{lead}\n\n```\n{command}\n```",
+        )
     sentence = rng.choice(_INLINE)
     if style == "span":
-        return f"<p>{sentence.format(f'<code>{html.escape(command, quote=False)}</code>')}</p>", sentence.format(f"`{command}`")
+        return (
+            f"<p>{sentence.format(f'<code>{html.escape(command, quote=False)}</code>')}</p>",
+            sentence.format(f"`{command}`"),
+        )
     return _p(sentence.format(command)), sentence.format(command)
 
 

@@ -41,9 +41,13 @@ def run(ask: str, version: str) -> str:
     """Do the tasks of an ask on this machine; gives their results as JSON. Raises InputError (DiskFailure for a full disk) and StageFailed."""
     machine = os.uname().nodename
     if version != _version():
-        raise StageFailed(f"The Dask worker on {machine} has other code than whoever asked: install the same version on both")
+        raise StageFailed(
+            f"The Dask worker on {machine} has other code than whoever asked: install the same version on both"
+        )
     if not Path(ask).exists():
-        raise StageFailed(f"The Dask worker on {machine} does not see {ask}: put ALIGNFLOW_HOME on a disk that all of them share")
+        raise StageFailed(
+            f"The Dask worker on {machine} does not see {ask}: put ALIGNFLOW_HOME on a disk that all of them share"
+        )
     done = subprocess.run(
         [sys.executable, "-m", f"{PROGRAMS}.data_stage.shard", ask],
         env=environment(Machine(threads=1)), stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace",
@@ -53,14 +57,18 @@ def run(ask: str, version: str) -> str:
         told = json.loads(done.stdout)
         raise InputError(told["error"]) if told["kind"] == "input" else DiskFailure(told["error"])
     if done.returncode < 0:
-        raise StageFailed(f"A shard on {machine} was killed by {signal.Signals(-done.returncode).name}: give its Dask worker more memory")
+        raise StageFailed(
+            f"A shard on {machine} was killed by {signal.Signals(-done.returncode).name}: give its Dask worker more memory"
+        )
     if done.returncode:
-        raise StageFailed(f"A shard failed on {machine}: {(done.stderr.strip().splitlines() or ['it said nothing'])[-1]}")
+        raise StageFailed(
+            f"A shard failed on {machine}: {(done.stderr.strip().splitlines() or ['it said nothing'])[-1]}"
+        )
     return done.stdout
 
 
 def _version() -> str:
-    return digest_of(sources_of("shard"))
+    return digest_of(sources_of("data_stage.shard"))
 
 
 @contextmanager
@@ -74,7 +82,11 @@ def spreading(stage: str, directory: Path, machine: Machine) -> Iterator[Look]:
     with _cluster(machine.dask) as runner:
         asks.mkdir()
         if not runner.client.scheduler_info()["workers"]:
-            events.tell("warning", stage, text=f"{stage}: the Dask scheduler {machine.dask} has no workers yet; start some with `dask worker`")
+            events.tell(
+                "warning",
+                stage,
+                text=f"{stage}: the Dask scheduler {machine.dask} has no workers yet; start some with `dask worker`",
+            )
         try:
             yield _Watch(runner, asks).look
         finally:
@@ -86,13 +98,22 @@ def _cluster(address: str) -> Iterator[Any]:
     try:
         from prefect_dask import DaskTaskRunner
     except ImportError:
-        raise InputError("machine.dask needs the package prefect-dask: pip install 'alignflow[dask]'") from None
+        raise InputError(
+            "machine.dask needs the package prefect-dask: pip install 'alignflow[dask]'"
+        ) from None
     if not address.rpartition(":")[2].isdigit():  # Dask says so only after a minute, if at all
-        raise InputError(f"machine.dask: there is no Dask scheduler at {address} (give it as tcp://host:port)")
+        raise InputError(
+            f"machine.dask: there is no Dask scheduler at {address} (give it as tcp://host:port)"
+        )
     with DaskTaskRunner(address=address) as runner:
         try:
             _ = runner.client
-        except (OSError, ValueError, TypeError, AssertionError) as error:  # the last two: tls:// without settings
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            AssertionError,
+        ) as error:  # the last two: tls:// without settings
             why = str(error) or type(error).__name__
             raise InputError(f"machine.dask: there is no Dask scheduler at {address} ({why})") from None
         yield runner
@@ -108,7 +129,9 @@ class _Watch:
 
     def look(self) -> None:
         if new := sorted(set(self.folder.glob("*.json")) - self.known):
-            futures = self.runner.map(run, {"ask": [str(path) for path in new], "version": unmapped(self.version)})
+            futures = self.runner.map(
+                run, {"ask": [str(path) for path in new], "version": unmapped(self.version)}
+            )
             self.known.update(new)
             self.waiting.update(zip(new, futures, strict=True))
         for path, future in list(self.waiting.items()):
@@ -122,5 +145,11 @@ def _answer(future: Any) -> str:
         results: str = future.result()
         return results
     except Exception as error:
-        kind = "disk" if isinstance(error, DiskFailure) else "input" if isinstance(error, InputError) else "other"
+        kind = (
+            "disk"
+            if isinstance(error, DiskFailure)
+            else "input"
+            if isinstance(error, InputError)
+            else "other"
+        )
         return json.dumps({"error": str(error) or type(error).__name__, "kind": kind})

@@ -28,7 +28,12 @@ POLL_SECONDS = 0.5
 PATIENCE = 900.0  # seconds that a Prefect server may be away
 # How the message of a failed state begins if the pipeline acts on the reason. Not a state name: Prefect's pages list
 # and filter runs by a fixed set of names, and leave out a run in a state of any other name.
-BAD_INPUT, DISK_FAILURE, INPUT_MISSING, OTHER_CODE = "Bad input: ", "Disk failure: ", "Inputs missing: ", "Other code: "
+BAD_INPUT, DISK_FAILURE, INPUT_MISSING, OTHER_CODE = (
+    "Bad input: ",
+    "Disk failure: ",
+    "Inputs missing: ",
+    "Other code: ",
+)
 REASONS = (BAD_INPUT, DISK_FAILURE, INPUT_MISSING, OTHER_CODE)
 
 
@@ -47,7 +52,9 @@ def dispatch(step: Step, pool: str, *, machine: Machine, tracked: str | None) ->
         if state.type == StateType.COMPLETED:
             found = published(step.recipe.key)
             if found is None:
-                raise StageFailed(f"The stage {step.stage} ended well on the pool {pool}, but its artifact is not in MLflow. {_link(run)}")
+                raise StageFailed(
+                    f"The stage {step.stage} ended well on the pool {pool}, but its artifact is not in MLflow. {_link(run)}"
+                )
             return found
         if _reason(state) == INPUT_MISSING and not supplied:
             supplied = _supply(step, str(state.message), tracked)
@@ -55,7 +62,11 @@ def dispatch(step: Step, pool: str, *, machine: Machine, tracked: str | None) ->
                 continue
         if _is_lost(state, run) and lost < LOST:
             lost += 1
-            events.tell("warning", step.stage, text=f"{step.stage}: its worker was lost ({state.message}); it is started again")
+            events.tell(
+                "warning",
+                step.stage,
+                text=f"{step.stage}: its worker was lost ({state.message}); it is started again",
+            )
             continue
         raise _failure(step, pool, run, state)
 
@@ -72,7 +83,14 @@ def _runs(step: Step) -> list[FlowRun]:
 
 def _joined(step: Step) -> FlowRun | None:
     """The run that builds this very artifact right now, whoever asked for it."""
-    return next((run for run in _runs(step) if run.state and not run.state.is_final() and run.state.type != StateType.CANCELLING), None)
+    return next(
+        (
+            run
+            for run in _runs(step)
+            if run.state and not run.state.is_final() and run.state.type != StateType.CANCELLING
+        ),
+        None,
+    )
 
 
 def _started(step: Step, pool: str, machine: Machine, tracked: str | None) -> FlowRun:
@@ -84,7 +102,9 @@ def _started(step: Step, pool: str, machine: Machine, tracked: str | None) -> Fl
             tags=[_tag(step)], idempotency_key=f"{step.recipe.key}:{over}",
         ))  # fmt: skip
     except ObjectNotFound:
-        raise InputError(f"There is no deployment stage/{pool} on the Prefect server; `alignflow deploy` makes it, or leave pools.* empty") from None
+        raise InputError(
+            f"There is no deployment stage/{pool} on the Prefect server; `alignflow deploy` makes it, or leave pools.* empty"
+        ) from None
 
 
 def parameters(step: Step, machine: Machine, tracked: str | None) -> dict[str, Any]:
@@ -121,7 +141,10 @@ def _is_cancelling() -> bool:
 
 
 def _cancel(run: FlowRun) -> None:
-    with get_client(sync_client=True) as client, suppress(Exception):  # what cannot be told now, the server sees to
+    with (
+        get_client(sync_client=True) as client,
+        suppress(Exception),
+    ):  # what cannot be told now, the server sees to
         client.set_flow_run_state(run.id, Cancelling())
 
 

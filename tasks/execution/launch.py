@@ -54,10 +54,15 @@ OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 # Threads wait for each other by spinning this often and then sleep. On a quiet machine that is as fast as OpenMP's own choice; beside other work,
 # which OpenMP expects to be alone with, a training step was more than twice as fast.
 SPIN = "10000"
-BEFORE_TRAINING = ("site", "data")  # when one of these is made anew, programs that need torch come next: it loads meanwhile
+BEFORE_TRAINING = (
+    "site",
+    "data",
+)  # when one of these is made anew, programs that need torch come next: it loads meanwhile
 
 
-interrupted = threading.Event()  # Ctrl-C was pressed; the exception that it raised may have ended in a library that catches everything
+interrupted = (
+    threading.Event()
+)  # Ctrl-C was pressed; the exception that it raised may have ended in a library that catches everything
 
 
 class Usage(NamedTuple):
@@ -122,11 +127,18 @@ def warm_up(stage: str, machine: Machine) -> None:
         program_forks.warm_up(environment(machine), machine)
 
 
-def _start(stage: str, directory: Path, machine: Machine, inherited: tuple[int, ...]) -> "subprocess.Popen[bytes] | program_forks.Child":
+def _start(
+    stage: str, directory: Path, machine: Machine, inherited: tuple[int, ...]
+) -> "subprocess.Popen[bytes] | program_forks.Child":
     """The program as a child of a fork server that has torch loaded, where it needs torch and there can be such a server; else as our own."""
     chosen = environment(machine)
     if _are_several(stage, machine):
-        return _spawn(_several(stage, directory, machine), directory, _shared(chosen, machine.of(stage).processes), inherited)
+        return _spawn(
+            _several(stage, directory, machine),
+            directory,
+            _shared(chosen, machine.of(stage).processes),
+            inherited,
+        )
     needs_torch = "torch" in packages_of(stage)
     forkable = (needs_torch or stage in BEFORE_TRAINING) and program_forks.warm_up(chosen, machine)
     if needs_torch and forkable and (child := program_forks.start(stage, directory, inherited)) is not None:
@@ -134,7 +146,9 @@ def _start(stage: str, directory: Path, machine: Machine, inherited: tuple[int, 
     return _spawn([f"{PROGRAMS}.{stage}", str(directory)], directory, chosen, inherited)
 
 
-def _spawn(module: list[str], directory: Path, chosen: dict[str, str], inherited: tuple[int, ...]) -> "subprocess.Popen[bytes]":
+def _spawn(
+    module: list[str], directory: Path, chosen: dict[str, str], inherited: tuple[int, ...]
+) -> "subprocess.Popen[bytes]":
     """``python -m`` in ``directory``, its output to the first of the descriptors that it inherits."""
     return subprocess.Popen(
         [sys.executable, "-m", *module],
@@ -154,7 +168,15 @@ def _several(stage: str, directory: Path, machine: Machine) -> list[str]:
     if launch.nodes > 1:
         where = ["--rdzv-backend", "c10d", "--rdzv-endpoint", machine.rendezvous, "--rdzv-id", directory.name]
         meeting = ["--nnodes", str(launch.nodes), *where]
-    return ["torch.distributed.run", *meeting, "--nproc-per-node", str(launch.processes), "-m", f"{PROGRAMS}.{stage}", str(directory)]
+    return [
+        "torch.distributed.run",
+        *meeting,
+        "--nproc-per-node",
+        str(launch.processes),
+        "-m",
+        f"{PROGRAMS}.{stage}",
+        str(directory),
+    ]
 
 
 def _shared(chosen: dict[str, str], processes: int) -> dict[str, str]:
@@ -169,14 +191,20 @@ def environment(machine: Machine) -> dict[str, str]:
         chosen.pop(name, None)
     if machine.threads:
         chosen["OMP_NUM_THREADS"] = str(machine.threads)
-    if str(ROOT) not in site.getsitepackages():  # a source tree: the program must be the one whose code is in the key
+    if (
+        str(ROOT) not in site.getsitepackages()
+    ):  # a source tree: the program must be the one whose code is in the key
         chosen["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return chosen
 
 
 def without_secrets(names: Mapping[str, str]) -> dict[str, str]:
     """Return an environment without what opens servers, databases or accounts."""
-    return {name: value for name, value in names.items() if name in NOT_SECRET or not (SECRET.search(name) or LOGIN.search(value))}
+    return {
+        name: value
+        for name, value in names.items()
+        if name in NOT_SECRET or not (SECRET.search(name) or LOGIN.search(value))
+    }
 
 
 def _follow(
@@ -219,7 +247,14 @@ def _itself(pid: int) -> list[int]:
 def _with_children(pid: int) -> list[int]:
     """A process and those that it started itself."""
     try:
-        return [pid, *(int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split())]
+        return [
+            pid,
+            *(
+                int(child)
+                for path in Path(f"/proc/{pid}/task").glob("*/children")
+                for child in path.read_text().split()
+            ),
+        ]
     except OSError:
         return [pid]
 
@@ -304,7 +339,9 @@ def _failure(stage: str, directory: Path, status: int) -> Exception:
         rows = log.read_text(errors="replace").splitlines() or [f"{stage} refused its input; see {log}"]
         return DiskFailure(rows[-1])
     if status == 1 and not error and (module := _missing_module(log)):
-        return InputError(f"The stage {stage} needs {module}, not installed where it runs: pip install 'alignflow[train]' there")
+        return InputError(
+            f"The stage {stage} needs {module}, not installed where it runs: pip install 'alignflow[train]' there"
+        )
     if status < 0:
         cause = f"killed by {signal.Signals(-status).name}"
     else:

@@ -17,7 +17,7 @@ from pathlib import Path
 from tasks.artifacts.code_version import PROGRAMS
 from tasks.config.machine import Machine
 
-SERVER = f"{PROGRAMS}.forkserver"
+SERVER = f"{PROGRAMS}.runtime.fork_server"
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 PATIENCE = 10.0  # seconds for a server without work to end
 

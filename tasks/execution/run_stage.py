@@ -13,7 +13,14 @@ from tasks.execution.dask import spreading
 from tasks.execution.dispatch import dispatch
 from tasks.execution.launch import Line, Usage, run_program
 from tasks.system import events
-from tasks.system.errors import DiskFailure, InputError, InputMissing, StageCrashed, StageFailed, refusing_disk_failures
+from tasks.system.errors import (
+    DiskFailure,
+    InputError,
+    InputMissing,
+    StageCrashed,
+    StageFailed,
+    refusing_disk_failures,
+)
 from tasks.system.files import replace_text
 from tasks.tracking import client, program_log, remote_checkpoints, runs
 from tasks.tracking.remote_artifacts import Published, locate, publish, published
@@ -42,7 +49,9 @@ def _run_stage(step: Step, seat: Seat) -> Artifact:
     events.tell("start", step.stage, key=recipe.key, shown=step.shown)
     found = None if store.partial(recipe.key).exists() else store.lookup(step.stage, recipe.key)
     if found:
-        return _reused(made(found, _summary(store, found), cached=True, seconds=time.monotonic() - started), seat)
+        return _reused(
+            made(found, _summary(store, found), cached=True, seconds=time.monotonic() - started), seat
+        )
     pool = getattr(seat.pools, step.kind)
     if far := _published(recipe.key):
         return _reused(made(far.manifest, far.summary, cached=True, seconds=time.monotonic() - started), seat)
@@ -80,7 +89,9 @@ def _published(key: str) -> Published | None:
 def _reused(artifact: Artifact, seat: Seat) -> Artifact:
     if seat.shared and published(artifact["key"]) is None:
         publish(artifact, parent=seat.tracked)
-    runs.reused(artifact["stage"], artifact["key"], artifact["digest"], artifact["metrics"], parent=seat.tracked)
+    runs.reused(
+        artifact["stage"], artifact["key"], artifact["digest"], artifact["metrics"], parent=seat.tracked
+    )
     events.tell("reused", artifact["stage"], artifact=artifact)
     _pass_on_warnings(artifact)
     return artifact
@@ -89,10 +100,16 @@ def _reused(artifact: Artifact, seat: Seat) -> Artifact:
 def _build(store: Store, step: Step, recipe: Recipe, seat: Seat, lock: int) -> Artifact:
     broken = store.quarantine(step.stage, recipe.key)
     if broken:
-        events.tell("warning", step.stage, text=f"{step.stage}: its stored files were altered; they are in {broken} now and are made again")
+        events.tell(
+            "warning",
+            step.stage,
+            text=f"{step.stage}: its stored files were altered; they are in {broken} now and are made again",
+        )
     directory = store.partial(recipe.key)
     try:
-        with runs.stage_run(step.stage, recipe.key, recipe.job, parent=seat.tracked, takes=recipe.origins) as tracked:
+        with runs.stage_run(
+            step.stage, recipe.key, recipe.job, parent=seat.tracked, takes=recipe.origins
+        ) as tracked:
             try:
                 usage = _finished(directory) or _run(step, directory, seat, tracked, lock)
             except BaseException as error:
@@ -106,7 +123,11 @@ def _build(store: Store, step: Step, recipe: Recipe, seat: Seat, lock: int) -> A
                     f"The stage {step.stage} is done, but MLflow is not reachable, where other machines would look for it: run it again"
                 )
     except BaseException as error:
-        if isinstance(error, InputError) and not isinstance(error, DiskFailure) and not any(directory.glob("checkpoints/*")):
+        if (
+            isinstance(error, InputError)
+            and not isinstance(error, DiskFailure)
+            and not any(directory.glob("checkpoints/*"))
+        ):
             store.discard_partial(recipe.key)
         events.tell("failed", step.stage)
         raise
@@ -132,9 +153,13 @@ def _run(step: Step, directory: Path, seat: Seat, tracked: runs.Tracked, lock: i
             events.tell("resume", step.stage)
         _prepare(directory, step, seat)
         try:
-            uploading = remote_checkpoints.mirroring(tracked, directory, seat.machine.upload_seconds if seat.shared else 0)
+            uploading = remote_checkpoints.mirroring(
+                tracked, directory, seat.machine.upload_seconds if seat.shared else 0
+            )
             with uploading, spreading(step.stage, directory, seat.machine) as look:
-                return run_program(step.stage, directory, seat.machine, on_step=on_step, on_poll=look, keep_open=(lock,))
+                return run_program(
+                    step.stage, directory, seat.machine, on_step=on_step, on_poll=look, keep_open=(lock,)
+                )
         except StageCrashed as error:
             if crashes == CRASHES:
                 raise
@@ -157,21 +182,30 @@ def _pass_on_warnings(artifact: Artifact) -> None:
 
 
 def _prepare(directory: Path, step: Step, seat: Seat) -> None:
-    shutil.rmtree(directory / "artifact", ignore_errors=True)  # a killed program's half-written result; it resumes from checkpoints/ alone
+    shutil.rmtree(
+        directory / "artifact", ignore_errors=True
+    )  # a killed program's half-written result; it resumes from checkpoints/ alone
     write_job(directory, step, seat.machine)
 
 
 def write_job(directory: Path, step: Step, machine: Machine) -> None:
     """The job.json that a program reads, with its inputs where they lie on this machine. Raises InputMissing."""
     places, missing = {}, []
-    for name, artifact in sorted(step.inputs.items()):  # a server's JSON keeps no order, and a program may see one
+    for name, artifact in sorted(
+        step.inputs.items()
+    ):  # a server's JSON keeps no order, and a program may see one
         try:
             places[name] = str(locate(artifact))
         except InputMissing:
             missing.append(name)
     if missing:
         raise InputMissing(missing)
-    job = {"stage": step.stage, "job": step.job.model_dump(mode="json"), "inputs": places, "machine": machine.model_dump(mode="json")}
+    job = {
+        "stage": step.stage,
+        "job": step.job.model_dump(mode="json"),
+        "inputs": places,
+        "machine": machine.model_dump(mode="json"),
+    }
     replace_text(directory / "job.json", json.dumps(job, indent=1) + "\n")
 
 
@@ -183,7 +217,9 @@ def _finished(directory: Path) -> Usage | None:
     return Usage(max(seconds, 0.0), 0.0)
 
 
-def _track(tracked: runs.Tracked, manifest: Manifest, artifact: Artifact, entry: Path, directory: Path) -> None:
+def _track(
+    tracked: runs.Tracked, manifest: Manifest, artifact: Artifact, entry: Path, directory: Path
+) -> None:
     tracked.flush()
     tracked.summary({**artifact["metrics"], "seconds": artifact["seconds"], "peak_mb": artifact["peak_mb"]})
     tracked.log(directory)

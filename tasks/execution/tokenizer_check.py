@@ -29,17 +29,30 @@ def check_tokenizer(folder: Path, text: Text) -> None:
     passed = home() / "checks" / _key(folder, text)
     if passed.exists() or importlib.util.find_spec("transformers") is None:
         return
-    command = [sys.executable, "-m", f"{PROGRAMS}.runtime.tokenizer_check", str(folder.absolute()), text.template, str(text.max_prompt_tokens)]
+    command = [
+        sys.executable,
+        "-m",
+        f"{PROGRAMS}.runtime.tokenizer_check",
+        str(folder.absolute()),
+        text.template,
+        str(text.max_prompt_tokens),
+    ]
     try:
-        done = subprocess.run(command, env=environment(Machine()), capture_output=True, text=True, timeout=SECONDS, check=False)
+        done = subprocess.run(
+            command, env=environment(Machine()), capture_output=True, text=True, timeout=SECONDS, check=False
+        )
     except subprocess.TimeoutExpired:
-        raise StageFailed(f"The tokenizer in {folder} could not be checked: it took more than {SECONDS} s") from None
+        raise StageFailed(
+            f"The tokenizer in {folder} could not be checked: it took more than {SECONDS} s"
+        ) from None
     last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
     if done.returncode == 2:
         raise InputError(last.rstrip("."))
     if done.returncode:
         raise StageFailed(f"The tokenizer in {folder} could not be checked: {last}")
-    with suppress(OSError):  # a home that cannot be written to: `alignflow plan` needs no other, and `alignflow run` says so by itself
+    with suppress(
+        OSError
+    ):  # a home that cannot be written to: `alignflow plan` needs no other, and `alignflow run` says so by itself
         passed.parent.mkdir(parents=True, exist_ok=True)
         replace_text(passed, "")
 
@@ -47,5 +60,5 @@ def check_tokenizer(folder: Path, text: Text) -> None:
 def _key(folder: Path, text: Text) -> str:
     files = sorted({path for pattern in FILES for path in folder.glob(pattern) if path.is_file()})
     contents = {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
-    facts = [contents, sources_of("tokenizer_check"), text.template, text.max_prompt_tokens]
+    facts = [contents, sources_of("runtime.tokenizer_check"), text.template, text.max_prompt_tokens]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

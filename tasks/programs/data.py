@@ -104,8 +104,14 @@ def prepare(job: DataJob, run: Run) -> None:
 
 
 def _warn_of_unknown_site(job: DataJob, run: Run, path: Path) -> None:
-    if isinstance(job.source, StackExchangeDump) and not job.source.site and UNKNOWN_SITE in read_source.sites_of(job.source, path).values():
-        run.warn(f"No name says which site {path.name} is of: links and authors are those of {UNKNOWN_SITE}. Set source.site.")
+    if (
+        isinstance(job.source, StackExchangeDump)
+        and not job.source.site
+        and UNKNOWN_SITE in read_source.sites_of(job.source, path).values()
+    ):
+        run.warn(
+            f"No name says which site {path.name} is of: links and authors are those of {UNKNOWN_SITE}. Set source.site."
+        )
 
 
 def _prepare(desk: Desk) -> None:
@@ -113,7 +119,11 @@ def _prepare(desk: Desk) -> None:
     # 1. Whatever the source holds to records by question
     with Quarantine(desk.work / "quarantine.jsonl") as bad:
         found = _read(desk, bad)
-    bad.check(desk.source, data.max_bad_share, columns=[name for name, _ in desk.counts.seen.refused.most_common(source_warnings.MOST_NAMES)])
+    bad.check(
+        desk.source,
+        data.max_bad_share,
+        columns=[name for name, _ in desk.counts.seen.refused.most_common(source_warnings.MOST_NAMES)],
+    )
     for sentence in source_warnings.warnings(desk.counts.seen, desk.job.source, rows=bad.rows):
         desk.run.warn(sentence)
     # 2. Records to the questions that the rules keep
@@ -126,7 +136,9 @@ def _prepare(desk: Desk) -> None:
     rows = _fill(list(_lots(shelved, fates, desk)), desk, tally)
     (desk.work / "quarantine.jsonl").rename(artifact / "quarantine.jsonl")
     about = _card(desk, tally, bad, fates, rows)
-    (artifact / "card.json").write_text(json.dumps(about, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    (artifact / "card.json").write_text(
+        json.dumps(about, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     desk.run.finish(_metrics(about))
 
 
@@ -161,7 +173,9 @@ def _blocks(desk: Desk) -> Iterator[read_source.Task]:
         if site and block.file != file:
             file, names = block.file, _names(block.path, desk.work / f"names{number:06}", desk)
         segment = desk.work / f"segment{number:06}.jsonl"
-        yield read_source.Task(_handed(block, segment, desk.hands), source, site, len(sites) > 1, segment, names)
+        yield read_source.Task(
+            _handed(block, segment, desk.hands), source, site, len(sites) > 1, segment, names
+        )
 
 
 def _handed(block: Block, path: Path, hands: Crew) -> Block:
@@ -175,7 +189,11 @@ def _names(file: Path, folder: Path, desk: Desk) -> Path | None:
     if users is None:
         return None
     folder.mkdir(exist_ok=True)
-    Names(folder).write(desk.hands.map(names_in, (_handed(block, folder / str(number), desk.hands) for number, block in enumerate(users))))
+    Names(folder).write(
+        desk.hands.map(
+            names_in, (_handed(block, folder / str(number), desk.hands) for number, block in enumerate(users))
+        )
+    )
     for laid in folder.glob(f"*{LAID}"):
         laid.unlink()
     return folder
@@ -200,14 +218,26 @@ def _shelve(found: list[Path], desk: Desk) -> list[Path]:
 
 
 def _stacks(found: list[Path], desk: Desk) -> list[Stack]:
-    job, keep, foreign = desk.job, partitions.rules_of(desk.job.data), _foreign(desk.run, desk.work / "foreign.npz")
+    job, keep, foreign = (
+        desk.job,
+        partitions.rules_of(desk.job.data),
+        _foreign(desk.run, desk.work / "foreign.npz"),
+    )
     shelf = "shelf{:06}.jsonl".format
     places = enumerate(sorted_files.ranges(found, RANGE))
-    return [Stack(slices, job.source, keep, foreign, job.data.alike < 1, desk.work / shelf(place)) for place, slices in places]
+    return [
+        Stack(slices, job.source, keep, foreign, job.data.alike < 1, desk.work / shelf(place))
+        for place, slices in places
+    ]
 
 
 def _foreign(run: Run, path: Path) -> Path | None:
-    sets = [text for name, place in sorted(run.inputs.items()) if name.startswith("against") for text in contamination.texts_of(place)]
+    sets = [
+        text
+        for name, place in sorted(run.inputs.items())
+        if name.startswith("against")
+        for text in contamination.texts_of(place)
+    ]
     if not sets:
         return None
     contamination.write(contamination.grams(sets), path)
@@ -221,13 +251,18 @@ def _fates(shelved: list[Path], data: Data, counts: Counts) -> Fates:
     shares = {"finetune": data.finetune_share, "reward": data.reward_share, "rl": data.rl_share}
     shares["evaluation"] = 1 - sum(shares.values())
     distinct, cap = data.duplicates == "drop", data.max_questions_per_author
-    return split_assignment.decide(shelved, shares, counts.dropped, alike=data.alike, distinct=distinct, per_author=cap)
+    return split_assignment.decide(
+        shelved, shares, counts.dropped, alike=data.alike, distinct=distinct, per_author=cap
+    )
 
 
 def _refuse_empty(fates: Fates, desk: Desk) -> None:
     data, counts = desk.job.data, desk.counts
     if not (fates.comparable & (fates.splits > 0)).any():
-        read = " and ".join(f"{count} {what}" for what, count in sorted(counts.read.items(), reverse=True)) or "nothing"
+        read = (
+            " and ".join(f"{count} {what}" for what, count in sorted(counts.read.items(), reverse=True))
+            or "nothing"
+        )
         kept = int((fates.splits > 0).sum())
         raise InputError(
             f"{desk.source} has no question with two differently scored answers (found {read}; {kept} questions with a usable answer): "
@@ -238,9 +273,15 @@ def _refuse_empty(fates: Fates, desk: Desk) -> None:
         wanted = (fates.splits == number) & (fates.comparable if name == "reward" else True)
         if wanted.any() or (name == "rl" and not data.rl_share):  # DPO needs no prompts of its own
             continue
-        remedy = "lower data.finetune_share, data.reward_share or data.rl_share" if name == "evaluation" else f"raise data.{name}_share"
+        remedy = (
+            "lower data.finetune_share, data.reward_share or data.rl_share"
+            if name == "evaluation"
+            else f"raise data.{name}_share"
+        )
         what = "questions with differently scored answers" if name == "reward" else "questions"
-        raise InputError(f"The {name} split has no {what} (of {total} usable questions in all): {remedy}, or give a dump with more questions.")
+        raise InputError(
+            f"The {name} split has no {what} (of {total} usable questions in all): {remedy}, or give a dump with more questions."
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------------- 4. tables
@@ -251,7 +292,13 @@ def _lots(shelved: list[Path], fates: Fates, desk: Desk) -> Iterator[Lot]:
     for number, path in enumerate(shelved):
         with np.load(path.with_suffix(".npz")) as columns:
             end = start + len(columns["ids"])
-        yield Lot(path, fates.splits[start:end].tobytes(), job.data.max_pairs, job.seed, desk.work / f"lot{number:06}")
+        yield Lot(
+            path,
+            fates.splits[start:end].tobytes(),
+            job.data.max_pairs,
+            job.seed,
+            desk.work / f"lot{number:06}",
+        )
         start = end
 
 

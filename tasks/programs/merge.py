@@ -9,7 +9,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForSequenceClassification,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from tasks.config.jobs import MergeJob
 from tasks.programs.runtime.program import Run, main
@@ -37,9 +42,13 @@ def merge(job: MergeJob, run: Run) -> None:
     tokenizer = loading.load_tokenizer(folder)
     run.rewind(0)
     if (artifact / "bottleneck").is_dir():
-        raise InputError("Bottlenecks cannot be folded into a model's own layers: use them as they are, beside their base.")
+        raise InputError(
+            "Bottlenecks cannot be folded into a model's own layers: use them as they are, beside their base."
+        )
     if (artifact / "adapter-1").is_dir():
-        raise InputError("An ensemble cannot be merged into one model: use its adapters as they are, or train with reward.members=1.")
+        raise InputError(
+            "An ensemble cannot be merged into one model: use its adapters as they are, or train with reward.members=1."
+        )
     if (artifact / "adapter").is_dir():
         metrics = _merge_adapter(job, run, artifact / "adapter", tokenizer, device)
     else:
@@ -49,7 +58,9 @@ def merge(job: MergeJob, run: Run) -> None:
     run.finish({f"merge.{name}": value for name, value in metrics.items()})
 
 
-def _merge_adapter(job: MergeJob, run: Run, adapter: Path, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> dict[str, float]:
+def _merge_adapter(
+    job: MergeJob, run: Run, adapter: Path, tokenizer: PreTrainedTokenizerBase, device: torch.device
+) -> dict[str, float]:
     """Merge into the weights that the adapter's base computed with; gives what it changes."""
     folder, precision = run.inputs["base"], job.weights.base
     base = loading.load(folder, device=device, precision=precision)
@@ -58,21 +69,30 @@ def _merge_adapter(job: MergeJob, run: Run, adapter: Path, tokenizer: PreTrained
     with lora.active(model, "merged") as adapted:
         before = rewards(adapted, score, tokenizer) if score is not None else likely(adapted, tokenizer)
     if precision in ("int8", "nf4"):
-        model, _ = lora.load(loading.dequantised(folder, device=device, precision=precision), "merged", adapter)
+        model, _ = lora.load(
+            loading.dequantised(folder, device=device, precision=precision), "merged", adapter
+        )
     merged = model.merge_and_unload(adapter_names=["merged"])
     assert isinstance(merged, PreTrainedModel)
     return _write(merged, score, job, run, tokenizer, before)
 
 
 def _write(
-    merged: PreTrainedModel, score: Tensor | None, job: MergeJob, run: Run, tokenizer: PreTrainedTokenizerBase, before: tuple[Tensor, Tensor]
+    merged: PreTrainedModel,
+    score: Tensor | None,
+    job: MergeJob,
+    run: Run,
+    tokenizer: PreTrainedTokenizerBase,
+    before: tuple[Tensor, Tensor],
 ) -> dict[str, float]:
     """Save the merged model, have it back as anybody would, and compare."""
     place = run.artifact / "model"
     ends = prompts.end_tokens(tokenizer, job.text.template)
     wanted = job.merge.dtype or ("float32" if job.weights.base == "float32" else None)
     kept = loading.stored_in(run.inputs["base"])
-    nn.Module.to(merged, dtype=getattr(torch, wanted) if wanted else torch.bfloat16 if kept == torch.float16 else kept)  # to be trained on
+    nn.Module.to(
+        merged, dtype=getattr(torch, wanted) if wanted else torch.bfloat16 if kept == torch.float16 else kept
+    )  # to be trained on
     if merged.generation_config is not None:
         stop_at(merged.generation_config, ends)
     if score is not None:
@@ -84,11 +104,18 @@ def _write(
     if score is None:
         after = likely(loading.load(place, device=merged.device), tokenizer)
         _check_merged(before[0], after[0], "logits")
-        return drift(before[0], after[0]) | {"answers_reproduced": (before[1] == after[1]).all(dim=1).float().mean().item()}
-    again = AutoModelForSequenceClassification.from_pretrained(place, use_safetensors=True, trust_remote_code=False, dtype="auto")
+        return drift(before[0], after[0]) | {
+            "answers_reproduced": (before[1] == after[1]).all(dim=1).float().mean().item()
+        }
+    again = AutoModelForSequenceClassification.from_pretrained(
+        place, use_safetensors=True, trust_remote_code=False, dtype="auto"
+    )
     after = rewards(nn.Module.to(again.eval(), merged.device), again.score.weight.detach(), tokenizer)
     _check_merged(before[0], after[0], "reward")
-    return {"reward_drift_max": (before[0] - after[0]).abs().max().item(), "order_reproduced": float(torch.equal(before[1], after[1]))}
+    return {
+        "reward_drift_max": (before[0] - after[0]).abs().max().item(),
+        "order_reproduced": float(torch.equal(before[1], after[1])),
+    }
 
 
 def _check_merged(before: Tensor, after: Tensor, name: str) -> None:
@@ -122,7 +149,14 @@ def stop_at(generation: GenerationConfig, ends: Sequence[int]) -> None:
 def padding(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> str | None:
     """A token for padding that ends no answer, if there is one: transformers reads a score at the last token that is not padding."""
     special = [tokenizer.pad_token, tokenizer.unk_token, tokenizer.bos_token, *tokenizer.all_special_tokens]
-    return next((token for token in special if token is not None and tokenizer.convert_tokens_to_ids(token) not in ends), None)
+    return next(
+        (
+            token
+            for token in special
+            if token is not None and tokenizer.convert_tokens_to_ids(token) not in ends
+        ),
+        None,
+    )
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
@@ -133,16 +167,23 @@ def _ids(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
 def likely(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:
     """Logits at every token of the probe texts, (N, V) float32, and the likeliest continuations, (5, 24)."""
     ids = _ids(tokenizer)
-    logits = torch.cat([model(torch.tensor([x], device=model.device), use_cache=False).logits[0].float() for x in ids])
+    logits = torch.cat(
+        [model(torch.tensor([x], device=model.device), use_cache=False).logits[0].float() for x in ids]
+    )
     seeds.seed_step(0, 0)
     continued = sampling.sample(model, ids, max_tokens=CONTINUED, temperature=COLD, end_ids=(), pad_id=0)
     return logits, continued.ids
 
 
 @torch.no_grad()
-def rewards(model: PreTrainedModel, score: Tensor, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:
+def rewards(
+    model: PreTrainedModel, score: Tensor, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Tensor, Tensor]:
     """The reward of each probe text, (5,) float32, and their order."""
-    ends = [forward.hidden_states(model, torch.tensor([x], device=model.device))[0, -1].float() for x in _ids(tokenizer)]
+    ends = [
+        forward.hidden_states(model, torch.tensor([x], device=model.device))[0, -1].float()
+        for x in _ids(tokenizer)
+    ]
     found = (torch.stack(ends) @ score.float().to(model.device).T)[:, 0]
     return found, found.argsort()
 
@@ -151,7 +192,11 @@ def drift(before: Tensor, after: Tensor) -> dict[str, float]:
     """Largest and mean absolute difference of logits (N, V), and the share of tokens whose likeliest successor stayed the same."""
     gap = (before - after).abs()
     agreement = (before.argmax(dim=1) == after.argmax(dim=1)).float().mean()
-    return {"drift_max": gap.max().item(), "drift_mean": gap.mean().item(), "top1_agreement": agreement.item()}
+    return {
+        "drift_max": gap.max().item(),
+        "drift_mean": gap.mean().item(),
+        "top1_agreement": agreement.item(),
+    }
 
 
 if __name__ == "__main__":

@@ -74,7 +74,10 @@ def train(job: PpoJob, run: Run) -> None:
     encoder = pair_tables.encoder_of(job.text, tokenizer)
     questions = _prompts(job, run, tokenizer, encoder)
     actors = load_actors(job, run, device)
-    frozen = [*(p for p in actors.model.parameters() if not p.requires_grad), *(p for m in actors.reward.members for p in m.head.parameters())]
+    frozen = [
+        *(p for p in actors.model.parameters() if not p.requires_grad),
+        *(p for m in actors.reward.members for p in m.head.parameters()),
+    ]
     frozen_before = sanity_checks.digest(frozen)
     policy_optimizer = torch.optim.Adam(actors.policy.values(), eps=1e-5, fused=True)
     critic_optimizer = torch.optim.Adam(actors.critic.values(), eps=1e-5, fused=True)
@@ -89,14 +92,20 @@ def train(job: PpoJob, run: Run) -> None:
     for step in range(start, settings.steps):
         # 2. Sample an answer to each prompt of the batch and score it.
         seeds.seed_step(job.seed, step + 1)
-        indices = schedules.batch_indices(step, num_rows=len(questions), batch_size=settings.rollouts, seed=job.seed)
+        indices = schedules.batch_indices(
+            step, num_rows=len(questions), batch_size=settings.rollouts, seed=job.seed
+        )
         rollout = roll_out(actors, [questions[i] for i in indices], tokenizer, job, device)
         mask = rollout.batch.response_mask
         check_rollout(rollout, step + 1)
 
         # 3. Rewards at every token, advantages, returns; whitened over the whole batch.
-        token_rewards = rewards.token_rewards(rollout.score, rollout.logp, rollout.ref_logp, mask, kl_coefficient=kl_coefficient)
-        advantages, returns = gae(token_rewards, rollout.values, mask, discount=settings.discount, gae_lambda=settings.gae_lambda)
+        token_rewards = rewards.token_rewards(
+            rollout.score, rollout.logp, rollout.ref_logp, mask, kl_coefficient=kl_coefficient
+        )
+        advantages, returns = gae(
+            token_rewards, rollout.values, mask, discount=settings.discount, gae_lambda=settings.gae_lambda
+        )
         advantages = whiten(advantages, mask)
         check_finite({"the advantage": advantages[mask]}, step=step + 1, advice=DIVERGED)
         k1 = rewards.k1(rollout.logp - rollout.ref_logp).sum(dim=1).mean().item()
@@ -110,30 +119,51 @@ def train(job: PpoJob, run: Run) -> None:
                 sanity_checks.check_fresh_kl(k1, k3, tolerance=tolerance)
 
         # 4. Several passes over the batch in fresh orders; the KL of a step is looked at before the step is taken.
-        rate = schedules.learning_rate(step, peak=settings.learning_rate, total=settings.steps, warmup=0, shape="linear")
+        rate = schedules.learning_rate(
+            step, peak=settings.learning_rate, total=settings.steps, warmup=0, shape="linear"
+        )
         for group in (*policy_optimizer.param_groups, *critic_optimizer.param_groups):
             group["lr"] = rate
         updates: list[Update] = []
         skipped = 0
         for _ in range(settings.epochs):
-            for minibatch in torch.randperm(settings.rollouts, device="cpu").to(device).split(settings.minibatch):
+            for minibatch in (
+                torch.randperm(settings.rollouts, device="cpu").to(device).split(settings.minibatch)
+            ):
                 policy_optimizer.zero_grad(set_to_none=True)
                 critic_optimizer.zero_grad(set_to_none=True)
-                update = accumulate(actors, rollout, advantages, returns, minibatch, settings, micro_batch=run.machine.micro_batch)
+                update = accumulate(
+                    actors,
+                    rollout,
+                    advantages,
+                    returns,
+                    minibatch,
+                    settings,
+                    micro_batch=run.machine.micro_batch,
+                )
                 check_finite(
                     {"the squared log-ratio": update.approx_kl, "the policy loss": update.policy_loss, "the value loss": update.value_loss},
                     step=step + 1, advice=DIVERGED,
                 )  # fmt: skip
                 if step == start and not updates:
-                    sanity_checks.check_ratio(update.ratio, update.clip_fraction, update.approx_kl, tolerance=tolerance)
+                    sanity_checks.check_ratio(
+                        update.ratio, update.clip_fraction, update.approx_kl, tolerance=tolerance
+                    )
                     sanity_checks.check_gradients(actors.policy | actors.critic)
                 updates.append(update)
                 if settings.max_step_kl is not None and not update.approx_kl <= settings.max_step_kl:
                     skipped += 1
                     continue
                 groups = {"policy": actors.policy, "critic": actors.critic}
-                norms = {name: torch.nn.utils.clip_grad_norm_(some.values(), settings.max_grad_norm) for name, some in groups.items()}
-                check_finite({f"the {name}'s gradient norm": norm.item() for name, norm in norms.items()}, step=step + 1, advice=DIVERGED)
+                norms = {
+                    name: torch.nn.utils.clip_grad_norm_(some.values(), settings.max_grad_norm)
+                    for name, some in groups.items()
+                }
+                check_finite(
+                    {f"the {name}'s gradient norm": norm.item() for name, norm in norms.items()},
+                    step=step + 1,
+                    advice=DIVERGED,
+                )
                 policy_optimizer.step()
                 critic_optimizer.step()
 
@@ -159,10 +189,16 @@ def train(job: PpoJob, run: Run) -> None:
         )
         if settings.kl_target is not None:
             kl_coefficient = rewards.adapt_kl_coefficient(
-                kl_coefficient, k1, target=settings.kl_target, horizon=settings.kl_horizon, num_rollouts=settings.rollouts
+                kl_coefficient,
+                k1,
+                target=settings.kl_target,
+                horizon=settings.kl_horizon,
+                num_rollouts=settings.rollouts,
             )
         if (step + 1) % max(1, run.machine.checkpoint_steps // 10) == 0:
-            state = checkpoints.training_tensors(actors.policy, policy_optimizer) | checkpoints.training_tensors(actors.critic, critic_optimizer)
+            state = checkpoints.training_tensors(
+                actors.policy, policy_optimizer
+            ) | checkpoints.training_tensors(actors.critic, critic_optimizer)
             checkpoints.save(run.checkpoints, step + 1, state, {"kl_coefficient": kl_coefficient})
 
     # 6. The artifact; what was frozen must not have moved.
@@ -171,7 +207,9 @@ def train(job: PpoJob, run: Run) -> None:
             "Frozen weights changed during training. Likely cause: the optimizer was given the base's or the reward model's."
         )
     lora.save(actors.model, "policy", run.artifact / "adapter", base=actors.base)
-    lora.save(actors.model, "critic", run.artifact / "critic", base=actors.base, score=actors.value_head.weight)
+    lora.save(
+        actors.model, "critic", run.artifact / "critic", base=actors.base, score=actors.value_head.weight
+    )
     last = run.last()
     if (ended := run.mean("ended")) < ENOUGH_ENDED:
         run.warn(
@@ -187,8 +225,16 @@ def check_rollout(rollout: Rollout, step: int) -> None:
     """Raise InputError if something of a rollout is not finite."""
     mask = rollout.batch.response_mask
     check_finite({"the SFT model's log-probability": rollout.ref_logp[mask]}, step=step, advice=UNSOUND_MODEL)
-    check_finite({"the policy's log-probability": rollout.logp[mask], "the critic's value": rollout.values[mask]}, step=step, advice=DIVERGED)
-    check_finite({"the reward model's score": rollout.score}, step=step, advice="train the reward model again, or with a lower reward.learning_rate")
+    check_finite(
+        {"the policy's log-probability": rollout.logp[mask], "the critic's value": rollout.values[mask]},
+        step=step,
+        advice=DIVERGED,
+    )
+    check_finite(
+        {"the reward model's score": rollout.score},
+        step=step,
+        advice="train the reward model again, or with a lower reward.learning_rate",
+    )
 
 
 class Update(NamedTuple):
@@ -202,7 +248,14 @@ class Update(NamedTuple):
 
 
 def accumulate(
-    actors: Actors, rollout: Rollout, advantages: Tensor, returns: Tensor, minibatch: Tensor, settings: Ppo, *, micro_batch: int
+    actors: Actors,
+    rollout: Rollout,
+    advantages: Tensor,
+    returns: Tensor,
+    minibatch: Tensor,
+    settings: Ppo,
+    *,
+    micro_batch: int,
 ) -> Update:
     """Add the gradients of one mini-batch, rows ``minibatch``, in parts of ``micro_batch`` rows; the split does not change them."""
     count = rollout.batch.response_mask[minibatch].sum()
@@ -210,30 +263,63 @@ def accumulate(
     for rows in minibatch.split(micro_batch or len(minibatch)):
         batch = rollout.batch.rows(rows)
         old_logp, old_values, advantage, target = (
-            x[rows][:, : batch.input_ids.shape[1]] for x in (rollout.logp, rollout.values, advantages, returns)
+            x[rows][:, : batch.input_ids.shape[1]]
+            for x in (rollout.logp, rollout.values, advantages, returns)
         )
         with lora.active(actors.model, "policy") as policy:
             logp = sequences.log_probs(policy, batch, temperature=settings.temperature)
             surrogate = losses.policy_loss(
-                logp, old_logp, advantage, batch.response_mask, clip_range=settings.clip_range, dual_clip=settings.dual_clip, count=count
+                logp,
+                old_logp,
+                advantage,
+                batch.response_mask,
+                clip_range=settings.clip_range,
+                dual_clip=settings.dual_clip,
+                count=count,
             )
             surrogate.loss.backward()
         with lora.active(actors.model, "critic") as critic:
             values = sequences.values(critic, actors.value_head, batch)
-            error = losses.value_loss(values, old_values, target, batch.response_mask, clip_range=settings.value_clip_range, count=count)
+            error = losses.value_loss(
+                values,
+                old_values,
+                target,
+                batch.response_mask,
+                clip_range=settings.value_clip_range,
+                count=count,
+            )
             (settings.value_weight * error.loss).backward()
-        total += torch.stack([surrogate.loss.detach(), error.loss.detach(), surrogate.clip_fraction, surrogate.approx_kl, surrogate.ratio])
+        total += torch.stack(
+            [
+                surrogate.loss.detach(),
+                error.loss.detach(),
+                surrogate.clip_fraction,
+                surrogate.approx_kl,
+                surrogate.ratio,
+            ]
+        )
     return Update(*total.tolist())
 
 
 @torch.no_grad()
-def roll_out(actors: Actors, questions: list[list[int]], tokenizer: PreTrainedTokenizerBase, job: PpoJob, device: torch.device) -> Rollout:
+def roll_out(
+    actors: Actors,
+    questions: list[list[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    job: PpoJob,
+    device: torch.device,
+) -> Rollout:
     """Sample answers with the policy; take its and the reference's log-probabilities, the critic's values and the reward model's scores."""
     settings = job.ppo
     ends, pad = prompts.end_tokens(tokenizer, job.text.template), tokenizer.pad_token_id
     with lora.active(actors.model, "policy") as policy:
         samples = sampling.sample(
-            policy, questions, max_tokens=job.text.max_answer_tokens, temperature=settings.temperature, end_ids=ends, pad_id=pad
+            policy,
+            questions,
+            max_tokens=job.text.max_answer_tokens,
+            temperature=settings.temperature,
+            end_ids=ends,
+            pad_id=pad,
         )
         answers = [ids[mask].tolist() for ids, mask in zip(samples.ids, samples.mask, strict=True)]
         batch = sequences.join(questions, answers, pad_id=pad, device=device)
@@ -245,7 +331,15 @@ def roll_out(actors: Actors, questions: list[list[int]], tokenizer: PreTrainedTo
     score = reward_model.normalised(actors.reward, batch)
     ended = torch.tensor([answer[-1] in ends for answer in answers], device=device)
     score = torch.where(ended | ~score.isfinite(), score, settings.missing_eos_reward)
-    return Rollout(batch, logp, ref_logp, values, score, ended, sequences.scatter(samples.logp[samples.mask], batch.response_mask))
+    return Rollout(
+        batch,
+        logp,
+        ref_logp,
+        values,
+        score,
+        ended,
+        sequences.scatter(samples.logp[samples.mask], batch.response_mask),
+    )
 
 
 def load_actors(job: PpoJob, run: Run, device: torch.device) -> Actors:
@@ -264,7 +358,11 @@ def load_actors(job: PpoJob, run: Run, device: torch.device) -> Actors:
     bare = _logits(base, probe)
     seeds.seed_step(job.seed, 0)
     lora = job.ppo.lora
-    model = models_lora.attach(base, "policy", models_lora.lora_config(rank=lora.rank, alpha=lora.alpha, dropout=0.0, targets=lora.targets))
+    model = models_lora.attach(
+        base,
+        "policy",
+        models_lora.lora_config(rank=lora.rank, alpha=lora.alpha, dropout=0.0, targets=lora.targets),
+    )
     shared, reward = reward_model.load(run.inputs["reward"], model, device=device)
     assert shared is model
     model, value_head = _critic(job, run, model, reward)
@@ -280,7 +378,11 @@ def load_actors(job: PpoJob, run: Run, device: torch.device) -> Actors:
     )
     with models_lora.active(model, None) as reference:
         sanity_checks.check_same(
-            "Adapter-off and bare logits", _logits(reference, probe), bare, tolerance=0.0, cause="an adapter was merged into the base."
+            "Adapter-off and bare logits",
+            _logits(reference, probe),
+            bare,
+            tolerance=0.0,
+            cause="an adapter was merged into the base.",
         )
     _check_reward_model(actors, record["probes"], device, tolerance=TOLERANCE[loading.stored(base)])
     return actors
@@ -293,13 +395,19 @@ def _critic(job: PpoJob, run: Run, model: PeftModel, reward: Scorer) -> tuple[Pe
     if reward_model.is_adapter(run.inputs["reward"]):
         model, score = models_lora.load(model, "critic", run.inputs["reward"] / "adapter")
         assert score is not None
-        first = reward.members[0]  # of an ensemble normalised by itself; alone it has mean 0 and deviation 1 here
+        first = reward.members[
+            0
+        ]  # of an ensemble normalised by itself; alone it has mean 0 and deviation 1 here
         mean, std = (reward.mean, reward.std) if len(reward.members) == 1 else (first.mean, first.std)
         head.weight.copy_(score / std)
         head.bias.fill_(-mean / std)
     else:
         lora = job.ppo.lora
-        model = models_lora.attach(model, "critic", models_lora.lora_config(rank=lora.rank, alpha=lora.alpha, dropout=0.0, targets=lora.targets))
+        model = models_lora.attach(
+            model,
+            "critic",
+            models_lora.lora_config(rank=lora.rank, alpha=lora.alpha, dropout=0.0, targets=lora.targets),
+        )
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
     return model, head
@@ -312,17 +420,27 @@ def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _check_reward_model(actors: Actors, probes: list[dict[str, object]], device: torch.device, *, tolerance: float) -> None:
-    batch = sequences.join([p["prompt"] for p in probes], [p["answer"] for p in probes], pad_id=0, device=device)  # type: ignore[misc]
+def _check_reward_model(
+    actors: Actors, probes: list[dict[str, object]], device: torch.device, *, tolerance: float
+) -> None:
+    batch = sequences.join(
+        [p["prompt"] for p in probes], [p["answer"] for p in probes], pad_id=0, device=device
+    )  # type: ignore[misc]
     actual = reward_model.rewards(actors.reward, batch)
     check_finite({"the reward model's score of its probes": actual}, advice=UNSOUND_MODEL)
     expected = torch.tensor([p["score"] for p in probes], device=device)
     sanity_checks.check_same(
-        "The reward model's probe scores and those stored with it", actual, expected, tolerance=tolerance, cause="another base or precision."
+        "The reward model's probe scores and those stored with it",
+        actual,
+        expected,
+        tolerance=tolerance,
+        cause="another base or precision.",
     )
 
 
-def _prompts(job: PpoJob, run: Run, tokenizer: PreTrainedTokenizerBase, encoder: Encoder | None = None) -> list[list[int]]:
+def _prompts(
+    job: PpoJob, run: Run, tokenizer: PreTrainedTokenizerBase, encoder: Encoder | None = None
+) -> list[list[int]]:
     """Prompts of the RL split in an order drawn from the seed; ``encoder`` counts what is cut."""
     texts = pq.read_table(run.inputs["data"] / "rl.parquet", columns=["prompt"])["prompt"].to_pylist()
     if not texts:

@@ -49,7 +49,11 @@ def compute(job: ReferenceJob, run: Run) -> None:
 
 
 def _rows(questions: list[Comparison], found: dict[int, list[float]]) -> list[tuple[int, int, int, float]]:
-    return [(c.question_id, i, len(answer), found[c.question_id][i]) for c in questions for i, answer in enumerate(c.answers)]
+    return [
+        (c.question_id, i, len(answer), found[c.question_id][i])
+        for c in questions
+        for i, answer in enumerate(c.answers)
+    ]
 
 
 def _write(rows: list[tuple[int, int, int, float]], path: Path) -> None:
@@ -59,14 +63,21 @@ def _write(rows: list[tuple[int, int, int, float]], path: Path) -> None:
 
 @torch.no_grad()
 def log_probs(
-    base: PreTrainedModel, questions: list[Comparison], *, pad_id: int, most: int = ANSWERS, told: Callable[[int, int], None] | None = None
+    base: PreTrainedModel,
+    questions: list[Comparison],
+    *,
+    pad_id: int,
+    most: int = ANSWERS,
+    told: Callable[[int, int], None] | None = None,
 ) -> dict[int, list[float]]:
     """Log-probability of each answer by question; ``most`` answers at a time, and now and then ``told`` of so many batches of all."""
     by_length = sorted(questions, key=lambda c: len(c.prompt) + sum(map(len, c.answers)))  # little padding
     found: dict[int, list[float]] = {}
     parts = comparisons.micro_batches(by_length, most)
     for number, part in enumerate(parts, 1):
-        batch = comparisons.collate(part, pad_id=pad_id, device=base.device, hidden_size=base.config.hidden_size)
+        batch = comparisons.collate(
+            part, pad_id=pad_id, device=base.device, hidden_size=base.config.hidden_size
+        )
         log_probs = shared_prompt.log_probs(base, batch.branches)
         check_finite({"the reference's log-probability": log_probs}, advice=UNSOUND_MODEL)
         values = iter(log_probs.tolist())
@@ -76,7 +87,9 @@ def log_probs(
     return found
 
 
-def read(run: Run, text: Text, tokenizer: PreTrainedTokenizerBase, encoder: Encoder | None = None) -> list[Comparison]:
+def read(
+    run: Run, text: Text, tokenizer: PreTrainedTokenizerBase, encoder: Encoder | None = None
+) -> list[Comparison]:
     """The reward split's pairs by question; ``encoder`` counts what is cut. Raises InputError where there are none."""
     texts = pair_tables.texts_of(run.inputs["data"] / "reward.parquet")
     if not texts:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from tasks.config.data import Data
 from tasks.config.jobs import ReportJob
 from tasks.programs.runtime.program import Run, main, read_summary
 from tasks.reporting import data_card, reward_charts, stage_charts, truncation_charts
@@ -23,13 +24,21 @@ def report(job: ReportJob, run: Run) -> None:  # noqa: ARG001 - the page has no 
     metrics = {name: read_summary(folder)["metrics"] for name, folder in found.items()}
     about = json.loads((found["data"] / "card.json").read_text(encoding="utf-8"))
     cuts = truncation_charts.rows_of(metrics)
-    (run.artifact / "card.html").write_text(data_card.page(about, cuts=cuts), encoding="utf-8")
+    (run.artifact / "card.html").write_text(
+        data_card.page(about, descriptions=Data.descriptions(), cuts=cuts), encoding="utf-8"
+    )
     page = render(
         card=about,
-        cells=table_cells([stage_section(name, found[name], metrics[name]) for name in stage_charts.TITLES if name in found]),
+        cells=table_cells(
+            [stage_section(name, found[name], metrics[name]) for name in stage_charts.TITLES if name in found]
+        ),
         samples=sample_answers(found["winrate"], found["data"]),
         questions=read_summary(found["winrate"])["questions"],
-        warnings=[(name, sentence) for name, folder in found.items() for sentence in read_summary(folder)["warnings"]],
+        warnings=[
+            (name, sentence)
+            for name, folder in found.items()
+            for sentence in read_summary(folder)["warnings"]
+        ],
         cuts=cuts,
         **evaluation(metrics, json.loads((found["winrate"] / "results.json").read_text()), _judged_on(found)),
     )
@@ -38,19 +47,14 @@ def report(job: ReportJob, run: Run) -> None:  # noqa: ARG001 - the page has no 
     run.finish({"report.bytes": len(page)})
 
 
-# ------------------------------------------------------------------------------------------------------------------------- stages
-
-
-# --------------------------------------------------------------------------------------------------------------------- evaluation
-
-
 def _judged_on(found: Mapping[str, Path]) -> dict[str, str]:
     """Which pairs each accuracy that rests on votes is of."""
     stages = {"reward_accuracy.votes": "reward", "dpo.implicit_accuracy": "dpo"}
-    return {name: reward_charts.judged_on(read_summary(found[stage])) for name, stage in stages.items() if stage in found}
-
-
-# ------------------------------------------------------------------------------------------------------------------------ samples
+    return {
+        name: reward_charts.judged_on(read_summary(found[stage]))
+        for name, stage in stages.items()
+        if stage in found
+    }
 
 
 if __name__ == "__main__":

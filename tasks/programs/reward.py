@@ -48,12 +48,22 @@ def train(job: RewardJob, run: Run) -> None:
     measured = pair_tables.choose_measured(evaluation, held_out, run)
     ahead = comparisons.head_start(questions) if settings.head_start else 0.0
     training_setup.afford(
-        settings, run, "model", job.weights.merged, device, training_setup.largest(questions, settings.batch_size, run), members=settings.members
+        settings,
+        run,
+        "model",
+        job.weights.merged,
+        device,
+        training_setup.largest(questions, settings.batch_size, run),
+        members=settings.members,
     )
     base = training_setup.base(run, "model", job.weights.merged, job.text, device)
-    training_setup.share_prompts(run, base, [*questions, *held_out, *measured.questions], pad_id=tokenizer.pad_token_id)
+    training_setup.share_prompts(
+        run, base, [*questions, *held_out, *measured.questions], pad_id=tokenizer.pad_token_id
+    )
     most = run.machine.micro_batch or 128  # answers at a time where nothing is kept for a backward pass
-    collate = partial(comparisons.collate, pad_id=tokenizer.pad_token_id, device=device, hidden_size=base.config.hidden_size)
+    collate = partial(
+        comparisons.collate, pad_id=tokenizer.pad_token_id, device=device, hidden_size=base.config.hidden_size
+    )
 
     # 2. Adapters and heads, or the checkpoint's.
     seeds.seed_step(job.seed, 0)
@@ -61,8 +71,17 @@ def train(job: RewardJob, run: Run) -> None:
     told: dict[str, Any] | None = None
     if settings.probe and checkpoints.latest(run.checkpoints) is None:
         tuning.model.eval()
+        pair_loss = probe_start.PairLoss(settings.margin, settings.weigh, ahead)
         features = partial(probe_start.answer_features, collate=collate, most=most, phase=run.phase)
-        told = probe_start.begin(job, model, questions, held_out, features, ahead=ahead, measured=measured.questions)
+        told = probe_start.begin(
+            model,
+            questions,
+            held_out,
+            features,
+            pair_loss=pair_loss,
+            measured=measured.questions,
+            seed=job.seed,
+        )
     training = training_setup.training(settings, run, tuning, num_rows=len(questions), seed=job.seed)
     if told:
         training.told = told
@@ -76,25 +95,45 @@ def train(job: RewardJob, run: Run) -> None:
         tuning.train()
         sums = {"loss": 0.0, "accuracy": 0.0}
         for number, member in enumerate(model.members):
-            seed = seeds.mix(job.seed, number) if number else job.seed  # members see the questions in different orders
-            chosen = [questions[i] for i in schedules.batch_indices(step, num_rows=len(questions), batch_size=settings.batch_size, seed=seed)]
+            seed = (
+                seeds.mix(job.seed, number) if number else job.seed
+            )  # members see the questions in different orders
+            chosen = [
+                questions[i]
+                for i in schedules.batch_indices(
+                    step, num_rows=len(questions), batch_size=settings.batch_size, seed=seed
+                )
+            ]
             num_pairs = sum(len(c.pairs) for c in chosen)
-            for part, counts in distributed.turns(comparisons.micro_batches(distributed.mine(chosen), run.machine.micro_batch), chosen[:1]):
+            for part, counts in distributed.turns(
+                comparisons.micro_batches(distributed.mine(chosen), run.machine.micro_batch), chosen[:1]
+            ):
                 batch = collate(part)
                 with member.active() as base:
                     score = fsdp.inside(base, shared_prompt.scores, member.head, batch.branches)
-                    loss = counts * ranking_loss(score, batch, settings, ahead=ahead, num_pairs=num_pairs, num_questions=len(chosen))
+                    loss = counts * ranking_loss(
+                        score, batch, settings, ahead=ahead, num_pairs=num_pairs, num_questions=len(chosen)
+                    )
                     loss.backward()
                 sums["loss"] += loss.item()
-                sums["accuracy"] += counts * (score[batch.chosen] > score[batch.rejected]).sum().item() / num_pairs
-        line = {name: total / len(model.members) for name, total in zip(sums, distributed.summed([*sums.values()]), strict=True)}
+                sums["accuracy"] += (
+                    counts * (score[batch.chosen] > score[batch.rejected]).sum().item() / num_pairs
+                )
+        line = {
+            name: total / len(model.members)
+            for name, total in zip(sums, distributed.summed([*sums.values()]), strict=True)
+        }
         line |= {"grad_norm": training.update(line["loss"]), "learning_rate": training.rate(step)}
 
         # 4. The held-out loss now and then, which says which weights are kept.
         if step + 1 in training.looks:
             tuning.model.eval()
-            rewards = answer_rewards(model._replace(caution=0.0), held_out, collate, most, told=run.phase("held-out answers"))
-            line["held_out_loss"] = reward_evaluation.held_out_loss(reward_evaluation.pairs_of(held_out), rewards, ahead=ahead)
+            rewards = answer_rewards(
+                model._replace(caution=0.0), held_out, collate, most, told=run.phase("held-out answers")
+            )
+            line["held_out_loss"] = reward_evaluation.held_out_loss(
+                reward_evaluation.pairs_of(held_out), rewards, ahead=ahead
+            )
             training.judged(step + 1, line["held_out_loss"])
         run.log(step + 1, training.plan.total, **line)
         training.save(step + 1, every=run.machine.checkpoint_steps)
@@ -110,7 +149,10 @@ def train(job: RewardJob, run: Run) -> None:
         answer_rewards(model, held_out, collate, most, told=run.phase("held-out answers")),
         reward_evaluation.pairs_of(held_out),
     )
-    metrics = {"reward.held_out_loss": reward_evaluation.held_out_loss(held_pairs, held_rewards, ahead=ahead), "reward.best_step": training.best.step}
+    metrics = {
+        "reward.held_out_loss": reward_evaluation.held_out_loss(held_pairs, held_rewards, ahead=ahead),
+        "reward.best_step": training.best.step,
+    }
     if settings.probe:
         run.note(MEASURES, {"probe": training.told})
         metrics |= probe_start.metrics(training.told)
@@ -121,15 +163,27 @@ def train(job: RewardJob, run: Run) -> None:
             answer_rewards(model, measured.questions, collate, most, told=run.phase("evaluation answers")),
             reward_evaluation.pairs_of(measured.questions),
         )
-    check_finite({"the reward of held-out answers": held_rewards, "the reward of evaluation answers": rewards})
-    calibrated = reward_evaluation.calibrate(of, rewards, fitted_on=reward_evaluation.margins(held_pairs, held_rewards) if measured.unseen else None)
+    check_finite(
+        {"the reward of held-out answers": held_rewards, "the reward of evaluation answers": rewards}
+    )
+    calibrated = reward_evaluation.calibrate(
+        of,
+        rewards,
+        fitted_on=reward_evaluation.margins(held_pairs, held_rewards) if measured.unseen else None,
+    )
     metrics |= _report(of, rewards, ahead, together, calibrated, run)
     run.note(MEASURES, {"measured": measured.record})
     metrics |= reward_tests.normalise(model, reference, tokenizer.pad_token_id, device, run)
     metrics |= reward_tests.attack(model, attacked, encoder, device, run) | encoder.metrics("reward")
     run.warnings += encoder.warnings()
     pairs_trained = sum(len(c.pairs) for c in questions)
-    run.finish(metrics, questions=len(questions), pairs=pairs_trained, steps=training.plan.total, measured=measured.record)
+    run.finish(
+        metrics,
+        questions=len(questions),
+        pairs=pairs_trained,
+        steps=training.plan.total,
+        measured=measured.record,
+    )
 
 
 def _comparisons(job: RewardJob, run: Run, encoder: Encoder) -> tuple[list[Comparison], list[Comparison]]:
@@ -138,18 +192,26 @@ def _comparisons(job: RewardJob, run: Run, encoder: Encoder) -> tuple[list[Compa
     if settings.comparisons == "pairs":
         texts = pair_tables.texts_of(run.inputs["data"] / "reward.parquet")
     else:
-        rows = pq.read_table(run.inputs["data"] / "reward_groups.parquet", columns=comparisons.RANKING_COLUMNS).to_pylist()
+        rows = pq.read_table(
+            run.inputs["data"] / "reward_groups.parquet", columns=comparisons.RANKING_COLUMNS
+        ).to_pylist()
         texts = comparisons.from_rankings(rows, most_answers=settings.most_answers)
-    training, held_out = comparisons.hold_out(pair_tables.encode(run, texts, encoder), share=settings.held_out_share, seed=job.seed)
+    training, held_out = comparisons.hold_out(
+        pair_tables.encode(run, texts, encoder), share=settings.held_out_share, seed=job.seed
+    )
     if not training or not held_out:
-        raise InputError("The reward split has fewer than two questions with pairs: raise data.reward_share or give more data.")
+        raise InputError(
+            "The reward split has fewer than two questions with pairs: raise data.reward_share or give more data."
+        )
     return training, held_out
 
 
 def _members(job: RewardJob, run: Run, base: PreTrainedModel) -> tuple[Tuned, Scorer]:
     """What is trained, all members together, and the reward model that it makes."""
     folder, shard = run.inputs["model"], run.machine.of("reward").shard
-    begin = partial(training_setup.tuning, folder=folder, fingerprint=fingerprint.fingerprint(folder, base), shard=shard)
+    begin = partial(
+        training_setup.tuning, folder=folder, fingerprint=fingerprint.fingerprint(folder, base), shard=shard
+    )
     tunings: list[Tuned] = []
     members: list[Member] = []
     for number in range(job.reward.members):
@@ -171,10 +233,14 @@ def _members(job: RewardJob, run: Run, base: PreTrainedModel) -> tuple[Tuned, Sc
         for number, (tuning, member) in enumerate(zip(tunings, members, strict=True)):
             tuning.save(artifact, number=number, score=member.head.weight)
 
-    return tunings[-1]._replace(parameters=parameters, save=save, apart=tuple(map(tuple, groups))), Scorer(tuple(members), job.reward.caution)
+    return tunings[-1]._replace(parameters=parameters, save=save, apart=tuple(map(tuple, groups))), Scorer(
+        tuple(members), job.reward.caution
+    )
 
 
-def ranking_loss(score: Tensor, batch: Batch, settings: Reward, *, num_pairs: int, num_questions: int, ahead: float = 0.0) -> Tensor:
+def ranking_loss(
+    score: Tensor, batch: Batch, settings: Reward, *, num_pairs: int, num_questions: int, ahead: float = 0.0
+) -> Tensor:
     """Loss of some pairs as a part of the step's: over all ``num_pairs`` of it, or each question's mean over its ``num_questions``. score (S,).
 
     ``ahead`` is what the older answer of a pair has before its reward.
@@ -196,15 +262,27 @@ def answer_rewards(
 ) -> Tensor:
     """The reward of every answer of some questions, (S,) float32; ``most`` answers at a time."""
     parts = comparisons.micro_batches(questions, most)
-    return torch.cat(distributed.each(parts, lambda part: reward_model.rewards(model, collate(part).branches).cpu(), told=told))
+    return torch.cat(
+        distributed.each(
+            parts, lambda part: reward_model.rewards(model, collate(part).branches).cpu(), told=told
+        )
+    )
 
 
 def _report(
-    judged: reward_evaluation.Pairs, rewards: Tensor, ahead: float, together: Tensor, calibrated: reward_evaluation.Calibration, run: Run
+    judged: reward_evaluation.Pairs,
+    rewards: Tensor,
+    ahead: float,
+    together: Tensor,
+    calibrated: reward_evaluation.Calibration,
+    run: Run,
 ) -> dict[str, Any]:
     """Return metrics of the pairs that are reported on; all that was measured goes to measures.json."""
     found = reward_evaluation.accuracies(judged, rewards, ahead=ahead, together=together)
-    run.note(MEASURES, {"accuracy": reward_evaluation.plain(found), "calibration": reward_evaluation.plain(calibrated)})
+    run.note(
+        MEASURES,
+        {"accuracy": reward_evaluation.plain(found), "calibration": reward_evaluation.plain(calibrated)},
+    )
     run.note(reward_model.RECORD, {"temperature": calibrated.temperature, "head_start": ahead})
     votes = pair_accuracy.cautious(found["votes"])
     if votes.low <= 0.5:
@@ -219,12 +297,27 @@ def _report(
                 "on a larger base."
             )
     if calibrated.reason:
-        run.warn(f"No temperature was fitted to the reward model's margins, because {calibrated.reason}; probabilities are taken as they are.")
+        run.warn(
+            f"No temperature was fitted to the reward model's margins, because {calibrated.reason}; probabilities are taken as they are."
+        )
     rules = ("longer_wins", "older_wins", "rules_together")
-    named = ["votes", "length_matched", "knowing_age", *(f"{beside}{rule}" for beside in ("", "over_", "knowing_age_over_") for rule in rules)]
-    metrics: dict[str, Any] = {f"reward_accuracy.{name}": reward_evaluation.share(found[name])._asdict() for name in named if name in found}
+    named = [
+        "votes",
+        "length_matched",
+        "knowing_age",
+        *(f"{beside}{rule}" for beside in ("", "over_", "knowing_age_over_") for rule in rules),
+    ]
+    metrics: dict[str, Any] = {
+        f"reward_accuracy.{name}": reward_evaluation.share(found[name])._asdict()
+        for name in named
+        if name in found
+    }
     metrics |= {"reward.length_correlation": found["reward_and_length"]._asdict()}
-    metrics |= {"reward.ece": calibrated.after, "reward.ece_uncalibrated": calibrated.before, "reward.ece_floor": calibrated.floor}
+    metrics |= {
+        "reward.ece": calibrated.after,
+        "reward.ece_uncalibrated": calibrated.before,
+        "reward.ece_floor": calibrated.floor,
+    }
     return metrics | ({} if calibrated.reason else {"reward.temperature": calibrated.temperature})
 
 
@@ -235,8 +328,14 @@ def _comparable(model: Scorer, reference: Encoded, pad_id: int, device: torch.de
     members = []
     for member in model.members:
         alone = model._replace(members=(member,))
-        scores = reward_tests.reference_rewards(alone, reference, pad_id, device, run=run, phase="reference answers of each member")
-        members.append(member._replace(mean=scores.mean().item(), std=max(scores.std().item(), 1e-6) if len(scores) > 1 else 1.0))
+        scores = reward_tests.reference_rewards(
+            alone, reference, pad_id, device, run=run, phase="reference answers of each member"
+        )
+        members.append(
+            member._replace(
+                mean=scores.mean().item(), std=max(scores.std().item(), 1e-6) if len(scores) > 1 else 1.0
+            )
+        )
     return model._replace(members=tuple(members))
 
 

@@ -44,10 +44,17 @@ class Judge(NamedTuple):
     def scores(self, answers: Encoded, batch_size: int, told: Callable[[int, int], None]) -> list[float]:
         """Normalised reward of each (prompt, answer)."""
         scored = [0.0] * len(answers)
-        by_length = sorted(range(len(answers)), key=lambda i: len(answers[i][0]) + len(answers[i][1]))  # little padding
+        by_length = sorted(
+            range(len(answers)), key=lambda i: len(answers[i][0]) + len(answers[i][1])
+        )  # little padding
         for first in range(0, len(answers), batch_size):
             rows = by_length[first : first + batch_size]
-            batch = sequences.join([answers[i][0] for i in rows], [answers[i][1] for i in rows], pad_id=self.pad_id, device=self.device)
+            batch = sequences.join(
+                [answers[i][0] for i in rows],
+                [answers[i][1] for i in rows],
+                pad_id=self.pad_id,
+                device=self.device,
+            )
             found = reward_model.normalised(self.scorer, batch)
             check_finite({"the reward model's score": found}, advice=UNSOUND_MODEL)
             for row, value in zip(rows, found.tolist(), strict=True):
@@ -62,7 +69,9 @@ def evaluate(job: WinrateJob, run: Run) -> None:
     device = devices.set_up(run.machine.device, run.machine.threads)
     tokenizer = loading.load_tokenizer(run.inputs["model"])
     table = pq.read_table(run.inputs["data"] / "evaluation.parquet")
-    rows = table.take(sorted(row_sample.draw(table["question_id"].to_pylist(), job.winrate.num_questions))).to_pylist()
+    rows = table.take(
+        sorted(row_sample.draw(table["question_id"].to_pylist(), job.winrate.num_questions))
+    ).to_pylist()
     judge, policies = _load(job, run, tokenizer, device)
     encoder = pair_tables.encoder_of(job.text, tokenizer)
     encoded = [encoder.prompt(row["prompt"]) for row in rows]
@@ -71,20 +80,31 @@ def evaluate(job: WinrateJob, run: Run) -> None:
     # 1. Every policy answers every question.
     texts: dict[str, list[str]] = {"chosen": [row["answers"][row["best"]] for row in rows]}
     chosen = [(p, encoder.answer(a)) for p, a in zip(encoded, texts["chosen"], strict=True)]
-    reward: dict[str, list[float]] = {"chosen": judge.scores(chosen, job.winrate.batch_size, run.phase("scoring chosen answers"))}
+    reward: dict[str, list[float]] = {
+        "chosen": judge.scores(chosen, job.winrate.batch_size, run.phase("scoring chosen answers"))
+    }
     metrics: dict[str, Any] = {}
     for position, name in enumerate(policies):
-        uniform = uniform_numbers(job.seed, name, [row["question_id"] for row in rows], job.text.max_answer_tokens)
-        answers, kl = _answer(job, run, policies, name, tokenizer, encoded, uniform, position=position, total=total)
+        uniform = uniform_numbers(
+            job.seed, name, [row["question_id"] for row in rows], job.text.max_answer_tokens
+        )
+        answers, kl = _answer(
+            job, run, policies, name, tokenizer, encoded, uniform, position=position, total=total
+        )
         texts[name] = [prompts.decode_answer(tokenizer, a, template=job.text.template) for a in answers]
-        reward[name] = judge.scores(list(zip(encoded, answers, strict=True)), job.winrate.batch_size, run.phase(f"scoring {name}"))
+        reward[name] = judge.scores(
+            list(zip(encoded, answers, strict=True)), job.winrate.batch_size, run.phase(f"scoring {name}")
+        )
         metrics |= _describe(name, answers, kl, prompts.end_tokens(tokenizer, job.text.template))
 
     # 2. Who wins.
     questions = [row["prompt"] for row in rows]
     judged = {"reward": reward}
     if job.source.kind == "shell-site":
-        judged["gold"] = {name: [gold.gold_score(q, a) for q, a in zip(questions, answers, strict=True)] for name, answers in texts.items()}
+        judged["gold"] = {
+            name: [gold.gold_score(q, a) for q, a in zip(questions, answers, strict=True)]
+            for name, answers in texts.items()
+        }
         metrics["reward_accuracy.gold"] = _gold_agreement(job, run, tokenizer, judge, rows, encoded)._asdict()
     tallies = {}
     for by, scored in judged.items():
@@ -96,15 +116,21 @@ def evaluate(job: WinrateJob, run: Run) -> None:
 
     # 3. The artifact.
     ids = [row["question_id"] for row in rows]
-    columns: dict[str, list[Any]] = {"question_id": ids, "question": questions} | {f"{name}.answer": values for name, values in texts.items()}
+    columns: dict[str, list[Any]] = {"question_id": ids, "question": questions} | {
+        f"{name}.answer": values for name, values in texts.items()
+    }
     columns |= {f"{name}.{by}": values for by, scored in judged.items() for name, values in scored.items()}
     pq.write_table(pa.table(columns), run.artifact / "samples.parquet")
-    (run.artifact / "results.json").write_text(to_json({"tallies": tallies, "policies": list(policies), "questions": len(rows)}, indent=1))
+    (run.artifact / "results.json").write_text(
+        to_json({"tallies": tallies, "policies": list(policies), "questions": len(rows)}, indent=1)
+    )
     run.warnings += encoder.warnings()
     run.finish(metrics | encoder.metrics("winrate"), questions=len(rows))
 
 
-def _load(job: WinrateJob, run: Run, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> tuple[Judge, dict[str, Active]]:
+def _load(
+    job: WinrateJob, run: Run, tokenizer: PreTrainedTokenizerBase, device: torch.device
+) -> tuple[Judge, dict[str, Active]]:
     """The judge and the policies, adapters all on one base; policies in the order in which each is compared with those before it."""
     folder = run.inputs["model"]
     again = partial(loading.load, folder, device=device, precision=job.weights.merged)
@@ -116,8 +142,14 @@ def _load(job: WinrateJob, run: Run, tokenizer: PreTrainedTokenizerBase, device:
     policies: dict[str, Active] = {}
     for name in ("dpo", "ppo"):
         if name in run.inputs:
-            model, policies[name] = trainable.load(run.inputs[name], model, name, actual=actual, setting="weights.merged", again=again)
-    bare: Active = partial(lora.active, model, None) if isinstance(model, PeftModel) else partial(trainable.itself, model)
+            model, policies[name] = trainable.load(
+                run.inputs[name], model, name, actual=actual, setting="weights.merged", again=again
+            )
+    bare: Active = (
+        partial(lora.active, model, None)
+        if isinstance(model, PeftModel)
+        else partial(trainable.itself, model)
+    )
     return Judge(judge, tokenizer.pad_token_id, device), {"sft": bare, **policies}
 
 
@@ -161,7 +193,11 @@ def _answer(
             divergences += [0.0] * len(new)
         else:
             with policies["sft"]() as reference:
-                divergences += rewards.k1(logp - sequences.log_probs(reference, batch, temperature=settings.temperature)).sum(dim=1).tolist()
+                divergences += (
+                    rewards.k1(logp - sequences.log_probs(reference, batch, temperature=settings.temperature))
+                    .sum(dim=1)
+                    .tolist()
+                )
         answers += new
         run.log(position * per_policy + number + 1, total)
     return answers, divergences
@@ -181,21 +217,35 @@ def uniform_numbers(seed: int, policy: str, question_ids: list[int], num_tokens:
 
 
 def _describe(name: str, answers: list[list[int]], kl: list[float], ends: tuple[int, ...]) -> dict[str, Any]:
-    shape = {f"{name}.length": sum(map(len, answers)) / len(answers), f"{name}.ended": sum(a[-1] in ends for a in answers) / len(answers)}
+    shape = {
+        f"{name}.length": sum(map(len, answers)) / len(answers),
+        f"{name}.ended": sum(a[-1] in ends for a in answers) / len(answers),
+    }
     if name == "sft":
         return shape
     return shape | {f"{name}.kl": intervals.mean_interval(kl)._asdict()}
 
 
 def _gold_agreement(
-    job: WinrateJob, run: Run, tokenizer: PreTrainedTokenizerBase, judge: Judge, rows: list[dict[str, Any]], encoded: list[list[int]]
+    job: WinrateJob,
+    run: Run,
+    tokenizer: PreTrainedTokenizerBase,
+    judge: Judge,
+    rows: list[dict[str, Any]],
+    encoded: list[list[int]],
 ) -> intervals.Share:
     """How often the reward model orders two held-out answers to a question as the gold scorer does."""
     encoder = pair_tables.encoder_of(job.text, tokenizer)
-    flat = [(prompt, encoder.answer(answer)) for prompt, row in zip(encoded, rows, strict=True) for answer in row["answers"]]
+    flat = [
+        (prompt, encoder.answer(answer))
+        for prompt, row in zip(encoded, rows, strict=True)
+        for answer in row["answers"]
+    ]
     scored = iter(judge.scores(flat, job.winrate.batch_size, run.phase("scoring all answers")))
     judged = [[next(scored) for _ in row["answers"]] for row in rows]
-    return win_rates.ordering_agreement(judged, [[gold.gold_score(row["prompt"], a) for a in row["answers"]] for row in rows])
+    return win_rates.ordering_agreement(
+        judged, [[gold.gold_score(row["prompt"], a) for a in row["answers"]] for row in rows]
+    )
 
 
 if __name__ == "__main__":

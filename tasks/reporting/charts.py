@@ -58,15 +58,24 @@ class Frame(NamedTuple):
         return HEIGHT - BOTTOM - (value - self.y_low) / (self.y_high - self.y_low) * (HEIGHT - TOP - BOTTOM)
 
 
-def curves(lines: Sequence[Curve], *, title: str, bounds: tuple[float, float] | None = None, mark: Mark | None = None) -> Markup:
+def curves(
+    lines: Sequence[Curve], *, title: str, bounds: tuple[float, float] | None = None, mark: Mark | None = None
+) -> Markup:
     """Values by step: the values faintly, their moving average over them. ``bounds`` fixes the vertical axis."""
-    finite = [line._replace(points=thin([point for point in line.points if all(map(math.isfinite, point))])) for line in lines]
+    finite = [
+        line._replace(points=thin([point for point in line.points if all(map(math.isfinite, point))]))
+        for line in lines
+    ]
     everything = [point for curve in finite for point in curve.points]
     if not everything:
         return Markup("")
     frame = _frame(everything, bounds)
     parts = [_axes(frame)]
-    parts += [_dotted(frame, n, curve) if curve.sparse else _line(frame, n, curve) for n, curve in enumerate(finite) if curve.points]
+    parts += [
+        _dotted(frame, n, curve) if curve.sparse else _line(frame, n, curve)
+        for n, curve in enumerate(finite)
+        if curve.points
+    ]
     return _drawing([*parts, _marked(frame, mark)] if mark else parts, title)
 
 
@@ -77,13 +86,31 @@ def reliability(dots: Sequence[Dot], *, title: str, unit: str = "") -> Markup:
     frame, most = Frame(0.5, 1, 0, 1), max(dot.n for dot in dots) or 1
     line = Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>')
     circle = Markup('<circle class="s0" cx="{:.1f}" cy="{:.1f}" r="{:.1f}"><title>{}</title></circle>')
-    ticks_across = [_label(frame.x(tick), HEIGHT - 8, _per_cent(tick), "end" if tick > 0.99 else "middle") for tick in ticks(0.5, 1)]
-    names = [_label(frame.x(1) - 2, frame.y(0) - 6, "how sure", "end"), _label(frame.x(0.5) + 4, frame.y(1) + 12, "how often right", "start")]
-    parts = [_grid(frame, _per_cent), *ticks_across, *names, line.format("half", frame.x(0.5), frame.y(0.5), frame.x(1), frame.y(1))]
-    parts += [line.format("over s0", frame.x(dot.forecast), frame.y(dot.low), frame.x(dot.forecast), frame.y(dot.high)) for dot in dots]
+    ticks_across = [
+        _label(frame.x(tick), HEIGHT - 8, _per_cent(tick), "end" if tick > 0.99 else "middle")
+        for tick in ticks(0.5, 1)
+    ]
+    names = [
+        _label(frame.x(1) - 2, frame.y(0) - 6, "how sure", "end"),
+        _label(frame.x(0.5) + 4, frame.y(1) + 12, "how often right", "start"),
+    ]
+    parts = [
+        _grid(frame, _per_cent),
+        *ticks_across,
+        *names,
+        line.format("half", frame.x(0.5), frame.y(0.5), frame.x(1), frame.y(1)),
+    ]
+    parts += [
+        line.format(
+            "over s0", frame.x(dot.forecast), frame.y(dot.low), frame.x(dot.forecast), frame.y(dot.high)
+        )
+        for dot in dots
+    ]
     for dot in dots:
         told = f"{_per_cent(dot.value)} right ({_per_cent(dot.low)} to {_per_cent(dot.high)}) at {_per_cent(dot.forecast)}: {dot.n:,}{unit}"
-        parts.append(circle.format(frame.x(dot.forecast), frame.y(dot.value), 2 + 4 * math.sqrt(dot.n / most), told))
+        parts.append(
+            circle.format(frame.x(dot.forecast), frame.y(dot.value), 2 + 4 * math.sqrt(dot.n / most), told)
+        )
     return _drawing(parts, title)
 
 
@@ -97,24 +124,44 @@ def columns(bars: Sequence[tuple[str, float]], *, title: str, unit: str = "") ->
     parts = [_grid(frame)]
     for number, (label, count) in enumerate(bars):
         left, right, top = frame.x(number + 0.08), frame.x(number + 0.92), frame.y(count)
-        shape = Markup('<rect class="s0" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" rx="1.5"><title>{}{}: {:,}</title></rect>')
+        shape = Markup(
+            '<rect class="s0" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" rx="1.5"><title>{}{}: {:,}</title></rect>'
+        )
         parts.append(shape.format(left, top, right - left, HEIGHT - BOTTOM - top, label, unit, count))
         if number % every == 0:
             parts.append(_label(frame.x(number + 0.5), HEIGHT - 8, label, "middle"))
     return _drawing(parts, title)
 
 
-def share_bar(parts: Sequence[tuple[str, float]], *, value: float, low: float, high: float, title: str, line: float = 0.5) -> Markup:
+def share_bar(
+    parts: Sequence[tuple[str, float]],
+    *,
+    value: float,
+    low: float,
+    high: float,
+    title: str,
+    line: float = 0.5,
+) -> Markup:
     """A bar of 0 to 100 % in segments (CSS class, share), with an interval and a dashed ``line`` over it."""
     shapes, start = [], 0.0
     for name, share in parts:
-        shapes.append(Markup('<rect class="{}" x="{:.2f}" y="4" width="{:.2f}" height="12"/>').format(name, 100 * start, 100 * share))
+        shapes.append(
+            Markup('<rect class="{}" x="{:.2f}" y="4" width="{:.2f}" height="12"/>').format(
+                name, 100 * start, 100 * share
+            )
+        )
         start += share
-    lines = [("half", 100 * line, 0, 100 * line, 20), ("over", 100 * low, 10, 100 * high, 10), ("over", 100 * low, 5, 100 * low, 15)]
+    lines = [
+        ("half", 100 * line, 0, 100 * line, 20),
+        ("over", 100 * low, 10, 100 * high, 10),
+        ("over", 100 * low, 5, 100 * low, 15),
+    ]
     lines += [("over", 100 * high, 5, 100 * high, 15), ("mark", 100 * value, 2, 100 * value, 18)]
     shape = Markup('<line class="{}" x1="{:.2f}" y1="{}" x2="{:.2f}" y2="{}"/>')
     shapes += [shape.format(*one) for one in lines if all(math.isfinite(number) for number in one[1:])]
-    opening = Markup('<svg class="share" viewBox="0 0 100 20" preserveAspectRatio="none" role="img" aria-label="{}"><title>{}</title>')
+    opening = Markup(
+        '<svg class="share" viewBox="0 0 100 20" preserveAspectRatio="none" role="img" aria-label="{}"><title>{}</title>'
+    )
     return opening.format(title, title) + Markup("").join(shapes) + Markup("</svg>")
 
 
@@ -124,7 +171,9 @@ def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
     if size <= 1:
         return list(points)
     groups = [points[i : i + size] for i in range(0, len(points), size)]
-    return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
+    return [
+        (sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups
+    ]
 
 
 def moving_average(points: Sequence[Point]) -> list[Point]:
@@ -133,14 +182,18 @@ def moving_average(points: Sequence[Point]) -> list[Point]:
     if len(points) < 40:
         return list(points)
     windows = [points[max(0, i - reach) : i + reach + 1] for i in range(len(points))]
-    return [(x, sum(y for _, y in window) / len(window)) for (x, _), window in zip(points, windows, strict=True)]
+    return [
+        (x, sum(y for _, y in window) / len(window)) for (x, _), window in zip(points, windows, strict=True)
+    ]
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
     """Round numbers from ``low`` to ``high``: 1, 2 or 5 times a power of ten apart, at most about ``most``."""
     step = 10.0 ** math.floor(math.log10((high - low) / most))
     step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= most)
-    return [number * step for number in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+    return [
+        number * step for number in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
+    ]
 
 
 def short(value: float) -> str:
@@ -165,18 +218,31 @@ def _frame(points: Sequence[Point], bounds: tuple[float, float] | None) -> Frame
 def _line(frame: Frame, number: int, curve: Curve) -> Markup:
     smooth = moving_average(curve.points)
     path = Markup('<path class="s{}{}" d="{}"/>')
-    raw = path.format(number, " raw", _path(frame, curve.points)) if smooth != list(curve.points) else Markup("")
+    raw = (
+        path.format(number, " raw", _path(frame, curve.points))
+        if smooth != list(curve.points)
+        else Markup("")
+    )
     dot = Markup('<circle class="s{}" cx="{:.1f}" cy="{:.1f}" r="2.6"><title>{} {:.4g}</title></circle>')
     x, y = _path_points(frame, smooth)[-1]
-    return raw + path.format(number, "", _path(frame, smooth)) + dot.format(number, x, y, curve.label, curve.points[-1][1])
+    return (
+        raw
+        + path.format(number, "", _path(frame, smooth))
+        + dot.format(number, x, y, curve.label, curve.points[-1][1])
+    )
 
 
 def _dotted(frame: Frame, number: int, curve: Curve) -> Markup:
     """Every point, joined by a line."""
     circle = Markup('<circle class="s{}" cx="{:.1f}" cy="{:.1f}" r="3"><title>{} {:.4g}</title></circle>')
     places = _path_points(frame, curve.points)
-    dots = [circle.format(number, x, y, curve.label, value) for (x, y), (_, value) in zip(places, curve.points, strict=True)]
-    return Markup('<path class="s{}" d="{}"/>').format(number, _path(frame, curve.points)) + Markup("").join(dots)
+    dots = [
+        circle.format(number, x, y, curve.label, value)
+        for (x, y), (_, value) in zip(places, curve.points, strict=True)
+    ]
+    return Markup('<path class="s{}" d="{}"/>').format(number, _path(frame, curve.points)) + Markup("").join(
+        dots
+    )
 
 
 def _marked(frame: Frame, mark: Mark) -> Markup:
@@ -184,14 +250,18 @@ def _marked(frame: Frame, mark: Mark) -> Markup:
     [(x, y)] = _path_points(frame, [(mark.x, mark.y)])
     side, anchor = (5, "start") if x < (LEFT + WIDTH - RIGHT) / 2 else (-5, "end")
     height = HEIGHT - BOTTOM - 7 if y < (TOP + HEIGHT - BOTTOM) / 2 else TOP + 10
-    upright = Markup('<line class="half" x1="{0:.1f}" y1="{1}" x2="{0:.1f}" y2="{2}"/>').format(x, TOP, HEIGHT - BOTTOM)
+    upright = Markup('<line class="half" x1="{0:.1f}" y1="{1}" x2="{0:.1f}" y2="{2}"/>').format(
+        x, TOP, HEIGHT - BOTTOM
+    )
     ring = Markup('<circle class="ring" cx="{:.1f}" cy="{:.1f}" r="5.5"/>').format(x, y)
     return upright + ring + _label(x + side, height, mark.label, anchor)
 
 
 def _axes(frame: Frame) -> Markup:
     steps = [tick for tick in ticks(frame.x_low, frame.x_high) if tick == round(tick)]
-    return _grid(frame) + Markup("").join(_label(frame.x(tick), HEIGHT - 8, short(tick), "middle") for tick in steps)
+    return _grid(frame) + Markup("").join(
+        _label(frame.x(tick), HEIGHT - 8, short(tick), "middle") for tick in steps
+    )
 
 
 def _grid(frame: Frame, told: Callable[[float], str] = short) -> Markup:
@@ -199,7 +269,10 @@ def _grid(frame: Frame, told: Callable[[float], str] = short) -> Markup:
     parts = []
     for tick in ticks(frame.y_low, frame.y_high):
         y = frame.y(tick)
-        parts += [line.format("grid", LEFT, WIDTH - RIGHT, y, y), _label(LEFT - 6, y + 3.5, told(tick), "end")]
+        parts += [
+            line.format("grid", LEFT, WIDTH - RIGHT, y, y),
+            _label(LEFT - 6, y + 3.5, told(tick), "end"),
+        ]
     return Markup("").join(parts)
 
 
@@ -220,5 +293,7 @@ def _path_points(frame: Frame, points: Sequence[Point]) -> list[Point]:
 
 
 def _drawing(parts: Sequence[Markup], title: str) -> Markup:
-    opening = Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(WIDTH, HEIGHT, title)
+    opening = Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(
+        WIDTH, HEIGHT, title
+    )
     return opening + Markup("").join(parts) + Markup("</svg>")

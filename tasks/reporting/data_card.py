@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from tasks.config.data import Data
 from tasks.reporting import charts
 from tasks.reporting.histograms import histograms
 from tasks.reporting.text import author, breakable, clip, counted, link, percent, visible
@@ -29,29 +28,62 @@ ABOUT = {
     "own": "Rows of your own: comparisons and scores are as their files give them.",
 }
 SPLITS = {  # colour and use of each; the names in braces are tables
-    "finetune": ("p-sft", "{finetune} to imitate, and all {corpus} of their questions for the built-in base to read."),
+    "finetune": (
+        "p-sft",
+        "{finetune} to imitate, and all {corpus} of their questions for the built-in base to read.",
+    ),
     "reward": ("p-dpo", "{reward} of {reward_groups} for the reward model and for DPO."),
     "rl": ("p-ppo", "{rl} that PPO answers by itself."),
-    "evaluation": ("p-chosen", "{evaluation} and {evaluation_pairs} that nothing is trained on: policies and reward model are measured here."),
+    "evaluation": (
+        "p-chosen",
+        "{evaluation} and {evaluation_pairs} that nothing is trained on: policies and reward model are measured here.",
+    ),
 }
-ROWS = {"finetune": "best answer", "corpus": "answer", "reward": "pair", "reward_groups": "question", "rl": "prompt"}
+ROWS = {
+    "finetune": "best answer",
+    "corpus": "answer",
+    "reward": "pair",
+    "reward_groups": "question",
+    "rl": "prompt",
+}
 ROWS |= {"evaluation": "question", "evaluation_pairs": "pair"}
 BASELINES = {
-    "longer_wins": ("longer", "shorter", "Text length alone, counted in characters; equal lengths count against it."),
+    "longer_wins": (
+        "longer",
+        "shorter",
+        "Text length alone, counted in characters; equal lengths count against it.",
+    ),
     "older_wins": ("older", "newer", "Age alone: early answers have had more time to be voted on."),
 }
 MASKED = {"email": "e-mail addresses", "phone": "phone numbers", "key": "secret keys"}
-UNITS = {"questions": "questions", "answers": "answers", "comparisons": "pairs", "rows": ""}  # nouns of reasons, and what card["kept"] calls them
+UNITS = {
+    "questions": "questions",
+    "answers": "answers",
+    "comparisons": "pairs",
+    "rows": "",
+}  # nouns of reasons, and what card["kept"] calls them
 COLUMNS = {  # parts of the card that say how a user's rows were read: title, note, colour
     "opposed": (
         "Scores that say the opposite",
         "The named order was followed; the row's own scores in these columns call the other side better.",
         "s1",
     ),
-    "unread_columns": ("Columns that were not read", "Rows that have a value in them. Nothing in a table comes from these columns.", "tie"),
-    "added_columns": ("Columns that became part of the prompt", "A system message stands before it, any other text after it.", "s0"),
+    "unread_columns": (
+        "Columns that were not read",
+        "Rows that have a value in them. Nothing in a table comes from these columns.",
+        "tie",
+    ),
+    "added_columns": (
+        "Columns that became part of the prompt",
+        "A system message stands before it, any other text after it.",
+        "s0",
+    ),
     "noticed": ("Also noticed", "Odd, but usable.", "s0"),
-    "test_files": ("Files that are evaluated on only", "They are named as test sets: no row of theirs is in a training split.", "p-chosen"),
+    "test_files": (
+        "Files that are evaluated on only",
+        "They are named as test sets: no row of theirs is in a training split.",
+        "p-chosen",
+    ),
 }
 RULED = "left out by the rules"
 THINNEST = 0.4  # per cent of a ribbon; what is there can be seen
@@ -105,18 +137,35 @@ class Band(NamedTuple):
     @property
     def flow(self) -> Markup:
         shape = Markup('<polygon class="{}" points="{:.3f},0 {:.3f},0 {:.3f},100 {:.3f},100"/>')
-        shapes = [shape.format(to.color, 100 * to.start, 100 * to.end, 100 * to.high, 100 * to.low) for to in self.links]
-        opening = Markup('<svg class="flow" viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true">')
+        shapes = [
+            shape.format(to.color, 100 * to.start, 100 * to.end, 100 * to.high, 100 * to.low)
+            for to in self.links
+        ]
+        opening = Markup(
+            '<svg class="flow" viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true">'
+        )
         return opening + Markup("").join(shapes) + Markup("</svg>")
 
 
-def page(card: Mapping[str, Any], *, cuts: Sequence[Row] = ()) -> str:
+def page(card: Mapping[str, Any], *, descriptions: Mapping[str, str], cuts: Sequence[Row] = ()) -> str:
     """The whole page; sections whose part of the card is missing or empty are left out. ``cuts`` says what the run's models read of the texts."""
     here = Path(__file__).parent
     environment = Environment(
-        loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=visible
+        loader=FileSystemLoader(here),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=visible,
     )
-    environment.filters |= {"of": counted, "percent": percent, "points": charts.short, "clip": clip, "link": link, "author": author}
+    environment.filters |= {
+        "of": counted,
+        "percent": percent,
+        "points": charts.short,
+        "clip": clip,
+        "link": link,
+        "author": author,
+    }
     environment.filters["breakable"] = breakable
     return environment.get_template(TEMPLATE).render(
         style=Markup((here / STYLE).read_text(encoding="utf-8")),  # noqa: S704 - our own file
@@ -126,14 +175,17 @@ def page(card: Mapping[str, Any], *, cuts: Sequence[Row] = ()) -> str:
         bands=_bands(card),
         uses=_uses(card),
         dropped=[_left_out(reason, count, card) for reason, count in _falling(card["dropped"])],
-        quarantined=[Line(reason, count, card["rows_seen"], "rows", "s1") for reason, count in _falling(card["quarantined"])],
+        quarantined=[
+            Line(reason, count, card["rows_seen"], "rows", "s1")
+            for reason, count in _falling(card["quarantined"])
+        ],
         columns=_columns(card),
         other_files=card.get("other_files") or [],
         baselines=_baselines(card),
         charts=histograms(card),
         sites=_lines(card["sites"]),
         licences=_lines({name or "no licence named": count for name, count in card["licences"].items()}),
-        rules=_rules(card.get("rules") or {}),
+        rules=_rules(card.get("rules") or {}, descriptions),
         masked=[(MASKED.get(kind, kind), count) for kind, count in _falling(card.get("masked") or {})],
         examples=[_example(pair) for pair in card["examples"]],
         most=MOST_LINES,
@@ -154,17 +206,42 @@ def _bands(card: Mapping[str, Any]) -> list[Band]:
     for reason, count in card["dropped"].items():
         lost[_unit(reason)] += count
     rows, bad, kept = card["rows_seen"], sum(card["quarantined"].values()), card["kept"]["questions"]
-    used, found, paired = max(rows - bad - lost["rows"], 0), kept + lost["questions"], card["questions_with_pairs"]
-    read = [Line("used", used, rows), Line(RULED, lost["rows"], rows, color="tie"), Line("cannot be used", bad, rows, color="s1")]
-    asked = [Line("with answers to compare", paired, found), Line("with nothing to compare", kept - paired, found, color="pale")]
+    used, found, paired = (
+        max(rows - bad - lost["rows"], 0),
+        kept + lost["questions"],
+        card["questions_with_pairs"],
+    )
+    read = [
+        Line("used", used, rows),
+        Line(RULED, lost["rows"], rows, color="tie"),
+        Line("cannot be used", bad, rows, color="s1"),
+    ]
+    asked = [
+        Line("with answers to compare", paired, found),
+        Line("with nothing to compare", kept - paired, found, color="pale"),
+    ]
     asked.append(Line(RULED, lost["questions"], found, color="tie"))
     splits, pairs, total = _splits(card), _pairs(card), card["kept"]["pairs"]
-    what = " and ".join(counted(count, unit.removesuffix("s")) for unit, count in sorted(card["read"].items(), reverse=True) if unit != "rows")
+    what = " and ".join(
+        counted(count, unit.removesuffix("s"))
+        for unit, count in sorted(card["read"].items(), reverse=True)
+        if unit != "rows"
+    )
     return [
         Band(f"{counted(rows, 'row')} read{what and ': '}{what}", read, [Link("s0", 0, read[0].part, 0, 1)]),
-        Band(counted(found, "question") + " found", asked, [Link("s0", 0, kept / found, 0, 1)] if found else ()),
-        Band(f"{counted(kept, 'question')} kept with {counted(card['kept']['answers'], 'answer')}, in splits", splits, _links(splits, pairs)),
-        Band(counted(total, "pair") + (f", drawn from {drawn:,}" if (drawn := card.get("pairs_to_draw_from", 0)) > total else ""), pairs),
+        Band(
+            counted(found, "question") + " found", asked, [Link("s0", 0, kept / found, 0, 1)] if found else ()
+        ),
+        Band(
+            f"{counted(kept, 'question')} kept with {counted(card['kept']['answers'], 'answer')}, in splits",
+            splits,
+            _links(splits, pairs),
+        ),
+        Band(
+            counted(total, "pair")
+            + (f", drawn from {drawn:,}" if (drawn := card.get("pairs_to_draw_from", 0)) > total else ""),
+            pairs,
+        ),
     ]
 
 
@@ -177,7 +254,8 @@ def _pairs(card: Mapping[str, Any]) -> list[Line]:
     """Where the pairs are used: two splits have tables of pairs, the others' are in none."""
     total, rows = card["kept"]["pairs"], card["rows"]
     used = [
-        Line(name, rows.get(table, 0), total, color=SPLITS[name][0]) for name, table in (("reward", "reward"), ("evaluation", "evaluation_pairs"))
+        Line(name, rows.get(table, 0), total, color=SPLITS[name][0])
+        for name, table in (("reward", "reward"), ("evaluation", "evaluation_pairs"))
     ]
     rest = max(total - sum(line.number for line in used), 0)
     return [Line("of other splits, not used", rest, total, color="tie"), *used]
@@ -186,7 +264,11 @@ def _pairs(card: Mapping[str, Any]) -> list[Line]:
 def _links(above: Sequence[Line], below: Sequence[Line]) -> list[Link]:
     """From each part to the part of the same name."""
     upper, lower = _stretches(above), _stretches(below)
-    return [Link(line.color, *upper[line.label], *lower[line.label]) for line in above if line.label in lower and line.number]
+    return [
+        Link(line.color, *upper[line.label], *lower[line.label])
+        for line in above
+        if line.label in lower and line.number
+    ]
 
 
 def _stretches(parts: Sequence[Line]) -> dict[str, tuple[float, float]]:
@@ -197,7 +279,11 @@ def _stretches(parts: Sequence[Line]) -> dict[str, tuple[float, float]]:
 def _uses(card: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Name, colour and use of each split."""
     rows = {table: counted(card["rows"].get(table, 0), what) for table, what in ROWS.items()}
-    return [(name, color, use.format(**rows)) for name, (color, use) in SPLITS.items() if name in card["split_questions"]]
+    return [
+        (name, color, use.format(**rows))
+        for name, (color, use) in SPLITS.items()
+        if name in card["split_questions"]
+    ]
 
 
 def _unit(reason: str) -> str:
@@ -213,7 +299,9 @@ def _left_out(reason: str, count: int, card: Mapping[str, Any]) -> Line:
     if split := next((name for name in card["split_questions"] if not unit and name in reason.split()), None):
         return Line(reason, count, card["split_questions"][split], "questions of the split", "tie")
     if kept := UNITS.get(unit):
-        found = card["kept"][kept] + sum(other for text, other in card["dropped"].items() if _unit(text) == unit)
+        found = card["kept"][kept] + sum(
+            other for text, other in card["dropped"].items() if _unit(text) == unit
+        )
         return Line(reason, count, max(card["read"].get(unit, 0), found), unit, "tie")
     return Line(reason, count, card["rows_seen"], "rows", "tie")
 
@@ -223,7 +311,16 @@ def _columns(card: Mapping[str, Any]) -> list[tuple[str, str, list[Line]]]:
     found = []
     for name, (title, note, color) in COLUMNS.items():
         if counts := card.get(name):
-            found.append((title, note, [Line(label, count, card["rows_seen"], "rows", color) for label, count in _falling(counts)]))
+            found.append(
+                (
+                    title,
+                    note,
+                    [
+                        Line(label, count, card["rows_seen"], "rows", color)
+                        for label, count in _falling(counts)
+                    ],
+                )
+            )
     return found
 
 
@@ -233,7 +330,13 @@ def _baselines(card: Mapping[str, Any]) -> list[dict[str, Any]]:
     for name, (word, other, about) in BASELINES.items():
         if (share := card.get(name)) is not None:
             title = f"The {word} answer is the better one"
-            bar = charts.share_bar([("s0", share), ("tie", 1 - share)], value=share, low=share, high=share, title=f"{title}: {percent(share)}")
+            bar = charts.share_bar(
+                [("s0", share), ("tie", 1 - share)],
+                value=share,
+                low=share,
+                high=share,
+                title=f"{title}: {percent(share)}",
+            )
             pick = (word, share) if share >= 0.5 else (other, 1 - share)
             found.append({"title": title, "about": about, "share": share, "bar": bar, "pick": pick})
     return found
@@ -242,11 +345,11 @@ def _baselines(card: Mapping[str, Any]) -> list[dict[str, Any]]:
 # --------------------------------------------------------------------------------------------------------- rules, sources, samples
 
 
-def _rules(rules: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Name, value and meaning of each setting, in the order of the settings."""
-    fields = list(Data.model_fields)
+def _rules(rules: Mapping[str, Any], descriptions: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """Return name, value and description of each setting, in the order of the descriptions."""
+    fields = list(descriptions)
     names = sorted(rules, key=lambda name: (fields.index(name) if name in fields else len(fields), name))
-    return [(name, _value(rules[name]), (Data.model_fields[name].description or "") if name in fields else "") for name in names]
+    return [(name, _value(rules[name]), descriptions.get(name, "")) for name in names]
 
 
 def _value(value: Any) -> str:
@@ -272,11 +375,21 @@ def _example(pair: Mapping[str, Any]) -> dict[str, Any]:
     title, _, text = str(pair["prompt"]).strip().partition("\n")
     roles = {"question": "question", "chosen": "chosen answer", "rejected": "rejected answer"}
     keys = ("url", "author", "author_name", "licence")
-    sources = [{"what": what} | {key: pair.get(f"{role}_{key}") or "" for key in keys} for role, what in roles.items()]
-    if not any(source["url"] or source["author"] for source in sources):  # the set's licence is all there is to say
+    sources = [
+        {"what": what} | {key: pair.get(f"{role}_{key}") or "" for key in keys}
+        for role, what in roles.items()
+    ]
+    if not any(
+        source["url"] or source["author"] for source in sources
+    ):  # the set's licence is all there is to say
         licences = sorted({source["licence"] for source in sources} - {""})
         sources = [{"what": licence} | dict.fromkeys(keys, "") for licence in licences]
-    return {**pair, "title": clip(title, LONGEST_TITLE), "text": text.strip() if len(title) <= LONGEST_TITLE else pair["prompt"], "sources": sources}
+    return {
+        **pair,
+        "title": clip(title, LONGEST_TITLE),
+        "text": text.strip() if len(title) <= LONGEST_TITLE else pair["prompt"],
+        "sources": sources,
+    }
 
 
 # -------------------------------------------------------------------------------------------------------------- words and shapes
@@ -284,13 +397,19 @@ def _example(pair: Mapping[str, Any]) -> dict[str, Any]:
 
 def ribbon(parts: Sequence[Line]) -> Markup:
     """A bar of 0 to 100 % in coloured segments, a little apart."""
-    shape = Markup('<rect class="{}" x="{:.3f}" y="0" width="{:.3f}" height="10"><title>{}: {:,} ({})</title></rect>')
+    shape = Markup(
+        '<rect class="{}" x="{:.3f}" y="0" width="{:.3f}" height="10"><title>{}: {:,} ({})</title></rect>'
+    )
     shapes, start = [], 0.0
     for line in parts:
         if line.part:
             width = max(100 * line.part, THINNEST)
-            shapes.append(shape.format(line.color, min(start, 100 - width), width, line.label, line.number, line.share))
+            shapes.append(
+                shape.format(line.color, min(start, 100 - width), width, line.label, line.number, line.share)
+            )
         start += 100 * line.part
     title = ", ".join(f"{line.label}: {line.number:,}" for line in parts)
-    opening = Markup('<svg class="ribbon" viewBox="0 0 100 10" preserveAspectRatio="none" role="img" aria-label="{}">').format(title)
+    opening = Markup(
+        '<svg class="ribbon" viewBox="0 0 100 10" preserveAspectRatio="none" role="img" aria-label="{}">'
+    ).format(title)
     return opening + Markup("").join(shapes) + Markup("</svg>")

@@ -31,12 +31,24 @@ def histograms(card: Mapping[str, Any]) -> list[Histogram]:
     """Scores, gaps, answers a question and lengths, each with its median."""
     numbers = [
         ("scores", "score", "Answer scores", SCORES.get(card["kind"], VOTES)),
-        ("gaps", "gap", "Gap of a pair", "How much higher the better answer scores; the smaller, the closer to chance."),
-        ("answers_per_question", "answers", "Answers a question has", "A question with a single answer has nothing to compare."),
+        (
+            "gaps",
+            "gap",
+            "Gap of a pair",
+            "How much higher the better answer scores; the smaller, the closer to chance.",
+        ),
+        (
+            "answers_per_question",
+            "answers",
+            "Answers a question has",
+            "A question with a single answer has nothing to compare.",
+        ),
     ]
     drawn = []
     for name, key, title, note in numbers:
-        if counts := sorted((max(min(row[key], FARTHEST), -FARTHEST), row["count"]) for row in card.get(name) or ()):
+        if counts := sorted(
+            (max(min(row[key], FARTHEST), -FARTHEST), row["count"]) for row in card.get(name) or ()
+        ):
             columns, unit = _columns(counts)
             drawing = charts.columns(_framed(columns), title=title, unit=unit)
             drawn.append(Histogram(title, note, charts.short(counts[_middle(counts)][0]), drawing))
@@ -64,8 +76,12 @@ def _columns(counts: Sequence[tuple[float, int]]) -> tuple[list[tuple[str, int]]
     step = -(-(high - low + 1) // MOST_COLUMNS) if whole else (high - low) / (MOST_COLUMNS - 1)
     found: Counter[int] = Counter()
     for value, count in counts:
-        found[min(int((value - low) / step), MOST_COLUMNS - 1)] += count  # far from zero, one more is none more
-    return [(charts.short(low + place * step), found[place]) for place in range(max(found) + 1)], "" if step == 1 else " and up"
+        found[min(int((value - low) / step), MOST_COLUMNS - 1)] += (
+            count  # far from zero, one more is none more
+        )
+    return [
+        (charts.short(low + place * step), found[place]) for place in range(max(found) + 1)
+    ], "" if step == 1 else " and up"
 
 
 def _framed(columns: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:

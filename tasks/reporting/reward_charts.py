@@ -13,10 +13,17 @@ RULE, OURS, FAILED = "tie", "s0", "s1"  # colours
 
 ACCURACIES: tuple[tuple[str, Mapping[str, str]], ...] = (
     ("", {"votes": "All pairs"}),
-    ("By distance of the scores", {"gap_1": "Scores 1 apart", "gap_2": "Scores 2 apart", "gap_3_up": "Scores 3 or more apart"}),
+    (
+        "By distance of the scores",
+        {"gap_1": "Scores 1 apart", "gap_2": "Scores 2 apart", "gap_3_up": "Scores 3 or more apart"},
+    ),
     (
         "By length of the preferred answer",
-        {"longer_chosen": "It is the longer one", "shorter_chosen": "It is the shorter one", "length_matched": "Lengths are alike"},
+        {
+            "longer_chosen": "It is the longer one",
+            "shorter_chosen": "It is the shorter one",
+            "length_matched": "Lengths are alike",
+        },
     ),
     ("Its rewards and who was first, together", {"knowing_age": "The older answer has a head start"}),
     (
@@ -25,7 +32,11 @@ ACCURACIES: tuple[tuple[str, Mapping[str, str]], ...] = (
     ),
     (
         "Rules of thumb on the same pairs",
-        {"longer_wins": "The longer answer wins", "older_wins": "The older answer wins", "rules_together": "Both, weighed by the training pairs"},
+        {
+            "longer_wins": "The longer answer wins",
+            "older_wins": "The older answer wins",
+            "rules_together": "Both, weighed by the training pairs",
+        },
     ),
 )
 PROBED = {"probe": "votes", "probe_knowing_age": "knowing_age"}
@@ -42,7 +53,9 @@ ATTACKS = {
     "no_answer": ("A shrug", "\N{LEFT DOUBLE QUOTATION MARK}I don't know.\N{RIGHT DOUBLE QUOTATION MARK}"),
 }
 DRAWN = {
-    "accuracy": [f"reward_accuracy.{name}" for name in ("votes", "length_matched", "knowing_age", *PROBED, *RULES)],
+    "accuracy": [
+        f"reward_accuracy.{name}" for name in ("votes", "length_matched", "knowing_age", *PROBED, *RULES)
+    ],
     "calibration": ["reward.ece", "reward.ece_floor", "reward.ece_uncalibrated", "reward.temperature"],
     "attacks": ["reward.worst_attack"],
     "elsewhere": ["reward.elsewhere_correlation"],
@@ -78,10 +91,11 @@ def calibration(measures: Mapping[str, Any]) -> list[Chart]:
     found = measures.get("calibration")
     if not found or not found["reliability"]:
         return []
-    dots = [Dot(one["confidence"], *(one["accuracy"][part] for part in ("value", "low", "high", "n"))) for one in found["reliability"]]
-    errors = (
-        f"Calibration error {percent(found['after'])} at the fitted temperature {number(found['temperature'])}, {percent(found['before'])} without it"
-    )
+    dots = [
+        Dot(one["confidence"], *(one["accuracy"][part] for part in ("value", "low", "high", "n")))
+        for one in found["reliability"]
+    ]
+    errors = f"Calibration error {percent(found['after'])} at the fitted temperature {number(found['temperature'])}, {percent(found['before'])} without it"
     if found.get("reason"):
         errors = f"Calibration error {percent(found['after'])}; no temperature was fitted, because {found['reason']}"
     note = (
@@ -99,9 +113,17 @@ def panels_of(measures: Mapping[str, Any]) -> list[Panel]:
     if accuracy := measures.get("accuracy"):
         before = measures["probe"]["accuracy"] if "probe" in measures else {}
         accuracy = {**accuracy, **{name: before[of] for name, of in PROBED.items() if of in before}}
-        groups = [(title, [_accuracy(name, text, accuracy[name]) for name, text in names.items() if name in accuracy]) for title, names in ACCURACIES]
+        groups = [
+            (
+                title,
+                [_accuracy(name, text, accuracy[name]) for name, text in names.items() if name in accuracy],
+            )
+            for title, names in ACCURACIES
+        ]
         note = f"Share of pairs ordered as the votes do, {judged_on(measures)} The dashed line is guessing; the grey bars need no model at all."
-        panels.append(Panel("Where it is right", note, [(title, bars) for title, bars in groups if bars], "pairs"))
+        panels.append(
+            Panel("Where it is right", note, [(title, bars) for title, bars in groups if bars], "pairs")
+        )
     if attacks := measures.get("attacks"):
         most = max(verdict["wins"]["n"] for verdict in attacks.values())
         note = (
@@ -134,7 +156,14 @@ def _accuracy(name: str, title: str, rate: Mapping[str, Any]) -> Bar:
 def _attacks(attacks: Mapping[str, Mapping[str, Any]]) -> list[Bar]:
     """The worst first; equal ones in the order in which they are explained."""
     known = list(ATTACKS)
-    order = sorted(attacks, key=lambda name: (-attacks[name]["wins"]["value"], known.index(name) if name in known else len(known), name))
+    order = sorted(
+        attacks,
+        key=lambda name: (
+            -attacks[name]["wins"]["value"],
+            known.index(name) if name in known else len(known),
+            name,
+        ),
+    )
     return [_attack(name, attacks[name]["wins"], failed=attacks[name]["failed"]) for name in order]
 
 
@@ -142,10 +171,19 @@ def _attack(name: str, rate: Mapping[str, Any], *, failed: bool) -> Bar:
     title, about = ATTACKS.get(name, (name.replace("_", " "), ""))
     bar = _bar(FAILED if failed else OURS, title, rate, line=FOOLED_ABOVE)
     unclear = rate["low"] <= FOOLED_ABOVE < rate["high"]
-    flag = "\N{WARNING SIGN}\N{VARIATION SELECTOR-15} fooled" if failed else "too few to tell" if unclear else ""
+    flag = (
+        "\N{WARNING SIGN}\N{VARIATION SELECTOR-15} fooled" if failed else "too few to tell" if unclear else ""
+    )
     return Bar(title, about, rate, bar, flag)
 
 
 def _bar(color: str, title: str, rate: Mapping[str, Any], *, line: float) -> Markup:
     value, low, high = rate["value"], rate["low"], rate["high"]
-    return share_bar([(color, value)], value=value, low=low, high=high, title=f"{title}: {percent(value)} ({span(rate)})", line=line)
+    return share_bar(
+        [(color, value)],
+        value=value,
+        low=low,
+        high=high,
+        title=f"{title}: {percent(value)} ({span(rate)})",
+        line=line,
+    )

@@ -17,17 +17,31 @@ from tasks.reporting.text import author, clip, link, visible
 
 TEMPLATE, STYLE = "run_report.html.j2", "report.css"
 NAMES = {"chosen": "chosen answers", "sft": "SFT", "dpo": "DPO", "ppo": "PPO"}
-ORDER = {"sft": 0, "dpo": 1, "ppo": 2, "chosen": 3}  # opponents: the model everything started from first, the people last
+ORDER = {
+    "sft": 0,
+    "dpo": 1,
+    "ppo": 2,
+    "chosen": 3,
+}  # opponents: the model everything started from first, the people last
 JUDGES = {
     "gold": ("gold scorer", "The gold scorer knows what is right, and no training stage ever saw it."),
-    "reward": ("reward model", "PPO was trained to please this very judge, so its wins here are an upper bound and no proof."),
+    "reward": (
+        "reward model",
+        "PPO was trained to please this very judge, so its wins here are an upper bound and no proof.",
+    ),
 }
 
 
 ACCURACIES = {
     "reward_accuracy.votes": ("Reward model, votes", "Pairs of answers ordered as the voters did,"),
-    "reward_accuracy.longer_wins": ("Baseline: the longer answer wins", "What a reward model must beat on the same pairs."),
-    "reward_accuracy.gold": ("Reward model, gold scorer", "Pairs of evaluation answers ordered as the gold scorer does."),
+    "reward_accuracy.longer_wins": (
+        "Baseline: the longer answer wins",
+        "What a reward model must beat on the same pairs.",
+    ),
+    "reward_accuracy.gold": (
+        "Reward model, gold scorer",
+        "Pairs of evaluation answers ordered as the gold scorer does.",
+    ),
     "dpo.implicit_accuracy": ("DPO's implicit reward, votes", "The policy itself used as a judge,"),
 }
 
@@ -40,14 +54,28 @@ def render(**values: Any) -> bytes:
     """The page as UTF-8; whatever is no Markup is escaped."""
     here = Path(__file__).parent
     environment = Environment(
-        loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=visible
+        loader=FileSystemLoader(here),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=visible,
     )
-    environment.filters |= {"number": stage_charts.number, "percent": stage_charts.percent, "span": stage_charts.span, "points": charts.short}
+    environment.filters |= {
+        "number": stage_charts.number,
+        "percent": stage_charts.percent,
+        "span": stage_charts.span,
+        "points": charts.short,
+    }
     environment.filters |= {"clip": partial(clip, most=LONGEST_TEXT), "link": link, "author": author}
     style = Markup((here / STYLE).read_text(encoding="utf-8"))  # noqa: S704 - our own file
     data = _data_charts(values["card"])
     voted = values["card"]["kind"] in ("shell-site", "stack-exchange", "stack-exchange-preferences")
-    return environment.get_template(TEMPLATE).render(style=style, names=NAMES, data_charts=data, voted=voted, **values).encode()
+    return (
+        environment.get_template(TEMPLATE)
+        .render(style=style, names=NAMES, data_charts=data, voted=voted, **values)
+        .encode()
+    )
 
 
 def stage_section(name: str, folder: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,7 +87,15 @@ def stage_section(name: str, folder: Path, metrics: Mapping[str, Any]) -> dict[s
     facts = stage_charts.facts(metrics, stage_charts.drawn_of(name, lines) | reward_charts.drawn_of(measures))
     shares = reward_charts.panels_of(measures)
     steps = len(lines) if drawings else 0  # progress of something else is counted in other things
-    return {"name": name, "title": title, "about": about, "facts": facts, "charts": drawings, "shares": shares, "steps": steps}
+    return {
+        "name": name,
+        "title": title,
+        "about": about,
+        "facts": facts,
+        "charts": drawings,
+        "shares": shares,
+        "steps": steps,
+    }
 
 
 def table_cells(stages: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -75,10 +111,16 @@ def table_cells(stages: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 def _data_charts(card: Mapping[str, Any]) -> list[stage_charts.Chart]:
     shown = ("Answer scores", "Answer length", "Question length")  # the data card has them all
-    return [stage_charts.Chart(one.title, one.note, [], one.drawing) for one in histograms(card) if one.title in shown]
+    return [
+        stage_charts.Chart(one.title, one.note, [], one.drawing)
+        for one in histograms(card)
+        if one.title in shown
+    ]
 
 
-def evaluation(metrics: Mapping[str, Mapping[str, Any]], results: Mapping[str, Any], judged_on: Mapping[str, str]) -> dict[str, Any]:
+def evaluation(
+    metrics: Mapping[str, Mapping[str, Any]], results: Mapping[str, Any], judged_on: Mapping[str, str]
+) -> dict[str, Any]:
     """Comparisons by judge, the headline, accuracies and a row per policy."""
     won = metrics["winrate"]
     everything = {name: value for stage in metrics.values() for name, value in stage.items()}
@@ -87,7 +129,10 @@ def evaluation(metrics: Mapping[str, Mapping[str, Any]], results: Mapping[str, A
         for by in JUDGES
         if (rows := _comparisons(by, won, results["tallies"]))
     ]
-    told = {name: (title, f"{about} {judged_on.get(name, '')}".strip()) for name, (title, about) in ACCURACIES.items()}
+    told = {
+        name: (title, f"{about} {judged_on.get(name, '')}".strip())
+        for name, (title, about) in ACCURACIES.items()
+    }
     accuracies = [_accuracy(*texts, everything[name]) for name, texts in told.items() if name in everything]
     policies = [_policy(name, won) for name in ("chosen", *results["policies"])]
     return {"judges": judges, "accuracies": accuracies, "policies": policies, "headline": _headline(judges)}
@@ -98,7 +143,15 @@ def _comparisons(by: str, metrics: Mapping[str, Any], tallies: Mapping[str, Any]
     for name, rate in metrics.items():
         if match := re.fullmatch(rf"{by}_win_rate\.(\w+)_vs_(\w+)", name):
             ours, theirs = match.groups()
-            rows.append({"ours": ours, "theirs": theirs, "rate": rate, "tally": tallies.get(f"{by}.{ours}_vs_{theirs}"), "verdict": verdict(rate)})
+            rows.append(
+                {
+                    "ours": ours,
+                    "theirs": theirs,
+                    "rate": rate,
+                    "tally": tallies.get(f"{by}.{ours}_vs_{theirs}"),
+                    "verdict": verdict(rate),
+                }
+            )
     for row in rows:
         row["bar"] = _tally_bar(**row)
     return sorted(rows, key=lambda row: (ORDER.get(row["theirs"], 9), -ORDER.get(row["ours"], 9)))
@@ -109,17 +162,31 @@ def verdict(rate: Mapping[str, Any]) -> str:
     return "beats" if rate["low"] > 0.5 else "loses to" if rate["high"] < 0.5 else "is level with"
 
 
-def _tally_bar(*, ours: str, theirs: str, rate: Mapping[str, Any], tally: Mapping[str, int] | None, **_: Any) -> Markup:
-    counts = tally or {"wins": rate["value"] * rate["n"], "ties": 0, "losses": (1 - rate["value"]) * rate["n"]}
+def _tally_bar(
+    *, ours: str, theirs: str, rate: Mapping[str, Any], tally: Mapping[str, int] | None, **_: Any
+) -> Markup:
+    counts = tally or {
+        "wins": rate["value"] * rate["n"],
+        "ties": 0,
+        "losses": (1 - rate["value"]) * rate["n"],
+    }
     total = sum(counts.values()) or 1
-    parts = [(f"p-{ours}", counts["wins"] / total), ("tie", counts["ties"] / total), (f"p-{theirs}", counts["losses"] / total)]
+    parts = [
+        (f"p-{ours}", counts["wins"] / total),
+        ("tie", counts["ties"] / total),
+        (f"p-{theirs}", counts["losses"] / total),
+    ]
     title = f"{NAMES.get(ours, ours)} against {NAMES.get(theirs, theirs)}: {stage_charts.percent(rate['value'])} ({stage_charts.span(rate)})"
     return charts.share_bar(parts, value=rate["value"], low=rate["low"], high=rate["high"], title=title)
 
 
 def _accuracy(title: str, about: str, rate: Mapping[str, Any]) -> reward_charts.Bar:
     bar = charts.share_bar(
-        [("s0", rate["value"])], value=rate["value"], low=rate["low"], high=rate["high"], title=f"{title}: {stage_charts.span(rate)}"
+        [("s0", rate["value"])],
+        value=rate["value"],
+        low=rate["low"],
+        high=rate["high"],
+        title=f"{title}: {stage_charts.span(rate)}",
     )
     return reward_charts.Bar(title, about, rate, bar)
 

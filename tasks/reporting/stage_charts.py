@@ -30,12 +30,21 @@ class Chart(NamedTuple):
 
 
 TITLES = {
-    "pretrain": ("Base model", "A small Llama, trained from scratch on the fine-tuning questions and all their answers."),
+    "pretrain": (
+        "Base model",
+        "A small Llama, trained from scratch on the fine-tuning questions and all their answers.",
+    ),
     "sft": ("Supervised fine-tuning", "Fine-tuned on the best answer of each question."),
     "merge": ("Merge", "The adapter folded into the base; every later stage starts from the result."),
-    "reference": ("Reference", "The SFT model's log-probability of every answer that DPO compares, computed once."),
+    "reference": (
+        "Reference",
+        "The SFT model's log-probability of every answer that DPO compares, computed once.",
+    ),
     "reward": ("Reward model", "Learns from pairs of answers which one the voters preferred."),
-    "ppo": ("PPO", "The policy samples answers, the reward model scores them, a KL penalty keeps it near the SFT model."),
+    "ppo": (
+        "PPO",
+        "The policy samples answers, the reward model scores them, a KL penalty keeps it near the SFT model.",
+    ),
     "dpo": ("DPO", "Learns from the same pairs without a reward model; the SFT model is its reference."),
 }
 
@@ -43,11 +52,24 @@ HELD_OUT = "held_out_loss"  # logged now and then, not at every step
 LOSSES = {"loss": "training", HELD_OUT: "held-out"}
 
 PANELS: dict[str, tuple[Panel, ...]] = {
-    "pretrain": (Panel("Loss", {"loss": "loss"}, "Cross-entropy of the next token in nats; it should fall and level off."),),
-    "sft": (Panel("Loss", LOSSES, "Cross-entropy of the answers' tokens in nats; e raised to it is the perplexity."),),
+    "pretrain": (
+        Panel(
+            "Loss", {"loss": "loss"}, "Cross-entropy of the next token in nats; it should fall and level off."
+        ),
+    ),
+    "sft": (
+        Panel(
+            "Loss", LOSSES, "Cross-entropy of the answers' tokens in nats; e raised to it is the perplexity."
+        ),
+    ),
     "reward": (
         Panel("Loss", LOSSES, "Log-loss of the preferred answer; guessing costs 0.693."),
-        Panel("Accuracy", {"accuracy": "accuracy"}, "Share of the batch's pairs ordered as the votes do; guessing gets one half.", (0, 1)),
+        Panel(
+            "Accuracy",
+            {"accuracy": "accuracy"},
+            "Share of the batch's pairs ordered as the votes do; guessing gets one half.",
+            (0, 1),
+        ),
     ),
     "ppo": (
         Panel(
@@ -60,33 +82,77 @@ PANELS: dict[str, tuple[Panel, ...]] = {
             {"kl": "k1", "kl_k3": "k3"},
             "How far the policy has moved, in nats a response; two estimators (k1 unbiased, k3 never negative) that should agree.",
         ),
-        Panel("Entropy", {"entropy_estimate": "entropy"}, "Nats a token the policy is undecided by; a collapse to 0 means it repeats itself."),
-        Panel("Length", {"length": "tokens"}, "Mean tokens of an answer; a steady climb often means that length, not quality, is rewarded."),
-        Panel("Ended answers", {"ended": "share"}, "Share of answers that end by themselves before the length limit.", (0, 1)),
+        Panel(
+            "Entropy",
+            {"entropy_estimate": "entropy"},
+            "Nats a token the policy is undecided by; a collapse to 0 means it repeats itself.",
+        ),
+        Panel(
+            "Length",
+            {"length": "tokens"},
+            "Mean tokens of an answer; a steady climb often means that length, not quality, is rewarded.",
+        ),
+        Panel(
+            "Ended answers",
+            {"ended": "share"},
+            "Share of answers that end by themselves before the length limit.",
+            (0, 1),
+        ),
         Panel(
             "Clip fraction",
             {"clip_fraction": "policy"},
             "Share of tokens whose probability moved past the clip range in an update; 0.05 to 0.3 is usual.",
         ),
-        Panel("Update size", {"approx_kl": "KL"}, "KL of an update from the policy that sampled, in nats a token; large values mean steps too long."),
-        Panel("Value loss", {"value_loss": "loss"}, "Half the squared error of the critic's forecast of the return."),
+        Panel(
+            "Update size",
+            {"approx_kl": "KL"},
+            "KL of an update from the policy that sampled, in nats a token; large values mean steps too long.",
+        ),
+        Panel(
+            "Value loss",
+            {"value_loss": "loss"},
+            "Half the squared error of the critic's forecast of the return.",
+        ),
         Panel(
             "Explained variance",
             {"explained_variance": "share"},
             "Share of the returns' variance that the critic foresees; 1 is perfect, below 0 worse than none.",
         ),
-        Panel("KL coefficient", {"kl_coefficient": "beta"}, "Weight of the KL penalty, as the controller set it to reach its target.", None, True),
-        Panel("Skipped updates", {"skipped": "updates"}, "Updates left out because the policy had moved too far from the sampler.", None, True),
+        Panel(
+            "KL coefficient",
+            {"kl_coefficient": "beta"},
+            "Weight of the KL penalty, as the controller set it to reach its target.",
+            None,
+            True,
+        ),
+        Panel(
+            "Skipped updates",
+            {"skipped": "updates"},
+            "Updates left out because the policy had moved too far from the sampler.",
+            None,
+            True,
+        ),
     ),
     "dpo": (
-        Panel("Loss", LOSSES, "Log-loss of the preferred answer under the implicit reward; it starts at 0.693."),
-        Panel("Accuracy", {"accuracy": "accuracy"}, "Share of pairs that the implicit reward orders as the votes do.", (0, 1)),
+        Panel(
+            "Loss", LOSSES, "Log-loss of the preferred answer under the implicit reward; it starts at 0.693."
+        ),
+        Panel(
+            "Accuracy",
+            {"accuracy": "accuracy"},
+            "Share of pairs that the implicit reward orders as the votes do.",
+            (0, 1),
+        ),
         Panel(
             "Implicit reward",
             {"margin": "margin", "chosen_reward": "preferred"},
             "Preferred minus other answer, which should grow, and preferred alone; below 0 that became less likely than under SFT.",
         ),
-        Panel("Best answers", {"nll": "nats"}, "Negative log-likelihood a token of the questions' best answers: the likelihood term holds it down."),
+        Panel(
+            "Best answers",
+            {"nll": "nats"},
+            "Negative log-likelihood a token of the questions' best answers: the likelihood term holds it down.",
+        ),
     ),
 }
 
@@ -150,17 +216,29 @@ SHARES = ("agreement", "accuracy", "ended", "wins", "win_rate", "reproduced", "w
 DIFFERENCES = (".over_",)  # of shares
 
 
-def draw(stage: str, lines: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any] = MappingProxyType({})) -> list[Chart]:
+def draw(
+    stage: str, lines: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any] = MappingProxyType({})
+) -> list[Chart]:
     """The charts of a stage's logged steps; on the held-out loss the kept weights are marked, which its ``metrics`` tell."""
     drawn = []
     for panel in PANELS.get(stage, ()):
-        named = [(name, Curve(label, _points(lines, name), sparse=name == HELD_OUT)) for name, label in panel.metrics.items()]
+        named = [
+            (name, Curve(label, _points(lines, name), sparse=name == HELD_OUT))
+            for name, label in panel.metrics.items()
+        ]
         found = [curve for _, curve in named if curve.points]
         if panel.only_if_it_moves and len({y for curve in found for _, y in curve.points}) < 2:
             continue
         mark = next((kept(stage, curve.points, metrics) for name, curve in named if name == HELD_OUT), None)
         if drawing := curves(found, title=f"{stage}: {panel.title}", bounds=panel.bounds, mark=mark):
-            drawn.append(Chart(panel.title, panel.note, [(curve.label, number(curve.points[-1][1])) for curve in found], drawing))
+            drawn.append(
+                Chart(
+                    panel.title,
+                    panel.note,
+                    [(curve.label, number(curve.points[-1][1])) for curve in found],
+                    drawing,
+                )
+            )
     return drawn
 
 
@@ -190,8 +268,13 @@ def drawn_of(stage: str, lines: Sequence[Mapping[str, Any]]) -> set[str]:
 def facts(metrics: Mapping[str, Any], drawn: Collection[str] = ()) -> list[tuple[str, str]]:
     """Figures of a stage's summary with a readable name, but for those that are drawn."""
     places = {name: place for place, name in enumerate(FACTS)}
-    names = sorted((name for name in metrics if name not in drawn), key=lambda name: places.get(name, len(places)))
-    return [(FACTS.get(name, name.partition(".")[2].replace("_", " ")), figure(name, metrics[name])) for name in names]
+    names = sorted(
+        (name for name in metrics if name not in drawn), key=lambda name: places.get(name, len(places))
+    )
+    return [
+        (FACTS.get(name, name.partition(".")[2].replace("_", " ")), figure(name, metrics[name]))
+        for name in names
+    ]
 
 
 def figure(name: str, value: Any) -> str:

@@ -8,9 +8,20 @@ from markupsafe import Markup
 LONGEST_TEXT = 4000  # characters that are shown
 # Characters that a page would not show but obey or drop: controls (but tab and line ends), line and paragraph separators, changes of the writing
 # direction, which would turn round what follows, and halves of surrogate pairs, which are no UTF-8.
-HIDDEN: dict[int, int] = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n\r"} | {0x7F: 0x2421}
+HIDDEN: dict[int, int] = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n\r"} | {
+    0x7F: 0x2421
+}
 HIDDEN |= dict.fromkeys(
-    [*range(0x80, 0xA0), *range(0x2028, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000), *range(0xFFF9, 0xFFFC), 0xFEFF, 0xFFFE, 0xFFFF],
+    [
+        *range(0x80, 0xA0),
+        *range(0x2028, 0x202F),
+        *range(0x2066, 0x206A),
+        *range(0xD800, 0xE000),
+        *range(0xFFF9, 0xFFFC),
+        0xFEFF,
+        0xFFFE,
+        0xFFFF,
+    ],
     0xFFFD,
 )
 

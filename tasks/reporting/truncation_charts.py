@@ -30,11 +30,15 @@ def rows_of(metrics: Mapping[str, Mapping[str, Any]]) -> list[Row]:
     found = []
     for name, title in STAGES.items():
         some = metrics.get(name, {})
-        prompts, answers, pairs = (some.get(f"{name}.{what}") for what in ("prompts_cut", "answers_cut", "pairs_equal_once_cut"))
+        prompts, answers, pairs = (
+            some.get(f"{name}.{what}") for what in ("prompts_cut", "answers_cut", "pairs_equal_once_cut")
+        )
         if prompts is None and answers is None:
             continue
         much = max(prompts or 0, answers or 0) > MUCH
-        found.append(Row(title, _share(prompts), _share(answers), "–" if pairs is None else f"{pairs:,}", much))
+        found.append(
+            Row(title, _share(prompts), _share(answers), "–" if pairs is None else f"{pairs:,}", much)
+        )
     return found
 
 

@@ -12,7 +12,11 @@ from tasks.stages.task import AS_TASK, as_state
 
 
 def step(config: Pipeline, *, source: Artifact) -> Step:
-    inputs = {"source": within(source, "Posts.xml"), **users_of(config.source, source), **evaluation_sets(config)}
+    inputs = {
+        "source": within(source, "Posts.xml"),
+        **users_of(config.source, source),
+        **evaluation_sets(config),
+    }
     return Step("data", DataJob.of(with_site(config, source)), inputs, kind="cpu")
 
 

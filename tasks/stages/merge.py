@@ -12,7 +12,11 @@ from tasks.stages.weights import places
 
 
 def step(config: Pipeline, *, base: Artifact, adapter: Artifact) -> Step:
-    return Step("merge", MergeJob.of(config), {"base": within(base, "model"), "adapter": only(adapter, *places(config.sft))})
+    return Step(
+        "merge",
+        MergeJob.of(config),
+        {"base": within(base, "model"), "adapter": only(adapter, *places(config.sft))},
+    )
 
 
 @task(name="merge", **AS_TASK)

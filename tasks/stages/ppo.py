@@ -12,7 +12,11 @@ from tasks.stages.weights import places
 
 
 def step(config: Pipeline, *, data: Artifact, model: Artifact, reward: Artifact) -> Step:
-    inputs = {"data": only(data, "rl.parquet"), "model": within(model, "model"), "reward": only(reward, *places(config.reward), "reward.json")}
+    inputs = {
+        "data": only(data, "rl.parquet"),
+        "model": within(model, "model"),
+        "reward": only(reward, *places(config.reward), "reward.json"),
+    }
     return Step("ppo", PpoJob.of(config), inputs, shown=("reward", "kl"))
 
 

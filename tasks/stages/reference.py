@@ -11,7 +11,10 @@ from tasks.stages.task import AS_TASK, as_state
 
 
 def step(config: Pipeline, *, data: Artifact, model: Artifact) -> Step:
-    inputs = {"data": only(data, "reward.parquet", "evaluation_pairs.parquet"), "model": within(model, "model")}
+    inputs = {
+        "data": only(data, "reward.parquet", "evaluation_pairs.parquet"),
+        "model": within(model, "model"),
+    }
     return Step("reference", ReferenceJob.of(config), inputs)
 
 

@@ -11,7 +11,12 @@ from tasks.stages.task import AS_TASK, as_state
 
 
 def step(config: Pipeline, **artifacts: Artifact) -> Step:
-    return Step("report", ReportJob.of(config), {name: without_weights(artifact) for name, artifact in artifacts.items()}, kind="cpu")
+    return Step(
+        "report",
+        ReportJob.of(config),
+        {name: without_weights(artifact) for name, artifact in artifacts.items()},
+        kind="cpu",
+    )
 
 
 @task(name="report", **AS_TASK)

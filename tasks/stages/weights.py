@@ -28,6 +28,10 @@ def starts(config: Pipeline, stage: str) -> dict[str, Artifact]:
     place = Path(settings.start).expanduser()
     if not place.exists():
         raise InputError(f"{stage}.start: there is no file or folder {place}")
-    if (place.is_file() and place.suffix != ".safetensors") or (place.is_dir() and not any(place.rglob("*.safetensors"))):
-        raise InputError(f"{stage}.start: {place} holds no weights in safetensors format; other formats are not loaded")
+    if (place.is_file() and place.suffix != ".safetensors") or (
+        place.is_dir() and not any(place.rglob("*.safetensors"))
+    ):
+        raise InputError(
+            f"{stage}.start: {place} holds no weights in safetensors format; other formats are not loaded"
+        )
     return {"start": given(place)}

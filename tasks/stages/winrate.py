@@ -11,17 +11,25 @@ from tasks.stages.task import AS_TASK, as_state
 from tasks.stages.weights import PLACES, places
 
 
-def step(config: Pipeline, *, data: Artifact, model: Artifact, reward: Artifact, **policies: Artifact) -> Step:
+def step(
+    config: Pipeline, *, data: Artifact, model: Artifact, reward: Artifact, **policies: Artifact
+) -> Step:
     inputs = {
         "data": only(data, "evaluation.parquet"),
         "model": within(model, "model"),
         "reward": only(reward, *places(config.reward), "reward.json"),
     }
     left = {"ppo": PLACES["lora"], "dpo": places(config.dpo)}
-    return Step("winrate", WinrateJob.of(config), inputs | {name: only(policy, *left[name]) for name, policy in policies.items()})
+    return Step(
+        "winrate",
+        WinrateJob.of(config),
+        inputs | {name: only(policy, *left[name]) for name, policy in policies.items()},
+    )
 
 
 @task(name="winrate", **AS_TASK)
-def run(config: Pipeline, *, seat: Seat, data: Artifact, model: Artifact, reward: Artifact, **policies: Artifact) -> State:
+def run(
+    config: Pipeline, *, seat: Seat, data: Artifact, model: Artifact, reward: Artifact, **policies: Artifact
+) -> State:
     """Let every policy answer held-out questions and count wins."""
     return as_state(run_stage(step(config, data=data, model=model, reward=reward, **policies), seat))

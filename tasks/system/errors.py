@@ -39,7 +39,9 @@ class InputMissing(StageFailed):
     """Inputs are neither on this machine nor intact in MLflow. The process that orchestrates the run builds them again."""
 
     def __init__(self, names: list[str]) -> None:
-        super().__init__(f"Run it again to have its inputs built again; neither on this machine nor intact in MLflow: {', '.join(names)}")
+        super().__init__(
+            f"Run it again to have its inputs built again; neither on this machine nor intact in MLflow: {', '.join(names)}"
+        )
 
 
 @contextmanager
@@ -87,9 +89,13 @@ def _refused_write(error: BaseException) -> str | None:
     number = error.errno if isinstance(error, OSError) else None
     if getattr(error, "sqlite_errorcode", None) == SQLITE_FULL:
         number = errno.ENOSPC
-    elif found := re.search(r"\(os error (\d+)\)", text):  # safetensors and tokenizers: an I/O error of Rust, as text
+    elif found := re.search(
+        r"\(os error (\d+)\)", text
+    ):  # safetensors and tokenizers: an I/O error of Rust, as text
         number = int(found[1])
-    elif isinstance(error, OSError) and re.search(r"^Not enough free space to write|^\d+ requested and \d+ written", text):  # numpy, without a number
+    elif isinstance(error, OSError) and re.search(
+        r"^Not enough free space to write|^\d+ requested and \d+ written", text
+    ):  # numpy, without a number
         return CUT_WRITE
     return REFUSED_WRITES.get(number) if number is not None else None
 

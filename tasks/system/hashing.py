@@ -13,7 +13,9 @@ LARGE = 64 * 2**20  # bytes; below, a file is hashed each time
 
 def canonical(value: Any) -> bytes:
     """JSON with one spelling per value."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
 
 
 def digest_of(value: Any) -> str:
@@ -54,7 +56,9 @@ def folder_files(folder: Path) -> dict[str, Path]:
 
 def folder_digest(folder: Path, *, memory: Path | None = None, large: int = LARGE) -> str:
     """SHA-256 over {relative path: sha256} of the files below ``folder``."""
-    return digest_of({name: file_digest(path, memory=memory, large=large) for name, path in folder_files(folder).items()})
+    return digest_of(
+        {name: file_digest(path, memory=memory, large=large) for name, path in folder_files(folder).items()}
+    )
 
 
 def _hash(path: Path) -> str:

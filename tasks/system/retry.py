@@ -7,7 +7,9 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def retry(call: Callable[[], T], *, is_outage: Callable[[Exception], bool], patience: float, pause: float) -> T:
+def retry(
+    call: Callable[[], T], *, is_outage: Callable[[Exception], bool], patience: float, pause: float
+) -> T:
     """Return what ``call`` returns; while it raises an outage, try again every ``pause`` seconds for ``patience`` seconds.
 
     An exception that is no outage, and the last one once patience has run out, is raised.

@@ -61,7 +61,9 @@ def _open() -> tuple[Any, str]:
         client = MlflowClient(uri)
         found = patiently(lambda: client.get_experiment_by_name(EXPERIMENT), PATIENCE_TO_CONNECT)
         files = (root / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
-        return client, found.experiment_id if found else client.create_experiment(EXPERIMENT, artifact_location=files)
+        return client, found.experiment_id if found else client.create_experiment(
+            EXPERIMENT, artifact_location=files
+        )
 
 
 def _keep_off_the_screen() -> None:
@@ -109,7 +111,11 @@ def page(run_id: str, file: str = "") -> str:
     """Return the address of a run's page, with one of its files opened; "" if the tracker is no server."""
     place = (os.environ.get("ALIGNFLOW_MLFLOW_URL") or os.environ.get("MLFLOW_TRACKING_URI", "")).rstrip("/")
     opened = f"artifacts/{file}" if file else "artifacts"
-    return f"{place}/#/experiments/{_experiment}/runs/{run_id}/{opened}?workflowType=machine_learning" if is_remote() else ""
+    return (
+        f"{place}/#/experiments/{_experiment}/runs/{run_id}/{opened}?workflowType=machine_learning"
+        if is_remote()
+        else ""
+    )
 
 
 def start(name: str, tags: dict[str, str]) -> str:
@@ -118,7 +124,9 @@ def start(name: str, tags: dict[str, str]) -> str:
 
 def search(condition: str, *, most: int = 1) -> list[Any]:
     """Runs that fulfil a condition in MLflow's own words, newest first."""
-    return list(patiently(lambda: _client.search_runs([_experiment], filter_string=condition, max_results=most)))
+    return list(
+        patiently(lambda: _client.search_runs([_experiment], filter_string=condition, max_results=most))
+    )
 
 
 def end(run_id: str, status: str, patience: float | None = None) -> None:
@@ -129,7 +137,9 @@ def revive(run_id: str) -> None:
     patiently(lambda: _client.update_run(run_id, status="RUNNING"))
 
 
-def log_metrics(run_id: str, entries: list[tuple[str, float, int, int]], patience: float | None = None) -> None:
+def log_metrics(
+    run_id: str, entries: list[tuple[str, float, int, int]], patience: float | None = None
+) -> None:
     """Log (name, value, milliseconds since the epoch, step), as many as there are; logging one twice changes nothing."""
     from mlflow.entities import Metric
 
@@ -158,7 +168,10 @@ def log_data_sets(run_id: str, sets: list[dict[str, str]]) -> None:
     """Note data sets that a run made or used: name, digest, source and profile (the last two JSON) of each."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    inputs = [DatasetInput(Dataset(source_type="local", **one), [InputTag("mlflow.data.context", one["name"])]) for one in sets]
+    inputs = [
+        DatasetInput(Dataset(source_type="local", **one), [InputTag("mlflow.data.context", one["name"])])
+        for one in sets
+    ]
     patiently(lambda: _client.log_inputs(run_id, datasets=inputs))
 
 

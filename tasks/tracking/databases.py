@@ -57,7 +57,9 @@ def prepare() -> None:
             "prefect": ["prefect", "server", "database", "upgrade", "--yes"],
             "mlflow": ["mlflow", "db", "upgrade", address(root / "mlflow.db")],
         }
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
+        inherited = {
+            name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))
+        }
         # from another folder, and by `-m` alone: a .env or a json.py that lies here is not for them
         quiet = {
             "PYTHONSAFEPATH": "1",
@@ -68,12 +70,18 @@ def prepare() -> None:
         }
         running = {
             tool: subprocess.Popen(
-                [sys.executable, "-m", *command], cwd=root, env=inherited | quiet, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+                [sys.executable, "-m", *command],
+                cwd=root,
+                env=inherited | quiet,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
             )
             for tool, command in commands.items()
             if not template(tool).exists()
         }
-        outputs = {tool: process.communicate()[0] for tool, process in running.items()}  # both end before either's failure is told
+        outputs = {
+            tool: process.communicate()[0] for tool, process in running.items()
+        }  # both end before either's failure is told
         for tool, process in running.items():
             if process.returncode:
                 sys.exit(f"{' '.join(commands[tool])} failed:\n{outputs[tool].decode(errors='replace')}")

@@ -11,7 +11,10 @@ MAX_BYTES = 5 * 2**20  # of a long log, its end counts
 SHORTEST_SECRET = 6  # characters; a shorter value would also hide ordinary words
 
 ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
-SECRET_NAMES = re.compile(r"PASSW|SECRET|TOKEN|API_?KEY|ACCESS_?KEY|CREDENTIAL|AUTH_STRING|WEBHOOK|DATABASE|CONNECTION_URL", re.IGNORECASE)
+SECRET_NAMES = re.compile(
+    r"PASSW|SECRET|TOKEN|API_?KEY|ACCESS_?KEY|CREDENTIAL|AUTH_STRING|WEBHOOK|DATABASE|CONNECTION_URL",
+    re.IGNORECASE,
+)
 # Every repetition is bounded and begins where a word begins: lines hold untrusted text, of any length.
 NAME = r"(?i)(?<![\w-])([\w-]{0,64}"
 VALUE = r"""[\w-]{0,64}["']?\s{0,8}[=:]\s{0,8}["']?)(?=[^\s"',;]{0,200}\d)[^\s"',;]{6,}"""
@@ -23,7 +26,10 @@ SECRETS = [
     (re.compile(r"\b(AKIA|ASIA)[0-9A-Z]{16}\b"), r"\1***"),
     (re.compile(rf"{NAME}(?:password|passwd|secret|api_?key|access_?key){VALUE}"), r"\1***"),
     # tokens are also what text is made of: tokenizer=..., tokens=1048576
-    (re.compile(rf"{NAME}token(?!iz)(?!\S{{0,64}}[=:]\s{{0,8}}[\d.,_]{{1,40}}(?:[\s)\]]|$)){VALUE}"), r"\1***"),
+    (
+        re.compile(rf"{NAME}token(?!iz)(?!\S{{0,64}}[=:]\s{{0,8}}[\d.,_]{{1,40}}(?:[\s)\]]|$)){VALUE}"),
+        r"\1***",
+    ),
 ]
 
 
@@ -42,7 +48,9 @@ def write_clean(log: Path, target: Path) -> None:
 def clean(text: str, secrets: list[str] | None = None) -> str:
     """Return one line as it should look: what overwrote it by a carriage return counts, secrets are masked, control characters are left out."""
     text = ESCAPES.sub("", text).rstrip("\r").rpartition("\r")[2]
-    text = "".join(letter if letter.isprintable() or letter == "\t" else "\N{REPLACEMENT CHARACTER}" for letter in text)
+    text = "".join(
+        letter if letter.isprintable() or letter == "\t" else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )
     for secret in _secrets() if secrets is None else secrets:
         text = text.replace(secret, "***")
     for pattern, masked in SECRETS:
@@ -66,6 +74,10 @@ def _cleaned(log: Path) -> Iterator[str]:
 
 def _secrets() -> list[str]:
     """Return the values of this process's environment that are secrets by their names, the longest first."""
-    values = {value for name, value in os.environ.items() if SECRET_NAMES.search(name) and len(value) >= SHORTEST_SECRET}
+    values = {
+        value
+        for name, value in os.environ.items()
+        if SECRET_NAMES.search(name) and len(value) >= SHORTEST_SECRET
+    }
     values |= {value.partition(":")[2] for name, value in os.environ.items() if name.endswith("AUTH_STRING")}
     return sorted((value for value in values if len(value) >= SHORTEST_SECRET), key=len, reverse=True)

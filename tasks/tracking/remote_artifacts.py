@@ -49,7 +49,11 @@ def _parsed(path: Path | None, key: str, digest: str) -> Manifest | None:
     """A manifest, if it is whole and vouches for ``key`` with ``digest``."""
     try:
         manifest: Manifest = json.loads(path.read_text()) if path else {}  # type: ignore[typeddict-item]
-        whole = manifest["schema"] == SCHEMA and manifest["key"] == key and digest_of(manifest["files"]) == manifest["digest"] == digest
+        whole = (
+            manifest["schema"] == SCHEMA
+            and manifest["key"] == key
+            and digest_of(manifest["files"]) == manifest["digest"] == digest
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return manifest if whole else None
@@ -140,7 +144,11 @@ def _publish_given(artifact: Artifact, parent: str | None) -> bool:
     if not place.exists() or content_digest(place) != key:
         return False
     name = "content" if place.is_dir() else place.name
-    files = {f"content/{path}": file for path, file in folder_files(place).items()} if place.is_dir() else {name: place}
+    files = (
+        {f"content/{path}": file for path, file in folder_files(place).items()}
+        if place.is_dir()
+        else {name: place}
+    )
     digests = {path: file_digest(file, memory=home() / "digests") for path, file in files.items()}
     manifest = Manifest(
         schema=SCHEMA, stage="given", key=key, digest=digest_of(digests), files=digests, job={"name": name}, inputs={}, origins={}, sources={},

@@ -50,12 +50,19 @@ def _keep_uploading(run: Tracked, directory: Path, seconds: float, ended: thread
             upload(run, directory, slot)
             last = step
         except Exception as error:  # an outage: the next one will do; the stage itself goes on
-            events.tell("warning", text=f"A checkpoint could not be uploaded: {(str(error) or type(error).__name__).splitlines()[0][:200]}")
+            events.tell(
+                "warning",
+                text=f"A checkpoint could not be uploaded: {(str(error) or type(error).__name__).splitlines()[0][:200]}",
+            )
 
 
 def newest_step(checkpoints: Path) -> int | None:
     """Step of the newest checkpoint; None where there is none."""
-    steps = [int(match[1]) for path in checkpoints.glob("step-*") if (match := re.fullmatch(r"step-(\d+)", path.name))]
+    steps = [
+        int(match[1])
+        for path in checkpoints.glob("step-*")
+        if (match := re.fullmatch(r"step-(\d+)", path.name))
+    ]
     return max(steps, default=None)
 
 
@@ -63,7 +70,11 @@ def upload(run: Tracked, directory: Path, slot: int) -> None:
     """Put the newest checkpoint of ``directory`` into a slot and, once it is whole there, say so."""
     taken = directory / "mirror"
     step = _take(directory, taken)
-    files = {path.relative_to(taken).as_posix(): file_digest(path) for path in sorted(taken.rglob("*")) if path.is_file()}
+    files = {
+        path.relative_to(taken).as_posix(): file_digest(path)
+        for path in sorted(taken.rglob("*"))
+        if path.is_file()
+    }
     (taken / FILES).write_text(json.dumps(files))
     client.upload(str(run.run_id), taken, _slot(slot))
     client.set_tags(str(run.run_id), {SLOT: str(slot), DIGEST: digest_of(files), STEP: str(step)})
@@ -80,7 +91,9 @@ def _take(directory: Path, taken: Path) -> int:
         with suppress(FileNotFoundError, StopIteration, shutil.Error):  # the last: copytree found a file gone
             step = newest_step(directory / "checkpoints")
             assert step is not None
-            source = next(path for path in (directory / "checkpoints").glob("step-*") if path.name.endswith(f"{step}"))
+            source = next(
+                path for path in (directory / "checkpoints").glob("step-*") if path.name.endswith(f"{step}")
+            )
             shutil.copytree(source, taken / "checkpoints" / source.name, copy_function=os.link)
             shutil.copyfile(directory / METRICS, taken / METRICS)
             return step
@@ -99,11 +112,14 @@ def restore(run: Tracked, directory: Path) -> bool:
     root = _slot(int(slot))
     files = json.loads((fetched / FILES).read_text()) if _fetch(run, root, FILES, fetched) else {}
     whole = digest_of(files) == digest and all(
-        _fetch(run, root, name, fetched) and file_digest(fetched / name) == sha256 for name, sha256 in files.items()
+        _fetch(run, root, name, fetched) and file_digest(fetched / name) == sha256
+        for name, sha256 in files.items()
     )
     if whole:
         shutil.rmtree(directory / "checkpoints", ignore_errors=True)
-        os.replace(fetched / METRICS, directory / METRICS)  # first: a checkpoint without its metrics would lose them
+        os.replace(
+            fetched / METRICS, directory / METRICS
+        )  # first: a checkpoint without its metrics would lose them
         os.replace(fetched / "checkpoints", directory / "checkpoints")
     shutil.rmtree(fetched, ignore_errors=True)
     return whole

@@ -8,7 +8,13 @@ from functools import cache
 
 from tasks.artifacts.code_version import ROOT
 
-USER, SOURCE, TYPE, COMMIT, NOTE = "mlflow.user", "mlflow.source.name", "mlflow.source.type", "mlflow.source.git.commit", "mlflow.note.content"
+USER, SOURCE, TYPE, COMMIT, NOTE = (
+    "mlflow.user",
+    "mlflow.source.name",
+    "mlflow.source.type",
+    "mlflow.source.git.commit",
+    "mlflow.note.content",
+)
 MODIFIED, HOST = "alignflow.source.modified", "alignflow.host"
 GIT_SECONDS = 10
 
@@ -38,9 +44,18 @@ def _code() -> dict[str, str]:
 
 def _git(*arguments: str) -> str:
     """Return what git says about the source tree; "" if it is not installed, or refuses (a tree of another user)."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # a hook's would name another repository
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith("GIT_")
+    }  # a hook's would name another repository
     try:
-        done = subprocess.run(["git", "-C", str(ROOT), *arguments], env=kept, capture_output=True, text=True, timeout=GIT_SECONDS, check=False)
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), *arguments],
+            env=kept,
+            capture_output=True,
+            text=True,
+            timeout=GIT_SECONDS,
+            check=False,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

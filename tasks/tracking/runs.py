@@ -38,7 +38,9 @@ class NotTracked(Exception):
 class Tracked:
     """One run in MLflow; its methods do nothing when the tracker is down."""
 
-    def __init__(self, run_id: str | None, *, resumed: bool = False, tags: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, run_id: str | None, *, resumed: bool = False, tags: dict[str, str] | None = None
+    ) -> None:
         self.run_id = run_id
         self.resumed = resumed
         self.known = tags or {}  # a resumed run's tags
@@ -56,7 +58,11 @@ class Tracked:
             return
         step, stamp = int(line.get("step", 0)), int(float(line.get("time", time.time())) * 1000)
         for name, value in line.items():
-            if name not in ("step", "total", "time") and isinstance(value, int | float) and step > self._last_step(name):
+            if (
+                name not in ("step", "total", "time")
+                and isinstance(value, int | float)
+                and step > self._last_step(name)
+            ):
                 self._waiting.append((name, float(value), stamp, step))
                 self._logged[name] = step
         if time.monotonic() > self._next_flush:
@@ -92,10 +98,16 @@ class Tracked:
         """Final figures: a number, or a value with its interval as NAME, NAME.low and NAME.high."""
         if not self.is_on:
             return
-        numbers = {name.removesuffix(".value"): value for name, value in flat(metrics).items() if isinstance(value, int | float)}
+        numbers = {
+            name.removesuffix(".value"): value
+            for name, value in flat(metrics).items()
+            if isinstance(value, int | float)
+        }
         stamp = int(time.time() * 1000)
         with forgiving():
-            client.log_metrics(str(self.run_id), [(_name(name), float(value), stamp, 0) for name, value in numbers.items()])
+            client.log_metrics(
+                str(self.run_id), [(_name(name), float(value), stamp, 0) for name, value in numbers.items()]
+            )
 
     def files(self, path: Path, under: str | None = None) -> None:
         """Upload a file or a folder."""
@@ -128,7 +140,9 @@ class Tracked:
             if name.endswith(".parquet"):
                 source = json.dumps({"uri": (path / name).as_uri(), "key": manifest["key"]})
                 profile = json.dumps({"bytes": (path / name).stat().st_size})
-                sets.append({"name": Path(name).stem, "digest": digest[:36], "source": source, "profile": profile})
+                sets.append(
+                    {"name": Path(name).stem, "digest": digest[:36], "source": source, "profile": profile}
+                )
         if sets and self.is_on:
             with forgiving():
                 client.log_data_sets(str(self.run_id), sets)
@@ -141,14 +155,26 @@ class Tracked:
 
 
 @contextmanager
-def pipeline_run(name: str, settings: dict[str, Any], *, flow_run_id: str = "", profile: str = "", source: str = "alignflow") -> Iterator[Tracked]:
+def pipeline_run(
+    name: str,
+    settings: dict[str, Any],
+    *,
+    flow_run_id: str = "",
+    profile: str = "",
+    source: str = "alignflow",
+) -> Iterator[Tracked]:
     """The parent run of a pipeline; FAILED or KILLED when the block does not end well. A flow run that is tried again goes on with its own."""
     run = Tracked(None)
     with ExitStack() as alive:
         if client.connect():
             with forgiving():
                 _close_the_dead()
-                tags = {FLOW_RUN: flow_run_id, HOME: _whereabouts(), PROFILE: profile, NOTE: _note(profile or name, settings)}
+                tags = {
+                    FLOW_RUN: flow_run_id,
+                    HOME: _whereabouts(),
+                    PROFILE: profile,
+                    NOTE: _note(profile or name, settings),
+                }
                 run = _own(flow_run_id) or Tracked(client.start(name, tags | origin_tags(source)))
                 lock = alive.enter_context(_life_line(str(run.run_id)).open("a"))
                 fcntl.flock(lock, fcntl.LOCK_EX)
@@ -176,8 +202,12 @@ def _close_the_dead() -> None:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue
-            for child in client.search(f"tags.`{PARENT}` = '{run.info.run_id}' AND status = 'RUNNING'", most=50):
-                Tracked(child.info.run_id).log(Store(home()).partial(child.data.tags.get(KEY, "unknown")), patience=0)
+            for child in client.search(
+                f"tags.`{PARENT}` = '{run.info.run_id}' AND status = 'RUNNING'", most=50
+            ):
+                Tracked(child.info.run_id).log(
+                    Store(home()).partial(child.data.tags.get(KEY, "unknown")), patience=0
+                )
                 client.end(child.info.run_id, "KILLED")
             client.end(run.info.run_id, "KILLED")
             _life_line(run.info.run_id).unlink(missing_ok=True)
@@ -194,7 +224,9 @@ def _whereabouts() -> str:
 
 
 @contextmanager
-def stage_run(stage: str, key: str, settings: dict[str, Any], *, parent: str | None, takes: dict[str, str] | None = None) -> Iterator[Tracked]:
+def stage_run(
+    stage: str, key: str, settings: dict[str, Any], *, parent: str | None, takes: dict[str, str] | None = None
+) -> Iterator[Tracked]:
     """The run of a stage that is built: a new one, or the one that a crash of the same key left behind."""
     run = Tracked(None)
     if parent and client.connect():
@@ -205,7 +237,13 @@ def stage_run(stage: str, key: str, settings: dict[str, Any], *, parent: str | N
                 client.revive(left[0].info.run_id)
                 run.tags({PARENT: parent})
             else:
-                tags = {PARENT: parent, "stage": stage, KEY: key, "cached": "false", NOTE: _stage_note(stage, key, takes or {})}
+                tags = {
+                    PARENT: parent,
+                    "stage": stage,
+                    KEY: key,
+                    "cached": "false",
+                    NOTE: _stage_note(stage, key, takes or {}),
+                }
                 run = Tracked(client.start(stage, tags | origin_tags(f"{PROGRAMS}.{stage}")))
                 run.params(settings)
     with _ending(run):
@@ -217,7 +255,11 @@ def built(key: str) -> list[tuple[str, str]]:
     if not client.connect():
         return []
     runs = client.search(f"tags.`{KEY}` = '{key}' AND tags.cached = 'false' AND status = 'FINISHED'", most=10)
-    return [(run.info.run_id, run.data.tags[DIGEST]) for run in runs if DIGEST in run.data.tags and DAMAGED not in run.data.tags]
+    return [
+        (run.info.run_id, run.data.tags[DIGEST])
+        for run in runs
+        if DIGEST in run.data.tags and DAMAGED not in run.data.tags
+    ]
 
 
 def mark_damaged(run_id: str) -> None:
@@ -231,9 +273,13 @@ def reused(stage: str, key: str, digest: str, metrics: dict[str, Any], *, parent
         return
     with forgiving():
         before = client.search(f"tags.`{KEY}` = '{key}' AND tags.cached = 'false' AND status = 'FINISHED'")
-        tags = {PARENT: parent, "stage": stage, KEY: key, DIGEST: digest, "cached": "true"} | origin_tags(f"{PROGRAMS}.{stage}")
+        tags = {PARENT: parent, "stage": stage, KEY: key, DIGEST: digest, "cached": "true"} | origin_tags(
+            f"{PROGRAMS}.{stage}"
+        )
         tags[NOTE] = f"The stage {stage} was reused: its artifact {key[:12]} was there."
-        run = Tracked(client.start(stage, tags | ({"stage.built_by": before[0].info.run_id} if before else {})))
+        run = Tracked(
+            client.start(stage, tags | ({"stage.built_by": before[0].info.run_id} if before else {}))
+        )
         run.summary(metrics)
         run.end("FINISHED")
 
@@ -258,7 +304,9 @@ def _note(name: str, settings: dict[str, Any]) -> str:
         "Profile": name, "Method": settings.get("method"), "Source": source.get("path") or source.get("kind"),
         "Base": base.get("path") or base.get("kind"), "Seed": settings.get("seed"), "Machine and home": _whereabouts(),
     }  # fmt: skip
-    return "\n".join(f"- {fact}: {_quoted(value)}" for fact, value in facts.items() if value not in (None, ""))
+    return "\n".join(
+        f"- {fact}: {_quoted(value)}" for fact, value in facts.items() if value not in (None, "")
+    )
 
 
 def _stage_note(stage: str, key: str, takes: dict[str, str]) -> str:

@@ -43,12 +43,16 @@ def grams(texts: Iterable[str], n: int = RUN) -> Grams:
 def touches(text: str, found: Grams) -> bool:
     """Whether the text holds one of the runs."""
     words = _words(text)
-    return any(not runs.isdisjoint(_runs(words, length)) for length, runs in found.items() if length <= len(words))
+    return any(
+        not runs.isdisjoint(_runs(words, length)) for length, runs in found.items() if length <= len(words)
+    )
 
 
 def write(found: Grams, path: Path) -> None:
     """The runs in a file, for whichever process needs them."""
-    arrays: dict[str, Any] = {str(length): np.array(sorted(runs), np.uint64) for length, runs in found.items()}
+    arrays: dict[str, Any] = {
+        str(length): np.array(sorted(runs), np.uint64) for length, runs in found.items()
+    }
     with replacing(path) as new, new.open("wb") as file:
         np.savez(file, **arrays)
 
@@ -71,11 +75,19 @@ def texts_of(path: Path) -> Iterator[str]:
             count += 1
             yield text
     if not count:
-        raise InputError(f"{path} holds no text of {MIN_WORDS} words or more, so nothing could ever share one with it: give another evaluation set.")
+        raise InputError(
+            f"{path} holds no text of {MIN_WORDS} words or more, so nothing could ever share one with it: give another evaluation set."
+        )
 
 
 def _strings(path: Path) -> Iterator[str]:
-    plain = sorted(path.rglob(f"*{LINES}")) if path.is_dir() else [path] if path.is_file() and path.suffix == LINES else []
+    plain = (
+        sorted(path.rglob(f"*{LINES}"))
+        if path.is_dir()
+        else [path]
+        if path.is_file() and path.suffix == LINES
+        else []
+    )
     for file in plain:
         yield from _lines(file)
     if plain and not any(file.name.endswith(ENDINGS) for file in path.rglob("*")):
@@ -130,4 +142,6 @@ def _factors(length: int) -> Hashes:
 
 @lru_cache(VOCABULARY)
 def _hash(word: str) -> int:
-    return int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+    return int.from_bytes(
+        hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big"
+    )

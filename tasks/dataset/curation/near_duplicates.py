@@ -14,7 +14,9 @@ from rensa import RMinHash
 PERMUTATIONS, BANDS, SEED = 128, 32, 1
 ROWS = PERMUTATIONS // BANDS
 WORDS = 3
-ODD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: spreads sums over all bits (Knuth, TAOCP 6.4)
+ODD = np.uint64(
+    0x9E3779B97F4A7C15
+)  # 2^64 over the golden ratio: spreads sums over all bits (Knuth, TAOCP 6.4)
 SHIFT = np.uint64(29)
 
 Hashes = Any  # an array of 64-bit numbers
@@ -35,7 +37,11 @@ def sketch(texts: Sequence[str]) -> Sketches:
     ends = np.cumsum([len(of_text) for of_text in shingles], dtype=np.int64)
     flat = np.concatenate(shingles) if shingles else np.empty(0, dtype=np.uint64)
     starts = np.concatenate([[0], ends]).astype(np.uint64)
-    digests = RMinHash.digest_matrix_from_flat_token_hashes(flat, starts, PERMUTATIONS, SEED).to_rows() if len(texts) else []
+    digests = (
+        RMinHash.digest_matrix_from_flat_token_hashes(flat, starts, PERMUTATIONS, SEED).to_rows()
+        if len(texts)
+        else []
+    )
     rows = np.array(digests, dtype=np.uint64).reshape(len(texts), BANDS, ROWS)
     return Sketches(flat, ends, np.ascontiguousarray(_mixed([rows[:, :, row] for row in range(ROWS)]).T))
 
@@ -56,7 +62,9 @@ def _mixed(parts: Sequence[Hashes]) -> Hashes:
     return found
 
 
-def link(leaders: Any, bands: Sequence[Hashes], shingles_of: Callable[[int], Hashes], threshold: float) -> None:
+def link(
+    leaders: Any, bands: Sequence[Hashes], shingles_of: Callable[[int], Hashes], threshold: float
+) -> None:
     """Join alike texts to groups, in place: ``leaders`` [n] has for each text the first of its group, at first of those that are equal."""
     distinct = leaders == np.arange(len(leaders))
     for band in bands:
@@ -66,13 +74,19 @@ def link(leaders: Any, bands: Sequence[Hashes], shingles_of: Callable[[int], Has
                 if distinct[number]:
                     groups[leader_of(leaders, number)].append(number)
             if len(groups) > 1:
-                known = {number: frozenset(shingles_of(number).tolist()) for group in groups.values() for number in group}
+                known = {
+                    number: frozenset(shingles_of(number).tolist())
+                    for group in groups.values()
+                    for number in group
+                }
                 _join(leaders, list(groups.values()), known, threshold)
     for number in range(len(leaders)):
         leaders[number] = leader_of(leaders, number)
 
 
-def _join(leaders: Any, groups: Sequence[list[int]], known: Mapping[int, frozenset[int]], threshold: float) -> None:
+def _join(
+    leaders: Any, groups: Sequence[list[int]], known: Mapping[int, frozenset[int]], threshold: float
+) -> None:
     """Join groups of which any two texts are alike; within a group nothing is left to compare."""
     apart: list[list[int]] = []
     for group in groups:
@@ -99,7 +113,11 @@ def _shared(band: Hashes) -> Iterator[list[int]]:
     """Numbers of texts with the same value, where there are several."""
     order = np.argsort(band, kind="stable")
     values = band[order]
-    starts = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]])) if len(values) else np.empty(0, dtype=np.int64)
+    starts = (
+        np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))
+        if len(values)
+        else np.empty(0, dtype=np.int64)
+    )
     sizes = np.diff(np.append(starts, len(values)))
     for place in np.flatnonzero(sizes > 1).tolist():
         yield order[starts[place] : starts[place] + sizes[place]].tolist()

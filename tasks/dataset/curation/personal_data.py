@@ -24,12 +24,26 @@ ADDRESS = rf"[{LETTER}][{LETTER}._+-]{{0,63}}@{DOMAIN}{END}"
 LINK = rf"://(?!(?:mailto:)?{ADDRESS}(?![/:?#]))(?:[^\s<>\"'()\[\]=]|=(?!{ADDRESS}(?![/:])))*"
 EMAIL = re.compile(rf"{LINK}|{START}(?P<local>[{LETTER}][{LETTER}._+-]{{0,63}})@(?P<domain>{DOMAIN}){END}")
 # of nobody: RFC 2606, what stands for the reader's own, and a slot of R's Seurat; .test, .invalid, .local and localhost are not in the public list
-NOBODYS_DOMAIN = re.compile(r"(?:^|\.)(?:example\.(?:com|org|net|edu)|(?:your|my)-?(?:domain|company|site|server|host|email)\.\w+|meta\.data)$")
-NOBODYS_NAME = {"git", "hg", "this", "super", "return", "break", "continue"}  # of repositories; labels of Kotlin
+NOBODYS_DOMAIN = re.compile(
+    r"(?:^|\.)(?:example\.(?:com|org|net|edu)|(?:your|my)-?(?:domain|company|site|server|host|email)\.\w+|meta\.data)$"
+)
+NOBODYS_NAME = {
+    "git",
+    "hg",
+    "this",
+    "super",
+    "return",
+    "break",
+    "continue",
+}  # of repositories; labels of Kotlin
 
 DIGITS = r"(?=(?:[^\S\n]?[().\-/\[\]‐-―]{0,3}[^\S\n]?[(\[]?\d){7})"
-PLUS = re.compile(rf"\+(?<![A-Za-z0-9_)\]+]\+)(?!\d{{1,3}}\.\d+(?![.-]?\d)){DIGITS}")  # neither a sum nor a decimal
-ZEROS = re.compile(rf"00(?=[^\S\n]?[-(]?[1-9])(?<![A-Za-z0-9_.,:;/=+#$%&-]00)(?<!\d[^\S\n]00){DIGITS}")  # the cheapest look first
+PLUS = re.compile(
+    rf"\+(?<![A-Za-z0-9_)\]+]\+)(?!\d{{1,3}}\.\d+(?![.-]?\d)){DIGITS}"
+)  # neither a sum nor a decimal
+ZEROS = re.compile(
+    rf"00(?=[^\S\n]?[-(]?[1-9])(?<![A-Za-z0-9_.,:;/=+#$%&-]00)(?<!\d[^\S\n]00){DIGITS}"
+)  # the cheapest look first
 # brackets around the country, or country and town: (+44) (0)20 7946 0958, (+55 11) 2395-8400
 BRACKET = re.compile(r"[(\[][^\S\n]?\Z")
 CLOSING = re.compile(r"[^\S\n]?\d(?:(?:[^\S\n]|[.-])?\d){0,6}[^\S\n]?(?P<bracket>[)\]])")
@@ -39,14 +53,15 @@ LONGEST = 48  # characters of a number with all its punctuation and an extension
 AT = re.compile(rf"@(?<=[{LETTER}._+-]@)[{LETTER}-]+\.")
 CAPITAL = re.compile(r"A(?:KIA|SIA|Iza)[\w-]{16}")
 DASH = re.compile(r"-(?:(?<=\bsk-|x[abeoprs]-)[\w-]{16}|----BEGIN )", re.ASCII)
-LOW_LINE = re.compile(r"_(?=[A-Za-z0-9]{20})(?:(?<=\bgh[oprsu]_)|(?<=\bgithub_pat_)|(?<=\bhf_)|(?<=\bnpm_)|(?<=\b[rs]k_live_))", re.ASCII)
+LOW_LINE = re.compile(
+    r"_(?=[A-Za-z0-9]{20})(?:(?<=\bgh[oprsu]_)|(?<=\bgithub_pat_)|(?<=\bhf_)|(?<=\bnpm_)|(?<=\b[rs]k_live_))",
+    re.ASCII,
+)
 JWT = ".eyJ"
 
 # BEGIN alone, or with a few letters of an example, is no leak: a line of the key must follow. Without END it goes as far as such lines do.
 LINES = r"(?:[\s\"'+>,\\]|\\[nr]|[A-Z][\w-]*: [^\n]*\n)*[\w+/]{40}"
-BLOCK = (
-    rf"-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----{LINES}(?:(?:(?!-----).)*-----END [A-Z0-9 ]*-----|(?:(?:[\s\"'+>]|\\[nr])*[\w+/=]{{20,}})*)"
-)
+BLOCK = rf"-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----{LINES}(?:(?:(?!-----).)*-----END [A-Z0-9 ]*-----|(?:(?:[\s\"'+>]|\\[nr])*[\w+/=]{{20,}})*)"
 KEY = re.compile(
     "|".join(
         (
@@ -79,7 +94,12 @@ def masked(text: str) -> tuple[str, Counter[str]]:
 
 
 def _once(text: str, found: Counter[str]) -> str:
-    if CAPITAL.search(text) or DASH.search(text) or ("_" in text and LOW_LINE.search(text)) or ("J" in text and JWT in text):
+    if (
+        CAPITAL.search(text)
+        or DASH.search(text)
+        or ("_" in text and LOW_LINE.search(text))
+        or ("J" in text and JWT in text)
+    ):
         text, count = KEY.subn(r"\g<kept><key>", text)
         if count:
             found["key"] += count
@@ -94,7 +114,11 @@ def _once(text: str, found: Counter[str]) -> str:
 
 def _emails(text: str, found: Counter[str]) -> str:
     def replacement(match: re.Match[str]) -> str:
-        if match["local"] is None or match["local"] in NOBODYS_NAME or not _is_somebodys(match["domain"].lower()):
+        if (
+            match["local"] is None
+            or match["local"] in NOBODYS_NAME
+            or not _is_somebodys(match["domain"].lower())
+        ):
             return match[0]
         found["email"] += 1
         return "<email>"

@@ -30,12 +30,18 @@ class Numbers(NamedTuple):
 def write(questions: Sequence[Question], path: Path, *, near: bool) -> None:
     """``near``: also what finds prompts that say nearly the same."""
     with replacing(path) as new:
-        new.write_bytes(b"".join(orjson.dumps(plain(question), option=orjson.OPT_APPEND_NEWLINE) for question in questions))
+        new.write_bytes(
+            b"".join(
+                orjson.dumps(plain(question), option=orjson.OPT_APPEND_NEWLINE) for question in questions
+            )
+        )
     words = [normalised(question.prompt) for question in questions]
     columns = Numbers(
         np.array([question.id for question in questions], dtype=np.int64),
         np.array([_number(text) for text in words], dtype=np.uint64),
-        np.array([_number(question.author) if question.author else 0 for question in questions], dtype=np.uint64),
+        np.array(
+            [_number(question.author) if question.author else 0 for question in questions], dtype=np.uint64
+        ),
         np.array([_comparable(question) for question in questions], dtype=bool),
         np.array([SPLITS.index(question.split) for question in questions], dtype=np.int8),
     )
@@ -69,7 +75,9 @@ def band(paths: Sequence[Path], number: int) -> Any:
     found = []
     for path in paths:
         count = path.with_suffix(".ends").stat().st_size // 8
-        found.append(np.fromfile(path.with_suffix(".bands"), dtype=np.uint64, count=count, offset=8 * count * number))
+        found.append(
+            np.fromfile(path.with_suffix(".bands"), dtype=np.uint64, count=count, offset=8 * count * number)
+        )
         assert path.with_suffix(".bands").stat().st_size == 8 * BANDS * count
     return np.concatenate(found)
 
@@ -96,7 +104,13 @@ def question_of(fields: list[Any]) -> Question:
 
 def plain(question: Question) -> list[Any]:
     """The question as JSON can hold it."""
-    return [*question[:7], [list(answer) for answer in question.answers], question.compared, question.split, question.author_name]
+    return [
+        *question[:7],
+        [list(answer) for answer in question.answers],
+        question.compared,
+        question.split,
+        question.author_name,
+    ]
 
 
 def _number(text: str) -> int:
@@ -104,4 +118,8 @@ def _number(text: str) -> int:
 
 
 def _comparable(question: Question) -> bool:
-    return bool(question.compared) if question.compared is not None else len({answer.score for answer in question.answers}) > 1
+    return (
+        bool(question.compared)
+        if question.compared is not None
+        else len({answer.score for answer in question.answers}) > 1
+    )

@@ -20,7 +20,9 @@ class Rules(NamedTuple):
     foreign: Grams | None = None  # word runs of evaluation sets
 
 
-def admitted(question: Question, rules: Rules, dropped: Counter[str], hidden: Counter[str]) -> Question | None:
+def admitted(
+    question: Question, rules: Rules, dropped: Counter[str], hidden: Counter[str]
+) -> Question | None:
     """The question as it is kept, or None. ``dropped`` counts by reason, ``hidden`` what was masked by kind."""
     reason = _fault(question, rules)
     if reason:
@@ -37,7 +39,10 @@ def admitted(question: Question, rules: Rules, dropped: Counter[str], hidden: Co
 def _fault(question: Question, rules: Rules) -> str:
     if len(question.prompt) > rules.max_prompt_chars:
         return "questions too long"
-    if rules.languages and language_of(question.prompt) not in (*rules.languages, ""):  # "": code, or too little to tell
+    if rules.languages and language_of(question.prompt) not in (
+        *rules.languages,
+        "",
+    ):  # "": code, or too little to tell
         return "questions in other languages"
     if rules.personal == "drop" and masked(question.prompt)[1]:
         return "questions with personal data"

@@ -23,7 +23,13 @@ class Fates(NamedTuple):
 
 
 def decide(
-    paths: Sequence[Path], shares: Mapping[str, float], dropped: Counter[str], *, alike: float, distinct: bool, per_author: int | None
+    paths: Sequence[Path],
+    shares: Mapping[str, float],
+    dropped: Counter[str],
+    *,
+    alike: float,
+    distinct: bool,
+    per_author: int | None,
 ) -> Fates:
     """Fates of the questions of all shelves. ``distinct``: of those that say the same only the first is kept. ``dropped`` counts what is not."""
     found = question_files.numbers(paths)
@@ -94,7 +100,11 @@ def _capped(found: Numbers, kept: Any, most: int) -> Any:
     draw = (draw ^ draw >> np.uint64(31)) * np.uint64(0xBF58476D1CE4E5B9)  # as in splitmix64
     order = places[np.lexsort((draw ^ draw >> np.uint64(27), found.authors[places]))]
     authors = found.authors[order]
-    starts = np.flatnonzero(np.concatenate([[True], authors[1:] != authors[:-1]])) if len(order) else np.empty(0, dtype=np.int64)
+    starts = (
+        np.flatnonzero(np.concatenate([[True], authors[1:] != authors[:-1]]))
+        if len(order)
+        else np.empty(0, dtype=np.int64)
+    )
     ranks = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
     fewer = np.ones(len(found.ids), dtype=bool)
     fewer[order[ranks >= most]] = False

@@ -18,7 +18,9 @@ END_OF_STREAM = ARROW_STREAM + b"\0\0\0\0"
 BATCH = 256  # rows that are Python objects at a time
 UNREADABLE = "rows with a value that cannot be read"
 
-Run = tuple[list[int], int]  # numbers of row groups or record batches that follow each other, and the bytes of the file up to their end
+Run = tuple[
+    list[int], int
+]  # numbers of row groups or record batches that follow each other, and the bytes of the file up to their end
 
 
 def cut_parquet(path: Path, size: int) -> Iterator[Run]:

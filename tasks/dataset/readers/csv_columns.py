@@ -61,11 +61,17 @@ def _check(header: list[str], names: list[str], table: str, path: Path) -> None:
         if all(name.lower() in everywhere for name in missing):
             _refuse_twice(header, everywhere, again, path)
     if any(UNDECODED.search(name) for name in header):
-        raise InputError(f"{path} is neither XML nor a CSV in UTF-8: give the Posts.xml or Posts.csv of a dump.")
+        raise InputError(
+            f"{path} is neither XML nor a CSV in UTF-8: give the Posts.xml or Posts.csv of a dump."
+        )
     if missing == ["Body"]:
-        raise InputError(f"{path} has no Body column: without the posts' text there is nothing to train on; give a dump with bodies.")
+        raise InputError(
+            f"{path} has no Body column: without the posts' text there is nothing to train on; give a dump with bodies."
+        )
     kind = table.capitalize()
-    raise InputError(f"{path} is neither a {kind}.xml nor a {kind}.csv (no column {', '.join(missing)}): give one of a Stack Exchange dump.")
+    raise InputError(
+        f"{path} is neither a {kind}.xml nor a {kind}.csv (no column {', '.join(missing)}): give one of a Stack Exchange dump."
+    )
 
 
 def _refuse_twice(header: list[str], names: list[str], again: int, path: Path) -> None:
@@ -83,4 +89,9 @@ def read_fields(row: list[str], width: int, columns: Iterable[tuple[str, int]]) 
         return OTHER_WIDTH
     if not all(map(str.isascii, row)) and any(map(UNDECODED.search, row)):
         return NOT_UTF_8
-    return {name: "" if len(value := row[place]) <= LONGEST_NOTHING and value.strip().lower() in NOTHING else value for name, place in columns}
+    return {
+        name: ""
+        if len(value := row[place]) <= LONGEST_NOTHING and value.strip().lower() in NOTHING
+        else value
+        for name, place in columns
+    }

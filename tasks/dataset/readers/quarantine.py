@@ -50,7 +50,9 @@ class Quarantine:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.file:
             self.file.close()
 
@@ -65,7 +67,13 @@ class Quarantine:
         """Raise InputError when a larger share than ``most`` of the rows is here. ``columns`` are the names that such rows have."""
         if (bad := self.reasons.total()) > most * self.rows:
             why = ", ".join(f"{count} {reason}" for reason, count in self.reasons.most_common(3))
-            remedy = "give other data, or raise data.max_bad_share" if bad < self.rows else "give other data, or name its columns in source"
+            remedy = (
+                "give other data, or raise data.max_bad_share"
+                if bad < self.rows
+                else "give other data, or name its columns in source"
+            )
             if columns:
                 remedy += f" (these rows have {', '.join(columns[:MOST_NAMED])}{' and others' if len(columns) > MOST_NAMED else ''})"
-            raise InputError(f"{bad} of {self.rows} rows of {source} cannot be used ({why}; the first: {self.first}): {remedy}.")
+            raise InputError(
+                f"{bad} of {self.rows} rows of {source} cannot be used ({why}; the first: {self.first}): {remedy}."
+            )

@@ -25,7 +25,12 @@ from tasks.system.errors import InputError, refusing_broken_gzip
 MAX_ROW = 2**24
 CHUNK = 2**16
 ENDINGS = (".jsonl", ".json", ".parquet", ".arrow", ".jsonl.gz", ".json.gz")
-ABOUT = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"}  # files about a data set, not of it
+ABOUT = {
+    "dataset_infos.json",
+    "dataset_info.json",
+    "dataset_dict.json",
+    "state.json",
+}  # files about a data set, not of it
 BETWEEN = frozenset(" \t\r\n,")
 GZIP = b"\x1f\x8b"
 ESCAPE = "\\u"
@@ -92,10 +97,19 @@ def files_of(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     found = sorted(
-        file for file in path.rglob("*") if file.name.endswith(ENDINGS) and file.name not in ABOUT and not _is_hidden(file, path) and file.is_file()
+        file
+        for file in path.rglob("*")
+        if file.name.endswith(ENDINGS)
+        and file.name not in ABOUT
+        and not _is_hidden(file, path)
+        and file.is_file()
     )
     saved = {folder: _saved(folder) for folder in {file.parent for file in found if file.suffix == ".arrow"}}
-    found = [file for file in found if not (names := saved.get(file.parent)) or file.suffix != ".arrow" or file.name in names]
+    found = [
+        file
+        for file in found
+        if not (names := saved.get(file.parent)) or file.suffix != ".arrow" or file.name in names
+    ]
     if not found:
         raise InputError(f"{path} holds no file that ends in {', '.join(ENDINGS)}: {HINT}.")
     return found
@@ -113,7 +127,11 @@ def _saved(folder: Path) -> set[str]:
     except (FileNotFoundError, ValueError, RecursionError):
         return set()
     files = state.get("_data_files") if isinstance(state, dict) else None
-    return {str(file["filename"]) for file in files or [] if isinstance(file, dict) and "filename" in file} if isinstance(files, list) else set()
+    return (
+        {str(file["filename"]) for file in files or [] if isinstance(file, dict) and "filename" in file}
+        if isinstance(files, list)
+        else set()
+    )
 
 
 def part(path: Path, columns: frozenset[str]) -> tuple[list[Path], list[Path]]:
@@ -125,7 +143,9 @@ def part(path: Path, columns: frozenset[str]) -> tuple[list[Path], list[Path]]:
     if not columns or len(files) == 1:
         return files, []
     others = [file for file in files if (names := _names(file)) and not columns <= names]
-    return ([file for file in files if file not in others], others) if len(others) < len(files) else (files, [])
+    return (
+        ([file for file in files if file not in others], others) if len(others) < len(files) else (files, [])
+    )
 
 
 def _names(file: Path) -> set[str]:
@@ -153,9 +173,16 @@ def _pieces(path: Path, size: int) -> Iterator[tuple[str, Any, int]]:
         stream = io.BufferedReader(gzip.GzipFile(fileobj=file)) if head.startswith(GZIP) else file
         start = stream.peek(CHUNK)[:CHUNK].lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
         if start not in (b"{", b"["):
-            raise InputError(f"{path} is empty: fetch or export it again." if not start else f"{path} is in another format: {HINT}.")
+            raise InputError(
+                f"{path} is empty: fetch or export it again."
+                if not start
+                else f"{path} is in another format: {HINT}."
+            )
         if start == b"{":
-            yield from ((LINES, batch, file.tell()) for batch in batches(((line, len(line)) for line in _lines(stream)), size))
+            yield from (
+                (LINES, batch, file.tell())
+                for batch in batches(((line, len(line)) for line in _lines(stream)), size)
+            )
         else:
             yield from ((VALUES, batch, file.tell()) for batch in batches(_of_list(stream, path), size))
 
@@ -166,7 +193,9 @@ def _refusals(path: Path) -> Iterator[None]:
         with refusing_broken_gzip(path):
             yield
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} is damaged or truncated ({str(error).splitlines()[0][:120]}): fetch it again.") from error
+        raise InputError(
+            f"{path} is damaged or truncated ({str(error).splitlines()[0][:120]}): fetch it again."
+        ) from error
 
 
 def _lines(stream: "io.BufferedReader[Any]") -> Iterator[bytes]:
@@ -222,7 +251,9 @@ def _parsed(decoder: Decoder, line: bytes) -> Any:
 def whole(value: Any) -> Any:
     """The same value; halves of characters, which JSON's escapes can spell and nothing else can hold, become U+FFFD."""
     if isinstance(value, str):
-        return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return (
+            value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        )
     if isinstance(value, dict):
         return {whole(name): whole(inner) for name, inner in value.items()}
     return [whole(inner) for inner in value] if isinstance(value, list) else value
@@ -245,7 +276,9 @@ def _of_list(stream: "io.BufferedReader[Any]", path: Path) -> Iterator[tuple[Any
                     raise ValueError("a number may go on")
             except ValueError:
                 if ended or len(text) - at > 2 * MAX_ROW:
-                    raise InputError(f"{path} is a damaged or truncated JSON list: export or fetch it again.") from None
+                    raise InputError(
+                        f"{path} is a damaged or truncated JSON list: export or fetch it again."
+                    ) from None
                 more = reader.read(wanted)
                 text, at, wanted, ended = text[at:] + more, 0, 2 * wanted, not more
                 continue
@@ -253,6 +286,8 @@ def _of_list(stream: "io.BufferedReader[Any]", path: Path) -> Iterator[tuple[Any
             yield whole(element) if text.find(ESCAPE, at, end) >= 0 else element, end - at
             at, wanted = end, CHUNK
     except (UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{path} is not a JSON list in UTF-8 ({type(error).__name__}): export it again.") from error
+        raise InputError(
+            f"{path} is not a JSON list in UTF-8 ({type(error).__name__}): export it again."
+        ) from error
     finally:
         reader.detach()

@@ -30,11 +30,17 @@ def member(file: BinaryIO, path: Path, name: str) -> Iterator[BinaryIO]:
     """The bytes of the only member called ``name``, in whichever folder of the archive. InputError: none, several, or a damaged archive."""
     try:
         archive = py7zr.SevenZipFile(file)
-        members = [one.filename for one in archive.list() if not one.is_directory and PurePosixPath(one.filename).name == name]
+        members = [
+            one.filename
+            for one in archive.list()
+            if not one.is_directory and PurePosixPath(one.filename).name == name
+        ]
     except Exception as error:
         raise _damaged(path, error) from error
     if len(members) != 1:
-        raise InputError(f"{path} holds {len(members) or 'no'} {name}: give the archive of one site's posts, or the {name} itself.")
+        raise InputError(
+            f"{path} holds {len(members) or 'no'} {name}: give the archive of one site's posts, or the {name} itself."
+        )
     reading, writing = os.pipe()
     failures: list[Exception] = []
     thread = threading.Thread(target=_pump, args=(archive, members[0], writing, failures), daemon=True)

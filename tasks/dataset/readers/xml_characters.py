@@ -8,7 +8,9 @@ from typing import Any
 
 from tasks.system.errors import InputError
 
-CONTROLS = bytes([*range(0x09), 0x0B, 0x0C, *range(0x0E, 0x20), 0x7F])  # no byte of them is part of a longer UTF-8 character
+CONTROLS = bytes(
+    [*range(0x09), 0x0B, 0x0C, *range(0x0E, 0x20), 0x7F]
+)  # no byte of them is part of a longer UTF-8 character
 REFERENCE = re.compile(r"&#(?:[xX]0*([0-9a-fA-F]{1,8})|0*([0-9]{1,9}));")
 NO_CHARACTERS = re.compile("[\ufffe\uffff]")
 
@@ -67,4 +69,6 @@ def in_utf_8(stream: "io.BufferedReader[Any]", path: Path) -> Any:
             return stream
         return codecs.EncodedFile(stream, "utf-8", encoding, "ignore")
     except (LookupError, UnicodeError) as error:
-        raise InputError(f"{path} is in an encoding that is not known ({encoding}): convert it to UTF-8.") from error
+        raise InputError(
+            f"{path} is in an encoding that is not known ({encoding}): convert it to UTF-8."
+        ) from error

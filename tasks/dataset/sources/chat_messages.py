@@ -33,7 +33,9 @@ def read_text(value: Any, column: str) -> str | list[Message]:
         else:
             return value.strip()
     if isinstance(value, dict):
-        value = next((value[name] for name in LISTS if isinstance(value.get(name), list)), None) or _by_fields(value)
+        value = next(
+            (value[name] for name in LISTS if isinstance(value.get(name), list)), None
+        ) or _by_fields(value)
     if not isinstance(value, list) or not value or not all(isinstance(message, dict) for message in value):
         raise Unusable(f"rows with a text that is neither a text nor messages (column {quote(column)})")
     return [_message(message, column) for message in value]
@@ -53,13 +55,21 @@ def read_list(value: Any) -> Any:
 def texts_of(value: Any) -> list[Any]:
     """Return a list of texts or nulls; an empty one for anything else."""
     found = read_list(value)
-    return found if isinstance(found, list) and all(text is None or isinstance(text, str) for text in found) else []
+    return (
+        found
+        if isinstance(found, list) and all(text is None or isinstance(text, str) for text in found)
+        else []
+    )
 
 
 def interleave(asked: list[Any], answers: list[Any]) -> list[dict[str, Any]]:
     """Return the messages of a conversation whose turns stand in two lists."""
     turns = zip(asked, answers, strict=True)
-    return [message for question, answer in turns for message in ({"role": USER, "content": question}, {"role": ASSISTANT, "content": answer})]
+    return [
+        message
+        for question, answer in turns
+        for message in ({"role": USER, "content": question}, {"role": ASSISTANT, "content": answer})
+    ]
 
 
 def _by_fields(value: dict[str, Any]) -> list[dict[str, Any]]:
@@ -91,7 +101,9 @@ def _message(fields: dict[str, Any], column: str) -> Message:
         content = "\n\n".join(texts) if texts and len(texts) == len(parts) else None
     known = ROLES.get(role.strip().lower()) if isinstance(role, str) else None
     if known is None and isinstance(role, str) and role:
-        raise Unusable(f"rows with a message whose role is neither user, assistant nor system but {quote(role)} (column {quote(column)})")
+        raise Unusable(
+            f"rows with a message whose role is neither user, assistant nor system but {quote(role)} (column {quote(column)})"
+        )
     if known is None or not isinstance(content, str):
         raise Unusable(f"rows with a message that lacks its role or content (column {quote(column)})")
     return Message(known, content.strip())

@@ -20,20 +20,40 @@ SHORT = 40  # characters of a verdict
 MOST_NAMED = 8  # columns in a reason
 LONGEST_COLUMN = 200  # characters of a name that can mean something; what is remembered of names stays small
 TRUE, FALSE = frozenset("1 true yes y".split()), frozenset("0 false no n".split())
-GOOD = frozenset("good chosen accepted desirable positive like liked up thumbs_up better preferred correct safe".split())
-BAD = frozenset("-1 bad rejected undesirable negative dislike disliked down thumbs_down worse incorrect wrong unsafe harmful toxic".split())
-NEGATIVE = frozenset("swapped flipped reversed rejected undesirable bad worse incorrect wrong unsafe harmful toxic toxicity spam".split())
+GOOD = frozenset(
+    "good chosen accepted desirable positive like liked up thumbs_up better preferred correct safe".split()
+)
+BAD = frozenset(
+    "-1 bad rejected undesirable negative dislike disliked down thumbs_down worse incorrect wrong unsafe harmful toxic".split()
+)
+NEGATIVE = frozenset(
+    "swapped flipped reversed rejected undesirable bad worse incorrect wrong unsafe harmful toxic toxicity spam".split()
+)
 NOT = frozenset("not no neither nor never isn t".split())
 ORDER = re.compile(r"\W*(?P<left>[a-z0-9]+) *(?P<sign>>+|<+|[=~]+) *(?P<right>[a-z0-9]+)\W*")
 TIES = frozenset("tie tied equal both neither none same draw".split())
 
-LABELS = frozenset("label labels winner preferred preference better choice verdict safer swapped flipped".split())
-RATINGS = frozenset("score scores rating ratings rank ranks ranking reward quality grade stars votes upvotes likes helpfulness correctness".split())
-JUDGES_ONE = LABELS | RATINGS | frozenset("correct accepted liked thumbs feedback safe unsafe harmful toxic toxicity chosen rejected".split())
+LABELS = frozenset(
+    "label labels winner preferred preference better choice verdict safer swapped flipped".split()
+)
+RATINGS = frozenset(
+    "score scores rating ratings rank ranks ranking reward quality grade stars votes upvotes likes helpfulness correctness".split()
+)
+JUDGES_ONE = (
+    LABELS
+    | RATINGS
+    | frozenset(
+        "correct accepted liked thumbs feedback safe unsafe harmful toxic toxicity chosen rejected".split()
+    )
+)
 RANKS = frozenset(("rank", "ranks", "ranking"))
 TWIN_RATINGS = RATINGS - RANKS
-PROMPTS = frozenset("system systemprompt systemmessage sys instruction instructions history conversationhistory chathistory".split())
-PROMPTS |= frozenset("dialoguehistory dialoghistory input inputs context persona preamble background passage".split())
+PROMPTS = frozenset(
+    "system systemprompt systemmessage sys instruction instructions history conversationhistory chathistory".split()
+)
+PROMPTS |= frozenset(
+    "dialoguehistory dialoghistory input inputs context persona preamble background passage".split()
+)
 
 
 class Columns(NamedTuple):
@@ -82,7 +102,9 @@ def is_nothing(value: Any) -> bool:
 def sign_of(columns: Columns) -> int:
     """Return -1 if the lowest score is the best. Raises Unusable if the scores are called ranks and nobody says so."""
     if columns.scores_are_ranks is None and RANKS.intersection(words(columns.scores)):
-        raise Unusable(f"rows whose scores are ranks by their name (column {quote(columns.scores)}; say so in source.scores_are_ranks)")
+        raise Unusable(
+            f"rows whose scores are ranks by their name (column {quote(columns.scores)}; say so in source.scores_are_ranks)"
+        )
     return -1 if columns.scores_are_ranks else 1
 
 
@@ -111,7 +133,9 @@ def is_good(value: Any, column: str) -> bool:
         return (text in TRUE) is not bool(NEGATIVE.intersection(words(column)))
     if text in GOOD or text in BAD:
         return text in GOOD
-    raise Unusable(f"rows whose label says neither good nor bad (column {quote(column)}; list it in source.ignored if it is none)")
+    raise Unusable(
+        f"rows whose label says neither good nor bad (column {quote(column)}; list it in source.ignored if it is none)"
+    )
 
 
 def is_first_by_sign(value: Any, columns: Columns) -> bool:
@@ -137,13 +161,21 @@ def is_first_better(value: Any, column: str, *, first: str, second: str) -> bool
         return _is_first_in_order(text, ends, column)
     if ends[0] != ends[1] and _last(found) in ends and NOT.isdisjoint(found):
         return _last(found) == ends[0]
-    is_of_numbers = all(end.isdigit() for end in ends) and ends[0] != ends[1] and NUMBER.fullmatch(text)  # 0 of response_1 and response_2
+    is_of_numbers = (
+        all(end.isdigit() for end in ends) and ends[0] != ends[1] and NUMBER.fullmatch(text)
+    )  # 0 of response_1 and response_2
     if (text in TRUE or text in FALSE) and not is_of_numbers:
-        about_second = _last(words(column)) == ends[1] != ends[0] or bool(NEGATIVE.intersection(words(column)))
+        about_second = _last(words(column)) == ends[1] != ends[0] or bool(
+            NEGATIVE.intersection(words(column))
+        )
         return (text in TRUE) is not about_second
     if TIES & set(words(text)):
         raise LeftOut(TIE)
-    hint = "; if its sign tells, say in source.negative_is_first which side is meant" if NUMBER.fullmatch(text) else ""
+    hint = (
+        "; if its sign tells, say in source.negative_is_first which side is meant"
+        if NUMBER.fullmatch(text)
+        else ""
+    )
     raise Unusable(f"rows whose label names neither side (column {quote(column)}{hint})")
 
 
@@ -185,10 +217,14 @@ def refuse_deciding(unread: Mapping[str, Any], judges: frozenset[str], said: Seq
     ``judges`` are words in the names of columns that judge the row's answers; ``said`` are the texts that are read of the row.
     """
     known = {name: words(name) for name in unread if len(name) <= LONGEST_COLUMN}
-    deciding = [name for name, found in known.items() if judges.intersection(found) and _is_verdict(unread[name])]
+    deciding = [
+        name for name, found in known.items() if judges.intersection(found) and _is_verdict(unread[name])
+    ]
     if deciding:
         raise Unusable(_undecided(deciding, "turn their meaning round", "source.scores or source.label"))
-    asking = [name for name, found in known.items() if "".join(found) in PROMPTS and _is_unsaid(unread[name], said)]
+    asking = [
+        name for name, found in known.items() if "".join(found) in PROMPTS and _is_unsaid(unread[name], said)
+    ]
     if asking:
         raise Unusable(_undecided(asking, "belong to their prompt", "source.system or source.context"))
 
@@ -198,7 +234,9 @@ def _undecided(names: list[str], what: str, where: str) -> str:
     more = [f"{len(names) - MOST_NAMED} more"] if len(names) > MOST_NAMED else []
     *before, last = [*map(quote, names[:MOST_NAMED]), *more]
     if not before:
-        return f"rows whose column {last} may {what} (name it in {where}, or in source.ignored if it does not)"
+        return (
+            f"rows whose column {last} may {what} (name it in {where}, or in source.ignored if it does not)"
+        )
     return f"rows whose columns {', '.join(before)} and {last} may {what} (name each in {where}, or in source.ignored if it does not)"
 
 
@@ -212,7 +250,9 @@ def is_said(text: str, texts: Iterable[str]) -> bool:
 
 
 def _is_verdict(value: Any) -> bool:
-    return isinstance(value, bool | int | float | Decimal) or (isinstance(value, str) and 0 < len(value.strip()) <= SHORT)
+    return isinstance(value, bool | int | float | Decimal) or (
+        isinstance(value, str) and 0 < len(value.strip()) <= SHORT
+    )
 
 
 def _is_text(value: Any) -> bool:
@@ -227,7 +267,9 @@ def twin_scores(names: Iterable[str], *, first: str, second: str) -> tuple[str, 
 @lru_cache(maxsize=8)  # rows of a file have the same names
 def _twins(names: tuple[str, ...], first: str, second: str) -> tuple[str, str] | None:
     for name in names:
-        if TWIN_RATINGS.intersection(words(name)) and (twin := twin_of(name, names, first=first, second=second)):
+        if TWIN_RATINGS.intersection(words(name)) and (
+            twin := twin_of(name, names, first=first, second=second)
+        ):
             return name, twin
     return None
 

@@ -24,7 +24,9 @@ STEP = re.compile(
 ENDS = {"$$": "$$", r"\[": r"\]", r"\(": r"\)", r"\$": r"\$"}
 # As pandoc has it: no blank inside next to either $, no digit after the second, so that $5 and $10 are prices.
 INLINE = re.compile(r"\$(?![\s$])(?:[^$\\<]|\\[^<]|<br ?/?>|<(?![A-Za-z/!]))*(?<![\s\\])\$(?!\d)")
-DOLLARS = re.compile(rf"{INLINE.pattern}|\$\$")  # the least that a formula without a backslash has: texts with prices are many
+DOLLARS = re.compile(
+    rf"{INLINE.pattern}|\$\$"
+)  # the least that a formula without a backslash has: texts with prices are many
 BREAK = re.compile(r"<br ?/?>\n?")
 TAG = re.compile(r"<(?!br ?/?>)[A-Za-z/!]")
 # What a backslash before it would take its meaning from in Markdown: `, *, [, ] and ~ of tags.
@@ -100,7 +102,9 @@ class _Ends:
         known = self.known.get(closing, -1)
         if known - len(closing) < start:
             place = self.text.find(closing, start)
-            known = self.known[closing] = place + len(closing) if place >= 0 else len(self.text) + len(closing) + 1
+            known = self.known[closing] = (
+                place + len(closing) if place >= 0 else len(self.text) + len(closing) + 1
+            )
         return known
 
     def next_tag(self, start: int) -> int:

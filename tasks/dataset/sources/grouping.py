@@ -82,10 +82,27 @@ class Gathered:
             pairs = {(place[better], place[worse]) for better, worse in group.wins}
             heights, contradicting = levels(pairs)
             dropped["comparisons that contradict each other"] += len(contradicting)
-            scores = [float(heights.get(i, 0)) if pairs else _score(group, number) for i, number in enumerate(numbers)]
-            answers = tuple(Answer(n, s, 0, False, "", group.texts[n], "", "", self.licence) for n, s in zip(numbers, scores, strict=True))
+            scores = [
+                float(heights.get(i, 0)) if pairs else _score(group, number)
+                for i, number in enumerate(numbers)
+            ]
+            answers = tuple(
+                Answer(n, s, 0, False, "", group.texts[n], "", "", self.licence)
+                for n, s in zip(numbers, scores, strict=True)
+            )
             compared = tuple(sorted(pairs - contradicting)) if pairs else None
-            yield Question(question_id, group.prompt, "", self.site, group.url, "", self.licence, answers, compared, group.split)
+            yield Question(
+                question_id,
+                group.prompt,
+                "",
+                self.site,
+                group.url,
+                "",
+                self.licence,
+                answers,
+                compared,
+                group.split,
+            )
 
 
 def _standing(group: _Group, dropped: Counter[str]) -> list[int]:
@@ -93,7 +110,9 @@ def _standing(group: _Group, dropped: Counter[str]) -> list[int]:
     numbers = sorted(group.texts)
     compared = {number for pair in group.wins for number in pair}
     if group.ratings and not compared:
-        without = {"answers without a score to a question whose others have one": set(numbers) - group.ratings.keys()}
+        without = {
+            "answers without a score to a question whose others have one": set(numbers) - group.ratings.keys()
+        }
     else:
         labels = {number: said for number, said in group.labels.items() if number not in compared}
         torn = {number for number, said in labels.items() if len(said) > 1}

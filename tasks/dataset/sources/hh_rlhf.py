@@ -16,7 +16,11 @@ from tasks.dataset.splits import is_test
 SITE, LICENCE = "hh-rlhf", "MIT"
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 SPEAKER = re.compile(f"{HUMAN}|{ASSISTANT}")
-DIFFER, TURNS, EQUAL = RULES = ("rows whose sides differ before the last answer", "rows of several turns", "rows whose answers are equal")
+DIFFER, TURNS, EQUAL = RULES = (
+    "rows whose sides differ before the last answer",
+    "rows of several turns",
+    "rows whose answers are equal",
+)
 
 
 def gather(rows: Iterable[Row], dropped: Counter[str], bad: Bad, *, one_turn: bool) -> Gathered:

@@ -24,7 +24,9 @@ OPTIONS = ConversionOptions(
 )
 # Dropping data: images makes the library build a tree of every text; keeping them lets it scan a simple one in a single pass, twice as fast.
 # So do compact tables and images in headings.
-QUICK_OPTIONS = replace(OPTIONS, inline_data_media=InlineDataMedia.KEEP, compact_tables=False, keep_inline_images_in=[])
+QUICK_OPTIONS = replace(
+    OPTIONS, inline_data_media=InlineDataMedia.KEEP, compact_tables=False, keep_inline_images_in=[]
+)
 FULL, QUICK = _to_rust_conversion_options(OPTIONS), _to_rust_conversion_options(QUICK_OPTIONS)
 # That scan is right about the tags that nearly all posts have. Beyond them it cuts words in two (beside an empty heading, a <summary>, a
 # <figcaption>), loses tables of one cell, and a level of a quote that begins with a quote, so that code in it is no block any more.
@@ -33,13 +35,17 @@ UNUSUAL = re.compile(
     r"<(?!/|(?:p|a|li|[uo]l|b|i|s|em|strong|code|br|hr|pre|kbd|del|strike)[ />]|(?<!\"><)img |su[bp]>(?![-−]?\w+<)|h[1-6]>\w(?![^\n]*<img)"
     r"|blockquote[^<>]*>\s*<(?:p|[uo]l)\b)"
 )
-DATA_ADDRESS = re.compile(r"\]\(<?\s*data:", re.IGNORECASE)  # looked for in the Markdown, as HTML may spell it &#100;ata:
+DATA_ADDRESS = re.compile(
+    r"\]\(<?\s*data:", re.IGNORECASE
+)  # looked for in the Markdown, as HTML may spell it &#100;ata:
 # Small print stays as it is, but 10<sup>6</sup> is not to become 106, nor 101<sub>2</sub> 1012. A mark of a footnote is ^1 in the text and before the
 # note alike; <sup>1</sup>/<sub>2</sub> is a fraction.
 POWER = re.compile(r"<sup>(?:([-−]?\d+(?:[,–-]\d+)*)|(?<=[\w)]<sup>)([a-z]))</sup>(?!\s*[/⁄]\s*<sub>)")
 BASE = re.compile(r"<sub>(?<=\d<sub>)(\d+)</sub>")
 # The library writes no blank line between these and a quote, and makes one quote of two; a paragraph between them that is taken out again does.
-BEFORE_QUOTE = re.compile(r"(?:</(?:p|pre|blockquote|[uo]l|h[1-6]|div|table)>|<hr ?/?>)(?=\s*(?:<div[^<>]*>\s*)*<blockquote)")
+BEFORE_QUOTE = re.compile(
+    r"(?:</(?:p|pre|blockquote|[uo]l|h[1-6]|div|table)>|<hr ?/?>)(?=\s*(?:<div[^<>]*>\s*)*<blockquote)"
+)
 BETWEEN = "\ufdd3"  # a noncharacter, as in formulas.py
 BETWEEN_LINE = re.compile(f"^[ >]*{BETWEEN}\n(?:[ >]*\n)?", re.MULTILINE)
 

@@ -14,7 +14,18 @@ from typing import Any
 
 from tasks.dataset.readers.quarantine import LONGEST_NAME, Bad, LeftOut, Unusable, quote
 from tasks.dataset.readers.row_files import Row
-from tasks.dataset.sources.chat_messages import ASSISTANT, SYSTEM, USER, Message, interleave, join, read_list, read_text, texts_of, write_out
+from tasks.dataset.sources.chat_messages import (
+    ASSISTANT,
+    SYSTEM,
+    USER,
+    Message,
+    interleave,
+    join,
+    read_list,
+    read_text,
+    texts_of,
+    write_out,
+)
 from tasks.dataset.sources.column_meanings import (
     JUDGES_ONE,
     LABELS,
@@ -49,7 +60,9 @@ class _Fields:
     def __init__(self, fields: Mapping[str, Any], columns: Columns) -> None:
         self.fields, self.columns = fields, columns
         self.read = {name.partition(".")[0] if name not in fields else name for name in columns.ignored}
-        self.notes: dict[tuple[int, str], Counter[str]] = {}  # what is counted if the row can be used, once however many answers it has
+        self.notes: dict[
+            tuple[int, str], Counter[str]
+        ] = {}  # what is counted if the row can be used, once however many answers it has
         self.sides: dict[str, str] = {}  # texts that add to the prompt, by column
 
     def get(self, column: str) -> Any:
@@ -65,10 +78,16 @@ class _Fields:
         self.notes[id(counter), name] = counter
 
     def unread(self) -> dict[str, Any]:
-        return {name: value for name, value in self.fields.items() if name not in self.read and not is_nothing(value)}
+        return {
+            name: value
+            for name, value in self.fields.items()
+            if name not in self.read and not is_nothing(value)
+        }
 
 
-def gather(rows: Iterable[Row], bad: Bad, columns: Columns, *, site: str, licence: str, seen: Seen | None = None) -> Gathered:
+def gather(
+    rows: Iterable[Row], bad: Bad, columns: Columns, *, site: str, licence: str, seen: Seen | None = None
+) -> Gathered:
     """Return the questions that rows make; ``bad`` is told of every row that cannot be used, ``seen`` counts what is odd."""
     found, seen = Gathered(site, licence), seen or Seen.nothing()
     for place, fields in rows:
@@ -123,11 +142,17 @@ def _turns(row: _Fields) -> dict[str, Any]:
     """
     columns = row.columns
     asked = texts_of(row.fields.get(columns.prompt))
-    names = (columns.chosen, columns.rejected) if row.have(columns.chosen, columns.rejected) else (columns.completion,)
+    names = (
+        (columns.chosen, columns.rejected)
+        if row.have(columns.chosen, columns.rejected)
+        else (columns.completion,)
+    )
     answers = [texts_of(row.fields.get(name)) for name in names]
     if not asked or any(len(texts) != len(asked) for texts in answers):
         return {}
-    return {columns.prompt: asked[0]} | {name: interleave(asked, texts) for name, texts in zip(names, answers, strict=True)}
+    return {columns.prompt: asked[0]} | {
+        name: interleave(asked, texts) for name, texts in zip(names, answers, strict=True)
+    }
 
 
 def _compare(row: _Fields, split: str, found: Gathered, seen: Seen) -> None:
@@ -135,7 +160,9 @@ def _compare(row: _Fields, split: str, found: Gathered, seen: Seen) -> None:
     names = columns.chosen, columns.rejected
     (asked, first), (asked_too, second) = (_answer(row.get(name), name) for name in names)
     if asked != asked_too:
-        raise LeftOut(f"rows whose sides differ before the last answer (columns {quote(names[0])} and {quote(names[1])})")
+        raise LeftOut(
+            f"rows whose sides differ before the last answer (columns {quote(names[0])} and {quote(names[1])})"
+        )
     first, second = _cleared(row, [first, second], seen)
     if first == second:
         raise Unusable(f"rows whose answers are equal (columns {quote(names[0])} and {quote(names[1])})")
@@ -151,7 +178,9 @@ def _is_first(row: _Fields, first: str, second: str) -> bool:
     """Return what the label says; where each side has a label of its own, both alike are a tie."""
     column = row.columns.label
     label = _label(row, column)
-    twin = twin_of(column, row.fields, first=first, second=second) or twin_of(column, row.fields, first=second, second=first)
+    twin = twin_of(column, row.fields, first=first, second=second) or twin_of(
+        column, row.fields, first=second, second=first
+    )
     if twin and row.get(twin) == label:
         raise LeftOut(TIE)
     if row.columns.negative_is_first is not None:
@@ -179,7 +208,9 @@ def _rate(row: _Fields, column: str, split: str, found: Gathered, seen: Seen) ->
     else:
         responses, scores, judges = [responses], [scores], LABELS
     if not (isinstance(responses, list) and len(responses) == len(scores) > 0):
-        raise Unusable(f"rows whose responses and scores are not lists of one length (columns {quote(column)} and {quote(columns.scores)})")
+        raise Unusable(
+            f"rows whose responses and scores are not lists of one length (columns {quote(column)} and {quote(columns.scores)})"
+        )
     sign = sign_of(columns)
     numbers = [sign * number(score, columns.scores) for score in scores]
     found_answers = [_answer(response, column) for response in responses]  # all are read before one is taken
@@ -208,7 +239,9 @@ def _learn(row: _Fields, split: str, found: Gathered, seen: Seen) -> None:
 def _label(row: _Fields, column: str) -> Any:
     value = row.get(column)
     if value is None:
-        raise Unusable(f"rows without a label (column {quote(column)}; list it in source.ignored if it is none)")
+        raise Unusable(
+            f"rows without a label (column {quote(column)}; list it in source.ignored if it is none)"
+        )
     return value
 
 
@@ -218,7 +251,10 @@ def _prompt(row: _Fields, asked: list[Message], seen: Seen) -> str:
     value = row.get(name)
     text = [] if value is None else read_text(value, name)
     if isinstance(text, list) and isinstance(value, str) and not value.lstrip().startswith(("[", "{")):
-        row.note(seen.noticed, "rows whose prompt is a conversation that a chat template has written out, read as messages")
+        row.note(
+            seen.noticed,
+            "rows whose prompt is a conversation that a chat template has written out, read as messages",
+        )
     messages = join([Message(USER, text)] if isinstance(text, str) else text, asked)
     if messages is None:
         raise Unusable(f"rows whose conversation does not begin with the prompt (column {quote(name)})")
@@ -231,7 +267,10 @@ def _cleared(row: _Fields, answers: list[str], seen: Seen) -> list[str]:
     """Return the answers without what a template has written around them: the prompt before, the end of a turn behind."""
     found = [without_end(answer) for answer in answers]
     if found != answers:
-        row.note(seen.noticed, "rows whose answers end with the end of turn of a chat template, which is taken off them")
+        row.note(
+            seen.noticed,
+            "rows whose answers end with the end of turn of a chat template, which is taken off them",
+        )
     return _without_prompt(row, found, seen)
 
 
@@ -240,7 +279,9 @@ def _without_prompt(row: _Fields, answers: list[str], seen: Seen) -> list[str]:
     prompt = row.get(row.columns.prompt)
     start = prompt.strip() if isinstance(prompt, str) else ""
     rests = [answer.removeprefix(start) for answer in answers]
-    if len(start) < LONG or not all(rest and rest != answer for rest, answer in zip(rests, answers, strict=True)):
+    if len(start) < LONG or not all(
+        rest and rest != answer for rest, answer in zip(rests, answers, strict=True)
+    ):
         return answers
     if any(start[-1].isalnum() and rest[0].isalnum() for rest in rests):
         return answers  # it ends within a word of theirs
@@ -278,7 +319,9 @@ def _side_text(row: _Fields, name: str) -> str:
 
 
 def _plain_text(value: Any, name: str) -> str:
-    if isinstance(value, list) and all(isinstance(part, str) for part in value):  # passages; none at all is nothing
+    if isinstance(value, list) and all(
+        isinstance(part, str) for part in value
+    ):  # passages; none at all is nothing
         return "\n\n".join(part.strip() for part in value).strip()
     text = str(value) if isinstance(value, int | float) else read_text(value, name)
     if not isinstance(text, str):
@@ -295,7 +338,9 @@ def _answer(value: object, column: str) -> tuple[list[Message], str]:
     if not isinstance(text, str):
         *asked, last = text
         if last.role != ASSISTANT:
-            raise Unusable(f"rows with a conversation that does not end in an answer (column {quote(column)})")
+            raise Unusable(
+                f"rows with a conversation that does not end in an answer (column {quote(column)})"
+            )
         text = last.text
     if not text:
         raise Unusable(f"rows with an empty side (column {quote(column)})")
@@ -306,7 +351,11 @@ def _incomplete(row: _Fields) -> str:
     columns = row.columns
     shapes = ((columns.chosen, columns.rejected), (columns.responses, columns.scores), (columns.completion,))
     missing = [quote(name) for name in _halves(row, shapes)]
-    where = "missing or empty: " + ", ".join(missing) if missing else "none of " + ", ".join(quote(name) for shape in shapes for name in shape)
+    where = (
+        "missing or empty: " + ", ".join(missing)
+        if missing
+        else "none of " + ", ".join(quote(name) for shape in shapes for name in shape)
+    )
     return f"rows without a comparison, rated responses or a completion ({where})"
 
 

@@ -14,7 +14,9 @@ HEADERS = (  # ChatML, Llama 3, Gemma, Zephyr and Phi-3, Llama 2, guanaco
     re.compile(r"\[(/?INST)\]"),
     re.compile(r"### (Human|Assistant):"),
 )
-END = re.compile(r"\s*(?:<\|im_end\|>|<\|eot_id\|>|<end_of_turn>|<\|end\|>|<\|end_of_text\|>|<\|endoftext\|>|<eos>|</s>)\s*\Z")
+END = re.compile(
+    r"\s*(?:<\|im_end\|>|<\|eot_id\|>|<end_of_turn>|<\|end\|>|<\|end_of_text\|>|<\|endoftext\|>|<eos>|</s>)\s*\Z"
+)
 STRUCK = "<s>"  # </s> may end what it begins; in Llama 2 it begins the next turn
 DIALOGUE = re.compile(r"\n\n(Human|Assistant):")
 ASKS, ANSWERS = "\n\nHuman:", "\n\nAssistant:"
@@ -33,7 +35,9 @@ def messages_of(text: str) -> list[dict[str, str]] | None:
         if header:
             return _without_opening(_parted(header, text[place:]))
     whole = f"\n\n{text.strip()}"
-    is_dialogue = whole.startswith(ASKS) and (text.startswith(ASKS) or whole.endswith(ANSWERS)) and ANSWERS in whole
+    is_dialogue = (
+        whole.startswith(ASKS) and (text.startswith(ASKS) or whole.endswith(ANSWERS)) and ANSWERS in whole
+    )
     return _without_opening(_parted(DIALOGUE, whole)) if is_dialogue else None
 
 
@@ -48,12 +52,19 @@ def without_end(answer: str) -> str:
 def _parted(header: re.Pattern[str], text: str) -> list[dict[str, str]]:
     _, *parts = header.split(text)
     pairs = zip(parts[::2], parts[1::2], strict=True)
-    messages = [{"role": SPOKEN.get(role, role), "content": without_end(content.strip().removesuffix(STRUCK))} for role, content in pairs]
+    messages = [
+        {"role": SPOKEN.get(role, role), "content": without_end(content.strip().removesuffix(STRUCK))}
+        for role, content in pairs
+    ]
     first = messages[0]["content"]
     system, end, asked = first.removeprefix(SYSTEM).partition(SYSTEM_END)
     if not (end and first.startswith(SYSTEM)):
         return messages
-    return [{"role": "system", "content": system.strip()}, messages[0] | {"content": asked.strip()}, *messages[1:]]
+    return [
+        {"role": "system", "content": system.strip()},
+        messages[0] | {"content": asked.strip()},
+        *messages[1:],
+    ]
 
 
 def _without_opening(messages: list[dict[str, str]]) -> list[dict[str, str]]:

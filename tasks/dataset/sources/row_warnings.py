@@ -9,7 +9,9 @@ class Seen(NamedTuple):
 
     unread: Counter[str]  # by column
     added: Counter[str]  # rows whose column was joined to the prompt, by column
-    opposed: Counter[str]  # rows whose scores say the opposite of their comparison, by the columns of the scores
+    opposed: Counter[
+        str
+    ]  # rows whose scores say the opposite of their comparison, by the columns of the scores
     noticed: Counter[str]  # all else, by sentence
     refused: Counter[str]  # rows that cannot be used, by each of their columns
     left_out: Counter[str]  # rows that a rule leaves out, by reason
@@ -24,4 +26,9 @@ class Seen(NamedTuple):
 
     def most_common(self, count: int) -> "Seen":
         """Return the same with the ``count`` commonest entries of each: names come from the rows, and may be as many."""
-        return Seen(*(Counter(dict(sorted(mine.items(), key=lambda item: (-item[1], item[0]))[:count])) for mine in self))
+        return Seen(
+            *(
+                Counter(dict(sorted(mine.items(), key=lambda item: (-item[1], item[0]))[:count]))
+                for mine in self
+            )
+        )

@@ -53,7 +53,11 @@ class Placed(NamedTuple):
 def placed(post: Post, site: str, *, several: bool = False) -> Placed:
     """``several``: the question's number is made of its page's address, for those of two sites may be equal."""
     number = post.parent or post.id
-    return Placed(identity(page_of(site, number)) if several else number, site, post._replace(body=to_markdown(post.body)))
+    return Placed(
+        identity(page_of(site, number)) if several else number,
+        site,
+        post._replace(body=to_markdown(post.body)),
+    )
 
 
 def page_of(site: str, question: int) -> str:
@@ -84,7 +88,9 @@ def _collect(posts: Iterable[Placed], dropped: Counter[str]) -> tuple[Shelf, She
     answers: Shelf = defaultdict(dict)
     for post in posts:
         shelf = (answers if post.post.parent else questions)[post.question]
-        if (known := shelf.get(post.post.id)) is not None:  # files that overlap; the smaller tuple, so that order does not matter
+        if (
+            known := shelf.get(post.post.id)
+        ) is not None:  # files that overlap; the smaller tuple, so that order does not matter
             dropped["repeated post ids"] += 1
             post = min(post, known)
         shelf[post.post.id] = post
@@ -93,7 +99,9 @@ def _collect(posts: Iterable[Placed], dropped: Counter[str]) -> tuple[Shelf, She
 
 def _question(number: int, site: str, post: Post, replies: tuple[Answer, ...]) -> Question:
     about = (site, page_of(site, post.id), author_of(post, site), licence_of(post))
-    return Question(number, prompt_of(post.title, post.body), post.created, *about, replies, author_name=post.author_name)
+    return Question(
+        number, prompt_of(post.title, post.body), post.created, *about, replies, author_name=post.author_name
+    )
 
 
 def _answer(post: Post, question: Post, site: str) -> Answer:

@@ -62,7 +62,9 @@ class Post(NamedTuple):
     licence: str
 
 
-def read_posts(path: Path, dropped: Counter[str], bad: Quarantine, watch: Callable[[int, int], None] | None = None) -> Iterator[Post]:
+def read_posts(
+    path: Path, dropped: Counter[str], bad: Quarantine, watch: Callable[[int, int], None] | None = None
+) -> Iterator[Post]:
     """Every question and answer of the dump, in the file's order.
 
     ``dropped`` counts by kind the rows that are neither, ``bad`` is told of those that cannot be read; ``watch(read, size)``, in bytes of the file,
@@ -109,14 +111,20 @@ def _refusals(path: Path) -> Iterator[None]:
         with refusing_broken_gzip(path):
             yield
     except csv.Error as error:
-        raise InputError(f"{path} is a damaged or truncated CSV ({error}): export or fetch it again.") from error
+        raise InputError(
+            f"{path} is a damaged or truncated CSV ({error}): export or fetch it again."
+        ) from error
     except etree.XMLSyntaxError as error:
-        raise InputError(f"{path} is damaged, truncated or not a Posts.xml ({_one_line(error.msg)}): fetch or unpack it again.") from error
+        raise InputError(
+            f"{path} is damaged, truncated or not a Posts.xml ({_one_line(error.msg)}): fetch or unpack it again."
+        ) from error
 
 
 def size_of(path: Path) -> int:
     if not path.exists():
-        raise InputError(f"{path} does not exist: give the path of a .7z, or of a Posts.xml or Posts.csv, also gzipped.")
+        raise InputError(
+            f"{path} does not exist: give the path of a .7z, or of a Posts.xml or Posts.csv, also gzipped."
+        )
     if not path.is_file():
         raise InputError(f"{path} is not a file: give the .7z, Posts.xml or Posts.csv itself, also gzipped.")
     if not (size := path.stat().st_size):
@@ -174,10 +182,14 @@ def _xml_rows(begun: bytes, stream: Any, path: Path, size: int, table: str) -> I
             yield held[:end]
             held = held[end:]
         elif len(held) > 4 * max(size, LONGEST_ROW):
-            raise InputError(f"{path} is damaged or not a Posts.xml (a row of more than {LONGEST_ROW >> 20} MB): fetch or unpack it again.")
+            raise InputError(
+                f"{path} is damaged or not a Posts.xml (a row of more than {LONGEST_ROW >> 20} MB): fetch or unpack it again."
+            )
     end = held.rfind(f"</{table}>".encode())
     if end < 0 or held[end:].strip() != f"</{table}>".encode():
-        raise InputError(f"{path} is damaged, truncated or not a Posts.xml (it ends before </{table}>): fetch or unpack it again.")
+        raise InputError(
+            f"{path} is damaged, truncated or not a Posts.xml (it ends before </{table}>): fetch or unpack it again."
+        )
     yield held[:end]
 
 
@@ -276,7 +288,9 @@ def _post(fields: Mapping[str, str] | str) -> Post | Unreadable | str:
         return Post(
             id=_integer(fields, "Id", low=1),
             parent=_integer(fields, "ParentId", low=1) if kind == ANSWER else 0,
-            accepted=_integer(fields, "AcceptedAnswerId") if kind == QUESTION and fields.get("AcceptedAnswerId") else 0,
+            accepted=_integer(fields, "AcceptedAnswerId")
+            if kind == QUESTION and fields.get("AcceptedAnswerId")
+            else 0,
             votes=_integer(fields, "Score", low=-(2**31), high=2**31),
             created=fields.get("CreationDate", ""),
             title=" ".join(fields.get("Title", "").split()),

@@ -47,7 +47,16 @@ def _question(fields: dict[str, Any]) -> Question | str:
     date = fields.get("date")
     created = date.replace("/", "-") if isinstance(date, str) else ""
     url = page or f"https://{site}/q/{fields.get('qid')}"
-    return Question(identity(url), prompt, created, site, url, author, LICENCE, tuple(distinct[number] for number in sorted(distinct)))
+    return Question(
+        identity(url),
+        prompt,
+        created,
+        site,
+        url,
+        author,
+        LICENCE,
+        tuple(distinct[number] for number in sorted(distinct)),
+    )
 
 
 def _host(address: str) -> str:
@@ -61,7 +70,13 @@ def _answer(fields: object, site: str) -> Answer | None:
     if not isinstance(fields, dict):
         return None
     number, points, text = fields.get("answer_id"), fields.get("pm_score"), fields.get("text")
-    if not (isinstance(number, int) and 0 <= number < 2**63 and isinstance(points, int | float) and isfinite(points) and isinstance(text, str)):
+    if not (
+        isinstance(number, int)
+        and 0 <= number < 2**63
+        and isinstance(points, int | float)
+        and isfinite(points)
+        and isinstance(text, str)
+    ):
         return None
     author = fields.get("author_profile") or fields.get("author") or ""
     about = (f"https://{site}/a/{number}", str(author), LICENCE, str(fields.get("author") or ""))

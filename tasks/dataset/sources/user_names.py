@@ -23,7 +23,10 @@ def _told(block: Block) -> Iterator[tuple[str, str]]:
     for fields in fields_in(block):
         if isinstance(fields, str):  # a row that cannot be read: this user's posts name a number
             continue
-        number, name = fields.get("Id", "").removesuffix(".0"), " ".join(fields.get("DisplayName", "").split())
+        number, name = (
+            fields.get("Id", "").removesuffix(".0"),
+            " ".join(fields.get("DisplayName", "").split()),
+        )
         if number.isascii() and number.isdecimal() and int(number) < MOST and name:
             yield number, name
 
@@ -38,7 +41,12 @@ class Names:
         """Of a number that comes twice the later name counts."""
         self.texts.parent.mkdir(exist_ok=True)
         at = 0
-        with replacing(self.texts) as new_texts, replacing(self.places) as new_places, new_texts.open("wb") as texts, new_places.open("wb") as places:
+        with (
+            replacing(self.texts) as new_texts,
+            replacing(self.places) as new_places,
+            new_texts.open("wb") as texts,
+            new_places.open("wb") as places,
+        ):
             for batch in names:
                 for number, name in batch:
                     texts.write(text := name.encode())

@@ -10,7 +10,9 @@ from pydantic import TypeAdapter
 
 from tasks.system.files import replacing
 
-Do = Callable[[Any], Any]  # a function of a module, with one argument; its annotations say how both ways are written in JSON
+Do = Callable[
+    [Any], Any
+]  # a function of a module, with one argument; its annotations say how both ways are written in JSON
 
 
 class Call(NamedTuple):

@@ -44,7 +44,9 @@ def shelve(stack: Stack) -> Shelved:
 
 
 def rules_of(data: Data) -> rules.Rules:
-    return rules.Rules(data.min_answer_chars, data.max_answer_chars, data.max_prompt_chars, data.personal, data.languages)
+    return rules.Rules(
+        data.min_answer_chars, data.max_answer_chars, data.max_prompt_chars, data.personal, data.languages
+    )
 
 
 class Lot(NamedTuple):

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tasks.config import dump_files
-from tasks.config.sources import HhRlhf, OwnRows, ShellSite, Source, StackExchangeDump, StackExchangePaired, StackExchangePreferences
+from tasks.config.sources import (
+    HhRlhf,
+    OwnRows,
+    ShellSite,
+    Source,
+    StackExchangeDump,
+    StackExchangePaired,
+    StackExchangePreferences,
+)
 from tasks.dataset import sorted_files
 from tasks.dataset.curation.question_files import plain, question_of
 from tasks.dataset.question import Question
@@ -82,7 +90,9 @@ def other_files(source: Source, path: Path) -> list[str]:
     """Return the files of a published set that are not what the source reads, as its places call files."""
     if isinstance(source, ShellSite | StackExchangeDump):
         return []
-    return [blocks.shown(file, path) for file in row_files.part(path, COLUMNS.get(source.kind, frozenset()))[1]]
+    return [
+        blocks.shown(file, path) for file in row_files.part(path, COLUMNS.get(source.kind, frozenset()))[1]
+    ]
 
 
 def sites_of(source: Source, path: Path) -> dict[Path, str]:
@@ -99,7 +109,11 @@ def sites_of(source: Source, path: Path) -> dict[Path, str]:
 def users_of(file: Path) -> Iterator[Block] | None:
     """The users of a dump in blocks: in the same archive, or beside it; None where there are none."""
     for place in (file, dump_files.users_beside(file)):
-        if place and (place != file or place.suffix == ".7z") and (place.suffix != ".7z" or _holds_users(place)):
+        if (
+            place
+            and (place != file or place.suffix == ".7z")
+            and (place.suffix != ".7z" or _holds_users(place))
+        ):
             return stack_exchange_dump.cut(place, csv_columns.USERS)
     return None
 
@@ -120,15 +134,30 @@ def take(task: Task) -> Taken:
         count, records = _posts(task, read, dropped, bad)
     else:
         found = list(row_files.rows_in(task.block))
-        good = [Row(Place(task.block.file, number), fields) for number, fields in enumerate(found, 1) if isinstance(fields, dict)]
+        good = [
+            Row(Place(task.block.file, number), fields)
+            for number, fields in enumerate(found, 1)
+            if isinstance(fields, dict)
+        ]
         bad += [(number, reason) for number, reason in enumerate(found, 1) if isinstance(reason, str)]
         count, records = len(found), _records(task.source, good, dropped, bad, seen)
         read["rows"] += len(good)
     sorted_files.write(records, task.segment)
-    return Taken(task.block.file, task.block.read, count, read, dropped, sorted(bad), task.segment, seen.most_common(MOST_COLUMNS))
+    return Taken(
+        task.block.file,
+        task.block.read,
+        count,
+        read,
+        dropped,
+        sorted(bad),
+        task.segment,
+        seen.most_common(MOST_COLUMNS),
+    )
 
 
-def _posts(task: Task, read: Counter[str], dropped: Counter[str], bad: list[tuple[int, str]]) -> tuple[int, list[Record]]:
+def _posts(
+    task: Task, read: Counter[str], dropped: Counter[str], bad: list[tuple[int, str]]
+) -> tuple[int, list[Record]]:
     records: list[Record] = []
     number = 0
     with Names(task.names) if task.names else nullcontext() as names:
@@ -146,20 +175,26 @@ def _posts(task: Task, read: Counter[str], dropped: Counter[str], bad: list[tupl
     return number, records
 
 
-def _records(source: Source, found: list[Row], dropped: Counter[str], bad: list[tuple[int, str]], seen: Seen) -> list[Record]:
+def _records(
+    source: Source, found: list[Row], dropped: Counter[str], bad: list[tuple[int, str]], seen: Seen
+) -> list[Record]:
     def tell(place: Place, reason: str) -> None:
         bad.append((place.row, reason))
 
     match source:
         case StackExchangePreferences():
-            return [(question.id, plain(question)) for question in stack_exchange_sets.preferences(found, tell)]
+            return [
+                (question.id, plain(question)) for question in stack_exchange_sets.preferences(found, tell)
+            ]
         case StackExchangePaired():
             gathered = stack_exchange_sets.paired(found, tell)
         case HhRlhf():
             gathered = hh_rlhf.gather(found, dropped, tell, one_turn=source.turns == "single")
         case OwnRows():
             columns = Columns(**source.model_dump(include=set(Columns._fields)))
-            gathered = own_rows.gather(found, tell, columns, site=source.site, licence=source.licence, seen=seen)
+            gathered = own_rows.gather(
+                found, tell, columns, site=source.site, licence=source.licence, seen=seen
+            )
             dropped.update(seen.left_out)
         case _:
             raise AssertionError(source)
@@ -170,7 +205,9 @@ def questions(source: Source, records: Iterable[Record], dropped: Counter[str]) 
     """The questions that the records of a range of numbers make, by number; nothing depends on the records' order."""
     match source:
         case ShellSite() | StackExchangeDump():
-            return questions_of((Placed(number, site, Post._make(post)) for number, (site, post) in records), dropped)
+            return questions_of(
+                (Placed(number, site, Post._make(post)) for number, (site, post) in records), dropped
+            )
         case StackExchangePreferences():
             return _distinct((question_of(fields) for _, fields in records), dropped)
         case StackExchangePaired():
@@ -189,6 +226,8 @@ def _distinct(found: Iterable[Question], dropped: Counter[str]) -> Iterator[Ques
         if question.id in known:
             dropped["repeated questions"] += 1
             same = known[question.id]
-            question = min(question, same)._replace(split=max(question.split, same.split))  # a test set's question stays one
+            question = min(question, same)._replace(
+                split=max(question.split, same.split)
+            )  # a test set's question stays one
         known[question.id] = question
     return iter([known[number] for number in sorted(known)])

@@ -13,7 +13,9 @@ from tasks.programs.data_stage import partitions, read_source
 from tasks.programs.data_stage.cached_call import Do, result_type, task_type
 from tasks.system.errors import InputError, disk_failure
 
-KNOWN: dict[str, Do] = {do.__name__: do for do in (read_source.take, partitions.shelve, partitions.tabulate, names_in)}
+KNOWN: dict[str, Do] = {
+    do.__name__: do for do in (read_source.take, partitions.shelve, partitions.tabulate, names_in)
+}
 
 
 def answered(ask: Path) -> bytes:

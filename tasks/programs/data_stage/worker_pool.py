@@ -30,12 +30,16 @@ class Crew:
         self.pool: ProcessPoolExecutor | None = None
         self.shards = itertools.count()
 
-    def map(self, do: Callable[[Task], Result], tasks: Iterable[Task], *, noted: bool = False) -> Iterator[Result]:
+    def map(
+        self, do: Callable[[Task], Result], tasks: Iterable[Task], *, noted: bool = False
+    ) -> Iterator[Result]:
         """``do(task)`` of every task, in their order. ``tasks`` is drawn from only as results are taken, and not at all once all are noted."""
         if noted and (known := self.noted(do)) is not None:
             yield from (read(do, self._note(do, number)) for number in range(known))
             return
-        calls = (Call(do, task, self._note(do, number) if noted else None) for number, task in enumerate(tasks))
+        calls = (
+            Call(do, task, self._note(do, number) if noted else None) for number, task in enumerate(tasks)
+        )
         count = 0
         for result in remote_calls.results(calls, self.asks, self.shards) if self.asks else self._here(calls):
             count += 1
@@ -73,7 +77,9 @@ class Crew:
             known: Future[Any] = Future()
             known.set_result(answer(call))
             return known
-        self.pool = self.pool or ProcessPoolExecutor(self.processes, multiprocessing.get_context("spawn"), _leave_with_parent)
+        self.pool = self.pool or ProcessPoolExecutor(
+            self.processes, multiprocessing.get_context("spawn"), _leave_with_parent
+        )
         return self.pool.submit(answer, call)
 
 

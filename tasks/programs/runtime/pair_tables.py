@@ -26,7 +26,11 @@ class Measured(NamedTuple):
     def record(self) -> dict[str, Any]:
         """What a stage's summary says of them."""
         split = "evaluation" if self.unseen else "held-out"
-        return {"split": split, "questions": len(self.questions), "pairs": sum(len(c.pairs) for c in self.questions)}
+        return {
+            "split": split,
+            "questions": len(self.questions),
+            "pairs": sum(len(c.pairs) for c in self.questions),
+        }
 
 
 def encoder_of(text: Text, tokenizer: PreTrainedTokenizerBase) -> Encoder:
@@ -37,7 +41,11 @@ def encoder_of(text: Text, tokenizer: PreTrainedTokenizerBase) -> Encoder:
 
 def texts_of(table: Path) -> dict[int, Texts]:
     """Return a table's pairs by question; none where the data has no such table."""
-    return comparisons.from_pairs(pq.read_table(table, columns=comparisons.PAIR_COLUMNS).to_pylist()) if table.exists() else {}
+    return (
+        comparisons.from_pairs(pq.read_table(table, columns=comparisons.PAIR_COLUMNS).to_pylist())
+        if table.exists()
+        else {}
+    )
 
 
 def encode(run: Run, texts: dict[int, Texts], encoder: Encoder) -> list[Comparison]:

@@ -112,12 +112,22 @@ class Run:
         Raises InputError if a metric is not finite; a measurement that is undefined (a correlation with a constant) is left out.
         """
         _check_numbers(metrics, "")
-        metrics = {name: value for name, value in metrics.items() if not (isinstance(value, dict) and is_undefined(value))}
+        metrics = {
+            name: value
+            for name, value in metrics.items()
+            if not (isinstance(value, dict) and is_undefined(value))
+        }
         if not torchrun.is_first():
             return
         timeless = [{k: v for k, v in line.items() if k != "time"} for line in self._lines()]
-        _write(self.artifact / "metrics.jsonl", "".join(json.dumps(line, allow_nan=False) + "\n" for line in timeless))
-        _write(self.artifact / "summary.json", to_json({"metrics": metrics, "warnings": self.warnings, **more}, indent=1, sort_keys=True))
+        _write(
+            self.artifact / "metrics.jsonl",
+            "".join(json.dumps(line, allow_nan=False) + "\n" for line in timeless),
+        )
+        _write(
+            self.artifact / "summary.json",
+            to_json({"metrics": metrics, "warnings": self.warnings, **more}, indent=1, sort_keys=True),
+        )
 
     def _lines(self) -> list[dict[str, Any]]:
         """The steps' lines, without those of phases."""
@@ -171,11 +181,18 @@ def read_summary(artifact: Path) -> dict[str, Any]:
 def alone() -> Iterator[None]:
     """How most programs run: as one process."""
     if torchrun.world() > 1:
-        raise InputError(f"This program is one process, and {torchrun.world()} were started on its folder: start it without torchrun.")
+        raise InputError(
+            f"This program is one process, and {torchrun.world()} were started on its folder: start it without torchrun."
+        )
     yield
 
 
-def main(train: Callable[[JobT, Run], None], job_type: type[JobT], *, among: Callable[[], AbstractContextManager[None]] = alone) -> None:
+def main(
+    train: Callable[[JobT, Run], None],
+    job_type: type[JobT],
+    *,
+    among: Callable[[], AbstractContextManager[None]] = alone,
+) -> None:
     """Run ``train`` on the folder named on the command line and exit: 0 done, 2 the user's to mend, 1 anything else.
 
     Inside ``among()`` the process is one of as many as were started.
@@ -185,7 +202,10 @@ def main(train: Callable[[JobT, Run], None], job_type: type[JobT], *, among: Cal
         raise SystemExit(0 if sys.argv[1:] in (["-h"], ["--help"]) else 2)
     directory = Path(sys.argv[1])
     if not (directory / "job.json").is_file():
-        print(f"{directory} has no job.json: `alignflow job PROFILE STAGE {directory}` writes one", file=sys.stderr)
+        print(
+            f"{directory} has no job.json: `alignflow job PROFILE STAGE {directory}` writes one",
+            file=sys.stderr,
+        )
         raise SystemExit(2)
     if torchrun.is_first():
         for name in ("done", "error.json"):
@@ -200,7 +220,9 @@ def main(train: Callable[[JobT, Run], None], job_type: type[JobT], *, among: Cal
         status = _record(error, directory)
         _print_last_words(disk_failure(error, directory))
         raise SystemExit(status) from None
-    if torchrun.world() > 1:  # a C++ thread was seen to abort an interpreter that ended by itself, with all written
+    if (
+        torchrun.world() > 1
+    ):  # a C++ thread was seen to abort an interpreter that ended by itself, with all written
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
@@ -225,7 +247,11 @@ def _record(error: Exception, directory: Path) -> int:
         return 1
     error = disk_failure(error, directory) or error
     is_input = isinstance(error, InputError | ValidationError)
-    record = {"input": is_input, "disk": isinstance(error, DiskFailure), "message": str(error) or type(error).__name__}
+    record = {
+        "input": is_input,
+        "disk": isinstance(error, DiskFailure),
+        "message": str(error) or type(error).__name__,
+    }
     try:
         with (directory / "error.json").open("x") as file:
             file.write(json.dumps(record))

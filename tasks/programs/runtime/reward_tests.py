@@ -19,7 +19,9 @@ from tasks.rlhf.models.reward_model import Scorer
 from tasks.rlhf.training.finite_checks import check_finite
 
 REFERENCE_ANSWERS = 512  # best answers whose reward gives the normalisation
-PROBES = 8  # of them, whose scores are stored so that users of the adapter can check that it computes the same
+PROBES = (
+    8  # of them, whose scores are stored so that users of the adapter can check that it computes the same
+)
 ROWS = 64  # answers at a time
 MEASURES = "measures.json"
 
@@ -28,7 +30,9 @@ Encoded = list[tuple[list[int], list[int]]]  # prompt and answer ids
 
 def read(job: RewardJob, run: Run, encoder: Encoder) -> tuple[Encoded, Encoded]:
     """Return the answers that normalise, and those that are attacked, which all end; some questions drawn by their ids."""
-    table = pq.read_table(run.inputs["data"] / "finetune.parquet", columns=["question_id", "prompt", "answer"])
+    table = pq.read_table(
+        run.inputs["data"] / "finetune.parquet", columns=["question_id", "prompt", "answer"]
+    )
     wanted = max(REFERENCE_ANSWERS, job.reward.attacked)
     rows = table.take(row_sample.draw(table["question_id"].to_pylist(), wanted)).to_pylist()
     told, everything = run.phase("tokenising reference answers"), []
@@ -41,26 +45,43 @@ def read(job: RewardJob, run: Run, encoder: Encoder) -> tuple[Encoded, Encoded]:
     return enough[:REFERENCE_ANSWERS], ended[: job.reward.attacked]
 
 
-def reference_rewards(model: Scorer, answers: Encoded, pad_id: int, device: torch.device, *, run: Run, phase: str) -> Tensor:
+def reference_rewards(
+    model: Scorer, answers: Encoded, pad_id: int, device: torch.device, *, run: Run, phase: str
+) -> Tensor:
     """Reward of each (prompt, answer), (N,) float32. Raises InputError if one is not finite."""
 
     def score(part: Encoded) -> Tensor:
         prompt_ids, answer_ids = map(list, zip(*part, strict=True))
-        return reward_model.rewards(model, sequences.join(prompt_ids, answer_ids, pad_id=pad_id, device=device)).cpu()
+        return reward_model.rewards(
+            model, sequences.join(prompt_ids, answer_ids, pad_id=pad_id, device=device)
+        ).cpu()
 
     order = sorted(range(len(answers)), key=lambda place: sum(map(len, answers[place])))  # little padding
-    parts = [[answers[place] for place in order[first : first + ROWS]] for first in range(0, len(order), ROWS)]
+    parts = [
+        [answers[place] for place in order[first : first + ROWS]] for first in range(0, len(order), ROWS)
+    ]
     found = torch.cat(distributed.each(parts, score, told=run.phase(phase)))
     check_finite({f"the reward of {phase}": found})
     return found[torch.tensor(order).argsort()]
 
 
-def normalise(model: Scorer, answers: Encoded, pad_id: int, device: torch.device, run: Run) -> dict[str, float]:
+def normalise(
+    model: Scorer, answers: Encoded, pad_id: int, device: torch.device, run: Run
+) -> dict[str, float]:
     """Store the mean and deviation of the rewards of reference answers, and probes; return them as metrics."""
     scores = reference_rewards(model, answers, pad_id, device, run=run, phase="reference answers")
-    probes = [{"prompt": p, "answer": a, "score": s} for (p, a), s in zip(answers[:PROBES], scores.tolist(), strict=False)]
+    probes = [
+        {"prompt": p, "answer": a, "score": s}
+        for (p, a), s in zip(answers[:PROBES], scores.tolist(), strict=False)
+    ]
     mean, std = scores.mean().item(), max(scores.std().item(), 1e-6) if len(scores) > 1 else 1.0
-    record: dict[str, Any] = {"mean": mean, "std": std, "probes": probes, "members": len(model.members), "caution": model.caution}
+    record: dict[str, Any] = {
+        "mean": mean,
+        "std": std,
+        "probes": probes,
+        "members": len(model.members),
+        "caution": model.caution,
+    }
     run.note(reward_model.RECORD, record | {"apart": [(member.mean, member.std) for member in model.members]})
     return {"reward.mean": mean, "reward.std": std}
 

@@ -25,10 +25,14 @@ from tasks.system import torchrun
 from tasks.system.errors import InputError
 
 
-def base(run: Run, source: str, precision: Precision | None, text: Text, device: torch.device) -> PreTrainedModel:
+def base(
+    run: Run, source: str, precision: Precision | None, text: Text, device: torch.device
+) -> PreTrainedModel:
     """The frozen model of the input ``source``, in the precision that is set, checked for the lengths of the texts. Raises InputError."""
     if precision is None and loading.stored_in(run.inputs[source]) == torch.float16:
-        raise InputError(f"The {source} is stored in float16, in which small gradients vanish: set weights.* to bfloat16, or to float32.")
+        raise InputError(
+            f"The {source} is stored in float16, in which small gradients vanish: set weights.* to bfloat16, or to float32."
+        )
     model = loading.load(run.inputs[source], device=device, precision=precision)
     loading.check_head(model)
     loading.check_context(model, text.max_prompt_tokens + text.max_answer_tokens)
@@ -62,9 +66,14 @@ def largest(questions: list[Comparison], batch_size: int, run: Run) -> Step:
     per_rank = -(-batch_size // distributed.world())
     longest: dict[int, int] = {}  # by number of answers
     for c in questions:
-        longest[len(c.answers)] = max(longest.get(len(c.answers), 0), len(c.prompt) + sum(map(len, c.answers)))
+        longest[len(c.answers)] = max(
+            longest.get(len(c.answers), 0), len(c.prompt) + sum(map(len, c.answers))
+        )
     hidden_size = loading.config_of(run.inputs["model"]).get_text_config().hidden_size
-    widest, most = shared_prompt.widest([(c.prompt, c.answers) for c in questions], hidden_size=hidden_size), run.machine.micro_batch
+    widest, most = (
+        shared_prompt.widest([(c.prompt, c.answers) for c in questions], hidden_size=hidden_size),
+        run.machine.micro_batch,
+    )
     steps = []
     for answers, tokens in longest.items():
         together = min(per_rank, len(questions), max(1, most // answers) if most else per_rank)
@@ -73,7 +82,14 @@ def largest(questions: list[Comparison], batch_size: int, run: Run) -> Step:
 
 
 def afford(
-    settings: Sft | Reward | Dpo, run: Run, source: str, precision: Precision | None, device: torch.device, step: Step, *, members: int = 1
+    settings: Sft | Reward | Dpo,
+    run: Run,
+    source: str,
+    precision: Precision | None,
+    device: torch.device,
+    step: Step,
+    *,
+    members: int = 1,
 ) -> None:
     """Refuse to load what cannot be trained in the memory that is there, and say what would fit; bottlenecks and shards are not estimated."""
     stage = {Sft: "sft", Reward: "reward", Dpo: "dpo"}[type(settings)]
@@ -112,22 +128,35 @@ def afford(
 
 def tell_peak(device: torch.device) -> None:
     """Print what the estimate can be held against."""
-    print(f"At most {memory.gigabytes(free_memory.peak(device))} were {'allocated' if device.type == 'cuda' else 'held'} at once.", flush=True)
+    print(
+        f"At most {memory.gigabytes(free_memory.peak(device))} were {'allocated' if device.type == 'cuda' else 'held'} at once.",
+        flush=True,
+    )
 
 
 def tuning(
-    settings: Sft | Reward | Dpo, base: PreTrainedModel | PeftModel, name: str, *, folder: Path, fingerprint: Fingerprint, shard: bool
+    settings: Sft | Reward | Dpo,
+    base: PreTrainedModel | PeftModel,
+    name: str,
+    *,
+    folder: Path,
+    fingerprint: Fingerprint,
+    shard: bool,
 ) -> Tuned:
     """What of ``base``, which came from ``folder``, is trained (torch's global seed), in parts on the ranks with ``shard``. Raises InputError."""
     if shard and settings.tune != "full":
-        raise InputError("Only weights that are all trained can be sharded (launch.*.shard): set tune to full, or shard to false.")
+        raise InputError(
+            "Only weights that are all trained can be sharded (launch.*.shard): set tune to full, or shard to false."
+        )
     match settings.tune:
         case "lora":
             chosen = trainable.lora(base, name, fingerprint=fingerprint, **settings.lora.model_dump())
         case "full":
             assert isinstance(base, PreTrainedModel)
             if fingerprint.precision in ("int8", "nf4"):
-                raise InputError(f"Weights in {fingerprint.precision} cannot be trained themselves: train an adapter, or set weights.* to null.")
+                raise InputError(
+                    f"Weights in {fingerprint.precision} cannot be trained themselves: train an adapter, or set weights.* to null."
+                )
             chosen = trainable.full(base, folder, shard=shard)
         case "bottleneck":
             assert isinstance(base, PreTrainedModel)
@@ -140,7 +169,9 @@ def training(settings: Sft | Reward | Dpo, run: Run, tuning: Tuned, *, num_rows:
     if "start" in run.inputs:
         trainable.start_from(tuning.parameters, run.inputs["start"])
     plan = Plan(
-        total=schedules.num_steps(num_rows, batch_size=settings.batch_size, epochs=settings.epochs, max_steps=settings.max_steps),
+        total=schedules.num_steps(
+            num_rows, batch_size=settings.batch_size, epochs=settings.epochs, max_steps=settings.max_steps
+        ),
         seed=seed,
         peak=settings.learning_rate,
         shape=settings.schedule,

@@ -4,7 +4,9 @@ import torch
 from torch import Tensor
 
 
-def gae(rewards: Tensor, values: Tensor, response_mask: Tensor, *, discount: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
+def gae(
+    rewards: Tensor, values: Tensor, response_mask: Tensor, *, discount: float, gae_lambda: float
+) -> tuple[Tensor, Tensor]:
     """Advantages and returns, (B, T) each and zero outside the response, whose tokens are consecutive in each row.
 
     delta_t = r_t + gamma V_{t+1} - V_t;  A_t = delta_t + gamma lambda A_{t+1};  R_t = A_t + V_t; after the last token V and A are 0.

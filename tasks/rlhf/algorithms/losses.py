@@ -62,7 +62,10 @@ def policy_loss(
         loss = torch.where(advantages < 0, torch.minimum(loss, -advantages * dual_clip), loss)
     with torch.no_grad():
         rho = log_ratio.clamp(max=_LARGEST_EXPONENT).exp()
-        statistics = [masked_mean(x, response_mask, count) for x in ((clipped > unclipped).float(), log_ratio**2 / 2, rho)]
+        statistics = [
+            masked_mean(x, response_mask, count)
+            for x in ((clipped > unclipped).float(), log_ratio**2 / 2, rho)
+        ]
     return PolicyLoss(masked_mean(loss, response_mask, count), *statistics)
 
 
@@ -72,7 +75,13 @@ class ValueLoss(NamedTuple):
 
 
 def value_loss(
-    values: Tensor, old_values: Tensor, returns: Tensor, response_mask: Tensor, *, clip_range: float, count: float | Tensor | None = None
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    response_mask: Tensor,
+    *,
+    clip_range: float,
+    count: float | Tensor | None = None,
 ) -> ValueLoss:
     """Clipped value loss (Huang et al. 2024): half the mean of the larger squared error. All tensors (B, T)."""
     clipped = torch.clamp(values, old_values - clip_range, old_values + clip_range)
@@ -90,7 +99,13 @@ class DpoLoss(NamedTuple):
 
 
 def dpo_loss(
-    policy_chosen: Tensor, policy_rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, *, beta: float, smoothing: float = 0.0
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    ref_chosen: Tensor,
+    ref_rejected: Tensor,
+    *,
+    beta: float,
+    smoothing: float = 0.0,
 ) -> DpoLoss:
     """Eq. 7 of Rafailov et al. 2023; ``smoothing`` is cDPO's assumed share of flipped labels. Summed log-probabilities (B,)."""
     chosen, rejected = beta * (policy_chosen - ref_chosen), beta * (policy_rejected - ref_rejected)
@@ -99,7 +114,9 @@ def dpo_loss(
     return DpoLoss(loss, chosen.detach(), rejected.detach())
 
 
-def ipo_loss(policy_chosen: Tensor, policy_rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, *, beta: float) -> DpoLoss:
+def ipo_loss(
+    policy_chosen: Tensor, policy_rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, *, beta: float
+) -> DpoLoss:
     """(h - 1 / (2 beta))^2, h the log ratio's difference (Azar et al. 2023, eq. 17; tau is beta). Summed log-probabilities (B,)."""
     chosen, rejected = policy_chosen - ref_chosen, policy_rejected - ref_rejected
     loss = (chosen - rejected - 1 / (2 * beta)) ** 2

@@ -6,7 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of x -> ax + bx^3 + cx^5, which drives a singular value towards 1 the fastest
+COEFFICIENTS = (
+    3.4445,
+    -4.7750,
+    2.0315,
+)  # of x -> ax + bx^3 + cx^5, which drives a singular value towards 1 the fastest
 ITERATIONS = 3  # torch's Muon takes 5; on the built-in base 3 learn the same (README)
 RMS = 0.2  # of an update's elements, as AdamW's have: so both take one learning rate (Liu et al. 2025, equation 4)
 
@@ -18,7 +22,9 @@ class Muon(Optimizer):
     go at once, in float32.
     """
 
-    def __init__(self, params: Iterable[nn.Parameter], *, lr: float, weight_decay: float = 0.1, momentum: float = 0.95) -> None:
+    def __init__(
+        self, params: Iterable[nn.Parameter], *, lr: float, weight_decay: float = 0.1, momentum: float = 0.95
+    ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         assert all(p.dim() == 2 for group in self.param_groups for p in group["params"])
 
@@ -35,11 +41,15 @@ class Muon(Optimizer):
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p, dtype=torch.float32)
                 buffer = self.state[p]["momentum_buffer"]
                 buffer.lerp_(p.grad.float(), 1 - group["momentum"])
-                alike.setdefault(tuple(p.shape), []).append((p, p.grad.float().lerp(buffer, group["momentum"])))
+                alike.setdefault(tuple(p.shape), []).append(
+                    (p, p.grad.float().lerp(buffer, group["momentum"]))
+                )
             for (rows, columns), pairs in alike.items():
                 updates = orthogonalise(torch.stack([update for _, update in pairs]))
                 for (p, _), update in zip(pairs, updates, strict=True):
-                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * RMS * max(rows, columns) ** 0.5)
+                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(
+                        update, alpha=-group["lr"] * RMS * max(rows, columns) ** 0.5
+                    )
 
 
 def orthogonalise(matrices: Tensor, *, iterations: int = ITERATIONS) -> Tensor:
@@ -49,5 +59,7 @@ def orthogonalise(matrices: Tensor, *, iterations: int = ITERATIONS) -> Tensor:
     x: Tensor = wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # no singular value above 1
     for _ in range(iterations):
         gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)  # a x + (b g + c g g) x
+        x = torch.baddbmm(
+            x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a
+        )  # a x + (b g + c g g) x
     return x if wide is matrices else x.mT

@@ -4,7 +4,9 @@ import torch
 from torch import Tensor
 
 
-def token_rewards(scores: Tensor, logp: Tensor, ref_logp: Tensor, response_mask: Tensor, *, kl_coefficient: float) -> Tensor:
+def token_rewards(
+    scores: Tensor, logp: Tensor, ref_logp: Tensor, response_mask: Tensor, *, kl_coefficient: float
+) -> Tensor:
     """r_t = -beta (logp_t - ref_logp_t), plus the score at the last response token (Ziegler et al. 2019, eq. 2).
 
     scores (B,); logp, ref_logp, response_mask (B, T); returns (B, T), zero outside the response. Every row has a response token.
@@ -35,7 +37,9 @@ def k3(log_ratio: Tensor) -> Tensor:
     return torch.exp(-log_ratio) - 1 + log_ratio
 
 
-def adapt_kl_coefficient(coefficient: float, kl: float, *, target: float, horizon: int, num_rollouts: int) -> float:
+def adapt_kl_coefficient(
+    coefficient: float, kl: float, *, target: float, horizon: int, num_rollouts: int
+) -> float:
     """The proportional controller of Ziegler et al. 2019, section 2.2: kl and target in nats a response."""
     error = min(max(kl / target - 1, -0.2), 0.2)
     return coefficient * (1 + error * num_rollouts / horizon)

@@ -42,9 +42,13 @@ def check_gradients(parameters: Mapping[str, nn.Parameter]) -> None:
     """After the first backward every trainable parameter has a gradient, and not all of them are zero."""
     missing = [name for name, p in parameters.items() if p.grad is None]
     if missing:
-        raise StepZeroError(f"{len(missing)} trainable parameters got no gradient, first {missing[0]}. Likely cause: another adapter was active.")
+        raise StepZeroError(
+            f"{len(missing)} trainable parameters got no gradient, first {missing[0]}. Likely cause: another adapter was active."
+        )
     if not any(bool(p.grad.any()) for p in parameters.values() if p.grad is not None):
-        raise StepZeroError("Every gradient is exactly zero. Likely cause: advantages are all equal, or the loss is masked out.")
+        raise StepZeroError(
+            "Every gradient is exactly zero. Likely cause: advantages are all equal, or the loss is masked out."
+        )
 
 
 def digest(tensors: Iterable[Tensor]) -> str:

@@ -20,7 +20,9 @@ from transformers.masking_utils import causal_mask_function, create_masks_for_ge
 Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 _CAUSAL: Any = causal_mask_function
-_RULE = "alignflow_rule"  # an attention implementation whose "mask" is the rule itself; no model computes with it
+_RULE = (
+    "alignflow_rule"  # an attention implementation whose "mask" is the rule itself; no model computes with it
+)
 _one_text_a_row: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()
 
 
@@ -31,12 +33,17 @@ def _take_rule(*_: Any, mask_function: Rule, **__: Any) -> Rule:
 AttentionMaskInterface.register(_RULE, _take_rule)
 
 
-def layer_rules(config: PretrainedConfig, device: torch.device | None = None) -> dict[str, Rule | None] | Rule | None:
+def layer_rules(
+    config: PretrainedConfig, device: torch.device | None = None
+) -> dict[str, Rule | None] | Rule | None:
     """Return what layers see by kind of layer, or the one rule of all layers. None: the layer has no attention mask."""
     asked = copy.copy(config.get_text_config())
     asked._attn_implementation = _RULE
     rules: dict[str, Rule | None] | Rule | None = create_masks_for_generate(
-        config=asked, inputs_embeds=torch.empty(1, 1, 1, device=device), attention_mask=None, past_key_values=None
+        config=asked,
+        inputs_embeds=torch.empty(1, 1, 1, device=device),
+        attention_mask=None,
+        past_key_values=None,
     )
     return rules
 
@@ -55,7 +62,11 @@ def build(model: PreTrainedModel, visible: Tensor, position_ids: Tensor | None) 
     if not isinstance(rules, dict):
         assert rules is not None
         return _additive(_narrowed(visible, rules, position_ids), model.dtype)
-    return {kind: _additive(_narrowed(visible, rule, position_ids), model.dtype) for kind, rule in rules.items() if rule is not None}
+    return {
+        kind: _additive(_narrowed(visible, rule, position_ids), model.dtype)
+        for kind, rule in rules.items()
+        if rule is not None
+    }
 
 
 def _narrowed(visible: Tensor, rule: Rule, position_ids: Tensor) -> Tensor:
@@ -103,7 +114,13 @@ def are_texts_apart(model: PreTrainedModel) -> bool:
     return model in _one_text_a_row
 
 
-def compute_apart(forward: Callable[[Tensor], Tensor], input_ids: Tensor, texts: list[list[int]], *, in_one_call: bool = False) -> Tensor:
+def compute_apart(
+    forward: Callable[[Tensor], Tensor],
+    input_ids: Tensor,
+    texts: list[list[int]],
+    *,
+    in_one_call: bool = False,
+) -> Tensor:
     """Return the hidden states of all places of rows (R, T), (R * T, D), from one row per text.
 
     ``texts`` are the places of each text's tokens, counted through the rows. A place in several texts, as those of a
@@ -122,7 +139,9 @@ def compute_apart(forward: Callable[[Tensor], Tensor], input_ids: Tensor, texts:
             for column, place in enumerate(text):
                 first.setdefault(place, count + column)
             count += width
-        rows = torch.tensor([text + text[-1:] * (width - len(text)) for text in some], device=device)  # right padding
+        rows = torch.tensor(
+            [text + text[-1:] * (width - len(text)) for text in some], device=device
+        )  # right padding
         hidden.append(forward(flat[rows]).flatten(0, 1))
     places, sources = (torch.tensor(list(some), device=device) for some in (first.keys(), first.values()))
     empty = hidden[0].new_zeros(len(flat), hidden[0].shape[-1])

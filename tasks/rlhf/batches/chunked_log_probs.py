@@ -24,7 +24,9 @@ def chunk_rows(num_rows: int, vocabulary: int, *, device: torch.device, chunk: i
     return -(-num_rows // -(-num_rows // most)) if num_rows else 1
 
 
-def cross_entropy(hidden: Tensor, head: nn.Module, targets: Tensor, *, count: float | Tensor, chunk: int | None = None) -> Tensor:
+def cross_entropy(
+    hidden: Tensor, head: nn.Module, targets: Tensor, *, count: float | Tensor, chunk: int | None = None
+) -> Tensor:
     """Sum of the next-token losses over ``count``, a scalar.
 
     hidden (N, D), targets (N,) in [0, V); count is the targets of the whole optimizer step, chunk the most rows of logits alive at any time.
@@ -36,7 +38,9 @@ def cross_entropy(hidden: Tensor, head: nn.Module, targets: Tensor, *, count: fl
     return -total / count
 
 
-def log_probs(hidden: Tensor, head: nn.Module, targets: Tensor, *, temperature: float = 1.0, chunk: int | None = None) -> Tensor:
+def log_probs(
+    hidden: Tensor, head: nn.Module, targets: Tensor, *, temperature: float = 1.0, chunk: int | None = None
+) -> Tensor:
     """Log-probability of each of ``targets`` by the hidden state before it, (N,) float32; hidden (N, D), targets (N,) in [0, V).
 
     A head that trains, or is more than a matrix (one with an adapter), computes each chunk's logits a second time in the backward pass.
@@ -44,10 +48,21 @@ def log_probs(hidden: Tensor, head: nn.Module, targets: Tensor, *, temperature: 
     rows = chunk_rows(len(targets), _vocabulary(head), device=hidden.device, chunk=chunk)
     pieces = list(zip(hidden.split(rows), targets.split(rows), strict=True))
     trains = _trains(head)
-    if not (trains or (torch.is_grad_enabled() and hidden.requires_grad)) or (len(pieces) == 1 and (trains or type(head) is not nn.Linear)):
-        return torch.cat([_plain(h, head, t, temperature) for h, t in pieces])  # one chunk is as good as all: its logits may wait
+    if not (trains or (torch.is_grad_enabled() and hidden.requires_grad)) or (
+        len(pieces) == 1 and (trains or type(head) is not nn.Linear)
+    ):
+        return torch.cat(
+            [_plain(h, head, t, temperature) for h, t in pieces]
+        )  # one chunk is as good as all: its logits may wait
     if type(head) is not nn.Linear:
-        return torch.cat([checkpoint(_plain, h, head, t, temperature, use_reentrant=False, preserve_rng_state=_random(head)) for h, t in pieces])
+        return torch.cat(
+            [
+                checkpoint(
+                    _plain, h, head, t, temperature, use_reentrant=False, preserve_rng_state=_random(head)
+                )
+                for h, t in pieces
+            ]
+        )
     kind = _Again if trains else _Each
     result: Tensor = kind.apply(hidden, head.weight, head.bias, targets, temperature, rows)  # type: ignore[no-untyped-call]
     return result
@@ -110,17 +125,35 @@ def _pass(
     for start in range(0, len(targets), rows):
         part = slice(start, start + rows)
         # the logits have no name here: they must be gone when the next chunk's are made
-        _put(made, part, torch.log_softmax(_scaled(F.linear(hidden[part], weight, bias), temperature), dim=1), hidden, weight, targets[part], scale)
+        _put(
+            made,
+            part,
+            torch.log_softmax(_scaled(F.linear(hidden[part], weight, bias), temperature), dim=1),
+            hidden,
+            weight,
+            targets[part],
+            scale,
+        )
     return made
 
 
-def _put(made: _Made, part: slice, log_softmax: Tensor, hidden: Tensor, weight: Tensor, targets: Tensor, scale: Tensor | None) -> None:
+def _put(
+    made: _Made,
+    part: slice,
+    log_softmax: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    scale: Tensor | None,
+) -> None:
     """A chunk's share of everything wanted; ``log_softmax`` (n, V) is overwritten."""
     places = torch.arange(len(targets), device=targets.device), targets
     made.log_probs[part] = log_softmax[places]
     if made.by_hidden is made.by_weight is made.by_bias is None:
         return
-    residual = log_softmax.exp_().neg_()  # onehot - softmax, in place: the log-probabilities of the other tokens are not needed again
+    residual = (
+        log_softmax.exp_().neg_()
+    )  # onehot - softmax, in place: the log-probabilities of the other tokens are not needed again
     residual[places] += 1
     if scale is not None:
         residual *= scale[part, None]
@@ -145,8 +178,25 @@ class _Each(torch.autograd.Function):
     """Log-probabilities (N,) by a frozen head. Their gradients by the hidden states, (N, D), are all that waits for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, rows: int) -> Tensor:
-        made = _pass(hidden, weight, bias, targets, wanted=(True, False, False), rows=rows, scale=None, temperature=temperature)
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        temperature: float,
+        rows: int,
+    ) -> Tensor:
+        made = _pass(
+            hidden,
+            weight,
+            bias,
+            targets,
+            wanted=(True, False, False),
+            rows=rows,
+            scale=None,
+            temperature=temperature,
+        )
         ctx.save_for_backward(made.by_hidden)
         ctx.temperature = temperature
         return made.log_probs
@@ -154,22 +204,52 @@ class _Each(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         (slopes,) = ctx.saved_tensors
-        return (slopes * (upstream[0] / ctx.temperature)[:, None]).to(slopes.dtype), None, None, None, None, None
+        return (
+            (slopes * (upstream[0] / ctx.temperature)[:, None]).to(slopes.dtype),
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 class _Again(torch.autograd.Function):
     """Log-probabilities (N,) by a head that trains: each of its gradients mixes all tokens', whose weights only the backward pass knows."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, rows: int) -> Tensor:
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        temperature: float,
+        rows: int,
+    ) -> Tensor:
         ctx.save_for_backward(hidden, weight, bias, targets)
         ctx.temperature, ctx.rows = temperature, rows
-        return _pass(hidden, weight, bias, targets, wanted=(False, False, False), rows=rows, scale=None, temperature=temperature).log_probs
+        return _pass(
+            hidden,
+            weight,
+            bias,
+            targets,
+            wanted=(False, False, False),
+            rows=rows,
+            scale=None,
+            temperature=temperature,
+        ).log_probs
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         scale = upstream[0] / ctx.temperature
-        made = _pass(*ctx.saved_tensors, wanted=ctx.needs_input_grad[:3], rows=ctx.rows, scale=scale, temperature=ctx.temperature)
+        made = _pass(
+            *ctx.saved_tensors,
+            wanted=ctx.needs_input_grad[:3],
+            rows=ctx.rows,
+            scale=scale,
+            temperature=ctx.temperature,
+        )
         dtype = ctx.saved_tensors[1].dtype
         return *(None if x is None else x.to(dtype) for x in made[1:]), None, None, None
 
@@ -178,12 +258,27 @@ class _Total(torch.autograd.Function):
     """Sum of the log-probabilities by a head that trains: one upstream number scales all gradients, so they are made at once, the head's as well."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, rows: int) -> Tensor:
-        made = _pass(hidden, weight, bias, targets, wanted=ctx.needs_input_grad[:3], rows=rows, scale=None, temperature=1.0)
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, rows: int
+    ) -> Tensor:
+        made = _pass(
+            hidden,
+            weight,
+            bias,
+            targets,
+            wanted=ctx.needs_input_grad[:3],
+            rows=rows,
+            scale=None,
+            temperature=1.0,
+        )
         ctx.save_for_backward(*made[1:])
         ctx.dtype = weight.dtype
         return made.log_probs.sum()
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        return *(None if x is None else (x * upstream[0]).to(ctx.dtype) for x in ctx.saved_tensors), None, None
+        return (
+            *(None if x is None else (x * upstream[0]).to(ctx.dtype) for x in ctx.saved_tensors),
+            None,
+            None,
+        )

@@ -84,7 +84,9 @@ def from_rankings(rows: Iterable[dict[str, Any]], *, most_answers: int) -> dict[
             continue
         gaps = [scores[taken[i]] - scores[taken[j]] for i, j in pairs]
         older = [ages[taken[i]] < ages[taken[j]] if ages else None for i, j in pairs]
-        found[row["question_id"]] = Texts(row["prompt"], [row["answers"][i] for i in taken], pairs, gaps, older)
+        found[row["question_id"]] = Texts(
+            row["prompt"], [row["answers"][i] for i in taken], pairs, gaps, older
+        )
     return found
 
 
@@ -94,25 +96,40 @@ def evenly(count: int, most: int) -> list[int]:
 
 
 def encode(
-    texts: Mapping[int, Texts], tokenizer: PreTrainedTokenizerBase, *, template: Template, max_prompt_tokens: int, max_answer_tokens: int
+    texts: Mapping[int, Texts],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    template: Template,
+    max_prompt_tokens: int,
+    max_answer_tokens: int,
 ) -> list[Comparison]:
     """Questions as token ids."""
     lengths = {"max_prompt_tokens": max_prompt_tokens, "max_answer_tokens": max_answer_tokens}
     return encode_with(Encoder(tokenizer, template=template, **lengths), texts)
 
 
-def encode_with(encoder: Encoder, texts: Mapping[int, Texts], *, told: Callable[[int, int], None] | None = None) -> list[Comparison]:
+def encode_with(
+    encoder: Encoder, texts: Mapping[int, Texts], *, told: Callable[[int, int], None] | None = None
+) -> list[Comparison]:
     """Return questions as token ids, without the pairs whose answers are equal once cut, which ``encoder`` counts with what it cuts.
 
     An answer that is in no pair then is left out, and so is a question without a pair. ``told`` is called with how many questions are done.
     """
     found = []
     for number, (question_id, question) in enumerate(texts.items(), 1):
-        prompt, answers = encoder.prompt(question.prompt), [encoder.answer(answer) for answer in question.answers]
+        prompt, answers = (
+            encoder.prompt(question.prompt),
+            [encoder.answer(answer) for answer in question.answers],
+        )
         distinct = [answers[w] != answers[x] for w, x in question.pairs]
         encoder.count_pairs(len(distinct), equal=distinct.count(False))
         if any(distinct):
-            found.append(_keep(Comparison(question_id, prompt, answers, question.pairs, question.gaps, question.older), distinct))
+            found.append(
+                _keep(
+                    Comparison(question_id, prompt, answers, question.pairs, question.gaps, question.older),
+                    distinct,
+                )
+            )
         if told:
             told(number, len(texts))
     return found
@@ -133,12 +150,16 @@ def _keep(comparison: Comparison, kept: list[bool]) -> Comparison:
     )
 
 
-def hold_out(comparisons: list[Comparison], *, share: float, seed: int) -> tuple[list[Comparison], list[Comparison]]:
+def hold_out(
+    comparisons: list[Comparison], *, share: float, seed: int
+) -> tuple[list[Comparison], list[Comparison]]:
     """Training and held-out questions: about ``share`` of them by hash of the id, but at least one on each side."""
     held = [mix(seed, c.question_id) % 10_000 < share * 10_000 for c in comparisons]
     if len(comparisons) > 1 and all(x == held[0] for x in held):
         held[0] = not held[0]
-    return [c for c, h in zip(comparisons, held, strict=True) if not h], [c for c, h in zip(comparisons, held, strict=True) if h]
+    return [c for c, h in zip(comparisons, held, strict=True) if not h], [
+        c for c, h in zip(comparisons, held, strict=True) if h
+    ]
 
 
 def collate(comparisons: list[Comparison], *, pad_id: int, device: torch.device, hidden_size: int) -> Batch:
@@ -153,9 +174,15 @@ def collate(comparisons: list[Comparison], *, pad_id: int, device: torch.device,
         best += [first + answer for answer in comparison.best]
         first += len(comparison.answers)
     gaps = torch.tensor([gap for c in comparisons for gap in c.gaps], dtype=torch.float32, device=device)
-    shares = torch.tensor([1 / len(c.pairs) for c in comparisons for _ in c.pairs], dtype=torch.float32, device=device)
-    older = torch.tensor([sign(known) for c in comparisons for known in c.older], dtype=torch.float32, device=device)
-    branches = join([(c.prompt, c.answers) for c in comparisons], pad_id=pad_id, device=device, hidden_size=hidden_size)
+    shares = torch.tensor(
+        [1 / len(c.pairs) for c in comparisons for _ in c.pairs], dtype=torch.float32, device=device
+    )
+    older = torch.tensor(
+        [sign(known) for c in comparisons for known in c.older], dtype=torch.float32, device=device
+    )
+    branches = join(
+        [(c.prompt, c.answers) for c in comparisons], pad_id=pad_id, device=device, hidden_size=hidden_size
+    )
     numbers = [torch.tensor(some, dtype=torch.long, device=device) for some in (chosen, rejected, best)]
     return Batch(branches, numbers[0], numbers[1], numbers[2], gaps, shares, older)
 

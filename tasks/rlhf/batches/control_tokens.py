@@ -37,7 +37,11 @@ def _control_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> Contro
             found[text] = number
     longest_first = sorted(found, key=len, reverse=True)
     pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-    unknown = tokenizer.unk_token_id if tokenizer.unk_token_id not in (tokenizer.eos_token_id, tokenizer.bos_token_id) else None
+    unknown = (
+        tokenizer.unk_token_id
+        if tokenizer.unk_token_id not in (tokenizer.eos_token_id, tokenizer.bos_token_id)
+        else None
+    )
     return ControlTokens(frozenset(found.values()), pattern, unknown)
 
 
@@ -55,7 +59,11 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, *, behind: bool =
     parts = [text[a:b] for a, b in pairwise([0, *cuts, len(text)])]
     if len(text) < 2:  # a control token of one character cannot be written apart
         return []
-    return [id for i, part in enumerate(filter(None, parts)) for id in encode_text(tokenizer, part, behind=behind or i > 0)]
+    return [
+        id
+        for i, part in enumerate(filter(None, parts))
+        for id in encode_text(tokenizer, part, behind=behind or i > 0)
+    ]
 
 
 def mark(tokenizer: PreTrainedTokenizerBase, text: str, markers: Markers) -> str:
@@ -70,7 +78,9 @@ def mark(tokenizer: PreTrainedTokenizerBase, text: str, markers: Markers) -> str
         pieces += [text[place : match.start()], f"{start}{match.group()}{end}"]
         place = match.end()
     pieces.append(text[place:])
-    for i in range(0, len(pieces), 2):  # a normalisation may make a control token of what is written otherwise
+    for i in range(
+        0, len(pieces), 2
+    ):  # a normalisation may make a control token of what is written otherwise
         if _holds_control(controls, _encode(tokenizer, pieces[i], split=False), pieces[i]):
             pieces[i] = f"{start}{pieces[i]}{end}"
     return "".join(pieces)
@@ -82,7 +92,9 @@ def choose_markers(text: str) -> Markers:
     return next(free), next(free)
 
 
-def encode_marked(tokenizer: PreTrainedTokenizerBase, text: str, markers: Markers, *, behind: bool = False) -> list[int]:
+def encode_marked(
+    tokenizer: PreTrainedTokenizerBase, text: str, markers: Markers, *, behind: bool = False
+) -> list[int]:
     """Return ids of a rendered template: what is marked is plain text, the rest as the tokenizer has it."""
     start, end = markers
     pieces = re.split(f"{start}([^{start}{end}]*){end}|[{start}{end}]", text)

@@ -13,7 +13,12 @@ from transformers import (
 from tasks.rlhf.batches import attention_masks
 
 
-def hidden_states(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
+def hidden_states(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    position_ids: Tensor | None = None,
+    visible: Tensor | None = None,
+) -> Tensor:
     """Last hidden states (B, T, D) of ids (B, T).
 
     ``visible`` (B, T, T) bool says which places each place may see; layers with a window see those inside it. Without
@@ -25,15 +30,23 @@ def hidden_states(model: PreTrainedModel, input_ids: Tensor, position_ids: Tenso
         if attention_masks.are_texts_apart(model):
             texts = _places_of_documents(position_ids)
             together = isinstance(model, FSDPModule)  # its ranks must call it equally often
-            found = attention_masks.compute_apart(partial(hidden_states, model), input_ids, texts, in_one_call=together)
+            found = attention_masks.compute_apart(
+                partial(hidden_states, model), input_ids, texts, in_one_call=together
+            )
             return found.view(*input_ids.shape, -1)
         if model.config._attn_implementation in ("sdpa", "eager"):
-            visible = _own_documents(position_ids)  # one mask for all layers; transformers makes one in each of them
+            visible = _own_documents(
+                position_ids
+            )  # one mask for all layers; transformers makes one in each of them
     if visible is not None:
         mask = attention_masks.build(model, visible, position_ids)
-    told = {} if position_ids is None else {"position_ids": position_ids}  # not every model can be told positions
+    told = (
+        {} if position_ids is None else {"position_ids": position_ids}
+    )  # not every model can be told positions
     decoder = attention_masks.decoder(model)
-    output: Tensor = decoder(input_ids=input_ids, attention_mask=mask, use_cache=False, **told).last_hidden_state
+    output: Tensor = decoder(
+        input_ids=input_ids, attention_mask=mask, use_cache=False, **told
+    ).last_hidden_state
     return output
 
 

@@ -55,7 +55,10 @@ def settle(model: PreTrainedModel, measure: Callable[[], Gap], *, layout: str) -
         gap = Gap(*map(max, zip(*distributed.everyones(gap), strict=True)))  # all ranks decide alike
         if reason is None and _passes(model, gap):
             return gap, None
-        reason = reason or f"log-probabilities are off by {gap.nats:.3g} nats a token, hidden states by {gap.hidden:.3g}"
+        reason = (
+            reason
+            or f"log-probabilities are off by {gap.nats:.3g} nats a token, hidden states by {gap.hidden:.3g}"
+        )
     attention_masks.keep_texts_apart(model)
     gap = measure()
     if not _passes(model, gap):
@@ -63,7 +66,10 @@ def settle(model: PreTrainedModel, measure: Callable[[], Gap], *, layout: str) -
             f"{kind} models compute a text differently if others are in the batch (log-probabilities are off by "
             f"{gap.nats:.3g} nats a token, hidden states by {gap.hidden:.3g}): they are not supported."
         )
-    return gap, f"{layout} does not work with this {kind} model, so every text is computed alone, which is slower: {reason}."
+    return (
+        gap,
+        f"{layout} does not work with this {kind} model, so every text is computed alone, which is slower: {reason}.",
+    )
 
 
 def _passes(model: PreTrainedModel, gap: Gap) -> bool:
@@ -98,7 +104,9 @@ def packing_gap(model: PreTrainedModel, *parts: Blocks) -> Gap:
 def _hardest_blocks(parts: tuple[Blocks, ...]) -> Iterator[tuple[Blocks, int]]:
     rows = [(blocks, row) for blocks in parts for row in range(len(blocks.labels))]
     longest = max(rows, key=lambda at: int(at[0].position_ids[at[1]].max()))
-    fullest = max(rows, key=lambda at: int((at[0].position_ids[at[1]] == 0).sum()))  # a block of one could not leak
+    fullest = max(
+        rows, key=lambda at: int((at[0].position_ids[at[1]] == 0).sum())
+    )  # a block of one could not leak
     yield longest
     if fullest[0] is not longest[0] or fullest[1] != longest[1]:
         yield fullest
@@ -136,7 +144,9 @@ def _gap(model: PreTrainedModel, found: list[Tensor], alone: list[Tensor], texts
     """Compare hidden states (T, D) of texts, and the log-probabilities of each token but the first, (T,)."""
     size = torch.cat(alone).abs().max()
     if not size.isfinite():
-        raise InputError("Some hidden states of the model are no numbers, so nothing can be trained on them: set weights.* to float32.")
+        raise InputError(
+            "Some hidden states of the model are no numbers, so nothing can be trained on them: set weights.* to float32."
+        )
     hidden = torch.stack([(a - b).abs().max() for a, b in zip(found, alone, strict=True)]).max() / size
     nats = [0.0]
     for ours, plain, ids in zip(found, alone, texts, strict=True):

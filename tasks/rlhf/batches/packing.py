@@ -40,7 +40,10 @@ def pack(documents: list[Document], *, block_tokens: int, pad_id: int) -> Blocks
             span = slice(start, start + length)
             ids[row, span] = torch.tensor(document.ids[:length])
             positions[row, span] = torch.arange(length)
-            counted = [token if counts and i else IGNORE for i, (token, counts) in enumerate(zip(*document, strict=True))]
+            counted = [
+                token if counts and i else IGNORE
+                for i, (token, counts) in enumerate(zip(*document, strict=True))
+            ]
             labels[row, span] = torch.tensor(counted[:length])
             start += length
         # The padding is more documents, without targets and no longer than the others: a model has no more positions

@@ -13,8 +13,14 @@ from tasks.system.errors import InputError
 
 Template = Literal["question-answer", "human-assistant", "chat"]
 # What stands before a question, and between it and its answer, whose space before the first word is the answer's.
-_PLAIN = {"question-answer": ("Question: ", "\n\n", "Answer:"), "human-assistant": ("\n\nHuman: ", "\n\n", "Assistant:")}
-_QUESTION, _ANSWER = "What is 73915?", "It is 48263."  # rendered to see what a chat template writes around them
+_PLAIN = {
+    "question-answer": ("Question: ", "\n\n", "Answer:"),
+    "human-assistant": ("\n\nHuman: ", "\n\n", "Assistant:"),
+}
+_QUESTION, _ANSWER = (
+    "What is 73915?",
+    "It is 48263.",
+)  # rendered to see what a chat template writes around them
 _ELSE = "mend it in the model's folder (chat_template.jinja), or use text.template=question-answer."
 
 
@@ -37,12 +43,22 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase, template: Template) -> tuple[
     return tuple(dict.fromkeys((chat_turn(tokenizer).end, eos)))
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, question: str, *, template: Template, max_tokens: int) -> list[int]:
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, question: str, *, template: Template, max_tokens: int
+) -> list[int]:
     """Ids of the prompt up to where the answer starts. A prompt that is too long loses text from the end of the question."""
-    return shorten_prompt(tokenizer, question, _prompt_ids(tokenizer, question, template), template=template, max_tokens=max_tokens)
+    return shorten_prompt(
+        tokenizer,
+        question,
+        _prompt_ids(tokenizer, question, template),
+        template=template,
+        max_tokens=max_tokens,
+    )
 
 
-def shorten_prompt(tokenizer: PreTrainedTokenizerBase, question: str, ids: list[int], *, template: Template, max_tokens: int) -> list[int]:
+def shorten_prompt(
+    tokenizer: PreTrainedTokenizerBase, question: str, ids: list[int], *, template: Template, max_tokens: int
+) -> list[int]:
     """Ids of the prompt within ``max_tokens``; ``ids`` are those of the whole prompt."""
     kept = len(question)
     while len(ids) > max_tokens:
@@ -56,7 +72,9 @@ def shorten_prompt(tokenizer: PreTrainedTokenizerBase, question: str, ids: list[
     return ids
 
 
-def encode_answer(tokenizer: PreTrainedTokenizerBase, answer: str, *, template: Template, max_tokens: int) -> list[int]:
+def encode_answer(
+    tokenizer: PreTrainedTokenizerBase, answer: str, *, template: Template, max_tokens: int
+) -> list[int]:
     """Ids of the answer and the end of its turn; a longer answer is cut and then has no end token.
 
     In the plain templates the space after ``Answer:`` belongs to the answer's first token, so it is encoded behind that anchor.
@@ -66,7 +84,9 @@ def encode_answer(tokenizer: PreTrainedTokenizerBase, answer: str, *, template: 
     before = _PLAIN[template][-1]
     anchor, ids = (encode_text(tokenizer, text) for text in (before, f"{before} {answer.strip()}"))
     if ids[: len(anchor)] != anchor:
-        raise InputError("This tokenizer merges the answer's first word with the text before it: use text.template=chat with this model.")
+        raise InputError(
+            "This tokenizer merges the answer's first word with the text before it: use text.template=chat with this model."
+        )
     return [*ids[len(anchor) :], *end_tokens(tokenizer, template)][:max_tokens]
 
 
@@ -91,9 +111,13 @@ def _chat_turn(tokenizer: PreTrainedTokenizerBase, _: str) -> Turn:
     prompt, whole = _render(tokenizer, _QUESTION), _render(tokenizer, _QUESTION, _ANSWER)
     for name, text, rendered in (("question", _QUESTION, prompt), ("answer", _ANSWER, whole)):
         if text not in rendered:
-            raise InputError(f"The chat template of this model's tokenizer leaves the {name} out or alters it: {_ELSE}")
+            raise InputError(
+                f"The chat template of this model's tokenizer leaves the {name} out or alters it: {_ELSE}"
+            )
     place = whole.rindex(_ANSWER)
-    opening = whole[len(prompt) : place] if whole.startswith(prompt) else ""  # a generation prompt may be one of its own
+    opening = (
+        whole[len(prompt) : place] if whole.startswith(prompt) else ""
+    )  # a generation prompt may be one of its own
     prefill, opening = (opening, "") if opening.strip() else ("", opening)
     pattern = control_tokens(tokenizer).pattern
     starts = [match.start() for match in pattern.finditer(prompt + prefill)]
@@ -112,18 +136,24 @@ def _render(tokenizer: PreTrainedTokenizerBase, question: str, answer: str | Non
     if answer is not None:
         messages.append({"role": "assistant", "content": answer})
     try:
-        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=answer is None, tokenize=False))
+        return str(
+            tokenizer.apply_chat_template(messages, add_generation_prompt=answer is None, tokenize=False)
+        )
     except Exception as error:  # a template is a program of the model's, and may fail in any way
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         turns = "a question" if answer is None else "a question and its answer"
-        raise InputError(f"The chat template of this model's tokenizer fails on {turns} ({reason}): {_ELSE}") from error
+        raise InputError(
+            f"The chat template of this model's tokenizer fails on {turns} ({reason}): {_ELSE}"
+        ) from error
 
 
 def _prompt_ids(tokenizer: PreTrainedTokenizerBase, question: str, template: Template) -> list[int]:
     if template == "chat":
         prefill = chat_turn(tokenizer).prefill
         markers = choose_markers(question)
-        return encode_marked(tokenizer, _render(tokenizer, mark(tokenizer, question, markers)) + prefill, markers)
+        return encode_marked(
+            tokenizer, _render(tokenizer, mark(tokenizer, question, markers)) + prefill, markers
+        )
     first, *rest = _PLAIN[template]
     return [*_put_before(tokenizer), *encode_text(tokenizer, f"{first}{question}{''.join(rest)}")]
 
@@ -143,4 +173,6 @@ def _chat_answer_ids(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[in
     anchor, ids = (encode_marked(tokenizer, text, markers) for text in (turn.before, turn.before + marked))
     if ids[: len(anchor)] == anchor:
         return ids[len(anchor) :]
-    return encode_marked(tokenizer, marked, markers, behind=True)  # the prompt ends in a space that would join the first word
+    return encode_marked(
+        tokenizer, marked, markers, behind=True
+    )  # the prompt ends in a space that would join the first word

@@ -55,7 +55,14 @@ def sample(
     ends = torch.tensor([*end_ids], dtype=torch.long, device=device)
     fine = torch.Generator(device).manual_seed(mix(_seed_of(generator, device), 1))
     for step in range(max_tokens):
-        output = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        output = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
         logp = torch.log_softmax(output.logits[:, -1].float() / temperature, dim=-1)
         chosen = _uniform(rows, generator, fine) if uniform is None else uniform[:, step].to(device)
         drawn = _draw(logp, chosen)
@@ -87,10 +94,19 @@ def _draw(logp: Tensor, uniform: Tensor) -> Tensor:
     point = uniform * cdf[:, -1]
     part = _search(cdf, point)[:, None]
     before = (cdf.gather(1, part) - sums.gather(1, part))[:, 0]
-    tokens = part * PART + torch.arange(PART, device=logp.device)  # (B, PART), of the last part some beyond the vocabulary
+    tokens = part * PART + torch.arange(
+        PART, device=logp.device
+    )  # (B, PART), of the last part some beyond the vocabulary
     is_token = tokens < logp.shape[1]
-    inside = torch.where(is_token, logp.gather(1, tokens.where(is_token, 0)), -torch.inf).double().exp().cumsum(dim=-1)
-    place = _search(inside, torch.minimum(point - before, inside[:, -1] * (1 - 2**-50)))  # sums of another order round otherwise
+    inside = (
+        torch.where(is_token, logp.gather(1, tokens.where(is_token, 0)), -torch.inf)
+        .double()
+        .exp()
+        .cumsum(dim=-1)
+    )
+    place = _search(
+        inside, torch.minimum(point - before, inside[:, -1] * (1 - 2**-50))
+    )  # sums of another order round otherwise
     return tokens.gather(1, place[:, None])[:, 0].clamp(max=logp.shape[1] - 1)  # of NaN
 
 

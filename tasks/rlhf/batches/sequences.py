@@ -28,7 +28,9 @@ class Sequences(NamedTuple):
         return Sequences(ids[:, :width], mask[:, :width])
 
 
-def join(prompts: list[list[int]], answers: list[list[int]], *, pad_id: int, device: torch.device) -> Sequences:
+def join(
+    prompts: list[list[int]], answers: list[list[int]], *, pad_id: int, device: torch.device
+) -> Sequences:
     """Prompt and answer ids of each row as one batch."""
     width = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
     ids = torch.full((len(prompts), width), pad_id)
@@ -42,7 +44,9 @@ def join(prompts: list[list[int]], answers: list[list[int]], *, pad_id: int, dev
 
 def by_length(batch: Sequences) -> list[Tensor]:
     """The rows in groups of like length, so that little padding is computed: with one group a third of it is."""
-    order = batch.response_mask.flip(1).long().argmax(dim=1).neg().argsort(stable=True)  # by the padding on the right, the most first
+    order = (
+        batch.response_mask.flip(1).long().argmax(dim=1).neg().argsort(stable=True)
+    )  # by the padding on the right, the most first
     return list(order.chunk(min(MOST_GROUPS, max(1, len(order) // GROUP_ROWS))))
 
 
@@ -96,7 +100,9 @@ def _answer_values(batch: Sequences, flat: Callable[[Sequences], Tensor]) -> Ten
     parts = []
     for rows in groups:
         part = batch.rows(rows)
-        parts.append(functional.pad(scatter(flat(part), part.response_mask), (0, width - part.input_ids.shape[1])))
+        parts.append(
+            functional.pad(scatter(flat(part), part.response_mask), (0, width - part.input_ids.shape[1]))
+        )
     return _in_order(parts, groups)
 
 
@@ -106,4 +112,6 @@ def _in_order(parts: list[Tensor], groups: list[Tensor]) -> Tensor:
 
 def scatter(flat: Tensor, response_mask: Tensor) -> Tensor:
     """Values of the answer tokens in reading order (N,) -> (B, T), 0 elsewhere. No row's first token is an answer token."""
-    return torch.zeros(response_mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(response_mask, flat)
+    return torch.zeros(response_mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(
+        response_mask, flat
+    )

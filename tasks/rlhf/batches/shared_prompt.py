@@ -45,10 +45,14 @@ class Branches(NamedTuple):
     ends: Tensor  # (S,) place of each answer's last token
 
 
-def join(questions: list[tuple[list[int], list[list[int]]]], *, pad_id: int, device: torch.device, hidden_size: int) -> Branches:
+def join(
+    questions: list[tuple[list[int], list[list[int]]]], *, pad_id: int, device: torch.device, hidden_size: int
+) -> Branches:
     """Prompts with their answers as one batch, in rows as wide as a group's longest question with its answers; ``hidden_size`` is the model's."""
     most = widest(questions, hidden_size=hidden_size)
-    questions = [(prompt, some) for prompt, answers in questions for some in _shares(answers, most - len(prompt))]
+    questions = [
+        (prompt, some) for prompt, answers in questions for some in _shares(answers, most - len(prompt))
+    ]
     layout = _grouped([len(prompt) + sum(map(len, answers)) for prompt, answers in questions])
     table = torch.tensor([pad_id, 0, NONE, NONE]).repeat(layout.places, 1)
     targets: list[int] = []
@@ -59,16 +63,23 @@ def join(questions: list[tuple[list[int], list[list[int]]]], *, pad_id: int, dev
         place, stem = layout.starts[index], layout.starts[index] + len(prompt) - 1
         cells = [(token, position, index, NONE) for position, token in enumerate(prompt)]
         for answer in answers:
-            cells += [(token, position, index, len(ends)) for position, token in enumerate(answer, start=len(prompt))]
+            cells += [
+                (token, position, index, len(ends))
+                for position, token in enumerate(answer, start=len(prompt))
+            ]
             last = place + len(cells) - 1
             targets += answer
             before += [stem, *range(last - len(answer) + 1, last)]
             owner += [len(ends)] * len(answer)
             ends.append(last)
         table[place : place + len(cells)] = torch.tensor(cells)
-    parts = zip(table.to(device).split([rows * width for rows, width in layout.shapes]), layout.shapes, strict=True)
+    parts = zip(
+        table.to(device).split([rows * width for rows, width in layout.shapes]), layout.shapes, strict=True
+    )
     groups = tuple(Rows(*part.T.reshape(4, *shape)) for part, shape in parts)
-    return Branches(groups, *(torch.tensor(numbers, device=device) for numbers in (targets, before, owner, ends)))
+    return Branches(
+        groups, *(torch.tensor(numbers, device=device) for numbers in (targets, before, owner, ends))
+    )
 
 
 def widest(questions: list[tuple[list[int], list[list[int]]]], *, hidden_size: int) -> int:
@@ -89,7 +100,10 @@ class _Layout(NamedTuple):
 def _grouped(lengths: list[int]) -> _Layout:
     """Questions of these lengths in as many groups as pay: each is a call of the model."""
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    layouts = [_laid(lengths, [order[len(order) * k // n : len(order) * (k + 1) // n] for k in range(n)]) for n in range(1, MOST_GROUPS + 1)]
+    layouts = [
+        _laid(lengths, [order[len(order) * k // n : len(order) * (k + 1) // n] for k in range(n)])
+        for n in range(1, MOST_GROUPS + 1)
+    ]
     return min(layouts, key=lambda layout: layout.places + CALL * len(layout.shapes))
 
 
@@ -122,9 +136,13 @@ def _shares(answers: list[list[int]], most: int) -> list[list[list[int]]]:
 
 def hidden(model: PreTrainedModel, batch: Branches) -> Tensor:
     """Last hidden states of all places, (places, D); behind them may be more, of calls that other ranks need."""
-    missing = fsdp.calls(model, len(batch.groups)) - len(batch.groups)  # asked before the first call: the ranks wait for each other in both
+    missing = fsdp.calls(model, len(batch.groups)) - len(
+        batch.groups
+    )  # asked before the first call: the ranks wait for each other in both
     found = [_hidden_of_rows(model, rows) for rows in batch.groups]
-    return torch.cat([*found, *(hidden_states(model, batch.groups[0].input_ids[:1, :1])[0] for _ in range(missing))])
+    return torch.cat(
+        [*found, *(hidden_states(model, batch.groups[0].input_ids[:1, :1])[0] for _ in range(missing))]
+    )
 
 
 def _hidden_of_rows(model: PreTrainedModel, rows: Rows) -> Tensor:
@@ -168,7 +186,9 @@ def features(model: PreTrainedModel, batch: Branches) -> Tensor:
 
 def log_probs(model: PreTrainedModel, batch: Branches) -> Tensor:
     """Log-probability of each whole answer given its prompt, (S,) float32."""
-    tokens = chunked_log_probs.log_probs(hidden(model, batch)[batch.before], output_head(model), batch.targets)
+    tokens = chunked_log_probs.log_probs(
+        hidden(model, batch)[batch.before], output_head(model), batch.targets
+    )
     return torch.zeros(len(batch.ends), device=tokens.device).index_add(0, batch.owner, tokens)
 
 

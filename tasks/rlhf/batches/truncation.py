@@ -24,7 +24,14 @@ class Cut(NamedTuple):
 class Encoder:
     """Encode prompts and answers with one tokenizer, template and pair of limits, and count what is cut."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, template: Template, max_prompt_tokens: int, max_answer_tokens: int) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        template: Template,
+        max_prompt_tokens: int,
+        max_answer_tokens: int,
+    ) -> None:
         self.tokenizer = tokenizer
         self.template = template
         self.max_prompt_tokens = max_prompt_tokens

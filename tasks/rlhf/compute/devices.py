@@ -12,7 +12,9 @@ def set_up(device: str, threads: int) -> torch.device:
     if threads:
         torch.set_num_threads(threads)
     if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("machine.device=cuda, but torch sees no CUDA device here: use machine.device=auto, or install a CUDA build of torch.")
+        raise InputError(
+            "machine.device=cuda, but torch sees no CUDA device here: use machine.device=auto, or install a CUDA build of torch."
+        )
     torch.use_deterministic_algorithms(True, warn_only=True)
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - nothing reads such memory; filling it costs a tenth of a step
     if device == "cpu" or not torch.cuda.is_available():
@@ -21,6 +23,8 @@ def set_up(device: str, threads: int) -> torch.device:
     if torchrun.world() == 1:
         return torch.device("cuda")
     if torchrun.local_rank() >= (count := torch.cuda.device_count()):
-        raise InputError(f"There are more processes than GPUs here, {count}: set machine.launch.*.processes to {count}, or machine.device=cpu.")
+        raise InputError(
+            f"There are more processes than GPUs here, {count}: set machine.launch.*.processes to {count}, or machine.device=cpu."
+        )
     torch.cuda.set_device(torchrun.local_rank())
     return torch.device("cuda", torchrun.local_rank())

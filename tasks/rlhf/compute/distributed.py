@@ -18,9 +18,24 @@ from tasks.system import processes
 from tasks.system.errors import InputError
 from tasks.system.torchrun import PeersLost, is_first, rank, world
 
-__all__ = ["agreed", "each", "everyones", "is_first", "joined", "mine", "rank", "sum_gradients", "summed", "turns", "wait", "world"]
+__all__ = [
+    "agreed",
+    "each",
+    "everyones",
+    "is_first",
+    "joined",
+    "mine",
+    "rank",
+    "sum_gradients",
+    "summed",
+    "turns",
+    "wait",
+    "world",
+]
 
-PATIENCE = timedelta(minutes=30)  # for ranks that are late; one that has died is noticed at once, by torchrun and by its closed connections
+PATIENCE = timedelta(
+    minutes=30
+)  # for ranks that are late; one that has died is noticed at once, by torchrun and by its closed connections
 BUCKET = 64 << 20  # bytes of gradients that travel together
 
 T = TypeVar("T")
@@ -35,11 +50,15 @@ def joined() -> Iterator[None]:
         return
     processes.die_with_parent()
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE
+        )
         yield
         wait()
     except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(error):  # gloo names its source file, and has no error class of its own
+        if isinstance(error, dist.DistError) or "gloo" in str(
+            error
+        ):  # gloo names its source file, and has no error class of its own
             raise PeersLost(f"Rank {rank()} of {world()} has lost another: {error}") from error
         raise
     dist.destroy_process_group()
@@ -56,7 +75,9 @@ def turns(parts: Sequence[T], spare: T) -> list[tuple[T, bool]]:
     return [*((part, True) for part in parts), *[(spare, False)] * (most - len(parts))]
 
 
-def each(parts: Sequence[T], compute: Callable[[T], Any], *, told: Callable[[int, int], None] | None = None) -> list[Any]:
+def each(
+    parts: Sequence[T], compute: Callable[[T], Any], *, told: Callable[[int, int], None] | None = None
+) -> list[Any]:
     """What ``compute`` gives for each of ``parts``: each is computed by one rank, and all ranks learn the result. Tensors must be on the CPU.
 
     Ranks with less to do compute the first part once more, and nobody looks at it: sharded weights need all ranks together. ``told`` is called with
@@ -76,7 +97,9 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Let every rank have the sum of all ranks' gradients, added in float32; a parameter without one counts as zero, and on all ranks has none."""
     if world() == 1:
         return
-    some = [p for p in parameters if not isinstance(p, DTensor)]  # those of sharded weights are summed already
+    some = [
+        p for p in parameters if not isinstance(p, DTensor)
+    ]  # those of sharded weights are summed already
     present = summed([float(p.grad is not None) for p in some])
     for bucket in _buckets([p for p, count in zip(some, present, strict=True) if count]):
         flat = torch.cat([_gradient(p).flatten() for p in bucket])
@@ -94,7 +117,10 @@ def _buckets(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
     """Parameters in order, in lots of one type and device and about ``BUCKET`` bytes."""
     lot: list[nn.Parameter] = []
     for parameter in parameters:
-        if lot and ((parameter.dtype, parameter.device) != (lot[0].dtype, lot[0].device) or 4 * sum(p.numel() for p in lot) >= BUCKET):
+        if lot and (
+            (parameter.dtype, parameter.device) != (lot[0].dtype, lot[0].device)
+            or 4 * sum(p.numel() for p in lot) >= BUCKET
+        ):
             yield lot
             lot = []
         lot.append(parameter)
@@ -115,7 +141,9 @@ def summed(values: Sequence[float]) -> list[float]:
 def agreed(value: T, what: str) -> T:
     """``value``, which must be the same on every rank. Raises InputError where it is not."""
     if any(other != value for other in everyones(value)):
-        raise InputError(f"The processes of this run see different {what}: its folder and its inputs must be the same files on every node.")
+        raise InputError(
+            f"The processes of this run see different {what}: its folder and its inputs must be the same files on every node."
+        )
     return value
 
 

@@ -15,7 +15,9 @@ def available(device: torch.device, *, system: Path = Path("/")) -> int:
     """Bytes that a program can still take on ``device``; ``system`` is where the files of the machine's kernel are."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch holds some for itself
+        return (
+            free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        )  # torch holds some for itself
     described = dict(line.split(":", 1) for line in (system / "proc/meminfo").read_text().splitlines())
     free = 1024 * int(described["MemAvailable"].split()[0])
     return min([free, *_rooms(system)])
@@ -37,8 +39,14 @@ def _rooms(system: Path) -> Iterator[int]:
         if controllers and "memory" not in controllers.split(","):
             continue
         top = system / "sys/fs/cgroup" / ("memory" if controllers else "")
-        limit, usage = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
-        folder = top / group.strip("/")  # inside a container the path may be the host's: then only the top exists
+        limit, usage = (
+            ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            if controllers
+            else ("memory.max", "memory.current")
+        )
+        folder = top / group.strip(
+            "/"
+        )  # inside a container the path may be the host's: then only the top exists
         for place in (folder, *folder.parents):
             if place.is_relative_to(top) and (text := _text(place / limit)).isdigit():
                 yield max(0, int(text) - int(_text(place / usage) or 0) + _reclaimable(place / "memory.stat"))

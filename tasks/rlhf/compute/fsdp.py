@@ -53,7 +53,9 @@ def calls(model: PreTrainedModel, own: int) -> int:
 
 def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors put together on the first rank, where they lie on the CPU; on the others only what never was in parts is right."""
-    return {name: _whole(tensor) if isinstance(tensor, DTensor) else tensor for name, tensor in tensors.items()}
+    return {
+        name: _whole(tensor) if isinstance(tensor, DTensor) else tensor for name, tensor in tensors.items()
+    }
 
 
 def _whole(tensor: DTensor) -> Tensor:
@@ -64,13 +66,24 @@ def _whole(tensor: DTensor) -> Tensor:
 def like(tensor: Tensor, parameter: Tensor) -> Tensor:
     """A whole tensor as ``parameter`` is: on its device, and only this rank's part of it."""
     moved = tensor.to(parameter.device)
-    return distribute_tensor(moved, parameter.device_mesh, parameter.placements, src_data_rank=None) if isinstance(parameter, DTensor) else moved
+    return (
+        distribute_tensor(moved, parameter.device_mesh, parameter.placements, src_data_rank=None)
+        if isinstance(parameter, DTensor)
+        else moved
+    )
 
 
 def clip(parameters: Iterable[nn.Parameter], most: float) -> float:
     """Scale the gradients so that their norm is at most ``most``; gives what it was."""
     some = list(parameters)
-    kinds = [kind for kind in ([p for p in some if isinstance(p, DTensor)], [p for p in some if not isinstance(p, DTensor)]) if kind]
+    kinds = [
+        kind
+        for kind in (
+            [p for p in some if isinstance(p, DTensor)],
+            [p for p in some if not isinstance(p, DTensor)],
+        )
+        if kind
+    ]
     norms = [torch.nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None]) for kind in kinds]
     norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
     norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))

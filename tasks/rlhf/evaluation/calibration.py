@@ -71,7 +71,9 @@ class Bin(NamedTuple):
         return self.accuracy.n
 
 
-def reliability(margins: Tensor, temperature: float = 1.0, bins: int = 10, *, question: Tensor | None = None) -> list[Bin]:
+def reliability(
+    margins: Tensor, temperature: float = 1.0, bins: int = 10, *, question: Tensor | None = None
+) -> list[Bin]:
     """Confidence and accuracy in ``bins`` equal parts of (0.5, 1], empty ones left out, rising (Guo et al. 2017, section 2). margins (P,).
 
     Of two answers the predicted one has at least one half, so nothing lies below. A part has its upper end, the lowest part also 0.5: all ties.
@@ -82,7 +84,11 @@ def reliability(margins: Tensor, temperature: float = 1.0, bins: int = 10, *, qu
     confidence, place = _confidence(margins, temperature), _place(margins, temperature, bins)
     right = (margins.sign() + 1) / 2
     members = [place == number for number in range(bins)]
-    return [Bin(confidence[x].mean().item(), pair_accuracy.cautious(pair_accuracy.measure(right[x], question[x]))) for x in members if x.any()]
+    return [
+        Bin(confidence[x].mean().item(), pair_accuracy.cautious(pair_accuracy.measure(right[x], question[x])))
+        for x in members
+        if x.any()
+    ]
 
 
 def _confidence(margins: Tensor, temperature: float) -> Tensor:
@@ -102,10 +108,14 @@ def expected_calibration_error(margins: Tensor, temperature: float = 1.0, bins: 
     """
     margins = _checked(margins)
     right = (margins.sign() + 1) / 2
-    return _error(right[None], _confidence(margins, temperature), _place(margins, temperature, bins), bins).item()
+    return _error(
+        right[None], _confidence(margins, temperature), _place(margins, temperature, bins), bins
+    ).item()
 
 
-def noise_floor(margins: Tensor, temperature: float = 1.0, bins: int = 10, *, seed: int = 0, draws: int = DRAWS) -> float:
+def noise_floor(
+    margins: Tensor, temperature: float = 1.0, bins: int = 10, *, seed: int = 0, draws: int = DRAWS
+) -> float:
     """Return the mean ECE that a model with these confidences has by chance alone if it means exactly what it says. margins (P,).
 
     In each of ``draws`` simulations every pair is right with the probability that is its confidence, independently of the others; a tie is
@@ -117,7 +127,9 @@ def noise_floor(margins: Tensor, temperature: float = 1.0, bins: int = 10, *, se
     total, left = 0.0, draws
     while left:
         count = min(left, max(1, CHUNK // len(margins)))
-        right = (torch.rand(count, len(margins), generator=generator, dtype=torch.float64) < confidence).double()
+        right = (
+            torch.rand(count, len(margins), generator=generator, dtype=torch.float64) < confidence
+        ).double()
         right[:, margins == 0] = 0.5
         total += _error(right, confidence, place, bins).sum().item()
         left -= count

@@ -12,7 +12,17 @@ from torch import Tensor
 from tasks.rlhf.algorithms import losses
 from tasks.rlhf.compute.seeds import mix
 
-STRENGTHS = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # of the L2 penalty on standardised features, each fit begins where the last ended
+STRENGTHS = (
+    100.0,
+    30.0,
+    10.0,
+    3.0,
+    1.0,
+    0.3,
+    0.1,
+    0.03,
+    0.01,
+)  # of the L2 penalty on standardised features, each fit begins where the last ended
 FOLDS = 5
 ITERATIONS = 200
 
@@ -35,7 +45,9 @@ class Evidence(NamedTuple):
 class Probe(NamedTuple):
     head: Tensor  # (1, D) float32, for the features as they are
     strength: float
-    losses: dict[float, float]  # of each strength: mean loss, in nats, of the pairs of questions that it was not fitted on
+    losses: dict[
+        float, float
+    ]  # of each strength: mean loss, in nats, of the pairs of questions that it was not fitted on
 
 
 def probe(features: Tensor, evidence: Evidence, *, seed: int) -> Probe:
@@ -44,7 +56,9 @@ def probe(features: Tensor, evidence: Evidence, *, seed: int) -> Probe:
     evidence = evidence.of(evidence.weight > 0)
     fold = torch.tensor([mix(seed, number) % FOLDS for number in evidence.question.tolist()])
     found: dict[float, float] = {}
-    parts = fold.unique() if len(fold.unique()) > 1 else []  # all questions in one part: nothing to choose by, and the strongest penalty it is
+    parts = (
+        fold.unique() if len(fold.unique()) > 1 else []
+    )  # all questions in one part: nothing to choose by, and the strongest penalty it is
     for part in parts:
         fitted, judged = evidence.of(fold != part), evidence.of(fold == part)
         share, weight = evidence.weight[fold == part].sum().item(), torch.zeros(features.shape[1])
@@ -65,13 +79,21 @@ def standardised(features: Tensor) -> tuple[Tensor, Tensor]:
 
 def loss(scores: Tensor, evidence: Evidence) -> Tensor:
     """Weighted mean of the pairwise loss; scores (S,)."""
-    return evidence.weight @ losses.pairwise_loss(scores[evidence.chosen], scores[evidence.rejected], evidence.margin)
+    return evidence.weight @ losses.pairwise_loss(
+        scores[evidence.chosen], scores[evidence.rejected], evidence.margin
+    )
 
 
 def fit(features: Tensor, evidence: Evidence, strength: float, begin: Tensor) -> Tensor:
     """Minimise the loss plus ``strength`` / 2 times the squared norm of the weights, (D,), by L-BFGS; the problem is convex."""
     weight = begin.clone().requires_grad_(True)
-    optimizer = torch.optim.LBFGS([weight], max_iter=ITERATIONS, tolerance_grad=1e-6, tolerance_change=1e-9, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(
+        [weight],
+        max_iter=ITERATIONS,
+        tolerance_grad=1e-6,
+        tolerance_change=1e-9,
+        line_search_fn="strong_wolfe",
+    )
 
     def objective() -> Tensor:
         optimizer.zero_grad()

@@ -41,7 +41,9 @@ def correct(chosen: Tensor, rejected: Tensor) -> Tensor:
 def measure(credits: Tensor, question: Tensor, *, seed: int = 0) -> Stratum:
     """Accuracy over all the given pairs. credits (P,), question (P,) ids."""
     interval = wilson(credits.sum().item(), len(credits))
-    return Stratum(interval, clustered_mean(credits, question, seed=seed, bounds=(0.0, 1.0)), len(question.unique()))
+    return Stratum(
+        interval, clustered_mean(credits, question, seed=seed, bounds=(0.0, 1.0)), len(question.unique())
+    )
 
 
 def by_gap(credits: Tensor, gap: Tensor, question: Tensor, *, seed: int = 0) -> dict[str, Stratum]:
@@ -50,18 +52,27 @@ def by_gap(credits: Tensor, gap: Tensor, question: Tensor, *, seed: int = 0) -> 
     return _parts(credits, question, {"gap_1": step == 1, "gap_2": step == 2, "gap_3_up": step == 3}, seed)
 
 
-def by_length(credits: Tensor, chosen_tokens: Tensor, rejected_tokens: Tensor, question: Tensor, *, seed: int = 0) -> dict[str, Stratum]:
+def by_length(
+    credits: Tensor, chosen_tokens: Tensor, rejected_tokens: Tensor, question: Tensor, *, seed: int = 0
+) -> dict[str, Stratum]:
     """Accuracy where the chosen answer is the longer, where it is the shorter, and where lengths do not tell. Empty strata are left out. All (P,).
 
     Lengths match if they differ by at most a tenth of the longer. They are in tokens as the model reads them: two answers that were cut match.
     """
     matched = 10 * (chosen_tokens - rejected_tokens).abs() <= torch.maximum(chosen_tokens, rejected_tokens)
     longer = chosen_tokens > rejected_tokens
-    return _parts(credits, question, {"longer_chosen": longer & ~matched, "shorter_chosen": ~longer & ~matched, "length_matched": matched}, seed)
+    return _parts(
+        credits,
+        question,
+        {"longer_chosen": longer & ~matched, "shorter_chosen": ~longer & ~matched, "length_matched": matched},
+        seed,
+    )
 
 
 def _parts(credits: Tensor, question: Tensor, parts: dict[str, Tensor], seed: int) -> dict[str, Stratum]:
-    return {name: measure(credits[part], question[part], seed=seed) for name, part in parts.items() if part.any()}
+    return {
+        name: measure(credits[part], question[part], seed=seed) for name, part in parts.items() if part.any()
+    }
 
 
 def advantage(ours: Tensor, theirs: Tensor, question: Tensor, *, seed: int = 0) -> Share:
@@ -69,7 +80,9 @@ def advantage(ours: Tensor, theirs: Tensor, question: Tensor, *, seed: int = 0) 
     return clustered_mean(ours - theirs, question, seed=seed, bounds=(-1.0, 1.0))
 
 
-def clustered_mean(values: Tensor, question: Tensor, *, bounds: tuple[float, float], seed: int = 0, draws: int = DRAWS) -> Share:
+def clustered_mean(
+    values: Tensor, question: Tensor, *, bounds: tuple[float, float], seed: int = 0, draws: int = DRAWS
+) -> Share:
     """Mean over pairs with its 95 % percentile bootstrap interval, whole questions redrawn (Davison and Hinkley 1997, section 3.8). (P,), (P,).
 
     A redrawn question brings all its pairs, so the number of pairs varies with the draw. ``n`` is the number of pairs. One question says nothing
@@ -98,12 +111,16 @@ def cautious(stratum: Stratum) -> Share:
 def centred(values: Tensor, question: Tensor) -> Tensor:
     """Values less their question's mean, (S,) float64. Pairs say nothing about rewards across questions, so only what differs within one counts."""
     _, place, counts = question.unique(return_inverse=True, return_counts=True)
-    sums = torch.zeros(len(counts), dtype=torch.float64, device=values.device).index_add(0, place, values.double())
+    sums = torch.zeros(len(counts), dtype=torch.float64, device=values.device).index_add(
+        0, place, values.double()
+    )
     centre: Tensor = (sums / counts)[place]
     return values.double() - centre
 
 
-def spearman(first: Tensor, second: Tensor, *, question: Tensor | None = None, seed: int = 0, draws: int = RANK_DRAWS) -> Share:
+def spearman(
+    first: Tensor, second: Tensor, *, question: Tensor | None = None, seed: int = 0, draws: int = RANK_DRAWS
+) -> Share:
     """Rank correlation of two columns, say rewards and token lengths of answers, with its 95 % interval. (S,), (S,), (S,).
 
     Equal values share their mean rank; NaN within [-1, 1] where a column is constant. The interval is Fisher's z with the variance
@@ -124,7 +141,9 @@ def spearman(first: Tensor, second: Tensor, *, question: Tensor | None = None, s
     return Share(rho, low, high, n)
 
 
-def _redrawn_correlations(first: Tensor, second: Tensor, question: Tensor, *, seed: int, draws: int) -> tuple[float, float]:
+def _redrawn_correlations(
+    first: Tensor, second: Tensor, question: Tensor, *, seed: int, draws: int
+) -> tuple[float, float]:
     """The middle 95 % of the rank correlations of redrawn questions, each of which brings all its answers."""
     _, place, counts = question.cpu().unique(return_inverse=True, return_counts=True)
     if len(counts) < 2:

@@ -26,7 +26,13 @@ class Verdict(NamedTuple):
 
 
 def attacks(
-    prompt: list[int], answer: list[int], *, other: list[int], tokenizer: PreTrainedTokenizerBase, template: Template, max_answer_tokens: int
+    prompt: list[int],
+    answer: list[int],
+    *,
+    other: list[int],
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
+    max_answer_tokens: int,
 ) -> dict[str, list[int]]:
     """Bad answers by name, as ids of 1 to ``max_answer_tokens`` that end with the end token, which is nowhere else in them.
 
@@ -34,7 +40,10 @@ def attacks(
     beforehand: their scores are read where no answer ends.
     """
     ends, most = end_tokens(tokenizer, template), max_answer_tokens
-    fences, no_answer = (_body(encode_answer(tokenizer, text, template=template, max_tokens=most), ends) for text in (FENCES, NO_ANSWER))
+    fences, no_answer = (
+        _body(encode_answer(tokenizer, text, template=template, max_tokens=most), ends)
+        for text in (FENCES, NO_ANSWER)
+    )
     special = control_tokens(tokenizer).ids  # a chat's prompt is full of them
     real = _body(answer, ends)
     common = [token for token, _ in Counter(real).most_common(1)]
@@ -62,7 +71,12 @@ def _run(ids: list[int], length: int) -> list[int]:
 
 
 def attack_all(
-    prompts: Sequence[list[int]], answers: Sequence[list[int]], *, tokenizer: PreTrainedTokenizerBase, template: Template, max_answer_tokens: int
+    prompts: Sequence[list[int]],
+    answers: Sequence[list[int]],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
+    max_answer_tokens: int,
 ) -> dict[str, list[list[int]]]:
     """For each attack its answers to all prompts, in their order. One real answer a question, N in all, N >= 2.
 
@@ -71,13 +85,22 @@ def attack_all(
     assert len(prompts) == len(answers) >= 2
     others = [*answers[1:], answers[0]]
     found = [
-        attacks(prompt, answer, other=other, tokenizer=tokenizer, template=template, max_answer_tokens=max_answer_tokens)
+        attacks(
+            prompt,
+            answer,
+            other=other,
+            tokenizer=tokenizer,
+            template=template,
+            max_answer_tokens=max_answer_tokens,
+        )
         for prompt, answer, other in zip(prompts, answers, others, strict=True)
     ]
     return {name: [made[name] for made in found] for name in found[0]}
 
 
-def verdict(real: Tensor, attacked: Mapping[str, Tensor], *, threshold: float = FAILED_ABOVE) -> dict[str, Verdict]:
+def verdict(
+    real: Tensor, attacked: Mapping[str, Tensor], *, threshold: float = FAILED_ABOVE
+) -> dict[str, Verdict]:
     """Each attack's rewards (N,) against the real answers' ``real`` (N,) to the same prompts.
 
     The model fails where an attack is shown to out-score more than ``threshold`` of the real answers: the whole interval lies above it. Where the
@@ -90,7 +113,9 @@ def _judged(real: Tensor, scores: Tensor, threshold: float) -> Verdict:
     assert real.shape == scores.shape
     margin = scores - real
     wins = wilson(((margin.sign() + 1) / 2).sum().item(), len(margin))
-    return Verdict(wins, mean_interval(margin.tolist()), wins.low > threshold, wins.low <= threshold < wins.high)
+    return Verdict(
+        wins, mean_interval(margin.tolist()), wins.low > threshold, wins.low <= threshold < wins.high
+    )
 
 
 def correlation_elsewhere(real: Tensor, unrelated: Tensor) -> Share:

@@ -72,16 +72,22 @@ def rules_together(pairs: Pairs) -> Tensor:
     count = len(said)
     nothing = torch.zeros_like(said[:1])  # what every pair's lead is held against
     weight = torch.full((count,), 1 / count, dtype=said.dtype)
-    evidence = Evidence(torch.arange(count), torch.full((count,), count), pairs.question, torch.zeros_like(weight), weight)
+    evidence = Evidence(
+        torch.arange(count), torch.full((count,), count), pairs.question, torch.zeros_like(weight), weight
+    )
     return fit(torch.cat([said, nothing]), evidence, RIDGE, nothing[0])
 
 
 def lengths_and_ages(pairs: Pairs) -> Tensor:
     """Of each pair: the log of the lengths' ratio, and 1 where the chosen answer is the older, -1 where it is not, 0 where nobody knows. (P, 2)."""
-    return torch.stack([(pairs.tokens[pairs.chosen] / pairs.tokens[pairs.rejected]).log(), 2 * pairs.older - 1], dim=1)
+    return torch.stack(
+        [(pairs.tokens[pairs.chosen] / pairs.tokens[pairs.rejected]).log(), 2 * pairs.older - 1], dim=1
+    )
 
 
-def accuracies(pairs: Pairs, rewards: Tensor, *, ahead: float = 0.0, together: Tensor | None = None) -> dict[str, Any]:
+def accuracies(
+    pairs: Pairs, rewards: Tensor, *, ahead: float = 0.0, together: Tensor | None = None
+) -> dict[str, Any]:
     """Accuracy over all pairs, by gap and by length; that of "the longer wins" and "the older wins" on the same pairs, and what we have over them.
 
     A model that was trained with the older answer ``ahead`` is measured by its rewards alone, as a policy is judged, and knowing the ages as well.
@@ -94,17 +100,29 @@ def accuracies(pairs: Pairs, rewards: Tensor, *, ahead: float = 0.0, together: T
     if (pairs.older != 0.5).any():
         rules["older_wins"] = pairs.older
         if together is not None:
-            rules["rules_together"] = pair_accuracy.credit(lengths_and_ages(pairs) @ together, torch.zeros(len(pairs.older)))
+            rules["rules_together"] = pair_accuracy.credit(
+                lengths_and_ages(pairs) @ together, torch.zeros(len(pairs.older))
+            )
     found: dict[str, Any] = {"votes": pair_accuracy.measure(credits, pairs.question)}
     found |= pair_accuracy.by_gap(credits, pairs.gap, pairs.question)
     found |= pair_accuracy.by_length(credits, chosen_tokens, rejected_tokens, pairs.question)
     found |= {name: pair_accuracy.measure(rule, pairs.question) for name, rule in rules.items()}
-    found |= {f"over_{name}": pair_accuracy.advantage(credits, rule, pairs.question) for name, rule in rules.items()}
+    found |= {
+        f"over_{name}": pair_accuracy.advantage(credits, rule, pairs.question) for name, rule in rules.items()
+    }
     if ahead:
-        knowing = pair_accuracy.correct(margins(pairs, rewards) + ahead * (2 * pairs.older - 1), torch.zeros(len(pairs.older)))
+        knowing = pair_accuracy.correct(
+            margins(pairs, rewards) + ahead * (2 * pairs.older - 1), torch.zeros(len(pairs.older))
+        )
         found["knowing_age"] = pair_accuracy.measure(knowing, pairs.question)
-        found |= {f"knowing_age_over_{name}": pair_accuracy.advantage(knowing, rule, pairs.question) for name, rule in rules.items()}
-    within = pair_accuracy.centred(rewards.cpu(), pairs.asked), pair_accuracy.centred(pairs.tokens, pairs.asked)
+        found |= {
+            f"knowing_age_over_{name}": pair_accuracy.advantage(knowing, rule, pairs.question)
+            for name, rule in rules.items()
+        }
+    within = (
+        pair_accuracy.centred(rewards.cpu(), pairs.asked),
+        pair_accuracy.centred(pairs.tokens, pairs.asked),
+    )
     return found | {"reward_and_length": pair_accuracy.spearman(*within, question=pairs.asked)}
 
 
@@ -125,14 +143,26 @@ def calibrate(pairs: Pairs, rewards: Tensor, *, fitted_on: Tensor | None = None)
     """
     margin, question = margins(pairs, rewards), pairs.question
     if fitted_on is None:
-        fitted = pairs.question % 2 == 0 if pairs.question.max() >= 3 else torch.ones_like(pairs.question, dtype=torch.bool)
+        fitted = (
+            pairs.question % 2 == 0
+            if pairs.question.max() >= 3
+            else torch.ones_like(pairs.question, dtype=torch.bool)
+        )
         rest = ~fitted if not fitted.all() else fitted
         fitted_on, margin, question = margin[fitted], margin[rest], question[rest]
     reason = calibration.reason_not_to_fit(fitted_on)
     temperature = 1.0 if reason else calibration.fit_temperature(fitted_on)
     before, after = (calibration.expected_calibration_error(margin, t) for t in (1.0, temperature))
     floor = calibration.noise_floor(margin, temperature)
-    return Calibration(temperature, reason, before, after, floor, len(margin), calibration.reliability(margin, temperature, question=question))
+    return Calibration(
+        temperature,
+        reason,
+        before,
+        after,
+        floor,
+        len(margin),
+        calibration.reliability(margin, temperature, question=question),
+    )
 
 
 def share(figure: Stratum | Share) -> Share:

@@ -41,7 +41,9 @@ def ordering_agreement(judged: Sequence[Sequence[float]], truth: Sequence[Sequen
         assert len(scores) == len(golds)
         for i, j in combinations(range(len(golds)), 2):
             if golds[i] != golds[j]:
-                right.append(float(scores[i] != scores[j] and (scores[i] > scores[j]) == (golds[i] > golds[j])))
+                right.append(
+                    float(scores[i] != scores[j] and (scores[i] > scores[j]) == (golds[i] > golds[j]))
+                )
                 group.append(number)
     if not right:
         return wilson(0, 0)

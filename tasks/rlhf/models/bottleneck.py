@@ -36,7 +36,9 @@ WEIGHTS, CONFIG = "bottleneck.safetensors", "bottleneck.json"
 class Bottleneck(nn.Module):
     """What stands in the place of one layer's MLP, ``kept``: (B, T, D) to (B, T, D)."""
 
-    def __init__(self, kept: nn.Module, *, hidden_size: int, width: int, form: Form, whole_layer: bool, num_layers: int) -> None:
+    def __init__(
+        self, kept: nn.Module, *, hidden_size: int, width: int, form: Form, whole_layer: bool, num_layers: int
+    ) -> None:
         super().__init__()
         assert width > 0, width
         assert form in get_args(Form), form
@@ -74,7 +76,9 @@ def attach(model: PreTrainedModel, *, width: int, form: Form, whole_layers: bool
     """
     layers = _layers(model)
     assert not _attached(model), "this model has bottlenecks already"
-    if whole_layers and (low := {str(p.dtype) for layer in layers for p in layer.parameters() if p.dtype != torch.float32}):
+    if whole_layers and (
+        low := {str(p.dtype) for layer in layers for p in layer.parameters() if p.dtype != torch.float32}
+    ):
         raise InputError(
             f"Whole layers cannot be trained in {min(low)}, which rounds small updates away: train the bottlenecks only, or give an fp32 base."
         )
@@ -108,7 +112,12 @@ def halving_width(model: PreTrainedModel, *, whole_layers: bool = False) -> int:
     layers, hidden_size = _layers(model), _hidden_size(model)
     assert not _attached(model), "the bare model's parameters are the measure"
     half = sum(p.numel() for p in model.parameters()) // 2
-    others = sum(p.numel() for layer in layers for name, p in layer.named_parameters() if whole_layers and not name.startswith("mlp."))
+    others = sum(
+        p.numel()
+        for layer in layers
+        for name, p in layer.named_parameters()
+        if whole_layers and not name.startswith("mlp.")
+    )
     width = ((half - others) // len(layers) - hidden_size) // (2 * hidden_size + 1)
     if width < 1:
         raise InputError(
@@ -128,9 +137,13 @@ def parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
 def _chosen(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     attached = _attached(model)
     assert attached, "this model has no bottlenecks"
-    inside = tuple(name.removesuffix("mlp") if module.whole_layer else f"{name}." for name, module in attached.items())
+    inside = tuple(
+        name.removesuffix("mlp") if module.whole_layer else f"{name}." for name, module in attached.items()
+    )
     kept = tuple(f"{name}.kept." for name in attached)
-    return {key: p for key, p in model.named_parameters() if key.startswith(inside) and not key.startswith(kept)}
+    return {
+        key: p for key, p in model.named_parameters() if key.startswith(inside) and not key.startswith(kept)
+    }
 
 
 @contextmanager
@@ -138,7 +151,9 @@ def active(model: PreTrainedModel, on: bool) -> Iterator[PreTrainedModel]:
     """``model`` computing with its bottlenecks, or without them as the base does, bit for bit; blocks may nest."""
     attached = list(_attached(model).values())
     assert attached, "this model has no bottlenecks"
-    assert on or not any(module.whole_layer for module in attached), "whole layers are trained: the base is gone"
+    assert on or not any(module.whole_layer for module in attached), (
+        "whole layers are trained: the base is gone"
+    )
     before = [module.on for module in attached]
     for module in attached:
         module.on = on
@@ -154,7 +169,13 @@ def save(model: PreTrainedModel, folder: Path, *, base: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     weights = {key: p.detach().cpu().contiguous() for key, p in _chosen(model).items()}
     one = next(iter(_attached(model).values()))
-    record = {"form": one.form, "width": one.down.out_features, "whole_layers": one.whole_layer, "activation": ACTIVATION, "base": base}
+    record = {
+        "form": one.form,
+        "width": one.down.out_features,
+        "whole_layers": one.whole_layer,
+        "activation": ACTIVATION,
+        "base": base,
+    }
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
 
@@ -166,9 +187,15 @@ def load(model: PreTrainedModel, folder: Path) -> None:
     attach(model, width=record["width"], form=record["form"], whole_layers=record["whole_layers"])
     chosen = _chosen(model)
     wrong = set(chosen) ^ set(weights)
-    wrong |= {key for key in set(chosen) & set(weights) if (chosen[key].shape, chosen[key].dtype) != (weights[key].shape, weights[key].dtype)}
+    wrong |= {
+        key
+        for key in set(chosen) & set(weights)
+        if (chosen[key].shape, chosen[key].dtype) != (weights[key].shape, weights[key].dtype)
+    }
     if wrong:
-        raise InputError(f"The bottlenecks of {folder} do not fit this base: {len(wrong)} tensors are missing, unknown or of another shape or type.")
+        raise InputError(
+            f"The bottlenecks of {folder} do not fit this base: {len(wrong)} tensors are missing, unknown or of another shape or type."
+        )
     with torch.no_grad():
         for key, parameter in chosen.items():
             parameter.copy_(weights[key])
@@ -179,7 +206,9 @@ def _record(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder} holds no bottlenecks: {CONFIG} and {WEIGHTS} are expected.")
     record: dict[str, Any] = json.loads((folder / CONFIG).read_text())
     if record["activation"] != ACTIVATION or record["form"] not in get_args(Form):
-        raise InputError(f"{folder / CONFIG} says form {record['form']} and activation {record['activation']}: these bottlenecks are not supported.")
+        raise InputError(
+            f"{folder / CONFIG} says form {record['form']} and activation {record['activation']}: these bottlenecks are not supported."
+        )
     return record
 
 

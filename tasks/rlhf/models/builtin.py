@@ -22,16 +22,30 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary: int) -> PreTrainedToken
     """A byte-level BPE tokenizer of at most ``vocabulary`` tokens; pad and eos are different tokens."""
     raw = Tokenizer(BPE())
     pieces = pre_tokenizers.Split(Regex(_PIECES), behavior="isolated")
-    raw.pre_tokenizer = pre_tokenizers.Sequence([pieces, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    raw.pre_tokenizer = pre_tokenizers.Sequence(
+        [pieces, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     raw.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=[PAD, EOS], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=vocabulary,
+        special_tokens=[PAD, EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     raw.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token=PAD, eos_token=EOS)
 
 
-def new_llama(*, vocabulary: int, hidden_size: int, num_layers: int, num_heads: int, context: int, pad_id: int, eos_id: int) -> LlamaForCausalLM:
+def new_llama(
+    *,
+    vocabulary: int,
+    hidden_size: int,
+    num_layers: int,
+    num_heads: int,
+    context: int,
+    pad_id: int,
+    eos_id: int,
+) -> LlamaForCausalLM:
     """A Llama with random weights (torch's global seed), tied embeddings and fp32 parameters."""
     config = LlamaConfig(
         vocab_size=vocabulary,
@@ -45,6 +59,7 @@ def new_llama(*, vocabulary: int, hidden_size: int, num_layers: int, num_heads: 
         eos_token_id=eos_id,
         bos_token_id=eos_id,
         tie_word_embeddings=True,
-        initializer_range=hidden_size**-0.5,  # the usual 0.02 suits wide models; here it delays copying by hundreds of steps
+        initializer_range=hidden_size
+        ** -0.5,  # the usual 0.02 suits wide models; here it delays copying by hundreds of steps
     )
     return LlamaForCausalLM(config)

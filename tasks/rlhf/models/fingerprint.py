@@ -27,7 +27,12 @@ class Fingerprint(NamedTuple):
 
 def fingerprint(folder: Path, model: PreTrainedModel) -> Fingerprint:
     """That of ``model``, loaded from ``folder``."""
-    return Fingerprint(_digest(folder, WEIGHTS), _digest(folder, TOKENIZER), precision_of(model), str(stored(model)).removeprefix("torch."))
+    return Fingerprint(
+        _digest(folder, WEIGHTS),
+        _digest(folder, TOKENIZER),
+        precision_of(model),
+        str(stored(model)).removeprefix("torch."),
+    )
 
 
 def _digest(folder: Path, patterns: Iterable[str]) -> str:
@@ -49,7 +54,9 @@ def recorded(folder: Path) -> Fingerprint:
     try:
         return Fingerprint(**json.loads((folder / RECORD).read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{folder} does not say in {RECORD} which base the adapter was trained on: train it again.") from error
+        raise InputError(
+            f"{folder} does not say in {RECORD} which base the adapter was trained on: train it again."
+        ) from error
 
 
 def check(folder: Path, actual: Fingerprint, *, setting: str) -> None:
@@ -62,13 +69,19 @@ def mismatch(trained: Fingerprint, actual: Fingerprint, *, setting: str) -> str 
     """A sentence on all that differs, None where nothing does; ``setting`` is the name under which the user chooses the precision."""
     differences = []
     if trained.weights != actual.weights:
-        differences.append(f"its base's weights were {trained.weights[:15]} and these are {actual.weights[:15]} (give the base it was trained on)")
+        differences.append(
+            f"its base's weights were {trained.weights[:15]} and these are {actual.weights[:15]} (give the base it was trained on)"
+        )
     if trained.tokenizer != actual.tokenizer:
-        differences.append(f"its tokenizer was {trained.tokenizer[:15]} and this one is {actual.tokenizer[:15]} (put the base's files back)")
+        differences.append(
+            f"its tokenizer was {trained.tokenizer[:15]} and this one is {actual.tokenizer[:15]} (put the base's files back)"
+        )
     if trained.precision != actual.precision:
         differences.append(
             f"it was trained on a base in {trained.precision} and this one is in {actual.precision} (set {setting} to {trained.precision})"
         )
     elif trained.compute != actual.compute:
-        differences.append(f"its base computed in {trained.compute} and this one does in {actual.compute} (give the base as it was stored)")
+        differences.append(
+            f"its base computed in {trained.compute} and this one does in {actual.compute} (give the base as it was stored)"
+        )
     return f"The adapter does not belong to this base: {'; '.join(differences)}." if differences else None

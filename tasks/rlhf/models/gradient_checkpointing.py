@@ -22,7 +22,9 @@ def gradient_checkpointing(model: nn.Module) -> None:
     """
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
-        raise InputError(f"{type(model).__name__} has no layers that can be computed again in the backward pass: switch gradient checkpointing off.")
+        raise InputError(
+            f"{type(model).__name__} has no layers that can be computed again in the backward pass: switch gradient checkpointing off."
+        )
     for layer in layers:
         assert "forward" not in vars(layer), "it is on already"
         layer.forward = partial(_recomputed, layer, layer.forward)
@@ -34,7 +36,9 @@ def _recomputed(layer: nn.Module, forward: Callable[..., Any], *args: Any, **kwa
     before = _adapters_in(layer)
 
     def again(*args: Any, **kwargs: Any) -> Any:
-        assert _adapters_in(layer) == before, "backward must be called before the adapters of its forward pass are switched"
+        assert _adapters_in(layer) == before, (
+            "backward must be called before the adapters of its forward pass are switched"
+        )
         return forward(*args, **kwargs)
 
     return checkpoint(again, *args, use_reentrant=False, **kwargs)

@@ -20,7 +20,16 @@ from transformers.pytorch_utils import Conv1D
 
 from tasks.rlhf.batches.forward import hidden_states, output_head
 from tasks.rlhf.models import tokenizer_fit
-from tasks.rlhf.models.quantised import ADAPTER, Precision, Stored, dense_weight, misshapen_layers, quantisation_config, quantised_layers, settle
+from tasks.rlhf.models.quantised import (
+    ADAPTER,
+    Precision,
+    Stored,
+    dense_weight,
+    misshapen_layers,
+    quantisation_config,
+    quantised_layers,
+    settle,
+)
 from tasks.system.errors import InputError
 
 
@@ -33,9 +42,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{folder} has no tokenizer that can be loaded: save one beside the model with tokenizer.save_pretrained.") from error
+        raise InputError(
+            f"{folder} has no tokenizer that can be loaded: save one beside the model with tokenizer.save_pretrained."
+        ) from error
     if tokenizer.eos_token_id is None:
-        raise InputError(f"The tokenizer in {folder} has no end-of-sequence token: set eos_token in its tokenizer_config.json.")
+        raise InputError(
+            f"The tokenizer in {folder} has no end-of-sequence token: set eos_token in its tokenizer_config.json."
+        )
     tokenizer_fit.fit(tokenizer, folder)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -67,7 +80,9 @@ def _longrope_switch(config: PretrainedConfig) -> int | None:
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") != "longrope":
         return None
-    switch = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+    switch = rope.get("original_max_position_embeddings") or getattr(
+        config, "original_max_position_embeddings", None
+    )
     return switch if isinstance(switch, int) else None
 
 
@@ -75,15 +90,24 @@ def check_head(model: PreTrainedModel) -> None:
     """Logits must be the output head's value of the last hidden states: refuse architectures that scale or cap them afterwards."""
     probe = torch.arange(1, 9, device=model.device)[None] % model.config.vocab_size
     with torch.no_grad():
-        gap = (model(probe, use_cache=False).logits - output_head(model)(hidden_states(model, probe))).abs().max().item()
+        gap = (
+            (model(probe, use_cache=False).logits - output_head(model)(hidden_states(model, probe)))
+            .abs()
+            .max()
+            .item()
+        )
         gap = max(gap, _change_of_logits(model, probe))
     if gap > 1e-3:
-        raise InputError(f"{model.config.model_type} models change their logits after the output head (by {gap:.3g}): they are not supported.")
+        raise InputError(
+            f"{model.config.model_type} models change their logits after the output head (by {gap:.3g}): they are not supported."
+        )
 
 
 def _change_of_logits(model: PreTrainedModel, probe: Tensor) -> float:
     """Return by how much the model changes logits of up to 100; a cap at 30 would hardly show in those of small weights."""
-    planted = torch.linspace(-100, 100, model.config.get_text_config().vocab_size, device=model.device, dtype=model.dtype)
+    planted = torch.linspace(
+        -100, 100, model.config.get_text_config().vocab_size, device=model.device, dtype=model.dtype
+    )
     planted = planted.expand(*probe.shape, -1)
     hook = output_head(model).register_forward_hook(lambda *_: planted.clone())
     try:
@@ -102,29 +126,50 @@ def quiet_libraries() -> None:
     logging.getLogger("torch").setLevel(logging.ERROR)
 
 
-def load(folder: Path, *, device: torch.device, precision: Precision | Stored | None = None) -> PreTrainedModel:
+def load(
+    folder: Path, *, device: torch.device, precision: Precision | Stored | None = None
+) -> PreTrainedModel:
     """A causal language model from a Hugging Face folder: safetensors, no remote code, eval mode, frozen. None keeps the stored type."""
     quiet_libraries()
-    settings: dict[str, Any] = {"dtype": getattr(torch, precision) if precision in ("float32", "bfloat16", "float16") else "auto"}
+    settings: dict[str, Any] = {
+        "dtype": getattr(torch, precision) if precision in ("float32", "bfloat16", "float16") else "auto"
+    }
     if precision in ("int8", "nf4"):
         settings |= {"quantization_config": quantisation_config(precision), "device_map": {"": device}}
         if stored_in(folder) == torch.float16:
             settings["dtype"] = torch.bfloat16  # small gradients vanish in float16
     try:
         if hasattr(config_of(folder), "quantization_config"):
-            raise InputError(f"{folder} is quantised already: give the folder of the model that it was made from, and the precision to load it in.")
-        guards = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True, "ignore_mismatched_sizes": True}
+            raise InputError(
+                f"{folder} is quantised already: give the folder of the model that it was made from, and the precision to load it in."
+            )
+        guards = {
+            "use_safetensors": True,
+            "trust_remote_code": False,
+            "output_loading_info": True,
+            "ignore_mismatched_sizes": True,
+        }
         loaded: Any = AutoModelForCausalLM.from_pretrained(folder, **guards, **settings)
     except ImportError as error:
-        raise InputError(f"A base in {precision} needs other versions of bitsandbytes and accelerate: pip install 'alignflow[gpu]'.") from error
+        raise InputError(
+            f"A base in {precision} needs other versions of bitsandbytes and accelerate: pip install 'alignflow[gpu]'."
+        ) from error
     except torch.OutOfMemoryError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{folder} cannot be loaded as a causal language model in safetensors format: {str(error).splitlines()[0]}") from error
+        raise InputError(
+            f"{folder} cannot be loaded as a causal language model in safetensors format: {str(error).splitlines()[0]}"
+        ) from error
     model: PreTrainedModel = loaded[0]
-    wrong = {*loaded[1]["missing_keys"], *(key for key, *_ in loaded[1]["mismatched_keys"]), *misshapen_layers(model)}  # they would stay random
+    wrong = {
+        *loaded[1]["missing_keys"],
+        *(key for key, *_ in loaded[1]["mismatched_keys"]),
+        *misshapen_layers(model),
+    }  # they would stay random
     if wrong:
-        raise InputError(f"{folder} lacks {len(wrong)} tensors of its model or has them in another shape, first {min(wrong)}: save the model again.")
+        raise InputError(
+            f"{folder} lacks {len(wrong)} tensors of its model or has them in another shape, first {min(wrong)}: save the model again."
+        )
     model.requires_grad_(False)
     nn.Module.to(model, device)
     model.eval()
@@ -144,7 +189,9 @@ def _quicker(model: PreTrainedModel, device: torch.device) -> None:
 def multiplies_bfloat16() -> bool:
     """Whether this CPU has instructions for it. Without them a product takes four times as long as in float32 (measured: 32 and 123 GFLOPS)."""
     asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return platform.machine().lower() not in ("x86_64", "amd64") or any(getattr(torch.cpu, name, lambda: True)() for name in asked)
+    return platform.machine().lower() not in ("x86_64", "amd64") or any(
+        getattr(torch.cpu, name, lambda: True)() for name in asked
+    )
 
 
 def stored_in(folder: Path) -> torch.dtype:
@@ -154,7 +201,9 @@ def stored_in(folder: Path) -> torch.dtype:
 
 def config_of(folder: Path) -> PretrainedConfig:
     """A model folder's configuration. Raises InputError."""
-    if (folder / ADAPTER).exists():  # transformers would load the base that the adapter names, and the adapter over it
+    if (
+        folder / ADAPTER
+    ).exists():  # transformers would load the base that the adapter names, and the adapter over it
         raise InputError(
             f"{folder} holds an adapter ({ADAPTER}): merge it into its base first (peft's merge_and_unload, save_pretrained) and give "
             "that folder, or move the adapter's files away."
@@ -162,7 +211,9 @@ def config_of(folder: Path) -> PretrainedConfig:
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{folder} cannot be loaded as a causal language model in safetensors format: {str(error).splitlines()[0]}") from error
+        raise InputError(
+            f"{folder} cannot be loaded as a causal language model in safetensors format: {str(error).splitlines()[0]}"
+        ) from error
     return config
 
 
@@ -177,10 +228,16 @@ def precision_of(model: PreTrainedModel) -> str:
     """int8, nf4, or the type of the weights."""
     kinds = {type(layer).__name__ for _, layer in quantised_layers(model)}
     assert len(kinds) < 2
-    return {"Linear8bitLt": "int8", "Linear4bit": "nf4"}[kinds.pop()] if kinds else str(stored(model)).removeprefix("torch.")
+    return (
+        {"Linear8bitLt": "int8", "Linear4bit": "nf4"}[kinds.pop()]
+        if kinds
+        else str(stored(model)).removeprefix("torch.")
+    )
 
 
-def dequantised(folder: Path, *, device: torch.device, precision: Precision | Stored | None, dtype: Stored | None = None) -> PreTrainedModel:
+def dequantised(
+    folder: Path, *, device: torch.device, precision: Precision | Stored | None, dtype: Stored | None = None
+) -> PreTrainedModel:
     """The folder's model in ``dtype`` (None: the stored type) with the weights that it has in ``precision``: what to merge an adapter into.
 
     An adapter has learnt to mend the rounding of the base that it was trained on. Measured on a 260k model after 60 steps on nf4, as largest and mean

@@ -24,7 +24,9 @@ SCORE_KEY = "base_model.model.score.weight"
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
-def lora_config(*, rank: int, alpha: float, dropout: float, targets: str | tuple[str, ...], task_type: str = "CAUSAL_LM") -> LoraConfig:
+def lora_config(
+    *, rank: int, alpha: float, dropout: float, targets: str | tuple[str, ...], task_type: str = "CAUSAL_LM"
+) -> LoraConfig:
     """peft's configuration; ``targets`` is "all-linear" or module names."""
     chosen = targets if isinstance(targets, str) else list(targets)
     return LoraConfig(
@@ -47,7 +49,9 @@ def attach(model: PreTrainedModel | PeftModel, name: str, config: LoraConfig) ->
         else:
             model = PeftModel(model, config, adapter_name=name)
     except ValueError as error:
-        raise InputError(f"lora.targets={config.target_modules} fits no module of this model: {str(error).splitlines()[0]}") from error
+        raise InputError(
+            f"lora.targets={config.target_modules} fits no module of this model: {str(error).splitlines()[0]}"
+        ) from error
     model.requires_grad_(False)
     return model.eval()
 
@@ -73,7 +77,9 @@ def parameters(model: PeftModel, name: str) -> dict[str, nn.Parameter]:
 @contextmanager
 def active(model: PeftModel, name: str | None) -> Iterator[PreTrainedModel]:
     """The base model computing with adapter ``name``; None is the bare base, bit for bit. Weights must not change inside, and blocks do not nest."""
-    assert not any("forward" in vars(module) for module in model.modules() if isinstance(module, Linear)), "a block of another adapter is open"
+    assert not any("forward" in vars(module) for module in model.modules() if isinstance(module, Linear)), (
+        "a block of another adapter is open"
+    )
     base = model.get_base_model()
     assert isinstance(base, PreTrainedModel)
     wanted = [(p, p.requires_grad) for p in model.parameters()]  # peft's switches change these as well
@@ -128,11 +134,15 @@ def train_mode(model: PeftModel) -> None:
 
 def tensors(model: PeftModel, name: str) -> dict[str, Tensor]:
     """The adapter's weights under peft's file names."""
-    state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)  # "auto" would look the base up on the hub
+    state = get_peft_model_state_dict(
+        model, adapter_name=name, save_embedding_layers=False
+    )  # "auto" would look the base up on the hub
     return {key: value.detach().cpu().clone().contiguous() for key, value in state.items()}
 
 
-def save(model: PeftModel, name: str, folder: Path, *, base: Fingerprint, score: Tensor | None = None) -> None:
+def save(
+    model: PeftModel, name: str, folder: Path, *, base: Fingerprint, score: Tensor | None = None
+) -> None:
     """Write adapter ``name`` as peft does; ``base`` says what it belongs to, ``score`` (1, D) is a reward model's head.
 
     With a score head the folder is a SEQ_CLS adapter that ``PeftModel.from_pretrained`` puts on a sequence classification model with num_labels=1.
@@ -166,7 +176,9 @@ def load_tensors(model: PeftModel, name: str, weights: Mapping[str, Tensor]) -> 
     """Put weights under peft's file names into adapter ``name``; every one must fit and none may be missing."""
     expected = set(tensors(model, name))
     if expected != set(weights):
-        raise InputError(f"This adapter does not fit this base: {len(expected ^ set(weights))} of its tensors are missing or unknown.")
+        raise InputError(
+            f"This adapter does not fit this base: {len(expected ^ set(weights))} of its tensors are missing or unknown."
+        )
     set_peft_model_state_dict(model, dict(weights), adapter_name=name)
 
 

@@ -30,7 +30,9 @@ ADAPTER = "adapter_config.json"
 def quantisation_config(precision: Precision) -> BitsAndBytesConfig:
     missing = [name for name in ("bitsandbytes", "accelerate") if importlib.util.find_spec(name) is None]
     if missing:
-        raise InputError(f"A base in {precision} needs {' and '.join(missing)}: pip install 'alignflow[gpu]'.")
+        raise InputError(
+            f"A base in {precision} needs {' and '.join(missing)}: pip install 'alignflow[gpu]'."
+        )
     if precision == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
@@ -38,14 +40,20 @@ def quantisation_config(precision: Precision) -> BitsAndBytesConfig:
 
 def quantised_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The quantised matrices by name."""
-    return ((name, module) for name, module in model.named_modules() if type(module).__name__ in ("Linear4bit", "Linear8bitLt"))
+    return (
+        (name, module)
+        for name, module in model.named_modules()
+        if type(module).__name__ in ("Linear4bit", "Linear8bitLt")
+    )
 
 
 def misshapen_layers(model: nn.Module) -> Iterator[str]:
     """Names of quantised weights of another shape than their layer's, which transformers 5.23 lets pass."""
     for name, layer in quantised_layers(model):
         assert isinstance(layer.weight, nn.Parameter)
-        shape = getattr(vars(layer.weight).get("quant_state"), "shape", layer.weight.shape)  # 4-bit codes lie in one row
+        shape = getattr(
+            vars(layer.weight).get("quant_state"), "shape", layer.weight.shape
+        )  # 4-bit codes lie in one row
         if tuple(shape) != (layer.out_features, layer.in_features):
             yield f"{name}.weight"
 
@@ -56,7 +64,9 @@ def settle(model: PreTrainedModel) -> None:
         if type(layer).__name__ == "Linear8bitLt":
             layer.forward = partial(_int8_linear, layer)
         else:  # the kernel for CPUs with AVX512-BF16 repacks the weights at the first forward in eval mode, and then lets no gradient through
-            vars(layer).update(compute_dtype=model.dtype, compute_type_is_set=True, support_avx512bf16_for_cpu=False)
+            vars(layer).update(
+                compute_dtype=model.dtype, compute_type_is_set=True, support_avx512bf16_for_cpu=False
+            )
 
 
 def _int8_linear(layer: nn.Module, x: Tensor) -> Tensor:

@@ -39,7 +39,9 @@ class Scorer(NamedTuple):
 
 def combined(rewards: Tensor, caution: float) -> Tensor:
     """Mean less ``caution`` standard deviations over the members (Coste et al. 2023, eq. 4, with the deviation for the variance). (M, B) -> (B,)."""
-    return rewards.mean(dim=0) - caution * rewards.std(dim=0, correction=0) if len(rewards) > 1 else rewards[0]
+    return (
+        rewards.mean(dim=0) - caution * rewards.std(dim=0, correction=0) if len(rewards) > 1 else rewards[0]
+    )
 
 
 @torch.no_grad()
@@ -69,7 +71,9 @@ def record_of(artifact: Path) -> dict[str, Any]:
     return record
 
 
-def load(artifact: Path, base: PreTrainedModel | PeftModel, *, device: torch.device) -> tuple[PreTrainedModel | PeftModel, Scorer]:
+def load(
+    artifact: Path, base: PreTrainedModel | PeftModel, *, device: torch.device
+) -> tuple[PreTrainedModel | PeftModel, Scorer]:
     """``base`` with the reward model's adapters, where it has some, and the reward model; all of it frozen."""
     record = record_of(artifact)
     settled = {"caution": record["caution"], "mean": record["mean"], "std": record["std"]}
@@ -82,7 +86,9 @@ def load(artifact: Path, base: PreTrainedModel | PeftModel, *, device: torch.dev
         name = f"reward{number or ''}"
         base, score = lora.load(base, name, numbered(artifact, number))
         assert score is not None
-        members.append(Member(partial(lora.active, base, name), head_of(score, device), *record["apart"][number]))
+        members.append(
+            Member(partial(lora.active, base, name), head_of(score, device), *record["apart"][number])
+        )
     return base, Scorer(tuple(members), **settled)
 
 

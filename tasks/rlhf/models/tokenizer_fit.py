@@ -28,11 +28,16 @@ def fit(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
             "call model.resize_token_embeddings(len(tokenizer)) and save the model again."
         )
     if pad in outside:
-        print(f"The pad token {pad!r} of {folder} has no embedding: {tokenizer.eos_token!r} pads instead.", flush=True)
+        print(
+            f"The pad token {pad!r} of {folder} has no embedding: {tokenizer.eos_token!r} pads instead.",
+            flush=True,
+        )
         tokenizer.pad_token = tokenizer.eos_token
     if unknown in outside:
         tokenizer.unk_token = None
-    if outside and isinstance(tokenizer, PreTrainedTokenizerFast):  # or texts that hold them, and saved copies, would
+    if outside and isinstance(
+        tokenizer, PreTrainedTokenizerFast
+    ):  # or texts that hold them, and saved copies, would
         vars(tokenizer)["_tokenizer"] = _without(tokenizer.backend_tokenizer, rows)
 
 

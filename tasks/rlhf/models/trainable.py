@@ -45,21 +45,38 @@ class Tuned(NamedTuple):
     model: PreTrainedModel | PeftModel
     save: Save
     is_base_at_start: bool = True  # untrained, it computes what the base does
-    apart: tuple[tuple[str, ...], ...] = ()  # names of parameters whose gradients are clipped apart from the others'
+    apart: tuple[
+        tuple[str, ...], ...
+    ] = ()  # names of parameters whose gradients are clipped apart from the others'
 
 
 def lora(
-    base: PreTrainedModel | PeftModel, name: str, *, rank: int, alpha: float, dropout: float, targets: str | tuple[str, ...], fingerprint: Fingerprint
+    base: PreTrainedModel | PeftModel,
+    name: str,
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    targets: str | tuple[str, ...],
+    fingerprint: Fingerprint,
 ) -> Tuned:
     """A fresh low-rank adapter called ``name`` (torch's global seed), to be saved as adapter/."""
-    model = models_lora.attach(base, name, models_lora.lora_config(rank=rank, alpha=alpha, dropout=dropout, targets=targets))
+    model = models_lora.attach(
+        base, name, models_lora.lora_config(rank=rank, alpha=alpha, dropout=dropout, targets=targets)
+    )
 
     def save(artifact: Path, *, number: int = 0, score: Tensor | None = None) -> None:
         if not distributed.is_first():
             return
         models_lora.save(model, name, numbered(artifact, number), base=fingerprint, score=score)
 
-    return Tuned(models_lora.parameters(model, name), partial(models_lora.active, model, name), partial(models_lora.train_mode, model), model, save)
+    return Tuned(
+        models_lora.parameters(model, name),
+        partial(models_lora.active, model, name),
+        partial(models_lora.train_mode, model),
+        model,
+        save,
+    )
 
 
 def numbered(artifact: Path, number: int) -> Path:
@@ -97,9 +114,21 @@ def full(base: PreTrainedModel, tokenizer_of: Path, *, shard: bool = False) -> T
     return Tuned(dict(base.named_parameters()), active, base.eval, base, save)
 
 
-def bottleneck(base: PreTrainedModel, *, form: bottlenecks.Form, width: int | None, whole_layers: bool, fingerprint: Fingerprint) -> Tuned:
+def bottleneck(
+    base: PreTrainedModel,
+    *,
+    form: bottlenecks.Form,
+    width: int | None,
+    whole_layers: bool,
+    fingerprint: Fingerprint,
+) -> Tuned:
     """Fresh bottlenecks in place of every MLP or beside it (torch's global seed), saved as bottleneck/."""
-    bottlenecks.attach(base, width=width or bottlenecks.halving_width(base, whole_layers=whole_layers), form=form, whole_layers=whole_layers)
+    bottlenecks.attach(
+        base,
+        width=width or bottlenecks.halving_width(base, whole_layers=whole_layers),
+        form=form,
+        whole_layers=whole_layers,
+    )
 
     def save(artifact: Path, *, number: int = 0, score: Tensor | None = None) -> None:
         assert number == 0
@@ -109,11 +138,24 @@ def bottleneck(base: PreTrainedModel, *, form: bottlenecks.Form, width: int | No
         bottlenecks.save(base, artifact / "bottleneck", base=fingerprint.weights)
         models_fingerprint.record(fingerprint, artifact / "bottleneck")
 
-    return Tuned(bottlenecks.parameters(base), partial(itself, base), base.eval, base, save, is_base_at_start=form == "parallel")
+    return Tuned(
+        bottlenecks.parameters(base),
+        partial(itself, base),
+        base.eval,
+        base,
+        save,
+        is_base_at_start=form == "parallel",
+    )
 
 
 def load(
-    artifact: Path, base: PreTrainedModel | PeftModel, name: str, *, actual: Fingerprint, setting: str, again: Callable[[], PreTrainedModel]
+    artifact: Path,
+    base: PreTrainedModel | PeftModel,
+    name: str,
+    *,
+    actual: Fingerprint,
+    setting: str,
+    again: Callable[[], PreTrainedModel],
 ) -> tuple[PreTrainedModel | PeftModel, Active]:
     """``base``, whose fingerprint is ``actual``, with the trained policy of an artifact, and how to have the policy; an adapter shares the base,
     bottlenecks get one of their own from ``again``. Raises InputError where the policy belongs to another base."""
@@ -133,8 +175,14 @@ def load(
 
 def start_from(parameters: dict[str, nn.Parameter], place: Path) -> None:
     """Begin with the weights of an artifact's folder or of a file in safetensors format, by name. Raises InputError where they do not fit."""
-    folders = [place / name for name in ("adapter", "bottleneck", "model") if (place / name).is_dir()] or [place]  # an artifact's, or one of these
-    files = [place] if place.is_file() else sorted(path for folder in (*folders, place) for path in folder.glob("*.safetensors"))
+    folders = [place / name for name in ("adapter", "bottleneck", "model") if (place / name).is_dir()] or [
+        place
+    ]  # an artifact's, or one of these
+    files = (
+        [place]
+        if place.is_file()
+        else sorted(path for folder in (*folders, place) for path in folder.glob("*.safetensors"))
+    )
     found: dict[str, Tensor] = {}
     for path in files:
         found |= {_plain(name): tensor for name, tensor in load_file(path).items()}

@@ -24,7 +24,12 @@ class Checkpoint(NamedTuple):
 
 
 def save(
-    folder: Path, step: int, tensors: Mapping[str, Tensor], state: dict[str, Any] | None = None, *, best: Mapping[str, Tensor] | None = None
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Tensor],
+    state: dict[str, Any] | None = None,
+    *,
+    best: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write checkpoint ``step``: temporary folder, fsync, rename; older ones go after it stands. ``best`` are weights to keep in every later
     checkpoint as well, until others are given."""
@@ -78,19 +83,31 @@ def training_tensors(parameters: Mapping[str, nn.Parameter], optimizer: Optimize
     tensors: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
         tensors[f"parameter.{name}"] = parameter.data
-        tensors |= {f"optimizer.{key}.{name}": value for key, value in optimizer.state[parameter].items() if isinstance(value, Tensor)}
+        tensors |= {
+            f"optimizer.{key}.{name}": value
+            for key, value in optimizer.state[parameter].items()
+            if isinstance(value, Tensor)
+        }
     return tensors
 
 
-def restore_training(parameters: Mapping[str, nn.Parameter], optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+def restore_training(
+    parameters: Mapping[str, nn.Parameter], optimizer: Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
     """Put back what ``training_tensors`` took."""
     for name, parameter in parameters.items():
         with torch.no_grad():
             parameter.copy_(like(tensors[f"parameter.{name}"], parameter))
         marker = f".{name}"
         for key, value in tensors.items():
-            if key.startswith("optimizer.") and key.endswith(marker) and "." not in (short := key[len("optimizer.") : -len(marker)]):
-                optimizer.state[parameter][short] = value.to(parameter.device).clone() if short == "step" else like(value, parameter).clone()
+            if (
+                key.startswith("optimizer.")
+                and key.endswith(marker)
+                and "." not in (short := key[len("optimizer.") : -len(marker)])
+            ):
+                optimizer.state[parameter][short] = (
+                    value.to(parameter.device).clone() if short == "step" else like(value, parameter).clone()
+                )
 
 
 def _sync(path: Path) -> None:

@@ -14,7 +14,13 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.masking_utils import sdpa_mask
 from transformers.pytorch_utils import Conv1D
@@ -23,7 +29,10 @@ from tasks.rlhf.batches import attention_masks, chunked_log_probs, forward
 from tasks.rlhf.models import gradient_checkpointing, loading, lora, quantised
 
 META = torch.device("meta")
-NF4_BLOCK, NF4_GROUP = 64, 256  # weights a scale, scales a scale of their own (Dettmers et al. 2023, arXiv 2305.14314, section 3)
+NF4_BLOCK, NF4_GROUP = (
+    64,
+    256,
+)  # weights a scale, scales a scale of their own (Dettmers et al. 2023, arXiv 2305.14314, section 3)
 SLACK = 1.05  # kernels' own buffers, and what the allocator cannot use again
 
 
@@ -73,20 +82,28 @@ def adapted(model: PreTrainedModel, plan: Plan) -> PeftModel:
 
 def weight_bytes(model: PreTrainedModel, plan: Plan) -> int:
     """The base's parameters. Quantised are the matrices of the layers; embeddings, head and norms stay as stored."""
-    quantised = {id(matrix.weight): matrix.weight for matrix in _matrices(model)} if plan.precision in ("int8", "nf4") else {}
+    quantised = (
+        {id(matrix.weight): matrix.weight for matrix in _matrices(model)}
+        if plan.precision in ("int8", "nf4")
+        else {}
+    )
     size = num_bytes(p for p in model.parameters() if id(p) not in quantised)
     for weight in quantised.values():
         if plan.precision == "int8":
             size += weight.numel() + 4 * weight.shape[0]  # a float32 scale a row
         else:
             scales = -(-weight.numel() // NF4_BLOCK)
-            size += weight.numel() // 2 + (scales + 4 * -(-scales // NF4_GROUP) if plan.double_quantised else 4 * scales)
+            size += weight.numel() // 2 + (
+                scales + 4 * -(-scales // NF4_GROUP) if plan.double_quantised else 4 * scales
+            )
     return size
 
 
 def _matrices(model: PreTrainedModel) -> list[nn.Linear | Conv1D]:
     head = forward.output_head(model)
-    return [module for module in model.modules() if isinstance(module, nn.Linear | Conv1D) and module is not head]
+    return [
+        module for module in model.modules() if isinstance(module, nn.Linear | Conv1D) and module is not head
+    ]
 
 
 def num_bytes(tensors: Iterable[Tensor]) -> int:
@@ -114,13 +131,19 @@ def passing(plan: Plan) -> Passing:
     if plan.checkpointing:
         gradient_checkpointing.gradient_checkpointing(model)
     largest = max(matrix.weight.numel() for matrix in _matrices(model))
-    whole = {"int8": 8, "nf4": model.dtype.itemsize}.get(str(plan.precision), 0) * largest  # one quantised matrix at a time is made whole again
+    whole = {"int8": 8, "nf4": model.dtype.itemsize}.get(
+        str(plan.precision), 0
+    ) * largest  # one quantised matrix at a time is made whole again
     with ready(model, plan) as base, _Alive(answer=not plan.packed) as alive:
         hidden = _hidden(base, plan)
         kept = alive.now
         targets = torch.zeros(len(hidden), dtype=torch.int64, device=META)
-        rows = chunked_log_probs.chunk_rows(len(hidden), base.config.vocab_size, device=plan.device, chunk=plan.chunk)
-        loss = chunked_log_probs.cross_entropy(hidden, forward.output_head(base), targets, count=1, chunk=rows)
+        rows = chunked_log_probs.chunk_rows(
+            len(hidden), base.config.vocab_size, device=plan.device, chunk=plan.chunk
+        )
+        loss = chunked_log_probs.cross_entropy(
+            hidden, forward.output_head(base), targets, count=1, chunk=rows
+        )
         logits = alive.most - kept
         del hidden
         torch.autograd.backward(loss)
@@ -210,7 +233,9 @@ class _Attention(torch.autograd.Function):
         batch, heads, tokens, _ = query.shape
         output = query.new_empty(batch, tokens, heads, value.shape[-1]).transpose(1, 2)
         normalisers = query.new_empty(batch, heads, tokens, dtype=torch.float32)
-        ctx.save_for_backward(query, key, value, output, normalisers, mask.to(query.dtype) if mask is not None else None)
+        ctx.save_for_backward(
+            query, key, value, output, normalisers, mask.to(query.dtype) if mask is not None else None
+        )
         return output
 
     @staticmethod

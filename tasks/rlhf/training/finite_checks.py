@@ -13,7 +13,9 @@ DIVERGED = "training has diverged; lower learning_rate"
 UNSOUND_MODEL = "the model cannot be computed with; train it again or choose another precision (weights.*)"
 
 
-def check_finite(values: Mapping[str, Tensor | float], *, step: int | None = None, advice: str = DIVERGED) -> None:
+def check_finite(
+    values: Mapping[str, Tensor | float], *, step: int | None = None, advice: str = DIVERGED
+) -> None:
     """Raise InputError for the first of the named ``values`` that is not finite; causes stand before what they lead to."""
     for name, value in values.items():
         if isinstance(value, Tensor):

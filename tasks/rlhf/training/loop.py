@@ -55,14 +55,20 @@ class Training:
         apart: Sequence[Sequence[str]] = (),
     ) -> None:
         self.parameters, self.folder, self.plan, self.max_grad_norm = parameters, folder, plan, max_grad_norm
-        self.clipped = [[parameters[name] for name in names] for names in apart] or [list(parameters.values())]
+        self.clipped = [[parameters[name] for name in names] for names in apart] or [
+            list(parameters.values())
+        ]
         self.optimizer = torch.optim.AdamW(decayed(parameters, weight_decay), lr=plan.peak, fused=True)
         self.looks = evaluation_steps(plan.total, plan.evaluations)
         self.start, self.best = 0, Best()
         self.step = 0  # the one that is being or was last taken, from 1
         self.told: dict[str, Any] = {}  # what was found before the first step, as JSON
         if (checkpoint := checkpoints.latest(folder)) is not None:
-            self.start, self.best, self.told = checkpoint.step, Best(**checkpoint.state["best"]), checkpoint.state["told"]
+            self.start, self.best, self.told = (
+                checkpoint.step,
+                Best(**checkpoint.state["best"]),
+                checkpoint.state["told"],
+            )
             checkpoints.restore_training(parameters, self.optimizer, checkpoint.tensors)
             self.step = self.start
         distributed.agreed((self.start, plan.total), "steps or checkpoints")
@@ -83,7 +89,13 @@ class Training:
     def rate(self, step: int) -> float:
         """The learning rate of step ``step``, from 0."""
         plan = self.plan
-        return learning_rate(step, peak=plan.peak, total=plan.total, warmup=round(plan.warmup_share * plan.total), shape=plan.shape)
+        return learning_rate(
+            step,
+            peak=plan.peak,
+            total=plan.total,
+            warmup=round(plan.warmup_share * plan.total),
+            shape=plan.shape,
+        )
 
     def update(self, loss: float) -> float:
         """Take the step that all ranks' gradients say; gives their norm before it was clipped, the greatest where parts are clipped apart.
@@ -99,7 +111,9 @@ class Training:
     def judged(self, step: int, loss: float) -> None:
         """``loss`` is the held-out one after ``step`` steps. Raises InputError where it is no number."""
         if not math.isfinite(loss):
-            raise InputError(f"The held-out loss is {loss} after {step} steps: training has diverged; lower learning_rate.")
+            raise InputError(
+                f"The held-out loss is {loss} after {step} steps: training has diverged; lower learning_rate."
+            )
         self.best = self.best.after(step, loss)
 
     def save(self, step: int, *, every: int) -> None:
@@ -110,7 +124,9 @@ class Training:
         tensors = fsdp.whole(checkpoints.training_tensors(self.parameters, self.optimizer))
         if distributed.is_first():
             best = {name: tensors[f"parameter.{name}"] for name in self.parameters} if improved else None
-            checkpoints.save(self.folder, step, tensors, {"best": self.best._asdict(), "told": self.told}, best=best)
+            checkpoints.save(
+                self.folder, step, tensors, {"best": self.best._asdict(), "told": self.told}, best=best
+            )
 
     @torch.no_grad()
     def conclude(self) -> None:
@@ -127,4 +143,7 @@ def decayed(parameters: Mapping[str, nn.Parameter], weight_decay: float) -> list
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for p in sorted(parameters.values(), key=lambda p: p.dim() < 2):
         groups.setdefault((p.dim() > 1, isinstance(p, DTensor)), []).append(p)
-    return [{"params": some, "weight_decay": weight_decay if matrix else 0.0} for (matrix, _), some in groups.items()]
+    return [
+        {"params": some, "weight_decay": weight_decay if matrix else 0.0}
+        for (matrix, _), some in groups.items()
+    ]

@@ -47,8 +47,14 @@ def estimate(plan: Plan) -> Estimate:
 
 def told(estimate: Estimate) -> str:
     """One line: 17.2 GB: weights 3.9 GB, activations 9.1 GB, ..."""
-    parts = [(size, f"{name} {gigabytes(size)}") for name, size in estimate._asdict().items() if name != "plan" and size]
-    return f"{gigabytes(estimate.total)}: " + ", ".join(text for _, text in sorted(parts, key=lambda part: -part[0]))
+    parts = [
+        (size, f"{name} {gigabytes(size)}")
+        for name, size in estimate._asdict().items()
+        if name != "plan" and size
+    ]
+    return f"{gigabytes(estimate.total)}: " + ", ".join(
+        text for _, text in sorted(parts, key=lambda part: -part[0])
+    )
 
 
 def check(estimate: Estimate, available: int) -> None:
@@ -68,7 +74,9 @@ def check(estimate: Estimate, available: int) -> None:
             advice = f"with {setting} it takes {gigabytes(seen.needed)}"
             break
     holes = f", and up to {gigabytes(estimate.total)} with the holes of the heap" if estimate.heap else ""
-    raise InputError(f"A training step would take about {told(estimate._replace(heap=0))}{holes}; {gigabytes(available)} are free: {advice}.")
+    raise InputError(
+        f"A training step would take about {told(estimate._replace(heap=0))}{holes}; {gigabytes(available)} are free: {advice}."
+    )
 
 
 def _counted(plan: Plan) -> Estimate:
@@ -78,8 +86,20 @@ def _counted(plan: Plan) -> Estimate:
     added, weights = 0, dry_run.weight_bytes(model, plan)
     trained = dry_run.num_bytes(model.parameters())
     if plan.rank is not None:
-        trained = added = plan.num_adapters * dry_run.num_bytes(lora.parameters(dry_run.adapted(model, plan), "rehearsed").values())
-    return Estimate(weights, added, gradients=trained, optimizer=2 * trained, activations=0, logits=0, workspace=0, heap=0, plan=plan)
+        trained = added = plan.num_adapters * dry_run.num_bytes(
+            lora.parameters(dry_run.adapted(model, plan), "rehearsed").values()
+        )
+    return Estimate(
+        weights,
+        added,
+        gradients=trained,
+        optimizer=2 * trained,
+        activations=0,
+        logits=0,
+        workspace=0,
+        heap=0,
+        plan=plan,
+    )
 
 
 def _complete(counted: Estimate) -> Estimate:
@@ -107,7 +127,10 @@ def _alternatives(plan: Plan) -> Iterator[tuple[str, Plan]]:
         settings, checkpointed = ["machine.gradient_checkpointing=true"], plan._replace(checkpointing=True)
         yield settings[0], checkpointed
         for rows in _halves(plan.rows):
-            yield f"machine.gradient_checkpointing=true and machine.micro_batch={rows}", checkpointed._replace(rows=rows)
+            yield (
+                f"machine.gradient_checkpointing=true and machine.micro_batch={rows}",
+                checkpointed._replace(rows=rows),
+            )
     if plan.rows > 1:
         settings.append("machine.micro_batch=1")
     least = plan._replace(checkpointing=True, rows=1)
@@ -120,10 +143,16 @@ def _alternatives(plan: Plan) -> Iterator[tuple[str, Plan]]:
             yield "frozen weights in nf4 (weights.*)", plan._replace(precision="nf4")
         settings.append("frozen weights in nf4 (weights.*)")
         least = least._replace(precision="nf4")
-    yield "text.max_prompt_tokens and text.max_answer_tokens halved", plan._replace(tokens=-(-plan.tokens // 2))
+    yield (
+        "text.max_prompt_tokens and text.max_answer_tokens halved",
+        plan._replace(tokens=-(-plan.tokens // 2)),
+    )
     if settings:
         yield " and ".join(settings), least
-    yield " and ".join(["text.max_prompt_tokens and text.max_answer_tokens halved", *settings]), least._replace(tokens=-(-plan.tokens // 2))
+    yield (
+        " and ".join(["text.max_prompt_tokens and text.max_answer_tokens halved", *settings]),
+        least._replace(tokens=-(-plan.tokens // 2)),
+    )
 
 
 def _halves(count: int) -> Iterator[int]:

@@ -1,0 +1,595 @@
+"""Sources other than dumps: rows of files, what is made of them, and the data program on each kind."""
+
+import gzip
+import json
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+
+from tasks.artifacts.artifact import Step
+from tasks.artifacts.artifact import given as brought
+from tasks.artifacts.corpus import corpus_place, evaluation_sets
+from tasks.config.jobs import DataJob
+from tasks.config.pipeline import Pipeline
+from tasks.config.sources import OwnRows, Source
+from tasks.dataset.question import Question, identity, levels, pairs_of
+from tasks.dataset.readers import row_files
+from tasks.dataset.readers.quarantine import Quarantine
+from tasks.dataset.readers.row_files import Place, Row, read_rows
+from tasks.dataset.sources import hh_rlhf, own_rows, stack_exchange_sets
+from tasks.dataset.sources.grouping import Gathered
+from tasks.dataset.sources.markdown import to_markdown
+from tasks.dataset.splits import normalised
+from tasks.dataset.tables import COLUMNS
+from tasks.programs.data import prepare
+from tasks.programs.runtime.program import Run
+from tasks.system.errors import InputError
+from tests.support.split_assignments import assign_splits
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+real_data = pytest.mark.skipif(
+    not SHARED.is_dir(), reason="the real data of shared/data is not on this machine"
+)
+
+
+def read(path: Path) -> tuple[list[Row], Quarantine]:
+    bad = Quarantine()
+    return list(read_rows(path, bad)), bad
+
+
+def as_rows(*fields: dict[str, Any], file: str = "f.jsonl") -> list[Row]:
+    return [Row(Place(file, number), one) for number, one in enumerate(fields, 1)]
+
+
+def asked(found: Gathered) -> list[Question]:
+    return list(found.questions(Counter()))
+
+
+def prepared(path: Path, folder: Path, source: dict[str, Any], **data: Any) -> tuple[Path, dict[str, Any]]:
+    folder.mkdir(parents=True)
+    job = {"seed": 0, "source": source | {"path": str(path)}, "data": data}
+    (folder / "job.json").write_text(
+        json.dumps({"stage": "data", "job": job, "inputs": {"source": str(path)}})
+    )
+    run = Run(folder)
+    prepare(DataJob.model_validate(run.record), run)
+    return run.artifact, json.loads((run.artifact / "card.json").read_text())
+
+
+def table(artifact: Path, name: str) -> list[dict[str, Any]]:
+    return pq.read_table(artifact / f"{name}.parquet").to_pylist()
+
+
+# ---------------------------------------------------------------------------------------------------------------------- rows of files
+
+FIELDS = [{"prompt": f"p{n}", "n": n, "text": "ü\n\"'" * n} for n in range(300)]
+
+
+@pytest.mark.parametrize("form", ["jsonl", "jsonl.gz", "json", "json.gz", "parquet"])
+def test_every_format_gives_the_same_rows(tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_files, "CHUNK", 64)  # elements end within, between and at the ends of chunks
+    path = tmp_path / f"data.{form}"
+    lines = "\n".join(map(json.dumps, FIELDS)) if "jsonl" in form else json.dumps(FIELDS, indent=1)
+    if form == "parquet":
+        pq.write_table(pa.Table.from_pylist(FIELDS), path)
+    else:
+        path.write_bytes(
+            gzip.compress(lines.encode()) if form.endswith("gz") else b"\xef\xbb\xbf" + lines.encode()
+        )
+    found, bad = read(path)
+    assert [row.fields for row in found] == FIELDS
+    assert [row.place for row in found] == [Place(path.name, number) for number in range(1, 301)]
+    assert (bad.rows, bad.reasons) == (300, {})
+
+
+def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
+    for name in ("b/train.jsonl", "a/test.jsonl"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(json.dumps({"from": name}))
+    (tmp_path / "README.md").write_text("not data")
+    found, _ = read(tmp_path)
+    assert [row.place.file for row in found] == ["a/test.jsonl", "b/train.jsonl"]
+
+
+def test_bad_rows_are_told_with_their_place_and_the_rest_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_files, "MAX_ROW", 100)
+    path = tmp_path / "f.jsonl"
+    good = b'{"a": 1}\n'
+    deep = b"[" * 90 + b"\n"
+    path.write_bytes(
+        good
+        + b"{broken\n"
+        + good
+        + b"\n"
+        + b"[1]\n"
+        + b'{"a": "\xff"}\n'
+        + b'{"a": "'
+        + b"x" * 500
+        + b'"}\n'
+        + deep
+        + b"null\n"
+        + good
+    )
+    with Quarantine(tmp_path / "q.jsonl") as bad:
+        found = list(read_rows(path, bad))
+    assert [row.place.row for row in found] == [1, 3, 9]
+    assert bad.reasons == {
+        "rows that are not JSON": 3,
+        "rows that are no objects": 2,
+        "rows that are too long": 1,
+    }
+    assert json.loads((tmp_path / "q.jsonl").read_text().splitlines()[0]) == {
+        "file": "f.jsonl",
+        "row": 2,
+        "reason": "rows that are not JSON",
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty"),
+        (b"  \n ", "is empty"),
+        (b"<posts/>", "another format"),
+        (b"prompt,chosen\n", "another format"),
+        (b'[{"a": 1}, {"a"', "damaged or truncated JSON list"),
+        (b'[{"a": 1}, oops]', "damaged or truncated JSON list"),
+        (b'[{"a": "\xff"}]', "not a JSON list in UTF-8"),
+        (b"[" * 100_000, "JSON list"),
+        (gzip.compress(b'{"a": 1}\n' * 1000)[:-20], "damaged or truncated gzip"),
+        (b"\x1f\x8b\x08garbage", "damaged or truncated gzip"),
+        (b"PAR1garbagePAR1", "damaged or truncated"),
+    ],
+)
+def test_what_is_no_set_of_rows_is_refused_in_one_sentence(
+    tmp_path: Path, content: bytes, words: str
+) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=words) as refused:
+        read(path)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_places_that_hold_nothing_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        read(tmp_path / "none")
+    with pytest.raises(InputError, match="holds no file"):
+        read(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------------------- comparisons to questions
+
+
+@given(st.sets(st.tuples(st.integers(0, 7), st.integers(0, 7)).filter(lambda pair: pair[0] != pair[1])))
+def test_the_better_answer_always_stands_higher_and_only_circles_are_given_back(
+    pairs: set[tuple[int, int]],
+) -> None:
+    heights, contradicting = levels(pairs)
+    assert contradicting <= pairs
+    assert all(heights[better] > heights[worse] for better, worse in pairs - contradicting)
+    assert levels(pairs - contradicting)[1] == set()
+
+    def reaches(start: int, end: int) -> bool:
+        seen, waiting = set(), [start]
+        while waiting:
+            node = waiting.pop()
+            waiting += [worse for better, worse in pairs if better == node and worse not in seen]
+            seen |= {worse for better, worse in pairs if better == node}
+        return end in seen
+
+    assert all(reaches(worse, better) for better, worse in contradicting), (
+        "a pair that is in no circle was given back"
+    )
+
+
+def test_the_order_of_rows_changes_nothing() -> None:
+    fields = [
+        {"prompt": f"p{n % 5}", "chosen": f"a{n % 7}", "rejected": f"a{(n + 1) % 7}"} for n in range(35)
+    ]
+    fields += [{"prompt": f"q{n}", "responses": ["x", "y", "z"], "scores": [n, 2, 1.5]} for n in range(5)]
+    shuffled = random.Random(1).sample(fields, len(fields))
+    one, other = (
+        asked(own_rows.gather(as_rows(*some), Quarantine(), own_rows.Columns(), site="s", licence=""))
+        for some in (fields, shuffled)
+    )
+    assert one == other
+    assert [q.id for q in one] == sorted(q.id for q in one)
+
+
+def test_comparisons_are_kept_as_they_were_made() -> None:
+    found = Gathered("s", "MIT")
+    for better, worse in (("a", "b"), ("b", "c"), ("a", "b"), ("d", "e"), ("e", "d")):
+        found.compare("p", better, worse)
+    dropped: Counter[str] = Counter()
+    (question,) = found.questions(dropped)
+    texts = [answer.text for answer in question.answers]
+    assert {(texts[i], texts[j]) for i, j in pairs_of(question, max_pairs=10, seed=0)} == {
+        ("a", "b"),
+        ("b", "c"),
+    }  # nobody compared a and c
+    assert {answer.text: answer.score for answer in question.answers} == {
+        "a": 2,
+        "b": 1,
+        "c": 0,
+        "d": 0,
+        "e": 0,
+    }
+    assert dropped == {"comparisons that contradict each other": 2}
+    assert len(pairs_of(question, max_pairs=1, seed=0)) == 1
+
+
+def test_what_a_source_calls_a_test_set_is_evaluated_on_alone() -> None:
+    prompts = [(n, f"question {n}") for n in range(1000)] + [(2000, "Question 5!")]
+    shares = {"finetune": 0.4, "reward": 0.3, "rl": 0.2, "evaluation": 0.1}
+    splits = assign_splits(prompts, shares, dict.fromkeys([7, 8, 2000], "evaluation"))
+    assert [n for (n, _), split in zip(prompts, splits, strict=True) if split == "evaluation"] == [
+        5,
+        7,
+        8,
+        2000,
+    ]  # 5 has the text of 2000
+    counts = Counter(splits)
+    assert counts["finetune"] == pytest.approx(444, abs=50)
+
+
+# ------------------------------------------------------------------------------------------------------------------------ kinds of rows
+
+DIALOGUE = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: {}\n\nAssistant: {}"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "one_turn", "expected"),
+    [
+        ("\n\nHuman: q\n\nAssistant: good ", "\n\nHuman: q\n\nAssistant: bad", True, ("q", "good", "bad")),
+        (
+            DIALOGUE.format("q", "good"),
+            DIALOGUE.format("q", "bad"),
+            False,
+            ("Human: hi\n\nAssistant: hello\n\nHuman: q", "good", "bad"),
+        ),
+        (DIALOGUE.format("q", "good"), DIALOGUE.format("q", "bad"), True, hh_rlhf.TURNS),
+        (DIALOGUE.format("q", "good"), DIALOGUE.format("r", "bad"), False, hh_rlhf.DIFFER),
+        (DIALOGUE.format("q", "good"), "\n\nHuman: hi\n\nAssistant: bad", False, hh_rlhf.DIFFER),
+        ("\n\nHuman: q\n\nAssistant: same", "\n\nHuman: q\n\nAssistant:  same", True, hh_rlhf.EQUAL),
+        ("\n\nHuman: q\n\nAssistant:", "\n\nHuman: q\n\nAssistant: bad", True, "rows with an empty side"),
+        (
+            "\n\nHuman: q\n\nAssistant: a\n\nHuman: b",
+            "\n\nHuman: q\n\nAssistant: bad",
+            True,
+            "rows that are no dialogue",
+        ),
+        ("q", "r", True, "rows that are no dialogue"),
+        ("q", None, True, "rows without two dialogues"),
+    ],
+)
+def test_dialogues_are_parted_before_the_last_answer(
+    chosen: object, rejected: object, one_turn: bool, expected: object
+) -> None:
+    assert hh_rlhf.parted(chosen, rejected, one_turn=one_turn) == expected
+
+
+def message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+@pytest.mark.parametrize(
+    ("fields", "prompt", "pairs"),
+    [
+        ({"prompt": " p ", "chosen": "good", "rejected": "bad"}, "p", {("good", "bad")}),
+        (
+            {
+                "prompt": [message("user", "p")],
+                "chosen": [message("assistant", "good")],
+                "rejected": [message("assistant", "bad")],
+            },
+            "p",
+            {("good", "bad")},
+        ),
+        (
+            {
+                "chosen": [message("user", "p"), message("assistant", "good")],
+                "rejected": [message("user", "p"), message("assistant", "bad")],
+            },
+            "p",
+            {("good", "bad")},
+        ),
+        (
+            {"prompt": [message("system", "s"), message("user", "p")], "chosen": "good", "rejected": "bad"},
+            "System: s\n\nHuman: p",
+            {("good", "bad")},
+        ),
+        ({"prompt": "p", "responses": ["a", "b", "c"], "scores": [1, 3.5, 1]}, "p", {("b", "a"), ("b", "c")}),
+        ({"prompt": "p", "completion": "a"}, "p", set()),
+    ],
+)
+def test_own_rows_of_every_form(fields: dict[str, Any], prompt: str, pairs: set[tuple[str, str]]) -> None:
+    bad = Quarantine()
+    (question,) = asked(own_rows.gather(as_rows(fields), bad, own_rows.Columns(), site="mine", licence="CC0"))
+    assert bad.reasons == {}
+    assert (question.prompt, question.id, question.site, question.licence) == (
+        prompt,
+        identity(prompt),
+        "mine",
+        "CC0",
+    )
+    texts = [answer.text for answer in question.answers]
+    assert {(texts[i], texts[j]) for i, j in pairs_of(question, max_pairs=10, seed=0)} == pairs
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, "without a comparison"),
+        ({"prompt": "p"}, "without a comparison"),
+        ({"prompt": "p", "chosen": "x"}, "without a comparison"),
+        ({"prompt": "p", "chosen": "x", "rejected": None}, "without a comparison"),
+        ({"chosen": "x", "rejected": "y"}, "without a prompt"),
+        ({"prompt": "p", "chosen": "x", "rejected": " x"}, "answers are equal"),
+        ({"prompt": "p", "chosen": " ", "rejected": "x"}, "an empty side"),
+        ({"prompt": 3, "chosen": "y", "rejected": "x"}, "neither a text nor messages"),
+        ({"prompt": "p", "chosen": [message("user", "y")], "rejected": "x"}, "does not end in an answer"),
+        ({"prompt": "p", "chosen": [message("robot", "y")], "rejected": "x"}, "but 'robot'"),
+        ({"prompt": "p", "chosen": [{"role": ["x"], "content": "y"}], "rejected": "x"}, "lacks its role"),
+        ({"prompt": "p", "responses": ["a"], "scores": [1, 2]}, "not lists of one length"),
+        ({"prompt": "p", "responses": ["a", "b"], "scores": [1, float("nan")]}, "a score that is no number"),
+        ({"prompt": "p", "responses": ["a", 5], "scores": [1, 2]}, "neither a text nor messages"),
+    ],
+)
+def test_own_rows_that_cannot_be_used_leave_nothing_behind(fields: dict[str, Any], words: str) -> None:
+    bad = Quarantine()
+    assert asked(own_rows.gather(as_rows(fields), bad, own_rows.Columns(), site="", licence="")) == []
+    ((reason, count),) = bad.reasons.items()
+    assert words in reason
+    assert count == 1
+
+
+def test_a_published_preference_row_is_a_question_with_scored_answers() -> None:
+    answers = [
+        {
+            "answer_id": 9,
+            "pm_score": 3,
+            "selected": True,
+            "text": "<p>Use <code>ls</code></p>",
+            "author": "A",
+            "author_profile": "https://x/users/1",
+        },
+        {
+            "answer_id": 7,
+            "pm_score": -1,
+            "selected": False,
+            "text": "no",
+            "author": "B",
+            "author_profile": None,
+        },
+    ]
+    page = "https://unix.stackexchange.com/questions/5"
+    good = {
+        "qid": 5,
+        "question": "<p>How?</p>",
+        "date": "2011/06/21",
+        "metadata": [page, "https://unix.stackexchange.com", "u"],
+        "answers": answers,
+    }
+    bad = Quarantine()
+    broken = [good | {"answers": None}, good | {"question": 1}, good | {"answers": [{"answer_id": "x"}]}]
+    (question,) = stack_exchange_sets.preferences(as_rows(good, *broken), bad)
+    assert (question.prompt, question.site, question.url, question.created) == (
+        "How?",
+        "unix.stackexchange.com",
+        page,
+        "2011-06-21",
+    )
+    assert [(a.id, a.score, a.accepted, a.text, a.author) for a in question.answers] == [
+        (7, -1, False, "no", "B"),
+        (9, 3, True, "Use `ls`", "https://x/users/1"),
+    ]
+    assert bad.reasons == {
+        "rows without a question and answers": 2,
+        "rows with an answer that cannot be read": 1,
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------- the whole stage
+
+
+@real_data
+@pytest.mark.parametrize("turns", ["single", "all"])
+def test_the_hh_sample_is_counted_to_the_last_row(tmp_path: Path, turns: str) -> None:
+    path = SHARED / "hh-rlhf" / "harmless-base-dev.jsonl.gz"
+    _, card = prepared(path, tmp_path / "run", {"kind": "hh-rlhf", "turns": turns})
+    raw = [json.loads(line) for line in gzip.decompress(path.read_bytes()).decode().splitlines()]
+    same = [
+        row
+        for row in raw
+        if row["chosen"].rpartition("\n\nAssistant:")[0] == row["rejected"].rpartition("\n\nAssistant:")[0]
+    ]
+    assert card["read"] == {"rows": 1800}
+    assert card["dropped"].get(hh_rlhf.DIFFER, 0) == 1800 - len(same) > 0
+    left_out = sum(count for reason, count in card["dropped"].items() if reason in hh_rlhf.RULES) + sum(
+        card["quarantined"].values()
+    )
+    seen = card["kept"]["pairs"] + card["dropped"].get("comparisons that contradict each other", 0) + left_out
+    assert 1800 - seen <= 20, "rows that repeat a comparison"
+    if turns == "single":
+        expected = [
+            row
+            for row in same
+            if row["chosen"].count("\n\nHuman:") == 1 and row["chosen"].count("\n\nAssistant:") == 1
+        ]
+        assert card["kept"]["pairs"] == pytest.approx(len(expected), abs=10)
+    assert card["sites"] == {"hh-rlhf": card["kept"]["questions"]}
+    assert card["older_wins"] is None
+
+
+@real_data
+def test_the_articles_own_format_loads(tmp_path: Path) -> None:
+    path = SHARED / "stackexchange" / "stack_exchange_paired_tiny.json"
+    shares = {"finetune_share": 0.3, "reward_share": 0.4, "rl_share": 0.1}
+    bad = Quarantine()
+    questions = asked(stack_exchange_sets.paired(read_rows(path, bad), bad))
+    assert bad.reasons == {}
+    assert len(questions) == 8
+    raw = json.loads(path.read_text())
+    made = {(q.prompt, q.answers[i].text, q.answers[j].text) for q in questions for i, j in q.compared or ()}
+    assert made == {
+        tuple(row[name].strip() for name in ("question", "response_j", "response_k")) for row in raw
+    }
+    _, card = prepared(path, tmp_path / "run", {"kind": "stack-exchange-paired"}, **shares)
+    assert (card["read"], card["kept"]["questions"], card["kept"]["pairs"]) == ({"rows": 25}, 8, 25)
+
+
+@real_data
+@pytest.mark.parametrize(
+    ("name", "questions"), [("ai/Posts.xml", 421), ("stackoverflow-2008/Posts.xml", 173)]
+)
+def test_other_dumps_load(tmp_path: Path, name: str, questions: int) -> None:
+    _, card = prepared(SHARED / "stackexchange" / name, tmp_path / "run", {"kind": "stack-exchange"})
+    assert card["read"]["questions"] == questions
+
+
+def comparisons(count: int) -> list[dict[str, str]]:
+    return [
+        {"prompt": f"question number {n}", "chosen": f"good {n}", "rejected": f"bad {n}"}
+        for n in range(count)
+    ]
+
+
+def test_own_comparisons_fill_every_table(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text(
+        "\n".join(
+            json.dumps({"q": row["prompt"], "yes": row["chosen"], "no": row["rejected"]})
+            for row in comparisons(200)
+        )
+    )
+    source = {
+        "kind": "own",
+        "prompt": "q",
+        "chosen": "yes",
+        "rejected": "no",
+        "site": "our help desk",
+        "licence": "internal",
+    }
+    artifact, _ = prepared(path, tmp_path / "run", source)
+    tables = {name: table(artifact, name) for name in COLUMNS}
+    assert all(tables.values())
+    assert all(row["answer"].startswith("good") for row in tables["finetune"])
+    assert all(
+        row["chosen"].startswith("good") and row["chosen_score"] > row["rejected_score"]
+        for row in tables["reward"]
+    )
+    assert all(row["answers"][row["best"]].startswith("good") for row in tables["evaluation"])
+    assert {row["site"] for row in tables["rl"]} == {"our help desk"}
+    texts = [
+        {normalised(row["prompt"]) for row in tables[name]}
+        for name in ("finetune", "reward", "rl", "evaluation")
+    ]
+    assert sum(map(len, texts)) == len(set().union(*texts))
+    assert (artifact / "quarantine.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize("names", [["test.jsonl"], ["test.jsonl", "train.jsonl"]])
+def test_a_test_file_is_evaluated_on_unless_it_is_all_there_is(tmp_path: Path, names: list[str]) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in names:
+        lines = [
+            {side: f"\n\nHuman: {name} {n}?\n\nAssistant: {side} {n}" for side in ("chosen", "rejected")}
+            for n in range(100)
+        ]
+        (folder / name).write_text("\n".join(map(json.dumps, lines)))
+    artifact, card = prepared(
+        folder if len(names) > 1 else folder / names[0], tmp_path / "run", {"kind": "hh-rlhf"}
+    )
+    assert all(card["split_questions"].values())
+    if len(names) > 1:
+        assert card["split_questions"]["evaluation"] == 100
+        assert all(row["prompt"].startswith("test") for row in table(artifact, "evaluation"))
+
+
+def test_too_many_bad_rows_are_refused_and_few_are_put_aside(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join([*map(json.dumps, comparisons(190)), *["{broken"] * 8]))
+    artifact, card = prepared(path, tmp_path / "few", {"kind": "own"})
+    assert card["quarantined"] == {"rows that are not JSON": 8}
+    assert len((artifact / "quarantine.jsonl").read_text().splitlines()) == 8
+    with pytest.raises(
+        InputError,
+        match=r"8 of 198 rows of .* cannot be used \(8 rows that are not JSON; the first: mine.jsonl, row 191\)",
+    ):
+        prepared(path, tmp_path / "many", {"kind": "own"}, max_bad_share=0.01)
+    path.write_text("\n".join(json.dumps({"question": "q", "a": 1}) for _ in range(20)))
+    with pytest.raises(InputError, match="name its columns in source"):
+        prepared(path, tmp_path / "all", {"kind": "own"})
+
+
+def test_where_the_data_is_from_is_no_part_of_the_key_and_what_it_is_called_is(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("x")
+
+    def key(**source: Any) -> str:
+        config = Pipeline.model_validate({"source": {"kind": "own", "path": "nowhere", **source}})
+        return Step("data", DataJob.of(config), {"source": brought(tmp_path / "a.jsonl")}).recipe.key
+
+    assert key() == key(path="elsewhere", revision="main", files="*.jsonl")
+    assert key() != key(prompt="question")
+
+
+def test_an_evaluation_set_is_part_of_the_key_by_its_content(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text("a question of the benchmark that nobody may learn\n")
+
+    def key(*sets: str) -> str:
+        config = Pipeline.model_validate(
+            {"data": {"against": [str(tmp_path / f"{name}.txt") for name in sets]}}
+        )
+        return Step("data", DataJob.of(config), evaluation_sets(config)).recipe.key
+
+    assert key("a") == key("b") != key()
+    (tmp_path / "b.txt").write_text("another question of the benchmark that nobody may learn\n")
+    assert key("a") != key("b")
+    with pytest.raises(InputError, match=r"data\.against: there is no file or folder .*none\.txt"):
+        key("none")
+
+
+def test_a_corpus_is_looked_for_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source: Any = TypeAdapter(Source).validate_python({"kind": "own", "path": str(tmp_path)})
+    assert isinstance(source, OwnRows)
+    assert corpus_place(source) == tmp_path
+    with pytest.raises(InputError, match="there is no file or folder"):
+        corpus_place(source.model_copy(update={"path": "./nothing"}))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(InputError, match="nor a data set that could be fetched"):
+        corpus_place(source.model_copy(update={"path": "nobody/nothing"}))
+
+
+# -------------------------------------------------------------------------------------------------- what damaged inputs have brought to light
+
+
+def test_half_characters_become_replacements_and_whole_ones_stay(tmp_path: Path) -> None:
+    path = tmp_path / "f.jsonl"
+    path.write_text('{"prompt": "half \\ud800", "\\udc00": ["\\ud83d\\ude00 and 漢"]}')
+    (row,) = read(path)[0]
+    assert row.fields == {"prompt": "half \ufffd", "\ufffd": ["😀 and 漢"]}
+
+
+def test_a_text_of_many_control_characters_is_text_all_the_same() -> None:
+    assert to_markdown("<p>a</p>" + "\0" * 1000) == "a"
+    assert to_markdown("<pre><code>x\x0cy</code></pre>") == "```\nx\x0cy\n```"
+
+
+def test_an_address_that_is_none_is_no_reason_to_stop() -> None:
+    answers = [{"answer_id": k, "pm_score": k, "text": "x"} for k in (1, 2)]
+    fields = {"qid": 1, "question": "q", "answers": answers, "metadata": ["http://[", None, 5]}
+    (question,) = stack_exchange_sets.preferences(as_rows(fields), Quarantine())
+    assert (question.site, question.url) == ("stackexchange.com", "http://[")

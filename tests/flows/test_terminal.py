@@ -1,0 +1,193 @@
+"""What a run shows on terminals of any width and in a file: progress, warnings, and an end that does not scroll away what matters."""
+
+import io
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from flows.display import terminal
+from flows.display.formatting import headline, key_figures
+from flows.display.progress import Progress
+from tasks.system import events
+from tasks.system.events import Event
+
+WARNING = "The reward model is fooled: see /data/a/rather/long/path/without-any-space/objects/reward/d1f7c17814c1/summary.json for its well-known attacks."
+
+
+def rate(value: float, low: float, high: float) -> dict[str, float]:
+    return {"value": value, "low": low, "high": high, "n": 500}
+
+
+def summary(metrics: dict[str, Any]) -> dict[str, Any]:
+    stage = {"key": "k" * 64, "digest": "d", "seconds": 1.5, "peak_mb": 30.0, "cached": False, "metrics": {}}
+    names = {"reward": [WARNING], "ppo": []}
+    stages = [{"name": name, **stage, "warnings": warnings} for name, warnings in names.items()]
+    return {
+        "metrics": metrics,
+        "stages": stages,
+        "seconds": 129.0,
+        "report": "/h/report.html",
+        "file": "/h/runs/1/summary.json",
+    }
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Draw on a terminal of some width, or into a file (0), and return the text."""
+
+    def draw(width: int, call: Callable[[], None]) -> str:
+        text = io.StringIO()
+        made = Console(
+            file=text,
+            width=width or terminal.PLAIN_WIDTH,
+            force_terminal=bool(width),
+            no_color=True,
+            highlight=False,
+            legacy_windows=False,
+        )
+        monkeypatch.setattr(terminal, "console", lambda: made)
+        call()
+        return (
+            text.getvalue()
+            .replace("\x1b[1m", "")
+            .replace("\x1b[1;33m", "")
+            .replace("\x1b[33m", "")
+            .replace("\x1b[0m", "")
+        )
+
+    return draw
+
+
+@pytest.mark.parametrize("width", [0, 20, 80, 120, 200])
+def test_warnings_and_result_come_last_and_no_word_or_path_is_broken(
+    width: int, shown: Callable[..., str]
+) -> None:
+    metrics = {
+        **{f"sft.figure_{number}": 1.0 for number in range(70)},
+        "gold_win_rate.ppo_vs_sft": rate(0.755, 0.715, 0.791),
+    }
+    text = shown(width, lambda: terminal.print_end(summary(metrics)))
+    assert "sft.figure_1" not in text
+    last = text[text.index("1 warning") :]
+    assert " ".join(last.split()) == (
+        f"1 warning - reward: {WARNING} "
+        "Result: PPO is better than SFT: it wins on 75.5% of 500 questions (95% interval 71.5% to 79.1%), judged by the gold scorer."
+    )
+    if width:
+        words = {word for word in f"{WARNING} {last}".split() if len(word) > width}
+        assert all(len(line) <= width or set(line.split()) & words for line in last.splitlines())
+    else:
+        assert f"- reward: {WARNING}\n" in last  # one line in a file, to be found by its words
+    assert "All figures  71 in /h/runs/1/summary.json" in " ".join(text.split(" "))
+
+
+def test_a_run_without_comparisons_or_warnings_has_neither_at_its_end(shown: Callable[..., str]) -> None:
+    found = summary({"ppo.kl": 0.5})
+    found["stages"][0]["warnings"] = []
+    text = shown(80, lambda: terminal.print_end(found))
+    assert "warning" not in text
+    assert "Result" not in text
+    assert text.rstrip().endswith("/h/report.html")
+
+
+def test_control_characters_and_markup_of_a_warning_are_shown_as_text(shown: Callable[..., str]) -> None:
+    def draw() -> None:
+        with terminal.Screen():
+            events.tell(
+                "warning", "data", text="[red]a\x1b]0;title\x07 question \x1b[2J\x08 of [/bold] a post"
+            )
+
+    assert "Warning: [red]a question \ufffd of [/bold] a post" in shown(0, draw)
+
+
+def test_lines_say_which_of_how_many_stages(
+    shown: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal, "PLAIN_SECONDS", -1.0)
+
+    def draw() -> None:
+        with terminal.Screen() as drawn:
+            drawn.ready()
+            events.tell("plan", stages=["site", "data", "sft"])
+            events.tell("start", "data", key="k", shown=("loss",))
+            events.tell(
+                "step", "data", line={"step": 12_345_678, "total": 37_036_035, "unit": "bytes", "loss": 0.5}
+            )
+            events.tell("failed", "data")
+
+    assert shown(0, draw).splitlines()[-2:] == [
+        "  2/3 data      12.3 of 37.0 MB  loss 0.500",
+        "  2/3 data      failed",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("first", "line", "text"),
+    [
+        ({"step": 0}, {"step": 50, "total": 100}, "50/100  5.0/s  10.0 s left"),
+        ({"step": 0}, {"step": 5_000, "total": 0}, "5,000  500.0/s"),
+        ({"step": 0}, {"step": 1, "total": 2}, "1/2  10.0 s/step  10.0 s left"),
+        ({"step": 0}, {"step": 10, "total": 73}, "10/73  1.0/s  1 min 3 s left"),
+        (
+            {"step": 0, "unit": "bytes"},
+            {"step": 999, "total": 999, "unit": "bytes"},
+            "999 of 999 bytes  100 bytes/s",
+        ),
+        (
+            {"step": 0, "unit": "bytes"},
+            {"step": 2_500, "total": 9_999, "unit": "bytes"},
+            "2.5 of 10.0 kB  250 bytes/s  30.0 s left",
+        ),
+        (
+            {"step": 0, "unit": "bytes"},
+            {"step": 10**11, "total": 10**12, "unit": "bytes"},
+            "0.1 of 1.0 TB  10.0 GB/s  1 min 30 s left",
+        ),
+    ],
+)
+def test_progress_in_units_that_people_read(
+    first: dict[str, Any], line: dict[str, Any], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    progress = Progress()
+    progress.on_event(Event("start", "data", {"shown": ()}))
+    monkeypatch.setattr(time, "monotonic", lambda: 100.0)
+    progress.text(first)
+    monkeypatch.setattr(time, "monotonic", lambda: 110.0)
+    assert progress.text(line) == text
+
+
+@pytest.mark.parametrize(
+    ("metrics", "sentence"),
+    [
+        ({"gold_win_rate.ppo_vs_sft": rate(0.4, 0.35, 0.45)}, "Result: PPO is worse than SFT"),
+        ({"gold_win_rate.ppo_vs_sft": rate(0.5, 0.45, 0.55)}, "Result: PPO cannot be told from SFT"),
+        (
+            {
+                "gold_win_rate.ppo_vs_sft": rate(0.6, 0.55, 0.65),
+                "gold_win_rate.dpo_vs_sft": rate(0.7, 0.6, 0.8),
+            },
+            "Result: DPO is better than SFT",
+        ),
+        ({"reward_win_rate.ppo_vs_sft": rate(0.7, 0.6, 0.8)}, "Result: PPO is better than SFT"),
+        ({"reward_win_rate.sft_vs_chosen": rate(0.7, 0.6, 0.8)}, ""),
+        ({"ppo.kl": 1.0}, ""),
+    ],
+)
+def test_the_result_in_one_sentence(metrics: dict[str, Any], sentence: str) -> None:
+    assert headline(metrics).startswith(sentence)
+    assert bool(headline(metrics)) == bool(sentence)
+
+
+def test_key_figures_are_those_of_the_best_judge() -> None:
+    both = {
+        "reward_win_rate.ppo_vs_sft": 1,
+        "gold_win_rate.ppo_vs_sft": 1,
+        "ppo.kl": 1,
+        "sft.best_step": 1,
+        "reward_accuracy.votes": 1,
+    }
+    assert key_figures(both) == ["gold_win_rate.ppo_vs_sft", "ppo.kl", "reward_accuracy.votes"]
+    assert key_figures({"reward_win_rate.ppo_vs_sft": 1}) == ["reward_win_rate.ppo_vs_sft"]

@@ -1,0 +1,456 @@
+"""Several processes on one run: real torchrun, two ranks, against one process; and no rank is left behind whoever dies."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from tasks.config.jobs import DpoJob, Job, ReferenceJob, RewardJob, SftJob
+from tasks.config.machine import Machine
+from tasks.execution import launch, program_forks
+from tasks.execution.launch import run_program
+from tasks.programs import dpo, reference, reward, sft
+from tasks.programs.runtime.program import Run
+from tasks.system.errors import InputError, StageCrashed
+from tests.support import fake_tree, tiny
+from tests.support.fake_tree import await_, is_alive
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux ends a process with torchrun's agent"
+)
+
+TEXT = {"max_prompt_tokens": 48, "max_answer_tokens": 24}
+COMMON = {"lora": {"rank": 2, "alpha": 4}, "max_steps": 8, "epochs": 80, "learning_rate": 1e-3}
+# stage -> its job, its inputs and what is set of the machine; the ranks get unequal numbers of parts, and in the reward model's steps one gets none
+STAGES: dict[str, tuple[dict[str, Any], tuple[str, ...], dict[str, Any]]] = {
+    "sft": ({"sft": COMMON | {"batch_size": 3, "block_tokens": 96}}, ("data", "base"), {"micro_batch": 1}),
+    "reward": (
+        {"reward": COMMON | {"batch_size": 1, "members": 2, "comparisons": "rankings", "probe": True}},
+        ("data", "model"),
+        {},
+    ),
+    "dpo": ({"dpo": COMMON | {"batch_size": 3}}, ("data", "model", "reference"), {}),
+}
+PROGRAMS: dict[str, tuple[Callable[[Any, Run], None], type[Job]]] = {
+    "sft": (sft.train, SftJob),
+    "reward": (reward.train, RewardJob),
+    "dpo": (dpo.train, DpoJob),
+}
+TWO = Machine.model_validate({"threads": 1, "launch": {"sft": {"processes": 2}}})
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("ranks")
+    found = {"data": tiny.data_folder(root / "data"), "base": tiny.base_folder(root / "base")}
+    found["model"] = found["base"]
+    run = Run(
+        tiny.prepare(
+            root / "reference", "reference", {"text": TEXT}, {name: found[name] for name in ("data", "model")}
+        )
+    )
+    reference.compute(ReferenceJob.model_validate(run.record), run)
+    return found | {"reference": run.artifact}
+
+
+def prepared(
+    folder: Path, stage: str, inputs: dict[str, Path], *, shard: bool = False, **changed: Any
+) -> Path:
+    job, names, machine = STAGES[stage]
+    job = {
+        stage: {
+            name: value
+            for name, value in (job[stage] | changed).items()
+            if name != "members" or stage == "reward"
+        }
+    }
+    machine = machine | {"launch": {stage: {"shard": shard}}}
+    return tiny.prepare(
+        folder,
+        stage,
+        {"seed": 5, "text": TEXT} | job,
+        {name: inputs[name] for name in names},
+        checkpoint_steps=3,
+        **machine,
+    )
+
+
+def start(folder: Path, *program: str, ranks: int = 2) -> "subprocess.Popen[bytes]":
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(tiny.ROOT),
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(ranks),
+        *program,
+    ]
+    with (folder / "log.txt").open("ab") as log:
+        return subprocess.Popen(command, cwd=tiny.ROOT, env=environment, stdout=log, stderr=log)
+
+
+def run_by_two(stage: str, folder: Path) -> Path:
+    assert start(folder, "-m", f"tasks.programs.{stage}", str(folder)).wait(300) == 0, (
+        folder / "log.txt"
+    ).read_text()[-3000:]
+    return folder / "artifact"
+
+
+def run_here(stage: str, folder: Path) -> Path:
+    train, job = PROGRAMS[stage]
+    run = Run(folder)
+    train(job.model_validate(run.record), run)
+    return run.artifact
+
+
+def steps(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "metrics.jsonl"
+    lines = [json.loads(line) for line in (path.read_text() if path.exists() else "").split("\n")[:-1]]
+    return [line for line in lines if "phase" not in line]
+
+
+def contents(artifact: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(artifact)): path.read_bytes()
+        for path in sorted(artifact.rglob("*"))
+        if path.is_file()
+    }
+
+
+def children(pid: int) -> list[int]:
+    return [child for child in launch._with_children(pid) if child != pid]
+
+
+@pytest.mark.parametrize("shard", [False, True])
+@pytest.mark.parametrize("stage", PROGRAMS)
+def test_two_processes_take_the_steps_of_one(
+    stage: str, shard: bool, inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    changed = {"tune": "full", "members": 1, "learning_rate": 1e-4} if shard else {}
+    folders = [prepared(tmp_path / name, stage, inputs, shard=shard, **changed) for name in ("one", "two")]
+    one, two = run_here(stage, folders[0]), run_by_two(stage, folders[1])
+    assert (tmp_path / "two" / "done").exists()
+    for ours, theirs in zip(steps(one), steps(two), strict=True):
+        assert ours.keys() == theirs.keys()
+        for name in ours.keys() & {"loss", "grad_norm", "held_out_loss"}:
+            assert theirs[name] == pytest.approx(ours[name], rel=1e-5)
+    files = [path.relative_to(one) for path in one.rglob("*.safetensors")]
+    assert files == [path.relative_to(two) for path in two.rglob("*.safetensors")] != []
+    for path in files:
+        weights, others = load_file(one / path), load_file(two / path)
+        assert weights.keys() == others.keys()
+        assert max((weights[name] - others[name]).abs().max().item() for name in weights) < 1e-5
+    assert contents(one).keys() == contents(two).keys()
+
+
+@pytest.mark.parametrize(
+    ("stage", "shard"), [("sft", False), ("sft", True), ("reward", False), ("dpo", False)]
+)
+def test_killed_in_mid_run_two_processes_end_as_uninterrupted_ones(
+    stage: str, shard: bool, inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    changed = {"lora": {"rank": 2, "alpha": 4, "dropout": 0.1}, "max_steps": 30} | (
+        {"tune": "full"} if shard else {}
+    )
+    killed, whole = (
+        prepared(tmp_path / name, stage, inputs, shard=shard, **changed) for name in ("killed", "whole")
+    )
+    agent = start(killed, "-m", f"tasks.programs.{stage}", str(killed))
+    await_(lambda: len(steps(killed)) > 4 or agent.poll() is not None, 120, every=0.002)
+    workers = children(agent.pid)
+    agent.kill()  # the agent alone: its workers must not stay behind
+    agent.wait()
+    assert len(workers) == 2
+    await_(lambda: not any(map(is_alive, workers)), 5)
+    before = steps(killed)
+    assert 4 < len(before) < 30
+    resumed = contents(run_by_two(stage, killed))
+    assert steps(killed)[:3] == before[:3]  # wall-clock times and all: these steps were not taken again
+    wanted = contents(run_by_two(stage, whole))
+    assert resumed.keys() == wanted.keys()
+    assert {name for name in wanted if resumed[name] != wanted[name]} == set()
+
+
+REFUSING = """
+import sys
+from tasks.programs import sft
+from tasks.system.errors import InputError
+from tasks.config.jobs import SftJob
+from tasks.programs.runtime.program import main
+from tasks.rlhf.compute import distributed
+
+honest = sft.packing_leak
+
+def refusing(*given):
+    if ranks.rank() == 1:
+        raise InputError("Rank 1 does not like it.")
+    return honest(*given)
+
+sft.packing_leak = refusing
+main(sft.train, SftJob, among=ranks.joined)
+"""
+
+
+def test_what_one_rank_refuses_ends_all_in_its_own_words(inputs: dict[str, Path], tmp_path: Path) -> None:
+    folder = prepared(tmp_path / "refused", "sft", inputs)
+    (tmp_path / "refusing.py").write_text(REFUSING)
+    agent = start(folder, str(tmp_path / "refusing.py"), str(folder))
+    await_(lambda: (folder / "error.json").exists() or agent.poll() is not None, 120)
+    workers, told = children(agent.pid), time.monotonic()
+    assert agent.wait(60) == 1
+    assert time.monotonic() - told < 15
+    assert json.loads((folder / "error.json").read_text()) == {
+        "input": True,
+        "disk": False,
+        "message": "Rank 1 does not like it.",
+    }
+    assert not any(map(is_alive, workers))
+    assert not (folder / "done").exists()
+
+
+# --------------------------------------------------------------------------------------------------- what the ranks do together
+
+TOGETHER = """
+import torch
+from torch import nn
+from tasks.rlhf.compute import distributed
+from tasks.rlhf.compute.devices import seed_step
+from tasks.system.errors import InputError
+
+with ranks.joined():
+    rank = ranks.rank()
+    assert ranks.world() == 3 and ranks.is_first() == (rank == 0)
+    ranks.BUCKET = 40  # some in the same, some apart
+    sizes = [((2, 3), torch.float32), (4, torch.float32), (5, torch.float32), (30, torch.bfloat16)]
+    p = [nn.Parameter(torch.zeros(size, dtype=dtype)) for size, dtype in sizes]
+    p[0].grad = torch.arange(6.0).reshape(2, 3) * (rank + 1)
+    if rank == 2:
+        p[1].grad = torch.full((4,), 7.0)
+    p[3].grad = torch.tensor([256.0, 1.0, -256.0]).roll(rank).repeat(10).bfloat16()  # in bfloat16 256 + 1 - 256 is 0
+    ranks.sum_gradients(p)
+    assert torch.equal(p[0].grad, torch.arange(6.0).reshape(2, 3) * 6)
+    assert torch.equal(p[1].grad, torch.full((4,), 7.0))
+    assert p[2].grad is None
+    assert torch.equal(p[3].grad, torch.ones(30, dtype=torch.bfloat16))
+
+    assert ranks.mine(list(range(8))) == [[0, 3, 6], [1, 4, 7], [2, 5]][rank]
+    assert ranks.mine(torch.arange(2)).tolist() == [[0], [1], []][rank]
+    computed = []
+    assert ranks.each([10, 20, 30, 40], lambda x: computed.append(x) or 2 * x) == [20, 40, 60, 80]
+    assert computed == [[10, 40], [20, 10], [30, 10]][rank]  # all are called as often
+    assert ranks.turns([1] * rank, 9) == [(1, True)] * rank + [(9, False)] * (2 - rank)
+    assert ranks.each([], float) == []
+    assert ranks.summed([rank, 0.5]) == [3.0, 1.5]
+    seed_step(1, 2, rank=rank)
+    drawn = ranks.each(range(3), lambda _: torch.rand(1).item())
+    assert len(set(drawn)) == 3
+    seed_step(1, 2)
+    assert torch.rand(1).item() == drawn[0]
+    assert ranks.agreed(5, "fives") == 5
+    try:
+        ranks.agreed(rank, "ranks")
+    except InputError as error:
+        assert "different ranks" in str(error)
+    else:
+        raise AssertionError
+"""
+
+
+def test_sums_shares_and_agreement_of_three(tmp_path: Path) -> None:
+    (tmp_path / "together.py").write_text(TOGETHER)
+    assert start(tmp_path, str(tmp_path / "together.py"), ranks=3).wait(120) == 0, (
+        tmp_path / "log.txt"
+    ).read_text()[-3000:]
+
+
+LOST = """
+import os, signal, sys
+from pathlib import Path
+from tasks.system import torchrun
+from tasks.rlhf.compute import distributed
+
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, which would end the other first
+try:
+    with ranks.joined():
+        ranks.wait()
+        if ranks.rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        ranks.wait()
+except launched.PeersLost:
+    Path(sys.argv[1]).write_text("")
+"""
+
+
+def test_a_rank_that_has_lost_another_knows_it(tmp_path: Path) -> None:
+    (tmp_path / "lost.py").write_text(LOST)
+    assert start(tmp_path, str(tmp_path / "lost.py"), str(tmp_path / "lost")).wait(120) == 1
+    assert (tmp_path / "lost").exists(), (tmp_path / "log.txt").read_text()[-3000:]
+
+
+SHARDED = """
+import os
+import sys
+sys.path.insert(0, "tests")
+from tests.support import tiny
+import torch
+from torch.distributed.tensor import DTensor
+from tasks.rlhf.models import quantised
+from tasks.rlhf.batches import shared_prompt
+from tasks.rlhf.batches import chunked_log_probs
+from tasks.rlhf.models import loading
+from tasks.rlhf.compute import distributed
+from tasks.rlhf.compute import fsdp
+
+ids = torch.randint(3, 300, (4, 20), generator=torch.Generator().manual_seed(1))
+
+def loss(model, rows):
+    hidden = models.hidden_states(model, ids[rows])[:, :-1].flatten(0, 1)
+    return chunked.cross_entropy(hidden, models.output_head(model), ids[rows][:, 1:].flatten(), count=76)
+
+with ranks.joined():
+    for kind in ("llama", "qwen2", "gpt2"):  # the first and the last with tied embeddings
+        alone, parts = (tiny.model(kind).requires_grad_(True) for _ in range(2))
+        bases.gradient_checkpointing(parts)
+        sharded.shard(parts)
+        loss(alone, slice(None)).backward()
+        sharded.inside(parts, loss, slice(ranks.rank(), None, 2)).backward()
+        ranks.sum_gradients(parts.parameters())  # nothing to do
+        wanted = dict(alone.named_parameters())
+        assert dict(parts.named_parameters()).keys() == wanted.keys()
+        assert all(isinstance(p, DTensor) for p in parts.parameters())
+        for name, p in parts.named_parameters():
+            torch.testing.assert_close(p.grad.full_tensor(), wanted[name].grad, rtol=1e-4, atol=1e-6)
+        extra = [torch.nn.Parameter(torch.zeros(3)) for _ in range(2)]
+        for p in extra:
+            p.grad = torch.full((3,), 2.0)
+        norms = [sharded.clip([*model.parameters(), p], 0.1) for model, p in zip((alone, parts), extra)]
+        assert abs(norms[0] - norms[1]) < 1e-4 * norms[0]
+        assert abs(sharded.clip([*parts.parameters(), extra[1]], 9) - 0.1) < 1e-4
+        torch.testing.assert_close(*[p.grad for p in extra])
+
+        with torch.no_grad():
+            before = sharded.inside(parts, loss, slice(None)).item()
+            for name, p in parts.named_parameters():
+                p.copy_(sharded.like(wanted[name] / 2, p))
+                wanted[name].div_(2)
+            assert abs(sharded.inside(parts, loss, slice(None)) - loss(alone, slice(None))) < 1e-5, kind
+            assert abs(before - loss(alone, slice(None))) > 1e-2, (before, loss(alone, slice(None)))
+        long, short = ([5] * 60, [[6, 7] * 34]), ([5] * 30, [[6, 7] * 20])
+        asked = [[long] * 4 + [short] * 4, [short]]
+        joined = [branches.join(some, pad_id=0, device=tiny.CPU, hidden_size=32) for some in asked]
+        assert [len(batch.groups) for batch in joined] == [2, 1]  # one rank calls the model more often than the other
+        for p in [*alone.parameters(), *parts.parameters()]:
+            p.grad = None
+        (branches.log_probs(alone, joined[0]).sum() + branches.log_probs(alone, joined[1]).sum()).backward()
+        sharded.inside(parts, branches.log_probs, joined[ranks.rank()]).sum().backward()
+        for name, p in parts.named_parameters():
+            torch.testing.assert_close(p.grad.full_tensor(), wanted[name].grad, rtol=1e-3, atol=1e-4)
+        found = sharded.whole(dict(parts.named_parameters()))
+        assert not ranks.is_first() or all(torch.equal(found[name], wanted[name]) for name in wanted)
+os._exit(0)  # as programs do
+"""
+
+
+def test_losses_and_gradients_of_weights_in_parts_are_those_of_whole_ones(tmp_path: Path) -> None:
+    (tmp_path / "in_parts.py").write_text(SHARDED)
+    assert start(tmp_path, str(tmp_path / "in_parts.py")).wait(120) == 0, (tmp_path / "log.txt").read_text()[
+        -3000:
+    ]
+
+
+def test_only_weights_that_are_all_trained_can_be_sharded(inputs: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="set tune to full, or shard to false"):
+        run_here("sft", prepared(tmp_path / "lora", "sft", inputs, shard=True))
+
+
+# ----------------------------------------------------------------------------------------------------------------------- launch
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    made = fake_tree.make_tree(tmp_path / "tree")
+    monkeypatch.setattr(launch, "ROOT", made)
+    yield made
+    program_forks.stop()
+
+
+def written(tree: Path, tmp_path: Path, code: str) -> Path:
+    """A folder for a program of this code."""
+    (tree / "tasks" / "programs" / "sft.py").write_text(
+        "import os, time\nfrom pathlib import Path\nRANK = os.environ['RANK']\n" + code
+    )
+    made = tmp_path / "work"
+    made.mkdir()
+    return made
+
+
+def test_a_stage_is_started_as_several_processes_and_their_memory_is_summed(
+    tree: Path, tmp_path: Path
+) -> None:
+    code = "kept = bytearray(200 << 20)\nkept[::4096] = b'x' * len(kept[::4096])\nprint('I am', RANK)\ntime.sleep(0.5)\n"
+    code += "Path('threads' + RANK).write_text(os.environ['OMP_NUM_THREADS'])\nif RANK == '0': Path('done').write_text('')\n"
+    directory = written(tree, tmp_path, code)
+    usage = run_program("sft", directory, TWO)
+    assert [(directory / f"threads{rank}").read_text() for rank in (0, 1)] == ["1", "1"]
+    assert usage.peak_mb > 400
+    log = (directory / "log.txt").read_text()
+    assert "I am 0" in log
+    assert "I am 1" in log
+
+
+def test_a_killed_rank_is_a_crash_of_them_all(tree: Path, tmp_path: Path) -> None:
+    code = (
+        "Path('pid' + RANK).write_text(str(os.getpid()))\nwhile not Path('pid0').exists(): time.sleep(0.01)\n"
+    )
+    directory = written(tree, tmp_path, code + "if RANK == '1': os.kill(os.getpid(), 9)\ntime.sleep(600)\n")
+    with pytest.raises(StageCrashed, match="sft failed: killed by SIGKILL"):
+        run_program("sft", directory, TWO)
+    assert not is_alive(int((directory / "pid0").read_text()))
+
+
+def test_whatever_is_raised_meanwhile_all_ranks_are_killed(tree: Path, tmp_path: Path) -> None:
+    code = "from tasks.rlhf import launched\nlaunched.die_with_parent()\nPath('pid' + RANK).write_text(str(os.getpid()))\ntime.sleep(600)\n"
+    directory = written(tree, tmp_path, code)
+
+    def interrupt() -> None:
+        if all((directory / name).exists() and (directory / name).read_text() for name in ("pid0", "pid1")):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_program("sft", directory, TWO, on_poll=interrupt)
+    await_(lambda: not any(is_alive(int((directory / name).read_text())) for name in ("pid0", "pid1")), 5)
+
+
+def test_a_program_for_one_process_refuses_to_be_several(tree: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "work"  # the tree's own program
+    directory.mkdir()
+    (directory / "job.json").write_text("{}")
+    with pytest.raises(InputError, match="This program is one process, and 2 were started"):
+        run_program("sft", directory, TWO)
+
+
+def test_nodes_meet_at_a_rendezvous(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="needs rendezvous, as host:port"):
+        Machine.model_validate({"launch": {"sft": {"nodes": 2}}})
+    machine = Machine.model_validate(
+        {"launch": {"sft": {"nodes": 2, "processes": 8}}, "rendezvous": "node0:29500"}
+    )
+    command = " ".join(launch._several("sft", tmp_path / "key", machine))
+    assert (
+        "--nnodes 2 --rdzv-backend c10d --rdzv-endpoint node0:29500 --rdzv-id key --nproc-per-node 8 -m tasks.programs.sft"
+        in command
+    )
+    assert machine.of("ppo").processes == 1

@@ -1,0 +1,213 @@
+"""A copy of the source tree whose programs are tiny: the real orchestration and the real process contract, without torch."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGES = (
+    "site",
+    "data",
+    "pretrain",
+    "sft",
+    "merge",
+    "reward",
+    "ppo",
+    "reference",
+    "dpo",
+    "winrate",
+    "report",
+)
+
+TABLES = ("finetune", "corpus", "reward", "reward_groups", "rl", "evaluation", "evaluation_pairs")
+# what a stage looks at of its inputs, where that is not all; tests/test_boundaries.py compares it with the real programs
+MEANT = {
+    "pretrain": {"data": ("corpus.parquet",)},
+    "sft": {"data": ("finetune.parquet",)},
+    "merge": {"adapter": ("adapter",)},
+    "reward": {"data": ("reward.parquet", "finetune.parquet", "evaluation_pairs.parquet")},
+    "ppo": {"data": ("rl.parquet",), "reward": ("adapter", "reward.json")},
+    "reference": {"data": ("reward.parquet", "evaluation_pairs.parquet")},
+    "dpo": {
+        "data": ("reward.parquet", "evaluation_pairs.parquet"),
+        "reference": ("reference.parquet", "reference_evaluation.parquet"),
+    },
+    "winrate": {
+        "data": ("evaluation.parquet",),
+        "reward": ("adapter", "reward.json"),
+        "ppo": ("adapter",),
+        "dpo": ("adapter",),
+    },
+}
+
+# Takes a few steps with a checkpoint each, and derives its result from its job and its inputs' contents alone.
+# FAKE_<STAGE> (a file in the tree) says how to misbehave: "slow", "input", "fail", "enospc", "hang-at 3", "fill-at 3" (the disk of its
+# home), "spawn", "warn".
+PROGRAM = '''"""A fake program."""
+import contextlib, errno, hashlib, json, os, shutil, subprocess, sys, time
+from pathlib import Path
+from tasks.config.jobs import {job}
+from tasks.system.errors import InputError
+from tasks.programs.runtime.program import Run, main
+{more}
+STEPS = 5
+
+
+def never():
+    import torch  # by its imports it is a program for the fork server
+
+
+MODE = Path(__file__).with_name("FAKE" + "_{name}")  # in two parts: a file that a program names is part of its version
+
+
+def train(config, run):
+    mode = MODE.read_text() if MODE.exists() else ""
+    print("hello from {name}")
+    if mode == "input":
+        raise InputError("These posts hold no question with two answers.")
+    if mode == "fail":
+        raise RuntimeError("CUDA went away")
+    if mode == "enospc":
+        raise OSError(errno.ENOSPC, "No space left on device")
+    saved = sorted(run.checkpoints.glob("step-*"))
+    start = json.loads((saved[-1] / "state.json").read_text())["step"] if saved else 0
+    with MODE.with_name("BEGAN" + "_{name}").open("a") as began:
+        began.write(f"{{start}}\\n")
+    run.rewind(start)
+    for step in range(start + 1, STEPS + 1):
+        if mode == "slow":
+            time.sleep(0.3)
+        if mode == "spawn":
+            child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+            (run.directory / "child.pid").write_text(str(child.pid))
+            mode = "hang-at 1"
+        run.log(step, STEPS, loss=1.0 / step, kl=0.1 * step)
+        with (run.directory / "taken.txt").open("a") as taken:
+            taken.write(f"{{step}}\\n")
+        if mode == f"fill-at {{step}}":
+            with contextlib.suppress(OSError), (run.directory.parents[1] / "filler").open("wb", buffering=0) as filler:
+                while filler.write(bytes(4096)):
+                    pass
+        if mode == f"hang-at {{step}}":
+            time.sleep(600)
+        new = run.checkpoints / "new"
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+        (new / "state.json").write_text(json.dumps({{"step": step}}))
+        os.rename(new, run.checkpoints / f"step-{{step:08d}}")
+        for old in saved:
+            shutil.rmtree(old)
+        saved = [run.checkpoints / f"step-{{step:08d}}"]
+    inputs = {{}}
+    for name, path in run.inputs.items():
+        places = [path / part for part in {meant}.get(name, ())] or [path]
+        files = [file for place in places for file in ([place] if place.is_file() else sorted(place.rglob("*")))]
+        kept = [file for file in files if file.is_file() and file.name != "manifest.json"]
+        inputs[name] = hashlib.sha256(b"".join(file.read_bytes().strip() for file in kept)).hexdigest()
+    content = json.dumps([config.model_dump(mode="json", exclude={{"source"}}), inputs], sort_keys=True)
+    (run.artifact / "weights.json").write_text(content)
+    (run.artifact / "reward.json").write_text(content)
+    (run.artifact / "adapter").mkdir(exist_ok=True)
+    (run.artifact / "adapter" / "adapter_config.json").write_text(content)
+    (run.artifact / "model").mkdir(exist_ok=True)
+    (run.artifact / "model" / "config.json").write_text(json.dumps(inputs))
+    (run.artifact / "Posts.xml").write_text("<posts/>")
+    for table in {tables}:
+        (run.artifact / f"{{table}}.parquet").write_text(content)
+    if "{name}" == "reference":
+        for table in ("reference", "reference_evaluation"):
+            (run.artifact / f"{{table}}.parquet").write_text(content)
+    (run.artifact / "report.html").write_text("<html><body><!--stage-table--></body></html>")
+    (run.artifact / "card.html").write_text("<html><body></body></html>")
+    if mode == "warn":
+        run.warn("No answer ended.")
+    run.finish({{"{name}.kl": 0.5, "gold_win_rate.{name}": {{"value": 0.7, "low": 0.6, "high": 0.8, "n": 10}}}})
+
+
+if __name__ == "__main__":
+    main(train, {job})
+'''
+
+
+def make_tree(folder: Path) -> Path:
+    """Copy flows, tasks and profiles to ``folder`` and put fake programs in."""
+    for name in ("flows", "tasks"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "rlhf"))
+    shutil.copytree(ROOT / "deployments" / "profiles", folder / "deployments" / "profiles")
+    shutil.copy(ROOT / "deployments" / "prefect.yaml", folder / "deployments" / "prefect.yaml")
+    (folder / "tasks" / "rlhf").mkdir()
+    (folder / "tasks" / "rlhf" / "__init__.py").touch()
+    for stage in STAGES:
+        write_program(folder, stage)
+    server = folder / "tasks" / "programs" / "runtime" / "fork_server.py"
+    server.write_text(server.read_text().replace("PRELOADED = (", "PRELOADED = ()\nUSUALLY = ("))
+    return folder
+
+
+def write_program(tree: Path, stage: str, more: str = "") -> None:
+    (tree / "tasks" / "programs" / f"{stage}.py").write_text(
+        PROGRAM.format(
+            name=stage, job=f"{stage.capitalize()}Job", more=more, meant=MEANT.get(stage, {}), tables=TABLES
+        )
+    )
+
+
+def misbehave(tree: Path, stage: str, mode: str) -> None:
+    """Set how a stage's program misbehaves; '' for not at all. It is no part of the program's version."""
+    (tree / "tasks" / "programs" / f"FAKE_{stage}").write_text(mode)
+
+
+def beginnings(tree: Path, stage: str) -> list[int]:
+    """The steps after which a stage's program has begun, each time that it was started."""
+    return [int(line) for line in (tree / "tasks" / "programs" / f"BEGAN_{stage}").read_text().split()]
+
+
+def environment(tree: Path, home: Path) -> dict[str, str]:
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PREFECT", "MLFLOW", "ALIGNFLOW", "PYTHON"))
+    }
+    return {**kept, "PYTHONPATH": str(tree), "ALIGNFLOW_HOME": str(home)}
+
+
+def start(tree: Path, home: Path, *arguments: str) -> "subprocess.Popen[str]":
+    """Start the command line of the tree."""
+    command = [sys.executable, "-m", "flows.cli", *arguments]
+    return subprocess.Popen(
+        command,
+        cwd=home.parent,
+        env=environment(tree, home),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def alignflow(tree: Path, home: Path, *arguments: str) -> tuple[int, str, str]:
+    """Run the command line of the tree to its end: status, stdout, stderr."""
+    process = start(tree, home, *arguments)
+    out, error = process.communicate(timeout=180)
+    return process.returncode, out, error
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def await_(condition: Callable[[], Any], seconds: float = 30, every: float = 0.05) -> Any:
+    """What ``condition`` gives, once that is true."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(every)
+    return found

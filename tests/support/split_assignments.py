@@ -1,0 +1,61 @@
+"""The rules about all questions together, asked about a few prompts."""
+
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tasks.dataset.curation import question_files, split_assignment
+from tasks.dataset.curation.near_duplicates import link, sketch
+from tasks.dataset.question import Answer, Question
+
+
+def question(
+    number: int, prompt: str, *, author: str = "", scores: tuple[float, ...] = (2, 1), split: str = ""
+) -> Question:
+    answers = tuple(
+        Answer(place, score, 0, False, "", f"answer {place}", "", "", "")
+        for place, score in enumerate(scores)
+    )
+    return Question(number, prompt, "", "site", "", author, "", answers, None, split)
+
+
+def shelved(questions: list[Question], folder: Path, size: int) -> list[Path]:
+    """Shelves of ``size`` questions each."""
+    paths = []
+    for start in range(0, len(questions), size):
+        paths.append(folder / f"{start:06}.jsonl")
+        question_files.write(questions[start : start + size], paths[-1], near=True)
+    return paths
+
+
+def assign_splits(
+    prompts: Sequence[tuple[int, str]],
+    shares: Mapping[str, float],
+    given: Mapping[int, str] | None = None,
+    *,
+    alike: float = 1.0,
+) -> list[str]:
+    """The split of each (question id, prompt), as the data stage decides."""
+    questions = sorted(
+        question(number, prompt, split=(given or {}).get(number, "")) for number, prompt in prompts
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        paths = shelved(questions, Path(folder), 1000)
+        fates = split_assignment.decide(
+            paths, shares, Counter(), alike=alike, distinct=False, per_author=None
+        )
+    found = {
+        asked.id: question_files.SPLITS[split] for asked, split in zip(questions, fates.splits, strict=True)
+    }
+    return [found[number] for number, _ in prompts]
+
+
+def groups(texts: Sequence[str], threshold: float) -> list[int]:
+    """For each normalised text the number of the first text of its group."""
+    found, leaders = sketch(texts), np.arange(len(texts))
+    starts = [0, *found.ends[:-1].tolist()]
+    link(leaders, found.bands, lambda number: found.shingles[starts[number] : found.ends[number]], threshold)
+    return [int(leader) for leader in leaders]

@@ -1,0 +1,208 @@
+"""What a stage takes of its inputs is what its key depends on, and what its program looks at."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from flows.profiles import load
+from tasks.artifacts.artifact import Artifact, content, made, only, within, without_weights
+from tasks.artifacts.store import SCHEMA, Manifest
+from tasks.config.pipeline import Pipeline
+from tasks.stages import dpo, merge, ppo, pretrain, reference, report, reward, sft, winrate
+from tasks.system.hashing import digest_of
+from tests.support.fake_tree import MEANT, ROOT, TABLES
+
+CONFIG = Pipeline()
+
+
+def artifact(stage: str, changed: str = "") -> Artifact:
+    names = [
+        *(f"{table}.parquet" for table in TABLES),
+        "card.json",
+        "model/config.json",
+        "model/model.safetensors",
+        "adapter/a.safetensors",
+    ]
+    names += [
+        "adapter/adapter_config.json",
+        "reward.json",
+        "reference.parquet",
+        "reference_evaluation.parquet",
+        "summary.json",
+    ]
+    files = {name: f"{stage} {name}" + "!" * (name == changed) for name in names}
+    manifest = Manifest(
+        schema=SCHEMA, stage=stage, key=f"{stage} {changed}", digest=digest_of(files), files=files, job={}, inputs={}, origins={}, sources={},
+        seconds=1, peak_mb=1, created=0,
+    )  # fmt: skip
+    return made(manifest, {}, cached=True, seconds=1)
+
+
+def keys(data: str = "", model: str = "", adapter: str = "", judge: str = "") -> dict[str, str]:
+    """The key of every stage, with one file of an input changed."""
+    table, base, tuned, scorer = (
+        artifact("data", data),
+        artifact("merge", model),
+        artifact("sft", adapter),
+        artifact("reward", judge),
+    )
+    steps = {
+        "pretrain": pretrain.step(CONFIG, data=table),
+        "sft": sft.step(CONFIG, data=table, base=base),
+        "merge": merge.step(CONFIG, base=base, adapter=tuned),
+        "reward": reward.step(CONFIG, data=table, model=base),
+        "ppo": ppo.step(CONFIG, data=table, model=base, reward=scorer),
+        "reference": reference.step(CONFIG, data=table, model=base),
+        "dpo": dpo.step(CONFIG, data=table, model=base, reference=artifact("reference")),
+        "winrate": winrate.step(
+            CONFIG, data=table, model=base, reward=scorer, ppo=artifact("ppo"), dpo=artifact("dpo")
+        ),
+        "report": report.step(CONFIG, data=table, merge=base, reward=scorer),
+    }
+    return {name: step.recipe.key for name, step in steps.items()}
+
+
+@pytest.mark.parametrize(
+    ("changed", "rebuilt"),
+    [
+        ({"data": "card.json"}, {"report"}),
+        ({"data": "summary.json"}, {"report"}),
+        ({"data": "reward_groups.parquet"}, {"report"}),
+        ({"data": "finetune.parquet"}, {"sft", "reward", "report"}),
+        ({"data": "reward.parquet"}, {"reward", "reference", "dpo", "report"}),
+        ({"data": "rl.parquet"}, {"ppo", "report"}),
+        ({"data": "evaluation.parquet"}, {"winrate", "report"}),
+        ({"data": "evaluation_pairs.parquet"}, {"reward", "reference", "dpo", "report"}),
+        ({"data": "corpus.parquet"}, {"pretrain", "report"}),
+        ({"model": "summary.json"}, {"report"}),
+        (
+            {"model": "model/model.safetensors"},
+            {"sft", "merge", "reward", "ppo", "reference", "dpo", "winrate"},
+        ),
+        ({"adapter": "summary.json"}, set()),
+        ({"adapter": "adapter/a.safetensors"}, {"merge"}),
+        ({"judge": "reward.json"}, {"ppo", "winrate", "report"}),
+        ({"judge": "adapter/a.safetensors"}, {"ppo", "winrate"}),
+    ],
+    ids=lambda value: (
+        " ".join(f"{name} {file}" for name, file in value.items()) if isinstance(value, dict) else ""
+    ),
+)
+def test_a_stage_is_built_again_when_what_it_looks_at_has_changed_and_only_then(
+    changed: dict[str, str], rebuilt: set[str]
+) -> None:
+    before, after = keys(), keys(**changed)
+    assert {name for name in before if before[name] != after[name]} == rebuilt
+
+
+@pytest.mark.parametrize(
+    ("changed", "places"),
+    [
+        (["sft.tune=full"], {"merge": {"model"}}),
+        (
+            ["reward.members=3"],
+            {
+                "ppo": {"adapter", "adapter-1", "adapter-2", "reward.json"},
+                "winrate": {"adapter", "adapter-1", "adapter-2", "reward.json"},
+            },
+        ),
+        (["reward.tune=full"], {"ppo": {"model", "score.safetensors", "reward.json"}}),
+        (["dpo.tune=bottleneck"], {"winrate": {"bottleneck"}}),
+    ],
+)
+def test_what_is_handed_on_is_what_was_trained(changed: list[str], places: dict[str, set[str]]) -> None:
+    config = load("demo", changed)
+    names = [
+        f"{place}/a.safetensors" for place in ("adapter", "adapter-1", "adapter-2", "model", "bottleneck")
+    ]
+    whole: Artifact = {
+        **artifact("sft"),
+        "files": dict.fromkeys(
+            [*names, "reward.json", "score.safetensors", "evaluation.parquet", "rl.parquet"], ""
+        ),
+    }
+    steps = {
+        "merge": lambda: merge.step(config, base=whole, adapter=whole).inputs["adapter"],
+        "ppo": lambda: ppo.step(config, data=whole, model=whole, reward=whole).inputs["reward"],
+        "winrate": lambda: winrate.step(config, data=whole, model=whole, reward=whole, dpo=whole).inputs[
+            "dpo" if "dpo" in changed[0] else "reward"
+        ],
+    }
+    for stage, expected in places.items():
+        assert {name.partition("/")[0] for name in steps[stage]()["files"]} == expected
+
+
+def test_weights_to_start_from_are_an_input_known_by_their_content(tmp_path: Path) -> None:
+    keys = []
+    for name, weights in (("one", b"1"), ("same", b"1"), ("other", b"2")):
+        (tmp_path / f"{name}.safetensors").write_bytes(weights)
+        config = load("demo", [f"sft.start={tmp_path / name}.safetensors"])
+        keys.append(sft.step(config, data=artifact("data"), base=artifact("merge")).recipe.key)
+    keys.append(sft.step(CONFIG, data=artifact("data"), base=artifact("merge")).recipe.key)
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 3
+
+
+def test_settings_that_a_stage_does_not_read_are_not_in_its_key() -> None:
+    def keys_of(*changed: str) -> dict[str, str]:
+        config, whole = load("demo", list(changed)), artifact("merge")
+        made = {
+            "sft": sft.step(config, data=whole, base=whole),
+            "reward": reward.step(config, data=whole, model=whole),
+        }
+        made["ppo"] = ppo.step(config, data=whole, model=whole, reward=whole)
+        return {name: step.recipe.key for name, step in made.items()}
+
+    plain = keys_of()
+    assert {name for name, key in keys_of("weights.merged=int8").items() if key != plain[name]} == {
+        "reward",
+        "ppo",
+    }
+    assert {name for name, key in keys_of("weights.base=int8").items() if key != plain[name]} == {"sft"}
+    assert keys_of("ppo.accept_fooled=false") == plain
+
+
+def test_programs_look_at_what_their_tasks_name_and_nothing_else() -> None:
+    by_choice = {"reward": {"reward_groups.parquet"}}  # in place of its pairs
+    for stage in ("pretrain", "sft", "merge", "reward", "ppo", "reference", "dpo", "winrate"):
+        # where a part of its reading lies
+        files = [stage, *{"dpo": ["reference"], "reward": ["runtime/reward_tests"]}.get(stage, [])]
+        program = "".join((ROOT / "tasks" / "programs" / f"{name}.py").read_text() for name in files)
+        task = (ROOT / "tasks" / "stages" / f"{stage}.py").read_text()
+        read = set(re.findall(r'run\.inputs\["data"\] / "([\w.]+)"', program))
+        assert read == set(MEANT[stage].get("data", ())) | by_choice.get(stage, set()), stage
+        assert (
+            set(re.findall(r'"([\w]+\.parquet)"', task))
+            - {"reference.parquet", "reference_evaluation.parquet"}
+            == read
+        )
+        assert program.count('run.inputs["data"]') == len(
+            re.findall(r'run\.inputs\["data"\] / "', program)
+        ), "the folder goes elsewhere"
+        assert set(re.findall(r'run\.inputs\["reward"\] / "([\w.]+)"', program)) <= {"adapter"}
+
+
+def test_what_is_meant_of_an_artifact_is_known_by_its_files() -> None:
+    whole = artifact("merge")
+    assert content(whole) == whole["digest"]
+    model = within(whole, "model")
+    assert model["path"] == "model"
+    assert set(model["files"]) == {"model/config.json", "model/model.safetensors"}
+    assert set(only(whole, "adapter", "reward.json")["files"]) == {
+        "adapter/a.safetensors",
+        "adapter/adapter_config.json",
+        "reward.json",
+    }
+    assert not [name for name in without_weights(whole)["files"] if name.endswith("safetensors")]
+    with pytest.raises(AssertionError, match="rewards"):
+        only(whole, "rewards")
+
+
+def test_what_the_user_brought_is_taken_whole(tmp_path: Path) -> None:
+    from tasks.artifacts.artifact import given
+
+    (tmp_path / "Posts.xml").write_text("<posts/>")
+    brought = given(tmp_path)
+    assert only(brought, "model") == within(brought, "model") == brought
+    assert content(brought) == brought["digest"]
