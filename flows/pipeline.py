@@ -19,7 +19,7 @@ from tasks.artifacts.corpus import given_corpus
 from tasks.config.models import BuiltinBase
 from tasks.config.pipeline import Pipeline
 from tasks.config.sources import ShellSite
-from tasks.execution.run_stage import Seat
+from tasks.execution.run_stage import RunContext
 from tasks.stages import data, dpo, merge, ppo, pretrain, reference, report, reward, sft, site, winrate
 from tasks.system import events
 from tasks.system.errors import InputError
@@ -82,7 +82,7 @@ def _run(config: Pipeline, profile: str) -> dict[str, Any]:
     )
     with logging_events(), run as tracked:
         events.tell("plan", stages=stages_of(config))
-        seat = Seat(
+        seat = RunContext(
             config.machine, tracked.run_id, config.pools, shared=bool(config.pools.cpu or config.pools.gpu)
         )
         if seat.shared and not tracked.is_on:

@@ -33,7 +33,7 @@ def load(profile: str, settings: list[str]) -> Pipeline:
     try:
         return Pipeline.model_validate(_over(_over(_defaults(), read(path)), changed))
     except ValidationError as error:
-        raise InputError(told(error)) from None
+        raise InputError(format_error(error)) from None
 
 
 def names() -> list[str]:
@@ -135,7 +135,7 @@ def _value(name: str, text: str) -> Any:
         ) from None
 
 
-def told(error: ValidationError) -> str:
+def format_error(error: ValidationError) -> str:
     """The first thing wrong with the settings, as a sentence that names the setting the way --set does."""
     errors = error.errors()
     first = next(

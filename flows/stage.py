@@ -14,7 +14,7 @@ from tasks.config import jobs
 from tasks.config.machine import Machine
 from tasks.execution.dispatch import BAD_INPUT, DISK_FAILURE, INPUT_MISSING, OTHER_CODE
 from tasks.execution.launch import warm_up
-from tasks.execution.run_stage import Seat, run_stage
+from tasks.execution.run_stage import RunContext, run_stage
 from tasks.system.errors import DiskFailure, InputError, InputMissing, StageFailed
 
 
@@ -46,7 +46,7 @@ def stage(
     warm_up(stage, machine)
     try:
         with heartbeat(), logging_events():
-            artifact = run_stage(step, Seat(machine, tracked, shared=True))
+            artifact = run_stage(step, RunContext(machine, tracked, shared=True))
     except DiskFailure as error:  # of this machine, which may be another than the one that asks
         return Failed(message=f"{DISK_FAILURE}on {socket.gethostname()}: {error}")
     except InputError as error:

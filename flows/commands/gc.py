@@ -26,7 +26,7 @@ SLOWLY = ("partial", "quarantine", "locks")  # kinds that somebody may come back
 TRASH = "trash"
 
 
-class Thing(NamedTuple):
+class Candidate(NamedTuple):
     """One thing under the home that may go."""
 
     kind: str  # artifacts, fetched, partial, runs, quarantine, locks, leftovers or digests
@@ -38,8 +38,8 @@ class Thing(NamedTuple):
 
 
 class Survey(NamedTuple):
-    goes: list[Thing]
-    stays: list[Thing]
+    goes: list[Candidate]
+    stays: list[Candidate]
 
 
 def clean(
@@ -88,7 +88,7 @@ def survey(home: Path, *, keep_runs: int, days: float, now: float) -> Survey:
     working = at_work(home)
     kept = {home / "partial" / key for key in working}
 
-    def goes(thing: Thing) -> bool:
+    def goes(thing: Candidate) -> bool:
         return thing.path not in kept and thing.touched < (
             min(oldest, resting) if thing.kind in SLOWLY else resting
         )
@@ -126,7 +126,7 @@ def _check_tracker(home: Path) -> None:
         )
 
 
-def _things(home: Path, found: list[Entry]) -> list[Thing]:
+def _things(home: Path, found: list[Entry]) -> list[Candidate]:
     """All that could go, measured, but for the notes of digests."""
     things = [_artifact(entry) for entry in found]
     things += [
@@ -149,21 +149,21 @@ def _things(home: Path, found: list[Entry]) -> list[Thing]:
     return things + [_thing("leftovers", "", path) for path in sorted(left)]
 
 
-def _artifact(entry: Entry) -> Thing:
+def _artifact(entry: Entry) -> Candidate:
     """Nobody holds a key's lock while he fetches it, so what is fetched has none; the stage that takes it is known by its own."""
     if entry.path.parts[-3] == "fetched":
         return _thing("fetched", entry.stage, entry.path)
     return _thing("artifacts", entry.stage, entry.path, key=entry.key)
 
 
-def _set_aside(path: Path) -> Thing:
+def _set_aside(path: Path) -> Candidate:
     """Something in quarantine; its name ends with the moment, in nanoseconds, and its files are older."""
     thing, moment = _thing("quarantine", path.name.partition("-")[0], path), path.name.rpartition("-")[2]
     return thing._replace(touched=max(thing.touched, int(moment) / 1e9 if moment.isdecimal() else 0.0))
 
 
-def _thing(kind: str, stage: str, path: Path, key: str = "") -> Thing:
-    return Thing(kind, stage, path, *measure(path), key)
+def _thing(kind: str, stage: str, path: Path, key: str = "") -> Candidate:
+    return Candidate(kind, stage, path, *measure(path), key)
 
 
 def measure(path: Path) -> tuple[int, float]:
@@ -188,7 +188,7 @@ def _stage_of(partial: Path) -> str:
         return ""
 
 
-def _notes(home: Path, going: set[Path]) -> list[Thing]:
+def _notes(home: Path, going: set[Path]) -> list[Candidate]:
     """Remembered digests of files that are gone, or go."""
     notes = []
     for note in sorted((home / "digests").glob("*.json")):
@@ -201,7 +201,7 @@ def _notes(home: Path, going: set[Path]) -> list[Thing]:
     return notes
 
 
-def remove(home: Path, going: list[Thing]) -> dict[Path, str]:
+def remove(home: Path, going: list[Candidate]) -> dict[Path, str]:
     """Remove things; gives why, for those that were left after all."""
     refused = {}
     for thing in going:
@@ -220,7 +220,7 @@ class _InUse(Exception):
     """Somebody has come for it since it was looked at."""
 
 
-def _remove(home: Path, thing: Thing) -> None:
+def _remove(home: Path, thing: Candidate) -> None:
     if thing.kind == "locks":
         _remove_life_line(thing.path)
     elif thing.path.is_file():
@@ -237,7 +237,7 @@ def _refuse() -> None:
     raise _InUse("in use")
 
 
-def _away(home: Path, thing: Thing) -> Path:
+def _away(home: Path, thing: Candidate) -> Path:
     """Rename a folder out of everybody's sight: nobody may find, or go on from, half of it."""
     if measure(thing.path)[1] > thing.touched:
         raise _InUse("changed meanwhile")
@@ -285,7 +285,7 @@ def _show(found: Survey, refused: dict[Path, str], *, dry_run: bool, now: float)
         )
 
 
-def _by_kind(title: str, things: list[Thing]) -> Table:
+def _by_kind(title: str, things: list[Candidate]) -> Table:
     table = _table(title, "number", "MB")
     for kind in dict.fromkeys(thing.kind for thing in things):
         of_kind = [thing for thing in things if thing.kind == kind]
@@ -294,11 +294,11 @@ def _by_kind(title: str, things: list[Thing]) -> Table:
     return table
 
 
-def _sum(things: list[Thing]) -> tuple[str, str]:
+def _sum(things: list[Candidate]) -> tuple[str, str]:
     return str(len(things)), f"{sum(thing.size for thing in things) / MB:.1f}"
 
 
-def _listed(things: list[Thing], now: float) -> Table:
+def _listed(things: list[Candidate], now: float) -> Table:
     table = _table("", "stage", "key", "MB", "age", right=("MB", "age"))
     for thing in things:
         table.add_row(

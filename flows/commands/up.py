@@ -16,7 +16,7 @@ from typing import IO, Any
 from flows.commands.deploy import Definition
 from flows.services import credentials
 from flows.services.credentials import USER
-from flows.services.local_servers import Address, Part, clients, running, servers
+from flows.services.local_servers import Address, Process, clients, running, servers
 from flows.services.log_rotation import Output
 from flows.services.processes import ServerFailed, await_health, stop
 from tasks.system.errors import InputError
@@ -44,7 +44,7 @@ def up(
         login = credentials.made(home)
         for number in (signal.SIGINT, signal.SIGTERM):  # also when a script started this with Ctrl-C ignored
             signal.signal(number, signal.default_int_handler)
-        house = House(home)
+        house = Supervisor(home)
         try:
             parts = servers(home, address, login)
             print("Prefect and MLflow are starting; their pages are there in some 20 seconds.", flush=True)
@@ -56,7 +56,7 @@ def up(
 
             deploy(definition, webhook=os.environ.get("ALIGNFLOW_ALERT_WEBHOOK", ""))
             for pool in pools:
-                house.start(Part(f"worker-{pool}", [sys.executable, "-m", "flows.cli", "work", pool], {}))
+                house.start(Process(f"worker-{pool}", [sys.executable, "-m", "flows.cli", "work", pool], {}))
             _await_workers(house, pools)
             replace_text(home / "up.json", json.dumps(address._asdict()))
             _say(home, address, definition, pools)
@@ -87,17 +87,17 @@ def _check_free(port: int, option: str) -> None:
             raise InputError(f"Port {port} is taken by another program; {option} names another one") from None
 
 
-class House:
+class Supervisor:
     """Processes that are started again when they die."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self.parts: dict[str, Part] = {}
+        self.parts: dict[str, Process] = {}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.outputs: dict[str, Output] = {}
         self.deaths: dict[str, list[float]] = {}
 
-    def start(self, part: Part) -> None:
+    def start(self, part: Process) -> None:
         self.parts[part.name] = part
         folder = self.home / "prefect"  # holds no module that could hide a library's
         folder.mkdir(parents=True, exist_ok=True)
@@ -146,7 +146,7 @@ class House:
             output.finish()
 
 
-def _await_workers(house: House, pools: tuple[str, ...]) -> None:
+def _await_workers(house: Supervisor, pools: tuple[str, ...]) -> None:
     from flows.commands.work import online
 
     deadline = time.monotonic() + 60

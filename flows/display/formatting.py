@@ -15,7 +15,7 @@ JUDGES = {
 POLICIES = {"ppo": "PPO", "dpo": "DPO"}
 
 
-def told(stage: dict[str, Any]) -> str:
+def format_outcome(stage: dict[str, Any]) -> str:
     return "reused" if stage["cached"] else "built"
 
 

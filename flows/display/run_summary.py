@@ -10,7 +10,7 @@ from typing import Any
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
-from flows.display.formatting import figure, told
+from flows.display.formatting import figure, format_outcome
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.store import home
 from tasks.config.pipeline import Pipeline
@@ -73,7 +73,7 @@ def stage_table(stages: list[dict[str, Any]]) -> str:
         cells = (
             stage["name"],
             stage["key"][:12],
-            told(stage),
+            format_outcome(stage),
             f"{stage['seconds']:.1f}",
             f"{stage['peak_mb']:.0f}",
         )
@@ -100,7 +100,7 @@ def as_markdown(summary: dict[str, Any], title: str, address: str) -> str:
         where = f"The report is {_escape(summary['report'])} on {_escape(socket.gethostname())}, the machine that ran the pipeline."
     figures = [f"| {_cell(name)} | {figure(value)} |" for name, value in summary["metrics"].items()]
     stages = [
-        f"| {stage['name']} | {stage['key'][:12]} | {told(stage)} | {stage['seconds']:.1f} |"
+        f"| {stage['name']} | {stage['key'][:12]} | {format_outcome(stage)} | {stage['seconds']:.1f} |"
         for stage in summary["stages"]
     ]
     tables = [

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Column, Table
 
-from flows.display.formatting import figure, headline, key_figures, told
+from flows.display.formatting import figure, format_outcome, headline, key_figures
 from flows.display.progress import Progress as PipelineProgress
 from flows.display.progress import clock
 from tasks.system import events
@@ -143,7 +143,11 @@ def print_end(summary: dict[str, Any]) -> None:
     stages = Table("stage", "result", "time", "peak MB", "key", box=None, pad_edge=False, header_style="bold")
     for stage in summary["stages"]:
         stages.add_row(
-            stage["name"], told(stage), clock(stage["seconds"]), f"{stage['peak_mb']:.0f}", stage["key"][:12]
+            stage["name"],
+            format_outcome(stage),
+            clock(stage["seconds"]),
+            f"{stage['peak_mb']:.0f}",
+            stage["key"][:12],
         )
     shown = key_figures(summary["metrics"])
     figures = Table("figure", "value", box=None, pad_edge=False, header_style="bold")

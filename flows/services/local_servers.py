@@ -18,7 +18,7 @@ from tasks.tracking import databases
 DATABASE = "ALIGNFLOW_DATABASE"
 
 
-class Part(NamedTuple):
+class Process(NamedTuple):
     """One process of the house."""
 
     name: str
@@ -64,7 +64,7 @@ def clients(home: Path, address: Address) -> dict[str, str]:
     return places | (known.clients if known else {})
 
 
-def servers(home: Path, address: Address, login: Credentials) -> list[Part]:
+def servers(home: Path, address: Address, login: Credentials) -> list[Process]:
     """Prefect's and MLflow's servers: on loopback, behind the login, closed to pages of other origins."""
     ports = [str(urlsplit(url).port) for url in address]
     prefect = {
@@ -121,7 +121,7 @@ def servers(home: Path, address: Address, login: Credentials) -> list[Part]:
     health = {"prefect": f"{address.prefect}/api/health", "mlflow": f"{address.mlflow}/health"}
     environments = {"prefect": prefect, "mlflow": mlflow}
     return [
-        Part(name, [sys.executable, "-m", *command], environments[name], health[name])
+        Process(name, [sys.executable, "-m", *command], environments[name], health[name])
         for name, command in commands.items()
     ]
 

@@ -68,7 +68,7 @@ def code_of(stage: str) -> dict[str, str]:
     return sources_of(stage) | {"the schema of artifacts": str(SCHEMA)}
 
 
-def given(path: str | Path) -> Artifact:
+def user_artifact(path: str | Path) -> Artifact:
     """A file or folder that the user brought, known by its content."""
     place = Path(os.path.abspath(Path(path).expanduser()))
     return Artifact(
@@ -83,7 +83,7 @@ def content_digest(place: Path) -> str:
     return folder_digest(place, memory=memory) if place.is_dir() else file_digest(place, memory=memory)
 
 
-def made(manifest: Manifest, summary: dict[str, Any], *, cached: bool, seconds: float) -> Artifact:
+def stage_artifact(manifest: Manifest, summary: dict[str, Any], *, cached: bool, seconds: float) -> Artifact:
     """A stage's artifact, from its manifest and its summary.json."""
     return Artifact(
         stage=manifest["stage"], key=manifest["key"], digest=manifest["digest"], path="", files=manifest["files"],

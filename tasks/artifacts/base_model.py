@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tasks.artifacts.artifact import Artifact, given
+from tasks.artifacts.artifact import Artifact, user_artifact
 from tasks.artifacts.hub import fetched, is_hub_id
 from tasks.config.models import HuggingFaceBase
 from tasks.system.errors import InputError
@@ -24,7 +24,7 @@ WANTED = [
 
 def given_base(base: HuggingFaceBase) -> Artifact:
     """The model folder as an input of stages."""
-    return given(model_folder(base))
+    return user_artifact(model_folder(base))
 
 
 def model_folder(base: HuggingFaceBase) -> Path:

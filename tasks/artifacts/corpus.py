@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from tasks.artifacts.artifact import Artifact, given
+from tasks.artifacts.artifact import Artifact, user_artifact
 from tasks.artifacts.hub import fetched, is_hub_id
 from tasks.config.dump_files import DUMP_ENDINGS, UNKNOWN_SITE, find_sites, users_beside
 from tasks.config.pipeline import Pipeline
@@ -19,7 +19,7 @@ OTHER_FILES = [
 
 def given_corpus(source: StackExchangeDump | HubSource) -> Artifact:
     """The file or folder as an input of stages."""
-    return given(corpus_place(source))
+    return user_artifact(corpus_place(source))
 
 
 def with_site(config: Pipeline, source: Artifact) -> Pipeline:
@@ -38,13 +38,13 @@ def users_of(about: StackExchangeDump | HubSource | ShellSite, source: Artifact)
     if not isinstance(about, StackExchangeDump) or not place.is_file():
         return {}
     users = users_beside(place)
-    return {"users": given(users)} if users else {}
+    return {"users": user_artifact(users)} if users else {}
 
 
 def evaluation_sets(config: Pipeline) -> dict[str, Artifact]:
     """The files of data.against as inputs of the data stage."""
     return {
-        f"against{number}": given(_evaluation_set(Path(path).expanduser()))
+        f"against{number}": user_artifact(_evaluation_set(Path(path).expanduser()))
         for number, path in enumerate(config.data.against)
     }
 

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tasks.artifacts.artifact import Artifact, Step, made
+from tasks.artifacts.artifact import Artifact, Step, stage_artifact
 from tasks.artifacts.store import Manifest, Recipe, Store, home
 from tasks.config.machine import Machine, Pools
 from tasks.execution.dask import spreading
@@ -28,7 +28,7 @@ from tasks.tracking.remote_artifacts import Published, locate, publish, publishe
 CRASHES = 2  # how often a program that was killed is started again; it goes on from its checkpoint
 
 
-class Seat(NamedTuple):
+class RunContext(NamedTuple):
     """Where a pipeline's stages run and are tracked."""
 
     machine: Machine
@@ -37,27 +37,30 @@ class Seat(NamedTuple):
     shared: bool = False  # whether other machines have to find the artifacts in MLflow
 
 
-def run_stage(step: Step, seat: Seat) -> Artifact:
+def run_stage(step: Step, seat: RunContext) -> Artifact:
     """The artifact of ``step``: the verified one in the store or in MLflow, else a newly built one. Raises InputError and StageFailed."""
     with refusing_disk_failures(home()):
         return _run_stage(step, seat)
 
 
-def _run_stage(step: Step, seat: Seat) -> Artifact:
+def _run_stage(step: Step, seat: RunContext) -> Artifact:
     started = time.monotonic()
     store, recipe = Store(home()), step.recipe
     events.tell("start", step.stage, key=recipe.key, shown=step.shown)
     found = None if store.partial(recipe.key).exists() else store.lookup(step.stage, recipe.key)
     if found:
         return _reused(
-            made(found, _summary(store, found), cached=True, seconds=time.monotonic() - started), seat
+            stage_artifact(found, _summary(store, found), cached=True, seconds=time.monotonic() - started),
+            seat,
         )
     pool = getattr(seat.pools, step.kind)
     if far := _published(recipe.key):
-        return _reused(made(far.manifest, far.summary, cached=True, seconds=time.monotonic() - started), seat)
+        return _reused(
+            stage_artifact(far.manifest, far.summary, cached=True, seconds=time.monotonic() - started), seat
+        )
     if pool:
         far = dispatch(step, pool, machine=seat.machine, tracked=seat.tracked)
-        artifact = made(far.manifest, far.summary, cached=False, seconds=far.manifest["seconds"])
+        artifact = stage_artifact(far.manifest, far.summary, cached=False, seconds=far.manifest["seconds"])
         events.tell("built", step.stage, artifact=artifact)
         _pass_on_warnings(artifact)
         return artifact
@@ -66,16 +69,18 @@ def _run_stage(step: Step, seat: Seat) -> Artifact:
         if found is None:
             return _build(store, step, recipe, seat, lock)
         store.discard_partial(recipe.key)
-    return _reused(made(found, _summary(store, found), cached=True, seconds=time.monotonic() - started), seat)
+    return _reused(
+        stage_artifact(found, _summary(store, found), cached=True, seconds=time.monotonic() - started), seat
+    )
 
 
 def look_up(step: Step) -> Artifact | None:
     """The artifact of ``step`` if it is in the store or in MLflow; nothing is changed."""
     store, recipe = Store(home()), step.recipe
     if found := store.lookup(step.stage, recipe.key):
-        return made(found, _summary(store, found), cached=True, seconds=0.0)
+        return stage_artifact(found, _summary(store, found), cached=True, seconds=0.0)
     far = _published(recipe.key)
-    return made(far.manifest, far.summary, cached=True, seconds=0.0) if far else None
+    return stage_artifact(far.manifest, far.summary, cached=True, seconds=0.0) if far else None
 
 
 def _published(key: str) -> Published | None:
@@ -86,7 +91,7 @@ def _published(key: str) -> Published | None:
     return None
 
 
-def _reused(artifact: Artifact, seat: Seat) -> Artifact:
+def _reused(artifact: Artifact, seat: RunContext) -> Artifact:
     if seat.shared and published(artifact["key"]) is None:
         publish(artifact, parent=seat.tracked)
     runs.reused(
@@ -97,7 +102,7 @@ def _reused(artifact: Artifact, seat: Seat) -> Artifact:
     return artifact
 
 
-def _build(store: Store, step: Step, recipe: Recipe, seat: Seat, lock: int) -> Artifact:
+def _build(store: Store, step: Step, recipe: Recipe, seat: RunContext, lock: int) -> Artifact:
     broken = store.quarantine(step.stage, recipe.key)
     if broken:
         events.tell(
@@ -116,7 +121,9 @@ def _build(store: Store, step: Step, recipe: Recipe, seat: Seat, lock: int) -> A
                 _tell_log(step.stage, directory, tracked, error)
                 raise
             manifest = store.commit(recipe, seconds=usage.seconds, peak_mb=usage.peak_mb)
-            artifact = made(manifest, _summary(store, manifest), cached=False, seconds=usage.seconds)
+            artifact = stage_artifact(
+                manifest, _summary(store, manifest), cached=False, seconds=usage.seconds
+            )
             _track(tracked, manifest, artifact, store.entry(step.stage, recipe.key), directory)
             if seat.shared and not tracked.is_on:
                 raise StageFailed(
@@ -137,7 +144,7 @@ def _build(store: Store, step: Step, recipe: Recipe, seat: Seat, lock: int) -> A
     return artifact
 
 
-def _run(step: Step, directory: Path, seat: Seat, tracked: runs.Tracked, lock: int) -> Usage:
+def _run(step: Step, directory: Path, seat: RunContext, tracked: runs.Tracked, lock: int) -> Usage:
     """Run the stage's program to its end; one that was killed goes on from its checkpoint."""
 
     def on_step(line: Line) -> None:
@@ -181,7 +188,7 @@ def _pass_on_warnings(artifact: Artifact) -> None:
         events.tell("warning", artifact["stage"], text=f"{artifact['stage']}: {sentence}")
 
 
-def _prepare(directory: Path, step: Step, seat: Seat) -> None:
+def _prepare(directory: Path, step: Step, seat: RunContext) -> None:
     shutil.rmtree(
         directory / "artifact", ignore_errors=True
     )  # a killed program's half-written result; it resumes from checkpoints/ alone

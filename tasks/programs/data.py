@@ -39,7 +39,7 @@ from tasks.config.sources import ShellSite, StackExchangeDump
 from tasks.dataset import sorted_files, tables
 from tasks.dataset.curation import contamination, split_assignment
 from tasks.dataset.curation.question_files import SPLITS
-from tasks.dataset.curation.split_assignment import Fates
+from tasks.dataset.curation.split_assignment import SplitAssignment
 from tasks.dataset.readers import blocks
 from tasks.dataset.readers.blocks import Block
 from tasks.dataset.readers.quarantine import Place, Quarantine
@@ -48,7 +48,7 @@ from tasks.dataset.sources.user_names import Names, names_in
 from tasks.dataset.splits import is_test
 from tasks.dataset.statistics import Tally
 from tasks.programs.data_stage import partitions, read_source, source_warnings, work_folder
-from tasks.programs.data_stage.partitions import Lot, Stack, shelve, tabulate
+from tasks.programs.data_stage.partitions import Partition, TablePart, shelve, tabulate
 from tasks.programs.data_stage.worker_pool import Crew, crew
 from tasks.programs.runtime.program import Run, main
 from tasks.system.errors import InputError
@@ -71,7 +71,7 @@ class Counts(NamedTuple):
         return cls(Counter(), Counter(), Counter(), Counter(), Seen.nothing())
 
 
-class Desk(NamedTuple):
+class DataRun(NamedTuple):
     """Where the work is done."""
 
     job: DataJob
@@ -96,7 +96,7 @@ def prepare(job: DataJob, run: Run) -> None:
     try:
         with crew(run.machine.threads, work / "notes", asks if asks.exists() else None) as hands:
             _warn_of_unknown_site(job, run, path)
-            _prepare(Desk(job, run, path, work, hands, counts, size))
+            _prepare(DataRun(job, run, path, work, hands, counts, size))
     except InputError:
         work_folder.clear(work)  # with other input it is other work
         raise
@@ -114,7 +114,7 @@ def _warn_of_unknown_site(job: DataJob, run: Run, path: Path) -> None:
         )
 
 
-def _prepare(desk: Desk) -> None:
+def _prepare(desk: DataRun) -> None:
     data, artifact = desk.job.data, desk.run.artifact
     # 1. Whatever the source holds to records by question
     with Quarantine(desk.work / "quarantine.jsonl") as bad:
@@ -145,7 +145,7 @@ def _prepare(desk: Desk) -> None:
 # ------------------------------------------------------------------------------------------------------------------- 1. reading
 
 
-def _read(desk: Desk, bad: Quarantine) -> list[Path]:
+def _read(desk: DataRun, bad: Quarantine) -> list[Path]:
     """Segments of all blocks; rows that cannot be used are told with their place in the file."""
     file, before, found = "", 0, []
     for taken in desk.hands.map(read_source.take, _blocks(desk), noted=True):
@@ -166,7 +166,7 @@ def _read(desk: Desk, bad: Quarantine) -> list[Path]:
     return found
 
 
-def _blocks(desk: Desk) -> Iterator[read_source.Task]:
+def _blocks(desk: DataRun) -> Iterator[read_source.Task]:
     file, names, source = "", None, desk.job.source
     sites = set(read_source.sites_of(source, desk.source).values())
     for number, (block, site) in enumerate(read_source.cut(source, desk.source)):
@@ -183,7 +183,7 @@ def _handed(block: Block, path: Path, hands: Crew) -> Block:
     return blocks.lay(block, path.with_suffix(LAID)) if hands.asks else block
 
 
-def _names(file: Path, folder: Path, desk: Desk) -> Path | None:
+def _names(file: Path, folder: Path, desk: DataRun) -> Path | None:
     """The names of a dump's users, where it has them."""
     users = read_source.users_of(file)
     if users is None:
@@ -202,7 +202,7 @@ def _names(file: Path, folder: Path, desk: Desk) -> Path | None:
 # ---------------------------------------------------------------------------------------------------------------- 2. questions
 
 
-def _shelve(found: list[Path], desk: Desk) -> list[Path]:
+def _shelve(found: list[Path], desk: DataRun) -> list[Path]:
     """Shelves of the questions that the rules keep; the segments are gone then."""
     count = desk.hands.noted(shelve)
     stacks = [] if count is not None else _stacks(found, desk)
@@ -217,7 +217,7 @@ def _shelve(found: list[Path], desk: Desk) -> list[Path]:
     return shelved
 
 
-def _stacks(found: list[Path], desk: Desk) -> list[Stack]:
+def _stacks(found: list[Path], desk: DataRun) -> list[Partition]:
     job, keep, foreign = (
         desk.job,
         partitions.rules_of(desk.job.data),
@@ -226,7 +226,7 @@ def _stacks(found: list[Path], desk: Desk) -> list[Stack]:
     shelf = "shelf{:06}.jsonl".format
     places = enumerate(sorted_files.ranges(found, RANGE))
     return [
-        Stack(slices, job.source, keep, foreign, job.data.alike < 1, desk.work / shelf(place))
+        Partition(slices, job.source, keep, foreign, job.data.alike < 1, desk.work / shelf(place))
         for place, slices in places
     ]
 
@@ -247,7 +247,7 @@ def _foreign(run: Run, path: Path) -> Path | None:
 # ------------------------------------------------------------------------------------------------------------------- 3. splits
 
 
-def _fates(shelved: list[Path], data: Data, counts: Counts) -> Fates:
+def _fates(shelved: list[Path], data: Data, counts: Counts) -> SplitAssignment:
     shares = {"finetune": data.finetune_share, "reward": data.reward_share, "rl": data.rl_share}
     shares["evaluation"] = 1 - sum(shares.values())
     distinct, cap = data.duplicates == "drop", data.max_questions_per_author
@@ -256,7 +256,7 @@ def _fates(shelved: list[Path], data: Data, counts: Counts) -> Fates:
     )
 
 
-def _refuse_empty(fates: Fates, desk: Desk) -> None:
+def _refuse_empty(fates: SplitAssignment, desk: DataRun) -> None:
     data, counts = desk.job.data, desk.counts
     if not (fates.comparable & (fates.splits > 0)).any():
         read = (
@@ -287,12 +287,12 @@ def _refuse_empty(fates: Fates, desk: Desk) -> None:
 # ------------------------------------------------------------------------------------------------------------------- 4. tables
 
 
-def _lots(shelved: list[Path], fates: Fates, desk: Desk) -> Iterator[Lot]:
+def _lots(shelved: list[Path], fates: SplitAssignment, desk: DataRun) -> Iterator[TablePart]:
     start, job = 0, desk.job
     for number, path in enumerate(shelved):
         with np.load(path.with_suffix(".npz")) as columns:
             end = start + len(columns["ids"])
-        yield Lot(
+        yield TablePart(
             path,
             fates.splits[start:end].tobytes(),
             job.data.max_pairs,
@@ -302,7 +302,7 @@ def _lots(shelved: list[Path], fates: Fates, desk: Desk) -> Iterator[Lot]:
         start = end
 
 
-def _fill(lots: list[Lot], desk: Desk, tally: Tally) -> dict[str, int]:
+def _fill(lots: list[TablePart], desk: DataRun, tally: Tally) -> dict[str, int]:
     """Write every table, part after part; gives their numbers of rows."""
     files = {name: tables.Table(name, desk.run.artifact / f"{name}.parquet") for name in tables.COLUMNS}
     for done, (folder, more) in enumerate(desk.hands.map(tabulate, lots), 1):
@@ -319,7 +319,9 @@ def _fill(lots: list[Lot], desk: Desk, tally: Tally) -> dict[str, int]:
     return {name: table.rows for name, table in files.items()}
 
 
-def _card(desk: Desk, tally: Tally, bad: Quarantine, fates: Fates, rows: Mapping[str, int]) -> dict[str, Any]:
+def _card(
+    desk: DataRun, tally: Tally, bad: Quarantine, fates: SplitAssignment, rows: Mapping[str, int]
+) -> dict[str, Any]:
     job, counts = desk.job, desk.counts
     counted = np.bincount(fates.splits, minlength=len(SPLITS)).tolist()
     unpaired = int(((fates.splits == SPLITS.index("reward")) & ~fates.comparable).sum())

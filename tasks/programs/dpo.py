@@ -90,15 +90,15 @@ def train(job: DpoJob, run: Run) -> None:
         chosen = [questions[i] for i in indices]
         num_pairs, num_best = sum(len(c.pairs) for c in chosen), max(1, sum(len(c.best) for c in chosen))
         sums, anchor = torch.zeros(4, device=device), 0.0
-        for part, counts in distributed.turns(
-            comparisons.micro_batches(distributed.mine(chosen), run.machine.micro_batch), chosen[:1]
+        for part, counts in distributed.padded_steps(
+            comparisons.micro_batches(distributed.rank_slice(chosen), run.machine.micro_batch), chosen[:1]
         ):
             batch, ref = (
                 comparisons.collate(part, **collated),
                 torch.cat([reference[c.question_id] for c in part]),
             )
             with tuning.active() as policy:
-                logp = fsdp.inside(policy, shared_prompt.log_probs, batch.branches)
+                logp = fsdp.with_full_weights(policy, shared_prompt.log_probs, batch.branches)
                 result, nll = (
                     pair_loss(logp, ref, batch, settings),
                     -logp / shared_prompt.num_tokens(batch.branches),
@@ -123,7 +123,7 @@ def train(job: DpoJob, run: Run) -> None:
                     cause="the reference stage saw another model, precision or text.",
                 )  # fmt: skip
         names = ("loss", "accuracy", "margin", "chosen_reward")
-        *totals, anchor = distributed.summed([*sums.tolist(), anchor])
+        *totals, anchor = distributed.all_reduce([*sums.tolist(), anchor])
         line = {name: total / num_pairs for name, total in zip(names, totals, strict=True)} | {"nll": anchor}
         line |= {"grad_norm": training.update(line["loss"]), "learning_rate": training.rate(step)}
 
@@ -219,7 +219,7 @@ def evaluate(
     def look(part: list[Comparison]) -> tuple[float, list[float]]:
         batch = comparisons.collate(part, **collated)  # type: ignore[arg-type]
         result = pair_loss(
-            fsdp.inside(policy, shared_prompt.log_probs, batch.branches),
+            fsdp.with_full_weights(policy, shared_prompt.log_probs, batch.branches),
             torch.cat([reference[c.question_id] for c in part]),
             batch,
             settings,
@@ -229,7 +229,7 @@ def evaluate(
         ).tolist()
 
     lost, right = zip(
-        *distributed.each(comparisons.micro_batches(questions, most), look, told=told), strict=True
+        *distributed.map_over_ranks(comparisons.micro_batches(questions, most), look, told=told), strict=True
     )
     correct = torch.tensor([one for some in right for one in some])
     question = torch.tensor([number for number, c in enumerate(questions) for _ in c.pairs])

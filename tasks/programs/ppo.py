@@ -8,7 +8,7 @@ pretraining mix.
 """
 
 import random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 import torch
@@ -41,7 +41,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3, torch.float16: 0.1}
 ENOUGH_ENDED = 0.5  # share of the sampled answers
 
 
-class Actors(NamedTuple):
+class PpoModels(NamedTuple):
     """Four roles on one base."""
 
     model: PeftModel
@@ -248,7 +248,7 @@ class Update(NamedTuple):
 
 
 def accumulate(
-    actors: Actors,
+    actors: PpoModels,
     rollout: Rollout,
     advantages: Tensor,
     returns: Tensor,
@@ -303,7 +303,7 @@ def accumulate(
 
 @torch.no_grad()
 def roll_out(
-    actors: Actors,
+    actors: PpoModels,
     questions: list[list[int]],
     tokenizer: PreTrainedTokenizerBase,
     job: PpoJob,
@@ -342,7 +342,7 @@ def roll_out(
     )
 
 
-def load_actors(job: PpoJob, run: Run, device: torch.device) -> Actors:
+def load_actors(job: PpoJob, run: Run, device: torch.device) -> PpoModels:
     """The four roles on one copy of the base, with the checks that need no rollout."""
     base = training_setup.base(run, "model", job.weights.merged, job.text, device)
     fingerprint = models_fingerprint.fingerprint(run.inputs["model"], base)
@@ -368,7 +368,7 @@ def load_actors(job: PpoJob, run: Run, device: torch.device) -> Actors:
     model, value_head = _critic(job, run, model, reward)
     value_head.requires_grad_(True)
     heads = {f"value_head.{name}": p for name, p in value_head.named_parameters()}
-    actors = Actors(
+    actors = PpoModels(
         model,
         fingerprint,
         value_head,
@@ -421,11 +421,10 @@ def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _check_reward_model(
-    actors: Actors, probes: list[dict[str, object]], device: torch.device, *, tolerance: float
+    actors: PpoModels, probes: list[dict[str, Any]], device: torch.device, *, tolerance: float
 ) -> None:
-    batch = sequences.join(
-        [p["prompt"] for p in probes], [p["answer"] for p in probes], pad_id=0, device=device
-    )  # type: ignore[misc]
+    prompts, answers = [p["prompt"] for p in probes], [p["answer"] for p in probes]
+    batch = sequences.join(prompts, answers, pad_id=0, device=device)
     actual = reward_model.rewards(actors.reward, batch)
     check_finite({"the reward model's score of its probes": actual}, advice=UNSOUND_MODEL)
     expected = torch.tensor([p["score"] for p in probes], device=device)

@@ -29,7 +29,7 @@ from tasks.rlhf.compute import devices, distributed, fsdp, seeds
 from tasks.rlhf.evaluation import pair_accuracy, probe_start, reward_evaluation
 from tasks.rlhf.models import fingerprint, loading, lora, reward_model
 from tasks.rlhf.models.reward_model import Member, Scorer
-from tasks.rlhf.models.trainable import Tuned
+from tasks.rlhf.models.trainable import Trainable
 from tasks.rlhf.training import checkpoints
 from tasks.rlhf.training.finite_checks import check_finite
 from tasks.system.errors import InputError
@@ -46,7 +46,7 @@ def train(job: RewardJob, run: Run) -> None:
     questions, held_out = _comparisons(job, run, encoder)
     evaluation = pair_tables.read_evaluation(run.inputs["data"] / "evaluation_pairs.parquet", run, encoder)
     measured = pair_tables.choose_measured(evaluation, held_out, run)
-    ahead = comparisons.head_start(questions) if settings.head_start else 0.0
+    ahead = comparisons.age_bias(questions) if settings.head_start else 0.0
     training_setup.afford(
         settings,
         run,
@@ -105,12 +105,12 @@ def train(job: RewardJob, run: Run) -> None:
                 )
             ]
             num_pairs = sum(len(c.pairs) for c in chosen)
-            for part, counts in distributed.turns(
-                comparisons.micro_batches(distributed.mine(chosen), run.machine.micro_batch), chosen[:1]
+            for part, counts in distributed.padded_steps(
+                comparisons.micro_batches(distributed.rank_slice(chosen), run.machine.micro_batch), chosen[:1]
             ):
                 batch = collate(part)
                 with member.active() as base:
-                    score = fsdp.inside(base, shared_prompt.scores, member.head, batch.branches)
+                    score = fsdp.with_full_weights(base, shared_prompt.scores, member.head, batch.branches)
                     loss = counts * ranking_loss(
                         score, batch, settings, ahead=ahead, num_pairs=num_pairs, num_questions=len(chosen)
                     )
@@ -121,7 +121,7 @@ def train(job: RewardJob, run: Run) -> None:
                 )
         line = {
             name: total / len(model.members)
-            for name, total in zip(sums, distributed.summed([*sums.values()]), strict=True)
+            for name, total in zip(sums, distributed.all_reduce([*sums.values()]), strict=True)
         }
         line |= {"grad_norm": training.update(line["loss"]), "learning_rate": training.rate(step)}
 
@@ -206,13 +206,13 @@ def _comparisons(job: RewardJob, run: Run, encoder: Encoder) -> tuple[list[Compa
     return training, held_out
 
 
-def _members(job: RewardJob, run: Run, base: PreTrainedModel) -> tuple[Tuned, Scorer]:
+def _members(job: RewardJob, run: Run, base: PreTrainedModel) -> tuple[Trainable, Scorer]:
     """What is trained, all members together, and the reward model that it makes."""
     folder, shard = run.inputs["model"], run.machine.of("reward").shard
     begin = partial(
         training_setup.tuning, folder=folder, fingerprint=fingerprint.fingerprint(folder, base), shard=shard
     )
-    tunings: list[Tuned] = []
+    tunings: list[Trainable] = []
     members: list[Member] = []
     for number in range(job.reward.members):
         seeds.seed_step(seeds.mix(job.seed, number) if number else job.seed, 0)
@@ -263,7 +263,7 @@ def answer_rewards(
     """The reward of every answer of some questions, (S,) float32; ``most`` answers at a time."""
     parts = comparisons.micro_batches(questions, most)
     return torch.cat(
-        distributed.each(
+        distributed.map_over_ranks(
             parts, lambda part: reward_model.rewards(model, collate(part).branches).cpu(), told=told
         )
     )

@@ -73,15 +73,15 @@ def train(job: SftJob, run: Run) -> None:
         )
         count = int((blocks.labels[chosen] != IGNORE).sum())
         loss_value = 0.0
-        parts = [*filter(len, distributed.mine(chosen).split(run.machine.micro_batch or len(chosen)))]
-        for part, counts in distributed.turns(parts, chosen[:1]):
+        parts = [*filter(len, distributed.rank_slice(chosen).split(run.machine.micro_batch or len(chosen)))]
+        for part, counts in distributed.padded_steps(parts, chosen[:1]):
             with tuning.active() as model:
-                loss = fsdp.inside(
+                loss = fsdp.with_full_weights(
                     model, block_loss, blocks, part, device, count=count if counts else math.inf
                 )
                 loss.backward()
             loss_value += loss.item()
-        loss_value = distributed.summed([loss_value])[0]
+        loss_value = distributed.all_reduce([loss_value])[0]
         line = {
             "loss": loss_value,
             "grad_norm": training.update(loss_value),
@@ -177,9 +177,9 @@ def held_out_loss(
     count = int((blocks.labels != IGNORE).sum())
 
     def loss(rows: torch.Tensor) -> float:
-        return fsdp.inside(model, block_loss, blocks, rows, device, count=count).item()
+        return fsdp.with_full_weights(model, block_loss, blocks, rows, device, count=count).item()
 
-    return sum(distributed.each(torch.arange(len(blocks.labels)).split(most), loss, told=told))
+    return sum(distributed.map_over_ranks(torch.arange(len(blocks.labels)).split(most), loss, told=told))
 
 
 def packing_leak(base: PreTrainedModel, run: Run, *parts: Blocks) -> float:

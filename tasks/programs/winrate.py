@@ -148,7 +148,7 @@ def _load(
     bare: Active = (
         partial(lora.active, model, None)
         if isinstance(model, PeftModel)
-        else partial(trainable.itself, model)
+        else partial(trainable.unchanged, model)
     )
     return Judge(judge, tokenizer.pad_token_id, device), {"sft": bare, **policies}
 

@@ -7,7 +7,7 @@ from tasks.artifacts.artifact import Artifact, Step, within
 from tasks.artifacts.corpus import evaluation_sets, users_of, with_site
 from tasks.config.jobs import DataJob
 from tasks.config.pipeline import Pipeline
-from tasks.execution.run_stage import Seat, run_stage
+from tasks.execution.run_stage import RunContext, run_stage
 from tasks.stages.task import AS_TASK, as_state
 
 
@@ -21,6 +21,6 @@ def step(config: Pipeline, *, source: Artifact) -> Step:
 
 
 @task(name="data", **AS_TASK)
-def run(config: Pipeline, *, seat: Seat, source: Artifact) -> State:
+def run(config: Pipeline, *, seat: RunContext, source: Artifact) -> State:
     """Read, score, pair and split what the source holds."""
     return as_state(run_stage(step(config, source=source), seat))

@@ -6,7 +6,7 @@ from prefect.client.schemas.objects import State
 from tasks.artifacts.artifact import Artifact, Step, only, within
 from tasks.config.jobs import MergeJob
 from tasks.config.pipeline import Pipeline
-from tasks.execution.run_stage import Seat, run_stage
+from tasks.execution.run_stage import RunContext, run_stage
 from tasks.stages.task import AS_TASK, as_state
 from tasks.stages.weights import places
 
@@ -20,6 +20,6 @@ def step(config: Pipeline, *, base: Artifact, adapter: Artifact) -> Step:
 
 
 @task(name="merge", **AS_TASK)
-def run(config: Pipeline, *, seat: Seat, base: Artifact, adapter: Artifact) -> State:
+def run(config: Pipeline, *, seat: RunContext, base: Artifact, adapter: Artifact) -> State:
     """Merge the adapter into the base model."""
     return as_state(run_stage(step(config, base=base, adapter=adapter), seat))

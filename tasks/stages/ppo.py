@@ -6,7 +6,7 @@ from prefect.client.schemas.objects import State
 from tasks.artifacts.artifact import Artifact, Step, only, within
 from tasks.config.jobs import PpoJob
 from tasks.config.pipeline import Pipeline
-from tasks.execution.run_stage import Seat, run_stage
+from tasks.execution.run_stage import RunContext, run_stage
 from tasks.stages.task import AS_TASK, as_state
 from tasks.stages.weights import places
 
@@ -21,6 +21,6 @@ def step(config: Pipeline, *, data: Artifact, model: Artifact, reward: Artifact)
 
 
 @task(name="ppo", **AS_TASK)
-def run(config: Pipeline, *, seat: Seat, data: Artifact, model: Artifact, reward: Artifact) -> State:
+def run(config: Pipeline, *, seat: RunContext, data: Artifact, model: Artifact, reward: Artifact) -> State:
     """Train the policy with PPO."""
     return as_state(run_stage(step(config, data=data, model=model, reward=reward), seat))

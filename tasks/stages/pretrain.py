@@ -6,7 +6,7 @@ from prefect.client.schemas.objects import State
 from tasks.artifacts.artifact import Artifact, Step, only
 from tasks.config.jobs import PretrainJob
 from tasks.config.pipeline import Pipeline
-from tasks.execution.run_stage import Seat, run_stage
+from tasks.execution.run_stage import RunContext, run_stage
 from tasks.stages.task import AS_TASK, as_state
 
 
@@ -15,6 +15,6 @@ def step(config: Pipeline, *, data: Artifact) -> Step:
 
 
 @task(name="pretrain", **AS_TASK)
-def run(config: Pipeline, *, seat: Seat, data: Artifact) -> State:
+def run(config: Pipeline, *, seat: RunContext, data: Artifact) -> State:
     """Train the base model."""
     return as_state(run_stage(step(config, data=data), seat))

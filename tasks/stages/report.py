@@ -6,7 +6,7 @@ from prefect.client.schemas.objects import State
 from tasks.artifacts.artifact import Artifact, Step, without_weights
 from tasks.config.jobs import ReportJob
 from tasks.config.pipeline import Pipeline
-from tasks.execution.run_stage import Seat, run_stage
+from tasks.execution.run_stage import RunContext, run_stage
 from tasks.stages.task import AS_TASK, as_state
 
 
@@ -20,6 +20,6 @@ def step(config: Pipeline, **artifacts: Artifact) -> Step:
 
 
 @task(name="report", **AS_TASK)
-def run(config: Pipeline, *, seat: Seat, **artifacts: Artifact) -> State:
+def run(config: Pipeline, *, seat: RunContext, **artifacts: Artifact) -> State:
     """Draw the page."""
     return as_state(run_stage(step(config, **artifacts), seat))

@@ -6,7 +6,7 @@ from prefect.client.schemas.objects import State
 from tasks.artifacts.artifact import Artifact, Step, only, within
 from tasks.config.jobs import SftJob
 from tasks.config.pipeline import Pipeline
-from tasks.execution.run_stage import Seat, run_stage
+from tasks.execution.run_stage import RunContext, run_stage
 from tasks.stages.task import AS_TASK, as_state
 from tasks.stages.weights import starts
 
@@ -17,6 +17,6 @@ def step(config: Pipeline, *, data: Artifact, base: Artifact) -> Step:
 
 
 @task(name="sft", **AS_TASK)
-def run(config: Pipeline, *, seat: Seat, data: Artifact, base: Artifact) -> State:
+def run(config: Pipeline, *, seat: RunContext, data: Artifact, base: Artifact) -> State:
     """Fine-tune the base model."""
     return as_state(run_stage(step(config, data=data, base=base), seat))

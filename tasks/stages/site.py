@@ -6,7 +6,7 @@ from prefect.client.schemas.objects import State
 from tasks.artifacts.artifact import Step
 from tasks.config.jobs import SiteJob
 from tasks.config.pipeline import Pipeline
-from tasks.execution.run_stage import Seat, run_stage
+from tasks.execution.run_stage import RunContext, run_stage
 from tasks.stages.task import AS_TASK, as_state
 
 
@@ -15,6 +15,6 @@ def step(config: Pipeline) -> Step:
 
 
 @task(name="site", **AS_TASK)
-def run(config: Pipeline, *, seat: Seat) -> State:
+def run(config: Pipeline, *, seat: RunContext) -> State:
     """Generate the site."""
     return as_state(run_stage(step(config), seat))

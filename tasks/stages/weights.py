@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tasks.artifacts.artifact import Artifact, given
+from tasks.artifacts.artifact import Artifact, user_artifact
 from tasks.config.pipeline import Pipeline
 from tasks.config.stages import Dpo, Reward, Sft, Tuning
 from tasks.system.errors import InputError
@@ -34,4 +34,4 @@ def starts(config: Pipeline, stage: str) -> dict[str, Artifact]:
         raise InputError(
             f"{stage}.start: {place} holds no weights in safetensors format; other formats are not loaded"
         )
-    return {"start": given(place)}
+    return {"start": user_artifact(place)}

@@ -6,7 +6,7 @@ from prefect.client.schemas.objects import State
 from tasks.artifacts.artifact import Artifact, Step, only, within
 from tasks.config.jobs import WinrateJob
 from tasks.config.pipeline import Pipeline
-from tasks.execution.run_stage import Seat, run_stage
+from tasks.execution.run_stage import RunContext, run_stage
 from tasks.stages.task import AS_TASK, as_state
 from tasks.stages.weights import PLACES, places
 
@@ -29,7 +29,13 @@ def step(
 
 @task(name="winrate", **AS_TASK)
 def run(
-    config: Pipeline, *, seat: Seat, data: Artifact, model: Artifact, reward: Artifact, **policies: Artifact
+    config: Pipeline,
+    *,
+    seat: RunContext,
+    data: Artifact,
+    model: Artifact,
+    reward: Artifact,
+    **policies: Artifact,
 ) -> State:
     """Let every policy answer held-out questions and count wins."""
     return as_state(run_stage(step(config, data=data, model=model, reward=reward, **policies), seat))

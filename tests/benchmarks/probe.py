@@ -20,7 +20,7 @@ from tasks.rlhf.evaluation import linear_probe, pair_accuracy, probe_start, rewa
 from tasks.rlhf.evaluation.intervals import Share
 from tasks.rlhf.models import loading, lora
 from tasks.rlhf.models.reward_model import Member
-from tasks.rlhf.models.trainable import itself
+from tasks.rlhf.models.trainable import unchanged
 
 FOLDS, SEED = 5, 11
 
@@ -38,7 +38,7 @@ def folded(features: Tensor, questions: list[Comparison], job: RewardJob) -> dic
     for part in range(FOLDS):
         seen = [i for i, number in enumerate(fold) if number != part]
         some = [questions[i] for i in seen]
-        start, known = comparisons.head_start(some), reward_evaluation.pairs_of(some)
+        start, known = comparisons.age_bias(some), reward_evaluation.pairs_of(some)
         found = linear_probe.probe(
             torch.cat([of_question[i] for i in seen]),
             probe_start.evidence(
@@ -88,7 +88,7 @@ def main(folder: Path) -> None:
     model = loading.load(inputs["model"], device=device, precision=job.weights.merged).eval()
     width = model.config.hidden_size
     collate = partial(comparisons.collate, pad_id=tokenizer.pad_token_id, device=device, hidden_size=width)
-    member = Member(partial(itself, model), lora.new_head(width))
+    member = Member(partial(unchanged, model), lora.new_head(width))
     features = probe_start.answer_features(member, questions, "all", collate=collate, most=12)
     for name, share in folded(features, questions, job).items():
         print(

@@ -10,7 +10,7 @@ import py7zr
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.artifacts.artifact import given
+from tasks.artifacts.artifact import user_artifact
 from tasks.artifacts.corpus import corpus_place
 from tasks.config.dump_files import UNKNOWN_SITE, find_sites, host_in_name
 from tasks.config.jobs import DataJob
@@ -281,7 +281,7 @@ def test_users_of_another_dump_are_not_taken(tmp_path: Path) -> None:
 def test_the_key_knows_the_site_of_the_name_and_the_users_beside(tmp_path: Path) -> None:
     def key(path: Path, **source: Any) -> str:
         config = Pipeline.model_validate({"source": {"kind": "stack-exchange", "path": str(path), **source}})
-        return step(config, source=given(path)).recipe.key
+        return step(config, source=user_artifact(path)).recipe.key
 
     write(
         tmp_path,

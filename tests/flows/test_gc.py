@@ -143,7 +143,7 @@ def test_what_was_fetched_stays_while_something_kept_was_made_from_it(home: Path
     assert [thing.path.name for thing in found] == [digest_of("another")]
 
 
-def survey_untracked(home: Path, **options: Any) -> list[gc.Thing]:
+def survey_untracked(home: Path, **options: Any) -> list[gc.Candidate]:
     """What would go where MLflow knows of nothing."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(gc, "tracked_keys", lambda *_, **__: set())

@@ -11,9 +11,9 @@ import pytest
 
 from flows import cli
 from flows.commands import up
-from flows.commands.up import House
+from flows.commands.up import Supervisor
 from flows.services import credentials, local_servers, log_rotation
-from flows.services.local_servers import Address, Part
+from flows.services.local_servers import Address, Process
 from flows.services.processes import ServerFailed
 
 
@@ -107,8 +107,8 @@ def test_a_parts_log_is_rotated_by_the_one_process_that_writes_it(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log_rotation, "MAX_BYTES", 1000)
-    house = House(home)
-    house.start(Part("loud", [sys.executable, "-c", "for n in range(300): print('line', n)"], {}))
+    house = Supervisor(home)
+    house.start(Process("loud", [sys.executable, "-c", "for n in range(300): print('line', n)"], {}))
     house.processes["loud"].wait(20)
     house.outputs["loud"].finish()
     files = sorted(path.name for path in (home / "logs").iterdir())
@@ -119,8 +119,8 @@ def test_a_parts_log_is_rotated_by_the_one_process_that_writes_it(
 
 @pytest.mark.parametrize("text", ["no line end", "", "\\xff\\xfe bytes", "x" * 100_000])
 def test_whatever_a_part_prints_is_in_its_log(home: Path, text: str) -> None:
-    house = House(home)
-    house.start(Part("odd", [sys.executable, "-c", f"import sys; sys.stdout.buffer.write(b'{text}')"], {}))
+    house = Supervisor(home)
+    house.start(Process("odd", [sys.executable, "-c", f"import sys; sys.stdout.buffer.write(b'{text}')"], {}))
     house.processes["odd"].wait(20)
     house.outputs["odd"].finish()
     log = home / "logs" / "up-odd.log"
@@ -129,8 +129,8 @@ def test_whatever_a_part_prints_is_in_its_log(home: Path, text: str) -> None:
 
 
 def test_what_dies_is_started_again_and_what_dies_again_and_again_is_given_up(home: Path) -> None:
-    house, said = House(home), []
-    house.start(Part("short", [sys.executable, "-c", "print('hello')"], {}))
+    house, said = Supervisor(home), []
+    house.start(Process("short", [sys.executable, "-c", "print('hello')"], {}))
     for _ in range(up.MOST_RESTARTS):
         house.processes["short"].wait(20)
         house.revive(said.append)

@@ -18,7 +18,7 @@ from tasks.programs.runtime.program import Run
 from tasks.rlhf.batches import shared_prompt
 from tasks.rlhf.batches.comparisons import Comparison
 from tasks.rlhf.evaluation import linear_probe, probe_start, reward_evaluation
-from tasks.rlhf.evaluation.linear_probe import Evidence
+from tasks.rlhf.evaluation.linear_probe import WeightedPairs
 from tasks.rlhf.models import reward_model
 from tasks.rlhf.training import checkpoints
 from tasks.system.errors import InputError
@@ -29,10 +29,10 @@ TEXT = {"max_prompt_tokens": 48, "max_answer_tokens": 32}
 
 def evidence(
     pairs: list[tuple[int, int]], *, questions: list[int] | None = None, margin: float = 0.0
-) -> Evidence:
+) -> WeightedPairs:
     chosen, rejected = map(torch.tensor, zip(*pairs, strict=True))
     count = len(pairs)
-    return Evidence(
+    return WeightedPairs(
         chosen,
         rejected,
         torch.tensor(questions or range(count)),
@@ -41,7 +41,7 @@ def evidence(
     )
 
 
-def random(num_answers: int, num_pairs: int, width: int, *, signal: float) -> tuple[Tensor, Evidence]:
+def random(num_answers: int, num_pairs: int, width: int, *, signal: float) -> tuple[Tensor, WeightedPairs]:
     """Answers whose first features say which is better, as strongly as ``signal``."""
     generator = torch.Generator().manual_seed(7)
     features = torch.randn(num_answers, width, generator=generator)
@@ -59,7 +59,7 @@ def random(num_answers: int, num_pairs: int, width: int, *, signal: float) -> tu
     )
 
 
-def newton(features: Tensor, found: Evidence, strength: float) -> Tensor:
+def newton(features: Tensor, found: WeightedPairs, strength: float) -> Tensor:
     """The same minimum by Newton's method in float64, from the pairs' differences."""
     differences = (features[found.chosen] - features[found.rejected]).double()
     weight = torch.zeros(features.shape[1], dtype=torch.double)
@@ -130,7 +130,7 @@ def test_a_questions_pairs_are_never_on_both_sides(monkeypatch: pytest.MonkeyPat
     fitted: list[set[int]] = []
     honest = linear_probe.fit
 
-    def fit(some: Tensor, shown: Evidence, *rest: Any) -> Tensor:
+    def fit(some: Tensor, shown: WeightedPairs, *rest: Any) -> Tensor:
         fitted.append(set(shown.question.tolist()))
         return honest(some, shown, *rest)
 

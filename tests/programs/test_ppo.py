@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from tasks.config.jobs import PpoJob, RewardJob
 from tasks.programs import ppo, reward
-from tasks.programs.ppo import Actors, Rollout
+from tasks.programs.ppo import PpoModels, Rollout
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.algorithms import rewards, sanity_checks
 from tasks.rlhf.algorithms.advantages import gae, whiten
@@ -72,7 +72,7 @@ def started(inputs: dict[str, Path], tmp_path: Path) -> Start:
 
 
 @pytest.fixture
-def batch(started: Start) -> tuple[PpoJob, Actors, Rollout, Tensor, Tensor]:
+def batch(started: Start) -> tuple[PpoJob, PpoModels, Rollout, Tensor, Tensor]:
     """Eight answers, sampled by a policy that is no longer the one that is updated."""
     job, run = started(clip_range=0.05)
     actors = ppo.load_actors(job, run, tiny.CPU)
@@ -94,7 +94,7 @@ def batch(started: Start) -> tuple[PpoJob, Actors, Rollout, Tensor, Tensor]:
 
 def gradients(
     job: PpoJob,
-    actors: Actors,
+    actors: PpoModels,
     rollout: Rollout,
     advantages: Tensor,
     returns: Tensor,
@@ -327,9 +327,9 @@ def test_frozen_weights_that_move_are_noticed(
     started: Start, monkeypatch: pytest.MonkeyPatch, culprit: str
 ) -> None:
     honest = ppo.load_actors
-    actors: list[Actors] = []
+    actors: list[PpoModels] = []
 
-    def kept(*args: Any) -> Actors:
+    def kept(*args: Any) -> PpoModels:
         actors.append(honest(*args))
         return actors[0]
 
@@ -445,7 +445,7 @@ def test_every_step_begins_without_gradients_and_every_pass_takes_each_rollout_o
     honest = ppo.accumulate
     taken: list[int] = []
 
-    def watched(actors: Actors, *args: Any, **kwargs: Any) -> ppo.Update:
+    def watched(actors: PpoModels, *args: Any, **kwargs: Any) -> ppo.Update:
         assert all(parameter.grad is None for parameter in (actors.policy | actors.critic).values())
         taken.extend(args[3].tolist())
         return honest(actors, *args, **kwargs)

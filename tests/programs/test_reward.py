@@ -123,10 +123,10 @@ def test_the_older_answer_is_ahead() -> None:
     assert loss([1.0, 0.0], [older], ahead=0.7) == pytest.approx(0.167786, abs=1e-6)  # -log sigmoid(1.7)
     assert loss([1.0, 0.0], [younger], ahead=0.7) == pytest.approx(0.554355, abs=1e-6)  # -log sigmoid(0.3)
     assert loss([1.0, 0.0], [nobody], ahead=0.7) == pytest.approx(0.313262, abs=1e-6)  # -log sigmoid(1)
-    assert comparisons.head_start([older, older, younger, nobody]) == pytest.approx(
+    assert comparisons.age_bias([older, older, younger, nobody]) == pytest.approx(
         0.405465, abs=1e-6
     )  # log(3 / 2): one more on either side
-    assert comparisons.head_start([nobody]) == 0
+    assert comparisons.age_bias([nobody]) == 0
 
 
 def test_a_model_is_measured_with_and_without_the_ages() -> None:
@@ -258,7 +258,7 @@ def test_rankings_are_trained_on_and_every_answer_is_forwarded_once(
     seen: list[int] = []
     honest = shared_prompt.scores
 
-    def counted(model: Any, head: Any, batch: shared_prompt.Branches) -> Tensor:
+    def counted(model: Any, head: Any, batch: shared_prompt.SharedPromptBatch) -> Tensor:
         if torch.is_grad_enabled():
             seen.append(len(batch.ends))
         return honest(model, head, batch)

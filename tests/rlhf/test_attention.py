@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -86,9 +87,7 @@ def test_packed_documents_are_those_of_the_models_own_forward(kind: str) -> None
 @torch.no_grad()
 def test_shared_prompts_are_those_of_the_models_own_forward(kind: str) -> None:
     model, head = attention_models.model(kind), lora.new_head(tiny.WIDTH)
-    measure: Callable[[], layout_checks.Gap] = lambda: layout_checks.sharing_gap(
-        model, QUESTIONS, pad_id=tiny.PAD
-    )  # noqa: E731
+    measure = partial(layout_checks.sharing_gap, model, QUESTIONS, pad_id=tiny.PAD)
     gap, told = layout_checks.settle(model, measure, layout="Sharing")
     assert (told is not None) == (kind in NEVER_SHARED)
     assert gap.nats < CLOSE

@@ -24,7 +24,7 @@ def questions(num: int = 7, *, seed: int = 0) -> list[Question]:
     return [([5, *ids(9)], [[*ids(8), tiny.EOS] for _ in range(rng.randint(1, 5))]) for _ in range(num)]
 
 
-def shared(asked: list[Question], *, hidden_size: int = tiny.WIDTH) -> shared_prompt.Branches:
+def shared(asked: list[Question], *, hidden_size: int = tiny.WIDTH) -> shared_prompt.SharedPromptBatch:
     return shared_prompt.join(asked, pad_id=tiny.PAD, device=tiny.CPU, hidden_size=hidden_size)
 
 
@@ -79,7 +79,7 @@ def test_no_answer_sees_another_and_no_question_another() -> None:
 
 
 @torch.no_grad()
-def answer_values(model: PreTrainedModel, batch: shared_prompt.Branches) -> Tensor:
+def answer_values(model: PreTrainedModel, batch: shared_prompt.SharedPromptBatch) -> Tensor:
     head = nn.Linear(tiny.WIDTH, 1, bias=False)
     nn.init.ones_(head.weight)
     return shared_prompt.scores(model, head, batch)

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from tasks.artifacts import code_version
-from tasks.artifacts.artifact import Step, given
+from tasks.artifacts.artifact import Step, user_artifact
 from tasks.artifacts.store import Store
 from tasks.config.jobs import PpoJob
 from tasks.config.machine import Machine
 from tasks.config.pipeline import Pipeline
 from tasks.execution import launch, program_forks
-from tasks.execution.run_stage import Seat, run_stage
+from tasks.execution.run_stage import RunContext, run_stage
 from tasks.system.errors import DiskFailure, InputError, disk_failure
 from tests.support import fake_tree
 
@@ -190,12 +190,12 @@ def test_a_log_that_cannot_be_written_does_not_hide_why_a_program_ended(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu_devices: tuple[str, ...]
 ) -> None:
     monkeypatch.setattr(program_forks, "GPU_DEVICES", gpu_devices)
-    step = Step("ppo", PpoJob.of(Pipeline()), {"data": given(tree / "deployments")})
+    step = Step("ppo", PpoJob.of(Pipeline()), {"data": user_artifact(tree / "deployments")})
     partial = Store(tmp_path / "home").partial(step.recipe.key)
     partial.mkdir(parents=True)
     (partial / "log.txt").symlink_to("/dev/full")
     with pytest.raises(DiskFailure, match=r"^The disk under .* is full: free some space"):
-        run_stage(step, Seat(Machine()))
+        run_stage(step, RunContext(Machine()))
     program_forks.stop()
     assert partial.exists()
 
@@ -206,13 +206,13 @@ def test_a_disk_that_is_full_when_a_result_is_stored_does_not_undo_the_work(
     def fill(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    step = Step("ppo", PpoJob.of(Pipeline()), {"data": given(tree / "deployments")})
+    step = Step("ppo", PpoJob.of(Pipeline()), {"data": user_artifact(tree / "deployments")})
     with monkeypatch.context() as patched:
         patched.setattr("tasks.artifacts.store.replace_text", fill)
         with pytest.raises(DiskFailure):
-            run_stage(step, Seat(Machine()))
+            run_stage(step, RunContext(Machine()))
     fake_tree.misbehave(tree, "ppo", "fail")  # it must not run again
-    assert run_stage(step, Seat(Machine()))["metrics"]["ppo.kl"] == 0.5
+    assert run_stage(step, RunContext(Machine()))["metrics"]["ppo.kl"] == 0.5
     program_forks.stop()
 
 

@@ -26,7 +26,7 @@ from tasks.artifacts import code_version
 from tasks.artifacts.artifact import Artifact
 from tasks.config.pipeline import Pipeline
 from tasks.execution import launch
-from tasks.execution.run_stage import Seat, run_stage
+from tasks.execution.run_stage import RunContext, run_stage
 from tasks.stages import report
 from tests.support import fake_tree
 from tests.support.pages import Pages
@@ -132,7 +132,7 @@ def expected(house: House, method: str = "ppo", **ppo: Any) -> dict[str, str]:
 
     def do(stage: Any, **inputs: Artifact) -> Artifact:
         step = stage.step(settings, **inputs)
-        found[step.stage] = run_stage(step, Seat(settings.machine))
+        found[step.stage] = run_stage(step, RunContext(settings.machine))
         return found[step.stage]
 
     with pytest.MonkeyPatch.context() as patched:

@@ -50,7 +50,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
             local_servers.Address(*(f"http://127.0.0.1:{free_port()}" for _ in range(2))),
             credentials.made(home),
         )
-        processes = up.House(home)
+        processes = up.Supervisor(home)
         for part in local_servers.servers(home, address, login):
             processes.start(part)
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flows.profiles import load
-from tasks.artifacts.artifact import Artifact, content, made, only, within, without_weights
+from tasks.artifacts.artifact import Artifact, content, only, stage_artifact, within, without_weights
 from tasks.artifacts.store import SCHEMA, Manifest
 from tasks.config.pipeline import Pipeline
 from tasks.stages import dpo, merge, ppo, pretrain, reference, report, reward, sft, winrate
@@ -36,7 +36,7 @@ def artifact(stage: str, changed: str = "") -> Artifact:
         schema=SCHEMA, stage=stage, key=f"{stage} {changed}", digest=digest_of(files), files=files, job={}, inputs={}, origins={}, sources={},
         seconds=1, peak_mb=1, created=0,
     )  # fmt: skip
-    return made(manifest, {}, cached=True, seconds=1)
+    return stage_artifact(manifest, {}, cached=True, seconds=1)
 
 
 def keys(data: str = "", model: str = "", adapter: str = "", judge: str = "") -> dict[str, str]:
@@ -200,9 +200,9 @@ def test_what_is_meant_of_an_artifact_is_known_by_its_files() -> None:
 
 
 def test_what_the_user_brought_is_taken_whole(tmp_path: Path) -> None:
-    from tasks.artifacts.artifact import given
+    from tasks.artifacts.artifact import user_artifact
 
     (tmp_path / "Posts.xml").write_text("<posts/>")
-    brought = given(tmp_path)
+    brought = user_artifact(tmp_path)
     assert only(brought, "model") == within(brought, "model") == brought
     assert content(brought) == brought["digest"]

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from tasks.artifacts import code_version
-from tasks.artifacts.artifact import Artifact, Step, given, within, without_weights
+from tasks.artifacts.artifact import Artifact, Step, user_artifact, within, without_weights
 from tasks.artifacts.store import Store
 from tasks.config.jobs import PpoJob
 from tasks.config.machine import Machine
 from tasks.config.pipeline import Pipeline
 from tasks.execution import launch
 from tasks.execution import run_stage as execution_run_stage
-from tasks.execution.run_stage import Seat, run_stage
+from tasks.execution.run_stage import RunContext, run_stage
 from tasks.system.errors import InputMissing
 from tasks.tracking import client, remote_artifacts, runs
 from tasks.tracking.remote_artifacts import locate, publish, published
@@ -52,7 +52,9 @@ def machine(mlflow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
 def made_by(machine: Callable[[str], Path], name: str, seed: int) -> Artifact:
     machine(name)
     with runs.pipeline_run("demo", {}) as parent:
-        return run_stage(Step("ppo", PpoJob.of(Pipeline(seed=seed)), {}), Seat(Machine(), parent.run_id))
+        return run_stage(
+            Step("ppo", PpoJob.of(Pipeline(seed=seed)), {}), RunContext(Machine(), parent.run_id)
+        )
 
 
 def files(folder: Path) -> set[str]:
@@ -140,11 +142,11 @@ def test_a_shared_stage_that_is_only_in_this_store_is_published_when_it_is_used(
     machine: Callable[[str], Path],
 ) -> None:
     home = machine("a")
-    artifact = run_stage(Step("ppo", PpoJob.of(Pipeline(seed=7)), {}), Seat(Machine()))  # untracked
+    artifact = run_stage(Step("ppo", PpoJob.of(Pipeline(seed=7)), {}), RunContext(Machine()))  # untracked
     assert published(artifact["key"]) is None
     with runs.pipeline_run("demo", {}) as parent:
         again = run_stage(
-            Step("ppo", PpoJob.of(Pipeline(seed=7)), {}), Seat(Machine(), parent.run_id, shared=True)
+            Step("ppo", PpoJob.of(Pipeline(seed=7)), {}), RunContext(Machine(), parent.run_id, shared=True)
         )
     assert again["cached"]
     shutil.rmtree(home)
@@ -160,7 +162,7 @@ def test_on_a_server_a_stage_that_another_machine_built_is_reused(
     monkeypatch.setattr(client, "is_remote", lambda: True)
     step = Step("ppo", PpoJob.of(Pipeline(seed=8)), {})
     assert execution_run_stage.look_up(step) == {**artifact, "cached": True, "seconds": 0.0}
-    again = run_stage(step, Seat(Machine()))
+    again = run_stage(step, RunContext(Machine()))
     assert again["cached"]
     assert again["metrics"] == artifact["metrics"]
     assert not (home / "objects").exists()
@@ -179,7 +181,7 @@ def test_what_the_user_brought_reaches_another_machine(
     else:
         place.write_bytes(b"posts")
     machine("a")
-    artifact = given(place)
+    artifact = user_artifact(place)
     assert locate(artifact) == place
     with runs.pipeline_run("demo", {}) as parent:
         assert publish(artifact, parent=parent.run_id)
@@ -188,9 +190,9 @@ def test_what_the_user_brought_reaches_another_machine(
     copy = locate(artifact)
     assert copy.is_relative_to(home)
     assert is_folder or copy.name == "Posts.csv.gz"  # its name tells its format
-    assert given(copy)["digest"] == artifact["digest"]
+    assert user_artifact(copy)["digest"] == artifact["digest"]
     (copy / "weights.bin" if is_folder else copy).write_bytes(b"altered")
-    assert given(locate(artifact))["digest"] == artifact["digest"]
+    assert user_artifact(locate(artifact))["digest"] == artifact["digest"]
 
 
 def test_another_file_under_the_same_path_is_not_taken_for_it(
@@ -199,7 +201,7 @@ def test_another_file_under_the_same_path_is_not_taken_for_it(
     place = tmp_path / "Posts.xml"
     place.write_text("one")
     machine("a")
-    artifact = given(place)
+    artifact = user_artifact(place)
     place.write_text("two")
     with pytest.raises(InputMissing):
         locate(artifact)
@@ -210,7 +212,7 @@ def test_inputs_that_are_missing_are_named_all_at_once(
     machine: Callable[[str], Path], tmp_path: Path
 ) -> None:
     machine("a")
-    lost: Artifact = {**given(tmp_path / "tree" / "deployments"), "stage": "sft", "key": "1" * 64}
+    lost: Artifact = {**user_artifact(tmp_path / "tree" / "deployments"), "stage": "sft", "key": "1" * 64}
     step = Step("ppo", PpoJob.of(Pipeline()), {"model": lost, "data": lost})
     with pytest.raises(InputMissing, match="data, model"):
         execution_run_stage.write_job(tmp_path, step, Machine())

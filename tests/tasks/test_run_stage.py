@@ -12,18 +12,18 @@ from pathlib import Path
 import pytest
 
 from tasks.artifacts import code_version
-from tasks.artifacts.artifact import Artifact, Step, given
+from tasks.artifacts.artifact import Artifact, Step, user_artifact
 from tasks.artifacts.store import Store
 from tasks.config.jobs import PpoJob
 from tasks.config.machine import Machine
 from tasks.config.pipeline import Pipeline
 from tasks.execution import launch, program_forks
-from tasks.execution.run_stage import Seat, run_stage
+from tasks.execution.run_stage import RunContext, run_stage
 from tasks.system import events
 from tasks.system.errors import InputError, StageFailed
 from tests.support import fake_tree
 
-SEAT = Seat(Machine(checkpoint_steps=1))
+SEAT = RunContext(Machine(checkpoint_steps=1))
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def step(tree: Path, **settings: object) -> Step:
     return Step(
         "ppo",
         PpoJob.of(Pipeline.model_validate(settings)),
-        {"data": given(tree / "deployments")},
+        {"data": user_artifact(tree / "deployments")},
         shown=("kl",),
     )
 

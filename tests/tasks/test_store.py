@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.artifacts.artifact import Artifact, Step, given
+from tasks.artifacts.artifact import Artifact, Step, user_artifact
 from tasks.artifacts.store import Manifest, Recipe, Store, changes, home
 from tasks.config.jobs import DataJob, SftJob
 from tasks.config.machine import Machine
@@ -186,7 +186,7 @@ def test_a_dump_is_known_by_its_content_not_by_its_path(
         path.write_text(text)
         source = {"kind": "stack-exchange", "path": str(path)}
         return Step(
-            "data", DataJob.of(Pipeline.model_validate({"source": source})), {"source": given(path)}
+            "data", DataJob.of(Pipeline.model_validate({"source": source})), {"source": user_artifact(path)}
         ).recipe.key
 
     assert key("a", "<posts/>") == key("b", "<posts/>")

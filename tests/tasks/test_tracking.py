@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from tasks.artifacts import code_version
-from tasks.artifacts.artifact import Step, given
+from tasks.artifacts.artifact import Step, user_artifact
 from tasks.artifacts.store import Store
 from tasks.config.jobs import DataJob, PpoJob
 from tasks.config.machine import Machine
 from tasks.config.pipeline import Pipeline
 from tasks.execution import launch
-from tasks.execution.run_stage import Seat, run_stage
+from tasks.execution.run_stage import RunContext, run_stage
 from tasks.system import events
 from tasks.system.errors import InputError, StageFailed
 from tasks.tracking import client, program_log, run_origin, runs
@@ -65,8 +65,8 @@ def test_a_stage_is_a_child_with_settings_metrics_data_and_files(tree: Path) -> 
         posts = tree / "Posts.xml"
         posts.write_text("<posts/>")
         artifact = run_stage(
-            Step("data", DataJob.of(Pipeline(seed=11)), {"source": given(posts)}),
-            Seat(Machine(), parent.run_id),
+            Step("data", DataJob.of(Pipeline(seed=11)), {"source": user_artifact(posts)}),
+            RunContext(Machine(), parent.run_id),
         )
     client = tracking_client._client
     root = client.get_run(parent.run_id)
@@ -90,9 +90,9 @@ def test_a_stage_is_a_child_with_settings_metrics_data_and_files(tree: Path) -> 
 
 def test_a_reused_stage_points_to_the_run_that_built_it(tree: Path) -> None:
     with runs.pipeline_run("one", {}) as first:
-        run_stage(step(21), Seat(Machine(), first.run_id))
+        run_stage(step(21), RunContext(Machine(), first.run_id))
     with runs.pipeline_run("two", {}) as second:
-        run_stage(step(21), Seat(Machine(), second.run_id))
+        run_stage(step(21), RunContext(Machine(), second.run_id))
     (built,), (reused,) = children(first.run_id), children(second.run_id)
     assert reused.data.tags["cached"] == "true"
     assert reused.data.tags["stage.built_by"] == built.info.run_id
@@ -110,13 +110,13 @@ def test_a_crash_is_failed_and_the_resumed_stage_continues_its_run(tree: Path) -
 
     unlisten = events.listen(kill_at_3)
     with pytest.raises(StageFailed), runs.pipeline_run("one", {}) as first:
-        run_stage(step(31), Seat(Machine(), first.run_id))
+        run_stage(step(31), RunContext(Machine(), first.run_id))
     unlisten()
     (crashed,) = children(first.run_id)
     assert (crashed.info.status, client._client.get_run(first.run_id).info.status) == ("FAILED", "FAILED")
     fake_tree.misbehave(tree, "ppo", "")
     with runs.pipeline_run("two", {}) as second:
-        run_stage(step(31), Seat(Machine(), second.run_id))
+        run_stage(step(31), RunContext(Machine(), second.run_id))
     (resumed,) = children(second.run_id)
     assert resumed.info.run_id == crashed.info.run_id
     assert resumed.info.status == "FINISHED"
@@ -181,7 +181,7 @@ def test_without_a_tracker_everything_runs_and_one_line_says_so(
     monkeypatch.setattr(client, "_client", None)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody listens there
     with runs.pipeline_run("demo", {"seed": 1}) as parent:
-        artifact = run_stage(step(41), Seat(Machine(), parent.run_id))
+        artifact = run_stage(step(41), RunContext(Machine(), parent.run_id))
     assert not artifact["cached"]
     assert [event.about["text"][:24] for event in heard if event.kind == "warning"] == [
         "MLflow is not reachable;"
@@ -198,7 +198,7 @@ def test_a_tracker_that_goes_away_in_mid_run_stops_nothing(
                 raise ConnectionError("gone")
 
         monkeypatch.setattr(client, "_client", Gone())
-        assert not run_stage(step(51), Seat(Machine(), parent.run_id))["cached"]
+        assert not run_stage(step(51), RunContext(Machine(), parent.run_id))["cached"]
     assert len([event for event in heard if event.kind == "warning"]) == 1
 
 
@@ -224,7 +224,7 @@ def test_a_failed_stage_leaves_its_log_in_mlflow_and_tells_its_last_lines(
 ) -> None:
     fake_tree.misbehave(tree, "ppo", "fail")
     with pytest.raises(StageFailed), runs.pipeline_run("one", {}) as parent:
-        run_stage(step(61), Seat(Machine(), parent.run_id))
+        run_stage(step(61), RunContext(Machine(), parent.run_id))
     (failed,) = children(parent.run_id)
     assert failed.info.status == "FAILED"
     assert "RuntimeError: CUDA went away" in log_of(failed, tmp_path / "log")
@@ -242,7 +242,7 @@ def test_a_stopped_stage_leaves_its_log(tree: Path, stopped_by: type[BaseExcepti
 
     unlisten = events.listen(stop_at_3)
     with pytest.raises(stopped_by), runs.pipeline_run("one", {}) as parent:
-        run_stage(step(62 + (stopped_by is SystemExit)), Seat(Machine(), parent.run_id))
+        run_stage(step(62 + (stopped_by is SystemExit)), RunContext(Machine(), parent.run_id))
     unlisten()
     (killed,) = children(parent.run_id)
     assert killed.info.status == "KILLED"
@@ -254,7 +254,7 @@ def test_a_refused_stage_leaves_its_log_in_mlflow_and_nothing_on_disk(
 ) -> None:
     fake_tree.misbehave(tree, "ppo", "input")
     with pytest.raises(InputError), runs.pipeline_run("one", {}) as parent:
-        run_stage(step(64), Seat(Machine(), parent.run_id))
+        run_stage(step(64), RunContext(Machine(), parent.run_id))
     (refused,) = children(parent.run_id)
     assert "hello from ppo" in log_of(refused, tmp_path / "log")
     assert not [event for event in heard if event.kind == "log"]  # the sentence says it all
@@ -279,7 +279,7 @@ def test_runs_say_who_started_what_from_which_code(tree: Path, monkeypatch: pyte
         monkeypatch.setenv(name, "somebody-else")
     settings = Pipeline(seed=65).model_dump(mode="json")
     with runs.pipeline_run("evil `name`", settings, profile="de`mo", source="alignflow run demo") as parent:
-        run_stage(step(65), Seat(Machine(), parent.run_id))
+        run_stage(step(65), RunContext(Machine(), parent.run_id))
     (child,) = children(parent.run_id)
     root = client._client.get_run(parent.run_id)
     user = pwd.getpwuid(os.getuid()).pw_name

@@ -15,7 +15,7 @@ from tasks.dataset.curation.question_files import SPLITS, Numbers
 from tasks.dataset.splits import splits_of
 
 
-class Fates(NamedTuple):
+class SplitAssignment(NamedTuple):
     """Of n questions in the order of their ids."""
 
     splits: Any  # int8 [n], a place in SPLITS; 0: left out
@@ -30,7 +30,7 @@ def decide(
     alike: float,
     distinct: bool,
     per_author: int | None,
-) -> Fates:
+) -> SplitAssignment:
     """Fates of the questions of all shelves. ``distinct``: of those that say the same only the first is kept. ``dropped`` counts what is not."""
     found = question_files.numbers(paths)
     leaders = _leaders(found, paths, alike)
@@ -48,7 +48,7 @@ def decide(
     chosen = splits_of(found.ids, leaders, shares, given)
     splits = np.fromiter((SPLITS.index(name) for name in chosen), dtype=np.int8, count=len(found.ids))
     splits[~kept] = 0
-    return Fates(splits, found.comparable)
+    return SplitAssignment(splits, found.comparable)
 
 
 def _leaders(found: Numbers, paths: Sequence[Path], alike: float) -> Any:

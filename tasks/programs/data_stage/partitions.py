@@ -15,7 +15,7 @@ from tasks.dataset.statistics import Tally
 from tasks.programs.data_stage import read_source
 
 
-class Stack(NamedTuple):
+class Partition(NamedTuple):
     """A range of records, and where its questions go."""
 
     slices: list[Slice]
@@ -32,7 +32,7 @@ class Shelved(NamedTuple):
     hidden: Counter[str]
 
 
-def shelve(stack: Stack) -> Shelved:
+def shelve(stack: Partition) -> Shelved:
     """The questions of a range that the rules keep, on disk."""
     dropped: Counter[str] = Counter()
     hidden: Counter[str] = Counter()
@@ -49,7 +49,7 @@ def rules_of(data: Data) -> rules.Rules:
     )
 
 
-class Lot(NamedTuple):
+class TablePart(NamedTuple):
     """A shelf with the splits of its questions, and where their rows go."""
 
     shelf: Path
@@ -59,7 +59,7 @@ class Lot(NamedTuple):
     folder: Path
 
 
-def tabulate(lot: Lot) -> tuple[Path, Tally]:
+def tabulate(lot: TablePart) -> tuple[Path, Tally]:
     """The rows of a shelf's questions, a part for every table."""
     tally = Tally()
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in tables.COLUMNS}

@@ -53,7 +53,7 @@ class Task(NamedTuple):
     names: Path | None = None  # folder of the names of a dump's users
 
 
-class Taken(NamedTuple):
+class BlockResult(NamedTuple):
     """What became of a block."""
 
     file: str
@@ -124,7 +124,7 @@ def _holds_users(place: Path) -> bool:
     return seven_zip.has(place, "Users.xml")
 
 
-def take(task: Task) -> Taken:
+def take(task: Task) -> BlockResult:
     """Read a block, and write what it says as a segment in the order of the questions' numbers. Raises InputError."""
     bad: list[tuple[int, str]] = []
     read: Counter[str] = Counter()
@@ -143,7 +143,7 @@ def take(task: Task) -> Taken:
         count, records = len(found), _records(task.source, good, dropped, bad, seen)
         read["rows"] += len(good)
     sorted_files.write(records, task.segment)
-    return Taken(
+    return BlockResult(
         task.block.file,
         task.block.read,
         count,

@@ -60,7 +60,7 @@ def reference_rewards(
     parts = [
         [answers[place] for place in order[first : first + ROWS]] for first in range(0, len(order), ROWS)
     ]
-    found = torch.cat(distributed.each(parts, score, told=run.phase(phase)))
+    found = torch.cat(distributed.map_over_ranks(parts, score, told=run.phase(phase)))
     check_finite({f"the reward of {phase}": found})
     return found[torch.tensor(order).argsort()]
 

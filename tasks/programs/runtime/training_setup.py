@@ -18,7 +18,7 @@ from tasks.rlhf.compute import distributed, free_memory
 from tasks.rlhf.models import gradient_checkpointing, loading, trainable
 from tasks.rlhf.models.fingerprint import Fingerprint
 from tasks.rlhf.models.quantised import Precision
-from tasks.rlhf.models.trainable import Tuned
+from tasks.rlhf.models.trainable import Trainable
 from tasks.rlhf.training import dry_run, memory
 from tasks.rlhf.training.loop import Plan, Training
 from tasks.system import torchrun
@@ -142,7 +142,7 @@ def tuning(
     folder: Path,
     fingerprint: Fingerprint,
     shard: bool,
-) -> Tuned:
+) -> Trainable:
     """What of ``base``, which came from ``folder``, is trained (torch's global seed), in parts on the ranks with ``shard``. Raises InputError."""
     if shard and settings.tune != "full":
         raise InputError(
@@ -164,7 +164,9 @@ def tuning(
     return chosen
 
 
-def training(settings: Sft | Reward | Dpo, run: Run, tuning: Tuned, *, num_rows: int, seed: int) -> Training:
+def training(
+    settings: Sft | Reward | Dpo, run: Run, tuning: Trainable, *, num_rows: int, seed: int
+) -> Training:
     """The optimizer steps over ``num_rows`` rows, with the weights of the input "start" where there is one, or from the checkpoint."""
     if "start" in run.inputs:
         trainable.start_from(tuning.parameters, run.inputs["start"])

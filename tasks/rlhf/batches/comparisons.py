@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from tasks.rlhf.batches.prompts import Template
-from tasks.rlhf.batches.shared_prompt import Branches, join
+from tasks.rlhf.batches.shared_prompt import SharedPromptBatch, join
 from tasks.rlhf.batches.truncation import Encoder
 from tasks.rlhf.compute.seeds import mix
 
@@ -34,7 +34,7 @@ class Comparison(NamedTuple):
 class Batch(NamedTuple):
     """Some questions, Q, with all their answers, S in all, and their pairs."""
 
-    branches: Branches
+    branches: SharedPromptBatch
     chosen: Tensor  # (P,) number of each pair's chosen answer
     rejected: Tensor  # (P,)
     best: Tensor  # (Q,) numbers of the questions' best answers
@@ -192,7 +192,7 @@ def sign(older: bool | None) -> int:
     return 0 if older is None else 1 if older else -1
 
 
-def head_start(comparisons: Iterable[Comparison]) -> float:
+def age_bias(comparisons: Iterable[Comparison]) -> float:
     """By how much the older answer is ahead before anything is read: log-odds that it is the chosen one, over the pairs of which it is known.
 
     The order effect of Davidson and Beaver 1977 (On extending the Bradley-Terry model to incorporate within-pair order effects), at equal strength.

@@ -52,7 +52,7 @@ def settle(model: PreTrainedModel, measure: Callable[[], Gap], *, layout: str) -
     reason = attention_masks.why_apart(model)
     if reason is None:
         gap, reason = _try(measure)
-        gap = Gap(*map(max, zip(*distributed.everyones(gap), strict=True)))  # all ranks decide alike
+        gap = Gap(*map(max, zip(*distributed.all_gather(gap), strict=True)))  # all ranks decide alike
         if reason is None and _passes(model, gap):
             return gap, None
         reason = (

@@ -21,7 +21,7 @@ MOST_LENGTHS = MOST_WIDTHS = 4
 MOST_GROUPS, CALL = 4, 64  # a call of the model costs about as much as so many tokens
 
 
-class Rows(NamedTuple):
+class AnswerRows(NamedTuple):
     """Questions side by side in rows of one width, each its prompt and then its answers; every answer's positions go on from the prompt's."""
 
     input_ids: Tensor  # (R, T) int64
@@ -30,7 +30,7 @@ class Rows(NamedTuple):
     answer: Tensor  # (R, T) int64 number of the answer; NONE is a prompt or padding
 
 
-class Branches(NamedTuple):
+class SharedPromptBatch(NamedTuple):
     """Several questions in groups of like length, so that little padding is computed. Places are counted through the rows of all groups.
 
     A question whose answers would make too wide a row is there several times, each time with some of them.
@@ -38,7 +38,7 @@ class Branches(NamedTuple):
     Answers are numbered through the whole batch, S in all; their N tokens stand in the order of the answers.
     """
 
-    groups: tuple[Rows, ...]
+    groups: tuple[AnswerRows, ...]
     targets: Tensor  # (N,) the answers' tokens, end tokens included
     before: Tensor  # (N,) place of the token that predicts each
     owner: Tensor  # (N,) its answer
@@ -47,7 +47,7 @@ class Branches(NamedTuple):
 
 def join(
     questions: list[tuple[list[int], list[list[int]]]], *, pad_id: int, device: torch.device, hidden_size: int
-) -> Branches:
+) -> SharedPromptBatch:
     """Prompts with their answers as one batch, in rows as wide as a group's longest question with its answers; ``hidden_size`` is the model's."""
     most = widest(questions, hidden_size=hidden_size)
     questions = [
@@ -76,8 +76,8 @@ def join(
     parts = zip(
         table.to(device).split([rows * width for rows, width in layout.shapes]), layout.shapes, strict=True
     )
-    groups = tuple(Rows(*part.T.reshape(4, *shape)) for part, shape in parts)
-    return Branches(
+    groups = tuple(AnswerRows(*part.T.reshape(4, *shape)) for part, shape in parts)
+    return SharedPromptBatch(
         groups, *(torch.tensor(numbers, device=device) for numbers in (targets, before, owner, ends))
     )
 
@@ -134,7 +134,7 @@ def _shares(answers: list[list[int]], most: int) -> list[list[list[int]]]:
     return shares
 
 
-def hidden(model: PreTrainedModel, batch: Branches) -> Tensor:
+def hidden(model: PreTrainedModel, batch: SharedPromptBatch) -> Tensor:
     """Last hidden states of all places, (places, D); behind them may be more, of calls that other ranks need."""
     missing = fsdp.calls(model, len(batch.groups)) - len(
         batch.groups
@@ -145,7 +145,7 @@ def hidden(model: PreTrainedModel, batch: Branches) -> Tensor:
     )
 
 
-def _hidden_of_rows(model: PreTrainedModel, rows: Rows) -> Tensor:
+def _hidden_of_rows(model: PreTrainedModel, rows: AnswerRows) -> Tensor:
     """Last hidden states of the places of one group, (R * T, D)."""
     if attention_masks.are_texts_apart(model):
         plain, together = partial(hidden_states, model), isinstance(model, FSDPModule)  # see `hidden`
@@ -153,7 +153,7 @@ def _hidden_of_rows(model: PreTrainedModel, rows: Rows) -> Tensor:
     return hidden_states(model, rows.input_ids, rows.position_ids, visible(rows)).flatten(0, 1)
 
 
-def _texts(rows: Rows) -> list[list[int]]:
+def _texts(rows: AnswerRows) -> list[list[int]]:
     """Places of each prompt with one answer, counted through the rows."""
     prompts: dict[int, list[int]] = {}
     answers: dict[tuple[int, int], list[int]] = {}
@@ -166,7 +166,7 @@ def _texts(rows: Rows) -> list[list[int]]:
     return [prompts[question] + places for (question, _), places in answers.items()]
 
 
-def visible(rows: Rows) -> Tensor:
+def visible(rows: AnswerRows) -> Tensor:
     """Which places each place sees, (R, T, T) bool: of its own question, the prompt and its own answer up to itself."""
     width = rows.input_ids.shape[1]
     causal = torch.ones(width, width, dtype=torch.bool, device=rows.answer.device).tril()
@@ -174,17 +174,17 @@ def visible(rows: Rows) -> Tensor:
     return causal & (question[0] == question[1]) & ((answer[1] == NONE) | (answer[0] == answer[1]))
 
 
-def scores(model: PreTrainedModel, head: nn.Linear, batch: Branches) -> Tensor:
+def scores(model: PreTrainedModel, head: nn.Linear, batch: SharedPromptBatch) -> Tensor:
     """Reward model: the head at each answer's last token, (S,) float32."""
     return scored(head, features(model, batch))
 
 
-def features(model: PreTrainedModel, batch: Branches) -> Tensor:
+def features(model: PreTrainedModel, batch: SharedPromptBatch) -> Tensor:
     """What a head sees of each answer: the hidden state of its last token, (S, D)."""
     return hidden(model, batch)[batch.ends]
 
 
-def log_probs(model: PreTrainedModel, batch: Branches) -> Tensor:
+def log_probs(model: PreTrainedModel, batch: SharedPromptBatch) -> Tensor:
     """Log-probability of each whole answer given its prompt, (S,) float32."""
     tokens = chunked_log_probs.log_probs(
         hidden(model, batch)[batch.before], output_head(model), batch.targets
@@ -192,6 +192,6 @@ def log_probs(model: PreTrainedModel, batch: Branches) -> Tensor:
     return torch.zeros(len(batch.ends), device=tokens.device).index_add(0, batch.owner, tokens)
 
 
-def num_tokens(batch: Branches) -> Tensor:
+def num_tokens(batch: SharedPromptBatch) -> Tensor:
     """Tokens of each answer, (S,) int64."""
     return batch.owner.bincount(minlength=len(batch.ends))

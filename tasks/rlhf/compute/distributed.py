@@ -20,15 +20,15 @@ from tasks.system.torchrun import PeersLost, is_first, rank, world
 
 __all__ = [
     "agreed",
-    "each",
-    "everyones",
+    "all_gather",
+    "all_reduce",
     "is_first",
     "joined",
-    "mine",
+    "map_over_ranks",
+    "padded_steps",
     "rank",
+    "rank_slice",
     "sum_gradients",
-    "summed",
-    "turns",
     "wait",
     "world",
 ]
@@ -64,18 +64,18 @@ def joined() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def mine(rows: Rows) -> Rows:
+def rank_slice(rows: Rows) -> Rows:
     """This rank's part of a step's rows; none where there are fewer rows than ranks."""
     return rows[rank() :: world()]
 
 
-def turns(parts: Sequence[T], spare: T) -> list[tuple[T, bool]]:
+def padded_steps(parts: Sequence[T], spare: T) -> list[tuple[T, bool]]:
     """``parts`` with True, and then ``spare`` with False until this rank has had as many as every other: sharded weights need all ranks together."""
-    most = max(everyones(len(parts)))
+    most = max(all_gather(len(parts)))
     return [*((part, True) for part in parts), *[(spare, False)] * (most - len(parts))]
 
 
-def each(
+def map_over_ranks(
     parts: Sequence[T], compute: Callable[[T], Any], *, told: Callable[[int, int], None] | None = None
 ) -> list[Any]:
     """What ``compute`` gives for each of ``parts``: each is computed by one rank, and all ranks learn the result. Tensors must be on the CPU.
@@ -89,7 +89,7 @@ def each(
         own.append(compute(parts[place] if place < len(parts) else parts[0]))
         if told:
             told(min(len(own) * world(), len(parts)), len(parts))
-    shares = everyones(own)
+    shares = all_gather(own)
     return [shares[i % world()][i // world()] for i in range(len(parts))]
 
 
@@ -100,7 +100,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     some = [
         p for p in parameters if not isinstance(p, DTensor)
     ]  # those of sharded weights are summed already
-    present = summed([float(p.grad is not None) for p in some])
+    present = all_reduce([float(p.grad is not None) for p in some])
     for bucket in _buckets([p for p, count in zip(some, present, strict=True) if count]):
         flat = torch.cat([_gradient(p).flatten() for p in bucket])
         dist.all_reduce(flat)
@@ -128,7 +128,7 @@ def _buckets(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
         yield lot
 
 
-def summed(values: Sequence[float]) -> list[float]:
+def all_reduce(values: Sequence[float]) -> list[float]:
     """The sum over the ranks of each value."""
     if world() == 1:
         return list(values)
@@ -140,7 +140,7 @@ def summed(values: Sequence[float]) -> list[float]:
 
 def agreed(value: T, what: str) -> T:
     """``value``, which must be the same on every rank. Raises InputError where it is not."""
-    if any(other != value for other in everyones(value)):
+    if any(other != value for other in all_gather(value)):
         raise InputError(
             f"The processes of this run see different {what}: its folder and its inputs must be the same files on every node."
         )
@@ -149,10 +149,10 @@ def agreed(value: T, what: str) -> T:
 
 def wait() -> None:
     """Until every rank has come here."""
-    summed([0.0])
+    all_reduce([0.0])
 
 
-def everyones(value: T) -> list[T]:
+def all_gather(value: T) -> list[T]:
     """What each rank gives, by rank."""
     if world() == 1:
         return [value]

@@ -36,7 +36,7 @@ def shard(model: PreTrainedModel) -> None:
     register_fsdp_forward_method(model, METHOD)
 
 
-def inside(model: PreTrainedModel, compute: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+def with_full_weights(model: PreTrainedModel, compute: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     """``compute(model, *args)`` with whole weights."""
     if not isinstance(model, FSDPModule):
         return compute(model, *args, **kwargs)
@@ -48,7 +48,7 @@ def inside(model: PreTrainedModel, compute: Callable[..., T], *args: Any, **kwar
 
 def calls(model: PreTrainedModel, own: int) -> int:
     """How often to call a model that this rank needs ``own`` times: where its weights lie in parts, as often as the rank that needs it most."""
-    return max(distributed.everyones(own)) if isinstance(model, FSDPModule) else own
+    return max(distributed.all_gather(own)) if isinstance(model, FSDPModule) else own
 
 
 def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

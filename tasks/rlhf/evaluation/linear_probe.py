@@ -27,7 +27,7 @@ FOLDS = 5
 ITERATIONS = 200
 
 
-class Evidence(NamedTuple):
+class WeightedPairs(NamedTuple):
     """Pairs, P, of answers, S, by their numbers."""
 
     chosen: Tensor  # (P,) int64
@@ -36,10 +36,10 @@ class Evidence(NamedTuple):
     margin: Tensor  # (P,) float32 nats by which the chosen answer must lead
     weight: Tensor  # (P,) float32, sum 1
 
-    def of(self, taken: Tensor) -> "Evidence":
+    def of(self, taken: Tensor) -> "WeightedPairs":
         """The pairs that are ``taken``, (P,) bool."""
         chosen, rejected, question, margin, weight = (values[taken] for values in self)
-        return Evidence(chosen, rejected, question, margin, weight / weight.sum())
+        return WeightedPairs(chosen, rejected, question, margin, weight / weight.sum())
 
 
 class Probe(NamedTuple):
@@ -50,7 +50,7 @@ class Probe(NamedTuple):
     ]  # of each strength: mean loss, in nats, of the pairs of questions that it was not fitted on
 
 
-def probe(features: Tensor, evidence: Evidence, *, seed: int) -> Probe:
+def probe(features: Tensor, evidence: WeightedPairs, *, seed: int) -> Probe:
     """The Bradley-Terry logistic regression on ``features``, (S, D) float32, whose penalty does best over ``FOLDS`` parts of the questions."""
     standard, scale = standardised(features)
     evidence = evidence.of(evidence.weight > 0)
@@ -77,14 +77,14 @@ def standardised(features: Tensor) -> tuple[Tensor, Tensor]:
     return (features - features.mean(dim=0)).div_(scale), scale
 
 
-def loss(scores: Tensor, evidence: Evidence) -> Tensor:
+def loss(scores: Tensor, evidence: WeightedPairs) -> Tensor:
     """Weighted mean of the pairwise loss; scores (S,)."""
     return evidence.weight @ losses.pairwise_loss(
         scores[evidence.chosen], scores[evidence.rejected], evidence.margin
     )
 
 
-def fit(features: Tensor, evidence: Evidence, strength: float, begin: Tensor) -> Tensor:
+def fit(features: Tensor, evidence: WeightedPairs, strength: float, begin: Tensor) -> Tensor:
     """Minimise the loss plus ``strength`` / 2 times the squared norm of the weights, (D,), by L-BFGS; the problem is convex."""
     weight = begin.clone().requires_grad_(True)
     optimizer = torch.optim.LBFGS(

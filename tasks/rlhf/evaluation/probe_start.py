@@ -10,7 +10,7 @@ from tasks.rlhf.batches import comparisons, shared_prompt
 from tasks.rlhf.batches.comparisons import Batch, Comparison
 from tasks.rlhf.compute import distributed, fsdp, seeds
 from tasks.rlhf.evaluation import linear_probe, reward_evaluation
-from tasks.rlhf.evaluation.linear_probe import Evidence, Probe
+from tasks.rlhf.evaluation.linear_probe import Probe, WeightedPairs
 from tasks.rlhf.models.reward_model import Member, Scorer
 from tasks.system.errors import InputError
 
@@ -57,7 +57,7 @@ def begin(
             else torch.ones(len(questions))
         )
         found.append(linear_probe.probe(known, evidence(pairs, drawn, pair_loss), seed=seed))
-    found = distributed.everyones(found)[0]
+    found = distributed.all_gather(found)[0]
     with torch.no_grad():
         for member, one in zip(model.members, found, strict=True):
             member.head.weight.copy_(one.head)
@@ -78,7 +78,7 @@ def begin(
     return {"members": chosen, "held_out_loss": loss, "accuracy": reward_evaluation.plain(accuracy)}
 
 
-def evidence(pairs: reward_evaluation.Pairs, drawn: Tensor, pair_loss: PairLoss) -> Evidence:
+def evidence(pairs: reward_evaluation.Pairs, drawn: Tensor, pair_loss: PairLoss) -> WeightedPairs:
     """The pairs with the training loss's margins and weights, each question ``drawn`` so many times, (Q,)."""
     margin = pair_loss.margin * pairs.gap - pair_loss.ahead * (2 * pairs.older - 1)
     share = (
@@ -87,7 +87,7 @@ def evidence(pairs: reward_evaluation.Pairs, drawn: Tensor, pair_loss: PairLoss)
         else torch.ones(len(pairs.question))
     )
     weight = drawn[pairs.question] * share
-    return Evidence(pairs.chosen, pairs.rejected, pairs.question, margin.float(), weight / weight.sum())
+    return WeightedPairs(pairs.chosen, pairs.rejected, pairs.question, margin.float(), weight / weight.sum())
 
 
 def metrics(told: dict[str, Any]) -> dict[str, Any]:
@@ -116,11 +116,11 @@ def answer_features(
     def features(part: list[Comparison]) -> Tensor:
         nonlocal read
         with torch.no_grad(), member.active() as base:
-            found = fsdp.inside(base, shared_prompt.features, collate(part).branches).float().cpu()
+            found = fsdp.with_full_weights(base, shared_prompt.features, collate(part).branches).float().cpu()
         read += len(found) * distributed.world()
         print(f"Probe: {min(read, total)} of {total} {what} answers read.", flush=True)
         return found
 
     return torch.cat(
-        distributed.each(parts, features, told=phase(f"probe of {what} answers") if phase else None)
+        distributed.map_over_ranks(parts, features, told=phase(f"probe of {what} answers") if phase else None)
     )

@@ -10,7 +10,7 @@ from tasks.rlhf.algorithms import losses
 from tasks.rlhf.batches.comparisons import Comparison
 from tasks.rlhf.evaluation import calibration, pair_accuracy
 from tasks.rlhf.evaluation.intervals import Share
-from tasks.rlhf.evaluation.linear_probe import Evidence, fit
+from tasks.rlhf.evaluation.linear_probe import WeightedPairs, fit
 from tasks.rlhf.evaluation.pair_accuracy import Stratum, cautious
 
 RIDGE = 1e-3  # on the two weights of the rules together: holds them finite where a rule is always right
@@ -72,7 +72,7 @@ def rules_together(pairs: Pairs) -> Tensor:
     count = len(said)
     nothing = torch.zeros_like(said[:1])  # what every pair's lead is held against
     weight = torch.full((count,), 1 / count, dtype=said.dtype)
-    evidence = Evidence(
+    evidence = WeightedPairs(
         torch.arange(count), torch.full((count,), count), pairs.question, torch.zeros_like(weight), weight
     )
     return fit(torch.cat([said, nothing]), evidence, RIDGE, nothing[0])

@@ -13,10 +13,10 @@ from transformers import PreTrainedModel
 
 from tasks.rlhf.batches import sequences, shared_prompt
 from tasks.rlhf.batches.sequences import Sequences
-from tasks.rlhf.batches.shared_prompt import Branches
+from tasks.rlhf.batches.shared_prompt import SharedPromptBatch
 from tasks.rlhf.compute import fsdp
 from tasks.rlhf.models import loading, lora
-from tasks.rlhf.models.trainable import HEAD, Active, itself, numbered
+from tasks.rlhf.models.trainable import HEAD, Active, numbered, unchanged
 
 RECORD = "reward.json"
 
@@ -45,13 +45,15 @@ def combined(rewards: Tensor, caution: float) -> Tensor:
 
 
 @torch.no_grad()
-def rewards(scorer: Scorer, batch: Sequences | Branches) -> Tensor:
+def rewards(scorer: Scorer, batch: Sequences | SharedPromptBatch) -> Tensor:
     """Reward of each answer as the members agree on it, float32: (B,) of rows, (S,) of branches."""
     found = []
     for member in scorer.members:
         with member.active() as model:
             score = sequences.scores if isinstance(batch, Sequences) else shared_prompt.scores
-            found.append((fsdp.inside(model, score, member.head, batch) - member.mean) / member.std)
+            found.append(
+                (fsdp.with_full_weights(model, score, member.head, batch) - member.mean) / member.std
+            )
     return combined(torch.stack(found), scorer.caution)
 
 
@@ -80,7 +82,7 @@ def load(
     if not is_adapter(artifact):
         model = loading.load(artifact / "model", device=device)
         head = head_of(load_file(artifact / HEAD)["score.weight"], device)
-        return base, Scorer((Member(partial(itself, model), head),), **settled)
+        return base, Scorer((Member(partial(unchanged, model), head),), **settled)
     members = []
     for number in range(record["members"]):
         name = f"reward{number or ''}"

@@ -27,7 +27,7 @@ HEAD = "score.safetensors"  # of a reward model that is a model of its own, besi
 Active = Callable[[], AbstractContextManager[PreTrainedModel]]
 
 
-def itself(model: PreTrainedModel) -> AbstractContextManager[PreTrainedModel]:
+def unchanged(model: PreTrainedModel) -> AbstractContextManager[PreTrainedModel]:
     """A model that is had without more ado."""
     return nullcontext(model)
 
@@ -38,7 +38,7 @@ class Save(Protocol):
     def __call__(self, artifact: Path, *, number: int = 0, score: Tensor | None = None) -> None: ...
 
 
-class Tuned(NamedTuple):
+class Trainable(NamedTuple):
     parameters: dict[str, nn.Parameter]  # what is trained
     active: Active  # the model computing with them
     train: Callable[[], object]  # switches on the dropout of what is trained, and no other
@@ -59,7 +59,7 @@ def lora(
     dropout: float,
     targets: str | tuple[str, ...],
     fingerprint: Fingerprint,
-) -> Tuned:
+) -> Trainable:
     """A fresh low-rank adapter called ``name`` (torch's global seed), to be saved as adapter/."""
     model = models_lora.attach(
         base, name, models_lora.lora_config(rank=rank, alpha=alpha, dropout=dropout, targets=targets)
@@ -70,7 +70,7 @@ def lora(
             return
         models_lora.save(model, name, numbered(artifact, number), base=fingerprint, score=score)
 
-    return Tuned(
+    return Trainable(
         models_lora.parameters(model, name),
         partial(models_lora.active, model, name),
         partial(models_lora.train_mode, model),
@@ -84,7 +84,7 @@ def numbered(artifact: Path, number: int) -> Path:
     return artifact / (f"adapter-{number}" if number else "adapter")
 
 
-def full(base: PreTrainedModel, tokenizer_of: Path, *, shard: bool = False) -> Tuned:
+def full(base: PreTrainedModel, tokenizer_of: Path, *, shard: bool = False) -> Trainable:
     """Every weight, in fp32 with matrix products in the precision that they came in; saved as model/ with the tokenizer of that folder.
 
     With ``shard`` each of several ranks keeps a part of every weight.
@@ -111,7 +111,7 @@ def full(base: PreTrainedModel, tokenizer_of: Path, *, shard: bool = False) -> T
         base.save_pretrained(artifact / "model", state_dict=weights)
         loading.load_tokenizer(tokenizer_of).save_pretrained(artifact / "model")
 
-    return Tuned(dict(base.named_parameters()), active, base.eval, base, save)
+    return Trainable(dict(base.named_parameters()), active, base.eval, base, save)
 
 
 def bottleneck(
@@ -121,7 +121,7 @@ def bottleneck(
     width: int | None,
     whole_layers: bool,
     fingerprint: Fingerprint,
-) -> Tuned:
+) -> Trainable:
     """Fresh bottlenecks in place of every MLP or beside it (torch's global seed), saved as bottleneck/."""
     bottlenecks.attach(
         base,
@@ -138,9 +138,9 @@ def bottleneck(
         bottlenecks.save(base, artifact / "bottleneck", base=fingerprint.weights)
         models_fingerprint.record(fingerprint, artifact / "bottleneck")
 
-    return Tuned(
+    return Trainable(
         bottlenecks.parameters(base),
-        partial(itself, base),
+        partial(unchanged, base),
         base.eval,
         base,
         save,
@@ -170,7 +170,7 @@ def load(
     else:
         device = next(base.parameters()).device
         own = loading.load(artifact / "model", device=device)
-    return base, partial(itself, own)
+    return base, partial(unchanged, own)
 
 
 def start_from(parameters: dict[str, nn.Parameter], place: Path) -> None:
