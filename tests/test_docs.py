@@ -103,6 +103,19 @@ def test_pages_name_paths_in_code() -> None:
     assert len(named) > 50
 
 
+def test_every_name_that_a_page_places_in_a_file_is_there() -> None:
+    found = 0
+    for page in PAGES:
+        for name, path in re.findall(r"`(\w+)`\s+in\s+`([\w/]+\.py)`", page.read_text(encoding="utf-8")):
+            assert re.search(rf"\b{name}\b", (ROOT / path).read_text(encoding="utf-8")), (
+                page.name,
+                name,
+                path,
+            )
+            found += 1
+    assert found >= 8
+
+
 def test_every_path_of_the_readmes_tree_exists() -> None:
     tree = README.read_text(encoding="utf-8").split("## The folders")[1].split("\n\n")[1]
     stack: list[str] = []
