@@ -98,10 +98,10 @@ def train(job: DpoJob, run: Run) -> None:
                 torch.cat([reference[c.question_id] for c in part]),
             )
             with tuning.active() as policy:
-                logp = fsdp.with_full_weights(policy, shared_prompt.log_probs, batch.branches)
+                logp = fsdp.with_full_weights(policy, shared_prompt.log_probs, batch.inputs)
                 result, nll = (
                     pair_loss(logp, ref, batch, settings),
-                    -logp / shared_prompt.num_tokens(batch.branches),
+                    -logp / shared_prompt.num_tokens(batch.inputs),
                 )
                 best_nll = nll[batch.best].sum() / num_best
                 (counts * (result.loss.sum() / num_pairs + settings.nll_weight * best_nll)).backward()
@@ -219,7 +219,7 @@ def evaluate(
     def look(part: list[Comparison]) -> tuple[float, list[float]]:
         batch = comparisons.collate(part, **collated)  # type: ignore[arg-type]
         result = pair_loss(
-            fsdp.with_full_weights(policy, shared_prompt.log_probs, batch.branches),
+            fsdp.with_full_weights(policy, shared_prompt.log_probs, batch.inputs),
             torch.cat([reference[c.question_id] for c in part]),
             batch,
             settings,
@@ -229,7 +229,8 @@ def evaluate(
         ).tolist()
 
     lost, right = zip(
-        *distributed.map_over_ranks(comparisons.micro_batches(questions, most), look, told=told), strict=True
+        *distributed.map_over_ranks(comparisons.micro_batches(questions, most), look, report_progress=told),
+        strict=True,
     )
     correct = torch.tensor([one for some in right for one in some])
     question = torch.tensor([number for number, c in enumerate(questions) for _ in c.pairs])

@@ -448,7 +448,7 @@ def _prompts(
         raise InputError("The rl split has no prompts: raise data.rl_share or give more data.")
     random.Random(job.seed).shuffle(texts)
     encoder = encoder or pair_tables.encoder_of(job.text, tokenizer)
-    return [encoder.prompt(text) for text in texts]
+    return [encoder.encode_prompt(text) for text in texts]
 
 
 def _mean(updates: list[Update], name: str) -> float:

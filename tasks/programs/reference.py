@@ -78,7 +78,7 @@ def log_probs(
         batch = comparisons.collate(
             part, pad_id=pad_id, device=base.device, hidden_size=base.config.hidden_size
         )
-        log_probs = shared_prompt.log_probs(base, batch.branches)
+        log_probs = shared_prompt.log_probs(base, batch.inputs)
         check_finite({"the reference's log-probability": log_probs}, advice=UNSOUND_MODEL)
         values = iter(log_probs.tolist())
         found |= {c.question_id: [next(values) for _ in c.answers] for c in part}

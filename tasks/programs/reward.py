@@ -72,14 +72,14 @@ def train(job: RewardJob, run: Run) -> None:
     if settings.probe and checkpoints.latest(run.checkpoints) is None:
         tuning.model.eval()
         pair_loss = probe_start.PairLoss(settings.margin, settings.weigh, ahead)
-        features = partial(probe_start.answer_features, collate=collate, most=most, phase=run.phase)
+        features = partial(probe_start.answer_features, collate=collate, batch_size=most, phase=run.phase)
         told = probe_start.initialise_heads(
             model,
             questions,
             held_out,
             features,
             pair_loss=pair_loss,
-            measured=measured.questions,
+            reported=measured.questions,
             seed=job.seed,
         )
     training = training_setup.training(settings, run, tuning, num_rows=len(questions), seed=job.seed)
@@ -110,7 +110,7 @@ def train(job: RewardJob, run: Run) -> None:
             ):
                 batch = collate(part)
                 with member.active() as base:
-                    score = fsdp.with_full_weights(base, shared_prompt.scores, member.head, batch.branches)
+                    score = fsdp.with_full_weights(base, shared_prompt.scores, member.head, batch.inputs)
                     loss = counts * ranking_loss(
                         score, batch, settings, ahead=ahead, num_pairs=num_pairs, num_questions=len(chosen)
                     )
@@ -129,10 +129,14 @@ def train(job: RewardJob, run: Run) -> None:
         if step + 1 in training.looks:
             tuning.model.eval()
             rewards = answer_rewards(
-                model._replace(caution=0.0), held_out, collate, most, told=run.phase("held-out answers")
+                model._replace(uncertainty_penalty=0.0),
+                held_out,
+                collate,
+                most,
+                told=run.phase("held-out answers"),
             )
             line["held_out_loss"] = reward_evaluation.held_out_loss(
-                reward_evaluation.pairs_of(held_out), rewards, ahead=ahead
+                reward_evaluation.pairs_of(held_out), rewards, age_bias=ahead
             )
             training.judged(step + 1, line["held_out_loss"])
         run.log(step + 1, training.plan.total, **line)
@@ -150,7 +154,7 @@ def train(job: RewardJob, run: Run) -> None:
         reward_evaluation.pairs_of(held_out),
     )
     metrics = {
-        "reward.held_out_loss": reward_evaluation.held_out_loss(held_pairs, held_rewards, ahead=ahead),
+        "reward.held_out_loss": reward_evaluation.held_out_loss(held_pairs, held_rewards, age_bias=ahead),
         "reward.best_step": training.best.step,
     }
     if settings.probe:
@@ -236,9 +240,9 @@ def _members(job: RewardJob, run: Run, base: PreTrainedModel) -> tuple[Trainable
         for number, (tuning, member) in enumerate(zip(tunings, members, strict=True)):
             tuning.save(artifact, number=number, score=member.head.weight)
 
-    return tunings[-1]._replace(parameters=parameters, save=save, apart=tuple(map(tuple, groups))), Scorer(
-        tuple(members), job.reward.caution
-    )
+    return tunings[-1]._replace(
+        parameters=parameters, save=save, clipped_separately=tuple(map(tuple, groups))
+    ), Scorer(tuple(members), job.reward.caution)
 
 
 def ranking_loss(
@@ -249,10 +253,12 @@ def ranking_loss(
     ``ahead`` is what the older answer of a pair has before its reward.
     """
     chosen, rejected = score[batch.chosen], score[batch.rejected]
-    loss = losses.pairwise_loss(chosen, rejected, settings.margin * batch.gap - ahead * batch.older)
+    loss = losses.pairwise_loss(chosen, rejected, settings.margin * batch.gap - ahead * batch.age_sign)
     if settings.centring:
         loss = loss + settings.centring * losses.centring_penalty(chosen, rejected)
-    return loss.sum() / num_pairs if settings.weigh == "pairs" else (loss * batch.share).sum() / num_questions
+    return (
+        loss.sum() / num_pairs if settings.weigh == "pairs" else (loss * batch.weight).sum() / num_questions
+    )
 
 
 def answer_rewards(
@@ -267,7 +273,7 @@ def answer_rewards(
     parts = comparisons.micro_batches(questions, most)
     return torch.cat(
         distributed.map_over_ranks(
-            parts, lambda part: reward_model.rewards(model, collate(part).branches).cpu(), told=told
+            parts, lambda part: reward_model.rewards(model, collate(part).inputs).cpu(), report_progress=told
         )
     )
 
@@ -281,7 +287,7 @@ def _report(
     run: Run,
 ) -> dict[str, Any]:
     """Return metrics of the pairs that are reported on; all that was measured goes to measures.json."""
-    found = reward_evaluation.accuracies(judged, rewards, ahead=ahead, together=together)
+    found = reward_evaluation.accuracies(judged, rewards, age_bias=ahead, baseline=together)
     run.note(
         MEASURES,
         {"accuracy": reward_evaluation.to_json(found), "calibration": reward_evaluation.to_json(calibrated)},

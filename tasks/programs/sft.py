@@ -142,7 +142,7 @@ def _documents(job: SftJob, run: Run, encoder: Encoder) -> list[Document]:
     documents, told = [], run.phase("tokenising")
     rows = pq.read_table(run.inputs["data"] / "finetune.parquet", columns=["prompt", "answer"]).to_pylist()
     for number, row in enumerate(rows, 1):
-        prompt, answer = encoder.prompt(row["prompt"]), encoder.answer(row["answer"])
+        prompt, answer = encoder.encode_prompt(row["prompt"]), encoder.encode_answer(row["answer"])
         documents.append(
             Document(prompt + answer, [job.sft.loss_on == "all"] * len(prompt) + [True] * len(answer))
         )
@@ -179,7 +179,9 @@ def held_out_loss(
     def loss(rows: torch.Tensor) -> float:
         return fsdp.with_full_weights(model, block_loss, blocks, rows, device, count=count).item()
 
-    return sum(distributed.map_over_ranks(torch.arange(len(blocks.labels)).split(most), loss, told=told))
+    return sum(
+        distributed.map_over_ranks(torch.arange(len(blocks.labels)).split(most), loss, report_progress=told)
+    )
 
 
 def packing_leak(base: PreTrainedModel, run: Run, *parts: Blocks) -> float:

@@ -74,12 +74,12 @@ def evaluate(job: WinrateJob, run: Run) -> None:
     ).to_pylist()
     judge, policies = _load(job, run, tokenizer, device)
     encoder = pair_tables.encoder_of(job.text, tokenizer)
-    encoded = [encoder.prompt(row["prompt"]) for row in rows]
+    encoded = [encoder.encode_prompt(row["prompt"]) for row in rows]
     total = len(policies) * -(-len(rows) // job.winrate.batch_size)
 
     # 1. Every policy answers every question.
     texts: dict[str, list[str]] = {"chosen": [row["answers"][row["best"]] for row in rows]}
-    chosen = [(p, encoder.answer(a)) for p, a in zip(encoded, texts["chosen"], strict=True)]
+    chosen = [(p, encoder.encode_answer(a)) for p, a in zip(encoded, texts["chosen"], strict=True)]
     reward: dict[str, list[float]] = {
         "chosen": judge.scores(chosen, job.winrate.batch_size, run.phase("scoring chosen answers"))
     }
@@ -143,7 +143,7 @@ def _load(
     for name in ("dpo", "ppo"):
         if name in run.inputs:
             model, policies[name] = trainable.load(
-                run.inputs[name], model, name, actual=actual, setting="weights.merged", again=again
+                run.inputs[name], model, name, actual=actual, setting="weights.merged", reload_base=again
             )
     bare: Active = (
         partial(lora.active, model, None)
@@ -237,7 +237,7 @@ def _gold_agreement(
     """How often the reward model orders two held-out answers to a question as the gold scorer does."""
     encoder = pair_tables.encoder_of(job.text, tokenizer)
     flat = [
-        (prompt, encoder.answer(answer))
+        (prompt, encoder.encode_answer(answer))
         for prompt, row in zip(encoded, rows, strict=True)
         for answer in row["answers"]
     ]

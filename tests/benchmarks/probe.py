@@ -89,7 +89,7 @@ def main(folder: Path) -> None:
     width = model.config.hidden_size
     collate = partial(comparisons.collate, pad_id=tokenizer.pad_token_id, device=device, hidden_size=width)
     member = Member(partial(unchanged, model), lora.new_head(width))
-    features = probe_start.answer_features(member, questions, "all", collate=collate, most=12)
+    features = probe_start.answer_features(member, questions, "all", collate=collate, batch_size=12)
     for name, share in folded(features, questions, job).items():
         print(
             f"{name:24} {100 * share.value:6.1f} %  ({100 * share.low:.1f} to {100 * share.high:.1f})  {share.n} pairs"

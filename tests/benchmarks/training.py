@@ -330,11 +330,11 @@ def _pairs_loss(model: PeftModel, head: nn.Linear, what: str, folder: Path) -> L
     def dpo_loss(policy: PreTrainedModel, step: int) -> Tensor:
         batch, part = collated(step), asked[step * questions : (step + 1) * questions]
         ref = torch.tensor([value for c in part for value in reference[c.question_id]])
-        return pair_loss(shared_prompt.log_probs(policy, batch.branches), ref, batch, plain).loss.mean()
+        return pair_loss(shared_prompt.log_probs(policy, batch.inputs), ref, batch, plain).loss.mean()
 
     def reward_loss(policy: PreTrainedModel, step: int) -> Tensor:
         batch = collated(step)
-        score = shared_prompt.scores(policy, head, batch.branches)
+        score = shared_prompt.scores(policy, head, batch.inputs)
         return losses.pairwise_loss(score[batch.chosen], score[batch.rejected]).mean()
 
     return dpo_loss if what in COMPARED else reward_loss

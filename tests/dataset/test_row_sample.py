@@ -81,5 +81,7 @@ def test_answers_that_normalise_and_are_attacked_are_drawn(
     job = RewardJob(seed=0, text=Text(), reward=Reward(attacked=9))
     reference, attacked = reward_tests.read(job, run, encoder)
     wanted = [rows[place] for place in draw([row["question_id"] for row in rows], 9)]
-    expected = [(encoder.prompt(row["prompt"]), encoder.answer(row["answer"])) for row in wanted]
+    expected = [
+        (encoder.encode_prompt(row["prompt"]), encoder.encode_answer(row["answer"])) for row in wanted
+    ]
     assert (reference, attacked) == (expected[:6], expected)

@@ -162,13 +162,15 @@ def test_every_kind_of_policy_is_had_back_as_it_was_trained(
             "dpo",
             actual=fingerprint.compute_fingerprint(inputs["model"], base),
             setting="weights.merged",
-            again=again,
+            reload_base=again,
         )
         with active() as policy, torch.no_grad():
             torch.testing.assert_close(policy(ids).logits, kept[-1], atol=1e-5, rtol=1e-5)
         with pytest.raises(InputError, match="weights were") if name != "full" else nullcontext():
             other = fingerprint.Fingerprint("sha256:0", "sha256:0", "float32", "float32")
-            trainable.load(run.artifact, again(), "dpo", actual=other, setting="weights.merged", again=again)
+            trainable.load(
+                run.artifact, again(), "dpo", actual=other, setting="weights.merged", reload_base=again
+            )
 
 
 def test_a_reference_of_other_answers_is_refused(inputs: dict[str, Path], tmp_path: Path) -> None:
@@ -249,7 +251,7 @@ def test_a_policy_that_prefers_nothing_is_never_right(inputs: dict[str, Path]) -
     base = loading.load(inputs["model"], device=tiny.CPU)
     collated = {"pad_id": tiny.PAD, "device": tiny.CPU, "hidden_size": base.config.hidden_size}
     whole = comparisons.collate(questions, **collated)
-    own = shared_prompt.log_probs(base, whole.branches).detach()
+    own = shared_prompt.log_probs(base, whole.inputs).detach()
     found = dpo.evaluate(base, questions, {1: own[:2], 2: own[2:]}, Dpo(), collated)
     assert (found.accuracy.value, found.accuracy.n) == (0, 2)
     assert found.loss == pytest.approx(math.log(2), abs=1e-6)

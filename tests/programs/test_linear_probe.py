@@ -106,7 +106,7 @@ def test_units_and_origins_of_features_do_not_matter() -> None:
     plain = linear_probe.fit_probe(features, found, seed=0)
     units, origins = torch.tensor([1e-3, 1.0, 50.0, 3.0, 0.2]), torch.tensor([5.0, 0.0, -100.0, 1.0, 0.0])
     other = linear_probe.fit_probe(features * units + origins, found, seed=0)
-    assert other.strength == plain.strength
+    assert other.penalty == plain.penalty
     assert torch.allclose(other.head * units, plain.head, rtol=1e-2, atol=1e-3)
 
 
@@ -123,8 +123,8 @@ def test_the_penalty_is_strong_where_there_is_nothing_to_learn() -> None:
     noise, clear = (
         linear_probe.fit_probe(*random(80, 160, 40, signal=signal), seed=0) for signal in (0.0, 8.0)
     )
-    assert noise.strength > 1 > clear.strength
-    assert noise.strength == min(noise.losses, key=lambda strength: noise.losses[strength])
+    assert noise.penalty > 1 > clear.penalty
+    assert noise.penalty == min(noise.losses, key=lambda strength: noise.losses[strength])
     assert set(noise.losses) == set(linear_probe.PENALTIES)
 
 
@@ -148,7 +148,7 @@ def test_a_questions_pairs_are_never_on_both_sides(monkeypatch: pytest.MonkeyPat
 
 def test_one_question_is_enough() -> None:
     found = linear_probe.fit_probe(torch.randn(3, 4), evidence([(0, 1), (0, 2)], questions=[0, 0]), seed=0)
-    assert found.strength == max(linear_probe.PENALTIES)
+    assert found.penalty == max(linear_probe.PENALTIES)
     assert found.head.isfinite().all()
     assert found.losses == {}
 
@@ -163,9 +163,9 @@ def test_questions_that_were_not_drawn_are_as_if_they_were_not_there() -> None:
     drawn = found._replace(weight=found.weight * there / (found.weight * there).sum())
     ours, theirs = (
         linear_probe.fit_probe(features, drawn, seed=0),
-        linear_probe.fit_probe(features, found.of(there), seed=0),
+        linear_probe.fit_probe(features, found.select(there), seed=0),
     )
-    assert ours.strength == theirs.strength < 100
+    assert ours.penalty == theirs.penalty < 100
     assert torch.allclose(ours.head, theirs.head, atol=1e-5)
     assert ours.losses == pytest.approx(theirs.losses)
 
@@ -323,5 +323,5 @@ def test_hidden_states_that_are_no_numbers_are_refused(
         "features",
         lambda model, batch: honest(model, batch).index_fill(1, torch.tensor([3]), float("inf")),
     )
-    with pytest.raises(InputError, match=r"no numbers.*set weights\.merged to float32"):
+    with pytest.raises(InputError, match=r"NaN or infinite.*set weights\.merged to float32"):
         trained(tmp_path / "inf", inputs)

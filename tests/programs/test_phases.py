@@ -109,7 +109,9 @@ def test_the_screen_names_the_phase_and_starts_its_rate_anew(
 def test_parts_that_are_computed_one_by_one_are_told() -> None:
     told: list[tuple[int, int]] = []
     found = distributed.map_over_ranks(
-        [1, 2, 3], lambda part: torch.tensor(part), told=lambda done, total: told.append((done, total))
+        [1, 2, 3],
+        lambda part: torch.tensor(part),
+        report_progress=lambda done, total: told.append((done, total)),
     )
     assert [x.item() for x in found] == [1, 2, 3]
     assert told == [(1, 3), (2, 3), (3, 3)]

@@ -133,7 +133,7 @@ def test_a_model_is_measured_with_and_without_the_ages() -> None:
     questions = [ranked([2, 1], ages=ages) for ages in ([1, 2], [1, 2], [2, 1], None)]
     rewards = torch.tensor([0.0, 0.5, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0])
     pairs = reward_evaluation.pairs_of(questions)
-    found = reward_evaluation.accuracies(pairs, rewards, ahead=0.7)
+    found = reward_evaluation.accuracies(pairs, rewards, age_bias=0.7)
     assert (found["votes"].wilson.value, found["knowing_age"].wilson.value) == (
         0.75,
         1,
@@ -141,7 +141,7 @@ def test_a_model_is_measured_with_and_without_the_ages() -> None:
     assert found["knowing_age_over_older_wins"].value == pytest.approx(1 - 2.5 / 4)
     assert "knowing_age" not in reward_evaluation.accuracies(pairs, rewards)
     each = [0.598139, 0.167786, 0.554355, 0.313262]  # -log sigmoid of .2, 1.7, .3, 1
-    assert reward_evaluation.held_out_loss(pairs, rewards, ahead=0.7) == pytest.approx(
+    assert reward_evaluation.held_out_loss(pairs, rewards, age_bias=0.7) == pytest.approx(
         sum(each) / 4, abs=1e-6
     )
 
@@ -186,13 +186,13 @@ def test_the_rules_weights_are_a_minimum_and_know_no_unit_of_length() -> None:
 def test_a_model_that_knows_length_and_age_alone_has_nothing_over_both_rules() -> None:
     pairs = weighed([20, 20, 10, 30], [10, 10, 30, 20], [1, 0, 1, 0.5])
     together = torch.tensor([1.0, 0.7], dtype=torch.float64)
-    found = reward_evaluation.accuracies(pairs, pairs.tokens.log(), ahead=0.7, together=together)
+    found = reward_evaluation.accuracies(pairs, pairs.tokens.log(), age_bias=0.7, baseline=together)
     assert (
         found["rules_together"].wilson.value == found["knowing_age"].wilson.value == 0.5
     )  # right; length over age; age is too little; length alone
     assert (found["over_rules_together"].value, found["knowing_age_over_rules_together"].value) == (0.25, 0)
     assert "rules_together" not in reward_evaluation.accuracies(
-        pairs._replace(older=torch.full((4,), 0.5)), pairs.tokens.log(), together=together
+        pairs._replace(older=torch.full((4,), 0.5)), pairs.tokens.log(), baseline=together
     )
 
 

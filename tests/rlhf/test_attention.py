@@ -19,7 +19,7 @@ from tasks.programs.runtime.program import Run
 from tasks.rlhf.batches import attention_masks, forward, layout_checks, shared_prompt
 from tasks.rlhf.batches.comparisons import Comparison
 from tasks.rlhf.batches.packing import IGNORE, Document, pack
-from tasks.rlhf.models import loading, lora
+from tasks.rlhf.models import architecture_checks, lora
 from tasks.system.errors import InputError
 from tests.support import attention_models, tiny
 
@@ -143,7 +143,7 @@ def test_the_guard_looks_at_the_longest_document(kind: str, monkeypatch: pytest.
         layout_checks.sharing_gap(model, asked, pad_id=tiny.PAD),
     ):
         assert not gap.is_rounding
-        assert not gap.is_half_rounding
+        assert not gap.is_half_precision_rounding
 
 
 def test_the_guard_looks_at_all_parts() -> None:
@@ -226,11 +226,11 @@ def test_padding_does_not_switch_the_frequencies_of_longrope() -> None:
 )
 def test_texts_that_are_too_long_are_refused(kind: str, most: int) -> None:
     model = attention_models.model(kind)
-    loading.check_context(model, most)
+    architecture_checks.check_context(model, most)
     with pytest.raises(
         InputError, match=rf"text.max_prompt_tokens \+ text.max_answer_tokens is {most + 1}, .*{most} tokens"
     ):
-        loading.check_context(model, most + 1)
+        architecture_checks.check_context(model, most + 1)
 
 
 # -------------------------------------------------------------------------------------------------- logits
@@ -243,12 +243,12 @@ def test_logits_that_are_capped_or_scaled_are_refused_however_small(
     kind: str, setting: dict[str, float]
 ) -> None:
     model = attention_models.model(kind, loud=0.1)
-    loading.check_head(model)
+    architecture_checks.check_head(model)
     for name, value in setting.items():
         setattr(model.config, name, value)
         setattr(model, name, value)  # Cohere 2 reads its own
     with pytest.raises(InputError, match=f"{kind} models change their logits after the output head"):
-        loading.check_head(model)
+        architecture_checks.check_head(model)
 
 
 # ----------------------------------------------------------------------------------------------- programs

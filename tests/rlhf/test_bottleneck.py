@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM, PreTrainedModel
 
-from tasks.rlhf.models import bottleneck, loading
+from tasks.rlhf.models import architecture_checks, bottleneck
 from tasks.rlhf.models.bottleneck import Bottleneck, Form
 from tasks.system.errors import InputError
 from tests.support import tiny
@@ -84,7 +84,7 @@ def test_every_layer_computes_what_the_formula_says(kind: str, form: Form) -> No
         z = torch.einsum("btd,wd->btw", x, at.down.weight) + at.down.bias
         expected = torch.einsum("btw,dw->btd", z * (1 + torch.erf(z / 2**0.5)) / 2, at.up.weight) + at.up.bias
         if form == "parallel":
-            expected = expected + at.kept(x)
+            expected = expected + at.original(x)
         torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -150,7 +150,7 @@ def test_whole_layers_are_all_of_them_but_the_kept_mlps(kind: str) -> None:
     model = with_bottlenecks(tiny.model(kind), "replace", whole_layers=True)
     chosen = bottleneck.parameters(model)
     layers = {key for key, _ in model.named_parameters() if ".0." in key or ".1." in key}
-    assert set(chosen) == {key for key in layers if ".kept." not in key}
+    assert set(chosen) == {key for key in layers if ".original." not in key}
     assert len(chosen) > 4 * NUM_LAYERS
     assert trainable(model) == set(chosen)
     model(IDS, use_cache=False).logits.square().mean().backward()
@@ -181,7 +181,8 @@ def test_what_is_saved_comes_back_bit_for_bit(
         == set(bottleneck.parameters(model))
         == set(load_file(tmp_path / "it" / bottleneck.WEIGHTS))
     )
-    assert bottleneck.belongs_to(tmp_path / "it") == "sha256:1234"
+    record = json.loads((tmp_path / "it" / bottleneck.CONFIG).read_text())
+    assert record["base"] == "sha256:1234"
     record = {
         "form": form,
         "width": BOTTLENECK_WIDTH,
@@ -267,9 +268,9 @@ def test_a_half_precision_base_gets_fp32_bottlenecks_and_keeps_its_type(form: Fo
     x = torch.randn(1, 3, tiny.WIDTH).bfloat16()
     first = inside(model)[0]
     exact = first.up(functional.gelu(first.down(x.float()))).bfloat16()
-    assert torch.equal(first(x), exact if form == "replace" else first.kept(x) + exact)
+    assert torch.equal(first(x), exact if form == "replace" else first.original(x) + exact)
     assert logits(model).dtype == model.dtype == torch.bfloat16
-    loading.check_head(model)
+    architecture_checks.check_head(model)
 
 
 def test_new_parameters_are_where_their_mlp_is() -> None:

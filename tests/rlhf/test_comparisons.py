@@ -76,7 +76,7 @@ def test_the_best_answers_are_chosen_and_never_rejected(
 
 def test_rows_of_a_batch_are_counted_over_its_questions() -> None:
     batch = comparisons.collate(encoded(), pad_id=tiny.PAD, device=tiny.CPU, hidden_size=tiny.WIDTH)
-    assert len(batch.branches.ends) == 5
+    assert len(batch.inputs.ends) == 5
     assert (batch.chosen.tolist(), batch.rejected.tolist(), batch.best.tolist()) == (
         [0, 0, 1, 3],
         [1, 2, 2, 4],

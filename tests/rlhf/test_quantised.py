@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from tasks.programs.merge import drift
 from tasks.rlhf.algorithms import sanity_checks
 from tasks.rlhf.batches import forward
-from tasks.rlhf.models import builtin, fingerprint, gradient_checkpointing, loading, lora
+from tasks.rlhf.models import architecture_checks, builtin, fingerprint, gradient_checkpointing, loading, lora
 from tasks.rlhf.models.fingerprint import Fingerprint
 from tasks.system.errors import InputError
 from tests.support import tiny
@@ -101,8 +101,8 @@ def test_the_layers_matrices_are_quantised_and_nothing_else(
     assert type(model.get_input_embeddings()) is nn.Embedding
     assert not any(module.training for module in model.modules())
     assert not any(parameter.requires_grad for parameter in model.parameters())
-    loading.check_head(model)
-    loading.check_context(model, tiny.CONTEXT)
+    architecture_checks.check_head(model)
+    architecture_checks.check_context(model, tiny.CONTEXT)
     assert loading.precision_of(model) == precision
 
 

@@ -31,30 +31,34 @@ def encoder(prompt: int = 48, answer: int = 12) -> Encoder:
 def test_texts_are_cut_as_they_are_without_counting() -> None:
     made = encoder(30, 8)
     for text in ("list", HEAD, HEAD * 20, "", "naïve \u4e2d\u6587 \U0001f600 text"):
-        assert made.prompt(text) == encode_prompt(TOKENIZER, text, template="question-answer", max_tokens=30)
-        assert made.answer(text) == encode_answer(TOKENIZER, text, template="question-answer", max_tokens=8)
+        assert made.encode_prompt(text) == encode_prompt(
+            TOKENIZER, text, template="question-answer", max_tokens=30
+        )
+        assert made.encode_answer(text) == encode_answer(
+            TOKENIZER, text, template="question-answer", max_tokens=8
+        )
 
 
 def test_a_text_of_just_the_limit_is_not_cut() -> None:
     ids = encode_answer(TOKENIZER, HEAD, template="question-answer", max_tokens=999)
     exact, shorter = encoder(answer=len(ids)), encoder(answer=len(ids) - 1)
-    assert (exact.answer(HEAD), exact.cut.answers_cut) == (ids, 0)
-    assert (shorter.answer(HEAD), shorter.cut.answers_cut) == (
+    assert (exact.encode_answer(HEAD), exact.cut.answers_cut) == (ids, 0)
+    assert (shorter.encode_answer(HEAD), shorter.cut.answers_cut) == (
         ids[:-1],
         1,
     )  # the end token alone is cut off, and that is a cut answer
     asked = encode_prompt(TOKENIZER, HEAD, template="question-answer", max_tokens=999)
     exact, shorter = encoder(prompt=len(asked)), encoder(prompt=len(asked) - 1)
-    assert (exact.prompt(HEAD), exact.cut.prompts_cut) == (asked, 0)
-    assert (len(shorter.prompt(HEAD)) < len(asked), shorter.cut.prompts_cut) == (True, 1)
+    assert (exact.encode_prompt(HEAD), exact.cut.prompts_cut) == (asked, 0)
+    assert (len(shorter.encode_prompt(HEAD)) < len(asked), shorter.cut.prompts_cut) == (True, 1)
 
 
 @pytest.mark.parametrize(("cut", "warned"), [(0, False), (2, False), (3, True), (8, True)])
 def test_more_than_a_quarter_is_warned_of_with_the_setting(cut: int, warned: bool) -> None:
     made = encoder()
     for number in range(8):
-        made.answer(HEAD if number < cut else "list")
-        made.prompt("list")
+        made.encode_answer(HEAD if number < cut else "list")
+        made.encode_prompt("list")
     assert WARN_ABOVE == truncation_charts.MUCH == 0.25
     assert made.metrics("sft") == {"sft.prompts_cut": 0, "sft.answers_cut": cut / 8}
     assert [

@@ -50,7 +50,7 @@ def texts_of(table: Path) -> dict[int, Texts]:
 
 def encode(run: Run, texts: dict[int, Texts], encoder: Encoder) -> list[Comparison]:
     """Return the questions as token ids, and tell of the progress. Raises InputError where no pair is left of some."""
-    found = comparisons.encode_with(encoder, texts, told=run.phase("tokenising"))
+    found = comparisons.encode_with(encoder, texts, report_progress=run.phase("tokenising"))
     if texts and not found:
         raise InputError(
             f"All {encoder.cut.pairs:,} pairs of the reward split have two answers that are equal once cut at "
@@ -61,7 +61,9 @@ def encode(run: Run, texts: dict[int, Texts], encoder: Encoder) -> list[Comparis
 
 def read_evaluation(table: Path, run: Run, encoder: Encoder) -> list[Comparison]:
     """Return the evaluation split's questions with pairs that differ once cut; none where there are none."""
-    return comparisons.encode_with(encoder, texts_of(table), told=run.phase("tokenising evaluation pairs"))
+    return comparisons.encode_with(
+        encoder, texts_of(table), report_progress=run.phase("tokenising evaluation pairs")
+    )
 
 
 def choose_measured(evaluation: list[Comparison], held_out: list[Comparison], run: Run) -> Measured:

@@ -37,7 +37,7 @@ def read(job: RewardJob, run: Run, encoder: Encoder) -> tuple[Encoded, Encoded]:
     rows = table.take(row_sample.draw(table["question_id"].to_pylist(), wanted)).to_pylist()
     told, everything = run.phase("tokenising reference answers"), []
     for number, row in enumerate(rows, 1):
-        everything.append((encoder.prompt(row["prompt"]), encoder.answer(row["answer"])))
+        everything.append((encoder.encode_prompt(row["prompt"]), encoder.encode_answer(row["answer"])))
         told(number, len(rows))
     ends = prompts.end_tokens(encoder.tokenizer, encoder.template)
     ended = [(p, a) for p, a in everything if a[-1] in ends]  # PPO scores no other
@@ -60,7 +60,7 @@ def reference_rewards(
     parts = [
         [answers[place] for place in order[first : first + ROWS]] for first in range(0, len(order), ROWS)
     ]
-    found = torch.cat(distributed.map_over_ranks(parts, score, told=run.phase(phase)))
+    found = torch.cat(distributed.map_over_ranks(parts, score, report_progress=run.phase(phase)))
     check_finite({f"the reward of {phase}": found})
     return found[torch.tensor(order).argsort()]
 
@@ -80,7 +80,7 @@ def normalise(
         "std": std,
         "probes": probes,
         "members": len(model.members),
-        "caution": model.caution,
+        "caution": model.uncertainty_penalty,
     }
     run.note(reward_model.RECORD, record | {"apart": [(member.mean, member.std) for member in model.members]})
     return {"reward.mean": mean, "reward.std": std}

@@ -15,7 +15,7 @@ from tasks.rlhf.algorithms import schedules
 from tasks.rlhf.batches import layout_checks, shared_prompt
 from tasks.rlhf.batches.comparisons import Comparison
 from tasks.rlhf.compute import distributed, free_memory
-from tasks.rlhf.models import gradient_checkpointing, loading, trainable
+from tasks.rlhf.models import architecture_checks, gradient_checkpointing, loading, trainable
 from tasks.rlhf.models.fingerprint import Fingerprint
 from tasks.rlhf.models.quantised import Precision
 from tasks.rlhf.models.trainable import Trainable
@@ -34,8 +34,8 @@ def base(
             f"The {source} is stored in float16, in which small gradients vanish: set weights.* to bfloat16, or to float32."
         )
     model = loading.load(run.inputs[source], device=device, precision=precision)
-    loading.check_head(model)
-    loading.check_context(model, text.max_prompt_tokens + text.max_answer_tokens)
+    architecture_checks.check_head(model)
+    architecture_checks.check_context(model, text.max_prompt_tokens + text.max_answer_tokens)
     if run.machine.gradient_checkpointing:
         gradient_checkpointing.enable(model)
     return model
@@ -190,7 +190,7 @@ def training(
         plan,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        apart=tuning.apart,
+        apart=tuning.clipped_separately,
     )
     run.rewind(begun.start)
     return begun

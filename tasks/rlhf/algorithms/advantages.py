@@ -1,4 +1,4 @@
-"""Generalised advantage estimation (Schulman et al. 2016) and whitening over a whole rollout batch."""
+"""Estimate advantages (GAE, Schulman et al. 2016, arXiv 1506.02438) and whiten them over a rollout batch."""
 
 import torch
 from torch import Tensor
@@ -7,9 +7,12 @@ from torch import Tensor
 def gae(
     rewards: Tensor, values: Tensor, response_mask: Tensor, *, discount: float, gae_lambda: float
 ) -> tuple[Tensor, Tensor]:
-    """Advantages and returns, (B, T) each and zero outside the response, whose tokens are consecutive in each row.
+    """Return advantages and returns, (B, T) each, zero outside the response.
 
-    delta_t = r_t + gamma V_{t+1} - V_t;  A_t = delta_t + gamma lambda A_{t+1};  R_t = A_t + V_t; after the last token V and A are 0.
+    delta_t = r_t + gamma V_{t+1} - V_t;  A_t = delta_t + gamma lambda A_{t+1};  R_t = A_t + V_t   (eq. 11,
+    12, 16)
+
+    After the last token V and A are 0. All tensors (B, T); the response tokens of a row are consecutive.
     """
     values, rewards = torch.where(response_mask, values, 0.0), torch.where(response_mask, rewards, 0.0)
     advantage, next_value = torch.zeros_like(values[:, 0]), torch.zeros_like(values[:, 0])
@@ -24,8 +27,12 @@ def gae(
 
 
 def whiten(values: Tensor, mask: Tensor) -> Tensor:
-    """Values with mean 0 and (unbiased) standard deviation 1 where ``mask`` is True, zero elsewhere. (B, T): the whole rollout batch."""
-    kept = values[mask]
-    assert kept.numel() > 1, "whitening needs at least two response tokens"
-    scaled = (values - kept.mean()) * torch.rsqrt(kept.var(unbiased=True) + 1e-8)
+    """Scale values to mean 0 and (unbiased) standard deviation 1 where ``mask`` is True; zero elsewhere.
+
+    (B, T), of the whole rollout batch: over a mini-batch of one answer, a good answer's tokens would average
+    to 0.
+    """
+    selected = values[mask]
+    assert selected.numel() > 1, "whitening needs at least two response tokens"
+    scaled = (values - selected.mean()) * torch.rsqrt(selected.var(unbiased=True) + 1e-8)
     return torch.where(mask, scaled, 0.0)

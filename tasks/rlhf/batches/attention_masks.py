@@ -1,8 +1,8 @@
-"""Attention masks for several texts in one row that keep the model's own windows, and plain rows for models without such masks.
+"""Build attention masks for several texts in one row, or compute one text per row without them.
 
-A mask that is passed to a model replaces its own, and with it sliding windows and chunks. So the model's own rule of
-every kind of layer is asked of transformers, evaluated at the places' positions in their texts, and combined with
-which places may see each other at all.
+A mask that is passed to a model replaces its own, and with it sliding windows and chunks. So transformers'
+rule for every kind of layer is evaluated at the tokens' position ids and combined with the mask of tokens
+that belong together.
 """
 
 import copy
@@ -16,13 +16,15 @@ from torch import Tensor, nn
 from transformers import AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import causal_mask_function, create_masks_for_generate
 
-# (batch, head, query position, key position) -> bool, broadcast: how transformers writes down what a layer sees.
+# transformers' mask function of a layer: (batch, head, query position, key position) -> bool, broadcast.
 Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+LayerRules = (
+    dict[str, Rule | None] | Rule | None
+)  # by kind of layer, or of all layers; None: no attention mask
 
 _CAUSAL: Any = causal_mask_function
-_RULE = (
-    "alignflow_rule"  # an attention implementation whose "mask" is the rule itself; no model computes with it
-)
+# An attention implementation whose "mask" is the rule itself; no model computes with it.
+_RULE = "alignflow_rule"
 _one_text_per_row: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()
 
 
@@ -33,14 +35,12 @@ def _take_rule(*_: Any, mask_function: Rule, **__: Any) -> Rule:
 AttentionMaskInterface.register(_RULE, _take_rule)
 
 
-def layer_rules(
-    config: PretrainedConfig, device: torch.device | None = None
-) -> dict[str, Rule | None] | Rule | None:
-    """Return what layers see by kind of layer, or the one rule of all layers. None: the layer has no attention mask."""
-    asked = copy.copy(config.get_text_config())
-    asked._attn_implementation = _RULE
-    rules: dict[str, Rule | None] | Rule | None = create_masks_for_generate(
-        config=asked,
+def layer_rules(config: PretrainedConfig, device: torch.device | None = None) -> LayerRules:
+    """Return the mask functions of a model's layers."""
+    text_config = copy.copy(config.get_text_config())
+    text_config._attn_implementation = _RULE
+    rules: LayerRules = create_masks_for_generate(
+        config=text_config,
         inputs_embeds=torch.empty(1, 1, 1, device=device),
         attention_mask=None,
         past_key_values=None,
@@ -51,13 +51,13 @@ def layer_rules(
 def build_attention_mask(
     model: PreTrainedModel, visible: Tensor, position_ids: Tensor | None
 ) -> Tensor | dict[str, Tensor]:
-    """Return the mask to add to the attention scores, (B, 1, T, T), one per kind of layer where they differ.
+    """Return the mask to add to attention scores, (B, 1, T, T); one per kind of layer if they differ.
 
-    ``visible`` (B, T, T) bool says which places may see each other, ``position_ids`` (B, T) their places in their text.
+    ``visible`` (B, T, T) bool is True where a token may attend to another, ``position_ids`` (B, T) are
+    relative to the beginning of each text.
     """
     rules = layer_rules(model.config, visible.device)
-    found = list(rules.values()) if isinstance(rules, dict) else [rules]
-    if all(rule is _CAUSAL or rule is None for rule in found):  # ``visible`` is causal already
+    if all(rule is _CAUSAL or rule is None for rule in _rule_list(rules)):  # ``visible`` is causal already
         return _additive(visible, model.dtype)
     if position_ids is None:
         position_ids = torch.arange(visible.shape[1], device=visible.device)[None]
@@ -79,35 +79,38 @@ def _apply_rule(visible: Tensor, rule: Rule, position_ids: Tensor) -> Tensor:
 
 
 def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return 0 where a place is visible and the lowest number elsewhere: every kind of attention adds that."""
+    """Return 0 where ``visible`` is True and the lowest number elsewhere, (B, 1, T, T), for any kernel."""
     mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
     return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
 
 
-# ------------------------------------------------------------------------------------------ one text a row
+def _rule_list(rules: LayerRules) -> list[Rule | None]:
+    return list(rules.values()) if isinstance(rules, dict) else [rules]
+
+
+# ------------------------------------------------------------------------------------------ one text per row
 
 
 def decoder(model: PreTrainedModel) -> nn.Module:
-    """Return the part of the model that makes hidden states."""
-    found = model.base_model
-    return model.get_submodule("model") if found is model else found  # Llama 4's prefix names nothing
+    """Return the part of the model that computes hidden states."""
+    base = model.base_model
+    return model.get_submodule("model") if base is model else base  # Llama 4's base_model_prefix is wrong
 
 
 def reason_for_one_text_per_row(model: PreTrainedModel) -> str | None:
-    """Return why this model cannot have several texts in one row, if that can be told from its kind."""
+    """Return why this model cannot have several texts in one row, if its code or configuration shows it."""
     config = model.config.get_text_config()
     if "position_ids" not in inspect.signature(decoder(model).forward).parameters:
-        return "the model cannot be told the positions of its tokens"
+        return "the model does not accept position ids"
     if getattr(config, "alibi", False):
-        return "ALiBi takes distances between tokens from their places in the row"
-    rules = layer_rules(config)
-    if any(not callable(rule) for rule in (rules.values() if isinstance(rules, dict) else [rules])):
+        return "ALiBi computes distances between tokens from their columns in the row"
+    if not all(map(callable, _rule_list(layer_rules(config)))):
         return "it has layers without attention masks"
     return None
 
 
 def use_one_text_per_row(model: PreTrainedModel) -> None:
-    """From now on compute every text in a row of its own, by the model's plain forward pass."""
+    """Compute every text of this model in a row of its own from now on, with the plain forward pass."""
     _one_text_per_row.add(model)
 
 
@@ -123,28 +126,27 @@ def forward_one_text_per_row(
     *,
     in_one_call: bool = False,
 ) -> Tensor:
-    """Return the hidden states of all places of rows (R, T), (R * T, D), from one row per text.
+    """Return the hidden states of all tokens of rows (R, T), (R * T, D), computed with one row per text.
 
-    ``texts`` are the places of each text's tokens, counted through the rows. A place in several texts, as those of a
-    shared prompt, has the value of the first; a place in none has zeros. Texts of like length are called together.
+    ``texts`` are the flat indices of each text's tokens. A token in several texts, as in a shared prompt,
+    gets the value of the first; a token in none gets zeros. Texts of similar length are one call.
     """
     groups: dict[int, list[list[int]]] = {}
     for text in texts:
         groups.setdefault(0 if in_one_call else len(text).bit_length(), []).append(text)
     flat, device = input_ids.flatten(), input_ids.device
     hidden: list[Tensor] = []
-    first: dict[int, int] = {}  # of each place, where its hidden state is
+    source_of: dict[int, int] = {}  # by flat index: row of the first hidden state computed for it
     count = 0
-    for some in groups.values():
-        width = max(map(len, some))
-        for text in some:
-            for column, place in enumerate(text):
-                first.setdefault(place, count + column)
+    for group in groups.values():
+        width = max(map(len, group))
+        for text in group:
+            for column, index in enumerate(text):
+                source_of.setdefault(index, count + column)
             count += width
-        rows = torch.tensor(
-            [text + text[-1:] * (width - len(text)) for text in some], device=device
-        )  # right padding
-        hidden.append(forward(flat[rows]).flatten(0, 1))
-    places, sources = (torch.tensor(list(some), device=device) for some in (first.keys(), first.values()))
+        padded = [text + text[-1:] * (width - len(text)) for text in group]
+        hidden.append(forward(flat[torch.tensor(padded, device=device)]).flatten(0, 1))
+    indices = torch.tensor(list(source_of.keys()), device=device)
+    sources = torch.tensor(list(source_of.values()), device=device)
     empty = hidden[0].new_zeros(len(flat), hidden[0].shape[-1])
-    return empty.index_copy(0, places, torch.cat(hidden)[sources])
+    return empty.index_copy(0, indices, torch.cat(hidden)[sources])

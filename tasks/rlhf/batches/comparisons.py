@@ -1,4 +1,7 @@
-"""Comparisons of one question's answers: each answer is forwarded once, however many pairs it is in (Ouyang et al. 2022, section 3.5)."""
+"""Batch comparisons of answers by question: each answer is computed once, in however many pairs it is.
+
+Ouyang et al. 2022 (arXiv 2203.02155), section 3.5.
+"""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -16,35 +19,35 @@ from tasks.rlhf.compute.seeds import mix
 
 
 class Comparison(NamedTuple):
-    """A question's prompt and distinct answers as token ids, and its pairs as (chosen, rejected) indices of the answers."""
+    """A question's prompt and distinct answers (token ids), and its pairs as (chosen, rejected) answers."""
 
     question_id: int
     prompt: list[int]
     answers: list[list[int]]
     pairs: list[tuple[int, int]]
     gaps: list[float]  # of each pair: by how much the chosen answer's score is higher
-    older: list[bool | None]  # of each pair: whether the chosen answer is the older; None: nobody knows
+    older: list[bool | None]  # of each pair: whether the chosen answer is the older; None: unknown
 
     @property
     def best(self) -> list[int]:
-        """Answers that are chosen in a pair and rejected in none; usually one."""
+        """Return the answers that are chosen in a pair and rejected in none; usually one."""
         return sorted({w for w, _ in self.pairs} - {x for _, x in self.pairs})
 
 
 class Batch(NamedTuple):
-    """Some questions, Q, with all their answers, S in all, and their pairs."""
+    """Q questions with all their answers, S in all, and their P pairs."""
 
-    branches: SharedPromptBatch
+    inputs: SharedPromptBatch
     chosen: Tensor  # (P,) number of each pair's chosen answer
     rejected: Tensor  # (P,)
     best: Tensor  # (Q,) numbers of the questions' best answers
     gap: Tensor  # (P,) float32
-    share: Tensor  # (P,) float32: one over the pairs of its question
-    older: Tensor  # (P,) float32: 1 where the chosen answer is the older, -1 where it is the younger, 0 where nobody knows
+    weight: Tensor  # (P,) float32: 1 / number of pairs of the pair's question
+    age_sign: Tensor  # (P,) float32: 1 if the chosen answer is the older, -1 if the younger, 0 if unknown
 
 
 class Texts(NamedTuple):
-    """A question before it is tokens."""
+    """A comparison as text, before tokenisation."""
 
     prompt: str
     answers: list[str]
@@ -58,7 +61,7 @@ RANKING_COLUMNS = ["question_id", "prompt", "answers", "scores", "ages"]
 
 
 def from_pairs(rows: Iterable[dict[str, Any]]) -> dict[int, Texts]:
-    """Rows with ``PAIR_COLUMNS`` grouped by question, in order of first appearance."""
+    """Group rows with ``PAIR_COLUMNS`` by question, in order of first appearance."""
     grouped: dict[int, Texts] = {}
     numbers: dict[int, dict[str, int]] = {}
     for row in rows:
@@ -73,25 +76,30 @@ def from_pairs(rows: Iterable[dict[str, Any]]) -> dict[int, Texts]:
 
 
 def from_rankings(rows: Iterable[dict[str, Any]], *, most_answers: int) -> dict[int, Texts]:
-    """Rows with ``RANKING_COLUMNS``: every pair of answers whose scores differ. Of more than ``most_answers`` some are taken, evenly by rank."""
+    """Return every pair of answers whose scores differ, from rows with ``RANKING_COLUMNS``.
+
+    Of more than ``most_answers`` that many are used, evenly spaced by rank.
+    """
     found = {}
     for row in rows:
         scores, ages = row["scores"], row["ages"]
         order = sorted(range(len(scores)), key=lambda i: -scores[i])
-        taken = [order[i] for i in evenly_spaced(len(order), most_answers)]
-        pairs = [(i, j) for i, j in combinations(range(len(taken)), 2) if scores[taken[i]] > scores[taken[j]]]
+        used = [order[i] for i in evenly_spaced(len(order), most_answers)]
+        pairs = [(i, j) for i, j in combinations(range(len(used)), 2) if scores[used[i]] > scores[used[j]]]
         if not pairs:
             continue
-        gaps = [scores[taken[i]] - scores[taken[j]] for i, j in pairs]
-        older = [ages[taken[i]] < ages[taken[j]] if ages else None for i, j in pairs]
         found[row["question_id"]] = Texts(
-            row["prompt"], [row["answers"][i] for i in taken], pairs, gaps, older
+            prompt=row["prompt"],
+            answers=[row["answers"][i] for i in used],
+            pairs=pairs,
+            gaps=[scores[used[i]] - scores[used[j]] for i, j in pairs],
+            older=[ages[used[i]] < ages[used[j]] if ages else None for i, j in pairs],
         )
     return found
 
 
 def evenly_spaced(count: int, most: int) -> list[int]:
-    """At most ``most`` of ``count`` places, the first and the last among them (most >= 2)."""
+    """Return at most ``most`` of ``count`` indices, evenly spaced, first and last included (most >= 2)."""
     return list(range(count)) if count <= most else [round(i * (count - 1) / (most - 1)) for i in range(most)]
 
 
@@ -103,67 +111,68 @@ def encode(
     max_prompt_tokens: int,
     max_answer_tokens: int,
 ) -> list[Comparison]:
-    """Questions as token ids."""
+    """Return questions as token ids, encoded with a fresh `Encoder`."""
     lengths = {"max_prompt_tokens": max_prompt_tokens, "max_answer_tokens": max_answer_tokens}
     return encode_with(Encoder(tokenizer, template=template, **lengths), texts)
 
 
 def encode_with(
-    encoder: Encoder, texts: Mapping[int, Texts], *, told: Callable[[int, int], None] | None = None
+    encoder: Encoder, texts: Mapping[int, Texts], *, report_progress: Callable[[int, int], None] | None = None
 ) -> list[Comparison]:
-    """Return questions as token ids, without the pairs whose answers are equal once cut, which ``encoder`` counts with what it cuts.
+    """Return questions as token ids, without the pairs whose answers are equal once cut.
 
-    An answer that is in no pair then is left out, and so is a question without a pair. ``told`` is called with how many questions are done.
+    An answer that is then in no pair is left out, and so is a question without a pair. ``encoder`` counts
+    what is cut and left out. ``report_progress`` is called with the number of questions done, and in all.
     """
     found = []
     for number, (question_id, question) in enumerate(texts.items(), 1):
-        prompt, answers = (
-            encoder.prompt(question.prompt),
-            [encoder.answer(answer) for answer in question.answers],
-        )
+        prompt = encoder.encode_prompt(question.prompt)
+        answers = [encoder.encode_answer(answer) for answer in question.answers]
         distinct = [answers[w] != answers[x] for w, x in question.pairs]
         encoder.count_pairs(len(distinct), equal=distinct.count(False))
         if any(distinct):
-            found.append(
-                _keep(
-                    Comparison(question_id, prompt, answers, question.pairs, question.gaps, question.older),
-                    distinct,
-                )
+            comparison = Comparison(
+                question_id=question_id,
+                prompt=prompt,
+                answers=answers,
+                pairs=question.pairs,
+                gaps=question.gaps,
+                older=question.older,
             )
-        if told:
-            told(number, len(texts))
+            found.append(_select_pairs(comparison, distinct))
+        if report_progress:
+            report_progress(number, len(texts))
     return found
 
 
-def _keep(comparison: Comparison, kept: list[bool]) -> Comparison:
-    """The question with some of its pairs and the answers that these are of."""
-    if all(kept):
+def _select_pairs(comparison: Comparison, selected: list[bool]) -> Comparison:
+    """Return the question with the ``selected`` pairs, and only the answers of these."""
+    if all(selected):
         return comparison
-    pairs = list(compress(comparison.pairs, kept))
-    used = sorted({place for pair in pairs for place in pair})
-    number = {place: new for new, place in enumerate(used)}
+    pairs = list(compress(comparison.pairs, selected))
+    used = sorted({index for pair in pairs for index in pair})
+    new_index = {old: new for new, old in enumerate(used)}
     return comparison._replace(
-        answers=[comparison.answers[place] for place in used],
-        pairs=[(number[w], number[x]) for w, x in pairs],
-        gaps=list(compress(comparison.gaps, kept)),
-        older=list(compress(comparison.older, kept)),
+        answers=[comparison.answers[index] for index in used],
+        pairs=[(new_index[w], new_index[x]) for w, x in pairs],
+        gaps=list(compress(comparison.gaps, selected)),
+        older=list(compress(comparison.older, selected)),
     )
 
 
 def hold_out(
     comparisons: list[Comparison], *, share: float, seed: int
 ) -> tuple[list[Comparison], list[Comparison]]:
-    """Training and held-out questions: about ``share`` of them by hash of the id, but at least one on each side."""
-    held = [mix(seed, c.question_id) % 10_000 < share * 10_000 for c in comparisons]
-    if len(comparisons) > 1 and all(x == held[0] for x in held):
-        held[0] = not held[0]
-    return [c for c, h in zip(comparisons, held, strict=True) if not h], [
-        c for c, h in zip(comparisons, held, strict=True) if h
-    ]
+    """Split into training and held-out questions: about ``share`` by hash of the id, each at least one."""
+    held_out = [mix(seed, c.question_id) % 10_000 < share * 10_000 for c in comparisons]
+    if len(comparisons) > 1 and all(x == held_out[0] for x in held_out):
+        held_out[0] = not held_out[0]
+    training = [not held for held in held_out]
+    return list(compress(comparisons, training)), list(compress(comparisons, held_out))
 
 
 def collate(comparisons: list[Comparison], *, pad_id: int, device: torch.device, hidden_size: int) -> Batch:
-    """All answers and all pairs of some questions, for a model of width ``hidden_size``."""
+    """Batch all answers and all pairs of some questions, for a model of width ``hidden_size``."""
     chosen: list[int] = []
     rejected: list[int] = []
     best: list[int] = []
@@ -173,36 +182,42 @@ def collate(comparisons: list[Comparison], *, pad_id: int, device: torch.device,
         rejected += [first + loser for _, loser in comparison.pairs]
         best += [first + answer for answer in comparison.best]
         first += len(comparison.answers)
-    gaps = torch.tensor([gap for c in comparisons for gap in c.gaps], dtype=torch.float32, device=device)
-    shares = torch.tensor(
-        [1 / len(c.pairs) for c in comparisons for _ in c.pairs], dtype=torch.float32, device=device
+    gaps: list[float] = []
+    weights: list[float] = []
+    signs: list[int] = []
+    for comparison in comparisons:
+        gaps += comparison.gaps
+        weights += [1 / len(comparison.pairs)] * len(comparison.pairs)
+        signs += map(age_sign, comparison.older)
+    questions = [(c.prompt, c.answers) for c in comparisons]
+    return Batch(
+        inputs=join(questions, pad_id=pad_id, device=device, hidden_size=hidden_size),
+        chosen=torch.tensor(chosen, dtype=torch.long, device=device),
+        rejected=torch.tensor(rejected, dtype=torch.long, device=device),
+        best=torch.tensor(best, dtype=torch.long, device=device),
+        gap=torch.tensor(gaps, dtype=torch.float32, device=device),
+        weight=torch.tensor(weights, dtype=torch.float32, device=device),
+        age_sign=torch.tensor(signs, dtype=torch.float32, device=device),
     )
-    older = torch.tensor(
-        [age_sign(known) for c in comparisons for known in c.older], dtype=torch.float32, device=device
-    )
-    branches = join(
-        [(c.prompt, c.answers) for c in comparisons], pad_id=pad_id, device=device, hidden_size=hidden_size
-    )
-    numbers = [torch.tensor(some, dtype=torch.long, device=device) for some in (chosen, rejected, best)]
-    return Batch(branches, numbers[0], numbers[1], numbers[2], gaps, shares, older)
 
 
 def age_sign(older: bool | None) -> int:
-    """1 where the chosen answer is the older, -1 where it is the younger, 0 where nobody knows."""
+    """Return 1 if the chosen answer is the older, -1 if it is the younger, 0 if unknown (None)."""
     return 0 if older is None else 1 if older else -1
 
 
 def age_bias(comparisons: Iterable[Comparison]) -> float:
-    """By how much the older answer is ahead before anything is read: log-odds that it is the chosen one, over the pairs of which it is known.
+    """Return the log-odds that the older answer of a pair is chosen, over the pairs of which it is known.
 
-    The order effect of Davidson and Beaver 1977 (On extending the Bradley-Terry model to incorporate within-pair order effects), at equal strength.
+    It is the order effect of Davidson and Beaver 1977 (On extending the Bradley-Terry model to incorporate
+    within-pair order effects) for answers of equal strength.
     """
     signs = [age_sign(older) for c in comparisons for older in c.older]
     return math.log((signs.count(1) + 1) / (signs.count(-1) + 1))
 
 
 def micro_batches(comparisons: list[Comparison], max_rows: int) -> list[list[Comparison]]:
-    """Split so that no part has more than ``max_rows`` answers unless one question alone has; 0 does not split."""
+    """Split into parts of at most ``max_rows`` answers, or of one question with more; 0 does not split."""
     parts: list[list[Comparison]] = [[]]
     rows = 0
     for comparison in comparisons:

@@ -1,4 +1,4 @@
-"""Tokens that steer a model (roles, ends of turns, padding), and text as ids that hold none of them, whatever the text says."""
+"""Find the control tokens of a model (roles, ends of turns, padding), and encode text without them."""
 
 import re
 from functools import lru_cache
@@ -7,20 +7,24 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-# Added tokens that no template names may steer a model all the same: <|fim_prefix|>, <｜tool▁sep｜>, [TOOL_CALLS].
+# Added tokens that no template names but that control a model: <|fim_prefix|>, <｜tool▁sep｜>, [TOOL_CALLS].
 _SHAPED = re.compile(r"<[|｜].*[|｜]>|\[/?[A-Z][A-Z_]*\]", re.DOTALL)
 _PRIVATE_USE = range(0xE000, 0xF900)
-Markers = tuple[str, str]  # the characters that begin and end what is marked
+Markers = tuple[str, str]  # the characters that begin and end marked text
 
 
 class ControlTokens(NamedTuple):
+    """The control tokens of a tokenizer."""
+
     ids: frozenset[int]
     pattern: re.Pattern[str]  # their texts, the longest first
-    unknown: int | None  # stands for characters that the vocabulary lacks, so plain text may hold it
+    unknown: (
+        int | None
+    )  # the unknown token, which plain text may contain: characters that the vocabulary lacks
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> ControlTokens:
-    """Return the special tokens, and the added ones that the chat template names or that are shaped like control tokens.
+    """Return the special tokens, and added ones that the chat template names or that look like controls.
 
     Added tokens of other kinds (white space, words of a field) are vocabulary.
     """
@@ -37,73 +41,69 @@ def _control_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> Contro
             found[text] = number
     longest_first = sorted(found, key=len, reverse=True)
     pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-    unknown = (
-        tokenizer.unk_token_id
-        if tokenizer.unk_token_id not in (tokenizer.eos_token_id, tokenizer.bos_token_id)
-        else None
-    )
+    unknown = tokenizer.unk_token_id
+    if unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id):
+        unknown = None
     return ControlTokens(frozenset(found.values()), pattern, unknown)
 
 
-def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, *, behind: bool = False) -> list[int]:
-    """Return ids of ``text`` without control tokens: a post that writes "</s>" means these characters.
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, *, continues: bool = False) -> list[int]:
+    """Return the ids of ``text`` without control tokens: a post that writes "</s>" means these characters.
 
-    With ``behind`` the text stands behind other text, so a tokenizer that begins with a space of its own adds none.
+    With ``continues`` the text continues another one, so a tokenizer that adds a space before every text adds
+    none.
     """
-    ids = _encode(tokenizer, text, behind=behind, split=True)
+    ids = _encode(tokenizer, text, continues=continues, split=True)
     controls = control_tokens(tokenizer)
     if not _holds_control(controls, ids, text):
         return ids
-    # Not every tokenizer splits what it is asked to split (added tokens that are not special; Unigram vocabularies).
+    # Not every tokenizer splits what it should (added tokens that are not special; Unigram vocabularies).
     cuts = [match.start() + 1 for match in controls.pattern.finditer(text)] or [len(text) // 2]
     parts = [text[a:b] for a, b in pairwise([0, *cuts, len(text)])]
-    if len(text) < 2:  # a control token of one character cannot be written apart
+    if len(text) < 2:  # a control token of one character cannot be split
         return []
-    return [
-        id
-        for i, part in enumerate(filter(None, parts))
-        for id in encode_text(tokenizer, part, behind=behind or i > 0)
-    ]
+    ids = []
+    for i, part in enumerate(filter(None, parts)):
+        ids += encode_text(tokenizer, part, continues=continues or i > 0)
+    return ids
 
 
 def mark(tokenizer: PreTrainedTokenizerBase, text: str, markers: Markers) -> str:
-    """Return ``text`` with what would become control tokens between the two ``markers``, for `encode_marked`."""
+    """Put the parts of ``text`` that would become control tokens between ``markers``, for `encode_marked`."""
     controls = control_tokens(tokenizer)
     if not _holds_control(controls, _encode(tokenizer, text, split=False), text):
         return text
     start, end = markers
     pieces = []
-    place = 0
+    last_end = 0
     for match in controls.pattern.finditer(text):
-        pieces += [text[place : match.start()], f"{start}{match.group()}{end}"]
-        place = match.end()
-    pieces.append(text[place:])
-    for i in range(
-        0, len(pieces), 2
-    ):  # a normalisation may make a control token of what is written otherwise
+        pieces += [text[last_end : match.start()], f"{start}{match.group()}{end}"]
+        last_end = match.end()
+    pieces.append(text[last_end:])
+    for i in range(0, len(pieces), 2):  # normalisation may turn other text into a control token
         if _holds_control(controls, _encode(tokenizer, pieces[i], split=False), pieces[i]):
             pieces[i] = f"{start}{pieces[i]}{end}"
     return "".join(pieces)
 
 
 def choose_markers(text: str) -> Markers:
-    """Return two characters that ``text`` does not have."""
+    """Return two characters that ``text`` does not contain."""
     free = (chr(code) for code in _PRIVATE_USE if chr(code) not in text)
     return next(free), next(free)
 
 
 def encode_marked(
-    tokenizer: PreTrainedTokenizerBase, text: str, markers: Markers, *, behind: bool = False
+    tokenizer: PreTrainedTokenizerBase, text: str, markers: Markers, *, continues: bool = False
 ) -> list[int]:
-    """Return ids of a rendered template: what is marked is plain text, the rest as the tokenizer has it."""
+    """Return the ids of a rendered template; marked parts are plain text, without control tokens."""
     start, end = markers
     pieces = re.split(f"{start}([^{start}{end}]*){end}|[{start}{end}]", text)
-    ids = _encode(tokenizer, pieces[0], behind=behind, split=False)
+    ids = _encode(tokenizer, pieces[0], continues=continues, split=False)
     for i, piece in enumerate(pieces[1:], start=1):
         if piece and i % 2:
-            ids += encode_text(tokenizer, piece, behind=True)
+            ids += encode_text(tokenizer, piece, continues=True)
         elif piece:
-            ids += _encode(tokenizer, piece, behind=True, split=False)
+            ids += _encode(tokenizer, piece, continues=True, split=False)
     return ids
 
 
@@ -112,13 +112,15 @@ def _holds_control(controls: ControlTokens, ids: list[int], text: str) -> bool:
     return bool(found - {controls.unknown}) or bool(found and controls.pattern.search(text))
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str, *, split: bool, behind: bool = False) -> list[int]:
-    """Return ids without what the tokenizer puts around a text; ``split`` special tokens or take them as such."""
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, text: str, *, split: bool, continues: bool = False
+) -> list[int]:
+    """Return the ids of ``text`` alone; with ``split`` special tokens are encoded as plain text."""
 
-    def encode(some: str) -> list[int]:
-        return list(tokenizer(some, add_special_tokens=False, split_special_tokens=split)["input_ids"])
+    def encode(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False, split_special_tokens=split)["input_ids"])
 
-    if behind:  # SentencePiece puts a space before the first word of a text
+    if continues:  # SentencePiece puts a space before the first word of a text
         line, ids = encode("\n"), encode("\n" + text)
         if ids[: len(line)] == line:
             return ids[len(line) :]

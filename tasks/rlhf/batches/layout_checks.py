@@ -1,7 +1,7 @@
-"""Compare several texts in one row, packed or sharing a prompt, with the model's plain forward pass on each text alone.
+"""Check that several texts in one row (packed, or sharing a prompt) are computed as each one alone is.
 
-Run before training, on the texts that are hardest for a wrong mask: the longest, and rows of many. A model that fails
-is computed text by text from then on; one that fails even then is refused.
+It runs before training, on the texts for which a wrong mask shows most: the longest, and rows of many texts.
+A model that fails is computed with one text per row; one that fails even then is refused.
 """
 
 import math
@@ -23,19 +23,19 @@ MAX_ANSWERS = 6  # of a question, each with a forward pass of its own
 
 
 class Gap(NamedTuple):
-    """Differences to the plain forward pass; of several texts the largest."""
+    """Largest differences to the plain forward pass over several texts."""
 
-    hidden: float  # largest difference of hidden states, relative to their size
-    nats: float  # mean difference of a text's log-probabilities a token
+    hidden: float  # largest difference of hidden states, relative to the largest hidden state
+    nats: float  # mean difference of a text's log-probabilities per token
 
     @property
     def is_rounding(self) -> bool:
-        """Return whether float32 could differ by as much."""
+        """Return whether the gap may be float32 rounding."""
         return self.hidden <= 1e-3 and self.nats <= 1e-3
 
     @property
-    def is_half_rounding(self) -> bool:
-        """Return whether half precision could: its kernels differ by up to 0.01; a real leak is 0.06 and more."""
+    def is_half_precision_rounding(self) -> bool:
+        """Return whether the gap may be half-precision rounding (to 0.01); a leaking mask gives over 0.06."""
         return self.hidden <= 0.03 and self.nats <= 0.05
 
 
@@ -46,15 +46,15 @@ NO_NUMBERS = Gap(math.inf, math.inf)
 def check_layout(
     model: PreTrainedModel, measure: Callable[[], Gap], *, layout: str
 ) -> tuple[Gap, str | None]:
-    """Keep ``layout`` if it ``measure``s as the plain forward pass, else compute text by text from now on.
+    """Keep ``layout`` if the gap that ``measure`` returns is rounding, else use one text per row from now on.
 
-    Return the gap and, for the second, a warning. Raises InputError if the model differs even then.
+    Return the gap and, in the second case, a warning. Raises InputError if the model differs even then.
     """
     kind = model.config.model_type
     reason = attention_masks.reason_for_one_text_per_row(model)
     if reason is None:
         gap, reason = _measure_or_reason(measure)
-        gap = Gap(*map(max, zip(*distributed.all_gather(gap), strict=True)))  # all ranks decide alike
+        gap = Gap(*map(max, zip(*distributed.all_gather(gap), strict=True)))  # so all ranks decide the same
         if reason is None and _passes(model, gap):
             return gap, None
         reason = (
@@ -65,21 +65,23 @@ def check_layout(
     gap = measure()
     if not _passes(model, gap):
         raise InputError(
-            f"{kind} models compute a text differently if others are in the batch (log-probabilities are off by "
+            f"{kind} models compute a text differently if others are in the batch (log-probabilities are off "
+            "by "
             f"{gap.nats:.3g} nats a token, hidden states by {gap.hidden:.3g}): they are not supported."
         )
     return (
         gap,
-        f"{layout} does not work with this {kind} model, so every text is computed alone, which is slower: {reason}.",
+        f"{layout} does not work with this {kind} model, so every text is computed alone, which is slower: "
+        f"{reason}.",
     )
 
 
 def _passes(model: PreTrainedModel, gap: Gap) -> bool:
-    return gap.is_rounding if model.dtype == torch.float32 else gap.is_half_rounding
+    return gap.is_rounding if model.dtype == torch.float32 else gap.is_half_precision_rounding
 
 
 def _measure_or_reason(measure: Callable[[], Gap]) -> tuple[Gap, str | None]:
-    """Return the gap, or why there is none: many models have not been written for several texts in a row."""
+    """Return the gap, or why it cannot be measured: many models do not expect several texts in a row."""
     try:
         return measure(), None
     except (InputError, torch.OutOfMemoryError):
@@ -98,17 +100,17 @@ def packing_gap(model: PreTrainedModel, *parts: Blocks) -> Gap:
         starts = [*torch.where(positions[0] == 0)[0].tolist(), ids.shape[1]]
         documents = [slice(a, b) for a, b in pairwise(starts)]
         alone = [forward.hidden_states(model, ids[:, document])[0] for document in documents]
-        found = [packed[document] for document in documents]
-        gap = _elementwise_max(gap, _gap(model, found, alone, [ids[0, document] for document in documents]))
+        together = [packed[document] for document in documents]
+        texts = [ids[0, document] for document in documents]
+        gap = _elementwise_max(gap, _gap(model, together, alone, texts))
     return gap
 
 
 def _hardest_blocks(parts: tuple[Blocks, ...]) -> Iterator[tuple[Blocks, int]]:
+    """Yield the row with the longest document and that with most documents, if it is another one."""
     rows = [(blocks, row) for blocks in parts for row in range(len(blocks.labels))]
     longest = max(rows, key=lambda at: int(at[0].position_ids[at[1]].max()))
-    fullest = max(
-        rows, key=lambda at: int((at[0].position_ids[at[1]] == 0).sum())
-    )  # a block of one could not leak
+    fullest = max(rows, key=lambda at: int((at[0].position_ids[at[1]] == 0).sum()))
     yield longest
     if fullest[0] is not longest[0] or fullest[1] != longest[1]:
         yield fullest
@@ -123,39 +125,42 @@ def sharing_gap(model: PreTrainedModel, questions: list[Comparison], *, pad_id: 
         lambda c: len(c.answers),
     ]
     hardest = {question.question_id: question for question in (max(questions, key=size) for size in sizes)}
-    asked = [(c.prompt, c.answers) for c in hardest.values()]
+    inputs = [(c.prompt, c.answers) for c in hardest.values()]
     width = model.config.get_text_config().hidden_size
-    batch = shared_prompt.join(asked, pad_id=pad_id, device=model.device, hidden_size=width)
+    batch = shared_prompt.join(inputs, pad_id=pad_id, device=model.device, hidden_size=width)
     shared = shared_prompt.all_hidden_states(model, batch)
-    found: list[Tensor] = []
+    together: list[Tensor] = []
     alone: list[Tensor] = []
     texts: list[Tensor] = []
-    number = 0
-    for prompt, answers in asked:
+    first = 0  # index of the question's first answer
+    for prompt, answers in inputs:
         for i in evenly_spaced(len(answers), MAX_ANSWERS):
             ids = torch.tensor([prompt + answers[i]], device=model.device)
             alone.append(forward.hidden_states(model, ids)[0, len(prompt) - 1 :])
-            places = torch.cat([batch.before[batch.owner == number + i], batch.ends[number + i][None]])
-            found.append(shared[places])
+            indices = torch.cat([batch.before[batch.owner == first + i], batch.ends[first + i][None]])
+            together.append(shared[indices])
             texts.append(ids[0, len(prompt) - 1 :])
-        number += len(answers)
-    return _gap(model, found, alone, texts)
+        first += len(answers)
+    return _gap(model, together, alone, texts)
 
 
-def _gap(model: PreTrainedModel, found: list[Tensor], alone: list[Tensor], texts: list[Tensor]) -> Gap:
-    """Compare hidden states (T, D) of texts, and the log-probabilities of each token but the first, (T,)."""
+def _gap(model: PreTrainedModel, together: list[Tensor], alone: list[Tensor], texts: list[Tensor]) -> Gap:
+    """Compare hidden states (T, D) of texts, and the log_probs of each token except the first, (T,)."""
     size = torch.cat(alone).abs().max()
     if not size.isfinite():
         raise InputError(
-            "Some hidden states of the model are no numbers, so nothing can be trained on them: set weights.* to float32."
+            "Some hidden states of the model are NaN or infinite, so nothing can be trained on them: set "
+            "weights.* to "
+            "float32."
         )
-    hidden = torch.stack([(a - b).abs().max() for a, b in zip(found, alone, strict=True)]).max() / size
+    hidden = torch.stack([(a - b).abs().max() for a, b in zip(together, alone, strict=True)]).max() / size
     nats = [0.0]
-    for ours, plain, ids in zip(found, alone, texts, strict=True):
+    for in_row, plain, ids in zip(together, alone, texts, strict=True):
         if len(ids) > 1:
             head = forward.output_head(model)
-            ours_log, plain_log = (chunked_log_probs.log_probs(x[:-1], head, ids[1:]) for x in (ours, plain))
-            nats.append((ours_log - plain_log).abs().mean().item())
+            logp = chunked_log_probs.log_probs(in_row[:-1], head, ids[1:])
+            plain_logp = chunked_log_probs.log_probs(plain[:-1], head, ids[1:])
+            nats.append((logp - plain_logp).abs().mean().item())
     if not all(map(math.isfinite, [hidden.item(), *nats])):  # `max` would lose a NaN
         return NO_NUMBERS
     return Gap(hidden.item(), max(nats))

@@ -1,4 +1,4 @@
-"""Several documents in one block of tokens without any of them seeing another."""
+"""Pack several documents into one block of tokens; position ids that restart keep them apart."""
 
 from typing import NamedTuple
 
@@ -9,24 +9,24 @@ IGNORE = -100
 
 
 class Document(NamedTuple):
-    """Token ids, and for each whether the loss counts predicting it."""
+    """Token ids, and for each whether it is a target of the loss."""
 
     ids: list[int]
     target: list[bool]
 
 
 class Blocks(NamedTuple):
-    """Packed documents; the model is called with these ids and positions, attention_mask=None and use_cache=False."""
+    """Packed documents; call the model with attention_mask=None and use_cache=False."""
 
     input_ids: Tensor  # (N, T) int64
     position_ids: Tensor  # (N, T) int64, from 0 in every document
-    labels: Tensor  # (N, T) int64: the token itself where the loss counts predicting it, else IGNORE
+    labels: Tensor  # (N, T) int64: the token itself if it is a target of the loss, else IGNORE
 
 
 def pack(documents: list[Document], *, block_tokens: int, pad_id: int) -> Blocks:
-    """Whole documents into blocks, first fit in the order given; a document longer than a block is cut to it.
+    """Pack whole documents into blocks, first fit in their order; a document longer than a block is cut.
 
-    The first token of a document is nobody's target: it has no left context of its own.
+    The first token of a document is no target: no token before it predicts it.
     """
     bins = first_fit([min(len(d.ids), block_tokens) for d in documents], block_tokens)
     ids = torch.full((len(bins), block_tokens), pad_id)
@@ -40,21 +40,24 @@ def pack(documents: list[Document], *, block_tokens: int, pad_id: int) -> Blocks
             span = slice(start, start + length)
             ids[row, span] = torch.tensor(document.ids[:length])
             positions[row, span] = torch.arange(length)
-            counted = [
-                token if counts and i else IGNORE
-                for i, (token, counts) in enumerate(zip(*document, strict=True))
+            targets = [
+                token if is_target and i else IGNORE
+                for i, (token, is_target) in enumerate(zip(*document, strict=True))
             ]
-            labels[row, span] = torch.tensor(counted[:length])
+            labels[row, span] = torch.tensor(targets[:length])
             start += length
-        # The padding is more documents, without targets and no longer than the others: a model has no more positions
-        # than a text needs, and some change their frequencies with the largest.
+        # Padding counts as more documents, without targets and no longer than the others: a model may have no
+        # larger positions, and some models change their frequencies with the largest one.
         longest = min(block_tokens, max(len(documents[index].ids) for index in members))
         positions[row, start:] = torch.arange(block_tokens - start) % longest
     return Blocks(ids, positions, labels)
 
 
 def first_fit(lengths: list[int], capacity: int, *, open_bins: int = 64) -> list[list[int]]:
-    """Indices of each bin; only the newest ``open_bins`` bins are tried, which keeps it linear and the order nearly as given."""
+    """Return the indices of each bin.
+
+    Only the newest ``open_bins`` are tried: linear time, and nearly the given order.
+    """
     bins: list[list[int]] = []
     room: list[int] = []
     for index, length in enumerate(lengths):

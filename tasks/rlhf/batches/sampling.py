@@ -1,4 +1,4 @@
-"""Sampling answers from the model's own distribution: temperature only, so that sampler and scorer are the same."""
+"""Sample answers at a temperature, without top-k or top-p: sampling and scoring log_probs agree."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from tasks.rlhf.compute.seeds import mix
 
-VOCABULARY_CHUNK = 1024  # tokens of a vocabulary that are summed at a time
+VOCABULARY_CHUNK = 1024  # tokens of a vocabulary whose probabilities are summed at a time
 
 
 class Samples(NamedTuple):
@@ -21,7 +21,7 @@ class Samples(NamedTuple):
 
 
 def pad_left(prompts: list[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Prompt ids and mask, (B, P) each, padded on the left."""
+    """Return prompt ids and attention mask (True on prompt tokens), (B, P) each, padded on the left."""
     width = max(map(len, prompts))
     ids = torch.tensor([[pad_id] * (width - len(p)) + p for p in prompts], device=device)
     mask = torch.tensor([[False] * (width - len(p)) + [True] * len(p) for p in prompts], device=device)
@@ -40,20 +40,21 @@ def sample(
     generator: torch.Generator | None = None,
     uniform: Tensor | None = None,
 ) -> Samples:
-    """One answer per prompt, at most ``max_tokens`` long; it ends with one of ``end_ids`` unless it was cut. ``generator`` is on the model's device.
+    """Sample one answer per prompt, of at most ``max_tokens``, which ends with one of ``end_ids`` or is cut.
 
-    ``uniform`` (B, max_tokens) are numbers from [0, 1) to draw tokens by, so that a row's do not depend on its batch. Without them the numbers of a
-    step are drawn for every row, finished or not, so a row's answer does not depend on when others end.
+    ``generator`` is on the model's device. ``uniform`` (B, max_tokens) are numbers from [0, 1) by which
+    tokens are drawn, so that a row's tokens do not depend on its batch. Without them a number is drawn for
+    every row at every step, finished or not, so a row's answer does not depend on when others end.
     """
     device = model.device
     ids, mask = pad_left(prompts, pad_id, device)
     rows = len(prompts)
     positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
     cache = DynamicCache()
-    tokens, logps, alive_steps = [], [], []
-    alive = torch.ones(rows, dtype=torch.bool, device=device)
+    tokens, logps, unfinished_steps = [], [], []
+    unfinished = torch.ones(rows, dtype=torch.bool, device=device)
     ends = torch.tensor([*end_ids], dtype=torch.long, device=device)
-    fine = torch.Generator(device).manual_seed(mix(_initial_seed(generator, device), 1))
+    low_bits = torch.Generator(device).manual_seed(mix(_initial_seed(generator, device), 1))
     for step in range(max_tokens):
         output = model(
             input_ids=ids,
@@ -64,66 +65,64 @@ def sample(
             logits_to_keep=1,
         )
         logp = torch.log_softmax(output.logits[:, -1].float() / temperature, dim=-1)
-        chosen = _uniform(rows, generator, fine) if uniform is None else uniform[:, step].to(device)
-        drawn = _inverse_cdf(logp, chosen)
-        token = torch.where(alive, drawn, pad_id)
+        numbers = _uniform(rows, generator, low_bits) if uniform is None else uniform[:, step].to(device)
+        sampled = _inverse_cdf(logp, numbers)
+        token = torch.where(unfinished, sampled, pad_id)
         tokens.append(token)
-        logps.append(torch.where(alive, logp.gather(1, drawn[:, None])[:, 0], 0.0))
-        alive_steps.append(alive)
-        alive = alive & ~torch.isin(drawn, ends)
-        if not alive.any():
+        logps.append(torch.where(unfinished, logp.gather(1, sampled[:, None])[:, 0], 0.0))
+        unfinished_steps.append(unfinished)
+        unfinished = unfinished & ~torch.isin(sampled, ends)
+        if not unfinished.any():
             break
         ids, positions = token[:, None], positions[:, -1:] + 1
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-    return Samples(torch.stack(tokens, dim=1), torch.stack(alive_steps, dim=1), torch.stack(logps, dim=1))
+    return Samples(
+        torch.stack(tokens, dim=1), torch.stack(unfinished_steps, dim=1), torch.stack(logps, dim=1)
+    )
 
 
 def _inverse_cdf(logp: Tensor, uniform: Tensor) -> Tensor:
-    """Inverse-CDF draw from each row of log-probabilities (B, V) with its uniform number (B,) float64.
+    """Return the token at each row's uniform number (B,) float64 of the cumulative distribution, logp (B, V).
 
-    In float32 the sum has steps of 6e-8 near 1, and so have the numbers of `torch.rand`: with normal logits of deviation 3
-    and a vocabulary of 152,000, a third of the tokens could never be drawn. Large vocabularies are summed in parts that stay
-    in the cache, and only the part that is drawn from is summed token by token.
+    In float32 the sum has steps of 6e-8 near 1, and so have the numbers of `torch.rand`: with normal logits
+    of standard deviation 3 and a vocabulary of 152,000, a third of the tokens could never be drawn. Large
+    vocabularies are summed in chunks that fit the cache, and only the chunk of the sampled token is summed
+    token by token.
     """
-    parts = logp.split(VOCABULARY_CHUNK, dim=-1)
-    if len(parts) == 1:
+    chunks = logp.split(VOCABULARY_CHUNK, dim=-1)
+    if len(chunks) == 1:
         cdf = logp.double().exp().cumsum(dim=-1)
         return _first_above(cdf, uniform * cdf[:, -1])
-    sums = torch.stack([part.double().exp().sum(dim=-1) for part in parts], dim=1)  # (B, parts)
+    sums = torch.stack([chunk.double().exp().sum(dim=-1) for chunk in chunks], dim=1)  # (B, chunks)
     cdf = sums.cumsum(dim=-1)
     point = uniform * cdf[:, -1]
-    part = _first_above(cdf, point)[:, None]
-    before = (cdf.gather(1, part) - sums.gather(1, part))[:, 0]
-    tokens = part * VOCABULARY_CHUNK + torch.arange(
-        VOCABULARY_CHUNK, device=logp.device
-    )  # (B, PART), of the last part some beyond the vocabulary
+    chunk = _first_above(cdf, point)[:, None]
+    before = (cdf.gather(1, chunk) - sums.gather(1, chunk))[:, 0]
+    # (B, VOCABULARY_CHUNK); the last chunk may reach beyond the vocabulary
+    tokens = chunk * VOCABULARY_CHUNK + torch.arange(VOCABULARY_CHUNK, device=logp.device)
     is_token = tokens < logp.shape[1]
-    inside = (
-        torch.where(is_token, logp.gather(1, tokens.where(is_token, 0)), -torch.inf)
-        .double()
-        .exp()
-        .cumsum(dim=-1)
-    )
-    place = _first_above(
-        inside, torch.minimum(point - before, inside[:, -1] * (1 - 2**-50))
-    )  # sums of another order round otherwise
-    return tokens.gather(1, place[:, None])[:, 0].clamp(max=logp.shape[1] - 1)  # of NaN
+    chunk_logp = torch.where(is_token, logp.gather(1, tokens.where(is_token, 0)), -torch.inf)
+    chunk_cdf = chunk_logp.double().exp().cumsum(dim=-1)
+    # The chunk's last sum may be a little below its difference in ``cdf``: the order of the additions
+    # differs.
+    offset = _first_above(chunk_cdf, torch.minimum(point - before, chunk_cdf[:, -1] * (1 - 2**-50)))
+    return tokens.gather(1, offset[:, None])[:, 0].clamp(max=logp.shape[1] - 1)  # if logp is NaN
 
 
 def _first_above(cdf: Tensor, point: Tensor) -> Tensor:
-    """Return the first place of each row of ``cdf`` (B, N) that is above the row's ``point`` (B,)."""
+    """Return the first index of each row of ``cdf`` (B, N) whose value is above the row's ``point`` (B,)."""
     return torch.searchsorted(cdf, point[:, None], right=True).clamp(max=cdf.shape[1] - 1)[:, 0]
 
 
-def _uniform(rows: int, generator: torch.Generator | None, fine: torch.Generator) -> Tensor:
-    """Numbers from [0, 1) in steps of 2^-48, (rows,) float64: float32's 24 bits, and 24 more from the ``fine`` generator."""
-    high = torch.rand(rows, generator=generator, device=fine.device)
-    low = torch.rand(rows, generator=fine, device=fine.device)
+def _uniform(rows: int, generator: torch.Generator | None, low_bits: torch.Generator) -> Tensor:
+    """Draw numbers from [0, 1) in steps of 2^-48, (rows,) float64: 24 bits, and 24 more from ``low_bits``."""
+    high = torch.rand(rows, generator=generator, device=low_bits.device)
+    low = torch.rand(rows, generator=low_bits, device=low_bits.device)
     return high.double() + low.double() * 2**-24
 
 
 def _initial_seed(generator: torch.Generator | None, device: torch.device) -> int:
-    """What a generator, or else the device's own, was seeded with."""
+    """Return the seed of a generator, or of the device's own if that is None."""
     if generator is not None:
         return generator.initial_seed()
     return torch.cuda.initial_seed() if device.type == "cuda" else torch.initial_seed()

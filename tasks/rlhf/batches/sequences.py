@@ -1,4 +1,4 @@
-"""Prompts and answers side by side as one padded batch, and what a model says about their tokens."""
+"""Batch prompts with their answers, and compute log_probs, values and scores of the answers."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,17 +12,17 @@ from tasks.rlhf.batches import chunked_log_probs
 from tasks.rlhf.batches.forward import hidden_states, output_head
 from tasks.rlhf.compute import fsdp
 
-MAX_GROUPS, GROUP_ROWS = 4, 16  # more or smaller groups cost more in calls than they save in padding
+MAX_GROUPS, MIN_GROUP_ROWS = 4, 16  # more or smaller groups cost more in calls than they save in padding
 
 
 class Sequences(NamedTuple):
-    """Prompt and answer of each row, padded on the right only: causal attention needs no mask then."""
+    """Prompt and answer of each row, padded on the right only, so causal attention needs no mask."""
 
     input_ids: Tensor  # (B, T) int64
     response_mask: Tensor  # (B, T) bool, True on the answer's tokens, the end token included
 
     def rows(self, indices: Tensor) -> "Sequences":
-        """Some rows, with the columns that only the others needed cut off."""
+        """Return some rows, without the columns that only the other rows need."""
         ids, mask = self.input_ids[indices], self.response_mask[indices]
         width = int(torch.where(mask.any(dim=0))[0].max()) + 1
         return Sequences(ids[:, :width], mask[:, :width])
@@ -31,7 +31,7 @@ class Sequences(NamedTuple):
 def join(
     prompts: list[list[int]], answers: list[list[int]], *, pad_id: int, device: torch.device
 ) -> Sequences:
-    """Prompt and answer ids of each row as one batch."""
+    """Return prompts and answers (token ids) as one batch."""
     width = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
     ids = torch.full((len(prompts), width), pad_id)
     mask = torch.zeros((len(prompts), width), dtype=torch.bool)
@@ -43,38 +43,40 @@ def join(
 
 
 def group_by_length(batch: Sequences) -> list[Tensor]:
-    """The rows in groups of like length, so that little padding is computed: with one group a third of it is."""
-    order = (
-        batch.response_mask.flip(1).long().argmax(dim=1).neg().argsort(stable=True)
-    )  # by the padding on the right, the most first
-    return list(order.chunk(min(MAX_GROUPS, max(1, len(order) // GROUP_ROWS))))
+    """Return the rows in groups of similar length: in a single group a third of all tokens were padding."""
+    num_padding = batch.response_mask.flip(1).long().argmax(dim=1)  # on the right
+    order = num_padding.neg().argsort(stable=True)  # the shortest rows first
+    return list(order.chunk(min(MAX_GROUPS, max(1, len(order) // MIN_GROUP_ROWS))))
 
 
 def log_probs(model: PreTrainedModel, batch: Sequences, *, temperature: float = 1.0) -> Tensor:
-    """Log-probability of every answer token given what stands before it, (B, T) float32, 0 elsewhere. Logits are made for answer tokens only."""
+    """Return the log-probability of every answer token given those before it, (B, T) float32, 0 elsewhere.
 
-    def flat(part: Sequences) -> Tensor:
+    Logits are computed for answer tokens only.
+    """
+
+    def answer_log_probs(part: Sequences) -> Tensor:
         before = hidden_states(model, part.input_ids)[:, :-1][part.response_mask[:, 1:]]
         targets = part.input_ids[:, 1:][part.response_mask[:, 1:]]
         return chunked_log_probs.log_probs(before, output_head(model), targets, temperature=temperature)
 
-    return _answer_values(batch, flat)
+    return _map_answer_tokens(batch, answer_log_probs)
 
 
 def values(model: PreTrainedModel, head: nn.Linear, batch: Sequences) -> Tensor:
-    """Critic: expected final reward before each answer token is chosen, (B, T) float32, 0 elsewhere."""
+    """Return the critic's value before each answer token is chosen, (B, T) float32, 0 elsewhere."""
 
-    def flat(part: Sequences) -> Tensor:
+    def answer_values(part: Sequences) -> Tensor:
         before = hidden_states(model, part.input_ids)[:, :-1][part.response_mask[:, 1:]]
         return apply_head(head, before)
 
-    return _answer_values(batch, flat)
+    return _map_answer_tokens(batch, answer_values)
 
 
 def scores(model: PreTrainedModel, head: nn.Linear, batch: Sequences) -> Tensor:
-    """Reward model: the head at each row's last answer token, (B,) float32."""
+    """Return the reward model's head at each row's last answer token, (B,) float32."""
     groups = group_by_length(batch)
-    missing = fsdp.num_calls(model, len(groups)) - len(groups)  # of calls that ranks with more groups need
+    missing = fsdp.num_calls(model, len(groups)) - len(groups)  # calls that ranks with more groups make
     parts = []
     for rows in groups:
         part = batch.rows(rows)
@@ -88,21 +90,20 @@ def scores(model: PreTrainedModel, head: nn.Linear, batch: Sequences) -> Tensor:
 
 
 def apply_head(head: nn.Linear, hidden: Tensor) -> Tensor:
-    """The head's value of hidden states (N, D) in float32 whatever they are, (N,)."""
+    """Return the head's values (N,) of hidden states (N, D), in float32 whatever their dtype."""
     with torch.autocast(hidden.device.type, enabled=False):
         output: Tensor = head(hidden.float())[:, 0]
     return output
 
 
-def _answer_values(batch: Sequences, flat: Callable[[Sequences], Tensor]) -> Tensor:
-    """What ``flat`` says of the answer tokens of some rows, in reading order, for all rows of the batch: (B, T)."""
+def _map_answer_tokens(batch: Sequences, compute: Callable[[Sequences], Tensor]) -> Tensor:
+    """Return (B, T) with the values, (N,) in reading order, that ``compute`` returns for answer tokens."""
     width, groups = batch.input_ids.shape[1], group_by_length(batch)
     parts = []
     for rows in groups:
         part = batch.rows(rows)
-        parts.append(
-            functional.pad(scatter(flat(part), part.response_mask), (0, width - part.input_ids.shape[1]))
-        )
+        values = scatter(compute(part), part.response_mask)
+        parts.append(functional.pad(values, (0, width - part.input_ids.shape[1])))
     return _restore_order(parts, groups)
 
 
@@ -111,7 +112,10 @@ def _restore_order(parts: list[Tensor], groups: list[Tensor]) -> Tensor:
 
 
 def scatter(flat: Tensor, response_mask: Tensor) -> Tensor:
-    """Values of the answer tokens in reading order (N,) -> (B, T), 0 elsewhere. No row's first token is an answer token."""
+    """Put values of the answer tokens in reading order (N,) into (B, T), 0 elsewhere.
+
+    No row's first token is an answer token.
+    """
     return torch.zeros(response_mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(
         response_mask, flat
     )

@@ -1,4 +1,4 @@
-"""Texts as token ids within their limits, and how many of them had to be cut: what a model never reads changes what every figure means."""
+"""Encode texts within their limits, and count how many are cut: metrics are then about beginnings."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ NO_LIMIT = 2**31 - 1
 
 
 class TruncationCounts(NamedTuple):
-    """How many texts were encoded, how many of them were longer than their limit, and what became of pairs."""
+    """Numbers of texts encoded, of texts longer than their limit, and of pairs left out."""
 
     prompts: int
     prompts_cut: int
@@ -36,43 +36,46 @@ class Encoder:
         self.template = template
         self.max_prompt_tokens = max_prompt_tokens
         self.max_answer_tokens = max_answer_tokens
-        self.cut = TruncationCounts(0, 0, 0, 0, 0, 0)
+        self.cut = TruncationCounts(
+            prompts=0, prompts_cut=0, answers=0, answers_cut=0, pairs=0, pairs_equal=0
+        )
 
-    def prompt(self, question: str) -> list[int]:
+    def encode_prompt(self, question: str) -> list[int]:
         """Return the ids of a prompt."""
-        most = self.max_prompt_tokens
+        limit = self.max_prompt_tokens
         ids = encode_prompt(self.tokenizer, question, template=self.template, max_tokens=NO_LIMIT)
-        is_cut = len(ids) > most
+        is_cut = len(ids) > limit
         self.cut = self.cut._replace(prompts=self.cut.prompts + 1, prompts_cut=self.cut.prompts_cut + is_cut)
-        return shorten_prompt(self.tokenizer, question, ids, template=self.template, max_tokens=most)
+        return shorten_prompt(self.tokenizer, question, ids, template=self.template, max_tokens=limit)
 
-    def answer(self, answer: str) -> list[int]:
+    def encode_answer(self, answer: str) -> list[int]:
         """Return the ids of an answer."""
-        most = self.max_answer_tokens
+        limit = self.max_answer_tokens
         ids = encode_answer(self.tokenizer, answer, template=self.template, max_tokens=NO_LIMIT)
-        is_cut = len(ids) > most
+        is_cut = len(ids) > limit
         self.cut = self.cut._replace(answers=self.cut.answers + 1, answers_cut=self.cut.answers_cut + is_cut)
-        return ids[:most]
+        return ids[:limit]
 
     def count_pairs(self, pairs: int, *, equal: int) -> None:
-        """Count pairs that were looked at, ``equal`` of which were left out."""
+        """Count pairs, ``equal`` of which were left out."""
         self.cut = self.cut._replace(pairs=self.cut.pairs + pairs, pairs_equal=self.cut.pairs_equal + equal)
 
     def metrics(self, stage: str) -> dict[str, float]:
         """Return the shares cut, and the number of pairs left out, for a stage's summary."""
-        cut, found = self.cut, {}
+        cut = self.cut
+        metrics: dict[str, float] = {}
         if cut.prompts:
-            found[f"{stage}.prompts_cut"] = cut.prompts_cut / cut.prompts
+            metrics[f"{stage}.prompts_cut"] = cut.prompts_cut / cut.prompts
         if cut.answers:
-            found[f"{stage}.answers_cut"] = cut.answers_cut / cut.answers
+            metrics[f"{stage}.answers_cut"] = cut.answers_cut / cut.answers
         if cut.pairs:
-            found[f"{stage}.pairs_equal_once_cut"] = cut.pairs_equal
-        return found
+            metrics[f"{stage}.pairs_equal_once_cut"] = cut.pairs_equal
+        return metrics
 
     def warnings(self) -> list[str]:
-        """Return a sentence for each limit that cuts more than a quarter, of the texts or of the pairs."""
+        """Return a sentence for each limit that cuts over a quarter of the texts, or loses as many pairs."""
         cut = self.cut
-        told = [
+        sentences = [
             _warning(
                 "prompts", cut.prompts_cut, cut.prompts, f"text.max_prompt_tokens={self.max_prompt_tokens}"
             ),
@@ -81,17 +84,21 @@ class Encoder:
             ),
         ]
         if cut.pairs_equal > WARN_ABOVE * cut.pairs:
-            told.append(
-                f"{cut.pairs_equal:,} of {cut.pairs:,} pairs are left out, because their two answers are equal once cut at "
-                f"text.max_answer_tokens={self.max_answer_tokens}: raise it."
+            sentences.append(
+                f"{cut.pairs_equal:,} of {cut.pairs:,} pairs are left out, because their two answers are "
+                "equal once "
+                f"cut at text.max_answer_tokens={self.max_answer_tokens}: raise it."
             )
-        return [sentence for sentence in told if sentence]
+        return [sentence for sentence in sentences if sentence]
 
 
 def _warning(what: str, cut: int, count: int, setting: str) -> str:
     if cut <= WARN_ABOVE * count:
         return ""
     return (
-        f"{cut:,} of {count:,} {what} ({cut / count:.0%}) are longer than {setting} and were cut, so what this stage learns or measures "
-        f"is about their beginnings: raise it (the model's context is the limit), or leave long texts out (data.max_{what[:-1]}_chars)."
+        f"{cut:,} of {count:,} {what} ({cut / count:.0%}) are longer than {setting} and were cut, so what "
+        "this stage "
+        "learns or measures is about their beginnings: raise it (the model's context is the limit), or leave "
+        "long "
+        f"texts out (data.max_{what[:-1]}_chars)."
     )

@@ -1,4 +1,4 @@
-"""Where a program computes, and the random state of one step."""
+"""Choose the device, the number of CPU threads and deterministic kernels."""
 
 import torch
 
@@ -8,15 +8,21 @@ from tasks.system.errors import InputError
 
 
 def set_up(device: str, threads: int) -> torch.device:
-    """Choose the device ("auto": CUDA where there is one), the CPU threads (0: torch's own choice) and deterministic kernels."""
+    """Return the device ("auto": CUDA if there is one); set CPU threads (0: torch's choice) and determinism.
+
+    Raises InputError if there is no CUDA device, or fewer of them than processes.
+    """
     if threads:
         torch.set_num_threads(threads)
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError(
-            "machine.device=cuda, but torch sees no CUDA device here: use machine.device=auto, or install a CUDA build of torch."
+            "machine.device=cuda, but torch sees no CUDA device here: use machine.device=auto, or install a "
+            "CUDA "
+            "build of torch."
         )
     torch.use_deterministic_algorithms(True, warn_only=True)
-    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - nothing reads such memory; filling it costs a tenth of a step
+    # Nothing reads uninitialised memory; filling it takes a tenth of a step.
+    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010
     if device == "cpu" or not torch.cuda.is_available():
         amd_matmul.use_onednn()
         return torch.device("cpu")
@@ -24,7 +30,9 @@ def set_up(device: str, threads: int) -> torch.device:
         return torch.device("cuda")
     if torchrun.local_rank() >= (count := torch.cuda.device_count()):
         raise InputError(
-            f"There are more processes than GPUs here, {count}: set machine.launch.*.processes to {count}, or machine.device=cpu."
+            f"There are more processes than GPUs here, {count}: set machine.launch.*.processes to {count}, "
+            "or "
+            "machine.device=cpu."
         )
     torch.cuda.set_device(torchrun.local_rank())
     return torch.device("cuda", torchrun.local_rank())

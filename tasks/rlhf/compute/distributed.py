@@ -1,7 +1,8 @@
-"""Several processes that train one model, each on its part of every optimizer step.
+"""Train one model with several processes (ranks), each on its part of every optimizer step.
 
-Every rank knows the whole step: what a loss is divided by counts all rows, so the step's loss and gradients are the sums of the ranks' own. Small
-values travel by gloo, tensors on a GPU by NCCL. Sums come out alike on every rank to the last bit, and with them whatever is decided by them.
+Losses are divided by the rows of the whole step, so the step's loss and gradients are the sums of the ranks'
+own. CPU values are sent with gloo, tensors on a GPU with NCCL. Sums are bit-equal on all ranks, so decisions
+that depend on them agree.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,18 +34,21 @@ __all__ = [
     "world",
 ]
 
-TIMEOUT = timedelta(
-    minutes=30
-)  # for ranks that are late; one that has died is noticed at once, by torchrun and by its closed connections
-BUCKET = 64 << 20  # bytes of gradients that travel together
+# For slow ranks; one that has died is noticed at once, by torchrun and by its closed connections.
+TIMEOUT = timedelta(minutes=30)
+BUCKET = 64 << 20  # bytes of gradients that are summed in one call
 
 T = TypeVar("T")
+R = TypeVar("R")
 Rows = TypeVar("Rows", Tensor, list[Any])
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """The block runs on every rank or, in the end, on none. Raises PeersLost where another rank has died."""
+    """Join the other ranks for a block, which ends when all have finished it.
+
+    Raises PeersLost if another rank died.
+    """
     if world() == 1:
         yield
         return
@@ -56,52 +60,61 @@ def process_group() -> Iterator[None]:
         yield
         barrier()
     except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(
-            error
-        ):  # gloo names its source file, and has no error class of its own
+        # gloo has no error class of its own, but names its source file
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
             raise PeersLost(f"Rank {rank()} of {world()} has lost another: {error}") from error
         raise
     dist.destroy_process_group()
 
 
 def rank_slice(rows: Rows) -> Rows:
-    """This rank's part of a step's rows; none where there are fewer rows than ranks."""
+    """Return this rank's part of a step's rows; empty if there are fewer rows than ranks."""
     return rows[rank() :: world()]
 
 
 def padded_steps(parts: Sequence[T], spare: T) -> list[tuple[T, bool]]:
-    """``parts`` with True, and then ``spare`` with False until this rank has had as many as every other: sharded weights need all ranks together."""
-    most = max(all_gather(len(parts)))
-    return [*((part, True) for part in parts), *[(spare, False)] * (most - len(parts))]
+    """Return ``parts`` with True, then ``spare`` with False until all ranks have equally many.
+
+    Sharded weights are gathered by all ranks together, so each must take equally many forward passes.
+    """
+    longest = max(all_gather(len(parts)))
+    return [*((part, True) for part in parts), *[(spare, False)] * (longest - len(parts))]
 
 
 def map_over_ranks(
-    parts: Sequence[T], compute: Callable[[T], Any], *, told: Callable[[int, int], None] | None = None
-) -> list[Any]:
-    """What ``compute`` gives for each of ``parts``: each is computed by one rank, and all ranks learn the result. Tensors must be on the CPU.
+    parts: Sequence[T],
+    compute: Callable[[T], R],
+    *,
+    report_progress: Callable[[int, int], None] | None = None,
+) -> list[R]:
+    """Return ``compute(part)`` of each part, on all ranks; one rank computes each.
 
-    Ranks with less to do compute the first part once more, and nobody looks at it: sharded weights need all ranks together. ``told`` is called with
-    how many parts are about done, if all ranks are as fast.
+    Tensors must be on the CPU.
+
+    Sharded weights are gathered by all ranks together, so a rank with fewer parts computes the first one
+    again and the result is dropped. ``report_progress`` is called with the number of parts done, if all ranks
+    are equally fast, and in all.
     """
-    most = -(-len(parts) // world())
+    rounds = -(-len(parts) // world())
     own = []
-    for place in range(rank(), most * world(), world()):
-        own.append(compute(parts[place] if place < len(parts) else parts[0]))
-        if told:
-            told(min(len(own) * world(), len(parts)), len(parts))
-    shares = all_gather(own)
-    return [shares[i % world()][i // world()] for i in range(len(parts))]
+    for index in range(rank(), rounds * world(), world()):
+        own.append(compute(parts[index] if index < len(parts) else parts[0]))
+        if report_progress:
+            report_progress(min(len(own) * world(), len(parts)), len(parts))
+    by_rank = all_gather(own)
+    return [by_rank[i % world()][i // world()] for i in range(len(parts))]
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Let every rank have the sum of all ranks' gradients, added in float32; a parameter without one counts as zero, and on all ranks has none."""
+    """Replace gradients by their sums over the ranks, added in float32.
+
+    A missing gradient counts as zero; a parameter without one on any rank keeps none.
+    """
     if world() == 1:
         return
-    some = [
-        p for p in parameters if not isinstance(p, DTensor)
-    ]  # those of sharded weights are summed already
-    present = all_reduce([float(p.grad is not None) for p in some])
-    for bucket in _buckets([p for p, count in zip(some, present, strict=True) if count]):
+    unsharded = [p for p in parameters if not isinstance(p, DTensor)]  # FSDP sums the others
+    present = all_reduce([float(p.grad is not None) for p in unsharded])
+    for bucket in _buckets([p for p, count in zip(unsharded, present, strict=True) if count]):
         flat = torch.cat([_float32_gradient(p).flatten() for p in bucket])
         dist.all_reduce(flat)
         for parameter, total in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
@@ -114,48 +127,53 @@ def _float32_gradient(parameter: nn.Parameter) -> Tensor:
 
 
 def _buckets(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Parameters in order, in lots of one type and device and about ``BUCKET`` bytes."""
-    lot: list[nn.Parameter] = []
+    """Yield the parameters in order, in buckets of one dtype and device and about ``BUCKET`` bytes."""
+    bucket: list[nn.Parameter] = []
     for parameter in parameters:
-        if lot and (
-            (parameter.dtype, parameter.device) != (lot[0].dtype, lot[0].device)
-            or 4 * sum(p.numel() for p in lot) >= BUCKET
+        if bucket and (
+            (parameter.dtype, parameter.device) != (bucket[0].dtype, bucket[0].device)
+            or 4 * sum(p.numel() for p in bucket) >= BUCKET
         ):
-            yield lot
-            lot = []
-        lot.append(parameter)
-    if lot:
-        yield lot
+            yield bucket
+            bucket = []
+        bucket.append(parameter)
+    if bucket:
+        yield bucket
 
 
 def all_reduce(values: Sequence[float]) -> list[float]:
-    """The sum over the ranks of each value."""
+    """Return the sum over the ranks of each value."""
     if world() == 1:
         return list(values)
     total = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(total)
-    found: list[float] = total.tolist()
-    return found
+    sums: list[float] = total.tolist()
+    return sums
 
 
 def check_equal(value: T, what: str) -> T:
-    """``value``, which must be the same on every rank. Raises InputError where it is not."""
+    """Return ``value``.
+
+    Raises InputError if another rank has another one; ``what`` names it in the message.
+    """
     if any(other != value for other in all_gather(value)):
         raise InputError(
-            f"The processes of this run see different {what}: its folder and its inputs must be the same files on every node."
+            f"The processes of this run see different {what}: its folder and its inputs must be the same "
+            "files on "
+            "every node."
         )
     return value
 
 
 def barrier() -> None:
-    """Until every rank has come here."""
+    """Wait until every rank has called this."""
     all_reduce([0.0])
 
 
 def all_gather(value: T) -> list[T]:
-    """What each rank gives, by rank."""
+    """Return the values of all ranks, by rank."""
     if world() == 1:
         return [value]
-    found: list[Any] = [None] * world()
-    dist.all_gather_object(found, value)
-    return found
+    values: list[Any] = [None] * world()
+    dist.all_gather_object(values, value)
+    return values

@@ -1,12 +1,13 @@
-"""Weights that lie in parts on the ranks, with their gradients and optimizer moments (FSDP: Zhao et al. 2023, arXiv 2304.11277; torch's fully_shard).
+"""Shard weights, gradients and optimizer moments over the ranks (FSDP: Zhao et al. 2023, arXiv 2304.11277).
 
-A layer's weights come together while it computes. The others (embeddings, last norm, output head, of which two may be one tensor) come together
-while the root computes, and our losses take hidden states and head apart: so they are computed ``inside`` the model. As that is done by all ranks
-together, each must do it as often as every other (``ranks.turns``).
+A layer's weights are gathered while it computes. The others (embeddings, last norm, output head, two of which
+may be one tensor) are gathered while the root module computes. Our losses use hidden states and head
+separately, so they are computed within the root: `with_full_weights`. All ranks gather together, so each must
+do so equally often: `distributed.padded_steps`, `num_calls`.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +20,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from tasks.rlhf.compute import distributed
 
 T = TypeVar("T")
-METHOD = "computing"
+P = ParamSpec("P")
+METHOD = "compute_with_full_weights"
 
 
 def shard(model: PreTrainedModel) -> None:
-    """Keep only this rank's part of every weight. Gradients are summed over the ranks."""
+    """Keep only this rank's part of every weight of ``model``. Gradients are summed over the ranks."""
     mesh = init_device_mesh(model.device.type, (distributed.world(),))
     for layer in [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]:
         fully_shard(layer, mesh=mesh)
@@ -36,58 +38,58 @@ def shard(model: PreTrainedModel) -> None:
     register_fsdp_forward_method(model, METHOD)
 
 
-def with_full_weights(model: PreTrainedModel, compute: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    """``compute(model, *args)`` with whole weights."""
+def with_full_weights(
+    model: PreTrainedModel,
+    compute: Callable[Concatenate[PreTrainedModel, P], T],
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> T:
+    """Return ``compute(model, *args, **kwargs)``, computed with all weights gathered."""
     if not isinstance(model, FSDPModule):
         return compute(model, *args, **kwargs)
     result: T = getattr(model, METHOD)(lambda: compute(model, *args, **kwargs))
     if not torch.is_grad_enabled():
-        model.reshard()  # the root waits for a backward pass with its weights whole, and would go on with these
+        model.reshard()  # the root keeps gathered weights for a backward pass, and would compute with old ones
     return result
 
 
 def num_calls(model: PreTrainedModel, own: int) -> int:
-    """How often to call a model that this rank needs ``own`` times: where its weights lie in parts, as often as the rank that needs it most."""
+    """Return how often to call a model that this rank needs ``own`` times: if sharded, the ranks' maximum."""
     return max(distributed.all_gather(own)) if isinstance(model, FSDPModule) else own
 
 
 def gather_full(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors put together on the first rank, where they lie on the CPU; on the others only what never was in parts is right."""
-    return {
-        name: _gather_full(tensor) if isinstance(tensor, DTensor) else tensor
-        for name, tensor in tensors.items()
-    }
+    """Return the full tensors on the first rank, on the CPU if sharded; other ranks get empty ones."""
+    return {name: _gather_full(tensor) for name, tensor in tensors.items()}
 
 
-def _gather_full(tensor: DTensor) -> Tensor:
-    found = tensor.full_tensor()
-    return found.detach().cpu() if distributed.is_first() else found.new_empty(0)
+def _gather_full(tensor: Tensor) -> Tensor:
+    if not isinstance(tensor, DTensor):
+        return tensor
+    full = tensor.full_tensor()
+    return full.detach().cpu() if distributed.is_first() else full.new_empty(0)
 
 
 def shard_like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor as ``parameter`` is: on its device, and only this rank's part of it."""
+    """Return a full tensor on the device of ``parameter``, and only this rank's part if that is sharded."""
     moved = tensor.to(parameter.device)
-    return (
-        distribute_tensor(moved, parameter.device_mesh, parameter.placements, src_data_rank=None)
-        if isinstance(parameter, DTensor)
-        else moved
-    )
+    if not isinstance(parameter, DTensor):
+        return moved
+    return distribute_tensor(moved, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
-def clip_grad_norm(parameters: Iterable[nn.Parameter], most: float) -> float:
-    """Scale the gradients so that their norm is at most ``most``; gives what it was."""
-    some = list(parameters)
-    kinds = [
-        kind
-        for kind in (
-            [p for p in some if isinstance(p, DTensor)],
-            [p for p in some if not isinstance(p, DTensor)],
-        )
-        if kind
-    ]
-    norms = [torch.nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None]) for kind in kinds]
-    norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
-    norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
-    for kind in kinds:
-        torch.nn.utils.clip_grads_with_norm_(kind, most, norm)
-    return norm.item()
+def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
+    """Scale the gradients so that their norm is at most ``max_norm``. Return the norm before clipping."""
+    sharded: list[nn.Parameter] = []
+    full: list[nn.Parameter] = []
+    for parameter in parameters:
+        (sharded if isinstance(parameter, DTensor) else full).append(parameter)
+    groups = [group for group in (sharded, full) if group]
+    norms = []
+    for group in groups:
+        norm = torch.nn.utils.get_total_norm([p.grad for p in group if p.grad is not None])
+        norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    total = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    for group in groups:
+        torch.nn.utils.clip_grads_with_norm_(group, max_norm, total)
+    return total.item()

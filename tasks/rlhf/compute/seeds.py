@@ -1,15 +1,15 @@
-"""Seeds of random numbers as functions of (seed, step, rank), so that a resumed run needs no generator state."""
+"""Compute seeds from (seed, step, rank), so that a resumed run needs no generator state."""
 
 import torch
 
 
 def seed_step(seed: int, step: int, *, rank: int = 0) -> None:
-    """Seed torch for one step: random numbers depend on (seed, step, rank) alone, so a resumed run draws what an uninterrupted one does."""
+    """Seed torch for one step. A resumed run draws the same numbers as an uninterrupted one."""
     torch.manual_seed(mix(seed, step, rank) if rank else mix(seed, step))
 
 
 def mix(*numbers: int) -> int:
-    """One 63-bit seed from several numbers (SplitMix64, folded), so that neighbouring steps and streams share nothing."""
+    """Return one 63-bit seed from several numbers (SplitMix64, folded); neighbours get unrelated seeds."""
     state = 0
     for number in numbers:
         state = (state ^ (number & 0xFFFFFFFFFFFFFFFF)) + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF

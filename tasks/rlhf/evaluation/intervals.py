@@ -1,4 +1,4 @@
-"""Confidence intervals of shares, means and correlations of independent observations."""
+"""Compute confidence intervals of shares, means and correlations of independent observations."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Interval(NamedTuple):
-    """An estimate, its 95 % interval, and the number of observations."""
+    """An estimate with its 95 % interval and the number of observations."""
 
     value: float
     low: float
@@ -17,7 +17,7 @@ class Interval(NamedTuple):
 
 
 def wilson(successes: float, n: int, *, z: float = 1.959964) -> Interval:
-    """Wilson's 95 % score interval (1927) of a share; ``successes`` may count halves (ties). n = 0 gives the interval [0, 1]."""
+    """Return a share with Wilson's 95 % interval (1927), [0, 1] if n = 0; ``successes`` may count halves."""
     assert 0 <= successes <= n
     if n == 0:
         return Interval(float("nan"), 0.0, 1.0, 0)
@@ -28,7 +28,7 @@ def wilson(successes: float, n: int, *, z: float = 1.959964) -> Interval:
 
 
 def mean_interval(values: Sequence[float], *, z: float = 1.959964) -> Interval:
-    """Mean with its 95 % interval by the normal approximation (unbiased variance); needs at least one value."""
+    """Return the mean of at least one value with its normal 95 % interval (unbiased variance)."""
     n = len(values)
     mean = sum(values) / n
     half = z * math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n) if n > 1 else math.inf
@@ -36,7 +36,10 @@ def mean_interval(values: Sequence[float], *, z: float = 1.959964) -> Interval:
 
 
 def pearson(first: Tensor, second: Tensor, *, z: float = 1.959964) -> Interval:
-    """Correlation of two columns with its 95 % interval by Fisher's z (1921). (N,), (N,). NaN within [-1, 1] where one is constant."""
+    """Return Pearson's correlation of two columns (N,) with its 95 % interval by Fisher's z (1921).
+
+    NaN with the interval [-1, 1] if a column is constant.
+    """
     assert first.shape == second.shape
     a, b = first.double() - first.double().mean(), second.double() - second.double().mean()
     n, rho = len(a), (a @ b / (a.norm() * b.norm())).clamp(-1, 1).item()

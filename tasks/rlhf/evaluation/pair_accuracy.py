@@ -1,8 +1,8 @@
-"""How often pairs are ordered as the voters order them: over all, by score gap, by length, and against rules of thumb.
+"""Measure how often pairs are ordered as voters do: overall, by score gap, by length, and by simple rules.
 
-Whatever orders pairs gives credits, one a pair: 1 the voters' order, 0 the other one. A model's tie is no success; a rule of thumb that cannot
-tell guesses, which is worth a half. Pairs of one question share answers and so are not independent: Wilson's interval is too narrow for them, and
-a second one is drawn over whole questions.
+A model or a rule gets one credit per pair: 1 for the voters' order, 0 for the other one. A model's tie is 0;
+a rule that cannot decide guesses, which is 0.5. Pairs of one question share answers and so are not
+independent: Wilson's interval is too narrow for them, so a second one is bootstrapped over whole questions.
 """
 
 import math
@@ -13,33 +13,38 @@ from torch import Tensor
 
 from tasks.rlhf.evaluation.intervals import Interval, wilson
 
-DRAWS = 2000  # of the bootstrap; the ends of its interval are then good to about a twentieth of its width
-RANK_DRAWS = 500  # of a rank correlation's, each of which sorts all answers
+DRAWS = 2000  # of the bootstrap: the ends of its interval are then precise to about a twentieth of its width
+RANK_DRAWS = 500  # of the bootstrap of a rank correlation, each of which sorts all answers
 
 
 class Stratum(NamedTuple):
     """The accuracy over some pairs, with two 95 % intervals."""
 
     wilson: Interval  # as if all pairs were independent
-    clustered: Interval  # questions redrawn; a point where all is right or all is wrong, which only Wilson's interval is honest about
+    clustered: (
+        Interval  # bootstrapped over questions; too narrow, a point, if all pairs are right or all wrong
+    )
     questions: int
 
 
 def credit(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """Credit of ordering pairs by a number, the higher wins: rewards, or token lengths for the rule "the longer wins". (P,), (P,) -> (P,) float64."""
+    """Return the credits of ordering pairs by a number, with ties one half. (P,), (P,) -> (P,) float64.
+
+    The number is a reward, or a length for the rule "the longer wins".
+    """
     assert chosen.shape == rejected.shape
     signs = (chosen - rejected).sign().double()
     return (signs + 1) / 2
 
 
 def correct(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """Success of ordering pairs by a model's rewards: 1 only if the chosen answer's is higher, so a tie is none. (P,), (P,) -> (P,) float64."""
+    """Return the credits of ordering pairs by a model's rewards, with ties 0. (P,), (P,) -> (P,) float64."""
     assert chosen.shape == rejected.shape
     return (chosen > rejected).double()
 
 
 def measure(credits: Tensor, question: Tensor, *, seed: int = 0) -> Stratum:
-    """Accuracy over all the given pairs. credits (P,), question (P,) ids."""
+    """Return the accuracy over pairs. credits (P,), question (P,) ids."""
     interval = wilson(credits.sum().item(), len(credits))
     return Stratum(
         interval, clustered_mean(credits, question, seed=seed, bounds=(0.0, 1.0)), len(question.unique())
@@ -47,7 +52,10 @@ def measure(credits: Tensor, question: Tensor, *, seed: int = 0) -> Stratum:
 
 
 def by_gap(credits: Tensor, gap: Tensor, question: Tensor, *, seed: int = 0) -> dict[str, Stratum]:
-    """Accuracy where the chosen answer's score is higher by 1, by 2, by more; fractions count up. Empty strata are left out. All (P,)."""
+    """Return the accuracy for score gaps of 1, 2 and more, fractions rounded up, without empty strata.
+
+    All (P,).
+    """
     step = gap.ceil().clamp(1, 3)
     return _by_part(credits, question, {"gap_1": step == 1, "gap_2": step == 2, "gap_3_up": step == 3}, seed)
 
@@ -55,18 +63,19 @@ def by_gap(credits: Tensor, gap: Tensor, question: Tensor, *, seed: int = 0) -> 
 def by_length(
     credits: Tensor, chosen_tokens: Tensor, rejected_tokens: Tensor, question: Tensor, *, seed: int = 0
 ) -> dict[str, Stratum]:
-    """Accuracy where the chosen answer is the longer, where it is the shorter, and where lengths do not tell. Empty strata are left out. All (P,).
+    """Return the accuracy where the chosen answer is longer, shorter, or of matching length. All (P,).
 
-    Lengths match if they differ by at most a tenth of the longer. They are in tokens as the model reads them: two answers that were cut match.
+    Lengths match if they differ by at most a tenth of the longer. They are in tokens as the model reads them:
+    two answers that were cut match.
     """
     matched = 10 * (chosen_tokens - rejected_tokens).abs() <= torch.maximum(chosen_tokens, rejected_tokens)
     longer = chosen_tokens > rejected_tokens
-    return _by_part(
-        credits,
-        question,
-        {"longer_chosen": longer & ~matched, "shorter_chosen": ~longer & ~matched, "length_matched": matched},
-        seed,
-    )
+    parts = {
+        "longer_chosen": longer & ~matched,
+        "shorter_chosen": ~longer & ~matched,
+        "length_matched": matched,
+    }
+    return _by_part(credits, question, parts, seed)
 
 
 def _by_part(credits: Tensor, question: Tensor, parts: dict[str, Tensor], seed: int) -> dict[str, Stratum]:
@@ -76,22 +85,30 @@ def _by_part(credits: Tensor, question: Tensor, parts: dict[str, Tensor], seed: 
 
 
 def accuracy_difference(ours: Tensor, theirs: Tensor, question: Tensor, *, seed: int = 0) -> Interval:
-    """Accuracy minus another's on the same pairs, from -1 to 1, questions redrawn; we are better if ``low`` is above 0. credits (P,), (P,)."""
+    """Return the accuracy of ``ours`` minus that of ``theirs`` on the same pairs, -1 to 1.
+
+    credits (P,), (P,).
+
+    ``ours`` is better if ``low`` is above 0; the interval is bootstrapped over questions.
+    """
     return clustered_mean(ours - theirs, question, seed=seed, bounds=(-1.0, 1.0))
 
 
 def clustered_mean(
     values: Tensor, question: Tensor, *, bounds: tuple[float, float], seed: int = 0, draws: int = DRAWS
 ) -> Interval:
-    """Mean over pairs with its 95 % percentile bootstrap interval, whole questions redrawn (Davison and Hinkley 1997, section 3.8). (P,), (P,).
+    """Return the mean over pairs with its 95 % percentile bootstrap interval over whole questions.
 
-    A redrawn question brings all its pairs, so the number of pairs varies with the draw. ``n`` is the number of pairs. One question says nothing
-    about how questions differ: the interval is ``bounds`` then, the least and the greatest that a mean can be.
+    (P,), (P,).
+
+    Davison and Hinkley 1997, section 3.8. A resampled question brings all its pairs, so the number of pairs
+    varies with the draw. ``n`` is the number of pairs. A single question has no variance between questions:
+    the interval is then ``bounds``, the least and the greatest possible mean.
     """
     assert values.shape == question.shape
     assert len(values) > 0
-    _, place, pairs = question.cpu().unique(return_inverse=True, return_counts=True)
-    sums = torch.zeros(len(pairs), dtype=torch.float64).index_add(0, place, values.cpu().double())
+    _, cluster, pairs = question.cpu().unique(return_inverse=True, return_counts=True)
+    sums = torch.zeros(len(pairs), dtype=torch.float64).index_add(0, cluster, values.cpu().double())
     mean = (sums.sum() / len(values)).item()
     if len(pairs) < 2:
         return Interval(mean, *bounds, len(values))
@@ -103,29 +120,29 @@ def clustered_mean(
 
 
 def wider_interval(stratum: Stratum) -> Interval:
-    """The wider of a stratum's intervals on either side: redrawn questions know what Wilson's does not, unless all are right or all wrong."""
+    """Return the wider of a stratum's two intervals at either end."""
     value, low, high, n = stratum.clustered
     return Interval(value, min(low, stratum.wilson.low), max(high, stratum.wilson.high), n)
 
 
 def centre_by_question(values: Tensor, question: Tensor) -> Tensor:
-    """Values less their question's mean, (S,) float64. Pairs say nothing about rewards across questions, so only what differs within one counts."""
-    _, place, counts = question.unique(return_inverse=True, return_counts=True)
-    sums = torch.zeros(len(counts), dtype=torch.float64, device=values.device).index_add(
-        0, place, values.double()
-    )
-    centre: Tensor = (sums / counts)[place]
+    """Return values minus their question's mean, (S,): pairs do not determine rewards across questions."""
+    _, cluster, counts = question.unique(return_inverse=True, return_counts=True)
+    zeros = torch.zeros(len(counts), dtype=torch.float64, device=values.device)
+    sums = zeros.index_add(0, cluster, values.double())
+    centre: Tensor = (sums / counts)[cluster]
     return values.double() - centre
 
 
 def spearman(
     first: Tensor, second: Tensor, *, question: Tensor | None = None, seed: int = 0, draws: int = RANK_DRAWS
 ) -> Interval:
-    """Rank correlation of two columns, say rewards and token lengths of answers, with its 95 % interval. (S,), (S,), (S,).
+    """Return Spearman's rank correlation of two columns with its 95 % interval. (S,), (S,), (S,).
 
-    Equal values share their mean rank; NaN within [-1, 1] where a column is constant. The interval is Fisher's z with the variance
-    (1 + rho^2 / 2) / (S - 3) (Bonett and Wright 2000), as if answers were independent. Answers to one ``question`` are not: with it, whole questions
-    are redrawn, and the interval is the wider of both on either side.
+    Equal values share their mean rank; NaN with the interval [-1, 1] if a column is constant. The interval is
+    Fisher's z with the variance (1 + rho^2 / 2) / (S - 3) (Bonett and Wright 2000), as if answers were
+    independent. Answers to one ``question`` are not: with it the interval is the wider, at either end, of
+    that and a bootstrap over whole questions.
     """
     assert first.shape == second.shape
     n, rho = len(first), _correlation(first, second)
@@ -136,19 +153,19 @@ def spearman(
     half = 1.959964 * math.sqrt((1 + rho**2 / 2) / (n - 3))
     low, high = math.tanh(math.atanh(rho) - half), math.tanh(math.atanh(rho) + half)
     if question is not None:
-        redrawn = _bootstrap_correlations(first, second, question, seed=seed, draws=draws)
-        low, high = min(low, redrawn[0]), max(high, redrawn[1])
+        bootstrap = _bootstrap_correlations(first, second, question, seed=seed, draws=draws)
+        low, high = min(low, bootstrap[0]), max(high, bootstrap[1])
     return Interval(rho, low, high, n)
 
 
 def _bootstrap_correlations(
     first: Tensor, second: Tensor, question: Tensor, *, seed: int, draws: int
 ) -> tuple[float, float]:
-    """The middle 95 % of the rank correlations of redrawn questions, each of which brings all its answers."""
-    _, place, counts = question.cpu().unique(return_inverse=True, return_counts=True)
+    """Return the middle 95 % of the rank correlations of resampled questions, each with all its answers."""
+    _, cluster, counts = question.cpu().unique(return_inverse=True, return_counts=True)
     if len(counts) < 2:
         return -1.0, 1.0
-    order, starts = place.argsort(stable=True), counts.cumsum(0) - counts
+    order, starts = cluster.argsort(stable=True), counts.cumsum(0) - counts
     generator, found = torch.Generator().manual_seed(seed), []
     for _ in range(draws):
         drawn = torch.randint(len(counts), (len(counts),), generator=generator)
@@ -164,7 +181,7 @@ def _bootstrap_correlations(
 
 
 def _correlation(first: Tensor, second: Tensor) -> float:
-    """Pearson's correlation of the ranks."""
+    """Return Pearson's correlation of the ranks."""
     a, b = _ranks(first), _ranks(second)
     a, b = a - a.mean(), b - b.mean()
     rho: float = (a @ b / (a.norm() * b.norm())).clamp(-1, 1).item()
@@ -172,7 +189,7 @@ def _correlation(first: Tensor, second: Tensor) -> float:
 
 
 def _ranks(values: Tensor) -> Tensor:
-    """Ranks from 1, (S,) float64; equal values share the mean of theirs."""
-    _, place, counts = values.unique(return_inverse=True, return_counts=True)
-    ranks: Tensor = (counts.cumsum(0) - (counts - 1) / 2).double()[place]
+    """Return ranks from 1, (S,) float64; equal values share the mean of theirs."""
+    _, index, counts = values.unique(return_inverse=True, return_counts=True)
+    ranks: Tensor = (counts.cumsum(0) - (counts - 1) / 2).double()[index]
     return ranks

@@ -1,4 +1,4 @@
-"""How the reward model's heads begin with reward.probe: by what the features of the model that is about to be trained say already."""
+"""Initialise the reward model's heads with a linear probe of the untrained model (reward.probe)."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -11,6 +11,7 @@ from tasks.rlhf.batches.comparisons import Batch, Comparison
 from tasks.rlhf.compute import distributed, fsdp, seeds
 from tasks.rlhf.evaluation import linear_probe, reward_evaluation
 from tasks.rlhf.evaluation.linear_probe import Probe, WeightedPairs
+from tasks.rlhf.evaluation.reward_evaluation import Pairs
 from tasks.rlhf.models.reward_model import Member, Scorer
 from tasks.system.errors import InputError
 
@@ -18,11 +19,11 @@ Features = Callable[[Member, list[Comparison], str], Tensor]
 
 
 class PairLoss(NamedTuple):
-    """What the training loss makes of a pair, beside the scores of its answers."""
+    """Parameters of the training loss of a pair."""
 
-    margin: float  # the chosen reward should be ahead by this much for each step between two answers' scores
-    weigh: Literal["pairs", "questions"]  # what counts equally
-    ahead: float  # what the older answer has before its reward
+    margin: float  # required lead of the chosen reward for each step between two answers' scores
+    weigh: Literal["pairs", "questions"]  # what has equal weight
+    age_bias: float  # added to the older answer's reward
 
 
 def initialise_heads(
@@ -32,95 +33,110 @@ def initialise_heads(
     features: Features,
     *,
     pair_loss: PairLoss,
-    measured: list[Comparison],
+    reported: list[Comparison],
     seed: int,
 ) -> dict[str, Any]:
-    """Begin every head with its probe, those of an ensemble's others on redrawn questions; gives what is told of it, the same on every rank.
+    """Set every head to its probe's; return the probes' results, the same on every rank. Raises InputError.
 
-    The accuracy is of the ``measured`` questions. Raises InputError.
+    An ensemble's members after the first are fitted on bootstrap samples of the questions. The accuracy in
+    the results is that on the ``reported`` questions.
     """
-    known, unseen = (
-        features(model.members[0], questions, "training"),
-        features(model.members[0], held_out, "held-out"),
-    )
-    reported = unseen if measured is held_out else features(model.members[0], measured, "evaluation")
-    if not all(some.isfinite().all() for some in (known, unseen, reported)):
-        raise InputError(
-            "Some hidden states of the model are no numbers, so nothing can be trained on them: set weights.merged to float32."
-        )
-    pairs, judged = reward_evaluation.pairs_of(questions), reward_evaluation.pairs_of(held_out)
-    found: list[Probe] = []
-    for number in range(len(model.members)) if distributed.is_first() else ():
-        drawn = (
-            linear_probe.bootstrap_counts(len(questions), seed=seeds.mix(seed, number))
-            if number
-            else torch.ones(len(questions))
-        )
-        found.append(linear_probe.fit_probe(known, weighted_pairs(pairs, drawn, pair_loss), seed=seed))
-    found = distributed.all_gather(found)[0]
+    training_features = features(model.members[0], questions, "training")
+    held_out_features = reported_features = features(model.members[0], held_out, "held-out")
+    if reported is not held_out:
+        reported_features = features(model.members[0], reported, "evaluation")
+    for matrix in (training_features, held_out_features, reported_features):
+        if not matrix.isfinite().all():
+            raise InputError(
+                "Some hidden states of the model are NaN or infinite, so nothing can be trained on them: set "
+                "weights.merged to float32."
+            )
+    probes = _fit_probes(len(model.members), training_features, questions, pair_loss, seed)
     with torch.no_grad():
-        for member, one in zip(model.members, found, strict=True):
-            member.head.weight.copy_(one.head)
-    weight = torch.cat([one.head for one in found]).mean(dim=0)
-    rewards = unseen @ weight
-    loss = reward_evaluation.held_out_loss(judged, rewards, ahead=pair_loss.ahead)
-    if measured is not held_out:
-        judged, rewards = reward_evaluation.pairs_of(measured), reported @ weight
-    accuracy = reward_evaluation.accuracies(judged, rewards, ahead=pair_loss.ahead)
+        for member, probe in zip(model.members, probes, strict=True):
+            member.head.weight.copy_(probe.head)
+    weight = torch.cat([probe.head for probe in probes]).mean(dim=0)
+    age_bias = pair_loss.age_bias
+    held_out_pairs = reward_evaluation.pairs_of(held_out)
+    loss = reward_evaluation.held_out_loss(held_out_pairs, held_out_features @ weight, age_bias=age_bias)
+    pairs = held_out_pairs if reported is held_out else reward_evaluation.pairs_of(reported)
+    accuracy = reward_evaluation.accuracies(pairs, reported_features @ weight, age_bias=age_bias)
     print(
-        f"The probe of the model as it is: penalty {found[0].strength:g}, held-out loss {loss:.4f}.",
+        f"The probe of the model as it is: penalty {probes[0].penalty:g}, held-out loss {loss:.4f}.",
         flush=True,
     )
-    chosen = [
-        {"penalty": one.strength, "losses": {f"{strength:g}": lost for strength, lost in one.losses.items()}}
-        for one in found
-    ]
-    return {"members": chosen, "held_out_loss": loss, "accuracy": reward_evaluation.to_json(accuracy)}
+    members = []
+    for probe in probes:
+        losses = {f"{penalty:g}": nats for penalty, nats in probe.losses.items()}
+        members.append({"penalty": probe.penalty, "losses": losses})
+    return {"members": members, "held_out_loss": loss, "accuracy": reward_evaluation.to_json(accuracy)}
 
 
-def weighted_pairs(pairs: reward_evaluation.Pairs, drawn: Tensor, pair_loss: PairLoss) -> WeightedPairs:
-    """The pairs with the training loss's margins and weights, each question ``drawn`` so many times, (Q,)."""
-    margin = pair_loss.margin * pairs.gap - pair_loss.ahead * (2 * pairs.older - 1)
-    share = (
-        1 / pairs.question.bincount()[pairs.question]
-        if pair_loss.weigh == "questions"
-        else torch.ones(len(pairs.question))
+def _fit_probes(
+    count: int, features: Tensor, questions: list[Comparison], pair_loss: PairLoss, seed: int
+) -> list[Probe]:
+    """Return the probe of each member, fitted by the first rank."""
+    pairs = reward_evaluation.pairs_of(questions)
+    probes: list[Probe] = []
+    for number in range(count) if distributed.is_first() else ():
+        counts = torch.ones(len(questions))
+        if number:
+            counts = linear_probe.bootstrap_counts(len(questions), seed=seeds.mix(seed, number))
+        probes.append(linear_probe.fit_probe(features, weighted_pairs(pairs, counts, pair_loss), seed=seed))
+    return distributed.all_gather(probes)[0]
+
+
+def weighted_pairs(pairs: Pairs, counts: Tensor, pair_loss: PairLoss) -> WeightedPairs:
+    """Return the pairs with the training loss's margins and weights; ``counts`` (Q,) is per question."""
+    margin = pair_loss.margin * pairs.gap - pair_loss.age_bias * (2 * pairs.older - 1)
+    share = torch.ones(len(pairs.question))
+    if pair_loss.weigh == "questions":
+        share = 1 / pairs.question.bincount()[pairs.question]
+    weight = counts[pairs.question] * share
+    return WeightedPairs(
+        chosen=pairs.chosen,
+        rejected=pairs.rejected,
+        question=pairs.question,
+        margin=margin.float(),
+        weight=weight / weight.sum(),
     )
-    weight = drawn[pairs.question] * share
-    return WeightedPairs(pairs.chosen, pairs.rejected, pairs.question, margin.float(), weight / weight.sum())
 
 
-def metrics(told: dict[str, Any]) -> dict[str, Any]:
-    """What the probe reached on the pairs that are reported on, as the summary has it."""
-    shares, named = told["accuracy"], {"probe": "votes", "probe_knowing_age": "knowing_age"}
-    return {
-        f"reward_accuracy.{name}": {part: shares[of][part] for part in ("value", "low", "high", "n")}
-        for name, of in named.items()
-        if of in shares
-    }
+def metrics(results: dict[str, Any]) -> dict[str, Any]:
+    """Return the probe's accuracy on the reported pairs, with its interval, for the stage's summary."""
+    accuracy = results["accuracy"]
+    found = {}
+    for name, stratum in (("probe", "votes"), ("probe_knowing_age", "knowing_age")):
+        if stratum in accuracy:
+            interval = {part: accuracy[stratum][part] for part in ("value", "low", "high", "n")}
+            found[f"reward_accuracy.{name}"] = interval
+    return found
 
 
 def answer_features(
     member: Member,
     questions: list[Comparison],
-    what: str,
+    name: str,
     *,
     collate: Callable[[list[Comparison]], Batch],
-    most: int,
+    batch_size: int,
     phase: Callable[[str], Callable[[int, int], None]] | None = None,
 ) -> Tensor:
-    """What a member's head sees of every answer of some questions, (S, D) float32; ``most`` answers at a time."""
-    parts = comparisons.micro_batches(questions, most)
-    total, read = sum(len(c.answers) for c in questions), 0
+    """Return the features of every answer of some questions, (S, D) float32 on the CPU.
+
+    ``batch_size`` answers are computed at a time; ``name`` is for the log, ``phase`` starts a progress
+    report.
+    """
+    parts = comparisons.micro_batches(questions, batch_size)
+    total, done = sum(len(c.answers) for c in questions), 0
 
     def features(part: list[Comparison]) -> Tensor:
-        nonlocal read
+        nonlocal done
         with torch.no_grad(), member.active() as base:
-            found = fsdp.with_full_weights(base, shared_prompt.features, collate(part).branches).float().cpu()
-        read += len(found) * distributed.world()
-        print(f"Probe: {min(read, total)} of {total} {what} answers read.", flush=True)
-        return found
+            matrix = fsdp.with_full_weights(base, shared_prompt.features, collate(part).inputs).float().cpu()
+        done += len(matrix) * distributed.world()
+        print(f"Probe: {min(done, total)} of {total} {name} answers read.", flush=True)
+        return matrix
 
-    return torch.cat(
-        distributed.map_over_ranks(parts, features, told=phase(f"probe of {what} answers") if phase else None)
-    )
+    report_progress = phase(f"probe of {name} answers") if phase else None
+    return torch.cat(distributed.map_over_ranks(parts, features, report_progress=report_progress))

@@ -1,17 +1,23 @@
-"""Bottleneck adapters (Houlsby et al. 2019): narrow linear layers and an activation in the place of every MLP, or beside it (He et al. 2022).
+"""Attach bottleneck adapters: two narrow linear layers that replace every MLP, or run parallel to it.
+
+Houlsby et al. 2019; the parallel form is He et al. 2022.
 
     b(x) = W_up gelu(W_down x + b_down) + b_up              W_down (W, D), W_up (D, W), gelu with erf
 
-``replace``: MLP(x) becomes b(x). ``parallel``: it becomes MLP(x) + b(x). The MLP is kept, frozen: switched off, the model is its own reference.
+``replace``: MLP(x) becomes b(x). ``parallel``: it becomes MLP(x) + b(x). The MLP stays in memory, frozen:
+with bottlenecks disabled the model is its own reference.
 
-New parameters are fp32 whatever the base is, and so is b(x) until it is cast to x's type. At the start (torch's global seed) W_down is N(0, 1 / D)
-and biases are 0. W_up of ``parallel`` is 0, so nothing changes; of ``replace`` it is N(0, 1 / (2 L W)): then the sum of the 2 L outputs of L layers
-keeps its scale (GPT-2, Radford et al. 2019).
+New parameters are fp32 whatever the base is, and so is b(x) until it is cast to x's dtype. At the start
+(torch's global seed) W_down is N(0, 1 / D) and biases are 0. W_up of ``parallel`` is 0, so nothing changes;
+of ``replace`` it is N(0, 1 / (2 L W)): then the sum of the 2 L outputs of L layers keeps its scale (GPT-2,
+Radford et al. 2019).
 
-What halves GPT-2 small (124 439 808 parameters; D = 768, L = 12; a bottleneck has W (2 D + 1) + D, all MLPs 56 669 184)? The half is 62 219 904.
+Which width trains half of GPT-2 small? It has 124 439 808 parameters (D = 768, L = 12; a bottleneck has W (2 D + 1) + D,
+all MLPs 56 669 184); half is 62 219 904.
 - Bottlenecks alone reach it at W = 3372, above the MLP's own 3072: any narrower one trains less than half.
-- Everything, with bottlenecks for MLPs, never gets below the other 67 770 624 (54 %).
-- ``whole_layers``, that is bottlenecks and their layers' attention and norms (28 385 280) but no embeddings, reaches it at W = 1833: 62 202 348.
+- All weights, with bottlenecks for MLPs, never get below the other 67 770 624 (54 %).
+- ``whole_layers``, that is bottlenecks and their layers' attention and norms (28 385 280) but no embeddings, reaches it at
+  W = 1833: 62 202 348.
 """
 
 import json
@@ -34,19 +40,26 @@ WEIGHTS, CONFIG = "bottleneck.safetensors", "bottleneck.json"
 
 
 class Bottleneck(nn.Module):
-    """What stands in the place of one layer's MLP, ``kept``: (B, T, D) to (B, T, D)."""
+    """Module that replaces one layer's MLP, (B, T, D) to (B, T, D); ``original`` is that MLP."""
 
     def __init__(
-        self, kept: nn.Module, *, hidden_size: int, width: int, form: Form, whole_layer: bool, num_layers: int
+        self,
+        original: nn.Module,
+        *,
+        hidden_size: int,
+        width: int,
+        form: Form,
+        whole_layer: bool,
+        num_layers: int,
     ) -> None:
         super().__init__()
         assert width > 0, width
         assert form in get_args(Form), form
-        device = next(kept.parameters()).device
-        self.kept = kept
+        device = next(original.parameters()).device
+        self.original = original
         self.down = nn.Linear(hidden_size, width, device=device, dtype=torch.float32)
         self.up = nn.Linear(width, hidden_size, device=device, dtype=torch.float32)
-        self.form, self.whole_layer, self.on = form, whole_layer, True
+        self.form, self.whole_layer, self.enabled = form, whole_layer, True
         nn.init.normal_(self.down.weight, std=hidden_size**-0.5)
         nn.init.zeros_(self.down.bias)
         if form == "parallel":
@@ -56,31 +69,33 @@ class Bottleneck(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, T, D)."""
-        if self.on and self.form == "replace":
+        """Return b(x), MLP(x) + b(x), or MLP(x) if disabled; x (B, T, D)."""
+        if self.enabled and self.form == "replace":
             return self.bottleneck(x)
-        output: Tensor = self.kept(x)
-        return output + self.bottleneck(x) if self.on else output
+        output: Tensor = self.original(x)
+        return output + self.bottleneck(x) if self.enabled else output
 
     def bottleneck(self, x: Tensor) -> Tensor:
-        """b(x)."""
+        """Return b(x); x (B, T, D)."""
         output: Tensor = self.up(functional.gelu(self.down(x.float())))
         return output.to(x.dtype)
 
 
 def attach(model: PreTrainedModel, *, width: int, form: Form, whole_layers: bool = False) -> None:
-    """Give every layer of ``model`` a fresh bottleneck (torch's global seed); everything is frozen, and in eval mode.
+    """Give every layer of ``model`` a fresh bottleneck (torch's global seed), frozen and in eval mode.
 
-    With ``whole_layers`` ``parameters`` are those of attention and norms as well. These the model has only once, so it is its own reference no more:
-    compute the reference first.
+    With ``whole_layers`` `parameters` includes attention and norms. The model has only one copy of these, so
+    it is no longer its own reference: compute the reference first. Raises InputError if the base cannot be
+    trained like that.
     """
     layers = _layers(model)
     assert not _attached(model), "this model has bottlenecks already"
-    if whole_layers and (
-        low := {str(p.dtype) for layer in layers for p in layer.parameters() if p.dtype != torch.float32}
-    ):
+    dtypes = {str(p.dtype) for layer in layers for p in layer.parameters()} - {"torch.float32"}
+    if whole_layers and dtypes:
         raise InputError(
-            f"Whole layers cannot be trained in {min(low)}, which rounds small updates away: train the bottlenecks only, or give an fp32 base."
+            f"Whole layers cannot be trained in {min(dtypes)}, which rounds small updates away: train the "
+            "bottlenecks "
+            "only, or give an fp32 base."
         )
     sizes = {"hidden_size": _hidden_size(model), "width": width, "num_layers": len(layers)}
     for layer in layers:
@@ -90,11 +105,13 @@ def attach(model: PreTrainedModel, *, width: int, form: Form, whole_layers: bool
 
 
 def _layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The decoder layers: every module with an ``mlp``."""
+    """Return the decoder layers: every module with an ``mlp``."""
     layers = [module for module in model.modules() if isinstance(getattr(module, "mlp", None), nn.Module)]
     if not layers:
         raise InputError(
-            f"{model.config.model_type} models have no module named mlp in their layers, so bottlenecks have no place: train a LoRA adapter."
+            f"{model.config.model_type} models have no module named mlp in their layers, which bottlenecks "
+            "would "
+            "replace: train a LoRA adapter."
         )
     return layers
 
@@ -108,26 +125,25 @@ def _hidden_size(model: PreTrainedModel) -> int:
 
 
 def halving_width(model: PreTrainedModel, *, whole_layers: bool = False) -> int:
-    """The widest bottleneck with which at most half of the bare ``model``'s parameters are trained, in either form."""
+    """Return the greatest width that trains at most half of the bare ``model``'s parameters."""
     layers, hidden_size = _layers(model), _hidden_size(model)
-    assert not _attached(model), "the bare model's parameters are the measure"
+    assert not _attached(model), "half is counted from the bare model's parameters"
     half = sum(p.numel() for p in model.parameters()) // 2
-    others = sum(
-        p.numel()
-        for layer in layers
-        for name, p in layer.named_parameters()
-        if whole_layers and not name.startswith("mlp.")
-    )
+    others = 0
+    for layer in layers if whole_layers else []:
+        others += sum(p.numel() for name, p in layer.named_parameters() if not name.startswith("mlp."))
     width = ((half - others) // len(layers) - hidden_size) // (2 * hidden_size + 1)
     if width < 1:
         raise InputError(
-            f"Even bottlenecks of width 1 train more than half of this {model.config.model_type} model: leave its layers' other weights frozen."
+            f"Even bottlenecks of width 1 train more than half of this {model.config.model_type} model: "
+            "leave its "
+            "layers' other weights frozen."
         )
     return width
 
 
 def parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """What is trained, by name, made trainable: the bottlenecks, and with ``whole_layers`` all of their layers but the kept MLPs."""
+    """Unfreeze and return by name the bottlenecks, with ``whole_layers`` also attention and norms."""
     chosen = _chosen(model)
     for parameter in chosen.values():
         parameter.requires_grad_(True)
@@ -137,42 +153,44 @@ def parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
 def _chosen(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     attached = _attached(model)
     assert attached, "this model has no bottlenecks"
-    inside = tuple(
-        name.removesuffix("mlp") if module.whole_layer else f"{name}." for name, module in attached.items()
-    )
-    kept = tuple(f"{name}.kept." for name in attached)
-    return {
-        key: p for key, p in model.named_parameters() if key.startswith(inside) and not key.startswith(kept)
-    }
+    prefixes = []
+    for name, module in attached.items():
+        prefixes.append(name.removesuffix("mlp") if module.whole_layer else f"{name}.")
+    frozen = tuple(f"{name}.original." for name in attached)
+    chosen = {}
+    for key, parameter in model.named_parameters():
+        if key.startswith(tuple(prefixes)) and not key.startswith(frozen):
+            chosen[key] = parameter
+    return chosen
 
 
 @contextmanager
-def active(model: PreTrainedModel, on: bool) -> Iterator[PreTrainedModel]:
-    """``model`` computing with its bottlenecks, or without them as the base does, bit for bit; blocks may nest."""
+def active(model: PreTrainedModel, enabled: bool) -> Iterator[PreTrainedModel]:
+    """Yield ``model`` computing with its bottlenecks, or as the base, bit for bit; blocks may nest."""
     attached = list(_attached(model).values())
     assert attached, "this model has no bottlenecks"
-    assert on or not any(module.whole_layer for module in attached), (
+    assert enabled or not any(module.whole_layer for module in attached), (
         "whole layers are trained: the base is gone"
     )
-    before = [module.on for module in attached]
+    before = [module.enabled for module in attached]
     for module in attached:
-        module.on = on
+        module.enabled = enabled
     try:
         yield model
     finally:
-        for module, was in zip(attached, before, strict=True):
-            module.on = was
+        for module, was_enabled in zip(attached, before, strict=True):
+            module.enabled = was_enabled
 
 
 def save(model: PreTrainedModel, folder: Path, *, base: str) -> None:
-    """Write what ``parameters`` names, and a record; ``base`` is the fingerprint of what it belongs to."""
+    """Write the trained parameters and their form; ``base`` is the digest of the base's weights."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {key: p.detach().cpu().contiguous() for key, p in _chosen(model).items()}
-    one = next(iter(_attached(model).values()))
+    first = next(iter(_attached(model).values()))
     record = {
-        "form": one.form,
-        "width": one.down.out_features,
-        "whole_layers": one.whole_layer,
+        "form": first.form,
+        "width": first.down.out_features,
+        "whole_layers": first.whole_layer,
         "activation": ACTIVATION,
         "base": base,
     }
@@ -181,20 +199,23 @@ def save(model: PreTrainedModel, folder: Path, *, base: str) -> None:
 
 
 def load(model: PreTrainedModel, folder: Path) -> None:
-    """Attach the bottlenecks of ``folder`` to ``model``, frozen; every tensor must fit and none may be missing."""
+    """Attach the bottlenecks of ``folder`` to ``model``, frozen.
+
+    Raises InputError if a tensor is missing or does not fit.
+    """
     record = _record(folder)
     weights = load_file(folder / WEIGHTS)
     attach(model, width=record["width"], form=record["form"], whole_layers=record["whole_layers"])
     chosen = _chosen(model)
     wrong = set(chosen) ^ set(weights)
-    wrong |= {
-        key
-        for key in set(chosen) & set(weights)
-        if (chosen[key].shape, chosen[key].dtype) != (weights[key].shape, weights[key].dtype)
-    }
+    for key in set(chosen) & set(weights):
+        if (chosen[key].shape, chosen[key].dtype) != (weights[key].shape, weights[key].dtype):
+            wrong.add(key)
     if wrong:
         raise InputError(
-            f"The bottlenecks of {folder} do not fit this base: {len(wrong)} tensors are missing, unknown or of another shape or type."
+            f"The bottlenecks of {folder} do not fit this base: {len(wrong)} tensors are missing, unknown or "
+            "of "
+            "another shape or type."
         )
     with torch.no_grad():
         for key, parameter in chosen.items():
@@ -207,11 +228,8 @@ def _record(folder: Path) -> dict[str, Any]:
     record: dict[str, Any] = json.loads((folder / CONFIG).read_text())
     if record["activation"] != ACTIVATION or record["form"] not in get_args(Form):
         raise InputError(
-            f"{folder / CONFIG} says form {record['form']} and activation {record['activation']}: these bottlenecks are not supported."
+            f"{folder / CONFIG} says form {record['form']} and activation {record['activation']}: these "
+            "bottlenecks "
+            "are not supported."
         )
     return record
-
-
-def belongs_to(folder: Path) -> str:
-    """The fingerprint of the base that the bottlenecks of a folder were trained on."""
-    return str(_record(folder)["base"])

@@ -1,4 +1,4 @@
-"""Build the small Llama and the byte-level BPE tokenizer that are trained from scratch."""
+"""Create the built-in base model: a small Llama and a byte-level BPE tokenizer, trained from scratch."""
 
 from collections.abc import Iterable
 
@@ -12,14 +12,13 @@ from transformers import (
 )
 
 PAD, EOS = "<pad>", "<eos>"
-
-
-# A token may span a path, a file name or an option, but neither the space behind it nor a sentence's full stop.
+# A token may span a path, a file name or an option, but neither the space after it nor a sentence's full
+# stop.
 _PIECES = r" ?[-/~.]*\w+(?:[./-]+\w+)*| ?[^\s\w]+|\s+"
 
 
 def train_tokenizer(texts: Iterable[str], *, vocabulary: int) -> PreTrainedTokenizerBase:
-    """A byte-level BPE tokenizer of at most ``vocabulary`` tokens; pad and eos are different tokens."""
+    """Train a byte-level BPE tokenizer of at most ``vocabulary`` tokens; pad and eos are different tokens."""
     raw = Tokenizer(BPE())
     pieces = pre_tokenizers.Split(Regex(_PIECES), behavior="isolated")
     raw.pre_tokenizer = pre_tokenizers.Sequence(
@@ -46,7 +45,9 @@ def new_llama(
     pad_id: int,
     eos_id: int,
 ) -> LlamaForCausalLM:
-    """A Llama with random weights (torch's global seed), tied embeddings and fp32 parameters."""
+    """Create a Llama with random weights (torch's global seed), tied embeddings and fp32 parameters."""
+    # The usual 0.02 suits wide models; here it delays copying by hundreds of steps.
+    initializer_range = hidden_size**-0.5
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=hidden_size,
@@ -59,7 +60,6 @@ def new_llama(
         eos_token_id=eos_id,
         bos_token_id=eos_id,
         tie_word_embeddings=True,
-        initializer_range=hidden_size
-        ** -0.5,  # the usual 0.02 suits wide models; here it delays copying by hundreds of steps
+        initializer_range=initializer_range,
     )
     return LlamaForCausalLM(config)

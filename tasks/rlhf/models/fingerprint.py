@@ -1,4 +1,4 @@
-"""Identify the base that an adapter was trained on, and refuse another one."""
+"""Identify the base that an adapter was trained on, and refuse to use the adapter on another one."""
 
 import hashlib
 import json
@@ -17,21 +17,21 @@ TOKENIZER = ("tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json"
 
 
 class Fingerprint(NamedTuple):
-    """A base as an adapter knows it."""
+    """What identifies a base: an adapter reproduces its results only on an equal one."""
 
-    weights: str  # sha256 over the safetensors files
-    tokenizer: str  # sha256 over its files
-    precision: str  # as of `precision_of`
-    compute: str  # type of the activations, unless a CPU takes float32 for speed
+    weights: str  # sha256 of the safetensors files
+    tokenizer: str  # sha256 of its files
+    precision: str  # as `precision_of` returns it
+    compute: str  # dtype of the activations, unless a CPU uses float32 for speed
 
 
 def compute_fingerprint(folder: Path, model: PreTrainedModel) -> Fingerprint:
-    """That of ``model``, loaded from ``folder``."""
+    """Return the fingerprint of ``model``, which was loaded from ``folder``."""
     return Fingerprint(
-        _digest(folder, WEIGHTS),
-        _digest(folder, TOKENIZER),
-        precision_of(model),
-        str(stored_dtype(model)).removeprefix("torch."),
+        weights=_digest(folder, WEIGHTS),
+        tokenizer=_digest(folder, TOKENIZER),
+        precision=precision_of(model),
+        compute=str(stored_dtype(model)).removeprefix("torch."),
     )
 
 
@@ -45,12 +45,12 @@ def _digest(folder: Path, patterns: Iterable[str]) -> str:
 
 
 def save_fingerprint(base: Fingerprint, folder: Path) -> None:
-    """Write down in an adapter's folder what it was trained on."""
+    """Write the fingerprint of an adapter's base into the adapter's folder."""
     (folder / RECORD).write_text(json.dumps(base._asdict(), indent=1) + "\n")
 
 
 def load_fingerprint(folder: Path) -> Fingerprint:
-    """What the adapter in ``folder`` was trained on."""
+    """Return the fingerprint of the base that the adapter in ``folder`` was trained on. Raises InputError."""
     try:
         return Fingerprint(**json.loads((folder / RECORD).read_text()))
     except (OSError, ValueError, TypeError) as error:
@@ -60,28 +60,35 @@ def load_fingerprint(folder: Path) -> Fingerprint:
 
 
 def check_fingerprint(folder: Path, actual: Fingerprint, *, setting: str) -> None:
-    """Refuse an adapter that was trained on another base; ``setting`` is the name under which the user chooses the precision."""
-    if told := describe_mismatch(load_fingerprint(folder), actual, setting=setting):
-        raise InputError(told)
+    """Raise InputError if the adapter in ``folder`` was trained on another base.
+
+    ``setting`` is the name under which the user chooses the precision.
+    """
+    if message := describe_mismatch(load_fingerprint(folder), actual, setting=setting):
+        raise InputError(message)
 
 
 def describe_mismatch(trained: Fingerprint, actual: Fingerprint, *, setting: str) -> str | None:
-    """A sentence on all that differs, None where nothing does; ``setting`` is the name under which the user chooses the precision."""
+    """Return a sentence on all differences of two bases, None if there are none."""
     differences = []
     if trained.weights != actual.weights:
         differences.append(
-            f"its base's weights were {trained.weights[:15]} and these are {actual.weights[:15]} (give the base it was trained on)"
+            f"its base's weights were {trained.weights[:15]} and these are {actual.weights[:15]} "
+            "(give the base it was trained on)"
         )
     if trained.tokenizer != actual.tokenizer:
         differences.append(
-            f"its tokenizer was {trained.tokenizer[:15]} and this one is {actual.tokenizer[:15]} (put the base's files back)"
+            f"its tokenizer was {trained.tokenizer[:15]} and this one is {actual.tokenizer[:15]} "
+            "(put the base's files back)"
         )
     if trained.precision != actual.precision:
         differences.append(
-            f"it was trained on a base in {trained.precision} and this one is in {actual.precision} (set {setting} to {trained.precision})"
+            f"it was trained on a base in {trained.precision} and this one is in {actual.precision} "
+            f"(set {setting} to {trained.precision})"
         )
     elif trained.compute != actual.compute:
         differences.append(
-            f"its base computed in {trained.compute} and this one does in {actual.compute} (give the base as it was stored)"
+            f"its base computed in {trained.compute} and this one does in {actual.compute} "
+            "(give the base as it was stored)"
         )
     return f"The adapter does not belong to this base: {'; '.join(differences)}." if differences else None

@@ -1,4 +1,7 @@
-"""Several LoRA adapters on one frozen base: policy, critic and reward model share its weights, and adapters off is the reference."""
+"""Attach several LoRA adapters to one frozen base: policy, critic and reward model share its weights.
+
+With the adapters off it is the reference model.
+"""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -15,11 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from tasks.rlhf.models import fingerprint
-from tasks.rlhf.models.fingerprint import Fingerprint
+from tasks.rlhf.models.fingerprint import Fingerprint, save_fingerprint
 from tasks.system.errors import InputError
 
-MERGE_UP_TO = 12  # elements of a weight over those of its adapter; on two cores it pays up to there
+MERGE_UP_TO = 12  # elements of a weight over those of its adapter; on two cores merging is faster up to there
 SCORE_KEY = "base_model.model.score.weight"
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -27,7 +29,7 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 def build_config(
     *, rank: int, alpha: float, dropout: float, targets: str | tuple[str, ...], task_type: str = "CAUSAL_LM"
 ) -> LoraConfig:
-    """peft's configuration; ``targets`` is "all-linear" or module names."""
+    """Return peft's configuration; ``targets`` is "all-linear" or module names."""
     chosen = targets if isinstance(targets, str) else list(targets)
     return LoraConfig(
         r=rank,
@@ -40,7 +42,10 @@ def build_config(
 
 
 def attach(model: PreTrainedModel | PeftModel, name: str, config: LoraConfig) -> PeftModel:
-    """``model`` with a new adapter (an exact no-op until trained; torch's global seed), frozen; the base's weights are shared."""
+    """Attach a new adapter (torch's global seed) to ``model``, frozen and an exact no-op until trained.
+
+    The base's weights are shared with the other adapters. Raises InputError if the targets match no module.
+    """
     if config.target_modules == "all-linear":
         config.exclude_modules = _routers(model)
     try:
@@ -57,7 +62,7 @@ def attach(model: PreTrainedModel | PeftModel, name: str, config: LoraConfig) ->
 
 
 def _routers(model: nn.Module) -> list[str] | None:
-    """Linear layers that return more than their product, as Llama 4's routers do: peft cannot add to that."""
+    """Return names of linear layers that return more than their product (Llama 4's routers): not for peft."""
     found = []
     for name, module in model.named_modules():
         if type(module).__name__.endswith("Router") and isinstance(module, nn.Linear):
@@ -66,7 +71,7 @@ def _routers(model: nn.Module) -> list[str] | None:
 
 
 def parameters(model: PeftModel, name: str) -> dict[str, nn.Parameter]:
-    """The adapter's parameters by name, made trainable."""
+    """Unfreeze the adapter's parameters and return them by name."""
     chosen = {key: p for key, p in model.named_parameters() if f".{name}." in key and "lora_" in key}
     assert chosen, name
     for parameter in chosen.values():
@@ -76,22 +81,25 @@ def parameters(model: PeftModel, name: str) -> dict[str, nn.Parameter]:
 
 @contextmanager
 def active(model: PeftModel, name: str | None) -> Iterator[PreTrainedModel]:
-    """The base model computing with adapter ``name``; None is the bare base, bit for bit. Weights must not change inside, and blocks do not nest."""
+    """Yield the base model computing with adapter ``name``; None is the bare base, bit for bit.
+
+    Weights must not change inside the block, and blocks do not nest.
+    """
     assert not any("forward" in vars(module) for module in model.modules() if isinstance(module, Linear)), (
         "a block of another adapter is open"
     )
     base = model.get_base_model()
     assert isinstance(base, PreTrainedModel)
-    wanted = [(p, p.requires_grad) for p in model.parameters()]  # peft's switches change these as well
+    flags = [(p, p.requires_grad) for p in model.parameters()]  # peft's switches change these as well
     if name is None:
         with model.disable_adapter():
             yield base
-        for parameter, flag in wanted:
+        for parameter, flag in flags:
             parameter.requires_grad_(flag)
         return
     if model.active_adapters != [name]:
         model.set_adapter(name, inference_mode=True)
-        for parameter, flag in wanted:
+        for parameter, flag in flags:
             parameter.requires_grad_(flag)
     with _merged_weights(model, name):
         yield base
@@ -99,7 +107,7 @@ def active(model: PeftModel, name: str | None) -> Iterator[PreTrainedModel]:
 
 @contextmanager
 def _merged_weights(model: PeftModel, name: str) -> Iterator[None]:
-    """Let small layers compute with W + s B A, made once for the block: a few large matrix products instead of many passes over the activations."""
+    """Let small layers compute with W + s B A, built once per block: one product instead of three a call."""
     layers = [
         module for module in model.modules() if isinstance(module, Linear) and _is_faster_merged(module, name)
     ]
@@ -116,7 +124,7 @@ def _merged_weights(model: PeftModel, name: str) -> Iterator[None]:
 
 
 def _is_faster_merged(layer: Linear, name: str) -> bool:
-    """Whether the low-rank path costs this layer more than a gradient of its whole weight, and nothing stands between the two."""
+    """Return whether the low-rank path costs more than a gradient of the whole weight, and has no dropout."""
     linear = layer.get_base_layer()
     if type(linear) is not nn.Linear or linear.weight.dtype != torch.float32 or name not in layer.lora_A:
         return False  # a quantised or half-precision weight would round the update away
@@ -128,26 +136,26 @@ def _is_faster_merged(layer: Linear, name: str) -> bool:
 
 
 def train_mode(model: PeftModel) -> None:
-    """Switch on the adapters' own dropout only: the base's would blur the reference, and old and new probabilities would differ by chance."""
+    """Switch on the adapters' own dropout: the base's would make the reference and old log_probs random."""
     for name, module in model.eval().named_modules():
         if name.endswith(".lora_dropout"):
             module.train()
 
 
 def state_dict(model: PeftModel, name: str) -> dict[str, Tensor]:
-    """The adapter's weights under peft's file names."""
-    state = get_peft_model_state_dict(
-        model, adapter_name=name, save_embedding_layers=False
-    )  # "auto" would look the base up on the hub
+    """Return a copy of the adapter's weights on the CPU under peft's file names."""
+    # save_embedding_layers="auto" would look the base up on the hub
+    state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     return {key: value.detach().cpu().clone().contiguous() for key, value in state.items()}
 
 
 def save(
     model: PeftModel, name: str, folder: Path, *, base: Fingerprint, score: Tensor | None = None
 ) -> None:
-    """Write adapter ``name`` as peft does; ``base`` says what it belongs to, ``score`` (1, D) is a reward model's head.
+    """Write adapter ``name`` in peft's format; ``score`` (1, D) is a reward model's head.
 
-    With a score head the folder is a SEQ_CLS adapter that ``PeftModel.from_pretrained`` puts on a sequence classification model with num_labels=1.
+    With a score head the folder is a SEQ_CLS adapter, which ``PeftModel.from_pretrained`` attaches to a
+    sequence classification model with num_labels=1.
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = state_dict(model, name)
@@ -159,11 +167,11 @@ def save(
         record |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(record, indent=1, sort_keys=True, default=str) + "\n")
-    fingerprint.save_fingerprint(base, folder)
+    save_fingerprint(base, folder)
 
 
 def load(model: PreTrainedModel | PeftModel, name: str, folder: Path) -> tuple[PeftModel, Tensor | None]:
-    """``model`` with the adapter of ``folder`` under ``name``, frozen, and its score head (1, D) where it has one."""
+    """Attach the adapter of ``folder`` to ``model``, frozen; return also its score head (1, D), if any."""
     config = LoraConfig.from_pretrained(str(folder))
     assert isinstance(config, LoraConfig)
     config.modules_to_save, config.task_type, config.inference_mode = None, "CAUSAL_LM", True
@@ -175,17 +183,22 @@ def load(model: PreTrainedModel | PeftModel, name: str, folder: Path) -> tuple[P
 
 
 def load_state_dict(model: PeftModel, name: str, weights: Mapping[str, Tensor]) -> None:
-    """Put weights under peft's file names into adapter ``name``; every one must fit and none may be missing."""
+    """Copy weights under peft's file names into adapter ``name``.
+
+    Raises InputError if one is missing or unknown.
+    """
     expected = set(state_dict(model, name))
     if expected != set(weights):
         raise InputError(
-            f"This adapter does not fit this base: {len(expected ^ set(weights))} of its tensors are missing or unknown."
+            f"This adapter does not fit this base: {len(expected ^ set(weights))} of its tensors are missing "
+            "or "
+            "unknown."
         )
     set_peft_model_state_dict(model, dict(weights), adapter_name=name)
 
 
 def new_head(width: int) -> nn.Linear:
-    """A scalar head in fp32, N(0, 1 / sqrt(D + 1)) (Huang et al. 2024), bias 0 (torch's global seed)."""
+    """Create a scalar head in fp32 (torch's global seed): std 1 / sqrt(D + 1) (Huang et al. 2024), bias 0."""
     head = nn.Linear(width, 1, dtype=torch.float32)
     nn.init.normal_(head.weight, std=(width + 1) ** -0.5)
     nn.init.zeros_(head.bias)

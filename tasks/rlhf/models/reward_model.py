@@ -1,4 +1,7 @@
-"""A trained reward model as others use it: one adapter with its head or an ensemble of them on a shared base, or a model of its own."""
+"""Load a trained reward model and score answers with it.
+
+It is one adapter with its head, an ensemble of them on a shared base, or a model of its own.
+"""
 
 import json
 from functools import partial
@@ -22,53 +25,63 @@ RECORD = "reward.json"
 
 
 class Member(NamedTuple):
-    """One reward model: how its model is had, and its head (D -> 1, fp32)."""
+    """One reward model: a context in which its model computes, and its head (D -> 1, fp32)."""
 
     active: Active
     head: nn.Linear
-    mean: float = 0.0  # of its reward over reference answers, before members are compared: pairs leave a reward's origin and scale open
+    # Mean and standard deviation of its reward over reference answers. Pairs determine neither, so members
+    # are standardised before their rewards are combined.
+    mean: float = 0.0
     std: float = 1.0
 
 
 class Scorer(NamedTuple):
+    """An ensemble of reward models, or a single one."""
+
     members: tuple[Member, ...]
-    caution: float  # standard deviations of the members' rewards that are taken off their mean
-    mean: float = 0.0  # of the reward over reference answers
+    uncertainty_penalty: (
+        float  # standard deviations of the members' rewards that are subtracted from their mean
+    )
+    mean: float = 0.0  # of the combined reward over reference answers
     std: float = 1.0
 
 
-def combine_members(rewards: Tensor, caution: float) -> Tensor:
-    """Mean less ``caution`` standard deviations over the members (Coste et al. 2023, eq. 4, with the deviation for the variance). (M, B) -> (B,)."""
-    return (
-        rewards.mean(dim=0) - caution * rewards.std(dim=0, correction=0) if len(rewards) > 1 else rewards[0]
-    )
+def combine_members(rewards: Tensor, uncertainty_penalty: float) -> Tensor:
+    """Return the members' mean minus ``uncertainty_penalty`` standard deviations, (M, B) -> (B,).
+
+    Coste et al. 2023, eq. 4, with the standard deviation instead of the variance.
+    """
+    if len(rewards) == 1:
+        return rewards[0]
+    return rewards.mean(dim=0) - uncertainty_penalty * rewards.std(dim=0, correction=0)
 
 
 @torch.no_grad()
 def rewards(scorer: Scorer, batch: Sequences | SharedPromptBatch) -> Tensor:
-    """Reward of each answer as the members agree on it, float32: (B,) of rows, (S,) of branches."""
+    """Return the combined reward of each answer, float32: (B,) of rows, (S,) of shared prompts."""
     found = []
     for member in scorer.members:
         with member.active() as model:
-            score = sequences.scores if isinstance(batch, Sequences) else shared_prompt.scores
-            found.append(
-                (fsdp.with_full_weights(model, score, member.head, batch) - member.mean) / member.std
-            )
-    return combine_members(torch.stack(found), scorer.caution)
+            if isinstance(batch, Sequences):
+                raw = fsdp.with_full_weights(model, sequences.scores, member.head, batch)
+            else:
+                raw = fsdp.with_full_weights(model, shared_prompt.scores, member.head, batch)
+            found.append((raw - member.mean) / member.std)
+    return combine_members(torch.stack(found), scorer.uncertainty_penalty)
 
 
 def normalised_rewards(scorer: Scorer, batch: Sequences) -> Tensor:
-    """The same with mean 0 and deviation 1 over the reference answers, (B,)."""
+    """Return `rewards` scaled to mean 0 and standard deviation 1 over the reference answers, (B,)."""
     return (rewards(scorer, batch) - scorer.mean) / scorer.std
 
 
 def is_adapter(artifact: Path) -> bool:
-    """Whether a reward artifact needs a base: it has adapters and no model of its own."""
+    """Return whether a reward artifact needs a base: it has adapters and no model of its own."""
     return (artifact / "adapter").is_dir()
 
 
 def load_record(artifact: Path) -> dict[str, Any]:
-    """A reward artifact's reward.json."""
+    """Return a reward artifact's reward.json."""
     record: dict[str, Any] = json.loads((artifact / RECORD).read_text())
     return record
 
@@ -76,26 +89,25 @@ def load_record(artifact: Path) -> dict[str, Any]:
 def load(
     artifact: Path, base: PreTrainedModel | PeftModel, *, device: torch.device
 ) -> tuple[PreTrainedModel | PeftModel, Scorer]:
-    """``base`` with the reward model's adapters, where it has some, and the reward model; all of it frozen."""
+    """Load a reward model, frozen; return ``base`` with its adapters, if any, and the reward model."""
     record = load_record(artifact)
-    settled = {"caution": record["caution"], "mean": record["mean"], "std": record["std"]}
     if not is_adapter(artifact):
         model = loading.load(artifact / "model", device=device)
         head = build_head(load_file(artifact / HEAD)["score.weight"], device)
-        return base, Scorer((Member(partial(unchanged, model), head),), **settled)
+        member = Member(partial(unchanged, model), head)
+        return base, Scorer((member,), record["caution"], record["mean"], record["std"])
     members = []
     for number in range(record["members"]):
         name = f"reward{number or ''}"
         base, score = lora.load(base, name, adapter_folder(artifact, number))
         assert score is not None
-        members.append(
-            Member(partial(lora.active, base, name), build_head(score, device), *record["apart"][number])
-        )
-    return base, Scorer(tuple(members), **settled)
+        mean, std = record["apart"][number]
+        members.append(Member(partial(lora.active, base, name), build_head(score, device), mean, std))
+    return base, Scorer(tuple(members), record["caution"], record["mean"], record["std"])
 
 
 def build_head(weight: Tensor, device: torch.device) -> nn.Linear:
-    """A frozen score head (1, D) without an offset: pairs say nothing about one."""
+    """Return a frozen head with weights (1, D) and no bias, which pairs do not determine."""
     head = nn.Linear(weight.shape[1], 1, bias=False, dtype=torch.float32, device=device)
     with torch.no_grad():
         head.weight.copy_(weight)

@@ -1,4 +1,4 @@
-"""Compare a tokenizer with the embeddings of the model in the same folder: an id without a row ends a run in mid-stage."""
+"""Fit a tokenizer to the model beside it: an id without an embedding would stop a stage midway."""
 
 import json
 from pathlib import Path
@@ -10,9 +10,10 @@ from tasks.system.errors import InputError
 
 
 def fit_to_embeddings(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Refuse tokens that the model in ``folder`` has no embeddings for. Of the pad token another takes the place.
+    """Raise InputError if the model in ``folder`` has no embeddings for some tokens.
 
-    No result depends on what pads: lengths come from masks.
+    A pad token without one is replaced by the end token (no result depends on it: lengths come from masks),
+    and an unknown token without one is removed.
     """
     rows = num_embeddings(folder)
     if rows is None:
@@ -23,8 +24,10 @@ def fit_to_embeddings(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     spare = {token for token in (pad, unknown) if token is not None}
     if wrong := sorted((i, token) for token, i in outside.items() if token not in spare):
         raise InputError(
-            f"The tokenizer in {folder} has {len(wrong)} tokens without an embedding, first {wrong[0][1]!r} with the id "
-            f"{wrong[0][0]}, and the model has {rows} embeddings: give the tokenizer that the model was trained with, or "
+            f"The tokenizer in {folder} has {len(wrong)} tokens without an embedding, first {wrong[0][1]!r} "
+            "with the id "
+            f"{wrong[0][0]}, and the model has {rows} embeddings: give the tokenizer that the model was "
+            "trained with, or "
             "call model.resize_token_embeddings(len(tokenizer)) and save the model again."
         )
     if pad in outside:
@@ -35,14 +38,13 @@ def fit_to_embeddings(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         tokenizer.pad_token = tokenizer.eos_token
     if unknown in outside:
         tokenizer.unk_token = None
-    if outside and isinstance(
-        tokenizer, PreTrainedTokenizerFast
-    ):  # or texts that hold them, and saved copies, would
+    if outside and isinstance(tokenizer, PreTrainedTokenizerFast):
+        # else texts that contain these tokens, and saved copies of the tokenizer, would still use their ids
         vars(tokenizer)["_tokenizer"] = _drop_ids_from(tokenizer.backend_tokenizer, rows)
 
 
 def num_embeddings(folder: Path) -> int | None:
-    """Return how many tokens the model in ``folder`` has embeddings for; None if there is no model to ask."""
+    """Return the number of embeddings of the model in ``folder``; None if no configuration can be read."""
     if not (folder / "config.json").is_file():
         return None
     try:

@@ -1,4 +1,4 @@
-"""A base and what of it is trained: an adapter, a bottleneck, or every weight."""
+"""Choose what of a base is trained (a LoRA adapter, bottlenecks, every weight), and load what was trained."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -14,40 +14,41 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tasks.rlhf.compute import distributed, fsdp
-from tasks.rlhf.models import bottleneck as bottlenecks
-from tasks.rlhf.models import fingerprint, loading
-from tasks.rlhf.models import fingerprint as models_fingerprint
-from tasks.rlhf.models import lora as models_lora
-from tasks.rlhf.models.fingerprint import Fingerprint
+from tasks.rlhf.models import bottleneck, loading, lora
+from tasks.rlhf.models.fingerprint import Fingerprint, check_fingerprint, save_fingerprint
 from tasks.system.errors import InputError
 
-HEAD = "score.safetensors"  # of a reward model that is a model of its own, beside its model/
-
+HEAD = "score.safetensors"  # beside model/, if all weights of a reward model were trained
 
 Active = Callable[[], AbstractContextManager[PreTrainedModel]]
 
 
 def unchanged(model: PreTrainedModel) -> AbstractContextManager[PreTrainedModel]:
-    """A model that is had without more ado."""
+    """Yield the model unchanged."""
     return nullcontext(model)
 
 
 class Save(Protocol):
-    """Writes what was trained into an artifact's folder; a reward model's with its score head (1, D), an ensemble's by number. All ranks call it."""
+    """A function that writes what was trained into an artifact's folder. All ranks call it.
+
+    ``number`` is the member of an ensemble, ``score`` (1, D) a reward model's head.
+    """
 
     def __call__(self, artifact: Path, *, number: int = 0, score: Tensor | None = None) -> None: ...
 
 
 class Trainable(NamedTuple):
-    parameters: dict[str, nn.Parameter]  # what is trained
-    active: Active  # the model computing with them
+    """A model, the parameters of it that are trained, and how to compute with them and save them."""
+
+    parameters: dict[str, nn.Parameter]
+    active: Active  # returns a context in which the model computes with the parameters
     train: Callable[[], object]  # switches on the dropout of what is trained, and no other
     model: PreTrainedModel | PeftModel
     save: Save
     is_base_at_start: bool = True  # untrained, it computes what the base does
-    apart: tuple[
+    clipped_separately: tuple[
         tuple[str, ...], ...
-    ] = ()  # names of parameters whose gradients are clipped apart from the others'
+    ] = ()  # groups of parameters by name, each with its own norm
 
 
 def attach_lora(
@@ -60,43 +61,43 @@ def attach_lora(
     targets: str | tuple[str, ...],
     fingerprint: Fingerprint,
 ) -> Trainable:
-    """A fresh low-rank adapter called ``name`` (torch's global seed), to be saved as adapter/."""
-    model = models_lora.attach(
-        base, name, models_lora.build_config(rank=rank, alpha=alpha, dropout=dropout, targets=targets)
-    )
+    """Attach a fresh low-rank adapter called ``name`` (torch's global seed), saved as adapter/."""
+    config = lora.build_config(rank=rank, alpha=alpha, dropout=dropout, targets=targets)
+    model = lora.attach(base, name, config)
 
     def save(artifact: Path, *, number: int = 0, score: Tensor | None = None) -> None:
         if not distributed.is_first():
             return
-        models_lora.save(model, name, adapter_folder(artifact, number), base=fingerprint, score=score)
+        lora.save(model, name, adapter_folder(artifact, number), base=fingerprint, score=score)
 
     return Trainable(
-        models_lora.parameters(model, name),
-        partial(models_lora.active, model, name),
-        partial(models_lora.train_mode, model),
-        model,
-        save,
+        parameters=lora.parameters(model, name),
+        active=partial(lora.active, model, name),
+        train=partial(lora.train_mode, model),
+        model=model,
+        save=save,
     )
 
 
 def adapter_folder(artifact: Path, number: int) -> Path:
-    """Where member ``number`` of an ensemble lies: adapter/, adapter-1/, ..."""
+    """Return the folder of member ``number`` of an ensemble: adapter/, adapter-1/, ..."""
     return artifact / (f"adapter-{number}" if number else "adapter")
 
 
 def unfreeze_all(base: PreTrainedModel, tokenizer_of: Path, *, shard: bool = False) -> Trainable:
-    """Every weight, in fp32 with matrix products in the precision that they came in; saved as model/ with the tokenizer of that folder.
+    """Unfreeze every weight, in fp32 with matrix products in the dtype that the weights had.
 
-    With ``shard`` each of several ranks keeps a part of every weight.
+    Saved as model/ with the tokenizer of the folder ``tokenizer_of``. With ``shard`` each of several ranks
+    keeps a part of every weight.
     """
-    computes = base.dtype
+    compute_dtype = base.dtype
     nn.Module.float(base).requires_grad_(True)
     if shard and distributed.world() > 1:
         fsdp.shard(base)
 
     @contextmanager
     def active() -> Iterator[PreTrainedModel]:
-        with torch.autocast(base.device.type, computes, enabled=computes != torch.float32):
+        with torch.autocast(base.device.type, compute_dtype, enabled=compute_dtype != torch.float32):
             yield base
 
     def save(artifact: Path, *, number: int = 0, score: Tensor | None = None) -> None:
@@ -111,39 +112,40 @@ def unfreeze_all(base: PreTrainedModel, tokenizer_of: Path, *, shard: bool = Fal
         base.save_pretrained(artifact / "model", state_dict=weights)
         loading.load_tokenizer(tokenizer_of).save_pretrained(artifact / "model")
 
-    return Trainable(dict(base.named_parameters()), active, base.eval, base, save)
+    return Trainable(
+        parameters=dict(base.named_parameters()), active=active, train=base.eval, model=base, save=save
+    )
 
 
 def attach_bottlenecks(
     base: PreTrainedModel,
     *,
-    form: bottlenecks.Form,
+    form: bottleneck.Form,
     width: int | None,
     whole_layers: bool,
     fingerprint: Fingerprint,
 ) -> Trainable:
-    """Fresh bottlenecks in place of every MLP or beside it (torch's global seed), saved as bottleneck/."""
-    bottlenecks.attach(
-        base,
-        width=width or bottlenecks.halving_width(base, whole_layers=whole_layers),
-        form=form,
-        whole_layers=whole_layers,
-    )
+    """Attach fresh bottlenecks to every MLP (torch's global seed), saved as bottleneck/.
+
+    Without ``width`` at most half of the base's parameters are trained.
+    """
+    width = width or bottleneck.halving_width(base, whole_layers=whole_layers)
+    bottleneck.attach(base, width=width, form=form, whole_layers=whole_layers)
 
     def save(artifact: Path, *, number: int = 0, score: Tensor | None = None) -> None:
         assert number == 0
         assert score is None
         if not distributed.is_first():
             return
-        bottlenecks.save(base, artifact / "bottleneck", base=fingerprint.weights)
-        models_fingerprint.save_fingerprint(fingerprint, artifact / "bottleneck")
+        bottleneck.save(base, artifact / "bottleneck", base=fingerprint.weights)
+        save_fingerprint(fingerprint, artifact / "bottleneck")
 
     return Trainable(
-        bottlenecks.parameters(base),
-        partial(unchanged, base),
-        base.eval,
-        base,
-        save,
+        parameters=bottleneck.parameters(base),
+        active=partial(unchanged, base),
+        train=base.eval,
+        model=base,
+        save=save,
         is_base_at_start=form == "parallel",
     )
 
@@ -155,18 +157,21 @@ def load(
     *,
     actual: Fingerprint,
     setting: str,
-    again: Callable[[], PreTrainedModel],
+    reload_base: Callable[[], PreTrainedModel],
 ) -> tuple[PreTrainedModel | PeftModel, Active]:
-    """``base``, whose fingerprint is ``actual``, with the trained policy of an artifact, and how to have the policy; an adapter shares the base,
-    bottlenecks get one of their own from ``again``. Raises InputError where the policy belongs to another base."""
+    """Load the trained policy of an artifact; return the base, and a context in which the policy computes.
+
+    ``actual`` is the fingerprint of ``base``. An adapter shares the base; bottlenecks need a base of their
+    own, from ``reload_base``. Raises InputError if the policy was trained on another base.
+    """
     if (artifact / "adapter").is_dir():
-        fingerprint.check_fingerprint(artifact / "adapter", actual, setting=setting)
-        base, _ = models_lora.load(base, name, artifact / "adapter")
-        return base, partial(models_lora.active, base, name)
+        check_fingerprint(artifact / "adapter", actual, setting=setting)
+        base, _ = lora.load(base, name, artifact / "adapter")
+        return base, partial(lora.active, base, name)
     if (artifact / "bottleneck").is_dir():
-        fingerprint.check_fingerprint(artifact / "bottleneck", actual, setting=setting)
-        own = again()
-        bottlenecks.load(own, artifact / "bottleneck")
+        check_fingerprint(artifact / "bottleneck", actual, setting=setting)
+        own = reload_base()
+        bottleneck.load(own, artifact / "bottleneck")
     else:
         device = next(base.parameters()).device
         own = loading.load(artifact / "model", device=device)
@@ -174,15 +179,11 @@ def load(
 
 
 def load_start(parameters: dict[str, nn.Parameter], place: Path) -> None:
-    """Begin with the weights of an artifact's folder or of a file in safetensors format, by name. Raises InputError where they do not fit."""
-    folders = [place / name for name in ("adapter", "bottleneck", "model") if (place / name).is_dir()] or [
-        place
-    ]  # an artifact's, or one of these
-    files = (
-        [place]
-        if place.is_file()
-        else sorted(path for folder in (*folders, place) for path in folder.glob("*.safetensors"))
-    )
+    """Copy weights by name from an artifact, one of its folders, or a safetensors file.
+
+    Raises InputError if they do not fit.
+    """
+    files = [place] if place.is_file() else _weight_files(place)
     found: dict[str, Tensor] = {}
     for path in files:
         found |= {_file_name(name): tensor for name, tensor in load_file(path).items()}
@@ -190,15 +191,24 @@ def load_start(parameters: dict[str, nn.Parameter], place: Path) -> None:
     missing = [name for name, p in wanted.items() if name not in found or found[name].shape != p.shape]
     if missing:
         raise InputError(
-            f"{place} does not hold the weights to start from: {len(missing)} of {len(wanted)} are missing or of another shape, first {missing[0]}."
+            f"{place} does not hold the weights to start from: {len(missing)} of {len(wanted)} are missing "
+            "or of "
+            f"another shape, first {missing[0]}."
         )
     with torch.no_grad():
         for name, parameter in wanted.items():
             parameter.copy_(fsdp.shard_like(found[name].to(parameter.dtype), parameter))
 
 
+def _weight_files(place: Path) -> list[Path]:
+    """Return the safetensors files of an artifact, or of one of its folders."""
+    folders = [place / name for name in ("adapter", "bottleneck", "model")]
+    parts = [folder for folder in folders if folder.is_dir()] or [place]
+    return sorted(path for folder in (*parts, place) for path in folder.glob("*.safetensors"))
+
+
 def _file_name(name: str) -> str:
-    """A parameter's name without what peft puts around it in memory (an adapter's own name) and not in files."""
+    """Return a parameter's name as in files: without the adapter's name, which peft adds in memory."""
     parts = name.removeprefix("base_model.model.").split(".")
     if "lora_A" in parts or "lora_B" in parts:
         place = next(i for i, part in enumerate(parts) if part in ("lora_A", "lora_B"))
