@@ -33,8 +33,7 @@ def check_ratio(ratio: float, clip_fraction: float, approx_kl: float, *, toleran
             f"The first mini-batch has mean ratio {ratio:.6f}, log ratios of size {gap:.3g} and clip "
             "fraction "
             f"{clip_fraction:.4f} instead of 1, 0 and 0. Likely cause: dropout is on, or the rollout was "
-            "scored with "
-            "other weights, padding or temperature."
+            "scored with other weights, padding or temperature."
         )
 
 

@@ -66,8 +66,7 @@ def check_layout(
     if not _passes(model, gap):
         raise InputError(
             f"{kind} models compute a text differently if others are in the batch (log-probabilities are off "
-            "by "
-            f"{gap.nats:.3g} nats a token, hidden states by {gap.hidden:.3g}): they are not supported."
+            f"by {gap.nats:.3g} nats a token, hidden states by {gap.hidden:.3g}): they are not supported."
         )
     return (
         gap,
@@ -150,8 +149,7 @@ def _gap(model: PreTrainedModel, together: list[Tensor], alone: list[Tensor], te
     if not size.isfinite():
         raise InputError(
             "Some hidden states of the model are NaN or infinite, so nothing can be trained on them: set "
-            "weights.* to "
-            "float32."
+            "weights.* to float32."
         )
     hidden = torch.stack([(a - b).abs().max() for a, b in zip(together, alone, strict=True)]).max() / size
     nats = [0.0]

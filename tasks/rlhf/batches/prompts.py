@@ -63,8 +63,7 @@ def shorten_prompt(
         if kept == 0:
             raise InputError(
                 f"text.max_prompt_tokens={max_tokens} leaves no room for a question: the template alone "
-                "takes "
-                f"{len(ids)} tokens; raise it."
+                f"takes {len(ids)} tokens; raise it."
             )
         excess = len(ids) - max_tokens
         kept = min(kept - 1, max(0, round(kept * (1 - excess / len(ids)))))
@@ -87,8 +86,7 @@ def encode_answer(
     if ids[: len(anchor)] != anchor:
         raise InputError(
             "This tokenizer merges the answer's first word with the text before it: use text.template=chat "
-            "with this "
-            "model."
+            "with this model."
         )
     return [*ids[len(anchor) :], *end_tokens(tokenizer, template)][:max_tokens]
 

@@ -86,8 +86,7 @@ class Encoder:
         if cut.pairs_equal > WARN_ABOVE * cut.pairs:
             sentences.append(
                 f"{cut.pairs_equal:,} of {cut.pairs:,} pairs are left out, because their two answers are "
-                "equal once "
-                f"cut at text.max_answer_tokens={self.max_answer_tokens}: raise it."
+                f"equal once cut at text.max_answer_tokens={self.max_answer_tokens}: raise it."
             )
         return [sentence for sentence in sentences if sentence]
 
@@ -99,6 +98,5 @@ def _warning(what: str, cut: int, count: int, setting: str) -> str:
         f"{cut:,} of {count:,} {what} ({cut / count:.0%}) are longer than {setting} and were cut, so what "
         "this stage "
         "learns or measures is about their beginnings: raise it (the model's context is the limit), or leave "
-        "long "
-        f"texts out (data.max_{what[:-1]}_chars)."
+        f"long texts out (data.max_{what[:-1]}_chars)."
     )

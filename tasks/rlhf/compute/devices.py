@@ -17,8 +17,7 @@ def set_up(device: str, threads: int) -> torch.device:
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError(
             "machine.device=cuda, but torch sees no CUDA device here: use machine.device=auto, or install a "
-            "CUDA "
-            "build of torch."
+            "CUDA build of torch."
         )
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Nothing reads uninitialised memory; filling it takes a tenth of a step.
@@ -31,8 +30,7 @@ def set_up(device: str, threads: int) -> torch.device:
     if torchrun.local_rank() >= (count := torch.cuda.device_count()):
         raise InputError(
             f"There are more processes than GPUs here, {count}: set machine.launch.*.processes to {count}, "
-            "or "
-            "machine.device=cpu."
+            "or machine.device=cpu."
         )
     torch.cuda.set_device(torchrun.local_rank())
     return torch.device("cuda", torchrun.local_rank())

@@ -159,8 +159,7 @@ def check_equal(value: T, what: str) -> T:
     if any(other != value for other in all_gather(value)):
         raise InputError(
             f"The processes of this run see different {what}: its folder and its inputs must be the same "
-            "files on "
-            "every node."
+            "files on every node."
         )
     return value
 

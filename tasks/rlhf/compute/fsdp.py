@@ -49,7 +49,7 @@ def with_full_weights(
         return compute(model, *args, **kwargs)
     result: T = getattr(model, METHOD)(lambda: compute(model, *args, **kwargs))
     if not torch.is_grad_enabled():
-        model.reshard()  # the root keeps gathered weights for a backward pass, and would compute with old ones
+        model.reshard()  # the root keeps gathered weights for a backward pass; later they would be outdated
     return result
 
 

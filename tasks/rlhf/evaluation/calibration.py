@@ -50,7 +50,10 @@ def reason_not_to_fit(margins: Tensor) -> str:
     if not len(margins) or not (margins := _validate(margins)).any():
         return "no two rewards differ"
     if not (margins < 0).any():
-        return "every pair is ordered as the votes do, and the larger the probabilities were the better they would fit"
+        return (
+            "every pair is ordered as the votes do, and the larger the probabilities were the better they "
+            "would fit"
+        )
     if not (margins > 0).any():
         return "no pair is ordered as the votes do"
     if margins.mean() <= 0:

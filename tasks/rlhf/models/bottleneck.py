@@ -12,12 +12,12 @@ New parameters are fp32 whatever the base is, and so is b(x) until it is cast to
 of ``replace`` it is N(0, 1 / (2 L W)): then the sum of the 2 L outputs of L layers keeps its scale (GPT-2,
 Radford et al. 2019).
 
-Which width trains half of GPT-2 small? It has 124 439 808 parameters (D = 768, L = 12; a bottleneck has W (2 D + 1) + D,
-all MLPs 56 669 184); half is 62 219 904.
+Which width trains half of GPT-2 small? It has 124 439 808 parameters (D = 768, L = 12; a bottleneck has
+W (2 D + 1) + D, all MLPs 56 669 184); half is 62 219 904.
 - Bottlenecks alone reach it at W = 3372, above the MLP's own 3072: any narrower one trains less than half.
 - All weights, with bottlenecks for MLPs, never get below the other 67 770 624 (54 %).
-- ``whole_layers``, that is bottlenecks and their layers' attention and norms (28 385 280) but no embeddings, reaches it at
-  W = 1833: 62 202 348.
+- ``whole_layers``, that is bottlenecks and their layers' attention and norms (28 385 280) but no embeddings,
+  reaches it at W = 1833: 62 202 348.
 """
 
 import json
@@ -94,8 +94,7 @@ def attach(model: PreTrainedModel, *, width: int, form: Form, whole_layers: bool
     if whole_layers and dtypes:
         raise InputError(
             f"Whole layers cannot be trained in {min(dtypes)}, which rounds small updates away: train the "
-            "bottlenecks "
-            "only, or give an fp32 base."
+            "bottlenecks only, or give an fp32 base."
         )
     sizes = {"hidden_size": _hidden_size(model), "width": width, "num_layers": len(layers)}
     for layer in layers:
@@ -110,8 +109,7 @@ def _layers(model: PreTrainedModel) -> list[nn.Module]:
     if not layers:
         raise InputError(
             f"{model.config.model_type} models have no module named mlp in their layers, which bottlenecks "
-            "would "
-            "replace: train a LoRA adapter."
+            "would replace: train a LoRA adapter."
         )
     return layers
 
@@ -136,8 +134,7 @@ def halving_width(model: PreTrainedModel, *, whole_layers: bool = False) -> int:
     if width < 1:
         raise InputError(
             f"Even bottlenecks of width 1 train more than half of this {model.config.model_type} model: "
-            "leave its "
-            "layers' other weights frozen."
+            "leave its layers' other weights frozen."
         )
     return width
 
@@ -214,8 +211,7 @@ def load(model: PreTrainedModel, folder: Path) -> None:
     if wrong:
         raise InputError(
             f"The bottlenecks of {folder} do not fit this base: {len(wrong)} tensors are missing, unknown or "
-            "of "
-            "another shape or type."
+            "of another shape or type."
         )
     with torch.no_grad():
         for key, parameter in chosen.items():
@@ -229,7 +225,6 @@ def _record(folder: Path) -> dict[str, Any]:
     if record["activation"] != ACTIVATION or record["form"] not in get_args(Form):
         raise InputError(
             f"{folder / CONFIG} says form {record['form']} and activation {record['activation']}: these "
-            "bottlenecks "
-            "are not supported."
+            "bottlenecks are not supported."
         )
     return record

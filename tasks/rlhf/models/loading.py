@@ -76,8 +76,7 @@ def load(
     if wrong:
         raise InputError(
             f"{folder} lacks {len(wrong)} tensors of its model or has them in another shape, first "
-            f"{min(wrong)}: "
-            "save the model again."
+            f"{min(wrong)}: save the model again."
         )
     model.requires_grad_(False)
     nn.Module.to(model, device)
@@ -135,8 +134,7 @@ def load_config(folder: Path) -> PretrainedConfig:
     if (folder / ADAPTER_CONFIG).exists():  # transformers would load the adapter over the base that it names
         raise InputError(
             f"{folder} holds an adapter ({ADAPTER_CONFIG}): merge it into its base first (peft's "
-            "merge_and_unload, "
-            "save_pretrained) and give that folder, or move the adapter's files away."
+            "merge_and_unload, save_pretrained) and give that folder, or move the adapter's files away."
         )
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)

@@ -191,8 +191,7 @@ def load_state_dict(model: PeftModel, name: str, weights: Mapping[str, Tensor]) 
     if expected != set(weights):
         raise InputError(
             f"This adapter does not fit this base: {len(expected ^ set(weights))} of its tensors are missing "
-            "or "
-            "unknown."
+            "or unknown."
         )
     set_peft_model_state_dict(model, dict(weights), adapter_name=name)
 

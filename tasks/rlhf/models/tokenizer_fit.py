@@ -27,8 +27,7 @@ def fit_to_embeddings(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
             f"The tokenizer in {folder} has {len(wrong)} tokens without an embedding, first {wrong[0][1]!r} "
             "with the id "
             f"{wrong[0][0]}, and the model has {rows} embeddings: give the tokenizer that the model was "
-            "trained with, or "
-            "call model.resize_token_embeddings(len(tokenizer)) and save the model again."
+            "trained with, or call model.resize_token_embeddings(len(tokenizer)) and save the model again."
         )
     if pad in outside:
         print(

@@ -192,8 +192,7 @@ def load_start(parameters: dict[str, nn.Parameter], place: Path) -> None:
     if missing:
         raise InputError(
             f"{place} does not hold the weights to start from: {len(missing)} of {len(wanted)} are missing "
-            "or of "
-            f"another shape, first {missing[0]}."
+            f"or of another shape, first {missing[0]}."
         )
     with torch.no_grad():
         for name, parameter in wanted.items():
