@@ -72,7 +72,7 @@ def stages_like(content: dict[str, Any], kind: str) -> dict[str, Any]:
 def _lacking(config: Pipeline) -> str:
     """Return what a deployment would look for in vain wherever it ran: a relative path that leads to nothing from here."""
     paths = {f"{stage}.start": getattr(config, stage).start for stage in ("sft", "reward", "dpo")}
-    paths |= {f"data.against {path}": path for path in config.data.against}
+    paths |= {f"data.decontaminate_against {path}": path for path in config.data.decontaminate_against}
     for section in (config.source, config.base):
         may_be_hub_id = isinstance(section, HubSource | HuggingFaceBase) and is_hub_id(section.path)
         if path := "" if may_be_hub_id else getattr(section, "path", ""):

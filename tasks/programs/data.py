@@ -328,7 +328,7 @@ def _card(
     counts.dropped["questions of the reward split without two differently scored answers"] += unpaired
     return tally.card() | {
         "kind": job.source.kind,
-        "rules": job.data.model_dump(mode="json", exclude={"against"}),
+        "rules": job.data.model_dump(mode="json", exclude={"decontaminate_against"}),
         "read": dict(sorted(counts.read.items())),
         "dropped": {reason: count for reason, count in sorted(counts.dropped.items()) if count},
         "masked": dict(sorted(counts.hidden.items())),

@@ -551,14 +551,16 @@ def test_an_evaluation_set_is_part_of_the_key_by_its_content(tmp_path: Path) -> 
 
     def key(*sets: str) -> str:
         config = Pipeline.model_validate(
-            {"data": {"against": [str(tmp_path / f"{name}.txt") for name in sets]}}
+            {"data": {"decontaminate_against": [str(tmp_path / f"{name}.txt") for name in sets]}}
         )
         return Step("data", DataJob.of(config), evaluation_sets(config)).recipe.key
 
     assert key("a") == key("b") != key()
     (tmp_path / "b.txt").write_text("another question of the benchmark that nobody may learn\n")
     assert key("a") != key("b")
-    with pytest.raises(InputError, match=r"data\.against: there is no file or folder .*none\.txt"):
+    with pytest.raises(
+        InputError, match=r"data\.decontaminate_against: there is no file or folder .*none\.txt"
+    ):
         key("none")
 
 
