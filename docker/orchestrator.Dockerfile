@@ -24,7 +24,7 @@ WORKDIR /src
 COPY --from=requirements /src/requirements.txt ./
 COPY constraints.txt ./
 RUN pip install --constraint constraints.txt --requirement requirements.txt
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY deployments deployments
 COPY flows flows
 COPY tasks tasks

@@ -195,12 +195,12 @@ from tasks.rlhf.compute import distributed
 honest = sft.packing_leak
 
 def refusing(*given):
-    if ranks.rank() == 1:
+    if distributed.rank() == 1:
         raise InputError("Rank 1 does not like it.")
     return honest(*given)
 
 sft.packing_leak = refusing
-main(sft.train, SftJob, among=ranks.joined)
+main(sft.train, SftJob, among=distributed.joined)
 """
 
 
@@ -227,41 +227,41 @@ TOGETHER = """
 import torch
 from torch import nn
 from tasks.rlhf.compute import distributed
-from tasks.rlhf.compute.devices import seed_step
+from tasks.rlhf.compute.seeds import seed_step
 from tasks.system.errors import InputError
 
-with ranks.joined():
-    rank = ranks.rank()
-    assert ranks.world() == 3 and ranks.is_first() == (rank == 0)
-    ranks.BUCKET = 40  # some in the same, some apart
+with distributed.joined():
+    rank = distributed.rank()
+    assert distributed.world() == 3 and distributed.is_first() == (rank == 0)
+    distributed.BUCKET = 40  # some in the same, some apart
     sizes = [((2, 3), torch.float32), (4, torch.float32), (5, torch.float32), (30, torch.bfloat16)]
     p = [nn.Parameter(torch.zeros(size, dtype=dtype)) for size, dtype in sizes]
     p[0].grad = torch.arange(6.0).reshape(2, 3) * (rank + 1)
     if rank == 2:
         p[1].grad = torch.full((4,), 7.0)
     p[3].grad = torch.tensor([256.0, 1.0, -256.0]).roll(rank).repeat(10).bfloat16()  # in bfloat16 256 + 1 - 256 is 0
-    ranks.sum_gradients(p)
+    distributed.sum_gradients(p)
     assert torch.equal(p[0].grad, torch.arange(6.0).reshape(2, 3) * 6)
     assert torch.equal(p[1].grad, torch.full((4,), 7.0))
     assert p[2].grad is None
     assert torch.equal(p[3].grad, torch.ones(30, dtype=torch.bfloat16))
 
-    assert ranks.mine(list(range(8))) == [[0, 3, 6], [1, 4, 7], [2, 5]][rank]
-    assert ranks.mine(torch.arange(2)).tolist() == [[0], [1], []][rank]
+    assert distributed.rank_slice(list(range(8))) == [[0, 3, 6], [1, 4, 7], [2, 5]][rank]
+    assert distributed.rank_slice(torch.arange(2)).tolist() == [[0], [1], []][rank]
     computed = []
-    assert ranks.each([10, 20, 30, 40], lambda x: computed.append(x) or 2 * x) == [20, 40, 60, 80]
+    assert distributed.map_over_ranks([10, 20, 30, 40], lambda x: computed.append(x) or 2 * x) == [20, 40, 60, 80]
     assert computed == [[10, 40], [20, 10], [30, 10]][rank]  # all are called as often
-    assert ranks.turns([1] * rank, 9) == [(1, True)] * rank + [(9, False)] * (2 - rank)
-    assert ranks.each([], float) == []
-    assert ranks.summed([rank, 0.5]) == [3.0, 1.5]
+    assert distributed.padded_steps([1] * rank, 9) == [(1, True)] * rank + [(9, False)] * (2 - rank)
+    assert distributed.map_over_ranks([], float) == []
+    assert distributed.all_reduce([rank, 0.5]) == [3.0, 1.5]
     seed_step(1, 2, rank=rank)
-    drawn = ranks.each(range(3), lambda _: torch.rand(1).item())
+    drawn = distributed.map_over_ranks(range(3), lambda _: torch.rand(1).item())
     assert len(set(drawn)) == 3
     seed_step(1, 2)
     assert torch.rand(1).item() == drawn[0]
-    assert ranks.agreed(5, "fives") == 5
+    assert distributed.agreed(5, "fives") == 5
     try:
-        ranks.agreed(rank, "ranks")
+        distributed.agreed(rank, "ranks")
     except InputError as error:
         assert "different ranks" in str(error)
     else:
@@ -284,12 +284,12 @@ from tasks.rlhf.compute import distributed
 
 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, which would end the other first
 try:
-    with ranks.joined():
-        ranks.wait()
-        if ranks.rank() == 1:
+    with distributed.joined():
+        distributed.wait()
+        if distributed.rank() == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        ranks.wait()
-except launched.PeersLost:
+        distributed.wait()
+except torchrun.PeersLost:
     Path(sys.argv[1]).write_text("")
 """
 
@@ -307,27 +307,27 @@ sys.path.insert(0, "tests")
 from tests.support import tiny
 import torch
 from torch.distributed.tensor import DTensor
-from tasks.rlhf.models import quantised
+from tasks.rlhf.models import gradient_checkpointing
 from tasks.rlhf.batches import shared_prompt
 from tasks.rlhf.batches import chunked_log_probs
-from tasks.rlhf.models import loading
+from tasks.rlhf.batches import forward
 from tasks.rlhf.compute import distributed
 from tasks.rlhf.compute import fsdp
 
 ids = torch.randint(3, 300, (4, 20), generator=torch.Generator().manual_seed(1))
 
 def loss(model, rows):
-    hidden = models.hidden_states(model, ids[rows])[:, :-1].flatten(0, 1)
-    return chunked.cross_entropy(hidden, models.output_head(model), ids[rows][:, 1:].flatten(), count=76)
+    hidden = forward.hidden_states(model, ids[rows])[:, :-1].flatten(0, 1)
+    return chunked_log_probs.cross_entropy(hidden, forward.output_head(model), ids[rows][:, 1:].flatten(), count=76)
 
-with ranks.joined():
+with distributed.joined():
     for kind in ("llama", "qwen2", "gpt2"):  # the first and the last with tied embeddings
         alone, parts = (tiny.model(kind).requires_grad_(True) for _ in range(2))
-        bases.gradient_checkpointing(parts)
-        sharded.shard(parts)
+        gradient_checkpointing.gradient_checkpointing(parts)
+        fsdp.shard(parts)
         loss(alone, slice(None)).backward()
-        sharded.inside(parts, loss, slice(ranks.rank(), None, 2)).backward()
-        ranks.sum_gradients(parts.parameters())  # nothing to do
+        fsdp.with_full_weights(parts, loss, slice(distributed.rank(), None, 2)).backward()
+        distributed.sum_gradients(parts.parameters())  # nothing to do
         wanted = dict(alone.named_parameters())
         assert dict(parts.named_parameters()).keys() == wanted.keys()
         assert all(isinstance(p, DTensor) for p in parts.parameters())
@@ -336,30 +336,30 @@ with ranks.joined():
         extra = [torch.nn.Parameter(torch.zeros(3)) for _ in range(2)]
         for p in extra:
             p.grad = torch.full((3,), 2.0)
-        norms = [sharded.clip([*model.parameters(), p], 0.1) for model, p in zip((alone, parts), extra)]
+        norms = [fsdp.clip([*model.parameters(), p], 0.1) for model, p in zip((alone, parts), extra)]
         assert abs(norms[0] - norms[1]) < 1e-4 * norms[0]
-        assert abs(sharded.clip([*parts.parameters(), extra[1]], 9) - 0.1) < 1e-4
+        assert abs(fsdp.clip([*parts.parameters(), extra[1]], 9) - 0.1) < 1e-4
         torch.testing.assert_close(*[p.grad for p in extra])
 
         with torch.no_grad():
-            before = sharded.inside(parts, loss, slice(None)).item()
+            before = fsdp.with_full_weights(parts, loss, slice(None)).item()
             for name, p in parts.named_parameters():
-                p.copy_(sharded.like(wanted[name] / 2, p))
+                p.copy_(fsdp.like(wanted[name] / 2, p))
                 wanted[name].div_(2)
-            assert abs(sharded.inside(parts, loss, slice(None)) - loss(alone, slice(None))) < 1e-5, kind
+            assert abs(fsdp.with_full_weights(parts, loss, slice(None)) - loss(alone, slice(None))) < 1e-5, kind
             assert abs(before - loss(alone, slice(None))) > 1e-2, (before, loss(alone, slice(None)))
         long, short = ([5] * 60, [[6, 7] * 34]), ([5] * 30, [[6, 7] * 20])
         asked = [[long] * 4 + [short] * 4, [short]]
-        joined = [branches.join(some, pad_id=0, device=tiny.CPU, hidden_size=32) for some in asked]
+        joined = [shared_prompt.join(some, pad_id=0, device=tiny.CPU, hidden_size=32) for some in asked]
         assert [len(batch.groups) for batch in joined] == [2, 1]  # one rank calls the model more often than the other
         for p in [*alone.parameters(), *parts.parameters()]:
             p.grad = None
-        (branches.log_probs(alone, joined[0]).sum() + branches.log_probs(alone, joined[1]).sum()).backward()
-        sharded.inside(parts, branches.log_probs, joined[ranks.rank()]).sum().backward()
+        (shared_prompt.log_probs(alone, joined[0]).sum() + shared_prompt.log_probs(alone, joined[1]).sum()).backward()
+        fsdp.with_full_weights(parts, shared_prompt.log_probs, joined[distributed.rank()]).sum().backward()
         for name, p in parts.named_parameters():
             torch.testing.assert_close(p.grad.full_tensor(), wanted[name].grad, rtol=1e-3, atol=1e-4)
-        found = sharded.whole(dict(parts.named_parameters()))
-        assert not ranks.is_first() or all(torch.equal(found[name], wanted[name]) for name in wanted)
+        found = fsdp.whole(dict(parts.named_parameters()))
+        assert not distributed.is_first() or all(torch.equal(found[name], wanted[name]) for name in wanted)
 os._exit(0)  # as programs do
 """
 
@@ -422,7 +422,7 @@ def test_a_killed_rank_is_a_crash_of_them_all(tree: Path, tmp_path: Path) -> Non
 
 
 def test_whatever_is_raised_meanwhile_all_ranks_are_killed(tree: Path, tmp_path: Path) -> None:
-    code = "from tasks.rlhf import launched\nlaunched.die_with_parent()\nPath('pid' + RANK).write_text(str(os.getpid()))\ntime.sleep(600)\n"
+    code = "from tasks.system import processes\nprocesses.die_with_parent()\nPath('pid' + RANK).write_text(str(os.getpid()))\ntime.sleep(600)\n"
     directory = written(tree, tmp_path, code)
 
     def interrupt() -> None:

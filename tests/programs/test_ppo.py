@@ -535,13 +535,13 @@ def test_a_reward_that_is_no_number_ends_the_run(
 def test_one_score_that_is_no_number_ends_the_run_where_it_comes_up(
     started: Start, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
-    honest, calls = ppo.scorer.normalised, iter(range(100))
+    honest, calls = ppo.reward_model.normalised, iter(range(100))
 
     def scored(*args: Any) -> Tensor:
         score = honest(*args)
         return torch.where(torch.arange(len(score)) == 3, value, score) if next(calls) == 1 else score
 
-    monkeypatch.setattr(ppo.scorer, "normalised", scored)
+    monkeypatch.setattr(ppo.reward_model, "normalised", scored)
     ends(
         *started(steps=3),
         rf"^The reward model's score is {value} \(1 of 8 values\) in step 2: train the reward model again",
@@ -549,8 +549,8 @@ def test_one_score_that_is_no_number_ends_the_run_where_it_comes_up(
 
 
 def test_a_score_out_of_range_ends_the_run(started: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = ppo.scorer.normalised
-    monkeypatch.setattr(ppo.scorer, "normalised", lambda *args: 1e25 * honest(*args))
+    honest = ppo.reward_model.normalised
+    monkeypatch.setattr(ppo.reward_model, "normalised", lambda *args: 1e25 * honest(*args))
     ends(
         *started(),
         r"^The (advantage|policy loss|value loss) is (nan|inf).* in step 1: training has diverged; lower ppo\.learning_rate\.$",

@@ -486,7 +486,7 @@ def test_equal_cards_give_equal_pages() -> None:
 
 def test_the_template_and_its_style_are_packaged() -> None:
     shipped = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"][
-        "tasks.programs"
+        "tasks.reporting"
     ]
     assert all(any(Path(name).match(pattern) for pattern in shipped) for name in (TEMPLATE, STYLE))
 

@@ -528,15 +528,15 @@ def test_what_the_probe_reached_is_drawn_beside_what_training_made_of_it() -> No
 
 def test_the_names_are_those_that_the_reward_stage_writes() -> None:
     code = {
-        name: (ROOT / "tasks" / "rlhf" / f"{name}.py").read_text()
-        for name in ("red_team", "strata", "measures")
+        name: (ROOT / "tasks" / "rlhf" / "evaluation" / f"{name}.py").read_text()
+        for name in ("red_team", "pair_accuracy", "reward_evaluation")
     }
     assert set(re.findall(r'^        "(\w+)": ', code["red_team"], re.M)) == set(reward_charts.ATTACKS)
     assert f"FAILED_ABOVE = {reward_charts.FOOLED_ABOVE} " in code["red_team"]
     for name in (
         reward_charts.PROBED.get(name, name) for _, names in reward_charts.ACCURACIES for name in names
     ):
-        assert f'"{name}"' in code["strata"] + code["measures"]
+        assert f'"{name}"' in code["pair_accuracy"] + code["reward_evaluation"]
 
 
 @pytest.mark.parametrize(
@@ -691,8 +691,8 @@ def test_every_panel_shows_a_metric_that_its_program_logs(stage: str) -> None:
 
 def test_the_template_and_its_style_are_packaged() -> None:
     shipped = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"][
-        "tasks.programs"
+        "tasks.reporting"
     ]
     for name in (TEMPLATE, STYLE):
         assert any(Path(name).match(pattern) for pattern in shipped)
-        assert f"tasks/programs/{name}" in sources_of("report")
+        assert f"tasks/reporting/{name}" in sources_of("report")

@@ -20,7 +20,7 @@ class Estimate(NamedTuple):
     """Bytes at the peak of a training step."""
 
     weights: int  # of the base, frozen or not
-    lora: int
+    adapters: int
     gradients: int
     optimizer: int  # AdamW's two moments, which torch keeps in the parameter's type
     activations: int  # what the layers keep for the backward pass
