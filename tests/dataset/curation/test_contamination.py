@@ -20,9 +20,10 @@ from tasks.dataset.sources.stack_exchange import assemble
 from tasks.dataset.sources.stack_exchange_dump import read_posts
 from tasks.dataset.splits import normalise_words
 from tasks.system.errors import InputError
+from tests.support.paths import SHARED
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
-BENCHMARKS = SHARED / "benchmarks"
+DATA = SHARED / "data"
+BENCHMARKS = DATA / "benchmarks"
 ALPHABET = "Apple, banana; cherry date elderberry fig grape honeydew iris jackfruit kiwi lemon mango nectarine orange papaya"
 WORDS = ALPHABET.split()
 EIGHT = " ".join(WORDS[:8])
@@ -242,13 +243,13 @@ def test_what_cannot_be_read_is_refused_in_a_sentence(
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the real data of shared/data is not on this machine")
+@pytest.mark.skipif(not DATA.is_dir(), reason="the real data of shared/data is not on this machine")
 def test_real_benchmarks_touch_themselves_and_no_real_post_but_one_that_quotes_them() -> None:
     passages = list(read_texts(BENCHMARKS))
     assert len(passages) > 12_000
     held = collect_ngrams(passages)
     assert all(overlaps(text, held) for text in passages[::10])
-    posts = read_posts(SHARED / "stackexchange" / "travel" / "Posts.csv.gz", Counter(), Quarantine())
+    posts = read_posts(DATA / "stackexchange" / "travel" / "Posts.csv.gz", Counter(), Quarantine())
     questions = [question.prompt for question in assemble(islice(posts, 2000), Counter(), site="s")]
     assert len(questions) > 300
     assert [text for text in questions if overlaps(text, held)] == []

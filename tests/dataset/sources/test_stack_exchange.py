@@ -6,7 +6,6 @@ import re
 import string
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -20,9 +19,10 @@ from tasks.dataset.sources.stack_exchange import author_url, choose_licence, joi
 from tasks.dataset.sources.stack_exchange_dump import Post, read_posts
 from tasks.dataset.splits import choose_split, normalise_words
 from tasks.system.errors import InputError
+from tests.support.paths import SHARED
 from tests.support.split_assignments import assign_splits
 
-DUMPS = Path(__file__).parents[3] / "shared" / "data" / "stackexchange"
+DUMPS = SHARED / "data" / "stackexchange"
 real_data = pytest.mark.skipif(
     not DUMPS.is_dir(), reason="the real dumps of shared/data are not on this machine"
 )
