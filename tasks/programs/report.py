@@ -1,6 +1,6 @@
 """One self-contained page about the whole run: who beat whom, sample answers, curves, data.
 
-python -m tasks.programs.report DIR        inputs: the artifact of every stage of the run        artifact: report.html, card.html, summary.json
+python -m tasks.programs.report DIR        inputs: the artifact of every stage of the run that was built        artifact: report.html, card.html, summary.json
 
 Nothing on the page depends on the clock or the machine: equal artifacts give equal bytes. The run's stage table is filled in by the flow, in
 place of the one comment that the template leaves for it.
@@ -9,6 +9,7 @@ place of the one comment that the template leaves for it.
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tasks.config.data import Data
 from tasks.config.jobs import ReportJob
@@ -32,19 +33,27 @@ def report(job: ReportJob, run: Run) -> None:  # noqa: ARG001 - the page has no 
         cells=table_cells(
             [stage_section(name, found[name], metrics[name]) for name in stage_charts.TITLES if name in found]
         ),
-        samples=sample_answers(found["winrate"], found["data"]),
-        questions=read_summary(found["winrate"])["questions"],
+        samples=sample_answers(found["winrate"], found["data"]) if "winrate" in found else [],
+        questions=read_summary(found["winrate"])["questions"] if "winrate" in found else 0,
         warnings=[
             (name, sentence)
             for name, folder in found.items()
             for sentence in read_summary(folder)["warnings"]
         ],
         cuts=cuts,
-        **evaluation(metrics, json.loads((found["winrate"] / "results.json").read_text()), _judged_on(found)),
+        **evaluation(metrics, _results(found), _judged_on(found)),
     )
     (run.artifact / "report.html").write_bytes(page)
     run.log(1, 1)
     run.finish({"report.bytes": len(page)})
+
+
+def _results(found: Mapping[str, Path]) -> dict[str, Any]:
+    """Return what the win rates were counted from; nothing if a failed stage left no policy to compare."""
+    if "winrate" not in found:
+        return {"tallies": {}, "policies": []}
+    results: dict[str, Any] = json.loads((found["winrate"] / "results.json").read_text())
+    return results
 
 
 def _judged_on(found: Mapping[str, Path]) -> dict[str, str]:

@@ -122,7 +122,7 @@ def evaluation(
     metrics: Mapping[str, Mapping[str, Any]], results: Mapping[str, Any], judged_on: Mapping[str, str]
 ) -> dict[str, Any]:
     """Comparisons by judge, the headline, accuracies and a row per policy."""
-    won = metrics["winrate"]
+    won = metrics.get("winrate", {})
     everything = {name: value for stage in metrics.values() for name, value in stage.items()}
     judges = [
         {"name": JUDGES[by][0], "about": JUDGES[by][1], "by": by, "rows": rows}
@@ -134,7 +134,7 @@ def evaluation(
         for name, (title, about) in ACCURACIES.items()
     }
     accuracies = [_accuracy(*texts, everything[name]) for name, texts in told.items() if name in everything]
-    policies = [_policy(name, won) for name in ("chosen", *results["policies"])]
+    policies = [_policy(name, won) for name in ("chosen", *results["policies"])] if won else []
     return {"judges": judges, "accuracies": accuracies, "policies": policies, "headline": _headline(judges)}
 
 
