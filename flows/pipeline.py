@@ -11,11 +11,13 @@ from prefect.runtime import deployment, flow_run
 from flows.display.run_log import logging_events
 from flows.display.run_summary import conclude, summarise
 from flows.preflight import check_inputs
+from flows.renamed_settings import log_renamed_settings
 from flows.run_names import name_run
 from flows.services.heartbeat import heartbeat
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.base_model import given_base
 from tasks.artifacts.corpus import given_corpus
+from tasks.artifacts.store import explain_rebuilds
 from tasks.config.models import BuiltinBase
 from tasks.config.pipeline import Pipeline
 from tasks.config.sources import ShellSite
@@ -66,6 +68,7 @@ def rlhf(config: Pipeline = Pipeline(), profile: str = "rlhf") -> dict[str, Any]
         profile: A name for the run.
     """
     with heartbeat():
+        log_renamed_settings()
         check_inputs(config)  # a deployment has had no command line to do so
         return _run(config, profile)
 
@@ -81,7 +84,10 @@ def _run(config: Pipeline, profile: str) -> dict[str, Any]:
         source=_started_by(profile),
     )
     with logging_events(), run as tracked:
-        events.tell("plan", stages=stages_of(config))
+        stages = stages_of(config)
+        events.tell("plan", stages=stages)
+        if text := explain_rebuilds(stages):
+            events.tell("warning", text=text)
         seat = RunContext(
             config.machine, tracked.run_id, config.pools, shared=bool(config.pools.cpu or config.pools.gpu)
         )
