@@ -1,4 +1,4 @@
-"""The questions and answers that the user brings: found, checked, and fetched when they are a hub id."""
+"""Find, check and download the questions and answers that the user brings."""
 
 import os
 from pathlib import Path
@@ -11,19 +11,20 @@ from tasks.config.sources import HhRlhf, HubSource, ShellSite, StackExchangeDump
 from tasks.system.errors import InputError
 
 WANTED = ["*.jsonl", "*.json", "*.parquet", "*.arrow", "*.jsonl.gz", "*.json.gz"]
-
-OTHER_FILES = [
-    "red-team-attempts/*"
-]  # of hh-rlhf: whole attempts with one rating each, no pairs of dialogues
+# in hh-rlhf, these files hold attempts with one rating each, not pairs of dialogues
+OTHER_FILES = ["red-team-attempts/*"]
 
 
 def given_corpus(source: StackExchangeDump | HubSource) -> Artifact:
-    """The file or folder as an input of stages."""
+    """Return the file or folder as an input of stages. Raises InputError."""
     return user_artifact(corpus_place(source))
 
 
 def with_site(config: Pipeline, source: Artifact) -> Pipeline:
-    """Return the settings with the site that the dump's name says: a name is no part of the content that an artifact is known by."""
+    """Return the settings with the site that the dump's name says.
+
+    A file's name is not in the key of an artifact, which covers content only; the setting is.
+    """
     if not isinstance(config.source, StackExchangeDump) or config.source.site:
         return config
     sites = set(find_sites(Path(source["path"]), "").values())
@@ -33,7 +34,10 @@ def with_site(config: Pipeline, source: Artifact) -> Pipeline:
 
 
 def users_of(about: StackExchangeDump | HubSource | ShellSite, source: Artifact) -> dict[str, Artifact]:
-    """Return the users beside a dump that is a file as an input of the data stage; in an archive or a folder they are part of the source."""
+    """Return the file of users beside a dump as an input of the data stage; nothing if there is none.
+
+    In an archive or a folder the users are a part of the source itself.
+    """
     place = Path(source["path"])
     if not isinstance(about, StackExchangeDump) or not place.is_file():
         return {}
@@ -42,7 +46,7 @@ def users_of(about: StackExchangeDump | HubSource | ShellSite, source: Artifact)
 
 
 def evaluation_sets(config: Pipeline) -> dict[str, Artifact]:
-    """The files of data.decontaminate_against as inputs of the data stage."""
+    """Return the files of data.decontaminate_against as inputs of the data stage. Raises InputError."""
     return {
         f"against{number}": user_artifact(_evaluation_set(Path(path).expanduser()))
         for number, path in enumerate(config.data.decontaminate_against)
@@ -56,14 +60,15 @@ def _evaluation_set(place: Path) -> Path:
 
 
 def corpus_place(source: StackExchangeDump | HubSource) -> Path:
-    """Where it lies; what the setting names on the hub is downloaded first. Raises InputError."""
+    """Return the source's file or folder; download it first if it is a hub id. Raises InputError."""
     place = Path(source.path).expanduser()
     if isinstance(source, StackExchangeDump):
         if not place.exists():
             raise InputError(f"source.path: there is no file or folder {place}")
         if not os.access(place, os.R_OK):
             raise InputError(
-                f"source.path: {place} cannot be read; name a file whose name ends in {DUMP_ENDINGS}, or a folder of them"
+                f"source.path: {place} cannot be read; name a file whose name ends in {DUMP_ENDINGS}, or a "
+                "folder of them"
             )
         find_sites(place, source.site)
     elif not place.exists():

@@ -1,12 +1,12 @@
 """Store artifacts under keys: the hash of everything that an artifact was built from.
 
     HOME/objects/<stage>/<key>/   an artifact's files + manifest.json (sha256 of every file, written last)
-    HOME/partial/<key>/           a stage that runs or was killed: job.json, metrics.jsonl, checkpoints/, artifact/, log.txt
-    HOME/locks/<key>.lock         held with flock while a stage is built; the kernel frees it when the holder dies
+    HOME/partial/<key>/           a running or killed stage: job.json, metrics.jsonl, checkpoints/, artifact/
+    HOME/locks/<key>.lock         held with flock while a stage is built; freed when the holder dies
     HOME/quarantine/              artifacts that no longer match their manifest
     HOME/digests/                 cached digests of large files
 
-key = sha256 of {schema, stage, stage version, job, input digests}. Names, paths and the machine are not in it.
+key = sha256 of {schema, stage, stage version, job, input digests}, without names, paths and the machine.
 """
 
 import fcntl
@@ -72,7 +72,10 @@ class Recipe(NamedTuple):
 
 
 def home() -> Path:
-    """Return the absolute path of the folder that holds everything: ALIGNFLOW_HOME, else .alignflow in the working directory."""
+    """Return the absolute path of the folder that holds everything.
+
+    It is ALIGNFLOW_HOME, else .alignflow in the working directory.
+    """
     return Path(os.environ.get("ALIGNFLOW_HOME") or ".alignflow").expanduser().absolute()
 
 
@@ -83,13 +86,15 @@ class Store:
         self.root = root
 
     def entry(self, stage: str, key: str) -> Path:
+        """Return the folder of a finished artifact."""
         return self.root / "objects" / stage / key
 
     def partial(self, key: str) -> Path:
+        """Return the folder in which an artifact is built."""
         return self.root / "partial" / key
 
     def lookup(self, stage: str, key: str) -> Manifest | None:
-        """Return the manifest of an artifact that is complete and unaltered; None if there is no such artifact."""
+        """Return the manifest of an artifact that is complete and unaltered, else None."""
         try:
             found: Manifest = json.loads((self.entry(stage, key) / "manifest.json").read_text())
             files = self._digests(self.entry(stage, key))
@@ -104,7 +109,10 @@ class Store:
         return found if intact else None
 
     def quarantine(self, stage: str, key: str) -> Path | None:
-        """Move a broken artifact to quarantine/ and return its new path; None if there is none. The caller holds the key's lock."""
+        """Move a broken artifact to quarantine/; return its new path, or None if there is no artifact.
+
+        The caller holds the key's lock.
+        """
         entry = self.entry(stage, key)
         if not entry.exists():
             return None
@@ -115,7 +123,10 @@ class Store:
 
     @contextmanager
     def lock(self, key: str, *, on_wait: Callable[[], None] = lambda: None) -> Iterator[int]:
-        """Hold the key's lock and yield its file descriptor; a program inherits it, so the lock lasts until the program has ended."""
+        """Hold the key's lock and yield its file descriptor.
+
+        A program inherits the descriptor, so the lock lasts until the program has ended.
+        """
         path = self.root / "locks" / f"{key}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as file:
@@ -127,7 +138,7 @@ class Store:
             yield file.fileno()
 
     def commit(self, recipe: Recipe, *, seconds: float, peak_mb: float) -> Manifest:
-        """Move the finished partial/<key>/artifact to objects/<stage>/<key> in one step; return its manifest."""
+        """Rename the finished partial/<key>/artifact to objects/<stage>/<key>; return its manifest."""
         folder = self.partial(recipe.key) / "artifact"
         assert not (folder / "manifest.json").exists(), "manifest.json is the store's own file"
         _sync(folder)
@@ -145,15 +156,16 @@ class Store:
         return manifest
 
     def discard_partial(self, key: str) -> None:
+        """Remove the folder in which an artifact was built."""
         shutil.rmtree(self.partial(key), ignore_errors=True)
 
     def newest(self, stage: str) -> Manifest | None:
-        """Return the manifest of the stage's latest artifact, to say what has changed since. Its files are not verified."""
+        """Return the manifest of the stage's latest artifact without verifying it; None if there is none."""
         manifests = self.manifests(stage)
         return max(manifests, key=lambda manifest: float(manifest["created"]), default=None)
 
     def manifests(self, stage: str) -> list[Manifest]:
-        """Return the manifests of the stage's artifacts that can be read. Their files are not verified."""
+        """Return the manifests of the stage's artifacts that can be read, without verifying their files."""
         manifests = []
         for path in (self.root / "objects" / stage).glob("*/manifest.json"):
             try:
@@ -173,7 +185,7 @@ class Store:
 
 
 def _sync(folder: Path) -> None:
-    """Flush every file below ``folder`` to the disk, so that no manifest survives a power failure without its files."""
+    """Flush every file below ``folder`` to the disk, so that no manifest survives a crash without its files."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
@@ -190,7 +202,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def explain_rebuilds(stages: list[str]) -> str:
-    """Return a sentence about the stages that are rebuilt because all their artifacts are of an earlier version; "" if there are none."""
+    """Return a sentence about the stages whose artifacts are all of an earlier version, "" if none are."""
     store = Store(home())
     outdated = []
     for stage in stages:
@@ -199,11 +211,17 @@ def explain_rebuilds(stages: list[str]) -> str:
             outdated.append(stage)
     if not outdated:
         return ""
-    return f"The stored artifacts of {', '.join(outdated)} are of an earlier version of alignflow, whose keys are computed differently; they are rebuilt once"
+    return (
+        f"The stored artifacts of {', '.join(outdated)} are of an earlier version of alignflow, "
+        "whose keys are computed differently; they are rebuilt once"
+    )
 
 
 def changes(recipe: Recipe, before: Manifest) -> list[str]:
-    """Return what differs between a recipe and an earlier artifact: 'ppo.clip_range 0.2 -> 0.3', 'input model', 'code tasks/programs/ppo.py'."""
+    """Return what differs between a recipe and an earlier artifact.
+
+    For example 'ppo.clip_range 0.2 -> 0.3', 'input model', 'code tasks/programs/ppo.py'.
+    """
     if before["schema"] != SCHEMA:
         return [OTHER_SCHEMA]
     old, new = flat(before["job"]), flat(recipe.job)

@@ -1,4 +1,8 @@
-"""The job of each stage: the sections of ``Pipeline`` that its result depends on."""
+"""Define the job of each stage: the sections of ``Pipeline`` that its result depends on.
+
+The key of an artifact covers the whole job but the settings that are marked with NotInKey, here or beside the
+setting.
+"""
 
 from typing import Annotated, Self
 
@@ -18,6 +22,7 @@ class Job(Settings):
 
     @classmethod
     def of(cls, pipeline: Pipeline) -> Self:
+        """Return the job of a pipeline."""
         return cls(**{name: getattr(pipeline, name) for name in cls.model_fields})
 
 
