@@ -16,8 +16,9 @@ from flows.profiles import load
 from flows.services import automations
 from tasks.config.pipeline import Pipeline
 from tasks.system.errors import InputError
+from tests.support.paths import ROOT
 
-CONTENT = yaml.safe_load((Path(__file__).resolve().parents[2] / "deployments" / "prefect.yaml").read_text())
+CONTENT = yaml.safe_load((ROOT / "deployments" / "prefect.yaml").read_text())
 DEPLOYMENTS = CONTENT["deployments"]
 
 

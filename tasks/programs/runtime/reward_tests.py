@@ -34,7 +34,7 @@ def read(job: RewardJob, run: Run, encoder: Encoder) -> tuple[Encoded, Encoded]:
         run.inputs["data"] / "finetune.parquet", columns=["question_id", "prompt", "answer"]
     )
     wanted = max(REFERENCE_ANSWERS, job.reward.red_team_answers)
-    rows = table.take(row_sample.draw(table["question_id"].to_pylist(), wanted)).to_pylist()
+    rows = table.take(row_sample.draw_sample(table["question_id"].to_pylist(), wanted)).to_pylist()
     told, everything = run.phase("tokenising reference answers"), []
     for number, row in enumerate(rows, 1):
         everything.append((encoder.prompt(row["prompt"]), encoder.answer(row["answer"])))
