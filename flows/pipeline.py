@@ -15,8 +15,8 @@ from flows.renamed_settings import log_renamed_settings
 from flows.run_names import name_run
 from flows.services.heartbeat import heartbeat
 from tasks.artifacts.artifact import Artifact
-from tasks.artifacts.base_model import given_base
-from tasks.artifacts.corpus import given_corpus
+from tasks.artifacts.base_model import base_artifact
+from tasks.artifacts.corpus import corpus_artifact
 from tasks.artifacts.store import explain_rebuilds
 from tasks.config.models import BuiltinBase
 from tasks.config.pipeline import Pipeline
@@ -33,9 +33,9 @@ Do = Callable[..., Artifact]
 
 def chain(config: Pipeline, do: Do) -> None:
     """The stages and what each takes. ``do(stage, **inputs)`` gives a stage's artifact: it runs it, or only looks it up."""
-    source = do(site) if isinstance(config.source, ShellSite) else given_corpus(config.source)
+    source = do(site) if isinstance(config.source, ShellSite) else corpus_artifact(config.source)
     pairs = do(data, source=source)
-    base = do(pretrain, data=pairs) if isinstance(config.base, BuiltinBase) else given_base(config.base)
+    base = do(pretrain, data=pairs) if isinstance(config.base, BuiltinBase) else base_artifact(config.base)
     adapter = do(sft, data=pairs, base=base)
     model = do(merge, base=base, adapter=adapter)
     judge = do(reward, data=pairs, model=model)
@@ -93,7 +93,8 @@ def _run(config: Pipeline, profile: str) -> dict[str, Any]:
         )
         if seat.shared and not tracked.is_on:
             raise InputError(
-                "Workers find each other's artifacts in MLflow, which is not reachable: set MLFLOW_TRACKING_URI, or leave pools.* empty"
+                "Workers find each other's artifacts in MLflow, which is not reachable: set "
+                "MLFLOW_TRACKING_URI, or leave pools.* empty"
             )
 
         def do(stage: Any, **inputs: Any) -> Any:

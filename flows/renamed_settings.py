@@ -12,7 +12,8 @@ from tasks.config.pipeline import Pipeline
 def log_renamed_settings() -> None:
     """Log a warning for each setting that the parameters of this flow run give under its old name.
 
-    Prefect has validated the parameters before the flow began, when there was no log yet, so its own record of them is read again.
+    Prefect validates the parameters before the flow begins, when there is no log yet, so they are read again
+    here.
     """
     context = FlowRunContext.get()
     parameters = context.flow_run.parameters if context and context.flow_run else {}

@@ -1,4 +1,4 @@
-"""Run the pipeline again if its data, settings or code have changed: on a schedule, when data has landed, or by hand."""
+"""Run the pipeline again if data, settings or code have changed: on a schedule, on new data, or by hand."""
 
 from typing import Any
 

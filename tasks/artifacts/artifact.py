@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
 
-from tasks.artifacts.code_version import sources_of
+from tasks.artifacts.code_version import source_digests
 from tasks.artifacts.store import SCHEMA, Manifest, Recipe, home
 from tasks.config.jobs import Job
 from tasks.system.hashing import digest_of, file_digest, folder_digest
@@ -49,14 +49,14 @@ class Step(NamedTuple):
             self.stage,
             self.job.key_settings(),
             contents,
-            sources_of(self.stage),
+            source_digests(self.stage),
             {name: artifact["digest"] for name, artifact in self.inputs.items()},
         )
 
 
 def code_of(stage: str) -> dict[str, str]:
     """Return what must be equal on two machines that build a stage: its code and the schema of artifacts."""
-    return sources_of(stage) | {"the schema of artifacts": str(SCHEMA)}
+    return source_digests(stage) | {"the schema of artifacts": str(SCHEMA)}
 
 
 def user_artifact(path: str | Path) -> Artifact:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.artifacts.artifact import Artifact, user_artifact
-from tasks.artifacts.hub import fetched, is_hub_id
+from tasks.artifacts.hub import download, is_hub_id
 from tasks.config.models import HuggingFaceBase
 from tasks.system.errors import InputError
 
@@ -22,18 +22,18 @@ WANTED = [
 ]
 
 
-def given_base(base: HuggingFaceBase) -> Artifact:
+def base_artifact(base: HuggingFaceBase) -> Artifact:
     """Return the model folder as an input of stages. Raises InputError."""
-    return user_artifact(model_folder(base))
+    return user_artifact(find_model_folder(base))
 
 
-def model_folder(base: HuggingFaceBase) -> Path:
+def find_model_folder(base: HuggingFaceBase) -> Path:
     """Return the folder that holds the model; download it first if it is a hub id. Raises InputError."""
     folder = Path(base.path).expanduser()
     if not folder.exists():
         if not is_hub_id(base.path):
             raise InputError(f"base.path: there is no model folder {folder}")
-        folder = fetched(base.path, "model", revision=base.revision, wanted=WANTED, setting="base.path")
+        folder = download(base.path, "model", revision=base.revision, wanted=WANTED, setting="base.path")
     check_model_folder(folder)
     return folder
 

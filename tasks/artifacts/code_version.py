@@ -27,7 +27,7 @@ class FileFacts(NamedTuple):
     strings: set[str]
 
 
-def sources_of(program: str, *, root: Path | None = None) -> dict[str, str]:
+def source_digests(program: str, *, root: Path | None = None) -> dict[str, str]:
     """Return the digest of every file that ``program`` runs, by path relative to ``root``.
 
     These are the program, the modules that it imports, also indirectly, and the data files that they name.
@@ -43,7 +43,7 @@ def sources_of(program: str, *, root: Path | None = None) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def packages_of(program: str, *, root: Path | None = None) -> set[str]:
+def imported_packages(program: str, *, root: Path | None = None) -> set[str]:
     """Return the names of the top-level packages that the code of ``program`` imports."""
     return {name.partition(".")[0] for _, facts in _closure(program, root or ROOT) for name in facts.imports}
 

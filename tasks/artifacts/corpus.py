@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from tasks.artifacts.artifact import Artifact, user_artifact
-from tasks.artifacts.hub import fetched, is_hub_id
+from tasks.artifacts.hub import download, is_hub_id
 from tasks.config.dump_files import DUMP_ENDINGS, UNKNOWN_SITE, find_sites, users_beside
 from tasks.config.pipeline import Pipeline
 from tasks.config.sources import HhRlhf, HubSource, ShellSite, StackExchangeDump
@@ -15,9 +15,9 @@ WANTED = ["*.jsonl", "*.json", "*.parquet", "*.arrow", "*.jsonl.gz", "*.json.gz"
 OTHER_FILES = ["red-team-attempts/*"]
 
 
-def given_corpus(source: StackExchangeDump | HubSource) -> Artifact:
+def corpus_artifact(source: StackExchangeDump | HubSource) -> Artifact:
     """Return the file or folder as an input of stages. Raises InputError."""
-    return user_artifact(corpus_place(source))
+    return user_artifact(find_corpus(source))
 
 
 def with_site(config: Pipeline, source: Artifact) -> Pipeline:
@@ -33,7 +33,7 @@ def with_site(config: Pipeline, source: Artifact) -> Pipeline:
     return config.model_copy(update={"source": config.source.model_copy(update={"site": sites.pop()})})
 
 
-def users_of(about: StackExchangeDump | HubSource | ShellSite, source: Artifact) -> dict[str, Artifact]:
+def users_artifact(about: StackExchangeDump | HubSource | ShellSite, source: Artifact) -> dict[str, Artifact]:
     """Return the file of users beside a dump as an input of the data stage; nothing if there is none.
 
     In an archive or a folder the users are a part of the source itself.
@@ -59,7 +59,7 @@ def _evaluation_set(place: Path) -> Path:
     return place
 
 
-def corpus_place(source: StackExchangeDump | HubSource) -> Path:
+def find_corpus(source: StackExchangeDump | HubSource) -> Path:
     """Return the source's file or folder; download it first if it is a hub id. Raises InputError."""
     place = Path(source.path).expanduser()
     if isinstance(source, StackExchangeDump):
@@ -76,7 +76,7 @@ def corpus_place(source: StackExchangeDump | HubSource) -> Path:
             raise InputError(f"source.path: there is no file or folder {place}")
         wanted = [source.files] if source.files else WANTED
         unwanted = OTHER_FILES if isinstance(source, HhRlhf) and not source.files else None
-        place = fetched(
+        place = download(
             str(place),
             "dataset",
             revision=source.revision,

@@ -14,7 +14,7 @@ def is_hub_id(text: str) -> bool:
     return not text.startswith(".") and bool(HUB_ID.fullmatch(text))
 
 
-def fetched(
+def download(
     hub_id: str,
     kind: Literal["model", "dataset"],
     *,

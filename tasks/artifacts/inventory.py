@@ -18,7 +18,7 @@ class Entry(NamedTuple):
     origins: tuple[str, ...]  # digests of the artifacts that it was built from
 
 
-def entries(home: Path, tiers: tuple[str, ...] = ("objects", "fetched")) -> list[Entry]:
+def list_artifacts(home: Path, tiers: tuple[str, ...] = ("objects", "fetched")) -> list[Entry]:
     """Return every artifact on this machine."""
     places = [path for tier in tiers for path in sorted((home / tier).glob("*/*"))]
     return [_entry(path) for path in places if path.is_dir() and not path.name.startswith(".")]
@@ -38,7 +38,7 @@ def _entry(path: Path) -> Entry:
         return Entry(path, path.parent.name, path.name, "", ())
 
 
-def intact(entry: Path, *, deep: bool) -> bool:
+def is_intact(entry: Path, *, deep: bool) -> bool:
     """Return whether an artifact has the files of its manifest, and with ``deep`` also their content.
 
     With ``deep`` every file is read: a cached digest would not show a damaged disk.

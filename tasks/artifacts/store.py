@@ -185,7 +185,7 @@ class Store:
 
 
 def _sync(folder: Path) -> None:
-    """Flush every file below ``folder`` to the disk, so that no manifest survives a crash without its files."""
+    """Flush every file below ``folder`` to the disk: no manifest may survive a crash without its files."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
@@ -217,14 +217,14 @@ def explain_rebuilds(stages: list[str]) -> str:
     )
 
 
-def changes(recipe: Recipe, before: Manifest) -> list[str]:
+def list_changes(recipe: Recipe, before: Manifest) -> list[str]:
     """Return what differs between a recipe and an earlier artifact.
 
     For example 'ppo.clip_range 0.2 -> 0.3', 'input model', 'code tasks/programs/ppo.py'.
     """
     if before["schema"] != SCHEMA:
         return [OTHER_SCHEMA]
-    old, new = flat(before["job"]), flat(recipe.job)
+    old, new = flatten(before["job"]), flatten(recipe.job)
     differences = [
         f"{name} {_short(old.get(name))} -> {_short(new.get(name))}"
         for name in sorted(old.keys() | new.keys())
@@ -234,14 +234,14 @@ def changes(recipe: Recipe, before: Manifest) -> list[str]:
     return differences + [f"code {name}" for name in _different(before["sources"], recipe.sources)]
 
 
-def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     """Return nested settings as {dotted path: value}."""
     if not isinstance(value, dict):
         return {prefix: value}
     return {
         path: leaf
         for name, child in value.items()
-        for path, leaf in flat(child, f"{prefix}.{name}" if prefix else str(name)).items()
+        for path, leaf in flatten(child, f"{prefix}.{name}" if prefix else str(name)).items()
     }
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from flows.profiles import load
 from tasks.artifacts.artifact import Artifact, Step, content, only, stage_artifact, within, without_weights
-from tasks.artifacts.store import SCHEMA, Manifest, flat
+from tasks.artifacts.store import SCHEMA, Manifest, flatten
 from tasks.config import jobs
 from tasks.config.base import NotInKey
 from tasks.config.models import Weights
@@ -195,7 +195,7 @@ def test_all_settings_of_a_job_are_in_its_key_but_those_that_say_otherwise(stage
     left_out: set[str] = set()
     for source in SOURCES if stage != "site" else SOURCES[:1]:
         job = job_type.of(Pipeline.model_validate({"source": source}))
-        every, in_key = flat(job.model_dump(mode="json")), flat(Step(stage, job, {}).recipe.job)
+        every, in_key = flatten(job.model_dump(mode="json")), flatten(Step(stage, job, {}).recipe.job)
         assert in_key == {name: every[name] for name in in_key}
         left_out |= every.keys() - in_key.keys()
     assert left_out == NOT_IN_KEY[stage]

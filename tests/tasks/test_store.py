@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tasks.artifacts.artifact import Artifact, Step, user_artifact
-from tasks.artifacts.store import SCHEMA, Manifest, Recipe, Store, changes, explain_rebuilds, home
+from tasks.artifacts.store import SCHEMA, Manifest, Recipe, Store, explain_rebuilds, home, list_changes
 from tasks.config.jobs import DataJob, SftJob
 from tasks.config.machine import Machine
 from tasks.config.pipeline import Pipeline
@@ -262,13 +262,13 @@ def test_what_changed_is_named_setting_by_setting(store: Store) -> None:
         {"tasks/programs/sft.py": "s1", "tasks/rlhf/algorithms/losses.py": "s"},
         {},
     )
-    assert changes(after, before) == [
+    assert list_changes(after, before) == [
         "sft.epochs 2.0 -> 3.0",
         "sft.rank null -> 8",
         "input data",
         "code tasks/rlhf/algorithms/losses.py",
     ]
-    assert changes(RECIPE, before) == []
+    assert list_changes(RECIPE, before) == []
 
 
 def store_as_of_before(store: Store, stage: str) -> None:
