@@ -46,8 +46,9 @@ def announce_dump(profile: str, dump: Path) -> str:
         run = _await_run(client, deployment, before)
     if run is None:
         raise ServerFailed(
-            f"The server was told of {path}, but {FLOW}/{profile} has not started within {PATIENCE:.0f} s: "
-            f"is its automation 'data landed for {profile}' there and switched on? `alignflow deploy` makes "
+            f"The server has received the event for {path}, but {FLOW}/{profile} has not started within "
+            f"{PATIENCE:.0f} s: is its automation 'data landed for {profile}' there and switched on? "
+            "`alignflow deploy` makes "
             "it"
         )
     state = run.state.name if run.state else "there"

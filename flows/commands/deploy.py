@@ -58,6 +58,7 @@ class Definition(NamedTuple):
 
     @property
     def names(self) -> list[str]:
+        """Return the names of the deployments, as FLOW/DEPLOYMENT."""
         return [_full_name(deployment) for deployment in self.content["deployments"]]
 
 

@@ -208,7 +208,7 @@ def check_login(root: Path) -> Findings:
             "FAIL",
             "login",
             f"{credentials.file_of(root)} is damaged",
-            "remove it and start alignflow up anew: it makes another login",
+            "remove it and start alignflow up again: it makes another login",
         )
 
 

@@ -42,7 +42,7 @@ def check_prefect() -> Findings:
 
 @contextmanager
 def _prefect_client(*, with_login: bool = True) -> Iterator[Any]:
-    """Yield a client that does not retry, with or without the login; Prefect's settings are set alike."""
+    """Yield a client that does not retry, with or without the login; Prefect's settings are set for it."""
     from prefect import settings
     from prefect.client.orchestration import get_client
 
@@ -64,7 +64,10 @@ def check_clock(what: str, date: str | None) -> Finding:
     apart = time.time() - parsedate_to_datetime(date).timestamp() if date else 0.0
     text = f"this machine is {abs(apart):.0f} s {'ahead of' if apart > 0 else 'behind'} the server"
     return judge(
-        what, "as here" if date else "not told", text if abs(apart) > APART_SECONDS else "", "set both by NTP"
+        what,
+        "as here" if date else "unknown",
+        text if abs(apart) > APART_SECONDS else "",
+        "set both by NTP",
     )
 
 

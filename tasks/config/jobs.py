@@ -27,22 +27,30 @@ class Job(Settings):
 
 
 class SiteJob(Job):
+    """The job of the stage site."""
+
     seed: int
     source: ShellSite
 
 
 class DataJob(Job):
+    """The job of the stage data."""
+
     seed: int
     source: Source
     data: Data
 
 
 class PretrainJob(Job):
+    """The job of the stage pretrain."""
+
     seed: int
     base: BuiltinBase
 
 
 class SftJob(Job):
+    """The job of the stage sft."""
+
     seed: int
     text: Text
     weights: BaseWeights = Weights()
@@ -50,12 +58,16 @@ class SftJob(Job):
 
 
 class MergeJob(Job):
+    """The job of the stage merge."""
+
     text: Text = Text()
     weights: BaseWeights = Weights()
     merge: Merge
 
 
 class RewardJob(Job):
+    """The job of the stage reward."""
+
     seed: int
     text: Text
     weights: MergedWeights = Weights()
@@ -63,11 +75,15 @@ class RewardJob(Job):
 
 
 class ReferenceJob(Job):
+    """The job of the stage reference."""
+
     text: Text
     weights: MergedWeights = Weights()
 
 
 class PpoJob(Job):
+    """The job of the stage ppo."""
+
     seed: int
     text: Text
     weights: MergedWeights = Weights()
@@ -75,6 +91,8 @@ class PpoJob(Job):
 
 
 class DpoJob(Job):
+    """The job of the stage dpo."""
+
     seed: int
     text: Text
     weights: MergedWeights = Weights()
@@ -82,6 +100,8 @@ class DpoJob(Job):
 
 
 class WinrateJob(Job):
+    """The job of the stage winrate."""
+
     seed: int
     source: Source
     text: Text
@@ -90,4 +110,4 @@ class WinrateJob(Job):
 
 
 class ReportJob(Job):
-    pass
+    """The job of the stage report, which has no settings."""
