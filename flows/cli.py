@@ -24,10 +24,10 @@ from tasks.config.base import RenamedSetting
 from tasks.system.errors import DiskFailure, InputError, StageFailed, disk_failure, probe_disk
 
 EXAMPLES = """examples:
-  alignflow run demo                                     the built-in site, from votes to an aligned model
-  alignflow run demo --set ppo.kl_coefficient=0.1        the same, reusing every stage that this does not change
-  alignflow run mine.yaml --summary result.json          a profile of your own
-  alignflow plan demo --set sft.epochs=3                 what would be built, and why
+  alignflow run demo                                the built-in site, from votes to an aligned model
+  alignflow run demo --set ppo.kl_coefficient=0.1   the same, reusing every stage that this does not change
+  alignflow run mine.yaml --summary result.json     a profile of your own
+  alignflow plan demo --set sft.epochs=3            what would be built, and why
   alignflow job demo sft work/ && python -m tasks.programs.sft work/
 
 Everything is kept in .alignflow/ in the working directory; ALIGNFLOW_HOME names another place."""
@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _print_renamed_settings() -> None:
-    """Print one line for each setting that is given under its old name; hide all other warnings, which are those of libraries.
+    """Print one line for each setting with its old name; hide the warnings of libraries.
 
     alignflow's own warnings are events (tasks.system.events), which the screen shows.
     """

@@ -11,11 +11,13 @@ from flows.display.run_log import logging_events
 from flows.display.run_summary import conclude, summarise
 from flows.failures import RunFailed, describe_failure
 from flows.preflight import check_inputs
+from flows.renamed_settings import log_renamed_settings
 from flows.run_names import name_run
 from flows.services.heartbeat import heartbeat
 from flows.stage_runs import Outcome, StageRuns, stopping_threads, true_edges
-from tasks.artifacts.base_model import given_base
-from tasks.artifacts.corpus import given_corpus
+from tasks.artifacts.base_model import base_artifact
+from tasks.artifacts.corpus import corpus_artifact
+from tasks.artifacts.store import explain_rebuilds
 from tasks.config.models import BuiltinBase
 from tasks.config.pipeline import Pipeline
 from tasks.config.sources import ShellSite
@@ -34,9 +36,9 @@ def chain(config: Pipeline, do: Do) -> None:
 
     A stage waits for its inputs alone: those that do not wait for each other may run at the same time.
     """
-    source = do(site) if isinstance(config.source, ShellSite) else given_corpus(config.source)
+    source = do(site) if isinstance(config.source, ShellSite) else corpus_artifact(config.source)
     pairs = do(data, source=source)
-    base = do(pretrain, data=pairs) if isinstance(config.base, BuiltinBase) else given_base(config.base)
+    base = do(pretrain, data=pairs) if isinstance(config.base, BuiltinBase) else base_artifact(config.base)
     adapter = do(sft, data=pairs, base=base)
     model = do(merge, base=base, adapter=adapter)
     judge = do(reward, data=pairs, model=model)
@@ -69,6 +71,7 @@ def rlhf(config: Pipeline = Pipeline(), profile: str = "rlhf") -> dict[str, Any]
         profile: A name for the run.
     """
     with heartbeat():
+        log_renamed_settings()
         check_inputs(config)  # a deployment has had no command line to do so
         return _run(config, profile)
 
@@ -83,7 +86,10 @@ def _run(config: Pipeline, profile: str) -> dict[str, Any]:
         source=_started_by(profile),
     )
     with logging_events(), run as tracked:
-        events.tell("plan", stages=stages_of(config))
+        stages = stages_of(config)
+        events.tell("plan", stages=stages)
+        if text := explain_rebuilds(stages):
+            events.tell("warning", text=text)
         outcome = _run_stages(config, tracked)
         summary = None
         if "report" in outcome.built:

@@ -60,7 +60,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _run_flow(root: Path, config: Any, title: str) -> dict[str, Any]:
-    """Run the flow rlhf against a Prefect server, which is started if there is none; return the run's summary."""
+    """Run the flow rlhf, with a Prefect server that is started if there is none; return the summary."""
     from flows.display.terminal import Screen
     from flows.services.processes import check_prefect, prefect_api
 

@@ -191,7 +191,8 @@ def _await_workers(house: Supervisor, pools: tuple[str, ...]) -> None:
         house.revive()
         if time.monotonic() > deadline:
             raise ServerFailed(
-                f"A worker does not come up; the logs: {', '.join(str(house.log(f'worker-{pool}')) for pool in pools)}"
+                f"A worker does not come up; the logs: "
+                f"{', '.join(str(house.log(f'worker-{pool}')) for pool in pools)}"
             )
         time.sleep(POLL_SECONDS)
 
@@ -199,7 +200,8 @@ def _await_workers(house: Supervisor, pools: tuple[str, ...]) -> None:
 def _say(home: Path, address: Address, definition: Definition, pools: tuple[str, ...]) -> None:
     lines = [
         f"Prefect      {address.prefect}/deployments", f"MLflow       {address.page}",
-        f"Log in       as {USER}; the password is in {credentials.file_of(home)} (Prefect's page asks for {USER}:PASSWORD)",
+        f"Log in       as {USER}; the password is in {credentials.file_of(home)} (Prefect's page asks for "
+        f"{USER}:PASSWORD)",
         f"Deployments  {', '.join(definition.names)}", *(f"Left out     {name}: {why}" for name, why in definition.left_out.items()),
         f"Workers      {' and '.join(pools) or 'none here; alignflow work POOL starts one'}",
         "Ctrl-C stops it all.",

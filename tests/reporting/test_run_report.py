@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.artifacts.code_version import sources_of
+from tasks.artifacts.code_version import source_digests
 from tasks.config.jobs import ReportJob
 from tasks.programs.report import report
 from tasks.programs.runtime.program import Run
@@ -715,4 +715,4 @@ def test_the_template_and_its_style_are_packaged() -> None:
     ]
     for name in (TEMPLATE, STYLE):
         assert any(Path(name).match(pattern) for pattern in shipped)
-        assert f"tasks/reporting/{name}" in sources_of("report")
+        assert f"tasks/reporting/{name}" in source_digests("report")

@@ -21,7 +21,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.states import Scheduled
 
 from flows.pipeline import chain
-from flows.retrain import NOTHING
+from flows.retrain import NO_CHANGE
 from tasks.artifacts import code_version
 from tasks.artifacts.artifact import Artifact
 from tasks.config.pipeline import Pipeline
@@ -369,7 +369,7 @@ def test_retraining_skips_when_nothing_changed_fires_on_schedule_and_takes_new_d
     assert house.end(house.trigger("retrain/quick")).state.name == "Completed"
     house.schedule("retrain/quick", seconds=20)
     again = house.end(house.trigger("retrain/quick"))
-    assert (again.state.name, again.state.message) == ("Cached", NOTHING)
+    assert (again.state.name, again.state.message) == ("Cached", NO_CHANGE)
     assert again.total_run_time.total_seconds() <= 10
     fired = await_(
         lambda: next(
