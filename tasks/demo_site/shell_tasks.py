@@ -17,7 +17,8 @@ class ShellTask(NamedTuple):
 
 SLOTS: dict[str, tuple[str, ...]] = {
     "file": tuple(
-        "notes.txt report.csv data.csv access.log error.log index.html users.csv config.json draft.md photos.txt readme.md cache.json".split()
+        "notes.txt report.csv data.csv access.log error.log index.html users.csv config.json draft.md "
+        "photos.txt readme.md cache.json".split()
     ),
     "dir": tuple(
         "/var/log /etc /home/anna /srv/www /tmp /opt/app ~/work ~/music src docs tests build".split()

@@ -36,7 +36,8 @@ SPLITS = {  # colour and use of each; the names in braces are tables
     "rl": ("p-ppo", "{rl} that PPO answers by itself."),
     "evaluation": (
         "p-chosen",
-        "{evaluation} and {evaluation_pairs} that nothing is trained on: policies and reward model are measured here.",
+        "{evaluation} and {evaluation_pairs} that nothing is trained on: policies and reward model are "
+        "measured here.",
     ),
 }
 ROWS = {

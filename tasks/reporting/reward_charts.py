@@ -99,7 +99,8 @@ def calibration(measures: Mapping[str, Any]) -> list[Chart]:
     if found.get("reason"):
         errors = f"Calibration error {percent(found['after'])}; no temperature was fitted, because {found['reason']}"
     note = (
-        "How sure the model is of a pair against how often it is right, with 95\N{NO-BREAK SPACE}% intervals; larger dots, more pairs. On the dashed "
+        "How sure the model is of a pair against how often it is right, with 95\N{NO-BREAK SPACE}% "
+        "intervals; larger dots, more pairs. On the dashed "
         f"line it means what it says. {errors} ({found['n']:,} pairs)."
     )
     if "floor" in found:
@@ -127,13 +128,16 @@ def panels_of(measures: Mapping[str, Any]) -> list[Panel]:
     if attacks := measures.get("attacks"):
         most = max(verdict["wins"]["n"] for verdict in attacks.values())
         note = (
-            f"Share of {most:,} real answers that score below an answer worth nothing. Where the whole interval is above the dashed line, at "
+            f"Share of {most:,} real answers that score below an answer worth nothing. Where the whole "
+            "interval is above the dashed line, at "
             f"{100 * FOOLED_ABOVE:.0f}\N{NO-BREAK SPACE}%, the model is fooled, and PPO would find that out."
         )
         if elsewhere := measures.get("elsewhere"):
             note += (
-                f" An answer\N{RIGHT SINGLE QUOTATION MARK}s rewards at its own and at a random other question correlate "
-                f"{number(elsewhere['value'])} ({number(elsewhere['low'])} to {number(elsewhere['high'])}): near 1, it hardly matters what was asked."
+                f" An answer\N{RIGHT SINGLE QUOTATION MARK}s rewards at its own and at a random other "
+                "question correlate "
+                f"{number(elsewhere['value'])} ({number(elsewhere['low'])} to "
+                f"{number(elsewhere['high'])}): near 1, it hardly matters what was asked."
             )
         panels.append(Panel("What fools it", note, [("", _attacks(attacks))], ""))
     return panels

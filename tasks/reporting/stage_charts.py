@@ -75,12 +75,14 @@ PANELS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "Reward",
             {"reward": "reward"},
-            "Normalised score of the sampled answers: 0 is an average reference answer, 1 a standard deviation better.",
+            "Normalised score of the sampled answers: 0 is an average reference answer, 1 a standard "
+            "deviation better.",
         ),
         Panel(
             "KL from the SFT model",
             {"kl": "k1", "kl_k3": "k3"},
-            "How far the policy has moved, in nats a response; two estimators (k1 unbiased, k3 never negative) that should agree.",
+            "How far the policy has moved, in nats a response; two estimators (k1 unbiased, k3 never "
+            "negative) that should agree.",
         ),
         Panel(
             "Entropy",
@@ -106,7 +108,8 @@ PANELS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "Update size",
             {"approx_kl": "KL"},
-            "KL of an update from the policy that sampled, in nats a token; large values mean steps too long.",
+            "KL of an update from the policy that sampled, in nats a token; large values mean steps too "
+            "long.",
         ),
         Panel(
             "Value loss",
@@ -146,12 +149,14 @@ PANELS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "Implicit reward",
             {"margin": "margin", "chosen_reward": "preferred"},
-            "Preferred minus other answer, which should grow, and preferred alone; below 0 that became less likely than under SFT.",
+            "Preferred minus other answer, which should grow, and preferred alone; below 0 that became "
+            "less likely than under SFT.",
         ),
         Panel(
             "Best answers",
             {"nll": "nats"},
-            "Negative log-likelihood a token of the questions' best answers: the likelihood term holds it down.",
+            "Negative log-likelihood a token of the questions' best answers: the likelihood term holds it "
+            "down.",
         ),
     ),
 }

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tasks.dataset.readers.quarantine import Quarantine
 from tasks.dataset.sources.markdown import to_markdown
 from tasks.dataset.sources.stack_exchange import score_answer
-from tasks.dataset.sources.stack_exchange_dump import read_posts
 from tasks.demo_site import gold, site
 from tasks.demo_site import gold as demo_site_gold
 from tasks.demo_site.shell_tasks import SLOTS, TASKS, ShellTask, fill
+from tests.support.dumps import iter_posts
 
 # Any task of the catalogue does for the scorer's golden cases.
 TASK, OTHER_TASK = TASKS[0], TASKS[1]
@@ -175,7 +174,7 @@ def test_votes_follow_true_quality(posts: list[site.Post]) -> None:
 def test_a_dump_reads_back_as_it_was_written(posts: list[site.Post], tmp_path: Path) -> None:
     dropped: Counter[str] = Counter()
     site.write_posts(iter(posts[:200]), tmp_path / "Posts.xml")
-    found = list(read_posts(tmp_path / "Posts.xml", dropped, Quarantine(), lambda *_, **__: None))
+    found = list(iter_posts(tmp_path / "Posts.xml", dropped))
     assert not +dropped
     assert [(p.id, p.parent or None, p.votes, p.title or None, p.body) for p in found] == [
         (p.id, p.parent, p.score, p.title, p.body) for p in posts[:200]
