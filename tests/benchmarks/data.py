@@ -19,9 +19,9 @@ from tasks.dataset.sources.stack_exchange import score_answer
 from tasks.dataset.sources.stack_exchange_dump import Post
 from tasks.demo_site import site
 from tests.support.dumps import iter_posts
+from tests.support.paths import ROOT
 from tests.support.peers import interpreter
 
-ROOT = Path(__file__).resolve().parents[2]
 PEER, PEER_NEEDS = ROOT / ".bench" / "data-peer", ("datasets==5.2.0", "markdownify==1.2.3")
 REAL = ROOT.parent / "shared" / "data" / "stackexchange" / "travel" / "Posts.csv.gz"
 COPIES, ROUNDS = 8, 3

@@ -24,8 +24,9 @@ from tasks.rlhf.batches.packing import Document, pack
 from tasks.system.errors import InputError
 from tests.support import attention_models, tiny
 from tests.support.dumps import iter_posts
+from tests.support.paths import SHARED
 
-CASES = Path(__file__).parents[3] / "shared" / "cases"
+CASES = SHARED / "cases"
 pytestmark = pytest.mark.skipif(
     not CASES.is_dir(), reason="the small inputs of shared/cases are not on this machine"
 )

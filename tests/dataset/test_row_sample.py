@@ -50,7 +50,7 @@ def test_policies_answer_drawn_questions_and_the_first_of_the_table_have_no_adva
     job: dict[str, Any] = {
         "seed": 0,
         "text": text,
-        "reward": {"lora": {"rank": 2, "alpha": 4.0}, "max_steps": 1, "attacked": 5},
+        "reward": {"lora": {"rank": 2, "alpha": 4.0}, "max_steps": 1, "red_team_answers": 5},
     }
     judge = Run(tiny.prepare(tmp_path / "reward", "reward", job, inputs))
     reward.train(RewardJob.model_validate(judge.record), judge)
@@ -80,7 +80,7 @@ def test_answers_that_normalise_and_are_attacked_are_drawn(
     encoder = Encoder(
         tiny.tokenizer(), template="question-answer", max_prompt_tokens=48, max_answer_tokens=40
     )
-    job = RewardJob(seed=0, text=Text(), reward=Reward(attacked=9))
+    job = RewardJob(seed=0, text=Text(), reward=Reward(red_team_answers=9))
     reference, attacked = reward_tests.read(job, run, encoder)
     wanted = [rows[place] for place in draw_sample([row["question_id"] for row in rows], 9)]
     expected = [(encoder.prompt(row["prompt"]), encoder.answer(row["answer"])) for row in wanted]

@@ -34,7 +34,7 @@ from tasks.programs.data_stage import read_source
 from tasks.programs.data_stage.worker_pool import open_worker_pool
 from tasks.programs.runtime.program import Run
 from tasks.system.errors import InputError
-from tests.dataset.test_near_duplicates import alike, components
+from tests.dataset.curation.test_near_duplicates import alike, components
 from tests.programs.test_data import digests, write_posts
 from tests.support.split_assignments import question, write_questions
 

@@ -19,8 +19,9 @@ from tasks.dataset.tables import COLUMNS
 from tasks.programs.data import prepare
 from tasks.programs.runtime.program import Run
 from tasks.system.errors import InputError
+from tests.support.paths import ROOT, SHARED
 
-DUMPS = Path(__file__).parents[3] / "shared" / "data" / "stackexchange"
+DUMPS = SHARED / "data" / "stackexchange"
 real_data = pytest.mark.skipif(
     not DUMPS.is_dir(), reason="the real dumps of shared/data are not on this machine"
 )
@@ -180,7 +181,7 @@ def test_the_program_by_hand_never_loads_torch(tmp_path: Path) -> None:
     check += "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'prefect', 'mlflow')))"
     done = subprocess.run(
         [sys.executable, "-c", check, str(tmp_path)],
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         capture_output=True,
         text=True,
     )

@@ -29,8 +29,8 @@ from tasks.system.errors import DiskFailure, InputError, StageFailed
 from tests.dataset.test_scale import noisy_posts
 from tests.support import fake_tree
 from tests.support.fake_tree import await_
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 # so that a small dump has many blocks, ranges and shards
 SMALLER = {
     "dataset/readers/blocks.py": ("SIZE = 2**24", "SIZE = 2**17"),

@@ -31,7 +31,7 @@ def build_card(
     return {
         **statistics.to_card(),
         "kind": job.source.kind,
-        "rules": job.data.model_dump(mode="json", exclude={"against"}),
+        "rules": job.data.model_dump(mode="json", exclude={"decontaminate_against"}),
         "read": dict(sorted(counts.read.items())),
         "dropped": {reason: count for reason, count in sorted(counts.dropped.items()) if count},
         "masked": dict(sorted(counts.masked.items())),

@@ -5,7 +5,6 @@ import sys
 import time
 from collections import Counter
 from itertools import islice
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,8 +12,9 @@ from hypothesis import strategies as st
 
 from tasks.dataset.curation.language import CLASSIFIED_CHARS, NOT_LANGUAGE, SEARCHED_CHARS, detect_language
 from tests.support.dumps import build_questions, iter_posts
+from tests.support.paths import ROOT, SHARED
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
+DATA = SHARED / "data"
 PARAGRAPHS = {
     "en": "How do I sort a list of objects by one of their attributes without writing a comparison function of my own? I have tried what the "
     "manual suggests, but the order comes out wrong as soon as two of them are equal.",
@@ -180,16 +180,16 @@ def test_the_library_is_loaded_when_it_is_asked_for() -> None:
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         check=False,
     )
     assert (done.stdout, done.stderr) == ("de\n", "")
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the real data of shared/data is not on this machine")
+@pytest.mark.skipif(not DATA.is_dir(), reason="the real data of shared/data is not on this machine")
 @pytest.mark.parametrize("name", ["travel/Posts.csv.gz", "ai/Posts.xml", "stackoverflow-2008/Posts.xml"])
 def test_posts_of_an_english_site_are_english(name: str) -> None:
-    posts = iter_posts(SHARED / "stackexchange" / name)
+    posts = iter_posts(DATA / "stackexchange" / name)
     questions = build_questions(islice(posts, 1000), Counter(), site="s")
     texts = [
         text

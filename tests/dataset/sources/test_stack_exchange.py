@@ -6,7 +6,6 @@ import re
 import string
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -19,9 +18,10 @@ from tasks.dataset.sources.stack_exchange_dump import Post
 from tasks.dataset.splits import choose_split, normalise_words
 from tasks.system.errors import InputError
 from tests.support.dumps import build_questions, iter_posts
+from tests.support.paths import SHARED
 from tests.support.split_assignments import assign_splits
 
-DUMPS = Path(__file__).parents[3] / "shared" / "data" / "stackexchange"
+DUMPS = SHARED / "data" / "stackexchange"
 real_data = pytest.mark.skipif(
     not DUMPS.is_dir(), reason="the real dumps of shared/data are not on this machine"
 )

@@ -4,7 +4,6 @@ import html
 import re
 import string
 import time
-from pathlib import Path
 from typing import Any
 
 import html_to_markdown
@@ -17,8 +16,9 @@ from markdown_it.tree import SyntaxTreeNode
 
 from tasks.dataset.sources import markdown
 from tasks.dataset.sources.markdown import to_markdown
+from tests.support.paths import SHARED
 
-DUMPS = Path(__file__).parents[3] / "shared" / "data" / "stackexchange"
+DUMPS = SHARED / "data" / "stackexchange"
 real_data = pytest.mark.skipif(
     not DUMPS.is_dir(), reason="the real dumps of shared/data are not on this machine"
 )

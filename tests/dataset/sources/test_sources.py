@@ -31,11 +31,12 @@ from tasks.dataset.tables import COLUMNS
 from tasks.programs.data import prepare
 from tasks.programs.runtime.program import Run
 from tasks.system.errors import InputError
+from tests.support.paths import SHARED
 from tests.support.split_assignments import assign_splits
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
+DATA = SHARED / "data"
 real_data = pytest.mark.skipif(
-    not SHARED.is_dir(), reason="the real data of shared/data is not on this machine"
+    not DATA.is_dir(), reason="the real data of shared/data is not on this machine"
 )
 
 
@@ -407,7 +408,7 @@ def test_a_published_preference_row_is_a_question_with_scored_answers() -> None:
 @real_data
 @pytest.mark.parametrize("turns", ["single", "all"])
 def test_the_hh_sample_is_counted_to_the_last_row(tmp_path: Path, turns: str) -> None:
-    path = SHARED / "hh-rlhf" / "harmless-base-dev.jsonl.gz"
+    path = DATA / "hh-rlhf" / "harmless-base-dev.jsonl.gz"
     _, card = prepared(path, tmp_path / "run", {"kind": "hh-rlhf", "turns": turns})
     raw = [json.loads(line) for line in gzip.decompress(path.read_bytes()).decode().splitlines()]
     same = [
@@ -435,7 +436,7 @@ def test_the_hh_sample_is_counted_to_the_last_row(tmp_path: Path, turns: str) ->
 
 @real_data
 def test_the_articles_own_format_loads(tmp_path: Path) -> None:
-    path = SHARED / "stackexchange" / "stack_exchange_paired_tiny.json"
+    path = DATA / "stackexchange" / "stack_exchange_paired_tiny.json"
     shares = {"finetune_share": 0.3, "reward_share": 0.4, "rl_share": 0.1}
     bad = Quarantine()
     questions = asked(stack_exchange_sets.group_pairs(read_rows(path, bad), bad))
@@ -455,7 +456,7 @@ def test_the_articles_own_format_loads(tmp_path: Path) -> None:
     ("name", "questions"), [("ai/Posts.xml", 421), ("stackoverflow-2008/Posts.xml", 173)]
 )
 def test_other_dumps_load(tmp_path: Path, name: str, questions: int) -> None:
-    _, card = prepared(SHARED / "stackexchange" / name, tmp_path / "run", {"kind": "stack-exchange"})
+    _, card = prepared(DATA / "stackexchange" / name, tmp_path / "run", {"kind": "stack-exchange"})
     assert card["read"]["questions"] == questions
 
 
@@ -552,14 +553,16 @@ def test_an_evaluation_set_is_part_of_the_key_by_its_content(tmp_path: Path) -> 
 
     def key(*sets: str) -> str:
         config = Pipeline.model_validate(
-            {"data": {"against": [str(tmp_path / f"{name}.txt") for name in sets]}}
+            {"data": {"decontaminate_against": [str(tmp_path / f"{name}.txt") for name in sets]}}
         )
         return Step("data", DataJob.of(config), evaluation_sets(config)).recipe.key
 
     assert key("a") == key("b") != key()
     (tmp_path / "b.txt").write_text("another question of the benchmark that nobody may learn\n")
     assert key("a") != key("b")
-    with pytest.raises(InputError, match=r"data\.against: there is no file or folder .*none\.txt"):
+    with pytest.raises(
+        InputError, match=r"data\.decontaminate_against: there is no file or folder .*none\.txt"
+    ):
         key("none")
 
 

@@ -18,9 +18,10 @@ from tasks.dataset.curation.contamination import MIN_WORDS, NGRAM, collect_ngram
 from tasks.dataset.splits import normalise_words
 from tasks.system.errors import InputError
 from tests.support.dumps import build_questions, iter_posts
+from tests.support.paths import SHARED
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
-BENCHMARKS = SHARED / "benchmarks"
+DATA = SHARED / "data"
+BENCHMARKS = DATA / "benchmarks"
 ALPHABET = "Apple, banana; cherry date elderberry fig grape honeydew iris jackfruit kiwi lemon mango nectarine orange papaya"
 WORDS = ALPHABET.split()
 EIGHT = " ".join(WORDS[:8])
@@ -240,13 +241,13 @@ def test_what_cannot_be_read_is_refused_in_a_sentence(
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the real data of shared/data is not on this machine")
+@pytest.mark.skipif(not DATA.is_dir(), reason="the real data of shared/data is not on this machine")
 def test_real_benchmarks_touch_themselves_and_no_real_post_but_one_that_quotes_them() -> None:
     passages = list(read_texts(BENCHMARKS))
     assert len(passages) > 12_000
     held = collect_ngrams(passages)
     assert all(overlaps(text, held) for text in passages[::10])
-    posts = iter_posts(SHARED / "stackexchange" / "travel" / "Posts.csv.gz")
+    posts = iter_posts(DATA / "stackexchange" / "travel" / "Posts.csv.gz")
     questions = [question.prompt for question in build_questions(islice(posts, 2000), Counter(), site="s")]
     assert len(questions) > 300
     assert [text for text in questions if overlaps(text, held)] == []

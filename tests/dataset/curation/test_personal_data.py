@@ -2,7 +2,6 @@
 
 import re
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,8 +11,9 @@ from tasks.dataset.curation import personal_data
 from tasks.dataset.curation.personal_data import KINDS, mask_personal_data
 from tasks.dataset.sources.markdown import to_markdown
 from tests.support.dumps import iter_posts
+from tests.support.paths import SHARED
 
-DUMPS = Path(__file__).parents[3] / "shared" / "data" / "stackexchange"
+DUMPS = SHARED / "data" / "stackexchange"
 
 # put together here, so that no scanner of repositories takes this file for a leak
 LINE = "MIIEpAIBAAKCAQEA7Zq3fh0+x/9uW2vT" * 2

@@ -27,7 +27,7 @@ from tasks.dataset.sources.grouping import AnswerGroups
 from tasks.dataset.sources.row_warnings import RowWarnings
 from tasks.dataset.splits import is_test
 from tasks.system.errors import InputError
-from tests.dataset.test_sources import as_rows, asked, message, prepared, table
+from tests.dataset.sources.test_sources import as_rows, asked, message, prepared, table
 
 ASKED = "How does one clean a kettle?"
 U, A, S = (lambda text, role=role: message(role, text) for role in ("user", "assistant", "system"))

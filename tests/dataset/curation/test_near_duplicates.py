@@ -20,9 +20,10 @@ from tasks.dataset.sources import hh_rlhf, stack_exchange_sets
 from tasks.dataset.sources.grouping import AnswerGroups
 from tasks.dataset.splits import normalise_words
 from tests.support.dumps import build_questions, iter_posts
+from tests.support.paths import SHARED
 from tests.support.split_assignments import assign_splits, groups
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
+DATA = SHARED / "data"
 SHARES = {"finetune": 0.34, "reward": 0.43, "rl": 0.1, "evaluation": 0.13}
 
 
@@ -125,7 +126,7 @@ def test_order_changes_no_group() -> None:
 
 
 def dump(name: str) -> Callable[[], list[Question]]:
-    path = SHARED / "stackexchange" / name
+    path = DATA / "stackexchange" / name
     return lambda: [q for q in build_questions(iter_posts(path), Counter(), site="s") if q.prompt]
 
 
@@ -133,7 +134,7 @@ def rows(path: Path, gather: Callable[..., AnswerGroups]) -> Callable[[], list[Q
     return lambda: list(gather(read_rows(path, Quarantine())).questions(Counter()))
 
 
-HH = SHARED / "hh-rlhf" / "harmless-base-dev.jsonl.gz"
+HH = DATA / "hh-rlhf" / "harmless-base-dev.jsonl.gz"
 REAL = {
     "travel": dump("travel/Posts.csv.gz"),
     "ai": dump("ai/Posts.xml"),
@@ -145,13 +146,13 @@ REAL = {
         HH, lambda found: hh_rlhf.group_rows(found, Counter(), Quarantine(), one_turn=False)
     ),
     "paired": rows(
-        SHARED / "stackexchange" / "stack_exchange_paired_tiny.json",
+        DATA / "stackexchange" / "stack_exchange_paired_tiny.json",
         lambda found: stack_exchange_sets.group_pairs(found, Quarantine()),
     ),
 }
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the real data of shared/data is not on this machine")
+@pytest.mark.skipif(not DATA.is_dir(), reason="the real data of shared/data is not on this machine")
 @pytest.mark.parametrize("name", REAL)
 def test_no_near_duplicate_is_in_two_splits_of_a_real_set(name: str) -> None:
     prompts = [(question.id, question.prompt) for question in REAL[name]()]
