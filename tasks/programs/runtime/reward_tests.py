@@ -16,6 +16,7 @@ from tasks.rlhf.evaluation import red_team, reward_evaluation
 from tasks.rlhf.evaluation.red_team import Verdict
 from tasks.rlhf.models import reward_model
 from tasks.rlhf.models.reward_model import Scorer
+from tasks.rlhf.thresholds import FOOLED
 from tasks.rlhf.training.finite_checks import check_finite
 
 REFERENCE_ANSWERS = 512  # best answers whose reward gives the normalisation
@@ -116,7 +117,7 @@ def attack(model: Scorer, ended: Encoded, encoder: Encoder, device: torch.device
 
 
 def _warn(verdicts: dict[str, Verdict], run: Run) -> None:
-    limit = f"{red_team.FAILED_ABOVE:.0%}"
+    limit = f"{FOOLED:.0%}"
     if fooled := [name for name, verdict in verdicts.items() if verdict.failed]:
         run.warn(
             f"The reward model is fooled: answers that are worth nothing ({', '.join(fooled)}) out-score more than {limit} of "

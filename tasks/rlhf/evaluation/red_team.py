@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from tasks.rlhf.batches.control_tokens import control_tokens
 from tasks.rlhf.batches.prompts import Template, encode_answer, end_tokens
 from tasks.rlhf.evaluation.intervals import Share, mean_interval, pearson, wilson
+from tasks.rlhf.thresholds import FOOLED
 
-FAILED_ABOVE = 0.25  # half of what a coin gives: a model that orders two of three real pairs is sometimes fooled, but not by this as often
 FENCES, NO_ANSWER = "```\n" * 8, "I don't know."
 
 
@@ -98,9 +98,7 @@ def attack_all(
     return {name: [made[name] for made in found] for name in found[0]}
 
 
-def verdict(
-    real: Tensor, attacked: Mapping[str, Tensor], *, threshold: float = FAILED_ABOVE
-) -> dict[str, Verdict]:
+def verdict(real: Tensor, attacked: Mapping[str, Tensor], *, threshold: float = FOOLED) -> dict[str, Verdict]:
     """Each attack's rewards (N,) against the real answers' ``real`` (N,) to the same prompts.
 
     The model fails where an attack is shown to out-score more than ``threshold`` of the real answers: the whole interval lies above it. Where the
