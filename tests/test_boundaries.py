@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks.artifacts.code_version import sources_of
+from tasks.artifacts.code_version import source_digests
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "transformers", "peft", "accelerate", "bitsandbytes"}
 ABOVE = {"prefect", "mlflow"}
 
@@ -206,11 +206,11 @@ def test_every_stage_has_a_task_and_a_program_of_the_same_name() -> None:
 
 @pytest.mark.parametrize("stage", sorted(of_a_stage("tasks/programs") - {"site", "winrate"}))
 def test_no_training_stage_can_see_the_gold_scorer(stage: str) -> None:
-    assert not [path for path in sources_of(stage) if "gold" in Path(path).stem]
+    assert not [path for path in source_digests(stage) if "gold" in Path(path).stem]
 
 
 def test_no_folder_is_overfull() -> None:
-    files = [*(ROOT / "flows").rglob("*.py"), *(ROOT / "tasks").rglob("*.py")]
+    files = [path for folder in ("flows", "tasks", "tests") for path in (ROOT / folder).rglob("*.py")]
     folders = [path.parent for path in files if path.name != "__init__.py"]
     counts = {name.relative_to(ROOT).as_posix(): folders.count(name) for name in set(folders)}
     assert {name: count for name, count in counts.items() if count > 15} == {}

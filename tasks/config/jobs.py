@@ -1,13 +1,20 @@
-"""The job of each stage: the sections of ``Pipeline`` that its result depends on."""
+"""Define the job of each stage: the sections of ``Pipeline`` that its result depends on.
 
-from typing import Self
+The key of an artifact covers the whole job but the settings that are marked with NotInKey, here or beside the
+setting.
+"""
 
-from tasks.config.base import Settings
+from typing import Annotated, Self
+
+from tasks.config.base import NotInKey, Settings
 from tasks.config.data import Data
 from tasks.config.models import BuiltinBase, Text, Weights
 from tasks.config.pipeline import Pipeline
 from tasks.config.sources import ShellSite, Source
 from tasks.config.stages import Dpo, Merge, Ppo, Reward, Sft, Winrate
+
+BaseWeights = Annotated[Weights, NotInKey("the stage loads the base model only", parts=("merged",))]
+MergedWeights = Annotated[Weights, NotInKey("the stage loads the merged model only", parts=("base",))]
 
 
 class Job(Settings):
@@ -15,71 +22,92 @@ class Job(Settings):
 
     @classmethod
     def of(cls, pipeline: Pipeline) -> Self:
+        """Return the job of a pipeline."""
         return cls(**{name: getattr(pipeline, name) for name in cls.model_fields})
 
 
 class SiteJob(Job):
+    """The job of the stage site."""
+
     seed: int
     source: ShellSite
 
 
 class DataJob(Job):
+    """The job of the stage data."""
+
     seed: int
     source: Source
     data: Data
 
 
 class PretrainJob(Job):
+    """The job of the stage pretrain."""
+
     seed: int
     base: BuiltinBase
 
 
 class SftJob(Job):
+    """The job of the stage sft."""
+
     seed: int
     text: Text
-    weights: Weights = Weights()
+    weights: BaseWeights = Weights()
     sft: Sft
 
 
 class MergeJob(Job):
+    """The job of the stage merge."""
+
     text: Text = Text()
-    weights: Weights = Weights()
+    weights: BaseWeights = Weights()
     merge: Merge
 
 
 class RewardJob(Job):
+    """The job of the stage reward."""
+
     seed: int
     text: Text
-    weights: Weights = Weights()
+    weights: MergedWeights = Weights()
     reward: Reward
 
 
 class ReferenceJob(Job):
+    """The job of the stage reference."""
+
     text: Text
-    weights: Weights = Weights()
+    weights: MergedWeights = Weights()
 
 
 class PpoJob(Job):
+    """The job of the stage ppo."""
+
     seed: int
     text: Text
-    weights: Weights = Weights()
+    weights: MergedWeights = Weights()
     ppo: Ppo
 
 
 class DpoJob(Job):
+    """The job of the stage dpo."""
+
     seed: int
     text: Text
-    weights: Weights = Weights()
+    weights: MergedWeights = Weights()
     dpo: Dpo
 
 
 class WinrateJob(Job):
+    """The job of the stage winrate."""
+
     seed: int
     source: Source
     text: Text
-    weights: Weights = Weights()
+    weights: MergedWeights = Weights()
     winrate: Winrate
 
 
 class ReportJob(Job):
-    pass
+    """The job of the stage report, which has no settings."""

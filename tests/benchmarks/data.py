@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,13 +15,13 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.dataset.readers.quarantine import Quarantine
-from tasks.dataset.sources.stack_exchange import score
-from tasks.dataset.sources.stack_exchange_dump import Post, read_posts
+from tasks.dataset.sources.stack_exchange import score_answer
+from tasks.dataset.sources.stack_exchange_dump import Post
 from tasks.demo_site import site
+from tests.support.dumps import iter_posts
+from tests.support.paths import ROOT
 from tests.support.peers import interpreter
 
-ROOT = Path(__file__).resolve().parents[2]
 PEER, PEER_NEEDS = ROOT / ".bench" / "data-peer", ("datasets==5.2.0", "markdownify==1.2.3")
 REAL = ROOT.parent / "shared" / "data" / "stackexchange" / "travel" / "Posts.csv.gz"
 COPIES, ROUNDS = 8, 3
@@ -150,7 +150,7 @@ def _archive(folder: Path, num_questions: int) -> tuple[int, Path]:
 
 def _preferences(path: Path) -> int:
     """Real posts, where they are at hand, as rows of HuggingFaceH4/stack-exchange-preferences; gives the number of texts."""
-    source = read_posts(REAL, Counter(), Quarantine()) if REAL.exists() else _generated()
+    source = iter_posts(REAL) if REAL.exists() else _generated()
     questions, answers = {}, defaultdict(list)
     for post in source:
         if post.parent:
@@ -178,7 +178,7 @@ def _preferences(path: Path) -> int:
 
 def _reply(post: Post, accepted: int) -> dict[str, Any]:
     about = {"answer_id": post.id, "author": "", "author_profile": "", "selected": post.id == accepted}
-    return about | {"pm_score": score(post.votes, post.id == accepted), "text": post.body}
+    return about | {"pm_score": score_answer(post.votes, post.id == accepted), "text": post.body}
 
 
 def _generated() -> Any:

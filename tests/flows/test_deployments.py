@@ -16,8 +16,9 @@ from flows.profiles import load
 from flows.services import automations
 from tasks.config.pipeline import Pipeline
 from tasks.system.errors import InputError
+from tests.support.paths import ROOT
 
-CONTENT = yaml.safe_load((Path(__file__).resolve().parents[2] / "deployments" / "prefect.yaml").read_text())
+CONTENT = yaml.safe_load((ROOT / "deployments" / "prefect.yaml").read_text())
 DEPLOYMENTS = CONTENT["deployments"]
 
 
@@ -91,7 +92,7 @@ def test_a_profiles_own_pools_and_paths_stay_what_they_are(
 def test_a_further_profile_gets_a_chain_and_retraining_of_its_own(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("seed: 3\n")
-    found = named(deploy._with_profiles(deploy._definition(), [str(file)]))
+    found = named(deploy._with_profiles(deploy._read_definition(), [str(file)]))
     assert set(found) - set(named(CONTENT)) == {"rlhf/mine", "retrain/mine"}
     for name in ("rlhf/mine", "retrain/mine"):
         assert found[name]["build"][0]["flows.commands.deploy.profile"]["name"] == str(file)
@@ -113,7 +114,7 @@ def test_a_profile_that_cannot_be_deployed_is_refused_before_anything_is_made(
     file = tmp_path / f"{name}.yaml"
     file.write_text(text)
     with pytest.raises(InputError, match=sentence):
-        deploy._with_profiles(deploy._definition(), [str(file)])
+        deploy._with_profiles(deploy._read_definition(), [str(file)])
 
 
 @pytest.fixture
@@ -160,7 +161,10 @@ def test_a_deployment_whose_files_are_here_has_their_absolute_paths(elsewhere: P
             "source: {kind: own, path: ./rows.jsonl}",
             "source.path: there is no ./rows.jsonl here, and workers run in other folders",
         ),
-        ("data: {against: [x/y/z]}", "data.against x/y/z: there is no x/y/z here"),
+        (
+            "data: {decontaminate_against: [x/y/z]}",
+            "data.decontaminate_against x/y/z: there is no x/y/z here",
+        ),
         ("sft: {start: old}", "sft.start: there is no old here"),
         ("base: {kind: hugging-face, path: ../m}", "base.path: there is no ../m here"),
     ],

@@ -21,8 +21,8 @@ from tasks.execution import dispatch
 from tasks.execution.dispatch import BAD_INPUT, DISK_FAILURE, INPUT_MISSING, OTHER_CODE
 from tasks.stages.task import as_state
 from tasks.system.errors import DiskFailure, InputError, InputMissing, StageFailed
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 STATES = ("State", "Completed", "Failed", "Crashed", "Cancelled", "Scheduled", "Paused", "ChangeFlowRunState")
 
 
@@ -120,7 +120,7 @@ def test_a_retraining_with_nothing_to_do_is_listed_and_says_why(monkeypatch: pyt
     monkeypatch.setattr(retrain, "connect", lambda: True)
     monkeypatch.setattr(retrain, "plan", lambda _: [SimpleNamespace(action="reuse")])
     state = retrain.retrain.fn(Pipeline())
-    assert (state.type, state.name, state.message) == (StateType.COMPLETED, "Cached", retrain.NOTHING)
+    assert (state.type, state.name, state.message) == (StateType.COMPLETED, "Cached", retrain.NO_CHANGE)
     assert state.name in listed()
 
 

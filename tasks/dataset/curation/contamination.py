@@ -1,7 +1,9 @@
-"""Texts that share a run of words with an evaluation set, so that nothing is trained on what is tested later (Brown et al. 2020, appendix C).
+"""Find texts that share an n-gram of words with an evaluation set (Brown et al. 2020, appendix C).
 
-Words are compared without case, punctuation and spacing. Where a language is written without spaces, a clause is a word: there only long copies
-are found. Two runs are taken for one another by chance with a probability of about 2^-64 (multilinear hashing; Lemire and Kaser 2014).
+Such texts are not trained on, because they are tested on later. Words are compared without case, punctuation
+and spacing. In a language that is written without spaces, a clause counts as a word: there only long copies
+are found. Two different n-grams have the same hash with a probability of about 2^-64 (multilinear hashing;
+Lemire and Kaser 2014).
 """
 
 import hashlib
@@ -16,93 +18,94 @@ from numpy.typing import NDArray
 
 from tasks.dataset.readers.quarantine import Quarantine
 from tasks.dataset.readers.row_files import ENDINGS, read_rows
-from tasks.dataset.splits import normalised
+from tasks.dataset.splits import normalise_words
 from tasks.system.errors import InputError
 from tasks.system.files import replacing
 
-RUN = 13  # words
-MIN_WORDS = 8  # of a text: shorter ones stand in many innocent texts
-VOCABULARY = 2**17  # words whose hashes are remembered
+NGRAM = 13  # words
+MIN_WORDS = 8  # of a text: shorter ones are part of many unrelated texts
+VOCABULARY = 2**17  # words whose hashes are cached
 LINES = ".txt"
 
-Grams = Mapping[int, frozenset[int]]  # hashes of runs, by their length in words
+Ngrams = Mapping[int, frozenset[int]]  # hashes of n-grams, by n
 Hashes = NDArray[np.uint64]
 
 
-def grams(texts: Iterable[str], n: int = RUN) -> Grams:
-    """The runs of ``n`` words of each text. A shorter text of at least 8 words is one run of its own length; one that is shorter still is ignored."""
-    found: dict[int, set[int]] = defaultdict(set)
+def collect_ngrams(texts: Iterable[str], n: int = NGRAM) -> Ngrams:
+    """Return the hashes of the n-grams of each text.
+
+    A shorter text of at least 8 words is one n-gram of its own length; texts with fewer words are ignored.
+    """
+    ngrams: dict[int, set[int]] = defaultdict(set)
     for text in texts:
-        words = _words(text)
+        words = _hash_words(text)
         if len(words) >= min(n, MIN_WORDS):
             length = min(n, len(words))
-            found[length].update(_runs(words, length))
-    return {length: frozenset(found[length]) for length in sorted(found)}
+            ngrams[length].update(_hash_ngrams(words, length))
+    return {length: frozenset(ngrams[length]) for length in sorted(ngrams)}
 
 
-def touches(text: str, found: Grams) -> bool:
-    """Whether the text holds one of the runs."""
-    words = _words(text)
-    return any(
-        not runs.isdisjoint(_runs(words, length)) for length, runs in found.items() if length <= len(words)
-    )
+def overlaps(text: str, ngrams: Ngrams) -> bool:
+    """Return whether the text contains one of the n-grams."""
+    words = _hash_words(text)
+    shorter = (length for length in ngrams if length <= len(words))
+    return any(not ngrams[length].isdisjoint(_hash_ngrams(words, length)) for length in shorter)
 
 
-def write(found: Grams, path: Path) -> None:
-    """The runs in a file, for whichever process needs them."""
-    arrays: dict[str, Any] = {
-        str(length): np.array(sorted(runs), np.uint64) for length, runs in found.items()
-    }
+def write(ngrams: Ngrams, path: Path) -> None:
+    """Write n-grams to a file that all workers read."""
+    arrays: dict[str, Any] = {str(n): np.array(sorted(hashes), np.uint64) for n, hashes in ngrams.items()}
     with replacing(path) as new, new.open("wb") as file:
         np.savez(file, **arrays)
 
 
 @lru_cache(1)
-def read(path: Path) -> Grams:
-    """What ``write`` wrote; remembered, for it is asked for range after range."""
-    with np.load(path) as found:
-        return {int(length): frozenset(found[length].tolist()) for length in found.files}
+def read(path: Path) -> Ngrams:
+    """Return the n-grams of a file; cached, because every partition needs them."""
+    with np.load(path) as arrays:
+        return {int(length): frozenset(arrays[length].tolist()) for length in arrays.files}
 
 
-def texts_of(path: Path) -> Iterator[str]:
-    """Every string of at least 8 words in the rows of JSON lines, JSON lists or parquet files, however deep; of a .txt every such line.
+def read_texts(path: Path) -> Iterator[str]:
+    """Yield every string of at least 8 words of an evaluation set.
 
-    Of a folder all such files. Raises InputError where nothing is found or anything cannot be read: what is not read is not looked for.
+    From JSON lines, JSON lists and parquet files, strings at any depth of a row; from a .txt file, lines;
+    from a folder, those of all such files. Raises InputError if there are none or if a row cannot be read,
+    because its text would not be searched for.
     """
     count = 0
-    for text in _strings(path):
-        if len(normalised(text).split()) >= MIN_WORDS:
+    for text in _iter_strings(path):
+        if len(normalise_words(text).split()) >= MIN_WORDS:
             count += 1
             yield text
     if not count:
         raise InputError(
-            f"{path} holds no text of {MIN_WORDS} words or more, so nothing could ever share one with it: give another evaluation set."
+            f"{path} holds no text of {MIN_WORDS} words or more, so nothing could ever share one with it: "
+            "give another evaluation set."
         )
 
 
-def _strings(path: Path) -> Iterator[str]:
-    plain = (
-        sorted(path.rglob(f"*{LINES}"))
-        if path.is_dir()
-        else [path]
-        if path.is_file() and path.suffix == LINES
-        else []
-    )
+def _iter_strings(path: Path) -> Iterator[str]:
+    if path.is_dir():
+        plain = sorted(path.rglob(f"*{LINES}"))
+    else:
+        plain = [path] if path.is_file() and path.suffix == LINES else []
     for file in plain:
-        yield from _lines(file)
+        yield from _iter_lines(file)
     if plain and not any(file.name.endswith(ENDINGS) for file in path.rglob("*")):
         return
     bad = Quarantine()
     for row in read_rows(path, bad):
-        yield from _within(row.fields)
+        yield from _iter_row_strings(row.fields)
     if bad.reasons:
         where = f"{bad.reasons.total()} of {bad.rows} rows of {path}"
         raise InputError(
-            f"{where} cannot be read ({', '.join(bad.reasons)}; the first: {bad.first}): give lines or a list of JSON objects, or parquet."
+            f"{where} cannot be read ({', '.join(bad.reasons)}; the first: {bad.first}): "
+            "give lines or a list of JSON objects, or parquet."
         )
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _iter_lines(path: Path) -> Iterator[str]:
     try:
         with path.open(encoding="utf-8-sig") as file:
             yield from file
@@ -110,38 +113,37 @@ def _lines(path: Path) -> Iterator[str]:
         raise InputError(f"{path} is not a text in UTF-8 ({error.reason}): save it as UTF-8.") from error
 
 
-def _within(value: Any) -> Iterator[str]:
-    """The strings of a row. What is nested deeply would be too deep for recursion."""
-    held = [value]
-    while held:
-        value = held.pop()
+def _iter_row_strings(value: Any) -> Iterator[str]:
+    """Yield the strings of a row. A stack, not recursion: rows may be nested deeper than Python's limit."""
+    stack = [value]
+    while stack:
+        value = stack.pop()
         if isinstance(value, str):
             yield value
         elif isinstance(value, dict):
-            held.extend(value.values())
+            stack.extend(value.values())
         elif isinstance(value, list | tuple):
-            held.extend(value)
+            stack.extend(value)
 
 
-def _words(text: str) -> Hashes:
-    """Hash of each word."""
-    words = normalised(text).split()
+def _hash_words(text: str) -> Hashes:
+    """Return the hash of each word."""
+    words = normalise_words(text).split()
     return np.fromiter(map(_hash, words), np.uint64, len(words))
 
 
-def _runs(words: Hashes, length: int) -> list[int]:
-    """Hash of each run of so many words: their sum, each times the factor of its place, modulo 2^64."""
-    found: list[int] = np.convolve(words, _factors(length), "valid").tolist()
-    return found
+def _hash_ngrams(words: Hashes, length: int) -> list[int]:
+    """Return the hash of each n-gram: the sum of word hash times place factor, modulo 2^64."""
+    hashes: list[int] = np.convolve(words, _place_factors(length), "valid").tolist()
+    return hashes
 
 
 @cache
-def _factors(length: int) -> Hashes:
+def _place_factors(length: int) -> Hashes:
     return np.array([_hash(f" {place}") | 1 for place in range(length)], np.uint64)
 
 
 @lru_cache(VOCABULARY)
 def _hash(word: str) -> int:
-    return int.from_bytes(
-        hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big"
-    )
+    digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big")

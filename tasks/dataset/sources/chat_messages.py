@@ -1,24 +1,28 @@
-"""Conversations as published sets write them: lists of {role, content} or {from, value}, one message alone, either of them as
-JSON text, or written out by a chat template (rendered.py).
+"""Read conversations as published sets write them.
+
+Lists of {role, content} or {from, value}, one message alone, either of them as JSON text, or text that a chat
+template has written out (rendered_chats.py).
 """
 
 import re
 from typing import Any, NamedTuple
 
-from tasks.dataset.readers.quarantine import Unusable, quote
-from tasks.dataset.readers.row_files import Decoder, whole
-from tasks.dataset.sources.rendered_chats import messages_of
+from tasks.dataset.readers.json_rows import Decoder, replace_lone_surrogates
+from tasks.dataset.readers.quarantine import UnusableRow, quote
+from tasks.dataset.sources.rendered_chats import parse_messages
 
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
 SPEAKERS = {USER: "Human", ASSISTANT: "Assistant", SYSTEM: "System"}  # as hh-rlhf names them
 ROLES = {USER: USER, "human": USER, "prompter": USER, SYSTEM: SYSTEM, "developer": SYSTEM}
 ROLES |= dict.fromkeys((ASSISTANT, "gpt", "chatgpt", "bot", "model", "ai"), ASSISTANT)
-LISTS = ("messages", "conversations", "conversation")  # what the list is called if it lies in an object
+LISTS = ("messages", "conversations", "conversation")  # names of the list if it is a field of an object
 MESSAGE = r"""\{\s*["'](role|content|from|value)["']\s*:"""
 AS_TEXT = re.compile(rf"""\s*(\[\s*{MESSAGE}|{MESSAGE}|\{{\s*["'](messages|conversations?)["']\s*:\s*\[)""")
 
 
 class Message(NamedTuple):
+    """One message of a conversation."""
+
     role: str
     text: str
 
@@ -28,52 +32,50 @@ def read_text(value: Any, column: str) -> str | list[Message]:
     if isinstance(value, str):
         if AS_TEXT.match(value):
             value = _decode(value, column)
-        elif (found := messages_of(value)) is not None:
+        elif (found := parse_messages(value)) is not None:
             value = found
         else:
             return value.strip()
     if isinstance(value, dict):
         value = next(
             (value[name] for name in LISTS if isinstance(value.get(name), list)), None
-        ) or _by_fields(value)
+        ) or _messages_from_fields(value)
     if not isinstance(value, list) or not value or not all(isinstance(message, dict) for message in value):
-        raise Unusable(f"rows with a text that is neither a text nor messages (column {quote(column)})")
-    return [_message(message, column) for message in value]
+        raise UnusableRow(f"rows with a text that is neither a text nor messages (column {quote(column)})")
+    return [_read_message(message, column) for message in value]
 
 
 def read_list(value: Any) -> Any:
-    """Return a list that is written as JSON text; anything else as it is."""
+    """Return a list that is written as JSON text; anything else unchanged."""
     if not isinstance(value, str) or not value.lstrip().startswith("["):
         return value
     try:
         found = Decoder().decode(value.strip())
     except (ValueError, RecursionError):
         return value
-    return whole(found) if isinstance(found, list) else value
+    return replace_lone_surrogates(found) if isinstance(found, list) else value
 
 
-def texts_of(value: Any) -> list[Any]:
-    """Return a list of texts or nulls; an empty one for anything else."""
-    found = read_list(value)
-    return (
-        found
-        if isinstance(found, list) and all(text is None or isinstance(text, str) for text in found)
-        else []
-    )
+def read_texts(value: Any) -> list[Any]:
+    """Return a list of texts or nulls; an empty list for anything else."""
+    texts = read_list(value)
+    is_list = isinstance(texts, list) and all(text is None or isinstance(text, str) for text in texts)
+    return texts if is_list else []
 
 
-def interleave(asked: list[Any], answers: list[Any]) -> list[dict[str, Any]]:
-    """Return the messages of a conversation whose turns stand in two lists."""
-    turns = zip(asked, answers, strict=True)
-    return [
-        message
-        for question, answer in turns
-        for message in ({"role": USER, "content": question}, {"role": ASSISTANT, "content": answer})
-    ]
+def interleave_turns(prompts: list[Any], answers: list[Any]) -> list[dict[str, Any]]:
+    """Return the messages of a conversation whose prompts and answers are two lists."""
+    messages = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        messages += [{"role": USER, "content": prompt}, {"role": ASSISTANT, "content": answer}]
+    return messages
 
 
-def _by_fields(value: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return one message; or those whose roles and contents are lists, as a Sequence of `datasets` is stored: {role: [...], content: [...]}."""
+def _messages_from_fields(value: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return one message, or several whose roles and contents are lists: {role: [...], content: [...]}.
+
+    `datasets` stores a Sequence so.
+    """
     lists = {name: found for name, found in value.items() if isinstance(found, list)}
     if not {"role", "from"}.intersection(lists) or len({len(found) for found in lists.values()}) > 1:
         return [value]
@@ -81,70 +83,75 @@ def _by_fields(value: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _decode(text: str, column: str) -> Any:
-    """Messages as text would be trained on as they stand, brackets and all."""
+    """Return messages that are written as JSON text. Raises UnusableRow."""
     decoder = Decoder()
     try:
         value = decoder.decode(text)
     except (ValueError, RecursionError):
-        raise Unusable(f"rows with messages as text that is no JSON (column {quote(column)})") from None
+        raise UnusableRow(f"rows with messages as text that is no JSON (column {quote(column)})") from None
     if decoder.repeated:
-        raise Unusable(f"rows with a message that names {decoder.repeated} twice (column {quote(column)})")
-    return whole(value)
+        raise UnusableRow(f"rows with a message that names {decoder.repeated} twice (column {quote(column)})")
+    return replace_lone_surrogates(value)
 
 
-def _message(fields: dict[str, Any], column: str) -> Message:
+def _read_message(fields: dict[str, Any], column: str) -> Message:
     role = fields.get("role") or fields.get("from")
     content = fields.get("value") if fields.get("content") is None else fields["content"]
-    if isinstance(content, list):  # parts, as APIs that also take pictures have them
+    if isinstance(content, list):  # parts, as in APIs that also accept pictures
         parts = [part.get("text") if isinstance(part, dict) else part for part in content]
         texts = [text for text in parts if isinstance(text, str)]
         content = "\n\n".join(texts) if texts and len(texts) == len(parts) else None
     known = ROLES.get(role.strip().lower()) if isinstance(role, str) else None
     if known is None and isinstance(role, str) and role:
-        raise Unusable(
-            f"rows with a message whose role is neither user, assistant nor system but {quote(role)} (column {quote(column)})"
+        raise UnusableRow(
+            f"rows with a message whose role is neither user, assistant nor system but {quote(role)} "
+            f"(column {quote(column)})"
         )
     if known is None or not isinstance(content, str):
-        raise Unusable(f"rows with a message that lacks its role or content (column {quote(column)})")
+        raise UnusableRow(f"rows with a message that lacks its role or content (column {quote(column)})")
     return Message(known, content.strip())
 
 
-def join(prompt: list[Message], before: list[Message]) -> list[Message] | None:
-    """Return one conversation of a prompt and of what stands before the answer in a conversation; None if they contradict each other.
+def join_conversations(prompt: list[Message], before: list[Message]) -> list[Message] | None:
+    """Return one conversation from a prompt and the messages before the answer; None if they contradict.
 
-    Published sets have the prompt in both, or its first or last message, or a system message in one of them only.
+    Published sets have the prompt in both, or its first or last message, or a system message in one of them
+    only.
     """
-    system, turns = _split_system(prompt)
-    other_system, other_turns = _split_system(before)
-    if system and other_system and not _same(system, other_system):
+    system, turns = _split_off_system(prompt)
+    other_system, other_turns = _split_off_system(before)
+    if system and other_system and not _are_equal(system, other_system):
         return None
     if not turns or not other_turns:
         turns = turns or other_turns
-    elif _same(turns, other_turns[: len(turns)]) or _same(turns, other_turns[-len(turns) :]):
+    elif _are_equal(turns, other_turns[: len(turns)]) or _are_equal(turns, other_turns[-len(turns) :]):
         turns = other_turns
-    elif not _same(other_turns, turns[-len(other_turns) :]) and not _is_written_out(turns, other_turns):
+    elif not _are_equal(other_turns, turns[-len(other_turns) :]) and not _is_written_out(turns, other_turns):
         return None
     elif len(turns) == 1:
         turns = other_turns
     return (system or other_system) + turns
 
 
-def _split_system(messages: list[Message]) -> tuple[list[Message], list[Message]]:
+def _split_off_system(messages: list[Message]) -> tuple[list[Message], list[Message]]:
     return ([messages[0]], messages[1:]) if messages and messages[0].role == SYSTEM else ([], messages)
 
 
-def _same(some: list[Message], others: list[Message]) -> bool:
+def _are_equal(some: list[Message], others: list[Message]) -> bool:
     return [(role, text.split()) for role, text in some] == [(role, text.split()) for role, text in others]
 
 
 def _is_written_out(turns: list[Message], others: list[Message]) -> bool:
-    """Return whether the one text of ``turns`` is the other messages with their speakers' names, ready for the answer."""
+    """Return whether the only text of ``turns`` is the other messages, written out."""
     text = " ".join(turns[0].text.split()).removesuffix("Assistant:").rstrip()
     return len(turns) == 1 and text == " ".join(write_out(others, always=True).split())
 
 
 def write_out(messages: list[Message], *, always: bool = False) -> str:
-    """Return one message as its text; several with their speakers' names, as in hh-rlhf. ``always``: also one."""
+    """Return one message as its text, several with their speakers' names, as in hh-rlhf.
+
+    With ``always`` also one message has its speaker's name.
+    """
     if len(messages) == 1 and not always:
         return messages[0].text
     return "\n\n".join(f"{SPEAKERS[role]}: {text}" for role, text in messages)

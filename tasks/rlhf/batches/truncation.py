@@ -5,8 +5,8 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from tasks.rlhf.batches.prompts import Template, encode_answer, encode_prompt, shorten_prompt
+from tasks.rlhf.thresholds import MUCH_TRUNCATED
 
-WARN_ABOVE = 0.25  # share of texts cut
 NO_LIMIT = 2**31 - 1
 
 
@@ -83,7 +83,7 @@ class Encoder:
                 "answers", cut.answers_cut, cut.answers, f"text.max_answer_tokens={self.max_answer_tokens}"
             ),
         ]
-        if cut.pairs_equal > WARN_ABOVE * cut.pairs:
+        if cut.pairs_equal > MUCH_TRUNCATED * cut.pairs:
             sentences.append(
                 f"{cut.pairs_equal:,} of {cut.pairs:,} pairs are left out, because their two answers are "
                 f"equal once cut at text.max_answer_tokens={self.max_answer_tokens}: raise it."
@@ -92,7 +92,7 @@ class Encoder:
 
 
 def _warning(what: str, cut: int, count: int, setting: str) -> str:
-    if cut <= WARN_ABOVE * count:
+    if cut <= MUCH_TRUNCATED * count:
         return ""
     return (
         f"{cut:,} of {count:,} {what} ({cut / count:.0%}) are longer than {setting} and were cut, so what "

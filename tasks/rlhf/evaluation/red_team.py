@@ -11,10 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from tasks.rlhf.batches.control_tokens import control_tokens
 from tasks.rlhf.batches.prompts import Template, encode_answer, end_tokens
 from tasks.rlhf.evaluation.intervals import Interval, mean_interval, pearson, wilson
+from tasks.rlhf.thresholds import FOOLED
 
-# Win rate above which an attack succeeds: half of chance. A model that orders two of three real pairs
-# correctly is fooled sometimes, but not as often as that.
-FAILED_ABOVE = 0.25
 FENCES, NO_ANSWER = "```\n" * 8, "I don't know."
 
 
@@ -101,7 +99,7 @@ def build_all_attacks(
 
 
 def evaluate_attacks(
-    real: Tensor, attacked: Mapping[str, Tensor], *, threshold: float = FAILED_ABOVE
+    real: Tensor, attacked: Mapping[str, Tensor], *, threshold: float = FOOLED
 ) -> dict[str, AttackResult]:
     """Compare each attack's rewards (N,) with those of the real answers, ``real`` (N,), to the same prompts.
 

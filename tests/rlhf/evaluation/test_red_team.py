@@ -9,12 +9,12 @@ from scipy.stats import binomtest, pearsonr
 from tasks.rlhf.batches.prompts import Template, decode_answer, encode_answer, encode_prompt
 from tasks.rlhf.evaluation.intervals import mean_interval, wilson
 from tasks.rlhf.evaluation.red_team import (
-    FAILED_ABOVE,
     build_all_attacks,
     build_attacks,
     correlation_with_unrelated,
     evaluate_attacks,
 )
+from tasks.rlhf.thresholds import FOOLED
 from tests.support import tiny
 
 PROMPT, ANSWER, OTHER = [9, 8, 7, 6, 5], [30, 31, 31, 32, 33, 34, 35, tiny.EOS], [40, 41, tiny.EOS]
@@ -131,7 +131,7 @@ def test_verdict_by_hand() -> None:
 )
 def test_the_threshold_is_judged_by_the_interval(wins: int, n: int, failed: bool, unclear: bool) -> None:
     scores = torch.where(torch.arange(n) < wins, 1.0, -1.0)
-    assert FAILED_ABOVE == 0.25
+    assert FOOLED == 0.25
     found = evaluate_attacks(torch.zeros(n), {"x": scores})["x"]
     interval = binomtest(wins, n).proportion_ci(method="wilson")
     assert (found.failed, found.unclear) == (interval.low > 0.25, interval.low <= 0.25 < interval.high)

@@ -9,12 +9,14 @@ import pytest
 
 from tasks.dataset.readers import blocks
 from tasks.dataset.readers.csv_columns import USERS
+from tasks.dataset.readers.dump_tables import iter_blocks
 from tasks.dataset.readers.quarantine import Quarantine
 from tasks.dataset.sources import stack_exchange_dump as posts_module
-from tasks.dataset.sources.stack_exchange import author_of
-from tasks.dataset.sources.stack_exchange_dump import Post, cut, read_posts
-from tasks.dataset.sources.user_names import names_in
+from tasks.dataset.sources.stack_exchange import author_url
+from tasks.dataset.sources.stack_exchange_dump import Post
+from tasks.dataset.sources.user_names import read_user_names
 from tasks.system.errors import InputError
+from tests.support.dumps import iter_posts
 
 ROW = '<row Id="1" PostTypeId="1" Score="1" Body="&lt;p&gt;x&lt;/p&gt;" Title="t" />'
 HEAD = "Id,PostTypeId,ParentId,Score,Body,OwnerUserId\n"
@@ -80,15 +82,15 @@ def test_bad_files_are_refused_in_one_line(name: str, tmp_path: Path) -> None:
     path = tmp_path / "posts"
     path.write_bytes(content)
     with pytest.raises(InputError, match=message) as refusal:
-        list(read_posts(path, Counter(), Quarantine()))
+        list(iter_posts(path))
     assert "\n" not in str(refusal.value)
 
 
 def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
-        list(read_posts(tmp_path / "none.xml", Counter(), Quarantine()))
+        list(iter_posts(tmp_path / "none.xml"))
     with pytest.raises(InputError, match="is not a file"):
-        list(read_posts(tmp_path, Counter(), Quarantine()))
+        list(iter_posts(tmp_path))
 
 
 def test_bad_rows_are_counted_and_the_rest_is_read(tmp_path: Path) -> None:
@@ -106,7 +108,7 @@ def test_bad_rows_are_counted_and_the_rest_is_read(tmp_path: Path) -> None:
     path.write_text(HEAD + "\n".join(rows) + "\n", encoding="utf-8-sig", newline="\r\n")
     dropped: Counter[str] = Counter()
     with Quarantine(tmp_path / "quarantine.jsonl") as bad:
-        posts = list(read_posts(path, dropped, bad))
+        posts = list(iter_posts(path, dropped, bad))
     assert [(p.id, p.parent, p.votes, p.author_id) for p in posts] == [(62, 0, 3, "9"), (63, 62, -2, "")]
     assert dropped == {"post types other than question and answer": 1}
     assert bad.rows == 8
@@ -124,7 +126,7 @@ def read(path: Path, content: bytes | str) -> tuple[list[Post], Counter[str]]:
     """The posts of a file with this content, and how many rows cannot be read for which reason."""
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     bad = Quarantine()
-    return list(read_posts(path, Counter(), bad)), bad.reasons
+    return list(iter_posts(path, Counter(), bad)), bad.reasons
 
 
 @pytest.mark.parametrize(
@@ -189,7 +191,7 @@ def test_nothing_is_spelled_in_many_ways(tmp_path: Path, nothing: str) -> None:
         Post(2, 1, 0, 9, "2015", "", "<p>a</p>", "", "me", ""),
     ]
     assert reasons == {"rows without ParentId": 1, "rows without Score": 2}
-    assert author_of(posts[0], "a.example") == ""
+    assert author_url(posts[0], "a.example") == ""
 
 
 def test_words_that_only_begin_like_nothing_stay(tmp_path: Path) -> None:
@@ -205,7 +207,7 @@ def test_an_author_without_a_number_has_no_page(tmp_path: Path) -> None:
         f"{n},1,,3,x,{author}\n" for n, author in enumerate(["NA", "me", "5.0", "-1", "?", "1;2"], 1)
     )
     posts, _ = read(tmp_path / "Posts.csv", HEAD + rows)
-    assert [author_of(post, "a.example").removeprefix("https://a.example/users/") for post in posts] == [
+    assert [author_url(post, "a.example").removeprefix("https://a.example/users/") for post in posts] == [
         "",
         "",
         "5",
@@ -315,7 +317,7 @@ def test_odd_rows_do_not_depend_on_how_the_file_is_cut(
         "<posts>" + "\n".join(XML_ROW.format(n, text) for n, text in enumerate(texts, 1)) + "</posts>"
     ).encode("latin-1")
     whole = read(tmp_path / "Posts.xml", content)
-    monkeypatch.setattr(blocks, "SIZE", 1000)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 1000)
     monkeypatch.setattr(posts_module, "HEAD", 200)
     assert read(tmp_path / "Posts.xml", content) == whole
 
@@ -327,17 +329,21 @@ def test_a_user_whose_row_is_odd_costs_no_more_than_that_name(tmp_path: Path) ->
         + "".join(row.format(n, name) for n, name in enumerate(["A&#x0E;da", "B & C", "Eve"], 1))
         + "</users>"
     )
-    assert [names_in(block) for block in cut(tmp_path / "Users.xml", USERS)] == [[(1, "Ada"), (3, "Eve")]]
+    assert [read_user_names(block) for block in iter_blocks(tmp_path / "Users.xml", USERS)] == [
+        [(1, "Ada"), (3, "Eve")]
+    ]
     (tmp_path / "Users.csv").write_bytes(
         b"Id,DisplayName,Reputation\n1.0,Ada,1\n2,NULL,1\n3,E\x01ve,1\n4,caf\xe9,1\n"
     )
-    assert [names_in(block) for block in cut(tmp_path / "Users.csv", USERS)] == [[(1, "Ada"), (3, "Eve")]]
+    assert [read_user_names(block) for block in iter_blocks(tmp_path / "Users.csv", USERS)] == [
+        [(1, "Ada"), (3, "Eve")]
+    ]
 
 
 def test_a_post_may_be_long(tmp_path: Path) -> None:
     path = tmp_path / "Posts.csv"
     path.write_text(f"{HEAD}1,1,,0,{'x' * 300_000},\n")
-    assert [len(post.body) for post in read_posts(path, Counter(), Quarantine())] == [300_000]
+    assert [len(post.body) for post in iter_posts(path)] == [300_000]
 
 
 def test_progress_is_in_bytes_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,11 +353,9 @@ def test_progress_is_in_bytes_of_the_file(tmp_path: Path, monkeypatch: pytest.Mo
         + f"{ROW}\r\n".encode() * 5000
         + b"</posts>"
     )
-    monkeypatch.setattr(blocks, "SIZE", path.stat().st_size // 3)
-    seen: list[tuple[int, int]] = []
-    assert len(list(read_posts(path, Counter(), Quarantine(), lambda *where: seen.append(where)))) == 5000
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", path.stat().st_size // 3)
     size = path.stat().st_size
-    assert len(seen) > 1
-    assert sorted(seen) == seen
-    assert 0 < seen[0][0] <= seen[-1][0] == size
-    assert {total for _, total in seen} == {size}
+    done = [block.bytes_read for block in iter_blocks(path)]
+    assert len(done) > 1
+    assert sorted(done) == done
+    assert 0 < done[0] <= done[-1] == size
