@@ -1,4 +1,4 @@
-"""Generalised advantage estimation and whitening: hand-computed numbers, a whole padded PPO step, and invariants."""
+"""Test GAE and whitening against numbers computed by hand, a whole padded PPO step, and invariants."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Losses against numbers computed by hand, invariants, and torch's own functions."""
+"""Test losses against numbers computed by hand, invariants, and torch's own functions."""
 
 import math
 

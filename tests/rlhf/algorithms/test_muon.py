@@ -1,4 +1,4 @@
-"""Muon against torch's own, and what Newton and Schulz's iteration does to singular values."""
+"""Test Muon against torch's own, and the singular values after the Newton-Schulz iteration."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Several texts in one row give what the model's plain forward pass gives each alone, whatever kind of attention it has."""
+"""Test that several texts in one row are computed as each alone, for every kind of attention."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""Chat templates in the shape of the public families': where an answer's turn ends, and that no text becomes a control token."""
+"""Test chat templates like those of public model families: ends of turns, and no control tokens from text."""
 
 import random
 from pathlib import Path

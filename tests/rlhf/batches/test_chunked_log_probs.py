@@ -1,4 +1,4 @@
-"""Linear and cross-entropy in chunks against the plain way: values, gradients, and that the logits of all rows never exist."""
+"""Test chunked log_probs and cross-entropy: values, gradients, and that all logits never exist at once."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

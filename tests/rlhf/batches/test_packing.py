@@ -1,4 +1,4 @@
-"""Documents packed into one block do not see each other, none is lost, and labels are right."""
+"""Test that packed documents do not see each other, none is lost, and labels are right."""
 
 import random
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""Questions and answers as tokens: only the question is ever cut, and parts joined are the whole text's tokens."""
+"""Test encoding: only the question is cut, and parts joined are the whole text's tokens."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Sampling: the model's own distribution, the scorer's log-probabilities, and rows that do not disturb one another."""
+"""Test sampling: the model's own distribution, the scorer's log_probs, and independent rows."""
 
 import pytest
 import torch

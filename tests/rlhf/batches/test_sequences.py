@@ -1,4 +1,4 @@
-"""Log-probabilities, values and scores of answers: against the model's own logits, and untouched by padding and company."""
+"""Test log_probs, values and scores of answers against the model's logits, whatever the padding."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""Answers that share a prompt give what each gives alone, on every architecture, and their gradients are the same."""
+"""Test that answers that share a prompt get the values and gradients of each alone, on every architecture."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Texts that are longer than a model's limits: cut as before, counted, told, and never the difference between two answers."""
+"""Test texts that are longer than a model's limits: they are cut, counted and reported."""
 
 import json
 import shutil

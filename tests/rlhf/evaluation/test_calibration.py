@@ -1,4 +1,4 @@
-"""Temperature and calibration error of pair probabilities: by hand, against scipy, and on draws whose truth is known."""
+"""Test temperature and calibration error by hand, against scipy, and on draws with known truth."""
 
 import math
 

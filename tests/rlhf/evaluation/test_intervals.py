@@ -1,4 +1,4 @@
-"""Intervals against scipy, and who wins."""
+"""Test confidence intervals against scipy, and win rates."""
 
 import math
 import random

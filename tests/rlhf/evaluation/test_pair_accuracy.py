@@ -1,4 +1,4 @@
-"""Accuracy by stratum and against rules of thumb: who is in which, and intervals that know that pairs of one question hang together."""
+"""Test accuracy by stratum and against simple rules, with intervals clustered by question."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Attacks: what each is made of, that it is an answer like any other, and which of them fool a reward model."""
+"""Test attacks: their tokens, and which of them fool a reward model."""
 
 import math
 

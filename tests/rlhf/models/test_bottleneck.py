@@ -1,4 +1,4 @@
-"""Bottlenecks in the place of MLPs or beside them: hand-computed, nothing before training, the base when off, and the arithmetic of halving."""
+"""Test bottlenecks by hand, as a no-op before training, as the base when disabled, and the halving width."""
 
 import json
 from pathlib import Path

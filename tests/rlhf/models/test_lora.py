@@ -1,4 +1,4 @@
-"""Several adapters on one base: none moves another, all of them come back from files, and peft itself reads a reward model's."""
+"""Test several adapters on one base: independent, stored and loaded, and readable by peft."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Bases in every precision: what is quantised, what stays, that adapters train on them and are merged into what they were trained on."""
+"""Test bases in every precision: which layers are quantised, training adapters on them, and merging."""
 
 import importlib.util
 import json
