@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from tasks.artifacts.artifact import Step
-from tasks.artifacts.artifact import given as brought
+from tasks.artifacts.artifact import user_artifact as brought
 from tasks.artifacts.corpus import evaluation_sets, find_corpus
 from tasks.config.jobs import DataJob
 from tasks.config.pipeline import Pipeline
