@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from flows.commands import deploy, doctor, gc, job, landed, plan, report, run, up, work
+from flows.failures import RunFailed
 from flows.services import isolation
 from flows.services.processes import ServerFailed
 from tasks.artifacts.store import home
@@ -60,6 +61,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except InputError as error:
         return _print_error(str(error), 2)
+    except RunFailed as error:
+        return _print_error(str(error), error.status)
     except (StageFailed, ServerFailed) as error:
         if isinstance(error, ServerFailed) and (failure := _full_disk()):
             return _print_error(str(failure), 2)

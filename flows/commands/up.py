@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,7 +25,7 @@ from flows.services.processes import ServerFailed, await_health, stop
 from tasks.artifacts.store import home
 from tasks.system.errors import InputError
 from tasks.system.files import replace_text
-from tasks.system.processes import die_with
+from tasks.system.processes import die_with_parent
 
 HELP = "Run Prefect, MLflow and workers on this machine until Ctrl-C."
 EXAMPLE = "alignflow up mine.yaml"
@@ -140,7 +141,7 @@ class Supervisor:
         folder.mkdir(parents=True, exist_ok=True)
         process = subprocess.Popen(
             part.command, env=os.environ | part.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            start_new_session=True, preexec_fn=die_with(os.getpid()), cwd=folder,
+            start_new_session=True, preexec_fn=partial(die_with_parent, os.getpid()), cwd=folder,
         )  # fmt: skip
         assert process.stdout
         self.processes[part.name] = process

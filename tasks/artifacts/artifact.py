@@ -10,6 +10,7 @@ from tasks.config.jobs import Job
 from tasks.system.hashing import digest_of, file_digest, folder_digest
 
 WEIGHTS = ".safetensors"
+Kind = Literal["cpu", "gpu"]  # of machine that a stage wants
 
 
 class Artifact(TypedDict):
@@ -39,7 +40,7 @@ class Step(NamedTuple):
     job: Job
     inputs: dict[str, Artifact]
     shown: tuple[str, ...] = ()
-    kind: Literal["cpu", "gpu"] = "gpu"
+    kind: Kind = "gpu"
 
     @property
     def recipe(self) -> Recipe:

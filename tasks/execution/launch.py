@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from tasks.artifacts.code_version import PROGRAMS, ROOT, imported_packages
 from tasks.config.machine import Machine
 from tasks.execution import program_forks
 from tasks.system.errors import DiskFailure, InputError, StageCrashed, StageFailed, probe_disk
-from tasks.system.processes import die_with
+from tasks.system.processes import die_with_parent
 
 Line = dict[str, Any]
 
@@ -153,7 +154,7 @@ def _spawn(
     return subprocess.Popen(
         [sys.executable, "-m", *module],
         cwd=directory, env=chosen, stdin=subprocess.DEVNULL, stdout=inherited[0], stderr=subprocess.STDOUT,
-        start_new_session=True, preexec_fn=die_with(os.getpid()), pass_fds=inherited,
+        start_new_session=True, preexec_fn=partial(die_with_parent, os.getpid()), pass_fds=inherited,
     )  # fmt: skip
 
 

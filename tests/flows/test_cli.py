@@ -650,7 +650,7 @@ def test_bad_input_that_only_a_program_can_see_is_one_sentence(tree: Path, first
         tree, home, "run", "demo", "--set", "reward.epochs=3", "--summary", "refused.json"
     )
     fake_tree.misbehave(tree, "reward", "")
-    assert (status, error) == (2, "alignflow: These posts hold no question with two answers.\n")
+    assert (status, error) == (2, "alignflow: reward: These posts hold no question with two answers.\n")
     assert not (home.parent / "refused.json").exists()
     assert not list((home / "partial").iterdir())
 
