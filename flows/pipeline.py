@@ -5,13 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 from prefect import flow
-from prefect.context import FlowRunContext
 from prefect.runtime import deployment, flow_run
 
 from flows.display.run_log import logging_events
 from flows.display.run_summary import conclude, summarise
 from flows.preflight import check_inputs
 from flows.run_names import name_run
+from flows.services import prefect_workarounds
 from flows.services.heartbeat import heartbeat
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.base_model import given_base
@@ -92,8 +92,7 @@ def _run(config: Pipeline, profile: str) -> dict[str, Any]:
 
         def do(stage: Any, **inputs: Any) -> Any:
             made[stage.run.name] = stage.run(config, seat=seat, **inputs)
-            if context := FlowRunContext.get():
-                context.run_results.clear()  # Prefect also knows results by their id(), and draws false edges when Python reuses one
+            prefect_workarounds.forget_results()
             return made[stage.run.name]
 
         chain(config, do)

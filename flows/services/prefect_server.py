@@ -6,12 +6,11 @@ Prefect serves both versions of its pages, whatever PREFECT_SERVER_UI_V2_ENABLED
 a session recorder from another host, and the pages of the API's documentation load their scripts from one.
 """
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import prefect
 from prefect.server.api import server
 
+from flows.services.prefect_workarounds import hide_v2_pages
 from flows.services.processes import PAGE_POLICY
 
 if TYPE_CHECKING:
@@ -46,7 +45,5 @@ class ClosedPages:
 
 def create_app() -> ClosedPages:
     """Return Prefect's server; its settings are in the environment, as for `prefect server start`."""
-    prefect.__ui_v2_static_path__ = Path(
-        "/nonexistent"
-    )  # Prefect offers each version of its pages whose folder is there
+    hide_v2_pages()
     return ClosedPages(server.create_app(final=True))

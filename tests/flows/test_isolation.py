@@ -210,7 +210,7 @@ def test_addresses_of_files_are_written_out_before_the_working_folder_is_left(
 def test_programs_have_nothing_that_opens_a_server_or_an_account(monkeypatch: pytest.MonkeyPatch) -> None:
     secrets = {
         "PREFECT_API_AUTH_STRING", "PREFECT_API_URL", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_URI", "ALIGNFLOW_DATABASE", "PGPASSWORD",
-        "ALIGNFLOW_ALERT_WEBHOOK", "ALIGNFLOW_ENGINE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE",
+        "ALIGNFLOW_ALERT_WEBHOOK", "ALIGNFLOW_FORK_SERVER", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE",
         "WANDB_API_KEY", "OPENAI_API_KEY", "GITHUB_TOKEN", "GOOGLE_APPLICATION_CREDENTIALS", "AZURE_STORAGE_CONNECTION_STRING", "https_proxy",
         "DB_PWD", "SENTRY_DSN", "SSH_AUTH_SOCK", "MY_SECRET", "SMTP_PASSWD", "STRIPE_KEY",
     }  # fmt: skip
