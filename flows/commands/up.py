@@ -1,4 +1,7 @@
-"""`alignflow up`: Prefect, MLflow and a worker per pool on this machine, watched until Ctrl-C. On loopback, behind a login."""
+"""`alignflow up`: Prefect, MLflow and a worker per pool on this machine, watched until Ctrl-C.
+
+On loopback, behind a login.
+"""
 
 import argparse
 import fcntl
@@ -69,7 +72,10 @@ def main(args: argparse.Namespace) -> None:
 def up(
     home: Path, *, prefect_port: int, mlflow_port: int, definition: Definition, with_workers: bool = True
 ) -> None:
-    """Start everything, say where it is, and keep it up until Ctrl-C. A second one only says what is running."""
+    """Start everything, say where it is, and keep it up until Ctrl-C.
+
+    A second one only says what is running.
+    """
     lock = _claimed(home)
     if lock is None:
         _say_running(home)
@@ -192,7 +198,8 @@ def _await_workers(house: Supervisor, pools: tuple[str, ...]) -> None:
         house.revive()
         if time.monotonic() > deadline:
             raise ServerFailed(
-                f"A worker does not come up; the logs: {', '.join(str(house.log(f'worker-{pool}')) for pool in pools)}"
+                f"A worker does not come up; the logs: "
+                f"{', '.join(str(house.log(f'worker-{pool}')) for pool in pools)}"
             )
         time.sleep(POLL_SECONDS)
 
@@ -200,7 +207,8 @@ def _await_workers(house: Supervisor, pools: tuple[str, ...]) -> None:
 def _say(home: Path, address: Address, definition: Definition, pools: tuple[str, ...]) -> None:
     lines = [
         f"Prefect      {address.prefect}/deployments", f"MLflow       {address.page}",
-        f"Log in       as {USER}; the password is in {credentials.file_of(home)} (Prefect's page asks for {USER}:PASSWORD)",
+        f"Log in       as {USER}; the password is in {credentials.file_of(home)} (Prefect's page asks for "
+        f"{USER}:PASSWORD)",
         f"Deployments  {', '.join(definition.names)}", *(f"Left out     {name}: {why}" for name, why in definition.left_out.items()),
         f"Workers      {' and '.join(pools) or 'none here; alignflow work POOL starts one'}",
         "Ctrl-C stops it all.",

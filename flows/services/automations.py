@@ -20,8 +20,9 @@ AGAIN = "alignflow: a crashed pipeline is started again"
 ALERT = "alignflow: failures are told"
 BLOCK = "alignflow-alert"
 RUNS = ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"})
-# Signs that a run is not lost: the next heartbeat, or a state in which it need not beat. Not Prefect's own heartbeats, which go
-# on in other states than Running, and not Running itself: a run that is resumed beats again.
+# Signs that a run is not lost: the next heartbeat, or a state in which it need not beat. Not Prefect's own
+# heartbeats, which go on in other states than Running, and not Running itself: a run that is resumed beats
+# again.
 SIGNS = {ALIVE, WAITING} | {
     f"prefect.flow-run.{name}"
     for name in (
@@ -29,11 +30,13 @@ SIGNS = {ALIVE, WAITING} | {
         "Completed", "Cached", "Cancelled", "Cancelling", "Crashed", "Failed", "TimedOut",
     )
 }  # fmt: skip
-# runs of the deployments with this tag: stages are started again, and their failures told, by the pipeline that waits for them
+# runs of the deployments with this tag: stages are started again, and their failures told, by the pipeline
+# that waits for them
 PIPELINES = ResourceSpecification(
     {"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.pipeline"}
 )
-# one text, as chat services take it: which run, what became of it, the failed stage's own sentence, and where to look
+# one text, as chat services take it: which run, what became of it, the failed stage's own sentence, and where
+# to look
 _WORDS = (
     "flow.name",
     '"/"',

@@ -1,6 +1,7 @@
 """The process environment of Prefect and MLflow: everything under the home, nothing on the screen, nothing sent out.
 
-Set before either is imported. What the user has set for servers that are named stays; what belongs to none is removed (flows.services.isolation).
+Set before either is imported. What the user has set for servers that are named stays; what belongs to none is
+removed (flows.services.isolation).
 """
 
 import json

@@ -1,7 +1,7 @@
 """Heartbeats of a flow run while its state is Running, by which the server notices a lost process, worker or machine (flows.services.automations).
 
-Prefect's own heartbeats go on in every state until the process ends. A run that is suspended, paused or being cancelled
-would count as lost after the last of them.
+Prefect's own heartbeats go on in every state until the process ends. A run that is suspended, paused or being
+cancelled would count as lost after the last of them.
 """
 
 import threading

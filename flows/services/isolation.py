@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tasks.artifacts.code_version import ROOT, packages_of
+from tasks.artifacts.code_version import ROOT, imported_packages
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
@@ -19,8 +19,9 @@ KEPT = {"PREFECT_LOGGING_LEVEL"}
 def leave_out_other_servers(*, all_of_them: bool = False) -> None:
     """Remove settings of Prefect and MLflow that belong to no server which the user has named.
 
-    PREFECT_API_URL and MLFLOW_TRACKING_URI name one; a run without them has servers of its own, and a password, a database or a port meant for
-    another would stop it, or change the other. With ``all_of_them``, for `alignflow up`, whose servers are its own, the named ones go as well.
+    PREFECT_API_URL and MLFLOW_TRACKING_URI name one; a run without them has servers of its own, and a
+    password, a database or a port meant for another would stop it, or change the other. With ``all_of_them``,
+    for `alignflow up`, whose servers are its own, the named ones go as well.
     """
     tracking = os.environ.get("MLFLOW_TRACKING_URI", "")
     if all_of_them or not os.environ.get("PREFECT_API_URL"):
@@ -47,7 +48,8 @@ def reach_loopback_directly() -> None:
         if urlsplit(value).scheme.startswith("socks") and find_spec("socksio") is None:
             del os.environ[
                 name
-            ]  # httpx, which all of Prefect's requests go by, refuses to start with a proxy that it cannot use
+                # httpx, which all of Prefect's requests go by, refuses to start with a proxy that it cannot use
+            ]
     listed = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     hosts = [host.strip() for host in listed.split(",") if host.strip()]
     text = ",".join([*hosts, *(host for host in LOOPBACK if host not in hosts)])
@@ -59,7 +61,8 @@ def reach_loopback_directly() -> None:
 def leave_working_folder(folder: Path) -> None:
     """Go to ``folder``, so that neither we nor our children read a .env, prefect.toml, json.py or tasks/ that the user's folder holds.
 
-    All relative paths must be absolute by now. Children find alignflow's own code wherever it is imported from.
+    All relative paths must be absolute by now. Children find alignflow's own code wherever it is imported
+    from.
     """
     entries = [
         os.path.abspath(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry
@@ -88,7 +91,7 @@ def hides_a_module(folder: Path, stage: str) -> bool:
     names = {path.stem for path in folder.glob("*.py")} | {
         path.parent.name for path in folder.glob("*/__init__.py")
     }
-    return folder != ROOT and bool(names & (sys.stdlib_module_names | packages_of(stage) | {"tasks"}))
+    return folder != ROOT and bool(names & (sys.stdlib_module_names | imported_packages(stage) | {"tasks"}))
 
 
 def quiet_folder() -> Path:

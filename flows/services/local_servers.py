@@ -98,7 +98,8 @@ def servers(home: Path, address: Address, login: Credentials) -> list[Process]:
     credentials.write_private(ini, "\n".join([*text, ""]).replace("%", "%%"))
     mlflow = {
         "MLFLOW_AUTH_CONFIG_PATH": str(ini), "MLFLOW_AUTH_ADMIN_PASSWORD": login.password, "MLFLOW_FLASK_SERVER_SECRET_KEY": login.signing_key,
-        "MLFLOW_BACKEND_STORE_URI": store,  # in the environment, not on the command line, where everybody on the machine would see its password
+        # in the environment, not on the command line, where everybody on the machine would see its password
+        "MLFLOW_BACKEND_STORE_URI": store,
     }  # fmt: skip
     listening = ["--host", "127.0.0.1", "--port"]
     policy = ["--uvicorn-opts", shlex.join(["--header", f"Content-Security-Policy:{PAGE_POLICY}"])]
@@ -132,7 +133,10 @@ def both(name: str, value: str) -> dict[str, str]:
 
 
 def database(name: str, driver: str) -> str:
-    """The URL of one of the two databases on the PostgreSQL server that ALIGNFLOW_DATABASE names. Raises InputError."""
+    """The URL of one of the two databases on the PostgreSQL server that ALIGNFLOW_DATABASE names.
+
+    Raises InputError.
+    """
     parts = urlsplit(os.environ[DATABASE])
     if parts.scheme not in ("postgresql", "postgres") or not parts.hostname or parts.path.strip("/"):
         raise InputError(

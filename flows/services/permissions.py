@@ -50,7 +50,10 @@ def _close_below(folder: Path) -> None:
 
 
 def _close(path: Path) -> bool:
-    """Take away what others may do; return whether there was anything. Links, and what another user owns, stay as they are."""
+    """Take away what others may do; return whether there was anything.
+
+    Links, and what another user owns, stay as they are.
+    """
     try:
         about = path.lstat()
     except FileNotFoundError:  # a program that is at work in the home has removed it

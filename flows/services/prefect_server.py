@@ -2,8 +2,9 @@
 
 python -m uvicorn --factory flows.services.prefect_server:create_app --host 127.0.0.1 --port 4200
 
-Prefect serves both versions of its pages, whatever PREFECT_SERVER_UI_V2_ENABLED says: that only chooses the first one shown. The V2 pages load
-a session recorder from another host, and the pages of the API's documentation load their scripts from one.
+Prefect serves both versions of its pages, whatever PREFECT_SERVER_UI_V2_ENABLED says: that only chooses the
+first one shown. The V2 pages load a session recorder from another host, and the pages of the API's
+documentation load their scripts from one.
 """
 
 from typing import TYPE_CHECKING

@@ -1,21 +1,23 @@
 """Work around defects of Prefect by means that it does not document; all other code keeps to its documentation.
 
-Seen in Prefect 3.8.8. Numbers are issues of https://github.com/PrefectHQ/prefect. For each defect a test in
-tests/flows/test_prefect_workarounds.py fails once Prefect has mended it or has renamed what the workaround rests
-on. Then the workaround is removed, or adapted.
+Seen in Prefect 3.8.8. Numbers are issues of https://github.com/PrefectHQ/prefect. For each defect a test fails once
+Prefect has mended it or has renamed what the workaround rests on; then the workaround is removed, or adapted. The
+tests are in tests/flows/test_prefect_workarounds.py, that of edges in tests/flows/test_stage_runs.py.
 
 - ``RepairedWorker._submit_scheduled_flow_runs``: a worker exits when a run is scheduled again before its last
   process is removed. Issue 16806.
-- ``RepairedWorker._propose_crashed_state``: the end of a killed run is reported twice, and the second report undoes
-  a Retry made in between. No issue found; pull request 18453, closed, proposed a change.
-- ``forget_results``: a task seems to depend on an earlier one whose result had the same ``id()``. Issue 20558,
-  mended for objects that have weak references.
+- ``RepairedWorker._propose_crashed_state``: the end of a killed run is reported twice, and the second report
+  undoes a Retry made in between. No issue found; pull request 18453, closed, proposed a change.
+- ``true_edges``: a task seems to depend on an earlier one if a value of its parameters has the ``id()`` of a part
+  of that one's result. Issue 20558, mended for objects that have weak references; artifacts are dictionaries.
 - ``hide_v2_pages``: the server offers its V2 pages, which load a script from another host, whatever its settings
   say. No issue: pull request 21706 means to offer both versions.
 
 Prefect's own heartbeats are replaced in flows/services/heartbeat.py, by documented means.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -35,14 +37,17 @@ else:
 
 
 class RepairedWorker(Base):
-    """Mixin for ProcessWorker: it survives a run that comes again early, and reports the end of a killed run once."""
+    """Mixin for ProcessWorker without its two defects that concern runs which were killed."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._reported: set[UUID] = set()  # runs whose exit with a status other than 0 is on the server
 
     async def run(self, flow_run: "FlowRun", *args: Any, **kwargs: Any) -> "ProcessWorkerResult":
-        """Wait for the process of a run. If it was killed, Prefect's executor reports that before this returns."""
+        """Wait for the process of a run.
+
+        If it was killed, Prefect's executor reports that before this returns.
+        """
         result = await super().run(flow_run, *args, **kwargs)
         if result.status_code != 0:
             self._reported.add(flow_run.id)
@@ -62,15 +67,22 @@ class RepairedWorker(Base):
         return await super()._submit_scheduled_flow_runs(free)
 
 
-def forget_results() -> None:
-    """Make Prefect forget the results of the current flow run's tasks; edges of its graph then come from states alone.
+class _Untracked(dict[int, Any]):
+    """A dictionary that keeps nothing."""
 
-    Artifacts are dictionaries, which have no weak references.
-    """
-    if context := FlowRunContext.get():
-        context.run_results.clear()
+    def __setitem__(self, key: int, value: Any) -> None:
+        pass
+
+
+@contextmanager
+def true_edges() -> Iterator[None]:
+    """While the block runs, have Prefect draw edges for futures and states alone, not for equal ids."""
+    context = FlowRunContext.get()
+    assert context is not None
+    with context.model_copy(update={"run_results": _Untracked()}):
+        yield
 
 
 def hide_v2_pages() -> None:
-    """Keep Prefect's server from serving its V2 pages: it serves each version of its pages whose folder exists."""
+    """Point Prefect to no folder of V2 pages; its server serves every version whose folder exists."""
     prefect.__ui_v2_static_path__ = Path("/nonexistent")

@@ -18,8 +18,9 @@ from tasks.system.errors import InputError
 from tasks.system.processes import die_with_parent
 
 START_SECONDS = 120
-# For a server's pages: scripts, pictures and calls of their own host alone. Drawing on a canvas (Prefect's graph of a
-# run) compiles functions; both set styles, and build pictures, workers and MLflow's frame round HTML from own data.
+# For a server's pages: scripts, pictures and calls of their own host alone. Drawing on a canvas (Prefect's
+# graph of a run) compiles functions; both set styles, and build pictures, workers and MLflow's frame round
+# HTML from own data.
 PAGE_POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
     "worker-src 'self' blob:; frame-src 'self' blob:; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'self'"
@@ -43,8 +44,9 @@ class ServerFailed(Exception):
 def prefect_api(home: Path) -> "Api | None":
     """A Prefect API of this process's own on a free loopback port, unless PREFECT_API_URL names one already.
 
-    Prefect would start one by itself, but only once it is imported and needed, and that one would outlive a killed run. Call it before Prefect is
-    imported: what is registered first is stopped last, after Prefect has sent its last logs.
+    Prefect would start one by itself, but only once it is imported and needed, and that one would outlive a
+    killed run. Call it before Prefect is imported: what is registered first is stopped last, after Prefect
+    has sent its last logs.
     """
     if os.environ.get("PREFECT_API_URL"):
         return None

@@ -1,6 +1,7 @@
 """Run a Prefect worker for pools of the type process, whose flow runs are forks of a preloaded process.
 
-Prefect's own worker starts an interpreter per run. That takes 4.0 s of CPU time for a flow that does nothing, a fork 0.7 s.
+Prefect's own worker starts an interpreter per run. That takes 4.0 s of CPU time for a flow that does nothing,
+a fork 0.7 s.
 """
 
 import asyncio

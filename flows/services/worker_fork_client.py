@@ -3,7 +3,8 @@
 python -I -S worker_fork_client.py
 
 A worker starts this as the process of a flow run. The address of the fork server is in ALIGNFLOW_FORK_SERVER;
-without a server this process becomes Prefect's own engine. It imports the standard library alone and starts in 30 ms.
+without a server this process becomes Prefect's own engine. It imports the standard library alone and starts
+in 30 ms.
 """
 
 import json

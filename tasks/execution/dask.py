@@ -19,7 +19,7 @@ from prefect import task, unmapped
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import task_run
 
-from tasks.artifacts.code_version import PROGRAMS, sources_of
+from tasks.artifacts.code_version import PROGRAMS, source_digests
 from tasks.config.machine import Machine
 from tasks.execution.launch import environment
 from tasks.system import events
@@ -69,7 +69,7 @@ def run(ask: str, version: str) -> str:
 
 
 def _version() -> str:
-    return digest_of(sources_of("data_stage.shard"))
+    return digest_of(source_digests("data_stage.shard"))
 
 
 @contextmanager

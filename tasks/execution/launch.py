@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-from tasks.artifacts.code_version import PROGRAMS, ROOT, packages_of
+from tasks.artifacts.code_version import PROGRAMS, ROOT, imported_packages
 from tasks.config.machine import Machine
 from tasks.execution import program_forks
 from tasks.system.errors import DiskFailure, InputError, StageCrashed, StageFailed, probe_disk
@@ -124,7 +124,7 @@ def run_program(
 
 def warm_up(stage: str, machine: Machine) -> None:
     """Let a fork server load its libraries while whoever will start the stage's program is still busy with something else."""
-    if "torch" in packages_of(stage) and not _are_several(stage, machine):
+    if "torch" in imported_packages(stage) and not _are_several(stage, machine):
         program_forks.warm_up(environment(machine), machine)
 
 
@@ -140,7 +140,7 @@ def _start(
             _shared(chosen, machine.of(stage).processes),
             inherited,
         )
-    needs_torch = "torch" in packages_of(stage)
+    needs_torch = "torch" in imported_packages(stage)
     forkable = (needs_torch or stage in BEFORE_TRAINING) and program_forks.warm_up(chosen, machine)
     if needs_torch and forkable and (child := program_forks.start(stage, directory, inherited)) is not None:
         return child

@@ -1,7 +1,7 @@
 """Start programs as forks of a process that has torch, transformers and peft loaded.
 
-Their imports take 5 to 9 s, longer than some programs work. Linux and CPU only: a process that has touched a GPU
-must not be forked.
+Their imports take 5 to 9 s, longer than some programs work. Linux and CPU only: a process that has touched a
+GPU must not be forked.
 """
 
 import atexit

@@ -1,10 +1,10 @@
 """Start processes as forks of one that has their libraries loaded: the server, and what its clients share.
 
 A server listens on a UNIX socket that keeps message boundaries. A connection is one child: the client sends a
-JSON object and file descriptors, and receives {"pid"} and, when the child has ended, {"status", "peak_kb"}; the
-status is negative for a signal. If the client closes its connection first, the child and its process group are
-killed. If the server dies, the kernel kills its children. The server ends when its owner has closed a pipe and no
-child is left.
+JSON object and file descriptors, and receives {"pid"} and, when the child has ended, {"status", "peak_kb"};
+the status is negative for a signal. If the client closes its connection first, the child and its process
+group are killed. If the server dies, the kernel kills its children. The server ends when its owner has closed
+a pipe and no child is left.
 """
 
 import contextlib
@@ -48,7 +48,10 @@ class ServerProcess(NamedTuple):
 def start_server(
     module: str, environment: Mapping[str, str], output: IO[bytes] | int | None
 ) -> ServerProcess:
-    """Start ``python -m module``, which calls ``serve``. Clients may connect at once: they wait for its imports."""
+    """Start ``python -m module``, which calls ``serve``.
+
+    Clients may connect at once: they wait for its imports.
+    """
     address = Path(tempfile.mkdtemp(prefix="alignflow-")) / "socket"
     read_end, owner = os.pipe()
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
@@ -83,7 +86,10 @@ def send_request(
 
 
 def serve(preloaded: Iterable[str], title: str) -> Request | None:
-    """Load libraries, then fork for every request. Returns the request in the child; None in the server at its end."""
+    """Load libraries, then fork for every request.
+
+    Returns the request in the child; None in the server at its end.
+    """
     listener, owner = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
     folder = Path(listener.getsockname()).parent
     for module in preloaded:

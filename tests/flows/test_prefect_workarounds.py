@@ -6,7 +6,6 @@ workaround, or adapt it.
 
 import asyncio
 import inspect
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
@@ -16,15 +15,12 @@ import prefect
 import pytest
 from fastapi.testclient import TestClient
 from prefect.client.schemas.objects import FlowRun
-from prefect.context import FlowRunContext
 from prefect.runner import _flow_run_executor
 from prefect.server.api.server import create_ui_app
-from prefect.states import Completed
-from prefect.utilities.engine import get_state_for_result, link_state_to_task_run_result
 from prefect.workers.base import BaseWorker
 from prefect.workers.process import ProcessWorker, ProcessWorkerResult
 
-from flows.services.prefect_workarounds import forget_results, hide_v2_pages
+from flows.services.prefect_workarounds import hide_v2_pages
 from flows.services.worker import Worker
 
 
@@ -77,31 +73,6 @@ def test_our_worker_does_not_report_again_that_a_run_was_killed(
     monkeypatch.setattr(ProcessWorker, "_propose_crashed_state", say)
     asyncio.run(live())
     assert said == [*reported, "the next attempt's own", "another's"]
-
-
-def link_two_results() -> tuple[bool, Callable[[], Any]]:
-    """Return whether a second dictionary has the id of a first one, and a function that asks Prefect for its state."""
-    first: dict[str, int] | None = {"first": 1}
-    link_state_to_task_run_result(Completed(), first)
-    number = id(first)
-    del first
-    second = {"second": 2}
-    return id(second) == number, lambda: get_state_for_result(second)
-
-
-def test_defect_a_dictionary_with_the_id_of_an_earlier_result_has_its_state() -> None:
-    with FlowRunContext.model_construct(run_results={}):
-        is_same_id, state_of_second = link_two_results()
-        assert is_same_id, "CPython reuses the memory at once"
-        assert state_of_second() is not None
-
-
-def test_forgotten_results_have_no_state() -> None:
-    with FlowRunContext.model_construct(run_results={}):
-        _, state_of_second = link_two_results()
-        forget_results()
-        assert state_of_second() is None
-    forget_results()  # outside a flow there is nothing to forget
 
 
 def offered_pages() -> list[str]:
