@@ -46,7 +46,10 @@ def key_figures(metrics: dict[str, Any]) -> list[str]:
 
 
 def headline(metrics: dict[str, Any]) -> str:
-    """Return the run's result in one sentence: the best policy, against what, how sure and by which judge; "" if nothing was compared."""
+    """Return the run's result in one sentence: the best policy, its win rate, interval and judge.
+
+    Returns "" if no policies were compared.
+    """
     judge = _best_judge(metrics)
     rates = {policy: metrics.get(f"{judge}{policy}_vs_sft") for policy in POLICIES}
     found = {policy: rate for policy, rate in rates.items() if isinstance(rate, dict)}
@@ -60,8 +63,9 @@ def headline(metrics: dict[str, Any]) -> str:
         verdict = "is worse than SFT"
     else:
         verdict = "cannot be told from SFT"
-    interval = f"{_percent(rate['value'])} of {rate['n']:,} questions (95% interval {_percent(rate['low'])} to {_percent(rate['high'])})"
-    return f"Result: {POLICIES[best]} {verdict}: it wins on {interval}, judged by {JUDGES[judge]}."
+    interval = f"95% interval {_percent(rate['low'])} to {_percent(rate['high'])}"
+    wins = f"{_percent(rate['value'])} of {rate['n']:,} questions ({interval})"
+    return f"Result: {POLICIES[best]} {verdict}: it wins on {wins}, judged by {JUDGES[judge]}."
 
 
 def _best_judge(metrics: dict[str, Any]) -> str:

@@ -60,7 +60,10 @@ def summarise(
 def conclude(
     config: Pipeline, summary: dict[str, Any], page: Path, *, run_id: str, tracked: Tracked
 ) -> dict[str, Any]:
-    """Keep summary, settings and page under runs/<id>/, give the page to Prefect and MLflow, and say in the summary where it is."""
+    """Write summary, settings and page to runs/<id>/ and upload them.
+
+    Returns the summary with the paths of the files.
+    """
     folder = home() / "runs" / run_id
     folder.mkdir(parents=True, exist_ok=True)
     filled = fill_page(page.read_text(encoding="utf-8"), summary)
@@ -130,7 +133,8 @@ def as_markdown(summary: dict[str, Any], title: str, address: str) -> str:
             f"[The report in MLflow]({address}); saved from there and opened by itself, all its links work."
         )
     else:
-        where = f"The report is {_escape(summary['report'])} on {_escape(socket.gethostname())}, the machine that ran the pipeline."
+        host = _escape(socket.gethostname())
+        where = f"The report is {_escape(summary['report'])} on {host}, the machine that ran the pipeline."
     figures = [f"| {_cell(name)} | {figure(value)} |" for name, value in summary["metrics"].items()]
     stages = [
         f"| {stage['name']} | {stage['key'][:12]} | {format_outcome(stage)} | {stage['seconds']:.1f} |"

@@ -138,7 +138,7 @@ class Screen:
 
 
 def print_end(summary: dict[str, Any]) -> None:
-    """Stages, the figures that matter, where all others are, and last what must not scroll away: warnings and the result."""
+    """Print the stages, the key figures, the files with all others, and last the warnings and the result."""
     screen = console()
     stages = Table("stage", "result", "time", "peak MB", "key", box=None, pad_edge=False, header_style="bold")
     for stage in summary["stages"]:

@@ -1,4 +1,4 @@
-"""What the Prefect server does by itself: it notices lost machines, starts lost pipelines again, and sends failures to a webhook."""
+"""Create Prefect's automations: mark lost runs, restart lost pipelines, send failures to a webhook."""
 
 from datetime import timedelta
 
@@ -26,7 +26,8 @@ RUNS = ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"})
 SIGNS = {ALIVE, WAITING} | {
     f"prefect.flow-run.{name}"
     for name in (
-        "Scheduled", "Late", "Resuming", "AwaitingRetry", "AwaitingConcurrencySlot", "Pending", "Paused", "Suspended",
+        "Scheduled", "Late", "Resuming", "AwaitingRetry", "AwaitingConcurrencySlot", "Pending", "Paused",
+        "Suspended",
         "Completed", "Cached", "Cancelled", "Cancelling", "Crashed", "Failed", "TimedOut",
     )
 }  # fmt: skip
@@ -52,7 +53,7 @@ PAYLOAD = f'{{"text": {{{{ ({" ~ ".join(_WORDS)}) | tojson }}}}}}'
 
 
 def automate(webhook: str = "") -> None:
-    """Make the automations, or bring them up to date. Without ``webhook`` (a URL) nothing is told."""
+    """Create the automations, or replace older ones. Without ``webhook`` (a URL) failures are not sent."""
     wanted = [_lost(), _again()] + ([_alert(webhook)] if webhook else [])
     with get_client(sync_client=True) as client:
         for name in (LOST, AGAIN, ALERT):
@@ -63,10 +64,11 @@ def automate(webhook: str = "") -> None:
 
 
 def _lost(seconds: float = BEATS * BEAT_SECONDS) -> AutomationCore:
-    """Every running flow run beats; one that stops while it is Running has lost its process, its worker or its machine."""
+    """Mark a run as Crashed if its heartbeats stop while it is Running: its process or machine is lost."""
     trigger = EventTrigger(
         after={ALIVE}, expect=SIGNS, match=RUNS,
-        for_each={"prefect.resource.id"}, posture=Posture.Proactive, threshold=1, within=timedelta(seconds=seconds),
+        for_each={"prefect.resource.id"}, posture=Posture.Proactive, threshold=1,
+        within=timedelta(seconds=seconds),
     )  # fmt: skip
     message = f"Nothing was heard of it for {seconds:.0f} s: its process, worker or machine is gone."
     return AutomationCore(
@@ -77,13 +79,17 @@ def _lost(seconds: float = BEATS * BEAT_SECONDS) -> AutomationCore:
 
 
 def _again() -> AutomationCore:
-    """Stages are started again by their pipeline; a pipeline that was killed is by the server, and finds its finished stages in the store."""
+    """Restart a pipeline that was killed; it finds its finished stages in the store.
+
+    A stage that was lost is restarted by its pipeline.
+    """
     runs = ResourceSpecification(
         RUNS.root | {"prefect.run-count": [str(count) for count in range(1, RESTARTS + 1)]}
     )
     trigger = EventTrigger(
-        after={"prefect.flow-run.Crashed"}, expect={"prefect.flow-run.*"}, match=runs, match_related=PIPELINES,
-        for_each={"prefect.resource.id"}, posture=Posture.Proactive, threshold=1, within=timedelta(seconds=PAUSE_SECONDS),
+        after={"prefect.flow-run.Crashed"}, expect={"prefect.flow-run.*"}, match=runs,
+        match_related=PIPELINES, for_each={"prefect.resource.id"}, posture=Posture.Proactive, threshold=1,
+        within=timedelta(seconds=PAUSE_SECONDS),
     )  # fmt: skip
     message = "It had crashed and is started again; finished stages are not repeated."
     return AutomationCore(

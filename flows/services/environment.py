@@ -1,4 +1,4 @@
-"""The process environment of Prefect and MLflow: everything under the home, nothing on the screen, nothing sent out.
+"""Set the process environment of Prefect and MLflow: all files under the home, no output, no telemetry.
 
 Set before either is imported. What the user has set for servers that are named stays; what belongs to none is
 removed (flows.services.isolation).
@@ -38,7 +38,7 @@ ELSEWHERE = {
 
 
 def prepare(root: Path) -> None:
-    """Set the environment for a pipeline whose home is ``root``, and give a new home its empty databases."""
+    """Set the environment for a pipeline whose home is ``root``; copy empty databases into a new home."""
     permissions.close(root)
     prefect_home, logs = root / "prefect", root / "logs"
     prefect_home.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def join(root: Path) -> None:
 
 
 def for_imports() -> None:
-    """The same for a command that only reads: nothing is written."""
+    """Set the environment for a command that only reads; write nothing."""
     for name, value in {
         **FIXED,
         "ALIGNFLOW_HOME": str(home()),
@@ -96,15 +96,15 @@ def for_imports() -> None:
 
 
 def _logging(file: Path) -> dict[str, Any]:
-    """Prefect's log, and what libraries warn about, into a file; run logs to the API as well."""
+    """Return Prefect's logging settings: its log and libraries' warnings to a file, runs' logs to the API."""
     level = "${PREFECT_LOGGING_LEVEL}"
     return {
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"plain": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
         "handlers": {
-            "file": {"class": "logging.handlers.RotatingFileHandler", "filename": str(file).replace("$", "$$"), "formatter": "plain",
-                     "maxBytes": 5_000_000, "backupCount": 1, "delay": True},
+            "file": {"class": "logging.handlers.RotatingFileHandler", 
+                     "filename": str(file).replace("$", "$$"), "formatter": "plain", "maxBytes": 5_000_000, "backupCount": 1, "delay": True},
             "api": {"class": "prefect.logging.handlers.APILogHandler"},
         },
         "loggers": {

@@ -1,4 +1,4 @@
-"""Keep what the user's shell and working folder hold for other programs away from ours: settings, proxies, modules of the same name."""
+"""Keep other programs' settings, proxies and modules in the user's shell and folder away from ours."""
 
 import os
 import site
@@ -48,7 +48,7 @@ def reach_loopback_directly() -> None:
         if urlsplit(value).scheme.startswith("socks") and find_spec("socksio") is None:
             del os.environ[
                 name
-                # httpx, which all of Prefect's requests go by, refuses to start with a proxy that it cannot use
+                # httpx, which sends Prefect's requests, refuses to start with a proxy that it cannot use
             ]
     listed = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     hosts = [host.strip() for host in listed.split(",") if host.strip()]
@@ -59,7 +59,7 @@ def reach_loopback_directly() -> None:
 
 
 def leave_working_folder(folder: Path) -> None:
-    """Go to ``folder``, so that neither we nor our children read a .env, prefect.toml, json.py or tasks/ that the user's folder holds.
+    """Change to ``folder``, so that no process reads a .env, prefect.toml, json.py or tasks/ of the user.
 
     All relative paths must be absolute by now. Children find alignflow's own code wherever it is imported
     from.
@@ -87,7 +87,7 @@ def _absolute(uri: str) -> str:
 
 
 def hides_a_module(folder: Path, stage: str) -> bool:
-    """Whether ``python -m``, typed in a folder, would take the folder's own module for one that a stage's program means."""
+    """Return whether ``python -m`` in a folder would import the folder's modules instead of a stage's."""
     names = {path.stem for path in folder.glob("*.py")} | {
         path.parent.name for path in folder.glob("*/__init__.py")
     }

@@ -19,7 +19,7 @@ DATABASE = "ALIGNFLOW_DATABASE"
 
 
 class Process(NamedTuple):
-    """One process of the house."""
+    """A supervised process: a server or a worker."""
 
     name: str
     command: list[str]
@@ -97,7 +97,9 @@ def servers(home: Path, address: Address, login: Credentials) -> list[Process]:
     ]  # without it, every request hashes the password anew: .3 s
     credentials.write_private(ini, "\n".join([*text, ""]).replace("%", "%%"))
     mlflow = {
-        "MLFLOW_AUTH_CONFIG_PATH": str(ini), "MLFLOW_AUTH_ADMIN_PASSWORD": login.password, "MLFLOW_FLASK_SERVER_SECRET_KEY": login.signing_key,
+        "MLFLOW_AUTH_CONFIG_PATH": str(ini),
+        "MLFLOW_AUTH_ADMIN_PASSWORD": login.password,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": login.signing_key,
         # in the environment, not on the command line, where everybody on the machine would see its password
         "MLFLOW_BACKEND_STORE_URI": store,
     }  # fmt: skip
@@ -140,6 +142,7 @@ def database(name: str, driver: str) -> str:
     parts = urlsplit(os.environ[DATABASE])
     if parts.scheme not in ("postgresql", "postgres") or not parts.hostname or parts.path.strip("/"):
         raise InputError(
-            f"{DATABASE} must be postgresql://USER:PASSWORD@HOST:PORT of a server with the databases prefect and mlflow"
+            f"{DATABASE} must be postgresql://USER:PASSWORD@HOST:PORT of a server "
+            "with the databases prefect and mlflow"
         )
     return urlunsplit((f"postgresql+{driver}", parts.netloc, f"/{name}", parts.query, ""))

@@ -13,7 +13,10 @@ PATIENCE = 2.0  # seconds for the last lines; a grandchild may hold the pipe ope
 
 
 class Output:
-    """The lines that come out of a pipe, written to a rotated file by a thread: this process alone writes it, so that it alone may rotate it."""
+    """A thread that writes the lines of a pipe to a rotated file.
+
+    No other process writes the file, so this one may rotate it.
+    """
 
     def __init__(self, pipe: IO[bytes], log: Path) -> None:
         self.pipe = pipe

@@ -1,4 +1,4 @@
-"""Prefect's server as an ASGI application: its V1 pages alone, under a policy by which a browser asks no other host.
+"""Build Prefect's server as an ASGI application: only its V1 pages, with a policy that forbids other hosts.
 
 python -m uvicorn --factory flows.services.prefect_server:create_app --host 127.0.0.1 --port 4200
 
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 DOCUMENTATION = ("/docs", "/redoc", "/api/docs", "/api/redoc")
-INSTEAD = b"This page is not served: it would load its scripts from another host. The API is described in /openapi.json.\n"
+INSTEAD = (
+    b"This page is not served: it would load its scripts from another host. "
+    b"The API is described in /openapi.json.\n"
+)
 
 
 class ClosedPages:

@@ -1,17 +1,18 @@
-"""Work around defects of Prefect by means that it does not document; all other code keeps to its documentation.
+"""Work around defects of Prefect by undocumented means; all other code keeps to its documentation.
 
-Seen in Prefect 3.8.8. Numbers are issues of https://github.com/PrefectHQ/prefect. For each defect a test fails once
-Prefect has mended it or has renamed what the workaround rests on; then the workaround is removed, or adapted. The
-tests are in tests/flows/test_prefect_workarounds.py, that of edges in tests/flows/test_stage_runs.py.
+Seen in Prefect 3.8.8. Numbers are issues of https://github.com/PrefectHQ/prefect. For each defect a test
+fails once Prefect has mended it or has renamed what the workaround rests on; then the workaround is removed,
+or adapted. The tests are in tests/flows/test_prefect_workarounds.py, that of edges in test_stage_runs.py.
 
 - ``RepairedWorker._submit_scheduled_flow_runs``: a worker exits when a run is scheduled again before its last
   process is removed. Issue 16806.
 - ``RepairedWorker._propose_crashed_state``: the end of a killed run is reported twice, and the second report
   undoes a Retry made in between. No issue found; pull request 18453, closed, proposed a change.
-- ``true_edges``: a task seems to depend on an earlier one if a value of its parameters has the ``id()`` of a part
-  of that one's result. Issue 20558, mended for objects that have weak references; artifacts are dictionaries.
-- ``hide_v2_pages``: the server offers its V2 pages, which load a script from another host, whatever its settings
-  say. No issue: pull request 21706 means to offer both versions.
+- ``true_edges``: a task seems to depend on an earlier one if a value of its parameters has the ``id()`` of a
+  part of that one's result. Issue 20558, mended for objects that have weak references; artifacts are
+  dictionaries.
+- ``hide_v2_pages``: the server offers its V2 pages, which load a script from another host, whatever its
+  settings say. No issue: pull request 21706 means to offer both versions.
 
 Prefect's own heartbeats are replaced in flows/services/heartbeat.py, by documented means.
 """

@@ -1,4 +1,4 @@
-"""Servers as child processes: started, waited for and stopped; and the Prefect API of a single run."""
+"""Start, await and stop servers as child processes; start the Prefect API of a single run."""
 
 import atexit
 import fcntl
@@ -22,8 +22,9 @@ START_SECONDS = 120
 # graph of a run) compiles functions; both set styles, and build pictures, workers and MLflow's frame round
 # HTML from own data.
 PAGE_POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
-    "worker-src 'self' blob:; frame-src 'self' blob:; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'self'"
+    "default-src 'self'; script-src 'self' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; frame-src 'self' blob:; "
+    "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'self'"
 )
 PREFECT_SERVER = (
     "uvicorn",
@@ -79,9 +80,15 @@ class Api:
         ]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                command, env=os.environ | quiet, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                start_new_session=True, preexec_fn=partial(die_with_parent, os.getpid()), cwd=home / "prefect",
-            )  # fmt: skip
+                command,
+                env=os.environ | quiet,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=partial(die_with_parent, os.getpid()),
+                cwd=home / "prefect",
+            )
         os.environ["PREFECT_API_URL"] = self.url
 
     @property
@@ -99,7 +106,7 @@ class Api:
 
 
 def check_prefect() -> None:
-    """Refuse a Prefect server that does not answer, or does not take our login, by the variable that names it. Raises InputError."""
+    """Check that the server of PREFECT_API_URL answers and accepts the login. Raises InputError."""
     from httpx import HTTPStatusError
     from prefect import settings
     from prefect.client.orchestration import get_client

@@ -30,7 +30,7 @@ OF_ONE_RUN = "PREFECT__"
 
 
 def run_flow(request: Request) -> None:
-    """Run ``prefect.engine`` in this forked process as ``python -m`` would, with the request's environment."""
+    """Run ``prefect.engine`` in this fork as ``python -m`` would, with the request's environment."""
     environment, directory = request.content["environment"], request.content["directory"]
     # a log that cannot be written must not fill the worker's output with tracebacks
     logging.raiseExceptions = False

@@ -25,7 +25,10 @@ STOP_SECONDS = 10.0  # for a server without programs to end
 
 
 class Child:
-    """A forked program, with the part of Popen's interface that callers need; killed when its connection closes."""
+    """A forked program, with the part of Popen's interface that callers need.
+
+    It is killed when its connection closes.
+    """
 
     def __init__(self, connection: socket) -> None:
         """Wait until the server has loaded its libraries and forked. Raises EOFError if it dies meanwhile."""

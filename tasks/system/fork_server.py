@@ -141,7 +141,7 @@ class ForkServer:
         return None
 
     def _receive(self, connection: socket.socket) -> Request | None:
-        """Fork for a connection's request and return it in the child; drop a connection that its client closed."""
+        """Fork for a request and return it in the child; drop a connection that its client has closed."""
         try:
             message, descriptors, _, _ = socket.recv_fds(connection, MAX_BYTES, MAX_DESCRIPTORS)
         except ConnectionResetError:  # the client died before it read the pid
