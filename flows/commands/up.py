@@ -1,4 +1,4 @@
-"""`alignflow up`: Prefect, MLflow and a worker per pool on this machine, watched until Ctrl-C.
+"""`alignflow up`: run Prefect, MLflow and a worker per pool on this machine until Ctrl-C.
 
 On loopback, behind a login.
 """
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from flows.arguments import add_deployed_profiles, number
 from flows.commands.deploy import Definition, define
@@ -226,7 +226,7 @@ def _say(home: Path, address: Address, definition: Definition, pools: tuple[str,
 
 
 def _say_running(home: Path) -> None:
-    address: Any = None
+    address: Address | None = None
     deadline = time.monotonic() + 5
     while address is None and time.monotonic() < deadline:
         address = running(home)

@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import sys
-from typing import Any
 
 from flows.arguments import number
 from tasks.system.errors import InputError
@@ -81,7 +80,7 @@ def online(pool: str) -> list[str]:
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
-        workers: list[Any] = client.read_workers_for_work_pool(pool)
+        workers = client.read_workers_for_work_pool(pool)
     return [
         worker.name
         for worker in workers

@@ -1,4 +1,4 @@
-"""A metric, and what became of a stage, as text."""
+"""Format metrics, results and the outcome of stages as text."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def format_outcome(stage: dict[str, Any]) -> str:
 
 
 def format_not_run(causes: list[str]) -> str:
-    """Return what became of a stage whose inputs could not be built: "not run: ppo and dpo failed"."""
+    """Return the outcome of a stage whose inputs could not be built: "not run: ppo and dpo failed"."""
     return f"not run: {' and '.join(causes)} failed"
 
 

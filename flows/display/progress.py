@@ -10,7 +10,7 @@ BYTE_UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
 class Progress:
-    """The stages of a pipeline, and how far each that is at work is; told of every event."""
+    """Follow a pipeline by its events: its stages, and the progress of those at work."""
 
     def __init__(self) -> None:
         self.stages: list[str] = []  # all of the pipeline, in their order; none for a stage that runs alone

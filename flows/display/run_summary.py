@@ -89,7 +89,7 @@ def conclude(
 
 
 def fill_page(page: str, summary: dict[str, Any]) -> str:
-    """Return the report's page with this run's stages in it, and above all else what failed."""
+    """Return the report's page with this run's stages in it and, at the top, what failed."""
     failures = "".join(f'\n<p class="warning">{html.escape(text)}</p>' for text in _failures(summary))
     return page.replace(TOP, TOP + failures, 1).replace(MARKER, stage_table(summary["stages"]))
 

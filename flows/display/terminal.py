@@ -1,4 +1,4 @@
-"""What a run shows: a line per stage while it runs, and tables at its end.
+"""Show a run on the terminal: a line per stage while it runs, and tables at its end.
 
 Plain lines when the output is not a terminal.
 """

@@ -31,12 +31,12 @@ SIGNS = {ALIVE, WAITING} | {
         "Completed", "Cached", "Cancelled", "Cancelling", "Crashed", "Failed", "TimedOut",
     )
 }  # fmt: skip
-# runs of the deployments with this tag: stages are started again, and their failures told, by the pipeline
+# runs of the deployments with this tag: stages are restarted, and their failures reported, by the pipeline
 # that waits for them
 PIPELINES = ResourceSpecification(
     {"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.pipeline"}
 )
-# one text, as chat services take it: which run, what became of it, the failed stage's own sentence, and where
+# one text, as chat services take it: the run, its state, the failed stage's message, and where
 # to look
 _WORDS = (
     "flow.name",

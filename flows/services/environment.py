@@ -103,8 +103,9 @@ def _logging(file: Path) -> dict[str, Any]:
         "disable_existing_loggers": False,
         "formatters": {"plain": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
         "handlers": {
-            "file": {"class": "logging.handlers.RotatingFileHandler", 
-                     "filename": str(file).replace("$", "$$"), "formatter": "plain", "maxBytes": 5_000_000, "backupCount": 1, "delay": True},
+            "file": {"class": "logging.handlers.RotatingFileHandler", "formatter": "plain",
+                     "filename": str(file).replace("$", "$$"), "maxBytes": 5_000_000, "backupCount": 1,
+                     "delay": True},
             "api": {"class": "prefect.logging.handlers.APILogHandler"},
         },
         "loggers": {

@@ -11,7 +11,7 @@ from tasks.artifacts.code_version import ROOT, imported_packages
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
-# what servers read that are not told of on their command line: uvicorn and gunicorn serve Prefect and MLflow
+# variables that change uvicorn and gunicorn, which serve Prefect and MLflow, behind their command lines
 OF_SERVERS = ("UVICORN_", "GUNICORN_", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS")
 KEPT = {"PREFECT_LOGGING_LEVEL"}
 

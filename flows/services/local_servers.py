@@ -135,7 +135,7 @@ def both(name: str, value: str) -> dict[str, str]:
 
 
 def database(name: str, driver: str) -> str:
-    """The URL of one of the two databases on the PostgreSQL server that ALIGNFLOW_DATABASE names.
+    """Return the URL of one of the two databases on the PostgreSQL server that ALIGNFLOW_DATABASE names.
 
     Raises InputError.
     """

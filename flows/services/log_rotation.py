@@ -35,7 +35,7 @@ class Output:
                 )  # on a full disk lines are lost; the pipe goes on being read
 
     def finish(self) -> None:
-        """Wait for what the child wrote last."""
+        """Wait for the last lines of the child."""
         self.thread.join(PATIENCE)
         if not self.thread.is_alive():
             self.handler.close()

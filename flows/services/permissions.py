@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 OPEN = 0o077  # what a group and others may do
-# what alignflow puts into a home, for one that is no folder of its own
+# what alignflow creates in a home, for a home that holds other files as well
 FOLDERS = (
     "checks",
     "digests",
@@ -50,7 +50,7 @@ def _close_below(folder: Path) -> None:
 
 
 def _close(path: Path) -> bool:
-    """Take away what others may do; return whether there was anything.
+    """Remove the permissions of others; return whether there were any.
 
     Links, and what another user owns, stay as they are.
     """

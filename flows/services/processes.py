@@ -43,7 +43,7 @@ class ServerFailed(Exception):
 
 
 def prefect_api(home: Path) -> "Api | None":
-    """A Prefect API of this process's own on a free loopback port, unless PREFECT_API_URL names one already.
+    """Start a Prefect API for this process on a free loopback port, unless PREFECT_API_URL names one already.
 
     Prefect would start one by itself, but only once it is imported and needed, and that one would outlive a
     killed run. Call it before Prefect is imported: what is registered first is stopped last, after Prefect

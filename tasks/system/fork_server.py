@@ -122,7 +122,7 @@ class ForkServer:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         is_owned = True
         while is_owned or self.connections:
-            sources: list[Any] = [self.wake_read, *self.connections]
+            sources: list[socket.socket | int] = [self.wake_read, *self.connections]
             if is_owned:
                 sources += [self.listener, self.owner]
             ready = select.select(sources, [], [])[0]
