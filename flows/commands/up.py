@@ -22,8 +22,8 @@ from flows.arguments import add_deployed_profiles, number
 from flows.commands.deploy import Definition, define
 from flows.services import credentials, environment, isolation
 from flows.services.credentials import USER
-from flows.services.local_servers import Address, Process, clients, running, servers
-from flows.services.log_rotation import Output
+from flows.services.local_servers import Address, Process, client_environment, find_running, servers
+from flows.services.log_rotation import RotatedLog
 from flows.services.processes import ServerFailed, await_health, stop
 from tasks.artifacts.store import home
 from tasks.system.errors import InputError
@@ -85,7 +85,7 @@ def up(
         for port, option in ((prefect_port, "--prefect-port"), (mlflow_port, "--mlflow-port")):
             _check_free(port, option)
         pools = tuple(definition.pools) if with_workers else ()
-        login = credentials.made(home)
+        login = credentials.load_or_create(home)
         for number in (signal.SIGINT, signal.SIGTERM):  # also when a script started this with Ctrl-C ignored
             signal.signal(number, signal.default_int_handler)
         supervisor = Supervisor(home)
@@ -95,7 +95,7 @@ def up(
             for process in processes:
                 supervisor.start(process)
             supervisor.await_health()
-            os.environ.update(clients(home, address))
+            os.environ.update(client_environment(home, address))
             from flows.commands.deploy import deploy
 
             deploy(definition, webhook=os.environ.get("ALIGNFLOW_ALERT_WEBHOOK", ""))
@@ -140,7 +140,7 @@ class Supervisor:
         self.home = home
         self.processes: dict[str, Process] = {}
         self.children: dict[str, subprocess.Popen[bytes]] = {}
-        self.outputs: dict[str, Output] = {}
+        self.outputs: dict[str, RotatedLog] = {}
         self.deaths: dict[str, list[float]] = {}
 
     def start(self, process: Process) -> None:
@@ -159,7 +159,7 @@ class Supervisor:
         )
         assert child.stdout
         self.children[process.name] = child
-        self.outputs[process.name] = Output(child.stdout, self.log(process.name))
+        self.outputs[process.name] = RotatedLog(child.stdout, self.log(process.name))
 
     def log(self, name: str) -> Path:
         return self.home / "logs" / f"up-{name}.log"
@@ -199,10 +199,10 @@ class Supervisor:
 
 
 def _await_workers(supervisor: Supervisor, pools: tuple[str, ...]) -> None:
-    from flows.commands.work import online
+    from flows.commands.work import online_workers
 
     deadline = time.monotonic() + 60
-    while not all(online(pool) for pool in pools):
+    while not all(online_workers(pool) for pool in pools):
         supervisor.revive()
         if time.monotonic() > deadline:
             raise ServerFailed(
@@ -229,7 +229,7 @@ def _say_running(home: Path) -> None:
     address: Address | None = None
     deadline = time.monotonic() + 5
     while address is None and time.monotonic() < deadline:
-        address = running(home)
+        address = find_running(home)
         with suppress(KeyboardInterrupt):
             time.sleep(0 if address else 0.2)
     if address:

@@ -56,9 +56,9 @@ def work(pool: str, *, name: str = "", limit: int = 0) -> None:
             title,
         ]
         os.execv(sys.executable, command)
-    from flows.services.worker import run
+    from flows.services.worker import run_worker
 
-    run(pool, title, chosen)
+    run_worker(pool, title, chosen)
 
 
 def _type_of(pool: str) -> str:
@@ -75,7 +75,7 @@ def _type_of(pool: str) -> str:
             ) from None
 
 
-def online(pool: str) -> list[str]:
+def online_workers(pool: str) -> list[str]:
     """Names of the pool's workers that are at work."""
     from prefect.client.orchestration import get_client
 

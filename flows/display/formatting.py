@@ -24,13 +24,13 @@ def format_not_run(causes: list[str]) -> str:
     return f"not run: {' and '.join(causes)} failed"
 
 
-def figure(value: Any) -> str:
+def format_metric(value: Any) -> str:
     """A metric as text: '0.731 (0.690 to 0.768, n 500)' or '3.420'."""
     if not isinstance(value, dict):
-        return _number(value)
-    text = _number(value.get("value"))
+        return _format_number(value)
+    text = _format_number(value.get("value"))
     interval = (
-        f"{_number(value['low'])} to {_number(value['high'])}"
+        f"{_format_number(value['low'])} to {_format_number(value['high'])}"
         if value.get("low") is not None and value.get("high") is not None
         else ""
     )
@@ -76,7 +76,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f}%"
 
 
-def _number(value: Any) -> str:
+def _format_number(value: Any) -> str:
     if isinstance(value, float):
         return (
             f"{value:.3g}"

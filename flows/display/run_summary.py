@@ -10,7 +10,7 @@ from typing import Any
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
-from flows.display.formatting import figure, format_not_run, format_outcome
+from flows.display.formatting import format_metric, format_not_run, format_outcome
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.store import home
 from tasks.config.pipeline import Pipeline
@@ -135,7 +135,7 @@ def as_markdown(summary: dict[str, Any], title: str, address: str) -> str:
     else:
         host = _escape(socket.gethostname())
         where = f"The report is {_escape(summary['report'])} on {host}, the machine that ran the pipeline."
-    figures = [f"| {_cell(name)} | {figure(value)} |" for name, value in summary["metrics"].items()]
+    figures = [f"| {_cell(name)} | {format_metric(value)} |" for name, value in summary["metrics"].items()]
     stages = [
         f"| {stage['name']} | {stage['key'][:12]} | {format_outcome(stage)} | {stage['seconds']:.1f} |"
         for stage in summary["stages"]

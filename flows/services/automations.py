@@ -52,7 +52,7 @@ _WORDS = (
 PAYLOAD = f'{{"text": {{{{ ({" ~ ".join(_WORDS)}) | tojson }}}}}}'
 
 
-def automate(webhook: str = "") -> None:
+def create_automations(webhook: str = "") -> None:
     """Create the automations, or replace older ones. Without ``webhook`` (a URL) failures are not sent."""
     wanted = [_lost(), _again()] + ([_alert(webhook)] if webhook else [])
     with get_client(sync_client=True) as client:

@@ -37,7 +37,7 @@ def read(home: Path) -> Credentials | None:
         return None
 
 
-def made(home: Path) -> Credentials:
+def load_or_create(home: Path) -> Credentials:
     """Return the home's credentials; create them the first time."""
     known = read(home)
     if known:

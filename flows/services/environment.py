@@ -39,7 +39,7 @@ ELSEWHERE = {
 
 def prepare(root: Path) -> None:
     """Set the environment for a pipeline whose home is ``root``; copy empty databases into a new home."""
-    permissions.close(root)
+    permissions.restrict_to_owner(root)
     prefect_home, logs = root / "prefect", root / "logs"
     prefect_home.mkdir(parents=True, exist_ok=True)
     logs.mkdir(parents=True, exist_ok=True)
@@ -68,22 +68,22 @@ def prepare(root: Path) -> None:
     isolation.leave_working_folder(prefect_home)
 
 
-def join(root: Path) -> None:
+def use_running_servers(root: Path) -> None:
     """Use the servers that `alignflow up` runs over this home, unless others are named."""
-    from flows.services.local_servers import clients, running
+    from flows.services.local_servers import client_environment, find_running
 
     isolation.reach_loopback_directly()
-    address = None if os.environ.get("PREFECT_API_URL") else running(root)
+    address = None if os.environ.get("PREFECT_API_URL") else find_running(root)
     if address:
         has_other_tracker = os.environ.get("MLFLOW_TRACKING_URI", address.mlflow) != address.mlflow
-        for name, value in clients(root, address).items():
+        for name, value in client_environment(root, address).items():
             if not (
                 has_other_tracker and name.startswith("MLFLOW_")
             ):  # another's server is not told this one's password
                 os.environ[name] = value
 
 
-def for_imports() -> None:
+def prepare_for_reading() -> None:
     """Set the environment for a command that only reads; write nothing."""
     for name, value in {
         **FIXED,

@@ -1,8 +1,8 @@
 """Send heartbeats of a flow run while its state is Running, so that the server notices a lost process.
 
 flows/services/automations.py acts on them. Prefect's own heartbeats continue in every state until the process
-ends: a run that is suspended, paused or being cancelled would count as lost after the last of them, and one may
-follow the last state (issues 18653 and 21932 of https://github.com/PrefectHQ/prefect; seen in 3.8.8).
+ends: a run that is suspended, paused or being cancelled would count as lost after the last of them, and one
+may follow the last state (issues 18653 and 21932 of https://github.com/PrefectHQ/prefect; seen in 3.8.8).
 """
 
 import threading

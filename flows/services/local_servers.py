@@ -36,7 +36,7 @@ class Address(NamedTuple):
         return f"{self.mlflow}/#/experiments?workflowType=machine_learning"
 
 
-def running(home: Path) -> Address | None:
+def find_running(home: Path) -> Address | None:
     """Where the servers of this home are, if `alignflow up` runs."""
     lock = home / "locks" / "up.lock"
     if not lock.exists():
@@ -53,7 +53,7 @@ def running(home: Path) -> Address | None:
         return None  # still starting
 
 
-def clients(home: Path, address: Address) -> dict[str, str]:
+def client_environment(home: Path, address: Address) -> dict[str, str]:
     """The environment in which Prefect and MLflow find the servers of this home."""
     known = credentials.read(home)
     places = {
@@ -71,8 +71,8 @@ def servers(home: Path, address: Address, login: Credentials) -> list[Process]:
         "PREFECT_SERVER_API_AUTH_STRING": login.clients["PREFECT_API_AUTH_STRING"],
         "PREFECT_SERVER_UI_API_URL": f"{address.prefect}/api",
         "PREFECT_UI_URL": address.prefect,
-        **both("PREFECT_SERVER_{}CORS_ALLOWED_ORIGINS", address.prefect),
-        **both("PREFECT_SERVER_{}CSRF_PROTECTION_ENABLED", "true"),
+        **under_both_names("PREFECT_SERVER_{}CORS_ALLOWED_ORIGINS", address.prefect),
+        **under_both_names("PREFECT_SERVER_{}CSRF_PROTECTION_ENABLED", "true"),
     }
     ini = home / "mlflow-auth.ini"
     store = (
@@ -82,8 +82,8 @@ def servers(home: Path, address: Address, login: Credentials) -> list[Process]:
     )
     users = databases.address(home / "mlflow-auth.db")
     if os.environ.get(DATABASE):
-        prefect["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database("prefect", "asyncpg")
-        store = users = database("mlflow", "psycopg2")
+        prefect["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database_url("prefect", "asyncpg")
+        store = users = database_url("mlflow", "psycopg2")
     function = "mlflow.server.auth:authenticate_request_basic_auth"
     text = [
         "[mlflow]",
@@ -129,12 +129,12 @@ def servers(home: Path, address: Address, login: Credentials) -> list[Process]:
     ]
 
 
-def both(name: str, value: str) -> dict[str, str]:
+def under_both_names(name: str, value: str) -> dict[str, str]:
     """A setting under Prefect's present name and its older one."""
     return dict.fromkeys((name.format("API_"), name.format("")), value)
 
 
-def database(name: str, driver: str) -> str:
+def database_url(name: str, driver: str) -> str:
     """Return the URL of one of the two databases on the PostgreSQL server that ALIGNFLOW_DATABASE names.
 
     Raises InputError.

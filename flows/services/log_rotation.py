@@ -12,7 +12,7 @@ LONGEST_LINE = 65_536
 PATIENCE = 2.0  # seconds for the last lines; a grandchild may hold the pipe open for longer
 
 
-class Output:
+class RotatedLog:
     """A thread that writes the lines of a pipe to a rotated file.
 
     No other process writes the file, so this one may rotate it.

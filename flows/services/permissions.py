@@ -23,7 +23,7 @@ FOLDERS = (
 FILES = ("credentials.json", "mlflow-auth.db", "mlflow-auth.ini", "mlflow.db", "report.html", "up.json")
 
 
-def close(home: Path) -> None:
+def restrict_to_owner(home: Path) -> None:
     """Create the home and make it accessible to its owner only, with all files in it and all later ones."""
     os.umask(OPEN)
     home.mkdir(parents=True, exist_ok=True)

@@ -42,7 +42,7 @@ class ServerFailed(Exception):
     """A server did not come up; the message says where its log is."""
 
 
-def prefect_api(home: Path) -> "Api | None":
+def start_prefect_api(home: Path) -> "PrefectApi | None":
     """Start a Prefect API for this process on a free loopback port, unless PREFECT_API_URL names one already.
 
     Prefect would start one by itself, but only once it is imported and needed, and that one would outlive a
@@ -51,12 +51,12 @@ def prefect_api(home: Path) -> "Api | None":
     """
     if os.environ.get("PREFECT_API_URL"):
         return None
-    api = Api(home)
+    api = PrefectApi(home)
     atexit.register(api.stop)
     return api
 
 
-class Api:
+class PrefectApi:
     """The child process; it starts at once and is waited for only when it is needed."""
 
     def __init__(self, home: Path) -> None:

@@ -44,7 +44,7 @@ with warnings.catch_warnings():
         job_configuration = Configuration
 
 
-def run(pool: str, name: str, limit: int) -> None:
+def run_worker(pool: str, name: str, limit: int) -> None:
     """Run a worker until Ctrl-C."""
     server = start_fork_server() if sys.platform == "linux" else None
     setup_signal_handlers_worker(os.getpid(), "the worker", print)

@@ -31,9 +31,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_credentials_are_made_once_at_random_and_for_their_owner_only(tmp_path: Path) -> None:
     os.umask(0o022)
-    first = credentials.made(tmp_path)
-    assert credentials.made(tmp_path) == first
-    assert credentials.made(tmp_path / "other") != first
+    first = credentials.load_or_create(tmp_path)
+    assert credentials.load_or_create(tmp_path) == first
+    assert credentials.load_or_create(tmp_path / "other") != first
     assert len(first.password) >= 32
     assert stat.S_IMODE(credentials.file_of(tmp_path).stat().st_mode) == 0o600
     assert first.clients["PREFECT_API_AUTH_STRING"] == f"alignflow:{first.password}"
@@ -41,7 +41,7 @@ def test_credentials_are_made_once_at_random_and_for_their_owner_only(tmp_path: 
 
 def test_no_server_has_its_password_on_the_command_line(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(local_servers.DATABASE, "postgresql://me:secret@127.0.0.1:5432")
-    login = credentials.made(home)
+    login = credentials.load_or_create(home)
     parts = local_servers.servers(home, Address("http://127.0.0.1:1", "http://127.0.0.1:2"), login)
     lines = " ".join(word for part in parts for word in part.command)
     assert login.password not in lines
@@ -96,14 +96,14 @@ def test_what_needs_a_server_says_so_where_there_is_none(
 
 def test_servers_count_as_running_only_while_somebody_holds_them_up(home: Path) -> None:
     address = Address("http://127.0.0.1:1", "http://127.0.0.1:2")
-    assert local_servers.running(home) is None
+    assert local_servers.find_running(home) is None
     with up._claimed(home) as held:
         assert held
-        assert local_servers.running(home) is None  # still starting
+        assert local_servers.find_running(home) is None  # still starting
         (home / "up.json").write_text(json.dumps(address._asdict()))
-        assert local_servers.running(home) == address
+        assert local_servers.find_running(home) == address
         assert up._claimed(home) is None
-    assert local_servers.running(home) is None  # killed: the file is still there
+    assert local_servers.find_running(home) is None  # killed: the file is still there
 
 
 def test_a_parts_log_is_rotated_by_the_one_process_that_writes_it(
