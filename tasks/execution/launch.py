@@ -44,7 +44,7 @@ QUIET = {
 # Programs read files of strangers, and talk to no server: nothing in their environment opens one. A proxy's address may hold a password.
 SECRET = re.compile(
     r"^(PREFECT|MLFLOW|AWS|AZURE|GOOGLE|PG|WANDB|DATABRICKS|KUBE)"
-    r"|^ALIGNFLOW_(DATABASE|ALERT_WEBHOOK|ENGINE)$"
+    r"|^ALIGNFLOW_(DATABASE|ALERT_WEBHOOK|FORK_SERVER)$"
     r"|PROXY$|TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|AUTH|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|SIGNING_?KEY|WEBHOOK|COOKIE|JWT|CONNECTION_STRING"
     r"|_(DSN|PWD|PAT|KEY)$",
     re.IGNORECASE,
