@@ -2,7 +2,7 @@
 
 python -m tasks.programs.report DIR
 
-inputs    the artifact of every stage of the run
+inputs    the artifact of every stage of the run that was built
 artifact  report.html, card.html, summary.json
 
 The page does not depend on the clock or the machine: equal artifacts give equal bytes. The flow replaces one
@@ -11,6 +11,7 @@ comment of the template by the run's table of stages.
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from tasks.config.data import Data
@@ -27,7 +28,7 @@ def build_report(job: ReportJob, run: Run) -> None:  # noqa: ARG001 - the page h
     summaries = {name: read_summary(folder) for name, folder in folders.items()}
     metrics = {name: summary["metrics"] for name, summary in summaries.items()}
     card = json.loads((folders["data"] / "card.json").read_text(encoding="utf-8"))
-    results = json.loads((folders["winrate"] / "results.json").read_text())
+    results = _read_results(folders)
     cuts = truncation_charts.build_rows(metrics)
     card_page = data_card.render(card, descriptions=Data.descriptions(), cuts=cuts)
     (run.artifact / "card.html").write_text(card_page, encoding="utf-8")
@@ -36,8 +37,8 @@ def build_report(job: ReportJob, run: Run) -> None:  # noqa: ARG001 - the page h
     page = render(
         card=card,
         cells=group_stages(stages),
-        samples=read_samples(folders["winrate"], folders["data"]),
-        questions=summaries["winrate"]["questions"],
+        samples=read_samples(folders["winrate"], folders["data"]) if "winrate" in folders else [],
+        questions=summaries["winrate"]["questions"] if "winrate" in summaries else 0,
         warnings=[(name, text) for name, summary in summaries.items() for text in summary["warnings"]],
         cuts=cuts,
         **build_evaluation(metrics, results, _describe_pairs(summaries)),
@@ -45,6 +46,14 @@ def build_report(job: ReportJob, run: Run) -> None:  # noqa: ARG001 - the page h
     (run.artifact / "report.html").write_bytes(page)
     run.log(1, 1)
     run.finish({"report.bytes": len(page)})
+
+
+def _read_results(folders: Mapping[str, Path]) -> dict[str, Any]:
+    """Return what the win rates were counted from; nothing if a failed stage left no policy to compare."""
+    if "winrate" not in folders:
+        return {"tallies": {}, "policies": []}
+    results: dict[str, Any] = json.loads((folders["winrate"] / "results.json").read_text())
+    return results
 
 
 def _describe_pairs(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

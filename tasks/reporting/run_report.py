@@ -152,7 +152,7 @@ def build_evaluation(
     metrics: Mapping[str, Mapping[str, Any]], results: Mapping[str, Any], judged_on: Mapping[str, str]
 ) -> dict[str, Any]:
     """Return comparisons by judge, the headline, accuracies and a row per policy."""
-    won = metrics["winrate"]
+    won = metrics.get("winrate", {})
     all_metrics = {name: value for stage in metrics.values() for name, value in stage.items()}
     judges: list[Judge] = []
     for by, (name, about) in JUDGES.items():
@@ -163,10 +163,11 @@ def build_evaluation(
         if name in all_metrics:
             note = f"{about} {judged_on.get(name, '')}".strip()
             accuracies.append(_build_accuracy_bar(title, note, all_metrics[name]))
+    policies = [_build_policy(name, won) for name in ("chosen", *results["policies"])] if won else []
     return {
         "judges": judges,
         "accuracies": accuracies,
-        "policies": [_build_policy(name, won) for name in ("chosen", *results["policies"])],
+        "policies": policies,
         "headline": _choose_headline(judges),
     }
 

@@ -240,4 +240,4 @@ def test_window_packed_and_shared_texts_keep_a_window_of_96(kind: str) -> None:
         layout_checks.sharing_gap(model, questions, pad_id=tiny.PAD),
     ):
         assert gap.nats < 1e-5  # 0.04 to 0.13 without the window
-    assert not attention_masks.are_texts_apart(model)
+    assert not attention_masks.has_one_text_per_row(model)

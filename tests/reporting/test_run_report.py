@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.artifacts.code_version import sources_of
+from tasks.artifacts.code_version import source_digests
 from tasks.config.jobs import ReportJob
 from tasks.programs.report import build_report
 from tasks.programs.runtime.program import Run
@@ -269,6 +269,27 @@ def test_a_run_without_some_stages_has_a_page_without_their_parts(
     for name in ("PPO", "DPO"):
         assert (f"<h3>{name} <small>60 steps" in page) == (name.lower() in policies)
         assert (f"{name} against SFT" in page) == (name.lower() in policies)
+
+
+@pytest.mark.parametrize(
+    "failed",
+    [("winrate",), ("winrate", "reward", "ppo"), ("winrate", "ppo", "dpo", "reward", "merge", "sft")],
+)
+def test_a_run_some_of_whose_stages_failed_has_a_page_of_the_others(
+    tmp_path: Path, failed: tuple[str, ...]
+) -> None:
+    run = make_run(tmp_path)
+    for stage in failed:
+        del run.inputs[stage]
+    page = page_of(run)
+    assert "No policies were compared in this run." in page
+    assert "No policy answered any question in this run." in page
+    assert "The policies in figures" not in page
+    for stage in ("sft", "reward", "ppo", "dpo"):
+        title = stage_charts.TITLES[stage][0]
+        assert (f"<h3>{title} <small>60 steps" in page) == (stage not in failed)
+    assert ("Judges and baselines" in page) == bool({"reward", "dpo"} - set(failed))
+    assert (run.artifact / "card.html").exists()
 
 
 def test_the_headline_names_the_best_policy_and_its_judge(tmp_path: Path) -> None:
@@ -704,4 +725,4 @@ def test_the_template_and_its_style_are_packaged() -> None:
     ]
     for name in (TEMPLATE, STYLE):
         assert any(Path(name).match(pattern) for pattern in shipped)
-        assert f"tasks/reporting/{name}" in sources_of("report")
+        assert f"tasks/reporting/{name}" in source_digests("report")

@@ -10,7 +10,7 @@ from tasks.rlhf.thresholds import MUCH_TRUNCATED
 NO_LIMIT = 2**31 - 1
 
 
-class Cut(NamedTuple):
+class TruncationCounts(NamedTuple):
     """How many texts were encoded, how many of them were longer than their limit, and what became of pairs."""
 
     prompts: int
@@ -36,7 +36,7 @@ class Encoder:
         self.template = template
         self.max_prompt_tokens = max_prompt_tokens
         self.max_answer_tokens = max_answer_tokens
-        self.cut = Cut(0, 0, 0, 0, 0, 0)
+        self.cut = TruncationCounts(0, 0, 0, 0, 0, 0)
 
     def prompt(self, question: str) -> list[int]:
         """Return the ids of a prompt."""
@@ -73,8 +73,12 @@ class Encoder:
         """Return a sentence for each limit that cuts more than a quarter, of the texts or of the pairs."""
         cut = self.cut
         told = [
-            _cut("prompts", cut.prompts_cut, cut.prompts, f"text.max_prompt_tokens={self.max_prompt_tokens}"),
-            _cut("answers", cut.answers_cut, cut.answers, f"text.max_answer_tokens={self.max_answer_tokens}"),
+            _warning(
+                "prompts", cut.prompts_cut, cut.prompts, f"text.max_prompt_tokens={self.max_prompt_tokens}"
+            ),
+            _warning(
+                "answers", cut.answers_cut, cut.answers, f"text.max_answer_tokens={self.max_answer_tokens}"
+            ),
         ]
         if cut.pairs_equal > MUCH_TRUNCATED * cut.pairs:
             told.append(
@@ -84,7 +88,7 @@ class Encoder:
         return [sentence for sentence in told if sentence]
 
 
-def _cut(what: str, cut: int, count: int, setting: str) -> str:
+def _warning(what: str, cut: int, count: int, setting: str) -> str:
     if cut <= MUCH_TRUNCATED * count:
         return ""
     return (

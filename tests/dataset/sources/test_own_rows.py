@@ -778,8 +778,8 @@ def test_the_hub_is_asked_for_the_dialogues_of_hh_rlhf(
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert corpus.corpus_place(HhRlhf(files=files)) == tmp_path
-    assert corpus.corpus_place(OwnRows(path="somebody/hh-rlhf")) == tmp_path
+    assert corpus.find_corpus(HhRlhf(files=files)) == tmp_path
+    assert corpus.find_corpus(OwnRows(path="somebody/hh-rlhf")) == tmp_path
     assert [call["ignore_patterns"] for call in calls] == [unwanted, None]
     assert hub.is_hub_id(calls[0]["id"])
 

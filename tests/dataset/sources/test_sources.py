@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from tasks.artifacts.artifact import Step, user_artifact
-from tasks.artifacts.corpus import corpus_place, evaluation_sets
+from tasks.artifacts.corpus import evaluation_sets, find_corpus
 from tasks.config.jobs import DataJob
 from tasks.config.pipeline import Pipeline
 from tasks.config.sources import OwnRows, Source
@@ -569,12 +569,12 @@ def test_an_evaluation_set_is_part_of_the_key_by_its_content(tmp_path: Path) -> 
 def test_a_corpus_is_looked_for_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source: Any = TypeAdapter(Source).validate_python({"kind": "own", "path": str(tmp_path)})
     assert isinstance(source, OwnRows)
-    assert corpus_place(source) == tmp_path
+    assert find_corpus(source) == tmp_path
     with pytest.raises(InputError, match="there is no file or folder"):
-        corpus_place(source.model_copy(update={"path": "./nothing"}))
+        find_corpus(source.model_copy(update={"path": "./nothing"}))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(InputError, match="nor a data set that could be fetched"):
-        corpus_place(source.model_copy(update={"path": "nobody/nothing"}))
+        find_corpus(source.model_copy(update={"path": "nobody/nothing"}))
 
 
 # -------------------------------------------------------------------------------------------------- what damaged inputs have brought to light
