@@ -1,6 +1,5 @@
 """`alignflow gc`: frees what no registered model, no recent run and no work going on reaches. What MLflow keeps stays; `mlflow gc` is for that."""
 
-import fcntl
 import json
 import os
 import shutil
@@ -17,7 +16,7 @@ from flows.display.terminal import console
 from tasks.artifacts.inventory import Entry, entries
 from tasks.artifacts.store import Store
 from tasks.system.errors import InputError
-from tasks.system.locks import is_held
+from tasks.system.locks import is_held, try_acquire
 
 KEEP_RUNS, DAYS = 10, 7.0
 DAY, MB = 86400.0, 2**20
@@ -69,13 +68,10 @@ def _alone(home: Path, dry_run: bool) -> Iterator[None]:
     if dry_run:
         yield
         return
-    path = home / "locks" / "gc.lock"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"Another `alignflow gc` is at work in {home}; wait for its end") from None
+    lock = try_acquire(home / "locks" / "gc.lock")
+    if lock is None:
+        raise InputError(f"Another `alignflow gc` is at work in {home}; wait for its end")
+    with lock:
         yield
 
 
@@ -251,12 +247,12 @@ def _away(home: Path, thing: Candidate) -> Path:
 
 def _remove_life_line(path: Path) -> None:
     """The locks of keys stay: of somebody who has just opened one nobody knows, and he would hold a lock that no longer has a name."""
-    with suppress(FileNotFoundError), path.open("r+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _refuse()
-        path.unlink()
+    lock = try_acquire(path)
+    if lock is None:
+        _refuse()
+    else:
+        with lock:
+            path.unlink()
 
 
 def _show(found: Survey, refused: dict[Path, str], *, dry_run: bool, now: float) -> None:

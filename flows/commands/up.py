@@ -1,6 +1,5 @@
 """`alignflow up`: Prefect, MLflow and a worker per pool on this machine, watched until Ctrl-C. On loopback, behind a login."""
 
-import fcntl
 import json
 import os
 import signal
@@ -11,7 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from flows.commands.deploy import Definition
 from flows.services import credentials
@@ -21,6 +20,7 @@ from flows.services.log_rotation import Output
 from flows.services.processes import ServerFailed, await_health, stop
 from tasks.system.errors import InputError
 from tasks.system.files import replace_text
+from tasks.system.locks import try_acquire
 from tasks.system.processes import die_with
 
 MOST_RESTARTS = 5
@@ -32,7 +32,7 @@ def up(
     home: Path, *, prefect_port: int, mlflow_port: int, definition: Definition, with_workers: bool = True
 ) -> None:
     """Start everything, say where it is, and keep it up until Ctrl-C. A second one only says what is running."""
-    lock = _claimed(home)
+    lock = try_acquire(home / "locks" / "up.lock")
     if lock is None:
         _say_running(home)
         return
@@ -64,18 +64,6 @@ def up(
         finally:
             (home / "up.json").unlink(missing_ok=True)
             house.stop()
-
-
-def _claimed(home: Path) -> IO[str] | None:
-    path = home / "locks" / "up.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
 
 
 def _check_free(port: int, option: str) -> None:

@@ -1,10 +1,11 @@
 """The login of the servers that `alignflow up` starts: made once per home, readable by its owner only, the same for Prefect and MLflow."""
 
 import json
-import os
 import secrets
 from pathlib import Path
 from typing import NamedTuple
+
+from tasks.system.files import replace_text
 
 USER = "alignflow"
 
@@ -47,8 +48,4 @@ def made(home: Path) -> Credentials:
 def write_private(path: Path, text: str) -> None:
     """Write a file that only its owner may read, from its first byte on."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-    os.replace(temporary, path)
+    replace_text(path, text, private=True)

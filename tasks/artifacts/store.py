@@ -9,7 +9,6 @@
 key = sha256 of {schema, stage, stage version, job, input digests}. Names, paths and the machine are not in it.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -19,8 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
-from tasks.system.files import replace_text
+from tasks.system.files import replace_text, sync_folder, sync_path
 from tasks.system.hashing import digest_of, file_digest
+from tasks.system.locks import acquire
 
 SCHEMA = 3  # 3: code is hashed without the paths of its files
 OTHER_SCHEMA = "built by an earlier version of alignflow, whose keys are made otherwise; it is rebuilt once"
@@ -111,21 +111,14 @@ class Store:
     @contextmanager
     def lock(self, key: str, *, on_wait: Callable[[], None] = lambda: None) -> Iterator[int]:
         """Hold the key's lock; gives its file descriptor, which a program inherits so that the lock lasts as long as it can write."""
-        path = self.root / "locks" / f"{key}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                on_wait()
-                fcntl.flock(file, fcntl.LOCK_EX)
+        with acquire(self.root / "locks" / f"{key}.lock", on_wait=on_wait) as file:
             yield file.fileno()
 
     def commit(self, recipe: Recipe, *, seconds: float, peak_mb: float) -> Manifest:
         """Turn the finished partial/<key>/artifact into objects/<stage>/<key>: all of it, or nothing."""
         made = self.partial(recipe.key) / "artifact"
         assert not (made / "manifest.json").exists(), "manifest.json is the store's own file"
-        _sync(made)
+        sync_folder(made)
         files = self._digests(made)
         manifest = Manifest(
             schema=SCHEMA, stage=recipe.stage, key=recipe.key, digest=digest_of(files), files=files,
@@ -136,7 +129,7 @@ class Store:
         entry = self.entry(recipe.stage, recipe.key)
         entry.parent.mkdir(parents=True, exist_ok=True)
         os.rename(made, entry)
-        _sync_folder(entry.parent)
+        sync_path(entry.parent)
         return manifest
 
     def discard_partial(self, key: str) -> None:
@@ -160,23 +153,6 @@ class Store:
             for name, path in names.items()
             if name != "manifest.json"
         }
-
-
-def _sync(folder: Path) -> None:
-    """Bring every file below ``folder`` to the disk: a manifest must never outlive what it vouches for."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def changes(recipe: Recipe, before: Manifest) -> list[str]:

@@ -12,10 +12,12 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from contextlib import closing, suppress
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import quote
+
+from tasks.system.files import replacing
 
 
 def template(tool: str) -> Path:
@@ -40,13 +42,8 @@ def lay(tool: str, path: Path) -> None:
     if path.exists() or not template(tool).exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    copy = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
+    with replacing(path, keep_existing=True) as copy:  # another process may have a database there by now
         shutil.copyfile(template(tool), copy)
-        with suppress(FileExistsError):
-            os.link(copy, path)  # all at once, and never over what somebody else put there
-    finally:
-        copy.unlink(missing_ok=True)
 
 
 def prepare() -> None:
@@ -91,11 +88,8 @@ def prepare() -> None:
 def _keep(database: Path, target: Path) -> None:
     """One file without a journal, in place at once."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    packed = target.with_name(f"{target.name}.{os.getpid()}")
-    packed.unlink(missing_ok=True)
-    with closing(sqlite3.connect(database)) as connection:
+    with replacing(target) as packed, closing(sqlite3.connect(database)) as connection:
         connection.execute("VACUUM INTO ?", (str(packed),))
-    os.replace(packed, target)
 
 
 if __name__ == "__main__":
