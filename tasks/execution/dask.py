@@ -20,7 +20,7 @@ from prefect.runtime import task_run
 
 from tasks.artifacts.code_version import PROGRAMS, sources_of
 from tasks.config.machine import Machine
-from tasks.execution.launch import environment
+from tasks.execution.program_environment import program_environment
 from tasks.system import events
 from tasks.system.errors import DiskFailure, InputError, StageFailed
 from tasks.system.files import replace_text
@@ -50,7 +50,7 @@ def run(ask: str, version: str) -> str:
         )
     done = subprocess.run(
         [sys.executable, "-m", f"{PROGRAMS}.data_stage.shard", ask],
-        env=environment(Machine(threads=1)), stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace",
+        env=program_environment(Machine(threads=1)), stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace",
         preexec_fn=die_with(os.getpid()), check=False, start_new_session=True,
     )  # fmt: skip
     if done.returncode == 2 and done.stdout:

@@ -11,7 +11,8 @@ from tasks.artifacts.store import Manifest, Recipe, Store, home
 from tasks.config.machine import Machine, Pools
 from tasks.execution.dask import spreading
 from tasks.execution.dispatch import dispatch
-from tasks.execution.launch import Line, Usage, run_program
+from tasks.execution.launch import Usage, run_program
+from tasks.execution.metrics_tail import Line
 from tasks.system import events
 from tasks.system.errors import (
     DiskFailure,

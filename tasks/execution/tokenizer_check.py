@@ -12,7 +12,7 @@ from tasks.artifacts.code_version import PROGRAMS, sources_of
 from tasks.artifacts.store import home
 from tasks.config.machine import Machine
 from tasks.config.models import Text
-from tasks.execution.launch import environment
+from tasks.execution.program_environment import program_environment
 from tasks.system.errors import InputError, StageFailed
 from tasks.system.files import replace_text
 from tasks.system.hashing import file_digest
@@ -39,7 +39,12 @@ def check_tokenizer(folder: Path, text: Text) -> None:
     ]
     try:
         done = subprocess.run(
-            command, env=environment(Machine()), capture_output=True, text=True, timeout=SECONDS, check=False
+            command,
+            env=program_environment(Machine()),
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         raise StageFailed(

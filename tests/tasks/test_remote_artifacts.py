@@ -13,7 +13,7 @@ from tasks.artifacts.store import Store
 from tasks.config.jobs import PpoJob
 from tasks.config.machine import Machine
 from tasks.config.pipeline import Pipeline
-from tasks.execution import launch
+from tasks.execution import program_environment
 from tasks.execution import run_stage as execution_run_stage
 from tasks.execution.run_stage import RunContext, run_stage
 from tasks.system.errors import InputMissing
@@ -33,7 +33,7 @@ def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def machine(mlflow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
     """Be a machine with a home of its own; gives the home."""
     made = fake_tree.make_tree(tmp_path / "tree")
-    monkeypatch.setattr(launch, "ROOT", made)
+    monkeypatch.setattr(program_environment, "ROOT", made)
     monkeypatch.setattr(code_version, "ROOT", made)
     monkeypatch.setattr(client, "_down", False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow / 'mlflow.db'}")

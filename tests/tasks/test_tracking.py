@@ -16,7 +16,7 @@ from tasks.artifacts.store import Store
 from tasks.config.jobs import DataJob, PpoJob
 from tasks.config.machine import Machine
 from tasks.config.pipeline import Pipeline
-from tasks.execution import launch
+from tasks.execution import program_environment
 from tasks.execution.run_stage import RunContext, run_stage
 from tasks.system import events
 from tasks.system.errors import InputError, StageFailed
@@ -35,7 +35,7 @@ def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tree(shared_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A fake tree, and MLflow over one database for all tests here: making it takes seconds."""
     made = fake_tree.make_tree(tmp_path / "tree")
-    monkeypatch.setattr(launch, "ROOT", made)
+    monkeypatch.setattr(program_environment, "ROOT", made)
     monkeypatch.setattr(code_version, "ROOT", made)
     monkeypatch.setattr(client, "_down", False)
     monkeypatch.setenv("ALIGNFLOW_HOME", str(shared_home))
