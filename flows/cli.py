@@ -82,9 +82,9 @@ def run(args: argparse.Namespace) -> None:
         from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
         from flows.pipeline import rlhf  # slow to import: the API starts meanwhile
-        from tasks.tracking import client
+        from tasks.tracking.client import process_tracker
 
-        client.connect()
+        process_tracker().connect()
         if api:
             api.wait()
         else:

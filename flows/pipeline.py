@@ -24,6 +24,7 @@ from tasks.stages import data, dpo, merge, ppo, pretrain, reference, report, rew
 from tasks.system import events
 from tasks.system.errors import InputError
 from tasks.tracking import runs
+from tasks.tracking.client import process_tracker
 from tasks.tracking.remote_artifacts import locate
 
 Do = Callable[..., Artifact]
@@ -74,6 +75,7 @@ def _run(config: Pipeline, profile: str) -> dict[str, Any]:
     started, made = time.monotonic(), {}
     settings = config.model_dump(mode="json")
     run = runs.pipeline_run(
+        process_tracker(),
         str(flow_run.name or profile),
         settings,
         flow_run_id=str(flow_run.id),
@@ -83,7 +85,11 @@ def _run(config: Pipeline, profile: str) -> dict[str, Any]:
     with logging_events(), run as tracked:
         events.tell("plan", stages=stages_of(config))
         seat = RunContext(
-            config.machine, tracked.run_id, config.pools, shared=bool(config.pools.cpu or config.pools.gpu)
+            config.machine,
+            tracked.run_id,
+            config.pools,
+            shared=bool(config.pools.cpu or config.pools.gpu),
+            tracker=tracked.tracker,
         )
         if seat.shared and not tracked.is_on:
             raise InputError(
@@ -100,5 +106,5 @@ def _run(config: Pipeline, profile: str) -> dict[str, Any]:
         do(report, **made)
         artifacts = [state.result() for state in made.values()]
         summary = summarise(profile, artifacts, time.monotonic() - started)
-        page = locate(artifacts[-1]) / "report.html"
+        page = locate(artifacts[-1], tracked.tracker) / "report.html"
         return conclude(config, summary, page, run_id=str(flow_run.id), tracked=tracked)

@@ -13,7 +13,7 @@ from flows.run_names import name_retraining
 from flows.services.heartbeat import heartbeat
 from tasks.config.pipeline import Pipeline
 from tasks.config.sources import ShellSite, StackExchangeDump
-from tasks.tracking.client import connect
+from tasks.tracking.client import process_tracker
 
 NOTHING = "Neither data nor settings nor code have changed since the last run: every stage is stored."
 
@@ -36,7 +36,7 @@ def retrain(config: Pipeline = Pipeline(), profile: str = "rlhf", dump: str = ""
             )
             config = config.model_copy(update={"source": source})
         check_inputs(config)
-        connect()
+        process_tracker().connect()
         planned = plan(config)
         changed = [stage for stage in planned if stage.action != "reuse"]
         if not changed:

@@ -10,6 +10,7 @@ from tasks.config.pipeline import Pipeline
 from tasks.execution.run_stage import look_up, write_job
 from tasks.stages import report
 from tasks.system.errors import InputError
+from tasks.tracking.client import process_tracker
 
 
 class _Found(Exception):
@@ -24,9 +25,9 @@ def prepare_job(config: Pipeline, wanted: str, directory: Path) -> None:
         step = stage.step(config, **inputs)
         if step.stage == wanted:
             directory.mkdir(parents=True, exist_ok=True)
-            write_job(directory, step, config.machine)
+            write_job(directory, step, config.machine, process_tracker())
             raise _Found
-        found = look_up(step)
+        found = look_up(step, process_tracker())
         # what lies beside the path to the wanted stage may be missing
         made[step.stage] = found or unbuilt_artifact(step)
         return made[step.stage]

@@ -8,6 +8,7 @@ from tasks.artifacts.store import Store, changes, home
 from tasks.config.pipeline import Pipeline
 from tasks.execution.run_stage import look_up
 from tasks.stages import report
+from tasks.tracking.client import process_tracker
 
 
 class Planned(NamedTuple):
@@ -21,12 +22,13 @@ class Planned(NamedTuple):
 
 def plan(config: Pipeline) -> list[Planned]:
     """What ``alignflow run`` would do with each stage."""
+    tracker = process_tracker()
     planned: list[Planned] = []
     made: dict[str, Artifact] = {}
 
     def do(stage: Any, **inputs: Artifact) -> Artifact:
         step = stage.step(config, **inputs)
-        found = look_up(step)
+        found = look_up(step, tracker)
         planned.append(_planned(step, found))
         made[step.stage] = found or unbuilt_artifact(step)
         return made[step.stage]

@@ -21,7 +21,8 @@ from tasks.config.machine import Machine
 from tasks.system import events
 from tasks.system.errors import DiskFailure, InputError, StageFailed
 from tasks.system.retry import retry
-from tasks.tracking.remote_artifacts import Published, publish, published
+from tasks.tracking.client import Tracker
+from tasks.tracking.remote_artifacts import Published, find_published, publish
 
 LOST = 3  # how often a stage is started again whose worker was lost; it goes on from its newest checkpoint
 POLL_SECONDS = 0.5
@@ -37,7 +38,7 @@ BAD_INPUT, DISK_FAILURE, INPUT_MISSING, OTHER_CODE = (
 REASONS = (BAD_INPUT, DISK_FAILURE, INPUT_MISSING, OTHER_CODE)
 
 
-def dispatch(step: Step, pool: str, *, machine: Machine, tracked: str | None) -> Published:
+def dispatch(step: Step, pool: str, *, machine: Machine, tracker: Tracker, tracked: str | None) -> Published:
     """Have a worker of ``pool`` build the step's artifact; gives it as MLflow has it. Raises InputError and StageFailed as a stage here would."""
     lost, supplied = 0, False
     while True:
@@ -50,14 +51,14 @@ def dispatch(step: Step, pool: str, *, machine: Machine, tracked: str | None) ->
                 _cancel(run)
             raise
         if state.type == StateType.COMPLETED:
-            found = published(step.recipe.key)
+            found = find_published(tracker, step.recipe.key)
             if found is None:
                 raise StageFailed(
                     f"The stage {step.stage} ended well on the pool {pool}, but its artifact is not in MLflow. {_link(run)}"
                 )
             return found
         if _reason(state) == INPUT_MISSING and not supplied:
-            supplied = _supply(step, str(state.message), tracked)
+            supplied = _supply(step, str(state.message), tracker, tracked)
             if supplied:
                 continue
         if _is_lost(state, run) and lost < LOST:
@@ -176,11 +177,11 @@ def _asked_by_another(run: FlowRun) -> bool:
         return bool(other.state and other.state.type in (StateType.CANCELLED, StateType.CANCELLING))
 
 
-def _supply(step: Step, message: str, tracked: str | None) -> bool:
-    """Upload from here what the worker lacks; False where something is not here either."""
+def _supply(step: Step, message: str, tracker: Tracker, tracked: str | None) -> bool:
+    """Upload the inputs that the worker lacks; return False if this machine lacks one as well."""
     names = [name.strip() for name in message.rpartition(":")[2].split(",")]
     inputs: list[Artifact] = [step.inputs[name] for name in names if name in step.inputs]
-    return bool(inputs) and all(publish(artifact, parent=tracked) for artifact in inputs)
+    return bool(inputs) and all(publish(artifact, tracker, parent=tracked) for artifact in inputs)
 
 
 def _reason(state: State) -> str:
