@@ -22,8 +22,8 @@ from tasks.execution.dispatch import BAD_INPUT, DISK_FAILURE, INPUT_MISSING, OTH
 from tasks.stages.task import as_state
 from tasks.system.errors import DiskFailure, InputError, InputMissing, StageFailed
 from tasks.tracking.client import Tracker
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 STATES = ("State", "Completed", "Failed", "Crashed", "Cancelled", "Scheduled", "Paused", "ChangeFlowRunState")
 
 
