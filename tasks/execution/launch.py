@@ -1,4 +1,4 @@
-"""Run a stage's program as a child process: start it, read its metrics while it runs, and end it if anything else fails."""
+"""Run a stage's program as a child process: start it, follow its metrics, and never leave it running."""
 
 import json
 import math
@@ -71,9 +71,9 @@ def run_program(
 ) -> Usage:
     """Run ``tasks.programs.<stage>`` on ``directory`` to its end.
 
-    Raises InputError if the user must change an input, StageFailed for any other failure. On any other exception, such as
-    KeyboardInterrupt, the program is killed first. ``on_step`` is called with every new line of metrics.jsonl, ``on_poll`` every
-    POLL_SECONDS; the program inherits the file descriptors ``keep_open``.
+    Raises InputError if the user must change an input, StageFailed for any other failure. On any other exception,
+    such as KeyboardInterrupt, the program is killed first. ``on_step`` is called with every new line of
+    metrics.jsonl, ``on_poll`` every POLL_SECONDS; the program inherits the file descriptors ``keep_open``.
     """
     for name in ("done", "error.json"):
         (directory / name).unlink(missing_ok=True)
@@ -103,7 +103,7 @@ def warm_up(stage: str, machine: Machine) -> None:
 
 
 def _start(stage: str, directory: Path, machine: Machine, inherited: tuple[int, ...]) -> Program:
-    """Start the program: forked from the server that has torch loaded if it needs torch and there is a server, else by ``python -m``."""
+    """Fork the program from the server that has torch loaded, if it needs torch and there is one; else spawn it."""
     if _is_distributed(stage, machine):
         environment = distributed_environment(machine, machine.of(stage).processes)
         return _spawn(_torchrun(stage, directory, machine), directory, environment, inherited)
@@ -131,7 +131,7 @@ def _is_distributed(stage: str, machine: Machine) -> bool:
 
 
 def _torchrun(stage: str, directory: Path, machine: Machine) -> list[str]:
-    """Return torchrun's module and arguments; it starts the program's processes and ends all of them when one fails."""
+    """Return torchrun's module and arguments; it starts the processes, and ends all of them when one fails."""
     launch = machine.of(stage)
     rendezvous = ["--standalone"]
     if launch.nodes > 1:
@@ -174,7 +174,10 @@ def _follow(
 
 
 def _poll(process: Program) -> tuple[int | None, float]:
-    """Return the exit status, None while the program runs, and the kernel's peak memory in MB, which counts from the parent's size."""
+    """Return the exit status (None while the program runs) and the peak memory in MB as the kernel counts it.
+
+    The kernel counts from the size of the parent, so that figure is only a fallback.
+    """
     if isinstance(process, program_forks.Child):
         return process.poll(), process.peak_mb
     pid, status, usage = os.wait4(process.pid, os.WNOHANG)
@@ -227,7 +230,7 @@ def _missing_module(log: Path) -> str:
 
 
 def _failure(stage: str, directory: Path, status: int) -> Exception:
-    """Return the exception for a program that ended with ``status``, from error.json or else from the end of its log."""
+    """Return the exception for a program that ended with ``status``, as error.json or else its log says."""
     try:
         error = json.loads((directory / "error.json").read_text())
     except (OSError, ValueError):

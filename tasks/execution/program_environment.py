@@ -1,4 +1,4 @@
-"""Build the environment variables of a program: no secrets, no network, the threads that the machine's settings allow."""
+"""Build the environment variables of a program: without secrets, network access and too many threads."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from tasks.artifacts.code_version import ROOT
 from tasks.config.machine import Machine
 
-# Programs get their inputs as files: no library may use the network, send telemetry or draw a progress bar into the log.
+# Programs get their inputs as files: no library may use the network, send telemetry or draw progress bars.
 QUIET = {
     "DO_NOT_TRACK": "true",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -32,8 +32,8 @@ SECRET = re.compile(
 NOT_SECRET = {"TOKENIZERS_PARALLELISM"}
 LOGIN = re.compile(r"://[^/@\s]*:[^/@\s]+@")  # a URL with a password, in a variable of any name
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-# OpenMP threads spin this often for each other before they sleep. On an idle machine that is as fast as OpenMP's default;
-# beside other work, for which the default is not meant, a training step was more than twice as fast.
+# OpenMP threads spin this often for each other before they sleep. On an idle machine that is as fast as OpenMP's
+# default; beside other work, for which the default is not meant, a training step was more than twice as fast.
 SPIN_COUNT = "10000"
 
 
@@ -51,7 +51,7 @@ def program_environment(machine: Machine) -> dict[str, str]:
 
 
 def distributed_environment(machine: Machine, processes: int) -> dict[str, str]:
-    """Return the environment of each of several processes: they share the cores, unless OMP_NUM_THREADS is set."""
+    """Return the environment of each of several processes; they share the cores unless OMP_NUM_THREADS is set."""
     share = max(1, (os.cpu_count() or 1) // processes)
     return {"OMP_NUM_THREADS": str(share), **program_environment(machine)}
 

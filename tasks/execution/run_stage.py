@@ -10,7 +10,7 @@ from typing import Any
 from tasks.artifacts.artifact import Artifact, Step, stage_artifact
 from tasks.artifacts.store import Manifest, Recipe, Store, home
 from tasks.config.machine import Machine, Pools
-from tasks.execution.dask import spreading
+from tasks.execution.dask import sharing_work
 from tasks.execution.dispatch import dispatch
 from tasks.execution.launch import Usage, run_program
 from tasks.execution.metrics_tail import Line
@@ -170,9 +170,9 @@ def _run(step: Step, directory: Path, seat: RunContext, tracked: TrackedRun, loc
         try:
             seconds = seat.machine.upload_seconds if seat.shared else 0
             uploading = remote_checkpoints.uploading_checkpoints(tracked, directory, seconds)
-            with uploading, spreading(step.stage, directory, seat.machine) as look:
+            with uploading, sharing_work(step.stage, directory, seat.machine) as poll:
                 return run_program(
-                    step.stage, directory, seat.machine, on_step=on_step, on_poll=look, keep_open=(lock,)
+                    step.stage, directory, seat.machine, on_step=on_step, on_poll=poll, keep_open=(lock,)
                 )
         except StageCrashed as error:
             if crashes == MAX_CRASHES:
@@ -183,7 +183,7 @@ def _run(step: Step, directory: Path, seat: RunContext, tracked: TrackedRun, loc
 
 
 def _report_log(stage: str, directory: Path, tracked: TrackedRun, error: BaseException) -> None:
-    """Upload the log of a program that failed or was stopped to MLflow, and send its last lines to the flow run's log."""
+    """Upload the log of a program that failed or was stopped, and report its last lines to the flow run's log."""
     is_stopped = not isinstance(error, Exception)
     tracked.upload_log(directory, patience=0 if is_stopped else None)
     if not isinstance(error, InputError) and (lines := program_log.last_lines(directory / LOG)):
@@ -202,7 +202,7 @@ def _prepare(directory: Path, step: Step, seat: RunContext) -> None:
 
 
 def write_job(directory: Path, step: Step, machine: Machine, tracker: Tracker) -> None:
-    """Write the job.json that a program reads, with the paths of its inputs on this machine. Raises InputMissing."""
+    """Write the job.json of a program, with the paths of its inputs on this machine. Raises InputMissing."""
     places, missing = {}, []
     for name, artifact in sorted(step.inputs.items()):  # JSON that went through a server has lost its order
         try:
@@ -221,7 +221,7 @@ def write_job(directory: Path, step: Step, machine: Machine, tracker: Tracker) -
 
 
 def _finished(directory: Path) -> Usage | None:
-    """Return what a program used that ended before the pipeline was killed; its artifact only has to be committed."""
+    """Return the usage of a program that had ended when its pipeline was killed: only the commit is missing."""
     if not (directory / "done").exists() or not (directory / "artifact" / "summary.json").exists():
         return None
     seconds = (directory / "done").stat().st_mtime - (directory / "job.json").stat().st_mtime

@@ -1,4 +1,4 @@
-"""Refuses a tokenizer or a chat template that no stage could use, before anything runs."""
+"""Refuse a tokenizer or a chat template that no stage could use, before anything runs."""
 
 import hashlib
 import importlib.util
@@ -22,9 +22,9 @@ SECONDS = 300
 
 
 def check_tokenizer(folder: Path, text: Text) -> None:
-    """Write a question and an answer with the tokenizer in ``folder``, in a process of its own. Raises InputError.
+    """Encode a question and an answer with the tokenizer in ``folder``, in a process of its own. Raises InputError.
 
-    What has passed is remembered in the home, by the content of the tokenizer's files and of our code.
+    A success is recorded in the home under a hash of the tokenizer's files and of our code, and not repeated.
     """
     passed = home() / "checks" / _key(folder, text)
     if passed.exists() or importlib.util.find_spec("transformers") is None:

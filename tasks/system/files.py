@@ -1,7 +1,8 @@
 """Write files atomically.
 
-The content goes to a temporary file beside the target, which then gets the target's name in one step. Readers find the old file or the new
-one, never a part; a killed process changes nothing; of concurrent writers, on one machine or on several, the last one wins.
+The content goes to a temporary file beside the target, which then gets the target's name in one step. Readers find
+the old file or the new one, never a part; a killed process changes nothing; of concurrent writers, on one machine
+or on several, the last one wins.
 """
 
 import os
@@ -18,8 +19,8 @@ PRIVATE, PUBLIC = 0o600, 0o666  # permissions of a new file; the umask takes awa
 def replacing(path: Path, *, sync: bool = False, keep_existing: bool = False) -> Iterator[Path]:
     """Yield a temporary path to write to, which replaces ``path`` when the block ends without an exception.
 
-    With ``sync`` the content is flushed to the disk first, so that also a power failure leaves the old file or the new one. With
-    ``keep_existing`` a file that is at ``path`` by then stays, and the new one is dropped.
+    With ``sync`` the content is flushed to the disk first, so that a power failure, too, leaves the old file or the
+    new one. With ``keep_existing`` a file that is at ``path`` by then stays, and the new one is dropped.
     """
     writer = f"{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}"
     temporary = path.with_name(f".{path.name}.{writer}.new")
@@ -38,7 +39,7 @@ def replacing(path: Path, *, sync: bool = False, keep_existing: bool = False) ->
 
 
 def replace_text(path: Path, text: str, *, private: bool = False) -> None:
-    """Replace a text file by one that is flushed to the disk; a ``private`` one is never readable for other users."""
+    """Replace a text file and flush it to the disk; other users can never read a ``private`` one."""
     mode = PRIVATE if private else PUBLIC
     with replacing(path, sync=True) as temporary:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)

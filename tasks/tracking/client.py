@@ -1,6 +1,7 @@
 """Connect to MLflow. The only file that imports mlflow.
 
-MLflow is never a reason for training to stop: an outage of its server is waited for, and any other error turns tracking off with one warning.
+MLflow is never a reason for training to stop: calls wait during an outage of its server, and any other error turns
+tracking off with one warning.
 """
 
 import logging
@@ -54,7 +55,7 @@ class ModelVersion(NamedTuple):
 class Tracker:
     """A connection to MLflow, opened at the first ``connect``; several threads may use it at the same time.
 
-    Its other methods need ``is_up``, and raise what MLflow raises; call them inside ``turned_off_by_errors`` where the run must go on.
+    Its other methods need a connection and raise what MLflow raises; inside ``turned_off_by_errors`` the run goes on.
     """
 
     def __init__(self, root: Path, uri: str) -> None:
@@ -118,12 +119,12 @@ class Tracker:
         return f"MLflow is not reachable; the run goes on untracked ({reason})"
 
     def _retry(self, call: Callable[[], T], patience: float | None = None) -> T:
-        """Return what ``call`` returns; during an outage, call it again for ``patience`` seconds (default: PATIENCE)."""
+        """Return what ``call`` returns; during an outage, retry for ``patience`` seconds (default: PATIENCE)."""
         seconds = PATIENCE if patience is None else patience
         return retry(call, is_outage=self.is_outage, patience=seconds, pause=PAUSE)
 
     def is_outage(self, error: Exception) -> bool:
-        """Return whether the server may soon answer again: it was unreachable or failed. What it refuses stays refused."""
+        """Return whether the server was unreachable or failed, so that a retry may succeed; a refusal is no outage."""
         if not self.is_remote:
             return False
         response = getattr(error, "response", None)
@@ -138,7 +139,7 @@ class Tracker:
         assert self._client is not None, "connect first"
         return self._client
 
-    # -------------------------------------------------------------------------------------------------------------- runs
+    # runs
 
     def page(self, run_id: str, file: str = "") -> str:
         """Return the URL of a run's page, with one of its files opened; "" if the tracker is no server."""
@@ -193,7 +194,7 @@ class Tracker:
             if not token:
                 return versions
 
-    # ------------------------------------------------------------------------------------------------- contents of a run
+    # contents of a run
 
     def log_metrics(self, run_id: str, metrics: list[Metric], patience: float | None = None) -> None:
         """Log any number of metrics; logging one twice changes nothing."""
@@ -236,12 +237,12 @@ class Tracker:
         return max((point.step for point in history), default=-1)
 
     def upload(self, run_id: str, path: Path, folder: str | None, patience: float | None = None) -> None:
-        """Upload a file, or the files of a folder, into a folder of the run's artifacts (None: the topmost)."""
+        """Upload a file, or the files of a folder, into a folder of the run's artifacts (None: the top one)."""
         log = self._mlflow.log_artifacts if path.is_dir() else self._mlflow.log_artifact
         self._retry(lambda: log(run_id, str(path), folder), patience)
 
     def download(self, run_id: str, name: str, folder: Path) -> Path | None:
-        """Download one artifact file of a run into ``folder`` and return its path; None if the run has no such file."""
+        """Download an artifact file of a run into ``folder`` and return its path; None if there is no such file."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -263,7 +264,7 @@ _creating = threading.Lock()
 
 
 def process_tracker() -> Tracker:
-    """Return this process's tracker of MLFLOW_TRACKING_URI, or of a SQLite file in the home if that is not set; every call returns the same one."""
+    """Return the one tracker of this process: of MLFLOW_TRACKING_URI, or of a SQLite file in the home if that is unset."""
     root = home()
     uri = os.environ.get(URI) or databases.address(root / "mlflow.db")
     with _creating:
@@ -275,7 +276,7 @@ def _as_run(run: "MlflowRun") -> Run:
 
 
 def _redirect_logs() -> None:
-    """Remove MLflow's log handlers, which print errors with tracebacks, so that its errors go where all others go."""
+    """Remove MLflow's log handlers, which print errors with tracebacks: errors are reported as warnings."""
     for name in ("mlflow", "alembic"):
         logger = logging.getLogger(name)
         logger.setLevel(logging.ERROR)

@@ -1,8 +1,8 @@
 """Find, fetch and publish artifacts in MLflow by key, so that machines share nothing but the servers.
 
-A stage's artifact lies under its key in the MLflow run that built it. A machine that lacks it fetches it file by file into
-HOME/fetched/<stage>/<key>/, and compares every file with its manifest's sha256 before it is used. A user's own files are kept in the same way,
-under the digest of their content.
+A stage's artifact lies under its key in the MLflow run that built it. A machine that lacks it fetches it file by file
+into HOME/fetched/<stage>/<key>/, and compares every file with its manifest's sha256 before it is used. A user's own
+files are kept in the same way, under the digest of their content.
 """
 
 import json
@@ -35,7 +35,7 @@ class Published(NamedTuple):
 
 
 def find_published(tracker: Tracker, key: str) -> Published | None:
-    """Return the artifact with this key in MLflow; None if there is none whose manifest and summary are intact."""
+    """Return the artifact with this key in MLflow; None if none has an intact manifest and summary."""
     for run_id, digest in runs.find_built(tracker, key):
         with tempfile.TemporaryDirectory() as name:
             manifest = _read_manifest(tracker.download(run_id, f"{key}/{MANIFEST}", Path(name)), key, digest)
@@ -63,7 +63,7 @@ def _read_manifest(path: Path | None, key: str, digest: str) -> Manifest | None:
 
 
 def locate(artifact: Artifact, tracker: Tracker) -> Path:
-    """Return where an artifact, or the named part of it, lies on this machine; fetch what is missing. Raises InputMissing."""
+    """Return the path of an artifact, or its named part, on this machine; fetch what is missing. Raises InputMissing."""
     if artifact["stage"] == "given":
         return _locate_users_files(artifact, tracker)
     store = Store(home())
@@ -91,7 +91,7 @@ def _locate_users_files(artifact: Artifact, tracker: Tracker) -> Path:
 
 
 def _manifest(tracker: Tracker, folder: Path, key: str, digest: str | None = None) -> Manifest:
-    """Return the manifest of a fetched artifact: the one in ``folder``, else the one in MLflow. Raises InputMissing."""
+    """Return the manifest of a fetched artifact, from ``folder`` or else from MLflow. Raises InputMissing."""
     known = _read_manifest(folder / MANIFEST, key, digest) if digest else None
     if known:
         return known
@@ -104,7 +104,7 @@ def _manifest(tracker: Tracker, folder: Path, key: str, digest: str | None = Non
 
 
 def _fetch(tracker: Tracker, manifest: Manifest, names: list[str], folder: Path) -> None:
-    """Download the files that are missing in ``folder``. Raises InputMissing if MLflow has them not as the manifest says."""
+    """Download the files that are missing in ``folder``. Raises InputMissing if MLflow has others or none."""
     digests = manifest["files"]
     missing = [name for name in names if not _is_intact(folder / name, digests[name])]
     found = find_published(tracker, manifest["key"]) if missing else None
@@ -130,7 +130,7 @@ def _is_intact(path: Path, sha256: str) -> bool:
 
 
 def publish(artifact: Artifact, tracker: Tracker, *, parent: str | None) -> bool:
-    """Upload an artifact of a stage, or a user's files, for other machines. Return False if this machine no longer has it."""
+    """Upload a stage's artifact or a user's files for other machines; return False if they are no longer here."""
     if artifact["stage"] == "given":
         return _publish_users_files(artifact, tracker, parent)
     stage, key = artifact["stage"], artifact["key"]

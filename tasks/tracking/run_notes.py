@@ -10,9 +10,13 @@ def describe_pipeline(name: str, settings: dict[str, Any]) -> str:
     """Return the description of a pipeline's run: what it is trained on, with which method and where."""
     source, base = (settings.get(part) or {} for part in ("source", "base"))
     facts = {
-        "Profile": name, "Method": settings.get("method"), "Source": source.get("path") or source.get("kind"),
-        "Base": base.get("path") or base.get("kind"), "Seed": settings.get("seed"), "Machine and home": machine_and_home(),
-    }  # fmt: skip
+        "Profile": name,
+        "Method": settings.get("method"),
+        "Source": source.get("path") or source.get("kind"),
+        "Base": base.get("path") or base.get("kind"),
+        "Seed": settings.get("seed"),
+        "Machine and home": machine_and_home(),
+    }
     return _list({fact: value for fact, value in facts.items() if value not in (None, "")})
 
 

@@ -1,7 +1,7 @@
 """Track runs in MLflow: one run per pipeline, a child run per stage, artifacts under their keys.
 
-An error of MLflow never ends a run: it is reported once, and the rest of the pipeline goes on untracked, with its artifacts in the store. A
-failed upload ends a stage only if another machine must find the artifact in MLflow.
+An error of MLflow never ends a run: it is reported once, and the rest of the pipeline goes on untracked, with its
+artifacts in the store. A failed upload ends a stage only if another machine must find the artifact in MLflow.
 """
 
 from collections.abc import Iterator
@@ -35,7 +35,10 @@ def pipeline_run(
     profile: str = "",
     source: str = "alignflow",
 ) -> Iterator[TrackedRun]:
-    """Track a pipeline as a run, which ends FAILED or KILLED if the block raises. A retried flow run continues its earlier run."""
+    """Track a pipeline as a run, which ends FAILED or KILLED if the block raises.
+
+    A flow run that is retried continues its earlier run.
+    """
     run = TrackedRun(tracker, None)
     with ExitStack() as held:
         if tracker.connect():
@@ -98,7 +101,10 @@ def stage_run(
     parent: str | None,
     inputs: dict[str, str] | None = None,
 ) -> Iterator[TrackedRun]:
-    """Track a stage that is being built, in a new run or in the one of an unfinished attempt at the same key; untracked without ``parent``."""
+    """Track a stage that is being built: in the run of an unfinished attempt at the same key, or in a new one.
+
+    Without ``parent`` it is not tracked. ``inputs`` are digests by name.
+    """
     run = TrackedRun(tracker, None)
     if parent and tracker.connect():
         with tracker.turned_off_by_errors():
@@ -119,7 +125,7 @@ def stage_run(
 def log_reuse(
     tracker: Tracker, stage: str, key: str, digest: str, metrics: dict[str, Any], *, parent: str | None
 ) -> None:
-    """Track a stage whose artifact is reused: its metrics and the run that built it; nothing is uploaded again."""
+    """Track a stage whose artifact is reused: its metrics and the run that built it, without an upload."""
     if not (parent and tracker.connect()):
         return
     with tracker.turned_off_by_errors():
@@ -134,7 +140,7 @@ def log_reuse(
 
 
 def find_built(tracker: Tracker, key: str) -> list[tuple[str, str]]:
-    """Return (run id, digest) of every uploaded artifact with this key that is not known to be damaged, newest first."""
+    """Return (run id, digest) of the uploaded artifacts with this key that are not marked damaged, newest first."""
     if not tracker.connect():
         return []
     return [
@@ -143,7 +149,7 @@ def find_built(tracker: Tracker, key: str) -> list[tuple[str, str]]:
 
 
 def mark_damaged(tracker: Tracker, run_id: str) -> None:
-    """Mark the artifact of a run as different from its manifest; ``find_built`` leaves it out from now on."""
+    """Mark the artifact of a run as different from its manifest, so that ``find_built`` leaves it out."""
     tracker.set_tags(run_id, {DAMAGED: "true"})
 
 
