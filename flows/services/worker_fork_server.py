@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tasks.system.processes import die_with
+from tasks.system.processes import die_with_parent
 
 # libraries only: alignflow's own modules are read anew by every run
 PRELOADED = (
@@ -83,8 +83,7 @@ class Forks:
             return None
         parent = os.getpid()
         if (pid := os.fork()) == 0:
-            if ask := die_with(parent):
-                ask()
+            die_with_parent(parent)
             self._let_go()
             return Request(**json.loads(message), streams=descriptors)
         for descriptor in descriptors:

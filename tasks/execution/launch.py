@@ -11,17 +11,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-from tasks.artifacts.code_version import PROGRAMS, packages_of
+from tasks.artifacts.code_version import PROGRAMS, imported_packages
 from tasks.config.machine import Machine
 from tasks.execution import program_forks
 from tasks.execution.metrics_tail import Line, MetricsTail
 from tasks.execution.program_environment import distributed_environment, program_environment
 from tasks.system.errors import DiskFailure, InputError, StageCrashed, StageFailed, probe_disk
-from tasks.system.processes import die_with
+from tasks.system.processes import die_with_parent
 
 Program = subprocess.Popen[bytes] | program_forks.Child
 
@@ -98,7 +99,7 @@ def run_program(
 
 def warm_up(stage: str, machine: Machine) -> None:
     """Let the fork server load the stage's libraries while the caller prepares the stage."""
-    if "torch" in packages_of(stage) and not _is_distributed(stage, machine):
+    if "torch" in imported_packages(stage) and not _is_distributed(stage, machine):
         program_forks.warm_up(program_environment(machine), machine)
 
 
@@ -108,7 +109,7 @@ def _start(stage: str, directory: Path, machine: Machine, inherited: tuple[int, 
         environment = distributed_environment(machine, machine.of(stage).processes)
         return _spawn(_torchrun(stage, directory, machine), directory, environment, inherited)
     environment = program_environment(machine)
-    needs_torch = "torch" in packages_of(stage)
+    needs_torch = "torch" in imported_packages(stage)
     forkable = (needs_torch or stage in BEFORE_TRAINING) and program_forks.warm_up(environment, machine)
     if needs_torch and forkable and (child := program_forks.start(stage, directory, inherited)) is not None:
         return child
@@ -122,7 +123,7 @@ def _spawn(
     return subprocess.Popen(
         [sys.executable, "-m", *module],
         cwd=directory, env=environment, stdin=subprocess.DEVNULL, stdout=inherited[0], stderr=subprocess.STDOUT,
-        start_new_session=True, preexec_fn=die_with(os.getpid()), pass_fds=inherited,
+        start_new_session=True, preexec_fn=partial(die_with_parent, os.getpid()), pass_fds=inherited,
     )  # fmt: skip
 
 

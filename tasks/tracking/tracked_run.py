@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tasks.artifacts.store import Manifest, flat
+from tasks.artifacts.store import Manifest, flatten
 from tasks.tracking import program_log
 from tasks.tracking.client import Metric, Tracker
 
@@ -81,7 +81,7 @@ class TrackedRun:
 
     def log_params(self, settings: dict[str, Any]) -> None:
         """Log nested settings as parameters with dotted names."""
-        params = {name: _shorten(value) for name, value in flat(settings).items()}
+        params = {name: _shorten(value) for name, value in flatten(settings).items()}
         self.tracker.log_params(str(self.run_id), params)
 
     def log_summary(self, metrics: dict[str, Any]) -> None:
@@ -91,7 +91,7 @@ class TrackedRun:
         stamp = int(time.time() * 1000)
         values: list[Metric] = [
             (_metric_name(name.removesuffix(".value")), float(value), stamp, 0)
-            for name, value in flat(metrics).items()
+            for name, value in flatten(metrics).items()
             if isinstance(value, int | float)
         ]
         with self.tracker.turned_off_by_errors():

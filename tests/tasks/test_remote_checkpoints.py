@@ -127,7 +127,7 @@ def test_a_checkpoint_is_taken_whole_while_its_program_replaces_it(tmp_path: Pat
     thread.start()
     try:
         for _ in range(30):
-            step = remote_checkpoints._take(here, tmp_path / "taken")
+            step = remote_checkpoints._copy_newest(here, tmp_path / "taken")
             texts = {
                 path.name: path.read_text()
                 for path in (tmp_path / "taken" / "checkpoints" / f"step-{step:08d}").iterdir()
