@@ -1,8 +1,8 @@
 """Run shards of the data stage as Prefect's mapped tasks on a Dask cluster.
 
 The stage's program stays on this machine and writes requests for shards into a folder
-(tasks/programs/data_stage/remote_calls.py); this process maps them over the cluster. Its workers need the same code
-and the same disk.
+(tasks/programs/data_stage/remote_calls.py); this process maps them over the cluster. Its workers need the
+same code and the same disk.
 """
 
 import json
@@ -48,15 +48,18 @@ def run(ask: str, version: str) -> str:
     machine = os.uname().nodename
     if version != _version():
         raise StageFailed(
-            f"The Dask worker on {machine} has other code than the process that sent the request: install the same version on both"
+            f"The Dask worker on {machine} has other code than the process that sent the request: "
+            "install the same version on both"
         )
     if not Path(ask).exists():
         raise StageFailed(
-            f"The Dask worker on {machine} does not see {ask}: put ALIGNFLOW_HOME on a disk that all of them share"
+            f"The Dask worker on {machine} does not see {ask}: "
+            "put ALIGNFLOW_HOME on a disk that all of them share"
         )
     done = subprocess.run(
         [sys.executable, "-m", f"{PROGRAMS}.data_stage.shard", ask],
-        env=program_environment(Machine(threads=1)), stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace",
+        env=program_environment(Machine(threads=1)), stdin=subprocess.DEVNULL,
+        capture_output=True, encoding="utf-8", errors="replace",
         preexec_fn=partial(die_with_parent, os.getpid()), check=False, start_new_session=True,
     )  # fmt: skip
     if done.returncode == 2 and done.stdout:
@@ -64,12 +67,12 @@ def run(ask: str, version: str) -> str:
         raise InputError(error["error"]) if error["kind"] == "input" else DiskFailure(error["error"])
     if done.returncode < 0:
         raise StageFailed(
-            f"A shard on {machine} was killed by {signal.Signals(-done.returncode).name}: give its Dask worker more memory"
+            f"A shard on {machine} was killed by {signal.Signals(-done.returncode).name}: "
+            "give its Dask worker more memory"
         )
     if done.returncode:
-        raise StageFailed(
-            f"A shard failed on {machine}: {(done.stderr.strip().splitlines() or ['it wrote no message'])[-1]}"
-        )
+        lines = done.stderr.strip().splitlines() or ["it wrote no message"]
+        raise StageFailed(f"A shard failed on {machine}: {lines[-1]}")
     return done.stdout
 
 
@@ -79,7 +82,8 @@ def _version() -> str:
 
 @contextmanager
 def sharing_work(stage: str, directory: Path, machine: Machine) -> Iterator[Poll]:
-    """While the block runs, let the Dask cluster do what the program in ``directory`` requests, if there is a cluster.
+    """While the block runs, let the Dask cluster do what the program in ``directory`` requests, if there is a
+    cluster.
 
     Yields the function to call again and again meanwhile. Raises InputError.
     """
@@ -94,7 +98,8 @@ def sharing_work(stage: str, directory: Path, machine: Machine) -> Iterator[Poll
             events.tell(
                 "warning",
                 stage,
-                text=f"{stage}: the Dask scheduler {machine.dask} has no workers yet; start some with `dask worker`",
+                text=f"{stage}: the Dask scheduler {machine.dask} has no workers yet; "
+                "start some with `dask worker`",
             )
         try:
             yield _Requests(runner, asks).poll

@@ -72,9 +72,10 @@ def run_program(
 ) -> Usage:
     """Run ``tasks.programs.<stage>`` on ``directory`` to its end.
 
-    Raises InputError if the user must change an input, StageFailed for any other failure. On any other exception,
-    such as KeyboardInterrupt, the program is killed first. ``on_step`` is called with every new line of
-    metrics.jsonl, ``on_poll`` every POLL_SECONDS; the program inherits the file descriptors ``keep_open``.
+    Raises InputError if the user must change an input, StageFailed for any other failure. On any other
+    exception, such as KeyboardInterrupt, the program is killed first. ``on_step`` is called with every new
+    line of metrics.jsonl, ``on_poll`` every POLL_SECONDS; the program inherits the file descriptors
+    ``keep_open``.
     """
     for name in ("done", "error.json"):
         (directory / name).unlink(missing_ok=True)
@@ -104,7 +105,10 @@ def warm_up(stage: str, machine: Machine) -> None:
 
 
 def _start(stage: str, directory: Path, machine: Machine, inherited: tuple[int, ...]) -> Program:
-    """Fork the program from the server that has torch loaded, if it needs torch and there is one; else spawn it."""
+    """Fork the program from the server that has torch loaded, if it needs torch and there is one.
+
+    Else spawn it.
+    """
     if _is_distributed(stage, machine):
         environment = distributed_environment(machine, machine.of(stage).processes)
         return _spawn(_torchrun(stage, directory, machine), directory, environment, inherited)
@@ -122,7 +126,8 @@ def _spawn(
     """Start ``python -m`` in ``directory``, with its output to the first inherited descriptor."""
     return subprocess.Popen(
         [sys.executable, "-m", *module],
-        cwd=directory, env=environment, stdin=subprocess.DEVNULL, stdout=inherited[0], stderr=subprocess.STDOUT,
+        cwd=directory, env=environment,
+        stdin=subprocess.DEVNULL, stdout=inherited[0], stderr=subprocess.STDOUT,
         start_new_session=True, preexec_fn=partial(die_with_parent, os.getpid()), pass_fds=inherited,
     )  # fmt: skip
 
@@ -132,7 +137,10 @@ def _is_distributed(stage: str, machine: Machine) -> bool:
 
 
 def _torchrun(stage: str, directory: Path, machine: Machine) -> list[str]:
-    """Return torchrun's module and arguments; it starts the processes, and ends all of them when one fails."""
+    """Return torchrun's module and arguments.
+
+    It starts the processes, and ends all of them when one fails.
+    """
     launch = machine.of(stage)
     rendezvous = ["--standalone"]
     if launch.nodes > 1:
@@ -244,7 +252,8 @@ def _failure(stage: str, directory: Path, status: int) -> Exception:
         return DiskFailure(rows[-1])
     if status == 1 and not error and (module := _missing_module(log)):
         return InputError(
-            f"The stage {stage} needs {module}, not installed where it runs: pip install 'alignflow[train]' there"
+            f"The stage {stage} needs {module}, not installed where it runs: "
+            "pip install 'alignflow[train]' there"
         )
     if status < 0:
         cause = f"killed by {signal.Signals(-status).name}"

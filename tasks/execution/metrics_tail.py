@@ -17,7 +17,7 @@ class MetricsTail:
         self.seen: set[tuple[Any, ...]] = set()
 
     def read(self) -> list[Line]:
-        """Return the lines that were completed since the last call, without steps that were returned before."""
+        """Return the lines that were completed since the last call, without steps returned before."""
         try:
             with self.path.open("rb") as file:
                 stat = os.fstat(file.fileno())

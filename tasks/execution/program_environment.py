@@ -21,7 +21,7 @@ QUIET = {
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
-# Programs read untrusted files and need no server, so they get no credentials. A proxy's address may hold a password.
+# Programs read untrusted files and need no server, so they get no credentials. A proxy's URL may hold one.
 SECRET = re.compile(
     r"^(PREFECT|MLFLOW|AWS|AZURE|GOOGLE|PG|WANDB|DATABRICKS|KUBE)"
     r"|^ALIGNFLOW_(DATABASE|ALERT_WEBHOOK|ENGINE)$"
@@ -32,7 +32,7 @@ SECRET = re.compile(
 NOT_SECRET = {"TOKENIZERS_PARALLELISM"}
 LOGIN = re.compile(r"://[^/@\s]*:[^/@\s]+@")  # a URL with a password, in a variable of any name
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-# OpenMP threads spin this often for each other before they sleep. On an idle machine that is as fast as OpenMP's
+# OpenMP threads spin this often for each other before they sleep. On an idle machine that is as fast as the
 # default; beside other work, for which the default is not meant, a training step was more than twice as fast.
 SPIN_COUNT = "10000"
 
@@ -51,7 +51,7 @@ def program_environment(machine: Machine) -> dict[str, str]:
 
 
 def distributed_environment(machine: Machine, processes: int) -> dict[str, str]:
-    """Return the environment of each of several processes; they share the cores unless OMP_NUM_THREADS is set."""
+    """Return the environment of each of several processes, which share the cores by default."""
     share = max(1, (os.cpu_count() or 1) // processes)
     return {"OMP_NUM_THREADS": str(share), **program_environment(machine)}
 

@@ -124,7 +124,8 @@ def _build(store: Store, step: Step, recipe: Recipe, seat: RunContext, lock: int
         events.tell(
             "warning",
             step.stage,
-            text=f"{step.stage}: its stored files were altered; they were moved to {broken} and are built again",
+            text=f"{step.stage}: its stored files were altered; "
+            f"they were moved to {broken} and are built again",
         )
     directory = store.partial(recipe.key)
     try:
@@ -143,7 +144,8 @@ def _build(store: Store, step: Step, recipe: Recipe, seat: RunContext, lock: int
             _track(tracked, manifest, artifact, store.entry(step.stage, recipe.key), directory)
             if seat.shared and not tracked.is_on:
                 raise StageFailed(
-                    f"The stage {step.stage} is done, but MLflow is not reachable, where other machines would look for it: run it again"
+                    f"The stage {step.stage} is done, but MLflow is not reachable, where other machines "
+                    "would look for it: run it again"
                 )
     except BaseException as error:
         if (
@@ -191,7 +193,9 @@ def _run(step: Step, directory: Path, seat: RunContext, tracked: TrackedRun, loc
 
 
 def _report_log(stage: str, directory: Path, tracked: TrackedRun, error: BaseException) -> None:
-    """Upload the log of a program that failed or was stopped, and report its last lines to the flow run's log."""
+    """Upload the log of a program that failed or was stopped, and report its last lines to the flow run's
+    log.
+    """
     is_stopped = not isinstance(error, Exception)
     tracked.upload_log(directory, patience=0 if is_stopped else None)
     if not isinstance(error, InputError) and (lines := program_log.last_lines(directory / LOG)):
@@ -229,7 +233,7 @@ def write_job(directory: Path, step: Step, machine: Machine, tracker: Tracker) -
 
 
 def _finished(directory: Path) -> Usage | None:
-    """Return the usage of a program that had ended when its pipeline was killed: only the commit is missing."""
+    """Return the usage of a program that ended before its pipeline was killed; only the commit is missing."""
     if not (directory / "done").exists() or not (directory / "artifact" / "summary.json").exists():
         return None
     seconds = (directory / "done").stat().st_mtime - (directory / "job.json").stat().st_mtime

@@ -22,7 +22,8 @@ SECONDS = 300
 
 
 def check_tokenizer(folder: Path, text: Text) -> None:
-    """Encode a question and an answer with the tokenizer in ``folder``, in a process of its own. Raises InputError.
+    """Encode a question and an answer with the tokenizer in ``folder``, in a process of its own. Raises
+    InputError.
 
     A success is recorded in the home under a hash of the tokenizer's files and of our code, and not repeated.
     """
@@ -55,9 +56,8 @@ def check_tokenizer(folder: Path, text: Text) -> None:
         raise InputError(last.rstrip("."))
     if done.returncode:
         raise StageFailed(f"The tokenizer in {folder} could not be checked: {last}")
-    with suppress(
-        OSError
-    ):  # a home that cannot be written to: `alignflow plan` needs no other, and `alignflow run` says so by itself
+    # a home that is not writable: `alignflow plan` works with it, and `alignflow run` reports it
+    with suppress(OSError):
         passed.parent.mkdir(parents=True, exist_ok=True)
         replace_text(passed, "")
 

@@ -20,7 +20,10 @@ def places(settings: Sft | Reward | Dpo) -> tuple[str, ...]:
 
 
 def starts(config: Pipeline, stage: str) -> dict[str, Artifact]:
-    """Return the weights that the stage starts from as its input "start", if the settings name any. Raises InputError."""
+    """Return the weights that the stage starts from as its input "start", if the settings name any.
+
+    Raises InputError.
+    """
     settings = getattr(config, stage)
     assert isinstance(settings, Tuning)
     if not settings.start:

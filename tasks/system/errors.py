@@ -24,7 +24,10 @@ class InputError(Exception):
 
 
 class DiskFailure(InputError):
-    """A file could not be written. Finished work is kept: with free space, the same command resumes from it."""
+    """A file could not be written.
+
+    Finished work is kept: with free space, the same command resumes from it.
+    """
 
 
 class StageFailed(Exception):
@@ -36,7 +39,10 @@ class StageCrashed(StageFailed):
 
 
 class InputMissing(StageFailed):
-    """Inputs are neither on this machine nor intact in MLflow. The process that orchestrates the run builds them again."""
+    """Inputs are neither on this machine nor intact in MLflow.
+
+    The process that orchestrates the run builds them again.
+    """
 
     def __init__(self, names: list[str]) -> None:
         sentence = "Run it again to have its inputs built again; neither on this machine nor intact in MLflow"
@@ -68,7 +74,9 @@ PROBE_BYTES = 2**16
 
 
 def disk_failure(error: BaseException, place: Path) -> DiskFailure | None:
-    """Return the exception for the user if ``error`` or its cause is a write that the disk of ``place`` refused."""
+    """Return the exception for the user if ``error`` or its cause is a write that the disk of ``place``
+    refused.
+    """
     seen: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in seen:
@@ -103,7 +111,10 @@ def _refused_write(error: BaseException) -> str | None:
 
 
 def probe_disk(folder: Path) -> DiskFailure | None:
-    """Write a small file into ``folder`` and remove it; return the exception for the user if the disk refuses it."""
+    """Write a small file into ``folder`` and remove it.
+
+    Return the exception for the user if the disk refuses it.
+    """
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(PROBE_BYTES))

@@ -1,8 +1,8 @@
 """Write files atomically.
 
-The content goes to a temporary file beside the target, which then gets the target's name in one step. Readers find
-the old file or the new one, never a part; a killed process changes nothing; of concurrent writers, on one machine
-or on several, the last one wins.
+The content goes to a temporary file beside the target, which then gets the target's name in one step. Readers
+find the old file or the new one, never a part; a killed process changes nothing; of concurrent writers, on
+one machine or on several, the last one wins.
 """
 
 import os
@@ -19,8 +19,9 @@ PRIVATE, PUBLIC = 0o600, 0o666  # permissions of a new file; the umask takes awa
 def replacing(path: Path, *, sync: bool = False, keep_existing: bool = False) -> Iterator[Path]:
     """Yield a temporary path to write to, which replaces ``path`` when the block ends without an exception.
 
-    With ``sync`` the content is flushed to the disk first, so that a power failure, too, leaves the old file or the
-    new one. With ``keep_existing`` a file that is at ``path`` by then stays, and the new one is dropped.
+    With ``sync`` the content is flushed to the disk first, so that a power failure, too, leaves the old file
+    or the new one. With ``keep_existing`` a file that is at ``path`` by then stays, and the new one is
+    dropped.
     """
     writer = f"{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}"
     temporary = path.with_name(f".{path.name}.{writer}.new")

@@ -26,7 +26,8 @@ def digest_of(value: Any) -> str:
 def file_digest(path: Path, *, memory: Path | None = None, large: int = LARGE) -> str:
     """Return the SHA-256 of a file.
 
-    From ``large`` bytes on it is cached in the folder ``memory``, for as long as size, times and inode stay the same.
+    From ``large`` bytes on it is cached in the folder ``memory``, for as long as size, times and inode stay
+    the same.
     """
     stat = path.stat()
     if memory is None or stat.st_size < large:

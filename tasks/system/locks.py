@@ -1,9 +1,9 @@
 """Acquire and test exclusive file locks.
 
-A lock is flock(2) on an open file: the kernel releases it when every descriptor of that open file is closed, however
-its processes end. A child that inherits the descriptor (``pass_fds``) holds the lock as well, so it lasts until both
-have ended. The library filelock cannot do that: its descriptor is not public, and its release unlocks the file for
-the child too.
+A lock is flock(2) on an open file: the kernel releases it when every descriptor of that open file is closed,
+however its processes end. A child that inherits the descriptor (``pass_fds``) holds the lock as well, so it
+lasts until both have ended. The library filelock cannot do that: its descriptor is not public, and its
+release unlocks the file for the child too.
 """
 
 import fcntl
@@ -14,7 +14,8 @@ from typing import IO
 
 
 def acquire(path: Path, *, on_wait: Callable[[], None] = lambda: None) -> IO[bytes]:
-    """Wait for the exclusive lock on ``path`` and return the open file, which holds the lock until it is closed.
+    """Wait for the exclusive lock on ``path`` and return the open file, which holds the lock until it is
+    closed.
 
     ``on_wait`` is called once if another process or thread holds the lock.
     """
@@ -33,7 +34,10 @@ def acquire(path: Path, *, on_wait: Callable[[], None] = lambda: None) -> IO[byt
 
 
 def try_acquire(path: Path) -> IO[bytes] | None:
-    """Return the open file, which holds the lock until it is closed; None if another process or thread holds it."""
+    """Return the open file, which holds the lock until it is closed.
+
+    None if another process or thread holds it.
+    """
     while True:
         file = _open(path)
         if not _try_flock(file):
@@ -71,5 +75,5 @@ def _try_flock(file: IO[bytes]) -> bool:
 
 
 def _has_name(file: IO[bytes]) -> bool:
-    """Return whether the file was not removed: its lock would not exclude processes that open the path again."""
+    """Return whether the file still exists: the lock on a removed file excludes no other process."""
     return os.fstat(file.fileno()).st_nlink > 0

@@ -1,7 +1,7 @@
 """Connect to MLflow. The only file that imports mlflow.
 
-MLflow is never a reason for training to stop: calls wait during an outage of its server, and any other error turns
-tracking off with one warning.
+MLflow is never a reason for training to stop: calls wait during an outage of its server, and any other error
+turns tracking off with one warning.
 """
 
 import logging
@@ -55,7 +55,8 @@ class ModelVersion(NamedTuple):
 class Tracker:
     """A connection to MLflow, opened at the first ``connect``; several threads may use it at the same time.
 
-    Its other methods need a connection and raise what MLflow raises; inside ``turned_off_by_errors`` the run goes on.
+    Its other methods need a connection and raise what MLflow raises; inside ``turned_off_by_errors`` the run
+    goes on.
     """
 
     def __init__(self, root: Path, uri: str) -> None:
@@ -119,12 +120,18 @@ class Tracker:
         return f"MLflow is not reachable; the run goes on untracked ({reason})"
 
     def _retry(self, call: Callable[[], T], patience: float | None = None) -> T:
-        """Return what ``call`` returns; during an outage, retry for ``patience`` seconds (default: PATIENCE)."""
+        """Return what ``call`` returns.
+
+        During an outage, retry for ``patience`` seconds (default: PATIENCE).
+        """
         seconds = PATIENCE if patience is None else patience
         return retry(call, is_outage=self.is_outage, patience=seconds, pause=PAUSE)
 
     def is_outage(self, error: Exception) -> bool:
-        """Return whether the server was unreachable or failed, so that a retry may succeed; a refusal is no outage."""
+        """Return whether the server was unreachable or failed, so that a retry may succeed.
+
+        A refusal is no outage.
+        """
         if not self.is_remote:
             return False
         response = getattr(error, "response", None)
@@ -237,12 +244,15 @@ class Tracker:
         return max((point.step for point in history), default=-1)
 
     def upload(self, run_id: str, path: Path, folder: str | None, patience: float | None = None) -> None:
-        """Upload a file, or the files of a folder, into a folder of the run's artifacts (None: the top one)."""
+        """Upload a file, or a folder's files, into a folder of the run's artifacts (None: the top one)."""
         log = self._mlflow.log_artifacts if path.is_dir() else self._mlflow.log_artifact
         self._retry(lambda: log(run_id, str(path), folder), patience)
 
     def download(self, run_id: str, name: str, folder: Path) -> Path | None:
-        """Download an artifact file of a run into ``folder`` and return its path; None if there is no such file."""
+        """Download an artifact file of a run into ``folder`` and return its path.
+
+        None if there is no such file.
+        """
         from mlflow.exceptions import MlflowException
 
         try:
@@ -264,7 +274,9 @@ _creating = threading.Lock()
 
 
 def process_tracker() -> Tracker:
-    """Return the one tracker of this process: of MLFLOW_TRACKING_URI, or of a SQLite file in the home if that is unset."""
+    """Return the one tracker of this process: of MLFLOW_TRACKING_URI, or of a SQLite file in the home if that
+    is unset.
+    """
     root = home()
     uri = os.environ.get(URI) or databases.address(root / "mlflow.db")
     with _creating:

@@ -2,8 +2,9 @@
 
 python -m tasks.tracking.databases        part of `make setup`
 
-Without a database each tool runs all its migrations, which takes 5 to 20 seconds of a new home's first run. Copying a
-migrated database takes none. A home without a copy, or with one of another version, works too, only slower.
+Without a database each tool runs all its migrations, which takes 5 to 20 seconds of a new home's first run.
+Copying a migrated database takes none. A home without a copy, or with one of another version, works too, only
+slower.
 """
 
 import os
@@ -26,7 +27,7 @@ def template(tool: str) -> Path:
 
 
 def needs_escaping(path: Path) -> bool:
-    """Return whether the path must be escaped in SQLAlchemy's URL: ? begins options, and libraries expand %."""
+    """Return whether SQLAlchemy's URL must escape the path: ? begins options, and libraries expand %."""
     return not {"?", "#", "%"}.isdisjoint(str(path))
 
 

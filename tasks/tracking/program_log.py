@@ -46,7 +46,9 @@ def write_clean(log: Path, target: Path) -> None:
 
 
 def clean(text: str, secrets: list[str] | None = None) -> str:
-    """Return one line as a terminal would show it after carriage returns, with secrets and control characters masked."""
+    """Return one line as a terminal would show it after carriage returns, with secrets and control characters
+    masked.
+    """
     text = ESCAPES.sub("", text).rstrip("\r").rpartition("\r")[2]
     text = "".join(
         letter if letter.isprintable() or letter == "\t" else "\N{REPLACEMENT CHARACTER}" for letter in text

@@ -1,8 +1,8 @@
 """Find, fetch and publish artifacts in MLflow by key, so that machines share nothing but the servers.
 
-A stage's artifact lies under its key in the MLflow run that built it. A machine that lacks it fetches it file by file
-into HOME/fetched/<stage>/<key>/, and compares every file with its manifest's sha256 before it is used. A user's own
-files are kept in the same way, under the digest of their content.
+A stage's artifact lies under its key in the MLflow run that built it. A machine that lacks it fetches it file
+by file into HOME/fetched/<stage>/<key>/, and compares every file with its manifest's sha256 before it is
+used. A user's own files are kept in the same way, under the digest of their content.
 """
 
 import json
@@ -63,7 +63,10 @@ def _read_manifest(path: Path | None, key: str, digest: str) -> Manifest | None:
 
 
 def locate(artifact: Artifact, tracker: Tracker) -> Path:
-    """Return the path of an artifact, or its named part, on this machine; fetch what is missing. Raises InputMissing."""
+    """Return the path of an artifact, or its named part, on this machine; fetch what is missing.
+
+    Raises InputMissing.
+    """
     if artifact["stage"] == "given":
         return _locate_users_files(artifact, tracker)
     store = Store(home())
@@ -130,7 +133,10 @@ def _is_intact(path: Path, sha256: str) -> bool:
 
 
 def publish(artifact: Artifact, tracker: Tracker, *, parent: str | None) -> bool:
-    """Upload a stage's artifact or a user's files for other machines; return False if they are no longer here."""
+    """Upload a stage's artifact or a user's files for other machines.
+
+    Return False if they are no longer here.
+    """
     if artifact["stage"] == "given":
         return _publish_users_files(artifact, tracker, parent)
     stage, key = artifact["stage"], artifact["key"]
@@ -153,8 +159,8 @@ def _publish_users_files(artifact: Artifact, tracker: Tracker, parent: str | Non
         files = {f"{name}/{path}": file for path, file in folder_files(place).items()}
     digests = {path: file_digest(file, memory=home() / "digests") for path, file in files.items()}
     manifest = Manifest(
-        schema=SCHEMA, stage="given", key=key, digest=digest_of(digests), files=digests, job={"name": name}, inputs={}, origins={},
-        sources={}, seconds=0.0, peak_mb=0.0, created=time.time(),
+        schema=SCHEMA, stage="given", key=key, digest=digest_of(digests), files=digests, job={"name": name},
+        inputs={}, origins={}, sources={}, seconds=0.0, peak_mb=0.0, created=time.time(),
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

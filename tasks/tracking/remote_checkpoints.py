@@ -1,7 +1,7 @@
 """Keep a running stage's newest checkpoint in MLflow, so that another machine can resume from it.
 
-Uploads alternate between two slots of the stage's MLflow run; tags name the slot that is complete, its digest and its
-step. A slot holds checkpoints/ and metrics.jsonl.
+Uploads alternate between two slots of the stage's MLflow run; tags name the slot that is complete, its digest
+and its step. A slot holds checkpoints/ and metrics.jsonl.
 """
 
 import json
@@ -27,7 +27,10 @@ MAX_ATTEMPTS = 20  # at copying a checkpoint while its program writes the next o
 
 @contextmanager
 def uploading_checkpoints(run: TrackedRun, directory: Path, seconds: float) -> Iterator[None]:
-    """While the block runs, upload the newest checkpoint of ``directory`` every ``seconds``; never if that is 0."""
+    """While the block runs, upload the newest checkpoint of ``directory`` every ``seconds``.
+
+    Never if that is 0.
+    """
     if not seconds or not run.is_on:
         yield
         return
@@ -65,7 +68,7 @@ def newest_step(checkpoints: Path) -> int | None:
 
 
 def upload(run: TrackedRun, directory: Path, slot: int) -> None:
-    """Upload the newest checkpoint of ``directory`` into a slot, then set the tags that declare it complete."""
+    """Upload the newest checkpoint of ``directory`` into a slot, then set the tags that mark it complete."""
     copy = directory / "mirror"
     step = _copy_newest(directory, copy)
     paths = [path for path in sorted(copy.rglob("*")) if path.is_file()]
@@ -81,7 +84,10 @@ def upload(run: TrackedRun, directory: Path, slot: int) -> None:
 
 
 def _copy_newest(directory: Path, copy: Path) -> int:
-    """Hard-link the newest checkpoint, which its program may delete, and copy the metrics; return its step."""
+    """Hard-link the newest checkpoint, which its program may delete, and copy the metrics.
+
+    Return its step.
+    """
     for _ in range(MAX_ATTEMPTS):
         shutil.rmtree(copy, ignore_errors=True)
         with suppress(
@@ -98,7 +104,10 @@ def _copy_newest(directory: Path, copy: Path) -> int:
 
 
 def restore(run: TrackedRun, directory: Path) -> bool:
-    """Download the uploaded checkpoint if it is newer than those of ``directory``; return whether that succeeded."""
+    """Download the uploaded checkpoint if it is newer than those of ``directory``.
+
+    Return whether that succeeded.
+    """
     digest, slot, step = run.known.get(DIGEST), run.known.get(SLOT), int(run.known.get(STEP, "-1"))
     newest = newest_step(directory / "checkpoints")
     if not digest or not slot or (newest is not None and newest >= step):

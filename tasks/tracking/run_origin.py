@@ -20,12 +20,18 @@ GIT_SECONDS = 10
 
 
 def origin_tags(source: str) -> dict[str, str]:
-    """Return the tags for a run that this process starts. ``source`` is a command, a deployment or a program."""
+    """Return the tags for a run that this process starts.
+
+    ``source`` is a command, a deployment or a program.
+    """
     return {USER: _user(), SOURCE: source, TYPE: "JOB", HOST: socket.gethostname(), **_code()}
 
 
 def _user() -> str:
-    """Return the operating system's name of the user; USER may be another one's under sudo or in a service."""
+    """Return the operating system's name of the user.
+
+    USER may be another one's under sudo or in a service.
+    """
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:  # a container may run under a user id without a name
@@ -34,7 +40,10 @@ def _user() -> str:
 
 @cache
 def _code() -> dict[str, str]:
-    """Return tags for the commit of the source tree; none for an installed package, which is in no repository."""
+    """Return tags for the commit of the source tree.
+
+    None for an installed package, which is in no repository.
+    """
     if not (ROOT / ".git").exists():
         return {}
     commit = _git("rev-parse", "HEAD")

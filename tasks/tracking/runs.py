@@ -1,7 +1,8 @@
 """Track runs in MLflow: one run per pipeline, a child run per stage, artifacts under their keys.
 
-An error of MLflow never ends a run: it is reported once, and the rest of the pipeline goes on untracked, with its
-artifacts in the store. A failed upload ends a stage only if another machine must find the artifact in MLflow.
+An error of MLflow never ends a run: it is reported once, and the rest of the pipeline goes on untracked, with
+its artifacts in the store. A failed upload ends a stage only if another machine must find the artifact in
+MLflow.
 """
 
 from collections.abc import Iterator
@@ -101,7 +102,8 @@ def stage_run(
     parent: str | None,
     inputs: dict[str, str] | None = None,
 ) -> Iterator[TrackedRun]:
-    """Track a stage that is being built: in the run of an unfinished attempt at the same key, or in a new one.
+    """Track a stage that is being built: in the run of an unfinished attempt at the same key, or in a new
+    one.
 
     Without ``parent`` it is not tracked. ``inputs`` are digests by name.
     """
@@ -140,7 +142,9 @@ def log_reuse(
 
 
 def find_built(tracker: Tracker, key: str) -> list[tuple[str, str]]:
-    """Return (run id, digest) of the uploaded artifacts with this key that are not marked damaged, newest first."""
+    """Return (run id, digest) of the uploaded artifacts with this key that are not marked damaged, newest
+    first.
+    """
     if not tracker.connect():
         return []
     return [

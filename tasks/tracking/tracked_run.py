@@ -117,7 +117,10 @@ class TrackedRun:
                 self.tracker.set_tags(str(self.run_id), tags)
 
     def upload_artifact(self, manifest: Manifest, folder: Path) -> None:
-        """Upload a stage's artifact under its key; its digest is set last and says that the upload is complete."""
+        """Upload a stage's artifact under its key.
+
+        Its digest is set last and says that the upload is complete.
+        """
         self.upload(folder, manifest["key"])
         self.set_tags({DIGEST: manifest["digest"]})
         self.log_data_sets(manifest, folder)

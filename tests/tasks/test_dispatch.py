@@ -16,7 +16,7 @@ from tasks.config.jobs import PpoJob
 from tasks.config.machine import Machine
 from tasks.config.pipeline import Pipeline
 from tasks.execution import dispatch
-from tasks.execution.dispatch import BAD_INPUT, INPUT_MISSING, LOST, OTHER_CODE
+from tasks.execution.dispatch import BAD_INPUT, INPUT_MISSING, MAX_LOST, OTHER_CODE
 from tasks.system.errors import InputError, InputMissing, StageFailed
 from tasks.tracking.client import Tracker
 
@@ -93,10 +93,10 @@ def test_a_lost_machine_is_replaced_and_not_for_ever(ends: Callable[..., list[st
     done = ends(CRASHED, CRASHED, COMPLETED)
     assert run() == STEP.recipe.key
     assert done == ["start"] * 3
-    done = ends(*[CRASHED] * (LOST + 1))
+    done = ends(*[CRASHED] * (MAX_LOST + 1))
     with pytest.raises(StageFailed, match="gone"):
         run()
-    assert done == ["start"] * (LOST + 1)
+    assert done == ["start"] * (MAX_LOST + 1)
 
 
 @pytest.mark.parametrize(
