@@ -200,7 +200,7 @@ def refusing(*given):
     return honest(*given)
 
 sft.packing_leak = refusing
-main(sft.train, SftJob, among=distributed.joined)
+main(sft.train, SftJob, among=distributed.process_group)
 """
 
 
@@ -230,7 +230,7 @@ from tasks.rlhf.compute import distributed
 from tasks.rlhf.compute.seeds import seed_step
 from tasks.system.errors import InputError
 
-with distributed.joined():
+with distributed.process_group():
     rank = distributed.rank()
     assert distributed.world() == 3 and distributed.is_first() == (rank == 0)
     distributed.BUCKET = 40  # some in the same, some apart
@@ -259,9 +259,9 @@ with distributed.joined():
     assert len(set(drawn)) == 3
     seed_step(1, 2)
     assert torch.rand(1).item() == drawn[0]
-    assert distributed.agreed(5, "fives") == 5
+    assert distributed.check_equal(5, "fives") == 5
     try:
-        distributed.agreed(rank, "ranks")
+        distributed.check_equal(rank, "ranks")
     except InputError as error:
         assert "different ranks" in str(error)
     else:
@@ -284,11 +284,11 @@ from tasks.rlhf.compute import distributed
 
 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, which would end the other first
 try:
-    with distributed.joined():
-        distributed.wait()
+    with distributed.process_group():
+        distributed.barrier()
         if distributed.rank() == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        distributed.wait()
+        distributed.barrier()
 except torchrun.PeersLost:
     Path(sys.argv[1]).write_text("")
 """
@@ -320,10 +320,10 @@ def loss(model, rows):
     hidden = forward.hidden_states(model, ids[rows])[:, :-1].flatten(0, 1)
     return chunked_log_probs.cross_entropy(hidden, forward.output_head(model), ids[rows][:, 1:].flatten(), count=76)
 
-with distributed.joined():
+with distributed.process_group():
     for kind in ("llama", "qwen2", "gpt2"):  # the first and the last with tied embeddings
         alone, parts = (tiny.model(kind).requires_grad_(True) for _ in range(2))
-        gradient_checkpointing.gradient_checkpointing(parts)
+        gradient_checkpointing.enable(parts)
         fsdp.shard(parts)
         loss(alone, slice(None)).backward()
         fsdp.with_full_weights(parts, loss, slice(distributed.rank(), None, 2)).backward()
@@ -336,15 +336,15 @@ with distributed.joined():
         extra = [torch.nn.Parameter(torch.zeros(3)) for _ in range(2)]
         for p in extra:
             p.grad = torch.full((3,), 2.0)
-        norms = [fsdp.clip([*model.parameters(), p], 0.1) for model, p in zip((alone, parts), extra)]
+        norms = [fsdp.clip_grad_norm([*model.parameters(), p], 0.1) for model, p in zip((alone, parts), extra)]
         assert abs(norms[0] - norms[1]) < 1e-4 * norms[0]
-        assert abs(fsdp.clip([*parts.parameters(), extra[1]], 9) - 0.1) < 1e-4
+        assert abs(fsdp.clip_grad_norm([*parts.parameters(), extra[1]], 9) - 0.1) < 1e-4
         torch.testing.assert_close(*[p.grad for p in extra])
 
         with torch.no_grad():
             before = fsdp.with_full_weights(parts, loss, slice(None)).item()
             for name, p in parts.named_parameters():
-                p.copy_(fsdp.like(wanted[name] / 2, p))
+                p.copy_(fsdp.shard_like(wanted[name] / 2, p))
                 wanted[name].div_(2)
             assert abs(fsdp.with_full_weights(parts, loss, slice(None)) - loss(alone, slice(None))) < 1e-5, kind
             assert abs(before - loss(alone, slice(None))) > 1e-2, (before, loss(alone, slice(None)))
@@ -358,7 +358,7 @@ with distributed.joined():
         fsdp.with_full_weights(parts, shared_prompt.log_probs, joined[distributed.rank()]).sum().backward()
         for name, p in parts.named_parameters():
             torch.testing.assert_close(p.grad.full_tensor(), wanted[name].grad, rtol=1e-3, atol=1e-4)
-        found = fsdp.whole(dict(parts.named_parameters()))
+        found = fsdp.gather_full(dict(parts.named_parameters()))
         assert not distributed.is_first() or all(torch.equal(found[name], wanted[name]) for name in wanted)
 os._exit(0)  # as programs do
 """
