@@ -19,8 +19,8 @@ from tasks.dataset.readers.quarantine import Quarantine
 from tasks.dataset.sources.stack_exchange import score
 from tasks.dataset.sources.stack_exchange_dump import Post, read_posts
 from tasks.demo_site import site
+from tests.benchmarks.peer_environments import create_environment
 from tests.support.paths import ROOT
-from tests.support.peers import interpreter
 
 PEER, PEER_NEEDS = ROOT / ".bench" / "data-peer", ("datasets==5.2.0", "markdownify==1.2.3")
 REAL = ROOT.parent / "shared" / "data" / "stackexchange" / "travel" / "Posts.csv.gz"
@@ -78,7 +78,7 @@ def _children(process: psutil.Popen) -> list[psutil.Process]:
 
 def beside_the_article() -> list[dict[str, Any]]:
     """The same rows, one core, one run: ours as a whole process, start included; the peer without its imports."""
-    python = interpreter(PEER, PEER_NEEDS)
+    python = create_environment(PEER, PEER_NEEDS)
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder, "rows.parquet")
         texts = _preferences(rows)

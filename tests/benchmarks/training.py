@@ -35,8 +35,8 @@ from tasks.rlhf.batches.comparisons import Batch, Comparison
 from tasks.rlhf.batches.packing import IGNORE, Document, first_fit, pack
 from tasks.rlhf.compute import devices, seeds
 from tasks.rlhf.models import loading, lora
+from tests.benchmarks.peer_environments import create_environment
 from tests.support.paths import ROOT
-from tests.support.peers import interpreter
 
 PEER, PEER_NAME = ROOT / ".bench" / "trl-peer", "TRL 1.16.0"
 PEER_NEEDS = (
@@ -81,7 +81,7 @@ def beside_trl(rounds: int = 3) -> list[dict[str, Any]]:
 
     In bf16 both load a bf16 model and train adapters in fp32, which is peft's way; TRL computes under autocast, which is its default.
     """
-    python = interpreter(PEER, PEER_NEEDS)
+    python = create_environment(PEER, PEER_NEEDS)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_workloads(folder)

@@ -34,9 +34,8 @@ from tasks.programs.data_stage import read_source
 from tasks.programs.data_stage.worker_pool import crew
 from tasks.programs.runtime.program import Run
 from tasks.system.errors import InputError
-from tests.dataset.curation.test_near_duplicates import alike, components
-from tests.programs.test_data import digests, write_posts
-from tests.support.split_assignments import question, shelved
+from tests.support.data_sets import table_digests, write_noisy_posts, write_posts
+from tests.support.split_assignments import connected_components, find_similar_pairs, question, shelved
 
 SHARES = {"finetune": 0.34, "reward": 0.43, "rl": 0.1, "evaluation": 0.13}
 
@@ -57,31 +56,11 @@ def prepared(
     return run.artifact
 
 
-def noisy_posts(path: Path, count: int) -> Path:
-    """Questions of many words, some asked twice and some nearly so; answers of varied length and votes, in any order."""
-    rng, rows = random.Random(5), []
-    for number in range(count):
-        words = " ".join(
-            rng.choice(["alpha", "beta", "gamma", "delta", "how", "why"]) + str(rng.randrange(40))
-            for _ in range(30)
-        )
-        body = words if number % 10 else "the same question again"
-        rows.append(
-            f'<row Id="{1 + 10 * number}" PostTypeId="1" Score="1" OwnerUserId="{number % 7}" Title="T" Body="{body}" />'
-        )
-        for k in range(1, 2 + rng.randrange(5)):
-            about = f'Id="{1 + 10 * number + k}" PostTypeId="2" ParentId="{1 + 10 * number}" Score="{rng.randrange(-2, 30)}"'
-            rows.append(f'<row {about} Body="{"x " * rng.randrange(1, 60)}{k}" />')
-    rng.shuffle(rows)
-    path.write_text("<posts>\n" + "\n".join(rows) + "\n</posts>")
-    return path
-
-
 @pytest.mark.parametrize("change", ["blocks", "ranges", "row groups", "all and processes"])
 def test_how_the_work_is_cut_cannot_be_seen_in_the_result(
     change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    posts = noisy_posts(tmp_path / "Posts.xml", 300)
+    posts = write_noisy_posts(tmp_path / "Posts.xml", 300)
     monkeypatch.setattr(tables, "ROWS", 100)  # several row groups
     whole = prepared(posts, tmp_path / "whole")
     assert pq.ParquetFile(whole / "reward.parquet").metadata.num_row_groups > 1
@@ -92,7 +71,7 @@ def test_how_the_work_is_cut_cannot_be_seen_in_the_result(
     if change == "row groups":  # seen to matter: what else is written differs
         monkeypatch.setattr(tables, "ROWS", 50)
     other = prepared(posts, tmp_path / "other", threads=2 if change == "all and processes" else 1)
-    assert (digests(other) == digests(whole)) == (change != "row groups")
+    assert (table_digests(other) == table_digests(whole)) == (change != "row groups")
     cards = [json.loads((artifact / "card.json").read_text()) for artifact in (whole, other)]
     assert cards[0] == cards[1]
 
@@ -195,7 +174,7 @@ def again(folder: Path, **settings: Any) -> Path:
 def test_a_killed_program_goes_on_from_what_is_noted(
     at: str, taken: int | None, shelved: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    posts = noisy_posts(tmp_path / "Posts.xml", 300)
+    posts = write_noisy_posts(tmp_path / "Posts.xml", 300)
     posts.write_text(posts.read_text().replace("PostTypeId", "Rank", 5))  # rows for the quarantine
     monkeypatch.setattr(blocks, "SIZE", 10_000)
     monkeypatch.setattr(program, "RANGE", 64)
@@ -229,10 +208,10 @@ def test_a_killed_program_goes_on_from_what_is_noted(
 
 
 def test_what_was_noted_for_another_job_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    posts = noisy_posts(tmp_path / "Posts.xml", 120)
+    posts = write_noisy_posts(tmp_path / "Posts.xml", 120)
     killed(posts, tmp_path / "run", "lot000000/rl", monkeypatch)
     settings = {"min_answer_chars": 30}
-    assert digests(again(tmp_path / "run", **settings)) == digests(
+    assert table_digests(again(tmp_path / "run", **settings)) == table_digests(
         prepared(posts, tmp_path / "other", data=settings)
     )
     killed(posts, tmp_path / "run2", "lot000000/rl", monkeypatch)
@@ -327,7 +306,7 @@ def test_fates_are_the_splits_of_all_questions_at_once(size: int, tmp_path: Path
     fates = split_assignment.decide(
         shelved(questions, tmp_path, size), SHARES, Counter(), alike=0.6, distinct=False, per_author=None
     )
-    first = components(len(texts), alike([normalised(text) for text in texts], 0.6))
+    first = connected_components(len(texts), find_similar_pairs([normalised(text) for text in texts], 0.6))
     given = {first[k] for k, asked in enumerate(questions) if asked.split}
     left = {
         name: share / (1 - SHARES["evaluation"]) for name, share in SHARES.items() if name != "evaluation"
@@ -416,7 +395,7 @@ USERS += '  <row Id="-1" DisplayName="Community" />\n  <row Id="99999999999" Dis
 @pytest.mark.parametrize("where", ["in the archive", "beside the posts", "in an archive of its own"])
 def test_users_give_authors_their_names(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "SIZE", 3_000)  # many blocks of posts and of users
-    posts = noisy_posts(tmp_path / "Posts.xml", 120).read_text()
+    posts = write_noisy_posts(tmp_path / "Posts.xml", 120).read_text()
     users = (
         USERS
         + "".join(f'  <row Id="{1000 + k}" DisplayName="user {k}" />\n' for k in range(100))

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -18,9 +17,9 @@ from jsonschema import Draft202012Validator
 
 from flows import cli
 from flows.services import environment
+from tests.support.dockerfiles import DOCKERFILES, FOLDER, PROJECT, instructions
 from tests.support.paths import ROOT
 
-FOLDER = ROOT / "docker"
 TEXT = (FOLDER / "compose.yaml").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
@@ -30,8 +29,6 @@ OURS = sorted(name for name, service in SERVICES.items() if service.get("command
 EXAMPLE = dict(re.findall(r"^(?:# )?([A-Z_]+)=(.*)$", (FOLDER / "env.example").read_text(), re.MULTILINE))
 REQUIRED = sorted(set(re.findall(r"\$\{(\w+):\?", TEXT)))
 SECRET = re.compile(r"PASSWORD|SECRET|AUTH_STRING|TOKEN|API_KEY|CONNECTION_URL")
-DOCKERFILES = {path.name.removesuffix(".Dockerfile"): path for path in sorted(FOLDER.glob("*.Dockerfile"))}
-PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 POOLS: dict[str, dict[str, Any]] = {
     path.stem: json.loads(path.read_text())
     for path in sorted((ROOT / "deployments" / "pools").glob("*.json"))
@@ -169,17 +166,6 @@ def test_compose_refuses_to_start_without_a_secret(secrets: dict[str, str], miss
     assert done.returncode != 0
     assert missing in done.stderr
     assert "docker/env.example" in done.stderr
-
-
-def instructions(image: str) -> list[tuple[str, str]]:
-    """A Dockerfile's instructions in order: the word, and the rest on one line."""
-    lines = [
-        line for line in DOCKERFILES[image].read_text().splitlines() if not line.lstrip().startswith("#")
-    ]
-    joined = re.sub(r"\\\n\s*", " ", "\n".join(lines))
-    return [
-        (line.split()[0].upper(), line.split(maxsplit=1)[1]) for line in joined.splitlines() if line.strip()
-    ]
 
 
 def arguments(image: str, *words: str) -> Iterator[str]:

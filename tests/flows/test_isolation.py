@@ -15,7 +15,7 @@ from flows.services.processes import free_port
 from tasks.config.machine import Machine
 from tasks.execution import launch
 from tasks.tracking import databases
-from tests.support import fake_tree
+from tests.support import fake_programs
 
 SHADOWING = ("asyncio", "json", "logging", "mlflow", "prefect", "uvicorn")
 HOSTILE = {
@@ -42,7 +42,7 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 def test_a_run_is_stopped_by_nothing_that_is_meant_for_other_programs(tmp_path: Path) -> None:
     tree, work, home = (
-        fake_tree.make_tree(tmp_path / "tree"),
+        fake_programs.make_tree(tmp_path / "tree"),
         tmp_path / "work",
         tmp_path / "a #b?c%41 é" / "home",
     )
@@ -59,7 +59,7 @@ def test_a_run_is_stopped_by_nothing_that_is_meant_for_other_programs(tmp_path: 
     (work / "pyproject.toml").write_text('[tool.prefect]\nserver.api.auth_string = "a:b"\n')
     (work / "mine.yaml").write_text("method: dpo\nsource: {kind: stack-exchange, path: Posts.xml}\n")
     (work / "Posts.xml").write_text("<posts/>")
-    for stage in fake_tree.STAGES:  # a program that finds a secret fails
+    for stage in fake_programs.STAGES:  # a program that finds a secret fails
         file = tree / "tasks" / "programs" / f"{stage}.py"
         file.write_text(
             file.read_text().replace(
@@ -67,10 +67,10 @@ def test_a_run_is_stopped_by_nothing_that_is_meant_for_other_programs(tmp_path: 
                 "STEPS = 5\nassert 'HF_TOKEN' not in os.environ and 'PGPASSWORD' not in os.environ",
             )
         )
-    chosen = fake_tree.environment(tree, home) | HOSTILE
+    chosen = fake_programs.environment(tree, home) | HOSTILE
     os.umask(0o022)
     command = [sys.executable, "-P", "-m", "flows.cli", "run", "mine.yaml", "--summary", "out.json"]
-    process = fake_tree.subprocess.run(
+    process = fake_programs.subprocess.run(
         command, cwd=work, env=chosen, capture_output=True, text=True, timeout=180, check=False
     )
     assert (process.returncode, process.stderr) == (0, "")

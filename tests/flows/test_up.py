@@ -107,10 +107,10 @@ def test_a_parts_log_is_rotated_by_the_one_process_that_writes_it(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log_rotation, "MAX_BYTES", 1000)
-    house = Supervisor(home)
-    house.start(Process("loud", [sys.executable, "-c", "for n in range(300): print('line', n)"], {}))
-    house.processes["loud"].wait(20)
-    house.outputs["loud"].finish()
+    supervisor = Supervisor(home)
+    supervisor.start(Process("loud", [sys.executable, "-c", "for n in range(300): print('line', n)"], {}))
+    supervisor.processes["loud"].wait(20)
+    supervisor.outputs["loud"].finish()
     files = sorted(path.name for path in (home / "logs").iterdir())
     assert files == ["up-loud.log", "up-loud.log.1", "up-loud.log.2"]
     assert all(path.stat().st_size <= 1000 for path in (home / "logs").iterdir())
@@ -119,23 +119,25 @@ def test_a_parts_log_is_rotated_by_the_one_process_that_writes_it(
 
 @pytest.mark.parametrize("text", ["no line end", "", "\\xff\\xfe bytes", "x" * 100_000])
 def test_whatever_a_part_prints_is_in_its_log(home: Path, text: str) -> None:
-    house = Supervisor(home)
-    house.start(Process("odd", [sys.executable, "-c", f"import sys; sys.stdout.buffer.write(b'{text}')"], {}))
-    house.processes["odd"].wait(20)
-    house.outputs["odd"].finish()
+    supervisor = Supervisor(home)
+    supervisor.start(
+        Process("odd", [sys.executable, "-c", f"import sys; sys.stdout.buffer.write(b'{text}')"], {})
+    )
+    supervisor.processes["odd"].wait(20)
+    supervisor.outputs["odd"].finish()
     log = home / "logs" / "up-odd.log"
     written = log.read_text().replace("\n", "") if log.exists() else ""
     assert written == text.replace("\\xff\\xfe", "\ufffd\ufffd")
 
 
 def test_what_dies_is_started_again_and_what_dies_again_and_again_is_given_up(home: Path) -> None:
-    house, said = Supervisor(home), []
-    house.start(Process("short", [sys.executable, "-c", "print('hello')"], {}))
+    supervisor, said = Supervisor(home), []
+    supervisor.start(Process("short", [sys.executable, "-c", "print('hello')"], {}))
     for _ in range(up.MOST_RESTARTS):
-        house.processes["short"].wait(20)
-        house.revive(said.append)
-    house.processes["short"].wait(20)
+        supervisor.processes["short"].wait(20)
+        supervisor.revive(said.append)
+    supervisor.processes["short"].wait(20)
     with pytest.raises(ServerFailed, match="short stops again and again"):
-        house.revive(said.append)
+        supervisor.revive(said.append)
     assert len(said) == up.MOST_RESTARTS
     assert (home / "logs" / "up-short.log").read_text().count("hello") == up.MOST_RESTARTS + 1

@@ -17,7 +17,7 @@ from prefect.workers.process import ProcessWorker, ProcessWorkerResult
 from flows.services import worker
 from flows.services import worker as services_worker
 from flows.services.worker_fork_client import ENGINE
-from tests.support.fake_tree import await_
+from tests.support.fake_programs import wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux forks flow runs")
 
@@ -67,7 +67,7 @@ def test_the_engine_ends_with_its_worker_and_cleans_up(monkeypatch: pytest.Monke
     assert folder.stat().st_mode & 0o077 == 0
     os.close(owner)
     assert engine.wait(30) == 0
-    assert await_(lambda: not folder.exists())
+    assert wait_until(lambda: not folder.exists())
 
 
 @pytest.mark.parametrize(("status", "told"), [(-9, []), (0, ["late"])])

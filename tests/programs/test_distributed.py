@@ -19,8 +19,8 @@ from tasks.execution.launch import run_program
 from tasks.programs import dpo, reference, reward, sft
 from tasks.programs.runtime.program import Run
 from tasks.system.errors import InputError, StageCrashed
-from tests.support import fake_tree, tiny
-from tests.support.fake_tree import await_, is_alive
+from tests.support import fake_programs, tiny
+from tests.support.fake_programs import is_alive, wait_until
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="only Linux ends a process with torchrun's agent"
@@ -52,7 +52,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     found = {"data": tiny.data_folder(root / "data"), "base": tiny.base_folder(root / "base")}
     found["model"] = found["base"]
     run = Run(
-        tiny.prepare(
+        tiny.write_job(
             root / "reference", "reference", {"text": TEXT}, {name: found[name] for name in ("data", "model")}
         )
     )
@@ -72,7 +72,7 @@ def prepared(
         }
     }
     machine = machine | {"launch": {stage: {"shard": shard}}}
-    return tiny.prepare(
+    return tiny.write_job(
         folder,
         stage,
         {"seed": 5, "text": TEXT} | job,
@@ -169,12 +169,12 @@ def test_killed_in_mid_run_two_processes_end_as_uninterrupted_ones(
         prepared(tmp_path / name, stage, inputs, shard=shard, **changed) for name in ("killed", "whole")
     )
     agent = start(killed, "-m", f"tasks.programs.{stage}", str(killed))
-    await_(lambda: len(steps(killed)) > 4 or agent.poll() is not None, 120, every=0.002)
+    wait_until(lambda: len(steps(killed)) > 4 or agent.poll() is not None, 120, every=0.002)
     workers = children(agent.pid)
     agent.kill()  # the agent alone: its workers must not stay behind
     agent.wait()
     assert len(workers) == 2
-    await_(lambda: not any(map(is_alive, workers)), 5)
+    wait_until(lambda: not any(map(is_alive, workers)), 5)
     before = steps(killed)
     assert 4 < len(before) < 30
     resumed = contents(run_by_two(stage, killed))
@@ -208,7 +208,7 @@ def test_what_one_rank_refuses_ends_all_in_its_own_words(inputs: dict[str, Path]
     folder = prepared(tmp_path / "refused", "sft", inputs)
     (tmp_path / "refusing.py").write_text(REFUSING)
     agent = start(folder, str(tmp_path / "refusing.py"), str(folder))
-    await_(lambda: (folder / "error.json").exists() or agent.poll() is not None, 120)
+    wait_until(lambda: (folder / "error.json").exists() or agent.poll() is not None, 120)
     workers, told = children(agent.pid), time.monotonic()
     assert agent.wait(60) == 1
     assert time.monotonic() - told < 15
@@ -381,7 +381,7 @@ def test_only_weights_that_are_all_trained_can_be_sharded(inputs: dict[str, Path
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    made = fake_tree.make_tree(tmp_path / "tree")
+    made = fake_programs.make_tree(tmp_path / "tree")
     monkeypatch.setattr(launch, "ROOT", made)
     yield made
     program_forks.stop()
@@ -431,7 +431,7 @@ def test_whatever_is_raised_meanwhile_all_ranks_are_killed(tree: Path, tmp_path:
 
     with pytest.raises(KeyboardInterrupt):
         run_program("sft", directory, TWO, on_poll=interrupt)
-    await_(lambda: not any(is_alive(int((directory / name).read_text())) for name in ("pid0", "pid1")), 5)
+    wait_until(lambda: not any(is_alive(int((directory / name).read_text())) for name in ("pid0", "pid1")), 5)
 
 
 def test_a_program_for_one_process_refuses_to_be_several(tree: Path, tmp_path: Path) -> None:

@@ -36,8 +36,8 @@ Trained = Callable[..., tuple[list[dict[str, Any]], Run]]
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("dpo")
     data = tiny.data_folder(root / "data", 40)
-    found = {"data": data, "model": tiny.taught_folder(root / "base", data)}
-    run = Run(tiny.prepare(root / "reference", "reference", {"text": TEXT}, found))
+    found = {"data": data, "model": tiny.trained_folder(root / "base", data)}
+    run = Run(tiny.write_job(root / "reference", "reference", {"text": TEXT}, found))
     reference.compute(ReferenceJob.model_validate(run.record), run)
     return found | {"reference": run.artifact}
 
@@ -54,7 +54,7 @@ def trained(inputs: dict[str, Path], tmp_path: Path) -> Trained:
             "batch_size": 4,
         } | changed
         job = {"seed": 0, "text": TEXT, "dpo": settings}
-        run = Run(tiny.prepare(tmp_path / name, "dpo", job, inputs, micro_batch=micro_batch))
+        run = Run(tiny.write_job(tmp_path / name, "dpo", job, inputs, micro_batch=micro_batch))
         dpo.train(DpoJob.model_validate(run.record), run)
         return [json.loads(line) for line in (run.artifact / "metrics.jsonl").read_text().splitlines()], run
 
@@ -176,7 +176,7 @@ def test_a_reference_of_other_answers_is_refused(inputs: dict[str, Path], tmp_pa
     (tmp_path / "shorter").mkdir()
     pq.write_table(table.slice(1), tmp_path / "shorter" / "reference.parquet")
     job = {"seed": 0, "text": TEXT, "dpo": {"max_steps": 1}}
-    run = Run(tiny.prepare(tmp_path / "dpo", "dpo", job, inputs | {"reference": tmp_path / "shorter"}))
+    run = Run(tiny.write_job(tmp_path / "dpo", "dpo", job, inputs | {"reference": tmp_path / "shorter"}))
     with pytest.raises(InputError, match="run the stage reference again"):
         dpo.train(DpoJob.model_validate(run.record), run)
 
@@ -189,7 +189,7 @@ def test_a_reference_of_another_model_is_noticed_before_the_first_step(
     shutil.copytree(inputs["reference"], tmp_path / "moved")
     pq.write_table(moved, tmp_path / "moved" / "reference.parquet")
     job = {"seed": 0, "text": TEXT, "dpo": {"max_steps": 1}}
-    run = Run(tiny.prepare(tmp_path / "dpo", "dpo", job, inputs | {"reference": tmp_path / "moved"}))
+    run = Run(tiny.write_job(tmp_path / "dpo", "dpo", job, inputs | {"reference": tmp_path / "moved"}))
     with pytest.raises(StepZeroError, match="the reference stage saw another model"):
         dpo.train(DpoJob.model_validate(run.record), run)
     assert not (run.directory / "metrics.jsonl").read_text()
@@ -226,10 +226,10 @@ def test_its_accuracy_is_of_evaluation_questions_redrawn_whole(
     swapped = table.rename_columns({"chosen": "rejected", "rejected": "chosen"}).select(table.column_names)
     pq.write_table(swapped, data / "evaluation_pairs.parquet")
     known = inputs | {"data": data}
-    other = Run(tiny.prepare(tmp_path / "again", "reference", {"text": TEXT}, known))
+    other = Run(tiny.write_job(tmp_path / "again", "reference", {"text": TEXT}, known))
     reference.compute(ReferenceJob.model_validate(other.record), other)
     job = json.loads((run.directory / "job.json").read_text())["job"]
-    turned = Run(tiny.prepare(tmp_path / "turned", "dpo", job, known | {"reference": other.artifact}))
+    turned = Run(tiny.write_job(tmp_path / "turned", "dpo", job, known | {"reference": other.artifact}))
     dpo.train(DpoJob.model_validate(turned.record), turned)
     told, said = (json.loads((one.artifact / "summary.json").read_text()) for one in (run, turned))
     assert told["measured"] == {"split": "evaluation", "questions": 20, "pairs": 40}
@@ -259,7 +259,7 @@ def test_a_reference_without_the_evaluation_pairs_is_refused(inputs: dict[str, P
     (tmp_path / "old").mkdir()
     shutil.copy(inputs["reference"] / "reference.parquet", tmp_path / "old")
     job = {"seed": 0, "text": TEXT, "dpo": {"max_steps": 1}}
-    run = Run(tiny.prepare(tmp_path / "dpo", "dpo", job, inputs | {"reference": tmp_path / "old"}))
+    run = Run(tiny.write_job(tmp_path / "dpo", "dpo", job, inputs | {"reference": tmp_path / "old"}))
     with pytest.raises(InputError, match="run the stage reference again"):
         dpo.train(DpoJob.model_validate(run.record), run)
 

@@ -189,7 +189,7 @@ def prepared(folder: Path, inputs: dict[str, Path], **changed: Any) -> Run:
         "probe": True,
     } | changed
     return Run(
-        tiny.prepare(
+        tiny.write_job(
             folder, "reward", {"seed": 0, "text": TEXT, "reward": settings}, inputs, checkpoint_steps=2
         )
     )

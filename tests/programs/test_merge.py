@@ -46,7 +46,7 @@ def tuned(folder: Path, data: Path, base: Path, *, precision: str | None = None,
     } | changed
     text = settings.pop("text", TEXT)
     job = {"seed": 0, "text": text, "weights": {"base": precision}, "sft": settings}
-    run = Run(tiny.prepare(folder, "sft", job, {"data": data, "base": base}))
+    run = Run(tiny.write_job(folder, "sft", job, {"data": data, "base": base}))
     sft.train(SftJob.model_validate(run.record), run)
     return run.artifact
 
@@ -55,7 +55,7 @@ def scored(folder: Path, data: Path, base: Path, **changed: Any) -> Path:
     """An artifact of the reward stage."""
     text = changed.pop("text", TEXT)
     job = {"seed": 0, "text": text, "reward": {"lora": LORA, "max_steps": 8, "epochs": 10} | changed}
-    run = Run(tiny.prepare(folder, "reward", job, {"data": data, "model": base}))
+    run = Run(tiny.write_job(folder, "reward", job, {"data": data, "model": base}))
     reward.train(RewardJob.model_validate(run.record), run)
     return run.artifact
 
@@ -71,7 +71,7 @@ def merged(
 ) -> tuple[Path, dict[str, float]]:
     """The merged model's folder and what merging changed."""
     job = {"text": {"template": template}, "weights": {"base": precision}, "merge": {"dtype": dtype}}
-    run = Run(tiny.prepare(folder, "merge", job, {"base": base, "adapter": artifact}))
+    run = Run(tiny.write_job(folder, "merge", job, {"base": base, "adapter": artifact}))
     merge.merge(MergeJob.model_validate(run.record), run)
     return run.artifact / "model", json.loads((run.artifact / "summary.json").read_text())["metrics"]
 
@@ -196,10 +196,10 @@ def test_what_cannot_be_one_model_is_refused(data: Path, tmp_path: Path) -> None
     with pytest.raises(InputError, match="An ensemble cannot be merged into one model"):
         merged(tmp_path / "one", ensemble, base)
     inputs = {"data": data, "model": base}
-    known = Run(tiny.prepare(tmp_path / "reference", "reference", {"text": TEXT}, inputs))
+    known = Run(tiny.write_job(tmp_path / "reference", "reference", {"text": TEXT}, inputs))
     reference.compute(ReferenceJob.model_validate(known.record), known)
     job = {"seed": 0, "text": TEXT, "dpo": {"tune": "bottleneck", "bottleneck": {"width": 4}, "max_steps": 1}}
-    run = Run(tiny.prepare(tmp_path / "dpo", "dpo", job, inputs | {"reference": known.artifact}))
+    run = Run(tiny.write_job(tmp_path / "dpo", "dpo", job, inputs | {"reference": known.artifact}))
     dpo.train(DpoJob.model_validate(run.record), run)
     with pytest.raises(InputError, match="Bottlenecks cannot be folded"):
         merged(tmp_path / "two", run.artifact, base)

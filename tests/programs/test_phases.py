@@ -19,7 +19,7 @@ from tests.support import tiny
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr(program, "PHASE_SECONDS", 0.0)
-    return Run(tiny.prepare(tmp_path / "run", "sft", {}, {}))
+    return Run(tiny.write_job(tmp_path / "run", "sft", {}, {}))
 
 
 def written(run: Run) -> list[dict[str, Any]]:

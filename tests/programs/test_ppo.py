@@ -38,9 +38,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Data, a base that has learnt to end its answers, and a reward model on it."""
     root = tmp_path_factory.mktemp("ppo")
     data = tiny.data_folder(root / "data", 40)
-    model = tiny.taught_folder(root / "base", data)
+    model = tiny.trained_folder(root / "base", data)
     job = {"seed": 0, "text": TEXT, "reward": {"lora": LORA, "max_steps": 8}}
-    run = Run(tiny.prepare(root / "reward", "reward", job, {"data": data, "model": model}))
+    run = Run(tiny.write_job(root / "reward", "reward", job, {"data": data, "model": model}))
     reward.train(RewardJob.model_validate(run.record), run)
     return {"data": data, "model": model, "reward": run.artifact}
 
@@ -62,7 +62,7 @@ def started(inputs: dict[str, Path], tmp_path: Path) -> Start:
     ) -> tuple[PpoJob, Run]:
         settings = {"lora": LORA, "steps": 2, "rollouts": 8, "minibatch": 4, "epochs": 2} | changed
         job = {"seed": 0, "text": TEXT | (text or {}), "ppo": settings}
-        run = Run(tiny.prepare(tmp_path / name, "ppo", job, inputs | (given or {}), **(machine or {})))
+        run = Run(tiny.write_job(tmp_path / name, "ppo", job, inputs | (given or {}), **(machine or {})))
         return PpoJob.model_validate(run.record), run
 
     return prepared
@@ -430,7 +430,7 @@ def test_ppo_trains_against_every_kind_of_reward_model(
 ) -> None:
     job = {"seed": 0, "text": TEXT, "reward": {"lora": LORA, "max_steps": 4} | settings}
     run = Run(
-        tiny.prepare(tmp_path / "reward", "reward", job, {name: inputs[name] for name in ("data", "model")})
+        tiny.write_job(tmp_path / "reward", "reward", job, {name: inputs[name] for name in ("data", "model")})
     )
     reward.train(RewardJob.model_validate(run.record), run)
     against, rollouts = started("ppo", given={"reward": run.artifact})

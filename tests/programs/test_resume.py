@@ -97,10 +97,12 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     found = {"data": tiny.data_folder(root / "data"), "base": tiny.base_folder(root / "base")}
     found["model"] = found["base"]
     job = {"seed": 0, "text": TEXT, "reward": {"lora": LORA, "max_steps": 4}}
-    run = Run(tiny.prepare(root / "reward", "reward", job, {name: found[name] for name in ("data", "model")}))
+    run = Run(
+        tiny.write_job(root / "reward", "reward", job, {name: found[name] for name in ("data", "model")})
+    )
     reward.train(RewardJob.model_validate(run.record), run)
     other = Run(
-        tiny.prepare(
+        tiny.write_job(
             root / "reference", "reference", {"text": TEXT}, {name: found[name] for name in ("data", "model")}
         )
     )
@@ -110,7 +112,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def prepared(folder: Path, stage: str, inputs: dict[str, Path]) -> Path:
     job, names, every = STAGES[stage]
-    return tiny.prepare(
+    return tiny.write_job(
         folder, stage, {"seed": 5} | job, {name: inputs[name] for name in names}, checkpoint_steps=every
     )
 
@@ -139,7 +141,7 @@ def contents(artifact: Path) -> dict[str, bytes]:
 
 def kill_in_mid_run(stage: str, folder: Path) -> int:
     """Start the program, kill it a step or more after its second checkpoint; gives the last step it took."""
-    process = tiny.start(stage, folder)
+    process = tiny.start_program(stage, folder)
     try:
         deadline = time.monotonic() + 120
         while True:
@@ -174,7 +176,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(
     before = steps(killed)
     shutil.rmtree(killed / "artifact")  # as tasks.execution.run_stage does
     (killed / "artifact").mkdir()
-    resumed = contents(tiny.run(stage, killed) if stage == "sft" else run_here(stage, killed))
+    resumed = contents(tiny.run_program(stage, killed) if stage == "sft" else run_here(stage, killed))
     assert (
         steps(killed)[: resumed_from.step] == before[: resumed_from.step]
     )  # wall-clock times and all: these steps were not taken again
@@ -191,7 +193,7 @@ def test_a_run_that_ends_before_its_first_checkpoint_starts_over(
 ) -> None:
     job = {"seed": 5, "text": TEXT, "sft": {"lora": LORA, "max_steps": 4, "epochs": 80, "block_tokens": 96}}
     folders = [
-        tiny.prepare(tmp_path / name, "sft", job, {name: inputs[name] for name in ("data", "base")})
+        tiny.write_job(tmp_path / name, "sft", job, {name: inputs[name] for name in ("data", "base")})
         for name in ("cut", "whole")
     ]
     honest = Run.log

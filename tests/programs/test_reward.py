@@ -51,7 +51,7 @@ def trained(inputs: dict[str, Path], tmp_path: Path) -> Trained:
             "held_out_share": 0.2,
         } | changed
         run = Run(
-            tiny.prepare(
+            tiny.write_job(
                 tmp_path / name,
                 "reward",
                 {"seed": 0, "text": TEXT, "reward": settings},
@@ -396,7 +396,10 @@ def held_out(right: int, tmp_path: Path) -> tuple[dict[str, Any], list[str]]:
     """Metrics and warnings of a model that orders ``right`` of 100 pairs as the votes do; the longer answer always wins, the older never."""
     questions = [Comparison(i, [5], [[6, 7, 1], [6, 1]], [(0, 1)], [1.0], [False]) for i in range(100)]
     rewards = torch.tensor([[1.0, 0.0] if i < right else [0.0, 1.0] for i in range(100)]).flatten()
-    run, pairs = Run(tiny.prepare(tmp_path / "run", "reward", {}, {})), reward_evaluation.pairs_of(questions)
+    run, pairs = (
+        Run(tiny.write_job(tmp_path / "run", "reward", {}, {})),
+        reward_evaluation.pairs_of(questions),
+    )
     calibrated = reward_evaluation.calibrate(pairs, rewards)
     return reward._report(
         pairs, rewards, 0.0, reward_evaluation.rules_together(pairs), calibrated, run
@@ -551,7 +554,7 @@ def test_rewards_of_evaluation_answers_that_are_no_numbers_end_in_one_sentence(
 def test_rewards_of_attacks_that_are_no_numbers_end_in_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = Run(tiny.prepare(tmp_path / "run", "reward", {}, {}))
+    run = Run(tiny.write_job(tmp_path / "run", "reward", {}, {}))
     monkeypatch.setattr(
         reward_model, "rewards", lambda _, batch: torch.full((len(batch.input_ids),), torch.inf)
     )

@@ -50,7 +50,7 @@ def trained(inputs: dict[str, Path], tmp_path: Path) -> Trained:
             "block_tokens": 128,
         } | changed
         job = {"seed": 0, "text": TEXT, "sft": settings}
-        run = Run(tiny.prepare(tmp_path / name, "sft", job, inputs | (given or {}), **machine or {}))
+        run = Run(tiny.write_job(tmp_path / name, "sft", job, inputs | (given or {}), **machine or {}))
         sft.train(SftJob.model_validate(run.record), run)
         return run
 

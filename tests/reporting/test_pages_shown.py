@@ -4,18 +4,17 @@ import base64
 import html
 import json
 import unicodedata
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Frame, Page, sync_playwright
+from playwright.sync_api import Browser, Frame, Page
 
 from flows.display.run_summary import MARKER, stage_table
 from flows.services.processes import PAGE_POLICY
 from tasks.reporting.text import visible
-from tests.reporting import test_data_card, test_run_report
-from tests.support.supervised_home import CHROMIUM, CHROMIUM_OPTIONS
+from tests.support.cards import make_card, render_card
+from tests.support.reports import make_run, render_report
 
 HOSTILE = "a\x00b\x07c\x1b[31md\x7fe\x85f\u202eg\u2066h\u2028i\ufeffj\ud800k"
 LONG = "an_unbroken_name_of_a_metric_or_a_reason_" * 6
@@ -24,16 +23,6 @@ FRAME = """<script>
 const url = URL.createObjectURL(new Blob([atob("{page}")], {{type: "text/html"}}));
 document.body.innerHTML = `<iframe sandbox="allow-scripts" width="1000" height="700" src="${{url}}"></iframe>`;
 </script>"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if not CHROMIUM:
-        pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
-    with sync_playwright() as player:
-        opened = player.chromium.launch(executable_path=CHROMIUM, args=list(CHROMIUM_OPTIONS))
-        yield opened
-        opened.close()
 
 
 def stages() -> list[dict[str, Any]]:
@@ -49,14 +38,14 @@ def stages() -> list[dict[str, Any]]:
 
 
 def report_of(root: Path, **changes: Any) -> str:
-    run = test_run_report.make_run(root)
+    run = make_run(root)
     about = run.inputs["data"] / "card.json"
     about.write_text(json.dumps(json.loads(about.read_text()) | changes))
-    return test_run_report.page_of(run).replace(MARKER, stage_table(stages()))
+    return render_report(run).replace(MARKER, stage_table(stages()))
 
 
 def card_of(**changes: Any) -> str:
-    return test_data_card.page(test_data_card.card(**changes))
+    return render_card(make_card(**changes))
 
 
 @pytest.fixture(params=["report", "card"])
@@ -134,9 +123,9 @@ def test_controls_and_turns_of_direction_in_texts_are_seen(tmp_path: Path) -> No
     assert visible(HOSTILE) == "a␀b␇c␛[31md␡e�f�g�h�i�j�k"
     assert visible("tab\tline\nend\r\n שלום é 👍🏽") == "tab\tline\nend\r\n שלום é 👍🏽"
     told = {"prompt": HOSTILE, "chosen": HOSTILE, "chosen_author_name": HOSTILE}
-    data = test_run_report.make_run(tmp_path / "other").inputs["data"]
+    data = make_run(tmp_path / "other").inputs["data"]
     (pair, *_) = json.loads((data / "card.json").read_text())["examples"]
-    ours = test_data_card.card()["examples"][0] | told
+    ours = make_card()["examples"][0] | told
     for text in (
         card_of(examples=[ours], site=HOSTILE),
         report_of(tmp_path, examples=[pair | told], site=HOSTILE),

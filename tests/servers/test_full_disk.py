@@ -19,7 +19,7 @@ from tasks.config.pipeline import Pipeline
 from tasks.execution import launch, program_forks
 from tasks.execution.run_stage import RunContext, run_stage
 from tasks.system.errors import DiskFailure, InputError, disk_failure
-from tests.support import fake_tree
+from tests.support import fake_programs
 
 MOUNTS = (
     subprocess.run(
@@ -91,7 +91,7 @@ def told(folder: Path) -> dict[str, dict[str, str]]:
     shell = (
         ["unshare", "-rm", "sh", "-c", f"{mounts} && {write}"] if "small" in KINDS else ["sh", "-c", write]
     )
-    environment = os.environ | {"PYTHONPATH": str(fake_tree.ROOT), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(fake_programs.ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(shell, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found: dict[str, dict[str, str]] = {kind: {} for kind in KINDS}
@@ -177,7 +177,7 @@ def test_other_errors_are_no_disk_failures(tmp_path: Path, error: Exception) -> 
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    made = fake_tree.make_tree(tmp_path / "tree")
+    made = fake_programs.make_tree(tmp_path / "tree")
     monkeypatch.setattr(launch, "ROOT", made)
     monkeypatch.setattr(code_version, "ROOT", made)
     monkeypatch.setenv("ALIGNFLOW_HOME", str(tmp_path / "home"))
@@ -211,7 +211,7 @@ def test_a_disk_that_is_full_when_a_result_is_stored_does_not_undo_the_work(
         patched.setattr("tasks.artifacts.store.replace_text", fill)
         with pytest.raises(DiskFailure):
             run_stage(step, RunContext(Machine()))
-    fake_tree.misbehave(tree, "ppo", "fail")  # it must not run again
+    fake_programs.misbehave(tree, "ppo", "fail")  # it must not run again
     assert run_stage(step, RunContext(Machine()))["metrics"]["ppo.kl"] == 0.5
     program_forks.stop()
 
@@ -227,13 +227,13 @@ run second
 
 @needs_mounts
 def test_a_disk_that_fills_up_in_mid_run_is_one_sentence_and_the_next_run_goes_on(tmp_path: Path) -> None:
-    tree, disk = fake_tree.make_tree(tmp_path / "tree"), tmp_path / "disk"
+    tree, disk = fake_programs.make_tree(tmp_path / "tree"), tmp_path / "disk"
     disk.mkdir()
     checks = tree / "flows" / "preflight.py"
     checks.write_text(checks.read_text().replace("LEAST_FREE_MB = 200", "LEAST_FREE_MB = 1"))
-    fake_tree.misbehave(tree, "sft", "fill-at 3")
+    fake_programs.misbehave(tree, "sft", "fill-at 3")
     script = RUN.format(disk=disk, tree=tree, python=sys.executable)
-    environment = fake_tree.environment(tree, disk / "home")
+    environment = fake_programs.environment(tree, disk / "home")
     done = subprocess.run(
         ["unshare", "-rm", "sh", "-c", script],
         cwd=tmp_path,
@@ -259,7 +259,7 @@ def test_a_server_that_fails_on_a_full_disk_is_told_as_one(tmp_path: Path, full:
     fill = f"mount -t tmpfs -o size=1m none {tmp_path / full}; cat /dev/zero > {tmp_path / full}/filler 2> {tmp_path}/cat.txt"
     run = f"{sys.executable} -c \"{fail}sys.exit(cli.main(['run', 'demo']))\""
     more = {"PREFECT_API_URL": "http://127.0.0.1:9/api", "PREFECT_HOME": str(tmp_path / "elsewhere")}
-    environment = fake_tree.environment(fake_tree.ROOT, tmp_path / "home") | more
+    environment = fake_programs.environment(fake_programs.ROOT, tmp_path / "home") | more
     done = subprocess.run(
         ["unshare", "-rm", "sh", "-c", f"{fill}; {run}"],
         cwd=tmp_path,

@@ -70,9 +70,9 @@ def config(kind: str) -> PretrainedConfig:
 
 
 def model(
-    kind: str, *, seed: int = 0, loud: float = 3.0, window: int = WINDOW, context: int = CONTEXT
+    kind: str, *, seed: int = 0, weight_scale: float = 3.0, window: int = WINDOW, context: int = CONTEXT
 ) -> PreTrainedModel:
-    """A random model of width 32 and 2 layers, frozen, in eval mode; ``loud`` weights make attention matter."""
+    """A random model of width 32 and 2 layers, frozen, in eval mode; ``weight_scale`` weights make attention matter."""
     torch.manual_seed(seed)
     settings = config(kind)
     if window != WINDOW:
@@ -83,5 +83,5 @@ def model(
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.dim() > 1:
-                parameter.mul_(loud)
+                parameter.mul_(weight_scale)
     return made.requires_grad_(False).eval()

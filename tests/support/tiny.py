@@ -52,8 +52,8 @@ def tokenizer() -> PreTrainedTokenizerBase:
     return made
 
 
-def model(kind: str = "llama", *, seed: int = 0, loud: float = 3.0) -> PreTrainedModel:
-    """A random model of width 32 and 2 layers, frozen, in eval mode; ``loud`` weights make its distribution far from uniform."""
+def model(kind: str = "llama", *, seed: int = 0, weight_scale: float = 3.0) -> PreTrainedModel:
+    """A random model of width 32 and 2 layers, frozen, in eval mode; ``weight_scale`` weights make its distribution far from uniform."""
     torch.manual_seed(seed)
     made: PreTrainedModel
     common = {"vocab_size": VOCABULARY, "pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": EOS}
@@ -78,7 +78,7 @@ def model(kind: str = "llama", *, seed: int = 0, loud: float = 3.0) -> PreTraine
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.dim() > 1:
-                parameter.mul_(loud)
+                parameter.mul_(weight_scale)
     made.requires_grad_(False)
     return made.eval()
 
@@ -90,9 +90,9 @@ def base_folder(folder: Path, kind: str = "llama") -> Path:
     return folder
 
 
-def taught_folder(folder: Path, data: Path, *, steps: int = 100) -> Path:
+def trained_folder(folder: Path, data: Path, *, steps: int = 100) -> Path:
     """A base that has learnt to answer like the data and, mostly, to end its answers."""
-    words, made = tokenizer(), model(loud=1.0).train().requires_grad_(True)
+    words, made = tokenizer(), model(weight_scale=1.0).train().requires_grad_(True)
     texts = [
         f"Question: {row['prompt']}\n\nAnswer: {row['answer']}"
         for row in pq.read_table(data / "finetune.parquet").to_pylist()
@@ -161,7 +161,7 @@ def evaluation_rows(
     return ranked, pairs
 
 
-def prepare(folder: Path, stage: str, job: dict[str, Any], inputs: dict[str, Path], **machine: Any) -> Path:
+def write_job(folder: Path, stage: str, job: dict[str, Any], inputs: dict[str, Path], **machine: Any) -> Path:
     """A program's folder with its job.json."""
     folder.mkdir(parents=True)
     record = {"stage": stage, "job": job, "inputs": {name: str(path) for name, path in inputs.items()}}
@@ -171,7 +171,7 @@ def prepare(folder: Path, stage: str, job: dict[str, Any], inputs: dict[str, Pat
     return folder
 
 
-def start(stage: str, folder: Path) -> subprocess.Popen[bytes]:
+def start_program(stage: str, folder: Path) -> subprocess.Popen[bytes]:
     """The real program on ``folder``, as a process of its own."""
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
@@ -188,8 +188,8 @@ def start(stage: str, folder: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def run(stage: str, folder: Path) -> Path:
+def run_program(stage: str, folder: Path) -> Path:
     """Run the program to its end; gives its artifact."""
-    process = start(stage, folder)
+    process = start_program(stage, folder)
     assert process.wait(timeout=300) == 0, (folder / "log.txt").read_text()[-3000:]
     return folder / "artifact"

@@ -11,7 +11,7 @@ from tasks.artifacts.store import SCHEMA, Manifest
 from tasks.config.pipeline import Pipeline
 from tasks.stages import dpo, merge, ppo, pretrain, reference, report, reward, sft, winrate
 from tasks.system.hashing import digest_of
-from tests.support.fake_tree import MEANT, ROOT, TABLES
+from tests.support.fake_programs import MEANT, ROOT, TABLES
 
 CONFIG = Pipeline()
 

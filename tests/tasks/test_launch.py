@@ -17,8 +17,8 @@ from tasks.config.pipeline import Pipeline
 from tasks.execution import launch, program_forks
 from tasks.execution.launch import Tail, run_program
 from tasks.system.errors import InputError, StageFailed
-from tests.support import fake_tree
-from tests.support.fake_tree import await_, is_alive
+from tests.support import fake_programs
+from tests.support.fake_programs import is_alive, wait_until
 
 
 @pytest.fixture(params=["forked", "spawned"])
@@ -26,7 +26,7 @@ def tree(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     """A tree of fake programs, started by the fork server or, as where there is a GPU, each as an interpreter of its own."""
     if request.param == "forked" and sys.platform != "linux":
         pytest.skip("the fork server is for Linux")
-    made = fake_tree.make_tree(tmp_path / "tree")
+    made = fake_programs.make_tree(tmp_path / "tree")
     monkeypatch.setattr(launch, "ROOT", made)
     monkeypatch.setattr(program_forks, "GPU_DEVICES", () if request.param == "forked" else (os.devnull,))
     yield made
@@ -53,13 +53,13 @@ def test_a_program_that_ends_well_hands_on_its_lines_and_its_memory(tree: Path, 
 
 
 def test_bad_input_is_told_in_the_programs_own_words(tree: Path, directory: Path) -> None:
-    fake_tree.misbehave(tree, "sft", "input")
+    fake_programs.misbehave(tree, "sft", "input")
     with pytest.raises(InputError, match=r"^These posts hold no question with two answers\.$"):
         run_program("sft", directory, Machine())
 
 
 def test_a_full_disk_is_the_users_to_mend(tree: Path, directory: Path) -> None:
-    fake_tree.misbehave(tree, "sft", "enospc")
+    fake_programs.misbehave(tree, "sft", "enospc")
     with pytest.raises(InputError, match="is full: free some space"):
         run_program("sft", directory, Machine())
 
@@ -74,7 +74,7 @@ def test_a_full_disk_is_told_even_when_the_program_could_not_write_it_down(
 
 
 def test_a_failure_names_stage_cause_and_log(tree: Path, directory: Path) -> None:
-    fake_tree.misbehave(tree, "sft", "fail")
+    fake_programs.misbehave(tree, "sft", "fail")
     with pytest.raises(
         StageFailed, match=f"^The stage sft failed: CUDA went away. Its log: {directory / 'log.txt'}$"
     ):
@@ -109,7 +109,7 @@ def test_any_other_end_is_a_failure(tree: Path, directory: Path, program: str, c
 def test_whatever_is_raised_meanwhile_the_program_and_its_children_are_killed(
     tree: Path, directory: Path
 ) -> None:
-    fake_tree.misbehave(tree, "sft", "spawn")
+    fake_programs.misbehave(tree, "sft", "spawn")
 
     def interrupt(line: dict) -> None:
         raise KeyboardInterrupt
@@ -117,11 +117,11 @@ def test_whatever_is_raised_meanwhile_the_program_and_its_children_are_killed(
     with pytest.raises(KeyboardInterrupt):
         run_program("sft", directory, Machine(), on_step=interrupt)
     child = int((directory / "child.pid").read_text())
-    await_(lambda: not is_alive(child))
+    wait_until(lambda: not is_alive(child))
 
 
 def test_an_interrupt_that_a_library_swallows_is_not_lost(tree: Path, directory: Path) -> None:
-    fake_tree.misbehave(tree, "sft", "slow")
+    fake_programs.misbehave(tree, "sft", "slow")
     swallowed: list[str] = []
 
     def swallow(line: dict) -> None:
@@ -163,11 +163,11 @@ def test_a_program_dies_with_its_parent_even_on_kill_9(tree: Path, directory: Pa
     code += f"program_forks.GPU_DEVICES = {program_forks.GPU_DEVICES!r}\n"
     code += "launch.run_program('sft', Path(sys.argv[1]), Machine())"
     parent = subprocess.Popen([sys.executable, "-c", code, str(directory)], cwd=tree)
-    await_((directory / "pid").exists)
+    wait_until((directory / "pid").exists)
     program_pid = int((directory / "pid").read_text())
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
-    await_(lambda: not is_alive(program_pid))
+    wait_until(lambda: not is_alive(program_pid))
 
 
 def test_the_programs_libraries_are_quiet_and_stay_offline(tree: Path) -> None:

@@ -96,7 +96,7 @@ def test_every_stage_refuses_it(
         "reward": tmp_path,
     }
     settings = {"seed": 0, "text": {}, "source": {"kind": "shell-site"}, stage: {}}
-    run = Run(tiny.prepare(tmp_path / stage, stage, {}, inputs))
+    run = Run(tiny.write_job(tmp_path / stage, stage, {}, inputs))
     with pytest.raises(InputError, match=ONE_MORE):
         program(
             job.model_validate({name: value for name, value in settings.items() if name in job.model_fields}),

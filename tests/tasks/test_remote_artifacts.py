@@ -19,7 +19,7 @@ from tasks.execution.run_stage import RunContext, run_stage
 from tasks.system.errors import InputMissing
 from tasks.tracking import client, remote_artifacts, runs
 from tasks.tracking.remote_artifacts import locate, publish, published
-from tests.support import fake_tree
+from tests.support import fake_programs
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def machine(mlflow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
     """Be a machine with a home of its own; gives the home."""
-    made = fake_tree.make_tree(tmp_path / "tree")
+    made = fake_programs.make_tree(tmp_path / "tree")
     monkeypatch.setattr(launch, "ROOT", made)
     monkeypatch.setattr(code_version, "ROOT", made)
     monkeypatch.setattr(client, "_down", False)

@@ -22,7 +22,7 @@ from tasks.system import events
 from tasks.system.errors import InputError, StageFailed
 from tasks.tracking import client, program_log, run_origin, runs
 from tasks.tracking import client as tracking_client
-from tests.support import fake_tree
+from tests.support import fake_programs
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tree(shared_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A fake tree, and MLflow over one database for all tests here: making it takes seconds."""
-    made = fake_tree.make_tree(tmp_path / "tree")
+    made = fake_programs.make_tree(tmp_path / "tree")
     monkeypatch.setattr(launch, "ROOT", made)
     monkeypatch.setattr(code_version, "ROOT", made)
     monkeypatch.setattr(client, "_down", False)
@@ -82,7 +82,7 @@ def test_a_stage_is_a_child_with_settings_metrics_data_and_files(tree: Path) -> 
     assert [point.step for point in client.get_metric_history(child.info.run_id, "loss")] == [1, 2, 3, 4, 5]
     assert child.data.metrics["gold_win_rate.data"] == 0.7
     assert child.data.metrics["gold_win_rate.data.low"] == 0.6
-    assert {found.dataset.name for found in child.inputs.dataset_inputs} == set(fake_tree.TABLES)
+    assert {found.dataset.name for found in child.inputs.dataset_inputs} == set(fake_programs.TABLES)
     files = {file.path for file in client.list_artifacts(child.info.run_id, artifact["key"])}
     assert f"{artifact['key']}/manifest.json" in files
     assert {file.path for file in client.list_artifacts(child.info.run_id)} == {artifact["key"], "log.txt"}
@@ -102,7 +102,7 @@ def test_a_reused_stage_points_to_the_run_that_built_it(tree: Path) -> None:
 
 
 def test_a_crash_is_failed_and_the_resumed_stage_continues_its_run(tree: Path) -> None:
-    fake_tree.misbehave(tree, "ppo", "hang-at 3")
+    fake_programs.misbehave(tree, "ppo", "hang-at 3")
 
     def kill_at_3(event: events.Event) -> None:
         if event.kind == "step" and event.about["line"]["step"] == 3:
@@ -114,7 +114,7 @@ def test_a_crash_is_failed_and_the_resumed_stage_continues_its_run(tree: Path) -
     unlisten()
     (crashed,) = children(first.run_id)
     assert (crashed.info.status, client._client.get_run(first.run_id).info.status) == ("FAILED", "FAILED")
-    fake_tree.misbehave(tree, "ppo", "")
+    fake_programs.misbehave(tree, "ppo", "")
     with runs.pipeline_run("two", {}) as second:
         run_stage(step(31), RunContext(Machine(), second.run_id))
     (resumed,) = children(second.run_id)
@@ -222,7 +222,7 @@ def log_of(run: Any, folder: Path) -> str:
 def test_a_failed_stage_leaves_its_log_in_mlflow_and_tells_its_last_lines(
     tree: Path, heard: list[Any], tmp_path: Path
 ) -> None:
-    fake_tree.misbehave(tree, "ppo", "fail")
+    fake_programs.misbehave(tree, "ppo", "fail")
     with pytest.raises(StageFailed), runs.pipeline_run("one", {}) as parent:
         run_stage(step(61), RunContext(Machine(), parent.run_id))
     (failed,) = children(parent.run_id)
@@ -234,7 +234,7 @@ def test_a_failed_stage_leaves_its_log_in_mlflow_and_tells_its_last_lines(
 
 @pytest.mark.parametrize("stopped_by", [KeyboardInterrupt, SystemExit])
 def test_a_stopped_stage_leaves_its_log(tree: Path, stopped_by: type[BaseException], tmp_path: Path) -> None:
-    fake_tree.misbehave(tree, "ppo", "hang-at 3")
+    fake_programs.misbehave(tree, "ppo", "hang-at 3")
 
     def stop_at_3(event: events.Event) -> None:
         if event.kind == "step" and event.about["line"]["step"] == 3:
@@ -252,7 +252,7 @@ def test_a_stopped_stage_leaves_its_log(tree: Path, stopped_by: type[BaseExcepti
 def test_a_refused_stage_leaves_its_log_in_mlflow_and_nothing_on_disk(
     tree: Path, heard: list[Any], shared_home: Path, tmp_path: Path
 ) -> None:
-    fake_tree.misbehave(tree, "ppo", "input")
+    fake_programs.misbehave(tree, "ppo", "input")
     with pytest.raises(InputError), runs.pipeline_run("one", {}) as parent:
         run_stage(step(64), RunContext(Machine(), parent.run_id))
     (refused,) = children(parent.run_id)

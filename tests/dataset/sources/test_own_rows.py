@@ -20,10 +20,10 @@ from tasks.dataset.sources.grouping import Gathered
 from tasks.dataset.sources.row_warnings import Seen
 from tasks.dataset.splits import is_test
 from tasks.system.errors import InputError
-from tests.dataset.sources.test_sources import as_rows, asked, message, prepared, table
+from tests.support.data_sets import as_rows, chat_message, questions_of, read_table, run_data_program
 
 ASKED = "How does one clean a kettle?"
-U, A, S = (lambda text, role=role: message(role, text) for role in ("user", "assistant", "system"))
+U, A, S = (lambda text, role=role: chat_message(role, text) for role in ("user", "assistant", "system"))
 
 
 def take(
@@ -33,7 +33,7 @@ def take(
     found = own_rows.gather(
         as_rows(*fields, file=file), bad, Columns(**columns), site="mine", licence="", seen=seen
     )
-    return asked(found), bad, seen
+    return questions_of(found), bad, seen
 
 
 def pairs_in(question: Question) -> set[tuple[str, str]]:
@@ -608,14 +608,14 @@ def test_shp_is_read_by_its_label_and_warned_of_without_it(tmp_path: Path) -> No
     path.write_text("\n".join(map(json.dumps, rows)))
     source = {"kind": "own", "prompt": "history", "chosen": "human_ref_A", "rejected": "human_ref_B"}
     with pytest.raises(InputError, match=r"'labels' may turn .*\(name it in source\.scores or source\.label"):
-        prepared(path, tmp_path / "refused", source)
-    artifact, card = prepared(path, tmp_path / "labelled", source | {"label": "labels"})
+        run_data_program(path, tmp_path / "refused", source)
+    artifact, card = run_data_program(path, tmp_path / "labelled", source | {"label": "labels"})
     assert all(
         row["chosen"].endswith("True") and row["rejected"].endswith("False")
-        for row in table(artifact, "reward")
+        for row in read_table(artifact, "reward")
     )
     assert (card["opposed"], card["unread_columns"]) == ({}, {"c_root_id_A": 90, "score_ratio": 90})
-    artifact, card = prepared(path, tmp_path / "named", source | {"ignored": ["labels"]})
+    artifact, card = run_data_program(path, tmp_path / "named", source | {"ignored": ["labels"]})
     assert card["opposed"] == {"'score_A' and 'score_B'": 60}
     (warning,) = json.loads((artifact / "summary.json").read_text())["warnings"]
     assert warning.startswith(
@@ -689,9 +689,9 @@ def test_a_split_column_keeps_rows_for_evaluation(tmp_path: Path) -> None:
         for n in range(150)
     ]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    artifact, card = prepared(tmp_path / "rows.jsonl", tmp_path / "run", {"kind": "own"})
+    artifact, card = run_data_program(tmp_path / "rows.jsonl", tmp_path / "run", {"kind": "own"})
     assert card["noticed"] == {"rows that their column 'split' keeps for evaluation": 30}
-    assert {row["prompt"] for row in table(artifact, "evaluation")} == {
+    assert {row["prompt"] for row in read_table(artifact, "evaluation")} == {
         row["prompt"] for row in rows if row["split"] == "test"
     }
 
@@ -702,7 +702,7 @@ def test_the_published_sets_keep_their_test_files_for_evaluation() -> None:
     for file, split in (("data/evaluation/0.parquet", "evaluation"), ("data/reward/0.parquet", "")):
         assert [
             question.split
-            for question in asked(stack_exchange_sets.paired(as_rows(paired, file=file), Quarantine()))
+            for question in questions_of(stack_exchange_sets.paired(as_rows(paired, file=file), Quarantine()))
         ] == [split]
         assert [
             question.split
@@ -746,7 +746,7 @@ def test_what_lies_beside_a_published_sets_rows_is_named_and_not_read(
         "\n".join(json.dumps({"transcript": "\n\nHuman: x", "rating": n}) for n in range(150))
     )
     (folder / "more" / "about.json").write_text(json.dumps([{"name": "a set"}]))
-    _, card = prepared(folder, tmp_path / "run", {"kind": kind})
+    _, card = run_data_program(folder, tmp_path / "run", {"kind": kind})
     assert (card["rows_seen"], card["quarantined"]) == (150, {})
     assert card["other_files"] == ["more/about.json", "more/attempts.jsonl"]
 
@@ -757,7 +757,7 @@ def test_a_set_without_a_file_of_its_columns_is_refused_with_the_reason(tmp_path
     for name in "ab":
         (folder / f"{name}.jsonl").write_text("\n".join(json.dumps({"transcript": "x"}) for _ in range(9)))
     with pytest.raises(InputError, match="18 rows without two dialogues"):
-        prepared(folder, tmp_path / "run", {"kind": "hh-rlhf"})
+        run_data_program(folder, tmp_path / "run", {"kind": "hh-rlhf"})
 
 
 @pytest.mark.parametrize(("files", "unwanted"), [("", ["red-team-attempts/*"]), ("helpful-*/*", None)])
@@ -792,7 +792,7 @@ def test_columns_of_many_names_do_not_fill_the_card(tmp_path: Path) -> None:
         for n in range(1200)
     ]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    _, card = prepared(tmp_path / "rows.jsonl", tmp_path / "run", {"kind": "own"})
+    _, card = run_data_program(tmp_path / "rows.jsonl", tmp_path / "run", {"kind": "own"})
     assert len(card["unread_columns"]) == 100
     assert card["unread_columns"]["kind"] == 1200
     assert all(
@@ -820,7 +820,7 @@ def test_columns_are_named_on_the_command_line_as_one_types_them(typed: str, nam
 def test_a_column_that_no_row_has_is_warned_of(tmp_path: Path) -> None:
     rows = [{"prompt": f"question number {n}", "chosen": "a", "rejected": "b"} for n in range(150)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    artifact, _ = prepared(
+    artifact, _ = run_data_program(
         tmp_path / "rows.jsonl", tmp_path / "run", {"kind": "own", "system": "sytem", "context": ["passage"]}
     )
     warnings = json.loads((artifact / "summary.json").read_text())["warnings"]
@@ -832,7 +832,7 @@ def test_a_refused_set_names_the_columns_it_has(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"name its columns in source \(these rows have 'a', 'question'\)\.$"
     ):
-        prepared(tmp_path / "rows.jsonl", tmp_path / "run", {"kind": "own"})
+        run_data_program(tmp_path / "rows.jsonl", tmp_path / "run", {"kind": "own"})
 
 
 def test_words_of_names() -> None:

@@ -240,7 +240,7 @@ def test_texts_that_are_too_long_are_refused(kind: str, most: int) -> None:
 def test_logits_that_are_capped_or_scaled_are_refused_however_small(
     kind: str, setting: dict[str, float]
 ) -> None:
-    model = attention_models.model(kind, loud=0.1)
+    model = attention_models.model(kind, weight_scale=0.1)
     loading.check_head(model)
     for name, value in setting.items():
         setattr(model.config, name, value)
@@ -267,10 +267,10 @@ def test_every_stage_trains_such_a_base_and_says_what_is_slower(
     kind: str, data: Path, tmp_path: Path
 ) -> None:
     base = tmp_path / "base"
-    attention_models.model(kind, loud=1.0).save_pretrained(base)
+    attention_models.model(kind, weight_scale=1.0).save_pretrained(base)
     tiny.tokenizer().save_pretrained(base)
     common = {"lora": LORA, "max_steps": 2, "batch_size": 2}
-    folder = tiny.prepare(
+    folder = tiny.write_job(
         tmp_path / "sft",
         "sft",
         {"seed": 0, "text": TEXT, "sft": common | {"block_tokens": 256}},
@@ -288,7 +288,7 @@ def test_every_stage_trains_such_a_base_and_says_what_is_slower(
     ]
     for stage, program, job, settings in jobs:
         given = {"text": TEXT} | ({"seed": 0} if settings else {}) | settings
-        run = Run(tiny.prepare(tmp_path / stage, stage, given, inputs))
+        run = Run(tiny.write_job(tmp_path / stage, stage, given, inputs))
         program(job.model_validate(run.record), run)
         warnings.append(finished(tmp_path / stage)["warnings"])
         inputs["reference"] = tmp_path / "reference" / "artifact"

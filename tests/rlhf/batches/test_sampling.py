@@ -79,7 +79,7 @@ def test_sampling_stops_when_every_answer_has_ended() -> None:
 
 
 def test_samples_follow_the_models_distribution() -> None:
-    model = tiny.model(loud=12.0)
+    model = tiny.model(weight_scale=12.0)
     num, temperature = 4000, 1.3
     samples = draw(model, [PROMPTS[0]] * num, max_tokens=1, temperature=temperature)
     with torch.no_grad():

@@ -120,7 +120,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def started(stage: str, folder: Path, inputs: dict[str, Path], settings: dict[str, Any]) -> Run:
     job = {"text": TEXT} | ({} if stage == "reference" else {"seed": 0, stage: settings})
-    run = Run(tiny.prepare(folder / stage, stage, job, inputs))
+    run = Run(tiny.write_job(folder / stage, stage, job, inputs))
     programs = {
         "sft": (sft.train, SftJob), "reference": (reference.compute, ReferenceJob), "reward": (reward.train, RewardJob), "dpo": (dpo.train, DpoJob),
     }  # fmt: skip

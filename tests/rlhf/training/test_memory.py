@@ -448,7 +448,7 @@ def afforded(tmp_path: Path) -> Run:
     """Ask whether a step of SFT can be afforded, with a base of which only config.json is there."""
     base = tmp_path / "base"
     attention_models.config("gpt_oss").save_pretrained(base)
-    run = Run(tiny.prepare(tmp_path / "sft", "sft", {}, {"base": base}))
+    run = Run(tiny.write_job(tmp_path / "sft", "sft", {}, {"base": base}))
     training_setup.afford(Sft(), run, "base", None, tiny.CPU, training_setup.Step(2, 64, packed=True))
     return run
 

@@ -163,7 +163,7 @@ def misbehave(tree: Path, stage: str, mode: str) -> None:
     (tree / "tasks" / "programs" / f"FAKE_{stage}").write_text(mode)
 
 
-def beginnings(tree: Path, stage: str) -> list[int]:
+def start_steps(tree: Path, stage: str) -> list[int]:
     """The steps after which a stage's program has begun, each time that it was started."""
     return [int(line) for line in (tree / "tasks" / "programs" / f"BEGAN_{stage}").read_text().split()]
 
@@ -177,7 +177,7 @@ def environment(tree: Path, home: Path) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(tree), "ALIGNFLOW_HOME": str(home)}
 
 
-def start(tree: Path, home: Path, *arguments: str) -> "subprocess.Popen[str]":
+def start_cli(tree: Path, home: Path, *arguments: str) -> "subprocess.Popen[str]":
     """Start the command line of the tree."""
     command = [sys.executable, "-m", "flows.cli", *arguments]
     return subprocess.Popen(
@@ -191,9 +191,9 @@ def start(tree: Path, home: Path, *arguments: str) -> "subprocess.Popen[str]":
     )
 
 
-def alignflow(tree: Path, home: Path, *arguments: str) -> tuple[int, str, str]:
+def run_cli(tree: Path, home: Path, *arguments: str) -> tuple[int, str, str]:
     """Run the command line of the tree to its end: status, stdout, stderr."""
-    process = start(tree, home, *arguments)
+    process = start_cli(tree, home, *arguments)
     out, error = process.communicate(timeout=180)
     return process.returncode, out, error
 
@@ -205,7 +205,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def await_(condition: Callable[[], Any], seconds: float = 30, every: float = 0.05) -> Any:
+def wait_until(condition: Callable[[], Any], seconds: float = 30, every: float = 0.05) -> Any:
     """What ``condition`` gives, once that is true."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
