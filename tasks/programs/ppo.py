@@ -349,10 +349,10 @@ def load_actors(job: PpoJob, run: Run, device: torch.device) -> PpoModels:
     if reward_model.is_adapter(run.inputs["reward"]):
         models_fingerprint.check(run.inputs["reward"] / "adapter", fingerprint, setting="weights.merged")
     record = reward_model.record_of(run.inputs["reward"])
-    if record["fooled"] and not job.ppo.accept_fooled:
+    if record["fooled"] and not job.ppo.allow_exploitable:
         raise InputError(
             f"The reward model is fooled by answers that are worth nothing ({', '.join(record['fooled'])}): train it on more pairs, or set "
-            "ppo.accept_fooled=true to go on all the same."
+            "ppo.allow_exploitable=true to go on all the same."
         )
     probe = torch.arange(1, 17, device=device)[None] % base.config.vocab_size
     bare = _logits(base, probe)

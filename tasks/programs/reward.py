@@ -46,7 +46,7 @@ def train(job: RewardJob, run: Run) -> None:
     questions, held_out = _comparisons(job, run, encoder)
     evaluation = pair_tables.read_evaluation(run.inputs["data"] / "evaluation_pairs.parquet", run, encoder)
     measured = pair_tables.choose_measured(evaluation, held_out, run)
-    ahead = comparisons.age_bias(questions) if settings.head_start else 0.0
+    ahead = comparisons.age_bias(questions) if settings.age_bias else 0.0
     training_setup.afford(
         settings,
         run,
@@ -195,7 +195,7 @@ def _comparisons(job: RewardJob, run: Run, encoder: Encoder) -> tuple[list[Compa
         rows = pq.read_table(
             run.inputs["data"] / "reward_groups.parquet", columns=comparisons.RANKING_COLUMNS
         ).to_pylist()
-        texts = comparisons.from_rankings(rows, most_answers=settings.most_answers)
+        texts = comparisons.from_rankings(rows, most_answers=settings.max_answers)
     training, held_out = comparisons.hold_out(
         pair_tables.encode(run, texts, encoder), share=settings.held_out_share, seed=job.seed
     )
@@ -234,7 +234,7 @@ def _members(job: RewardJob, run: Run, base: PreTrainedModel) -> tuple[Trainable
             tuning.save(artifact, number=number, score=member.head.weight)
 
     return tunings[-1]._replace(parameters=parameters, save=save, apart=tuple(map(tuple, groups))), Scorer(
-        tuple(members), job.reward.caution
+        tuple(members), job.reward.uncertainty_penalty
     )
 
 

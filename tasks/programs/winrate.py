@@ -70,7 +70,7 @@ def evaluate(job: WinrateJob, run: Run) -> None:
     tokenizer = loading.load_tokenizer(run.inputs["model"])
     table = pq.read_table(run.inputs["data"] / "evaluation.parquet")
     rows = table.take(
-        sorted(row_sample.draw(table["question_id"].to_pylist(), job.winrate.num_questions))
+        sorted(row_sample.draw_sample(table["question_id"].to_pylist(), job.winrate.num_questions))
     ).to_pylist()
     judge, policies = _load(job, run, tokenizer, device)
     encoder = pair_tables.encoder_of(job.text, tokenizer)

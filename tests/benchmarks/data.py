@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.dataset.readers.quarantine import Quarantine
-from tasks.dataset.sources.stack_exchange import score
+from tasks.dataset.sources.stack_exchange import score_answer
 from tasks.dataset.sources.stack_exchange_dump import Post, read_posts
 from tasks.demo_site import site
 from tests.benchmarks.peer_environments import create_environment
@@ -178,7 +178,7 @@ def _preferences(path: Path) -> int:
 
 def _reply(post: Post, accepted: int) -> dict[str, Any]:
     about = {"answer_id": post.id, "author": "", "author_profile": "", "selected": post.id == accepted}
-    return about | {"pm_score": score(post.votes, post.id == accepted), "text": post.body}
+    return about | {"pm_score": score_answer(post.votes, post.id == accepted), "text": post.body}
 
 
 def _generated() -> Any:

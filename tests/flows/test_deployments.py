@@ -161,7 +161,10 @@ def test_a_deployment_whose_files_are_here_has_their_absolute_paths(elsewhere: P
             "source: {kind: own, path: ./rows.jsonl}",
             "source.path: there is no ./rows.jsonl here, and workers run in other folders",
         ),
-        ("data: {against: [x/y/z]}", "data.against x/y/z: there is no x/y/z here"),
+        (
+            "data: {decontaminate_against: [x/y/z]}",
+            "data.decontaminate_against x/y/z: there is no x/y/z here",
+        ),
         ("sft: {start: old}", "sft.start: there is no old here"),
         ("base: {kind: hugging-face, path: ../m}", "base.path: there is no ../m here"),
     ],

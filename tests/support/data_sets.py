@@ -13,7 +13,7 @@ from tasks.config.jobs import DataJob
 from tasks.dataset.question import Question
 from tasks.dataset.readers.quarantine import Quarantine
 from tasks.dataset.readers.row_files import Place, Row, read_rows
-from tasks.dataset.sources.grouping import Gathered
+from tasks.dataset.sources.grouping import AnswerGroups
 from tasks.programs.data import prepare
 from tasks.programs.runtime.program import Run
 
@@ -82,7 +82,7 @@ def as_rows(*fields: dict[str, Any], file: str = "f.jsonl") -> list[Row]:
     return [Row(Place(file, number), one) for number, one in enumerate(fields, 1)]
 
 
-def questions_of(gathered: Gathered) -> list[Question]:
+def questions_of(gathered: AnswerGroups) -> list[Question]:
     """Return the questions that a source's rows were grouped into."""
     return list(gathered.questions(Counter()))
 

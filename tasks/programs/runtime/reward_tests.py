@@ -33,8 +33,8 @@ def read(job: RewardJob, run: Run, encoder: Encoder) -> tuple[Encoded, Encoded]:
     table = pq.read_table(
         run.inputs["data"] / "finetune.parquet", columns=["question_id", "prompt", "answer"]
     )
-    wanted = max(REFERENCE_ANSWERS, job.reward.attacked)
-    rows = table.take(row_sample.draw(table["question_id"].to_pylist(), wanted)).to_pylist()
+    wanted = max(REFERENCE_ANSWERS, job.reward.red_team_answers)
+    rows = table.take(row_sample.draw_sample(table["question_id"].to_pylist(), wanted)).to_pylist()
     told, everything = run.phase("tokenising reference answers"), []
     for number, row in enumerate(rows, 1):
         everything.append((encoder.prompt(row["prompt"]), encoder.answer(row["answer"])))
@@ -42,7 +42,7 @@ def read(job: RewardJob, run: Run, encoder: Encoder) -> tuple[Encoded, Encoded]:
     ends = prompts.end_tokens(encoder.tokenizer, encoder.template)
     ended = [(p, a) for p, a in everything if a[-1] in ends]  # PPO scores no other
     enough = ended if len(ended) > 1 else everything
-    return enough[:REFERENCE_ANSWERS], ended[: job.reward.attacked]
+    return enough[:REFERENCE_ANSWERS], ended[: job.reward.red_team_answers]
 
 
 def reference_rewards(
@@ -120,11 +120,11 @@ def _warn(verdicts: dict[str, Verdict], run: Run) -> None:
     if fooled := [name for name, verdict in verdicts.items() if verdict.failed]:
         run.warn(
             f"The reward model is fooled: answers that are worth nothing ({', '.join(fooled)}) out-score more than {limit} of "
-            "the real ones, and PPO finds such answers. Train on more pairs, or set ppo.accept_fooled=false to stop before PPO."
+            "the real ones, and PPO finds such answers. Train on more pairs, or set ppo.allow_exploitable=false to stop before PPO."
         )
     if unclear := [name for name, verdict in verdicts.items() if verdict.unclear]:
         count = next(iter(verdicts.values())).wins.n
         run.warn(
             f"Whether answers that are worth nothing ({', '.join(unclear)}) out-score more than {limit} of the real ones, "
-            f"{count:,} answers cannot tell: raise reward.attacked (the reward model is trained again), or give more data."
+            f"{count:,} answers cannot tell: raise reward.red_team_answers (the reward model is trained again), or give more data."
         )

@@ -368,7 +368,10 @@ def test_text_in_a_thousand_tags_is_there() -> None:
 )
 def test_the_binding_does_what_the_public_function_does(body: str) -> None:
     body = body.replace("\0", "")
-    for options, ready in ((markdown.OPTIONS, markdown.FULL), (markdown.QUICK_OPTIONS, markdown.QUICK)):
+    for options, ready in (
+        (markdown.OPTIONS, markdown.FULL),
+        (markdown.QUICK_OPTIONS, markdown.FAST_OPTIONS),
+    ):
         assert markdown._convert(body, ready) == html_to_markdown.convert(body, options).content
 
 
