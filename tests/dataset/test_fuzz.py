@@ -19,6 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+pytestmark = pytest.mark.slow
+
 CASES = 260
 SECONDS = 300  # for all cases of a kind
 QUESTIONS = 120

@@ -17,6 +17,8 @@ from tasks.execution import launch
 from tasks.tracking import databases
 from tests.support import fake_programs
 
+pytestmark = pytest.mark.slow
+
 SHADOWING = ("asyncio", "json", "logging", "mlflow", "prefect", "uvicorn")
 HOSTILE = {
     "HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9", "ALL_PROXY": "socks5://127.0.0.1:9",

@@ -22,9 +22,10 @@ from tasks.system.errors import InputError, StageCrashed
 from tests.support import fake_programs, tiny
 from tests.support.fake_programs import is_alive, wait_until
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux", reason="only Linux ends a process with torchrun's agent"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with torchrun's agent"),
+]
 
 TEXT = {"max_prompt_tokens": 48, "max_answer_tokens": 24}
 COMMON = {"lora": {"rank": 2, "alpha": 4}, "max_steps": 8, "epochs": 80, "learning_rate": 1e-3}

@@ -20,6 +20,8 @@ from tasks.programs.runtime.program import Run
 from tasks.rlhf.training import checkpoints
 from tests.support import tiny
 
+pytestmark = pytest.mark.slow
+
 TEXT = {"max_prompt_tokens": 48, "max_answer_tokens": 24}
 LORA = {"rank": 2, "alpha": 4}
 BASE = {

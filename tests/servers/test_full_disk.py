@@ -21,6 +21,8 @@ from tasks.execution.run_stage import RunContext, run_stage
 from tasks.system.errors import DiskFailure, InputError, disk_failure
 from tests.support import fake_programs
 
+pytestmark = pytest.mark.slow
+
 MOUNTS = (
     subprocess.run(
         ["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/tmp"], capture_output=True, check=False

@@ -34,6 +34,8 @@ from tests.support.installation import Installation, command_line
 from tests.support.postgres import postgres
 from tests.support.prefect_pages import PrefectPages, cancel_run, open_run, retry_run, trigger_run
 
+pytestmark = pytest.mark.slow
+
 # a profile of the user's own, whose stages run where its flow runs
 QUICK = """
 method: dpo

@@ -27,6 +27,8 @@ from tests.support import fake_programs
 from tests.support.paths import ROOT
 from tests.support.prefect_pages import PrefectPages
 
+pytestmark = pytest.mark.slow
+
 SERVICES = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())["services"]
 V1 = ("/runs", "/blocks/catalog", "/events", "/settings")
 V2 = ("/", "/v2", "/v2/runs", "/v2/index.html")

@@ -31,6 +31,8 @@ from tests.support.data_sets import write_noisy_posts
 from tests.support.fake_programs import wait_until
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 # so that a small dump has many blocks, ranges and shards
 SMALLER = {
     "dataset/readers/blocks.py": ("SIZE = 2**24", "SIZE = 2**17"),

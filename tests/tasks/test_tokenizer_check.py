@@ -14,6 +14,8 @@ from tasks.system.errors import InputError
 from tests.support import tiny
 from tests.support.chat_families import CHATML
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
