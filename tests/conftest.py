@@ -40,8 +40,7 @@ class FailureLines:
         if report.failed:
             crash = getattr(report.longrepr, "reprcrash", None)
             message = crash.message if crash else str(report.longrepr)
-            self.terminal.ensure_newline()
-            self.terminal.write_line(f"FAILED {report.nodeid} ({report.when}): {message.splitlines()[0]}")
+            self.terminal.write(f"\nFAILED {report.nodeid} ({report.when}): {message.splitlines()[0]}\n")
 
 
 @pytest.hookimpl(trylast=True)

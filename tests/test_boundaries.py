@@ -1,6 +1,6 @@
-"""The import law: every file's imports are read, and each side is imported in a fresh interpreter.
+"""Test the import law: read every file's imports, and import each side in a fresh interpreter.
 
-The law is the order of the folders in architecture.md; no file is listed by hand.
+The law is the order of the folders in docs/architecture.md; no file is listed by hand.
 """
 
 import ast
@@ -77,7 +77,9 @@ def imports(module: str) -> frozenset[str]:
 
 
 def top(module: str) -> str:
-    """Return the folder on the second level that a module lies in: tasks.rlhf for tasks.rlhf.models.lora, flows for all of flows."""
+    """Return the folder on the second level that a module lies in: tasks.rlhf for tasks.rlhf.models.lora;
+    flows for flows.*.
+    """
     return "flows" if module.partition(".")[0] == "flows" else ".".join(module.split(".")[:2])
 
 
@@ -136,7 +138,9 @@ def test_only_one_file_imports_mlflow() -> None:
 
 
 def loaded(names: list[str]) -> set[str]:
-    """Return what is in memory after importing modules in a fresh interpreter: top-level packages, and our own modules."""
+    """Return what is in memory after importing modules in a fresh interpreter: top-level packages and our
+    modules.
+    """
     code = f"import sys\nfor name in {names!r}:\n    __import__(name)\nprint(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True, check=False

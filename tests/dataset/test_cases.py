@@ -1,4 +1,4 @@
-"""The small inputs of shared/cases: files in the shape of public ones that alignflow once read wrongly."""
+"""Test the small inputs of shared/cases: files in the form of public ones that alignflow once read wrongly."""
 
 import gzip
 import json
@@ -190,7 +190,7 @@ def test_formulas_stay_byte_for_byte() -> None:
 
 
 def read_dump(path: Path) -> tuple[dict[int, Post], Counter[str]]:
-    """The posts of a dump by id, and how many rows cannot be read for which reason."""
+    """Return the posts of a dump by id, and why how many rows cannot be read."""
     bad = Quarantine()
     posts = {post.id: post for post in read_posts(path, Counter(), bad)}
     return posts, bad.reasons

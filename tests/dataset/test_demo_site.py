@@ -1,4 +1,6 @@
-"""The built-in site: reproducible, titles that mean one task, votes that follow true quality, and a scorer that tells answers apart."""
+"""Test the built-in site: it is reproducible, titles mean one task, votes follow quality, the scorer is
+right.
+"""
 
 import random
 import re

@@ -1,4 +1,6 @@
-"""Drawn rows: by the hash of an id, so that no part of a table in the order of ids is favoured."""
+"""Test that rows are drawn by the hash of an id, so that no part of a table in the order of ids is
+favoured.
+"""
 
 import json
 from pathlib import Path

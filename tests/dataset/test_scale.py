@@ -1,4 +1,6 @@
-"""What is too large for memory: segments, ranges, processes, and that none of it can be seen in the result."""
+"""Test data that is too large for memory: how it is partitioned over files and processes never changes the
+result.
+"""
 
 import functools
 import json
@@ -127,7 +129,7 @@ def test_several_sites_whose_numbers_collide(tmp_path: Path) -> None:
 
 
 def killed(posts: Path, folder: Path, at: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run the program in a process of its own that is killed when it is about to finish the file named ``at`` under its checkpoints."""
+    """Run the program in a process that is killed when it is about to finish the checkpoint file ``at``."""
     child = os.fork()
     if not child:
         real = os.replace, tables.write_part

@@ -1,4 +1,4 @@
-"""The command line: bad input first, then whole runs with tiny programs."""
+"""Test the command line: bad input first, then whole runs with fake programs."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def empty_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What the command says on stderr when it ends with status 2."""
+    """Return what the command prints on stderr when it ends with status 2."""
     try:
         status = cli.main(list(arguments))
     except SystemExit as end:
@@ -540,7 +540,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def first(tree: Path) -> tuple[Path, dict, str]:
-    """A first run from nothing: its home, its summary, what it showed."""
+    """Return a first run from nothing: its home, its summary, its output."""
     home = tree.parent / "home"
     status, out, error = fake_programs.run_cli(tree, home, "run", "demo", "--summary", "first.json")
     assert (status, error) == (0, "")
@@ -684,7 +684,7 @@ def test_the_second_run_reuses_everything_in_seconds_and_no_server_is_left(tree:
 
 
 def alive(words: str) -> list[int]:
-    """Processes of this test's own tree whose command line holds ``words``."""
+    """Return processes of this test's own tree whose command line contains ``words``."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:

@@ -1,4 +1,4 @@
-"""Images, compose file and pool templates: what can be held against them without an engine or a cluster."""
+"""Test images, compose file and pool templates, as far as that is possible without an engine or a cluster."""
 
 import json
 import os
@@ -127,7 +127,7 @@ def test_the_example_names_every_variable_and_holds_no_secret() -> None:
 
 @pytest.fixture(scope="module")
 def secrets() -> dict[str, str]:
-    """The environment of docker compose, with a value for everything that must have one."""
+    """Return the environment of docker compose, with a value for each variable that must have one."""
     docker = shutil.which("docker")
     if (
         not docker
@@ -206,7 +206,7 @@ def test_every_pip_install_keeps_to_the_constraints(image: str) -> None:
 
 @each_image
 def test_an_image_has_the_environment_that_alignflow_sets(image: str) -> None:
-    """Runs that a docker or kubernetes pool starts do not pass through alignflow."""
+    """Runs that a docker or kubernetes pool starts do not pass through the alignflow command."""
     values = dict(pair.split("=", 1) for rest in arguments(image, "ENV") for pair in rest.split())
     assert environment.FIXED.items() <= values.items()
     assert values["ALIGNFLOW_HOME"] in arguments(image, "VOLUME")
@@ -338,7 +338,9 @@ def test_a_pod_of_the_kubernetes_pool_has_a_gpu_and_few_rights() -> None:
 
 
 def test_a_pod_takes_its_secrets_by_reference() -> None:
-    """Prefect writes the worker's own PREFECT_API_AUTH_STRING into the job in clear, unless the job's environment takes it away."""
+    """Prefect writes the worker's own PREFECT_API_AUTH_STRING into the job in clear unless the job removes
+    it.
+    """
     configuration = POOLS["kubernetes"]["job_configuration"]
     (container,) = configuration["job_manifest"]["spec"]["template"]["spec"]["containers"]
     referred = {one["name"]: one["valueFrom"]["secretKeyRef"]["key"] for one in container["env"]}

@@ -1,4 +1,6 @@
-"""`alignflow doctor`: every check finds what it is for, and none hides another. The servers are fakes on loopback."""
+"""Test `alignflow doctor`: every check finds its problem and hides no other. The servers are fakes on
+loopback.
+"""
 
 import base64
 import json
@@ -30,7 +32,7 @@ MB = 2**20
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home, and an environment without servers."""
+    """Create a home, and an environment without servers."""
     for name in [name for name in os.environ if name.startswith(("PREFECT_", "MLFLOW_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
@@ -295,7 +297,7 @@ LOGIN = {
 
 
 class Servers:
-    """Prefect's and MLflow's answers on one port; what they have can be changed."""
+    """A fake of Prefect's and MLflow's APIs on one port, whose answers can be changed."""
 
     def __init__(self) -> None:
         self.asks_login, self.version, self.ahead, self.silent = True, "3.8.8", 0.0, ""
@@ -385,7 +387,7 @@ class Servers:
 
 @pytest.fixture
 def servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Servers]:
-    """Both servers, and the environment in which they are found and known."""
+    """Start both fake servers, and set the environment in which they are found."""
     certificates = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     monkeypatch.setattr(
         ssl, "create_default_context", lambda *_, **__: certificates
@@ -404,7 +406,7 @@ def servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Servers]:
 
 
 def asked(home: Path) -> list[Finding]:
-    """What is found about the servers."""
+    """Return what doctor reports about the servers."""
     found = list(diagnose(home))
     return found[[finding.what for finding in found].index("servers") :]
 

@@ -1,4 +1,6 @@
-"""What lies in the user's shell and working folder for other programs, and must not reach ours; and the home's modes."""
+"""Test that settings for other programs in the user's shell and folder do not reach ours; and the home's
+modes.
+"""
 
 import os
 import stat
@@ -31,7 +33,7 @@ HOSTILE = {
 
 @pytest.fixture
 def clean(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """An environment of the test's own, of which nothing is left afterwards."""
+    """Give the test an environment of its own, and restore the old one."""
     ours = ("PREFECT_", "MLFLOW_", "ALIGNFLOW_")
     kept = {
         name: value

@@ -1,4 +1,6 @@
-"""What a run shows on terminals of any width and in a file: progress, warnings, and an end that does not scroll away what matters."""
+"""Test what a run prints on terminals of any width and into a file: progress, warnings, a summary that
+stays visible.
+"""
 
 import io
 import time
@@ -36,7 +38,7 @@ def summary(metrics: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Draw on a terminal of some width, or into a file (0), and return the text."""
+    """Draw on a terminal of some width, or into a file (0); return the text."""
 
     def draw(width: int, call: Callable[[], None]) -> str:
         text = io.StringIO()

@@ -1,4 +1,4 @@
-"""`alignflow up` without its servers: credentials, addresses, refusals, and processes that die. The real ones are in test_operations."""
+"""Test `alignflow up` without its servers: credentials, addresses, refusals, processes that die."""
 
 import json
 import os

@@ -1,4 +1,6 @@
-"""How a flow run's process starts: forked from the engine, or, without one, as Prefect's own; test_operations kills and cancels such runs."""
+"""Test how the process of a flow run starts: forked from the fork server, or without one as Prefect starts
+it.
+"""
 
 import asyncio
 import os
@@ -23,7 +25,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux fork
 
 
 def enter(folder: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """A flow run with an id that Prefect refuses before it asks any server."""
+    """Start a flow run with an id that Prefect refuses before it asks any server."""
     command = shlex.split(worker.ENTER)
     chosen = {**os.environ, "PREFECT__FLOW_RUN_ID": "no-such-id", **environment}
     return subprocess.run(
@@ -74,7 +76,7 @@ def test_the_engine_ends_with_its_worker_and_cleans_up(monkeypatch: pytest.Monke
 def test_the_worker_does_not_say_again_that_a_run_was_killed(
     status: int, told: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its executor has said so; meanwhile the run may have been started again."""
+    """Its executor has already reported it; meanwhile the run may have been started again."""
     said: list[str] = []
 
     async def end(*_: Any) -> ProcessWorkerResult:

@@ -1,4 +1,4 @@
-"""The data program on real dumps and on made ones: tables, determinism, card, refusals."""
+"""Test the data program on real dumps and on made ones: tables, determinism, data card, refusals."""
 
 import csv
 import gzip

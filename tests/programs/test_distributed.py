@@ -1,4 +1,6 @@
-"""Several processes on one run: real torchrun, two ranks, against one process; and no rank is left behind whoever dies."""
+"""Test several processes per run: two ranks of torchrun take the steps of one process, and no rank outlives
+another.
+"""
 
 import json
 import os
@@ -389,7 +391,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def written(tree: Path, tmp_path: Path, code: str) -> Path:
-    """A folder for a program of this code."""
+    """Create a program of this code in a folder."""
     (tree / "tasks" / "programs" / "sft.py").write_text(
         "import os, time\nfrom pathlib import Path\nRANK = os.environ['RANK']\n" + code
     )

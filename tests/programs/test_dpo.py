@@ -1,4 +1,4 @@
-"""DPO's program: where it starts, what its likelihood term does, and that micro-batches change nothing."""
+"""Test DPO's program: where it starts, what its likelihood term does, that micro-batches change nothing."""
 
 import json
 import math
@@ -44,7 +44,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def trained(inputs: dict[str, Path], tmp_path: Path) -> Trained:
-    """Train with some settings changed; gives the lines of metrics.jsonl and the run."""
+    """Train with some settings changed; return the lines of metrics.jsonl and the run."""
 
     def train(name: str = "dpo", *, micro_batch: int = 0, **changed: Any) -> tuple[list[dict[str, Any]], Run]:
         settings = {
@@ -219,7 +219,9 @@ def test_the_reference_is_what_the_library_says_of_each_answer(inputs: dict[str,
 def test_its_accuracy_is_of_evaluation_questions_redrawn_whole(
     trained: Trained, inputs: dict[str, Path], tmp_path: Path
 ) -> None:
-    """The evaluation pairs with their sides swapped turn the accuracy round and nothing else; its interval is of 20 questions, not of 40 pairs."""
+    """Swapping the sides of the evaluation pairs inverts the accuracy; its interval is of 20 questions, not
+    40 pairs.
+    """
     _, run = trained("plain", max_steps=3, evaluations=1)
     table = pq.read_table(inputs["data"] / "evaluation_pairs.parquet")
     data = shutil.copytree(inputs["data"], tmp_path / "swapped")
@@ -241,7 +243,7 @@ def test_its_accuracy_is_of_evaluation_questions_redrawn_whole(
 
 
 def test_a_policy_that_prefers_nothing_is_never_right(inputs: dict[str, Path]) -> None:
-    """Log-probabilities that are the reference's own: every margin is 0, and a tie is no success."""
+    """With the reference's own log-probabilities every margin is 0, and a tie counts as wrong."""
     questions = [
         comparisons.Comparison(1, [5], [[6, 1], [7, 1]], [(0, 1)], [1.0], [None]),
         comparisons.Comparison(2, [5], [[6, 1], [8, 1]], [(0, 1)], [1.0], [None]),
@@ -267,7 +269,7 @@ def test_a_reference_without_the_evaluation_pairs_is_refused(inputs: dict[str, P
 def test_evaluation_pairs_are_checked_like_those_that_are_trained_on(
     trained: Trained, inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Shared prompts are compared on them, and a loss that is no number ends in one sentence."""
+    """Shared prompts are compared on them, and a loss that is not finite ends the run with one sentence."""
     asked = set(pq.read_table(inputs["data"] / "evaluation_pairs.parquet")["question_id"].to_pylist())
     seen: set[int] = set()
     honest = dpo.evaluate

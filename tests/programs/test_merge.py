@@ -1,4 +1,6 @@
-"""The merge program: what it makes is an ordinary model that says what the adapter said, whatever the base's precision was."""
+"""Test the merge program: it makes an ordinary model with the adapter's outputs, in every precision of the
+base.
+"""
 
 import json
 from pathlib import Path
@@ -36,7 +38,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tuned(folder: Path, data: Path, base: Path, *, precision: str | None = None, **changed: Any) -> Path:
-    """An artifact of SFT whose adapter moves the logits a lot."""
+    """Return an artifact of SFT whose adapter changes the logits a lot."""
     settings = {
         "lora": LORA,
         "max_steps": 20,
@@ -52,7 +54,7 @@ def tuned(folder: Path, data: Path, base: Path, *, precision: str | None = None,
 
 
 def scored(folder: Path, data: Path, base: Path, **changed: Any) -> Path:
-    """An artifact of the reward stage."""
+    """Return an artifact of the reward stage."""
     text = changed.pop("text", TEXT)
     job = {"seed": 0, "text": text, "reward": {"lora": LORA, "max_steps": 8, "epochs": 10} | changed}
     run = Run(tiny.write_job(folder, "reward", job, {"data": data, "model": base}))
@@ -69,7 +71,7 @@ def merged(
     dtype: str | None = None,
     template: str = "question-answer",
 ) -> tuple[Path, dict[str, float]]:
-    """The merged model's folder and what merging changed."""
+    """Return the merged model's folder and what merging changed."""
     job = {"text": {"template": template}, "weights": {"base": precision}, "merge": {"dtype": dtype}}
     run = Run(tiny.write_job(folder, "merge", job, {"base": base, "adapter": artifact}))
     merge.merge(MergeJob.model_validate(run.record), run)
@@ -234,7 +236,7 @@ def test_generate_stops_at_its_own_tokens_and_the_answers(
 
 
 def chat_base(folder: Path, pad: str) -> Path:
-    """A base whose answers end with another token than eos."""
+    """Write a base whose answers end with another token than eos."""
     words, model = tiny.tokenizer(), tiny.model()
     words.add_special_tokens({"extra_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     words.chat_template, words.pad_token = CHATML, pad

@@ -1,4 +1,6 @@
-"""Progress between the optimizer steps: written while it is long, seen by the screen, and no part of the artifact."""
+"""Test progress between optimizer steps: written during long phases, shown on the screen, not in the
+artifact.
+"""
 
 import json
 from pathlib import Path
@@ -69,7 +71,7 @@ def test_the_same_count_of_two_phases_is_two_lines(run: Run) -> None:
 
 
 def test_a_phase_that_comes_again_is_told_again(run: Run) -> None:
-    """Each look at the held-out answers counts from the start; steps that a resumed program writes again are no news."""
+    """Each evaluation counts from the start; steps that a resumed program writes again are not shown again."""
     tail = Tail(run.directory / "metrics.jsonl")
     for step in (1, 2):
         run.phase("held-out answers")(128, 512)

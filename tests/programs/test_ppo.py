@@ -1,4 +1,6 @@
-"""PPO: gradients do not depend on how a mini-batch is split or padded, every check at the start fails when its cause is planted, and a run works."""
+"""Test PPO: gradients are independent of splits and padding, each check finds its planted cause, and a run
+works.
+"""
 
 import json
 import shutil
@@ -35,7 +37,7 @@ LORA = {"rank": 2, "alpha": 4}
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Data, a base that has learnt to end its answers, and a reward model on it."""
+    """Write data, a base that has learnt to end its answers, and a reward model on it."""
     root = tmp_path_factory.mktemp("ppo")
     data = tiny.data_folder(root / "data", 40)
     model = tiny.trained_folder(root / "base", data)
@@ -50,7 +52,7 @@ Start = Callable[..., tuple[PpoJob, Run]]
 
 @pytest.fixture
 def started(inputs: dict[str, Path], tmp_path: Path) -> Start:
-    """A PPO job of 8 rollouts a batch and its folder, changed as asked."""
+    """Create a PPO job of 8 rollouts a batch, changed as asked, in its folder."""
 
     def prepared(
         name: str = "ppo",
@@ -73,7 +75,7 @@ def started(inputs: dict[str, Path], tmp_path: Path) -> Start:
 
 @pytest.fixture
 def batch(started: Start) -> tuple[PpoJob, PpoModels, Rollout, Tensor, Tensor]:
-    """Eight answers, sampled by a policy that is no longer the one that is updated."""
+    """Return eight answers, sampled by an older policy than the one that is updated."""
     job, run = started(clip_range=0.05)
     actors = ppo.load_actors(job, run, tiny.CPU)
     tokenizer = loading.load_tokenizer(run.inputs["model"])
@@ -507,7 +509,7 @@ def altered(source: Path, folder: Path, change: Callable[[Path], None]) -> Path:
 
 
 def ends(job: PpoJob, run: Run, sentence: str) -> None:
-    """The run ends with one sentence; nothing is left that could be taken for a result, and what was logged is JSON."""
+    """Check that the run ends with one sentence, leaves nothing like a result, and has logged valid JSON."""
     with pytest.raises(InputError, match=sentence) as refusal:
         ppo.train(job, run)
     assert "\n" not in str(refusal.value)

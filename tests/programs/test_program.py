@@ -1,4 +1,4 @@
-"""What programs write: always JSON, and never a number that is none."""
+"""Test what programs write: always valid JSON, without NaN or infinity."""
 
 import json
 import math

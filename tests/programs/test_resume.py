@@ -1,6 +1,7 @@
-"""kill -9 in mid-run, the same command again: every trained artifact ends byte for byte as an uninterrupted run's.
+"""Test kill -9 and resume: every trained artifact is byte for byte that of an uninterrupted run.
 
-What is killed is always a real process; SFT is resumed by one too, the others in this process, which spares them a start of several seconds.
+The killed program is always a real process. SFT is also resumed by one; the others are resumed in this process,
+which saves a start of several seconds.
 """
 
 import json
@@ -126,7 +127,7 @@ def steps(folder: Path) -> list[dict[str, Any]]:
 
 
 def run_here(stage: str, folder: Path) -> Path:
-    """The same program in this process; gives its artifact."""
+    """Run the same program in this process; return its artifact."""
     train, job = PROGRAMS[stage]
     run = Run(folder)
     train(job.model_validate(run.record), run)
@@ -142,7 +143,7 @@ def contents(artifact: Path) -> dict[str, bytes]:
 
 
 def kill_in_mid_run(stage: str, folder: Path) -> int:
-    """Start the program, kill it a step or more after its second checkpoint; gives the last step it took."""
+    """Start the program, kill it after its second checkpoint; return the last step that it took."""
     process = tiny.start_program(stage, folder)
     try:
         deadline = time.monotonic() + 120

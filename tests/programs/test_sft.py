@@ -1,4 +1,4 @@
-"""SFT's program: what is trained, from where, for how long, and what its figures mean."""
+"""Test SFT's program: what is trained, from which weights, for how long, and what its figures mean."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The data card's page: every count is on it, it fits a phone, and no text of a stranger becomes markup."""
+"""Test the data card's page: every count is on it, it fits a phone, and no text becomes markup."""
 
 import json
 import re
@@ -29,7 +29,7 @@ OPTIONAL = ("rules", "masked", "gaps", "answers_per_question")
 
 
 def hostile(value: Any) -> Any:
-    """The card with every text in it, names of things included, turned into an attack."""
+    """Return the card with every text and every name in it turned into an attack."""
     if isinstance(value, dict):
         return {
             EVIL + key if key[0].isupper() or " " in key or "." in key else key: hostile(item)

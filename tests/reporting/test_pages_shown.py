@@ -1,4 +1,4 @@
-"""Report and data card as people meet them: in MLflow's sandboxed frame, on paper, and with texts that hide something."""
+"""Test report and data card in a browser: in MLflow's sandboxed frame, on paper, with invisible characters."""
 
 import base64
 import html
@@ -55,7 +55,7 @@ def page(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def framed(browser: Browser, folder: Path, page: str) -> tuple[Page, Frame]:
-    """The page as MLflow's viewer has it."""
+    """Open the page as MLflow's viewer does."""
     encoded = base64.b64encode(page.encode("ascii", "xmlcharrefreplace")).decode()
     outer = f'<meta http-equiv="Content-Security-Policy" content="{PAGE_POLICY.partition("; frame-ancestors")[0]}; script-src \'unsafe-inline\'">'
     outer = outer.replace("script-src 'self' 'unsafe-eval'; ", "")
@@ -110,7 +110,7 @@ def test_nothing_is_cut_on_paper(browser: Browser, tmp_path: Path, page: str, wi
 
 
 def hidden(text: str) -> set[str]:
-    """The characters of a text that are there but not seen, or that turn its direction."""
+    """Return the characters of a text that are invisible or change its direction."""
     return {
         letter
         for letter in text

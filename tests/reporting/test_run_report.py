@@ -1,4 +1,4 @@
-"""The page of a run: what it says, and that no text of a model or a user becomes markup."""
+"""Test the report of a run: what it says, and that no text of a model or a user becomes markup."""
 
 import json
 import re
@@ -137,7 +137,7 @@ def test_curves_live_with_nothing_one_value_and_what_is_no_number() -> None:
 
 
 def shapes(drawing: str, tag: str, name: str) -> list[dict[str, str]]:
-    """Attributes of the drawing's shapes of one kind and class."""
+    """Return the attributes of the drawing's shapes of one kind and class."""
     return [
         {key: value or "" for key, value in found.items()}
         for kind, found in Tags(drawing).opened
@@ -428,7 +428,7 @@ def test_what_was_cut_stands_in_the_report_and_in_the_data_card(tmp_path: Path) 
 
 
 def test_samples_are_found_by_their_questions_ids(tmp_path: Path) -> None:
-    """The evaluation split has questions that were not drawn, and stands in another order."""
+    """The evaluation split has questions that were not drawn, and is in another order."""
     run = make_run(tmp_path)
     path = run.inputs["data"] / "evaluation.parquet"
     table = pq.read_table(path)

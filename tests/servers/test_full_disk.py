@@ -1,4 +1,6 @@
-"""Disks that refuse a write: full, over quota, read-only, or with a file too large; as every library that writes for us says it."""
+"""Test disks that refuse a write: full, over quota, read-only, or with a file too large, for each writing
+library.
+"""
 
 import errno
 import os
@@ -84,7 +86,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def told(folder: Path) -> dict[str, dict[str, str]]:
-    """What ``disk_failure`` makes of each library's error, by the kind of disk and by what was written."""
+    """Return what ``disk_failure`` makes of each library's error, by the kind of disk and by what was
+    written.
+    """
     for kind in KINDS:
         (folder / kind).mkdir()
     (folder / "writers.py").write_text(WRITERS)
@@ -254,7 +258,7 @@ def test_a_disk_that_fills_up_in_mid_run_is_one_sentence_and_the_next_run_goes_o
 @needs_mounts
 @pytest.mark.parametrize("full", ["home", "elsewhere"])
 def test_a_server_that_fails_on_a_full_disk_is_told_as_one(tmp_path: Path, full: str) -> None:
-    """Prefect's home is in ours, unless the user names a server of their own and its home."""
+    """Prefect's home is in ours, unless the user names a server and its home."""
     (tmp_path / "home").mkdir()
     (tmp_path / "elsewhere").mkdir()
     fail = "import sys; from flows import cli, profiles\ndef fail(*_): raise RuntimeError('500 Internal Server Error')\nprofiles.load = fail\n"

@@ -1,6 +1,7 @@
-"""The real things: PostgreSQL, both servers, workers that share nothing but them, Prefect's pages in a browser; killed, cancelled and resumed.
+"""Test a whole installation whose processes are killed, cancelled and resumed, through Prefect's pages in a browser.
 
-The programs are fakes that take steps, checkpoint and derive their results from their inputs; everything above them is what a user runs.
+PostgreSQL, both servers and the workers are real. The programs are fakes that take steps, write checkpoints and
+derive their results from their inputs.
 """
 
 import contextlib
@@ -45,7 +46,7 @@ pools: {gpu: ""}
 
 
 class Alerts:
-    """A webhook's receiving end."""
+    """The receiving end of a webhook."""
 
     def __init__(self) -> None:
         self.heard: list[str] = []
@@ -107,7 +108,9 @@ def behaved(installation: Installation) -> Iterator[None]:
 
 
 def config(method: str = "ppo", smoothing: float = 0.1, **ppo: Any) -> dict[str, Any]:
-    """Parameters of a run that trains on the pool gpu; other settings of PPO and DPO make other keys from there on."""
+    """Return the parameters of a run that trains on the pool gpu; other settings of PPO and DPO lead to
+    other keys.
+    """
     pools, machine = {"gpu": "gpu"}, {"upload_seconds": 1, "checkpoint_steps": 1}
     dpo = {"label_smoothing": smoothing} if method != "ppo" else {}
     return {
@@ -117,7 +120,7 @@ def config(method: str = "ppo", smoothing: float = 0.1, **ppo: Any) -> dict[str,
 
 
 def summary(installation: Installation, run: UUID) -> dict[str, Any]:
-    """What the flow run left on the worker that ran it."""
+    """Return the summary that the flow run left on the worker that ran it."""
     return json.loads(installation.run_file(run, "summary.json").read_text())
 
 
@@ -130,7 +133,7 @@ def built(found: dict[str, Any]) -> list[str]:
 
 
 def expected(installation: Installation, method: str = "ppo", **ppo: Any) -> dict[str, str]:
-    """The digests that an uninterrupted run has that knows of no server."""
+    """Return the digests of an uninterrupted run without servers."""
     found: dict[str, Artifact] = {}
     settings = Pipeline.model_validate(config(method, **ppo)["config"] | {"pools": {}})
 
@@ -155,7 +158,7 @@ def completed(installation: Installation, run: UUID, seconds: float = 300) -> di
 
 
 def hanging(installation: Installation, stage: str = "ppo") -> psutil.Process:
-    """The program of a stage, once it hangs after a checkpoint."""
+    """Wait until the program of a stage hangs after a checkpoint; return its process."""
     process = wait_until(lambda: installation.program(stage), 180)
     wait_until(lambda: Path(process.cwd(), "checkpoints", "step-00000002").exists(), 30)
     return process
@@ -228,7 +231,9 @@ def test_a_stage_fails_and_retry_in_the_page_runs_only_it(
 
 
 def test_whatever_is_killed_the_run_comes_to_the_same_end(installation: Installation) -> None:
-    """In one run: a program, another one's worker, and both servers with a third program while they are away."""
+    """In one run: a program, another one's worker, and both servers with a third program while they are
+    down.
+    """
     fake_programs.misbehave(installation.tree, "ppo", "hang-at 3")
     fake_programs.misbehave(installation.tree, "dpo", "slow")
     fake_programs.misbehave(installation.tree, "winrate", "hang-at 3")
@@ -265,7 +270,7 @@ def test_whatever_is_killed_the_run_comes_to_the_same_end(installation: Installa
 def test_killed_flow_runs_are_started_again_and_join_what_goes_on_without_them(
     installation: Installation,
 ) -> None:
-    """First the one of a stage, with its program; then the pipeline's own, while its stage goes on."""
+    """First a stage's flow run with its program, then the pipeline's own while its stage continues."""
     fake_programs.misbehave(installation.tree, "ppo", "hang-at 3")
     run = installation.trigger("rlhf/demo", **config(steps=9))
     program = hanging(installation)
@@ -311,7 +316,7 @@ class Lost(NamedTuple):
 
 @pytest.fixture(scope="module")
 def lost(installation: Installation) -> Lost:
-    """Other machines are there since."""
+    """Lose a machine during a stage and another during its pipeline; start new workers for both."""
     fake_programs.misbehave(installation.tree, "ppo", "hang-at 3")
     trained = installation.trigger("rlhf/demo", **config(steps=5))
     hanging(installation)
@@ -336,7 +341,7 @@ def lost(installation: Installation) -> Lost:
 
 
 def test_a_lost_machine_is_not_noticed_at_once(installation: Installation, lost: Lost) -> None:
-    """What comes of it is looked at in the last tests: the server waits for three heartbeats of half a minute."""
+    """The last tests check what happens then: the server waits for three heartbeats of half a minute."""
     for run in (lost.trained, lost.orchestrated):
         assert installation.read_run(run).state.type == StateType.RUNNING
 
@@ -423,7 +428,7 @@ OPEN = {"/health", "/ready"}  # say that the server is there, and nothing else
 
 
 def landed(installation: Installation, *arguments: str) -> tuple[int, str]:
-    """Run `alignflow landed` as another machine would; its status and what it says."""
+    """Run `alignflow landed` as on another machine; return its status and output."""
     log = installation.root / "landed.txt"
     log.unlink(missing_ok=True)
     process = installation.start_cli(
@@ -519,7 +524,7 @@ def test_a_page_of_another_origin_gets_nothing(installation: Installation) -> No
 
 
 def text_of(path: Path) -> str:
-    """What a file holds; nothing of one that has gone meanwhile: a lost run is at work again."""
+    """Return a file's text; empty if it has been deleted meanwhile, since a lost run is working again."""
     with contextlib.suppress(FileNotFoundError):
         return path.read_text(errors="replace")
     return ""

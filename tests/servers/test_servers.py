@@ -1,4 +1,6 @@
-"""What both servers of `alignflow up` show and do by themselves: pages that ask no other host, and runs that are lost or only wait."""
+"""Test both servers of `alignflow up`: pages that request no other host, and runs that are lost or only
+wait.
+"""
 
 import contextlib
 import os
@@ -43,7 +45,7 @@ class Servers(NamedTuple):
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    """Both servers as `alignflow up` starts them, over SQLite."""
+    """Start both servers as `alignflow up` does, over SQLite."""
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(os, "environ", fake_programs.environment(ROOT, home))
@@ -183,11 +185,11 @@ def process(command: list[str], folder: Path, more: dict[str, str]) -> Iterator[
 
 @flow
 def waiting() -> None:
-    """Is never run: its runs are only put into states."""
+    """Never runs: its flow runs are only set to states."""
 
 
 def test_a_suspended_run_is_resumed_in_its_page(servers: Servers, pages: PrefectPages) -> None:
-    """The dialog asks the server with Prefect's CSRF token; nothing that it needs is forbidden by the policy."""
+    """The dialog sends Prefect's CSRF token; the policy forbids nothing that it needs."""
     with client_of(servers) as client:
         deployment = client.create_deployment(client.create_flow(waiting), "waiting")
         run = client.create_flow_run_from_deployment(deployment).id
@@ -235,7 +237,7 @@ LOST = {"running", "resumed"}
 def test_a_lost_run_is_found_and_one_that_waits_is_not_taken_for_one(
     servers: Servers, tmp_path: Path
 ) -> None:
-    """The machine is lost with all of them; each has beaten before, while it was Running."""
+    """The machine is lost with all of them; each has sent a heartbeat before, while it was Running."""
     more = {
         "PREFECT_API_URL": f"{servers.prefect}/api",
         "PREFECT_API_AUTH_STRING": f"{credentials.USER}:{servers.password}",

@@ -1,4 +1,4 @@
-"""Tiny random models of every kind of attention that a base may have, with windows much shorter than the texts."""
+"""Create tiny random models of every kind of attention, with windows much shorter than the texts."""
 
 from collections.abc import Callable
 
@@ -72,7 +72,9 @@ def config(kind: str) -> PretrainedConfig:
 def model(
     kind: str, *, seed: int = 0, weight_scale: float = 3.0, window: int = WINDOW, context: int = CONTEXT
 ) -> PreTrainedModel:
-    """A random model of width 32 and 2 layers, frozen, in eval mode; ``weight_scale`` weights make attention matter."""
+    """Return a random model of width 32 and 2 layers, frozen, in eval mode; scaled weights make attention
+    matter.
+    """
     torch.manual_seed(seed)
     settings = config(kind)
     if window != WINDOW:

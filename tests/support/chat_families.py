@@ -1,4 +1,6 @@
-"""Small tokenizers with chat templates in the shape of the public families': special tokens, templates and what surrounds them."""
+"""Create small tokenizers like those of the public families: special tokens, chat templates and
+normalisation.
+"""
 
 import json
 from typing import NamedTuple
@@ -125,7 +127,7 @@ WORDS = "How do I list files? Use `ls -l`. I think the old town. What is this an
 
 
 def family_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a family, with a vocabulary of its own."""
+    """Return the tokenizer of a family, with its own vocabulary."""
     family = FAMILIES[name]
     raw = {"byte-level": _byte_level, "sentencepiece": _sentencepiece, "unigram": _unigram}[family.model](
         family
@@ -162,7 +164,9 @@ def _byte_level(family: Family) -> Tokenizer:
 
 
 def _sentencepiece(family: Family) -> Tokenizer:
-    """BPE on whole texts with spaces as ▁ and bytes for what is unknown, and a space before the first word (but in Gemma)."""
+    """Return BPE on whole texts: ▁ for spaces, bytes for unknown text, a space before the first word
+    (except Gemma).
+    """
     raw = Tokenizer(BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     spaces = normalizers.Replace(" ", "▁")
     raw.normalizer = (
@@ -186,7 +190,9 @@ def _sentencepiece(family: Family) -> Tokenizer:
 
 
 def _unigram(family: Family) -> Tokenizer:
-    """A Unigram vocabulary with NFKC, in which the control tokens are pieces like others: splitting them takes more than asking for it."""
+    """Return a Unigram model with NFKC, whose control tokens are ordinary pieces and therefore harder to
+    split.
+    """
     pieces = [("<unk>", 0.0), *((text, -1.0) for text in family.special if text != "<unk>")]
     pieces += [(character, -5.0) for character in map(chr, range(33, 127))] + [
         ("▁", -4.0),

@@ -12,7 +12,7 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["
 
 
 def instructions(image: str) -> list[tuple[str, str]]:
-    """A Dockerfile's instructions in order: the word, and the rest on one line."""
+    """Return a Dockerfile's instructions in order: the word, and the rest on one line."""
     lines = [
         line for line in DOCKERFILES[image].read_text().splitlines() if not line.lstrip().startswith("#")
     ]

@@ -1,4 +1,4 @@
-"""A copy of the source tree whose programs are tiny: the real orchestration and the real process contract, without torch."""
+"""Copy the source tree with fake programs: real orchestration and real processes, without torch."""
 
 import os
 import shutil
@@ -159,12 +159,12 @@ def write_program(tree: Path, stage: str, more: str = "") -> None:
 
 
 def misbehave(tree: Path, stage: str, mode: str) -> None:
-    """Set how a stage's program misbehaves; '' for not at all. It is no part of the program's version."""
+    """Set how a stage's program misbehaves ('': not at all); this is not part of the program's version."""
     (tree / "tasks" / "programs" / f"FAKE_{stage}").write_text(mode)
 
 
 def start_steps(tree: Path, stage: str) -> list[int]:
-    """The steps after which a stage's program has begun, each time that it was started."""
+    """Return the step from which a stage's program has started, for each of its starts."""
     return [int(line) for line in (tree / "tasks" / "programs" / f"BEGAN_{stage}").read_text().split()]
 
 
@@ -192,7 +192,7 @@ def start_cli(tree: Path, home: Path, *arguments: str) -> "subprocess.Popen[str]
 
 
 def run_cli(tree: Path, home: Path, *arguments: str) -> tuple[int, str, str]:
-    """Run the command line of the tree to its end: status, stdout, stderr."""
+    """Run the command line of the tree to its end; return status, stdout and stderr."""
     process = start_cli(tree, home, *arguments)
     out, error = process.communicate(timeout=180)
     return process.returncode, out, error
@@ -206,7 +206,7 @@ def is_alive(pid: int) -> bool:
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 30, every: float = 0.05) -> Any:
-    """What ``condition`` gives, once that is true."""
+    """Wait until ``condition`` returns something true; return it."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "it never came"

@@ -1,4 +1,4 @@
-"""The rules about all questions together, asked about a few prompts."""
+"""Assign splits and group near-duplicates among a few questions, and compare all pairs as a reference."""
 
 import tempfile
 from collections import Counter
@@ -24,7 +24,7 @@ def question(
 
 
 def shelved(questions: list[Question], folder: Path, size: int) -> list[Path]:
-    """Shelves of ``size`` questions each."""
+    """Write files of ``size`` questions each."""
     paths = []
     for start in range(0, len(questions), size):
         paths.append(folder / f"{start:06}.jsonl")
@@ -39,7 +39,7 @@ def assign_splits(
     *,
     alike: float = 1.0,
 ) -> list[str]:
-    """The split of each (question id, prompt), as the data stage decides."""
+    """Return the split of each (question id, prompt), as the data stage assigns it."""
     questions = sorted(
         question(number, prompt, split=(given or {}).get(number, "")) for number, prompt in prompts
     )
@@ -55,7 +55,7 @@ def assign_splits(
 
 
 def groups(texts: Sequence[str], threshold: float) -> list[int]:
-    """For each normalised text the number of the first text of its group."""
+    """Return for each normalised text the index of the first text of its group."""
     found, leaders = build_sketches(texts), np.arange(len(texts))
     starts = [0, *found.ends[:-1].tolist()]
     group_near_duplicates(
@@ -65,7 +65,7 @@ def groups(texts: Sequence[str], threshold: float) -> list[int]:
 
 
 def find_similar_pairs(texts: list[str], threshold: float) -> set[tuple[int, int]]:
-    """Every pair (i < j) that is alike, by a product of matrices instead of sketches and sets."""
+    """Return every similar pair (i < j), by a product of matrices instead of sketches."""
     columns: dict[str, int] = {}
     held = [
         sorted({columns.setdefault(" ".join(run), len(columns)) for run in _word_trigrams(text.split())})

@@ -1,4 +1,4 @@
-"""What a stage takes of its inputs is what its key depends on, and what its program looks at."""
+"""Test that a stage's key depends on exactly the files of its inputs that its program reads."""
 
 import re
 from pathlib import Path
@@ -40,7 +40,7 @@ def artifact(stage: str, changed: str = "") -> Artifact:
 
 
 def keys(data: str = "", model: str = "", adapter: str = "", judge: str = "") -> dict[str, str]:
-    """The key of every stage, with one file of an input changed."""
+    """Return the key of every stage, with one file of an input changed."""
     table, base, tuned, scorer = (
         artifact("data", data),
         artifact("merge", model),

@@ -1,4 +1,6 @@
-"""Shards of the data stage on a Dask cluster: a real scheduler and two workers, the real command line and data stage; other stages are fakes."""
+"""Test shards of the data stage on a Dask cluster: a real scheduler and two workers; other stages are
+fakes.
+"""
 
 import itertools
 import json
@@ -52,7 +54,7 @@ class Cluster(NamedTuple):
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A source tree with the real data stage."""
+    """Create a source tree with the real data stage."""
     made = fake_programs.make_tree(tmp_path_factory.mktemp("shards") / "tree")
     shutil.copy(ROOT / "tasks" / "programs" / "data.py", made / "tasks" / "programs" / "data.py")
     for name, (before, after) in SMALLER.items():
@@ -106,7 +108,7 @@ def posts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(tree: Path, posts: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Digest of the data artifact that one machine makes."""
+    """Return the digest of the data artifact that one machine makes."""
     home = tmp_path_factory.mktemp("alone") / "home"
     _, _, error = fake_programs.run_cli(tree, home, "run", *profile(posts))
     assert AFTERWARDS in error
@@ -197,7 +199,10 @@ def test_an_address_that_dask_cannot_use_is_the_users_to_mend(address: str, why:
 
 
 def asked(folder: Path, numbers: Iterator[int], noted: int = 0) -> tuple[str, int]:
-    """Ask for the names in three blocks of users, and answer as a cluster would; gives the name of the ask and its number of tasks."""
+    """Ask for the names in three blocks of users, and answer as a cluster would.
+
+    Return the name of the request and its number of tasks.
+    """
     folder.mkdir(exist_ok=True)
     blocks = [
         Block(folder / "Users.xml", "Users.xml", "xml", f'<row Id="{k}" DisplayName="User {k}"/>'.encode(), 0)

@@ -1,4 +1,4 @@
-"""A new home begins with a copy of a prepared database, and never loses one that is there."""
+"""Test that a new home starts with a copy of a prepared database, and never loses one that is there."""
 
 import os
 import sqlite3

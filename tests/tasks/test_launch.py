@@ -1,4 +1,4 @@
-"""A program as a child process: its end, its lines, its death."""
+"""Test a program as a child process: how it ends, its log lines, its death."""
 
 import json
 import os
@@ -23,7 +23,9 @@ from tests.support.fake_programs import is_alive, wait_until
 
 @pytest.fixture(params=["forked", "spawned"])
 def tree(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A tree of fake programs, started by the fork server or, as where there is a GPU, each as an interpreter of its own."""
+    """Create a tree of fake programs, forked by the fork server or, as with a GPU, each in a new
+    interpreter.
+    """
     if request.param == "forked" and sys.platform != "linux":
         pytest.skip("the fork server is for Linux")
     made = fake_programs.make_tree(tmp_path / "tree")

@@ -1,4 +1,4 @@
-"""What lies in a model's folder must fit together: tokenizer and embeddings, and no adapter over the weights."""
+"""Test that a model's folder is consistent: tokenizer and embeddings, and no adapter beside the weights."""
 
 import json
 from collections.abc import Callable
@@ -32,7 +32,7 @@ PROGRAMS: list[tuple[str, Callable[[Any, Run], None], Any]] = [
 
 
 def add(tokenizer: PreTrainedTokenizerBase, what: str) -> PreTrainedTokenizerBase:
-    """The tokenizer with one more token than the model has embeddings."""
+    """Add one more token to the tokenizer than the model has embeddings."""
     if what == "special":
         tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
     elif what == "plain":

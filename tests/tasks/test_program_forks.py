@@ -1,4 +1,6 @@
-"""The fork server: programs start without their imports, and nothing outlives whoever asked for it."""
+"""Test the fork server: programs start without their imports, and nothing outlives the process that asked
+for it.
+"""
 
 import json
 import os

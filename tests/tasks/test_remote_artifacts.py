@@ -1,4 +1,4 @@
-"""The far tier: two homes that share nothing but MLflow."""
+"""Test artifacts in MLflow: two homes that share nothing else."""
 
 import json
 import shutil
@@ -24,14 +24,14 @@ from tests.support import fake_programs
 
 @pytest.fixture(scope="module")
 def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of one tracker for all tests here: making its database takes seconds."""
+    """Create one tracker for all tests here: creating its database takes seconds."""
     client._client = None  # another module's connection is to another database
     return tmp_path_factory.mktemp("mlflow")
 
 
 @pytest.fixture
 def machine(mlflow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """Be a machine with a home of its own; gives the home."""
+    """Switch to a machine with a home of its own; return the home."""
     made = fake_programs.make_tree(tmp_path / "tree")
     monkeypatch.setattr(launch, "ROOT", made)
     monkeypatch.setattr(code_version, "ROOT", made)
@@ -62,7 +62,7 @@ def files(folder: Path) -> set[str]:
 
 
 def stored_in_mlflow(key: str, name: str) -> Path:
-    """The file behind an artifact in MLflow."""
+    """Return the file of an artifact in MLflow."""
     found = published(key)
     assert found
     uri = client._client.get_run(found.run_id).info.artifact_uri

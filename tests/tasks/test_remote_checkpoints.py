@@ -1,4 +1,4 @@
-"""Checkpoints of a running stage in MLflow: taken while the program writes on, restored elsewhere, never half of one."""
+"""Test checkpoints in MLflow: uploaded while the program writes on, restored elsewhere, never partial."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ def run(home: Path, monkeypatch: pytest.MonkeyPatch) -> Tracked:
 
 
 def at_step(directory: Path, step: int) -> Path:
-    """A stage's folder whose newest checkpoint is of ``step``."""
+    """Create a stage's folder whose newest checkpoint is of ``step``."""
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
     folder = directory / "checkpoints" / f"step-{step:08d}"
     folder.mkdir(parents=True)
@@ -42,7 +42,7 @@ def at_step(directory: Path, step: int) -> Path:
 
 
 def resumed(run: Tracked) -> Tracked:
-    """The same run as the next machine sees it."""
+    """Return the same run as the next machine sees it."""
     return Tracked(run.run_id, resumed=True, tags=dict(client._client.get_run(run.run_id).data.tags))
 
 

@@ -1,4 +1,4 @@
-"""run_stage: hits, rebuilding, resuming, racing; with real processes and the real contract."""
+"""Test run_stage with real processes: cache hits, rebuilding, resuming, concurrent runs."""
 
 import json
 import os
@@ -126,7 +126,7 @@ print(test_run_stage.run(Path(sys.argv[1]))["cached"], flush=True)
 
 
 def start(tree: Path, store: Store) -> "subprocess.Popen[str]":
-    """The same stage in another process."""
+    """Start the same stage in another process."""
     environment = fake_programs.environment(tree, store.root)
     command = [sys.executable, "-c", RUN, str(tree), str(fake_programs.ROOT)]
     return subprocess.Popen(command, cwd=tree, env=environment, stdout=subprocess.PIPE, text=True)

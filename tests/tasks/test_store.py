@@ -1,4 +1,4 @@
-"""The store: keys, verified look-ups, locks, commits."""
+"""Test the artifact store: keys, verified look-ups, locks, commits."""
 
 import json
 import os

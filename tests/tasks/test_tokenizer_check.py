@@ -1,4 +1,4 @@
-"""A tokenizer or a template that no stage could use is refused before anything runs."""
+"""Test that a tokenizer or a template that no stage could use is refused before anything runs."""
 
 import subprocess
 from pathlib import Path

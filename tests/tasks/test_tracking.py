@@ -1,4 +1,4 @@
-"""MLflow through real stages: parents, children, resuming, reuse, and a tracker that is not there."""
+"""Test MLflow through real stages: parents, children, resuming, reuse, and a tracker that is down."""
 
 import os
 import pwd
@@ -33,7 +33,9 @@ def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tree(shared_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A fake tree, and MLflow over one database for all tests here: making it takes seconds."""
+    """Create a tree of fake programs, and MLflow over one database for all tests here: creating it takes
+    seconds.
+    """
     made = fake_programs.make_tree(tmp_path / "tree")
     monkeypatch.setattr(launch, "ROOT", made)
     monkeypatch.setattr(code_version, "ROOT", made)
@@ -214,7 +216,7 @@ def test_links_lead_to_where_people_open_the_pages(tree: Path, monkeypatch: pyte
 
 
 def log_of(run: Any, folder: Path) -> str:
-    """The log that MLflow has of a run."""
+    """Return the log that MLflow has of a run."""
     folder.mkdir()
     return Path(client._client.download_artifacts(run.info.run_id, "log.txt", str(folder))).read_text()
 

@@ -1,4 +1,6 @@
-"""Languages of texts: paragraphs written for this, what is no language, and posts of a real English site."""
+"""Test language detection: on paragraphs written for this, on texts that are no language, and on real
+posts.
+"""
 
 import subprocess
 import sys
@@ -103,7 +105,7 @@ def test_too_little_language_is_left_open(text: str) -> None:
 
 
 def test_what_is_no_code_is_looked_at() -> None:
-    """A lone backtick, a fence's info string, text after a fence has ended, a line that begins with inline code."""
+    """A lone backtick, a fence's info string, text after a fence, a line that begins with inline code."""
     german = PARAGRAPHS["de"]
     for text in (
         f"Das ` ist: {german}",

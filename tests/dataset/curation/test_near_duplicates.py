@@ -1,4 +1,6 @@
-"""Prompts that say nearly the same: against all pairs compared one by one, on made-up texts and on every real set."""
+"""Test near-duplicate prompts: against all pairs compared one by one, on made-up texts and on every real
+set.
+"""
 
 import random
 from collections import Counter
@@ -138,7 +140,7 @@ def test_no_near_duplicate_is_in_two_splits_of_a_real_set(name: str) -> None:
 
 
 def test_the_sketch_misses_what_the_documentation_says() -> None:
-    """1 - (1 - s^4)^32 of the pairs of index s share a band: s = 0.5 is nearly always seen, s = 0.2 hardly ever."""
+    """1 - (1 - s^4)^32 of the pairs of index s share a band: nearly all of s = 0.5, hardly any of s = 0.2."""
     seen = {}
     for shared, own in ((60, 30), (30, 60)):
         count = 0

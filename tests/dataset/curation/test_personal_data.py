@@ -1,4 +1,6 @@
-"""Personal data: what is found and what is not, one by one; everything else byte for byte, on made-up texts and on real posts."""
+"""Test the masking of personal data: what is found, what is not, and that everything else stays byte for
+byte.
+"""
 
 import re
 from collections import Counter
@@ -199,7 +201,7 @@ def test_what_is_none_stays(text: str) -> None:
 
 
 def test_what_is_in_a_number_is_no_number_of_its_own() -> None:
-    """No number of today has a second lead inside; a pattern that finds one shows what would happen."""
+    """No phone number in use has a second prefix inside; a made-up pattern shows what would happen."""
     assert personal_data._mask_phones("+49 30 1 650 253 0000!", re.compile(r"\+|0"), Counter()) == "<phone>!"
 
 
@@ -278,7 +280,7 @@ def test_masking_again_changes_nothing_and_only_findings_change(text: str) -> No
     ids=lambda text: text[:12],
 )
 def test_no_text_takes_long(text: str) -> None:
-    """Milliseconds; patterns that go back over what they have read would take hours."""
+    """Milliseconds each; patterns with exponential backtracking would take hours."""
     mask_personal_data(text)
 
 
@@ -292,7 +294,7 @@ REAL = {
 @pytest.mark.skipif(not DUMPS.is_dir(), reason="the real data of shared/data is not on this machine")
 @pytest.mark.parametrize("name", REAL)
 def test_real_posts(name: str) -> None:
-    """Each of these findings has been looked at; the libraries' lists of numbers and domains change slowly."""
+    """Each finding was checked by hand; the libraries' lists of numbers and domains change slowly."""
     counted: Counter[str] = Counter()
     for post in read_posts(DUMPS / name, Counter(), Quarantine()):
         text = to_markdown(post.body)

@@ -1,4 +1,4 @@
-"""Rows of files: names that come twice, Arrow files, and values that Python cannot hold."""
+"""Test reading rows of files: duplicate names, Arrow files, and values that Python cannot hold."""
 
 import gzip
 import json

@@ -1,4 +1,6 @@
-"""HTML to Markdown: what it promises, read back by another program's Markdown parser from random texts, and every code block of real posts."""
+"""Test HTML to Markdown: read back by another program's parser from random texts, and on code blocks of
+real posts.
+"""
 
 import html
 import re
@@ -168,7 +170,7 @@ LEAVES = st.one_of(
 
 
 def apart(blocks: list[Block]) -> list[Block]:
-    """Blocks with a paragraph before each, as two lists or quotes in a row are one in Markdown."""
+    """Return the blocks with a paragraph before each: two lists or quotes in a row are one in Markdown."""
     return [part for block in blocks for part in (("paragraph", "x"), block)]
 
 
@@ -183,7 +185,7 @@ def around(inner: st.SearchStrategy[Block]) -> st.SearchStrategy[Block]:
 
 
 def html_of(block: Block) -> str:
-    """A block as Stack Exchange writes it."""
+    """Return a block as Stack Exchange writes it."""
     kind, inner, *start = block
     if kind in ("paragraph", "heading"):
         tag = "p" if kind == "paragraph" else "h2"
@@ -197,7 +199,7 @@ def html_of(block: Block) -> str:
 
 
 def block_of(node: SyntaxTreeNode) -> Block:
-    """What the Markdown parser found, in the form of a block."""
+    """Return what the Markdown parser found, in the form of a block."""
     if node.type in ("paragraph", "heading"):
         return node.type, node.children[0].content
     if node.type == "fence":
@@ -377,7 +379,7 @@ def test_the_binding_does_what_the_public_function_does(body: str) -> None:
 
 @st.composite
 def posts(draw: st.DrawFn) -> str:
-    """Well-formed HTML of the tags that are converted the quick way, with numbered words."""
+    """Return well-formed HTML of the tags that are converted the quick way, with numbered words."""
     parts: list[str] = []
     opened: list[str] = []
     for number, step in enumerate(draw(st.lists(st.integers(0, 9), max_size=30))):

@@ -1,4 +1,4 @@
-"""A user's own rows: columns that say the same, that turn a row round, that lie deeper, and that nothing reads."""
+"""Test a user's own rows: synonymous columns, columns that swap the sides, nested columns, unused columns."""
 
 import json
 import time
@@ -599,7 +599,7 @@ SHP = {"history": "q", "human_ref_A": "x", "human_ref_B": "y", "c_root_id_A": "r
 
 
 def shp(number: int) -> dict[str, Any]:
-    """A row of which side A is the better one in every third only."""
+    """Return a row in which side A is the better one for every third number only."""
     is_a = number % 3 == 0
     texts = {
         "history": f"question number {number}",
@@ -995,7 +995,7 @@ def test_messages_that_are_stored_by_their_fields(role: str, content: str) -> No
 
 
 def test_rows_whose_sides_part_early_are_left_out_and_counted() -> None:
-    """As multi-turn rows of an arena are: no fault of the file's, so they do not count against data.max_bad_share."""
+    """As multi-turn rows of an arena are: they are valid, so they do not count against data.max_bad_share."""
     questions, bad, seen = take({"chosen": [U("p"), A("x")], "rejected": [U("q"), A("y")]})
     assert (questions, dict(bad.reasons)) == ([], {})
     assert seen.left_out == {

@@ -1,4 +1,6 @@
-"""Sources other than dumps: rows of files, what is made of them, and the data program on each kind."""
+"""Test sources other than dumps: rows of files, the questions made of them, and the data program on each
+kind.
+"""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Posts to scored, paired, split questions: the rules of design section 1 against hand-typed values, invariants and real dumps."""
+"""Test how posts become scored, paired and split questions: hand-typed values, invariants and real dumps."""
 
 import html
 import random
@@ -45,7 +45,7 @@ def post(
 def assemble(
     posts: Iterable[Post], dropped: Counter[str], *, site: str, **lengths: int
 ) -> Iterator[Question]:
-    """The usable questions of a dump, as the data program takes them."""
+    """Return the usable questions of a dump, as the data program selects them."""
     for question in gathered(posts, dropped, site=site):
         if kept := drop_unusable_answers(question, dropped, **lengths):
             yield kept
@@ -386,7 +386,7 @@ def test_dumps_in_xml_load(name: str, num_questions: int, num_answers: int) -> N
 
 
 def to_top_level(posts: list[Post], id: int) -> str:
-    """The body without lists and quotes, where Markdown indents or marks every line of a block."""
+    """Return the body without lists and quotes, in which Markdown indents or marks every line of a block."""
     body = next(p.body for p in posts if p.id == id)
     return re.sub(r"<(ul|ol|blockquote)>.*</\1>", "", body, flags=re.DOTALL)
 

@@ -1,4 +1,4 @@
-"""Generalised advantage estimation and whitening: hand-computed numbers, a whole padded PPO step, and invariants."""
+"""Test advantage estimation and whitening: numbers computed by hand, a padded PPO step, invariants."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Muon against torch's own, and what Newton and Schulz's iteration does to singular values."""
+"""Test Muon against torch's own, and what Newton-Schulz iteration does to singular values."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Token rewards, KL estimators and the KL controller against numbers computed by hand."""
+"""Test token rewards, KL estimators and the KL controller against numbers computed by hand."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Learning rates and data orders as functions of the step."""
+"""Test learning rates and data orders as functions of the step."""
 
 import pytest
 import torch

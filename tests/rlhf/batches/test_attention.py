@@ -1,4 +1,4 @@
-"""Several texts in one row give what the model's plain forward pass gives each alone, whatever kind of attention it has."""
+"""Test that several texts in one row get the outputs of each alone, with every kind of attention."""
 
 import json
 import random
@@ -50,7 +50,7 @@ QUESTIONS = [question(0, 40, 20, 5, 12), question(1, 6, 3, 30), question(2, 25, 
 
 
 def plain(model: PreTrainedModel, text: list[int]) -> Tensor:
-    """The model's own log-probabilities of a text's tokens but the first."""
+    """Return the model's own log-probabilities of a text's tokens except the first."""
     logits: Tensor = model(torch.tensor([text]), use_cache=False).logits[0, :-1]
     return logits.log_softmax(dim=-1).gather(1, torch.tensor(text[1:])[:, None])[:, 0]
 
@@ -125,7 +125,7 @@ def test_gradients_are_the_same_text_by_text(kind: str) -> None:
 
 
 def forget_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bring back the mask that replaced the model's."""
+    """Restore the mask that replaced the model's."""
     monkeypatch.setattr(attention_masks, "_narrowed", lambda visible, *_: visible)
 
 

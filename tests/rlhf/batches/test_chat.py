@@ -1,4 +1,6 @@
-"""Chat templates in the shape of the public families': where an answer's turn ends, and that no text becomes a control token."""
+"""Test chat templates like those of public families: where an answer ends, and that no text becomes a
+control token.
+"""
 
 import random
 from pathlib import Path
@@ -56,7 +58,7 @@ def tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def python_tokenizer() -> PreTrainedTokenizerBase:
-    """One that transformers runs in Python: bytes as tokens."""
+    """Return a tokenizer that transformers runs in Python: bytes as tokens."""
     made = ByT5Tokenizer(extra_ids=2)
     made.add_special_tokens({"extra_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     made.add_tokens(["<tool_call>", "shell"])

@@ -1,4 +1,4 @@
-"""Comparisons grouped by question: every answer once, every pair there, the best answers named."""
+"""Test comparisons grouped by question: each answer once, every pair, the best answers marked."""
 
 import pytest
 

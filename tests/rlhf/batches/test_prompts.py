@@ -1,4 +1,6 @@
-"""Questions and answers as tokens: only the question is ever cut, and parts joined are the whole text's tokens."""
+"""Test questions and answers as tokens: only the question is ever cut, and the parts are the whole text's
+tokens.
+"""
 
 import random
 

@@ -1,4 +1,6 @@
-"""Texts that are longer than a model's limits: cut as before, counted, told, and never the difference between two answers."""
+"""Test texts that are longer than a model's limits: cut, counted, reported, and never all that tells
+answers apart.
+"""
 
 import json
 import shutil
@@ -106,7 +108,7 @@ def test_pairs_that_are_equal_once_cut_are_left_out_with_the_answers_that_only_t
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Data of which a third of the pairs' answers differ only behind the limit."""
+    """Write data in which the answers of a third of the pairs differ only behind the limit."""
     root = tmp_path_factory.mktemp("truncation")
     data = tiny.data_folder(root / "data", 30)
     for name in ("reward", "evaluation_pairs"):

@@ -1,4 +1,4 @@
-"""Products by oneDNN are the products that torch computes, whatever the layout, and are asked for where MKL is slow."""
+"""Test matrix products by oneDNN: they are torch's in every layout, and are used where MKL is slow."""
 
 import subprocess
 import sys

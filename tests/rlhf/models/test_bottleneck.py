@@ -1,4 +1,6 @@
-"""Bottlenecks in the place of MLPs or beside them: hand-computed, nothing before training, the base when off, and the arithmetic of halving."""
+"""Test bottleneck layers: numbers by hand, no effect before training or when off, and the arithmetic of
+halving.
+"""
 
 import json
 from pathlib import Path
@@ -29,7 +31,7 @@ def logits(model: PreTrainedModel) -> Tensor:
 def with_bottlenecks(
     model: PreTrainedModel, form: Form, *, whole_layers: bool = False, seed: int = 7
 ) -> PreTrainedModel:
-    """``model`` with bottlenecks of which nothing is zero any more."""
+    """Return ``model`` with bottlenecks in which no weight is zero."""
     bottleneck.attach(model, width=BOTTLENECK_WIDTH, form=form, whole_layers=whole_layers)
     torch.manual_seed(seed)
     with torch.no_grad():

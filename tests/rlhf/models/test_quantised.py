@@ -1,4 +1,4 @@
-"""Bases in every precision: what is quantised, what stays, that adapters train on them and are merged into what they were trained on."""
+"""Test bases in every precision: what is quantised, what is not, adapters trained on them, and merging."""
 
 import importlib.util
 import json
@@ -32,13 +32,13 @@ MATRICES = {"llama": 14, "gpt2": 8, "qwen2": 14, "gpt_neox": 8}  # of the two la
 
 @pytest.fixture(autouse=True)
 def able(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a CPU that has instructions for bfloat16, whatever this one has."""
+    """Pretend that the CPU has instructions for bfloat16."""
     monkeypatch.setattr(loading, "multiplies_bfloat16", lambda: True)
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A model of every architecture in float32, and a Llama in bfloat16."""
+    """Write a model of every architecture in float32, and a Llama in bfloat16."""
     place = tmp_path_factory.mktemp("bases")
     made = {kind: tiny.base_folder(place / kind, kind) for kind in tiny.ARCHITECTURES}
     made["half"] = tiny.base_folder(place / "half")
@@ -56,7 +56,7 @@ def logits(model: PreTrainedModel, ids: Tensor = IDS) -> Tensor:
 
 
 def loss(model: PreTrainedModel) -> Tensor:
-    """Through the two calls that the programs make."""
+    """Return the loss through the two calls that the programs make."""
     out = forward.output_head(model)(forward.hidden_states(model, IDS[:, :-1]))
     return functional.cross_entropy(out.flatten(0, 1).float(), IDS[:, 1:].flatten())
 
@@ -74,7 +74,7 @@ def with_adapter(base: PreTrainedModel, *, dropout: float = 0.0) -> PeftModel:
 
 
 def gradients(model: PeftModel) -> tuple[float, dict[str, Tensor]]:
-    """The loss and the gradient of every parameter of the adapter."""
+    """Return the loss and the gradient of every parameter of the adapter."""
     chosen = lora.parameters(model, "policy")
     with lora.active(model, "policy") as policy:
         value = loss(policy)
@@ -350,7 +350,7 @@ def test_an_adapter_is_merged_into_what_it_was_trained_on(
 
 
 def saved_bytes(model: PeftModel) -> int:
-    """What the forward pass keeps for the backward pass."""
+    """Return how many bytes the forward pass keeps for the backward pass."""
     kept = {}
 
     def pack(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Estimates of memory against arithmetic by hand, against what torch really allocates, and what a refusal says."""
+"""Test estimates of memory: arithmetic by hand, what torch allocates, and what a refusal says."""
 
 import copy
 import os
@@ -85,7 +85,7 @@ def test_a_quantised_base_cannot_train() -> None:
 
 
 def real(plan: Plan) -> int:
-    """The most bytes that torch had allocated at once in a forward and backward pass, on this machine."""
+    """Measure the most bytes that torch allocates at once in a forward and backward pass on this machine."""
     model = AutoModelForCausalLM.from_config(
         copy.deepcopy(plan.config), dtype=torch.bfloat16 if plan.precision == "bfloat16" else torch.float32
     )
@@ -116,7 +116,7 @@ def real(plan: Plan) -> int:
 
 @contextmanager
 def allocations() -> Iterator[list[int]]:
-    """Bytes allocated since the beginning, after each allocation."""
+    """Return the bytes allocated since the beginning, after each allocation."""
     sizes = [0]
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         yield sizes
@@ -183,7 +183,7 @@ print(test_memory.peak() - before)
 
 
 def peak() -> int:
-    """The most bytes that this process ever held."""
+    """Return the most bytes that this process ever held."""
     (line,) = (
         line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
     )
@@ -191,7 +191,7 @@ def peak() -> int:
 
 
 def step(plan: Plan) -> None:
-    """Two micro-batches and an optimizer step."""
+    """Take two micro-batches and an optimizer step."""
     model = LlamaForCausalLM(plan.config).requires_grad_(False).eval()
     peft = lora.attach(
         model, "x", lora.lora_config(rank=plan.rank or 1, alpha=1, dropout=0, targets="all-linear")
@@ -445,7 +445,7 @@ def test_every_kind_of_attention_is_rehearsed(kind: str) -> None:
 
 
 def afforded(tmp_path: Path) -> Run:
-    """Ask whether a step of SFT can be afforded, with a base of which only config.json is there."""
+    """Check whether a step of SFT fits into memory, with a base of which only config.json exists."""
     base = tmp_path / "base"
     attention_models.config("gpt_oss").save_pretrained(base)
     run = Run(tiny.write_job(tmp_path / "sft", "sft", {}, {"base": base}))
