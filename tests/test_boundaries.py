@@ -17,7 +17,7 @@ from tests.support.paths import ROOT
 HEAVY = {"torch", "transformers", "peft", "accelerate", "bitsandbytes"}
 ABOVE = {"prefect", "mlflow"}
 
-# From the top floor down: a file imports from its own folder and from folders on lower floors that its side may see.
+# From the top layer down: a file imports from its own folder and from folders on lower layers of its side.
 ORCHESTRATION = [
     "flows",
     "tasks.stages",
@@ -36,13 +36,17 @@ PROGRAMS = [
     "tasks.system",
 ]
 SUBFOLDERS = {  # inside a folder, from the top floor down
-    "flows": ["flows", "flows.commands", "flows.services", "flows.display"],  # but the commands call the flows
+    "flows": ["flows", "flows.commands", "flows.services", "flows.display"],
+    # but the commands call the flows
     "tasks.programs": ["tasks.programs", "tasks.programs.data_stage", "tasks.programs.runtime"],
     "tasks.rlhf": [
-        "tasks.rlhf.training", "tasks.rlhf.evaluation", "tasks.rlhf.models", "tasks.rlhf.batches", "tasks.rlhf.algorithms", "tasks.rlhf.compute",
+        "tasks.rlhf.training", "tasks.rlhf.evaluation", "tasks.rlhf.models", "tasks.rlhf.batches",
+        "tasks.rlhf.algorithms", "tasks.rlhf.compute",
         "tasks.rlhf",
     ],
-    "tasks.dataset": ["tasks.dataset.sources", "tasks.dataset.curation", "tasks.dataset.readers", "tasks.dataset"],
+    "tasks.dataset": [
+        "tasks.dataset.sources", "tasks.dataset.curation", "tasks.dataset.readers", "tasks.dataset",
+    ],
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Run the StackLLaMA article's data code: datasets.map with markdownify, scores, at most ten pairs a question.
+"""Run the StackLLaMA article's data code: datasets.map with markdownify, scores, ten pairs a question.
 
 python peer_data.py ROWS OUT
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def create_environment(place: Path, needs: tuple[str, ...]) -> Path:
-    """Return the Python of the environment in a folder; create it with its requirements if it is not there."""
+    """Return the Python of the environment in a folder; create the environment if it is not there."""
     python = place / "bin" / "python"
     if not (place / ".ready").exists():
         shutil.rmtree(place, ignore_errors=True)

@@ -2,8 +2,8 @@
 
 python peer_training.py WORKLOAD float32|bfloat16 FOLDER
 
-Runs in an environment of its own; FOLDER is what training.py wrote: the model, the first adapters and the texts.
-Prints one line of JSON.
+Runs in an environment of its own; FOLDER is what training.py wrote: the model, the first
+adapters and the texts. Prints one line of JSON.
 """
 
 import json
@@ -33,8 +33,9 @@ SCORED = ("pairwise", "pairwise-1", "kwise")
 
 
 def settings(what: str, dtype: str, work: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of every TRL trainer: as ours, and without what only costs time (recomputing activations,
-    progress bars, saving).
+    """Return the settings of every TRL trainer: as ours.
+
+    What only costs time is off: recomputing activations, progress bars, saving.
     """
     common = {
         "output_dir": tempfile.mkdtemp(),

@@ -1,6 +1,6 @@
 """Measure what a linear probe predicts of a site's votes, by cross-validation over all questions.
 
-python -m tests.benchmarks.probe JOB    (JOB: the folder of a reward stage's job with its inputs; it is only read)
+python -m tests.benchmarks.probe JOB    JOB: the folder of a reward stage's job with its inputs; only read
 """
 
 import json
@@ -94,7 +94,8 @@ def main(folder: Path) -> None:
     features = probe_start.answer_features(member, questions, "all", collate=collate, most=12)
     for name, share in folded(features, questions, job).items():
         print(
-            f"{name:24} {100 * share.value:6.1f} %  ({100 * share.low:.1f} to {100 * share.high:.1f})  {share.n} pairs"
+            f"{name:24} {100 * share.value:6.1f} %  ({100 * share.low:.1f} to {100 * share.high:.1f})  "
+            f"{share.n} pairs"
         )
 
 

@@ -117,12 +117,15 @@ def comparing() -> None:
         choice: median(partial(step, *choice)) for choice in ((True, True), (True, False), (False, False))
     }
     ours = seconds[True, True]
-    note = f"{seconds[True, False] / ours:.2f} x with adapters apart, {seconds[False, False] / ours:.2f} x with prompts repeated as well"
+    note = (
+        f"{seconds[True, False] / ours:.2f} x with adapters apart, {seconds[False, False] / ours:.2f} x "
+        "with prompts repeated as well"
+    )
     show("reward step, 5 answers a question", 40 / ours, "answers/s", note)
 
 
 def sampler() -> None:
-    """Measure sampling 64 answers of 48 tokens; the floor is one forward pass over the same tokens at once."""
+    """Measure sampling 64 answers of 48 tokens; the floor is one forward pass over the same tokens."""
     base = demo_model().requires_grad_(False).eval()
     prompts = [torch.randint(2, 1024, (20,)).tolist() for _ in range(64)]
     seconds = median(

@@ -1,4 +1,4 @@
-"""Measure SFT, reward model and DPO steps beside TRL's, with the same model, first weights, texts and batches.
+"""Measure SFT, reward model and DPO steps beside TRL's, with the same model, weights, texts and batches.
 
 python -m tests.benchmarks.training
 python -m tests.benchmarks.training WORKLOAD float32|bfloat16 FOLDER    one round of our side alone
@@ -80,8 +80,8 @@ NAMES = {
 def beside_trl(rounds: int = 3) -> list[dict[str, Any]]:
     """Measure every workload in fp32 and bf16, ours and TRL in turn, each round in a process of its own.
 
-    In bf16 both load a bf16 model and train adapters in fp32, which is peft's way; TRL computes under autocast, which
-    is its default. DPO's reference pass is in the steps of both.
+    In bf16 both load a bf16 model and train adapters in fp32, which is peft's way; TRL computes under
+    autocast, which is its default. DPO's reference pass is in the steps of both.
     """
     python = create_environment(PEER, PEER_NEEDS)
     with tempfile.TemporaryDirectory() as name:
@@ -124,8 +124,14 @@ def _beside(python: Path, what: str, dtype: str, folder: Path, rounds: int) -> d
         "mean_apart": statistics.mean(apart),
     }
     title, unit = NAMES[what]
-    rates = f"{middle['ours']:>9,.1f} {unit:<9} {middle['ratio']:.2f} x {PEER_NAME} ({middle['peer']:,.1f}), {middle['cpu_ratio']:.2f} x by CPU time"
-    note = f"last loss {same['loss_ours']:.4f} and {same['loss_peer']:.4f}, {same['mean_apart']:.0e} apart a step"
+    rates = (
+        f"{middle['ours']:>9,.1f} {unit:<9} {middle['ratio']:.2f} x {PEER_NAME} ({middle['peer']:,.1f}), "
+        f"{middle['cpu_ratio']:.2f} x by CPU time"
+    )
+    note = (
+        f"last loss {same['loss_ours']:.4f} and {same['loss_peer']:.4f}, {same['mean_apart']:.0e} apart a "
+        "step"
+    )
     print(f"{title + ', ' + dtype:<56} {rates}; {note}", flush=True)
     return (
         {"what": title, "unit": unit, "dtype": dtype, "peer_name": PEER_NAME} | middle | {"runs": runs} | same

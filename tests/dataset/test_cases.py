@@ -1,4 +1,4 @@
-"""Test the small inputs of shared/cases: files in the form of public ones that alignflow once read wrongly."""
+"""Test the small inputs of shared/cases: files like public ones that alignflow once read wrongly."""
 
 import gzip
 import json
@@ -40,7 +40,7 @@ def test_every_folder_of_cases_has_a_test() -> None:
     ] == []
 
 
-# ------------------------------------------------------------------------------------------------------------------ rows of the user's own
+# --------------------------------------------------------------------------- rows of the user's own
 
 QUESTION = re.compile(r"How should one \w+ a \w+ before the rainy season begins in the hills\?")
 GOOD, BAD = re.compile(r"To \w+ the \w+, take a dry cloth first.*"), re.compile(r"No idea, sorry\. \(\w+\)")
@@ -178,7 +178,7 @@ def test_a_folder_of_save_to_disk_is_read(tmp_path: Path) -> None:
     check_comparisons(tables)
 
 
-# ---------------------------------------------------------------------------------------------------------------------- dumps
+# -------------------------------------------------------------------------------------------- dumps
 
 
 def test_formulas_stay_byte_for_byte() -> None:

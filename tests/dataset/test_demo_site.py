@@ -39,7 +39,7 @@ def posts() -> list[site.Post]:
     return list(site.generate(num_questions=1000, seed=0))
 
 
-# ------------------------------------------------------------------------------------------------------------------- scorer
+# ------------------------------------------------------------------------------------------- scorer
 
 
 def test_the_perfect_answer_has_ten_points() -> None:
@@ -121,7 +121,7 @@ def test_a_title_says_all_that_its_commands_need(task: ShellTask) -> None:
             assert slots_of(command) <= slots_of(phrasing)
 
 
-# --------------------------------------------------------------------------------------------------------------------- site
+# --------------------------------------------------------------------------------------------- site
 
 
 def test_the_seed_decides_every_byte(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def test_several_sites_whose_numbers_collide(tmp_path: Path) -> None:
         prepared(tmp_path / "empty", tmp_path / "run2")
 
 
-# ------------------------------------------------------------------------------------------------------------------- killed in the middle
+# ----------------------------------------------------------------------------- killed in the middle
 
 
 def killed(posts: Path, folder: Path, at: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +222,7 @@ def test_what_was_noted_for_another_job_is_not_used(tmp_path: Path, monkeypatch:
     assert not (tmp_path / "run2" / "checkpoints" / "work").exists()  # other work is wanted next
 
 
-# ------------------------------------------------------------------------------------------------------------------- segments, crew
+# ----------------------------------------------------------------------------------- segments, crew
 
 
 @given(
@@ -287,7 +287,7 @@ def test_a_crew_gives_results_in_order_and_starts_nobody_for_one_task() -> None:
     assert not [process for process in psutil.Process().children() if process.pid in pool]
 
 
-# ------------------------------------------------------------------------------------------------------------------- fates
+# -------------------------------------------------------------------------------------------- fates
 
 
 def test_a_shelf_gives_back_what_was_put_there(tmp_path: Path) -> None:
@@ -368,7 +368,7 @@ def test_a_leader_is_found_through_others() -> None:
     assert leaders[3] < 2
 
 
-# ------------------------------------------------------------------------------------------------------------------- proof columns
+# ------------------------------------------------------------------------------------ proof columns
 
 
 @given(st.lists(st.integers(-1, 4), min_size=2, max_size=9), st.integers(1, 12))
@@ -392,10 +392,16 @@ def test_pairs_carry_their_proof(scores: list[int], most: int) -> None:
     assert [row["ranks"] for row in groups] == ([standing] if pairs else [])
 
 
-# ------------------------------------------------------------------------------------------------------------------- people
+# ------------------------------------------------------------------------------------------- people
 
-USERS = '<?xml version="1.0" encoding="utf-8"?>\n<users>\n  <row Id="3" DisplayName="Zoë  O&#39;Hara" AboutMe="&lt;p&gt;hi&lt;/p&gt;" />\n'
-USERS += '  <row Id="-1" DisplayName="Community" />\n  <row Id="99999999999" DisplayName="nobody" />\n  <row Id="5" />\n'
+USERS = (
+    '<?xml version="1.0" encoding="utf-8"?>\n<users>\n  <row Id="3" DisplayName="Zoë  O&#39;Hara" '
+    'AboutMe="&lt;p&gt;hi&lt;/p&gt;" />\n'
+)
+USERS += (
+    '  <row Id="-1" DisplayName="Community" />\n  <row Id="99999999999" DisplayName="nobody" />\n  <row '
+    'Id="5" />\n'
+)
 
 
 @pytest.mark.parametrize("where", ["in the archive", "beside the posts", "in an archive of its own"])
@@ -444,7 +450,7 @@ def test_names_are_found_by_number_alone(tmp_path: Path) -> None:
         ] == ["Sieben ü", "zwei"] + [""] * 8
 
 
-# ------------------------------------------------------------------------------------------------------------------- rules
+# -------------------------------------------------------------------------------------------- rules
 
 
 def test_every_rule_counts_what_it_leaves_out(tmp_path: Path) -> None:

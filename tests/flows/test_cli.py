@@ -471,7 +471,10 @@ def test_a_home_that_lacks_a_stage_cannot_be_run_without_its_packages(
 ) -> None:
     (empty_place / "home" / "objects").mkdir(parents=True)  # all stages might be stored
     monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "torch" else name)
-    sentence = "To build pretrain, sft, merge, reward, ppo, reference, dpo, winrate: torch must be installed here: pip install 'alignflow[train]'"
+    sentence = (
+        "To build pretrain, sft, merge, reward, ppo, reference, dpo, winrate: torch must be installed "
+        "here: pip install 'alignflow[train]'"
+    )
     assert refused(capsys, "run", "demo") == sentence
     assert not (empty_place / "home" / "logs" / "prefect-server.log").exists()
 
@@ -530,7 +533,7 @@ def test_the_stage_table_is_escaped() -> None:
     assert 'class="stages"' in table
 
 
-# ----------------------------------------------------------------------------------------------------- whole runs with tiny programs
+# -------------------------------------------------------------------- whole runs with tiny programs
 
 
 @pytest.fixture(scope="module")

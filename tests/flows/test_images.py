@@ -18,7 +18,7 @@ EXTRAS = {"orchestrator": ["server"], "gpu-worker": ["train", "gpu"]}
 OWN = re.compile(
     r"pip|python3? -c"
 )  # commands that work on alignflow's files; others make the system round them
-# Installs no library: notes what it was asked for, and builds the wheel of a folder with what the folder holds.
+# Installs no library: it records what to install, and builds the wheel of a folder from the folder's files.
 PIP = """#!{python}
 import subprocess, sys
 from pathlib import Path

@@ -23,10 +23,14 @@ pytestmark = pytest.mark.slow
 
 SHADOWING = ("asyncio", "json", "logging", "mlflow", "prefect", "uvicorn")
 HOSTILE = {
-    "HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9", "ALL_PROXY": "socks5://127.0.0.1:9",
-    "PREFECT_SERVER_API_AUTH_STRING": "a:b", "PREFECT_API_AUTH_STRING": "c:d", "PREFECT_API_KEY": "k", "PREFECT_PROFILE": "none",
-    "PREFECT_SERVER_DATABASE_CONNECTION_URL": "postgresql+asyncpg://nobody@127.0.0.1:9/x", "PREFECT_HOME": "/proc/none",
-    "PREFECT_CLIENT_CUSTOM_HEADERS": "{", "MLFLOW_REGISTRY_URI": "http://127.0.0.1:9", "MLFLOW_TRACKING_USERNAME": "u",
+    "HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9",
+    "ALL_PROXY": "socks5://127.0.0.1:9",
+    "PREFECT_SERVER_API_AUTH_STRING": "a:b", "PREFECT_API_AUTH_STRING": "c:d", "PREFECT_API_KEY": "k",
+    "PREFECT_PROFILE": "none",
+    "PREFECT_SERVER_DATABASE_CONNECTION_URL": "postgresql+asyncpg://nobody@127.0.0.1:9/x",
+    "PREFECT_HOME": "/proc/none",
+    "PREFECT_CLIENT_CUSTOM_HEADERS": "{", "MLFLOW_REGISTRY_URI": "http://127.0.0.1:9",
+    "MLFLOW_TRACKING_USERNAME": "u",
     "WEB_CONCURRENCY": "3", "UVICORN_PORT": "9", "HF_TOKEN": "hf_secret", "PGPASSWORD": "secret",
 }  # fmt: skip
 
@@ -208,14 +212,17 @@ def test_addresses_of_files_are_written_out_before_the_working_folder_is_left(
         assert isolation._absolute(uri) == expected
 
 
-# ------------------------------------------------------------------------------------------------------------------------- secrets
+# ------------------------------------------------------------------------------------------ secrets
 
 
 def test_programs_have_nothing_that_opens_a_server_or_an_account(monkeypatch: pytest.MonkeyPatch) -> None:
     secrets = {
-        "PREFECT_API_AUTH_STRING", "PREFECT_API_URL", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_URI", "ALIGNFLOW_DATABASE", "PGPASSWORD",
-        "ALIGNFLOW_ALERT_WEBHOOK", "ALIGNFLOW_ENGINE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE",
-        "WANDB_API_KEY", "OPENAI_API_KEY", "GITHUB_TOKEN", "GOOGLE_APPLICATION_CREDENTIALS", "AZURE_STORAGE_CONNECTION_STRING", "https_proxy",
+        "PREFECT_API_AUTH_STRING", "PREFECT_API_URL", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_URI",
+        "ALIGNFLOW_DATABASE", "PGPASSWORD",
+        "ALIGNFLOW_ALERT_WEBHOOK", "ALIGNFLOW_ENGINE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN",
+        "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE",
+        "WANDB_API_KEY", "OPENAI_API_KEY", "GITHUB_TOKEN", "GOOGLE_APPLICATION_CREDENTIALS",
+        "AZURE_STORAGE_CONNECTION_STRING", "https_proxy",
         "DB_PWD", "SENTRY_DSN", "SSH_AUTH_SOCK", "MY_SECRET", "SMTP_PASSWD", "STRIPE_KEY",
     }  # fmt: skip
     for name in secrets:
@@ -240,7 +247,7 @@ def test_programs_have_nothing_that_opens_a_server_or_an_account(monkeypatch: py
     assert plain <= chosen.keys()
 
 
-# --------------------------------------------------------------------------------------------------------------------------- modes
+# -------------------------------------------------------------------------------------------- modes
 
 
 def modes(folder: Path) -> set[int]:

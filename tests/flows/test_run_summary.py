@@ -56,9 +56,9 @@ def test_a_result_starts_with_its_headline_and_where_the_report_is() -> None:
     )
     assert shown.startswith("<h1>PPO beats SFT</h1>")
     assert (
-        '<a href="http://mlflow:5000/#/experiments/1/runs/2/artifacts/report.html?workflowType=machine_learning">The report in MLflow</a>'
-        in shown
-    )
+        '<a href="http://mlflow:5000/#/experiments/1/runs/2/artifacts/report.html?'
+        'workflowType=machine_learning">The report in MLflow</a>'
+    ) in shown
     assert "<td>ppo.kl</td>" in shown
 
 

@@ -149,7 +149,10 @@ def test_the_program_by_hand_never_loads_torch(tmp_path: Path) -> None:
             }
         )
     )
-    check = "import runpy, sys; sys.argv[1:] = sys.argv[1:]; runpy.run_module('tasks.programs.data', run_name='__main__'); "
+    check = (
+        "import runpy, sys; sys.argv[1:] = sys.argv[1:]; runpy.run_module('tasks.programs.data', "
+        "run_name='__main__'); "
+    )
     check += "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'prefect', 'mlflow')))"
     done = subprocess.run(
         [sys.executable, "-c", check, str(tmp_path)],

@@ -162,7 +162,10 @@ def test_an_adapter_of_a_quantised_base_is_merged_into_what_it_was_trained_on(
     assert metrics["merge.drift_max"] < 1e-3
     with pytest.raises(
         InputError,
-        match=rf"it was trained on a base in {precision} and this one is in float32 \(set weights.base to {precision}\)",
+        match=(
+            rf"it was trained on a base in {precision} and this one is in float32 \(set weights.base to "
+            rf"{precision}\)"
+        ),
     ):
         merged(tmp_path / "other", artifact, base)
 

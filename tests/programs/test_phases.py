@@ -71,7 +71,7 @@ def test_the_same_count_of_two_phases_is_two_lines(run: Run) -> None:
 
 
 def test_a_phase_that_comes_again_is_told_again(run: Run) -> None:
-    """Each evaluation counts from the start; steps that a resumed program writes again are not shown again."""
+    """Each evaluation counts from the start; steps that a resumed program repeats are not shown again."""
     tail = Tail(run.directory / "metrics.jsonl")
     for step in (1, 2):
         run.phase("held-out answers")(128, 512)

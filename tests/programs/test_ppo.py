@@ -70,7 +70,7 @@ def started(inputs: dict[str, Path], tmp_path: Path) -> Start:
     return prepared
 
 
-# ---------------------------------------------------------------------------------------------------------------- gradients
+# ---------------------------------------------------------------------------------------- gradients
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def test_policy_and_critic_do_not_touch_each_other(batch: tuple[Any, ...]) -> No
     )
 
 
-# ------------------------------------------------------------------------------------------------------------------ rollout
+# ------------------------------------------------------------------------------------------ rollout
 
 
 def test_a_rollout_is_what_the_four_roles_say(started: Start) -> None:
@@ -197,7 +197,8 @@ def test_a_rollout_is_what_the_four_roles_say(started: Start) -> None:
     assert torch.equal(rollout.logp, rollout.ref_logp)  # an untrained policy
     torch.testing.assert_close(rollout.sampler_logp, rollout.logp, atol=1e-4, rtol=1e-4)
 
-    # the critic starts as the normalised reward: behind the last token but one, its value is the reward model's score of the text so far
+    # the critic starts as the normalised reward: before the last token its value is the reward model's
+    # score of the text so far
     record = json.loads((run.inputs["reward"] / "reward.json").read_text())
     row = int(torch.where(mask.sum(dim=1) > 2)[0][0])
     end = int(rewards.last_position(mask)[row])
@@ -209,7 +210,7 @@ def test_a_rollout_is_what_the_four_roles_say(started: Start) -> None:
     )
 
 
-# ------------------------------------------------------------------------------------------------------------ planted mistakes
+# --------------------------------------------------------------------------------- planted mistakes
 
 
 def fails(job: PpoJob, run: Run, cause: str) -> None:
@@ -370,7 +371,7 @@ def test_a_resume_is_checked_too(started: Start, monkeypatch: pytest.MonkeyPatch
     fails(job, run, "Sampler's and scorer's")
 
 
-# ------------------------------------------------------------------------------------------------------------------ whole runs
+# --------------------------------------------------------------------------------------- whole runs
 
 
 def lines(run: Run) -> list[dict[str, Any]]:
@@ -499,7 +500,7 @@ def test_an_empty_rl_split_is_the_users_to_mend(
         ppo.train(*started(given={"data": empty}))
 
 
-# --------------------------------------------------------------------------------------------------------------- NaN and infinity
+# --------------------------------------------------------------------------------- NaN and infinity
 
 
 def altered(source: Path, folder: Path, change: Callable[[Path], None]) -> Path:
@@ -555,7 +556,10 @@ def test_a_score_out_of_range_ends_the_run(started: Start, monkeypatch: pytest.M
     monkeypatch.setattr(ppo.reward_model, "normalised", lambda *args: 1e25 * honest(*args))
     ends(
         *started(),
-        r"^The (advantage|policy loss|value loss) is (nan|inf).* in step 1: training has diverged; lower ppo\.learning_rate\.$",
+        (
+            r"^The (advantage|policy loss|value loss) is (nan|inf).* in step 1: training has diverged; "
+            r"lower ppo\.learning_rate\.$"
+        ),
     )
 
 

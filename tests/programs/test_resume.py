@@ -1,7 +1,7 @@
 """Test kill -9 and resume: every trained artifact is byte for byte that of an uninterrupted run.
 
-The killed program is always a real process. SFT is also resumed by one; the others are resumed in this process,
-which saves a start of several seconds.
+The killed program is always a real process. SFT is also resumed by one; the others are resumed in this
+process, which saves a start of several seconds.
 """
 
 import json
@@ -34,7 +34,7 @@ BASE = {
     "steps": 60,
     "batch_size": 4,
 }
-# stage -> its job, its inputs, and how many steps lie between checkpoints; each is long enough to be killed in the middle of
+# stage -> its job, its inputs, and the steps between checkpoints; each is long enough to be killed midway
 STAGES: dict[str, tuple[dict[str, Any], tuple[str, ...], int]] = {
     "pretrain": ({"base": BASE}, ("data",), 8),
     "sft": (

@@ -97,7 +97,7 @@ def ranked(scores: list[float], **more: Any) -> Comparison:
     return Comparison(1, [5], [[6, 1] for _ in texts.answers], texts.pairs, texts.gaps, texts.older)
 
 
-# ------------------------------------------------------------------------------------------------------------------- losses
+# ------------------------------------------------------------------------------------------- losses
 
 
 @pytest.mark.parametrize("weigh", ["pairs", "questions"])
@@ -224,7 +224,7 @@ def test_centring_adds_the_squared_sum() -> None:
     assert loss([3.0, 1.0], [ranked([2, 1])], centring=0.01) == pytest.approx(plain + 0.16, abs=1e-6)
 
 
-# ----------------------------------------------------------------------------------------------------------------- rankings
+# ----------------------------------------------------------------------------------------- rankings
 
 
 def test_a_ranking_gives_every_pair_whose_scores_differ() -> None:
@@ -271,7 +271,7 @@ def test_rankings_are_trained_on_and_every_answer_is_forwarded_once(
     assert summary(run)["pairs"] == 2 * summary(run)["questions"]  # the two good answers tie
 
 
-# -------------------------------------------------------------------------------------------------------------------- training
+# ----------------------------------------------------------------------------------------- training
 
 
 @pytest.mark.parametrize(
@@ -313,7 +313,7 @@ def test_training_stops_where_nothing_gets_better(trained: Trained, monkeypatch:
     assert [line["step"] for line in lines(run)] == [1, 2, 3, 4]
 
 
-# -------------------------------------------------------------------------------------------------- ensembles and whole models
+# ----------------------------------------------------------------------- ensembles and whole models
 
 
 def test_members_of_an_ensemble_differ_and_their_disagreement_costs(
@@ -391,7 +391,7 @@ def test_training_can_start_from_weights_of_before(trained: Trained, inputs: dic
     assert lines(second)[-1]["held_out_loss"] == pytest.approx(lines(first)[-1]["held_out_loss"], abs=1e-4)
 
 
-# ------------------------------------------------------------------------------------------------------- what it says of itself
+# --------------------------------------------------------------------------- what it says of itself
 
 
 def held_out(right: int, tmp_path: Path) -> tuple[dict[str, Any], list[str]]:

@@ -174,7 +174,10 @@ def test_what_does_not_fit_is_refused_before_it_is_loaded_and_advice_is_given(
     monkeypatch.setattr(loading, "load", lambda *_, **__: pytest.fail("it was loaded"))
     with pytest.raises(
         InputError,
-        match=r"A training step would take about .* MB: .*; 0 MB are free: nothing that can be set here makes it fit",
+        match=(
+            r"A training step would take about .* MB: .*; 0 MB are free: nothing that can be set here "
+            r"makes it fit"
+        ),
     ):
         trained()
     monkeypatch.setattr(free_memory, "available", lambda *_: 2_000_000)

@@ -111,9 +111,9 @@ def test_only_web_addresses_become_links() -> None:
 def test_every_text_of_a_pair_names_its_source_author_and_licence() -> None:
     words = Tags(render_card(make_card())).words
     assert (
-        "question by Ann, CC BY-SA 4.0 · chosen answer by user 9, CC BY-SA 3.0 · rejected answer by Bo, CC BY-SA 2.5"
-        in words
-    )
+        "question by Ann, CC BY-SA 4.0 · chosen answer by user 9, CC BY-SA 3.0 · rejected answer by Bo,"
+        " CC BY-SA 2.5"
+    ) in words
 
 
 def test_every_count_is_on_the_page() -> None:
@@ -425,7 +425,10 @@ def test_a_phone_shows_it_without_scrolling_sideways_and_runs_and_fetches_nothin
         view.evaluate(
             "opened => document.querySelectorAll('details').forEach(part => part.open = opened)", opened
         )
-        wide = "[...document.querySelectorAll('main *')].filter(part => !part.closest('svg') && part.scrollWidth > part.clientWidth + 1"
+        wide = (
+            "[...document.querySelectorAll('main *')].filter(part => !part.closest('svg') && "
+            "part.scrollWidth > part.clientWidth + 1"
+        )
         wide += " && getComputedStyle(part).display != 'inline').map(part => part.outerHTML.slice(0, 200))"
         assert view.evaluate(wide) == []
         assert view.evaluate("document.documentElement.scrollWidth") == 380

@@ -1,4 +1,4 @@
-"""Test report and data card in a browser: in MLflow's sandboxed frame, on paper, with invisible characters."""
+"""Test report and data card in a browser: in MLflow's frame, on paper, with invisible characters."""
 
 import base64
 import html
@@ -21,7 +21,8 @@ LONG = "an_unbroken_name_of_a_metric_or_a_reason_" * 6
 # MLflow shows an HTML artifact as a blob in a frame that may run scripts and nothing else
 FRAME = """<script>
 const url = URL.createObjectURL(new Blob([atob("{page}")], {{type: "text/html"}}));
-document.body.innerHTML = `<iframe sandbox="allow-scripts" width="1000" height="700" src="${{url}}"></iframe>`;
+document.body.innerHTML =
+  `<iframe sandbox="allow-scripts" width="1000" height="700" src="${{url}}"></iframe>`;
 </script>"""
 
 
@@ -57,7 +58,10 @@ def page(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def framed(browser: Browser, folder: Path, page: str) -> tuple[Page, Frame]:
     """Open the page as MLflow's viewer does."""
     encoded = base64.b64encode(page.encode("ascii", "xmlcharrefreplace")).decode()
-    outer = f'<meta http-equiv="Content-Security-Policy" content="{PAGE_POLICY.partition("; frame-ancestors")[0]}; script-src \'unsafe-inline\'">'
+    outer = (
+        '<meta http-equiv="Content-Security-Policy" '
+        f"content=\"{PAGE_POLICY.partition('; frame-ancestors')[0]}; script-src 'unsafe-inline'\">"
+    )
     outer = outer.replace("script-src 'self' 'unsafe-eval'; ", "")
     (folder / "viewer.html").write_text(outer + "<body>" + FRAME.format(page=encoded))
     view = browser.new_page(viewport={"width": 1100, "height": 800})
@@ -77,7 +81,10 @@ def test_the_places_of_a_page_are_reached_in_mlflows_frame(
         box = link.bounding_box()
         assert box is not None
         view.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-        shown = "id => { const box = document.getElementById(id).getBoundingClientRect(); return box.top > -20 && box.top < innerHeight - 60 }"
+        shown = (
+            "id => { const box = document.getElementById(id).getBoundingClientRect(); return box.top > -20 "
+            "&& box.top < innerHeight - 60 }"
+        )
         assert frame.evaluate(shown, place), place
     view.close()
 
@@ -103,7 +110,10 @@ def test_nothing_is_cut_on_paper(browser: Browser, tmp_path: Path, page: str, wi
     view = browser.new_page(viewport={"width": width, "height": 1000})
     view.goto((tmp_path / "page.html").as_uri())
     view.emulate_media(media="print")
-    over = "[...document.querySelectorAll('main *')].filter(part => !part.closest('svg') && part.checkVisibility()"
+    over = (
+        "[...document.querySelectorAll('main *')].filter(part => !part.closest('svg') && "
+        "part.checkVisibility()"
+    )
     over += " && part.getBoundingClientRect().right > innerWidth).map(part => part.outerHTML.slice(0, 120))"
     assert view.evaluate(over) == []
     view.close()

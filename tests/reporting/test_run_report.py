@@ -373,9 +373,9 @@ def test_the_noise_floor_stands_beside_the_calibration_error() -> None:
     found = MEASURES["calibration"]
     [chart] = reward_charts.calibration({"calibration": found | {"floor": 0.0375, "reason": ""}})
     assert (
-        "A model that means exactly what it says would show 3.8\N{NO-BREAK SPACE}% on as many pairs, by chance alone."
-        in chart.note
-    )
+        "A model that means exactly what it says would show 3.8\N{NO-BREAK SPACE}% on as many pairs, "
+        "by chance alone."
+    ) in chart.note
     [chart] = reward_charts.calibration({"calibration": found | {"reason": "no two rewards differ"}})
     assert "no temperature was fitted, because no two rewards differ" in chart.note
 
@@ -417,7 +417,10 @@ def test_what_was_cut_stands_in_the_report_and_in_the_data_card(tmp_path: Path) 
     pages = [render_report(run), (run.artifact / "card.html").read_text(encoding="utf-8")]
     for page in pages:
         assert re.search(
-            r"<td>SFT <strong class=\"flag\">[^<]*much is cut</strong></td><td>0\.0\s%</td><td>37\.5\s%</td><td>–</td>",
+            (
+                r"<td>SFT <strong class=\"flag\">[^<]*much is cut</strong></td><td>0\.0\s%</td><td>"
+                r"37\.5\s%</td><td>–</td>"
+            ),
             page,
         )
     path = run.inputs["sft"] / "summary.json"

@@ -47,6 +47,8 @@ from tasks.system.errors import disk_failure
 from tasks.rlhf.training import checkpoints
 
 many = numpy.random.rand(500_000)
+words = {f"w{i}": i for i in range(99_999)}
+tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
 
 def insert(folder):
     database = sqlite3.connect(folder / "x.db")
@@ -57,7 +59,7 @@ def insert(folder):
 writers = {
     "checkpoint": lambda folder: checkpoints.save(folder / "checkpoints", 1, {"a": torch.from_numpy(many)}),
     "safetensors": lambda folder: save_file({"a": torch.from_numpy(many)}, folder / "x.safetensors"),
-    "tokenizer": lambda folder: Tokenizer(models.WordLevel({f"w{i}": i for i in range(99_999)}, unk_token="w0")).save(str(folder / "t.json")),
+    "tokenizer": lambda folder: tokenizer.save(str(folder / "t.json")),
     "parquet": lambda folder: parquet.write_table(pyarrow.table({"a": many}), folder / "x.parquet"),
     "numpy": lambda folder: numpy.save((folder / "x.npy").open("wb"), many),
     "text": lambda folder: (folder / "x.txt").write_text("x" * 4_000_000),
@@ -93,7 +95,10 @@ def told(folder: Path) -> dict[str, dict[str, str]]:
         (folder / kind).mkdir()
     (folder / "writers.py").write_text(WRITERS)
     write = f"exec {sys.executable} -W ignore {folder / 'writers.py'} {folder} {' '.join(KINDS)}"
-    mounts = f"mount -t tmpfs -o size=1m none {folder / 'small'} && mount -t tmpfs -o ro none {folder / 'read-only'}"
+    mounts = (
+        f"mount -t tmpfs -o size=1m none {folder / 'small'} && mount -t tmpfs -o ro none "
+        f"{folder / 'read-only'}"
+    )
     shell = (
         ["unshare", "-rm", "sh", "-c", f"{mounts} && {write}"] if "small" in KINDS else ["sh", "-c", write]
     )
@@ -114,7 +119,10 @@ def test_a_full_disk_is_known_whatever_writes_to_it(told: dict[str, dict[str, st
     assert sentences.pop("numpy").startswith(
         f"A file under {place} could not be written whole: free some space"
     )
-    expected = f"The disk under {place} is full: free some space and run the same command again; it goes on from where it stopped."
+    expected = (
+        f"The disk under {place} is full: free some space and run the same command again; it goes on from "
+        "where it stopped."
+    )
     assert set(sentences.values()) == {expected}
 
 
@@ -178,7 +186,7 @@ def test_other_errors_are_no_disk_failures(tmp_path: Path, error: Exception) -> 
     assert disk_failure(error, tmp_path) is None
 
 
-# ------------------------------------------------------------------------------------------------------------------ stages
+# ------------------------------------------------------------------------------------------- stages
 
 
 @pytest.fixture
@@ -249,7 +257,10 @@ def test_a_disk_that_fills_up_in_mid_run_is_one_sentence_and_the_next_run_goes_o
         check=False,
     )
     assert (done.stdout.split(), done.stderr) == (["2", "0"], "")
-    sentence = f"The disk under {disk} is full: free some space and run the same command again; it goes on from where it stopped."
+    sentence = (
+        f"The disk under {disk} is full: free some space and run the same command again; it goes on from "
+        "where it stopped."
+    )
     assert (tmp_path / "first.err").read_text() == f"alignflow: {sentence}\n"
     assert (tmp_path / "second.err").read_text() == ""
     assert "sft       goes on from its checkpoint" in (tmp_path / "second.out").read_text()
@@ -261,8 +272,14 @@ def test_a_server_that_fails_on_a_full_disk_is_told_as_one(tmp_path: Path, full:
     """Prefect's home is in ours, unless the user names a server and its home."""
     (tmp_path / "home").mkdir()
     (tmp_path / "elsewhere").mkdir()
-    fail = "import sys; from flows import cli, profiles\ndef fail(*_): raise RuntimeError('500 Internal Server Error')\nprofiles.load = fail\n"
-    fill = f"mount -t tmpfs -o size=1m none {tmp_path / full}; cat /dev/zero > {tmp_path / full}/filler 2> {tmp_path}/cat.txt"
+    fail = (
+        "import sys; from flows import cli, profiles\ndef fail(*_): raise RuntimeError('500 Internal "
+        "Server Error')\nprofiles.load = fail\n"
+    )
+    fill = (
+        f"mount -t tmpfs -o size=1m none {tmp_path / full}; cat /dev/zero > {tmp_path / full}/filler 2> "
+        f"{tmp_path}/cat.txt"
+    )
     run = f"{sys.executable} -c \"{fail}sys.exit(cli.main(['run', 'demo']))\""
     more = {"PREFECT_API_URL": "http://127.0.0.1:9/api", "PREFECT_HOME": str(tmp_path / "elsewhere")}
     environment = fake_programs.environment(fake_programs.ROOT, tmp_path / "home") | more

@@ -1,7 +1,7 @@
-"""Test a whole installation whose processes are killed, cancelled and resumed, through Prefect's pages in a browser.
+"""Test a whole installation with Prefect's pages in a browser: processes are killed, cancelled and resumed.
 
-PostgreSQL, both servers and the workers are real. The programs are fakes that take steps, write checkpoints and
-derive their results from their inputs.
+PostgreSQL, both servers and the workers are real. The programs are fakes that take steps, write
+checkpoints and derive their results from their inputs.
 """
 
 import contextlib
@@ -568,7 +568,8 @@ def test_a_lost_machine_is_noticed_and_another_goes_on_from_its_checkpoint(
     first, second = installation.stage_runs_of(key)
     assert (first.state.type, second.state.type) == (StateType.CRASHED, StateType.COMPLETED)
     print(
-        f"a lost machine: noticed {(first.end_time - first.start_time).total_seconds():.0f} s after the stage had begun"
+        f"a lost machine: noticed {(first.end_time - first.start_time).total_seconds():.0f} s after "
+        "the stage had begun"
     )
     assert any("goes on from its checkpoint" in line for line in installation.log_lines("ppo"))
     assert not (installation.root / lost.machine / "objects" / "ppo" / key).exists()

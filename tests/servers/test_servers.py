@@ -214,10 +214,12 @@ def work(name):
 
 for name in sys.argv[1:]:
     time.sleep(0.7)  # many at once lock SQLite out
-    threading.Thread(target=work.with_options(name=name, flow_run_name=name), args=(name,), daemon=True).start()
+    run = work.with_options(name=name, flow_run_name=name)
+    threading.Thread(target=run, args=(name,), daemon=True).start()
 time.sleep(600)
 """
-# What becomes of a run before its machine is lost. Functions: states hold times, and tests are collected long before they run.
+# The states of a run before its machine is lost. Functions, since states contain times and tests are
+# collected long before they run.
 STATES: dict[str, list[Callable[[], State]]] = {
     "running": [],
     "resumed": [Suspended, Running],

@@ -19,7 +19,7 @@ from tasks.programs.runtime.program import Run
 
 
 def write_noisy_posts(path: Path, count: int) -> Path:
-    """Write a Posts.xml in random order: every tenth question is the same; answers vary in length and votes."""
+    """Write a Posts.xml in random order: some questions are equal, answers vary in length and votes."""
     rng, rows = random.Random(5), []
     for number in range(count):
         words = " ".join(

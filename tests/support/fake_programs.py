@@ -26,7 +26,7 @@ STAGES = (
 )
 
 TABLES = ("finetune", "corpus", "reward", "reward_groups", "rl", "evaluation", "evaluation_pairs")
-# what a stage looks at of its inputs, where that is not all; tests/test_boundaries.py compares it with the real programs
+# the files that a stage reads of an input, if not all; test_artifact.py compares them with the real programs
 MEANT = {
     "pretrain": {"data": ("corpus.parquet",)},
     "sft": {"data": ("finetune.parquet",)},
@@ -46,9 +46,9 @@ MEANT = {
     },
 }
 
-# Takes a few steps with a checkpoint each, and derives its result from its job and its inputs' contents alone.
-# FAKE_<STAGE> (a file in the tree) says how to misbehave: "slow", "input", "fail", "enospc", "hang-at 3", "fill-at 3" (the disk of its
-# home), "spawn", "warn".
+# Takes a few steps with a checkpoint each, and derives its result from its job and the content of its inputs.
+# FAKE_<STAGE> (a file in the tree) says how to misbehave: "slow", "input", "fail", "enospc", "hang-at 3",
+# "fill-at 3" (the disk of its home), "spawn", "warn".
 PROGRAM = '''"""A fake program."""
 import contextlib, errno, hashlib, json, os, shutil, subprocess, sys, time
 from pathlib import Path
@@ -63,7 +63,8 @@ def never():
     import torch  # by its imports it is a program for the fork server
 
 
-MODE = Path(__file__).with_name("FAKE" + "_{name}")  # in two parts: a file that a program names is part of its version
+# in two parts, since a file that a program names is part of its version
+MODE = Path(__file__).with_name("FAKE" + "_{name}")
 
 
 def train(config, run):
@@ -91,7 +92,8 @@ def train(config, run):
         with (run.directory / "taken.txt").open("a") as taken:
             taken.write(f"{{step}}\\n")
         if mode == f"fill-at {{step}}":
-            with contextlib.suppress(OSError), (run.directory.parents[1] / "filler").open("wb", buffering=0) as filler:
+            filler_path = run.directory.parents[1] / "filler"
+            with contextlib.suppress(OSError), filler_path.open("wb", buffering=0) as filler:
                 while filler.write(bytes(4096)):
                     pass
         if mode == f"hang-at {{step}}":
@@ -107,7 +109,8 @@ def train(config, run):
     inputs = {{}}
     for name, path in run.inputs.items():
         places = [path / part for part in {meant}.get(name, ())] or [path]
-        files = [file for place in places for file in ([place] if place.is_file() else sorted(place.rglob("*")))]
+        found = [[place] if place.is_file() else sorted(place.rglob("*")) for place in places]
+        files = [file for of_place in found for file in of_place]
         kept = [file for file in files if file.is_file() and file.name != "manifest.json"]
         inputs[name] = hashlib.sha256(b"".join(file.read_bytes().strip() for file in kept)).hexdigest()
     content = json.dumps([config.model_dump(mode="json", exclude={{"source"}}), inputs], sort_keys=True)
@@ -127,7 +130,8 @@ def train(config, run):
     (run.artifact / "card.html").write_text("<html><body></body></html>")
     if mode == "warn":
         run.warn("No answer ended.")
-    run.finish({{"{name}.kl": 0.5, "gold_win_rate.{name}": {{"value": 0.7, "low": 0.6, "high": 0.8, "n": 10}}}})
+    rate = {{"value": 0.7, "low": 0.6, "high": 0.8, "n": 10}}
+    run.finish({{"{name}.kl": 0.5, "gold_win_rate.{name}": rate}})
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from flows.services.processes import free_port
 
 @contextlib.contextmanager
 def postgres() -> Iterator[str]:
-    """Yield the URL of a server with the databases prefect and mlflow; skip the test if it is not installed."""
+    """Yield the URL of a server with the databases prefect and mlflow; skip if it is not installed."""
     if not _find_binary("initdb"):
         pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
     user = "postgres" if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root

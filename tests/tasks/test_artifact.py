@@ -33,7 +33,8 @@ def artifact(stage: str, changed: str = "") -> Artifact:
     ]
     files = {name: f"{stage} {name}" + "!" * (name == changed) for name in names}
     manifest = Manifest(
-        schema=SCHEMA, stage=stage, key=f"{stage} {changed}", digest=digest_of(files), files=files, job={}, inputs={}, origins={}, sources={},
+        schema=SCHEMA, stage=stage, key=f"{stage} {changed}", digest=digest_of(files), files=files, job={},
+        inputs={}, origins={}, sources={},
         seconds=1, peak_mb=1, created=0,
     )  # fmt: skip
     return stage_artifact(manifest, {}, cached=True, seconds=1)

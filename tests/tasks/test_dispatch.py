@@ -1,4 +1,4 @@
-"""Test what a pipeline does about each final state of a dispatched stage; test_operations has real workers."""
+"""Test what a pipeline does about each final state of a dispatched stage; real workers: test_operations."""
 
 import json
 from collections.abc import Callable

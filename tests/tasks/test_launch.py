@@ -88,7 +88,10 @@ def test_a_library_that_a_worker_lacks_is_named(tree: Path, directory: Path) -> 
     (tree / "tasks" / "programs" / "sft.py").write_text("import no_such_torch.nn\n")
     with pytest.raises(
         InputError,
-        match=r"The stage sft needs no_such_torch, not installed where it runs: pip install 'alignflow\[train\]' there",
+        match=(
+            r"The stage sft needs no_such_torch, not installed where it runs: pip install "
+            r"'alignflow\[train\]' there"
+        ),
     ):
         run_program("sft", directory, Machine())
 
@@ -146,7 +149,10 @@ def test_a_program_that_ignores_sigterm_is_killed(
 ) -> None:
     monkeypatch.setattr(launch, "GRACE_SECONDS", 0.2)
     program = "import json, signal, sys, time, os\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-    program += "open('pid', 'w').write(str(os.getpid()))\nopen('metrics.jsonl', 'w').write(json.dumps({'step': 1}) + '\\n')\ntime.sleep(600)\n"
+    program += (
+        "open('pid', 'w').write(str(os.getpid()))\nopen('metrics.jsonl', 'w').write(json.dumps({'step': "
+        "1}) + '\\n')\ntime.sleep(600)\n"
+    )
     (tree / "tasks" / "programs" / "sft.py").write_text(program)
 
     def interrupt(line: dict) -> None:
@@ -159,9 +165,15 @@ def test_a_program_that_ignores_sigterm_is_killed(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
 def test_a_program_dies_with_its_parent_even_on_kill_9(tree: Path, directory: Path) -> None:
-    program = "import os, time\nopen('pid.new', 'w').write(str(os.getpid()))\nos.rename('pid.new', 'pid')\ntime.sleep(600)\n"
+    program = (
+        "import os, time\nopen('pid.new', 'w').write(str(os.getpid()))\nos.rename('pid.new', 'pid')\n"
+        "time.sleep(600)\n"
+    )
     (tree / "tasks" / "programs" / "sft.py").write_text(program)
-    code = "import sys; from pathlib import Path; from tasks.execution import launch, program_forks; from tasks.config.machine import Machine\n"
+    code = (
+        "import sys; from pathlib import Path; from tasks.execution import launch, program_forks; from "
+        "tasks.config.machine import Machine\n"
+    )
     code += f"program_forks.GPU_DEVICES = {program_forks.GPU_DEVICES!r}\n"
     code += "launch.run_program('sft', Path(sys.argv[1]), Machine())"
     parent = subprocess.Popen([sys.executable, "-c", code, str(directory)], cwd=tree)

@@ -19,7 +19,10 @@ from tasks.rlhf.models import loading, lora
 from tasks.system.errors import InputError
 from tests.support import tiny
 
-ONE_MORE = r"has 1 tokens without an embedding, first '<\|im_start\|>' with the id 320, and the model has 320 embeddings: .*resize_token_embeddings"
+ONE_MORE = (
+    r"has 1 tokens without an embedding, first '<\|im_start\|>' with the id 320, and the model has 320 "
+    r"embeddings: .*resize_token_embeddings"
+)
 PROGRAMS: list[tuple[str, Callable[[Any, Run], None], Any]] = [
     ("sft", sft.train, SftJob),
     ("merge", merge.merge, MergeJob),

@@ -22,9 +22,15 @@ from tests.support.fake_programs import is_alive, wait_until
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the fork server is for Linux")
 
 WHO = "import json, os, sys\nfrom pathlib import Path\n"
-WHO += "Path('who.json').write_text(json.dumps([os.getppid(), os.getpid(), os.getpgid(0), sys.argv, os.environ.get('OMP_NUM_THREADS')]))\n"
+WHO += (
+    "Path('who.json').write_text(json.dumps([os.getppid(), os.getpid(), os.getpgid(0), sys.argv, "
+    "os.environ.get('OMP_NUM_THREADS')]))\n"
+)
 WHO += "Path('done').write_text('')\nprint('I ran')\n"
-HANGS = "import os, time\nopen('pid.new', 'w').write(str(os.getpid()))\nos.rename('pid.new', 'pid')\ntime.sleep(600)\nimport torch\n"
+HANGS = (
+    "import os, time\nopen('pid.new', 'w').write(str(os.getpid()))\nos.rename('pid.new', 'pid')\n"
+    "time.sleep(600)\nimport torch\n"
+)
 
 
 @pytest.fixture
@@ -82,7 +88,10 @@ def test_a_program_is_the_code_of_its_own_start_not_of_the_servers(tree: Path, d
     material.write_text("WORD = 'old'\n")
     write(
         tree,
-        "from pathlib import Path\nfrom tasks.rlhf.word import WORD\nPath('word').write_text(WORD)\nPath('done').write_text('')\n",
+        (
+            "from pathlib import Path\nfrom tasks.rlhf.word import WORD\nPath('word').write_text(WORD)\n"
+            "Path('done').write_text('')\n"
+        ),
     )
     run_program("sft", directory, Machine())
     assert (directory / "word").read_text() == "old"
@@ -195,7 +204,10 @@ def test_a_failure_under_the_server_names_its_cause(tree: Path, directory: Path)
 
 def test_server_and_program_die_with_whoever_asked_even_on_kill_9(tree: Path, directory: Path) -> None:
     write(tree, HANGS)
-    code = "import sys; from pathlib import Path; from tasks.execution import launch, program_forks; from tasks.config.machine import Machine\n"
+    code = (
+        "import sys; from pathlib import Path; from tasks.execution import launch, program_forks; from "
+        "tasks.config.machine import Machine\n"
+    )
     code += "program_forks.GPU_DEVICES = ()\nlaunch.run_program('sft', Path(sys.argv[1]), Machine())"
     parent = subprocess.Popen([sys.executable, "-c", code, str(directory)], cwd=tree)
     wait_until((directory / "pid").exists)

@@ -36,7 +36,10 @@ def with_template(base: Path, folder: Path, template: str | None) -> Path:
     [
         (None, "has no chat template: use text.template=question-answer$"),
         (
-            "{% if messages[0].role != 'system' %}{{ raise_exception('A system message is needed') }}{% endif %}",
+            (
+                "{% if messages[0].role != 'system' %}{{ raise_exception('A system message is needed') "
+                "}}{% endif %}"
+            ),
             r"\(A system message is needed\)",
         ),
         ("{{ messages[0].content }}{% endfor %}", "fails on a question"),
@@ -109,5 +112,8 @@ def test_a_home_that_cannot_be_written_to_is_told_by_the_command_that_needs_one(
     assert capsys.readouterr().err == (
         ""
         if status == 0
-        else f"alignflow: {tmp_path / 'file'} cannot be written to; ALIGNFLOW_HOME names another place for what is made\n"
+        else (
+            f"alignflow: {tmp_path / 'file'} cannot be written to; ALIGNFLOW_HOME names another place for "
+            "what is made\n"
+        )
     )

@@ -212,7 +212,7 @@ def test_links_lead_to_where_people_open_the_pages(tree: Path, monkeypatch: pyte
     assert client.page("r").startswith("https://mlflow.example.org/#/experiments/")
 
 
-# ------------------------------------------------------------------------------------------------------ logs, names and origins
+# -------------------------------------------------------------------------- logs, names and origins
 
 
 def log_of(run: Any, folder: Path) -> str:

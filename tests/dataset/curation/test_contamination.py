@@ -26,7 +26,10 @@ from tests.support.paths import SHARED
 
 DATA = SHARED / "data"
 BENCHMARKS = DATA / "benchmarks"
-ALPHABET = "Apple, banana; cherry date elderberry fig grape honeydew iris jackfruit kiwi lemon mango nectarine orange papaya"
+ALPHABET = (
+    "Apple, banana; cherry date elderberry fig grape honeydew iris jackfruit kiwi lemon mango nectarine "
+    "orange papaya"
+)
 WORDS = ALPHABET.split()
 EIGHT = " ".join(WORDS[:8])
 FILES = ("rows.jsonl", "rows.json", "rows.parquet", "rows.jsonl.gz", "rows.json.gz")

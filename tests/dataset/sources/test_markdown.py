@@ -35,7 +35,7 @@ def nodes(text: str, kind: str) -> list[SyntaxTreeNode]:
     return [node for node in tree_of(text).walk() if node.type == kind]
 
 
-# ------------------------------------------------------------------------------------------------------------------------- code
+# --------------------------------------------------------------------------------------------- code
 
 TRICKY = [
     "`",
@@ -110,7 +110,8 @@ def test_a_code_block_in_other_words() -> None:
     assert to_markdown('<pre><code class="lang-python">x\n</code></pre>') == "```python\nx\n```"
     assert (
         to_markdown(
-            '<pre class="s-code-block"><code class="hljs language-py"><span class="k">def</span> x</code></pre>'
+            '<pre class="s-code-block"><code class="hljs language-py"><span class="k">def</span> '
+            "x</code></pre>"
         )
         == "```py\ndef x\n```"
     )
@@ -156,7 +157,7 @@ def test_every_code_block_of_real_posts_survives(dump: str) -> None:
     )  # the others are converted the quick way
 
 
-# -------------------------------------------------------------------------------------------------------------------- structure
+# ---------------------------------------------------------------------------------------- structure
 
 Block = tuple[Any, ...]  # its kind, then its text or what is in it
 WORDS = st.lists(st.text(string.ascii_lowercase, min_size=1, max_size=5), min_size=1, max_size=3).map(
@@ -263,7 +264,10 @@ def test_links_and_images_keep_address_and_words(address: str, label: str, image
         ),
         ("<p><sub><sup>1</sup> A <em>note</em> in small print</sub></p>", "^1 A *note* in small print"),
         (
-            "<p>a.<sup>1</sup> b <sup>2,3</sup> <sup>[4]</sup> <sup>1</sup>/<sub>2</sub></p><p><sup>1</sup> c</p>",
+            (
+                "<p>a.<sup>1</sup> b <sup>2,3</sup> <sup>[4]</sup> <sup>1</sup>/<sub>2</sub></p><p><sup>"
+                "1</sup> c</p>"
+            ),
             "a.^1 b ^2,3 [4] 1/2\n\n^1 c",
         ),
         ('<h2>a <img src="i.png" alt="b"> c</h2>', "## a ![b](i.png) c"),
@@ -283,9 +287,12 @@ def test_the_tags_of_stack_exchange(body: str, expected: str) -> None:
     assert to_markdown(body) == expected
 
 
-# ------------------------------------------------------------------------------------------------------------- the library beneath
+# ------------------------------------------------------------------------------ the library beneath
 
-TAGS = "p a li ul ol b i em strong code br img blockquote hr pre sub sup kbd del h2 div span table tr th td details summary svg script".split()
+TAGS = (
+    "p a li ul ol b i em strong code br img blockquote hr pre sub sup kbd del h2 div span table tr th td "
+    "details summary svg script"
+).split()
 USUAL = "p a li ul ol b em code br blockquote hr pre kbd h2".split()
 TEXTS = [
     "x",
@@ -366,7 +373,8 @@ def test_text_in_a_thousand_tags_is_there() -> None:
 
 @given(SOUP | st.text())
 @example(
-    '<ul><li>a<ul><li>b</li></ul></li></ul><h2>c</h2><pre>d</pre>e<br>f<a href="g h">i</a><img src="data:j"><mark>k</mark> <title>l</title>'
+    '<ul><li>a<ul><li>b</li></ul></li></ul><h2>c</h2><pre>d</pre>e<br>f<a href="g h">i</a><img '
+    'src="data:j"><mark>k</mark> <title>l</title>'
 )
 def test_the_binding_does_what_the_public_function_does(body: str) -> None:
     body = body.replace("\0", "")

@@ -48,7 +48,7 @@ def pairs_in(question: Question) -> set[tuple[str, str]]:
     return {(texts[i], texts[j]) for i, j in draw_pairs(question, max_pairs=10, seed=0)}
 
 
-# ------------------------------------------------------------------------------------------------------- columns that say the same
+# ------------------------------------------------------------------------ columns that say the same
 
 HELLO = [U("hi"), A("hello")]
 
@@ -128,7 +128,7 @@ def test_a_prompt_that_all_answers_begin_with_is_taken_off_them() -> None:
     ) == ["rows whose answers are equal (columns 'chosen' and 'rejected')"]
 
 
-# -------------------------------------------------------------------------------------------- columns that turn a row's meaning round
+# ---------------------------------------------------------- columns that turn a row's meaning round
 
 KTO = {"prompt": ASKED, "completion": "Do not."}
 
@@ -216,7 +216,10 @@ def test_a_comparison_with_a_label_that_nothing_reads_is_refused(column: str, va
     questions, bad, _ = take(row)
     assert questions == []
     assert list(bad.reasons) == [
-        f"rows whose column '{column}' may turn their meaning round (name it in source.scores or source.label, or in source.ignored if it does not)"
+        (
+            f"rows whose column '{column}' may turn their meaning round (name it in source.scores or "
+            "source.label, or in source.ignored if it does not)"
+        )
     ]
     assert take(row, ignored=(column,))[1].reasons == {}
     assert take(row | {column: None})[1].reasons == {}, "a column that holds nothing decides nothing"
@@ -338,7 +341,7 @@ def test_two_different_system_messages_are_refused() -> None:
     ) == ["rows with two system messages (column 'system')"]
 
 
-# ------------------------------------------------------------------------------------------------------------------------ messages
+# ----------------------------------------------------------------------------------------- messages
 
 CHAT = [U("q"), A("a")]
 
@@ -409,7 +412,7 @@ def test_an_answer_in_brackets_is_a_text(text: str) -> None:
     assert question.answers[0].text == text
 
 
-# ------------------------------------------------------------------------------------------------- nested columns, numbers, nothing
+# ----------------------------------------------------------------- nested columns, numbers, nothing
 
 
 @pytest.mark.parametrize(
@@ -496,7 +499,7 @@ def test_ranks_are_no_scores_until_their_user_says_so() -> None:
     assert pairs_in(take(fields, scores="rank", scores_are_ranks=False)[0][0]) == {("b", "a")}
 
 
-# ------------------------------------------------------------------------------------------------------- which side is the better one
+# --------------------------------------------------------------------- which side is the better one
 
 
 @pytest.mark.parametrize(
@@ -630,7 +633,7 @@ def test_shp_is_read_by_its_label_and_warned_of_without_it(tmp_path: Path) -> No
     )
 
 
-# ------------------------------------------------------------------------------------------------------------------------ test files
+# --------------------------------------------------------------------------------------- test files
 
 
 @pytest.mark.parametrize(
@@ -719,7 +722,7 @@ def test_the_published_sets_keep_their_test_files_for_evaluation() -> None:
         ] == [split]
 
 
-# ------------------------------------------------------------------------------------------------ other files of a published set
+# ------------------------------------------------------------------- other files of a published set
 
 
 @pytest.mark.parametrize(
@@ -786,7 +789,7 @@ def test_the_hub_is_asked_for_the_dialogues_of_hh_rlhf(
     assert hub.is_hub_id(calls[0]["id"])
 
 
-# -------------------------------------------------------------------------------------------------------------------------- the card
+# ----------------------------------------------------------------------------------------- the card
 
 
 def test_columns_of_many_names_do_not_fill_the_card(tmp_path: Path) -> None:
@@ -851,11 +854,14 @@ def test_words_of_names() -> None:
     assert find_value({"a": [{"b": 1}, 3]}, "a.b") == [1, None]
 
 
-# ------------------------------------------------------------------------------------------- shapes of published sets
+# ------------------------------------------------------------------------- shapes of published sets
 
 
 CHATML = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nq?<|im_end|>\n<|im_start|>assistant\n"
-LLAMA = "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nq?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+LLAMA = (
+    "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nq?<|eot_id|><|start_header_id|>"
+    "assistant<|end_header_id|>\n\n"
+)
 
 
 @pytest.mark.parametrize(

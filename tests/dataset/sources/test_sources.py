@@ -48,7 +48,7 @@ real_data = pytest.mark.skipif(
 )
 
 
-# ---------------------------------------------------------------------------------------------------------------------- rows of files
+# ------------------------------------------------------------------------------------ rows of files
 
 FIELDS = [{"prompt": f"p{n}", "n": n, "text": "ü\n\"'" * n} for n in range(300)]
 
@@ -148,7 +148,7 @@ def test_places_that_hold_nothing_are_refused(tmp_path: Path) -> None:
         read_all(tmp_path)
 
 
-# ------------------------------------------------------------------------------------------------------------- comparisons to questions
+# ------------------------------------------------------------------------- comparisons to questions
 
 
 @given(st.sets(st.tuples(st.integers(0, 7), st.integers(0, 7)).filter(lambda pair: pair[0] != pair[1])))
@@ -225,7 +225,7 @@ def test_what_a_source_calls_a_test_set_is_evaluated_on_alone() -> None:
     assert counts["finetune"] == pytest.approx(444, abs=50)
 
 
-# ------------------------------------------------------------------------------------------------------------------------ kinds of rows
+# ------------------------------------------------------------------------------------ kinds of rows
 
 DIALOGUE = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: {}\n\nAssistant: {}"
 
@@ -389,7 +389,7 @@ def test_a_published_preference_row_is_a_question_with_scored_answers() -> None:
     }
 
 
-# ---------------------------------------------------------------------------------------------------------------------- the whole stage
+# ---------------------------------------------------------------------------------- the whole stage
 
 
 @real_data
@@ -515,7 +515,10 @@ def test_too_many_bad_rows_are_refused_and_few_are_put_aside(tmp_path: Path) -> 
     assert len((artifact / "quarantine.jsonl").read_text().splitlines()) == 8
     with pytest.raises(
         InputError,
-        match=r"8 of 198 rows of .* cannot be used \(8 rows that are not JSON; the first: mine.jsonl, row 191\)",
+        match=(
+            r"8 of 198 rows of .* cannot be used \(8 rows that are not JSON; the first: mine.jsonl, row "
+            r"191\)"
+        ),
     ):
         run_data_program(path, tmp_path / "many", {"kind": "own"}, max_bad_share=0.01)
     path.write_text("\n".join(json.dumps({"question": "q", "a": 1}) for _ in range(20)))
@@ -564,7 +567,7 @@ def test_a_corpus_is_looked_for_before_anything_runs(tmp_path: Path, monkeypatch
         corpus_place(source.model_copy(update={"path": "nobody/nothing"}))
 
 
-# -------------------------------------------------------------------------------------------------- what damaged inputs have brought to light
+# -------------------------------------------------------- what damaged inputs have brought to light
 
 
 def test_half_characters_become_replacements_and_whole_ones_stay(tmp_path: Path) -> None:

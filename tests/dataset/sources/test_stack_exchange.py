@@ -71,7 +71,7 @@ def pairs_of(questions: list, max_pairs: int = 10, seed: int = 0) -> list:
     ]
 
 
-# ------------------------------------------------------------------------------------------------------------------------ scores
+# ------------------------------------------------------------------------------------------- scores
 
 GOLDEN = [
     (-5, -1),
@@ -125,7 +125,7 @@ def test_best_answer_ties_go_to_accepted_then_votes_then_oldest() -> None:
     assert index_of_best([answer(1, 2), answer(2, 2)]) == 0
 
 
-# ------------------------------------------------------------------------------------------------------------------- comparisons
+# -------------------------------------------------------------------------------------- comparisons
 
 
 @given(
@@ -160,7 +160,7 @@ def test_many_answers_cost_no_quadratic_memory() -> None:
     assert len(draw_comparisons(list(range(100_000)), max_pairs=10, seed=0, question_id=1)) == 10
 
 
-# -------------------------------------------------------------------------------------------------------------------- assembling
+# --------------------------------------------------------------------------------------- assembling
 
 
 def test_what_cannot_be_used_is_counted_by_reason() -> None:
@@ -237,7 +237,7 @@ def test_licence_and_author() -> None:
     assert author_url(post(1)._replace(author_id="", author_name="user12"), "a.example") == "user12"
 
 
-# ---------------------------------------------------------------------------------------------------------------------- Markdown
+# ----------------------------------------------------------------------------------------- Markdown
 
 CODE = st.text(
     alphabet=string.printable.replace("\r", "").replace("\x0b", "") + "éß漢\u00a0", min_size=1, max_size=60
@@ -275,7 +275,7 @@ def test_broken_html_never_fails(body: str) -> None:
     assert to_markdown(body) == to_markdown(body).strip()
 
 
-# ------------------------------------------------------------------------------------------------------------------------ splits
+# ------------------------------------------------------------------------------------------- splits
 
 
 def test_splits_have_their_shares_and_stay_when_questions_are_added() -> None:
@@ -309,7 +309,7 @@ def test_questions_of_equal_text_share_a_split_whatever_the_order() -> None:
     assert normalise_words("??") == "??"
 
 
-# --------------------------------------------------------------------------------------------------------------------- real dumps
+# --------------------------------------------------------------------------------------- real dumps
 
 
 @pytest.fixture(scope="module")

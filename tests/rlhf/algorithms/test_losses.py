@@ -26,7 +26,7 @@ def scalar(value: float) -> Tensor:
     return torch.tensor([[value]])
 
 
-# ------------------------------------------------------------------------------------------------------------- reward model
+# ------------------------------------------------------------------------------------- reward model
 
 
 def test_pair_losses_of_four_ranked_rewards() -> None:
@@ -64,7 +64,7 @@ def test_pairwise_loss_refuses_what_would_broadcast(shape: tuple[int, ...]) -> N
         pairwise_loss(torch.zeros(shape), torch.zeros(3))
 
 
-# ---------------------------------------------------------------------------------------------------------------------- PPO
+# ---------------------------------------------------------------------------------------------- PPO
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_masked_mean_ignores_infinities_outside_the_mask() -> None:
     assert torch.autograd.grad(mean, values)[0].tolist() == [0.5, 0.0, 0.5]
 
 
-# ---------------------------------------------------------------------------------------------------------------------- DPO
+# ---------------------------------------------------------------------------------------------- DPO
 
 
 def dpo(chosen: float, rejected: float, **settings: float) -> float:
@@ -237,7 +237,7 @@ def test_ipo_pulls_back_what_is_further_apart_than_it_asks_for() -> None:
         assert chosen.grad.sign().item() == towards
 
 
-# -------------------------------------------------------------------------------------------------------------------- text
+# --------------------------------------------------------------------------------------------- text
 
 
 def test_perplexity() -> None:

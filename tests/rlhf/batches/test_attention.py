@@ -121,7 +121,7 @@ def test_gradients_are_the_same_text_by_text(kind: str) -> None:
         torch.testing.assert_close(ours, plain_ones, atol=1e-4 * float(plain_ones.abs().max()), rtol=1e-3)
 
 
-# ------------------------------------------------------------------------------------------------ the guard
+# ---------------------------------------------------------------------------------------- the guard
 
 
 def forget_windows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +203,7 @@ def test_no_memory_is_no_reason_to_go_on(monkeypatch: pytest.MonkeyPatch) -> Non
         layout_checks.settle(model, lambda: layout_checks.packing_gap(model, blocks), layout="Packing")
 
 
-# ---------------------------------------------------------------------------------------------- positions
+# ---------------------------------------------------------------------------------------- positions
 
 
 def test_padding_has_no_position_that_no_document_has() -> None:
@@ -231,7 +231,7 @@ def test_texts_that_are_too_long_are_refused(kind: str, most: int) -> None:
         loading.check_context(model, most + 1)
 
 
-# -------------------------------------------------------------------------------------------------- logits
+# ------------------------------------------------------------------------------------------- logits
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_logits_that_are_capped_or_scaled_are_refused_however_small(
         loading.check_head(model)
 
 
-# ----------------------------------------------------------------------------------------------- programs
+# ----------------------------------------------------------------------------------------- programs
 
 
 @pytest.fixture(scope="module")

@@ -210,7 +210,10 @@ def test_attacks_end_as_answers_do(tokenizer: PreTrainedTokenizerBase) -> None:
             r"\(first system\)",
         ),
         (
-            "{% if messages | length > 1 %}{{ raise_exception('one turn only') }}{% endif %}{{ messages[0].content }}",
+            (
+                "{% if messages | length > 1 %}{{ raise_exception('one turn only') }}{% endif %}{{ "
+                "messages[0].content }}"
+            ),
             "a question and its answer",
         ),
         ("{{ messages[0].text.upper() }}", "has no attribute"),

@@ -1,4 +1,4 @@
-"""Test that answers that share a prompt get the outputs and gradients of each alone, on every architecture."""
+"""Test that answers that share a prompt get the outputs and gradients of each alone."""
 
 import random
 

@@ -23,7 +23,10 @@ from tests.support import tiny
 
 TOKENIZER = tiny.tokenizer()
 TEXT = {"max_prompt_tokens": 48, "max_answer_tokens": 12}
-HEAD = "list files users groups ports disks pages words lines logs list files users groups ports"  # more tokens than an answer may have
+HEAD = (
+    "list files users groups ports disks pages words lines "
+    "logs list files users groups ports"
+)  # more tokens than an answer may have
 
 
 def encoder(prompt: int = 48, answer: int = 12) -> Encoder:
@@ -124,7 +127,8 @@ def started(stage: str, folder: Path, inputs: dict[str, Path], settings: dict[st
     job = {"text": TEXT} | ({} if stage == "reference" else {"seed": 0, stage: settings})
     run = Run(tiny.write_job(folder / stage, stage, job, inputs))
     programs = {
-        "sft": (sft.train, SftJob), "reference": (reference.compute, ReferenceJob), "reward": (reward.train, RewardJob), "dpo": (dpo.train, DpoJob),
+        "sft": (sft.train, SftJob), "reference": (reference.compute, ReferenceJob),
+        "reward": (reward.train, RewardJob), "dpo": (dpo.train, DpoJob),
     }  # fmt: skip
     train, kind = programs[stage]
     train(kind.model_validate(run.record), run)  # type: ignore[operator]

@@ -114,7 +114,7 @@ def test_every_pair_is_in_one_stratum() -> None:
 
 
 def test_clustered_interval_is_scipys() -> None:
-    """scipy resamples questions' (sum, count) with its own generator: ends agree to the noise of the draws."""
+    """scipy resamples questions' (sum, count) with its own generator: the ends differ by noise."""
     credits, question = some(150)
     sums = torch.zeros(150, dtype=torch.float64).index_add(0, question, credits)
     data = (sums.numpy(), question.bincount().double().numpy())

@@ -85,7 +85,7 @@ def gradients(model: PeftModel) -> tuple[float, dict[str, Tensor]]:
     }
 
 
-# ------------------------------------------------------------------------------------------------------------------------ loading
+# ------------------------------------------------------------------------------------------ loading
 
 
 @pytest.mark.parametrize("kind", tiny.ARCHITECTURES)
@@ -163,7 +163,7 @@ def test_widths_need_not_be_multiples_of_a_block(
     assert logits(load(tmp_path, precision)).isfinite().all()
 
 
-# -------------------------------------------------------------------------------------------------------------- what cannot be loaded
+# ---------------------------------------------------------------------------- what cannot be loaded
 
 
 def damage(folder: Path, how: str) -> None:
@@ -235,7 +235,7 @@ def test_what_is_not_installed_is_named(
         load(folders["llama"], "int8")
 
 
-# ----------------------------------------------------------------------------------------------------------------------- adapters
+# ----------------------------------------------------------------------------------------- adapters
 
 
 @pytest.mark.parametrize("kind", tiny.ARCHITECTURES)
@@ -289,7 +289,7 @@ def test_the_kernel_that_lets_no_gradient_through_is_off(folders: dict[str, Path
     assert [module.support_avx512bf16_for_cpu for module in layers] == [False] * 14
 
 
-# ------------------------------------------------------------------------------------------------------------------------ merging
+# ------------------------------------------------------------------------------------------ merging
 
 
 @pytest.mark.parametrize("kind", [*tiny.ARCHITECTURES, "half"])
@@ -346,7 +346,7 @@ def test_an_adapter_is_merged_into_what_it_was_trained_on(
     assert gaps[1]["drift_max"] > 20 * gaps[0]["drift_max"]
 
 
-# ----------------------------------------------------------------------------------------------------------------- memory for time
+# ---------------------------------------------------------------------------------- memory for time
 
 
 def saved_bytes(model: PeftModel) -> int:
@@ -431,7 +431,7 @@ def test_a_model_without_such_layers_is_refused() -> None:
         gradient_checkpointing.gradient_checkpointing(nn.Linear(2, 2))
 
 
-# ------------------------------------------------------------------------------------------------------- what an adapter belongs to
+# ----------------------------------------------------------------------- what an adapter belongs to
 
 TRAINED = Fingerprint("sha256:1111111111", "sha256:2222222222", "nf4", "bfloat16")
 

@@ -46,7 +46,7 @@ LORA = FULL._replace(rank=4)
 DEEP = LORA._replace(config=LlamaConfig.from_dict(SMALL.to_dict() | {"num_hidden_layers": 12}), chunk=16)
 
 
-# ------------------------------------------------------------------------------------------------------------------ counted
+# ------------------------------------------------------------------------------------------ counted
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_quantised_base_cannot_train() -> None:
         estimate(FULL._replace(precision="nf4"))
 
 
-# ---------------------------------------------------------------------------------------------------------------- rehearsed
+# ---------------------------------------------------------------------------------------- rehearsed
 
 
 def real(plan: Plan) -> int:
@@ -273,16 +273,16 @@ def test_nothing_is_drawn_and_nothing_changed() -> None:
     assert SMALL.to_dict() == config
 
 
-# ------------------------------------------------------------------------------------------------------------------- refusal
+# ------------------------------------------------------------------------------------------ refusal
 
 
 def test_told() -> None:
     parts = Estimate(
         3_870_000_000, 160_000_000, 160_400_000, 320_000_000, 9_120_000_000, 0, 1_000_000, 0, LORA
     )
-    assert (
-        told(parts)
-        == "13.6 GB: activations 9.1 GB, weights 3.9 GB, optimizer 320 MB, gradients 160 MB, adapters 160 MB, workspace 1 MB"
+    assert told(parts) == (
+        "13.6 GB: activations 9.1 GB, weights 3.9 GB, optimizer 320 MB, gradients 160 MB, adapters 160 "
+        "MB, workspace 1 MB"
     )
 
 
@@ -358,7 +358,7 @@ def test_a_refusal_on_a_cpu_tells_the_heap() -> None:
         check(made, 1000)
 
 
-# ----------------------------------------------------------------------------------------------------------------- available
+# ---------------------------------------------------------------------------------------- available
 
 
 def machine(folder: Path, files: dict[str, str]) -> Path:
@@ -432,7 +432,7 @@ def test_a_gpu_has_what_is_free_and_what_torch_holds_for_itself(monkeypatch: pyt
     assert available(CUDA) == 1200
 
 
-# --------------------------------------------------------------------------------------------------- models of other kinds
+# ---------------------------------------------------------------------------- models of other kinds
 
 
 @pytest.mark.parametrize(
@@ -456,7 +456,8 @@ def afforded(tmp_path: Path) -> Run:
 def test_an_estimate_that_fails_is_a_warning(tmp_path: Path) -> None:
     (told,) = afforded(tmp_path).warnings  # torch has no grouped product without data in float32
     assert told.startswith(
-        "How much memory a step of sft takes is not known: the estimate fails on gpt_oss models (RuntimeError: "
+        "How much memory a step of sft takes is not known: the estimate fails on gpt_oss models "
+        "(RuntimeError: "
     )
 
 
