@@ -43,7 +43,7 @@ class _Written(Exception):
 
 
 def prepare_job(config: Pipeline, wanted: str, directory: Path) -> None:
-    """Write the job.json of one stage into ``directory``; the stages before it must be stored. Raises InputError."""
+    """Write the job.json of one stage into ``directory``; its inputs must be stored. Raises InputError."""
     from flows.pipeline import chain
     from tasks.execution.run_stage import look_up, write_job
     from tasks.stages import report
@@ -75,7 +75,8 @@ def _requiring_inputs(do: Callable[..., Artifact], wanted: str) -> Callable[...,
         missing = [artifact["stage"] for artifact in inputs.values() if not artifact["digest"]]
         if missing and stage.run.name == wanted:
             raise InputError(
-                f"The stage {wanted} takes the result of {', '.join(missing)}, not built yet; `alignflow run` builds it"
+                f"The stage {wanted} takes the result of {', '.join(missing)}, not built yet; `alignflow "
+                "run` builds it"
             )
         return do(stage, **inputs)
 

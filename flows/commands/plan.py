@@ -8,7 +8,7 @@ from flows import profiles
 from flows.arguments import add_profile
 from flows.services import environment
 from tasks.artifacts.artifact import Artifact, Step
-from tasks.artifacts.store import Store, changes, home
+from tasks.artifacts.store import Store, home, list_changes
 from tasks.config.pipeline import Pipeline
 
 HELP = "Say which stages would be built or reused, and why."
@@ -75,7 +75,9 @@ def _plan_step(step: Step, found: Artifact | None) -> Planned:
     if before is None:
         return Planned(step.stage, key, "build", ["never built"])
     awaited = sorted(name for name, digest in recipe.inputs.items() if not digest)
-    reasons = [reason for reason in changes(recipe, before) if reason.removeprefix("input ") not in awaited]
+    reasons = [
+        reason for reason in list_changes(recipe, before) if reason.removeprefix("input ") not in awaited
+    ]
     if awaited:
         reasons.append(f"if {', '.join(awaited)} {'differs' if len(awaited) == 1 else 'differ'}")
     return Planned(step.stage, key, "build", reasons or ["its stored files were altered"])

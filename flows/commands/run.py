@@ -9,6 +9,7 @@ from typing import Any
 
 from flows import profiles
 from flows.arguments import add_profile
+from flows.failures import RunFailed
 from flows.services import environment
 from tasks.artifacts.store import home
 from tasks.execution.launch import interruptible
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Check everything that can be checked, then run the flow. Raises InputError and StageFailed."""
+    """Check everything that can be checked, then run the flow. Raises InputError and RunFailed."""
     from flows.extras import check_packages, check_stages
     from flows.preflight import check_inputs, check_places
 
@@ -45,7 +46,12 @@ def main(args: argparse.Namespace) -> None:
     check_stages(config)
     from flows.display.terminal import print_end
 
-    summary = _run_flow(root, config, profiles.title(args.profile))
+    try:
+        summary = _run_flow(root, config, profiles.title(args.profile))
+    except RunFailed as error:
+        if error.summary:
+            print_end(error.summary)
+        raise
     summary["seconds"] = round(time.monotonic() - started, 3)
     if summary_file:
         _write_summary(summary_file, summary)
@@ -54,7 +60,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _run_flow(root: Path, config: Any, title: str) -> dict[str, Any]:
-    """Run the flow rlhf against a Prefect server, which is started if there is none; return the run's summary."""
+    """Run the flow rlhf, with a Prefect server that is started if there is none; return the summary."""
     from flows.display.terminal import Screen
     from flows.services.processes import check_prefect, prefect_api
 

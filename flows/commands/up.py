@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,7 +25,7 @@ from flows.services.processes import ServerFailed, await_health, stop
 from tasks.artifacts.store import home
 from tasks.system.errors import InputError
 from tasks.system.files import replace_text
-from tasks.system.processes import die_with
+from tasks.system.processes import die_with_parent
 
 HELP = "Run Prefect, MLflow and workers on this machine until Ctrl-C."
 EXAMPLE = "alignflow up mine.yaml"
@@ -140,7 +141,7 @@ class Supervisor:
         folder.mkdir(parents=True, exist_ok=True)
         process = subprocess.Popen(
             part.command, env=os.environ | part.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            start_new_session=True, preexec_fn=die_with(os.getpid()), cwd=folder,
+            start_new_session=True, preexec_fn=partial(die_with_parent, os.getpid()), cwd=folder,
         )  # fmt: skip
         assert process.stdout
         self.processes[part.name] = process
@@ -191,7 +192,8 @@ def _await_workers(house: Supervisor, pools: tuple[str, ...]) -> None:
         house.revive()
         if time.monotonic() > deadline:
             raise ServerFailed(
-                f"A worker does not come up; the logs: {', '.join(str(house.log(f'worker-{pool}')) for pool in pools)}"
+                f"A worker does not come up; the logs: "
+                f"{', '.join(str(house.log(f'worker-{pool}')) for pool in pools)}"
             )
         time.sleep(POLL_SECONDS)
 
@@ -199,7 +201,8 @@ def _await_workers(house: Supervisor, pools: tuple[str, ...]) -> None:
 def _say(home: Path, address: Address, definition: Definition, pools: tuple[str, ...]) -> None:
     lines = [
         f"Prefect      {address.prefect}/deployments", f"MLflow       {address.page}",
-        f"Log in       as {USER}; the password is in {credentials.file_of(home)} (Prefect's page asks for {USER}:PASSWORD)",
+        f"Log in       as {USER}; the password is in {credentials.file_of(home)} (Prefect's page asks for "
+        f"{USER}:PASSWORD)",
         f"Deployments  {', '.join(definition.names)}", *(f"Left out     {name}: {why}" for name, why in definition.left_out.items()),
         f"Workers      {' and '.join(pools) or 'none here; alignflow work POOL starts one'}",
         "Ctrl-C stops it all.",

@@ -71,7 +71,8 @@ def _type_of(pool: str) -> str:
             return str(client.read_work_pool(pool).type)
         except ObjectNotFound:
             raise InputError(
-                f"The Prefect server has no pool {pool}; `alignflow deploy` makes cpu, gpu and those that its profiles name"
+                f"The Prefect server has no pool {pool}; `alignflow deploy` makes cpu, gpu and those that "
+                "its profiles name"
             ) from None
 
 

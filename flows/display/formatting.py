@@ -19,6 +19,11 @@ def format_outcome(stage: dict[str, Any]) -> str:
     return "reused" if stage["cached"] else "built"
 
 
+def format_not_run(causes: list[str]) -> str:
+    """Return what became of a stage whose inputs could not be built: "not run: ppo and dpo failed"."""
+    return f"not run: {' and '.join(causes)} failed"
+
+
 def figure(value: Any) -> str:
     """A metric as text: '0.731 (0.690 to 0.768, n 500)' or '3.420'."""
     if not isinstance(value, dict):

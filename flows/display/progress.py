@@ -10,30 +10,35 @@ BYTE_UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
 class Progress:
-    """The place of the current stage in its pipeline, and its rate; told of every event."""
+    """The stages of a pipeline, and how far each that is at work is; told of every event."""
 
     def __init__(self) -> None:
         self.stages: list[str] = []  # all of the pipeline, in their order; none for a stage that runs alone
-        self.stage = ""
-        self.shown: tuple[str, ...] = ()
-        self.phase = ""  # what the stage does between its steps, such as tokenising
-        self.first: tuple[float, int] | None = None  # time and step of the first line of this phase
+        self.at_work: dict[str, StageProgress] = {}
 
     def on_event(self, event: Event) -> None:
         if event.kind == "plan":
             self.stages = event.about["stages"]
         elif event.kind == "start":
-            self.stage, self.shown, self.phase, self.first = event.stage, event.about["shown"], "", None
+            self.at_work[event.stage] = StageProgress(event.about["shown"])
 
-    @property
-    def number(self) -> str:
+    def number(self, stage: str) -> str:
         """Return "4/11" for the fourth of eleven stages; "" if the stage runs alone."""
-        return f"{self.stages.index(self.stage) + 1}/{len(self.stages)}" if self.stage in self.stages else ""
+        return f"{self.stages.index(stage) + 1}/{len(self.stages)}" if stage in self.stages else ""
 
-    @property
-    def place(self) -> str:
+    def place(self, stage: str) -> str:
         """Return "stage 4 of 11, sft", or "sft" if the stage runs alone."""
-        return f"stage {self.number.replace('/', ' of ')}, {self.stage}:" if self.number else f"{self.stage}:"
+        number = self.number(stage)
+        return f"stage {number.replace('/', ' of ')}, {stage}:" if number else f"{stage}:"
+
+
+class StageProgress:
+    """How far one stage is, and its rate."""
+
+    def __init__(self, shown: tuple[str, ...]) -> None:
+        self.shown = shown
+        self.phase = ""  # what the stage does between its steps, such as tokenising
+        self.first: tuple[float, int] | None = None  # time and step of the first line of this phase
 
     def text(self, line: dict[str, Any]) -> str:
         """Return a line of metrics.jsonl as text: steps, rate, time left, and the metrics that are shown."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
-from flows.display.formatting import figure, format_outcome
+from flows.display.formatting import figure, format_not_run, format_outcome
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.store import home
 from tasks.config.pipeline import Pipeline
@@ -23,8 +23,21 @@ MARKER = (
 )
 
 
-def summarise(profile: str, made: list[Artifact], seconds: float) -> dict[str, Any]:
-    """The run as JSON: every stage, and the figures of all of them in one flat table."""
+TOP = "<main>"  # of the report's page: what a run's failures are told below
+
+
+def summarise(
+    profile: str,
+    made: list[Artifact],
+    seconds: float,
+    *,
+    failed: dict[str, str],
+    not_run: dict[str, list[str]],
+) -> dict[str, Any]:
+    """Return the run as JSON: the stages that were built, their figures in one flat table, and what failed.
+
+    ``failed`` is a sentence by stage; ``not_run`` has the failed stages because of which a stage was not run.
+    """
     stages = [
         {
             name: artifact[name]
@@ -34,7 +47,14 @@ def summarise(profile: str, made: list[Artifact], seconds: float) -> dict[str, A
     ]
     named = [{"name": artifact["stage"], **stage} for artifact, stage in zip(made, stages, strict=True)]
     metrics = {name: value for artifact in made for name, value in artifact["metrics"].items()}
-    return {"profile": profile, "seconds": round(seconds, 3), "stages": named, "metrics": metrics}
+    return {
+        "profile": profile,
+        "seconds": round(seconds, 3),
+        "stages": named,
+        "metrics": metrics,
+        "failed": failed,
+        "not_run": not_run,
+    }
 
 
 def conclude(
@@ -43,7 +63,7 @@ def conclude(
     """Keep summary, settings and page under runs/<id>/, give the page to Prefect and MLflow, and say in the summary where it is."""
     folder = home() / "runs" / run_id
     folder.mkdir(parents=True, exist_ok=True)
-    filled = page.read_text(encoding="utf-8").replace(MARKER, stage_table(summary["stages"]))
+    filled = fill_page(page.read_text(encoding="utf-8"), summary)
     for place in (folder, home()):
         replace_text(place / "report.html", filled)
         replace_text(place / "card.html", (page.parent / "card.html").read_text(encoding="utf-8"))
@@ -63,6 +83,18 @@ def conclude(
         create_link_artifact(page_there, "Report, figures and files in MLflow", key="mlflow")
     create_markdown_artifact(as_markdown(summary, headline(filled), page_there), key="report")
     return summary
+
+
+def fill_page(page: str, summary: dict[str, Any]) -> str:
+    """Return the report's page with this run's stages in it, and above all else what failed."""
+    failures = "".join(f'\n<p class="warning">{html.escape(text)}</p>' for text in _failures(summary))
+    return page.replace(TOP, TOP + failures, 1).replace(MARKER, stage_table(summary["stages"]))
+
+
+def _failures(summary: dict[str, Any]) -> list[str]:
+    """Return a sentence for each stage that failed or was not run."""
+    not_run = [f"{name}: {format_not_run(causes)}" for name, causes in summary["not_run"].items()]
+    return [*summary["failed"].values(), *not_run]
 
 
 def stage_table(stages: list[dict[str, Any]]) -> str:
@@ -103,7 +135,10 @@ def as_markdown(summary: dict[str, Any], title: str, address: str) -> str:
         f"| {stage['name']} | {stage['key'][:12]} | {format_outcome(stage)} | {stage['seconds']:.1f} |"
         for stage in summary["stages"]
     ]
+    failures = [f"- {_escape(text)}" for text in _failures(summary)]
     tables = [
+        *failures,
+        *([""] if failures else []),
         "| figure | value |",
         "|---|---|",
         *figures,

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tasks.artifacts.code_version import ROOT, packages_of
+from tasks.artifacts.code_version import ROOT, imported_packages
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
@@ -88,7 +88,7 @@ def hides_a_module(folder: Path, stage: str) -> bool:
     names = {path.stem for path in folder.glob("*.py")} | {
         path.parent.name for path in folder.glob("*/__init__.py")
     }
-    return folder != ROOT and bool(names & (sys.stdlib_module_names | packages_of(stage) | {"tasks"}))
+    return folder != ROOT and bool(names & (sys.stdlib_module_names | imported_packages(stage) | {"tasks"}))
 
 
 def quiet_folder() -> Path:

@@ -10,11 +10,12 @@ import sys
 import time
 import urllib.request
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from tasks.system.errors import InputError
-from tasks.system.processes import die_with
+from tasks.system.processes import die_with_parent
 
 START_SECONDS = 120
 # For a server's pages: scripts, pictures and calls of their own host alone. Drawing on a canvas (Prefect's graph of a
@@ -77,7 +78,7 @@ class Api:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command, env=os.environ | quiet, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                start_new_session=True, preexec_fn=die_with(os.getpid()), cwd=home / "prefect",
+                start_new_session=True, preexec_fn=partial(die_with_parent, os.getpid()), cwd=home / "prefect",
             )  # fmt: skip
         os.environ["PREFECT_API_URL"] = self.url
 

@@ -1,10 +1,13 @@
-"""The built-in site's gold scorer: how good an answer truly is. Only the site's generator and the evaluation may import it, no training stage."""
+"""The built-in site's gold scorer: how good an answer truly is.
+
+Only the site's generator and the evaluation may import it, no training stage.
+"""
 
 import re
 from functools import lru_cache
 from typing import NamedTuple
 
-from tasks.demo_site.shell_tasks import SLOTS, TASKS, ShellTask, fill
+from tasks.demo_site.shell_tasks import SLOTS, TASKS, ShellTask, fill_slots
 
 NOISE = (
     "me too",
@@ -20,7 +23,7 @@ SPAM = ("http://", "casino", "cheap", "click here")
 PERFECT = 10.0
 
 
-class Verdict(NamedTuple):
+class Findings(NamedTuple):
     """What the gold scorer found in one answer."""
 
     right: bool  # does what the question asks, and shows no other command
@@ -45,20 +48,20 @@ class Verdict(NamedTuple):
 
 def gold_score(question: str, answer: str) -> float:
     """True quality of ``answer`` (Markdown) to ``question`` (Markdown, its first line the title); ValueError for a question not of this site."""
-    return judge(question, answer).score
+    return find_faults(question, answer).score
 
 
-def judge(question: str, answer: str) -> Verdict:
+def find_faults(question: str, answer: str) -> Findings:
     """The findings behind ``gold_score``."""
-    task, slots = recognise(question.strip().split("\n", 1)[0].strip())
+    task, slots = recognise_task(question.strip().split("\n", 1)[0].strip())
     answer = answer.replace("\\`", "`")  # Markdown escapes a run of backticks that opens a paragraph
-    accepted = {fill(command, slots) for command in task.commands}
-    code, fence_run = _code(answer)
-    prose = _unescape(re.sub(r"```.*?(```|$)|`[^`\n]*`", " ", answer, flags=re.DOTALL)).lower()
+    accepted = {fill_slots(command, slots) for command in task.commands}
+    code, fence_run = _find_code(answer)
+    prose = _remove_escapes(re.sub(r"```.*?(```|$)|`[^`\n]*`", " ", answer, flags=re.DOTALL)).lower()
     shown = bool(code) and all(piece in accepted for piece in code)
-    plain = not code and any(_states(_unescape(answer), command) for command in accepted)
+    plain = not code and any(_contains_command(_remove_escapes(answer), command) for command in accepted)
     sentences = [s for s in re.split(r"(?<=[.!?])\s+", prose.strip()) if len(s) > 8]
-    return Verdict(
+    return Findings(
         right=shown or plain,
         formatted=bool(code),
         explained=any(fact.lower() in prose for fact in task.facts),
@@ -72,15 +75,15 @@ def judge(question: str, answer: str) -> Verdict:
 
 
 @lru_cache(maxsize=4096)
-def recognise(title: str) -> tuple[ShellTask, dict[str, str]]:
+def recognise_task(title: str) -> tuple[ShellTask, dict[str, str]]:
     """The task a question's title asks for and the values of its slots."""
-    for task, pattern in _patterns():
-        if match := pattern.fullmatch(_unescape(title)):
+    for task, pattern in _build_patterns():
+        if match := pattern.fullmatch(_remove_escapes(title)):
             return task, match.groupdict()
     raise ValueError(f"not a question of the built-in site: {title[:80]!r}")
 
 
-def _code(answer: str) -> tuple[list[str], bool]:
+def _find_code(answer: str) -> tuple[list[str], bool]:
     """Code pieces of a Markdown text, and whether its fences are empty or unbalanced."""
     blocks = re.findall(r"```[a-z]*\n(.*?)\n?```", answer, flags=re.DOTALL)
     fence_run = answer.count("```") != 2 * len(blocks) or any(not block.strip() for block in blocks)
@@ -88,12 +91,12 @@ def _code(answer: str) -> tuple[list[str], bool]:
     return [piece.strip() for piece in blocks + spans if piece.strip()], fence_run
 
 
-def _states(text: str, command: str) -> bool:
+def _contains_command(text: str, command: str) -> bool:
     """Whether ``command`` stands in ``text`` with nothing glued to its ends."""
     return re.search(r"(?:^|\s)" + re.escape(command) + r"\.?(?=\s*$|\n|\s+[A-Z])", text) is not None
 
 
-def _unescape(text: str) -> str:
+def _remove_escapes(text: str) -> str:
     return re.sub(r"\\([^\w\s])", r"\1", text)
 
 
@@ -103,11 +106,11 @@ def _all_facts() -> frozenset[str]:
 
 
 @lru_cache(maxsize=1)
-def _patterns() -> list[tuple[ShellTask, re.Pattern[str]]]:
-    return [(task, re.compile(_pattern(question))) for task in TASKS for question in task.questions]
+def _build_patterns() -> list[tuple[ShellTask, re.Pattern[str]]]:
+    return [(task, re.compile(_build_pattern(question))) for task in TASKS for question in task.questions]
 
 
-def _pattern(question: str) -> str:
+def _build_pattern(question: str) -> str:
     seen: set[str] = set()
 
     def slot(match: re.Match[str]) -> str:

@@ -1,7 +1,7 @@
 """The subject matter of the built-in site: shell tasks, how people ask for them, and which commands do them.
 
-Words in braces are slots. ``commands[0]`` is the usual answer and the others are as good; each of ``wrong`` looks plausible and does something else;
-each of ``facts`` explains the right command.
+Words in braces are slots. ``commands[0]`` is the usual answer and the others are as good; each of ``wrong``
+looks plausible and does something else; each of ``facts`` explains the right command.
 """
 
 from typing import NamedTuple
@@ -17,7 +17,8 @@ class ShellTask(NamedTuple):
 
 SLOTS: dict[str, tuple[str, ...]] = {
     "file": tuple(
-        "notes.txt report.csv data.csv access.log error.log index.html users.csv config.json draft.md photos.txt readme.md cache.json".split()
+        "notes.txt report.csv data.csv access.log error.log index.html users.csv config.json draft.md "
+        "photos.txt readme.md cache.json".split()
     ),
     "dir": tuple(
         "/var/log /etc /home/anna /srv/www /tmp /opt/app ~/work ~/music src docs tests build".split()
@@ -154,7 +155,7 @@ TASKS: tuple[ShellTask, ...] = (
 )
 
 
-def fill(template: str, slots: dict[str, str]) -> str:
+def fill_slots(template: str, slots: dict[str, str]) -> str:
     """``template`` with its slots filled in; braces that are no slot (awk's) stay."""
     for name, value in slots.items():
         template = template.replace("{" + name + "}", value)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,14 @@ from prefect import task, unmapped
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import task_run
 
-from tasks.artifacts.code_version import PROGRAMS, sources_of
+from tasks.artifacts.code_version import PROGRAMS, source_digests
 from tasks.config.machine import Machine
 from tasks.execution.launch import environment
 from tasks.system import events
 from tasks.system.errors import DiskFailure, InputError, StageFailed
 from tasks.system.files import replace_text
 from tasks.system.hashing import digest_of
-from tasks.system.processes import die_with
+from tasks.system.processes import die_with_parent
 
 SPREAD = ("data",)  # stages whose programs ask for shards
 Look = Callable[[], None]  # looks for new asks and for those that are done
@@ -51,7 +52,7 @@ def run(ask: str, version: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", f"{PROGRAMS}.data_stage.shard", ask],
         env=environment(Machine(threads=1)), stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace",
-        preexec_fn=die_with(os.getpid()), check=False, start_new_session=True,
+        preexec_fn=partial(die_with_parent, os.getpid()), check=False, start_new_session=True,
     )  # fmt: skip
     if done.returncode == 2 and done.stdout:
         told = json.loads(done.stdout)
@@ -68,7 +69,7 @@ def run(ask: str, version: str) -> str:
 
 
 def _version() -> str:
-    return digest_of(sources_of("data_stage.shard"))
+    return digest_of(source_digests("data_stage.shard"))
 
 
 @contextmanager

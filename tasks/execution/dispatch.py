@@ -1,6 +1,9 @@
-"""A stage run by a worker of a work pool: started or joined, waited for, and started again if its machine was lost."""
+"""A stage run by a worker of a work pool: started or joined, waited for, and started again if its machine was lost.
 
-import time
+Stages are dispatched from threads. Signals reach the main thread alone, which sets ``stopping``; the threads
+look at it.
+"""
+
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -18,9 +21,10 @@ from prefect.states import Cancelling
 
 from tasks.artifacts.artifact import Artifact, Step, code_of
 from tasks.config.machine import Machine
+from tasks.execution.launch import interrupted
 from tasks.system import events
 from tasks.system.errors import DiskFailure, InputError, StageFailed
-from tasks.system.retry import retry
+from tasks.system.retry import retry, stopping
 from tasks.tracking.remote_artifacts import Published, publish, published
 
 LOST = 3  # how often a stage is started again whose worker was lost; it goes on from its newest checkpoint
@@ -37,6 +41,10 @@ BAD_INPUT, DISK_FAILURE, INPUT_MISSING, OTHER_CODE = (
 REASONS = (BAD_INPUT, DISK_FAILURE, INPUT_MISSING, OTHER_CODE)
 
 
+class Stopped(BaseException):
+    """The flow run that waits for this stage is being stopped."""
+
+
 def dispatch(step: Step, pool: str, *, machine: Machine, tracked: str | None) -> Published:
     """Have a worker of ``pool`` build the step's artifact; gives it as MLflow has it. Raises InputError and StageFailed as a stage here would."""
     lost, supplied = 0, False
@@ -46,7 +54,7 @@ def dispatch(step: Step, pool: str, *, machine: Machine, tracked: str | None) ->
         try:
             state = _end_of(run.id, step)
         except BaseException as error:  # the server would cancel it as well, only later; a flow that is merely stopped leaves its stage at work
-            if not joined and (isinstance(error, KeyboardInterrupt) or _is_cancelling()):
+            if not joined and (_is_ctrl_c(error) or _is_cancelling()):
                 _cancel(run)
             raise
         if state.type == StateType.COMPLETED:
@@ -127,7 +135,12 @@ def _end_of(run_id: UUID, step: Step) -> State:
             if state and state.name != told:
                 told = str(state.name)
                 events.tell("wait", step.stage, note=f"on a worker: {told}")
-            time.sleep(POLL_SECONDS)
+            if stopping.wait(POLL_SECONDS) or interrupted.is_set():
+                raise Stopped
+
+
+def _is_ctrl_c(error: BaseException) -> bool:
+    return isinstance(error, KeyboardInterrupt) or interrupted.is_set()
 
 
 def _is_cancelling() -> bool:

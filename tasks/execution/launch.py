@@ -12,15 +12,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-from tasks.artifacts.code_version import PROGRAMS, ROOT, packages_of
+from tasks.artifacts.code_version import PROGRAMS, ROOT, imported_packages
 from tasks.config.machine import Machine
 from tasks.execution import program_forks
 from tasks.system.errors import DiskFailure, InputError, StageCrashed, StageFailed, probe_disk
-from tasks.system.processes import die_with
+from tasks.system.processes import die_with_parent
 
 Line = dict[str, Any]
 
@@ -123,7 +124,7 @@ def run_program(
 
 def warm_up(stage: str, machine: Machine) -> None:
     """Let a fork server load its libraries while whoever will start the stage's program is still busy with something else."""
-    if "torch" in packages_of(stage) and not _are_several(stage, machine):
+    if "torch" in imported_packages(stage) and not _are_several(stage, machine):
         program_forks.warm_up(environment(machine), machine)
 
 
@@ -139,7 +140,7 @@ def _start(
             _shared(chosen, machine.of(stage).processes),
             inherited,
         )
-    needs_torch = "torch" in packages_of(stage)
+    needs_torch = "torch" in imported_packages(stage)
     forkable = (needs_torch or stage in BEFORE_TRAINING) and program_forks.warm_up(chosen, machine)
     if needs_torch and forkable and (child := program_forks.start(stage, directory, inherited)) is not None:
         return child
@@ -153,7 +154,7 @@ def _spawn(
     return subprocess.Popen(
         [sys.executable, "-m", *module],
         cwd=directory, env=chosen, stdin=subprocess.DEVNULL, stdout=inherited[0], stderr=subprocess.STDOUT,
-        start_new_session=True, preexec_fn=die_with(os.getpid()), pass_fds=inherited,
+        start_new_session=True, preexec_fn=partial(die_with_parent, os.getpid()), pass_fds=inherited,
     )  # fmt: skip
 
 

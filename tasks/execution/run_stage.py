@@ -59,7 +59,7 @@ def _run_stage(step: Step, seat: RunContext) -> Artifact:
             stage_artifact(far.manifest, far.summary, cached=True, seconds=time.monotonic() - started), seat
         )
     if pool:
-        far = dispatch(step, pool, machine=seat.machine, tracked=seat.tracked)
+        far = _dispatch(step, pool, seat)
         artifact = stage_artifact(far.manifest, far.summary, cached=False, seconds=far.manifest["seconds"])
         events.tell("built", step.stage, artifact=artifact)
         _pass_on_warnings(artifact)
@@ -72,6 +72,14 @@ def _run_stage(step: Step, seat: RunContext) -> Artifact:
     return _reused(
         stage_artifact(found, _summary(store, found), cached=True, seconds=time.monotonic() - started), seat
     )
+
+
+def _dispatch(step: Step, pool: str, seat: RunContext) -> Published:
+    try:
+        return dispatch(step, pool, machine=seat.machine, tracked=seat.tracked)
+    except Exception:
+        events.tell("failed", step.stage)
+        raise
 
 
 def look_up(step: Step) -> Artifact | None:

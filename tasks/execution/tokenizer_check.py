@@ -8,7 +8,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from tasks.artifacts.code_version import PROGRAMS, sources_of
+from tasks.artifacts.code_version import PROGRAMS, source_digests
 from tasks.artifacts.store import home
 from tasks.config.machine import Machine
 from tasks.config.models import Text
@@ -60,5 +60,5 @@ def check_tokenizer(folder: Path, text: Text) -> None:
 def _key(folder: Path, text: Text) -> str:
     files = sorted({path for pattern in FILES for path in folder.glob(pattern) if path.is_file()})
     contents = {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
-    facts = [contents, sources_of("runtime.tokenizer_check"), text.template, text.max_prompt_tokens]
+    facts = [contents, source_digests("runtime.tokenizer_check"), text.template, text.max_prompt_tokens]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -24,7 +24,7 @@ from tasks.rlhf.batches import comparisons, shared_prompt
 from tasks.rlhf.batches.comparisons import Batch, Comparison
 from tasks.rlhf.compute import devices, distributed, fsdp, seeds
 from tasks.rlhf.evaluation import pair_accuracy
-from tasks.rlhf.evaluation.intervals import Share
+from tasks.rlhf.evaluation.intervals import Interval
 from tasks.rlhf.models import fingerprint as models_fingerprint
 from tasks.rlhf.models import loading
 from tasks.rlhf.training.finite_checks import check_finite
@@ -70,7 +70,7 @@ def train(job: DpoJob, run: Run) -> None:
 
     # 2. Fresh weights, given ones, or the checkpoint's.
     seeds.seed_step(job.seed, 0)
-    fingerprint = models_fingerprint.fingerprint(run.inputs["model"], base)
+    fingerprint = models_fingerprint.compute_fingerprint(run.inputs["model"], base)
     tuning = training_setup.tuning(
         settings,
         base,
@@ -118,8 +118,8 @@ def train(job: DpoJob, run: Run) -> None:
                 and tuning.is_base_at_start
                 and not settings.lora.dropout
             ):
-                sanity_checks.check_same(
-                    "An untrained policy's and the reference's log-probabilities", logp.detach(), ref, tolerance=TOLERANCE[loading.stored(base)],
+                sanity_checks.check_close(
+                    "An untrained policy's and the reference's log-probabilities", logp.detach(), ref, tolerance=TOLERANCE[loading.stored_dtype(base)],
                     cause="the reference stage saw another model, precision or text.",
                 )  # fmt: skip
         names = ("loss", "accuracy", "margin", "chosen_reward")
@@ -201,7 +201,7 @@ def pair_loss(logp: Tensor, ref: Tensor, batch: Batch, settings: Dpo) -> DpoLoss
 
 class HeldOut(NamedTuple):
     loss: float  # mean over the pairs
-    accuracy: Share  # of pairs ordered as the votes do by the implicit reward
+    accuracy: Interval  # of pairs ordered as the votes do by the implicit reward
 
 
 @torch.no_grad()
@@ -233,8 +233,10 @@ def evaluate(
     )
     correct = torch.tensor([one for some in right for one in some])
     question = torch.tensor([number for number, c in enumerate(questions) for _ in c.pairs])
-    return HeldOut(sum(lost) / len(correct), pair_accuracy.cautious(pair_accuracy.measure(correct, question)))
+    return HeldOut(
+        sum(lost) / len(correct), pair_accuracy.wider_interval(pair_accuracy.measure(correct, question))
+    )
 
 
 if __name__ == "__main__":
-    main(train, DpoJob, among=distributed.joined)
+    main(train, DpoJob, among=distributed.process_group)

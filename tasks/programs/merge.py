@@ -64,13 +64,15 @@ def _merge_adapter(
     """Merge into the weights that the adapter's base computed with; gives what it changes."""
     folder, precision = run.inputs["base"], job.weights.base
     base = loading.load(folder, device=device, precision=precision)
-    fingerprint.check(adapter, fingerprint.fingerprint(folder, base), setting="weights.base")
+    fingerprint.check_fingerprint(
+        adapter, fingerprint.compute_fingerprint(folder, base), setting="weights.base"
+    )
     model, score = lora.load(base, "merged", adapter)
     with lora.active(model, "merged") as adapted:
         before = rewards(adapted, score, tokenizer) if score is not None else likely(adapted, tokenizer)
     if precision in ("int8", "nf4"):
         model, _ = lora.load(
-            loading.dequantised(folder, device=device, precision=precision), "merged", adapter
+            loading.load_dequantised(folder, device=device, precision=precision), "merged", adapter
         )
     merged = model.merge_and_unload(adapter_names=["merged"])
     assert isinstance(merged, PreTrainedModel)
@@ -89,7 +91,7 @@ def _write(
     place = run.artifact / "model"
     ends = prompts.end_tokens(tokenizer, job.text.template)
     wanted = job.merge.dtype or ("float32" if job.weights.base == "float32" else None)
-    kept = loading.stored_in(run.inputs["base"])
+    kept = loading.folder_dtype(run.inputs["base"])
     nn.Module.to(
         merged, dtype=getattr(torch, wanted) if wanted else torch.bfloat16 if kept == torch.float16 else kept
     )  # to be trained on

@@ -111,7 +111,7 @@ def train(job: PpoJob, run: Run) -> None:
         k1 = rewards.k1(rollout.logp - rollout.ref_logp).sum(dim=1).mean().item()
         k3 = rewards.k3(rollout.logp - rollout.ref_logp).sum(dim=1).mean().item()
         if step == start:
-            sanity_checks.check_same(
+            sanity_checks.check_close(
                 "Sampler's and scorer's log-probabilities", rollout.sampler_logp[mask], rollout.logp[mask], tolerance=tolerance,
                 cause="the sampler warps its distribution, or left padding shifts positions.",
             )  # fmt: skip
@@ -328,7 +328,7 @@ def roll_out(
         ref_logp = sequences.log_probs(reference, batch, temperature=settings.temperature)
     with lora.active(actors.model, "critic") as critic:
         values = sequences.values(critic, actors.value_head, batch)
-    score = reward_model.normalised(actors.reward, batch)
+    score = reward_model.normalised_rewards(actors.reward, batch)
     ended = torch.tensor([answer[-1] in ends for answer in answers], device=device)
     score = torch.where(ended | ~score.isfinite(), score, settings.missing_eos_reward)
     return Rollout(
@@ -345,10 +345,12 @@ def roll_out(
 def load_actors(job: PpoJob, run: Run, device: torch.device) -> PpoModels:
     """The four roles on one copy of the base, with the checks that need no rollout."""
     base = training_setup.base(run, "model", job.weights.merged, job.text, device)
-    fingerprint = models_fingerprint.fingerprint(run.inputs["model"], base)
+    fingerprint = models_fingerprint.compute_fingerprint(run.inputs["model"], base)
     if reward_model.is_adapter(run.inputs["reward"]):
-        models_fingerprint.check(run.inputs["reward"] / "adapter", fingerprint, setting="weights.merged")
-    record = reward_model.record_of(run.inputs["reward"])
+        models_fingerprint.check_fingerprint(
+            run.inputs["reward"] / "adapter", fingerprint, setting="weights.merged"
+        )
+    record = reward_model.load_record(run.inputs["reward"])
     if record["fooled"] and not job.ppo.allow_exploitable:
         raise InputError(
             f"The reward model is fooled by answers that are worth nothing ({', '.join(record['fooled'])}): train it on more pairs, or set "
@@ -361,7 +363,7 @@ def load_actors(job: PpoJob, run: Run, device: torch.device) -> PpoModels:
     model = models_lora.attach(
         base,
         "policy",
-        models_lora.lora_config(rank=lora.rank, alpha=lora.alpha, dropout=0.0, targets=lora.targets),
+        models_lora.build_config(rank=lora.rank, alpha=lora.alpha, dropout=0.0, targets=lora.targets),
     )
     shared, reward = reward_model.load(run.inputs["reward"], model, device=device)
     assert shared is model
@@ -377,14 +379,14 @@ def load_actors(job: PpoJob, run: Run, device: torch.device) -> PpoModels:
         models_lora.parameters(model, "critic") | heads,
     )
     with models_lora.active(model, None) as reference:
-        sanity_checks.check_same(
+        sanity_checks.check_close(
             "Adapter-off and bare logits",
             _logits(reference, probe),
             bare,
             tolerance=0.0,
             cause="an adapter was merged into the base.",
         )
-    _check_reward_model(actors, record["probes"], device, tolerance=TOLERANCE[loading.stored(base)])
+    _check_reward_model(actors, record["probes"], device, tolerance=TOLERANCE[loading.stored_dtype(base)])
     return actors
 
 
@@ -406,7 +408,7 @@ def _critic(job: PpoJob, run: Run, model: PeftModel, reward: Scorer) -> tuple[Pe
         model = models_lora.attach(
             model,
             "critic",
-            models_lora.lora_config(rank=lora.rank, alpha=lora.alpha, dropout=0.0, targets=lora.targets),
+            models_lora.build_config(rank=lora.rank, alpha=lora.alpha, dropout=0.0, targets=lora.targets),
         )
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
@@ -428,7 +430,7 @@ def _check_reward_model(
     actual = reward_model.rewards(actors.reward, batch)
     check_finite({"the reward model's score of its probes": actual}, advice=UNSOUND_MODEL)
     expected = torch.tensor([p["score"] for p in probes], device=device)
-    sanity_checks.check_same(
+    sanity_checks.check_close(
         "The reward model's probe scores and those stored with it",
         actual,
         expected,

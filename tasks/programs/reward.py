@@ -73,7 +73,7 @@ def train(job: RewardJob, run: Run) -> None:
         tuning.model.eval()
         pair_loss = probe_start.PairLoss(settings.margin, settings.weigh, ahead)
         features = partial(probe_start.answer_features, collate=collate, most=most, phase=run.phase)
-        told = probe_start.begin(
+        told = probe_start.initialise_heads(
             model,
             questions,
             held_out,
@@ -156,7 +156,7 @@ def train(job: RewardJob, run: Run) -> None:
     if settings.probe:
         run.note(MEASURES, {"probe": training.told})
         metrics |= probe_start.metrics(training.told)
-    together = reward_evaluation.rules_together(reward_evaluation.pairs_of(questions))
+    together = reward_evaluation.fit_baseline_rules(reward_evaluation.pairs_of(questions))
     rewards, of = held_rewards, held_pairs
     if measured.unseen:
         rewards, of = (
@@ -210,7 +210,10 @@ def _members(job: RewardJob, run: Run, base: PreTrainedModel) -> tuple[Trainable
     """What is trained, all members together, and the reward model that it makes."""
     folder, shard = run.inputs["model"], run.machine.of("reward").shard
     begin = partial(
-        training_setup.tuning, folder=folder, fingerprint=fingerprint.fingerprint(folder, base), shard=shard
+        training_setup.tuning,
+        folder=folder,
+        fingerprint=fingerprint.compute_fingerprint(folder, base),
+        shard=shard,
     )
     tunings: list[Trainable] = []
     members: list[Member] = []
@@ -248,7 +251,7 @@ def ranking_loss(
     chosen, rejected = score[batch.chosen], score[batch.rejected]
     loss = losses.pairwise_loss(chosen, rejected, settings.margin * batch.gap - ahead * batch.older)
     if settings.centring:
-        loss = loss + settings.centring * losses.centring(chosen, rejected)
+        loss = loss + settings.centring * losses.centring_penalty(chosen, rejected)
     return loss.sum() / num_pairs if settings.weigh == "pairs" else (loss * batch.share).sum() / num_questions
 
 
@@ -281,10 +284,10 @@ def _report(
     found = reward_evaluation.accuracies(judged, rewards, ahead=ahead, together=together)
     run.note(
         MEASURES,
-        {"accuracy": reward_evaluation.plain(found), "calibration": reward_evaluation.plain(calibrated)},
+        {"accuracy": reward_evaluation.to_json(found), "calibration": reward_evaluation.to_json(calibrated)},
     )
     run.note(reward_model.RECORD, {"temperature": calibrated.temperature, "head_start": ahead})
-    votes = pair_accuracy.cautious(found["votes"])
+    votes = pair_accuracy.wider_interval(found["votes"])
     if votes.low <= 0.5:
         run.warn(
             f"The reward model orders {votes.value:.0%} of {votes.n} pairs that it did not learn from as the votes do, which is not distinguishable "
@@ -308,7 +311,7 @@ def _report(
         *(f"{beside}{rule}" for beside in ("", "over_", "knowing_age_over_") for rule in rules),
     ]
     metrics: dict[str, Any] = {
-        f"reward_accuracy.{name}": reward_evaluation.share(found[name])._asdict()
+        f"reward_accuracy.{name}": reward_evaluation.single_interval(found[name])._asdict()
         for name in named
         if name in found
     }
@@ -340,4 +343,4 @@ def _comparable(model: Scorer, reference: Encoded, pad_id: int, device: torch.de
 
 
 if __name__ == "__main__":
-    main(train, RewardJob, among=distributed.joined)
+    main(train, RewardJob, among=distributed.process_group)

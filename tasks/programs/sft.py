@@ -52,7 +52,7 @@ def train(job: SftJob, run: Run) -> None:
 
     # 2. Fresh weights, given ones, or the checkpoint's.
     seeds.seed_step(job.seed, 0)
-    fingerprint = models_fingerprint.fingerprint(run.inputs["base"], base)
+    fingerprint = models_fingerprint.compute_fingerprint(run.inputs["base"], base)
     tuning = training_setup.tuning(
         settings,
         base,
@@ -188,11 +188,11 @@ def packing_leak(base: PreTrainedModel, run: Run, *parts: Blocks) -> float:
     A model that cannot have several documents in a row computes each alone from now on. Raises InputError.
     """
     measure = partial(layout_checks.packing_gap, base, *parts)
-    gap, told = layout_checks.settle(base, measure, layout="Packing several documents in a row")
+    gap, told = layout_checks.check_layout(base, measure, layout="Packing several documents in a row")
     if told:
         run.warn(told)
     return gap.hidden
 
 
 if __name__ == "__main__":
-    main(train, SftJob, among=distributed.joined)
+    main(train, SftJob, among=distributed.process_group)

@@ -55,7 +55,7 @@ class Judge(NamedTuple):
                 pad_id=self.pad_id,
                 device=self.device,
             )
-            found = reward_model.normalised(self.scorer, batch)
+            found = reward_model.normalised_rewards(self.scorer, batch)
             check_finite({"the reward model's score": found}, advice=UNSOUND_MODEL)
             for row, value in zip(rows, found.tolist(), strict=True):
                 scored[row] = value
@@ -135,9 +135,9 @@ def _load(
     folder = run.inputs["model"]
     again = partial(loading.load, folder, device=device, precision=job.weights.merged)
     base = again()
-    actual, model = fingerprint.fingerprint(folder, base), cast(PreTrainedModel | PeftModel, base)
+    actual, model = fingerprint.compute_fingerprint(folder, base), cast(PreTrainedModel | PeftModel, base)
     if reward_model.is_adapter(run.inputs["reward"]):
-        fingerprint.check(run.inputs["reward"] / "adapter", actual, setting="weights.merged")
+        fingerprint.check_fingerprint(run.inputs["reward"] / "adapter", actual, setting="weights.merged")
     model, judge = reward_model.load(run.inputs["reward"], model, device=device)
     policies: dict[str, Active] = {}
     for name in ("dpo", "ppo"):
@@ -233,7 +233,7 @@ def _gold_agreement(
     judge: Judge,
     rows: list[dict[str, Any]],
     encoded: list[list[int]],
-) -> intervals.Share:
+) -> intervals.Interval:
     """How often the reward model orders two held-out answers to a question as the gold scorer does."""
     encoder = pair_tables.encoder_of(job.text, tokenizer)
     flat = [

@@ -1,11 +1,12 @@
 """A stage as Prefect shows it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.runtime import task_run
-from prefect.states import Completed
+from prefect.states import Completed, Pending
 
 from tasks.artifacts.artifact import Artifact
 
@@ -20,3 +21,13 @@ def as_state(artifact: Artifact) -> State:
     """The state of a stage that ended well, named Cached when nothing was run."""
     name = "Cached" if artifact["cached"] else "Completed"
     return Completed(name=name, message=f"{artifact['stage']} {artifact['key'][:12]}", data=artifact)
+
+
+def present(artifacts: Mapping[str, Artifact | Exception | None]) -> dict[str, Artifact]:
+    """Return the artifacts that were built: Prefect hands on an exception, or None, in place of the others."""
+    return {name: found for name, found in artifacts.items() if isinstance(found, dict)}
+
+
+def not_ready(message: str) -> State:
+    """Return the state of a stage that cannot run because stages before it failed, as Prefect names it."""
+    return Pending(name="NotReady", message=message)

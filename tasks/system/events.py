@@ -1,5 +1,9 @@
-"""What happens while a pipeline runs, told to whoever listens in this process (the screen): nothing depends on anyone listening."""
+"""Report what happens while a pipeline runs to this process's listeners (screen, log); nothing depends on them.
 
+Stages that run at the same time report from threads of their own. Listeners hear one event at a time.
+"""
+
+import threading
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -7,12 +11,15 @@ from typing import Any, Literal, NamedTuple
 class Event(NamedTuple):
     """``kind`` says what ``about`` holds: the numbers of a step, the artifact of a stage, a text, the last lines of a log."""
 
-    kind: Literal["plan", "start", "wait", "resume", "step", "built", "reused", "failed", "warning", "log"]
+    kind: Literal[
+        "plan", "start", "wait", "resume", "step", "built", "reused", "failed", "not_run", "warning", "log"
+    ]
     stage: str
     about: dict[str, Any]
 
 
 _listeners: list[Callable[[Event], None]] = []
+_one_at_a_time = threading.RLock()
 
 
 def listen(listener: Callable[[Event], None]) -> Callable[[], None]:
@@ -22,5 +29,6 @@ def listen(listener: Callable[[Event], None]) -> Callable[[], None]:
 
 
 def tell(kind: Any, stage: str = "", **about: Any) -> None:
-    for listener in list(_listeners):
-        listener(Event(kind, stage, about))
+    with _one_at_a_time:
+        for listener in list(_listeners):
+            listener(Event(kind, stage, about))

@@ -23,7 +23,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def replace_text(path: Path, text: str) -> None:
     """Write a file so that a reader, or a crash, finds the old content or the new, never half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.new")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

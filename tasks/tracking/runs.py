@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.artifacts.code_version import PROGRAMS
-from tasks.artifacts.store import Manifest, Store, flat, home
+from tasks.artifacts.store import Manifest, Store, flatten, home
 from tasks.tracking import client, program_log
 from tasks.tracking.client import forgiving
 from tasks.tracking.run_origin import NOTE, origin_tags
@@ -92,7 +92,7 @@ class Tracked:
         self._waiting.clear()
 
     def params(self, settings: dict[str, Any]) -> None:
-        client.log_params(str(self.run_id), {name: _text(value) for name, value in flat(settings).items()})
+        client.log_params(str(self.run_id), {name: _text(value) for name, value in flatten(settings).items()})
 
     def summary(self, metrics: dict[str, Any]) -> None:
         """Final figures: a number, or a value with its interval as NAME, NAME.low and NAME.high."""
@@ -100,7 +100,7 @@ class Tracked:
             return
         numbers = {
             name.removesuffix(".value"): value
-            for name, value in flat(metrics).items()
+            for name, value in flatten(metrics).items()
             if isinstance(value, int | float)
         }
         stamp = int(time.time() * 1000)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +17,11 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.dataset.readers.quarantine import Quarantine
 from tasks.dataset.sources.stack_exchange import score_answer
-from tasks.dataset.sources.stack_exchange_dump import Post, read_posts
+from tasks.dataset.sources.stack_exchange_dump import Post
 from tasks.demo_site import site
 from tests.benchmarks.peer_environments import create_environment
+from tests.support.dumps import iter_posts
 from tests.support.paths import ROOT
 
 PEER, PEER_NEEDS = ROOT / ".bench" / "data-peer", ("datasets==5.2.0", "markdownify==1.2.3")
@@ -158,7 +158,7 @@ def _preferences(path: Path) -> int:
     """Write real posts, if they are there, as rows of HuggingFaceH4/stack-exchange-preferences; return
     their number.
     """
-    source = read_posts(REAL, Counter(), Quarantine()) if REAL.exists() else _generated()
+    source = iter_posts(REAL) if REAL.exists() else _generated()
     questions, answers = {}, defaultdict(list)
     for post in source:
         if post.parent:

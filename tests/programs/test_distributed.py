@@ -153,7 +153,7 @@ for argument in sys.argv[1:]:
     main(module.train, getattr(jobs, f"{stage.capitalize()}Job"), among=distributed.joined)
 leave(0)
 """
-SHARDED = {"tune": "full", "members": 1, "learning_rate": 1e-4}
+FULL_TUNING = {"tune": "full", "members": 1, "learning_rate": 1e-4}
 KILLED = [("sft", False), ("sft", True), ("reward", False), ("dpo", False)]
 DROPOUT = {"lora": {"rank": 2, "alpha": 4, "dropout": 0.1}, "max_steps": 30}
 
@@ -169,7 +169,7 @@ def by_two(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     for stage in PROGRAMS:
         for shard in (False, True):
             folder = root / f"{stage}-{shard}"
-            prepared(folder, stage, inputs, shard=shard, **(SHARDED if shard else {}))
+            prepared(folder, stage, inputs, shard=shard, **(FULL_TUNING if shard else {}))
             arguments.append(f"{stage}={folder}")
     for stage, shard in KILLED:
         folder = root / f"dropout-{stage}-{shard}"
@@ -186,7 +186,7 @@ def by_two(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
 def test_two_processes_take_the_steps_of_one(
     stage: str, shard: bool, inputs: dict[str, Path], by_two: Path, tmp_path: Path
 ) -> None:
-    changed = SHARDED if shard else {}
+    changed = FULL_TUNING if shard else {}
     one = run_here(stage, prepared(tmp_path / "one", stage, inputs, shard=shard, **changed))
     two = by_two / f"{stage}-{shard}" / "artifact"
     assert (two.parent / "done").exists()

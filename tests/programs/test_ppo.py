@@ -260,14 +260,14 @@ def test_another_temperature_in_the_sampler_is_noticed(
 def test_padding_that_is_seen_by_the_sampler_is_noticed(
     started: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = sampling.left_padded
+    honest = sampling.pad_left
 
     def seen(prompts: list[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
         ids, mask = honest(prompts, pad_id, device)
         assert not mask.all()
         return ids, torch.ones_like(mask)
 
-    monkeypatch.setattr(sampling, "left_padded", seen)
+    monkeypatch.setattr(sampling, "pad_left", seen)
     fails(*started(), "left padding")
 
 
@@ -591,7 +591,7 @@ def test_a_base_that_is_no_number_ends_the_run(
 
     def belongs(folder: Path) -> None:
         path = folder / "adapter" / fingerprint.RECORD
-        actual = fingerprint.fingerprint(model, loading.load(model, device=tiny.CPU))
+        actual = fingerprint.compute_fingerprint(model, loading.load(model, device=tiny.CPU))
         path.write_text(json.dumps(actual._asdict()))
 
     given = {"model": model, "reward": altered(inputs["reward"], tmp_path / "reward", belongs)}

@@ -12,9 +12,8 @@ from playwright.sync_api import Browser, Frame, Page
 
 from flows.display.run_summary import MARKER, stage_table
 from flows.services.processes import PAGE_POLICY
-from tasks.reporting.text import visible
-from tests.support.cards import make_card, render_card
-from tests.support.reports import make_run, render_report
+from tasks.reporting.text import replace_invisible
+from tests.support.reports import make_card, make_run, render_card, render_report
 
 HOSTILE = "a\x00b\x07c\x1b[31md\x7fe\x85f\u202eg\u2066h\u2028i\ufeffj\ud800k"
 LONG = "an_unbroken_name_of_a_metric_or_a_reason_" * 6
@@ -130,8 +129,8 @@ def hidden(text: str) -> set[str]:
 
 
 def test_controls_and_turns_of_direction_in_texts_are_seen(tmp_path: Path) -> None:
-    assert visible(HOSTILE) == "a␀b␇c␛[31md␡e�f�g�h�i�j�k"
-    assert visible("tab\tline\nend\r\n שלום é 👍🏽") == "tab\tline\nend\r\n שלום é 👍🏽"
+    assert replace_invisible(HOSTILE) == "a␀b␇c␛[31md␡e�f�g�h�i�j�k"
+    assert replace_invisible("tab\tline\nend\r\n שלום é 👍🏽") == "tab\tline\nend\r\n שלום é 👍🏽"
     told = {"prompt": HOSTILE, "chosen": HOSTILE, "chosen_author_name": HOSTILE}
     data = make_run(tmp_path / "other").inputs["data"]
     (pair, *_) = json.loads((data / "card.json").read_text())["examples"]

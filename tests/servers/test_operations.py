@@ -22,7 +22,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.states import Scheduled
 
 from flows.pipeline import chain
-from flows.retrain import NOTHING
+from flows.retrain import NO_CHANGE
 from tasks.artifacts import code_version
 from tasks.artifacts.artifact import Artifact
 from tasks.config.pipeline import Pipeline
@@ -231,18 +231,21 @@ def test_a_stage_fails_and_retry_in_the_page_runs_only_it(
 
 
 def test_whatever_is_killed_the_run_comes_to_the_same_end(installation: Installation) -> None:
-    """In one run: a program, another one's worker, and both servers with a third program while they are
-    down.
+    """In one run: a program, another one's worker, and both servers with a third program while they are away.
+
+    PPO and DPO are dispatched together, and the one worker takes them in either order.
     """
-    fake_programs.misbehave(installation.tree, "ppo", "hang-at 3")
-    fake_programs.misbehave(installation.tree, "dpo", "slow")
-    fake_programs.misbehave(installation.tree, "winrate", "hang-at 3")
+    for stage in ("ppo", "dpo", "winrate"):
+        fake_programs.misbehave(installation.tree, stage, "hang-at 3")
     before = len(installation.stage_runs())
     run = installation.trigger("rlhf/demo", **config(method="both", steps=3))
-    program = hanging(installation, "ppo")
-    fake_programs.misbehave(installation.tree, "ppo", "")
+    first = wait_until(lambda: next(filter(installation.program, ("ppo", "dpo")), None), 180)
+    second = "dpo" if first == "ppo" else "ppo"
+    program = hanging(installation, first)
+    fake_programs.misbehave(installation.tree, first, "")
+    fake_programs.misbehave(installation.tree, second, "slow")
     program.kill()
-    wait_until(lambda: installation.program("dpo"), 60)
+    wait_until(lambda: installation.program(second), 60)
     name = installation.running_worker("gpu")
     installation.workers[name].kill()
     installation.workers[name].wait()
@@ -254,7 +257,7 @@ def test_whatever_is_killed_the_run_comes_to_the_same_end(installation: Installa
     fake_programs.misbehave(installation.tree, "winrate", "")
     program.kill()
     found = completed(installation, run, 180)
-    assert [fake_programs.start_steps(installation.tree, stage)[-2:] for stage in ("ppo", "winrate")] == [
+    assert [fake_programs.start_steps(installation.tree, stage)[-2:] for stage in (first, "winrate")] == [
         [0, 2],
         [0, 2],
     ]
@@ -264,7 +267,7 @@ def test_whatever_is_killed_the_run_comes_to_the_same_end(installation: Installa
     assert [started.count(stage) for stage in ("ppo", "dpo", "winrate")] == [1, 1, 1]
     for stage in ("ppo", "dpo", "winrate"):
         assert installation.tracked_steps(stage, "loss") == [1, 2, 3, 4, 5]
-    assert any("goes on from its checkpoint" in line for line in installation.log_lines("ppo"))
+    assert any("goes on from its checkpoint" in line for line in installation.log_lines(first))
 
 
 def test_killed_flow_runs_are_started_again_and_join_what_goes_on_without_them(
@@ -393,7 +396,7 @@ def test_retraining_skips_when_nothing_changed_fires_on_schedule_and_takes_new_d
     assert installation.wait_for_run(installation.trigger("retrain/quick")).state.name == "Completed"
     installation.add_schedule("retrain/quick", seconds=20)
     again = installation.wait_for_run(installation.trigger("retrain/quick"))
-    assert (again.state.name, again.state.message) == ("Cached", NOTHING)
+    assert (again.state.name, again.state.message) == ("Cached", NO_CHANGE)
     assert again.total_run_time.total_seconds() <= 10
     fired = wait_until(
         lambda: next(

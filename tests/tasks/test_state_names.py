@@ -122,7 +122,7 @@ def test_a_retraining_with_nothing_to_do_is_listed_and_says_why(monkeypatch: pyt
     monkeypatch.setattr(retrain, "connect", lambda: True)
     monkeypatch.setattr(retrain, "plan", lambda _: [SimpleNamespace(action="reuse")])
     state = retrain.retrain.fn(Pipeline())
-    assert (state.type, state.name, state.message) == (StateType.COMPLETED, "Cached", retrain.NOTHING)
+    assert (state.type, state.name, state.message) == (StateType.COMPLETED, "Cached", retrain.NO_CHANGE)
     assert state.name in listed()
 
 

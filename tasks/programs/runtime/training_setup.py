@@ -29,7 +29,7 @@ def base(
     run: Run, source: str, precision: Precision | None, text: Text, device: torch.device
 ) -> PreTrainedModel:
     """The frozen model of the input ``source``, in the precision that is set, checked for the lengths of the texts. Raises InputError."""
-    if precision is None and loading.stored_in(run.inputs[source]) == torch.float16:
+    if precision is None and loading.folder_dtype(run.inputs[source]) == torch.float16:
         raise InputError(
             f"The {source} is stored in float16, in which small gradients vanish: set weights.* to bfloat16, or to float32."
         )
@@ -37,7 +37,7 @@ def base(
     loading.check_head(model)
     loading.check_context(model, text.max_prompt_tokens + text.max_answer_tokens)
     if run.machine.gradient_checkpointing:
-        gradient_checkpointing.gradient_checkpointing(model)
+        gradient_checkpointing.enable(model)
     return model
 
 
@@ -47,7 +47,7 @@ def share_prompts(run: Run, base: PreTrainedModel, questions: list[Comparison], 
     Raises InputError for a model whose texts depend on others even then.
     """
     measure = partial(layout_checks.sharing_gap, base, questions, pad_id=pad_id)
-    gap, told = layout_checks.settle(base, measure, layout="Sharing a prompt among its answers")
+    gap, told = layout_checks.check_layout(base, measure, layout="Sharing a prompt among its answers")
     print(f"Shared prompts are {gap.nats:.2g} nats a token from plain forward passes.", flush=True)
     if told:
         run.warn(told)
@@ -69,9 +69,9 @@ def largest(questions: list[Comparison], batch_size: int, run: Run) -> Step:
         longest[len(c.answers)] = max(
             longest.get(len(c.answers), 0), len(c.prompt) + sum(map(len, c.answers))
         )
-    hidden_size = loading.config_of(run.inputs["model"]).get_text_config().hidden_size
+    hidden_size = loading.load_config(run.inputs["model"]).get_text_config().hidden_size
     widest, most = (
-        shared_prompt.widest([(c.prompt, c.answers) for c in questions], hidden_size=hidden_size),
+        shared_prompt.max_row_tokens([(c.prompt, c.answers) for c in questions], hidden_size=hidden_size),
         run.machine.micro_batch,
     )
     steps = []
@@ -96,7 +96,7 @@ def afford(
     if settings.tune == "bottleneck" or (distributed.world() > 1 and run.machine.of(stage).shard):
         return
     plan = dry_run.Plan(
-        config=loading.config_of(run.inputs[source]),
+        config=loading.load_config(run.inputs[source]),
         rows=step.rows,
         tokens=step.tokens,
         precision=precision,
@@ -123,7 +123,7 @@ def afford(
     else:
         if device.type == "cpu" and estimate.total > free:
             free_memory.map_large_tensors()
-    distributed.wait()  # before the first of those that share a memory begins to fill it
+    distributed.barrier()  # before the first of those that share a memory begins to fill it
 
 
 def tell_peak(device: torch.device) -> None:
@@ -150,17 +150,19 @@ def tuning(
         )
     match settings.tune:
         case "lora":
-            chosen = trainable.lora(base, name, fingerprint=fingerprint, **settings.lora.model_dump())
+            chosen = trainable.attach_lora(base, name, fingerprint=fingerprint, **settings.lora.model_dump())
         case "full":
             assert isinstance(base, PreTrainedModel)
             if fingerprint.precision in ("int8", "nf4"):
                 raise InputError(
                     f"Weights in {fingerprint.precision} cannot be trained themselves: train an adapter, or set weights.* to null."
                 )
-            chosen = trainable.full(base, folder, shard=shard)
+            chosen = trainable.unfreeze_all(base, folder, shard=shard)
         case "bottleneck":
             assert isinstance(base, PreTrainedModel)
-            chosen = trainable.bottleneck(base, fingerprint=fingerprint, **settings.bottleneck.model_dump())
+            chosen = trainable.attach_bottlenecks(
+                base, fingerprint=fingerprint, **settings.bottleneck.model_dump()
+            )
     return chosen
 
 
@@ -169,7 +171,7 @@ def training(
 ) -> Training:
     """The optimizer steps over ``num_rows`` rows, with the weights of the input "start" where there is one, or from the checkpoint."""
     if "start" in run.inputs:
-        trainable.start_from(tuning.parameters, run.inputs["start"])
+        trainable.load_start(tuning.parameters, run.inputs["start"])
     plan = Plan(
         total=schedules.num_steps(
             num_rows, batch_size=settings.batch_size, epochs=settings.epochs, max_steps=settings.max_steps

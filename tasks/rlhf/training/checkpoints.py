@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tasks.rlhf.compute.fsdp import like
+from tasks.rlhf.compute.fsdp import shard_like
 
 BEST = "best.safetensors"
 
@@ -97,7 +97,7 @@ def restore_training(
     """Put back what ``training_tensors`` took."""
     for name, parameter in parameters.items():
         with torch.no_grad():
-            parameter.copy_(like(tensors[f"parameter.{name}"], parameter))
+            parameter.copy_(shard_like(tensors[f"parameter.{name}"], parameter))
         marker = f".{name}"
         for key, value in tensors.items():
             if (
@@ -106,7 +106,9 @@ def restore_training(
                 and "." not in (short := key[len("optimizer.") : -len(marker)])
             ):
                 optimizer.state[parameter][short] = (
-                    value.to(parameter.device).clone() if short == "step" else like(value, parameter).clone()
+                    value.to(parameter.device).clone()
+                    if short == "step"
+                    else shard_like(value, parameter).clone()
                 )
 
 

@@ -75,7 +75,7 @@ def bare(plan: Plan) -> PreTrainedModel:
 
 def adapted(model: PreTrainedModel, plan: Plan) -> PeftModel:
     assert plan.rank is not None
-    settings = lora.lora_config(rank=plan.rank, alpha=plan.rank, dropout=plan.dropout, targets=plan.targets)
+    settings = lora.build_config(rank=plan.rank, alpha=plan.rank, dropout=plan.dropout, targets=plan.targets)
     with model.device:
         return lora.attach(model, "rehearsed", settings)
 
@@ -129,7 +129,7 @@ def passing(plan: Plan) -> Passing:
         AttentionMaskInterface.register("rehearsed", sdpa_mask)
         model.set_attn_implementation("rehearsed")
     if plan.checkpointing:
-        gradient_checkpointing.gradient_checkpointing(model)
+        gradient_checkpointing.enable(model)
     largest = max(matrix.weight.numel() for matrix in _matrices(model))
     whole = {"int8": 8, "nf4": model.dtype.itemsize}.get(
         str(plan.precision), 0
@@ -172,7 +172,7 @@ def ready(model: PreTrainedModel, plan: Plan) -> Iterator[PreTrainedModel]:
 def _hidden(base: PreTrainedModel, plan: Plan) -> Tensor:
     """Last hidden states (rows * tokens, D)."""
     ids = torch.zeros((plan.rows, plan.tokens), dtype=torch.int64, device=META)
-    if not plan.visible or attention_masks.why_apart(base):
+    if not plan.visible or attention_masks.reason_for_one_text_per_row(base):
         return forward.hidden_states(base, ids).flatten(0, 1)
     visible = torch.ones((plan.rows, plan.tokens, plan.tokens), dtype=torch.bool, device=META)
     return forward.hidden_states(base, ids, torch.zeros_like(ids), visible).flatten(0, 1)

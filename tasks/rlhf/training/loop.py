@@ -71,7 +71,7 @@ class Training:
             )
             checkpoints.restore_training(parameters, self.optimizer, checkpoint.tensors)
             self.step = self.start
-        distributed.agreed((self.start, plan.total), "steps or checkpoints")
+        distributed.check_equal((self.start, plan.total), "steps or checkpoints")
 
     def steps(self) -> Iterator[int]:
         """The steps still to be taken, each with its own random numbers, its learning rate and no gradients, until patience is at its end."""
@@ -103,7 +103,7 @@ class Training:
         Raises InputError if the step's ``loss`` or a gradient is not finite.
         """
         distributed.sum_gradients(self.parameters.values())
-        norms = [fsdp.clip(some, self.max_grad_norm) for some in self.clipped]
+        norms = [fsdp.clip_grad_norm(some, self.max_grad_norm) for some in self.clipped]
         check_finite({"the loss": loss, "the gradient's norm": sum(norms)}, step=self.step)
         self.optimizer.step()
         return max(norms)
@@ -121,7 +121,7 @@ class Training:
         improved = self.best.step == step
         if not improved and step % every:
             return
-        tensors = fsdp.whole(checkpoints.training_tensors(self.parameters, self.optimizer))
+        tensors = fsdp.gather_full(checkpoints.training_tensors(self.parameters, self.optimizer))
         if distributed.is_first():
             best = {name: tensors[f"parameter.{name}"] for name in self.parameters} if improved else None
             checkpoints.save(
@@ -131,10 +131,10 @@ class Training:
     @torch.no_grad()
     def conclude(self) -> None:
         """Put the best weights back, where they are to be kept. Raises InputError if a weight is not finite."""
-        distributed.wait()  # the first may still be writing them
+        distributed.barrier()  # the first may still be writing them
         if self.plan.keep_best:
             for name, tensor in checkpoints.best(self.folder).items():
-                self.parameters[name].copy_(fsdp.like(tensor, self.parameters[name]))
+                self.parameters[name].copy_(fsdp.shard_like(tensor, self.parameters[name]))
         check_weights(self.parameters, step=self.step)
 
 

@@ -91,7 +91,7 @@ def real(plan: Plan) -> int:
     )
     model.requires_grad_(False).eval()
     if plan.checkpointing:
-        gradient_checkpointing.gradient_checkpointing(model)
+        gradient_checkpointing.enable(model)
     ids = torch.randint(plan.config.vocab_size, (plan.rows, plan.tokens))
     places = (
         torch.arange(plan.tokens).remainder(plan.tokens // 2).expand(plan.rows, -1) if plan.packed else None
@@ -194,7 +194,7 @@ def step(plan: Plan) -> None:
     """Take two micro-batches and an optimizer step."""
     model = LlamaForCausalLM(plan.config).requires_grad_(False).eval()
     peft = lora.attach(
-        model, "x", lora.lora_config(rank=plan.rank or 1, alpha=1, dropout=0, targets="all-linear")
+        model, "x", lora.build_config(rank=plan.rank or 1, alpha=1, dropout=0, targets="all-linear")
     )
     parameters = lora.parameters(peft, "x").values()
     optimizer = torch.optim.AdamW(parameters, fused=True)
