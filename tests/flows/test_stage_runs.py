@@ -233,7 +233,9 @@ def test_a_full_disk_of_this_machine_ends_the_run_at_once() -> None:
 def test_what_stops_the_flow_ends_the_threads_that_wait_for_workers(
     monkeypatch: pytest.MonkeyPatch, is_swallowed: bool
 ) -> None:
-    """A signal reaches the main thread alone, where a library may catch what it raises, and Prefect waits for all threads."""
+    """A signal reaches the main thread alone, where a library may catch what it raises.
+
+    Prefect waits for all threads."""
     wait = StageRuns.wait
     started, begun, ended = time.monotonic(), threading.Barrier(3), []
 

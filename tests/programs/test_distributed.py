@@ -138,7 +138,7 @@ def children(pid: int) -> list[int]:
     return [child for child in launch._with_children(pid) if child != pid]
 
 
-# Runs several programs one after another in the ranks of one torchrun, which imports torch once for all of them.
+# Runs several programs one after another in the ranks of one torchrun, which imports torch once for all.
 ONE_AFTER_ANOTHER = """
 import os, sys
 from tasks.config import jobs
@@ -150,7 +150,7 @@ leave, os._exit = os._exit, lambda status: None  # how a program's ranks end
 for argument in sys.argv[1:]:
     stage, sys.argv[1:] = argument.split("=")[0], argument.split("=")[1:]
     module = {"sft": sft, "reward": reward, "dpo": dpo}[stage]
-    main(module.train, getattr(jobs, f"{stage.capitalize()}Job"), among=distributed.joined)
+    main(module.train, getattr(jobs, f"{stage.capitalize()}Job"), among=distributed.process_group)
 leave(0)
 """
 FULL_TUNING = {"tune": "full", "members": 1, "learning_rate": 1e-4}
@@ -241,7 +241,7 @@ def refusing(*given):
     return honest(*given)
 
 sft.packing_leak = refusing
-main(sft.train, SftJob, among=distributed.joined)
+main(sft.train, SftJob, among=distributed.process_group)
 """
 
 

@@ -404,8 +404,8 @@ def test_the_noise_floor_stands_beside_the_calibration_error() -> None:
     found = MEASURES["calibration"]
     [chart] = reward_charts.draw_calibration({"calibration": found | {"floor": 0.0375, "reason": ""}})
     assert (
-        "A model that means exactly what it says would show 3.8\N{NO-BREAK SPACE}% on as many pairs, by chance alone."
-        in chart.note
+        "A model that means exactly what it says would show 3.8\N{NO-BREAK SPACE}% on as many pairs, "
+        "by chance alone." in chart.note
     )
     [chart] = reward_charts.draw_calibration({"calibration": found | {"reason": "no two rewards differ"}})
     assert "no temperature was fitted, because no two rewards differ" in chart.note

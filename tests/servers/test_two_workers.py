@@ -1,4 +1,4 @@
-"""Two workers of one pool: stages that do not wait for each other run, fail and are cancelled at the same time.
+"""Test two workers of one pool: independent stages run, fail and are cancelled at the same time.
 
 Real servers over SQLite, real workers that share nothing but them; the programs are fakes.
 """

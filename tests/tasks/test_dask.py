@@ -199,7 +199,7 @@ def test_an_address_that_dask_cannot_use_is_the_users_to_mend(address: str, why:
 
 
 def run_on_cluster(folder: Path, numbers: Iterator[int], num_cached: int = 0) -> tuple[str, int]:
-    """Run calls for three blocks of users with a thread as cluster. Return the request's name and number of tasks."""
+    """Run calls for three blocks of users, a thread as cluster; return the request's name and task count."""
     folder.mkdir(exist_ok=True)
     blocks = [
         Block(folder / "Users.xml", "Users.xml", "xml", f'<row Id="{k}" DisplayName="User {k}"/>'.encode(), 0)

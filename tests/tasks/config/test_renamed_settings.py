@@ -175,8 +175,13 @@ def test_a_flow_run_logs_the_old_names_of_its_parameters(tmp_path: Path) -> None
     tree, home = fake_programs.make_tree(tmp_path / "tree"), tmp_path / "home"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", FLOW],
-        cwd=tree, env=fake_programs.environment(tree, home), capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
+        cwd=tree,
+        env=fake_programs.environment(tree, home),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
     assert "there is no file or folder nowhere" in done.stderr
     with sqlite3.connect(home / "prefect" / "prefect.db") as database:
         found = database.execute("select message from log where message like '%is now called%'").fetchall()
