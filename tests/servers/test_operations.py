@@ -26,7 +26,7 @@ from flows.retrain import NO_CHANGE
 from tasks.artifacts import code_version
 from tasks.artifacts.artifact import Artifact
 from tasks.config.pipeline import Pipeline
-from tasks.execution import launch
+from tasks.execution import program_environment
 from tasks.execution.run_stage import RunContext, run_stage
 from tasks.stages import report
 from tests.support import fake_programs
@@ -143,7 +143,7 @@ def expected(installation: Installation, method: str = "ppo", **ppo: Any) -> dic
         return found[step.stage]
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(launch, "ROOT", installation.tree)
+        patched.setattr(program_environment, "ROOT", installation.tree)
         patched.setattr(code_version, "ROOT", installation.tree)
         patched.setenv("ALIGNFLOW_HOME", str(installation.root / "in-place"))
         chain(settings, do)

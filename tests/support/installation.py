@@ -48,7 +48,7 @@ class Installation:
         self.up = self.start_cli(self.log, self.home, "up", *profiles, "--no-workers", *ports, **more)
         wait_until(lambda: "Ctrl-C" in self.log.read_text() or self.up.poll() is not None, 120)
         assert self.up.poll() is None, self.log.read_text()
-        self.password = credentials.made(self.home).password
+        self.password = credentials.load_or_create(self.home).password
 
     # ------------------------------------------------------------------------------------ processes
 
