@@ -140,17 +140,18 @@ def children(pid: int) -> list[int]:
 
 # Runs several programs one after another in the ranks of one torchrun, which imports torch once for all.
 ONE_AFTER_ANOTHER = """
-import os, sys
+import contextlib, os, sys
 from tasks.config import jobs
 from tasks.programs import dpo, reward, sft
 from tasks.programs.runtime.program import main
 from tasks.rlhf.compute import distributed
 
 leave, os._exit = os._exit, lambda status: None  # how a program's ranks end
-for argument in sys.argv[1:]:
-    stage, sys.argv[1:] = argument.split("=")[0], argument.split("=")[1:]
-    module = {"sft": sft, "reward": reward, "dpo": dpo}[stage]
-    main(module.train, getattr(jobs, f"{stage.capitalize()}Job"), among=distributed.process_group)
+with distributed.process_group():  # of all programs: torchrun's store takes the addresses of one only
+    for argument in sys.argv[1:]:
+        stage, sys.argv[1:] = argument.split("=")[0], argument.split("=")[1:]
+        module = {"sft": sft, "reward": reward, "dpo": dpo}[stage]
+        main(module.train, getattr(jobs, f"{stage.capitalize()}Job"), among=contextlib.nullcontext)
 leave(0)
 """
 FULL_TUNING = {"tune": "full", "members": 1, "learning_rate": 1e-4}
@@ -190,7 +191,7 @@ def test_two_processes_take_the_steps_of_one(
     one = run_here(stage, prepared(tmp_path / "one", stage, inputs, shard=shard, **changed))
     two = by_two / f"{stage}-{shard}" / "artifact"
     assert (two.parent / "done").exists()
-    assert len(steps(one)) == 8
+    assert steps(one)[-1]["step"] == 8
     for ours, theirs in zip(steps(one), steps(two), strict=True):
         assert ours.keys() == theirs.keys()
         for name in ours.keys() & {"loss", "grad_norm", "held_out_loss"}:
@@ -271,7 +272,7 @@ from tasks.rlhf.compute import distributed
 from tasks.rlhf.compute.seeds import seed_step
 from tasks.system.errors import InputError
 
-with distributed.joined():
+with distributed.process_group():
     rank = distributed.rank()
     assert distributed.world() == 3 and distributed.is_first() == (rank == 0)
     distributed.BUCKET = 40  # some in the same, some apart
@@ -302,9 +303,9 @@ with distributed.joined():
     assert len(set(drawn)) == 3
     seed_step(1, 2)
     assert torch.rand(1).item() == drawn[0]
-    assert distributed.agreed(5, "fives") == 5
+    assert distributed.check_equal(5, "fives") == 5
     try:
-        distributed.agreed(rank, "ranks")
+        distributed.check_equal(rank, "ranks")
     except InputError as error:
         assert "different ranks" in str(error)
     else:
@@ -327,11 +328,11 @@ from tasks.rlhf.compute import distributed
 
 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, which would end the other first
 try:
-    with distributed.joined():
-        distributed.wait()
+    with distributed.process_group():
+        distributed.barrier()
         if distributed.rank() == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        distributed.wait()
+        distributed.barrier()
 except torchrun.PeersLost:
     Path(sys.argv[1]).write_text("")
 """
@@ -364,10 +365,10 @@ def loss(model, rows):
     targets = ids[rows][:, 1:].flatten()
     return chunked_log_probs.cross_entropy(hidden, forward.output_head(model), targets, count=76)
 
-with distributed.joined():
+with distributed.process_group():
     for kind in ("llama", "qwen2", "gpt2"):  # the first and the last with tied embeddings
         alone, parts = (tiny.model(kind).requires_grad_(True) for _ in range(2))
-        gradient_checkpointing.gradient_checkpointing(parts)
+        gradient_checkpointing.enable(parts)
         fsdp.shard(parts)
         loss(alone, slice(None)).backward()
         fsdp.with_full_weights(parts, loss, slice(distributed.rank(), None, 2)).backward()
@@ -380,15 +381,16 @@ with distributed.joined():
         extra = [torch.nn.Parameter(torch.zeros(3)) for _ in range(2)]
         for p in extra:
             p.grad = torch.full((3,), 2.0)
-        norms = [fsdp.clip([*model.parameters(), p], 0.1) for model, p in zip((alone, parts), extra)]
+        both = zip((alone, parts), extra)
+        norms = [fsdp.clip_grad_norm([*model.parameters(), p], 0.1) for model, p in both]
         assert abs(norms[0] - norms[1]) < 1e-4 * norms[0]
-        assert abs(fsdp.clip([*parts.parameters(), extra[1]], 9) - 0.1) < 1e-4
+        assert abs(fsdp.clip_grad_norm([*parts.parameters(), extra[1]], 9) - 0.1) < 1e-4
         torch.testing.assert_close(*[p.grad for p in extra])
 
         with torch.no_grad():
             before = fsdp.with_full_weights(parts, loss, slice(None)).item()
             for name, p in parts.named_parameters():
-                p.copy_(fsdp.like(wanted[name] / 2, p))
+                p.copy_(fsdp.shard_like(wanted[name] / 2, p))
                 wanted[name].div_(2)
             whole = loss(alone, slice(None))
             assert abs(fsdp.with_full_weights(parts, loss, slice(None)) - whole) < 1e-5, kind
@@ -405,7 +407,7 @@ with distributed.joined():
         fsdp.with_full_weights(parts, shared_prompt.log_probs, joined[distributed.rank()]).sum().backward()
         for name, p in parts.named_parameters():
             torch.testing.assert_close(p.grad.full_tensor(), wanted[name].grad, rtol=1e-3, atol=1e-4)
-        found = fsdp.whole(dict(parts.named_parameters()))
+        found = fsdp.gather_full(dict(parts.named_parameters()))
         assert not distributed.is_first() or all(torch.equal(found[name], wanted[name]) for name in wanted)
 os._exit(0)  # as programs do
 """
