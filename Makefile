@@ -4,11 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test check bench up
+.PHONY: help setup demo test test-fast check bench up
 .DEFAULT_GOAL := help
 
 help: ## say what there is
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 11
 
 setup: $(READY) ## make the virtual environment
 
@@ -22,8 +22,14 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## run the demo: from votes to an aligned model
 	$(BIN)/alignflow run demo --summary .alignflow/demo.json
 
-test: $(READY) ## run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+# "auto" is one process more than there are cores; tests/conftest.py sorts the fast tests before the slow ones
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadscope --no-loadscope-reorder
+
+test: $(READY) ## run all tests, fast ones first; each failure is shown when it happens
+	$(PYTEST)
+
+test-fast: $(READY) ## run the tests that need no servers and little time
+	$(PYTEST) -m "not slow"
 
 check: $(READY) ## format, lint and types
 	$(BIN)/ruff format --check .

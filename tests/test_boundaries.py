@@ -1,6 +1,6 @@
-"""The import law: every file's imports are read, and each side is imported in a fresh interpreter.
+"""Test the import law: read every file's imports, and import each side in a fresh interpreter.
 
-The law is the order of the folders in architecture.md; no file is listed by hand.
+The law is the order of the folders in docs/architecture.md; no file is listed by hand.
 """
 
 import ast
@@ -17,7 +17,7 @@ from tests.support.paths import ROOT
 HEAVY = {"torch", "transformers", "peft", "accelerate", "bitsandbytes"}
 ABOVE = {"prefect", "mlflow"}
 
-# From the top floor down: a file imports from its own folder and from folders on lower floors that its side may see.
+# From the top layer down: a file imports from its own folder and from folders on lower layers of its side.
 ORCHESTRATION = [
     "flows",
     "tasks.stages",
@@ -36,13 +36,17 @@ PROGRAMS = [
     "tasks.system",
 ]
 SUBFOLDERS = {  # inside a folder, from the top floor down
-    "flows": ["flows", "flows.commands", "flows.services", "flows.display"],  # but the commands call the flows
+    "flows": ["flows", "flows.commands", "flows.services", "flows.display"],
+    # but the commands call the flows
     "tasks.programs": ["tasks.programs", "tasks.programs.data_stage", "tasks.programs.runtime"],
     "tasks.rlhf": [
-        "tasks.rlhf.training", "tasks.rlhf.evaluation", "tasks.rlhf.models", "tasks.rlhf.batches", "tasks.rlhf.algorithms", "tasks.rlhf.compute",
+        "tasks.rlhf.training", "tasks.rlhf.evaluation", "tasks.rlhf.models", "tasks.rlhf.batches",
+        "tasks.rlhf.algorithms", "tasks.rlhf.compute",
         "tasks.rlhf",
     ],
-    "tasks.dataset": ["tasks.dataset.sources", "tasks.dataset.curation", "tasks.dataset.readers", "tasks.dataset"],
+    "tasks.dataset": [
+        "tasks.dataset.sources", "tasks.dataset.curation", "tasks.dataset.readers", "tasks.dataset",
+    ],
 }  # fmt: skip
 
 
@@ -77,7 +81,9 @@ def imports(module: str) -> frozenset[str]:
 
 
 def top(module: str) -> str:
-    """Return the folder on the second level that a module lies in: tasks.rlhf for tasks.rlhf.models.lora, flows for all of flows."""
+    """Return the folder on the second level that a module lies in: tasks.rlhf for tasks.rlhf.models.lora;
+    flows for flows.*.
+    """
     return "flows" if module.partition(".")[0] == "flows" else ".".join(module.split(".")[:2])
 
 
@@ -136,7 +142,9 @@ def test_only_one_file_imports_mlflow() -> None:
 
 
 def loaded(names: list[str]) -> set[str]:
-    """Return what is in memory after importing modules in a fresh interpreter: top-level packages, and our own modules."""
+    """Return what is in memory after importing modules in a fresh interpreter: top-level packages and our
+    modules.
+    """
     code = f"import sys\nfor name in {names!r}:\n    __import__(name)\nprint(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True, check=False

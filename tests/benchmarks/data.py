@@ -1,4 +1,6 @@
-"""The data stage beside the way of the StackLLaMA article, over the cores, and on inputs of growing size: part of `make bench`."""
+"""Measure the data stage: beside the StackLLaMA article's code, with several processes, on inputs of
+growing size.
+"""
 
 import json
 import os
@@ -18,9 +20,9 @@ import pyarrow.parquet as pq
 from tasks.dataset.sources.stack_exchange import score_answer
 from tasks.dataset.sources.stack_exchange_dump import Post
 from tasks.demo_site import site
+from tests.benchmarks.peer_environments import create_environment
 from tests.support.dumps import iter_posts
 from tests.support.paths import ROOT
-from tests.support.peers import interpreter
 
 PEER, PEER_NEEDS = ROOT / ".bench" / "data-peer", ("datasets==5.2.0", "markdownify==1.2.3")
 REAL = ROOT.parent / "shared" / "data" / "stackexchange" / "travel" / "Posts.csv.gz"
@@ -37,7 +39,7 @@ class Used(NamedTuple):
 
 
 def stage(source: Path, kind: str, *, threads: int, settings: dict[str, Any]) -> Used:
-    """The data program as a process of its own, watched."""
+    """Run the data program as a process of its own; return its time and its peak memory."""
     with tempfile.TemporaryDirectory() as folder:
         job = {"seed": 0, "source": {"kind": kind, "path": str(source)}, "data": settings}
         record = {
@@ -77,8 +79,10 @@ def _children(process: psutil.Popen) -> list[psutil.Process]:
 
 
 def beside_the_article() -> list[dict[str, Any]]:
-    """The same rows, one core, one run: ours as a whole process, start included; the peer without its imports."""
-    python = interpreter(PEER, PEER_NEEDS)
+    """Compare our whole process, start included, with the article's code without its imports: same rows,
+    one core.
+    """
+    python = create_environment(PEER, PEER_NEEDS)
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder, "rows.parquet")
         texts = _preferences(rows)
@@ -100,7 +104,9 @@ def beside_the_article() -> list[dict[str, Any]]:
 
 
 def over_the_cores() -> list[dict[str, Any]]:
-    """A dump of the built-in site, packed as dumps are, by one process and by one for each core; memory at two sizes."""
+    """Measure a packed dump of the built-in site with one process and with one per core; memory at two
+    sizes.
+    """
     entries = []
     with tempfile.TemporaryDirectory() as folder:
         archives = {count: _archive(Path(folder), count) for count in (6_000, 18_000)}
@@ -149,7 +155,9 @@ def _archive(folder: Path, num_questions: int) -> tuple[int, Path]:
 
 
 def _preferences(path: Path) -> int:
-    """Real posts, where they are at hand, as rows of HuggingFaceH4/stack-exchange-preferences; gives the number of texts."""
+    """Write real posts, if they are there, as rows of HuggingFaceH4/stack-exchange-preferences; return
+    their number.
+    """
     source = iter_posts(REAL) if REAL.exists() else _generated()
     questions, answers = {}, defaultdict(list)
     for post in source:

@@ -1,6 +1,9 @@
-"""The way of the StackLLaMA article: datasets.map with markdownify, scores and at most ten pairs a question in Python.  python peer_data.py ROWS OUT
+"""Run the StackLLaMA article's data code: datasets.map with markdownify, scores, ten pairs a question.
 
-Runs in an environment of its own (datasets, markdownify); rows are those of HuggingFaceH4/stack-exchange-preferences. Prints one line of JSON.
+python peer_data.py ROWS OUT
+
+Runs in an environment of its own (datasets, markdownify); rows are those of
+HuggingFaceH4/stack-exchange-preferences. Prints one line of JSON.
 """
 
 import json

@@ -1,6 +1,9 @@
-"""TRL on the workloads of training.py, one round of steps.  python peer_training.py WORKLOAD float32|bfloat16 FOLDER
+"""Run TRL on the workloads of training.py, one round of steps.
 
-Runs in an environment of its own; FOLDER is what training.py wrote: the model, the first adapters and the texts. Prints one line of JSON.
+python peer_training.py WORKLOAD float32|bfloat16 FOLDER
+
+Runs in an environment of its own; FOLDER is what training.py wrote: the model, the first
+adapters and the texts. Prints one line of JSON.
 """
 
 import json
@@ -30,7 +33,10 @@ SCORED = ("pairwise", "pairwise-1", "kwise")
 
 
 def settings(what: str, dtype: str, work: dict[str, Any]) -> dict[str, Any]:
-    """What every TRL trainer is told: as ours, and without what only costs time here (recomputing activations, progress bars, saving)."""
+    """Return the settings of every TRL trainer: as ours.
+
+    What only costs time is off: recomputing activations, progress bars, saving.
+    """
     common = {
         "output_dir": tempfile.mkdtemp(),
         "report_to": "none",
@@ -68,7 +74,7 @@ def lora(work: dict[str, Any], kind: str) -> LoraConfig:
 
 
 def pairs(folder: Path, what: str) -> Dataset:
-    """Every pair as a row; the prompt and each answer are forwarded as often as they occur."""
+    """Return every pair as a row; the prompt and each answer are forwarded as often as they occur."""
     rows = []
     for question in json.loads((folder / f"{what}.json").read_text()):
         better_and_worse = [
@@ -117,7 +123,7 @@ def trainer_of(what: str, dtype: str, folder: Path) -> Trainer:
 
 
 def start_from(model: PreTrainedModel, folder: Path) -> dict[str, str]:
-    """Give the adapter its shared first weights; gives the types of what is trained."""
+    """Load the shared first weights into the adapter; return the types of the trained parameters."""
     first, found = load_file(folder / "start.safetensors"), {}
     for name, parameter in model.named_parameters():
         if matched := re.search(r"(layers\..*)\.lora_A\.", name):
@@ -128,7 +134,7 @@ def start_from(model: PreTrainedModel, folder: Path) -> dict[str, str]:
 
 
 class Clock(TrainerCallback):
-    """Notes when each step has ended."""
+    """A callback that records when each step has ended."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []

@@ -1,6 +1,6 @@
-"""What a probe of a model knows of a site's votes, each question judged by a probe that has not seen it: more questions than one held-out part has.
+"""Measure what a linear probe predicts of a site's votes, by cross-validation over all questions.
 
-python -m tests.benchmarks.probe JOB        the folder of a reward stage's job, with its inputs; nothing in it is changed
+python -m tests.benchmarks.probe JOB    JOB: the folder of a reward stage's job with its inputs; only read
 """
 
 import json
@@ -26,7 +26,9 @@ FOLDS, SEED = 5, 11
 
 
 def folded(features: Tensor, questions: list[Comparison], job: RewardJob) -> dict[str, Interval]:
-    """Accuracies of the probe and of the rules, and their differences; ``features`` (S, D) are of all answers in their order."""
+    """Return accuracies of the probe and of the rules, and their differences, from the features (S, D) of
+    all answers.
+    """
     fold = [seeds.mix(SEED, c.question_id) % FOLDS for c in questions]
     of_question = features.split([len(c.answers) for c in questions])
     pairs = reward_evaluation.pairs_of(questions)
@@ -92,7 +94,8 @@ def main(folder: Path) -> None:
     features = probe_start.answer_features(member, questions, "all", collate=collate, batch_size=12)
     for name, share in folded(features, questions, job).items():
         print(
-            f"{name:24} {100 * share.value:6.1f} %  ({100 * share.low:.1f} to {100 * share.high:.1f})  {share.n} pairs"
+            f"{name:24} {100 * share.value:6.1f} %  ({100 * share.low:.1f} to {100 * share.high:.1f})  "
+            f"{share.n} pairs"
         )
 
 

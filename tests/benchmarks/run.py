@@ -1,6 +1,6 @@
-"""What `make bench` prints: rates of the hot paths beside their floors, each the median of several rounds in one run.
+"""Print rates of the hot paths beside their lower bounds, each the median of several rounds: `make bench`.
 
-python -m tests.bench
+python -m tests.benchmarks.run
 """
 
 import json
@@ -29,7 +29,7 @@ ROUNDS = 9
 
 
 def median(work: Callable[[], object], rounds: int = ROUNDS, warmup: int = 2) -> float:
-    """Median seconds of ``work`` after some rounds of warm-up."""
+    """Return the median seconds of a function after some rounds of warm-up."""
     seconds = []
     for _ in range(rounds + warmup):
         started = time.perf_counter()
@@ -50,7 +50,7 @@ def demo_model() -> LlamaForCausalLM:
 
 
 def training() -> None:
-    """An SFT step on packed blocks against a bare forward and backward of the same adapters over as many tokens."""
+    """Measure an SFT step on packed blocks; its floor is a bare forward and backward over as many tokens."""
     base = demo_model().requires_grad_(False)
     model = lora.attach(base, "sft", lora.build_config(rank=16, alpha=32, dropout=0.0, targets="all-linear"))
     parameters = lora.parameters(model, "sft")
@@ -81,7 +81,9 @@ def training() -> None:
 
 
 def comparing() -> None:
-    """A reward model's step on 8 questions of 5 answers: prompts shared and adapters folded, without the one, without either."""
+    """Measure a reward model's step on 8 questions of 5 answers: with and without shared prompts and folded
+    adapters.
+    """
     base = demo_model().requires_grad_(False)
     model = lora.attach(
         base, "reward", lora.build_config(rank=8, alpha=32, dropout=0.0, targets="all-linear")
@@ -117,12 +119,15 @@ def comparing() -> None:
         choice: median(partial(step, *choice)) for choice in ((True, True), (True, False), (False, False))
     }
     ours = seconds[True, True]
-    note = f"{seconds[True, False] / ours:.2f} x with adapters apart, {seconds[False, False] / ours:.2f} x with prompts repeated as well"
+    note = (
+        f"{seconds[True, False] / ours:.2f} x with adapters apart, {seconds[False, False] / ours:.2f} x "
+        "with prompts repeated as well"
+    )
     show("reward step, 5 answers a question", 40 / ours, "answers/s", note)
 
 
 def sampler() -> None:
-    """Sampling 64 answers of 48 tokens; the floor is one forward pass over the same tokens at once."""
+    """Measure sampling 64 answers of 48 tokens; the floor is one forward pass over the same tokens."""
     base = demo_model().requires_grad_(False).eval()
     prompts = [torch.randint(2, 1024, (20,)).tolist() for _ in range(64)]
     seconds = median(
@@ -139,7 +144,7 @@ def sampler() -> None:
 
 
 def programs() -> None:
-    """The start-up of a training program."""
+    """Measure how long a training program takes to start."""
     seconds = median(
         lambda: subprocess.run([sys.executable, "-c", "import tasks.programs.ppo"], check=True, cwd=ROOT),
         rounds=3,

@@ -1,6 +1,7 @@
-"""SFT, reward model and DPO steps beside TRL's, on the same model, first weights, texts and batches: part of `make bench`.
+"""Measure SFT, reward model and DPO steps beside TRL's, with the same model, weights, texts and batches.
 
-python -m tests.benchmarks.training        one round of our side alone: python -m tests.benchmarks.training WORKLOAD float32|bfloat16 FOLDER
+python -m tests.benchmarks.training
+python -m tests.benchmarks.training WORKLOAD float32|bfloat16 FOLDER    one round of our side alone
 """
 
 import json
@@ -35,8 +36,8 @@ from tasks.rlhf.batches.comparisons import Batch, Comparison
 from tasks.rlhf.batches.packing import IGNORE, Document, first_fit, pack
 from tasks.rlhf.compute import devices, seeds
 from tasks.rlhf.models import loading, lora
+from tests.benchmarks.peer_environments import create_environment
 from tests.support.paths import ROOT
-from tests.support.peers import interpreter
 
 PEER, PEER_NAME = ROOT / ".bench" / "trl-peer", "TRL 1.16.0"
 PEER_NEEDS = (
@@ -77,11 +78,12 @@ NAMES = {
 
 
 def beside_trl(rounds: int = 3) -> list[dict[str, Any]]:
-    """Every workload in fp32 and bf16, ours and TRL in turn, each round a process of its own. DPO's reference pass is in the steps of both.
+    """Measure every workload in fp32 and bf16, ours and TRL in turn, each round in a process of its own.
 
-    In bf16 both load a bf16 model and train adapters in fp32, which is peft's way; TRL computes under autocast, which is its default.
+    In bf16 both load a bf16 model and train adapters in fp32, which is peft's way; TRL computes under
+    autocast, which is its default. DPO's reference pass is in the steps of both.
     """
-    python = interpreter(PEER, PEER_NEEDS)
+    python = create_environment(PEER, PEER_NEEDS)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_workloads(folder)
@@ -122,8 +124,14 @@ def _beside(python: Path, what: str, dtype: str, folder: Path, rounds: int) -> d
         "mean_apart": statistics.mean(apart),
     }
     title, unit = NAMES[what]
-    rates = f"{middle['ours']:>9,.1f} {unit:<9} {middle['ratio']:.2f} x {PEER_NAME} ({middle['peer']:,.1f}), {middle['cpu_ratio']:.2f} x by CPU time"
-    note = f"last loss {same['loss_ours']:.4f} and {same['loss_peer']:.4f}, {same['mean_apart']:.0e} apart a step"
+    rates = (
+        f"{middle['ours']:>9,.1f} {unit:<9} {middle['ratio']:.2f} x {PEER_NAME} ({middle['peer']:,.1f}), "
+        f"{middle['cpu_ratio']:.2f} x by CPU time"
+    )
+    note = (
+        f"last loss {same['loss_ours']:.4f} and {same['loss_peer']:.4f}, {same['mean_apart']:.0e} apart a "
+        "step"
+    )
     print(f"{title + ', ' + dtype:<56} {rates}; {note}", flush=True)
     return (
         {"what": title, "unit": unit, "dtype": dtype, "peer_name": PEER_NAME} | middle | {"runs": runs} | same
@@ -131,7 +139,9 @@ def _beside(python: Path, what: str, dtype: str, folder: Path, rounds: int) -> d
 
 
 def _round(command: list[str], what: str, dtype: str, folder: Path) -> dict[str, Any]:
-    """One process: units a second of the median step after the first, CPU seconds of these steps, and the loss of every step."""
+    """Run one process; return units a second of the median step after the first, CPU seconds, and the
+    losses.
+    """
     threads = {"OMP_NUM_THREADS": "2", "GOMP_SPINCOUNT": "10000"}  # as the stages' programs are started
     quiet = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "cache"), "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(
@@ -158,7 +168,7 @@ def _round(command: list[str], what: str, dtype: str, folder: Path) -> dict[str,
 
 
 def write_workloads(folder: Path) -> None:
-    """The model in both types, the adapters' first weights, and the texts that both sides read."""
+    """Write the model in both types, the adapters' first weights, and the texts that both sides read."""
     words = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"w{number}": number for number in range(3, 4096)}
     raw = Tokenizer(WordLevel(words, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -201,7 +211,9 @@ def write_workloads(folder: Path) -> None:
 
 
 def _write_documents(draw: random.Random, path: Path) -> list[int]:
-    """Documents, and the blocks that our SFT packs them in, in TRL's form of packed data; gives the tokens of each step."""
+    """Write documents, and the blocks that our SFT packs them in, in TRL's form; return the tokens of each
+    step.
+    """
     documents = [[*_words(draw, 20, 120), 1] for _ in range(TOTAL * 8 * 4)]
     bins = first_fit([len(ids) for ids in documents], WORK["block_tokens"])[: TOTAL * 8]
     parts = [[documents[index] for index in members] for members in bins]
@@ -219,7 +231,7 @@ def _words(draw: random.Random, low: int, high: int) -> list[int]:
 
 
 def _question(draw: random.Random, pairs: list[tuple[int, int]]) -> dict[str, Any]:
-    """A prompt of 60 words, answers of 20 to 60, and which of them are compared, the better one first."""
+    """Return a prompt of 60 words, answers of 20 to 60, and which are compared, the better one first."""
     answers = 1 + max(max(pair) for pair in pairs)
     prompt, *rest = (
         " ".join(f"w{word}" for word in _words(draw, *size)) for size in [(60, 60)] + [(20, 60)] * answers
@@ -234,14 +246,14 @@ def _lora() -> LoraConfig:
 
 
 def _place(name: str) -> str:
-    """Where in the model an adapter's weight sits, whatever is wrapped around it."""
+    """Return where in the model an adapter's weight sits, without the names of its wrappers."""
     found = re.search(r"(layers\..*)\.lora_", name)
     assert found
     return found[1]
 
 
 def our_round(what: str, dtype: str, folder: Path) -> dict[str, Any]:
-    """The optimizer steps that the programs do, over all batches of a workload."""
+    """Take the optimizer steps that the programs take, over all batches of a workload."""
     device = devices.set_up("cpu", int(os.environ["OMP_NUM_THREADS"]))
     base = loading.load(folder / dtype, device=device)
     model = lora.attach(base, what, _lora())
@@ -304,7 +316,9 @@ def _sft_loss(model: PeftModel, folder: Path) -> LossOf:
 
 
 def _pairs_loss(model: PeftModel, head: nn.Linear, what: str, folder: Path) -> LossOf:
-    """DPO's has the reference's log-probabilities of everything computed first, as the stage before DPO does."""
+    """Return the loss of a batch of pairs; for DPO the reference's log-probabilities are computed first, as
+    its stage does.
+    """
     tokenizer, (questions, _) = loading.load_tokenizer(folder / "float32"), ASKED[what]
     asked = []
     for number, row in enumerate(json.loads((folder / f"{what}.json").read_text())):

@@ -1,4 +1,4 @@
-"""The small inputs of shared/cases: files in the shape of public ones that alignflow once read wrongly."""
+"""Test the small inputs of shared/cases: files like public ones that alignflow once read wrongly."""
 
 import gzip
 import json
@@ -41,7 +41,7 @@ def test_every_folder_of_cases_has_a_test() -> None:
     ] == []
 
 
-# ------------------------------------------------------------------------------------------------------------------ rows of the user's own
+# --------------------------------------------------------------------------- rows of the user's own
 
 QUESTION = re.compile(r"How should one \w+ a \w+ before the rainy season begins in the hills\?")
 GOOD, BAD = re.compile(r"To \w+ the \w+, take a dry cloth first.*"), re.compile(r"No idea, sorry\. \(\w+\)")
@@ -179,7 +179,7 @@ def test_a_folder_of_save_to_disk_is_read(tmp_path: Path) -> None:
     check_comparisons(tables)
 
 
-# ---------------------------------------------------------------------------------------------------------------------- dumps
+# -------------------------------------------------------------------------------------------- dumps
 
 
 def test_formulas_stay_byte_for_byte() -> None:
@@ -191,7 +191,7 @@ def test_formulas_stay_byte_for_byte() -> None:
 
 
 def read_dump(path: Path) -> tuple[dict[int, Post], Counter[str]]:
-    """The posts of a dump by id, and how many rows cannot be read for which reason."""
+    """Return the posts of a dump by id, and why how many rows cannot be read."""
     bad = Quarantine()
     posts = {post.id: post for post in iter_posts(path, Counter(), bad)}
     return posts, bad.reasons

@@ -1,4 +1,6 @@
-"""The built-in site: reproducible, titles that mean one task, votes that follow true quality, and a scorer that tells answers apart."""
+"""Test the built-in site: it is reproducible, titles mean one task, votes follow quality, the scorer is
+right.
+"""
 
 import random
 import re
@@ -36,7 +38,7 @@ def posts() -> list[site.Post]:
     return list(site.generate(num_questions=1000, seed=0))
 
 
-# ------------------------------------------------------------------------------------------------------------------- scorer
+# ------------------------------------------------------------------------------------------- scorer
 
 
 def test_the_perfect_answer_has_ten_points() -> None:
@@ -120,7 +122,7 @@ def test_a_title_says_all_that_its_commands_need(task: ShellTask) -> None:
             assert slots_of(command) <= slots_of(phrasing)
 
 
-# --------------------------------------------------------------------------------------------------------------------- site
+# --------------------------------------------------------------------------------------------- site
 
 
 def test_the_seed_decides_every_byte(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""Where a dump's site and its users come from, in each of the forms that a dump can lie in: all of them give the same tables."""
+"""Test that a dump's site and users are found in each of the forms that a dump can have, with the same
+tables.
+"""
 
 import gzip
 import io
@@ -75,7 +77,7 @@ def write(folder: Path, files: dict[str, bytes]) -> None:
 
 
 def prepared(path: Path, folder: Path, **source: Any) -> dict[str, Any]:
-    """The tables of a dump, and what its card and summary say."""
+    """Return the tables of a dump, its data card and its summary."""
     folder.mkdir(parents=True)
     job = {"seed": 0, "source": {"kind": "stack-exchange", "path": str(path), **source}, "data": {"alike": 1}}
     (folder / "job.json").write_text(

@@ -1,4 +1,6 @@
-"""Drawn rows: by the hash of an id, so that no part of a table in the order of ids is favoured."""
+"""Test that rows are drawn by the hash of an id, so that no part of a table in the order of ids is
+favoured.
+"""
 
 import json
 from pathlib import Path
@@ -52,10 +54,10 @@ def test_policies_answer_drawn_questions_and_the_first_of_the_table_have_no_adva
         "text": text,
         "reward": {"lora": {"rank": 2, "alpha": 4.0}, "max_steps": 1, "red_team_answers": 5},
     }
-    judge = Run(tiny.prepare(tmp_path / "reward", "reward", job, inputs))
+    judge = Run(tiny.write_job(tmp_path / "reward", "reward", job, inputs))
     reward.train(RewardJob.model_validate(judge.record), judge)
     job = {"seed": 0, "text": text, "source": {"kind": "own", "path": "x"}, "winrate": {"num_questions": 6}}
-    run = Run(tiny.prepare(tmp_path / "winrate", "winrate", job, inputs | {"reward": judge.artifact}))
+    run = Run(tiny.write_job(tmp_path / "winrate", "winrate", job, inputs | {"reward": judge.artifact}))
     winrate.evaluate(WinrateJob.model_validate(run.record), run)
     asked = pq.read_table(data / "evaluation.parquet").to_pylist()
     rows = pq.read_table(run.artifact / "samples.parquet").to_pylist()
@@ -75,7 +77,7 @@ def test_answers_that_normalise_and_are_attacked_are_drawn(
 ) -> None:
     monkeypatch.setattr(reward_tests, "REFERENCE_ANSWERS", 6)
     data = tiny.data_folder(tmp_path / "data", 40)
-    run = Run(tiny.prepare(tmp_path / "reward", "reward", {}, {"data": data}))
+    run = Run(tiny.write_job(tmp_path / "reward", "reward", {}, {"data": data}))
     rows = pq.read_table(data / "finetune.parquet").to_pylist()
     encoder = Encoder(
         tiny.tokenizer(), template="question-answer", max_prompt_tokens=48, max_answer_tokens=40

@@ -34,9 +34,13 @@ from tasks.programs.data_stage import read_source
 from tasks.programs.data_stage.worker_pool import open_worker_pool
 from tasks.programs.runtime.program import Run
 from tasks.system.errors import InputError
-from tests.dataset.curation.test_near_duplicates import alike, components
-from tests.programs.test_data import digests, write_posts
-from tests.support.split_assignments import question, write_questions
+from tests.support.data_sets import table_digests, write_noisy_posts, write_posts
+from tests.support.split_assignments import (
+    connected_components,
+    find_similar_pairs,
+    question,
+    write_questions,
+)
 
 SHARES = {"finetune": 0.34, "reward": 0.43, "rl": 0.1, "evaluation": 0.13}
 
@@ -57,31 +61,11 @@ def prepared(
     return run.artifact
 
 
-def noisy_posts(path: Path, count: int) -> Path:
-    """Questions of many words, some asked twice and some nearly so; answers of varied length and votes, in any order."""
-    rng, rows = random.Random(5), []
-    for number in range(count):
-        words = " ".join(
-            rng.choice(["alpha", "beta", "gamma", "delta", "how", "why"]) + str(rng.randrange(40))
-            for _ in range(30)
-        )
-        body = words if number % 10 else "the same question again"
-        rows.append(
-            f'<row Id="{1 + 10 * number}" PostTypeId="1" Score="1" OwnerUserId="{number % 7}" Title="T" Body="{body}" />'
-        )
-        for k in range(1, 2 + rng.randrange(5)):
-            about = f'Id="{1 + 10 * number + k}" PostTypeId="2" ParentId="{1 + 10 * number}" Score="{rng.randrange(-2, 30)}"'
-            rows.append(f'<row {about} Body="{"x " * rng.randrange(1, 60)}{k}" />')
-    rng.shuffle(rows)
-    path.write_text("<posts>\n" + "\n".join(rows) + "\n</posts>")
-    return path
-
-
 @pytest.mark.parametrize("change", ["blocks", "ranges", "row groups", "all and processes"])
 def test_how_the_work_is_cut_cannot_be_seen_in_the_result(
     change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    posts = noisy_posts(tmp_path / "Posts.xml", 300)
+    posts = write_noisy_posts(tmp_path / "Posts.xml", 300)
     monkeypatch.setattr(tables, "ROW_GROUP", 100)  # several row groups
     whole = prepared(posts, tmp_path / "whole")
     assert pq.ParquetFile(whole / "reward.parquet").metadata.num_row_groups > 1
@@ -92,7 +76,7 @@ def test_how_the_work_is_cut_cannot_be_seen_in_the_result(
     if change == "row groups":  # seen to matter: what else is written differs
         monkeypatch.setattr(tables, "ROW_GROUP", 50)
     other = prepared(posts, tmp_path / "other", threads=2 if change == "all and processes" else 1)
-    assert (digests(other) == digests(whole)) == (change != "row groups")
+    assert (table_digests(other) == table_digests(whole)) == (change != "row groups")
     cards = [json.loads((artifact / "card.json").read_text()) for artifact in (whole, other)]
     assert cards[0] == cards[1]
 
@@ -144,11 +128,11 @@ def test_several_sites_whose_numbers_collide(tmp_path: Path) -> None:
         prepared(tmp_path / "empty", tmp_path / "run2")
 
 
-# ------------------------------------------------------------------------------------------------------------------- killed in the middle
+# ----------------------------------------------------------------------------- killed in the middle
 
 
 def killed(posts: Path, folder: Path, at: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run the program in a process of its own that is killed when it is about to finish the file named ``at`` under its checkpoints."""
+    """Run the program in a process that is killed when it is about to finish the checkpoint file ``at``."""
     child = os.fork()
     if not child:
         real = os.replace, tables.write_part
@@ -199,7 +183,7 @@ def test_a_killed_program_resumes_from_cached_results(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    posts = noisy_posts(tmp_path / "Posts.xml", 300)
+    posts = write_noisy_posts(tmp_path / "Posts.xml", 300)
     posts.write_text(posts.read_text().replace("PostTypeId", "Rank", 5))  # rows for the quarantine
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 10_000)
     monkeypatch.setattr(program, "PARTITION_RECORDS", 64)
@@ -237,10 +221,10 @@ def test_a_killed_program_resumes_from_cached_results(
 
 
 def test_cached_results_of_another_job_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    posts = noisy_posts(tmp_path / "Posts.xml", 120)
+    posts = write_noisy_posts(tmp_path / "Posts.xml", 120)
     killed(posts, tmp_path / "run", "tables000000/rl", monkeypatch)
     settings = {"min_answer_chars": 30}
-    assert digests(again(tmp_path / "run", **settings)) == digests(
+    assert table_digests(again(tmp_path / "run", **settings)) == table_digests(
         prepared(posts, tmp_path / "other", data=settings)
     )
     killed(posts, tmp_path / "run2", "tables000000/rl", monkeypatch)
@@ -249,7 +233,7 @@ def test_cached_results_of_another_job_are_not_used(tmp_path: Path, monkeypatch:
     assert not (tmp_path / "run2" / "checkpoints" / "work").exists()  # other work is wanted next
 
 
-# ------------------------------------------------------------------------------------------------------------------- sorted files, worker pool
+# ----------------------------------------------------------------------- sorted files, worker pool
 
 
 @given(
@@ -314,7 +298,7 @@ def test_a_worker_pool_returns_results_in_order_and_starts_no_process_for_one_ta
     assert not [process for process in psutil.Process().children() if process.pid in pool]
 
 
-# ------------------------------------------------------------------------------------------------------------------- fates
+# -------------------------------------------------------------------------------------------- fates
 
 
 def test_a_file_of_questions_returns_what_was_written(tmp_path: Path) -> None:
@@ -340,7 +324,9 @@ def test_fates_are_the_splits_of_all_questions_at_once(size: int, tmp_path: Path
         distinct=False,
         per_author=None,
     )
-    first = components(len(texts), alike([normalise_words(text) for text in texts], 0.6))
+    first = connected_components(
+        len(texts), find_similar_pairs([normalise_words(text) for text in texts], 0.6)
+    )
     given = {first[k] for k, asked in enumerate(questions) if asked.split}
     left = {
         name: share / (1 - SHARES["evaluation"]) for name, share in SHARES.items() if name != "evaluation"
@@ -398,7 +384,7 @@ def test_a_leader_is_found_through_others() -> None:
     assert leaders[3] < 2
 
 
-# ------------------------------------------------------------------------------------------------------------------- proof columns
+# ------------------------------------------------------------------------------------ proof columns
 
 
 @given(st.lists(st.integers(-1, 4), min_size=2, max_size=9), st.integers(1, 12))
@@ -422,16 +408,22 @@ def test_pairs_carry_their_proof(scores: list[int], most: int) -> None:
     assert [row["ranks"] for row in groups] == ([standing] if pairs else [])
 
 
-# ------------------------------------------------------------------------------------------------------------------- people
+# ------------------------------------------------------------------------------------------- people
 
-USERS = '<?xml version="1.0" encoding="utf-8"?>\n<users>\n  <row Id="3" DisplayName="Zoë  O&#39;Hara" AboutMe="&lt;p&gt;hi&lt;/p&gt;" />\n'
-USERS += '  <row Id="-1" DisplayName="Community" />\n  <row Id="99999999999" DisplayName="nobody" />\n  <row Id="5" />\n'
+USERS = (
+    '<?xml version="1.0" encoding="utf-8"?>\n<users>\n  <row Id="3" DisplayName="Zoë  O&#39;Hara" '
+    'AboutMe="&lt;p&gt;hi&lt;/p&gt;" />\n'
+)
+USERS += (
+    '  <row Id="-1" DisplayName="Community" />\n  <row Id="99999999999" DisplayName="nobody" />\n  <row '
+    'Id="5" />\n'
+)
 
 
 @pytest.mark.parametrize("where", ["in the archive", "beside the posts", "in an archive of its own"])
 def test_users_give_authors_their_names(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 3_000)  # many blocks of posts and of users
-    posts = noisy_posts(tmp_path / "Posts.xml", 120).read_text()
+    posts = write_noisy_posts(tmp_path / "Posts.xml", 120).read_text()
     users = (
         USERS
         + "".join(f'  <row Id="{1000 + k}" DisplayName="user {k}" />\n' for k in range(100))
@@ -474,7 +466,7 @@ def test_names_are_found_by_number_alone(tmp_path: Path) -> None:
         ] == ["Sieben ü", "zwei"] + [""] * 8
 
 
-# ------------------------------------------------------------------------------------------------------------------- rules
+# -------------------------------------------------------------------------------------------- rules
 
 
 def test_every_rule_counts_what_it_leaves_out(tmp_path: Path) -> None:

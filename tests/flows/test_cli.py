@@ -1,4 +1,4 @@
-"""The command line: bad input first, then whole runs with tiny programs."""
+"""Test the command line: bad input first, then whole runs with fake programs."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from flows.profiles import load
 from tasks.artifacts.store import SCHEMA
 from tasks.config.pipeline import Pipeline
 from tasks.system.errors import InputError, StageFailed
-from tests.support import fake_tree
+from tests.support import fake_programs
 
 SHOWN_FILES = {"config.json": "{}", "model.safetensors": "", "tokenizer.json": "{}"}
 
@@ -36,7 +36,7 @@ def empty_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What the command says on stderr when it ends with status 2."""
+    """Return what the command prints on stderr when it ends with status 2."""
     try:
         status = cli.main(list(arguments))
     except SystemExit as end:
@@ -473,7 +473,10 @@ def test_a_home_that_lacks_a_stage_cannot_be_run_without_its_packages(
 ) -> None:
     (empty_place / "home" / "objects").mkdir(parents=True)  # all stages might be stored
     monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "torch" else name)
-    sentence = "To build pretrain, sft, merge, reward, ppo, reference, dpo, winrate: torch must be installed here: pip install 'alignflow[train]'"
+    sentence = (
+        "To build pretrain, sft, merge, reward, ppo, reference, dpo, winrate: torch must be installed "
+        "here: pip install 'alignflow[train]'"
+    )
     assert refused(capsys, "run", "demo") == sentence
     assert not (empty_place / "home" / "logs" / "prefect-server.log").exists()
 
@@ -541,26 +544,26 @@ def test_the_stage_table_is_escaped() -> None:
     assert 'class="stages"' in table
 
 
-# ----------------------------------------------------------------------------------------------------- whole runs with tiny programs
+# -------------------------------------------------------------------- whole runs with tiny programs
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fake_tree.make_tree(tmp_path_factory.mktemp("cli") / "tree")
+    return fake_programs.make_tree(tmp_path_factory.mktemp("cli") / "tree")
 
 
 @pytest.fixture(scope="module")
 def first(tree: Path) -> tuple[Path, dict, str]:
-    """A first run from nothing: its home, its summary, what it showed."""
+    """Return a first run from nothing: its home, its summary, its output."""
     home = tree.parent / "home"
-    status, out, error = fake_tree.alignflow(tree, home, "run", "demo", "--summary", "first.json")
+    status, out, error = fake_programs.run_cli(tree, home, "run", "demo", "--summary", "first.json")
     assert (status, error) == (0, "")
     return home, json.loads((home.parent / "first.json").read_text()), out
 
 
 def test_a_run_shows_stages_figures_and_report_without_noise_or_control_characters(first) -> None:
     home, summary, out = first
-    assert [stage["name"] for stage in summary["stages"]] == list(fake_tree.STAGES)
+    assert [stage["name"] for stage in summary["stages"]] == list(fake_programs.STAGES)
     assert not any(stage["cached"] for stage in summary["stages"])
     assert summary["profile"] == "demo"
     assert summary["metrics"]["gold_win_rate.ppo"] == {"value": 0.7, "low": 0.6, "high": 0.8, "n": 10}
@@ -576,7 +579,7 @@ def test_the_page_holds_this_runs_stages_and_is_kept_by_mlflow(first) -> None:
     home, _, _ = first
     page = (home / "report.html").read_text()
     assert "<!--stage-table-->" not in page
-    assert page.count("<td>built</td>") == len(fake_tree.STAGES)
+    assert page.count("<td>built</td>") == len(fake_programs.STAGES)
     with sqlite3.connect(home / "mlflow.db") as database:
         (parents,) = database.execute(
             "select count(*) from runs where name like 'demo 20%' and status = 'FINISHED'"
@@ -585,7 +588,7 @@ def test_the_page_holds_this_runs_stages_and_is_kept_by_mlflow(first) -> None:
             "select count(*) from tags where key = 'mlflow.parentRunId'"
         ).fetchone()
     database.close()
-    assert (parents, children) == (1, len(fake_tree.STAGES))
+    assert (parents, children) == (1, len(fake_programs.STAGES))
     assert [path.read_text() for path in (home / "mlartifacts").glob("*/artifacts/report.html")] == [page]
 
 
@@ -605,13 +608,13 @@ def test_prefect_shows_the_stages_and_what_each_takes(first) -> None:
 
 def test_plan_says_what_would_be_built_and_why(tree: Path, first) -> None:
     home, _, _ = first
-    status, out, error = fake_tree.alignflow(tree, home, "plan", "demo", "--set", "ppo.kl_coefficient=0.1")
+    status, out, error = fake_programs.run_cli(tree, home, "plan", "demo", "--set", "ppo.kl_coefficient=0.1")
     assert (status, error) == (0, "")
     lines = {line.split()[0]: line.strip().split(maxsplit=2)[1:] for line in out.splitlines()}
     assert lines["ppo"] == ["build", "ppo.kl_coefficient 0.05 -> 0.1"]
     assert lines["winrate"] == ["build", "if ppo differs"]
     assert lines["report"] == ["build", "if ppo, winrate differ"]
-    assert {name for name, told in lines.items() if told == ["reuse"]} == {*fake_tree.STAGES} - {
+    assert {name for name, told in lines.items() if told == ["reuse"]} == {*fake_programs.STAGES} - {
         "ppo",
         "winrate",
         "report",
@@ -620,7 +623,7 @@ def test_plan_says_what_would_be_built_and_why(tree: Path, first) -> None:
 
 def test_a_job_written_by_hand_runs_by_hand(tree: Path, first, tmp_path: Path) -> None:
     home, _, _ = first
-    status, out, _ = fake_tree.alignflow(tree, home, "job", "demo", "ppo", str(tmp_path / "work"))
+    status, out, _ = fake_programs.run_cli(tree, home, "job", "demo", "ppo", str(tmp_path / "work"))
     assert status == 0
     assert out == f"python -m tasks.programs.ppo {tmp_path / 'work'}\n"
     job = json.loads((tmp_path / "work" / "job.json").read_text())
@@ -630,8 +633,8 @@ def test_a_job_written_by_hand_runs_by_hand(tree: Path, first, tmp_path: Path) -
 
 def test_ctrl_c_ends_the_program_and_the_next_run_builds_only_what_changed(tree: Path, first) -> None:
     home, _, _ = first
-    fake_tree.misbehave(tree, "ppo", "hang-at 3")
-    process = fake_tree.start(tree, home, "run", "demo", "--set", "ppo.kl_coefficient=0.1")
+    fake_programs.misbehave(tree, "ppo", "hang-at 3")
+    process = fake_programs.start_cli(tree, home, "run", "demo", "--set", "ppo.kl_coefficient=0.1")
     deadline = time.monotonic() + 60
     while not any("3" in path.read_text() for path in home.glob("partial/*/taken.txt")):
         assert time.monotonic() < deadline
@@ -642,8 +645,8 @@ def test_ctrl_c_ends_the_program_and_the_next_run_builds_only_what_changed(tree:
     assert error == "alignflow: Interrupted; the same command goes on from where it stopped.\n"
     assert "Traceback" not in out
     assert not alive(f"tasks.programs.ppo {home}")
-    fake_tree.misbehave(tree, "ppo", "")
-    status, out, error = fake_tree.alignflow(
+    fake_programs.misbehave(tree, "ppo", "")
+    status, out, error = fake_programs.run_cli(
         tree, home, "run", "demo", "--set", "ppo.kl_coefficient=0.1", "--summary", "third.json"
     )
     assert (status, error) == (0, "")
@@ -654,11 +657,11 @@ def test_ctrl_c_ends_the_program_and_the_next_run_builds_only_what_changed(tree:
 
 def test_bad_input_that_only_a_program_can_see_is_one_sentence(tree: Path, first) -> None:
     home, _, _ = first
-    fake_tree.misbehave(tree, "reward", "input")
-    status, _, error = fake_tree.alignflow(
+    fake_programs.misbehave(tree, "reward", "input")
+    status, _, error = fake_programs.run_cli(
         tree, home, "run", "demo", "--set", "reward.epochs=3", "--summary", "refused.json"
     )
-    fake_tree.misbehave(tree, "reward", "")
+    fake_programs.misbehave(tree, "reward", "")
     assert (status, error) == (2, "alignflow: reward: These posts hold no question with two answers.\n")
     assert not (home.parent / "refused.json").exists()
     assert not list((home / "partial").iterdir())
@@ -666,9 +669,9 @@ def test_bad_input_that_only_a_program_can_see_is_one_sentence(tree: Path, first
 
 def test_the_log_of_a_failed_stage_ends_in_its_flow_runs_log(tree: Path, first) -> None:
     home, _, _ = first
-    fake_tree.misbehave(tree, "reward", "fail")
-    status, _, error = fake_tree.alignflow(tree, home, "run", "demo", "--set", "reward.epochs=4")
-    fake_tree.misbehave(tree, "reward", "")
+    fake_programs.misbehave(tree, "reward", "fail")
+    status, _, error = fake_programs.run_cli(tree, home, "run", "demo", "--set", "reward.epochs=4")
+    fake_programs.misbehave(tree, "reward", "")
     assert (status, error.count("\n")) == (1, 1)
     with sqlite3.connect(home / "prefect" / "prefect.db") as database:
         rows = database.execute(
@@ -691,7 +694,7 @@ def test_a_run_says_once_which_stages_an_earlier_version_built(tree: Path, first
         (entry / "manifest.json").write_text(json.dumps(manifest | {"schema": SCHEMA - 1, "key": "0" * 64}))
         entry.rename(entry.with_name("0" * 64))
     sentence = "The stored artifacts of winrate, report are of an earlier version of alignflow"
-    status, out, error = fake_tree.alignflow(tree, home, "run", "demo", "--summary", "again.json")
+    status, out, error = fake_programs.run_cli(tree, home, "run", "demo", "--summary", "again.json")
     assert (status, error, out.count(sentence)) == (0, "", 1)
     stages = json.loads((tmp_path / "again.json").read_text())["stages"]
     assert [stage["name"] for stage in stages if not stage["cached"]] == ["winrate", "report"]
@@ -706,17 +709,17 @@ def test_a_run_says_once_which_stages_an_earlier_version_built(tree: Path, first
 def test_the_second_run_reuses_everything_in_seconds_and_no_server_is_left(tree: Path, first) -> None:
     home, _, _ = first
     started = time.monotonic()
-    status, out, error = fake_tree.alignflow(tree, home, "run", "demo", "--summary", "second.json")
+    status, out, error = fake_programs.run_cli(tree, home, "run", "demo", "--summary", "second.json")
     assert (status, error) == (0, "")
     assert time.monotonic() - started < 60  # measured: 9 s; room for a busy machine
     summary = json.loads((home.parent / "second.json").read_text())
     assert all(stage["cached"] for stage in summary["stages"])
-    assert out.count("reused") == 2 * len(fake_tree.STAGES)
+    assert out.count("reused") == 2 * len(fake_programs.STAGES)
     assert not alive("prefect.server.api.server:create_app")
 
 
 def alive(words: str) -> list[int]:
-    """Processes of this test's own tree whose command line holds ``words``."""
+    """Return processes of this test's own tree whose command line contains ``words``."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:

@@ -1,4 +1,6 @@
-"""deployments/prefect.yaml and what is added to it: names, entry points, parameters, schedules, automations."""
+"""Test deployments/prefect.yaml and what is added to it: names, entry points, parameters, schedules,
+automations.
+"""
 
 import contextlib
 import importlib
@@ -119,7 +121,7 @@ def test_a_profile_that_cannot_be_deployed_is_refused_before_anything_is_made(
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder without the files that a built-in profile names."""
+    """Enter a working folder without the files that a built-in profile names."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

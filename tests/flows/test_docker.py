@@ -1,4 +1,4 @@
-"""Images, compose file and pool templates: what can be held against them without an engine or a cluster."""
+"""Test images, compose file and pool templates, as far as that is possible without an engine or a cluster."""
 
 import json
 import os
@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -18,9 +17,9 @@ from jsonschema import Draft202012Validator
 
 from flows import cli
 from flows.services import environment
+from tests.support.dockerfiles import DOCKERFILES, FOLDER, PROJECT, instructions
 from tests.support.paths import ROOT
 
-FOLDER = ROOT / "docker"
 TEXT = (FOLDER / "compose.yaml").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
@@ -30,8 +29,6 @@ OURS = sorted(name for name, service in SERVICES.items() if service.get("command
 EXAMPLE = dict(re.findall(r"^(?:# )?([A-Z_]+)=(.*)$", (FOLDER / "env.example").read_text(), re.MULTILINE))
 REQUIRED = sorted(set(re.findall(r"\$\{(\w+):\?", TEXT)))
 SECRET = re.compile(r"PASSWORD|SECRET|AUTH_STRING|TOKEN|API_KEY|CONNECTION_URL")
-DOCKERFILES = {path.name.removesuffix(".Dockerfile"): path for path in sorted(FOLDER.glob("*.Dockerfile"))}
-PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 POOLS: dict[str, dict[str, Any]] = {
     path.stem: json.loads(path.read_text())
     for path in sorted((ROOT / "deployments" / "pools").glob("*.json"))
@@ -130,7 +127,7 @@ def test_the_example_names_every_variable_and_holds_no_secret() -> None:
 
 @pytest.fixture(scope="module")
 def secrets() -> dict[str, str]:
-    """The environment of docker compose, with a value for everything that must have one."""
+    """Return the environment of docker compose, with a value for each variable that must have one."""
     docker = shutil.which("docker")
     if (
         not docker
@@ -171,17 +168,6 @@ def test_compose_refuses_to_start_without_a_secret(secrets: dict[str, str], miss
     assert "docker/env.example" in done.stderr
 
 
-def instructions(image: str) -> list[tuple[str, str]]:
-    """A Dockerfile's instructions in order: the word, and the rest on one line."""
-    lines = [
-        line for line in DOCKERFILES[image].read_text().splitlines() if not line.lstrip().startswith("#")
-    ]
-    joined = re.sub(r"\\\n\s*", " ", "\n".join(lines))
-    return [
-        (line.split()[0].upper(), line.split(maxsplit=1)[1]) for line in joined.splitlines() if line.strip()
-    ]
-
-
 def arguments(image: str, *words: str) -> Iterator[str]:
     return (rest for word, rest in instructions(image) if word in words)
 
@@ -220,7 +206,7 @@ def test_every_pip_install_keeps_to_the_constraints(image: str) -> None:
 
 @each_image
 def test_an_image_has_the_environment_that_alignflow_sets(image: str) -> None:
-    """Runs that a docker or kubernetes pool starts do not pass through alignflow."""
+    """Runs that a docker or kubernetes pool starts do not pass through the alignflow command."""
     values = dict(pair.split("=", 1) for rest in arguments(image, "ENV") for pair in rest.split())
     assert environment.FIXED.items() <= values.items()
     assert values["ALIGNFLOW_HOME"] in arguments(image, "VOLUME")
@@ -352,7 +338,9 @@ def test_a_pod_of_the_kubernetes_pool_has_a_gpu_and_few_rights() -> None:
 
 
 def test_a_pod_takes_its_secrets_by_reference() -> None:
-    """Prefect writes the worker's own PREFECT_API_AUTH_STRING into the job in clear, unless the job's environment takes it away."""
+    """Prefect writes the worker's own PREFECT_API_AUTH_STRING into the job in clear unless the job removes
+    it.
+    """
     configuration = POOLS["kubernetes"]["job_configuration"]
     (container,) = configuration["job_manifest"]["spec"]["template"]["spec"]["containers"]
     referred = {one["name"]: one["valueFrom"]["secretKeyRef"]["key"] for one in container["env"]}

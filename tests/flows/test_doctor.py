@@ -1,4 +1,6 @@
-"""`alignflow doctor`: every check finds what it is for, and none hides another. The servers are fakes on loopback."""
+"""Test `alignflow doctor`: every check finds its problem and hides no other. The servers are fakes on
+loopback.
+"""
 
 import base64
 import json
@@ -30,7 +32,7 @@ MB = 2**20
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home, and an environment without servers."""
+    """Create a home, and an environment without servers."""
     for name in [name for name in os.environ if name.startswith(("PREFECT_", "MLFLOW_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
@@ -43,15 +45,22 @@ def only(findings: Iterator[Finding]) -> Finding:
     return found
 
 
-# ------------------------------------------------------------------------------------------------------------------- this machine
+# ------------------------------------------------------------------------------------- this machine
 
 INSTALLED = {
-    "prefect": "3.8.8", "mlflow": "3.17.2", "fastapi": "0.150.0", "sqlalchemy": "2.0.58", "torch": "2.13.0+cpu", "transformers": "5.23.0",
+    "prefect": "3.8.8", "mlflow": "3.17.2", "fastapi": "0.150.0", "sqlalchemy": "2.0.58",
+    "torch": "2.13.0+cpu", "transformers": "5.23.0",
     "peft": "0.21.2", "safetensors": "0.8.0", "tokenizers": "0.23.3",
 }  # fmt: skip
 WANTED = [
-    "prefect<4,>=3.8", "mlflow<4,>=3.15", "fastapi<0.151,>=0.139", "SQLAlchemy<2.1,>=2.0", 'torch<3,>=2.9; extra == "train"',
-    'transformers<6,>=5.20; extra == "train"', 'peft<1,>=0.19; extra == "train"', 'mlflow[auth]>=3.16; extra == "server"',
+    "prefect<4,>=3.8", "mlflow<4,>=3.15", "fastapi<0.151,>=0.139", "SQLAlchemy<2.1,>=2.0", (
+        'torch<3,>=2.9; extra '
+        '== "train"'
+    ),
+    (
+        'transformers<6,>=5.20; '
+        'extra == "train"'
+    ), 'peft<1,>=0.19; extra == "train"', 'mlflow[auth]>=3.16; extra == "server"',
 ]  # fmt: skip
 
 
@@ -143,7 +152,7 @@ def test_the_gpu_is_asked_for_by_its_tool(
     assert level == "warn" or "bitsandbytes is not installed" in found.detail
 
 
-# ---------------------------------------------------------------------------------------------------------------------- this home
+# ---------------------------------------------------------------------------------------- this home
 
 
 @pytest.mark.parametrize(("free", "level"), [(199, "FAIL"), (200, "warn"), (9_999, "warn"), (10_000, "ok")])
@@ -281,21 +290,25 @@ def test_failures_are_counted_and_every_finding_is_a_line(
     assert doctor.doctor(home) == 2
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert lines == [
-        "ok    gpu               [bold]one", "warn  disk              two -> do this", "FAIL  store             three", "FAIL  x                 4"
+        "ok    gpu               [bold]one", (
+            "warn  disk             "
+            " two -> do this"
+        ), "FAIL  store             three", "FAIL  x                 4"
     ]  # fmt: skip
 
 
-# -------------------------------------------------------------------------------------------------------------------- the servers
+# -------------------------------------------------------------------------------------- the servers
 
 PASSWORD = "s3cret-password"
 SILENCE = 5.0  # seconds
 LOGIN = {
-    "PREFECT_API_AUTH_STRING": f"alignflow:{PASSWORD}", "MLFLOW_TRACKING_USERNAME": "alignflow", "MLFLOW_TRACKING_PASSWORD": PASSWORD,
+    "PREFECT_API_AUTH_STRING": f"alignflow:{PASSWORD}", "MLFLOW_TRACKING_USERNAME": "alignflow",
+    "MLFLOW_TRACKING_PASSWORD": PASSWORD,
 }  # fmt: skip
 
 
 class Servers:
-    """Prefect's and MLflow's answers on one port; what they have can be changed."""
+    """A fake of Prefect's and MLflow's APIs on one port, whose answers can be changed."""
 
     def __init__(self) -> None:
         self.asks_login, self.version, self.ahead, self.silent = True, "3.8.8", 0.0, ""
@@ -385,7 +398,7 @@ class Servers:
 
 @pytest.fixture
 def servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Servers]:
-    """Both servers, and the environment in which they are found and known."""
+    """Start both fake servers, and set the environment in which they are found."""
     certificates = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     monkeypatch.setattr(
         ssl, "create_default_context", lambda *_, **__: certificates
@@ -404,7 +417,7 @@ def servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Servers]:
 
 
 def asked(home: Path) -> list[Finding]:
-    """What is found about the servers."""
+    """Return what doctor reports about the servers."""
     found = list(diagnose(home))
     return found[[finding.what for finding in found].index("servers") :]
 
@@ -416,7 +429,8 @@ def test_a_house_in_order_is_all_fine(home: Path, servers: Servers) -> None:
     assert told["workers gpu"] == "gpu-0"
     assert told["deployments"] == "rlhf/demo, rlhf/mine, stage/cpu, stage/gpu"
     assert {*told} == {
-        "servers", "prefect", "prefect clock", "prefect login", "prefect version", "pools", "workers cpu", "workers gpu", "deployments",
+        "servers", "prefect", "prefect clock", "prefect login", "prefect version", "pools", "workers cpu",
+        "workers gpu", "deployments",
         "automations", "mlflow", "mlflow clock", "mlflow login", "mlflow experiment",
     }  # fmt: skip
 
@@ -426,11 +440,13 @@ def test_a_house_in_order_is_all_fine(home: Path, servers: Servers) -> None:
     [
         (
             {
-                "pools": ["cpu"], "workers": {"cpu": ["ONLINE"], "gpu": ["OFFLINE"]}, "deployments": {"rlhf": ["demo"], "stage": ["cpu"]},
+                "pools": ["cpu"], "workers": {"cpu": ["ONLINE"], "gpu": ["OFFLINE"]},
+                "deployments": {"rlhf": ["demo"], "stage": ["cpu"]},
                 "automations": {LOST: False},
             },
             {
-                "pools": ("FAIL", "gpu"), "workers gpu": ("warn", "none is online"), "deployments": ("FAIL", "stage/gpu"),
+                "pools": ("FAIL", "gpu"), "workers gpu": ("warn", "none is online"),
+                "deployments": ("FAIL", "stage/gpu"),
                 "automations": ("warn", f"{LOST}, {AGAIN}"),
             },
         ),
@@ -442,11 +458,14 @@ def test_a_house_in_order_is_all_fine(home: Path, servers: Servers) -> None:
             },
         ),
         (
-            {"deployments": {"rlhf": [], "stage": ["cpu", "gpu"]}, "version": "3.9.1", "experiment": "deleted", "ahead": 30.0, "asks_login": False,
+            {"deployments": {"rlhf": [], "stage": ["cpu", "gpu"]}, "version": "3.9.1",
+            "experiment": "deleted", "ahead": 30.0, "asks_login": False,
              "automations": {LOST: True}},
             {
-                "deployments": ("FAIL", ": rlhf/demo"), "automations": ("FAIL", AGAIN), "prefect version": ("warn", "the server is 3.9.1"),
-                "mlflow experiment": ("FAIL", "is deleted"), "prefect clock": ("warn", "s behind"), "mlflow clock": ("warn", "s behind"),
+                "deployments": ("FAIL", ": rlhf/demo"), "automations": ("FAIL", AGAIN),
+                "prefect version": ("warn", "the server is 3.9.1"),
+                "mlflow experiment": ("FAIL", "is deleted"), "prefect clock": ("warn", "s behind"),
+                "mlflow clock": ("warn", "s behind"),
                 "prefect login": ("warn", "none is asked for"), "mlflow login": ("warn", "none is asked for"),
             },
         ),

@@ -1,4 +1,4 @@
-"""`alignflow gc`: what goes, what stays, and that nobody ever finds half of something."""
+"""Test `alignflow gc`: what is deleted, what stays, and that no reader ever finds half of an artifact."""
 
 import fcntl
 import json
@@ -34,7 +34,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def aged(path: Path, days: float) -> Path:
-    """``path`` and all in it, last touched ``days`` ago."""
+    """Set the modification time of ``path`` and everything in it to ``days`` ago."""
     then = time.time() - days * DAY
     for place in (*path.rglob("*"), path):
         os.utime(place, (then, then))
@@ -42,7 +42,7 @@ def aged(path: Path, days: float) -> Path:
 
 
 def commit(home: Path, stage: str, *takes: str, days: float = 30, text: str = "") -> Manifest:
-    """An artifact of ``stage`` made from inputs with these digests."""
+    """Store an artifact of ``stage`` made from inputs with these digests."""
     store = Store(home)
     inputs = {f"input{number}": digest for number, digest in enumerate(takes)}
     recipe = Recipe(
@@ -58,7 +58,7 @@ def commit(home: Path, stage: str, *takes: str, days: float = 30, text: str = ""
 
 
 def ran(home: Path, name: str, keys: Iterable[str], days: float) -> Path:
-    """A run that ended ``days`` ago with these stages."""
+    """Record a run that ended ``days`` ago with these stages."""
     folder = home / "runs" / name
     folder.mkdir(parents=True)
     stages = [{"name": "x", "key": key} for key in keys]
@@ -67,7 +67,7 @@ def ran(home: Path, name: str, keys: Iterable[str], days: float) -> Path:
 
 
 def partial(home: Path, key: str, days: float, **inputs: Path) -> Path:
-    """What a killed stage left."""
+    """Create what a killed stage leaves."""
     folder = Store(home).partial(key)
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "job.json").write_text(
@@ -85,7 +85,7 @@ def everything(home: Path) -> dict[str, int]:
 
 
 def chain(home: Path, text: str = "") -> dict[str, Manifest]:
-    """data -> sft -> ppo, and a dpo that nothing else takes."""
+    """Store data -> sft -> ppo, and a dpo that no other artifact depends on."""
     data = commit(home, "data", text=text)
     sft = commit(home, "sft", data["digest"], text=text)
     return {
@@ -144,7 +144,7 @@ def test_what_was_fetched_stays_while_something_kept_was_made_from_it(home: Path
 
 
 def survey_untracked(home: Path, **options: Any) -> list[gc.Candidate]:
-    """What would go where MLflow knows of nothing."""
+    """Return what would be deleted if MLflow knew of nothing."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(gc, "tracked_keys", lambda *_, **__: set())
         return survey(home, **{"keep_runs": 10, "days": 7.0, "now": time.time(), **options}).removed
@@ -356,12 +356,12 @@ def test_two_at_once_are_refused(home: Path) -> None:
     assert stored(home) == {"sft"}
 
 
-# ------------------------------------------------------------------------------------------------------------------------- MLflow
+# ------------------------------------------------------------------------------------------- MLflow
 
 
 @pytest.fixture
 def mlflow(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """MLflow's client over the home's own database."""
+    """Return MLflow's client over the home's own database."""
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     databases.lay("mlflow", home / "mlflow.db")
     tracker = process_tracker()
@@ -370,7 +370,7 @@ def mlflow(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def tracked(client: Any, tags: dict[str, str], days: float = 0) -> str:
-    """A run in MLflow that started ``days`` ago."""
+    """Create a run in MLflow that started ``days`` ago."""
     started = int((time.time() - days * DAY) * 1000)
     return str(client.create_run(process_tracker()._experiment, start_time=started, tags=tags).info.run_id)
 

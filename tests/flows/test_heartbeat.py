@@ -1,4 +1,4 @@
-"""What a flow run tells of itself while its state changes under it."""
+"""Test the heartbeats that a flow run sends while its state changes."""
 
 import threading
 from collections.abc import Callable

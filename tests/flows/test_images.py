@@ -1,4 +1,4 @@
-"""The Dockerfiles' own commands, run on exactly the files that each has copied when it comes to them. No engine is needed."""
+"""Run the Dockerfiles' commands on exactly the files that each has copied by then; no engine is needed."""
 
 import os
 import re
@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from docker.utils.build import exclude_paths
 
-from tests.flows.test_docker import DOCKERFILES, PROJECT, instructions
+from tests.support.dockerfiles import DOCKERFILES, PROJECT, instructions
 from tests.support.paths import ROOT
 
 EXTRAS = {"orchestrator": ["server"], "gpu-worker": ["train", "gpu"]}
 OWN = re.compile(
     r"pip|python3? -c"
 )  # commands that work on alignflow's files; others make the system round them
-# Installs no library: notes what it was asked for, and builds the wheel of a folder with what the folder holds.
+# Installs no library: it records what to install, and builds the wheel of a folder from the folder's files.
 PIP = """#!{python}
 import subprocess, sys
 from pathlib import Path
@@ -38,7 +38,9 @@ wheels.joinpath("requirements.txt").open("a").write("".join(name + chr(10) for n
 
 
 def copy(sources: list[str], root: Path, target: Path, allowed: set[str]) -> None:
-    """What COPY does: files by their names, a folder by its content. Only what .dockerignore lets through is there."""
+    """Copy as COPY does: files by their names, a folder by its content, and only what .dockerignore lets
+    through.
+    """
     for source in sources:
         paths = [Path(path) for path in allowed if path == source or path.startswith(f"{source}/")]
         assert paths, f"COPY {source}: the builder has no such file"
@@ -51,7 +53,7 @@ def copy(sources: list[str], root: Path, target: Path, allowed: set[str]) -> Non
 
 
 def sent(image: str) -> set[str]:
-    """The paths that reach the builder."""
+    """Return the paths that reach the builder."""
     rules = Path(f"{DOCKERFILES[image]}.dockerignore").read_text().splitlines()
     return exclude_paths(
         ROOT, [rule for rule in rules if rule and not rule.startswith("#")], f"docker/{image}.Dockerfile"
@@ -59,7 +61,9 @@ def sent(image: str) -> set[str]:
 
 
 def build(image: str, folder: Path) -> tuple[list[str], list[Path]]:
-    """Follow a Dockerfile; return the requirements that it installs, and the wheels of alignflow that it builds."""
+    """Execute a Dockerfile; return the requirements that it installs, and the wheels of alignflow that it
+    builds.
+    """
     wheels, tools, stage, place = folder / "wheels", folder / "bin", Path(), Path("/")
     for made in (wheels, tools):
         made.mkdir()
@@ -117,13 +121,13 @@ DATA: dict[str, list[str]] = tomllib.loads((ROOT / "pyproject.toml").read_text()
 
 
 def given(pattern: str) -> set[str]:
-    """Where the files of a pattern lie below share/alignflow."""
+    """Return where the files of a pattern lie below share/alignflow."""
     return {str(path.relative_to(ROOT / "deployments")) for path in ROOT.glob(pattern)}
 
 
 @pytest.mark.parametrize("image", DOCKERFILES)
 def test_the_layer_with_the_libraries_depends_on_their_names_alone(image: str) -> None:
-    """Whatever is copied before they are installed makes them be installed anew when it changes."""
+    """If a file that was copied before the libraries changes, they are installed again."""
     before: list[str] = []
     for word, rest in instructions(image):
         if word == "FROM":

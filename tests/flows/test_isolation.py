@@ -1,4 +1,6 @@
-"""What lies in the user's shell and working folder for other programs, and must not reach ours; and the home's modes."""
+"""Test that settings for other programs in the user's shell and folder do not reach ours; and the home's
+modes.
+"""
 
 import os
 import stat
@@ -15,21 +17,27 @@ from flows.services.processes import free_port
 from tasks.config.machine import Machine
 from tasks.execution import program_environment
 from tasks.tracking import databases
-from tests.support import fake_tree
+from tests.support import fake_programs
+
+pytestmark = pytest.mark.slow
 
 SHADOWING = ("asyncio", "json", "logging", "mlflow", "prefect", "uvicorn")
 HOSTILE = {
-    "HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9", "ALL_PROXY": "socks5://127.0.0.1:9",
-    "PREFECT_SERVER_API_AUTH_STRING": "a:b", "PREFECT_API_AUTH_STRING": "c:d", "PREFECT_API_KEY": "k", "PREFECT_PROFILE": "none",
-    "PREFECT_SERVER_DATABASE_CONNECTION_URL": "postgresql+asyncpg://nobody@127.0.0.1:9/x", "PREFECT_HOME": "/proc/none",
-    "PREFECT_CLIENT_CUSTOM_HEADERS": "{", "MLFLOW_REGISTRY_URI": "http://127.0.0.1:9", "MLFLOW_TRACKING_USERNAME": "u",
+    "HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9",
+    "ALL_PROXY": "socks5://127.0.0.1:9",
+    "PREFECT_SERVER_API_AUTH_STRING": "a:b", "PREFECT_API_AUTH_STRING": "c:d", "PREFECT_API_KEY": "k",
+    "PREFECT_PROFILE": "none",
+    "PREFECT_SERVER_DATABASE_CONNECTION_URL": "postgresql+asyncpg://nobody@127.0.0.1:9/x",
+    "PREFECT_HOME": "/proc/none",
+    "PREFECT_CLIENT_CUSTOM_HEADERS": "{", "MLFLOW_REGISTRY_URI": "http://127.0.0.1:9",
+    "MLFLOW_TRACKING_USERNAME": "u",
     "WEB_CONCURRENCY": "3", "UVICORN_PORT": "9", "HF_TOKEN": "hf_secret", "PGPASSWORD": "secret",
 }  # fmt: skip
 
 
 @pytest.fixture
 def clean(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """An environment of the test's own, of which nothing is left afterwards."""
+    """Give the test an environment of its own, and restore the old one."""
     ours = ("PREFECT_", "MLFLOW_", "ALIGNFLOW_")
     kept = {
         name: value
@@ -42,7 +50,7 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 def test_a_run_is_stopped_by_nothing_that_is_meant_for_other_programs(tmp_path: Path) -> None:
     tree, work, home = (
-        fake_tree.make_tree(tmp_path / "tree"),
+        fake_programs.make_tree(tmp_path / "tree"),
         tmp_path / "work",
         tmp_path / "a #b?c%41 é" / "home",
     )
@@ -59,7 +67,7 @@ def test_a_run_is_stopped_by_nothing_that_is_meant_for_other_programs(tmp_path: 
     (work / "pyproject.toml").write_text('[tool.prefect]\nserver.api.auth_string = "a:b"\n')
     (work / "mine.yaml").write_text("method: dpo\nsource: {kind: stack-exchange, path: Posts.xml}\n")
     (work / "Posts.xml").write_text("<posts/>")
-    for stage in fake_tree.STAGES:  # a program that finds a secret fails
+    for stage in fake_programs.STAGES:  # a program that finds a secret fails
         file = tree / "tasks" / "programs" / f"{stage}.py"
         file.write_text(
             file.read_text().replace(
@@ -67,10 +75,10 @@ def test_a_run_is_stopped_by_nothing_that_is_meant_for_other_programs(tmp_path: 
                 "STEPS = 5\nassert 'HF_TOKEN' not in os.environ and 'PGPASSWORD' not in os.environ",
             )
         )
-    chosen = fake_tree.environment(tree, home) | HOSTILE
+    chosen = fake_programs.environment(tree, home) | HOSTILE
     os.umask(0o022)
     command = [sys.executable, "-P", "-m", "flows.cli", "run", "mine.yaml", "--summary", "out.json"]
-    process = fake_tree.subprocess.run(
+    process = fake_programs.subprocess.run(
         command, cwd=work, env=chosen, capture_output=True, text=True, timeout=180, check=False
     )
     assert (process.returncode, process.stderr) == (0, "")
@@ -206,14 +214,17 @@ def test_addresses_of_files_are_written_out_before_the_working_folder_is_left(
         assert isolation._absolute(uri) == expected
 
 
-# ------------------------------------------------------------------------------------------------------------------------- secrets
+# ------------------------------------------------------------------------------------------ secrets
 
 
 def test_programs_have_nothing_that_opens_a_server_or_an_account(monkeypatch: pytest.MonkeyPatch) -> None:
     secrets = {
-        "PREFECT_API_AUTH_STRING", "PREFECT_API_URL", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_URI", "ALIGNFLOW_DATABASE", "PGPASSWORD",
-        "ALIGNFLOW_ALERT_WEBHOOK", "ALIGNFLOW_FORK_SERVER", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE",
-        "WANDB_API_KEY", "OPENAI_API_KEY", "GITHUB_TOKEN", "GOOGLE_APPLICATION_CREDENTIALS", "AZURE_STORAGE_CONNECTION_STRING", "https_proxy",
+        "PREFECT_API_AUTH_STRING", "PREFECT_API_URL", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_URI",
+        "ALIGNFLOW_DATABASE", "PGPASSWORD",
+        "ALIGNFLOW_ALERT_WEBHOOK", "ALIGNFLOW_FORK_SERVER", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN",
+        "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE",
+        "WANDB_API_KEY", "OPENAI_API_KEY", "GITHUB_TOKEN", "GOOGLE_APPLICATION_CREDENTIALS",
+        "AZURE_STORAGE_CONNECTION_STRING", "https_proxy",
         "DB_PWD", "SENTRY_DSN", "SSH_AUTH_SOCK", "MY_SECRET", "SMTP_PASSWD", "STRIPE_KEY",
     }  # fmt: skip
     for name in secrets:
@@ -238,7 +249,7 @@ def test_programs_have_nothing_that_opens_a_server_or_an_account(monkeypatch: py
     assert plain <= chosen.keys()
 
 
-# --------------------------------------------------------------------------------------------------------------------------- modes
+# -------------------------------------------------------------------------------------------- modes
 
 
 def modes(folder: Path) -> set[int]:

@@ -1,4 +1,6 @@
-"""Names of flow runs: telling ones for those that Prefect has made up, and typed ones as they are."""
+"""Test the names of flow runs: descriptive ones instead of Prefect's random ones; names that users typed
+stay.
+"""
 
 import re
 from types import SimpleNamespace

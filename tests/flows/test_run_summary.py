@@ -1,4 +1,6 @@
-"""The report as Prefect's page of a run shows it: nothing that a browser cannot open, and no text that becomes markup."""
+"""Test the summary in Prefect's page of a run: links that a browser can open, and no text that becomes
+markup.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -61,9 +63,9 @@ def test_a_result_starts_with_its_headline_and_where_the_report_is() -> None:
     )
     assert shown.startswith("<h1>PPO beats SFT</h1>")
     assert (
-        '<a href="http://mlflow:5000/#/experiments/1/runs/2/artifacts/report.html?workflowType=machine_learning">The report in MLflow</a>'
-        in shown
-    )
+        '<a href="http://mlflow:5000/#/experiments/1/runs/2/artifacts/report.html?'
+        'workflowType=machine_learning">The report in MLflow</a>'
+    ) in shown
     assert "<td>ppo.kl</td>" in shown
 
 
@@ -81,7 +83,7 @@ def test_no_text_becomes_markup_on_prefects_page(title: str) -> None:
 
 @pytest.mark.parametrize("is_on", [True, False])
 def test_no_artifact_links_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_on: bool) -> None:
-    """A browser refuses to go from a page of a server to a file, even on the same machine."""
+    """A browser refuses to go from a server's page to a file, even on the same machine."""
     made: dict[str, str] = {}
     page = tmp_path / "page" / "report.html"
     page.parent.mkdir()

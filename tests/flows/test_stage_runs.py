@@ -34,7 +34,7 @@ from tasks.execution.run_stage import RunContext
 from tasks.stages.task import AS_TASK, as_state, not_ready, present
 from tasks.system.errors import DiskFailure, InputError, StageFailed
 from tasks.system.retry import retry, stopping
-from tests.support import fake_tree
+from tests.support import fake_programs
 
 IN_PLACE, DISPATCHED = Pools(), Pools(gpu="gpu")
 Work = Callable[[str], None]
@@ -120,7 +120,9 @@ def edges_of(flow_run_id: Any) -> dict[str, set[str]]:
             runs = client.read_task_runs(limit=200)
         return [run for run in runs if run.flow_run_id == flow_run_id]
 
-    runs = fake_tree.await_(lambda: len(found := read()) == 5 and all(run.state for run in found) and found)
+    runs = fake_programs.wait_until(
+        lambda: len(found := read()) == 5 and all(run.state for run in found) and found
+    )
     names = {run.id: run.name.partition("-")[0] for run in runs}  # Prefect gives one that is not run a suffix
     return {
         names[run.id]: {names[one.id] for inputs in run.task_inputs.values() for one in inputs}
@@ -232,7 +234,9 @@ def test_a_full_disk_of_this_machine_ends_the_run_at_once() -> None:
 def test_what_stops_the_flow_ends_the_threads_that_wait_for_workers(
     monkeypatch: pytest.MonkeyPatch, is_swallowed: bool
 ) -> None:
-    """A signal reaches the main thread alone, where a library may catch what it raises, and Prefect waits for all threads."""
+    """A signal reaches the main thread alone, where a library may catch what it raises.
+
+    Prefect waits for all threads."""
     wait = StageRuns.wait
     started, begun, ended = time.monotonic(), threading.Barrier(3), []
 
@@ -290,7 +294,7 @@ def test_a_call_is_not_retried_any_more_when_the_run_is_being_stopped() -> None:
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fake_tree.make_tree(tmp_path_factory.mktemp("stage-runs") / "tree")
+    return fake_programs.make_tree(tmp_path_factory.mktemp("stage-runs") / "tree")
 
 
 @pytest.fixture(scope="module")
@@ -300,13 +304,13 @@ def home(tree: Path) -> Path:
 
 def run(tree: Path, home: Path, *settings: str, **modes: str) -> tuple[int, str, str]:
     for stage, mode in modes.items():
-        fake_tree.misbehave(tree, stage, mode)
+        fake_programs.misbehave(tree, stage, mode)
     options = [word for setting in settings for word in ("--set", setting)]
     try:
-        return fake_tree.alignflow(tree, home, "run", "demo", *options, "--summary", "summary.json")
+        return fake_programs.run_cli(tree, home, "run", "demo", *options, "--summary", "summary.json")
     finally:
         for stage in modes:
-            fake_tree.misbehave(tree, stage, "")
+            fake_programs.misbehave(tree, stage, "")
 
 
 def newest_summary(home: Path) -> dict[str, Any]:
@@ -342,13 +346,13 @@ def test_a_failed_policy_leaves_the_other_one_its_win_rate_and_a_report_that_say
     assert (status, error.count("\n")) == (1, 1)
     assert error.startswith("alignflow: The stage dpo failed: CUDA went away. Its log: ")
     shown = [line.split()[:3] for line in out.splitlines() if "/11 " in line]
-    assert [name for _, name, _ in shown] == list(fake_tree.STAGES)  # in the same order as ever
+    assert [name for _, name, _ in shown] == list(fake_programs.STAGES)  # in the same order as ever
     assert [name for _, name, what in shown if what != "built"] == ["dpo"]
     assert f"Report       {home / 'report.html'}" in out
     assert not (home.parent / "summary.json").exists()
     found = newest_summary(home)
     assert [stage["name"] for stage in found["stages"]] == [
-        name for name in fake_tree.STAGES if name != "dpo"
+        name for name in fake_programs.STAGES if name != "dpo"
     ]
     assert found["failed"] == {"dpo": error.removeprefix("alignflow: ").strip()}
     page = (home / "report.html").read_text()

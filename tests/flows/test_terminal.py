@@ -1,4 +1,6 @@
-"""What a run shows on terminals of any width and in a file: progress, warnings, and an end that does not scroll away what matters."""
+"""Test what a run prints on terminals of any width and into a file: progress, warnings, a summary that
+stays visible.
+"""
 
 import io
 import time
@@ -14,7 +16,11 @@ from flows.display.progress import Progress
 from tasks.system import events
 from tasks.system.events import Event
 
-WARNING = "The reward model is fooled: see /data/a/rather/long/path/without-any-space/objects/reward/d1f7c17814c1/summary.json for its well-known attacks."
+WARNING = (
+    "The reward model is fooled: see "
+    "/data/a/rather/long/path/without-any-space/objects/reward/d1f7c17814c1/summary.json for its "
+    "well-known attacks."
+)
 
 
 def rate(value: float, low: float, high: float) -> dict[str, float]:
@@ -38,7 +44,7 @@ def summary(metrics: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Draw on a terminal of some width, or into a file (0), and return the text."""
+    """Draw on a terminal of some width, or into a file (0); return the text."""
 
     def draw(width: int, call: Callable[[], None]) -> str:
         text = io.StringIO()
@@ -76,7 +82,8 @@ def test_warnings_and_result_come_last_and_no_word_or_path_is_broken(
     last = text[text.index("1 warning") :]
     assert " ".join(last.split()) == (
         f"1 warning - reward: {WARNING} "
-        "Result: PPO is better than SFT: it wins on 75.5% of 500 questions (95% interval 71.5% to 79.1%), judged by the gold scorer."
+        "Result: PPO is better than SFT: it wins on 75.5% of 500 questions (95% interval 71.5% to "
+        "79.1%), judged by the gold scorer."
     )
     if width:
         words = {word for word in f"{WARNING} {last}".split() if len(word) > width}

@@ -1,4 +1,4 @@
-"""`alignflow up` without its servers: credentials, addresses, refusals, and processes that die.
+"""Test `alignflow up` without its servers: credentials, addresses, refusals, processes that die.
 
 tests/servers/test_operations.py starts the real ones.
 """

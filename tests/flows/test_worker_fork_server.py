@@ -1,4 +1,4 @@
-"""A flow run starts as a fork, or without a fork server as Prefect's own process.
+"""Test that a flow run starts as a fork, or without a fork server as Prefect's own process.
 
 tests/servers/test_operations.py kills and cancels such runs.
 """
@@ -14,13 +14,13 @@ import pytest
 
 from flows.services import worker
 from flows.services.worker_fork_client import FORK_SERVER
-from tests.support.fake_tree import await_
+from tests.support.fake_programs import wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux forks flow runs")
 
 
 def run_flow(folder: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """A flow run with an id that Prefect refuses before it asks any server."""
+    """Start a flow run with an id that Prefect refuses before it asks any server."""
     command = shlex.split(worker.FORK_COMMAND)
     chosen = {**os.environ, "PREFECT__FLOW_RUN_ID": "no-such-id", **environment}
     return subprocess.run(
@@ -64,4 +64,4 @@ def test_the_engine_ends_with_its_worker_and_cleans_up(monkeypatch: pytest.Monke
     assert folder.stat().st_mode & 0o077 == 0
     os.close(owner)
     assert server.wait(30) == 0
-    assert await_(lambda: not folder.exists())
+    assert wait_until(lambda: not folder.exists())

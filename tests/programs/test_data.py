@@ -1,8 +1,7 @@
-"""The data program on real dumps and on made ones: tables, determinism, card, refusals."""
+"""Test the data program on real dumps and on made ones: tables, determinism, data card, refusals."""
 
 import csv
 import gzip
-import hashlib
 import json
 import random
 import subprocess
@@ -19,6 +18,7 @@ from tasks.dataset.tables import COLUMNS
 from tasks.programs.data import prepare
 from tasks.programs.runtime.program import Run
 from tasks.system.errors import InputError
+from tests.support.data_sets import read_table, table_digests, write_posts
 from tests.support.paths import ROOT, SHARED
 
 DUMPS = SHARED / "data" / "stackexchange"
@@ -41,38 +41,6 @@ def prepared(
     return run.artifact
 
 
-def rows(artifact: Path, name: str) -> list[dict[str, Any]]:
-    return pq.read_table(artifact / f"{name}.parquet").to_pylist()
-
-
-def digests(artifact: Path) -> dict[str, str]:
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in artifact.iterdir()
-        if path.suffix == ".parquet"
-    }
-
-
-def write_posts(
-    path: Path, num_questions: int, num_answers: int = 4, votes: tuple[int, ...] = (9, 3, 0, -2)
-) -> Path:
-    """Posts.xml of questions with answers that differ in votes."""
-    lines, id = ["<posts>"], 0
-    for number in range(num_questions):
-        id += 1
-        question = id
-        lines.append(
-            f'<row Id="{id}" PostTypeId="1" Score="1" Title="How to do {number}?" Body="&lt;p&gt;How to do {number}?&lt;/p&gt;" />'
-        )
-        for k in range(num_answers):
-            id += 1
-            lines.append(
-                f'<row Id="{id}" PostTypeId="2" ParentId="{question}" Score="{votes[k % len(votes)]}" Body="&lt;p&gt;Way {k}.&lt;/p&gt;" />'
-            )
-    path.write_text("\n".join([*lines, "</posts>"]))
-    return path
-
-
 @pytest.fixture(scope="module")
 def travel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepared(DUMPS / "travel/Posts.csv.gz", tmp_path_factory.mktemp("data") / "travel")
@@ -80,7 +48,7 @@ def travel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @real_data
 def test_tables_of_a_real_dump(travel: Path) -> None:
-    tables = {name: rows(travel, name) for name in COLUMNS}
+    tables = {name: read_table(travel, name) for name in COLUMNS}
     for name, columns in COLUMNS.items():
         assert list(tables[name][0]) == list(columns)
         ids = [row["question_id"] for row in tables[name]]
@@ -106,14 +74,15 @@ def test_tables_of_a_real_dump(travel: Path) -> None:
 def test_no_question_and_no_prompt_is_in_two_splits(travel: Path) -> None:
     for key in ("question_id", "prompt"):
         members = [
-            {row[key] for row in rows(travel, name)} for name in ("finetune", "reward", "rl", "evaluation")
+            {row[key] for row in read_table(travel, name)}
+            for name in ("finetune", "reward", "rl", "evaluation")
         ]
         assert sum(map(len, members)) == len(set().union(*members))
 
 
 @real_data
 def test_attribution_travels_with_every_row(travel: Path) -> None:
-    row = next(row for row in rows(travel, "reward"))
+    row = next(row for row in read_table(travel, "reward"))
     id = row["question_id"]
     assert row["site"] == "travel.stackexchange.com"
     assert row["question_url"] == f"https://travel.stackexchange.com/q/{id}"
@@ -121,7 +90,10 @@ def test_attribution_travels_with_every_row(travel: Path) -> None:
     assert row["chosen_url"] != row["rejected_url"]
     assert row["chosen_author"].startswith("https://travel.stackexchange.com/users/")
     for name in COLUMNS:
-        assert {row["question_licence"] for row in rows(travel, name)} == {"CC BY-SA 3.0", "CC BY-SA 4.0"}
+        assert {row["question_licence"] for row in read_table(travel, name)} == {
+            "CC BY-SA 3.0",
+            "CC BY-SA 4.0",
+        }
 
 
 @real_data
@@ -135,7 +107,7 @@ def test_card_adds_up(travel: Path) -> None:
         assert sum(entry["count"] for entry in card[histogram]) == (
             2642 if histogram == "prompt_chars" else 5796
         )
-    assert card["rows"] == {name: len(rows(travel, name)) for name in COLUMNS}
+    assert card["rows"] == {name: len(read_table(travel, name)) for name in COLUMNS}
     assert 0.6 < card["longer_wins"] < 0.75
     assert 0.6 < card["older_wins"] < 0.75
     assert len({example["question_id"] for example in card["examples"]}) == 20
@@ -155,15 +127,15 @@ def test_shuffled_input_gives_the_same_bytes(travel: Path, tmp_path: Path) -> No
     order = random.Random(4).sample(range(len(header)), len(header))  # columns too
     with (tmp_path / "Posts.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([row[k] for k in order] for row in [header, *posts])
-    assert digests(prepared(tmp_path / "Posts.csv", tmp_path / "shuffled")) == digests(travel)
+    assert table_digests(prepared(tmp_path / "Posts.csv", tmp_path / "shuffled")) == table_digests(travel)
 
 
 @real_data
 def test_another_seed_draws_other_pairs_and_keeps_the_splits(travel: Path, tmp_path: Path) -> None:
     other = prepared(DUMPS / "travel/Posts.csv.gz", tmp_path / "other", seed=1)
-    changed = {name for name, digest in digests(other).items() if digest != digests(travel)[name]}
+    changed = {name for name, digest in table_digests(other).items() if digest != table_digests(travel)[name]}
     assert changed == {"reward.parquet", "evaluation_pairs.parquet"}
-    assert len(rows(other, "reward")) == len(rows(travel, "reward"))
+    assert len(read_table(other, "reward")) == len(read_table(travel, "reward"))
 
 
 def test_the_program_by_hand_never_loads_torch(tmp_path: Path) -> None:
@@ -177,7 +149,10 @@ def test_the_program_by_hand_never_loads_torch(tmp_path: Path) -> None:
             }
         )
     )
-    check = "import runpy, sys; sys.argv[1:] = sys.argv[1:]; runpy.run_module('tasks.programs.data', run_name='__main__'); "
+    check = (
+        "import runpy, sys; sys.argv[1:] = sys.argv[1:]; runpy.run_module('tasks.programs.data', "
+        "run_name='__main__'); "
+    )
     check += "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'prefect', 'mlflow')))"
     done = subprocess.run(
         [sys.executable, "-c", check, str(tmp_path)],
@@ -187,11 +162,11 @@ def test_the_program_by_hand_never_loads_torch(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "done").exists()
-    assert rows(tmp_path / "artifact", "rl")[0]["prompt"].startswith(
+    assert read_table(tmp_path / "artifact", "rl")[0]["prompt"].startswith(
         "How to do "
     )  # body equals title: the title once
-    assert "\n" not in rows(tmp_path / "artifact", "rl")[0]["prompt"]
-    assert rows(tmp_path / "artifact", "rl")[0]["site"] == "shell.example"
+    assert "\n" not in read_table(tmp_path / "artifact", "rl")[0]["prompt"]
+    assert read_table(tmp_path / "artifact", "rl")[0]["site"] == "shell.example"
 
 
 def test_lines_of_progress_count_bytes_and_restart_with_the_program(tmp_path: Path) -> None:
@@ -276,12 +251,12 @@ def test_a_reward_split_without_comparisons_is_refused(tmp_path: Path) -> None:
 
 def test_the_best_answer_is_fine_tuned_on_and_all_are_pretrained_on(tmp_path: Path) -> None:
     artifact = prepared(write_posts(tmp_path / "Posts.xml", 100, votes=(0, 9, 3)), tmp_path / "run")
-    best, corpus = rows(artifact, "finetune"), rows(artifact, "corpus")
+    best, corpus = read_table(artifact, "finetune"), read_table(artifact, "corpus")
     assert {(row["answer"], row["score"]) for row in best} == {("Way 1.", 3)}
     assert len(corpus) == 4 * len(best)
 
 
 def test_no_prompts_are_wanted_where_the_rl_share_is_zero(tmp_path: Path) -> None:
     artifact = prepared(write_posts(tmp_path / "Posts.xml", 100), tmp_path / "run", rl_share=0)
-    assert rows(artifact, "rl") == []
+    assert read_table(artifact, "rl") == []
     assert pq.read_schema(artifact / "rl.parquet").names == list(COLUMNS["rl"])

@@ -1,4 +1,6 @@
-"""Several processes on one run: real torchrun, two ranks, against one process; and no rank is left behind whoever dies."""
+"""Test several processes per run: two ranks of torchrun take the steps of one process, and no rank outlives
+another.
+"""
 
 import json
 import os
@@ -19,16 +21,18 @@ from tasks.execution.launch import run_program
 from tasks.programs import dpo, reference, reward, sft
 from tasks.programs.runtime.program import Run
 from tasks.system.errors import InputError, StageCrashed
-from tests.support import fake_tree, tiny
-from tests.support.fake_tree import await_, is_alive
+from tests.support import fake_programs, tiny
+from tests.support.fake_programs import is_alive, wait_until
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux", reason="only Linux ends a process with torchrun's agent"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with torchrun's agent"),
+]
 
 TEXT = {"max_prompt_tokens": 48, "max_answer_tokens": 24}
 COMMON = {"lora": {"rank": 2, "alpha": 4}, "max_steps": 8, "epochs": 80, "learning_rate": 1e-3}
-# stage -> its job, its inputs and what is set of the machine; the ranks get unequal numbers of parts, and in the reward model's steps one gets none
+# stage -> its job, its inputs and the machine's settings; the ranks get unequal numbers of micro-batches,
+# and in the reward model's steps one rank gets none
 STAGES: dict[str, tuple[dict[str, Any], tuple[str, ...], dict[str, Any]]] = {
     "sft": ({"sft": COMMON | {"batch_size": 3, "block_tokens": 96}}, ("data", "base"), {"micro_batch": 1}),
     "reward": (
@@ -52,7 +56,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     found = {"data": tiny.data_folder(root / "data"), "base": tiny.base_folder(root / "base")}
     found["model"] = found["base"]
     run = Run(
-        tiny.prepare(
+        tiny.write_job(
             root / "reference", "reference", {"text": TEXT}, {name: found[name] for name in ("data", "model")}
         )
     )
@@ -72,7 +76,7 @@ def prepared(
         }
     }
     machine = machine | {"launch": {stage: {"shard": shard}}}
-    return tiny.prepare(
+    return tiny.write_job(
         folder,
         stage,
         {"seed": 5, "text": TEXT} | job,
@@ -134,15 +138,60 @@ def children(pid: int) -> list[int]:
     return [child for child in launch._with_children(pid) if child != pid]
 
 
+# Runs several programs one after another in the ranks of one torchrun, which imports torch once for all.
+ONE_AFTER_ANOTHER = """
+import contextlib, os, sys
+from tasks.config import jobs
+from tasks.programs import dpo, reward, sft
+from tasks.programs.runtime.program import main
+from tasks.rlhf.compute import distributed
+
+leave, os._exit = os._exit, lambda status: None  # how a program's ranks end
+with distributed.process_group():  # of all programs: torchrun's store takes the addresses of one only
+    for argument in sys.argv[1:]:
+        stage, sys.argv[1:] = argument.split("=")[0], argument.split("=")[1:]
+        module = {"sft": sft, "reward": reward, "dpo": dpo}[stage]
+        main(module.train, getattr(jobs, f"{stage.capitalize()}Job"), among=contextlib.nullcontext)
+leave(0)
+"""
+FULL_TUNING = {"tune": "full", "members": 1, "learning_rate": 1e-4}
+KILLED = [("sft", False), ("sft", True), ("reward", False), ("dpo", False)]
+DROPOUT = {"lora": {"rank": 2, "alpha": 4, "dropout": 0.1}, "max_steps": 30}
+
+
+def settings_of_killed(shard: bool) -> dict[str, Any]:
+    return DROPOUT | ({"tune": "full"} if shard else {})
+
+
+@pytest.fixture(scope="module")
+def by_two(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run by two ranks, without interruption, what the next two tests compare with."""
+    root, arguments = tmp_path_factory.mktemp("two"), []
+    for stage in PROGRAMS:
+        for shard in (False, True):
+            folder = root / f"{stage}-{shard}"
+            prepared(folder, stage, inputs, shard=shard, **(FULL_TUNING if shard else {}))
+            arguments.append(f"{stage}={folder}")
+    for stage, shard in KILLED:
+        folder = root / f"dropout-{stage}-{shard}"
+        prepared(folder, stage, inputs, shard=shard, **settings_of_killed(shard))
+        arguments.append(f"{stage}={folder}")
+    (root / "programs.py").write_text(ONE_AFTER_ANOTHER)
+    status = start(root, str(root / "programs.py"), *arguments).wait(600)
+    assert status == 0, (root / "log.txt").read_text()[-3000:]
+    return root
+
+
 @pytest.mark.parametrize("shard", [False, True])
 @pytest.mark.parametrize("stage", PROGRAMS)
 def test_two_processes_take_the_steps_of_one(
-    stage: str, shard: bool, inputs: dict[str, Path], tmp_path: Path
+    stage: str, shard: bool, inputs: dict[str, Path], by_two: Path, tmp_path: Path
 ) -> None:
-    changed = {"tune": "full", "members": 1, "learning_rate": 1e-4} if shard else {}
-    folders = [prepared(tmp_path / name, stage, inputs, shard=shard, **changed) for name in ("one", "two")]
-    one, two = run_here(stage, folders[0]), run_by_two(stage, folders[1])
-    assert (tmp_path / "two" / "done").exists()
+    changed = FULL_TUNING if shard else {}
+    one = run_here(stage, prepared(tmp_path / "one", stage, inputs, shard=shard, **changed))
+    two = by_two / f"{stage}-{shard}" / "artifact"
+    assert (two.parent / "done").exists()
+    assert steps(one)[-1]["step"] == 8
     for ours, theirs in zip(steps(one), steps(two), strict=True):
         assert ours.keys() == theirs.keys()
         for name in ours.keys() & {"loss", "grad_norm", "held_out_loss"}:
@@ -156,30 +205,23 @@ def test_two_processes_take_the_steps_of_one(
     assert contents(one).keys() == contents(two).keys()
 
 
-@pytest.mark.parametrize(
-    ("stage", "shard"), [("sft", False), ("sft", True), ("reward", False), ("dpo", False)]
-)
+@pytest.mark.parametrize(("stage", "shard"), KILLED)
 def test_killed_in_mid_run_two_processes_end_as_uninterrupted_ones(
-    stage: str, shard: bool, inputs: dict[str, Path], tmp_path: Path
+    stage: str, shard: bool, inputs: dict[str, Path], by_two: Path, tmp_path: Path
 ) -> None:
-    changed = {"lora": {"rank": 2, "alpha": 4, "dropout": 0.1}, "max_steps": 30} | (
-        {"tune": "full"} if shard else {}
-    )
-    killed, whole = (
-        prepared(tmp_path / name, stage, inputs, shard=shard, **changed) for name in ("killed", "whole")
-    )
+    killed = prepared(tmp_path / "killed", stage, inputs, shard=shard, **settings_of_killed(shard))
     agent = start(killed, "-m", f"tasks.programs.{stage}", str(killed))
-    await_(lambda: len(steps(killed)) > 4 or agent.poll() is not None, 120, every=0.002)
+    wait_until(lambda: len(steps(killed)) > 4 or agent.poll() is not None, 120, every=0.002)
     workers = children(agent.pid)
     agent.kill()  # the agent alone: its workers must not stay behind
     agent.wait()
     assert len(workers) == 2
-    await_(lambda: not any(map(is_alive, workers)), 5)
+    wait_until(lambda: not any(map(is_alive, workers)), 5)
     before = steps(killed)
     assert 4 < len(before) < 30
     resumed = contents(run_by_two(stage, killed))
     assert steps(killed)[:3] == before[:3]  # wall-clock times and all: these steps were not taken again
-    wanted = contents(run_by_two(stage, whole))
+    wanted = contents(by_two / f"dropout-{stage}-{shard}" / "artifact")
     assert resumed.keys() == wanted.keys()
     assert {name for name in wanted if resumed[name] != wanted[name]} == set()
 
@@ -208,7 +250,7 @@ def test_what_one_rank_refuses_ends_all_in_its_own_words(inputs: dict[str, Path]
     folder = prepared(tmp_path / "refused", "sft", inputs)
     (tmp_path / "refusing.py").write_text(REFUSING)
     agent = start(folder, str(tmp_path / "refusing.py"), str(folder))
-    await_(lambda: (folder / "error.json").exists() or agent.poll() is not None, 120)
+    wait_until(lambda: (folder / "error.json").exists() or agent.poll() is not None, 120)
     workers, told = children(agent.pid), time.monotonic()
     assert agent.wait(60) == 1
     assert time.monotonic() - told < 15
@@ -221,7 +263,7 @@ def test_what_one_rank_refuses_ends_all_in_its_own_words(inputs: dict[str, Path]
     assert not (folder / "done").exists()
 
 
-# --------------------------------------------------------------------------------------------------- what the ranks do together
+# ----------------------------------------------------------------------- what the ranks do together
 
 TOGETHER = """
 import torch
@@ -239,7 +281,8 @@ with distributed.process_group():
     p[0].grad = torch.arange(6.0).reshape(2, 3) * (rank + 1)
     if rank == 2:
         p[1].grad = torch.full((4,), 7.0)
-    p[3].grad = torch.tensor([256.0, 1.0, -256.0]).roll(rank).repeat(10).bfloat16()  # in bfloat16 256 + 1 - 256 is 0
+    # in bfloat16 256 + 1 - 256 is 0
+    p[3].grad = torch.tensor([256.0, 1.0, -256.0]).roll(rank).repeat(10).bfloat16()
     distributed.sum_gradients(p)
     assert torch.equal(p[0].grad, torch.arange(6.0).reshape(2, 3) * 6)
     assert torch.equal(p[1].grad, torch.full((4,), 7.0))
@@ -249,7 +292,8 @@ with distributed.process_group():
     assert distributed.rank_slice(list(range(8))) == [[0, 3, 6], [1, 4, 7], [2, 5]][rank]
     assert distributed.rank_slice(torch.arange(2)).tolist() == [[0], [1], []][rank]
     computed = []
-    assert distributed.map_over_ranks([10, 20, 30, 40], lambda x: computed.append(x) or 2 * x) == [20, 40, 60, 80]
+    doubled = distributed.map_over_ranks([10, 20, 30, 40], lambda x: computed.append(x) or 2 * x)
+    assert doubled == [20, 40, 60, 80]
     assert computed == [[10, 40], [20, 10], [30, 10]][rank]  # all are called as often
     assert distributed.padded_steps([1] * rank, 9) == [(1, True)] * rank + [(9, False)] * (2 - rank)
     assert distributed.map_over_ranks([], float) == []
@@ -318,7 +362,8 @@ ids = torch.randint(3, 300, (4, 20), generator=torch.Generator().manual_seed(1))
 
 def loss(model, rows):
     hidden = forward.hidden_states(model, ids[rows])[:, :-1].flatten(0, 1)
-    return chunked_log_probs.cross_entropy(hidden, forward.output_head(model), ids[rows][:, 1:].flatten(), count=76)
+    targets = ids[rows][:, 1:].flatten()
+    return chunked_log_probs.cross_entropy(hidden, forward.output_head(model), targets, count=76)
 
 with distributed.process_group():
     for kind in ("llama", "qwen2", "gpt2"):  # the first and the last with tied embeddings
@@ -336,7 +381,8 @@ with distributed.process_group():
         extra = [torch.nn.Parameter(torch.zeros(3)) for _ in range(2)]
         for p in extra:
             p.grad = torch.full((3,), 2.0)
-        norms = [fsdp.clip_grad_norm([*model.parameters(), p], 0.1) for model, p in zip((alone, parts), extra)]
+        both = zip((alone, parts), extra)
+        norms = [fsdp.clip_grad_norm([*model.parameters(), p], 0.1) for model, p in both]
         assert abs(norms[0] - norms[1]) < 1e-4 * norms[0]
         assert abs(fsdp.clip_grad_norm([*parts.parameters(), extra[1]], 9) - 0.1) < 1e-4
         torch.testing.assert_close(*[p.grad for p in extra])
@@ -346,15 +392,18 @@ with distributed.process_group():
             for name, p in parts.named_parameters():
                 p.copy_(fsdp.shard_like(wanted[name] / 2, p))
                 wanted[name].div_(2)
-            assert abs(fsdp.with_full_weights(parts, loss, slice(None)) - loss(alone, slice(None))) < 1e-5, kind
+            whole = loss(alone, slice(None))
+            assert abs(fsdp.with_full_weights(parts, loss, slice(None)) - whole) < 1e-5, kind
             assert abs(before - loss(alone, slice(None))) > 1e-2, (before, loss(alone, slice(None)))
         long, short = ([5] * 60, [[6, 7] * 34]), ([5] * 30, [[6, 7] * 20])
         asked = [[long] * 4 + [short] * 4, [short]]
         joined = [shared_prompt.join(some, pad_id=0, device=tiny.CPU, hidden_size=32) for some in asked]
-        assert [len(batch.groups) for batch in joined] == [2, 1]  # one rank calls the model more often than the other
+        # one rank calls the model more often than the other
+        assert [len(batch.groups) for batch in joined] == [2, 1]
         for p in [*alone.parameters(), *parts.parameters()]:
             p.grad = None
-        (shared_prompt.log_probs(alone, joined[0]).sum() + shared_prompt.log_probs(alone, joined[1]).sum()).backward()
+        first, second = (shared_prompt.log_probs(alone, batch).sum() for batch in joined)
+        (first + second).backward()
         fsdp.with_full_weights(parts, shared_prompt.log_probs, joined[distributed.rank()]).sum().backward()
         for name, p in parts.named_parameters():
             torch.testing.assert_close(p.grad.full_tensor(), wanted[name].grad, rtol=1e-3, atol=1e-4)
@@ -376,19 +425,19 @@ def test_only_weights_that_are_all_trained_can_be_sharded(inputs: dict[str, Path
         run_here("sft", prepared(tmp_path / "lora", "sft", inputs, shard=True))
 
 
-# ----------------------------------------------------------------------------------------------------------------------- launch
+# ------------------------------------------------------------------------------------------- launch
 
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    made = fake_tree.make_tree(tmp_path / "tree")
+    made = fake_programs.make_tree(tmp_path / "tree")
     monkeypatch.setattr(program_environment, "ROOT", made)
     yield made
     program_forks.stop()
 
 
 def written(tree: Path, tmp_path: Path, code: str) -> Path:
-    """A folder for a program of this code."""
+    """Create a program of this code in a folder."""
     (tree / "tasks" / "programs" / "sft.py").write_text(
         "import os, time\nfrom pathlib import Path\nRANK = os.environ['RANK']\n" + code
     )
@@ -400,8 +449,14 @@ def written(tree: Path, tmp_path: Path, code: str) -> Path:
 def test_a_stage_is_started_as_several_processes_and_their_memory_is_summed(
     tree: Path, tmp_path: Path
 ) -> None:
-    code = "kept = bytearray(200 << 20)\nkept[::4096] = b'x' * len(kept[::4096])\nprint('I am', RANK)\ntime.sleep(0.5)\n"
-    code += "Path('threads' + RANK).write_text(os.environ['OMP_NUM_THREADS'])\nif RANK == '0': Path('done').write_text('')\n"
+    code = (
+        "kept = bytearray(200 << 20)\nkept[::4096] = b'x' * len(kept[::4096])\nprint('I am', RANK)\n"
+        "time.sleep(0.5)\n"
+    )
+    code += (
+        "Path('threads' + RANK).write_text(os.environ['OMP_NUM_THREADS'])\nif RANK == '0': "
+        "Path('done').write_text('')\n"
+    )
     directory = written(tree, tmp_path, code)
     usage = run_program("sft", directory, TWO)
     assert [(directory / f"threads{rank}").read_text() for rank in (0, 1)] == ["1", "1"]
@@ -422,7 +477,10 @@ def test_a_killed_rank_is_a_crash_of_them_all(tree: Path, tmp_path: Path) -> Non
 
 
 def test_whatever_is_raised_meanwhile_all_ranks_are_killed(tree: Path, tmp_path: Path) -> None:
-    code = "from tasks.system import processes\nprocesses.die_with_parent()\nPath('pid' + RANK).write_text(str(os.getpid()))\ntime.sleep(600)\n"
+    code = (
+        "from tasks.system import processes\nprocesses.die_with_parent()\nPath('pid' + "
+        "RANK).write_text(str(os.getpid()))\ntime.sleep(600)\n"
+    )
     directory = written(tree, tmp_path, code)
 
     def interrupt() -> None:
@@ -431,7 +489,7 @@ def test_whatever_is_raised_meanwhile_all_ranks_are_killed(tree: Path, tmp_path:
 
     with pytest.raises(KeyboardInterrupt):
         run_program("sft", directory, TWO, on_poll=interrupt)
-    await_(lambda: not any(is_alive(int((directory / name).read_text())) for name in ("pid0", "pid1")), 5)
+    wait_until(lambda: not any(is_alive(int((directory / name).read_text())) for name in ("pid0", "pid1")), 5)
 
 
 def test_a_program_for_one_process_refuses_to_be_several(tree: Path, tmp_path: Path) -> None:
@@ -450,7 +508,7 @@ def test_nodes_meet_at_a_rendezvous(tmp_path: Path) -> None:
     )
     command = " ".join(launch._torchrun("sft", tmp_path / "key", machine))
     assert (
-        "--nnodes 2 --rdzv-backend c10d --rdzv-endpoint node0:29500 --rdzv-id key --nproc-per-node 8 -m tasks.programs.sft"
-        in command
-    )
+        "--nnodes 2 --rdzv-backend c10d --rdzv-endpoint node0:29500 --rdzv-id key --nproc-per-node 8 "
+        "-m tasks.programs.sft"
+    ) in command
     assert machine.of("ppo").processes == 1

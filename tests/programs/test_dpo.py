@@ -1,4 +1,4 @@
-"""DPO's program: where it starts, what its likelihood term does, and that micro-batches change nothing."""
+"""Test DPO's program: where it starts, what its likelihood term does, that micro-batches change nothing."""
 
 import json
 import math
@@ -36,15 +36,15 @@ Trained = Callable[..., tuple[list[dict[str, Any]], Run]]
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("dpo")
     data = tiny.data_folder(root / "data", 40)
-    found = {"data": data, "model": tiny.taught_folder(root / "base", data)}
-    run = Run(tiny.prepare(root / "reference", "reference", {"text": TEXT}, found))
+    found = {"data": data, "model": tiny.trained_folder(root / "base", data)}
+    run = Run(tiny.write_job(root / "reference", "reference", {"text": TEXT}, found))
     reference.compute(ReferenceJob.model_validate(run.record), run)
     return found | {"reference": run.artifact}
 
 
 @pytest.fixture
 def trained(inputs: dict[str, Path], tmp_path: Path) -> Trained:
-    """Train with some settings changed; gives the lines of metrics.jsonl and the run."""
+    """Train with some settings changed; return the lines of metrics.jsonl and the run."""
 
     def train(name: str = "dpo", *, micro_batch: int = 0, **changed: Any) -> tuple[list[dict[str, Any]], Run]:
         settings = {
@@ -54,7 +54,7 @@ def trained(inputs: dict[str, Path], tmp_path: Path) -> Trained:
             "batch_size": 4,
         } | changed
         job = {"seed": 0, "text": TEXT, "dpo": settings}
-        run = Run(tiny.prepare(tmp_path / name, "dpo", job, inputs, micro_batch=micro_batch))
+        run = Run(tiny.write_job(tmp_path / name, "dpo", job, inputs, micro_batch=micro_batch))
         dpo.train(DpoJob.model_validate(run.record), run)
         return [json.loads(line) for line in (run.artifact / "metrics.jsonl").read_text().splitlines()], run
 
@@ -178,7 +178,7 @@ def test_a_reference_of_other_answers_is_refused(inputs: dict[str, Path], tmp_pa
     (tmp_path / "shorter").mkdir()
     pq.write_table(table.slice(1), tmp_path / "shorter" / "reference.parquet")
     job = {"seed": 0, "text": TEXT, "dpo": {"max_steps": 1}}
-    run = Run(tiny.prepare(tmp_path / "dpo", "dpo", job, inputs | {"reference": tmp_path / "shorter"}))
+    run = Run(tiny.write_job(tmp_path / "dpo", "dpo", job, inputs | {"reference": tmp_path / "shorter"}))
     with pytest.raises(InputError, match="run the stage reference again"):
         dpo.train(DpoJob.model_validate(run.record), run)
 
@@ -191,7 +191,7 @@ def test_a_reference_of_another_model_is_noticed_before_the_first_step(
     shutil.copytree(inputs["reference"], tmp_path / "moved")
     pq.write_table(moved, tmp_path / "moved" / "reference.parquet")
     job = {"seed": 0, "text": TEXT, "dpo": {"max_steps": 1}}
-    run = Run(tiny.prepare(tmp_path / "dpo", "dpo", job, inputs | {"reference": tmp_path / "moved"}))
+    run = Run(tiny.write_job(tmp_path / "dpo", "dpo", job, inputs | {"reference": tmp_path / "moved"}))
     with pytest.raises(StepZeroError, match="the reference stage saw another model"):
         dpo.train(DpoJob.model_validate(run.record), run)
     assert not (run.directory / "metrics.jsonl").read_text()
@@ -221,17 +221,19 @@ def test_the_reference_is_what_the_library_says_of_each_answer(inputs: dict[str,
 def test_its_accuracy_is_of_evaluation_questions_redrawn_whole(
     trained: Trained, inputs: dict[str, Path], tmp_path: Path
 ) -> None:
-    """The evaluation pairs with their sides swapped turn the accuracy round and nothing else; its interval is of 20 questions, not of 40 pairs."""
+    """Swapping the sides of the evaluation pairs inverts the accuracy; its interval is of 20 questions, not
+    40 pairs.
+    """
     _, run = trained("plain", max_steps=3, evaluations=1)
     table = pq.read_table(inputs["data"] / "evaluation_pairs.parquet")
     data = shutil.copytree(inputs["data"], tmp_path / "swapped")
     swapped = table.rename_columns({"chosen": "rejected", "rejected": "chosen"}).select(table.column_names)
     pq.write_table(swapped, data / "evaluation_pairs.parquet")
     known = inputs | {"data": data}
-    other = Run(tiny.prepare(tmp_path / "again", "reference", {"text": TEXT}, known))
+    other = Run(tiny.write_job(tmp_path / "again", "reference", {"text": TEXT}, known))
     reference.compute(ReferenceJob.model_validate(other.record), other)
     job = json.loads((run.directory / "job.json").read_text())["job"]
-    turned = Run(tiny.prepare(tmp_path / "turned", "dpo", job, known | {"reference": other.artifact}))
+    turned = Run(tiny.write_job(tmp_path / "turned", "dpo", job, known | {"reference": other.artifact}))
     dpo.train(DpoJob.model_validate(turned.record), turned)
     told, said = (json.loads((one.artifact / "summary.json").read_text()) for one in (run, turned))
     assert told["measured"] == {"split": "evaluation", "questions": 20, "pairs": 40}
@@ -243,7 +245,7 @@ def test_its_accuracy_is_of_evaluation_questions_redrawn_whole(
 
 
 def test_a_policy_that_prefers_nothing_is_never_right(inputs: dict[str, Path]) -> None:
-    """Log-probabilities that are the reference's own: every margin is 0, and a tie is no success."""
+    """With the reference's own log-probabilities every margin is 0, and a tie counts as wrong."""
     questions = [
         comparisons.Comparison(1, [5], [[6, 1], [7, 1]], [(0, 1)], [1.0], [None]),
         comparisons.Comparison(2, [5], [[6, 1], [8, 1]], [(0, 1)], [1.0], [None]),
@@ -261,7 +263,7 @@ def test_a_reference_without_the_evaluation_pairs_is_refused(inputs: dict[str, P
     (tmp_path / "old").mkdir()
     shutil.copy(inputs["reference"] / "reference.parquet", tmp_path / "old")
     job = {"seed": 0, "text": TEXT, "dpo": {"max_steps": 1}}
-    run = Run(tiny.prepare(tmp_path / "dpo", "dpo", job, inputs | {"reference": tmp_path / "old"}))
+    run = Run(tiny.write_job(tmp_path / "dpo", "dpo", job, inputs | {"reference": tmp_path / "old"}))
     with pytest.raises(InputError, match="run the stage reference again"):
         dpo.train(DpoJob.model_validate(run.record), run)
 
@@ -269,7 +271,7 @@ def test_a_reference_without_the_evaluation_pairs_is_refused(inputs: dict[str, P
 def test_evaluation_pairs_are_checked_like_those_that_are_trained_on(
     trained: Trained, inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Shared prompts are compared on them, and a loss that is no number ends in one sentence."""
+    """Shared prompts are compared on them, and a loss that is not finite ends the run with one sentence."""
     asked = set(pq.read_table(inputs["data"] / "evaluation_pairs.parquet")["question_id"].to_pylist())
     seen: set[int] = set()
     honest = dpo.evaluate

@@ -1,4 +1,6 @@
-"""Linear probing: the logistic regression itself, the choice of its penalty, and the reward model's program that begins from it."""
+"""Test linear probing: the logistic regression, the choice of its penalty, and the reward model that starts
+from it.
+"""
 
 import json
 import shutil
@@ -42,7 +44,7 @@ def evidence(
 
 
 def random(num_answers: int, num_pairs: int, width: int, *, signal: float) -> tuple[Tensor, WeightedPairs]:
-    """Answers whose first features say which is better, as strongly as ``signal``."""
+    """Return answers whose first features say which is better, as strongly as ``signal``."""
     generator = torch.Generator().manual_seed(7)
     features = torch.randn(num_answers, width, generator=generator)
     ends = torch.randint(num_answers, (num_pairs, 2), generator=generator)
@@ -60,7 +62,7 @@ def random(num_answers: int, num_pairs: int, width: int, *, signal: float) -> tu
 
 
 def newton(features: Tensor, found: WeightedPairs, strength: float) -> Tensor:
-    """The same minimum by Newton's method in float64, from the pairs' differences."""
+    """Return the same minimum by Newton's method in float64, from the pairs' differences."""
     differences = (features[found.chosen] - features[found.rejected]).double()
     weight = torch.zeros(features.shape[1], dtype=torch.double)
     for _ in range(30):
@@ -154,7 +156,7 @@ def test_one_question_is_enough() -> None:
 
 
 def test_questions_that_were_not_drawn_are_as_if_they_were_not_there() -> None:
-    """Also where all of a fold's are such."""
+    """Even if no question of a fold was drawn."""
     features, found = random(60, 300, 5, signal=1.0)
     folds = torch.tensor(
         [linear_probe.mix(0, number) % linear_probe.FOLDS for number in found.question.tolist()]
@@ -193,7 +195,7 @@ def prepared(folder: Path, inputs: dict[str, Path], **changed: Any) -> Run:
         "probe": True,
     } | changed
     return Run(
-        tiny.prepare(
+        tiny.write_job(
             folder, "reward", {"seed": 0, "text": TEXT, "reward": settings}, inputs, checkpoint_steps=2
         )
     )
@@ -259,7 +261,7 @@ def test_members_begin_at_probes_of_their_own(inputs: dict[str, Path], tmp_path:
 def test_a_killed_run_keeps_its_probe(
     cut: int, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ended right after the probe is saved, or in the midst of the steps."""
+    """Killed right after the probe is saved, or between two steps."""
     killed, honest = prepared(tmp_path / "killed", inputs), checkpoints.save
 
     def save(folder: Path, step: int, *rest: Any, **more: Any) -> None:
@@ -290,7 +292,7 @@ def test_a_killed_run_keeps_its_probe(
 def test_pairs_weigh_as_in_training(
     weigh: str, weights: list[float], inputs: dict[str, Path], tmp_path: Path
 ) -> None:
-    """A question with one pair, drawn several times, and one with four."""
+    """A question with one pair that is drawn several times, and one with four pairs."""
     one = Comparison(1, [1], [[2], [3]], [(0, 1)], [2.0], [True])
     four = Comparison(
         2, [1], [[2], [3], [4], [5]], [(0, 1), (0, 2), (0, 3), (1, 3)], [1.0] * 4, [False, None, True, True]

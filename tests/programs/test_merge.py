@@ -1,4 +1,6 @@
-"""The merge program: what it makes is an ordinary model that says what the adapter said, whatever the base's precision was."""
+"""Test the merge program: it makes an ordinary model with the adapter's outputs, in every precision of the
+base.
+"""
 
 import json
 from pathlib import Path
@@ -36,7 +38,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tuned(folder: Path, data: Path, base: Path, *, precision: str | None = None, **changed: Any) -> Path:
-    """An artifact of SFT whose adapter moves the logits a lot."""
+    """Return an artifact of SFT whose adapter changes the logits a lot."""
     settings = {
         "lora": LORA,
         "max_steps": 20,
@@ -46,16 +48,16 @@ def tuned(folder: Path, data: Path, base: Path, *, precision: str | None = None,
     } | changed
     text = settings.pop("text", TEXT)
     job = {"seed": 0, "text": text, "weights": {"base": precision}, "sft": settings}
-    run = Run(tiny.prepare(folder, "sft", job, {"data": data, "base": base}))
+    run = Run(tiny.write_job(folder, "sft", job, {"data": data, "base": base}))
     sft.train(SftJob.model_validate(run.record), run)
     return run.artifact
 
 
 def scored(folder: Path, data: Path, base: Path, **changed: Any) -> Path:
-    """An artifact of the reward stage."""
+    """Return an artifact of the reward stage."""
     text = changed.pop("text", TEXT)
     job = {"seed": 0, "text": text, "reward": {"lora": LORA, "max_steps": 8, "epochs": 10} | changed}
-    run = Run(tiny.prepare(folder, "reward", job, {"data": data, "model": base}))
+    run = Run(tiny.write_job(folder, "reward", job, {"data": data, "model": base}))
     reward.train(RewardJob.model_validate(run.record), run)
     return run.artifact
 
@@ -69,9 +71,9 @@ def merged(
     dtype: str | None = None,
     template: str = "question-answer",
 ) -> tuple[Path, dict[str, float]]:
-    """The merged model's folder and what merging changed."""
+    """Return the merged model's folder and what merging changed."""
     job = {"text": {"template": template}, "weights": {"base": precision}, "merge": {"dtype": dtype}}
-    run = Run(tiny.prepare(folder, "merge", job, {"base": base, "adapter": artifact}))
+    run = Run(tiny.write_job(folder, "merge", job, {"base": base, "adapter": artifact}))
     merge.merge(MergeJob.model_validate(run.record), run)
     return run.artifact / "model", json.loads((run.artifact / "summary.json").read_text())["metrics"]
 
@@ -160,7 +162,10 @@ def test_an_adapter_of_a_quantised_base_is_merged_into_what_it_was_trained_on(
     assert metrics["merge.drift_max"] < 1e-3
     with pytest.raises(
         InputError,
-        match=rf"it was trained on a base in {precision} and this one is in float32 \(set weights.base to {precision}\)",
+        match=(
+            rf"it was trained on a base in {precision} and this one is in float32 \(set weights.base to "
+            rf"{precision}\)"
+        ),
     ):
         merged(tmp_path / "other", artifact, base)
 
@@ -196,10 +201,10 @@ def test_what_cannot_be_one_model_is_refused(data: Path, tmp_path: Path) -> None
     with pytest.raises(InputError, match="An ensemble cannot be merged into one model"):
         merged(tmp_path / "one", ensemble, base)
     inputs = {"data": data, "model": base}
-    known = Run(tiny.prepare(tmp_path / "reference", "reference", {"text": TEXT}, inputs))
+    known = Run(tiny.write_job(tmp_path / "reference", "reference", {"text": TEXT}, inputs))
     reference.compute(ReferenceJob.model_validate(known.record), known)
     job = {"seed": 0, "text": TEXT, "dpo": {"tune": "bottleneck", "bottleneck": {"width": 4}, "max_steps": 1}}
-    run = Run(tiny.prepare(tmp_path / "dpo", "dpo", job, inputs | {"reference": known.artifact}))
+    run = Run(tiny.write_job(tmp_path / "dpo", "dpo", job, inputs | {"reference": known.artifact}))
     dpo.train(DpoJob.model_validate(run.record), run)
     with pytest.raises(InputError, match="Bottlenecks cannot be folded"):
         merged(tmp_path / "two", run.artifact, base)
@@ -234,7 +239,7 @@ def test_generate_stops_at_its_own_tokens_and_the_answers(
 
 
 def chat_base(folder: Path, pad: str) -> Path:
-    """A base whose answers end with another token than eos."""
+    """Write a base whose answers end with another token than eos."""
     words, model = tiny.tokenizer(), tiny.model()
     words.add_special_tokens({"extra_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     words.chat_template, words.pad_token = CHATML, pad

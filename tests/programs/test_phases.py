@@ -1,4 +1,6 @@
-"""Progress between the optimizer steps: written while it is long, seen by the screen, and no part of the artifact."""
+"""Test progress between optimizer steps: written during long phases, shown on the screen, not in the
+artifact.
+"""
 
 import json
 from pathlib import Path
@@ -19,7 +21,7 @@ from tests.support import tiny
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr(program, "PHASE_SECONDS", 0.0)
-    return Run(tiny.prepare(tmp_path / "run", "sft", {}, {}))
+    return Run(tiny.write_job(tmp_path / "run", "sft", {}, {}))
 
 
 def written(run: Run) -> list[dict[str, Any]]:
@@ -69,7 +71,7 @@ def test_the_same_count_of_two_phases_is_two_lines(run: Run) -> None:
 
 
 def test_a_phase_that_comes_again_is_told_again(run: Run) -> None:
-    """Each look at the held-out answers counts from the start; steps that a resumed program writes again are no news."""
+    """Each evaluation counts from the start; steps that a resumed program repeats are not shown again."""
     tail = MetricsTail(run.directory / "metrics.jsonl")
     for step in (1, 2):
         run.phase("held-out answers")(128, 512)

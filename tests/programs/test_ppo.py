@@ -1,4 +1,6 @@
-"""PPO: gradients do not depend on how a mini-batch is split or padded, every check at the start fails when its cause is planted, and a run works."""
+"""Test PPO: gradients are independent of splits and padding, each check finds its planted cause, and a run
+works.
+"""
 
 import json
 import shutil
@@ -35,12 +37,12 @@ LORA = {"rank": 2, "alpha": 4}
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Data, a base that has learnt to end its answers, and a reward model on it."""
+    """Write data, a base that has learnt to end its answers, and a reward model on it."""
     root = tmp_path_factory.mktemp("ppo")
     data = tiny.data_folder(root / "data", 40)
-    model = tiny.taught_folder(root / "base", data)
+    model = tiny.trained_folder(root / "base", data)
     job = {"seed": 0, "text": TEXT, "reward": {"lora": LORA, "max_steps": 8}}
-    run = Run(tiny.prepare(root / "reward", "reward", job, {"data": data, "model": model}))
+    run = Run(tiny.write_job(root / "reward", "reward", job, {"data": data, "model": model}))
     reward.train(RewardJob.model_validate(run.record), run)
     return {"data": data, "model": model, "reward": run.artifact}
 
@@ -50,7 +52,7 @@ Start = Callable[..., tuple[PpoJob, Run]]
 
 @pytest.fixture
 def started(inputs: dict[str, Path], tmp_path: Path) -> Start:
-    """A PPO job of 8 rollouts a batch and its folder, changed as asked."""
+    """Create a PPO job of 8 rollouts a batch, changed as asked, in its folder."""
 
     def prepared(
         name: str = "ppo",
@@ -62,18 +64,18 @@ def started(inputs: dict[str, Path], tmp_path: Path) -> Start:
     ) -> tuple[PpoJob, Run]:
         settings = {"lora": LORA, "steps": 2, "rollouts": 8, "minibatch": 4, "epochs": 2} | changed
         job = {"seed": 0, "text": TEXT | (text or {}), "ppo": settings}
-        run = Run(tiny.prepare(tmp_path / name, "ppo", job, inputs | (given or {}), **(machine or {})))
+        run = Run(tiny.write_job(tmp_path / name, "ppo", job, inputs | (given or {}), **(machine or {})))
         return PpoJob.model_validate(run.record), run
 
     return prepared
 
 
-# ---------------------------------------------------------------------------------------------------------------- gradients
+# ---------------------------------------------------------------------------------------- gradients
 
 
 @pytest.fixture
 def batch(started: Start) -> tuple[PpoJob, PpoModels, Rollout, Tensor, Tensor]:
-    """Eight answers, sampled by a policy that is no longer the one that is updated."""
+    """Return eight answers, sampled by an older policy than the one that is updated."""
     job, run = started(clip_range=0.05)
     actors = ppo.load_actors(job, run, tiny.CPU)
     tokenizer = loading.load_tokenizer(run.inputs["model"])
@@ -174,7 +176,7 @@ def test_policy_and_critic_do_not_touch_each_other(batch: tuple[Any, ...]) -> No
     )
 
 
-# ------------------------------------------------------------------------------------------------------------------ rollout
+# ------------------------------------------------------------------------------------------ rollout
 
 
 def test_a_rollout_is_what_the_four_roles_say(started: Start) -> None:
@@ -195,7 +197,8 @@ def test_a_rollout_is_what_the_four_roles_say(started: Start) -> None:
     assert torch.equal(rollout.logp, rollout.ref_logp)  # an untrained policy
     torch.testing.assert_close(rollout.sampler_logp, rollout.logp, atol=1e-4, rtol=1e-4)
 
-    # the critic starts as the normalised reward: behind the last token but one, its value is the reward model's score of the text so far
+    # the critic starts as the normalised reward: before the last token its value is the reward model's
+    # score of the text so far
     record = json.loads((run.inputs["reward"] / "reward.json").read_text())
     row = int(torch.where(mask.sum(dim=1) > 2)[0][0])
     end = int(rewards.last_position(mask)[row])
@@ -207,7 +210,7 @@ def test_a_rollout_is_what_the_four_roles_say(started: Start) -> None:
     )
 
 
-# ------------------------------------------------------------------------------------------------------------ planted mistakes
+# --------------------------------------------------------------------------------- planted mistakes
 
 
 def fails(job: PpoJob, run: Run, cause: str) -> None:
@@ -368,7 +371,7 @@ def test_a_resume_is_checked_too(started: Start, monkeypatch: pytest.MonkeyPatch
     fails(job, run, "Sampler's and scorer's")
 
 
-# ------------------------------------------------------------------------------------------------------------------ whole runs
+# --------------------------------------------------------------------------------------- whole runs
 
 
 def lines(run: Run) -> list[dict[str, Any]]:
@@ -430,7 +433,7 @@ def test_ppo_trains_against_every_kind_of_reward_model(
 ) -> None:
     job = {"seed": 0, "text": TEXT, "reward": {"lora": LORA, "max_steps": 4} | settings}
     run = Run(
-        tiny.prepare(tmp_path / "reward", "reward", job, {name: inputs[name] for name in ("data", "model")})
+        tiny.write_job(tmp_path / "reward", "reward", job, {name: inputs[name] for name in ("data", "model")})
     )
     reward.train(RewardJob.model_validate(run.record), run)
     against, rollouts = started("ppo", given={"reward": run.artifact})
@@ -497,7 +500,7 @@ def test_an_empty_rl_split_is_the_users_to_mend(
         ppo.train(*started(given={"data": empty}))
 
 
-# --------------------------------------------------------------------------------------------------------------- NaN and infinity
+# --------------------------------------------------------------------------------- NaN and infinity
 
 
 def altered(source: Path, folder: Path, change: Callable[[Path], None]) -> Path:
@@ -507,7 +510,7 @@ def altered(source: Path, folder: Path, change: Callable[[Path], None]) -> Path:
 
 
 def ends(job: PpoJob, run: Run, sentence: str) -> None:
-    """The run ends with one sentence; nothing is left that could be taken for a result, and what was logged is JSON."""
+    """Check that the run ends with one sentence, leaves nothing like a result, and has logged valid JSON."""
     with pytest.raises(InputError, match=sentence) as refusal:
         ppo.train(job, run)
     assert "\n" not in str(refusal.value)
@@ -553,7 +556,10 @@ def test_a_score_out_of_range_ends_the_run(started: Start, monkeypatch: pytest.M
     monkeypatch.setattr(ppo.reward_model, "normalised", lambda *args: 1e25 * honest(*args))
     ends(
         *started(),
-        r"^The (advantage|policy loss|value loss) is (nan|inf).* in step 1: training has diverged; lower ppo\.learning_rate\.$",
+        (
+            r"^The (advantage|policy loss|value loss) is (nan|inf).* in step 1: training has diverged; "
+            r"lower ppo\.learning_rate\.$"
+        ),
     )
 
 

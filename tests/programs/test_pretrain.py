@@ -1,4 +1,4 @@
-"""What the built-in base is trained on."""
+"""Test the documents that the built-in base is trained on."""
 
 import pytest
 
@@ -9,7 +9,7 @@ ROW = {"prompt": "How do I list files?\n\nI use bash.", "answer": "Use ls.", "sc
 
 
 def parts(*, answers_only: bool) -> tuple[str, str]:
-    """The text of a document that is only read, and the text that is predicted."""
+    """Return the text of a document that is only read, and the text that is predicted."""
     tokenizer = tiny.tokenizer()
     (document,) = pretrain._documents(tokenizer, [ROW], answers_only=answers_only)
     read, predicted = (

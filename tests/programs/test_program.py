@@ -1,4 +1,4 @@
-"""What programs write: always JSON, and never a number that is none."""
+"""Test what programs write: always valid JSON, without NaN or infinity."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from tests.support import tiny
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    return Run(tiny.prepare(tmp_path / "job", "sft", {}, {}))
+    return Run(tiny.write_job(tmp_path / "job", "sft", {}, {}))
 
 
 def strict(text: str) -> Any:

@@ -1,6 +1,7 @@
-"""kill -9 in mid-run, the same command again: every trained artifact ends byte for byte as an uninterrupted run's.
+"""Test kill -9 and resume: every trained artifact is byte for byte that of an uninterrupted run.
 
-What is killed is always a real process; SFT is resumed by one too, the others in this process, which spares them a start of several seconds.
+The killed program is always a real process. SFT is also resumed by one; the others are resumed in this
+process, which saves a start of several seconds.
 """
 
 import json
@@ -20,6 +21,8 @@ from tasks.programs.runtime.program import Run
 from tasks.rlhf.training import checkpoints
 from tests.support import tiny
 
+pytestmark = pytest.mark.slow
+
 TEXT = {"max_prompt_tokens": 48, "max_answer_tokens": 24}
 LORA = {"rank": 2, "alpha": 4}
 BASE = {
@@ -31,7 +34,7 @@ BASE = {
     "steps": 60,
     "batch_size": 4,
 }
-# stage -> its job, its inputs, and how many steps lie between checkpoints; each is long enough to be killed in the middle of
+# stage -> its job, its inputs, and the steps between checkpoints; each is long enough to be killed midway
 STAGES: dict[str, tuple[dict[str, Any], tuple[str, ...], int]] = {
     "pretrain": ({"base": BASE}, ("data",), 8),
     "sft": (
@@ -97,10 +100,12 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     found = {"data": tiny.data_folder(root / "data"), "base": tiny.base_folder(root / "base")}
     found["model"] = found["base"]
     job = {"seed": 0, "text": TEXT, "reward": {"lora": LORA, "max_steps": 4}}
-    run = Run(tiny.prepare(root / "reward", "reward", job, {name: found[name] for name in ("data", "model")}))
+    run = Run(
+        tiny.write_job(root / "reward", "reward", job, {name: found[name] for name in ("data", "model")})
+    )
     reward.train(RewardJob.model_validate(run.record), run)
     other = Run(
-        tiny.prepare(
+        tiny.write_job(
             root / "reference", "reference", {"text": TEXT}, {name: found[name] for name in ("data", "model")}
         )
     )
@@ -110,7 +115,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def prepared(folder: Path, stage: str, inputs: dict[str, Path]) -> Path:
     job, names, every = STAGES[stage]
-    return tiny.prepare(
+    return tiny.write_job(
         folder, stage, {"seed": 5} | job, {name: inputs[name] for name in names}, checkpoint_steps=every
     )
 
@@ -122,7 +127,7 @@ def steps(folder: Path) -> list[dict[str, Any]]:
 
 
 def run_here(stage: str, folder: Path) -> Path:
-    """The same program in this process; gives its artifact."""
+    """Run the same program in this process; return its artifact."""
     train, job = PROGRAMS[stage]
     run = Run(folder)
     train(job.model_validate(run.record), run)
@@ -138,8 +143,8 @@ def contents(artifact: Path) -> dict[str, bytes]:
 
 
 def kill_in_mid_run(stage: str, folder: Path) -> int:
-    """Start the program, kill it a step or more after its second checkpoint; gives the last step it took."""
-    process = tiny.start(stage, folder)
+    """Start the program, kill it after its second checkpoint; return the last step that it took."""
+    process = tiny.start_program(stage, folder)
     try:
         deadline = time.monotonic() + 120
         while True:
@@ -174,7 +179,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(
     before = steps(killed)
     shutil.rmtree(killed / "artifact")  # as tasks.execution.run_stage does
     (killed / "artifact").mkdir()
-    resumed = contents(tiny.run(stage, killed) if stage == "sft" else run_here(stage, killed))
+    resumed = contents(tiny.run_program(stage, killed) if stage == "sft" else run_here(stage, killed))
     assert (
         steps(killed)[: resumed_from.step] == before[: resumed_from.step]
     )  # wall-clock times and all: these steps were not taken again
@@ -191,7 +196,7 @@ def test_a_run_that_ends_before_its_first_checkpoint_starts_over(
 ) -> None:
     job = {"seed": 5, "text": TEXT, "sft": {"lora": LORA, "max_steps": 4, "epochs": 80, "block_tokens": 96}}
     folders = [
-        tiny.prepare(tmp_path / name, "sft", job, {name: inputs[name] for name in ("data", "base")})
+        tiny.write_job(tmp_path / name, "sft", job, {name: inputs[name] for name in ("data", "base")})
         for name in ("cut", "whole")
     ]
     honest = Run.log

@@ -1,4 +1,6 @@
-"""The reward model's program: its losses, rankings, ensembles, full fine-tuning, and what it says of itself."""
+"""Test the reward model's program: losses, rankings, ensembles, full fine-tuning, and the figures that it
+reports.
+"""
 
 import json
 import math
@@ -51,7 +53,7 @@ def trained(inputs: dict[str, Path], tmp_path: Path) -> Trained:
             "held_out_share": 0.2,
         } | changed
         run = Run(
-            tiny.prepare(
+            tiny.write_job(
                 tmp_path / name,
                 "reward",
                 {"seed": 0, "text": TEXT, "reward": settings},
@@ -75,7 +77,7 @@ def summary(run: Run) -> dict[str, Any]:
 
 
 def loss(rewards: list[float], questions: list[Comparison], *, ahead: float = 0.0, **settings: Any) -> float:
-    """The step's loss if the model gave these rewards to all answers of these questions."""
+    """Return the step's loss if the model gave these rewards to all answers of these questions."""
     batch = comparisons.collate(questions, pad_id=0, device=tiny.CPU, hidden_size=8)
     pairs = sum(len(c.pairs) for c in questions)
     counts = {"num_pairs": pairs, "num_questions": len(questions)}
@@ -83,7 +85,7 @@ def loss(rewards: list[float], questions: list[Comparison], *, ahead: float = 0.
 
 
 def ranked(scores: list[float], **more: Any) -> Comparison:
-    """A question whose answers have these scores, best first."""
+    """Return a question whose answers have these scores, best first."""
     row = {
         "question_id": 1,
         "prompt": "p",
@@ -95,7 +97,7 @@ def ranked(scores: list[float], **more: Any) -> Comparison:
     return Comparison(1, [5], [[6, 1] for _ in texts.answers], texts.pairs, texts.gaps, texts.older)
 
 
-# ------------------------------------------------------------------------------------------------------------------- losses
+# ------------------------------------------------------------------------------------------- losses
 
 
 @pytest.mark.parametrize("weigh", ["pairs", "questions"])
@@ -147,7 +149,7 @@ def test_a_model_is_measured_with_and_without_the_ages() -> None:
 
 
 def weighed(chosen: list[int], rejected: list[int], older: list[float]) -> reward_evaluation.Pairs:
-    """Pairs of answers of so many tokens."""
+    """Return pairs of answers of so many tokens."""
     numbers, count = torch.arange(2 * len(chosen)), len(chosen)
     tokens = torch.tensor(chosen + rejected, dtype=torch.float64)
     question, exact = torch.arange(count), torch.tensor(older, dtype=torch.float64)
@@ -224,7 +226,7 @@ def test_centring_adds_the_squared_sum() -> None:
     assert loss([3.0, 1.0], [ranked([2, 1])], centring=0.01) == pytest.approx(plain + 0.16, abs=1e-6)
 
 
-# ----------------------------------------------------------------------------------------------------------------- rankings
+# ----------------------------------------------------------------------------------------- rankings
 
 
 def test_a_ranking_gives_every_pair_whose_scores_differ() -> None:
@@ -271,7 +273,7 @@ def test_rankings_are_trained_on_and_every_answer_is_forwarded_once(
     assert summary(run)["pairs"] == 2 * summary(run)["questions"]  # the two good answers tie
 
 
-# -------------------------------------------------------------------------------------------------------------------- training
+# ----------------------------------------------------------------------------------------- training
 
 
 @pytest.mark.parametrize(
@@ -313,7 +315,7 @@ def test_training_stops_where_nothing_gets_better(trained: Trained, monkeypatch:
     assert [line["step"] for line in lines(run)] == [1, 2, 3, 4]
 
 
-# -------------------------------------------------------------------------------------------------- ensembles and whole models
+# ----------------------------------------------------------------------- ensembles and whole models
 
 
 def test_members_of_an_ensemble_differ_and_their_disagreement_costs(
@@ -391,14 +393,20 @@ def test_training_can_start_from_weights_of_before(trained: Trained, inputs: dic
     assert lines(second)[-1]["held_out_loss"] == pytest.approx(lines(first)[-1]["held_out_loss"], abs=1e-4)
 
 
-# ------------------------------------------------------------------------------------------------------- what it says of itself
+# --------------------------------------------------------------------------- what it says of itself
 
 
 def held_out(right: int, tmp_path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Metrics and warnings of a model that orders ``right`` of 100 pairs as the votes do; the longer answer always wins, the older never."""
+    """Return metrics and warnings of a model that orders ``right`` of 100 pairs as the votes do.
+
+    The longer answer always wins, the older never.
+    """
     questions = [Comparison(i, [5], [[6, 7, 1], [6, 1]], [(0, 1)], [1.0], [False]) for i in range(100)]
     rewards = torch.tensor([[1.0, 0.0] if i < right else [0.0, 1.0] for i in range(100)]).flatten()
-    run, pairs = Run(tiny.prepare(tmp_path / "run", "reward", {}, {})), reward_evaluation.pairs_of(questions)
+    run, pairs = (
+        Run(tiny.write_job(tmp_path / "run", "reward", {}, {})),
+        reward_evaluation.pairs_of(questions),
+    )
     calibrated = reward_evaluation.calibrate(pairs, rewards)
     return reward._report(
         pairs, rewards, 0.0, reward_evaluation.fit_baseline_rules(pairs), calibrated, run
@@ -442,7 +450,9 @@ def test_attacks_on_the_finished_model_are_reported(trained: Trained) -> None:
 def test_what_is_reported_is_of_questions_that_neither_trained_nor_chose(
     trained: Trained, inputs: dict[str, Path]
 ) -> None:
-    """The evaluation split's pairs once with their sides swapped: accuracies turn round, and nothing that chose the weights moves."""
+    """Swapping the sides of the evaluation pairs inverts the accuracies, and changes nothing that chose the
+    weights.
+    """
     plain = trained("plain", max_steps=8)
     table = pq.read_table(inputs["data"] / "evaluation_pairs.parquet")
     swapped = table.rename_columns({"chosen": "rejected", "rejected": "chosen"}).select(table.column_names)
@@ -500,7 +510,7 @@ def test_only_as_many_answers_are_attacked_as_are_set_and_they_are_drawn(trained
 
 
 def test_the_calibration_is_of_other_questions_than_its_temperature() -> None:
-    """Fitted on margins twice as far apart as those it is judged by."""
+    """Fitted on margins twice as large as those that it is evaluated on."""
     questions = [Comparison(i, [5], [[6, 7, 1], [6, 1]], [(0, 1)], [1.0], [False]) for i in range(100)]
     rewards = torch.tensor([[1.0, 0.0] if i < 75 else [0.0, 1.0] for i in range(100)]).flatten()
     pairs = reward_evaluation.pairs_of(questions)
@@ -554,7 +564,7 @@ def test_rewards_of_evaluation_answers_that_are_no_numbers_end_in_one_sentence(
 def test_rewards_of_attacks_that_are_no_numbers_end_in_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = Run(tiny.prepare(tmp_path / "run", "reward", {}, {}))
+    run = Run(tiny.write_job(tmp_path / "run", "reward", {}, {}))
     monkeypatch.setattr(
         reward_model, "rewards", lambda _, batch: torch.full((len(batch.input_ids),), torch.inf)
     )

@@ -1,4 +1,4 @@
-"""SFT's program: what is trained, from where, for how long, and what its figures mean."""
+"""Test SFT's program: what is trained, from which weights, for how long, and what its figures mean."""
 
 import json
 import math
@@ -50,7 +50,7 @@ def trained(inputs: dict[str, Path], tmp_path: Path) -> Trained:
             "block_tokens": 128,
         } | changed
         job = {"seed": 0, "text": TEXT, "sft": settings}
-        run = Run(tiny.prepare(tmp_path / name, "sft", job, inputs | (given or {}), **machine or {}))
+        run = Run(tiny.write_job(tmp_path / name, "sft", job, inputs | (given or {}), **machine or {}))
         sft.train(SftJob.model_validate(run.record), run)
         return run
 
@@ -174,7 +174,10 @@ def test_what_does_not_fit_is_refused_before_it_is_loaded_and_advice_is_given(
     monkeypatch.setattr(loading, "load", lambda *_, **__: pytest.fail("it was loaded"))
     with pytest.raises(
         InputError,
-        match=r"A training step would take about .* MB: .*; 0 MB are free: nothing that can be set here makes it fit",
+        match=(
+            r"A training step would take about .* MB: .*; 0 MB are free: nothing that can be set here "
+            r"makes it fit"
+        ),
     ):
         trained()
     monkeypatch.setattr(free_memory, "available", lambda *_: 2_000_000)

@@ -1,4 +1,4 @@
-"""Win rates: what a policy's answers are drawn by."""
+"""Test the random numbers that a policy's answers are drawn by."""
 
 import torch
 

@@ -1,24 +1,23 @@
-"""The data card's page: every count is on it, it fits a phone, and no text of a stranger becomes markup."""
+"""Test the data card's page: every count is on it, it fits a phone, and no text becomes markup."""
 
-import copy
 import json
 import re
 import tomllib
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tasks.config.data import Data
-from tasks.reporting import data_card
 from tasks.reporting.data_card import TEMPLATE
 from tasks.reporting.histograms import MOST_COLUMNS, draw_histograms
 from tasks.reporting.numbers import format_share
 from tasks.reporting.pages import STYLE
 from tasks.reporting.text import build_link, clip_text, link_author
+from tests.support.html_tags import Tags
 from tests.support.paths import ROOT
+from tests.support.reports import CARD, PAIR, make_card, render_card
 
 EVIL = '"><script>alert("x")</script></title></style></pre><img src=x onerror=alert(1)>\'{{ 7*7 }}'
 BAD_LINKS = (
@@ -28,111 +27,11 @@ BAD_LINKS = (
     'https://a.org/" onclick="alert(1)',
     "",
 )
-VOID = {"meta", "wbr"}
 OPTIONAL = ("rules", "masked", "gaps", "answers_per_question")
-
-PAIR: dict[str, Any] = {}
-PAIR |= {"question_id": 71, "prompt": "Which line to take?\n\nI have *two* bags.", "site": "a.org"}
-PAIR |= {"chosen": "The blue one.", "rejected": "Walk.", "chosen_score": 5, "rejected_score": 2}
-PAIR |= {"question_url": "https://a.org/q/71", "question_author": "Ann", "question_licence": "CC BY-SA 4.0"}
-PAIR |= {
-    "chosen_url": "https://a.org/a/72",
-    "chosen_author": "https://a.org/users/9",
-    "chosen_licence": "CC BY-SA 3.0",
-}
-PAIR |= {"rejected_url": "https://a.org/a/73", "rejected_author": "Bo", "rejected_licence": "CC BY-SA 2.5"}
-CARD: dict[str, Any] = {
-    "kind": "stack-exchange",
-    "site": "a.org, b.org",
-    "sites": {"a.org": 2001, "b.org": 641},
-    "read": {"questions": 2725, "answers": 5798},
-    "rows_seen": 10_007,
-    "dropped": {
-        "post types other than question and answer": 1477,
-        "questions without answers": 83,
-        "answers whose question is missing": 2,
-        "questions of the reward split without two differently scored answers": 494,
-    },
-    "quarantined": {"rows that cannot be read": 7},
-    "rules": {
-        "rl_share": 0.1,
-        "max_pairs": 13,
-        "duplicates": "together",
-        "languages": [],
-        "max_questions_per_author": None,
-        "unheard_of": True,
-    },
-    "masked": {"email": 3137, "phone": 1213, "key": 0},
-    "kept": {"questions": 2642, "answers": 5796, "pairs": 4032},
-    "questions_with_pairs": 1437,
-    "split_questions": {"evaluation": 344, "finetune": 928, "reward": 1104, "rl": 266},
-    "rows": {
-        "corpus": 2025,
-        "evaluation": 344,
-        "evaluation_pairs": 579,
-        "finetune": 928,
-        "reward": 1705,
-        "reward_groups": 610,
-        "rl": 266,
-    },
-    "scores": [{"score": -1, "count": 1021}, {"score": 3, "count": 4775}],
-    "answer_chars": [{"from": 32, "below": 64, "count": 1796}, {"from": 1024, "below": 2048, "count": 4000}],
-    "prompt_chars": [{"from": 128, "below": 256, "count": 2642}],
-    "answers_per_question": [
-        {"answers": 1, "count": 1205},
-        {"answers": 4, "count": 1399},
-        {"answers": 40, "count": 38},
-    ],
-    "gaps": [{"gap": 1, "count": 3070}, {"gap": 7, "count": 962}],
-    "longer_wins": 0.676,
-    "older_wins": 0.633,
-    "licences": {"CC BY-SA 3.0": 8263, "CC BY-SA 4.0": 175},
-    "examples": [PAIR],
-}
-
-
-def page(about: dict[str, Any], **more: Any) -> str:
-    return data_card.render(about, descriptions=Data.descriptions(), **more)
-
-
-def card(**changes: Any) -> dict[str, Any]:
-    return copy.deepcopy(CARD) | changes
-
-
-class Tags(HTMLParser):
-    """Every opened tag with its attributes, and the text between them, a space for every tag."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.opened: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.text = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.opened.append((tag, dict(attrs)))
-        self.text += "" if tag == "wbr" else " "
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.opened.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-        self.text += " "
-
-    def handle_data(self, data: str) -> None:
-        if self.open[-1:] != ["style"]:
-            self.text += data
-
-    @property
-    def words(self) -> str:
-        return " ".join(self.text.split()).replace(" ,", ",")
 
 
 def hostile(value: Any) -> Any:
-    """The card with every text in it, names of things included, turned into an attack."""
+    """Return the card with every text and every name in it turned into an attack."""
     if isinstance(value, dict):
         return {
             EVIL + key if key[0].isupper() or " " in key or "." in key else key: hostile(item)
@@ -144,7 +43,7 @@ def hostile(value: Any) -> Any:
 
 
 def evil_card() -> dict[str, Any]:
-    evil = hostile(card()) | {"kind": "stack-exchange"}
+    evil = hostile(make_card()) | {"kind": "stack-exchange"}
     evil["rules"] |= {EVIL: EVIL, "against": [EVIL]}
     evil["masked"] |= {EVIL: 3}
     evil["examples"] = [
@@ -176,7 +75,7 @@ def has(number: str, text: str) -> bool:
 
 @pytest.mark.parametrize("kind", ["stack-exchange", "shell-site", "hh-rlhf", "own"])
 def test_no_text_becomes_markup(kind: str) -> None:
-    text = page(evil_card() | {"kind": kind})
+    text = render_card(evil_card() | {"kind": kind})
     tags = Tags(text)
     assert tags.open == []
     assert not {tag for tag, _ in tags.opened} & {"script", "img", "iframe", "object", "link", "base", "form"}
@@ -190,9 +89,11 @@ def test_no_text_becomes_markup(kind: str) -> None:
 
 
 def test_only_web_addresses_become_links() -> None:
-    found = {attributes["href"] for tag, attributes in Tags(page(evil_card())).opened if tag == "a"}
+    found = {attributes["href"] for tag, attributes in Tags(render_card(evil_card())).opened if tag == "a"}
     assert all(re.match(r"https?://|#[a-z-]+$", str(address)) for address in found)
-    links = {str(attributes["href"]) for tag, attributes in Tags(page(card())).opened if tag == "a"}
+    links = {
+        str(attributes["href"]) for tag, attributes in Tags(render_card(make_card())).opened if tag == "a"
+    }
     assert {
         "https://a.org/q/71",
         "https://a.org/a/72",
@@ -210,17 +111,17 @@ def test_only_web_addresses_become_links() -> None:
 
 
 def test_every_text_of_a_pair_names_its_source_author_and_licence() -> None:
-    words = Tags(page(card())).words
+    words = Tags(render_card(make_card())).words
     assert (
-        "question by Ann, CC BY-SA 4.0 · chosen answer by user 9, CC BY-SA 3.0 · rejected answer by Bo, CC BY-SA 2.5"
-        in words
-    )
+        "question by Ann, CC BY-SA 4.0 · chosen answer by user 9, CC BY-SA 3.0 · rejected answer by Bo,"
+        " CC BY-SA 2.5"
+    ) in words
 
 
 def test_every_count_is_on_the_page() -> None:
-    text = page(card())
+    text = render_card(make_card())
     everything = Tags(text).text
-    missing = [number for number in counts_of(card(examples=[])) if not has(f"{number:,}", everything)]
+    missing = [number for number in counts_of(make_card(examples=[])) if not has(f"{number:,}", everything)]
     assert missing == []
     for share in ("67.6", "63.3", "14.8", "44.7", "3.0", "52.7", "97.9"):
         assert has(share, everything), share
@@ -237,7 +138,7 @@ ROWS: dict[str, Any] = {
 
 
 def test_how_rows_were_read_is_on_the_page_if_there_is_something_to_say() -> None:
-    words = Tags(page(card(kind="own", **ROWS))).words
+    words = Tags(render_card(make_card(kind="own", **ROWS))).words
     for count in (9001, 8002, 4507, 61, 17, 1999):
         assert has(f"{count:,}", words), count
     assert "Columns that were not read" in words
@@ -245,45 +146,45 @@ def test_how_rows_were_read_is_on_the_page_if_there_is_something_to_say() -> Non
     assert "Files that were not read" in words
     assert "red-team-attempts/red_team_attempts.jsonl.gz" in words
     empty = {name: type(value)() for name, value in ROWS.items()}
-    for text in (page(card()), page(card(**empty))):
+    for text in (render_card(make_card()), render_card(make_card(**empty))):
         assert "How the rows were read" not in text
         assert "#columns" not in text
 
 
 def test_names_of_columns_and_files_become_no_markup() -> None:
     evil = {name: {EVIL: 3} if isinstance(value, dict) else [EVIL] for name, value in ROWS.items()}
-    tags = Tags(page(card(kind="own", **evil)))
+    tags = Tags(render_card(make_card(kind="own", **evil)))
     assert tags.open == []
     assert not {tag for tag, _ in tags.opened} & {"script", "img"}
     assert tags.text.count(EVIL) >= len(ROWS)
 
 
 def test_bands_follow_from_each_other() -> None:
-    words = Tags(page(card())).words
+    words = Tags(render_card(make_card())).words
     assert "10,007 rows read: 2,725 questions and 5,798 answers" in words
     assert "used 8,523 85.2 % left out by the rules 1,477 14.8 % cannot be used 7 < 0.1 %" in words
     assert "with answers to compare 1,437" in words
     assert "with nothing to compare 1,205" in words
     assert "of other splits, not used 1,748" in words
-    assert "4,032 pairs, drawn from 9,001" in Tags(page(card(pairs_to_draw_from=9001))).words
-    assert "drawn from" not in words + Tags(page(card(pairs_to_draw_from=4032))).words
+    assert "4,032 pairs, drawn from 9,001" in Tags(render_card(make_card(pairs_to_draw_from=9001))).words
+    assert "drawn from" not in words + Tags(render_card(make_card(pairs_to_draw_from=4032))).words
 
 
 def test_a_reason_is_a_share_of_what_it_counts() -> None:
-    words = Tags(page(card())).words
+    words = Tags(render_card(make_card())).words
     assert "post types other than question and answer 1,477 14.8 % of 10,007 rows" in words
     assert "questions without answers 83 3.0 % of 2,725 questions" in words
     assert "answers whose question is missing 2 < 0.1 % of 5,798 answers" in words
     assert "without two differently scored answers 494 44.7 % of 1,104 questions of the split" in words
     assert "rows that cannot be read 7 < 0.1 % of 10,007 rows" in words
-    own = card(
+    own = make_card(
         kind="own",
         read={"rows": 9000},
         rows_seen=9000,
         dropped={"comparisons that contradict each other": 8},
         quarantined={},
     )
-    words = Tags(page(own)).words
+    words = Tags(render_card(own)).words
     assert "comparisons that contradict each other 8 0.2 % of 4,040 comparisons" in words
     assert "9,000 rows read" in words
     assert "used 9,000 100.0 %" in words
@@ -293,11 +194,11 @@ def test_a_reason_is_a_share_of_what_it_counts() -> None:
 @pytest.mark.parametrize("empty", [True, False])
 def test_what_a_card_lacks_is_left_out(missing: tuple[str, ...], empty: bool) -> None:
     some = (
-        card(**{name: type(CARD[name])() for name in missing})
+        make_card(**{name: type(CARD[name])() for name in missing})
         if empty
-        else {n: v for n, v in card().items() if n not in missing}
+        else {n: v for n, v in make_card().items() if n not in missing}
     )
-    text = page(some)
+    text = render_card(some)
     assert ('id="rules"' in text) == ('href="#rules"' in text) == (not {"rules", "masked"} <= set(missing))
     assert ("max_pairs" in text) == ("rules" not in missing)
     assert ("e-mail addresses" in text) == ("masked" not in missing)
@@ -306,7 +207,9 @@ def test_what_a_card_lacks_is_left_out(missing: tuple[str, ...], empty: bool) ->
 
 
 def test_no_pair_no_rule_of_thumb_no_licence() -> None:
-    text = page(card(examples=[], older_wins=None, dropped={}, quarantined={}, licences={"": 8438}))
+    text = render_card(
+        make_card(examples=[], older_wins=None, dropped={}, quarantined={}, licences={"": 8438})
+    )
     assert 'id="pairs"' not in text
     assert 'href="#pairs"' not in text
     assert "The older answer" not in text
@@ -324,7 +227,7 @@ def zeros(value: Any) -> Any:
 
 @pytest.mark.parametrize("histogram", [True, False])
 def test_a_card_of_zeros_is_a_page_too(histogram: bool) -> None:
-    nothing = zeros(card(answer_chars=[], prompt_chars=[]))
+    nothing = zeros(make_card(answer_chars=[], prompt_chars=[]))
     if not histogram:
         nothing |= {
             "scores": [],
@@ -334,7 +237,7 @@ def test_a_card_of_zeros_is_a_page_too(histogram: bool) -> None:
             "sites": {},
             "licences": {},
         }
-    text = page(nothing)
+    text = render_card(nothing)
     assert Tags(text).open == []
     assert not re.search(r"\b(nan|inf|None)\b", Tags(text).text)
     assert '="nan' not in text
@@ -342,7 +245,7 @@ def test_a_card_of_zeros_is_a_page_too(histogram: bool) -> None:
 
 def test_one_pair_is_not_pairs() -> None:
     rows = dict.fromkeys(CARD["rows"], 1)
-    one = card(
+    one = make_card(
         site="a.org",
         sites={"a.org": 1},
         kept={"questions": 1, "answers": 2, "pairs": 1},
@@ -356,7 +259,9 @@ def test_one_pair_is_not_pairs() -> None:
         "older_wins": 0.0,
     }
     words = Tags(
-        page(one | {"read": {"questions": 1, "answers": 2}, "rows_seen": 3, "dropped": {}, "quarantined": {}})
+        render_card(
+            one | {"read": {"questions": 1, "answers": 2}, "rows_seen": 3, "dropped": {}, "quarantined": {}}
+        )
     ).words
     assert "1 pair of a better and a worse answer from a.org" in words
     assert "3 rows read: 1 question and 2 answers" in words
@@ -365,33 +270,37 @@ def test_one_pair_is_not_pairs() -> None:
 
 
 def test_a_rule_of_thumb_that_loses_is_turned_round() -> None:
-    words = Tags(page(card(longer_wins=0.4, older_wins=None))).words
+    words = Tags(render_card(make_card(longer_wins=0.4, older_wins=None))).words
     assert re.search(r"Always naming the shorter answer is right for up to 60\.0\s% of these pairs", words)
     assert re.search(
-        r"Always naming the longer answer is right for 67\.6\s% of these pairs", Tags(page(card())).words
+        r"Always naming the longer answer is right for 67\.6\s% of these pairs",
+        Tags(render_card(make_card())).words,
     )
     assert re.search(
-        r"Always naming the older answer is right for 70\.0\s%", Tags(page(card(older_wins=0.7))).words
+        r"Always naming the older answer is right for 70\.0\s%",
+        Tags(render_card(make_card(older_wins=0.7))).words,
     )
 
 
 def test_offensive_samples_hide_behind_a_warning() -> None:
-    tags = Tags(page(card(kind="hh-rlhf"))).opened
+    tags = Tags(render_card(make_card(kind="hh-rlhf"))).opened
     places = [place for place, (tag, attributes) in enumerate(tags) if tag == "details"]
     assert [tags[place][1]["class"] for place in places] == ["shield", "pair"]
     assert not any("open" in tags[place][1] for place in places)
-    assert "shield" not in [attributes.get("class") for _, attributes in Tags(page(card())).opened]
+    assert "shield" not in [
+        attributes.get("class") for _, attributes in Tags(render_card(make_card())).opened
+    ]
 
 
 def test_chosen_stands_before_rejected_as_the_markdown_it_is() -> None:
-    text = page(card(examples=[PAIR | {"chosen": "a\n\n* <b>", "rejected": "c" * 5000}]))
+    text = render_card(make_card(examples=[PAIR | {"chosen": "a\n\n* <b>", "rejected": "c" * 5000}]))
     assert text.index("<pre>a\n\n* &lt;b&gt;</pre>") < text.index("<pre>ccc")
     assert "… (1,000 more characters)</pre>" in text
     assert clip_text("a" * 4000) == "a" * 4000
 
 
 def test_rules_have_their_value_and_meaning_in_the_order_of_the_settings() -> None:
-    text = page(card())
+    text = render_card(make_card())
     found = re.findall(r"<dt>(\w+)</dt><dd>([^<]*)</dd><dd>([^<]*)</dd>", text)
     names = [name for name, _, _ in found]
     assert names == sorted(names, key=lambda name: [*Data.model_fields, name].index(name))
@@ -411,7 +320,7 @@ def test_rules_have_their_value_and_meaning_in_the_order_of_the_settings() -> No
 
 def test_long_lists_are_folded_and_many_sites_counted() -> None:
     sites = {f"s{number}.org": 100 + number for number in range(40)}
-    text = page(card(sites=sites, site=", ".join(sites)))
+    text = render_card(make_card(sites=sites, site=", ".join(sites)))
     words = Tags(text).words
     assert "from 40 sites" in words
     assert "30 more" in words
@@ -476,14 +385,14 @@ def test_a_little_is_never_nothing_and_nearly_all_is_never_all(share: float, tex
 
 
 def test_nothing_is_loaded_from_elsewhere() -> None:
-    text = page(card())
+    text = render_card(make_card())
     without_links = re.sub(r'<a href="[^"]*"', "<a", text)
     assert not re.search(r"https?:|url\(|@import|\bsrc=|<link|<script", without_links)
     assert "default-src 'none'" in text
 
 
 def test_equal_cards_give_equal_pages() -> None:
-    assert page(card()) == page(json.loads(json.dumps(card(), sort_keys=True)))
+    assert render_card(make_card()) == render_card(json.loads(json.dumps(make_card(), sort_keys=True)))
 
 
 def test_the_template_and_its_style_are_packaged() -> None:
@@ -493,27 +402,13 @@ def test_the_template_and_its_style_are_packaged() -> None:
     assert all(any(Path(name).match(pattern) for pattern in shipped) for name in (TEMPLATE, STYLE))
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    from tests.support.supervised_home import CHROMIUM, CHROMIUM_OPTIONS
-
-    if not CHROMIUM:
-        pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
-    with sync_playwright() as player:
-        opened = player.chromium.launch(executable_path=CHROMIUM, args=list(CHROMIUM_OPTIONS))
-        yield opened
-        opened.close()
-
-
 @pytest.mark.parametrize("kind", ["stack-exchange", "hh-rlhf"])
 @pytest.mark.parametrize("evil", [False, True])
 def test_a_phone_shows_it_without_scrolling_sideways_and_runs_and_fetches_nothing(
     browser: Any, tmp_path: Path, kind: str, evil: bool
 ) -> None:
     (tmp_path / "card.html").write_text(
-        page((evil_card() if evil else card()) | {"kind": kind}), encoding="utf-8"
+        render_card((evil_card() if evil else make_card()) | {"kind": kind}), encoding="utf-8"
     )
     view = browser.new_page(viewport={"width": 380, "height": 800})
     asked: list[str] = []
@@ -532,7 +427,10 @@ def test_a_phone_shows_it_without_scrolling_sideways_and_runs_and_fetches_nothin
         view.evaluate(
             "opened => document.querySelectorAll('details').forEach(part => part.open = opened)", opened
         )
-        wide = "[...document.querySelectorAll('main *')].filter(part => !part.closest('svg') && part.scrollWidth > part.clientWidth + 1"
+        wide = (
+            "[...document.querySelectorAll('main *')].filter(part => !part.closest('svg') && "
+            "part.scrollWidth > part.clientWidth + 1"
+        )
         wide += " && getComputedStyle(part).display != 'inline').map(part => part.outerHTML.slice(0, 200))"
         assert view.evaluate(wide) == []
         assert view.evaluate("document.documentElement.scrollWidth") == 380
@@ -545,7 +443,7 @@ def test_a_phone_shows_it_without_scrolling_sideways_and_runs_and_fetches_nothin
 def test_chosen_is_left_of_rejected_on_a_wide_screen_and_above_it_on_a_narrow_one(
     browser: Any, tmp_path: Path
 ) -> None:
-    (tmp_path / "card.html").write_text(page(card()), encoding="utf-8")
+    (tmp_path / "card.html").write_text(render_card(make_card()), encoding="utf-8")
     for width, beside in ((1200, True), (380, False)):
         view = browser.new_page(viewport={"width": width, "height": 800})
         view.goto((tmp_path / "card.html").as_uri())
@@ -558,7 +456,7 @@ def test_chosen_is_left_of_rejected_on_a_wide_screen_and_above_it_on_a_narrow_on
 
 def test_paper_shows_the_samples_but_not_the_offensive_ones(browser: Any, tmp_path: Path) -> None:
     for kind, shown in (("stack-exchange", True), ("hh-rlhf", False)):
-        (tmp_path / "card.html").write_text(page(card(kind=kind)), encoding="utf-8")
+        (tmp_path / "card.html").write_text(render_card(make_card(kind=kind)), encoding="utf-8")
         view = browser.new_page()
         view.goto((tmp_path / "card.html").as_uri())
         view.emulate_media(media="print")

@@ -1,39 +1,28 @@
-"""Report and data card as people meet them: in MLflow's sandboxed frame, on paper, and with texts that hide something."""
+"""Test report and data card in a browser: in MLflow's frame, on paper, with invisible characters."""
 
 import base64
 import html
 import json
 import unicodedata
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Frame, Page, sync_playwright
+from playwright.sync_api import Browser, Frame, Page
 
 from flows.display.run_summary import MARKER, stage_table
 from flows.services.processes import PAGE_POLICY
 from tasks.reporting.text import replace_invisible
-from tests.reporting import test_data_card, test_run_report
-from tests.support.supervised_home import CHROMIUM, CHROMIUM_OPTIONS
+from tests.support.reports import make_card, make_run, render_card, render_report
 
 HOSTILE = "a\x00b\x07c\x1b[31md\x7fe\x85f\u202eg\u2066h\u2028i\ufeffj\ud800k"
 LONG = "an_unbroken_name_of_a_metric_or_a_reason_" * 6
 # MLflow shows an HTML artifact as a blob in a frame that may run scripts and nothing else
 FRAME = """<script>
 const url = URL.createObjectURL(new Blob([atob("{page}")], {{type: "text/html"}}));
-document.body.innerHTML = `<iframe sandbox="allow-scripts" width="1000" height="700" src="${{url}}"></iframe>`;
+document.body.innerHTML =
+  `<iframe sandbox="allow-scripts" width="1000" height="700" src="${{url}}"></iframe>`;
 </script>"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if not CHROMIUM:
-        pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
-    with sync_playwright() as player:
-        opened = player.chromium.launch(executable_path=CHROMIUM, args=list(CHROMIUM_OPTIONS))
-        yield opened
-        opened.close()
 
 
 def stages() -> list[dict[str, Any]]:
@@ -49,14 +38,14 @@ def stages() -> list[dict[str, Any]]:
 
 
 def report_of(root: Path, **changes: Any) -> str:
-    run = test_run_report.make_run(root)
+    run = make_run(root)
     about = run.inputs["data"] / "card.json"
     about.write_text(json.dumps(json.loads(about.read_text()) | changes))
-    return test_run_report.page_of(run).replace(MARKER, stage_table(stages()))
+    return render_report(run).replace(MARKER, stage_table(stages()))
 
 
 def card_of(**changes: Any) -> str:
-    return test_data_card.page(test_data_card.card(**changes))
+    return render_card(make_card(**changes))
 
 
 @pytest.fixture(params=["report", "card"])
@@ -66,9 +55,12 @@ def page(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def framed(browser: Browser, folder: Path, page: str) -> tuple[Page, Frame]:
-    """The page as MLflow's viewer has it."""
+    """Open the page as MLflow's viewer does."""
     encoded = base64.b64encode(page.encode("ascii", "xmlcharrefreplace")).decode()
-    outer = f'<meta http-equiv="Content-Security-Policy" content="{PAGE_POLICY.partition("; frame-ancestors")[0]}; script-src \'unsafe-inline\'">'
+    outer = (
+        '<meta http-equiv="Content-Security-Policy" '
+        f"content=\"{PAGE_POLICY.partition('; frame-ancestors')[0]}; script-src 'unsafe-inline'\">"
+    )
     outer = outer.replace("script-src 'self' 'unsafe-eval'; ", "")
     (folder / "viewer.html").write_text(outer + "<body>" + FRAME.format(page=encoded))
     view = browser.new_page(viewport={"width": 1100, "height": 800})
@@ -88,7 +80,10 @@ def test_the_places_of_a_page_are_reached_in_mlflows_frame(
         box = link.bounding_box()
         assert box is not None
         view.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-        shown = "id => { const box = document.getElementById(id).getBoundingClientRect(); return box.top > -20 && box.top < innerHeight - 60 }"
+        shown = (
+            "id => { const box = document.getElementById(id).getBoundingClientRect(); return box.top > -20 "
+            "&& box.top < innerHeight - 60 }"
+        )
         assert frame.evaluate(shown, place), place
     view.close()
 
@@ -114,14 +109,17 @@ def test_nothing_is_cut_on_paper(browser: Browser, tmp_path: Path, page: str, wi
     view = browser.new_page(viewport={"width": width, "height": 1000})
     view.goto((tmp_path / "page.html").as_uri())
     view.emulate_media(media="print")
-    over = "[...document.querySelectorAll('main *')].filter(part => !part.closest('svg') && part.checkVisibility()"
+    over = (
+        "[...document.querySelectorAll('main *')].filter(part => !part.closest('svg') && "
+        "part.checkVisibility()"
+    )
     over += " && part.getBoundingClientRect().right > innerWidth).map(part => part.outerHTML.slice(0, 120))"
     assert view.evaluate(over) == []
     view.close()
 
 
 def hidden(text: str) -> set[str]:
-    """The characters of a text that are there but not seen, or that turn its direction."""
+    """Return the characters of a text that are invisible or change its direction."""
     return {
         letter
         for letter in text
@@ -134,9 +132,9 @@ def test_controls_and_turns_of_direction_in_texts_are_seen(tmp_path: Path) -> No
     assert replace_invisible(HOSTILE) == "a␀b␇c␛[31md␡e�f�g�h�i�j�k"
     assert replace_invisible("tab\tline\nend\r\n שלום é 👍🏽") == "tab\tline\nend\r\n שלום é 👍🏽"
     told = {"prompt": HOSTILE, "chosen": HOSTILE, "chosen_author_name": HOSTILE}
-    data = test_run_report.make_run(tmp_path / "other").inputs["data"]
+    data = make_run(tmp_path / "other").inputs["data"]
     (pair, *_) = json.loads((data / "card.json").read_text())["examples"]
-    ours = test_data_card.card()["examples"][0] | told
+    ours = make_card()["examples"][0] | told
     for text in (
         card_of(examples=[ours], site=HOSTILE),
         report_of(tmp_path, examples=[pair | told], site=HOSTILE),

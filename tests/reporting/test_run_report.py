@@ -1,10 +1,8 @@
-"""The page of a run: what it says, and that no text of a model or a user becomes markup."""
+"""Test the report of a run: what it says, and that no text of a model or a user becomes markup."""
 
 import json
-import random
 import re
 import tomllib
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,220 +10,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.artifacts.code_version import source_digests
-from tasks.config.jobs import ReportJob
-from tasks.programs.report import build_report
-from tasks.programs.runtime.program import Run
 from tasks.reporting import charts, reward_charts, stage_charts
 from tasks.reporting.numbers import format_number
 from tasks.reporting.pages import STYLE
 from tasks.reporting.run_report import TEMPLATE, describe_result
 from tasks.reporting.text import build_link, clip_text, link_author
-from tasks.rlhf.evaluation.intervals import mean_interval, wilson
-from tasks.rlhf.evaluation.win_rates import compare
+from tasks.rlhf.evaluation.intervals import wilson
 from tasks.rlhf.thresholds import FOOLED
+from tests.support.html_tags import Tags
 from tests.support.paths import ROOT
-
-EVIL = '<script>alert("x")</script><!--stage-table--></pre><img src=x onerror=alert(1)>'
-CURVES = {
-    "pretrain": ("loss",),
-    "sft": ("loss",),
-    "reward": ("loss", "accuracy"),
-    "dpo": ("loss", "accuracy", "margin", "chosen_reward"),
-    "ppo": (
-        *(
-            "reward",
-            "kl",
-            "kl_k3",
-            "kl_coefficient",
-            "entropy_estimate",
-            "length",
-            "ended",
-            "policy_loss",
-            "value_loss",
-            "clip_fraction",
-        ),
-        *("approx_kl", "explained_variance", "skipped"),
-    ),
-}
-LOOKS = ("sft", "reward", "dpo")  # stages that measure a held-out loss, every twentieth step
-METRICS = {
-    "site": {"site.posts": 90},
-    "pretrain": {"pretrain.loss": 0.5},
-    "sft": {
-        "sft.prompts_cut": 0.0,
-        "sft.answers_cut": 0.375,
-        "sft.perplexity": 1.5,
-        f"sft.{EVIL}": 2.0,
-        "sft.best_step": 40,
-        "sft.held_out_loss": 0.25,
-    },
-    "merge": {"merge.drift_max": 1e-5, "merge.top1_agreement": 1.0},
-    "reference": {"reference.log_prob": -0.5},
-    "reward": {
-        "reward_accuracy.votes": wilson(80, 100)._asdict(),
-        "reward_accuracy.longer_wins": wilson(60, 100)._asdict(),
-    },
-    "ppo": {"ppo.rollout_kl": 6.0},
-    "dpo": {"dpo.implicit_accuracy": wilson(75, 100)._asdict()},
-}
-RATE = wilson(80, 100)._asdict()
-MEASURES: dict = {
-    "accuracy": dict.fromkeys(
-        ("votes", "gap_1", "gap_3_up", "longer_chosen", "longer_wins", "over_longer_wins"), RATE
-    ),
-    "calibration": {
-        "temperature": 1.25,
-        "before": 0.125,
-        "after": 0.0625,
-        "n": 50,
-        "reliability": [{"confidence": 0.75, "accuracy": RATE}],
-    },
-    "attacks": {
-        "empty": {"wins": wilson(0, 48)._asdict(), "failed": False},
-        EVIL: {"wins": wilson(3, 48)._asdict(), "failed": False},
-        "unrelated": {"wins": wilson(24, 48)._asdict(), "failed": True},
-    },
-}
-
-
-class Tags(HTMLParser):
-    """Every opened tag with its attributes, and every closed one."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.opened: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.opened.append((tag, dict(attrs)))
-        if tag != "meta":
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.opened.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
-def put(folder: Path, metrics: dict, lines: list[dict] = [], **more) -> Path:  # noqa: B006 - never changed
-    folder.mkdir(parents=True)
-    (folder / "summary.json").write_text(json.dumps({"metrics": metrics, "warnings": [EVIL], **more}))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder
-
-
-def make_run(
-    root: Path,
-    *,
-    policies: tuple[str, ...] = ("dpo", "ppo"),
-    without: tuple[str, ...] = (),
-    gold: bool = True,
-    site: str = "a.org",
-) -> Run:
-    """Small made-up artifacts of every stage, all texts hostile, and the report's run on them."""
-    rng = random.Random(0)
-    inputs = {}
-    for stage, metrics in METRICS.items():
-        if stage in without or (stage in ("ppo", "dpo") and stage not in policies):
-            continue
-        lines = [
-            {"step": i + 1, "total": 60, **{name: rng.random() for name in CURVES.get(stage, ())}}
-            for i in range(60)
-        ]
-        for line in lines[19::20] if stage in LOOKS else ():
-            line["held_out_loss"] = 0.25 + abs(line["step"] - 40) / 100
-        inputs[stage] = put(root / stage, metrics, lines)
-    (inputs["reward"] / "measures.json").write_text(json.dumps(MEASURES))
-    inputs["data"] = make_data(root / "data", site)
-    inputs["winrate"] = make_winrate(root / "winrate", ["sft", *policies], gold)
-    (root / "run").mkdir()
-    job = {"stage": "report", "job": {}, "inputs": {name: str(path) for name, path in inputs.items()}}
-    (root / "run" / "job.json").write_text(json.dumps(job))
-    return Run(root / "run")
-
-
-def make_data(folder: Path, site: str) -> Path:
-    put(folder, {"data.pairs": 7})
-    about = {"url": f"https://{site}/q/1", "author": EVIL, "author_name": EVIL, "licence": "CC BY-SA 4.0"}
-    question = {f"question_{name}": value for name, value in about.items()}
-    rows = [
-        {
-            "question_id": 7 * i,
-            "prompt": f"{i} {EVIL}",
-            "best": 1,
-            **question,
-            **{f"answer_{k}": ["", v] for k, v in about.items()},
-        }
-        for i in range(30)
-    ]
-    pq.write_table(pa.Table.from_pylist(rows), folder / "evaluation.parquet")
-    pair = {"prompt": EVIL, "chosen": EVIL, "rejected": EVIL, "chosen_score": 3, "rejected_score": 0}
-    pair |= question | {
-        f"{role}_{name}": value for role in ("chosen", "rejected") for name, value in about.items()
-    }
-    bins = [{"from": 16, "below": 32, "count": 4}, {"from": 32, "below": 64, "count": 9}]
-    kept = {"questions": 5, "answers": 13, "pairs": 7}
-    card: dict = {
-        "site": site,
-        "kind": "stack-exchange",
-        "quarantined": {},
-        "kept": kept,
-        "questions_with_pairs": 4,
-        "read": {"questions": 6, "answers": 14},
-        "dropped": {EVIL: 1},
-    }
-    card |= {
-        "scores": [{"score": -1, "count": 2}, {"score": 3, "count": 11}],
-        "answer_chars": bins,
-        "prompt_chars": bins,
-    }
-    card |= {"longer_wins": 0.65, "older_wins": 0.5, "licences": {"CC BY-SA 4.0": 18}, "examples": [pair]}
-    card |= {
-        "split_questions": {"finetune": 2, "evaluation": 1},
-        "rows": {"finetune": 2, "evaluation": 1},
-        "rows_seen": 21,
-        "sites": {site: 5},
-    }
-    (folder / "card.json").write_text(json.dumps(card))
-    return folder
-
-
-def make_winrate(folder: Path, policies: list[str], gold: bool) -> Path:
-    rng = random.Random(1)
-    names = ["chosen", *policies]
-    columns: dict[str, list] = {
-        "question_id": [7 * i for i in range(30)],
-        "question": [f"{i} {EVIL}" for i in range(30)],
-    } | {f"{n}.answer": [f"{n} {EVIL}"] * 30 for n in names}
-    metrics: dict = {}
-    tallies = {}
-    for by in ("reward", "gold") if gold else ("reward",):
-        scores = {n: [0.4 * place + rng.random() for _ in range(30)] for place, n in enumerate(names)}
-        columns |= {f"{n}.{by}": values for n, values in scores.items()}
-        for i, theirs in enumerate(names):
-            for ours in names[i + 1 :]:
-                tally = compare(scores[ours], scores[theirs])
-                tallies[f"{by}.{ours}_vs_{theirs}"] = tally._asdict()
-                metrics[f"{by}_win_rate.{ours}_vs_{theirs}"] = tally.win_rate._asdict()
-    for name in policies[1:]:
-        metrics |= {f"{name}.kl": mean_interval([5.0, 7.0])._asdict(), f"{name}.length": 20.0}
-    put(folder, metrics, questions=30)
-    pq.write_table(pa.table(columns), folder / "samples.parquet")
-    (folder / "results.json").write_text(
-        json.dumps({"tallies": tallies, "policies": policies, "questions": 30})
-    )
-    return folder
-
-
-def page_of(run: Run) -> str:
-    build_report(ReportJob(), run)
-    return (run.artifact / "report.html").read_text(encoding="utf-8")
+from tests.support.reports import EVIL, LOOKS, MEASURES, RATE, make_run, render_report
 
 
 def test_no_text_of_a_model_a_user_or_a_label_becomes_markup(tmp_path: Path) -> None:
-    page = page_of(make_run(tmp_path))
+    page = render_report(make_run(tmp_path))
     tags = Tags(page)
     assert tags.open == []
     assert not {tag for tag, _ in tags.opened} & {"script", "img", "iframe", "object", "link"}
@@ -234,11 +32,11 @@ def test_no_text_of_a_model_a_user_or_a_label_becomes_markup(tmp_path: Path) -> 
 
 
 def test_the_marker_stands_there_once(tmp_path: Path) -> None:
-    assert page_of(make_run(tmp_path)).count("<!--stage-table-->") == 1
+    assert render_report(make_run(tmp_path)).count("<!--stage-table-->") == 1
 
 
 def test_nothing_is_loaded_from_elsewhere(tmp_path: Path) -> None:
-    page = page_of(make_run(tmp_path))
+    page = render_report(make_run(tmp_path))
     links = [attributes for tag, attributes in Tags(page).opened if tag == "a"]
     assert {"https://a.org/q/1", "https://a.org"} <= {attributes["href"] for attributes in links}
     without_links = re.sub(r'<a href="[^"]*"', "<a", page)
@@ -249,9 +47,9 @@ def test_nothing_is_loaded_from_elsewhere(tmp_path: Path) -> None:
 
 def test_equal_artifacts_give_equal_bytes(tmp_path: Path) -> None:
     first, second = make_run(tmp_path / "here"), make_run(tmp_path / "there")
-    page = page_of(first)
+    page = render_report(first)
     (second.directory / "metrics.jsonl").write_text('{"step": 1, "total": 1, "time": 5}\n')
-    assert page_of(second) == page
+    assert render_report(second) == page
     assert [(first.artifact / n).read_bytes() for n in ("metrics.jsonl", "summary.json")] == [
         (second.artifact / n).read_bytes() for n in ("metrics.jsonl", "summary.json")
     ]
@@ -263,7 +61,7 @@ def test_equal_artifacts_give_equal_bytes(tmp_path: Path) -> None:
 def test_a_run_without_some_stages_has_a_page_without_their_parts(
     tmp_path: Path, policies: tuple[str, ...], without: tuple[str, ...]
 ) -> None:
-    page = page_of(make_run(tmp_path, policies=policies, without=without))
+    page = render_report(make_run(tmp_path, policies=policies, without=without))
     assert ("<h3>Base model" in page) == ("pretrain" not in without)
     assert "<h3>Reference</h3>" in page
     for name in ("PPO", "DPO"):
@@ -281,7 +79,7 @@ def test_a_run_some_of_whose_stages_failed_has_a_page_of_the_others(
     run = make_run(tmp_path)
     for stage in failed:
         del run.inputs[stage]
-    page = page_of(run)
+    page = render_report(run)
     assert "No policies were compared in this run." in page
     assert "No policy answered any question in this run." in page
     assert "The policies in figures" not in page
@@ -293,20 +91,20 @@ def test_a_run_some_of_whose_stages_failed_has_a_page_of_the_others(
 
 
 def test_the_headline_names_the_best_policy_and_its_judge(tmp_path: Path) -> None:
-    page = page_of(make_run(tmp_path))
+    page = render_report(make_run(tmp_path))
     assert re.search(r"<h1>PPO beats SFT, winning 100\.0\s% of the comparisons</h1>", page)
     assert "30 held-out questions, judged by the gold scorer" in page
 
 
 def test_without_a_gold_scorer_the_page_says_how_little_the_reward_model_proves(tmp_path: Path) -> None:
-    page = page_of(make_run(tmp_path, gold=False))
+    page = render_report(make_run(tmp_path, gold=False))
     assert "judged by the reward model" in page
     assert "upper bound" in page
     assert "gold score" not in page
 
 
 def test_a_site_that_does_not_exist_is_not_linked(tmp_path: Path) -> None:
-    page = page_of(make_run(tmp_path, site="shell.example"))
+    page = render_report(make_run(tmp_path, site="shell.example"))
     assert "https://shell.example" not in page
     assert "is invented" in page
 
@@ -363,7 +161,7 @@ def test_curves_live_with_nothing_one_value_and_what_is_no_number() -> None:
 
 
 def shapes(drawing: str, tag: str, name: str) -> list[dict[str, str]]:
-    """Attributes of the drawing's shapes of one kind and class."""
+    """Return the attributes of the drawing's shapes of one kind and class."""
     return [
         {key: value or "" for key, value in found.items()}
         for kind, found in Tags(drawing).opened
@@ -578,7 +376,7 @@ def test_what_was_not_measured_is_not_drawn_and_its_figures_stay_facts(
     file.write_text(json.dumps({name: value for name, value in MEASURES.items() if name not in missing}))
     if len(missing) == 3:
         file.unlink()  # as in artifacts of old
-    page = page_of(run)
+    page = render_report(run)
     assert Tags(page).open == []
     for part, text in {
         "accuracy": "Where it is right",
@@ -606,8 +404,8 @@ def test_the_noise_floor_stands_beside_the_calibration_error() -> None:
     found = MEASURES["calibration"]
     [chart] = reward_charts.draw_calibration({"calibration": found | {"floor": 0.0375, "reason": ""}})
     assert (
-        "A model that means exactly what it says would show 3.8\N{NO-BREAK SPACE}% on as many pairs, by chance alone."
-        in chart.note
+        "A model that means exactly what it says would show 3.8\N{NO-BREAK SPACE}% on as many pairs, "
+        "by chance alone." in chart.note
     )
     [chart] = reward_charts.draw_calibration({"calibration": found | {"reason": "no two rewards differ"}})
     assert "no temperature was fitted, because no two rewards differ" in chart.note
@@ -639,7 +437,7 @@ def test_every_accuracy_says_which_questions_it_is_of(tmp_path: Path, split: str
         path = run.inputs[stage] / "summary.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"measured": measured}))
     (run.inputs["reward"] / "measures.json").write_text(json.dumps(MEASURES | {"measured": measured}))
-    page = page_of(run)
+    page = render_report(run)
     assert (
         page.count(said) == page.count("1,234") == 3
     )  # the reward model, DPO, and the reward model's own panel
@@ -647,34 +445,37 @@ def test_every_accuracy_says_which_questions_it_is_of(tmp_path: Path, split: str
 
 def test_what_was_cut_stands_in_the_report_and_in_the_data_card(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    pages = [page_of(run), (run.artifact / "card.html").read_text(encoding="utf-8")]
+    pages = [render_report(run), (run.artifact / "card.html").read_text(encoding="utf-8")]
     for page in pages:
         assert re.search(
-            r"<td>SFT <strong class=\"flag\">[^<]*much is cut</strong></td><td>0\.0\s%</td><td>37\.5\s%</td><td>–</td>",
+            (
+                r"<td>SFT <strong class=\"flag\">[^<]*much is cut</strong></td><td>0\.0\s%</td><td>"
+                r"37\.5\s%</td><td>–</td>"
+            ),
             page,
         )
     path = run.inputs["sft"] / "summary.json"
     told = json.loads(path.read_text())
     told["metrics"] = {"sft.perplexity": 1.5}
     path.write_text(json.dumps(told))  # as in artifacts of old
-    assert "limits</h3>" not in page_of(run)
+    assert "limits</h3>" not in render_report(run)
 
 
 def test_samples_are_found_by_their_questions_ids(tmp_path: Path) -> None:
-    """The evaluation split has questions that were not drawn, and stands in another order."""
+    """The evaluation split has questions that were not drawn, and is in another order."""
     run = make_run(tmp_path)
     path = run.inputs["data"] / "evaluation.parquet"
     table = pq.read_table(path)
     more = table.set_column(0, "question_id", pa.array([-1 - i for i in range(30)])).set_column(
         1, "prompt", pa.array(["another"] * 30)
     )
-    before = page_of(run)
+    before = render_report(run)
     pq.write_table(pa.concat_tables([more, table.take(list(range(29, -1, -1)))]), path)
-    assert page_of(run) == before
+    assert render_report(run) == before
 
 
 def test_stages_without_pictures_share_a_place(tmp_path: Path) -> None:
-    page = page_of(make_run(tmp_path))
+    page = render_report(make_run(tmp_path))
     merge, reference = page.index("<h3>Merge"), page.index("<h3>Reference")
     assert merge < reference
     assert 'class="stage' not in page[merge:reference]

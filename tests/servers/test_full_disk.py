@@ -1,4 +1,6 @@
-"""Disks that refuse a write: full, over quota, read-only, or with a file too large; as every library that writes for us says it."""
+"""Test disks that refuse a write: full, over quota, read-only, or with a file too large, for each writing
+library.
+"""
 
 import errno
 import os
@@ -19,7 +21,9 @@ from tasks.config.pipeline import Pipeline
 from tasks.execution import program_environment, program_forks
 from tasks.execution.run_stage import RunContext, run_stage
 from tasks.system.errors import DiskFailure, InputError, disk_failure
-from tests.support import fake_tree
+from tests.support import fake_programs
+
+pytestmark = pytest.mark.slow
 
 MOUNTS = (
     subprocess.run(
@@ -43,6 +47,8 @@ from tasks.system.errors import disk_failure
 from tasks.rlhf.training import checkpoints
 
 many = numpy.random.rand(500_000)
+words = {f"w{i}": i for i in range(99_999)}
+tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
 
 def insert(folder):
     database = sqlite3.connect(folder / "x.db")
@@ -53,7 +59,7 @@ def insert(folder):
 writers = {
     "checkpoint": lambda folder: checkpoints.save(folder / "checkpoints", 1, {"a": torch.from_numpy(many)}),
     "safetensors": lambda folder: save_file({"a": torch.from_numpy(many)}, folder / "x.safetensors"),
-    "tokenizer": lambda folder: Tokenizer(models.WordLevel({f"w{i}": i for i in range(99_999)}, unk_token="w0")).save(str(folder / "t.json")),
+    "tokenizer": lambda folder: tokenizer.save(str(folder / "t.json")),
     "parquet": lambda folder: parquet.write_table(pyarrow.table({"a": many}), folder / "x.parquet"),
     "numpy": lambda folder: numpy.save((folder / "x.npy").open("wb"), many),
     "text": lambda folder: (folder / "x.txt").write_text("x" * 4_000_000),
@@ -82,16 +88,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def told(folder: Path) -> dict[str, dict[str, str]]:
-    """What ``disk_failure`` makes of each library's error, by the kind of disk and by what was written."""
+    """Return what ``disk_failure`` makes of each library's error, by the kind of disk and by what was
+    written.
+    """
     for kind in KINDS:
         (folder / kind).mkdir()
     (folder / "writers.py").write_text(WRITERS)
     write = f"exec {sys.executable} -W ignore {folder / 'writers.py'} {folder} {' '.join(KINDS)}"
-    mounts = f"mount -t tmpfs -o size=1m none {folder / 'small'} && mount -t tmpfs -o ro none {folder / 'read-only'}"
+    mounts = (
+        f"mount -t tmpfs -o size=1m none {folder / 'small'} && mount -t tmpfs -o ro none "
+        f"{folder / 'read-only'}"
+    )
     shell = (
         ["unshare", "-rm", "sh", "-c", f"{mounts} && {write}"] if "small" in KINDS else ["sh", "-c", write]
     )
-    environment = os.environ | {"PYTHONPATH": str(fake_tree.ROOT), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(fake_programs.ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(shell, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found: dict[str, dict[str, str]] = {kind: {} for kind in KINDS}
@@ -108,7 +119,10 @@ def test_a_full_disk_is_known_whatever_writes_to_it(told: dict[str, dict[str, st
     assert sentences.pop("numpy").startswith(
         f"A file under {place} could not be written whole: free some space"
     )
-    expected = f"The disk under {place} is full: free some space and run the same command again; it goes on from where it stopped."
+    expected = (
+        f"The disk under {place} is full: free some space and run the same command again; it goes on from "
+        "where it stopped."
+    )
     assert set(sentences.values()) == {expected}
 
 
@@ -172,12 +186,12 @@ def test_other_errors_are_no_disk_failures(tmp_path: Path, error: Exception) -> 
     assert disk_failure(error, tmp_path) is None
 
 
-# ------------------------------------------------------------------------------------------------------------------ stages
+# ------------------------------------------------------------------------------------------- stages
 
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    made = fake_tree.make_tree(tmp_path / "tree")
+    made = fake_programs.make_tree(tmp_path / "tree")
     monkeypatch.setattr(program_environment, "ROOT", made)
     monkeypatch.setattr(code_version, "ROOT", made)
     monkeypatch.setenv("ALIGNFLOW_HOME", str(tmp_path / "home"))
@@ -211,7 +225,7 @@ def test_a_disk_that_is_full_when_a_result_is_stored_does_not_undo_the_work(
         patched.setattr("tasks.artifacts.store.replace_text", fill)
         with pytest.raises(DiskFailure):
             run_stage(step, RunContext(Machine()))
-    fake_tree.misbehave(tree, "ppo", "fail")  # it must not run again
+    fake_programs.misbehave(tree, "ppo", "fail")  # it must not run again
     assert run_stage(step, RunContext(Machine()))["metrics"]["ppo.kl"] == 0.5
     program_forks.stop()
 
@@ -227,13 +241,13 @@ run second
 
 @needs_mounts
 def test_a_disk_that_fills_up_in_mid_run_is_one_sentence_and_the_next_run_goes_on(tmp_path: Path) -> None:
-    tree, disk = fake_tree.make_tree(tmp_path / "tree"), tmp_path / "disk"
+    tree, disk = fake_programs.make_tree(tmp_path / "tree"), tmp_path / "disk"
     disk.mkdir()
     checks = tree / "flows" / "preflight.py"
     checks.write_text(checks.read_text().replace("LEAST_FREE_MB = 200", "LEAST_FREE_MB = 1"))
-    fake_tree.misbehave(tree, "sft", "fill-at 3")
+    fake_programs.misbehave(tree, "sft", "fill-at 3")
     script = RUN.format(disk=disk, tree=tree, python=sys.executable)
-    environment = fake_tree.environment(tree, disk / "home")
+    environment = fake_programs.environment(tree, disk / "home")
     done = subprocess.run(
         ["unshare", "-rm", "sh", "-c", script],
         cwd=tmp_path,
@@ -243,7 +257,10 @@ def test_a_disk_that_fills_up_in_mid_run_is_one_sentence_and_the_next_run_goes_o
         check=False,
     )
     assert (done.stdout.split(), done.stderr) == (["2", "0"], "")
-    sentence = f"The disk under {disk} is full: free some space and run the same command again; it goes on from where it stopped."
+    sentence = (
+        f"The disk under {disk} is full: free some space and run the same command again; it goes on from "
+        "where it stopped."
+    )
     assert (tmp_path / "first.err").read_text() == f"alignflow: {sentence}\n"
     assert (tmp_path / "second.err").read_text() == ""
     assert "sft       goes on from its checkpoint" in (tmp_path / "second.out").read_text()
@@ -252,14 +269,20 @@ def test_a_disk_that_fills_up_in_mid_run_is_one_sentence_and_the_next_run_goes_o
 @needs_mounts
 @pytest.mark.parametrize("full", ["home", "elsewhere"])
 def test_a_server_that_fails_on_a_full_disk_is_told_as_one(tmp_path: Path, full: str) -> None:
-    """Prefect's home is in ours, unless the user names a server of their own and its home."""
+    """Prefect's home is in ours, unless the user names a server and its home."""
     (tmp_path / "home").mkdir()
     (tmp_path / "elsewhere").mkdir()
-    fail = "import sys; from flows import cli, profiles\ndef fail(*_): raise RuntimeError('500 Internal Server Error')\nprofiles.load = fail\n"
-    fill = f"mount -t tmpfs -o size=1m none {tmp_path / full}; cat /dev/zero > {tmp_path / full}/filler 2> {tmp_path}/cat.txt"
+    fail = (
+        "import sys; from flows import cli, profiles\ndef fail(*_): raise RuntimeError('500 Internal "
+        "Server Error')\nprofiles.load = fail\n"
+    )
+    fill = (
+        f"mount -t tmpfs -o size=1m none {tmp_path / full}; cat /dev/zero > {tmp_path / full}/filler 2> "
+        f"{tmp_path}/cat.txt"
+    )
     run = f"{sys.executable} -c \"{fail}sys.exit(cli.main(['run', 'demo']))\""
     more = {"PREFECT_API_URL": "http://127.0.0.1:9/api", "PREFECT_HOME": str(tmp_path / "elsewhere")}
-    environment = fake_tree.environment(fake_tree.ROOT, tmp_path / "home") | more
+    environment = fake_programs.environment(fake_programs.ROOT, tmp_path / "home") | more
     done = subprocess.run(
         ["unshare", "-rm", "sh", "-c", f"{fill}; {run}"],
         cwd=tmp_path,

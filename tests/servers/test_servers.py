@@ -1,4 +1,6 @@
-"""What both servers of `alignflow up` show and do by themselves: pages that ask no other host, and runs that are lost or only wait."""
+"""Test both servers of `alignflow up`: pages that request no other host, and runs that are lost or only
+wait.
+"""
 
 import contextlib
 import os
@@ -23,9 +25,11 @@ from prefect.states import AwaitingRetry, Cancelling, Paused, Running, Suspended
 from flows.commands import up
 from flows.services import automations, credentials, environment, local_servers, prefect_server, processes
 from flows.services.processes import PAGE_POLICY, PREFECT_SERVER, free_port
-from tests.support import fake_tree
-from tests.support.pages import Pages
+from tests.support import fake_programs
 from tests.support.paths import ROOT
+from tests.support.prefect_pages import PrefectPages
+
+pytestmark = pytest.mark.slow
 
 SERVICES = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())["services"]
 V1 = ("/runs", "/blocks/catalog", "/events", "/settings")
@@ -40,11 +44,11 @@ class Servers(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    """Both servers as `alignflow up` starts them, over SQLite."""
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """Start both servers as `alignflow up` does, over SQLite."""
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(os, "environ", fake_tree.environment(ROOT, home))
+        patched.setattr(os, "environ", fake_programs.environment(ROOT, home))
         environment.prepare(home)
         address, login = (
             local_servers.Address(*(f"http://127.0.0.1:{free_port()}" for _ in range(2))),
@@ -61,30 +65,30 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 
 @pytest.fixture(scope="module")
-def pages(house: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pages]:
-    with Pages(house, tmp_path_factory.mktemp("pictures")) as opened:
+def pages(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectPages]:
+    with PrefectPages(servers, tmp_path_factory.mktemp("pictures")) as opened:
         yield opened
 
 
-def test_no_page_of_either_server_asks_another_host(house: Servers, pages: Pages) -> None:
+def test_no_page_of_either_server_asks_another_host(servers: Servers, pages: PrefectPages) -> None:
     for path in V1:
-        pages.page.goto(house.prefect + path)
+        pages.page.goto(servers.prefect + path)
         pages.page.wait_for_load_state("networkidle")
     assert pages.page.get_by_text("Settings").count()
     for path in MLFLOW:
-        pages.page.goto(house.mlflow + path, wait_until="domcontentloaded")
+        pages.page.goto(servers.mlflow + path, wait_until="domcontentloaded")
         pages.page.get_by_text("Docs").first.wait_for()
     assert pages.outside == []
 
 
-def test_no_way_leads_to_the_v2_pages(house: Servers, pages: Pages) -> None:
+def test_no_way_leads_to_the_v2_pages(servers: Servers, pages: PrefectPages) -> None:
     """Neither a link in the V1 pages, nor an address, nor the cookie that remembers the choice."""
-    pages.page.goto(house.prefect + "/dashboard")
+    pages.page.goto(servers.prefect + "/dashboard")
     pages.page.get_by_text("Settings").wait_for()
     assert pages.page.get_by_text("V2").count() == 0
-    pages.page.context.add_cookies([{"name": "prefect_ui_version", "value": "v2", "url": house.prefect}])
+    pages.page.context.add_cookies([{"name": "prefect_ui_version", "value": "v2", "url": servers.prefect}])
     for path in V2:
-        pages.page.goto(house.prefect + path)
+        pages.page.goto(servers.prefect + path)
         pages.page.wait_for_load_state("networkidle")
         assert "Prefect Server" in pages.page.title(), path
         scripts = pages.page.evaluate("[...document.scripts].map(script => new URL(script.src).pathname)")
@@ -95,20 +99,20 @@ def test_no_way_leads_to_the_v2_pages(house: Servers, pages: Pages) -> None:
 @pytest.mark.parametrize(
     "path", ["/", "/dashboard", "/runs", "/v2/", "/docs", "/assets/none.js", "/api/health", "/api/docs"]
 )
-def test_every_answer_of_prefects_server_has_the_policy(house: Servers, path: str) -> None:
-    assert httpx.get(house.prefect + path).headers.get_list("content-security-policy") == [PAGE_POLICY]
+def test_every_answer_of_prefects_server_has_the_policy(servers: Servers, path: str) -> None:
+    assert httpx.get(servers.prefect + path).headers.get_list("content-security-policy") == [PAGE_POLICY]
 
 
 @pytest.mark.parametrize("path", ["/", "/health", "/static-files/favicon.ico"])
-def test_every_answer_of_mlflows_server_has_the_policy(house: Servers, path: str) -> None:
-    for login in (None, ("alignflow", house.password)):
-        assert httpx.get(house.mlflow + path, auth=login).headers.get_list("content-security-policy") == [
+def test_every_answer_of_mlflows_server_has_the_policy(servers: Servers, path: str) -> None:
+    for login in (None, ("alignflow", servers.password)):
+        assert httpx.get(servers.mlflow + path, auth=login).headers.get_list("content-security-policy") == [
             PAGE_POLICY
         ]
 
 
-def test_prefects_settings_for_its_pages_name_v1_alone(house: Servers) -> None:
-    settings = httpx.get(f"{house.prefect}/ui-settings").json()
+def test_prefects_settings_for_its_pages_name_v1_alone(servers: Servers) -> None:
+    settings = httpx.get(f"{servers.prefect}/ui-settings").json()
     assert (settings["available_uis"], settings["default_ui"], settings["v2_base_url"]) == (
         ["v1"],
         "v1",
@@ -129,8 +133,8 @@ def test_the_policy_names_no_other_host() -> None:
 
 
 @pytest.mark.parametrize("path", prefect_server.DOCUMENTATION)
-def test_a_page_that_would_be_blank_under_the_policy_says_so(house: Servers, path: str) -> None:
-    answer = httpx.get(house.prefect + path)
+def test_a_page_that_would_be_blank_under_the_policy_says_so(servers: Servers, path: str) -> None:
+    answer = httpx.get(servers.prefect + path)
     assert answer.status_code == 404
     assert "another host" in answer.text
 
@@ -161,10 +165,10 @@ def test_the_servers_in_containers_show_the_same_pages() -> None:
 
 
 @contextlib.contextmanager
-def client_of(house: Servers) -> Iterator[SyncPrefectClient]:
+def client_of(servers: Servers) -> Iterator[SyncPrefectClient]:
     chosen = {
-        PREFECT_API_URL: f"{house.prefect}/api",
-        PREFECT_API_AUTH_STRING: f"{credentials.USER}:{house.password}",
+        PREFECT_API_URL: f"{servers.prefect}/api",
+        PREFECT_API_AUTH_STRING: f"{credentials.USER}:{servers.password}",
     }
     with temporary_settings(chosen), get_client(sync_client=True) as client:
         yield client
@@ -172,7 +176,7 @@ def client_of(house: Servers) -> Iterator[SyncPrefectClient]:
 
 @contextlib.contextmanager
 def process(command: list[str], folder: Path, more: dict[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
-    with subprocess.Popen(command, cwd=folder, env=fake_tree.environment(ROOT, folder) | more) as started:
+    with subprocess.Popen(command, cwd=folder, env=fake_programs.environment(ROOT, folder) | more) as started:
         try:
             yield started
         finally:
@@ -181,20 +185,20 @@ def process(command: list[str], folder: Path, more: dict[str, str]) -> Iterator[
 
 @flow
 def waiting() -> None:
-    """Is never run: its runs are only put into states."""
+    """Never runs: its flow runs are only set to states."""
 
 
-def test_a_suspended_run_is_resumed_in_its_page(house: Servers, pages: Pages) -> None:
-    """The dialog asks the server with Prefect's CSRF token; nothing that it needs is forbidden by the policy."""
-    with client_of(house) as client:
+def test_a_suspended_run_is_resumed_in_its_page(servers: Servers, pages: PrefectPages) -> None:
+    """The dialog sends Prefect's CSRF token; the policy forbids nothing that it needs."""
+    with client_of(servers) as client:
         deployment = client.create_deployment(client.create_flow(waiting), "waiting")
         run = client.create_flow_run_from_deployment(deployment).id
         for state in (Running(), Suspended()):
             client.set_flow_run_state(run, state, force=True)
-        pages.page.goto(f"{house.prefect}/runs/flow-run/{run}")
+        pages.page.goto(f"{servers.prefect}/runs/flow-run/{run}")
         pages.page.get_by_role("button", name="Resume").click()
         pages.page.locator(".p-modal").get_by_role("button", name="Submit").click()
-        fake_tree.await_(lambda: client.read_flow_run(run).state_name == "Resuming", 20)
+        fake_programs.wait_until(lambda: client.read_flow_run(run).state_name == "Resuming", 20)
 
 
 # Runs that beat quickly, each in a thread of one process, and never end by themselves.
@@ -210,10 +214,12 @@ def work(name):
 
 for name in sys.argv[1:]:
     time.sleep(0.7)  # many at once lock SQLite out
-    threading.Thread(target=work.with_options(name=name, flow_run_name=name), args=(name,), daemon=True).start()
+    run = work.with_options(name=name, flow_run_name=name)
+    threading.Thread(target=run, args=(name,), daemon=True).start()
 time.sleep(600)
 """
-# What becomes of a run before its machine is lost. Functions: states hold times, and tests are collected long before they run.
+# The states of a run before its machine is lost. Functions, since states contain times and tests are
+# collected long before they run.
 STATES: dict[str, list[Callable[[], State]]] = {
     "running": [],
     "resumed": [Suspended, Running],
@@ -230,14 +236,16 @@ STATES: dict[str, list[Callable[[], State]]] = {
 LOST = {"running", "resumed"}
 
 
-def test_a_lost_run_is_found_and_one_that_waits_is_not_taken_for_one(house: Servers, tmp_path: Path) -> None:
-    """The machine is lost with all of them; each has beaten before, while it was Running."""
+def test_a_lost_run_is_found_and_one_that_waits_is_not_taken_for_one(
+    servers: Servers, tmp_path: Path
+) -> None:
+    """The machine is lost with all of them; each has sent a heartbeat before, while it was Running."""
     more = {
-        "PREFECT_API_URL": f"{house.prefect}/api",
-        "PREFECT_API_AUTH_STRING": f"{credentials.USER}:{house.password}",
+        "PREFECT_API_URL": f"{servers.prefect}/api",
+        "PREFECT_API_AUTH_STRING": f"{credentials.USER}:{servers.password}",
     }
     command = [sys.executable, "-c", WORK, *STATES]
-    with client_of(house) as client, process(command, tmp_path, more) as machine:
+    with client_of(servers) as client, process(command, tmp_path, more) as machine:
 
         def runs() -> dict[str, FlowRun]:
             return {run.name: run for run in client.read_flow_runs() if run.name in STATES}
@@ -245,7 +253,7 @@ def test_a_lost_run_is_found_and_one_that_waits_is_not_taken_for_one(house: Serv
         def are_running() -> bool:
             return {run.state_name for run in runs().values()} == {"Running"} and len(runs()) == len(STATES)
 
-        fake_tree.await_(are_running, 120, every=1)
+        fake_programs.wait_until(are_running, 120, every=1)
         client.create_automation(automations._lost(seconds=30))
         time.sleep(3)
         for name, states in STATES.items():
@@ -256,7 +264,7 @@ def test_a_lost_run_is_found_and_one_that_waits_is_not_taken_for_one(house: Serv
             15
         )  # its process lives on for a while, as that of a suspended run does to the end of its stage
         machine.kill()
-        fake_tree.await_(
+        fake_programs.wait_until(
             lambda: {name for name, run in runs().items() if run.state_name == "Crashed"} >= LOST,
             120,
             every=1,

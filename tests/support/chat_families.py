@@ -1,4 +1,6 @@
-"""Small tokenizers with chat templates in the shape of the public families': special tokens, templates and what surrounds them."""
+"""Create small tokenizers like those of the public families: special tokens, chat templates and
+normalisation.
+"""
 
 import json
 from typing import NamedTuple
@@ -17,41 +19,51 @@ from tokenizers.models import BPE, Unigram
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + "
+    "'\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 QWEN25 = (
-    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{% endif %}"
-    + CHATML
+    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\nYou are a helpful assistant.<|"
+    "im_end|>\\n' }}{% endif %}" + CHATML
 )
-THINKING = (  # Qwen3: an answer without thoughts has an empty thinking block, and thoughts in answers are cut off
+# Qwen3: an answer without thoughts has an empty thinking block, and thoughts in answers are cut off
+THINKING = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}{% if m.role == 'assistant' %}"
-    "{{ '<think>\\n\\n</think>\\n\\n' + m.content.split('</think>')[-1].lstrip('\\n') }}{% else %}{{ m.content }}{% endif %}"
-    "{{ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    "{{ '<think>\\n\\n</think>\\n\\n' + m.content.split('</think>')[-1].lstrip('\\n') }}{% else %}{{ "
+    "m.content }}{% endif %}"
+    "{{ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% "
+    "endif %}"
 )
 REASONING = (  # DeepSeek R1: the generation prompt opens a thinking block that no rendered answer has
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '<｜User｜>' + m.content }}{% else %}"
-    "{{ '<｜Assistant｜>' + m.content.split('</think>')[-1] + '<｜end▁of▁sentence｜>' }}{% endif %}{% endfor %}"
+    "{{ '<｜Assistant｜>' + m.content.split('</think>')[-1] + '<｜end▁of▁sentence｜>' }}{% endif %}{% "
+    "endfor %}"
     "{% if add_generation_prompt %}{{ '<｜Assistant｜><think>\\n' }}{% endif %}"
 )
 GEMMA = (
-    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}{% for m in messages %}"
-    "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Roles must alternate') }}{% endif %}"
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not "
+    "supported') }}{% endif %}{% for m in messages %}"
+    "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Roles must "
+    "alternate') }}{% endif %}"
     "{% set role = 'model' if m['role'] == 'assistant' else m['role'] %}"
     "{{ '<start_of_turn>' + role + '\\n' + m['content'] | trim + '<end_of_turn>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"
 )
 LLAMA3 = (
-    "{% for m in messages %}{% set text = '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n' + m['content'] | trim + '<|eot_id|>' %}"
+    "{% for m in messages %}{% set text = '<|start_header_id|>' + m['role'] + '<|end_header_id|>"
+    "\\n\\n' + m['content'] | trim + '<|eot_id|>' %}"
     "{% if loop.index0 == 0 %}{% set text = bos_token + text %}{% endif %}{{ text }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
 )
 LLAMA2 = (
-    "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + m['content'] | trim + ' [/INST]' }}"
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + m['content'] | trim "
+    "+ ' [/INST]' }}"
     "{% else %}{{ ' ' + m['content'] | trim + ' ' + eos_token }}{% endif %}{% endfor %}"
 )
 MISTRAL = (
-    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST]' + m['content'] + '[/INST]' }}"
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST]' + m['content'] + "
+    "'[/INST]' }}"
     "{% else %}{{ m['content'] + eos_token }}{% endif %}{% endfor %}"
 )
 PHI3 = (
@@ -63,16 +75,19 @@ ZEPHYR = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 HARMONY = (  # gpt-oss: an answer stands in a channel that the generation prompt leaves open
-    "{% for m in messages %}{% if m.role == 'user' %}{{ '<|start|>user<|message|>' + m.content + '<|end|>' }}{% else %}"
+    "{% for m in messages %}{% if m.role == 'user' %}{{ '<|start|>user<|message|>' + m.content + '<|"
+    "end|>' }}{% else %}"
     "{{ '<|start|>assistant<|channel|>final<|message|>' + m.content + '<|return|>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
 )
 VICUNA = (
-    "{% for m in messages %}{% if m.role == 'user' %}{{ 'USER: ' + m.content + ' ' }}{% else %}{{ 'ASSISTANT: ' + m.content + eos_token }}"
+    "{% for m in messages %}{% if m.role == 'user' %}{{ 'USER: ' + m.content + ' ' }}{% else %}{{ "
+    "'ASSISTANT: ' + m.content + eos_token }}"
     "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 BARE = (  # the end of a turn is left to the tokenizer
-    "{% for m in messages %}{{ '<|' + m.role + '|>\\n' + m.content }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
+    "{% for m in messages %}{{ '<|' + m.role + '|>\\n' + m.content }}{% endfor %}{% if "
+    "add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
 )
 
 
@@ -95,37 +110,87 @@ SP = ("<unk>", "<s>", "</s>")
 FAMILIES = {
     "chatml": Family(CHATML, "byte-level", IM, "<|im_end|>", "<|im_end|>"),
     "qwen2.5-base": Family(QWEN25, "byte-level", IM, "<|endoftext|>", "<|im_end|>", added=TOOLS),
-    "qwen3": Family(THINKING, "byte-level", IM, "<|im_end|>", "<|im_end|>", added=(*TOOLS, "<think>", "</think>")),
+    "qwen3": Family(
+        THINKING, "byte-level", IM, "<|im_end|>", "<|im_end|>", added=(*TOOLS, "<think>", "</think>")
+    ),
     "deepseek-r1": Family(
-        REASONING, "byte-level", ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"), "<｜end▁of▁sentence｜>", "<｜end▁of▁sentence｜>",
-        bos="<｜begin▁of▁sentence｜>", added=("<｜User｜>", "<｜Assistant｜>", "<think>", "</think>"), exact=False,
+        REASONING,
+        "byte-level",
+        ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"),
+        "<｜end▁of▁sentence｜>",
+        "<｜end▁of▁sentence｜>",
+        bos="<｜begin▁of▁sentence｜>",
+        added=("<｜User｜>", "<｜Assistant｜>", "<think>", "</think>"),
+        exact=False,
     ),
     "gemma": Family(
-        GEMMA, "sentencepiece", ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"), "<eos>", "<end_of_turn>", bos="<bos>",
+        GEMMA,
+        "sentencepiece",
+        ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"),
+        "<eos>",
+        "<end_of_turn>",
+        bos="<bos>",
         added=("\n\n", "  ", "<table>"),
     ),
     "llama3": Family(
-        LLAMA3, "byte-level", ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
-        "<|end_of_text|>", "<|eot_id|>", bos="<|begin_of_text|>",
+        LLAMA3,
+        "byte-level",
+        ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+        "<|end_of_text|>",
+        "<|eot_id|>",
+        bos="<|begin_of_text|>",
     ),
     "llama2": Family(LLAMA2, "sentencepiece", SP, "</s>", "</s>", bos="<s>"),
-    "mistral": Family(MISTRAL, "sentencepiece", (*SP, "[INST]", "[/INST]", "[TOOL_CALLS]"), "</s>", "</s>", bos="<s>"),
-    "phi3": Family(PHI3, "sentencepiece", (*SP, "<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>"), "<|endoftext|>", "<|end|>", bos="<s>"),
+    "mistral": Family(
+        MISTRAL, "sentencepiece", (*SP, "[INST]", "[/INST]", "[TOOL_CALLS]"), "</s>", "</s>", bos="<s>"
+    ),
+    "phi3": Family(
+        PHI3,
+        "sentencepiece",
+        (*SP, "<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>"),
+        "<|endoftext|>",
+        "<|end|>",
+        bos="<s>",
+    ),
     "zephyr": Family(ZEPHYR, "sentencepiece", SP, "</s>", "</s>", bos="<s>"),
     "gpt-oss": Family(
-        HARMONY, "byte-level", ("<|startoftext|>", "<|endoftext|>", "<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|return|>"),
-        "<|endoftext|>", "<|return|>",
+        HARMONY,
+        "byte-level",
+        (
+            "<|startoftext|>",
+            "<|endoftext|>",
+            "<|start|>",
+            "<|end|>",
+            "<|message|>",
+            "<|channel|>",
+            "<|return|>",
+        ),
+        "<|endoftext|>",
+        "<|return|>",
     ),
     "vicuna": Family(VICUNA, "sentencepiece", SP, "</s>", "</s>", bos="<s>"),
-    "unigram": Family(CHATML, "unigram", ("<unk>", "</s>", "<|im_start|>", "<|im_end|>"), "</s>", "<|im_end|>"),
-    "bare": Family(BARE, "byte-level", ("<|endoftext|>",), "<|endoftext|>", "<|endoftext|>", added=("<|user|>", "<|assistant|>"), exact=False),
-}  # fmt: skip
+    "unigram": Family(
+        CHATML, "unigram", ("<unk>", "</s>", "<|im_start|>", "<|im_end|>"), "</s>", "<|im_end|>"
+    ),
+    "bare": Family(
+        BARE,
+        "byte-level",
+        ("<|endoftext|>",),
+        "<|endoftext|>",
+        "<|endoftext|>",
+        added=("<|user|>", "<|assistant|>"),
+        exact=False,
+    ),
+}
 
-WORDS = "How do I list files? Use `ls -l`. I think the old town. What is this and that? def mean(values): return 1\n\nfiles folders\n"
+WORDS = (
+    "How do I list files? Use `ls -l`. I think the old town. What is this and that? def mean(values): "
+    "return 1\n\nfiles folders\n"
+)
 
 
 def family_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a family, with a vocabulary of its own."""
+    """Return the tokenizer of a family, with its own vocabulary."""
     family = FAMILIES[name]
     raw = {"byte-level": _byte_level, "sentencepiece": _sentencepiece, "unigram": _unigram}[family.model](
         family
@@ -162,7 +227,9 @@ def _byte_level(family: Family) -> Tokenizer:
 
 
 def _sentencepiece(family: Family) -> Tokenizer:
-    """BPE on whole texts with spaces as ▁ and bytes for what is unknown, and a space before the first word (but in Gemma)."""
+    """Return BPE on whole texts: ▁ for spaces, bytes for unknown text, a space before the first word
+    (except Gemma).
+    """
     raw = Tokenizer(BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     spaces = normalizers.Replace(" ", "▁")
     raw.normalizer = (
@@ -186,7 +253,9 @@ def _sentencepiece(family: Family) -> Tokenizer:
 
 
 def _unigram(family: Family) -> Tokenizer:
-    """A Unigram vocabulary with NFKC, in which the control tokens are pieces like others: splitting them takes more than asking for it."""
+    """Return a Unigram model with NFKC, whose control tokens are ordinary pieces and therefore harder to
+    split.
+    """
     pieces = [("<unk>", 0.0), *((text, -1.0) for text in family.special if text != "<unk>")]
     pieces += [(character, -5.0) for character in map(chr, range(33, 127))] + [
         ("▁", -4.0),

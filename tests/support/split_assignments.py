@@ -1,11 +1,12 @@
-"""Assign splits and find near duplicates of a few prompts in tests."""
+"""Assign splits and group near-duplicates among a few questions, and compare all pairs as a reference."""
 
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
 from tasks.dataset.curation import question_files, split_assignment
 from tasks.dataset.curation.near_duplicates import build_sketches, group_near_duplicates
@@ -64,3 +65,38 @@ def groups(texts: Sequence[str], threshold: float) -> list[int]:
         threshold,
     )
     return [int(leader) for leader in leaders]
+
+
+def find_similar_pairs(texts: list[str], threshold: float) -> set[tuple[int, int]]:
+    """Return every similar pair (i < j), by a product of matrices instead of sketches."""
+    columns: dict[str, int] = {}
+    held = [
+        sorted({columns.setdefault(" ".join(run), len(columns)) for run in _word_trigrams(text.split())})
+        for text in texts
+    ]
+    indices = np.concatenate([np.array(row, dtype=np.int64) for row in held])
+    pointers = np.concatenate([[0], np.cumsum([len(row) for row in held])])
+    matrix = csr_matrix((np.ones(len(indices)), indices, pointers), shape=(len(texts), len(columns)))
+    shared = (matrix @ matrix.T).tocoo()
+    sizes = np.array([len(row) for row in held])
+    index = shared.data / (sizes[shared.row] + sizes[shared.col] - shared.data)
+    return {
+        (int(i), int(j))
+        for i, j in zip(shared.row[index >= threshold], shared.col[index >= threshold], strict=True)
+        if i < j
+    }
+
+
+def _word_trigrams(words: list[str]) -> list[tuple[str, ...]]:
+    return [tuple(words)] if len(words) < 3 else list(zip(words, words[1:], words[2:], strict=False))
+
+
+def connected_components(count: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
+    first = list(range(count))
+    for _ in range(count):
+        before = list(first)
+        for i, j in pairs:
+            first[i] = first[j] = min(first[i], first[j])
+        if first == before:
+            break
+    return first

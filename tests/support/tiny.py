@@ -1,4 +1,4 @@
-"""Tiny models, tokenizers and data for the tests of the numeric stages."""
+"""Create tiny models, tokenizers and data, and run the numeric programs on them."""
 
 import json
 import os
@@ -45,15 +45,18 @@ def text(rng: random.Random, num_words: int) -> str:
 
 
 def tokenizer() -> PreTrainedTokenizerBase:
-    """Byte-level, with different pad (0) and eos (1) tokens."""
+    """Return a byte-level tokenizer with different pad (0) and eos (1) tokens."""
     rng = random.Random(0)
     made = train_tokenizer(["Question: Answer: " + text(rng, 12) for _ in range(40)], vocabulary=VOCABULARY)
     assert (made.eos_token_id, made.pad_token_id) == (EOS, PAD)
     return made
 
 
-def model(kind: str = "llama", *, seed: int = 0, loud: float = 3.0) -> PreTrainedModel:
-    """A random model of width 32 and 2 layers, frozen, in eval mode; ``loud`` weights make its distribution far from uniform."""
+def model(kind: str = "llama", *, seed: int = 0, weight_scale: float = 3.0) -> PreTrainedModel:
+    """Return a random model of width 32 and 2 layers, frozen, in eval mode.
+
+    Scaled weights make its distribution far from uniform.
+    """
     torch.manual_seed(seed)
     made: PreTrainedModel
     common = {"vocab_size": VOCABULARY, "pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": EOS}
@@ -78,21 +81,21 @@ def model(kind: str = "llama", *, seed: int = 0, loud: float = 3.0) -> PreTraine
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.dim() > 1:
-                parameter.mul_(loud)
+                parameter.mul_(weight_scale)
     made.requires_grad_(False)
     return made.eval()
 
 
 def base_folder(folder: Path, kind: str = "llama") -> Path:
-    """A model and its tokenizer in Hugging Face format."""
+    """Write a model and its tokenizer in Hugging Face format."""
     model(kind).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
 
 
-def taught_folder(folder: Path, data: Path, *, steps: int = 100) -> Path:
-    """A base that has learnt to answer like the data and, mostly, to end its answers."""
-    words, made = tokenizer(), model(loud=1.0).train().requires_grad_(True)
+def trained_folder(folder: Path, data: Path, *, steps: int = 100) -> Path:
+    """Write a base that has learnt to answer like the data and, mostly, to end its answers."""
+    words, made = tokenizer(), model(weight_scale=1.0).train().requires_grad_(True)
     texts = [
         f"Question: {row['prompt']}\n\nAnswer: {row['answer']}"
         for row in pq.read_table(data / "finetune.parquet").to_pylist()
@@ -112,7 +115,7 @@ def taught_folder(folder: Path, data: Path, *, steps: int = 100) -> Path:
 
 
 def data_folder(folder: Path, num_questions: int = 24, *, num_evaluation: int = 20) -> Path:
-    """The tables of the data stage; good answers name what the question names, and are shorter."""
+    """Write the tables of the data stage; good answers repeat the question's words, and are shorter."""
     rng = random.Random(1)
     rows: dict[str, list[dict[str, Any]]] = {
         name: [] for name in ("finetune", "corpus", "reward", "reward_groups", "rl")
@@ -145,7 +148,7 @@ def data_folder(folder: Path, num_questions: int = 24, *, num_evaluation: int = 
 def evaluation_rows(
     rng: random.Random, first: int, count: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Other questions of the same kind, with ids from ``first``: ranked, and as pairs."""
+    """Return more questions of the same kind, with ids from ``first``: ranked, and as pairs."""
     ranked, pairs = [], []
     for id in range(first, first + count):
         noun, verb = rng.choice(NOUNS), rng.choice(VERBS)
@@ -161,8 +164,8 @@ def evaluation_rows(
     return ranked, pairs
 
 
-def prepare(folder: Path, stage: str, job: dict[str, Any], inputs: dict[str, Path], **machine: Any) -> Path:
-    """A program's folder with its job.json."""
+def write_job(folder: Path, stage: str, job: dict[str, Any], inputs: dict[str, Path], **machine: Any) -> Path:
+    """Create a program's folder with its job.json."""
     folder.mkdir(parents=True)
     record = {"stage": stage, "job": job, "inputs": {name: str(path) for name, path in inputs.items()}}
     (folder / "job.json").write_text(
@@ -171,8 +174,8 @@ def prepare(folder: Path, stage: str, job: dict[str, Any], inputs: dict[str, Pat
     return folder
 
 
-def start(stage: str, folder: Path) -> subprocess.Popen[bytes]:
-    """The real program on ``folder``, as a process of its own."""
+def start_program(stage: str, folder: Path) -> subprocess.Popen[bytes]:
+    """Start the real program on ``folder`` as a process of its own."""
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
@@ -188,8 +191,8 @@ def start(stage: str, folder: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def run(stage: str, folder: Path) -> Path:
-    """Run the program to its end; gives its artifact."""
-    process = start(stage, folder)
+def run_program(stage: str, folder: Path) -> Path:
+    """Run the program to its end; return its artifact."""
+    process = start_program(stage, folder)
     assert process.wait(timeout=300) == 0, (folder / "log.txt").read_text()[-3000:]
     return folder / "artifact"

@@ -1,4 +1,4 @@
-"""What a stage takes of its inputs is what its key depends on, and what its program looks at."""
+"""Test that a stage's key depends on exactly the files of its inputs that its program reads."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ from tasks.config.pipeline import Pipeline
 from tasks.config.stages import Sft
 from tasks.stages import dpo, merge, ppo, pretrain, reference, report, reward, sft, winrate
 from tasks.system.hashing import digest_of
-from tests.support.fake_tree import MEANT, ROOT, TABLES
+from tests.support.fake_programs import MEANT, ROOT, TABLES
 
 CONFIG = Pipeline()
 
@@ -38,14 +38,15 @@ def artifact(stage: str, changed: str = "") -> Artifact:
     ]
     files = {name: f"{stage} {name}" + "!" * (name == changed) for name in names}
     manifest = Manifest(
-        schema=SCHEMA, stage=stage, key=f"{stage} {changed}", digest=digest_of(files), files=files, job={}, inputs={}, origins={}, sources={},
+        schema=SCHEMA, stage=stage, key=f"{stage} {changed}", digest=digest_of(files), files=files, job={},
+        inputs={}, origins={}, sources={},
         seconds=1, peak_mb=1, created=0,
     )  # fmt: skip
     return stage_artifact(manifest, {}, cached=True, seconds=1)
 
 
 def keys(data: str = "", model: str = "", adapter: str = "", judge: str = "") -> dict[str, str]:
-    """The key of every stage, with one file of an input changed."""
+    """Return the key of every stage, with one file of an input changed."""
     table, base, tuned, scorer = (
         artifact("data", data),
         artifact("merge", model),

@@ -1,4 +1,4 @@
-"""A stage's version: which changes of code count."""
+"""Test the version of a stage's code: which changes count."""
 
 from pathlib import Path
 
@@ -85,7 +85,7 @@ def test_comments_docstrings_and_layout_do_not_count(tree: Path) -> None:
 
 
 def test_a_moved_file_is_the_same_code(tree: Path) -> None:
-    """Another folder, and the imports that go with it in another order."""
+    """Another folder, and therefore its imports in another order."""
     before = sorted(source_digests("sft", root=tree).values())
     (tree / "tasks" / "rlhf" / "algorithms").mkdir()
     (tree / "tasks" / "rlhf" / "algorithms" / "__init__.py").write_text("")

@@ -1,4 +1,6 @@
-"""Shards of the data stage on a Dask cluster: a real scheduler and two workers, the real command line and data stage; other stages are fakes."""
+"""Test shards of the data stage on a Dask cluster: a real scheduler and two workers; other stages are
+fakes.
+"""
 
 import itertools
 import json
@@ -26,10 +28,12 @@ from tasks.programs.data_stage import remote_calls
 from tasks.programs.data_stage import shard as program
 from tasks.programs.data_stage.cached_call import Call, run_cached
 from tasks.system.errors import DiskFailure, InputError, StageFailed
-from tests.dataset.test_scale import noisy_posts
-from tests.support import fake_tree
-from tests.support.fake_tree import await_
+from tests.support import fake_programs
+from tests.support.data_sets import write_noisy_posts
+from tests.support.fake_programs import wait_until
 from tests.support.paths import ROOT
+
+pytestmark = pytest.mark.slow
 
 # so that a small dump has many blocks, ranges and shards
 SMALLER = {
@@ -50,21 +54,21 @@ class Cluster(NamedTuple):
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A source tree with the real data stage."""
-    made = fake_tree.make_tree(tmp_path_factory.mktemp("shards") / "tree")
+    """Create a source tree with the real data stage."""
+    made = fake_programs.make_tree(tmp_path_factory.mktemp("shards") / "tree")
     shutil.copy(ROOT / "tasks" / "programs" / "data.py", made / "tasks" / "programs" / "data.py")
     for name, (before, after) in SMALLER.items():
         path = made / "tasks" / name
         assert before in path.read_text()
         path.write_text(path.read_text().replace(before, after))
-    fake_tree.misbehave(made, "pretrain", "input")  # what comes after the data stage would only take time
+    fake_programs.misbehave(made, "pretrain", "input")  # what comes after the data stage would only take time
     return made
 
 
 @pytest.fixture
 def cluster(tree: Path, tmp_path: Path) -> Iterator[Cluster]:
     address = f"tcp://127.0.0.1:{free_port()}"
-    environment = fake_tree.environment(tree, tmp_path / "elsewhere") | {"PREFECT_LOGGING_LEVEL": "ERROR"}
+    environment = fake_programs.environment(tree, tmp_path / "elsewhere") | {"PREFECT_LOGGING_LEVEL": "ERROR"}
 
     def start(*arguments: str) -> "subprocess.Popen[bytes]":
         command = [sys.executable, "-m", "dask", *arguments, "--no-dashboard"]
@@ -99,14 +103,14 @@ def cluster(tree: Path, tmp_path: Path) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def posts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return noisy_posts(tmp_path_factory.mktemp("posts") / "Posts.xml", 1_500)
+    return write_noisy_posts(tmp_path_factory.mktemp("posts") / "Posts.xml", 1_500)
 
 
 @pytest.fixture(scope="module")
 def alone(tree: Path, posts: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Digest of the data artifact that one machine makes."""
+    """Return the digest of the data artifact that one machine makes."""
     home = tmp_path_factory.mktemp("alone") / "home"
-    _, _, error = fake_tree.alignflow(tree, home, "run", *profile(posts))
+    _, _, error = fake_programs.run_cli(tree, home, "run", *profile(posts))
     assert AFTERWARDS in error
     return str(manifest(home)["digest"])
 
@@ -134,7 +138,7 @@ def task_runs(home: Path) -> dict[str, str]:
 def test_two_workers_make_the_same_bytes_as_one_machine(
     tree: Path, posts: Path, alone: str, cluster: Cluster, tmp_path: Path
 ) -> None:
-    _, _, error = fake_tree.alignflow(tree, tmp_path / "home", "run", *profile(posts, cluster.address))
+    _, _, error = fake_programs.run_cli(tree, tmp_path / "home", "run", *profile(posts, cluster.address))
     assert AFTERWARDS in error
     assert manifest(tmp_path / "home")["digest"] == alone
     with Client(cluster.address, set_as_default=False) as client:
@@ -150,8 +154,8 @@ def test_a_worker_that_is_lost_takes_nothing_with_it(
     tree: Path, posts: Path, alone: str, cluster: Cluster, tmp_path: Path
 ) -> None:
     home = tmp_path / "home"
-    process = fake_tree.start(tree, home, "run", *profile(posts, cluster.address))
-    await_(lambda: list(home.glob("partial/*/checkpoints/work/results/read_block*.json")), 60)
+    process = fake_programs.start_cli(tree, home, "run", *profile(posts, cluster.address))
+    wait_until(lambda: list(home.glob("partial/*/checkpoints/work/results/read_block*.json")), 60)
     os.killpg(cluster.workers[0].pid, signal.SIGKILL)
     _, error = process.communicate(timeout=180)
     assert AFTERWARDS in error
@@ -164,7 +168,7 @@ def test_what_a_shard_refuses_is_refused_in_its_words(
     rows = posts.read_text().splitlines()
     rows[-100] = "<other />"
     (tmp_path / "Posts.xml").write_text("\n".join(rows))
-    status, _, error = fake_tree.alignflow(
+    status, _, error = fake_programs.run_cli(
         tree, tmp_path / "home", "run", *profile(tmp_path / "Posts.xml", cluster.address)
     )
     assert status == 2
@@ -177,7 +181,7 @@ def test_a_cluster_that_is_not_there_is_the_users_to_mend(
 ) -> None:
     monkeypatch.setenv("DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT", "1s")
     address = f"tcp://127.0.0.1:{free_port()}"
-    status, _, error = fake_tree.alignflow(tree, tmp_path / "home", "run", *profile(posts, address))
+    status, _, error = fake_programs.run_cli(tree, tmp_path / "home", "run", *profile(posts, address))
     assert status == 2, error
     assert f"machine.dask: there is no Dask scheduler at {address}" in error
 
@@ -195,7 +199,7 @@ def test_an_address_that_dask_cannot_use_is_the_users_to_mend(address: str, why:
 
 
 def run_on_cluster(folder: Path, numbers: Iterator[int], num_cached: int = 0) -> tuple[str, int]:
-    """Run calls for three blocks of users with a thread as cluster. Return the request's name and number of tasks."""
+    """Run calls for three blocks of users, a thread as cluster; return the request's name and task count."""
     folder.mkdir(exist_ok=True)
     blocks = [
         Block(folder / "Users.xml", "Users.xml", "xml", f'<row Id="{k}" DisplayName="User {k}"/>'.encode(), 0)
@@ -210,7 +214,7 @@ def run_on_cluster(folder: Path, numbers: Iterator[int], num_cached: int = 0) ->
     found: list[tuple[str, int]] = []
 
     def serve() -> None:
-        (request,) = await_(lambda: list(folder.glob("*.json")))
+        (request,) = wait_until(lambda: list(folder.glob("*.json")))
         found.append((request.name, len(json.loads(request.read_text())["tasks"])))
         request.with_suffix(".done").write_bytes(program.run_request(request))
 

@@ -1,4 +1,4 @@
-"""A new home begins with a copy of a prepared database, and never loses one that is there."""
+"""Test that a new home starts with a copy of a prepared database, and never loses one that is there."""
 
 import os
 import sqlite3
@@ -112,7 +112,10 @@ def test_what_set_up_prepared_is_at_the_tools_last_revision_and_empty(tool: str,
         assert connection.execute("select version_num from alembic_version").fetchall() == [
             (ScriptDirectory.from_config(config).get_current_head(),)
         ]
-        rows = {name: connection.execute(f"select count(*) from [{name}]").fetchone()[0] for (name,) in connection.execute(
+        rows = {name: connection.execute(
+            "select count(*) from "
+            f"[{name}]"
+        ).fetchone()[0] for (name,) in connection.execute(
             "select name from sqlite_master where type = 'table'").fetchall()}  # fmt: skip
     assert len(rows) > 20
     assert {name for name, count in rows.items() if count} <= {"alembic_version", "workspaces"}

@@ -1,4 +1,4 @@
-"""What a pipeline does about each end of a stage on a worker; the workers themselves are in test_operations."""
+"""Test what a pipeline does about each final state of a dispatched stage; real workers: test_operations."""
 
 import json
 from collections.abc import Callable
@@ -44,7 +44,7 @@ def failed(message: str) -> State:
 
 @pytest.fixture
 def ends(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
-    """Let the runs of the stage end in these states, one after another; gives what is done meanwhile."""
+    """Let the runs of the stage end in these states, one after another; return what is done meanwhile."""
 
     def prepare(*states: State, can_publish: bool = True) -> list[str]:
         done: list[str] = []

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tasks.system.fork_server import ServerProcess, send_request, start_server
-from tests.support.fake_tree import await_, is_alive
+from tests.support.fake_programs import is_alive, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the fork server is for Linux")
 
@@ -75,7 +75,7 @@ def test_a_child_is_killed_when_its_client_closes_and_others_go_on(server: Serve
     second, second_pid = request(server, 600)
     with second:
         first.close()
-        await_(lambda: not is_alive(first_pid))
+        wait_until(lambda: not is_alive(first_pid))
         assert is_alive(second_pid)
 
 
@@ -98,7 +98,7 @@ def test_children_die_with_a_killed_server(server: ServerProcess) -> None:
     connection, pid = request(server, 600)
     server.process.kill()
     server.process.wait()
-    await_(lambda: not is_alive(pid))
+    wait_until(lambda: not is_alive(pid))
     with connection:
         assert connection.recv(4096) == b""
     with pytest.raises(ConnectionRefusedError):
@@ -109,7 +109,7 @@ def test_the_server_ends_once_its_owner_is_gone_and_its_last_child_has_ended(ser
     connection, pid = request(server, 600)
     with open(os.devnull) as null:
         os.dup2(null.fileno(), server.owner)  # closes the pipe; the fixture closes the descriptor
-    await_(lambda: not accepts(server))
+    wait_until(lambda: not accepts(server))
     with connection:
         assert is_alive(pid)
     assert server.process.wait(30) == 0

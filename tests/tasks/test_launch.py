@@ -1,4 +1,4 @@
-"""A program as a child process: its end, its lines, its death."""
+"""Test a program as a child process: how it ends, its log lines, its death."""
 
 import json
 import os
@@ -18,16 +18,18 @@ from tasks.execution import launch, program_environment, program_forks
 from tasks.execution.launch import run_program
 from tasks.execution.metrics_tail import MetricsTail
 from tasks.system.errors import InputError, StageFailed
-from tests.support import fake_tree
-from tests.support.fake_tree import await_, is_alive
+from tests.support import fake_programs
+from tests.support.fake_programs import is_alive, wait_until
 
 
 @pytest.fixture(params=["forked", "spawned"])
 def tree(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A tree of fake programs, started by the fork server or, as where there is a GPU, each as an interpreter of its own."""
+    """Create a tree of fake programs, forked by the fork server or, as with a GPU, each in a new
+    interpreter.
+    """
     if request.param == "forked" and sys.platform != "linux":
         pytest.skip("the fork server is for Linux")
-    made = fake_tree.make_tree(tmp_path / "tree")
+    made = fake_programs.make_tree(tmp_path / "tree")
     monkeypatch.setattr(program_environment, "ROOT", made)
     monkeypatch.setattr(program_forks, "GPU_DEVICES", () if request.param == "forked" else (os.devnull,))
     yield made
@@ -54,13 +56,13 @@ def test_a_program_that_ends_well_hands_on_its_lines_and_its_memory(tree: Path, 
 
 
 def test_bad_input_is_told_in_the_programs_own_words(tree: Path, directory: Path) -> None:
-    fake_tree.misbehave(tree, "sft", "input")
+    fake_programs.misbehave(tree, "sft", "input")
     with pytest.raises(InputError, match=r"^These posts hold no question with two answers\.$"):
         run_program("sft", directory, Machine())
 
 
 def test_a_full_disk_is_the_users_to_mend(tree: Path, directory: Path) -> None:
-    fake_tree.misbehave(tree, "sft", "enospc")
+    fake_programs.misbehave(tree, "sft", "enospc")
     with pytest.raises(InputError, match="is full: free some space"):
         run_program("sft", directory, Machine())
 
@@ -75,7 +77,7 @@ def test_a_full_disk_is_told_even_when_the_program_could_not_write_it_down(
 
 
 def test_a_failure_names_stage_cause_and_log(tree: Path, directory: Path) -> None:
-    fake_tree.misbehave(tree, "sft", "fail")
+    fake_programs.misbehave(tree, "sft", "fail")
     with pytest.raises(
         StageFailed, match=f"^The stage sft failed: CUDA went away. Its log: {directory / 'log.txt'}$"
     ):
@@ -87,7 +89,10 @@ def test_a_library_that_a_worker_lacks_is_named(tree: Path, directory: Path) -> 
     (tree / "tasks" / "programs" / "sft.py").write_text("import no_such_torch.nn\n")
     with pytest.raises(
         InputError,
-        match=r"The stage sft needs no_such_torch, not installed where it runs: pip install 'alignflow\[train\]' there",
+        match=(
+            r"The stage sft needs no_such_torch, not installed where it runs: pip install "
+            r"'alignflow\[train\]' there"
+        ),
     ):
         run_program("sft", directory, Machine())
 
@@ -110,7 +115,7 @@ def test_any_other_end_is_a_failure(tree: Path, directory: Path, program: str, c
 def test_whatever_is_raised_meanwhile_the_program_and_its_children_are_killed(
     tree: Path, directory: Path
 ) -> None:
-    fake_tree.misbehave(tree, "sft", "spawn")
+    fake_programs.misbehave(tree, "sft", "spawn")
 
     def interrupt(line: dict) -> None:
         raise KeyboardInterrupt
@@ -118,11 +123,11 @@ def test_whatever_is_raised_meanwhile_the_program_and_its_children_are_killed(
     with pytest.raises(KeyboardInterrupt):
         run_program("sft", directory, Machine(), on_step=interrupt)
     child = int((directory / "child.pid").read_text())
-    await_(lambda: not is_alive(child))
+    wait_until(lambda: not is_alive(child))
 
 
 def test_an_interrupt_that_a_library_swallows_is_not_lost(tree: Path, directory: Path) -> None:
-    fake_tree.misbehave(tree, "sft", "slow")
+    fake_programs.misbehave(tree, "sft", "slow")
     swallowed: list[str] = []
 
     def swallow(line: dict) -> None:
@@ -145,7 +150,10 @@ def test_a_program_that_ignores_sigterm_is_killed(
 ) -> None:
     monkeypatch.setattr(launch, "GRACE_SECONDS", 0.2)
     program = "import json, signal, sys, time, os\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-    program += "open('pid', 'w').write(str(os.getpid()))\nopen('metrics.jsonl', 'w').write(json.dumps({'step': 1}) + '\\n')\ntime.sleep(600)\n"
+    program += (
+        "open('pid', 'w').write(str(os.getpid()))\nopen('metrics.jsonl', 'w').write(json.dumps({'step': "
+        "1}) + '\\n')\ntime.sleep(600)\n"
+    )
     (tree / "tasks" / "programs" / "sft.py").write_text(program)
 
     def interrupt(line: dict) -> None:
@@ -158,17 +166,23 @@ def test_a_program_that_ignores_sigterm_is_killed(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
 def test_a_program_dies_with_its_parent_even_on_kill_9(tree: Path, directory: Path) -> None:
-    program = "import os, time\nopen('pid.new', 'w').write(str(os.getpid()))\nos.rename('pid.new', 'pid')\ntime.sleep(600)\n"
+    program = (
+        "import os, time\nopen('pid.new', 'w').write(str(os.getpid()))\nos.rename('pid.new', 'pid')\n"
+        "time.sleep(600)\n"
+    )
     (tree / "tasks" / "programs" / "sft.py").write_text(program)
-    code = "import sys; from pathlib import Path; from tasks.execution import launch, program_forks; from tasks.config.machine import Machine\n"
+    code = (
+        "import sys; from pathlib import Path; from tasks.execution import launch, program_forks; from "
+        "tasks.config.machine import Machine\n"
+    )
     code += f"program_forks.GPU_DEVICES = {program_forks.GPU_DEVICES!r}\n"
     code += "launch.run_program('sft', Path(sys.argv[1]), Machine())"
     parent = subprocess.Popen([sys.executable, "-c", code, str(directory)], cwd=tree)
-    await_((directory / "pid").exists)
+    wait_until((directory / "pid").exists)
     program_pid = int((directory / "pid").read_text())
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
-    await_(lambda: not is_alive(program_pid))
+    wait_until(lambda: not is_alive(program_pid))
 
 
 def test_the_programs_libraries_are_quiet_and_stay_offline(tree: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tasks.system.locks import acquire, is_held, try_acquire
-from tests.support.fake_tree import await_
+from tests.support.fake_programs import wait_until
 
 HOLDER = (
     "import sys, time; from pathlib import Path; from tasks.system.locks import acquire\n"
@@ -45,7 +45,7 @@ def test_a_thread_waits_for_another_and_says_so_once(path: Path) -> None:
     with acquire(path):
         thread = threading.Thread(target=second)
         thread.start()
-        await_(lambda: bool(waits), 10)
+        wait_until(lambda: bool(waits), 10)
         order.append("first")
     thread.join(10)
     assert (waits, order) == (["wait"], ["first", "second"])

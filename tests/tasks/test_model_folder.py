@@ -1,4 +1,4 @@
-"""What lies in a model's folder must fit together: tokenizer and embeddings, and no adapter over the weights."""
+"""Test that a model's folder is consistent: tokenizer and embeddings, and no adapter beside the weights."""
 
 import json
 from collections.abc import Callable
@@ -19,7 +19,10 @@ from tasks.rlhf.models import loading, lora
 from tasks.system.errors import InputError
 from tests.support import tiny
 
-ONE_MORE = r"has 1 tokens without an embedding, first '<\|im_start\|>' with the id 320, and the model has 320 embeddings: .*resize_token_embeddings"
+ONE_MORE = (
+    r"has 1 tokens without an embedding, first '<\|im_start\|>' with the id 320, and the model has 320 "
+    r"embeddings: .*resize_token_embeddings"
+)
 PROGRAMS: list[tuple[str, Callable[[Any, Run], None], Any]] = [
     ("sft", sft.train, SftJob),
     ("merge", merge.merge, MergeJob),
@@ -32,7 +35,7 @@ PROGRAMS: list[tuple[str, Callable[[Any, Run], None], Any]] = [
 
 
 def add(tokenizer: PreTrainedTokenizerBase, what: str) -> PreTrainedTokenizerBase:
-    """The tokenizer with one more token than the model has embeddings."""
+    """Add one more token to the tokenizer than the model has embeddings."""
     if what == "special":
         tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
     elif what == "plain":
@@ -96,7 +99,7 @@ def test_every_stage_refuses_it(
         "reward": tmp_path,
     }
     settings = {"seed": 0, "text": {}, "source": {"kind": "shell-site"}, stage: {}}
-    run = Run(tiny.prepare(tmp_path / stage, stage, {}, inputs))
+    run = Run(tiny.write_job(tmp_path / stage, stage, {}, inputs))
     with pytest.raises(InputError, match=ONE_MORE):
         program(
             job.model_validate({name: value for name, value in settings.items() if name in job.model_fields}),

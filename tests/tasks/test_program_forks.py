@@ -1,4 +1,6 @@
-"""The fork server: programs start without their imports, and nothing outlives whoever asked for it."""
+"""Test the fork server: programs start without their imports, and nothing outlives the process that asked
+for it.
+"""
 
 import json
 import os
@@ -14,20 +16,26 @@ from tasks.config.machine import Machine
 from tasks.execution import program_environment, program_forks
 from tasks.execution.launch import run_program
 from tasks.system.errors import StageFailed
-from tests.support import fake_tree
-from tests.support.fake_tree import await_, is_alive
+from tests.support import fake_programs
+from tests.support.fake_programs import is_alive, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the fork server is for Linux")
 
 WHO = "import json, os, sys\nfrom pathlib import Path\n"
-WHO += "Path('who.json').write_text(json.dumps([os.getppid(), os.getpid(), os.getpgid(0), sys.argv, os.environ.get('OMP_NUM_THREADS')]))\n"
+WHO += (
+    "Path('who.json').write_text(json.dumps([os.getppid(), os.getpid(), os.getpgid(0), sys.argv, "
+    "os.environ.get('OMP_NUM_THREADS')]))\n"
+)
 WHO += "Path('done').write_text('')\nprint('I ran')\n"
-HANGS = "import os, time\nopen('pid.new', 'w').write(str(os.getpid()))\nos.rename('pid.new', 'pid')\ntime.sleep(600)\nimport torch\n"
+HANGS = (
+    "import os, time\nopen('pid.new', 'w').write(str(os.getpid()))\nos.rename('pid.new', 'pid')\n"
+    "time.sleep(600)\nimport torch\n"
+)
 
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    made = fake_tree.make_tree(tmp_path / "tree")
+    made = fake_programs.make_tree(tmp_path / "tree")
     monkeypatch.setattr(program_environment, "ROOT", made)
     monkeypatch.setattr(program_forks, "GPU_DEVICES", ())
     yield made
@@ -72,7 +80,7 @@ def test_another_environment_gets_another_server(tree: Path, directory: Path) ->
     run_program("sft", directory, Machine(threads=2))
     assert who(directory)[0] != first
     assert who(directory)[4] == "2"
-    await_(lambda: not is_alive(first))
+    wait_until(lambda: not is_alive(first))
 
 
 def test_a_program_is_the_code_of_its_own_start_not_of_the_servers(tree: Path, directory: Path) -> None:
@@ -80,7 +88,10 @@ def test_a_program_is_the_code_of_its_own_start_not_of_the_servers(tree: Path, d
     material.write_text("WORD = 'old'\n")
     write(
         tree,
-        "from pathlib import Path\nfrom tasks.rlhf.word import WORD\nPath('word').write_text(WORD)\nPath('done').write_text('')\n",
+        (
+            "from pathlib import Path\nfrom tasks.rlhf.word import WORD\nPath('word').write_text(WORD)\n"
+            "Path('done').write_text('')\n"
+        ),
     )
     run_program("sft", directory, Machine())
     assert (directory / "word").read_text() == "old"
@@ -139,7 +150,7 @@ def test_every_end_has_the_status_that_an_interpreter_would_give(
     with (directory / "log.txt").open("ab") as log:
         child = program_forks.start("sft", directory, (log.fileno(),))
     assert child is not None
-    await_(lambda: child.poll() is not None)
+    wait_until(lambda: child.poll() is not None)
     assert child.poll() == status
     assert (directory / "log.txt").read_text().endswith(text)
 
@@ -155,7 +166,7 @@ def test_a_program_keeps_what_it_inherits_open(tree: Path, directory: Path) -> N
     os.set_blocking(reader, False)
     with pytest.raises(BlockingIOError):  # still open at the program's side
         os.read(reader, 1)
-    await_(lambda: child.poll() is not None)
+    wait_until(lambda: child.poll() is not None)
     assert os.read(reader, 1) == b""
     os.close(reader)
 
@@ -166,7 +177,7 @@ def test_a_killed_server_takes_its_program_along_and_the_next_program_gets_a_new
     write(tree, HANGS)
 
     def kill_the_server() -> int:
-        await_((directory / "pid").exists)
+        wait_until((directory / "pid").exists)
         pid = int((directory / "pid").read_text())
         parent = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
         os.kill(parent, signal.SIGKILL)
@@ -177,9 +188,9 @@ def test_a_killed_server_takes_its_program_along_and_the_next_program_gets_a_new
         child = program_forks.start("sft", directory, (log.fileno(),))
     assert child is not None
     pid = kill_the_server()
-    await_(lambda: child.poll() is not None)
+    wait_until(lambda: child.poll() is not None)
     assert child.poll() == -signal.SIGKILL
-    await_(lambda: not is_alive(pid))
+    wait_until(lambda: not is_alive(pid))
     write(tree, WHO)
     run_program("sft", directory, Machine())
     assert who(directory)[0] != os.getpid()
@@ -193,13 +204,16 @@ def test_a_failure_under_the_server_names_its_cause(tree: Path, directory: Path)
 
 def test_server_and_program_die_with_whoever_asked_even_on_kill_9(tree: Path, directory: Path) -> None:
     write(tree, HANGS)
-    code = "import sys; from pathlib import Path; from tasks.execution import launch, program_forks; from tasks.config.machine import Machine\n"
+    code = (
+        "import sys; from pathlib import Path; from tasks.execution import launch, program_forks; from "
+        "tasks.config.machine import Machine\n"
+    )
     code += "program_forks.GPU_DEVICES = ()\nlaunch.run_program('sft', Path(sys.argv[1]), Machine())"
     parent = subprocess.Popen([sys.executable, "-c", code, str(directory)], cwd=tree)
-    await_((directory / "pid").exists)
+    wait_until((directory / "pid").exists)
     pid = int((directory / "pid").read_text())
     server = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
     assert server != parent.pid
     parent.kill()
     parent.wait()
-    await_(lambda: not is_alive(pid) and not is_alive(server))
+    wait_until(lambda: not is_alive(pid) and not is_alive(server))

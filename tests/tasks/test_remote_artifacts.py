@@ -1,4 +1,4 @@
-"""The far tier: two homes that share nothing but MLflow."""
+"""Test artifacts in MLflow: two homes that share nothing else."""
 
 import json
 import shutil
@@ -20,12 +20,12 @@ from tasks.system.errors import InputMissing
 from tasks.tracking import remote_artifacts, runs
 from tasks.tracking.client import Tracker
 from tasks.tracking.remote_artifacts import find_published, locate, publish
-from tests.support import fake_tree
+from tests.support import fake_programs
 
 
 @pytest.fixture(scope="module")
 def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of one tracker for all tests here: making its database takes seconds."""
+    """Create one tracker for all tests here: creating its database takes seconds."""
     return tmp_path_factory.mktemp("mlflow")
 
 
@@ -38,8 +38,8 @@ def tracker(mlflow: Path) -> Tracker:
 def machine(
     mlflow: Path, tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[str], Path]:
-    """Be a machine with a home of its own; gives the home."""
-    made = fake_tree.make_tree(tmp_path / "tree")
+    """Switch to a machine with a home of its own; return the home."""
+    made = fake_programs.make_tree(tmp_path / "tree")
     monkeypatch.setattr(program_environment, "ROOT", made)
     monkeypatch.setattr(code_version, "ROOT", made)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow / 'mlflow.db'}")
@@ -69,7 +69,7 @@ def files(folder: Path) -> set[str]:
 
 
 def stored_in_mlflow(tracker: Tracker, key: str, name: str) -> Path:
-    """The file behind an artifact in MLflow."""
+    """Return the file of an artifact in MLflow."""
     found = find_published(tracker, key)
     assert found
     uri = tracker._mlflow.get_run(found.run_id).info.artifact_uri

@@ -1,4 +1,4 @@
-"""Checkpoints of a running stage in MLflow: taken while the program writes on, restored elsewhere, never half of one."""
+"""Test checkpoints in MLflow: uploaded while the program writes on, restored elsewhere, never partial."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ def run(home: Path, tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> Tracke
 
 
 def at_step(directory: Path, step: int) -> Path:
-    """A stage's folder whose newest checkpoint is of ``step``."""
+    """Create a stage's folder whose newest checkpoint is of ``step``."""
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
     folder = directory / "checkpoints" / f"step-{step:08d}"
     folder.mkdir(parents=True)
@@ -46,7 +46,7 @@ def at_step(directory: Path, step: int) -> Path:
 
 
 def resumed(run: TrackedRun) -> TrackedRun:
-    """The same run as the next machine sees it."""
+    """Return the same run as the next machine sees it."""
     found = run.tracker.run(str(run.run_id))
     assert found
     return TrackedRun(run.tracker, run.run_id, resumed=True, tags=found.tags)

@@ -1,4 +1,4 @@
-"""run_stage: hits, rebuilding, resuming, racing; with real processes and the real contract."""
+"""Test run_stage with real processes: cache hits, rebuilding, resuming, concurrent runs."""
 
 import json
 import os
@@ -21,14 +21,14 @@ from tasks.execution import program_environment, program_forks
 from tasks.execution.run_stage import RunContext, run_stage
 from tasks.system import events
 from tasks.system.errors import InputError, StageFailed
-from tests.support import fake_tree
+from tests.support import fake_programs
 
 SEAT = RunContext(Machine(checkpoint_steps=1))
 
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    made = fake_tree.make_tree(tmp_path / "tree")
+    made = fake_programs.make_tree(tmp_path / "tree")
     monkeypatch.setattr(program_environment, "ROOT", made)
     monkeypatch.setattr(code_version, "ROOT", made)
     monkeypatch.setenv("ALIGNFLOW_HOME", str(tmp_path / "home"))
@@ -65,7 +65,7 @@ def run(tree: Path, **settings: object) -> Artifact:
 def test_the_second_time_nothing_runs(tree: Path, store: Store, heard: list[str]) -> None:
     first = run(tree)
     assert heard == ["start", *["step"] * 5, "built"]
-    fake_tree.misbehave(tree, "ppo", "fail")
+    fake_programs.misbehave(tree, "ppo", "fail")
     second = run(tree)
     assert heard[-2:] == ["start", "reused"]
     assert (first["cached"], second["cached"]) == (False, True)
@@ -76,7 +76,7 @@ def test_the_second_time_nothing_runs(tree: Path, store: Store, heard: list[str]
 
 
 def test_a_programs_warning_is_said_when_its_artifact_is_built_and_whenever_it_is_used(tree: Path) -> None:
-    fake_tree.misbehave(tree, "ppo", "warn")
+    fake_programs.misbehave(tree, "ppo", "warn")
     said: list[str] = []
     unlisten = events.listen(
         lambda event: said.append(event.about["text"]) if event.kind == "warning" else None
@@ -90,12 +90,12 @@ def test_a_programs_warning_is_said_when_its_artifact_is_built_and_whenever_it_i
 
 def test_changed_settings_code_or_input_build_anew(tree: Path) -> None:
     keys = {run(tree)["key"], run(tree, seed=1)["key"], run(tree, ppo={"steps": 3})["key"]}
-    fake_tree.write_program(tree, "ppo", more="X = 1")
+    fake_programs.write_program(tree, "ppo", more="X = 1")
     keys.add(run(tree)["key"])
     (tree / "deployments" / "more.txt").write_text("more")
     keys.add(run(tree)["key"])
     assert len(keys) == 5
-    fake_tree.write_program(tree, "ppo", more="X = 1  # the same")
+    fake_programs.write_program(tree, "ppo", more="X = 1  # the same")
     assert run(tree)["cached"]
 
 
@@ -126,14 +126,14 @@ print(test_run_stage.run(Path(sys.argv[1]))["cached"], flush=True)
 
 
 def start(tree: Path, store: Store) -> "subprocess.Popen[str]":
-    """The same stage in another process."""
-    environment = fake_tree.environment(tree, store.root)
-    command = [sys.executable, "-c", RUN, str(tree), str(fake_tree.ROOT)]
+    """Start the same stage in another process."""
+    environment = fake_programs.environment(tree, store.root)
+    command = [sys.executable, "-c", RUN, str(tree), str(fake_programs.ROOT)]
     return subprocess.Popen(command, cwd=tree, env=environment, stdout=subprocess.PIPE, text=True)
 
 
 def test_two_that_want_the_same_build_it_once(tree: Path, store: Store) -> None:
-    fake_tree.misbehave(tree, "ppo", "slow")
+    fake_programs.misbehave(tree, "ppo", "slow")
     racing = [start(tree, store), start(tree, store)]
     said = sorted(process.communicate(timeout=60)[0].strip() for process in racing)
     assert said == ["False", "True"]
@@ -144,7 +144,7 @@ def test_kill_9_leaves_no_lock_and_the_next_run_resumes_to_the_same_bytes(
 ) -> None:
     uninterrupted = run(tree)
     os.rename(store.entry("ppo", uninterrupted["key"]), tree / "aside")
-    fake_tree.misbehave(tree, "ppo", "hang-at 3")
+    fake_programs.misbehave(tree, "ppo", "hang-at 3")
     partial = store.partial(uninterrupted["key"])
     process = start(tree, store)
     deadline = time.monotonic() + 30
@@ -157,7 +157,7 @@ def test_kill_9_leaves_no_lock_and_the_next_run_resumes_to_the_same_bytes(
     killed = time.monotonic()
     with store.lock(uninterrupted["key"]):  # the program has it until it, too, is gone
         assert time.monotonic() - killed < 20
-    fake_tree.misbehave(tree, "ppo", "")
+    fake_programs.misbehave(tree, "ppo", "")
     heard.clear()
     steps: list[int] = []
     unlisten = events.listen(
@@ -181,12 +181,12 @@ def test_a_finished_program_is_committed_without_running_it_again(
         patched.setattr(Store, "commit", die)
         with pytest.raises(KeyboardInterrupt):
             run(tree)
-    fake_tree.misbehave(tree, "ppo", "fail")
+    fake_programs.misbehave(tree, "ppo", "fail")
     assert run(tree)["metrics"]["ppo.kl"] == 0.5
 
 
 def test_bad_input_leaves_nothing_behind(tree: Path, store: Store, heard: list[str]) -> None:
-    fake_tree.misbehave(tree, "ppo", "input")
+    fake_programs.misbehave(tree, "ppo", "input")
     with pytest.raises(InputError):
         run(tree)
     assert heard[-1] == "failed"
@@ -195,17 +195,17 @@ def test_bad_input_leaves_nothing_behind(tree: Path, store: Store, heard: list[s
 
 
 def test_a_failed_stage_leaves_its_log_and_is_tried_again(tree: Path, store: Store) -> None:
-    fake_tree.misbehave(tree, "ppo", "fail")
+    fake_programs.misbehave(tree, "ppo", "fail")
     with pytest.raises(StageFailed):
         run(tree)
     assert (store.partial(step(tree).recipe.key) / "log.txt").exists()
     assert not (store.root / "objects").exists()
-    fake_tree.misbehave(tree, "ppo", "")
+    fake_programs.misbehave(tree, "ppo", "")
     assert not run(tree)["cached"]
 
 
 def test_the_job_a_program_reads(tree: Path, store: Store) -> None:
-    fake_tree.misbehave(tree, "ppo", "fail")
+    fake_programs.misbehave(tree, "ppo", "fail")
     with pytest.raises(StageFailed):
         run(tree, ppo={"steps": 7})
     job = json.loads((store.partial(step(tree, ppo={"steps": 7}).recipe.key) / "job.json").read_text())

@@ -1,4 +1,6 @@
-"""Names of states: Prefect's pages list and filter runs by a fixed set of names, and never show a run in a state of another."""
+"""Test that every state's name is one of those that Prefect's pages list and filter by; others are never
+shown.
+"""
 
 import ast
 import importlib
@@ -28,7 +30,7 @@ STATES = ("State", "Completed", "Failed", "Crashed", "Cancelled", "Scheduled", "
 
 
 def listed() -> set[str]:
-    """The names that the filter of Prefect's V1 pages knows, read from the pages themselves."""
+    """Return the names that the filter of Prefect's V1 pages knows, read from the pages themselves."""
     scripts = Path(prefect.__ui_static_path__, "assets").glob("*.js")
     lists = [
         found
@@ -39,7 +41,7 @@ def listed() -> set[str]:
 
 
 def chosen() -> Iterator[tuple[str, str]]:
-    """Every name that our code gives to a state, with its place."""
+    """Return every name that our code gives to a state, with its place."""
     for path in [*ROOT.glob("flows/**/*.py"), *ROOT.glob("tasks/**/*.py")]:
         for call in [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]:
             if isinstance(call.func, ast.Name) and call.func.id in STATES:
@@ -48,7 +50,7 @@ def chosen() -> Iterator[tuple[str, str]]:
 
 
 def values(path: Path, expression: ast.expr) -> Iterator[str]:
-    """The strings that an expression can be: constants, also by name and in both branches."""
+    """Return the strings that an expression can be: constants, also by name and in both branches."""
     tests = {
         inner for node in ast.walk(expression) if isinstance(node, ast.IfExp) for inner in ast.walk(node.test)
     }

@@ -1,4 +1,4 @@
-"""The store: keys, verified look-ups, locks, commits."""
+"""Test the artifact store: keys, verified look-ups, locks, commits."""
 
 import json
 import os
@@ -287,7 +287,10 @@ def test_stages_of_an_earlier_version_are_named_until_they_are_rebuilt(
     store_as_of_before(store, "sft")
     store_as_of_before(store, "merge")
     store_as_of_before(store, "dpo")
-    sentence = "The stored artifacts of {} are of an earlier version of alignflow, whose keys are computed differently; they are rebuilt once"
+    sentence = (
+        "The stored artifacts of {} are of an earlier version of alignflow, whose keys are computed "
+        "differently; they are rebuilt once"
+    )
     assert explain_rebuilds(stages) == sentence.format("sft, merge")
     commit(store)
     assert explain_rebuilds(stages) == sentence.format("merge")

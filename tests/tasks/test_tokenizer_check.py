@@ -1,4 +1,4 @@
-"""A tokenizer or a template that no stage could use is refused before anything runs."""
+"""Test that a tokenizer or a template that no stage could use is refused before anything runs."""
 
 import subprocess
 from pathlib import Path
@@ -13,6 +13,8 @@ from tasks.execution import tokenizer_check
 from tasks.system.errors import InputError
 from tests.support import tiny
 from tests.support.chat_families import CHATML
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,10 @@ def with_template(base: Path, folder: Path, template: str | None) -> Path:
     [
         (None, "has no chat template: use text.template=question-answer$"),
         (
-            "{% if messages[0].role != 'system' %}{{ raise_exception('A system message is needed') }}{% endif %}",
+            (
+                "{% if messages[0].role != 'system' %}{{ raise_exception('A system message is needed') "
+                "}}{% endif %}"
+            ),
             r"\(A system message is needed\)",
         ),
         ("{{ messages[0].content }}{% endfor %}", "fails on a question"),

@@ -1,4 +1,4 @@
-"""MLflow through real stages: parents, children, resuming, reuse, and a tracker that is not there."""
+"""Test MLflow through real stages: parents, children, resuming, reuse, and a tracker that is down."""
 
 import os
 import pwd
@@ -26,7 +26,7 @@ from tasks.tracking import program_log, run_origin, runs, tracked_run
 from tasks.tracking.client import Tracker, process_tracker
 from tasks.tracking.run_notes import machine_and_home
 from tasks.tracking.tracked_run import TrackedRun
-from tests.support import fake_tree
+from tests.support import fake_programs
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +48,10 @@ def tracker(shared_tracker: Tracker, tree: Path) -> Tracker:
 
 @pytest.fixture
 def tree(shared_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A fake tree, and MLflow over one database for all tests here: making it takes seconds."""
-    made = fake_tree.make_tree(tmp_path / "tree")
+    """Create a tree of fake programs, and MLflow over one database for all tests here: creating it takes
+    seconds.
+    """
+    made = fake_programs.make_tree(tmp_path / "tree")
     monkeypatch.setattr(program_environment, "ROOT", made)
     monkeypatch.setattr(code_version, "ROOT", made)
     monkeypatch.setenv("ALIGNFLOW_HOME", str(shared_home))
@@ -103,7 +105,7 @@ def test_a_stage_is_a_child_with_settings_metrics_data_and_files(tree: Path, tra
     assert [point.step for point in client.get_metric_history(child.info.run_id, "loss")] == [1, 2, 3, 4, 5]
     assert child.data.metrics["gold_win_rate.data"] == 0.7
     assert child.data.metrics["gold_win_rate.data.low"] == 0.6
-    assert {found.dataset.name for found in child.inputs.dataset_inputs} == set(fake_tree.TABLES)
+    assert {found.dataset.name for found in child.inputs.dataset_inputs} == set(fake_programs.TABLES)
     files = {file.path for file in client.list_artifacts(child.info.run_id, artifact["key"])}
     assert f"{artifact['key']}/manifest.json" in files
     assert {file.path for file in client.list_artifacts(child.info.run_id)} == {artifact["key"], "log.txt"}
@@ -123,7 +125,7 @@ def test_a_reused_stage_points_to_the_run_that_built_it(tree: Path, tracker: Tra
 
 
 def test_a_crash_is_failed_and_the_resumed_stage_continues_its_run(tree: Path, tracker: Tracker) -> None:
-    fake_tree.misbehave(tree, "ppo", "hang-at 3")
+    fake_programs.misbehave(tree, "ppo", "hang-at 3")
 
     def kill_at_3(event: events.Event) -> None:
         if event.kind == "step" and event.about["line"]["step"] == 3:
@@ -135,7 +137,7 @@ def test_a_crash_is_failed_and_the_resumed_stage_continues_its_run(tree: Path, t
     unlisten()
     (crashed,) = children(tracker, first)
     assert (crashed.info.status, tracker._mlflow.get_run(first.run_id).info.status) == ("FAILED", "FAILED")
-    fake_tree.misbehave(tree, "ppo", "")
+    fake_programs.misbehave(tree, "ppo", "")
     with runs.pipeline_run(tracker, "two", {}) as second:
         run_stage(step(31), context(tracker, second))
     (resumed,) = children(tracker, second)
@@ -285,11 +287,11 @@ def test_links_lead_to_where_people_open_the_pages(tmp_path: Path, monkeypatch: 
     assert tracker.page("r").startswith("https://mlflow.example.org/#/experiments/")
 
 
-# ------------------------------------------------------------------------------------------------------ logs, names and origins
+# -------------------------------------------------------------------------- logs, names and origins
 
 
 def log_of(tracker: Tracker, run: Any, folder: Path) -> str:
-    """The log that MLflow has of a run."""
+    """Return the log that MLflow has of a run."""
     folder.mkdir()
     return Path(tracker._mlflow.download_artifacts(run.info.run_id, "log.txt", str(folder))).read_text()
 
@@ -297,7 +299,7 @@ def log_of(tracker: Tracker, run: Any, folder: Path) -> str:
 def test_a_failed_stage_leaves_its_log_in_mlflow_and_tells_its_last_lines(
     tree: Path, tracker: Tracker, heard: list[Any], tmp_path: Path
 ) -> None:
-    fake_tree.misbehave(tree, "ppo", "fail")
+    fake_programs.misbehave(tree, "ppo", "fail")
     with pytest.raises(StageFailed), runs.pipeline_run(tracker, "one", {}) as parent:
         run_stage(step(61), context(tracker, parent))
     (failed,) = children(tracker, parent)
@@ -311,7 +313,7 @@ def test_a_failed_stage_leaves_its_log_in_mlflow_and_tells_its_last_lines(
 def test_a_stopped_stage_leaves_its_log(
     tree: Path, tracker: Tracker, stopped_by: type[BaseException], tmp_path: Path
 ) -> None:
-    fake_tree.misbehave(tree, "ppo", "hang-at 3")
+    fake_programs.misbehave(tree, "ppo", "hang-at 3")
 
     def stop_at_3(event: events.Event) -> None:
         if event.kind == "step" and event.about["line"]["step"] == 3:
@@ -329,7 +331,7 @@ def test_a_stopped_stage_leaves_its_log(
 def test_a_refused_stage_leaves_its_log_in_mlflow_and_nothing_on_disk(
     tree: Path, tracker: Tracker, heard: list[Any], shared_home: Path, tmp_path: Path
 ) -> None:
-    fake_tree.misbehave(tree, "ppo", "input")
+    fake_programs.misbehave(tree, "ppo", "input")
     with pytest.raises(InputError), runs.pipeline_run(tracker, "one", {}) as parent:
         run_stage(step(64), context(tracker, parent))
     (refused,) = children(tracker, parent)

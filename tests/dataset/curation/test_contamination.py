@@ -1,4 +1,6 @@
-"""Texts that share words with an evaluation set: against runs compared one by one, and on real sets and posts."""
+"""Test that overlap with an evaluation set is found: against runs of words compared one by one, and on real
+sets.
+"""
 
 import gzip
 import hashlib
@@ -22,14 +24,17 @@ from tests.support.paths import SHARED
 
 DATA = SHARED / "data"
 BENCHMARKS = DATA / "benchmarks"
-ALPHABET = "Apple, banana; cherry date elderberry fig grape honeydew iris jackfruit kiwi lemon mango nectarine orange papaya"
+ALPHABET = (
+    "Apple, banana; cherry date elderberry fig grape honeydew iris jackfruit kiwi lemon mango nectarine "
+    "orange papaya"
+)
 WORDS = ALPHABET.split()
 EIGHT = " ".join(WORDS[:8])
 FILES = ("rows.jsonl", "rows.json", "rows.parquet", "rows.jsonl.gz", "rows.json.gz")
 
 
 def runs(texts: Iterable[str], n: int) -> set[tuple[str, ...]]:
-    """What grams() has the hashes of."""
+    """Return the runs of words that grams() hashes."""
     found = set()
     for words in (normalise_words(text).split() for text in texts):
         length = min(n, len(words))
@@ -48,7 +53,7 @@ def shares(text: str, held: set[tuple[str, ...]]) -> bool:
 
 
 def test_the_hash_of_a_run_by_hand() -> None:
-    """The sum of the words' hashes, each times an odd number, modulo 2^64: the same everywhere and always."""
+    """The sum of the words' hashes, each times an odd number, modulo 2^64."""
 
     def digest(word: str) -> int:
         return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big")

@@ -1,4 +1,6 @@
-"""Languages of texts: paragraphs written for this, what is no language, and posts of a real English site."""
+"""Test language detection: on paragraphs written for this, on texts that are no language, and on real
+posts.
+"""
 
 import subprocess
 import sys
@@ -16,27 +18,39 @@ from tests.support.paths import ROOT, SHARED
 
 DATA = SHARED / "data"
 PARAGRAPHS = {
-    "en": "How do I sort a list of objects by one of their attributes without writing a comparison function of my own? I have tried what the "
+    "en": "How do I sort a list of objects by one of their attributes without writing a comparison function "
+    "of my own? I have tried what the "
     "manual suggests, but the order comes out wrong as soon as two of them are equal.",
-    "de": "Wie sortiere ich eine Liste von Objekten nach einem ihrer Attribute, ohne selbst eine Vergleichsfunktion zu schreiben? Ich habe "
+    "de": "Wie sortiere ich eine Liste von Objekten nach einem ihrer Attribute, ohne selbst eine "
+    "Vergleichsfunktion zu schreiben? Ich habe "
     "versucht, was im Handbuch steht, aber die Reihenfolge stimmt nicht, sobald zwei davon gleich sind.",
-    "fr": "Comment trier une liste d'objets selon l'un de leurs attributs sans écrire moi-même une fonction de comparaison ? J'ai essayé ce que "
+    "fr": "Comment trier une liste d'objets selon l'un de leurs attributs sans écrire moi-même une fonction "
+    "de comparaison ? J'ai essayé ce que "
     "propose le manuel, mais l'ordre est faux dès que deux d'entre eux sont égaux.",
-    "es": "¿Cómo ordeno una lista de objetos por uno de sus atributos sin escribir yo mismo una función de comparación? He probado lo que dice "
+    "es": "¿Cómo ordeno una lista de objetos por uno de sus atributos sin escribir yo mismo una función de "
+    "comparación? He probado lo que dice "
     "el manual, pero el orden sale mal en cuanto dos de ellos son iguales.",
-    "pt": "Como faço para ordenar uma lista de objetos por um dos seus atributos sem escrever eu mesmo uma função de comparação? Tentei o que o "
+    "pt": "Como faço para ordenar uma lista de objetos por um dos seus atributos sem escrever eu mesmo uma "
+    "função de comparação? Tentei o que o "
     "manual sugere, mas a ordem sai errada assim que dois deles são iguais.",
-    "it": "Come posso ordinare un elenco di oggetti secondo uno dei loro attributi senza scrivere io stesso una funzione di confronto? Ho provato "
+    "it": "Come posso ordinare un elenco di oggetti secondo uno dei loro attributi senza scrivere io stesso "
+    "una funzione di confronto? Ho provato "
     "quello che suggerisce il manuale, ma l'ordine è sbagliato non appena due di essi sono uguali.",
-    "nl": "Hoe sorteer ik een lijst met objecten op een van hun eigenschappen zonder zelf een vergelijkingsfunctie te schrijven? Ik heb geprobeerd "
+    "nl": "Hoe sorteer ik een lijst met objecten op een van hun eigenschappen zonder zelf een "
+    "vergelijkingsfunctie te schrijven? Ik heb geprobeerd "
     "wat de handleiding voorstelt, maar de volgorde klopt niet meer zodra er twee gelijk zijn.",
-    "ru": "Как отсортировать список объектов по одному из их свойств, не создавая собственной функции сравнения? Я пробовал то, что советует "
+    "ru": "Как отсортировать список объектов по одному из их свойств, не создавая собственной функции "
+    "сравнения? Я пробовал то, что советует "
     "руководство, но порядок получается неверным, как только два из них равны.",
-    "ar": "كيف أرتب قائمة من الكائنات حسب إحدى خصائصها دون أن أكتب دالة مقارنة بنفسي؟ لقد جربت ما يقترحه الدليل، لكن الترتيب يصبح خاطئا عندما "
+    "ar": "كيف أرتب قائمة من الكائنات حسب إحدى خصائصها دون أن أكتب دالة مقارنة بنفسي؟ لقد جربت ما يقترحه "
+    "الدليل، لكن الترتيب يصبح خاطئا عندما "
     "يتساوى اثنان منها.",
-    "ja": "比較関数を自分で書かずに、オブジェクトのリストをその属性の一つで並べ替えるにはどうすればよいですか。マニュアルの方法を試しましたが、"
+    "ja": "比較関数を自分で書かずに、"
+    "オブジェクトのリストをその属性の一つで並べ替えるにはどうすればよいですか。"
+    "マニュアルの方法を試しましたが、"
     "二つが等しいと順序がおかしくなります。",
-    "zh": "如何按照对象的某个属性对列表进行排序，而不用自己编写比较函数？我试过手册里建议的方法，但是只要有两个对象相等，顺序就不对了。",
+    "zh": "如何按照对象的某个属性对列表进行排序，而不用自己编写比较函数？我试过手册里建议的方法，"
+    "但是只要有两个对象相等，顺序就不对了。",
 }
 CODE = "def first(the_list, key):\n    return min((one for one in the_list if one is not None), key=key)\n"
 URL = (
@@ -101,7 +115,7 @@ def test_too_little_language_is_left_open(text: str) -> None:
 
 
 def test_what_is_no_code_is_looked_at() -> None:
-    """A lone backtick, a fence's info string, text after a fence has ended, a line that begins with inline code."""
+    """A lone backtick, a fence's info string, text after a fence, a line that begins with inline code."""
     german = PARAGRAPHS["de"]
     for text in (
         f"Das ` ist: {german}",
@@ -175,7 +189,10 @@ def test_no_text_takes_long(part: str) -> None:
 
 
 def test_the_library_is_loaded_when_it_is_asked_for() -> None:
-    code = "import sys; from tasks.dataset.curation.language import language_of; assert 'py3langid' not in sys.modules; print(language_of('Was ist denn das hier?'))"
+    code = (
+        "import sys; from tasks.dataset.curation.language import language_of; "
+        "assert 'py3langid' not in sys.modules; print(language_of('Was ist denn das hier?'))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

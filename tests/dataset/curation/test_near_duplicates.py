@@ -1,15 +1,15 @@
-"""Prompts that say nearly the same: against all pairs compared one by one, on made-up texts and on every real set."""
+"""Test near-duplicate prompts: against all pairs compared one by one, on made-up texts and on every real
+set.
+"""
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.sparse import csr_matrix
 
 from tasks.dataset.curation import near_duplicates
 from tasks.dataset.curation.near_duplicates import jaccard
@@ -21,45 +21,10 @@ from tasks.dataset.sources.grouping import AnswerGroups
 from tasks.dataset.splits import normalise_words
 from tests.support.dumps import build_questions, iter_posts
 from tests.support.paths import SHARED
-from tests.support.split_assignments import assign_splits, groups
+from tests.support.split_assignments import assign_splits, connected_components, find_similar_pairs, groups
 
 DATA = SHARED / "data"
 SHARES = {"finetune": 0.34, "reward": 0.43, "rl": 0.1, "evaluation": 0.13}
-
-
-def alike(texts: list[str], threshold: float) -> set[tuple[int, int]]:
-    """Every pair (i < j) that is alike, by a product of matrices instead of sketches and sets."""
-    columns: dict[str, int] = {}
-    held = [
-        sorted({columns.setdefault(" ".join(run), len(columns)) for run in runs(text.split())})
-        for text in texts
-    ]
-    indices = np.concatenate([np.array(row, dtype=np.int64) for row in held])
-    pointers = np.concatenate([[0], np.cumsum([len(row) for row in held])])
-    matrix = csr_matrix((np.ones(len(indices)), indices, pointers), shape=(len(texts), len(columns)))
-    shared = (matrix @ matrix.T).tocoo()
-    sizes = np.array([len(row) for row in held])
-    index = shared.data / (sizes[shared.row] + sizes[shared.col] - shared.data)
-    return {
-        (int(i), int(j))
-        for i, j in zip(shared.row[index >= threshold], shared.col[index >= threshold], strict=True)
-        if i < j
-    }
-
-
-def runs(words: list[str]) -> list[tuple[str, ...]]:
-    return [tuple(words)] if len(words) < 3 else list(zip(words, words[1:], words[2:], strict=False))
-
-
-def components(count: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
-    first = list(range(count))
-    for _ in range(count):
-        before = list(first)
-        for i, j in pairs:
-            first[i] = first[j] = min(first[i], first[j])
-        if first == before:
-            break
-    return first
 
 
 def shingles(text: str) -> frozenset[int]:
@@ -113,7 +78,9 @@ def test_alike_texts_are_linked_through_others() -> None:
     st.sampled_from([0.7, 0.8, 0.9]),
 )
 def test_groups_are_those_of_all_pairs(texts: list[str], threshold: float) -> None:
-    assert groups(texts, threshold) == (components(len(texts), alike(texts, threshold)) if texts else [])
+    assert groups(texts, threshold) == (
+        connected_components(len(texts), find_similar_pairs(texts, threshold)) if texts else []
+    )
 
 
 def test_order_changes_no_group() -> None:
@@ -164,13 +131,13 @@ def test_no_near_duplicate_is_in_two_splits_of_a_real_set(name: str) -> None:
     ]
     prompts += [(number, text) for number, text in more if len(text.split()) > 30]
     splits = assign_splits(prompts, SHARES, alike=0.8)
-    pairs = alike([normalise_words(text) for _, text in prompts], 0.8)
+    pairs = find_similar_pairs([normalise_words(text) for _, text in prompts], 0.8)
     assert pairs
     assert [(prompts[i], prompts[j]) for i, j in pairs if splits[i] != splits[j]] == []
 
 
 def test_the_sketch_misses_what_the_documentation_says() -> None:
-    """1 - (1 - s^4)^32 of the pairs of index s share a band: s = 0.5 is nearly always seen, s = 0.2 hardly ever."""
+    """1 - (1 - s^4)^32 of the pairs of index s share a band: nearly all of s = 0.5, hardly any of s = 0.2."""
     seen = {}
     for shared, own in ((60, 30), (30, 60)):
         count = 0

@@ -1,4 +1,6 @@
-"""Personal data: what is found and what is not, one by one; everything else byte for byte, on made-up texts and on real posts."""
+"""Test the masking of personal data: what is found, what is not, and that everything else stays byte for
+byte.
+"""
 
 import re
 from collections import Counter
@@ -37,8 +39,14 @@ KEYS = {
     "jwt": "eyJhbGciOiJIUzI1NiJ9" + ".eyJzdWIiOiIxMjM0In0." + "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1g",
     "jwt, unsigned": "eyJhbGciOiJub25lIn0K" + ".eyJzdWIiOiIxMjM0In0.",
     "rsa": f"-----BEGIN RSA PRIVATE KEY-----\n{LINE}\n{LINE}\nAbc=\n-----END RSA PRIVATE KEY-----",
-    "encrypted": f"-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,0A\n\n{LINE}\n-----END RSA PRIVATE KEY-----",
-    "pgp": f"-----BEGIN PGP PRIVATE KEY BLOCK-----\nVersion: GnuPG v1\n\n{LINE}\n=aBc3\n-----END PGP PRIVATE KEY BLOCK-----",
+    "encrypted": (
+        f"-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,0A\n\n{LINE}\n"
+        "-----END RSA PRIVATE KEY-----"
+    ),
+    "pgp": (
+        f"-----BEGIN PGP PRIVATE KEY BLOCK-----\nVersion: GnuPG v1\n\n{LINE}\n=aBc3\n-----END PGP PRIVATE "
+        "KEY BLOCK-----"
+    ),
     "of one line": f"-----BEGIN PRIVATE KEY-----\\n{LINE}\\n{LINE}\\n-----END PRIVATE KEY-----",
     "in code": f'-----BEGIN EC PRIVATE KEY-----\\n" +\n    "{LINE}\\n" +\n    "-----END EC PRIVATE KEY-----',
 }
@@ -120,7 +128,7 @@ KEYED = [(secret, "key") for secret in KEYS.values()]
 FINDINGS = [*((text, "email") for text in EMAILS), *((text, "phone") for text in PHONES), *KEYED]
 
 AROUND = {  # texts around findings
-    "Mail [me@gmail.com](mailto:me@gmail.com?cc=you@there.org).": "Mail [<email>](mailto:<email>?cc=<email>).",
+    "Mail [me@gmail.com](mailto:me@gmail.com?cc=a@there.org).": "Mail [<email>](mailto:<email>?cc=<email>).",
     "_me@gmail.com_ **me@gmail.com** <me@gmail.com>": "_<email>_ **<email>** <<email>>",
     "Ask me@gmail.com.Thanks": "Ask <email>.Thanks",
     "邮箱me@gmail.com请,电话+442079460958,密钥"
@@ -136,23 +144,34 @@ AROUND = {  # texts around findings
     "+44 20 7946 0958 / +1 650 253 0000": "<phone> / <phone>",
     "+999999999999 or +44 20 7946 0958": "+999999999999 or <phone>",
     "+44 20 7946 0958+1 650 253 0000": "<phone><phone>",  # the second is seen only once the first is gone
-    f'id = "{AMAZON}"\naws_secret_access_key = "{AMAZON_SECRET}"': 'id = "<key>"\naws_secret_access_key = "<key>"',
-    f"{AMAZON} x{KEYS['github']} task-{LETTERS[:48]} hf_{'load_' * 9}": f"<key> x{KEYS['github']} task-{LETTERS[:48]} hf_{'load_' * 9}",
+    (
+        f'id = "{AMAZON}"\naws_secret_access_key = "{AMAZON_SECRET}"'
+    ): 'id = "<key>"\naws_secret_access_key = "<key>"',
+    (
+        f"{AMAZON} x{KEYS['github']} task-{LETTERS[:48]} hf_{'load_' * 9}"
+    ): f"<key> x{KEYS['github']} task-{LETTERS[:48]} hf_{'load_' * 9}",
     f"https://s3.amazonaws.com/a.pdf?AWSAccessKeyId={AMAZON}&Expires=1": "https://s3.amazonaws.com/a.pdf?AWSAccessKeyId=<key>&Expires=1",
-    f"> -----BEGIN PRIVATE KEY-----\n> {LINE}\n> {LINE}\n\nIt begins so. Why?": "> <key>\n\nIt begins so. Why?",
+    (
+        f"> -----BEGIN PRIVATE KEY-----\n> {LINE}\n> {LINE}\n\nIt begins so. Why?"
+    ): "> <key>\n\nIt begins so. Why?",
 }
 NOTHING = r"""
-git@github.com:org/repo.git | ssh -T git@github.com | ssh://git@github.com/org/repo | scp a me@there.org:/tmp/a | me@box.there.org:~$ ls
-@app.route | @me | @me@mastodon.social | <%@ Page.name %> | @media.print | SET @S=@my.id | [@Eric](http://there.org)
-me@example.com | Me@Sub.Example.ORG | me@there.example | root@localhost | me@there.test | abuse@yourdomain.com | me@192.168.0.1
-logo@2x.png | row@main.id.v2 | react@16.7.0.js | sha@1a2b3c.txt | this@Main.name | x@layer.to(1) | pbmc@meta.data | '%s@gmail.com' | $user@gmail.com
-https://medium.com/@me/a | https://medium.com/@a.name/b | https://www.flickr.com/photos/123@N00/4 | https://unpkg.com/vue@2.6.name/a
-https://www.google.com/maps/@28.3522484,77.5313176,12.81z | https://there.org/dev@python.org/1 | https://me:word@there.org/x
-https://me@bitbucket.org/me/a.git | http://maps.google.ru/maps?q=a%20@48.700888,44.52&z=7 | folding@home | Wireless@SG | me@ there.org
-a+442079460958 | (a)+442079460958 | 1+442079460958 | +1.2345678901 | [+48.858222123, +2.29] | +0530 | 2017-01-01T00:00:00+00:00 | C++11
-00442079460958 | 0012025550123 | 0x00 44 20 7946 0958 | 1.00 44 20 7946 0958 | 10:00 44 20 7946 0958 | 19 00 44 20 7946 0958 | +10000000000
-1.0.0044 | 00000000-0044-2079-4609-580000000000 | 020 7946 0958 | 1 650 253 0000 | x+1 - 1234567890 | 2001 +1 | 00:44:20 | +999999999999
-AKIA... | ghp_... | sk-fading-circle-and-then-some-more-x | task-management-of-all-the-things | hf_hub_download_of_a_very_long_name_of_a_function
+git@github.com:org/repo.git | ssh -T git@github.com | ssh://git@github.com/org/repo
+scp a me@there.org:/tmp/a | me@box.there.org:~$ ls | @app.route | @me | @me@mastodon.social
+<%@ Page.name %> | @media.print | SET @S=@my.id | [@Eric](http://there.org) | me@example.com
+Me@Sub.Example.ORG | me@there.example | root@localhost | me@there.test | abuse@yourdomain.com
+me@192.168.0.1 | logo@2x.png | row@main.id.v2 | react@16.7.0.js | sha@1a2b3c.txt | this@Main.name
+x@layer.to(1) | pbmc@meta.data | '%s@gmail.com' | $user@gmail.com | https://medium.com/@me/a
+https://medium.com/@a.name/b | https://www.flickr.com/photos/123@N00/4 | https://unpkg.com/vue@2.6.name/a
+https://www.google.com/maps/@28.3522484,77.5313176,12.81z | https://there.org/dev@python.org/1
+https://me:word@there.org/x | https://me@bitbucket.org/me/a.git
+http://maps.google.ru/maps?q=a%20@48.700888,44.52&z=7 | folding@home | Wireless@SG | me@ there.org
+a+442079460958 | (a)+442079460958 | 1+442079460958 | +1.2345678901 | [+48.858222123, +2.29] | +0530
+2017-01-01T00:00:00+00:00 | C++11 | 00442079460958 | 0012025550123 | 0x00 44 20 7946 0958
+1.00 44 20 7946 0958 | 10:00 44 20 7946 0958 | 19 00 44 20 7946 0958 | +10000000000 | 1.0.0044
+00000000-0044-2079-4609-580000000000 | 020 7946 0958 | 1 650 253 0000 | x+1 - 1234567890 | 2001 +1
+00:44:20 | +999999999999 | AKIA... | ghp_... | sk-fading-circle-and-then-some-more-x
+task-management-of-all-the-things | hf_hub_download_of_a_very_long_name_of_a_function
 """
 NONE = [text for line in NOTHING.strip().splitlines() for text in line.split(" | ")]
 NONE += ["a" * 80 + "@there.org", "NAKIA" + "A" * 16, "eyJhbGciOiJIUzI1NiJ9"]
@@ -198,7 +217,7 @@ def test_what_is_none_stays(text: str) -> None:
 
 
 def test_what_is_in_a_number_is_no_number_of_its_own() -> None:
-    """No number of today has a second lead inside; a pattern that finds one shows what would happen."""
+    """No phone number in use has a second prefix inside; a made-up pattern shows what would happen."""
     assert personal_data._mask_phones("+49 30 1 650 253 0000!", re.compile(r"\+|0"), Counter()) == "<phone>!"
 
 
@@ -277,7 +296,7 @@ def test_masking_again_changes_nothing_and_only_findings_change(text: str) -> No
     ids=lambda text: text[:12],
 )
 def test_no_text_takes_long(text: str) -> None:
-    """Milliseconds; patterns that go back over what they have read would take hours."""
+    """Milliseconds each; patterns with exponential backtracking would take hours."""
     mask_personal_data(text)
 
 
@@ -291,7 +310,7 @@ REAL = {
 @pytest.mark.skipif(not DUMPS.is_dir(), reason="the real data of shared/data is not on this machine")
 @pytest.mark.parametrize("name", REAL)
 def test_real_posts(name: str) -> None:
-    """Each of these findings has been looked at; the libraries' lists of numbers and domains change slowly."""
+    """Each finding was checked by hand; the libraries' lists of numbers and domains change slowly."""
     counted: Counter[str] = Counter()
     for post in iter_posts(DUMPS / name):
         text = to_markdown(post.body)

@@ -1,4 +1,4 @@
-"""Dumps as they are published: 7z archives, read without unpacking."""
+"""Test reading 7z archives, the format in which dumps are published, without unpacking them."""
 
 import io
 import random

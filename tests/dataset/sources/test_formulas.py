@@ -1,4 +1,6 @@
-"""Formulas, regular expressions and paths stay byte for byte on the way to Markdown; code, links and headings beside them stay what they are."""
+"""Test that formulas, regular expressions and paths stay byte for byte in Markdown, and their neighbours
+too.
+"""
 
 import html
 import re

@@ -1,4 +1,6 @@
-"""HTML to Markdown: what it promises, read back by another program's Markdown parser from random texts, and every code block of real posts."""
+"""Test HTML to Markdown: read back by another program's parser from random texts, and on code blocks of
+real posts.
+"""
 
 import html
 import re
@@ -33,7 +35,7 @@ def nodes(text: str, kind: str) -> list[SyntaxTreeNode]:
     return [node for node in tree_of(text).walk() if node.type == kind]
 
 
-# ------------------------------------------------------------------------------------------------------------------------- code
+# --------------------------------------------------------------------------------------------- code
 
 TRICKY = [
     "`",
@@ -108,7 +110,8 @@ def test_a_code_block_in_other_words() -> None:
     assert to_markdown('<pre><code class="lang-python">x\n</code></pre>') == "```python\nx\n```"
     assert (
         to_markdown(
-            '<pre class="s-code-block"><code class="hljs language-py"><span class="k">def</span> x</code></pre>'
+            '<pre class="s-code-block"><code class="hljs language-py"><span class="k">def</span> '
+            "x</code></pre>"
         )
         == "```py\ndef x\n```"
     )
@@ -154,7 +157,7 @@ def test_every_code_block_of_real_posts_survives(dump: str) -> None:
     )  # the others are converted the quick way
 
 
-# -------------------------------------------------------------------------------------------------------------------- structure
+# ---------------------------------------------------------------------------------------- structure
 
 Block = tuple[Any, ...]  # its kind, then its text or what is in it
 WORDS = st.lists(st.text(string.ascii_lowercase, min_size=1, max_size=5), min_size=1, max_size=3).map(
@@ -168,7 +171,7 @@ LEAVES = st.one_of(
 
 
 def apart(blocks: list[Block]) -> list[Block]:
-    """Blocks with a paragraph before each, as two lists or quotes in a row are one in Markdown."""
+    """Return the blocks with a paragraph before each: two lists or quotes in a row are one in Markdown."""
     return [part for block in blocks for part in (("paragraph", "x"), block)]
 
 
@@ -183,7 +186,7 @@ def around(inner: st.SearchStrategy[Block]) -> st.SearchStrategy[Block]:
 
 
 def html_of(block: Block) -> str:
-    """A block as Stack Exchange writes it."""
+    """Return a block as Stack Exchange writes it."""
     kind, inner, *start = block
     if kind in ("paragraph", "heading"):
         tag = "p" if kind == "paragraph" else "h2"
@@ -197,7 +200,7 @@ def html_of(block: Block) -> str:
 
 
 def block_of(node: SyntaxTreeNode) -> Block:
-    """What the Markdown parser found, in the form of a block."""
+    """Return what the Markdown parser found, in the form of a block."""
     if node.type in ("paragraph", "heading"):
         return node.type, node.children[0].content
     if node.type == "fence":
@@ -261,7 +264,10 @@ def test_links_and_images_keep_address_and_words(address: str, label: str, image
         ),
         ("<p><sub><sup>1</sup> A <em>note</em> in small print</sub></p>", "^1 A *note* in small print"),
         (
-            "<p>a.<sup>1</sup> b <sup>2,3</sup> <sup>[4]</sup> <sup>1</sup>/<sub>2</sub></p><p><sup>1</sup> c</p>",
+            (
+                "<p>a.<sup>1</sup> b <sup>2,3</sup> <sup>[4]</sup> <sup>1</sup>/<sub>2</sub></p><p><sup>"
+                "1</sup> c</p>"
+            ),
             "a.^1 b ^2,3 [4] 1/2\n\n^1 c",
         ),
         ('<h2>a <img src="i.png" alt="b"> c</h2>', "## a ![b](i.png) c"),
@@ -281,9 +287,12 @@ def test_the_tags_of_stack_exchange(body: str, expected: str) -> None:
     assert to_markdown(body) == expected
 
 
-# ------------------------------------------------------------------------------------------------------------- the library beneath
+# ------------------------------------------------------------------------------ the library beneath
 
-TAGS = "p a li ul ol b i em strong code br img blockquote hr pre sub sup kbd del h2 div span table tr th td details summary svg script".split()
+TAGS = (
+    "p a li ul ol b i em strong code br img blockquote hr pre sub sup kbd del h2 div span table tr th td "
+    "details summary svg script"
+).split()
 USUAL = "p a li ul ol b em code br blockquote hr pre kbd h2".split()
 TEXTS = [
     "x",
@@ -364,7 +373,8 @@ def test_text_in_a_thousand_tags_is_there() -> None:
 
 @given(SOUP | st.text())
 @example(
-    '<ul><li>a<ul><li>b</li></ul></li></ul><h2>c</h2><pre>d</pre>e<br>f<a href="g h">i</a><img src="data:j"><mark>k</mark> <title>l</title>'
+    '<ul><li>a<ul><li>b</li></ul></li></ul><h2>c</h2><pre>d</pre>e<br>f<a href="g h">i</a><img '
+    'src="data:j"><mark>k</mark> <title>l</title>'
 )
 def test_the_binding_does_what_the_public_function_does(body: str) -> None:
     body = body.replace("\0", "")
@@ -377,7 +387,7 @@ def test_the_binding_does_what_the_public_function_does(body: str) -> None:
 
 @st.composite
 def posts(draw: st.DrawFn) -> str:
-    """Well-formed HTML of the tags that are converted the quick way, with numbered words."""
+    """Return well-formed HTML of the tags that are converted the quick way, with numbered words."""
     parts: list[str] = []
     opened: list[str] = []
     for number, step in enumerate(draw(st.lists(st.integers(0, 9), max_size=30))):

@@ -1,4 +1,4 @@
-"""A user's own rows: columns that say the same, that turn a row round, that lie deeper, and that nothing reads."""
+"""Test a user's own rows: synonymous columns, columns that swap the sides, nested columns, unused columns."""
 
 import json
 import time
@@ -27,10 +27,10 @@ from tasks.dataset.sources.grouping import AnswerGroups
 from tasks.dataset.sources.row_warnings import RowWarnings
 from tasks.dataset.splits import is_test
 from tasks.system.errors import InputError
-from tests.dataset.sources.test_sources import as_rows, asked, message, prepared, table
+from tests.support.data_sets import as_rows, chat_message, questions_of, read_table, run_data_program
 
 ASKED = "How does one clean a kettle?"
-U, A, S = (lambda text, role=role: message(role, text) for role in ("user", "assistant", "system"))
+U, A, S = (lambda text, role=role: chat_message(role, text) for role in ("user", "assistant", "system"))
 
 
 def take(
@@ -40,7 +40,7 @@ def take(
     found = own_rows.group_rows(
         as_rows(*fields, file=file), bad, Columns(**columns), site="mine", licence="", warnings=seen
     )
-    return asked(found), bad, seen
+    return questions_of(found), bad, seen
 
 
 def pairs_in(question: Question) -> set[tuple[str, str]]:
@@ -48,7 +48,7 @@ def pairs_in(question: Question) -> set[tuple[str, str]]:
     return {(texts[i], texts[j]) for i, j in draw_pairs(question, max_pairs=10, seed=0)}
 
 
-# ------------------------------------------------------------------------------------------------------- columns that say the same
+# ------------------------------------------------------------------------ columns that say the same
 
 HELLO = [U("hi"), A("hello")]
 
@@ -128,7 +128,7 @@ def test_a_prompt_that_all_answers_begin_with_is_taken_off_them() -> None:
     ) == ["rows whose answers are equal (columns 'chosen' and 'rejected')"]
 
 
-# -------------------------------------------------------------------------------------------- columns that turn a row's meaning round
+# ---------------------------------------------------------- columns that turn a row's meaning round
 
 KTO = {"prompt": ASKED, "completion": "Do not."}
 
@@ -216,7 +216,10 @@ def test_a_comparison_with_a_label_that_nothing_reads_is_refused(column: str, va
     questions, bad, _ = take(row)
     assert questions == []
     assert list(bad.reasons) == [
-        f"rows whose column '{column}' may turn their meaning round (name it in source.scores or source.label, or in source.ignored if it does not)"
+        (
+            f"rows whose column '{column}' may turn their meaning round (name it in source.scores or "
+            "source.label, or in source.ignored if it does not)"
+        )
     ]
     assert take(row, ignored=(column,))[1].reasons == {}
     assert take(row | {column: None})[1].reasons == {}, "a column that holds nothing decides nothing"
@@ -338,7 +341,7 @@ def test_two_different_system_messages_are_refused() -> None:
     ) == ["rows with two system messages (column 'system')"]
 
 
-# ------------------------------------------------------------------------------------------------------------------------ messages
+# ----------------------------------------------------------------------------------------- messages
 
 CHAT = [U("q"), A("a")]
 
@@ -409,7 +412,7 @@ def test_an_answer_in_brackets_is_a_text(text: str) -> None:
     assert question.answers[0].text == text
 
 
-# ------------------------------------------------------------------------------------------------- nested columns, numbers, nothing
+# ----------------------------------------------------------------- nested columns, numbers, nothing
 
 
 @pytest.mark.parametrize(
@@ -496,7 +499,7 @@ def test_ranks_are_no_scores_until_their_user_says_so() -> None:
     assert pairs_in(take(fields, scores="rank", scores_are_ranks=False)[0][0]) == {("b", "a")}
 
 
-# ------------------------------------------------------------------------------------------------------- which side is the better one
+# --------------------------------------------------------------------- which side is the better one
 
 
 @pytest.mark.parametrize(
@@ -599,7 +602,7 @@ SHP = {"history": "q", "human_ref_A": "x", "human_ref_B": "y", "c_root_id_A": "r
 
 
 def shp(number: int) -> dict[str, Any]:
-    """A row of which side A is the better one in every third only."""
+    """Return a row in which side A is the better one for every third number only."""
     is_a = number % 3 == 0
     texts = {
         "history": f"question number {number}",
@@ -615,14 +618,14 @@ def test_shp_is_read_by_its_label_and_warned_of_without_it(tmp_path: Path) -> No
     path.write_text("\n".join(map(json.dumps, rows)))
     source = {"kind": "own", "prompt": "history", "chosen": "human_ref_A", "rejected": "human_ref_B"}
     with pytest.raises(InputError, match=r"'labels' may turn .*\(name it in source\.scores or source\.label"):
-        prepared(path, tmp_path / "refused", source)
-    artifact, card = prepared(path, tmp_path / "labelled", source | {"label": "labels"})
+        run_data_program(path, tmp_path / "refused", source)
+    artifact, card = run_data_program(path, tmp_path / "labelled", source | {"label": "labels"})
     assert all(
         row["chosen"].endswith("True") and row["rejected"].endswith("False")
-        for row in table(artifact, "reward")
+        for row in read_table(artifact, "reward")
     )
     assert (card["opposed"], card["unread_columns"]) == ({}, {"c_root_id_A": 90, "score_ratio": 90})
-    artifact, card = prepared(path, tmp_path / "named", source | {"ignored": ["labels"]})
+    artifact, card = run_data_program(path, tmp_path / "named", source | {"ignored": ["labels"]})
     assert card["opposed"] == {"'score_A' and 'score_B'": 60}
     (warning,) = json.loads((artifact / "summary.json").read_text())["warnings"]
     assert warning.startswith(
@@ -630,7 +633,7 @@ def test_shp_is_read_by_its_label_and_warned_of_without_it(tmp_path: Path) -> No
     )
 
 
-# ------------------------------------------------------------------------------------------------------------------------ test files
+# --------------------------------------------------------------------------------------- test files
 
 
 @pytest.mark.parametrize(
@@ -696,9 +699,9 @@ def test_a_split_column_keeps_rows_for_evaluation(tmp_path: Path) -> None:
         for n in range(150)
     ]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    artifact, card = prepared(tmp_path / "rows.jsonl", tmp_path / "run", {"kind": "own"})
+    artifact, card = run_data_program(tmp_path / "rows.jsonl", tmp_path / "run", {"kind": "own"})
     assert card["noticed"] == {"rows that their column 'split' keeps for evaluation": 30}
-    assert {row["prompt"] for row in table(artifact, "evaluation")} == {
+    assert {row["prompt"] for row in read_table(artifact, "evaluation")} == {
         row["prompt"] for row in rows if row["split"] == "test"
     }
 
@@ -709,7 +712,9 @@ def test_the_published_sets_keep_their_test_files_for_evaluation() -> None:
     for file, split in (("data/evaluation/0.parquet", "evaluation"), ("data/reward/0.parquet", "")):
         assert [
             question.split
-            for question in asked(stack_exchange_sets.group_pairs(as_rows(paired, file=file), Quarantine()))
+            for question in questions_of(
+                stack_exchange_sets.group_pairs(as_rows(paired, file=file), Quarantine())
+            )
         ] == [split]
         assert [
             question.split
@@ -717,7 +722,7 @@ def test_the_published_sets_keep_their_test_files_for_evaluation() -> None:
         ] == [split]
 
 
-# ------------------------------------------------------------------------------------------------ other files of a published set
+# ------------------------------------------------------------------- other files of a published set
 
 
 @pytest.mark.parametrize(
@@ -753,7 +758,7 @@ def test_what_lies_beside_a_published_sets_rows_is_named_and_not_read(
         "\n".join(json.dumps({"transcript": "\n\nHuman: x", "rating": n}) for n in range(150))
     )
     (folder / "more" / "about.json").write_text(json.dumps([{"name": "a set"}]))
-    _, card = prepared(folder, tmp_path / "run", {"kind": kind})
+    _, card = run_data_program(folder, tmp_path / "run", {"kind": kind})
     assert (card["rows_seen"], card["quarantined"]) == (150, {})
     assert card["other_files"] == ["more/about.json", "more/attempts.jsonl"]
 
@@ -764,7 +769,7 @@ def test_a_set_without_a_file_of_its_columns_is_refused_with_the_reason(tmp_path
     for name in "ab":
         (folder / f"{name}.jsonl").write_text("\n".join(json.dumps({"transcript": "x"}) for _ in range(9)))
     with pytest.raises(InputError, match="18 rows without two dialogues"):
-        prepared(folder, tmp_path / "run", {"kind": "hh-rlhf"})
+        run_data_program(folder, tmp_path / "run", {"kind": "hh-rlhf"})
 
 
 @pytest.mark.parametrize(("files", "unwanted"), [("", ["red-team-attempts/*"]), ("helpful-*/*", None)])
@@ -784,7 +789,7 @@ def test_the_hub_is_asked_for_the_dialogues_of_hh_rlhf(
     assert hub.is_hub_id(calls[0]["id"])
 
 
-# -------------------------------------------------------------------------------------------------------------------------- the card
+# ----------------------------------------------------------------------------------------- the card
 
 
 def test_columns_of_many_names_do_not_fill_the_card(tmp_path: Path) -> None:
@@ -799,7 +804,7 @@ def test_columns_of_many_names_do_not_fill_the_card(tmp_path: Path) -> None:
         for n in range(1200)
     ]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    _, card = prepared(tmp_path / "rows.jsonl", tmp_path / "run", {"kind": "own"})
+    _, card = run_data_program(tmp_path / "rows.jsonl", tmp_path / "run", {"kind": "own"})
     assert len(card["unread_columns"]) == 100
     assert card["unread_columns"]["kind"] == 1200
     assert all(
@@ -827,7 +832,7 @@ def test_columns_are_named_on_the_command_line_as_one_types_them(typed: str, nam
 def test_a_column_that_no_row_has_is_warned_of(tmp_path: Path) -> None:
     rows = [{"prompt": f"question number {n}", "chosen": "a", "rejected": "b"} for n in range(150)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    artifact, _ = prepared(
+    artifact, _ = run_data_program(
         tmp_path / "rows.jsonl", tmp_path / "run", {"kind": "own", "system": "sytem", "context": ["passage"]}
     )
     warnings = json.loads((artifact / "summary.json").read_text())["warnings"]
@@ -839,7 +844,7 @@ def test_a_refused_set_names_the_columns_it_has(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"name its columns in source \(these rows have 'a', 'question'\)\.$"
     ):
-        prepared(tmp_path / "rows.jsonl", tmp_path / "run", {"kind": "own"})
+        run_data_program(tmp_path / "rows.jsonl", tmp_path / "run", {"kind": "own"})
 
 
 def test_words_of_names() -> None:
@@ -849,11 +854,14 @@ def test_words_of_names() -> None:
     assert find_value({"a": [{"b": 1}, 3]}, "a.b") == [1, None]
 
 
-# ------------------------------------------------------------------------------------------- shapes of published sets
+# ------------------------------------------------------------------------- shapes of published sets
 
 
 CHATML = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nq?<|im_end|>\n<|im_start|>assistant\n"
-LLAMA = "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nq?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+LLAMA = (
+    "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nq?<|eot_id|><|start_header_id|>"
+    "assistant<|end_header_id|>\n\n"
+)
 
 
 @pytest.mark.parametrize(
@@ -993,7 +1001,7 @@ def test_messages_that_are_stored_by_their_fields(role: str, content: str) -> No
 
 
 def test_rows_whose_sides_part_early_are_left_out_and_counted() -> None:
-    """As multi-turn rows of an arena are: no fault of the file's, so they do not count against data.max_bad_share."""
+    """As multi-turn rows of an arena are: they are valid, so they do not count against data.max_bad_share."""
     questions, bad, seen = take({"chosen": [U("p"), A("x")], "rejected": [U("q"), A("y")]})
     assert (questions, dict(bad.reasons)) == ([], {})
     assert seen.left_out == {

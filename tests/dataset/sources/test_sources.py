@@ -1,4 +1,6 @@
-"""Sources other than dumps: rows of files, what is made of them, and the data program on each kind."""
+"""Test sources other than dumps: rows of files, the questions made of them, and the data program on each
+kind.
+"""
 
 import gzip
 import json
@@ -19,18 +21,24 @@ from tasks.artifacts.corpus import evaluation_sets, find_corpus
 from tasks.config.jobs import DataJob
 from tasks.config.pipeline import Pipeline
 from tasks.config.sources import OwnRows, Source
-from tasks.dataset.question import Question, comparison_levels, draw_pairs, text_id
+from tasks.dataset.question import comparison_levels, draw_pairs, text_id
 from tasks.dataset.readers import json_rows
 from tasks.dataset.readers.quarantine import Quarantine
-from tasks.dataset.readers.row_files import Place, Row, read_rows
+from tasks.dataset.readers.row_files import Place, read_rows
 from tasks.dataset.sources import hh_rlhf, own_rows, stack_exchange_sets
 from tasks.dataset.sources.grouping import AnswerGroups
 from tasks.dataset.sources.markdown import to_markdown
 from tasks.dataset.splits import normalise_words
 from tasks.dataset.tables import COLUMNS
-from tasks.programs.data import prepare
-from tasks.programs.runtime.program import Run
 from tasks.system.errors import InputError
+from tests.support.data_sets import (
+    as_rows,
+    chat_message,
+    questions_of,
+    read_all,
+    read_table,
+    run_data_program,
+)
 from tests.support.paths import SHARED
 from tests.support.split_assignments import assign_splits
 
@@ -40,35 +48,7 @@ real_data = pytest.mark.skipif(
 )
 
 
-def read(path: Path) -> tuple[list[Row], Quarantine]:
-    bad = Quarantine()
-    return list(read_rows(path, bad)), bad
-
-
-def as_rows(*fields: dict[str, Any], file: str = "f.jsonl") -> list[Row]:
-    return [Row(Place(file, number), one) for number, one in enumerate(fields, 1)]
-
-
-def asked(found: AnswerGroups) -> list[Question]:
-    return list(found.questions(Counter()))
-
-
-def prepared(path: Path, folder: Path, source: dict[str, Any], **data: Any) -> tuple[Path, dict[str, Any]]:
-    folder.mkdir(parents=True)
-    job = {"seed": 0, "source": source | {"path": str(path)}, "data": data}
-    (folder / "job.json").write_text(
-        json.dumps({"stage": "data", "job": job, "inputs": {"source": str(path)}})
-    )
-    run = Run(folder)
-    prepare(DataJob.model_validate(run.record), run)
-    return run.artifact, json.loads((run.artifact / "card.json").read_text())
-
-
-def table(artifact: Path, name: str) -> list[dict[str, Any]]:
-    return pq.read_table(artifact / f"{name}.parquet").to_pylist()
-
-
-# ---------------------------------------------------------------------------------------------------------------------- rows of files
+# ------------------------------------------------------------------------------------ rows of files
 
 FIELDS = [{"prompt": f"p{n}", "n": n, "text": "ü\n\"'" * n} for n in range(300)]
 
@@ -84,7 +64,7 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, form: str, monkeypatch
         path.write_bytes(
             gzip.compress(lines.encode()) if form.endswith("gz") else b"\xef\xbb\xbf" + lines.encode()
         )
-    found, bad = read(path)
+    found, bad = read_all(path)
     assert [row.fields for row in found] == FIELDS
     assert [row.place for row in found] == [Place(path.name, number) for number in range(1, 301)]
     assert (bad.rows, bad.reasons) == (300, {})
@@ -95,7 +75,7 @@ def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text(json.dumps({"from": name}))
     (tmp_path / "README.md").write_text("not data")
-    found, _ = read(tmp_path)
+    found, _ = read_all(tmp_path)
     assert [row.place.file for row in found] == ["a/test.jsonl", "b/train.jsonl"]
 
 
@@ -157,18 +137,18 @@ def test_what_is_no_set_of_rows_is_refused_in_one_sentence(
     path = tmp_path / "f"
     path.write_bytes(content)
     with pytest.raises(InputError, match=words) as refused:
-        read(path)
+        read_all(path)
     assert len(str(refused.value).splitlines()) == 1
 
 
 def test_places_that_hold_nothing_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
-        read(tmp_path / "none")
+        read_all(tmp_path / "none")
     with pytest.raises(InputError, match="holds no file"):
-        read(tmp_path)
+        read_all(tmp_path)
 
 
-# ------------------------------------------------------------------------------------------------------------- comparisons to questions
+# ------------------------------------------------------------------------- comparisons to questions
 
 
 @given(st.sets(st.tuples(st.integers(0, 7), st.integers(0, 7)).filter(lambda pair: pair[0] != pair[1])))
@@ -200,7 +180,9 @@ def test_the_order_of_rows_changes_nothing() -> None:
     fields += [{"prompt": f"q{n}", "responses": ["x", "y", "z"], "scores": [n, 2, 1.5]} for n in range(5)]
     shuffled = random.Random(1).sample(fields, len(fields))
     one, other = (
-        asked(own_rows.group_rows(as_rows(*some), Quarantine(), own_rows.Columns(), site="s", licence=""))
+        questions_of(
+            own_rows.group_rows(as_rows(*some), Quarantine(), own_rows.Columns(), site="s", licence="")
+        )
         for some in (fields, shuffled)
     )
     assert one == other
@@ -243,7 +225,7 @@ def test_what_a_source_calls_a_test_set_is_evaluated_on_alone() -> None:
     assert counts["finetune"] == pytest.approx(444, abs=50)
 
 
-# ------------------------------------------------------------------------------------------------------------------------ kinds of rows
+# ------------------------------------------------------------------------------------ kinds of rows
 
 DIALOGUE = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: {}\n\nAssistant: {}"
 
@@ -279,33 +261,33 @@ def test_dialogues_are_parted_before_the_last_answer(
     assert hh_rlhf.split_dialogues(chosen, rejected, one_turn=one_turn) == expected
 
 
-def message(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
-
-
 @pytest.mark.parametrize(
     ("fields", "prompt", "pairs"),
     [
         ({"prompt": " p ", "chosen": "good", "rejected": "bad"}, "p", {("good", "bad")}),
         (
             {
-                "prompt": [message("user", "p")],
-                "chosen": [message("assistant", "good")],
-                "rejected": [message("assistant", "bad")],
+                "prompt": [chat_message("user", "p")],
+                "chosen": [chat_message("assistant", "good")],
+                "rejected": [chat_message("assistant", "bad")],
             },
             "p",
             {("good", "bad")},
         ),
         (
             {
-                "chosen": [message("user", "p"), message("assistant", "good")],
-                "rejected": [message("user", "p"), message("assistant", "bad")],
+                "chosen": [chat_message("user", "p"), chat_message("assistant", "good")],
+                "rejected": [chat_message("user", "p"), chat_message("assistant", "bad")],
             },
             "p",
             {("good", "bad")},
         ),
         (
-            {"prompt": [message("system", "s"), message("user", "p")], "chosen": "good", "rejected": "bad"},
+            {
+                "prompt": [chat_message("system", "s"), chat_message("user", "p")],
+                "chosen": "good",
+                "rejected": "bad",
+            },
             "System: s\n\nHuman: p",
             {("good", "bad")},
         ),
@@ -315,7 +297,7 @@ def message(role: str, content: str) -> dict[str, str]:
 )
 def test_own_rows_of_every_form(fields: dict[str, Any], prompt: str, pairs: set[tuple[str, str]]) -> None:
     bad = Quarantine()
-    (question,) = asked(
+    (question,) = questions_of(
         own_rows.group_rows(as_rows(fields), bad, own_rows.Columns(), site="mine", licence="CC0")
     )
     assert bad.reasons == {}
@@ -340,8 +322,11 @@ def test_own_rows_of_every_form(fields: dict[str, Any], prompt: str, pairs: set[
         ({"prompt": "p", "chosen": "x", "rejected": " x"}, "answers are equal"),
         ({"prompt": "p", "chosen": " ", "rejected": "x"}, "an empty side"),
         ({"prompt": 3, "chosen": "y", "rejected": "x"}, "neither a text nor messages"),
-        ({"prompt": "p", "chosen": [message("user", "y")], "rejected": "x"}, "does not end in an answer"),
-        ({"prompt": "p", "chosen": [message("robot", "y")], "rejected": "x"}, "but 'robot'"),
+        (
+            {"prompt": "p", "chosen": [chat_message("user", "y")], "rejected": "x"},
+            "does not end in an answer",
+        ),
+        ({"prompt": "p", "chosen": [chat_message("robot", "y")], "rejected": "x"}, "but 'robot'"),
         ({"prompt": "p", "chosen": [{"role": ["x"], "content": "y"}], "rejected": "x"}, "lacks its role"),
         ({"prompt": "p", "responses": ["a"], "scores": [1, 2]}, "not lists of one length"),
         ({"prompt": "p", "responses": ["a", "b"], "scores": [1, float("nan")]}, "a score that is no number"),
@@ -350,7 +335,9 @@ def test_own_rows_of_every_form(fields: dict[str, Any], prompt: str, pairs: set[
 )
 def test_own_rows_that_cannot_be_used_leave_nothing_behind(fields: dict[str, Any], words: str) -> None:
     bad = Quarantine()
-    assert asked(own_rows.group_rows(as_rows(fields), bad, own_rows.Columns(), site="", licence="")) == []
+    assert (
+        questions_of(own_rows.group_rows(as_rows(fields), bad, own_rows.Columns(), site="", licence="")) == []
+    )
     ((reason, count),) = bad.reasons.items()
     assert words in reason
     assert count == 1
@@ -402,14 +389,14 @@ def test_a_published_preference_row_is_a_question_with_scored_answers() -> None:
     }
 
 
-# ---------------------------------------------------------------------------------------------------------------------- the whole stage
+# ---------------------------------------------------------------------------------- the whole stage
 
 
 @real_data
 @pytest.mark.parametrize("turns", ["single", "all"])
 def test_the_hh_sample_is_counted_to_the_last_row(tmp_path: Path, turns: str) -> None:
     path = DATA / "hh-rlhf" / "harmless-base-dev.jsonl.gz"
-    _, card = prepared(path, tmp_path / "run", {"kind": "hh-rlhf", "turns": turns})
+    _, card = run_data_program(path, tmp_path / "run", {"kind": "hh-rlhf", "turns": turns})
     raw = [json.loads(line) for line in gzip.decompress(path.read_bytes()).decode().splitlines()]
     same = [
         row
@@ -439,7 +426,7 @@ def test_the_articles_own_format_loads(tmp_path: Path) -> None:
     path = DATA / "stackexchange" / "stack_exchange_paired_tiny.json"
     shares = {"finetune_share": 0.3, "reward_share": 0.4, "rl_share": 0.1}
     bad = Quarantine()
-    questions = asked(stack_exchange_sets.group_pairs(read_rows(path, bad), bad))
+    questions = questions_of(stack_exchange_sets.group_pairs(read_rows(path, bad), bad))
     assert bad.reasons == {}
     assert len(questions) == 8
     raw = json.loads(path.read_text())
@@ -447,7 +434,7 @@ def test_the_articles_own_format_loads(tmp_path: Path) -> None:
     assert made == {
         tuple(row[name].strip() for name in ("question", "response_j", "response_k")) for row in raw
     }
-    _, card = prepared(path, tmp_path / "run", {"kind": "stack-exchange-paired"}, **shares)
+    _, card = run_data_program(path, tmp_path / "run", {"kind": "stack-exchange-paired"}, **shares)
     assert (card["read"], card["kept"]["questions"], card["kept"]["pairs"]) == ({"rows": 25}, 8, 25)
 
 
@@ -456,7 +443,7 @@ def test_the_articles_own_format_loads(tmp_path: Path) -> None:
     ("name", "questions"), [("ai/Posts.xml", 421), ("stackoverflow-2008/Posts.xml", 173)]
 )
 def test_other_dumps_load(tmp_path: Path, name: str, questions: int) -> None:
-    _, card = prepared(DATA / "stackexchange" / name, tmp_path / "run", {"kind": "stack-exchange"})
+    _, card = run_data_program(DATA / "stackexchange" / name, tmp_path / "run", {"kind": "stack-exchange"})
     assert card["read"]["questions"] == questions
 
 
@@ -483,8 +470,8 @@ def test_own_comparisons_fill_every_table(tmp_path: Path) -> None:
         "site": "our help desk",
         "licence": "internal",
     }
-    artifact, _ = prepared(path, tmp_path / "run", source)
-    tables = {name: table(artifact, name) for name in COLUMNS}
+    artifact, _ = run_data_program(path, tmp_path / "run", source)
+    tables = {name: read_table(artifact, name) for name in COLUMNS}
     assert all(tables.values())
     assert all(row["answer"].startswith("good") for row in tables["finetune"])
     assert all(
@@ -511,29 +498,32 @@ def test_a_test_file_is_evaluated_on_unless_it_is_all_there_is(tmp_path: Path, n
             for n in range(100)
         ]
         (folder / name).write_text("\n".join(map(json.dumps, lines)))
-    artifact, card = prepared(
+    artifact, card = run_data_program(
         folder if len(names) > 1 else folder / names[0], tmp_path / "run", {"kind": "hh-rlhf"}
     )
     assert all(card["split_questions"].values())
     if len(names) > 1:
         assert card["split_questions"]["evaluation"] == 100
-        assert all(row["prompt"].startswith("test") for row in table(artifact, "evaluation"))
+        assert all(row["prompt"].startswith("test") for row in read_table(artifact, "evaluation"))
 
 
 def test_too_many_bad_rows_are_refused_and_few_are_put_aside(tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_text("\n".join([*map(json.dumps, comparisons(190)), *["{broken"] * 8]))
-    artifact, card = prepared(path, tmp_path / "few", {"kind": "own"})
+    artifact, card = run_data_program(path, tmp_path / "few", {"kind": "own"})
     assert card["quarantined"] == {"rows that are not JSON": 8}
     assert len((artifact / "quarantine.jsonl").read_text().splitlines()) == 8
     with pytest.raises(
         InputError,
-        match=r"8 of 198 rows of .* cannot be used \(8 rows that are not JSON; the first: mine.jsonl, row 191\)",
+        match=(
+            r"8 of 198 rows of .* cannot be used \(8 rows that are not JSON; the first: mine.jsonl, row "
+            r"191\)"
+        ),
     ):
-        prepared(path, tmp_path / "many", {"kind": "own"}, max_bad_share=0.01)
+        run_data_program(path, tmp_path / "many", {"kind": "own"}, max_bad_share=0.01)
     path.write_text("\n".join(json.dumps({"question": "q", "a": 1}) for _ in range(20)))
     with pytest.raises(InputError, match="name its columns in source"):
-        prepared(path, tmp_path / "all", {"kind": "own"})
+        run_data_program(path, tmp_path / "all", {"kind": "own"})
 
 
 def test_where_the_data_is_from_is_no_part_of_the_key_and_what_it_is_called_is(tmp_path: Path) -> None:
@@ -577,13 +567,13 @@ def test_a_corpus_is_looked_for_before_anything_runs(tmp_path: Path, monkeypatch
         find_corpus(source.model_copy(update={"path": "nobody/nothing"}))
 
 
-# -------------------------------------------------------------------------------------------------- what damaged inputs have brought to light
+# -------------------------------------------------------- what damaged inputs have brought to light
 
 
 def test_half_characters_become_replacements_and_whole_ones_stay(tmp_path: Path) -> None:
     path = tmp_path / "f.jsonl"
     path.write_text('{"prompt": "half \\ud800", "\\udc00": ["\\ud83d\\ude00 and 漢"]}')
-    (row,) = read(path)[0]
+    (row,) = read_all(path)[0]
     assert row.fields == {"prompt": "half \ufffd", "\ufffd": ["😀 and 漢"]}
 
 

@@ -1,4 +1,4 @@
-"""Posts to scored, paired, split questions: the rules of design section 1 against hand-typed values, invariants and real dumps."""
+"""Test how posts become scored, paired and split questions: hand-typed values, invariants and real dumps."""
 
 import html
 import random
@@ -70,7 +70,7 @@ def pairs_of(questions: list, max_pairs: int = 10, seed: int = 0) -> list:
     ]
 
 
-# ------------------------------------------------------------------------------------------------------------------------ scores
+# ------------------------------------------------------------------------------------------- scores
 
 GOLDEN = [
     (-5, -1),
@@ -124,7 +124,7 @@ def test_best_answer_ties_go_to_accepted_then_votes_then_oldest() -> None:
     assert index_of_best([answer(1, 2), answer(2, 2)]) == 0
 
 
-# ------------------------------------------------------------------------------------------------------------------- comparisons
+# -------------------------------------------------------------------------------------- comparisons
 
 
 @given(
@@ -159,7 +159,7 @@ def test_many_answers_cost_no_quadratic_memory() -> None:
     assert len(draw_comparisons(list(range(100_000)), max_pairs=10, seed=0, question_id=1)) == 10
 
 
-# -------------------------------------------------------------------------------------------------------------------- assembling
+# --------------------------------------------------------------------------------------- assembling
 
 
 def test_what_cannot_be_used_is_counted_by_reason() -> None:
@@ -238,7 +238,7 @@ def test_licence_and_author() -> None:
     assert author_url(post(1)._replace(author_id="", author_name="user12"), "a.example") == "user12"
 
 
-# ---------------------------------------------------------------------------------------------------------------------- Markdown
+# ----------------------------------------------------------------------------------------- Markdown
 
 CODE = st.text(
     alphabet=string.printable.replace("\r", "").replace("\x0b", "") + "éß漢\u00a0", min_size=1, max_size=60
@@ -276,7 +276,7 @@ def test_broken_html_never_fails(body: str) -> None:
     assert to_markdown(body) == to_markdown(body).strip()
 
 
-# ------------------------------------------------------------------------------------------------------------------------ splits
+# ------------------------------------------------------------------------------------------- splits
 
 
 def test_splits_have_their_shares_and_stay_when_questions_are_added() -> None:
@@ -310,7 +310,7 @@ def test_questions_of_equal_text_share_a_split_whatever_the_order() -> None:
     assert normalise_words("??") == "??"
 
 
-# --------------------------------------------------------------------------------------------------------------------- real dumps
+# --------------------------------------------------------------------------------------- real dumps
 
 
 @pytest.fixture(scope="module")
@@ -387,7 +387,7 @@ def test_dumps_in_xml_load(name: str, num_questions: int, num_answers: int) -> N
 
 
 def to_top_level(posts: list[Post], id: int) -> str:
-    """The body without lists and quotes, where Markdown indents or marks every line of a block."""
+    """Return the body without lists and quotes, in which Markdown indents or marks every line of a block."""
     body = next(p.body for p in posts if p.id == id)
     return re.sub(r"<(ul|ol|blockquote)>.*</\1>", "", body, flags=re.DOTALL)
 

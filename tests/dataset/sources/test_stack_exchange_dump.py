@@ -1,4 +1,4 @@
-"""Reading dumps: what is damaged or no dump is refused in one line, what is odd inside one is counted."""
+"""Test reading dumps: damaged files are refused in one line, odd rows inside one are counted."""
 
 import gzip
 import json
@@ -123,7 +123,7 @@ def test_bad_rows_are_counted_and_the_rest_is_read(tmp_path: Path) -> None:
 
 
 def read(path: Path, content: bytes | str) -> tuple[list[Post], Counter[str]]:
-    """The posts of a file with this content, and how many rows cannot be read for which reason."""
+    """Return the posts of a file with this content, and why how many rows cannot be read."""
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     bad = Quarantine()
     return list(iter_posts(path, Counter(), bad)), bad.reasons

@@ -26,7 +26,7 @@ def scalar(value: float) -> Tensor:
     return torch.tensor([[value]])
 
 
-# ------------------------------------------------------------------------------------------------------------- reward model
+# ------------------------------------------------------------------------------------- reward model
 
 
 def test_pair_losses_of_four_ranked_rewards() -> None:
@@ -64,7 +64,7 @@ def test_pairwise_loss_refuses_what_would_broadcast(shape: tuple[int, ...]) -> N
         pairwise_loss(torch.zeros(shape), torch.zeros(3))
 
 
-# ---------------------------------------------------------------------------------------------------------------------- PPO
+# ---------------------------------------------------------------------------------------------- PPO
 
 
 @pytest.mark.parametrize(
@@ -163,11 +163,13 @@ def test_masked_mean_ignores_infinities_outside_the_mask() -> None:
     assert torch.autograd.grad(mean, values)[0].tolist() == [0.5, 0.0, 0.5]
 
 
-# ---------------------------------------------------------------------------------------------------------------------- DPO
+# ---------------------------------------------------------------------------------------------- DPO
 
 
 def dpo(chosen: float, rejected: float, **settings: float) -> float:
-    """The loss where the policy moved the chosen answer by ``chosen`` nats and the rejected one by ``rejected``."""
+    """Return the loss if the policy moved the chosen answer by ``chosen`` nats and the rejected one by
+    ``rejected``.
+    """
     beta = settings.pop("beta", 0.1)
     result = dpo_loss(
         torch.tensor([chosen - 9]),
@@ -213,7 +215,7 @@ def test_dpo_rewards_carry_no_gradient() -> None:
     [(0, 0, 0.1, 25.0), (2, -3, 0.1, 0.0), (1, 0, 0.5, 0.0), (-3, 2, 0.5, 36.0)],
 )
 def test_ipo_by_hand(chosen: float, rejected: float, beta: float, expected: float) -> None:
-    """(h - 1 / (2 beta))^2 where the policy moved the answers by so many nats."""
+    """(h - 1 / (2 beta))^2 if the policy moved the answers by so many nats."""
     result = ipo_loss(
         torch.tensor([chosen - 9.0]),
         torch.tensor([rejected - 7.0]),
@@ -235,7 +237,7 @@ def test_ipo_pulls_back_what_is_further_apart_than_it_asks_for() -> None:
         assert chosen.grad.sign().item() == towards
 
 
-# -------------------------------------------------------------------------------------------------------------------- text
+# --------------------------------------------------------------------------------------------- text
 
 
 def test_perplexity() -> None:
@@ -249,7 +251,7 @@ def test_perplexity() -> None:
 def test_a_ratio_that_overflows_is_a_ratio_behind_its_clip(
     log_ratio: float, advantage: float, dual_clip: float
 ) -> None:
-    """In exact arithmetic the loss does not depend on rho there; checked against one that float32 can hold."""
+    """In exact arithmetic the loss does not depend on rho there; compared with one that float32 can hold."""
 
     def loss_of(first: float) -> tuple[list[float], list[float]]:
         logp = torch.tensor([[first, 0.1]], requires_grad=True)

@@ -50,7 +50,7 @@ QUESTIONS = [question(0, 40, 20, 5, 12), question(1, 6, 3, 30), question(2, 25, 
 
 
 def plain(model: PreTrainedModel, text: list[int]) -> Tensor:
-    """The model's own log-probabilities of a text's tokens but the first."""
+    """Return the model's own log-probabilities of a text's tokens except the first."""
     logits: Tensor = model(torch.tensor([text]), use_cache=False).logits[0, :-1]
     return logits.log_softmax(dim=-1).gather(1, torch.tensor(text[1:])[:, None])[:, 0]
 
@@ -121,11 +121,11 @@ def test_gradients_are_the_same_text_by_text(kind: str) -> None:
         torch.testing.assert_close(ours, plain_ones, atol=1e-4 * float(plain_ones.abs().max()), rtol=1e-3)
 
 
-# ------------------------------------------------------------------------------------------------ the guard
+# ---------------------------------------------------------------------------------------- the guard
 
 
 def forget_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bring back the mask that replaced the model's."""
+    """Restore the mask that replaced the model's."""
     monkeypatch.setattr(attention_masks, "_apply_rule", lambda visible, *_: visible)
 
 
@@ -205,7 +205,7 @@ def test_no_memory_is_no_reason_to_go_on(monkeypatch: pytest.MonkeyPatch) -> Non
         layout_checks.check_layout(model, lambda: layout_checks.packing_gap(model, blocks), layout="Packing")
 
 
-# ---------------------------------------------------------------------------------------------- positions
+# ---------------------------------------------------------------------------------------- positions
 
 
 def test_padding_has_no_position_that_no_document_has() -> None:
@@ -233,7 +233,7 @@ def test_texts_that_are_too_long_are_refused(kind: str, most: int) -> None:
         architecture_checks.check_context(model, most + 1)
 
 
-# -------------------------------------------------------------------------------------------------- logits
+# ------------------------------------------------------------------------------------------- logits
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_texts_that_are_too_long_are_refused(kind: str, most: int) -> None:
 def test_logits_that_are_capped_or_scaled_are_refused_however_small(
     kind: str, setting: dict[str, float]
 ) -> None:
-    model = attention_models.model(kind, loud=0.1)
+    model = attention_models.model(kind, weight_scale=0.1)
     architecture_checks.check_head(model)
     for name, value in setting.items():
         setattr(model.config, name, value)
@@ -251,7 +251,7 @@ def test_logits_that_are_capped_or_scaled_are_refused_however_small(
         architecture_checks.check_head(model)
 
 
-# ----------------------------------------------------------------------------------------------- programs
+# ----------------------------------------------------------------------------------------- programs
 
 
 @pytest.fixture(scope="module")
@@ -269,10 +269,10 @@ def test_every_stage_trains_such_a_base_and_says_what_is_slower(
     kind: str, data: Path, tmp_path: Path
 ) -> None:
     base = tmp_path / "base"
-    attention_models.model(kind, loud=1.0).save_pretrained(base)
+    attention_models.model(kind, weight_scale=1.0).save_pretrained(base)
     tiny.tokenizer().save_pretrained(base)
     common = {"lora": LORA, "max_steps": 2, "batch_size": 2}
-    folder = tiny.prepare(
+    folder = tiny.write_job(
         tmp_path / "sft",
         "sft",
         {"seed": 0, "text": TEXT, "sft": common | {"block_tokens": 256}},
@@ -290,7 +290,7 @@ def test_every_stage_trains_such_a_base_and_says_what_is_slower(
     ]
     for stage, program, job, settings in jobs:
         given = {"text": TEXT} | ({"seed": 0} if settings else {}) | settings
-        run = Run(tiny.prepare(tmp_path / stage, stage, given, inputs))
+        run = Run(tiny.write_job(tmp_path / stage, stage, given, inputs))
         program(job.model_validate(run.record), run)
         warnings.append(finished(tmp_path / stage)["warnings"])
         inputs["reference"] = tmp_path / "reference" / "artifact"

@@ -56,7 +56,7 @@ def tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def python_tokenizer() -> PreTrainedTokenizerBase:
-    """One that transformers runs in Python: bytes as tokens."""
+    """Return a tokenizer that transformers runs in Python: bytes as tokens."""
     made = ByT5Tokenizer(extra_ids=2)
     made.add_special_tokens({"extra_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     made.add_tokens(["<tool_call>", "shell"])
@@ -208,7 +208,10 @@ def test_attacks_end_as_answers_do(tokenizer: PreTrainedTokenizerBase) -> None:
             r"\(first system\)",
         ),
         (
-            "{% if messages | length > 1 %}{{ raise_exception('one turn only') }}{% endif %}{{ messages[0].content }}",
+            (
+                "{% if messages | length > 1 %}{{ raise_exception('one turn only') }}{% endif %}{{ "
+                "messages[0].content }}"
+            ),
             "a question and its answer",
         ),
         ("{{ messages[0].text.upper() }}", "has no attribute"),

@@ -35,7 +35,7 @@ def head(
 def batch(
     dtype: torch.dtype = torch.float64, num: int = N, width: int = D, vocabulary: int = V
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states, targets, and a weight for each log-probability."""
+    """Return hidden states, targets, and a weight for each log-probability."""
     torch.manual_seed(4)
     return (
         2 * torch.randn(num, width, dtype=dtype),
@@ -45,7 +45,9 @@ def batch(
 
 
 def outcome(made: Callable[[Tensor], Tensor], hidden: Tensor, layer: nn.Module) -> list[Tensor]:
-    """The value and its gradients by the hidden states and by all that trains in the head."""
+    """Return the value and its gradients with respect to the hidden states and the head's trained
+    parameters.
+    """
     x = hidden.clone().requires_grad_(True)
     value = made(x)
     wanted = [x, *(p for p in layer.parameters() if p.requires_grad)]
@@ -61,7 +63,10 @@ def both(
     chunk: int | None,
     temperature: float = 1.0,
 ) -> list[list[Tensor]]:
-    """Outcomes of the chunked losses beside those of torch's own cross_entropy: (cross entropy, plain, log-probabilities, plain)."""
+    """Return outcomes of the chunked losses beside those of torch's cross_entropy.
+
+    (cross entropy, plain, log-probabilities, plain)
+    """
 
     def plain(x: Tensor) -> Tensor:
         logits = layer(x)
@@ -87,7 +92,7 @@ def both(
     ]
 
 
-# ------------------------------------------------------------------------------------------------------------------ values
+# ------------------------------------------------------------------------------------------- values
 
 
 @pytest.mark.parametrize("trains", [False, True])
@@ -161,7 +166,7 @@ def test_large_logits_stay_finite() -> None:
     assert all(x.isfinite().all() for x in made)
 
 
-# -------------------------------------------------------------------------------------------------------------- in training
+# -------------------------------------------------------------------------------------- in training
 
 
 @pytest.mark.parametrize("trains", [False, True])
@@ -261,11 +266,11 @@ def test_dropout_before_a_head_falls_the_same_way_in_both_passes() -> None:
     torch.testing.assert_close(made, plain)
 
 
-# -------------------------------------------------------------------------------------------------------------------- memory
+# ------------------------------------------------------------------------------------------- memory
 
 
 class Largest(TorchDispatchMode):
-    """The elements of the largest tensor that any operation makes."""
+    """A dispatch mode that records the size of the largest tensor that any operation creates."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ from tests.support import tiny
 
 
 def documents(num: int = 12, *, longest: int = 30, seed: int = 0) -> list[Document]:
-    """Random ids; the first third of each is a prompt, which the loss does not count."""
+    """Return random ids; the first third of each document is a prompt, which the loss does not count."""
     rng = random.Random(seed)
     made = []
     for _ in range(num):
@@ -30,7 +30,7 @@ def documents(num: int = 12, *, longest: int = 30, seed: int = 0) -> list[Docume
 
 
 def spans(blocks: Blocks) -> list[tuple[int, int, int]]:
-    """(row, from, to) of every document in the blocks, padding included."""
+    """Return (row, from, to) of every document in the blocks, padding included."""
     found = []
     for row, positions in enumerate(blocks.position_ids):
         starts = [*torch.where(positions == 0)[0].tolist(), len(positions)]

@@ -34,7 +34,9 @@ def draw(
 
 
 def eager_to_stop(model: PreTrainedModel, rise: float = 4.0) -> PreTrainedModel:
-    """The same model, which ends its answers after a few tokens: the end token's logit is its old one plus ``rise``."""
+    """Return the model with its end token's logit raised by ``rise``: it ends its answers after a few
+    tokens.
+    """
     head = model.get_output_embeddings()
     head.register_forward_hook(
         lambda module, inputs, output: (
@@ -79,7 +81,7 @@ def test_sampling_stops_when_every_answer_has_ended() -> None:
 
 
 def test_samples_follow_the_models_distribution() -> None:
-    model = tiny.model(loud=12.0)
+    model = tiny.model(weight_scale=12.0)
     num, temperature = 4000, 1.3
     samples = draw(model, [PROMPTS[0]] * num, max_tokens=1, temperature=temperature)
     with torch.no_grad():
@@ -147,7 +149,9 @@ def test_either_end_token_ends_an_answer() -> None:
 
 
 def test_every_token_of_a_large_vocabulary_can_be_drawn() -> None:
-    """Each token's interval of the cumulative sum holds a number that the sampler may draw by, and as many of them as its probability says."""
+    """Each token's interval of the cumulative sum holds as many of the sampler's numbers as its probability
+    says.
+    """
     vocabulary, bits = 152_000, 48
     logp = (3 * torch.randn(vocabulary, generator=torch.Generator().manual_seed(0))).log_softmax(dim=0)
     p = logp.double().softmax(dim=0)
@@ -182,7 +186,7 @@ def test_a_large_vocabulary_in_parts_is_drawn_from_as_in_one_sum(vocabulary: int
 
 
 def test_rare_tokens_come_up_as_often_as_they_should() -> None:
-    """Tokens of probability 2^-30: on a grid of 2^-24, only one in 64 of them has a point by which it can be drawn."""
+    """Tokens of probability 2^-30: a grid of 2^-24 has a point for one in 64 of them only."""
     vocabulary, num = 20_000, 400
     p = torch.full((vocabulary,), 2.0**-30, dtype=torch.float64)
     p[0] = 1 - p[1:].sum()

@@ -135,7 +135,7 @@ def test_scatter_puts_values_back_in_reading_order() -> None:
 
 
 def many(num_rows: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Prompts and answers of 1 to 12 tokens, in no order."""
+    """Return prompts and answers of 1 to 12 tokens, in random order."""
     lengths = torch.randint(1, 13, (2, num_rows), generator=torch.Generator().manual_seed(3)).tolist()
     ids = iter(
         torch.randint(

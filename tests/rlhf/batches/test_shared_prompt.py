@@ -15,7 +15,7 @@ Question = tuple[list[int], list[list[int]]]
 
 
 def questions(num: int = 7, *, seed: int = 0) -> list[Question]:
-    """Prompts and answers of many lengths; an answer may be its end token alone."""
+    """Return prompts and answers of many lengths; an answer may be its end token alone."""
     rng = random.Random(seed)
 
     def ids(most: int) -> list[int]:
@@ -29,7 +29,7 @@ def shared(asked: list[Question], *, hidden_size: int = tiny.WIDTH) -> shared_pr
 
 
 def apart(asked: list[Question]) -> sequences.Sequences:
-    """Every answer behind a copy of its prompt."""
+    """Return every answer behind its own copy of the prompt."""
     rows = [(prompt, answer) for prompt, answers in asked for answer in answers]
     return sequences.join([p for p, _ in rows], [a for _, a in rows], pad_id=tiny.PAD, device=tiny.CPU)
 

@@ -22,7 +22,10 @@ from tests.support import tiny
 
 TOKENIZER = tiny.tokenizer()
 TEXT = {"max_prompt_tokens": 48, "max_answer_tokens": 12}
-HEAD = "list files users groups ports disks pages words lines logs list files users groups ports"  # more tokens than an answer may have
+HEAD = (
+    "list files users groups ports disks pages words lines "
+    "logs list files users groups ports"
+)  # more tokens than an answer may have
 
 
 def encoder(prompt: int = 48, answer: int = 12) -> Encoder:
@@ -111,7 +114,7 @@ def test_pairs_that_are_equal_once_cut_are_left_out_with_the_answers_that_only_t
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Data of which a third of the pairs' answers differ only behind the limit."""
+    """Write data in which the answers of a third of the pairs differ only behind the limit."""
     root = tmp_path_factory.mktemp("truncation")
     data = tiny.data_folder(root / "data", 30)
     for name in ("reward", "evaluation_pairs"):
@@ -125,9 +128,10 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def started(stage: str, folder: Path, inputs: dict[str, Path], settings: dict[str, Any]) -> Run:
     job = {"text": TEXT} | ({} if stage == "reference" else {"seed": 0, stage: settings})
-    run = Run(tiny.prepare(folder / stage, stage, job, inputs))
+    run = Run(tiny.write_job(folder / stage, stage, job, inputs))
     programs = {
-        "sft": (sft.train, SftJob), "reference": (reference.compute, ReferenceJob), "reward": (reward.train, RewardJob), "dpo": (dpo.train, DpoJob),
+        "sft": (sft.train, SftJob), "reference": (reference.compute, ReferenceJob),
+        "reward": (reward.train, RewardJob), "dpo": (dpo.train, DpoJob),
     }  # fmt: skip
     train, kind = programs[stage]
     train(kind.model_validate(run.record), run)  # type: ignore[operator]

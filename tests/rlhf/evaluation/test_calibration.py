@@ -23,7 +23,7 @@ LN3, LN9 = math.log(3), math.log(9)  # p = 0.75 and 0.9
 
 
 def drawn(num_pairs: int, *, temperature: float, seed: int = 0) -> Tensor:
-    """Margins of a model whose order is right as often as p = sigmoid(|margin| / temperature) says."""
+    """Return margins of a model whose order is right as often as p = sigmoid(|margin| / temperature) says."""
     generator = torch.Generator().manual_seed(seed)
     sizes = 3 * torch.randn(num_pairs, generator=generator, dtype=torch.float64).abs()
     right = torch.rand(num_pairs, generator=generator, dtype=torch.float64) < torch.sigmoid(
@@ -34,7 +34,9 @@ def drawn(num_pairs: int, *, temperature: float, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("size", [0.02, 1.0, 7.0])
 def test_three_right_of_four_with_one_margin_mean_three_quarters(size: float) -> None:
-    """All margins are of one size, so p is the same for all, and the best p is the share that is right: size / T = log 3."""
+    """All margins have one size, so p is the same for all; the best p is the share that is right: size / T
+    = log 3.
+    """
     assert fit_temperature(torch.tensor([size, size, -size, size])) == pytest.approx(size / LN3, rel=1e-6)
 
 
@@ -116,7 +118,9 @@ def test_bins_by_hand() -> None:
 
 
 def test_one_bin_takes_means_before_the_difference() -> None:
-    """Guo's eq. 3: |mean accuracy - mean confidence| of a bin. One at 0.9 wrong, one at 0.75 right: |0.5 - 0.825|."""
+    """Guo's eq. 3: |mean accuracy - mean confidence| of a bin: one at 0.9 wrong, one at 0.75 right: |0.5 -
+    0.825|.
+    """
     margins = torch.tensor([-LN9, LN3], dtype=torch.float64)
     assert expected_calibration_error(margins, bins=1) == pytest.approx(0.325)
     assert expected_calibration_error(margins) == pytest.approx((0.9 + 0.25) / 2)

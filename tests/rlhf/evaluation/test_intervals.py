@@ -69,9 +69,10 @@ def test_agreement_is_over_pairs_that_the_truth_tells_apart() -> None:
 
 
 def test_a_judge_that_is_right_of_whole_questions_has_a_wider_interval_than_wilsons() -> None:
-    """400 questions of four pairs (one answer against four worse ones), of which a judge orders all or none: that is 400 observations, not 1,600.
+    """400 questions of four pairs (one answer against four worse ones), of which a judge orders all or none.
 
-    With the pairs' correlation rho = .37 within questions the variance is 1 + 3 rho = 2.1 times as large: the interval is 1.45 times as wide.
+    That is 400 observations, not 1,600: with the pairs' correlation rho = .37 within questions the variance
+    is 1 + 3 rho = 2.1 times as large, and the interval 1.45 times as wide.
     """
     truth = [[1, 0, 0, 0, 0]] * 400
     whole = ordering_agreement(

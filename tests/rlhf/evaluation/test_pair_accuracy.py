@@ -24,7 +24,9 @@ SHARE = (0.0, 1.0)
 
 
 def some(num_questions: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Credits and question ids: one to eight pairs a question, whose accuracies differ widely between questions."""
+    """Return credits and question ids: one to eight pairs a question, with accuracies that differ between
+    questions.
+    """
     generator = torch.Generator().manual_seed(seed)
     question = torch.arange(num_questions).repeat_interleave(
         torch.randint(1, 9, (num_questions,), generator=generator)
@@ -63,7 +65,7 @@ def test_measure_by_hand() -> None:
 
 
 def test_gaps() -> None:
-    """Steps of 1, 2, 3 and more; a fraction counts up."""
+    """Steps of 1, 2, 3 and more; a fraction is rounded up."""
     credits, gap = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.5, 0.0]), torch.tensor([1.0, 1.0, 2.0, 3.0, 8.0, 1.5])
     found = by_gap(credits, gap, torch.arange(6))
     assert {name: part.wilson for name, part in found.items()} == {
@@ -110,7 +112,7 @@ def test_every_pair_is_in_one_stratum() -> None:
 
 
 def test_clustered_interval_is_scipys() -> None:
-    """scipy redraws questions' (sum, count) with a generator of its own: ends agree to the noise of the draws."""
+    """scipy resamples questions' (sum, count) with its own generator: the ends differ by noise."""
     credits, question = some(150)
     sums = torch.zeros(150, dtype=torch.float64).index_add(0, question, credits)
     data = (sums.numpy(), question.bincount().double().numpy())
@@ -129,7 +131,9 @@ def test_clustered_interval_is_scipys() -> None:
 
 
 def test_pairs_of_one_question_are_one_observation() -> None:
-    """Each pair eight times over in its question: Wilson's interval shrinks by sqrt(8), the clustered one stays as wide as of single pairs."""
+    """Each pair eight times in its question: Wilson's interval shrinks by sqrt(8), the clustered one does
+    not.
+    """
     single = (torch.rand(100, generator=torch.Generator().manual_seed(3)) < 0.6).double()
     question = torch.arange(100)
     one, many = measure(single, question), measure(single.repeat(8), question.repeat(8))
@@ -168,7 +172,7 @@ def test_one_question_says_nothing_about_questions() -> None:
 
 
 def test_advantage_is_of_the_same_pairs() -> None:
-    """Two rules that agree everywhere but on six questions differ by those alone, however widely both vary."""
+    """Two rules that agree except on six questions differ by those alone, however widely both vary."""
     theirs, question = some(100)
     ours = theirs.clone()
     better = torch.nonzero(theirs == 0)[:30:5, 0]
@@ -195,7 +199,10 @@ def test_spearman_is_scipys_with_ties(seed: int) -> None:
 
 
 def test_spearman_interval_by_hand() -> None:
-    """Ranks 1..5 and 2 1 4 3 5: 1 - 6 * 4 / (5 * 24) = 0.8; z = atanh 0.8 = 1.09861, half = 1.96 * sqrt(1.32 / 2) = 1.59229."""
+    """Ranks 1..5 and 2 1 4 3 5: 1 - 6 * 4 / (5 * 24) = 0.8.
+
+    z = atanh 0.8 = 1.09861, half = 1.96 * sqrt(1.32 / 2) = 1.59229.
+    """
     found = spearman(torch.arange(5), torch.tensor([2, 1, 4, 3, 5]))
     assert found.value == pytest.approx(0.8)
     assert (found.low, found.high) == pytest.approx(
@@ -204,7 +211,10 @@ def test_spearman_interval_by_hand() -> None:
 
 
 def test_answers_of_one_question_are_one_observation_of_a_rank_correlation() -> None:
-    """Each pair of numbers four times over in its question: the interval of independent answers halves, that of redrawn questions does not."""
+    """Each pair of numbers four times in its question: the interval of independent answers halves.
+
+    The interval of resampled questions does not.
+    """
     generator = torch.Generator().manual_seed(4)
     a = torch.randn(80, generator=generator)
     b = a + torch.randn(80, generator=generator)

@@ -141,7 +141,9 @@ def test_the_threshold_is_judged_by_the_interval(wins: int, n: int, failed: bool
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_correlation_elsewhere_is_scipys_of_each_answers_own_rewards(seed: int) -> None:
-    """Rewards as a table, reward[question, answer]: an answer's own against that of the question before it."""
+    """Rewards are a table, reward[question, answer]: an answer's own against that of the question before
+    it.
+    """
     generator = torch.Generator().manual_seed(seed)
     table = torch.randn(40, 40, generator=generator) + seed * torch.randn(
         40, generator=generator
@@ -161,7 +163,9 @@ def test_a_reward_of_the_answer_alone_correlates_fully_and_a_constant_one_not_at
 
 
 def test_a_model_that_likes_length_is_found_out_and_a_sound_one_is_not() -> None:
-    """Rewards computed from ids: how many there are, or how many stand where they stand in the question's real answer."""
+    """Rewards computed from ids: their number, or how many are where they are in the question's real
+    answer.
+    """
     answers = [[*range(40 + 6 * n, 46 + 6 * n), tiny.EOS] for n in range(40)]
     found = build_all_attacks(
         [[9, 8, 7]] * 40, answers, tokenizer=TOKENIZER, template="question-answer", max_answer_tokens=20

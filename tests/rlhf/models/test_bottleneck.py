@@ -29,7 +29,7 @@ def logits(model: PreTrainedModel) -> Tensor:
 def with_bottlenecks(
     model: PreTrainedModel, form: Form, *, whole_layers: bool = False, seed: int = 7
 ) -> PreTrainedModel:
-    """``model`` with bottlenecks of which nothing is zero any more."""
+    """Return ``model`` with bottlenecks in which no weight is zero."""
     bottleneck.attach(model, width=BOTTLENECK_WIDTH, form=form, whole_layers=whole_layers)
     torch.manual_seed(seed)
     with torch.no_grad():
@@ -207,7 +207,7 @@ def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:
         # W (2 * 768 + 1) + 768 each, 12 times, in 62 219 904 and in 62 219 904 - 28 385 280
         ({}, False, 3372),
         ({}, True, 1833),
-        # GPT-2 medium, D = 1024, 24 layers, 354 823 168 parameters, 4 D^2 + 8 D of attention and norms a layer
+        # GPT-2 medium: D = 1024, 24 layers, 354 823 168 parameters, 4 D^2 + 8 D a layer outside the MLP
         ({"n_embd": 1024, "n_layer": 24, "n_head": 16}, False, (177_411_584 // 24 - 1024) // 2049),
         (
             {"n_embd": 1024, "n_layer": 24, "n_head": 16},

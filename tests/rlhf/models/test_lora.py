@@ -28,7 +28,7 @@ def logits(model: PreTrainedModel) -> Tensor:
 
 
 def with_adapters(base: PreTrainedModel, *names: str, dropout: float = 0.0) -> PeftModel:
-    """``base`` with adapters that are no longer no-ops."""
+    """Return ``base`` with adapters that change its outputs."""
     model: PreTrainedModel | PeftModel = base
     for name in names:
         model = lora.attach(
@@ -207,13 +207,13 @@ def test_parameters_of_an_adapter_are_its_own(tmp_path: Path) -> None:
 
 
 def folded(model: PeftModel, name: str) -> list[nn.Module]:
-    """The layers that compute with one matrix inside the block."""
+    """Return the layers that compute with one matrix inside the block."""
     with lora.active(model, name):
         return [module for module in model.modules() if "forward" in vars(module)]
 
 
 def outcome(model: PeftModel) -> tuple[Tensor, dict[str, Tensor]]:
-    """Logits and the adapter's gradients."""
+    """Return logits and the adapter's gradients."""
     chosen = lora.parameters(model, "policy")
     with lora.active(model, "policy") as policy:
         out = policy(IDS, use_cache=False).logits

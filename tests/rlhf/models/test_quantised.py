@@ -32,13 +32,13 @@ MATRICES = {"llama": 14, "gpt2": 8, "qwen2": 14, "gpt_neox": 8}  # of the two la
 
 @pytest.fixture(autouse=True)
 def able(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a CPU that has instructions for bfloat16, whatever this one has."""
+    """Pretend that the CPU has instructions for bfloat16."""
     monkeypatch.setattr(loading, "has_fast_bfloat16", lambda: True)
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A model of every architecture in float32, and a Llama in bfloat16."""
+    """Write a model of every architecture in float32, and a Llama in bfloat16."""
     place = tmp_path_factory.mktemp("bases")
     made = {kind: tiny.base_folder(place / kind, kind) for kind in tiny.ARCHITECTURES}
     made["half"] = tiny.base_folder(place / "half")
@@ -56,7 +56,7 @@ def logits(model: PreTrainedModel, ids: Tensor = IDS) -> Tensor:
 
 
 def loss(model: PreTrainedModel) -> Tensor:
-    """Through the two calls that the programs make."""
+    """Return the loss through the two calls that the programs make."""
     out = forward.output_head(model)(forward.hidden_states(model, IDS[:, :-1]))
     return functional.cross_entropy(out.flatten(0, 1).float(), IDS[:, 1:].flatten())
 
@@ -74,7 +74,7 @@ def with_adapter(base: PreTrainedModel, *, dropout: float = 0.0) -> PeftModel:
 
 
 def gradients(model: PeftModel) -> tuple[float, dict[str, Tensor]]:
-    """The loss and the gradient of every parameter of the adapter."""
+    """Return the loss and the gradient of every parameter of the adapter."""
     chosen = lora.parameters(model, "policy")
     with lora.active(model, "policy") as policy:
         value = loss(policy)
@@ -85,7 +85,7 @@ def gradients(model: PeftModel) -> tuple[float, dict[str, Tensor]]:
     }
 
 
-# ------------------------------------------------------------------------------------------------------------------------ loading
+# ------------------------------------------------------------------------------------------ loading
 
 
 @pytest.mark.parametrize("kind", tiny.ARCHITECTURES)
@@ -166,7 +166,7 @@ def test_widths_need_not_be_multiples_of_a_block(
     assert logits(load(tmp_path, precision)).isfinite().all()
 
 
-# -------------------------------------------------------------------------------------------------------------- what cannot be loaded
+# ---------------------------------------------------------------------------- what cannot be loaded
 
 
 def damage(folder: Path, how: str) -> None:
@@ -238,7 +238,7 @@ def test_what_is_not_installed_is_named(
         load(folders["llama"], "int8")
 
 
-# ----------------------------------------------------------------------------------------------------------------------- adapters
+# ----------------------------------------------------------------------------------------- adapters
 
 
 @pytest.mark.parametrize("kind", tiny.ARCHITECTURES)
@@ -294,7 +294,7 @@ def test_the_kernel_that_lets_no_gradient_through_is_off(folders: dict[str, Path
     assert [module.support_avx512bf16_for_cpu for module in layers] == [False] * 14
 
 
-# ------------------------------------------------------------------------------------------------------------------------ merging
+# ------------------------------------------------------------------------------------------ merging
 
 
 @pytest.mark.parametrize("kind", [*tiny.ARCHITECTURES, "half"])
@@ -351,11 +351,11 @@ def test_an_adapter_is_merged_into_what_it_was_trained_on(
     assert gaps[1]["drift_max"] > 20 * gaps[0]["drift_max"]
 
 
-# ----------------------------------------------------------------------------------------------------------------- memory for time
+# ---------------------------------------------------------------------------------- memory for time
 
 
 def saved_bytes(model: PeftModel) -> int:
-    """What the forward pass keeps for the backward pass."""
+    """Return how many bytes the forward pass keeps for the backward pass."""
     kept = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -436,7 +436,7 @@ def test_a_model_without_such_layers_is_refused() -> None:
         gradient_checkpointing.enable(nn.Linear(2, 2))
 
 
-# ------------------------------------------------------------------------------------------------------- what an adapter belongs to
+# ----------------------------------------------------------------------- what an adapter belongs to
 
 TRAINED = Fingerprint("sha256:1111111111", "sha256:2222222222", "nf4", "bfloat16")
 

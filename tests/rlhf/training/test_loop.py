@@ -1,4 +1,4 @@
-"""What supervised loops keep: the best weights through kills, patience, weight decay where it belongs, and clipping part by part."""
+"""Test the supervised loops: best weights survive kills, patience, weight decay, clipping of each group."""
 
 import math
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Estimates of memory against arithmetic by hand, against what torch really allocates, and what a refusal says."""
+"""Test estimates of memory: arithmetic by hand, what torch allocates, and what a refusal says."""
 
 import copy
 import os
@@ -46,7 +46,7 @@ LORA = FULL._replace(rank=4)
 DEEP = LORA._replace(config=LlamaConfig.from_dict(SMALL.to_dict() | {"num_hidden_layers": 12}), chunk=16)
 
 
-# ------------------------------------------------------------------------------------------------------------------ counted
+# ------------------------------------------------------------------------------------------ counted
 
 
 @pytest.mark.parametrize(
@@ -81,11 +81,11 @@ def test_a_quantised_base_cannot_train() -> None:
         estimate(FULL._replace(precision="nf4"))
 
 
-# ---------------------------------------------------------------------------------------------------------------- rehearsed
+# ---------------------------------------------------------------------------------------- rehearsed
 
 
 def real(plan: Plan) -> int:
-    """The most bytes that torch had allocated at once in a forward and backward pass, on this machine."""
+    """Measure the most bytes that torch allocates at once in a forward and backward pass on this machine."""
     model = AutoModelForCausalLM.from_config(
         copy.deepcopy(plan.config), dtype=torch.bfloat16 if plan.precision == "bfloat16" else torch.float32
     )
@@ -116,7 +116,7 @@ def real(plan: Plan) -> int:
 
 @contextmanager
 def allocations() -> Iterator[list[int]]:
-    """Bytes allocated since the beginning, after each allocation."""
+    """Return the bytes allocated since the beginning, after each allocation."""
     sizes = [0]
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         yield sizes
@@ -183,7 +183,7 @@ print(test_memory.peak() - before)
 
 
 def peak() -> int:
-    """The most bytes that this process ever held."""
+    """Return the most bytes that this process ever held."""
     (line,) = (
         line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
     )
@@ -191,7 +191,7 @@ def peak() -> int:
 
 
 def step(plan: Plan) -> None:
-    """Two micro-batches and an optimizer step."""
+    """Take two micro-batches and an optimizer step."""
     model = LlamaForCausalLM(plan.config).requires_grad_(False).eval()
     peft = lora.attach(
         model, "x", lora.build_config(rank=plan.rank or 1, alpha=1, dropout=0, targets="all-linear")
@@ -273,16 +273,16 @@ def test_nothing_is_drawn_and_nothing_changed() -> None:
     assert SMALL.to_dict() == config
 
 
-# ------------------------------------------------------------------------------------------------------------------- refusal
+# ------------------------------------------------------------------------------------------ refusal
 
 
 def test_told() -> None:
     parts = Estimate(
         3_870_000_000, 160_000_000, 160_400_000, 320_000_000, 9_120_000_000, 0, 1_000_000, 0, LORA
     )
-    assert (
-        told(parts)
-        == "13.6 GB: activations 9.1 GB, weights 3.9 GB, optimizer 320 MB, gradients 160 MB, adapters 160 MB, workspace 1 MB"
+    assert told(parts) == (
+        "13.6 GB: activations 9.1 GB, weights 3.9 GB, optimizer 320 MB, gradients 160 MB, adapters 160 "
+        "MB, workspace 1 MB"
     )
 
 
@@ -358,7 +358,7 @@ def test_a_refusal_on_a_cpu_tells_the_heap() -> None:
         check(made, 1000)
 
 
-# ----------------------------------------------------------------------------------------------------------------- available
+# ---------------------------------------------------------------------------------------- available
 
 
 def machine(folder: Path, files: dict[str, str]) -> Path:
@@ -432,7 +432,7 @@ def test_a_gpu_has_what_is_free_and_what_torch_holds_for_itself(monkeypatch: pyt
     assert available(CUDA) == 1200
 
 
-# --------------------------------------------------------------------------------------------------- models of other kinds
+# ---------------------------------------------------------------------------- models of other kinds
 
 
 @pytest.mark.parametrize(
@@ -445,10 +445,10 @@ def test_every_kind_of_attention_is_rehearsed(kind: str) -> None:
 
 
 def afforded(tmp_path: Path) -> Run:
-    """Ask whether a step of SFT can be afforded, with a base of which only config.json is there."""
+    """Check whether a step of SFT fits into memory, with a base of which only config.json exists."""
     base = tmp_path / "base"
     attention_models.config("gpt_oss").save_pretrained(base)
-    run = Run(tiny.prepare(tmp_path / "sft", "sft", {}, {"base": base}))
+    run = Run(tiny.write_job(tmp_path / "sft", "sft", {}, {"base": base}))
     training_setup.afford(Sft(), run, "base", None, tiny.CPU, training_setup.Step(2, 64, packed=True))
     return run
 
@@ -456,7 +456,8 @@ def afforded(tmp_path: Path) -> Run:
 def test_an_estimate_that_fails_is_a_warning(tmp_path: Path) -> None:
     (told,) = afforded(tmp_path).warnings  # torch has no grouped product without data in float32
     assert told.startswith(
-        "How much memory a step of sft takes is not known: the estimate fails on gpt_oss models (RuntimeError: "
+        "How much memory a step of sft takes is not known: the estimate fails on gpt_oss models "
+        "(RuntimeError: "
     )
 
 

@@ -22,7 +22,7 @@ from tasks.config.stages import Ppo, Reward
 from tasks.execution.run_stage import write_job
 from tasks.programs.runtime.program import Run
 from tasks.system.errors import InputError
-from tests.support import fake_tree
+from tests.support import fake_programs
 
 WARNING = "reward.caution is now called reward.uncertainty_penalty; the old name will stop working"
 BOTH = "reward: caution is the old name of uncertainty_penalty; give uncertainty_penalty alone"
@@ -172,11 +172,16 @@ rlhf(config={"reward": {"caution": 1.0}, "source": {"kind": "own", "path": "./no
 
 
 def test_a_flow_run_logs_the_old_names_of_its_parameters(tmp_path: Path) -> None:
-    tree, home = fake_tree.make_tree(tmp_path / "tree"), tmp_path / "home"
+    tree, home = fake_programs.make_tree(tmp_path / "tree"), tmp_path / "home"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", FLOW],
-        cwd=tree, env=fake_tree.environment(tree, home), capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
+        cwd=tree,
+        env=fake_programs.environment(tree, home),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
     assert "there is no file or folder nowhere" in done.stderr
     with sqlite3.connect(home / "prefect" / "prefect.db") as database:
         found = database.execute("select message from log where message like '%is now called%'").fetchall()

@@ -1,4 +1,4 @@
-"""A copy of the source tree whose programs are tiny: the real orchestration and the real process contract, without torch."""
+"""Copy the source tree with fake programs: real orchestration and real processes, without torch."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ STAGES = (
 )
 
 TABLES = ("finetune", "corpus", "reward", "reward_groups", "rl", "evaluation", "evaluation_pairs")
-# what a stage looks at of its inputs, where that is not all; tests/test_boundaries.py compares it with the real programs
+# the files that a stage reads of an input, if not all; test_artifact.py compares them with the real programs
 MEANT = {
     "pretrain": {"data": ("corpus.parquet",)},
     "sft": {"data": ("finetune.parquet",)},
@@ -46,9 +46,9 @@ MEANT = {
     },
 }
 
-# Takes a few steps with a checkpoint each, and derives its result from its job and its inputs' contents alone.
-# FAKE_<STAGE> (a file in the tree) says how to misbehave: "slow", "input", "fail", "enospc", "hang-at 3", "fill-at 3" (the disk of its
-# home), "spawn", "warn".
+# Takes a few steps with a checkpoint each, and derives its result from its job and the content of its inputs.
+# FAKE_<STAGE> (a file in the tree) says how to misbehave: "slow", "input", "fail", "enospc", "hang-at 3",
+# "fill-at 3" (the disk of its home), "spawn", "warn".
 PROGRAM = '''"""A fake program."""
 import contextlib, errno, hashlib, json, os, shutil, subprocess, sys, time
 from pathlib import Path
@@ -63,7 +63,8 @@ def never():
     import torch  # by its imports it is a program for the fork server
 
 
-MODE = Path(__file__).with_name("FAKE" + "_{name}")  # in two parts: a file that a program names is part of its version
+# in two parts, since a file that a program names is part of its version
+MODE = Path(__file__).with_name("FAKE" + "_{name}")
 
 
 def train(config, run):
@@ -91,7 +92,8 @@ def train(config, run):
         with (run.directory / "taken.txt").open("a") as taken:
             taken.write(f"{{step}}\\n")
         if mode == f"fill-at {{step}}":
-            with contextlib.suppress(OSError), (run.directory.parents[1] / "filler").open("wb", buffering=0) as filler:
+            filler_path = run.directory.parents[1] / "filler"
+            with contextlib.suppress(OSError), filler_path.open("wb", buffering=0) as filler:
                 while filler.write(bytes(4096)):
                     pass
         if mode == f"hang-at {{step}}":
@@ -107,7 +109,8 @@ def train(config, run):
     inputs = {{}}
     for name, path in run.inputs.items():
         places = [path / part for part in {meant}.get(name, ())] or [path]
-        files = [file for place in places for file in ([place] if place.is_file() else sorted(place.rglob("*")))]
+        found = [[place] if place.is_file() else sorted(place.rglob("*")) for place in places]
+        files = [file for of_place in found for file in of_place]
         kept = [file for file in files if file.is_file() and file.name != "manifest.json"]
         inputs[name] = hashlib.sha256(b"".join(file.read_bytes().strip() for file in kept)).hexdigest()
     content = json.dumps([config.model_dump(mode="json", exclude={{"source"}}), inputs], sort_keys=True)
@@ -127,7 +130,8 @@ def train(config, run):
     (run.artifact / "card.html").write_text("<html><body></body></html>")
     if mode == "warn":
         run.warn("No answer ended.")
-    run.finish({{"{name}.kl": 0.5, "gold_win_rate.{name}": {{"value": 0.7, "low": 0.6, "high": 0.8, "n": 10}}}})
+    rate = {{"value": 0.7, "low": 0.6, "high": 0.8, "n": 10}}
+    run.finish({{"{name}.kl": 0.5, "gold_win_rate.{name}": rate}})
 
 
 if __name__ == "__main__":
@@ -159,12 +163,12 @@ def write_program(tree: Path, stage: str, more: str = "") -> None:
 
 
 def misbehave(tree: Path, stage: str, mode: str) -> None:
-    """Set how a stage's program misbehaves; '' for not at all. It is no part of the program's version."""
+    """Set how a stage's program misbehaves ('': not at all); this is not part of the program's version."""
     (tree / "tasks" / "programs" / f"FAKE_{stage}").write_text(mode)
 
 
-def beginnings(tree: Path, stage: str) -> list[int]:
-    """The steps after which a stage's program has begun, each time that it was started."""
+def start_steps(tree: Path, stage: str) -> list[int]:
+    """Return the step from which a stage's program has started, for each of its starts."""
     return [int(line) for line in (tree / "tasks" / "programs" / f"BEGAN_{stage}").read_text().split()]
 
 
@@ -177,7 +181,7 @@ def environment(tree: Path, home: Path) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(tree), "ALIGNFLOW_HOME": str(home)}
 
 
-def start(tree: Path, home: Path, *arguments: str) -> "subprocess.Popen[str]":
+def start_cli(tree: Path, home: Path, *arguments: str) -> "subprocess.Popen[str]":
     """Start the command line of the tree."""
     command = [sys.executable, "-m", "flows.cli", *arguments]
     return subprocess.Popen(
@@ -191,9 +195,9 @@ def start(tree: Path, home: Path, *arguments: str) -> "subprocess.Popen[str]":
     )
 
 
-def alignflow(tree: Path, home: Path, *arguments: str) -> tuple[int, str, str]:
-    """Run the command line of the tree to its end: status, stdout, stderr."""
-    process = start(tree, home, *arguments)
+def run_cli(tree: Path, home: Path, *arguments: str) -> tuple[int, str, str]:
+    """Run the command line of the tree to its end; return status, stdout and stderr."""
+    process = start_cli(tree, home, *arguments)
     out, error = process.communicate(timeout=180)
     return process.returncode, out, error
 
@@ -205,8 +209,8 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def await_(condition: Callable[[], Any], seconds: float = 30, every: float = 0.05) -> Any:
-    """What ``condition`` gives, once that is true."""
+def wait_until(condition: Callable[[], Any], seconds: float = 30, every: float = 0.05) -> Any:
+    """Wait until ``condition`` returns something true; return it."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "it never came"

@@ -1,4 +1,4 @@
-"""What must not be possible: code from data, a shell, a pickle, a program that is not ours."""
+"""Test what must not be possible: running code from data, a shell, a pickle, or a foreign program."""
 
 import ast
 import json
@@ -93,7 +93,7 @@ def test_results_of_flows_are_json_and_mlflow_reads_no_pickle(monkeypatch: pytes
 
 
 class Planted:
-    """A pickle that leaves a mark when it is read."""
+    """A pickle that creates a folder when it is read."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark

@@ -1,4 +1,4 @@
-"""Peers of the benchmarks: each in an environment of its own, made once."""
+"""Create the virtual environments of the libraries that benchmarks compare with."""
 
 import shutil
 import subprocess
@@ -6,8 +6,8 @@ import venv
 from pathlib import Path
 
 
-def interpreter(place: Path, needs: tuple[str, ...]) -> Path:
-    """The Python of the environment at ``place``; made with what it needs when it is not there."""
+def create_environment(place: Path, needs: tuple[str, ...]) -> Path:
+    """Return the Python of the environment in a folder; create the environment if it is not there."""
     python = place / "bin" / "python"
     if not (place / ".ready").exists():
         shutil.rmtree(place, ignore_errors=True)
