@@ -47,17 +47,19 @@ def prepare_job(config: Pipeline, wanted: str, directory: Path) -> None:
     from flows.pipeline import chain
     from tasks.execution.run_stage import look_up, write_job
     from tasks.stages import report
+    from tasks.tracking.client import process_tracker
 
+    tracker = process_tracker()
     artifacts: dict[str, Artifact] = {}
 
     def do(stage: Any, **inputs: Artifact) -> Artifact:
         step = stage.step(config, **inputs)
         if step.stage == wanted:
             directory.mkdir(parents=True, exist_ok=True)
-            write_job(directory, step, config.machine)
+            write_job(directory, step, config.machine, tracker)
             raise _Written
         # a stage that the wanted one does not take may be missing
-        artifacts[step.stage] = look_up(step) or unbuilt_artifact(step)
+        artifacts[step.stage] = look_up(step, tracker) or unbuilt_artifact(step)
         return artifacts[step.stage]
 
     try:

@@ -69,9 +69,9 @@ def _run_flow(root: Path, config: Any, title: str) -> dict[str, Any]:
         from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
         from flows.pipeline import rlhf  # slow to import; Prefect's server starts meanwhile
-        from tasks.tracking import client
+        from tasks.tracking.client import process_tracker
 
-        client.connect()
+        process_tracker().connect()
         if api:
             api.wait()
         else:

@@ -4,7 +4,6 @@ On loopback, behind a login.
 """
 
 import argparse
-import fcntl
 import json
 import os
 import signal
@@ -16,7 +15,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import IO
 
 from flows.arguments import add_deployed_profiles, number
 from flows.commands.deploy import Definition, define
@@ -28,6 +26,7 @@ from flows.services.processes import ServerFailed, await_health, stop
 from tasks.artifacts.store import home
 from tasks.system.errors import InputError
 from tasks.system.files import replace_text
+from tasks.system.locks import try_acquire
 from tasks.system.processes import die_with_parent
 
 HELP = "Run Prefect, MLflow and workers on this machine until Ctrl-C."
@@ -76,7 +75,7 @@ def up(
 
     A second one only says what is running.
     """
-    lock = _claimed(home)
+    lock = try_acquire(home / "locks" / "up.lock")
     if lock is None:
         _say_running(home)
         return
@@ -110,18 +109,6 @@ def up(
         finally:
             (home / "up.json").unlink(missing_ok=True)
             supervisor.stop()
-
-
-def _claimed(home: Path) -> IO[str] | None:
-    path = home / "locks" / "up.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
 
 
 def _check_free(port: int, option: str) -> None:

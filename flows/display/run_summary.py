@@ -15,8 +15,7 @@ from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.store import home
 from tasks.config.pipeline import Pipeline
 from tasks.system.files import replace_text
-from tasks.tracking import client
-from tasks.tracking.runs import Tracked
+from tasks.tracking.tracked_run import TrackedRun
 
 MARKER = (
     "<!--stage-table-->"  # where the report stage leaves room: its page must not change with a run's times
@@ -58,7 +57,7 @@ def summarise(
 
 
 def conclude(
-    config: Pipeline, summary: dict[str, Any], page: Path, *, run_id: str, tracked: Tracked
+    config: Pipeline, summary: dict[str, Any], page: Path, *, run_id: str, tracked: TrackedRun
 ) -> dict[str, Any]:
     """Write summary, settings and page to runs/<id>/ and upload them.
 
@@ -78,10 +77,10 @@ def conclude(
     }
     replace_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     replace_text(folder / "config.json", config.model_dump_json(indent=1) + "\n")
-    tracked.summary({**summary["metrics"], "seconds": summary["seconds"]})
+    tracked.log_summary({**summary["metrics"], "seconds": summary["seconds"]})
     for name in ("report.html", "card.html", "summary.json", "config.json"):
-        tracked.files(folder / name)
-    page_there = client.page(str(tracked.run_id), "report.html") if tracked.is_on else ""
+        tracked.upload(folder / name)
+    page_there = tracked.tracker.page(str(tracked.run_id), "report.html") if tracked.is_on else ""
     if page_there:
         create_link_artifact(page_there, "Report, figures and files in MLflow", key="mlflow")
     create_markdown_artifact(as_markdown(summary, headline(filled), page_there), key="report")

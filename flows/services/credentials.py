@@ -4,10 +4,11 @@ It is created once per home and readable by its owner only.
 """
 
 import json
-import os
 import secrets
 from pathlib import Path
 from typing import NamedTuple
+
+from tasks.system.files import replace_text
 
 USER = "alignflow"
 
@@ -50,8 +51,4 @@ def load_or_create(home: Path) -> Credentials:
 def write_private(path: Path, text: str) -> None:
     """Write a file that only its owner may read, from its first byte on."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-    os.replace(temporary, path)
+    replace_text(path, text, private=True)

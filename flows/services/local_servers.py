@@ -1,6 +1,5 @@
 """Commands, addresses and environments of the Prefect and MLflow servers that `alignflow up` starts."""
 
-import fcntl
 import json
 import os
 import shlex
@@ -13,6 +12,7 @@ from flows.services import credentials
 from flows.services.credentials import USER, Credentials
 from flows.services.processes import PAGE_POLICY, PREFECT_SERVER
 from tasks.system.errors import InputError
+from tasks.system.locks import is_held
 from tasks.tracking import databases
 
 DATABASE = "ALIGNFLOW_DATABASE"
@@ -38,15 +38,8 @@ class Address(NamedTuple):
 
 def find_running(home: Path) -> Address | None:
     """Where the servers of this home are, if `alignflow up` runs."""
-    lock = home / "locks" / "up.lock"
-    if not lock.exists():
+    if not is_held(home / "locks" / "up.lock"):
         return None
-    with lock.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return None  # nobody holds it
-        except BlockingIOError:
-            pass
     try:
         return Address(**json.loads((home / "up.json").read_text()))
     except (OSError, ValueError, TypeError):

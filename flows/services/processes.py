@@ -1,7 +1,6 @@
 """Start, await and stop servers as child processes; start the Prefect API of a single run."""
 
 import atexit
-import fcntl
 import os
 import signal
 import socket
@@ -15,6 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from tasks.system.errors import InputError
+from tasks.system.locks import acquire
 from tasks.system.processes import die_with_parent
 
 START_SECONDS = 120
@@ -61,11 +61,8 @@ class PrefectApi:
 
     def __init__(self, home: Path) -> None:
         self.log = home / "logs" / "prefect-server.log"
-        locks = home / "locks"
-        locks.mkdir(parents=True, exist_ok=True)
         # two servers that both migrate a new database would break it
-        self._starting = (locks / "prefect.lock").open("a")
-        fcntl.flock(self._starting, fcntl.LOCK_EX)
+        self._starting = acquire(home / "locks" / "prefect.lock")
         self.port = free_port()
         quiet = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
         command = [

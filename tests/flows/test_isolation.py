@@ -13,7 +13,7 @@ from flows.services import environment, isolation, permissions
 from flows.services.local_servers import Address
 from flows.services.processes import free_port
 from tasks.config.machine import Machine
-from tasks.execution import launch
+from tasks.execution import program_environment
 from tasks.tracking import databases
 from tests.support import fake_tree
 
@@ -233,7 +233,7 @@ def test_programs_have_nothing_that_opens_a_server_or_an_account(monkeypatch: py
     }
     for name in plain:
         monkeypatch.setenv(name, os.environ.get(name, "1"))
-    chosen = launch.environment(Machine())
+    chosen = program_environment.program_environment(Machine())
     assert not chosen.keys() & (secrets | {"SOME_SERVICE"})
     assert plain <= chosen.keys()
 

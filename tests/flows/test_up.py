@@ -18,6 +18,7 @@ from flows.commands.up import Supervisor
 from flows.services import credentials, local_servers, log_rotation
 from flows.services.local_servers import Address, Process
 from flows.services.processes import ServerFailed
+from tasks.system import locks
 
 
 @pytest.fixture
@@ -97,12 +98,10 @@ def test_what_needs_a_server_says_so_where_there_is_none(
 def test_servers_count_as_running_only_while_somebody_holds_them_up(home: Path) -> None:
     address = Address("http://127.0.0.1:1", "http://127.0.0.1:2")
     assert local_servers.find_running(home) is None
-    with up._claimed(home) as held:
-        assert held
+    with locks.acquire(home / "locks" / "up.lock"):
         assert local_servers.find_running(home) is None  # still starting
         (home / "up.json").write_text(json.dumps(address._asdict()))
         assert local_servers.find_running(home) == address
-        assert up._claimed(home) is None
     assert local_servers.find_running(home) is None  # killed: the file is still there
 
 
