@@ -13,7 +13,8 @@ from flows.preflight import check_inputs
 from flows.renamed_settings import log_renamed_settings
 from flows.run_names import name_run
 from flows.services.heartbeat import heartbeat
-from flows.stage_runs import Outcome, StageRuns, stopping_threads, true_edges
+from flows.services.prefect_workarounds import true_edges
+from flows.stage_runs import Outcome, StageRuns, stopping_threads
 from tasks.artifacts.base_model import base_artifact
 from tasks.artifacts.corpus import corpus_artifact
 from tasks.artifacts.store import explain_rebuilds

@@ -61,8 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Clean the home. Raises InputError."""
-    environment.join(home())
-    environment.for_imports()
+    environment.use_running_servers(home())
+    environment.prepare_for_reading()
     clean(home(), keep_runs=args.keep_runs, days=args.days, dry_run=args.dry_run)
 
 

@@ -35,7 +35,7 @@ def main(args: argparse.Namespace) -> None:
     # inputs are not checked here: only those that the stage takes need be on this machine
     config = profiles.with_absolute_paths(profiles.load(args.profile, args.set), Path.cwd())
     directory, folder = args.directory.absolute(), Path.cwd()
-    environment.for_imports()
+    environment.prepare_for_reading()
     prepare_job(config, args.stage, directory)
     option = " -P" if isolation.hides_a_module(folder, args.stage) else ""
     print(f"python{option} -m tasks.programs.{args.stage} {args.directory}")

@@ -30,8 +30,8 @@ def main(args: argparse.Namespace) -> None:
     config = profiles.load(args.profile, args.set)
     check_inputs(config)
     config = profiles.with_absolute_paths(config, Path.cwd())
-    environment.join(home())
-    environment.for_imports()
+    environment.use_running_servers(home())
+    environment.prepare_for_reading()
     from flows.display.terminal import print_plan
 
     print_plan(plan(config))

@@ -10,7 +10,7 @@ from typing import Any
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
-from flows.display.formatting import figure, format_not_run, format_outcome
+from flows.display.formatting import format_metric, format_not_run, format_outcome
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.store import home
 from tasks.config.pipeline import Pipeline
@@ -59,7 +59,10 @@ def summarise(
 def conclude(
     config: Pipeline, summary: dict[str, Any], page: Path, *, run_id: str, tracked: TrackedRun
 ) -> dict[str, Any]:
-    """Keep summary, settings and page under runs/<id>/, give the page to Prefect and MLflow, and say in the summary where it is."""
+    """Write summary, settings and page to runs/<id>/ and upload them.
+
+    Returns the summary with the paths of the files.
+    """
     folder = home() / "runs" / run_id
     folder.mkdir(parents=True, exist_ok=True)
     filled = fill_page(page.read_text(encoding="utf-8"), summary)
@@ -85,7 +88,7 @@ def conclude(
 
 
 def fill_page(page: str, summary: dict[str, Any]) -> str:
-    """Return the report's page with this run's stages in it, and above all else what failed."""
+    """Return the report's page with this run's stages in it and, at the top, what failed."""
     failures = "".join(f'\n<p class="warning">{html.escape(text)}</p>' for text in _failures(summary))
     return page.replace(TOP, TOP + failures, 1).replace(MARKER, stage_table(summary["stages"]))
 
@@ -121,15 +124,17 @@ def headline(page: str) -> str:
 def as_markdown(summary: dict[str, Any], title: str, address: str) -> str:
     """Return the run's result for Prefect's page of it: headline, where the report is, figures and stages.
 
-    A browser opens no file: address from a page of a server, so a report that is on no server is named by its path.
+    A browser opens no file: address from a page of a server, so a report that is on no server is named by its
+    path.
     """
     if address:
         where = (
             f"[The report in MLflow]({address}); saved from there and opened by itself, all its links work."
         )
     else:
-        where = f"The report is {_escape(summary['report'])} on {_escape(socket.gethostname())}, the machine that ran the pipeline."
-    figures = [f"| {_cell(name)} | {figure(value)} |" for name, value in summary["metrics"].items()]
+        host = _escape(socket.gethostname())
+        where = f"The report is {_escape(summary['report'])} on {host}, the machine that ran the pipeline."
+    figures = [f"| {_cell(name)} | {format_metric(value)} |" for name, value in summary["metrics"].items()]
     stages = [
         f"| {stage['name']} | {stage['key'][:12]} | {format_outcome(stage)} | {stage['seconds']:.1f} |"
         for stage in summary["stages"]

@@ -1,4 +1,7 @@
-"""The login of the servers that `alignflow up` starts: made once per home, readable by its owner only, the same for Prefect and MLflow."""
+"""Create and read the login of the servers that `alignflow up` starts, the same for Prefect and MLflow.
+
+It is created once per home and readable by its owner only.
+"""
 
 import json
 import secrets
@@ -16,7 +19,7 @@ class Credentials(NamedTuple):
 
     @property
     def clients(self) -> dict[str, str]:
-        """The environment of whoever talks to the servers."""
+        """Return the environment variables by which clients log in."""
         return {
             "PREFECT_API_AUTH_STRING": f"{USER}:{self.password}",
             "MLFLOW_TRACKING_USERNAME": USER,
@@ -35,8 +38,8 @@ def read(home: Path) -> Credentials | None:
         return None
 
 
-def made(home: Path) -> Credentials:
-    """The home's credentials; new ones the first time."""
+def load_or_create(home: Path) -> Credentials:
+    """Return the home's credentials; create them the first time."""
     known = read(home)
     if known:
         return known

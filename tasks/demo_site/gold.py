@@ -1,6 +1,6 @@
-"""The built-in site's gold scorer: how good an answer truly is.
+"""Score the true quality of an answer on the built-in site.
 
-Only the site's generator and the evaluation may import it, no training stage.
+Only the site's generator and the evaluation may import this gold scorer, no training stage.
 """
 
 import re
@@ -24,9 +24,9 @@ PERFECT = 10.0
 
 
 class Findings(NamedTuple):
-    """What the gold scorer found in one answer."""
+    """Merits and faults of one answer."""
 
-    right: bool  # does what the question asks, and shows no other command
+    right: bool  # does what the question asks and shows no other command
     formatted: bool  # a command stands in code
     explained: bool  # a true sentence about the right command
     misleading: int  # sentences that explain another task's command
@@ -47,12 +47,15 @@ class Findings(NamedTuple):
 
 
 def gold_score(question: str, answer: str) -> float:
-    """True quality of ``answer`` (Markdown) to ``question`` (Markdown, its first line the title); ValueError for a question not of this site."""
+    """Return the true quality of an answer to a question, both in Markdown; a question's first line is its title.
+
+    Raises ValueError for a question that is not of this site.
+    """
     return find_faults(question, answer).score
 
 
 def find_faults(question: str, answer: str) -> Findings:
-    """The findings behind ``gold_score``."""
+    """Return the merits and faults that ``gold_score`` adds up."""
     task, slots = recognise_task(question.strip().split("\n", 1)[0].strip())
     answer = answer.replace("\\`", "`")  # Markdown escapes a run of backticks that opens a paragraph
     accepted = {fill_slots(command, slots) for command in task.commands}
@@ -76,7 +79,7 @@ def find_faults(question: str, answer: str) -> Findings:
 
 @lru_cache(maxsize=4096)
 def recognise_task(title: str) -> tuple[ShellTask, dict[str, str]]:
-    """The task a question's title asks for and the values of its slots."""
+    """Return the task that a question's title asks for, and the values of its slots."""
     for task, pattern in _build_patterns():
         if match := pattern.fullmatch(_remove_escapes(title)):
             return task, match.groupdict()
@@ -84,15 +87,15 @@ def recognise_task(title: str) -> tuple[ShellTask, dict[str, str]]:
 
 
 def _find_code(answer: str) -> tuple[list[str], bool]:
-    """Code pieces of a Markdown text, and whether its fences are empty or unbalanced."""
+    """Return the code in a Markdown text, and whether its fences are empty or unbalanced."""
     blocks = re.findall(r"```[a-z]*\n(.*?)\n?```", answer, flags=re.DOTALL)
     fence_run = answer.count("```") != 2 * len(blocks) or any(not block.strip() for block in blocks)
-    spans = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?(```|$)", " ", answer, flags=re.DOTALL))
-    return [piece.strip() for piece in blocks + spans if piece.strip()], fence_run
+    inline = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?(```|$)", " ", answer, flags=re.DOTALL))
+    return [piece.strip() for piece in blocks + inline if piece.strip()], fence_run
 
 
 def _contains_command(text: str, command: str) -> bool:
-    """Whether ``command`` stands in ``text`` with nothing glued to its ends."""
+    """Return whether ``text`` contains ``command`` as a separate word."""
     return re.search(r"(?:^|\s)" + re.escape(command) + r"\.?(?=\s*$|\n|\s+[A-Z])", text) is not None
 
 
@@ -121,6 +124,8 @@ def _build_pattern(question: str) -> str:
         return f"(?P<{name}>{'|'.join(map(re.escape, SLOTS[name]))})"
 
     pieces = re.split(r"(\{\w+\})", question)
-    return "".join(
-        slot(m) if (m := re.fullmatch(r"\{(\w+)\}", piece)) else re.escape(piece) for piece in pieces
-    )
+    parts = []
+    for piece in pieces:
+        match = re.fullmatch(r"\{(\w+)\}", piece)
+        parts.append(slot(match) if match else re.escape(piece))
+    return "".join(parts)

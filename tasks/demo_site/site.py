@@ -1,4 +1,4 @@
-"""A Stack-Exchange-like site about shell commands, generated from a seed and written as the Posts.xml of a real dump."""
+"""Generate a site like Stack Exchange about shell commands from a seed, as the Posts.xml of a dump."""
 
 import html
 import math
@@ -56,24 +56,29 @@ class Post(NamedTuple):
 
 
 class _Answer(NamedTuple):
+    """An answer in both formats."""
+
     markdown: str
     body: str  # HTML
 
 
 def generate(*, num_questions: int, seed: int) -> Iterator[Post]:
-    """Posts of ``num_questions`` questions with 2 to 9 answers each, questions before their answers, ids rising from 1."""
+    """Yield the posts of ``num_questions`` questions with 2 to 9 answers each.
+
+    Questions come before their answers, with ids rising from 1.
+    """
     rng = random.Random(f"shell-site-{seed}")
     next_id, date = 1, _START
-    asked: set[str] = set()
+    titles: set[str] = set()
     for _ in range(num_questions):
         date += timedelta(minutes=rng.randint(5, 400))
-        thread = list(_generate_thread(rng, next_id, date, asked))
+        thread = list(_generate_thread(rng, next_id, date, titles))
         next_id += len(thread)
         yield from thread
 
 
 def write_posts(posts: Iterator[Post], path: Path) -> int:
-    """Write a dump's Posts.xml; returns the number of rows."""
+    """Write a dump's Posts.xml and return the number of rows."""
     count = 0
     with path.open("w", encoding="utf-8", newline="\r\n") as file:
         file.write('\ufeff<?xml version="1.0" encoding="utf-8"?>\n<posts>\n')
@@ -107,20 +112,20 @@ def _format_row(post: Post) -> str:
     )
 
 
-def _choose_question(rng: random.Random, asked: set[str]) -> tuple[str, ShellTask, dict[str, str]]:
-    """A title that was not asked before (while there is one to be found), its task and slots."""
+def _choose_question(rng: random.Random, titles: set[str]) -> tuple[str, ShellTask, dict[str, str]]:
+    """Return a title that is not in ``titles`` (unless many draws find none), its task and slots."""
     for _ in range(200):
         task = rng.choice(TASKS)
         slots = {name: rng.choice(values) for name, values in SLOTS.items()}
         title = fill_slots(rng.choice(task.questions), slots)
-        if title not in asked:
+        if title not in titles:
             break
-    asked.add(title)
+    titles.add(title)
     return title, task, slots
 
 
-def _generate_thread(rng: random.Random, first_id: int, date: datetime, asked: set[str]) -> Iterator[Post]:
-    title, task, slots = _choose_question(rng, asked)
+def _generate_thread(rng: random.Random, first_id: int, date: datetime, titles: set[str]) -> Iterator[Post]:
+    title, task, slots = _choose_question(rng, titles)
     body = rng.choice(_CONTEXTS) if rng.random() < 0.5 else title
     num_answers = min(9, 2 + int(rng.expovariate(0.25)))
     answers = [_generate_answer(rng, task, slots) for _ in range(num_answers)]
@@ -151,7 +156,7 @@ def _generate_thread(rng: random.Random, first_id: int, date: datetime, asked: s
 
 
 def _draw_votes(rng: random.Random, gold: float, views: float) -> int:
-    """Up-votes grow with true quality, down-votes with its lack; both are noisy."""
+    """Draw up-votes, which grow with true quality, minus down-votes, which fall with it."""
     up = _draw_poisson(rng, views * math.exp(0.3 * (gold - 4) + rng.gauss(0, 0.15)))
     return up - _draw_poisson(rng, 0.4 * views * math.exp(-0.35 * max(gold, -6)))
 
@@ -163,7 +168,7 @@ def _choose_accepted(rng: random.Random, golds: list[float]) -> int | None:
 
 
 def _generate_answer(rng: random.Random, task: ShellTask, slots: dict[str, str]) -> _Answer:
-    """One answer of random quality, as Markdown (what the gold scorer reads) and as the HTML of the dump."""
+    """Return an answer of random quality, as Markdown for the gold scorer and as HTML for the dump."""
     kind = rng.random()
     if kind < 0.06:
         return _format_prose(rng.choice(_EMPTY_TALK))
@@ -195,7 +200,7 @@ def _choose_fact(rng: random.Random, task: ShellTask) -> str:
 
 
 def _format_command(rng: random.Random, command: str, style: str) -> tuple[str, str]:
-    """The command in its sentence, as (HTML, Markdown)."""
+    """Return the command in a sentence, as (HTML, Markdown)."""
     if style == "block":
         lead = rng.choice(_BLOCK)
         return (
@@ -220,7 +225,7 @@ def _paragraph(text: str) -> str:
 
 
 def _draw_poisson(rng: random.Random, mean: float) -> int:
-    """Knuth's method, by parts so that a large mean does not underflow."""
+    """Draw a Poisson number by Knuth's method, in parts so that a large mean does not underflow."""
     count = 0
     while mean > 0:
         part, mean = min(mean, 30.0), mean - 30.0

@@ -140,7 +140,8 @@ def draw_columns(bars: Sequence[tuple[str, float]], *, title: str, unit: str = "
     for number, (label, count) in enumerate(bars):
         left, right, top = frame.x(number + 0.08), frame.x(number + 0.92), frame.y(count)
         shape = Markup(
-            '<rect class="s0" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" rx="1.5"><title>{}{}: {:,}</title></rect>'
+            '<rect class="s0" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" rx="1.5">'
+            "<title>{}{}: {:,}</title></rect>"
         )
         parts.append(shape.format(left, top, right - left, HEIGHT - BOTTOM - top, label, unit, count))
         if number % every == 0:
@@ -157,7 +158,10 @@ def draw_share_bar(
     title: str,
     line: float = 0.5,
 ) -> Markup:
-    """Draw a bar of 0 to 100 % in segments (CSS class, share), with an interval and a dashed ``line`` over it."""
+    """Draw a bar of 0 to 100 % in segments (CSS class, share).
+
+    Over it are an interval and a dashed ``line``.
+    """
     shapes, start = [], 0.0
     for name, share in parts:
         shapes.append(
@@ -175,7 +179,8 @@ def draw_share_bar(
     shape = Markup('<line class="{}" x1="{:.2f}" y1="{}" x2="{:.2f}" y2="{}"/>')
     shapes += [shape.format(*one) for one in lines if all(math.isfinite(number) for number in one[1:])]
     opening = Markup(
-        '<svg class="share" viewBox="0 0 100 20" preserveAspectRatio="none" role="img" aria-label="{}"><title>{}</title>'
+        '<svg class="share" viewBox="0 0 100 20" preserveAspectRatio="none" role="img" aria-label="{}">'
+        "<title>{}</title>"
     )
     return opening.format(title, title) + Markup("").join(shapes) + Markup("</svg>")
 

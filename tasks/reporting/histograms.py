@@ -1,4 +1,4 @@
-"""Draw the histograms of a data card, each with its median: scores, gaps, answers per question and lengths."""
+"""Draw the histograms of a data card: scores, gaps, answers per question and lengths."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

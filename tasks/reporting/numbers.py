@@ -57,3 +57,8 @@ def format_tick(value: float) -> str:
 def format_count(count: int, noun: str) -> str:
     """Return a number of things: '1 pair', '4,032 pairs'."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def format_range(value: Mapping[str, Any]) -> str:
+    """Return the interval of a number: 0.71 to 0.85."""
+    return f"{format_number(value['low'])} to {format_number(value['high'])}"

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from tasks.reporting.charts import Dot, draw_reliability, draw_share_bar
-from tasks.reporting.numbers import format_interval, format_number, format_percent
+from tasks.reporting.numbers import format_interval, format_number, format_percent, format_range
 from tasks.reporting.stage_charts import Chart
 from tasks.rlhf.thresholds import FOOLED
 
@@ -74,7 +74,7 @@ class Bar(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """Bars in groups with titles; ``unit`` names a bar's observations, if their number differs between bars."""
+    """Bars in groups with titles; ``unit`` names their observations if the numbers differ."""
 
     title: str
     note: str
@@ -89,65 +89,76 @@ def drawn_metrics(measures: Mapping[str, Any]) -> set[str]:
 
 def draw_calibration(measures: Mapping[str, Any]) -> list[Chart]:
     """Return the reliability diagram, if there is one."""
-    found = measures.get("calibration")
-    if not found or not found["reliability"]:
+    calibration = measures.get("calibration")
+    if not calibration or not calibration["reliability"]:
         return []
-    dots = [
-        Dot(one["confidence"], *(one["accuracy"][part] for part in ("value", "low", "high", "n")))
-        for one in found["reliability"]
-    ]
-    errors = f"Calibration error {format_percent(found['after'])} at the fitted temperature {format_number(found['temperature'])}, {format_percent(found['before'])} without it"
-    if found.get("reason"):
-        errors = f"Calibration error {format_percent(found['after'])}; no temperature was fitted, because {found['reason']}"
+    dots = []
+    for one in calibration["reliability"]:
+        value, low, high, n = (one["accuracy"][part] for part in ("value", "low", "high", "n"))
+        dots.append(Dot(forecast=one["confidence"], value=value, low=low, high=high, n=n))
     note = (
         "How sure the model is of a pair against how often it is right, with 95\N{NO-BREAK SPACE}% "
-        "intervals; larger dots, more pairs. On the dashed "
-        f"line it means what it says. {errors} ({found['n']:,} pairs)."
+        "intervals; larger dots, more pairs. On the dashed line it means what it says. "
+        f"{_describe_errors(calibration)} ({calibration['n']:,} pairs)."
     )
-    if "floor" in found:
-        note += f" A model that means exactly what it says would show {format_percent(found['floor'])} on as many pairs, by chance alone."
-    return [
-        Chart("Calibration", note, [], draw_reliability(dots, title="reward: Calibration", unit=" pairs"))
-    ]
+    if "floor" in calibration:
+        floor = format_percent(calibration["floor"])
+        note += (
+            f" A model that means exactly what it says would show {floor} on as many pairs, by chance alone."
+        )
+    drawing = draw_reliability(dots, title="reward: Calibration", unit=" pairs")
+    return [Chart("Calibration", note, [], drawing)]
+
+
+def _describe_errors(calibration: Mapping[str, Any]) -> str:
+    after, before = format_percent(calibration["after"]), format_percent(calibration["before"])
+    if calibration.get("reason"):
+        return f"Calibration error {after}; no temperature was fitted, because {calibration['reason']}"
+    temperature = format_number(calibration["temperature"])
+    return f"Calibration error {after} at the fitted temperature {temperature}, {before} without it"
 
 
 def build_panels(measures: Mapping[str, Any]) -> list[Panel]:
     """Return the panels of accuracies and attacks that were measured."""
     panels = []
-    if accuracy := measures.get("accuracy"):
-        before = measures["probe"]["accuracy"] if "probe" in measures else {}
-        accuracy = {**accuracy, **{name: before[of] for name, of in PROBED.items() if of in before}}
-        groups = [
-            (
-                title,
-                [
-                    _build_accuracy_bar(name, text, accuracy[name])
-                    for name, text in names.items()
-                    if name in accuracy
-                ],
-            )
-            for title, names in ACCURACIES
-        ]
-        note = f"Share of pairs ordered as the votes do, {describe_pairs(measures)} The dashed line is guessing; the grey bars need no model at all."
-        panels.append(
-            Panel("Where it is right", note, [(title, bars) for title, bars in groups if bars], "pairs")
-        )
-    if attacks := measures.get("attacks"):
-        most = max(verdict["wins"]["n"] for verdict in attacks.values())
-        note = (
-            f"Share of {most:,} real answers that score below an answer worth nothing. Where the whole "
-            "interval is above the dashed line, at "
-            f"{100 * FOOLED:.0f}\N{NO-BREAK SPACE}%, the model is fooled, and PPO would find that out."
-        )
-        if elsewhere := measures.get("elsewhere"):
-            note += (
-                f" An answer\N{RIGHT SINGLE QUOTATION MARK}s rewards at its own and at a random other "
-                "question correlate "
-                f"{format_number(elsewhere['value'])} ({format_number(elsewhere['low'])} to "
-                f"{format_number(elsewhere['high'])}): near 1, it hardly matters what was asked."
-            )
-        panels.append(Panel("What fools it", note, [("", _build_attack_bars(attacks))], ""))
+    if measures.get("accuracy"):
+        panels.append(_build_accuracy_panel(measures))
+    if measures.get("attacks"):
+        panels.append(_build_attack_panel(measures))
     return panels
+
+
+def _build_accuracy_panel(measures: Mapping[str, Any]) -> Panel:
+    before = measures["probe"]["accuracy"] if "probe" in measures else {}
+    probed = {name: before[of] for name, of in PROBED.items() if of in before}
+    accuracy = {**measures["accuracy"], **probed}
+    groups = []
+    for title, names in ACCURACIES:
+        measured = [(name, text) for name, text in names.items() if name in accuracy]
+        if bars := [_build_accuracy_bar(name, text, accuracy[name]) for name, text in measured]:
+            groups.append((title, bars))
+    note = (
+        f"Share of pairs ordered as the votes do, {describe_pairs(measures)} "
+        "The dashed line is guessing; the grey bars need no model at all."
+    )
+    return Panel("Where it is right", note, groups, "pairs")
+
+
+def _build_attack_panel(measures: Mapping[str, Any]) -> Panel:
+    attacks = measures["attacks"]
+    most = max(verdict["wins"]["n"] for verdict in attacks.values())
+    note = (
+        f"Share of {most:,} real answers that score below an answer worth nothing. Where the whole "
+        f"interval is above the dashed line, at {format_percent(FOOLED, decimals=0)}, the model is fooled, "
+        "and PPO would find that out."
+    )
+    if elsewhere := measures.get("elsewhere"):
+        note += (
+            " An answer\N{RIGHT SINGLE QUOTATION MARK}s rewards at its own and at a random other question "
+            f"correlate {format_number(elsewhere['value'])} ({format_range(elsewhere)}): near 1, it hardly "
+            "matters what was asked."
+        )
+    return Panel("What fools it", note, [("", _build_attack_bars(attacks))], "")
 
 
 def describe_pairs(measures: Mapping[str, Any]) -> str:
@@ -158,9 +169,10 @@ def describe_pairs(measures: Mapping[str, Any]) -> str:
     measured = measures.get("measured")
     if measured is None:
         return "held out from training."
+    questions = f"of {measured['questions']:,}"
     if measured["split"] == "evaluation":
-        return f"of {measured['questions']:,} questions of the evaluation split, on which nothing was trained or chosen."
-    return f"of {measured['questions']:,} held-out questions, on which the weights were chosen too: a little too good."
+        return f"{questions} questions of the evaluation split, on which nothing was trained or chosen."
+    return f"{questions} held-out questions, on which the weights were chosen too: a little too good."
 
 
 def _build_accuracy_bar(name: str, title: str, rate: Mapping[str, Any]) -> Bar:

@@ -8,7 +8,13 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from tasks.reporting.charts import Curve, Mark, draw_curves
-from tasks.reporting.numbers import format_interval, format_number, format_percent, format_points
+from tasks.reporting.numbers import (
+    format_interval,
+    format_number,
+    format_percent,
+    format_points,
+    format_range,
+)
 
 
 class Panel(NamedTuple):
@@ -301,10 +307,8 @@ def format_metric(name: str, value: Any) -> str:
         value, low, high = (format_points(value[part]) for part in ("value", "low", "high"))
         return f"{value} points ({low} to {high})"
     is_share = any(word in name for word in SHARES)
-    if isinstance(value, Mapping):
-        return (
-            f"{format_percent(value['value'])} ({format_interval(value)})"
-            if is_share
-            else f"{format_number(value['value'])} ({format_number(value['low'])} to {format_number(value['high'])})"
-        )
-    return format_percent(value) if is_share else format_number(value)
+    if not isinstance(value, Mapping):
+        return format_percent(value) if is_share else format_number(value)
+    if is_share:
+        return f"{format_percent(value['value'])} ({format_interval(value)})"
+    return f"{format_number(value['value'])} ({format_range(value)})"

@@ -28,7 +28,7 @@ HIDDEN |= dict.fromkeys(
 
 
 def replace_invisible(value: Any) -> Any:
-    """Return a text with a visible symbol for every character that a page would not show; other values unchanged."""
+    """Return a text with a symbol for every character that a page would not show; other values unchanged."""
     return value.translate(HIDDEN) if isinstance(value, str) else value
 
 
@@ -38,7 +38,7 @@ def clip_text(text: str, most: int = MAX_TEXT) -> str:
 
 
 def build_link(address: str, label: str) -> Markup | str:
-    """Return a link to a web page; the label alone for the built-in site's host (.example), which does not exist."""
+    """Return a link to a web page; only the label for the built-in site's host, which does not exist."""
     if not re.match(r"https?://[\w.-]+(?<!\.example)(?:[/:?#]|$)", address):
         return label
     return Markup('<a href="{}" target="_blank" rel="noreferrer">{}</a>').format(address, label)
