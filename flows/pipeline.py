@@ -1,8 +1,7 @@
 """From votes to an aligned model: the whole run as one Prefect flow."""
 
 import time
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from prefect import flow
 from prefect.runtime import deployment, flow_run
@@ -24,6 +23,7 @@ from tasks.config.pipeline import Pipeline
 from tasks.config.sources import ShellSite
 from tasks.execution.run_stage import RunContext
 from tasks.stages import data, dpo, merge, ppo, pretrain, reference, report, reward, sft, site, winrate
+from tasks.stages.task import Stage
 from tasks.system import events
 from tasks.system.errors import InputError, StageFailed
 from tasks.tracking import runs
@@ -31,7 +31,12 @@ from tasks.tracking.client import process_tracker
 from tasks.tracking.remote_artifacts import locate
 from tasks.tracking.tracked_run import TrackedRun
 
-Do = Callable[..., Any]  # an artifact, or what Prefect hands on in its place
+
+class Do(Protocol):
+    """What ``chain`` does with each stage."""
+
+    def __call__(self, stage: Stage, **inputs: Any) -> Any:
+        """Return the stage's artifact, or what Prefect passes on in its place."""
 
 
 def chain(config: Pipeline, do: Do) -> None:

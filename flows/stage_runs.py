@@ -26,6 +26,7 @@ from tasks.artifacts.artifact import Artifact
 from tasks.config.pipeline import Pipeline
 from tasks.execution.dispatch import Stopped
 from tasks.execution.run_stage import RunContext
+from tasks.stages.task import Stage
 from tasks.system.errors import DiskFailure
 from tasks.system.retry import stopping
 
@@ -48,7 +49,7 @@ class StageRuns:
         self.ends: dict[str, End] = {}
         self.inputs: dict[str, list[str]] = {}  # names of the stages that a stage takes results of
 
-    def do(self, stage: Any, **inputs: Any) -> End:
+    def do(self, stage: Stage, **inputs: Any) -> End:
         """Run a stage in place and return its final state, or hand it to a work pool and return its future.
 
         Stages in place run one after another on the main thread: a laptop's memory holds one at a time. A
@@ -106,7 +107,7 @@ def _is_among(end: End, inputs: dict[str, Any]) -> bool:
     return any(end is taken for taken in inputs.values())
 
 
-def _needed(stage: Any) -> set[str]:
+def _needed(stage: Stage) -> set[str]:
     """Return the inputs without which a stage cannot run: those that its step names, not its **others."""
     return {
         name

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from flows import profiles
 from flows.arguments import add_profile
@@ -12,6 +12,9 @@ from flows.services import environment, isolation
 from tasks.artifacts.artifact import Artifact
 from tasks.config.pipeline import Pipeline
 from tasks.system.errors import InputError
+
+if TYPE_CHECKING:
+    from tasks.stages.task import Stage
 
 HELP = "Write a stage's job.json, to run its program by hand."
 EXAMPLE = "alignflow job demo sft work/"
@@ -52,7 +55,7 @@ def prepare_job(config: Pipeline, wanted: str, directory: Path) -> None:
     tracker = process_tracker()
     artifacts: dict[str, Artifact] = {}
 
-    def do(stage: Any, **inputs: Artifact) -> Artifact:
+    def do(stage: "Stage", **inputs: Artifact) -> Artifact:
         step = stage.step(config, **inputs)
         if step.stage == wanted:
             directory.mkdir(parents=True, exist_ok=True)
@@ -73,7 +76,7 @@ def prepare_job(config: Pipeline, wanted: str, directory: Path) -> None:
 def _requiring_inputs(do: Callable[..., Artifact], wanted: str) -> Callable[..., Artifact]:
     """Return ``do``, which raises InputError if the stage ``wanted`` takes an artifact that is not built."""
 
-    def checked(stage: Any, **inputs: Artifact) -> Artifact:
+    def checked(stage: "Stage", **inputs: Artifact) -> Artifact:
         missing = [artifact["stage"] for artifact in inputs.values() if not artifact["digest"]]
         if missing and stage.run.name == wanted:
             raise InputError(

@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from flows import profiles
 from flows.arguments import add_profile
@@ -10,6 +10,9 @@ from flows.services import environment
 from tasks.artifacts.artifact import Artifact, Step
 from tasks.artifacts.store import Store, home, list_changes
 from tasks.config.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from tasks.stages.task import Stage
 
 HELP = "Say which stages would be built or reused, and why."
 EXAMPLE = "alignflow plan demo --set ppo.steps=20"
@@ -54,7 +57,7 @@ def plan(config: Pipeline) -> list[Planned]:
     planned: list[Planned] = []
     artifacts: dict[str, Artifact] = {}
 
-    def do(stage: Any, **inputs: Artifact) -> Artifact:
+    def do(stage: "Stage", **inputs: Artifact) -> Artifact:
         step = stage.step(config, **inputs)
         found = look_up(step, tracker)
         planned.append(_plan_step(step, found))

@@ -1,14 +1,28 @@
 """Set the options of a stage's Prefect task, and return its state."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
+from prefect import Task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.runtime import task_run
 from prefect.states import Completed, Pending
 
-from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.artifact import Artifact, Step
+
+
+class Stage(Protocol):
+    """A module of tasks/stages."""
+
+    @property
+    def step(self) -> Callable[..., Step]:
+        """The function that returns the stage's step for a config and its inputs."""
+
+    @property
+    def run(self) -> Task[..., State]:
+        """The Prefect task that runs this step."""
+
 
 # Results are JSON, and what is reused is the store's decision alone.
 AS_TASK: dict[str, Any] = {

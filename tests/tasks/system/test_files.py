@@ -2,6 +2,8 @@
 
 import stat
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -79,3 +81,12 @@ def test_two_threads_that_write_at_once_do_not_mix(tmp_path: Path) -> None:
         thread.join()
     assert path.read_text() in texts
     assert [found.name for found in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_threads_that_replace_the_same_file_do_not_take_each_others(tmp_path: Path) -> None:
+    """Stages that run at the same time cache the digests of the same inputs."""
+    path = tmp_path / "note.json"
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(partial(replace_text, path), map(str, range(200))))
+    assert path.read_text().isdigit()
+    assert list(tmp_path.iterdir()) == [path]
