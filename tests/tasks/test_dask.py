@@ -20,7 +20,7 @@ from distributed import Client
 from flows.services.processes import free_port
 from tasks.dataset import sorted_files
 from tasks.dataset.readers.blocks import Block, write_content
-from tasks.dataset.sources.user_names import read_user_names
+from tasks.dataset.readers.user_names import read_user_names
 from tasks.execution import dask
 from tasks.programs.data_stage import remote_calls
 from tasks.programs.data_stage import shard as program
