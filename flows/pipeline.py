@@ -14,7 +14,8 @@ from flows.preflight import check_inputs
 from flows.renamed_settings import log_renamed_settings
 from flows.run_names import name_run
 from flows.services.heartbeat import heartbeat
-from flows.stage_runs import Outcome, StageRuns, stopping_threads, true_edges
+from flows.services.prefect_workarounds import true_edges
+from flows.stage_runs import Outcome, StageRuns, stopping_threads
 from tasks.artifacts.base_model import base_artifact
 from tasks.artifacts.corpus import corpus_artifact
 from tasks.artifacts.store import explain_rebuilds
@@ -26,7 +27,9 @@ from tasks.stages import data, dpo, merge, ppo, pretrain, reference, report, rew
 from tasks.system import events
 from tasks.system.errors import InputError, StageFailed
 from tasks.tracking import runs
+from tasks.tracking.client import process_tracker
 from tasks.tracking.remote_artifacts import locate
+from tasks.tracking.tracked_run import TrackedRun
 
 Do = Callable[..., Any]  # an artifact, or what Prefect hands on in its place
 
@@ -79,6 +82,7 @@ def rlhf(config: Pipeline = Pipeline(), profile: str = "rlhf") -> dict[str, Any]
 def _run(config: Pipeline, profile: str) -> dict[str, Any]:
     started = time.monotonic()
     run = runs.pipeline_run(
+        process_tracker(),
         str(flow_run.name or profile),
         config.model_dump(mode="json"),
         flow_run_id=str(flow_run.id),
@@ -97,7 +101,7 @@ def _run(config: Pipeline, profile: str) -> dict[str, Any]:
             failed = {name: describe_failure(name, error) for name, error in outcome.failed.items()}
             built = list(outcome.built.values())
             found = summarise(profile, built, seconds, failed=failed, not_run=outcome.not_run)
-            page = locate(outcome.built["report"]) / "report.html"
+            page = locate(outcome.built["report"], tracked.tracker) / "report.html"
             summary = conclude(config, found, page, run_id=str(flow_run.id), tracked=tracked)
         if outcome.failed:
             raise _failure(outcome, summary)
@@ -105,10 +109,11 @@ def _run(config: Pipeline, profile: str) -> dict[str, Any]:
         return summary
 
 
-def _run_stages(config: Pipeline, tracked: runs.Tracked) -> Outcome:
+def _run_stages(config: Pipeline, tracked: TrackedRun) -> Outcome:
     """Run the chain, and the report on what it built."""
     pools = config.pools
-    context = RunContext(config.machine, tracked.run_id, pools, shared=bool(pools.cpu or pools.gpu))
+    shared = bool(pools.cpu or pools.gpu)
+    context = RunContext(config.machine, tracked.run_id, pools, shared=shared, tracker=tracked.tracker)
     if context.shared and not tracked.is_on:
         raise InputError(
             "Workers find each other's artifacts in MLflow, which is not reachable: set MLFLOW_TRACKING_URI, or leave pools.* empty"

@@ -49,7 +49,7 @@ def check_places(root: Path, summary: Path | None) -> None:
 
 def require_prefect_server() -> None:
     """Set this process up for the Prefect server that is running. Raises InputError and ServerFailed."""
-    environment.join(home())
+    environment.use_running_servers(home())
     if not os.environ.get("PREFECT_API_URL"):
         raise InputError(
             "There is no Prefect server to use: `alignflow up` starts one, PREFECT_API_URL names another"

@@ -14,7 +14,7 @@ from flows.run_names import name_retraining
 from flows.services.heartbeat import heartbeat
 from tasks.config.pipeline import Pipeline
 from tasks.config.sources import ShellSite, StackExchangeDump
-from tasks.tracking.client import connect
+from tasks.tracking.client import process_tracker
 
 NO_CHANGE = "Neither data nor settings nor code have changed since the last run: every stage is stored."
 
@@ -38,7 +38,7 @@ def retrain(config: Pipeline = Pipeline(), profile: str = "rlhf", dump: str = ""
             )
             config = config.model_copy(update={"source": source})
         check_inputs(config)
-        connect()
+        process_tracker().connect()
         if all(stage.action == "reuse" for stage in plan(config)):
             return Completed(name="Cached", message=NO_CHANGE)
         summary: dict[str, Any] = rlhf(config, profile=profile)

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 from prefect import allow_failure
 from prefect.client.schemas.objects import State
-from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture
 
 from tasks.artifacts.artifact import Artifact
@@ -101,26 +100,6 @@ def stopping_threads() -> Iterator[None]:
         if isinstance(error, Stopped):  # Ctrl-C was pressed, and a library caught what it raised here
             raise KeyboardInterrupt from error
         raise
-
-
-class _Untracked(dict[int, Any]):
-    """A dictionary that keeps nothing."""
-
-    def __setitem__(self, key: int, value: Any) -> None:
-        pass
-
-
-@contextmanager
-def true_edges() -> Iterator[None]:
-    """While the block runs, have Prefect draw edges for futures and states alone, not for equal ids.
-
-    See https://github.com/PrefectHQ/prefect/issues/20558. Once test_prefect_draws_edges_of_its_own_accord
-    fails, this is no longer needed.
-    """
-    context = FlowRunContext.get()
-    assert context is not None
-    with context.model_copy(update={"run_results": _Untracked()}):
-        yield
 
 
 def _is_among(end: End, inputs: dict[str, Any]) -> bool:

@@ -146,9 +146,9 @@ def deploy(definition: Definition, *, webhook: str = "") -> list[str]:
     if done.returncode:
         output = _on_one_line(done.stdout + done.stderr)
         raise ServerFailed(f"The deployments could not be made: {output}")
-    from flows.services.automations import automate
+    from flows.services.automations import create_automations
 
-    automate(webhook)
+    create_automations(webhook)
     return definition.names
 
 

@@ -24,7 +24,7 @@ from flows.commands.gc_candidates import measure
 from flows.display.terminal import console
 from flows.preflight import LEAST_FREE_MB
 from flows.services import credentials, environment
-from flows.services.local_servers import running
+from flows.services.local_servers import find_running
 from tasks.artifacts.inventory import is_intact, list_artifacts
 from tasks.artifacts.store import home
 
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Print every finding; exit with status 1 if there is a failure."""
-    environment.for_imports()
+    environment.prepare_for_reading()
     if doctor(home(), deep=args.deep):
         sys.exit(1)
 
@@ -214,8 +214,8 @@ def check_login(root: Path) -> Findings:
 
 def find_servers(root: Path) -> Findings:
     """Report which servers a run would use; set the environment for those of `alignflow up`."""
-    is_own = not os.environ.get("PREFECT_API_URL") and running(root)
-    environment.join(root)
+    is_own = not os.environ.get("PREFECT_API_URL") and find_running(root)
+    environment.use_running_servers(root)
     places = [os.environ[name] for name in SERVERS if os.environ.get(name, "").startswith("http")]
     hosts = [urlsplit(place).netloc.rpartition("@")[2] for place in places]  # without user and password
     text = " and ".join(hosts) + (" of alignflow up" if is_own else "")

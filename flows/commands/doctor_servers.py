@@ -11,7 +11,7 @@ from typing import Any
 
 from flows.commands.deploy import POOLS
 from flows.commands.doctor_findings import Finding, Findings, Level, judge, run_check
-from flows.commands.work import online
+from flows.commands.work import online_workers
 from tasks.tracking.client import EXPERIMENT
 
 SECONDS = 5.0  # that a server may take to answer
@@ -111,7 +111,7 @@ def check_pools(client: Any) -> Findings:
 
 def check_workers(pool: str) -> Findings:
     """Check that a worker of the pool is online."""
-    names = online(pool)
+    names = online_workers(pool)
     yield judge(
         f"workers {pool}", ", ".join(names), "" if names else "none is online", f"alignflow work {pool}"
     )

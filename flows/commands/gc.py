@@ -4,7 +4,6 @@ Only the home is cleaned; `mlflow gc` cleans what MLflow keeps.
 """
 
 import argparse
-import fcntl
 import os
 import shutil
 import time
@@ -30,6 +29,7 @@ from flows.services import environment
 from tasks.artifacts.inventory import list_artifacts
 from tasks.artifacts.store import Store, home
 from tasks.system.errors import InputError
+from tasks.system.locks import try_acquire
 
 HELP = "Free what no registered model and no recent run needs."
 EXAMPLE = "alignflow gc --dry-run"
@@ -61,8 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Clean the home. Raises InputError."""
-    environment.join(home())
-    environment.for_imports()
+    environment.use_running_servers(home())
+    environment.prepare_for_reading()
     clean(home(), keep_runs=args.keep_runs, days=args.days, dry_run=args.dry_run)
 
 
@@ -100,13 +100,10 @@ def _lock_home(root: Path, dry_run: bool) -> Iterator[None]:
     if dry_run:
         yield
         return
-    path = root / "locks" / "gc.lock"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"Another `alignflow gc` is at work in {root}; wait for its end") from None
+    lock = try_acquire(root / "locks" / "gc.lock")
+    if lock is None:
+        raise InputError(f"Another `alignflow gc` is at work in {root}; wait for its end")
+    with lock:
         yield
 
 
@@ -204,17 +201,13 @@ def _move_to_trash(root: Path, candidate: Candidate) -> Path:
 
 
 def _remove_run_lock(path: Path) -> None:
-    """Remove the lock file of a run that has ended.
-
-    Lock files of keys are never removed: another process may hold an open descriptor to one, and would then
-    lock a file without a name.
-    """
-    with suppress(FileNotFoundError), path.open("r+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _refuse()
-        path.unlink()
+    """Remove the lock file of a run that has ended."""
+    lock = try_acquire(path)
+    if lock is None:
+        _refuse()
+    else:
+        with lock:
+            path.unlink()
 
 
 def _print_survey(found: Survey, refused: dict[Path, str], *, dry_run: bool, now: float) -> None:

@@ -7,15 +7,14 @@ Needed is what a root names, and what that was built from.
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tasks.artifacts.inventory import Entry
 from tasks.system.errors import InputError
 from tasks.system.locks import is_held
-from tasks.tracking import client, databases
+from tasks.tracking import databases
+from tasks.tracking.client import PATIENCE_TO_CONNECT, Tracker, process_tracker
 from tasks.tracking.runs import KEY, PARENT
 
 MAX_RUNS = 50_000  # in one answer; MLflow's own limit
@@ -92,50 +91,27 @@ def tracked_keys(home: Path, *, since: float, alive: set[str]) -> set[str]:
     own = databases.address(home / "mlflow.db")
     if os.environ.get("MLFLOW_TRACKING_URI", own) == own and not (home / "mlflow.db").exists():
         return set()
-    if not client.connect():
+    tracker = process_tracker()
+    if not tracker.connect():
         raise InputError(UNKNOWN)
     conditions = [
         f"attributes.start_time > {int(since * 1000)}",
         *(f"tags.`{PARENT}` = '{run}'" for run in sorted(alive)),
     ]
     try:
-        recent = {
-            run.data.tags.get(KEY, "")
-            for condition in conditions
-            for run in client.search(condition, most=MAX_RUNS)
-        }
-        return (recent | _registered()) - {""}
+        recent = [run for condition in conditions for run in tracker.search(condition, limit=MAX_RUNS)]
+        return ({run.tags.get(KEY, "") for run in recent} | _registered(tracker)) - {""}
     except Exception as error:
         raise InputError(
             f"{UNKNOWN} ({(str(error) or type(error).__name__).splitlines()[0][:200]})"
         ) from error
 
 
-def _registered() -> set[str]:
-    """Return the keys of all registered model versions."""
-    versions = list(_pages(client._client.search_model_versions))
+def _registered(tracker: Tracker) -> set[str]:
+    """Return the keys of the artifacts of all registered models."""
+    versions = tracker.model_versions(PATIENCE_TO_CONNECT)
     keys = {version.tags.get(KEY, "") for version in versions}
-    return keys | {_key_of(run_id) for run_id in {version.run_id for version in versions} if run_id}
-
-
-def _key_of(run_id: str) -> str:
-    """Return the key of the stage that a run built; "" if it built none, or does not exist any more."""
-    try:
-        run = client.patiently(lambda: client._client.get_run(run_id), client.PATIENCE_TO_CONNECT)
-    except Exception as error:
-        status = getattr(error, "get_http_status_code", None)
-        if status and status() == 404:
-            return ""
-        raise
-    return str(run.data.tags.get(KEY, ""))
-
-
-def _pages(call: Callable[..., Any]) -> Iterator[Any]:
-    """Yield all results of one of MLflow's searches, page by page."""
-    token = ""
-    while True:
-        page = client.patiently(partial(call, page_token=token or None), client.PATIENCE_TO_CONNECT)
-        yield from page
-        token = page.token
-        if not token:
-            return
+    for run_id in {version.run_id for version in versions} - {""}:
+        run = tracker.run(run_id, PATIENCE_TO_CONNECT)  # None: it was deleted
+        keys.add(run.tags.get(KEY, "") if run else "")
+    return keys

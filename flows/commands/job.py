@@ -32,7 +32,7 @@ def main(args: argparse.Namespace) -> None:
     # inputs are not checked here: only those that the stage takes need be on this machine
     config = profiles.with_absolute_paths(profiles.load(args.profile, args.set), Path.cwd())
     directory, folder = args.directory.absolute(), Path.cwd()
-    environment.for_imports()
+    environment.prepare_for_reading()
     prepare_job(config, args.stage, directory)
     option = " -P" if isolation.hides_a_module(folder, args.stage) else ""
     print(f"python{option} -m tasks.programs.{args.stage} {args.directory}")
@@ -47,17 +47,19 @@ def prepare_job(config: Pipeline, wanted: str, directory: Path) -> None:
     from flows.pipeline import chain
     from tasks.execution.run_stage import look_up, write_job
     from tasks.stages import report
+    from tasks.tracking.client import process_tracker
 
+    tracker = process_tracker()
     artifacts: dict[str, Artifact] = {}
 
     def do(stage: Any, **inputs: Artifact) -> Artifact:
         step = stage.step(config, **inputs)
         if step.stage == wanted:
             directory.mkdir(parents=True, exist_ok=True)
-            write_job(directory, step, config.machine)
+            write_job(directory, step, config.machine, tracker)
             raise _Written
         # a stage that the wanted one does not take may be missing
-        artifacts[step.stage] = look_up(step) or unbuilt_artifact(step)
+        artifacts[step.stage] = look_up(step, tracker) or unbuilt_artifact(step)
         return artifacts[step.stage]
 
     try:

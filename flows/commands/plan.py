@@ -27,8 +27,8 @@ def main(args: argparse.Namespace) -> None:
     config = profiles.load(args.profile, args.set)
     check_inputs(config)
     config = profiles.with_absolute_paths(config, Path.cwd())
-    environment.join(home())
-    environment.for_imports()
+    environment.use_running_servers(home())
+    environment.prepare_for_reading()
     from flows.display.terminal import print_plan
 
     print_plan(plan(config))
@@ -48,13 +48,15 @@ def plan(config: Pipeline) -> list[Planned]:
     from flows.pipeline import chain
     from tasks.execution.run_stage import look_up
     from tasks.stages import report
+    from tasks.tracking.client import process_tracker
 
+    tracker = process_tracker()
     planned: list[Planned] = []
     artifacts: dict[str, Artifact] = {}
 
     def do(stage: Any, **inputs: Artifact) -> Artifact:
         step = stage.step(config, **inputs)
-        found = look_up(step)
+        found = look_up(step, tracker)
         planned.append(_plan_step(step, found))
         artifacts[step.stage] = found or unbuilt_artifact(step)
         return artifacts[step.stage]

@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> None:
     summary_file = args.summary and args.summary.absolute()
     # the home's files are for the user only; the summary gets the permissions of the user's other files
     mask = os.umask(0o077)
-    environment.join(root)
+    environment.use_running_servers(root)
     environment.prepare(root)
     check_stages(config)
     from flows.display.terminal import print_end
@@ -62,16 +62,16 @@ def main(args: argparse.Namespace) -> None:
 def _run_flow(root: Path, config: Any, title: str) -> dict[str, Any]:
     """Run the flow rlhf, with a Prefect server that is started if there is none; return the summary."""
     from flows.display.terminal import Screen
-    from flows.services.processes import check_prefect, prefect_api
+    from flows.services.processes import check_prefect, start_prefect_api
 
-    api = prefect_api(root)
+    api = start_prefect_api(root)
     with Screen() as screen:
         from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
         from flows.pipeline import rlhf  # slow to import; Prefect's server starts meanwhile
-        from tasks.tracking import client
+        from tasks.tracking.client import process_tracker
 
-        client.connect()
+        process_tracker().connect()
         if api:
             api.wait()
         else:

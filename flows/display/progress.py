@@ -3,14 +3,14 @@
 import time
 from typing import Any
 
-from flows.display.formatting import figure
+from flows.display.formatting import format_metric
 from tasks.system.events import Event
 
 BYTE_UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
 class Progress:
-    """The stages of a pipeline, and how far each that is at work is; told of every event."""
+    """Follow a pipeline by its events: its stages, and the progress of those at work."""
 
     def __init__(self) -> None:
         self.stages: list[str] = []  # all of the pipeline, in their order; none for a stage that runs alone
@@ -51,14 +51,14 @@ class StageProgress:
         parts = [phase, _counted(step, total, in_bytes=in_bytes)]
         if taken > 0 and spent > 0.5:
             parts += [
-                rate(taken / spent, in_bytes=in_bytes),
-                f"{clock((total - step) * spent / taken)} left" if total > step else "",
+                format_rate(taken / spent, in_bytes=in_bytes),
+                f"{format_duration((total - step) * spent / taken)} left" if total > step else "",
             ]
         return "  ".join([*filter(None, parts), *self.metrics(line)])
 
     def metrics(self, found: dict[str, Any]) -> list[str]:
         """Return the metrics of ``found`` that are shown, as text."""
-        return [f"{name} {figure(found[name])}" for name in self.shown if name in found]
+        return [f"{name} {format_metric(found[name])}" for name in self.shown if name in found]
 
 
 def _counted(step: int, total: int, *, in_bytes: bool) -> str:
@@ -66,11 +66,13 @@ def _counted(step: int, total: int, *, in_bytes: bool) -> str:
         return f"{step:,}/{total:,}" if total else f"{step:,}"
     unit = _byte_unit(max(step, total))
     return (
-        f"{amount(step, unit)} of {amount(total, unit)} {unit}" if total else f"{amount(step, unit)} {unit}"
+        f"{format_amount(step, unit)} of {format_amount(total, unit)} {unit}"
+        if total
+        else f"{format_amount(step, unit)} {unit}"
     )
 
 
-def amount(number: float, unit: str) -> str:
+def format_amount(number: float, unit: str) -> str:
     """Return a number of bytes in a unit, without the unit's name."""
     value = number / 1000 ** BYTE_UNITS.index(unit)
     return f"{value:,.0f}" if unit == "bytes" else f"{value:,.1f}"
@@ -82,15 +84,15 @@ def _byte_unit(number: float) -> str:
     )
 
 
-def rate(per_second: float, *, in_bytes: bool = False) -> str:
+def format_rate(per_second: float, *, in_bytes: bool = False) -> str:
     """Return a rate: "16.9/s", "1.2 MB/s" or, if it is slower than one a second, "3.1 s/step"."""
     if in_bytes:
         unit = _byte_unit(per_second)
-        return f"{amount(per_second, unit)} {unit}/s"
-    return f"{per_second:,.1f}/s" if per_second >= 1 else f"{clock(1 / per_second)}/step"
+        return f"{format_amount(per_second, unit)} {unit}/s"
+    return f"{per_second:,.1f}/s" if per_second >= 1 else f"{format_duration(1 / per_second)}/step"
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Return a time: "5.0 s", "2 min 9 s" or "3 h 12 min"."""
     if seconds < 60:
         return f"{seconds:.1f} s"

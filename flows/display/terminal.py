@@ -1,4 +1,7 @@
-"""What a run shows: a line per stage while it runs, and tables at its end. Plain lines when the output is not a terminal."""
+"""Show a run on the terminal: a line per stage while it runs, and tables at its end.
+
+Plain lines when the output is not a terminal.
+"""
 
 import textwrap
 import time
@@ -9,9 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Column, Table
 
-from flows.display.formatting import figure, format_not_run, format_outcome, headline, key_figures
+from flows.display.formatting import format_metric, format_not_run, format_outcome, headline, key_figures
 from flows.display.progress import Progress as PipelineProgress
-from flows.display.progress import clock
+from flows.display.progress import format_duration
 from tasks.system import events
 from tasks.system.events import Event
 from tasks.tracking.program_log import clean
@@ -87,7 +90,7 @@ class Screen:
             case "built":
                 artifact = about["artifact"]
                 metrics = self.progress.at_work[stage].metrics(artifact["metrics"])
-                self._end(stage, "  ".join([f"built in {clock(artifact['seconds'])}", *metrics]))
+                self._end(stage, "  ".join([f"built in {format_duration(artifact['seconds'])}", *metrics]))
             case "reused":
                 self._end(stage, "reused")
             case "failed":
@@ -135,14 +138,14 @@ class Screen:
 
 
 def print_end(summary: dict[str, Any]) -> None:
-    """Stages, the figures that matter, where all others are, and last what must not scroll away: warnings and the result."""
+    """Print the stages, the key figures, the files with all others, and last the warnings and the result."""
     screen = console()
     stages = Table("stage", "result", "time", "peak MB", "key", box=None, pad_edge=False, header_style="bold")
     for stage in summary["stages"]:
         stages.add_row(
             stage["name"],
             format_outcome(stage),
-            clock(stage["seconds"]),
+            format_duration(stage["seconds"]),
             f"{stage['peak_mb']:.0f}",
             stage["key"][:12],
         )
@@ -153,14 +156,14 @@ def print_end(summary: dict[str, Any]) -> None:
     shown = key_figures(summary["metrics"])
     figures = Table("figure", "value", box=None, pad_edge=False, header_style="bold")
     for name in shown:
-        figures.add_row(name, figure(summary["metrics"][name]))
+        figures.add_row(name, format_metric(summary["metrics"][name]))
     for table in (stages, figures) if shown else (stages,):
         screen.print()
         screen.print(table)
     largest = max(summary["stages"], key=lambda stage: float(stage["peak_mb"]))
     facts = {
         "Peak memory": f"{largest['peak_mb']:.0f} MB ({largest['name']})",
-        "Total time": clock(summary["seconds"]),
+        "Total time": format_duration(summary["seconds"]),
         "All figures": f"{len(summary['metrics'])} in {summary['file']}",
         "Report": summary["report"],
     }

@@ -9,7 +9,6 @@
 key = sha256 of {schema, stage, stage version, job, input digests}, without names, paths and the machine.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -19,8 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
-from tasks.system.files import replace_text
+from tasks.system.files import replace_text, sync_folder, sync_path
 from tasks.system.hashing import digest_of, file_digest
+from tasks.system.locks import acquire
 
 SCHEMA = 3  # 3: code is hashed without the paths of its files
 OTHER_SCHEMA = (
@@ -127,21 +127,14 @@ class Store:
 
         A program inherits the descriptor, so the lock lasts until the program has ended.
         """
-        path = self.root / "locks" / f"{key}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                on_wait()
-                fcntl.flock(file, fcntl.LOCK_EX)
+        with acquire(self.root / "locks" / f"{key}.lock", on_wait=on_wait) as file:
             yield file.fileno()
 
     def commit(self, recipe: Recipe, *, seconds: float, peak_mb: float) -> Manifest:
         """Rename the finished partial/<key>/artifact to objects/<stage>/<key>; return its manifest."""
         folder = self.partial(recipe.key) / "artifact"
         assert not (folder / "manifest.json").exists(), "manifest.json is the store's own file"
-        _sync(folder)
+        sync_folder(folder)
         files = self._digests(folder)
         manifest = Manifest(
             schema=SCHEMA, stage=recipe.stage, key=recipe.key, digest=digest_of(files), files=files,
@@ -152,7 +145,7 @@ class Store:
         entry = self.entry(recipe.stage, recipe.key)
         entry.parent.mkdir(parents=True, exist_ok=True)
         os.rename(folder, entry)
-        _sync_folder(entry.parent)
+        sync_path(entry.parent)
         return manifest
 
     def discard_partial(self, key: str) -> None:
@@ -182,23 +175,6 @@ class Store:
             for name, path in names.items()
             if name != "manifest.json"
         }
-
-
-def _sync(folder: Path) -> None:
-    """Flush every file below ``folder`` to the disk: no manifest may survive a crash without its files."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def explain_rebuilds(stages: list[str]) -> str:

@@ -1,6 +1,7 @@
 """Start programs as forks of a process that has torch, transformers and peft loaded.
 
-Their imports take 5 to 9 s, longer than some programs work. Linux and CPU only: a process that has touched a GPU must not be forked.
+Their imports take 5 to 9 s, longer than some programs work. Linux and CPU only: a process that has touched a
+GPU must not be forked.
 """
 
 import atexit
@@ -24,10 +25,13 @@ STOP_SECONDS = 10.0  # for a server without programs to end
 
 
 class Child:
-    """A forked program, with the part of Popen's interface that its caller needs. It is killed when this object's connection closes."""
+    """A forked program, with the part of Popen's interface that callers need.
+
+    It is killed when its connection closes.
+    """
 
     def __init__(self, connection: socket) -> None:
-        """Wait until the server has loaded its libraries and forked. Raises EOFError if the server dies meanwhile."""
+        """Wait until the server has loaded its libraries and forked. Raises EOFError if it dies meanwhile."""
         self.connection = connection
         self.returncode: int | None = None
         self.peak_mb = 0.0  # known at its end
@@ -114,7 +118,7 @@ def warm_up(environment: dict[str, str], machine: Machine) -> bool:
 
 
 def start(stage: str, directory: Path, inherited: tuple[int, ...]) -> Child | None:
-    """Start a program whose stdout and stderr are ``inherited[0]``; None without a server, or if it has died."""
+    """Start a program that writes to ``inherited[0]``. Returns None without a server, or if it has died."""
     with _guard:
         return None if _server is None else _server.start(stage, directory, inherited)
 

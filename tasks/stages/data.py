@@ -1,4 +1,4 @@
-"""Posts with votes, or comparisons, as paired and split tables."""
+"""Turn posts with votes, or comparisons, into tables of pairs and splits."""
 
 from prefect import task
 from prefect.client.schemas.objects import State
@@ -24,5 +24,5 @@ def step(config: Pipeline, *, source: Artifact) -> Step:
 
 @task(name="data", **AS_TASK)
 def run(config: Pipeline, *, seat: RunContext, source: Artifact) -> State:
-    """Read, score, pair and split what the source holds."""
+    """Read, score, pair and split the posts of the source."""
     return as_state(run_stage(step(config, source=source), seat))

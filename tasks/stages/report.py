@@ -1,4 +1,4 @@
-"""One page about the whole run."""
+"""Draw one page about the whole run."""
 
 from prefect import task
 from prefect.client.schemas.objects import State

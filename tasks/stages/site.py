@@ -1,4 +1,4 @@
-"""The built-in site: a Posts.xml with questions, answers and votes."""
+"""Generate the built-in site: a Posts.xml with questions, answers and votes."""
 
 from prefect import task
 from prefect.client.schemas.objects import State

@@ -1,4 +1,4 @@
-"""The trained policies against each other, the SFT model and the chosen answers."""
+"""Compare the trained policies with each other, the SFT model and the chosen answers."""
 
 from prefect import task
 from prefect.client.schemas.objects import State

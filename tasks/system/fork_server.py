@@ -1,9 +1,10 @@
 """Start processes as forks of one that has their libraries loaded: the server, and what its clients share.
 
-A server listens on a UNIX socket that keeps message boundaries. A connection is one child: the client sends a JSON
-object and file descriptors, and receives {"pid"} and, when the child has ended, {"status", "peak_kb"}; the status is
-negative for a signal. If the client closes its connection first, the child and its process group are killed. If the
-server dies, the kernel kills its children. The server ends when its owner has closed a pipe and no child is left.
+A server listens on a UNIX socket that keeps message boundaries. A connection is one child: the client sends a
+JSON object and file descriptors, and receives {"pid"} and, when the child has ended, {"status", "peak_kb"};
+the status is negative for a signal. If the client closes its connection first, the child and its process
+group are killed. If the server dies, the kernel kills its children. The server ends when its owner has closed
+a pipe and no child is left.
 """
 
 import contextlib
@@ -47,7 +48,10 @@ class ServerProcess(NamedTuple):
 def start_server(
     module: str, environment: Mapping[str, str], output: IO[bytes] | int | None
 ) -> ServerProcess:
-    """Start ``python -m module``, which calls ``serve``; clients may connect at once and wait until it has loaded its libraries."""
+    """Start ``python -m module``, which calls ``serve``.
+
+    Clients may connect at once: they wait for its imports.
+    """
     address = Path(tempfile.mkdtemp(prefix="alignflow-")) / "socket"
     read_end, owner = os.pipe()
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
@@ -82,7 +86,10 @@ def send_request(
 
 
 def serve(preloaded: Iterable[str], title: str) -> Request | None:
-    """Load libraries, then fork for every request. Returns the request in the child, and None in the server at its end."""
+    """Load libraries, then fork for every request.
+
+    Returns the request in the child; None in the server at its end.
+    """
     listener, owner = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
     folder = Path(listener.getsockname()).parent
     for module in preloaded:
@@ -110,12 +117,12 @@ class ForkServer:
         self.wake_read, self.wake_write = os.pipe2(os.O_NONBLOCK)
 
     def run(self) -> Request | None:
-        """Fork for every request. Returns the request in the child; None once the owner and all children are gone."""
+        """Fork for every request. Returns it in the child; None once the owner and all children are gone."""
         signal.set_wakeup_fd(self.wake_write)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         is_owned = True
         while is_owned or self.connections:
-            sources: list[Any] = [self.wake_read, *self.connections]
+            sources: list[socket.socket | int] = [self.wake_read, *self.connections]
             if is_owned:
                 sources += [self.listener, self.owner]
             ready = select.select(sources, [], [])[0]
@@ -134,7 +141,7 @@ class ForkServer:
         return None
 
     def _receive(self, connection: socket.socket) -> Request | None:
-        """Fork for the request on a connection and return it in the child; drop a connection that its client has closed."""
+        """Fork for a request and return it in the child; drop a connection that its client has closed."""
         try:
             message, descriptors, _, _ = socket.recv_fds(connection, MAX_BYTES, MAX_DESCRIPTORS)
         except ConnectionResetError:  # the client died before it read the pid

@@ -10,10 +10,12 @@ _prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None  # loaded 
 
 
 def die_with_parent(parent: int | None = None) -> None:
-    """Ask the kernel to kill this process when its parent dies, for whatever reason; Linux only, elsewhere do nothing.
+    """Ask the kernel to kill this process when its parent dies, for whatever reason.
 
-    Called between fork and exec (``preexec_fn``) with the parent's pid; without one, by a program that has started
-    already. If the parent has died before the call, this process exits.
+    Does nothing except on Linux.
+
+    Called between fork and exec (``preexec_fn``) with the parent's pid; without it, by a program that has
+    started already. If the parent has died before the call, this process exits.
     """
     if _prctl is None:
         return

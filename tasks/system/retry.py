@@ -14,7 +14,8 @@ stopping = threading.Event()
 def retry(
     call: Callable[[], T], *, is_outage: Callable[[Exception], bool], patience: float, pause: float
 ) -> T:
-    """Return what ``call`` returns; while it raises an outage, try again every ``pause`` seconds for ``patience`` seconds.
+    """Return what ``call`` returns; during an outage, call it every ``pause`` seconds for ``patience``
+    seconds.
 
     An exception that is no outage is raised, and so is the last one once patience has run out or the run is
     being stopped.

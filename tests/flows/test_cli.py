@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from flows import cli, extras, profiles
-from flows.display.formatting import figure
+from flows.display.formatting import format_metric
 from flows.display.run_summary import stage_table
 from flows.preflight import check_places
 from flows.profiles import load
@@ -514,9 +514,18 @@ def test_a_profiles_title_is_its_files_name(profile: str, title: str) -> None:
 
 
 def test_figures_read_well() -> None:
-    assert figure({"value": 0.7312, "low": 0.69, "high": 0.768, "n": 500}) == "0.731 (0.690 to 0.768, n 500)"
-    assert figure({"value": 3, "n": 10}) == "3 (n 10)"
-    assert (figure(1234567), figure(0.00012), figure(12345.6), figure(0.0), figure("x")) == (
+    assert (
+        format_metric({"value": 0.7312, "low": 0.69, "high": 0.768, "n": 500})
+        == "0.731 (0.690 to 0.768, n 500)"
+    )
+    assert format_metric({"value": 3, "n": 10}) == "3 (n 10)"
+    assert (
+        format_metric(1234567),
+        format_metric(0.00012),
+        format_metric(12345.6),
+        format_metric(0.0),
+        format_metric("x"),
+    ) == (
         "1,234,567",
         "0.00012",
         "12,346",

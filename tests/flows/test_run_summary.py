@@ -9,8 +9,8 @@ from markdown_it import MarkdownIt
 from flows.display import run_summary
 from flows.display.run_summary import as_markdown, conclude, headline
 from tasks.config.pipeline import Pipeline
-from tasks.tracking import client
-from tasks.tracking.runs import Tracked
+from tasks.tracking.client import Tracker
+from tasks.tracking.tracked_run import TrackedRun
 
 STAGE = {
     "name": "ppo",
@@ -96,9 +96,15 @@ def test_no_artifact_links_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(run_summary, "create_link_artifact", link)
     monkeypatch.setattr(run_summary, "create_markdown_artifact", lambda text, key: made.setdefault(key, text))
     for name in ("log_metrics", "upload"):
-        monkeypatch.setattr(client, name, lambda *_: None)
-    monkeypatch.setattr(client, "is_up", lambda: is_on)
-    summary = conclude(Pipeline(), SUMMARY, page, run_id="r", tracked=Tracked("m" if is_on else None))
+        monkeypatch.setattr(Tracker, name, lambda *_: None)
+    monkeypatch.setattr(Tracker, "is_up", is_on)
+    summary = conclude(
+        Pipeline(),
+        SUMMARY,
+        page,
+        run_id="r",
+        tracked=TrackedRun(Tracker(tmp_path, "http://mlflow:5000"), "m" if is_on else None),
+    )
     assert not [text for text in made.values() if "file:" in text]
     assert made["report"].startswith("# PPO beats SFT")
     assert ("/runs/m/artifacts/report.html" in made["report"], "mlflow" in made) == (is_on, is_on)

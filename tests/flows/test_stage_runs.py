@@ -22,7 +22,8 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_LOGGING_
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.pipeline import chain
-from flows.stage_runs import Outcome, StageRuns, stopping_threads, true_edges
+from flows.services.prefect_workarounds import true_edges
+from flows.stage_runs import Outcome, StageRuns, stopping_threads
 from tasks.artifacts.artifact import Artifact
 from tasks.config.machine import Machine, Pools
 from tasks.config.pipeline import Pipeline

@@ -25,7 +25,7 @@ from flows.retrain import NO_CHANGE
 from tasks.artifacts import code_version
 from tasks.artifacts.artifact import Artifact
 from tasks.config.pipeline import Pipeline
-from tasks.execution import launch
+from tasks.execution import program_environment
 from tasks.execution.run_stage import RunContext, run_stage
 from tasks.stages import report
 from tests.support import fake_tree
@@ -136,7 +136,7 @@ def expected(house: House, method: str = "ppo", **ppo: Any) -> dict[str, str]:
         return found[step.stage]
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(launch, "ROOT", house.tree)
+        patched.setattr(program_environment, "ROOT", house.tree)
         patched.setattr(code_version, "ROOT", house.tree)
         patched.setenv("ALIGNFLOW_HOME", str(house.root / "in-place"))
         chain(settings, do)

@@ -270,8 +270,8 @@ def test_a_full_disk_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             ]
 
     (tmp_path / "take 000000.json").write_text("{}")
-    watch = dask._Watch(Runner(), tmp_path)
-    watch.look()
+    watch = dask._Requests(Runner(), tmp_path)
+    watch.poll()
     with pytest.raises(DiskFailure, match="disk is full"):
         remote_calls._wait_for_results(tmp_path / "take 000000.done")
 

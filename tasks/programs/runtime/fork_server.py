@@ -1,4 +1,4 @@
-"""Fork server for programs on machines without a GPU: preloads torch, transformers and peft and forks a child per program.
+"""Fork server for programs on machines without a GPU: preloads torch and peft and forks a child per program.
 
 python -m tasks.programs.runtime.fork_server LISTENER OWNER     started by tasks.execution.program_forks
 
@@ -15,8 +15,8 @@ from typing import NoReturn
 from tasks.system import fork_server
 from tasks.system.fork_server import Request
 
-# Libraries only, and none that computes when it is imported: each program reads alignflow's own modules anew, so that it runs the code that
-# its key names.
+# Libraries only, and none that computes when it is imported: each program reads alignflow's own modules anew,
+# so that it runs the code that its key names.
 PRELOADED = (
     "pyarrow.parquet",
     "torch",
