@@ -33,9 +33,9 @@ from tests.support.paths import ROOT
 
 # so that a small dump has many blocks, ranges and shards
 SMALLER = {
-    "dataset/readers/blocks.py": ("SIZE = 2**24", "SIZE = 2**17"),
-    "programs/data.py": ("RANGE = 2**14", "RANGE = 2**10"),
-    "programs/data_stage/remote_calls.py": ("SHARD = 8", "SHARD = 2"),
+    "dataset/readers/blocks.py": ("BLOCK_BYTES = 2**24", "BLOCK_BYTES = 2**17"),
+    "programs/data.py": ("PARTITION_RECORDS = 2**14", "PARTITION_RECORDS = 2**10"),
+    "programs/data_stage/remote_calls.py": ("CALLS_PER_REQUEST = 8", "CALLS_PER_REQUEST = 2"),
 }
 
 
@@ -252,7 +252,7 @@ def test_what_two_do_at_once_is_whole(tmp_path: Path) -> None:
     finally:
         ended.set()
         other.join()
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["records.jsonl", "segment.npy"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["records.jsonl", "records.npy"]
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(AssertionError, match="shorter than its index says"):
         list(sorted_files.read(slices))
@@ -278,7 +278,8 @@ def test_a_full_disk_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_worker_refuses_other_code_and_a_disk_that_it_does_not_share(tmp_path: Path) -> None:
     with pytest.raises(
-        StageFailed, match="has other code than whoever asked: install the same version on both"
+        StageFailed,
+        match="has other code than the process that sent the request: install the same version on both",
     ):
         dask.run.fn(str(tmp_path / "take 000000.json"), "other")
     with pytest.raises(
