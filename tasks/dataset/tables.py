@@ -129,9 +129,8 @@ def _ranked_row(question: Question) -> Fields:
         "ages": age_ranks(answers),
     }
     row["best"] = index_of_best(answers)
-    return (
-        _prompt_columns(question) | row | {name: [source[name] for source in sources] for name in sources[0]}
-    )
+    columns = {name: [source[name] for source in sources] for name in sources[0]}
+    return _prompt_columns(question) | row | columns
 
 
 def write_part(name: str, rows: list[Fields], path: Path) -> None:

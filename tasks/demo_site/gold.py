@@ -47,9 +47,9 @@ class Findings(NamedTuple):
 
 
 def gold_score(question: str, answer: str) -> float:
-    """Return the true quality of an answer to a question, both in Markdown; a question's first line is its title.
+    """Return the true quality of an answer to a question, both in Markdown.
 
-    Raises ValueError for a question that is not of this site.
+    The question's first line is its title. Raises ValueError for a question that is not of this site.
     """
     return find_faults(question, answer).score
 

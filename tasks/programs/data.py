@@ -49,7 +49,7 @@ from tasks.dataset.curation.split_assignment import SplitAssignment
 from tasks.dataset.readers import blocks
 from tasks.dataset.readers.blocks import Block
 from tasks.dataset.readers.quarantine import Place, Quarantine
-from tasks.dataset.sources.user_names import UserNames, read_user_names
+from tasks.dataset.readers.user_names import UserNames, read_user_names
 from tasks.dataset.splits import is_test
 from tasks.dataset.statistics import Statistics
 from tasks.programs.data_stage import card, partitions, read_source, source_warnings, work_folder

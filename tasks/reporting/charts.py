@@ -56,9 +56,11 @@ class Frame(NamedTuple):
     y_high: float
 
     def x(self, value: float) -> float:
+        """Return the horizontal coordinate of a value."""
         return LEFT + (value - self.x_low) / (self.x_high - self.x_low) * (WIDTH - LEFT - RIGHT)
 
     def y(self, value: float) -> float:
+        """Return the vertical coordinate of a value."""
         return HEIGHT - BOTTOM - (value - self.y_low) / (self.y_high - self.y_low) * (HEIGHT - TOP - BOTTOM)
 
 
@@ -177,7 +179,7 @@ def draw_share_bar(
     ]
     lines += [("over", 100 * high, 5, 100 * high, 15), ("mark", 100 * value, 2, 100 * value, 18)]
     shape = Markup('<line class="{}" x1="{:.2f}" y1="{}" x2="{:.2f}" y2="{}"/>')
-    shapes += [shape.format(*one) for one in lines if all(math.isfinite(number) for number in one[1:])]
+    shapes += [shape.format(*one) for one in lines if all(map(math.isfinite, one[1:]))]
     opening = Markup(
         '<svg class="share" viewBox="0 0 100 20" preserveAspectRatio="none" role="img" aria-label="{}">'
         "<title>{}</title>"

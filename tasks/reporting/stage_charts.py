@@ -265,7 +265,7 @@ def _read_points(lines: Sequence[Mapping[str, Any]], name: str) -> list[tuple[fl
 
 
 def find_kept_weights(
-    stage: str, looks: Sequence[tuple[float, float]], metrics: Mapping[str, Any]
+    stage: str, evaluations: Sequence[tuple[float, float]], metrics: Mapping[str, Any]
 ) -> Mark | None:
     """Return the evaluation step whose weights were kept.
 
@@ -273,11 +273,12 @@ def find_kept_weights(
     step alone is not enough: with keep=last other weights are kept.
     """
     final, best = metrics.get(f"{stage}.{HELD_OUT}"), metrics.get(f"{stage}.best_step")
-    looks = [look for look in looks if math.isfinite(look[1])]
-    if not looks:
+    evaluations = [one for one in evaluations if math.isfinite(one[1])]
+    if not evaluations:
         return None
-    word, wanted = ("lowest", min(y for _, y in looks)) if final is None else ("kept", final)
-    step, loss = min(looks, key=lambda look: (abs(look[1] - wanted), look[0] != best, look[0]))
+    lowest = min(loss for _, loss in evaluations)
+    word, wanted = ("lowest", lowest) if final is None else ("kept", final)
+    step, loss = min(evaluations, key=lambda one: (abs(one[1] - wanted), one[0] != best, one[0]))
     return Mark(step, loss, f"{word}: {format_number(loss)} at step {step:,}")
 
 

@@ -27,7 +27,7 @@ from tasks.dataset.curation import question_files, rules, split_assignment
 from tasks.dataset.curation.near_duplicates import find_leader
 from tasks.dataset.question import count_pairs, draw_pairs, ranks
 from tasks.dataset.readers import blocks
-from tasks.dataset.sources.user_names import UserNames
+from tasks.dataset.readers.user_names import UserNames
 from tasks.dataset.splits import choose_split, normalise_words
 from tasks.programs import data as program
 from tasks.programs.data_stage import read_source

@@ -22,7 +22,7 @@ from distributed import Client
 from flows.services.processes import free_port
 from tasks.dataset import sorted_files
 from tasks.dataset.readers.blocks import Block, write_content
-from tasks.dataset.sources.user_names import read_user_names
+from tasks.dataset.readers.user_names import read_user_names
 from tasks.execution import dask
 from tasks.programs.data_stage import remote_calls
 from tasks.programs.data_stage import shard as program
@@ -37,9 +37,9 @@ pytestmark = pytest.mark.slow
 
 # so that a small dump has many blocks, ranges and shards
 SMALLER = {
-    "dataset/readers/blocks.py": ("SIZE = 2**24", "SIZE = 2**17"),
-    "programs/data.py": ("RANGE = 2**14", "RANGE = 2**10"),
-    "programs/data_stage/remote_calls.py": ("SHARD = 8", "SHARD = 2"),
+    "dataset/readers/blocks.py": ("BLOCK_BYTES = 2**24", "BLOCK_BYTES = 2**17"),
+    "programs/data.py": ("PARTITION_RECORDS = 2**14", "PARTITION_RECORDS = 2**10"),
+    "programs/data_stage/remote_calls.py": ("CALLS_PER_REQUEST = 8", "CALLS_PER_REQUEST = 2"),
 }
 
 
@@ -256,7 +256,7 @@ def test_what_two_do_at_once_is_whole(tmp_path: Path) -> None:
     finally:
         ended.set()
         other.join()
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["records.jsonl", "segment.npy"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["records.jsonl", "records.npy"]
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(AssertionError, match="shorter than its index says"):
         list(sorted_files.read(slices))

@@ -25,7 +25,7 @@ from tasks.system.errors import InputError, refusing_broken_gzip
 SEVEN_ZIP = b"7z\xbc\xaf\x27\x1c"
 GZIP = b"\x1f\x8b"
 XML, FIELDS = "xml", "fields"  # forms of blocks
-ROW_OVERHEAD = 100  # bytes that a row without its body is taken for
+ROW_OVERHEAD = 100  # bytes that are assumed for a row without its body
 ARCHIVES = {b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 

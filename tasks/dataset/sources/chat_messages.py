@@ -138,7 +138,11 @@ def _split_off_system(messages: list[Message]) -> tuple[list[Message], list[Mess
 
 
 def _are_equal(some: list[Message], others: list[Message]) -> bool:
-    return [(role, text.split()) for role, text in some] == [(role, text.split()) for role, text in others]
+    return _without_spacing(some) == _without_spacing(others)
+
+
+def _without_spacing(messages: list[Message]) -> list[tuple[str, list[str]]]:
+    return [(role, text.split()) for role, text in messages]
 
 
 def _is_written_out(turns: list[Message], others: list[Message]) -> bool:

@@ -26,6 +26,7 @@ from tasks.dataset.readers import blocks, csv_columns, dump_tables, row_files
 from tasks.dataset.readers.blocks import Block
 from tasks.dataset.readers.quarantine import Place
 from tasks.dataset.readers.row_files import Row
+from tasks.dataset.readers.user_names import UserNames
 from tasks.dataset.sorted_files import Record
 from tasks.dataset.sources import (
     hh_rlhf,
@@ -39,7 +40,6 @@ from tasks.dataset.sources.grouping import AnswerGroups, AnswerRecord
 from tasks.dataset.sources.row_warnings import RowWarnings
 from tasks.dataset.sources.stack_exchange import NumberedPost, number_post
 from tasks.dataset.sources.stack_exchange_dump import Post, Unreadable
-from tasks.dataset.sources.user_names import UserNames
 
 BUILT_IN_SITE = "shell.example"
 MOST_COLUMNS = 1000  # whose names are counted of a block

@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from tasks.dataset.sources.user_names import read_user_names
+from tasks.dataset.readers.user_names import read_user_names
 from tasks.programs.data_stage import partitions, read_source
 from tasks.programs.data_stage.cached_call import Function, result_type, task_type
 from tasks.system.errors import InputError, disk_failure

@@ -190,8 +190,8 @@ def test_no_text_takes_long(part: str) -> None:
 
 def test_the_library_is_loaded_when_it_is_asked_for() -> None:
     code = (
-        "import sys; from tasks.dataset.curation.language import language_of; "
-        "assert 'py3langid' not in sys.modules; print(language_of('Was ist denn das hier?'))"
+        "import sys; from tasks.dataset.curation.language import detect_language; "
+        "assert 'py3langid' not in sys.modules; print(detect_language('Was ist denn das hier?'))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -380,7 +380,7 @@ def test_the_binding_does_what_the_public_function_does(body: str) -> None:
     body = body.replace("\0", "")
     for options, ready in (
         (markdown.OPTIONS, markdown.FULL),
-        (markdown.QUICK_OPTIONS, markdown.FAST_OPTIONS),
+        (markdown.SCAN_OPTIONS, markdown.FAST_OPTIONS),
     ):
         assert markdown._convert(body, ready) == html_to_markdown.convert(body, options).content
 

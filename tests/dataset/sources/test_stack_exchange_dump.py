@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tasks.dataset.readers import blocks
+from tasks.dataset.readers import blocks, dump_xml
 from tasks.dataset.readers.csv_columns import USERS
 from tasks.dataset.readers.dump_tables import iter_blocks
 from tasks.dataset.readers.quarantine import Quarantine
-from tasks.dataset.sources import stack_exchange_dump as posts_module
+from tasks.dataset.readers.user_names import read_user_names
 from tasks.dataset.sources.stack_exchange import author_url
 from tasks.dataset.sources.stack_exchange_dump import Post
-from tasks.dataset.sources.user_names import read_user_names
 from tasks.system.errors import InputError
 from tests.support.dumps import iter_posts
 
@@ -318,7 +317,7 @@ def test_odd_rows_do_not_depend_on_how_the_file_is_cut(
     ).encode("latin-1")
     whole = read(tmp_path / "Posts.xml", content)
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 1000)
-    monkeypatch.setattr(posts_module, "HEAD", 200)
+    monkeypatch.setattr(dump_xml, "HEAD", 200)
     assert read(tmp_path / "Posts.xml", content) == whole
 
 
