@@ -71,7 +71,7 @@ def train(job: PpoJob, run: Run) -> None:
 
     # 1. Prompts; policy = reference = SFT model, critic = reward model; or the checkpoint's.
     tokenizer = loading.load_tokenizer(run.inputs["model"])
-    encoder = pair_tables.encoder_of(job.text, tokenizer)
+    encoder = pair_tables.build_encoder(job.text, tokenizer)
     questions = _prompts(job, run, tokenizer, encoder)
     actors = load_actors(job, run, device)
     frozen = [
@@ -344,7 +344,7 @@ def roll_out(
 
 def load_actors(job: PpoJob, run: Run, device: torch.device) -> PpoModels:
     """The four roles on one copy of the base, with the checks that need no rollout."""
-    base = training_setup.base(run, "model", job.weights.merged, job.text, device)
+    base = training_setup.load_base(run, "model", job.weights.merged, job.text, device)
     fingerprint = models_fingerprint.fingerprint(run.inputs["model"], base)
     if reward_model.is_adapter(run.inputs["reward"]):
         models_fingerprint.check(run.inputs["reward"] / "adapter", fingerprint, setting="weights.merged")
@@ -445,7 +445,7 @@ def _prompts(
     if not texts:
         raise InputError("The rl split has no prompts: raise data.rl_share or give more data.")
     random.Random(job.seed).shuffle(texts)
-    encoder = encoder or pair_tables.encoder_of(job.text, tokenizer)
+    encoder = encoder or pair_tables.build_encoder(job.text, tokenizer)
     return [encoder.prompt(text) for text in texts]
 
 

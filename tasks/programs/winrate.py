@@ -73,7 +73,7 @@ def evaluate(job: WinrateJob, run: Run) -> None:
         sorted(row_sample.draw(table["question_id"].to_pylist(), job.winrate.num_questions))
     ).to_pylist()
     judge, policies = _load(job, run, tokenizer, device)
-    encoder = pair_tables.encoder_of(job.text, tokenizer)
+    encoder = pair_tables.build_encoder(job.text, tokenizer)
     encoded = [encoder.prompt(row["prompt"]) for row in rows]
     total = len(policies) * -(-len(rows) // job.winrate.batch_size)
 
@@ -235,7 +235,7 @@ def _gold_agreement(
     encoded: list[list[int]],
 ) -> intervals.Share:
     """How often the reward model orders two held-out answers to a question as the gold scorer does."""
-    encoder = pair_tables.encoder_of(job.text, tokenizer)
+    encoder = pair_tables.build_encoder(job.text, tokenizer)
     flat = [
         (prompt, encoder.answer(answer))
         for prompt, row in zip(encoded, rows, strict=True)

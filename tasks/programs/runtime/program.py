@@ -32,6 +32,8 @@ from tasks.system.files import replacing
 JobT = TypeVar("JobT", bound=Job)
 PHASE_SECONDS = 1.0
 
+ReportProgress = Callable[[int, int], None]  # called with what is done and the total
+
 
 class Run:
     """One execution of a program in its folder."""
