@@ -1,11 +1,14 @@
-"""What can be known to be wrong before anything starts. Every refusal is an InputError with one sentence."""
+"""Check before anything starts what can be checked then. Every refusal is an InputError with one sentence."""
 
 import os
 import shutil
 from pathlib import Path
 
+from flows.services import environment
+from flows.services.processes import check_prefect
 from tasks.artifacts.base_model import model_folder
 from tasks.artifacts.corpus import corpus_place, evaluation_sets
+from tasks.artifacts.store import home
 from tasks.config.models import HuggingFaceBase
 from tasks.config.pipeline import Pipeline
 from tasks.config.sources import ShellSite
@@ -17,7 +20,7 @@ LEAST_FREE_MB = 200
 
 
 def check_inputs(config: Pipeline) -> None:
-    """The data and the model that the settings name."""
+    """Refuse data, models and weights that the settings name and that are missing or unfit. Raises InputError."""
     if not isinstance(config.source, ShellSite):
         corpus_place(config.source)
     evaluation_sets(config)
@@ -27,17 +30,28 @@ def check_inputs(config: Pipeline) -> None:
         starts(config, stage)
 
 
-def check_places(home: Path, summary: Path | None) -> None:
-    """Where things are to be written."""
-    above = next(folder for folder in (home, *home.parents) if folder.exists())
+def check_places(root: Path, summary: Path | None) -> None:
+    """Refuse a home or a summary that cannot be written. Raises InputError."""
+    above = next(folder for folder in (root, *root.parents) if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise InputError(f"{above} cannot be written to; ALIGNFLOW_HOME names another place for what is made")
+        raise InputError(f"{above} cannot be written to; ALIGNFLOW_HOME names another place")
     free_mb = shutil.disk_usage(above).free // 2**20
     if free_mb < LEAST_FREE_MB:
         raise InputError(
             f"The disk under {above} is nearly full: {free_mb} MB are free, {LEAST_FREE_MB} MB is the least to start with"
         )
     if summary and (
-        summary.is_dir() or (not summary.absolute().parent.is_dir() and summary.absolute().parent != home)
+        summary.is_dir() or (not summary.absolute().parent.is_dir() and summary.absolute().parent != root)
     ):
         raise InputError(f"--summary: {summary} cannot be written; its folder must exist")
+
+
+def require_prefect_server() -> None:
+    """Set this process up for the Prefect server that is running. Raises InputError and ServerFailed."""
+    environment.join(home())
+    if not os.environ.get("PREFECT_API_URL"):
+        raise InputError(
+            "There is no Prefect server to use: `alignflow up` starts one, PREFECT_API_URL names another"
+        )
+    environment.prepare(home())
+    check_prefect()

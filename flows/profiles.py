@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from flows.setting_values import convert_settings, read_argument, read_yaml
 from tasks.artifacts.store import flat
+from tasks.config.base import replace_old_names
 from tasks.config.pipeline import Pipeline
 from tasks.system.errors import InputError
 
@@ -30,6 +31,7 @@ def load(profile: str, settings: list[str]) -> Pipeline:
         if not equals or not name.strip():
             raise InputError(f"--set takes NAME=VALUE, such as --set ppo.kl_coefficient=0.1, not {setting!r}")
         changed = _over(changed, _nested(name.strip(), _value(name.strip(), text)))
+    changed = _under_current_names(changed)
     try:
         return Pipeline.model_validate(_over(_over(_defaults(), read(path)), changed))
     except ValidationError as error:
@@ -68,7 +70,7 @@ def read(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path} must hold settings such as 'ppo: {{steps: 10}}', not a {type(content).__name__}"
         )
-    return convert_settings(content or {})
+    return convert_settings(_under_current_names(content or {}))
 
 
 def title(profile: str) -> str:
@@ -85,7 +87,9 @@ def with_absolute_paths(config: Pipeline, folder: Path) -> Pipeline:
         return os.path.normpath(place) if text and place.exists() else text
 
     changed: dict[str, Any] = {
-        "data": config.data.model_copy(update={"against": tuple(map(written_out, config.data.against))})
+        "data": config.data.model_copy(
+            update={"decontaminate_against": tuple(map(written_out, config.data.decontaminate_against))}
+        )
     }
     for section, name in (
         ("source", "path"),
@@ -96,6 +100,15 @@ def with_absolute_paths(config: Pipeline, folder: Path) -> Pipeline:
         if hasattr(settings, name):
             changed[section] = settings.model_copy(update={name: written_out(getattr(settings, name))})
     return config.model_copy(update=changed)
+
+
+def _under_current_names(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of one profile or command line with old names replaced. Raises InputError."""
+    try:
+        renamed: dict[str, Any] = replace_old_names([Pipeline], settings)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    return renamed
 
 
 def _defaults() -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """Read the text of a setting by its field's type: a text stays what was typed, whatever YAML would make of it (dates, yes, null, 010)."""
 
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from collections.abc import Iterable
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel
 
+from tasks.config.base import is_section, types_of_setting, union_members
 from tasks.config.pipeline import Pipeline
 
 
@@ -46,7 +47,7 @@ def read_argument(name: str, text: str) -> Any:
     is_null = text == "null" or (not takes_text and text.lower() in ("~", "none"))
     if NoneType in types and is_null:
         return None
-    has_parts = any(_is_model(each) or get_origin(each) is tuple for each in types)
+    has_parts = any(is_section(each) or get_origin(each) is tuple for each in types)
     if has_parts and text and (not takes_text or text.startswith("[")):
         return convert(types, read_yaml(text))
     return convert(types, text)
@@ -61,10 +62,11 @@ def convert_settings(settings: dict[str, Any]) -> dict[str, Any]:
 def convert(types: set[Any], value: Any) -> Any:
     """Turn the texts in ``value`` into numbers where only a number can be meant; pydantic sees to everything else."""
     if isinstance(value, dict):
-        models = [each for each in types if _is_model(each)]
-        return {name: convert(_types_of_field(models, str(name)), inner) for name, inner in value.items()}
+        return {name: convert(types_of_setting(types, str(name)), inner) for name, inner in value.items()}
     if isinstance(value, list):
-        items = {leaf for each in types if get_origin(each) is tuple for leaf in _leaves(get_args(each)[0])}
+        items = {
+            leaf for each in types if get_origin(each) is tuple for leaf in union_members(get_args(each)[0])
+        }
         return [convert(items, inner) for inner in value]
     if isinstance(value, str) and not types.isdisjoint((int, float)) and types.isdisjoint((str, Literal)):
         return _number(value)
@@ -81,27 +83,8 @@ def _number(text: str) -> int | float | str:
     return text
 
 
-def _types_at(sections: list[Any], names: list[str]) -> set[Any]:
+def _types_at(sections: Iterable[Any], names: list[str]) -> set[Any]:
     """Return the types that a dotted name may have, over all kinds of each section on its way; none for a name that there is not."""
     first, *rest = names
-    types = _types_of_field(sections, first)
-    return _types_at([each for each in types if _is_model(each)], rest) if rest else types
-
-
-def _types_of_field(models: list[Any], name: str) -> set[Any]:
-    fields = [model.model_fields[name] for model in models if name in model.model_fields]
-    return {leaf for field in fields for leaf in _leaves(field.annotation)}
-
-
-def _leaves(annotation: Any) -> set[Any]:
-    """Return the members of a union, without what annotates them; ``Literal`` for one of texts."""
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        return _leaves(get_args(annotation)[0])
-    if origin in (Union, UnionType):
-        return {leaf for member in get_args(annotation) for leaf in _leaves(member)}
-    return {Literal} if origin is Literal else {annotation}
-
-
-def _is_model(value: Any) -> bool:
-    return isinstance(value, type) and issubclass(value, BaseModel)
+    types = types_of_setting(sections, first)
+    return _types_at(types, rest) if rest else types

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tasks.artifacts.code_version import sources_of
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "transformers", "peft", "accelerate", "bitsandbytes"}
 ABOVE = {"prefect", "mlflow"}
 
@@ -210,7 +210,7 @@ def test_no_training_stage_can_see_the_gold_scorer(stage: str) -> None:
 
 
 def test_no_folder_is_overfull() -> None:
-    files = [*(ROOT / "flows").rglob("*.py"), *(ROOT / "tasks").rglob("*.py")]
+    files = [path for folder in ("flows", "tasks", "tests") for path in (ROOT / folder).rglob("*.py")]
     folders = [path.parent for path in files if path.name != "__init__.py"]
     counts = {name.relative_to(ROOT).as_posix(): folders.count(name) for name in set(folders)}
     assert {name: count for name, count in counts.items() if count > 15} == {}

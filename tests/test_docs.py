@@ -15,8 +15,8 @@ from pydantic import BaseModel
 from flows import cli
 from tasks.config.pipeline import Pipeline
 from tasks.reporting.stage_charts import FACTS, PANELS
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]

@@ -1,6 +1,11 @@
-"""What the Prefect server is told: work pools, the deployments of deployments/prefect.yaml and of more profiles, automations. Repeatable."""
+"""`alignflow deploy`: create or update work pools, deployments and automations on a Prefect server.
 
+The deployments are those of deployments/prefect.yaml, and of profiles that the user names.
+"""
+
+import argparse
 import copy
+import os
 import subprocess
 import sys
 import tempfile
@@ -10,6 +15,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from flows import profiles
+from flows.arguments import add_deployed_profiles
 from flows.services.processes import ServerFailed
 from tasks.artifacts.hub import is_hub_id
 from tasks.config.machine import Pools
@@ -18,61 +24,87 @@ from tasks.config.pipeline import Pipeline
 from tasks.config.sources import HubSource
 from tasks.system.errors import InputError
 
+HELP = "Put deployments, pools and automations on a Prefect server."
+EXAMPLE = "alignflow deploy mine.yaml"
+
 FOLDERS = (Path(__file__).resolve().parents[2] / "deployments", Path(sys.prefix) / "share" / "alignflow")
-POOLS = {"cpu": 4, "gpu": None}  # runs at a time in a pool; a gpu worker itself takes one
-PATTERN = "demo"  # the deployments that are repeated for every further profile
+POOLS = {"cpu": 4, "gpu": None}  # most runs at a time in a pool; a gpu worker takes one at a time
+PATTERN = "demo"  # its deployments are repeated for every further profile
 STEP = "flows.commands.deploy.profile"
-BANNED = "/%&<>"  # in the name of a deployment
+BANNED = "/%&<>"  # characters that a deployment's name must not have
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `alignflow deploy`."""
+    add_deployed_profiles(parser)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Deploy, and print the names of the deployments. Raises InputError and ServerFailed."""
+    definition = define(args.profile)
+    from flows.preflight import require_prefect_server
+
+    require_prefect_server()
+    names = deploy(definition, webhook=os.environ.get("ALIGNFLOW_ALERT_WEBHOOK", ""))
+    print("\n".join([*names, *(f"left out: {name}: {why}" for name, why in definition.left_out.items())]))
 
 
 class Definition(NamedTuple):
-    """What a Prefect server is to be told."""
+    """The pools and deployments that a Prefect server gets."""
 
     content: dict[str, Any]  # of a prefect.yaml
     pools: dict[str, int | None]
-    left_out: dict[str, str]  # why, by the name of a deployment that could never run
+    left_out: dict[str, str]  # deployments that could never run: the reason by the name
 
     @property
     def names(self) -> list[str]:
-        return [_name_of(one) for one in self.content["deployments"]]
+        return [_full_name(deployment) for deployment in self.content["deployments"]]
 
 
 def define(more: list[str]) -> Definition:
-    """Return the built-in deployments, those of more profiles, and what their own pools need. Raises InputError before anything is made."""
-    content, folder = _with_profiles(_definition(), more), Path.cwd()
+    """Return the built-in deployments, those of more profiles, and the pools that they need.
+
+    Raises InputError, before anything is created.
+    """
+    content, folder = _with_profiles(_read_definition(), more), Path.cwd()
     left_out: dict[str, str] = {}
     pools = dict(POOLS)
-    kept, stages = [], {}
-    for one in content["deployments"]:
-        if "build" not in one:
-            stages[one["name"]] = one
+    flows, stages = [], {}
+    titles = [profiles.title(name) for name in more]
+    for deployment in content["deployments"]:
+        if "build" not in deployment:
+            stages[deployment["name"]] = deployment
             continue
-        step = one["build"][0][STEP]
-        step["folder"] = str(folder)  # where relative paths begin: the step runs elsewhere
+        step = deployment["build"][0][STEP]
+        step["folder"] = str(folder)  # relative paths start here; the step runs in another folder
         config = profiles.load(step["name"], step.get("settings", []))
-        if lacking := _lacking(profiles.with_absolute_paths(config, folder)):
-            if any(profiles.title(name) == one["name"] for name in more):
-                raise InputError(f"The profile {one['name']} cannot be deployed: {lacking}")
-            left_out[_name_of(one)] = lacking
+        if problem := _find_relative_path(profiles.with_absolute_paths(config, folder)):
+            if deployment["name"] in titles:
+                raise InputError(f"The profile {deployment['name']} cannot be deployed: {problem}")
+            left_out[_full_name(deployment)] = problem
             continue
-        kept.append(one)
+        flows.append(deployment)
         for kind in ("cpu", "gpu"):
             if (pool := getattr(config.pools, kind)) and pool not in pools:
                 pools[pool] = POOLS[kind]
-                stages[pool] = {**stages_like(content, kind), "name": pool, "work_pool": {"name": pool}}
-    return Definition({**content, "deployments": [*kept, *stages.values()]}, pools, left_out)
+                stages[pool] = {
+                    **copy_stage_deployment(content, kind), "name": pool, "work_pool": {"name": pool},
+                }  # fmt: skip
+    return Definition({**content, "deployments": [*flows, *stages.values()]}, pools, left_out)
 
 
-def stages_like(content: dict[str, Any], kind: str) -> dict[str, Any]:
-    """Return a copy of the deployment that runs stages of a kind."""
-    found: dict[str, Any] = next(one for one in content["deployments"] if _name_of(one) == f"stage/{kind}")
+def copy_stage_deployment(content: dict[str, Any], kind: str) -> dict[str, Any]:
+    """Return a copy of the deployment that runs the stages of a kind (cpu or gpu)."""
+    found: dict[str, Any] = next(
+        deployment for deployment in content["deployments"] if _full_name(deployment) == f"stage/{kind}"
+    )
     return copy.deepcopy(found)
 
 
-def _lacking(config: Pipeline) -> str:
-    """Return what a deployment would look for in vain wherever it ran: a relative path that leads to nothing from here."""
+def _find_relative_path(config: Pipeline) -> str:
+    """Return a sentence about a relative path that leads nowhere from here, so no worker would find it; "" if there is none."""
     paths = {f"{stage}.start": getattr(config, stage).start for stage in ("sft", "reward", "dpo")}
-    paths |= {f"data.against {path}": path for path in config.data.against}
+    paths |= {f"data.decontaminate_against {path}": path for path in config.data.decontaminate_against}
     for section in (config.source, config.base):
         may_be_hub_id = isinstance(section, HubSource | HuggingFaceBase) and is_hub_id(section.path)
         if path := "" if may_be_hub_id else getattr(section, "path", ""):
@@ -86,9 +118,9 @@ def _lacking(config: Pipeline) -> str:
 
 
 def profile(name: str, gpu: str = "", settings: list[str] | None = None, folder: str = "") -> dict[str, Any]:
-    """A build step of prefect.yaml: the whole settings of a profile as a deployment's parameters, so that its form is filled with them.
+    """Return all settings of a profile as a deployment's parameters; a build step of prefect.yaml, it fills Prefect's form.
 
-    Training and sampling go to the pool ``gpu``, unless the profile has a section ``pools`` of its own. Relative paths begin in ``folder``.
+    Stages that train or sample go to the pool ``gpu``, unless the profile has a section ``pools``. Relative paths start in ``folder``.
     """
     config = profiles.load(name, settings or [])
     if "pools" not in profiles.read(profiles.find(name)):
@@ -98,59 +130,35 @@ def profile(name: str, gpu: str = "", settings: list[str] | None = None, folder:
 
 
 def deploy(definition: Definition, *, webhook: str = "") -> list[str]:
-    """Make or update everything; return the names of the deployments."""
-    _make_pools(definition.pools)
+    """Create or update pools, deployments and automations; return the names of the deployments. Raises ServerFailed."""
+    _create_pools(definition.pools)
     with tempfile.TemporaryDirectory() as name:
         file = Path(name, "prefect.yaml")
         file.write_text(yaml.safe_dump(definition.content, sort_keys=False))
-        command = [
-            sys.executable,
-            "-m",
-            "prefect",
-            "--no-prompt",
-            "deploy",
-            "--all",
-            "--prefect-file",
-            str(file),
-        ]
+        options = ["--no-prompt", "deploy", "--all", "--prefect-file", str(file)]
+        command = [sys.executable, "-m", "prefect", *options]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ServerFailed(f"The deployments could not be made: {_told(done.stdout + done.stderr)}")
+        output = _on_one_line(done.stdout + done.stderr)
+        raise ServerFailed(f"The deployments could not be made: {output}")
     from flows.services.automations import automate
 
     automate(webhook)
     return definition.names
 
 
-def _definition() -> dict[str, Any]:
+def _read_definition() -> dict[str, Any]:
     file = next(folder / "prefect.yaml" for folder in FOLDERS if (folder / "prefect.yaml").is_file())
     content: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
     return content
 
 
 def _with_profiles(content: dict[str, Any], more: list[str]) -> dict[str, Any]:
-    """The deployments of PATTERN once more for every further profile; a built-in one that is there already needs no other."""
-    patterns = [one for one in content["deployments"] if one["name"] == PATTERN]
-    built_in = {one["name"] for one in content["deployments"]}
-    added: dict[str, Path] = {}
-    for name in more:
-        profiles.load(name, [])  # a mistake is told before anything is made
-        title, place = profiles.title(name), profiles.find(name).resolve()
-        if title in built_in:
-            if place.parent in [folder.resolve() for folder in profiles.FOLDERS]:
-                continue
-            raise InputError(f"There is a built-in deployment {title}; give the profile {name} another name")
-        if added.setdefault(title, place) != place:
-            raise InputError(
-                f"Two profiles are called {title}: {added[title]} and {place}; give one another name"
-            )
-        if wrong := sorted(set(title) & set(BANNED)):
-            raise InputError(
-                f"A deployment cannot be called {title}: give the profile a name without {' '.join(wrong)}"
-            )
-    for title, place in added.items():
+    """Repeat the deployments of PATTERN for every further profile. A built-in profile that is deployed already is skipped."""
+    patterns = [deployment for deployment in content["deployments"] if deployment["name"] == PATTERN]
+    for title, path in _find_profiles(more, {one["name"] for one in content["deployments"]}).items():
         for pattern in copy.deepcopy(patterns):
-            pattern["build"][0][STEP]["name"] = str(place)
+            pattern["build"][0][STEP]["name"] = str(path)
             for trigger in pattern.get("triggers", []):
                 trigger["name"] = trigger["name"].replace(PATTERN, title)
                 trigger["match"] = {"prefect.resource.id": f"alignflow.data.{title}"}
@@ -158,11 +166,34 @@ def _with_profiles(content: dict[str, Any], more: list[str]) -> dict[str, Any]:
     return content
 
 
-def _name_of(deployment: dict[str, Any]) -> str:
+def _find_profiles(more: list[str], built_in: set[str]) -> dict[str, Path]:
+    """Return the file of every further profile by its title. Raises InputError if a title is taken or unfit."""
+    files: dict[str, Path] = {}
+    for name in more:
+        profiles.load(name, [])  # refuses bad settings before anything is created
+        title, path = profiles.title(name), profiles.find(name).resolve()
+        if title in built_in:
+            if path.parent in [folder.resolve() for folder in profiles.FOLDERS]:
+                continue
+            raise InputError(f"There is a built-in deployment {title}; give the profile {name} another name")
+        if files.setdefault(title, path) != path:
+            raise InputError(
+                f"Two profiles are called {title}: {files[title]} and {path}; give one another name"
+            )
+        if banned := sorted(set(title) & set(BANNED)):
+            raise InputError(
+                f"A deployment cannot be called {title}: give the profile a name without {' '.join(banned)}"
+            )
+    return files
+
+
+def _full_name(deployment: dict[str, Any]) -> str:
+    """Return FLOW/DEPLOYMENT, as Prefect's command line calls it."""
     return f"{deployment['entrypoint'].rpartition('.')[2]}/{deployment['name']}"
 
 
-def _make_pools(pools: dict[str, int | None]) -> None:
+def _create_pools(pools: dict[str, int | None]) -> None:
+    """Create the pools that are missing; one that exists keeps what its operator has changed."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectNotFound
@@ -170,11 +201,11 @@ def _make_pools(pools: dict[str, int | None]) -> None:
     with get_client(sync_client=True) as client:
         for name, limit in pools.items():
             try:
-                client.read_work_pool(name)  # what its operator has changed stays
+                client.read_work_pool(name)
             except ObjectNotFound:
                 client.create_work_pool(WorkPoolCreate(name=name, type="process", concurrency_limit=limit))
 
 
-def _told(text: str) -> str:
-    """What Prefect printed, without its boxes, as one line."""
+def _on_one_line(text: str) -> str:
+    """Return what Prefect printed as one line, without the boxes that it draws."""
     return " ".join("".join(" " if letter in "│╭╰─╮╯" else letter for letter in text).split())[:500]

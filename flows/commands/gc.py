@@ -1,7 +1,10 @@
-"""`alignflow gc`: frees what no registered model, no recent run and no work going on reaches. What MLflow keeps stays; `mlflow gc` is for that."""
+"""`alignflow gc`: remove what no registered model, recent run or work in progress needs.
 
+Only the home is cleaned; `mlflow gc` cleans what MLflow keeps.
+"""
+
+import argparse
 import fcntl
-import json
 import os
 import shutil
 import time
@@ -12,245 +15,190 @@ from typing import NamedTuple
 
 from rich.table import Table
 
+from flows.arguments import number
+from flows.commands.gc_candidates import TRASH, Candidate, list_candidates, list_digest_notes, measure
 from flows.commands.gc_roots import LIFE_LINE, at_work, reached, runs, taken_by, tracked_keys
 from flows.display.terminal import console
-from tasks.artifacts.inventory import Entry, entries
-from tasks.artifacts.store import Store
+from flows.services import environment
+from tasks.artifacts.inventory import entries
+from tasks.artifacts.store import Store, home
 from tasks.system.errors import InputError
-from tasks.system.locks import is_held
+
+HELP = "Free what no registered model and no recent run needs."
+EXAMPLE = "alignflow gc --dry-run"
 
 KEEP_RUNS, DAYS = 10, 7.0
 DAY, MB = 86400.0, 2**20
-RESTING = 3600.0  # seconds; what was touched since may belong to a run that has only begun
-SLOWLY = ("partial", "quarantine", "locks")  # kinds that somebody may come back to: they go after some days
-TRASH = "trash"
+RESTING = 3600.0  # seconds; what changed since then may belong to a run that has just begun
+SLOWLY = ("partial", "quarantine", "locks")  # kinds that a user may come back to: removed after some days
 
 
-class Candidate(NamedTuple):
-    """One thing under the home that may go."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `alignflow gc`."""
+    parser.add_argument("--dry-run", action="store_true", help="only say what would go")
+    parser.add_argument(
+        "--keep-runs",
+        metavar="N",
+        type=number(int, 0),
+        default=KEEP_RUNS,
+        help="keep what the last N runs need (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--days",
+        metavar="D",
+        type=number(float, 0),
+        default=DAYS,
+        help="and all that is younger than D days (default: %(default)s)",
+    )
 
-    kind: str  # artifacts, fetched, partial, runs, quarantine, locks, leftovers or digests
-    stage: str
-    path: Path
-    size: int
-    touched: float  # seconds since the epoch
-    key: str = ""  # of the lock that guards it
+
+def main(args: argparse.Namespace) -> None:
+    """Clean the home. Raises InputError."""
+    environment.join(home())
+    environment.for_imports()
+    clean(home(), keep_runs=args.keep_runs, days=args.days, dry_run=args.dry_run)
 
 
 class Survey(NamedTuple):
-    goes: list[Candidate]
-    stays: list[Candidate]
+    """What is removed, and which artifacts are kept."""
+
+    removed: list[Candidate]
+    kept: list[Candidate]
 
 
 def clean(
-    home: Path,
+    root: Path,
     *,
     keep_runs: int = KEEP_RUNS,
     days: float = DAYS,
     dry_run: bool = False,
     now: float | None = None,
 ) -> None:
-    """Free what nothing reaches, or with ``dry_run`` only say what it would be. Raises InputError."""
+    """Remove from the home what nothing needs, or with ``dry_run`` only say what it would be. Raises InputError."""
     if keep_runs < 0 or not days >= 0:
         raise InputError("--keep-runs and --days must be 0 or more")
-    if not home.is_dir():
+    if not root.is_dir():
         console().print("Nothing to free.")
         return
     now = time.time() if now is None else now
-    with _alone(home, dry_run):
-        found = survey(home, keep_runs=keep_runs, days=days, now=now)
-        refused = {} if dry_run else remove(home, found.goes)
-    _show(found, refused, dry_run=dry_run, now=now)
+    with _lock_home(root, dry_run):
+        found = survey(root, keep_runs=keep_runs, days=days, now=now)
+        refused = {} if dry_run else remove(root, found.removed)
+    _print_survey(found, refused, dry_run=dry_run, now=now)
 
 
 @contextmanager
-def _alone(home: Path, dry_run: bool) -> Iterator[None]:
-    """One at a time; looking is always possible."""
+def _lock_home(root: Path, dry_run: bool) -> Iterator[None]:
+    """Refuse a second `alignflow gc` of the same home; a dry run takes no lock. Raises InputError."""
     if dry_run:
         yield
         return
-    path = home / "locks" / "gc.lock"
+    path = root / "locks" / "gc.lock"
     path.parent.mkdir(exist_ok=True)
     with path.open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"Another `alignflow gc` is at work in {home}; wait for its end") from None
+            raise InputError(f"Another `alignflow gc` is at work in {root}; wait for its end") from None
         yield
 
 
-def survey(home: Path, *, keep_runs: int, days: float, now: float) -> Survey:
-    """What goes, and which artifacts stay."""
-    _check_tracker(home)
+def survey(root: Path, *, keep_runs: int, days: float, now: float) -> Survey:
+    """Return what can be removed, and which artifacts are kept. Raises InputError if the tracker cannot be asked."""
+    _check_tracker(root)
     oldest, resting = now - days * DAY, now - RESTING
-    found = entries(home)
-    things = _things(home, found)  # takes the longest, so first: what happens meanwhile is seen below
-    working = at_work(home)
-    kept = {home / "partial" / key for key in working}
+    found = entries(root)
+    # listed first, because it takes longest: what changes meanwhile is seen by the steps below
+    candidates = list_candidates(root, found)
+    in_use = at_work(root)
+    needed = {root / "partial" / key for key in in_use}
 
-    def goes(thing: Candidate) -> bool:
-        return thing.path not in kept and thing.touched < (
-            min(oldest, resting) if thing.kind in SLOWLY else resting
-        )
+    def is_removed(candidate: Candidate) -> bool:
+        limit = min(oldest, resting) if candidate.kind in SLOWLY else resting
+        return candidate.path not in needed and candidate.touched < limit
 
-    recent = [run for place, run in enumerate(runs(home)) if place < keep_runs or run.finished > oldest]
-    roots = working | {thing.key or thing.path.name for thing in things if thing.touched >= resting}
+    recent = [run for place, run in enumerate(runs(root)) if place < keep_runs or run.finished > oldest]
+    roots = in_use | {one.key or one.path.name for one in candidates if one.touched >= resting}
     roots |= {key for run in recent for key in run.keys}
-    roots |= {
-        key for thing in things if thing.kind == "partial" and not goes(thing) for key in taken_by(thing.path)
-    }
-    roots |= tracked_keys(
-        home,
-        since=oldest,
-        alive={name.removeprefix(LIFE_LINE) for name in working if name.startswith(LIFE_LINE)},
-    )
-    kept |= reached(found, roots) | {run.path for run in recent}
-    going = {thing.path: thing for thing in things if goes(thing)}
-    whole = [thing for path, thing in going.items() if not going.keys() & {*path.parents}]
-    stays = [thing for thing in things if thing.kind in ("artifacts", "fetched") and not goes(thing)]
-    return Survey(whole + _notes(home, {*going}), stays)
+    unfinished = [one for one in candidates if one.kind == "partial" and not is_removed(one)]
+    roots |= {key for one in unfinished for key in taken_by(one.path)}
+    alive = {name.removeprefix(LIFE_LINE) for name in in_use if name.startswith(LIFE_LINE)}
+    roots |= tracked_keys(root, since=oldest, alive=alive)
+    needed |= reached(found, roots) | {run.path for run in recent}
+    removed = {one.path: one for one in candidates if is_removed(one)}
+    outermost = [one for path, one in removed.items() if not removed.keys() & {*path.parents}]
+    kept = [one for one in candidates if one.kind in ("artifacts", "fetched") and not is_removed(one)]
+    return Survey(outermost + list_digest_notes(root, {*removed}), kept)
 
 
-def _check_tracker(home: Path) -> None:
-    """Refuse where a server knows the registered models and nothing says where it is."""
+def _check_tracker(root: Path) -> None:
+    """Refuse to clean if a server knows the registered models and no setting says where it is. Raises InputError."""
     if os.environ.get("MLFLOW_TRACKING_URI"):
         return
-    login = home / "mlflow-auth.ini"  # what `alignflow up` writes names its database
+    login = root / "mlflow-auth.ini"  # `alignflow up` writes its database's address into it
     if os.environ.get("ALIGNFLOW_DATABASE") or (login.exists() and "= postgresql" in login.read_text()):
         raise InputError(
             "The database that knows this home's registered models is served by `alignflow up`: start it first"
         )
-    if (home / "fetched").exists() and not (home / "mlflow.db").exists():
+    if (root / "fetched").exists() and not (root / "mlflow.db").exists():
         raise InputError(
             "This home has worked with an MLflow server, which knows the registered models: set MLFLOW_TRACKING_URI"
         )
 
 
-def _things(home: Path, found: list[Entry]) -> list[Candidate]:
-    """All that could go, measured, but for the notes of digests."""
-    things = [_artifact(entry) for entry in found]
-    things += [
-        _thing("partial", _stage_of(path), path, key=path.name)
-        for path in sorted((home / "partial").glob("*"))
-    ]
-    things += [_thing("runs", "", path) for path in sorted((home / "runs").glob("*"))]
-    things += [_set_aside(path) for path in sorted((home / "quarantine").glob("*"))]
-    things += [
-        _thing("locks", "", path)
-        for path in sorted((home / "locks").glob(f"{LIFE_LINE}*.lock"))
-        if not is_held(path)
-    ]
-    left = [
-        *(home / "fetched").glob("*/*/.new-*"),
-        *(home / TRASH).glob("*"),
-        *home.glob(".*.new"),
-        *(home / "digests").glob(".*.new"),
-    ]
-    return things + [_thing("leftovers", "", path) for path in sorted(left)]
-
-
-def _artifact(entry: Entry) -> Candidate:
-    """Nobody holds a key's lock while he fetches it, so what is fetched has none; the stage that takes it is known by its own."""
-    if entry.path.parts[-3] == "fetched":
-        return _thing("fetched", entry.stage, entry.path)
-    return _thing("artifacts", entry.stage, entry.path, key=entry.key)
-
-
-def _set_aside(path: Path) -> Candidate:
-    """Something in quarantine; its name ends with the moment, in nanoseconds, and its files are older."""
-    thing, moment = _thing("quarantine", path.name.partition("-")[0], path), path.name.rpartition("-")[2]
-    return thing._replace(touched=max(thing.touched, int(moment) / 1e9 if moment.isdecimal() else 0.0))
-
-
-def _thing(kind: str, stage: str, path: Path, key: str = "") -> Candidate:
-    return Candidate(kind, stage, path, *measure(path), key)
-
-
-def measure(path: Path) -> tuple[int, float]:
-    """Bytes of a file or folder, and when something in it was last changed (seconds since the epoch)."""
-    places = [
-        path,
-        *(Path(parent, name) for parent, folders, files in os.walk(path) for name in (*folders, *files)),
-    ]
-    size, touched = 0, 0.0
-    for place in places:
-        with suppress(FileNotFoundError):
-            about = place.lstat()
-            size += 0 if place.is_dir() and not place.is_symlink() else about.st_size
-            touched = max(touched, about.st_mtime)
-    return size, touched
-
-
-def _stage_of(partial: Path) -> str:
-    try:
-        return str(json.loads((partial / "job.json").read_text())["stage"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
-
-
-def _notes(home: Path, going: set[Path]) -> list[Candidate]:
-    """Remembered digests of files that are gone, or go."""
-    notes = []
-    for note in sorted((home / "digests").glob("*.json")):
-        try:
-            path = Path(json.loads(note.read_text())["path"])
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        if not path.exists() or going & {*path.parents}:
-            notes.append(_thing("digests", "", note))
-    return notes
-
-
-def remove(home: Path, going: list[Candidate]) -> dict[Path, str]:
-    """Remove things; gives why, for those that were left after all."""
+def remove(root: Path, candidates: list[Candidate]) -> dict[Path, str]:
+    """Remove the candidates; return the reason for each that was left after all."""
     refused = {}
-    for thing in going:
+    for candidate in candidates:
         try:
-            _remove(home, thing)
+            _remove(root, candidate)
         except _InUse as reason:
-            refused[thing.path] = str(reason)
+            refused[candidate.path] = str(reason)
         except OSError as error:
-            refused[thing.path] = error.strerror or str(error)
+            refused[candidate.path] = error.strerror or str(error)
     with suppress(OSError):
-        (home / TRASH).rmdir()
+        (root / TRASH).rmdir()
     return refused
 
 
 class _InUse(Exception):
-    """Somebody has come for it since it was looked at."""
+    """A process has used the candidate since the survey."""
 
 
-def _remove(home: Path, thing: Candidate) -> None:
-    if thing.kind == "locks":
-        _remove_life_line(thing.path)
-    elif thing.path.is_file():
-        thing.path.unlink(missing_ok=True)
-    elif thing.key:
-        with Store(home).lock(thing.key, on_wait=_refuse):
-            away = _away(home, thing)
-        shutil.rmtree(away)
+def _remove(root: Path, candidate: Candidate) -> None:
+    if candidate.kind == "locks":
+        _remove_run_lock(candidate.path)
+    elif candidate.path.is_file():
+        candidate.path.unlink(missing_ok=True)
+    elif candidate.key:
+        with Store(root).lock(candidate.key, on_wait=_refuse):
+            trash = _move_to_trash(root, candidate)
+        shutil.rmtree(trash)
     else:
-        shutil.rmtree(_away(home, thing))
+        shutil.rmtree(_move_to_trash(root, candidate))
 
 
 def _refuse() -> None:
     raise _InUse("in use")
 
 
-def _away(home: Path, thing: Candidate) -> Path:
-    """Rename a folder out of everybody's sight: nobody may find, or go on from, half of it."""
-    if measure(thing.path)[1] > thing.touched:
+def _move_to_trash(root: Path, candidate: Candidate) -> Path:
+    """Rename a folder before it is deleted, so that no process finds or resumes from half of it."""
+    if measure(candidate.path)[1] > candidate.touched:
         raise _InUse("changed meanwhile")
-    if thing.path.parent.name == TRASH:
-        return thing.path
-    (home / TRASH).mkdir(exist_ok=True)
-    away = home / TRASH / f"{thing.kind}-{time.time_ns()}"
-    os.rename(thing.path, away)
-    return away
+    if candidate.path.parent.name == TRASH:
+        return candidate.path
+    (root / TRASH).mkdir(exist_ok=True)
+    trash = root / TRASH / f"{candidate.kind}-{time.time_ns()}"
+    os.rename(candidate.path, trash)
+    return trash
 
 
-def _remove_life_line(path: Path) -> None:
-    """The locks of keys stay: of somebody who has just opened one nobody knows, and he would hold a lock that no longer has a name."""
+def _remove_run_lock(path: Path) -> None:
+    """Remove the lock file of a run that has ended.
+
+    Lock files of keys are never removed: another process may hold an open descriptor to one, and would then lock a file without a name.
+    """
     with suppress(FileNotFoundError), path.open("r+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -259,60 +207,63 @@ def _remove_life_line(path: Path) -> None:
         path.unlink()
 
 
-def _show(found: Survey, refused: dict[Path, str], *, dry_run: bool, now: float) -> None:
-    """What went or would go: with ``dry_run`` thing by thing, always by kind."""
+def _print_survey(found: Survey, refused: dict[Path, str], *, dry_run: bool, now: float) -> None:
+    """Print what was or would be removed: by kind, and with ``dry_run`` also one by one."""
     screen = console()
-    if dry_run and found.goes:
-        screen.print(_listed(found.goes, now))
+    if dry_run and found.removed:
+        screen.print(_list_table(found.removed, now))
         screen.print()
-    gone = [thing for thing in found.goes if thing.path not in refused]
-    if gone:
-        screen.print(_by_kind("Would free" if dry_run else "Freed", gone))
+    removed = [candidate for candidate in found.removed if candidate.path not in refused]
+    if removed:
+        screen.print(_kind_table("Would free" if dry_run else "Freed", removed))
     else:
         screen.print("Nothing to free.")
-    for thing in found.goes:
-        if thing.path in refused:
+    for candidate in found.removed:
+        if candidate.path in refused:
+            name = f"{candidate.kind}: {candidate.stage} {candidate.path.name[:12]}"
             screen.print(
-                f"Left       {thing.kind}: {thing.stage} {thing.path.name[:12]} ({refused[thing.path]})",
+                f"Left       {name} ({refused[candidate.path]})",
                 markup=False,
                 soft_wrap=True,
             )
-    if found.stays:
-        size = sum(thing.size for thing in found.stays) / MB
+    if found.kept:
+        size = sum(candidate.size for candidate in found.kept) / MB
         screen.print(
-            f"{len(found.stays)} artifacts stay, {size:.1f} MB: recent runs, registered models or work going on reach them.",
+            f"{len(found.kept)} artifacts stay, {size:.1f} MB: recent runs, registered models or work in progress need them.",
             markup=False,
         )
 
 
-def _by_kind(title: str, things: list[Candidate]) -> Table:
-    table = _table(title, "number", "MB")
-    for kind in dict.fromkeys(thing.kind for thing in things):
-        of_kind = [thing for thing in things if thing.kind == kind]
-        table.add_row(kind, *_sum(of_kind))
-    table.add_row("all", *_sum(things))
+def _kind_table(title: str, candidates: list[Candidate]) -> Table:
+    """Return a table with the number and size of the candidates of each kind."""
+    table = _make_table(title, "number", "MB")
+    for kind in dict.fromkeys(candidate.kind for candidate in candidates):
+        of_kind = [candidate for candidate in candidates if candidate.kind == kind]
+        table.add_row(kind, *_totals(of_kind))
+    table.add_row("all", *_totals(candidates))
     return table
 
 
-def _sum(things: list[Candidate]) -> tuple[str, str]:
-    return str(len(things)), f"{sum(thing.size for thing in things) / MB:.1f}"
+def _totals(candidates: list[Candidate]) -> tuple[str, str]:
+    """Return the number and the size of the candidates as text."""
+    return str(len(candidates)), f"{sum(candidate.size for candidate in candidates) / MB:.1f}"
 
 
-def _listed(things: list[Candidate], now: float) -> Table:
-    table = _table("", "stage", "key", "MB", "age", right=("MB", "age"))
-    for thing in things:
-        table.add_row(
-            thing.kind, thing.stage, thing.path.name[:12], f"{thing.size / MB:.1f}", _age(now - thing.touched)
-        )
+def _list_table(candidates: list[Candidate], now: float) -> Table:
+    """Return a table with a row for each candidate."""
+    table = _make_table("", "stage", "key", "MB", "age", right=("MB", "age"))
+    for candidate in candidates:
+        size, age = f"{candidate.size / MB:.1f}", _format_age(now - candidate.touched)
+        table.add_row(candidate.kind, candidate.stage, candidate.path.name[:12], size, age)
     return table
 
 
-def _table(*columns: str, right: tuple[str, ...] = ("number", "MB")) -> Table:
+def _make_table(*columns: str, right: tuple[str, ...] = ("number", "MB")) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left")
     return table
 
 
-def _age(seconds: float) -> str:
+def _format_age(seconds: float) -> str:
     return f"{seconds / DAY:.0f} days" if seconds >= 2 * DAY else f"{seconds / 3600:.0f} h"

@@ -1,52 +1,82 @@
 """`alignflow job`: write the job.json of one stage, to run its program by hand."""
 
+import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from flows import profiles
+from flows.arguments import add_profile
 from flows.commands.plan import unbuilt_artifact
-from flows.pipeline import chain
+from flows.services import environment, isolation
 from tasks.artifacts.artifact import Artifact
 from tasks.config.pipeline import Pipeline
-from tasks.execution.run_stage import look_up, write_job
-from tasks.stages import report
 from tasks.system.errors import InputError
 
+HELP = "Write a stage's job.json, to run its program by hand."
+EXAMPLE = "alignflow job demo sft work/"
+STAGES = "site, data, pretrain, sft, merge, reward, ppo, reference, dpo, winrate or report"
 
-class _Found(Exception):
-    """The walk has come to the stage asked for."""
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `alignflow job`."""
+    add_profile(parser)
+    parser.add_argument("stage", metavar="STAGE", help=STAGES)
+    parser.add_argument(
+        "directory", metavar="DIR", type=Path, help="folder to write job.json into; made if needed"
+    )
+
+
+def main(args: argparse.Namespace) -> None:
+    """Write the job and print the command that runs it. Raises InputError."""
+    # inputs are not checked here: only those that the stage takes need be on this machine
+    config = profiles.with_absolute_paths(profiles.load(args.profile, args.set), Path.cwd())
+    directory, folder = args.directory.absolute(), Path.cwd()
+    environment.for_imports()
+    prepare_job(config, args.stage, directory)
+    option = " -P" if isolation.hides_a_module(folder, args.stage) else ""
+    print(f"python{option} -m tasks.programs.{args.stage} {args.directory}")
+
+
+class _Written(Exception):
+    """The job is written; the walk along the chain can stop."""
 
 
 def prepare_job(config: Pipeline, wanted: str, directory: Path) -> None:
-    """Write the job.json of one stage into ``directory``; the stages before it must be in the store. Raises InputError."""
-    made: dict[str, Artifact] = {}
+    """Write the job.json of one stage into ``directory``; the stages before it must be stored. Raises InputError."""
+    from flows.pipeline import chain
+    from tasks.execution.run_stage import look_up, write_job
+    from tasks.stages import report
+
+    artifacts: dict[str, Artifact] = {}
 
     def do(stage: Any, **inputs: Artifact) -> Artifact:
         step = stage.step(config, **inputs)
         if step.stage == wanted:
             directory.mkdir(parents=True, exist_ok=True)
             write_job(directory, step, config.machine)
-            raise _Found
-        found = look_up(step)
-        # what lies beside the path to the wanted stage may be missing
-        made[step.stage] = found or unbuilt_artifact(step)
-        return made[step.stage]
+            raise _Written
+        # a stage that the wanted one does not take may be missing
+        artifacts[step.stage] = look_up(step) or unbuilt_artifact(step)
+        return artifacts[step.stage]
 
     try:
-        chain(config, _complaining(do, wanted))
-        _complaining(do, wanted)(report, **made)
-    except _Found:
+        chain(config, _requiring_inputs(do, wanted))
+        _requiring_inputs(do, wanted)(report, **artifacts)
+    except _Written:
         return
-    raise InputError(f"This profile has no stage {wanted}; it has: {', '.join(made)}, report")
+    raise InputError(f"This profile has no stage {wanted}; it has: {', '.join(artifacts)}, report")
 
 
-def _complaining(do: Any, wanted: str) -> Any:
+def _requiring_inputs(do: Callable[..., Artifact], wanted: str) -> Callable[..., Artifact]:
+    """Return ``do``, which raises InputError if the stage ``wanted`` takes an artifact that is not built."""
+
     def checked(stage: Any, **inputs: Artifact) -> Artifact:
         missing = [artifact["stage"] for artifact in inputs.values() if not artifact["digest"]]
         if missing and stage.run.name == wanted:
             raise InputError(
                 f"The stage {wanted} takes the result of {', '.join(missing)}, not built yet; `alignflow run` builds it"
             )
-        made: Artifact = do(stage, **inputs)
-        return made
+        return do(stage, **inputs)
 
     return checked

@@ -1,99 +1,28 @@
-"""Tells the Prefect server that data has landed for a profile; its deployment of the flow retrain starts on it."""
+"""`alignflow landed`: tell the Prefect server that a new dump is there, so that retraining starts."""
 
-import logging
-import time
+import argparse
 from pathlib import Path
-from uuid import UUID
 
-from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId, FlowFilter, FlowFilterName
-from prefect.client.schemas.objects import FlowRun
-from prefect.client.schemas.responses import DeploymentResponse
-from prefect.client.schemas.sorting import FlowRunSort
-from prefect.events import emit_event
-from prefect.events.worker import EventsWorker
-from prefect.settings import PREFECT_UI_URL
-from pydantic import ValidationError
-
-from flows.profiles import hint
-from flows.services.processes import ServerFailed
-from tasks.artifacts.corpus import corpus_place
-from tasks.config.pipeline import Pipeline
-from tasks.config.sources import ShellSite, StackExchangeDump
+from flows import profiles
+from flows.preflight import require_prefect_server
 from tasks.system.errors import InputError
 
-EVENT = "alignflow.data.landed"
-FLOW = "retrain"
-PATIENCE = 30.0  # seconds for the server to start a run on an event
-POLL_SECONDS = 0.5
+HELP = "Tell the Prefect server that a new dump is there: retraining starts."
+EXAMPLE = "alignflow landed mine Posts.xml"
 
 
-def land(profile: str, dump: Path) -> str:
-    """Say that ``dump`` is there for a profile, and return what came of it. Raises InputError and ServerFailed."""
-    path = str(dump.resolve())  # workers run in other folders
-    with get_client(sync_client=True) as client:
-        deployment = _deployment(client, profile)
-        _check_kind(deployment, path)
-        logging.getLogger(EventsWorker.__name__).addHandler(
-            logging.NullHandler()
-        )  # else it says on the screen what it still has to send
-        before = {run.id for run in _runs(client, deployment)}
-        emit_event(EVENT, resource={"prefect.resource.id": f"alignflow.data.{profile}", "path": path})
-        EventsWorker.instance().drain()
-        run = _started(client, deployment, before)
-    if run is None:
-        raise ServerFailed(
-            f"The server was told of {path}, but {FLOW}/{profile} has not started within {PATIENCE:.0f} s: "
-            f"is its automation 'data landed for {profile}' there and switched on? `alignflow deploy` makes it"
-        )
-    state = run.state.name if run.state else "there"
-    page = f"\n{PREFECT_UI_URL.value()}/runs/flow-run/{run.id}" if PREFECT_UI_URL.value() else ""
-    waits = (
-        ""
-        if deployment.status == "READY"
-        else f"; no worker of the pool {deployment.work_pool_name} is at work: `alignflow work` starts one"
-    )
-    return f"{FLOW}/{profile} takes {path}: its run {run.name} is {state}{waits}{page}"
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `alignflow landed`."""
+    parser.add_argument("profile", metavar="PROFILE", help="the profile whose retraining is deployed")
+    parser.add_argument("dump", metavar="FILE", type=Path, help="a dump that the cpu worker can read")
 
 
-def _deployment(client: SyncPrefectClient, profile: str) -> DeploymentResponse:
-    found = client.read_deployments(flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW])))
-    for one in found:
-        if one.name == profile:
-            if one.paused:
-                raise InputError(
-                    f"The deployment {FLOW}/{profile} is paused: switch it on in Prefect's pages"
-                )
-            return one
-    there = hint(profile, sorted(one.name for one in found)) or "; `alignflow deploy` makes it"
-    raise InputError(f"The Prefect server has no deployment {FLOW}/{profile}{there}")
+def main(args: argparse.Namespace) -> None:
+    """Announce the dump and print which run took it. Raises InputError and ServerFailed."""
+    dump = args.dump.absolute()
+    if not dump.exists():
+        raise InputError(f"There is no file or folder {args.dump}")
+    require_prefect_server()
+    from flows.data_events import announce_dump
 
-
-def _check_kind(deployment: DeploymentResponse, path: str) -> None:
-    """Refuse what the deployed profile's kind of source could not be. Raises InputError."""
-    try:
-        source = Pipeline.model_validate((deployment.parameters or {}).get("config", {})).source
-    except ValidationError:  # of another version, whose worker knows what it takes
-        return
-    new = (
-        StackExchangeDump(path=path)
-        if isinstance(source, ShellSite)
-        else source.model_copy(update={"path": path})
-    )
-    corpus_place(new)
-
-
-def _runs(client: SyncPrefectClient, deployment: DeploymentResponse) -> list[FlowRun]:
-    mine = DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id]))
-    return client.read_flow_runs(deployment_filter=mine, sort=FlowRunSort.START_TIME_DESC, limit=200)
-
-
-def _started(client: SyncPrefectClient, deployment: DeploymentResponse, before: set[UUID]) -> FlowRun | None:
-    """Return the run that the event has started, once there is one."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        for run in _runs(client, deployment):
-            if run.id not in before and run.parameters.get("dump"):
-                return run
-        time.sleep(POLL_SECONDS)
-    return None
+    print(announce_dump(profiles.title(args.profile), dump))

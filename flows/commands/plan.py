@@ -1,13 +1,37 @@
-"""Walking the chain without running it: what would be built, and why; and the job of one stage, to run it by hand."""
+"""`alignflow plan`: walk the chain without running it; say which stages would be built or reused, and why."""
 
+import argparse
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from flows.pipeline import chain
+from flows import profiles
+from flows.arguments import add_profile
+from flows.services import environment
 from tasks.artifacts.artifact import Artifact, Step
 from tasks.artifacts.store import Store, changes, home
 from tasks.config.pipeline import Pipeline
-from tasks.execution.run_stage import look_up
-from tasks.stages import report
+
+HELP = "Say which stages would be built or reused, and why."
+EXAMPLE = "alignflow plan demo --set ppo.steps=20"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `alignflow plan`."""
+    add_profile(parser)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Print the plan of a profile. Raises InputError."""
+    from flows.preflight import check_inputs
+
+    config = profiles.load(args.profile, args.set)
+    check_inputs(config)
+    config = profiles.with_absolute_paths(config, Path.cwd())
+    environment.join(home())
+    environment.for_imports()
+    from flows.display.terminal import print_plan
+
+    print_plan(plan(config))
 
 
 class Planned(NamedTuple):
@@ -20,23 +44,27 @@ class Planned(NamedTuple):
 
 
 def plan(config: Pipeline) -> list[Planned]:
-    """What ``alignflow run`` would do with each stage."""
+    """Return what ``alignflow run`` would do with each stage."""
+    from flows.pipeline import chain
+    from tasks.execution.run_stage import look_up
+    from tasks.stages import report
+
     planned: list[Planned] = []
-    made: dict[str, Artifact] = {}
+    artifacts: dict[str, Artifact] = {}
 
     def do(stage: Any, **inputs: Artifact) -> Artifact:
         step = stage.step(config, **inputs)
         found = look_up(step)
-        planned.append(_planned(step, found))
-        made[step.stage] = found or unbuilt_artifact(step)
-        return made[step.stage]
+        planned.append(_plan_step(step, found))
+        artifacts[step.stage] = found or unbuilt_artifact(step)
+        return artifacts[step.stage]
 
     chain(config, do)
-    do(report, **made)
+    do(report, **artifacts)
     return planned
 
 
-def _planned(step: Step, found: Artifact | None) -> Planned:
+def _plan_step(step: Step, found: Artifact | None) -> Planned:
     store, recipe = Store(home()), step.recipe
     key = recipe.key if all(recipe.inputs.values()) else ""
     if found:
@@ -54,6 +82,7 @@ def _planned(step: Step, found: Artifact | None) -> Planned:
 
 
 def unbuilt_artifact(step: Step) -> Artifact:
+    """Return a placeholder for the artifact of a stage that is not built: it has no digest and no files."""
     return Artifact(
         stage=step.stage,
         key="",

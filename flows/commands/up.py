@@ -1,5 +1,6 @@
 """`alignflow up`: Prefect, MLflow and a worker per pool on this machine, watched until Ctrl-C. On loopback, behind a login."""
 
+import argparse
 import fcntl
 import json
 import os
@@ -13,19 +14,55 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from flows.commands.deploy import Definition
-from flows.services import credentials
+from flows.arguments import add_deployed_profiles, number
+from flows.commands.deploy import Definition, define
+from flows.services import credentials, environment, isolation
 from flows.services.credentials import USER
 from flows.services.local_servers import Address, Process, clients, running, servers
 from flows.services.log_rotation import Output
 from flows.services.processes import ServerFailed, await_health, stop
+from tasks.artifacts.store import home
 from tasks.system.errors import InputError
 from tasks.system.files import replace_text
 from tasks.system.processes import die_with
 
+HELP = "Run Prefect, MLflow and workers on this machine until Ctrl-C."
+EXAMPLE = "alignflow up mine.yaml"
+
 MOST_RESTARTS = 5
 SETTLED_SECONDS = 60.0  # a process that has run this long starts with a clean record
 POLL_SECONDS = 0.5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `alignflow up`."""
+    add_deployed_profiles(parser)
+    port = number(int, 0, 65535)
+    parser.add_argument("--prefect-port", type=port, default=4200, help="default: %(default)s")
+    parser.add_argument("--mlflow-port", type=port, default=5000, help="default: %(default)s")
+    parser.add_argument(
+        "--no-workers", action="store_true", help="servers only; `alignflow work POOL` starts workers"
+    )
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run the servers and workers until Ctrl-C. Raises InputError and ServerFailed."""
+    from flows.extras import check_servers
+    from flows.preflight import check_places
+
+    root = home()
+    check_places(root, None)
+    if args.prefect_port == args.mlflow_port and args.prefect_port:
+        raise InputError(
+            f"--prefect-port and --mlflow-port are both {args.prefect_port}: two servers need two ports"
+        )
+    definition = define(args.profile)
+    check_servers()
+    isolation.reach_loopback_directly()
+    environment.prepare(root)
+    ports = {"prefect_port": args.prefect_port, "mlflow_port": args.mlflow_port}
+    with suppress(KeyboardInterrupt):
+        up(root, **ports, definition=definition, with_workers=not args.no_workers)
 
 
 def up(

@@ -1,15 +1,38 @@
-"""Workers of the pools: starting one, and asking which are there."""
+"""`alignflow work`: run a worker of a pool, and find out which workers are online."""
 
+import argparse
 import os
 import signal
 import socket
 import sys
 from typing import Any
 
+from flows.arguments import number
 from tasks.system.errors import InputError
+
+HELP = "Run the stages or flows of a work pool on this machine."
+EXAMPLE = "CUDA_VISIBLE_DEVICES=0 alignflow work gpu"
 
 LIMITS = {"cpu": 4}  # runs at a time
 USUAL_LIMIT = 1  # a stage per GPU; start a worker for each, with CUDA_VISIBLE_DEVICES
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `alignflow work`."""
+    pool_help = "cpu or gpu, or a pool that a deployed profile names in pools.*"
+    parser.add_argument("pool", metavar="POOL", help=pool_help)
+    parser.add_argument("--name", default="", help="default: host, pool and process id")
+    parser.add_argument(
+        "--limit", type=number(int, 0), default=0, help="runs at a time (default: 4 for cpu, else 1)"
+    )
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run a worker until Ctrl-C. Raises InputError and ServerFailed."""
+    from flows.preflight import require_prefect_server
+
+    require_prefect_server()
+    work(args.pool, name=args.name, limit=args.limit)
 
 
 def work(pool: str, *, name: str = "", limit: int = 0) -> None:

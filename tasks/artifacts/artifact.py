@@ -38,25 +38,10 @@ class Step(NamedTuple):
 
     @property
     def recipe(self) -> Recipe:
-        job = self.job.model_dump(mode="json")
-        if isinstance(job.get("source"), dict):
-            for place in (
-                "path",
-                "revision",
-                "files",
-            ):  # the content is an input; where it is from does not matter
-                job["source"].pop(place, None)
-        if isinstance(job.get("data"), dict):
-            job["data"].pop("against", None)
-        if isinstance(job.get(self.stage), dict):
-            for name in ("start", "accept_fooled"):  # an input; and what only says whether to go on
-                job[self.stage].pop(name, None)
-        if isinstance(job.get("weights"), dict):
-            job["weights"].pop("merged" if self.stage in ("sft", "merge") else "base", None)
         contents = {name: content(artifact) for name, artifact in self.inputs.items()}
         return Recipe(
             self.stage,
-            job,
+            self.job.key_settings(),
             contents,
             sources_of(self.stage),
             {name: artifact["digest"] for name, artifact in self.inputs.items()},

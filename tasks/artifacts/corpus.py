@@ -42,16 +42,16 @@ def users_of(about: StackExchangeDump | HubSource | ShellSite, source: Artifact)
 
 
 def evaluation_sets(config: Pipeline) -> dict[str, Artifact]:
-    """The files of data.against as inputs of the data stage."""
+    """The files of data.decontaminate_against as inputs of the data stage."""
     return {
         f"against{number}": user_artifact(_evaluation_set(Path(path).expanduser()))
-        for number, path in enumerate(config.data.against)
+        for number, path in enumerate(config.data.decontaminate_against)
     }
 
 
 def _evaluation_set(place: Path) -> Path:
     if not place.exists() or not os.access(place, os.R_OK):
-        raise InputError(f"data.against: there is no file or folder {place} that can be read")
+        raise InputError(f"data.decontaminate_against: there is no file or folder {place} that can be read")
     return place
 
 

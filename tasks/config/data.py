@@ -1,14 +1,16 @@
 """Settings of the data stage: which questions and answers are kept, how they are paired and split."""
 
-from typing import Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tasks.config.base import Settings
+from tasks.config.base import NotInKey, Settings
 
 
 class Data(Settings):
     """Scoring, pairing and splitting."""
+
+    old_names: ClassVar[dict[str, str]] = {"against": "decontaminate_against"}
 
     max_pairs: int = Field(10, ge=1, le=1000, description="Most comparison pairs kept per question.")
     min_answer_chars: int = Field(
@@ -34,7 +36,9 @@ class Data(Settings):
         "together",
         description="Questions that say the same (see alike) are kept in one split, or only the first of them is kept at all.",
     )
-    against: tuple[str, ...] = Field(
+    decontaminate_against: Annotated[
+        tuple[str, ...], NotInKey("the files are inputs, known by their content")
+    ] = Field(
         (),
         description="Files of evaluation sets used later; questions that share 13 words in a row with one of them are dropped.",
     )

@@ -1,13 +1,16 @@
 """The job of each stage: the sections of ``Pipeline`` that its result depends on."""
 
-from typing import Self
+from typing import Annotated, Self
 
-from tasks.config.base import Settings
+from tasks.config.base import NotInKey, Settings
 from tasks.config.data import Data
 from tasks.config.models import BuiltinBase, Text, Weights
 from tasks.config.pipeline import Pipeline
 from tasks.config.sources import ShellSite, Source
 from tasks.config.stages import Dpo, Merge, Ppo, Reward, Sft, Winrate
+
+BaseWeights = Annotated[Weights, NotInKey("the stage loads the base model only", parts=("merged",))]
+MergedWeights = Annotated[Weights, NotInKey("the stage loads the merged model only", parts=("base",))]
 
 
 class Job(Settings):
@@ -37,39 +40,39 @@ class PretrainJob(Job):
 class SftJob(Job):
     seed: int
     text: Text
-    weights: Weights = Weights()
+    weights: BaseWeights = Weights()
     sft: Sft
 
 
 class MergeJob(Job):
     text: Text = Text()
-    weights: Weights = Weights()
+    weights: BaseWeights = Weights()
     merge: Merge
 
 
 class RewardJob(Job):
     seed: int
     text: Text
-    weights: Weights = Weights()
+    weights: MergedWeights = Weights()
     reward: Reward
 
 
 class ReferenceJob(Job):
     text: Text
-    weights: Weights = Weights()
+    weights: MergedWeights = Weights()
 
 
 class PpoJob(Job):
     seed: int
     text: Text
-    weights: Weights = Weights()
+    weights: MergedWeights = Weights()
     ppo: Ppo
 
 
 class DpoJob(Job):
     seed: int
     text: Text
-    weights: Weights = Weights()
+    weights: MergedWeights = Weights()
     dpo: Dpo
 
 
@@ -77,7 +80,7 @@ class WinrateJob(Job):
     seed: int
     source: Source
     text: Text
-    weights: Weights = Weights()
+    weights: MergedWeights = Weights()
     winrate: Winrate
 
 

@@ -4,10 +4,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from tasks.config.base import Settings, as_choice
+from tasks.config.base import NotInKey, Settings, as_choice
 
 DUMPS = (".7z", "Posts.xml", "Posts.xml.gz", "Posts.csv", "Posts.csv.gz")  # how the names of dumps end
 FILES = "A file or folder of JSON lines, JSON lists (also gzipped), parquet or Arrow, or the id of a data set on the Hugging Face hub."
+
+ORIGIN = NotInKey("the content is an input; where it was read or fetched from does not matter")
+Place = Annotated[str, ORIGIN]
 
 
 class ShellSite(Settings):
@@ -21,7 +24,7 @@ class StackExchangeDump(Settings):
     """A Stack Exchange dump on this machine."""
 
     kind: Literal["stack-exchange"] = "stack-exchange"
-    path: str = Field(
+    path: Place = Field(
         min_length=1,
         description="The .7z of a site as published, its Posts.xml or Posts.csv, these also gzipped, or a folder of several sites'.",
     )
@@ -34,11 +37,11 @@ class StackExchangeDump(Settings):
 class HubSource(Settings):
     """Rows in files here or on the hub."""
 
-    path: str = Field(min_length=1, description=FILES)
-    revision: str | None = Field(
+    path: Place = Field(min_length=1, description=FILES)
+    revision: Annotated[str | None, ORIGIN] = Field(
         None, description="Commit, branch or tag of the hub id; null for files here."
     )
-    files: str = Field(
+    files: Annotated[str, ORIGIN] = Field(
         "",
         description="Which files of the hub's data set to fetch, as a pattern such as 'data/travel*'; empty: all.",
     )
@@ -48,21 +51,21 @@ class StackExchangePreferences(HubSource):
     """HuggingFaceH4/stack-exchange-preferences: questions with scored answers."""
 
     kind: Literal["stack-exchange-preferences"] = "stack-exchange-preferences"
-    path: str = Field("HuggingFaceH4/stack-exchange-preferences", min_length=1, description=FILES)
+    path: Place = Field("HuggingFaceH4/stack-exchange-preferences", min_length=1, description=FILES)
 
 
 class StackExchangePaired(HubSource):
     """lvwerra/stack-exchange-paired: one comparison a row, as the StackLLaMA article used them."""
 
     kind: Literal["stack-exchange-paired"] = "stack-exchange-paired"
-    path: str = Field("lvwerra/stack-exchange-paired", min_length=1, description=FILES)
+    path: Place = Field("lvwerra/stack-exchange-paired", min_length=1, description=FILES)
 
 
 class HhRlhf(HubSource):
     """Anthropic/hh-rlhf: two dialogues a row. Files that are named as a test set are the evaluation split."""
 
     kind: Literal["hh-rlhf"] = "hh-rlhf"
-    path: str = Field("Anthropic/hh-rlhf", min_length=1, description=FILES)
+    path: Place = Field("Anthropic/hh-rlhf", min_length=1, description=FILES)
     turns: Literal["single", "all"] = Field(
         "single", description="Dialogues of one question and one answer, as the DPO work took, or all."
     )
@@ -75,7 +78,7 @@ class OwnRows(HubSource):
     """
 
     kind: Literal["own"] = "own"
-    path: str = Field(min_length=1, description=FILES)
+    path: Place = Field(min_length=1, description=FILES)
     site: str = Field("own data", min_length=1, description="What reports call the source.")
     licence: str = Field("", description="Licence of the texts, for reports and model cards.")
     prompt: str = Field(

@@ -1,10 +1,10 @@
-"""Settings of the stages that train on text as it is given: what is trained, how fast, for how long, and which weights are kept."""
+"""Define the settings of the stages that train, merge and compare models."""
 
-from typing import Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tasks.config.base import Settings
+from tasks.config.base import NotInKey, Settings
 
 
 class Lora(Settings):
@@ -63,7 +63,7 @@ class Tuning(Settings):
     keep: Literal["best", "last"] = Field(
         "best", description="Which weights become the result: those of the best evaluation, or the last."
     )
-    start: str = Field(
+    start: Annotated[str, NotInKey("the weights are an input, known by their content")] = Field(
         "",
         description="Weights to start from: an artifact's folder, or a file in safetensors format; empty: fresh ones.",
     )
@@ -105,6 +105,13 @@ class Merge(Settings):
 class Reward(Tuning):
     """The reward model."""
 
+    old_names: ClassVar[dict[str, str]] = {
+        "attacked": "red_team_answers",
+        "caution": "uncertainty_penalty",
+        "head_start": "age_bias",
+        "most_answers": "max_answers",
+    }
+
     tune: Literal["lora", "full"] = Field(
         "lora", description="What is trained beside the score head: an adapter, or every weight."
     )
@@ -113,7 +120,7 @@ class Reward(Tuning):
         "pairs",
         description="The pairs drawn by the data stage, or every pair of every question's ranked answers (K-wise).",
     )
-    most_answers: int = Field(
+    max_answers: int = Field(
         9,
         ge=2,
         le=100,
@@ -132,7 +139,7 @@ class Reward(Tuning):
         ge=0,
         description="Weight of the squared sum of a pair's rewards, which holds their mean at 0 (Eisenstein et al. 2023).",
     )
-    head_start: bool = Field(
+    age_bias: bool = Field(
         False,
         description="Let the older of two answers be ahead by what the pairs say (Davidson and Beaver 1977), so that rewards need not explain "
         "votes that were won by being early. Rewards themselves know no ages.",
@@ -148,7 +155,7 @@ class Reward(Tuning):
         le=16,
         description="Adapters with heads of their own on the one base: an ensemble, with tune=lora.",
     )
-    caution: float = Field(
+    uncertainty_penalty: float = Field(
         0.5,
         ge=0,
         description="Standard deviations of the ensemble's rewards taken off their mean (Coste et al. 2023).",
@@ -165,7 +172,7 @@ class Reward(Tuning):
         lt=1,
         description="Share of the reward split's questions that choose weights and temperature instead of training.",
     )
-    attacked: int = Field(
+    red_team_answers: int = Field(
         512,
         ge=2,
         le=100_000,
@@ -235,6 +242,8 @@ class Dpo(Tuning):
 class Ppo(Settings):
     """Proximal policy optimisation with a KL penalty towards the SFT model."""
 
+    old_names: ClassVar[dict[str, str]] = {"accept_fooled": "allow_exploitable"}
+
     lora: Lora = Lora(rank=16, alpha=32)
     steps: int = Field(24, ge=1, description="Rollout batches.")
     rollouts: int = Field(64, ge=2, description="Answers sampled per rollout batch.")
@@ -271,7 +280,7 @@ class Ppo(Settings):
     temperature: float = Field(
         1.0, gt=0, le=10, description="Divides the logits in sampling and scoring alike."
     )
-    accept_fooled: bool = Field(
+    allow_exploitable: Annotated[bool, NotInKey("it only decides whether PPO starts")] = Field(
         True,
         description="Whether to train against a reward model that attacks have fooled; false stops with a sentence.",
     )

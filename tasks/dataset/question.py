@@ -41,7 +41,7 @@ class Question(NamedTuple):
     author_name: str = ""
 
 
-def identity(text: str) -> int:
+def text_id(text: str) -> int:
     """A positive 63-bit id for what comes without one: the same text, the same id, wherever it stands."""
     return (
         int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
@@ -49,7 +49,7 @@ def identity(text: str) -> int:
     ) or 1
 
 
-def usable(
+def drop_unusable_answers(
     question: Question, dropped: Counter[str], *, min_chars: int = 1, max_chars: int = 2**31
 ) -> Question | None:
     """The question with the answers of fitting length, of equal texts only the best; None if none is left. ``dropped`` counts why."""
@@ -59,16 +59,16 @@ def usable(
         return None
     kept = [
         i
-        for i, reason in enumerate(_faults(question.answers, min_chars, max_chars))
-        if not _counted(reason, dropped)
+        for i, reason in enumerate(_iter_faults(question.answers, min_chars, max_chars))
+        if not _count(reason, dropped)
     ]
     if not kept:
         dropped["questions without usable answers" if question.answers else "questions without answers"] += 1
         return None
-    return only(question, kept)
+    return keep_answers(question, kept)
 
 
-def only(question: Question, kept: Sequence[int]) -> Question:
+def keep_answers(question: Question, kept: Sequence[int]) -> Question:
     """The question with the answers at these places alone, and the comparisons between them."""
     place = {old: new for new, old in enumerate(kept)}
     pairs = question.compared
@@ -77,9 +77,9 @@ def only(question: Question, kept: Sequence[int]) -> Question:
     return question._replace(answers=tuple(question.answers[i] for i in kept), compared=pairs)
 
 
-def _faults(answers: Sequence[Answer], min_chars: int, max_chars: int) -> Iterator[str]:
+def _iter_faults(answers: Sequence[Answer], min_chars: int, max_chars: int) -> Iterator[str]:
     first: dict[str, Answer] = {}
-    for answer in sorted(answers, key=_standing):
+    for answer in sorted(answers, key=_preference_key):
         first.setdefault(answer.text, answer)
     for answer in answers:
         if not answer.text:
@@ -92,7 +92,7 @@ def _faults(answers: Sequence[Answer], min_chars: int, max_chars: int) -> Iterat
             yield "" if first[answer.text] is answer else "answers equal to another of the question"
 
 
-def _counted(reason: str, dropped: Counter[str]) -> bool:
+def _count(reason: str, dropped: Counter[str]) -> bool:
     if reason:
         dropped[reason] += 1
     return bool(reason)
@@ -117,10 +117,10 @@ def count_pairs(question: Question) -> int:
     return (len(question.answers) ** 2 - sum(count**2 for count in scores.values())) // 2
 
 
-def pairs_of(question: Question, *, max_pairs: int, seed: int) -> list[Pair]:
+def draw_pairs(question: Question, *, max_pairs: int, seed: int) -> list[Pair]:
     """The question's comparisons; at most ``max_pairs``, drawn without replacement by a generator seeded from (seed, question id) alone."""
     if question.compared is None:
-        return comparisons(
+        return draw_comparisons(
             [answer.score for answer in question.answers],
             max_pairs=max_pairs,
             seed=seed,
@@ -130,11 +130,11 @@ def pairs_of(question: Question, *, max_pairs: int, seed: int) -> list[Pair]:
     return (
         pairs
         if len(pairs) <= max_pairs
-        else [pairs[k] for k in _drawn(len(pairs), max_pairs, seed, question.id)]
+        else [pairs[k] for k in _draw_numbers(len(pairs), max_pairs, seed, question.id)]
     )
 
 
-def comparisons(scores: Sequence[float], *, max_pairs: int, seed: int, question_id: int) -> list[Pair]:
+def draw_comparisons(scores: Sequence[float], *, max_pairs: int, seed: int, question_id: int) -> list[Pair]:
     """Pairs (i, j) of indices with scores[i] > scores[j]; at most ``max_pairs``, drawn without replacement.
 
     No shard, order or worker count changes what is drawn. All n^2 pairs are never held: a pair is found from its number, for answers in falling
@@ -147,16 +147,16 @@ def comparisons(scores: Sequence[float], *, max_pairs: int, seed: int, question_
     tails = [bisect_right(losses, loss) for loss in losses]  # first place that loses against this place
     ends = list(accumulate(len(scores) - tail for tail in tails))
     total = ends[-1]
-    numbers = range(total) if total <= max_pairs else _drawn(total, max_pairs, seed, question_id)
+    numbers = range(total) if total <= max_pairs else _draw_numbers(total, max_pairs, seed, question_id)
     places = ((bisect_right(ends, number), number) for number in numbers)
     return [(ranking[place], ranking[len(scores) - (ends[place] - number)]) for place, number in places]
 
 
-def _drawn(total: int, count: int, seed: int, question_id: int) -> list[int]:
+def _draw_numbers(total: int, count: int, seed: int, question_id: int) -> list[int]:
     return sorted(random.Random(f"{seed}/{question_id}").sample(range(total), count))
 
 
-def levels(pairs: Collection[Pair]) -> tuple[dict[int, int], set[Pair]]:
+def comparison_levels(pairs: Collection[Pair]) -> tuple[dict[int, int], set[Pair]]:
     """How high an answer stands among those compared, and the pairs that contradict each other.
 
     An answer stands one above the highest that it beats, at 0 if it beats none: so the better of a pair always stands higher. Answers that beat
@@ -171,7 +171,7 @@ def levels(pairs: Collection[Pair]) -> tuple[dict[int, int], set[Pair]]:
     while len(found) < len(beats):
         ready = [answer for answer, worse in beats.items() if answer not in found and worse <= found.keys()]
         if not ready:
-            circle = _circle(beats, found)
+            circle = _find_cycle(beats, found)
             broken = {(better, worse) for better, worse in pairs if better in circle and worse in circle}
             contradicting |= broken
             for better, worse in broken:
@@ -182,7 +182,7 @@ def levels(pairs: Collection[Pair]) -> tuple[dict[int, int], set[Pair]]:
     return found, contradicting
 
 
-def _circle(beats: Mapping[int, set[int]], done: Collection[int]) -> set[int]:
+def _find_cycle(beats: Mapping[int, set[int]], done: Collection[int]) -> set[int]:
     """The answers of one circle: followed from the smallest answer downwards until one comes again."""
     path = [min(answer for answer in beats if answer not in done)]
     while True:
@@ -192,19 +192,19 @@ def _circle(beats: Mapping[int, set[int]], done: Collection[int]) -> set[int]:
         path.append(following)
 
 
-def best(answers: Sequence[Answer]) -> int:
+def index_of_best(answers: Sequence[Answer]) -> int:
     """Index of the best answer: highest score; ties go to the accepted one, then to votes, then to the oldest."""
-    return min(range(len(answers)), key=lambda i: _standing(answers[i]))
+    return min(range(len(answers)), key=lambda i: _preference_key(answers[i]))
 
 
-def older(first: Answer, second: Answer) -> bool | None:
+def is_older(first: Answer, second: Answer) -> bool | None:
     """Whether the first answer was written before the second (by id where the source has no dates); None where it says nothing about age."""
     if not (first.created or first.votes or second.votes):
         return None  # ids come from texts
     return (first.created, first.id) < (second.created, second.id)
 
 
-def ages(answers: Sequence[Answer]) -> list[int] | None:
+def age_ranks(answers: Sequence[Answer]) -> list[int] | None:
     """Rank of each answer by age, the oldest 1; None where the source says nothing about age."""
     if not any(answer.created or answer.votes for answer in answers):
         return None
@@ -212,5 +212,5 @@ def ages(answers: Sequence[Answer]) -> list[int] | None:
     return [order.index(i) + 1 for i in range(len(answers))]
 
 
-def _standing(answer: Answer) -> tuple[float, bool, int, str, int]:
+def _preference_key(answer: Answer) -> tuple[float, bool, int, str, int]:
     return (-answer.score, not answer.accepted, -answer.votes, answer.created, answer.id)

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 
 
-def draw(ids: Sequence[int], most: int) -> list[int]:
+def draw_sample(ids: Sequence[int], most: int) -> list[int]:
     """Return the places of at most ``most`` ids, those with the smallest hashes, by rising hash.
 
     A part of a drawn list from its start is a draw itself. It is decided by the ids alone: neither other rows nor a seed change whether a

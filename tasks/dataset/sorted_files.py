@@ -13,7 +13,7 @@ import orjson
 
 from tasks.system.files import replacing
 
-EVERY = 32  # of so many keys of a segment one is looked at to find equal ranges
+SAMPLE_EVERY = 32  # of so many keys of a segment one is looked at to find equal ranges
 Record = tuple[int, Any]  # key, 0 <= key < 2^63; what orjson can write
 
 
@@ -38,7 +38,7 @@ def write(records: list[Record], path: Path) -> None:
         new.write_bytes(b"".join(lines))
 
 
-def ranges(paths: Sequence[Path], size: int) -> list[list[Slice]]:
+def partition(paths: Sequence[Path], size: int) -> list[list[Slice]]:
     """Every record of the segments once: slices of rising ranges of keys, of about ``size`` records each. A key is in one range."""
     borders = _borders(paths, size)
     found: list[list[Slice]] = [[] for _ in range(len(borders) + 1)]
@@ -53,9 +53,9 @@ def ranges(paths: Sequence[Path], size: int) -> list[list[Slice]]:
 
 def _borders(paths: Sequence[Path], size: int) -> Any:
     """The first key of every range but the first."""
-    looked_at = [np.load(path.with_suffix(".npy"), mmap_mode="r")[0, ::EVERY] for path in paths]
+    looked_at = [np.load(path.with_suffix(".npy"), mmap_mode="r")[0, ::SAMPLE_EVERY] for path in paths]
     keys = np.sort(np.concatenate(looked_at)) if looked_at else np.empty(0, dtype=np.int64)
-    step = max(size // EVERY, 1)
+    step = max(size // SAMPLE_EVERY, 1)
     return np.unique(keys[step::step])
 
 

@@ -17,14 +17,14 @@ TRAIN_WORDS = frozenset(("train", "training", "trainset"))
 BETWEEN = {code: " " for code in range(128) if not (chr(code).isalnum() or chr(code) == "_")}
 
 
-def split_of(question_id: int, shares: Mapping[str, float]) -> str:
+def choose_split(question_id: int, shares: Mapping[str, float]) -> str:
     """Name of the split, each with its share of all ids; ``shares`` sums to 1."""
     digest = hashlib.blake2b(str(question_id).encode(), digest_size=8).digest()
     place = bisect_right(list(accumulate(shares.values())), int.from_bytes(digest, "big") / 2**64)
     return list(shares)[min(place, len(shares) - 1)]  # the sum of shares may fall short of 1 by a rounding
 
 
-def splits_of(
+def choose_splits(
     ids: Sequence[int], leaders: Sequence[int], shares: Mapping[str, float], given: Mapping[int, str]
 ) -> Iterator[str]:
     """Split of each question, by rising ids. Questions that say the same stay together and follow the first of them, whose place is in ``leaders``.
@@ -39,7 +39,7 @@ def splits_of(
     left = {name: share for name, share in shares.items() if name not in set(given.values())}
     rest = {name: share / sum(left.values()) for name, share in left.items()} if given else shares
     for leader in leaders:
-        yield bound.get(int(leader)) or split_of(int(ids[leader]), rest)
+        yield bound.get(int(leader)) or choose_split(int(ids[leader]), rest)
 
 
 @lru_cache(maxsize=256)  # rows follow each other in a file
@@ -58,7 +58,7 @@ def _is_test_name(name: str) -> bool:
     return bool(TEST_WORDS & {*words, *joined}) and not TRAIN_WORDS & set(words)
 
 
-def normalised(text: str) -> str:
+def normalise_words(text: str) -> str:
     """Words of a text in lower case: what is left when spacing, case and punctuation are taken away. A text without words is left as it is."""
     if text.isascii():  # the same, only five times faster
         return " ".join(text.lower().translate(BETWEEN).split()) or text

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tasks.dataset.question import Pair, Question, older, ranks
-from tasks.dataset.tables import Fields, pair_row
+from tasks.dataset.question import Pair, Question, is_older, ranks
+from tasks.dataset.tables import Fields, build_pair_row
 
 NUM_EXAMPLES = 20
 
 
 @dataclass
-class Tally:
+class Statistics:
     """Of the same questions the same figures, however they are cut into ranges."""
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -44,7 +44,7 @@ class Tally:
 
     def _compare(self, question: Question, pair: Pair) -> None:
         good, bad = (question.answers[place] for place in pair)
-        first = older(good, bad)
+        first = is_older(good, bad)
         self.counts["pairs"] += 1
         self.counts["longer"] += len(good.text) > len(bad.text)
         self.counts["dated"] += first is not None
@@ -61,12 +61,14 @@ class Tally:
         if len(self.examples) == NUM_EXAMPLES and draw >= self.examples[-1][0]:
             return
         pair = pairs[(draw >> 56) % len(pairs)]
-        self._keep([*self.examples, (draw, pair_row(question, pair, sampled_of, ranks(question.answers)))])
+        self._keep(
+            [*self.examples, (draw, build_pair_row(question, pair, sampled_of, ranks(question.answers)))]
+        )
 
     def _keep(self, examples: Iterable[tuple[int, Fields]]) -> None:
         self.examples = sorted(examples, key=lambda example: example[0])[:NUM_EXAMPLES]
 
-    def merge(self, other: "Tally") -> None:
+    def merge(self, other: "Statistics") -> None:
         for name in (
             "counts",
             "sites",
@@ -94,14 +96,17 @@ class Tally:
             "questions_with_pairs": counts["questions_with_pairs"],
             "pairs_to_draw_from": counts["pairs_to_draw_from"],
             "scores": [
-                {"score": _plain(score), "count": count} for score, count in sorted(self.scores.items())
+                {"score": _without_fraction(score), "count": count}
+                for score, count in sorted(self.scores.items())
             ],
-            "gaps": [{"gap": _plain(gap), "count": count} for gap, count in sorted(self.gaps.items())],
+            "gaps": [
+                {"gap": _without_fraction(gap), "count": count} for gap, count in sorted(self.gaps.items())
+            ],
             "answers_per_question": [
                 {"answers": number, "count": count} for number, count in sorted(self.answers.items())
             ],
-            "answer_chars": _doubling(self.answer_bits),
-            "prompt_chars": _doubling(self.prompt_bits),
+            "answer_chars": _double_bins(self.answer_bits),
+            "prompt_chars": _double_bins(self.prompt_bits),
             "longer_wins": counts["longer"] / counts["pairs"],
             "older_wins": counts["older"] / counts["dated"] if counts["dated"] else None,
             "licences": dict(sorted(self.licences.items())),
@@ -109,11 +114,11 @@ class Tally:
         }
 
 
-def _plain(number: float) -> float:
+def _without_fraction(number: float) -> float:
     """Whole numbers as such, wherever they have been counted."""
     return int(number) if float(number).is_integer() else number
 
 
-def _doubling(bits: Counter[int]) -> list[dict[str, int]]:
+def _double_bins(bits: Counter[int]) -> list[dict[str, int]]:
     """Counts in bins that double in width."""
     return [{"from": 1 << count - 1, "below": 1 << count, "count": bits[count]} for count in sorted(bits)]

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.dataset.question import Answer, Pair, Question, ages, best, older, ranks
+from tasks.dataset.question import Answer, Pair, Question, age_ranks, index_of_best, is_older, ranks
 from tasks.system.files import replacing
 
 TEXT, INTEGER, NUMBER, TEXTS = pa.string(), pa.int32(), pa.float64(), pa.list_(pa.string())
@@ -54,25 +54,25 @@ COLUMNS: dict[str, dict[str, pa.DataType]] = {
 Fields = dict[str, Any]
 
 
-def rows_of(
+def build_rows(
     question: Question, split: str, pairs: Sequence[Pair], sampled_of: int
 ) -> Iterator[tuple[str, Fields]]:
     """(table, row) of everything that a question of this split gives."""
     answers = question.answers
     if split == "finetune":
-        yield "finetune", _answered(question, answers[best(answers)])
-        yield from (("corpus", _answered(question, answer)) for answer in answers)
+        yield "finetune", _answer_row(question, answers[index_of_best(answers)])
+        yield from (("corpus", _answer_row(question, answer)) for answer in answers)
     elif split == "rl":
-        yield "rl", _prompt(question)
+        yield "rl", _prompt_columns(question)
     else:
         if split == "evaluation" or pairs:
-            yield "evaluation" if split == "evaluation" else "reward_groups", _ranked(question)
+            yield "evaluation" if split == "evaluation" else "reward_groups", _ranked_row(question)
         name = "evaluation_pairs" if split == "evaluation" else split
         standing = ranks(answers)
-        yield from ((name, pair_row(question, pair, sampled_of, standing)) for pair in pairs)
+        yield from ((name, build_pair_row(question, pair, sampled_of, standing)) for pair in pairs)
 
 
-def pair_row(question: Question, pair: Pair, sampled_of: int, standing: Sequence[int]) -> Fields:
+def build_pair_row(question: Question, pair: Pair, sampled_of: int, standing: Sequence[int]) -> Fields:
     """A comparison, one of ``sampled_of`` that were there to draw from; ``standing`` has the answers' ranks."""
     chosen, rejected = (question.answers[place] for place in pair)
     row = {
@@ -82,18 +82,23 @@ def pair_row(question: Question, pair: Pair, sampled_of: int, standing: Sequence
         "rejected_score": rejected.score,
     }
     row |= {"gap": chosen.score - rejected.score, "sampled_of": sampled_of}
-    row |= {"chosen_older": older(chosen, rejected)}
+    row |= {"chosen_older": is_older(chosen, rejected)}
     row |= {"chosen_rank": standing[pair[0]], "rejected_rank": standing[pair[1]]}
-    return _prompt(question) | row | _source("chosen", chosen) | _source("rejected", rejected)
+    return (
+        _prompt_columns(question)
+        | row
+        | _source_columns("chosen", chosen)
+        | _source_columns("rejected", rejected)
+    )
 
 
-def _prompt(question: Question) -> Fields:
-    return {"question_id": question.id, "prompt": question.prompt, "site": question.site} | _source(
+def _prompt_columns(question: Question) -> Fields:
+    return {"question_id": question.id, "prompt": question.prompt, "site": question.site} | _source_columns(
         "question", question
     )
 
 
-def _source(role: str, text: Question | Answer) -> Fields:
+def _source_columns(role: str, text: Question | Answer) -> Fields:
     return {
         f"{role}_url": text.url,
         f"{role}_author": text.author,
@@ -102,22 +107,28 @@ def _source(role: str, text: Question | Answer) -> Fields:
     }
 
 
-def _answered(question: Question, answer: Answer) -> Fields:
-    return _prompt(question) | {"answer": answer.text, "score": answer.score} | _source("answer", answer)
+def _answer_row(question: Question, answer: Answer) -> Fields:
+    return (
+        _prompt_columns(question)
+        | {"answer": answer.text, "score": answer.score}
+        | _source_columns("answer", answer)
+    )
 
 
-def _ranked(question: Question) -> Fields:
+def _ranked_row(question: Question) -> Fields:
     """All answers in the order of their ids, so that a place in the list says nothing about quality."""
     answers = question.answers
-    sources = [_source("answer", answer) for answer in answers]
+    sources = [_source_columns("answer", answer) for answer in answers]
     row = {
         "answers": [a.text for a in answers],
         "scores": [a.score for a in answers],
         "ranks": ranks(answers),
-        "ages": ages(answers),
+        "ages": age_ranks(answers),
     }
-    row["best"] = best(answers)
-    return _prompt(question) | row | {name: [source[name] for source in sources] for name in sources[0]}
+    row["best"] = index_of_best(answers)
+    return (
+        _prompt_columns(question) | row | {name: [source[name] for source in sources] for name in sources[0]}
+    )
 
 
 def write_part(name: str, rows: list[Fields], path: Path) -> None:

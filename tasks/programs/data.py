@@ -43,18 +43,18 @@ from tasks.dataset.curation.split_assignment import SplitAssignment
 from tasks.dataset.readers import blocks
 from tasks.dataset.readers.blocks import Block
 from tasks.dataset.readers.quarantine import Place, Quarantine
-from tasks.dataset.sources.row_warnings import Seen
-from tasks.dataset.sources.user_names import Names, names_in
+from tasks.dataset.sources.row_warnings import RowWarnings
+from tasks.dataset.sources.user_names import UserNames, read_user_names
 from tasks.dataset.splits import is_test
-from tasks.dataset.statistics import Tally
+from tasks.dataset.statistics import Statistics
 from tasks.programs.data_stage import partitions, read_source, source_warnings, work_folder
-from tasks.programs.data_stage.partitions import Partition, TablePart, shelve, tabulate
-from tasks.programs.data_stage.worker_pool import Crew, crew
+from tasks.programs.data_stage.partitions import Partition, TablePart, build_table_part, filter_partition
+from tasks.programs.data_stage.worker_pool import WorkerPool, open_worker_pool
 from tasks.programs.runtime.program import Run, main
 from tasks.system.errors import InputError
 
-RANGE = 2**14  # records (posts, comparisons) that are objects in memory at a time
-LAID = ".block"
+PARTITION_RECORDS = 2**14  # records (posts, comparisons) that are objects in memory at a time
+BLOCK_SUFFIX = ".block"
 
 
 class Counts(NamedTuple):
@@ -64,11 +64,11 @@ class Counts(NamedTuple):
     dropped: Counter[str]
     hidden: Counter[str]
     tests: Counter[str]  # rows of files that are named as a test set, by file
-    seen: Seen  # what was odd about a user's own rows
+    seen: RowWarnings  # what was odd about a user's own rows
 
     @classmethod
-    def nothing(cls) -> "Counts":
-        return cls(Counter(), Counter(), Counter(), Counter(), Seen.nothing())
+    def empty(cls) -> "Counts":
+        return cls(Counter(), Counter(), Counter(), Counter(), RowWarnings.empty())
 
 
 class DataRun(NamedTuple):
@@ -78,7 +78,7 @@ class DataRun(NamedTuple):
     run: Run
     source: Path
     work: Path  # what is half done
-    hands: Crew
+    hands: WorkerPool
     counts: Counts
     size: int  # bytes of the source
 
@@ -91,10 +91,10 @@ def prepare(job: DataJob, run: Run) -> None:
     """Read, pair and split what the source holds."""
     run.rewind(0)  # steps whose results are noted are told again
     path, asks = run.inputs["source"], run.directory / "asks"
-    size, counts = read_source.size_of(job.source, path), Counts.nothing()
-    work = work_folder.opened(job, run)
+    size, counts = read_source.source_size(job.source, path), Counts.empty()
+    work = work_folder.open_folder(job, run)
     try:
-        with crew(run.machine.threads, work / "notes", asks if asks.exists() else None) as hands:
+        with open_worker_pool(run.machine.threads, work / "notes", asks if asks.exists() else None) as hands:
             _warn_of_unknown_site(job, run, path)
             _prepare(DataRun(job, run, path, work, hands, counts, size))
     except InputError:
@@ -118,7 +118,7 @@ def _prepare(desk: DataRun) -> None:
     data, artifact = desk.job.data, desk.run.artifact
     # 1. Whatever the source holds to records by question
     with Quarantine(desk.work / "quarantine.jsonl") as bad:
-        found = _read(desk, bad)
+        found = _read_source(desk, bad)
     bad.check(
         desk.source,
         data.max_bad_share,
@@ -127,13 +127,13 @@ def _prepare(desk: DataRun) -> None:
     for sentence in source_warnings.warnings(desk.counts.seen, desk.job.source, rows=bad.rows):
         desk.run.warn(sentence)
     # 2. Records to the questions that the rules keep
-    shelved = _shelve(found, desk)
+    shelved = _filter_questions(found, desk)
     # 3. Splits, and what only all questions together can tell
-    fates = _fates(shelved, data, desk.counts)
+    fates = _assign_splits(shelved, data, desk.counts)
     _refuse_empty(fates, desk)
     # 4. Tables and card
-    tally = Tally()
-    rows = _fill(list(_lots(shelved, fates, desk)), desk, tally)
+    tally = Statistics()
+    rows = _write_tables(list(_iter_table_parts(shelved, fates, desk)), desk, tally)
     (desk.work / "quarantine.jsonl").rename(artifact / "quarantine.jsonl")
     about = _card(desk, tally, bad, fates, rows)
     (artifact / "card.json").write_text(
@@ -145,10 +145,10 @@ def _prepare(desk: DataRun) -> None:
 # ------------------------------------------------------------------------------------------------------------------- 1. reading
 
 
-def _read(desk: DataRun, bad: Quarantine) -> list[Path]:
+def _read_source(desk: DataRun, bad: Quarantine) -> list[Path]:
     """Segments of all blocks; rows that cannot be used are told with their place in the file."""
     file, before, found = "", 0, []
-    for taken in desk.hands.map(read_source.take, _blocks(desk), noted=True):
+    for taken in desk.hands.map(read_source.read_block, _iter_block_tasks(desk), noted=True):
         if taken.file != file:
             file, before = taken.file, 0
         for number, reason in taken.bad:
@@ -161,40 +161,41 @@ def _read(desk: DataRun, bad: Quarantine) -> list[Path]:
         if is_test(taken.file) and not isinstance(desk.job.source, ShellSite | StackExchangeDump):
             desk.counts.tests[taken.file] += taken.rows
         found.append(taken.segment)
-        taken.segment.with_suffix(LAID).unlink(missing_ok=True)
+        taken.segment.with_suffix(BLOCK_SUFFIX).unlink(missing_ok=True)
         desk.progress(taken.bytes / desk.size, **desk.counts.read)
     return found
 
 
-def _blocks(desk: DataRun) -> Iterator[read_source.Task]:
+def _iter_block_tasks(desk: DataRun) -> Iterator[read_source.BlockTask]:
     file, names, source = "", None, desk.job.source
     sites = set(read_source.sites_of(source, desk.source).values())
-    for number, (block, site) in enumerate(read_source.cut(source, desk.source)):
+    for number, (block, site) in enumerate(read_source.iter_blocks(source, desk.source)):
         if site and block.file != file:
-            file, names = block.file, _names(block.path, desk.work / f"names{number:06}", desk)
+            file, names = block.file, _write_user_names(block.path, desk.work / f"names{number:06}", desk)
         segment = desk.work / f"segment{number:06}.jsonl"
-        yield read_source.Task(
-            _handed(block, segment, desk.hands), source, site, len(sites) > 1, segment, names
+        yield read_source.BlockTask(
+            _store_block(block, segment, desk.hands), source, site, len(sites) > 1, segment, names
         )
 
 
-def _handed(block: Block, path: Path, hands: Crew) -> Block:
+def _store_block(block: Block, path: Path, hands: WorkerPool) -> Block:
     """What is done elsewhere finds its block on disk."""
-    return blocks.lay(block, path.with_suffix(LAID)) if hands.asks else block
+    return blocks.write_content(block, path.with_suffix(BLOCK_SUFFIX)) if hands.asks else block
 
 
-def _names(file: Path, folder: Path, desk: DataRun) -> Path | None:
+def _write_user_names(file: Path, folder: Path, desk: DataRun) -> Path | None:
     """The names of a dump's users, where it has them."""
-    users = read_source.users_of(file)
+    users = read_source.iter_user_blocks(file)
     if users is None:
         return None
     folder.mkdir(exist_ok=True)
-    Names(folder).write(
+    UserNames(folder).write(
         desk.hands.map(
-            names_in, (_handed(block, folder / str(number), desk.hands) for number, block in enumerate(users))
+            read_user_names,
+            (_store_block(block, folder / str(number), desk.hands) for number, block in enumerate(users)),
         )
     )
-    for laid in folder.glob(f"*{LAID}"):
+    for laid in folder.glob(f"*{BLOCK_SUFFIX}"):
         laid.unlink()
     return folder
 
@@ -202,12 +203,12 @@ def _names(file: Path, folder: Path, desk: DataRun) -> Path | None:
 # ---------------------------------------------------------------------------------------------------------------- 2. questions
 
 
-def _shelve(found: list[Path], desk: DataRun) -> list[Path]:
+def _filter_questions(found: list[Path], desk: DataRun) -> list[Path]:
     """Shelves of the questions that the rules keep; the segments are gone then."""
-    count = desk.hands.noted(shelve)
-    stacks = [] if count is not None else _stacks(found, desk)
+    count = desk.hands.noted(filter_partition)
+    stacks = [] if count is not None else _iter_partitions(found, desk)
     count, shelved = len(stacks) if count is None else count, []
-    for made in desk.hands.map(shelve, stacks, noted=True):
+    for made in desk.hands.map(filter_partition, stacks, noted=True):
         shelved.append(made.path)
         desk.counts.dropped.update(made.dropped)
         desk.counts.hidden.update(made.hidden)
@@ -217,41 +218,41 @@ def _shelve(found: list[Path], desk: DataRun) -> list[Path]:
     return shelved
 
 
-def _stacks(found: list[Path], desk: DataRun) -> list[Partition]:
+def _iter_partitions(found: list[Path], desk: DataRun) -> list[Partition]:
     job, keep, foreign = (
         desk.job,
-        partitions.rules_of(desk.job.data),
-        _foreign(desk.run, desk.work / "foreign.npz"),
+        partitions.rules_from_settings(desk.job.data),
+        _write_ngrams(desk.run, desk.work / "foreign.npz"),
     )
     shelf = "shelf{:06}.jsonl".format
-    places = enumerate(sorted_files.ranges(found, RANGE))
+    places = enumerate(sorted_files.partition(found, PARTITION_RECORDS))
     return [
         Partition(slices, job.source, keep, foreign, job.data.alike < 1, desk.work / shelf(place))
         for place, slices in places
     ]
 
 
-def _foreign(run: Run, path: Path) -> Path | None:
+def _write_ngrams(run: Run, path: Path) -> Path | None:
     sets = [
         text
         for name, place in sorted(run.inputs.items())
         if name.startswith("against")
-        for text in contamination.texts_of(place)
+        for text in contamination.read_texts(place)
     ]
     if not sets:
         return None
-    contamination.write(contamination.grams(sets), path)
+    contamination.write(contamination.collect_ngrams(sets), path)
     return path
 
 
 # ------------------------------------------------------------------------------------------------------------------- 3. splits
 
 
-def _fates(shelved: list[Path], data: Data, counts: Counts) -> SplitAssignment:
+def _assign_splits(shelved: list[Path], data: Data, counts: Counts) -> SplitAssignment:
     shares = {"finetune": data.finetune_share, "reward": data.reward_share, "rl": data.rl_share}
     shares["evaluation"] = 1 - sum(shares.values())
     distinct, cap = data.duplicates == "drop", data.max_questions_per_author
-    return split_assignment.decide(
+    return split_assignment.assign_splits(
         shelved, shares, counts.dropped, alike=data.alike, distinct=distinct, per_author=cap
     )
 
@@ -287,7 +288,7 @@ def _refuse_empty(fates: SplitAssignment, desk: DataRun) -> None:
 # ------------------------------------------------------------------------------------------------------------------- 4. tables
 
 
-def _lots(shelved: list[Path], fates: SplitAssignment, desk: DataRun) -> Iterator[TablePart]:
+def _iter_table_parts(shelved: list[Path], fates: SplitAssignment, desk: DataRun) -> Iterator[TablePart]:
     start, job = 0, desk.job
     for number, path in enumerate(shelved):
         with np.load(path.with_suffix(".npz")) as columns:
@@ -302,10 +303,10 @@ def _lots(shelved: list[Path], fates: SplitAssignment, desk: DataRun) -> Iterato
         start = end
 
 
-def _fill(lots: list[TablePart], desk: DataRun, tally: Tally) -> dict[str, int]:
+def _write_tables(lots: list[TablePart], desk: DataRun, tally: Statistics) -> dict[str, int]:
     """Write every table, part after part; gives their numbers of rows."""
     files = {name: tables.Table(name, desk.run.artifact / f"{name}.parquet") for name in tables.COLUMNS}
-    for done, (folder, more) in enumerate(desk.hands.map(tabulate, lots), 1):
+    for done, (folder, more) in enumerate(desk.hands.map(build_table_part, lots), 1):
         for name, table in files.items():
             table.add(folder / name)
         shutil.rmtree(folder)
@@ -320,7 +321,7 @@ def _fill(lots: list[TablePart], desk: DataRun, tally: Tally) -> dict[str, int]:
 
 
 def _card(
-    desk: DataRun, tally: Tally, bad: Quarantine, fates: SplitAssignment, rows: Mapping[str, int]
+    desk: DataRun, tally: Statistics, bad: Quarantine, fates: SplitAssignment, rows: Mapping[str, int]
 ) -> dict[str, Any]:
     job, counts = desk.job, desk.counts
     counted = np.bincount(fates.splits, minlength=len(SPLITS)).tolist()
@@ -328,13 +329,13 @@ def _card(
     counts.dropped["questions of the reward split without two differently scored answers"] += unpaired
     return tally.card() | {
         "kind": job.source.kind,
-        "rules": job.data.model_dump(mode="json", exclude={"against"}),
+        "rules": job.data.model_dump(mode="json", exclude={"decontaminate_against"}),
         "read": dict(sorted(counts.read.items())),
         "dropped": {reason: count for reason, count in sorted(counts.dropped.items()) if count},
         "masked": dict(sorted(counts.hidden.items())),
         "quarantined": dict(sorted(bad.reasons.items())),
         "rows_seen": bad.rows,
-        **source_warnings.for_card(counts.seen, counts.tests, rows=bad.rows),
+        **source_warnings.card_columns(counts.seen, counts.tests, rows=bad.rows),
         "other_files": read_source.other_files(job.source, desk.source)[: source_warnings.MOST_NAMES],
         "split_questions": dict(zip(SPLITS[1:], counted[1:], strict=True)),
         "rows": dict(rows),

@@ -55,7 +55,7 @@ def train(job: RewardJob, run: Run) -> None:
     questions, held_out = read_comparisons(job, run, encoder)
     evaluation = pair_tables.read_evaluation(run.inputs["data"] / "evaluation_pairs.parquet", run, encoder)
     reported = pair_tables.choose_reported_pairs(evaluation, held_out, run)
-    age_bias = comparisons.age_bias(questions) if settings.head_start else 0.0
+    age_bias = comparisons.age_bias(questions) if settings.age_bias else 0.0
     micro_batch = training_setup.largest_micro_batch(questions, settings.batch_size, run)
     training_setup.check_memory(
         settings, run, "model", job.weights.merged, device, micro_batch, members=settings.members
@@ -156,7 +156,7 @@ def read_comparisons(job: RewardJob, run: Run, encoder: Encoder) -> tuple[list[C
     else:
         path = run.inputs["data"] / "reward_groups.parquet"
         rows = pq.read_table(path, columns=comparisons.RANKING_COLUMNS).to_pylist()
-        texts = comparisons.from_rankings(rows, most_answers=settings.most_answers)
+        texts = comparisons.from_rankings(rows, most_answers=settings.max_answers)
     questions = pair_tables.encode(run, texts, encoder)
     trained, held_out = comparisons.hold_out(questions, share=settings.held_out_share, seed=job.seed)
     if not trained or not held_out:
@@ -198,7 +198,7 @@ def build_members(job: RewardJob, run: Run, base: PreTrainedModel) -> tuple[Trai
 
     names = tuple(map(tuple, groups))
     together = adapters[-1]._replace(parameters=parameters, save=save, apart=names)
-    return together, Scorer(tuple(members), job.reward.caution)
+    return together, Scorer(tuple(members), job.reward.uncertainty_penalty)
 
 
 def record_probe(training: Training, run: Run) -> None:

@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.dataset.readers.quarantine import Quarantine
-from tasks.dataset.sources.stack_exchange import score
+from tasks.dataset.sources.stack_exchange import score_answer
 from tasks.dataset.sources.stack_exchange_dump import Post, read_posts
 from tasks.demo_site import site
+from tests.support.paths import ROOT
 from tests.support.peers import interpreter
 
-ROOT = Path(__file__).resolve().parents[2]
 PEER, PEER_NEEDS = ROOT / ".bench" / "data-peer", ("datasets==5.2.0", "markdownify==1.2.3")
 REAL = ROOT.parent / "shared" / "data" / "stackexchange" / "travel" / "Posts.csv.gz"
 COPIES, ROUNDS = 8, 3
@@ -178,7 +178,7 @@ def _preferences(path: Path) -> int:
 
 def _reply(post: Post, accepted: int) -> dict[str, Any]:
     about = {"answer_id": post.id, "author": "", "author_profile": "", "selected": post.id == accepted}
-    return about | {"pm_score": score(post.votes, post.id == accepted), "text": post.body}
+    return about | {"pm_score": score_answer(post.votes, post.id == accepted), "text": post.body}
 
 
 def _generated() -> Any:

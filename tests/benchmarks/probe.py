@@ -82,7 +82,7 @@ def main(folder: Path) -> None:
     rows = pq.read_table(
         inputs["data"] / "reward_groups.parquet", columns=comparisons.RANKING_COLUMNS
     ).to_pylist()
-    texts = comparisons.from_rankings(rows, most_answers=job.reward.most_answers)
+    texts = comparisons.from_rankings(rows, most_answers=job.reward.max_answers)
     lengths = {"max_prompt_tokens": text.max_prompt_tokens, "max_answer_tokens": text.max_answer_tokens}
     questions = comparisons.encode(texts, tokenizer, template=text.template, **lengths)
     model = loading.load(inputs["model"], device=device, precision=job.weights.merged).eval()

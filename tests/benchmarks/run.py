@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
@@ -24,9 +23,9 @@ from tasks.rlhf.batches.packing import IGNORE, Document, pack
 from tasks.rlhf.models import builtin, lora
 from tests.benchmarks import data as data_benchmarks
 from tests.benchmarks import training as training_benchmarks
+from tests.support.paths import ROOT
 
 ROUNDS = 9
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def median(work: Callable[[], object], rounds: int = ROUNDS, warmup: int = 2) -> float:

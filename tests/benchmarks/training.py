@@ -35,9 +35,9 @@ from tasks.rlhf.batches.comparisons import Batch, Comparison
 from tasks.rlhf.batches.packing import IGNORE, Document, first_fit, pack
 from tasks.rlhf.compute import devices, seeds
 from tasks.rlhf.models import loading, lora
+from tests.support.paths import ROOT
 from tests.support.peers import interpreter
 
-ROOT = Path(__file__).resolve().parents[2]
 PEER, PEER_NAME = ROOT / ".bench" / "trl-peer", "TRL 1.16.0"
 PEER_NEEDS = (
     "trl==1.16.0",

@@ -13,7 +13,7 @@ import pytest
 from tasks.config.jobs import DataJob
 from tasks.dataset.readers.quarantine import Quarantine
 from tasks.dataset.sources.markdown import to_markdown
-from tasks.dataset.sources.stack_exchange import author_of
+from tasks.dataset.sources.stack_exchange import author_url
 from tasks.dataset.sources.stack_exchange_dump import Post, read_posts
 from tasks.dataset.tables import COLUMNS
 from tasks.programs.data import prepare
@@ -23,8 +23,9 @@ from tasks.rlhf.batches.comparisons import Comparison
 from tasks.rlhf.batches.packing import Document, pack
 from tasks.system.errors import InputError
 from tests.support import attention_models, tiny
+from tests.support.paths import SHARED
 
-CASES = Path(__file__).parents[3] / "shared" / "cases"
+CASES = SHARED / "cases"
 pytestmark = pytest.mark.skipif(
     not CASES.is_dir(), reason="the small inputs of shared/cases are not on this machine"
 )
@@ -217,7 +218,7 @@ def test_a_word_for_nothing_is_nothing(name: str) -> None:
     assert reasons == {}
     assert {(post.parent > 0, post.title == "") for post in posts.values()} == {(False, False), (True, True)}
     assert sum(post.accepted > 0 for post in posts.values()) > 0
-    assert {author_of(post, "a.example") for post in posts.values() if not post.author_id} == {""}
+    assert {author_url(post, "a.example") for post in posts.values() if not post.author_id} == {""}
     assert not any(name in field for post in posts.values() for field in post if isinstance(field, str))
 
 

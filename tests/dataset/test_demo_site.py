@@ -9,7 +9,7 @@ import pytest
 
 from tasks.dataset.readers.quarantine import Quarantine
 from tasks.dataset.sources.markdown import to_markdown
-from tasks.dataset.sources.stack_exchange import score
+from tasks.dataset.sources.stack_exchange import score_answer
 from tasks.dataset.sources.stack_exchange_dump import read_posts
 from tasks.demo_site import gold, site
 from tasks.demo_site import gold as demo_site_gold
@@ -161,7 +161,9 @@ def test_votes_follow_true_quality(posts: list[site.Post]) -> None:
         if post.parent is not None:
             question = questions[post.parent]
             gold = demo_site_gold.gold_score(str(question.title), to_markdown(post.body))
-            rated.setdefault(post.parent, []).append((score(post.score, question.accepted == post.id), gold))
+            rated.setdefault(post.parent, []).append(
+                (score_answer(post.score, question.accepted == post.id), gold)
+            )
     pairs = [
         (a, b) for answers in rated.values() for a in answers for b in answers if a[0] > b[0] and a[1] != b[1]
     ]

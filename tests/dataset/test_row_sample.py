@@ -10,7 +10,7 @@ import pytest
 from tasks.config.jobs import RewardJob, WinrateJob
 from tasks.config.models import Text
 from tasks.config.stages import Reward
-from tasks.dataset.row_sample import draw
+from tasks.dataset.row_sample import draw_sample
 from tasks.programs import reward, winrate
 from tasks.programs.runtime import reward_tests
 from tasks.programs.runtime.program import Run
@@ -19,7 +19,7 @@ from tests.support import tiny
 
 
 def test_a_draw_is_spread_over_the_ids_and_never_its_first_rows() -> None:
-    taken = draw(range(10_000), 1_000)
+    taken = draw_sample(range(10_000), 1_000)
     assert len(set(taken)) == 1_000
     halves = sum(place < 5_000 for place in taken)
     assert 430 < halves < 570  # 500, and four standard deviations of 15
@@ -28,19 +28,19 @@ def test_a_draw_is_spread_over_the_ids_and_never_its_first_rows() -> None:
 
 def test_a_small_draw_is_a_part_of_a_larger_one_whatever_else_is_there() -> None:
     ids = [7 * place + 3 for place in range(400)]
-    large = [ids[place] for place in draw(ids, 100)]
-    assert [ids[place] for place in draw(ids, 10)] == large[:10]
+    large = [ids[place] for place in draw_sample(ids, 100)]
+    assert [ids[place] for place in draw_sample(ids, 10)] == large[:10]
     fewer = ids[::2]
-    assert [fewer[place] for place in draw(fewer, 400)] == [
-        id for id in (ids[place] for place in draw(ids, 400)) if id in set(fewer)
+    assert [fewer[place] for place in draw_sample(fewer, 400)] == [
+        id for id in (ids[place] for place in draw_sample(ids, 400)) if id in set(fewer)
     ]
 
 
 def test_a_table_that_is_short_enough_is_taken_whole_and_any_id_is_one() -> None:
-    assert sorted(draw([5, 4, 3], 9)) == [0, 1, 2]
-    assert draw([], 3) == []
-    assert len(draw([-1, 2**62, 0], 2)) == 2
-    assert len(draw([8, 8, 8], 2)) == 2
+    assert sorted(draw_sample([5, 4, 3], 9)) == [0, 1, 2]
+    assert draw_sample([], 3) == []
+    assert len(draw_sample([-1, 2**62, 0], 2)) == 2
+    assert len(draw_sample([8, 8, 8], 2)) == 2
 
 
 def test_policies_answer_drawn_questions_and_the_first_of_the_table_have_no_advantage(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_policies_answer_drawn_questions_and_the_first_of_the_table_have_no_adva
     job: dict[str, Any] = {
         "seed": 0,
         "text": text,
-        "reward": {"lora": {"rank": 2, "alpha": 4.0}, "max_steps": 1, "attacked": 5},
+        "reward": {"lora": {"rank": 2, "alpha": 4.0}, "max_steps": 1, "red_team_answers": 5},
     }
     judge = Run(tiny.prepare(tmp_path / "reward", "reward", job, inputs))
     reward.train(RewardJob.model_validate(judge.record), judge)
@@ -60,7 +60,9 @@ def test_policies_answer_drawn_questions_and_the_first_of_the_table_have_no_adva
     asked = pq.read_table(data / "evaluation.parquet").to_pylist()
     rows = pq.read_table(run.artifact / "samples.parquet").to_pylist()
     ids = [row["question_id"] for row in asked]
-    assert [row["question_id"] for row in rows] == sorted(ids[place] for place in draw(ids, 6)) != ids[:6]
+    assert (
+        [row["question_id"] for row in rows] == sorted(ids[place] for place in draw_sample(ids, 6)) != ids[:6]
+    )
     assert [row["question"] for row in rows] == [
         row["prompt"] for row in asked if row["question_id"] in {r["question_id"] for r in rows}
     ]
@@ -78,8 +80,8 @@ def test_answers_that_normalise_and_are_attacked_are_drawn(
     encoder = Encoder(
         tiny.tokenizer(), template="question-answer", max_prompt_tokens=48, max_answer_tokens=40
     )
-    job = RewardJob(seed=0, text=Text(), reward=Reward(attacked=9))
+    job = RewardJob(seed=0, text=Text(), reward=Reward(red_team_answers=9))
     reference, attacked = reward_tests.read_answers(job, run, encoder)
-    wanted = [rows[place] for place in draw([row["question_id"] for row in rows], 9)]
+    wanted = [rows[place] for place in draw_sample([row["question_id"] for row in rows], 9)]
     expected = [(encoder.prompt(row["prompt"]), encoder.answer(row["answer"])) for row in wanted]
     assert (reference, attacked) == (expected[:6], expected)

@@ -24,17 +24,17 @@ from hypothesis import strategies as st
 from tasks.config.jobs import DataJob
 from tasks.dataset import sorted_files, tables
 from tasks.dataset.curation import question_files, rules, split_assignment
-from tasks.dataset.curation.near_duplicates import leader_of
-from tasks.dataset.question import count_pairs, pairs_of, ranks
+from tasks.dataset.curation.near_duplicates import find_leader
+from tasks.dataset.question import count_pairs, draw_pairs, ranks
 from tasks.dataset.readers import blocks
-from tasks.dataset.sources.user_names import Names
-from tasks.dataset.splits import normalised, split_of
+from tasks.dataset.sources.user_names import UserNames
+from tasks.dataset.splits import choose_split, normalise_words
 from tasks.programs import data as program
 from tasks.programs.data_stage import read_source
-from tasks.programs.data_stage.worker_pool import crew
+from tasks.programs.data_stage.worker_pool import open_worker_pool
 from tasks.programs.runtime.program import Run
 from tasks.system.errors import InputError
-from tests.dataset.test_near_duplicates import alike, components
+from tests.dataset.curation.test_near_duplicates import alike, components
 from tests.programs.test_data import digests, write_posts
 from tests.support.split_assignments import question, shelved
 
@@ -86,9 +86,9 @@ def test_how_the_work_is_cut_cannot_be_seen_in_the_result(
     whole = prepared(posts, tmp_path / "whole")
     assert pq.ParquetFile(whole / "reward.parquet").metadata.num_row_groups > 1
     if change in ("blocks", "all and processes"):
-        monkeypatch.setattr(blocks, "SIZE", 5_000)
+        monkeypatch.setattr(blocks, "BLOCK_BYTES", 5_000)
     if change in ("ranges", "all and processes"):
-        monkeypatch.setattr(program, "RANGE", 64)
+        monkeypatch.setattr(program, "PARTITION_RECORDS", 64)
     if change == "row groups":  # seen to matter: what else is written differs
         monkeypatch.setattr(tables, "ROWS", 50)
     other = prepared(posts, tmp_path / "other", threads=2 if change == "all and processes" else 1)
@@ -108,7 +108,7 @@ def test_bad_rows_keep_their_place_whatever_the_blocks(
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "a.jsonl").write_text("\n".join(lines))
     (tmp_path / "rows" / "b.jsonl").write_text("\n".join(lines[:10]))
-    monkeypatch.setattr(blocks, "SIZE", 1_000)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 1_000)
     artifact = prepared(tmp_path / "rows", tmp_path / "run", kind="own")
     told = [json.loads(line) for line in (artifact / "quarantine.jsonl").read_text().splitlines()]
     assert [(line["file"], line["row"]) for line in told] == [
@@ -197,8 +197,8 @@ def test_a_killed_program_goes_on_from_what_is_noted(
 ) -> None:
     posts = noisy_posts(tmp_path / "Posts.xml", 300)
     posts.write_text(posts.read_text().replace("PostTypeId", "Rank", 5))  # rows for the quarantine
-    monkeypatch.setattr(blocks, "SIZE", 10_000)
-    monkeypatch.setattr(program, "RANGE", 64)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 10_000)
+    monkeypatch.setattr(program, "PARTITION_RECORDS", 64)
     killed(posts, tmp_path / "run", at, monkeypatch)
     calls: Counter[str] = Counter()
 
@@ -209,7 +209,7 @@ def test_a_killed_program_goes_on_from_what_is_noted(
 
         return functools.wraps(do)(wrapper)
 
-    monkeypatch.setattr(read_source, "take", counted(read_source.take))
+    monkeypatch.setattr(read_source, "read_block", counted(read_source.read_block))
     monkeypatch.setattr(program, "shelve", counted(program.shelve))
     whole = prepared(posts, tmp_path / "whole")
     total = calls.copy()
@@ -255,14 +255,14 @@ def test_ranges_hold_every_record_once_in_rising_keys(
     folder = tmp_path_factory.mktemp("segments")
     paths = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sorted_files, "EVERY", every)
+        patch.setattr(sorted_files, "SAMPLE_EVERY", every)
         for number, of_one in enumerate(keys):
             paths.append(folder / f"{number}.jsonl")
             sorted_files.write(
                 [(key, [number, place, "line\nbreak\r\x85\u2028"]) for place, key in enumerate(of_one)],
                 paths[-1],
             )
-        found = [list(sorted_files.read(slices)) for slices in sorted_files.ranges(paths, size)]
+        found = [list(sorted_files.read(slices)) for slices in sorted_files.partition(paths, size)]
     assert sorted(record[1][:2] for records in found for record in records) == [
         [n, p] for n, of_one in enumerate(keys) for p in range(len(of_one))
     ]
@@ -291,7 +291,7 @@ def test_a_crew_gives_results_in_order_and_starts_nobody_for_one_task() -> None:
             drawn.append(number)
             yield number
 
-    with crew(2) as hands:
+    with open_worker_pool(2) as hands:
         assert list(hands.map(squared, [5])) == [25]
         assert hands.pool is None
         results = hands.map(squared, numbers())
@@ -324,15 +324,17 @@ def test_fates_are_the_splits_of_all_questions_at_once(size: int, tmp_path: Path
     questions = [
         question(3 * k, text, split="evaluation" if k % 50 == 7 else "") for k, text in enumerate(texts)
     ]
-    fates = split_assignment.decide(
+    fates = split_assignment.assign_splits(
         shelved(questions, tmp_path, size), SHARES, Counter(), alike=0.6, distinct=False, per_author=None
     )
-    first = components(len(texts), alike([normalised(text) for text in texts], 0.6))
+    first = components(len(texts), alike([normalise_words(text) for text in texts], 0.6))
     given = {first[k] for k, asked in enumerate(questions) if asked.split}
     left = {
         name: share / (1 - SHARES["evaluation"]) for name, share in SHARES.items() if name != "evaluation"
     }
-    expected = ["evaluation" if leader in given else split_of(questions[leader].id, left) for leader in first]
+    expected = [
+        "evaluation" if leader in given else choose_split(questions[leader].id, left) for leader in first
+    ]
     assert [question_files.SPLITS[split] for split in fates.splits] == expected
     assert len(set(first)) == 150
     assert fates.comparable.all()
@@ -343,7 +345,7 @@ def test_of_those_that_say_the_same_only_the_first_is_kept(tmp_path: Path) -> No
     texts = [long, "something else", f"{long} thanks", "Something, else!", "a third thing"]
     dropped: Counter[str] = Counter()
     paths = shelved([question(k, text) for k, text in enumerate(texts)], tmp_path, 2)
-    fates = split_assignment.decide(paths, SHARES, dropped, alike=0.8, distinct=True, per_author=None)
+    fates = split_assignment.assign_splits(paths, SHARES, dropped, alike=0.8, distinct=True, per_author=None)
     assert (fates.splits > 0).tolist() == [True, True, False, False, True]
     assert dropped == {"questions that say the same as another": 2}
 
@@ -357,7 +359,7 @@ def test_an_author_has_no_more_than_their_share_whatever_the_shelves(tmp_path: P
     for size in (4, 100):
         dropped: Counter[str] = Counter()
         (tmp_path / str(size)).mkdir()
-        fates = split_assignment.decide(
+        fates = split_assignment.assign_splits(
             shelved(questions, tmp_path / str(size), size),
             SHARES,
             dropped,
@@ -379,7 +381,7 @@ def test_an_author_has_no_more_than_their_share_whatever_the_shelves(tmp_path: P
 
 def test_a_leader_is_found_through_others() -> None:
     leaders = np.array([0, 0, 1, 2, 4])
-    assert leader_of(leaders, 3) == 0
+    assert find_leader(leaders, 3) == 0
     assert leaders[3] < 2
 
 
@@ -390,19 +392,19 @@ def test_a_leader_is_found_through_others() -> None:
 def test_pairs_carry_their_proof(scores: list[int], most: int) -> None:
     asked = question(1, "Why?", scores=tuple(map(float, scores)))
     every = [(i, j) for i in range(len(scores)) for j in range(len(scores)) if scores[i] > scores[j]]
-    pairs = pairs_of(asked, max_pairs=most, seed=0)
+    pairs = draw_pairs(asked, max_pairs=most, seed=0)
     assert count_pairs(asked) == len(every)
     assert len(pairs) == min(most, len(every))
     standing = ranks(asked.answers)
     assert all(
         standing[k] == 1 + len({score for score in scores if score > scores[k]}) for k in range(len(scores))
     )
-    rows = [row for name, row in tables.rows_of(asked, "reward", pairs, len(every)) if name == "reward"]
+    rows = [row for name, row in tables.build_rows(asked, "reward", pairs, len(every)) if name == "reward"]
     for row, (i, j) in zip(rows, pairs, strict=True):
         assert (row["gap"], row["sampled_of"]) == (scores[i] - scores[j], len(every))
         assert (row["chosen_rank"], row["rejected_rank"]) == (standing[i], standing[j])
     groups = [
-        row for name, row in tables.rows_of(asked, "reward", pairs, len(every)) if name == "reward_groups"
+        row for name, row in tables.build_rows(asked, "reward", pairs, len(every)) if name == "reward_groups"
     ]
     assert [row["ranks"] for row in groups] == ([standing] if pairs else [])
 
@@ -415,7 +417,7 @@ USERS += '  <row Id="-1" DisplayName="Community" />\n  <row Id="99999999999" Dis
 
 @pytest.mark.parametrize("where", ["in the archive", "beside the posts", "in an archive of its own"])
 def test_users_give_authors_their_names(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "SIZE", 3_000)  # many blocks of posts and of users
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 3_000)  # many blocks of posts and of users
     posts = noisy_posts(tmp_path / "Posts.xml", 120).read_text()
     users = (
         USERS
@@ -451,7 +453,7 @@ def test_users_give_authors_their_names(where: str, tmp_path: Path, monkeypatch:
 
 
 def test_names_are_found_by_number_alone(tmp_path: Path) -> None:
-    names = Names(tmp_path / "names")
+    names = UserNames(tmp_path / "names")
     names.write([[(7, "seven"), (2, "zwei")], [(7, "Sieben ü")]])
     with names:
         assert [
@@ -519,8 +521,8 @@ def test_what_is_left_out_is_never_counted_below_nothing() -> None:
     asked = asked._replace(
         answers=(asked.answers[0]._replace(text="ask jane.roe@gmail.com"), asked.answers[1])
     )
-    assert rules.admitted(asked, rules.Rules(personal="drop"), dropped, Counter()) is None
+    assert rules.apply_rules(asked, rules.Rules(personal="drop"), dropped, Counter()) is None
     assert min(dropped.values()) >= 0
-    kept = rules.admitted(asked._replace(prompt="Who?"), rules.Rules(personal="drop"), dropped, Counter())
+    kept = rules.apply_rules(asked._replace(prompt="Who?"), rules.Rules(personal="drop"), dropped, Counter())
     assert kept is not None
     assert (kept.compared, [answer.text for answer in kept.answers]) == ((), ["answer 1"])

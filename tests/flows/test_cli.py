@@ -306,9 +306,11 @@ def test_a_text_in_a_profile_is_no_date_number_or_truth(text: str) -> None:
 
 def test_lists_of_a_setting_hold_texts_as_well() -> None:
     assert load(
-        "demo", ["data.languages=[no, en]", "data.against=[2024-01-01, '/x #2', 010]"]
+        "demo", ["data.languages=[no, en]", "data.decontaminate_against=[2024-01-01, '/x #2', 010]"]
     ).data.languages == ("no", "en")
-    assert load("demo", ["data.against=[2024-01-01, '/x #2', 010]"]).data.against == (
+    assert load(
+        "demo", ["data.decontaminate_against=[2024-01-01, '/x #2', 010]"]
+    ).data.decontaminate_against == (
         "2024-01-01",
         "/x #2",
         "010",

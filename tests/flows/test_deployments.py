@@ -16,8 +16,9 @@ from flows.profiles import load
 from flows.services import automations
 from tasks.config.pipeline import Pipeline
 from tasks.system.errors import InputError
+from tests.support.paths import ROOT
 
-CONTENT = yaml.safe_load((Path(__file__).resolve().parents[2] / "deployments" / "prefect.yaml").read_text())
+CONTENT = yaml.safe_load((ROOT / "deployments" / "prefect.yaml").read_text())
 DEPLOYMENTS = CONTENT["deployments"]
 
 
@@ -160,7 +161,10 @@ def test_a_deployment_whose_files_are_here_has_their_absolute_paths(elsewhere: P
             "source: {kind: own, path: ./rows.jsonl}",
             "source.path: there is no ./rows.jsonl here, and workers run in other folders",
         ),
-        ("data: {against: [x/y/z]}", "data.against x/y/z: there is no x/y/z here"),
+        (
+            "data: {decontaminate_against: [x/y/z]}",
+            "data.decontaminate_against x/y/z: there is no x/y/z here",
+        ),
         ("sft: {start: old}", "sft.start: there is no old here"),
         ("base: {kind: hugging-face, path: ../m}", "base.path: there is no ../m here"),
     ],

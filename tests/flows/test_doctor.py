@@ -18,8 +18,9 @@ from uuid import uuid4
 
 import pytest
 
-from flows.commands import doctor
-from flows.commands.doctor import Finding, diagnose
+from flows.commands import doctor, doctor_servers
+from flows.commands.doctor import diagnose
+from flows.commands.doctor_findings import Finding
 from flows.services import credentials
 from flows.services.automations import AGAIN, LOST
 from tasks.artifacts.store import Recipe, Store
@@ -70,7 +71,7 @@ def judged_versions(
 
     monkeypatch.setattr(doctor, "metadata", lambda _: about)
     monkeypatch.setattr(doctor, "version", version)
-    return {finding.what: finding for finding in doctor.versions()}
+    return {finding.what: finding for finding in doctor.check_versions()}
 
 
 def test_versions_within_their_ranges_are_fine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +111,7 @@ def test_an_old_python_and_missing_packages_are_told(monkeypatch: pytest.MonkeyP
 
 
 def test_what_is_installed_here_is_looked_up_without_importing_it() -> None:
-    assert {finding.what for finding in doctor.versions()} == {"python", *INSTALLED}
+    assert {finding.what for finding in doctor.check_versions()} == {"python", *INSTALLED}
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,7 @@ def test_the_gpu_is_asked_for_by_its_tool(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(doctor, "version", lambda _: torch)
     monkeypatch.setattr(doctor, "find_spec", lambda name: name == "torch" or None)
-    found = only(doctor.gpu())
+    found = only(doctor.check_gpu())
     assert found.level == level
     assert words in found.detail
     assert level == "warn" or "bitsandbytes is not installed" in found.detail
@@ -154,17 +155,17 @@ def test_a_full_disk_is_a_failure_and_a_small_one_a_warning(
 
     Usage.free = free * MB
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: Usage)
-    assert only(doctor.disk(home)).level == level
+    assert only(doctor.check_disk(home)).level == level
 
 
 def test_a_home_that_cannot_be_written_to_is_a_failure(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert only(doctor.writable(home, home)).level == "ok"
+    assert only(doctor.check_writable(home, home)).level == "ok"
 
     def refuse(**_: Any) -> None:
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(doctor.tempfile, "TemporaryFile", refuse)
-    found = only(doctor.writable(home, home))
+    found = only(doctor.check_writable(home, home))
     assert (found.level, found.detail) == ("FAIL", f"{home} cannot be written to (Read-only file system)")
 
 
@@ -218,7 +219,7 @@ def test_altered_artifacts_are_counted_and_single_bytes_only_when_asked_for(
     entry = commit(home)
     if damage:
         damage(entry)
-    shallow, deep = (only(doctor.stored(home, deep=deep)) for deep in (False, True))
+    shallow, deep = (only(doctor.check_store(home, deep=deep)) for deep in (False, True))
     assert (
         "".join(sign if found.level == "warn" else "-" for sign, found in (("s", shallow), ("d", deep)))
         == seen
@@ -233,25 +234,25 @@ def test_altered_artifacts_are_counted_and_single_bytes_only_when_asked_for(
 
 def test_quarantine_and_stale_work_are_told(home: Path) -> None:
     (home / "partial" / "young").mkdir(parents=True)
-    assert only(doctor.leftovers(home)).level == "ok"
+    assert only(doctor.check_leftovers(home)).level == "ok"
     (home / "quarantine" / "sft-0").mkdir(parents=True)
     (home / "partial" / "old").mkdir()
     os.utime(home / "partial" / "old", (0, 0))
-    found = only(doctor.leftovers(home))
+    found = only(doctor.check_leftovers(home))
     assert found.level == "warn"
     assert found.detail.startswith("1 altered artifacts in quarantine, 1 unfinished stages")
 
 
 def test_a_login_that_others_can_read_is_a_failure(home: Path) -> None:
-    assert only(doctor.login(home)).detail.startswith("there is none yet")
+    assert only(doctor.check_login(home)).detail.startswith("there is none yet")
     credentials.made(home)
-    assert only(doctor.login(home)).level == "ok"
+    assert only(doctor.check_login(home)).level == "ok"
     credentials.file_of(home).chmod(0o640)
-    found = only(doctor.login(home))
+    found = only(doctor.check_login(home))
     assert (found.level, found.todo) == ("FAIL", f"chmod 600 {credentials.file_of(home)}")
     credentials.file_of(home).chmod(0o600)
     credentials.file_of(home).write_text("{")
-    assert [finding.level for finding in doctor.login(home)] == ["ok", "FAIL"]
+    assert [finding.level for finding in doctor.check_login(home)] == ["ok", "FAIL"]
 
 
 def test_a_check_that_breaks_down_is_a_failure_and_hides_no_other(
@@ -261,7 +262,7 @@ def test_a_check_that_breaks_down_is_a_failure_and_hides_no_other(
         yield Finding("ok", "gpu", "so far")
         raise RuntimeError("It fell over\nand more")
 
-    monkeypatch.setattr(doctor, "gpu", broken)
+    monkeypatch.setattr(doctor, "check_gpu", broken)
     found = list(diagnose(home))
     assert Finding("FAIL", "gpu", "It fell over") in found
     assert {"disk", "home", "store", "leftovers", "login", "servers"} <= {finding.what for finding in found}
@@ -476,7 +477,7 @@ def test_what_is_missing_on_the_servers_is_told(
     ],
 )
 def test_clocks_may_be_a_few_seconds_apart(ahead: float, level: str, words: str) -> None:
-    found = doctor.clock("clock", formatdate(time.time() + ahead, usegmt=True))
+    found = doctor_servers.check_clock("clock", formatdate(time.time() + ahead, usegmt=True))
     assert found.level == level
     assert words in found.detail
 
@@ -498,7 +499,7 @@ def test_a_wrong_login_is_a_failure_and_is_never_shown(
 def test_a_server_that_does_not_answer_is_one_failure_after_a_short_time_and_the_other_is_looked_at(
     home: Path, servers: Servers, monkeypatch: pytest.MonkeyPatch, silent: str, down: str, other: str
 ) -> None:
-    monkeypatch.setattr(doctor, "SECONDS", 0.2)
+    monkeypatch.setattr(doctor_servers, "SECONDS", 0.2)
     servers.silent = silent
     started = time.monotonic()
     found = asked(home)

@@ -147,7 +147,7 @@ def survey_untracked(home: Path, **options: Any) -> list[gc.Candidate]:
     """What would go where MLflow knows of nothing."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(gc, "tracked_keys", lambda *_, **__: set())
-        return survey(home, **{"keep_runs": 10, "days": 7.0, "now": time.time(), **options}).goes
+        return survey(home, **{"keep_runs": 10, "days": 7.0, "now": time.time(), **options}).removed
 
 
 def test_a_stage_at_work_keeps_its_folder_and_what_it_takes(home: Path) -> None:

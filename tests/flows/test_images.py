@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from docker.utils.build import exclude_paths
 
-from tests.flows.test_docker import DOCKERFILES, PROJECT, ROOT, instructions
+from tests.flows.test_docker import DOCKERFILES, PROJECT, instructions
+from tests.support.paths import ROOT
 
 EXTRAS = {"orchestrator": ["server"], "gpu-worker": ["train", "gpu"]}
 OWN = re.compile(

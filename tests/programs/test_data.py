@@ -14,13 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.config.jobs import DataJob
-from tasks.dataset.splits import split_of
+from tasks.dataset.splits import choose_split
 from tasks.dataset.tables import COLUMNS
 from tasks.programs.data import prepare
 from tasks.programs.runtime.program import Run
 from tasks.system.errors import InputError
+from tests.support.paths import ROOT, SHARED
 
-DUMPS = Path(__file__).parents[3] / "shared" / "data" / "stackexchange"
+DUMPS = SHARED / "data" / "stackexchange"
 real_data = pytest.mark.skipif(
     not DUMPS.is_dir(), reason="the real dumps of shared/data are not on this machine"
 )
@@ -180,7 +181,7 @@ def test_the_program_by_hand_never_loads_torch(tmp_path: Path) -> None:
     check += "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'prefect', 'mlflow')))"
     done = subprocess.run(
         [sys.executable, "-c", check, str(tmp_path)],
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         capture_output=True,
         text=True,
     )
@@ -264,7 +265,7 @@ def test_sets_that_cannot_be_used_are_refused(
 def test_a_reward_split_without_comparisons_is_refused(tmp_path: Path) -> None:
     alike = write_posts(tmp_path / "Posts.xml", 50, votes=(1,)).read_text()
     elsewhere = next(
-        id for id in range(1, 250, 5) if split_of(id, {"finetune": 0.4, "rest": 0.6}) == "finetune"
+        id for id in range(1, 250, 5) if choose_split(id, {"finetune": 0.4, "rest": 0.6}) == "finetune"
     )
     (tmp_path / "Posts.xml").write_text(
         alike.replace(f'ParentId="{elsewhere}" Score="1"', f'ParentId="{elsewhere}" Score="9"', 1)

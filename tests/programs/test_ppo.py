@@ -430,7 +430,7 @@ def test_a_fooled_reward_model_stops_ppo_where_it_is_told_to(
     shutil.copytree(inputs["reward"], fooled)
     record = json.loads((fooled / "reward.json").read_text())
     (fooled / "reward.json").write_text(json.dumps(record | {"fooled": ["long_fences"]}))
-    job, run = started("stops", given={"reward": fooled}, accept_fooled=False)
+    job, run = started("stops", given={"reward": fooled}, allow_exploitable=False)
     with pytest.raises(InputError, match=r"fooled by answers that are worth nothing \(long_fences\)"):
         ppo.train(job, run)
     ppo.train(*started("goes-on", given={"reward": fooled}))
@@ -438,7 +438,7 @@ def test_a_fooled_reward_model_stops_ppo_where_it_is_told_to(
 
 @pytest.mark.parametrize(
     "settings",
-    [{"members": 2, "caution": 1.0}, {"tune": "full", "learning_rate": 1e-3}],
+    [{"members": 2, "uncertainty_penalty": 1.0}, {"tune": "full", "learning_rate": 1e-3}],
     ids=["ensemble", "full"],
 )
 def test_ppo_trains_against_every_kind_of_reward_model(

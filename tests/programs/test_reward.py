@@ -208,7 +208,7 @@ def test_a_model_trained_with_a_head_start_says_so(
             tmp_path / "dated" / f"{name}.parquet",
         )
     monkeypatch.setitem(inputs, "data", tmp_path / "dated")
-    run, plain = trained("ahead", head_start=True, max_steps=2), trained("plain", max_steps=2)
+    run, plain = trained("ahead", age_bias=True, max_steps=2), trained("plain", max_steps=2)
     assert reward_model.record_of(run.artifact)["head_start"] == pytest.approx(math.log(3), abs=0.3)
     assert reward_model.record_of(plain.artifact)["head_start"] == 0
     added = summary(run)["metrics"].keys() - summary(plain)["metrics"].keys()
@@ -319,7 +319,7 @@ def test_training_stops_where_nothing_gets_better(trained: Trained, monkeypatch:
 def test_members_of_an_ensemble_differ_and_their_disagreement_costs(
     trained: Trained, inputs: dict[str, Path]
 ) -> None:
-    run = trained(members=3, caution=2.0)
+    run = trained(members=3, uncertainty_penalty=2.0)
     alone = [load_file(run.artifact / name / lora.WEIGHTS) for name in ("adapter", "adapter-1", "adapter-2")]
     assert not torch.equal(alone[0][lora.SCORE_KEY], alone[1][lora.SCORE_KEY])
     _, model = reward_model.load(
@@ -491,7 +491,7 @@ def test_too_few_evaluation_questions_are_warned_of_and_what_is_used_instead(
 
 
 def test_only_as_many_answers_are_attacked_as_are_set_and_they_are_drawn(trained: Trained) -> None:
-    few, all_of_them = trained("few", max_steps=1, attacked=7), trained("all", max_steps=1)
+    few, all_of_them = trained("few", max_steps=1, red_team_answers=7), trained("all", max_steps=1)
     found = [json.loads((run.artifact / "measures.json").read_text()) for run in (few, all_of_them)]
     assert [measured["attacks"]["echo"]["wins"]["n"] for measured in found] == [7, 40]
     assert found[1]["elsewhere"]["n"] == 40

@@ -16,8 +16,8 @@ from tasks.reporting import data_card
 from tasks.reporting.data_card import STYLE, TEMPLATE
 from tasks.reporting.histograms import MOST_COLUMNS, histograms
 from tasks.reporting.text import author, clip, link, percent
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 EVIL = '"><script>alert("x")</script></title></style></pre><img src=x onerror=alert(1)>\'{{ 7*7 }}'
 BAD_LINKS = (
     "javascript:alert(1)",

@@ -20,8 +20,7 @@ from tasks.reporting.run_report import STYLE, TEMPLATE, verdict
 from tasks.reporting.text import author, clip, link
 from tasks.rlhf.evaluation.intervals import mean_interval, wilson
 from tasks.rlhf.evaluation.win_rates import compare
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.paths import ROOT
 
 EVIL = '<script>alert("x")</script><!--stage-table--></pre><img src=x onerror=alert(1)>'
 CURVES = {

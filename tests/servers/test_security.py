@@ -19,8 +19,8 @@ from tasks.rlhf.training import checkpoints
 from tasks.stages.task import AS_TASK
 from tasks.system.errors import InputError
 from tests.support import tiny
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted(path for folder in ("flows", "tasks") for path in (ROOT / folder).rglob("*.py"))
 UNSAFE = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "jsonpickle"}
 BANNED_CALLS = {

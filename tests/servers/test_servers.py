@@ -25,8 +25,8 @@ from flows.services import automations, credentials, environment, local_servers,
 from flows.services.processes import PAGE_POLICY, PREFECT_SERVER, free_port
 from tests.support import fake_tree
 from tests.support.pages import Pages
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SERVICES = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())["services"]
 V1 = ("/runs", "/blocks/catalog", "/events", "/settings")
 V2 = ("/", "/v2", "/v2/runs", "/v2/index.html")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tasks.dataset.curation import question_files, split_assignment
-from tasks.dataset.curation.near_duplicates import link, sketch
+from tasks.dataset.curation.near_duplicates import build_sketches, group_near_duplicates
 from tasks.dataset.question import Answer, Question
 
 
@@ -44,7 +44,7 @@ def assign_splits(
     )
     with tempfile.TemporaryDirectory() as folder:
         paths = shelved(questions, Path(folder), 1000)
-        fates = split_assignment.decide(
+        fates = split_assignment.assign_splits(
             paths, shares, Counter(), alike=alike, distinct=False, per_author=None
         )
     found = {
@@ -55,7 +55,9 @@ def assign_splits(
 
 def groups(texts: Sequence[str], threshold: float) -> list[int]:
     """For each normalised text the number of the first text of its group."""
-    found, leaders = sketch(texts), np.arange(len(texts))
+    found, leaders = build_sketches(texts), np.arange(len(texts))
     starts = [0, *found.ends[:-1].tolist()]
-    link(leaders, found.bands, lambda number: found.shingles[starts[number] : found.ends[number]], threshold)
+    group_near_duplicates(
+        leaders, found.bands, lambda number: found.shingles[starts[number] : found.ends[number]], threshold
+    )
     return [int(leader) for leader in leaders]

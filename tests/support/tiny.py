@@ -26,10 +26,10 @@ from transformers import (
 
 from tasks.rlhf.models.builtin import train_tokenizer
 from tasks.rlhf.models.fingerprint import Fingerprint
+from tests.support.paths import ROOT
 
 torch.set_num_threads(1)  # at this size threads only wait for each other
 
-ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 VOCABULARY, WIDTH, CONTEXT = 320, 32, 128
 EOS, PAD = 1, 0

@@ -160,7 +160,7 @@ def test_settings_that_a_stage_does_not_read_are_not_in_its_key() -> None:
         "ppo",
     }
     assert {name for name, key in keys_of("weights.base=int8").items() if key != plain[name]} == {"sft"}
-    assert keys_of("ppo.accept_fooled=false") == plain
+    assert keys_of("ppo.allow_exploitable=false") == plain
 
 
 def test_programs_look_at_what_their_tasks_name_and_nothing_else() -> None:

@@ -19,18 +19,18 @@ from distributed import Client
 
 from flows.services.processes import free_port
 from tasks.dataset import sorted_files
-from tasks.dataset.readers.blocks import Block, lay
-from tasks.dataset.sources.user_names import names_in
+from tasks.dataset.readers.blocks import Block, write_content
+from tasks.dataset.sources.user_names import read_user_names
 from tasks.execution import dask
 from tasks.programs.data_stage import remote_calls
 from tasks.programs.data_stage import shard as program
-from tasks.programs.data_stage.cached_call import Call, answer
+from tasks.programs.data_stage.cached_call import Call, run_cached
 from tasks.system.errors import DiskFailure, InputError, StageFailed
 from tests.dataset.test_scale import noisy_posts
 from tests.support import fake_tree
 from tests.support.fake_tree import await_
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 # so that a small dump has many blocks, ranges and shards
 SMALLER = {
     "dataset/readers/blocks.py": ("SIZE = 2**24", "SIZE = 2**17"),
@@ -202,21 +202,23 @@ def asked(folder: Path, numbers: Iterator[int], noted: int = 0) -> tuple[str, in
         for k in range(3)
     ]
     calls = [
-        Call(names_in, lay(block, folder / f"{k}.block"), folder / f"{k}.note")
+        Call(read_user_names, write_content(block, folder / f"{k}.block"), folder / f"{k}.note")
         for k, block in enumerate(blocks)
     ]
     for call in calls[:noted]:
-        answer(call)
+        run_cached(call)
     found: list[tuple[str, int]] = []
 
     def serve() -> None:
         (ask,) = await_(lambda: list(folder.glob("*.json")))
         found.append((ask.name, len(json.loads(ask.read_text())["tasks"])))
-        ask.with_suffix(".done").write_bytes(program.answered(ask))
+        ask.with_suffix(".done").write_bytes(program.run_request(ask))
 
     server = threading.Thread(target=serve)
     server.start()
-    assert list(remote_calls.results(iter(calls), folder, numbers)) == [[(k, f"User {k}")] for k in range(3)]
+    assert list(remote_calls.run_remotely(iter(calls), folder, numbers)) == [
+        [(k, f"User {k}")] for k in range(3)
+    ]
     server.join()
     assert not list(folder.glob("*.json")) + list(folder.glob("*.done"))
     return found[0]
@@ -245,7 +247,7 @@ def test_what_two_do_at_once_is_whole(tmp_path: Path) -> None:
     other.start()
     try:
         for _ in range(30):
-            (slices,) = sorted_files.ranges([path], 10**6)
+            (slices,) = sorted_files.partition([path], 10**6)
             assert len(list(sorted_files.read(slices))) == len(records)
     finally:
         ended.set()
@@ -271,7 +273,7 @@ def test_a_full_disk_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     watch = dask._Watch(Runner(), tmp_path)
     watch.look()
     with pytest.raises(DiskFailure, match="disk is full"):
-        remote_calls._answers(tmp_path / "take 000000.done")
+        remote_calls._wait_for_results(tmp_path / "take 000000.done")
 
 
 def test_a_worker_refuses_other_code_and_a_disk_that_it_does_not_share(tmp_path: Path) -> None:

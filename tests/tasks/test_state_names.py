@@ -21,8 +21,8 @@ from tasks.execution import dispatch
 from tasks.execution.dispatch import BAD_INPUT, DISK_FAILURE, INPUT_MISSING, OTHER_CODE
 from tasks.stages.task import as_state
 from tasks.system.errors import DiskFailure, InputError, InputMissing, StageFailed
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 STATES = ("State", "Completed", "Failed", "Crashed", "Cancelled", "Scheduled", "Paused", "ChangeFlowRunState")
 
 

@@ -8,26 +8,28 @@ import re
 from collections.abc import Callable
 from functools import cache
 
-LOOK = 300  # characters of natural language that are looked at: 0.2 ms
-READ = 4000  # characters of Markdown that they are sought in
+CLASSIFIED_CHARS = 300  # characters of natural language that are looked at: 0.2 ms
+SEARCHED_CHARS = 4000  # characters of Markdown that they are sought in
 CONFIDENCE = 0.5
 UNSURE = "und"  # what the library answers below it
 # None of these is natural language: fenced code (to the end, if its fence is cut off), inline code, images, targets of links, URLs, tags. Every
 # alternative stops at the next character of its own beginning, so that no text takes more than linear time.
-FOREIGN = re.compile(
+NOT_LANGUAGE = re.compile(
     r"^[ \t>*+\-\d.)]*(```+(?=[^`\n]*$)|~~~+).*?(?:^[ \t>]*\1|\Z)|`+[^`\n]*`+|!\[[^\[\]\n]*\]|\]\([^()\n]*\)|(?:https?://|www\.)\S+|<[^<>\n]*>",
     re.MULTILINE | re.DOTALL | re.IGNORECASE,
 )
 
 
-def language_of(text: str) -> str:
+def detect_language(text: str) -> str:
     """ISO 639-1 code of a text's language ("en"); "" where there is too little natural language to tell."""
-    language, _ = _classifier()(" ".join(FOREIGN.sub(" ", text[:READ]).split())[:LOOK])
+    language, _ = _load_classifier()(
+        " ".join(NOT_LANGUAGE.sub(" ", text[:SEARCHED_CHARS]).split())[:CLASSIFIED_CHARS]
+    )
     return language if language != UNSURE else ""
 
 
 @cache
-def _classifier() -> Callable[[str], tuple[str, float]]:
+def _load_classifier() -> Callable[[str], tuple[str, float]]:
     """Language and confidence of a text; loaded when it is first asked for (1 s), for few runs do."""
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 

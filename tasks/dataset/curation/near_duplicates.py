@@ -14,7 +14,7 @@ from rensa import RMinHash
 PERMUTATIONS, BANDS, SEED = 128, 32, 1
 ROWS = PERMUTATIONS // BANDS
 WORDS = 3
-ODD = np.uint64(
+GOLDEN_RATIO = np.uint64(
     0x9E3779B97F4A7C15
 )  # 2^64 over the golden ratio: spreads sums over all bits (Knuth, TAOCP 6.4)
 SHIFT = np.uint64(29)
@@ -30,10 +30,10 @@ class Sketches(NamedTuple):
     bands: Hashes  # [32, n]
 
 
-def sketch(texts: Sequence[str]) -> Sketches:
+def build_sketches(texts: Sequence[str]) -> Sketches:
     """Shingles and bands of normalised texts."""
     words = RMinHash.hash_token_sets([text.split() or [""] for text in texts])
-    shingles = [np.unique(_runs(np.array(of_text, dtype=np.uint64))) for of_text in words]
+    shingles = [np.unique(_hash_shingles(np.array(of_text, dtype=np.uint64))) for of_text in words]
     ends = np.cumsum([len(of_text) for of_text in shingles], dtype=np.int64)
     flat = np.concatenate(shingles) if shingles else np.empty(0, dtype=np.uint64)
     starts = np.concatenate([[0], ends]).astype(np.uint64)
@@ -43,48 +43,48 @@ def sketch(texts: Sequence[str]) -> Sketches:
         else []
     )
     rows = np.array(digests, dtype=np.uint64).reshape(len(texts), BANDS, ROWS)
-    return Sketches(flat, ends, np.ascontiguousarray(_mixed([rows[:, :, row] for row in range(ROWS)]).T))
+    return Sketches(flat, ends, np.ascontiguousarray(_mix([rows[:, :, row] for row in range(ROWS)]).T))
 
 
-def _runs(words: Hashes) -> Hashes:
+def _hash_shingles(words: Hashes) -> Hashes:
     """Of every three words in a row one number; of a shorter text one of all."""
     if len(words) < WORDS:
-        return _mixed([words[place : place + 1] for place in range(len(words))])
-    return _mixed([words[place : len(words) - WORDS + 1 + place] for place in range(WORDS)])
+        return _mix([words[place : place + 1] for place in range(len(words))])
+    return _mix([words[place : len(words) - WORDS + 1 + place] for place in range(WORDS)])
 
 
-def _mixed(parts: Sequence[Hashes]) -> Hashes:
+def _mix(parts: Sequence[Hashes]) -> Hashes:
     """One number of several, in which their order counts."""
     found = np.full(parts[0].shape, len(parts), dtype=np.uint64)
     for part in parts:
-        found = (found ^ part) * ODD
+        found = (found ^ part) * GOLDEN_RATIO
         found ^= found >> SHIFT
     return found
 
 
-def link(
+def group_near_duplicates(
     leaders: Any, bands: Sequence[Hashes], shingles_of: Callable[[int], Hashes], threshold: float
 ) -> None:
     """Join alike texts to groups, in place: ``leaders`` [n] has for each text the first of its group, at first of those that are equal."""
     distinct = leaders == np.arange(len(leaders))
     for band in bands:
-        for bucket in _shared(band):
+        for bucket in _iter_buckets(band):
             groups: dict[int, list[int]] = defaultdict(list)
             for number in bucket:
                 if distinct[number]:
-                    groups[leader_of(leaders, number)].append(number)
+                    groups[find_leader(leaders, number)].append(number)
             if len(groups) > 1:
                 known = {
                     number: frozenset(shingles_of(number).tolist())
                     for group in groups.values()
                     for number in group
                 }
-                _join(leaders, list(groups.values()), known, threshold)
+                _join_groups(leaders, list(groups.values()), known, threshold)
     for number in range(len(leaders)):
-        leaders[number] = leader_of(leaders, number)
+        leaders[number] = find_leader(leaders, number)
 
 
-def _join(
+def _join_groups(
     leaders: Any, groups: Sequence[list[int]], known: Mapping[int, frozenset[int]], threshold: float
 ) -> None:
     """Join groups of which any two texts are alike; within a group nothing is left to compare."""
@@ -93,7 +93,7 @@ def _join(
         still_apart = []
         for other in apart:
             if any(jaccard(known[one], known[two]) >= threshold for one in group for two in other):
-                first, second = sorted((leader_of(leaders, group[0]), leader_of(leaders, other[0])))
+                first, second = sorted((find_leader(leaders, group[0]), find_leader(leaders, other[0])))
                 leaders[second] = first
                 group = group + other
             else:
@@ -101,7 +101,7 @@ def _join(
         apart = [*still_apart, group]
 
 
-def leader_of(leaders: Any, number: int) -> int:
+def find_leader(leaders: Any, number: int) -> int:
     """The first of a text's group; the way to it is shortened."""
     while leaders[number] != number:
         leaders[number] = leaders[leaders[number]]
@@ -109,7 +109,7 @@ def leader_of(leaders: Any, number: int) -> int:
     return number
 
 
-def _shared(band: Hashes) -> Iterator[list[int]]:
+def _iter_buckets(band: Hashes) -> Iterator[list[int]]:
     """Numbers of texts with the same value, where there are several."""
     order = np.argsort(band, kind="stable")
     values = band[order]

@@ -24,10 +24,10 @@ ADDRESS = rf"[{LETTER}][{LETTER}._+-]{{0,63}}@{DOMAIN}{END}"
 LINK = rf"://(?!(?:mailto:)?{ADDRESS}(?![/:?#]))(?:[^\s<>\"'()\[\]=]|=(?!{ADDRESS}(?![/:])))*"
 EMAIL = re.compile(rf"{LINK}|{START}(?P<local>[{LETTER}][{LETTER}._+-]{{0,63}})@(?P<domain>{DOMAIN}){END}")
 # of nobody: RFC 2606, what stands for the reader's own, and a slot of R's Seurat; .test, .invalid, .local and localhost are not in the public list
-NOBODYS_DOMAIN = re.compile(
+EXAMPLE_DOMAIN = re.compile(
     r"(?:^|\.)(?:example\.(?:com|org|net|edu)|(?:your|my)-?(?:domain|company|site|server|host|email)\.\w+|meta\.data)$"
 )
-NOBODYS_NAME = {
+NOT_A_MAILBOX = {
     "git",
     "hg",
     "this",
@@ -81,19 +81,19 @@ KEY = re.compile(
 )
 
 
-def masked(text: str) -> tuple[str, Counter[str]]:
+def mask_personal_data(text: str) -> tuple[str, Counter[str]]:
     """The text with <email>, <phone> or <key> for each finding, and how many there are of each kind; the same object where there is none.
 
     Masking what is masked finds nothing more. What belongs to nobody stays: example.com, repositories (git@github.com:org/repo), decorators.
     """
     found: Counter[str] = Counter()
     # again until nothing is found: what stood right before another finding may have hidden it
-    while (after := _once(text, found)) != text:
+    while (after := _mask_once(text, found)) != text:
         text = after
     return text, found
 
 
-def _once(text: str, found: Counter[str]) -> str:
+def _mask_once(text: str, found: Counter[str]) -> str:
     if (
         CAPITAL.search(text)
         or DASH.search(text)
@@ -104,20 +104,20 @@ def _once(text: str, found: Counter[str]) -> str:
         if count:
             found["key"] += count
     if "@" in text and AT.search(text):
-        text = _emails(text, found)
+        text = _mask_emails(text, found)
     if "+" in text and PLUS.search(text):
-        text = _phones(text, PLUS, found)
+        text = _mask_phones(text, PLUS, found)
     if "0" in text and ZEROS.search(text):
-        text = _phones(text, ZEROS, found)
+        text = _mask_phones(text, ZEROS, found)
     return text
 
 
-def _emails(text: str, found: Counter[str]) -> str:
+def _mask_emails(text: str, found: Counter[str]) -> str:
     def replacement(match: re.Match[str]) -> str:
         if (
             match["local"] is None
-            or match["local"] in NOBODYS_NAME
-            or not _is_somebodys(match["domain"].lower())
+            or match["local"] in NOT_A_MAILBOX
+            or not _is_deliverable(match["domain"].lower())
         ):
             return match[0]
         found["email"] += 1
@@ -126,20 +126,20 @@ def _emails(text: str, found: Counter[str]) -> str:
     return EMAIL.sub(replacement, text)
 
 
-def _is_somebodys(domain: str) -> bool:
+def _is_deliverable(domain: str) -> bool:
     """Whether mail to this domain could reach anyone; most words with @ and a dot in code are none, such as logo@2x.png."""
-    return not NOBODYS_DOMAIN.search(domain) and _suffixes().publicsuffix(domain) is not None
+    return not EXAMPLE_DOMAIN.search(domain) and _public_suffixes().publicsuffix(domain) is not None
 
 
 @cache
-def _suffixes() -> PublicSuffixList:
+def _public_suffixes() -> PublicSuffixList:
     return PublicSuffixList(accept_unknown=False, only_icann=True)
 
 
-def _phones(text: str, lead: re.Pattern[str], found: Counter[str]) -> str:
+def _mask_phones(text: str, lead: re.Pattern[str], found: Counter[str]) -> str:
     parts, done = [], 0
     for match in lead.finditer(text):
-        if match.start() >= done and (number := _dialled(text, match)):
+        if match.start() >= done and (number := _find_phone_number(text, match)):
             start, end = number
             parts += [text[done:start], "<phone>"]
             done = end
@@ -147,7 +147,7 @@ def _phones(text: str, lead: re.Pattern[str], found: Counter[str]) -> str:
     return "".join([*parts, text[done:]])
 
 
-def _dialled(text: str, lead: re.Match[str]) -> tuple[int, int] | None:
+def _find_phone_number(text: str, lead: re.Match[str]) -> tuple[int, int] | None:
     """Return where the telephone number with this lead starts and ends. After 00 only one in groups counts: 0012025550123 is an id as well."""
     start, rest = lead.start(), text[lead.end() : lead.end() + LONGEST]
     opened = BRACKET.search(text, max(0, start - 2), start)

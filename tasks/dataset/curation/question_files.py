@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-from tasks.dataset.curation.near_duplicates import BANDS, sketch
+from tasks.dataset.curation.near_duplicates import BANDS, build_sketches
 from tasks.dataset.question import Answer, Question
-from tasks.dataset.splits import normalised
+from tasks.dataset.splits import normalise_words
 from tasks.system.files import replacing
 
 SPLITS = ("", "finetune", "reward", "rl", "evaluation")  # "": none that its source has put it in
 
 
-class Numbers(NamedTuple):
+class QuestionColumns(NamedTuple):
     """Of n questions in the order of their ids."""
 
     ids: Any  # int64 [n]
@@ -32,23 +32,24 @@ def write(questions: Sequence[Question], path: Path, *, near: bool) -> None:
     with replacing(path) as new:
         new.write_bytes(
             b"".join(
-                orjson.dumps(plain(question), option=orjson.OPT_APPEND_NEWLINE) for question in questions
+                orjson.dumps(question_to_json(question), option=orjson.OPT_APPEND_NEWLINE)
+                for question in questions
             )
         )
-    words = [normalised(question.prompt) for question in questions]
-    columns = Numbers(
+    words = [normalise_words(question.prompt) for question in questions]
+    columns = QuestionColumns(
         np.array([question.id for question in questions], dtype=np.int64),
-        np.array([_number(text) for text in words], dtype=np.uint64),
+        np.array([_hash(text) for text in words], dtype=np.uint64),
         np.array(
-            [_number(question.author) if question.author else 0 for question in questions], dtype=np.uint64
+            [_hash(question.author) if question.author else 0 for question in questions], dtype=np.uint64
         ),
-        np.array([_comparable(question) for question in questions], dtype=bool),
+        np.array([_is_comparable(question) for question in questions], dtype=bool),
         np.array([SPLITS.index(question.split) for question in questions], dtype=np.int8),
     )
     with replacing(path.with_suffix(".npz")) as new, new.open("wb") as file:
         np.savez(file, **columns._asdict())
     if near:
-        for name, numbers in sketch(words)._asdict().items():
+        for name, numbers in build_sketches(words)._asdict().items():
             with replacing(path.with_suffix(f".{name}")) as new:
                 numbers.tofile(new)
 
@@ -57,20 +58,22 @@ def read(path: Path) -> Iterator[Question]:
     """In the order of their ids."""
     with path.open("rb") as file:
         for line in file:
-            yield question_of(orjson.loads(line))
+            yield question_from_json(orjson.loads(line))
 
 
-def numbers(paths: Sequence[Path]) -> Numbers:
+def read_columns(paths: Sequence[Path]) -> QuestionColumns:
     """Those of all shelves."""
-    columns: list[list[Any]] = [[] for _ in Numbers._fields]
+    columns: list[list[Any]] = [[] for _ in QuestionColumns._fields]
     for path in paths:
         with np.load(path.with_suffix(".npz")) as found:
-            for column, name in zip(columns, Numbers._fields, strict=True):
+            for column, name in zip(columns, QuestionColumns._fields, strict=True):
                 column.append(found[name])
-    return Numbers(*(np.concatenate(column) if column else np.empty(0, dtype=np.int64) for column in columns))
+    return QuestionColumns(
+        *(np.concatenate(column) if column else np.empty(0, dtype=np.int64) for column in columns)
+    )
 
 
-def band(paths: Sequence[Path], number: int) -> Any:
+def read_band(paths: Sequence[Path], number: int) -> Any:
     """One band of all shelves' sketches, uint64 [n]."""
     found = []
     for path in paths:
@@ -95,14 +98,14 @@ def join_shingles(paths: Sequence[Path]) -> tuple[Path, Any]:
     return whole, np.concatenate(ends)
 
 
-def question_of(fields: list[Any]) -> Question:
+def question_from_json(fields: list[Any]) -> Question:
     """The question that ``plain`` gave."""
     *about, answers, compared, split, name = fields
     pairs = None if compared is None else tuple((better, worse) for better, worse in compared)
     return Question._make([*about, tuple(Answer._make(answer) for answer in answers), pairs, split, name])
 
 
-def plain(question: Question) -> list[Any]:
+def question_to_json(question: Question) -> list[Any]:
     """The question as JSON can hold it."""
     return [
         *question[:7],
@@ -113,11 +116,11 @@ def plain(question: Question) -> list[Any]:
     ]
 
 
-def _number(text: str) -> int:
+def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def _comparable(question: Question) -> bool:
+def _is_comparable(question: Question) -> bool:
     return (
         bool(question.compared)
         if question.compared is not None

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tasks.dataset.curation import question_files
-from tasks.dataset.curation.near_duplicates import BANDS, Hashes, link
-from tasks.dataset.curation.question_files import SPLITS, Numbers
-from tasks.dataset.splits import splits_of
+from tasks.dataset.curation.near_duplicates import BANDS, Hashes, group_near_duplicates
+from tasks.dataset.curation.question_files import SPLITS, QuestionColumns
+from tasks.dataset.splits import choose_splits
 
 
 class SplitAssignment(NamedTuple):
@@ -22,7 +22,7 @@ class SplitAssignment(NamedTuple):
     comparable: Any  # bool [n]
 
 
-def decide(
+def assign_splits(
     paths: Sequence[Path],
     shares: Mapping[str, float],
     dropped: Counter[str],
@@ -32,32 +32,32 @@ def decide(
     per_author: int | None,
 ) -> SplitAssignment:
     """Fates of the questions of all shelves. ``distinct``: of those that say the same only the first is kept. ``dropped`` counts what is not."""
-    found = question_files.numbers(paths)
-    leaders = _leaders(found, paths, alike)
+    found = question_files.read_columns(paths)
+    leaders = _group_leaders(found, paths, alike)
     kept = np.ones(len(found.ids), dtype=bool)
     if distinct:
         kept = leaders == np.arange(len(leaders))
         dropped["questions that say the same as another"] += int((~kept).sum())
     if per_author:
-        fewer = _capped(found, kept, per_author)
+        fewer = _cap_authors(found, kept, per_author)
         dropped["questions of authors with more than their share"] += int((kept & ~fewer).sum())
         kept &= fewer
     given = {int(place): SPLITS[found.given[place]] for place in np.flatnonzero(found.given)}
     if len(given) == len(found.ids):  # a test set alone is split like any other set
         given = {}
-    chosen = splits_of(found.ids, leaders, shares, given)
+    chosen = choose_splits(found.ids, leaders, shares, given)
     splits = np.fromiter((SPLITS.index(name) for name in chosen), dtype=np.int8, count=len(found.ids))
     splits[~kept] = 0
     return SplitAssignment(splits, found.comparable)
 
 
-def _leaders(found: Numbers, paths: Sequence[Path], alike: float) -> Any:
+def _group_leaders(found: QuestionColumns, paths: Sequence[Path], alike: float) -> Any:
     """The place of the first question that says the same, by equal words or by nearly equal ones."""
     _, first, back = np.unique(found.texts, return_index=True, return_inverse=True)
     leaders = first[back].astype(np.int64)
     if alike < 1 and len(leaders):
-        with _shingles(paths) as shingles_of:
-            link(leaders, _Bands(paths), shingles_of, alike)
+        with _open_shingles(paths) as shingles_of:
+            group_near_duplicates(leaders, _Bands(paths), shingles_of, alike)
     return leaders
 
 
@@ -73,11 +73,11 @@ class _Bands(Sequence[Hashes]):
     def __getitem__(self, number: Any) -> Hashes:
         if number >= BANDS:
             raise IndexError
-        return question_files.band(self.paths, number)
+        return question_files.read_band(self.paths, number)
 
 
 @contextmanager
-def _shingles(paths: Sequence[Path]) -> Iterator[Callable[[int], Hashes]]:
+def _open_shingles(paths: Sequence[Path]) -> Iterator[Callable[[int], Hashes]]:
     """What gives a question's shingles, read when they are asked for."""
     whole, ends = question_files.join_shingles(paths)
 
@@ -93,7 +93,7 @@ def _shingles(paths: Sequence[Path]) -> Iterator[Callable[[int], Hashes]]:
         whole.unlink()
 
 
-def _capped(found: Numbers, kept: Any, most: int) -> Any:
+def _cap_authors(found: QuestionColumns, kept: Any, most: int) -> Any:
     """Whether a question is among the first ``most`` of its author, in an order that the id alone decides; who is unknown is not capped."""
     places = np.flatnonzero(kept & (found.authors != 0))
     draw = (found.ids[places].astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)

@@ -7,8 +7,8 @@ from typing import Any, Literal, NamedTuple
 
 from tasks.system.files import replacing
 
-SIZE = 2**24  # bytes of text in a block
-READ = 2**18  # bytes of a file that are read at a time
+BLOCK_BYTES = 2**24  # bytes of text in a block
+READ_BYTES = 2**18  # bytes of a file that are read at a time
 
 
 class Block(NamedTuple):
@@ -36,13 +36,13 @@ def batches(rows: Iterable[tuple[Any, int]], size: int) -> Iterator[list[Any]]:
         yield batch
 
 
-def shown(path: Path, root: Path) -> str:
+def display_name(path: Path, root: Path) -> str:
     """What places call a file of the source ``root``; bytes that are no UTF-8 are shown as ?."""
     name = path.name if path == root else path.relative_to(root).as_posix()
     return name.encode("utf-8", "replace").decode()
 
 
-def lay(block: Block, path: Path) -> Block:
+def write_content(block: Block, path: Path) -> Block:
     """The block with its content in a file, for a process that is not handed it."""
     if isinstance(block.content, bytes):
         with replacing(path) as new:
@@ -55,7 +55,7 @@ def lay(block: Block, path: Path) -> Block:
     return block._replace(content=str(path), laid="lines" if lines else "values")
 
 
-def content(block: Block) -> Any:
+def load_content(block: Block) -> Any:
     """The block's content, wherever it is."""
     if not block.laid:
         return block.content

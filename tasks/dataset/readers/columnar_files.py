@@ -18,12 +18,12 @@ END_OF_STREAM = ARROW_STREAM + b"\0\0\0\0"
 BATCH = 256  # rows that are Python objects at a time
 UNREADABLE = "rows with a value that cannot be read"
 
-Run = tuple[
+BatchRange = tuple[
     list[int], int
 ]  # numbers of row groups or record batches that follow each other, and the bytes of the file up to their end
 
 
-def cut_parquet(path: Path, size: int) -> Iterator[Run]:
+def iter_row_groups(path: Path, size: int) -> Iterator[BatchRange]:
     """Yield runs of row groups that make up about ``size`` bytes of text. Raises InputError for a repeated column."""
     with pq.ParquetFile(path) as table:
         _refuse_repeated(table.schema_arrow, path)
@@ -35,17 +35,17 @@ def cut_parquet(path: Path, size: int) -> Iterator[Run]:
             yield groups, path.stat().st_size * done // whole
 
 
-def read_parquet(path: Path, groups: list[int]) -> Iterator[Any]:
+def read_row_groups(path: Path, groups: list[int]) -> Iterator[Any]:
     """Yield the rows of some row groups as dictionaries; the reason instead of a row that cannot be read."""
     with pq.ParquetFile(path) as table:
         for batch in table.iter_batches(batch_size=BATCH, row_groups=groups):
-            yield from _rows(batch)
+            yield from _to_rows(batch)
 
 
-def cut_arrow(path: Path, size: int) -> Iterator[Run]:
+def iter_record_batches(path: Path, size: int) -> Iterator[BatchRange]:
     """Yield runs of record batches of about ``size`` bytes. Raises InputError for a repeated column."""
     done, whole = 0, path.stat().st_size
-    with _record_batches(path) as (schema, found):
+    with _open_record_batches(path) as (schema, found):
         _refuse_repeated(schema, path)
         sizes = [batch.nbytes for batch in found]
     for run in batches(enumerate(sizes), size):
@@ -53,13 +53,13 @@ def cut_arrow(path: Path, size: int) -> Iterator[Run]:
         yield run, min(done, whole)
 
 
-def read_arrow(path: Path, numbers: list[int]) -> Iterator[Any]:
+def read_record_batches(path: Path, numbers: list[int]) -> Iterator[Any]:
     """Yield the rows of some record batches that follow each other."""
-    with _record_batches(path) as (_, found):
+    with _open_record_batches(path) as (_, found):
         for batch in islice(found, numbers[0], numbers[-1] + 1):
             batch.validate(full=True)  # an Arrow file is used as it lies: offsets and texts may be anything
             for start in range(0, batch.num_rows, BATCH):
-                yield from _rows(batch.slice(start, BATCH))
+                yield from _to_rows(batch.slice(start, BATCH))
 
 
 def column_names(path: Path, head: bytes) -> list[str]:
@@ -67,12 +67,12 @@ def column_names(path: Path, head: bytes) -> list[str]:
     if head == PARQUET:
         with pq.ParquetFile(path) as table:
             return list(table.schema_arrow.names)
-    with _record_batches(path) as (schema, _):
+    with _open_record_batches(path) as (schema, _):
         return list(schema.names)
 
 
 @contextmanager
-def _record_batches(path: Path) -> Iterator[tuple[pa.Schema, Iterator[pa.RecordBatch]]]:
+def _open_record_batches(path: Path) -> Iterator[tuple[pa.Schema, Iterator[pa.RecordBatch]]]:
     """Open an Arrow file of either form. Batches are views of the mapped file, so that skipping one costs nothing."""
     with pa.memory_map(str(path)) as file:
         head = file.read(len(ARROW_FILE))
@@ -90,28 +90,28 @@ def _record_batches(path: Path) -> Iterator[tuple[pa.Schema, Iterator[pa.RecordB
 
 
 def _refuse_repeated(schema: pa.Schema, path: Path) -> None:
-    if name := next(_repeated(list(schema)), None):
+    if name := next(_iter_repeated(list(schema)), None):
         raise InputError(f"{path} has two columns named {quote(name)}: rename or leave out one of them.")
 
 
-def _repeated(fields: list[pa.Field]) -> Iterator[str]:
+def _iter_repeated(fields: list[pa.Field]) -> Iterator[str]:
     """Yield every name that stands twice among columns, or among the fields of a nested one."""
     names: set[str] = set()
     for field in fields:
         if field.name in names:
             yield field.name
         names.add(field.name)
-        yield from _repeated([field.type.field(number) for number in range(field.type.num_fields)])
+        yield from _iter_repeated([field.type.field(number) for number in range(field.type.num_fields)])
 
 
-def _rows(batch: pa.RecordBatch) -> list[Any]:
+def _to_rows(batch: pa.RecordBatch) -> list[Any]:
     try:
         return list(batch.to_pylist())
     except (ValueError, OverflowError):  # text that is no UTF-8, or a date that Python cannot hold
-        return [_row(batch.slice(number, 1)) for number in range(batch.num_rows)]
+        return [_to_row(batch.slice(number, 1)) for number in range(batch.num_rows)]
 
 
-def _row(one: pa.RecordBatch) -> Any:
+def _to_row(one: pa.RecordBatch) -> Any:
     try:
         return one.to_pylist()[0]
     except (ValueError, OverflowError):

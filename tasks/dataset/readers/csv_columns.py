@@ -32,15 +32,15 @@ def find_columns(header: list[str], table: str, path: Path) -> dict[str, int]:
     (`select * from Posts join Users`); in any other order nobody can say which is meant. Raises InputError.
     """
     known = {name.lower(): name for name in READ[table]}
-    names = [known.get(_plain(name), "") for name in header]
+    names = [known.get(_normalise(name), "") for name in header]
     again = next((place for place, name in enumerate(names) if name and name in names[:place]), len(names))
-    _check(header, names[:again], table, path)
+    _check_columns(header, names[:again], table, path)
     if again < len(names) and names[again] != "Id":
         _refuse_twice(header, names, again, path)
     return {name: place for place, name in enumerate(names[:again]) if name}
 
 
-def _plain(name: str) -> str:
+def _normalise(name: str) -> str:
     """Return a column's name as it is compared: BigQuery's copy of the dumps calls PostTypeId post_type_id."""
     return name.strip("\ufeff \t").lower().replace("_", "")
 
@@ -51,13 +51,13 @@ def find_delimiter(head: bytes) -> str:
     return max(",;\t", key=lambda mark: line.count(mark.encode()))
 
 
-def _check(header: list[str], names: list[str], table: str, path: Path) -> None:
+def _check_columns(header: list[str], names: list[str], table: str, path: Path) -> None:
     missing = [name for name in NEEDED[table] if name not in names]
     if not missing:
         return
     if len(names) < len(header):  # the rest of them may stand behind a name that comes twice
         again = len(names)
-        everywhere = [_plain(name) for name in header]
+        everywhere = [_normalise(name) for name in header]
         if all(name.lower() in everywhere for name in missing):
             _refuse_twice(header, everywhere, again, path)
     if any(UNDECODED.search(name) for name in header):

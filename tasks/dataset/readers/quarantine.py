@@ -17,18 +17,18 @@ class Place(NamedTuple):
     row: int  # from 1: a line of JSON lines, an element of a list, a row of a table or a dump
 
 
-Bad = Callable[[Place, str], None]  # is told of every row that cannot be used
+RejectRow = Callable[[Place, str], None]  # is told of every row that cannot be used
 MOST_REASONS = 100  # that are counted apart: a reason may quote a name from the rows
 OTHER_REASONS = "rows that cannot be used for other reasons"
 LONGEST_NAME = 40
 MOST_NAMED = 12  # columns in a sentence
 
 
-class Unusable(Exception):
+class UnusableRow(Exception):
     """Why a row cannot be used."""
 
 
-class LeftOut(Exception):
+class ExcludedRow(Exception):
     """Why a row is left out by a rule, though nothing is wrong with it."""
 
 

@@ -25,7 +25,7 @@ from tasks.system.errors import InputError, refusing_broken_gzip
 MAX_ROW = 2**24
 CHUNK = 2**16
 ENDINGS = (".jsonl", ".json", ".parquet", ".arrow", ".jsonl.gz", ".json.gz")
-ABOUT = {
+METADATA_FILES = {
     "dataset_infos.json",
     "dataset_info.json",
     "dataset_dict.json",
@@ -36,7 +36,7 @@ GZIP = b"\x1f\x8b"
 ESCAPE = "\\u"
 GROUPS, RECORDS, LINES, VALUES = "groups", "records", "lines", "values"  # forms of blocks
 TOO_LONG = b"\n"  # stands for a line that is; no other is empty
-NO_OBJECT = "rows that are no objects"
+NOT_AN_OBJECT = "rows that are no objects"
 HINT = "give JSON lines, a JSON list, parquet or a folder of datasets.save_to_disk"
 
 
@@ -50,11 +50,11 @@ def read_rows(path: Path, bad: Quarantine, watch: Callable[[int, int], None] | N
 
     Raises InputError: nothing there, no such file among what is there, a damaged one, or another format.
     """
-    size, number, file = sum(one.stat().st_size for one in files_of(path)), 0, ""
-    for block in cut(path):
+    size, number, file = sum(one.stat().st_size for one in list_files(path)), 0, ""
+    for block in iter_blocks(path):
         if block.file != file:
             number, file = 0, block.file
-        for fields in rows_in(block):
+        for fields in read_block(block):
             number += 1
             bad.rows += 1
             if isinstance(fields, dict):
@@ -65,33 +65,33 @@ def read_rows(path: Path, bad: Quarantine, watch: Callable[[int, int], None] | N
             watch(block.read, size)
 
 
-def cut(path: Path, columns: frozenset[str] = frozenset()) -> Iterator[Block]:
+def iter_blocks(path: Path, columns: frozenset[str] = frozenset()) -> Iterator[Block]:
     """The files, in the order of their names, in blocks of about ``blocks.SIZE`` bytes of text; see ``part``. Raises InputError."""
     before = 0
-    for file in part(path, columns)[0]:
-        shown, whole = blocks.shown(file, path), file.stat().st_size
-        for form, content, offset in _pieces(file, blocks.SIZE):
+    for file in split_by_columns(path, columns)[0]:
+        shown, whole = blocks.display_name(file, path), file.stat().st_size
+        for form, content, offset in _iter_pieces(file, blocks.BLOCK_BYTES):
             yield Block(file, shown, form, content, before + min(offset, whole))
         before += whole
 
 
-def rows_in(block: Block) -> Iterator[dict[str, Any] | str]:
+def read_block(block: Block) -> Iterator[dict[str, Any] | str]:
     """Every row of a block, or the reason why it is none. Raises InputError."""
-    with _refusals(block.path):
-        found = blocks.content(block)
-        for value in _values(block, found):
-            yield value if isinstance(value, dict | str) else NO_OBJECT
+    with _refusing_damaged_files(block.path):
+        found = blocks.load_content(block)
+        for value in _iter_values(block, found):
+            yield value if isinstance(value, dict | str) else NOT_AN_OBJECT
 
 
-def _values(block: Block, found: Any) -> Iterator[Any]:
+def _iter_values(block: Block, found: Any) -> Iterator[Any]:
     if block.form == GROUPS:
-        return columnar_files.read_parquet(block.path, found)
+        return columnar_files.read_row_groups(block.path, found)
     if block.form == RECORDS:
-        return columnar_files.read_arrow(block.path, found)
-    return map(partial(_parsed, Decoder()), found) if block.form == LINES else iter(found)
+        return columnar_files.read_record_batches(block.path, found)
+    return map(partial(_parse_line, Decoder()), found) if block.form == LINES else iter(found)
 
 
-def files_of(path: Path) -> list[Path]:
+def list_files(path: Path) -> list[Path]:
     if not path.exists():
         raise InputError(f"{path} does not exist: give a file or a folder of JSON lines or parquet.")
     if path.is_file():
@@ -100,11 +100,14 @@ def files_of(path: Path) -> list[Path]:
         file
         for file in path.rglob("*")
         if file.name.endswith(ENDINGS)
-        and file.name not in ABOUT
+        and file.name not in METADATA_FILES
         and not _is_hidden(file, path)
         and file.is_file()
     )
-    saved = {folder: _saved(folder) for folder in {file.parent for file in found if file.suffix == ".arrow"}}
+    saved = {
+        folder: _saved_by_datasets(folder)
+        for folder in {file.parent for file in found if file.suffix == ".arrow"}
+    }
     found = [
         file
         for file in found
@@ -120,7 +123,7 @@ def _is_hidden(file: Path, folder: Path) -> bool:
     return any(name.startswith(".") for name in file.relative_to(folder).parts)
 
 
-def _saved(folder: Path) -> set[str]:
+def _saved_by_datasets(folder: Path) -> set[str]:
     """Return the names of the files that datasets.save_to_disk wrote: its caches lie beside them. No names: it did not write this folder."""
     try:
         state = json.loads((folder / "state.json").read_bytes())
@@ -134,41 +137,43 @@ def _saved(folder: Path) -> set[str]:
     )
 
 
-def part(path: Path, columns: frozenset[str]) -> tuple[list[Path], list[Path]]:
+def split_by_columns(path: Path, columns: frozenset[str]) -> tuple[list[Path], list[Path]]:
     """Return the files whose rows have these columns, and the others: what lies beside the rows of a published set. Raises InputError.
 
     A file whose columns cannot be seen is taken, and so are all if none has the columns: reading them says what is wrong.
     """
-    files = files_of(path)
+    files = list_files(path)
     if not columns or len(files) == 1:
         return files, []
-    others = [file for file in files if (names := _names(file)) and not columns <= names]
+    others = [file for file in files if (names := _column_names(file)) and not columns <= names]
     return (
         ([file for file in files if file not in others], others) if len(others) < len(files) else (files, [])
     )
 
 
-def _names(file: Path) -> set[str]:
+def _column_names(file: Path) -> set[str]:
     """Return the columns of the first rows; none if no row can be read."""
     with file.open("rb") as stream:
         head = stream.read(4)
-    with _refusals(file):
+    with _refusing_damaged_files(file):
         if head in (PARQUET, ARROW_FILE, ARROW_STREAM):
             return set(columnar_files.column_names(file, head))
-    form, content, _ = next(_pieces(file, CHUNK), (LINES, [], 0))
-    rows = rows_in(Block(file, file.name, form, content, 0))
+    form, content, _ = next(_iter_pieces(file, CHUNK), (LINES, [], 0))
+    rows = read_block(Block(file, file.name, form, content, 0))
     return {name for row in rows if isinstance(row, dict) for name in row}
 
 
-def _pieces(path: Path, size: int) -> Iterator[tuple[str, Any, int]]:
+def _iter_pieces(path: Path, size: int) -> Iterator[tuple[str, Any, int]]:
     """(form, content, bytes of the file read) of each block."""
-    with path.open("rb") as file, _refusals(path):
+    with path.open("rb") as file, _refusing_damaged_files(path):
         head = file.peek(4)[:4]
         if head == PARQUET:
-            yield from ((GROUPS, groups, read) for groups, read in columnar_files.cut_parquet(path, size))
+            yield from ((GROUPS, groups, read) for groups, read in columnar_files.iter_row_groups(path, size))
             return
         if head in (ARROW_FILE, ARROW_STREAM):
-            yield from ((RECORDS, numbers, read) for numbers, read in columnar_files.cut_arrow(path, size))
+            yield from (
+                (RECORDS, numbers, read) for numbers, read in columnar_files.iter_record_batches(path, size)
+            )
             return
         stream = io.BufferedReader(gzip.GzipFile(fileobj=file)) if head.startswith(GZIP) else file
         start = stream.peek(CHUNK)[:CHUNK].lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
@@ -181,14 +186,14 @@ def _pieces(path: Path, size: int) -> Iterator[tuple[str, Any, int]]:
         if start == b"{":
             yield from (
                 (LINES, batch, file.tell())
-                for batch in batches(((line, len(line)) for line in _lines(stream)), size)
+                for batch in batches(((line, len(line)) for line in _iter_lines(stream)), size)
             )
         else:
-            yield from ((VALUES, batch, file.tell()) for batch in batches(_of_list(stream, path), size))
+            yield from ((VALUES, batch, file.tell()) for batch in batches(_iter_list(stream, path), size))
 
 
 @contextmanager
-def _refusals(path: Path) -> Iterator[None]:
+def _refusing_damaged_files(path: Path) -> Iterator[None]:
     try:
         with refusing_broken_gzip(path):
             yield
@@ -198,7 +203,7 @@ def _refusals(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _lines(stream: "io.BufferedReader[Any]") -> Iterator[bytes]:
+def _iter_lines(stream: "io.BufferedReader[Any]") -> Iterator[bytes]:
     while line := stream.readline(MAX_ROW):
         if len(line) == MAX_ROW and not line.endswith(b"\n"):
             while (rest := stream.readline(MAX_ROW)) and not rest.endswith(b"\n"):
@@ -234,32 +239,34 @@ class Decoder:
     def checked(self, value: Any) -> Any:
         """Return the last value if it is a row, else the reason why it is none."""
         if not isinstance(value, dict):
-            return NO_OBJECT
+            return NOT_AN_OBJECT
         return f"rows that name {self.repeated} twice" if self.repeated else value
 
 
-def _parsed(decoder: Decoder, line: bytes) -> Any:
+def _parse_line(decoder: Decoder, line: bytes) -> Any:
     if line == TOO_LONG:
         return "rows that are too long"
     try:
         value = decoder.checked(decoder.decode(line.decode("utf-8-sig")))
-        return whole(value) if ESCAPE.encode() in line else value
+        return replace_lone_surrogates(value) if ESCAPE.encode() in line else value
     except (ValueError, RecursionError):
         return "rows that are not JSON"
 
 
-def whole(value: Any) -> Any:
+def replace_lone_surrogates(value: Any) -> Any:
     """The same value; halves of characters, which JSON's escapes can spell and nothing else can hold, become U+FFFD."""
     if isinstance(value, str):
         return (
             value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         )
     if isinstance(value, dict):
-        return {whole(name): whole(inner) for name, inner in value.items()}
-    return [whole(inner) for inner in value] if isinstance(value, list) else value
+        return {
+            replace_lone_surrogates(name): replace_lone_surrogates(inner) for name, inner in value.items()
+        }
+    return [replace_lone_surrogates(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _of_list(stream: "io.BufferedReader[Any]", path: Path) -> Iterator[tuple[Any, int]]:
+def _iter_list(stream: "io.BufferedReader[Any]", path: Path) -> Iterator[tuple[Any, int]]:
     """(element, its length) of one JSON list, decoded as it is read."""
     decoder, reader = Decoder(), io.TextIOWrapper(stream, encoding="utf-8-sig")
     try:
@@ -283,7 +290,7 @@ def _of_list(stream: "io.BufferedReader[Any]", path: Path) -> Iterator[tuple[Any
                 text, at, wanted, ended = text[at:] + more, 0, 2 * wanted, not more
                 continue
             element = decoder.checked(element)
-            yield whole(element) if text.find(ESCAPE, at, end) >= 0 else element, end - at
+            yield replace_lone_surrogates(element) if text.find(ESCAPE, at, end) >= 0 else element, end - at
             at, wanted = end, CHUNK
     except (UnicodeDecodeError, RecursionError) as error:
         raise InputError(

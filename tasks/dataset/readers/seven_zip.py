@@ -16,7 +16,7 @@ from py7zr.io import Py7zIO, WriterFactory
 from tasks.system.errors import InputError
 
 
-def has(path: Path, name: str) -> bool:
+def has_member(path: Path, name: str) -> bool:
     """Whether the file is an archive with a member called ``name``."""
     try:
         with py7zr.SevenZipFile(path) as archive:
@@ -26,7 +26,7 @@ def has(path: Path, name: str) -> bool:
 
 
 @contextmanager
-def member(file: BinaryIO, path: Path, name: str) -> Iterator[BinaryIO]:
+def open_member(file: BinaryIO, path: Path, name: str) -> Iterator[BinaryIO]:
     """The bytes of the only member called ``name``, in whichever folder of the archive. InputError: none, several, or a damaged archive."""
     try:
         archive = py7zr.SevenZipFile(file)
@@ -36,14 +36,14 @@ def member(file: BinaryIO, path: Path, name: str) -> Iterator[BinaryIO]:
             if not one.is_directory and PurePosixPath(one.filename).name == name
         ]
     except Exception as error:
-        raise _damaged(path, error) from error
+        raise _damaged_error(path, error) from error
     if len(members) != 1:
         raise InputError(
             f"{path} holds {len(members) or 'no'} {name}: give the archive of one site's posts, or the {name} itself."
         )
     reading, writing = os.pipe()
     failures: list[Exception] = []
-    thread = threading.Thread(target=_pump, args=(archive, members[0], writing, failures), daemon=True)
+    thread = threading.Thread(target=_extract, args=(archive, members[0], writing, failures), daemon=True)
     with os.fdopen(reading, "rb", buffering=2**20) as stream:
         thread.start()
         try:
@@ -54,32 +54,32 @@ def member(file: BinaryIO, path: Path, name: str) -> Iterator[BinaryIO]:
             stream.close()  # the other end gives up
             thread.join()
             if failures:  # what broke off is the archive; that the text inside is cut follows from it
-                raise _damaged(path, failures[0]) from error
+                raise _damaged_error(path, failures[0]) from error
             raise
     thread.join()
     if failures:
-        raise _damaged(path, failures[0])
+        raise _damaged_error(path, failures[0])
 
 
-def _pump(archive: py7zr.SevenZipFile, target: str, writing: int, failures: list[Exception]) -> None:
+def _extract(archive: py7zr.SevenZipFile, target: str, writing: int, failures: list[Exception]) -> None:
     with suppress(BrokenPipeError), os.fdopen(writing, "wb") as pipe:
         try:
-            archive.extract(targets=[target], factory=_Into(pipe))
+            archive.extract(targets=[target], factory=_PipeFactory(pipe))
         except BrokenPipeError:  # nobody reads on
             pass
         except Exception as error:
             failures.append(error)
 
 
-class _Into(WriterFactory):
+class _PipeFactory(WriterFactory):
     def __init__(self, pipe: BinaryIO) -> None:
         self.pipe = pipe
 
     def create(self, filename: str) -> Py7zIO:  # noqa: ARG002 - there is but one
-        return _Writer(self.pipe)
+        return _PipeWriter(self.pipe)
 
 
-class _Writer(Py7zIO):
+class _PipeWriter(Py7zIO):
     """What py7zr takes for a file."""
 
     def __init__(self, pipe: BinaryIO) -> None:
@@ -104,7 +104,7 @@ class _Writer(Py7zIO):
         return self.written
 
 
-def _damaged(path: Path, error: Exception) -> InputError:
+def _damaged_error(path: Path, error: Exception) -> InputError:
     reason = ""
     with suppress(Exception):
         reason = " ".join(str(error).split())[:120]

@@ -40,11 +40,11 @@ def repair(xml: bytes) -> bytes:
 
     Two references to the halves of one character (&#xD83D;&#xDE00;) become that character.
     """
-    text = NO_CHARACTERS.sub("", REFERENCE.sub(_character, xml.decode()))
+    text = NO_CHARACTERS.sub("", REFERENCE.sub(_repair_reference, xml.decode()))
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "ignore").encode()
 
 
-def _character(reference: re.Match[str]) -> str:
+def _repair_reference(reference: re.Match[str]) -> str:
     code = int(reference[1], 16) if reference[1] else int(reference[2])
     if 0xD800 <= code < 0xE000:
         return chr(code)
@@ -52,16 +52,16 @@ def _character(reference: re.Match[str]) -> str:
     return reference[0] if allowed else ""
 
 
-def is_utf_16(head: bytes) -> str:
+def detect_utf_16(head: bytes) -> str:
     """Return which UTF-16 the XML is in that begins so, "" for none."""
     return next((name for magic, name in UTF_16.items() if head.startswith(magic)), "")
 
 
-def in_utf_8(stream: "io.BufferedReader[Any]", path: Path) -> Any:
+def to_utf_8(stream: "io.BufferedReader[Any]", path: Path) -> Any:
     """The stream of an XML file in UTF-8, whatever it is in. UTF-16 is seen from the bytes: exports in UTF-8 declare it, too."""
     head = stream.peek(256)
     declared = DECLARED.match(head.removeprefix(codecs.BOM_UTF8))
-    encoding = is_utf_16(head)
+    encoding = detect_utf_16(head)
     if not encoding and declared and not declared[1].lower().startswith(b"utf-16"):
         encoding = declared[1].decode("latin-1")
     try:

@@ -5,9 +5,9 @@ JSON text, or written out by a chat template (rendered.py).
 import re
 from typing import Any, NamedTuple
 
-from tasks.dataset.readers.quarantine import Unusable, quote
-from tasks.dataset.readers.row_files import Decoder, whole
-from tasks.dataset.sources.rendered_chats import messages_of
+from tasks.dataset.readers.quarantine import UnusableRow, quote
+from tasks.dataset.readers.row_files import Decoder, replace_lone_surrogates
+from tasks.dataset.sources.rendered_chats import parse_messages
 
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
 SPEAKERS = {USER: "Human", ASSISTANT: "Assistant", SYSTEM: "System"}  # as hh-rlhf names them
@@ -28,17 +28,17 @@ def read_text(value: Any, column: str) -> str | list[Message]:
     if isinstance(value, str):
         if AS_TEXT.match(value):
             value = _decode(value, column)
-        elif (found := messages_of(value)) is not None:
+        elif (found := parse_messages(value)) is not None:
             value = found
         else:
             return value.strip()
     if isinstance(value, dict):
         value = next(
             (value[name] for name in LISTS if isinstance(value.get(name), list)), None
-        ) or _by_fields(value)
+        ) or _messages_from_fields(value)
     if not isinstance(value, list) or not value or not all(isinstance(message, dict) for message in value):
-        raise Unusable(f"rows with a text that is neither a text nor messages (column {quote(column)})")
-    return [_message(message, column) for message in value]
+        raise UnusableRow(f"rows with a text that is neither a text nor messages (column {quote(column)})")
+    return [_read_message(message, column) for message in value]
 
 
 def read_list(value: Any) -> Any:
@@ -49,10 +49,10 @@ def read_list(value: Any) -> Any:
         found = Decoder().decode(value.strip())
     except (ValueError, RecursionError):
         return value
-    return whole(found) if isinstance(found, list) else value
+    return replace_lone_surrogates(found) if isinstance(found, list) else value
 
 
-def texts_of(value: Any) -> list[Any]:
+def read_texts(value: Any) -> list[Any]:
     """Return a list of texts or nulls; an empty one for anything else."""
     found = read_list(value)
     return (
@@ -62,7 +62,7 @@ def texts_of(value: Any) -> list[Any]:
     )
 
 
-def interleave(asked: list[Any], answers: list[Any]) -> list[dict[str, Any]]:
+def interleave_turns(asked: list[Any], answers: list[Any]) -> list[dict[str, Any]]:
     """Return the messages of a conversation whose turns stand in two lists."""
     turns = zip(asked, answers, strict=True)
     return [
@@ -72,7 +72,7 @@ def interleave(asked: list[Any], answers: list[Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _by_fields(value: dict[str, Any]) -> list[dict[str, Any]]:
+def _messages_from_fields(value: dict[str, Any]) -> list[dict[str, Any]]:
     """Return one message; or those whose roles and contents are lists, as a Sequence of `datasets` is stored: {role: [...], content: [...]}."""
     lists = {name: found for name, found in value.items() if isinstance(found, list)}
     if not {"role", "from"}.intersection(lists) or len({len(found) for found in lists.values()}) > 1:
@@ -86,13 +86,13 @@ def _decode(text: str, column: str) -> Any:
     try:
         value = decoder.decode(text)
     except (ValueError, RecursionError):
-        raise Unusable(f"rows with messages as text that is no JSON (column {quote(column)})") from None
+        raise UnusableRow(f"rows with messages as text that is no JSON (column {quote(column)})") from None
     if decoder.repeated:
-        raise Unusable(f"rows with a message that names {decoder.repeated} twice (column {quote(column)})")
-    return whole(value)
+        raise UnusableRow(f"rows with a message that names {decoder.repeated} twice (column {quote(column)})")
+    return replace_lone_surrogates(value)
 
 
-def _message(fields: dict[str, Any], column: str) -> Message:
+def _read_message(fields: dict[str, Any], column: str) -> Message:
     role = fields.get("role") or fields.get("from")
     content = fields.get("value") if fields.get("content") is None else fields["content"]
     if isinstance(content, list):  # parts, as APIs that also take pictures have them
@@ -101,39 +101,39 @@ def _message(fields: dict[str, Any], column: str) -> Message:
         content = "\n\n".join(texts) if texts and len(texts) == len(parts) else None
     known = ROLES.get(role.strip().lower()) if isinstance(role, str) else None
     if known is None and isinstance(role, str) and role:
-        raise Unusable(
+        raise UnusableRow(
             f"rows with a message whose role is neither user, assistant nor system but {quote(role)} (column {quote(column)})"
         )
     if known is None or not isinstance(content, str):
-        raise Unusable(f"rows with a message that lacks its role or content (column {quote(column)})")
+        raise UnusableRow(f"rows with a message that lacks its role or content (column {quote(column)})")
     return Message(known, content.strip())
 
 
-def join(prompt: list[Message], before: list[Message]) -> list[Message] | None:
+def join_conversations(prompt: list[Message], before: list[Message]) -> list[Message] | None:
     """Return one conversation of a prompt and of what stands before the answer in a conversation; None if they contradict each other.
 
     Published sets have the prompt in both, or its first or last message, or a system message in one of them only.
     """
-    system, turns = _split_system(prompt)
-    other_system, other_turns = _split_system(before)
-    if system and other_system and not _same(system, other_system):
+    system, turns = _split_off_system(prompt)
+    other_system, other_turns = _split_off_system(before)
+    if system and other_system and not _are_equal(system, other_system):
         return None
     if not turns or not other_turns:
         turns = turns or other_turns
-    elif _same(turns, other_turns[: len(turns)]) or _same(turns, other_turns[-len(turns) :]):
+    elif _are_equal(turns, other_turns[: len(turns)]) or _are_equal(turns, other_turns[-len(turns) :]):
         turns = other_turns
-    elif not _same(other_turns, turns[-len(other_turns) :]) and not _is_written_out(turns, other_turns):
+    elif not _are_equal(other_turns, turns[-len(other_turns) :]) and not _is_written_out(turns, other_turns):
         return None
     elif len(turns) == 1:
         turns = other_turns
     return (system or other_system) + turns
 
 
-def _split_system(messages: list[Message]) -> tuple[list[Message], list[Message]]:
+def _split_off_system(messages: list[Message]) -> tuple[list[Message], list[Message]]:
     return ([messages[0]], messages[1:]) if messages and messages[0].role == SYSTEM else ([], messages)
 
 
-def _same(some: list[Message], others: list[Message]) -> bool:
+def _are_equal(some: list[Message], others: list[Message]) -> bool:
     return [(role, text.split()) for role, text in some] == [(role, text.split()) for role, text in others]
 
 

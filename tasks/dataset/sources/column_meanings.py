@@ -7,9 +7,9 @@ from functools import lru_cache
 from math import isfinite, isnan
 from typing import Any, NamedTuple
 
-from tasks.dataset.readers.quarantine import LeftOut, Unusable, quote
+from tasks.dataset.readers.quarantine import ExcludedRow, UnusableRow, quote
 
-NOTHING = frozenset(
+MISSING_VALUES = frozenset(
     ("NULL", "null", "Null", "(null)", "NaT", "#N/A", "NaN", "nan", "NA", "N/A", "<NA>", "\\N", "None")
 )  # what tools write for a missing value
 WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|[0-9]+")
@@ -39,7 +39,7 @@ LABELS = frozenset(
 RATINGS = frozenset(
     "score scores rating ratings rank ranks ranking reward quality grade stars votes upvotes likes helpfulness correctness".split()
 )
-JUDGES_ONE = (
+ANSWER_LABELS = (
     LABELS
     | RATINGS
     | frozenset(
@@ -73,7 +73,7 @@ class Columns(NamedTuple):
     ignored: tuple[str, ...] = ()
 
 
-def find(fields: Mapping[str, Any], column: str) -> Any:
+def find_value(fields: Mapping[str, Any], column: str) -> Any:
     """Return the value of a column, None if there is none. Of a list of objects a.b is the list of their fields b."""
     value = fields.get(column)
     if value is None and "." in column:
@@ -81,7 +81,7 @@ def find(fields: Mapping[str, Any], column: str) -> Any:
         value = fields.get(name)
         for part in path:
             value = _field(value, part)
-    return None if is_nothing(value) else value
+    return None if is_missing(value) else value
 
 
 def _field(value: Any, name: str) -> Any:
@@ -92,23 +92,23 @@ def _field(value: Any, name: str) -> Any:
     return value.get(name) if isinstance(value, dict) else None
 
 
-def is_nothing(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
     """Return whether a value stands for a missing one."""
     if isinstance(value, float | Decimal):
         return isnan(value)
-    return value is None or (isinstance(value, str) and value.strip() in NOTHING)
+    return value is None or (isinstance(value, str) and value.strip() in MISSING_VALUES)
 
 
-def sign_of(columns: Columns) -> int:
+def score_sign(columns: Columns) -> int:
     """Return -1 if the lowest score is the best. Raises Unusable if the scores are called ranks and nobody says so."""
-    if columns.scores_are_ranks is None and RANKS.intersection(words(columns.scores)):
-        raise Unusable(
+    if columns.scores_are_ranks is None and RANKS.intersection(split_words(columns.scores)):
+        raise UnusableRow(
             f"rows whose scores are ranks by their name (column {quote(columns.scores)}; say so in source.scores_are_ranks)"
         )
     return -1 if columns.scores_are_ranks else 1
 
 
-def number(value: Any, column: str) -> float:
+def read_number(value: Any, column: str) -> float:
     """Return a score as a number, also one that is a Decimal, or a text in figures. Raises Unusable."""
     if isinstance(value, int | float | Decimal) or (isinstance(value, str) and NUMBER.fullmatch(value)):
         try:
@@ -117,32 +117,32 @@ def number(value: Any, column: str) -> float:
             found = float("nan")
         if isfinite(found):
             return found
-    raise Unusable(f"rows with a score that is no number (column {quote(column)})")
+    raise UnusableRow(f"rows with a score that is no number (column {quote(column)})")
 
 
 @lru_cache(maxsize=1024)  # rows have the same columns
-def words(name: str) -> tuple[str, ...]:
+def split_words(name: str) -> tuple[str, ...]:
     """Return the words of a column's name in lower case: response_0, chosenScore and human-ref-A have two, two and three."""
     return tuple(word.lower() for word in WORD.findall(name))
 
 
-def is_good(value: Any, column: str) -> bool:
+def is_good_label(value: Any, column: str) -> bool:
     """Return what a label says of one answer. Raises Unusable."""
-    text = _verdict(value)
+    text = _normalise_label(value)
     if text in TRUE or text in FALSE:
-        return (text in TRUE) is not bool(NEGATIVE.intersection(words(column)))
+        return (text in TRUE) is not bool(NEGATIVE.intersection(split_words(column)))
     if text in GOOD or text in BAD:
         return text in GOOD
-    raise Unusable(
+    raise UnusableRow(
         f"rows whose label says neither good nor bad (column {quote(column)}; list it in source.ignored if it is none)"
     )
 
 
 def is_first_by_sign(value: Any, columns: Columns) -> bool:
     """Return whether a label whose sign names the better side, as -3 to 3 in HelpSteer3, names the first. Raises Unusable, or LeftOut for 0."""
-    strength = number(value, columns.label)
+    strength = read_number(value, columns.label)
     if not strength:
-        raise LeftOut(TIE)
+        raise ExcludedRow(TIE)
     return (strength < 0) is columns.negative_is_first
 
 
@@ -152,56 +152,58 @@ def is_first_better(value: Any, column: str, *, first: str, second: str) -> bool
     A label may be a column's name, the end of one (A, model_b, 0 of response_0), an order of both (A>B), or true, 1 and the like for the
     first column; or for the one that ends as the label's own name does (winner_model_b).
     """
-    text = _verdict(value)
+    text = _normalise_label(value)
     if text in (first.lower(), second.lower()):
         return text == first.lower()
-    ends = _ends(first, second)
-    found = words(text) if text.isdigit() or not NUMBER.fullmatch(text) else ()  # -1 is no 1
+    ends = _distinguishing_words(first, second)
+    found = split_words(text) if text.isdigit() or not NUMBER.fullmatch(text) else ()  # -1 is no 1
     if ends[0] != ends[1] and set(ends) <= set(found):
         return _is_first_in_order(text, ends, column)
-    if ends[0] != ends[1] and _last(found) in ends and NOT.isdisjoint(found):
-        return _last(found) == ends[0]
+    if ends[0] != ends[1] and _last_word(found) in ends and NOT.isdisjoint(found):
+        return _last_word(found) == ends[0]
     is_of_numbers = (
         all(end.isdigit() for end in ends) and ends[0] != ends[1] and NUMBER.fullmatch(text)
     )  # 0 of response_1 and response_2
     if (text in TRUE or text in FALSE) and not is_of_numbers:
-        about_second = _last(words(column)) == ends[1] != ends[0] or bool(
-            NEGATIVE.intersection(words(column))
+        about_second = _last_word(split_words(column)) == ends[1] != ends[0] or bool(
+            NEGATIVE.intersection(split_words(column))
         )
         return (text in TRUE) is not about_second
-    if TIES & set(words(text)):
-        raise LeftOut(TIE)
+    if TIES & set(split_words(text)):
+        raise ExcludedRow(TIE)
     hint = (
         "; if its sign tells, say in source.negative_is_first which side is meant"
         if NUMBER.fullmatch(text)
         else ""
     )
-    raise Unusable(f"rows whose label names neither side (column {quote(column)}{hint})")
+    raise UnusableRow(f"rows whose label names neither side (column {quote(column)}{hint})")
 
 
 def _is_first_in_order(text: str, ends: tuple[str, str], column: str) -> bool:
     """Return whether a verdict that names both sides, such as [[A>B]] or b << a, puts the first above the second."""
     found = ORDER.fullmatch(text)
     if not found or {found["left"], found["right"]} != set(ends):
-        raise Unusable(f"rows whose label names both sides (column {quote(column)})")
+        raise UnusableRow(f"rows whose label names both sides (column {quote(column)})")
     if found["sign"][0] in "=~":
-        raise LeftOut(TIE)
+        raise ExcludedRow(TIE)
     return (found["left"] == ends[0]) is (found["sign"][0] == ">")
 
 
-def _ends(first: str, second: str) -> tuple[str, str]:
+def _distinguishing_words(first: str, second: str) -> tuple[str, str]:
     """Return the word that tells each of two columns from the other, such as 0 and 1 of summaries.0.text and summaries.1.text; else their last."""
-    differing = [pair for pair in zip(words(first), words(second), strict=False) if pair[0] != pair[1]]
-    if len(words(first)) == len(words(second)) and len(differing) == 1:
+    differing = [
+        pair for pair in zip(split_words(first), split_words(second), strict=False) if pair[0] != pair[1]
+    ]
+    if len(split_words(first)) == len(split_words(second)) and len(differing) == 1:
         return differing[0]
-    return _last(words(first)), _last(words(second))
+    return _last_word(split_words(first)), _last_word(split_words(second))
 
 
-def _last(found: tuple[str, ...]) -> str:
+def _last_word(found: tuple[str, ...]) -> str:
     return found[-1] if found else ""
 
 
-def _verdict(value: Any) -> str:
+def _normalise_label(value: Any) -> str:
     """Return a label in lower case, a number without a fraction that is 0; nothing for what cannot be one."""
     if isinstance(value, str | bool):
         text = str(value).strip().lower() if len(str(value)) <= LONGEST_COLUMN else ""
@@ -216,20 +218,26 @@ def refuse_deciding(unread: Mapping[str, Any], judges: frozenset[str], said: Seq
 
     ``judges`` are words in the names of columns that judge the row's answers; ``said`` are the texts that are read of the row.
     """
-    known = {name: words(name) for name in unread if len(name) <= LONGEST_COLUMN}
+    known = {name: split_words(name) for name in unread if len(name) <= LONGEST_COLUMN}
     deciding = [
-        name for name, found in known.items() if judges.intersection(found) and _is_verdict(unread[name])
+        name for name, found in known.items() if judges.intersection(found) and _may_be_label(unread[name])
     ]
     if deciding:
-        raise Unusable(_undecided(deciding, "turn their meaning round", "source.scores or source.label"))
+        raise UnusableRow(
+            _deciding_reason(deciding, "turn their meaning round", "source.scores or source.label")
+        )
     asking = [
-        name for name, found in known.items() if "".join(found) in PROMPTS and _is_unsaid(unread[name], said)
+        name
+        for name, found in known.items()
+        if "".join(found) in PROMPTS and _is_unread_text(unread[name], said)
     ]
     if asking:
-        raise Unusable(_undecided(asking, "belong to their prompt", "source.system or source.context"))
+        raise UnusableRow(
+            _deciding_reason(asking, "belong to their prompt", "source.system or source.context")
+        )
 
 
-def _undecided(names: list[str], what: str, where: str) -> str:
+def _deciding_reason(names: list[str], what: str, where: str) -> str:
     """Return the reason for a row with such columns: all at once, so that nobody has to try for each of them."""
     more = [f"{len(names) - MOST_NAMED} more"] if len(names) > MOST_NAMED else []
     *before, last = [*map(quote, names[:MOST_NAMED]), *more]
@@ -240,16 +248,16 @@ def _undecided(names: list[str], what: str, where: str) -> str:
     return f"rows whose columns {', '.join(before)} and {last} may {what} (name each in {where}, or in source.ignored if it does not)"
 
 
-def _is_unsaid(value: Any, said: Sequence[str]) -> bool:
-    return _is_text(value) and not (isinstance(value, str) and is_said(value.strip(), said))
+def _is_unread_text(value: Any, said: Sequence[str]) -> bool:
+    return _is_text(value) and not (isinstance(value, str) and is_contained(value.strip(), said))
 
 
-def is_said(text: str, texts: Iterable[str]) -> bool:
+def is_contained(text: str, texts: Iterable[str]) -> bool:
     """Return whether a text is one of the others, or a part of one that is too long to be there by chance."""
     return any(text == other or (len(text) >= LONG and text in other) for other in texts)
 
 
-def _is_verdict(value: Any) -> bool:
+def _may_be_label(value: Any) -> bool:
     return isinstance(value, bool | int | float | Decimal) or (
         isinstance(value, str) and 0 < len(value.strip()) <= SHORT
     )
@@ -259,26 +267,26 @@ def _is_text(value: Any) -> bool:
     return bool(value.strip() if isinstance(value, str) else value) and isinstance(value, str | list | dict)
 
 
-def twin_scores(names: Iterable[str], *, first: str, second: str) -> tuple[str, str] | None:
+def find_twin_scores(names: Iterable[str], *, first: str, second: str) -> tuple[str, str] | None:
     """Return the columns with scores of both sides of a comparison, such as score_A and score_B of human_ref_A and human_ref_B."""
-    return _twins(tuple(name for name in names if len(name) <= LONGEST_COLUMN), first, second)
+    return _find_twin_scores(tuple(name for name in names if len(name) <= LONGEST_COLUMN), first, second)
 
 
 @lru_cache(maxsize=8)  # rows of a file have the same names
-def _twins(names: tuple[str, ...], first: str, second: str) -> tuple[str, str] | None:
+def _find_twin_scores(names: tuple[str, ...], first: str, second: str) -> tuple[str, str] | None:
     for name in names:
-        if TWIN_RATINGS.intersection(words(name)) and (
-            twin := twin_of(name, names, first=first, second=second)
+        if TWIN_RATINGS.intersection(split_words(name)) and (
+            twin := find_twin(name, names, first=first, second=second)
         ):
             return name, twin
     return None
 
 
-def twin_of(name: str, names: Iterable[str], *, first: str, second: str) -> str | None:
+def find_twin(name: str, names: Iterable[str], *, first: str, second: str) -> str | None:
     """Return the column that says of the side ``second`` what ``name`` says of ``first``: winner_model_b of winner_model_a."""
-    one = [word for word in words(first) if word not in words(second)]
-    other = [word for word in words(second) if word not in words(first)]
-    if len(one) != 1 or len(other) != 1 or one[0] not in words(name):
+    one = [word for word in split_words(first) if word not in split_words(second)]
+    other = [word for word in split_words(second) if word not in split_words(first)]
+    if len(one) != 1 or len(other) != 1 or one[0] not in split_words(name):
         return None
-    wanted = tuple(other[0] if word == one[0] else word for word in words(name))
-    return next((twin for twin in names if len(twin) <= LONGEST_COLUMN and words(twin) == wanted), None)
+    wanted = tuple(other[0] if word == one[0] else word for word in split_words(name))
+    return next((twin for twin in names if len(twin) <= LONGEST_COLUMN and split_words(twin) == wanted), None)

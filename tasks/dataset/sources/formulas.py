@@ -46,7 +46,7 @@ def protect(text: str) -> Protected:
         return Protected(text, [])
     parts: list[str] = []
     formulas: list[str] = []
-    ends = _Ends(text)
+    ends = _EndFinder(text)
     done = place = 0
     while step := STEP.search(text, place):
         start, place = step.span()
@@ -58,7 +58,7 @@ def protect(text: str) -> Protected:
             odd = step["one"] is not None and MARKUP.match(text, place) is not None
             parts += [text[done:start], BACKSLASH * (len(step[0]) + odd)]
             done = place
-        elif end := _end_of_formula(step, text, ends):
+        elif end := _find_formula_end(step, text, ends):
             parts += [text[done:start], f"{OPEN}{len(formulas)}{CLOSE}"]
             formulas.append(html.unescape(BREAK.sub("\n", text[start:end])))
             done = place = end
@@ -74,7 +74,7 @@ def restore(markdown: str, formulas: list[str]) -> str:
     return PLACE.sub(lambda mark: formulas[int(mark[1])], markdown)
 
 
-def _end_of_formula(step: re.Match[str], text: str, ends: "_Ends") -> int:
+def _find_formula_end(step: re.Match[str], text: str, ends: "_EndFinder") -> int:
     """Return where the formula ends that may begin with this step, 0 if it is none."""
     if step["dollar"]:
         found = INLINE.match(text, step.start())
@@ -89,7 +89,7 @@ def _end_of_formula(step: re.Match[str], text: str, ends: "_Ends") -> int:
     return end if end <= len(text) and ends.next_tag(step.end()) >= end else 0
 
 
-class _Ends:
+class _EndFinder:
     """Where things end in a text. Remembers, so that a text full of beginnings without an end is still read once."""
 
     def __init__(self, text: str) -> None:

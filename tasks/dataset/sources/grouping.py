@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from tasks.dataset.question import Answer, Question, identity, levels
+from tasks.dataset.question import Answer, Question, comparison_levels, text_id
 
 
 class _Group:
@@ -18,12 +18,12 @@ class _Group:
         self.labels: dict[int, set[bool]] = {}  # whether an answer was called good
 
     def note(self, text: str) -> int:
-        number = identity(text)
+        number = text_id(text)
         self.texts[number] = text
         return number
 
 
-class Note(NamedTuple):
+class AnswerRecord(NamedTuple):
     """What one row says of a prompt's answer: which other it beats, or instead of the other its rating, whether it is good, or nothing."""
 
     prompt: str
@@ -33,26 +33,26 @@ class Note(NamedTuple):
     split: str
 
 
-class Gathered:
+class AnswerGroups:
     """Notes of one source, by the identities of their prompts; the same questions whatever order they come in."""
 
-    def __init__(self, site: str, licence: str, notes: Iterable[tuple[int, Note]] = ()) -> None:
+    def __init__(self, site: str, licence: str, notes: Iterable[tuple[int, AnswerRecord]] = ()) -> None:
         self.site, self.licence = site, licence
         self.notes = list(notes)
 
     def compare(self, prompt: str, better: str, worse: str, *, url: str = "", split: str = "") -> None:
-        self.notes.append((identity(prompt), Note(prompt, better, worse, url, split)))
+        self.notes.append((text_id(prompt), AnswerRecord(prompt, better, worse, url, split)))
 
     def rate(self, prompt: str, answer: str, rating: float, *, split: str = "") -> None:
-        self.notes.append((identity(prompt), Note(prompt, answer, float(rating), "", split)))
+        self.notes.append((text_id(prompt), AnswerRecord(prompt, answer, float(rating), "", split)))
 
     def label(self, prompt: str, answer: str, good: bool, *, split: str = "") -> None:
         """Add an answer that somebody called good or bad."""
-        self.notes.append((identity(prompt), Note(prompt, answer, good, "", split)))
+        self.notes.append((text_id(prompt), AnswerRecord(prompt, answer, good, "", split)))
 
     def answer(self, prompt: str, answer: str, *, split: str = "") -> None:
         """An answer that nothing is known about but that it is worth learning from."""
-        self.notes.append((identity(prompt), Note(prompt, answer, None, "", split)))
+        self.notes.append((text_id(prompt), AnswerRecord(prompt, answer, None, "", split)))
 
     def _groups(self) -> dict[int, _Group]:
         groups: dict[int, _Group] = {}
@@ -75,12 +75,12 @@ class Gathered:
         Answers that beat each other are not compared.
         """
         for question_id, group in sorted(self._groups().items()):
-            numbers = _standing(group, dropped)
+            numbers = _select_answers(group, dropped)
             if not numbers:
                 continue
             place = {number: index for index, number in enumerate(numbers)}
             pairs = {(place[better], place[worse]) for better, worse in group.wins}
-            heights, contradicting = levels(pairs)
+            heights, contradicting = comparison_levels(pairs)
             dropped["comparisons that contradict each other"] += len(contradicting)
             scores = [
                 float(heights.get(i, 0)) if pairs else _score(group, number)
@@ -105,7 +105,7 @@ class Gathered:
             )
 
 
-def _standing(group: _Group, dropped: Counter[str]) -> list[int]:
+def _select_answers(group: _Group, dropped: Counter[str]) -> list[int]:
     """Return the answers that have a place among the others, by identity; a question without a good one has none."""
     numbers = sorted(group.texts)
     compared = {number for pair in group.wins for number in pair}

@@ -8,29 +8,29 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-from tasks.dataset.readers.quarantine import Bad
+from tasks.dataset.readers.quarantine import RejectRow
 from tasks.dataset.readers.row_files import Row
-from tasks.dataset.sources.grouping import Gathered
+from tasks.dataset.sources.grouping import AnswerGroups
 from tasks.dataset.splits import is_test
 
 SITE, LICENCE = "hh-rlhf", "MIT"
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 SPEAKER = re.compile(f"{HUMAN}|{ASSISTANT}")
-DIFFER, TURNS, EQUAL = RULES = (
+SIDES_DIFFER, SEVERAL_TURNS, EQUAL_ANSWERS = RULES = (
     "rows whose sides differ before the last answer",
     "rows of several turns",
     "rows whose answers are equal",
 )
 
 
-def gather(rows: Iterable[Row], dropped: Counter[str], bad: Bad, *, one_turn: bool) -> Gathered:
+def group_rows(rows: Iterable[Row], dropped: Counter[str], bad: RejectRow, *, one_turn: bool) -> AnswerGroups:
     """Questions from rows; the rows of files whose path names them a test set are for evaluation.
 
     ``dropped`` counts what the rules leave out (RULES), ``bad`` is told of what is no pair of dialogues.
     """
-    found = Gathered(SITE, LICENCE)
+    found = AnswerGroups(SITE, LICENCE)
     for place, fields in rows:
-        parts = parted(fields.get("chosen"), fields.get("rejected"), one_turn=one_turn)
+        parts = split_dialogues(fields.get("chosen"), fields.get("rejected"), one_turn=one_turn)
         if isinstance(parts, str):
             if parts in RULES:
                 dropped[parts] += 1
@@ -41,22 +41,22 @@ def gather(rows: Iterable[Row], dropped: Counter[str], bad: Bad, *, one_turn: bo
     return found
 
 
-def parted(chosen: object, rejected: object, *, one_turn: bool) -> tuple[str, str, str] | str:
+def split_dialogues(chosen: object, rejected: object, *, one_turn: bool) -> tuple[str, str, str] | str:
     """(question, better answer, worse answer), or the reason why there is none."""
     if not (isinstance(chosen, str) and isinstance(rejected, str)):
         return "rows without two dialogues"
     before, _, better = chosen.rpartition(ASSISTANT)
     other, _, worse = rejected.rpartition(ASSISTANT)
     if before != other:
-        return DIFFER
+        return SIDES_DIFFER
     speakers = SPEAKER.findall(before)
     if not speakers or not before.startswith(HUMAN) or HUMAN in better + worse or speakers[-1] != HUMAN:
         return "rows that are no dialogue"
     if one_turn and len(speakers) > 1:
-        return TURNS
+        return SEVERAL_TURNS
     question = before.removeprefix(HUMAN).strip() if len(speakers) == 1 else before.strip()
     if not question or not better.strip() or not worse.strip():
         return "rows with an empty side"
     if better.strip() == worse.strip():
-        return EQUAL
+        return EQUAL_ANSWERS
     return question, better.strip(), worse.strip()

@@ -27,7 +27,7 @@ OPTIONS = ConversionOptions(
 QUICK_OPTIONS = replace(
     OPTIONS, inline_data_media=InlineDataMedia.KEEP, compact_tables=False, keep_inline_images_in=[]
 )
-FULL, QUICK = _to_rust_conversion_options(OPTIONS), _to_rust_conversion_options(QUICK_OPTIONS)
+FULL, FAST_OPTIONS = _to_rust_conversion_options(OPTIONS), _to_rust_conversion_options(QUICK_OPTIONS)
 # That scan is right about the tags that nearly all posts have. Beyond them it cuts words in two (beside an empty heading, a <summary>, a
 # <figcaption>), loses tables of one cell, and a level of a quote that begins with a quote, so that code in it is no block any more.
 # At a linked image, it gives up; powers are seen to below.
@@ -63,16 +63,16 @@ def to_markdown(html: str) -> str:
         html, formulas = protect(html)
     if "<blockquote" in html and BEFORE_QUOTE.search(html) and BETWEEN not in html:
         html = BEFORE_QUOTE.sub(rf"\g<0><p>{BETWEEN}</p>", html)
-        found = BETWEEN_LINE.sub("", _converted(html))
+        found = BETWEEN_LINE.sub("", _convert_quickly(html))
     else:
-        found = _converted(html)
+        found = _convert_quickly(html)
     return found if formulas is None else restore(found, formulas).strip()
 
 
-def _converted(html: str) -> str:
+def _convert_quickly(html: str) -> str:
     if UNUSUAL.search(html):
         return _convert(BASE.sub(r"_\1", POWER.sub(r"^\1\2", html)), FULL).strip()
-    found = _convert(html, QUICK)
+    found = _convert(html, FAST_OPTIONS)
     if DATA_ADDRESS.search(found):
         found = _convert(html, FULL)
     return found.strip()

@@ -26,22 +26,22 @@ SPOKEN = {"Human": "user", "Assistant": "assistant", "INST": "user", "/INST": "a
 SYSTEM, SYSTEM_END = "<<SYS>>", "<</SYS>>"  # within the first turn of Llama 2
 
 
-def messages_of(text: str) -> list[dict[str, str]] | None:
+def parse_messages(text: str) -> list[dict[str, str]] | None:
     """Return the messages of a written-out conversation, without the empty one that asks for an answer; None if the text is none."""
     if text[:LOOK].lstrip().startswith(("<", "[INST]", "### Human:")):
         start = BEGIN.match(text)
         place = start.end() if start else 0
         header = next((header for header in HEADERS if header.match(text, place)), None)
         if header:
-            return _without_opening(_parted(header, text[place:]))
+            return _drop_opening(_split_turns(header, text[place:]))
     whole = f"\n\n{text.strip()}"
     is_dialogue = (
         whole.startswith(ASKS) and (text.startswith(ASKS) or whole.endswith(ANSWERS)) and ANSWERS in whole
     )
-    return _without_opening(_parted(DIALOGUE, whole)) if is_dialogue else None
+    return _drop_opening(_split_turns(DIALOGUE, whole)) if is_dialogue else None
 
 
-def without_end(answer: str) -> str:
+def strip_end(answer: str) -> str:
     """Return an answer without the end of turn that a template has put behind it; the answer itself if it is nothing else."""
     found = END.search(answer[-LOOK:])
     if not found or (found[0].strip() == "</s>" and STRUCK in answer):
@@ -49,11 +49,11 @@ def without_end(answer: str) -> str:
     return answer[: -len(found[0])].rstrip() or answer
 
 
-def _parted(header: re.Pattern[str], text: str) -> list[dict[str, str]]:
+def _split_turns(header: re.Pattern[str], text: str) -> list[dict[str, str]]:
     _, *parts = header.split(text)
     pairs = zip(parts[::2], parts[1::2], strict=True)
     messages = [
-        {"role": SPOKEN.get(role, role), "content": without_end(content.strip().removesuffix(STRUCK))}
+        {"role": SPOKEN.get(role, role), "content": strip_end(content.strip().removesuffix(STRUCK))}
         for role, content in pairs
     ]
     first = messages[0]["content"]
@@ -67,6 +67,6 @@ def _parted(header: re.Pattern[str], text: str) -> list[dict[str, str]]:
     ]
 
 
-def _without_opening(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+def _drop_opening(messages: list[dict[str, str]]) -> list[dict[str, str]]:
     last = messages[-1]
     return messages[:-1] if last["role"] in ASSISTANTS and not last["content"] else messages

@@ -4,7 +4,7 @@ from collections import Counter
 from typing import NamedTuple
 
 
-class Seen(NamedTuple):
+class RowWarnings(NamedTuple):
     """What was odd about the rows, and how many had it."""
 
     unread: Counter[str]  # by column
@@ -17,16 +17,16 @@ class Seen(NamedTuple):
     left_out: Counter[str]  # rows that a rule leaves out, by reason
 
     @classmethod
-    def nothing(cls) -> "Seen":
+    def empty(cls) -> "RowWarnings":
         return cls(*(Counter() for _ in cls._fields))
 
-    def update(self, other: "Seen") -> None:
+    def update(self, other: "RowWarnings") -> None:
         for mine, more in zip(self, other, strict=True):
             mine.update(more)
 
-    def most_common(self, count: int) -> "Seen":
+    def most_common(self, count: int) -> "RowWarnings":
         """Return the same with the ``count`` commonest entries of each: names come from the rows, and may be as many."""
-        return Seen(
+        return RowWarnings(
             *(
                 Counter(dict(sorted(mine.items(), key=lambda item: (-item[1], item[0]))[:count]))
                 for mine in self

@@ -21,7 +21,7 @@ from tasks.dataset.readers import blocks
 from tasks.dataset.readers.blocks import Block, batches
 from tasks.dataset.readers.csv_columns import NOT_UTF_8, POSTS, find_columns, find_delimiter, read_fields
 from tasks.dataset.readers.quarantine import Place, Quarantine
-from tasks.dataset.readers.xml_characters import CONTROLS, WithoutControls, in_utf_8, is_utf_16, repair
+from tasks.dataset.readers.xml_characters import CONTROLS, WithoutControls, detect_utf_16, repair, to_utf_8
 from tasks.system.errors import InputError, refusing_broken_gzip
 
 SEVEN_ZIP = b"7z\xbc\xaf\x27\x1c"
@@ -70,9 +70,9 @@ def read_posts(
     ``dropped`` counts by kind the rows that are neither, ``bad`` is told of those that cannot be read; ``watch(read, size)``, in bytes of the file,
     is called after each block. InputError: no such file, not a dump, or a damaged one.
     """
-    size, number = size_of(path), 0
-    for block in cut(path):
-        for post in posts_in(block):
+    size, number = file_size(path), 0
+    for block in iter_blocks(path):
+        for post in read_posts_of(block):
             number += 1
             bad.rows += 1
             if isinstance(post, Post):
@@ -85,28 +85,32 @@ def read_posts(
             watch(block.read, size)
 
 
-def cut(path: Path, table: str = POSTS) -> Iterator[Block]:
+def iter_blocks(path: Path, table: str = POSTS) -> Iterator[Block]:
     """A table of the dump in blocks of about ``blocks.SIZE`` bytes of text. Raises InputError."""
-    whole = size_of(path)
-    with path.open("rb") as file, _refusals(path), _opened(file, path, f"{table.capitalize()}.xml") as stream:
-        for form, content in _pieces(stream, path, blocks.SIZE, table):
+    whole = file_size(path)
+    with (
+        path.open("rb") as file,
+        _refusing_damaged_files(path),
+        _open_unpacked(file, path, f"{table.capitalize()}.xml") as stream,
+    ):
+        for form, content in _iter_pieces(stream, path, blocks.BLOCK_BYTES, table):
             yield Block(path, path.name, form, content, min(file.tell(), whole))
 
 
-def posts_in(block: Block) -> Iterator[Post | Unreadable | str]:
+def read_posts_of(block: Block) -> Iterator[Post | Unreadable | str]:
     """Yield every row of a block as a post; what is none by its kind, what cannot be read with the reason. Raises InputError."""
-    yield from map(_post, fields_in(block))
+    yield from map(_parse_post, read_fields_of(block))
 
 
-def fields_in(block: Block) -> Iterator[Mapping[str, str] | str]:
+def read_fields_of(block: Block) -> Iterator[Mapping[str, str] | str]:
     """Yield every row of a block by the names of its columns, or the reason why it cannot be read. Raises InputError."""
-    with _refusals(block.path):
-        rows = blocks.content(block)
-        yield from _parsed(rows, block.path) if block.form == XML else rows
+    with _refusing_damaged_files(block.path):
+        rows = blocks.load_content(block)
+        yield from _parse_rows(rows, block.path) if block.form == XML else rows
 
 
 @contextmanager
-def _refusals(path: Path) -> Iterator[None]:
+def _refusing_damaged_files(path: Path) -> Iterator[None]:
     try:
         with refusing_broken_gzip(path):
             yield
@@ -120,7 +124,7 @@ def _refusals(path: Path) -> Iterator[None]:
         ) from error
 
 
-def size_of(path: Path) -> int:
+def file_size(path: Path) -> int:
     if not path.exists():
         raise InputError(
             f"{path} does not exist: give the path of a .7z, or of a Posts.xml or Posts.csv, also gzipped."
@@ -133,13 +137,13 @@ def size_of(path: Path) -> int:
 
 
 @contextmanager
-def _opened(file: io.BufferedReader, path: Path, member: str) -> Iterator[Any]:
+def _open_unpacked(file: io.BufferedReader, path: Path, member: str) -> Iterator[Any]:
     """The bytes of the dump, unpacked; the content (never the file's name) shows how."""
     head = file.peek(len(SEVEN_ZIP))
     if head.startswith(SEVEN_ZIP):
         from tasks.dataset.readers import seven_zip  # most dumps come without, and it is slow to import
 
-        with seven_zip.member(file, path, member) as stream:
+        with seven_zip.open_member(file, path, member) as stream:
             yield stream
     elif head.startswith(b"\x1f\x8b"):
         yield io.BufferedReader(gzip.GzipFile(fileobj=file))
@@ -147,22 +151,26 @@ def _opened(file: io.BufferedReader, path: Path, member: str) -> Iterator[Any]:
         yield file
 
 
-def _pieces(stream: "io.BufferedReader[Any]", path: Path, size: int, table: str) -> Iterator[tuple[str, Any]]:
+def _iter_pieces(
+    stream: "io.BufferedReader[Any]", path: Path, size: int, table: str
+) -> Iterator[tuple[str, Any]]:
     """(form, content) of each block, in whichever format the content shows."""
     head = stream.peek(64)
     for magic, archive in ARCHIVES.items():
         if head.startswith(magic):
             raise InputError(f"{path} is a {archive} archive: unpack it and give the Posts.xml inside.")
-    if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<") or is_utf_16(head):
-        text = in_utf_8(stream, path)
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<") or detect_utf_16(head):
+        text = to_utf_8(stream, path)
         begun = text.read(HEAD).translate(None, CONTROLS)
         plain = PLAIN.match(begun[: begun.find(ROW)] if ROW in begun else b"")
         if plain and plain["table"] == table.encode():
-            yield from ((XML, rows) for rows in _xml_rows(begun[begun.find(ROW) :], text, path, size, table))
+            yield from (
+                (XML, rows) for rows in _iter_xml_blocks(begun[begun.find(ROW) :], text, path, size, table)
+            )
             return
-        rows: Iterator[Any] = _odd_xml_rows(_Begun(begun, text), path, table)
+        rows: Iterator[Any] = _iter_unusual_xml_rows(_Prefixed(begun, text), path, table)
     else:
-        rows = _csv_rows(stream, path, table)
+        rows = _iter_csv_rows(stream, path, table)
     yield from ((FIELDS, batch) for batch in batches(((row, _weight(row)) for row in rows), size))
 
 
@@ -170,7 +178,7 @@ def _weight(row: Mapping[str, str] | str) -> int:
     return 100 + (0 if isinstance(row, str) else len(row.get("Body", "")))
 
 
-def _xml_rows(begun: bytes, stream: Any, path: Path, size: int, table: str) -> Iterator[bytes]:
+def _iter_xml_blocks(begun: bytes, stream: Any, path: Path, size: int, table: str) -> Iterator[bytes]:
     """The text of whole rows. Only a row can begin with "<row", for in a value "<" is spelled otherwise."""
     held = begun
     while more := stream.read(size):
@@ -193,37 +201,37 @@ def _xml_rows(begun: bytes, stream: Any, path: Path, size: int, table: str) -> I
     yield held[:end]
 
 
-def _parsed(rows: bytes, path: Path) -> Iterator[Mapping[str, str] | str]:
+def _parse_rows(rows: bytes, path: Path) -> Iterator[Mapping[str, str] | str]:
     try:
-        found = _tree(rows)
+        found = _parse_tree(rows)
     except etree.XMLSyntaxError:  # one bad row is enough
         for row in rows.split(ROW)[1:]:
-            yield from _parsed_alone(ROW + row, path)
+            yield from _parse_row(ROW + row, path)
     else:
-        yield from _attributes(found, path)
+        yield from _iter_attributes(found, path)
 
 
-def _parsed_alone(row: bytes, path: Path) -> Iterator[Mapping[str, str] | str]:
+def _parse_row(row: bytes, path: Path) -> Iterator[Mapping[str, str] | str]:
     try:
         try:
-            found = _tree(row)
+            found = _parse_tree(row)
         except etree.XMLSyntaxError:
-            found = _tree(repair(row))
+            found = _parse_tree(repair(row))
     except etree.XMLSyntaxError:
         yield NOT_XML
     except UnicodeDecodeError:
         yield NOT_UTF_8
     else:
-        yield from _attributes(found, path)
+        yield from _iter_attributes(found, path)
 
 
-def _tree(rows: bytes) -> "etree._Element":
+def _parse_tree(rows: bytes) -> "etree._Element":
     # Without huge_tree libxml2 refuses attributes above 10 MB; a text of its own has no entities but XML's.
     parser = etree.XMLParser(resolve_entities=False, no_network=True, collect_ids=False, encoding="utf-8")
     return etree.fromstring(b"<rows>%b</rows>" % rows, parser)
 
 
-def _attributes(rows: "etree._Element", path: Path) -> Iterator[Mapping[str, str]]:
+def _iter_attributes(rows: "etree._Element", path: Path) -> Iterator[Mapping[str, str]]:
     for row in rows:
         if row.tag == "row":
             attributes: Any = row.attrib
@@ -232,7 +240,7 @@ def _attributes(rows: "etree._Element", path: Path) -> Iterator[Mapping[str, str
             raise InputError(NOT_POSTS.format(path))
 
 
-class _Begun:
+class _Prefixed:
     """A stream whose beginning has been read."""
 
     def __init__(self, begun: bytes, rest: Any) -> None:
@@ -244,7 +252,7 @@ class _Begun:
         return more
 
 
-def _odd_xml_rows(stream: _Begun, path: Path, table: str) -> Iterator[Mapping[str, str]]:
+def _iter_unusual_xml_rows(stream: _Prefixed, path: Path, table: str) -> Iterator[Mapping[str, str]]:
     """Rows of XML that is not written as a dump is, with declarations before the rows; damaged, it is refused as a whole."""
     # Without huge_tree libxml2 refuses entity bombs and attributes above 10 MB; a dump of any length passes, for rows are freed as they go.
     options: Any = {"resolve_entities": False, "no_network": True, "collect_ids": False, "encoding": "utf-8"}
@@ -263,9 +271,11 @@ def _odd_xml_rows(stream: _Begun, path: Path, table: str) -> Iterator[Mapping[st
     raise InputError(NOT_POSTS.format(path))
 
 
-def _csv_rows(stream: "io.BufferedReader[Any]", path: Path, table: str) -> Iterator[Mapping[str, str] | str]:
+def _iter_csv_rows(
+    stream: "io.BufferedReader[Any]", path: Path, table: str
+) -> Iterator[Mapping[str, str] | str]:
     csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is less than some posts
-    clean = io.BufferedReader(WithoutControls(stream), blocks.READ)
+    clean = io.BufferedReader(WithoutControls(stream), blocks.READ_BYTES)
     delimiter = find_delimiter(clean.peek(HEAD))
     text = io.TextIOWrapper(clean, encoding="utf-8-sig", errors="surrogateescape", newline="")
     reader = csv.reader(text, delimiter=delimiter, strict=True)
@@ -276,22 +286,22 @@ def _csv_rows(stream: "io.BufferedReader[Any]", path: Path, table: str) -> Itera
             yield read_fields(row, width, columns)
 
 
-def _post(fields: Mapping[str, str] | str) -> Post | Unreadable | str:
+def _parse_post(fields: Mapping[str, str] | str) -> Post | Unreadable | str:
     """The post in a row's fields; else of which other kind it is, or the reason why it cannot be read."""
     if isinstance(fields, str):
         return Unreadable(fields)
     kind = fields.get("PostTypeId", "").removesuffix(".0")
     if kind not in (QUESTION, ANSWER):
-        return OTHER_TYPES if kind.isdecimal() else Unreadable(_reason("PostTypeId", kind))
+        return OTHER_TYPES if kind.isdecimal() else Unreadable(_unreadable_reason("PostTypeId", kind))
     author = fields.get("OwnerUserId", "").removesuffix(".0")
     try:
         return Post(
-            id=_integer(fields, "Id", low=1),
-            parent=_integer(fields, "ParentId", low=1) if kind == ANSWER else 0,
-            accepted=_integer(fields, "AcceptedAnswerId")
+            id=_parse_integer(fields, "Id", low=1),
+            parent=_parse_integer(fields, "ParentId", low=1) if kind == ANSWER else 0,
+            accepted=_parse_integer(fields, "AcceptedAnswerId")
             if kind == QUESTION and fields.get("AcceptedAnswerId")
             else 0,
-            votes=_integer(fields, "Score", low=-(2**31), high=2**31),
+            votes=_parse_integer(fields, "Score", low=-(2**31), high=2**31),
             created=fields.get("CreationDate", ""),
             title=" ".join(fields.get("Title", "").split()),
             body=fields.get("Body", ""),
@@ -303,18 +313,18 @@ def _post(fields: Mapping[str, str] | str) -> Post | Unreadable | str:
         return Unreadable(str(error))
 
 
-def _integer(fields: Mapping[str, str], column: str, *, low: int = 0, high: int = 2**63) -> int:
+def _parse_integer(fields: Mapping[str, str], column: str, *, low: int = 0, high: int = 2**63) -> int:
     text = fields.get(column, "")
     try:
         value = int(text.removesuffix(".0"))
     except ValueError:
-        raise ValueError(_reason(column, text)) from None
+        raise ValueError(_unreadable_reason(column, text)) from None
     if not low <= value < high:
         raise ValueError(f"rows whose {column} is out of range")
     return value
 
 
-def _reason(column: str, text: str) -> str:
+def _unreadable_reason(column: str, text: str) -> str:
     return f"rows whose {column} is no whole number" if text.strip() else f"rows without {column}"
 
 

@@ -12,35 +12,35 @@ from math import isfinite
 from typing import Any
 from urllib.parse import urlsplit
 
-from tasks.dataset.question import Answer, Question, identity
-from tasks.dataset.readers.quarantine import Bad
+from tasks.dataset.question import Answer, Question, text_id
+from tasks.dataset.readers.quarantine import RejectRow
 from tasks.dataset.readers.row_files import Row
-from tasks.dataset.sources.grouping import Gathered
+from tasks.dataset.sources.grouping import AnswerGroups
 from tasks.dataset.sources.markdown import to_markdown
 from tasks.dataset.splits import is_test
 
 SITE, LICENCE = "stackexchange.com", "CC BY-SA"
 
 
-def preferences(rows: Iterable[Row], bad: Bad) -> Iterator[Question]:
+def read_preferences(rows: Iterable[Row], bad: RejectRow) -> Iterator[Question]:
     """Questions with scored answers, in the order of the rows. Ids are made of the page's address: those of two sites may be equal."""
     for place, fields in rows:
-        question = _question(fields)
+        question = _build_question(fields)
         if isinstance(question, str):
             bad(place, question)
         else:
             yield question._replace(split="evaluation" if is_test(place.file) else "")
 
 
-def _question(fields: dict[str, Any]) -> Question | str:
+def _build_question(fields: dict[str, Any]) -> Question | str:
     text, answers, links = fields.get("question"), fields.get("answers"), fields.get("metadata")
     if not isinstance(text, str) or not isinstance(answers, list):
         return "rows without a question and answers"
     links = [link if isinstance(link, str) else "" for link in links] if isinstance(links, list) else []
     page, place, author = [*links, "", "", ""][:3]
-    site = _host(place or page)
+    site = _site_of(place or page)
     prompt = to_markdown(text)
-    replies = [_answer(answer, site) for answer in answers]
+    replies = [_build_answer(answer, site) for answer in answers]
     if None in replies:
         return "rows with an answer that cannot be read"
     distinct = {reply.id: reply for reply in replies if reply}
@@ -48,7 +48,7 @@ def _question(fields: dict[str, Any]) -> Question | str:
     created = date.replace("/", "-") if isinstance(date, str) else ""
     url = page or f"https://{site}/q/{fields.get('qid')}"
     return Question(
-        identity(url),
+        text_id(url),
         prompt,
         created,
         site,
@@ -59,14 +59,14 @@ def _question(fields: dict[str, Any]) -> Question | str:
     )
 
 
-def _host(address: str) -> str:
+def _site_of(address: str) -> str:
     try:
         return urlsplit(address).netloc or SITE
     except ValueError:
         return SITE
 
 
-def _answer(fields: object, site: str) -> Answer | None:
+def _build_answer(fields: object, site: str) -> Answer | None:
     if not isinstance(fields, dict):
         return None
     number, points, text = fields.get("answer_id"), fields.get("pm_score"), fields.get("text")
@@ -83,9 +83,9 @@ def _answer(fields: object, site: str) -> Answer | None:
     return Answer(number, float(points), 0, fields.get("selected") is True, "", to_markdown(text), *about)
 
 
-def paired(rows: Iterable[Row], bad: Bad) -> Gathered:
+def group_pairs(rows: Iterable[Row], bad: RejectRow) -> AnswerGroups:
     """Questions with the comparisons that their rows make."""
-    found = Gathered(SITE, LICENCE)
+    found = AnswerGroups(SITE, LICENCE)
     for place, fields in rows:
         texts = [fields.get(name) for name in ("question", "response_j", "response_k")]
         question, better, worse = [text.strip() if isinstance(text, str) else "" for text in texts]

@@ -8,30 +8,30 @@ from typing import Self
 import numpy as np
 
 from tasks.dataset.readers.blocks import Block
-from tasks.dataset.sources.stack_exchange_dump import fields_in
+from tasks.dataset.sources.stack_exchange_dump import read_fields_of
 from tasks.system.files import replacing
 
-MOST = 2**31  # a number above is nobody's
+MAX_USER_NUMBER = 2**31  # a number above is nobody's
 
 
-def names_in(block: Block) -> list[tuple[int, str]]:
+def read_user_names(block: Block) -> list[tuple[int, str]]:
     """(number, display name) of every user of a block who has both. Raises InputError."""
-    return [(int(number), name) for number, name in _told(block)]
+    return [(int(number), name) for number, name in _iter_names(block)]
 
 
-def _told(block: Block) -> Iterator[tuple[str, str]]:
-    for fields in fields_in(block):
+def _iter_names(block: Block) -> Iterator[tuple[str, str]]:
+    for fields in read_fields_of(block):
         if isinstance(fields, str):  # a row that cannot be read: this user's posts name a number
             continue
         number, name = (
             fields.get("Id", "").removesuffix(".0"),
             " ".join(fields.get("DisplayName", "").split()),
         )
-        if number.isascii() and number.isdecimal() and int(number) < MOST and name:
+        if number.isascii() and number.isdecimal() and int(number) < MAX_USER_NUMBER and name:
             yield number, name
 
 
-class Names:
+class UserNames:
     """A folder with the names one after the other, and where those of each number begin and end."""
 
     def __init__(self, folder: Path) -> None:
@@ -64,7 +64,7 @@ class Names:
 
     def get(self, number: str) -> str:
         """The user's name, "" if it is not known."""
-        if not number.isascii() or not number.isdecimal() or int(number) >= MOST:
+        if not number.isascii() or not number.isdecimal() or int(number) >= MAX_USER_NUMBER:
             return ""
         texts, places = self.open
         found = os.pread(places, 16, 16 * int(number))

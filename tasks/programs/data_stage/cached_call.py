@@ -10,13 +10,13 @@ from pydantic import TypeAdapter
 
 from tasks.system.files import replacing
 
-Do = Callable[
+Function = Callable[
     [Any], Any
 ]  # a function of a module, with one argument; its annotations say how both ways are written in JSON
 
 
 class Call(NamedTuple):
-    do: Do
+    do: Function
     task: Any
     note: Path | None = None
 
@@ -25,32 +25,32 @@ class Call(NamedTuple):
         return self.note is not None and self.note.exists()
 
 
-def answer(call: Call) -> Any:
+def run_cached(call: Call) -> Any:
     """The result of a call, from its note if there is one; else it is noted."""
     if call.note and call.note.exists():
-        return read(call.do, call.note)
+        return read_cached(call.do, call.note)
     found = call.do(call.task)
     if call.note:
-        write_whole(call.note, result_type(call.do).dump_json(found))
+        write_file(call.note, result_type(call.do).dump_json(found))
     return found
 
 
-def read(do: Do, note: Path) -> Any:
+def read_cached(do: Function, note: Path) -> Any:
     return result_type(do).validate_json(note.read_bytes())
 
 
 @cache
-def task_type(do: Do) -> TypeAdapter[Any]:
+def task_type(do: Function) -> TypeAdapter[Any]:
     (parameter,) = signature(do).parameters
     return TypeAdapter(get_type_hints(do)[parameter])
 
 
 @cache
-def result_type(do: Do) -> TypeAdapter[Any]:
+def result_type(do: Function) -> TypeAdapter[Any]:
     return TypeAdapter(get_type_hints(do)["return"])
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes) -> None:
     path.parent.mkdir(exist_ok=True)
     with replacing(path) as new:
         new.write_bytes(content)

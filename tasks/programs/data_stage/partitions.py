@@ -9,9 +9,9 @@ from tasks.config.sources import Source
 from tasks.dataset import sorted_files, tables
 from tasks.dataset.curation import contamination, question_files, rules
 from tasks.dataset.curation.question_files import SPLITS
-from tasks.dataset.question import count_pairs, pairs_of
+from tasks.dataset.question import count_pairs, draw_pairs
 from tasks.dataset.sorted_files import Slice
-from tasks.dataset.statistics import Tally
+from tasks.dataset.statistics import Statistics
 from tasks.programs.data_stage import read_source
 
 
@@ -26,24 +26,24 @@ class Partition(NamedTuple):
     path: Path
 
 
-class Shelved(NamedTuple):
+class FilteredPartition(NamedTuple):
     path: Path
     dropped: Counter[str]
     hidden: Counter[str]
 
 
-def shelve(stack: Partition) -> Shelved:
+def filter_partition(stack: Partition) -> FilteredPartition:
     """The questions of a range that the rules keep, on disk."""
     dropped: Counter[str] = Counter()
     hidden: Counter[str] = Counter()
     keep = stack.keep._replace(foreign=contamination.read(stack.foreign)) if stack.foreign else stack.keep
-    found = read_source.questions(stack.source, sorted_files.read(stack.slices), dropped)
-    kept = [question for one in found if (question := rules.admitted(one, keep, dropped, hidden))]
+    found = read_source.build_questions(stack.source, sorted_files.read(stack.slices), dropped)
+    kept = [question for one in found if (question := rules.apply_rules(one, keep, dropped, hidden))]
     question_files.write(kept, stack.path, near=stack.near)
-    return Shelved(stack.path, dropped, hidden)
+    return FilteredPartition(stack.path, dropped, hidden)
 
 
-def rules_of(data: Data) -> rules.Rules:
+def rules_from_settings(data: Data) -> rules.Rules:
     return rules.Rules(
         data.min_answer_chars, data.max_answer_chars, data.max_prompt_chars, data.personal, data.languages
     )
@@ -59,15 +59,15 @@ class TablePart(NamedTuple):
     folder: Path
 
 
-def tabulate(lot: TablePart) -> tuple[Path, Tally]:
+def build_table_part(lot: TablePart) -> tuple[Path, Statistics]:
     """The rows of a shelf's questions, a part for every table."""
-    tally = Tally()
+    tally = Statistics()
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in tables.COLUMNS}
     for question, split in zip(question_files.read(lot.shelf), lot.splits, strict=True):
         if split:
-            pairs, most = pairs_of(question, max_pairs=lot.max_pairs, seed=lot.seed), count_pairs(question)
+            pairs, most = draw_pairs(question, max_pairs=lot.max_pairs, seed=lot.seed), count_pairs(question)
             tally.add(question, pairs, most)
-            for name, row in tables.rows_of(question, SPLITS[split], pairs, most):
+            for name, row in tables.build_rows(question, SPLITS[split], pairs, most):
                 rows[name].append(row)
     lot.folder.mkdir(exist_ok=True)
     for name, part in rows.items():

@@ -12,11 +12,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tasks.programs.data_stage.cached_call import Call, answer, result_type, task_type, write_whole
+from tasks.programs.data_stage.cached_call import Call, result_type, run_cached, task_type, write_file
 from tasks.system.errors import DiskFailure, InputError
 
-SHARD = 8  # tasks in a shard: some seconds of work, against half a second to start its program
-AHEAD = 32  # shards asked for at a time: what they hold lies on disk meanwhile
+CALLS_PER_REQUEST = 8  # tasks in a shard: some seconds of work, against half a second to start its program
+MAX_PENDING_REQUESTS = 32  # shards asked for at a time: what they hold lies on disk meanwhile
 POLL_SECONDS = 0.02
 
 
@@ -24,7 +24,7 @@ class ShardFailed(RuntimeError):
     """A shard that could not be done, and not because of the input."""
 
 
-class Asked(NamedTuple):
+class Request(NamedTuple):
     calls: list[Call]
     pending: list[Call]  # those that are not noted
     done: Path
@@ -34,38 +34,38 @@ class Asked(NamedTuple):
         return not self.pending or self.done.exists()
 
 
-def results(calls: Iterator[Call], folder: Path, numbers: Iterator[int]) -> Iterator[Any]:
+def run_remotely(calls: Iterator[Call], folder: Path, numbers: Iterator[int]) -> Iterator[Any]:
     """The results of all calls, in their order. ``numbers`` name the shards; none may come twice."""
-    waiting: deque[Asked] = deque()
-    while shard := list(islice(calls, SHARD)):
-        waiting.append(_ask(shard, folder / f"{shard[0].do.__name__} {next(numbers):06}.json"))
-        while waiting and (waiting[0].is_done or len(waiting) == AHEAD):
-            yield from _taken(waiting.popleft())
+    waiting: deque[Request] = deque()
+    while shard := list(islice(calls, CALLS_PER_REQUEST)):
+        waiting.append(_send(shard, folder / f"{shard[0].do.__name__} {next(numbers):06}.json"))
+        while waiting and (waiting[0].is_done or len(waiting) == MAX_PENDING_REQUESTS):
+            yield from _receive(waiting.popleft())
     while waiting:
-        yield from _taken(waiting.popleft())
+        yield from _receive(waiting.popleft())
 
 
-def _ask(calls: list[Call], path: Path) -> Asked:
+def _send(calls: list[Call], path: Path) -> Request:
     do, pending = calls[0].do, [call for call in calls if not call.is_noted]
     if pending:
         tasks = b",".join(task_type(do).dump_json(call.task) for call in pending)
-        write_whole(path, b'{"do": "%b", "tasks": [%b]}' % (do.__name__.encode(), tasks))
-    return Asked(calls, pending, path.with_suffix(".done"))
+        write_file(path, b'{"do": "%b", "tasks": [%b]}' % (do.__name__.encode(), tasks))
+    return Request(calls, pending, path.with_suffix(".done"))
 
 
-def _taken(asked: Asked) -> Iterator[Any]:
-    found = iter(_answers(asked.done) if asked.pending else [])
+def _receive(asked: Request) -> Iterator[Any]:
+    found = iter(_wait_for_results(asked.done) if asked.pending else [])
     for call in asked.calls:
         if call not in asked.pending:
-            yield answer(call)
+            yield run_cached(call)
             continue
         result = result_type(call.do).validate_python(next(found))
         if call.note:
-            write_whole(call.note, result_type(call.do).dump_json(result))
+            write_file(call.note, result_type(call.do).dump_json(result))
         yield result
 
 
-def _answers(done: Path) -> list[Any]:
+def _wait_for_results(done: Path) -> list[Any]:
     while not done.exists():
         time.sleep(POLL_SECONDS)
     found = json.loads(done.read_bytes())

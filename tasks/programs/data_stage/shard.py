@@ -8,27 +8,33 @@ import json
 import sys
 from pathlib import Path
 
-from tasks.dataset.sources.user_names import names_in
+from tasks.dataset.sources.user_names import read_user_names
 from tasks.programs.data_stage import partitions, read_source
-from tasks.programs.data_stage.cached_call import Do, result_type, task_type
+from tasks.programs.data_stage.cached_call import Function, result_type, task_type
 from tasks.system.errors import InputError, disk_failure
 
-KNOWN: dict[str, Do] = {
-    do.__name__: do for do in (read_source.take, partitions.shelve, partitions.tabulate, names_in)
+FUNCTIONS: dict[str, Function] = {
+    do.__name__: do
+    for do in (
+        read_source.read_block,
+        partitions.filter_partition,
+        partitions.build_table_part,
+        read_user_names,
+    )
 }
 
 
-def answered(ask: Path) -> bytes:
+def run_request(ask: Path) -> bytes:
     """The results of the tasks of ``ask``, as JSON. Raises InputError."""
     asked = json.loads(ask.read_bytes())
-    do = KNOWN[asked["do"]]
+    do = FUNCTIONS[asked["do"]]
     found = (do(task_type(do).validate_python(task)) for task in asked["tasks"])
     return b'{"results": [%b]}' % b",".join(result_type(do).dump_json(result) for result in found)
 
 
 def main() -> int:
     try:
-        sys.stdout.buffer.write(answered(Path(sys.argv[1])))
+        sys.stdout.buffer.write(run_request(Path(sys.argv[1])))
         return 0
     except InputError as error:
         told = {"error": str(error), "kind": "input"}

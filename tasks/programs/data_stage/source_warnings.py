@@ -4,12 +4,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tasks.config.sources import OwnRows, Source
-from tasks.dataset.sources.row_warnings import Seen
+from tasks.dataset.sources.row_warnings import RowWarnings
 
 MOST_NAMES = 100  # of columns and files in the card
 
 
-def warnings(seen: Seen, source: Source, *, rows: int) -> Iterator[str]:
+def warnings(seen: RowWarnings, source: Source, *, rows: int) -> Iterator[str]:
     """Yield a sentence for everything that makes the rows worth less than their user thinks."""
     for columns, count in sorted(seen.opposed.items()):
         yield (
@@ -24,18 +24,18 @@ def warnings(seen: Seen, source: Source, *, rows: int) -> Iterator[str]:
                 yield f"source.{setting}: no prompt was joined to a column {name!r}: no row has it, or its text is in the prompt."
 
 
-def for_card(seen: Seen, tests: Mapping[str, int], *, rows: int) -> dict[str, Any]:
+def card_columns(seen: RowWarnings, tests: Mapping[str, int], *, rows: int) -> dict[str, Any]:
     """Return the part of card.json about columns and test files; ``tests`` has the rows of each such file."""
     few = seen.most_common(MOST_NAMES)
     alone = sum(tests.values()) == rows  # a test set alone is split like any other
     return {
         "test_files": {} if alone else dict(sorted(tests.items())[:MOST_NAMES]),
-        "unread_columns": _by_name(few.unread),
-        "added_columns": _by_name(few.added),
-        "opposed": _by_name(few.opposed),
-        "noticed": _by_name(few.noticed),
+        "unread_columns": _sort(few.unread),
+        "added_columns": _sort(few.added),
+        "opposed": _sort(few.opposed),
+        "noticed": _sort(few.noticed),
     }
 
 
-def _by_name(counts: Mapping[str, int]) -> dict[str, int]:
+def _sort(counts: Mapping[str, int]) -> dict[str, int]:
     return dict(sorted(counts.items()))

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tasks.programs.data_stage import remote_calls
-from tasks.programs.data_stage.cached_call import Call, Do, answer, read, write_whole
+from tasks.programs.data_stage.cached_call import Call, Function, read_cached, run_cached, write_file
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-AHEAD = 2  # tasks waiting per process, so that none is idle and memory stays flat
+TASKS_PER_WORKER = 2  # tasks waiting per process, so that none is idle and memory stays flat
 
 
-class Crew:
+class WorkerPool:
     """As many processes as are told, started when there is work for more than one. ``notes`` is the folder of results, ``asks`` that of shards."""
 
     def __init__(self, processes: int, notes: Path | None = None, asks: Path | None = None) -> None:
@@ -35,39 +35,41 @@ class Crew:
     ) -> Iterator[Result]:
         """``do(task)`` of every task, in their order. ``tasks`` is drawn from only as results are taken, and not at all once all are noted."""
         if noted and (known := self.noted(do)) is not None:
-            yield from (read(do, self._note(do, number)) for number in range(known))
+            yield from (read_cached(do, self._note(do, number)) for number in range(known))
             return
         calls = (
             Call(do, task, self._note(do, number) if noted else None) for number, task in enumerate(tasks)
         )
         count = 0
-        for result in remote_calls.results(calls, self.asks, self.shards) if self.asks else self._here(calls):
+        for result in (
+            remote_calls.run_remotely(calls, self.asks, self.shards) if self.asks else self._here(calls)
+        ):
             count += 1
             yield result
         if noted:
-            write_whole(self._whole(do), str(count).encode())
+            write_file(self._whole(do), str(count).encode())
 
-    def noted(self, do: Do) -> int | None:
+    def noted(self, do: Function) -> int | None:
         """How many results there are, if all of them are noted."""
         return int(self._whole(do).read_text()) if self._whole(do).exists() else None
 
-    def _note(self, do: Do, number: int) -> Path:
+    def _note(self, do: Function, number: int) -> Path:
         assert self.notes
         return self.notes / f"{do.__name__}{number:06}.json"
 
-    def _whole(self, do: Do) -> Path:
+    def _whole(self, do: Function) -> Path:
         assert self.notes
         return self.notes / f"{do.__name__}.all"
 
     def _here(self, calls: Iterator[Call]) -> Iterator[Any]:
         first = list(itertools.islice(calls, 2))
         if self.processes == 1 or len(first) < 2:
-            yield from map(answer, itertools.chain(first, calls))
+            yield from map(run_cached, itertools.chain(first, calls))
             return
         waiting: deque[Future[Any]] = deque()
         for call in itertools.chain(first, calls):
             waiting.append(self._begun(call))
-            if len(waiting) >= AHEAD * self.processes:
+            if len(waiting) >= TASKS_PER_WORKER * self.processes:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -75,18 +77,20 @@ class Crew:
     def _begun(self, call: Call) -> Future[Any]:
         if call.is_noted:
             known: Future[Any] = Future()
-            known.set_result(answer(call))
+            known.set_result(run_cached(call))
             return known
         self.pool = self.pool or ProcessPoolExecutor(
-            self.processes, multiprocessing.get_context("spawn"), _leave_with_parent
+            self.processes, multiprocessing.get_context("spawn"), _exit_with_parent
         )
-        return self.pool.submit(answer, call)
+        return self.pool.submit(run_cached, call)
 
 
 @contextmanager
-def crew(processes: int, notes: Path | None = None, asks: Path | None = None) -> Iterator[Crew]:
+def open_worker_pool(
+    processes: int, notes: Path | None = None, asks: Path | None = None
+) -> Iterator[WorkerPool]:
     """A crew that is gone in the end; 0 processes: one for every core that this process may use."""
-    found = Crew(processes or _cores(), notes, asks)
+    found = WorkerPool(processes or _count_cores(), notes, asks)
     try:
         yield found
     finally:
@@ -94,11 +98,11 @@ def crew(processes: int, notes: Path | None = None, asks: Path | None = None) ->
             found.pool.shutdown(cancel_futures=True)
 
 
-def _cores() -> int:
+def _count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _leave_with_parent() -> None:
+def _exit_with_parent() -> None:
     """A process whose parent was killed would wait for tasks for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None

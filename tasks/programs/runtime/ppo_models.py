@@ -34,10 +34,10 @@ def load_models(job: PpoJob, run: Run, device: torch.device) -> PpoModels:
     if reward_model.is_adapter(run.inputs["reward"]):
         fingerprint.check(run.inputs["reward"] / "adapter", actual, setting="weights.merged")
     record = reward_model.record_of(run.inputs["reward"])
-    if record["fooled"] and not job.ppo.accept_fooled:
+    if record["fooled"] and not job.ppo.allow_exploitable:
         raise InputError(
             f"The reward model is fooled by answers that are worth nothing ({', '.join(record['fooled'])}): "
-            "train it on more pairs, or set ppo.accept_fooled=true to go on all the same."
+            "train it on more pairs, or set ppo.allow_exploitable=true to go on all the same."
         )
     ids = torch.arange(1, 17, device=device)[None] % base.config.vocab_size
     bare = _logits(base, ids)

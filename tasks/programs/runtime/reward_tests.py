@@ -34,8 +34,8 @@ def read_answers(job: RewardJob, run: Run, encoder: Encoder) -> tuple[list[Answe
     table = pq.read_table(
         run.inputs["data"] / "finetune.parquet", columns=["question_id", "prompt", "answer"]
     )
-    count = max(REFERENCE_ANSWERS, job.reward.attacked)
-    rows = table.take(row_sample.draw(table["question_id"].to_pylist(), count)).to_pylist()
+    count = max(REFERENCE_ANSWERS, job.reward.red_team_answers)
+    rows = table.take(row_sample.draw_sample(table["question_id"].to_pylist(), count)).to_pylist()
     report_progress = run.phase("tokenising reference answers")
     answers: list[Answer] = []
     for number, row in enumerate(rows, 1):
@@ -44,7 +44,7 @@ def read_answers(job: RewardJob, run: Run, encoder: Encoder) -> tuple[list[Answe
     end_ids = prompts.end_tokens(encoder.tokenizer, encoder.template)
     ended = [(prompt, answer) for prompt, answer in answers if answer[-1] in end_ids]
     reference = ended if len(ended) > 1 else answers
-    return reference[:REFERENCE_ANSWERS], ended[: job.reward.attacked]
+    return reference[:REFERENCE_ANSWERS], ended[: job.reward.red_team_answers]
 
 
 def reference_rewards(
@@ -143,11 +143,11 @@ def _warn(verdicts: Mapping[str, Verdict], run: Run) -> None:
     if fooled := [name for name, verdict in verdicts.items() if verdict.failed]:
         run.warn(
             f"The reward model is fooled: answers that are worth nothing ({', '.join(fooled)}) out-score more than {limit} of "
-            "the real ones, and PPO finds such answers. Train on more pairs, or set ppo.accept_fooled=false to stop before PPO."
+            "the real ones, and PPO finds such answers. Train on more pairs, or set ppo.allow_exploitable=false to stop before PPO."
         )
     if unclear := [name for name, verdict in verdicts.items() if verdict.unclear]:
         count = next(iter(verdicts.values())).wins.n
         run.warn(
             f"Whether answers that are worth nothing ({', '.join(unclear)}) out-score more than {limit} of the real ones, "
-            f"{count:,} answers cannot tell: raise reward.attacked (the reward model is trained again), or give more data."
+            f"{count:,} answers cannot tell: raise reward.red_team_answers (the reward model is trained again), or give more data."
         )

@@ -2,19 +2,19 @@
 
 import re
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.dataset.curation import personal_data
-from tasks.dataset.curation.personal_data import KINDS, masked
+from tasks.dataset.curation.personal_data import KINDS, mask_personal_data
 from tasks.dataset.readers.quarantine import Quarantine
 from tasks.dataset.sources.markdown import to_markdown
 from tasks.dataset.sources.stack_exchange_dump import read_posts
+from tests.support.paths import SHARED
 
-DUMPS = Path(__file__).parents[3] / "shared" / "data" / "stackexchange"
+DUMPS = SHARED / "data" / "stackexchange"
 
 # put together here, so that no scanner of repositories takes this file for a leak
 LINE = "MIIEpAIBAAKCAQEA7Zq3fh0+x/9uW2vT" * 2
@@ -179,28 +179,28 @@ def test_each_kind_is_found(text: str, kind: str) -> None:
         ("(", ")"),
         ("`", "`, 7 and 00 @ + -"),
     ):
-        assert masked(before + text + after) == (f"{before}<{kind}>{after}", Counter({kind: 1}))
+        assert mask_personal_data(before + text + after) == (f"{before}<{kind}>{after}", Counter({kind: 1}))
 
 
 @pytest.mark.parametrize("text", AROUND)
 def test_only_the_finding_is_replaced(text: str) -> None:
-    result, found = masked(text)
+    result, found = mask_personal_data(text)
     assert result == AROUND[text]
     assert found == Counter(re.findall("<(email|phone|key)>", result))
-    assert masked(result) == (result, Counter())
+    assert mask_personal_data(result) == (result, Counter())
 
 
 @pytest.mark.parametrize("text", NONE)
 def test_what_is_none_stays(text: str) -> None:
     for whole in (text, f"See {text}, and {text}."):
-        result, found = masked(whole)
+        result, found = mask_personal_data(whole)
         assert result is whole
         assert found == Counter()
 
 
 def test_what_is_in_a_number_is_no_number_of_its_own() -> None:
     """No number of today has a second lead inside; a pattern that finds one shows what would happen."""
-    assert personal_data._phones("+49 30 1 650 253 0000!", re.compile(r"\+|0"), Counter()) == "<phone>!"
+    assert personal_data._mask_phones("+49 30 1 650 253 0000!", re.compile(r"\+|0"), Counter()) == "<phone>!"
 
 
 PROSE = st.text(st.sampled_from("ab Zé中.,:!?*#<>[]'\"`\\\n"), max_size=20)
@@ -211,7 +211,7 @@ SEPARATED = st.lists(st.tuples(PROSE, st.sampled_from(FINDINGS)), max_size=4)
 def test_around_findings_every_byte_stays(parts: list[tuple[str, tuple[str, str]]], last: str) -> None:
     text = "".join(f"{prose}\n\n{secret}\n\n" for prose, (secret, _) in parts) + last
     expected = "".join(f"{prose}\n\n<{kind}>\n\n" for prose, (_, kind) in parts) + last
-    assert masked(text) == (expected, Counter(kind for _, (_, kind) in parts))
+    assert mask_personal_data(text) == (expected, Counter(kind for _, (_, kind) in parts))
 
 
 BITS = [
@@ -243,8 +243,8 @@ BITS = [
     )
 )
 def test_masking_again_changes_nothing_and_only_findings_change(text: str) -> None:
-    result, found = masked(text)
-    assert masked(result) == (result, Counter())
+    result, found = mask_personal_data(text)
+    assert mask_personal_data(result) == (result, Counter())
     assert (result is text) == (not found)
     assert all(result.count(f"<{kind}>") >= found[kind] - text.count(f"<{kind}>") for kind in KINDS)
     kept = re.split("<(?:email|phone|key)>", result)
@@ -279,7 +279,7 @@ def test_masking_again_changes_nothing_and_only_findings_change(text: str) -> No
 )
 def test_no_text_takes_long(text: str) -> None:
     """Milliseconds; patterns that go back over what they have read would take hours."""
-    masked(text)
+    mask_personal_data(text)
 
 
 REAL = {
@@ -296,8 +296,8 @@ def test_real_posts(name: str) -> None:
     counted: Counter[str] = Counter()
     for post in read_posts(DUMPS / name, Counter(), Quarantine()):
         text = to_markdown(post.body)
-        result, found = masked(text)
+        result, found = mask_personal_data(text)
         counted += found
         assert (result is text) == (not found)
-        assert masked(result) == (result, Counter())
+        assert mask_personal_data(result) == (result, Counter())
     assert counted == REAL[name]

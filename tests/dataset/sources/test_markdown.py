@@ -4,7 +4,6 @@ import html
 import re
 import string
 import time
-from pathlib import Path
 from typing import Any
 
 import html_to_markdown
@@ -17,8 +16,9 @@ from markdown_it.tree import SyntaxTreeNode
 
 from tasks.dataset.sources import markdown
 from tasks.dataset.sources.markdown import to_markdown
+from tests.support.paths import SHARED
 
-DUMPS = Path(__file__).parents[3] / "shared" / "data" / "stackexchange"
+DUMPS = SHARED / "data" / "stackexchange"
 real_data = pytest.mark.skipif(
     not DUMPS.is_dir(), reason="the real dumps of shared/data are not on this machine"
 )
@@ -368,7 +368,10 @@ def test_text_in_a_thousand_tags_is_there() -> None:
 )
 def test_the_binding_does_what_the_public_function_does(body: str) -> None:
     body = body.replace("\0", "")
-    for options, ready in ((markdown.OPTIONS, markdown.FULL), (markdown.QUICK_OPTIONS, markdown.QUICK)):
+    for options, ready in (
+        (markdown.OPTIONS, markdown.FULL),
+        (markdown.QUICK_OPTIONS, markdown.FAST_OPTIONS),
+    ):
         assert markdown._convert(body, ready) == html_to_markdown.convert(body, options).content
 
 

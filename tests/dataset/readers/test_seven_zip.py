@@ -127,7 +127,7 @@ def test_whoever_stops_reading_leaves_no_thread_behind(tmp_path: Path) -> None:
 
 
 def test_memory_does_not_grow_with_the_dump(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "SIZE", 2**18)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 2**18)
     rng, peaks = random.Random(0), []
     for count in (2_000, 20_000):
         rows = "\n".join(ROW.format(n, rng.randbytes(400).hex()) for n in range(1, count + 1))

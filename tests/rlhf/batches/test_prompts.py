@@ -1,7 +1,6 @@
 """Questions and answers as tokens: only the question is ever cut, and parts joined are the whole text's tokens."""
 
 import random
-from pathlib import Path
 
 import pytest
 from transformers import PreTrainedTokenizerBase
@@ -10,8 +9,9 @@ from tasks.rlhf.batches.prompts import decode_answer, encode_answer, encode_prom
 from tasks.rlhf.models import loading
 from tasks.system.errors import InputError
 from tests.support import tiny
+from tests.support.paths import SHARED
 
-STORIES = Path(__file__).parents[3] / "shared" / "models" / "stories260k-hf"
+STORIES = SHARED / "models" / "stories260k-hf"
 ANSWERS = (
     "Use `ls -l`.",
     "yes",

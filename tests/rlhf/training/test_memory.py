@@ -169,7 +169,7 @@ def test_a_rehearsal_finds_what_torch_allocates(spec: StepSpec) -> None:
 SCRIPT = """
 import sys
 from pathlib import Path
-from tests.rlhf import test_memory
+from tests.rlhf.training import test_memory
 from tasks.rlhf.compute import free_memory
 if sys.argv[1] == "True":
     free_memory.map_large_tensors()

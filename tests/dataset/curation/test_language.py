@@ -5,18 +5,18 @@ import sys
 import time
 from collections import Counter
 from itertools import islice
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.dataset.curation.language import FOREIGN, LOOK, READ, language_of
+from tasks.dataset.curation.language import CLASSIFIED_CHARS, NOT_LANGUAGE, SEARCHED_CHARS, detect_language
 from tasks.dataset.readers.quarantine import Quarantine
 from tasks.dataset.sources.stack_exchange import assemble
 from tasks.dataset.sources.stack_exchange_dump import read_posts
+from tests.support.paths import ROOT, SHARED
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
+DATA = SHARED / "data"
 PARAGRAPHS = {
     "en": "How do I sort a list of objects by one of their attributes without writing a comparison function of my own? I have tried what the "
     "manual suggests, but the order comes out wrong as soon as two of them are equal.",
@@ -73,13 +73,15 @@ NOTHING = [
 @pytest.mark.parametrize("language", PARAGRAPHS)
 def test_a_paragraph_is_told_also_with_much_code_and_many_addresses_before_it(language: str) -> None:
     text = PARAGRAPHS[language]
-    assert language_of(text) == language
-    assert language_of(f"```python\n{CODE * 5}```\n\n`{CODE.splitlines()[0] * 5}`\n\n{text}") == language
+    assert detect_language(text) == language
+    assert detect_language(f"```python\n{CODE * 5}```\n\n`{CODE.splitlines()[0] * 5}`\n\n{text}") == language
     assert (
-        language_of(f"![enter image description here]({URL})\n<{URL}>\n{URL} [1]({URL}) [2]({PATH}) {text}")
+        detect_language(
+            f"![enter image description here]({URL})\n<{URL}>\n{URL} [1]({URL}) [2]({PATH}) {text}"
+        )
         == language
     )
-    assert language_of(f"1. ~~~~\n   {CODE}   ```\n   ~~~~\n\n> {text}") == language
+    assert detect_language(f"1. ~~~~\n   {CODE}   ```\n   ~~~~\n\n> {text}") == language
 
 
 @pytest.mark.parametrize("language", PARAGRAPHS)
@@ -92,12 +94,12 @@ def test_the_first_sentence_is_enough(language: str) -> None:
         .replace("?", ".")
         .split(".")[0]
     )
-    assert language_of(first) == language
+    assert detect_language(first) == language
 
 
 @pytest.mark.parametrize("text", NOTHING)
 def test_too_little_language_is_left_open(text: str) -> None:
-    assert language_of(text) == ""
+    assert detect_language(text) == ""
 
 
 def test_what_is_no_code_is_looked_at() -> None:
@@ -110,13 +112,13 @@ def test_what_is_no_code_is_looked_at() -> None:
         f"~~~\n{CODE}\n~~~~~\n{german}",
         f"[{german}]({URL})",
     ):
-        assert language_of(text) == "de", text
+        assert detect_language(text) == "de", text
 
 
 def test_only_the_beginning_is_looked_at() -> None:
-    assert (LOOK, READ) == (300, 4000)
-    assert language_of(PARAGRAPHS["de"] * 2 + PARAGRAPHS["ru"] * 9) == "de"
-    assert [language_of(f"~~~\n{'x' * length}\n~~~\n{PARAGRAPHS['en']}") for length in (3000, 4000)] == [
+    assert (CLASSIFIED_CHARS, SEARCHED_CHARS) == (300, 4000)
+    assert detect_language(PARAGRAPHS["de"] * 2 + PARAGRAPHS["ru"] * 9) == "de"
+    assert [detect_language(f"~~~\n{'x' * length}\n~~~\n{PARAGRAPHS['en']}") for length in (3000, 4000)] == [
         "en",
         "",
     ]
@@ -127,14 +129,14 @@ def test_only_the_beginning_is_looked_at() -> None:
     ["'Easiest' Place to get a Mongolian Visa?", "How to get to Telavi from Tbilisi by public transport?"],
 )
 def test_short_english_is_not_taken_for_pidgin(text: str) -> None:
-    assert language_of(text) == "en"
+    assert detect_language(text) == "en"
 
 
 @given(st.text(st.characters(exclude_categories=()), max_size=300))
 def test_any_text_gets_a_code_of_two_letters_or_none(text: str) -> None:
-    found = language_of(text)
+    found = detect_language(text)
     assert found == "" or (len(found) == 2 and found.isascii() and found.islower())
-    assert found == language_of(f"\n\n{text}\n")
+    assert found == detect_language(f"\n\n{text}\n")
 
 
 @given(
@@ -143,7 +145,7 @@ def test_any_text_gets_a_code_of_two_letters_or_none(text: str) -> None:
 )
 def test_what_is_no_language_changes_nothing(language: str, parts: list[str]) -> None:
     around = "\n\n".join(parts[:6])
-    assert language_of(f"{around}\n\n{PARAGRAPHS[language]}\n\n{around}") == language
+    assert detect_language(f"{around}\n\n{PARAGRAPHS[language]}\n\n{around}") == language
 
 
 @pytest.mark.parametrize(
@@ -167,10 +169,10 @@ def test_what_is_no_language_changes_nothing(language: str, parts: list[str]) ->
     ],
 )
 def test_no_text_takes_long(part: str) -> None:
-    text = (part * READ)[:READ]
+    text = (part * SEARCHED_CHARS)[:SEARCHED_CHARS]
     start = time.perf_counter()
-    FOREIGN.sub(" ", text)
-    FOREIGN.sub(" ", text[: READ // 2] + "a" * (READ // 2))
+    NOT_LANGUAGE.sub(" ", text)
+    NOT_LANGUAGE.sub(" ", text[: SEARCHED_CHARS // 2] + "a" * (SEARCHED_CHARS // 2))
     assert time.perf_counter() - start < 0.5  # 1 ms, unless the pattern goes back and forth
 
 
@@ -180,23 +182,23 @@ def test_the_library_is_loaded_when_it_is_asked_for() -> None:
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         check=False,
     )
     assert (done.stdout, done.stderr) == ("de\n", "")
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the real data of shared/data is not on this machine")
+@pytest.mark.skipif(not DATA.is_dir(), reason="the real data of shared/data is not on this machine")
 @pytest.mark.parametrize("name", ["travel/Posts.csv.gz", "ai/Posts.xml", "stackoverflow-2008/Posts.xml"])
 def test_posts_of_an_english_site_are_english(name: str) -> None:
-    posts = read_posts(SHARED / "stackexchange" / name, Counter(), Quarantine())
+    posts = read_posts(DATA / "stackexchange" / name, Counter(), Quarantine())
     questions = assemble(islice(posts, 1000), Counter(), site="s")
     texts = [
         text
         for question in questions
         for text in (question.prompt, *(answer.text for answer in question.answers))
     ]
-    found = Counter(map(language_of, texts))
+    found = Counter(map(detect_language, texts))
     assert len(texts) > 500
     assert found["en"] >= 0.99 * len(texts)
     assert found["en"] + found[""] == len(texts)

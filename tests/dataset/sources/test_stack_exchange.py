@@ -6,23 +6,23 @@ import re
 import string
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.dataset.question import Answer, Question, best, comparisons, usable
+from tasks.dataset.question import Answer, Question, draw_comparisons, drop_unusable_answers, index_of_best
 from tasks.dataset.readers.quarantine import Quarantine
 from tasks.dataset.sources.markdown import to_markdown
 from tasks.dataset.sources.stack_exchange import assemble as gathered
-from tasks.dataset.sources.stack_exchange import author_of, licence_of, prompt_of, score
+from tasks.dataset.sources.stack_exchange import author_url, choose_licence, join_prompt, score_answer
 from tasks.dataset.sources.stack_exchange_dump import Post, read_posts
-from tasks.dataset.splits import normalised, split_of
+from tasks.dataset.splits import choose_split, normalise_words
 from tasks.system.errors import InputError
+from tests.support.paths import SHARED
 from tests.support.split_assignments import assign_splits
 
-DUMPS = Path(__file__).parents[3] / "shared" / "data" / "stackexchange"
+DUMPS = SHARED / "data" / "stackexchange"
 real_data = pytest.mark.skipif(
     not DUMPS.is_dir(), reason="the real dumps of shared/data are not on this machine"
 )
@@ -47,12 +47,12 @@ def assemble(
 ) -> Iterator[Question]:
     """The usable questions of a dump, as the data program takes them."""
     for question in gathered(posts, dropped, site=site):
-        if kept := usable(question, dropped, **lengths):
+        if kept := drop_unusable_answers(question, dropped, **lengths):
             yield kept
 
 
 def answer(id: int, votes: int = 0, *, accepted: bool = False, created: str = "2019-01-01") -> Answer:
-    return Answer(id, score(votes, accepted), votes, accepted, created, f"text {id}", "", "", "")
+    return Answer(id, score_answer(votes, accepted), votes, accepted, created, f"text {id}", "", "", "")
 
 
 def load(name: str, **lengths: int) -> tuple[list[Post], list, Counter[str]]:
@@ -65,7 +65,7 @@ def pairs_of(questions: list, max_pairs: int = 10, seed: int = 0) -> list:
     return [
         (q.answers[i], q.answers[j])
         for q in questions
-        for i, j in comparisons(
+        for i, j in draw_comparisons(
             [a.score for a in q.answers], max_pairs=max_pairs, seed=seed, question_id=q.id
         )
     ]
@@ -109,20 +109,20 @@ GOLDEN_ACCEPTED = [
 
 @pytest.mark.parametrize(("votes", "expected"), GOLDEN)
 def test_score(votes: int, expected: int) -> None:
-    assert score(votes) == expected
+    assert score_answer(votes) == expected
 
 
 @pytest.mark.parametrize(("votes", "expected"), GOLDEN_ACCEPTED)
 def test_score_of_an_accepted_answer(votes: int, expected: int) -> None:
-    assert score(votes, accepted=True) == expected
+    assert score_answer(votes, accepted=True) == expected
 
 
 def test_best_answer_ties_go_to_accepted_then_votes_then_oldest() -> None:
-    assert best([answer(1, 100), answer(2, 200)]) == 1  # by score
-    assert best([answer(1, 2), answer(2, 1, accepted=True)]) == 1  # both score 2
-    assert best([answer(1, 2), answer(2, 4), answer(3, 3)]) == 1  # all score 2
-    assert best([answer(1, 2, created="2019-02-01"), answer(2, 2, created="2019-01-01")]) == 1
-    assert best([answer(1, 2), answer(2, 2)]) == 0
+    assert index_of_best([answer(1, 100), answer(2, 200)]) == 1  # by score
+    assert index_of_best([answer(1, 2), answer(2, 1, accepted=True)]) == 1  # both score 2
+    assert index_of_best([answer(1, 2), answer(2, 4), answer(3, 3)]) == 1  # all score 2
+    assert index_of_best([answer(1, 2, created="2019-02-01"), answer(2, 2, created="2019-01-01")]) == 1
+    assert index_of_best([answer(1, 2), answer(2, 2)]) == 0
 
 
 # ------------------------------------------------------------------------------------------------------------------- comparisons
@@ -135,7 +135,7 @@ def test_comparisons_are_strict_distinct_and_capped(
     scores: list[int], cap: int, seed: int, question_id: int
 ) -> None:
     every = {(i, j) for i, a in enumerate(scores) for j, b in enumerate(scores) if a > b}
-    drawn = comparisons(scores, max_pairs=cap, seed=seed, question_id=question_id)
+    drawn = draw_comparisons(scores, max_pairs=cap, seed=seed, question_id=question_id)
     assert set(drawn) <= every
     assert len(drawn) == len(set(drawn)) == min(cap, len(every))
 
@@ -143,7 +143,7 @@ def test_comparisons_are_strict_distinct_and_capped(
 def test_drawing_depends_on_seed_and_question_and_reaches_every_pair() -> None:
     scores = list(range(8))  # 28 pairs
     draws = [
-        tuple(comparisons(scores, max_pairs=10, seed=seed, question_id=q))
+        tuple(draw_comparisons(scores, max_pairs=10, seed=seed, question_id=q))
         for seed in range(5)
         for q in range(1, 41)
     ]
@@ -153,11 +153,11 @@ def test_drawing_depends_on_seed_and_question_and_reaches_every_pair() -> None:
     # 200 draws, each takes a pair with probability 10/28: 71 expected, standard deviation 6.8
     assert min(counts.values()) > 71 - 4 * 6.8
     assert max(counts.values()) < 71 + 4 * 6.8
-    assert draws[0] == tuple(comparisons(scores, max_pairs=10, seed=0, question_id=1))
+    assert draws[0] == tuple(draw_comparisons(scores, max_pairs=10, seed=0, question_id=1))
 
 
 def test_many_answers_cost_no_quadratic_memory() -> None:
-    assert len(comparisons(list(range(100_000)), max_pairs=10, seed=0, question_id=1)) == 10
+    assert len(draw_comparisons(list(range(100_000)), max_pairs=10, seed=0, question_id=1)) == 10
 
 
 # -------------------------------------------------------------------------------------------------------------------- assembling
@@ -216,10 +216,10 @@ def test_of_posts_with_one_id_the_same_wins_in_any_order() -> None:
 
 
 def test_prompt_is_title_and_body_or_the_title_alone() -> None:
-    assert prompt_of("T", "B") == "T\n\nB"
-    assert prompt_of("T", "T") == prompt_of("T", "") == "T"
-    assert prompt_of("", "B") == "B"
-    assert prompt_of("", "") == ""
+    assert join_prompt("T", "B") == "T\n\nB"
+    assert join_prompt("T", "T") == join_prompt("T", "") == "T"
+    assert join_prompt("", "B") == "B"
+    assert join_prompt("", "") == ""
 
 
 def test_licence_and_author() -> None:
@@ -231,10 +231,10 @@ def test_licence_and_author() -> None:
         "",
     ]
     expected = ["CC BY-SA 2.5", "CC BY-SA 3.0", "CC BY-SA 3.0", "CC BY-SA 4.0", "CC BY-SA"]
-    assert [licence_of(post(1, created=date)) for date in dates] == expected
-    assert licence_of(post(1, created="2009-01-01")._replace(licence="CC BY-SA 4.0")) == "CC BY-SA 4.0"
-    assert author_of(post(1), "a.example") == "https://a.example/users/7"
-    assert author_of(post(1)._replace(author_id="", author_name="user12"), "a.example") == "user12"
+    assert [choose_licence(post(1, created=date)) for date in dates] == expected
+    assert choose_licence(post(1, created="2009-01-01")._replace(licence="CC BY-SA 4.0")) == "CC BY-SA 4.0"
+    assert author_url(post(1), "a.example") == "https://a.example/users/7"
+    assert author_url(post(1)._replace(author_id="", author_name="user12"), "a.example") == "user12"
 
 
 # ---------------------------------------------------------------------------------------------------------------------- Markdown
@@ -285,7 +285,7 @@ def test_splits_have_their_shares_and_stay_when_questions_are_added() -> None:
     counts = Counter(many)
     for name, share in SHARES.items():
         assert abs(counts[name] / 20_000 - share) < 4 * (share * (1 - share) / 20_000) ** 0.5
-    assert {split_of(i, {"a": 0.0, "b": 1.0}) for i in range(1000)} == {"b"}
+    assert {choose_split(i, {"a": 0.0, "b": 1.0}) for i in range(1000)} == {"b"}
 
 
 def test_questions_of_equal_text_share_a_split_whatever_the_order() -> None:
@@ -301,12 +301,12 @@ def test_questions_of_equal_text_share_a_split_whatever_the_order() -> None:
     splits = dict(zip(prompts, assign_splits(prompts, SHARES), strict=True))
     by_text: dict[str, set[str]] = {}
     for (_, text), split in splits.items():
-        by_text.setdefault(normalised(text), set()).add(split)
+        by_text.setdefault(normalise_words(text), set()).add(split)
     assert all(len(found) == 1 for found in by_text.values())
     shuffled = random.Random(0).sample(prompts, len(prompts))
     assert dict(zip(shuffled, assign_splits(shuffled, SHARES), strict=True)) == splits
-    assert normalised("  How to: LIST\nfiles? ") == "how to list files"
-    assert normalised("??") == "??"
+    assert normalise_words("  How to: LIST\nfiles? ") == "how to list files"
+    assert normalise_words("??") == "??"
 
 
 # --------------------------------------------------------------------------------------------------------------------- real dumps
@@ -351,7 +351,9 @@ def test_travel_splits_keep_questions_of_equal_text_together(travel) -> None:
     prompts = [(q.id, q.prompt) for q in questions] + again
     splits = assign_splits(prompts, SHARES)
     members = {
-        name: {normalised(text) for (_, text), split in zip(prompts, splits, strict=True) if split == name}
+        name: {
+            normalise_words(text) for (_, text), split in zip(prompts, splits, strict=True) if split == name
+        }
         for name in SHARES
     }
     assert all(members.values())

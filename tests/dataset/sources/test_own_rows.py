@@ -12,15 +12,22 @@ import pytest
 from flows.setting_values import read_argument
 from tasks.artifacts import corpus, hub
 from tasks.config.sources import HhRlhf, OwnRows
-from tasks.dataset.question import Question, pairs_of
-from tasks.dataset.readers.quarantine import Quarantine, Unusable
+from tasks.dataset.question import Question, draw_pairs
+from tasks.dataset.readers.quarantine import Quarantine, UnusableRow
 from tasks.dataset.sources import own_rows, stack_exchange_sets
-from tasks.dataset.sources.column_meanings import Columns, find, is_first_better, is_good, twin_scores, words
-from tasks.dataset.sources.grouping import Gathered
-from tasks.dataset.sources.row_warnings import Seen
+from tasks.dataset.sources.column_meanings import (
+    Columns,
+    find_twin_scores,
+    find_value,
+    is_first_better,
+    is_good_label,
+    split_words,
+)
+from tasks.dataset.sources.grouping import AnswerGroups
+from tasks.dataset.sources.row_warnings import RowWarnings
 from tasks.dataset.splits import is_test
 from tasks.system.errors import InputError
-from tests.dataset.test_sources import as_rows, asked, message, prepared, table
+from tests.dataset.sources.test_sources import as_rows, asked, message, prepared, table
 
 ASKED = "How does one clean a kettle?"
 U, A, S = (lambda text, role=role: message(role, text) for role in ("user", "assistant", "system"))
@@ -28,9 +35,9 @@ U, A, S = (lambda text, role=role: message(role, text) for role in ("user", "ass
 
 def take(
     *fields: dict[str, Any], file: str = "f.jsonl", **columns: Any
-) -> tuple[list[Question], Quarantine, Seen]:
-    bad, seen = Quarantine(), Seen.nothing()
-    found = own_rows.gather(
+) -> tuple[list[Question], Quarantine, RowWarnings]:
+    bad, seen = Quarantine(), RowWarnings.empty()
+    found = own_rows.group_rows(
         as_rows(*fields, file=file), bad, Columns(**columns), site="mine", licence="", seen=seen
     )
     return asked(found), bad, seen
@@ -38,7 +45,7 @@ def take(
 
 def pairs_in(question: Question) -> set[tuple[str, str]]:
     texts = [answer.text for answer in question.answers]
-    return {(texts[i], texts[j]) for i, j in pairs_of(question, max_pairs=10, seed=0)}
+    return {(texts[i], texts[j]) for i, j in draw_pairs(question, max_pairs=10, seed=0)}
 
 
 # ------------------------------------------------------------------------------------------------------- columns that say the same
@@ -152,7 +159,7 @@ def test_a_label_says_whether_a_completion_is_good(label: Any, good: bool, colum
         {"prompt": "q", "completion": "x", column: opposite},
     ]
     bad, dropped = Quarantine(), Counter[str]()
-    (question,) = own_rows.gather(as_rows(*rows), bad, Columns(**named), site="", licence="").questions(
+    (question,) = own_rows.group_rows(as_rows(*rows), bad, Columns(**named), site="", licence="").questions(
         dropped
     )
     assert bad.reasons == {}
@@ -175,7 +182,7 @@ def test_a_label_that_says_nothing_leaves_the_row_out(label: Any) -> None:
 
 
 def test_labels_beside_comparisons_and_scores() -> None:
-    found = Gathered("", "")
+    found = AnswerGroups("", "")
     for good in (True, False):
         found.label("torn", "a", good)
     found.label("torn", "b", False)
@@ -518,7 +525,7 @@ def test_a_label_names_the_better_side(
     value: Any, column: str, first: str, second: str, expected: bool | None
 ) -> None:
     if expected is None:
-        with pytest.raises(Unusable, match=f"column '{column}'"):
+        with pytest.raises(UnusableRow, match=f"column '{column}'"):
             is_first_better(value, column, first=first, second=second)
     else:
         assert is_first_better(value, column, first=first, second=second) is expected
@@ -565,9 +572,9 @@ def test_a_label_that_a_row_lacks_is_no_label() -> None:
     assert list(take({"prompt": "q", "chosen": "a", "rejected": "b"}, label="typo")[1].reasons) == [
         "rows without a label (column 'typo'; list it in source.ignored if it is none)"
     ]
-    assert not is_good(True, "is_toxic")
-    assert is_good(0, "harmful")
-    assert is_good("safe", "is_safe")
+    assert not is_good_label(True, "is_toxic")
+    assert is_good_label(0, "harmful")
+    assert is_good_label("safe", "is_safe")
 
 
 @pytest.mark.parametrize(
@@ -585,7 +592,7 @@ def test_a_label_that_a_row_lacks_is_no_label() -> None:
 def test_scores_of_both_sides_are_found_by_their_names(
     names: list[str], first: str, second: str, expected: tuple[str, str] | None
 ) -> None:
-    assert twin_scores(names, first=first, second=second) == expected
+    assert find_twin_scores(names, first=first, second=second) == expected
 
 
 SHP = {"history": "q", "human_ref_A": "x", "human_ref_B": "y", "c_root_id_A": "r", "score_ratio": 2.5}
@@ -702,11 +709,11 @@ def test_the_published_sets_keep_their_test_files_for_evaluation() -> None:
     for file, split in (("data/evaluation/0.parquet", "evaluation"), ("data/reward/0.parquet", "")):
         assert [
             question.split
-            for question in asked(stack_exchange_sets.paired(as_rows(paired, file=file), Quarantine()))
+            for question in asked(stack_exchange_sets.group_pairs(as_rows(paired, file=file), Quarantine()))
         ] == [split]
         assert [
             question.split
-            for question in stack_exchange_sets.preferences(as_rows(preferred, file=file), Quarantine())
+            for question in stack_exchange_sets.read_preferences(as_rows(preferred, file=file), Quarantine())
         ] == [split]
 
 
@@ -838,8 +845,8 @@ def test_a_refused_set_names_the_columns_it_has(tmp_path: Path) -> None:
 def test_words_of_names() -> None:
     names = ["response_0", "chosenScore", "human-ref-A", "overall_preference", "ID"]
     expected = ["response 0", "chosen score", "human ref a", "overall preference", "id"]
-    assert [" ".join(words(name)) for name in names] == expected
-    assert find({"a": [{"b": 1}, 3]}, "a.b") == [1, None]
+    assert [" ".join(split_words(name)) for name in names] == expected
+    assert find_value({"a": [{"b": 1}, 3]}, "a.b") == [1, None]
 
 
 # ------------------------------------------------------------------------------------------- shapes of published sets
@@ -1057,7 +1064,7 @@ def test_elements_of_lists_are_columns_too() -> None:
     }
     (question,), _, _ = take(row, **names)
     assert pairs_in(question) == {("b", "a")}
-    assert find({"a": [1]}, "a.1") is None
+    assert find_value({"a": [1]}, "a.1") is None
 
 
 def test_all_columns_that_decide_are_named_at_once() -> None:

@@ -17,13 +17,14 @@ from tasks.dataset.question import Question
 from tasks.dataset.readers.quarantine import Quarantine
 from tasks.dataset.readers.row_files import read_rows
 from tasks.dataset.sources import hh_rlhf, stack_exchange_sets
-from tasks.dataset.sources.grouping import Gathered
+from tasks.dataset.sources.grouping import AnswerGroups
 from tasks.dataset.sources.stack_exchange import assemble
 from tasks.dataset.sources.stack_exchange_dump import read_posts
-from tasks.dataset.splits import normalised
+from tasks.dataset.splits import normalise_words
+from tests.support.paths import SHARED
 from tests.support.split_assignments import assign_splits, groups
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
+DATA = SHARED / "data"
 SHARES = {"finetune": 0.34, "reward": 0.43, "rl": 0.1, "evaluation": 0.13}
 
 
@@ -63,7 +64,7 @@ def components(count: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
 
 
 def shingles(text: str) -> frozenset[int]:
-    return frozenset(near_duplicates.sketch([text]).shingles.tolist())
+    return frozenset(near_duplicates.build_sketches([text]).shingles.tolist())
 
 
 def test_shingles_and_their_index_by_hand() -> None:
@@ -126,31 +127,35 @@ def test_order_changes_no_group() -> None:
 
 
 def dump(name: str) -> Callable[[], list[Question]]:
-    path = SHARED / "stackexchange" / name
+    path = DATA / "stackexchange" / name
     return lambda: [
         q for q in assemble(read_posts(path, Counter(), Quarantine()), Counter(), site="s") if q.prompt
     ]
 
 
-def rows(path: Path, gather: Callable[..., Gathered]) -> Callable[[], list[Question]]:
+def rows(path: Path, gather: Callable[..., AnswerGroups]) -> Callable[[], list[Question]]:
     return lambda: list(gather(read_rows(path, Quarantine())).questions(Counter()))
 
 
-HH = SHARED / "hh-rlhf" / "harmless-base-dev.jsonl.gz"
+HH = DATA / "hh-rlhf" / "harmless-base-dev.jsonl.gz"
 REAL = {
     "travel": dump("travel/Posts.csv.gz"),
     "ai": dump("ai/Posts.xml"),
     "stackoverflow-2008": dump("stackoverflow-2008/Posts.xml"),
-    "hh, single turn": rows(HH, lambda found: hh_rlhf.gather(found, Counter(), Quarantine(), one_turn=True)),
-    "hh, all turns": rows(HH, lambda found: hh_rlhf.gather(found, Counter(), Quarantine(), one_turn=False)),
+    "hh, single turn": rows(
+        HH, lambda found: hh_rlhf.group_rows(found, Counter(), Quarantine(), one_turn=True)
+    ),
+    "hh, all turns": rows(
+        HH, lambda found: hh_rlhf.group_rows(found, Counter(), Quarantine(), one_turn=False)
+    ),
     "paired": rows(
-        SHARED / "stackexchange" / "stack_exchange_paired_tiny.json",
-        lambda found: stack_exchange_sets.paired(found, Quarantine()),
+        DATA / "stackexchange" / "stack_exchange_paired_tiny.json",
+        lambda found: stack_exchange_sets.group_pairs(found, Quarantine()),
     ),
 }
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the real data of shared/data is not on this machine")
+@pytest.mark.skipif(not DATA.is_dir(), reason="the real data of shared/data is not on this machine")
 @pytest.mark.parametrize("name", REAL)
 def test_no_near_duplicate_is_in_two_splits_of_a_real_set(name: str) -> None:
     prompts = [(question.id, question.prompt) for question in REAL[name]()]
@@ -162,7 +167,7 @@ def test_no_near_duplicate_is_in_two_splits_of_a_real_set(name: str) -> None:
     ]
     prompts += [(number, text) for number, text in more if len(text.split()) > 30]
     splits = assign_splits(prompts, SHARES, alike=0.8)
-    pairs = alike([normalised(text) for _, text in prompts], 0.8)
+    pairs = alike([normalise_words(text) for _, text in prompts], 0.8)
     assert pairs
     assert [(prompts[i], prompts[j]) for i, j in pairs if splits[i] != splits[j]] == []
 
@@ -174,7 +179,7 @@ def test_the_sketch_misses_what_the_documentation_says() -> None:
         count = 0
         for trial in range(200):
             first, second = range(shared + own), [*range(shared), *range(1000, 1000 + own)]
-            bands = near_duplicates.sketch(
+            bands = near_duplicates.build_sketches(
                 [
                     " ".join(f"{trial}.{k} {trial}.{k}a {trial}.{k}b" for k in numbers)
                     for numbers in (first, second)

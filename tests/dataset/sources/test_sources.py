@@ -20,23 +20,24 @@ from tasks.artifacts.corpus import corpus_place, evaluation_sets
 from tasks.config.jobs import DataJob
 from tasks.config.pipeline import Pipeline
 from tasks.config.sources import OwnRows, Source
-from tasks.dataset.question import Question, identity, levels, pairs_of
+from tasks.dataset.question import Question, comparison_levels, draw_pairs, text_id
 from tasks.dataset.readers import row_files
 from tasks.dataset.readers.quarantine import Quarantine
 from tasks.dataset.readers.row_files import Place, Row, read_rows
 from tasks.dataset.sources import hh_rlhf, own_rows, stack_exchange_sets
-from tasks.dataset.sources.grouping import Gathered
+from tasks.dataset.sources.grouping import AnswerGroups
 from tasks.dataset.sources.markdown import to_markdown
-from tasks.dataset.splits import normalised
+from tasks.dataset.splits import normalise_words
 from tasks.dataset.tables import COLUMNS
 from tasks.programs.data import prepare
 from tasks.programs.runtime.program import Run
 from tasks.system.errors import InputError
+from tests.support.paths import SHARED
 from tests.support.split_assignments import assign_splits
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
+DATA = SHARED / "data"
 real_data = pytest.mark.skipif(
-    not SHARED.is_dir(), reason="the real data of shared/data is not on this machine"
+    not DATA.is_dir(), reason="the real data of shared/data is not on this machine"
 )
 
 
@@ -49,7 +50,7 @@ def as_rows(*fields: dict[str, Any], file: str = "f.jsonl") -> list[Row]:
     return [Row(Place(file, number), one) for number, one in enumerate(fields, 1)]
 
 
-def asked(found: Gathered) -> list[Question]:
+def asked(found: AnswerGroups) -> list[Question]:
     return list(found.questions(Counter()))
 
 
@@ -175,10 +176,10 @@ def test_places_that_hold_nothing_are_refused(tmp_path: Path) -> None:
 def test_the_better_answer_always_stands_higher_and_only_circles_are_given_back(
     pairs: set[tuple[int, int]],
 ) -> None:
-    heights, contradicting = levels(pairs)
+    heights, contradicting = comparison_levels(pairs)
     assert contradicting <= pairs
     assert all(heights[better] > heights[worse] for better, worse in pairs - contradicting)
-    assert levels(pairs - contradicting)[1] == set()
+    assert comparison_levels(pairs - contradicting)[1] == set()
 
     def reaches(start: int, end: int) -> bool:
         seen, waiting = set(), [start]
@@ -200,7 +201,7 @@ def test_the_order_of_rows_changes_nothing() -> None:
     fields += [{"prompt": f"q{n}", "responses": ["x", "y", "z"], "scores": [n, 2, 1.5]} for n in range(5)]
     shuffled = random.Random(1).sample(fields, len(fields))
     one, other = (
-        asked(own_rows.gather(as_rows(*some), Quarantine(), own_rows.Columns(), site="s", licence=""))
+        asked(own_rows.group_rows(as_rows(*some), Quarantine(), own_rows.Columns(), site="s", licence=""))
         for some in (fields, shuffled)
     )
     assert one == other
@@ -208,13 +209,13 @@ def test_the_order_of_rows_changes_nothing() -> None:
 
 
 def test_comparisons_are_kept_as_they_were_made() -> None:
-    found = Gathered("s", "MIT")
+    found = AnswerGroups("s", "MIT")
     for better, worse in (("a", "b"), ("b", "c"), ("a", "b"), ("d", "e"), ("e", "d")):
         found.compare("p", better, worse)
     dropped: Counter[str] = Counter()
     (question,) = found.questions(dropped)
     texts = [answer.text for answer in question.answers]
-    assert {(texts[i], texts[j]) for i, j in pairs_of(question, max_pairs=10, seed=0)} == {
+    assert {(texts[i], texts[j]) for i, j in draw_pairs(question, max_pairs=10, seed=0)} == {
         ("a", "b"),
         ("b", "c"),
     }  # nobody compared a and c
@@ -226,7 +227,7 @@ def test_comparisons_are_kept_as_they_were_made() -> None:
         "e": 0,
     }
     assert dropped == {"comparisons that contradict each other": 2}
-    assert len(pairs_of(question, max_pairs=1, seed=0)) == 1
+    assert len(draw_pairs(question, max_pairs=1, seed=0)) == 1
 
 
 def test_what_a_source_calls_a_test_set_is_evaluated_on_alone() -> None:
@@ -258,10 +259,10 @@ DIALOGUE = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: {}\n\nAssistant: {}"
             False,
             ("Human: hi\n\nAssistant: hello\n\nHuman: q", "good", "bad"),
         ),
-        (DIALOGUE.format("q", "good"), DIALOGUE.format("q", "bad"), True, hh_rlhf.TURNS),
-        (DIALOGUE.format("q", "good"), DIALOGUE.format("r", "bad"), False, hh_rlhf.DIFFER),
-        (DIALOGUE.format("q", "good"), "\n\nHuman: hi\n\nAssistant: bad", False, hh_rlhf.DIFFER),
-        ("\n\nHuman: q\n\nAssistant: same", "\n\nHuman: q\n\nAssistant:  same", True, hh_rlhf.EQUAL),
+        (DIALOGUE.format("q", "good"), DIALOGUE.format("q", "bad"), True, hh_rlhf.SEVERAL_TURNS),
+        (DIALOGUE.format("q", "good"), DIALOGUE.format("r", "bad"), False, hh_rlhf.SIDES_DIFFER),
+        (DIALOGUE.format("q", "good"), "\n\nHuman: hi\n\nAssistant: bad", False, hh_rlhf.SIDES_DIFFER),
+        ("\n\nHuman: q\n\nAssistant: same", "\n\nHuman: q\n\nAssistant:  same", True, hh_rlhf.EQUAL_ANSWERS),
         ("\n\nHuman: q\n\nAssistant:", "\n\nHuman: q\n\nAssistant: bad", True, "rows with an empty side"),
         (
             "\n\nHuman: q\n\nAssistant: a\n\nHuman: b",
@@ -276,7 +277,7 @@ DIALOGUE = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: {}\n\nAssistant: {}"
 def test_dialogues_are_parted_before_the_last_answer(
     chosen: object, rejected: object, one_turn: bool, expected: object
 ) -> None:
-    assert hh_rlhf.parted(chosen, rejected, one_turn=one_turn) == expected
+    assert hh_rlhf.split_dialogues(chosen, rejected, one_turn=one_turn) == expected
 
 
 def message(role: str, content: str) -> dict[str, str]:
@@ -315,16 +316,18 @@ def message(role: str, content: str) -> dict[str, str]:
 )
 def test_own_rows_of_every_form(fields: dict[str, Any], prompt: str, pairs: set[tuple[str, str]]) -> None:
     bad = Quarantine()
-    (question,) = asked(own_rows.gather(as_rows(fields), bad, own_rows.Columns(), site="mine", licence="CC0"))
+    (question,) = asked(
+        own_rows.group_rows(as_rows(fields), bad, own_rows.Columns(), site="mine", licence="CC0")
+    )
     assert bad.reasons == {}
     assert (question.prompt, question.id, question.site, question.licence) == (
         prompt,
-        identity(prompt),
+        text_id(prompt),
         "mine",
         "CC0",
     )
     texts = [answer.text for answer in question.answers]
-    assert {(texts[i], texts[j]) for i, j in pairs_of(question, max_pairs=10, seed=0)} == pairs
+    assert {(texts[i], texts[j]) for i, j in draw_pairs(question, max_pairs=10, seed=0)} == pairs
 
 
 @pytest.mark.parametrize(
@@ -348,7 +351,7 @@ def test_own_rows_of_every_form(fields: dict[str, Any], prompt: str, pairs: set[
 )
 def test_own_rows_that_cannot_be_used_leave_nothing_behind(fields: dict[str, Any], words: str) -> None:
     bad = Quarantine()
-    assert asked(own_rows.gather(as_rows(fields), bad, own_rows.Columns(), site="", licence="")) == []
+    assert asked(own_rows.group_rows(as_rows(fields), bad, own_rows.Columns(), site="", licence="")) == []
     ((reason, count),) = bad.reasons.items()
     assert words in reason
     assert count == 1
@@ -383,7 +386,7 @@ def test_a_published_preference_row_is_a_question_with_scored_answers() -> None:
     }
     bad = Quarantine()
     broken = [good | {"answers": None}, good | {"question": 1}, good | {"answers": [{"answer_id": "x"}]}]
-    (question,) = stack_exchange_sets.preferences(as_rows(good, *broken), bad)
+    (question,) = stack_exchange_sets.read_preferences(as_rows(good, *broken), bad)
     assert (question.prompt, question.site, question.url, question.created) == (
         "How?",
         "unix.stackexchange.com",
@@ -406,7 +409,7 @@ def test_a_published_preference_row_is_a_question_with_scored_answers() -> None:
 @real_data
 @pytest.mark.parametrize("turns", ["single", "all"])
 def test_the_hh_sample_is_counted_to_the_last_row(tmp_path: Path, turns: str) -> None:
-    path = SHARED / "hh-rlhf" / "harmless-base-dev.jsonl.gz"
+    path = DATA / "hh-rlhf" / "harmless-base-dev.jsonl.gz"
     _, card = prepared(path, tmp_path / "run", {"kind": "hh-rlhf", "turns": turns})
     raw = [json.loads(line) for line in gzip.decompress(path.read_bytes()).decode().splitlines()]
     same = [
@@ -415,7 +418,7 @@ def test_the_hh_sample_is_counted_to_the_last_row(tmp_path: Path, turns: str) ->
         if row["chosen"].rpartition("\n\nAssistant:")[0] == row["rejected"].rpartition("\n\nAssistant:")[0]
     ]
     assert card["read"] == {"rows": 1800}
-    assert card["dropped"].get(hh_rlhf.DIFFER, 0) == 1800 - len(same) > 0
+    assert card["dropped"].get(hh_rlhf.SIDES_DIFFER, 0) == 1800 - len(same) > 0
     left_out = sum(count for reason, count in card["dropped"].items() if reason in hh_rlhf.RULES) + sum(
         card["quarantined"].values()
     )
@@ -434,10 +437,10 @@ def test_the_hh_sample_is_counted_to_the_last_row(tmp_path: Path, turns: str) ->
 
 @real_data
 def test_the_articles_own_format_loads(tmp_path: Path) -> None:
-    path = SHARED / "stackexchange" / "stack_exchange_paired_tiny.json"
+    path = DATA / "stackexchange" / "stack_exchange_paired_tiny.json"
     shares = {"finetune_share": 0.3, "reward_share": 0.4, "rl_share": 0.1}
     bad = Quarantine()
-    questions = asked(stack_exchange_sets.paired(read_rows(path, bad), bad))
+    questions = asked(stack_exchange_sets.group_pairs(read_rows(path, bad), bad))
     assert bad.reasons == {}
     assert len(questions) == 8
     raw = json.loads(path.read_text())
@@ -454,7 +457,7 @@ def test_the_articles_own_format_loads(tmp_path: Path) -> None:
     ("name", "questions"), [("ai/Posts.xml", 421), ("stackoverflow-2008/Posts.xml", 173)]
 )
 def test_other_dumps_load(tmp_path: Path, name: str, questions: int) -> None:
-    _, card = prepared(SHARED / "stackexchange" / name, tmp_path / "run", {"kind": "stack-exchange"})
+    _, card = prepared(DATA / "stackexchange" / name, tmp_path / "run", {"kind": "stack-exchange"})
     assert card["read"]["questions"] == questions
 
 
@@ -492,7 +495,7 @@ def test_own_comparisons_fill_every_table(tmp_path: Path) -> None:
     assert all(row["answers"][row["best"]].startswith("good") for row in tables["evaluation"])
     assert {row["site"] for row in tables["rl"]} == {"our help desk"}
     texts = [
-        {normalised(row["prompt"]) for row in tables[name]}
+        {normalise_words(row["prompt"]) for row in tables[name]}
         for name in ("finetune", "reward", "rl", "evaluation")
     ]
     assert sum(map(len, texts)) == len(set().union(*texts))
@@ -551,14 +554,16 @@ def test_an_evaluation_set_is_part_of_the_key_by_its_content(tmp_path: Path) -> 
 
     def key(*sets: str) -> str:
         config = Pipeline.model_validate(
-            {"data": {"against": [str(tmp_path / f"{name}.txt") for name in sets]}}
+            {"data": {"decontaminate_against": [str(tmp_path / f"{name}.txt") for name in sets]}}
         )
         return Step("data", DataJob.of(config), evaluation_sets(config)).recipe.key
 
     assert key("a") == key("b") != key()
     (tmp_path / "b.txt").write_text("another question of the benchmark that nobody may learn\n")
     assert key("a") != key("b")
-    with pytest.raises(InputError, match=r"data\.against: there is no file or folder .*none\.txt"):
+    with pytest.raises(
+        InputError, match=r"data\.decontaminate_against: there is no file or folder .*none\.txt"
+    ):
         key("none")
 
 
@@ -591,5 +596,5 @@ def test_a_text_of_many_control_characters_is_text_all_the_same() -> None:
 def test_an_address_that_is_none_is_no_reason_to_stop() -> None:
     answers = [{"answer_id": k, "pm_score": k, "text": "x"} for k in (1, 2)]
     fields = {"qid": 1, "question": "q", "answers": answers, "metadata": ["http://[", None, 5]}
-    (question,) = stack_exchange_sets.preferences(as_rows(fields), Quarantine())
+    (question,) = stack_exchange_sets.read_preferences(as_rows(fields), Quarantine())
     assert (question.site, question.url) == ("stackexchange.com", "http://[")

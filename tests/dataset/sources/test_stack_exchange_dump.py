@@ -11,9 +11,9 @@ from tasks.dataset.readers import blocks
 from tasks.dataset.readers.csv_columns import USERS
 from tasks.dataset.readers.quarantine import Quarantine
 from tasks.dataset.sources import stack_exchange_dump as posts_module
-from tasks.dataset.sources.stack_exchange import author_of
-from tasks.dataset.sources.stack_exchange_dump import Post, cut, read_posts
-from tasks.dataset.sources.user_names import names_in
+from tasks.dataset.sources.stack_exchange import author_url
+from tasks.dataset.sources.stack_exchange_dump import Post, iter_blocks, read_posts
+from tasks.dataset.sources.user_names import read_user_names
 from tasks.system.errors import InputError
 
 ROW = '<row Id="1" PostTypeId="1" Score="1" Body="&lt;p&gt;x&lt;/p&gt;" Title="t" />'
@@ -189,7 +189,7 @@ def test_nothing_is_spelled_in_many_ways(tmp_path: Path, nothing: str) -> None:
         Post(2, 1, 0, 9, "2015", "", "<p>a</p>", "", "me", ""),
     ]
     assert reasons == {"rows without ParentId": 1, "rows without Score": 2}
-    assert author_of(posts[0], "a.example") == ""
+    assert author_url(posts[0], "a.example") == ""
 
 
 def test_words_that_only_begin_like_nothing_stay(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_an_author_without_a_number_has_no_page(tmp_path: Path) -> None:
         f"{n},1,,3,x,{author}\n" for n, author in enumerate(["NA", "me", "5.0", "-1", "?", "1;2"], 1)
     )
     posts, _ = read(tmp_path / "Posts.csv", HEAD + rows)
-    assert [author_of(post, "a.example").removeprefix("https://a.example/users/") for post in posts] == [
+    assert [author_url(post, "a.example").removeprefix("https://a.example/users/") for post in posts] == [
         "",
         "",
         "5",
@@ -315,7 +315,7 @@ def test_odd_rows_do_not_depend_on_how_the_file_is_cut(
         "<posts>" + "\n".join(XML_ROW.format(n, text) for n, text in enumerate(texts, 1)) + "</posts>"
     ).encode("latin-1")
     whole = read(tmp_path / "Posts.xml", content)
-    monkeypatch.setattr(blocks, "SIZE", 1000)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 1000)
     monkeypatch.setattr(posts_module, "HEAD", 200)
     assert read(tmp_path / "Posts.xml", content) == whole
 
@@ -327,11 +327,15 @@ def test_a_user_whose_row_is_odd_costs_no_more_than_that_name(tmp_path: Path) ->
         + "".join(row.format(n, name) for n, name in enumerate(["A&#x0E;da", "B & C", "Eve"], 1))
         + "</users>"
     )
-    assert [names_in(block) for block in cut(tmp_path / "Users.xml", USERS)] == [[(1, "Ada"), (3, "Eve")]]
+    assert [read_user_names(block) for block in iter_blocks(tmp_path / "Users.xml", USERS)] == [
+        [(1, "Ada"), (3, "Eve")]
+    ]
     (tmp_path / "Users.csv").write_bytes(
         b"Id,DisplayName,Reputation\n1.0,Ada,1\n2,NULL,1\n3,E\x01ve,1\n4,caf\xe9,1\n"
     )
-    assert [names_in(block) for block in cut(tmp_path / "Users.csv", USERS)] == [[(1, "Ada"), (3, "Eve")]]
+    assert [read_user_names(block) for block in iter_blocks(tmp_path / "Users.csv", USERS)] == [
+        [(1, "Ada"), (3, "Eve")]
+    ]
 
 
 def test_a_post_may_be_long(tmp_path: Path) -> None:
@@ -347,7 +351,7 @@ def test_progress_is_in_bytes_of_the_file(tmp_path: Path, monkeypatch: pytest.Mo
         + f"{ROW}\r\n".encode() * 5000
         + b"</posts>"
     )
-    monkeypatch.setattr(blocks, "SIZE", path.stat().st_size // 3)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", path.stat().st_size // 3)
     seen: list[tuple[int, int]] = []
     assert len(list(read_posts(path, Counter(), Quarantine(), lambda *where: seen.append(where)))) == 5000
     size = path.stat().st_size

@@ -80,7 +80,7 @@ def test_a_table_with_two_columns_of_one_name_is_refused(tmp_path: Path, form: s
 def test_arrow_files_give_the_same_rows(
     tmp_path: Path, as_file: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocks, "SIZE", 4000)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 4000)
     write_arrow(FIELDS, tmp_path / "data-00000-of-00001.arrow", as_file=as_file)
     found, bad = read(tmp_path / "data-00000-of-00001.arrow")
     assert [row.fields for row in found] == FIELDS
