@@ -1,13 +1,15 @@
 """Train a policy on pairs of answers directly, without a reward model (direct preference optimisation, DPO).
 
 python -m tasks.programs.dpo DIR
-torchrun --nproc_per_node 2 -m tasks.programs.dpo DIR        each rank takes its part of every step; equal to rounding
+torchrun --nproc_per_node 2 -m tasks.programs.dpo DIR        the same on two ranks, equal to rounding
 
-inputs: data, model (the merged SFT model), reference (its log-probabilities); start, if training starts from given weights
+inputs: data, model (the merged SFT model), reference (its log-probabilities);
+    start, if training starts from given weights
 artifact: adapter/ (peft format), bottleneck/ or model/; summary.json
 
-Deviations from Rafailov et al. 2023: all pairs of a question share an optimizer step, the best answers' negative log-likelihood is added
-(dpo.nll_weight), and the reference's log-probabilities are computed beforehand by the stage reference.
+Deviations from Rafailov et al. 2023: all pairs of a question share an optimizer step, the best answers'
+negative log-likelihood is added (dpo.nll_weight), and the reference's log-probabilities are computed
+beforehand by the stage reference.
 """
 
 from collections.abc import Callable
@@ -39,7 +41,7 @@ from tasks.rlhf.training.finite_checks import check_finite
 from tasks.system.errors import InputError
 
 Collate = Callable[[list[Comparison]], Batch]
-# An untrained policy is the reference: log-probabilities of whole answers, computed in batches of other shapes.
+# An untrained policy is the reference; its log-probabilities are computed in batches of other shapes.
 TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 4.0, torch.float16: 1.0}
 EVALUATED_ANSWERS = 128  # at a time without gradients, unless machine.micro_batch is set
 
@@ -49,7 +51,7 @@ def train(job: DpoJob, run: Run) -> None:
     settings, machine, folder = job.dpo, run.machine, run.inputs["model"]
     device = devices.set_up(machine.device, machine.threads)
 
-    # 1. Comparisons, grouped by question, with the reference's log-probabilities; some questions are held out.
+    # 1. Comparisons by question, with the reference's log-probabilities; some questions are held out.
     tokenizer = loading.load_tokenizer(folder)
     encoder = pair_tables.build_encoder(job.text, tokenizer)
     everything = read_pairs(run, job.text, tokenizer, encoder)
@@ -58,7 +60,8 @@ def train(job: DpoJob, run: Run) -> None:
     questions, held_out = comparisons.hold_out(everything, share=settings.held_out_share, seed=job.seed)
     if not questions or not held_out:
         raise InputError(
-            "The reward split has fewer than two questions with pairs: raise data.reward_share or give more data."
+            "The reward split has fewer than two questions with pairs: raise data.reward_share or give more "
+            "data."
         )
     reported = pair_tables.choose_reported_pairs(evaluation, held_out, run)
     if reported.unseen:
@@ -173,9 +176,12 @@ def accumulate_gradients(
     micro_batch: int,
     tolerance: float | None,
 ) -> dict[str, float]:
-    """Add the gradients of a step's questions, each with all its pairs; each rank computes its part. Return metrics of the step.
+    """Add the gradients of a step's questions, each with all its pairs; each rank computes its part.
 
-    With ``tolerance`` the policy is untrained and must have the reference's log-probabilities; raises StepZeroError.
+    Return metrics of the step.
+
+    With ``tolerance`` the policy is untrained and must have the reference's log-probabilities; raises
+    StepZeroError.
     """
     policy.train()
     num_pairs = sum(len(question.pairs) for question in questions)
@@ -238,7 +244,9 @@ def evaluate(
     *,
     report_progress: ReportProgress | None = None,
 ) -> Evaluation:
-    """Return the loss and the implicit reward's accuracy on all pairs; at most ``batch_size`` answers at a time."""
+    """Return the loss and the implicit reward's accuracy on all pairs; at most ``batch_size`` answers at a
+    time.
+    """
 
     def evaluate_part(part: list[Comparison]) -> tuple[float, list[float]]:
         batch = collate(part)

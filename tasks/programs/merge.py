@@ -1,9 +1,10 @@
-"""Merge an adapter into its base, or copy a model whose weights were all trained, and measure what that changes.
+"""Merge an adapter into its base, or copy a fully trained model, and measure what that changes.
 
 python -m tasks.programs.merge DIR
 
 inputs: base, adapter (an artifact of sft, ppo, dpo or reward)
-artifact: model/ (a Hugging Face folder; for a reward adapter a sequence classifier with a single label), summary.json
+artifact: model/ (a Hugging Face folder; for a reward adapter a sequence classifier with a single label),
+    summary.json
 """
 
 from collections.abc import Sequence
@@ -49,7 +50,8 @@ def merge(job: MergeJob, run: Run) -> None:
         )
     if (artifact / "adapter-1").is_dir():
         raise InputError(
-            "An ensemble cannot be merged into one model: use its adapters as they are, or train with reward.members=1."
+            "An ensemble cannot be merged into one model: use its adapters as they are, or train with "
+            "reward.members=1."
         )
     if (artifact / "adapter").is_dir():
         metrics = _merge_adapter(job, run, artifact / "adapter", tokenizer, device)
@@ -69,10 +71,7 @@ def _merge_adapter(
     fingerprint.check(adapter, fingerprint.fingerprint(folder, base), setting="weights.base")
     model, score = lora.load(base, "merged", adapter)
     with lora.active(model, "merged") as adapted:
-        if score is None:
-            before = predict_probes(adapted, tokenizer)
-        else:
-            before = rewards(adapted, score, tokenizer)
+        before = predict_probes(adapted, tokenizer) if score is None else rewards(adapted, score, tokenizer)
     if precision in ("int8", "nf4"):
         model, _ = lora.load(
             loading.dequantised(folder, device=device, precision=precision), "merged", adapter
@@ -179,7 +178,9 @@ def _ids(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
 
 @torch.no_grad()
 def predict_probes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:
-    """Return logits at every token of the probe texts, (N, V) float32, and their likeliest continuations, (5, 24)."""
+    """Return logits at every token of the probe texts, (N, V) float32, and their likeliest continuations, (5,
+    24).
+    """
     ids = _ids(tokenizer)
     logits = torch.cat(
         [model(torch.tensor([x], device=model.device), use_cache=False).logits[0].float() for x in ids]
@@ -205,7 +206,9 @@ def rewards(
 
 
 def drift(before: Tensor, after: Tensor) -> dict[str, float]:
-    """Return the largest and mean absolute difference of logits (N, V), and the share of tokens with the same likeliest successor."""
+    """Return the largest and mean absolute difference of logits (N, V), and the share of tokens with the same
+    likeliest successor.
+    """
     gap = (before - after).abs()
     agreement = (before.argmax(dim=1) == after.argmax(dim=1)).float().mean()
     return {

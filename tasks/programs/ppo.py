@@ -1,14 +1,15 @@
-"""Train a policy against the reward model with a KL penalty towards the SFT model (proximal policy optimisation, PPO).
+"""Train a policy with proximal policy optimisation (PPO) against the reward model.
 
 python -m tasks.programs.ppo DIR
 
 inputs: data, model (the merged SFT model), reward
 artifact: adapter/ (the policy), critic/ (a SEQ_CLS adapter), summary.json
 
-Policy, reference, critic and reward model are adapters of one copy of the SFT model.
+A KL penalty holds the policy near the SFT model. Policy, reference, critic and reward model are adapters of
+one copy of it.
 
-Deviations from Ouyang et al. 2022: LoRA instead of full weights, advantages whitened over the rollout batch and not per mini-batch,
-no pretraining mix.
+Deviations from Ouyang et al. 2022: LoRA instead of full weights, advantages whitened over the rollout batch
+and not per mini-batch, no pretraining mix.
 """
 
 import random
@@ -173,9 +174,12 @@ def update_policy(
     micro_batch: int,
     tolerance: float | None,
 ) -> list[Update]:
-    """Take one optimizer step per mini-batch and pass over the rollout. Return what each mini-batch looked like.
+    """Take one optimizer step per mini-batch and pass over the rollout.
 
-    With ``tolerance`` the first mini-batch must see the policy that sampled. Raises InputError if a loss or gradient is not finite.
+    Return what each mini-batch looked like.
+
+    With ``tolerance`` the first mini-batch must see the policy that sampled. Raises InputError if a loss or
+    gradient is not finite.
     """
     updates: list[Update] = []
     device = rollout.score.device
@@ -230,7 +234,9 @@ def accumulate_gradients(
     *,
     micro_batch: int,
 ) -> Update:
-    """Add the gradients of one mini-batch, rows ``minibatch``, in parts of ``micro_batch`` rows; the split does not change them."""
+    """Add the gradients of one mini-batch, rows ``minibatch``, in parts of ``micro_batch`` rows; the split
+    does not change them.
+    """
     count = rollout.batch.response_mask[minibatch].sum()
     total = torch.zeros(5, device=count.device)
     for rows in minibatch.split(micro_batch or len(minibatch)):
@@ -300,13 +306,18 @@ def warn_of_missing_ends(run: Run, *, max_answer_tokens: int) -> None:
     """Warn if most sampled answers were cut off, so that the reward model never scored them."""
     if (ended := run.mean("ended")) < ENOUGH_ENDED:
         run.warn(
-            f"Only {ended:.0%} of the sampled answers ended within text.max_answer_tokens = {max_answer_tokens}; every other "
-            "one got ppo.missing_eos_reward instead of a score. Raise text.max_answer_tokens or fine-tune longer."
+            f"Only {ended:.0%} of the sampled answers ended within text.max_answer_tokens = "
+            f"{max_answer_tokens}; every other "
+            "one got ppo.missing_eos_reward instead of a score. Raise text.max_answer_tokens or fine-tune "
+            "longer."
         )
 
 
 def read_prompts(job: PpoJob, run: Run, encoder: Encoder) -> list[list[int]]:
-    """Return the RL split's prompts as token ids, in an order drawn from the seed. Raises InputError if there are none."""
+    """Return the RL split's prompts as token ids, in an order drawn from the seed.
+
+    Raises InputError if there are none.
+    """
     texts = pq.read_table(run.inputs["data"] / "rl.parquet", columns=["prompt"])["prompt"].to_pylist()
     if not texts:
         raise InputError("The rl split has no prompts: raise data.rl_share or give more data.")

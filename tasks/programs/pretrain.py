@@ -1,4 +1,4 @@
-"""Train the built-in base from scratch: a byte-level BPE tokenizer and a small Llama on questions and answers.
+"""Train the built-in base from scratch: a byte-level BPE tokenizer and a small Llama.
 
 python -m tasks.programs.pretrain DIR
 
@@ -48,7 +48,7 @@ def train(job: PretrainJob, run: Run) -> None:
     settings, machine = job.base, run.machine
     device = devices.set_up(machine.device, machine.threads)
 
-    # 1. Tokenizer and packed blocks. Unshuffled, answers to one question would share a block and a batch would hold few questions.
+    # 1. Tokenizer and packed blocks, shuffled so that a batch holds answers to many questions.
     columns = ["prompt", "answer", "score"]
     corpus: list[Row] = pq.read_table(run.inputs["data"] / "corpus.parquet", columns=columns).to_pylist()
     random.Random(job.seed).shuffle(corpus)
@@ -153,8 +153,8 @@ def accumulate_gradients(
 def _page(row: Row) -> tuple[str, str, str]:
     """Return question, answer and footer.
 
-    The score is in the footer, after the end token: no sampled answer reaches it, but the model learns to predict the quality of what
-    it read.
+    The score is in the footer, after the end token: no sampled answer reaches it, but the model learns to
+    predict the quality of what it read.
     """
     return f"Question: {row['prompt']}\n\nAnswer:", f" {row['answer']}", f" Score: {row['score']:g}"
 
@@ -162,7 +162,8 @@ def _page(row: Row) -> tuple[str, str, str]:
 def _documents(
     tokenizer: PreTrainedTokenizerBase, corpus: list[Row], *, answers_only: bool
 ) -> list[Document]:
-    """Return one document per answer; with ``answers_only`` the question's tokens are read but not predicted."""
+    """Return one document per answer; with ``answers_only`` the question's tokens are read but not "
+    "predicted."""
     pages = [_page(row) for row in corpus]
     texts = tokenizer(
         [question + answer for question, answer, _ in pages],

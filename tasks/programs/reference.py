@@ -3,7 +3,8 @@
 python -m tasks.programs.reference DIR
 
 inputs: data, model (the merged SFT model)
-artifact: reference.parquet (the reward split's answers), reference_evaluation.parquet (the evaluation split's), summary.json
+artifact: reference.parquet (the reward split's answers), reference_evaluation.parquet (the evaluation
+    split's), summary.json
 """
 
 from pathlib import Path
@@ -34,7 +35,8 @@ Row = tuple[int, int, int, float]  # the columns of the artifact's tables
 
 @torch.no_grad()
 def compute(job: ReferenceJob, run: Run) -> None:
-    """Compute the log-probability of each answer of the reward split's pairs and of the evaluation split's."""
+    """Compute the log-probability of each answer of the reward split's pairs and of the evaluation "
+    "split's."""
     # 1. Questions with their answers, and the model.
     device = devices.set_up(run.machine.device, run.machine.threads)
     tokenizer = loading.load_tokenizer(run.inputs["model"])
@@ -81,7 +83,10 @@ def log_probs(
     batch_size: int = ANSWERS,
     report_progress: ReportProgress,
 ) -> dict[int, list[float]]:
-    """Return the log-probability of each answer by question; ``batch_size`` answers at a time. Raises InputError if one is not finite."""
+    """Return the log-probability of each answer by question; ``batch_size`` answers at a time.
+
+    Raises InputError if one is not finite.
+    """
     by_length = sorted(questions, key=lambda c: len(c.prompt) + sum(map(len, c.answers)))  # little padding
     found: dict[int, list[float]] = {}
     parts = comparisons.micro_batches(by_length, batch_size)
@@ -101,7 +106,10 @@ def log_probs(
 def read_pairs(
     run: Run, text: Text, tokenizer: PreTrainedTokenizerBase, encoder: Encoder | None = None
 ) -> list[Comparison]:
-    """Return the reward split's pairs by question; ``encoder`` counts what is truncated. Raises InputError if there are none."""
+    """Return the reward split's pairs by question; ``encoder`` counts what is truncated.
+
+    Raises InputError if there are none.
+    """
     texts = pair_tables.read_texts(run.inputs["data"] / "reward.parquet")
     if not texts:
         raise InputError("The reward split has no pairs: raise data.reward_share or give more data.")

@@ -1,14 +1,18 @@
-"""Train the reward model on pairs of answers or whole rankings: an adapter and a score head on the merged SFT model, or all of its weights.
+"""Train the reward model on pairs of answers or whole rankings.
 
 python -m tasks.programs.reward DIR
-torchrun --nproc_per_node 2 -m tasks.programs.reward DIR        each rank takes its part of every step; equal to rounding
+torchrun --nproc_per_node 2 -m tasks.programs.reward DIR        the same on two ranks, equal to rounding
 
 inputs: data, model (the merged SFT model); start, if training starts from given weights
-artifact: adapter/ (a SEQ_CLS adapter; an ensemble's others are adapter-1/ and so on), or model/ and score.safetensors;
-reward.json (normalisation, temperature, probes), measures.json (linear probe, accuracy by gap and length, calibration, attacks), summary.json
+artifact:
+    adapter/       a SEQ_CLS adapter; an ensemble's others are adapter-1/ and so on. With tune=full instead
+                   model/ and score.safetensors
+    reward.json    normalisation, temperature, probes
+    measures.json  linear probe, accuracy by gap and length, calibration, attacks
+    summary.json
 
-Deviations from Ouyang et al. 2022: an adapter instead of all weights (tune=full trains these), and pairs drawn by the data stage
-instead of whole rankings (comparisons=rankings takes these).
+Deviations from Ouyang et al. 2022: an adapter instead of all weights (tune=full trains these), and pairs
+drawn by the data stage instead of whole rankings (comparisons=rankings takes these).
 """
 
 from collections.abc import Callable
@@ -161,7 +165,8 @@ def read_comparisons(job: RewardJob, run: Run, encoder: Encoder) -> tuple[list[C
     trained, held_out = comparisons.hold_out(questions, share=settings.held_out_share, seed=job.seed)
     if not trained or not held_out:
         raise InputError(
-            "The reward split has fewer than two questions with pairs: raise data.reward_share or give more data."
+            "The reward split has fewer than two questions with pairs: raise data.reward_share or give more "
+            "data."
         )
     return trained, held_out
 
@@ -202,7 +207,9 @@ def build_members(job: RewardJob, run: Run, base: PreTrainedModel) -> tuple[Trai
 
 
 def record_probe(training: Training, run: Run) -> None:
-    """Record the linear probe that the heads start from as the evaluation of step 0, and save a checkpoint of it."""
+    """Record the linear probe that the heads start from as the evaluation of step 0, and save a checkpoint of
+    it.
+    """
     loss = training.initial_metrics["held_out_loss"]
     training.record_evaluation(0, loss)
     run.rewind(-1)
@@ -218,7 +225,9 @@ def accumulate_gradients(
     micro_batch: int,
     age_bias: float,
 ) -> dict[str, float]:
-    """Add the gradients of each member for its questions of a step; each rank computes its part. Return loss and accuracy of the step.
+    """Add the gradients of each member for its questions of a step; each rank computes its part.
+
+    Return loss and accuracy of the step.
 
     Each answer is computed once, however many pairs it is in, and all pairs of a question share the step.
     """
@@ -258,8 +267,8 @@ def ranking_loss(
 ) -> Tensor:
     """Return the loss of a batch's pairs as a part of the step's; score (S,).
 
-    The step's loss is the mean over its ``num_pairs``, or over its ``num_questions`` of each question's mean. ``age_bias`` is added to the
-    reward of the older answer of a pair.
+    The step's loss is the mean over its ``num_pairs``, or over its ``num_questions`` of each question's mean.
+    ``age_bias`` is added to the reward of the older answer of a pair.
     """
     chosen, rejected = score[batch.chosen], score[batch.rejected]
     margin = settings.margin * batch.gap - age_bias * batch.older

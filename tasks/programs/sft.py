@@ -1,12 +1,13 @@
-"""Fine-tune a language model on the best answer of each question, packed into blocks (supervised fine-tuning, SFT).
+"""Fine-tune a language model on the best answer of each question (supervised fine-tuning, SFT).
 
 python -m tasks.programs.sft DIR
-torchrun --nproc_per_node 2 -m tasks.programs.sft DIR        each rank takes its part of every step; equal to rounding
+torchrun --nproc_per_node 2 -m tasks.programs.sft DIR        the same on two ranks, equal to rounding
 
 inputs: data, base; start, if training starts from given weights
 artifact: adapter/ (peft format), or model/ if all weights are trained; summary.json
 
-Deviations from Ouyang et al. 2022: an adapter instead of all weights (tune=full trains these), and documents packed side by side.
+Deviations from Ouyang et al. 2022: an adapter instead of all weights (tune=full trains these), and documents
+packed side by side.
 """
 
 import math
@@ -96,7 +97,9 @@ def train(job: SftJob, run: Run) -> None:
 def accumulate_gradients(
     trainable: Trainable, blocks: Blocks, rows: Tensor, device: torch.device, *, micro_batch: int
 ) -> dict[str, float]:
-    """Add the gradients of the mean loss over the counted tokens of blocks ``rows``; each rank computes its part of them."""
+    """Add the gradients of the mean loss over the counted tokens of blocks ``rows``; each rank computes its
+    part of them.
+    """
     trainable.train()
     count = int((blocks.labels[rows] != IGNORE).sum())
     loss_value = 0.0
@@ -114,7 +117,10 @@ def accumulate_gradients(
 def read_blocks(
     job: SftJob, tokenizer: PreTrainedTokenizerBase, run: Run, encoder: Encoder
 ) -> tuple[Blocks, Blocks]:
-    """Return packed documents to train on, and held-out ones. Raises InputError if there are too few or a block is too short."""
+    """Return packed documents to train on, and held-out ones.
+
+    Raises InputError if there are too few or a block is too short.
+    """
     settings = job.sft
     documents = _documents(job, run, encoder)
     if len(documents) < 2:
@@ -179,9 +185,11 @@ def held_out_loss(
 
 
 def measure_packing_leak(base: PreTrainedModel, run: Run, *parts: Blocks) -> float:
-    """Return the largest difference between hidden states of packed documents and of each alone, relative to their size.
+    """Return the largest difference between hidden states of packed documents and of each alone, relative to
+    their size.
 
-    A model that does not keep packed documents apart computes each alone from now on. Raises InputError if even that differs.
+    A model that does not keep packed documents apart computes each alone from now on. Raises InputError if
+    even that differs.
     """
     measure = partial(layout_checks.packing_gap, base, *parts)
     gap, warning = layout_checks.settle(base, measure, layout="Packing several documents in a row")

@@ -1,9 +1,11 @@
-"""Let every policy answer held-out questions and compare the answers by the reward model and, on the built-in site, by the gold scorer.
+"""Let every policy answer held-out questions, and judge the answers.
 
 python -m tasks.programs.winrate DIR
 
 inputs: data, model (the merged SFT model), reward; ppo and dpo, if they were trained
 artifact: samples.parquet (questions, answers, scores side by side), results.json, summary.json
+
+Judges are the reward model and, on the built-in site, the gold scorer.
 """
 
 import hashlib
@@ -81,7 +83,8 @@ def evaluate(job: WinrateJob, run: Run) -> None:
 
 
 def read_questions(path: Path, count: int) -> list[dict[str, Any]]:
-    """Return at most ``count`` rows of the evaluation split, drawn by their ids, in the order of the table."""
+    """Return at most ``count`` rows of the evaluation split, drawn by their ids, in the order of the "
+    "table."""
     table = pq.read_table(path)
     places = row_sample.draw_sample(table["question_id"].to_pylist(), count)
     rows: list[dict[str, Any]] = table.take(sorted(places)).to_pylist()
@@ -120,7 +123,10 @@ class Judge(NamedTuple):
 def load_models(
     job: WinrateJob, run: Run, tokenizer: PreTrainedTokenizerBase, device: torch.device
 ) -> tuple[Judge, dict[str, Active]]:
-    """Return the judge and the policies, adapters on one base. Each policy is compared with those before it."""
+    """Return the judge and the policies, adapters on one base.
+
+    Each policy is compared with those before it.
+    """
     folder = run.inputs["model"]
     load = partial(loading.load, folder, device=device, precision=job.weights.merged)
     base = load()
@@ -161,7 +167,8 @@ class Sampler:
 
     @torch.no_grad()
     def answers(self, name: str, run: Run) -> tuple[list[list[int]], list[float]]:
-        """Return an answer of one policy to each question, and the KL estimate (k1) of each from the SFT model, in nats.
+        """Return an answer of one policy to each question, and the KL estimate (k1) of each from the SFT
+        model, in nats.
 
         Logs one step per batch, counted over all policies.
         """
@@ -206,7 +213,8 @@ class Sampler:
 def uniform_numbers(seed: int, policy: str, question_ids: list[int], num_tokens: int) -> Tensor:
     """Return the numbers that ``policy`` draws its answers by, (Q, num_tokens) float64 in [0, 1).
 
-    They depend on its name and the question alone: not on the other policies, the other questions or the device.
+    They depend on its name and the question alone: not on the other policies, the other questions or the
+    device.
     """
     name_seed = int.from_bytes(hashlib.sha256(policy.encode()).digest()[:8])
     rows = []
@@ -219,7 +227,9 @@ def uniform_numbers(seed: int, policy: str, question_ids: list[int], num_tokens:
 def describe_answers(
     name: str, answers: list[list[int]], kl: list[float], end_ids: tuple[int, ...]
 ) -> dict[str, Any]:
-    """Return metrics of a policy's answers: length, share with an end token and, except for the SFT model, the KL from it."""
+    """Return metrics of a policy's answers: length, share with an end token and, except for the SFT model,
+    the KL from it.
+    """
     metrics: dict[str, Any] = {
         f"{name}.length": sum(map(len, answers)) / len(answers),
         f"{name}.ended": sum(answer[-1] in end_ids for answer in answers) / len(answers),
@@ -232,7 +242,9 @@ def describe_answers(
 def compare_policies(
     by_judge: dict[str, Scores], policies: list[str]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """Return tallies and metrics: each judge's mean scores, and the win rate of each policy over those before it."""
+    """Return tallies and metrics: each judge's mean scores, and the win rate of each policy over those before
+    it.
+    """
     tallies: dict[str, dict[str, Any]] = {}
     metrics: dict[str, Any] = {}
     for judge, scores in by_judge.items():

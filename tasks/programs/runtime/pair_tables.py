@@ -1,4 +1,4 @@
-"""Read the pairs of the reward split, to train and to choose weights on, and those of the evaluation split, to report on."""
+"""Read the pairs to train on, to choose weights on, and to report on."""
 
 from pathlib import Path
 from typing import NamedTuple, TypedDict
@@ -60,21 +60,26 @@ def encode(run: Run, texts: dict[int, Texts], encoder: Encoder) -> list[Comparis
     encoded = comparisons.encode_with(encoder, texts, told=run.phase("tokenising"))
     if texts and not encoded:
         raise InputError(
-            f"All {encoder.cut.pairs:,} pairs of the reward split have two answers that are equal once cut at "
-            f"text.max_answer_tokens={encoder.max_answer_tokens}: raise it, so that there is something to learn."
+            f"All {encoder.cut.pairs:,} pairs of the reward split have two answers that are equal once cut "
+            "at "
+            f"text.max_answer_tokens={encoder.max_answer_tokens}: raise it, so that there is something to "
+            "learn."
         )
     return encoded
 
 
 def read_evaluation(table: Path, run: Run, encoder: Encoder) -> list[Comparison]:
-    """Return the evaluation split's questions whose pairs differ after truncation; none if the data has no such table."""
+    """Return the evaluation split's questions whose pairs differ after truncation; none if the data has no
+    such table.
+    """
     return comparisons.encode_with(encoder, read_texts(table), told=run.phase("tokenising evaluation pairs"))
 
 
 def choose_reported_pairs(
     evaluation: list[Comparison], held_out: list[Comparison], run: Run
 ) -> ReportedPairs:
-    """Choose the pairs that accuracies are measured on: the evaluation split's, or the held-out ones if these are more than too few.
+    """Choose the pairs that accuracies are measured on: the evaluation split's, or the held-out ones if these
+    are more than too few.
 
     Held-out pairs also chose the weights, so the result is warned of.
     """

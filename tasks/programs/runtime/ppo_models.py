@@ -27,7 +27,8 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3, torch.float16: 0.1}
 def load_models(job: PpoJob, run: Run, device: torch.device) -> PpoModels:
     """Return policy and critic, ready to train, with reference and reward model.
 
-    Raises InputError if the reward model belongs to another base or is not accepted, StepZeroError if a model does not compute what it must.
+    Raises InputError if the reward model belongs to another base or is not accepted, StepZeroError if a model
+    does not compute what it must.
     """
     base = training_setup.load_base(run, "model", job.weights.merged, job.text, device)
     actual = fingerprint.fingerprint(run.inputs["model"], base)
@@ -78,7 +79,8 @@ def _attach(base: PreTrainedModel | PeftModel, name: str, settings: Lora) -> Pef
 def _load_critic(job: PpoJob, run: Run, model: PeftModel, reward: Scorer) -> tuple[PeftModel, nn.Linear]:
     """Return the model with the critic, and the value head.
 
-    The critic starts as the normalised reward (of an ensemble: its first member's), or at 0 if the reward model is a model of its own.
+    The critic starts as the normalised reward (of an ensemble: its first member's), or at 0 if the reward
+    model is a model of its own.
     """
     head = nn.Linear(model.config.hidden_size, 1, dtype=torch.float32, device=model.device)
     if not reward_model.is_adapter(run.inputs["reward"]):
@@ -88,7 +90,7 @@ def _load_critic(job: PpoJob, run: Run, model: PeftModel, reward: Scorer) -> tup
         return model, head
     model, score = lora.load(model, "critic", run.inputs["reward"] / "adapter")
     assert score is not None
-    # A member of an ensemble has a mean and a deviation of its own; a single one has mean 0 and deviation 1 there.
+    # Members of an ensemble have a mean and a deviation of their own; a single one has 0 and 1 there.
     first = reward.members[0]
     mean, std = (reward.mean, reward.std) if len(reward.members) == 1 else (first.mean, first.std)
     head.weight.copy_(score / std)

@@ -1,15 +1,19 @@
-"""Run a program in its folder: ``main(train, Job)`` reads DIR/job.json, calls ``train``, and writes DIR/done last.
+"""Run a program in its folder.
 
-DIR/job.json        {"stage", "job": a Job of tasks.config.jobs, "inputs": {name: path}, "machine": a Machine of tasks.config}
+``main(train, Job)`` reads DIR/job.json, calls ``train``, and writes DIR/done last.
+
+DIR/job.json        {"stage", "job": a Job of tasks.config.jobs, "inputs": {name: path},
+                    "machine": a Machine of tasks.config}
 DIR/metrics.jsonl   one JSON line per step: {"step", "total", "time", metrics...};
                     during long work between steps {"step", "total", "time", "phase"}
 DIR/checkpoints/    a killed program resumes from these
 DIR/artifact/       the result, with summary.json:
                     {"metrics": {name: number or {"value", "low", "high", "n"}}, "warnings": [sentences], ...}
-DIR/error.json      {"input": bool, "disk": bool, "message"}: exit status 2 for errors that the user can fix, or else 1
+DIR/error.json      {"input": bool, "disk": bool, "message"}: an input error, which the user can fix, exits with
+                    status 2, any other with 1
 
-If torchrun starts several processes on one folder, all of them run the program and the first rank writes. The first process that
-fails writes error.json; torchrun itself then always ends with status 1.
+If torchrun starts several processes on one folder, all of them run the program and the first rank writes. The
+first process that fails writes error.json; torchrun itself then always ends with status 1.
 """
 
 import json
@@ -53,7 +57,10 @@ class Run:
         self.checkpoints.mkdir(exist_ok=True)
 
     def log(self, step: int, total: int, **metrics: float) -> None:
-        """Append a step's metrics; ``total`` is the number of steps that the program takes. Raises InputError if one is not finite."""
+        """Append a step's metrics; ``total`` is the number of steps that the program takes.
+
+        Raises InputError if one is not finite.
+        """
         _check_numbers(metrics, f" in step {step}")
         self._append({"step": step, "total": total, "time": round(time.time(), 3), **metrics})
 
@@ -64,7 +71,8 @@ class Run:
     def phase(self, name: str) -> ReportProgress:
         """Return a function that reports progress of work between steps, such as tokenising.
 
-        It takes what is done and the total, and writes a line at most every ``PHASE_SECONDS``: a short phase writes none.
+        It takes what is done and the total, and writes a line at most every ``PHASE_SECONDS``: a short phase
+        writes none.
         """
         last = time.monotonic()
 
@@ -92,7 +100,9 @@ class Run:
         return float(sum(values) / len(values))
 
     def warn(self, sentence: str) -> None:
-        """Add a warning to the summary: it is printed, and shown in the report, whenever the artifact is used."""
+        """Add a warning to the summary: it is printed, and shown in the report, whenever the artifact is
+        used.
+        """
         self.warnings.append(sentence)
 
     def note(self, name: str, more: dict[str, Any]) -> None:
@@ -111,9 +121,11 @@ class Run:
         _write(self.directory / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
     def finish(self, metrics: dict[str, Any], **more: Any) -> None:
-        """Write the artifact's summary, and its metrics without wall-clock times, so that equal jobs write equal bytes.
+        """Write the artifact's summary, and its metrics without wall-clock times, so that equal jobs write
+        equal bytes.
 
-        Raises InputError if a metric is not finite; an undefined estimate (a correlation with a constant) is left out.
+        Raises InputError if a metric is not finite; an undefined estimate (a correlation with a constant) is
+        left out.
         """
         _check_numbers(metrics, "")
         metrics = {
@@ -186,7 +198,8 @@ def alone() -> Iterator[None]:
     """Refuse to run as one of several processes. Raises InputError."""
     if torchrun.world() > 1:
         raise InputError(
-            f"This program is one process, and {torchrun.world()} were started on its folder: start it without torchrun."
+            f"This program is one process, and {torchrun.world()} were started on its folder: start it "
+            "without torchrun."
         )
     yield
 
@@ -197,7 +210,9 @@ def main(
     *,
     among: Callable[[], AbstractContextManager[None]] = alone,
 ) -> None:
-    """Run ``train`` on the folder named on the command line. Exit with 0 if done, 2 for errors that the user can fix, 1 for others.
+    """Run ``train`` on the folder named on the command line.
+
+    Exit with 0 if done, 2 for errors that the user can fix, 1 for others.
 
     ``among`` is the context that joins the processes that torchrun started.
     """
@@ -231,7 +246,10 @@ def main(
 
 
 def _print_traceback(failure: DiskFailure | None) -> None:
-    """Print the current exception. If the log is on a full disk, drop its output: failing to flush it would change the exit status."""
+    """Print the current exception.
+
+    If the log is on a full disk, drop its output: failing to flush it would change the exit status.
+    """
     with suppress(OSError):
         traceback.print_exc()
         if failure:

@@ -1,4 +1,4 @@
-"""Report what the finished reward model reaches on pairs that it did not learn from: metrics, measures.json and warnings."""
+"""Report accuracy and calibration of the reward model on pairs that it did not learn from."""
 
 from typing import Any
 
@@ -26,9 +26,12 @@ REPORTED = (
 def report_accuracy(
     pairs: Pairs, rewards: Tensor, run: Run, *, age_bias: float, baseline: Tensor, calibrated: Calibration
 ) -> dict[str, Any]:
-    """Measure accuracy on ``pairs`` by the rewards (S,) of their answers. Return metrics; everything measured goes to measures.json.
+    """Measure accuracy on ``pairs`` by the rewards (S,) of their answers.
 
-    ``baseline`` are the weights of the rules' logistic regression on training pairs, see `reward_evaluation.rules_together`.
+    Return metrics; everything measured goes to measures.json.
+
+    ``baseline`` are the weights of the rules' logistic regression on training pairs, see
+    `reward_evaluation.rules_together`.
     """
     found = reward_evaluation.accuracies(pairs, rewards, ahead=age_bias, together=baseline)
     measures = {
@@ -56,13 +59,16 @@ def _warn(found: dict[str, Any], calibrated: Calibration, run: Run) -> None:
     votes = pair_accuracy.cautious(found["votes"])
     if votes.low <= 0.5:
         run.warn(
-            f"The reward model orders {votes.value:.0%} of {votes.n} pairs that it did not learn from as the votes do, which is "
-            "not distinguishable from guessing: a policy trained against it learns noise. Train it longer or on more pairs."
+            f"The reward model orders {votes.value:.0%} of {votes.n} pairs that it did not learn from as the "
+            "votes do, which is "
+            "not distinguishable from guessing: a policy trained against it learns noise. Train it longer or "
+            "on more pairs."
         )
     for rule, text in RULES.items():
         if f"over_{rule}" in found and found[f"over_{rule}"].high < 0:
             run.warn(
-                f'The reward model orders pairs that it did not learn from worse than the rule "{text}" does: train it longer, '
+                f'The reward model orders pairs that it did not learn from worse than the rule "{text}" '
+                "does: train it longer, "
                 "on more pairs, or on a larger base."
             )
     if calibrated.reason:

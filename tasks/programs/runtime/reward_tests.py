@@ -1,4 +1,7 @@
-"""Test the finished reward model on best answers of the fine-tuning split: normalise it, store probes, hold worthless answers against real ones."""
+"""Test the finished reward model on best answers of the fine-tuning split.
+
+Normalise it, store probes, and hold worthless answers against real ones.
+"""
 
 from collections.abc import Mapping
 from functools import partial
@@ -71,7 +74,10 @@ def mean_and_std(rewards: Tensor) -> tuple[float, float]:
 def standardise_members(
     model: Scorer, reference: list[Answer], pad_id: int, device: torch.device, run: Run
 ) -> Scorer:
-    """Return an ensemble whose members' rewards have one origin and one scale. A single model stays unchanged."""
+    """Return an ensemble whose members' rewards have one origin and one scale.
+
+    A single model stays unchanged.
+    """
     if len(model.members) == 1:
         return model
     members = []
@@ -86,7 +92,10 @@ def standardise_members(
 def normalise(
     model: Scorer, answers: list[Answer], pad_id: int, device: torch.device, run: Run
 ) -> dict[str, float]:
-    """Write the mean and deviation of the rewards of reference answers, and probes, to reward.json. Return them as metrics."""
+    """Write the mean and deviation of the rewards of reference answers, and probes, to reward.json.
+
+    Return them as metrics.
+    """
     rewards = reference_rewards(model, answers, pad_id, device, run=run, phase="reference answers")
     mean, std = mean_and_std(rewards)
     probes = [
@@ -108,7 +117,10 @@ def normalise(
 def attack(
     model: Scorer, ended: list[Answer], encoder: Encoder, device: torch.device, run: Run
 ) -> dict[str, Any]:
-    """Compare the rewards of worthless answers with those of real ones. Record and warn of what they show, return it as metrics."""
+    """Compare the rewards of worthless answers with those of real ones.
+
+    Record and warn of what they show, return it as metrics.
+    """
     verdicts: dict[str, Verdict] = {}
     metrics: dict[str, Any] = {}
     if len(ended) > 1:
@@ -142,12 +154,16 @@ def _warn(verdicts: Mapping[str, Verdict], run: Run) -> None:
     limit = f"{red_team.FAILED_ABOVE:.0%}"
     if fooled := [name for name, verdict in verdicts.items() if verdict.failed]:
         run.warn(
-            f"The reward model is fooled: answers that are worth nothing ({', '.join(fooled)}) out-score more than {limit} of "
-            "the real ones, and PPO finds such answers. Train on more pairs, or set ppo.allow_exploitable=false to stop before PPO."
+            f"The reward model is fooled: answers that are worth nothing ({', '.join(fooled)}) out-score "
+            f"more than {limit} of "
+            "the real ones, and PPO finds such answers. Train on more pairs, or set "
+            "ppo.allow_exploitable=false to stop before PPO."
         )
     if unclear := [name for name, verdict in verdicts.items() if verdict.unclear]:
         count = next(iter(verdicts.values())).wins.n
         run.warn(
-            f"Whether answers that are worth nothing ({', '.join(unclear)}) out-score more than {limit} of the real ones, "
-            f"{count:,} answers cannot tell: raise reward.red_team_answers (the reward model is trained again), or give more data."
+            f"Whether answers that are worth nothing ({', '.join(unclear)}) out-score more than {limit} of "
+            "the real ones, "
+            f"{count:,} answers cannot tell: raise reward.red_team_answers (the reward model is trained "
+            "again), or give more data."
         )

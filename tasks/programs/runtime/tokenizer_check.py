@@ -1,6 +1,8 @@
 """Check that a model's tokenizer can write questions and answers in a template, before any stage runs.
 
-python -m tasks.programs.runtime.tokenizer_check FOLDER TEMPLATE MAX_PROMPT_TOKENS        exit status 2 and one sentence if it cannot
+python -m tasks.programs.runtime.tokenizer_check FOLDER TEMPLATE MAX_PROMPT_TOKENS
+
+Exits with status 2 and one sentence if it cannot.
 """
 
 import sys

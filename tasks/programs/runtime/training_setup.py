@@ -1,4 +1,7 @@
-"""Prepare the training of SFT, the reward model and DPO: load the base, check memory, choose what is trained, start the optimizer."""
+"""Prepare the training of SFT, the reward model and DPO.
+
+Load the base, check memory, choose what is trained, start the optimizer.
+"""
 
 from functools import partial
 from pathlib import Path
@@ -48,7 +51,9 @@ def load_base(
 def check_prompt_sharing(
     run: Run, base: PreTrainedModel, questions: list[Comparison], *, pad_id: int
 ) -> None:
-    """Compare answers that share their prompt with plain forward passes. A model that differs computes each answer alone.
+    """Compare answers that share their prompt with plain forward passes.
+
+    A model that differs computes each answer alone.
 
     Raises InputError for a model whose texts depend on others even then.
     """
@@ -68,7 +73,9 @@ class MicroBatch(NamedTuple):
 
 
 def largest_micro_batch(questions: list[Comparison], batch_size: int, run: Run) -> MicroBatch:
-    """Return an upper bound of what ``shared_prompt.join`` makes of some questions for the stage's input "model"."""
+    """Return an upper bound of what ``shared_prompt.join`` makes of some questions for the stage's input
+    "model".
+    """
     per_rank = min(-(-batch_size // distributed.world()), len(questions))
     longest: dict[int, int] = {}  # tokens of a question with all its answers, by number of answers
     for question in questions:
@@ -95,7 +102,8 @@ def check_memory(
     *,
     members: int = 1,
 ) -> None:
-    """Estimate the memory of a training step before the input ``source`` is loaded; bottlenecks and shards are not estimated.
+    """Estimate the memory of a training step before the input ``source`` is loaded; bottlenecks and shards
+    are not estimated.
 
     Raises InputError, with the first change that makes it fit, if the step needs more than is free.
     """
@@ -121,12 +129,14 @@ def check_memory(
         estimate = memory.estimate(step)
         print(f"A step takes about {memory.format_estimate(estimate)}", flush=True)
         memory.check_fits(estimate, free)
-    # The estimate runs the model's own code on tensors without data, which fails for some models. InputError is none of these.
+    # The model's own code runs on tensors without data, which fails for some. InputError is none of these.
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         first_line = (str(error).splitlines() or [""])[0]
         run.warn(
-            f"How much memory a step of {stage} takes is not known: the estimate fails on {step.config.model_type} models "
-            f"({type(error).__name__}: {first_line}). The stage starts all the same and may run out of memory."
+            f"How much memory a step of {stage} takes is not known: the estimate fails on "
+            f"{step.config.model_type} models "
+            f"({type(error).__name__}: {first_line}). The stage starts all the same and may run out of "
+            "memory."
         )
     else:
         if device.type == "cpu" and estimate.total > free:
@@ -154,15 +164,17 @@ def build_trainable(
     folder: Path,
     fingerprint: Fingerprint,
 ) -> Trainable:
-    """Make the part of ``base``, loaded from ``folder``, that is trained: an adapter called ``name``, bottlenecks or all weights.
+    """Make the part of ``base``, loaded from ``folder``, that is trained: an adapter called ``name``,
+    bottlenecks or all weights.
 
-    New weights are drawn from torch's global generator; ``launch.*.shard`` spreads the weights over the ranks.
-    Raises InputError if the base's precision or sharding does not allow it.
+    New weights are drawn from torch's global generator; ``launch.*.shard`` spreads the weights over the
+    ranks. Raises InputError if the base's precision or sharding does not allow it.
     """
     shard = run.machine.of(stage_name(settings)).shard
     if shard and settings.tune != "full":
         raise InputError(
-            "Only weights that are all trained can be sharded (launch.*.shard): set tune to full, or shard to false."
+            "Only weights that are all trained can be sharded (launch.*.shard): set tune to full, or shard "
+            "to false."
         )
     match settings.tune:
         case "lora":
@@ -183,7 +195,9 @@ def build_trainable(
 def start_training(
     settings: Sft | Reward | Dpo, run: Run, tuned: Trainable, *, num_rows: int, seed: int
 ) -> Training:
-    """Prepare the optimizer steps over ``num_rows`` rows: from the newest checkpoint, the weights of the input "start", or fresh ones."""
+    """Prepare the optimizer steps over ``num_rows`` rows: from the newest checkpoint, the weights of the
+    input "start", or fresh ones.
+    """
     if "start" in run.inputs:
         trainable.start_from(tuned.parameters, run.inputs["start"])
     schedule = Schedule(

@@ -22,7 +22,9 @@ def score_answers(
     batch_size: int,
     report_progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Return the ``score`` of each answer, (N,) float32 on the CPU, in the order of ``answers``; ranks share the batches."""
+    """Return the ``score`` of each answer, (N,) float32 on the CPU, in the order of ``answers``; ranks share
+    the batches.
+    """
 
     def score_part(part: list[Answer]) -> Tensor:
         prompts, replies = map(list, zip(*part, strict=True))

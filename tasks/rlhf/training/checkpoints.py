@@ -1,4 +1,7 @@
-"""Write and read checkpoints of a training loop atomically. Random numbers are functions of (seed, step) and need no state."""
+"""Write and read checkpoints of a training loop atomically.
+
+Random numbers are functions of (seed, step) and need no state.
+"""
 
 import json
 import os

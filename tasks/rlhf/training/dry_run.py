@@ -1,7 +1,8 @@
-"""Measure the transient memory of a training step by running the model's own code on tensors that have shapes but no data.
+"""Measure the transient memory of a training step on tensors that have shapes but no data.
 
-Forward and backward run on torch's meta device while the largest number of bytes alive at once is recorded. So the result holds for
-every architecture, adapter and kind of gradient checkpointing, without a formula for it. A 7B model takes about four seconds.
+Forward and backward run on torch's meta device while the largest number of bytes alive at once is recorded.
+So the result holds for every architecture, adapter and kind of gradient checkpointing, without a formula for
+it. A 7B model takes about four seconds.
 """
 
 import copy
@@ -55,7 +56,7 @@ class StepSpec(NamedTuple):
     mapped: bool = False  # on a CPU, whether `map_large_tensors` was called: no fragmentation, slower steps
 
 
-# --------------------------------------------------------------------------------------------- persistent memory
+# ------------------------------------------------------------------------------- persistent memory
 
 
 def empty_model(spec: StepSpec) -> PreTrainedModel:
@@ -81,7 +82,10 @@ def attach_adapter(model: PreTrainedModel, spec: StepSpec) -> PeftModel:
 
 
 def weight_bytes(model: PreTrainedModel, spec: StepSpec) -> int:
-    """Return the size of the base's parameters. Quantisation is of the layers' matrices; embeddings, head and norms stay as stored."""
+    """Return the size of the base's parameters.
+
+    Quantisation is of the layers' matrices; embeddings, head and norms stay as stored.
+    """
     if spec.precision not in ("int8", "nf4"):
         return num_bytes(model.parameters())
     matrices = {id(matrix.weight): matrix.weight for matrix in _matrices(model)}
@@ -108,7 +112,7 @@ def num_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(x.numel() * x.element_size() for x in tensors)
 
 
-# ---------------------------------------------------------------------------------------------- transient memory
+# ------------------------------------------------------------------------------- transient memory
 
 
 class TransientMemory(NamedTuple):
@@ -179,8 +183,8 @@ def _hidden_states(base: PreTrainedModel, spec: StepSpec) -> Tensor:
 class _AliveBytes(TorchDispatchMode):
     """Count the bytes of the tensors created inside: those alive now, and the most at any time.
 
-    Models branch on one property of their data, which is unknown without data: whether the positions begin once in every row.
-    They are told ``answer``.
+    Models branch on one property of their data, which is unknown without data: whether the positions begin
+    once in every row. They are told ``answer``.
     """
 
     def __init__(self, *, answer: bool) -> None:
@@ -216,7 +220,9 @@ class _AliveBytes(TorchDispatchMode):
 def _attention(
     _: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_settings: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """Compute attention with the O(T) memory of torch's CPU and CUDA kernels; on the meta device torch would use the O(T^2) definition."""
+    """Compute attention with the O(T) memory of torch's CPU and CUDA kernels; on the meta device torch would
+    use the O(T^2) definition.
+    """
     if attention_mask is not None:  # transformers then repeats keys and values for every head
         groups = query.shape[1] // key.shape[1]
         key, value = repeat_kv(key, groups), repeat_kv(value, groups)
@@ -225,7 +231,10 @@ def _attention(
 
 
 class _Attention(torch.autograd.Function):
-    """The shapes of attention: query (B, H, T, d), key and value (B, K, T, d). A boolean mask is converted to numbers in every layer."""
+    """The shapes of attention: query (B, H, T, d), key and value (B, K, T, d).
+
+    A boolean mask is converted to numbers in every layer.
+    """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:

@@ -16,7 +16,9 @@ UNSOUND_MODEL = "the model cannot be computed with; train it again or choose ano
 def check_finite(
     values: Mapping[str, Tensor | float], *, step: int | None = None, advice: str = DIVERGED
 ) -> None:
-    """Raise InputError for the first of the named ``values`` that is not finite; list causes before their effects."""
+    """Raise InputError for the first of the named ``values`` that is not finite; list causes before their
+    effects.
+    """
     for name, value in values.items():
         if isinstance(value, Tensor):
             bad = value.detach()[~value.detach().isfinite()]

@@ -1,4 +1,4 @@
-"""Train parameters in optimizer steps with held-out evaluations and checkpoints: the loop of SFT, the reward model and DPO."""
+"""Train in optimizer steps with held-out evaluations and checkpoints: SFT, reward model and DPO."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -79,7 +79,8 @@ class Training:
         distributed.agreed((self.start, schedule.total), "steps or checkpoints")
 
     def steps(self) -> Iterator[int]:
-        """Yield the steps still to be taken, from 0, with random numbers seeded, learning rate set and gradients cleared.
+        """Yield the steps still to be taken, from 0, with random numbers seeded, learning rate set and
+        gradients cleared.
 
         Ends early once ``patience`` evaluations in a row have not improved on the best.
         """
@@ -106,7 +107,9 @@ class Training:
         )
 
     def update(self, loss: float) -> float:
-        """All-reduce gradients, clip, step. Return the norm before clipping (the largest if groups are clipped separately).
+        """All-reduce gradients, clip, step.
+
+        Return the norm before clipping (the largest if groups are clipped separately).
 
         Raises InputError if the step's ``loss`` or a gradient is not finite.
         """
@@ -117,7 +120,10 @@ class Training:
         return max(norms)
 
     def record_evaluation(self, step: int, loss: float) -> None:
-        """Update the best evaluation with the held-out ``loss`` after ``step`` steps. Raises InputError if it is not finite."""
+        """Update the best evaluation with the held-out ``loss`` after ``step`` steps.
+
+        Raises InputError if it is not finite.
+        """
         if not math.isfinite(loss):
             raise InputError(
                 f"The held-out loss is {loss} after {step} steps: training has diverged; lower learning_rate."
@@ -161,8 +167,9 @@ def fit(
 ) -> None:
     """Take all steps that are left, then load the weights that are kept.
 
-    ``accumulate_gradients`` computes the loss of a step (from 0) backward and returns metrics, "loss" among them, summed over the ranks.
-    ``held_out_loss`` decides which weights are the best. Raises InputError if a loss, a gradient or a weight is not finite.
+    ``accumulate_gradients`` computes the loss of a step (from 0) backward and returns metrics, "loss" among
+    them, summed over the ranks. ``held_out_loss`` decides which weights are the best. Raises InputError if a
+    loss, a gradient or a weight is not finite.
     """
     total = training.schedule.total
     for step in training.steps():
@@ -185,7 +192,10 @@ def fit(
 def parameter_groups(
     parameters: Mapping[str, nn.Parameter], weight_decay: float
 ) -> list[dict[str, list[nn.Parameter] | float]]:
-    """Return AdamW's groups: matrices decay, norms and biases do not. Sharded parameters have groups of their own."""
+    """Return AdamW's groups: matrices decay, norms and biases do not.
+
+    Sharded parameters have groups of their own.
+    """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for parameter in sorted(parameters.values(), key=lambda p: p.dim() < 2):
         kind = (parameter.dim() > 1, isinstance(parameter, DTensor))

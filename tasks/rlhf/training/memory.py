@@ -11,8 +11,8 @@ from tasks.rlhf.training import dry_run
 from tasks.rlhf.training.dry_run import StepSpec
 from tasks.system.errors import InputError
 
-# glibc's heap on a CPU leaves holes between tensors under 32 MB: measured, relative to the transient memory without checkpointing.
-# Adapters leave more of them, with many small tensors between large ones.
+# glibc's heap on a CPU leaves holes between tensors under 32 MB: measured, relative to the transient memory
+# without checkpointing. Adapters leave more of them, with many small tensors between large ones.
 HEAP_ADAPTER, HEAP_FULL = 1.1, 0.5
 
 
@@ -54,7 +54,8 @@ def format_estimate(estimate: Estimate) -> str:
 
 
 def check_fits(estimate: Estimate, available: int) -> None:
-    """Raise InputError for a step that needs more than ``available`` bytes, with the first change that makes it fit.
+    """Raise InputError for a step that needs more than ``available`` bytes, with the first change that makes
+    it fit.
 
     The heap's holes are not counted: `free_memory.map_large_tensors` avoids them.
     """
@@ -115,13 +116,17 @@ def _with_transient(persistent: Estimate) -> Estimate:
 
 
 def _lower_bound(larger: Estimate, rows: int) -> float:
-    """Return a bound for fewer rows that needs no dry run: transient memory shrinks at most in proportion to them."""
+    """Return a bound for fewer rows that needs no dry run: transient memory shrinks at most in proportion to
+    them.
+    """
     transient = larger.activations + larger.logits + larger.workspace
     return larger.needed - transient * (1 - rows / larger.spec.rows)
 
 
 def _alternatives(spec: StepSpec) -> Iterator[tuple[str, StepSpec]]:
-    """Yield what to set and the step that results: first what leaves the result unchanged, then what costs quality, then all together."""
+    """Yield what to set and the step that results: first what leaves the result unchanged, then what costs
+    quality, then all together.
+    """
     settings: list[str] = []
     for rows in _halves(spec.rows):
         yield f"machine.micro_batch={rows}", spec._replace(rows=rows)

@@ -42,7 +42,10 @@ def create_optimizers(models: PpoModels) -> Optimizers:
 def restore_state(
     folder: Path, models: PpoModels, optimizers: Optimizers, *, kl_coefficient: float
 ) -> tuple[int, float]:
-    """Load the newest checkpoint in ``folder``. Return the steps done and the KL coefficient: 0 and the one given if there is none."""
+    """Load the newest checkpoint in ``folder``.
+
+    Return the steps done and the KL coefficient: 0 and the one given if there is none.
+    """
     checkpoint = checkpoints.latest(folder)
     if checkpoint is None:
         return 0, kl_coefficient

@@ -20,7 +20,9 @@ PPO_DIVERGED = "training has diverged; lower ppo.learning_rate"
 
 
 class PpoModels(NamedTuple):
-    """Policy, reference, critic and reward model as adapters of one base; with no adapter active, the base is the reference."""
+    """Policy, reference, critic and reward model as adapters of one base; with no adapter active, the base is
+    the reference.
+    """
 
     model: PeftModel
     base: Fingerprint
@@ -44,7 +46,8 @@ class PpoModels(NamedTuple):
 
 
 class Rollout(NamedTuple):
-    """One batch of sampled answers and everything that the update needs; all (B, T) except score and ended."""
+    """One batch of sampled answers and everything that the update needs; all (B, T) except score and "
+    "ended."""
 
     batch: Sequences
     logp: Tensor  # of the policy
@@ -67,7 +70,10 @@ def roll_out(
     missing_eos_reward: float,
     device: torch.device,
 ) -> Rollout:
-    """Sample an answer to each prompt. Return it with log-probabilities of policy and reference, values and scores."""
+    """Sample an answer to each prompt.
+
+    Return it with log-probabilities of policy and reference, values and scores.
+    """
 
     def log_probs(model: PreTrainedModel, batch: Sequences) -> Tensor:
         return sequences.log_probs(model, batch, temperature=temperature)
