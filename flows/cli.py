@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from flows.commands import deploy, doctor, gc, job, landed, plan, report, run, up, work
+from flows.failures import RunFailed
 from flows.services import isolation
 from flows.services.processes import ServerFailed
 from tasks.artifacts.store import home
@@ -23,10 +24,10 @@ from tasks.config.base import RenamedSetting
 from tasks.system.errors import DiskFailure, InputError, StageFailed, disk_failure, probe_disk
 
 EXAMPLES = """examples:
-  alignflow run demo                                     the built-in site, from votes to an aligned model
-  alignflow run demo --set ppo.kl_coefficient=0.1        the same, reusing every stage that this does not change
-  alignflow run mine.yaml --summary result.json          a profile of your own
-  alignflow plan demo --set sft.epochs=3                 what would be built, and why
+  alignflow run demo                                the built-in site, from votes to an aligned model
+  alignflow run demo --set ppo.kl_coefficient=0.1   the same, reusing every stage that this does not change
+  alignflow run mine.yaml --summary result.json     a profile of your own
+  alignflow plan demo --set sft.epochs=3            what would be built, and why
   alignflow job demo sft work/ && python -m tasks.programs.sft work/
 
 Everything is kept in .alignflow/ in the working directory; ALIGNFLOW_HOME names another place."""
@@ -60,6 +61,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except InputError as error:
         return _print_error(str(error), 2)
+    except RunFailed as error:
+        return _print_error(str(error), error.status)
     except (StageFailed, ServerFailed) as error:
         if isinstance(error, ServerFailed) and (failure := _full_disk()):
             return _print_error(str(failure), 2)
@@ -114,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _print_renamed_settings() -> None:
-    """Print one line for each setting that is given under its old name; hide all other warnings, which are those of libraries.
+    """Print one line for each setting with its old name; hide the warnings of libraries.
 
     alignflow's own warnings are events (tasks.system.events), which the screen shows.
     """

@@ -1,4 +1,4 @@
-"""Tell the Prefect server that new data is there for a profile; its deployment of the flow retrain starts on that event."""
+"""Tell the Prefect server that new data is there for a profile; a retraining starts on that event."""
 
 import logging
 import time
@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from flows.profiles import hint
 from flows.services.processes import ServerFailed
-from tasks.artifacts.corpus import corpus_place
+from tasks.artifacts.corpus import find_corpus
 from tasks.config.pipeline import Pipeline
 from tasks.config.sources import ShellSite, StackExchangeDump
 from tasks.system.errors import InputError
@@ -46,8 +46,10 @@ def announce_dump(profile: str, dump: Path) -> str:
         run = _await_run(client, deployment, before)
     if run is None:
         raise ServerFailed(
-            f"The server was told of {path}, but {FLOW}/{profile} has not started within {PATIENCE:.0f} s: "
-            f"is its automation 'data landed for {profile}' there and switched on? `alignflow deploy` makes it"
+            f"The server has received the event for {path}, but {FLOW}/{profile} has not started within "
+            f"{PATIENCE:.0f} s: is its automation 'data landed for {profile}' there and switched on? "
+            "`alignflow deploy` makes "
+            "it"
         )
     state = run.state.name if run.state else "there"
     page = f"\n{PREFECT_UI_URL.value()}/runs/flow-run/{run.id}" if PREFECT_UI_URL.value() else ""
@@ -83,7 +85,7 @@ def _check_kind(deployment: DeploymentResponse, path: str) -> None:
         if isinstance(source, ShellSite)
         else source.model_copy(update={"path": path})
     )
-    corpus_place(new)
+    find_corpus(new)
 
 
 def _runs(client: SyncPrefectClient, deployment: DeploymentResponse) -> list[FlowRun]:

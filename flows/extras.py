@@ -1,4 +1,4 @@
-"""What is not installed of alignflow's extras, said before anything starts: which setting needs it, and how to install it."""
+"""Refuse, before anything starts, what needs an extra of alignflow that is not installed."""
 
 import os
 from importlib.util import find_spec
@@ -16,48 +16,48 @@ EXTRAS = {
 }
 
 
-def missing(extra: str) -> list[str]:
+def missing_packages(extra: str) -> list[str]:
     """Return the packages of an extra that cannot be imported here."""
     return [name for name in EXTRAS[extra] if find_spec(name) is None]
 
 
 def check_packages(config: Pipeline) -> None:
-    """Refuse settings that need what is not installed here, before anything is fetched or opened. Raises InputError."""
-    if config.machine.dask and missing("dask"):
+    """Refuse settings that need packages which are not installed here. Raises InputError."""
+    if config.machine.dask and missing_packages("dask"):
         raise _refusal("dask", "machine.dask")
-    if config.pools.gpu:  # its workers need the rest
+    if config.pools.gpu:  # only its workers need the rest
         return
     for name in ("base", "merged"):
-        if (precision := getattr(config.weights, name)) in ("int8", "nf4") and missing("gpu"):
+        if (precision := getattr(config.weights, name)) in ("int8", "nf4") and missing_packages("gpu"):
             raise _refusal("gpu", f"weights.{name}={precision}")
-    if missing("train") and not _may_be_stored():
+    if missing_packages("train") and not _may_be_stored():
         raise _refusal("train", "Training and sampling")
 
 
 def check_stages(config: Pipeline) -> None:
     """Refuse a run that would build a stage whose packages are not installed here. Raises InputError."""
-    absent = {*missing("train")}
+    absent = {*missing_packages("train")}
     if not absent or config.pools.gpu:
         return
     from flows.commands.plan import plan
 
-    needy = [
+    stages = [
         one.stage
         for one in plan(config)
-        if one.action != "reuse" and absent & code_version.packages_of(one.stage)
+        if one.action != "reuse" and absent & code_version.imported_packages(one.stage)
     ]
-    if needy:
-        raise _refusal("train", f"To build {', '.join(needy)}")
+    if stages:
+        raise _refusal("train", f"To build {', '.join(stages)}")
 
 
 def _may_be_stored() -> bool:
-    """Whether a run may find its stages without building any."""
+    """Return whether a run may find all its stages stored."""
     return (home() / "objects").exists() or os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http")
 
 
 def check_servers() -> None:
     """Refuse `alignflow up` where its servers could not start. Raises InputError."""
-    if missing("server"):
+    if missing_packages("server"):
         raise _refusal("server", "alignflow up")
     if os.environ.get("ALIGNFLOW_DATABASE") and find_spec("psycopg2") is None:
         raise InputError(
@@ -67,5 +67,6 @@ def check_servers() -> None:
 
 def _refusal(extra: str, what: str) -> InputError:
     return InputError(
-        f"{what}: {', '.join(missing(extra))} must be installed here: pip install 'alignflow[{extra}]'"
+        f"{what}: {', '.join(missing_packages(extra))} must be installed here: pip install "
+        f"'alignflow[{extra}]'"
     )

@@ -5,35 +5,43 @@ from collections.abc import Callable
 from typing import Any
 
 from prefect import flow
-from prefect.context import FlowRunContext
 from prefect.runtime import deployment, flow_run
 
 from flows.display.run_log import logging_events
 from flows.display.run_summary import conclude, summarise
+from flows.failures import RunFailed, describe_failure
 from flows.preflight import check_inputs
+from flows.renamed_settings import log_renamed_settings
 from flows.run_names import name_run
 from flows.services.heartbeat import heartbeat
-from tasks.artifacts.artifact import Artifact
-from tasks.artifacts.base_model import given_base
-from tasks.artifacts.corpus import given_corpus
+from flows.services.prefect_workarounds import true_edges
+from flows.stage_runs import Outcome, StageRuns, stopping_threads
+from tasks.artifacts.base_model import base_artifact
+from tasks.artifacts.corpus import corpus_artifact
+from tasks.artifacts.store import explain_rebuilds
 from tasks.config.models import BuiltinBase
 from tasks.config.pipeline import Pipeline
 from tasks.config.sources import ShellSite
 from tasks.execution.run_stage import RunContext
 from tasks.stages import data, dpo, merge, ppo, pretrain, reference, report, reward, sft, site, winrate
 from tasks.system import events
-from tasks.system.errors import InputError
+from tasks.system.errors import InputError, StageFailed
 from tasks.tracking import runs
+from tasks.tracking.client import process_tracker
 from tasks.tracking.remote_artifacts import locate
+from tasks.tracking.tracked_run import TrackedRun
 
-Do = Callable[..., Artifact]
+Do = Callable[..., Any]  # an artifact, or what Prefect hands on in its place
 
 
 def chain(config: Pipeline, do: Do) -> None:
-    """The stages and what each takes. ``do(stage, **inputs)`` gives a stage's artifact: it runs it, or only looks it up."""
-    source = do(site) if isinstance(config.source, ShellSite) else given_corpus(config.source)
+    """The stages and what each takes. ``do(stage, **inputs)`` returns a stage's artifact, or a promise of it.
+
+    A stage waits for its inputs alone: those that do not wait for each other may run at the same time.
+    """
+    source = do(site) if isinstance(config.source, ShellSite) else corpus_artifact(config.source)
     pairs = do(data, source=source)
-    base = do(pretrain, data=pairs) if isinstance(config.base, BuiltinBase) else given_base(config.base)
+    base = do(pretrain, data=pairs) if isinstance(config.base, BuiltinBase) else base_artifact(config.base)
     adapter = do(sft, data=pairs, base=base)
     model = do(merge, base=base, adapter=adapter)
     judge = do(reward, data=pairs, model=model)
@@ -48,7 +56,7 @@ def chain(config: Pipeline, do: Do) -> None:
 def stages_of(config: Pipeline) -> list[str]:
     """Return the names of all stages, in the order in which they run."""
     names: list[str] = []
-    chain(config, lambda stage, **_: names.append(stage.run.name))  # type: ignore[arg-type]
+    chain(config, lambda stage, **_: names.append(stage.run.name))
     return [*names, report.run.name]
 
 
@@ -66,39 +74,62 @@ def rlhf(config: Pipeline = Pipeline(), profile: str = "rlhf") -> dict[str, Any]
         profile: A name for the run.
     """
     with heartbeat():
+        log_renamed_settings()
         check_inputs(config)  # a deployment has had no command line to do so
         return _run(config, profile)
 
 
 def _run(config: Pipeline, profile: str) -> dict[str, Any]:
-    started, made = time.monotonic(), {}
-    settings = config.model_dump(mode="json")
+    started = time.monotonic()
     run = runs.pipeline_run(
+        process_tracker(),
         str(flow_run.name or profile),
-        settings,
+        config.model_dump(mode="json"),
         flow_run_id=str(flow_run.id),
         profile=profile,
         source=_started_by(profile),
     )
     with logging_events(), run as tracked:
-        events.tell("plan", stages=stages_of(config))
-        seat = RunContext(
-            config.machine, tracked.run_id, config.pools, shared=bool(config.pools.cpu or config.pools.gpu)
+        stages = stages_of(config)
+        events.tell("plan", stages=stages)
+        if text := explain_rebuilds(stages):
+            events.tell("warning", text=text)
+        outcome = _run_stages(config, tracked)
+        summary = None
+        if "report" in outcome.built:
+            seconds = time.monotonic() - started
+            failed = {name: describe_failure(name, error) for name, error in outcome.failed.items()}
+            built = list(outcome.built.values())
+            found = summarise(profile, built, seconds, failed=failed, not_run=outcome.not_run)
+            page = locate(outcome.built["report"], tracked.tracker) / "report.html"
+            summary = conclude(config, found, page, run_id=str(flow_run.id), tracked=tracked)
+        if outcome.failed:
+            raise _failure(outcome, summary)
+        assert summary is not None
+        return summary
+
+
+def _run_stages(config: Pipeline, tracked: TrackedRun) -> Outcome:
+    """Run the chain, and the report on what it built."""
+    pools = config.pools
+    shared = bool(pools.cpu or pools.gpu)
+    context = RunContext(config.machine, tracked.run_id, pools, shared=shared, tracker=tracked.tracker)
+    if context.shared and not tracked.is_on:
+        raise InputError(
+            "Workers find each other's artifacts in MLflow, which is not reachable: set MLFLOW_TRACKING_URI, or leave pools.* empty"
         )
-        if seat.shared and not tracked.is_on:
-            raise InputError(
-                "Workers find each other's artifacts in MLflow, which is not reachable: set MLFLOW_TRACKING_URI, or leave pools.* empty"
-            )
+    stages = StageRuns(config, context)
+    with stopping_threads(), true_edges():
+        chain(config, stages.do)
+        for name, causes in stages.wait().not_run.items():
+            events.tell("not_run", name, causes=causes)
+        stages.do(report, **stages.ends)
+        return stages.wait()
 
-        def do(stage: Any, **inputs: Any) -> Any:
-            made[stage.run.name] = stage.run(config, seat=seat, **inputs)
-            if context := FlowRunContext.get():
-                context.run_results.clear()  # Prefect also knows results by their id(), and draws false edges when Python reuses one
-            return made[stage.run.name]
 
-        chain(config, do)
-        do(report, **made)
-        artifacts = [state.result() for state in made.values()]
-        summary = summarise(profile, artifacts, time.monotonic() - started)
-        page = locate(artifacts[-1]) / "report.html"
-        return conclude(config, summary, page, run_id=str(flow_run.id), tracked=tracked)
+def _failure(outcome: Outcome, summary: dict[str, Any] | None) -> Exception:
+    """Return what the run ends with: an error that no stage raises on purpose as it is, for its traceback."""
+    unforeseen = [
+        error for error in outcome.failed.values() if not isinstance(error, InputError | StageFailed)
+    ]
+    return unforeseen[0] if unforeseen else RunFailed(outcome.failed, summary)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from flows.services import environment
 from flows.services.processes import check_prefect
-from tasks.artifacts.base_model import model_folder
-from tasks.artifacts.corpus import corpus_place, evaluation_sets
+from tasks.artifacts.base_model import find_model_folder
+from tasks.artifacts.corpus import evaluation_sets, find_corpus
 from tasks.artifacts.store import home
 from tasks.config.models import HuggingFaceBase
 from tasks.config.pipeline import Pipeline
@@ -20,12 +20,12 @@ LEAST_FREE_MB = 200
 
 
 def check_inputs(config: Pipeline) -> None:
-    """Refuse data, models and weights that the settings name and that are missing or unfit. Raises InputError."""
+    """Refuse settings whose data, model or weights are missing or cannot be read. Raises InputError."""
     if not isinstance(config.source, ShellSite):
-        corpus_place(config.source)
+        find_corpus(config.source)
     evaluation_sets(config)
     if isinstance(config.base, HuggingFaceBase):
-        check_tokenizer(model_folder(config.base), config.text)
+        check_tokenizer(find_model_folder(config.base), config.text)
     for stage in ("sft", "reward", "dpo"):
         starts(config, stage)
 
@@ -38,7 +38,8 @@ def check_places(root: Path, summary: Path | None) -> None:
     free_mb = shutil.disk_usage(above).free // 2**20
     if free_mb < LEAST_FREE_MB:
         raise InputError(
-            f"The disk under {above} is nearly full: {free_mb} MB are free, {LEAST_FREE_MB} MB is the least to start with"
+            f"The disk under {above} is nearly full: {free_mb} MB are free, {LEAST_FREE_MB} MB is the least "
+            "to start with"
         )
     if summary and (
         summary.is_dir() or (not summary.absolute().parent.is_dir() and summary.absolute().parent != root)
@@ -48,7 +49,7 @@ def check_places(root: Path, summary: Path | None) -> None:
 
 def require_prefect_server() -> None:
     """Set this process up for the Prefect server that is running. Raises InputError and ServerFailed."""
-    environment.join(home())
+    environment.use_running_servers(home())
     if not os.environ.get("PREFECT_API_URL"):
         raise InputError(
             "There is no Prefect server to use: `alignflow up` starts one, PREFECT_API_URL names another"

@@ -1,4 +1,7 @@
-"""A profile, the part of ``Pipeline`` that a YAML file sets, and what --set changes in it. Every mistake is one sentence."""
+"""Read profiles: the part of ``Pipeline`` that a YAML file sets, and what --set changes in it.
+
+Every mistake is an InputError with one sentence.
+"""
 
 import difflib
 import os
@@ -11,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from flows.setting_values import convert_settings, read_argument, read_yaml
-from tasks.artifacts.store import flat
+from tasks.artifacts.store import flatten
 from tasks.config.base import replace_old_names
 from tasks.config.pipeline import Pipeline
 from tasks.system.errors import InputError
@@ -23,7 +26,7 @@ FOLDERS = (
 
 
 def load(profile: str, settings: list[str]) -> Pipeline:
-    """The pipeline of a profile's name or file, changed by 'a.b=value' texts. Raises InputError."""
+    """Return the settings of a profile, with changes such as 'ppo.steps=10'. Raises InputError."""
     path = find(profile)
     changed: dict[str, Any] = {}
     for setting in settings:
@@ -39,11 +42,12 @@ def load(profile: str, settings: list[str]) -> Pipeline:
 
 
 def names() -> list[str]:
+    """Return the names of the built-in profiles."""
     return sorted({path.stem for folder in FOLDERS for path in folder.glob("*.yaml")})
 
 
 def find(profile: str) -> Path:
-    """The file of a profile. Raises InputError with the nearest name."""
+    """Return the file of a profile. Raises InputError, which proposes the nearest name."""
     looks_like_file = profile.endswith((".yaml", ".yml")) or "/" in profile
     candidates = [Path(profile)] if looks_like_file else [folder / f"{profile}.yaml" for folder in FOLDERS]
     found = next((path for path in candidates if path.is_file()), None)
@@ -55,7 +59,7 @@ def find(profile: str) -> Path:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The settings of a profile file. Raises InputError."""
+    """Return the settings in a profile's file. Raises InputError."""
     try:
         content = read_yaml(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -74,21 +78,24 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def title(profile: str) -> str:
-    """Return the name of a profile's deployments and runs: its own, or its file's without the ending."""
+    """Return the name of a profile's deployments and runs: its own, or its file's name without the ending."""
     path = Path(profile)
     return path.stem if path.suffix in (".yaml", ".yml") else path.name
 
 
 def with_absolute_paths(config: Pipeline, folder: Path) -> Pipeline:
-    """Return the settings with every path that leads from ``folder`` to something written out: programs and workers run elsewhere."""
+    """Return the settings with absolute paths for all that exists relative to ``folder``.
 
-    def written_out(text: str) -> str:
+    Programs and workers run in other folders.
+    """
+
+    def make_absolute(text: str) -> str:
         place = folder / Path(text).expanduser()
         return os.path.normpath(place) if text and place.exists() else text
 
     changed: dict[str, Any] = {
         "data": config.data.model_copy(
-            update={"decontaminate_against": tuple(map(written_out, config.data.decontaminate_against))}
+            update={"decontaminate_against": tuple(map(make_absolute, config.data.decontaminate_against))}
         )
     }
     for section, name in (
@@ -98,7 +105,7 @@ def with_absolute_paths(config: Pipeline, folder: Path) -> Pipeline:
     ):
         settings = getattr(config, section)
         if hasattr(settings, name):
-            changed[section] = settings.model_copy(update={name: written_out(getattr(settings, name))})
+            changed[section] = settings.model_copy(update={name: make_absolute(getattr(settings, name))})
     return config.model_copy(update=changed)
 
 
@@ -116,12 +123,15 @@ def _defaults() -> dict[str, Any]:
 
 
 def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """``above`` laid over ``below``, section by section; a section of another kind starts from that kind's own defaults."""
+    """Return ``below`` with the values of ``above``, section by section.
+
+    A section of another kind replaces the one below, so that it starts from the defaults of its own kind.
+    """
     result = dict(below)
     for name, value in above.items():
         under = result.get(name)
         if isinstance(under, dict) and value is None:
-            continue  # a section's heading with nothing under it
+            continue  # a section's name with nothing below it in YAML
         kind = under.get("kind") if isinstance(under, dict) else None
         if (
             isinstance(under, dict)
@@ -135,11 +145,13 @@ def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def _nested(name: str, value: Any) -> dict[str, Any]:
+    """Return {a: {b: value}} for the name a.b."""
     first, _, rest = name.partition(".")
     return {first: _nested(rest, value) if rest else value}
 
 
 def _value(name: str, text: str) -> Any:
+    """Return the value of ``--set name=text``. Raises InputError."""
     try:
         return read_argument(name, text)
     except yaml.YAMLError:
@@ -149,11 +161,10 @@ def _value(name: str, text: str) -> Any:
 
 
 def format_error(error: ValidationError) -> str:
-    """The first thing wrong with the settings, as a sentence that names the setting the way --set does."""
+    """Return a sentence about the first error, which names the setting as --set does."""
     errors = error.errors()
-    first = next(
-        (one for one in errors if one["type"] == "extra_forbidden"), errors[0]
-    )  # a misspelt name also makes the right one missing
+    # a misspelt name is also reported as a missing one; the misspelling is the cause
+    first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
     section, name = _walk(first["loc"])
     message, got = first["msg"].replace("Input should be", "must be"), first["input"]
     message = message.replace("a valid tuple", "a list, such as [a, b]")
@@ -165,11 +176,12 @@ def format_error(error: ValidationError) -> str:
                 if section
                 else []
             )
-            return f"There is no setting {name}{hint(name, beside, flat(_defaults()))}"
+            return f"There is no setting {name}{hint(name, beside, flatten(_defaults()))}"
         case "value_error":
             return f"{name}: {first['ctx']['error']}" if name else str(first["ctx"]["error"])
         case "union_tag_invalid":
-            return f"{name}.kind must be {first['ctx']['expected_tags'].replace(', ', ' or ')}, got {first['ctx']['tag']!r}"
+            kinds = first["ctx"]["expected_tags"].replace(", ", " or ")
+            return f"{name}.kind must be {kinds}, got {first['ctx']['tag']!r}"
         case "missing":
             return f"{name} is missing"
         case "model_type" | "model_attributes_type":
@@ -180,11 +192,15 @@ def format_error(error: ValidationError) -> str:
 
 
 def _shown(value: Any) -> str:
+    """Return a value as YAML and Python users would write it."""
     return "null" if value is None else repr(value)
 
 
 def _walk(location: tuple[int | str, ...]) -> tuple[type[BaseModel] | None, str]:
-    """The model that holds the last name of a location, and the location as a dotted name without the union tags pydantic adds."""
+    """Return the section that holds the last name of an error's location, and the location as a dotted name.
+
+    The tags of unions, which pydantic adds to the location, are left out.
+    """
     section: Any = Pipeline
     names: list[str] = []
     for part in location:
@@ -193,7 +209,7 @@ def _walk(location: tuple[int | str, ...]) -> tuple[type[BaseModel] | None, str]
             section = tagged
             continue
         if isinstance(part, str) and not part.isidentifier():
-            continue  # a branch of a union that is no section: literal['all-linear']
+            continue  # a member of a union that is not a section, such as literal['all-linear']
         names.append(str(part))
         holder = section
         field = section.model_fields.get(part) if _is_model(section) else None
@@ -203,7 +219,7 @@ def _walk(location: tuple[int | str, ...]) -> tuple[type[BaseModel] | None, str]
 
 
 def _members(union: Any) -> dict[str, Any]:
-    """The models of a union by their kind."""
+    """Return the sections of a union by their kind."""
     models = [member for member in getattr(union, "__args__", ()) if _is_model(member)]
     return {member.model_fields["kind"].default: member for member in models if "kind" in member.model_fields}
 
@@ -213,7 +229,7 @@ def _is_model(value: Any) -> bool:
 
 
 def hint(name: str, known: Iterable[str], more: Iterable[str] = ()) -> str:
-    """The nearest of the known names, else of some more, else all the known ones."""
+    """Return a hint for a wrong name: the nearest of ``known``, else of ``more``, else all of ``known``."""
     endings = {one.rpartition(".")[2]: one for one in known}
     near = [
         endings[found]

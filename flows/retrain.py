@@ -1,4 +1,4 @@
-"""Training again: on a schedule, when data has landed, or by hand; and a clear word when there is nothing to do."""
+"""Run the pipeline again if data, settings or code have changed: on a schedule, on new data, or by hand."""
 
 from typing import Any
 
@@ -9,13 +9,14 @@ from prefect.states import Completed
 from flows.commands.plan import plan
 from flows.pipeline import rlhf
 from flows.preflight import check_inputs
+from flows.renamed_settings import log_renamed_settings
 from flows.run_names import name_retraining
 from flows.services.heartbeat import heartbeat
 from tasks.config.pipeline import Pipeline
 from tasks.config.sources import ShellSite, StackExchangeDump
-from tasks.tracking.client import connect
+from tasks.tracking.client import process_tracker
 
-NOTHING = "Neither data nor settings nor code have changed since the last run: every stage is stored."
+NO_CHANGE = "Neither data nor settings nor code have changed since the last run: every stage is stored."
 
 
 @flow(name="retrain", flow_run_name=name_retraining, persist_result=False)
@@ -25,9 +26,10 @@ def retrain(config: Pipeline = Pipeline(), profile: str = "rlhf", dump: str = ""
     Args:
         config: Every setting of every stage.
         profile: A name for the run.
-        dump: New data of the same kind to take instead of config.source.path; empty: none.
+        dump: New data of the same kind, read in place of config.source.path; empty: none.
     """
     with heartbeat():
+        log_renamed_settings()
         if dump:
             source = (
                 StackExchangeDump(path=dump)
@@ -36,10 +38,8 @@ def retrain(config: Pipeline = Pipeline(), profile: str = "rlhf", dump: str = ""
             )
             config = config.model_copy(update={"source": source})
         check_inputs(config)
-        connect()
-        planned = plan(config)
-        changed = [stage for stage in planned if stage.action != "reuse"]
-        if not changed:
-            return Completed(name="Cached", message=NOTHING)
+        process_tracker().connect()
+        if all(stage.action == "reuse" for stage in plan(config)):
+            return Completed(name="Cached", message=NO_CHANGE)
         summary: dict[str, Any] = rlhf(config, profile=profile)
         return summary

@@ -1,4 +1,8 @@
-"""Read the text of a setting by its field's type: a text stays what was typed, whatever YAML would make of it (dates, yes, null, 010)."""
+"""Read the values of settings by their types.
+
+A setting that takes a text gets what the user has typed, where YAML would read a date, a truth value or a
+number (2024-01-01, yes, 010).
+"""
 
 from collections.abc import Iterable
 from types import NoneType
@@ -11,7 +15,7 @@ from tasks.config.pipeline import Pipeline
 
 
 class _Texts(yaml.SafeLoader):
-    """YAML whose unquoted values stay texts, but for null: what a text means is said by the setting that takes it."""
+    """A YAML reader that keeps unquoted values, other than null, as texts."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own way
         first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
@@ -19,7 +23,7 @@ class _Texts(yaml.SafeLoader):
     }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Refuse a name that is there twice: YAML would silently take the later."""
+        """Refuse a name that is there twice; PyYAML would silently take the later value."""
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge"):
@@ -54,13 +58,13 @@ def read_argument(name: str, text: str) -> Any:
 
 
 def convert_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of a YAML profile, with numbers where its fields take numbers."""
+    """Return the settings of a YAML profile, with numbers for the settings that take numbers."""
     converted: dict[str, Any] = convert({Pipeline}, settings)
     return converted
 
 
 def convert(types: set[Any], value: Any) -> Any:
-    """Turn the texts in ``value`` into numbers where only a number can be meant; pydantic sees to everything else."""
+    """Return ``value`` with numbers for texts where the type takes numbers only; pydantic does the rest."""
     if isinstance(value, dict):
         return {name: convert(types_of_setting(types, str(name)), inner) for name, inner in value.items()}
     if isinstance(value, list):
@@ -74,7 +78,7 @@ def convert(types: set[Any], value: Any) -> Any:
 
 
 def _number(text: str) -> int | float | str:
-    """Return a decimal number; another text as it is, to be refused with the setting's name."""
+    """Return a decimal number; any other text unchanged, so that pydantic refuses it by its name."""
     for read in (int, float):
         try:
             return read(text)
@@ -84,7 +88,7 @@ def _number(text: str) -> int | float | str:
 
 
 def _types_at(sections: Iterable[Any], names: list[str]) -> set[Any]:
-    """Return the types that a dotted name may have, over all kinds of each section on its way; none for a name that there is not."""
+    """Return the types that the setting of a dotted name can have in all kinds of its sections."""
     first, *rest = names
     types = types_of_setting(sections, first)
     return _types_at(types, rest) if rest else types

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.artifacts.code_version import sources_of
+from tasks.artifacts.code_version import source_digests
 from tests.support.paths import ROOT
 
 HEAVY = {"torch", "transformers", "peft", "accelerate", "bitsandbytes"}
@@ -206,7 +206,7 @@ def test_every_stage_has_a_task_and_a_program_of_the_same_name() -> None:
 
 @pytest.mark.parametrize("stage", sorted(of_a_stage("tasks/programs") - {"site", "winrate"}))
 def test_no_training_stage_can_see_the_gold_scorer(stage: str) -> None:
-    assert not [path for path in sources_of(stage) if "gold" in Path(path).stem]
+    assert not [path for path in source_digests(stage) if "gold" in Path(path).stem]
 
 
 def test_no_folder_is_overfull() -> None:

@@ -58,6 +58,7 @@ class Definition(NamedTuple):
 
     @property
     def names(self) -> list[str]:
+        """Return the names of the deployments, as FLOW/DEPLOYMENT."""
         return [_full_name(deployment) for deployment in self.content["deployments"]]
 
 
@@ -102,7 +103,10 @@ def copy_stage_deployment(content: dict[str, Any], kind: str) -> dict[str, Any]:
 
 
 def _find_relative_path(config: Pipeline) -> str:
-    """Return a sentence about a relative path that leads nowhere from here, so no worker would find it; "" if there is none."""
+    """Return a sentence about a relative path that does not exist here, "" if there is none.
+
+    Paths that exist have been made absolute; a worker could not find the others.
+    """
     paths = {f"{stage}.start": getattr(config, stage).start for stage in ("sft", "reward", "dpo")}
     paths |= {f"data.decontaminate_against {path}": path for path in config.data.decontaminate_against}
     for section in (config.source, config.base):
@@ -118,9 +122,10 @@ def _find_relative_path(config: Pipeline) -> str:
 
 
 def profile(name: str, gpu: str = "", settings: list[str] | None = None, folder: str = "") -> dict[str, Any]:
-    """Return all settings of a profile as a deployment's parameters; a build step of prefect.yaml, it fills Prefect's form.
+    """Return all settings of a profile as a deployment's parameters, which fill Prefect's form.
 
-    Stages that train or sample go to the pool ``gpu``, unless the profile has a section ``pools``. Relative paths start in ``folder``.
+    This is a build step of prefect.yaml. Stages that train or sample go to the pool ``gpu``, unless the
+    profile has a section ``pools``. Relative paths start in ``folder``.
     """
     config = profiles.load(name, settings or [])
     if "pools" not in profiles.read(profiles.find(name)):
@@ -130,7 +135,7 @@ def profile(name: str, gpu: str = "", settings: list[str] | None = None, folder:
 
 
 def deploy(definition: Definition, *, webhook: str = "") -> list[str]:
-    """Create or update pools, deployments and automations; return the names of the deployments. Raises ServerFailed."""
+    """Create or update pools, deployments and automations; return the deployments. Raises ServerFailed."""
     _create_pools(definition.pools)
     with tempfile.TemporaryDirectory() as name:
         file = Path(name, "prefect.yaml")
@@ -141,9 +146,9 @@ def deploy(definition: Definition, *, webhook: str = "") -> list[str]:
     if done.returncode:
         output = _on_one_line(done.stdout + done.stderr)
         raise ServerFailed(f"The deployments could not be made: {output}")
-    from flows.services.automations import automate
+    from flows.services.automations import create_automations
 
-    automate(webhook)
+    create_automations(webhook)
     return definition.names
 
 
@@ -154,7 +159,7 @@ def _read_definition() -> dict[str, Any]:
 
 
 def _with_profiles(content: dict[str, Any], more: list[str]) -> dict[str, Any]:
-    """Repeat the deployments of PATTERN for every further profile. A built-in profile that is deployed already is skipped."""
+    """Add a copy of PATTERN's deployments for every further profile that is not deployed already."""
     patterns = [deployment for deployment in content["deployments"] if deployment["name"] == PATTERN]
     for title, path in _find_profiles(more, {one["name"] for one in content["deployments"]}).items():
         for pattern in copy.deepcopy(patterns):
@@ -167,7 +172,7 @@ def _with_profiles(content: dict[str, Any], more: list[str]) -> dict[str, Any]:
 
 
 def _find_profiles(more: list[str], built_in: set[str]) -> dict[str, Path]:
-    """Return the file of every further profile by its title. Raises InputError if a title is taken or unfit."""
+    """Return the file of every further profile by its title. Raises InputError if a title cannot be used."""
     files: dict[str, Path] = {}
     for name in more:
         profiles.load(name, [])  # refuses bad settings before anything is created

@@ -24,8 +24,8 @@ from flows.commands.gc_candidates import measure
 from flows.display.terminal import console
 from flows.preflight import LEAST_FREE_MB
 from flows.services import credentials, environment
-from flows.services.local_servers import running
-from tasks.artifacts.inventory import entries, intact
+from flows.services.local_servers import find_running
+from tasks.artifacts.inventory import is_intact, list_artifacts
 from tasks.artifacts.store import home
 
 HELP = "Check this machine, the home and the servers, and say what to do."
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Print every finding; exit with status 1 if there is a failure."""
-    environment.for_imports()
+    environment.prepare_for_reading()
     if doctor(home(), deep=args.deep):
         sys.exit(1)
 
@@ -163,11 +163,11 @@ def check_writable(above: Path, root: Path) -> Findings:
 
 
 def check_store(root: Path, *, deep: bool = False) -> Findings:
-    """Compare the stored artifacts with their manifests: the names of their files, or with ``deep`` every byte."""
-    found = entries(root, ("objects",))
+    """Compare stored artifacts with their manifests: the names of files, with ``deep`` every byte."""
+    found = list_artifacts(root, ("objects",))
     size = sum(measure(entry.path)[0] for entry in found)
     text = f"{len(found)} artifacts, {size / MB:.1f} MB"
-    broken = [f"{entry.stage} {entry.key[:12]}" for entry in found if not intact(entry.path, deep=deep)]
+    broken = [f"{entry.stage} {entry.key[:12]}" for entry in found if not is_intact(entry.path, deep=deep)]
     some = ", ".join([*broken[:4], "..."] if len(broken) > 4 else broken)
     problem = f"{text}; {len(broken)} are not what their manifests say: {some}"
     if deep:
@@ -208,14 +208,14 @@ def check_login(root: Path) -> Findings:
             "FAIL",
             "login",
             f"{credentials.file_of(root)} is damaged",
-            "remove it and start alignflow up anew: it makes another login",
+            "remove it and start alignflow up again: it makes another login",
         )
 
 
 def find_servers(root: Path) -> Findings:
     """Report which servers a run would use; set the environment for those of `alignflow up`."""
-    is_own = not os.environ.get("PREFECT_API_URL") and running(root)
-    environment.join(root)
+    is_own = not os.environ.get("PREFECT_API_URL") and find_running(root)
+    environment.use_running_servers(root)
     places = [os.environ[name] for name in SERVERS if os.environ.get(name, "").startswith("http")]
     hosts = [urlsplit(place).netloc.rpartition("@")[2] for place in places]  # without user and password
     text = " and ".join(hosts) + (" of alignflow up" if is_own else "")

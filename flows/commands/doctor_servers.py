@@ -11,7 +11,7 @@ from typing import Any
 
 from flows.commands.deploy import POOLS
 from flows.commands.doctor_findings import Finding, Findings, Level, judge, run_check
-from flows.commands.work import online
+from flows.commands.work import online_workers
 from tasks.tracking.client import EXPERIMENT
 
 SECONDS = 5.0  # that a server may take to answer
@@ -21,7 +21,7 @@ OPEN = "none is asked for: anyone who reaches the server may change what it hold
 
 
 def check_prefect() -> Findings:
-    """Check Prefect's server. Stop early if it does not answer or refuses the login: nothing more can be known then."""
+    """Check Prefect's server; only its answer and the login if one of these fails."""
     with _prefect_client() as client:
         answer = client.request("GET", "/health")
         yield Finding("ok", "prefect", "it answers and is healthy")
@@ -42,7 +42,7 @@ def check_prefect() -> Findings:
 
 @contextmanager
 def _prefect_client(*, with_login: bool = True) -> Iterator[Any]:
-    """Yield a client that does not retry, and set Prefect's settings alike; with ``with_login`` False, a client without a login."""
+    """Yield a client that does not retry, with or without the login; Prefect's settings are set for it."""
     from prefect import settings
     from prefect.client.orchestration import get_client
 
@@ -64,7 +64,10 @@ def check_clock(what: str, date: str | None) -> Finding:
     apart = time.time() - parsedate_to_datetime(date).timestamp() if date else 0.0
     text = f"this machine is {abs(apart):.0f} s {'ahead of' if apart > 0 else 'behind'} the server"
     return judge(
-        what, "as here" if date else "not told", text if abs(apart) > APART_SECONDS else "", "set both by NTP"
+        what,
+        "as here" if date else "unknown",
+        text if abs(apart) > APART_SECONDS else "",
+        "set both by NTP",
     )
 
 
@@ -108,7 +111,7 @@ def check_pools(client: Any) -> Findings:
 
 def check_workers(pool: str) -> Findings:
     """Check that a worker of the pool is online."""
-    names = online(pool)
+    names = online_workers(pool)
     yield judge(
         f"workers {pool}", ", ".join(names), "" if names else "none is online", f"alignflow work {pool}"
     )
@@ -138,7 +141,7 @@ def check_automations(client: Any) -> Findings:
 
 
 def judge_presence(what: str, wanted: list[str], found: set[str]) -> Finding:
-    """Return a failure if only some of ``wanted`` are found, and a warning if none is: the server was never set up."""
+    """Return a failure if some of ``wanted`` are missing; a warning if all are, as on a new server."""
     missing = ", ".join(name for name in wanted if name not in found)
     problem = f"not there, or switched off: {missing}" if missing else ""
     return judge(

@@ -4,7 +4,6 @@ Only the home is cleaned; `mlflow gc` cleans what MLflow keeps.
 """
 
 import argparse
-import fcntl
 import os
 import shutil
 import time
@@ -17,12 +16,20 @@ from rich.table import Table
 
 from flows.arguments import number
 from flows.commands.gc_candidates import TRASH, Candidate, list_candidates, list_digest_notes, measure
-from flows.commands.gc_roots import LIFE_LINE, at_work, reached, runs, taken_by, tracked_keys
+from flows.commands.gc_roots import (
+    RUN_LOCK,
+    find_reachable,
+    held_locks,
+    list_runs,
+    named_inputs,
+    tracked_keys,
+)
 from flows.display.terminal import console
 from flows.services import environment
-from tasks.artifacts.inventory import entries
+from tasks.artifacts.inventory import list_artifacts
 from tasks.artifacts.store import Store, home
 from tasks.system.errors import InputError
+from tasks.system.locks import try_acquire
 
 HELP = "Free what no registered model and no recent run needs."
 EXAMPLE = "alignflow gc --dry-run"
@@ -54,8 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Clean the home. Raises InputError."""
-    environment.join(home())
-    environment.for_imports()
+    environment.use_running_servers(home())
+    environment.prepare_for_reading()
     clean(home(), keep_runs=args.keep_runs, days=args.days, dry_run=args.dry_run)
 
 
@@ -74,7 +81,7 @@ def clean(
     dry_run: bool = False,
     now: float | None = None,
 ) -> None:
-    """Remove from the home what nothing needs, or with ``dry_run`` only say what it would be. Raises InputError."""
+    """Remove from the home what nothing needs; with ``dry_run`` only print it. Raises InputError."""
     if keep_runs < 0 or not days >= 0:
         raise InputError("--keep-runs and --days must be 0 or more")
     if not root.is_dir():
@@ -93,38 +100,35 @@ def _lock_home(root: Path, dry_run: bool) -> Iterator[None]:
     if dry_run:
         yield
         return
-    path = root / "locks" / "gc.lock"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"Another `alignflow gc` is at work in {root}; wait for its end") from None
+    lock = try_acquire(root / "locks" / "gc.lock")
+    if lock is None:
+        raise InputError(f"Another `alignflow gc` is at work in {root}; wait for its end")
+    with lock:
         yield
 
 
 def survey(root: Path, *, keep_runs: int, days: float, now: float) -> Survey:
-    """Return what can be removed, and which artifacts are kept. Raises InputError if the tracker cannot be asked."""
+    """Return what can be removed, and which artifacts are kept. Raises InputError without the tracker."""
     _check_tracker(root)
     oldest, resting = now - days * DAY, now - RESTING
-    found = entries(root)
+    found = list_artifacts(root)
     # listed first, because it takes longest: what changes meanwhile is seen by the steps below
     candidates = list_candidates(root, found)
-    in_use = at_work(root)
+    in_use = held_locks(root)
     needed = {root / "partial" / key for key in in_use}
 
     def is_removed(candidate: Candidate) -> bool:
         limit = min(oldest, resting) if candidate.kind in SLOWLY else resting
         return candidate.path not in needed and candidate.touched < limit
 
-    recent = [run for place, run in enumerate(runs(root)) if place < keep_runs or run.finished > oldest]
+    recent = [run for place, run in enumerate(list_runs(root)) if place < keep_runs or run.finished > oldest]
     roots = in_use | {one.key or one.path.name for one in candidates if one.touched >= resting}
     roots |= {key for run in recent for key in run.keys}
     unfinished = [one for one in candidates if one.kind == "partial" and not is_removed(one)]
-    roots |= {key for one in unfinished for key in taken_by(one.path)}
-    alive = {name.removeprefix(LIFE_LINE) for name in in_use if name.startswith(LIFE_LINE)}
+    roots |= {key for one in unfinished for key in named_inputs(one.path)}
+    alive = {name.removeprefix(RUN_LOCK) for name in in_use if name.startswith(RUN_LOCK)}
     roots |= tracked_keys(root, since=oldest, alive=alive)
-    needed |= reached(found, roots) | {run.path for run in recent}
+    needed |= find_reachable(found, roots) | {run.path for run in recent}
     removed = {one.path: one for one in candidates if is_removed(one)}
     outermost = [one for path, one in removed.items() if not removed.keys() & {*path.parents}]
     kept = [one for one in candidates if one.kind in ("artifacts", "fetched") and not is_removed(one)]
@@ -132,17 +136,19 @@ def survey(root: Path, *, keep_runs: int, days: float, now: float) -> Survey:
 
 
 def _check_tracker(root: Path) -> None:
-    """Refuse to clean if a server knows the registered models and no setting says where it is. Raises InputError."""
+    """Refuse if a server that is not named here knows the registered models. Raises InputError."""
     if os.environ.get("MLFLOW_TRACKING_URI"):
         return
     login = root / "mlflow-auth.ini"  # `alignflow up` writes its database's address into it
     if os.environ.get("ALIGNFLOW_DATABASE") or (login.exists() and "= postgresql" in login.read_text()):
         raise InputError(
-            "The database that knows this home's registered models is served by `alignflow up`: start it first"
+            "The database that knows this home's registered models is served by `alignflow up`: start it "
+            "first"
         )
     if (root / "fetched").exists() and not (root / "mlflow.db").exists():
         raise InputError(
-            "This home has worked with an MLflow server, which knows the registered models: set MLFLOW_TRACKING_URI"
+            "This home has worked with an MLflow server, which knows the registered models: set "
+            "MLFLOW_TRACKING_URI"
         )
 
 
@@ -195,16 +201,13 @@ def _move_to_trash(root: Path, candidate: Candidate) -> Path:
 
 
 def _remove_run_lock(path: Path) -> None:
-    """Remove the lock file of a run that has ended.
-
-    Lock files of keys are never removed: another process may hold an open descriptor to one, and would then lock a file without a name.
-    """
-    with suppress(FileNotFoundError), path.open("r+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _refuse()
-        path.unlink()
+    """Remove the lock file of a run that has ended."""
+    lock = try_acquire(path)
+    if lock is None:
+        _refuse()
+    else:
+        with lock:
+            path.unlink()
 
 
 def _print_survey(found: Survey, refused: dict[Path, str], *, dry_run: bool, now: float) -> None:
@@ -229,7 +232,8 @@ def _print_survey(found: Survey, refused: dict[Path, str], *, dry_run: bool, now
     if found.kept:
         size = sum(candidate.size for candidate in found.kept) / MB
         screen.print(
-            f"{len(found.kept)} artifacts stay, {size:.1f} MB: recent runs, registered models or work in progress need them.",
+            f"{len(found.kept)} artifacts stay, {size:.1f} MB: recent runs, registered models or work in "
+            "progress need them.",
             markup=False,
         )
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from flows.commands.gc_roots import LIFE_LINE
+from flows.commands.gc_roots import RUN_LOCK
 from tasks.artifacts.inventory import Entry
 from tasks.system.locks import is_held
 
@@ -31,7 +31,7 @@ def list_candidates(root: Path, found: list[Entry]) -> list[Candidate]:
         candidates.append(_candidate("partial", _stage_of(path), path, key=path.name))
     candidates += [_candidate("runs", "", path) for path in sorted((root / "runs").glob("*"))]
     candidates += [_in_quarantine(path) for path in sorted((root / "quarantine").glob("*"))]
-    run_locks = sorted((root / "locks").glob(f"{LIFE_LINE}*.lock"))
+    run_locks = sorted((root / "locks").glob(f"{RUN_LOCK}*.lock"))
     candidates += [_candidate("locks", "", path) for path in run_locks if not is_held(path)]
     leftovers = [
         *(root / "fetched").glob("*/*/.new-*"),
@@ -56,7 +56,7 @@ def list_digest_notes(root: Path, removed: set[Path]) -> list[Candidate]:
 
 
 def measure(path: Path) -> tuple[int, float]:
-    """Return the bytes of a file or folder, and when something in it last changed (seconds since the epoch)."""
+    """Return the bytes of a file or folder, and when something in it last changed, in seconds."""
     places = [path]
     for parent, folders, files in os.walk(path):
         places += [Path(parent, name) for name in (*folders, *files)]
@@ -72,7 +72,8 @@ def measure(path: Path) -> tuple[int, float]:
 def _artifact(entry: Entry) -> Candidate:
     """Return the candidate of an artifact.
 
-    A fetched one has no lock of its own: fetching takes none, and the stage that uses the artifact holds the lock of its own key.
+    A fetched one has no lock of its own: fetching takes none, and the stage that uses the artifact holds the
+    lock of its own key.
     """
     if entry.path.parts[-3] == "fetched":
         return _candidate("fetched", entry.stage, entry.path)
@@ -80,7 +81,10 @@ def _artifact(entry: Entry) -> Candidate:
 
 
 def _in_quarantine(path: Path) -> Candidate:
-    """Return the candidate of a quarantined artifact. Its age counts from the nanoseconds at the end of its name: its files are older."""
+    """Return the candidate of a quarantined artifact.
+
+    Its age counts from the moment in its name, in nanoseconds: its files are older.
+    """
     candidate = _candidate("quarantine", path.name.partition("-")[0], path)
     moment = path.name.rpartition("-")[2]
     seconds = int(moment) / 1e9 if moment.isdecimal() else 0.0

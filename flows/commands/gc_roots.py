@@ -1,52 +1,56 @@
-"""What of a home is still reached: by its runs, by MLflow's registered models and recent runs, by work that goes on, and by what all these took."""
+"""Find what of a home is still needed.
+
+Roots are the runs of the home, MLflow's registered models and recent runs, and stages and pipelines at work.
+Needed is what a root names, and what that was built from.
+"""
 
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tasks.artifacts.inventory import Entry
 from tasks.system.errors import InputError
 from tasks.system.locks import is_held
-from tasks.tracking import client, databases
+from tasks.tracking import databases
+from tasks.tracking.client import PATIENCE_TO_CONNECT, Tracker, process_tracker
 from tasks.tracking.runs import KEY, PARENT
 
-MOST = 50_000  # runs of one answer; MLflow takes no more
-LIFE_LINE = "run-"  # how the lock of a pipeline at work begins; what follows is its run in MLflow
-UNKNOWN = "MLflow, which knows the registered models, is not reachable, and nothing is freed before it is; `alignflow doctor` says more"
+MAX_RUNS = 50_000  # in one answer; MLflow's own limit
+RUN_LOCK = "run-"  # prefix of the lock of a running pipeline; the rest is the id of its run in MLflow
+UNKNOWN = (
+    "MLflow, which knows the registered models, is not reachable, and nothing is freed before it is; "
+    "`alignflow doctor` says more"
+)
 
 
 class Run(NamedTuple):
-    """A run that came to its end in this home."""
+    """A finished run of this home."""
 
     path: Path
     finished: float  # seconds since the epoch
     keys: frozenset[str]
 
 
-def reached(found: list[Entry], roots: set[str]) -> set[Path]:
-    """Where the artifacts lie that ``roots`` (keys or digests) name, and those that they were made from, and so on."""
+def find_reachable(found: list[Entry], roots: set[str]) -> set[Path]:
+    """Return the artifacts that ``roots`` (keys or digests) name, and all that they were built from."""
     named: dict[str, list[Entry]] = defaultdict(list)
     for entry in found:
-        for name in {entry.key, entry.digest} - {
-            ""
-        }:  # what the user brought has its content's digest as its key
+        for name in {entry.key, entry.digest} - {""}:
             named[name].append(entry)
-    kept: set[Path] = set()
-    waiting = list(roots)
-    while waiting:
-        for entry in named[waiting.pop()]:
-            if entry.path not in kept:
-                kept.add(entry.path)
-                waiting += entry.origins
-    return kept
+    reached: set[Path] = set()
+    pending = list(roots)
+    while pending:
+        for entry in named[pending.pop()]:
+            if entry.path not in reached:
+                reached.add(entry.path)
+                pending += entry.origins
+    return reached
 
 
-def runs(home: Path) -> list[Run]:
-    """The runs of this home, newest first."""
+def list_runs(home: Path) -> list[Run]:
+    """Return the finished runs of this home, newest first."""
     found = [_run(path) for path in (home / "runs").glob("*") if path.is_dir()]
     return sorted(found, key=lambda run: run.finished, reverse=True)
 
@@ -61,13 +65,16 @@ def _run(path: Path) -> Run:
         return Run(path, path.stat().st_mtime, frozenset())
 
 
-def at_work(home: Path) -> set[str]:
-    """Names of the locks that are held now: keys of stages that are built, and LIFE_LINE and its run for every pipeline."""
+def held_locks(home: Path) -> set[str]:
+    """Return the names of the locks that are held now.
+
+    They are the keys of the stages that are being built, and RUN_LOCK + run for every pipeline that runs.
+    """
     return {path.stem for path in (home / "locks").glob("*.lock") if is_held(path)}
 
 
-def taken_by(partial_folder: Path) -> set[str]:
-    """Keys of what a stage takes that is built, or was cut off, in this folder; other names may be among them."""
+def named_inputs(partial_folder: Path) -> set[str]:
+    """Return the names in the paths of a partial stage's inputs, among which are the keys of these inputs."""
     try:
         places = json.loads((partial_folder / "job.json").read_text())["inputs"].values()
         return {part for place in places for part in Path(place).parts}
@@ -76,56 +83,35 @@ def taken_by(partial_folder: Path) -> set[str]:
 
 
 def tracked_keys(home: Path, *, since: float, alive: set[str]) -> set[str]:
-    """Keys of registered models, of all stages that ran after ``since``, and of those of the pipelines ``alive`` (runs). Raises InputError.
+    """Return the keys of registered models, of stages that ran after ``since``, and of the runs ``alive``.
 
-    A home whose tracker is its own file has none before that file is there.
+    A home that is tracked in its own database has none before that file exists. Raises InputError if MLflow
+    cannot be asked.
     """
     own = databases.address(home / "mlflow.db")
     if os.environ.get("MLFLOW_TRACKING_URI", own) == own and not (home / "mlflow.db").exists():
         return set()
-    if not client.connect():
+    tracker = process_tracker()
+    if not tracker.connect():
         raise InputError(UNKNOWN)
     conditions = [
         f"attributes.start_time > {int(since * 1000)}",
         *(f"tags.`{PARENT}` = '{run}'" for run in sorted(alive)),
     ]
     try:
-        recent = {
-            run.data.tags.get(KEY, "")
-            for condition in conditions
-            for run in client.search(condition, most=MOST)
-        }
-        return (recent | _registered()) - {""}
+        recent = [run for condition in conditions for run in tracker.search(condition, limit=MAX_RUNS)]
+        return ({run.tags.get(KEY, "") for run in recent} | _registered(tracker)) - {""}
     except Exception as error:
         raise InputError(
             f"{UNKNOWN} ({(str(error) or type(error).__name__).splitlines()[0][:200]})"
         ) from error
 
 
-def _registered() -> set[str]:
-    versions = list(_pages(client._client.search_model_versions))
+def _registered(tracker: Tracker) -> set[str]:
+    """Return the keys of the artifacts of all registered models."""
+    versions = tracker.model_versions(PATIENCE_TO_CONNECT)
     keys = {version.tags.get(KEY, "") for version in versions}
-    return keys | {_key_of(run_id) for run_id in {version.run_id for version in versions} if run_id}
-
-
-def _key_of(run_id: str) -> str:
-    """The key of the stage that a run built; "" of another run, or of one that is there no more."""
-    try:
-        run = client.patiently(lambda: client._client.get_run(run_id), client.PATIENCE_TO_CONNECT)
-    except Exception as error:
-        status = getattr(error, "get_http_status_code", None)
-        if status and status() == 404:
-            return ""
-        raise
-    return str(run.data.tags.get(KEY, ""))
-
-
-def _pages(call: Callable[..., Any]) -> Iterator[Any]:
-    """All that a search of MLflow's finds, page after page."""
-    token = ""
-    while True:
-        page = client.patiently(partial(call, page_token=token or None), client.PATIENCE_TO_CONNECT)
-        yield from page
-        token = page.token
-        if not token:
-            return
+    for run_id in {version.run_id for version in versions} - {""}:
+        run = tracker.run(run_id, PATIENCE_TO_CONNECT)  # None: it was deleted
+        keys.add(run.tags.get(KEY, "") if run else "")
+    return keys

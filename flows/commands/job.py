@@ -32,7 +32,7 @@ def main(args: argparse.Namespace) -> None:
     # inputs are not checked here: only those that the stage takes need be on this machine
     config = profiles.with_absolute_paths(profiles.load(args.profile, args.set), Path.cwd())
     directory, folder = args.directory.absolute(), Path.cwd()
-    environment.for_imports()
+    environment.prepare_for_reading()
     prepare_job(config, args.stage, directory)
     option = " -P" if isolation.hides_a_module(folder, args.stage) else ""
     print(f"python{option} -m tasks.programs.{args.stage} {args.directory}")
@@ -43,21 +43,23 @@ class _Written(Exception):
 
 
 def prepare_job(config: Pipeline, wanted: str, directory: Path) -> None:
-    """Write the job.json of one stage into ``directory``; the stages before it must be stored. Raises InputError."""
+    """Write the job.json of one stage into ``directory``; its inputs must be stored. Raises InputError."""
     from flows.pipeline import chain
     from tasks.execution.run_stage import look_up, write_job
     from tasks.stages import report
+    from tasks.tracking.client import process_tracker
 
+    tracker = process_tracker()
     artifacts: dict[str, Artifact] = {}
 
     def do(stage: Any, **inputs: Artifact) -> Artifact:
         step = stage.step(config, **inputs)
         if step.stage == wanted:
             directory.mkdir(parents=True, exist_ok=True)
-            write_job(directory, step, config.machine)
+            write_job(directory, step, config.machine, tracker)
             raise _Written
         # a stage that the wanted one does not take may be missing
-        artifacts[step.stage] = look_up(step) or unbuilt_artifact(step)
+        artifacts[step.stage] = look_up(step, tracker) or unbuilt_artifact(step)
         return artifacts[step.stage]
 
     try:
@@ -75,7 +77,8 @@ def _requiring_inputs(do: Callable[..., Artifact], wanted: str) -> Callable[...,
         missing = [artifact["stage"] for artifact in inputs.values() if not artifact["digest"]]
         if missing and stage.run.name == wanted:
             raise InputError(
-                f"The stage {wanted} takes the result of {', '.join(missing)}, not built yet; `alignflow run` builds it"
+                f"The stage {wanted} takes the result of {', '.join(missing)}, not built yet; `alignflow "
+                "run` builds it"
             )
         return do(stage, **inputs)
 

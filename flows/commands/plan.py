@@ -8,7 +8,7 @@ from flows import profiles
 from flows.arguments import add_profile
 from flows.services import environment
 from tasks.artifacts.artifact import Artifact, Step
-from tasks.artifacts.store import Store, changes, home
+from tasks.artifacts.store import Store, home, list_changes
 from tasks.config.pipeline import Pipeline
 
 HELP = "Say which stages would be built or reused, and why."
@@ -27,8 +27,8 @@ def main(args: argparse.Namespace) -> None:
     config = profiles.load(args.profile, args.set)
     check_inputs(config)
     config = profiles.with_absolute_paths(config, Path.cwd())
-    environment.join(home())
-    environment.for_imports()
+    environment.use_running_servers(home())
+    environment.prepare_for_reading()
     from flows.display.terminal import print_plan
 
     print_plan(plan(config))
@@ -48,13 +48,15 @@ def plan(config: Pipeline) -> list[Planned]:
     from flows.pipeline import chain
     from tasks.execution.run_stage import look_up
     from tasks.stages import report
+    from tasks.tracking.client import process_tracker
 
+    tracker = process_tracker()
     planned: list[Planned] = []
     artifacts: dict[str, Artifact] = {}
 
     def do(stage: Any, **inputs: Artifact) -> Artifact:
         step = stage.step(config, **inputs)
-        found = look_up(step)
+        found = look_up(step, tracker)
         planned.append(_plan_step(step, found))
         artifacts[step.stage] = found or unbuilt_artifact(step)
         return artifacts[step.stage]
@@ -75,7 +77,9 @@ def _plan_step(step: Step, found: Artifact | None) -> Planned:
     if before is None:
         return Planned(step.stage, key, "build", ["never built"])
     awaited = sorted(name for name, digest in recipe.inputs.items() if not digest)
-    reasons = [reason for reason in changes(recipe, before) if reason.removeprefix("input ") not in awaited]
+    reasons = [
+        reason for reason in list_changes(recipe, before) if reason.removeprefix("input ") not in awaited
+    ]
     if awaited:
         reasons.append(f"if {', '.join(awaited)} {'differs' if len(awaited) == 1 else 'differ'}")
     return Planned(step.stage, key, "build", reasons or ["its stored files were altered"])

@@ -9,6 +9,7 @@ from typing import Any
 
 from flows import profiles
 from flows.arguments import add_profile
+from flows.failures import RunFailed
 from flows.services import environment
 from tasks.artifacts.store import home
 from tasks.execution.launch import interruptible
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Check everything that can be checked, then run the flow. Raises InputError and StageFailed."""
+    """Check everything that can be checked, then run the flow. Raises InputError and RunFailed."""
     from flows.extras import check_packages, check_stages
     from flows.preflight import check_inputs, check_places
 
@@ -40,12 +41,17 @@ def main(args: argparse.Namespace) -> None:
     summary_file = args.summary and args.summary.absolute()
     # the home's files are for the user only; the summary gets the permissions of the user's other files
     mask = os.umask(0o077)
-    environment.join(root)
+    environment.use_running_servers(root)
     environment.prepare(root)
     check_stages(config)
     from flows.display.terminal import print_end
 
-    summary = _run_flow(root, config, profiles.title(args.profile))
+    try:
+        summary = _run_flow(root, config, profiles.title(args.profile))
+    except RunFailed as error:
+        if error.summary:
+            print_end(error.summary)
+        raise
     summary["seconds"] = round(time.monotonic() - started, 3)
     if summary_file:
         _write_summary(summary_file, summary)
@@ -54,18 +60,18 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _run_flow(root: Path, config: Any, title: str) -> dict[str, Any]:
-    """Run the flow rlhf against a Prefect server, which is started if there is none; return the run's summary."""
+    """Run the flow rlhf, with a Prefect server that is started if there is none; return the summary."""
     from flows.display.terminal import Screen
-    from flows.services.processes import check_prefect, prefect_api
+    from flows.services.processes import check_prefect, start_prefect_api
 
-    api = prefect_api(root)
+    api = start_prefect_api(root)
     with Screen() as screen:
         from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
         from flows.pipeline import rlhf  # slow to import; Prefect's server starts meanwhile
-        from tasks.tracking import client
+        from tasks.tracking.client import process_tracker
 
-        client.connect()
+        process_tracker().connect()
         if api:
             api.wait()
         else:

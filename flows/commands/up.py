@@ -1,7 +1,9 @@
-"""`alignflow up`: Prefect, MLflow and a worker per pool on this machine, watched until Ctrl-C. On loopback, behind a login."""
+"""`alignflow up`: run Prefect, MLflow and a worker per pool on this machine until Ctrl-C.
+
+On loopback, behind a login.
+"""
 
 import argparse
-import fcntl
 import json
 import os
 import signal
@@ -11,20 +13,21 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
 
 from flows.arguments import add_deployed_profiles, number
 from flows.commands.deploy import Definition, define
 from flows.services import credentials, environment, isolation
 from flows.services.credentials import USER
-from flows.services.local_servers import Address, Process, clients, running, servers
-from flows.services.log_rotation import Output
+from flows.services.local_servers import Address, Process, client_environment, find_running, servers
+from flows.services.log_rotation import RotatedLog
 from flows.services.processes import ServerFailed, await_health, stop
 from tasks.artifacts.store import home
 from tasks.system.errors import InputError
 from tasks.system.files import replace_text
-from tasks.system.processes import die_with
+from tasks.system.locks import try_acquire
+from tasks.system.processes import die_with_parent
 
 HELP = "Run Prefect, MLflow and workers on this machine until Ctrl-C."
 EXAMPLE = "alignflow up mine.yaml"
@@ -68,8 +71,11 @@ def main(args: argparse.Namespace) -> None:
 def up(
     home: Path, *, prefect_port: int, mlflow_port: int, definition: Definition, with_workers: bool = True
 ) -> None:
-    """Start everything, say where it is, and keep it up until Ctrl-C. A second one only says what is running."""
-    lock = _claimed(home)
+    """Start everything, say where it is, and keep it up until Ctrl-C.
+
+    A second one only says what is running.
+    """
+    lock = try_acquire(home / "locks" / "up.lock")
     if lock is None:
         _say_running(home)
         return
@@ -78,41 +84,31 @@ def up(
         for port, option in ((prefect_port, "--prefect-port"), (mlflow_port, "--mlflow-port")):
             _check_free(port, option)
         pools = tuple(definition.pools) if with_workers else ()
-        login = credentials.made(home)
+        login = credentials.load_or_create(home)
         for number in (signal.SIGINT, signal.SIGTERM):  # also when a script started this with Ctrl-C ignored
             signal.signal(number, signal.default_int_handler)
-        house = Supervisor(home)
+        supervisor = Supervisor(home)
         try:
-            parts = servers(home, address, login)
+            processes = servers(home, address, login)
             print("Prefect and MLflow are starting; their pages are there in some 20 seconds.", flush=True)
-            for part in parts:
-                house.start(part)
-            house.await_health()
-            os.environ.update(clients(home, address))
+            for process in processes:
+                supervisor.start(process)
+            supervisor.await_health()
+            os.environ.update(client_environment(home, address))
             from flows.commands.deploy import deploy
 
             deploy(definition, webhook=os.environ.get("ALIGNFLOW_ALERT_WEBHOOK", ""))
             for pool in pools:
-                house.start(Process(f"worker-{pool}", [sys.executable, "-m", "flows.cli", "work", pool], {}))
-            _await_workers(house, pools)
+                supervisor.start(
+                    Process(f"worker-{pool}", [sys.executable, "-m", "flows.cli", "work", pool], {})
+                )
+            _await_workers(supervisor, pools)
             replace_text(home / "up.json", json.dumps(address._asdict()))
             _say(home, address, definition, pools)
-            house.watch()
+            supervisor.watch()
         finally:
             (home / "up.json").unlink(missing_ok=True)
-            house.stop()
-
-
-def _claimed(home: Path) -> IO[str] | None:
-    path = home / "locks" / "up.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
+            supervisor.stop()
 
 
 def _check_free(port: int, option: str) -> None:
@@ -125,44 +121,50 @@ def _check_free(port: int, option: str) -> None:
 
 
 class Supervisor:
-    """Processes that are started again when they die."""
+    """Start processes, and restart those that stop."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self.parts: dict[str, Process] = {}
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.outputs: dict[str, Output] = {}
+        self.processes: dict[str, Process] = {}
+        self.children: dict[str, subprocess.Popen[bytes]] = {}
+        self.outputs: dict[str, RotatedLog] = {}
         self.deaths: dict[str, list[float]] = {}
 
-    def start(self, part: Process) -> None:
-        self.parts[part.name] = part
+    def start(self, process: Process) -> None:
+        self.processes[process.name] = process
         folder = self.home / "prefect"  # holds no module that could hide a library's
         folder.mkdir(parents=True, exist_ok=True)
-        process = subprocess.Popen(
-            part.command, env=os.environ | part.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            start_new_session=True, preexec_fn=die_with(os.getpid()), cwd=folder,
-        )  # fmt: skip
-        assert process.stdout
-        self.processes[part.name] = process
-        self.outputs[part.name] = Output(process.stdout, self.log(part.name))
+        child = subprocess.Popen(
+            process.command,
+            env=os.environ | process.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=partial(die_with_parent, os.getpid()),
+            cwd=folder,
+        )
+        assert child.stdout
+        self.children[process.name] = child
+        self.outputs[process.name] = RotatedLog(child.stdout, self.log(process.name))
 
     def log(self, name: str) -> Path:
         return self.home / "logs" / f"up-{name}.log"
 
     def await_health(self) -> None:
-        for name, part in self.parts.items():
-            if part.health:
-                await_health(part.health, self.processes[name], self.log(name))
+        for name, process in self.processes.items():
+            if process.health:
+                await_health(process.health, self.children[name], self.log(name))
 
     def watch(self) -> None:
-        """Start again what dies; give up on what dies again and again. Raises ServerFailed."""
+        """Restart processes that stop. Raises ServerFailed for one that stops again and again."""
         while True:
             time.sleep(POLL_SECONDS)
             self.revive()
 
     def revive(self, say: Callable[[str], None] = print) -> None:
-        for name, process in list(self.processes.items()):
-            if process.poll() is None:
+        for name, child in list(self.children.items()):
+            if child.poll() is None:
                 continue
             self.outputs[name].finish()
             now = time.monotonic()
@@ -173,25 +175,26 @@ class Supervisor:
             say(
                 f"{time.strftime('%H:%M:%S')}  {name} stopped and is started again; its log: {self.log(name)}"
             )
-            self.start(self.parts[name])
+            self.start(self.processes[name])
 
     def stop(self) -> None:
-        """The workers first, so that their last words reach the servers."""
-        for process in reversed(self.processes.values()):
-            stop(process)
+        """Stop all processes, the workers first, so that their last logs reach the servers."""
+        for child in reversed(self.children.values()):
+            stop(child)
         for output in self.outputs.values():
             output.finish()
 
 
-def _await_workers(house: Supervisor, pools: tuple[str, ...]) -> None:
-    from flows.commands.work import online
+def _await_workers(supervisor: Supervisor, pools: tuple[str, ...]) -> None:
+    from flows.commands.work import online_workers
 
     deadline = time.monotonic() + 60
-    while not all(online(pool) for pool in pools):
-        house.revive()
+    while not all(online_workers(pool) for pool in pools):
+        supervisor.revive()
         if time.monotonic() > deadline:
             raise ServerFailed(
-                f"A worker does not come up; the logs: {', '.join(str(house.log(f'worker-{pool}')) for pool in pools)}"
+                f"A worker does not come up; the logs: "
+                f"{', '.join(str(supervisor.log(f'worker-{pool}')) for pool in pools)}"
             )
         time.sleep(POLL_SECONDS)
 
@@ -199,8 +202,10 @@ def _await_workers(house: Supervisor, pools: tuple[str, ...]) -> None:
 def _say(home: Path, address: Address, definition: Definition, pools: tuple[str, ...]) -> None:
     lines = [
         f"Prefect      {address.prefect}/deployments", f"MLflow       {address.page}",
-        f"Log in       as {USER}; the password is in {credentials.file_of(home)} (Prefect's page asks for {USER}:PASSWORD)",
-        f"Deployments  {', '.join(definition.names)}", *(f"Left out     {name}: {why}" for name, why in definition.left_out.items()),
+        f"Log in       as {USER}; the password is in {credentials.file_of(home)} (Prefect's page asks for "
+        f"{USER}:PASSWORD)",
+        f"Deployments  {', '.join(definition.names)}",
+        *(f"Left out     {name}: {why}" for name, why in definition.left_out.items()),
         f"Workers      {' and '.join(pools) or 'none here; alignflow work POOL starts one'}",
         "Ctrl-C stops it all.",
     ]  # fmt: skip
@@ -208,10 +213,10 @@ def _say(home: Path, address: Address, definition: Definition, pools: tuple[str,
 
 
 def _say_running(home: Path) -> None:
-    address: Any = None
+    address: Address | None = None
     deadline = time.monotonic() + 5
     while address is None and time.monotonic() < deadline:
-        address = running(home)
+        address = find_running(home)
         with suppress(KeyboardInterrupt):
             time.sleep(0 if address else 0.2)
     if address:

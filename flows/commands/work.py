@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import sys
-from typing import Any
 
 from flows.arguments import number
 from tasks.system.errors import InputError
@@ -57,9 +56,9 @@ def work(pool: str, *, name: str = "", limit: int = 0) -> None:
             title,
         ]
         os.execv(sys.executable, command)
-    from flows.services.worker import run
+    from flows.services.worker import run_worker
 
-    run(pool, title, chosen)
+    run_worker(pool, title, chosen)
 
 
 def _type_of(pool: str) -> str:
@@ -71,16 +70,17 @@ def _type_of(pool: str) -> str:
             return str(client.read_work_pool(pool).type)
         except ObjectNotFound:
             raise InputError(
-                f"The Prefect server has no pool {pool}; `alignflow deploy` makes cpu, gpu and those that its profiles name"
+                f"The Prefect server has no pool {pool}; `alignflow deploy` makes cpu, gpu and those that "
+                "its profiles name"
             ) from None
 
 
-def online(pool: str) -> list[str]:
+def online_workers(pool: str) -> list[str]:
     """Names of the pool's workers that are at work."""
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
-        workers: list[Any] = client.read_workers_for_work_pool(pool)
+        workers = client.read_workers_for_work_pool(pool)
     return [
         worker.name
         for worker in workers

@@ -1,4 +1,4 @@
-"""A metric, and what became of a stage, as text."""
+"""Format metrics, results and the outcome of stages as text."""
 
 from typing import Any
 
@@ -19,13 +19,18 @@ def format_outcome(stage: dict[str, Any]) -> str:
     return "reused" if stage["cached"] else "built"
 
 
-def figure(value: Any) -> str:
+def format_not_run(causes: list[str]) -> str:
+    """Return the outcome of a stage whose inputs could not be built: "not run: ppo and dpo failed"."""
+    return f"not run: {' and '.join(causes)} failed"
+
+
+def format_metric(value: Any) -> str:
     """A metric as text: '0.731 (0.690 to 0.768, n 500)' or '3.420'."""
     if not isinstance(value, dict):
-        return _number(value)
-    text = _number(value.get("value"))
+        return _format_number(value)
+    text = _format_number(value.get("value"))
     interval = (
-        f"{_number(value['low'])} to {_number(value['high'])}"
+        f"{_format_number(value['low'])} to {_format_number(value['high'])}"
         if value.get("low") is not None and value.get("high") is not None
         else ""
     )
@@ -41,7 +46,10 @@ def key_figures(metrics: dict[str, Any]) -> list[str]:
 
 
 def headline(metrics: dict[str, Any]) -> str:
-    """Return the run's result in one sentence: the best policy, against what, how sure and by which judge; "" if nothing was compared."""
+    """Return the run's result in one sentence: the best policy, its win rate, interval and judge.
+
+    Returns "" if no policies were compared.
+    """
     judge = _best_judge(metrics)
     rates = {policy: metrics.get(f"{judge}{policy}_vs_sft") for policy in POLICIES}
     found = {policy: rate for policy, rate in rates.items() if isinstance(rate, dict)}
@@ -55,8 +63,9 @@ def headline(metrics: dict[str, Any]) -> str:
         verdict = "is worse than SFT"
     else:
         verdict = "cannot be told from SFT"
-    interval = f"{_percent(rate['value'])} of {rate['n']:,} questions (95% interval {_percent(rate['low'])} to {_percent(rate['high'])})"
-    return f"Result: {POLICIES[best]} {verdict}: it wins on {interval}, judged by {JUDGES[judge]}."
+    interval = f"95% interval {_percent(rate['low'])} to {_percent(rate['high'])}"
+    wins = f"{_percent(rate['value'])} of {rate['n']:,} questions ({interval})"
+    return f"Result: {POLICIES[best]} {verdict}: it wins on {wins}, judged by {JUDGES[judge]}."
 
 
 def _best_judge(metrics: dict[str, Any]) -> str:
@@ -67,7 +76,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f}%"
 
 
-def _number(value: Any) -> str:
+def _format_number(value: Any) -> str:
     if isinstance(value, float):
         return (
             f"{value:.3g}"

@@ -3,37 +3,42 @@
 import time
 from typing import Any
 
-from flows.display.formatting import figure
+from flows.display.formatting import format_metric
 from tasks.system.events import Event
 
 BYTE_UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
 class Progress:
-    """The place of the current stage in its pipeline, and its rate; told of every event."""
+    """Follow a pipeline by its events: its stages, and the progress of those at work."""
 
     def __init__(self) -> None:
         self.stages: list[str] = []  # all of the pipeline, in their order; none for a stage that runs alone
-        self.stage = ""
-        self.shown: tuple[str, ...] = ()
-        self.phase = ""  # what the stage does between its steps, such as tokenising
-        self.first: tuple[float, int] | None = None  # time and step of the first line of this phase
+        self.at_work: dict[str, StageProgress] = {}
 
     def on_event(self, event: Event) -> None:
         if event.kind == "plan":
             self.stages = event.about["stages"]
         elif event.kind == "start":
-            self.stage, self.shown, self.phase, self.first = event.stage, event.about["shown"], "", None
+            self.at_work[event.stage] = StageProgress(event.about["shown"])
 
-    @property
-    def number(self) -> str:
+    def number(self, stage: str) -> str:
         """Return "4/11" for the fourth of eleven stages; "" if the stage runs alone."""
-        return f"{self.stages.index(self.stage) + 1}/{len(self.stages)}" if self.stage in self.stages else ""
+        return f"{self.stages.index(stage) + 1}/{len(self.stages)}" if stage in self.stages else ""
 
-    @property
-    def place(self) -> str:
+    def place(self, stage: str) -> str:
         """Return "stage 4 of 11, sft", or "sft" if the stage runs alone."""
-        return f"stage {self.number.replace('/', ' of ')}, {self.stage}:" if self.number else f"{self.stage}:"
+        number = self.number(stage)
+        return f"stage {number.replace('/', ' of ')}, {stage}:" if number else f"{stage}:"
+
+
+class StageProgress:
+    """How far one stage is, and its rate."""
+
+    def __init__(self, shown: tuple[str, ...]) -> None:
+        self.shown = shown
+        self.phase = ""  # what the stage does between its steps, such as tokenising
+        self.first: tuple[float, int] | None = None  # time and step of the first line of this phase
 
     def text(self, line: dict[str, Any]) -> str:
         """Return a line of metrics.jsonl as text: steps, rate, time left, and the metrics that are shown."""
@@ -46,14 +51,14 @@ class Progress:
         parts = [phase, _counted(step, total, in_bytes=in_bytes)]
         if taken > 0 and spent > 0.5:
             parts += [
-                rate(taken / spent, in_bytes=in_bytes),
-                f"{clock((total - step) * spent / taken)} left" if total > step else "",
+                format_rate(taken / spent, in_bytes=in_bytes),
+                f"{format_duration((total - step) * spent / taken)} left" if total > step else "",
             ]
         return "  ".join([*filter(None, parts), *self.metrics(line)])
 
     def metrics(self, found: dict[str, Any]) -> list[str]:
         """Return the metrics of ``found`` that are shown, as text."""
-        return [f"{name} {figure(found[name])}" for name in self.shown if name in found]
+        return [f"{name} {format_metric(found[name])}" for name in self.shown if name in found]
 
 
 def _counted(step: int, total: int, *, in_bytes: bool) -> str:
@@ -61,11 +66,13 @@ def _counted(step: int, total: int, *, in_bytes: bool) -> str:
         return f"{step:,}/{total:,}" if total else f"{step:,}"
     unit = _byte_unit(max(step, total))
     return (
-        f"{amount(step, unit)} of {amount(total, unit)} {unit}" if total else f"{amount(step, unit)} {unit}"
+        f"{format_amount(step, unit)} of {format_amount(total, unit)} {unit}"
+        if total
+        else f"{format_amount(step, unit)} {unit}"
     )
 
 
-def amount(number: float, unit: str) -> str:
+def format_amount(number: float, unit: str) -> str:
     """Return a number of bytes in a unit, without the unit's name."""
     value = number / 1000 ** BYTE_UNITS.index(unit)
     return f"{value:,.0f}" if unit == "bytes" else f"{value:,.1f}"
@@ -77,15 +84,15 @@ def _byte_unit(number: float) -> str:
     )
 
 
-def rate(per_second: float, *, in_bytes: bool = False) -> str:
+def format_rate(per_second: float, *, in_bytes: bool = False) -> str:
     """Return a rate: "16.9/s", "1.2 MB/s" or, if it is slower than one a second, "3.1 s/step"."""
     if in_bytes:
         unit = _byte_unit(per_second)
-        return f"{amount(per_second, unit)} {unit}/s"
-    return f"{per_second:,.1f}/s" if per_second >= 1 else f"{clock(1 / per_second)}/step"
+        return f"{format_amount(per_second, unit)} {unit}/s"
+    return f"{per_second:,.1f}/s" if per_second >= 1 else f"{format_duration(1 / per_second)}/step"
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Return a time: "5.0 s", "2 min 9 s" or "3 h 12 min"."""
     if seconds < 60:
         return f"{seconds:.1f} s"

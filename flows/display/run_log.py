@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from prefect import get_run_logger
 
+from flows.display.formatting import format_not_run
 from flows.display.progress import Progress
 from tasks.system import events
 from tasks.system.events import Event
@@ -25,22 +26,23 @@ def logging_events() -> Iterator[None]:
 
 
 class _RunLog:
-    """The log of one flow run, and how far the stage at work is."""
+    """The log of one flow run, and how far the stages at work are."""
 
     def __init__(self) -> None:
         self.logger = get_run_logger()
         self.progress = Progress()
-        self.last = 0.0
+        self.last: dict[str, float] = {}  # time of the last line of progress, by stage
 
     def on_event(self, event: Event) -> None:
         about, stage = event.about, event.stage
         self.progress.on_event(event)
+        place, now = self.progress.place(stage), time.monotonic()
         match event.kind:
             case "resume":
-                self._log(logging.INFO, f"{self.progress.place} goes on from its checkpoint")
-            case "step" if time.monotonic() - self.last > LOG_SECONDS:
-                self.last = time.monotonic()
-                self._log(logging.INFO, f"{self.progress.place} {self.progress.text(about['line'])}")
+                self._log(logging.INFO, f"{place} goes on from its checkpoint")
+            case "step" if now - self.last.get(stage, 0.0) > LOG_SECONDS:
+                self.last[stage] = now
+                self._log(logging.INFO, f"{place} {self.progress.at_work[stage].text(about['line'])}")
             case "warning":
                 self._log(logging.WARNING, about["text"])
             case "log":
@@ -49,8 +51,10 @@ class _RunLog:
             case "built" | "reused" | "failed":
                 self._log(
                     logging.ERROR if event.kind == "failed" else logging.INFO,
-                    f"{self.progress.place} {event.kind}",
+                    f"{place} {event.kind}",
                 )
+            case "not_run":
+                self._log(logging.ERROR, f"{place} {format_not_run(about['causes'])}")
 
     def _log(self, level: int, text: str) -> None:
         self.logger.log(level, "%s", text)

@@ -10,21 +10,33 @@ from typing import Any
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
-from flows.display.formatting import figure, format_outcome
+from flows.display.formatting import format_metric, format_not_run, format_outcome
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.store import home
 from tasks.config.pipeline import Pipeline
 from tasks.system.files import replace_text
-from tasks.tracking import client
-from tasks.tracking.runs import Tracked
+from tasks.tracking.tracked_run import TrackedRun
 
 MARKER = (
     "<!--stage-table-->"  # where the report stage leaves room: its page must not change with a run's times
 )
 
 
-def summarise(profile: str, made: list[Artifact], seconds: float) -> dict[str, Any]:
-    """The run as JSON: every stage, and the figures of all of them in one flat table."""
+TOP = "<main>"  # of the report's page: what a run's failures are told below
+
+
+def summarise(
+    profile: str,
+    made: list[Artifact],
+    seconds: float,
+    *,
+    failed: dict[str, str],
+    not_run: dict[str, list[str]],
+) -> dict[str, Any]:
+    """Return the run as JSON: the stages that were built, their figures in one flat table, and what failed.
+
+    ``failed`` is a sentence by stage; ``not_run`` has the failed stages because of which a stage was not run.
+    """
     stages = [
         {
             name: artifact[name]
@@ -34,16 +46,26 @@ def summarise(profile: str, made: list[Artifact], seconds: float) -> dict[str, A
     ]
     named = [{"name": artifact["stage"], **stage} for artifact, stage in zip(made, stages, strict=True)]
     metrics = {name: value for artifact in made for name, value in artifact["metrics"].items()}
-    return {"profile": profile, "seconds": round(seconds, 3), "stages": named, "metrics": metrics}
+    return {
+        "profile": profile,
+        "seconds": round(seconds, 3),
+        "stages": named,
+        "metrics": metrics,
+        "failed": failed,
+        "not_run": not_run,
+    }
 
 
 def conclude(
-    config: Pipeline, summary: dict[str, Any], page: Path, *, run_id: str, tracked: Tracked
+    config: Pipeline, summary: dict[str, Any], page: Path, *, run_id: str, tracked: TrackedRun
 ) -> dict[str, Any]:
-    """Keep summary, settings and page under runs/<id>/, give the page to Prefect and MLflow, and say in the summary where it is."""
+    """Write summary, settings and page to runs/<id>/ and upload them.
+
+    Returns the summary with the paths of the files.
+    """
     folder = home() / "runs" / run_id
     folder.mkdir(parents=True, exist_ok=True)
-    filled = page.read_text(encoding="utf-8").replace(MARKER, stage_table(summary["stages"]))
+    filled = fill_page(page.read_text(encoding="utf-8"), summary)
     for place in (folder, home()):
         replace_text(place / "report.html", filled)
         replace_text(place / "card.html", (page.parent / "card.html").read_text(encoding="utf-8"))
@@ -55,14 +77,26 @@ def conclude(
     }
     replace_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     replace_text(folder / "config.json", config.model_dump_json(indent=1) + "\n")
-    tracked.summary({**summary["metrics"], "seconds": summary["seconds"]})
+    tracked.log_summary({**summary["metrics"], "seconds": summary["seconds"]})
     for name in ("report.html", "card.html", "summary.json", "config.json"):
-        tracked.files(folder / name)
-    page_there = client.page(str(tracked.run_id), "report.html") if tracked.is_on else ""
+        tracked.upload(folder / name)
+    page_there = tracked.tracker.page(str(tracked.run_id), "report.html") if tracked.is_on else ""
     if page_there:
         create_link_artifact(page_there, "Report, figures and files in MLflow", key="mlflow")
     create_markdown_artifact(as_markdown(summary, headline(filled), page_there), key="report")
     return summary
+
+
+def fill_page(page: str, summary: dict[str, Any]) -> str:
+    """Return the report's page with this run's stages in it and, at the top, what failed."""
+    failures = "".join(f'\n<p class="warning">{html.escape(text)}</p>' for text in _failures(summary))
+    return page.replace(TOP, TOP + failures, 1).replace(MARKER, stage_table(summary["stages"]))
+
+
+def _failures(summary: dict[str, Any]) -> list[str]:
+    """Return a sentence for each stage that failed or was not run."""
+    not_run = [f"{name}: {format_not_run(causes)}" for name, causes in summary["not_run"].items()]
+    return [*summary["failed"].values(), *not_run]
 
 
 def stage_table(stages: list[dict[str, Any]]) -> str:
@@ -90,20 +124,25 @@ def headline(page: str) -> str:
 def as_markdown(summary: dict[str, Any], title: str, address: str) -> str:
     """Return the run's result for Prefect's page of it: headline, where the report is, figures and stages.
 
-    A browser opens no file: address from a page of a server, so a report that is on no server is named by its path.
+    A browser opens no file: address from a page of a server, so a report that is on no server is named by its
+    path.
     """
     if address:
         where = (
             f"[The report in MLflow]({address}); saved from there and opened by itself, all its links work."
         )
     else:
-        where = f"The report is {_escape(summary['report'])} on {_escape(socket.gethostname())}, the machine that ran the pipeline."
-    figures = [f"| {_cell(name)} | {figure(value)} |" for name, value in summary["metrics"].items()]
+        host = _escape(socket.gethostname())
+        where = f"The report is {_escape(summary['report'])} on {host}, the machine that ran the pipeline."
+    figures = [f"| {_cell(name)} | {format_metric(value)} |" for name, value in summary["metrics"].items()]
     stages = [
         f"| {stage['name']} | {stage['key'][:12]} | {format_outcome(stage)} | {stage['seconds']:.1f} |"
         for stage in summary["stages"]
     ]
+    failures = [f"- {_escape(text)}" for text in _failures(summary)]
     tables = [
+        *failures,
+        *([""] if failures else []),
         "| figure | value |",
         "|---|---|",
         *figures,

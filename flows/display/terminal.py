@@ -1,4 +1,7 @@
-"""What a run shows: a line per stage while it runs, and tables at its end. Plain lines when the output is not a terminal."""
+"""Show a run on the terminal: a line per stage while it runs, and tables at its end.
+
+Plain lines when the output is not a terminal.
+"""
 
 import textwrap
 import time
@@ -9,15 +12,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Column, Table
 
-from flows.display.formatting import figure, format_outcome, headline, key_figures
+from flows.display.formatting import format_metric, format_not_run, format_outcome, headline, key_figures
 from flows.display.progress import Progress as PipelineProgress
-from flows.display.progress import clock
+from flows.display.progress import format_duration
 from tasks.system import events
 from tasks.system.events import Event
 from tasks.tracking.program_log import clean
 
 PLAIN_SECONDS = 15.0  # between two lines of one stage when the output is not a terminal
 PLAIN_WIDTH = 140
+STARTING = "starting"  # what the first row says until the servers are there
 BAR_WIDTH, WIDE = 24, 110  # columns of a bar, and of a terminal that has room for one
 
 
@@ -49,13 +53,12 @@ class Screen:
         )
         self.rows = Progress(*columns, *bar, note, console=self.console, auto_refresh=self.live, expand=True)
         self.progress = PipelineProgress()
-        self.stage = ""
-        self.row: TaskID | None = None
-        self.last_line = 0.0
+        self.row_of: dict[str, TaskID] = {}  # of the stages at work, on a terminal
+        self.printed: dict[str, float] = {}  # when a stage's last line was printed, in a file
 
     def __enter__(self) -> Self:
         self.unlisten = events.listen(self.on_event)
-        self._start("starting", "Prefect and MLflow")
+        self._start(STARTING, "Prefect and MLflow")
         if self.live:
             self.rows.start()
         return self
@@ -69,97 +72,98 @@ class Screen:
 
     def ready(self) -> None:
         """The servers are there."""
-        if self.row is not None and self.live:
-            self.rows.remove_task(self.row)
-        self.row = None
+        if STARTING in self.row_of:
+            self.rows.remove_task(self.row_of.pop(STARTING))
 
     def on_event(self, event: Event) -> None:
-        about = event.about
+        stage, about = event.stage, event.about
         self.progress.on_event(event)
         match event.kind:
             case "start":
-                self._start(event.stage, "")
+                self._start(stage, "")
             case "wait":
-                self._note(about.get("note", "waiting for another run that builds it"))
+                self._note(stage, about.get("note", "waiting for another run that builds it"))
             case "resume":
-                self._note("goes on from its checkpoint")
+                self._note(stage, "goes on from its checkpoint")
             case "step":
-                self._step(about["line"])
+                self._step(stage, about["line"])
             case "built":
                 artifact = about["artifact"]
-                self._end(
-                    "  ".join(
-                        [
-                            f"built in {clock(artifact['seconds'])}",
-                            *self.progress.metrics(artifact["metrics"]),
-                        ]
-                    )
-                )
+                metrics = self.progress.at_work[stage].metrics(artifact["metrics"])
+                self._end(stage, "  ".join([f"built in {format_duration(artifact['seconds'])}", *metrics]))
             case "reused":
-                self._end("reused")
+                self._end(stage, "reused")
             case "failed":
-                self._end("failed", done=False)
+                self._end(stage, "failed", done=False)
+            case "not_run":
+                self._start(stage, "")
+                self._end(stage, format_not_run(about["causes"]), done=False)
             case "warning":
                 print_warning(self.console, f"Warning: {about['text']}")
 
     def _start(self, stage: str, note: str) -> None:
-        self.stage, self.last_line = stage, time.monotonic()
+        self.printed[stage] = time.monotonic()
         if self.live:
-            self.row = self.rows.add_task(stage, total=None, note=note, number=self.progress.number)
+            number = self.progress.number(stage)
+            self.row_of[stage] = self.rows.add_task(stage, total=None, note=note, number=number)
         elif note:
-            self._print(note)
+            self._print(stage, note)
 
-    def _step(self, line: dict[str, Any]) -> None:
-        text, now = self.progress.text(line), time.monotonic()
-        if self.live and self.row is not None:
-            self.rows.update(
-                self.row, total=line.get("total") or None, completed=line.get("step", 0), note=text
-            )
-        elif now - self.last_line > PLAIN_SECONDS:
-            self.last_line = now
-            self._print(text)
+    def _step(self, stage: str, line: dict[str, Any]) -> None:
+        text, now = self.progress.at_work[stage].text(line), time.monotonic()
+        if stage in self.row_of:
+            total, completed = line.get("total") or None, line.get("step", 0)
+            self.rows.update(self.row_of[stage], total=total, completed=completed, note=text)
+        elif now - self.printed[stage] > PLAIN_SECONDS:
+            self.printed[stage] = now
+            self._print(stage, text)
 
-    def _note(self, note: str) -> None:
-        if self.live and self.row is not None:
-            self.rows.update(self.row, note=note)
+    def _note(self, stage: str, note: str) -> None:
+        if stage in self.row_of:
+            self.rows.update(self.row_of[stage], note=note)
         else:
-            self._print(note)
+            self._print(stage, note)
 
-    def _end(self, note: str, *, done: bool = True) -> None:
-        if self.live and self.row is not None:
-            self.rows.update(self.row, total=1, completed=int(done), note=note)
-            self.rows.stop_task(self.row)
-            self.row = None
+    def _end(self, stage: str, note: str, *, done: bool = True) -> None:
+        if stage in self.row_of:
+            row = self.row_of.pop(stage)
+            self.rows.update(row, total=1, completed=int(done), note=note)
+            self.rows.stop_task(row)
         elif not self.live:
-            self._print(note)
+            self._print(stage, note)
 
-    def _print(self, text: str) -> None:
-        self.console.print(f"{self.progress.number:>5} {self.stage:<9} {text}", markup=False, soft_wrap=True)
+    def _print(self, stage: str, text: str) -> None:
+        number = self.progress.number(stage)
+        self.console.print(f"{number:>5} {stage:<9} {text}", markup=False, soft_wrap=True)
 
 
 def print_end(summary: dict[str, Any]) -> None:
-    """Stages, the figures that matter, where all others are, and last what must not scroll away: warnings and the result."""
+    """Print the stages, the key figures, the files with all others, and last the warnings and the result."""
     screen = console()
     stages = Table("stage", "result", "time", "peak MB", "key", box=None, pad_edge=False, header_style="bold")
     for stage in summary["stages"]:
         stages.add_row(
             stage["name"],
             format_outcome(stage),
-            clock(stage["seconds"]),
+            format_duration(stage["seconds"]),
             f"{stage['peak_mb']:.0f}",
             stage["key"][:12],
         )
+    for name in summary["failed"]:
+        stages.add_row(name, "failed")
+    for name, causes in summary["not_run"].items():
+        stages.add_row(name, format_not_run(causes))
     shown = key_figures(summary["metrics"])
     figures = Table("figure", "value", box=None, pad_edge=False, header_style="bold")
     for name in shown:
-        figures.add_row(name, figure(summary["metrics"][name]))
+        figures.add_row(name, format_metric(summary["metrics"][name]))
     for table in (stages, figures) if shown else (stages,):
         screen.print()
         screen.print(table)
     largest = max(summary["stages"], key=lambda stage: float(stage["peak_mb"]))
     facts = {
         "Peak memory": f"{largest['peak_mb']:.0f} MB ({largest['name']})",
-        "Total time": clock(summary["seconds"]),
+        "Total time": format_duration(summary["seconds"]),
         "All figures": f"{len(summary['metrics'])} in {summary['file']}",
         "Report": summary["report"],
     }

@@ -1,4 +1,4 @@
-"""What the Prefect server does by itself: it notices lost machines, starts lost pipelines again, and sends failures to a webhook."""
+"""Create Prefect's automations: mark lost runs, restart lost pipelines, send failures to a webhook."""
 
 from datetime import timedelta
 
@@ -20,20 +20,24 @@ AGAIN = "alignflow: a crashed pipeline is started again"
 ALERT = "alignflow: failures are told"
 BLOCK = "alignflow-alert"
 RUNS = ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"})
-# Signs that a run is not lost: the next heartbeat, or a state in which it need not beat. Not Prefect's own heartbeats, which go
-# on in other states than Running, and not Running itself: a run that is resumed beats again.
+# Signs that a run is not lost: the next heartbeat, or a state in which it need not beat. Not Prefect's own
+# heartbeats, which go on in other states than Running, and not Running itself: a run that is resumed beats
+# again.
 SIGNS = {ALIVE, WAITING} | {
     f"prefect.flow-run.{name}"
     for name in (
-        "Scheduled", "Late", "Resuming", "AwaitingRetry", "AwaitingConcurrencySlot", "Pending", "Paused", "Suspended",
+        "Scheduled", "Late", "Resuming", "AwaitingRetry", "AwaitingConcurrencySlot", "Pending", "Paused",
+        "Suspended",
         "Completed", "Cached", "Cancelled", "Cancelling", "Crashed", "Failed", "TimedOut",
     )
 }  # fmt: skip
-# runs of the deployments with this tag: stages are started again, and their failures told, by the pipeline that waits for them
+# runs of the deployments with this tag: stages are restarted, and their failures reported, by the pipeline
+# that waits for them
 PIPELINES = ResourceSpecification(
     {"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.pipeline"}
 )
-# one text, as chat services take it: which run, what became of it, the failed stage's own sentence, and where to look
+# one text, as chat services take it: the run, its state, the failed stage's message, and where
+# to look
 _WORDS = (
     "flow.name",
     '"/"',
@@ -48,8 +52,8 @@ _WORDS = (
 PAYLOAD = f'{{"text": {{{{ ({" ~ ".join(_WORDS)}) | tojson }}}}}}'
 
 
-def automate(webhook: str = "") -> None:
-    """Make the automations, or bring them up to date. Without ``webhook`` (a URL) nothing is told."""
+def create_automations(webhook: str = "") -> None:
+    """Create the automations, or replace older ones. Without ``webhook`` (a URL) failures are not sent."""
     wanted = [_lost(), _again()] + ([_alert(webhook)] if webhook else [])
     with get_client(sync_client=True) as client:
         for name in (LOST, AGAIN, ALERT):
@@ -60,10 +64,11 @@ def automate(webhook: str = "") -> None:
 
 
 def _lost(seconds: float = BEATS * BEAT_SECONDS) -> AutomationCore:
-    """Every running flow run beats; one that stops while it is Running has lost its process, its worker or its machine."""
+    """Mark a run as Crashed if its heartbeats stop while it is Running: its process or machine is lost."""
     trigger = EventTrigger(
         after={ALIVE}, expect=SIGNS, match=RUNS,
-        for_each={"prefect.resource.id"}, posture=Posture.Proactive, threshold=1, within=timedelta(seconds=seconds),
+        for_each={"prefect.resource.id"}, posture=Posture.Proactive, threshold=1,
+        within=timedelta(seconds=seconds),
     )  # fmt: skip
     message = f"Nothing was heard of it for {seconds:.0f} s: its process, worker or machine is gone."
     return AutomationCore(
@@ -74,13 +79,17 @@ def _lost(seconds: float = BEATS * BEAT_SECONDS) -> AutomationCore:
 
 
 def _again() -> AutomationCore:
-    """Stages are started again by their pipeline; a pipeline that was killed is by the server, and finds its finished stages in the store."""
+    """Restart a pipeline that was killed; it finds its finished stages in the store.
+
+    A stage that was lost is restarted by its pipeline.
+    """
     runs = ResourceSpecification(
         RUNS.root | {"prefect.run-count": [str(count) for count in range(1, RESTARTS + 1)]}
     )
     trigger = EventTrigger(
-        after={"prefect.flow-run.Crashed"}, expect={"prefect.flow-run.*"}, match=runs, match_related=PIPELINES,
-        for_each={"prefect.resource.id"}, posture=Posture.Proactive, threshold=1, within=timedelta(seconds=PAUSE_SECONDS),
+        after={"prefect.flow-run.Crashed"}, expect={"prefect.flow-run.*"}, match=runs,
+        match_related=PIPELINES, for_each={"prefect.resource.id"}, posture=Posture.Proactive, threshold=1,
+        within=timedelta(seconds=PAUSE_SECONDS),
     )  # fmt: skip
     message = "It had crashed and is started again; finished stages are not repeated."
     return AutomationCore(

@@ -1,10 +1,14 @@
-"""The login of the servers that `alignflow up` starts: made once per home, readable by its owner only, the same for Prefect and MLflow."""
+"""Create and read the login of the servers that `alignflow up` starts, the same for Prefect and MLflow.
+
+It is created once per home and readable by its owner only.
+"""
 
 import json
-import os
 import secrets
 from pathlib import Path
 from typing import NamedTuple
+
+from tasks.system.files import replace_text
 
 USER = "alignflow"
 
@@ -15,7 +19,7 @@ class Credentials(NamedTuple):
 
     @property
     def clients(self) -> dict[str, str]:
-        """The environment of whoever talks to the servers."""
+        """Return the environment variables by which clients log in."""
         return {
             "PREFECT_API_AUTH_STRING": f"{USER}:{self.password}",
             "MLFLOW_TRACKING_USERNAME": USER,
@@ -34,8 +38,8 @@ def read(home: Path) -> Credentials | None:
         return None
 
 
-def made(home: Path) -> Credentials:
-    """The home's credentials; new ones the first time."""
+def load_or_create(home: Path) -> Credentials:
+    """Return the home's credentials; create them the first time."""
     known = read(home)
     if known:
         return known
@@ -47,8 +51,4 @@ def made(home: Path) -> Credentials:
 def write_private(path: Path, text: str) -> None:
     """Write a file that only its owner may read, from its first byte on."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-    os.replace(temporary, path)
+    replace_text(path, text, private=True)

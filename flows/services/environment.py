@@ -1,6 +1,7 @@
-"""The process environment of Prefect and MLflow: everything under the home, nothing on the screen, nothing sent out.
+"""Set the process environment of Prefect and MLflow: all files under the home, no output, no telemetry.
 
-Set before either is imported. What the user has set for servers that are named stays; what belongs to none is removed (flows.services.isolation).
+Set before either is imported. What the user has set for servers that are named stays; what belongs to none is
+removed (flows.services.isolation).
 """
 
 import json
@@ -37,8 +38,8 @@ ELSEWHERE = {
 
 
 def prepare(root: Path) -> None:
-    """Set the environment for a pipeline whose home is ``root``, and give a new home its empty databases."""
-    permissions.close(root)
+    """Set the environment for a pipeline whose home is ``root``; copy empty databases into a new home."""
+    permissions.restrict_to_owner(root)
     prefect_home, logs = root / "prefect", root / "logs"
     prefect_home.mkdir(parents=True, exist_ok=True)
     logs.mkdir(parents=True, exist_ok=True)
@@ -67,23 +68,23 @@ def prepare(root: Path) -> None:
     isolation.leave_working_folder(prefect_home)
 
 
-def join(root: Path) -> None:
+def use_running_servers(root: Path) -> None:
     """Use the servers that `alignflow up` runs over this home, unless others are named."""
-    from flows.services.local_servers import clients, running
+    from flows.services.local_servers import client_environment, find_running
 
     isolation.reach_loopback_directly()
-    address = None if os.environ.get("PREFECT_API_URL") else running(root)
+    address = None if os.environ.get("PREFECT_API_URL") else find_running(root)
     if address:
         has_other_tracker = os.environ.get("MLFLOW_TRACKING_URI", address.mlflow) != address.mlflow
-        for name, value in clients(root, address).items():
+        for name, value in client_environment(root, address).items():
             if not (
                 has_other_tracker and name.startswith("MLFLOW_")
             ):  # another's server is not told this one's password
                 os.environ[name] = value
 
 
-def for_imports() -> None:
-    """The same for a command that only reads: nothing is written."""
+def prepare_for_reading() -> None:
+    """Set the environment for a command that only reads; write nothing."""
     for name, value in {
         **FIXED,
         "ALIGNFLOW_HOME": str(home()),
@@ -95,15 +96,16 @@ def for_imports() -> None:
 
 
 def _logging(file: Path) -> dict[str, Any]:
-    """Prefect's log, and what libraries warn about, into a file; run logs to the API as well."""
+    """Return Prefect's logging settings: its log and libraries' warnings to a file, runs' logs to the API."""
     level = "${PREFECT_LOGGING_LEVEL}"
     return {
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"plain": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
         "handlers": {
-            "file": {"class": "logging.handlers.RotatingFileHandler", "filename": str(file).replace("$", "$$"), "formatter": "plain",
-                     "maxBytes": 5_000_000, "backupCount": 1, "delay": True},
+            "file": {"class": "logging.handlers.RotatingFileHandler", "formatter": "plain",
+                     "filename": str(file).replace("$", "$$"), "maxBytes": 5_000_000, "backupCount": 1,
+                     "delay": True},
             "api": {"class": "prefect.logging.handlers.APILogHandler"},
         },
         "loggers": {

@@ -1,7 +1,8 @@
-"""Heartbeats of a flow run while its state is Running, by which the server notices a lost process, worker or machine (flows.services.automations).
+"""Send heartbeats of a flow run while its state is Running, so that the server notices a lost process.
 
-Prefect's own heartbeats go on in every state until the process ends. A run that is suspended, paused or being cancelled
-would count as lost after the last of them.
+flows/services/automations.py acts on them. Prefect's own heartbeats continue in every state until the process
+ends: a run that is suspended, paused or being cancelled would count as lost after the last of them, and one
+may follow the last state (issues 18653 and 21932 of https://github.com/PrefectHQ/prefect; seen in 3.8.8).
 """
 
 import threading
@@ -24,7 +25,7 @@ JOIN_SECONDS = 2.0
 
 @contextmanager
 def heartbeat(seconds: float = BEAT_SECONDS) -> Iterator[None]:
-    """Tell the server every ``seconds`` that this flow run is at work, until the block ends."""
+    """Send a heartbeat every ``seconds`` until the block ends."""
     if not flow_run.id:  # the function of a flow, called without Prefect
         yield
         return

@@ -1,4 +1,4 @@
-"""Keep what the user's shell and working folder hold for other programs away from ours: settings, proxies, modules of the same name."""
+"""Keep other programs' settings, proxies and modules in the user's shell and folder away from ours."""
 
 import os
 import site
@@ -7,11 +7,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tasks.artifacts.code_version import ROOT, packages_of
+from tasks.artifacts.code_version import ROOT, imported_packages
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
-# what servers read that are not told of on their command line: uvicorn and gunicorn serve Prefect and MLflow
+# variables that change uvicorn and gunicorn, which serve Prefect and MLflow, behind their command lines
 OF_SERVERS = ("UVICORN_", "GUNICORN_", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS")
 KEPT = {"PREFECT_LOGGING_LEVEL"}
 
@@ -19,8 +19,9 @@ KEPT = {"PREFECT_LOGGING_LEVEL"}
 def leave_out_other_servers(*, all_of_them: bool = False) -> None:
     """Remove settings of Prefect and MLflow that belong to no server which the user has named.
 
-    PREFECT_API_URL and MLFLOW_TRACKING_URI name one; a run without them has servers of its own, and a password, a database or a port meant for
-    another would stop it, or change the other. With ``all_of_them``, for `alignflow up`, whose servers are its own, the named ones go as well.
+    PREFECT_API_URL and MLFLOW_TRACKING_URI name one; a run without them has servers of its own, and a
+    password, a database or a port meant for another would stop it, or change the other. With ``all_of_them``,
+    for `alignflow up`, whose servers are its own, the named ones go as well.
     """
     tracking = os.environ.get("MLFLOW_TRACKING_URI", "")
     if all_of_them or not os.environ.get("PREFECT_API_URL"):
@@ -47,7 +48,8 @@ def reach_loopback_directly() -> None:
         if urlsplit(value).scheme.startswith("socks") and find_spec("socksio") is None:
             del os.environ[
                 name
-            ]  # httpx, which all of Prefect's requests go by, refuses to start with a proxy that it cannot use
+                # httpx, which sends Prefect's requests, refuses to start with a proxy that it cannot use
+            ]
     listed = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     hosts = [host.strip() for host in listed.split(",") if host.strip()]
     text = ",".join([*hosts, *(host for host in LOOPBACK if host not in hosts)])
@@ -57,9 +59,10 @@ def reach_loopback_directly() -> None:
 
 
 def leave_working_folder(folder: Path) -> None:
-    """Go to ``folder``, so that neither we nor our children read a .env, prefect.toml, json.py or tasks/ that the user's folder holds.
+    """Change to ``folder``, so that no process reads a .env, prefect.toml, json.py or tasks/ of the user.
 
-    All relative paths must be absolute by now. Children find alignflow's own code wherever it is imported from.
+    All relative paths must be absolute by now. Children find alignflow's own code wherever it is imported
+    from.
     """
     entries = [
         os.path.abspath(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry
@@ -84,11 +87,11 @@ def _absolute(uri: str) -> str:
 
 
 def hides_a_module(folder: Path, stage: str) -> bool:
-    """Whether ``python -m``, typed in a folder, would take the folder's own module for one that a stage's program means."""
+    """Return whether ``python -m`` in a folder would import the folder's modules instead of a stage's."""
     names = {path.stem for path in folder.glob("*.py")} | {
         path.parent.name for path in folder.glob("*/__init__.py")
     }
-    return folder != ROOT and bool(names & (sys.stdlib_module_names | packages_of(stage) | {"tasks"}))
+    return folder != ROOT and bool(names & (sys.stdlib_module_names | imported_packages(stage) | {"tasks"}))
 
 
 def quiet_folder() -> Path:

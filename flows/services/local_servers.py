@@ -1,6 +1,5 @@
 """Commands, addresses and environments of the Prefect and MLflow servers that `alignflow up` starts."""
 
-import fcntl
 import json
 import os
 import shlex
@@ -13,13 +12,14 @@ from flows.services import credentials
 from flows.services.credentials import USER, Credentials
 from flows.services.processes import PAGE_POLICY, PREFECT_SERVER
 from tasks.system.errors import InputError
+from tasks.system.locks import is_held
 from tasks.tracking import databases
 
 DATABASE = "ALIGNFLOW_DATABASE"
 
 
 class Process(NamedTuple):
-    """One process of the house."""
+    """A supervised process: a server or a worker."""
 
     name: str
     command: list[str]
@@ -36,24 +36,17 @@ class Address(NamedTuple):
         return f"{self.mlflow}/#/experiments?workflowType=machine_learning"
 
 
-def running(home: Path) -> Address | None:
+def find_running(home: Path) -> Address | None:
     """Where the servers of this home are, if `alignflow up` runs."""
-    lock = home / "locks" / "up.lock"
-    if not lock.exists():
+    if not is_held(home / "locks" / "up.lock"):
         return None
-    with lock.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return None  # nobody holds it
-        except BlockingIOError:
-            pass
     try:
         return Address(**json.loads((home / "up.json").read_text()))
     except (OSError, ValueError, TypeError):
         return None  # still starting
 
 
-def clients(home: Path, address: Address) -> dict[str, str]:
+def client_environment(home: Path, address: Address) -> dict[str, str]:
     """The environment in which Prefect and MLflow find the servers of this home."""
     known = credentials.read(home)
     places = {
@@ -71,8 +64,8 @@ def servers(home: Path, address: Address, login: Credentials) -> list[Process]:
         "PREFECT_SERVER_API_AUTH_STRING": login.clients["PREFECT_API_AUTH_STRING"],
         "PREFECT_SERVER_UI_API_URL": f"{address.prefect}/api",
         "PREFECT_UI_URL": address.prefect,
-        **both("PREFECT_SERVER_{}CORS_ALLOWED_ORIGINS", address.prefect),
-        **both("PREFECT_SERVER_{}CSRF_PROTECTION_ENABLED", "true"),
+        **under_both_names("PREFECT_SERVER_{}CORS_ALLOWED_ORIGINS", address.prefect),
+        **under_both_names("PREFECT_SERVER_{}CSRF_PROTECTION_ENABLED", "true"),
     }
     ini = home / "mlflow-auth.ini"
     store = (
@@ -82,8 +75,8 @@ def servers(home: Path, address: Address, login: Credentials) -> list[Process]:
     )
     users = databases.address(home / "mlflow-auth.db")
     if os.environ.get(DATABASE):
-        prefect["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database("prefect", "asyncpg")
-        store = users = database("mlflow", "psycopg2")
+        prefect["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database_url("prefect", "asyncpg")
+        store = users = database_url("mlflow", "psycopg2")
     function = "mlflow.server.auth:authenticate_request_basic_auth"
     text = [
         "[mlflow]",
@@ -97,8 +90,11 @@ def servers(home: Path, address: Address, login: Credentials) -> list[Process]:
     ]  # without it, every request hashes the password anew: .3 s
     credentials.write_private(ini, "\n".join([*text, ""]).replace("%", "%%"))
     mlflow = {
-        "MLFLOW_AUTH_CONFIG_PATH": str(ini), "MLFLOW_AUTH_ADMIN_PASSWORD": login.password, "MLFLOW_FLASK_SERVER_SECRET_KEY": login.signing_key,
-        "MLFLOW_BACKEND_STORE_URI": store,  # in the environment, not on the command line, where everybody on the machine would see its password
+        "MLFLOW_AUTH_CONFIG_PATH": str(ini),
+        "MLFLOW_AUTH_ADMIN_PASSWORD": login.password,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": login.signing_key,
+        # in the environment, not on the command line, where everybody on the machine would see its password
+        "MLFLOW_BACKEND_STORE_URI": store,
     }  # fmt: skip
     listening = ["--host", "127.0.0.1", "--port"]
     policy = ["--uvicorn-opts", shlex.join(["--header", f"Content-Security-Policy:{PAGE_POLICY}"])]
@@ -126,16 +122,20 @@ def servers(home: Path, address: Address, login: Credentials) -> list[Process]:
     ]
 
 
-def both(name: str, value: str) -> dict[str, str]:
+def under_both_names(name: str, value: str) -> dict[str, str]:
     """A setting under Prefect's present name and its older one."""
     return dict.fromkeys((name.format("API_"), name.format("")), value)
 
 
-def database(name: str, driver: str) -> str:
-    """The URL of one of the two databases on the PostgreSQL server that ALIGNFLOW_DATABASE names. Raises InputError."""
+def database_url(name: str, driver: str) -> str:
+    """Return the URL of one of the two databases on the PostgreSQL server that ALIGNFLOW_DATABASE names.
+
+    Raises InputError.
+    """
     parts = urlsplit(os.environ[DATABASE])
     if parts.scheme not in ("postgresql", "postgres") or not parts.hostname or parts.path.strip("/"):
         raise InputError(
-            f"{DATABASE} must be postgresql://USER:PASSWORD@HOST:PORT of a server with the databases prefect and mlflow"
+            f"{DATABASE} must be postgresql://USER:PASSWORD@HOST:PORT of a server "
+            "with the databases prefect and mlflow"
         )
     return urlunsplit((f"postgresql+{driver}", parts.netloc, f"/{name}", parts.query, ""))

@@ -12,8 +12,11 @@ LONGEST_LINE = 65_536
 PATIENCE = 2.0  # seconds for the last lines; a grandchild may hold the pipe open for longer
 
 
-class Output:
-    """The lines that come out of a pipe, written to a rotated file by a thread: this process alone writes it, so that it alone may rotate it."""
+class RotatedLog:
+    """A thread that writes the lines of a pipe to a rotated file.
+
+    No other process writes the file, so this one may rotate it.
+    """
 
     def __init__(self, pipe: IO[bytes], log: Path) -> None:
         self.pipe = pipe
@@ -32,7 +35,7 @@ class Output:
                 )  # on a full disk lines are lost; the pipe goes on being read
 
     def finish(self) -> None:
-        """Wait for what the child wrote last."""
+        """Wait for the last lines of the child."""
         self.thread.join(PATIENCE)
         if not self.thread.is_alive():
             self.handler.close()

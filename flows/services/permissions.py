@@ -1,4 +1,4 @@
-"""Close the home to other users of the machine: it holds a login, and texts and models that may be nobody else's."""
+"""Close the home to other users of the machine: it holds a login, private texts and models."""
 
 import os
 import stat
@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 OPEN = 0o077  # what a group and others may do
-# what alignflow puts into a home, for one that is no folder of its own
+# what alignflow creates in a home, for a home that holds other files as well
 FOLDERS = (
     "checks",
     "digests",
@@ -23,8 +23,8 @@ FOLDERS = (
 FILES = ("credentials.json", "mlflow-auth.db", "mlflow-auth.ini", "mlflow.db", "report.html", "up.json")
 
 
-def close(home: Path) -> None:
-    """Make the home, and all that comes into it from now on, its owner's only; also what an older version has left open."""
+def restrict_to_owner(home: Path) -> None:
+    """Create the home and make it accessible to its owner only, with all files in it and all later ones."""
     os.umask(OPEN)
     home.mkdir(parents=True, exist_ok=True)
     if _is_for_this_alone(home):
@@ -38,7 +38,7 @@ def close(home: Path) -> None:
 
 
 def _is_for_this_alone(home: Path) -> bool:
-    """Return False for /tmp, the user's own folder and the like, which alignflow was only told to put its things into."""
+    """Return False for /tmp, the user's own folder and the like, which hold files of others as well."""
     works_in = {Path.cwd(), *Path.cwd().parents, Path.home(), *Path.home().parents}
     return home not in works_in and not home.stat().st_mode & stat.S_ISVTX
 
@@ -50,7 +50,10 @@ def _close_below(folder: Path) -> None:
 
 
 def _close(path: Path) -> bool:
-    """Take away what others may do; return whether there was anything. Links, and what another user owns, stay as they are."""
+    """Remove the permissions of others; return whether there were any.
+
+    Links, and what another user owns, stay as they are.
+    """
     try:
         about = path.lstat()
     except FileNotFoundError:  # a program that is at work in the home has removed it

@@ -1,24 +1,27 @@
-"""Prefect's server as an ASGI application: its V1 pages alone, under a policy by which a browser asks no other host.
+"""Build Prefect's server as an ASGI application: only its V1 pages, with a policy that forbids other hosts.
 
 python -m uvicorn --factory flows.services.prefect_server:create_app --host 127.0.0.1 --port 4200
 
-Prefect serves both versions of its pages, whatever PREFECT_SERVER_UI_V2_ENABLED says: that only chooses the first one shown. The V2 pages load
-a session recorder from another host, and the pages of the API's documentation load their scripts from one.
+Prefect serves both versions of its pages, whatever PREFECT_SERVER_UI_V2_ENABLED says: that only chooses the
+first one shown. The V2 pages load a session recorder from another host, and the pages of the API's
+documentation load their scripts from one.
 """
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import prefect
 from prefect.server.api import server
 
+from flows.services.prefect_workarounds import hide_v2_pages
 from flows.services.processes import PAGE_POLICY
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 DOCUMENTATION = ("/docs", "/redoc", "/api/docs", "/api/redoc")
-INSTEAD = b"This page is not served: it would load its scripts from another host. The API is described in /openapi.json.\n"
+INSTEAD = (
+    b"This page is not served: it would load its scripts from another host. "
+    b"The API is described in /openapi.json.\n"
+)
 
 
 class ClosedPages:
@@ -46,7 +49,5 @@ class ClosedPages:
 
 def create_app() -> ClosedPages:
     """Return Prefect's server; its settings are in the environment, as for `prefect server start`."""
-    prefect.__ui_v2_static_path__ = Path(
-        "/nonexistent"
-    )  # Prefect offers each version of its pages whose folder is there
+    hide_v2_pages()
     return ClosedPages(server.create_app(final=True))

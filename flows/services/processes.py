@@ -1,7 +1,6 @@
-"""Servers as child processes: started, waited for and stopped; and the Prefect API of a single run."""
+"""Start, await and stop servers as child processes; start the Prefect API of a single run."""
 
 import atexit
-import fcntl
 import os
 import signal
 import socket
@@ -10,18 +9,22 @@ import sys
 import time
 import urllib.request
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from tasks.system.errors import InputError
-from tasks.system.processes import die_with
+from tasks.system.locks import acquire
+from tasks.system.processes import die_with_parent
 
 START_SECONDS = 120
-# For a server's pages: scripts, pictures and calls of their own host alone. Drawing on a canvas (Prefect's graph of a
-# run) compiles functions; both set styles, and build pictures, workers and MLflow's frame round HTML from own data.
+# For a server's pages: scripts, pictures and calls of their own host alone. Drawing on a canvas (Prefect's
+# graph of a run) compiles functions; both set styles, and build pictures, workers and MLflow's frame round
+# HTML from own data.
 PAGE_POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
-    "worker-src 'self' blob:; frame-src 'self' blob:; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'self'"
+    "default-src 'self'; script-src 'self' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; frame-src 'self' blob:; "
+    "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'self'"
 )
 PREFECT_SERVER = (
     "uvicorn",
@@ -39,29 +42,27 @@ class ServerFailed(Exception):
     """A server did not come up; the message says where its log is."""
 
 
-def prefect_api(home: Path) -> "Api | None":
-    """A Prefect API of this process's own on a free loopback port, unless PREFECT_API_URL names one already.
+def start_prefect_api(home: Path) -> "PrefectApi | None":
+    """Start a Prefect API for this process on a free loopback port, unless PREFECT_API_URL names one already.
 
-    Prefect would start one by itself, but only once it is imported and needed, and that one would outlive a killed run. Call it before Prefect is
-    imported: what is registered first is stopped last, after Prefect has sent its last logs.
+    Prefect would start one by itself, but only once it is imported and needed, and that one would outlive a
+    killed run. Call it before Prefect is imported: what is registered first is stopped last, after Prefect
+    has sent its last logs.
     """
     if os.environ.get("PREFECT_API_URL"):
         return None
-    api = Api(home)
+    api = PrefectApi(home)
     atexit.register(api.stop)
     return api
 
 
-class Api:
+class PrefectApi:
     """The child process; it starts at once and is waited for only when it is needed."""
 
     def __init__(self, home: Path) -> None:
         self.log = home / "logs" / "prefect-server.log"
-        locks = home / "locks"
-        locks.mkdir(parents=True, exist_ok=True)
         # two servers that both migrate a new database would break it
-        self._starting = (locks / "prefect.lock").open("a")
-        fcntl.flock(self._starting, fcntl.LOCK_EX)
+        self._starting = acquire(home / "locks" / "prefect.lock")
         self.port = free_port()
         quiet = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
         command = [
@@ -76,9 +77,15 @@ class Api:
         ]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                command, env=os.environ | quiet, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                start_new_session=True, preexec_fn=die_with(os.getpid()), cwd=home / "prefect",
-            )  # fmt: skip
+                command,
+                env=os.environ | quiet,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=partial(die_with_parent, os.getpid()),
+                cwd=home / "prefect",
+            )
         os.environ["PREFECT_API_URL"] = self.url
 
     @property
@@ -96,7 +103,7 @@ class Api:
 
 
 def check_prefect() -> None:
-    """Refuse a Prefect server that does not answer, or does not take our login, by the variable that names it. Raises InputError."""
+    """Check that the server of PREFECT_API_URL answers and accepts the login. Raises InputError."""
     from httpx import HTTPStatusError
     from prefect import settings
     from prefect.client.orchestration import get_client

@@ -1,30 +1,23 @@
-"""Spares flow runs their imports: has Prefect and MLflow loaded, and forks itself for every run that a worker starts.
+"""Fork server for flow runs: preloads Prefect and MLflow and forks a child per run.
 
-python -m flows.services.worker_fork_server LISTENER OWNER     a listening UNIX socket that keeps message boundaries; a pipe that closes with the worker
+python -m flows.services.worker_fork_server LISTENER OWNER     started by flows.services.worker
 
-A connection (flows.services.worker_fork_client) is one run: it sends {"environment", "directory"} with the descriptors of its output, and is told the run's pid and, at
-its end, {"status"} (negative for a signal). When the connection closes first, the run is killed. Runs outlive their worker, and this process them.
+A request, from flows.services.worker_fork_client, is {"environment", "directory"} with the descriptors of the
+run's output. Runs may outlive their worker, and this process outlives them.
 """
 
 import atexit
-import contextlib
 import gc
-import importlib
-import json
 import logging
 import os
 import runpy
-import select
-import shutil
-import signal
-import socket
 import sys
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Mapping
 
-from tasks.system.processes import die_with
+from tasks.system import fork_server
+from tasks.system.fork_server import Request
 
-# libraries only: alignflow's own modules are read anew by every run
+# libraries only: every run reads alignflow's own modules anew
 PRELOADED = (
     "prefect.flow_engine",
     "prefect.task_engine",
@@ -32,152 +25,44 @@ PRELOADED = (
     "mlflow.tracking.client",
     "mlflow.store.tracking.rest_store",
 )
-MAX_BYTES = 2**20
-STREAMS = 2  # standard output and error
+READ_AT_IMPORT = ("PREFECT_", "MLFLOW_", "PYTHON")  # variables whose values the loaded libraries have read
+OF_ONE_RUN = "PREFECT__"
 
 
-class Request(NamedTuple):
-    environment: dict[str, str]
-    directory: str
-    streams: list[int]
-
-
-class Forks:
-    """The runs of one worker."""
-
-    def __init__(self, listener: socket.socket, owner: int) -> None:
-        self.listener, self.owner = listener, owner
-        self.connections: set[socket.socket] = set()
-        self.runs: dict[int, socket.socket] = {}
-        self.wake, self.waker = os.pipe2(os.O_NONBLOCK)
-
-    def serve(self) -> Request | None:
-        """Fork at every request. Gives the request in the child that is to run it; None when the worker and all runs are gone."""
-        signal.set_wakeup_fd(self.waker)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        is_owned = True
-        while is_owned or self.connections:
-            heard: list[Any] = [
-                self.wake,
-                *self.connections,
-                *([self.listener, self.owner] if is_owned else []),
-            ]
-            ready = select.select(heard, [], [])[0]
-            if self.wake in ready:
-                os.read(self.wake, 4096)
-                self._reap()
-            if self.owner in ready:
-                is_owned = False
-                self.listener.close()
-            elif self.listener in ready:
-                self.connections.add(self.listener.accept()[0])
-            for connection in self.connections.intersection(ready):
-                if (request := self._hear(connection)) is not None:
-                    return request
-        return None
-
-    def _hear(self, connection: socket.socket) -> Request | None:
-        message, descriptors, _, _ = socket.recv_fds(connection, MAX_BYTES, STREAMS)
-        if not message:
-            self._drop(connection)
-            return None
-        parent = os.getpid()
-        if (pid := os.fork()) == 0:
-            if ask := die_with(parent):
-                ask()
-            self._let_go()
-            return Request(**json.loads(message), streams=descriptors)
-        for descriptor in descriptors:
-            os.close(descriptor)
-        self.runs[pid] = connection
-        self._tell(connection, pid=pid)
-        return None
-
-    def _drop(self, connection: socket.socket) -> None:
-        """Whoever wanted the run is gone: so is the run."""
-        self.connections.remove(connection)
-        connection.close()
-        for pid, other in self.runs.items():
-            if other is connection:
-                os.kill(pid, signal.SIGKILL)
-
-    def _reap(self) -> None:
-        while self.runs:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if not pid:
-                return
-            connection = self.runs.pop(pid)
-            if connection in self.connections:
-                self._tell(connection, status=os.waitstatus_to_exitcode(status))
-                self.connections.remove(connection)
-                connection.close()
-
-    def _let_go(self) -> None:
-        """In a child: nothing of its parent's stays open."""
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        for connection in (self.listener, *self.connections):
-            connection.close()
-        for descriptor in (self.owner, self.wake, self.waker):
-            os.close(descriptor)
-
-    @staticmethod
-    def _tell(connection: socket.socket, **line: int) -> None:
-        with contextlib.suppress(OSError):  # it has gone; _drop sees to the rest
-            connection.send(json.dumps(line).encode())
-
-
-def become(request: Request) -> None:
-    """Be the process that Prefect would have started: ``python -m prefect.engine`` in that folder, with that environment."""
-    os.setsid()
-    logging.raiseExceptions = (
-        False  # a log that cannot be written must not fill the worker's output with tracebacks
-    )
-    for stream, descriptor in enumerate(request.streams, start=1):
+def run_flow(request: Request) -> None:
+    """Run ``prefect.engine`` in this fork as ``python -m`` would, with the request's environment."""
+    environment, directory = request.content["environment"], request.content["directory"]
+    # a log that cannot be written must not fill the worker's output with tracebacks
+    logging.raiseExceptions = False
+    for stream, descriptor in enumerate(request.descriptors, start=1):
         os.dup2(descriptor, stream)
         os.close(descriptor)
-    os.chdir(request.directory)
-    if settings(request.environment) != settings(dict(os.environ)):  # Prefect has read its settings already
-        os.execve(sys.executable, [sys.executable, "-m", "prefect.engine"], request.environment)
+    os.chdir(directory)
+    if select_settings(environment) != select_settings(os.environ):
+        os.execve(sys.executable, [sys.executable, "-m", "prefect.engine"], environment)
     os.environ.clear()
-    os.environ.update(request.environment)
-    name(f"flow {request.environment['PREFECT__FLOW_RUN_ID'][:8]}")
+    os.environ.update(environment)
+    fork_server.set_process_title(f"flow {environment['PREFECT__FLOW_RUN_ID'][:8]}")
     sys.argv = ["prefect.engine"]
     sys.modules.pop("prefect.engine", None)  # it runs as __main__ now
     runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)
 
 
-def settings(environment: dict[str, str]) -> dict[str, str]:
-    """What the libraries that are loaded may have read when they were."""
-    read = ("PREFECT_", "MLFLOW_", "PYTHON")
+def select_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that a preloaded library may have read when it was imported."""
     return {
         key: value
         for key, value in environment.items()
-        if key.startswith(read) and not key.startswith("PREFECT__")
+        if key.startswith(READ_AT_IMPORT) and not key.startswith(OF_ONE_RUN)
     }
 
 
-def name(text: str) -> None:
-    """What process lists show."""
-    Path("/proc/self/comm").write_text(text[:15])
-
-
 def main() -> None:
-    listener = socket.socket(fileno=int(sys.argv[1]))
-    folder = Path(listener.getsockname()).parent
-    owner = int(sys.argv[2])
-    atexit.register(
-        gc.freeze
-    )  # of the children as well: at their end they would look through all that is loaded, for a second
-    for module in PRELOADED:
-        importlib.import_module(module)
-    gc.freeze()  # what is loaded stays: children need neither look through it nor copy it
-    name("engine")
-    request = Forks(listener, owner).serve()
-    if request is None:
-        shutil.rmtree(folder, ignore_errors=True)
-    else:
-        become(request)
+    """Serve until the worker and all runs are gone; in a child, run the flow."""
+    atexit.register(gc.freeze)  # inherited by the children: their last garbage collection would take a second
+    request = fork_server.serve(PRELOADED, "flow-forks")
+    if request is not None:
+        run_flow(request)
 
 
 if __name__ == "__main__":

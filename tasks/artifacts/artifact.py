@@ -1,60 +1,67 @@
-"""What stages take and give: plain values that any process on any machine can read."""
+"""Define what stages take and return: plain JSON values that any process on any machine can read."""
 
 import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
 
-from tasks.artifacts.code_version import sources_of
+from tasks.artifacts.code_version import source_digests
 from tasks.artifacts.store import SCHEMA, Manifest, Recipe, home
 from tasks.config.jobs import Job
 from tasks.system.hashing import digest_of, file_digest, folder_digest
 
 WEIGHTS = ".safetensors"
+Kind = Literal["cpu", "gpu"]  # of machine that a stage wants
 
 
 class Artifact(TypedDict):
-    """A stage's result as it is handed on: plain JSON that means the same on every machine."""
+    """The result of a stage, or what the user brought, as an input of other stages."""
 
     stage: str  # "given" for what the user brought
     key: str
     digest: str
-    path: str  # inside the artifact: the file or folder that is meant, "" for all; of what the user brought: where it lies
-    files: dict[str, str]  # sha256 by path of the files that are meant; none of what the user brought
+    path: str  # file or folder inside the artifact, "" for all; of what the user brought: its absolute path
+    files: dict[
+        str, str
+    ]  # sha256 by path of the files that an input consists of; empty if the user brought it
     seconds: float  # spent on it in this run
     peak_mb: float  # of the process that built it
     cached: bool
     metrics: dict[str, Any]
-    warnings: list[str]  # what its user should know before trusting it
+    warnings: list[str]  # sentences that its user should know before trusting it
 
 
 class Step(NamedTuple):
-    """What a stage takes. ``shown`` are the metrics worth watching while it runs, ``kind`` is the kind of machine it wants."""
+    """A stage with its job and inputs.
+
+    ``shown`` are the metrics that are shown while it runs; ``kind`` is the kind of machine that it needs.
+    """
 
     stage: str
     job: Job
     inputs: dict[str, Artifact]
     shown: tuple[str, ...] = ()
-    kind: Literal["cpu", "gpu"] = "gpu"
+    kind: Kind = "gpu"
 
     @property
     def recipe(self) -> Recipe:
+        """Return everything that the artifact depends on."""
         contents = {name: content(artifact) for name, artifact in self.inputs.items()}
         return Recipe(
             self.stage,
             self.job.key_settings(),
             contents,
-            sources_of(self.stage),
+            source_digests(self.stage),
             {name: artifact["digest"] for name, artifact in self.inputs.items()},
         )
 
 
 def code_of(stage: str) -> dict[str, str]:
-    """What two machines must have alike to work on a stage together: its code, and how artifacts are told of."""
-    return sources_of(stage) | {"the schema of artifacts": str(SCHEMA)}
+    """Return what must be equal on two machines that build a stage: its code and the schema of artifacts."""
+    return source_digests(stage) | {"the schema of artifacts": str(SCHEMA)}
 
 
 def user_artifact(path: str | Path) -> Artifact:
-    """A file or folder that the user brought, known by its content."""
+    """Return a file or folder that the user brought as an artifact, identified by its content."""
     place = Path(os.path.abspath(Path(path).expanduser()))
     return Artifact(
         stage="given", key="", digest=content_digest(place), path=str(place), files={},
@@ -63,32 +70,33 @@ def user_artifact(path: str | Path) -> Artifact:
 
 
 def content_digest(place: Path) -> str:
-    """Digest of a file or folder that no stage made."""
-    memory = home() / "digests"
-    return folder_digest(place, memory=memory) if place.is_dir() else file_digest(place, memory=memory)
+    """Return the digest of a file or folder that no stage built."""
+    cache = home() / "digests"
+    return folder_digest(place, memory=cache) if place.is_dir() else file_digest(place, memory=cache)
 
 
 def stage_artifact(manifest: Manifest, summary: dict[str, Any], *, cached: bool, seconds: float) -> Artifact:
-    """A stage's artifact, from its manifest and its summary.json."""
+    """Return a stage's artifact, from its manifest and its summary.json."""
     return Artifact(
-        stage=manifest["stage"], key=manifest["key"], digest=manifest["digest"], path="", files=manifest["files"],
+        stage=manifest["stage"], key=manifest["key"], digest=manifest["digest"],
+        path="", files=manifest["files"],
         seconds=round(seconds, 3), peak_mb=manifest["peak_mb"], cached=cached,
         metrics=summary.get("metrics", {}), warnings=summary.get("warnings", []),
     )  # fmt: skip
 
 
 def content(artifact: Artifact) -> str:
-    """Digest of what is meant: an input whose other files change is still the same input. "" for what is still to be built."""
+    """Return the digest of the files that an input consists of; "" if the artifact is not built yet."""
     return digest_of(artifact["files"]) if artifact["files"] else artifact["digest"]
 
 
 def within(artifact: Artifact, name: str) -> Artifact:
-    """A file or folder of an artifact as an input; what the user brought is taken whole."""
+    """Return one file or folder of an artifact as an input; what the user brought stays whole."""
     return artifact if artifact["stage"] == "given" else {**only(artifact, name), "path": name}
 
 
 def only(artifact: Artifact, *names: str) -> Artifact:
-    """An artifact as an input of a stage that looks at these files and folders alone."""
+    """Return an artifact as an input of a stage that reads these files and folders only."""
     if not artifact["files"]:
         return artifact
     files = {
@@ -104,7 +112,7 @@ def only(artifact: Artifact, *names: str) -> Artifact:
 
 
 def without_weights(artifact: Artifact) -> Artifact:
-    """An artifact as an input of a stage that does not look at model weights."""
+    """Return an artifact as an input of a stage that does not read model weights."""
     return {
         **artifact,
         "files": {path: sha256 for path, sha256 in artifact["files"].items() if not path.endswith(WEIGHTS)},

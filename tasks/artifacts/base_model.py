@@ -1,11 +1,11 @@
-"""The model that the user brings instead of the built-in base: found, checked, and fetched when it is a hub id."""
+"""Find, check and download the model that the user brings instead of the built-in base."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 from tasks.artifacts.artifact import Artifact, user_artifact
-from tasks.artifacts.hub import fetched, is_hub_id
+from tasks.artifacts.hub import download, is_hub_id
 from tasks.config.models import HuggingFaceBase
 from tasks.system.errors import InputError
 
@@ -22,32 +22,34 @@ WANTED = [
 ]
 
 
-def given_base(base: HuggingFaceBase) -> Artifact:
-    """The model folder as an input of stages."""
-    return user_artifact(model_folder(base))
+def base_artifact(base: HuggingFaceBase) -> Artifact:
+    """Return the model folder as an input of stages. Raises InputError."""
+    return user_artifact(find_model_folder(base))
 
 
-def model_folder(base: HuggingFaceBase) -> Path:
-    """The folder that holds the model; a hub id's safetensors are downloaded first. Raises InputError."""
+def find_model_folder(base: HuggingFaceBase) -> Path:
+    """Return the folder that holds the model; download it first if it is a hub id. Raises InputError."""
     folder = Path(base.path).expanduser()
     if not folder.exists():
         if not is_hub_id(base.path):
             raise InputError(f"base.path: there is no model folder {folder}")
-        folder = fetched(base.path, "model", revision=base.revision, wanted=WANTED, setting="base.path")
+        folder = download(base.path, "model", revision=base.revision, wanted=WANTED, setting="base.path")
     check_model_folder(folder)
     return folder
 
 
 def check_model_folder(folder: Path) -> None:
-    """Refuse what transformers could not load, before anything runs."""
+    """Refuse a folder that transformers could not load, before anything runs. Raises InputError."""
     if not folder.is_dir():
         raise InputError(
             f"base.path: {folder} is not a folder; name the folder that holds config.json and the weights"
         )
     if (folder / ADAPTER).exists():
         raise InputError(
-            f"base.path: {folder} holds an adapter ({ADAPTER}), which transformers would load over weights that the adapter names: "
-            "merge it into its base first (peft's merge_and_unload, save_pretrained) and give that folder, or move the adapter's files away"
+            f"base.path: {folder} holds an adapter ({ADAPTER}), which transformers would load over weights "
+            "that the adapter names: "
+            "merge it into its base first (peft's merge_and_unload, save_pretrained) and give that folder, "
+            "or move the adapter's files away"
         )
     if not (folder / "config.json").is_file():
         raise InputError(f"base.path: the model folder {folder} has no config.json")
@@ -63,12 +65,15 @@ def check_model_folder(folder: Path) -> None:
 
 
 def _check_tokenizer(folder: Path) -> None:
-    """Refuse a tokenizer with tokens that the model has no embeddings for; the pad token is replaced when it is loaded."""
+    """Refuse a tokenizer with tokens that the model has no embeddings for. Raises InputError.
+
+    The pad token may lack one: it is replaced when the tokenizer is loaded.
+    """
     config = _read(folder / "config.json")
     rows = config.get("vocab_size") or _dictionary(config.get("text_config")).get("vocab_size")
     if not isinstance(
         rows, int
-    ):  # transformers has a number for this kind of model; programs compare with that
+    ):  # transformers has a default for this kind of model; programs compare with it
         return
     names = [value for name in ("pad_token", "unk_token") for value in _settings(folder, name)]
     pads = {
@@ -79,17 +84,18 @@ def _check_tokenizer(folder: Path) -> None:
     wrong = sorted((i, token) for token, i in _tokens(folder).items() if i >= rows and token not in pads)
     if wrong:
         raise InputError(
-            f"base.path: the tokenizer in {folder} has {len(wrong)} tokens without an embedding, first {wrong[0][1]!r} with the id "
-            f"{wrong[0][0]}, and the model has {rows} embeddings: give the tokenizer that the model was trained with, or call "
+            f"base.path: the tokenizer in {folder} has {len(wrong)} tokens without an embedding, first "
+            f"{wrong[0][1]!r} with the id {wrong[0][0]}, and the model has {rows} embeddings: give the "
+            "tokenizer that the model was trained with, or call "
             "model.resize_token_embeddings(len(tokenizer)) and save the model again"
         )
 
 
 def _tokens(folder: Path) -> dict[str, int]:
-    """Return the ids of all tokens, as far as JSON files tell them."""
+    """Return the ids of all tokens that JSON files list."""
     raw = _read(folder / "tokenizer.json")
     vocabulary = _dictionary(raw.get("model")).get("vocab")
-    if isinstance(vocabulary, list):  # Unigram: pieces with their scores
+    if isinstance(vocabulary, list):  # a Unigram model: pieces with their scores
         vocabulary = {piece[0]: i for i, piece in enumerate(vocabulary) if isinstance(piece, list) and piece}
     added = raw.get("added_tokens")
     entries = [token for token in added if isinstance(token, dict)] if isinstance(added, list) else []
@@ -101,17 +107,18 @@ def _tokens(folder: Path) -> dict[str, int]:
 
 
 def _settings(folder: Path, name: str) -> list[Any]:
+    """Return a setting's value in each of the tokenizer's two files of settings; None if it is not there."""
     return [_read(folder / file).get(name) for file in ("tokenizer_config.json", "special_tokens_map.json")]
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return a JSON file's object; nothing if it is not there. Raises InputError."""
+    """Return a JSON file's object; an empty one if the file does not exist. Raises InputError."""
     if not path.is_file():
         return {}
     try:
         return _dictionary(json.loads(path.read_bytes()))
     except ValueError as error:
-        raise InputError(f"base.path: {path} is no JSON ({error}): fetch it again") from error
+        raise InputError(f"base.path: {path} is not JSON ({error}): fetch it again") from error
 
 
 def _dictionary(value: Any) -> dict[str, Any]:

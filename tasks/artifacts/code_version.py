@@ -1,7 +1,8 @@
-"""Hash the code that a stage's program runs. Its files are found by reading their imports; nothing is imported.
+"""Hash the code that a stage's program runs. Its files are found by reading imports; nothing is imported.
 
-Comments, docstrings, formatting and the folder of a file do not count, so tidying or moving files rebuilds nothing. Neither do settings,
-whose values are in the key, nor tasks.system, which decides no result.
+Comments, docstrings, formatting and the folder of a file do not count, so tidying or moving files rebuilds
+nothing. Neither do tasks.config, as the values of settings are in the key, and tasks.system, which affects no
+result.
 """
 
 import ast
@@ -15,19 +16,22 @@ ROOT = Path(__file__).resolve().parents[2]  # the folder that holds the packages
 PROGRAMS = "tasks.programs"
 OWN = ("tasks", "flows")
 LEFT_OUT = ("tasks.config", "tasks.system")
-COUNTED = ("tasks.config.dump_files",)  # decides which files of a source are read
+COUNTED = ("tasks.config.dump_files",)  # but this one decides which files of a source are read
 
 
-class Facts(NamedTuple):
-    """What counts of one file."""
+class FileFacts(NamedTuple):
+    """The parts of one file that a version depends on."""
 
     digest: str  # "" if the file holds no code
     imports: list[str]
     strings: set[str]
 
 
-def sources_of(program: str, *, root: Path | None = None) -> dict[str, str]:
-    """Digest of every file behind ``program``, by path relative to ``root``: its program, what that imports, and data files that those name."""
+def source_digests(program: str, *, root: Path | None = None) -> dict[str, str]:
+    """Return the digest of every file that ``program`` runs, by path relative to ``root``.
+
+    These are the program, the modules that it imports, also indirectly, and the data files that they name.
+    """
     root = root or ROOT
     found: dict[str, str] = {}
     for path, facts in _closure(program, root):
@@ -39,27 +43,27 @@ def sources_of(program: str, *, root: Path | None = None) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def packages_of(program: str, *, root: Path | None = None) -> set[str]:
-    """Names of the top-level packages that the code behind ``program`` imports."""
+def imported_packages(program: str, *, root: Path | None = None) -> set[str]:
+    """Return the names of the top-level packages that the code of ``program`` imports."""
     return {name.partition(".")[0] for _, facts in _closure(program, root or ROOT) for name in facts.imports}
 
 
-def _closure(program: str, root: Path) -> Iterator[tuple[Path, Facts]]:
-    """Every file behind ``program``."""
-    waiting, seen = [f"{PROGRAMS}.{program}"], set[str]()
-    while waiting:
-        module = waiting.pop()
+def _closure(program: str, root: Path) -> Iterator[tuple[Path, FileFacts]]:
+    """Yield every file that ``program`` runs."""
+    pending, seen = [f"{PROGRAMS}.{program}"], set[str]()
+    while pending:
+        module = pending.pop()
         path = _file_of(module, root)
         if module in seen or path is None:
             continue
         seen.add(module)
         facts = _facts(path.read_text(encoding="utf-8"), module, is_package=path.name == "__init__.py")
         yield path, facts
-        waiting += [module.rpartition(".")[0], *facts.imports]
+        pending += [module.rpartition(".")[0], *facts.imports]
 
 
 @cache  # stages share most of their files
-def _facts(text: str, module: str, *, is_package: bool) -> Facts:
+def _facts(text: str, module: str, *, is_package: bool) -> FileFacts:
     tree = ast.parse(text, module)
     strings = {
         node.value
@@ -69,7 +73,7 @@ def _facts(text: str, module: str, *, is_package: bool) -> Facts:
     imports = _imports(tree, module, is_package=is_package)
     content = [module.rpartition(".")[2], *sorted(_imported_names(tree)), _canonical(tree)]
     holds_code = any(not _is_docstring(node) for node in tree.body)
-    return Facts(_sha256("\n".join(content).encode()) if holds_code else "", imports, strings)
+    return FileFacts(_sha256("\n".join(content).encode()) if holds_code else "", imports, strings)
 
 
 def _is_counted(module: str) -> bool:
@@ -86,7 +90,7 @@ def _file_of(module: str, root: Path) -> Path | None:
 
 
 def _imports(tree: ast.AST, module: str, *, is_package: bool) -> list[str]:
-    """Every module that ``tree`` may import, wherever in it; ``from a import b`` names both a and a.b."""
+    """Return every module that ``tree`` may import; ``from a import b`` names both a and a.b."""
     package = module if is_package else module.rpartition(".")[0]
     names = []
     for node in ast.walk(tree):
@@ -110,7 +114,7 @@ def _is_own_import(node: object) -> bool:
 
 
 def _imported_names(tree: ast.AST) -> Iterator[str]:
-    """Yield what a file imports of ours, by names alone: neither the folders of modules nor the order of the statements count."""
+    """Yield the names that a file imports from our packages, without the folders of their modules."""
     for node in ast.walk(tree):
         if _is_own_import(node):
             assert isinstance(node, ast.Import | ast.ImportFrom)
@@ -118,13 +122,16 @@ def _imported_names(tree: ast.AST) -> Iterator[str]:
 
 
 def _named_files(strings: set[str], folder: Path) -> list[Path]:
-    """Data files beside a module whose name appears in it as a string (a page template, say)."""
+    """Return the data files beside a module whose names appear in it as strings (a page template, say)."""
     beside = {path.name: path for path in folder.iterdir() if path.is_file() and path.suffix != ".py"}
     return [beside[name] for name in sorted(strings & beside.keys())]
 
 
 def _canonical(node: object) -> str:
-    """Return a syntax tree as text, the same for every Python: without positions, empty fields, docstrings and imports of our own modules."""
+    """Return a syntax tree as text that is the same for every Python version.
+
+    Left out are positions, empty fields, docstrings and imports of our own modules.
+    """
     if isinstance(node, list):
         return (
             "["

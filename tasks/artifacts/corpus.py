@@ -1,29 +1,30 @@
-"""The questions and answers that the user brings: found, checked, and fetched when they are a hub id."""
+"""Find, check and download the questions and answers that the user brings."""
 
 import os
 from pathlib import Path
 
 from tasks.artifacts.artifact import Artifact, user_artifact
-from tasks.artifacts.hub import fetched, is_hub_id
+from tasks.artifacts.hub import download, is_hub_id
 from tasks.config.dump_files import DUMP_ENDINGS, UNKNOWN_SITE, find_sites, users_beside
 from tasks.config.pipeline import Pipeline
 from tasks.config.sources import HhRlhf, HubSource, ShellSite, StackExchangeDump
 from tasks.system.errors import InputError
 
 WANTED = ["*.jsonl", "*.json", "*.parquet", "*.arrow", "*.jsonl.gz", "*.json.gz"]
-
-OTHER_FILES = [
-    "red-team-attempts/*"
-]  # of hh-rlhf: whole attempts with one rating each, no pairs of dialogues
+# in hh-rlhf, these files hold attempts with one rating each, not pairs of dialogues
+OTHER_FILES = ["red-team-attempts/*"]
 
 
-def given_corpus(source: StackExchangeDump | HubSource) -> Artifact:
-    """The file or folder as an input of stages."""
-    return user_artifact(corpus_place(source))
+def corpus_artifact(source: StackExchangeDump | HubSource) -> Artifact:
+    """Return the file or folder as an input of stages. Raises InputError."""
+    return user_artifact(find_corpus(source))
 
 
 def with_site(config: Pipeline, source: Artifact) -> Pipeline:
-    """Return the settings with the site that the dump's name says: a name is no part of the content that an artifact is known by."""
+    """Return the settings with the site that the dump's name says.
+
+    A file's name is not in the key of an artifact, which covers content only; the setting is.
+    """
     if not isinstance(config.source, StackExchangeDump) or config.source.site:
         return config
     sites = set(find_sites(Path(source["path"]), "").values())
@@ -32,8 +33,11 @@ def with_site(config: Pipeline, source: Artifact) -> Pipeline:
     return config.model_copy(update={"source": config.source.model_copy(update={"site": sites.pop()})})
 
 
-def users_of(about: StackExchangeDump | HubSource | ShellSite, source: Artifact) -> dict[str, Artifact]:
-    """Return the users beside a dump that is a file as an input of the data stage; in an archive or a folder they are part of the source."""
+def users_artifact(about: StackExchangeDump | HubSource | ShellSite, source: Artifact) -> dict[str, Artifact]:
+    """Return the file of users beside a dump as an input of the data stage; nothing if there is none.
+
+    In an archive or a folder the users are a part of the source itself.
+    """
     place = Path(source["path"])
     if not isinstance(about, StackExchangeDump) or not place.is_file():
         return {}
@@ -42,7 +46,7 @@ def users_of(about: StackExchangeDump | HubSource | ShellSite, source: Artifact)
 
 
 def evaluation_sets(config: Pipeline) -> dict[str, Artifact]:
-    """The files of data.decontaminate_against as inputs of the data stage."""
+    """Return the files of data.decontaminate_against as inputs of the data stage. Raises InputError."""
     return {
         f"against{number}": user_artifact(_evaluation_set(Path(path).expanduser()))
         for number, path in enumerate(config.data.decontaminate_against)
@@ -55,15 +59,16 @@ def _evaluation_set(place: Path) -> Path:
     return place
 
 
-def corpus_place(source: StackExchangeDump | HubSource) -> Path:
-    """Where it lies; what the setting names on the hub is downloaded first. Raises InputError."""
+def find_corpus(source: StackExchangeDump | HubSource) -> Path:
+    """Return the source's file or folder; download it first if it is a hub id. Raises InputError."""
     place = Path(source.path).expanduser()
     if isinstance(source, StackExchangeDump):
         if not place.exists():
             raise InputError(f"source.path: there is no file or folder {place}")
         if not os.access(place, os.R_OK):
             raise InputError(
-                f"source.path: {place} cannot be read; name a file whose name ends in {DUMP_ENDINGS}, or a folder of them"
+                f"source.path: {place} cannot be read; name a file whose name ends in {DUMP_ENDINGS}, or a "
+                "folder of them"
             )
         find_sites(place, source.site)
     elif not place.exists():
@@ -71,7 +76,7 @@ def corpus_place(source: StackExchangeDump | HubSource) -> Path:
             raise InputError(f"source.path: there is no file or folder {place}")
         wanted = [source.files] if source.files else WANTED
         unwanted = OTHER_FILES if isinstance(source, HhRlhf) and not source.files else None
-        place = fetched(
+        place = download(
             str(place),
             "dataset",
             revision=source.revision,

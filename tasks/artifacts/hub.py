@@ -1,4 +1,4 @@
-"""What lies on the Hugging Face hub: fetched whole, before any program runs, and then a folder like any other."""
+"""Download models and data sets from the Hugging Face hub before any program runs."""
 
 import re
 from pathlib import Path
@@ -10,10 +10,11 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
 def is_hub_id(text: str) -> bool:
+    """Return whether a text has the form of a hub id, such as owner/name."""
     return not text.startswith(".") and bool(HUB_ID.fullmatch(text))
 
 
-def fetched(
+def download(
     hub_id: str,
     kind: Literal["model", "dataset"],
     *,
@@ -22,9 +23,9 @@ def fetched(
     unwanted: list[str] | None = None,
     setting: str,
 ) -> Path:
-    """Return the folder with the files that fit ``wanted`` and not ``unwanted``; only those that are not here yet are downloaded.
+    """Download the files that match ``wanted`` and not ``unwanted``; return their folder.
 
-    Raises InputError, which names ``setting``.
+    Files that are here already are not downloaded again. Raises InputError, which names ``setting``.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

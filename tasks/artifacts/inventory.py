@@ -9,17 +9,17 @@ from tasks.system.hashing import digest_of, file_digest
 
 
 class Entry(NamedTuple):
-    """An artifact in objects/ or fetched/. Where its manifest cannot be read, it has no digest and no inputs."""
+    """An artifact in objects/ or fetched/. Without a readable manifest it has no digest and no origins."""
 
     path: Path
     stage: str
     key: str
     digest: str
-    origins: tuple[str, ...]  # digests of the artifacts that it was made from
+    origins: tuple[str, ...]  # digests of the artifacts that it was built from
 
 
-def entries(home: Path, tiers: tuple[str, ...] = ("objects", "fetched")) -> list[Entry]:
-    """Every artifact on this machine."""
+def list_artifacts(home: Path, tiers: tuple[str, ...] = ("objects", "fetched")) -> list[Entry]:
+    """Return every artifact on this machine."""
     places = [path for tier in tiers for path in sorted((home / tier).glob("*/*"))]
     return [_entry(path) for path in places if path.is_dir() and not path.name.startswith(".")]
 
@@ -38,23 +38,21 @@ def _entry(path: Path) -> Entry:
         return Entry(path, path.parent.name, path.name, "", ())
 
 
-def intact(entry: Path, *, deep: bool) -> bool:
-    """Whether an artifact has the files of its manifest, and with ``deep`` their bytes, read anew: a remembered digest would not show decay."""
+def is_intact(entry: Path, *, deep: bool) -> bool:
+    """Return whether an artifact has the files of its manifest, and with ``deep`` also their content.
+
+    With ``deep`` every file is read: a cached digest would not show a damaged disk.
+    """
     try:
         manifest = json.loads((entry / "manifest.json").read_text())
         digests = manifest["files"]
-        there = {path.relative_to(entry).as_posix() for path in entry.rglob("*") if not path.is_dir()} - {
-            "manifest.json"
-        }
-        told = (
-            manifest["schema"] == SCHEMA
-            and manifest["key"] == entry.name
-            and digest_of(digests) == manifest["digest"]
-        )
-        return (
-            told
-            and there == digests.keys()
-            and not (deep and any(file_digest(entry / name) != digests[name] for name in digests))
-        )
+        if manifest["schema"] != SCHEMA or manifest["key"] != entry.name:
+            return False
+        if digest_of(digests) != manifest["digest"]:
+            return False
+        files = {path.relative_to(entry).as_posix() for path in entry.rglob("*") if not path.is_dir()}
+        if files - {"manifest.json"} != digests.keys():
+            return False
+        return not deep or all(file_digest(entry / name) == digest for name, digest in digests.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False

@@ -1,15 +1,14 @@
-"""Content-addressed artifacts: what a stage made is found again by what it was made from.
+"""Store artifacts under keys: the hash of everything that an artifact was built from.
 
     HOME/objects/<stage>/<key>/   an artifact's files + manifest.json (sha256 of every file, written last)
-    HOME/partial/<key>/           a stage at work, or what a killed one left: job.json, metrics.jsonl, checkpoints/, artifact/, log.txt
-    HOME/locks/<key>.lock         held with flock while a stage is built; the kernel frees it, whatever kills the holder
-    HOME/quarantine/              entries that no longer match their manifest
-    HOME/digests/                 remembered digests of large files
+    HOME/partial/<key>/           a running or killed stage: job.json, metrics.jsonl, checkpoints/, artifact/
+    HOME/locks/<key>.lock         held with flock while a stage is built; freed when the holder dies
+    HOME/quarantine/              artifacts that no longer match their manifest
+    HOME/digests/                 cached digests of large files
 
-key = sha256 of {schema, stage, stage version, job, input digests}. Names, paths and the machine are not in it.
+key = sha256 of {schema, stage, stage version, job, input digests}, without names, paths and the machine.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -19,11 +18,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
-from tasks.system.files import replace_text
+from tasks.system.files import replace_text, sync_folder, sync_path
 from tasks.system.hashing import digest_of, file_digest
+from tasks.system.locks import acquire
 
 SCHEMA = 3  # 3: code is hashed without the paths of its files
-OTHER_SCHEMA = "built by an earlier version of alignflow, whose keys are made otherwise; it is rebuilt once"
+OTHER_SCHEMA = (
+    "built by an earlier version of alignflow, whose keys are computed differently; it is rebuilt once"
+)
 
 
 class Manifest(TypedDict):
@@ -35,26 +37,29 @@ class Manifest(TypedDict):
     digest: str  # over {relative path: sha256}
     files: dict[str, str]  # sha256 by relative path
     job: dict[str, Any]
-    inputs: dict[str, str]  # digest of what is taken of each input, by its name
-    origins: dict[str, str]  # digest of the whole artifact that it is part of
-    sources: dict[str, str]  # digest by file of the program
+    inputs: dict[str, str]  # digest of the files that are read of each input, by its name
+    origins: dict[str, str]  # digest of the whole artifact that these files belong to
+    sources: dict[str, str]  # digest of each file of the program's code
     seconds: float
     peak_mb: float
     created: float  # seconds since the epoch
 
 
 class Recipe(NamedTuple):
-    """Everything an artifact's content depends on."""
+    """Everything that an artifact's content depends on."""
 
     stage: str
     job: dict[str, Any]
     inputs: dict[str, str]
     sources: dict[str, str]
-    origins: dict[str, str]  # where the inputs are from: no part of the key
+    origins: dict[str, str]  # digests of the artifacts that the inputs belong to: not in the key
 
     @property
     def key(self) -> str:
-        version = digest_of(sorted(self.sources.values()))  # not by path: moving a file must rebuild nothing
+        """Return the hash of the recipe."""
+        version = digest_of(
+            sorted(self.sources.values())
+        )  # without paths: moving a file must rebuild nothing
         return digest_of(
             {
                 "schema": SCHEMA,
@@ -67,7 +72,10 @@ class Recipe(NamedTuple):
 
 
 def home() -> Path:
-    """The one folder everything is kept in: ALIGNFLOW_HOME, else .alignflow in the working directory; absolute."""
+    """Return the absolute path of the folder that holds everything.
+
+    It is ALIGNFLOW_HOME, else .alignflow in the working directory.
+    """
     return Path(os.environ.get("ALIGNFLOW_HOME") or ".alignflow").expanduser().absolute()
 
 
@@ -78,13 +86,15 @@ class Store:
         self.root = root
 
     def entry(self, stage: str, key: str) -> Path:
+        """Return the folder of a finished artifact."""
         return self.root / "objects" / stage / key
 
     def partial(self, key: str) -> Path:
+        """Return the folder in which an artifact is built."""
         return self.root / "partial" / key
 
     def lookup(self, stage: str, key: str) -> Manifest | None:
-        """The manifest of an artifact that is there, complete and unaltered; None for anything else."""
+        """Return the manifest of an artifact that is complete and unaltered, else None."""
         try:
             found: Manifest = json.loads((self.entry(stage, key) / "manifest.json").read_text())
             files = self._digests(self.entry(stage, key))
@@ -99,58 +109,63 @@ class Store:
         return found if intact else None
 
     def quarantine(self, stage: str, key: str) -> Path | None:
-        """Move a broken entry out of the way, and say where; call it with the key's lock held."""
+        """Move a broken artifact to quarantine/; return its new path, or None if there is no artifact.
+
+        The caller holds the key's lock.
+        """
         entry = self.entry(stage, key)
         if not entry.exists():
             return None
-        away = self.root / "quarantine" / f"{stage}-{key[:12]}-{time.time_ns()}"
-        away.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(entry, away)
-        return away
+        moved = self.root / "quarantine" / f"{stage}-{key[:12]}-{time.time_ns()}"
+        moved.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(entry, moved)
+        return moved
 
     @contextmanager
     def lock(self, key: str, *, on_wait: Callable[[], None] = lambda: None) -> Iterator[int]:
-        """Hold the key's lock; gives its file descriptor, which a program inherits so that the lock lasts as long as it can write."""
-        path = self.root / "locks" / f"{key}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                on_wait()
-                fcntl.flock(file, fcntl.LOCK_EX)
+        """Hold the key's lock and yield its file descriptor.
+
+        A program inherits the descriptor, so the lock lasts until the program has ended.
+        """
+        with acquire(self.root / "locks" / f"{key}.lock", on_wait=on_wait) as file:
             yield file.fileno()
 
     def commit(self, recipe: Recipe, *, seconds: float, peak_mb: float) -> Manifest:
-        """Turn the finished partial/<key>/artifact into objects/<stage>/<key>: all of it, or nothing."""
-        made = self.partial(recipe.key) / "artifact"
-        assert not (made / "manifest.json").exists(), "manifest.json is the store's own file"
-        _sync(made)
-        files = self._digests(made)
+        """Rename the finished partial/<key>/artifact to objects/<stage>/<key>; return its manifest."""
+        folder = self.partial(recipe.key) / "artifact"
+        assert not (folder / "manifest.json").exists(), "manifest.json is the store's own file"
+        sync_folder(folder)
+        files = self._digests(folder)
         manifest = Manifest(
             schema=SCHEMA, stage=recipe.stage, key=recipe.key, digest=digest_of(files), files=files,
             job=recipe.job, inputs=recipe.inputs, origins=recipe.origins, sources=recipe.sources,
             seconds=round(seconds, 3), peak_mb=round(peak_mb, 1), created=time.time(),
         )  # fmt: skip
-        replace_text(made / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+        replace_text(folder / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True) + "\n")
         entry = self.entry(recipe.stage, recipe.key)
         entry.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(made, entry)
-        _sync_folder(entry.parent)
+        os.rename(folder, entry)
+        sync_path(entry.parent)
         return manifest
 
     def discard_partial(self, key: str) -> None:
+        """Remove the folder in which an artifact was built."""
         shutil.rmtree(self.partial(key), ignore_errors=True)
 
     def newest(self, stage: str) -> Manifest | None:
-        """The manifest of the stage's latest artifact, unverified: to say what changed since."""
+        """Return the manifest of the stage's latest artifact without verifying it; None if there is none."""
+        manifests = self.manifests(stage)
+        return max(manifests, key=lambda manifest: float(manifest["created"]), default=None)
+
+    def manifests(self, stage: str) -> list[Manifest]:
+        """Return the manifests of the stage's artifacts that can be read, without verifying their files."""
         manifests = []
         for path in (self.root / "objects" / stage).glob("*/manifest.json"):
             try:
                 manifests.append(json.loads(path.read_text()))
             except (OSError, ValueError):
                 continue
-        return max(manifests, key=lambda manifest: float(manifest["created"]), default=None)
+        return manifests
 
     def _digests(self, folder: Path) -> dict[str, str]:
         paths = [path for path in sorted(folder.rglob("*")) if not path.is_dir()]
@@ -162,45 +177,47 @@ class Store:
         }
 
 
-def _sync(folder: Path) -> None:
-    """Bring every file below ``folder`` to the disk: a manifest must never outlive what it vouches for."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    _sync_folder(folder)
+def explain_rebuilds(stages: list[str]) -> str:
+    """Return a sentence about the stages whose artifacts are all of an earlier version, "" if none are."""
+    store = Store(home())
+    outdated = []
+    for stage in stages:
+        schemas = {manifest.get("schema") for manifest in store.manifests(stage)}
+        if schemas and SCHEMA not in schemas:
+            outdated.append(stage)
+    if not outdated:
+        return ""
+    return (
+        f"The stored artifacts of {', '.join(outdated)} are of an earlier version of alignflow, "
+        "whose keys are computed differently; they are rebuilt once"
+    )
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def list_changes(recipe: Recipe, before: Manifest) -> list[str]:
+    """Return what differs between a recipe and an earlier artifact.
 
-
-def changes(recipe: Recipe, before: Manifest) -> list[str]:
-    """What differs between a recipe and an artifact made earlier: 'ppo.clip_range 0.2 -> 0.3', 'input model', 'code tasks/rlhf/algorithms/losses.py'."""
+    For example 'ppo.clip_range 0.2 -> 0.3', 'input model', 'code tasks/programs/ppo.py'.
+    """
     if before["schema"] != SCHEMA:
         return [OTHER_SCHEMA]
-    old, new = flat(before["job"]), flat(recipe.job)
-    told = [
+    old, new = flatten(before["job"]), flatten(recipe.job)
+    differences = [
         f"{name} {_short(old.get(name))} -> {_short(new.get(name))}"
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     ]
-    told += [f"input {name}" for name in _different(before["inputs"], recipe.inputs)]
-    return told + [f"code {name}" for name in _different(before["sources"], recipe.sources)]
+    differences += [f"input {name}" for name in _different(before["inputs"], recipe.inputs)]
+    return differences + [f"code {name}" for name in _different(before["sources"], recipe.sources)]
 
 
-def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings as {dotted path: value}."""
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as {dotted path: value}."""
     if not isinstance(value, dict):
         return {prefix: value}
     return {
         path: leaf
         for name, child in value.items()
-        for path, leaf in flat(child, f"{prefix}.{name}" if prefix else str(name)).items()
+        for path, leaf in flatten(child, f"{prefix}.{name}" if prefix else str(name)).items()
     }
 
 

@@ -1,4 +1,8 @@
-"""Define what all settings share: they are frozen, unknown names are refused, old names still work, and forms show readable titles."""
+"""Define the base class of all settings.
+
+Settings are frozen, refuse unknown names, accept old names with a warning, say which of them are not in an
+artifact's key, and have readable titles in Prefect's forms.
+"""
 
 import warnings
 from collections.abc import Iterable
@@ -43,7 +47,7 @@ def _title(name: str, _: object) -> str:
 
 
 def _section_title(model: type[Any]) -> str:
-    """Return a section's name as forms show it: its kind if it is one of several kinds, else its class."""
+    """Return a section's name as forms show it: its kind if there are several kinds, else its class."""
     kind = model.model_fields.get("kind")
     return str(kind.default) if kind else model.__name__
 
@@ -58,7 +62,7 @@ class Settings(BaseModel):
         field_title_generator=_title,
         model_title_generator=_section_title,
     )
-    old_names: ClassVar[dict[str, str]] = {}  # the current name of a setting by the name that it once had
+    old_names: ClassVar[dict[str, str]] = {}  # current name by old name
 
     @model_validator(mode="before")
     @classmethod
@@ -69,15 +73,17 @@ class Settings(BaseModel):
 
     @classmethod
     def replace_old_names(cls, settings: dict[str, Any], place: str) -> dict[str, Any]:
-        """Return one section's settings under their current names, and warn of each old name with RenamedSetting.
+        """Return one section's settings under their current names.
 
-        ``place`` is the section's dotted name, for the warning. Raises ValueError if a setting is given under both names.
+        Warns of each old name with RenamedSetting; ``place`` is the section's dotted name, for the warning.
+        Raises ValueError if a setting is given under both names.
         """
         replaced = {old: new for old, new in cls.old_names.items() if old in settings}
         for old, new in replaced.items():
             if new in settings:
                 raise ValueError(f"{old} is the old name of {new}; give {new} alone")
-            warning = f"{place}.{old} is now called {place}.{new}; the old name will stop working in a later version"
+            warning = f"{place}.{old} is now called {place}.{new}"
+            warning += "; the old name will stop working in a later version"
             warnings.warn(warning, RenamedSetting, stacklevel=2)
         return {replaced.get(name, name): value for name, value in settings.items()}
 
@@ -87,7 +93,7 @@ class Settings(BaseModel):
         return {name: field.description or "" for name, field in cls.model_fields.items()}
 
     def key_settings(self) -> dict[str, Any]:
-        """Return the settings that an artifact's key depends on, as JSON values: all but those marked with NotInKey."""
+        """Return the settings that a key depends on, as JSON values: all but those marked with NotInKey."""
         settings = self.model_dump(mode="json")
         for name, field in type(self).model_fields.items():
             marks = [mark for mark in field.metadata if isinstance(mark, NotInKey)]
@@ -102,9 +108,10 @@ class Settings(BaseModel):
 
 
 def replace_old_names(sections: Iterable[Any], settings: Any, place: str = "") -> Any:
-    """Return nested settings under their current names. ``sections`` are the types that ``settings`` may have.
+    """Return nested settings under their current names.
 
-    Warns of each old name with RenamedSetting. Raises ValueError if a setting is given under both names.
+    ``sections`` are the types that ``settings`` may have. Warns of each old name with RenamedSetting. Raises
+    ValueError if a setting is given under both names.
     """
     if not isinstance(settings, dict):
         return settings
@@ -143,7 +150,7 @@ def is_section(value: Any) -> TypeGuard[type[Settings]]:
 
 
 def as_choice(schema: dict[str, Any]) -> None:
-    """Write a union of kinds as anyOf, which Prefect's forms offer as a choice; they show pydantic's oneOf as JSON text."""
+    """Replace oneOf by anyOf in a union's schema: Prefect's forms show oneOf as JSON, anyOf as a choice."""
     if "oneOf" in schema:
         schema["anyOf"] = schema.pop("oneOf")
         schema.pop("discriminator", None)

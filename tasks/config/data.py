@@ -1,4 +1,4 @@
-"""Settings of the data stage: which questions and answers are kept, how they are paired and split."""
+"""Define the settings of the data stage: how questions and answers are filtered, paired and split."""
 
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -24,7 +24,8 @@ class Data(Settings):
     )
     personal: Literal["mask", "drop", "keep"] = Field(
         "mask",
-        description="E-mail addresses, phone numbers and secret keys: replaced by their kind, or texts that have them dropped, or kept.",
+        description="E-mail addresses, phone numbers and secret keys: mask replaces them by their kind, drop "
+        "removes the texts that hold them, keep leaves them.",
     )
     languages: tuple[str, ...] = Field(
         (), description="Languages (ISO 639-1, such as en) whose questions are kept; empty: any."
@@ -34,22 +35,25 @@ class Data(Settings):
     )
     duplicates: Literal["together", "drop"] = Field(
         "together",
-        description="Questions that say the same (see alike) are kept in one split, or only the first of them is kept at all.",
+        description="Questions that say the same (see alike): together keeps them in one split, drop keeps "
+        "the first of them only.",
     )
     decontaminate_against: Annotated[
         tuple[str, ...], NotInKey("the files are inputs, known by their content")
     ] = Field(
         (),
-        description="Files of evaluation sets used later; questions that share 13 words in a row with one of them are dropped.",
+        description="Files of evaluation sets used later; questions that share 13 words in a row with one of "
+        "them are dropped.",
     )
     alike: float = Field(
         0.8,
         gt=0,
         le=1,
-        description="Prompts that share this much (Jaccard index of three-word runs) are never in two splits; 1: equal words only.",
+        description="Prompts whose sets of three-word runs have at least this Jaccard index are never in two "
+        "splits; 1: equal words only.",
     )
     max_bad_share: float = Field(
-        0.05, ge=0, le=1, description="Most rows that may be unreadable; with more, the stage fails."
+        0.05, ge=0, le=1, description="Largest share of unreadable rows; with more, the stage fails."
     )
     finetune_share: float = Field(
         0.34,
@@ -68,7 +72,7 @@ class Data(Settings):
     )
 
     @model_validator(mode="after")
-    def _room_for_evaluation(self) -> Self:
+    def _check_evaluation_share(self) -> Self:
         if self.finetune_share + self.reward_share + self.rl_share >= 1:
             raise ValueError(
                 "finetune_share + reward_share + rl_share must stay below 1: the rest is the evaluation split"

@@ -1,4 +1,4 @@
-"""Dumps among the files of a source: which files hold posts, of which site each is, and where the site's users stand."""
+"""Find the dumps among a source's files, the site of each dump, and the file with the site's users."""
 
 import os
 import re
@@ -8,15 +8,15 @@ from tasks.config.sources import DUMPS
 from tasks.system.errors import InputError
 
 DUMP_ENDINGS = f"{', '.join(DUMPS[:-1])} or {DUMPS[-1]}"
-UNKNOWN_SITE = "stackexchange.com"  # where neither a name nor source.site says which
+UNKNOWN_SITE = "stackexchange.com"  # if neither a file's name nor source.site says which
 OTHER_TABLES = re.compile(
     r"(?:^|-)(?:Badges|Comments|PostHistory|PostLinks|Tags|Users|Votes)\.7z$", re.IGNORECASE
-)  # of a site in several archives
+)  # the other archives of a site that is published in several
 TABLE = re.compile(r"Posts\.(?:7z|(?:xml|csv)(?:\.gz)?)$", re.IGNORECASE)
 ENDING = re.compile(r"[-_. ]?(?:Posts)?\.(?:7z|(?:xml|csv)(?:\.gz)?)$", re.IGNORECASE)
-COPY = re.compile(r" ?\(\d+\)$")  # as browsers name a second download
+COPY = re.compile(r" ?\(\d+\)$")  # added by browsers to the name of a second download
 HOST = re.compile(r"(?:[a-z0-9-]+\.)+[a-z]{2,24}")
-PRIVATE = (".example", ".test", ".local", ".internal")  # endings of hosts that nobody can register
+PRIVATE = (".example", ".test", ".local", ".internal")  # endings of hosts that cannot be registered
 USERS = ("Users.xml", "Users.xml.gz", "Users.csv", "Users.csv.gz", "Users.7z")
 
 
@@ -27,7 +27,8 @@ def find_dumps(path: Path) -> list[Path]:
     found = sorted(file for file in path.rglob("*") if _is_dump(file))
     if not found:
         raise InputError(
-            f"source.path: {path} holds no file whose name ends in {DUMP_ENDINGS}: give a dump, or a folder of them."
+            f"source.path: {path} holds no file whose name ends in {DUMP_ENDINGS}: "
+            "give a dump, or a folder of them."
         )
     return found
 
@@ -39,28 +40,37 @@ def _is_dump(file: Path) -> bool:
 
 
 def find_sites(path: Path, site: str) -> dict[Path, str]:
-    """Return the site of each dump: ``site``, which the user named, else as the dump's file or folder is called. Raises InputError."""
+    """Return the site of each dump: ``site`` if it is set, else what the name of the file or folder says.
+
+    Raises InputError.
+    """
     files = find_dumps(path)
     named = {file: host_in_name(file) for file in files}
     hosts = sorted({host for host in named.values() if host})
     if site and len(hosts) > 1:
         some = ", ".join([*hosts[:3], "..."][: len(hosts)])
         raise InputError(
-            f"source.site names one site, {site}, but {path} holds dumps of {len(hosts)} ({some}): leave source.site empty, or give one site's dump."
+            f"source.site names one site, {site}, but {path} holds dumps of {len(hosts)} ({some}): "
+            "leave source.site empty, or give one site's dump."
         )
     if site:
         return dict.fromkeys(files, site)
     unnamed = [file for file in files if not named[file]]
     if unnamed and (hosts or len({file.parent for file in unnamed}) > 1):
         raise InputError(
-            f"source.path: {path} holds several dumps, and of {unnamed[0]} no name says the site: call it or its folder as it is published "
-            "(travel.stackexchange.com.7z, travel.stackexchange.com/Posts.xml), or set source.site if all are of one site."
+            f"source.path: {path} holds several dumps, and of {unnamed[0]} no name says the site: call it or "
+            "its "
+            "folder as it is published (travel.stackexchange.com.7z, travel.stackexchange.com/Posts.xml), or "
+            "set source.site if all are of one site."
         )
     return {file: host or UNKNOWN_SITE for file, host in named.items()}
 
 
 def host_in_name(file: Path) -> str:
-    """Return the site that a dump's file or else its folder is called after, "" if neither is: <site>.7z, <site>-Posts.7z or <site>/Posts.xml."""
+    """Return the site in the name of a dump's file or folder; "" if neither names one.
+
+    Dumps are called <site>.7z, <site>-Posts.7z or <site>/Posts.xml.
+    """
     place = Path(os.path.abspath(file))
     for name in (ENDING.sub("", place.name), place.parent.name):
         host = COPY.sub("", name.lower())
@@ -70,9 +80,9 @@ def host_in_name(file: Path) -> str:
 
 
 def users_beside(file: Path) -> Path | None:
-    """Return the file beside a dump with the names of its users: <site>-Users.7z or Users.xml, say. None if there is none.
+    """Return the file beside a dump that holds its users, such as Users.xml; None if there is none.
 
-    A file that is called after no site belongs to the only dump of its folder.
+    A file whose name has no site belongs to the dump if the folder holds no other.
     """
     names = [TABLE.sub(name, file.name) for name in USERS] if TABLE.search(file.name) else []
     if not any(other != file and _is_dump(other) for other in file.parent.iterdir()):
@@ -83,11 +93,10 @@ def users_beside(file: Path) -> Path | None:
 
 
 def _can_exist(host: str) -> bool:
-    """Return whether the host can exist: my.backup is no site."""
+    """Return whether a host of this name can exist: my.backup cannot."""
     if host.endswith(PRIVATE):
         return True
-    from publicsuffixlist import (
-        PublicSuffixList,
-    )  # the settings import this module, and few of their readers have such a name
+    # slow to import, and most dumps have no such name
+    from publicsuffixlist import PublicSuffixList
 
     return PublicSuffixList(accept_unknown=False, only_icann=True).privatesuffix(host) is not None

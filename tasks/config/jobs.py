@@ -1,4 +1,8 @@
-"""The job of each stage: the sections of ``Pipeline`` that its result depends on."""
+"""Define the job of each stage: the sections of ``Pipeline`` that its result depends on.
+
+The key of an artifact covers the whole job but the settings that are marked with NotInKey, here or beside the
+setting.
+"""
 
 from typing import Annotated, Self
 
@@ -18,26 +22,35 @@ class Job(Settings):
 
     @classmethod
     def of(cls, pipeline: Pipeline) -> Self:
+        """Return the job of a pipeline."""
         return cls(**{name: getattr(pipeline, name) for name in cls.model_fields})
 
 
 class SiteJob(Job):
+    """The job of the stage site."""
+
     seed: int
     source: ShellSite
 
 
 class DataJob(Job):
+    """The job of the stage data."""
+
     seed: int
     source: Source
     data: Data
 
 
 class PretrainJob(Job):
+    """The job of the stage pretrain."""
+
     seed: int
     base: BuiltinBase
 
 
 class SftJob(Job):
+    """The job of the stage sft."""
+
     seed: int
     text: Text
     weights: BaseWeights = Weights()
@@ -45,12 +58,16 @@ class SftJob(Job):
 
 
 class MergeJob(Job):
+    """The job of the stage merge."""
+
     text: Text = Text()
     weights: BaseWeights = Weights()
     merge: Merge
 
 
 class RewardJob(Job):
+    """The job of the stage reward."""
+
     seed: int
     text: Text
     weights: MergedWeights = Weights()
@@ -58,11 +75,15 @@ class RewardJob(Job):
 
 
 class ReferenceJob(Job):
+    """The job of the stage reference."""
+
     text: Text
     weights: MergedWeights = Weights()
 
 
 class PpoJob(Job):
+    """The job of the stage ppo."""
+
     seed: int
     text: Text
     weights: MergedWeights = Weights()
@@ -70,6 +91,8 @@ class PpoJob(Job):
 
 
 class DpoJob(Job):
+    """The job of the stage dpo."""
+
     seed: int
     text: Text
     weights: MergedWeights = Weights()
@@ -77,6 +100,8 @@ class DpoJob(Job):
 
 
 class WinrateJob(Job):
+    """The job of the stage winrate."""
+
     seed: int
     source: Source
     text: Text
@@ -85,4 +110,4 @@ class WinrateJob(Job):
 
 
 class ReportJob(Job):
-    pass
+    """The job of the stage report, which has no settings."""

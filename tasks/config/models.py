@@ -1,4 +1,4 @@
-"""Settings of the base model, its precision, and how texts become tokens."""
+"""Define the settings of the base model, its precision, and how texts become tokens."""
 
 from typing import Annotated, Literal, Self
 
@@ -8,7 +8,7 @@ from tasks.config.base import Settings, as_choice
 
 
 class BuiltinBase(Settings):
-    """A small Llama trained from scratch, with its own byte-level BPE tokenizer, on the fine-tuning split's text."""
+    """A small Llama with its own byte-level BPE tokenizer, trained from scratch on the fine-tuning split."""
 
     kind: Literal["builtin"] = "builtin"
     vocabulary: int = Field(
@@ -19,7 +19,7 @@ class BuiltinBase(Settings):
     num_heads: int = Field(4, ge=1, le=64, description="Attention heads; must divide the hidden size.")
     context: int = Field(192, ge=32, le=8192, description="Context length in tokens.")
     loss_on: Literal["answer", "all"] = Field(
-        "answer", description="Tokens the loss counts: the answers', or all."
+        "answer", description="Tokens that the loss counts: the answers', or all."
     )
     steps: int = Field(560, ge=1, description="Optimizer steps.")
     batch_size: int = Field(5, ge=1, description="Blocks of one context length per optimizer step.")
@@ -31,7 +31,7 @@ class BuiltinBase(Settings):
     )
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
+    def _check_heads(self) -> Self:
         if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 2:
             raise ValueError("num_heads must divide hidden_size into even head widths")
         return self
@@ -53,10 +53,11 @@ class Text(Settings):
 
     template: Literal["question-answer", "human-assistant", "chat"] = Field(
         "question-answer",
-        description="'Question: ... Answer: ...', 'Human: ... Assistant: ...' (hh-rlhf), or the tokenizer's chat template.",
+        description="'Question: ... Answer: ...', 'Human: ... Assistant: ...' (hh-rlhf), or the tokenizer's "
+        "chat template.",
     )
     max_prompt_tokens: int = Field(
-        48, ge=8, le=131_072, description="Longer prompts lose text from the end of the question."
+        48, ge=8, le=131_072, description="Longer prompts are cut at the end of the question."
     )
     max_answer_tokens: int = Field(
         56,
@@ -70,9 +71,16 @@ Precision = Literal["float32", "bfloat16", "int8", "nf4"]
 
 
 class Weights(Settings):
-    """The precision of frozen weights; int8 and nf4 (bitsandbytes) hold the matrices of the layers, and only adapters can be trained on them."""
+    """The precision of frozen weights.
 
-    base: Precision | None = Field(None, description="Of the base in SFT; null: as it is stored.")
+    int8 and nf4 (bitsandbytes) quantise the matrices of the layers; only adapters can be trained on them.
+    """
+
+    base: Precision | None = Field(
+        None, description="Precision of the base model in SFT; null: as it is stored."
+    )
     merged: Precision | None = Field(
-        None, description="Of the merged model, after it; null: as it is stored. nf4 after nf4 rounds twice."
+        None,
+        description="Precision of the merged model in the later stages; null: as it is stored. nf4 after nf4 "
+        "rounds twice.",
     )

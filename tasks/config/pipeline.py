@@ -1,7 +1,8 @@
-"""Every knob of every stage: pydantic only, so that a Prefect process, the CLI and a program all read the same types.
+"""Define the settings of a whole run. They need pydantic only, so flows and programs share them.
 
-A stage's program gets a ``*Job``: the sections of ``Pipeline`` that its result depends on. What does not change a result (threads, device,
-micro-batch, checkpoint cadence) is in ``Machine`` and never part of an artifact's key.
+A stage's program gets a ``*Job``: the sections of ``Pipeline`` that its result depends on. Settings that do
+not change a result (threads, device, micro-batch, steps between checkpoints) are in ``Machine``, never in a
+key.
 """
 
 from typing import Literal, Self
@@ -19,7 +20,7 @@ from tasks.config.stages import Dpo, Merge, Ppo, Reward, Sft, Winrate
 class Pipeline(Settings):
     """From votes to an aligned model: the whole run."""
 
-    seed: int = Field(0, ge=0, lt=2**31, description="Seed of everything that is drawn.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of all random draws.")
     method: Literal["ppo", "dpo", "both"] = Field(
         "both", description="Which policies are trained and compared."
     )
@@ -38,7 +39,7 @@ class Pipeline(Settings):
     pools: Pools = Pools()
 
     @model_validator(mode="after")
-    def _quantised_weights_stay_as_they_are(self) -> Self:
+    def _check_precision_and_sharding(self) -> Self:
         weights = self.weights
         for name, stage, precision in (
             ("base", "sft", weights.base),
@@ -46,21 +47,24 @@ class Pipeline(Settings):
             ("merged", "dpo", weights.merged),
         ):
             if precision in ("int8", "nf4") and getattr(self, stage).tune == "full":
-                told = (
-                    f"{stage}.tune=full trains every weight, which weights.{name}={precision} does not allow"
+                raise ValueError(
+                    f"{stage}.tune=full trains every weight, which weights.{name}={precision} does not "
+                    "allow: "
+                    "train an adapter, or set it to null"
                 )
-                raise ValueError(f"{told}: train an adapter, or set it to null")
         if (
             self.dpo.tune == "bottleneck"
             and self.dpo.bottleneck.whole_layers
             and (weights.merged not in (None, "float32") or self.merge.dtype)
         ):
             raise ValueError(
-                "dpo.bottleneck.whole_layers trains in float32: set weights.merged to null or float32, and merge.dtype to null"
+                "dpo.bottleneck.whole_layers trains in float32: set weights.merged to null or float32, "
+                "and merge.dtype to null"
             )
         for stage in ("sft", "reward", "dpo"):
             if self.machine.of(stage).shard and getattr(self, stage).tune != "full":
                 raise ValueError(
-                    f"machine.launch.{stage}.shard is for {stage}.tune=full: an adapter is small, and every process holds it"
+                    f"machine.launch.{stage}.shard is for {stage}.tune=full: an adapter is small, "
+                    "and every process holds it"
                 )
         return self

@@ -1,4 +1,4 @@
-"""Where questions and answers come from: the settings of every kind of source, one class each."""
+"""Define the settings of every kind of source that questions and answers can come from, one class each."""
 
 from typing import Annotated, Any, Literal
 
@@ -6,8 +6,11 @@ from pydantic import Field, field_validator
 
 from tasks.config.base import NotInKey, Settings, as_choice
 
-DUMPS = (".7z", "Posts.xml", "Posts.xml.gz", "Posts.csv", "Posts.csv.gz")  # how the names of dumps end
-FILES = "A file or folder of JSON lines, JSON lists (also gzipped), parquet or Arrow, or the id of a data set on the Hugging Face hub."
+DUMPS = (".7z", "Posts.xml", "Posts.xml.gz", "Posts.csv", "Posts.csv.gz")  # endings of the names of dumps
+FILES = (
+    "A file or folder of JSON lines, JSON lists (also gzipped), parquet or Arrow, "
+    "or the id of a data set on the Hugging Face hub."
+)
 
 ORIGIN = NotInKey("the content is an input; where it was read or fetched from does not matter")
 Place = Annotated[str, ORIGIN]
@@ -26,24 +29,27 @@ class StackExchangeDump(Settings):
     kind: Literal["stack-exchange"] = "stack-exchange"
     path: Place = Field(
         min_length=1,
-        description="The .7z of a site as published, its Posts.xml or Posts.csv, these also gzipped, or a folder of several sites'.",
+        description="The .7z of a site as published, its Posts.xml or Posts.csv, these also gzipped, or a "
+        "folder of several sites'.",
     )
     site: str = Field(
         "",
-        description="Host name of the site, for links and attribution; empty: as the file or its folder is called.",
+        description="Host name of the site, for links and attribution; empty: taken from the file's or "
+        "folder's name.",
     )
 
 
 class HubSource(Settings):
-    """Rows in files here or on the hub."""
+    """Rows in files on this machine or on the Hugging Face hub."""
 
     path: Place = Field(min_length=1, description=FILES)
     revision: Annotated[str | None, ORIGIN] = Field(
-        None, description="Commit, branch or tag of the hub id; null for files here."
+        None, description="Commit, branch or tag of the hub id; null for files on this machine."
     )
     files: Annotated[str, ORIGIN] = Field(
         "",
-        description="Which files of the hub's data set to fetch, as a pattern such as 'data/travel*'; empty: all.",
+        description="Which files of the hub's data set to fetch, as a pattern such as 'data/travel*'; empty: "
+        "all.",
     )
 
 
@@ -55,31 +61,32 @@ class StackExchangePreferences(HubSource):
 
 
 class StackExchangePaired(HubSource):
-    """lvwerra/stack-exchange-paired: one comparison a row, as the StackLLaMA article used them."""
+    """lvwerra/stack-exchange-paired: one comparison in each row, as in the StackLLaMA article."""
 
     kind: Literal["stack-exchange-paired"] = "stack-exchange-paired"
     path: Place = Field("lvwerra/stack-exchange-paired", min_length=1, description=FILES)
 
 
 class HhRlhf(HubSource):
-    """Anthropic/hh-rlhf: two dialogues a row. Files that are named as a test set are the evaluation split."""
+    """Anthropic/hh-rlhf: two dialogues in each row. Files whose names say test are the evaluation split."""
 
     kind: Literal["hh-rlhf"] = "hh-rlhf"
     path: Place = Field("Anthropic/hh-rlhf", min_length=1, description=FILES)
     turns: Literal["single", "all"] = Field(
-        "single", description="Dialogues of one question and one answer, as the DPO work took, or all."
+        "single", description="Dialogues of one question and one answer, as in the DPO paper, or all."
     )
 
 
 class OwnRows(HubSource):
-    """Your own rows: {prompt, chosen, rejected}, {prompt, responses, scores} or {prompt, completion}, in any mixture.
+    """Rows of {prompt, chosen, rejected}, {prompt, responses, scores} or {prompt, completion}, also mixed.
 
-    A column's name may be a path such as chosen.content. Files that are named as a test set are the evaluation split.
+    A column's name may be a path such as chosen.content. Files whose names say test are the
+    evaluation split.
     """
 
     kind: Literal["own"] = "own"
     path: Place = Field(min_length=1, description=FILES)
-    site: str = Field("own data", min_length=1, description="What reports call the source.")
+    site: str = Field("own data", min_length=1, description="Name of the source in reports.")
     licence: str = Field("", description="Licence of the texts, for reports and model cards.")
     prompt: str = Field(
         "prompt",
@@ -107,30 +114,32 @@ class OwnRows(HubSource):
     completion: str = Field(
         "completion",
         min_length=1,
-        description="Column of an answer that is compared with none, to fine-tune on.",
+        description="Column of a single answer without a comparison, to fine-tune on.",
     )
     label: str = Field(
         "",
-        description="Column that says which side of a comparison is better, or whether a completion is good; empty: label, of completions.",
+        description="Column that says which side of a comparison is better, or whether a completion is good; "
+        "empty: label, of completions.",
     )
     negative_is_first: bool | None = Field(
         None,
-        description="Whether a label below 0 prefers source.chosen, as in HelpSteer3; null: the label is no number with a sign.",
+        description="Whether a label below 0 prefers source.chosen, as in HelpSteer3; null: the label is no "
+        "number with a sign.",
     )
     system: str = Field(
-        "system", min_length=1, description="Column of a system message, put before the prompt."
+        "system", min_length=1, description="Column of a system message, which is put before the prompt."
     )
     context: tuple[str, ...] = Field(
-        ("input", "context"), description="Columns of texts that belong to the prompt, put after it."
+        ("input", "context"), description="Columns of texts that are added after the prompt."
     )
     ignored: tuple[str, ...] = Field(
-        (), description="Columns that are left unread although their names say that they judge an answer."
+        (), description="Columns that are not read although their names say that they rate an answer."
     )
 
     @field_validator("context", "ignored", mode="before")
     @classmethod
-    def _one_name(cls, value: Any) -> Any:
-        """One name stands for a list of it: --set source.ignored=labels."""
+    def _accept_one_name(cls, value: Any) -> Any:
+        """Accept a single name in place of a list: --set source.ignored=labels."""
         return ((value,) if value else ()) if isinstance(value, str) else value
 
 

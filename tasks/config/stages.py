@@ -19,27 +19,29 @@ class Lora(Settings):
 
 
 class Bottleneck(Settings):
-    """Two linear layers with an activation between them, in place of each layer's MLP or beside it (Houlsby et al. 2019)."""
+    """Two linear layers and an activation, in place of each MLP or beside it (Houlsby et al. 2019)."""
 
     form: Literal["replace", "parallel"] = Field(
         "parallel",
-        description="In place of the MLP, or added to it: then the untrained model is the base itself.",
+        description="replace: in place of the MLP; parallel: added to it, so that the untrained model is the "
+        "base.",
     )
     width: int | None = Field(
         None,
         ge=1,
-        description="Width of the bottleneck; null: the widest with which at most half of the parameters train.",
+        description="Width of the bottleneck; null: the greatest with which at most half of the parameters "
+        "are trained.",
     )
     whole_layers: bool = Field(False, description="Train the layers' attention and norms as well, in fp32.")
 
 
 class Tuning(Settings):
-    """What every such stage has."""
+    """The settings that SFT, reward model and DPO share."""
 
     lora: Lora = Lora()
     epochs: float = Field(1.0, gt=0, le=100, description="Passes over the training part.")
     max_steps: int | None = Field(
-        None, ge=1, description="Stop after this many optimizer steps, whatever the epochs say."
+        None, ge=1, description="Stop after this many optimizer steps, even if the epochs are not complete."
     )
     learning_rate: float = Field(2e-3, gt=0, le=1, description="Peak AdamW learning rate.")
     schedule: Literal["cosine", "linear", "constant"] = Field(
@@ -65,7 +67,8 @@ class Tuning(Settings):
     )
     start: Annotated[str, NotInKey("the weights are an input, known by their content")] = Field(
         "",
-        description="Weights to start from: an artifact's folder, or a file in safetensors format; empty: fresh ones.",
+        description="Weights to start from: an artifact's folder, or a file in safetensors format; empty: "
+        "new ones.",
     )
 
 
@@ -75,12 +78,12 @@ class Sft(Tuning):
     tune: Literal["lora", "full"] = Field("lora", description="What is trained: an adapter, or every weight.")
     lora: Lora = Lora(rank=16, alpha=32, dropout=0.05)
     loss_on: Literal["answer", "all"] = Field(
-        "answer", description="Tokens the loss counts: the answer's, or all."
+        "answer", description="Tokens that the loss counts: the answer's, or all."
     )
     epochs: float = Field(1.7, gt=0, le=100, description="Passes over the fine-tuning split.")
     batch_size: int = Field(8, ge=1, description="Packed blocks per optimizer step.")
     block_tokens: int = Field(
-        256, ge=32, description="Tokens of a packed block; documents inside it do not see each other."
+        256, ge=32, description="Tokens of a packed block; documents inside it do not attend to each other."
     )
     schedule: Literal["cosine", "linear", "constant"] = Field(
         "cosine", description="How the learning rate goes on after the warm-up: to 0, or not."
@@ -89,16 +92,17 @@ class Sft(Tuning):
         0.05,
         gt=0,
         lt=1,
-        description="Share of the questions that measures the held-out loss instead of training.",
+        description="Share of the questions that is held out of training, to measure the loss.",
     )
 
 
 class Merge(Settings):
-    """Folding an adapter into its base."""
+    """Merging of an adapter into its base."""
 
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         None,
-        description="Precision of the merged weights; null keeps the base's, or float32 where it was trained in that.",
+        description="Precision of the merged weights; null: that of the base, or float32 if it was trained "
+        "in float32.",
     )
 
 
@@ -118,47 +122,55 @@ class Reward(Tuning):
     lora: Lora = Lora(rank=8, alpha=32)
     comparisons: Literal["pairs", "rankings"] = Field(
         "pairs",
-        description="The pairs drawn by the data stage, or every pair of every question's ranked answers (K-wise).",
+        description="pairs: those that the data stage drew; rankings: every pair of each question's answers "
+        "(K-wise).",
     )
     max_answers: int = Field(
         9,
         ge=2,
         le=100,
-        description="Most answers of a ranking (InstructGPT: 4 to 9); more are thinned out evenly by score.",
+        description="Most answers of a ranking (InstructGPT: 4 to 9); of more, some are left out, evenly by "
+        "score.",
     )
     weigh: Literal["pairs", "questions"] = Field(
-        "pairs", description="What counts alike in the loss: each pair, or each question (InstructGPT)."
+        "pairs", description="What has equal weight in the loss: each pair, or each question (InstructGPT)."
     )
     margin: float = Field(
         0.0,
         ge=0,
-        description="Nats by which the better answer must lead per point of the score gap (Touvron et al. 2023); 0: none.",
+        description="Margin of the better answer's reward, in nats per point of the score gap (Touvron et "
+        "al. 2023); 0: none.",
     )
     centring: float = Field(
         0.0,
         ge=0,
-        description="Weight of the squared sum of a pair's rewards, which holds their mean at 0 (Eisenstein et al. 2023).",
+        description="Weight of the squared sum of a pair's rewards, which keeps their mean at 0 (Eisenstein "
+        "et al. 2023).",
     )
     age_bias: bool = Field(
         False,
-        description="Let the older of two answers be ahead by what the pairs say (Davidson and Beaver 1977), so that rewards need not explain "
-        "votes that were won by being early. Rewards themselves know no ages.",
+        description="Estimate from the pairs how much more often the older of two answers wins, and add that "
+        "to its side (Davidson and Beaver 1977), so that rewards need not explain votes for being early. The "
+        "rewards themselves do not depend on age.",
     )
     probe: bool = Field(
         False,
-        description="Begin the score head where a logistic regression on the features of the model as it is ends (Kumar et al. 2022), instead of by "
-        "chance: one pass without gradients over all answers, and some fits. The probe counts as the first evaluation, for keep and for patience.",
+        description="Initialise the score head by a logistic regression on the features of the untrained "
+        "model (Kumar et al. 2022) instead of at random: one pass without gradients over all answers, and "
+        "some fits. The probe counts as the first evaluation, for keep and for patience.",
     )
     members: int = Field(
         1,
         ge=1,
         le=16,
-        description="Adapters with heads of their own on the one base: an ensemble, with tune=lora.",
+        description="Members of an ensemble, each an adapter and a score head on the same base (needs "
+        "tune=lora).",
     )
     uncertainty_penalty: float = Field(
         0.5,
         ge=0,
-        description="Standard deviations of the ensemble's rewards taken off their mean (Coste et al. 2023).",
+        description="Standard deviations of the ensemble's rewards that are subtracted from their mean "
+        "(Coste et al. 2023).",
     )
     epochs: float = Field(2.0, gt=0, le=100, description="Passes over the training questions.")
     batch_size: int = Field(
@@ -170,32 +182,36 @@ class Reward(Tuning):
         0.05,
         gt=0,
         lt=1,
-        description="Share of the reward split's questions that choose weights and temperature instead of training.",
+        description="Share of the reward split's questions that is held out of training, to choose weights "
+        "and temperature.",
     )
     red_team_answers: int = Field(
         512,
         ge=2,
         le=100_000,
-        description="Real answers that worthless ones are held against (at most what the split has).",
+        description="Real answers that worthless ones are compared with (at most what the split has).",
     )
 
     @model_validator(mode="after")
-    def _one_base(self) -> Self:
+    def _check_ensemble_and_probe(self) -> Self:
         if self.members > 1 and self.tune == "full":
             raise ValueError(
                 "members of an ensemble share a base, so they are adapters: set tune to lora, or members to 1"
             )
         if self.members > 1 and self.start:
             raise ValueError(
-                "members of an ensemble that all start from the same weights would agree: set start to '', or members to 1"
+                "members of an ensemble that all start from the same weights would agree: set start to '', "
+                "or members to 1"
             )
         if self.probe and self.centring:
             raise ValueError(
-                "centring holds the rewards' mean at 0, where a probe's is not: set centring to 0, or probe to false"
+                "centring holds the rewards' mean at 0, where a probe's is not: set centring to 0, or probe "
+                "to false"
             )
         if self.probe and self.start:
             raise ValueError(
-                "the score head begins with the weights of start or with a probe: set start to '', or probe to false"
+                "the score head begins with the weights of start or with a probe: set start to '', or probe "
+                "to false"
             )
         return self
 
@@ -204,7 +220,7 @@ class Dpo(Tuning):
     """Direct preference optimisation (Rafailov et al. 2023)."""
 
     tune: Literal["lora", "bottleneck", "full"] = Field(
-        "lora", description="What is trained: an adapter of one kind or the other, or every weight."
+        "lora", description="What is trained: an adapter of one of two kinds, or every weight."
     )
     lora: Lora = Lora(rank=16, alpha=32)
     bottleneck: Bottleneck = Bottleneck()
@@ -217,7 +233,8 @@ class Dpo(Tuning):
     nll_weight: float = Field(
         0.2,
         ge=0,
-        description="Weight of the best answers' negative log-likelihood a token in the loss (Pang et al. 2024; Dubey et al. 2024); 0: plain DPO.",
+        description="Weight in the loss of the best answers' negative log-likelihood per token (Pang et al. "
+        "2024; Dubey et al. 2024); 0: plain DPO.",
     )
     epochs: float = Field(0.9, gt=0, le=100, description="Passes over the training questions.")
     batch_size: int = Field(
@@ -229,11 +246,12 @@ class Dpo(Tuning):
         0.05,
         gt=0,
         lt=1,
-        description="Share of the reward split's questions that choose the weights instead of training them.",
+        description="Share of the reward split's questions that is held out of training, to choose the "
+        "weights.",
     )
 
     @model_validator(mode="after")
-    def _ipo_has_no_labels(self) -> Self:
+    def _check_label_smoothing(self) -> Self:
         if self.loss == "ipo" and self.label_smoothing:
             raise ValueError("label_smoothing belongs to the sigmoid loss: set it to 0 with loss=ipo")
         return self
@@ -247,7 +265,9 @@ class Ppo(Settings):
     lora: Lora = Lora(rank=16, alpha=32)
     steps: int = Field(24, ge=1, description="Rollout batches.")
     rollouts: int = Field(64, ge=2, description="Answers sampled per rollout batch.")
-    epochs: int = Field(2, ge=1, le=100, description="Passes over each rollout batch, each in a fresh order.")
+    epochs: int = Field(
+        2, ge=1, le=100, description="Passes over each rollout batch, each in a new random order."
+    )
     minibatch: int = Field(32, ge=1, description="Rollouts per optimizer step.")
     learning_rate: float = Field(
         1.5e-3, gt=0, le=1, description="Adam learning rate of policy and critic, linear to 0."
@@ -258,14 +278,14 @@ class Ppo(Settings):
     kl_target: float | None = Field(
         None,
         gt=0,
-        description="Nats per response the adaptive KL controller aims at; null keeps the weight fixed.",
+        description="Nats per response that the adaptive KL controller aims at; null: the weight is fixed.",
     )
     kl_horizon: int = Field(10_000, ge=1, description="Rollouts over which the adaptive controller corrects.")
     discount: float = Field(1.0, gt=0, le=1, description="Gamma of GAE.")
     gae_lambda: float = Field(0.95, ge=0, le=1, description="Lambda of GAE.")
     clip_range: float = Field(0.2, gt=0, lt=1, description="Clip range of the probability ratio.")
     dual_clip: float | None = Field(
-        3.0, gt=1, description="Bound of the loss for negative advantages; null for none."
+        3.0, gt=1, description="Bound of the loss for negative advantages; null: none."
     )
     value_clip_range: float = Field(0.2, gt=0, description="Clip range of the value update.")
     value_weight: float = Field(0.1, ge=0, description="Weight of the value loss.")
@@ -275,21 +295,23 @@ class Ppo(Settings):
     max_step_kl: float | None = Field(
         1.0,
         gt=0,
-        description="Skip an optimizer step whose approximate KL from the sampler (nats a token) is above; null: never.",
+        description="Skip an optimizer step if the approximate KL from the sampling policy (nats per token) "
+        "is above this; null: never.",
     )
     temperature: float = Field(
-        1.0, gt=0, le=10, description="Divides the logits in sampling and scoring alike."
+        1.0, gt=0, le=10, description="Divides the logits, in sampling and in scoring."
     )
     allow_exploitable: Annotated[bool, NotInKey("it only decides whether PPO starts")] = Field(
         True,
-        description="Whether to train against a reward model that attacks have fooled; false stops with a sentence.",
+        description="Whether to train against a reward model that prefers worthless answers to real ones; "
+        "false: stop with an error.",
     )
     missing_eos_reward: float = Field(
-        -3.0, description="Replaces the normalised score of a response without an end token."
+        -3.0, description="Replaces the normalised reward of a response without an end token."
     )
 
     @model_validator(mode="after")
-    def _no_dropout(self) -> Self:
+    def _check_dropout(self) -> Self:
         if self.lora.dropout:
             raise ValueError("lora.dropout must be 0: with dropout the first ratio is not 1")
         return self
@@ -305,5 +327,6 @@ class Winrate(Settings):
     batch_size: int = Field(
         200,
         ge=1,
-        description="Questions answered at a time; part of the result, because padding moves the last digits.",
+        description="Questions answered at a time; it affects the result, because padding changes the last "
+        "digits.",
     )

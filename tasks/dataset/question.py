@@ -1,6 +1,6 @@
-"""Questions with their ranked answers, whatever they come from: what every source is read into, and the comparisons drawn from it.
+"""Define questions with scored answers, into which every source is read, and draw comparisons from them.
 
-Nothing here depends on the order of the input: answers stand in the order of their ids, and what is drawn is drawn per question.
+The order of the input does not matter: answers are ordered by their ids, and pairs are drawn per question.
 """
 
 import hashlib
@@ -15,8 +15,10 @@ Pair = tuple[int, int]  # indices of the better and the worse answer
 
 
 class Answer(NamedTuple):
+    """An answer with its score."""
+
     id: int
-    score: float  # s(a) of a Stack Exchange answer, or what the source gives; higher is better
+    score: float  # s(a) of a Stack Exchange answer, or the source's own score; higher is better
     votes: int
     accepted: bool
     created: str  # ISO 8601; "" if unknown
@@ -28,40 +30,47 @@ class Answer(NamedTuple):
 
 
 class Question(NamedTuple):
+    """A question with its answers and the comparisons between them."""
+
     id: int
     prompt: str  # Markdown
     created: str
-    site: str  # where it is from
+    site: str  # that the question is from
     url: str
     author: str
     licence: str
     answers: tuple[Answer, ...]  # by id
-    compared: tuple[Pair, ...] | None = None  # the comparisons that somebody made; None: a higher score wins
-    split: str = ""  # the split that its source puts it in, if any
+    compared: tuple[Pair, ...] | None = None  # the source's own comparisons; None: the higher score wins
+    split: str = ""  # the split that the source assigns, if any
     author_name: str = ""
 
 
 def text_id(text: str) -> int:
-    """A positive 63-bit id for what comes without one: the same text, the same id, wherever it stands."""
-    return (
-        int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
-        >> 1
-    ) or 1
+    """Return a positive 63-bit id of a text, for questions and answers without one.
+
+    Equal texts have equal ids.
+    """
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 1) or 1
 
 
 def drop_unusable_answers(
     question: Question, dropped: Counter[str], *, min_chars: int = 1, max_chars: int = 2**31
 ) -> Question | None:
-    """The question with the answers of fitting length, of equal texts only the best; None if none is left. ``dropped`` counts why."""
+    """Return the question without answers of unfitting length and, of equal texts, all but the best.
+
+    None if no answer is left. ``dropped`` counts the reasons.
+    """
     if not question.prompt:
         dropped["questions without text"] += 1
         dropped["answers to questions without text"] += len(question.answers)
         return None
-    kept = [
-        i
-        for i, reason in enumerate(_iter_faults(question.answers, min_chars, max_chars))
-        if not _count(reason, dropped)
-    ]
+    kept = []
+    for i, reason in enumerate(_iter_faults(question.answers, min_chars, max_chars)):
+        if reason:
+            dropped[reason] += 1
+        else:
+            kept.append(i)
     if not kept:
         dropped["questions without usable answers" if question.answers else "questions without answers"] += 1
         return None
@@ -69,7 +78,7 @@ def drop_unusable_answers(
 
 
 def keep_answers(question: Question, kept: Sequence[int]) -> Question:
-    """The question with the answers at these places alone, and the comparisons between them."""
+    """Return the question with only the answers at these indices, and the comparisons between them."""
     place = {old: new for new, old in enumerate(kept)}
     pairs = question.compared
     if pairs is not None:
@@ -78,6 +87,7 @@ def keep_answers(question: Question, kept: Sequence[int]) -> Question:
 
 
 def _iter_faults(answers: Sequence[Answer], min_chars: int, max_chars: int) -> Iterator[str]:
+    """Yield for each answer the reason why it is dropped, "" if it is kept."""
     first: dict[str, Answer] = {}
     for answer in sorted(answers, key=_preference_key):
         first.setdefault(answer.text, answer)
@@ -92,23 +102,18 @@ def _iter_faults(answers: Sequence[Answer], min_chars: int, max_chars: int) -> I
             yield "" if first[answer.text] is answer else "answers equal to another of the question"
 
 
-def _count(reason: str, dropped: Counter[str]) -> bool:
-    if reason:
-        dropped[reason] += 1
-    return bool(reason)
-
-
 def ranks(answers: Sequence[Answer]) -> list[int]:
-    """Rank of each answer by its score, from 1; equal scores share one, and the next is one below."""
-    order = {
-        score: place
-        for place, score in enumerate(sorted({answer.score for answer in answers}, reverse=True), 1)
-    }
-    return [order[answer.score] for answer in answers]
+    """Return the rank of each answer by its score, from 1.
+
+    Equal scores share a rank; the next rank is one below.
+    """
+    scores = sorted({answer.score for answer in answers}, reverse=True)
+    rank_of = {score: rank for rank, score in enumerate(scores, 1)}
+    return [rank_of[answer.score] for answer in answers]
 
 
 def count_pairs(question: Question) -> int:
-    """How many comparisons the question has to draw from."""
+    """Return the number of comparisons that can be drawn from the question."""
     if question.compared is not None:
         return len(question.compared)
     if len(question.answers) < 2:
@@ -118,7 +123,10 @@ def count_pairs(question: Question) -> int:
 
 
 def draw_pairs(question: Question, *, max_pairs: int, seed: int) -> list[Pair]:
-    """The question's comparisons; at most ``max_pairs``, drawn without replacement by a generator seeded from (seed, question id) alone."""
+    """Draw the question's comparisons, at most ``max_pairs``.
+
+    Without replacement, by a generator seeded from (seed, question id) alone.
+    """
     if question.compared is None:
         return draw_comparisons(
             [answer.score for answer in question.answers],
@@ -127,18 +135,17 @@ def draw_pairs(question: Question, *, max_pairs: int, seed: int) -> list[Pair]:
             question_id=question.id,
         )
     pairs = sorted(question.compared)
-    return (
-        pairs
-        if len(pairs) <= max_pairs
-        else [pairs[k] for k in _draw_numbers(len(pairs), max_pairs, seed, question.id)]
-    )
+    if len(pairs) <= max_pairs:
+        return pairs
+    return [pairs[k] for k in _draw_numbers(len(pairs), max_pairs, seed, question.id)]
 
 
 def draw_comparisons(scores: Sequence[float], *, max_pairs: int, seed: int, question_id: int) -> list[Pair]:
-    """Pairs (i, j) of indices with scores[i] > scores[j]; at most ``max_pairs``, drawn without replacement.
+    """Draw pairs (i, j) of indices with scores[i] > scores[j], at most ``max_pairs``, without replacement.
 
-    No shard, order or worker count changes what is drawn. All n^2 pairs are never held: a pair is found from its number, for answers in falling
-    order win against a tail of that order.
+    The draw does not depend on partitions, order or the number of workers. The n^2 pairs are never held in
+    memory: sorted by falling score, each answer wins against a tail of the list, so that a pair is computed
+    from its number.
     """
     if len(scores) < 2:
         return []
@@ -157,33 +164,34 @@ def _draw_numbers(total: int, count: int, seed: int, question_id: int) -> list[i
 
 
 def comparison_levels(pairs: Collection[Pair]) -> tuple[dict[int, int], set[Pair]]:
-    """How high an answer stands among those compared, and the pairs that contradict each other.
+    """Return the level of each compared answer, and the pairs that contradict each other.
 
-    An answer stands one above the highest that it beats, at 0 if it beats none: so the better of a pair always stands higher. Answers that beat
-    each other in a circle have no such order; their pairs among each other are given back, and do not count.
+    The level of an answer is one above the highest level that it beats, 0 if it beats none: so the better
+    answer of a pair always has the higher level. Answers that beat each other in a cycle have no such order;
+    their pairs among each other are returned as contradicting, and do not count.
     """
     beats: dict[int, set[int]] = defaultdict(set)
     for better, worse in pairs:
         beats[better].add(worse)
         beats[worse] |= set()
-    found: dict[int, int] = {}
+    levels: dict[int, int] = {}
     contradicting: set[Pair] = set()
-    while len(found) < len(beats):
-        ready = [answer for answer, worse in beats.items() if answer not in found and worse <= found.keys()]
+    while len(levels) < len(beats):
+        ready = [answer for answer, worse in beats.items() if answer not in levels and worse <= levels.keys()]
         if not ready:
-            circle = _find_cycle(beats, found)
-            broken = {(better, worse) for better, worse in pairs if better in circle and worse in circle}
+            cycle = _find_cycle(beats, levels)
+            broken = {(better, worse) for better, worse in pairs if better in cycle and worse in cycle}
             contradicting |= broken
             for better, worse in broken:
                 beats[better].discard(worse)
             continue
         for answer in ready:
-            found[answer] = 1 + max((found[worse] for worse in beats[answer]), default=-1)
-    return found, contradicting
+            levels[answer] = 1 + max((levels[worse] for worse in beats[answer]), default=-1)
+    return levels, contradicting
 
 
 def _find_cycle(beats: Mapping[int, set[int]], done: Collection[int]) -> set[int]:
-    """The answers of one circle: followed from the smallest answer downwards until one comes again."""
+    """Return the answers of one cycle: follow the smallest answer's wins until an answer repeats."""
     path = [min(answer for answer in beats if answer not in done)]
     while True:
         following = min(worse for worse in beats[path[-1]] if worse not in done)
@@ -193,19 +201,22 @@ def _find_cycle(beats: Mapping[int, set[int]], done: Collection[int]) -> set[int
 
 
 def index_of_best(answers: Sequence[Answer]) -> int:
-    """Index of the best answer: highest score; ties go to the accepted one, then to votes, then to the oldest."""
+    """Return the index of the best answer: highest score, then accepted, then most votes, then oldest."""
     return min(range(len(answers)), key=lambda i: _preference_key(answers[i]))
 
 
 def is_older(first: Answer, second: Answer) -> bool | None:
-    """Whether the first answer was written before the second (by id where the source has no dates); None where it says nothing about age."""
+    """Return whether the first answer is older than the second; None if their age is unknown.
+
+    Ids decide if the source has votes but no dates.
+    """
     if not (first.created or first.votes or second.votes):
-        return None  # ids come from texts
+        return None  # then ids are hashes of the texts
     return (first.created, first.id) < (second.created, second.id)
 
 
 def age_ranks(answers: Sequence[Answer]) -> list[int] | None:
-    """Rank of each answer by age, the oldest 1; None where the source says nothing about age."""
+    """Return the rank of each answer by age, the oldest 1; None if the source says nothing about age."""
     if not any(answer.created or answer.votes for answer in answers):
         return None
     order = sorted(range(len(answers)), key=lambda i: (answers[i].created, answers[i].id))

@@ -1,4 +1,4 @@
-"""Which split a question belongs to: decided by its id alone, so that more data or another order never moves one."""
+"""Assign a question to a split by its id alone, so that more data or another order never moves a question."""
 
 import hashlib
 import re
@@ -8,33 +8,42 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate, pairwise
 
+import numpy as np
+from numpy.typing import NDArray
+
+Indices = NDArray[np.int64]
 WORD = re.compile(r"\w+")
 LETTERS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 TEST_WORDS = frozenset(
-    "test tests testing testset eval evals evaluate evaluation evalset valid validation val dev devset heldout holdout".split()
+    "test tests testing testset eval evals evaluate evaluation evalset valid validation val dev devset "
+    "heldout holdout".split()
 )
 TRAIN_WORDS = frozenset(("train", "training", "trainset"))
-BETWEEN = {code: " " for code in range(128) if not (chr(code).isalnum() or chr(code) == "_")}
+SEPARATORS = {code: " " for code in range(128) if not (chr(code).isalnum() or chr(code) == "_")}
 
 
 def choose_split(question_id: int, shares: Mapping[str, float]) -> str:
-    """Name of the split, each with its share of all ids; ``shares`` sums to 1."""
+    """Return the name of an id's split. ``shares`` are the parts of all ids by split and sum to 1."""
     digest = hashlib.blake2b(str(question_id).encode(), digest_size=8).digest()
-    place = bisect_right(list(accumulate(shares.values())), int.from_bytes(digest, "big") / 2**64)
-    return list(shares)[min(place, len(shares) - 1)]  # the sum of shares may fall short of 1 by a rounding
+    index = bisect_right(list(accumulate(shares.values())), int.from_bytes(digest, "big") / 2**64)
+    return list(shares)[min(index, len(shares) - 1)]  # the sum of shares may fall short of 1 by a rounding
 
 
 def choose_splits(
-    ids: Sequence[int], leaders: Sequence[int], shares: Mapping[str, float], given: Mapping[int, str]
+    ids: Sequence[int] | Indices,
+    leaders: Sequence[int] | Indices,
+    shares: Mapping[str, float],
+    given: Mapping[int, str],
 ) -> Iterator[str]:
-    """Split of each question, by rising ids. Questions that say the same stay together and follow the first of them, whose place is in ``leaders``.
+    """Yield the split of each question, by rising ids.
 
-    ``given``, by place, are the splits that a source has made itself: whoever is in one, or says the same as one that is, is in that one; the others
-    share what is left, in proportion.
+    Near duplicates stay together: ``leaders`` has for each question the index of the first of its group,
+    whose split all of them get. ``given`` has the splits that the source itself assigns, by index; a group
+    with such a question goes there. The other questions share the remaining splits, in proportion.
     """
     bound: dict[int, str] = {}
-    for place, name in given.items():
-        leader = int(leaders[place])
+    for index, name in given.items():
+        leader = int(leaders[index])
         bound[leader] = max(name, bound.get(leader, ""))
     left = {name: share for name, share in shares.items() if name not in set(given.values())}
     rest = {name: share / sum(left.values()) for name, share in left.items()} if given else shares
@@ -44,10 +53,11 @@ def choose_splits(
 
 @lru_cache(maxsize=256)  # rows follow each other in a file
 def is_test(path: str) -> bool:
-    """Return whether a file, or a folder that it lies in, is named as a test set: test_prefs-00000.parquet, dev/rows.jsonl, held-out.json.
+    """Return whether the name of a file, or of a folder above it, says that it is a test set.
 
-    Words end where letters do or at a capital, as the Hugging Face hub reads names, so "latest" and "contest" are none. A name with both words
-    (train_test_split) says nothing.
+    test_prefs-00000.parquet, dev/rows.jsonl, held-out.json. Words end where letters do or at a capital, as
+    the Hugging Face hub reads names, so "latest" and "contest" are no test sets. A name with words of both
+    kinds (train_test_split) says nothing.
     """
     return any(_is_test_name(name) for name in path.split("/"))
 
@@ -59,7 +69,7 @@ def _is_test_name(name: str) -> bool:
 
 
 def normalise_words(text: str) -> str:
-    """Words of a text in lower case: what is left when spacing, case and punctuation are taken away. A text without words is left as it is."""
-    if text.isascii():  # the same, only five times faster
-        return " ".join(text.lower().translate(BETWEEN).split()) or text
+    """Return the words of a text in lower case, without punctuation; a text without words unchanged."""
+    if text.isascii():  # same result, five times faster
+        return " ".join(text.lower().translate(SEPARATORS).split()) or text
     return " ".join(WORD.findall(unicodedata.normalize("NFKC", text).casefold())) or text

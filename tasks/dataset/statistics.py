@@ -1,20 +1,21 @@
-"""What the kept questions, all splits together, are like: counted range by range, and added up."""
+"""Count statistics of the kept questions, over all splits: per partition, and merged."""
 
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+from tasks.dataset.card import SizeBin, StatisticsCard
 from tasks.dataset.question import Pair, Question, is_older, ranks
 from tasks.dataset.tables import Fields, build_pair_row
 
 NUM_EXAMPLES = 20
+COUNTERS = ("counts", "sites", "licences", "scores", "gaps", "answers", "answer_bits", "prompt_bits")
 
 
 @dataclass
 class Statistics:
-    """Of the same questions the same figures, however they are cut into ranges."""
+    """Counters whose sum over partitions does not depend on how the questions were partitioned."""
 
     counts: Counter[str] = field(default_factory=Counter)
     sites: Counter[str] = field(default_factory=Counter)
@@ -27,6 +28,7 @@ class Statistics:
     examples: list[tuple[int, Fields]] = field(default_factory=list)
 
     def add(self, question: Question, pairs: Sequence[Pair], sampled_of: int) -> None:
+        """Count a question and its pairs, which were drawn from ``sampled_of`` comparisons."""
         self.counts["questions"] += 1
         self.counts["questions_with_pairs"] += bool(pairs)
         self.counts["pairs_to_draw_from"] += sampled_of
@@ -39,10 +41,10 @@ class Statistics:
             self.scores[answer.score] += 1
             self.answer_bits[len(answer.text).bit_length()] += 1
         for pair in pairs:
-            self._compare(question, pair)
-        self._show(question, pairs, sampled_of)
+            self._add_pair(question, pair)
+        self._add_example(question, pairs, sampled_of)
 
-    def _compare(self, question: Question, pair: Pair) -> None:
+    def _add_pair(self, question: Question, pair: Pair) -> None:
         good, bad = (question.answers[place] for place in pair)
         first = is_older(good, bad)
         self.counts["pairs"] += 1
@@ -51,8 +53,8 @@ class Statistics:
         self.counts["older"] += bool(first)
         self.gaps[good.score - bad.score] += 1
 
-    def _show(self, question: Question, pairs: Sequence[Pair], sampled_of: int) -> None:
-        """Examples are the pairs with the smallest hashes; one of a question."""
+    def _add_example(self, question: Question, pairs: Sequence[Pair], sampled_of: int) -> None:
+        """Keep a pair of the question as an example if its hash is among the smallest."""
         if not pairs:
             return
         draw = int.from_bytes(
@@ -61,29 +63,20 @@ class Statistics:
         if len(self.examples) == NUM_EXAMPLES and draw >= self.examples[-1][0]:
             return
         pair = pairs[(draw >> 56) % len(pairs)]
-        self._keep(
-            [*self.examples, (draw, build_pair_row(question, pair, sampled_of, ranks(question.answers)))]
-        )
+        row = build_pair_row(question, pair, sampled_of, ranks(question.answers))
+        self._set_examples([*self.examples, (draw, row)])
 
-    def _keep(self, examples: Iterable[tuple[int, Fields]]) -> None:
+    def _set_examples(self, examples: Iterable[tuple[int, Fields]]) -> None:
         self.examples = sorted(examples, key=lambda example: example[0])[:NUM_EXAMPLES]
 
     def merge(self, other: "Statistics") -> None:
-        for name in (
-            "counts",
-            "sites",
-            "licences",
-            "scores",
-            "gaps",
-            "answers",
-            "answer_bits",
-            "prompt_bits",
-        ):
+        """Add another partition's counters."""
+        for name in COUNTERS:
             getattr(self, name).update(getattr(other, name))
-        self._keep([*self.examples, *other.examples])
+        self._set_examples([*self.examples, *other.examples])
 
-    def card(self) -> dict[str, Any]:
-        """Its part of card.json."""
+    def to_card(self) -> StatisticsCard:
+        """Return the fields of card.json that describe the kept questions."""
         counts = self.counts
         return {
             "site": ", ".join(sorted(self.sites)) if len(self.sites) <= 3 else f"{len(self.sites)} sites",
@@ -115,10 +108,10 @@ class Statistics:
 
 
 def _without_fraction(number: float) -> float:
-    """Whole numbers as such, wherever they have been counted."""
+    """Return a whole number as an int, so that it is written without a fraction."""
     return int(number) if float(number).is_integer() else number
 
 
-def _double_bins(bits: Counter[int]) -> list[dict[str, int]]:
-    """Counts in bins that double in width."""
+def _double_bins(bits: Counter[int]) -> list[SizeBin]:
+    """Return counts in bins that double in width, from counts by number of bits."""
     return [{"from": 1 << count - 1, "below": 1 << count, "count": bits[count]} for count in sorted(bits)]

@@ -1,4 +1,7 @@
-"""The data stage's tables: their columns, the rows that a question gives, and files whose bytes depend on the rows alone."""
+"""Define the data stage's tables, build their rows from questions, and write them as parquet.
+
+The bytes of a file depend on its rows alone.
+"""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -13,26 +16,26 @@ from tasks.system.files import replacing
 
 TEXT, INTEGER, NUMBER, TEXTS = pa.string(), pa.int32(), pa.float64(), pa.list_(pa.string())
 ABOUT_QUESTION = {"site": TEXT}
-ROWS = 8_192  # of a row group
-REPEATED = re.compile("site|.*_licence")  # columns of few different values
+ROW_GROUP = 8_192  # rows
+FEW_VALUES = re.compile("site|.*_licence")  # columns that a dictionary encodes well
 
 
-def _about(role: str, kind: pa.DataType = TEXT) -> dict[str, pa.DataType]:
+def _source_types(role: str, kind: pa.DataType = TEXT) -> dict[str, pa.DataType]:
     return {f"{role}_{name}": kind for name in ("url", "author", "author_name", "licence")}
 
 
-ABOUT_QUESTION |= _about("question")
+ABOUT_QUESTION |= _source_types("question")
 PROMPT = {"question_id": pa.int64(), "prompt": TEXT}
-ANSWER = PROMPT | {"answer": TEXT, "score": NUMBER} | ABOUT_QUESTION | _about("answer")
-PROOF = {
+ANSWER = PROMPT | {"answer": TEXT, "score": NUMBER} | ABOUT_QUESTION | _source_types("answer")
+GAP = {
     "gap": NUMBER,
     "chosen_rank": INTEGER,
     "rejected_rank": INTEGER,
     "sampled_of": INTEGER,
     "chosen_older": pa.bool_(),
 }
-PAIR = PROMPT | {"chosen": TEXT, "rejected": TEXT, "chosen_score": NUMBER, "rejected_score": NUMBER} | PROOF
-PAIR |= ABOUT_QUESTION | _about("chosen") | _about("rejected")
+PAIR = PROMPT | {"chosen": TEXT, "rejected": TEXT, "chosen_score": NUMBER, "rejected_score": NUMBER} | GAP
+PAIR |= ABOUT_QUESTION | _source_types("chosen") | _source_types("rejected")
 RANKED = PROMPT | {
     "answers": TEXTS,
     "scores": pa.list_(NUMBER),
@@ -40,7 +43,7 @@ RANKED = PROMPT | {
     "ages": pa.list_(INTEGER),
     "best": INTEGER,
 }
-RANKED |= ABOUT_QUESTION | _about("answer", TEXTS)
+RANKED |= ABOUT_QUESTION | _source_types("answer", TEXTS)
 COLUMNS: dict[str, dict[str, pa.DataType]] = {
     "finetune": ANSWER,
     "corpus": ANSWER,
@@ -57,7 +60,7 @@ Fields = dict[str, Any]
 def build_rows(
     question: Question, split: str, pairs: Sequence[Pair], sampled_of: int
 ) -> Iterator[tuple[str, Fields]]:
-    """(table, row) of everything that a question of this split gives."""
+    """Yield (table, row) for every row that a question of this split adds to a table."""
     answers = question.answers
     if split == "finetune":
         yield "finetune", _answer_row(question, answers[index_of_best(answers)])
@@ -68,12 +71,12 @@ def build_rows(
         if split == "evaluation" or pairs:
             yield "evaluation" if split == "evaluation" else "reward_groups", _ranked_row(question)
         name = "evaluation_pairs" if split == "evaluation" else split
-        standing = ranks(answers)
-        yield from ((name, build_pair_row(question, pair, sampled_of, standing)) for pair in pairs)
+        answer_ranks = ranks(answers)
+        yield from ((name, build_pair_row(question, pair, sampled_of, answer_ranks)) for pair in pairs)
 
 
-def build_pair_row(question: Question, pair: Pair, sampled_of: int, standing: Sequence[int]) -> Fields:
-    """A comparison, one of ``sampled_of`` that were there to draw from; ``standing`` has the answers' ranks."""
+def build_pair_row(question: Question, pair: Pair, sampled_of: int, answer_ranks: Sequence[int]) -> Fields:
+    """Return the row of a comparison, one of ``sampled_of`` that it was drawn from."""
     chosen, rejected = (question.answers[place] for place in pair)
     row = {
         "chosen": chosen.text,
@@ -83,7 +86,7 @@ def build_pair_row(question: Question, pair: Pair, sampled_of: int, standing: Se
     }
     row |= {"gap": chosen.score - rejected.score, "sampled_of": sampled_of}
     row |= {"chosen_older": is_older(chosen, rejected)}
-    row |= {"chosen_rank": standing[pair[0]], "rejected_rank": standing[pair[1]]}
+    row |= {"chosen_rank": answer_ranks[pair[0]], "rejected_rank": answer_ranks[pair[1]]}
     return (
         _prompt_columns(question)
         | row
@@ -116,7 +119,7 @@ def _answer_row(question: Question, answer: Answer) -> Fields:
 
 
 def _ranked_row(question: Question) -> Fields:
-    """All answers in the order of their ids, so that a place in the list says nothing about quality."""
+    """Return a row with all answers by id, so that their order says nothing about quality."""
     answers = question.answers
     sources = [_source_columns("answer", answer) for answer in answers]
     row = {
@@ -132,7 +135,7 @@ def _ranked_row(question: Question) -> Fields:
 
 
 def write_part(name: str, rows: list[Fields], path: Path) -> None:
-    """Rows of a table on their way to its file."""
+    """Write a part of a table as an Arrow file."""
     schema = pa.schema(COLUMNS[name].items())
     columns = [pa.array([row[column.name] for row in rows], column.type) for column in schema]
     with replacing(path) as new, pa.OSFile(str(new), "wb") as file, pa.ipc.new_file(file, schema) as writer:
@@ -140,41 +143,47 @@ def write_part(name: str, rows: list[Fields], path: Path) -> None:
 
 
 class Table:
-    """A parquet file to which parts are added. How rows were cut into parts cannot be seen in it, nor are the library's defaults of the day."""
+    """A parquet file to which parts are added.
+
+    Its bytes do not depend on how rows were cut into parts, nor on defaults that change between versions of
+    pyarrow.
+    """
 
     def __init__(self, name: str, path: Path) -> None:
         self.schema = pa.schema(COLUMNS[name].items())
-        few = [column for column in self.schema.names if REPEATED.fullmatch(column)]
+        dictionary_columns = [column for column in self.schema.names if FEW_VALUES.fullmatch(column)]
         self.writer = pq.ParquetWriter(
             path,
             self.schema,
             version="2.6",
             compression="zstd",
             compression_level=3,
-            use_dictionary=few,
+            use_dictionary=dictionary_columns,
             write_statistics=True,
         )
-        self.held: list[pa.Table] = []
+        self.pending: list[pa.Table] = []
         self.rows = 0
 
     def close(self) -> None:
+        """Write the remaining rows and the footer."""
         self._write(all=True)
         self.writer.close()
 
     def add(self, part: Path) -> None:
+        """Add the rows of a part that ``write_part`` wrote."""
         with pa.OSFile(str(part), "rb") as file:
-            found = pa.ipc.open_file(file).read_all()
-        self.held.append(found)
-        self.rows += found.num_rows
+            table = pa.ipc.open_file(file).read_all()
+        self.pending.append(table)
+        self.rows += table.num_rows
         self._write()
 
     def _write(self, *, all: bool = False) -> None:
-        count = sum(part.num_rows for part in self.held)
-        if not count or (count < ROWS and not all):
+        count = sum(part.num_rows for part in self.pending)
+        if not count or (count < ROW_GROUP and not all):
             return
-        whole = pa.concat_tables(self.held)
+        rows = pa.concat_tables(self.pending)
         start = 0
-        while count - start >= ROWS or (all and start < count):
-            self.writer.write_table(whole.slice(start, ROWS).combine_chunks(), row_group_size=ROWS)
-            start += ROWS
-        self.held = [whole.slice(start).combine_chunks()] if start < count else []
+        while count - start >= ROW_GROUP or (all and start < count):
+            self.writer.write_table(rows.slice(start, ROW_GROUP).combine_chunks(), row_group_size=ROW_GROUP)
+            start += ROW_GROUP
+        self.pending = [rows.slice(start).combine_chunks()] if start < count else []

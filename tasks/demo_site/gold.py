@@ -1,10 +1,13 @@
-"""The built-in site's gold scorer: how good an answer truly is. Only the site's generator and the evaluation may import it, no training stage."""
+"""Score the true quality of an answer on the built-in site.
+
+Only the site's generator and the evaluation may import this gold scorer, no training stage.
+"""
 
 import re
 from functools import lru_cache
 from typing import NamedTuple
 
-from tasks.demo_site.shell_tasks import SLOTS, TASKS, ShellTask, fill
+from tasks.demo_site.shell_tasks import SLOTS, TASKS, ShellTask, fill_slots
 
 NOISE = (
     "me too",
@@ -20,10 +23,10 @@ SPAM = ("http://", "casino", "cheap", "click here")
 PERFECT = 10.0
 
 
-class Verdict(NamedTuple):
-    """What the gold scorer found in one answer."""
+class Findings(NamedTuple):
+    """Merits and faults of one answer."""
 
-    right: bool  # does what the question asks, and shows no other command
+    right: bool  # does what the question asks and shows no other command
     formatted: bool  # a command stands in code
     explained: bool  # a true sentence about the right command
     misleading: int  # sentences that explain another task's command
@@ -44,21 +47,24 @@ class Verdict(NamedTuple):
 
 
 def gold_score(question: str, answer: str) -> float:
-    """True quality of ``answer`` (Markdown) to ``question`` (Markdown, its first line the title); ValueError for a question not of this site."""
-    return judge(question, answer).score
+    """Return the true quality of an answer to a question, both in Markdown; a question's first line is its title.
+
+    Raises ValueError for a question that is not of this site.
+    """
+    return find_faults(question, answer).score
 
 
-def judge(question: str, answer: str) -> Verdict:
-    """The findings behind ``gold_score``."""
-    task, slots = recognise(question.strip().split("\n", 1)[0].strip())
+def find_faults(question: str, answer: str) -> Findings:
+    """Return the merits and faults that ``gold_score`` adds up."""
+    task, slots = recognise_task(question.strip().split("\n", 1)[0].strip())
     answer = answer.replace("\\`", "`")  # Markdown escapes a run of backticks that opens a paragraph
-    accepted = {fill(command, slots) for command in task.commands}
-    code, fence_run = _code(answer)
-    prose = _unescape(re.sub(r"```.*?(```|$)|`[^`\n]*`", " ", answer, flags=re.DOTALL)).lower()
+    accepted = {fill_slots(command, slots) for command in task.commands}
+    code, fence_run = _find_code(answer)
+    prose = _remove_escapes(re.sub(r"```.*?(```|$)|`[^`\n]*`", " ", answer, flags=re.DOTALL)).lower()
     shown = bool(code) and all(piece in accepted for piece in code)
-    plain = not code and any(_states(_unescape(answer), command) for command in accepted)
+    plain = not code and any(_contains_command(_remove_escapes(answer), command) for command in accepted)
     sentences = [s for s in re.split(r"(?<=[.!?])\s+", prose.strip()) if len(s) > 8]
-    return Verdict(
+    return Findings(
         right=shown or plain,
         formatted=bool(code),
         explained=any(fact.lower() in prose for fact in task.facts),
@@ -72,28 +78,28 @@ def judge(question: str, answer: str) -> Verdict:
 
 
 @lru_cache(maxsize=4096)
-def recognise(title: str) -> tuple[ShellTask, dict[str, str]]:
-    """The task a question's title asks for and the values of its slots."""
-    for task, pattern in _patterns():
-        if match := pattern.fullmatch(_unescape(title)):
+def recognise_task(title: str) -> tuple[ShellTask, dict[str, str]]:
+    """Return the task that a question's title asks for, and the values of its slots."""
+    for task, pattern in _build_patterns():
+        if match := pattern.fullmatch(_remove_escapes(title)):
             return task, match.groupdict()
     raise ValueError(f"not a question of the built-in site: {title[:80]!r}")
 
 
-def _code(answer: str) -> tuple[list[str], bool]:
-    """Code pieces of a Markdown text, and whether its fences are empty or unbalanced."""
+def _find_code(answer: str) -> tuple[list[str], bool]:
+    """Return the code in a Markdown text, and whether its fences are empty or unbalanced."""
     blocks = re.findall(r"```[a-z]*\n(.*?)\n?```", answer, flags=re.DOTALL)
     fence_run = answer.count("```") != 2 * len(blocks) or any(not block.strip() for block in blocks)
-    spans = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?(```|$)", " ", answer, flags=re.DOTALL))
-    return [piece.strip() for piece in blocks + spans if piece.strip()], fence_run
+    inline = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?(```|$)", " ", answer, flags=re.DOTALL))
+    return [piece.strip() for piece in blocks + inline if piece.strip()], fence_run
 
 
-def _states(text: str, command: str) -> bool:
-    """Whether ``command`` stands in ``text`` with nothing glued to its ends."""
+def _contains_command(text: str, command: str) -> bool:
+    """Return whether ``text`` contains ``command`` as a separate word."""
     return re.search(r"(?:^|\s)" + re.escape(command) + r"\.?(?=\s*$|\n|\s+[A-Z])", text) is not None
 
 
-def _unescape(text: str) -> str:
+def _remove_escapes(text: str) -> str:
     return re.sub(r"\\([^\w\s])", r"\1", text)
 
 
@@ -103,11 +109,11 @@ def _all_facts() -> frozenset[str]:
 
 
 @lru_cache(maxsize=1)
-def _patterns() -> list[tuple[ShellTask, re.Pattern[str]]]:
-    return [(task, re.compile(_pattern(question))) for task in TASKS for question in task.questions]
+def _build_patterns() -> list[tuple[ShellTask, re.Pattern[str]]]:
+    return [(task, re.compile(_build_pattern(question))) for task in TASKS for question in task.questions]
 
 
-def _pattern(question: str) -> str:
+def _build_pattern(question: str) -> str:
     seen: set[str] = set()
 
     def slot(match: re.Match[str]) -> str:
@@ -118,6 +124,8 @@ def _pattern(question: str) -> str:
         return f"(?P<{name}>{'|'.join(map(re.escape, SLOTS[name]))})"
 
     pieces = re.split(r"(\{\w+\})", question)
-    return "".join(
-        slot(m) if (m := re.fullmatch(r"\{(\w+)\}", piece)) else re.escape(piece) for piece in pieces
-    )
+    parts = []
+    for piece in pieces:
+        match = re.fullmatch(r"\{(\w+)\}", piece)
+        parts.append(slot(match) if match else re.escape(piece))
+    return "".join(parts)

@@ -1,13 +1,15 @@
-"""The subject matter of the built-in site: shell tasks, how people ask for them, and which commands do them.
+"""Define the shell tasks of the built-in site: the questions, and the right and wrong commands.
 
-Words in braces are slots. ``commands[0]`` is the usual answer and the others are as good; each of ``wrong`` looks plausible and does something else;
-each of ``facts`` explains the right command.
+Words in braces are slots. ``commands[0]`` is the usual answer and the others are equally good; each of
+``wrong`` looks plausible and does something else; each of ``facts`` explains the right command.
 """
 
 from typing import NamedTuple
 
 
 class ShellTask(NamedTuple):
+    """A task with its questions, commands and explanations."""
+
     name: str
     questions: tuple[str, ...]
     commands: tuple[str, ...]
@@ -17,7 +19,8 @@ class ShellTask(NamedTuple):
 
 SLOTS: dict[str, tuple[str, ...]] = {
     "file": tuple(
-        "notes.txt report.csv data.csv access.log error.log index.html users.csv config.json draft.md photos.txt readme.md cache.json".split()
+        "notes.txt report.csv data.csv access.log error.log index.html users.csv config.json draft.md "
+        "photos.txt readme.md cache.json".split()
     ),
     "dir": tuple(
         "/var/log /etc /home/anna /srv/www /tmp /opt/app ~/work ~/music src docs tests build".split()
@@ -154,8 +157,8 @@ TASKS: tuple[ShellTask, ...] = (
 )
 
 
-def fill(template: str, slots: dict[str, str]) -> str:
-    """``template`` with its slots filled in; braces that are no slot (awk's) stay."""
+def fill_slots(template: str, slots: dict[str, str]) -> str:
+    """Return ``template`` with its slots filled in; other braces (awk's) are kept."""
     for name, value in slots.items():
         template = template.replace("{" + name + "}", value)
     return template

@@ -1,4 +1,4 @@
-"""A Stack-Exchange-like site about shell commands, generated from a seed and written as the Posts.xml of a real dump."""
+"""Generate a site like Stack Exchange about shell commands from a seed, as the Posts.xml of a dump."""
 
 import html
 import math
@@ -10,7 +10,7 @@ from typing import NamedTuple
 from xml.sax.saxutils import quoteattr
 
 from tasks.demo_site.gold import gold_score
-from tasks.demo_site.shell_tasks import SLOTS, TASKS, ShellTask, fill
+from tasks.demo_site.shell_tasks import SLOTS, TASKS, ShellTask, fill_slots
 
 HOST = "shell.example"
 LICENCE = "CC BY-SA 4.0"
@@ -56,35 +56,40 @@ class Post(NamedTuple):
 
 
 class _Answer(NamedTuple):
+    """An answer in both formats."""
+
     markdown: str
     body: str  # HTML
 
 
 def generate(*, num_questions: int, seed: int) -> Iterator[Post]:
-    """Posts of ``num_questions`` questions with 2 to 9 answers each, questions before their answers, ids rising from 1."""
+    """Yield the posts of ``num_questions`` questions with 2 to 9 answers each.
+
+    Questions come before their answers, with ids rising from 1.
+    """
     rng = random.Random(f"shell-site-{seed}")
     next_id, date = 1, _START
-    asked: set[str] = set()
+    titles: set[str] = set()
     for _ in range(num_questions):
         date += timedelta(minutes=rng.randint(5, 400))
-        thread = list(_thread(rng, next_id, date, asked))
+        thread = list(_generate_thread(rng, next_id, date, titles))
         next_id += len(thread)
         yield from thread
 
 
 def write_posts(posts: Iterator[Post], path: Path) -> int:
-    """Write a dump's Posts.xml; returns the number of rows."""
+    """Write a dump's Posts.xml and return the number of rows."""
     count = 0
     with path.open("w", encoding="utf-8", newline="\r\n") as file:
         file.write('\ufeff<?xml version="1.0" encoding="utf-8"?>\n<posts>\n')
         for post in posts:
-            file.write(f"  {_row(post)}\n")
+            file.write(f"  {_format_row(post)}\n")
             count += 1
         file.write("</posts>\n")
     return count
 
 
-def _row(post: Post) -> str:
+def _format_row(post: Post) -> str:
     values = {
         "Id": post.id,
         "PostTypeId": 1 if post.parent is None else 2,
@@ -107,34 +112,34 @@ def _row(post: Post) -> str:
     )
 
 
-def _question(rng: random.Random, asked: set[str]) -> tuple[str, ShellTask, dict[str, str]]:
-    """A title that was not asked before (while there is one to be found), its task and slots."""
+def _choose_question(rng: random.Random, titles: set[str]) -> tuple[str, ShellTask, dict[str, str]]:
+    """Return a title that is not in ``titles`` (unless many draws find none), its task and slots."""
     for _ in range(200):
         task = rng.choice(TASKS)
         slots = {name: rng.choice(values) for name, values in SLOTS.items()}
-        title = fill(rng.choice(task.questions), slots)
-        if title not in asked:
+        title = fill_slots(rng.choice(task.questions), slots)
+        if title not in titles:
             break
-    asked.add(title)
+    titles.add(title)
     return title, task, slots
 
 
-def _thread(rng: random.Random, first_id: int, date: datetime, asked: set[str]) -> Iterator[Post]:
-    title, task, slots = _question(rng, asked)
+def _generate_thread(rng: random.Random, first_id: int, date: datetime, titles: set[str]) -> Iterator[Post]:
+    title, task, slots = _choose_question(rng, titles)
     body = rng.choice(_CONTEXTS) if rng.random() < 0.5 else title
     num_answers = min(9, 2 + int(rng.expovariate(0.25)))
-    answers = [_answer(rng, task, slots) for _ in range(num_answers)]
+    answers = [_generate_answer(rng, task, slots) for _ in range(num_answers)]
     golds = [gold_score(title, answer.markdown) for answer in answers]
     views = math.exp(rng.gauss(2.3, 0.6))
-    accepted = _accepted(rng, golds)
+    accepted = _choose_accepted(rng, golds)
     yield Post(
         first_id,
         None,
         None if accepted is None else first_id + 1 + accepted,
         date,
-        _poisson(rng, views),
+        _draw_poisson(rng, views),
         title,
-        _p(body),
+        _paragraph(body),
         rng.randint(1, 900),
     )
     for i, (answer, gold) in enumerate(zip(answers, golds, strict=True), start=1):
@@ -143,40 +148,42 @@ def _thread(rng: random.Random, first_id: int, date: datetime, asked: set[str]) 
             first_id,
             None,
             date + timedelta(minutes=7 * i),
-            _votes(rng, gold, views),
+            _draw_votes(rng, gold, views),
             None,
             answer.body,
             rng.randint(1, 900),
         )
 
 
-def _votes(rng: random.Random, gold: float, views: float) -> int:
-    """Up-votes grow with true quality, down-votes with its lack; both are noisy."""
-    up = _poisson(rng, views * math.exp(0.3 * (gold - 4) + rng.gauss(0, 0.15)))
-    return up - _poisson(rng, 0.4 * views * math.exp(-0.35 * max(gold, -6)))
+def _draw_votes(rng: random.Random, gold: float, views: float) -> int:
+    """Draw up-votes, which grow with true quality, minus down-votes, which fall with it."""
+    up = _draw_poisson(rng, views * math.exp(0.3 * (gold - 4) + rng.gauss(0, 0.15)))
+    return up - _draw_poisson(rng, 0.4 * views * math.exp(-0.35 * max(gold, -6)))
 
 
-def _accepted(rng: random.Random, golds: list[float]) -> int | None:
+def _choose_accepted(rng: random.Random, golds: list[float]) -> int | None:
     if rng.random() < 0.3:
         return None
     return max(range(len(golds)), key=lambda i: golds[i] + rng.gauss(0, 1.5))
 
 
-def _answer(rng: random.Random, task: ShellTask, slots: dict[str, str]) -> _Answer:
-    """One answer of random quality, as Markdown (what the gold scorer reads) and as the HTML of the dump."""
+def _generate_answer(rng: random.Random, task: ShellTask, slots: dict[str, str]) -> _Answer:
+    """Return an answer of random quality, as Markdown for the gold scorer and as HTML for the dump."""
     kind = rng.random()
     if kind < 0.06:
-        return _prose(rng.choice(_EMPTY_TALK))
+        return _format_prose(rng.choice(_EMPTY_TALK))
     if kind < 0.09:
-        return _prose(rng.choice(_SPAM))
-    command = fill(
+        return _format_prose(rng.choice(_SPAM))
+    command = fill_slots(
         rng.choice(task.commands[:1] * 3 + task.commands) if rng.random() < 0.6 else rng.choice(task.wrong),
         slots,
     )
     style = rng.random()
-    lead, markdown = _command(rng, command, "block" if style < 0.25 else "span" if style < 0.5 else "plain")
+    lead, markdown = _format_command(
+        rng, command, "block" if style < 0.25 else "span" if style < 0.5 else "plain"
+    )
     before = [rng.choice(_OPENERS)] if rng.random() < 0.25 else []
-    after = [_fact(rng, task)] if rng.random() < 0.45 else []
+    after = [_choose_fact(rng, task)] if rng.random() < 0.45 else []
     after += [rng.choice(_CLOSERS)] if rng.random() < 0.3 else []
     after += [rng.choice(_SPAM)] if rng.random() < 0.03 else []
     after += [rng.choice(_FENCES)] if rng.random() < 0.04 else []
@@ -184,20 +191,20 @@ def _answer(rng: random.Random, task: ShellTask, slots: dict[str, str]) -> _Answ
         "\n\n".join(
             [*([" ".join(before)] if before else []), markdown, *([" ".join(after)] if after else [])]
         ),
-        "\n\n".join([*map(_p, before), lead, *([_p(" ".join(after))] if after else [])]),
+        "\n\n".join([*map(_paragraph, before), lead, *([_paragraph(" ".join(after))] if after else [])]),
     )
 
 
-def _fact(rng: random.Random, task: ShellTask) -> str:
+def _choose_fact(rng: random.Random, task: ShellTask) -> str:
     return rng.choice(task.facts if rng.random() < 0.9 else rng.choice(TASKS).facts)
 
 
-def _command(rng: random.Random, command: str, style: str) -> tuple[str, str]:
-    """The command in its sentence, as (HTML, Markdown)."""
+def _format_command(rng: random.Random, command: str, style: str) -> tuple[str, str]:
+    """Return the command in a sentence, as (HTML, Markdown)."""
     if style == "block":
         lead = rng.choice(_BLOCK)
         return (
-            f"{_p(lead)}\n\n<pre><code>{html.escape(command, quote=False)}\n</code></pre>",
+            f"{_paragraph(lead)}\n\n<pre><code>{html.escape(command, quote=False)}\n</code></pre>",
             f"{lead}\n\n```\n{command}\n```",
         )
     sentence = rng.choice(_INLINE)
@@ -206,19 +213,19 @@ def _command(rng: random.Random, command: str, style: str) -> tuple[str, str]:
             f"<p>{sentence.format(f'<code>{html.escape(command, quote=False)}</code>')}</p>",
             sentence.format(f"`{command}`"),
         )
-    return _p(sentence.format(command)), sentence.format(command)
+    return _paragraph(sentence.format(command)), sentence.format(command)
 
 
-def _prose(text: str) -> _Answer:
-    return _Answer(text, _p(text))
+def _format_prose(text: str) -> _Answer:
+    return _Answer(text, _paragraph(text))
 
 
-def _p(text: str) -> str:
+def _paragraph(text: str) -> str:
     return f"<p>{html.escape(text, quote=False)}</p>"
 
 
-def _poisson(rng: random.Random, mean: float) -> int:
-    """Knuth's method, by parts so that a large mean does not underflow."""
+def _draw_poisson(rng: random.Random, mean: float) -> int:
+    """Draw a Poisson number by Knuth's method, in parts so that a large mean does not underflow."""
     count = 0
     while mean > 0:
         part, mean = min(mean, 30.0), mean - 30.0

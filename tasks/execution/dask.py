@@ -1,6 +1,8 @@
-"""Shards of the data stage as Prefect's mapped tasks on a Dask cluster, whose workers see the same folders and have the same code.
+"""Run shards of the data stage as Prefect's mapped tasks on a Dask cluster.
 
-The stage's program stays where it is and asks for shards in a folder (tasks/programs/data_stage/remote_calls.py); whoever runs it maps them over the cluster.
+The stage's program stays on this machine and writes requests for shards into a folder
+(tasks/programs/data_stage/remote_calls.py); this process maps them over the cluster. Its workers need the
+same code and the same disk.
 """
 
 import json
@@ -11,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,65 +21,75 @@ from prefect import task, unmapped
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import task_run
 
-from tasks.artifacts.code_version import PROGRAMS, sources_of
+from tasks.artifacts.code_version import PROGRAMS, source_digests
 from tasks.config.machine import Machine
-from tasks.execution.launch import environment
+from tasks.execution.program_environment import program_environment
 from tasks.system import events
 from tasks.system.errors import DiskFailure, InputError, StageFailed
 from tasks.system.files import replace_text
 from tasks.system.hashing import digest_of
-from tasks.system.processes import die_with
+from tasks.system.processes import die_with_parent
 
-SPREAD = ("data",)  # stages whose programs ask for shards
-Look = Callable[[], None]  # looks for new asks and for those that are done
+SHARDED = ("data",)  # stages whose programs request shards
+Poll = Callable[[], None]  # submits new requests and answers those that are done
 
 
-def _name() -> str:
+def _task_run_name() -> str:
     what, _, number = Path(task_run.parameters["ask"]).stem.partition(" ")
     return f"{what} {int(number)}"
 
 
-@task(name="shard", task_run_name=_name, persist_result=False, cache_policy=NO_CACHE)
+@task(name="shard", task_run_name=_task_run_name, persist_result=False, cache_policy=NO_CACHE)
 def run(ask: str, version: str) -> str:
-    """Do the tasks of an ask on this machine; gives their results as JSON. Raises InputError (DiskFailure for a full disk) and StageFailed."""
+    """Run the calls of a request on this machine and return their results as JSON.
+
+    Raises InputError (DiskFailure for a full disk) and StageFailed.
+    """
     machine = os.uname().nodename
     if version != _version():
         raise StageFailed(
-            f"The Dask worker on {machine} has other code than whoever asked: install the same version on both"
+            f"The Dask worker on {machine} has other code than the process that sent the request: "
+            "install the same version on both"
         )
     if not Path(ask).exists():
         raise StageFailed(
-            f"The Dask worker on {machine} does not see {ask}: put ALIGNFLOW_HOME on a disk that all of them share"
+            f"The Dask worker on {machine} does not see {ask}: "
+            "put ALIGNFLOW_HOME on a disk that all of them share"
         )
     done = subprocess.run(
         [sys.executable, "-m", f"{PROGRAMS}.data_stage.shard", ask],
-        env=environment(Machine(threads=1)), stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace",
-        preexec_fn=die_with(os.getpid()), check=False, start_new_session=True,
+        env=program_environment(Machine(threads=1)), stdin=subprocess.DEVNULL,
+        capture_output=True, encoding="utf-8", errors="replace",
+        preexec_fn=partial(die_with_parent, os.getpid()), check=False, start_new_session=True,
     )  # fmt: skip
     if done.returncode == 2 and done.stdout:
-        told = json.loads(done.stdout)
-        raise InputError(told["error"]) if told["kind"] == "input" else DiskFailure(told["error"])
+        error = json.loads(done.stdout)
+        raise InputError(error["error"]) if error["kind"] == "input" else DiskFailure(error["error"])
     if done.returncode < 0:
         raise StageFailed(
-            f"A shard on {machine} was killed by {signal.Signals(-done.returncode).name}: give its Dask worker more memory"
+            f"A shard on {machine} was killed by {signal.Signals(-done.returncode).name}: "
+            "give its Dask worker more memory"
         )
     if done.returncode:
-        raise StageFailed(
-            f"A shard failed on {machine}: {(done.stderr.strip().splitlines() or ['it said nothing'])[-1]}"
-        )
+        lines = done.stderr.strip().splitlines() or ["it wrote no message"]
+        raise StageFailed(f"A shard failed on {machine}: {lines[-1]}")
     return done.stdout
 
 
 def _version() -> str:
-    return digest_of(sources_of("data_stage.shard"))
+    return digest_of(source_digests("data_stage.shard"))
 
 
 @contextmanager
-def spreading(stage: str, directory: Path, machine: Machine) -> Iterator[Look]:
-    """While the block runs, what the program at work in ``directory`` asks for is done on the Dask cluster, if there is one. Raises InputError."""
+def sharing_work(stage: str, directory: Path, machine: Machine) -> Iterator[Poll]:
+    """While the block runs, let the Dask cluster do what the program in ``directory`` requests, if there is a
+    cluster.
+
+    Yields the function to call again and again meanwhile. Raises InputError.
+    """
     asks = directory / "asks"
     shutil.rmtree(asks, ignore_errors=True)
-    if not machine.dask or stage not in SPREAD:
+    if not machine.dask or stage not in SHARDED:
         yield lambda: None
         return
     with _cluster(machine.dask) as runner:
@@ -85,10 +98,11 @@ def spreading(stage: str, directory: Path, machine: Machine) -> Iterator[Look]:
             events.tell(
                 "warning",
                 stage,
-                text=f"{stage}: the Dask scheduler {machine.dask} has no workers yet; start some with `dask worker`",
+                text=f"{stage}: the Dask scheduler {machine.dask} has no workers yet; "
+                "start some with `dask worker`",
             )
         try:
-            yield _Watch(runner, asks).look
+            yield _Requests(runner, asks).poll
         finally:
             shutil.rmtree(asks, ignore_errors=True)
 
@@ -101,7 +115,7 @@ def _cluster(address: str) -> Iterator[Any]:
         raise InputError(
             "machine.dask needs the package prefect-dask: pip install 'alignflow[dask]'"
         ) from None
-    if not address.rpartition(":")[2].isdigit():  # Dask says so only after a minute, if at all
+    if not address.rpartition(":")[2].isdigit():  # Dask reports that only after a minute, if at all
         raise InputError(
             f"machine.dask: there is no Dask scheduler at {address} (give it as tcp://host:port)"
         )
@@ -119,25 +133,25 @@ def _cluster(address: str) -> Iterator[Any]:
         yield runner
 
 
-class _Watch:
-    """The asks of one program, and what has become of them."""
+class _Requests:
+    """The requests of one program, and the futures of those that run."""
 
     def __init__(self, runner: Any, folder: Path) -> None:
         self.runner, self.folder, self.version = runner, folder, _version()
         self.known: set[Path] = set()
-        self.waiting: dict[Path, Any] = {}
+        self.running: dict[Path, Any] = {}
 
-    def look(self) -> None:
+    def poll(self) -> None:
         if new := sorted(set(self.folder.glob("*.json")) - self.known):
             futures = self.runner.map(
                 run, {"ask": [str(path) for path in new], "version": unmapped(self.version)}
             )
             self.known.update(new)
-            self.waiting.update(zip(new, futures, strict=True))
-        for path, future in list(self.waiting.items()):
+            self.running.update(zip(new, futures, strict=True))
+        for path, future in list(self.running.items()):
             if future.wrapped_future.done():
                 replace_text(path.with_suffix(".done"), _answer(future))
-                del self.waiting[path]
+                del self.running[path]
 
 
 def _answer(future: Any) -> str:

@@ -1,6 +1,9 @@
-"""A stage run by a worker of a work pool: started or joined, waited for, and started again if its machine was lost."""
+"""Run a stage on a worker of a work pool; start it again if its machine was lost.
 
-import time
+Stages are dispatched from threads. Signals reach the main thread alone, which sets ``stopping``; the threads
+look at it.
+"""
+
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -18,16 +21,18 @@ from prefect.states import Cancelling
 
 from tasks.artifacts.artifact import Artifact, Step, code_of
 from tasks.config.machine import Machine
+from tasks.execution.launch import interrupted
 from tasks.system import events
 from tasks.system.errors import DiskFailure, InputError, StageFailed
-from tasks.system.retry import retry
-from tasks.tracking.remote_artifacts import Published, publish, published
+from tasks.system.retry import retry, stopping
+from tasks.tracking.client import Tracker
+from tasks.tracking.remote_artifacts import Published, find_published, publish
 
-LOST = 3  # how often a stage is started again whose worker was lost; it goes on from its newest checkpoint
+MAX_LOST = 3  # a stage whose worker was lost is started again this often; it resumes from its checkpoint
 POLL_SECONDS = 0.5
 PATIENCE = 900.0  # seconds that a Prefect server may be away
-# How the message of a failed state begins if the pipeline acts on the reason. Not a state name: Prefect's pages list
-# and filter runs by a fixed set of names, and leave out a run in a state of any other name.
+# How the message of a failed state begins if the pipeline acts on the reason. Not a state name: Prefect's
+# pages list and filter runs by a fixed set of names, and leave out a run in a state of any other name.
 BAD_INPUT, DISK_FAILURE, INPUT_MISSING, OTHER_CODE = (
     "Bad input: ",
     "Disk failure: ",
@@ -37,30 +42,39 @@ BAD_INPUT, DISK_FAILURE, INPUT_MISSING, OTHER_CODE = (
 REASONS = (BAD_INPUT, DISK_FAILURE, INPUT_MISSING, OTHER_CODE)
 
 
-def dispatch(step: Step, pool: str, *, machine: Machine, tracked: str | None) -> Published:
-    """Have a worker of ``pool`` build the step's artifact; gives it as MLflow has it. Raises InputError and StageFailed as a stage here would."""
+class Stopped(BaseException):
+    """The flow run that waits for this stage is being stopped."""
+
+
+def dispatch(step: Step, pool: str, *, machine: Machine, tracker: Tracker, tracked: str | None) -> Published:
+    """Let a worker of ``pool`` build the step's artifact, and return the published one.
+
+    Raises InputError and StageFailed, as for a stage on this machine.
+    """
     lost, supplied = 0, False
     while True:
         joined = _joined(step)
         run = joined or _started(step, pool, machine, tracked)
         try:
             state = _end_of(run.id, step)
-        except BaseException as error:  # the server would cancel it as well, only later; a flow that is merely stopped leaves its stage at work
-            if not joined and (isinstance(error, KeyboardInterrupt) or _is_cancelling()):
+        except BaseException as error:
+            # the server would cancel it too, only later; if this process was only stopped, the stage goes on
+            if not joined and (_is_ctrl_c(error) or _is_cancelling()):
                 _cancel(run)
             raise
         if state.type == StateType.COMPLETED:
-            found = published(step.recipe.key)
+            found = find_published(tracker, step.recipe.key)
             if found is None:
-                raise StageFailed(
-                    f"The stage {step.stage} ended well on the pool {pool}, but its artifact is not in MLflow. {_link(run)}"
+                text = (
+                    f"The stage {step.stage} ended well on the pool {pool}, but its artifact is not in MLflow"
                 )
+                raise StageFailed(f"{text}. {_link(run)}")
             return found
         if _reason(state) == INPUT_MISSING and not supplied:
-            supplied = _supply(step, str(state.message), tracked)
+            supplied = _supply(step, str(state.message), tracker, tracked)
             if supplied:
                 continue
-        if _is_lost(state, run) and lost < LOST:
+        if _is_lost(state, run) and lost < MAX_LOST:
             lost += 1
             events.tell(
                 "warning",
@@ -78,11 +92,11 @@ def _tag(step: Step) -> str:
 def _runs(step: Step) -> list[FlowRun]:
     with get_client(sync_client=True) as client:
         wanted = FlowRunFilter(tags=FlowRunFilterTags(all_=[_tag(step)]))
-        return list(_patiently(lambda: client.read_flow_runs(flow_run_filter=wanted, limit=200)))
+        return list(_retry(lambda: client.read_flow_runs(flow_run_filter=wanted, limit=200)))
 
 
 def _joined(step: Step) -> FlowRun | None:
-    """The run that builds this very artifact right now, whoever asked for it."""
+    """Return the flow run that builds this artifact now, for this flow or another; None if there is none."""
     return next(
         (
             run
@@ -96,42 +110,50 @@ def _joined(step: Step) -> FlowRun | None:
 def _started(step: Step, pool: str, machine: Machine, tracked: str | None) -> FlowRun:
     over = sum(bool(run.state and run.state.is_final()) for run in _runs(step))
     try:
-        # of two that ask at once, both get the same run
-        return _patiently(lambda: run_deployment(
-            f"stage/{pool}", parameters=parameters(step, machine, tracked), flow_run_name=step.stage, timeout=0,
+        # the idempotency key gives two flows that ask at the same time the same run
+        return _retry(lambda: run_deployment(
+            f"stage/{pool}", parameters=parameters(step, machine, tracked), flow_run_name=step.stage,
+            timeout=0,
             tags=[_tag(step)], idempotency_key=f"{step.recipe.key}:{over}",
         ))  # fmt: skip
     except ObjectNotFound:
         raise InputError(
-            f"There is no deployment stage/{pool} on the Prefect server; `alignflow deploy` makes it, or leave pools.* empty"
+            f"There is no deployment stage/{pool} on the Prefect server; `alignflow deploy` makes it, "
+            "or leave pools.* empty"
         ) from None
 
 
 def parameters(step: Step, machine: Machine, tracked: str | None) -> dict[str, Any]:
-    """What the flow ``stage`` takes: all of the step as JSON, without the figures of its inputs."""
+    """Return the parameters of the flow ``stage``: the step as JSON, without the metrics of its inputs."""
     slim = {name: {**artifact, "metrics": {}, "warnings": []} for name, artifact in step.inputs.items()}
     return {
-        "stage": step.stage, "job": step.job.model_dump(mode="json"), "inputs": slim, "shown": list(step.shown), "sources": code_of(step.stage),
+        "stage": step.stage, "job": step.job.model_dump(mode="json"), "inputs": slim,
+        "shown": list(step.shown), "sources": code_of(step.stage),
         "machine": machine.model_dump(mode="json"), "tracked": tracked,
     }  # fmt: skip
 
 
 def _end_of(run_id: UUID, step: Step) -> State:
-    """The final state of a run. A server that is away for a while is waited for."""
+    """Wait for a run's final state and return it; wait during an outage of the server, too."""
     told = ""
     with get_client(sync_client=True) as client:
         while True:
-            state = _patiently(lambda: client.read_flow_run(run_id)).state
+            state = _retry(lambda: client.read_flow_run(run_id)).state
             if state and state.is_final():
                 return state
             if state and state.name != told:
                 told = str(state.name)
                 events.tell("wait", step.stage, note=f"on a worker: {told}")
-            time.sleep(POLL_SECONDS)
+            if stopping.wait(POLL_SECONDS) or interrupted.is_set():
+                raise Stopped
+
+
+def _is_ctrl_c(error: BaseException) -> bool:
+    return isinstance(error, KeyboardInterrupt) or interrupted.is_set()
 
 
 def _is_cancelling() -> bool:
-    """Whether somebody cancels the flow run that this is part of."""
+    """Return whether the current flow run is being cancelled."""
     if not flow_run.id:
         return False
     with get_client(sync_client=True) as client, suppress(Exception):
@@ -148,7 +170,8 @@ def _cancel(run: FlowRun) -> None:
         client.set_flow_run_state(run.id, Cancelling())
 
 
-def _patiently(call: Callable[[], Any]) -> Any:
+def _retry(call: Callable[[], Any]) -> Any:
+    """Return what ``call`` returns; retry during an outage of the Prefect server."""
     return retry(call, is_outage=_is_outage, patience=PATIENCE, pause=POLL_SECONDS)
 
 
@@ -160,7 +183,10 @@ def _is_outage(error: Exception) -> bool:
 
 
 def _is_lost(state: State, run: FlowRun) -> bool:
-    """Whether a run ended for no fault of the stage: its process or machine died, or it was cancelled along with another run that had asked."""
+    """Return whether a run ended without an error of its stage.
+
+    Its process or machine died, or it was cancelled together with another flow run that had started it.
+    """
     return state.type == StateType.CRASHED or (state.type == StateType.CANCELLED and _asked_by_another(run))
 
 
@@ -169,18 +195,18 @@ def _asked_by_another(run: FlowRun) -> bool:
     if asked_by is None or flow_run.id is None:
         return False
     with get_client(sync_client=True) as client:
-        asked = _patiently(lambda: client.read_task_run(asked_by))
+        asked = _retry(lambda: client.read_task_run(asked_by))
         if str(asked.flow_run_id) == str(flow_run.id):
             return False
-        other = _patiently(lambda: client.read_flow_run(asked.flow_run_id))
+        other = _retry(lambda: client.read_flow_run(asked.flow_run_id))
         return bool(other.state and other.state.type in (StateType.CANCELLED, StateType.CANCELLING))
 
 
-def _supply(step: Step, message: str, tracked: str | None) -> bool:
-    """Upload from here what the worker lacks; False where something is not here either."""
+def _supply(step: Step, message: str, tracker: Tracker, tracked: str | None) -> bool:
+    """Upload the inputs that the worker lacks; return False if this machine lacks one as well."""
     names = [name.strip() for name in message.rpartition(":")[2].split(",")]
     inputs: list[Artifact] = [step.inputs[name] for name in names if name in step.inputs]
-    return bool(inputs) and all(publish(artifact, parent=tracked) for artifact in inputs)
+    return bool(inputs) and all(publish(artifact, tracker, parent=tracked) for artifact in inputs)
 
 
 def _reason(state: State) -> str:

@@ -1,78 +1,52 @@
-"""One program as a child process: started, followed through its metrics.jsonl, and never left running."""
+"""Run a stage's program as a child process: start it, follow its metrics, and never leave it running."""
 
 import json
 import math
 import os
 import re
 import signal
-import site
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from tasks.artifacts.code_version import PROGRAMS, ROOT, packages_of
+from tasks.artifacts.code_version import PROGRAMS, imported_packages
 from tasks.config.machine import Machine
 from tasks.execution import program_forks
+from tasks.execution.metrics_tail import Line, MetricsTail
+from tasks.execution.program_environment import distributed_environment, program_environment
 from tasks.system.errors import DiskFailure, InputError, StageCrashed, StageFailed, probe_disk
-from tasks.system.processes import die_with
+from tasks.system.processes import die_with_parent
 
-Line = dict[str, Any]
+Program = subprocess.Popen[bytes] | program_forks.Child
 
 POLL_SECONDS = 0.05
 GRACE_SECONDS = 10.0  # between SIGTERM and SIGKILL
-
-# Programs get their inputs as files: no library may look anything up, report anything or draw a bar into the log.
-QUIET = {
-    "DO_NOT_TRACK": "true",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_OFFLINE": "1",
-    "PYTHONSAFEPATH": "1",
-    "PYTHONUNBUFFERED": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TQDM_DISABLE": "1",
-    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-}
-# Programs read files of strangers, and talk to no server: nothing in their environment opens one. A proxy's address may hold a password.
-SECRET = re.compile(
-    r"^(PREFECT|MLFLOW|AWS|AZURE|GOOGLE|PG|WANDB|DATABRICKS|KUBE)"
-    r"|^ALIGNFLOW_(DATABASE|ALERT_WEBHOOK|ENGINE)$"
-    r"|PROXY$|TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|AUTH|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|SIGNING_?KEY|WEBHOOK|COOKIE|JWT|CONNECTION_STRING"
-    r"|_(DSN|PWD|PAT|KEY)$",
-    re.IGNORECASE,
-)
-NOT_SECRET = {"TOKENIZERS_PARALLELISM"}
-LOGIN = re.compile(r"://[^/@\s]*:[^/@\s]+@")  # an address with a password in it, under whatever name
-OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-# Threads wait for each other by spinning this often and then sleep. On a quiet machine that is as fast as OpenMP's own choice; beside other work,
-# which OpenMP expects to be alone with, a training step was more than twice as fast.
-SPIN = "10000"
 BEFORE_TRAINING = (
     "site",
     "data",
-)  # when one of these is made anew, programs that need torch come next: it loads meanwhile
+)  # the fork server loads torch while one of these runs: stages that need it follow
 
-
-interrupted = (
-    threading.Event()
-)  # Ctrl-C was pressed; the exception that it raised may have ended in a library that catches everything
+# Set by Ctrl-C. KeyboardInterrupt alone is not enough: libraries that catch every exception swallow it.
+interrupted = threading.Event()
 
 
 class Usage(NamedTuple):
+    """What a program used."""
+
     seconds: float
-    peak_mb: float  # most resident memory, 2**20 bytes
+    peak_mb: float  # most resident memory, in 2**20 bytes
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """While the block runs, Ctrl-C ends the program at work even when whatever code it hits upon swallows KeyboardInterrupt."""
+    """End the running program on Ctrl-C, even if the code that it interrupts swallows KeyboardInterrupt."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         interrupted.set()
@@ -98,8 +72,10 @@ def run_program(
 ) -> Usage:
     """Run ``tasks.programs.<stage>`` on ``directory`` to its end.
 
-    Raises InputError when the input is the user's to mend, StageFailed for anything else. Whatever else is raised meanwhile (Ctrl-C, say), the
-    program is killed first. ``on_poll`` is called again and again meanwhile; ``keep_open`` are file descriptors that the program inherits.
+    Raises InputError if the user must change an input, StageFailed for any other failure. On any other
+    exception, such as KeyboardInterrupt, the program is killed first. ``on_step`` is called with every new
+    line of metrics.jsonl, ``on_poll`` every POLL_SECONDS; the program inherits the file descriptors
+    ``keep_open``.
     """
     for name in ("done", "error.json"):
         (directory / name).unlink(missing_ok=True)
@@ -107,118 +83,95 @@ def run_program(
     with (directory / "log.txt").open("ab") as log:
         process = _start(stage, directory, machine, (log.fileno(), *keep_open))
         try:
-            among = _with_children if _are_several(stage, machine) else _itself
-            status, peak_mb = _follow(process, directory / "metrics.jsonl", on_step, on_poll, among)
+            members = _with_children if _is_distributed(stage, machine) else _alone
+            status, peak_mb = _follow(process, directory / "metrics.jsonl", on_step, on_poll, members)
         except BaseException:
             _kill(process)
             raise
     if status != 0 or not (directory / "done").exists():
-        if status > 0 and not (directory / "error.json").exists() and (failure := probe_disk(directory)):
-            raise failure  # the reason could not even be written down
-        if status == 1 and _are_several(stage, machine) and not (directory / "error.json").exists():
-            status = -signal.SIGKILL  # torchrun's own word for whatever ended them; what ends otherwise than killed has written down why
+        has_reason = (directory / "error.json").exists()
+        if status > 0 and not has_reason and (failure := probe_disk(directory)):
+            raise failure  # the disk refused even the file with the reason
+        if status == 1 and _is_distributed(stage, machine) and not has_reason:
+            status = -signal.SIGKILL  # torchrun's status for killed processes; others have written a reason
         raise _failure(stage, directory, status)
     return Usage(time.monotonic() - started, peak_mb)
 
 
 def warm_up(stage: str, machine: Machine) -> None:
-    """Let a fork server load its libraries while whoever will start the stage's program is still busy with something else."""
-    if "torch" in packages_of(stage) and not _are_several(stage, machine):
-        program_forks.warm_up(environment(machine), machine)
+    """Let the fork server load the stage's libraries while the caller prepares the stage."""
+    if "torch" in imported_packages(stage) and not _is_distributed(stage, machine):
+        program_forks.warm_up(program_environment(machine), machine)
 
 
-def _start(
-    stage: str, directory: Path, machine: Machine, inherited: tuple[int, ...]
-) -> "subprocess.Popen[bytes] | program_forks.Child":
-    """The program as a child of a fork server that has torch loaded, where it needs torch and there can be such a server; else as our own."""
-    chosen = environment(machine)
-    if _are_several(stage, machine):
-        return _spawn(
-            _several(stage, directory, machine),
-            directory,
-            _shared(chosen, machine.of(stage).processes),
-            inherited,
-        )
-    needs_torch = "torch" in packages_of(stage)
-    forkable = (needs_torch or stage in BEFORE_TRAINING) and program_forks.warm_up(chosen, machine)
+def _start(stage: str, directory: Path, machine: Machine, inherited: tuple[int, ...]) -> Program:
+    """Fork the program from the server that has torch loaded, if it needs torch and there is one.
+
+    Else spawn it.
+    """
+    if _is_distributed(stage, machine):
+        environment = distributed_environment(machine, machine.of(stage).processes)
+        return _spawn(_torchrun(stage, directory, machine), directory, environment, inherited)
+    environment = program_environment(machine)
+    needs_torch = "torch" in imported_packages(stage)
+    forkable = (needs_torch or stage in BEFORE_TRAINING) and program_forks.warm_up(environment, machine)
     if needs_torch and forkable and (child := program_forks.start(stage, directory, inherited)) is not None:
         return child
-    return _spawn([f"{PROGRAMS}.{stage}", str(directory)], directory, chosen, inherited)
+    return _spawn([f"{PROGRAMS}.{stage}", str(directory)], directory, environment, inherited)
 
 
 def _spawn(
-    module: list[str], directory: Path, chosen: dict[str, str], inherited: tuple[int, ...]
-) -> "subprocess.Popen[bytes]":
-    """``python -m`` in ``directory``, its output to the first of the descriptors that it inherits."""
+    module: list[str], directory: Path, environment: dict[str, str], inherited: tuple[int, ...]
+) -> subprocess.Popen[bytes]:
+    """Start ``python -m`` in ``directory``, with its output to the first inherited descriptor."""
     return subprocess.Popen(
         [sys.executable, "-m", *module],
-        cwd=directory, env=chosen, stdin=subprocess.DEVNULL, stdout=inherited[0], stderr=subprocess.STDOUT,
-        start_new_session=True, preexec_fn=die_with(os.getpid()), pass_fds=inherited,
+        cwd=directory, env=environment,
+        stdin=subprocess.DEVNULL, stdout=inherited[0], stderr=subprocess.STDOUT,
+        start_new_session=True, preexec_fn=partial(die_with_parent, os.getpid()), pass_fds=inherited,
     )  # fmt: skip
 
 
-def _are_several(stage: str, machine: Machine) -> bool:
+def _is_distributed(stage: str, machine: Machine) -> bool:
     return machine.of(stage).processes * machine.of(stage).nodes > 1
 
 
-def _several(stage: str, directory: Path, machine: Machine) -> list[str]:
-    """torchrun and its arguments: an agent that starts the program's processes, and ends them all when one has failed."""
+def _torchrun(stage: str, directory: Path, machine: Machine) -> list[str]:
+    """Return torchrun's module and arguments.
+
+    It starts the processes, and ends all of them when one fails.
+    """
     launch = machine.of(stage)
-    meeting = ["--standalone"]
+    rendezvous = ["--standalone"]
     if launch.nodes > 1:
-        where = ["--rdzv-backend", "c10d", "--rdzv-endpoint", machine.rendezvous, "--rdzv-id", directory.name]
-        meeting = ["--nnodes", str(launch.nodes), *where]
-    return [
-        "torch.distributed.run",
-        *meeting,
-        "--nproc-per-node",
-        str(launch.processes),
-        "-m",
-        f"{PROGRAMS}.{stage}",
-        str(directory),
-    ]
-
-
-def _shared(chosen: dict[str, str], processes: int) -> dict[str, str]:
-    """The environment of one of several processes: together they have as many threads as cores, unless somebody has said how many each has."""
-    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)), **chosen}
-
-
-def environment(machine: Machine) -> dict[str, str]:
-    """The environment of a program."""
-    chosen = {"GOMP_SPINCOUNT": SPIN, **without_secrets(os.environ), **QUIET}
-    for name in OF_A_RANK:  # of whoever started us: a program is one of several only where we start several
-        chosen.pop(name, None)
-    if machine.threads:
-        chosen["OMP_NUM_THREADS"] = str(machine.threads)
-    if (
-        str(ROOT) not in site.getsitepackages()
-    ):  # a source tree: the program must be the one whose code is in the key
-        chosen["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return chosen
-
-
-def without_secrets(names: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment without what opens servers, databases or accounts."""
-    return {
-        name: value
-        for name, value in names.items()
-        if name in NOT_SECRET or not (SECRET.search(name) or LOGIN.search(value))
-    }
+        endpoint = [
+            "--rdzv-backend",
+            "c10d",
+            "--rdzv-endpoint",
+            machine.rendezvous,
+            "--rdzv-id",
+            directory.name,
+        ]
+        rendezvous = ["--nnodes", str(launch.nodes), *endpoint]
+    processes = ["--nproc-per-node", str(launch.processes)]
+    return ["torch.distributed.run", *rendezvous, *processes, "-m", f"{PROGRAMS}.{stage}", str(directory)]
 
 
 def _follow(
-    process: "subprocess.Popen[bytes] | program_forks.Child",
+    process: Program,
     metrics: Path,
     on_step: Callable[[Line], None],
     on_poll: Callable[[], None],
-    among: Callable[[int], list[int]],
+    members: Callable[[int], list[int]],
 ) -> tuple[int, float]:
-    """Wait for the end; hand on every line of ``metrics`` as it comes. Gives the exit status and the peak memory in MB of those ``among`` names."""
-    tail, peak_mb = Tail(metrics), 0.0
+    """Wait for the program's end and call ``on_step`` with every new line of ``metrics``.
+
+    Return the exit status and the peak memory in MB, summed over the processes that ``members`` lists.
+    """
+    tail, peak_mb = MetricsTail(metrics), 0.0
     while True:
-        peak_mb = max(peak_mb, sum(map(_resident_peak_mb, among(process.pid))))
-        status, fallback_mb = _ended(process)
+        peak_mb = max(peak_mb, sum(map(_resident_peak_mb, members(process.pid))))
+        status, fallback_mb = _poll(process)
         for line in tail.read():
             on_step(line)
         on_poll()
@@ -229,8 +182,11 @@ def _follow(
         time.sleep(POLL_SECONDS)
 
 
-def _ended(process: "subprocess.Popen[bytes] | program_forks.Child") -> tuple[int | None, float]:
-    """Exit status, if it has one, and the peak memory in MB that the kernel tells of an ended child: it starts at its parent's size."""
+def _poll(process: Program) -> tuple[int | None, float]:
+    """Return the exit status (None while the program runs) and the peak memory in MB as the kernel counts it.
+
+    The kernel counts from the size of the parent, so that figure is only a fallback.
+    """
     if isinstance(process, program_forks.Child):
         return process.poll(), process.peak_mb
     pid, status, usage = os.wait4(process.pid, os.WNOHANG)
@@ -240,23 +196,17 @@ def _ended(process: "subprocess.Popen[bytes] | program_forks.Child") -> tuple[in
     return process.returncode, usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def _itself(pid: int) -> list[int]:
+def _alone(pid: int) -> list[int]:
     return [pid]
 
 
 def _with_children(pid: int) -> list[int]:
-    """A process and those that it started itself."""
+    """Return a process and its direct children."""
     try:
-        return [
-            pid,
-            *(
-                int(child)
-                for path in Path(f"/proc/{pid}/task").glob("*/children")
-                for child in path.read_text().split()
-            ),
-        ]
+        children = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children")]
     except OSError:
         return [pid]
+    return [pid, *(int(child) for of_thread in children for child in of_thread)]
 
 
 def _resident_peak_mb(pid: int) -> float:
@@ -267,47 +217,8 @@ def _resident_peak_mb(pid: int) -> float:
     return next((int(row.split()[1]) / 1024 for row in status.splitlines() if row.startswith("VmHWM:")), 0.0)
 
 
-class Tail:
-    """New lines of a metrics.jsonl that grows, and that a resumed program replaces by a shorter one."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.inode, self.offset = 0, 0
-        self.seen: set[tuple[Any, ...]] = set()
-
-    def read(self) -> list[Line]:
-        try:
-            with self.path.open("rb") as file:
-                stat = os.fstat(file.fileno())
-                if stat.st_ino != self.inode or stat.st_size < self.offset:
-                    self.inode, self.offset = stat.st_ino, 0
-                file.seek(self.offset)
-                content = file.read()
-        except FileNotFoundError:
-            return []
-        whole = content[: content.rfind(b"\n") + 1]
-        self.offset += len(whole)
-        return [line for line in map(_parsed, whole.splitlines()) if line and self._is_new(line)]
-
-    def _is_new(self, line: Line) -> bool:
-        if "phase" in line:  # a resumed program does not keep them, and the same phase may come again
-            return True
-        mark = (line.get("step"), *sorted(line))
-        fresh = mark not in self.seen
-        self.seen.add(mark)
-        return fresh
-
-
-def _parsed(text: bytes) -> Line | None:
-    try:
-        line = json.loads(text)
-    except ValueError:  # half a line that a killed program left, with the next one's text behind it
-        return None
-    return line if isinstance(line, dict) else None
-
-
-def _kill(process: "subprocess.Popen[bytes] | program_forks.Child") -> None:
-    """End the program and everything it started."""
+def _kill(process: Program) -> None:
+    """End the program and every process that it started."""
     for number, patience in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, math.inf)):
         try:
             os.killpg(process.pid, number)
@@ -320,7 +231,7 @@ def _kill(process: "subprocess.Popen[bytes] | program_forks.Child") -> None:
 
 
 def _missing_module(log: Path) -> str:
-    """Return the name of the library whose import ended a program before it began, "" for another end."""
+    """Return the name of the library whose import ended the program at its start, "" for another failure."""
     rows = log.read_text(errors="replace").splitlines()
     found = re.fullmatch(r"ModuleNotFoundError: No module named '([\w.]+)'", rows[-1]) if rows else None
     name = found[1].partition(".")[0] if found else ""
@@ -328,6 +239,7 @@ def _missing_module(log: Path) -> str:
 
 
 def _failure(stage: str, directory: Path, status: int) -> Exception:
+    """Return the exception for a program that ended with ``status``, as error.json or else its log says."""
     try:
         error = json.loads((directory / "error.json").read_text())
     except (OSError, ValueError):
@@ -335,16 +247,17 @@ def _failure(stage: str, directory: Path, status: int) -> Exception:
     log = directory / "log.txt"
     if error.get("input"):
         return DiskFailure(error["message"]) if error.get("disk") else InputError(error["message"])
-    if status == 2 and not error:  # error.json could not be written; meanwhile there is room again
+    if status == 2 and not error:  # error.json could not be written; by now there is room again
         rows = log.read_text(errors="replace").splitlines() or [f"{stage} refused its input; see {log}"]
         return DiskFailure(rows[-1])
     if status == 1 and not error and (module := _missing_module(log)):
         return InputError(
-            f"The stage {stage} needs {module}, not installed where it runs: pip install 'alignflow[train]' there"
+            f"The stage {stage} needs {module}, not installed where it runs: "
+            "pip install 'alignflow[train]' there"
         )
     if status < 0:
         cause = f"killed by {signal.Signals(-status).name}"
     else:
         cause = error.get("message") or f"exit status {status}" + ("" if status else " but not marked done")
-    kind = StageCrashed if status < 0 else StageFailed
-    return kind(f"The stage {stage} failed: {cause.rstrip('.')}. Its log: {log}")
+    error_type = StageCrashed if status < 0 else StageFailed
+    return error_type(f"The stage {stage} failed: {cause.rstrip('.')}. Its log: {log}")

@@ -1,98 +1,97 @@
-"""The fork server's other side: programs that start with torch, transformers and peft already loaded.
+"""Start programs as forks of a process that has torch, transformers and peft loaded.
 
-Their imports take 5 to 9 s of every program, more than some of them work. Linux and CPU only: a process that has touched a GPU must not be forked.
+Their imports take 5 to 9 s, longer than some programs work. Linux and CPU only: a process that has touched a
+GPU must not be forked.
 """
 
 import atexit
-import contextlib
 import json
 import os
+import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from socket import socket
 
 from tasks.artifacts.code_version import PROGRAMS
 from tasks.config.machine import Machine
+from tasks.system.fork_server import kill_group, send_request, start_server
 
 SERVER = f"{PROGRAMS}.runtime.fork_server"
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
-PATIENCE = 10.0  # seconds for a server without work to end
+STOP_SECONDS = 10.0  # for a server without programs to end
 
 
 class Child:
-    """A program that a fork server runs; its end is asked for as a Popen's is."""
+    """A forked program, with the part of Popen's interface that callers need.
 
-    def __init__(self, report: int) -> None:
-        """Waits for {"pid"} on the pipe ``report``, where {"status", "peak_kb"} will follow; EOFError when the server is gone."""
-        self.report, self.text = report, b""
+    It is killed when its connection closes.
+    """
+
+    def __init__(self, connection: socket) -> None:
+        """Wait until the server has loaded its libraries and forked. Raises EOFError if it dies meanwhile."""
+        self.connection = connection
         self.returncode: int | None = None
         self.peak_mb = 0.0  # known at its end
-        self.pid: int = self._next()["pid"]
-        os.set_blocking(report, False)
+        self.pid: int = self._receive()["pid"]
+        connection.setblocking(False)
 
     def poll(self) -> int | None:
-        """Its exit status once it has ended (negative for a signal), else None."""
+        """Return its exit status once it has ended (negative for a signal), else None."""
         if self.returncode is None:
             try:
-                end = self._next()
+                end = self._receive()
                 self.returncode, self.peak_mb = end["status"], end["peak_kb"] / 1024
             except BlockingIOError:
                 return None
-            except EOFError:  # the server was killed: nobody looks after its programs
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self.pid, signal.SIGKILL)
+            except (
+                EOFError
+            ):  # the server was killed, and the program with it; what the program started is in its group
+                kill_group(self.pid)
                 self.returncode = -signal.SIGKILL
-            os.close(self.report)
+            self.connection.close()
         return self.returncode
 
-    def _next(self) -> dict[str, int]:
-        while b"\n" not in self.text:
-            part = os.read(self.report, 4096)
-            if not part:
-                raise EOFError
-            self.text += part
-        line, _, self.text = self.text.partition(b"\n")
-        told: dict[str, int] = json.loads(line)
-        return told
+    def _receive(self) -> dict[str, int]:
+        try:
+            message = self.connection.recv(4096)
+        except ConnectionResetError:
+            message = b""
+        if not message:
+            raise EOFError
+        report: dict[str, int] = json.loads(message)
+        return report
 
 
 class _Server:
     def __init__(self, environment: dict[str, str]) -> None:
         self.environment = environment
-        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", SERVER, str(theirs.fileno())],
-                env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                start_new_session=True, pass_fds=(theirs.fileno(),),
-            )  # fmt: skip
+        self.process, self.address, self.owner = start_server(SERVER, environment, subprocess.DEVNULL)
 
     def start(self, stage: str, directory: Path, inherited: tuple[int, ...]) -> Child | None:
-        request = json.dumps({"stage": stage, "directory": str(directory)}).encode()
-        report, theirs = os.pipe()
+        content = {"stage": stage, "directory": str(directory)}
         try:
-            socket.send_fds(self.socket, [request], [theirs, *inherited])
-        except OSError:
-            os.close(report)
+            connection = send_request(self.address, content, inherited)
+        except OSError:  # the server has died
             return None
-        finally:
-            os.close(theirs)
         try:
-            return Child(report)  # waits until the server has loaded its libraries
+            return Child(connection)
         except EOFError:
-            os.close(report)
+            connection.close()
             return None
 
     def stop(self) -> None:
-        self.socket.close()
+        os.close(self.owner)
         try:
-            self.process.wait(PATIENCE)
+            self.process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        shutil.rmtree(
+            self.address.parent, ignore_errors=True
+        )  # the server does so itself, unless it was killed
 
 
 _guard = threading.Lock()
@@ -100,7 +99,10 @@ _server: _Server | None = None
 
 
 def warm_up(environment: dict[str, str], machine: Machine) -> bool:
-    """See to a server with this environment, whose libraries load in the background; False where programs must not be forked."""
+    """Start a server with this environment unless it runs already; it loads its libraries in the background.
+
+    Returns False on a machine whose programs must not be forked.
+    """
     global _server
     if sys.platform != "linux" or (machine.device != "cpu" and any(map(os.path.exists, GPU_DEVICES))):
         return False
@@ -116,13 +118,13 @@ def warm_up(environment: dict[str, str], machine: Machine) -> bool:
 
 
 def start(stage: str, directory: Path, inherited: tuple[int, ...]) -> Child | None:
-    """Start a program, with ``inherited[0]`` as its stdout and stderr; None where there is no server or it has died: then start it the usual way."""
+    """Start a program that writes to ``inherited[0]``. Returns None without a server, or if it has died."""
     with _guard:
         return None if _server is None else _server.start(stage, directory, inherited)
 
 
 def stop() -> None:
-    """End the server and whatever it runs."""
+    """Stop the server and the programs that it still runs."""
     global _server
     with _guard:
         if _server is not None:

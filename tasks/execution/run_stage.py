@@ -1,17 +1,19 @@
-"""run_stage: from what a stage takes to its artifact, which is reused when it is there, and otherwise built, here or by a pool's worker."""
+"""Return the artifact of a stage: reuse the stored one, or build it here or on a worker of a pool."""
 
 import json
 import shutil
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tasks.artifacts.artifact import Artifact, Step, stage_artifact
 from tasks.artifacts.store import Manifest, Recipe, Store, home
 from tasks.config.machine import Machine, Pools
-from tasks.execution.dask import spreading
+from tasks.execution.dask import sharing_work
 from tasks.execution.dispatch import dispatch
-from tasks.execution.launch import Line, Usage, run_program
+from tasks.execution.launch import Usage, run_program
+from tasks.execution.metrics_tail import Line
 from tasks.system import events
 from tasks.system.errors import (
     DiskFailure,
@@ -22,23 +24,30 @@ from tasks.system.errors import (
     refusing_disk_failures,
 )
 from tasks.system.files import replace_text
-from tasks.tracking import client, program_log, remote_checkpoints, runs
-from tasks.tracking.remote_artifacts import Published, locate, publish, published
+from tasks.tracking import program_log, remote_checkpoints, runs
+from tasks.tracking.client import Tracker, process_tracker
+from tasks.tracking.remote_artifacts import Published, find_published, locate, publish
+from tasks.tracking.tracked_run import LOG, TrackedRun
 
-CRASHES = 2  # how often a program that was killed is started again; it goes on from its checkpoint
+MAX_CRASHES = 2  # a killed program is started again this often; it resumes from its checkpoint
 
 
-class RunContext(NamedTuple):
+@dataclass(frozen=True)
+class RunContext:
     """Where a pipeline's stages run and are tracked."""
 
     machine: Machine
-    tracked: str | None = None  # the parent run's id in MLflow
-    pools: Pools = Pools()
-    shared: bool = False  # whether other machines have to find the artifacts in MLflow
+    tracked: str | None = None  # the parent run's id in MLflow; None: untracked
+    pools: Pools = field(default_factory=Pools)
+    shared: bool = False  # whether other machines must find the artifacts in MLflow
+    tracker: Tracker = field(default_factory=process_tracker)
 
 
 def run_stage(step: Step, seat: RunContext) -> Artifact:
-    """The artifact of ``step``: the verified one in the store or in MLflow, else a newly built one. Raises InputError and StageFailed."""
+    """Return the artifact of ``step``: a verified one from the store or MLflow, else a newly built one.
+
+    Raises InputError and StageFailed.
+    """
     with refusing_disk_failures(home()):
         return _run_stage(step, seat)
 
@@ -54,18 +63,18 @@ def _run_stage(step: Step, seat: RunContext) -> Artifact:
             seat,
         )
     pool = getattr(seat.pools, step.kind)
-    if far := _published(recipe.key):
+    if far := _find_published(seat.tracker, recipe.key):
         return _reused(
             stage_artifact(far.manifest, far.summary, cached=True, seconds=time.monotonic() - started), seat
         )
     if pool:
-        far = dispatch(step, pool, machine=seat.machine, tracked=seat.tracked)
+        far = _dispatch(step, pool, seat)
         artifact = stage_artifact(far.manifest, far.summary, cached=False, seconds=far.manifest["seconds"])
         events.tell("built", step.stage, artifact=artifact)
         _pass_on_warnings(artifact)
         return artifact
     with store.lock(recipe.key, on_wait=lambda: events.tell("wait", step.stage)) as lock:
-        found = store.lookup(step.stage, recipe.key)  # built meanwhile by whoever held the lock
+        found = store.lookup(step.stage, recipe.key)  # built meanwhile by the process that held the lock
         if found is None:
             return _build(store, step, recipe, seat, lock)
         store.discard_partial(recipe.key)
@@ -74,30 +83,37 @@ def _run_stage(step: Step, seat: RunContext) -> Artifact:
     )
 
 
-def look_up(step: Step) -> Artifact | None:
-    """The artifact of ``step`` if it is in the store or in MLflow; nothing is changed."""
+def _dispatch(step: Step, pool: str, seat: RunContext) -> Published:
+    try:
+        return dispatch(step, pool, machine=seat.machine, tracker=seat.tracker, tracked=seat.tracked)
+    except Exception:
+        events.tell("failed", step.stage)
+        raise
+
+
+def look_up(step: Step, tracker: Tracker) -> Artifact | None:
+    """Return the artifact of ``step`` if the store or MLflow has it; change nothing."""
     store, recipe = Store(home()), step.recipe
     if found := store.lookup(step.stage, recipe.key):
         return stage_artifact(found, _summary(store, found), cached=True, seconds=0.0)
-    far = _published(recipe.key)
+    far = _find_published(tracker, recipe.key)
     return stage_artifact(far.manifest, far.summary, cached=True, seconds=0.0) if far else None
 
 
-def _published(key: str) -> Published | None:
-    """What MLflow has under the key, where it is a server that others use too."""
-    if client.is_remote():
-        with client.forgiving():
-            return published(key)
+def _find_published(tracker: Tracker, key: str) -> Published | None:
+    """Return the artifact with this key in MLflow, if that is a server, which other machines use too."""
+    if tracker.is_remote:
+        with tracker.turned_off_by_errors():
+            return find_published(tracker, key)
     return None
 
 
 def _reused(artifact: Artifact, seat: RunContext) -> Artifact:
-    if seat.shared and published(artifact["key"]) is None:
-        publish(artifact, parent=seat.tracked)
-    runs.reused(
-        artifact["stage"], artifact["key"], artifact["digest"], artifact["metrics"], parent=seat.tracked
-    )
-    events.tell("reused", artifact["stage"], artifact=artifact)
+    stage, key, digest = artifact["stage"], artifact["key"], artifact["digest"]
+    if seat.shared and find_published(seat.tracker, key) is None:
+        publish(artifact, seat.tracker, parent=seat.tracked)
+    runs.log_reuse(seat.tracker, stage, key, digest, artifact["metrics"], parent=seat.tracked)
+    events.tell("reused", stage, artifact=artifact)
     _pass_on_warnings(artifact)
     return artifact
 
@@ -108,17 +124,18 @@ def _build(store: Store, step: Step, recipe: Recipe, seat: RunContext, lock: int
         events.tell(
             "warning",
             step.stage,
-            text=f"{step.stage}: its stored files were altered; they are in {broken} now and are made again",
+            text=f"{step.stage}: its stored files were altered; "
+            f"they were moved to {broken} and are built again",
         )
     directory = store.partial(recipe.key)
     try:
         with runs.stage_run(
-            step.stage, recipe.key, recipe.job, parent=seat.tracked, takes=recipe.origins
+            seat.tracker, step.stage, recipe.key, recipe.job, parent=seat.tracked, inputs=recipe.origins
         ) as tracked:
             try:
                 usage = _finished(directory) or _run(step, directory, seat, tracked, lock)
             except BaseException as error:
-                _tell_log(step.stage, directory, tracked, error)
+                _report_log(step.stage, directory, tracked, error)
                 raise
             manifest = store.commit(recipe, seconds=usage.seconds, peak_mb=usage.peak_mb)
             artifact = stage_artifact(
@@ -127,7 +144,8 @@ def _build(store: Store, step: Step, recipe: Recipe, seat: RunContext, lock: int
             _track(tracked, manifest, artifact, store.entry(step.stage, recipe.key), directory)
             if seat.shared and not tracked.is_on:
                 raise StageFailed(
-                    f"The stage {step.stage} is done, but MLflow is not reachable, where other machines would look for it: run it again"
+                    f"The stage {step.stage} is done, but MLflow is not reachable, where other machines "
+                    "would look for it: run it again"
                 )
     except BaseException as error:
         if (
@@ -144,42 +162,43 @@ def _build(store: Store, step: Step, recipe: Recipe, seat: RunContext, lock: int
     return artifact
 
 
-def _run(step: Step, directory: Path, seat: RunContext, tracked: runs.Tracked, lock: int) -> Usage:
-    """Run the stage's program to its end; one that was killed goes on from its checkpoint."""
+def _run(step: Step, directory: Path, seat: RunContext, tracked: TrackedRun, lock: int) -> Usage:
+    """Run the stage's program to its end; start a killed one again, from its checkpoint."""
 
     def on_step(line: Line) -> None:
-        tracked.step(line)
+        tracked.log_step(line)
         events.tell("step", step.stage, line=line)
 
     directory.mkdir(parents=True, exist_ok=True)
     if seat.shared and tracked.is_on:
-        with client.forgiving():
+        with seat.tracker.turned_off_by_errors():
             remote_checkpoints.restore(tracked, directory)
-    for crashes in range(CRASHES + 1):
+    for crashes in range(MAX_CRASHES + 1):
         if any(directory.glob("checkpoints/*")):
             events.tell("resume", step.stage)
         _prepare(directory, step, seat)
         try:
-            uploading = remote_checkpoints.mirroring(
-                tracked, directory, seat.machine.upload_seconds if seat.shared else 0
-            )
-            with uploading, spreading(step.stage, directory, seat.machine) as look:
+            seconds = seat.machine.upload_seconds if seat.shared else 0
+            uploading = remote_checkpoints.uploading_checkpoints(tracked, directory, seconds)
+            with uploading, sharing_work(step.stage, directory, seat.machine) as poll:
                 return run_program(
-                    step.stage, directory, seat.machine, on_step=on_step, on_poll=look, keep_open=(lock,)
+                    step.stage, directory, seat.machine, on_step=on_step, on_poll=poll, keep_open=(lock,)
                 )
         except StageCrashed as error:
-            if crashes == CRASHES:
+            if crashes == MAX_CRASHES:
                 raise
             events.tell("warning", step.stage, text=f"{error} It is started again.")
-            events.tell("log", step.stage, lines=program_log.last_lines(directory / "log.txt"))
+            events.tell("log", step.stage, lines=program_log.last_lines(directory / LOG))
     raise AssertionError
 
 
-def _tell_log(stage: str, directory: Path, tracked: runs.Tracked, error: BaseException) -> None:
-    """Keep the log of a program that has failed, or was stopped, where its user looks: in MLflow, and its end in the flow run's log."""
+def _report_log(stage: str, directory: Path, tracked: TrackedRun, error: BaseException) -> None:
+    """Upload the log of a program that failed or was stopped, and report its last lines to the flow run's
+    log.
+    """
     is_stopped = not isinstance(error, Exception)
-    tracked.log(directory, patience=0 if is_stopped else None)
-    if not isinstance(error, InputError) and (lines := program_log.last_lines(directory / "log.txt")):
+    tracked.upload_log(directory, patience=0 if is_stopped else None)
+    if not isinstance(error, InputError) and (lines := program_log.last_lines(directory / LOG)):
         events.tell("log", stage, lines=lines)
 
 
@@ -189,20 +208,17 @@ def _pass_on_warnings(artifact: Artifact) -> None:
 
 
 def _prepare(directory: Path, step: Step, seat: RunContext) -> None:
-    shutil.rmtree(
-        directory / "artifact", ignore_errors=True
-    )  # a killed program's half-written result; it resumes from checkpoints/ alone
-    write_job(directory, step, seat.machine)
+    # the incomplete result of a killed program, which resumes from checkpoints/ alone
+    shutil.rmtree(directory / "artifact", ignore_errors=True)
+    write_job(directory, step, seat.machine, seat.tracker)
 
 
-def write_job(directory: Path, step: Step, machine: Machine) -> None:
-    """The job.json that a program reads, with its inputs where they lie on this machine. Raises InputMissing."""
+def write_job(directory: Path, step: Step, machine: Machine, tracker: Tracker) -> None:
+    """Write the job.json of a program, with the paths of its inputs on this machine. Raises InputMissing."""
     places, missing = {}, []
-    for name, artifact in sorted(
-        step.inputs.items()
-    ):  # a server's JSON keeps no order, and a program may see one
+    for name, artifact in sorted(step.inputs.items()):  # JSON that went through a server has lost its order
         try:
-            places[name] = str(locate(artifact))
+            places[name] = str(locate(artifact, tracker))
         except InputMissing:
             missing.append(name)
     if missing:
@@ -217,21 +233,21 @@ def write_job(directory: Path, step: Step, machine: Machine) -> None:
 
 
 def _finished(directory: Path) -> Usage | None:
-    """What a program used that ended well but whose artifact was not committed before the pipeline died."""
+    """Return the usage of a program that ended before its pipeline was killed; only the commit is missing."""
     if not (directory / "done").exists() or not (directory / "artifact" / "summary.json").exists():
         return None
     seconds = (directory / "done").stat().st_mtime - (directory / "job.json").stat().st_mtime
     return Usage(max(seconds, 0.0), 0.0)
 
 
-def _track(
-    tracked: runs.Tracked, manifest: Manifest, artifact: Artifact, entry: Path, directory: Path
-) -> None:
+def _track(tracked: TrackedRun, manifest: Manifest, artifact: Artifact, entry: Path, directory: Path) -> None:
     tracked.flush()
-    tracked.summary({**artifact["metrics"], "seconds": artifact["seconds"], "peak_mb": artifact["peak_mb"]})
-    tracked.log(directory)
-    tracked.artifact(manifest, entry)
-    if tracked.is_on and client.is_remote():
+    tracked.log_summary(
+        {**artifact["metrics"], "seconds": artifact["seconds"], "peak_mb": artifact["peak_mb"]}
+    )
+    tracked.upload_log(directory)
+    tracked.upload_artifact(manifest, entry)
+    if tracked.is_on and tracked.tracker.is_remote:
         remote_checkpoints.discard(tracked)
 
 

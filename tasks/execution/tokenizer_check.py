@@ -1,4 +1,4 @@
-"""Refuses a tokenizer or a chat template that no stage could use, before anything runs."""
+"""Refuse a tokenizer or a chat template that no stage could use, before anything runs."""
 
 import hashlib
 import importlib.util
@@ -8,11 +8,11 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from tasks.artifacts.code_version import PROGRAMS, sources_of
+from tasks.artifacts.code_version import PROGRAMS, source_digests
 from tasks.artifacts.store import home
 from tasks.config.machine import Machine
 from tasks.config.models import Text
-from tasks.execution.launch import environment
+from tasks.execution.program_environment import program_environment
 from tasks.system.errors import InputError, StageFailed
 from tasks.system.files import replace_text
 from tasks.system.hashing import file_digest
@@ -22,9 +22,10 @@ SECONDS = 300
 
 
 def check_tokenizer(folder: Path, text: Text) -> None:
-    """Write a question and an answer with the tokenizer in ``folder``, in a process of its own. Raises InputError.
+    """Encode a question and an answer with the tokenizer in ``folder``, in a process of its own. Raises
+    InputError.
 
-    What has passed is remembered in the home, by the content of the tokenizer's files and of our code.
+    A success is recorded in the home under a hash of the tokenizer's files and of our code, and not repeated.
     """
     passed = home() / "checks" / _key(folder, text)
     if passed.exists() or importlib.util.find_spec("transformers") is None:
@@ -39,7 +40,12 @@ def check_tokenizer(folder: Path, text: Text) -> None:
     ]
     try:
         done = subprocess.run(
-            command, env=environment(Machine()), capture_output=True, text=True, timeout=SECONDS, check=False
+            command,
+            env=program_environment(Machine()),
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         raise StageFailed(
@@ -50,9 +56,8 @@ def check_tokenizer(folder: Path, text: Text) -> None:
         raise InputError(last.rstrip("."))
     if done.returncode:
         raise StageFailed(f"The tokenizer in {folder} could not be checked: {last}")
-    with suppress(
-        OSError
-    ):  # a home that cannot be written to: `alignflow plan` needs no other, and `alignflow run` says so by itself
+    # a home that is not writable: `alignflow plan` works with it, and `alignflow run` reports it
+    with suppress(OSError):
         passed.parent.mkdir(parents=True, exist_ok=True)
         replace_text(passed, "")
 
@@ -60,5 +65,5 @@ def check_tokenizer(folder: Path, text: Text) -> None:
 def _key(folder: Path, text: Text) -> str:
     files = sorted({path for pattern in FILES for path in folder.glob(pattern) if path.is_file()})
     contents = {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
-    facts = [contents, sources_of("runtime.tokenizer_check"), text.template, text.max_prompt_tokens]
+    facts = [contents, source_digests("runtime.tokenizer_check"), text.template, text.max_prompt_tokens]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -32,9 +32,9 @@ from tasks.rlhf.batches import comparisons, shared_prompt
 from tasks.rlhf.batches.comparisons import Batch, Comparison
 from tasks.rlhf.compute import devices, distributed, fsdp, seeds
 from tasks.rlhf.evaluation import pair_accuracy
-from tasks.rlhf.evaluation.intervals import Share
+from tasks.rlhf.evaluation.intervals import Interval
 from tasks.rlhf.models import loading
-from tasks.rlhf.models.fingerprint import fingerprint
+from tasks.rlhf.models.fingerprint import compute_fingerprint
 from tasks.rlhf.models.trainable import Trainable
 from tasks.rlhf.training import loop
 from tasks.rlhf.training.finite_checks import check_finite
@@ -78,7 +78,7 @@ def train(job: DpoJob, run: Run) -> None:
     # 2. What is trained: fresh weights, those of the input "start", or the checkpoint's.
     seeds.seed_step(job.seed, 0)
     policy = training_setup.build_trainable(
-        settings, run, base, "dpo", folder=folder, fingerprint=fingerprint(folder, base)
+        settings, run, base, "dpo", folder=folder, fingerprint=compute_fingerprint(folder, base)
     )
     training = training_setup.start_training(settings, run, policy, num_rows=len(questions), seed=job.seed)
     starts_as_reference = "start" not in run.inputs and policy.is_base_at_start and not settings.lora.dropout
@@ -95,7 +95,7 @@ def train(job: DpoJob, run: Run) -> None:
             settings,
             collate,
             micro_batch=machine.micro_batch,
-            tolerance=TOLERANCE[loading.stored(base)] if step == 0 and starts_as_reference else None,
+            tolerance=TOLERANCE[loading.stored_dtype(base)] if step == 0 and starts_as_reference else None,
         )
 
     def evaluate_pairs(some: list[Comparison], name: str) -> Evaluation:
@@ -204,7 +204,7 @@ def accumulate_gradients(
         part_sums = [result.loss.detach().sum(), (margin > 0).sum(), margin.sum(), result.chosen_reward.sum()]
         sums += torch.stack(part_sums)
         if tolerance is not None:
-            sanity_checks.check_same(
+            sanity_checks.check_close(
                 "An untrained policy's and the reference's log-probabilities",
                 logp.detach(),
                 ref,
@@ -230,7 +230,7 @@ class Evaluation(NamedTuple):
     """The policy on pairs that are not trained on."""
 
     loss: float  # mean over the pairs
-    accuracy: Share  # of pairs ordered as the votes do by the implicit reward
+    accuracy: Interval  # of pairs ordered as the votes do by the implicit reward
 
 
 @torch.no_grad()
@@ -261,9 +261,9 @@ def evaluate(
     part_losses, part_correct = zip(*found, strict=True)
     correct = torch.tensor([value for values in part_correct for value in values])
     question = torch.tensor([number for number, c in enumerate(questions) for _ in c.pairs])
-    accuracy = pair_accuracy.cautious(pair_accuracy.measure(correct, question))
+    accuracy = pair_accuracy.wider_interval(pair_accuracy.measure(correct, question))
     return Evaluation(sum(part_losses) / len(correct), accuracy)
 
 
 if __name__ == "__main__":
-    main(train, DpoJob, among=distributed.joined)
+    main(train, DpoJob, among=distributed.process_group)

@@ -68,13 +68,15 @@ def _merge_adapter(
     """Merge into the weights that the adapter's base computed with. Return metrics of what changed."""
     folder, precision = run.inputs["base"], job.weights.base
     base = loading.load(folder, device=device, precision=precision)
-    fingerprint.check(adapter, fingerprint.fingerprint(folder, base), setting="weights.base")
+    fingerprint.check_fingerprint(
+        adapter, fingerprint.compute_fingerprint(folder, base), setting="weights.base"
+    )
     model, score = lora.load(base, "merged", adapter)
     with lora.active(model, "merged") as adapted:
         before = predict_probes(adapted, tokenizer) if score is None else rewards(adapted, score, tokenizer)
     if precision in ("int8", "nf4"):
         model, _ = lora.load(
-            loading.dequantised(folder, device=device, precision=precision), "merged", adapter
+            loading.load_dequantised(folder, device=device, precision=precision), "merged", adapter
         )
     merged = model.merge_and_unload(adapter_names=["merged"])
     assert isinstance(merged, PreTrainedModel)
@@ -124,7 +126,7 @@ def _stored_type(job: MergeJob, run: Run) -> torch.dtype:
     if name is not None:
         chosen: torch.dtype = getattr(torch, name)
         return chosen
-    stored = loading.stored_in(run.inputs["base"])
+    stored = loading.folder_dtype(run.inputs["base"])
     return torch.bfloat16 if stored == torch.float16 else stored
 
 

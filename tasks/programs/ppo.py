@@ -95,7 +95,7 @@ def train(job: PpoJob, run: Run) -> None:
         check_finite({"the advantage": advantages[mask]}, step=step + 1, advice=PPO_DIVERGED)
         kl = kl_estimates(rollout)
         if step == start:
-            sanity_checks.check_same(
+            sanity_checks.check_close(
                 "Sampler's and scorer's log-probabilities",
                 rollout.sampler_logp[mask],
                 rollout.logp[mask],

@@ -1,61 +1,70 @@
-"""One self-contained page about the whole run: who beat whom, sample answers, curves, data.
+"""Write the report of the whole run as one self-contained page: win rates, sample answers, curves, data.
 
-python -m tasks.programs.report DIR        inputs: the artifact of every stage of the run        artifact: report.html, card.html, summary.json
+python -m tasks.programs.report DIR
 
-Nothing on the page depends on the clock or the machine: equal artifacts give equal bytes. The run's stage table is filled in by the flow, in
-place of the one comment that the template leaves for it.
+inputs    the artifact of every stage of the run that was built
+artifact  report.html, card.html, summary.json
+
+The page does not depend on the clock or the machine: equal artifacts give equal bytes. The flow replaces one
+comment of the template by the run's table of stages.
 """
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tasks.config.data import Data
 from tasks.config.jobs import ReportJob
 from tasks.programs.runtime.program import Run, main, read_summary
 from tasks.reporting import data_card, reward_charts, stage_charts, truncation_charts
-from tasks.reporting.run_report import evaluation, render, sample_answers, stage_section, table_cells
+from tasks.reporting.run_report import build_evaluation, build_stage, group_stages, read_samples, render
 
 
-def report(job: ReportJob, run: Run) -> None:  # noqa: ARG001 - the page has no settings
-    """Draw one self-contained page about the run."""
+def build_report(job: ReportJob, run: Run) -> None:  # noqa: ARG001 - the page has no settings
+    """Write the report and the data card."""
     run.rewind(0)
-    found = {name: folder for name, folder in run.inputs.items() if (folder / "summary.json").is_file()}
-    metrics = {name: read_summary(folder)["metrics"] for name, folder in found.items()}
-    about = json.loads((found["data"] / "card.json").read_text(encoding="utf-8"))
-    cuts = truncation_charts.rows_of(metrics)
-    (run.artifact / "card.html").write_text(
-        data_card.page(about, descriptions=Data.descriptions(), cuts=cuts), encoding="utf-8"
-    )
+    folders = {name: folder for name, folder in run.inputs.items() if (folder / "summary.json").is_file()}
+    summaries = {name: read_summary(folder) for name, folder in folders.items()}
+    metrics = {name: summary["metrics"] for name, summary in summaries.items()}
+    card = json.loads((folders["data"] / "card.json").read_text(encoding="utf-8"))
+    results = _read_results(folders)
+    cuts = truncation_charts.build_rows(metrics)
+    card_page = data_card.render(card, descriptions=Data.descriptions(), cuts=cuts)
+    (run.artifact / "card.html").write_text(card_page, encoding="utf-8")
+    names = [name for name in stage_charts.TITLES if name in folders]
+    stages = [build_stage(name, folders[name], metrics[name]) for name in names]
     page = render(
-        card=about,
-        cells=table_cells(
-            [stage_section(name, found[name], metrics[name]) for name in stage_charts.TITLES if name in found]
-        ),
-        samples=sample_answers(found["winrate"], found["data"]),
-        questions=read_summary(found["winrate"])["questions"],
-        warnings=[
-            (name, sentence)
-            for name, folder in found.items()
-            for sentence in read_summary(folder)["warnings"]
-        ],
+        card=card,
+        cells=group_stages(stages),
+        samples=read_samples(folders["winrate"], folders["data"]) if "winrate" in folders else [],
+        questions=summaries["winrate"]["questions"] if "winrate" in summaries else 0,
+        warnings=[(name, text) for name, summary in summaries.items() for text in summary["warnings"]],
         cuts=cuts,
-        **evaluation(metrics, json.loads((found["winrate"] / "results.json").read_text()), _judged_on(found)),
+        **build_evaluation(metrics, results, _describe_pairs(summaries)),
     )
     (run.artifact / "report.html").write_bytes(page)
     run.log(1, 1)
     run.finish({"report.bytes": len(page)})
 
 
-def _judged_on(found: Mapping[str, Path]) -> dict[str, str]:
-    """Which pairs each accuracy that rests on votes is of."""
+def _read_results(folders: Mapping[str, Path]) -> dict[str, Any]:
+    """Return what the win rates were counted from; nothing if a failed stage left no policy to compare."""
+    if "winrate" not in folders:
+        return {"tallies": {}, "policies": []}
+    results: dict[str, Any] = json.loads((folders["winrate"] / "results.json").read_text())
+    return results
+
+
+def _describe_pairs(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return which pairs each accuracy on votes was measured on."""
     stages = {"reward_accuracy.votes": "reward", "dpo.implicit_accuracy": "dpo"}
     return {
-        name: reward_charts.judged_on(read_summary(found[stage]))
-        for name, stage in stages.items()
-        if stage in found
+        metric: reward_charts.describe_pairs(summaries[stage])
+        for metric, stage in stages.items()
+        if stage in summaries
     }
 
 
 if __name__ == "__main__":
-    main(report, ReportJob)
+    main(build_report, ReportJob)

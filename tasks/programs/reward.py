@@ -76,7 +76,7 @@ def train(job: RewardJob, run: Run) -> None:
     batch_size = machine.micro_batch or EVALUATED_ANSWERS
     if settings.probe and not training.initial_metrics:
         trainable.model.eval()
-        training.initial_metrics = probe_start.begin(
+        training.initial_metrics = probe_start.initialise_heads(
             model,
             questions,
             held_out,
@@ -136,7 +136,7 @@ def train(job: RewardJob, run: Run) -> None:
         rewards,
         run,
         age_bias=age_bias,
-        baseline=reward_evaluation.rules_together(reward_evaluation.pairs_of(questions)),
+        baseline=reward_evaluation.fit_baseline_rules(reward_evaluation.pairs_of(questions)),
         calibrated=reward_evaluation.calibrate(pairs, rewards, fitted_on=fitted_on),
     )
     run.note(MEASURES, {"measured": reported.record})
@@ -174,7 +174,7 @@ def read_comparisons(job: RewardJob, run: Run, encoder: Encoder) -> tuple[list[C
 def build_members(job: RewardJob, run: Run, base: PreTrainedModel) -> tuple[Trainable, Scorer]:
     """Return what is trained, all members of the ensemble together, and the reward model that it makes."""
     folder = run.inputs["model"]
-    base_fingerprint = fingerprint.fingerprint(folder, base)
+    base_fingerprint = fingerprint.compute_fingerprint(folder, base)
     adapters: list[Trainable] = []
     members: list[Member] = []
     for number in range(job.reward.members):
@@ -274,7 +274,7 @@ def ranking_loss(
     margin = settings.margin * batch.gap - age_bias * batch.older
     loss = losses.pairwise_loss(chosen, rejected, margin)
     if settings.centring:
-        loss = loss + settings.centring * losses.centring(chosen, rejected)
+        loss = loss + settings.centring * losses.centring_penalty(chosen, rejected)
     return loss.sum() / num_pairs if settings.weigh == "pairs" else (loss * batch.share).sum() / num_questions
 
 
@@ -296,4 +296,4 @@ def answer_rewards(
 
 
 if __name__ == "__main__":
-    main(train, RewardJob, among=distributed.joined)
+    main(train, RewardJob, among=distributed.process_group)

@@ -27,7 +27,7 @@ from tasks.rlhf.batches.packing import IGNORE, Blocks, Document, pack
 from tasks.rlhf.batches.truncation import Encoder
 from tasks.rlhf.compute import devices, distributed, fsdp, seeds
 from tasks.rlhf.models import loading
-from tasks.rlhf.models.fingerprint import fingerprint
+from tasks.rlhf.models.fingerprint import compute_fingerprint
 from tasks.rlhf.models.trainable import Trainable
 from tasks.rlhf.training import loop
 from tasks.system.errors import InputError
@@ -53,7 +53,7 @@ def train(job: SftJob, run: Run) -> None:
     # 2. What is trained: fresh weights, those of the input "start", or the checkpoint's.
     seeds.seed_step(job.seed, 0)
     trainable = training_setup.build_trainable(
-        settings, run, base, "sft", folder=folder, fingerprint=fingerprint(folder, base)
+        settings, run, base, "sft", folder=folder, fingerprint=compute_fingerprint(folder, base)
     )
     num_blocks = len(blocks.labels)
     training = training_setup.start_training(settings, run, trainable, num_rows=num_blocks, seed=job.seed)
@@ -192,11 +192,11 @@ def measure_packing_leak(base: PreTrainedModel, run: Run, *parts: Blocks) -> flo
     even that differs.
     """
     measure = partial(layout_checks.packing_gap, base, *parts)
-    gap, warning = layout_checks.settle(base, measure, layout="Packing several documents in a row")
+    gap, warning = layout_checks.check_layout(base, measure, layout="Packing several documents in a row")
     if warning:
         run.warn(warning)
     return gap.hidden
 
 
 if __name__ == "__main__":
-    main(train, SftJob, among=distributed.joined)
+    main(train, SftJob, among=distributed.process_group)

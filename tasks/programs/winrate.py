@@ -115,7 +115,7 @@ class Judge(NamedTuple):
         return scores.tolist()
 
     def _score(self, batch: Sequences) -> Tensor:
-        scores = reward_model.normalised(self.scorer, batch)
+        scores = reward_model.normalised_rewards(self.scorer, batch)
         check_finite({"the reward model's score": scores}, advice=UNSOUND_MODEL)
         return scores
 
@@ -130,9 +130,9 @@ def load_models(
     folder = run.inputs["model"]
     load = partial(loading.load, folder, device=device, precision=job.weights.merged)
     base = load()
-    actual, model = fingerprint.fingerprint(folder, base), cast(PreTrainedModel | PeftModel, base)
+    actual, model = fingerprint.compute_fingerprint(folder, base), cast(PreTrainedModel | PeftModel, base)
     if reward_model.is_adapter(run.inputs["reward"]):
-        fingerprint.check(run.inputs["reward"] / "adapter", actual, setting="weights.merged")
+        fingerprint.check_fingerprint(run.inputs["reward"] / "adapter", actual, setting="weights.merged")
     model, scorer = reward_model.load(run.inputs["reward"], model, device=device)
     trained: dict[str, Active] = {}
     for name in ("dpo", "ppo"):
@@ -277,7 +277,7 @@ def gold_agreement(
     judge: Judge,
     rows: list[dict[str, Any]],
     questions: list[list[int]],
-) -> intervals.Share:
+) -> intervals.Interval:
     """Return how often the reward model orders two held-out answers to a question as the gold scorer does."""
     encoder = pair_tables.build_encoder(job.text, tokenizer)
     repeated: list[list[int]] = []

@@ -1,24 +1,28 @@
-"""Charts as inline SVG: plain values in, markup out.
+"""Draw charts as inline SVG from plain values.
 
-Labels are escaped (markupsafe does it), colours are CSS classes (``s0``, ``s1``, ... for series) that the page defines, and equal values
-give equal bytes. A chart is as wide as its place on the page.
+Labels are escaped by markupsafe, colours are CSS classes (``s0``, ``s1``, ... for series) that the page
+defines, and equal values give equal bytes. A chart is as wide as its place on the page.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from markupsafe import Markup
 
+from tasks.reporting.numbers import format_percent, format_tick
+
 WIDTH, HEIGHT = 340, 176
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 8, 24  # room for the axes' labels
-MOST_POINTS = 400  # a longer curve is averaged down to as many
+MAX_POINTS = 400  # a longer curve is averaged down to this many
 
 Point = tuple[float, float]
+_format_whole_percent = partial(format_percent, decimals=0)
 
 
 class Curve(NamedTuple):
-    """One line of a chart; a ``sparse`` one has few points, each of them a measurement to be seen."""
+    """One line of a chart; of a ``sparse`` one every point is drawn."""
 
     label: str
     points: Sequence[Point]
@@ -26,7 +30,7 @@ class Curve(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """A point of a chart to be found at once."""
+    """A highlighted point of a chart."""
 
     x: float
     y: float
@@ -34,7 +38,7 @@ class Mark(NamedTuple):
 
 
 class Dot(NamedTuple):
-    """A measured share with its interval, of ``n`` observations, at a forecast one."""
+    """A measured share of ``n`` observations with its interval, and the forecast share."""
 
     forecast: float
     value: float
@@ -44,7 +48,7 @@ class Dot(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """From values to places on the drawing."""
+    """A conversion from values to coordinates of the drawing."""
 
     x_low: float
     x_high: float
@@ -58,44 +62,52 @@ class Frame(NamedTuple):
         return HEIGHT - BOTTOM - (value - self.y_low) / (self.y_high - self.y_low) * (HEIGHT - TOP - BOTTOM)
 
 
-def curves(
+def draw_curves(
     lines: Sequence[Curve], *, title: str, bounds: tuple[float, float] | None = None, mark: Mark | None = None
 ) -> Markup:
-    """Values by step: the values faintly, their moving average over them. ``bounds`` fixes the vertical axis."""
+    """Draw values by step: faintly the values, over them their moving average.
+
+    ``bounds`` fixes the vertical axis.
+    """
     finite = [
-        line._replace(points=thin([point for point in line.points if all(map(math.isfinite, point))]))
+        line._replace(points=average_down([point for point in line.points if all(map(math.isfinite, point))]))
         for line in lines
     ]
     everything = [point for curve in finite for point in curve.points]
     if not everything:
         return Markup("")
-    frame = _frame(everything, bounds)
-    parts = [_axes(frame)]
+    frame = _choose_frame(everything, bounds)
+    parts = [_draw_axes(frame)]
     parts += [
-        _dotted(frame, n, curve) if curve.sparse else _line(frame, n, curve)
+        _draw_dots(frame, n, curve) if curve.sparse else _draw_line(frame, n, curve)
         for n, curve in enumerate(finite)
         if curve.points
     ]
-    return _drawing([*parts, _marked(frame, mark)] if mark else parts, title)
+    return _join_shapes([*parts, _draw_mark(frame, mark)] if mark else parts, title)
 
 
-def reliability(dots: Sequence[Dot], *, title: str, unit: str = "") -> Markup:
-    """How often forecasts from one half to 1 came true, with the diagonal on which they all mean what they say. A dot's area grows with its ``n``."""
+def draw_reliability(dots: Sequence[Dot], *, title: str, unit: str = "") -> Markup:
+    """Draw a reliability diagram: how often forecasts from one half to 1 came true, and the diagonal.
+
+    A dot's area grows with its ``n``.
+    """
     if not dots:
         return Markup("")
     frame, most = Frame(0.5, 1, 0, 1), max(dot.n for dot in dots) or 1
     line = Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>')
     circle = Markup('<circle class="s0" cx="{:.1f}" cy="{:.1f}" r="{:.1f}"><title>{}</title></circle>')
     ticks_across = [
-        _label(frame.x(tick), HEIGHT - 8, _per_cent(tick), "end" if tick > 0.99 else "middle")
-        for tick in ticks(0.5, 1)
+        _draw_label(
+            frame.x(tick), HEIGHT - 8, _format_whole_percent(tick), "end" if tick > 0.99 else "middle"
+        )
+        for tick in choose_ticks(0.5, 1)
     ]
     names = [
-        _label(frame.x(1) - 2, frame.y(0) - 6, "how sure", "end"),
-        _label(frame.x(0.5) + 4, frame.y(1) + 12, "how often right", "start"),
+        _draw_label(frame.x(1) - 2, frame.y(0) - 6, "how sure", "end"),
+        _draw_label(frame.x(0.5) + 4, frame.y(1) + 12, "how often right", "start"),
     ]
     parts = [
-        _grid(frame, _per_cent),
+        _draw_grid(frame, _format_whole_percent),
         *ticks_across,
         *names,
         line.format("half", frame.x(0.5), frame.y(0.5), frame.x(1), frame.y(1)),
@@ -107,33 +119,37 @@ def reliability(dots: Sequence[Dot], *, title: str, unit: str = "") -> Markup:
         for dot in dots
     ]
     for dot in dots:
-        told = f"{_per_cent(dot.value)} right ({_per_cent(dot.low)} to {_per_cent(dot.high)}) at {_per_cent(dot.forecast)}: {dot.n:,}{unit}"
-        parts.append(
-            circle.format(frame.x(dot.forecast), frame.y(dot.value), 2 + 4 * math.sqrt(dot.n / most), told)
+        low, high = _format_whole_percent(dot.low), _format_whole_percent(dot.high)
+        label = (
+            f"{_format_whole_percent(dot.value)} right ({low} to {high}) "
+            f"at {_format_whole_percent(dot.forecast)}: {dot.n:,}{unit}"
         )
-    return _drawing(parts, title)
+        radius = 2 + 4 * math.sqrt(dot.n / most)
+        parts.append(circle.format(frame.x(dot.forecast), frame.y(dot.value), radius, label))
+    return _join_shapes(parts, title)
 
 
-def columns(bars: Sequence[tuple[str, float]], *, title: str, unit: str = "") -> Markup:
-    """A histogram: one column per (label, count), side by side in the given order."""
+def draw_columns(bars: Sequence[tuple[str, float]], *, title: str, unit: str = "") -> Markup:
+    """Draw a histogram: one column per (label, count), in the given order."""
     if not bars:
         return Markup("")
     highest = max(count for _, count in bars) or 1
     frame = Frame(0, len(bars), 0, highest * 1.05)
     every = -(-len(bars) // 9)  # at most nine labels fit
-    parts = [_grid(frame)]
+    parts = [_draw_grid(frame)]
     for number, (label, count) in enumerate(bars):
         left, right, top = frame.x(number + 0.08), frame.x(number + 0.92), frame.y(count)
         shape = Markup(
-            '<rect class="s0" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" rx="1.5"><title>{}{}: {:,}</title></rect>'
+            '<rect class="s0" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" rx="1.5">'
+            "<title>{}{}: {:,}</title></rect>"
         )
         parts.append(shape.format(left, top, right - left, HEIGHT - BOTTOM - top, label, unit, count))
         if number % every == 0:
-            parts.append(_label(frame.x(number + 0.5), HEIGHT - 8, label, "middle"))
-    return _drawing(parts, title)
+            parts.append(_draw_label(frame.x(number + 0.5), HEIGHT - 8, label, "middle"))
+    return _join_shapes(parts, title)
 
 
-def share_bar(
+def draw_share_bar(
     parts: Sequence[tuple[str, float]],
     *,
     value: float,
@@ -142,7 +158,10 @@ def share_bar(
     title: str,
     line: float = 0.5,
 ) -> Markup:
-    """A bar of 0 to 100 % in segments (CSS class, share), with an interval and a dashed ``line`` over it."""
+    """Draw a bar of 0 to 100 % in segments (CSS class, share).
+
+    Over it are an interval and a dashed ``line``.
+    """
     shapes, start = [], 0.0
     for name, share in parts:
         shapes.append(
@@ -160,13 +179,14 @@ def share_bar(
     shape = Markup('<line class="{}" x1="{:.2f}" y1="{}" x2="{:.2f}" y2="{}"/>')
     shapes += [shape.format(*one) for one in lines if all(math.isfinite(number) for number in one[1:])]
     opening = Markup(
-        '<svg class="share" viewBox="0 0 100 20" preserveAspectRatio="none" role="img" aria-label="{}"><title>{}</title>'
+        '<svg class="share" viewBox="0 0 100 20" preserveAspectRatio="none" role="img" aria-label="{}">'
+        "<title>{}</title>"
     )
     return opening.format(title, title) + Markup("").join(shapes) + Markup("</svg>")
 
 
-def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
-    """At most ``most`` points, each the mean of its neighbours."""
+def average_down(points: Sequence[Point], most: int = MAX_POINTS) -> list[Point]:
+    """Return at most ``most`` points, each the mean of consecutive ones."""
     size = -(-len(points) // most)
     if size <= 1:
         return list(points)
@@ -177,7 +197,7 @@ def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
 
 
 def moving_average(points: Sequence[Point]) -> list[Point]:
-    """Centred mean over a twelfth of the points; a short curve stays as it is."""
+    """Return the centred mean over a twelfth of the points; a short curve unchanged."""
     reach = len(points) // 24
     if len(points) < 40:
         return list(points)
@@ -187,8 +207,8 @@ def moving_average(points: Sequence[Point]) -> list[Point]:
     ]
 
 
-def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers from ``low`` to ``high``: 1, 2 or 5 times a power of ten apart, at most about ``most``."""
+def choose_ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Return about ``most`` round numbers from ``low`` to ``high``, 1, 2 or 5 times a power of ten apart."""
     step = 10.0 ** math.floor(math.log10((high - low) / most))
     step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= most)
     return [
@@ -196,15 +216,7 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     ]
 
 
-def short(value: float) -> str:
-    """A tick's label: 0.05, 12, 1.5k, 2M."""
-    for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g}{suffix}"
-    return f"{value:.3g}".replace("-", "\N{MINUS SIGN}") if abs(value) >= 1e-9 else "0"
-
-
-def _frame(points: Sequence[Point], bounds: tuple[float, float] | None) -> Frame:
+def _choose_frame(points: Sequence[Point], bounds: tuple[float, float] | None) -> Frame:
     xs, ys = [x for x, _ in points], [y for _, y in points]
     low, high = bounds or (min(ys), max(ys))
     if bounds is None:
@@ -215,84 +227,80 @@ def _frame(points: Sequence[Point], bounds: tuple[float, float] | None) -> Frame
     return Frame(min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1, low, high)
 
 
-def _line(frame: Frame, number: int, curve: Curve) -> Markup:
+def _draw_line(frame: Frame, number: int, curve: Curve) -> Markup:
     smooth = moving_average(curve.points)
     path = Markup('<path class="s{}{}" d="{}"/>')
     raw = (
-        path.format(number, " raw", _path(frame, curve.points))
+        path.format(number, " raw", _build_path(frame, curve.points))
         if smooth != list(curve.points)
         else Markup("")
     )
     dot = Markup('<circle class="s{}" cx="{:.1f}" cy="{:.1f}" r="2.6"><title>{} {:.4g}</title></circle>')
-    x, y = _path_points(frame, smooth)[-1]
+    x, y = _scale_points(frame, smooth)[-1]
     return (
         raw
-        + path.format(number, "", _path(frame, smooth))
+        + path.format(number, "", _build_path(frame, smooth))
         + dot.format(number, x, y, curve.label, curve.points[-1][1])
     )
 
 
-def _dotted(frame: Frame, number: int, curve: Curve) -> Markup:
-    """Every point, joined by a line."""
+def _draw_dots(frame: Frame, number: int, curve: Curve) -> Markup:
+    """Draw every point, joined by a line."""
     circle = Markup('<circle class="s{}" cx="{:.1f}" cy="{:.1f}" r="3"><title>{} {:.4g}</title></circle>')
-    places = _path_points(frame, curve.points)
+    places = _scale_points(frame, curve.points)
     dots = [
         circle.format(number, x, y, curve.label, value)
         for (x, y), (_, value) in zip(places, curve.points, strict=True)
     ]
-    return Markup('<path class="s{}" d="{}"/>').format(number, _path(frame, curve.points)) + Markup("").join(
-        dots
-    )
+    return Markup('<path class="s{}" d="{}"/>').format(number, _build_path(frame, curve.points)) + Markup(
+        ""
+    ).join(dots)
 
 
-def _marked(frame: Frame, mark: Mark) -> Markup:
-    """A dashed upright through the point, a ring round it, and its label where it is farthest from both."""
-    [(x, y)] = _path_points(frame, [(mark.x, mark.y)])
+def _draw_mark(frame: Frame, mark: Mark) -> Markup:
+    """Draw a dashed vertical line through the point, a ring around it, and its label away from both."""
+    [(x, y)] = _scale_points(frame, [(mark.x, mark.y)])
     side, anchor = (5, "start") if x < (LEFT + WIDTH - RIGHT) / 2 else (-5, "end")
     height = HEIGHT - BOTTOM - 7 if y < (TOP + HEIGHT - BOTTOM) / 2 else TOP + 10
     upright = Markup('<line class="half" x1="{0:.1f}" y1="{1}" x2="{0:.1f}" y2="{2}"/>').format(
         x, TOP, HEIGHT - BOTTOM
     )
     ring = Markup('<circle class="ring" cx="{:.1f}" cy="{:.1f}" r="5.5"/>').format(x, y)
-    return upright + ring + _label(x + side, height, mark.label, anchor)
+    return upright + ring + _draw_label(x + side, height, mark.label, anchor)
 
 
-def _axes(frame: Frame) -> Markup:
-    steps = [tick for tick in ticks(frame.x_low, frame.x_high) if tick == round(tick)]
-    return _grid(frame) + Markup("").join(
-        _label(frame.x(tick), HEIGHT - 8, short(tick), "middle") for tick in steps
+def _draw_axes(frame: Frame) -> Markup:
+    steps = [tick for tick in choose_ticks(frame.x_low, frame.x_high) if tick == round(tick)]
+    return _draw_grid(frame) + Markup("").join(
+        _draw_label(frame.x(tick), HEIGHT - 8, format_tick(tick), "middle") for tick in steps
     )
 
 
-def _grid(frame: Frame, told: Callable[[float], str] = short) -> Markup:
+def _draw_grid(frame: Frame, format_value: Callable[[float], str] = format_tick) -> Markup:
     line = Markup('<line class="{}" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>')
     parts = []
-    for tick in ticks(frame.y_low, frame.y_high):
+    for tick in choose_ticks(frame.y_low, frame.y_high):
         y = frame.y(tick)
         parts += [
             line.format("grid", LEFT, WIDTH - RIGHT, y, y),
-            _label(LEFT - 6, y + 3.5, told(tick), "end"),
+            _draw_label(LEFT - 6, y + 3.5, format_value(tick), "end"),
         ]
     return Markup("").join(parts)
 
 
-def _per_cent(share: float) -> str:
-    return f"{100 * share:.0f}\N{NO-BREAK SPACE}%"
-
-
-def _label(x: float, y: float, text: str, anchor: str) -> Markup:
+def _draw_label(x: float, y: float, text: str, anchor: str) -> Markup:
     return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(x, y, anchor, text)
 
 
-def _path(frame: Frame, points: Sequence[Point]) -> str:
-    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in _path_points(frame, points))
+def _build_path(frame: Frame, points: Sequence[Point]) -> str:
+    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in _scale_points(frame, points))
 
 
-def _path_points(frame: Frame, points: Sequence[Point]) -> list[Point]:
+def _scale_points(frame: Frame, points: Sequence[Point]) -> list[Point]:
     return [(frame.x(x), frame.y(min(max(y, frame.y_low), frame.y_high))) for x, y in points]
 
 
-def _drawing(parts: Sequence[Markup], title: str) -> Markup:
+def _join_shapes(parts: Sequence[Markup], title: str) -> Markup:
     opening = Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(
         WIDTH, HEIGHT, title
     )

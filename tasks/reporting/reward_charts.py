@@ -1,15 +1,16 @@
-"""What the report draws of a reward model's measures.json: whether its confidence is earned, where it is right, and what fools it."""
+"""Draw a reward model's measures.json: its calibration, its accuracy by kind of pair, and what fools it."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from tasks.reporting.charts import Dot, reliability, share_bar
-from tasks.reporting.stage_charts import Chart, number, percent, span
+from tasks.reporting.charts import Dot, draw_reliability, draw_share_bar
+from tasks.reporting.numbers import format_interval, format_number, format_percent, format_range
+from tasks.reporting.stage_charts import Chart
+from tasks.rlhf.thresholds import FOOLED
 
-FOOLED_ABOVE = 0.25  # tasks.rlhf.evaluation.red_team's threshold, which draws in torch
-RULE, OURS, FAILED = "tie", "s0", "s1"  # colours
+RULE, MODEL, FAILED = "tie", "s0", "s1"  # colours
 
 ACCURACIES: tuple[tuple[str, Mapping[str, str]], ...] = (
     ("", {"votes": "All pairs"}),
@@ -63,7 +64,7 @@ DRAWN = {
 
 
 class Bar(NamedTuple):
-    """A share with its interval, drawn; ``flag`` says in words what its colour does."""
+    """A drawn share with its interval; ``flag`` says in words what its colour shows."""
 
     title: str
     about: str
@@ -73,7 +74,7 @@ class Bar(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """Bars in groups, each under its own title if it has one; ``unit`` is what a bar's observations are, where they are not all as many."""
+    """Bars in groups with titles; ``unit`` names their observations if the numbers differ."""
 
     title: str
     note: str
@@ -81,80 +82,105 @@ class Panel(NamedTuple):
     unit: str
 
 
-def drawn_of(measures: Mapping[str, Any]) -> set[str]:
-    """Metrics that the drawings show already."""
+def drawn_metrics(measures: Mapping[str, Any]) -> set[str]:
+    """Return the metrics that the drawings show."""
     return {name for part, names in DRAWN.items() if measures.get(part) for name in names}
 
 
-def calibration(measures: Mapping[str, Any]) -> list[Chart]:
-    """The reliability diagram, if there is one."""
-    found = measures.get("calibration")
-    if not found or not found["reliability"]:
+def draw_calibration(measures: Mapping[str, Any]) -> list[Chart]:
+    """Return the reliability diagram, if there is one."""
+    calibration = measures.get("calibration")
+    if not calibration or not calibration["reliability"]:
         return []
-    dots = [
-        Dot(one["confidence"], *(one["accuracy"][part] for part in ("value", "low", "high", "n")))
-        for one in found["reliability"]
-    ]
-    errors = f"Calibration error {percent(found['after'])} at the fitted temperature {number(found['temperature'])}, {percent(found['before'])} without it"
-    if found.get("reason"):
-        errors = f"Calibration error {percent(found['after'])}; no temperature was fitted, because {found['reason']}"
+    dots = []
+    for one in calibration["reliability"]:
+        value, low, high, n = (one["accuracy"][part] for part in ("value", "low", "high", "n"))
+        dots.append(Dot(forecast=one["confidence"], value=value, low=low, high=high, n=n))
     note = (
-        "How sure the model is of a pair against how often it is right, with 95\N{NO-BREAK SPACE}% intervals; larger dots, more pairs. On the dashed "
-        f"line it means what it says. {errors} ({found['n']:,} pairs)."
+        "How sure the model is of a pair against how often it is right, with 95\N{NO-BREAK SPACE}% "
+        "intervals; larger dots, more pairs. On the dashed line it means what it says. "
+        f"{_describe_errors(calibration)} ({calibration['n']:,} pairs)."
     )
-    if "floor" in found:
-        note += f" A model that means exactly what it says would show {percent(found['floor'])} on as many pairs, by chance alone."
-    return [Chart("Calibration", note, [], reliability(dots, title="reward: Calibration", unit=" pairs"))]
+    if "floor" in calibration:
+        floor = format_percent(calibration["floor"])
+        note += (
+            f" A model that means exactly what it says would show {floor} on as many pairs, by chance alone."
+        )
+    drawing = draw_reliability(dots, title="reward: Calibration", unit=" pairs")
+    return [Chart("Calibration", note, [], drawing)]
 
 
-def panels_of(measures: Mapping[str, Any]) -> list[Panel]:
-    """Accuracies and attacks, as far as they were measured."""
+def _describe_errors(calibration: Mapping[str, Any]) -> str:
+    after, before = format_percent(calibration["after"]), format_percent(calibration["before"])
+    if calibration.get("reason"):
+        return f"Calibration error {after}; no temperature was fitted, because {calibration['reason']}"
+    temperature = format_number(calibration["temperature"])
+    return f"Calibration error {after} at the fitted temperature {temperature}, {before} without it"
+
+
+def build_panels(measures: Mapping[str, Any]) -> list[Panel]:
+    """Return the panels of accuracies and attacks that were measured."""
     panels = []
-    if accuracy := measures.get("accuracy"):
-        before = measures["probe"]["accuracy"] if "probe" in measures else {}
-        accuracy = {**accuracy, **{name: before[of] for name, of in PROBED.items() if of in before}}
-        groups = [
-            (
-                title,
-                [_accuracy(name, text, accuracy[name]) for name, text in names.items() if name in accuracy],
-            )
-            for title, names in ACCURACIES
-        ]
-        note = f"Share of pairs ordered as the votes do, {judged_on(measures)} The dashed line is guessing; the grey bars need no model at all."
-        panels.append(
-            Panel("Where it is right", note, [(title, bars) for title, bars in groups if bars], "pairs")
-        )
-    if attacks := measures.get("attacks"):
-        most = max(verdict["wins"]["n"] for verdict in attacks.values())
-        note = (
-            f"Share of {most:,} real answers that score below an answer worth nothing. Where the whole interval is above the dashed line, at "
-            f"{100 * FOOLED_ABOVE:.0f}\N{NO-BREAK SPACE}%, the model is fooled, and PPO would find that out."
-        )
-        if elsewhere := measures.get("elsewhere"):
-            note += (
-                f" An answer\N{RIGHT SINGLE QUOTATION MARK}s rewards at its own and at a random other question correlate "
-                f"{number(elsewhere['value'])} ({number(elsewhere['low'])} to {number(elsewhere['high'])}): near 1, it hardly matters what was asked."
-            )
-        panels.append(Panel("What fools it", note, [("", _attacks(attacks))], ""))
+    if measures.get("accuracy"):
+        panels.append(_build_accuracy_panel(measures))
+    if measures.get("attacks"):
+        panels.append(_build_attack_panel(measures))
     return panels
 
 
-def judged_on(measures: Mapping[str, Any]) -> str:
-    """Say which pairs the accuracies are of, and whether the weights were chosen on them; nothing for artifacts of old, which do not tell."""
+def _build_accuracy_panel(measures: Mapping[str, Any]) -> Panel:
+    before = measures["probe"]["accuracy"] if "probe" in measures else {}
+    probed = {name: before[of] for name, of in PROBED.items() if of in before}
+    accuracy = {**measures["accuracy"], **probed}
+    groups = []
+    for title, names in ACCURACIES:
+        measured = [(name, text) for name, text in names.items() if name in accuracy]
+        if bars := [_build_accuracy_bar(name, text, accuracy[name]) for name, text in measured]:
+            groups.append((title, bars))
+    note = (
+        f"Share of pairs ordered as the votes do, {describe_pairs(measures)} "
+        "The dashed line is guessing; the grey bars need no model at all."
+    )
+    return Panel("Where it is right", note, groups, "pairs")
+
+
+def _build_attack_panel(measures: Mapping[str, Any]) -> Panel:
+    attacks = measures["attacks"]
+    most = max(verdict["wins"]["n"] for verdict in attacks.values())
+    note = (
+        f"Share of {most:,} real answers that score below an answer worth nothing. Where the whole "
+        f"interval is above the dashed line, at {format_percent(FOOLED, decimals=0)}, the model is fooled, "
+        "and PPO would find that out."
+    )
+    if elsewhere := measures.get("elsewhere"):
+        note += (
+            " An answer\N{RIGHT SINGLE QUOTATION MARK}s rewards at its own and at a random other question "
+            f"correlate {format_number(elsewhere['value'])} ({format_range(elsewhere)}): near 1, it hardly "
+            "matters what was asked."
+        )
+    return Panel("What fools it", note, [("", _build_attack_bars(attacks))], "")
+
+
+def describe_pairs(measures: Mapping[str, Any]) -> str:
+    """Return which pairs the accuracies are of, and whether the weights were chosen on them.
+
+    Artifacts of old versions do not say the latter.
+    """
     measured = measures.get("measured")
     if measured is None:
         return "held out from training."
+    questions = f"of {measured['questions']:,}"
     if measured["split"] == "evaluation":
-        return f"of {measured['questions']:,} questions of the evaluation split, on which nothing was trained or chosen."
-    return f"of {measured['questions']:,} held-out questions, on which the weights were chosen too: a little too good."
+        return f"{questions} questions of the evaluation split, on which nothing was trained or chosen."
+    return f"{questions} held-out questions, on which the weights were chosen too: a little too good."
 
 
-def _accuracy(name: str, title: str, rate: Mapping[str, Any]) -> Bar:
-    return Bar(title, "", rate, _bar(RULE if name in RULES else OURS, title, rate, line=0.5))
+def _build_accuracy_bar(name: str, title: str, rate: Mapping[str, Any]) -> Bar:
+    return Bar(title, "", rate, _draw_bar(RULE if name in RULES else MODEL, title, rate, line=0.5))
 
 
-def _attacks(attacks: Mapping[str, Mapping[str, Any]]) -> list[Bar]:
-    """The worst first; equal ones in the order in which they are explained."""
+def _build_attack_bars(attacks: Mapping[str, Mapping[str, Any]]) -> list[Bar]:
+    """Return the bars of all attacks, the worst first; equal ones in the order of ATTACKS."""
     known = list(ATTACKS)
     order = sorted(
         attacks,
@@ -164,26 +190,26 @@ def _attacks(attacks: Mapping[str, Mapping[str, Any]]) -> list[Bar]:
             name,
         ),
     )
-    return [_attack(name, attacks[name]["wins"], failed=attacks[name]["failed"]) for name in order]
+    return [_build_attack_bar(name, attacks[name]["wins"], failed=attacks[name]["failed"]) for name in order]
 
 
-def _attack(name: str, rate: Mapping[str, Any], *, failed: bool) -> Bar:
+def _build_attack_bar(name: str, rate: Mapping[str, Any], *, failed: bool) -> Bar:
     title, about = ATTACKS.get(name, (name.replace("_", " "), ""))
-    bar = _bar(FAILED if failed else OURS, title, rate, line=FOOLED_ABOVE)
-    unclear = rate["low"] <= FOOLED_ABOVE < rate["high"]
+    bar = _draw_bar(FAILED if failed else MODEL, title, rate, line=FOOLED)
+    unclear = rate["low"] <= FOOLED < rate["high"]
     flag = (
         "\N{WARNING SIGN}\N{VARIATION SELECTOR-15} fooled" if failed else "too few to tell" if unclear else ""
     )
     return Bar(title, about, rate, bar, flag)
 
 
-def _bar(color: str, title: str, rate: Mapping[str, Any], *, line: float) -> Markup:
+def _draw_bar(color: str, title: str, rate: Mapping[str, Any], *, line: float) -> Markup:
     value, low, high = rate["value"], rate["low"], rate["high"]
-    return share_bar(
+    return draw_share_bar(
         [(color, value)],
         value=value,
         low=low,
         high=high,
-        title=f"{title}: {percent(value)} ({span(rate)})",
+        title=f"{title}: {format_percent(value)} ({format_interval(rate)})",
         line=line,
     )

@@ -1,4 +1,4 @@
-"""What the report draws of each stage's metrics, and one sentence on how to read it."""
+"""Draw each stage's metrics, with one sentence on how to read each chart."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -7,11 +7,18 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from tasks.reporting.charts import Curve, Mark, curves
+from tasks.reporting.charts import Curve, Mark, draw_curves
+from tasks.reporting.numbers import (
+    format_interval,
+    format_number,
+    format_percent,
+    format_points,
+    format_range,
+)
 
 
 class Panel(NamedTuple):
-    """One chart: the metrics it shows with their labels; metrics that a stage did not log are left out."""
+    """One chart: its metrics with their labels. Metrics that a stage did not log are left out."""
 
     title: str
     metrics: Mapping[str, str]
@@ -75,12 +82,14 @@ PANELS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "Reward",
             {"reward": "reward"},
-            "Normalised score of the sampled answers: 0 is an average reference answer, 1 a standard deviation better.",
+            "Normalised score of the sampled answers: 0 is an average reference answer, 1 a standard "
+            "deviation better.",
         ),
         Panel(
             "KL from the SFT model",
             {"kl": "k1", "kl_k3": "k3"},
-            "How far the policy has moved, in nats a response; two estimators (k1 unbiased, k3 never negative) that should agree.",
+            "How far the policy has moved, in nats a response; two estimators (k1 unbiased, k3 never "
+            "negative) that should agree.",
         ),
         Panel(
             "Entropy",
@@ -106,7 +115,8 @@ PANELS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "Update size",
             {"approx_kl": "KL"},
-            "KL of an update from the policy that sampled, in nats a token; large values mean steps too long.",
+            "KL of an update from the policy that sampled, in nats a token; large values mean steps too "
+            "long.",
         ),
         Panel(
             "Value loss",
@@ -146,12 +156,14 @@ PANELS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "Implicit reward",
             {"margin": "margin", "chosen_reward": "preferred"},
-            "Preferred minus other answer, which should grow, and preferred alone; below 0 that became less likely than under SFT.",
+            "Preferred minus other answer, which should grow, and preferred alone; below 0 that became "
+            "less likely than under SFT.",
         ),
         Panel(
             "Best answers",
             {"nll": "nats"},
-            "Negative log-likelihood a token of the questions' best answers: the likelihood term holds it down.",
+            "Negative log-likelihood a token of the questions' best answers: the likelihood term holds it "
+            "down.",
         ),
     ),
 }
@@ -216,40 +228,49 @@ SHARES = ("agreement", "accuracy", "ended", "wins", "win_rate", "reproduced", "w
 DIFFERENCES = (".over_",)  # of shares
 
 
-def draw(
+def draw_charts(
     stage: str, lines: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any] = MappingProxyType({})
 ) -> list[Chart]:
-    """The charts of a stage's logged steps; on the held-out loss the kept weights are marked, which its ``metrics`` tell."""
+    """Return the charts of a stage's logged steps.
+
+    The chart of the held-out loss marks the kept weights, by the stage's ``metrics``.
+    """
     drawn = []
     for panel in PANELS.get(stage, ()):
         named = [
-            (name, Curve(label, _points(lines, name), sparse=name == HELD_OUT))
+            (name, Curve(label, _read_points(lines, name), sparse=name == HELD_OUT))
             for name, label in panel.metrics.items()
         ]
         found = [curve for _, curve in named if curve.points]
         if panel.only_if_it_moves and len({y for curve in found for _, y in curve.points}) < 2:
             continue
-        mark = next((kept(stage, curve.points, metrics) for name, curve in named if name == HELD_OUT), None)
-        if drawing := curves(found, title=f"{stage}: {panel.title}", bounds=panel.bounds, mark=mark):
+        mark = next(
+            (find_kept_weights(stage, curve.points, metrics) for name, curve in named if name == HELD_OUT),
+            None,
+        )
+        if drawing := draw_curves(found, title=f"{stage}: {panel.title}", bounds=panel.bounds, mark=mark):
             drawn.append(
                 Chart(
                     panel.title,
                     panel.note,
-                    [(curve.label, number(curve.points[-1][1])) for curve in found],
+                    [(curve.label, format_number(curve.points[-1][1])) for curve in found],
                     drawing,
                 )
             )
     return drawn
 
 
-def _points(lines: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
+def _read_points(lines: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
     return [(line["step"], line[name]) for line in lines if line.get(name) is not None]
 
 
-def kept(stage: str, looks: Sequence[tuple[float, float]], metrics: Mapping[str, Any]) -> Mark | None:
-    """The look at whose weights training ended: where the stage's own held-out loss was measured, else the lowest.
+def find_kept_weights(
+    stage: str, looks: Sequence[tuple[float, float]], metrics: Mapping[str, Any]
+) -> Mark | None:
+    """Return the evaluation step whose weights were kept.
 
-    The best step alone does not say it: with keep=last the weights are others.
+    It is the step with the stage's own held-out loss; without one, the step with the lowest loss. The best
+    step alone is not enough: with keep=last other weights are kept.
     """
     final, best = metrics.get(f"{stage}.{HELD_OUT}"), metrics.get(f"{stage}.best_step")
     looks = [look for look in looks if math.isfinite(look[1])]
@@ -257,63 +278,37 @@ def kept(stage: str, looks: Sequence[tuple[float, float]], metrics: Mapping[str,
         return None
     word, wanted = ("lowest", min(y for _, y in looks)) if final is None else ("kept", final)
     step, loss = min(looks, key=lambda look: (abs(look[1] - wanted), look[0] != best, look[0]))
-    return Mark(step, loss, f"{word}: {number(loss)} at step {step:,}")
+    return Mark(step, loss, f"{word}: {format_number(loss)} at step {step:,}")
 
 
-def drawn_of(stage: str, lines: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Metrics that the stage's charts show already."""
-    return {f"{stage}.{HELD_OUT}", f"{stage}.best_step"} if _points(lines, HELD_OUT) else set()
+def drawn_metrics(stage: str, lines: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Return the metrics that the stage's charts show."""
+    return {f"{stage}.{HELD_OUT}", f"{stage}.best_step"} if _read_points(lines, HELD_OUT) else set()
 
 
-def facts(metrics: Mapping[str, Any], drawn: Collection[str] = ()) -> list[tuple[str, str]]:
-    """Figures of a stage's summary with a readable name, but for those that are drawn."""
+def format_facts(metrics: Mapping[str, Any], drawn: Collection[str] = ()) -> list[tuple[str, str]]:
+    """Return (name, value) of the metrics of a stage's summary that are not drawn, with readable names."""
     places = {name: place for place, name in enumerate(FACTS)}
     names = sorted(
         (name for name in metrics if name not in drawn), key=lambda name: places.get(name, len(places))
     )
     return [
-        (FACTS.get(name, name.partition(".")[2].replace("_", " ")), figure(name, metrics[name]))
+        (FACTS.get(name, name.partition(".")[2].replace("_", " ")), format_metric(name, metrics[name]))
         for name in names
     ]
 
 
-def figure(name: str, value: Any) -> str:
-    """A metric as text, with its interval where it has one; shares in per cent, what lies between two shares in points."""
+def format_metric(name: str, value: Any) -> str:
+    """Return a metric as text, with its interval if it has one.
+
+    Shares are in per cent, differences of shares in points.
+    """
     if any(word in name for word in DIFFERENCES):
-        value, low, high = (signed(value[part]) for part in ("value", "low", "high"))
+        value, low, high = (format_points(value[part]) for part in ("value", "low", "high"))
         return f"{value} points ({low} to {high})"
     is_share = any(word in name for word in SHARES)
-    if isinstance(value, Mapping):
-        return (
-            f"{percent(value['value'])} ({span(value)})"
-            if is_share
-            else f"{number(value['value'])} ({number(value['low'])} to {number(value['high'])})"
-        )
-    return percent(value) if is_share else number(value)
-
-
-def signed(difference: float) -> str:
-    """The difference of two shares, times a hundred: −4.2."""
-    return f"{100 * difference:.1f}".replace("-", "\N{MINUS SIGN}") if math.isfinite(difference) else "–"
-
-
-def span(rate: Mapping[str, Any]) -> str:
-    """The interval of a share: 64.1 to 72.0 %."""
-    return f"{100 * rate['low']:.1f} to {percent(rate['high'])}"
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%" if math.isfinite(share) else "–"
-
-
-def number(value: Any) -> str:
-    """A number with about three digits that matter; '–' for none."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return "–" if value is None or isinstance(value, float) else str(value)
-    if isinstance(value, int) or value == 0 or abs(value) >= 1000:
-        text = f"{value:,.0f}"
-    elif value and abs(value) < 0.001:
-        text = f"{value:.1e}".replace("e-0", "e-")
-    else:
-        text = f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}" if abs(value) < 100 else f"{value:.1f}"
-    return text.replace("-", "\N{MINUS SIGN}")
+    if not isinstance(value, Mapping):
+        return format_percent(value) if is_share else format_number(value)
+    if is_share:
+        return f"{format_percent(value['value'])} ({format_interval(value)})"
+    return f"{format_number(value['value'])} ({format_range(value)})"

@@ -1,9 +1,10 @@
-"""What the report and the data card tell of texts that were cut to the models' limits, stage by stage."""
+"""Build the table of texts that were truncated to the models' limits, by stage."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from tasks.reporting.stage_charts import percent
+from tasks.reporting.numbers import format_percent
+from tasks.rlhf.thresholds import MUCH_TRUNCATED
 
 STAGES = {
     "sft": "SFT",
@@ -12,11 +13,10 @@ STAGES = {
     "ppo": "PPO",
     "winrate": "win rates",
 }
-MUCH = 0.25  # tasks.rlhf.batches.truncation's threshold of a warning, which draws in transformers
 
 
-class Row(NamedTuple):
-    """A stage's line of the table; ``much`` marks a share that the stage warns of."""
+class TruncationRow(NamedTuple):
+    """A stage's row of the table; ``much`` marks a share that the stage warns of."""
 
     stage: str
     prompts: str
@@ -25,22 +25,24 @@ class Row(NamedTuple):
     much: bool
 
 
-def rows_of(metrics: Mapping[str, Mapping[str, Any]]) -> list[Row]:
-    """Return a row for each stage that says what it cut."""
-    found = []
+def build_rows(metrics: Mapping[str, Mapping[str, Any]]) -> list[TruncationRow]:
+    """Return a row for each stage that reports what it truncated."""
+    rows = []
     for name, title in STAGES.items():
-        some = metrics.get(name, {})
+        values = metrics.get(name, {})
         prompts, answers, pairs = (
-            some.get(f"{name}.{what}") for what in ("prompts_cut", "answers_cut", "pairs_equal_once_cut")
+            values.get(f"{name}.{what}") for what in ("prompts_cut", "answers_cut", "pairs_equal_once_cut")
         )
         if prompts is None and answers is None:
             continue
-        much = max(prompts or 0, answers or 0) > MUCH
-        found.append(
-            Row(title, _share(prompts), _share(answers), "–" if pairs is None else f"{pairs:,}", much)
+        much = max(prompts or 0, answers or 0) > MUCH_TRUNCATED
+        rows.append(
+            TruncationRow(
+                title, _share(prompts), _share(answers), "–" if pairs is None else f"{pairs:,}", much
+            )
         )
-    return found
+    return rows
 
 
 def _share(value: float | None) -> str:
-    return "–" if value is None else percent(value)
+    return "–" if value is None else format_percent(value)

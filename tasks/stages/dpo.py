@@ -1,4 +1,4 @@
-"""A policy trained with DPO on the same pairs."""
+"""Train a policy with DPO on the pairs of the reward model."""
 
 from prefect import task
 from prefect.client.schemas.objects import State

@@ -1,4 +1,4 @@
-"""The fine-tuned adapter folded into its base."""
+"""Merge the fine-tuned adapter into its base model."""
 
 from prefect import task
 from prefect.client.schemas.objects import State

@@ -1,4 +1,4 @@
-"""A policy trained with PPO against the reward model."""
+"""Train a policy with PPO against the reward model."""
 
 from prefect import task
 from prefect.client.schemas.objects import State

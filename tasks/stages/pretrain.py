@@ -1,4 +1,4 @@
-"""The built-in base: a tokenizer and a small Llama from scratch."""
+"""Train the built-in base: a tokenizer and a small Llama, from scratch."""
 
 from prefect import task
 from prefect.client.schemas.objects import State

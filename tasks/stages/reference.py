@@ -1,4 +1,4 @@
-"""The SFT model's log-probability of every compared answer: what DPO is held against."""
+"""Compute the SFT model's log-probability of every compared answer: DPO's reference."""
 
 from prefect import task
 from prefect.client.schemas.objects import State

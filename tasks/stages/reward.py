@@ -1,4 +1,4 @@
-"""A reward model trained on pairs of answers: PPO's reward, and the judge."""
+"""Train a reward model on pairs of answers: PPO's reward, and a judge."""
 
 from prefect import task
 from prefect.client.schemas.objects import State

@@ -1,4 +1,4 @@
-"""An adapter fine-tuned on the best answer of each question."""
+"""Fine-tune the base model on the best answer of each question."""
 
 from prefect import task
 from prefect.client.schemas.objects import State

@@ -1,11 +1,12 @@
-"""A stage as Prefect shows it."""
+"""Set the options of a stage's Prefect task, and return its state."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.runtime import task_run
-from prefect.states import Completed
+from prefect.states import Completed, Pending
 
 from tasks.artifacts.artifact import Artifact
 
@@ -17,6 +18,16 @@ AS_TASK: dict[str, Any] = {
 
 
 def as_state(artifact: Artifact) -> State:
-    """The state of a stage that ended well, named Cached when nothing was run."""
+    """Return the final state of a stage, named Cached if its artifact was reused."""
     name = "Cached" if artifact["cached"] else "Completed"
     return Completed(name=name, message=f"{artifact['stage']} {artifact['key'][:12]}", data=artifact)
+
+
+def present(artifacts: Mapping[str, Artifact | Exception | None]) -> dict[str, Artifact]:
+    """Return the artifacts that were built: Prefect passes an exception or None in place of the others."""
+    return {name: found for name, found in artifacts.items() if isinstance(found, dict)}
+
+
+def not_ready(message: str) -> State:
+    """Return the state of a stage that cannot run because stages before it failed, as Prefect names it."""
+    return Pending(name="NotReady", message=message)

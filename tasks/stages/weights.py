@@ -1,4 +1,4 @@
-"""Where the stages that train leave their weights, and the weights that the user gives them to start from."""
+"""Name the files with trained weights in an artifact, and find the weights that a user starts from."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ PLACES = {"lora": ("adapter",), "bottleneck": ("bottleneck",), "full": ("model",
 
 
 def places(settings: Sft | Reward | Dpo) -> tuple[str, ...]:
-    """Files and folders of the artifact that hold what was trained."""
+    """Return the files and folders of the artifact that hold the trained weights."""
     if not isinstance(settings, Reward):
         return PLACES[settings.tune]
     if settings.tune == "full":
@@ -20,7 +20,10 @@ def places(settings: Sft | Reward | Dpo) -> tuple[str, ...]:
 
 
 def starts(config: Pipeline, stage: str) -> dict[str, Artifact]:
-    """The weights that the stage starts from, as its input, where the settings name some. Raises InputError."""
+    """Return the weights that the stage starts from as its input "start", if the settings name any.
+
+    Raises InputError.
+    """
     settings = getattr(config, stage)
     assert isinstance(settings, Tuning)
     if not settings.start:

@@ -1,4 +1,4 @@
-"""The trained policies against each other, the SFT model and the chosen answers."""
+"""Compare the trained policies with each other, the SFT model and the chosen answers."""
 
 from prefect import task
 from prefect.client.schemas.objects import State
@@ -7,7 +7,7 @@ from tasks.artifacts.artifact import Artifact, Step, only, within
 from tasks.config.jobs import WinrateJob
 from tasks.config.pipeline import Pipeline
 from tasks.execution.run_stage import RunContext, run_stage
-from tasks.stages.task import AS_TASK, as_state
+from tasks.stages.task import AS_TASK, as_state, not_ready, present
 from tasks.stages.weights import PLACES, places
 
 
@@ -35,7 +35,10 @@ def run(
     data: Artifact,
     model: Artifact,
     reward: Artifact,
-    **policies: Artifact,
+    **policies: Artifact | Exception | None,
 ) -> State:
-    """Let every policy answer held-out questions and count wins."""
-    return as_state(run_stage(step(config, data=data, model=model, reward=reward, **policies), seat))
+    """Let every policy that was trained answer held-out questions and count wins."""
+    trained = present(policies)
+    if not trained:
+        return not_ready("No policy was trained.")
+    return as_state(run_stage(step(config, data=data, model=model, reward=reward, **trained), seat))

@@ -1,10 +1,10 @@
-"""Exceptions of stages, and the sentences that a user gets for them.
+"""Define the exceptions of stages, and the sentences that a user reads for them.
 
 Exception
     InputError      bad input: one sentence that says what is wrong and what to do, exit status 2
         DiskFailure     a disk refused a write: full, read-only, over a quota or a limit
     StageFailed     a program failed for another reason, exit status 1
-        StageCrashed    it was killed by a signal and resumes from its checkpoint
+        StageCrashed    it was killed by a signal and can resume from its checkpoint
         InputMissing    an input artifact is gone from this machine and from MLflow
 """
 
@@ -24,7 +24,10 @@ class InputError(Exception):
 
 
 class DiskFailure(InputError):
-    """A file could not be written. What is there so far is kept: with room, the same command goes on from it."""
+    """A file could not be written.
+
+    Finished work is kept: with free space, the same command resumes from it.
+    """
 
 
 class StageFailed(Exception):
@@ -36,17 +39,19 @@ class StageCrashed(StageFailed):
 
 
 class InputMissing(StageFailed):
-    """Inputs are neither on this machine nor intact in MLflow. The process that orchestrates the run builds them again."""
+    """Inputs are neither on this machine nor intact in MLflow.
+
+    The process that orchestrates the run builds them again.
+    """
 
     def __init__(self, names: list[str]) -> None:
-        super().__init__(
-            f"Run it again to have its inputs built again; neither on this machine nor intact in MLflow: {', '.join(names)}"
-        )
+        sentence = "Run it again to have its inputs built again; neither on this machine nor intact in MLflow"
+        super().__init__(f"{sentence}: {', '.join(names)}")
 
 
 @contextmanager
 def refusing_broken_gzip(path: Path) -> Iterator[None]:
-    """What reading a damaged or truncated gzip file raises, as InputError."""
+    """Raise InputError for what reading a damaged or truncated gzip file raises."""
     try:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -60,13 +65,18 @@ REFUSED_WRITES = {
     errno.EFBIG: "A file under {place} has reached the largest size allowed: raise the limit (ulimit -f)",
     errno.EROFS: "The file system {mount} is read-only: make it writable",
 }
-CUT_WRITE = "A file under {place} could not be written whole: free some space, or raise the limit of file sizes (ulimit -f),"
+CUT_WRITE = (
+    "A file under {place} could not be written completely: free some space, or raise the limit of file sizes "
+    "(ulimit -f),"
+)
 RESUME = " and run the same command again; it goes on from where it stopped."
 PROBE_BYTES = 2**16
 
 
 def disk_failure(error: BaseException, place: Path) -> DiskFailure | None:
-    """Return what to tell the user if ``error``, or an error that caused it, is a write that the disk of ``place`` refused; else None."""
+    """Return the exception for the user if ``error`` or its cause is a write that the disk of ``place``
+    refused.
+    """
     seen: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in seen:
@@ -80,7 +90,7 @@ def disk_failure(error: BaseException, place: Path) -> DiskFailure | None:
 
 
 def _mount_point(place: Path) -> Path:
-    """Return the top folder of the file system that ``place`` is, or will be, on."""
+    """Return the mount point of the file system of ``place``, which may not exist yet."""
     return next(folder for folder in (place.absolute(), *place.absolute().parents) if os.path.ismount(folder))
 
 
@@ -101,7 +111,10 @@ def _refused_write(error: BaseException) -> str | None:
 
 
 def probe_disk(folder: Path) -> DiskFailure | None:
-    """Write a small file into ``folder`` and remove it; return what to tell the user if the disk refuses that."""
+    """Write a small file into ``folder`` and remove it.
+
+    Return the exception for the user if the disk refuses it.
+    """
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(PROBE_BYTES))
@@ -114,7 +127,7 @@ def probe_disk(folder: Path) -> DiskFailure | None:
 
 @contextmanager
 def refusing_disk_failures(place: Path) -> Iterator[None]:
-    """What is raised when the disk of ``place`` refuses a write, as DiskFailure."""
+    """Raise DiskFailure for what is raised when the disk of ``place`` refuses a write."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""SHA-256 of files and folders, remembered for large files that have not been touched since."""
+"""Compute SHA-256 of files and folders; cache it for large files that have not changed since."""
 
 import hashlib
 import json
@@ -12,18 +12,23 @@ LARGE = 64 * 2**20  # bytes; below, a file is hashed each time
 
 
 def canonical(value: Any) -> bytes:
-    """JSON with one spelling per value."""
+    """Return canonical JSON: equal values give equal bytes."""
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     ).encode()
 
 
 def digest_of(value: Any) -> str:
+    """Return the SHA-256 of a value's canonical JSON."""
     return hashlib.sha256(canonical(value)).hexdigest()
 
 
 def file_digest(path: Path, *, memory: Path | None = None, large: int = LARGE) -> str:
-    """SHA-256 of a file; from ``large`` bytes on it is remembered in the folder ``memory`` while size, times and inode stay the same."""
+    """Return the SHA-256 of a file.
+
+    From ``large`` bytes on it is cached in the folder ``memory``, for as long as size, times and inode stay
+    the same.
+    """
     stat = path.stat()
     if memory is None or stat.st_size < large:
         return _hash(path)
@@ -35,7 +40,7 @@ def file_digest(path: Path, *, memory: Path | None = None, large: int = LARGE) -
         if known["identity"] == identity:
             return str(known["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # no note, or one cut short: hash again
+        pass  # no cache entry, or a truncated one: hash again
     sha256 = _hash(path)
     memory.mkdir(parents=True, exist_ok=True)
     replace_text(note, json.dumps({"path": str(path), "identity": identity, "sha256": sha256}))
@@ -43,7 +48,7 @@ def file_digest(path: Path, *, memory: Path | None = None, large: int = LARGE) -
 
 
 def folder_files(folder: Path) -> dict[str, Path]:
-    """Every file below ``folder`` by relative path, hidden ones (download caches, .git) left out."""
+    """Return every file below ``folder`` by relative path, without hidden ones (download caches, .git)."""
     files: dict[str, Path] = {}
     for parent, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -55,7 +60,7 @@ def folder_files(folder: Path) -> dict[str, Path]:
 
 
 def folder_digest(folder: Path, *, memory: Path | None = None, large: int = LARGE) -> str:
-    """SHA-256 over {relative path: sha256} of the files below ``folder``."""
+    """Return the SHA-256 over {relative path: sha256} of the files below ``folder``."""
     return digest_of(
         {name: file_digest(path, memory=memory, large=large) for name, path in folder_files(folder).items()}
     )

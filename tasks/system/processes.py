@@ -1,32 +1,26 @@
-"""A child process that does not outlive its parent."""
+"""Make a child process die with its parent."""
 
 import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable
 
 PR_SET_PDEATHSIG = 1
+_prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None  # loaded before any fork
 
 
-def die_with(parent: int) -> Callable[[], None] | None:
-    """What a child does before it becomes the program: ask the kernel to be killed when its parent dies, however that dies."""
-    if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None).prctl
+def die_with_parent(parent: int | None = None) -> None:
+    """Ask the kernel to kill this process when its parent dies, for whatever reason.
 
-    def ask() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the request
-            os._exit(1)
+    Does nothing except on Linux.
 
-    return ask
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to be killed when torchrun's agent dies, however that dies: it starts us in sessions of our own, where its signals end."""
-    if sys.platform == "linux":
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent or parent == 1:  # it died before the request
-            os._exit(1)
+    Called between fork and exec (``preexec_fn``) with the parent's pid; without it, by a program that has
+    started already. If the parent has died before the call, this process exits.
+    """
+    if _prctl is None:
+        return
+    expected = os.getppid() if parent is None else parent
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    is_orphan = parent is None and expected == 1
+    if is_orphan or os.getppid() != expected:
+        os._exit(1)

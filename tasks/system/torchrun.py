@@ -1,32 +1,32 @@
-"""Whether this process works alone or is one of several that torchrun started on the same folder. Without torch: every program asks."""
+"""Read torchrun's variables: the rank of this process and the number of processes. Does not import torch."""
 
 import os
 
 
 class PeersLost(RuntimeError):
-    """Another process of this run has ended. Why is known to it, and to whoever started them all."""
+    """Another process of this run has ended. It has reported the reason itself."""
 
 
 def rank() -> int:
-    """Which of the processes this is, from 0."""
+    """Return the number of this process among all, from 0."""
     return int(os.environ.get("RANK", 0))
 
 
 def world() -> int:
-    """How many there are."""
+    """Return the number of processes."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def local_rank() -> int:
-    """Which of this machine's processes this is, from 0."""
+    """Return the number of this process among those of its machine, from 0."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def local_world() -> int:
-    """How many there are on this machine."""
+    """Return the number of processes on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes."""
+    """Return whether this is the process that writes files."""
     return rank() == 0

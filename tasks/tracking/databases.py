@@ -1,9 +1,10 @@
-"""Empty databases of Prefect and MLflow with all their tables, made once per environment.
+"""Prepare empty databases of Prefect and MLflow with all their tables, once per environment.
 
 python -m tasks.tracking.databases        part of `make setup`
 
-A tool that finds no database makes its tables step by step through its whole history, which takes 5 to 20 seconds of every new home's first run. A
-copy of a database that has been through it takes none; a home without one, or with another version's, is as right, only slower.
+Without a database each tool runs all its migrations, which takes 5 to 20 seconds of a new home's first run.
+Copying a migrated database takes none. A home without a copy, or with one of another version, works too, only
+slower.
 """
 
 import os
@@ -12,45 +13,42 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from contextlib import closing, suppress
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import quote
 
+from tasks.system.files import replacing
+
 
 def template(tool: str) -> Path:
-    """Where this environment keeps the tool's empty database."""
+    """Return the path of the tool's empty database in this environment."""
     return Path(sys.prefix) / "share" / "alignflow" / f"{tool}-{version(tool)}.db"
 
 
 def needs_escaping(path: Path) -> bool:
-    """Whether SQLAlchemy would not read the path as it is in an address: ? begins options, and libraries expand %."""
+    """Return whether SQLAlchemy's URL must escape the path: ? begins options, and libraries expand %."""
     return not {"?", "#", "%"}.isdisjoint(str(path))
 
 
 def address(path: Path, driver: str = "") -> str:
-    """Return the address by which SQLAlchemy opens a SQLite file, whatever its path holds."""
+    """Return the URL by which SQLAlchemy opens a SQLite file, whatever characters its path has."""
     if needs_escaping(path):
         return f"sqlite{driver}:///file:{quote(str(path))}?uri=true"
     return f"sqlite{driver}:///{path}"
 
 
 def lay(tool: str, path: Path) -> None:
-    """Put the tool's empty database at ``path``, unless something is there or none was prepared."""
+    """Copy the tool's empty database to ``path``, unless a file is there or no database was prepared."""
     if path.exists() or not template(tool).exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    copy = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
+    with replacing(path, keep_existing=True) as copy:  # another process may have a database there by now
         shutil.copyfile(template(tool), copy)
-        with suppress(FileExistsError):
-            os.link(copy, path)  # all at once, and never over what somebody else put there
-    finally:
-        copy.unlink(missing_ok=True)
 
 
 def prepare() -> None:
-    """Let both tools make their tables, each in a database of its own; the process ends with a tool's output when it fails."""
+    """Let both tools create their tables, each in its own database; exit with a tool's output if it fails."""
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         commands = {
@@ -60,7 +58,7 @@ def prepare() -> None:
         inherited = {
             name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))
         }
-        # from another folder, and by `-m` alone: a .env or a json.py that lies here is not for them
+        # run in another folder: a .env or json.py in the current one must not be read
         quiet = {
             "PYTHONSAFEPATH": "1",
             "DO_NOT_TRACK": "true",
@@ -79,9 +77,8 @@ def prepare() -> None:
             for tool, command in commands.items()
             if not template(tool).exists()
         }
-        outputs = {
-            tool: process.communicate()[0] for tool, process in running.items()
-        }  # both end before either's failure is told
+        # wait for both before a failure of one is reported
+        outputs = {tool: process.communicate()[0] for tool, process in running.items()}
         for tool, process in running.items():
             if process.returncode:
                 sys.exit(f"{' '.join(commands[tool])} failed:\n{outputs[tool].decode(errors='replace')}")
@@ -89,13 +86,10 @@ def prepare() -> None:
 
 
 def _keep(database: Path, target: Path) -> None:
-    """One file without a journal, in place at once."""
+    """Write the database to ``target`` as one file without a journal."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    packed = target.with_name(f"{target.name}.{os.getpid()}")
-    packed.unlink(missing_ok=True)
-    with closing(sqlite3.connect(database)) as connection:
+    with replacing(target) as packed, closing(sqlite3.connect(database)) as connection:
         connection.execute("VACUUM INTO ?", (str(packed),))
-    os.replace(packed, target)
 
 
 if __name__ == "__main__":

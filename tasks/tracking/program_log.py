@@ -1,4 +1,4 @@
-"""A program's log.txt, fit to be shown elsewhere: without secrets, control characters and overwritten lines."""
+"""Clean a program's log.txt for other pages: no secrets, control characters or overwritten lines."""
 
 import os
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 
 LAST_LINES = 30
 LONGEST_LINE = 2000  # characters
-MAX_BYTES = 5 * 2**20  # of a long log, its end counts
+MAX_BYTES = 5 * 2**20  # of a longer log, only its end is shown
 SHORTEST_SECRET = 6  # characters; a shorter value would also hide ordinary words
 
 ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
@@ -15,17 +15,17 @@ SECRET_NAMES = re.compile(
     r"PASSW|SECRET|TOKEN|API_?KEY|ACCESS_?KEY|CREDENTIAL|AUTH_STRING|WEBHOOK|DATABASE|CONNECTION_URL",
     re.IGNORECASE,
 )
-# Every repetition is bounded and begins where a word begins: lines hold untrusted text, of any length.
+# Every repetition is bounded and begins at a word boundary: lines hold untrusted text of any length.
 NAME = r"(?i)(?<![\w-])([\w-]{0,64}"
 VALUE = r"""[\w-]{0,64}["']?\s{0,8}[=:]\s{0,8}["']?)(?=[^\s"',;]{0,200}\d)[^\s"',;]{6,}"""
-# user:password@ in an address, tokens that say what they are, NAME=value
+# user:password@ in a URL, tokens with a known prefix, NAME=value
 SECRETS = [
     (re.compile(r"(?<![\w+.-])(\w[\w+.-]{0,30}://)[^\s/@:]{0,200}:[^\s/@]{1,500}@"), r"\1***@"),
     (re.compile(r"(?i)\b(bearer|basic)\s{1,8}[\w+/=.~-]{8,}"), r"\1 ***"),
     (re.compile(r"\b(hf|ghp|gho|sk|pk|xox[abp]|glpat)[_-][\w-]{12,}"), r"\1_***"),
     (re.compile(r"\b(AKIA|ASIA)[0-9A-Z]{16}\b"), r"\1***"),
     (re.compile(rf"{NAME}(?:password|passwd|secret|api_?key|access_?key){VALUE}"), r"\1***"),
-    # tokens are also what text is made of: tokenizer=..., tokens=1048576
+    # not a secret: tokenizer=..., tokens=1048576
     (
         re.compile(rf"{NAME}token(?!iz)(?!\S{{0,64}}[=:]\s{{0,8}}[\d.,_]{{1,40}}(?:[\s)\]]|$)){VALUE}"),
         r"\1***",
@@ -39,14 +39,16 @@ def last_lines(log: Path, count: int = LAST_LINES) -> list[str]:
 
 
 def write_clean(log: Path, target: Path) -> None:
-    """Write a cleaned copy of the log to ``target``; of a very long one, its end."""
+    """Write a cleaned copy of the log to ``target``; of a very long log, only its end."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("w", encoding="utf-8") as file:
         file.writelines(f"{line}\n" for line in _cleaned(log))
 
 
 def clean(text: str, secrets: list[str] | None = None) -> str:
-    """Return one line as it should look: what overwrote it by a carriage return counts, secrets are masked, control characters are left out."""
+    """Return one line as a terminal would show it after carriage returns, with secrets and control characters
+    masked.
+    """
     text = ESCAPES.sub("", text).rstrip("\r").rpartition("\r")[2]
     text = "".join(
         letter if letter.isprintable() or letter == "\t" else "\N{REPLACEMENT CHARACTER}" for letter in text
@@ -73,7 +75,7 @@ def _cleaned(log: Path) -> Iterator[str]:
 
 
 def _secrets() -> list[str]:
-    """Return the values of this process's environment that are secrets by their names, the longest first."""
+    """Return the values of environment variables whose names mark them as secrets, the longest first."""
     values = {
         value
         for name, value in os.environ.items()

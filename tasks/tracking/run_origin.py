@@ -1,4 +1,4 @@
-"""Who started a run, from where and with which code: MLflow's own tags for that."""
+"""Return MLflow's tags for the origin of a run: its user, its command and the commit of its code."""
 
 import os
 import pwd
@@ -20,21 +20,30 @@ GIT_SECONDS = 10
 
 
 def origin_tags(source: str) -> dict[str, str]:
-    """Return the tags of a run of this process. ``source`` is what was started: a command, a deployment, a program."""
+    """Return the tags for a run that this process starts.
+
+    ``source`` is a command, a deployment or a program.
+    """
     return {USER: _user(), SOURCE: source, TYPE: "JOB", HOST: socket.gethostname(), **_code()}
 
 
 def _user() -> str:
-    """Return the operating system's name of the user. Not of the environment, which a service or sudo may have from someone else."""
+    """Return the operating system's name of the user.
+
+    USER may be another one's under sudo or in a service.
+    """
     try:
         return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:  # a container may run under a number without a name
+    except KeyError:  # a container may run under a user id without a name
         return str(os.getuid())
 
 
 @cache
 def _code() -> dict[str, str]:
-    """Return the commit of the source tree. Empty for an installed package: a repository around it is another project's."""
+    """Return tags for the commit of the source tree.
+
+    None for an installed package, which is in no repository.
+    """
     if not (ROOT / ".git").exists():
         return {}
     commit = _git("rev-parse", "HEAD")
@@ -43,10 +52,10 @@ def _code() -> dict[str, str]:
 
 
 def _git(*arguments: str) -> str:
-    """Return what git says about the source tree; "" if it is not installed, or refuses (a tree of another user)."""
+    """Return git's output for the source tree; "" without git, or if it refuses (a tree of another user)."""
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith("GIT_")
-    }  # a hook's would name another repository
+    }  # a git hook's variables name another repository
     try:
         done = subprocess.run(
             ["git", "-C", str(ROOT), *arguments],

@@ -1,331 +1,189 @@
-"""What MLflow is told: a run per pipeline, a child per stage, the artifacts under their keys. Never a reason for training to stop.
+"""Track runs in MLflow: one run per pipeline, a child run per stage, artifacts under their keys.
 
-Whatever goes wrong here is told once, and the rest of the pipeline runs untracked: the artifacts are in the store all the same. Only where another
-machine has to find an artifact in MLflow does a failed upload end the stage.
+An error of MLflow never ends a run: it is reported once, and the rest of the pipeline goes on untracked, with
+its artifacts in the store. A failed upload ends a stage only if another machine must find the artifact in
+MLflow.
 """
 
-import fcntl
-import json
-import socket
-import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from tasks.artifacts.code_version import PROGRAMS
-from tasks.artifacts.store import Manifest, Store, flat, home
-from tasks.tracking import client, program_log
-from tasks.tracking.client import forgiving
+from tasks.artifacts.store import Store, home
+from tasks.system.locks import acquire, try_acquire
+from tasks.tracking.client import Run, Tracker
+from tasks.tracking.run_notes import describe_pipeline, describe_stage, machine_and_home
 from tasks.tracking.run_origin import NOTE, origin_tags
+from tasks.tracking.tracked_run import DIGEST, TrackedRun
 
 PARENT = "mlflow.parentRunId"
 HOME = "alignflow.home"
 FLOW_RUN = "prefect.flow_run_id"
 PROFILE = "alignflow.profile"
-LOG = "log.txt"
-KEY, DIGEST, DAMAGED = "stage.key", "stage.digest", "stage.damaged"
-FLUSH_SECONDS = 1.0
-RETRY_SECONDS = 5.0  # between two tries to pass on metrics during an outage; they wait in memory
-MAX_VALUE = 5000  # characters of a parameter; MLflow takes 6000
-
-
-class NotTracked(Exception):
-    """MLflow is not reachable, and the run cannot go on without it."""
-
-
-class Tracked:
-    """One run in MLflow; its methods do nothing when the tracker is down."""
-
-    def __init__(
-        self, run_id: str | None, *, resumed: bool = False, tags: dict[str, str] | None = None
-    ) -> None:
-        self.run_id = run_id
-        self.resumed = resumed
-        self.known = tags or {}  # a resumed run's tags
-        self._waiting: list[tuple[str, float, int, int]] = []
-        self._next_flush = time.monotonic() + FLUSH_SECONDS
-        self._logged: dict[str, int] = {}  # last step passed on, by metric
-
-    @property
-    def is_on(self) -> bool:
-        return self.run_id is not None and client.is_up()
-
-    def step(self, line: dict[str, Any]) -> None:
-        """Pass on one line of metrics.jsonl; a step that was passed on before a program or its machine died is left out."""
-        if not self.is_on:
-            return
-        step, stamp = int(line.get("step", 0)), int(float(line.get("time", time.time())) * 1000)
-        for name, value in line.items():
-            if (
-                name not in ("step", "total", "time")
-                and isinstance(value, int | float)
-                and step > self._last_step(name)
-            ):
-                self._waiting.append((name, float(value), stamp, step))
-                self._logged[name] = step
-        if time.monotonic() > self._next_flush:
-            self._flush_if_up()
-
-    def _last_step(self, name: str) -> int:
-        if self.resumed and name not in self._logged:
-            with forgiving():
-                self._logged[name] = client.last_step(str(self.run_id), name)
-        return self._logged.get(name, -1)
-
-    def _flush_if_up(self) -> None:
-        self._next_flush = time.monotonic() + FLUSH_SECONDS
-        try:
-            client.log_metrics(str(self.run_id), self._waiting, patience=0)
-            self._waiting.clear()
-        except Exception as error:
-            if not client.is_outage(error):
-                with forgiving():
-                    raise
-            self._next_flush += RETRY_SECONDS
-
-    def flush(self, patience: float | None = None) -> None:
-        if self._waiting and self.is_on:
-            with forgiving():
-                client.log_metrics(str(self.run_id), self._waiting, patience)
-        self._waiting.clear()
-
-    def params(self, settings: dict[str, Any]) -> None:
-        client.log_params(str(self.run_id), {name: _text(value) for name, value in flat(settings).items()})
-
-    def summary(self, metrics: dict[str, Any]) -> None:
-        """Final figures: a number, or a value with its interval as NAME, NAME.low and NAME.high."""
-        if not self.is_on:
-            return
-        numbers = {
-            name.removesuffix(".value"): value
-            for name, value in flat(metrics).items()
-            if isinstance(value, int | float)
-        }
-        stamp = int(time.time() * 1000)
-        with forgiving():
-            client.log_metrics(
-                str(self.run_id), [(_name(name), float(value), stamp, 0) for name, value in numbers.items()]
-            )
-
-    def files(self, path: Path, under: str | None = None) -> None:
-        """Upload a file or a folder."""
-        if self.is_on and path.exists():
-            with forgiving():
-                client.upload(str(self.run_id), path, under)
-
-    def log(self, directory: Path, patience: float | None = None) -> None:
-        """Upload a program's log, cleaned."""
-        if self.is_on and (directory / LOG).is_file():
-            with forgiving(), tempfile.TemporaryDirectory() as folder:
-                program_log.write_clean(directory / LOG, Path(folder, LOG))
-                client.upload(str(self.run_id), Path(folder, LOG), None, patience)
-
-    def tags(self, tags: dict[str, str]) -> None:
-        if self.is_on:
-            with forgiving():
-                client.set_tags(str(self.run_id), tags)
-
-    def artifact(self, manifest: Manifest, folder: Path) -> None:
-        """Upload a stage's artifact under its key. Its digest is noted last: with it, the artifact counts as there."""
-        self.files(folder, manifest["key"])
-        self.tags({DIGEST: manifest["digest"]})
-        self.data_sets(manifest, folder)
-
-    def data_sets(self, manifest: Manifest, path: Path) -> None:
-        """Name every parquet file of an artifact as a data set of this run, with its digest."""
-        sets = []
-        for name, digest in manifest["files"].items():
-            if name.endswith(".parquet"):
-                source = json.dumps({"uri": (path / name).as_uri(), "key": manifest["key"]})
-                profile = json.dumps({"bytes": (path / name).stat().st_size})
-                sets.append(
-                    {"name": Path(name).stem, "digest": digest[:36], "source": source, "profile": profile}
-                )
-        if sets and self.is_on:
-            with forgiving():
-                client.log_data_sets(str(self.run_id), sets)
-
-    def end(self, status: str, patience: float | None = None) -> None:
-        self.flush(patience)
-        if self.is_on:
-            with forgiving():
-                client.end(str(self.run_id), status, patience)
+KEY, DAMAGED = "stage.key", "stage.damaged"
+MAX_RUNS = 50  # of one search
 
 
 @contextmanager
 def pipeline_run(
+    tracker: Tracker,
     name: str,
     settings: dict[str, Any],
     *,
     flow_run_id: str = "",
     profile: str = "",
     source: str = "alignflow",
-) -> Iterator[Tracked]:
-    """The parent run of a pipeline; FAILED or KILLED when the block does not end well. A flow run that is tried again goes on with its own."""
-    run = Tracked(None)
-    with ExitStack() as alive:
-        if client.connect():
-            with forgiving():
-                _close_the_dead()
+) -> Iterator[TrackedRun]:
+    """Track a pipeline as a run, which ends FAILED or KILLED if the block raises.
+
+    A flow run that is retried continues its earlier run.
+    """
+    run = TrackedRun(tracker, None)
+    with ExitStack() as held:
+        if tracker.connect():
+            with tracker.turned_off_by_errors():
+                _end_killed_runs(tracker)
                 tags = {
                     FLOW_RUN: flow_run_id,
-                    HOME: _whereabouts(),
+                    HOME: machine_and_home(),
                     PROFILE: profile,
-                    NOTE: _note(profile or name, settings),
+                    NOTE: describe_pipeline(profile or name, settings),
+                    **origin_tags(source),
                 }
-                run = _own(flow_run_id) or Tracked(client.start(name, tags | origin_tags(source)))
-                lock = alive.enter_context(_life_line(str(run.run_id)).open("a"))
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                alive.callback(_life_line(str(run.run_id)).unlink, missing_ok=True)
+                run = _earlier_run(tracker, flow_run_id) or TrackedRun(tracker, tracker.start(name, tags))
+                lock = _run_lock(str(run.run_id))
+                held.enter_context(acquire(lock))
+                held.callback(lock.unlink, missing_ok=True)
                 if not run.resumed:
-                    run.params(settings)
+                    run.log_params(settings)
         with _ending(run):
             yield run
 
 
-def _own(flow_run_id: str) -> Tracked | None:
-    """The run that an earlier try of the same flow run left, at work again."""
-    left = client.search(f"tags.`{FLOW_RUN}` = '{flow_run_id}'") if flow_run_id else []
-    if not left:
+def _earlier_run(tracker: Tracker, flow_run_id: str) -> TrackedRun | None:
+    """Return the reopened run of an earlier attempt of the same flow run; None if there is none."""
+    found = tracker.search(f"tags.`{FLOW_RUN}` = '{flow_run_id}'") if flow_run_id else []
+    if not found:
         return None
-    client.revive(left[0].info.run_id)
-    return Tracked(left[0].info.run_id, resumed=True)
+    tracker.reopen(found[0].run_id)
+    return TrackedRun(tracker, found[0].run_id, resumed=True)
 
 
-def _close_the_dead() -> None:
-    """End the runs of this home whose process was killed: each holds a lock while it lives, and the kernel frees it."""
-    for run in client.search(f"tags.`{HOME}` = '{_whereabouts()}' AND status = 'RUNNING'", most=50):
-        with _life_line(run.info.run_id).open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            for child in client.search(
-                f"tags.`{PARENT}` = '{run.info.run_id}' AND status = 'RUNNING'", most=50
-            ):
-                Tracked(child.info.run_id).log(
-                    Store(home()).partial(child.data.tags.get(KEY, "unknown")), patience=0
-                )
-                client.end(child.info.run_id, "KILLED")
-            client.end(run.info.run_id, "KILLED")
-            _life_line(run.info.run_id).unlink(missing_ok=True)
+def _end_killed_runs(tracker: Tracker) -> None:
+    """End this home's runs whose process was killed: a living process holds the lock of its run."""
+    condition = f"tags.`{HOME}` = '{machine_and_home()}' AND status = 'RUNNING'"
+    for run in tracker.search(condition, limit=MAX_RUNS):
+        lock = try_acquire(_run_lock(run.run_id))
+        if lock is None:
+            continue
+        with lock:
+            condition = f"tags.`{PARENT}` = '{run.run_id}' AND status = 'RUNNING'"
+            for child in tracker.search(condition, limit=MAX_RUNS):
+                directory = Store(home()).partial(child.tags.get(KEY, "unknown"))
+                TrackedRun(tracker, child.run_id).upload_log(directory, patience=0)
+                tracker.end(child.run_id, "KILLED")
+            tracker.end(run.run_id, "KILLED")
+            _run_lock(run.run_id).unlink(missing_ok=True)
 
 
-def _life_line(run_id: str) -> Path:
-    locks = home() / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    return locks / f"run-{run_id}.lock"
-
-
-def _whereabouts() -> str:
-    return f"{socket.gethostname()}:{home()}"
+def _run_lock(run_id: str) -> Path:
+    return home() / "locks" / f"run-{run_id}.lock"
 
 
 @contextmanager
 def stage_run(
-    stage: str, key: str, settings: dict[str, Any], *, parent: str | None, takes: dict[str, str] | None = None
-) -> Iterator[Tracked]:
-    """The run of a stage that is built: a new one, or the one that a crash of the same key left behind."""
-    run = Tracked(None)
-    if parent and client.connect():
-        with forgiving():
-            left = client.search(f"tags.`{KEY}` = '{key}' AND tags.cached = 'false' AND status != 'FINISHED'")
-            if left:
-                run = Tracked(left[0].info.run_id, resumed=True, tags=dict(left[0].data.tags))
-                client.revive(left[0].info.run_id)
-                run.tags({PARENT: parent})
+    tracker: Tracker,
+    stage: str,
+    key: str,
+    settings: dict[str, Any],
+    *,
+    parent: str | None,
+    inputs: dict[str, str] | None = None,
+) -> Iterator[TrackedRun]:
+    """Track a stage that is being built: in the run of an unfinished attempt at the same key, or in a new
+    one.
+
+    Without ``parent`` it is not tracked. ``inputs`` are digests by name.
+    """
+    run = TrackedRun(tracker, None)
+    if parent and tracker.connect():
+        with tracker.turned_off_by_errors():
+            found = tracker.search(f"{_builds(key)} AND status != 'FINISHED'")
+            if found:
+                run = TrackedRun(tracker, found[0].run_id, resumed=True, tags=found[0].tags)
+                tracker.reopen(found[0].run_id)
+                run.set_tags({PARENT: parent})
             else:
-                tags = {
-                    PARENT: parent,
-                    "stage": stage,
-                    KEY: key,
-                    "cached": "false",
-                    NOTE: _stage_note(stage, key, takes or {}),
-                }
-                run = Tracked(client.start(stage, tags | origin_tags(f"{PROGRAMS}.{stage}")))
-                run.params(settings)
+                tags = _stage_tags(stage, key, parent, is_cached=False)
+                tags[NOTE] = describe_stage(stage, key, inputs or {})
+                run = TrackedRun(tracker, tracker.start(stage, tags))
+                run.log_params(settings)
     with _ending(run):
         yield run
 
 
-def built(key: str) -> list[tuple[str, str]]:
-    """(run, digest) of every artifact with this key that MLflow has whole, as far as is known; newest first."""
-    if not client.connect():
-        return []
-    runs = client.search(f"tags.`{KEY}` = '{key}' AND tags.cached = 'false' AND status = 'FINISHED'", most=10)
-    return [
-        (run.info.run_id, run.data.tags[DIGEST])
-        for run in runs
-        if DIGEST in run.data.tags and DAMAGED not in run.data.tags
-    ]
-
-
-def mark_damaged(run_id: str) -> None:
-    """An artifact that is not what its manifest says is never offered again."""
-    client.set_tags(run_id, {DAMAGED: "true"})
-
-
-def reused(stage: str, key: str, digest: str, metrics: dict[str, Any], *, parent: str | None) -> None:
-    """Note a stage whose artifact was there: its figures and the run that built it, without uploading anything again."""
-    if not (parent and client.connect()):
+def log_reuse(
+    tracker: Tracker, stage: str, key: str, digest: str, metrics: dict[str, Any], *, parent: str | None
+) -> None:
+    """Track a stage whose artifact is reused: its metrics and the run that built it, without an upload."""
+    if not (parent and tracker.connect()):
         return
-    with forgiving():
-        before = client.search(f"tags.`{KEY}` = '{key}' AND tags.cached = 'false' AND status = 'FINISHED'")
-        tags = {PARENT: parent, "stage": stage, KEY: key, DIGEST: digest, "cached": "true"} | origin_tags(
-            f"{PROGRAMS}.{stage}"
-        )
-        tags[NOTE] = f"The stage {stage} was reused: its artifact {key[:12]} was there."
-        run = Tracked(
-            client.start(stage, tags | ({"stage.built_by": before[0].info.run_id} if before else {}))
-        )
-        run.summary(metrics)
+    with tracker.turned_off_by_errors():
+        tags = _stage_tags(stage, key, parent, is_cached=True)
+        tags[DIGEST] = digest
+        tags[NOTE] = f"The stage {stage} was reused: its artifact {key[:12]} was stored before."
+        if earlier := tracker.search(_built(key)):
+            tags["stage.built_by"] = earlier[0].run_id
+        run = TrackedRun(tracker, tracker.start(stage, tags))
+        run.log_summary(metrics)
         run.end("FINISHED")
 
 
+def find_built(tracker: Tracker, key: str) -> list[tuple[str, str]]:
+    """Return (run id, digest) of the uploaded artifacts with this key that are not marked damaged, newest
+    first.
+    """
+    if not tracker.connect():
+        return []
+    return [
+        (run.run_id, run.tags[DIGEST]) for run in tracker.search(_built(key), limit=10) if _is_complete(run)
+    ]
+
+
+def mark_damaged(tracker: Tracker, run_id: str) -> None:
+    """Mark the artifact of a run as different from its manifest, so that ``find_built`` leaves it out."""
+    tracker.set_tags(run_id, {DAMAGED: "true"})
+
+
+def _is_complete(run: Run) -> bool:
+    return DIGEST in run.tags and DAMAGED not in run.tags
+
+
+def _builds(key: str) -> str:
+    """Return the condition for runs that build the artifact with this key."""
+    return f"tags.`{KEY}` = '{key}' AND tags.cached = 'false'"
+
+
+def _built(key: str) -> str:
+    return f"{_builds(key)} AND status = 'FINISHED'"
+
+
+def _stage_tags(stage: str, key: str, parent: str, *, is_cached: bool) -> dict[str, str]:
+    tags = {PARENT: parent, "stage": stage, KEY: key, "cached": str(is_cached).lower()}
+    return tags | origin_tags(f"{PROGRAMS}.{stage}")
+
+
 @contextmanager
-def _ending(run: Tracked) -> Iterator[None]:
+def _ending(run: TrackedRun) -> Iterator[None]:
+    """End the run with the status that the block's end calls for."""
     try:
         yield
     except Exception:
         run.end("FAILED")
         raise
     except BaseException:  # Ctrl-C, or Prefect's cancellation
-        run.end("KILLED", patience=0)  # whoever presses Ctrl-C does not wait for a server that is away
+        run.end("KILLED", patience=0)  # a user who presses Ctrl-C must not wait for an unreachable server
         raise
     run.end("FINISHED")
-
-
-def _note(name: str, settings: dict[str, Any]) -> str:
-    """Return a run's description, in Markdown."""
-    source, base = (settings.get(part) or {} for part in ("source", "base"))
-    facts = {
-        "Profile": name, "Method": settings.get("method"), "Source": source.get("path") or source.get("kind"),
-        "Base": base.get("path") or base.get("kind"), "Seed": settings.get("seed"), "Machine and home": _whereabouts(),
-    }  # fmt: skip
-    return "\n".join(
-        f"- {fact}: {_quoted(value)}" for fact, value in facts.items() if value not in (None, "")
-    )
-
-
-def _stage_note(stage: str, key: str, takes: dict[str, str]) -> str:
-    inputs = ", ".join(f"{name} {digest[:12]}" for name, digest in takes.items()) or "nothing"
-    facts = {"Stage": stage, "Key": key[:12], "Takes": inputs, "Machine and home": _whereabouts()}
-    return "\n".join(f"- {fact}: {_quoted(value)}" for fact, value in facts.items())
-
-
-def _quoted(value: Any) -> str:
-    """Return text as it is, whatever it holds: in Markdown's code quotes."""
-    text = "".join(letter if letter.isprintable() else " " for letter in str(value)).replace("`", "'")
-    return f"`{text[:200]}`"
-
-
-def _name(metric: str) -> str:
-    """A name MLflow takes: letters, digits, _ - . space : and /."""
-    return "".join(letter if letter.isalnum() or letter in "_-. :/" else "_" for letter in metric)
-
-
-def _text(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text[:MAX_VALUE]

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +15,10 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.dataset.readers.quarantine import Quarantine
 from tasks.dataset.sources.stack_exchange import score_answer
-from tasks.dataset.sources.stack_exchange_dump import Post, read_posts
+from tasks.dataset.sources.stack_exchange_dump import Post
 from tasks.demo_site import site
+from tests.support.dumps import iter_posts
 from tests.support.paths import ROOT
 from tests.support.peers import interpreter
 
@@ -150,7 +150,7 @@ def _archive(folder: Path, num_questions: int) -> tuple[int, Path]:
 
 def _preferences(path: Path) -> int:
     """Real posts, where they are at hand, as rows of HuggingFaceH4/stack-exchange-preferences; gives the number of texts."""
-    source = read_posts(REAL, Counter(), Quarantine()) if REAL.exists() else _generated()
+    source = iter_posts(REAL) if REAL.exists() else _generated()
     questions, answers = {}, defaultdict(list)
     for post in source:
         if post.parent:

@@ -17,7 +17,7 @@ from tasks.rlhf.batches import comparisons
 from tasks.rlhf.batches.comparisons import Comparison
 from tasks.rlhf.compute import devices, seeds
 from tasks.rlhf.evaluation import linear_probe, pair_accuracy, probe_start, reward_evaluation
-from tasks.rlhf.evaluation.intervals import Share
+from tasks.rlhf.evaluation.intervals import Interval
 from tasks.rlhf.models import loading, lora
 from tasks.rlhf.models.reward_model import Member
 from tasks.rlhf.models.trainable import unchanged
@@ -25,7 +25,7 @@ from tasks.rlhf.models.trainable import unchanged
 FOLDS, SEED = 5, 11
 
 
-def folded(features: Tensor, questions: list[Comparison], job: RewardJob) -> dict[str, Share]:
+def folded(features: Tensor, questions: list[Comparison], job: RewardJob) -> dict[str, Interval]:
     """Accuracies of the probe and of the rules, and their differences; ``features`` (S, D) are of all answers in their order."""
     fold = [seeds.mix(SEED, c.question_id) % FOLDS for c in questions]
     of_question = features.split([len(c.answers) for c in questions])
@@ -39,16 +39,16 @@ def folded(features: Tensor, questions: list[Comparison], job: RewardJob) -> dic
         seen = [i for i, number in enumerate(fold) if number != part]
         some = [questions[i] for i in seen]
         start, known = comparisons.age_bias(some), reward_evaluation.pairs_of(some)
-        found = linear_probe.probe(
+        found = linear_probe.fit_probe(
             torch.cat([of_question[i] for i in seen]),
-            probe_start.evidence(
+            probe_start.weighted_pairs(
                 known, torch.ones(len(some)), probe_start.PairLoss(job.reward.margin, job.reward.weigh, start)
             ),
             seed=job.seed,
         )
         for i in (i for i, number in enumerate(fold) if number == part):
             rewards[i] = of_question[i] @ found.head[0]
-            ahead[i], together[i] = start, reward_evaluation.rules_together(known)
+            ahead[i], together[i] = start, reward_evaluation.fit_baseline_rules(known)
     margin = reward_evaluation.margins(pairs, torch.cat(rewards)) + ahead[pairs.question] * (
         2 * pairs.older - 1
     )
@@ -65,7 +65,7 @@ def folded(features: Tensor, questions: list[Comparison], job: RewardJob) -> dic
         for name, credit in {"probe": ours, **rules}.items()
     }
     return told | {
-        f"probe over {name}": pair_accuracy.advantage(ours, rule, pairs.question)
+        f"probe over {name}": pair_accuracy.accuracy_difference(ours, rule, pairs.question)
         for name, rule in rules.items()
     }
 

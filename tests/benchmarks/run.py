@@ -52,7 +52,7 @@ def demo_model() -> LlamaForCausalLM:
 def training() -> None:
     """An SFT step on packed blocks against a bare forward and backward of the same adapters over as many tokens."""
     base = demo_model().requires_grad_(False)
-    model = lora.attach(base, "sft", lora.lora_config(rank=16, alpha=32, dropout=0.0, targets="all-linear"))
+    model = lora.attach(base, "sft", lora.build_config(rank=16, alpha=32, dropout=0.0, targets="all-linear"))
     parameters = lora.parameters(model, "sft")
     optimizer = torch.optim.AdamW(parameters.values(), lr=1e-4)
     documents = [
@@ -83,7 +83,9 @@ def training() -> None:
 def comparing() -> None:
     """A reward model's step on 8 questions of 5 answers: prompts shared and adapters folded, without the one, without either."""
     base = demo_model().requires_grad_(False)
-    model = lora.attach(base, "reward", lora.lora_config(rank=8, alpha=32, dropout=0.0, targets="all-linear"))
+    model = lora.attach(
+        base, "reward", lora.build_config(rank=8, alpha=32, dropout=0.0, targets="all-linear")
+    )
     parameters, head = lora.parameters(model, "reward"), lora.new_head(base.config.hidden_size)
     optimizer = torch.optim.AdamW(parameters.values(), lr=1e-4, fused=True)
     asked = [
@@ -94,10 +96,10 @@ def comparing() -> None:
         [prompt for prompt, answers in asked for _ in answers],
         [answer for _, answers in asked for answer in answers],
     )
-    cpu, most = torch.device("cpu"), lora.FOLD_UP_TO
+    cpu, most = torch.device("cpu"), lora.MERGE_UP_TO
 
     def step(shared: bool, folded: bool) -> None:
-        lora.FOLD_UP_TO = most if folded else 0
+        lora.MERGE_UP_TO = most if folded else 0
         optimizer.zero_grad(set_to_none=True)
         with lora.active(model, "reward"):
             if shared:

@@ -228,7 +228,7 @@ def _question(draw: random.Random, pairs: list[tuple[int, int]]) -> dict[str, An
 
 
 def _lora() -> LoraConfig:
-    return lora.lora_config(
+    return lora.build_config(
         rank=WORK["rank"], alpha=WORK["alpha"], dropout=0.0, targets=tuple(WORK["targets"])
     )
 

@@ -14,7 +14,7 @@ from tasks.config.jobs import DataJob
 from tasks.dataset.readers.quarantine import Quarantine
 from tasks.dataset.sources.markdown import to_markdown
 from tasks.dataset.sources.stack_exchange import author_url
-from tasks.dataset.sources.stack_exchange_dump import Post, read_posts
+from tasks.dataset.sources.stack_exchange_dump import Post
 from tasks.dataset.tables import COLUMNS
 from tasks.programs.data import prepare
 from tasks.programs.runtime.program import Run
@@ -23,6 +23,7 @@ from tasks.rlhf.batches.comparisons import Comparison
 from tasks.rlhf.batches.packing import Document, pack
 from tasks.system.errors import InputError
 from tests.support import attention_models, tiny
+from tests.support.dumps import iter_posts
 from tests.support.paths import SHARED
 
 CASES = SHARED / "cases"
@@ -192,7 +193,7 @@ def test_formulas_stay_byte_for_byte() -> None:
 def read_dump(path: Path) -> tuple[dict[int, Post], Counter[str]]:
     """The posts of a dump by id, and how many rows cannot be read for which reason."""
     bad = Quarantine()
-    posts = {post.id: post for post in read_posts(path, Counter(), bad)}
+    posts = {post.id: post for post in iter_posts(path, Counter(), bad)}
     return posts, bad.reasons
 
 
@@ -239,4 +240,4 @@ def test_window_packed_and_shared_texts_keep_a_window_of_96(kind: str) -> None:
         layout_checks.sharing_gap(model, questions, pad_id=tiny.PAD),
     ):
         assert gap.nats < 1e-5  # 0.04 to 0.13 without the window
-    assert not attention_masks.are_texts_apart(model)
+    assert not attention_masks.has_one_text_per_row(model)

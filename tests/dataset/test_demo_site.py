@@ -7,22 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from tasks.dataset.readers.quarantine import Quarantine
 from tasks.dataset.sources.markdown import to_markdown
 from tasks.dataset.sources.stack_exchange import score_answer
-from tasks.dataset.sources.stack_exchange_dump import read_posts
 from tasks.demo_site import gold, site
 from tasks.demo_site import gold as demo_site_gold
-from tasks.demo_site.shell_tasks import SLOTS, TASKS, ShellTask, fill
+from tasks.demo_site.shell_tasks import SLOTS, TASKS, ShellTask, fill_slots
+from tests.support.dumps import iter_posts
 
 # Any task of the catalogue does for the scorer's golden cases.
 TASK, OTHER_TASK = TASKS[0], TASKS[1]
 VALUES, OTHER_VALUES = ({name: values[place] for name, values in SLOTS.items()} for place in (0, 1))
-TITLE, FACT, OTHER_FACT = fill(TASK.questions[0], VALUES), TASK.facts[0], OTHER_TASK.facts[0]
+TITLE, FACT, OTHER_FACT = fill_slots(TASK.questions[0], VALUES), TASK.facts[0], OTHER_TASK.facts[0]
 RIGHT, WRONG, CARELESS = (
-    fill(TASK.commands[0], VALUES),
-    fill(TASK.wrong[0], VALUES),
-    fill(TASK.commands[0], OTHER_VALUES),
+    fill_slots(TASK.commands[0], VALUES),
+    fill_slots(TASK.wrong[0], VALUES),
+    fill_slots(TASK.commands[0], OTHER_VALUES),
 )
 PERFECT = f"Use `{RIGHT}`.\n\n{FACT}"
 SLOT = re.compile(r"\{(\w+)\}")
@@ -67,7 +66,7 @@ def test_the_perfect_answer_has_ten_points() -> None:
     ids=lambda case: ", ".join(case) if isinstance(case, dict) else "",
 )
 def test_whatever_is_wrong_is_found_and_costs_points(answer: str, finding: dict[str, object]) -> None:
-    verdict = gold.judge(TITLE, answer)
+    verdict = gold.find_faults(TITLE, answer)
     assert {name: getattr(verdict, name) for name in finding} == finding
     assert verdict.score < 10
 
@@ -103,13 +102,15 @@ def test_every_phrasing_is_recognised_and_has_a_perfect_answer(task: ShellTask) 
     for phrasing in task.questions:
         for _ in range(5):
             slots = {name: rng.choice(values) for name, values in SLOTS.items()}
-            title = fill(phrasing, slots)
-            found, values = gold.recognise(title)
+            title = fill_slots(phrasing, slots)
+            found, values = gold.recognise_task(title)
             assert (found.name, values) == (task.name, {name: slots[name] for name in slots_of(phrasing)})
             for command in task.commands:
-                assert gold.gold_score(title, f"Use `{fill(command, slots)}`.\n\n{task.facts[0]}") == 10.0
+                assert (
+                    gold.gold_score(title, f"Use `{fill_slots(command, slots)}`.\n\n{task.facts[0]}") == 10.0
+                )
             for command in task.wrong:
-                assert not gold.judge(title, f"Use `{fill(command, slots)}`.").right
+                assert not gold.find_faults(title, f"Use `{fill_slots(command, slots)}`.").right
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
@@ -138,7 +139,7 @@ def test_titles_are_unique_and_recognised(posts: list[site.Post]) -> None:
     titles = [post.title for post in posts if post.title is not None]
     assert len(titles) == len(set(titles)) == 1000
     for title in titles:
-        gold.recognise(title)
+        gold.recognise_task(title)
 
 
 def test_threads_have_two_to_nine_answers_and_accept_one_of_their_own(posts: list[site.Post]) -> None:
@@ -175,7 +176,7 @@ def test_votes_follow_true_quality(posts: list[site.Post]) -> None:
 def test_a_dump_reads_back_as_it_was_written(posts: list[site.Post], tmp_path: Path) -> None:
     dropped: Counter[str] = Counter()
     site.write_posts(iter(posts[:200]), tmp_path / "Posts.xml")
-    found = list(read_posts(tmp_path / "Posts.xml", dropped, Quarantine(), lambda *_, **__: None))
+    found = list(iter_posts(tmp_path / "Posts.xml", dropped))
     assert not +dropped
     assert [(p.id, p.parent or None, p.votes, p.title or None, p.body) for p in found] == [
         (p.id, p.parent, p.score, p.title, p.body) for p in posts[:200]
@@ -185,8 +186,8 @@ def test_a_dump_reads_back_as_it_was_written(posts: list[site.Post], tmp_path: P
 def test_an_answer_is_worth_the_same_in_markdown_and_after_the_round_trip_through_html() -> None:
     rng = random.Random(5)
     for _ in range(600):
-        title, task, slots = site._question(rng, set())
-        answer = site._answer(rng, task, slots)
-        assert gold.judge(title, to_markdown(answer.body)) == gold.judge(title, answer.markdown), (
-            answer.markdown
-        )
+        title, task, slots = site._choose_question(rng, set())
+        answer = site._generate_answer(rng, task, slots)
+        assert gold.find_faults(title, to_markdown(answer.body)) == gold.find_faults(
+            title, answer.markdown
+        ), answer.markdown

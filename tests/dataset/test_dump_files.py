@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.artifacts.artifact import user_artifact
-from tasks.artifacts.corpus import corpus_place
+from tasks.artifacts.corpus import find_corpus
 from tasks.config.dump_files import UNKNOWN_SITE, find_sites, host_in_name
 from tasks.config.jobs import DataJob
 from tasks.config.pipeline import Pipeline
@@ -156,7 +156,7 @@ def test_a_dump_gives_the_same_in_every_form(tmp_path: Path, form: str, expected
     found = prepared(tmp_path / path, tmp_path / "run")
     assert found == expected
     source = StackExchangeDump(path=str(tmp_path / path))
-    assert corpus_place(source) == tmp_path / path
+    assert find_corpus(source) == tmp_path / path
 
 
 @pytest.mark.parametrize("path", ["mydump", "mydump/Posts.xml"])
@@ -255,7 +255,7 @@ def test_sites_that_cannot_be_told_apart_are_refused(
 ) -> None:
     write(tmp_path, dict.fromkeys(files, b"x"))
     with pytest.raises(InputError, match=words) as refused:
-        corpus_place(StackExchangeDump(path=str(tmp_path), site=site))
+        find_corpus(StackExchangeDump(path=str(tmp_path), site=site))
     assert "\n" not in str(refused.value)
 
 

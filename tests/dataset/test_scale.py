@@ -1,4 +1,4 @@
-"""What is too large for memory: segments, ranges, processes, and that none of it can be seen in the result."""
+"""Test that blocks, partitions and processes do not change the result of the data stage."""
 
 import functools
 import json
@@ -36,7 +36,7 @@ from tasks.programs.runtime.program import Run
 from tasks.system.errors import InputError
 from tests.dataset.curation.test_near_duplicates import alike, components
 from tests.programs.test_data import digests, write_posts
-from tests.support.split_assignments import question, shelved
+from tests.support.split_assignments import question, write_questions
 
 SHARES = {"finetune": 0.34, "reward": 0.43, "rl": 0.1, "evaluation": 0.13}
 
@@ -82,7 +82,7 @@ def test_how_the_work_is_cut_cannot_be_seen_in_the_result(
     change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     posts = noisy_posts(tmp_path / "Posts.xml", 300)
-    monkeypatch.setattr(tables, "ROWS", 100)  # several row groups
+    monkeypatch.setattr(tables, "ROW_GROUP", 100)  # several row groups
     whole = prepared(posts, tmp_path / "whole")
     assert pq.ParquetFile(whole / "reward.parquet").metadata.num_row_groups > 1
     if change in ("blocks", "all and processes"):
@@ -90,7 +90,7 @@ def test_how_the_work_is_cut_cannot_be_seen_in_the_result(
     if change in ("ranges", "all and processes"):
         monkeypatch.setattr(program, "PARTITION_RECORDS", 64)
     if change == "row groups":  # seen to matter: what else is written differs
-        monkeypatch.setattr(tables, "ROWS", 50)
+        monkeypatch.setattr(tables, "ROW_GROUP", 50)
     other = prepared(posts, tmp_path / "other", threads=2 if change == "all and processes" else 1)
     assert (digests(other) == digests(whole)) == (change != "row groups")
     cards = [json.loads((artifact / "card.json").read_text()) for artifact in (whole, other)]
@@ -175,25 +175,29 @@ def again(folder: Path, **settings: Any) -> Path:
     record = json.loads((folder / "job.json").read_text())
     record["job"]["data"] |= settings
     (folder / "job.json").write_text(json.dumps(record))
-    shutil.rmtree(folder / "artifact")  # as whoever runs the stage does
+    shutil.rmtree(folder / "artifact")  # as the flow does
     run = Run(folder)
     program.prepare(DataJob.model_validate(run.record), run)
     return run.artifact
 
 
 @pytest.mark.parametrize(
-    ("at", "taken", "shelved"),
+    ("at", "blocks_read", "partitions_filtered"),
     [
-        ("take000000.json", 0, 0),
-        ("take000004.json", 4, 0),
-        ("take.all", None, 0),  # None: all of them
-        ("shelve000003.json", None, 3),
-        ("shelve.all", None, None),
-        ("lot000002/rl", None, None),
+        ("read_block000000.json", 0, 0),
+        ("read_block000004.json", 4, 0),
+        ("read_block.all", None, 0),  # None: all of them
+        ("filter_partition000003.json", None, 3),
+        ("filter_partition.all", None, None),
+        ("tables000002/rl", None, None),
     ],
 )
-def test_a_killed_program_goes_on_from_what_is_noted(
-    at: str, taken: int | None, shelved: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_killed_program_resumes_from_cached_results(
+    at: str,
+    blocks_read: int | None,
+    partitions_filtered: int | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     posts = noisy_posts(tmp_path / "Posts.xml", 300)
     posts.write_text(posts.read_text().replace("PostTypeId", "Rank", 5))  # rows for the quarantine
@@ -202,21 +206,25 @@ def test_a_killed_program_goes_on_from_what_is_noted(
     killed(posts, tmp_path / "run", at, monkeypatch)
     calls: Counter[str] = Counter()
 
-    def counted(do: Any) -> Any:
+    def counted(function: Any) -> Any:
         def wrapper(task: Any) -> Any:
-            calls[do.__name__] += 1
-            return do(task)
+            calls[function.__name__] += 1
+            return function(task)
 
-        return functools.wraps(do)(wrapper)
+        return functools.wraps(function)(wrapper)
 
     monkeypatch.setattr(read_source, "read_block", counted(read_source.read_block))
-    monkeypatch.setattr(program, "shelve", counted(program.shelve))
+    monkeypatch.setattr(program, "filter_partition", counted(program.filter_partition))
     whole = prepared(posts, tmp_path / "whole")
     total = calls.copy()
     calls.clear()
     artifact = again(tmp_path / "run")
-    assert calls["take"] == total["take"] - (total["take"] if taken is None else taken)
-    assert calls["shelve"] == total["shelve"] - (total["shelve"] if shelved is None else shelved)
+    assert calls["read_block"] == total["read_block"] - (
+        total["read_block"] if blocks_read is None else blocks_read
+    )
+    assert calls["filter_partition"] == total["filter_partition"] - (
+        total["filter_partition"] if partitions_filtered is None else partitions_filtered
+    )
     assert min(total.values()) > 5
     files = sorted(path.name for path in whole.iterdir())
     assert "quarantine.jsonl" in files
@@ -228,20 +236,20 @@ def test_a_killed_program_goes_on_from_what_is_noted(
     assert not (tmp_path / "run" / "checkpoints" / "work").exists()
 
 
-def test_what_was_noted_for_another_job_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_results_of_another_job_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     posts = noisy_posts(tmp_path / "Posts.xml", 120)
-    killed(posts, tmp_path / "run", "lot000000/rl", monkeypatch)
+    killed(posts, tmp_path / "run", "tables000000/rl", monkeypatch)
     settings = {"min_answer_chars": 30}
     assert digests(again(tmp_path / "run", **settings)) == digests(
         prepared(posts, tmp_path / "other", data=settings)
     )
-    killed(posts, tmp_path / "run2", "lot000000/rl", monkeypatch)
+    killed(posts, tmp_path / "run2", "tables000000/rl", monkeypatch)
     with pytest.raises(InputError, match="The rl split has no questions"):
         again(tmp_path / "run2", finetune_share=0.5, reward_share=0.49, rl_share=1e-9)
     assert not (tmp_path / "run2" / "checkpoints" / "work").exists()  # other work is wanted next
 
 
-# ------------------------------------------------------------------------------------------------------------------- segments, crew
+# ------------------------------------------------------------------------------------------------------------------- sorted files, worker pool
 
 
 @given(
@@ -252,7 +260,7 @@ def test_what_was_noted_for_another_job_is_not_used(tmp_path: Path, monkeypatch:
 def test_ranges_hold_every_record_once_in_rising_keys(
     tmp_path_factory: pytest.TempPathFactory, keys: Any, size: int, every: int
 ) -> None:
-    folder = tmp_path_factory.mktemp("segments")
+    folder = tmp_path_factory.mktemp("records")
     paths = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sorted_files, "SAMPLE_EVERY", every)
@@ -283,7 +291,7 @@ def refused(number: int) -> int:
     return number
 
 
-def test_a_crew_gives_results_in_order_and_starts_nobody_for_one_task() -> None:
+def test_a_worker_pool_returns_results_in_order_and_starts_no_process_for_one_task() -> None:
     drawn: list[int] = []
 
     def numbers() -> Iterator[int]:
@@ -291,17 +299,17 @@ def test_a_crew_gives_results_in_order_and_starts_nobody_for_one_task() -> None:
             drawn.append(number)
             yield number
 
-    with open_worker_pool(2) as hands:
-        assert list(hands.map(squared, [5])) == [25]
-        assert hands.pool is None
-        results = hands.map(squared, numbers())
+    with open_worker_pool(2) as workers:
+        assert list(workers.map(squared, [5])) == [25]
+        assert workers.pool is None
+        results = workers.map(squared, numbers())
         assert next(results) == 0
         assert len(drawn) <= 6  # what is read ahead is in memory
         assert [0, *results] == [number**2 for number in range(20)]
         with pytest.raises(InputError, match="three is refused"):
-            list(hands.map(refused, range(9)))
-        assert hands.pool is not None
-        pool = set(hands.pool._processes)
+            list(workers.map(refused, range(9)))
+        assert workers.pool is not None
+        pool = set(workers.pool._processes)
     assert pool
     assert not [process for process in psutil.Process().children() if process.pid in pool]
 
@@ -309,10 +317,10 @@ def test_a_crew_gives_results_in_order_and_starts_nobody_for_one_task() -> None:
 # ------------------------------------------------------------------------------------------------------------------- fates
 
 
-def test_a_shelf_gives_back_what_was_put_there(tmp_path: Path) -> None:
+def test_a_file_of_questions_returns_what_was_written(tmp_path: Path) -> None:
     questions = [question(k, f"Why {k}?\u2028\n", author="a", split="evaluation") for k in range(3)]
     questions[1] = questions[1]._replace(compared=((0, 1),))
-    (path,) = shelved(questions, tmp_path, 10)
+    (path,) = write_questions(questions, tmp_path, 10)
     assert list(question_files.read(path)) == questions
 
 
@@ -325,7 +333,12 @@ def test_fates_are_the_splits_of_all_questions_at_once(size: int, tmp_path: Path
         question(3 * k, text, split="evaluation" if k % 50 == 7 else "") for k, text in enumerate(texts)
     ]
     fates = split_assignment.assign_splits(
-        shelved(questions, tmp_path, size), SHARES, Counter(), alike=0.6, distinct=False, per_author=None
+        write_questions(questions, tmp_path, size),
+        SHARES,
+        Counter(),
+        alike=0.6,
+        distinct=False,
+        per_author=None,
     )
     first = components(len(texts), alike([normalise_words(text) for text in texts], 0.6))
     given = {first[k] for k, asked in enumerate(questions) if asked.split}
@@ -344,13 +357,13 @@ def test_of_those_that_say_the_same_only_the_first_is_kept(tmp_path: Path) -> No
     long = "one two three four five six seven eight nine ten eleven twelve"
     texts = [long, "something else", f"{long} thanks", "Something, else!", "a third thing"]
     dropped: Counter[str] = Counter()
-    paths = shelved([question(k, text) for k, text in enumerate(texts)], tmp_path, 2)
+    paths = write_questions([question(k, text) for k, text in enumerate(texts)], tmp_path, 2)
     fates = split_assignment.assign_splits(paths, SHARES, dropped, alike=0.8, distinct=True, per_author=None)
     assert (fates.splits > 0).tolist() == [True, True, False, False, True]
     assert dropped == {"questions that say the same as another": 2}
 
 
-def test_an_author_has_no_more_than_their_share_whatever_the_shelves(tmp_path: Path) -> None:
+def test_an_author_has_no_more_than_their_share_whatever_the_partitions(tmp_path: Path) -> None:
     authors = ["ann", "", "bob", "ann", "ann", "", "bob", "ann", "eve"] * 5
     questions = [
         question(k, f"question number {k} of its own", author=author) for k, author in enumerate(authors)
@@ -360,7 +373,7 @@ def test_an_author_has_no_more_than_their_share_whatever_the_shelves(tmp_path: P
         dropped: Counter[str] = Counter()
         (tmp_path / str(size)).mkdir()
         fates = split_assignment.assign_splits(
-            shelved(questions, tmp_path / str(size), size),
+            write_questions(questions, tmp_path / str(size), size),
             SHARES,
             dropped,
             alike=1,

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import time
@@ -13,10 +14,11 @@ import pytest
 import yaml
 
 from flows import cli, extras, profiles
-from flows.display.formatting import figure
+from flows.display.formatting import format_metric
 from flows.display.run_summary import stage_table
 from flows.preflight import check_places
 from flows.profiles import load
+from tasks.artifacts.store import SCHEMA
 from tasks.config.pipeline import Pipeline
 from tasks.system.errors import InputError, StageFailed
 from tests.support import fake_tree
@@ -512,9 +514,18 @@ def test_a_profiles_title_is_its_files_name(profile: str, title: str) -> None:
 
 
 def test_figures_read_well() -> None:
-    assert figure({"value": 0.7312, "low": 0.69, "high": 0.768, "n": 500}) == "0.731 (0.690 to 0.768, n 500)"
-    assert figure({"value": 3, "n": 10}) == "3 (n 10)"
-    assert (figure(1234567), figure(0.00012), figure(12345.6), figure(0.0), figure("x")) == (
+    assert (
+        format_metric({"value": 0.7312, "low": 0.69, "high": 0.768, "n": 500})
+        == "0.731 (0.690 to 0.768, n 500)"
+    )
+    assert format_metric({"value": 3, "n": 10}) == "3 (n 10)"
+    assert (
+        format_metric(1234567),
+        format_metric(0.00012),
+        format_metric(12345.6),
+        format_metric(0.0),
+        format_metric("x"),
+    ) == (
         "1,234,567",
         "0.00012",
         "12,346",
@@ -648,7 +659,7 @@ def test_bad_input_that_only_a_program_can_see_is_one_sentence(tree: Path, first
         tree, home, "run", "demo", "--set", "reward.epochs=3", "--summary", "refused.json"
     )
     fake_tree.misbehave(tree, "reward", "")
-    assert (status, error) == (2, "alignflow: These posts hold no question with two answers.\n")
+    assert (status, error) == (2, "alignflow: reward: These posts hold no question with two answers.\n")
     assert not (home.parent / "refused.json").exists()
     assert not list((home / "partial").iterdir())
 
@@ -669,6 +680,27 @@ def test_the_log_of_a_failed_stage_ends_in_its_flow_runs_log(tree: Path, first) 
     assert "hello from reward" in message
     assert message.endswith("RuntimeError: CUDA went away")
     assert all(re.fullmatch(r"demo 20\d\d-\d\d-\d\d \d\d:\d\d [0-9a-f]{6}", name) for name in names)
+
+
+def test_a_run_says_once_which_stages_an_earlier_version_built(tree: Path, first, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(first[0], home)
+    for stage in ("winrate", "report"):
+        (entry,) = (home / "objects" / stage).iterdir()
+        manifest = json.loads((entry / "manifest.json").read_text())
+        (entry / "manifest.json").write_text(json.dumps(manifest | {"schema": SCHEMA - 1, "key": "0" * 64}))
+        entry.rename(entry.with_name("0" * 64))
+    sentence = "The stored artifacts of winrate, report are of an earlier version of alignflow"
+    status, out, error = fake_tree.alignflow(tree, home, "run", "demo", "--summary", "again.json")
+    assert (status, error, out.count(sentence)) == (0, "", 1)
+    stages = json.loads((tmp_path / "again.json").read_text())["stages"]
+    assert [stage["name"] for stage in stages if not stage["cached"]] == ["winrate", "report"]
+    with sqlite3.connect(home / "prefect" / "prefect.db") as database:
+        (logged,) = database.execute(
+            "select count(*) from log where message like ?", [f"{sentence}%"]
+        ).fetchone()
+    database.close()
+    assert logged == 1
 
 
 def test_the_second_run_reuses_everything_in_seconds_and_no_server_is_left(tree: Path, first) -> None:

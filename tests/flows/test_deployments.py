@@ -92,7 +92,7 @@ def test_a_profiles_own_pools_and_paths_stay_what_they_are(
 def test_a_further_profile_gets_a_chain_and_retraining_of_its_own(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("seed: 3\n")
-    found = named(deploy._with_profiles(deploy._definition(), [str(file)]))
+    found = named(deploy._with_profiles(deploy._read_definition(), [str(file)]))
     assert set(found) - set(named(CONTENT)) == {"rlhf/mine", "retrain/mine"}
     for name in ("rlhf/mine", "retrain/mine"):
         assert found[name]["build"][0]["flows.commands.deploy.profile"]["name"] == str(file)
@@ -114,7 +114,7 @@ def test_a_profile_that_cannot_be_deployed_is_refused_before_anything_is_made(
     file = tmp_path / f"{name}.yaml"
     file.write_text(text)
     with pytest.raises(InputError, match=sentence):
-        deploy._with_profiles(deploy._definition(), [str(file)])
+        deploy._with_profiles(deploy._read_definition(), [str(file)])
 
 
 @pytest.fixture

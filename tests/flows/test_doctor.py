@@ -245,7 +245,7 @@ def test_quarantine_and_stale_work_are_told(home: Path) -> None:
 
 def test_a_login_that_others_can_read_is_a_failure(home: Path) -> None:
     assert only(doctor.check_login(home)).detail.startswith("there is none yet")
-    credentials.made(home)
+    credentials.load_or_create(home)
     assert only(doctor.check_login(home)).level == "ok"
     credentials.file_of(home).chmod(0o640)
     found = only(doctor.check_login(home))
@@ -518,10 +518,10 @@ def test_the_servers_of_alignflow_up_are_found(
     for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", *LOGIN):
         monkeypatch.delenv(name)
     address = {"PREFECT_API_URL": f"{servers.url}/api", "MLFLOW_TRACKING_URI": servers.url}
-    monkeypatch.setattr(doctor, "running", lambda _: address)
+    monkeypatch.setattr(doctor, "find_running", lambda _: address)
     monkeypatch.setattr(
         doctor.environment,
-        "join",
+        "use_running_servers",
         lambda _: [monkeypatch.setenv(name, value) for name, value in (address | LOGIN).items()],
     )
     found = asked(home)

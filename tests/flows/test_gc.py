@@ -17,8 +17,8 @@ from flows.commands.gc import clean, remove, survey
 from tasks.artifacts.store import Manifest, Recipe, Store
 from tasks.system.errors import InputError
 from tasks.system.hashing import digest_of, file_digest
-from tasks.tracking import client, databases
-from tasks.tracking import client as tracking_client
+from tasks.tracking import databases
+from tasks.tracking.client import Tracker, process_tracker
 
 DAY = 86400.0
 
@@ -363,18 +363,16 @@ def test_two_at_once_are_refused(home: Path) -> None:
 def mlflow(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """MLflow's client over the home's own database."""
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    monkeypatch.setattr(client, "_client", None)
-    monkeypatch.setattr(client, "_experiment", "")
-    monkeypatch.setattr(client, "_down", False)
     databases.lay("mlflow", home / "mlflow.db")
-    assert client.connect()
-    return client._client
+    tracker = process_tracker()
+    assert tracker.connect()
+    return tracker._mlflow
 
 
 def tracked(client: Any, tags: dict[str, str], days: float = 0) -> str:
     """A run in MLflow that started ``days`` ago."""
     started = int((time.time() - days * DAY) * 1000)
-    return str(client.create_run(tracking_client._experiment, start_time=started, tags=tags).info.run_id)
+    return str(client.create_run(process_tracker()._experiment, start_time=started, tags=tags).info.run_id)
 
 
 def test_what_mlflow_knows_as_registered_recent_or_alive_stays(home: Path, mlflow: Any) -> None:
@@ -434,15 +432,13 @@ def test_a_registered_version_without_a_run_of_ours_is_no_hindrance(
 def break_server(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr(client, "PATIENCE_TO_CONNECT", 0.0)
-    monkeypatch.setattr(client, "_client", None)
-    monkeypatch.setattr(client, "_down", False)
+    monkeypatch.setattr("tasks.tracking.client.PATIENCE_TO_CONNECT", 0.0)
 
 
 def break_search(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     (home / "mlflow.db").touch()
-    monkeypatch.setattr(client, "connect", lambda: True)
-    monkeypatch.setattr(client, "search", lambda *_, **__: (_ for _ in ()).throw(OSError("it went away")))
+    monkeypatch.setattr(Tracker, "connect", lambda _: True)
+    monkeypatch.setattr(Tracker, "search", lambda *_, **__: (_ for _ in ()).throw(OSError("it went away")))
 
 
 def name_database(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
@@ -486,7 +482,7 @@ def test_nothing_is_freed_while_nobody_knows_what_is_registered(
 def test_a_home_that_never_tracked_anything_makes_no_tracker(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "connect", lambda: pytest.fail("a tracker was opened"))
+    monkeypatch.setattr(Tracker, "connect", lambda _: pytest.fail("a tracker was opened"))
     shutil.rmtree(home / "objects", ignore_errors=True)
     commit(home, "sft")
     clean(home)

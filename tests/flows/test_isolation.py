@@ -13,7 +13,7 @@ from flows.services import environment, isolation, permissions
 from flows.services.local_servers import Address
 from flows.services.processes import free_port
 from tasks.config.machine import Machine
-from tasks.execution import launch
+from tasks.execution import program_environment
 from tasks.tracking import databases
 from tests.support import fake_tree
 
@@ -163,10 +163,12 @@ def test_settings_stay_only_for_a_server_that_is_named(
 def test_the_password_of_up_is_told_to_no_other_tracker(clean: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from flows.services import credentials, local_servers
 
-    login = credentials.made(tmp_path)
-    clean.setattr(local_servers, "running", lambda _: Address("http://127.0.0.1:1", "http://127.0.0.1:2"))
+    login = credentials.load_or_create(tmp_path)
+    clean.setattr(
+        local_servers, "find_running", lambda _: Address("http://127.0.0.1:1", "http://127.0.0.1:2")
+    )
     os.environ["MLFLOW_TRACKING_URI"] = "http://elsewhere.example"
-    environment.join(tmp_path)
+    environment.use_running_servers(tmp_path)
     assert login.password not in {value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
     assert os.environ["PREFECT_API_URL"] == "http://127.0.0.1:1/api"
 
@@ -210,7 +212,7 @@ def test_addresses_of_files_are_written_out_before_the_working_folder_is_left(
 def test_programs_have_nothing_that_opens_a_server_or_an_account(monkeypatch: pytest.MonkeyPatch) -> None:
     secrets = {
         "PREFECT_API_AUTH_STRING", "PREFECT_API_URL", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_URI", "ALIGNFLOW_DATABASE", "PGPASSWORD",
-        "ALIGNFLOW_ALERT_WEBHOOK", "ALIGNFLOW_ENGINE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE",
+        "ALIGNFLOW_ALERT_WEBHOOK", "ALIGNFLOW_FORK_SERVER", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE",
         "WANDB_API_KEY", "OPENAI_API_KEY", "GITHUB_TOKEN", "GOOGLE_APPLICATION_CREDENTIALS", "AZURE_STORAGE_CONNECTION_STRING", "https_proxy",
         "DB_PWD", "SENTRY_DSN", "SSH_AUTH_SOCK", "MY_SECRET", "SMTP_PASSWD", "STRIPE_KEY",
     }  # fmt: skip
@@ -231,7 +233,7 @@ def test_programs_have_nothing_that_opens_a_server_or_an_account(monkeypatch: py
     }
     for name in plain:
         monkeypatch.setenv(name, os.environ.get(name, "1"))
-    chosen = launch.environment(Machine())
+    chosen = program_environment.program_environment(Machine())
     assert not chosen.keys() & (secrets | {"SOME_SERVICE"})
     assert plain <= chosen.keys()
 
@@ -256,7 +258,7 @@ def test_a_home_is_closed_with_all_that_an_older_version_left_open_and_all_that_
     (home / "demo.json").write_text("x")
     outside.write_text("x")
     (home / "objects" / "link").symlink_to(outside)
-    permissions.close(home)
+    permissions.restrict_to_owner(home)
     assert modes(home) == {0}
     assert stat.S_IMODE(outside.stat().st_mode) == 0o644
     (home / "new").mkdir()
@@ -276,7 +278,7 @@ def test_a_folder_that_is_not_alignflows_alone_stays_open_but_for_what_is(
         home.chmod(0o1777)
     else:
         monkeypatch.chdir(home)
-    permissions.close(home)
+    permissions.restrict_to_owner(home)
     assert stat.S_IMODE(home.stat().st_mode) & 0o055 == 0o055
     assert stat.S_IMODE((home / "others.txt").stat().st_mode) == 0o644
     assert stat.S_IMODE((home / "objects").stat().st_mode) == 0o700

@@ -9,8 +9,8 @@ from markdown_it import MarkdownIt
 from flows.display import run_summary
 from flows.display.run_summary import as_markdown, conclude, headline
 from tasks.config.pipeline import Pipeline
-from tasks.tracking import client
-from tasks.tracking.runs import Tracked
+from tasks.tracking.client import Tracker
+from tasks.tracking.tracked_run import TrackedRun
 
 STAGE = {
     "name": "ppo",
@@ -21,7 +21,14 @@ STAGE = {
     "metrics": {},
     "warnings": [],
 }
-SUMMARY = {"profile": "demo", "seconds": 1.0, "stages": [STAGE], "metrics": {"ppo.kl": 0.5}}
+SUMMARY: dict[str, Any] = {
+    "profile": "demo",
+    "seconds": 1.0,
+    "stages": [STAGE],
+    "metrics": {"ppo.kl": 0.5},
+    "failed": {},
+    "not_run": {},
+}
 EVIL = "[x](https://evil.example) <img src=x onerror=alert(1)> **b** `c` # d | e \\ https://evil.example"
 
 
@@ -89,10 +96,29 @@ def test_no_artifact_links_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(run_summary, "create_link_artifact", link)
     monkeypatch.setattr(run_summary, "create_markdown_artifact", lambda text, key: made.setdefault(key, text))
     for name in ("log_metrics", "upload"):
-        monkeypatch.setattr(client, name, lambda *_: None)
-    monkeypatch.setattr(client, "is_up", lambda: is_on)
-    summary = conclude(Pipeline(), SUMMARY, page, run_id="r", tracked=Tracked("m" if is_on else None))
+        monkeypatch.setattr(Tracker, name, lambda *_: None)
+    monkeypatch.setattr(Tracker, "is_up", is_on)
+    summary = conclude(
+        Pipeline(),
+        SUMMARY,
+        page,
+        run_id="r",
+        tracked=TrackedRun(Tracker(tmp_path, "http://mlflow:5000"), "m" if is_on else None),
+    )
     assert not [text for text in made.values() if "file:" in text]
     assert made["report"].startswith("# PPO beats SFT")
     assert ("/runs/m/artifacts/report.html" in made["report"], "mlflow" in made) == (is_on, is_on)
     assert (summary["report"] in html_of(made["report"])) == (not is_on)
+
+
+def test_failures_stand_above_all_else_on_both_pages() -> None:
+    failed = SUMMARY | {"failed": {"dpo": f"dpo: {EVIL}"}, "not_run": {"merge": ["sft", "dpo"]}}
+    page = run_summary.fill_page(f"<main>\n<h1>x</h1>{run_summary.MARKER}<p>&lt;main></p></main>", failed)
+    assert page.startswith('<main>\n<p class="warning">dpo: [x](https://evil.example) &lt;img src=x')
+    assert '<p class="warning">merge: not run: sft and dpo failed</p>\n<h1>' in page
+    assert page.count("merge: not run") == 1
+    assert "<td>ppo</td>" in page
+    shown = html_of(as_markdown(failed | {"report": "/h/report.html"}, "PPO beats SFT", ""))
+    assert "<li>merge: not run: sft and dpo failed</li>" in shown
+    assert "<img" not in shown
+    assert run_summary.fill_page("<main>", SUMMARY) == "<main>"

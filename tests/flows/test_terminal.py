@@ -31,6 +31,8 @@ def summary(metrics: dict[str, Any]) -> dict[str, Any]:
         "seconds": 129.0,
         "report": "/h/report.html",
         "file": "/h/runs/1/summary.json",
+        "failed": {},
+        "not_run": {},
     }
 
 
@@ -151,8 +153,9 @@ def test_lines_say_which_of_how_many_stages(
 def test_progress_in_units_that_people_read(
     first: dict[str, Any], line: dict[str, Any], text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    progress = Progress()
-    progress.on_event(Event("start", "data", {"shown": ()}))
+    pipeline = Progress()
+    pipeline.on_event(Event("start", "data", {"shown": ()}))
+    progress = pipeline.at_work["data"]
     monkeypatch.setattr(time, "monotonic", lambda: 100.0)
     progress.text(first)
     monkeypatch.setattr(time, "monotonic", lambda: 110.0)
@@ -191,3 +194,32 @@ def test_key_figures_are_those_of_the_best_judge() -> None:
     }
     assert key_figures(both) == ["gold_win_rate.ppo_vs_sft", "ppo.kl", "reward_accuracy.votes"]
     assert key_figures({"reward_win_rate.ppo_vs_sft": 1}) == ["reward_win_rate.ppo_vs_sft"]
+
+
+def test_two_stages_at_work_each_have_their_own_number_rate_and_figures(
+    shown: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal, "PLAIN_SECONDS", -1.0)
+
+    def draw() -> None:
+        with terminal.Screen():
+            events.tell("plan", stages=["reward", "ppo", "dpo"])
+            events.tell("start", "ppo", shown=("kl",))
+            events.tell("start", "dpo", shown=("loss",))
+            events.tell("step", "ppo", line={"step": 1, "total": 9, "kl": 0.25, "loss": 3.0})
+            events.tell("step", "dpo", line={"step": 4, "total": 5, "kl": 0.75, "loss": 0.5})
+            events.tell("failed", "dpo")
+            events.tell("built", "ppo", artifact={"seconds": 2.0, "metrics": {"kl": 0.5}})
+            events.tell("not_run", "reward", causes=["dpo"])
+
+    lines = ["  2/3 ppo       1/9  kl 0.250", "  3/3 dpo       4/5  loss 0.500", "  3/3 dpo       failed"]
+    lines += ["  2/3 ppo       built in 2.0 s  kl 0.500", "  1/3 reward    not run: dpo failed"]
+    assert shown(0, draw).splitlines()[-5:] == lines
+    rows = shown(120, draw)
+    assert [name for name in ("ppo", "dpo", "reward") if f"/3 {name}" in rows] == ["ppo", "dpo", "reward"]
+
+
+def test_what_failed_stands_in_the_table_of_stages(shown: Callable[..., str]) -> None:
+    found = summary({}) | {"failed": {"dpo": "dpo: No."}, "not_run": {"winrate": ["ppo", "dpo"]}}
+    rows = [" ".join(row.split()) for row in shown(0, lambda: terminal.print_end(found)).splitlines()]
+    assert {"dpo failed", "winrate not run: ppo and dpo failed"} <= set(rows)

@@ -1,4 +1,7 @@
-"""`alignflow up` without its servers: credentials, addresses, refusals, and processes that die. The real ones are in test_operations."""
+"""`alignflow up` without its servers: credentials, addresses, refusals, and processes that die.
+
+tests/servers/test_operations.py starts the real ones.
+"""
 
 import json
 import os
@@ -15,6 +18,7 @@ from flows.commands.up import Supervisor
 from flows.services import credentials, local_servers, log_rotation
 from flows.services.local_servers import Address, Process
 from flows.services.processes import ServerFailed
+from tasks.system import locks
 
 
 @pytest.fixture
@@ -28,9 +32,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_credentials_are_made_once_at_random_and_for_their_owner_only(tmp_path: Path) -> None:
     os.umask(0o022)
-    first = credentials.made(tmp_path)
-    assert credentials.made(tmp_path) == first
-    assert credentials.made(tmp_path / "other") != first
+    first = credentials.load_or_create(tmp_path)
+    assert credentials.load_or_create(tmp_path) == first
+    assert credentials.load_or_create(tmp_path / "other") != first
     assert len(first.password) >= 32
     assert stat.S_IMODE(credentials.file_of(tmp_path).stat().st_mode) == 0o600
     assert first.clients["PREFECT_API_AUTH_STRING"] == f"alignflow:{first.password}"
@@ -38,7 +42,7 @@ def test_credentials_are_made_once_at_random_and_for_their_owner_only(tmp_path: 
 
 def test_no_server_has_its_password_on_the_command_line(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(local_servers.DATABASE, "postgresql://me:secret@127.0.0.1:5432")
-    login = credentials.made(home)
+    login = credentials.load_or_create(home)
     parts = local_servers.servers(home, Address("http://127.0.0.1:1", "http://127.0.0.1:2"), login)
     lines = " ".join(word for part in parts for word in part.command)
     assert login.password not in lines
@@ -93,24 +97,22 @@ def test_what_needs_a_server_says_so_where_there_is_none(
 
 def test_servers_count_as_running_only_while_somebody_holds_them_up(home: Path) -> None:
     address = Address("http://127.0.0.1:1", "http://127.0.0.1:2")
-    assert local_servers.running(home) is None
-    with up._claimed(home) as held:
-        assert held
-        assert local_servers.running(home) is None  # still starting
+    assert local_servers.find_running(home) is None
+    with locks.acquire(home / "locks" / "up.lock"):
+        assert local_servers.find_running(home) is None  # still starting
         (home / "up.json").write_text(json.dumps(address._asdict()))
-        assert local_servers.running(home) == address
-        assert up._claimed(home) is None
-    assert local_servers.running(home) is None  # killed: the file is still there
+        assert local_servers.find_running(home) == address
+    assert local_servers.find_running(home) is None  # killed: the file is still there
 
 
 def test_a_parts_log_is_rotated_by_the_one_process_that_writes_it(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log_rotation, "MAX_BYTES", 1000)
-    house = Supervisor(home)
-    house.start(Process("loud", [sys.executable, "-c", "for n in range(300): print('line', n)"], {}))
-    house.processes["loud"].wait(20)
-    house.outputs["loud"].finish()
+    supervisor = Supervisor(home)
+    supervisor.start(Process("loud", [sys.executable, "-c", "for n in range(300): print('line', n)"], {}))
+    supervisor.children["loud"].wait(20)
+    supervisor.outputs["loud"].finish()
     files = sorted(path.name for path in (home / "logs").iterdir())
     assert files == ["up-loud.log", "up-loud.log.1", "up-loud.log.2"]
     assert all(path.stat().st_size <= 1000 for path in (home / "logs").iterdir())
@@ -119,23 +121,25 @@ def test_a_parts_log_is_rotated_by_the_one_process_that_writes_it(
 
 @pytest.mark.parametrize("text", ["no line end", "", "\\xff\\xfe bytes", "x" * 100_000])
 def test_whatever_a_part_prints_is_in_its_log(home: Path, text: str) -> None:
-    house = Supervisor(home)
-    house.start(Process("odd", [sys.executable, "-c", f"import sys; sys.stdout.buffer.write(b'{text}')"], {}))
-    house.processes["odd"].wait(20)
-    house.outputs["odd"].finish()
+    supervisor = Supervisor(home)
+    supervisor.start(
+        Process("odd", [sys.executable, "-c", f"import sys; sys.stdout.buffer.write(b'{text}')"], {})
+    )
+    supervisor.children["odd"].wait(20)
+    supervisor.outputs["odd"].finish()
     log = home / "logs" / "up-odd.log"
     written = log.read_text().replace("\n", "") if log.exists() else ""
     assert written == text.replace("\\xff\\xfe", "\ufffd\ufffd")
 
 
 def test_what_dies_is_started_again_and_what_dies_again_and_again_is_given_up(home: Path) -> None:
-    house, said = Supervisor(home), []
-    house.start(Process("short", [sys.executable, "-c", "print('hello')"], {}))
+    supervisor, said = Supervisor(home), []
+    supervisor.start(Process("short", [sys.executable, "-c", "print('hello')"], {}))
     for _ in range(up.MOST_RESTARTS):
-        house.processes["short"].wait(20)
-        house.revive(said.append)
-    house.processes["short"].wait(20)
+        supervisor.children["short"].wait(20)
+        supervisor.revive(said.append)
+    supervisor.children["short"].wait(20)
     with pytest.raises(ServerFailed, match="short stops again and again"):
-        house.revive(said.append)
+        supervisor.revive(said.append)
     assert len(said) == up.MOST_RESTARTS
     assert (home / "logs" / "up-short.log").read_text().count("hello") == up.MOST_RESTARTS + 1

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from tasks.config.jobs import DpoJob, Job, ReferenceJob, RewardJob, SftJob
 from tasks.config.machine import Machine
-from tasks.execution import launch, program_forks
+from tasks.execution import launch, program_environment, program_forks
 from tasks.execution.launch import run_program
 from tasks.programs import dpo, reference, reward, sft
 from tasks.programs.runtime.program import Run
@@ -382,7 +382,7 @@ def test_only_weights_that_are_all_trained_can_be_sharded(inputs: dict[str, Path
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     made = fake_tree.make_tree(tmp_path / "tree")
-    monkeypatch.setattr(launch, "ROOT", made)
+    monkeypatch.setattr(program_environment, "ROOT", made)
     yield made
     program_forks.stop()
 
@@ -448,7 +448,7 @@ def test_nodes_meet_at_a_rendezvous(tmp_path: Path) -> None:
     machine = Machine.model_validate(
         {"launch": {"sft": {"nodes": 2, "processes": 8}}, "rendezvous": "node0:29500"}
     )
-    command = " ".join(launch._several("sft", tmp_path / "key", machine))
+    command = " ".join(launch._torchrun("sft", tmp_path / "key", machine))
     assert (
         "--nnodes 2 --rdzv-backend c10d --rdzv-endpoint node0:29500 --rdzv-id key --nproc-per-node 8 -m tasks.programs.sft"
         in command

@@ -160,7 +160,7 @@ def test_every_kind_of_policy_is_had_back_as_it_was_trained(
             run.artifact,
             base,
             "dpo",
-            actual=fingerprint.fingerprint(inputs["model"], base),
+            actual=fingerprint.compute_fingerprint(inputs["model"], base),
             setting="weights.merged",
             again=again,
         )

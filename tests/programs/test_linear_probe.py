@@ -75,8 +75,10 @@ def newton(features: Tensor, found: WeightedPairs, strength: float) -> Tensor:
 
 def test_three_wins_of_four_are_log_3() -> None:
     features, found = torch.tensor([[1.0], [0.0]]), evidence([(0, 1), (0, 1), (0, 1), (1, 0)])
-    assert linear_probe.fit(features, found, 0.0, torch.zeros(1)).item() == pytest.approx(1.098612, abs=1e-5)
-    assert linear_probe.fit(features, found, 0.1, torch.zeros(1)).item() == pytest.approx(
+    assert linear_probe.fit_head(features, found, 0.0, torch.zeros(1)).item() == pytest.approx(
+        1.098612, abs=1e-5
+    )
+    assert linear_probe.fit_head(features, found, 0.1, torch.zeros(1)).item() == pytest.approx(
         0.736876, abs=1e-5
     )  # .75 sigmoid(-w) - .25 sigmoid(w) = .1 w
     assert linear_probe.loss(torch.tensor([1.098612, 0.0]), found).item() == pytest.approx(
@@ -93,7 +95,7 @@ def test_the_fit_is_newtons(strength: float) -> None:
     features, found = random(60, 300, 5, signal=1.0)
     begin = torch.randn(5)
     assert torch.allclose(
-        linear_probe.fit(features, found, strength, begin).double(),
+        linear_probe.fit_head(features, found, strength, begin).double(),
         newton(features, found, strength),
         atol=1e-3,
     )
@@ -101,9 +103,9 @@ def test_the_fit_is_newtons(strength: float) -> None:
 
 def test_units_and_origins_of_features_do_not_matter() -> None:
     features, found = random(60, 300, 5, signal=1.0)
-    plain = linear_probe.probe(features, found, seed=0)
+    plain = linear_probe.fit_probe(features, found, seed=0)
     units, origins = torch.tensor([1e-3, 1.0, 50.0, 3.0, 0.2]), torch.tensor([5.0, 0.0, -100.0, 1.0, 0.0])
-    other = linear_probe.probe(features * units + origins, found, seed=0)
+    other = linear_probe.fit_probe(features * units + origins, found, seed=0)
     assert other.strength == plain.strength
     assert torch.allclose(other.head * units, plain.head, rtol=1e-2, atol=1e-3)
 
@@ -111,40 +113,42 @@ def test_units_and_origins_of_features_do_not_matter() -> None:
 def test_a_feature_that_never_changes_says_nothing() -> None:
     features, found = random(60, 300, 5, signal=1.0)
     features[:, 2] = 3.7
-    head = linear_probe.probe(features, found, seed=0).head
+    head = linear_probe.fit_probe(features, found, seed=0).head
     assert head.shape == (1, 5)
     assert head[0, 2] == 0
     assert head[0, 0] > 0.3
 
 
 def test_the_penalty_is_strong_where_there_is_nothing_to_learn() -> None:
-    noise, clear = (linear_probe.probe(*random(80, 160, 40, signal=signal), seed=0) for signal in (0.0, 8.0))
+    noise, clear = (
+        linear_probe.fit_probe(*random(80, 160, 40, signal=signal), seed=0) for signal in (0.0, 8.0)
+    )
     assert noise.strength > 1 > clear.strength
     assert noise.strength == min(noise.losses, key=lambda strength: noise.losses[strength])
-    assert set(noise.losses) == set(linear_probe.STRENGTHS)
+    assert set(noise.losses) == set(linear_probe.PENALTIES)
 
 
 def test_a_questions_pairs_are_never_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
     features, found = random(60, 300, 5, signal=1.0)
     found = found._replace(question=found.question // 10)
     fitted: list[set[int]] = []
-    honest = linear_probe.fit
+    honest = linear_probe.fit_head
 
     def fit(some: Tensor, shown: WeightedPairs, *rest: Any) -> Tensor:
         fitted.append(set(shown.question.tolist()))
         return honest(some, shown, *rest)
 
-    monkeypatch.setattr(linear_probe, "fit", fit)
-    linear_probe.probe(features, found, seed=0)
+    monkeypatch.setattr(linear_probe, "fit_head", fit)
+    linear_probe.fit_probe(features, found, seed=0)
     everything = set(found.question.tolist())
-    left_out = [everything - shown for shown in fitted[:: len(linear_probe.STRENGTHS)]]
+    left_out = [everything - shown for shown in fitted[:: len(linear_probe.PENALTIES)]]
     assert fitted[-1] == everything
     assert sorted(number for part in left_out[: linear_probe.FOLDS] for number in part) == sorted(everything)
 
 
 def test_one_question_is_enough() -> None:
-    found = linear_probe.probe(torch.randn(3, 4), evidence([(0, 1), (0, 2)], questions=[0, 0]), seed=0)
-    assert found.strength == max(linear_probe.STRENGTHS)
+    found = linear_probe.fit_probe(torch.randn(3, 4), evidence([(0, 1), (0, 2)], questions=[0, 0]), seed=0)
+    assert found.strength == max(linear_probe.PENALTIES)
     assert found.head.isfinite().all()
     assert found.losses == {}
 
@@ -158,8 +162,8 @@ def test_questions_that_were_not_drawn_are_as_if_they_were_not_there() -> None:
     there = (folds != 2) & (found.question % 3 > 0)
     drawn = found._replace(weight=found.weight * there / (found.weight * there).sum())
     ours, theirs = (
-        linear_probe.probe(features, drawn, seed=0),
-        linear_probe.probe(features, found.of(there), seed=0),
+        linear_probe.fit_probe(features, drawn, seed=0),
+        linear_probe.fit_probe(features, found.of(there), seed=0),
     )
     assert ours.strength == theirs.strength < 100
     assert torch.allclose(ours.head, theirs.head, atol=1e-5)
@@ -167,10 +171,10 @@ def test_questions_that_were_not_drawn_are_as_if_they_were_not_there() -> None:
 
 
 def test_redrawn_questions_are_as_many() -> None:
-    drawn = linear_probe.redrawn(1000, seed=3)
+    drawn = linear_probe.bootstrap_counts(1000, seed=3)
     assert drawn.sum() == 1000
     assert 0.33 < (drawn == 0).float().mean() < 0.41  # 1/e
-    assert not torch.equal(drawn, linear_probe.redrawn(1000, seed=4))
+    assert not torch.equal(drawn, linear_probe.bootstrap_counts(1000, seed=4))
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +230,7 @@ def test_training_that_only_harms_leaves_the_probe(inputs: dict[str, Path], tmp_
     assert summary(run)["reward.held_out_loss"] == pytest.approx(said(run)["held_out_loss"], abs=1e-5)
     assert summary(run)["reward_accuracy.votes"] == summary(run)["reward_accuracy.probe"]
     assert all((tensor == 0).all() for name, tensor in weights(run).items() if "lora_B" in name)
-    assert reward_model.record_of(run.artifact)["members"] == 1
+    assert reward_model.load_record(run.artifact)["members"] == 1
 
 
 def test_training_begins_at_the_probe(inputs: dict[str, Path], tmp_path: Path) -> None:
@@ -267,7 +271,7 @@ def test_a_killed_run_keeps_its_probe(
     with pytest.raises(KeyboardInterrupt):
         reward.train(RewardJob.model_validate(killed.record), killed)
     monkeypatch.setattr(checkpoints, "save", honest)
-    monkeypatch.setattr(probe_start, "begin", None)  # it is not asked again
+    monkeypatch.setattr(probe_start, "initialise_heads", None)  # it is not asked again
     shutil.rmtree(killed.artifact)  # as tasks.execution.run_stage does: checkpoints/ alone is kept
     again = Run(killed.directory)
     reward.train(RewardJob.model_validate(again.record), again)
@@ -292,7 +296,7 @@ def test_pairs_weigh_as_in_training(
         2, [1], [[2], [3], [4], [5]], [(0, 1), (0, 2), (0, 3), (1, 3)], [1.0] * 4, [False, None, True, True]
     )
     job = RewardJob.model_validate(prepared(tmp_path / "job", inputs, weigh=weigh, margin=0.1).record)
-    found = probe_start.evidence(
+    found = probe_start.weighted_pairs(
         reward_evaluation.pairs_of([one, four]),
         torch.tensor([4.0, 1.0] if weigh == "pairs" else [2.0, 1.0]),
         probe_start.PairLoss(job.reward.margin, job.reward.weigh, 0.5),

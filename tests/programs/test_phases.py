@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flows.display import terminal
-from tasks.execution.launch import Tail
+from tasks.execution.metrics_tail import MetricsTail
 from tasks.programs.runtime import program
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.compute import distributed
@@ -61,7 +61,7 @@ def test_a_short_phase_says_nothing_and_a_long_one_once_in_a_while(
 
 
 def test_the_same_count_of_two_phases_is_two_lines(run: Run) -> None:
-    tail = Tail(run.directory / "metrics.jsonl")
+    tail = MetricsTail(run.directory / "metrics.jsonl")
     for phase in ("tokenising", "attacks"):
         run.phase(phase)(1, 2)
     run.log(1, 2)
@@ -70,7 +70,7 @@ def test_the_same_count_of_two_phases_is_two_lines(run: Run) -> None:
 
 def test_a_phase_that_comes_again_is_told_again(run: Run) -> None:
     """Each look at the held-out answers counts from the start; steps that a resumed program writes again are no news."""
-    tail = Tail(run.directory / "metrics.jsonl")
+    tail = MetricsTail(run.directory / "metrics.jsonl")
     for step in (1, 2):
         run.phase("held-out answers")(128, 512)
         run.log(step, 2)

@@ -273,14 +273,14 @@ def test_another_temperature_in_the_sampler_is_noticed(
 def test_padding_that_is_seen_by_the_sampler_is_noticed(
     started: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = sampling.left_padded
+    honest = sampling.pad_left
 
     def seen(prompts: list[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
         ids, mask = honest(prompts, pad_id, device)
         assert not mask.all()
         return ids, torch.ones_like(mask)
 
-    monkeypatch.setattr(sampling, "left_padded", seen)
+    monkeypatch.setattr(sampling, "pad_left", seen)
     fails(*started(), "left padding")
 
 
@@ -551,13 +551,13 @@ def test_a_reward_that_is_no_number_ends_the_run(
 def test_one_score_that_is_no_number_ends_the_run_where_it_comes_up(
     started: Start, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
-    honest, calls = reward_model.normalised, iter(range(100))
+    honest, calls = reward_model.normalised_rewards, iter(range(100))
 
     def scored(*args: Any) -> Tensor:
         score = honest(*args)
         return torch.where(torch.arange(len(score)) == 3, value, score) if next(calls) == 1 else score
 
-    monkeypatch.setattr(reward_model, "normalised", scored)
+    monkeypatch.setattr(reward_model, "normalised_rewards", scored)
     ends(
         *started(steps=3),
         rf"^The reward model's score is {value} \(1 of 8 values\) in step 2: train the reward model again",
@@ -565,8 +565,8 @@ def test_one_score_that_is_no_number_ends_the_run_where_it_comes_up(
 
 
 def test_a_score_out_of_range_ends_the_run(started: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = reward_model.normalised
-    monkeypatch.setattr(reward_model, "normalised", lambda *args: 1e25 * honest(*args))
+    honest = reward_model.normalised_rewards
+    monkeypatch.setattr(reward_model, "normalised_rewards", lambda *args: 1e25 * honest(*args))
     ends(
         *started(),
         r"^The (advantage|policy loss|value loss) is (nan|inf).* in step 1: training has diverged; lower ppo\.learning_rate\.$",
@@ -601,7 +601,7 @@ def test_a_base_that_is_no_number_ends_the_run(
 
     def belongs(folder: Path) -> None:
         path = folder / "adapter" / fingerprint.RECORD
-        actual = fingerprint.fingerprint(model, loading.load(model, device=tiny.CPU))
+        actual = fingerprint.compute_fingerprint(model, loading.load(model, device=tiny.CPU))
         path.write_text(json.dumps(actual._asdict()))
 
     given = {"model": model, "reward": altered(inputs["reward"], tmp_path / "reward", belongs)}

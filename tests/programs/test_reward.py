@@ -159,11 +159,13 @@ def weighed(chosen: list[int], rejected: list[int], older: list[float]) -> rewar
 
 
 def test_each_rule_weighs_what_it_says_beside_the_other() -> None:
-    age_alone = reward_evaluation.rules_together(weighed([5] * 4, [5] * 4, [1, 1, 1, 0]))
+    age_alone = reward_evaluation.fit_baseline_rules(weighed([5] * 4, [5] * 4, [1, 1, 1, 0]))
     assert age_alone.tolist() == pytest.approx([0, math.log(3)], abs=0.01)
-    length_alone = reward_evaluation.rules_together(weighed([20, 20, 20, 10], [10, 10, 10, 20], [0.5] * 4))
+    length_alone = reward_evaluation.fit_baseline_rules(
+        weighed([20, 20, 20, 10], [10, 10, 10, 20], [0.5] * 4)
+    )
     assert length_alone.tolist() == pytest.approx([math.log(3) / math.log(2), 0], abs=0.02)
-    always = reward_evaluation.rules_together(weighed([20] * 4, [10] * 4, [0.5] * 4))
+    always = reward_evaluation.fit_baseline_rules(weighed([20] * 4, [10] * 4, [0.5] * 4))
     assert 2 < always[0] < 20
 
 
@@ -172,14 +174,14 @@ def test_the_rules_weights_are_a_minimum_and_know_no_unit_of_length() -> None:
     chosen, rejected = (torch.randint(5, 300, (200,), generator=generator).tolist() for _ in range(2))
     older = (torch.randint(3, (200,), generator=generator) / 2).tolist()
     pairs = weighed(chosen, rejected, older)
-    weights = reward_evaluation.rules_together(pairs).requires_grad_(True)
+    weights = reward_evaluation.fit_baseline_rules(pairs).requires_grad_(True)
     lead = weights[0] * (pairs.tokens[pairs.chosen].log() - pairs.tokens[pairs.rejected].log()) + weights[
         1
     ] * (2 * pairs.older - 1)
     (torch.nn.functional.softplus(-lead).mean() + 1e-3 / 2 * weights.square().sum()).backward()
     assert weights.grad is not None
     assert weights.grad.abs().max() < 1e-5
-    other = reward_evaluation.rules_together(pairs._replace(tokens=7 * pairs.tokens))
+    other = reward_evaluation.fit_baseline_rules(pairs._replace(tokens=7 * pairs.tokens))
     assert torch.allclose(other, weights.detach(), atol=1e-5)
 
 
@@ -209,8 +211,8 @@ def test_a_model_trained_with_a_head_start_says_so(
         )
     monkeypatch.setitem(inputs, "data", tmp_path / "dated")
     run, plain = trained("ahead", age_bias=True, max_steps=2), trained("plain", max_steps=2)
-    assert reward_model.record_of(run.artifact)["head_start"] == pytest.approx(math.log(3), abs=0.3)
-    assert reward_model.record_of(plain.artifact)["head_start"] == 0
+    assert reward_model.load_record(run.artifact)["head_start"] == pytest.approx(math.log(3), abs=0.3)
+    assert reward_model.load_record(plain.artifact)["head_start"] == 0
     added = summary(run)["metrics"].keys() - summary(plain)["metrics"].keys()
     assert added == {
         f"reward_accuracy.knowing_age{rest}"
@@ -251,7 +253,7 @@ def test_a_ranking_without_order_is_no_question() -> None:
 def test_many_answers_are_thinned_out_evenly_and_the_ends_stay(
     count: int, most: int, places: list[int]
 ) -> None:
-    assert comparisons.evenly(count, most) == places
+    assert comparisons.evenly_spaced(count, most) == places
 
 
 def test_rankings_are_trained_on_and_every_answer_is_forwarded_once(
@@ -336,7 +338,7 @@ def test_members_of_an_ensemble_differ_and_their_disagreement_costs(
             each.append(
                 torch.stack([plain(torch.tensor([ids])).logits[0, 0] for ids in ([5, 6, 8, 1], [7, 9, 4, 1])])
             )
-    apart = torch.tensor(reward_model.record_of(run.artifact)["apart"])
+    apart = torch.tensor(reward_model.load_record(run.artifact)["apart"])
     rewards = (torch.stack(each) - apart[:, :1]) / apart[
         :, 1:
     ]  # pairs leave a member's origin and scale open
@@ -364,7 +366,7 @@ def test_every_weight_can_be_trained(trained: Trained, inputs: dict[str, Path]) 
         load_file(folder / "model.safetensors") for folder in (inputs["model"], run.artifact / "model")
     )
     assert not any(torch.equal(before[name], after[name]) for name in before)
-    record = reward_model.record_of(run.artifact)
+    record = reward_model.load_record(run.artifact)
     base = loading.load(inputs["model"], device=tiny.CPU)
     _, model = reward_model.load(run.artifact, base, device=tiny.CPU)
     batch = sequences.join(
@@ -405,7 +407,7 @@ def held_out(right: int, tmp_path: Path) -> tuple[dict[str, Any], list[str]]:
         rewards,
         run,
         age_bias=0.0,
-        baseline=reward_evaluation.rules_together(pairs),
+        baseline=reward_evaluation.fit_baseline_rules(pairs),
         calibrated=calibrated,
     )
     return metrics, run.warnings
@@ -440,7 +442,7 @@ def test_attacks_on_the_finished_model_are_reported(trained: Trained) -> None:
     run = trained(max_steps=1)
     found = json.loads((run.artifact / "measures.json").read_text())["attacks"]
     assert {"empty", "long_fences", "one_token", "echo", "truncated"} <= set(found)
-    fooled = reward_model.record_of(run.artifact)["fooled"]
+    fooled = reward_model.load_record(run.artifact)["fooled"]
     assert fooled == [name for name, verdict in found.items() if verdict["failed"]]
     assert any("fooled" in warning for warning in summary(run)["warnings"]) == bool(fooled)
 
@@ -500,7 +502,8 @@ def test_only_as_many_answers_are_attacked_as_are_set_and_they_are_drawn(trained
         == found[1]["elsewhere"]["value"]
     )
     assert (
-        reward_model.record_of(few.artifact)["mean"] == reward_model.record_of(all_of_them.artifact)["mean"]
+        reward_model.load_record(few.artifact)["mean"]
+        == reward_model.load_record(all_of_them.artifact)["mean"]
     )
 
 
@@ -525,7 +528,7 @@ def test_a_temperature_without_a_best_value_is_not_fitted_and_says_why(tmp_path:
         "No temperature was fitted" in sentence and "every pair is ordered" in sentence
         for sentence in warnings
     )
-    assert reward_model.record_of(tmp_path / "run" / "artifact")["temperature"] == 1.0
+    assert reward_model.load_record(tmp_path / "run" / "artifact")["temperature"] == 1.0
 
 
 def test_a_model_whose_rewards_are_all_equal_is_never_right(tmp_path: Path) -> None:

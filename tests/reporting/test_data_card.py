@@ -13,9 +13,11 @@ import pytest
 
 from tasks.config.data import Data
 from tasks.reporting import data_card
-from tasks.reporting.data_card import STYLE, TEMPLATE
-from tasks.reporting.histograms import MOST_COLUMNS, histograms
-from tasks.reporting.text import author, clip, link, percent
+from tasks.reporting.data_card import TEMPLATE
+from tasks.reporting.histograms import MOST_COLUMNS, draw_histograms
+from tasks.reporting.numbers import format_share
+from tasks.reporting.pages import STYLE
+from tasks.reporting.text import build_link, clip_text, link_author
 from tests.support.paths import ROOT
 
 EVIL = '"><script>alert("x")</script></title></style></pre><img src=x onerror=alert(1)>\'{{ 7*7 }}'
@@ -90,7 +92,7 @@ CARD: dict[str, Any] = {
 
 
 def page(about: dict[str, Any], **more: Any) -> str:
-    return data_card.page(about, descriptions=Data.descriptions(), **more)
+    return data_card.render(about, descriptions=Data.descriptions(), **more)
 
 
 def card(**changes: Any) -> dict[str, Any]:
@@ -198,11 +200,11 @@ def test_only_web_addresses_become_links() -> None:
         "https://a.org/users/9",
     } <= links
     assert [
-        link(bad, "x") for bad in ("javascript:name/1", "//a.org/1", "https://shell.example/q/1", "")
+        build_link(bad, "x") for bad in ("javascript:name/1", "//a.org/1", "https://shell.example/q/1", "")
     ] == ["x"] * 4
-    assert 'href="https://a.org/?a=&#34;&gt;"' in link('https://a.org/?a=">', "<b>")
+    assert 'href="https://a.org/?a=&#34;&gt;"' in build_link('https://a.org/?a=">', "<b>")
     assert (
-        author("https://a.org/users/9")
+        link_author("https://a.org/users/9")
         == '<a href="https://a.org/users/9" target="_blank" rel="noreferrer">user 9</a>'
     )
 
@@ -385,7 +387,7 @@ def test_chosen_stands_before_rejected_as_the_markdown_it_is() -> None:
     text = page(card(examples=[PAIR | {"chosen": "a\n\n* <b>", "rejected": "c" * 5000}]))
     assert text.index("<pre>a\n\n* &lt;b&gt;</pre>") < text.index("<pre>ccc")
     assert "… (1,000 more characters)</pre>" in text
-    assert clip("a" * 4000) == "a" * 4000
+    assert clip_text("a" * 4000) == "a" * 4000
 
 
 def test_rules_have_their_value_and_meaning_in_the_order_of_the_settings() -> None:
@@ -418,7 +420,7 @@ def test_long_lists_are_folded_and_many_sites_counted() -> None:
 
 
 def drawn(values: dict[float, int]) -> list[tuple[str, int]]:
-    (histogram,) = histograms(
+    (histogram,) = draw_histograms(
         {"kind": "own", "scores": [{"score": value, "count": count} for value, count in values.items()]}
     )
     found = re.findall(r"<title>(.*?): ([\d,]+)</title>", histogram.drawing)
@@ -448,7 +450,7 @@ def test_many_values_share_columns_and_none_is_lost(values: Any) -> None:
 
 def test_lengths_of_which_there_are_none_have_their_place() -> None:
     bins = [{"from": 512, "below": 1024, "count": 6}, {"from": 4096, "below": 8192, "count": 5}]
-    (histogram,) = histograms({"kind": "own", "answer_chars": bins})
+    (histogram,) = draw_histograms({"kind": "own", "answer_chars": bins})
     assert re.findall(r"<title>(\w+) characters and up: (\d+)<", histogram.drawing) == [
         ("512", "6"),
         ("1k", "0"),
@@ -470,7 +472,7 @@ def test_lengths_of_which_there_are_none_have_their_place() -> None:
     ],
 )
 def test_a_little_is_never_nothing_and_nearly_all_is_never_all(share: float, text: str) -> None:
-    assert percent(share).replace("\xa0", " ") == text
+    assert format_share(share).replace("\xa0", " ") == text
 
 
 def test_nothing_is_loaded_from_elsewhere() -> None:

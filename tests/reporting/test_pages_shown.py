@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Frame, Page, sync_playwright
 
 from flows.display.run_summary import MARKER, stage_table
 from flows.services.processes import PAGE_POLICY
-from tasks.reporting.text import visible
+from tasks.reporting.text import replace_invisible
 from tests.reporting import test_data_card, test_run_report
 from tests.support.supervised_home import CHROMIUM, CHROMIUM_OPTIONS
 
@@ -131,8 +131,8 @@ def hidden(text: str) -> set[str]:
 
 
 def test_controls_and_turns_of_direction_in_texts_are_seen(tmp_path: Path) -> None:
-    assert visible(HOSTILE) == "a␀b␇c␛[31md␡e�f�g�h�i�j�k"
-    assert visible("tab\tline\nend\r\n שלום é 👍🏽") == "tab\tline\nend\r\n שלום é 👍🏽"
+    assert replace_invisible(HOSTILE) == "a␀b␇c␛[31md␡e�f�g�h�i�j�k"
+    assert replace_invisible("tab\tline\nend\r\n שלום é 👍🏽") == "tab\tline\nend\r\n שלום é 👍🏽"
     told = {"prompt": HOSTILE, "chosen": HOSTILE, "chosen_author_name": HOSTILE}
     data = test_run_report.make_run(tmp_path / "other").inputs["data"]
     (pair, *_) = json.loads((data / "card.json").read_text())["examples"]

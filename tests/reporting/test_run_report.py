@@ -11,15 +11,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.artifacts.code_version import sources_of
+from tasks.artifacts.code_version import source_digests
 from tasks.config.jobs import ReportJob
-from tasks.programs.report import report
+from tasks.programs.report import build_report
 from tasks.programs.runtime.program import Run
 from tasks.reporting import charts, reward_charts, stage_charts
-from tasks.reporting.run_report import STYLE, TEMPLATE, verdict
-from tasks.reporting.text import author, clip, link
+from tasks.reporting.numbers import format_number
+from tasks.reporting.pages import STYLE
+from tasks.reporting.run_report import TEMPLATE, describe_result
+from tasks.reporting.text import build_link, clip_text, link_author
 from tasks.rlhf.evaluation.intervals import mean_interval, wilson
 from tasks.rlhf.evaluation.win_rates import compare
+from tasks.rlhf.thresholds import FOOLED
 from tests.support.paths import ROOT
 
 EVIL = '<script>alert("x")</script><!--stage-table--></pre><img src=x onerror=alert(1)>'
@@ -217,7 +220,7 @@ def make_winrate(folder: Path, policies: list[str], gold: bool) -> Path:
 
 
 def page_of(run: Run) -> str:
-    report(ReportJob(), run)
+    build_report(ReportJob(), run)
     return (run.artifact / "report.html").read_text(encoding="utf-8")
 
 
@@ -268,6 +271,27 @@ def test_a_run_without_some_stages_has_a_page_without_their_parts(
         assert (f"{name} against SFT" in page) == (name.lower() in policies)
 
 
+@pytest.mark.parametrize(
+    "failed",
+    [("winrate",), ("winrate", "reward", "ppo"), ("winrate", "ppo", "dpo", "reward", "merge", "sft")],
+)
+def test_a_run_some_of_whose_stages_failed_has_a_page_of_the_others(
+    tmp_path: Path, failed: tuple[str, ...]
+) -> None:
+    run = make_run(tmp_path)
+    for stage in failed:
+        del run.inputs[stage]
+    page = page_of(run)
+    assert "No policies were compared in this run." in page
+    assert "No policy answered any question in this run." in page
+    assert "The policies in figures" not in page
+    for stage in ("sft", "reward", "ppo", "dpo"):
+        title = stage_charts.TITLES[stage][0]
+        assert (f"<h3>{title} <small>60 steps" in page) == (stage not in failed)
+    assert ("Judges and baselines" in page) == bool({"reward", "dpo"} - set(failed))
+    assert (run.artifact / "card.html").exists()
+
+
 def test_the_headline_names_the_best_policy_and_its_judge(tmp_path: Path) -> None:
     page = page_of(make_run(tmp_path))
     assert re.search(r"<h1>PPO beats SFT, winning 100\.0\s% of the comparisons</h1>", page)
@@ -292,50 +316,50 @@ def test_a_site_that_does_not_exist_is_not_linked(tmp_path: Path) -> None:
     [(0.51, 0.6, "beats"), (0.3, 0.49, "loses to"), (0.4, 0.6, "is level with"), (0.5, 0.7, "is level with")],
 )
 def test_a_verdict_needs_the_whole_interval_on_one_side(low: float, high: float, said: str) -> None:
-    assert verdict({"low": low, "high": high}) == said
+    assert describe_result({"low": low, "high": high}) == said
 
 
 def test_only_web_addresses_become_links() -> None:
-    assert link("javascript:name/1", "x") == "x"
-    assert link("//a.org/1", "x") == "x"
-    assert link("https://shell.example/q/1", "x") == "x"
-    assert 'href="https://a.org/?a=&#34;&gt;"' in link('https://a.org/?a=">', "x")
-    assert "&lt;b&gt;" in link("https://a.org/q/1", "<b>")
+    assert build_link("javascript:name/1", "x") == "x"
+    assert build_link("//a.org/1", "x") == "x"
+    assert build_link("https://shell.example/q/1", "x") == "x"
+    assert 'href="https://a.org/?a=&#34;&gt;"' in build_link('https://a.org/?a=">', "x")
+    assert "&lt;b&gt;" in build_link("https://a.org/q/1", "<b>")
 
 
 def test_an_author_without_a_name_is_a_linked_profile() -> None:
     assert (
-        author("https://a.org/users/9")
+        link_author("https://a.org/users/9")
         == '<a href="https://a.org/users/9" target="_blank" rel="noreferrer">user 9</a>'
     )
-    assert author("https://shell.example/users/9") == "user 9"
-    assert author("Ann of https://a.org/users/9") == "Ann of https://a.org/users/9"
+    assert link_author("https://shell.example/users/9") == "user 9"
+    assert link_author("Ann of https://a.org/users/9") == "Ann of https://a.org/users/9"
 
 
 def test_a_long_text_is_cut_and_says_so() -> None:
-    assert clip("a" * 1500, 1500) == "a" * 1500
-    assert clip("a" * 3600, 1500) == "a" * 1500 + " … (2,100 more characters)"
+    assert clip_text("a" * 1500, 1500) == "a" * 1500
+    assert clip_text("a" * 3600, 1500) == "a" * 1500 + " … (2,100 more characters)"
 
 
 def test_labels_of_charts_are_escaped() -> None:
     drawings = [
-        charts.curves([charts.Curve("<b>", [(1, 1), (2, 3)])], title="<i>"),
-        charts.columns([("<b>", 3)], title="<i>", unit="<u>"),
-        charts.share_bar([('"><b>', 0.5)], value=0.5, low=0.4, high=0.6, title="<i>"),
-        charts.curves(
+        charts.draw_curves([charts.Curve("<b>", [(1, 1), (2, 3)])], title="<i>"),
+        charts.draw_columns([("<b>", 3)], title="<i>", unit="<u>"),
+        charts.draw_share_bar([('"><b>', 0.5)], value=0.5, low=0.4, high=0.6, title="<i>"),
+        charts.draw_curves(
             [charts.Curve("<b>", [(1, 1)], sparse=True)], title="<i>", mark=charts.Mark(1, 1, "<u>")
         ),
-        charts.reliability([charts.Dot(0.7, 0.6, 0.5, 0.8, 3)], title="<i>", unit="<u>"),
+        charts.draw_reliability([charts.Dot(0.7, 0.6, 0.5, 0.8, 3)], title="<i>", unit="<u>"),
     ]
     for drawing in drawings:
         assert not {tag for tag, _ in Tags(drawing).opened} & {"b", "i", "u"}
 
 
 def test_curves_live_with_nothing_one_value_and_what_is_no_number() -> None:
-    assert charts.curves([], title="") == ""
-    assert charts.curves([charts.Curve("a", [(1, float("nan"))])], title="") == ""
+    assert charts.draw_curves([], title="") == ""
+    assert charts.draw_curves([charts.Curve("a", [(1, float("nan"))])], title="") == ""
     for points in ([(1, 0.0)], [(1, 5.0), (2, 5.0)], [(1, float("inf")), (2, -1.0), (3, -2e9)]):
-        assert not re.search("nan|inf", charts.curves([charts.Curve("a", points)], title=""))
+        assert not re.search("nan|inf", charts.draw_curves([charts.Curve("a", points)], title=""))
 
 
 def shapes(drawing: str, tag: str, name: str) -> list[dict[str, str]]:
@@ -348,7 +372,9 @@ def shapes(drawing: str, tag: str, name: str) -> list[dict[str, str]]:
 
 
 def test_a_reliability_diagram_has_every_bin_where_its_shares_say(tmp_path: Path) -> None:
-    drawing = charts.reliability([charts.Dot(0.75, 0.5, 0.25, 1, 100), charts.Dot(1, 1, 1, 1, 25)], title="")
+    drawing = charts.draw_reliability(
+        [charts.Dot(0.75, 0.5, 0.25, 1, 100), charts.Dot(1, 1, 1, 1, 25)], title=""
+    )
     left, right, low, high = (
         charts.LEFT,
         charts.WIDTH - charts.RIGHT,
@@ -367,13 +393,13 @@ def test_a_reliability_diagram_has_every_bin_where_its_shares_say(tmp_path: Path
     assert [float(whisker[key]) for key in ("y1", "y2")] == [low - (low - high) / 4, high]
     [diagonal] = shapes(drawing, "line", "half")
     assert [float(diagonal[key]) for key in ("x1", "y1", "x2", "y2")] == [left, (low + high) / 2, right, high]
-    assert charts.reliability([], title="") == ""
+    assert charts.draw_reliability([], title="") == ""
 
 
 def test_a_sparse_curve_shows_each_point_and_the_mark_stands_on_its_own() -> None:
     looks = charts.Curve("held-out", [(10, 2.0), (20, 1.0), (30, 4.0)], sparse=True)
     steps = charts.Curve("training", [(float(step), 1.5) for step in range(1, 101)])
-    drawing = charts.curves([steps, looks], title="", mark=charts.Mark(20, 1.0, "kept"))
+    drawing = charts.draw_curves([steps, looks], title="", mark=charts.Mark(20, 1.0, "kept"))
     dots, [ring], [upright] = (
         shapes(drawing, "circle", "s1"),
         shapes(drawing, "circle", "ring"),
@@ -395,7 +421,7 @@ def test_the_mark_is_told_where_it_covers_neither_itself_nor_the_edge(
     line = charts.Curve("", [(0, 0.0), (9, 1.0)])
     found = re.search(
         r'<text x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)">kept',
-        charts.curves([line], title="", mark=charts.Mark(x, y, "kept")),
+        charts.draw_curves([line], title="", mark=charts.Mark(x, y, "kept")),
     )
     assert found
     assert found[3] == anchor
@@ -406,7 +432,9 @@ def test_the_mark_is_told_where_it_covers_neither_itself_nor_the_edge(
 def test_the_line_of_a_share_bar_stands_where_it_is_put() -> None:
     for line, place in ((0.5, "50.00"), (0.25, "25.00")):
         [drawn] = shapes(
-            charts.share_bar([("s0", 0.1)], value=0.1, low=0, high=0.2, title="", line=line), "line", "half"
+            charts.draw_share_bar([("s0", 0.1)], value=0.1, low=0, high=0.2, title="", line=line),
+            "line",
+            "half",
         )
         assert (drawn["x1"], drawn["x2"]) == (place, place)
 
@@ -423,14 +451,16 @@ LOOKED = [(10, 0.5), (20, 0.25), (30, 0.75)]
     ],
 )
 def test_the_look_of_the_kept_weights_is_marked(metrics: dict, step: int, said: str) -> None:
-    mark = stage_charts.kept("sft", LOOKED, metrics)
+    mark = stage_charts.find_kept_weights("sft", LOOKED, metrics)
     assert mark == (step, dict(LOOKED)[step], f"{said}: {dict(LOOKED)[step]:.3f} at step {step}")
-    assert stage_charts.kept("sft", [], metrics) is None
-    assert stage_charts.kept("sft", [(1, float("nan"))], metrics) is None
+    assert stage_charts.find_kept_weights("sft", [], metrics) is None
+    assert stage_charts.find_kept_weights("sft", [(1, float("nan"))], metrics) is None
 
 
 def test_of_equal_looks_the_best_step_is_the_kept_one() -> None:
-    mark = stage_charts.kept("dpo", [(1, 0.5), (2, 0.5)], {"dpo.best_step": 2, "dpo.held_out_loss": 0.5})
+    mark = stage_charts.find_kept_weights(
+        "dpo", [(1, 0.5), (2, 0.5)], {"dpo.best_step": 2, "dpo.held_out_loss": 0.5}
+    )
     assert mark
     assert mark.x == 2
 
@@ -438,21 +468,21 @@ def test_of_equal_looks_the_best_step_is_the_kept_one() -> None:
 @pytest.mark.parametrize("stage", LOOKS)
 def test_a_loss_chart_has_the_held_out_loss_where_it_was_logged(stage: str) -> None:
     lines = [{"step": step, "loss": 1.0} for step in range(1, 5)]
-    plain = stage_charts.draw(stage, lines)[0]
+    plain = stage_charts.draw_charts(stage, lines)[0]
     lines[1]["held_out_loss"], lines[3]["held_out_loss"] = 0.5, 0.75
-    chart = stage_charts.draw(stage, lines)[0]
+    chart = stage_charts.draw_charts(stage, lines)[0]
     assert [label for label, _ in plain.legend] == ["training"]
     assert chart.legend == [("training", "1.00"), ("held-out", "0.750")]
     assert not shapes(plain.drawing, "circle", "ring")
     assert len(shapes(chart.drawing, "circle", "s1")) == 2
     assert len(shapes(chart.drawing, "circle", "ring")) == 1
-    assert stage_charts.drawn_of(stage, lines) == {f"{stage}.held_out_loss", f"{stage}.best_step"}
-    assert stage_charts.drawn_of(stage, lines[:1]) == set()
+    assert stage_charts.drawn_metrics(stage, lines) == {f"{stage}.held_out_loss", f"{stage}.best_step"}
+    assert stage_charts.drawn_metrics(stage, lines[:1]) == set()
 
 
 def test_lines_may_lack_any_metric() -> None:
     lines = [{"step": 1}, {"step": 2, "held_out_loss": 0.5}, {"step": 3, "loss": None}]
-    [chart] = stage_charts.draw("sft", lines)
+    [chart] = stage_charts.draw_charts("sft", lines)
     assert chart.legend == [("held-out", "0.500")]
     assert len(shapes(chart.drawing, "circle", "s0")) == 1
 
@@ -467,7 +497,7 @@ def test_every_metric_of_a_stage_has_a_readable_name(stage: str) -> None:
 
 def test_what_is_drawn_is_no_fact_and_the_others_stand_in_their_order() -> None:
     metrics = {"sft.best_step": 3, "sft.packing_leak": 0.0, "sft.perplexity": 1.5, "sft.new_one": 7}
-    assert stage_charts.facts(metrics, {"sft.best_step"}) == [
+    assert stage_charts.format_facts(metrics, {"sft.best_step"}) == [
         ("held-out perplexity", "1.50"),
         ("leak between packed documents", "0"),
         ("new one", "7"),
@@ -489,11 +519,11 @@ def test_what_is_drawn_is_no_fact_and_the_others_stand_in_their_order() -> None:
     ],
 )
 def test_a_figure_is_told_in_its_unit(name: str, value: float, text: str) -> None:
-    assert stage_charts.figure(name, value) == text
+    assert stage_charts.format_metric(name, value) == text
 
 
 def test_the_worst_attack_comes_first_and_a_failed_one_says_so_in_words() -> None:
-    [panel] = reward_charts.panels_of({"attacks": MEASURES["attacks"]})
+    [panel] = reward_charts.build_panels({"attacks": MEASURES["attacks"]})
     [(_, bars)] = panel.groups
     assert [(bar.title, "fooled" in bar.flag) for bar in bars] == [
         ("Off the subject", True),
@@ -502,21 +532,21 @@ def test_the_worst_attack_comes_first_and_a_failed_one_says_so_in_words() -> Non
     ]
     assert [len(shapes(bar.bar, "rect", "s1")) for bar in bars] == [1, 0, 0]
     for bar in bars:
-        assert float(shapes(bar.bar, "line", "half")[0]["x1"]) == 100 * reward_charts.FOOLED_ABOVE
+        assert float(shapes(bar.bar, "line", "half")[0]["x1"]) == 100 * FOOLED
     assert "48 real answers" in panel.note
 
 
 def test_accuracies_stand_in_groups_and_those_that_were_not_measured_are_left_out() -> None:
-    [panel] = reward_charts.panels_of({"accuracy": MEASURES["accuracy"]})
+    [panel] = reward_charts.build_panels({"accuracy": MEASURES["accuracy"]})
     assert [len(bars) for _, bars in panel.groups] == [1, 2, 1, 1]
     assert shapes(panel.groups[-1][1][0].bar, "rect", "tie")  # a rule of thumb is not the model
-    [panel] = reward_charts.panels_of({"accuracy": {"votes": RATE}})
+    [panel] = reward_charts.build_panels({"accuracy": {"votes": RATE}})
     assert len(panel.groups) == 1
 
 
 def test_what_the_probe_reached_is_drawn_beside_what_training_made_of_it() -> None:
     probe = {"accuracy": {"votes": RATE | {"value": 0.375}, "gap_1": RATE}}
-    [panel] = reward_charts.panels_of({"accuracy": {"votes": RATE}, "probe": probe})
+    [panel] = reward_charts.build_panels({"accuracy": {"votes": RATE}, "probe": probe})
     title, [bar] = panel.groups[-1]
     assert (title, bar.title, bar.rate["value"]) == (
         "A head on the model as it was before training",
@@ -531,7 +561,6 @@ def test_the_names_are_those_that_the_reward_stage_writes() -> None:
         for name in ("red_team", "pair_accuracy", "reward_evaluation")
     }
     assert set(re.findall(r'^        "(\w+)": ', code["red_team"], re.M)) == set(reward_charts.ATTACKS)
-    assert f"FAILED_ABOVE = {reward_charts.FOOLED_ABOVE} " in code["red_team"]
     for name in (
         reward_charts.PROBED.get(name, name) for _, names in reward_charts.ACCURACIES for name in names
     ):
@@ -561,30 +590,32 @@ def test_what_was_not_measured_is_not_drawn_and_its_figures_stay_facts(
 
 
 def test_a_calibration_tells_both_errors_and_its_temperature() -> None:
-    [chart] = reward_charts.calibration(MEASURES)
+    [chart] = reward_charts.draw_calibration(MEASURES)
     for text in (
         "6.2\N{NO-BREAK SPACE}% at the fitted temperature 1.25",
         "12.5\N{NO-BREAK SPACE}% without",
         "50 pairs",
     ):
         assert text in chart.note
-    assert reward_charts.calibration({"calibration": MEASURES["calibration"] | {"reliability": []}}) == []
+    assert (
+        reward_charts.draw_calibration({"calibration": MEASURES["calibration"] | {"reliability": []}}) == []
+    )
 
 
 def test_the_noise_floor_stands_beside_the_calibration_error() -> None:
     found = MEASURES["calibration"]
-    [chart] = reward_charts.calibration({"calibration": found | {"floor": 0.0375, "reason": ""}})
+    [chart] = reward_charts.draw_calibration({"calibration": found | {"floor": 0.0375, "reason": ""}})
     assert (
         "A model that means exactly what it says would show 3.8\N{NO-BREAK SPACE}% on as many pairs, by chance alone."
         in chart.note
     )
-    [chart] = reward_charts.calibration({"calibration": found | {"reason": "no two rewards differ"}})
+    [chart] = reward_charts.draw_calibration({"calibration": found | {"reason": "no two rewards differ"}})
     assert "no temperature was fitted, because no two rewards differ" in chart.note
 
 
 def test_what_an_answer_is_worth_elsewhere_is_told_with_the_attacks() -> None:
     elsewhere = {"value": 0.78125, "low": 0.75, "high": 0.8125, "n": 512}
-    [panel] = reward_charts.panels_of({"attacks": MEASURES["attacks"], "elsewhere": elsewhere})
+    [panel] = reward_charts.build_panels({"attacks": MEASURES["attacks"], "elsewhere": elsewhere})
     assert "at its own and at a random other question correlate 0.781 (0.750 to 0.812)" in panel.note
 
 
@@ -593,7 +624,7 @@ def test_an_attack_whose_interval_holds_the_threshold_is_not_decided() -> None:
         "echo": {"wins": wilson(12, 48)._asdict(), "failed": False},
         "empty": {"wins": wilson(0, 48)._asdict(), "failed": False},
     }
-    [panel] = reward_charts.panels_of({"attacks": attacks})
+    [panel] = reward_charts.build_panels({"attacks": attacks})
     assert [bar.flag for bar in panel.groups[0][1]] == ["too few to tell", ""]
 
 
@@ -650,15 +681,15 @@ def test_stages_without_pictures_share_a_place(tmp_path: Path) -> None:
 
 
 def test_ticks_are_round_and_inside() -> None:
-    assert charts.ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
-    assert charts.ticks(-0.3, 4.9) == pytest.approx([0, 2, 4])
-    assert charts.ticks(120, 870) == pytest.approx([200, 400, 600, 800])
+    assert charts.choose_ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
+    assert charts.choose_ticks(-0.3, 4.9) == pytest.approx([0, 2, 4])
+    assert charts.choose_ticks(120, 870) == pytest.approx([200, 400, 600, 800])
 
 
 def test_a_long_curve_is_averaged_and_keeps_its_mean() -> None:
     points = [(float(i), float(i % 7)) for i in range(4000)]
-    thinned = charts.thin(points)
-    assert len(thinned) == charts.MOST_POINTS
+    thinned = charts.average_down(points)
+    assert len(thinned) == charts.MAX_POINTS
     assert sum(y for _, y in thinned) / len(thinned) == pytest.approx(sum(y for _, y in points) / len(points))
     assert charts.moving_average([(float(i), 2.0) for i in range(100)])[0] == (0.0, 2.0)
 
@@ -677,7 +708,7 @@ def test_a_long_curve_is_averaged_and_keeps_its_mean() -> None:
     ],
 )
 def test_numbers_read_well(value: float | None, text: str) -> None:
-    assert stage_charts.number(value) == text
+    assert format_number(value) == text
 
 
 @pytest.mark.parametrize("stage", stage_charts.PANELS)
@@ -694,4 +725,4 @@ def test_the_template_and_its_style_are_packaged() -> None:
     ]
     for name in (TEMPLATE, STYLE):
         assert any(Path(name).match(pattern) for pattern in shipped)
-        assert f"tasks/reporting/{name}" in sources_of("report")
+        assert f"tasks/reporting/{name}" in source_digests("report")

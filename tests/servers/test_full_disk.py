@@ -16,7 +16,7 @@ from tasks.artifacts.store import Store
 from tasks.config.jobs import PpoJob
 from tasks.config.machine import Machine
 from tasks.config.pipeline import Pipeline
-from tasks.execution import launch, program_forks
+from tasks.execution import program_environment, program_forks
 from tasks.execution.run_stage import RunContext, run_stage
 from tasks.system.errors import DiskFailure, InputError, disk_failure
 from tests.support import fake_tree
@@ -178,7 +178,7 @@ def test_other_errors_are_no_disk_failures(tmp_path: Path, error: Exception) -> 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     made = fake_tree.make_tree(tmp_path / "tree")
-    monkeypatch.setattr(launch, "ROOT", made)
+    monkeypatch.setattr(program_environment, "ROOT", made)
     monkeypatch.setattr(code_version, "ROOT", made)
     monkeypatch.setenv("ALIGNFLOW_HOME", str(tmp_path / "home"))
     return made

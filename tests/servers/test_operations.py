@@ -21,11 +21,11 @@ from prefect.client.schemas.objects import StateType
 from prefect.states import Scheduled
 
 from flows.pipeline import chain
-from flows.retrain import NOTHING
+from flows.retrain import NO_CHANGE
 from tasks.artifacts import code_version
 from tasks.artifacts.artifact import Artifact
 from tasks.config.pipeline import Pipeline
-from tasks.execution import launch
+from tasks.execution import program_environment
 from tasks.execution.run_stage import RunContext, run_stage
 from tasks.stages import report
 from tests.support import fake_tree
@@ -136,7 +136,7 @@ def expected(house: House, method: str = "ppo", **ppo: Any) -> dict[str, str]:
         return found[step.stage]
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(launch, "ROOT", house.tree)
+        patched.setattr(program_environment, "ROOT", house.tree)
         patched.setattr(code_version, "ROOT", house.tree)
         patched.setenv("ALIGNFLOW_HOME", str(house.root / "in-place"))
         chain(settings, do)
@@ -224,16 +224,21 @@ def test_a_stage_fails_and_retry_in_the_page_runs_only_it(
 
 
 def test_whatever_is_killed_the_run_comes_to_the_same_end(house: House) -> None:
-    """In one run: a program, another one's worker, and both servers with a third program while they are away."""
-    fake_tree.misbehave(house.tree, "ppo", "hang-at 3")
-    fake_tree.misbehave(house.tree, "dpo", "slow")
-    fake_tree.misbehave(house.tree, "winrate", "hang-at 3")
+    """In one run: a program, another one's worker, and both servers with a third program while they are away.
+
+    PPO and DPO are dispatched together, and the one worker takes them in either order.
+    """
+    for stage in ("ppo", "dpo", "winrate"):
+        fake_tree.misbehave(house.tree, stage, "hang-at 3")
     before = len(house.stages())
     run = house.trigger("rlhf/demo", **config(method="both", steps=3))
-    program = hanging(house, "ppo")
-    fake_tree.misbehave(house.tree, "ppo", "")
+    first = await_(lambda: next(filter(house.program, ("ppo", "dpo")), None), 180)
+    second = "dpo" if first == "ppo" else "ppo"
+    program = hanging(house, first)
+    fake_tree.misbehave(house.tree, first, "")
+    fake_tree.misbehave(house.tree, second, "slow")
     program.kill()
-    await_(lambda: house.program("dpo"), 60)
+    await_(lambda: house.program(second), 60)
     name = house.worker("gpu")
     house.workers[name].kill()
     house.workers[name].wait()
@@ -245,14 +250,14 @@ def test_whatever_is_killed_the_run_comes_to_the_same_end(house: House) -> None:
     fake_tree.misbehave(house.tree, "winrate", "")
     program.kill()
     found = completed(house, run, 180)
-    assert [fake_tree.beginnings(house.tree, stage)[-2:] for stage in ("ppo", "winrate")] == [[0, 2], [0, 2]]
+    assert [fake_tree.beginnings(house.tree, stage)[-2:] for stage in (first, "winrate")] == [[0, 2], [0, 2]]
     assert digests(found) == expected(house, method="both", steps=3)
     assert house.up.poll() is None
     started = [one.name for one in house.stages()[before:]]
     assert [started.count(stage) for stage in ("ppo", "dpo", "winrate")] == [1, 1, 1]
     for stage in ("ppo", "dpo", "winrate"):
         assert house.steps_of(stage, "loss") == [1, 2, 3, 4, 5]
-    assert any("goes on from its checkpoint" in line for line in house.lines("ppo"))
+    assert any("goes on from its checkpoint" in line for line in house.lines(first))
 
 
 def test_killed_flow_runs_are_started_again_and_join_what_goes_on_without_them(house: House) -> None:
@@ -364,7 +369,7 @@ def test_retraining_skips_when_nothing_changed_fires_on_schedule_and_takes_new_d
     assert house.end(house.trigger("retrain/quick")).state.name == "Completed"
     house.schedule("retrain/quick", seconds=20)
     again = house.end(house.trigger("retrain/quick"))
-    assert (again.state.name, again.state.message) == ("Cached", NOTHING)
+    assert (again.state.name, again.state.message) == ("Cached", NO_CHANGE)
     assert again.total_run_time.total_seconds() <= 10
     fired = await_(
         lambda: next(

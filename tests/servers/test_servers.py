@@ -48,7 +48,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
         environment.prepare(home)
         address, login = (
             local_servers.Address(*(f"http://127.0.0.1:{free_port()}" for _ in range(2))),
-            credentials.made(home),
+            credentials.load_or_create(home),
         )
         processes = up.Supervisor(home)
         for part in local_servers.servers(home, address, login):
@@ -144,7 +144,7 @@ def test_the_server_of_a_plain_run_is_the_same_without_pages(
         processes.subprocess, "Popen", lambda command, env, **_: started.append((command, env))
     )
     (tmp_path / "logs").mkdir()
-    processes.Api(tmp_path)._starting.close()
+    processes.PrefectApi(tmp_path)._starting.close()
     ((command, environment),) = started
     assert command[2 : 2 + len(PREFECT_SERVER)] == list(PREFECT_SERVER)
     assert (environment["PREFECT_UI_ENABLED"], environment["PREFECT__SERVER_EPHEMERAL"]) == ("0", "1")

@@ -1,4 +1,4 @@
-"""The rules about all questions together, asked about a few prompts."""
+"""Assign splits and find near duplicates of a few prompts in tests."""
 
 import tempfile
 from collections import Counter
@@ -22,12 +22,12 @@ def question(
     return Question(number, prompt, "", "site", "", author, "", answers, None, split)
 
 
-def shelved(questions: list[Question], folder: Path, size: int) -> list[Path]:
-    """Shelves of ``size`` questions each."""
+def write_questions(questions: list[Question], folder: Path, size: int) -> list[Path]:
+    """Write files of ``size`` questions each and return them."""
     paths = []
     for start in range(0, len(questions), size):
         paths.append(folder / f"{start:06}.jsonl")
-        question_files.write(questions[start : start + size], paths[-1], near=True)
+        question_files.write(questions[start : start + size], paths[-1], near_duplicates=True)
     return paths
 
 
@@ -38,26 +38,29 @@ def assign_splits(
     *,
     alike: float = 1.0,
 ) -> list[str]:
-    """The split of each (question id, prompt), as the data stage decides."""
+    """Return the split of each (question id, prompt), as the data stage assigns it."""
     questions = sorted(
         question(number, prompt, split=(given or {}).get(number, "")) for number, prompt in prompts
     )
     with tempfile.TemporaryDirectory() as folder:
-        paths = shelved(questions, Path(folder), 1000)
-        fates = split_assignment.assign_splits(
+        paths = write_questions(questions, Path(folder), 1000)
+        assignment = split_assignment.assign_splits(
             paths, shares, Counter(), alike=alike, distinct=False, per_author=None
         )
     found = {
-        asked.id: question_files.SPLITS[split] for asked, split in zip(questions, fates.splits, strict=True)
+        one.id: question_files.SPLITS[split] for one, split in zip(questions, assignment.splits, strict=True)
     }
     return [found[number] for number, _ in prompts]
 
 
 def groups(texts: Sequence[str], threshold: float) -> list[int]:
-    """For each normalised text the number of the first text of its group."""
-    found, leaders = build_sketches(texts), np.arange(len(texts))
-    starts = [0, *found.ends[:-1].tolist()]
+    """Return for each normalised text the index of the first text of its group."""
+    sketches, leaders = build_sketches(texts), np.arange(len(texts))
+    starts = [0, *sketches.ends[:-1].tolist()]
     group_near_duplicates(
-        leaders, found.bands, lambda number: found.shingles[starts[number] : found.ends[number]], threshold
+        leaders,
+        sketches.bands,
+        lambda number: sketches.shingles[starts[number] : sketches.ends[number]],
+        threshold,
     )
     return [int(leader) for leader in leaders]

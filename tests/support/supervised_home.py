@@ -85,7 +85,7 @@ class House:
         self.up = self.start(self.log, self.home, "up", *profiles, "--no-workers", *ports, **more)
         await_(lambda: "Ctrl-C" in self.log.read_text() or self.up.poll() is not None, 120)
         assert self.up.poll() is None, self.log.read_text()
-        self.password = credentials.made(self.home).password
+        self.password = credentials.load_or_create(self.home).password
 
     def start(self, log: Path, home: Path, *arguments: str, **more: str) -> "subprocess.Popen[bytes]":
         home.mkdir(parents=True, exist_ok=True)

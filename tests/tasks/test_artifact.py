@@ -2,13 +2,18 @@
 
 import re
 from pathlib import Path
+from typing import Annotated, Any
 
 import pytest
 
 from flows.profiles import load
-from tasks.artifacts.artifact import Artifact, content, only, stage_artifact, within, without_weights
-from tasks.artifacts.store import SCHEMA, Manifest
+from tasks.artifacts.artifact import Artifact, Step, content, only, stage_artifact, within, without_weights
+from tasks.artifacts.store import SCHEMA, Manifest, flatten
+from tasks.config import jobs
+from tasks.config.base import NotInKey
+from tasks.config.models import Weights
 from tasks.config.pipeline import Pipeline
+from tasks.config.stages import Sft
 from tasks.stages import dpo, merge, ppo, pretrain, reference, report, reward, sft, winrate
 from tasks.system.hashing import digest_of
 from tests.support.fake_tree import MEANT, ROOT, TABLES
@@ -161,6 +166,61 @@ def test_settings_that_a_stage_does_not_read_are_not_in_its_key() -> None:
     }
     assert {name for name, key in keys_of("weights.base=int8").items() if key != plain[name]} == {"sft"}
     assert keys_of("ppo.allow_exploitable=false") == plain
+
+
+SOURCES: list[dict[str, Any]] = [
+    {"kind": "shell-site"},
+    {"kind": "stack-exchange", "path": "Posts.xml", "site": "a.stackexchange.com"},
+    *({"kind": kind} for kind in ("stack-exchange-preferences", "stack-exchange-paired", "hh-rlhf")),
+    {"kind": "own", "path": "rows.jsonl", "context": ["a", "b"]},
+]
+NOT_IN_KEY = {
+    "site": set(),
+    "data": {"source.path", "source.revision", "source.files", "data.decontaminate_against"},
+    "pretrain": set(),
+    "sft": {"weights.merged", "sft.start"},
+    "merge": {"weights.merged"},
+    "reward": {"weights.base", "reward.start"},
+    "reference": {"weights.base"},
+    "ppo": {"weights.base", "ppo.allow_exploitable"},
+    "dpo": {"weights.base", "dpo.start"},
+    "winrate": {"weights.base", "source.path", "source.revision", "source.files"},
+    "report": set(),
+}
+
+
+@pytest.mark.parametrize("stage", NOT_IN_KEY)
+def test_all_settings_of_a_job_are_in_its_key_but_those_that_say_otherwise(stage: str) -> None:
+    job_type: type[jobs.Job] = getattr(jobs, f"{stage.capitalize()}Job")
+    left_out: set[str] = set()
+    for source in SOURCES if stage != "site" else SOURCES[:1]:
+        job = job_type.of(Pipeline.model_validate({"source": source}))
+        every, in_key = flatten(job.model_dump(mode="json")), flatten(Step(stage, job, {}).recipe.job)
+        assert in_key == {name: every[name] for name in in_key}
+        left_out |= every.keys() - in_key.keys()
+    assert left_out == NOT_IN_KEY[stage]
+
+
+def test_every_job_has_its_line_above() -> None:
+    names = {name.removesuffix("Job").lower() for name in vars(jobs) if re.fullmatch(r"[A-Z][a-z]+Job", name)}
+    assert names == set(NOT_IN_KEY)
+
+
+def test_a_new_setting_is_in_the_key_unless_it_says_otherwise() -> None:
+    class NewSft(Sft):
+        dropout: float = 0.1
+        log_samples: Annotated[int, NotInKey("it only changes the log")] = 3
+
+    class NewJob(jobs.Job):
+        sft: NewSft = NewSft()
+        weights: Annotated[Weights, NotInKey("only the base is read", parts=("merged",))] = Weights()
+        comment: Annotated[str, NotInKey("for people")] = "hello"
+
+    settings = NewJob().key_settings()
+    assert settings["sft"]["dropout"] == 0.1
+    assert "log_samples" not in settings["sft"]
+    assert settings["weights"] == {"base": None}
+    assert set(settings) == {"sft", "weights"}
 
 
 def test_programs_look_at_what_their_tasks_name_and_nothing_else() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.artifacts.code_version import sources_of
+from tasks.artifacts.code_version import source_digests
 
 PROGRAM = '''"""Docs."""
 from tasks.config.jobs import SftJob
@@ -49,7 +49,7 @@ def test_what_a_program_imports_counts_however_far_down(tree: Path) -> None:
         "rlhf/masks.py",
         "rlhf/names.txt",
     ]
-    assert list(sources_of("sft", root=tree)) == [f"tasks/{name}" for name in expected]
+    assert list(source_digests("sft", root=tree)) == [f"tasks/{name}" for name in expected]
 
 
 @pytest.mark.parametrize(
@@ -57,36 +57,36 @@ def test_what_a_program_imports_counts_however_far_down(tree: Path) -> None:
     ["programs/runtime/program.py", "programs/sft.py", "rlhf/losses.py", "rlhf/masks.py", "rlhf/names.txt"],
 )
 def test_a_change_of_code_counts(tree: Path, name: str) -> None:
-    before = sources_of("sft", root=tree)
+    before = source_digests("sft", root=tree)
     with (tree / "tasks" / name).open("a") as file:
         file.write("\nextra = 2\n")
-    after = sources_of("sft", root=tree)
+    after = source_digests("sft", root=tree)
     assert [path for path in after if after[path] != before[path]] == [f"tasks/{name}"]
 
 
 @pytest.mark.parametrize("name", ["config/jobs.py", "rlhf/other.py", "system/files.py"])
 def test_code_that_the_program_does_not_run_does_not_count(tree: Path, name: str) -> None:
-    before = sources_of("sft", root=tree)
+    before = source_digests("sft", root=tree)
     (tree / "tasks" / name).write_text("changed = True")
-    assert sources_of("sft", root=tree) == before
+    assert source_digests("sft", root=tree) == before
 
 
 def test_comments_docstrings_and_layout_do_not_count(tree: Path) -> None:
-    before = sources_of("sft", root=tree)
+    before = source_digests("sft", root=tree)
     tidied = (
         PROGRAM.replace("Docs.", "Better docs.")
         .replace("def f():\n", 'def f():  # why\n    """What."""\n')
         .replace("return 1", "return (1)")
     )
     (tree / "tasks" / "programs" / "sft.py").write_text(tidied)
-    assert sources_of("sft", root=tree) == before
+    assert source_digests("sft", root=tree) == before
     (tree / "tasks" / "programs" / "sft.py").write_text(tidied.replace("(1)", "'1'"))
-    assert sources_of("sft", root=tree) != before
+    assert source_digests("sft", root=tree) != before
 
 
 def test_a_moved_file_is_the_same_code(tree: Path) -> None:
     """Another folder, and the imports that go with it in another order."""
-    before = sorted(sources_of("sft", root=tree).values())
+    before = sorted(source_digests("sft", root=tree).values())
     (tree / "tasks" / "rlhf" / "algorithms").mkdir()
     (tree / "tasks" / "rlhf" / "algorithms" / "__init__.py").write_text("")
     (tree / "tasks" / "rlhf" / "losses.py").rename(tree / "tasks" / "rlhf" / "algorithms" / "losses.py")
@@ -97,19 +97,19 @@ def test_a_moved_file_is_the_same_code(tree: Path) -> None:
         "from tasks.config", "from tasks.rlhf.algorithms import losses\nfrom tasks.config"
     )
     (tree / "tasks" / "programs" / "sft.py").write_text(moved)
-    after = sources_of("sft", root=tree)
+    after = source_digests("sft", root=tree)
     assert sorted(after.values()) == before
     assert "tasks/rlhf/algorithms/losses.py" in after
 
 
 def test_a_package_counts_once_it_holds_code(tree: Path) -> None:
     (tree / "tasks" / "rlhf" / "__init__.py").write_text("A = 1")
-    assert "tasks/rlhf/__init__.py" in sources_of("sft", root=tree)
+    assert "tasks/rlhf/__init__.py" in source_digests("sft", root=tree)
 
 
 def test_another_import_is_other_code(tree: Path) -> None:
-    before = sources_of("sft", root=tree)["tasks/programs/sft.py"]
+    before = source_digests("sft", root=tree)["tasks/programs/sft.py"]
     (tree / "tasks" / "programs" / "sft.py").write_text(
         PROGRAM.replace("import losses", "import other as losses")
     )
-    assert sources_of("sft", root=tree)["tasks/programs/sft.py"] != before
+    assert source_digests("sft", root=tree)["tasks/programs/sft.py"] != before

@@ -141,7 +141,7 @@ def test_two_workers_make_the_same_bytes_as_one_machine(
         assert min(client.run(lambda dask_worker: dask_worker.state.executed_count).values()) > 1
     runs = task_runs(tmp_path / "home")
     assert {state for name, state in runs.items() if name != "pretrain"} == {"COMPLETED"}
-    for do in ("take", "shelve", "tabulate"):
+    for do in ("read_block", "filter_partition", "build_table_part"):
         assert sum(name.startswith(f"{do} ") for name in runs) > 2
     assert not list((tmp_path / "home" / "partial").glob("*/checkpoints/work"))
 
@@ -151,7 +151,7 @@ def test_a_worker_that_is_lost_takes_nothing_with_it(
 ) -> None:
     home = tmp_path / "home"
     process = fake_tree.start(tree, home, "run", *profile(posts, cluster.address))
-    await_(lambda: list(home.glob("partial/*/checkpoints/work/notes/take*.json")), 60)
+    await_(lambda: list(home.glob("partial/*/checkpoints/work/results/read_block*.json")), 60)
     os.killpg(cluster.workers[0].pid, signal.SIGKILL)
     _, error = process.communicate(timeout=180)
     assert AFTERWARDS in error
@@ -194,25 +194,25 @@ def test_an_address_that_dask_cannot_use_is_the_users_to_mend(address: str, why:
         pass
 
 
-def asked(folder: Path, numbers: Iterator[int], noted: int = 0) -> tuple[str, int]:
-    """Ask for the names in three blocks of users, and answer as a cluster would; gives the name of the ask and its number of tasks."""
+def run_on_cluster(folder: Path, numbers: Iterator[int], num_cached: int = 0) -> tuple[str, int]:
+    """Run calls for three blocks of users with a thread as cluster. Return the request's name and number of tasks."""
     folder.mkdir(exist_ok=True)
     blocks = [
         Block(folder / "Users.xml", "Users.xml", "xml", f'<row Id="{k}" DisplayName="User {k}"/>'.encode(), 0)
         for k in range(3)
     ]
     calls = [
-        Call(read_user_names, write_content(block, folder / f"{k}.block"), folder / f"{k}.note")
+        Call(read_user_names, write_content(block, folder / f"{k}.block"), folder / f"{k}.cached")
         for k, block in enumerate(blocks)
     ]
-    for call in calls[:noted]:
+    for call in calls[:num_cached]:
         run_cached(call)
     found: list[tuple[str, int]] = []
 
     def serve() -> None:
-        (ask,) = await_(lambda: list(folder.glob("*.json")))
-        found.append((ask.name, len(json.loads(ask.read_text())["tasks"])))
-        ask.with_suffix(".done").write_bytes(program.run_request(ask))
+        (request,) = await_(lambda: list(folder.glob("*.json")))
+        found.append((request.name, len(json.loads(request.read_text())["tasks"])))
+        request.with_suffix(".done").write_bytes(program.run_request(request))
 
     server = threading.Thread(target=serve)
     server.start()
@@ -224,18 +224,18 @@ def asked(folder: Path, numbers: Iterator[int], noted: int = 0) -> tuple[str, in
     return found[0]
 
 
-def test_no_two_shards_have_one_name_and_what_is_noted_is_not_asked_for(tmp_path: Path) -> None:
+def test_requests_have_different_names_and_leave_out_cached_calls(tmp_path: Path) -> None:
     numbers = itertools.count()
-    assert asked(tmp_path / "a", numbers) == (
-        "names_in 000000.json",
+    assert run_on_cluster(tmp_path / "a", numbers) == (
+        "read_user_names 000000.json",
         3,
-    )  # whoever maps them takes a name that it has seen for done
-    assert asked(tmp_path / "b", numbers, noted=2) == ("names_in 000001.json", 1)
+    )  # the flow ignores a name that it has seen before
+    assert run_on_cluster(tmp_path / "b", numbers, num_cached=2) == ("read_user_names 000001.json", 1)
 
 
 def test_what_two_do_at_once_is_whole(tmp_path: Path) -> None:
     records = [(k, "x" * 200) for k in range(2_000)]
-    path = tmp_path / "segment.jsonl"
+    path = tmp_path / "records.jsonl"
     sorted_files.write(list(records), path)
     ended = threading.Event()
 
@@ -252,7 +252,7 @@ def test_what_two_do_at_once_is_whole(tmp_path: Path) -> None:
     finally:
         ended.set()
         other.join()
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["segment.jsonl", "segment.npy"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["records.jsonl", "segment.npy"]
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(AssertionError, match="shorter than its index says"):
         list(sorted_files.read(slices))
@@ -270,8 +270,8 @@ def test_a_full_disk_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             ]
 
     (tmp_path / "take 000000.json").write_text("{}")
-    watch = dask._Watch(Runner(), tmp_path)
-    watch.look()
+    watch = dask._Requests(Runner(), tmp_path)
+    watch.poll()
     with pytest.raises(DiskFailure, match="disk is full"):
         remote_calls._wait_for_results(tmp_path / "take 000000.done")
 

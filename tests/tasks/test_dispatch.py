@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
@@ -15,8 +16,9 @@ from tasks.config.jobs import PpoJob
 from tasks.config.machine import Machine
 from tasks.config.pipeline import Pipeline
 from tasks.execution import dispatch
-from tasks.execution.dispatch import BAD_INPUT, INPUT_MISSING, LOST, OTHER_CODE
+from tasks.execution.dispatch import BAD_INPUT, INPUT_MISSING, MAX_LOST, OTHER_CODE
 from tasks.system.errors import InputError, InputMissing, StageFailed
+from tasks.tracking.client import Tracker
 
 FILES = {"model/config.json": "c", "card.json": "b", "rl.parquet": "r"}
 DATA = Artifact(
@@ -52,14 +54,14 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
             done.append("start")
             return SimpleNamespace(id=uuid4(), name="ppo", parent_task_run_id=None)
 
-        def publish(artifact: Artifact, *, parent: str | None) -> bool:
+        def publish(artifact: Artifact, tracker: Tracker, *, parent: str | None) -> bool:
             done.append(f"publish {artifact['path'] or artifact['stage']}")
             return can_publish
 
         monkeypatch.setattr(dispatch, "_joined", lambda _: None)
         monkeypatch.setattr(dispatch, "_started", started)
         monkeypatch.setattr(dispatch, "_end_of", lambda *_: waiting.pop(0))
-        monkeypatch.setattr(dispatch, "published", lambda key: key)
+        monkeypatch.setattr(dispatch, "find_published", lambda tracker, key: key)
         monkeypatch.setattr(dispatch, "publish", publish)
         return done
 
@@ -67,7 +69,7 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
 
 
 def run() -> Any:
-    return dispatch.dispatch(STEP, "gpu", machine=Machine(), tracked=None)
+    return dispatch.dispatch(STEP, "gpu", machine=Machine(), tracker=Tracker(Path("home"), ""), tracked=None)
 
 
 def test_a_step_means_the_same_after_its_way_through_a_server() -> None:
@@ -91,10 +93,10 @@ def test_a_lost_machine_is_replaced_and_not_for_ever(ends: Callable[..., list[st
     done = ends(CRASHED, CRASHED, COMPLETED)
     assert run() == STEP.recipe.key
     assert done == ["start"] * 3
-    done = ends(*[CRASHED] * (LOST + 1))
+    done = ends(*[CRASHED] * (MAX_LOST + 1))
     with pytest.raises(StageFailed, match="gone"):
         run()
-    assert done == ["start"] * (LOST + 1)
+    assert done == ["start"] * (MAX_LOST + 1)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ import pytest
 from tasks.config.jobs import SftJob
 from tasks.config.machine import Machine
 from tasks.config.pipeline import Pipeline
-from tasks.execution import launch, program_forks
-from tasks.execution.launch import Tail, run_program
+from tasks.execution import launch, program_environment, program_forks
+from tasks.execution.launch import run_program
+from tasks.execution.metrics_tail import MetricsTail
 from tasks.system.errors import InputError, StageFailed
 from tests.support import fake_tree
 from tests.support.fake_tree import await_, is_alive
@@ -27,7 +28,7 @@ def tree(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     if request.param == "forked" and sys.platform != "linux":
         pytest.skip("the fork server is for Linux")
     made = fake_tree.make_tree(tmp_path / "tree")
-    monkeypatch.setattr(launch, "ROOT", made)
+    monkeypatch.setattr(program_environment, "ROOT", made)
     monkeypatch.setattr(program_forks, "GPU_DEVICES", () if request.param == "forked" else (os.devnull,))
     yield made
     program_forks.stop()
@@ -171,16 +172,18 @@ def test_a_program_dies_with_its_parent_even_on_kill_9(tree: Path, directory: Pa
 
 
 def test_the_programs_libraries_are_quiet_and_stay_offline(tree: Path) -> None:
-    chosen = launch.environment(Machine(threads=3))
+    chosen = program_environment.program_environment(Machine(threads=3))
     assert chosen["OMP_NUM_THREADS"] == "3"
     assert chosen["HF_HUB_OFFLINE"] == "1"
     assert chosen["PYTHONPATH"].split(os.pathsep)[0] == str(tree)
-    assert launch.environment(Machine()).get("OMP_NUM_THREADS") == os.environ.get("OMP_NUM_THREADS")
+    assert program_environment.program_environment(Machine()).get("OMP_NUM_THREADS") == os.environ.get(
+        "OMP_NUM_THREADS"
+    )
 
 
 def test_a_tail_gives_each_line_once_through_half_lines_and_a_rewind(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    tail = Tail(path)
+    tail = MetricsTail(path)
     assert tail.read() == []
     path.write_text('{"step": 1}\n{"step": 2}\n{"st')
     assert [line["step"] for line in tail.read()] == [1, 2]

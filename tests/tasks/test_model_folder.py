@@ -144,7 +144,9 @@ def test_a_tokenizer_that_was_resized_for_is_taken(tmp_path: Path) -> None:
 def test_an_adapter_in_a_models_folder_is_refused(tmp_path: Path, beside: bool) -> None:
     base = tiny.base_folder(tmp_path / "base")
     folder = tiny.base_folder(tmp_path / "given")
-    model = lora.attach(tiny.model(), "x", lora.lora_config(rank=2, alpha=4, dropout=0, targets="all-linear"))
+    model = lora.attach(
+        tiny.model(), "x", lora.build_config(rank=2, alpha=4, dropout=0, targets="all-linear")
+    )
     with torch.no_grad():
         for parameter in lora.parameters(model, "x").values():
             parameter.normal_()
@@ -158,7 +160,7 @@ def test_an_adapter_in_a_models_folder_is_refused(tmp_path: Path, beside: bool) 
             (folder / name).unlink()
     for refusing in (
         check_model_folder,
-        loading.config_of,
+        loading.load_config,
         lambda place: loading.load(place, device=tiny.CPU),
     ):
         with pytest.raises(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tasks.config.machine import Machine
-from tasks.execution import launch, program_forks
+from tasks.execution import program_environment, program_forks
 from tasks.execution.launch import run_program
 from tasks.system.errors import StageFailed
 from tests.support import fake_tree
@@ -28,7 +28,7 @@ HANGS = "import os, time\nopen('pid.new', 'w').write(str(os.getpid()))\nos.renam
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     made = fake_tree.make_tree(tmp_path / "tree")
-    monkeypatch.setattr(launch, "ROOT", made)
+    monkeypatch.setattr(program_environment, "ROOT", made)
     monkeypatch.setattr(program_forks, "GPU_DEVICES", ())
     yield made
     program_forks.stop()
@@ -135,7 +135,7 @@ def test_every_end_has_the_status_that_an_interpreter_would_give(
     tree: Path, directory: Path, code: str, status: int, text: str
 ) -> None:
     write(tree, code + "\n")
-    program_forks.warm_up(launch.environment(Machine()), Machine())
+    program_forks.warm_up(program_environment.program_environment(Machine()), Machine())
     with (directory / "log.txt").open("ab") as log:
         child = program_forks.start("sft", directory, (log.fileno(),))
     assert child is not None
@@ -147,7 +147,7 @@ def test_every_end_has_the_status_that_an_interpreter_would_give(
 def test_a_program_keeps_what_it_inherits_open(tree: Path, directory: Path) -> None:
     write(tree, "import time\ntime.sleep(1.5)\n")
     reader, writer = os.pipe()
-    program_forks.warm_up(launch.environment(Machine()), Machine())
+    program_forks.warm_up(program_environment.program_environment(Machine()), Machine())
     with (directory / "log.txt").open("ab") as log:
         child = program_forks.start("sft", directory, (log.fileno(), writer))
     os.close(writer)
@@ -172,7 +172,7 @@ def test_a_killed_server_takes_its_program_along_and_the_next_program_gets_a_new
         os.kill(parent, signal.SIGKILL)
         return pid
 
-    program_forks.warm_up(launch.environment(Machine()), Machine())
+    program_forks.warm_up(program_environment.program_environment(Machine()), Machine())
     with (directory / "log.txt").open("ab") as log:
         child = program_forks.start("sft", directory, (log.fileno(),))
     assert child is not None

@@ -8,24 +8,28 @@ from pathlib import Path
 
 import pytest
 
-from tasks.tracking import client, remote_checkpoints, runs
-from tasks.tracking.runs import Tracked
+from tasks.tracking import remote_checkpoints, runs
+from tasks.tracking.client import Tracker
+from tasks.tracking.tracked_run import TrackedRun
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    client._client = None  # another module's connection is to another database
     return tmp_path_factory.mktemp("mirror")
 
 
+@pytest.fixture(scope="module")
+def tracker(home: Path) -> Tracker:
+    return Tracker(home, f"sqlite:///{home / 'mlflow.db'}")
+
+
 @pytest.fixture
-def run(home: Path, monkeypatch: pytest.MonkeyPatch) -> Tracked:
-    monkeypatch.setattr(client, "_down", False)
+def run(home: Path, tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> TrackedRun:
     monkeypatch.setenv("ALIGNFLOW_HOME", str(home))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home / 'mlflow.db'}")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    assert client.connect()
-    return Tracked(client.start("sft", {runs.KEY: "k"}))
+    assert tracker.connect()
+    return TrackedRun(tracker, tracker.start("sft", {runs.KEY: "k"}))
 
 
 def at_step(directory: Path, step: int) -> Path:
@@ -41,9 +45,11 @@ def at_step(directory: Path, step: int) -> Path:
     return directory
 
 
-def resumed(run: Tracked) -> Tracked:
+def resumed(run: TrackedRun) -> TrackedRun:
     """The same run as the next machine sees it."""
-    return Tracked(run.run_id, resumed=True, tags=dict(client._client.get_run(run.run_id).data.tags))
+    found = run.tracker.run(str(run.run_id))
+    assert found
+    return TrackedRun(run.tracker, run.run_id, resumed=True, tags=found.tags)
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -54,7 +60,7 @@ def contents(directory: Path) -> dict[str, bytes]:
     }
 
 
-def test_another_machine_gets_the_newest_checkpoint_and_its_metrics(run: Tracked, tmp_path: Path) -> None:
+def test_another_machine_gets_the_newest_checkpoint_and_its_metrics(run: TrackedRun, tmp_path: Path) -> None:
     here = tmp_path / "here"
     for slot, step in enumerate((10, 20, 30)):
         remote_checkpoints.upload(run, at_step(here, step), slot % 2)
@@ -64,7 +70,7 @@ def test_another_machine_gets_the_newest_checkpoint_and_its_metrics(run: Tracked
     assert contents(there) == contents(here)
 
 
-def test_nothing_is_restored_where_there_is_nothing_newer(run: Tracked, tmp_path: Path) -> None:
+def test_nothing_is_restored_where_there_is_nothing_newer(run: TrackedRun, tmp_path: Path) -> None:
     assert not remote_checkpoints.restore(resumed(run), tmp_path)
     remote_checkpoints.upload(run, at_step(tmp_path / "a", 10), 0)
     for step, restored in ((10, False), (20, False), (5, True)):
@@ -73,7 +79,7 @@ def test_nothing_is_restored_where_there_is_nothing_newer(run: Tracked, tmp_path
 
 
 def test_an_upload_that_was_cut_off_leaves_the_checkpoint_before(
-    run: Tracked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: TrackedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remote_checkpoints.upload(run, at_step(tmp_path / "a", 10), 0)
 
@@ -82,16 +88,16 @@ def test_an_upload_that_was_cut_off_leaves_the_checkpoint_before(
 
     at_step(tmp_path / "a", 20)
     with monkeypatch.context() as patched:
-        patched.setattr(client, "set_tags", cut)
+        patched.setattr(run.tracker, "set_tags", cut)
         with pytest.raises(KeyboardInterrupt):
             remote_checkpoints.upload(run, tmp_path / "a", 1)
     assert remote_checkpoints.restore(resumed(run), tmp_path / "b")
     assert remote_checkpoints.newest_step(tmp_path / "b" / "checkpoints") == 10
 
 
-def test_a_damaged_checkpoint_is_not_restored(run: Tracked, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_not_restored(run: TrackedRun, tmp_path: Path) -> None:
     remote_checkpoints.upload(run, at_step(tmp_path / "a", 10), 0)
-    uri = client._client.get_run(run.run_id).info.artifact_uri.removeprefix("file://")
+    uri = run.tracker._mlflow.get_run(run.run_id).info.artifact_uri.removeprefix("file://")
     next(Path(uri).rglob("tensors.safetensors")).write_bytes(b"altered")
     at_step(tmp_path / "b", 5)
     assert not remote_checkpoints.restore(resumed(run), tmp_path / "b")
@@ -121,7 +127,7 @@ def test_a_checkpoint_is_taken_whole_while_its_program_replaces_it(tmp_path: Pat
     thread.start()
     try:
         for _ in range(30):
-            step = remote_checkpoints._take(here, tmp_path / "taken")
+            step = remote_checkpoints._copy_newest(here, tmp_path / "taken")
             texts = {
                 path.name: path.read_text()
                 for path in (tmp_path / "taken" / "checkpoints" / f"step-{step:08d}").iterdir()
@@ -134,23 +140,23 @@ def test_a_checkpoint_is_taken_whole_while_its_program_replaces_it(tmp_path: Pat
 
 
 def test_while_a_stage_runs_its_checkpoints_are_uploaded_each_once(
-    run: Tracked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: TrackedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uploaded: list[int] = []
     monkeypatch.setattr(remote_checkpoints, "upload", lambda run, directory, slot: uploaded.append(slot))
-    with remote_checkpoints.mirroring(run, at_step(tmp_path, 10), 0.02):
+    with remote_checkpoints.uploading_checkpoints(run, at_step(tmp_path, 10), 0.02):
         time.sleep(0.2)
         at_step(tmp_path, 20)
         time.sleep(0.2)
     time.sleep(0.1)
     assert uploaded == [0, 1]
-    with remote_checkpoints.mirroring(run, at_step(tmp_path, 30), 0):
+    with remote_checkpoints.uploading_checkpoints(run, at_step(tmp_path, 30), 0):
         time.sleep(0.1)
     assert uploaded == [0, 1]
 
 
-def test_when_the_stage_has_ended_its_checkpoints_go(run: Tracked, tmp_path: Path) -> None:
+def test_when_the_stage_has_ended_its_checkpoints_go(run: TrackedRun, tmp_path: Path) -> None:
     remote_checkpoints.upload(run, at_step(tmp_path, 10), 0)
-    assert [file.path for file in client._client.list_artifacts(run.run_id)] == ["checkpoint-0"]
+    assert [file.path for file in run.tracker._mlflow.list_artifacts(run.run_id)] == ["checkpoint-0"]
     remote_checkpoints.discard(run)
-    assert client._client.list_artifacts(run.run_id) == []
+    assert run.tracker._mlflow.list_artifacts(run.run_id) == []

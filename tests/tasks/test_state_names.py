@@ -21,6 +21,7 @@ from tasks.execution import dispatch
 from tasks.execution.dispatch import BAD_INPUT, DISK_FAILURE, INPUT_MISSING, OTHER_CODE
 from tasks.stages.task import as_state
 from tasks.system.errors import DiskFailure, InputError, InputMissing, StageFailed
+from tasks.tracking.client import Tracker
 from tests.support.paths import ROOT
 
 STATES = ("State", "Completed", "Failed", "Crashed", "Cancelled", "Scheduled", "Paused", "ChangeFlowRunState")
@@ -117,10 +118,10 @@ def test_a_stage_that_ends_well_is_listed(monkeypatch: pytest.MonkeyPatch, cache
 
 def test_a_retraining_with_nothing_to_do_is_listed_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retrain, "check_inputs", lambda _: None)
-    monkeypatch.setattr(retrain, "connect", lambda: True)
+    monkeypatch.setattr(Tracker, "connect", lambda _: True)
     monkeypatch.setattr(retrain, "plan", lambda _: [SimpleNamespace(action="reuse")])
     state = retrain.retrain.fn(Pipeline())
-    assert (state.type, state.name, state.message) == (StateType.COMPLETED, "Cached", retrain.NOTHING)
+    assert (state.type, state.name, state.message) == (StateType.COMPLETED, "Cached", retrain.NO_CHANGE)
     assert state.name in listed()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tasks.artifacts.artifact import Artifact, Step, user_artifact
-from tasks.artifacts.store import Manifest, Recipe, Store, changes, home
+from tasks.artifacts.store import SCHEMA, Manifest, Recipe, Store, explain_rebuilds, home, list_changes
 from tasks.config.jobs import DataJob, SftJob
 from tasks.config.machine import Machine
 from tasks.config.pipeline import Pipeline
@@ -262,13 +262,35 @@ def test_what_changed_is_named_setting_by_setting(store: Store) -> None:
         {"tasks/programs/sft.py": "s1", "tasks/rlhf/algorithms/losses.py": "s"},
         {},
     )
-    assert changes(after, before) == [
+    assert list_changes(after, before) == [
         "sft.epochs 2.0 -> 3.0",
         "sft.rank null -> 8",
         "input data",
         "code tasks/rlhf/algorithms/losses.py",
     ]
-    assert changes(RECIPE, before) == []
+    assert list_changes(RECIPE, before) == []
+
+
+def store_as_of_before(store: Store, stage: str) -> None:
+    """Store an artifact of a stage with the schema of an earlier version."""
+    manifest = commit(store, RECIPE._replace(stage=stage, job={"made": "before"}))
+    path = store.entry(stage, manifest["key"]) / "manifest.json"
+    path.write_text(json.dumps(manifest | {"schema": SCHEMA - 1}))
+
+
+def test_stages_of_an_earlier_version_are_named_until_they_are_rebuilt(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALIGNFLOW_HOME", str(store.root))
+    stages = ["data", "sft", "merge"]
+    assert explain_rebuilds(stages) == ""
+    store_as_of_before(store, "sft")
+    store_as_of_before(store, "merge")
+    store_as_of_before(store, "dpo")
+    sentence = "The stored artifacts of {} are of an earlier version of alignflow, whose keys are computed differently; they are rebuilt once"
+    assert explain_rebuilds(stages) == sentence.format("sft, merge")
+    commit(store)
+    assert explain_rebuilds(stages) == sentence.format("merge")
 
 
 def test_newest_is_the_last_one_made(store: Store) -> None:

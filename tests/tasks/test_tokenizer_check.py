@@ -107,5 +107,5 @@ def test_a_home_that_cannot_be_written_to_is_told_by_the_command_that_needs_one(
     assert capsys.readouterr().err == (
         ""
         if status == 0
-        else f"alignflow: {tmp_path / 'file'} cannot be written to; ALIGNFLOW_HOME names another place for what is made\n"
+        else f"alignflow: {tmp_path / 'file'} cannot be written to; ALIGNFLOW_HOME names another place\n"
     )

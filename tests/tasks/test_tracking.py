@@ -3,8 +3,10 @@
 import os
 import pwd
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +18,40 @@ from tasks.artifacts.store import Store
 from tasks.config.jobs import DataJob, PpoJob
 from tasks.config.machine import Machine
 from tasks.config.pipeline import Pipeline
-from tasks.execution import launch
+from tasks.execution import program_environment
 from tasks.execution.run_stage import RunContext, run_stage
 from tasks.system import events
 from tasks.system.errors import InputError, StageFailed
-from tasks.tracking import client, program_log, run_origin, runs
-from tasks.tracking import client as tracking_client
+from tasks.tracking import program_log, run_origin, runs, tracked_run
+from tasks.tracking.client import Tracker, process_tracker
+from tasks.tracking.run_notes import machine_and_home
+from tasks.tracking.tracked_run import TrackedRun
 from tests.support import fake_tree
 
 
 @pytest.fixture(scope="module")
 def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    client._client = None  # another module's connection is to another database
     return tmp_path_factory.mktemp("tracking") / "home"
+
+
+@pytest.fixture(scope="module")
+def shared_tracker(shared_home: Path) -> Tracker:
+    """One connection for all tests here."""
+    return Tracker(shared_home, f"sqlite:///{shared_home / 'mlflow.db'}")
+
+
+@pytest.fixture
+def tracker(shared_tracker: Tracker, tree: Path) -> Tracker:
+    assert shared_tracker.connect()
+    return shared_tracker
 
 
 @pytest.fixture
 def tree(shared_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A fake tree, and MLflow over one database for all tests here: making it takes seconds."""
     made = fake_tree.make_tree(tmp_path / "tree")
-    monkeypatch.setattr(launch, "ROOT", made)
+    monkeypatch.setattr(program_environment, "ROOT", made)
     monkeypatch.setattr(code_version, "ROOT", made)
-    monkeypatch.setattr(client, "_down", False)
     monkeypatch.setenv("ALIGNFLOW_HOME", str(shared_home))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{shared_home / 'mlflow.db'}")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -56,24 +70,31 @@ def step(seed: int) -> Step:
     return Step("ppo", PpoJob.of(Pipeline(seed=seed)), {})
 
 
-def children(parent: str) -> list[Any]:
-    return client._client.search_runs([client._experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
+def context(tracker: Tracker, parent: TrackedRun) -> RunContext:
+    return RunContext(Machine(), parent.run_id, tracker=tracker)
 
 
-def test_a_stage_is_a_child_with_settings_metrics_data_and_files(tree: Path) -> None:
-    with runs.pipeline_run("demo", Pipeline(seed=11).model_dump(mode="json"), flow_run_id="f1") as parent:
+def children(tracker: Tracker, parent: TrackedRun) -> list[Any]:
+    condition = f"tags.`mlflow.parentRunId` = '{parent.run_id}'"
+    return tracker._mlflow.search_runs([tracker._experiment], condition)
+
+
+def test_a_stage_is_a_child_with_settings_metrics_data_and_files(tree: Path, tracker: Tracker) -> None:
+    with runs.pipeline_run(
+        tracker, "demo", Pipeline(seed=11).model_dump(mode="json"), flow_run_id="f1"
+    ) as parent:
         posts = tree / "Posts.xml"
         posts.write_text("<posts/>")
         artifact = run_stage(
             Step("data", DataJob.of(Pipeline(seed=11)), {"source": user_artifact(posts)}),
-            RunContext(Machine(), parent.run_id),
+            context(tracker, parent),
         )
-    client = tracking_client._client
+    client = tracker._mlflow
     root = client.get_run(parent.run_id)
     assert root.info.status == "FINISHED"
     assert root.data.tags["prefect.flow_run_id"] == "f1"
     assert root.data.params["ppo.kl_coefficient"] == "0.05"
-    (child,) = children(parent.run_id)
+    (child,) = children(tracker, parent)
     assert child.info.status == "FINISHED"
     assert child.info.run_name == "data"
     assert child.data.params["data.max_pairs"] == "10"
@@ -88,20 +109,20 @@ def test_a_stage_is_a_child_with_settings_metrics_data_and_files(tree: Path) -> 
     assert {file.path for file in client.list_artifacts(child.info.run_id)} == {artifact["key"], "log.txt"}
 
 
-def test_a_reused_stage_points_to_the_run_that_built_it(tree: Path) -> None:
-    with runs.pipeline_run("one", {}) as first:
-        run_stage(step(21), RunContext(Machine(), first.run_id))
-    with runs.pipeline_run("two", {}) as second:
-        run_stage(step(21), RunContext(Machine(), second.run_id))
-    (built,), (reused,) = children(first.run_id), children(second.run_id)
+def test_a_reused_stage_points_to_the_run_that_built_it(tree: Path, tracker: Tracker) -> None:
+    with runs.pipeline_run(tracker, "one", {}) as first:
+        run_stage(step(21), context(tracker, first))
+    with runs.pipeline_run(tracker, "two", {}) as second:
+        run_stage(step(21), context(tracker, second))
+    (built,), (reused,) = children(tracker, first), children(tracker, second)
     assert reused.data.tags["cached"] == "true"
     assert reused.data.tags["stage.built_by"] == built.info.run_id
     assert reused.data.metrics["ppo.kl"] == 0.5
     assert reused.info.status == "FINISHED"
-    assert client._client.list_artifacts(reused.info.run_id) == []
+    assert tracker._mlflow.list_artifacts(reused.info.run_id) == []
 
 
-def test_a_crash_is_failed_and_the_resumed_stage_continues_its_run(tree: Path) -> None:
+def test_a_crash_is_failed_and_the_resumed_stage_continues_its_run(tree: Path, tracker: Tracker) -> None:
     fake_tree.misbehave(tree, "ppo", "hang-at 3")
 
     def kill_at_3(event: events.Event) -> None:
@@ -109,18 +130,18 @@ def test_a_crash_is_failed_and_the_resumed_stage_continues_its_run(tree: Path) -
             raise StageFailed("killed")
 
     unlisten = events.listen(kill_at_3)
-    with pytest.raises(StageFailed), runs.pipeline_run("one", {}) as first:
-        run_stage(step(31), RunContext(Machine(), first.run_id))
+    with pytest.raises(StageFailed), runs.pipeline_run(tracker, "one", {}) as first:
+        run_stage(step(31), context(tracker, first))
     unlisten()
-    (crashed,) = children(first.run_id)
-    assert (crashed.info.status, client._client.get_run(first.run_id).info.status) == ("FAILED", "FAILED")
+    (crashed,) = children(tracker, first)
+    assert (crashed.info.status, tracker._mlflow.get_run(first.run_id).info.status) == ("FAILED", "FAILED")
     fake_tree.misbehave(tree, "ppo", "")
-    with runs.pipeline_run("two", {}) as second:
-        run_stage(step(31), RunContext(Machine(), second.run_id))
-    (resumed,) = children(second.run_id)
+    with runs.pipeline_run(tracker, "two", {}) as second:
+        run_stage(step(31), context(tracker, second))
+    (resumed,) = children(tracker, second)
     assert resumed.info.run_id == crashed.info.run_id
     assert resumed.info.status == "FINISHED"
-    assert [point.step for point in client._client.get_metric_history(resumed.info.run_id, "loss")] == [
+    assert [point.step for point in tracker._mlflow.get_metric_history(resumed.info.run_id, "loss")] == [
         1,
         2,
         3,
@@ -129,59 +150,59 @@ def test_a_crash_is_failed_and_the_resumed_stage_continues_its_run(tree: Path) -
     ]
 
 
-def test_a_resumed_run_takes_no_step_twice(tree: Path) -> None:
-    with runs.pipeline_run("one", {}) as parent:
-        before = runs.Tracked(parent.run_id)
+def test_a_resumed_run_takes_no_step_twice(tree: Path, tracker: Tracker) -> None:
+    with runs.pipeline_run(tracker, "one", {}) as parent:
+        before = TrackedRun(tracker, parent.run_id)
         for number in (1, 2, 3):
-            before.step({"step": number, "total": 4, "time": 100.0 + number, "loss": 1.0})
+            before.log_step({"step": number, "total": 4, "time": 100.0 + number, "loss": 1.0})
         before.flush()
-        after = runs.Tracked(parent.run_id, resumed=True)
+        after = TrackedRun(tracker, parent.run_id, resumed=True)
         for seconds, number in enumerate(
             (3, 4, 4)
         ):  # 3 is taken again, from the checkpoint of 2; then the program dies once more
-            after.step({"step": number, "total": 4, "time": 200.0 + seconds, "loss": 1.0, "kl": 0.5})
+            after.log_step({"step": number, "total": 4, "time": 200.0 + seconds, "loss": 1.0, "kl": 0.5})
         after.flush()
 
     def steps(name: str) -> list[int]:
-        return [point.step for point in client._client.get_metric_history(parent.run_id, name)]
+        return [point.step for point in tracker._mlflow.get_metric_history(parent.run_id, name)]
 
     assert (steps("loss"), steps("kl"), steps("total")) == ([1, 2, 3, 4], [3, 4], [])
 
 
-def test_an_interrupted_pipeline_is_killed(tree: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), runs.pipeline_run("one", {}) as parent:
+def test_an_interrupted_pipeline_is_killed(tree: Path, tracker: Tracker) -> None:
+    with pytest.raises(KeyboardInterrupt), runs.pipeline_run(tracker, "one", {}) as parent:
         raise KeyboardInterrupt
-    assert client._client.get_run(parent.run_id).info.status == "KILLED"
+    assert tracker._mlflow.get_run(parent.run_id).info.status == "KILLED"
 
 
-def test_a_parent_that_a_kill_9_left_running_is_closed_by_the_next_pipeline(tree: Path) -> None:
-    client.connect()
-    left = client.start("left", {runs.HOME: runs._whereabouts()})
-    stage = client.start("sft", {runs.PARENT: left})
-    with runs.pipeline_run("next", {}) as alive:
-        assert client._client.get_run(left).info.status == "KILLED"
-        assert client._client.get_run(stage).info.status == "KILLED"
-        with runs.pipeline_run("beside", {}):
-            assert client._client.get_run(alive.run_id).info.status == "RUNNING"
+def test_a_parent_that_a_kill_9_left_running_is_closed_by_the_next_pipeline(
+    tree: Path, tracker: Tracker
+) -> None:
+    left = tracker.start("left", {runs.HOME: machine_and_home()})
+    stage = tracker.start("sft", {runs.PARENT: left})
+    with runs.pipeline_run(tracker, "next", {}) as alive:
+        assert tracker._mlflow.get_run(left).info.status == "KILLED"
+        assert tracker._mlflow.get_run(stage).info.status == "KILLED"
+        with runs.pipeline_run(tracker, "beside", {}):
+            assert tracker._mlflow.get_run(alive.run_id).info.status == "RUNNING"
 
 
-def test_long_and_many_settings_fit(tree: Path) -> None:
+def test_long_and_many_settings_fit(tree: Path, tracker: Tracker) -> None:
     with runs.pipeline_run(
-        "big", {"text": "x" * 20_000, **{f"k{number}": number for number in range(250)}}
+        tracker, "big", {"text": "x" * 20_000, **{f"k{number}": number for number in range(250)}}
     ) as parent:
         pass
-    params = client._client.get_run(parent.run_id).data.params
+    params = tracker._mlflow.get_run(parent.run_id).data.params
     assert len(params) == 251
-    assert len(params["text"]) == runs.MAX_VALUE
+    assert len(params["text"]) == tracked_run.MAX_VALUE
 
 
 def test_without_a_tracker_everything_runs_and_one_line_says_so(
-    tree: Path, heard: list[Any], monkeypatch: pytest.MonkeyPatch
+    tree: Path, heard: list[Any], shared_home: Path
 ) -> None:
-    monkeypatch.setattr(client, "_client", None)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody listens there
-    with runs.pipeline_run("demo", {"seed": 1}) as parent:
-        artifact = run_stage(step(41), RunContext(Machine(), parent.run_id))
+    unreachable = Tracker(shared_home, "http://127.0.0.1:9")  # no server listens there
+    with runs.pipeline_run(unreachable, "demo", {"seed": 1}) as parent:
+        artifact = run_stage(step(41), context(unreachable, parent))
     assert not artifact["cached"]
     assert [event.about["text"][:24] for event in heard if event.kind == "warning"] == [
         "MLflow is not reachable;"
@@ -189,51 +210,107 @@ def test_without_a_tracker_everything_runs_and_one_line_says_so(
 
 
 def test_a_tracker_that_goes_away_in_mid_run_stops_nothing(
-    tree: Path, heard: list[Any], monkeypatch: pytest.MonkeyPatch
+    tree: Path, heard: list[Any], shared_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with runs.pipeline_run("demo", {"seed": 1}) as parent:
+    tracker = Tracker(shared_home, f"sqlite:///{shared_home / 'mlflow.db'}")
+    with runs.pipeline_run(tracker, "demo", {"seed": 1}) as parent:
 
         class Gone:
             def __getattr__(self, name: str) -> Any:
                 raise ConnectionError("gone")
 
-        monkeypatch.setattr(client, "_client", Gone())
-        assert not run_stage(step(51), RunContext(Machine(), parent.run_id))["cached"]
+        monkeypatch.setattr(tracker, "_client", Gone())
+        assert not run_stage(step(51), context(tracker, parent))["cached"]
     assert len([event for event in heard if event.kind == "warning"]) == 1
 
 
-def test_links_lead_to_where_people_open_the_pages(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert client.page("r") == ""  # a database file has no page
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000/")
-    assert client.page("r").startswith("http://mlflow:5000/#/experiments/")
+def test_two_threads_connect_once_and_log_into_runs_of_their_own(
+    tree: Path, shared_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = Tracker(shared_home, f"sqlite:///{shared_home / 'mlflow.db'}")
+    opened: list[str] = []
+    connect = tracker._open
+    monkeypatch.setattr(tracker, "_open", lambda: (opened.append("open"), connect())[1])
+    together = threading.Barrier(2)
+
+    def log(name: str) -> TrackedRun:
+        together.wait(30)
+        assert tracker.connect()
+        run = TrackedRun(tracker, tracker.start(name, {}))
+        for number in range(1, 21):
+            run.log_step({"step": number, name: float(number)})
+        run.end("FINISHED")
+        return run
+
+    with ThreadPoolExecutor(2) as pool:
+        ppo, dpo = pool.map(log, ("ppo", "dpo"))
+    assert opened == ["open"]
+    for name, run in (("ppo", ppo), ("dpo", dpo)):
+        history = tracker._mlflow.get_metric_history(run.run_id, name)
+        assert [point.step for point in history] == list(range(1, 21))
+        assert set(tracker._mlflow.get_run(run.run_id).data.metrics) == {name}
+
+
+def test_of_errors_in_two_threads_one_warning_is_shown(heard: list[Any], tmp_path: Path) -> None:
+    tracker, together = Tracker(tmp_path, "sqlite://"), threading.Barrier(2)
+
+    def fail(_: int) -> None:
+        with tracker.turned_off_by_errors():
+            together.wait(30)
+            raise ConnectionError("gone")
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(fail, range(2)))
+    assert [event.kind for event in heard] == ["warning"]
+    assert not tracker.connect()
+
+
+def test_a_process_has_one_tracker_for_each_server_and_home(
+    tree: Path, shared_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = process_tracker()
+    assert (first.root, first.uri) == (shared_home, f"sqlite:///{shared_home / 'mlflow.db'}")
+    assert process_tracker() is first
+    assert RunContext(Machine()).tracker is first
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    assert process_tracker() is not first
+    assert process_tracker().is_remote
+
+
+def test_links_lead_to_where_people_open_the_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Tracker(tmp_path, "sqlite:///x.db").page("r") == ""  # a database file has no page
+    tracker = Tracker(tmp_path, "http://mlflow:5000/")
+    assert tracker.page("r").startswith("http://mlflow:5000/#/experiments/")
     monkeypatch.setenv("ALIGNFLOW_MLFLOW_URL", "https://mlflow.example.org")
-    assert client.page("r").startswith("https://mlflow.example.org/#/experiments/")
+    assert tracker.page("r").startswith("https://mlflow.example.org/#/experiments/")
 
 
 # ------------------------------------------------------------------------------------------------------ logs, names and origins
 
 
-def log_of(run: Any, folder: Path) -> str:
+def log_of(tracker: Tracker, run: Any, folder: Path) -> str:
     """The log that MLflow has of a run."""
     folder.mkdir()
-    return Path(client._client.download_artifacts(run.info.run_id, "log.txt", str(folder))).read_text()
+    return Path(tracker._mlflow.download_artifacts(run.info.run_id, "log.txt", str(folder))).read_text()
 
 
 def test_a_failed_stage_leaves_its_log_in_mlflow_and_tells_its_last_lines(
-    tree: Path, heard: list[Any], tmp_path: Path
+    tree: Path, tracker: Tracker, heard: list[Any], tmp_path: Path
 ) -> None:
     fake_tree.misbehave(tree, "ppo", "fail")
-    with pytest.raises(StageFailed), runs.pipeline_run("one", {}) as parent:
-        run_stage(step(61), RunContext(Machine(), parent.run_id))
-    (failed,) = children(parent.run_id)
+    with pytest.raises(StageFailed), runs.pipeline_run(tracker, "one", {}) as parent:
+        run_stage(step(61), context(tracker, parent))
+    (failed,) = children(tracker, parent)
     assert failed.info.status == "FAILED"
-    assert "RuntimeError: CUDA went away" in log_of(failed, tmp_path / "log")
+    assert "RuntimeError: CUDA went away" in log_of(tracker, failed, tmp_path / "log")
     (lines,) = [event.about["lines"] for event in heard if event.kind == "log"]
     assert lines[-1] == "RuntimeError: CUDA went away"
 
 
 @pytest.mark.parametrize("stopped_by", [KeyboardInterrupt, SystemExit])
-def test_a_stopped_stage_leaves_its_log(tree: Path, stopped_by: type[BaseException], tmp_path: Path) -> None:
+def test_a_stopped_stage_leaves_its_log(
+    tree: Path, tracker: Tracker, stopped_by: type[BaseException], tmp_path: Path
+) -> None:
     fake_tree.misbehave(tree, "ppo", "hang-at 3")
 
     def stop_at_3(event: events.Event) -> None:
@@ -241,47 +318,50 @@ def test_a_stopped_stage_leaves_its_log(tree: Path, stopped_by: type[BaseExcepti
             raise stopped_by
 
     unlisten = events.listen(stop_at_3)
-    with pytest.raises(stopped_by), runs.pipeline_run("one", {}) as parent:
-        run_stage(step(62 + (stopped_by is SystemExit)), RunContext(Machine(), parent.run_id))
+    with pytest.raises(stopped_by), runs.pipeline_run(tracker, "one", {}) as parent:
+        run_stage(step(62 + (stopped_by is SystemExit)), context(tracker, parent))
     unlisten()
-    (killed,) = children(parent.run_id)
+    (killed,) = children(tracker, parent)
     assert killed.info.status == "KILLED"
-    assert "hello from ppo" in log_of(killed, tmp_path / "log")
+    assert "hello from ppo" in log_of(tracker, killed, tmp_path / "log")
 
 
 def test_a_refused_stage_leaves_its_log_in_mlflow_and_nothing_on_disk(
-    tree: Path, heard: list[Any], shared_home: Path, tmp_path: Path
+    tree: Path, tracker: Tracker, heard: list[Any], shared_home: Path, tmp_path: Path
 ) -> None:
     fake_tree.misbehave(tree, "ppo", "input")
-    with pytest.raises(InputError), runs.pipeline_run("one", {}) as parent:
-        run_stage(step(64), RunContext(Machine(), parent.run_id))
-    (refused,) = children(parent.run_id)
-    assert "hello from ppo" in log_of(refused, tmp_path / "log")
+    with pytest.raises(InputError), runs.pipeline_run(tracker, "one", {}) as parent:
+        run_stage(step(64), context(tracker, parent))
+    (refused,) = children(tracker, parent)
+    assert "hello from ppo" in log_of(tracker, refused, tmp_path / "log")
     assert not [event for event in heard if event.kind == "log"]  # the sentence says it all
     assert not Store(shared_home).partial(step(64).recipe.key).exists()
 
 
 def test_the_log_of_a_stage_that_kill_9_ended_is_brought_by_the_next_pipeline(
-    tree: Path, shared_home: Path, tmp_path: Path
+    tree: Path, tracker: Tracker, shared_home: Path, tmp_path: Path
 ) -> None:
-    client.connect()
-    left = client.start("left", {runs.HOME: runs._whereabouts()})
-    stage = client.start("sft", {runs.PARENT: left, runs.KEY: "k" * 64})
+    left = tracker.start("left", {runs.HOME: machine_and_home()})
+    stage = tracker.start("sft", {runs.PARENT: left, runs.KEY: "k" * 64})
     partial = Store(shared_home).partial("k" * 64)
     partial.mkdir(parents=True)
     (partial / "log.txt").write_text("its last words\n")
-    with runs.pipeline_run("next", {}):
-        assert log_of(client._client.get_run(stage), tmp_path / "log") == "its last words\n"
+    with runs.pipeline_run(tracker, "next", {}):
+        assert log_of(tracker, tracker._mlflow.get_run(stage), tmp_path / "log") == "its last words\n"
 
 
-def test_runs_say_who_started_what_from_which_code(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_say_who_started_what_from_which_code(
+    tree: Path, tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("USER", "LOGNAME"):
         monkeypatch.setenv(name, "somebody-else")
     settings = Pipeline(seed=65).model_dump(mode="json")
-    with runs.pipeline_run("evil `name`", settings, profile="de`mo", source="alignflow run demo") as parent:
-        run_stage(step(65), RunContext(Machine(), parent.run_id))
-    (child,) = children(parent.run_id)
-    root = client._client.get_run(parent.run_id)
+    with runs.pipeline_run(
+        tracker, "evil `name`", settings, profile="de`mo", source="alignflow run demo"
+    ) as parent:
+        run_stage(step(65), context(tracker, parent))
+    (child,) = children(tracker, parent)
+    root = tracker._mlflow.get_run(parent.run_id)
     user = pwd.getpwuid(os.getuid()).pw_name
     assert [run.data.tags["mlflow.user"] for run in (root, child)] == [user, user]
     assert [run.info.user_id for run in (root, child)] == [user, user]

@@ -1,7 +1,9 @@
-"""Texts that share a run of words with an evaluation set, so that nothing is trained on what is tested later (Brown et al. 2020, appendix C).
+"""Find texts that share an n-gram of words with an evaluation set (Brown et al. 2020, appendix C).
 
-Words are compared without case, punctuation and spacing. Where a language is written without spaces, a clause is a word: there only long copies
-are found. Two runs are taken for one another by chance with a probability of about 2^-64 (multilinear hashing; Lemire and Kaser 2014).
+Such texts are not trained on, because they are tested on later. Words are compared without case, punctuation
+and spacing. In a language that is written without spaces, a clause counts as a word: there only long copies
+are found. Two different n-grams have the same hash with a probability of about 2^-64 (multilinear hashing;
+Lemire and Kaser 2014).
 """
 
 import hashlib
@@ -21,55 +23,55 @@ from tasks.system.errors import InputError
 from tasks.system.files import replacing
 
 NGRAM = 13  # words
-MIN_WORDS = 8  # of a text: shorter ones stand in many innocent texts
-VOCABULARY = 2**17  # words whose hashes are remembered
+MIN_WORDS = 8  # of a text: shorter ones are part of many unrelated texts
+VOCABULARY = 2**17  # words whose hashes are cached
 LINES = ".txt"
 
-Ngrams = Mapping[int, frozenset[int]]  # hashes of runs, by their length in words
+Ngrams = Mapping[int, frozenset[int]]  # hashes of n-grams, by n
 Hashes = NDArray[np.uint64]
 
 
 def collect_ngrams(texts: Iterable[str], n: int = NGRAM) -> Ngrams:
-    """The runs of ``n`` words of each text. A shorter text of at least 8 words is one run of its own length; one that is shorter still is ignored."""
-    found: dict[int, set[int]] = defaultdict(set)
+    """Return the hashes of the n-grams of each text.
+
+    A shorter text of at least 8 words is one n-gram of its own length; texts with fewer words are ignored.
+    """
+    ngrams: dict[int, set[int]] = defaultdict(set)
     for text in texts:
         words = _hash_words(text)
         if len(words) >= min(n, MIN_WORDS):
             length = min(n, len(words))
-            found[length].update(_hash_ngrams(words, length))
-    return {length: frozenset(found[length]) for length in sorted(found)}
+            ngrams[length].update(_hash_ngrams(words, length))
+    return {length: frozenset(ngrams[length]) for length in sorted(ngrams)}
 
 
-def overlaps(text: str, found: Ngrams) -> bool:
-    """Whether the text holds one of the runs."""
+def overlaps(text: str, ngrams: Ngrams) -> bool:
+    """Return whether the text contains one of the n-grams."""
     words = _hash_words(text)
-    return any(
-        not runs.isdisjoint(_hash_ngrams(words, length))
-        for length, runs in found.items()
-        if length <= len(words)
-    )
+    shorter = (length for length in ngrams if length <= len(words))
+    return any(not ngrams[length].isdisjoint(_hash_ngrams(words, length)) for length in shorter)
 
 
-def write(found: Ngrams, path: Path) -> None:
-    """The runs in a file, for whichever process needs them."""
-    arrays: dict[str, Any] = {
-        str(length): np.array(sorted(runs), np.uint64) for length, runs in found.items()
-    }
+def write(ngrams: Ngrams, path: Path) -> None:
+    """Write n-grams to a file that all workers read."""
+    arrays: dict[str, Any] = {str(n): np.array(sorted(hashes), np.uint64) for n, hashes in ngrams.items()}
     with replacing(path) as new, new.open("wb") as file:
         np.savez(file, **arrays)
 
 
 @lru_cache(1)
 def read(path: Path) -> Ngrams:
-    """What ``write`` wrote; remembered, for it is asked for range after range."""
-    with np.load(path) as found:
-        return {int(length): frozenset(found[length].tolist()) for length in found.files}
+    """Return the n-grams of a file; cached, because every partition needs them."""
+    with np.load(path) as arrays:
+        return {int(length): frozenset(arrays[length].tolist()) for length in arrays.files}
 
 
 def read_texts(path: Path) -> Iterator[str]:
-    """Every string of at least 8 words in the rows of JSON lines, JSON lists or parquet files, however deep; of a .txt every such line.
+    """Yield every string of at least 8 words of an evaluation set.
 
-    Of a folder all such files. Raises InputError where nothing is found or anything cannot be read: what is not read is not looked for.
+    From JSON lines, JSON lists and parquet files, strings at any depth of a row; from a .txt file, lines;
+    from a folder, those of all such files. Raises InputError if there are none or if a row cannot be read,
+    because its text would not be searched for.
     """
     count = 0
     for text in _iter_strings(path):
@@ -78,18 +80,16 @@ def read_texts(path: Path) -> Iterator[str]:
             yield text
     if not count:
         raise InputError(
-            f"{path} holds no text of {MIN_WORDS} words or more, so nothing could ever share one with it: give another evaluation set."
+            f"{path} holds no text of {MIN_WORDS} words or more, so nothing could ever share one with it: "
+            "give another evaluation set."
         )
 
 
 def _iter_strings(path: Path) -> Iterator[str]:
-    plain = (
-        sorted(path.rglob(f"*{LINES}"))
-        if path.is_dir()
-        else [path]
-        if path.is_file() and path.suffix == LINES
-        else []
-    )
+    if path.is_dir():
+        plain = sorted(path.rglob(f"*{LINES}"))
+    else:
+        plain = [path] if path.is_file() and path.suffix == LINES else []
     for file in plain:
         yield from _iter_lines(file)
     if plain and not any(file.name.endswith(ENDINGS) for file in path.rglob("*")):
@@ -100,7 +100,8 @@ def _iter_strings(path: Path) -> Iterator[str]:
     if bad.reasons:
         where = f"{bad.reasons.total()} of {bad.rows} rows of {path}"
         raise InputError(
-            f"{where} cannot be read ({', '.join(bad.reasons)}; the first: {bad.first}): give lines or a list of JSON objects, or parquet."
+            f"{where} cannot be read ({', '.join(bad.reasons)}; the first: {bad.first}): "
+            "give lines or a list of JSON objects, or parquet."
         )
 
 
@@ -113,28 +114,28 @@ def _iter_lines(path: Path) -> Iterator[str]:
 
 
 def _iter_row_strings(value: Any) -> Iterator[str]:
-    """The strings of a row. What is nested deeply would be too deep for recursion."""
-    held = [value]
-    while held:
-        value = held.pop()
+    """Yield the strings of a row. A stack, not recursion: rows may be nested deeper than Python's limit."""
+    stack = [value]
+    while stack:
+        value = stack.pop()
         if isinstance(value, str):
             yield value
         elif isinstance(value, dict):
-            held.extend(value.values())
+            stack.extend(value.values())
         elif isinstance(value, list | tuple):
-            held.extend(value)
+            stack.extend(value)
 
 
 def _hash_words(text: str) -> Hashes:
-    """Hash of each word."""
+    """Return the hash of each word."""
     words = normalise_words(text).split()
     return np.fromiter(map(_hash, words), np.uint64, len(words))
 
 
 def _hash_ngrams(words: Hashes, length: int) -> list[int]:
-    """Hash of each run of so many words: their sum, each times the factor of its place, modulo 2^64."""
-    found: list[int] = np.convolve(words, _place_factors(length), "valid").tolist()
-    return found
+    """Return the hash of each n-gram: the sum of word hash times place factor, modulo 2^64."""
+    hashes: list[int] = np.convolve(words, _place_factors(length), "valid").tolist()
+    return hashes
 
 
 @cache
@@ -144,6 +145,5 @@ def _place_factors(length: int) -> Hashes:
 
 @lru_cache(VOCABULARY)
 def _hash(word: str) -> int:
-    return int.from_bytes(
-        hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big"
-    )
+    digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big")

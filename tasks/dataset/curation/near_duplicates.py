@@ -1,14 +1,17 @@
-"""Texts that say nearly the same: candidates by MinHash and bands (Broder 1997; Leskovec et al., Mining of Massive Datasets, 3.4), confirmed exactly.
+"""Find near duplicates: candidates by MinHash with bands, confirmed by the exact Jaccard index.
 
-Two texts are alike when the sets of their three-word shingles have a Jaccard index of at least the threshold. 32 bands of 4 of 128 permutations miss
-a pair of index s with probability (1 - s^4)^32: 5e-8 at 0.8, 1.5e-4 at 0.7. A shingle is known by 64 bits of a hash.
+Broder 1997; Leskovec et al., Mining of Massive Datasets, 3.4. Two texts are near duplicates if the sets of
+their three-word shingles have a Jaccard index of at least the threshold. 32 bands of 4 of 128 permutations
+miss a pair of index s with probability (1 - s^4)^32: 5e-8 at 0.8, 1.5e-4 at 0.7. A shingle is represented by
+64 bits of a hash.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from rensa import RMinHash
 
 PERMUTATIONS, BANDS, SEED = 128, 32, 1
@@ -19,19 +22,20 @@ GOLDEN_RATIO = np.uint64(
 )  # 2^64 over the golden ratio: spreads sums over all bits (Knuth, TAOCP 6.4)
 SHIFT = np.uint64(29)
 
-Hashes = Any  # an array of 64-bit numbers
+Hashes = NDArray[np.uint64]
+Indices = NDArray[np.int64]
 
 
 class Sketches(NamedTuple):
-    """What is compared of n texts."""
+    """Shingles and bands of n texts."""
 
     shingles: Hashes  # of all texts one after the other; each text's are distinct and sorted
-    ends: Any  # [n] where each text's shingles end
+    ends: Indices  # [n] where each text's shingles end
     bands: Hashes  # [32, n]
 
 
 def build_sketches(texts: Sequence[str]) -> Sketches:
-    """Shingles and bands of normalised texts."""
+    """Return shingles and bands of normalised texts."""
     words = RMinHash.hash_token_sets([text.split() or [""] for text in texts])
     shingles = [np.unique(_hash_shingles(np.array(of_text, dtype=np.uint64))) for of_text in words]
     ends = np.cumsum([len(of_text) for of_text in shingles], dtype=np.int64)
@@ -47,25 +51,29 @@ def build_sketches(texts: Sequence[str]) -> Sketches:
 
 
 def _hash_shingles(words: Hashes) -> Hashes:
-    """Of every three words in a row one number; of a shorter text one of all."""
+    """Return a hash for every three consecutive words; for a shorter text one hash of all words."""
     if len(words) < WORDS:
         return _mix([words[place : place + 1] for place in range(len(words))])
     return _mix([words[place : len(words) - WORDS + 1 + place] for place in range(WORDS)])
 
 
 def _mix(parts: Sequence[Hashes]) -> Hashes:
-    """One number of several, in which their order counts."""
-    found = np.full(parts[0].shape, len(parts), dtype=np.uint64)
+    """Return a hash of several numbers, which depends on their order."""
+    mixed = np.full(parts[0].shape, len(parts), dtype=np.uint64)
     for part in parts:
-        found = (found ^ part) * GOLDEN_RATIO
-        found ^= found >> SHIFT
-    return found
+        mixed = (mixed ^ part) * GOLDEN_RATIO
+        mixed ^= mixed >> SHIFT
+    return mixed
 
 
 def group_near_duplicates(
-    leaders: Any, bands: Sequence[Hashes], shingles_of: Callable[[int], Hashes], threshold: float
+    leaders: Indices, bands: Iterable[Hashes], shingles_of: Callable[[int], Hashes], threshold: float
 ) -> None:
-    """Join alike texts to groups, in place: ``leaders`` [n] has for each text the first of its group, at first of those that are equal."""
+    """Group near duplicates, in place.
+
+    ``leaders`` [n] has for each text the index of the first text of its group; the caller has grouped equal
+    texts.
+    """
     distinct = leaders == np.arange(len(leaders))
     for band in bands:
         for bucket in _iter_buckets(band):
@@ -85,24 +93,24 @@ def group_near_duplicates(
 
 
 def _join_groups(
-    leaders: Any, groups: Sequence[list[int]], known: Mapping[int, frozenset[int]], threshold: float
+    leaders: Indices, groups: Sequence[list[int]], known: Mapping[int, frozenset[int]], threshold: float
 ) -> None:
-    """Join groups of which any two texts are alike; within a group nothing is left to compare."""
-    apart: list[list[int]] = []
+    """Join groups that have near duplicates of each other; texts of one group are not compared again."""
+    distinct: list[list[int]] = []
     for group in groups:
-        still_apart = []
-        for other in apart:
+        still_distinct = []
+        for other in distinct:
             if any(jaccard(known[one], known[two]) >= threshold for one in group for two in other):
                 first, second = sorted((find_leader(leaders, group[0]), find_leader(leaders, other[0])))
                 leaders[second] = first
                 group = group + other
             else:
-                still_apart.append(other)
-        apart = [*still_apart, group]
+                still_distinct.append(other)
+        distinct = [*still_distinct, group]
 
 
-def find_leader(leaders: Any, number: int) -> int:
-    """The first of a text's group; the way to it is shortened."""
+def find_leader(leaders: Indices, number: int) -> int:
+    """Return the first text of a text's group (union-find with path halving)."""
     while leaders[number] != number:
         leaders[number] = leaders[leaders[number]]
         number = int(leaders[number])
@@ -110,7 +118,7 @@ def find_leader(leaders: Any, number: int) -> int:
 
 
 def _iter_buckets(band: Hashes) -> Iterator[list[int]]:
-    """Numbers of texts with the same value, where there are several."""
+    """Yield the indices of texts with the same value, if there are several."""
     order = np.argsort(band, kind="stable")
     values = band[order]
     starts = (
@@ -123,7 +131,7 @@ def _iter_buckets(band: Hashes) -> Iterator[list[int]]:
         yield order[starts[place] : starts[place] + sizes[place]].tolist()
 
 
-def jaccard(first: frozenset[Any], second: frozenset[Any]) -> float:
-    """Share of the shingles of both that each of them has."""
+def jaccard(first: frozenset[int], second: frozenset[int]) -> float:
+    """Return the Jaccard index of two sets."""
     shared = len(first & second)
     return shared / (len(first) + len(second) - shared)

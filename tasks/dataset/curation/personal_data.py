@@ -1,7 +1,9 @@
-"""Personal data in Markdown, masked: e-mail addresses, telephone numbers and secret keys, in prose, links and code alike (Ouyang et al. 2022, A.1).
+"""Mask personal data in Markdown: e-mail addresses, telephone numbers and secret keys.
 
-phonenumbers knows which numbers can exist, publicsuffixlist which domains. The kinds of keys are a table here: detect-secrets tells whether a line
-has a secret, not where it ends (of a private key it sees the first line, of a JWT not the signature), and does not know half of the kinds below.
+Ouyang et al. 2022, A.1. In prose, links and code alike. phonenumbers decides which numbers can exist,
+publicsuffixlist which domains. The kinds of keys are listed here: detect-secrets reports whether a line has a
+secret, not where it ends (of a private key it finds the first line, of a JWT not the signature), and lacks
+half of the kinds below.
 """
 
 import re
@@ -14,28 +16,25 @@ from publicsuffixlist import PublicSuffixList
 KINDS = ("email", "phone", "key")
 
 LETTER = "A-Za-z0-9À-ÖØ-öø-ɏ"
-# the n of "\nme@there.org" is not of the address; %s@there.org and $user@there.org are formats, @me@there.org is a name on Mastodon
+# the n of "\nme@there.org" is not part of the address; %s@there.org and $user@there.org are formats, and
+# @me@there.org is a name on Mastodon
 START = rf"(?:(?<![{LETTER}%$@])(?!(?<=\\)[nrt])|(?<=\\[nrt]))"
 DOMAIN = rf"(?:[{LETTER}-]+\.)+(?:[a-z]{{2,24}}|[A-Z]{{2,24}})"
-# what follows the last label shows a longer word, a call, a slot of R or a path on another machine (git@github.com:org/repo, me@host.org:~$)
+# no match before a longer word, a call, a slot of R or a path on another machine (git@github.com:org/repo,
+# me@host.org:~$)
 END = rf"(?!_?[{LETTER}]|[@($\[]|\.[a-z0-9]|:[\w.:-]*[/~]|::)"
 ADDRESS = rf"[{LETTER}][{LETTER}._+-]{{0,63}}@{DOMAIN}{END}"
-# A link is left as it is, whatever @ it has (medium.com/@me, user@host, lists/dev@there.org), except where all of it or a value in it is an address
+# a link is not changed whatever @ it has (medium.com/@me, user@host, lists/dev@there.org), unless all of it
+# or a value in it is an address
 LINK = rf"://(?!(?:mailto:)?{ADDRESS}(?![/:?#]))(?:[^\s<>\"'()\[\]=]|=(?!{ADDRESS}(?![/:])))*"
 EMAIL = re.compile(rf"{LINK}|{START}(?P<local>[{LETTER}][{LETTER}._+-]{{0,63}})@(?P<domain>{DOMAIN}){END}")
-# of nobody: RFC 2606, what stands for the reader's own, and a slot of R's Seurat; .test, .invalid, .local and localhost are not in the public list
+# addresses of no person: RFC 2606, placeholders for the reader's own, and a slot of R's Seurat; .test,
+# .invalid, .local and localhost are not in the public list
 EXAMPLE_DOMAIN = re.compile(
     r"(?:^|\.)(?:example\.(?:com|org|net|edu)|(?:your|my)-?(?:domain|company|site|server|host|email)\.\w+|meta\.data)$"
 )
-NOT_A_MAILBOX = {
-    "git",
-    "hg",
-    "this",
-    "super",
-    "return",
-    "break",
-    "continue",
-}  # of repositories; labels of Kotlin
+# users of repositories; labels of Kotlin
+NOT_A_MAILBOX = frozenset("git hg this super return break continue".split())
 
 DIGITS = r"(?=(?:[^\S\n]?[().\-/\[\]‐-―]{0,3}[^\S\n]?[(\[]?\d){7})"
 PLUS = re.compile(
@@ -43,13 +42,13 @@ PLUS = re.compile(
 )  # neither a sum nor a decimal
 ZEROS = re.compile(
     rf"00(?=[^\S\n]?[-(]?[1-9])(?<![A-Za-z0-9_.,:;/=+#$%&-]00)(?<!\d[^\S\n]00){DIGITS}"
-)  # the cheapest look first
+)  # the cheapest condition first
 # brackets around the country, or country and town: (+44) (0)20 7946 0958, (+55 11) 2395-8400
 BRACKET = re.compile(r"[(\[][^\S\n]?\Z")
 CLOSING = re.compile(r"[^\S\n]?\d(?:(?:[^\S\n]|[.-])?\d){0,6}[^\S\n]?(?P<bracket>[)\]])")
 LONGEST = 48  # characters of a number with all its punctuation and an extension
 
-# Signs, one quick search each: re finds a pattern's first character, where that is the same in every case, ten times faster than one of several.
+# Quick tests, one search each: re finds a fixed first character ten times faster than one of several.
 AT = re.compile(rf"@(?<=[{LETTER}._+-]@)[{LETTER}-]+\.")
 CAPITAL = re.compile(r"A(?:KIA|SIA|Iza)[\w-]{16}")
 DASH = re.compile(r"-(?:(?<=\bsk-|x[abeoprs]-)[\w-]{16}|----BEGIN )", re.ASCII)
@@ -59,41 +58,45 @@ LOW_LINE = re.compile(
 )
 JWT = ".eyJ"
 
-# BEGIN alone, or with a few letters of an example, is no leak: a line of the key must follow. Without END it goes as far as such lines do.
+# BEGIN alone, or with a few letters of an example, is no leak: a line of the key must follow. Without END the
+# key ends with the last such line.
 LINES = r"(?:[\s\"'+>,\\]|\\[nr]|[A-Z][\w-]*: [^\n]*\n)*[\w+/]{40}"
-BLOCK = rf"-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----{LINES}(?:(?:(?!-----).)*-----END [A-Z0-9 ]*-----|(?:(?:[\s\"'+>]|\\[nr])*[\w+/=]{{20,}})*)"
-KEY = re.compile(
-    "|".join(
-        (
-            rf"(?s:{BLOCK})",  # RSA, EC, DSA, OpenSSH, PGP
-            r"(?<![A-Za-z0-9+/])(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Za-z0-9+=])",  # Amazon: the id, and beside it the secret
-            r"(?P<kept>(?i:secret)[\w .-]{0,20}[\"']?\s*[:=,>(]{1,2}\s*[\"']?)[A-Za-z0-9+/]{40}(?![A-Za-z0-9+/=])",
-            r"(?<![A-Za-z0-9])AIza[\w-]{35}(?![\w-])",  # Google
-            r"\bgh[oprsu]_[A-Za-z0-9]{36,}|\bgithub_pat_\w{36,}",  # GitHub
-            r"\bxox[abeoprs]-(?:\d+-)+[\w-]{10,}",  # Slack
-            r"\b[rs]k_live_[A-Za-z0-9]{20,}",  # Stripe
-            r"(?<![\w-])sk-(?:[A-Za-z0-9]{32,}\b|(?:proj|svcacct|admin|or-v1|ant-\w+)-[\w-]{32,})",  # OpenAI, OpenRouter, Anthropic
-            r"\bhf_[A-Za-z0-9]{34,}\b|\bnpm_[A-Za-z0-9]{36}\b",  # Hugging Face, npm
-            r"(?<![\w-])eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]*",  # JSON web tokens
-        )
-    ),
-    re.ASCII,
+BEGIN = r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----"
+REST = r"(?:(?:(?!-----).)*-----END [A-Z0-9 ]*-----|(?:(?:[\s\"'+>]|\\[nr])*[\w+/=]{20,})*)"
+BLOCK = BEGIN + LINES + REST
+BESIDE_AMAZON_ID = (
+    r"(?P<kept>(?i:secret)[\w .-]{0,20}[\"']?\s*[:=,>(]{1,2}\s*[\"']?)[A-Za-z0-9+/]{40}(?![A-Za-z0-9+/=])"
 )
+KEYS = (
+    rf"(?s:{BLOCK})",  # RSA, EC, DSA, OpenSSH, PGP
+    r"(?<![A-Za-z0-9+/])(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Za-z0-9+=])",  # Amazon's id
+    BESIDE_AMAZON_ID,  # the secret
+    r"(?<![A-Za-z0-9])AIza[\w-]{35}(?![\w-])",  # Google
+    r"\bgh[oprsu]_[A-Za-z0-9]{36,}|\bgithub_pat_\w{36,}",  # GitHub
+    r"\bxox[abeoprs]-(?:\d+-)+[\w-]{10,}",  # Slack
+    r"\b[rs]k_live_[A-Za-z0-9]{20,}",  # Stripe
+    # OpenAI, OpenRouter, Anthropic
+    r"(?<![\w-])sk-(?:[A-Za-z0-9]{32,}\b|(?:proj|svcacct|admin|or-v1|ant-\w+)-[\w-]{32,})",
+    r"\bhf_[A-Za-z0-9]{34,}\b|\bnpm_[A-Za-z0-9]{36}\b",  # Hugging Face, npm
+    r"(?<![\w-])eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]*",  # JSON web tokens
+)
+KEY = re.compile("|".join(KEYS), re.ASCII)
 
 
 def mask_personal_data(text: str) -> tuple[str, Counter[str]]:
-    """The text with <email>, <phone> or <key> for each finding, and how many there are of each kind; the same object where there is none.
+    """Return the text with <email>, <phone> or <key> in place of each finding, and counts by kind.
 
-    Masking what is masked finds nothing more. What belongs to nobody stays: example.com, repositories (git@github.com:org/repo), decorators.
+    The same object is returned if nothing is found. Masking a masked text changes nothing. What belongs to no
+    person is kept: example.com, repositories (git@github.com:org/repo), decorators.
     """
-    found: Counter[str] = Counter()
-    # again until nothing is found: what stood right before another finding may have hidden it
-    while (after := _mask_once(text, found)) != text:
+    counts: Counter[str] = Counter()
+    # repeated until nothing is found: a finding may have been hidden by the text right before it
+    while (after := _mask_once(text, counts)) != text:
         text = after
-    return text, found
+    return text, counts
 
 
-def _mask_once(text: str, found: Counter[str]) -> str:
+def _mask_once(text: str, counts: Counter[str]) -> str:
     if (
         CAPITAL.search(text)
         or DASH.search(text)
@@ -102,17 +105,17 @@ def _mask_once(text: str, found: Counter[str]) -> str:
     ):
         text, count = KEY.subn(r"\g<kept><key>", text)
         if count:
-            found["key"] += count
+            counts["key"] += count
     if "@" in text and AT.search(text):
-        text = _mask_emails(text, found)
+        text = _mask_emails(text, counts)
     if "+" in text and PLUS.search(text):
-        text = _mask_phones(text, PLUS, found)
+        text = _mask_phones(text, PLUS, counts)
     if "0" in text and ZEROS.search(text):
-        text = _mask_phones(text, ZEROS, found)
+        text = _mask_phones(text, ZEROS, counts)
     return text
 
 
-def _mask_emails(text: str, found: Counter[str]) -> str:
+def _mask_emails(text: str, counts: Counter[str]) -> str:
     def replacement(match: re.Match[str]) -> str:
         if (
             match["local"] is None
@@ -120,14 +123,14 @@ def _mask_emails(text: str, found: Counter[str]) -> str:
             or not _is_deliverable(match["domain"].lower())
         ):
             return match[0]
-        found["email"] += 1
+        counts["email"] += 1
         return "<email>"
 
     return EMAIL.sub(replacement, text)
 
 
 def _is_deliverable(domain: str) -> bool:
-    """Whether mail to this domain could reach anyone; most words with @ and a dot in code are none, such as logo@2x.png."""
+    """Return whether mail to this domain could reach a person: logo@2x.png in code is no address."""
     return not EXAMPLE_DOMAIN.search(domain) and _public_suffixes().publicsuffix(domain) is not None
 
 
@@ -136,23 +139,26 @@ def _public_suffixes() -> PublicSuffixList:
     return PublicSuffixList(accept_unknown=False, only_icann=True)
 
 
-def _mask_phones(text: str, lead: re.Pattern[str], found: Counter[str]) -> str:
+def _mask_phones(text: str, lead: re.Pattern[str], counts: Counter[str]) -> str:
     parts, done = [], 0
     for match in lead.finditer(text):
         if match.start() >= done and (number := _find_phone_number(text, match)):
             start, end = number
             parts += [text[done:start], "<phone>"]
             done = end
-            found["phone"] += 1
+            counts["phone"] += 1
     return "".join([*parts, text[done:]])
 
 
 def _find_phone_number(text: str, lead: re.Match[str]) -> tuple[int, int] | None:
-    """Return where the telephone number with this lead starts and ends. After 00 only one in groups counts: 0012025550123 is an id as well."""
+    """Return the start and end of the telephone number that begins at this match, or None.
+
+    After 00 digits must be in groups: 0012025550123 may as well be an id.
+    """
     start, rest = lead.start(), text[lead.end() : lead.end() + LONGEST]
     opened = BRACKET.search(text, max(0, start - 2), start)
     closing = CLOSING.match(rest) if opened else None
-    if opened and closing:  # to the library, a number cannot begin in brackets that end in it
+    if opened and closing:  # phonenumbers finds no number that begins in brackets
         start, rest = opened.start(), f"{rest[: closing.start('bracket')]} {rest[closing.end() :]}"
     number = next(iter(PhoneNumberMatcher("+" + rest, None, Leniency.VALID)), None)
     if number is None or number.start or (lead[0] == "00" and number.raw_string[1:].isdigit()):

@@ -1,4 +1,4 @@
-"""What a question has to be like to be kept: every rule is a switch, and counts what it leaves out."""
+"""Apply the rules that decide whether a question is kept. Each rule is a setting and counts what it drops."""
 
 from collections import Counter
 from typing import NamedTuple
@@ -10,27 +10,30 @@ from tasks.dataset.question import Question, drop_unusable_answers, keep_answers
 
 
 class Rules(NamedTuple):
-    """Those that look at one question at a time."""
+    """The rules that look at one question at a time."""
 
     min_answer_chars: int = 1
     max_answer_chars: int = 2**31
     max_prompt_chars: int = 2**31
     personal: str = "keep"  # or "mask", or "drop"
-    languages: tuple[str, ...] = ()  # ISO 639-1; none: any
-    foreign: Ngrams | None = None  # word runs of evaluation sets
+    languages: tuple[str, ...] = ()  # ISO 639-1; empty: any
+    evaluation_ngrams: Ngrams | None = None
 
 
 def apply_rules(
-    question: Question, rules: Rules, dropped: Counter[str], hidden: Counter[str]
+    question: Question, rules: Rules, dropped: Counter[str], masked: Counter[str]
 ) -> Question | None:
-    """The question as it is kept, or None. ``dropped`` counts by reason, ``hidden`` what was masked by kind."""
+    """Return the question as it is kept, or None.
+
+    ``dropped`` counts by reason; ``masked`` counts personal data that was masked, by kind.
+    """
     reason = _exclusion_reason(question, rules)
     if reason:
         dropped[reason] += 1
         dropped[f"answers to {reason}"] += len(question.answers)
         return None
     if rules.personal == "mask":
-        question = _mask(question, hidden)
+        question = _mask(question, masked)
     elif rules.personal == "drop":
         question = _drop_personal_answers(question, dropped)
     return drop_unusable_answers(
@@ -39,29 +42,28 @@ def apply_rules(
 
 
 def _exclusion_reason(question: Question, rules: Rules) -> str:
+    """Return the reason why a question is dropped, "" if it is kept."""
     if len(question.prompt) > rules.max_prompt_chars:
         return "questions too long"
-    if rules.languages and detect_language(question.prompt) not in (
-        *rules.languages,
-        "",
-    ):  # "": code, or too little to tell
+    # "": code, or too little text to detect a language
+    if rules.languages and detect_language(question.prompt) not in (*rules.languages, ""):
         return "questions in other languages"
     if rules.personal == "drop" and mask_personal_data(question.prompt)[1]:
         return "questions with personal data"
-    if rules.foreign and overlaps(question.prompt, rules.foreign):
+    if rules.evaluation_ngrams and overlaps(question.prompt, rules.evaluation_ngrams):
         return "questions of evaluation sets"
     return ""
 
 
-def _mask(question: Question, hidden: Counter[str]) -> Question:
-    prompt, found = mask_personal_data(question.prompt)
+def _mask(question: Question, masked: Counter[str]) -> Question:
+    prompt, counts = mask_personal_data(question.prompt)
     answers = []
     for answer in question.answers:
         text, more = mask_personal_data(answer.text)
-        found += more
+        counts += more
         answers.append(answer if text is answer.text else answer._replace(text=text))
-    hidden.update(found)
-    return question._replace(prompt=prompt, answers=tuple(answers)) if found else question
+    masked.update(counts)
+    return question._replace(prompt=prompt, answers=tuple(answers)) if counts else question
 
 
 def _drop_personal_answers(question: Question, dropped: Counter[str]) -> Question:

@@ -1,25 +1,29 @@
-"""What is decided about all questions together: which say the same, whose author has enough of them, and the split of each."""
+"""Decide what needs all questions together: near duplicates, the limit per author, and splits.
+
+Only numbers of the questions are in memory, not their texts.
+"""
 
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tasks.dataset.curation import question_files
-from tasks.dataset.curation.near_duplicates import BANDS, Hashes, group_near_duplicates
+from tasks.dataset.curation.near_duplicates import BANDS, Hashes, Indices, group_near_duplicates
 from tasks.dataset.curation.question_files import SPLITS, QuestionColumns
 from tasks.dataset.splits import choose_splits
 
 
 class SplitAssignment(NamedTuple):
-    """Of n questions in the order of their ids."""
+    """The splits of n questions in the order of their ids."""
 
-    splits: Any  # int8 [n], a place in SPLITS; 0: left out
-    comparable: Any  # bool [n]
+    splits: NDArray[np.int8]  # [n], index into SPLITS; 0: dropped
+    comparable: NDArray[np.bool_]  # [n], whether two of the answers can be compared
 
 
 def assign_splits(
@@ -31,81 +35,77 @@ def assign_splits(
     distinct: bool,
     per_author: int | None,
 ) -> SplitAssignment:
-    """Fates of the questions of all shelves. ``distinct``: of those that say the same only the first is kept. ``dropped`` counts what is not."""
-    found = question_files.read_columns(paths)
-    leaders = _group_leaders(found, paths, alike)
-    kept = np.ones(len(found.ids), dtype=bool)
+    """Return the split of every question of all files.
+
+    With ``distinct`` only the first of near duplicates is kept; ``per_author`` is the most questions that are
+    kept of an author. ``dropped`` counts the others by reason.
+    """
+    columns = question_files.read_columns(paths)
+    leaders = _group_leaders(columns, paths, alike)
+    kept = np.ones(len(columns.ids), dtype=bool)
     if distinct:
         kept = leaders == np.arange(len(leaders))
         dropped["questions that say the same as another"] += int((~kept).sum())
     if per_author:
-        fewer = _cap_authors(found, kept, per_author)
-        dropped["questions of authors with more than their share"] += int((kept & ~fewer).sum())
-        kept &= fewer
-    given = {int(place): SPLITS[found.given[place]] for place in np.flatnonzero(found.given)}
-    if len(given) == len(found.ids):  # a test set alone is split like any other set
+        within_cap = _cap_authors(columns, kept, per_author)
+        dropped["questions of authors with more than their share"] += int((kept & ~within_cap).sum())
+        kept &= within_cap
+    source_splits = columns.source_splits
+    given = {int(index): SPLITS[source_splits[index]] for index in np.flatnonzero(source_splits)}
+    if len(given) == len(columns.ids):  # a test set alone is split like any other set
         given = {}
-    chosen = choose_splits(found.ids, leaders, shares, given)
-    splits = np.fromiter((SPLITS.index(name) for name in chosen), dtype=np.int8, count=len(found.ids))
+    chosen = choose_splits(columns.ids, leaders, shares, given)
+    splits = np.fromiter((SPLITS.index(name) for name in chosen), dtype=np.int8, count=len(columns.ids))
     splits[~kept] = 0
-    return SplitAssignment(splits, found.comparable)
+    return SplitAssignment(splits, columns.comparable)
 
 
-def _group_leaders(found: QuestionColumns, paths: Sequence[Path], alike: float) -> Any:
-    """The place of the first question that says the same, by equal words or by nearly equal ones."""
-    _, first, back = np.unique(found.texts, return_index=True, return_inverse=True)
+def _group_leaders(columns: QuestionColumns, paths: Sequence[Path], alike: float) -> Indices:
+    """Return for each question the index of the first with equal or nearly equal words."""
+    _, first, back = np.unique(columns.prompts, return_index=True, return_inverse=True)
     leaders = first[back].astype(np.int64)
     if alike < 1 and len(leaders):
         with _open_shingles(paths) as shingles_of:
-            group_near_duplicates(leaders, _Bands(paths), shingles_of, alike)
+            bands = (question_files.read_band(paths, number) for number in range(BANDS))
+            group_near_duplicates(leaders, bands, shingles_of, alike)
     return leaders
-
-
-class _Bands(Sequence[Hashes]):
-    """Each read when it is asked for."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = paths
-
-    def __len__(self) -> int:
-        return BANDS
-
-    def __getitem__(self, number: Any) -> Hashes:
-        if number >= BANDS:
-            raise IndexError
-        return question_files.read_band(self.paths, number)
 
 
 @contextmanager
 def _open_shingles(paths: Sequence[Path]) -> Iterator[Callable[[int], Hashes]]:
-    """What gives a question's shingles, read when they are asked for."""
-    whole, ends = question_files.join_shingles(paths)
+    """Yield a function that reads a question's shingles from disk."""
+    path, ends = question_files.join_shingles(paths)
 
     def shingles_of(number: int) -> Hashes:
         start = int(ends[number - 1]) if number else 0
         return np.frombuffer(os.pread(file, 8 * (int(ends[number]) - start), 8 * start), dtype=np.uint64)
 
-    file = os.open(whole, os.O_RDONLY)
+    file = os.open(path, os.O_RDONLY)
     try:
         yield shingles_of
     finally:
         os.close(file)
-        whole.unlink()
+        path.unlink()
 
 
-def _cap_authors(found: QuestionColumns, kept: Any, most: int) -> Any:
-    """Whether a question is among the first ``most`` of its author, in an order that the id alone decides; who is unknown is not capped."""
-    places = np.flatnonzero(kept & (found.authors != 0))
-    draw = (found.ids[places].astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+def _cap_authors(columns: QuestionColumns, kept: NDArray[np.bool_], most: int) -> NDArray[np.bool_]:
+    """Return whether each question is among the first ``most`` of its author.
+
+    The order depends on ids alone.
+
+    Questions of unknown authors always are.
+    """
+    places = np.flatnonzero(kept & (columns.authors != 0))
+    draw = (columns.ids[places].astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     draw = (draw ^ draw >> np.uint64(31)) * np.uint64(0xBF58476D1CE4E5B9)  # as in splitmix64
-    order = places[np.lexsort((draw ^ draw >> np.uint64(27), found.authors[places]))]
-    authors = found.authors[order]
+    order = places[np.lexsort((draw ^ draw >> np.uint64(27), columns.authors[places]))]
+    authors = columns.authors[order]
     starts = (
         np.flatnonzero(np.concatenate([[True], authors[1:] != authors[:-1]]))
         if len(order)
         else np.empty(0, dtype=np.int64)
     )
     ranks = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
-    fewer = np.ones(len(found.ids), dtype=bool)
-    fewer[order[ranks >= most]] = False
-    return fewer
+    within_cap = np.ones(len(columns.ids), dtype=bool)
+    within_cap[order[ranks >= most]] = False
+    return within_cap

@@ -1,4 +1,4 @@
-"""Pieces of a source that can be read apart from each other, by whichever process is free."""
+"""Define blocks: parts of a source that any worker can read independently of the others."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -7,60 +7,60 @@ from typing import Any, Literal, NamedTuple
 
 from tasks.system.files import replacing
 
-BLOCK_BYTES = 2**24  # bytes of text in a block
-READ_BYTES = 2**18  # bytes of a file that are read at a time
+BLOCK_BYTES = 2**24  # of text in a block
+READ_BYTES = 2**18  # of a file, read at a time
 
 
 class Block(NamedTuple):
-    """Rows of one file that follow each other."""
+    """Consecutive rows of one file."""
 
     path: Path
-    file: str  # what places call it
-    form: str  # which of the reader's ways to read the content
-    content: Any  # or, when it is laid on disk, the name of its file
-    read: int  # bytes of the whole source that are read when this block is
-    laid: Literal["", "bytes", "lines", "values"] = ""
+    file: str  # name to show in places of rows
+    form: str  # says which function of the reader parses the content
+    content: Any  # or, if it was written to disk, the name of its file
+    bytes_read: int  # of the whole source, up to the end of this block
+    stored_as: Literal["", "bytes", "lines", "values"] = ""
 
 
 def batches(rows: Iterable[tuple[Any, int]], size: int) -> Iterator[list[Any]]:
-    """Lists of rows of about ``size`` bytes; a row comes with its own size."""
+    """Yield lists of rows of about ``size`` bytes together, from pairs of a row and its size."""
     batch: list[Any] = []
-    held = 0
-    for row, weight in rows:
+    batch_size = 0
+    for row, row_size in rows:
         batch.append(row)
-        held += weight
-        if held >= size:
+        batch_size += row_size
+        if batch_size >= size:
             yield batch
-            batch, held = [], 0
+            batch, batch_size = [], 0
     if batch:
         yield batch
 
 
 def display_name(path: Path, root: Path) -> str:
-    """What places call a file of the source ``root``; bytes that are no UTF-8 are shown as ?."""
+    """Return the name to show for a file of the source ``root``; bytes that are not UTF-8 become "?"."""
     name = path.name if path == root else path.relative_to(root).as_posix()
     return name.encode("utf-8", "replace").decode()
 
 
 def write_content(block: Block, path: Path) -> Block:
-    """The block with its content in a file, for a process that is not handed it."""
+    """Return the block with its content moved to a file, for a worker on another machine."""
     if isinstance(block.content, bytes):
         with replacing(path) as new:
             new.write_bytes(block.content)
-        return block._replace(content=str(path), laid="bytes")
+        return block._replace(content=str(path), stored_as="bytes")
     lines = bool(block.content) and isinstance(block.content[0], bytes)
     values = [line.decode("latin-1") for line in block.content] if lines else block.content
     with replacing(path) as new:
         new.write_text(json.dumps(values), encoding="utf-8")
-    return block._replace(content=str(path), laid="lines" if lines else "values")
+    return block._replace(content=str(path), stored_as="lines" if lines else "values")
 
 
 def load_content(block: Block) -> Any:
-    """The block's content, wherever it is."""
-    if not block.laid:
+    """Return the block's content, from memory or disk."""
+    if not block.stored_as:
         return block.content
     path = Path(block.content)
-    if block.laid == "bytes":
+    if block.stored_as == "bytes":
         return path.read_bytes()
     values = json.loads(path.read_text(encoding="utf-8"))
-    return [line.encode("latin-1") for line in values] if block.laid == "lines" else values
+    return [line.encode("latin-1") for line in values] if block.stored_as == "lines" else values

@@ -1,4 +1,4 @@
-"""Rows of parquet files and of Arrow files, which `datasets.save_to_disk` writes: row groups or record batches, read apart from each other."""
+"""Read parquet files by row groups, and Arrow files (of `datasets.save_to_disk`) by record batches."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,46 +18,45 @@ END_OF_STREAM = ARROW_STREAM + b"\0\0\0\0"
 BATCH = 256  # rows that are Python objects at a time
 UNREADABLE = "rows with a value that cannot be read"
 
-BatchRange = tuple[
-    list[int], int
-]  # numbers of row groups or record batches that follow each other, and the bytes of the file up to their end
+# Numbers of consecutive row groups or record batches, and the bytes of the file up to their end.
+BatchRange = tuple[list[int], int]
 
 
 def iter_row_groups(path: Path, size: int) -> Iterator[BatchRange]:
-    """Yield runs of row groups that make up about ``size`` bytes of text. Raises InputError for a repeated column."""
+    """Yield ranges of row groups of about ``size`` bytes of text. Raises InputError for a repeated column."""
     with pq.ParquetFile(path) as table:
         _refuse_repeated(table.schema_arrow, path)
-        about = table.metadata
-        weights = ((group, about.row_group(group).total_byte_size) for group in range(about.num_row_groups))
-        done, whole = 0, max(about.num_rows, 1)
-        for groups in batches(weights, size):
-            done += sum(about.row_group(group).num_rows for group in groups)
-            yield groups, path.stat().st_size * done // whole
+        metadata = table.metadata
+        sizes = ((n, metadata.row_group(n).total_byte_size) for n in range(metadata.num_row_groups))
+        rows_done, num_rows = 0, max(metadata.num_rows, 1)
+        for groups in batches(sizes, size):
+            rows_done += sum(metadata.row_group(group).num_rows for group in groups)
+            yield groups, path.stat().st_size * rows_done // num_rows
 
 
 def read_row_groups(path: Path, groups: list[int]) -> Iterator[Any]:
-    """Yield the rows of some row groups as dictionaries; the reason instead of a row that cannot be read."""
+    """Yield the rows of some row groups as dictionaries; instead of a row that cannot be read, the reason."""
     with pq.ParquetFile(path) as table:
         for batch in table.iter_batches(batch_size=BATCH, row_groups=groups):
             yield from _to_rows(batch)
 
 
 def iter_record_batches(path: Path, size: int) -> Iterator[BatchRange]:
-    """Yield runs of record batches of about ``size`` bytes. Raises InputError for a repeated column."""
-    done, whole = 0, path.stat().st_size
-    with _open_record_batches(path) as (schema, found):
+    """Yield ranges of record batches of about ``size`` bytes. Raises InputError for a repeated column."""
+    bytes_done, file_size = 0, path.stat().st_size
+    with _open_record_batches(path) as (schema, record_batches):
         _refuse_repeated(schema, path)
-        sizes = [batch.nbytes for batch in found]
-    for run in batches(enumerate(sizes), size):
-        done += sum(sizes[number] for number in run)
-        yield run, min(done, whole)
+        sizes = [batch.nbytes for batch in record_batches]
+    for numbers in batches(enumerate(sizes), size):
+        bytes_done += sum(sizes[number] for number in numbers)
+        yield numbers, min(bytes_done, file_size)
 
 
 def read_record_batches(path: Path, numbers: list[int]) -> Iterator[Any]:
-    """Yield the rows of some record batches that follow each other."""
-    with _open_record_batches(path) as (_, found):
-        for batch in islice(found, numbers[0], numbers[-1] + 1):
-            batch.validate(full=True)  # an Arrow file is used as it lies: offsets and texts may be anything
+    """Yield the rows of some consecutive record batches."""
+    with _open_record_batches(path) as (_, record_batches):
+        for batch in islice(record_batches, numbers[0], numbers[-1] + 1):
+            batch.validate(full=True)  # pyarrow does not check offsets and texts when it maps an Arrow file
             for start in range(0, batch.num_rows, BATCH):
                 yield from _to_rows(batch.slice(start, BATCH))
 
@@ -73,7 +72,10 @@ def column_names(path: Path, head: bytes) -> list[str]:
 
 @contextmanager
 def _open_record_batches(path: Path) -> Iterator[tuple[pa.Schema, Iterator[pa.RecordBatch]]]:
-    """Open an Arrow file of either form. Batches are views of the mapped file, so that skipping one costs nothing."""
+    """Open an Arrow file of either format.
+
+    Batches are views of the mapped file, so that skipping one costs nothing.
+    """
     with pa.memory_map(str(path)) as file:
         head = file.read(len(ARROW_FILE))
         file.seek(0)
@@ -95,7 +97,7 @@ def _refuse_repeated(schema: pa.Schema, path: Path) -> None:
 
 
 def _iter_repeated(fields: list[pa.Field]) -> Iterator[str]:
-    """Yield every name that stands twice among columns, or among the fields of a nested one."""
+    """Yield every name that repeats among columns, or among the fields of a nested column."""
     names: set[str] = set()
     for field in fields:
         if field.name in names:
@@ -107,7 +109,7 @@ def _iter_repeated(fields: list[pa.Field]) -> Iterator[str]:
 def _to_rows(batch: pa.RecordBatch) -> list[Any]:
     try:
         return list(batch.to_pylist())
-    except (ValueError, OverflowError):  # text that is no UTF-8, or a date that Python cannot hold
+    except (ValueError, OverflowError):  # text that is not UTF-8, or a date beyond Python's range
         return [_to_row(batch.slice(number, 1)) for number in range(batch.num_rows)]
 
 

@@ -1,4 +1,4 @@
-"""Columns of a dump's CSV export: which ones are read, and what stands in them for nothing."""
+"""Find the columns of a dump's CSV export and read the values of its rows."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -15,38 +15,40 @@ READ = {
     USERS: ("Id", "DisplayName"),
 }
 NEEDED = {POSTS: ("Id", "PostTypeId", "ParentId", "Score", "Body"), USERS: READ[USERS]}
-# how Data Explorer, MySQL, R, pandas and spreadsheets write a value that is not there, in lower case
-NOTHING = {"null", "na", "n/a", "#n/a", "<na>", "\\n", "nan", "-nan", "nat", "none", "nil", "(null)"}
-LONGEST_NOTHING = 8  # characters, with blanks around it
-UNDECODED = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of a byte that is no UTF-8
+# how Data Explorer, MySQL, R, pandas and spreadsheets write a missing value, in lower case
+MISSING_VALUES = {"null", "na", "n/a", "#n/a", "<na>", "\\n", "nan", "-nan", "nat", "none", "nil", "(null)"}
+LONGEST_MISSING = 8  # characters, with blanks around it
+UNDECODED = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of a byte that is not UTF-8
 
 OTHER_WIDTH = "rows with more or fewer fields than the header"
 NOT_UTF_8 = "rows with bytes that are not UTF-8"
 
 
 def find_columns(header: list[str], table: str, path: Path) -> dict[str, int]:
-    """Return the place of each column that is read. Case, low lines, and blanks and byte-order marks around a
-    name do not count.
+    """Return the index of each column that is read. Raises InputError.
 
-    Where a name comes twice, the table was joined with another. The first is taken if the other table's columns follow as a whole, from its Id on
-    (`select * from Posts join Users`); in any other order nobody can say which is meant. Raises InputError.
+    Case, underscores, and spaces and byte-order marks around a name are ignored. If a name comes twice, the
+    table was joined with another. Then the first column is read if the other table's columns follow as a
+    whole, from its Id on (`select * from Posts join Users`); in any other order it is unclear which one is
+    meant.
     """
     known = {name.lower(): name for name in READ[table]}
     names = [known.get(_normalise(name), "") for name in header]
-    again = next((place for place, name in enumerate(names) if name and name in names[:place]), len(names))
+    repeats = (index for index, name in enumerate(names) if name and name in names[:index])
+    again = next(repeats, len(names))
     _check_columns(header, names[:again], table, path)
     if again < len(names) and names[again] != "Id":
         _refuse_twice(header, names, again, path)
-    return {name: place for place, name in enumerate(names[:again]) if name}
+    return {name: index for index, name in enumerate(names[:again]) if name}
 
 
 def _normalise(name: str) -> str:
-    """Return a column's name as it is compared: BigQuery's copy of the dumps calls PostTypeId post_type_id."""
+    """Return a column's name as it is compared: BigQuery's dumps call PostTypeId post_type_id."""
     return name.strip("\ufeff \t").lower().replace("_", "")
 
 
 def find_delimiter(head: bytes) -> str:
-    """Return what stands between the columns of a CSV that begins so: spreadsheets write semicolons in many countries, or tabs."""
+    """Return the delimiter of a CSV that begins with ``head``: spreadsheets also write semicolons or tabs."""
     line = head.partition(b"\n")[0]
     return max(",;\t", key=lambda mark: line.count(mark.encode()))
 
@@ -55,7 +57,7 @@ def _check_columns(header: list[str], names: list[str], table: str, path: Path) 
     missing = [name for name in NEEDED[table] if name not in names]
     if not missing:
         return
-    if len(names) < len(header):  # the rest of them may stand behind a name that comes twice
+    if len(names) < len(header):  # the missing ones may follow a name that comes twice
         again = len(names)
         everywhere = [_normalise(name) for name in header]
         if all(name.lower() in everywhere for name in missing):
@@ -66,17 +68,19 @@ def _check_columns(header: list[str], names: list[str], table: str, path: Path) 
         )
     if missing == ["Body"]:
         raise InputError(
-            f"{path} has no Body column: without the posts' text there is nothing to train on; give a dump with bodies."
+            f"{path} has no Body column: without the posts' text there is nothing to train on; give a dump "
+            "with bodies."
         )
     kind = table.capitalize()
     raise InputError(
-        f"{path} is neither a {kind}.xml nor a {kind}.csv (no column {', '.join(missing)}): give one of a Stack Exchange dump."
+        f"{path} is neither a {kind}.xml nor a {kind}.csv (no column {', '.join(missing)}): give one of a "
+        "Stack Exchange dump."
     )
 
 
 def _refuse_twice(header: list[str], names: list[str], again: int, path: Path) -> None:
     first = names.index(names[again])
-    spelled = dict.fromkeys(header[place].strip("\ufeff \t") for place in (first, again))
+    spelled = dict.fromkeys(header[index].strip("\ufeff \t") for index in (first, again))
     raise InputError(
         f"{path} has the column {' and '.join(spelled)} twice (columns {first + 1} and {again + 1}): "
         "select each of the posts' columns once, and those of a joined table after them or not at all."
@@ -84,14 +88,14 @@ def _refuse_twice(header: list[str], names: list[str], again: int, path: Path) -
 
 
 def read_fields(row: list[str], width: int, columns: Iterable[tuple[str, int]]) -> Mapping[str, str] | str:
-    """Return a row's values by column, "" for what is not there; or the reason why the row cannot be read."""
+    """Return a row's values by column, "" for a missing value; or the reason why the row cannot be read."""
     if len(row) != width:
         return OTHER_WIDTH
     if not all(map(str.isascii, row)) and any(map(UNDECODED.search, row)):
         return NOT_UTF_8
-    return {
-        name: ""
-        if len(value := row[place]) <= LONGEST_NOTHING and value.strip().lower() in NOTHING
-        else value
-        for name, place in columns
-    }
+    return {name: _read_value(row[index]) for name, index in columns}
+
+
+def _read_value(value: str) -> str:
+    is_missing = len(value) <= LONGEST_MISSING and value.strip().lower() in MISSING_VALUES
+    return "" if is_missing else value

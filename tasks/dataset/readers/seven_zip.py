@@ -1,6 +1,7 @@
-"""One file of a 7z archive as a stream: decompressed while it is read, and never written to disk.
+"""Read one file of a 7z archive as a stream: it is decompressed while it is read, and never written to disk.
 
-What is in memory is a block of the archive (1 MiB) decompressed, of which py7zr takes 128 MB at most at a time.
+In memory is one decompressed block of the archive (1 MiB); py7zr reads at most 128 MB of the archive at a
+time.
 """
 
 import os
@@ -17,17 +18,20 @@ from tasks.system.errors import InputError
 
 
 def has_member(path: Path, name: str) -> bool:
-    """Whether the file is an archive with a member called ``name``."""
+    """Return whether the file is an archive with a member called ``name``."""
     try:
         with py7zr.SevenZipFile(path) as archive:
             return any(PurePosixPath(one.filename).name == name for one in archive.list())
-    except Exception:  # whoever reads it will say what is wrong with it
+    except Exception:  # reading the file raises the helpful error
         return False
 
 
 @contextmanager
 def open_member(file: BinaryIO, path: Path, name: str) -> Iterator[BinaryIO]:
-    """The bytes of the only member called ``name``, in whichever folder of the archive. InputError: none, several, or a damaged archive."""
+    """Open the only member called ``name``, in any folder of the archive.
+
+    Raises InputError if there is none, if there are several, or if the archive is damaged.
+    """
     try:
         archive = py7zr.SevenZipFile(file)
         members = [
@@ -39,7 +43,8 @@ def open_member(file: BinaryIO, path: Path, name: str) -> Iterator[BinaryIO]:
         raise _damaged_error(path, error) from error
     if len(members) != 1:
         raise InputError(
-            f"{path} holds {len(members) or 'no'} {name}: give the archive of one site's posts, or the {name} itself."
+            f"{path} holds {len(members) or 'no'} {name}: give the archive of one site's posts, or the "
+            f"{name} itself."
         )
     reading, writing = os.pipe()
     failures: list[Exception] = []
@@ -51,9 +56,9 @@ def open_member(file: BinaryIO, path: Path, name: str) -> Iterator[BinaryIO]:
         except GeneratorExit:
             raise
         except BaseException as error:
-            stream.close()  # the other end gives up
+            stream.close()  # ends the thread that writes
             thread.join()
-            if failures:  # what broke off is the archive; that the text inside is cut follows from it
+            if failures:  # a truncated text is only a consequence of the damaged archive
                 raise _damaged_error(path, failures[0]) from error
             raise
     thread.join()
@@ -65,7 +70,7 @@ def _extract(archive: py7zr.SevenZipFile, target: str, writing: int, failures: l
     with suppress(BrokenPipeError), os.fdopen(writing, "wb") as pipe:
         try:
             archive.extract(targets=[target], factory=_PipeFactory(pipe))
-        except BrokenPipeError:  # nobody reads on
+        except BrokenPipeError:  # the reader has stopped
             pass
         except Exception as error:
             failures.append(error)
@@ -75,12 +80,12 @@ class _PipeFactory(WriterFactory):
     def __init__(self, pipe: BinaryIO) -> None:
         self.pipe = pipe
 
-    def create(self, filename: str) -> Py7zIO:  # noqa: ARG002 - there is but one
+    def create(self, filename: str) -> Py7zIO:  # noqa: ARG002 - there is only one
         return _PipeWriter(self.pipe)
 
 
 class _PipeWriter(Py7zIO):
-    """What py7zr takes for a file."""
+    """File object that py7zr writes to."""
 
     def __init__(self, pipe: BinaryIO) -> None:
         self.pipe = pipe
@@ -109,5 +114,6 @@ def _damaged_error(path: Path, error: Exception) -> InputError:
     with suppress(Exception):
         reason = " ".join(str(error).split())[:120]
     return InputError(
-        f"{path} is a damaged, encrypted or unknown kind of 7z archive ({reason or type(error).__name__}): fetch it again, or unpack it."
+        f"{path} is a damaged, encrypted or unknown kind of 7z archive ({reason or type(error).__name__}): "
+        "fetch it again, or unpack it."
     )

@@ -1,4 +1,7 @@
-"""Characters that a dump may not hold and real dumps do: control characters, halves of characters, and references to either."""
+"""Repair XML with characters that the standard forbids and real dumps contain.
+
+These are control characters, lone surrogates, and references to either.
+"""
 
 import codecs
 import io
@@ -10,7 +13,7 @@ from tasks.system.errors import InputError
 
 CONTROLS = bytes(
     [*range(0x09), 0x0B, 0x0C, *range(0x0E, 0x20), 0x7F]
-)  # no byte of them is part of a longer UTF-8 character
+)  # none of these bytes is part of a longer UTF-8 character
 REFERENCE = re.compile(r"&#(?:[xX]0*([0-9a-fA-F]{1,8})|0*([0-9]{1,9}));")
 NO_CHARACTERS = re.compile("[\ufffe\uffff]")
 
@@ -19,7 +22,7 @@ UTF_16 = {b"\xff\xfe<\0": "utf-16", b"\xfe\xff\0<": "utf-16", b"<\0?\0": "utf-16
 
 
 class WithoutControls(io.RawIOBase):
-    """A stream of bytes without its control characters, for readers that want a file."""
+    """A stream that leaves out the control characters of another, for readers that need a file object."""
 
     def __init__(self, stream: "io.BufferedReader[io.RawIOBase]") -> None:
         self.stream = stream
@@ -36,9 +39,11 @@ class WithoutControls(io.RawIOBase):
 
 
 def repair(xml: bytes) -> bytes:
-    """Return UTF-8 text without references to characters that XML 1.0 does not allow. Raises UnicodeDecodeError.
+    """Return UTF-8 text without references to characters that XML 1.0 does not allow.
 
-    Two references to the halves of one character (&#xD83D;&#xDE00;) become that character.
+    Raises UnicodeDecodeError.
+
+    Two references to the surrogates of one character (&#xD83D;&#xDE00;) become that character.
     """
     text = NO_CHARACTERS.sub("", REFERENCE.sub(_repair_reference, xml.decode()))
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "ignore").encode()
@@ -53,12 +58,15 @@ def _repair_reference(reference: re.Match[str]) -> str:
 
 
 def detect_utf_16(head: bytes) -> str:
-    """Return which UTF-16 the XML is in that begins so, "" for none."""
+    """Return the UTF-16 encoding of XML that begins with ``head``, "" if it is in no UTF-16."""
     return next((name for magic, name in UTF_16.items() if head.startswith(magic)), "")
 
 
 def to_utf_8(stream: "io.BufferedReader[Any]", path: Path) -> Any:
-    """The stream of an XML file in UTF-8, whatever it is in. UTF-16 is seen from the bytes: exports in UTF-8 declare it, too."""
+    """Return the stream of an XML file converted to UTF-8.
+
+    UTF-16 is detected from the bytes, because some exports in UTF-8 declare UTF-16.
+    """
     head = stream.peek(256)
     declared = DECLARED.match(head.removeprefix(codecs.BOM_UTF8))
     encoding = detect_utf_16(head)

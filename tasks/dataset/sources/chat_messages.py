@@ -1,24 +1,28 @@
-"""Conversations as published sets write them: lists of {role, content} or {from, value}, one message alone, either of them as
-JSON text, or written out by a chat template (rendered.py).
+"""Read conversations as published sets write them.
+
+Lists of {role, content} or {from, value}, one message alone, either of them as JSON text, or text that a chat
+template has written out (rendered_chats.py).
 """
 
 import re
 from typing import Any, NamedTuple
 
+from tasks.dataset.readers.json_rows import Decoder, replace_lone_surrogates
 from tasks.dataset.readers.quarantine import UnusableRow, quote
-from tasks.dataset.readers.row_files import Decoder, replace_lone_surrogates
 from tasks.dataset.sources.rendered_chats import parse_messages
 
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
 SPEAKERS = {USER: "Human", ASSISTANT: "Assistant", SYSTEM: "System"}  # as hh-rlhf names them
 ROLES = {USER: USER, "human": USER, "prompter": USER, SYSTEM: SYSTEM, "developer": SYSTEM}
 ROLES |= dict.fromkeys((ASSISTANT, "gpt", "chatgpt", "bot", "model", "ai"), ASSISTANT)
-LISTS = ("messages", "conversations", "conversation")  # what the list is called if it lies in an object
+LISTS = ("messages", "conversations", "conversation")  # names of the list if it is a field of an object
 MESSAGE = r"""\{\s*["'](role|content|from|value)["']\s*:"""
 AS_TEXT = re.compile(rf"""\s*(\[\s*{MESSAGE}|{MESSAGE}|\{{\s*["'](messages|conversations?)["']\s*:\s*\[)""")
 
 
 class Message(NamedTuple):
+    """One message of a conversation."""
+
     role: str
     text: str
 
@@ -42,7 +46,7 @@ def read_text(value: Any, column: str) -> str | list[Message]:
 
 
 def read_list(value: Any) -> Any:
-    """Return a list that is written as JSON text; anything else as it is."""
+    """Return a list that is written as JSON text; anything else unchanged."""
     if not isinstance(value, str) or not value.lstrip().startswith("["):
         return value
     try:
@@ -53,27 +57,25 @@ def read_list(value: Any) -> Any:
 
 
 def read_texts(value: Any) -> list[Any]:
-    """Return a list of texts or nulls; an empty one for anything else."""
-    found = read_list(value)
-    return (
-        found
-        if isinstance(found, list) and all(text is None or isinstance(text, str) for text in found)
-        else []
-    )
+    """Return a list of texts or nulls; an empty list for anything else."""
+    texts = read_list(value)
+    is_list = isinstance(texts, list) and all(text is None or isinstance(text, str) for text in texts)
+    return texts if is_list else []
 
 
-def interleave_turns(asked: list[Any], answers: list[Any]) -> list[dict[str, Any]]:
-    """Return the messages of a conversation whose turns stand in two lists."""
-    turns = zip(asked, answers, strict=True)
-    return [
-        message
-        for question, answer in turns
-        for message in ({"role": USER, "content": question}, {"role": ASSISTANT, "content": answer})
-    ]
+def interleave_turns(prompts: list[Any], answers: list[Any]) -> list[dict[str, Any]]:
+    """Return the messages of a conversation whose prompts and answers are two lists."""
+    messages = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        messages += [{"role": USER, "content": prompt}, {"role": ASSISTANT, "content": answer}]
+    return messages
 
 
 def _messages_from_fields(value: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return one message; or those whose roles and contents are lists, as a Sequence of `datasets` is stored: {role: [...], content: [...]}."""
+    """Return one message, or several whose roles and contents are lists: {role: [...], content: [...]}.
+
+    `datasets` stores a Sequence so.
+    """
     lists = {name: found for name, found in value.items() if isinstance(found, list)}
     if not {"role", "from"}.intersection(lists) or len({len(found) for found in lists.values()}) > 1:
         return [value]
@@ -81,7 +83,7 @@ def _messages_from_fields(value: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _decode(text: str, column: str) -> Any:
-    """Messages as text would be trained on as they stand, brackets and all."""
+    """Return messages that are written as JSON text. Raises UnusableRow."""
     decoder = Decoder()
     try:
         value = decoder.decode(text)
@@ -95,14 +97,15 @@ def _decode(text: str, column: str) -> Any:
 def _read_message(fields: dict[str, Any], column: str) -> Message:
     role = fields.get("role") or fields.get("from")
     content = fields.get("value") if fields.get("content") is None else fields["content"]
-    if isinstance(content, list):  # parts, as APIs that also take pictures have them
+    if isinstance(content, list):  # parts, as in APIs that also accept pictures
         parts = [part.get("text") if isinstance(part, dict) else part for part in content]
         texts = [text for text in parts if isinstance(text, str)]
         content = "\n\n".join(texts) if texts and len(texts) == len(parts) else None
     known = ROLES.get(role.strip().lower()) if isinstance(role, str) else None
     if known is None and isinstance(role, str) and role:
         raise UnusableRow(
-            f"rows with a message whose role is neither user, assistant nor system but {quote(role)} (column {quote(column)})"
+            f"rows with a message whose role is neither user, assistant nor system but {quote(role)} "
+            f"(column {quote(column)})"
         )
     if known is None or not isinstance(content, str):
         raise UnusableRow(f"rows with a message that lacks its role or content (column {quote(column)})")
@@ -110,9 +113,10 @@ def _read_message(fields: dict[str, Any], column: str) -> Message:
 
 
 def join_conversations(prompt: list[Message], before: list[Message]) -> list[Message] | None:
-    """Return one conversation of a prompt and of what stands before the answer in a conversation; None if they contradict each other.
+    """Return one conversation from a prompt and the messages before the answer; None if they contradict.
 
-    Published sets have the prompt in both, or its first or last message, or a system message in one of them only.
+    Published sets have the prompt in both, or its first or last message, or a system message in one of them
+    only.
     """
     system, turns = _split_off_system(prompt)
     other_system, other_turns = _split_off_system(before)
@@ -138,13 +142,16 @@ def _are_equal(some: list[Message], others: list[Message]) -> bool:
 
 
 def _is_written_out(turns: list[Message], others: list[Message]) -> bool:
-    """Return whether the one text of ``turns`` is the other messages with their speakers' names, ready for the answer."""
+    """Return whether the only text of ``turns`` is the other messages, written out."""
     text = " ".join(turns[0].text.split()).removesuffix("Assistant:").rstrip()
     return len(turns) == 1 and text == " ".join(write_out(others, always=True).split())
 
 
 def write_out(messages: list[Message], *, always: bool = False) -> str:
-    """Return one message as its text; several with their speakers' names, as in hh-rlhf. ``always``: also one."""
+    """Return one message as its text, several with their speakers' names, as in hh-rlhf.
+
+    With ``always`` also one message has its speaker's name.
+    """
     if len(messages) == 1 and not always:
         return messages[0].text
     return "\n\n".join(f"{SPEAKERS[role]}: {text}" for role, text in messages)

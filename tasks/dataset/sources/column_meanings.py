@@ -1,4 +1,7 @@
-"""Columns of a user's own rows: where values of each meaning are found, and which unread columns would turn a row's meaning round."""
+"""Interpret the columns of a user's own rows: find values by meaning, read scores and labels.
+
+Also finds unread columns that would reverse a row's meaning.
+"""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,23 +14,25 @@ from tasks.dataset.readers.quarantine import ExcludedRow, UnusableRow, quote
 
 MISSING_VALUES = frozenset(
     ("NULL", "null", "Null", "(null)", "NaT", "#N/A", "NaN", "nan", "NA", "N/A", "<NA>", "\\N", "None")
-)  # what tools write for a missing value
+)  # written by tools for a missing value
 WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|[0-9]+")
 NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", re.ASCII)
 TIE = "rows whose label calls it a tie"
 LONG = 20  # characters; a shorter text may be in another by chance
-SHORT = 40  # characters of a verdict
+SHORT = 40  # characters of the longest label
 MOST_NAMED = 8  # columns in a reason
-LONGEST_COLUMN = 200  # characters of a name that can mean something; what is remembered of names stays small
+LONGEST_COLUMN = 200  # characters of a name that is interpreted; keeps the caches of names small
 TRUE, FALSE = frozenset("1 true yes y".split()), frozenset("0 false no n".split())
 GOOD = frozenset(
     "good chosen accepted desirable positive like liked up thumbs_up better preferred correct safe".split()
 )
 BAD = frozenset(
-    "-1 bad rejected undesirable negative dislike disliked down thumbs_down worse incorrect wrong unsafe harmful toxic".split()
+    "-1 bad rejected undesirable negative dislike disliked down thumbs_down worse incorrect wrong unsafe "
+    "harmful toxic".split()
 )
 NEGATIVE = frozenset(
-    "swapped flipped reversed rejected undesirable bad worse incorrect wrong unsafe harmful toxic toxicity spam".split()
+    "swapped flipped reversed rejected undesirable bad worse incorrect wrong unsafe harmful toxic toxicity "
+    "spam".split()
 )
 NOT = frozenset("not no neither nor never isn t".split())
 ORDER = re.compile(r"\W*(?P<left>[a-z0-9]+) *(?P<sign>>+|<+|[=~]+) *(?P<right>[a-z0-9]+)\W*")
@@ -37,7 +42,8 @@ LABELS = frozenset(
     "label labels winner preferred preference better choice verdict safer swapped flipped".split()
 )
 RATINGS = frozenset(
-    "score scores rating ratings rank ranks ranking reward quality grade stars votes upvotes likes helpfulness correctness".split()
+    "score scores rating ratings rank ranks ranking reward quality grade stars votes upvotes likes "
+    "helpfulness correctness".split()
 )
 ANSWER_LABELS = (
     LABELS
@@ -49,7 +55,8 @@ ANSWER_LABELS = (
 RANKS = frozenset(("rank", "ranks", "ranking"))
 TWIN_RATINGS = RATINGS - RANKS
 PROMPTS = frozenset(
-    "system systemprompt systemmessage sys instruction instructions history conversationhistory chathistory".split()
+    "system systemprompt systemmessage sys instruction instructions history conversationhistory "
+    "chathistory".split()
 )
 PROMPTS |= frozenset(
     "dialoguehistory dialoghistory input inputs context persona preamble background passage".split()
@@ -57,7 +64,7 @@ PROMPTS |= frozenset(
 
 
 class Columns(NamedTuple):
-    """What the columns of these meanings are called; a.b is the field b of the column a."""
+    """Names of the columns by meaning; a.b is the field b of the column a."""
 
     prompt: str = "prompt"
     chosen: str = "chosen"
@@ -74,7 +81,10 @@ class Columns(NamedTuple):
 
 
 def find_value(fields: Mapping[str, Any], column: str) -> Any:
-    """Return the value of a column, None if there is none. Of a list of objects a.b is the list of their fields b."""
+    """Return the value of a column, None if it is missing.
+
+    Of a list of objects a.b is the list of their fields b.
+    """
     value = fields.get(column)
     if value is None and "." in column:
         name, *path = column.split(".")
@@ -85,7 +95,7 @@ def find_value(fields: Mapping[str, Any], column: str) -> Any:
 
 
 def _field(value: Any, name: str) -> Any:
-    if isinstance(value, list) and name.isdecimal():  # summaries.0.text is the first one's
+    if isinstance(value, list) and name.isdecimal():  # summaries.0.text is of the first element
         return value[int(name)] if len(name) < len(str(LONGEST_COLUMN)) and int(name) < len(value) else None
     if isinstance(value, list):
         return [_field(one, name) for one in value]
@@ -100,16 +110,20 @@ def is_missing(value: Any) -> bool:
 
 
 def score_sign(columns: Columns) -> int:
-    """Return -1 if the lowest score is the best. Raises Unusable if the scores are called ranks and nobody says so."""
+    """Return -1 if the lowest score is best, else 1.
+
+    Raises UnusableRow if the column's name says that scores are ranks and the settings do not.
+    """
     if columns.scores_are_ranks is None and RANKS.intersection(split_words(columns.scores)):
         raise UnusableRow(
-            f"rows whose scores are ranks by their name (column {quote(columns.scores)}; say so in source.scores_are_ranks)"
+            f"rows whose scores are ranks by their name (column {quote(columns.scores)}; say so in "
+            "source.scores_are_ranks)"
         )
     return -1 if columns.scores_are_ranks else 1
 
 
 def read_number(value: Any, column: str) -> float:
-    """Return a score as a number, also one that is a Decimal, or a text in figures. Raises Unusable."""
+    """Return a score as a number, also from a Decimal or a text in figures. Raises UnusableRow."""
     if isinstance(value, int | float | Decimal) or (isinstance(value, str) and NUMBER.fullmatch(value)):
         try:
             found = float(value)
@@ -122,24 +136,28 @@ def read_number(value: Any, column: str) -> float:
 
 @lru_cache(maxsize=1024)  # rows have the same columns
 def split_words(name: str) -> tuple[str, ...]:
-    """Return the words of a column's name in lower case: response_0, chosenScore and human-ref-A have two, two and three."""
+    """Return the words of a column's name in lower case: response_0 has two, human-ref-A three."""
     return tuple(word.lower() for word in WORD.findall(name))
 
 
 def is_good_label(value: Any, column: str) -> bool:
-    """Return what a label says of one answer. Raises Unusable."""
+    """Return whether a label calls an answer good. Raises UnusableRow."""
     text = _normalise_label(value)
     if text in TRUE or text in FALSE:
         return (text in TRUE) is not bool(NEGATIVE.intersection(split_words(column)))
     if text in GOOD or text in BAD:
         return text in GOOD
     raise UnusableRow(
-        f"rows whose label says neither good nor bad (column {quote(column)}; list it in source.ignored if it is none)"
+        f"rows whose label says neither good nor bad (column {quote(column)}; list it in source.ignored if "
+        "it is none)"
     )
 
 
 def is_first_by_sign(value: Any, columns: Columns) -> bool:
-    """Return whether a label whose sign names the better side, as -3 to 3 in HelpSteer3, names the first. Raises Unusable, or LeftOut for 0."""
+    """Return whether a label whose sign names the better side, as -3 to 3 in HelpSteer3, names the first.
+
+    Raises UnusableRow, or ExcludedRow for 0.
+    """
     strength = read_number(value, columns.label)
     if not strength:
         raise ExcludedRow(TIE)
@@ -147,10 +165,11 @@ def is_first_by_sign(value: Any, columns: Columns) -> bool:
 
 
 def is_first_better(value: Any, column: str, *, first: str, second: str) -> bool:
-    """Return whether the label of a comparison names the answer of the column ``first``. Raises Unusable, or LeftOut for a tie.
+    """Return whether the label of a comparison names the answer of the column ``first``.
 
-    A label may be a column's name, the end of one (A, model_b, 0 of response_0), an order of both (A>B), or true, 1 and the like for the
-    first column; or for the one that ends as the label's own name does (winner_model_b).
+    A label may be a column's name, the end of one (A, model_b, 0 of response_0), an order of both (A>B), or
+    true, 1 and the like. The latter mean the first column, or the column that ends as the label's own name
+    does (winner_model_b). Raises UnusableRow, or ExcludedRow for a tie.
     """
     text = _normalise_label(value)
     if text in (first.lower(), second.lower()):
@@ -180,7 +199,7 @@ def is_first_better(value: Any, column: str, *, first: str, second: str) -> bool
 
 
 def _is_first_in_order(text: str, ends: tuple[str, str], column: str) -> bool:
-    """Return whether a verdict that names both sides, such as [[A>B]] or b << a, puts the first above the second."""
+    """Return whether a label that names both sides, such as [[A>B]] or b << a, ranks the first higher."""
     found = ORDER.fullmatch(text)
     if not found or {found["left"], found["right"]} != set(ends):
         raise UnusableRow(f"rows whose label names both sides (column {quote(column)})")
@@ -190,7 +209,10 @@ def _is_first_in_order(text: str, ends: tuple[str, str], column: str) -> bool:
 
 
 def _distinguishing_words(first: str, second: str) -> tuple[str, str]:
-    """Return the word that tells each of two columns from the other, such as 0 and 1 of summaries.0.text and summaries.1.text; else their last."""
+    """Return the words in which two columns' names differ, or their last words.
+
+    0 and 1 for summaries.0.text and summaries.1.text.
+    """
     differing = [
         pair for pair in zip(split_words(first), split_words(second), strict=False) if pair[0] != pair[1]
     ]
@@ -204,7 +226,7 @@ def _last_word(found: tuple[str, ...]) -> str:
 
 
 def _normalise_label(value: Any) -> str:
-    """Return a label in lower case, a number without a fraction that is 0; nothing for what cannot be one."""
+    """Return a label in lower case, a whole number without its fraction; "" for what is no label."""
     if isinstance(value, str | bool):
         text = str(value).strip().lower() if len(str(value)) <= LONGEST_COLUMN else ""
         return text.removesuffix(".0") if NUMBER.fullmatch(text) else text
@@ -213,10 +235,11 @@ def _normalise_label(value: Any) -> str:
     return ""
 
 
-def refuse_deciding(unread: Mapping[str, Any], judges: frozenset[str], said: Sequence[str]) -> None:
-    """Raise Unusable if an unread column may turn the row's meaning round, or belongs to its prompt.
+def refuse_deciding(unread: Mapping[str, Any], judges: frozenset[str], texts: Sequence[str]) -> None:
+    """Raise UnusableRow if an unread column may reverse the row's meaning, or belongs to its prompt.
 
-    ``judges`` are words in the names of columns that judge the row's answers; ``said`` are the texts that are read of the row.
+    ``judges`` are words in the names of columns that judge the row's answers; ``texts`` are those read from
+    the row.
     """
     known = {name: split_words(name) for name in unread if len(name) <= LONGEST_COLUMN}
     deciding = [
@@ -226,34 +249,37 @@ def refuse_deciding(unread: Mapping[str, Any], judges: frozenset[str], said: Seq
         raise UnusableRow(
             _deciding_reason(deciding, "turn their meaning round", "source.scores or source.label")
         )
-    asking = [
+    prompts = [
         name
         for name, found in known.items()
-        if "".join(found) in PROMPTS and _is_unread_text(unread[name], said)
+        if "".join(found) in PROMPTS and _is_unread_text(unread[name], texts)
     ]
-    if asking:
+    if prompts:
         raise UnusableRow(
-            _deciding_reason(asking, "belong to their prompt", "source.system or source.context")
+            _deciding_reason(prompts, "belong to their prompt", "source.system or source.context")
         )
 
 
 def _deciding_reason(names: list[str], what: str, where: str) -> str:
-    """Return the reason for a row with such columns: all at once, so that nobody has to try for each of them."""
+    """Return the reason for a row with such columns; it names all of them at once."""
     more = [f"{len(names) - MOST_NAMED} more"] if len(names) > MOST_NAMED else []
     *before, last = [*map(quote, names[:MOST_NAMED]), *more]
     if not before:
         return (
             f"rows whose column {last} may {what} (name it in {where}, or in source.ignored if it does not)"
         )
-    return f"rows whose columns {', '.join(before)} and {last} may {what} (name each in {where}, or in source.ignored if it does not)"
+    return (
+        f"rows whose columns {', '.join(before)} and {last} may {what} "
+        f"(name each in {where}, or in source.ignored if it does not)"
+    )
 
 
-def _is_unread_text(value: Any, said: Sequence[str]) -> bool:
-    return _is_text(value) and not (isinstance(value, str) and is_contained(value.strip(), said))
+def _is_unread_text(value: Any, texts: Sequence[str]) -> bool:
+    return _is_text(value) and not (isinstance(value, str) and is_contained(value.strip(), texts))
 
 
 def is_contained(text: str, texts: Iterable[str]) -> bool:
-    """Return whether a text is one of the others, or a part of one that is too long to be there by chance."""
+    """Return whether a text equals another, or is a part of one and too long to be so by chance."""
     return any(text == other or (len(text) >= LONG and text in other) for other in texts)
 
 
@@ -268,7 +294,7 @@ def _is_text(value: Any) -> bool:
 
 
 def find_twin_scores(names: Iterable[str], *, first: str, second: str) -> tuple[str, str] | None:
-    """Return the columns with scores of both sides of a comparison, such as score_A and score_B of human_ref_A and human_ref_B."""
+    """Return the columns of both sides' scores: score_A and score_B of human_ref_A and human_ref_B."""
     return _find_twin_scores(tuple(name for name in names if len(name) <= LONGEST_COLUMN), first, second)
 
 
@@ -283,7 +309,7 @@ def _find_twin_scores(names: tuple[str, ...], first: str, second: str) -> tuple[
 
 
 def find_twin(name: str, names: Iterable[str], *, first: str, second: str) -> str | None:
-    """Return the column that says of the side ``second`` what ``name`` says of ``first``: winner_model_b of winner_model_a."""
+    """Return the column that is for ``second`` what ``name`` is for ``first``."""
     one = [word for word in split_words(first) if word not in split_words(second)]
     other = [word for word in split_words(second) if word not in split_words(first)]
     if len(one) != 1 or len(other) != 1 or one[0] not in split_words(name):

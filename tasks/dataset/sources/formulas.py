@@ -1,14 +1,15 @@
-r"""Formulas and backslashes in the HTML of a post, which the way to Markdown must leave as they are.
+r"""Protect formulas and backslashes in the HTML of a post from the conversion to Markdown.
 
-Between $...$, $$...$$, \(...\), \[...\], \$...\$ (as on electronics.stackexchange.com) and \begin{x}...\end{x} nothing is Markdown, and a backslash
-in prose belongs to a path, a regular expression or a command far more often than to Markdown, so none is doubled: \d+\.\w and C:\*.txt stay.
+Between $...$, $$...$$, \(...\), \[...\], \$...\$ (as on electronics.stackexchange.com) and
+\begin{x}...\end{x} nothing is Markdown. A backslash in prose belongs to a path, a regular expression or a
+command far more often than to Markdown, so none is doubled: \d+\.\w and C:\*.txt are not changed.
 """
 
 import html
 import re
 from typing import NamedTuple
 
-# Noncharacters (Unicode 23.7): no text may hold them, and no converter takes them for anything.
+# Noncharacters (Unicode 23.7): no text may contain them, and they mean nothing to a converter.
 OPEN, CLOSE, BACKSLASH = "\ufdd0", "\ufdd1", "\ufdd2"
 PLACE = re.compile(f"{OPEN}([0-9]+){CLOSE}")
 MARKS = re.compile(f"[{OPEN}{CLOSE}{BACKSLASH}]")
@@ -22,19 +23,19 @@ STEP = re.compile(
     r"|(?P<one>\\)"
 )
 ENDS = {"$$": "$$", r"\[": r"\]", r"\(": r"\)", r"\$": r"\$"}
-# As pandoc has it: no blank inside next to either $, no digit after the second, so that $5 and $10 are prices.
+# Pandoc's rule: no space inside next to either $, no digit after the second, so that $5 and $10 are prices.
 INLINE = re.compile(r"\$(?![\s$])(?:[^$\\<]|\\[^<]|<br ?/?>|<(?![A-Za-z/!]))*(?<![\s\\])\$(?!\d)")
 DOLLARS = re.compile(
     rf"{INLINE.pattern}|\$\$"
-)  # the least that a formula without a backslash has: texts with prices are many
+)  # a quick test for formulas without a backslash: many texts have prices
 BREAK = re.compile(r"<br ?/?>\n?")
 TAG = re.compile(r"<(?!br ?/?>)[A-Za-z/!]")
-# What a backslash before it would take its meaning from in Markdown: `, *, [, ] and ~ of tags.
+# Tags that become `, *, [, ] and ~ in Markdown, which a backslash before them would escape.
 MARKUP = re.compile(r"<(?:/?(?:a|b|i|s|em|strong|del|strike)|code|kbd|img)\b")
 
 
 class Protected(NamedTuple):
-    """HTML with a mark in the place of each formula and backslash."""
+    """HTML with a mark in place of each formula and backslash."""
 
     html: str
     formulas: list[str]  # as text, by number
@@ -55,8 +56,8 @@ def protect(text: str) -> Protected:
         elif step[0] == "<!--":
             place = ends.find("-->", place)
         elif step["run"] or step["one"]:
-            odd = step["one"] is not None and MARKUP.match(text, place) is not None
-            parts += [text[done:start], BACKSLASH * (len(step[0]) + odd)]
+            is_doubled = step["one"] is not None and MARKUP.match(text, place) is not None
+            parts += [text[done:start], BACKSLASH * (len(step[0]) + is_doubled)]
             done = place
         elif end := _find_formula_end(step, text, ends):
             parts += [text[done:start], f"{OPEN}{len(formulas)}{CLOSE}"]
@@ -75,7 +76,7 @@ def restore(markdown: str, formulas: list[str]) -> str:
 
 
 def _find_formula_end(step: re.Match[str], text: str, ends: "_EndFinder") -> int:
-    """Return where the formula ends that may begin with this step, 0 if it is none."""
+    """Return the end of a formula that may begin with this match, 0 if none does."""
     if step["dollar"]:
         found = INLINE.match(text, step.start())
         return found.end() if found else 0
@@ -90,7 +91,10 @@ def _find_formula_end(step: re.Match[str], text: str, ends: "_EndFinder") -> int
 
 
 class _EndFinder:
-    """Where things end in a text. Remembers, so that a text full of beginnings without an end is still read once."""
+    """Finds closing marks in a text.
+
+    Results are cached, so that a text with many openings and no end takes linear time.
+    """
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -98,7 +102,7 @@ class _EndFinder:
         self.tag = -1
 
     def find(self, closing: str, start: int) -> int:
-        """Return the place after the first ``closing`` from ``start`` on, or beyond the text."""
+        """Return the index after the first ``closing`` from ``start`` on, or beyond the text."""
         known = self.known.get(closing, -1)
         if known - len(closing) < start:
             place = self.text.find(closing, start)
@@ -108,7 +112,10 @@ class _EndFinder:
         return known
 
     def next_tag(self, start: int) -> int:
-        """Return the place of the first tag from ``start`` on, or beyond the text. Line breaks do not count."""
+        """Return the index of the first tag from ``start`` on, or beyond the text.
+
+        Line breaks are ignored.
+        """
         if self.tag < start:
             found = TAG.search(self.text, start)
             self.tag = found.start() if found else len(self.text) + 1

@@ -1,4 +1,4 @@
-"""Comparisons, ratings and plain answers that come one by one, gathered into questions: what has the same prompt is one question."""
+"""Group comparisons, ratings, labels and plain answers into questions by their prompt."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -8,105 +8,127 @@ from tasks.dataset.question import Answer, Question, comparison_levels, text_id
 
 
 class _Group:
+    """What the rows say about the answers to one prompt."""
+
     def __init__(self, prompt: str) -> None:
         self.prompt = prompt
         self.url = ""
         self.split = ""
-        self.texts: dict[int, str] = {}  # by identity
-        self.wins: set[tuple[int, int]] = set()  # identities of the better and the worse answer
+        self.texts: dict[int, str] = {}  # by id
+        self.wins: set[tuple[int, int]] = set()  # ids of the better and the worse answer
         self.ratings: dict[int, float] = {}
-        self.labels: dict[int, set[bool]] = {}  # whether an answer was called good
+        self.labels: dict[int, set[bool]] = {}  # whether an answer was labelled good
 
-    def note(self, text: str) -> int:
+    def add(self, text: str) -> int:
+        """Add an answer and return its id."""
         number = text_id(text)
         self.texts[number] = text
         return number
 
 
 class AnswerRecord(NamedTuple):
-    """What one row says of a prompt's answer: which other it beats, or instead of the other its rating, whether it is good, or nothing."""
+    """What one row says about an answer to a prompt."""
 
     prompt: str
     answer: str
-    other: str | float | bool | None
+    value: str | float | bool | None  # the answer that it beats, its rating, whether it is good, or nothing
     url: str
     split: str
 
 
 class AnswerGroups:
-    """Notes of one source, by the identities of their prompts; the same questions whatever order they come in."""
+    """Answers of one source with the ids of their prompts.
 
-    def __init__(self, site: str, licence: str, notes: Iterable[tuple[int, AnswerRecord]] = ()) -> None:
+    The questions do not depend on the order of the answers.
+    """
+
+    def __init__(self, site: str, licence: str, records: Iterable[tuple[int, AnswerRecord]] = ()) -> None:
         self.site, self.licence = site, licence
-        self.notes = list(notes)
+        self.records = list(records)
 
-    def compare(self, prompt: str, better: str, worse: str, *, url: str = "", split: str = "") -> None:
-        self.notes.append((text_id(prompt), AnswerRecord(prompt, better, worse, url, split)))
+    def add_comparison(self, prompt: str, better: str, worse: str, *, url: str = "", split: str = "") -> None:
+        """Add two answers of which one is better."""
+        self.records.append((text_id(prompt), AnswerRecord(prompt, better, worse, url, split)))
 
-    def rate(self, prompt: str, answer: str, rating: float, *, split: str = "") -> None:
-        self.notes.append((text_id(prompt), AnswerRecord(prompt, answer, float(rating), "", split)))
+    def add_rating(self, prompt: str, answer: str, rating: float, *, split: str = "") -> None:
+        """Add an answer with its rating."""
+        self.records.append((text_id(prompt), AnswerRecord(prompt, answer, float(rating), "", split)))
 
-    def label(self, prompt: str, answer: str, good: bool, *, split: str = "") -> None:
-        """Add an answer that somebody called good or bad."""
-        self.notes.append((text_id(prompt), AnswerRecord(prompt, answer, good, "", split)))
+    def add_label(self, prompt: str, answer: str, good: bool, *, split: str = "") -> None:
+        """Add an answer that is labelled good or bad."""
+        self.records.append((text_id(prompt), AnswerRecord(prompt, answer, good, "", split)))
 
-    def answer(self, prompt: str, answer: str, *, split: str = "") -> None:
-        """An answer that nothing is known about but that it is worth learning from."""
-        self.notes.append((text_id(prompt), AnswerRecord(prompt, answer, None, "", split)))
+    def add_answer(self, prompt: str, answer: str, *, split: str = "") -> None:
+        """Add an answer to learn from, about which nothing else is known."""
+        self.records.append((text_id(prompt), AnswerRecord(prompt, answer, None, "", split)))
 
     def _groups(self) -> dict[int, _Group]:
         groups: dict[int, _Group] = {}
-        for question_id, note in self.notes:
-            group = groups.setdefault(question_id, _Group(note.prompt))
-            group.url = min(group.url or note.url, note.url or group.url)
-            group.split = max(group.split, note.split)
-            number = group.note(note.answer)
-            if isinstance(note.other, str):
-                group.wins.add((number, group.note(note.other)))
-            elif isinstance(note.other, bool):
-                group.labels.setdefault(number, set()).add(note.other)
-            elif note.other is not None:
-                group.ratings[number] = max(note.other, group.ratings.get(number, note.other))
+        for question_id, record in self.records:
+            group = groups.setdefault(question_id, _Group(record.prompt))
+            group.url = min(group.url or record.url, record.url or group.url)
+            group.split = max(group.split, record.split)
+            number = group.add(record.answer)
+            if isinstance(record.value, str):
+                group.wins.add((number, group.add(record.value)))
+            elif isinstance(record.value, bool):
+                group.labels.setdefault(number, set()).add(record.value)
+            elif record.value is not None:
+                group.ratings[number] = max(record.value, group.ratings.get(number, record.value))
         return groups
 
     def questions(self, dropped: Counter[str]) -> Iterator[Question]:
-        """Yield them by id. Where a prompt's answers are compared, that counts, and neither scores nor labels do.
+        """Yield the questions by id.
 
-        Answers that beat each other are not compared.
+        If a prompt's answers are compared, ratings and labels are ignored. Comparisons in which answers beat
+        each other are dropped.
         """
         for question_id, group in sorted(self._groups().items()):
             numbers = _select_answers(group, dropped)
             if not numbers:
                 continue
-            place = {number: index for index, number in enumerate(numbers)}
-            pairs = {(place[better], place[worse]) for better, worse in group.wins}
-            heights, contradicting = comparison_levels(pairs)
-            dropped["comparisons that contradict each other"] += len(contradicting)
-            scores = [
-                float(heights.get(i, 0)) if pairs else _score(group, number)
-                for i, number in enumerate(numbers)
-            ]
-            answers = tuple(
-                Answer(n, s, 0, False, "", group.texts[n], "", "", self.licence)
-                for n, s in zip(numbers, scores, strict=True)
-            )
-            compared = tuple(sorted(pairs - contradicting)) if pairs else None
-            yield Question(
-                question_id,
-                group.prompt,
-                "",
-                self.site,
-                group.url,
-                "",
-                self.licence,
-                answers,
-                compared,
-                group.split,
-            )
+            yield self._build_question(question_id, group, numbers, dropped)
+
+    def _build_question(
+        self, question_id: int, group: _Group, numbers: list[int], dropped: Counter[str]
+    ) -> Question:
+        index = {number: i for i, number in enumerate(numbers)}
+        pairs = {(index[better], index[worse]) for better, worse in group.wins}
+        levels, contradicting = comparison_levels(pairs)
+        dropped["comparisons that contradict each other"] += len(contradicting)
+        answers = []
+        for i, number in enumerate(numbers):
+            score = float(levels.get(i, 0)) if pairs else _score(group, number)
+            answers.append(self._build_answer(number, score, group.texts[number]))
+        return Question(
+            id=question_id,
+            prompt=group.prompt,
+            created="",
+            site=self.site,
+            url=group.url,
+            author="",
+            licence=self.licence,
+            answers=tuple(answers),
+            compared=tuple(sorted(pairs - contradicting)) if pairs else None,
+            split=group.split,
+        )
+
+    def _build_answer(self, number: int, score: float, text: str) -> Answer:
+        return Answer(
+            id=number,
+            score=score,
+            votes=0,
+            accepted=False,
+            created="",
+            text=text,
+            url="",
+            author="",
+            licence=self.licence,
+        )
 
 
 def _select_answers(group: _Group, dropped: Counter[str]) -> list[int]:
-    """Return the answers that have a place among the others, by identity; a question without a good one has none."""
+    """Return the ids of the answers that are kept; none if every answer of the question is bad."""
     numbers = sorted(group.texts)
     compared = {number for pair in group.wins for number in pair}
     if group.ratings and not compared:
@@ -114,18 +136,18 @@ def _select_answers(group: _Group, dropped: Counter[str]) -> list[int]:
             "answers without a score to a question whose others have one": set(numbers) - group.ratings.keys()
         }
     else:
-        labels = {number: said for number, said in group.labels.items() if number not in compared}
-        torn = {number for number, said in labels.items() if len(said) > 1}
-        without = {"answers labelled both good and bad": torn}
-        bad = {number for number, said in labels.items() if said == {False}}
+        labels = {number: values for number, values in group.labels.items() if number not in compared}
+        contradicting = {number for number, values in labels.items() if len(values) > 1}
+        without = {"answers labelled both good and bad": contradicting}
+        bad = {number for number, values in labels.items() if values == {False}}
         if compared:
             without["answers labelled bad to a question whose others are compared"] = bad
-        elif bad and bad | torn >= set(numbers):
+        elif bad and bad | contradicting >= set(numbers):
             dropped["questions whose every answer is labelled bad"] += 1
             return []
-    for reason, some in without.items():
-        if some:
-            dropped[reason] += len(some)
+    for reason, answers in without.items():
+        if answers:
+            dropped[reason] += len(answers)
     left_out = set().union(*without.values())
     return [number for number in numbers if number not in left_out]
 

@@ -1,7 +1,9 @@
-"""Anthropic's hh-rlhf (Bai et al. 2022, 2204.05862): rows {chosen, rejected} of two dialogues that part at the last answer.
+"""Read Anthropic's hh-rlhf (Bai et al. 2022, 2204.05862).
 
-A dialogue is "\\n\\nHuman: ...\\n\\nAssistant: ..." over and over. The question is all that stands before the last answer: of one turn its text
-alone, of more the dialogue with its speakers' names. The DPO work (Rafailov et al. 2023) takes the rows of one turn.
+Rows are {chosen, rejected}: two dialogues that differ in the last answer. A dialogue is "\\n\\nHuman:
+...\\n\\nAssistant: ..." repeated. The question is everything before the last answer: of one turn its text
+alone, of several the dialogue with its speakers' names. The DPO paper (Rafailov et al. 2023) uses the rows of
+one turn.
 """
 
 import re
@@ -23,26 +25,29 @@ SIDES_DIFFER, SEVERAL_TURNS, EQUAL_ANSWERS = RULES = (
 )
 
 
-def group_rows(rows: Iterable[Row], dropped: Counter[str], bad: RejectRow, *, one_turn: bool) -> AnswerGroups:
-    """Questions from rows; the rows of files whose path names them a test set are for evaluation.
+def group_rows(
+    rows: Iterable[Row], dropped: Counter[str], reject: RejectRow, *, one_turn: bool
+) -> AnswerGroups:
+    """Return the comparisons of all rows; rows of files that are named as a test set are for evaluation.
 
-    ``dropped`` counts what the rules leave out (RULES), ``bad`` is told of what is no pair of dialogues.
+    ``dropped`` counts rows that a rule leaves out (RULES); ``reject`` is called for rows that are no pair of
+    dialogues.
     """
-    found = AnswerGroups(SITE, LICENCE)
+    groups = AnswerGroups(SITE, LICENCE)
     for place, fields in rows:
         parts = split_dialogues(fields.get("chosen"), fields.get("rejected"), one_turn=one_turn)
         if isinstance(parts, str):
             if parts in RULES:
                 dropped[parts] += 1
             else:
-                bad(place, parts)
+                reject(place, parts)
         else:
-            found.compare(*parts, split="evaluation" if is_test(place.file) else "")
-    return found
+            groups.add_comparison(*parts, split="evaluation" if is_test(place.file) else "")
+    return groups
 
 
 def split_dialogues(chosen: object, rejected: object, *, one_turn: bool) -> tuple[str, str, str] | str:
-    """(question, better answer, worse answer), or the reason why there is none."""
+    """Return (question, better answer, worse answer), or the reason why the row has none."""
     if not (isinstance(chosen, str) and isinstance(rejected, str)):
         return "rows without two dialogues"
     before, _, better = chosen.rpartition(ASSISTANT)

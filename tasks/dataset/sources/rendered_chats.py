@@ -1,6 +1,7 @@
-"""Conversations that a chat template has already written out as one text, as many published sets have them.
+"""Parse conversations that a chat template has already written out as one text.
 
-Such a text is read as its messages. As it stands it would be trained on letter by letter, for no text becomes a control token (control_tokens.py).
+Many published sets have such texts. Read as text, the template's markers would be trained on as letters,
+because text never becomes a control token.
 """
 
 import re
@@ -17,32 +18,37 @@ HEADERS = (  # ChatML, Llama 3, Gemma, Zephyr and Phi-3, Llama 2, guanaco
 END = re.compile(
     r"\s*(?:<\|im_end\|>|<\|eot_id\|>|<end_of_turn>|<\|end\|>|<\|end_of_text\|>|<\|endoftext\|>|<eos>|</s>)\s*\Z"
 )
-STRUCK = "<s>"  # </s> may end what it begins; in Llama 2 it begins the next turn
+STRUCK = "<s>"  # in HTML struck-out text that </s> ends; in Llama 2 it begins the next turn
 DIALOGUE = re.compile(r"\n\n(Human|Assistant):")
 ASKS, ANSWERS = "\n\nHuman:", "\n\nAssistant:"
 ASSISTANTS = ("assistant", "model")
-LOOK = 100  # characters in which a text's first header, or its end, stands
+LOOK = 100  # characters at the start and the end in which headers and markers are searched
 SPOKEN = {"Human": "user", "Assistant": "assistant", "INST": "user", "/INST": "assistant"}
 SYSTEM, SYSTEM_END = "<<SYS>>", "<</SYS>>"  # within the first turn of Llama 2
 
 
 def parse_messages(text: str) -> list[dict[str, str]] | None:
-    """Return the messages of a written-out conversation, without the empty one that asks for an answer; None if the text is none."""
+    """Return the messages of a written-out conversation; None if the text is not one.
+
+    An empty last message, where the model is to answer, is left out.
+    """
     if text[:LOOK].lstrip().startswith(("<", "[INST]", "### Human:")):
         start = BEGIN.match(text)
         place = start.end() if start else 0
         header = next((header for header in HEADERS if header.match(text, place)), None)
         if header:
             return _drop_opening(_split_turns(header, text[place:]))
-    whole = f"\n\n{text.strip()}"
+    dialogue = f"\n\n{text.strip()}"
     is_dialogue = (
-        whole.startswith(ASKS) and (text.startswith(ASKS) or whole.endswith(ANSWERS)) and ANSWERS in whole
+        dialogue.startswith(ASKS)
+        and (text.startswith(ASKS) or dialogue.endswith(ANSWERS))
+        and ANSWERS in dialogue
     )
-    return _drop_opening(_split_turns(DIALOGUE, whole)) if is_dialogue else None
+    return _drop_opening(_split_turns(DIALOGUE, dialogue)) if is_dialogue else None
 
 
 def strip_end(answer: str) -> str:
-    """Return an answer without the end of turn that a template has put behind it; the answer itself if it is nothing else."""
+    """Return an answer without a template's end of turn, unless nothing else would be left."""
     found = END.search(answer[-LOOK:])
     if not found or (found[0].strip() == "</s>" and STRUCK in answer):
         return answer
@@ -57,12 +63,12 @@ def _split_turns(header: re.Pattern[str], text: str) -> list[dict[str, str]]:
         for role, content in pairs
     ]
     first = messages[0]["content"]
-    system, end, asked = first.removeprefix(SYSTEM).partition(SYSTEM_END)
+    system, end, question = first.removeprefix(SYSTEM).partition(SYSTEM_END)
     if not (end and first.startswith(SYSTEM)):
         return messages
     return [
         {"role": "system", "content": system.strip()},
-        messages[0] | {"content": asked.strip()},
+        messages[0] | {"content": question.strip()},
         *messages[1:],
     ]
 

@@ -1,34 +1,35 @@
-"""Counts of what was odd about a user's own rows, though most of them could be read."""
+"""Count what is unusual about a user's own rows."""
 
 from collections import Counter
 from typing import NamedTuple
 
 
 class RowWarnings(NamedTuple):
-    """What was odd about the rows, and how many had it."""
+    """Counters of rows with something unusual."""
 
     unread: Counter[str]  # by column
     added: Counter[str]  # rows whose column was joined to the prompt, by column
-    opposed: Counter[
-        str
-    ]  # rows whose scores say the opposite of their comparison, by the columns of the scores
-    noticed: Counter[str]  # all else, by sentence
+    opposed: Counter[str]  # rows whose scores contradict their comparison, by the columns of the scores
+    noticed: Counter[str]  # anything else, by sentence
     refused: Counter[str]  # rows that cannot be used, by each of their columns
     left_out: Counter[str]  # rows that a rule leaves out, by reason
 
     @classmethod
     def empty(cls) -> "RowWarnings":
+        """Return counters at zero."""
         return cls(*(Counter() for _ in cls._fields))
 
     def update(self, other: "RowWarnings") -> None:
+        """Add the counts of another block."""
         for mine, more in zip(self, other, strict=True):
             mine.update(more)
 
     def most_common(self, count: int) -> "RowWarnings":
-        """Return the same with the ``count`` commonest entries of each: names come from the rows, and may be as many."""
-        return RowWarnings(
-            *(
-                Counter(dict(sorted(mine.items(), key=lambda item: (-item[1], item[0]))[:count]))
-                for mine in self
-            )
-        )
+        """Return the ``count`` most common entries of each counter: rows may have many names."""
+        return RowWarnings(*(_most_common(counter, count) for counter in self))
+
+
+def _most_common(counter: Counter[str], count: int) -> Counter[str]:
+    """Return the most common entries; of equal counts the first by name, so that order does not matter."""
+    entries = sorted(counter.items(), key=lambda entry: (-entry[1], entry[0]))
+    return Counter(dict(entries[:count]))

@@ -1,8 +1,10 @@
-"""The two published sets made of Stack Exchange dumps.
+"""Read the two published sets that were made from Stack Exchange dumps.
 
-- HuggingFaceH4/stack-exchange-preferences: {qid, question (HTML), answers: [{answer_id, author, author_profile, pm_score, selected, text (HTML)}],
-  date, metadata: [question's page, site, author's page]}; pm_score is s(a) of stack_exchange.py.
-- lvwerra/stack-exchange-paired: {question, response_j, response_k} in Markdown, j the better one, one row per pair.
+- HuggingFaceH4/stack-exchange-preferences: {qid, question (HTML), answers: [{answer_id, author,
+  author_profile, pm_score, selected, text (HTML)}], date, metadata: [question's page, site, author's page]};
+  pm_score is s(a) of stack_exchange.py.
+- lvwerra/stack-exchange-paired: {question, response_j, response_k} in Markdown, j the better one, one row
+  per pair.
 
 Rows of files that are named as a test set, such as data/evaluation of the latter, are for evaluation.
 """
@@ -22,12 +24,15 @@ from tasks.dataset.splits import is_test
 SITE, LICENCE = "stackexchange.com", "CC BY-SA"
 
 
-def read_preferences(rows: Iterable[Row], bad: RejectRow) -> Iterator[Question]:
-    """Questions with scored answers, in the order of the rows. Ids are made of the page's address: those of two sites may be equal."""
+def read_preferences(rows: Iterable[Row], reject: RejectRow) -> Iterator[Question]:
+    """Yield questions with scored answers, in the order of the rows.
+
+    Ids are hashes of the page's address, because ids of two sites may be equal.
+    """
     for place, fields in rows:
         question = _build_question(fields)
         if isinstance(question, str):
-            bad(place, question)
+            reject(place, question)
         else:
             yield question._replace(split="evaluation" if is_test(place.file) else "")
 
@@ -37,8 +42,8 @@ def _build_question(fields: dict[str, Any]) -> Question | str:
     if not isinstance(text, str) or not isinstance(answers, list):
         return "rows without a question and answers"
     links = [link if isinstance(link, str) else "" for link in links] if isinstance(links, list) else []
-    page, place, author = [*links, "", "", ""][:3]
-    site = _site_of(place or page)
+    page, site_address, author = [*links, "", "", ""][:3]
+    site = _site_of(site_address or page)
     prompt = to_markdown(text)
     replies = [_build_answer(answer, site) for answer in answers]
     if None in replies:
@@ -48,14 +53,14 @@ def _build_question(fields: dict[str, Any]) -> Question | str:
     created = date.replace("/", "-") if isinstance(date, str) else ""
     url = page or f"https://{site}/q/{fields.get('qid')}"
     return Question(
-        text_id(url),
-        prompt,
-        created,
-        site,
-        url,
-        author,
-        LICENCE,
-        tuple(distinct[number] for number in sorted(distinct)),
+        id=text_id(url),
+        prompt=prompt,
+        created=created,
+        site=site,
+        url=url,
+        author=author,
+        licence=LICENCE,
+        answers=tuple(distinct[number] for number in sorted(distinct)),
     )
 
 
@@ -79,22 +84,34 @@ def _build_answer(fields: object, site: str) -> Answer | None:
     ):
         return None
     author = fields.get("author_profile") or fields.get("author") or ""
-    about = (f"https://{site}/a/{number}", str(author), LICENCE, str(fields.get("author") or ""))
-    return Answer(number, float(points), 0, fields.get("selected") is True, "", to_markdown(text), *about)
+    return Answer(
+        id=number,
+        score=float(points),
+        votes=0,
+        accepted=fields.get("selected") is True,
+        created="",
+        text=to_markdown(text),
+        url=f"https://{site}/a/{number}",
+        author=str(author),
+        licence=LICENCE,
+        author_name=str(fields.get("author") or ""),
+    )
 
 
-def group_pairs(rows: Iterable[Row], bad: RejectRow) -> AnswerGroups:
-    """Questions with the comparisons that their rows make."""
-    found = AnswerGroups(SITE, LICENCE)
+def group_pairs(rows: Iterable[Row], reject: RejectRow) -> AnswerGroups:
+    """Return the comparisons of all rows."""
+    groups = AnswerGroups(SITE, LICENCE)
     for place, fields in rows:
         texts = [fields.get(name) for name in ("question", "response_j", "response_k")]
         question, better, worse = [text.strip() if isinstance(text, str) else "" for text in texts]
         links = fields.get("metadata")
         if not (question and better and worse):
-            bad(place, "rows without a question and two answers")
+            reject(place, "rows without a question and two answers")
         elif better == worse:
-            bad(place, "rows whose answers are equal")
+            reject(place, "rows whose answers are equal")
         else:
             url = str(links[0]) if isinstance(links, list) and links else ""
-            found.compare(question, better, worse, url=url, split="evaluation" if is_test(place.file) else "")
-    return found
+            groups.add_comparison(
+                question, better, worse, url=url, split="evaluation" if is_test(place.file) else ""
+            )
+    return groups

@@ -1,4 +1,7 @@
-"""Names of a site's users, as Users.xml of a dump has them: on disk, and looked up by number, for there may be more than fit into memory."""
+"""Store the names of a site's users, from a dump's Users.xml, on disk and look them up by number.
+
+There may be more names than fit into memory.
+"""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -8,20 +11,20 @@ from typing import Self
 import numpy as np
 
 from tasks.dataset.readers.blocks import Block
-from tasks.dataset.sources.stack_exchange_dump import read_fields_of
+from tasks.dataset.readers.dump_tables import read_rows
 from tasks.system.files import replacing
 
-MAX_USER_NUMBER = 2**31  # a number above is nobody's
+MAX_USER_NUMBER = 2**31  # no user has a higher number
 
 
 def read_user_names(block: Block) -> list[tuple[int, str]]:
-    """(number, display name) of every user of a block who has both. Raises InputError."""
+    """Return (number, display name) of every user of a block who has both. Raises InputError."""
     return [(int(number), name) for number, name in _iter_names(block)]
 
 
 def _iter_names(block: Block) -> Iterator[tuple[str, str]]:
-    for fields in read_fields_of(block):
-        if isinstance(fields, str):  # a row that cannot be read: this user's posts name a number
+    for fields in read_rows(block):
+        if isinstance(fields, str):  # this user's posts show the number instead of a name
             continue
         number, name = (
             fields.get("Id", "").removesuffix(".0"),
@@ -32,15 +35,15 @@ def _iter_names(block: Block) -> Iterator[tuple[str, str]]:
 
 
 class UserNames:
-    """A folder with the names one after the other, and where those of each number begin and end."""
+    """A folder with one file of all names, and one of the start and end of each user's name."""
 
     def __init__(self, folder: Path) -> None:
         self.texts, self.places = folder / "names", folder / "places"
 
     def write(self, names: Iterable[list[tuple[int, str]]]) -> None:
-        """Of a number that comes twice the later name counts."""
+        """Write the names; of a number that repeats the later name is kept."""
         self.texts.parent.mkdir(exist_ok=True)
-        at = 0
+        offset = 0
         with (
             replacing(self.texts) as new_texts,
             replacing(self.places) as new_places,
@@ -51,8 +54,8 @@ class UserNames:
                 for number, name in batch:
                     texts.write(text := name.encode())
                     places.seek(16 * number)
-                    places.write(np.array([at, at + len(text)], dtype=np.int64).tobytes())
-                    at += len(text)
+                    places.write(np.array([offset, offset + len(text)], dtype=np.int64).tobytes())
+                    offset += len(text)
 
     def __enter__(self) -> Self:
         self.open = [os.open(path, os.O_RDONLY) for path in (self.texts, self.places)]
@@ -63,10 +66,10 @@ class UserNames:
             os.close(file)
 
     def get(self, number: str) -> str:
-        """The user's name, "" if it is not known."""
+        """Return the user's name, "" if it is not known."""
         if not number.isascii() or not number.isdecimal() or int(number) >= MAX_USER_NUMBER:
             return ""
         texts, places = self.open
-        found = os.pread(places, 16, 16 * int(number))
-        start, end = np.frombuffer(found, dtype=np.int64).tolist() if len(found) == 16 else (0, 0)
+        entry = os.pread(places, 16, 16 * int(number))
+        start, end = np.frombuffer(entry, dtype=np.int64).tolist() if len(entry) == 16 else (0, 0)
         return os.pread(texts, end - start, start).decode()

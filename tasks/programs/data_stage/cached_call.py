@@ -1,4 +1,4 @@
-"""One call of a function, and its result as a note in JSON: whoever finds the note need not call again."""
+"""Call a function and cache its result on disk as JSON, for when the program is restarted."""
 
 from collections.abc import Callable
 from functools import cache
@@ -10,47 +10,53 @@ from pydantic import TypeAdapter
 
 from tasks.system.files import replacing
 
-Function = Callable[
-    [Any], Any
-]  # a function of a module, with one argument; its annotations say how both ways are written in JSON
+# A function of a module with one argument; its annotations say how argument and result are written as JSON.
+Function = Callable[[Any], Any]
 
 
 class Call(NamedTuple):
-    do: Function
+    """A function, its argument, and the file that its result is cached in (None: nowhere)."""
+
+    function: Function
     task: Any
-    note: Path | None = None
+    result_path: Path | None = None
 
     @property
-    def is_noted(self) -> bool:
-        return self.note is not None and self.note.exists()
+    def is_cached(self) -> bool:
+        """Return whether the result is on disk."""
+        return self.result_path is not None and self.result_path.exists()
 
 
 def run_cached(call: Call) -> Any:
-    """The result of a call, from its note if there is one; else it is noted."""
-    if call.note and call.note.exists():
-        return read_cached(call.do, call.note)
-    found = call.do(call.task)
-    if call.note:
-        write_file(call.note, result_type(call.do).dump_json(found))
-    return found
+    """Return the cached result of a call; if there is none, call the function and cache its result."""
+    if call.result_path and call.result_path.exists():
+        return read_cached(call.function, call.result_path)
+    result = call.function(call.task)
+    if call.result_path:
+        write_file(call.result_path, result_type(call.function).dump_json(result))
+    return result
 
 
-def read_cached(do: Function, note: Path) -> Any:
-    return result_type(do).validate_json(note.read_bytes())
-
-
-@cache
-def task_type(do: Function) -> TypeAdapter[Any]:
-    (parameter,) = signature(do).parameters
-    return TypeAdapter(get_type_hints(do)[parameter])
+def read_cached(function: Function, path: Path) -> Any:
+    """Return a cached result."""
+    return result_type(function).validate_json(path.read_bytes())
 
 
 @cache
-def result_type(do: Function) -> TypeAdapter[Any]:
-    return TypeAdapter(get_type_hints(do)["return"])
+def task_type(function: Function) -> TypeAdapter[Any]:
+    """Return what converts the function's argument to JSON and back."""
+    (parameter,) = signature(function).parameters
+    return TypeAdapter(get_type_hints(function)[parameter])
+
+
+@cache
+def result_type(function: Function) -> TypeAdapter[Any]:
+    """Return what converts the function's result to JSON and back."""
+    return TypeAdapter(get_type_hints(function)["return"])
 
 
 def write_file(path: Path, content: bytes) -> None:
+    """Write a file atomically; its folder is made if it is missing."""
     path.parent.mkdir(exist_ok=True)
     with replacing(path) as new:
         new.write_bytes(content)

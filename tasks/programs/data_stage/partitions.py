@@ -1,8 +1,11 @@
-"""What is done with a range of a source's questions, by whichever process is free: kept on a shelf, and later turned into rows of the tables."""
+"""Filter the questions of one partition, a range of question ids, and turn them into rows of the tables.
+
+Any worker can do this for any partition: the result depends on the task alone.
+"""
 
 from collections import Counter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tasks.config.data import Data
 from tasks.config.sources import Source
@@ -12,64 +15,80 @@ from tasks.dataset.curation.question_files import SPLITS
 from tasks.dataset.question import count_pairs, draw_pairs
 from tasks.dataset.sorted_files import Slice
 from tasks.dataset.statistics import Statistics
+from tasks.dataset.tables import Fields
 from tasks.programs.data_stage import read_source
 
 
 class Partition(NamedTuple):
-    """A range of records, and where its questions go."""
+    """A range of records, the rules to filter its questions by, and the file that they are written to."""
 
     slices: list[Slice]
     source: Source
-    keep: rules.Rules
-    foreign: Path | None  # word runs of evaluation sets
-    near: bool
-    path: Path
+    rules: rules.Rules
+    evaluation_ngrams: Path | None
+    near_duplicates: bool  # whether to write what near duplicates are found by
+    output: Path
 
 
 class FilteredPartition(NamedTuple):
+    """A file of kept questions, and what was dropped and masked."""
+
     path: Path
     dropped: Counter[str]
-    hidden: Counter[str]
+    masked: Counter[str]
 
 
-def filter_partition(stack: Partition) -> FilteredPartition:
-    """The questions of a range that the rules keep, on disk."""
+def filter_partition(partition: Partition) -> FilteredPartition:
+    """Write the questions of a partition that the rules keep."""
     dropped: Counter[str] = Counter()
-    hidden: Counter[str] = Counter()
-    keep = stack.keep._replace(foreign=contamination.read(stack.foreign)) if stack.foreign else stack.keep
-    found = read_source.build_questions(stack.source, sorted_files.read(stack.slices), dropped)
-    kept = [question for one in found if (question := rules.apply_rules(one, keep, dropped, hidden))]
-    question_files.write(kept, stack.path, near=stack.near)
-    return FilteredPartition(stack.path, dropped, hidden)
+    masked: Counter[str] = Counter()
+    active = partition.rules
+    if partition.evaluation_ngrams:
+        active = active._replace(evaluation_ngrams=contamination.read(partition.evaluation_ngrams))
+    kept = []
+    for question in read_source.build_questions(
+        partition.source, sorted_files.read(partition.slices), dropped
+    ):
+        if changed := rules.apply_rules(question, active, dropped, masked):
+            kept.append(changed)
+    question_files.write(kept, partition.output, near_duplicates=partition.near_duplicates)
+    return FilteredPartition(partition.output, dropped, masked)
 
 
 def rules_from_settings(data: Data) -> rules.Rules:
+    """Return the rules that look at one question at a time."""
     return rules.Rules(
-        data.min_answer_chars, data.max_answer_chars, data.max_prompt_chars, data.personal, data.languages
+        min_answer_chars=data.min_answer_chars,
+        max_answer_chars=data.max_answer_chars,
+        max_prompt_chars=data.max_prompt_chars,
+        personal=data.personal,
+        languages=data.languages,
     )
 
 
 class TablePart(NamedTuple):
-    """A shelf with the splits of its questions, and where their rows go."""
+    """A file of questions with their splits, and the folder that their rows are written to."""
 
-    shelf: Path
-    splits: bytes  # a place in SPLITS of each
+    questions: Path
+    splits: bytes  # of each question an index into SPLITS
     max_pairs: int
     seed: int
     folder: Path
 
 
-def build_table_part(lot: TablePart) -> tuple[Path, Statistics]:
-    """The rows of a shelf's questions, a part for every table."""
-    tally = Statistics()
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in tables.COLUMNS}
-    for question, split in zip(question_files.read(lot.shelf), lot.splits, strict=True):
-        if split:
-            pairs, most = draw_pairs(question, max_pairs=lot.max_pairs, seed=lot.seed), count_pairs(question)
-            tally.add(question, pairs, most)
-            for name, row in tables.build_rows(question, SPLITS[split], pairs, most):
-                rows[name].append(row)
-    lot.folder.mkdir(exist_ok=True)
-    for name, part in rows.items():
-        tables.write_part(name, part, lot.folder / name)
-    return lot.folder, tally
+def build_table_part(part: TablePart) -> tuple[Path, Statistics]:
+    """Write the rows of a file of questions, one file per table. Return the folder and the statistics."""
+    statistics = Statistics()
+    rows: dict[str, list[Fields]] = {name: [] for name in tables.COLUMNS}
+    for question, split in zip(question_files.read(part.questions), part.splits, strict=True):
+        if not split:
+            continue
+        pairs = draw_pairs(question, max_pairs=part.max_pairs, seed=part.seed)
+        num_pairs = count_pairs(question)
+        statistics.add(question, pairs, num_pairs)
+        for name, row in tables.build_rows(question, SPLITS[split], pairs, num_pairs):
+            rows[name].append(row)
+    part.folder.mkdir(exist_ok=True)
+    for name, table_rows in rows.items():
+        tables.write_part(name, table_rows, part.folder / name)
+    return part.folder, statistics

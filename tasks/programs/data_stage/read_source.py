@@ -1,6 +1,6 @@
-"""A source in records: what one process makes of a block of rows, and another of the records of a range of questions.
+"""Read a source: blocks of rows into records, and partitions of records into questions.
 
-Every function here is called in whichever process is free; what it gives depends on its task alone.
+Any worker can do this for any block or partition: the result depends on the task alone.
 """
 
 from collections import Counter
@@ -22,7 +22,7 @@ from tasks.config.sources import (
 from tasks.dataset import sorted_files
 from tasks.dataset.curation.question_files import question_from_json, question_to_json
 from tasks.dataset.question import Question
-from tasks.dataset.readers import blocks, csv_columns, row_files
+from tasks.dataset.readers import blocks, csv_columns, dump_tables, row_files
 from tasks.dataset.readers.blocks import Block
 from tasks.dataset.readers.quarantine import Place
 from tasks.dataset.readers.row_files import Row
@@ -43,7 +43,8 @@ from tasks.dataset.sources.user_names import UserNames
 
 BUILT_IN_SITE = "shell.example"
 MOST_COLUMNS = 1000  # whose names are counted of a block
-COLUMNS = {  # that the rows of a published set have; what lies beside them (hh-rlhf's red-team-attempts) has others
+# Columns of the rows of a published set. Files beside them (hh-rlhf's red-team-attempts) have other columns.
+COLUMNS = {
     "stack-exchange-preferences": frozenset(("question", "answers")),
     "stack-exchange-paired": frozenset(("question", "response_j", "response_k")),
     "hh-rlhf": frozenset(("chosen", "rejected")),
@@ -51,60 +52,69 @@ COLUMNS = {  # that the rows of a published set have; what lies beside them (hh-
 
 
 class BlockTask(NamedTuple):
+    """A block to be read, and the file that its records are written to."""
+
     block: Block
     source: Source
     site: str  # of a dump
-    several: bool  # whether a dump has several sites
-    segment: Path
+    several_sites: bool  # whether the source is a folder of several sites' dumps
+    output: Path
     names: Path | None = None  # folder of the names of a dump's users
 
 
 class BlockResult(NamedTuple):
-    """What became of a block."""
+    """Counts of one block, and the file of its records."""
 
     file: str
     bytes: int  # of the source, read so far
     rows: int
     read: Counter[str]
     dropped: Counter[str]
-    bad: list[tuple[int, str]]  # row of the block, from 1, and the reason
-    segment: Path
-    seen: RowWarnings  # what was odd about a user's own rows
+    bad: list[tuple[int, str]]  # number of the row in the block, from 1, and the reason
+    output: Path
+    warnings: RowWarnings
+
+
+class _Counts(NamedTuple):
+    """Counters that the readers of a block fill."""
+
+    read: Counter[str]
+    dropped: Counter[str]
+    bad: list[tuple[int, str]]
+    warnings: RowWarnings
 
 
 def iter_blocks(source: Source, path: Path) -> Iterator[tuple[Block, str]]:
-    """Blocks of the source, with the site of each where it is a dump. Raises InputError."""
-    if isinstance(source, ShellSite | StackExchangeDump):
-        before = 0
-        for file, site in sites_of(source, path).items():
-            shown = blocks.display_name(file, path)
-            for block in stack_exchange_dump.iter_blocks(file):
-                yield block._replace(file=shown, read=before + block.read), site
-            before += file.stat().st_size
-    else:
-        yield from (
-            (block, "") for block in row_files.iter_blocks(path, COLUMNS.get(source.kind, frozenset()))
-        )
+    """Yield the blocks of the source, each with its site if the source is a dump. Raises InputError."""
+    if not isinstance(source, ShellSite | StackExchangeDump):
+        yield from ((block, "") for block in row_files.iter_blocks(path, _columns_of(source)))
+        return
+    bytes_before = 0
+    for file, site in sites_of(source, path).items():
+        name = blocks.display_name(file, path)
+        for block in dump_tables.iter_blocks(file):
+            yield block._replace(file=name, bytes_read=bytes_before + block.bytes_read), site
+        bytes_before += file.stat().st_size
+
+
+def _columns_of(source: Source) -> frozenset[str]:
+    return COLUMNS.get(source.kind, frozenset())
 
 
 def source_size(source: Source, path: Path) -> int:
-    """Bytes of the source's files."""
+    """Return the bytes of the source's files."""
     if isinstance(source, ShellSite | StackExchangeDump):
-        return sum(stack_exchange_dump.file_size(file) for file in dump_files.find_dumps(path))
-    return sum(
-        file.stat().st_size
-        for file in row_files.split_by_columns(path, COLUMNS.get(source.kind, frozenset()))[0]
-    )
+        return sum(dump_tables.file_size(file) for file in dump_files.find_dumps(path))
+    files, _ = row_files.split_by_columns(path, _columns_of(source))
+    return sum(file.stat().st_size for file in files)
 
 
 def other_files(source: Source, path: Path) -> list[str]:
-    """Return the files of a published set that are not what the source reads, as its places call files."""
+    """Return the files beside a published set's rows that are not read, by the names that the card shows."""
     if isinstance(source, ShellSite | StackExchangeDump):
         return []
-    return [
-        blocks.display_name(file, path)
-        for file in row_files.split_by_columns(path, COLUMNS.get(source.kind, frozenset()))[1]
-    ]
+    _, others = row_files.split_by_columns(path, _columns_of(source))
+    return [blocks.display_name(file, path) for file in others]
 
 
 def sites_of(source: Source, path: Path) -> dict[Path, str]:
@@ -119,130 +129,134 @@ def sites_of(source: Source, path: Path) -> dict[Path, str]:
 
 
 def iter_user_blocks(file: Path) -> Iterator[Block] | None:
-    """The users of a dump in blocks: in the same archive, or beside it; None where there are none."""
-    for place in (file, dump_files.users_beside(file)):
-        if (
-            place
-            and (place != file or place.suffix == ".7z")
-            and (place.suffix != ".7z" or _holds_users(place))
-        ):
-            return stack_exchange_dump.iter_blocks(place, csv_columns.USERS)
+    """Return the blocks of a dump's users, in the same archive or beside it; None if there are none."""
+    for candidate in (file, dump_files.users_beside(file)):
+        if candidate and _has_users(candidate, is_dump=candidate == file):
+            return dump_tables.iter_blocks(candidate, csv_columns.USERS)
     return None
 
 
-def _holds_users(place: Path) -> bool:
+def _has_users(candidate: Path, *, is_dump: bool) -> bool:
+    """Return whether a file has users: an archive may, a plain file if it is not the posts themselves."""
+    if candidate.suffix != ".7z":
+        return not is_dump
     from tasks.dataset.readers import seven_zip  # most sources come without, and it is slow to import
 
-    return seven_zip.has_member(place, "Users.xml")
+    return seven_zip.has_member(candidate, "Users.xml")
+
+
+# ------------------------------------------------------------------------------------- blocks to records
 
 
 def read_block(task: BlockTask) -> BlockResult:
-    """Read a block, and write what it says as a segment in the order of the questions' numbers. Raises InputError."""
-    bad: list[tuple[int, str]] = []
-    read: Counter[str] = Counter()
-    dropped: Counter[str] = Counter()
-    seen = RowWarnings.empty()
+    """Read a block and write its records, sorted by the numbers of their questions. Raises InputError."""
+    counts = _Counts(Counter(), Counter(), [], RowWarnings.empty())
     if isinstance(task.source, ShellSite | StackExchangeDump):
-        count, records = _read_posts(task, read, dropped, bad)
+        num_rows, records = _read_posts(task, counts)
     else:
-        found = list(row_files.read_block(task.block))
-        good = [
-            Row(Place(task.block.file, number), fields)
-            for number, fields in enumerate(found, 1)
-            if isinstance(fields, dict)
-        ]
-        bad += [(number, reason) for number, reason in enumerate(found, 1) if isinstance(reason, str)]
-        count, records = len(found), _read_rows(task.source, good, dropped, bad, seen)
-        read["rows"] += len(good)
-    sorted_files.write(records, task.segment)
+        num_rows, records = _read_rows(task, counts)
+    sorted_files.write(records, task.output)
     return BlockResult(
-        task.block.file,
-        task.block.read,
-        count,
-        read,
-        dropped,
-        sorted(bad),
-        task.segment,
-        seen.most_common(MOST_COLUMNS),
+        file=task.block.file,
+        bytes=task.block.bytes_read,
+        rows=num_rows,
+        read=counts.read,
+        dropped=counts.dropped,
+        bad=sorted(counts.bad),
+        output=task.output,
+        warnings=counts.warnings.most_common(MOST_COLUMNS),
     )
 
 
-def _read_posts(
-    task: BlockTask, read: Counter[str], dropped: Counter[str], bad: list[tuple[int, str]]
-) -> tuple[int, list[Record]]:
+def _read_posts(task: BlockTask, counts: _Counts) -> tuple[int, list[Record]]:
     records: list[Record] = []
     number = 0
     with UserNames(task.names) if task.names else nullcontext() as names:
-        for number, post in enumerate(stack_exchange_dump.read_posts_of(task.block), 1):
+        for number, post in enumerate(stack_exchange_dump.read_posts(task.block), 1):
             if isinstance(post, Post):
-                read["answers" if post.parent else "questions"] += 1
+                counts.read["answers" if post.parent else "questions"] += 1
                 if names and post.author_id:
                     post = post._replace(author_name=names.get(post.author_id))
-                where = number_post(post, task.site, several=task.several)
-                records.append((where.question, [where.site, list(where.post)]))
+                numbered = number_post(post, task.site, several_sites=task.several_sites)
+                records.append((numbered.question, [numbered.site, list(numbered.post)]))
             elif isinstance(post, Unreadable):
-                bad.append((number, post.reason))
+                counts.bad.append((number, post.reason))
             else:
-                dropped[post] += 1
+                counts.dropped[post] += 1
     return number, records
 
 
-def _read_rows(
-    source: Source, found: list[Row], dropped: Counter[str], bad: list[tuple[int, str]], seen: RowWarnings
-) -> list[Record]:
-    def tell(place: Place, reason: str) -> None:
-        bad.append((place.row, reason))
+def _read_rows(task: BlockTask, counts: _Counts) -> tuple[int, list[Record]]:
+    rows = []
+    number = 0
+    for number, fields in enumerate(row_files.read_block(task.block), 1):
+        if isinstance(fields, str):
+            counts.bad.append((number, fields))
+        else:
+            rows.append(Row(Place(task.block.file, number), fields))
+    records = _records_from_rows(task.source, rows, counts)
+    counts.read["rows"] += len(rows)
+    return number, records
+
+
+def _records_from_rows(source: Source, rows: list[Row], counts: _Counts) -> list[Record]:
+    def reject(place: Place, reason: str) -> None:
+        counts.bad.append((place.row, reason))
 
     match source:
         case StackExchangePreferences():
-            return [
-                (question.id, question_to_json(question))
-                for question in stack_exchange_sets.read_preferences(found, tell)
-            ]
+            questions = stack_exchange_sets.read_preferences(rows, reject)
+            return [(question.id, question_to_json(question)) for question in questions]
         case StackExchangePaired():
-            gathered = stack_exchange_sets.group_pairs(found, tell)
+            groups = stack_exchange_sets.group_pairs(rows, reject)
         case HhRlhf():
-            gathered = hh_rlhf.group_rows(found, dropped, tell, one_turn=source.turns == "single")
+            one_turn = source.turns == "single"
+            groups = hh_rlhf.group_rows(rows, counts.dropped, reject, one_turn=one_turn)
         case OwnRows():
             columns = Columns(**source.model_dump(include=set(Columns._fields)))
-            gathered = own_rows.group_rows(
-                found, tell, columns, site=source.site, licence=source.licence, seen=seen
+            groups = own_rows.group_rows(
+                rows,
+                reject,
+                columns,
+                site=source.site,
+                licence=source.licence,
+                warnings=counts.warnings,
             )
-            dropped.update(seen.left_out)
+            counts.dropped.update(counts.warnings.left_out)
         case _:
             raise AssertionError(source)
-    return [(number, list(note)) for number, note in gathered.notes]
+    return [(question_id, list(record)) for question_id, record in groups.records]
+
+
+# ---------------------------------------------------------------------------------- records to questions
 
 
 def build_questions(source: Source, records: Iterable[Record], dropped: Counter[str]) -> Iterator[Question]:
-    """The questions that the records of a range of numbers make, by number; nothing depends on the records' order."""
+    """Return the questions of a partition's records, by number. The order of the records does not matter."""
     match source:
         case ShellSite() | StackExchangeDump():
-            return stack_exchange.build_questions(
-                (NumberedPost(number, site, Post._make(post)) for number, (site, post) in records), dropped
-            )
+            posts = (NumberedPost(number, site, Post._make(post)) for number, (site, post) in records)
+            return stack_exchange.build_questions(posts, dropped)
         case StackExchangePreferences():
             return _drop_repeated((question_from_json(fields) for _, fields in records), dropped)
         case StackExchangePaired():
-            about = (stack_exchange_sets.SITE, stack_exchange_sets.LICENCE)
+            site, licence = stack_exchange_sets.SITE, stack_exchange_sets.LICENCE
         case HhRlhf():
-            about = (hh_rlhf.SITE, hh_rlhf.LICENCE)
+            site, licence = hh_rlhf.SITE, hh_rlhf.LICENCE
         case OwnRows():
-            about = (source.site, source.licence)
-    return AnswerGroups(*about, ((number, AnswerRecord._make(note)) for number, note in records)).questions(
-        dropped
-    )
+            site, licence = source.site, source.licence
+    answers = ((number, AnswerRecord._make(fields)) for number, fields in records)
+    return AnswerGroups(site, licence, answers).questions(dropped)
 
 
-def _drop_repeated(found: Iterable[Question], dropped: Counter[str]) -> Iterator[Question]:
-    """Of two with the same id the smaller, so that order does not matter."""
+def _drop_repeated(questions: Iterable[Question], dropped: Counter[str]) -> Iterator[Question]:
+    """Yield questions by id. Of two with the same id the smaller is kept, so that order does not matter."""
     known: dict[int, Question] = {}
-    for question in found:
+    for question in questions:
         if question.id in known:
             dropped["repeated questions"] += 1
             same = known[question.id]
-            question = min(question, same)._replace(
-                split=max(question.split, same.split)
-            )  # a test set's question stays one
+            split = max(question.split, same.split)  # a test set's question stays one
+            question = min(question, same)._replace(split=split)
         known[question.id] = question
-    return iter([known[number] for number in sorted(known)])
+    yield from (known[number] for number in sorted(known))

@@ -1,7 +1,11 @@
-"""Shards: tasks that whoever started the program has done elsewhere, asked for and answered in a folder.
+"""Run function calls on other machines: write requests to a folder and wait there for the results.
 
-<name>.json   {"do": name of the function, "tasks": [...]}, written by the program, done by shard.py on any machine that sees the same folders
-<name>.done   {"results": [...]}, or {"error": sentence, "kind": "input", "disk" (it is full) or "other"}, written by whoever had it done
+The flow that started the program has the requests done on a Dask cluster (tasks/execution/dask.py).
+
+<name>.json   {"do": name of the function, "tasks": [...]}: a request, written by the program; shard.py does
+              it on any machine that sees the same folders
+<name>.done   {"results": [...]}, or {"error": sentence, "kind": "input", "disk" (it is full) or "other"}: the
+              response, written by the flow
 """
 
 import json
@@ -15,30 +19,36 @@ from typing import Any, NamedTuple
 from tasks.programs.data_stage.cached_call import Call, result_type, run_cached, task_type, write_file
 from tasks.system.errors import DiskFailure, InputError
 
-CALLS_PER_REQUEST = 8  # tasks in a shard: some seconds of work, against half a second to start its program
-MAX_PENDING_REQUESTS = 32  # shards asked for at a time: what they hold lies on disk meanwhile
+CALLS_PER_REQUEST = 8  # some seconds of work, against half a second to start its program
+MAX_PENDING_REQUESTS = 32  # their blocks are on disk meanwhile
 POLL_SECONDS = 0.02
 
 
 class ShardFailed(RuntimeError):
-    """A shard that could not be done, and not because of the input."""
+    """A request that failed for another reason than the input."""
 
 
 class Request(NamedTuple):
+    """Calls that are run together on another machine."""
+
     calls: list[Call]
-    pending: list[Call]  # those that are not noted
-    done: Path
+    pending: list[Call]  # those whose result is not cached
+    response: Path
 
     @property
     def is_done(self) -> bool:
-        return not self.pending or self.done.exists()
+        """Return whether all results are there."""
+        return not self.pending or self.response.exists()
 
 
 def run_remotely(calls: Iterator[Call], folder: Path, numbers: Iterator[int]) -> Iterator[Any]:
-    """The results of all calls, in their order. ``numbers`` name the shards; none may come twice."""
+    """Yield the results of all calls, in their order.
+
+    ``numbers`` name the requests; each may come only once.
+    """
     waiting: deque[Request] = deque()
-    while shard := list(islice(calls, CALLS_PER_REQUEST)):
-        waiting.append(_send(shard, folder / f"{shard[0].do.__name__} {next(numbers):06}.json"))
+    while batch := list(islice(calls, CALLS_PER_REQUEST)):
+        waiting.append(_send(batch, folder / f"{batch[0].function.__name__} {next(numbers):06}.json"))
         while waiting and (waiting[0].is_done or len(waiting) == MAX_PENDING_REQUESTS):
             yield from _receive(waiting.popleft())
     while waiting:
@@ -46,36 +56,36 @@ def run_remotely(calls: Iterator[Call], folder: Path, numbers: Iterator[int]) ->
 
 
 def _send(calls: list[Call], path: Path) -> Request:
-    do, pending = calls[0].do, [call for call in calls if not call.is_noted]
+    function, pending = calls[0].function, [call for call in calls if not call.is_cached]
     if pending:
-        tasks = b",".join(task_type(do).dump_json(call.task) for call in pending)
-        write_file(path, b'{"do": "%b", "tasks": [%b]}' % (do.__name__.encode(), tasks))
+        tasks = b",".join(task_type(function).dump_json(call.task) for call in pending)
+        write_file(path, b'{"do": "%b", "tasks": [%b]}' % (function.__name__.encode(), tasks))
     return Request(calls, pending, path.with_suffix(".done"))
 
 
-def _receive(asked: Request) -> Iterator[Any]:
-    found = iter(_wait_for_results(asked.done) if asked.pending else [])
-    for call in asked.calls:
-        if call not in asked.pending:
+def _receive(request: Request) -> Iterator[Any]:
+    results = iter(_wait_for_results(request.response) if request.pending else [])
+    for call in request.calls:
+        if call not in request.pending:
             yield run_cached(call)
             continue
-        result = result_type(call.do).validate_python(next(found))
-        if call.note:
-            write_file(call.note, result_type(call.do).dump_json(result))
+        result = result_type(call.function).validate_python(next(results))
+        if call.result_path:
+            write_file(call.result_path, result_type(call.function).dump_json(result))
         yield result
 
 
-def _wait_for_results(done: Path) -> list[Any]:
-    while not done.exists():
+def _wait_for_results(response: Path) -> list[Any]:
+    while not response.exists():
         time.sleep(POLL_SECONDS)
-    found = json.loads(done.read_bytes())
-    for path in (done, done.with_suffix(".json")):
+    content = json.loads(response.read_bytes())
+    for path in (response, response.with_suffix(".json")):
         path.unlink()
-    match found:
+    match content:
         case {"error": str(sentence), "kind": "input"}:
             raise InputError(sentence)
         case {"error": str(sentence), "kind": "disk"}:
             raise DiskFailure(sentence)
         case {"error": str(sentence)}:
             raise ShardFailed(sentence)
-    return list(found["results"])
+    return list(content["results"])

@@ -1,4 +1,7 @@
-"""The folder of what the data stage has half done: what a killed program goes on from, and nothing that was done for something else."""
+"""Open the folder of intermediate files, from which a killed data stage resumes.
+
+Files that were made for another job, other inputs or before the machine was restarted are deleted.
+"""
 
 import json
 import shutil
@@ -7,34 +10,38 @@ from pathlib import Path
 from tasks.config.jobs import DataJob
 from tasks.programs.runtime.program import Run
 
-DESCRIPTION = "about.json"  # what the work is about
+DESCRIPTION = "about.json"  # job and inputs that the files were made for
 
 
 def open_folder(job: DataJob, run: Run) -> Path:
-    """The folder; what was done there for another job or other inputs is cleared."""
+    """Return the folder. It is cleared if its files were made for another job or other inputs."""
     work = run.checkpoints / "work"
     inputs = {name: [str(path), *_size_and_time(path)] for name, path in sorted(run.inputs.items())}
-    about = json.dumps([job.model_dump(mode="json"), inputs, _boot_id()])
-    if not (work / DESCRIPTION).exists() or (work / DESCRIPTION).read_text() != about:
+    description = json.dumps([job.model_dump(mode="json"), inputs, _boot_id()])
+    if not (work / DESCRIPTION).exists() or (work / DESCRIPTION).read_text() != description:
         clear(work)
         work.mkdir(exist_ok=True)
-        (work / DESCRIPTION).write_text(about)
+        (work / DESCRIPTION).write_text(description)
     return work
 
 
 def clear(work: Path) -> None:
-    """Some of it may stay while a shard elsewhere is still writing; without ABOUT it counts for nothing."""
+    """Delete the folder.
+
+    A remote worker may still be writing there; without DESCRIPTION its files are ignored.
+    """
     (work / DESCRIPTION).unlink(missing_ok=True)
     shutil.rmtree(work, ignore_errors=True)
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:
-    """Bytes of a file or folder, and when the newest of its files was last written."""
-    found = [file.stat() for file in ([path, *path.rglob("*")] if path.is_dir() else [path]) if file.exists()]
-    return sum(one.st_size for one in found), max(one.st_mtime_ns for one in found)
+    """Return the bytes of a file or folder, and the time of the last change to its files."""
+    files = [path, *path.rglob("*")] if path.is_dir() else [path]
+    stats = [file.stat() for file in files if file.exists()]
+    return sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats)
 
 
 def _boot_id() -> str:
-    """Which start of the machine this is: what was written before the last one may not have reached the disk."""
-    place = Path("/proc/sys/kernel/random/boot_id")
-    return place.read_text() if place.exists() else ""
+    """Return an id of the machine's last start: what was written before it may not have reached the disk."""
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text() if path.exists() else ""

@@ -1,6 +1,7 @@
-"""Work spread over processes, its results in the order of the tasks, and noted, so that a program that is started again does not do them again.
+"""Run tasks in worker processes, with results in the order of the tasks and cached on disk.
 
-The processes are this machine's own, or those that whoever started the program has elsewhere (away.py).
+A restarted program reads cached results and does not run those tasks again. The workers are processes of this
+machine, or of other machines if the program was started with a folder for requests (remote_calls.py).
 """
 
 import itertools
@@ -19,66 +20,75 @@ from tasks.programs.data_stage.cached_call import Call, Function, read_cached, r
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-TASKS_PER_WORKER = 2  # tasks waiting per process, so that none is idle and memory stays flat
+TASKS_PER_WORKER = 2  # tasks in the queue per process, so that none is idle and memory stays flat
 
 
 class WorkerPool:
-    """As many processes as are told, started when there is work for more than one. ``notes`` is the folder of results, ``asks`` that of shards."""
+    """A pool of processes, started when there is more than one task.
 
-    def __init__(self, processes: int, notes: Path | None = None, asks: Path | None = None) -> None:
-        self.processes, self.notes, self.asks = processes, notes, asks
+    ``results`` is the folder of cached results, ``requests`` the folder of requests to other machines.
+    """
+
+    def __init__(self, processes: int, results: Path | None = None, requests: Path | None = None) -> None:
+        self.processes, self.results, self.requests = processes, results, requests
         self.pool: ProcessPoolExecutor | None = None
-        self.shards = itertools.count()
+        self.request_numbers = itertools.count()
 
     def map(
-        self, do: Callable[[Task], Result], tasks: Iterable[Task], *, noted: bool = False
+        self, function: Callable[[Task], Result], tasks: Iterable[Task], *, cached: bool = False
     ) -> Iterator[Result]:
-        """``do(task)`` of every task, in their order. ``tasks`` is drawn from only as results are taken, and not at all once all are noted."""
-        if noted and (known := self.noted(do)) is not None:
-            yield from (read_cached(do, self._note(do, number)) for number in range(known))
+        """Yield ``function(task)`` of every task, in their order; with ``cached`` results are kept on disk.
+
+        ``tasks`` is read only as fast as results are consumed, and not at all if all results are cached.
+        """
+        if cached and (count := self.num_cached(function)) is not None:
+            yield from (read_cached(function, self._result_path(function, n)) for n in range(count))
             return
         calls = (
-            Call(do, task, self._note(do, number) if noted else None) for number, task in enumerate(tasks)
+            Call(function, task, self._result_path(function, number) if cached else None)
+            for number, task in enumerate(tasks)
         )
+        results = self._run_locally(calls)
+        if self.requests:
+            results = remote_calls.run_remotely(calls, self.requests, self.request_numbers)
         count = 0
-        for result in (
-            remote_calls.run_remotely(calls, self.asks, self.shards) if self.asks else self._here(calls)
-        ):
+        for result in results:
             count += 1
             yield result
-        if noted:
-            write_file(self._whole(do), str(count).encode())
+        if cached:
+            write_file(self._count_path(function), str(count).encode())
 
-    def noted(self, do: Function) -> int | None:
-        """How many results there are, if all of them are noted."""
-        return int(self._whole(do).read_text()) if self._whole(do).exists() else None
+    def num_cached(self, function: Function) -> int | None:
+        """Return the number of results if all of them are cached, else None."""
+        path = self._count_path(function)
+        return int(path.read_text()) if path.exists() else None
 
-    def _note(self, do: Function, number: int) -> Path:
-        assert self.notes
-        return self.notes / f"{do.__name__}{number:06}.json"
+    def _result_path(self, function: Function, number: int) -> Path:
+        assert self.results
+        return self.results / f"{function.__name__}{number:06}.json"
 
-    def _whole(self, do: Function) -> Path:
-        assert self.notes
-        return self.notes / f"{do.__name__}.all"
+    def _count_path(self, function: Function) -> Path:
+        assert self.results
+        return self.results / f"{function.__name__}.all"
 
-    def _here(self, calls: Iterator[Call]) -> Iterator[Any]:
+    def _run_locally(self, calls: Iterator[Call]) -> Iterator[Any]:
         first = list(itertools.islice(calls, 2))
         if self.processes == 1 or len(first) < 2:
             yield from map(run_cached, itertools.chain(first, calls))
             return
         waiting: deque[Future[Any]] = deque()
         for call in itertools.chain(first, calls):
-            waiting.append(self._begun(call))
+            waiting.append(self._submit(call))
             if len(waiting) >= TASKS_PER_WORKER * self.processes:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
-    def _begun(self, call: Call) -> Future[Any]:
-        if call.is_noted:
-            known: Future[Any] = Future()
-            known.set_result(run_cached(call))
-            return known
+    def _submit(self, call: Call) -> Future[Any]:
+        if call.is_cached:
+            done: Future[Any] = Future()
+            done.set_result(run_cached(call))
+            return done
         self.pool = self.pool or ProcessPoolExecutor(
             self.processes, multiprocessing.get_context("spawn"), _exit_with_parent
         )
@@ -87,15 +97,15 @@ class WorkerPool:
 
 @contextmanager
 def open_worker_pool(
-    processes: int, notes: Path | None = None, asks: Path | None = None
+    processes: int, results: Path | None = None, requests: Path | None = None
 ) -> Iterator[WorkerPool]:
-    """A crew that is gone in the end; 0 processes: one for every core that this process may use."""
-    found = WorkerPool(processes or _count_cores(), notes, asks)
+    """Yield a worker pool and shut it down at the end. 0 processes: one for every core that may be used."""
+    workers = WorkerPool(processes or _count_cores(), results, requests)
     try:
-        yield found
+        yield workers
     finally:
-        if found.pool:
-            found.pool.shutdown(cancel_futures=True)
+        if workers.pool:
+            workers.pool.shutdown(cancel_futures=True)
 
 
 def _count_cores() -> int:
@@ -103,12 +113,12 @@ def _count_cores() -> int:
 
 
 def _exit_with_parent() -> None:
-    """A process whose parent was killed would wait for tasks for ever."""
+    """Exit when the parent process ends: a worker whose parent was killed would wait for tasks forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
-    def leave() -> None:
+    def wait_and_exit() -> None:
         parent.join()
         os._exit(1)
 
-    threading.Thread(target=leave, daemon=True).start()
+    threading.Thread(target=wait_and_exit, daemon=True).start()

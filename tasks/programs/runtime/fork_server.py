@@ -1,26 +1,22 @@
-"""Spares programs their imports: loads the libraries once, then forks itself for every program that is asked for.
+"""Fork server for programs on machines without a GPU: preloads torch and peft and forks a child per program.
 
-python -m tasks.programs.runtime.fork_server DESCRIPTOR        a connected UNIX socket that keeps message boundaries
+python -m tasks.programs.runtime.fork_server LISTENER OWNER     started by tasks.execution.program_forks
 
-A request is {"stage", "directory"} with file descriptors: where to report, the program's log, and any that the program shall inherit. The report is
-a line {"pid"} and, at the program's end, a line {"status" (negative for a signal), "peak_kb"}. When the socket's other end closes, all is killed.
+A request is {"stage", "directory"} with descriptors: the program's log, and any others that it shall inherit.
 """
 
 import contextlib
-import gc
-import importlib
-import json
 import os
 import runpy
-import select
-import signal
-import socket
 import sys
 import traceback
-from pathlib import Path
 from typing import NoReturn
 
-# Libraries only, and none that computes when it is imported: alignflow's own modules are read anew by each program, as its version says.
+from tasks.system import fork_server
+from tasks.system.fork_server import Request
+
+# Libraries only, and none that computes when it is imported: each program reads alignflow's own modules anew,
+# so that it runs the code that its key names.
 PRELOADED = (
     "pyarrow.parquet",
     "torch",
@@ -29,68 +25,16 @@ PRELOADED = (
     "transformers.models.llama.modeling_llama",
     "peft",
 )
-MAX_DESCRIPTORS = 16
 
 
-def serve(requests: socket.socket) -> None:
-    """Fork a program for every request until the other end closes."""
-    reports: dict[int, int] = {}  # pid of a running program -> where its end is reported
-    wake, waker = os.pipe2(os.O_NONBLOCK)
-    signal.set_wakeup_fd(waker)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    while True:
-        ready, _, _ = select.select([requests.fileno(), wake], [], [])
-        if wake in ready:
-            os.read(wake, 4096)
-            _reap(reports)
-        if requests.fileno() in ready:
-            message, descriptors, _, _ = socket.recv_fds(requests, 65536, MAX_DESCRIPTORS)
-            if not message:
-                break
-            report, log, *_ = descriptors
-            if (pid := os.fork()) == 0:
-                signal.set_wakeup_fd(-1)
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                requests.close()
-                for inner in (wake, waker, report, *reports.values()):
-                    os.close(inner)
-                _become(**json.loads(message), log=log)
-            for descriptor in descriptors[1:]:
-                os.close(descriptor)
-            reports[pid] = report
-            _tell(report, pid=pid)
-    for pid in reports:
-        os.killpg(pid, signal.SIGKILL)
-
-
-def _reap(reports: dict[int, int]) -> None:
-    while reports:
-        pid, status, usage = os.wait4(-1, os.WNOHANG)
-        if not pid:
-            return
-        report = reports.pop(pid)
-        _tell(report, status=os.waitstatus_to_exitcode(status), peak_kb=usage.ru_maxrss)
-        os.close(report)
-
-
-def _tell(report: int, **line: int) -> None:
-    with contextlib.suppress(BrokenPipeError):  # nobody wants to know any more
-        os.write(report, (json.dumps(line) + "\n").encode())
-
-
-def _name(text: str) -> None:
-    """What process lists show."""
-    Path("/proc/self/comm").write_text(text[:15])
-
-
-def _become(*, stage: str, directory: str, log: int) -> NoReturn:
-    """Run a program in this forked process as ``python -m`` would."""
+def run_program(request: Request) -> NoReturn:
+    """Run a program in this forked process as ``python -m`` would, and exit with its status."""
+    stage, directory = request.content["stage"], request.content["directory"]
     status = 1
     try:
-        os.setsid()
-        _name(stage)
+        fork_server.set_process_title(stage)
         for stream in (1, 2):
-            os.dup2(log, stream)
+            os.dup2(request.descriptors[0], stream)
         os.chdir(directory)
         sys.argv = [f"{stage}.py", directory]
         runpy.run_module(f"tasks.programs.{stage}", run_name="__main__", alter_sys=True)
@@ -110,9 +54,6 @@ def _become(*, stage: str, directory: str, log: int) -> NoReturn:
 
 
 if __name__ == "__main__":
-    for name in PRELOADED:
-        importlib.import_module(name)
-    gc.freeze()  # what is loaded stays: children need neither look through it nor copy it
-    _name("forkserver")
-    with socket.socket(fileno=int(sys.argv[1])) as connection:
-        serve(connection)
+    request = fork_server.serve(PRELOADED, "program-forks")
+    if request is not None:
+        run_program(request)

@@ -31,10 +31,10 @@ def load_models(job: PpoJob, run: Run, device: torch.device) -> PpoModels:
     does not compute what it must.
     """
     base = training_setup.load_base(run, "model", job.weights.merged, job.text, device)
-    actual = fingerprint.fingerprint(run.inputs["model"], base)
+    actual = fingerprint.compute_fingerprint(run.inputs["model"], base)
     if reward_model.is_adapter(run.inputs["reward"]):
-        fingerprint.check(run.inputs["reward"] / "adapter", actual, setting="weights.merged")
-    record = reward_model.record_of(run.inputs["reward"])
+        fingerprint.check_fingerprint(run.inputs["reward"] / "adapter", actual, setting="weights.merged")
+    record = reward_model.load_record(run.inputs["reward"])
     if record["fooled"] and not job.ppo.allow_exploitable:
         raise InputError(
             f"The reward model is fooled by answers that are worth nothing ({', '.join(record['fooled'])}): "
@@ -58,20 +58,22 @@ def load_models(job: PpoJob, run: Run, device: torch.device) -> PpoModels:
         critic=lora.parameters(model, "critic") | head,
     )
     with lora.active(model, None) as reference:
-        sanity_checks.check_same(
+        sanity_checks.check_close(
             "Adapter-off and bare logits",
             _logits(reference, ids),
             bare,
             tolerance=0.0,
             cause="an adapter was merged into the base.",
         )
-    _check_reward_model(models, record["probes"], device, tolerance=TOLERANCE[loading.stored(base)])
+    _check_reward_model(models, record["probes"], device, tolerance=TOLERANCE[loading.stored_dtype(base)])
     return models
 
 
 def _attach(base: PreTrainedModel | PeftModel, name: str, settings: Lora) -> PeftModel:
     """Return ``base`` with a fresh adapter (torch's global generator)."""
-    config = lora.lora_config(rank=settings.rank, alpha=settings.alpha, dropout=0.0, targets=settings.targets)
+    config = lora.build_config(
+        rank=settings.rank, alpha=settings.alpha, dropout=0.0, targets=settings.targets
+    )
     return lora.attach(base, name, config)
 
 
@@ -113,7 +115,7 @@ def _check_reward_model(
     batch = sequences.join(prompts, answers, pad_id=0, device=device)
     actual = reward_model.rewards(models.reward, batch)
     check_finite({"the reward model's score of its probes": actual}, advice=UNSOUND_MODEL)
-    sanity_checks.check_same(
+    sanity_checks.check_close(
         "The reward model's probe scores and those stored with it",
         actual,
         torch.tensor([probe["score"] for probe in probes], device=device),

@@ -31,18 +31,18 @@ def report_accuracy(
     Return metrics; everything measured goes to measures.json.
 
     ``baseline`` are the weights of the rules' logistic regression on training pairs, see
-    `reward_evaluation.rules_together`.
+    `reward_evaluation.fit_baseline_rules`.
     """
     found = reward_evaluation.accuracies(pairs, rewards, ahead=age_bias, together=baseline)
     measures = {
-        "accuracy": reward_evaluation.plain(found),
-        "calibration": reward_evaluation.plain(calibrated),
+        "accuracy": reward_evaluation.to_json(found),
+        "calibration": reward_evaluation.to_json(calibrated),
     }
     run.note(MEASURES, measures)
     run.note(reward_model.RECORD, {"temperature": calibrated.temperature, "head_start": age_bias})
     _warn(found, calibrated, run)
     metrics: dict[str, Any] = {
-        f"reward_accuracy.{name}": reward_evaluation.share(found[name])._asdict()
+        f"reward_accuracy.{name}": reward_evaluation.single_interval(found[name])._asdict()
         for name in REPORTED
         if name in found
     }
@@ -56,7 +56,7 @@ def report_accuracy(
 
 
 def _warn(found: dict[str, Any], calibrated: Calibration, run: Run) -> None:
-    votes = pair_accuracy.cautious(found["votes"])
+    votes = pair_accuracy.wider_interval(found["votes"])
     if votes.low <= 0.5:
         run.warn(
             f"The reward model orders {votes.value:.0%} of {votes.n} pairs that it did not learn from as the "

@@ -18,9 +18,10 @@ from tasks.rlhf.batches import prompts
 from tasks.rlhf.batches.truncation import Encoder
 from tasks.rlhf.evaluation import red_team, reward_evaluation
 from tasks.rlhf.evaluation.answer_scores import Answer, score_answers
-from tasks.rlhf.evaluation.red_team import Verdict
+from tasks.rlhf.evaluation.red_team import AttackResult
 from tasks.rlhf.models import reward_model
 from tasks.rlhf.models.reward_model import Scorer
+from tasks.rlhf.thresholds import FOOLED
 from tasks.rlhf.training.finite_checks import check_finite
 
 REFERENCE_ANSWERS = 512  # best answers whose rewards set the normalisation
@@ -121,11 +122,11 @@ def attack(
 
     Record and warn of what they show, return it as metrics.
     """
-    verdicts: dict[str, Verdict] = {}
+    verdicts: dict[str, AttackResult] = {}
     metrics: dict[str, Any] = {}
     if len(ended) > 1:
         prompt_ids, answer_ids = map(list, zip(*ended, strict=True))
-        worthless = red_team.attack_all(
+        worthless = red_team.build_all_attacks(
             prompt_ids,
             answer_ids,
             tokenizer=encoder.tokenizer,
@@ -139,19 +140,19 @@ def attack(
         rewards = reference_rewards(model, texts, pad_id, device, run=run, phase="attacks")
         real, *others = rewards.split(len(ended))
         attacked = dict(zip(worthless, others, strict=True))
-        verdicts = red_team.verdict(real, attacked)
-        elsewhere = red_team.correlation_elsewhere(real, attacked["unrelated"])
-        run.note(MEASURES, {"elsewhere": reward_evaluation.plain(elsewhere)})
+        verdicts = red_team.evaluate_attacks(real, attacked)
+        elsewhere = red_team.correlation_with_unrelated(real, attacked["unrelated"])
+        run.note(MEASURES, {"elsewhere": reward_evaluation.to_json(elsewhere)})
         metrics["reward.elsewhere_correlation"] = elsewhere._asdict()
     _warn(verdicts, run)
-    run.note(MEASURES, {"attacks": reward_evaluation.plain(verdicts)})
+    run.note(MEASURES, {"attacks": reward_evaluation.to_json(verdicts)})
     run.note(reward_model.RECORD, {"fooled": [name for name, verdict in verdicts.items() if verdict.failed]})
     worst = max((verdict.wins for verdict in verdicts.values()), default=None)
     return metrics | {"reward.worst_attack": worst._asdict() if worst else 0.0}
 
 
-def _warn(verdicts: Mapping[str, Verdict], run: Run) -> None:
-    limit = f"{red_team.FAILED_ABOVE:.0%}"
+def _warn(verdicts: Mapping[str, AttackResult], run: Run) -> None:
+    limit = f"{FOOLED:.0%}"
     if fooled := [name for name, verdict in verdicts.items() if verdict.failed]:
         run.warn(
             f"The reward model is fooled: answers that are worth nothing ({', '.join(fooled)}) out-score "

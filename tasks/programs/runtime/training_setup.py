@@ -35,7 +35,7 @@ def load_base(
 
     Raises InputError if it is stored in float16, has no output head or is too short for the texts.
     """
-    if precision is None and loading.stored_in(run.inputs[source]) == torch.float16:
+    if precision is None and loading.folder_dtype(run.inputs[source]) == torch.float16:
         raise InputError(
             f"The {source} is stored in float16, in which small gradients vanish: "
             "set weights.* to bfloat16, or to float32."
@@ -44,7 +44,7 @@ def load_base(
     loading.check_head(model)
     loading.check_context(model, text.max_prompt_tokens + text.max_answer_tokens)
     if run.machine.gradient_checkpointing:
-        gradient_checkpointing.gradient_checkpointing(model)
+        gradient_checkpointing.enable(model)
     return model
 
 
@@ -58,7 +58,7 @@ def check_prompt_sharing(
     Raises InputError for a model whose texts depend on others even then.
     """
     measure = partial(layout_checks.sharing_gap, base, questions, pad_id=pad_id)
-    gap, warning = layout_checks.settle(base, measure, layout="Sharing a prompt among its answers")
+    gap, warning = layout_checks.check_layout(base, measure, layout="Sharing a prompt among its answers")
     print(f"Shared prompts are {gap.nats:.2g} nats a token from plain forward passes.", flush=True)
     if warning:
         run.warn(warning)
@@ -81,9 +81,9 @@ def largest_micro_batch(questions: list[Comparison], batch_size: int, run: Run) 
     for question in questions:
         tokens = len(question.prompt) + sum(map(len, question.answers))
         longest[len(question.answers)] = max(longest.get(len(question.answers), 0), tokens)
-    hidden_size = loading.config_of(run.inputs["model"]).get_text_config().hidden_size
+    hidden_size = loading.load_config(run.inputs["model"]).get_text_config().hidden_size
     texts = [(question.prompt, question.answers) for question in questions]
-    width = shared_prompt.widest(texts, hidden_size=hidden_size)
+    width = shared_prompt.max_row_tokens(texts, hidden_size=hidden_size)
     limit = run.machine.micro_batch  # answers at a time; 0 is all
     bounds = []
     for num_answers, tokens in longest.items():
@@ -111,7 +111,7 @@ def check_memory(
     if settings.tune == "bottleneck" or (distributed.world() > 1 and run.machine.of(stage).shard):
         return
     step = dry_run.StepSpec(
-        config=loading.config_of(run.inputs[source]),
+        config=loading.load_config(run.inputs[source]),
         rows=micro_batch.rows,
         tokens=micro_batch.tokens,
         precision=precision,
@@ -141,7 +141,7 @@ def check_memory(
     else:
         if device.type == "cpu" and estimate.total > free:
             free_memory.map_large_tensors()
-    distributed.wait()  # ranks on one machine measure its free memory before any of them loads a model
+    distributed.barrier()  # ranks on one machine measure its free memory before any of them loads a model
 
 
 def stage_name(settings: Sft | Reward | Dpo) -> str:
@@ -178,7 +178,7 @@ def build_trainable(
         )
     match settings.tune:
         case "lora":
-            return trainable.lora(base, name, fingerprint=fingerprint, **settings.lora.model_dump())
+            return trainable.attach_lora(base, name, fingerprint=fingerprint, **settings.lora.model_dump())
         case "full":
             assert isinstance(base, PreTrainedModel)
             if fingerprint.precision in ("int8", "nf4"):
@@ -186,10 +186,12 @@ def build_trainable(
                     f"Weights in {fingerprint.precision} cannot be trained themselves: "
                     "train an adapter, or set weights.* to null."
                 )
-            return trainable.full(base, folder, shard=shard)
+            return trainable.unfreeze_all(base, folder, shard=shard)
         case "bottleneck":
             assert isinstance(base, PreTrainedModel)
-            return trainable.bottleneck(base, fingerprint=fingerprint, **settings.bottleneck.model_dump())
+            return trainable.attach_bottlenecks(
+                base, fingerprint=fingerprint, **settings.bottleneck.model_dump()
+            )
 
 
 def start_training(
@@ -199,7 +201,7 @@ def start_training(
     input "start", or fresh ones.
     """
     if "start" in run.inputs:
-        trainable.start_from(tuned.parameters, run.inputs["start"])
+        trainable.load_start(tuned.parameters, run.inputs["start"])
     schedule = Schedule(
         total=schedules.num_steps(
             num_rows, batch_size=settings.batch_size, epochs=settings.epochs, max_steps=settings.max_steps

@@ -21,7 +21,7 @@ def pairwise_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0
     return -F.logsigmoid(chosen - rejected - margin)
 
 
-def centring(chosen: Tensor, rejected: Tensor) -> Tensor:
+def centring_penalty(chosen: Tensor, rejected: Tensor) -> Tensor:
     """(r_w + r_l)^2 of each pair, which holds the rewards' mean at 0 (Eisenstein et al. 2023, section 3). Rewards (B,), penalty (B,)."""
     assert chosen.shape == rejected.shape
     return (chosen + rejected) ** 2

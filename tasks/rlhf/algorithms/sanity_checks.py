@@ -12,7 +12,7 @@ class StepZeroError(RuntimeError):
     """The set-up contradicts what the algorithm assumes; training on would waste the run."""
 
 
-def check_same(name: str, actual: Tensor, expected: Tensor, *, tolerance: float, cause: str) -> None:
+def check_close(name: str, actual: Tensor, expected: Tensor, *, tolerance: float, cause: str) -> None:
     """``actual`` and ``expected`` must agree to ``tolerance`` everywhere."""
     gap = (actual.float() - expected.float()).abs().max().item() if actual.numel() else 0.0
     if not gap <= tolerance:

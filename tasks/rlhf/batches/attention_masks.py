@@ -23,7 +23,7 @@ _CAUSAL: Any = causal_mask_function
 _RULE = (
     "alignflow_rule"  # an attention implementation whose "mask" is the rule itself; no model computes with it
 )
-_one_text_a_row: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()
+_one_text_per_row: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()
 
 
 def _take_rule(*_: Any, mask_function: Rule, **__: Any) -> Rule:
@@ -48,7 +48,9 @@ def layer_rules(
     return rules
 
 
-def build(model: PreTrainedModel, visible: Tensor, position_ids: Tensor | None) -> Tensor | dict[str, Tensor]:
+def build_attention_mask(
+    model: PreTrainedModel, visible: Tensor, position_ids: Tensor | None
+) -> Tensor | dict[str, Tensor]:
     """Return the mask to add to the attention scores, (B, 1, T, T), one per kind of layer where they differ.
 
     ``visible`` (B, T, T) bool says which places may see each other, ``position_ids`` (B, T) their places in their text.
@@ -61,15 +63,15 @@ def build(model: PreTrainedModel, visible: Tensor, position_ids: Tensor | None) 
         position_ids = torch.arange(visible.shape[1], device=visible.device)[None]
     if not isinstance(rules, dict):
         assert rules is not None
-        return _additive(_narrowed(visible, rules, position_ids), model.dtype)
+        return _additive(_apply_rule(visible, rules, position_ids), model.dtype)
     return {
-        kind: _additive(_narrowed(visible, rule, position_ids), model.dtype)
+        kind: _additive(_apply_rule(visible, rule, position_ids), model.dtype)
         for kind, rule in rules.items()
         if rule is not None
     }
 
 
-def _narrowed(visible: Tensor, rule: Rule, position_ids: Tensor) -> Tensor:
+def _apply_rule(visible: Tensor, rule: Rule, position_ids: Tensor) -> Tensor:
     if rule is _CAUSAL:
         return visible
     first = position_ids.new_zeros(1, 1, 1)  # no rule differs by row or head
@@ -91,7 +93,7 @@ def decoder(model: PreTrainedModel) -> nn.Module:
     return model.get_submodule("model") if found is model else found  # Llama 4's prefix names nothing
 
 
-def why_apart(model: PreTrainedModel) -> str | None:
+def reason_for_one_text_per_row(model: PreTrainedModel) -> str | None:
     """Return why this model cannot have several texts in one row, if that can be told from its kind."""
     config = model.config.get_text_config()
     if "position_ids" not in inspect.signature(decoder(model).forward).parameters:
@@ -104,17 +106,17 @@ def why_apart(model: PreTrainedModel) -> str | None:
     return None
 
 
-def keep_texts_apart(model: PreTrainedModel) -> None:
+def use_one_text_per_row(model: PreTrainedModel) -> None:
     """From now on compute every text in a row of its own, by the model's plain forward pass."""
-    _one_text_a_row.add(model)
+    _one_text_per_row.add(model)
 
 
-def are_texts_apart(model: PreTrainedModel) -> bool:
+def has_one_text_per_row(model: PreTrainedModel) -> bool:
     """Return whether `keep_texts_apart` was called."""
-    return model in _one_text_a_row
+    return model in _one_text_per_row
 
 
-def compute_apart(
+def forward_one_text_per_row(
     forward: Callable[[Tensor], Tensor],
     input_ids: Tensor,
     texts: list[list[int]],

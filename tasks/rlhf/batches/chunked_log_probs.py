@@ -14,13 +14,13 @@ from torch.utils.checkpoint import checkpoint
 
 # Bytes of float32 logits at a time. Each chunk reads the whole head: a GPU needs some 300 rows a chunk to be bound by arithmetic rather than by that.
 BUDGET, CUDA_BUDGET = 64 << 20, 256 << 20
-LEAST_ROWS = 64  # fewer make small matrix products, which run at half the speed
+MIN_ROWS = 64  # fewer make small matrix products, which run at half the speed
 
 
 def chunk_rows(num_rows: int, vocabulary: int, *, device: torch.device, chunk: int | None = None) -> int:
     """Rows of logits at a time: at most ``chunk`` (default: what the byte budget allows), in chunks of like size."""
     budget = CUDA_BUDGET if device.type == "cuda" else BUDGET
-    most = max(LEAST_ROWS, budget // (4 * vocabulary)) if chunk is None else chunk
+    most = max(MIN_ROWS, budget // (4 * vocabulary)) if chunk is None else chunk
     return -(-num_rows // -(-num_rows // most)) if num_rows else 1
 
 
@@ -31,10 +31,10 @@ def cross_entropy(
 
     hidden (N, D), targets (N,) in [0, V); count is the targets of the whole optimizer step, chunk the most rows of logits alive at any time.
     """
-    if not (type(head) is nn.Linear and _trains(head)):
+    if not (type(head) is nn.Linear and _is_trained(head)):
         return -log_probs(hidden, head, targets, chunk=chunk).sum() / count
     rows = chunk_rows(len(targets), head.out_features, device=hidden.device, chunk=chunk)
-    total: Tensor = _Total.apply(hidden, head.weight, head.bias, targets, rows)  # type: ignore[no-untyped-call]
+    total: Tensor = _TrainedHeadSum.apply(hidden, head.weight, head.bias, targets, rows)  # type: ignore[no-untyped-call]
     return -total / count
 
 
@@ -47,33 +47,39 @@ def log_probs(
     """
     rows = chunk_rows(len(targets), _vocabulary(head), device=hidden.device, chunk=chunk)
     pieces = list(zip(hidden.split(rows), targets.split(rows), strict=True))
-    trains = _trains(head)
+    trains = _is_trained(head)
     if not (trains or (torch.is_grad_enabled() and hidden.requires_grad)) or (
         len(pieces) == 1 and (trains or type(head) is not nn.Linear)
     ):
         return torch.cat(
-            [_plain(h, head, t, temperature) for h, t in pieces]
+            [_chunk_log_probs(h, head, t, temperature) for h, t in pieces]
         )  # one chunk is as good as all: its logits may wait
     if type(head) is not nn.Linear:
         return torch.cat(
             [
                 checkpoint(
-                    _plain, h, head, t, temperature, use_reentrant=False, preserve_rng_state=_random(head)
+                    _chunk_log_probs,
+                    h,
+                    head,
+                    t,
+                    temperature,
+                    use_reentrant=False,
+                    preserve_rng_state=_uses_dropout(head),
                 )
                 for h, t in pieces
             ]
         )
-    kind = _Again if trains else _Each
+    kind = _TrainedHeadLogProbs if trains else _FrozenHeadLogProbs
     result: Tensor = kind.apply(hidden, head.weight, head.bias, targets, temperature, rows)  # type: ignore[no-untyped-call]
     return result
 
 
-def _trains(head: nn.Module) -> bool:
+def _is_trained(head: nn.Module) -> bool:
     """Whether a gradient is wanted of the head itself."""
     return torch.is_grad_enabled() and any(p.requires_grad for p in head.parameters())
 
 
-def _random(head: nn.Module) -> bool:
+def _uses_dropout(head: nn.Module) -> bool:
     """Whether the head draws random numbers, which its second pass must draw again."""
     return any(isinstance(module, nn.Dropout) and module.training for module in head.modules())
 
@@ -84,7 +90,7 @@ def _vocabulary(head: nn.Module) -> int:
     return size
 
 
-def _plain(hidden: Tensor, head: nn.Module, targets: Tensor, temperature: float) -> Tensor:
+def _chunk_log_probs(hidden: Tensor, head: nn.Module, targets: Tensor, temperature: float) -> Tensor:
     return -F.cross_entropy(_scaled(head(hidden), temperature), targets, reduction="none")
 
 
@@ -94,7 +100,7 @@ def _scaled(logits: Tensor, temperature: float) -> Tensor:
     return logits if temperature == 1 else logits / temperature
 
 
-class _Made(NamedTuple):
+class _Gradients(NamedTuple):
     """What one pass over the chunks gives; None where it is not wanted."""
 
     log_probs: Tensor  # (N,) float32
@@ -103,7 +109,7 @@ class _Made(NamedTuple):
     by_bias: Tensor | None  # (V,) float32
 
 
-def _pass(
+def _forward_chunks(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -113,10 +119,10 @@ def _pass(
     rows: int,
     scale: Tensor | None,
     temperature: float,
-) -> _Made:
+) -> _Gradients:
     """Log-probabilities, and the wanted gradients of their sum weighted by ``scale`` (N,), by (hidden, weight, bias) times the temperature."""
     exact = torch.promote_types(hidden.dtype, torch.float32)
-    made = _Made(
+    made = _Gradients(
         hidden.new_empty(len(hidden), dtype=exact),
         torch.empty_like(hidden) if wanted[0] else None,
         torch.zeros_like(weight, dtype=exact) if wanted[1] else None,
@@ -125,7 +131,7 @@ def _pass(
     for start in range(0, len(targets), rows):
         part = slice(start, start + rows)
         # the logits have no name here: they must be gone when the next chunk's are made
-        _put(
+        _write_chunk(
             made,
             part,
             torch.log_softmax(_scaled(F.linear(hidden[part], weight, bias), temperature), dim=1),
@@ -137,8 +143,8 @@ def _pass(
     return made
 
 
-def _put(
-    made: _Made,
+def _write_chunk(
+    made: _Gradients,
     part: slice,
     log_softmax: Tensor,
     hidden: Tensor,
@@ -174,7 +180,7 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total += left @ right
 
 
-class _Each(torch.autograd.Function):
+class _FrozenHeadLogProbs(torch.autograd.Function):
     """Log-probabilities (N,) by a frozen head. Their gradients by the hidden states, (N, D), are all that waits for the backward pass."""
 
     @staticmethod
@@ -187,7 +193,7 @@ class _Each(torch.autograd.Function):
         temperature: float,
         rows: int,
     ) -> Tensor:
-        made = _pass(
+        made = _forward_chunks(
             hidden,
             weight,
             bias,
@@ -214,7 +220,7 @@ class _Each(torch.autograd.Function):
         )
 
 
-class _Again(torch.autograd.Function):
+class _TrainedHeadLogProbs(torch.autograd.Function):
     """Log-probabilities (N,) by a head that trains: each of its gradients mixes all tokens', whose weights only the backward pass knows."""
 
     @staticmethod
@@ -229,7 +235,7 @@ class _Again(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(hidden, weight, bias, targets)
         ctx.temperature, ctx.rows = temperature, rows
-        return _pass(
+        return _forward_chunks(
             hidden,
             weight,
             bias,
@@ -243,7 +249,7 @@ class _Again(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         scale = upstream[0] / ctx.temperature
-        made = _pass(
+        made = _forward_chunks(
             *ctx.saved_tensors,
             wanted=ctx.needs_input_grad[:3],
             rows=ctx.rows,
@@ -254,14 +260,14 @@ class _Again(torch.autograd.Function):
         return *(None if x is None else x.to(dtype) for x in made[1:]), None, None, None
 
 
-class _Total(torch.autograd.Function):
+class _TrainedHeadSum(torch.autograd.Function):
     """Sum of the log-probabilities by a head that trains: one upstream number scales all gradients, so they are made at once, the head's as well."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, rows: int
     ) -> Tensor:
-        made = _pass(
+        made = _forward_chunks(
             hidden,
             weight,
             bias,

@@ -78,7 +78,7 @@ def from_rankings(rows: Iterable[dict[str, Any]], *, most_answers: int) -> dict[
     for row in rows:
         scores, ages = row["scores"], row["ages"]
         order = sorted(range(len(scores)), key=lambda i: -scores[i])
-        taken = [order[i] for i in evenly(len(order), most_answers)]
+        taken = [order[i] for i in evenly_spaced(len(order), most_answers)]
         pairs = [(i, j) for i, j in combinations(range(len(taken)), 2) if scores[taken[i]] > scores[taken[j]]]
         if not pairs:
             continue
@@ -90,7 +90,7 @@ def from_rankings(rows: Iterable[dict[str, Any]], *, most_answers: int) -> dict[
     return found
 
 
-def evenly(count: int, most: int) -> list[int]:
+def evenly_spaced(count: int, most: int) -> list[int]:
     """At most ``most`` of ``count`` places, the first and the last among them (most >= 2)."""
     return list(range(count)) if count <= most else [round(i * (count - 1) / (most - 1)) for i in range(most)]
 
@@ -178,7 +178,7 @@ def collate(comparisons: list[Comparison], *, pad_id: int, device: torch.device,
         [1 / len(c.pairs) for c in comparisons for _ in c.pairs], dtype=torch.float32, device=device
     )
     older = torch.tensor(
-        [sign(known) for c in comparisons for known in c.older], dtype=torch.float32, device=device
+        [age_sign(known) for c in comparisons for known in c.older], dtype=torch.float32, device=device
     )
     branches = join(
         [(c.prompt, c.answers) for c in comparisons], pad_id=pad_id, device=device, hidden_size=hidden_size
@@ -187,7 +187,7 @@ def collate(comparisons: list[Comparison], *, pad_id: int, device: torch.device,
     return Batch(branches, numbers[0], numbers[1], numbers[2], gaps, shares, older)
 
 
-def sign(older: bool | None) -> int:
+def age_sign(older: bool | None) -> int:
     """1 where the chosen answer is the older, -1 where it is the younger, 0 where nobody knows."""
     return 0 if older is None else 1 if older else -1
 
@@ -197,7 +197,7 @@ def age_bias(comparisons: Iterable[Comparison]) -> float:
 
     The order effect of Davidson and Beaver 1977 (On extending the Bradley-Terry model to incorporate within-pair order effects), at equal strength.
     """
-    signs = [sign(older) for c in comparisons for older in c.older]
+    signs = [age_sign(older) for c in comparisons for older in c.older]
     return math.log((signs.count(1) + 1) / (signs.count(-1) + 1))
 
 

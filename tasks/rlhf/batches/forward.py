@@ -27,19 +27,19 @@ def hidden_states(
     """
     mask = None
     if visible is None and position_ids is not None:
-        if attention_masks.are_texts_apart(model):
-            texts = _places_of_documents(position_ids)
+        if attention_masks.has_one_text_per_row(model):
+            texts = _document_indices(position_ids)
             together = isinstance(model, FSDPModule)  # its ranks must call it equally often
-            found = attention_masks.compute_apart(
+            found = attention_masks.forward_one_text_per_row(
                 partial(hidden_states, model), input_ids, texts, in_one_call=together
             )
             return found.view(*input_ids.shape, -1)
         if model.config._attn_implementation in ("sdpa", "eager"):
-            visible = _own_documents(
+            visible = _document_mask(
                 position_ids
             )  # one mask for all layers; transformers makes one in each of them
     if visible is not None:
-        mask = attention_masks.build(model, visible, position_ids)
+        mask = attention_masks.build_attention_mask(model, visible, position_ids)
     told = (
         {} if position_ids is None else {"position_ids": position_ids}
     )  # not every model can be told positions
@@ -50,13 +50,13 @@ def hidden_states(
     return output
 
 
-def _places_of_documents(position_ids: Tensor) -> list[list[int]]:
+def _document_indices(position_ids: Tensor) -> list[list[int]]:
     """Places of each document, counted through the rows (B, T); documents begin where ``position_ids`` are 0."""
     starts = [*torch.where(position_ids.flatten() == 0)[0].tolist(), position_ids.numel()]
     return [list(range(start, end)) for start, end in pairwise(starts)]
 
 
-def _own_documents(position_ids: Tensor) -> Tensor:
+def _document_mask(position_ids: Tensor) -> Tensor:
     """Which places each place sees of its own document up to itself, (B, T, T) bool; documents begin where ``position_ids`` (B, T) are 0."""
     document = (position_ids == 0).cumsum(dim=1)
     return (document[:, :, None] == document[:, None, :]).tril()

@@ -14,12 +14,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tasks.rlhf.batches import attention_masks, chunked_log_probs, forward, shared_prompt
-from tasks.rlhf.batches.comparisons import Comparison, evenly
+from tasks.rlhf.batches.comparisons import Comparison, evenly_spaced
 from tasks.rlhf.batches.packing import Blocks
 from tasks.rlhf.compute import distributed
 from tasks.system.errors import InputError
 
-ANSWERS = 6  # of a question, each with a forward pass of its own
+MAX_ANSWERS = 6  # of a question, each with a forward pass of its own
 
 
 class Gap(NamedTuple):
@@ -43,15 +43,17 @@ NO_GAP = Gap(0.0, 0.0)
 NO_NUMBERS = Gap(math.inf, math.inf)
 
 
-def settle(model: PreTrainedModel, measure: Callable[[], Gap], *, layout: str) -> tuple[Gap, str | None]:
+def check_layout(
+    model: PreTrainedModel, measure: Callable[[], Gap], *, layout: str
+) -> tuple[Gap, str | None]:
     """Keep ``layout`` if it ``measure``s as the plain forward pass, else compute text by text from now on.
 
     Return the gap and, for the second, a warning. Raises InputError if the model differs even then.
     """
     kind = model.config.model_type
-    reason = attention_masks.why_apart(model)
+    reason = attention_masks.reason_for_one_text_per_row(model)
     if reason is None:
-        gap, reason = _try(measure)
+        gap, reason = _measure_or_reason(measure)
         gap = Gap(*map(max, zip(*distributed.all_gather(gap), strict=True)))  # all ranks decide alike
         if reason is None and _passes(model, gap):
             return gap, None
@@ -59,7 +61,7 @@ def settle(model: PreTrainedModel, measure: Callable[[], Gap], *, layout: str) -
             reason
             or f"log-probabilities are off by {gap.nats:.3g} nats a token, hidden states by {gap.hidden:.3g}"
         )
-    attention_masks.keep_texts_apart(model)
+    attention_masks.use_one_text_per_row(model)
     gap = measure()
     if not _passes(model, gap):
         raise InputError(
@@ -76,7 +78,7 @@ def _passes(model: PreTrainedModel, gap: Gap) -> bool:
     return gap.is_rounding if model.dtype == torch.float32 else gap.is_half_rounding
 
 
-def _try(measure: Callable[[], Gap]) -> tuple[Gap, str | None]:
+def _measure_or_reason(measure: Callable[[], Gap]) -> tuple[Gap, str | None]:
     """Return the gap, or why there is none: many models have not been written for several texts in a row."""
     try:
         return measure(), None
@@ -97,7 +99,7 @@ def packing_gap(model: PreTrainedModel, *parts: Blocks) -> Gap:
         documents = [slice(a, b) for a, b in pairwise(starts)]
         alone = [forward.hidden_states(model, ids[:, document])[0] for document in documents]
         found = [packed[document] for document in documents]
-        gap = _largest(gap, _gap(model, found, alone, [ids[0, document] for document in documents]))
+        gap = _elementwise_max(gap, _gap(model, found, alone, [ids[0, document] for document in documents]))
     return gap
 
 
@@ -124,13 +126,13 @@ def sharing_gap(model: PreTrainedModel, questions: list[Comparison], *, pad_id: 
     asked = [(c.prompt, c.answers) for c in hardest.values()]
     width = model.config.get_text_config().hidden_size
     batch = shared_prompt.join(asked, pad_id=pad_id, device=model.device, hidden_size=width)
-    shared = shared_prompt.hidden(model, batch)
+    shared = shared_prompt.all_hidden_states(model, batch)
     found: list[Tensor] = []
     alone: list[Tensor] = []
     texts: list[Tensor] = []
     number = 0
     for prompt, answers in asked:
-        for i in evenly(len(answers), ANSWERS):
+        for i in evenly_spaced(len(answers), MAX_ANSWERS):
             ids = torch.tensor([prompt + answers[i]], device=model.device)
             alone.append(forward.hidden_states(model, ids)[0, len(prompt) - 1 :])
             places = torch.cat([batch.before[batch.owner == number + i], batch.ends[number + i][None]])
@@ -159,5 +161,5 @@ def _gap(model: PreTrainedModel, found: list[Tensor], alone: list[Tensor], texts
     return Gap(hidden.item(), max(nats))
 
 
-def _largest(first: Gap, second: Gap) -> Gap:
+def _elementwise_max(first: Gap, second: Gap) -> Gap:
     return Gap(max(first.hidden, second.hidden), max(first.nats, second.nats))

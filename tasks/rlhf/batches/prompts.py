@@ -21,7 +21,7 @@ _QUESTION, _ANSWER = (
     "What is 73915?",
     "It is 48263.",
 )  # rendered to see what a chat template writes around them
-_ELSE = "mend it in the model's folder (chat_template.jinja), or use text.template=question-answer."
+_REMEDY = "mend it in the model's folder (chat_template.jinja), or use text.template=question-answer."
 
 
 class Turn(NamedTuple):
@@ -112,7 +112,7 @@ def _chat_turn(tokenizer: PreTrainedTokenizerBase, _: str) -> Turn:
     for name, text, rendered in (("question", _QUESTION, prompt), ("answer", _ANSWER, whole)):
         if text not in rendered:
             raise InputError(
-                f"The chat template of this model's tokenizer leaves the {name} out or alters it: {_ELSE}"
+                f"The chat template of this model's tokenizer leaves the {name} out or alters it: {_REMEDY}"
             )
     place = whole.rindex(_ANSWER)
     opening = (
@@ -143,7 +143,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, question: str, answer: str | Non
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         turns = "a question" if answer is None else "a question and its answer"
         raise InputError(
-            f"The chat template of this model's tokenizer fails on {turns} ({reason}): {_ELSE}"
+            f"The chat template of this model's tokenizer fails on {turns} ({reason}): {_REMEDY}"
         ) from error
 
 
@@ -155,11 +155,11 @@ def _prompt_ids(tokenizer: PreTrainedTokenizerBase, question: str, template: Tem
             tokenizer, _render(tokenizer, mark(tokenizer, question, markers)) + prefill, markers
         )
     first, *rest = _PLAIN[template]
-    return [*_put_before(tokenizer), *encode_text(tokenizer, f"{first}{question}{''.join(rest)}")]
+    return [*_prefix_ids(tokenizer), *encode_text(tokenizer, f"{first}{question}{''.join(rest)}")]
 
 
 @lru_cache(maxsize=8)
-def _put_before(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def _prefix_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """What the tokenizer puts before every text, such as a token for its beginning."""
     whole, bare = (list(tokenizer("x", add_special_tokens=added)["input_ids"]) for added in (True, False))
     places = range(len(whole) - len(bare) + 1)

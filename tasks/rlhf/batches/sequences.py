@@ -12,7 +12,7 @@ from tasks.rlhf.batches import chunked_log_probs
 from tasks.rlhf.batches.forward import hidden_states, output_head
 from tasks.rlhf.compute import fsdp
 
-MOST_GROUPS, GROUP_ROWS = 4, 16  # more or smaller groups cost more in calls than they save in padding
+MAX_GROUPS, GROUP_ROWS = 4, 16  # more or smaller groups cost more in calls than they save in padding
 
 
 class Sequences(NamedTuple):
@@ -42,12 +42,12 @@ def join(
     return Sequences(ids.to(device), mask.to(device))
 
 
-def by_length(batch: Sequences) -> list[Tensor]:
+def group_by_length(batch: Sequences) -> list[Tensor]:
     """The rows in groups of like length, so that little padding is computed: with one group a third of it is."""
     order = (
         batch.response_mask.flip(1).long().argmax(dim=1).neg().argsort(stable=True)
     )  # by the padding on the right, the most first
-    return list(order.chunk(min(MOST_GROUPS, max(1, len(order) // GROUP_ROWS))))
+    return list(order.chunk(min(MAX_GROUPS, max(1, len(order) // GROUP_ROWS))))
 
 
 def log_probs(model: PreTrainedModel, batch: Sequences, *, temperature: float = 1.0) -> Tensor:
@@ -66,28 +66,28 @@ def values(model: PreTrainedModel, head: nn.Linear, batch: Sequences) -> Tensor:
 
     def flat(part: Sequences) -> Tensor:
         before = hidden_states(model, part.input_ids)[:, :-1][part.response_mask[:, 1:]]
-        return scored(head, before)
+        return apply_head(head, before)
 
     return _answer_values(batch, flat)
 
 
 def scores(model: PreTrainedModel, head: nn.Linear, batch: Sequences) -> Tensor:
     """Reward model: the head at each row's last answer token, (B,) float32."""
-    groups = by_length(batch)
-    missing = fsdp.calls(model, len(groups)) - len(groups)  # of calls that ranks with more groups need
+    groups = group_by_length(batch)
+    missing = fsdp.num_calls(model, len(groups)) - len(groups)  # of calls that ranks with more groups need
     parts = []
     for rows in groups:
         part = batch.rows(rows)
         hidden = hidden_states(model, part.input_ids)
         positions = torch.arange(part.input_ids.shape[1], device=hidden.device)
         last = torch.where(part.response_mask, positions, -1).amax(dim=1)
-        parts.append(scored(head, hidden[torch.arange(len(hidden), device=hidden.device), last]))
+        parts.append(apply_head(head, hidden[torch.arange(len(hidden), device=hidden.device), last]))
     for _ in range(missing):
         hidden_states(model, batch.input_ids[:1, :1])
-    return _in_order(parts, groups)
+    return _restore_order(parts, groups)
 
 
-def scored(head: nn.Linear, hidden: Tensor) -> Tensor:
+def apply_head(head: nn.Linear, hidden: Tensor) -> Tensor:
     """The head's value of hidden states (N, D) in float32 whatever they are, (N,)."""
     with torch.autocast(hidden.device.type, enabled=False):
         output: Tensor = head(hidden.float())[:, 0]
@@ -96,17 +96,17 @@ def scored(head: nn.Linear, hidden: Tensor) -> Tensor:
 
 def _answer_values(batch: Sequences, flat: Callable[[Sequences], Tensor]) -> Tensor:
     """What ``flat`` says of the answer tokens of some rows, in reading order, for all rows of the batch: (B, T)."""
-    width, groups = batch.input_ids.shape[1], by_length(batch)
+    width, groups = batch.input_ids.shape[1], group_by_length(batch)
     parts = []
     for rows in groups:
         part = batch.rows(rows)
         parts.append(
             functional.pad(scatter(flat(part), part.response_mask), (0, width - part.input_ids.shape[1]))
         )
-    return _in_order(parts, groups)
+    return _restore_order(parts, groups)
 
 
-def _in_order(parts: list[Tensor], groups: list[Tensor]) -> Tensor:
+def _restore_order(parts: list[Tensor], groups: list[Tensor]) -> Tensor:
     return torch.cat(parts)[torch.cat(groups).argsort()]
 
 

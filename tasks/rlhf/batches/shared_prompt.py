@@ -12,13 +12,13 @@ from transformers import PreTrainedModel
 from tasks.rlhf.batches import attention_masks, chunked_log_probs
 from tasks.rlhf.batches.forward import hidden_states, output_head
 from tasks.rlhf.batches.packing import first_fit
-from tasks.rlhf.batches.sequences import scored
+from tasks.rlhf.batches.sequences import apply_head
 from tasks.rlhf.compute import fsdp
 
 NONE = -1
 # Widest row, times the longest prompt with one answer, and times the model's width: attention takes the square of a row.
-MOST_LENGTHS = MOST_WIDTHS = 4
-MOST_GROUPS, CALL = 4, 64  # a call of the model costs about as much as so many tokens
+MAX_LENGTHS = MAX_WIDTHS = 4
+MAX_GROUPS, CALL_COST = 4, 64  # a call of the model costs about as much as so many tokens
 
 
 class AnswerRows(NamedTuple):
@@ -49,11 +49,13 @@ def join(
     questions: list[tuple[list[int], list[list[int]]]], *, pad_id: int, device: torch.device, hidden_size: int
 ) -> SharedPromptBatch:
     """Prompts with their answers as one batch, in rows as wide as a group's longest question with its answers; ``hidden_size`` is the model's."""
-    most = widest(questions, hidden_size=hidden_size)
+    most = max_row_tokens(questions, hidden_size=hidden_size)
     questions = [
-        (prompt, some) for prompt, answers in questions for some in _shares(answers, most - len(prompt))
+        (prompt, some)
+        for prompt, answers in questions
+        for some in _split_answers(answers, most - len(prompt))
     ]
-    layout = _grouped([len(prompt) + sum(map(len, answers)) for prompt, answers in questions])
+    layout = _choose_layout([len(prompt) + sum(map(len, answers)) for prompt, answers in questions])
     table = torch.tensor([pad_id, 0, NONE, NONE]).repeat(layout.places, 1)
     targets: list[int] = []
     before: list[int] = []
@@ -82,10 +84,10 @@ def join(
     )
 
 
-def widest(questions: list[tuple[list[int], list[list[int]]]], *, hidden_size: int) -> int:
+def max_row_tokens(questions: list[tuple[list[int], list[list[int]]]], *, hidden_size: int) -> int:
     """Most tokens of a row."""
     longest = max(len(prompt) + len(answer) for prompt, answers in questions for answer in answers)
-    return min(MOST_LENGTHS * longest, max(longest, MOST_WIDTHS * hidden_size))
+    return min(MAX_LENGTHS * longest, max(longest, MAX_WIDTHS * hidden_size))
 
 
 class _Layout(NamedTuple):
@@ -97,17 +99,17 @@ class _Layout(NamedTuple):
         return sum(rows * width for rows, width in self.shapes)
 
 
-def _grouped(lengths: list[int]) -> _Layout:
+def _choose_layout(lengths: list[int]) -> _Layout:
     """Questions of these lengths in as many groups as pay: each is a call of the model."""
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     layouts = [
-        _laid(lengths, [order[len(order) * k // n : len(order) * (k + 1) // n] for k in range(n)])
-        for n in range(1, MOST_GROUPS + 1)
+        _lay_out(lengths, [order[len(order) * k // n : len(order) * (k + 1) // n] for k in range(n)])
+        for n in range(1, MAX_GROUPS + 1)
     ]
-    return min(layouts, key=lambda layout: layout.places + CALL * len(layout.shapes))
+    return min(layouts, key=lambda layout: layout.places + CALL_COST * len(layout.shapes))
 
 
-def _laid(lengths: list[int], groups: list[list[int]]) -> _Layout:
+def _lay_out(lengths: list[int], groups: list[list[int]]) -> _Layout:
     """Each group's questions in rows as wide as its longest, first fit in the order of the batch."""
     shapes: list[tuple[int, int]] = []
     starts: dict[int, int] = {}
@@ -124,7 +126,7 @@ def _laid(lengths: list[int], groups: list[list[int]]) -> _Layout:
     return _Layout(shapes, starts)
 
 
-def _shares(answers: list[list[int]], most: int) -> list[list[list[int]]]:
+def _split_answers(answers: list[list[int]], most: int) -> list[list[list[int]]]:
     """The answers in order, in shares of at most ``most`` tokens."""
     shares: list[list[list[int]]] = [[]]
     for answer in answers:
@@ -134,9 +136,9 @@ def _shares(answers: list[list[int]], most: int) -> list[list[list[int]]]:
     return shares
 
 
-def hidden(model: PreTrainedModel, batch: SharedPromptBatch) -> Tensor:
+def all_hidden_states(model: PreTrainedModel, batch: SharedPromptBatch) -> Tensor:
     """Last hidden states of all places, (places, D); behind them may be more, of calls that other ranks need."""
-    missing = fsdp.calls(model, len(batch.groups)) - len(
+    missing = fsdp.num_calls(model, len(batch.groups)) - len(
         batch.groups
     )  # asked before the first call: the ranks wait for each other in both
     found = [_hidden_of_rows(model, rows) for rows in batch.groups]
@@ -147,13 +149,15 @@ def hidden(model: PreTrainedModel, batch: SharedPromptBatch) -> Tensor:
 
 def _hidden_of_rows(model: PreTrainedModel, rows: AnswerRows) -> Tensor:
     """Last hidden states of the places of one group, (R * T, D)."""
-    if attention_masks.are_texts_apart(model):
+    if attention_masks.has_one_text_per_row(model):
         plain, together = partial(hidden_states, model), isinstance(model, FSDPModule)  # see `hidden`
-        return attention_masks.compute_apart(plain, rows.input_ids, _texts(rows), in_one_call=together)
+        return attention_masks.forward_one_text_per_row(
+            plain, rows.input_ids, _text_indices(rows), in_one_call=together
+        )
     return hidden_states(model, rows.input_ids, rows.position_ids, visible(rows)).flatten(0, 1)
 
 
-def _texts(rows: AnswerRows) -> list[list[int]]:
+def _text_indices(rows: AnswerRows) -> list[list[int]]:
     """Places of each prompt with one answer, counted through the rows."""
     prompts: dict[int, list[int]] = {}
     answers: dict[tuple[int, int], list[int]] = {}
@@ -176,18 +180,18 @@ def visible(rows: AnswerRows) -> Tensor:
 
 def scores(model: PreTrainedModel, head: nn.Linear, batch: SharedPromptBatch) -> Tensor:
     """Reward model: the head at each answer's last token, (S,) float32."""
-    return scored(head, features(model, batch))
+    return apply_head(head, features(model, batch))
 
 
 def features(model: PreTrainedModel, batch: SharedPromptBatch) -> Tensor:
     """What a head sees of each answer: the hidden state of its last token, (S, D)."""
-    return hidden(model, batch)[batch.ends]
+    return all_hidden_states(model, batch)[batch.ends]
 
 
 def log_probs(model: PreTrainedModel, batch: SharedPromptBatch) -> Tensor:
     """Log-probability of each whole answer given its prompt, (S,) float32."""
     tokens = chunked_log_probs.log_probs(
-        hidden(model, batch)[batch.before], output_head(model), batch.targets
+        all_hidden_states(model, batch)[batch.before], output_head(model), batch.targets
     )
     return torch.zeros(len(batch.ends), device=tokens.device).index_add(0, batch.owner, tokens)
 

@@ -5,12 +5,12 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from tasks.rlhf.batches.prompts import Template, encode_answer, encode_prompt, shorten_prompt
+from tasks.rlhf.thresholds import MUCH_TRUNCATED
 
-WARN_ABOVE = 0.25  # share of texts cut
 NO_LIMIT = 2**31 - 1
 
 
-class Cut(NamedTuple):
+class TruncationCounts(NamedTuple):
     """How many texts were encoded, how many of them were longer than their limit, and what became of pairs."""
 
     prompts: int
@@ -36,7 +36,7 @@ class Encoder:
         self.template = template
         self.max_prompt_tokens = max_prompt_tokens
         self.max_answer_tokens = max_answer_tokens
-        self.cut = Cut(0, 0, 0, 0, 0, 0)
+        self.cut = TruncationCounts(0, 0, 0, 0, 0, 0)
 
     def prompt(self, question: str) -> list[int]:
         """Return the ids of a prompt."""
@@ -73,10 +73,14 @@ class Encoder:
         """Return a sentence for each limit that cuts more than a quarter, of the texts or of the pairs."""
         cut = self.cut
         told = [
-            _cut("prompts", cut.prompts_cut, cut.prompts, f"text.max_prompt_tokens={self.max_prompt_tokens}"),
-            _cut("answers", cut.answers_cut, cut.answers, f"text.max_answer_tokens={self.max_answer_tokens}"),
+            _warning(
+                "prompts", cut.prompts_cut, cut.prompts, f"text.max_prompt_tokens={self.max_prompt_tokens}"
+            ),
+            _warning(
+                "answers", cut.answers_cut, cut.answers, f"text.max_answer_tokens={self.max_answer_tokens}"
+            ),
         ]
-        if cut.pairs_equal > WARN_ABOVE * cut.pairs:
+        if cut.pairs_equal > MUCH_TRUNCATED * cut.pairs:
             told.append(
                 f"{cut.pairs_equal:,} of {cut.pairs:,} pairs are left out, because their two answers are equal once cut at "
                 f"text.max_answer_tokens={self.max_answer_tokens}: raise it."
@@ -84,8 +88,8 @@ class Encoder:
         return [sentence for sentence in told if sentence]
 
 
-def _cut(what: str, cut: int, count: int, setting: str) -> str:
-    if cut <= WARN_ABOVE * count:
+def _warning(what: str, cut: int, count: int, setting: str) -> str:
+    if cut <= MUCH_TRUNCATED * count:
         return ""
     return (
         f"{cut:,} of {count:,} {what} ({cut / count:.0%}) are longer than {setting} and were cut, so what this stage learns or measures "

@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-LEAST = 1 << 21  # multiplications below which the way through Python costs more than it saves
+MIN_MULTIPLICATIONS = 1 << 21  # multiplications below which the way through Python costs more than it saves
 
 
 @cache
-def quicken() -> None:
+def use_onednn() -> None:
     """From now on this process asks oneDNN, where that is quicker: 480 instead of 220 GFLOPS on two Zen 5 cores, the same sums in another order."""
     if not (
-        halved(Path("/proc/cpuinfo"))
+        is_slowed_by_mkl(Path("/proc/cpuinfo"))
         and torch.backends.mkl.is_available()
         and torch.backends.mkldnn.is_available()
     ):
@@ -27,13 +27,13 @@ def quicken() -> None:
         )
         library.impl("mm", _mm, "CPU")
         library.impl("addmm", _addmm, "CPU")
-    _kept.append(library)
+    _libraries.append(library)
 
 
-_kept: list[torch.library.Library] = []  # a library that is collected takes its kernels back
+_libraries: list[torch.library.Library] = []  # a library that is collected takes its kernels back
 
 
-def halved(cpuinfo: Path) -> bool:
+def is_slowed_by_mkl(cpuinfo: Path) -> bool:
     """Whether this is a processor on which MKL does not use the AVX-512 that is there."""
     if platform.machine().lower() not in ("x86_64", "amd64") or not cpuinfo.exists():
         return False
@@ -42,7 +42,7 @@ def halved(cpuinfo: Path) -> bool:
 
 
 def _mm(a: Tensor, b: Tensor) -> Tensor:
-    if _pays(a, b):
+    if _is_worthwhile(a, b):
         return _product(a, b, None)
     out = a.new_empty(a.shape[0], b.shape[1])
     torch.ops.aten.mm.out(a, b, out=out)
@@ -50,15 +50,15 @@ def _mm(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _addmm(added: Tensor, a: Tensor, b: Tensor, *, beta: complex = 1, alpha: complex = 1) -> Tensor:
-    if beta == alpha == 1 and added.shape == b.shape[1:] and _pays(a, b):
+    if beta == alpha == 1 and added.shape == b.shape[1:] and _is_worthwhile(a, b):
         return _product(a, b, added)
     out = a.new_empty(a.shape[0], b.shape[1])
     torch.ops.aten.addmm.out(added, a, b, beta=beta, alpha=alpha, out=out)
     return out
 
 
-def _pays(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype == torch.float32 and a.numel() * b.shape[1] >= LEAST
+def _is_worthwhile(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype == torch.float32 and a.numel() * b.shape[1] >= MIN_MULTIPLICATIONS
 
 
 def _product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:

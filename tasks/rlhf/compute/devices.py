@@ -18,7 +18,7 @@ def set_up(device: str, threads: int) -> torch.device:
     torch.use_deterministic_algorithms(True, warn_only=True)
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - nothing reads such memory; filling it costs a tenth of a step
     if device == "cpu" or not torch.cuda.is_available():
-        amd_matmul.quicken()
+        amd_matmul.use_onednn()
         return torch.device("cpu")
     if torchrun.world() == 1:
         return torch.device("cuda")

@@ -19,21 +19,21 @@ from tasks.system.errors import InputError
 from tasks.system.torchrun import PeersLost, is_first, rank, world
 
 __all__ = [
-    "agreed",
     "all_gather",
     "all_reduce",
+    "barrier",
+    "check_equal",
     "is_first",
-    "joined",
     "map_over_ranks",
     "padded_steps",
+    "process_group",
     "rank",
     "rank_slice",
     "sum_gradients",
-    "wait",
     "world",
 ]
 
-PATIENCE = timedelta(
+TIMEOUT = timedelta(
     minutes=30
 )  # for ranks that are late; one that has died is noticed at once, by torchrun and by its closed connections
 BUCKET = 64 << 20  # bytes of gradients that travel together
@@ -43,7 +43,7 @@ Rows = TypeVar("Rows", Tensor, list[Any])
 
 
 @contextmanager
-def joined() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """The block runs on every rank or, in the end, on none. Raises PeersLost where another rank has died."""
     if world() == 1:
         yield
@@ -51,10 +51,10 @@ def joined() -> Iterator[None]:
     processes.die_with_parent()
     try:
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE
+            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT
         )
         yield
-        wait()
+        barrier()
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(
             error
@@ -102,13 +102,13 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     ]  # those of sharded weights are summed already
     present = all_reduce([float(p.grad is not None) for p in some])
     for bucket in _buckets([p for p, count in zip(some, present, strict=True) if count]):
-        flat = torch.cat([_gradient(p).flatten() for p in bucket])
+        flat = torch.cat([_float32_gradient(p).flatten() for p in bucket])
         dist.all_reduce(flat)
         for parameter, total in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
             parameter.grad = total.view_as(parameter).to(parameter.dtype)
 
 
-def _gradient(parameter: nn.Parameter) -> Tensor:
+def _float32_gradient(parameter: nn.Parameter) -> Tensor:
     gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
     return gradient.to(torch.promote_types(gradient.dtype, torch.float32))
 
@@ -138,7 +138,7 @@ def all_reduce(values: Sequence[float]) -> list[float]:
     return found
 
 
-def agreed(value: T, what: str) -> T:
+def check_equal(value: T, what: str) -> T:
     """``value``, which must be the same on every rank. Raises InputError where it is not."""
     if any(other != value for other in all_gather(value)):
         raise InputError(
@@ -147,7 +147,7 @@ def agreed(value: T, what: str) -> T:
     return value
 
 
-def wait() -> None:
+def barrier() -> None:
     """Until every rank has come here."""
     all_reduce([0.0])
 

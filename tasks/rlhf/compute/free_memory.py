@@ -20,7 +20,7 @@ def available(device: torch.device, *, system: Path = Path("/")) -> int:
         )  # torch holds some for itself
     described = dict(line.split(":", 1) for line in (system / "proc/meminfo").read_text().splitlines())
     free = 1024 * int(described["MemAvailable"].split()[0])
-    return min([free, *_rooms(system)])
+    return min([free, *_cgroup_headroom(system)])
 
 
 def peak(device: torch.device) -> int:
@@ -31,7 +31,7 @@ def peak(device: torch.device) -> int:
     return held if sys.platform == "darwin" else 1024 * held
 
 
-def _rooms(system: Path) -> Iterator[int]:
+def _cgroup_headroom(system: Path) -> Iterator[int]:
     """What the limits of the process's control groups leave: its own and those around it, of version 2 and 1."""
     listed = system / "proc/self/cgroup"
     for line in listed.read_text().splitlines() if listed.exists() else []:

@@ -46,24 +46,25 @@ def with_full_weights(model: PreTrainedModel, compute: Callable[..., T], *args: 
     return result
 
 
-def calls(model: PreTrainedModel, own: int) -> int:
+def num_calls(model: PreTrainedModel, own: int) -> int:
     """How often to call a model that this rank needs ``own`` times: where its weights lie in parts, as often as the rank that needs it most."""
     return max(distributed.all_gather(own)) if isinstance(model, FSDPModule) else own
 
 
-def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def gather_full(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors put together on the first rank, where they lie on the CPU; on the others only what never was in parts is right."""
     return {
-        name: _whole(tensor) if isinstance(tensor, DTensor) else tensor for name, tensor in tensors.items()
+        name: _gather_full(tensor) if isinstance(tensor, DTensor) else tensor
+        for name, tensor in tensors.items()
     }
 
 
-def _whole(tensor: DTensor) -> Tensor:
+def _gather_full(tensor: DTensor) -> Tensor:
     found = tensor.full_tensor()
     return found.detach().cpu() if distributed.is_first() else found.new_empty(0)
 
 
-def like(tensor: Tensor, parameter: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, parameter: Tensor) -> Tensor:
     """A whole tensor as ``parameter`` is: on its device, and only this rank's part of it."""
     moved = tensor.to(parameter.device)
     return (
@@ -73,7 +74,7 @@ def like(tensor: Tensor, parameter: Tensor) -> Tensor:
     )
 
 
-def clip(parameters: Iterable[nn.Parameter], most: float) -> float:
+def clip_grad_norm(parameters: Iterable[nn.Parameter], most: float) -> float:
     """Scale the gradients so that their norm is at most ``most``; gives what it was."""
     some = list(parameters)
     kinds = [

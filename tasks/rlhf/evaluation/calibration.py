@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from tasks.rlhf.evaluation import pair_accuracy
-from tasks.rlhf.evaluation.intervals import Share
+from tasks.rlhf.evaluation.intervals import Interval
 
-WIDEST = 100.0  # T lies between a hundredth and a hundred times the mean |margin|
+TEMPERATURE_BOUND = 100.0  # T lies between a hundredth and a hundred times the mean |margin|
 DRAWS = 1000  # simulations of a perfect model
 CHUNK = 2**22  # numbers drawn at a time
 HALVINGS = 60  # of the interval of log T: to the last digits of a float64
@@ -28,14 +28,14 @@ def fit_temperature(margins: Tensor) -> float:
     is certain. Where the model is no better than chance (mean margin <= 0), b is 0 or below: T is WIDEST * mean |margin|, and every p about 1/2.
     The bounds go with the margins, so margins times c always give T times c. Margins that are all 0 give T = 1.
     """
-    margins = _checked(margins)
+    margins = _validate(margins)
     scale = margins.abs().mean().item()
     if scale == 0:
         return 1.0
     units = margins / scale
-    low, high = -math.log(WIDEST), math.log(WIDEST)  # of log b
+    low, high = -math.log(TEMPERATURE_BOUND), math.log(TEMPERATURE_BOUND)  # of log b
     if _slope(units, high) <= 0:  # seen here, for further down a slope may be 0 by underflow
-        return scale / WIDEST
+        return scale / TEMPERATURE_BOUND
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         low, high = (middle, high) if _slope(units, middle) < 0 else (low, middle)
@@ -44,7 +44,7 @@ def fit_temperature(margins: Tensor) -> float:
 
 def reason_not_to_fit(margins: Tensor) -> str:
     """Return why margins have no best temperature, or nothing where they have one. margins (P,)."""
-    if not len(margins) or not (margins := _checked(margins)).any():
+    if not len(margins) or not (margins := _validate(margins)).any():
         return "no two rewards differ"
     if not (margins < 0).any():
         return "every pair is ordered as the votes do, and the larger the probabilities were the better they would fit"
@@ -64,7 +64,7 @@ class Bin(NamedTuple):
     """Pairs of like confidence: how sure the model is of its own order of the answers, and how often that order is the voters'."""
 
     confidence: float  # mean of max(p, 1 - p), from 0.5 to 1
-    accuracy: Share  # a tie, whose confidence is a half, is half right
+    accuracy: Interval  # a tie, whose confidence is a half, is half right
 
     @property
     def n(self) -> int:
@@ -79,13 +79,16 @@ def reliability(
     Of two answers the predicted one has at least one half, so nothing lies below. A part has its upper end, the lowest part also 0.5: all ties.
     ``question`` (P,) says which pairs belong together; without it each pair is a question of its own.
     """
-    margins = _checked(margins)
+    margins = _validate(margins)
     question = torch.arange(len(margins)) if question is None else question
-    confidence, place = _confidence(margins, temperature), _place(margins, temperature, bins)
+    confidence, place = _confidence(margins, temperature), _bin_index(margins, temperature, bins)
     right = (margins.sign() + 1) / 2
     members = [place == number for number in range(bins)]
     return [
-        Bin(confidence[x].mean().item(), pair_accuracy.cautious(pair_accuracy.measure(right[x], question[x])))
+        Bin(
+            confidence[x].mean().item(),
+            pair_accuracy.wider_interval(pair_accuracy.measure(right[x], question[x])),
+        )
         for x in members
         if x.any()
     ]
@@ -96,7 +99,7 @@ def _confidence(margins: Tensor, temperature: float) -> Tensor:
     return torch.sigmoid(margins.abs() / temperature)
 
 
-def _place(margins: Tensor, temperature: float, bins: int) -> Tensor:
+def _bin_index(margins: Tensor, temperature: float, bins: int) -> Tensor:
     """The bin of each pair."""
     return ((2 * _confidence(margins, temperature) - 1) * bins).ceil().long().sub(1).clamp(0, bins - 1)
 
@@ -106,10 +109,10 @@ def expected_calibration_error(margins: Tensor, temperature: float = 1.0, bins: 
 
     Few pairs give too high a figure: chance alone moves each bin's accuracy by about sqrt(p (1 - p) / n_b); see ``noise_floor``.
     """
-    margins = _checked(margins)
+    margins = _validate(margins)
     right = (margins.sign() + 1) / 2
     return _error(
-        right[None], _confidence(margins, temperature), _place(margins, temperature, bins), bins
+        right[None], _confidence(margins, temperature), _bin_index(margins, temperature, bins), bins
     ).item()
 
 
@@ -121,8 +124,8 @@ def noise_floor(
     In each of ``draws`` simulations every pair is right with the probability that is its confidence, independently of the others; a tie is
     half right.
     """
-    margins = _checked(margins)
-    confidence, place = _confidence(margins, temperature), _place(margins, temperature, bins)
+    margins = _validate(margins)
+    confidence, place = _confidence(margins, temperature), _bin_index(margins, temperature, bins)
     generator = torch.Generator().manual_seed(seed)
     total, left = 0.0, draws
     while left:
@@ -142,7 +145,7 @@ def _error(right: Tensor, confidence: Tensor, place: Tensor, bins: int) -> Tenso
     return differences.abs().sum(dim=1) / len(confidence)
 
 
-def _checked(margins: Tensor) -> Tensor:
+def _validate(margins: Tensor) -> Tensor:
     assert margins.dim() == 1
     assert len(margins) > 0
     assert margins.isfinite().all()

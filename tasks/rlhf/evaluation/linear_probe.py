@@ -12,7 +12,7 @@ from torch import Tensor
 from tasks.rlhf.algorithms import losses
 from tasks.rlhf.compute.seeds import mix
 
-STRENGTHS = (
+PENALTIES = (
     100.0,
     30.0,
     10.0,
@@ -50,9 +50,9 @@ class Probe(NamedTuple):
     ]  # of each strength: mean loss, in nats, of the pairs of questions that it was not fitted on
 
 
-def probe(features: Tensor, evidence: WeightedPairs, *, seed: int) -> Probe:
+def fit_probe(features: Tensor, evidence: WeightedPairs, *, seed: int) -> Probe:
     """The Bradley-Terry logistic regression on ``features``, (S, D) float32, whose penalty does best over ``FOLDS`` parts of the questions."""
-    standard, scale = standardised(features)
+    standard, scale = standardise(features)
     evidence = evidence.of(evidence.weight > 0)
     fold = torch.tensor([mix(seed, number) % FOLDS for number in evidence.question.tolist()])
     found: dict[float, float] = {}
@@ -62,15 +62,15 @@ def probe(features: Tensor, evidence: WeightedPairs, *, seed: int) -> Probe:
     for part in parts:
         fitted, judged = evidence.of(fold != part), evidence.of(fold == part)
         share, weight = evidence.weight[fold == part].sum().item(), torch.zeros(features.shape[1])
-        for strength in STRENGTHS:
-            weight = fit(standard, fitted, strength, weight)
+        for strength in PENALTIES:
+            weight = fit_head(standard, fitted, strength, weight)
             found[strength] = found.get(strength, 0.0) + share * loss(standard @ weight, judged).item()
-    best = min(STRENGTHS, key=lambda strength: found.get(strength, 0.0))
-    weight = fit(standard, evidence, best, torch.zeros(features.shape[1]))
+    best = min(PENALTIES, key=lambda strength: found.get(strength, 0.0))
+    weight = fit_head(standard, evidence, best, torch.zeros(features.shape[1]))
     return Probe((weight / scale)[None], best, found)
 
 
-def standardised(features: Tensor) -> tuple[Tensor, Tensor]:
+def standardise(features: Tensor) -> tuple[Tensor, Tensor]:
     """Features (S, D) with mean 0 and deviation 1 over the answers, and their deviations (D,): infinite for one that never changes, which is 0."""
     scale = features.std(dim=0, correction=0)
     scale = torch.where(scale > 1e-6 * scale.max(), scale, torch.inf)
@@ -84,7 +84,7 @@ def loss(scores: Tensor, evidence: WeightedPairs) -> Tensor:
     )
 
 
-def fit(features: Tensor, evidence: WeightedPairs, strength: float, begin: Tensor) -> Tensor:
+def fit_head(features: Tensor, evidence: WeightedPairs, strength: float, begin: Tensor) -> Tensor:
     """Minimise the loss plus ``strength`` / 2 times the squared norm of the weights, (D,), by L-BFGS; the problem is convex."""
     weight = begin.clone().requires_grad_(True)
     optimizer = torch.optim.LBFGS(
@@ -106,7 +106,7 @@ def fit(features: Tensor, evidence: WeightedPairs, strength: float, begin: Tenso
     return weight.detach()
 
 
-def redrawn(count: int, *, seed: int) -> Tensor:
+def bootstrap_counts(count: int, *, seed: int) -> Tensor:
     """How often each of ``count`` is drawn when as many are drawn with replacement, (count,) float32."""
     drawn = torch.randint(count, (count,), generator=torch.Generator().manual_seed(seed))
     return drawn.bincount(minlength=count).float()

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tasks.rlhf.evaluation.intervals import Share, wilson
+from tasks.rlhf.evaluation.intervals import Interval, wilson
 
 DRAWS = 2000  # of the bootstrap; the ends of its interval are then good to about a twentieth of its width
 RANK_DRAWS = 500  # of a rank correlation's, each of which sorts all answers
@@ -20,8 +20,8 @@ RANK_DRAWS = 500  # of a rank correlation's, each of which sorts all answers
 class Stratum(NamedTuple):
     """The accuracy over some pairs, with two 95 % intervals."""
 
-    wilson: Share  # as if all pairs were independent
-    clustered: Share  # questions redrawn; a point where all is right or all is wrong, which only Wilson's interval is honest about
+    wilson: Interval  # as if all pairs were independent
+    clustered: Interval  # questions redrawn; a point where all is right or all is wrong, which only Wilson's interval is honest about
     questions: int
 
 
@@ -49,7 +49,7 @@ def measure(credits: Tensor, question: Tensor, *, seed: int = 0) -> Stratum:
 def by_gap(credits: Tensor, gap: Tensor, question: Tensor, *, seed: int = 0) -> dict[str, Stratum]:
     """Accuracy where the chosen answer's score is higher by 1, by 2, by more; fractions count up. Empty strata are left out. All (P,)."""
     step = gap.ceil().clamp(1, 3)
-    return _parts(credits, question, {"gap_1": step == 1, "gap_2": step == 2, "gap_3_up": step == 3}, seed)
+    return _by_part(credits, question, {"gap_1": step == 1, "gap_2": step == 2, "gap_3_up": step == 3}, seed)
 
 
 def by_length(
@@ -61,7 +61,7 @@ def by_length(
     """
     matched = 10 * (chosen_tokens - rejected_tokens).abs() <= torch.maximum(chosen_tokens, rejected_tokens)
     longer = chosen_tokens > rejected_tokens
-    return _parts(
+    return _by_part(
         credits,
         question,
         {"longer_chosen": longer & ~matched, "shorter_chosen": ~longer & ~matched, "length_matched": matched},
@@ -69,20 +69,20 @@ def by_length(
     )
 
 
-def _parts(credits: Tensor, question: Tensor, parts: dict[str, Tensor], seed: int) -> dict[str, Stratum]:
+def _by_part(credits: Tensor, question: Tensor, parts: dict[str, Tensor], seed: int) -> dict[str, Stratum]:
     return {
         name: measure(credits[part], question[part], seed=seed) for name, part in parts.items() if part.any()
     }
 
 
-def advantage(ours: Tensor, theirs: Tensor, question: Tensor, *, seed: int = 0) -> Share:
+def accuracy_difference(ours: Tensor, theirs: Tensor, question: Tensor, *, seed: int = 0) -> Interval:
     """Accuracy minus another's on the same pairs, from -1 to 1, questions redrawn; we are better if ``low`` is above 0. credits (P,), (P,)."""
     return clustered_mean(ours - theirs, question, seed=seed, bounds=(-1.0, 1.0))
 
 
 def clustered_mean(
     values: Tensor, question: Tensor, *, bounds: tuple[float, float], seed: int = 0, draws: int = DRAWS
-) -> Share:
+) -> Interval:
     """Mean over pairs with its 95 % percentile bootstrap interval, whole questions redrawn (Davison and Hinkley 1997, section 3.8). (P,), (P,).
 
     A redrawn question brings all its pairs, so the number of pairs varies with the draw. ``n`` is the number of pairs. One question says nothing
@@ -94,21 +94,21 @@ def clustered_mean(
     sums = torch.zeros(len(pairs), dtype=torch.float64).index_add(0, place, values.cpu().double())
     mean = (sums.sum() / len(values)).item()
     if len(pairs) < 2:
-        return Share(mean, *bounds, len(values))
+        return Interval(mean, *bounds, len(values))
     generator = torch.Generator().manual_seed(seed)
     drawn = (torch.randint(len(pairs), (len(pairs),), generator=generator) for _ in range(draws))
     means = torch.stack([sums[rows].sum() / pairs[rows].sum() for rows in drawn])
     low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Share(mean, low, high, len(values))
+    return Interval(mean, low, high, len(values))
 
 
-def cautious(stratum: Stratum) -> Share:
+def wider_interval(stratum: Stratum) -> Interval:
     """The wider of a stratum's intervals on either side: redrawn questions know what Wilson's does not, unless all are right or all wrong."""
     value, low, high, n = stratum.clustered
-    return Share(value, min(low, stratum.wilson.low), max(high, stratum.wilson.high), n)
+    return Interval(value, min(low, stratum.wilson.low), max(high, stratum.wilson.high), n)
 
 
-def centred(values: Tensor, question: Tensor) -> Tensor:
+def centre_by_question(values: Tensor, question: Tensor) -> Tensor:
     """Values less their question's mean, (S,) float64. Pairs say nothing about rewards across questions, so only what differs within one counts."""
     _, place, counts = question.unique(return_inverse=True, return_counts=True)
     sums = torch.zeros(len(counts), dtype=torch.float64, device=values.device).index_add(
@@ -120,7 +120,7 @@ def centred(values: Tensor, question: Tensor) -> Tensor:
 
 def spearman(
     first: Tensor, second: Tensor, *, question: Tensor | None = None, seed: int = 0, draws: int = RANK_DRAWS
-) -> Share:
+) -> Interval:
     """Rank correlation of two columns, say rewards and token lengths of answers, with its 95 % interval. (S,), (S,), (S,).
 
     Equal values share their mean rank; NaN within [-1, 1] where a column is constant. The interval is Fisher's z with the variance
@@ -130,18 +130,18 @@ def spearman(
     assert first.shape == second.shape
     n, rho = len(first), _correlation(first, second)
     if n <= 3 or math.isnan(rho):
-        return Share(rho, -1.0, 1.0, n)
+        return Interval(rho, -1.0, 1.0, n)
     if abs(rho) > 1 - 1e-12:  # z is infinite
-        return Share(rho, rho, rho, n)
+        return Interval(rho, rho, rho, n)
     half = 1.959964 * math.sqrt((1 + rho**2 / 2) / (n - 3))
     low, high = math.tanh(math.atanh(rho) - half), math.tanh(math.atanh(rho) + half)
     if question is not None:
-        redrawn = _redrawn_correlations(first, second, question, seed=seed, draws=draws)
+        redrawn = _bootstrap_correlations(first, second, question, seed=seed, draws=draws)
         low, high = min(low, redrawn[0]), max(high, redrawn[1])
-    return Share(rho, low, high, n)
+    return Interval(rho, low, high, n)
 
 
-def _redrawn_correlations(
+def _bootstrap_correlations(
     first: Tensor, second: Tensor, question: Tensor, *, seed: int, draws: int
 ) -> tuple[float, float]:
     """The middle 95 % of the rank correlations of redrawn questions, each of which brings all its answers."""

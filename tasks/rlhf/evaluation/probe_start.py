@@ -25,7 +25,7 @@ class PairLoss(NamedTuple):
     ahead: float  # what the older answer has before its reward
 
 
-def begin(
+def initialise_heads(
     model: Scorer,
     questions: list[Comparison],
     held_out: list[Comparison],
@@ -52,11 +52,11 @@ def begin(
     found: list[Probe] = []
     for number in range(len(model.members)) if distributed.is_first() else ():
         drawn = (
-            linear_probe.redrawn(len(questions), seed=seeds.mix(seed, number))
+            linear_probe.bootstrap_counts(len(questions), seed=seeds.mix(seed, number))
             if number
             else torch.ones(len(questions))
         )
-        found.append(linear_probe.probe(known, evidence(pairs, drawn, pair_loss), seed=seed))
+        found.append(linear_probe.fit_probe(known, weighted_pairs(pairs, drawn, pair_loss), seed=seed))
     found = distributed.all_gather(found)[0]
     with torch.no_grad():
         for member, one in zip(model.members, found, strict=True):
@@ -75,10 +75,10 @@ def begin(
         {"penalty": one.strength, "losses": {f"{strength:g}": lost for strength, lost in one.losses.items()}}
         for one in found
     ]
-    return {"members": chosen, "held_out_loss": loss, "accuracy": reward_evaluation.plain(accuracy)}
+    return {"members": chosen, "held_out_loss": loss, "accuracy": reward_evaluation.to_json(accuracy)}
 
 
-def evidence(pairs: reward_evaluation.Pairs, drawn: Tensor, pair_loss: PairLoss) -> WeightedPairs:
+def weighted_pairs(pairs: reward_evaluation.Pairs, drawn: Tensor, pair_loss: PairLoss) -> WeightedPairs:
     """The pairs with the training loss's margins and weights, each question ``drawn`` so many times, (Q,)."""
     margin = pair_loss.margin * pairs.gap - pair_loss.ahead * (2 * pairs.older - 1)
     share = (

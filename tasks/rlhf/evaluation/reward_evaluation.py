@@ -9,9 +9,9 @@ from torch import Tensor
 from tasks.rlhf.algorithms import losses
 from tasks.rlhf.batches.comparisons import Comparison
 from tasks.rlhf.evaluation import calibration, pair_accuracy
-from tasks.rlhf.evaluation.intervals import Share
-from tasks.rlhf.evaluation.linear_probe import WeightedPairs, fit
-from tasks.rlhf.evaluation.pair_accuracy import Stratum, cautious
+from tasks.rlhf.evaluation.intervals import Interval
+from tasks.rlhf.evaluation.linear_probe import WeightedPairs, fit_head
+from tasks.rlhf.evaluation.pair_accuracy import Stratum, wider_interval
 
 RIDGE = 1e-3  # on the two weights of the rules together: holds them finite where a rule is always right
 
@@ -63,7 +63,7 @@ def held_out_loss(pairs: Pairs, rewards: Tensor, *, ahead: float = 0.0) -> float
     return losses.pairwise_loss(margin, torch.zeros_like(margin)).mean().item()
 
 
-def rules_together(pairs: Pairs) -> Tensor:
+def fit_baseline_rules(pairs: Pairs) -> Tensor:
     """What a chosen answer's lead in the log of its length, and its being the older, say of its winning: logistic regression on training pairs, (2,).
 
     A model that orders pairs no better than this knows of a text what its length tells.
@@ -75,7 +75,7 @@ def rules_together(pairs: Pairs) -> Tensor:
     evidence = WeightedPairs(
         torch.arange(count), torch.full((count,), count), pairs.question, torch.zeros_like(weight), weight
     )
-    return fit(torch.cat([said, nothing]), evidence, RIDGE, nothing[0])
+    return fit_head(torch.cat([said, nothing]), evidence, RIDGE, nothing[0])
 
 
 def lengths_and_ages(pairs: Pairs) -> Tensor:
@@ -108,7 +108,8 @@ def accuracies(
     found |= pair_accuracy.by_length(credits, chosen_tokens, rejected_tokens, pairs.question)
     found |= {name: pair_accuracy.measure(rule, pairs.question) for name, rule in rules.items()}
     found |= {
-        f"over_{name}": pair_accuracy.advantage(credits, rule, pairs.question) for name, rule in rules.items()
+        f"over_{name}": pair_accuracy.accuracy_difference(credits, rule, pairs.question)
+        for name, rule in rules.items()
     }
     if ahead:
         knowing = pair_accuracy.correct(
@@ -116,12 +117,12 @@ def accuracies(
         )
         found["knowing_age"] = pair_accuracy.measure(knowing, pairs.question)
         found |= {
-            f"knowing_age_over_{name}": pair_accuracy.advantage(knowing, rule, pairs.question)
+            f"knowing_age_over_{name}": pair_accuracy.accuracy_difference(knowing, rule, pairs.question)
             for name, rule in rules.items()
         }
     within = (
-        pair_accuracy.centred(rewards.cpu(), pairs.asked),
-        pair_accuracy.centred(pairs.tokens, pairs.asked),
+        pair_accuracy.centre_by_question(rewards.cpu(), pairs.asked),
+        pair_accuracy.centre_by_question(pairs.tokens, pairs.asked),
     )
     return found | {"reward_and_length": pair_accuracy.spearman(*within, question=pairs.asked)}
 
@@ -165,19 +166,19 @@ def calibrate(pairs: Pairs, rewards: Tensor, *, fitted_on: Tensor | None = None)
     )
 
 
-def share(figure: Stratum | Share) -> Share:
+def single_interval(figure: Stratum | Interval) -> Interval:
     """A figure with one interval."""
-    return cautious(figure) if isinstance(figure, Stratum) else figure
+    return wider_interval(figure) if isinstance(figure, Stratum) else figure
 
 
-def plain(value: Any) -> Any:
+def to_json(value: Any) -> Any:
     """Figures as JSON."""
     if isinstance(value, Stratum):
-        return cautious(value)._asdict() | {"questions": value.questions}
+        return wider_interval(value)._asdict() | {"questions": value.questions}
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return {name: plain(part) for name, part in value._asdict().items()}
+        return {name: to_json(part) for name, part in value._asdict().items()}
     if isinstance(value, dict):
-        return {name: plain(part) for name, part in value.items()}
+        return {name: to_json(part) for name, part in value.items()}
     if isinstance(value, list):
-        return [plain(part) for part in value]
+        return [to_json(part) for part in value]
     return value

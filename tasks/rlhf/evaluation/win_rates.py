@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from tasks.rlhf.evaluation import pair_accuracy
-from tasks.rlhf.evaluation.intervals import Share, wilson
+from tasks.rlhf.evaluation.intervals import Interval, wilson
 
 
 class Tally(NamedTuple):
@@ -18,7 +18,7 @@ class Tally(NamedTuple):
     losses: int
 
     @property
-    def win_rate(self) -> Share:
+    def win_rate(self) -> Interval:
         """Share of wins with Wilson's 95 % interval; a tie is half a win."""
         return wilson(self.wins + self.ties / 2, self.wins + self.ties + self.losses)
 
@@ -30,7 +30,7 @@ def compare(ours: Sequence[float], theirs: Sequence[float], *, tie: float = 0.0)
     return Tally(wins, len(differences) - wins - defeats, defeats)
 
 
-def ordering_agreement(judged: Sequence[Sequence[float]], truth: Sequence[Sequence[float]]) -> Share:
+def ordering_agreement(judged: Sequence[Sequence[float]], truth: Sequence[Sequence[float]]) -> Interval:
     """How often ``judged`` orders two items of a group as ``truth`` does, over all pairs of a group that ``truth`` tells apart.
 
     A pair that only ``judged`` ties is not ordered rightly. Pairs of a group share items, so whole groups are redrawn for the interval.
@@ -47,4 +47,4 @@ def ordering_agreement(judged: Sequence[Sequence[float]], truth: Sequence[Sequen
                 group.append(number)
     if not right:
         return wilson(0, 0)
-    return pair_accuracy.cautious(pair_accuracy.measure(torch.tensor(right), torch.tensor(group)))
+    return pair_accuracy.wider_interval(pair_accuracy.measure(torch.tensor(right), torch.tensor(group)))

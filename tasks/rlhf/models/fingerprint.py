@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedModel
 
-from tasks.rlhf.models.loading import precision_of, stored
+from tasks.rlhf.models.loading import precision_of, stored_dtype
 from tasks.system.errors import InputError
 
 RECORD = "base.json"  # beside an adapter's own files
@@ -25,13 +25,13 @@ class Fingerprint(NamedTuple):
     compute: str  # type of the activations, unless a CPU takes float32 for speed
 
 
-def fingerprint(folder: Path, model: PreTrainedModel) -> Fingerprint:
+def compute_fingerprint(folder: Path, model: PreTrainedModel) -> Fingerprint:
     """That of ``model``, loaded from ``folder``."""
     return Fingerprint(
         _digest(folder, WEIGHTS),
         _digest(folder, TOKENIZER),
         precision_of(model),
-        str(stored(model)).removeprefix("torch."),
+        str(stored_dtype(model)).removeprefix("torch."),
     )
 
 
@@ -44,12 +44,12 @@ def _digest(folder: Path, patterns: Iterable[str]) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def record(base: Fingerprint, folder: Path) -> None:
+def save_fingerprint(base: Fingerprint, folder: Path) -> None:
     """Write down in an adapter's folder what it was trained on."""
     (folder / RECORD).write_text(json.dumps(base._asdict(), indent=1) + "\n")
 
 
-def recorded(folder: Path) -> Fingerprint:
+def load_fingerprint(folder: Path) -> Fingerprint:
     """What the adapter in ``folder`` was trained on."""
     try:
         return Fingerprint(**json.loads((folder / RECORD).read_text()))
@@ -59,13 +59,13 @@ def recorded(folder: Path) -> Fingerprint:
         ) from error
 
 
-def check(folder: Path, actual: Fingerprint, *, setting: str) -> None:
+def check_fingerprint(folder: Path, actual: Fingerprint, *, setting: str) -> None:
     """Refuse an adapter that was trained on another base; ``setting`` is the name under which the user chooses the precision."""
-    if told := mismatch(recorded(folder), actual, setting=setting):
+    if told := describe_mismatch(load_fingerprint(folder), actual, setting=setting):
         raise InputError(told)
 
 
-def mismatch(trained: Fingerprint, actual: Fingerprint, *, setting: str) -> str | None:
+def describe_mismatch(trained: Fingerprint, actual: Fingerprint, *, setting: str) -> str | None:
     """A sentence on all that differs, None where nothing does; ``setting`` is the name under which the user chooses the precision."""
     differences = []
     if trained.weights != actual.weights:

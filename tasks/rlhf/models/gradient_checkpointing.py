@@ -14,7 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from tasks.system.errors import InputError
 
 
-def gradient_checkpointing(model: nn.Module) -> None:
+def enable(model: nn.Module) -> None:
     """From now on a decoder layer keeps its input alone for the backward pass, which computes the rest again: bit for bit the same gradients.
 
     transformers' own switch works in training mode only, where the base's dropout is on. This one asks whether gradients are on. A forward pass that
@@ -27,16 +27,16 @@ def gradient_checkpointing(model: nn.Module) -> None:
         )
     for layer in layers:
         assert "forward" not in vars(layer), "it is on already"
-        layer.forward = partial(_recomputed, layer, layer.forward)
+        layer.forward = partial(_recompute, layer, layer.forward)
 
 
-def _recomputed(layer: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _recompute(layer: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled() or any(isinstance(value, Cache) for value in (*args, *kwargs.values())):
         return forward(*args, **kwargs)
-    before = _adapters_in(layer)
+    before = _adapter_states(layer)
 
     def again(*args: Any, **kwargs: Any) -> Any:
-        assert _adapters_in(layer) == before, (
+        assert _adapter_states(layer) == before, (
             "backward must be called before the adapters of its forward pass are switched"
         )
         return forward(*args, **kwargs)
@@ -44,7 +44,7 @@ def _recomputed(layer: nn.Module, forward: Callable[..., Any], *args: Any, **kwa
     return checkpoint(again, *args, use_reentrant=False, **kwargs)
 
 
-def _adapters_in(layer: nn.Module) -> list[object]:
+def _adapter_states(layer: nn.Module) -> list[object]:
     """What the layer's matrices compute with: the active adapters, none, or one folded in."""
     tuned = [module for module in layer.modules() if isinstance(module, BaseTunerLayer)]
     return [(module.active_adapters, module.disable_adapters, "forward" in vars(module)) for module in tuned]

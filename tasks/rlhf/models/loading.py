@@ -25,10 +25,10 @@ from tasks.rlhf.models.quantised import (
     Precision,
     Stored,
     dense_weight,
-    misshapen_layers,
+    mismatched_weights,
     quantisation_config,
     quantised_layers,
-    settle,
+    use_exact_products,
 )
 from tasks.system.errors import InputError
 
@@ -49,7 +49,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise InputError(
             f"The tokenizer in {folder} has no end-of-sequence token: set eos_token in its tokenizer_config.json."
         )
-    tokenizer_fit.fit(tokenizer, folder)
+    tokenizer_fit.fit_to_embeddings(tokenizer, folder)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -136,10 +136,10 @@ def load(
     }
     if precision in ("int8", "nf4"):
         settings |= {"quantization_config": quantisation_config(precision), "device_map": {"": device}}
-        if stored_in(folder) == torch.float16:
+        if folder_dtype(folder) == torch.float16:
             settings["dtype"] = torch.bfloat16  # small gradients vanish in float16
     try:
-        if hasattr(config_of(folder), "quantization_config"):
+        if hasattr(load_config(folder), "quantization_config"):
             raise InputError(
                 f"{folder} is quantised already: give the folder of the model that it was made from, and the precision to load it in."
             )
@@ -164,7 +164,7 @@ def load(
     wrong = {
         *loaded[1]["missing_keys"],
         *(key for key, *_ in loaded[1]["mismatched_keys"]),
-        *misshapen_layers(model),
+        *mismatched_weights(model),
     }  # they would stay random
     if wrong:
         raise InputError(
@@ -173,20 +173,20 @@ def load(
     model.requires_grad_(False)
     nn.Module.to(model, device)
     model.eval()
-    _quicker(model, device)
-    settle(model)
+    _upcast_on_slow_cpu(model, device)
+    use_exact_products(model)
     return model
 
 
-def _quicker(model: PreTrainedModel, device: torch.device) -> None:
+def _upcast_on_slow_cpu(model: PreTrainedModel, device: torch.device) -> None:
     """Let a CPU without instructions for bfloat16 compute with the same weights in float32; `stored` still tells of their type."""
-    if model.dtype == torch.bfloat16 and device.type == "cpu" and not multiplies_bfloat16():
+    if model.dtype == torch.bfloat16 and device.type == "cpu" and not has_fast_bfloat16():
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.dtype == torch.bfloat16:
                 tensor.data = tensor.data.float()
 
 
-def multiplies_bfloat16() -> bool:
+def has_fast_bfloat16() -> bool:
     """Whether this CPU has instructions for it. Without them a product takes four times as long as in float32 (measured: 32 and 123 GFLOPS)."""
     asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return platform.machine().lower() not in ("x86_64", "amd64") or any(
@@ -194,12 +194,12 @@ def multiplies_bfloat16() -> bool:
     )
 
 
-def stored_in(folder: Path) -> torch.dtype:
+def folder_dtype(folder: Path) -> torch.dtype:
     """The type of the weights in a model folder."""
-    return getattr(config_of(folder), "dtype", None) or torch.float32
+    return getattr(load_config(folder), "dtype", None) or torch.float32
 
 
-def config_of(folder: Path) -> PretrainedConfig:
+def load_config(folder: Path) -> PretrainedConfig:
     """A model folder's configuration. Raises InputError."""
     if (
         folder / ADAPTER
@@ -217,7 +217,7 @@ def config_of(folder: Path) -> PretrainedConfig:
     return config
 
 
-def stored(model: PreTrainedModel) -> torch.dtype:
+def stored_dtype(model: PreTrainedModel) -> torch.dtype:
     """The type in which the weights came, or were asked for, whatever this machine computes in."""
     dtype = model.config.dtype
     assert isinstance(dtype, torch.dtype)
@@ -231,11 +231,11 @@ def precision_of(model: PreTrainedModel) -> str:
     return (
         {"Linear8bitLt": "int8", "Linear4bit": "nf4"}[kinds.pop()]
         if kinds
-        else str(stored(model)).removeprefix("torch.")
+        else str(stored_dtype(model)).removeprefix("torch.")
     )
 
 
-def dequantised(
+def load_dequantised(
     folder: Path, *, device: torch.device, precision: Precision | Stored | None, dtype: Stored | None = None
 ) -> PreTrainedModel:
     """The folder's model in ``dtype`` (None: the stored type) with the weights that it has in ``precision``: what to merge an adapter into.

@@ -19,12 +19,12 @@ from tasks.rlhf.models import fingerprint
 from tasks.rlhf.models.fingerprint import Fingerprint
 from tasks.system.errors import InputError
 
-FOLD_UP_TO = 12  # elements of a weight over those of its adapter; on two cores it pays up to there
+MERGE_UP_TO = 12  # elements of a weight over those of its adapter; on two cores it pays up to there
 SCORE_KEY = "base_model.model.score.weight"
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
-def lora_config(
+def build_config(
     *, rank: int, alpha: float, dropout: float, targets: str | tuple[str, ...], task_type: str = "CAUSAL_LM"
 ) -> LoraConfig:
     """peft's configuration; ``targets`` is "all-linear" or module names."""
@@ -93,14 +93,16 @@ def active(model: PeftModel, name: str | None) -> Iterator[PreTrainedModel]:
         model.set_adapter(name, inference_mode=True)
         for parameter, flag in wanted:
             parameter.requires_grad_(flag)
-    with _folded(model, name):
+    with _merged_weights(model, name):
         yield base
 
 
 @contextmanager
-def _folded(model: PeftModel, name: str) -> Iterator[None]:
+def _merged_weights(model: PeftModel, name: str) -> Iterator[None]:
     """Let small layers compute with W + s B A, made once for the block: a few large matrix products instead of many passes over the activations."""
-    layers = [module for module in model.modules() if isinstance(module, Linear) and _folds(module, name)]
+    layers = [
+        module for module in model.modules() if isinstance(module, Linear) and _is_faster_merged(module, name)
+    ]
     for layer in layers:
         linear = layer.get_base_layer()
         assert isinstance(linear, nn.Linear)
@@ -113,7 +115,7 @@ def _folded(model: PeftModel, name: str) -> Iterator[None]:
             del layer.forward
 
 
-def _folds(layer: Linear, name: str) -> bool:
+def _is_faster_merged(layer: Linear, name: str) -> bool:
     """Whether the low-rank path costs this layer more than a gradient of its whole weight, and nothing stands between the two."""
     linear = layer.get_base_layer()
     if type(linear) is not nn.Linear or linear.weight.dtype != torch.float32 or name not in layer.lora_A:
@@ -122,7 +124,7 @@ def _folds(layer: Linear, name: str) -> bool:
     if isinstance(dropout, nn.Dropout) and dropout.training:
         return False
     low_rank = layer.r[name] * (linear.in_features + linear.out_features)
-    return bool(linear.weight.numel() <= FOLD_UP_TO * low_rank)
+    return bool(linear.weight.numel() <= MERGE_UP_TO * low_rank)
 
 
 def train_mode(model: PeftModel) -> None:
@@ -132,7 +134,7 @@ def train_mode(model: PeftModel) -> None:
             module.train()
 
 
-def tensors(model: PeftModel, name: str) -> dict[str, Tensor]:
+def state_dict(model: PeftModel, name: str) -> dict[str, Tensor]:
     """The adapter's weights under peft's file names."""
     state = get_peft_model_state_dict(
         model, adapter_name=name, save_embedding_layers=False
@@ -148,7 +150,7 @@ def save(
     With a score head the folder is a SEQ_CLS adapter that ``PeftModel.from_pretrained`` puts on a sequence classification model with num_labels=1.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    weights = tensors(model, name)
+    weights = state_dict(model, name)
     record: dict[str, Any] = model.peft_config[name].to_dict()
     record = {key: sorted(value) if isinstance(value, set) else value for key, value in record.items()}
     record |= {"base_model_name_or_path": base.weights, "inference_mode": True}
@@ -157,7 +159,7 @@ def save(
         record |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(record, indent=1, sort_keys=True, default=str) + "\n")
-    fingerprint.record(base, folder)
+    fingerprint.save_fingerprint(base, folder)
 
 
 def load(model: PreTrainedModel | PeftModel, name: str, folder: Path) -> tuple[PeftModel, Tensor | None]:
@@ -168,13 +170,13 @@ def load(model: PreTrainedModel | PeftModel, name: str, folder: Path) -> tuple[P
     weights = load_file(folder / WEIGHTS)
     score = weights.pop(SCORE_KEY, None)
     model = attach(model, name, config)
-    load_tensors(model, name, weights)
+    load_state_dict(model, name, weights)
     return model, score
 
 
-def load_tensors(model: PeftModel, name: str, weights: Mapping[str, Tensor]) -> None:
+def load_state_dict(model: PeftModel, name: str, weights: Mapping[str, Tensor]) -> None:
     """Put weights under peft's file names into adapter ``name``; every one must fit and none may be missing."""
-    expected = set(tensors(model, name))
+    expected = set(state_dict(model, name))
     if expected != set(weights):
         raise InputError(
             f"This adapter does not fit this base: {len(expected ^ set(weights))} of its tensors are missing or unknown."

@@ -47,7 +47,7 @@ def quantised_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     )
 
 
-def misshapen_layers(model: nn.Module) -> Iterator[str]:
+def mismatched_weights(model: nn.Module) -> Iterator[str]:
     """Names of quantised weights of another shape than their layer's, which transformers 5.23 lets pass."""
     for name, layer in quantised_layers(model):
         assert isinstance(layer.weight, nn.Parameter)
@@ -58,7 +58,7 @@ def misshapen_layers(model: nn.Module) -> Iterator[str]:
             yield f"{name}.weight"
 
 
-def settle(model: PreTrainedModel) -> None:
+def use_exact_products(model: PreTrainedModel) -> None:
     """Let every quantised matrix compute as `dequantised` has it, with gradients, in the stored type."""
     for _, layer in quantised_layers(model):
         if type(layer).__name__ == "Linear8bitLt":

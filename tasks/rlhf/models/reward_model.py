@@ -16,7 +16,7 @@ from tasks.rlhf.batches.sequences import Sequences
 from tasks.rlhf.batches.shared_prompt import SharedPromptBatch
 from tasks.rlhf.compute import fsdp
 from tasks.rlhf.models import loading, lora
-from tasks.rlhf.models.trainable import HEAD, Active, numbered, unchanged
+from tasks.rlhf.models.trainable import HEAD, Active, adapter_folder, unchanged
 
 RECORD = "reward.json"
 
@@ -37,7 +37,7 @@ class Scorer(NamedTuple):
     std: float = 1.0
 
 
-def combined(rewards: Tensor, caution: float) -> Tensor:
+def combine_members(rewards: Tensor, caution: float) -> Tensor:
     """Mean less ``caution`` standard deviations over the members (Coste et al. 2023, eq. 4, with the deviation for the variance). (M, B) -> (B,)."""
     return (
         rewards.mean(dim=0) - caution * rewards.std(dim=0, correction=0) if len(rewards) > 1 else rewards[0]
@@ -54,10 +54,10 @@ def rewards(scorer: Scorer, batch: Sequences | SharedPromptBatch) -> Tensor:
             found.append(
                 (fsdp.with_full_weights(model, score, member.head, batch) - member.mean) / member.std
             )
-    return combined(torch.stack(found), scorer.caution)
+    return combine_members(torch.stack(found), scorer.caution)
 
 
-def normalised(scorer: Scorer, batch: Sequences) -> Tensor:
+def normalised_rewards(scorer: Scorer, batch: Sequences) -> Tensor:
     """The same with mean 0 and deviation 1 over the reference answers, (B,)."""
     return (rewards(scorer, batch) - scorer.mean) / scorer.std
 
@@ -67,7 +67,7 @@ def is_adapter(artifact: Path) -> bool:
     return (artifact / "adapter").is_dir()
 
 
-def record_of(artifact: Path) -> dict[str, Any]:
+def load_record(artifact: Path) -> dict[str, Any]:
     """A reward artifact's reward.json."""
     record: dict[str, Any] = json.loads((artifact / RECORD).read_text())
     return record
@@ -77,24 +77,24 @@ def load(
     artifact: Path, base: PreTrainedModel | PeftModel, *, device: torch.device
 ) -> tuple[PreTrainedModel | PeftModel, Scorer]:
     """``base`` with the reward model's adapters, where it has some, and the reward model; all of it frozen."""
-    record = record_of(artifact)
+    record = load_record(artifact)
     settled = {"caution": record["caution"], "mean": record["mean"], "std": record["std"]}
     if not is_adapter(artifact):
         model = loading.load(artifact / "model", device=device)
-        head = head_of(load_file(artifact / HEAD)["score.weight"], device)
+        head = build_head(load_file(artifact / HEAD)["score.weight"], device)
         return base, Scorer((Member(partial(unchanged, model), head),), **settled)
     members = []
     for number in range(record["members"]):
         name = f"reward{number or ''}"
-        base, score = lora.load(base, name, numbered(artifact, number))
+        base, score = lora.load(base, name, adapter_folder(artifact, number))
         assert score is not None
         members.append(
-            Member(partial(lora.active, base, name), head_of(score, device), *record["apart"][number])
+            Member(partial(lora.active, base, name), build_head(score, device), *record["apart"][number])
         )
     return base, Scorer(tuple(members), **settled)
 
 
-def head_of(weight: Tensor, device: torch.device) -> nn.Linear:
+def build_head(weight: Tensor, device: torch.device) -> nn.Linear:
     """A frozen score head (1, D) without an offset: pairs say nothing about one."""
     head = nn.Linear(weight.shape[1], 1, bias=False, dtype=torch.float32, device=device)
     with torch.no_grad():

@@ -9,7 +9,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase, PreTrainedTokenize
 from tasks.system.errors import InputError
 
 
-def fit(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def fit_to_embeddings(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Refuse tokens that the model in ``folder`` has no embeddings for. Of the pad token another takes the place.
 
     No result depends on what pads: lengths come from masks.
@@ -38,7 +38,7 @@ def fit(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     if outside and isinstance(
         tokenizer, PreTrainedTokenizerFast
     ):  # or texts that hold them, and saved copies, would
-        vars(tokenizer)["_tokenizer"] = _without(tokenizer.backend_tokenizer, rows)
+        vars(tokenizer)["_tokenizer"] = _drop_ids_from(tokenizer.backend_tokenizer, rows)
 
 
 def num_embeddings(folder: Path) -> int | None:
@@ -53,7 +53,7 @@ def num_embeddings(folder: Path) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def _without(tokenizer: Tokenizer, rows: int) -> Tokenizer:
+def _drop_ids_from(tokenizer: Tokenizer, rows: int) -> Tokenizer:
     """Return the tokenizer without the ids from ``rows`` on."""
     raw = json.loads(tokenizer.to_str())
     raw["added_tokens"] = [token for token in raw["added_tokens"] if token["id"] < rows]

@@ -50,7 +50,7 @@ class Trainable(NamedTuple):
     ] = ()  # names of parameters whose gradients are clipped apart from the others'
 
 
-def lora(
+def attach_lora(
     base: PreTrainedModel | PeftModel,
     name: str,
     *,
@@ -62,13 +62,13 @@ def lora(
 ) -> Trainable:
     """A fresh low-rank adapter called ``name`` (torch's global seed), to be saved as adapter/."""
     model = models_lora.attach(
-        base, name, models_lora.lora_config(rank=rank, alpha=alpha, dropout=dropout, targets=targets)
+        base, name, models_lora.build_config(rank=rank, alpha=alpha, dropout=dropout, targets=targets)
     )
 
     def save(artifact: Path, *, number: int = 0, score: Tensor | None = None) -> None:
         if not distributed.is_first():
             return
-        models_lora.save(model, name, numbered(artifact, number), base=fingerprint, score=score)
+        models_lora.save(model, name, adapter_folder(artifact, number), base=fingerprint, score=score)
 
     return Trainable(
         models_lora.parameters(model, name),
@@ -79,12 +79,12 @@ def lora(
     )
 
 
-def numbered(artifact: Path, number: int) -> Path:
+def adapter_folder(artifact: Path, number: int) -> Path:
     """Where member ``number`` of an ensemble lies: adapter/, adapter-1/, ..."""
     return artifact / (f"adapter-{number}" if number else "adapter")
 
 
-def full(base: PreTrainedModel, tokenizer_of: Path, *, shard: bool = False) -> Trainable:
+def unfreeze_all(base: PreTrainedModel, tokenizer_of: Path, *, shard: bool = False) -> Trainable:
     """Every weight, in fp32 with matrix products in the precision that they came in; saved as model/ with the tokenizer of that folder.
 
     With ``shard`` each of several ranks keeps a part of every weight.
@@ -103,7 +103,7 @@ def full(base: PreTrainedModel, tokenizer_of: Path, *, shard: bool = False) -> T
         assert number == 0
         stored = base.state_dict()
         buffers = {name: buffer for name, buffer in base.named_buffers() if name in stored}
-        weights = fsdp.whole({**dict(base.named_parameters()), **buffers})  # a tied tensor once
+        weights = fsdp.gather_full({**dict(base.named_parameters()), **buffers})  # a tied tensor once
         if not distributed.is_first():
             return
         if score is not None:
@@ -114,7 +114,7 @@ def full(base: PreTrainedModel, tokenizer_of: Path, *, shard: bool = False) -> T
     return Trainable(dict(base.named_parameters()), active, base.eval, base, save)
 
 
-def bottleneck(
+def attach_bottlenecks(
     base: PreTrainedModel,
     *,
     form: bottlenecks.Form,
@@ -136,7 +136,7 @@ def bottleneck(
         if not distributed.is_first():
             return
         bottlenecks.save(base, artifact / "bottleneck", base=fingerprint.weights)
-        models_fingerprint.record(fingerprint, artifact / "bottleneck")
+        models_fingerprint.save_fingerprint(fingerprint, artifact / "bottleneck")
 
     return Trainable(
         bottlenecks.parameters(base),
@@ -160,11 +160,11 @@ def load(
     """``base``, whose fingerprint is ``actual``, with the trained policy of an artifact, and how to have the policy; an adapter shares the base,
     bottlenecks get one of their own from ``again``. Raises InputError where the policy belongs to another base."""
     if (artifact / "adapter").is_dir():
-        fingerprint.check(artifact / "adapter", actual, setting=setting)
+        fingerprint.check_fingerprint(artifact / "adapter", actual, setting=setting)
         base, _ = models_lora.load(base, name, artifact / "adapter")
         return base, partial(models_lora.active, base, name)
     if (artifact / "bottleneck").is_dir():
-        fingerprint.check(artifact / "bottleneck", actual, setting=setting)
+        fingerprint.check_fingerprint(artifact / "bottleneck", actual, setting=setting)
         own = again()
         bottlenecks.load(own, artifact / "bottleneck")
     else:
@@ -173,7 +173,7 @@ def load(
     return base, partial(unchanged, own)
 
 
-def start_from(parameters: dict[str, nn.Parameter], place: Path) -> None:
+def load_start(parameters: dict[str, nn.Parameter], place: Path) -> None:
     """Begin with the weights of an artifact's folder or of a file in safetensors format, by name. Raises InputError where they do not fit."""
     folders = [place / name for name in ("adapter", "bottleneck", "model") if (place / name).is_dir()] or [
         place
@@ -185,8 +185,8 @@ def start_from(parameters: dict[str, nn.Parameter], place: Path) -> None:
     )
     found: dict[str, Tensor] = {}
     for path in files:
-        found |= {_plain(name): tensor for name, tensor in load_file(path).items()}
-    wanted = {_plain(name): parameter for name, parameter in parameters.items()}
+        found |= {_file_name(name): tensor for name, tensor in load_file(path).items()}
+    wanted = {_file_name(name): parameter for name, parameter in parameters.items()}
     missing = [name for name, p in wanted.items() if name not in found or found[name].shape != p.shape]
     if missing:
         raise InputError(
@@ -194,10 +194,10 @@ def start_from(parameters: dict[str, nn.Parameter], place: Path) -> None:
         )
     with torch.no_grad():
         for name, parameter in wanted.items():
-            parameter.copy_(fsdp.like(found[name].to(parameter.dtype), parameter))
+            parameter.copy_(fsdp.shard_like(found[name].to(parameter.dtype), parameter))
 
 
-def _plain(name: str) -> str:
+def _file_name(name: str) -> str:
     """A parameter's name without what peft puts around it in memory (an adapter's own name) and not in files."""
     parts = name.removeprefix("base_model.model.").split(".")
     if "lora_A" in parts or "lora_B" in parts:

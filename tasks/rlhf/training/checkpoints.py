@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tasks.rlhf.compute.fsdp import like
+from tasks.rlhf.compute.fsdp import shard_like
 
 BEST = "best.safetensors"
 
@@ -104,7 +104,7 @@ def restore_training(
     """Load what ``training_tensors`` returned."""
     for name, parameter in parameters.items():
         with torch.no_grad():
-            parameter.copy_(like(tensors[f"parameter.{name}"], parameter))
+            parameter.copy_(shard_like(tensors[f"parameter.{name}"], parameter))
         marker = f".{name}"
         for key, value in tensors.items():
             if not (key.startswith("optimizer.") and key.endswith(marker)):
@@ -112,7 +112,7 @@ def restore_training(
             moment = key[len("optimizer.") : -len(marker)]
             if "." in moment:  # of another parameter, whose name ends in this one's
                 continue
-            restored = value.to(parameter.device) if moment == "step" else like(value, parameter)
+            restored = value.to(parameter.device) if moment == "step" else shard_like(value, parameter)
             optimizer.state[parameter][moment] = restored.clone()
 
 

@@ -76,7 +76,7 @@ def empty_model(spec: StepSpec) -> PreTrainedModel:
 def attach_adapter(model: PreTrainedModel, spec: StepSpec) -> PeftModel:
     """Return ``model`` with the adapter of ``spec``."""
     assert spec.rank is not None
-    settings = lora.lora_config(rank=spec.rank, alpha=spec.rank, dropout=spec.dropout, targets=spec.targets)
+    settings = lora.build_config(rank=spec.rank, alpha=spec.rank, dropout=spec.dropout, targets=spec.targets)
     with model.device:
         return lora.attach(model, NAME, settings)
 
@@ -131,7 +131,7 @@ def measure_transient(spec: StepSpec) -> TransientMemory:
         AttentionMaskInterface.register(NAME, sdpa_mask)
         model.set_attn_implementation(NAME)
     if spec.checkpointing:
-        gradient_checkpointing.gradient_checkpointing(model)
+        gradient_checkpointing.enable(model)
     # One quantised matrix at a time is dequantised for its product.
     largest = max(matrix.weight.numel() for matrix in _matrices(model))
     dequantised = {"int8": 8, "nf4": model.dtype.itemsize}.get(str(spec.precision), 0) * largest
@@ -174,7 +174,7 @@ def _allocate_gradients(parameters: Iterable[nn.Parameter]) -> None:
 def _hidden_states(base: PreTrainedModel, spec: StepSpec) -> Tensor:
     """Return last hidden states, (rows * tokens, D)."""
     ids = torch.zeros((spec.rows, spec.tokens), dtype=torch.int64, device=META)
-    if not spec.explicit_mask or attention_masks.why_apart(base):
+    if not spec.explicit_mask or attention_masks.reason_for_one_text_per_row(base):
         return forward.hidden_states(base, ids).flatten(0, 1)
     visible = torch.ones((spec.rows, spec.tokens, spec.tokens), dtype=torch.bool, device=META)
     return forward.hidden_states(base, ids, torch.zeros_like(ids), visible).flatten(0, 1)

@@ -76,7 +76,7 @@ class Training:
             self.best = Best(**checkpoint.state["best"])
             self.initial_metrics = checkpoint.state["told"]
             checkpoints.restore_training(parameters, self.optimizer, checkpoint.tensors)
-        distributed.agreed((self.start, schedule.total), "steps or checkpoints")
+        distributed.check_equal((self.start, schedule.total), "steps or checkpoints")
 
     def steps(self) -> Iterator[int]:
         """Yield the steps still to be taken, from 0, with random numbers seeded, learning rate set and
@@ -114,7 +114,7 @@ class Training:
         Raises InputError if the step's ``loss`` or a gradient is not finite.
         """
         distributed.sum_gradients(self.parameters.values())
-        norms = [fsdp.clip(group, self.max_grad_norm) for group in self.clipped]
+        norms = [fsdp.clip_grad_norm(group, self.max_grad_norm) for group in self.clipped]
         check_finite({"the loss": loss, "the gradient's norm": sum(norms)}, step=self.step)
         self.optimizer.step()
         return max(norms)
@@ -135,7 +135,7 @@ class Training:
         improved = self.best.step == step
         if not improved and step % every:
             return
-        tensors = fsdp.whole(checkpoints.training_tensors(self.parameters, self.optimizer))
+        tensors = fsdp.gather_full(checkpoints.training_tensors(self.parameters, self.optimizer))
         if distributed.is_first():
             best = {name: tensors[f"parameter.{name}"] for name in self.parameters} if improved else None
             state = {"best": self.best._asdict(), "told": self.initial_metrics}
@@ -144,10 +144,10 @@ class Training:
     @torch.no_grad()
     def restore_best(self) -> None:
         """Load the best weights, if these are to be kept. Raises InputError if a weight is not finite."""
-        distributed.wait()  # the first rank may still be writing them
+        distributed.barrier()  # the first rank may still be writing them
         if self.schedule.keep_best:
             for name, tensor in checkpoints.best(self.folder).items():
-                self.parameters[name].copy_(fsdp.like(tensor, self.parameters[name]))
+                self.parameters[name].copy_(fsdp.shard_like(tensor, self.parameters[name]))
         check_weights(self.parameters, step=self.step)
 
 

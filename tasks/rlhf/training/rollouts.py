@@ -89,7 +89,7 @@ def roll_out(
         ref_logp = log_probs(reference, batch)
     with lora.active(models.model, "critic") as critic:
         values = sequences.values(critic, models.value_head, batch)
-    score = reward_model.normalised(models.reward, batch)
+    score = reward_model.normalised_rewards(models.reward, batch)
     ended = torch.tensor([answer[-1] in end_ids for answer in answers], device=device)
     return Rollout(
         batch=batch,

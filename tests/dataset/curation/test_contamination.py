@@ -15,11 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.dataset.curation.contamination import MIN_WORDS, NGRAM, collect_ngrams, overlaps, read_texts
-from tasks.dataset.readers.quarantine import Quarantine
-from tasks.dataset.sources.stack_exchange import assemble
-from tasks.dataset.sources.stack_exchange_dump import read_posts
 from tasks.dataset.splits import normalise_words
 from tasks.system.errors import InputError
+from tests.support.dumps import build_questions, iter_posts
 from tests.support.paths import SHARED
 
 DATA = SHARED / "data"
@@ -249,8 +247,8 @@ def test_real_benchmarks_touch_themselves_and_no_real_post_but_one_that_quotes_t
     assert len(passages) > 12_000
     held = collect_ngrams(passages)
     assert all(overlaps(text, held) for text in passages[::10])
-    posts = read_posts(DATA / "stackexchange" / "travel" / "Posts.csv.gz", Counter(), Quarantine())
-    questions = [question.prompt for question in assemble(islice(posts, 2000), Counter(), site="s")]
+    posts = iter_posts(DATA / "stackexchange" / "travel" / "Posts.csv.gz")
+    questions = [question.prompt for question in build_questions(islice(posts, 2000), Counter(), site="s")]
     assert len(questions) > 300
     assert [text for text in questions if overlaps(text, held)] == []
     quoted = [

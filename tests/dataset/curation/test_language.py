@@ -11,9 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.dataset.curation.language import CLASSIFIED_CHARS, NOT_LANGUAGE, SEARCHED_CHARS, detect_language
-from tasks.dataset.readers.quarantine import Quarantine
-from tasks.dataset.sources.stack_exchange import assemble
-from tasks.dataset.sources.stack_exchange_dump import read_posts
+from tests.support.dumps import build_questions, iter_posts
 from tests.support.paths import ROOT, SHARED
 
 DATA = SHARED / "data"
@@ -191,8 +189,8 @@ def test_the_library_is_loaded_when_it_is_asked_for() -> None:
 @pytest.mark.skipif(not DATA.is_dir(), reason="the real data of shared/data is not on this machine")
 @pytest.mark.parametrize("name", ["travel/Posts.csv.gz", "ai/Posts.xml", "stackoverflow-2008/Posts.xml"])
 def test_posts_of_an_english_site_are_english(name: str) -> None:
-    posts = read_posts(DATA / "stackexchange" / name, Counter(), Quarantine())
-    questions = assemble(islice(posts, 1000), Counter(), site="s")
+    posts = iter_posts(DATA / "stackexchange" / name)
+    questions = build_questions(islice(posts, 1000), Counter(), site="s")
     texts = [
         text
         for question in questions

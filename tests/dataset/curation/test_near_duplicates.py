@@ -18,9 +18,8 @@ from tasks.dataset.readers.quarantine import Quarantine
 from tasks.dataset.readers.row_files import read_rows
 from tasks.dataset.sources import hh_rlhf, stack_exchange_sets
 from tasks.dataset.sources.grouping import AnswerGroups
-from tasks.dataset.sources.stack_exchange import assemble
-from tasks.dataset.sources.stack_exchange_dump import read_posts
 from tasks.dataset.splits import normalise_words
+from tests.support.dumps import build_questions, iter_posts
 from tests.support.paths import SHARED
 from tests.support.split_assignments import assign_splits, groups
 
@@ -128,9 +127,7 @@ def test_order_changes_no_group() -> None:
 
 def dump(name: str) -> Callable[[], list[Question]]:
     path = DATA / "stackexchange" / name
-    return lambda: [
-        q for q in assemble(read_posts(path, Counter(), Quarantine()), Counter(), site="s") if q.prompt
-    ]
+    return lambda: [q for q in build_questions(iter_posts(path), Counter(), site="s") if q.prompt]
 
 
 def rows(path: Path, gather: Callable[..., AnswerGroups]) -> Callable[[], list[Question]]:

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 
 from tasks.dataset.curation import personal_data
 from tasks.dataset.curation.personal_data import KINDS, mask_personal_data
-from tasks.dataset.readers.quarantine import Quarantine
 from tasks.dataset.sources.markdown import to_markdown
-from tasks.dataset.sources.stack_exchange_dump import read_posts
+from tests.support.dumps import iter_posts
 from tests.support.paths import SHARED
 
 DUMPS = SHARED / "data" / "stackexchange"
@@ -294,7 +293,7 @@ REAL = {
 def test_real_posts(name: str) -> None:
     """Each of these findings has been looked at; the libraries' lists of numbers and domains change slowly."""
     counted: Counter[str] = Counter()
-    for post in read_posts(DUMPS / name, Counter(), Quarantine()):
+    for post in iter_posts(DUMPS / name):
         text = to_markdown(post.body)
         result, found = mask_personal_data(text)
         counted += found

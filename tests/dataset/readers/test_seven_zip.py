@@ -13,9 +13,11 @@ import py7zr
 import pytest
 
 from tasks.dataset.readers import blocks
+from tasks.dataset.readers.dump_tables import iter_blocks
 from tasks.dataset.readers.quarantine import Quarantine
-from tasks.dataset.sources.stack_exchange_dump import Post, read_posts
+from tasks.dataset.sources.stack_exchange_dump import Post
 from tasks.system.errors import InputError
+from tests.support.dumps import iter_posts
 
 ROW = '<row Id="{0}" PostTypeId="1" Score="3" Title="t {0}" Body="&lt;p&gt;{1} says {0}&lt;/p&gt;" />'
 ROWS = "\n".join(ROW.format(n, n * 7919) for n in range(1, 3001))
@@ -35,7 +37,7 @@ def packed(path: Path, members: dict[str, bytes], **options: Any) -> Path:
 
 
 def read(path: Path) -> list[Post]:
-    return list(read_posts(path, Counter(), Quarantine()))
+    return list(iter_posts(path))
 
 
 @pytest.mark.parametrize("name", ["Posts.xml", "travel.stackexchange.com/Posts.xml"])
@@ -50,7 +52,7 @@ def test_posts_of_an_archive_are_those_of_the_file(tmp_path: Path, name: str) ->
 def test_an_odd_row_in_an_archive_costs_no_more_than_itself(tmp_path: Path) -> None:
     odd = POSTS.replace(b"79190 says", b"79190 &#x0E;says\x1b").replace(b"87109 says", b"87109 & says")
     bad = Quarantine()
-    found = list(read_posts(packed(tmp_path / "site.7z", {"Posts.xml": odd}), Counter(), bad))
+    found = list(iter_posts(packed(tmp_path / "site.7z", {"Posts.xml": odd}), Counter(), bad))
     assert [post.id for post in found] == [n for n in range(1, 3001) if n != 11]
     assert found[9].body == "<p>79190 says 10</p>"
     assert bad.reasons == {"rows that are not well-formed XML": 1}
@@ -74,10 +76,9 @@ def test_a_name_that_leads_out_of_the_archive_leads_nowhere(
 
 def test_progress_ends_at_the_archives_size(tmp_path: Path) -> None:
     path = packed(tmp_path / "site.7z", {"Posts.xml": POSTS})
-    seen: list[tuple[int, int]] = []
-    list(read_posts(path, Counter(), Quarantine(), lambda *where: seen.append(where)))
-    assert seen
-    assert all(0 < done <= total == path.stat().st_size for done, total in seen)
+    done = [block.bytes_read for block in iter_blocks(path)]
+    assert done
+    assert all(0 < bytes_read <= path.stat().st_size for bytes_read in done)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +118,7 @@ def test_whoever_stops_reading_leaves_no_thread_behind(tmp_path: Path) -> None:
         tmp_path / "site.7z", {"Posts.xml": b"<posts>%b</posts>" % (ROW.format(1, "x").encode() * 30_000)}
     )
     before = threading.active_count()
-    posts = read_posts(path, Counter(), Quarantine())
+    posts = iter_posts(path)
     next(posts)
     posts.close()
     for thread in threading.enumerate():
@@ -138,7 +139,7 @@ def test_memory_does_not_grow_with_the_dump(tmp_path: Path, monkeypatch: pytest.
         )
         del rows
         tracemalloc.start()
-        assert sum(1 for _ in read_posts(path, Counter(), Quarantine())) == count
+        assert sum(1 for _ in iter_posts(path)) == count
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.1 * peaks[0] + 2**20, peaks

@@ -38,7 +38,7 @@ def take(
 ) -> tuple[list[Question], Quarantine, RowWarnings]:
     bad, seen = Quarantine(), RowWarnings.empty()
     found = own_rows.group_rows(
-        as_rows(*fields, file=file), bad, Columns(**columns), site="mine", licence="", seen=seen
+        as_rows(*fields, file=file), bad, Columns(**columns), site="mine", licence="", warnings=seen
     )
     return asked(found), bad, seen
 
@@ -184,16 +184,16 @@ def test_a_label_that_says_nothing_leaves_the_row_out(label: Any) -> None:
 def test_labels_beside_comparisons_and_scores() -> None:
     found = AnswerGroups("", "")
     for good in (True, False):
-        found.label("torn", "a", good)
-    found.label("torn", "b", False)
-    found.compare("compared", "a", "b")
-    found.label("compared", "b", True)
-    found.label("compared", "c", False)
-    found.rate("rated", "a", 3)
-    found.rate("rated", "b", -4)
-    found.answer("rated", "c")
-    found.answer("learnt", "a")
-    found.label("learnt", "b", False)
+        found.add_label("torn", "a", good)
+    found.add_label("torn", "b", False)
+    found.add_comparison("compared", "a", "b")
+    found.add_label("compared", "b", True)
+    found.add_label("compared", "c", False)
+    found.add_rating("rated", "a", 3)
+    found.add_rating("rated", "b", -4)
+    found.add_answer("rated", "c")
+    found.add_answer("learnt", "a")
+    found.add_label("learnt", "b", False)
     dropped: Counter[str] = Counter()
     questions = {question.prompt: question for question in found.questions(dropped)}
     assert {name: pairs_in(question) for name, question in questions.items()} == {
@@ -778,8 +778,8 @@ def test_the_hub_is_asked_for_the_dialogues_of_hh_rlhf(
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert corpus.corpus_place(HhRlhf(files=files)) == tmp_path
-    assert corpus.corpus_place(OwnRows(path="somebody/hh-rlhf")) == tmp_path
+    assert corpus.find_corpus(HhRlhf(files=files)) == tmp_path
+    assert corpus.find_corpus(OwnRows(path="somebody/hh-rlhf")) == tmp_path
     assert [call["ignore_patterns"] for call in calls] == [unwanted, None]
     assert hub.is_hub_id(calls[0]["id"])
 

@@ -14,14 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from tasks.artifacts.artifact import Step
-from tasks.artifacts.artifact import given as brought
-from tasks.artifacts.corpus import corpus_place, evaluation_sets
+from tasks.artifacts.artifact import Step, user_artifact
+from tasks.artifacts.corpus import evaluation_sets, find_corpus
 from tasks.config.jobs import DataJob
 from tasks.config.pipeline import Pipeline
 from tasks.config.sources import OwnRows, Source
 from tasks.dataset.question import Question, comparison_levels, draw_pairs, text_id
-from tasks.dataset.readers import row_files
+from tasks.dataset.readers import json_rows
 from tasks.dataset.readers.quarantine import Quarantine
 from tasks.dataset.readers.row_files import Place, Row, read_rows
 from tasks.dataset.sources import hh_rlhf, own_rows, stack_exchange_sets
@@ -76,7 +75,7 @@ FIELDS = [{"prompt": f"p{n}", "n": n, "text": "ü\n\"'" * n} for n in range(300)
 
 @pytest.mark.parametrize("form", ["jsonl", "jsonl.gz", "json", "json.gz", "parquet"])
 def test_every_format_gives_the_same_rows(tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_files, "CHUNK", 64)  # elements end within, between and at the ends of chunks
+    monkeypatch.setattr(json_rows, "CHUNK", 64)  # elements end within, between and at the ends of chunks
     path = tmp_path / f"data.{form}"
     lines = "\n".join(map(json.dumps, FIELDS)) if "jsonl" in form else json.dumps(FIELDS, indent=1)
     if form == "parquet":
@@ -103,7 +102,7 @@ def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
 def test_bad_rows_are_told_with_their_place_and_the_rest_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(row_files, "MAX_ROW", 100)
+    monkeypatch.setattr(json_rows, "MAX_ROW", 100)
     path = tmp_path / "f.jsonl"
     good = b'{"a": 1}\n'
     deep = b"[" * 90 + b"\n"
@@ -211,7 +210,7 @@ def test_the_order_of_rows_changes_nothing() -> None:
 def test_comparisons_are_kept_as_they_were_made() -> None:
     found = AnswerGroups("s", "MIT")
     for better, worse in (("a", "b"), ("b", "c"), ("a", "b"), ("d", "e"), ("e", "d")):
-        found.compare("p", better, worse)
+        found.add_comparison("p", better, worse)
     dropped: Counter[str] = Counter()
     (question,) = found.questions(dropped)
     texts = [answer.text for answer in question.answers]
@@ -542,7 +541,7 @@ def test_where_the_data_is_from_is_no_part_of_the_key_and_what_it_is_called_is(t
 
     def key(**source: Any) -> str:
         config = Pipeline.model_validate({"source": {"kind": "own", "path": "nowhere", **source}})
-        return Step("data", DataJob.of(config), {"source": brought(tmp_path / "a.jsonl")}).recipe.key
+        return Step("data", DataJob.of(config), {"source": user_artifact(tmp_path / "a.jsonl")}).recipe.key
 
     assert key() == key(path="elsewhere", revision="main", files="*.jsonl")
     assert key() != key(prompt="question")
@@ -570,12 +569,12 @@ def test_an_evaluation_set_is_part_of_the_key_by_its_content(tmp_path: Path) -> 
 def test_a_corpus_is_looked_for_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source: Any = TypeAdapter(Source).validate_python({"kind": "own", "path": str(tmp_path)})
     assert isinstance(source, OwnRows)
-    assert corpus_place(source) == tmp_path
+    assert find_corpus(source) == tmp_path
     with pytest.raises(InputError, match="there is no file or folder"):
-        corpus_place(source.model_copy(update={"path": "./nothing"}))
+        find_corpus(source.model_copy(update={"path": "./nothing"}))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(InputError, match="nor a data set that could be fetched"):
-        corpus_place(source.model_copy(update={"path": "nobody/nothing"}))
+        find_corpus(source.model_copy(update={"path": "nobody/nothing"}))
 
 
 # -------------------------------------------------------------------------------------------------- what damaged inputs have brought to light

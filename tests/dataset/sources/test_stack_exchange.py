@@ -12,13 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.dataset.question import Answer, Question, draw_comparisons, drop_unusable_answers, index_of_best
-from tasks.dataset.readers.quarantine import Quarantine
 from tasks.dataset.sources.markdown import to_markdown
-from tasks.dataset.sources.stack_exchange import assemble as gathered
 from tasks.dataset.sources.stack_exchange import author_url, choose_licence, join_prompt, score_answer
-from tasks.dataset.sources.stack_exchange_dump import Post, read_posts
+from tasks.dataset.sources.stack_exchange_dump import Post
 from tasks.dataset.splits import choose_split, normalise_words
 from tasks.system.errors import InputError
+from tests.support.dumps import build_questions, iter_posts
 from tests.support.paths import SHARED
 from tests.support.split_assignments import assign_splits
 
@@ -42,11 +41,11 @@ def post(
     return Post(id, parent, accepted, votes, created, title, body, "7", "", "")
 
 
-def assemble(
+def usable_questions(
     posts: Iterable[Post], dropped: Counter[str], *, site: str, **lengths: int
 ) -> Iterator[Question]:
-    """The usable questions of a dump, as the data program takes them."""
-    for question in gathered(posts, dropped, site=site):
+    """Yield the questions of a dump with the answers that are kept."""
+    for question in build_questions(posts, dropped, site=site):
         if kept := drop_unusable_answers(question, dropped, **lengths):
             yield kept
 
@@ -57,8 +56,8 @@ def answer(id: int, votes: int = 0, *, accepted: bool = False, created: str = "2
 
 def load(name: str, **lengths: int) -> tuple[list[Post], list, Counter[str]]:
     dropped: Counter[str] = Counter()
-    posts = list(read_posts(DUMPS / name, dropped, Quarantine()))
-    return posts, list(assemble(posts, dropped, site="travel.stackexchange.com", **lengths)), dropped
+    posts = list(iter_posts(DUMPS / name, dropped))
+    return posts, list(usable_questions(posts, dropped, site="travel.stackexchange.com", **lengths)), dropped
 
 
 def pairs_of(questions: list, max_pairs: int = 10, seed: int = 0) -> list:
@@ -184,7 +183,7 @@ def test_what_cannot_be_used_is_counted_by_reason() -> None:
         ),
         *(post(13, title="U"), post(13, title="U"), post(14, 13, body="<p>abc</p>")),
     ]
-    (question, other) = assemble(posts, dropped, site="s", max_chars=20)
+    (question, other) = usable_questions(posts, dropped, site="s", max_chars=20)
     assert [a.id for a in question.answers] == [5]  # 2 has the same text and fewer votes
     assert other.id == 13
     assert dropped == {
@@ -198,7 +197,7 @@ def test_what_cannot_be_used_is_counted_by_reason() -> None:
         "answers whose question is missing": 2,
         "repeated post ids": 1,
     }
-    assert [q.id for q in assemble(posts, dropped, site="s", min_chars=3)] == [
+    assert [q.id for q in usable_questions(posts, dropped, site="s", min_chars=3)] == [
         1,
         13,
     ]  # "long long ..." and "abc"
@@ -206,13 +205,15 @@ def test_what_cannot_be_used_is_counted_by_reason() -> None:
 
 def test_lengths_include_their_bounds() -> None:
     posts = [post(1, title="Q"), *(post(1 + n, 1, body="<p>" + "x" * n) for n in range(1, 7))]
-    (question,) = assemble(posts, Counter(), site="s", min_chars=2, max_chars=4)
+    (question,) = usable_questions(posts, Counter(), site="s", min_chars=2, max_chars=4)
     assert [a.text for a in question.answers] == ["xx", "xxx", "xxxx"]
 
 
 def test_of_posts_with_one_id_the_same_wins_in_any_order() -> None:
     posts = [post(1, title="Q"), post(1, title="Q, edited"), post(2, 1, votes=3), post(2, 1, votes=4)]
-    assert list(assemble(posts, Counter(), site="s")) == list(assemble(posts[::-1], Counter(), site="s"))
+    assert list(usable_questions(posts, Counter(), site="s")) == list(
+        usable_questions(posts[::-1], Counter(), site="s")
+    )
 
 
 def test_prompt_is_title_and_body_or_the_title_alone() -> None:
@@ -339,7 +340,7 @@ def test_order_and_shards_change_nothing(travel) -> None:
     posts, questions, _ = travel
     shuffled = random.Random(1).sample(posts, len(posts))
     overlapping = shuffled[:100] + shuffled
-    assert list(assemble(overlapping, Counter(), site="travel.stackexchange.com")) == questions
+    assert list(usable_questions(overlapping, Counter(), site="travel.stackexchange.com")) == questions
 
 
 @real_data

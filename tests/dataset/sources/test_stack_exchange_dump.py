@@ -9,12 +9,14 @@ import pytest
 
 from tasks.dataset.readers import blocks
 from tasks.dataset.readers.csv_columns import USERS
+from tasks.dataset.readers.dump_tables import iter_blocks
 from tasks.dataset.readers.quarantine import Quarantine
 from tasks.dataset.sources import stack_exchange_dump as posts_module
 from tasks.dataset.sources.stack_exchange import author_url
-from tasks.dataset.sources.stack_exchange_dump import Post, iter_blocks, read_posts
+from tasks.dataset.sources.stack_exchange_dump import Post
 from tasks.dataset.sources.user_names import read_user_names
 from tasks.system.errors import InputError
+from tests.support.dumps import iter_posts
 
 ROW = '<row Id="1" PostTypeId="1" Score="1" Body="&lt;p&gt;x&lt;/p&gt;" Title="t" />'
 HEAD = "Id,PostTypeId,ParentId,Score,Body,OwnerUserId\n"
@@ -80,15 +82,15 @@ def test_bad_files_are_refused_in_one_line(name: str, tmp_path: Path) -> None:
     path = tmp_path / "posts"
     path.write_bytes(content)
     with pytest.raises(InputError, match=message) as refusal:
-        list(read_posts(path, Counter(), Quarantine()))
+        list(iter_posts(path))
     assert "\n" not in str(refusal.value)
 
 
 def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
-        list(read_posts(tmp_path / "none.xml", Counter(), Quarantine()))
+        list(iter_posts(tmp_path / "none.xml"))
     with pytest.raises(InputError, match="is not a file"):
-        list(read_posts(tmp_path, Counter(), Quarantine()))
+        list(iter_posts(tmp_path))
 
 
 def test_bad_rows_are_counted_and_the_rest_is_read(tmp_path: Path) -> None:
@@ -106,7 +108,7 @@ def test_bad_rows_are_counted_and_the_rest_is_read(tmp_path: Path) -> None:
     path.write_text(HEAD + "\n".join(rows) + "\n", encoding="utf-8-sig", newline="\r\n")
     dropped: Counter[str] = Counter()
     with Quarantine(tmp_path / "quarantine.jsonl") as bad:
-        posts = list(read_posts(path, dropped, bad))
+        posts = list(iter_posts(path, dropped, bad))
     assert [(p.id, p.parent, p.votes, p.author_id) for p in posts] == [(62, 0, 3, "9"), (63, 62, -2, "")]
     assert dropped == {"post types other than question and answer": 1}
     assert bad.rows == 8
@@ -124,7 +126,7 @@ def read(path: Path, content: bytes | str) -> tuple[list[Post], Counter[str]]:
     """The posts of a file with this content, and how many rows cannot be read for which reason."""
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     bad = Quarantine()
-    return list(read_posts(path, Counter(), bad)), bad.reasons
+    return list(iter_posts(path, Counter(), bad)), bad.reasons
 
 
 @pytest.mark.parametrize(
@@ -341,7 +343,7 @@ def test_a_user_whose_row_is_odd_costs_no_more_than_that_name(tmp_path: Path) ->
 def test_a_post_may_be_long(tmp_path: Path) -> None:
     path = tmp_path / "Posts.csv"
     path.write_text(f"{HEAD}1,1,,0,{'x' * 300_000},\n")
-    assert [len(post.body) for post in read_posts(path, Counter(), Quarantine())] == [300_000]
+    assert [len(post.body) for post in iter_posts(path)] == [300_000]
 
 
 def test_progress_is_in_bytes_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,10 +354,8 @@ def test_progress_is_in_bytes_of_the_file(tmp_path: Path, monkeypatch: pytest.Mo
         + b"</posts>"
     )
     monkeypatch.setattr(blocks, "BLOCK_BYTES", path.stat().st_size // 3)
-    seen: list[tuple[int, int]] = []
-    assert len(list(read_posts(path, Counter(), Quarantine(), lambda *where: seen.append(where)))) == 5000
     size = path.stat().st_size
-    assert len(seen) > 1
-    assert sorted(seen) == seen
-    assert 0 < seen[0][0] <= seen[-1][0] == size
-    assert {total for _, total in seen} == {size}
+    done = [block.bytes_read for block in iter_blocks(path)]
+    assert len(done) > 1
+    assert sorted(done) == done
+    assert 0 < done[0] <= done[-1] == size

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tasks.rlhf.algorithms.losses import (
-    centring,
+    centring_penalty,
     dpo_loss,
     ipo_loss,
     masked_mean,
@@ -55,7 +55,7 @@ def test_a_margin_is_taken_off_the_difference() -> None:
 
 
 def test_centring_is_the_squared_sum() -> None:
-    assert centring(torch.tensor([1.0, -2.0]), torch.tensor([2.0, 2.0])).tolist() == [9.0, 0.0]
+    assert centring_penalty(torch.tensor([1.0, -2.0]), torch.tensor([2.0, 2.0])).tolist() == [9.0, 0.0]
 
 
 @pytest.mark.parametrize("shape", [(3, 1), (1, 3)])

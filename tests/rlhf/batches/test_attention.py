@@ -64,7 +64,7 @@ def log_probs(model: PreTrainedModel, hidden: Tensor, targets: Tensor) -> Tensor
 def test_packed_documents_are_those_of_the_models_own_forward(kind: str) -> None:
     model, compared = attention_models.model(kind), 0
     blocks = pack(MIXED, block_tokens=100, pad_id=tiny.PAD)
-    gap, told = layout_checks.settle(
+    gap, told = layout_checks.check_layout(
         model, lambda: layout_checks.packing_gap(model, blocks), layout="Packing"
     )
     assert (told is not None) == (kind in NEVER_PACKED)
@@ -88,12 +88,12 @@ def test_packed_documents_are_those_of_the_models_own_forward(kind: str) -> None
 def test_shared_prompts_are_those_of_the_models_own_forward(kind: str) -> None:
     model, head = attention_models.model(kind), lora.new_head(tiny.WIDTH)
     measure = partial(layout_checks.sharing_gap, model, QUESTIONS, pad_id=tiny.PAD)
-    gap, told = layout_checks.settle(model, measure, layout="Sharing")
+    gap, told = layout_checks.check_layout(model, measure, layout="Sharing")
     assert (told is not None) == (kind in NEVER_SHARED)
     assert gap.nats < CLOSE
     asked = [(c.prompt, c.answers) for c in QUESTIONS]
     batch = shared_prompt.join(asked, pad_id=tiny.PAD, device=tiny.CPU, hidden_size=tiny.WIDTH)
-    ours = log_probs(model, shared_prompt.hidden(model, batch)[batch.before], batch.targets)
+    ours = log_probs(model, shared_prompt.all_hidden_states(model, batch)[batch.before], batch.targets)
     texts = [(prompt, answer) for prompt, answers in asked for answer in answers]
     own = [plain(model, prompt + answer)[len(prompt) - 1 :] for prompt, answer in texts]
     torch.testing.assert_close(ours, torch.cat(own), atol=CLOSE, rtol=0)
@@ -116,7 +116,7 @@ def test_gradients_are_the_same_text_by_text(kind: str) -> None:
         return list(torch.autograd.grad(loss, list(model.parameters()), allow_unused=True))
 
     apart = attention_models.model(kind)
-    attention_masks.keep_texts_apart(apart)
+    attention_masks.use_one_text_per_row(apart)
     for ours, plain_ones in zip(gradients(attention_models.model(kind)), gradients(apart), strict=True):
         torch.testing.assert_close(ours, plain_ones, atol=1e-4 * float(plain_ones.abs().max()), rtol=1e-3)
 
@@ -126,7 +126,7 @@ def test_gradients_are_the_same_text_by_text(kind: str) -> None:
 
 def forget_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bring back the mask that replaced the model's."""
-    monkeypatch.setattr(attention_masks, "_narrowed", lambda visible, *_: visible)
+    monkeypatch.setattr(attention_masks, "_apply_rule", lambda visible, *_: visible)
 
 
 @pytest.mark.parametrize("kind", ["mistral", "gemma3", "phi3", "gpt_oss", "llama4"])
@@ -165,11 +165,13 @@ def test_the_guard_looks_at_all_parts() -> None:
 def test_a_model_that_fails_even_alone_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = attention_models.model("bloom")
     monkeypatch.setattr(
-        attention_masks, "compute_apart", lambda forward, rows, texts, **_: forward(rows).flatten(0, 1)
+        attention_masks,
+        "forward_one_text_per_row",
+        lambda forward, rows, texts, **_: forward(rows).flatten(0, 1),
     )
     blocks = pack(MIXED, block_tokens=100, pad_id=tiny.PAD)
     with pytest.raises(InputError, match="bloom models compute a text differently"):
-        layout_checks.settle(model, lambda: layout_checks.packing_gap(model, blocks), layout="Packing")
+        layout_checks.check_layout(model, lambda: layout_checks.packing_gap(model, blocks), layout="Packing")
 
 
 @pytest.mark.parametrize("layout", ["packing", "sharing"])
@@ -178,7 +180,7 @@ def test_states_that_are_no_numbers_do_not_pass(layout: str, monkeypatch: pytest
 
     def broken(base: PreTrainedModel, rows: Tensor, *layouts: Tensor) -> Tensor:
         found = honest(base, rows, *layouts)
-        return found * torch.nan if layouts and not attention_masks.are_texts_apart(base) else found
+        return found * torch.nan if layouts and not attention_masks.has_one_text_per_row(base) else found
 
     monkeypatch.setattr(forward, "hidden_states", broken)
     monkeypatch.setattr(shared_prompt, "hidden_states", broken)
@@ -187,7 +189,7 @@ def test_states_that_are_no_numbers_do_not_pass(layout: str, monkeypatch: pytest
         "packing": lambda: layout_checks.packing_gap(model, blocks),
         "sharing": lambda: layout_checks.sharing_gap(model, QUESTIONS, pad_id=tiny.PAD),
     }
-    gap, warning = layout_checks.settle(model, measures[layout], layout="It")
+    gap, warning = layout_checks.check_layout(model, measures[layout], layout="It")
     assert warning is not None
     assert gap.is_rounding
 
@@ -200,7 +202,7 @@ def test_no_memory_is_no_reason_to_go_on(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(forward, "hidden_states", full)
     blocks = pack(MIXED, block_tokens=100, pad_id=tiny.PAD)
     with pytest.raises(torch.OutOfMemoryError):
-        layout_checks.settle(model, lambda: layout_checks.packing_gap(model, blocks), layout="Packing")
+        layout_checks.check_layout(model, lambda: layout_checks.packing_gap(model, blocks), layout="Packing")
 
 
 # ---------------------------------------------------------------------------------------------- positions

@@ -15,7 +15,7 @@ from tasks.rlhf.batches.prompts import (
     encode_prompt,
     end_tokens,
 )
-from tasks.rlhf.evaluation.red_team import attacks
+from tasks.rlhf.evaluation.red_team import build_attacks
 from tasks.system.errors import InputError
 from tests.support.chat_families import BARE, CHATML, FAMILIES, GEMMA, family_tokenizer
 
@@ -189,7 +189,7 @@ def test_attacks_end_as_answers_do(tokenizer: PreTrainedTokenizerBase) -> None:
         answer(tokenizer, "list files"),
         answer(tokenizer, "the old town"),
     )
-    for ids in attacks(
+    for ids in build_attacks(
         asked, real, other=other, tokenizer=tokenizer, template="chat", max_answer_tokens=40
     ).values():
         assert controls(tokenizer, ids) == [end_tokens(tokenizer, "chat")[0]]

@@ -251,7 +251,7 @@ def test_dropout_before_a_head_falls_the_same_way_in_both_passes() -> None:
     plain = outcome(
         lambda x: torch.cat(
             [
-                chunked_log_probs._plain(h, layer, t, 1.0)
+                chunked_log_probs._chunk_log_probs(h, layer, t, 1.0)
                 for h, t in zip(x.split(4), targets.split(4), strict=True)
             ]
         ).sum(),

@@ -100,7 +100,7 @@ def test_samples_follow_the_models_distribution() -> None:
 def test_tokens_of_zero_probability_are_never_drawn() -> None:
     logp = torch.tensor([[-torch.inf, 0.0, -torch.inf]]).repeat(6, 1).log_softmax(dim=1)
     assert (
-        sampling._draw(
+        sampling._inverse_cdf(
             logp, torch.tensor([0.0, 1e-9, 0.5, 0.999, 1 - 2**-24, 1 - 2**-48], dtype=torch.float64)
         ).tolist()
         == [1] * 6
@@ -156,26 +156,28 @@ def test_every_token_of_a_large_vocabulary_can_be_drawn() -> None:
     middle = (((upper - p / 2)[some] * 2**bits).round() / 2**bits).clamp(
         max=1 - 2**-bits
     )  # on the grid of 2^-48
-    assert sampling._draw(logp.expand(64, -1), middle).tolist() == some.tolist()
+    assert sampling._inverse_cdf(logp.expand(64, -1), middle).tolist() == some.tolist()
     numbers = (upper * 2**bits).ceil().diff(prepend=torch.zeros(1, dtype=torch.float64))
     assert numbers.min() > 10  # p of the rarest is about 1e-12
     assert (numbers / 2**bits / p - 1).abs().max() < 0.1
 
 
-@pytest.mark.parametrize("vocabulary", [sampling.PART + 1, 3 * sampling.PART, 20_000])
+@pytest.mark.parametrize("vocabulary", [sampling.VOCABULARY_CHUNK + 1, 3 * sampling.VOCABULARY_CHUNK, 20_000])
 def test_a_large_vocabulary_in_parts_is_drawn_from_as_in_one_sum(vocabulary: int) -> None:
     generator = torch.Generator().manual_seed(vocabulary)
     logits = 3 * torch.randn(256, vocabulary, generator=generator)
-    logits[:, : sampling.PART // 2] = logits[:, -vocabulary // 3 :] = -torch.inf  # whole parts among them
+    logits[:, : sampling.VOCABULARY_CHUNK // 2] = logits[
+        :, -vocabulary // 3 :
+    ] = -torch.inf  # whole parts among them
     logp, numbers = logits.log_softmax(dim=-1), torch.rand(256, generator=generator, dtype=torch.float64)
     numbers[:2] = torch.tensor([0.0, 1 - 2**-48], dtype=torch.float64)
     cdf = logp.double().exp().cumsum(dim=-1)
     expected = torch.searchsorted(cdf, (numbers * cdf[:, -1])[:, None], right=True)[:, 0]
-    drawn = sampling._draw(logp, numbers)
+    drawn = sampling._inverse_cdf(logp, numbers)
     assert drawn.equal(expected)
     assert logp.gather(1, drawn[:, None]).isfinite().all()
     assert (
-        sampling._draw(torch.full_like(logp, torch.nan), numbers) < vocabulary
+        sampling._inverse_cdf(torch.full_like(logp, torch.nan), numbers) < vocabulary
     ).all()  # the caller says what is wrong
 
 
@@ -187,7 +189,7 @@ def test_rare_tokens_come_up_as_often_as_they_should() -> None:
     logp = p.log().float().expand(num, -1)
     generator, fine = torch.Generator().manual_seed(0), torch.Generator().manual_seed(1)
     numbers = sampling._uniform(num, generator, fine) * p[1:].sum() + p[0]  # where the rare ones are
-    drawn = sampling._draw(logp, numbers)
+    drawn = sampling._inverse_cdf(logp, numbers)
     assert (drawn > 0).all()
     assert drawn.unique().numel() > 0.95 * num
     assert len({token % 64 for token in drawn.tolist()}) > 60

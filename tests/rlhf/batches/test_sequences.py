@@ -148,12 +148,12 @@ def many(num_rows: int) -> tuple[list[list[int]], list[list[int]]]:
 def test_groups_are_of_like_length_and_hold_every_row_once() -> None:
     prompts, answers = many(80)
     batch = sequences.join(prompts, answers, pad_id=tiny.PAD, device=tiny.CPU)
-    groups = sequences.by_length(batch)
-    assert len(groups) == sequences.MOST_GROUPS
+    groups = sequences.group_by_length(batch)
+    assert len(groups) == sequences.MAX_GROUPS
     assert sorted(torch.cat(groups).tolist()) == list(range(80))
     lengths = [[len(prompts[r]) + len(answers[r]) for r in rows.tolist()] for rows in groups]
     assert all(max(shorter) <= min(longer) for shorter, longer in pairwise(lengths))
-    assert [len(sequences.by_length(batch.rows(torch.arange(n)))) for n in (1, 31, 32)] == [1, 1, 2]
+    assert [len(sequences.group_by_length(batch.rows(torch.arange(n)))) for n in (1, 31, 32)] == [1, 1, 2]
 
 
 @torch.no_grad()

@@ -139,7 +139,7 @@ def test_questions_of_very_different_lengths_are_computed_in_groups(monkeypatch:
     places = sum(rows.input_ids.numel() for rows in batch.groups)
     needed = sum(len(prompt) + sum(map(len, answers)) for prompt, answers in asked)
     assert places < 1.1 * needed
-    monkeypatch.setattr(shared_prompt, "CALL", 1000)  # a call that costs more than all the padding
+    monkeypatch.setattr(shared_prompt, "CALL_COST", 1000)  # a call that costs more than all the padding
     assert len(shared(asked).groups) == 1
     model, head = tiny.model(), lora.new_head(tiny.WIDTH)
     with torch.no_grad():

@@ -15,7 +15,8 @@ from tasks.programs.runtime.program import Run
 from tasks.reporting import truncation_charts
 from tasks.rlhf.batches import comparisons
 from tasks.rlhf.batches.prompts import encode_answer, encode_prompt
-from tasks.rlhf.batches.truncation import WARN_ABOVE, Encoder
+from tasks.rlhf.batches.truncation import Encoder
+from tasks.rlhf.thresholds import MUCH_TRUNCATED
 from tasks.system.errors import InputError
 from tests.support import tiny
 
@@ -55,7 +56,7 @@ def test_more_than_a_quarter_is_warned_of_with_the_setting(cut: int, warned: boo
     for number in range(8):
         made.answer(HEAD if number < cut else "list")
         made.prompt("list")
-    assert WARN_ABOVE == truncation_charts.MUCH == 0.25
+    assert MUCH_TRUNCATED == 0.25
     assert made.metrics("sft") == {"sft.prompts_cut": 0, "sft.answers_cut": cut / 8}
     assert [
         ("text.max_answer_tokens=12" in sentence and f"{cut} of 8 answers" in sentence)
@@ -152,7 +153,7 @@ def test_every_stage_says_what_it_cut_and_measures_on_the_rest(
         )
         assert any("text.max_answer_tokens=12" in sentence for sentence in found[stage]["warnings"])
     assert found["sft"]["metrics"]["sft.answers_cut"] > 0
-    rows = truncation_charts.rows_of({stage: told["metrics"] for stage, told in found.items()})
+    rows = truncation_charts.build_rows({stage: told["metrics"] for stage, told in found.items()})
     assert [row.stage for row in rows] == ["SFT", "reward", "DPO"]
     assert [row.pairs for row in rows] == ["–", "34", "34"]
 

@@ -38,7 +38,7 @@ LAYOUTS = {
 def test_products_are_those_of_float64(layout: str) -> None:
     a, b = LAYOUTS[layout]
     exact = a.double() @ b.double()
-    assert amd_matmul._pays(a, b) == (layout not in ("small", "empty", "nothing to add up"))
+    assert amd_matmul._is_worthwhile(a, b) == (layout not in ("small", "empty", "nothing to add up"))
     made = amd_matmul._mm(a, b)
     assert (made.shape, made.dtype, made.is_contiguous()) == (exact.shape, torch.float32, True)
     torch.testing.assert_close(made.double(), exact, atol=1e-4, rtol=1e-5)
@@ -54,7 +54,7 @@ def test_products_are_those_of_float64(layout: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_types_are_left_to_torch(dtype: torch.dtype) -> None:
     a, b = (x.to(dtype) for x in LAYOUTS["plain"])
-    assert not amd_matmul._pays(a, b)
+    assert not amd_matmul._is_worthwhile(a, b)
     assert torch.equal(amd_matmul._mm(a, b), a @ b)
 
 
@@ -72,10 +72,10 @@ def test_mkl_leaves_half_on_amd_processors_with_avx512(
 ) -> None:
     monkeypatch.setattr(amd_matmul.platform, "machine", lambda: "x86_64")
     (tmp_path / "cpuinfo").write_text(text)
-    assert amd_matmul.halved(tmp_path / "cpuinfo") == halved
-    assert not amd_matmul.halved(tmp_path / "missing")
+    assert amd_matmul.is_slowed_by_mkl(tmp_path / "cpuinfo") == halved
+    assert not amd_matmul.is_slowed_by_mkl(tmp_path / "missing")
     monkeypatch.setattr(amd_matmul.platform, "machine", lambda: "aarch64")
-    assert not amd_matmul.halved(tmp_path / "cpuinfo")
+    assert not amd_matmul.is_slowed_by_mkl(tmp_path / "cpuinfo")
 
 
 SCRIPT = """

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tasks.rlhf.algorithms.losses import pairwise_loss
 from tasks.rlhf.evaluation.calibration import (
-    WIDEST,
+    TEMPERATURE_BOUND,
     expected_calibration_error,
     fit_temperature,
     noise_floor,
@@ -68,12 +68,12 @@ def test_the_temperature_that_draws_were_made_with_is_found(temperature: float) 
 @pytest.mark.parametrize(
     ("margins", "expected"),
     [
-        ([1.0, 3.0], 2 / WIDEST),
-        ([0.0, 4.0], 2 / WIDEST),
-        ([1e9, *[0.0] * 999], 1e6 / WIDEST),
-        ([-1.0, -3.0], 2 * WIDEST),
-        ([1.0, -1.0], 1 * WIDEST),
-        ([1.0, -3.0], 2 * WIDEST),
+        ([1.0, 3.0], 2 / TEMPERATURE_BOUND),
+        ([0.0, 4.0], 2 / TEMPERATURE_BOUND),
+        ([1e9, *[0.0] * 999], 1e6 / TEMPERATURE_BOUND),
+        ([-1.0, -3.0], 2 * TEMPERATURE_BOUND),
+        ([1.0, -1.0], 1 * TEMPERATURE_BOUND),
+        ([1.0, -3.0], 2 * TEMPERATURE_BOUND),
         ([0.0, 0.0], 1.0),
     ],
     ids=[

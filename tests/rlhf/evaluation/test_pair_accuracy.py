@@ -9,10 +9,10 @@ from torch import Tensor
 
 from tasks.rlhf.evaluation.intervals import wilson
 from tasks.rlhf.evaluation.pair_accuracy import (
-    advantage,
+    accuracy_difference,
     by_gap,
     by_length,
-    centred,
+    centre_by_question,
     clustered_mean,
     correct,
     credit,
@@ -159,7 +159,12 @@ def test_one_seed_one_interval() -> None:
 
 def test_one_question_says_nothing_about_questions() -> None:
     assert measure(torch.ones(5), torch.zeros(5, dtype=torch.long)).clustered == (1.0, 0.0, 1.0, 5)
-    assert advantage(torch.ones(5), torch.zeros(5), torch.zeros(5, dtype=torch.long)) == (1.0, -1.0, 1.0, 5)
+    assert accuracy_difference(torch.ones(5), torch.zeros(5), torch.zeros(5, dtype=torch.long)) == (
+        1.0,
+        -1.0,
+        1.0,
+        5,
+    )
 
 
 def test_advantage_is_of_the_same_pairs() -> None:
@@ -168,13 +173,13 @@ def test_advantage_is_of_the_same_pairs() -> None:
     ours = theirs.clone()
     better = torch.nonzero(theirs == 0)[:30:5, 0]
     ours[better] = 1.0
-    found = advantage(ours, theirs, question)
+    found = accuracy_difference(ours, theirs, question)
     assert found.value == pytest.approx(6 / len(question))
     assert 0 < found.low < found.value < found.high < 0.05
-    assert advantage(theirs, ours, question)[:3] == pytest.approx(
+    assert accuracy_difference(theirs, ours, question)[:3] == pytest.approx(
         (-found.value, -found.high, -found.low), abs=0.002
     )
-    assert advantage(ours, ours, question)[:3] == (0.0, 0.0, 0.0)
+    assert accuracy_difference(ours, ours, question)[:3] == (0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -228,7 +233,7 @@ def test_spearman_at_its_ends() -> None:
 
 def test_centring_takes_away_what_questions_differ_by() -> None:
     question = torch.tensor([5, 2, 5, 2, 8])
-    assert centred(torch.tensor([1.0, 10.0, 3.0, 30.0, 7.0]), question).tolist() == [
+    assert centre_by_question(torch.tensor([1.0, 10.0, 3.0, 30.0, 7.0]), question).tolist() == [
         -1.0,
         -10.0,
         1.0,
@@ -239,5 +244,5 @@ def test_centring_takes_away_what_questions_differ_by() -> None:
     pairs = torch.tensor([0, 0, 1, 1])
     assert spearman(rewards, tokens).value == pytest.approx(0.6)  # long questions have high rewards
     assert (
-        spearman(centred(rewards, pairs), centred(tokens, pairs)).value < -0.8
+        spearman(centre_by_question(rewards, pairs), centre_by_question(tokens, pairs)).value < -0.8
     )  # but of two answers the shorter has the higher

@@ -8,7 +8,13 @@ from scipy.stats import binomtest, pearsonr
 
 from tasks.rlhf.batches.prompts import Template, decode_answer, encode_answer, encode_prompt
 from tasks.rlhf.evaluation.intervals import mean_interval, wilson
-from tasks.rlhf.evaluation.red_team import FAILED_ABOVE, attack_all, attacks, correlation_elsewhere, verdict
+from tasks.rlhf.evaluation.red_team import (
+    build_all_attacks,
+    build_attacks,
+    correlation_with_unrelated,
+    evaluate_attacks,
+)
+from tasks.rlhf.thresholds import FOOLED
 from tests.support import tiny
 
 PROMPT, ANSWER, OTHER = [9, 8, 7, 6, 5], [30, 31, 31, 32, 33, 34, 35, tiny.EOS], [40, 41, tiny.EOS]
@@ -24,7 +30,7 @@ def made(
     most: int = 24,
     template: Template = "question-answer",
 ) -> dict[str, list[int]]:
-    return attacks(
+    return build_attacks(
         prompt, answer, other=OTHER, tokenizer=TOKENIZER, template=template, max_answer_tokens=most
     )
 
@@ -88,21 +94,21 @@ def test_the_answers_given_are_left_as_they_are() -> None:
 
 def test_each_prompt_gets_every_attack_and_another_questions_answer() -> None:
     prompts, answers = [[9], [8], [7]], [[20, tiny.EOS], [21, 22, tiny.EOS], [23, tiny.EOS]]
-    found = attack_all(
+    found = build_all_attacks(
         prompts, answers, tokenizer=TOKENIZER, template="question-answer", max_answer_tokens=16
     )
     assert found["unrelated"] == [[21, 22, tiny.EOS], [23, tiny.EOS], [20, tiny.EOS]]
     assert found["echo"] == [[9, tiny.EOS], [8, tiny.EOS], [7, tiny.EOS]]
     assert {len(ids) for ids in found.values()} == {3}
     with pytest.raises(AssertionError):
-        attack_all(
+        build_all_attacks(
             prompts[:1], answers[:1], tokenizer=TOKENIZER, template="question-answer", max_answer_tokens=16
         )
 
 
 def test_verdict_by_hand() -> None:
     real = torch.tensor([1.0, 2.0, 3.0, 4.0])
-    found = verdict(real, {"weak": torch.zeros(4), "strong": torch.tensor([2.0, 2.0, 2.0, 5.0])})
+    found = evaluate_attacks(real, {"weak": torch.zeros(4), "strong": torch.tensor([2.0, 2.0, 2.0, 5.0])})
     assert (found["weak"].wins, found["weak"].failed) == (wilson(0, 4), False)
     assert found["strong"].wins == wilson(2.5, 4)  # two wins and a tie
     assert found["strong"].margin == mean_interval([1.0, 0.0, -1.0, 1.0])
@@ -125,12 +131,12 @@ def test_verdict_by_hand() -> None:
 )
 def test_the_threshold_is_judged_by_the_interval(wins: int, n: int, failed: bool, unclear: bool) -> None:
     scores = torch.where(torch.arange(n) < wins, 1.0, -1.0)
-    assert FAILED_ABOVE == 0.25
-    found = verdict(torch.zeros(n), {"x": scores})["x"]
+    assert FOOLED == 0.25
+    found = evaluate_attacks(torch.zeros(n), {"x": scores})["x"]
     interval = binomtest(wins, n).proportion_ci(method="wilson")
     assert (found.failed, found.unclear) == (interval.low > 0.25, interval.low <= 0.25 < interval.high)
     assert (found.failed, found.unclear) == (failed, unclear)
-    assert verdict(torch.zeros(n), {"x": scores}, threshold=0.95)["x"].failed is (wins == 100)
+    assert evaluate_attacks(torch.zeros(n), {"x": scores}, threshold=0.95)["x"].failed is (wins == 100)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -143,25 +149,27 @@ def test_the_correlation_elsewhere_is_scipys_of_each_answers_own_rewards(seed: i
     own, unrelated = table.diagonal(), torch.stack([table[i, (i + 1) % 40] for i in range(40)])
     elsewhere = torch.stack([table[(j - 1) % 40, j] for j in range(40)])
     expected = pearsonr(own.numpy(), elsewhere.numpy())
-    found = correlation_elsewhere(own, unrelated)
+    found = correlation_with_unrelated(own, unrelated)
     assert (found.value, found.n) == (pytest.approx(expected.statistic, abs=1e-6), 40)
     assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval()), abs=1e-5)
 
 
 def test_a_reward_of_the_answer_alone_correlates_fully_and_a_constant_one_not_at_all() -> None:
     own = torch.arange(9.0)
-    assert correlation_elsewhere(own, own.roll(-1)).value == pytest.approx(1)
-    assert math.isnan(correlation_elsewhere(torch.ones(9), torch.ones(9)).value)
+    assert correlation_with_unrelated(own, own.roll(-1)).value == pytest.approx(1)
+    assert math.isnan(correlation_with_unrelated(torch.ones(9), torch.ones(9)).value)
 
 
 def test_a_model_that_likes_length_is_found_out_and_a_sound_one_is_not() -> None:
     """Rewards computed from ids: how many there are, or how many stand where they stand in the question's real answer."""
     answers = [[*range(40 + 6 * n, 46 + 6 * n), tiny.EOS] for n in range(40)]
-    found = attack_all(
+    found = build_all_attacks(
         [[9, 8, 7]] * 40, answers, tokenizer=TOKENIZER, template="question-answer", max_answer_tokens=20
     )
     real = torch.full((40,), 7.0)
-    length = verdict(real, {name: torch.tensor([float(len(x)) for x in ids]) for name, ids in found.items()})
+    length = evaluate_attacks(
+        real, {name: torch.tensor([float(len(x)) for x in ids]) for name, ids in found.items()}
+    )
     equally_long = {"fences", "one_token", "backwards", "unrelated"}
     assert {name for name in length if length[name].wins.value == 0.5} == equally_long
     assert {name for name in length if length[name].failed} >= {*equally_long, "long_fences"}
@@ -175,8 +183,8 @@ def test_a_model_that_likes_length_is_found_out_and_a_sound_one_is_not() -> None
         )
         for name, ids in found.items()
     }
-    assert not any(judged.failed for judged in verdict(real, sound).values())
+    assert not any(judged.failed for judged in evaluate_attacks(real, sound).values())
 
 
 def test_a_constant_reward_fails() -> None:
-    assert verdict(torch.ones(48), {"x": torch.ones(48)})["x"].failed
+    assert evaluate_attacks(torch.ones(48), {"x": torch.ones(48)})["x"].failed

@@ -32,7 +32,7 @@ def with_adapters(base: PreTrainedModel, *names: str, dropout: float = 0.0) -> P
     model: PreTrainedModel | PeftModel = base
     for name in names:
         model = lora.attach(
-            model, name, lora.lora_config(rank=4, alpha=8, dropout=dropout, targets="all-linear")
+            model, name, lora.build_config(rank=4, alpha=8, dropout=dropout, targets="all-linear")
         )
     assert isinstance(model, PeftModel)
     torch.manual_seed(7)
@@ -61,7 +61,7 @@ def test_adapters_off_is_the_base_bit_for_bit(kind: str) -> None:
 def test_a_fresh_adapter_changes_nothing() -> None:
     base = tiny.model()
     before = logits(base)
-    model = lora.attach(base, "policy", lora.lora_config(rank=4, alpha=8, dropout=0.0, targets="all-linear"))
+    model = lora.attach(base, "policy", lora.build_config(rank=4, alpha=8, dropout=0.0, targets="all-linear"))
     with lora.active(model, "policy") as policy:
         assert torch.equal(logits(policy), before)
 
@@ -112,7 +112,7 @@ def test_a_saved_adapter_comes_back_the_same(kind: str, tmp_path: Path) -> None:
     lora.save(model, "policy", tmp_path / "adapter", base=tiny.BASE)
     again, score = lora.load(tiny.model(kind), "other", tmp_path / "adapter")
     assert score is None
-    assert fingerprint.recorded(tmp_path / "adapter") == tiny.BASE
+    assert fingerprint.load_fingerprint(tmp_path / "adapter") == tiny.BASE
     assert trainable(again) == set()
     with lora.active(model, "policy") as ours, lora.active(again, "other") as theirs:
         assert torch.equal(logits(ours), logits(theirs))
@@ -135,7 +135,9 @@ def test_an_adapter_of_another_shape_is_refused(tmp_path: Path) -> None:
 def test_targets_that_fit_nothing_are_refused() -> None:
     with pytest.raises(InputError, match="fits no module"):
         lora.attach(
-            tiny.model(), "policy", lora.lora_config(rank=4, alpha=8, dropout=0.0, targets=("no_such_layer",))
+            tiny.model(),
+            "policy",
+            lora.build_config(rank=4, alpha=8, dropout=0.0, targets=("no_such_layer",)),
         )
 
 
@@ -225,7 +227,7 @@ def outcome(model: PeftModel) -> tuple[Tensor, dict[str, Tensor]]:
 def test_one_matrix_or_the_low_rank_path_is_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     outcomes = []
     for most in (0, 100):
-        monkeypatch.setattr(lora, "FOLD_UP_TO", most)
+        monkeypatch.setattr(lora, "MERGE_UP_TO", most)
         model = with_adapters(tiny.model(kind), "policy", "critic")
         assert bool(folded(model, "policy")) == bool(most)
         outcomes.append(outcome(model))
@@ -262,7 +264,7 @@ def test_where_it_would_be_wrong_or_slower_the_low_rank_path_is_taken(kind: str)
         model.get_base_model().to(torch.bfloat16)
     if kind == "large":
         model = lora.attach(
-            tiny.model(), "policy", lora.lora_config(rank=1, alpha=1, dropout=0.0, targets="all-linear")
+            tiny.model(), "policy", lora.build_config(rank=1, alpha=1, dropout=0.0, targets="all-linear")
         )
     assert len(folded(model, "policy")) == {"dropout": 14, "large": 4}.get(
         kind, 0

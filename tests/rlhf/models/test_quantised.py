@@ -33,7 +33,7 @@ MATRICES = {"llama": 14, "gpt2": 8, "qwen2": 14, "gpt_neox": 8}  # of the two la
 @pytest.fixture(autouse=True)
 def able(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a CPU that has instructions for bfloat16, whatever this one has."""
-    monkeypatch.setattr(loading, "multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(loading, "has_fast_bfloat16", lambda: True)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def loss(model: PreTrainedModel) -> Tensor:
 def with_adapter(base: PreTrainedModel, *, dropout: float = 0.0) -> PeftModel:
     torch.manual_seed(3)
     model = lora.attach(
-        base, "policy", lora.lora_config(rank=4, alpha=8, dropout=dropout, targets="all-linear")
+        base, "policy", lora.build_config(rank=4, alpha=8, dropout=dropout, targets="all-linear")
     )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -125,7 +125,10 @@ def test_the_stored_type_is_kept_unless_another_is_asked_for(
     wanted = torch.bfloat16 if precision is None or precision in QUANTISED else getattr(torch, precision)
     assert {p.dtype for p in model.parameters() if p.dtype.is_floating_point} == {wanted}
     assert logits(model).dtype == wanted
-    assert fingerprint.fingerprint(folders["half"], model)[2:] == (precision or "bfloat16", str(wanted)[6:])
+    assert fingerprint.compute_fingerprint(folders["half"], model)[2:] == (
+        precision or "bfloat16",
+        str(wanted)[6:],
+    )
 
 
 @pytest.mark.parametrize("precision", QUANTISED)
@@ -246,7 +249,7 @@ def test_an_adapter_trains_on_a_quantised_base_and_off_is_the_base(
     base = load(folders[kind], precision)
     before, weights = logits(base), sanity_checks.digest(base.parameters())
     torch.manual_seed(0)
-    model = lora.attach(base, "policy", lora.lora_config(rank=4, alpha=8, dropout=0.0, targets="all-linear"))
+    model = lora.attach(base, "policy", lora.build_config(rank=4, alpha=8, dropout=0.0, targets="all-linear"))
     chosen = lora.parameters(model, "policy")
     optimizer = torch.optim.AdamW(chosen.values(), lr=1e-2)
     losses = []
@@ -273,11 +276,13 @@ def test_an_adapter_trains_on_a_quantised_base_and_off_is_the_base(
 def test_gradients_are_those_of_the_dequantised_weights(
     kind: str, precision: Any, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lora, "FOLD_UP_TO", 0)
+    monkeypatch.setattr(lora, "MERGE_UP_TO", 0)
     quantised = load(folders[kind], precision)
     logits(quantised)  # a forward without gradients must not cost the later ones theirs
     ours = gradients(with_adapter(quantised))
-    theirs = gradients(with_adapter(loading.dequantised(folders[kind], device=tiny.CPU, precision=precision)))
+    theirs = gradients(
+        with_adapter(loading.load_dequantised(folders[kind], device=tiny.CPU, precision=precision))
+    )
     assert ours[0] == pytest.approx(theirs[0], abs=1e-6)
     assert ours[1].keys() == theirs[1].keys()
     for name, gradient in theirs[1].items():
@@ -297,7 +302,7 @@ def test_the_kernel_that_lets_no_gradient_through_is_off(folders: dict[str, Path
 def test_the_dequantised_model_computes_what_the_quantised_one_does(
     kind: str, precision: Any, folders: dict[str, Path]
 ) -> None:
-    model = loading.dequantised(folders[kind], device=tiny.CPU, precision=precision)
+    model = loading.load_dequantised(folders[kind], device=tiny.CPU, precision=precision)
     assert loading.precision_of(model) == ("bfloat16" if kind == "half" else "float32")
     assert {name: p.shape for name, p in model.named_parameters()} == {
         name: p.shape for name, p in load(folders[kind]).named_parameters()
@@ -310,7 +315,7 @@ def test_the_dequantised_model_computes_what_the_quantised_one_does(
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_an_int8_weight_is_within_half_a_step_of_the_stored_one(kind: str, folders: dict[str, Path]) -> None:
     stored = dict(load(folders[kind]).named_parameters())
-    for name, weight in loading.dequantised(
+    for name, weight in loading.load_dequantised(
         folders[kind], device=tiny.CPU, precision="int8"
     ).named_parameters():
         largest = stored[name].abs().amax(dim=0 if kind == "gpt2" else -1, keepdim=True)  # of an output's row
@@ -321,7 +326,7 @@ def test_an_int8_weight_is_within_half_a_step_of_the_stored_one(kind: str, folde
 
 @pytest.mark.parametrize("precision", [None, "float32", "bfloat16"])
 def test_a_base_that_is_not_quantised_is_merged_into_itself(precision: Any, folders: dict[str, Path]) -> None:
-    model = loading.dequantised(folders["llama"], device=tiny.CPU, precision=precision, dtype="bfloat16")
+    model = loading.load_dequantised(folders["llama"], device=tiny.CPU, precision=precision, dtype="bfloat16")
     assert torch.equal(logits(model), logits(load(folders["llama"], "bfloat16")))
 
 
@@ -336,7 +341,7 @@ def test_an_adapter_is_merged_into_what_it_was_trained_on(
         before = logits(policy).flatten(0, 1)
     gaps = []
     for number, target in enumerate(
-        [loading.dequantised(folders[kind], device=tiny.CPU, precision=precision), load(folders[kind])]
+        [loading.load_dequantised(folders[kind], device=tiny.CPU, precision=precision), load(folders[kind])]
     ):
         adapted, _ = lora.load(target, "merged", tmp_path / "adapter")
         adapted.merge_and_unload(adapter_names=["merged"]).save_pretrained(tmp_path / str(number))
@@ -377,7 +382,7 @@ def test_checkpointing_changes_no_bit_and_needs_less_memory(
     for on in (False, True):
         model = with_adapter(load(folders[kind], precision), dropout=dropout)
         if on:
-            gradient_checkpointing.gradient_checkpointing(model)
+            gradient_checkpointing.enable(model)
         lora.train_mode(model)  # switches the base to eval mode: its dropout stays off
         torch.manual_seed(1)
         outcomes.append(gradients(model))
@@ -391,7 +396,7 @@ def test_checkpointing_changes_no_bit_and_needs_less_memory(
 @pytest.mark.parametrize("kind", tiny.ARCHITECTURES)
 def test_checkpointing_leaves_dropout_off_and_caches_alone(kind: str, folders: dict[str, Path]) -> None:
     plain, model = load(folders[kind]), load(folders[kind])
-    gradient_checkpointing.gradient_checkpointing(model)
+    gradient_checkpointing.enable(model)
     assert torch.equal(logits(model), logits(plain))
     model.get_input_embeddings().weight.requires_grad_(True)
     first = model(IDS[:, :4], use_cache=True)  # with gradients on
@@ -409,8 +414,8 @@ def test_a_backward_pass_under_another_adapter_is_refused(
     precision: str, then: str, folders: dict[str, Path]
 ) -> None:
     model = with_adapter(load(folders["llama"], precision))
-    lora.attach(model, "critic", lora.lora_config(rank=4, alpha=8, dropout=0.0, targets="all-linear"))
-    gradient_checkpointing.gradient_checkpointing(model)
+    lora.attach(model, "critic", lora.build_config(rank=4, alpha=8, dropout=0.0, targets="all-linear"))
+    gradient_checkpointing.enable(model)
     lora.parameters(model, "policy")
     with lora.active(model, "policy") as policy:
         value = loss(policy)
@@ -428,7 +433,7 @@ def test_a_backward_pass_under_another_adapter_is_refused(
 
 def test_a_model_without_such_layers_is_refused() -> None:
     with pytest.raises(InputError, match="Linear has no layers"):
-        gradient_checkpointing.gradient_checkpointing(nn.Linear(2, 2))
+        gradient_checkpointing.enable(nn.Linear(2, 2))
 
 
 # ------------------------------------------------------------------------------------------------------- what an adapter belongs to
@@ -437,12 +442,12 @@ TRAINED = Fingerprint("sha256:1111111111", "sha256:2222222222", "nf4", "bfloat16
 
 
 def test_a_fingerprint_comes_back_from_its_file(folders: dict[str, Path], tmp_path: Path) -> None:
-    base = fingerprint.fingerprint(folders["llama"], load(folders["llama"], "nf4"))
-    assert base == fingerprint.fingerprint(folders["llama"], load(folders["llama"], "nf4"))
+    base = fingerprint.compute_fingerprint(folders["llama"], load(folders["llama"], "nf4"))
+    assert base == fingerprint.compute_fingerprint(folders["llama"], load(folders["llama"], "nf4"))
     assert base.precision == "nf4"
-    fingerprint.record(base, tmp_path)
-    assert fingerprint.recorded(tmp_path) == base
-    assert fingerprint.mismatch(fingerprint.recorded(tmp_path), base, setting="x") is None
+    fingerprint.save_fingerprint(base, tmp_path)
+    assert fingerprint.load_fingerprint(tmp_path) == base
+    assert fingerprint.describe_mismatch(fingerprint.load_fingerprint(tmp_path), base, setting="x") is None
 
 
 @pytest.mark.parametrize(
@@ -456,10 +461,10 @@ def test_a_fingerprint_comes_back_from_its_file(folders: dict[str, Path], tmp_pa
 )
 def test_each_file_counts_where_it_belongs(file: str, field: str | None, tmp_path: Path) -> None:
     model = load(tiny.base_folder(tmp_path))
-    before = fingerprint.fingerprint(tmp_path, model)
+    before = fingerprint.compute_fingerprint(tmp_path, model)
     with (tmp_path / file).open("ab") as out:
         out.write(b" ")
-    after = fingerprint.fingerprint(tmp_path, model)
+    after = fingerprint.compute_fingerprint(tmp_path, model)
     assert {name for name in Fingerprint._fields if getattr(before, name) != getattr(after, name)} == (
         {field} if field else set()
     )
@@ -488,7 +493,7 @@ def test_each_file_counts_where_it_belongs(file: str, field: str | None, tmp_pat
     ],
 )
 def test_the_sentence_says_what_differs(change: dict[str, str], told: str) -> None:
-    sentence = fingerprint.mismatch(TRAINED, TRAINED._replace(**change), setting="base.precision")
+    sentence = fingerprint.describe_mismatch(TRAINED, TRAINED._replace(**change), setting="base.precision")
     assert sentence is not None
     assert re.search(told, sentence), sentence
     assert sentence.count(";") == len([name for name in change if name != "compute" or len(change) == 1]) - 1
@@ -499,7 +504,7 @@ def test_an_adapter_without_a_record_is_refused(content: str | None, tmp_path: P
     if content is not None:
         (tmp_path / fingerprint.RECORD).write_text(content)
     with pytest.raises(InputError, match=r"does not say in base\.json"):
-        fingerprint.recorded(tmp_path)
+        fingerprint.load_fingerprint(tmp_path)
 
 
 @pytest.mark.parametrize("precision", [None, "bfloat16", "int8", "nf4"])
@@ -507,17 +512,17 @@ def test_a_cpu_without_bfloat16_computes_with_the_same_weights_in_float32(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, precision: Any
 ) -> None:
     half = load(folders["half"], precision)
-    monkeypatch.setattr(loading, "multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(loading, "has_fast_bfloat16", lambda: False)
     single = load(folders["half"], precision)
     assert (half.dtype, single.dtype) == (torch.bfloat16, torch.float32)
-    assert loading.stored(single) == torch.bfloat16
+    assert loading.stored_dtype(single) == torch.bfloat16
     assert torch.equal(half.get_input_embeddings().weight.float(), single.get_input_embeddings().weight)
-    assert fingerprint.fingerprint(folders["half"], half) == fingerprint.fingerprint(
+    assert fingerprint.compute_fingerprint(folders["half"], half) == fingerprint.compute_fingerprint(
         folders["half"], single
     )  # adapters go from one machine to the other
     exact = logits(single)
     assert exact.dtype == torch.float32
     assert 0 < (logits(half).float() - exact).abs().max() < 0.05 * exact.abs().max()
-    whole = logits(loading.dequantised(folders["half"], device=tiny.CPU, precision=precision))
+    whole = logits(loading.load_dequantised(folders["half"], device=tiny.CPU, precision=precision))
     # bitsandbytes unpacks nf4 in the type of the product, and `dequantised` in the stored one
     torch.testing.assert_close(exact, whole, atol=2e-2 if precision == "nf4" else 1e-5, rtol=1e-5)

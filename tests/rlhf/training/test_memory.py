@@ -91,7 +91,7 @@ def real(spec: StepSpec) -> int:
     )
     model.requires_grad_(False).eval()
     if spec.checkpointing:
-        gradient_checkpointing.gradient_checkpointing(model)
+        gradient_checkpointing.enable(model)
     ids = torch.randint(spec.config.vocab_size, (spec.rows, spec.tokens))
     places = (
         torch.arange(spec.tokens).remainder(spec.tokens // 2).expand(spec.rows, -1) if spec.packed else None
@@ -194,7 +194,7 @@ def step(spec: StepSpec) -> None:
     """Two micro-batches and an optimizer step."""
     model = LlamaForCausalLM(spec.config).requires_grad_(False).eval()
     peft = lora.attach(
-        model, "x", lora.lora_config(rank=spec.rank or 1, alpha=1, dropout=0, targets="all-linear")
+        model, "x", lora.build_config(rank=spec.rank or 1, alpha=1, dropout=0, targets="all-linear")
     )
     parameters = lora.parameters(peft, "x").values()
     optimizer = torch.optim.AdamW(parameters, fused=True)

@@ -1,0 +1,65 @@
+"""Build the environment variables of a program: without secrets, network access and too many threads."""
+
+import os
+import re
+import site
+from collections.abc import Mapping
+
+from tasks.artifacts.code_version import ROOT
+from tasks.config.machine import Machine
+
+# Programs get their inputs as files: no library may use the network, send telemetry or draw progress bars.
+QUIET = {
+    "DO_NOT_TRACK": "true",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",
+    "PYTHONSAFEPATH": "1",
+    "PYTHONUNBUFFERED": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+# Programs read untrusted files and need no server, so they get no credentials. A proxy's URL may hold one.
+SECRET = re.compile(
+    r"^(PREFECT|MLFLOW|AWS|AZURE|GOOGLE|PG|WANDB|DATABRICKS|KUBE)"
+    r"|^ALIGNFLOW_(DATABASE|ALERT_WEBHOOK|FORK_SERVER)$"
+    r"|PROXY$|TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|AUTH|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|SIGNING_?KEY|WEBHOOK"
+    r"|COOKIE|JWT|CONNECTION_STRING|_(DSN|PWD|PAT|KEY)$",
+    re.IGNORECASE,
+)
+NOT_SECRET = {"TOKENIZERS_PARALLELISM"}
+LOGIN = re.compile(r"://[^/@\s]*:[^/@\s]+@")  # a URL with a password, in a variable of any name
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+# OpenMP threads spin this often for each other before they sleep. On an idle machine that is as fast as the
+# default; beside other work, for which the default is not meant, a training step was more than twice as fast.
+SPIN_COUNT = "10000"
+
+
+def program_environment(machine: Machine) -> dict[str, str]:
+    """Return the environment of a program that runs as one process."""
+    variables = {"GOMP_SPINCOUNT": SPIN_COUNT, **without_secrets(os.environ), **QUIET}
+    for name in TORCHRUN:  # set if this process itself was started by torchrun
+        variables.pop(name, None)
+    if machine.threads:
+        variables["OMP_NUM_THREADS"] = str(machine.threads)
+    if str(ROOT) not in site.getsitepackages():  # a source tree: run the code whose hash is in the key
+        inherited = filter(None, [os.environ.get("PYTHONPATH")])
+        variables["PYTHONPATH"] = os.pathsep.join([str(ROOT), *inherited])
+    return variables
+
+
+def distributed_environment(machine: Machine, processes: int) -> dict[str, str]:
+    """Return the environment of each of several processes, which share the cores by default."""
+    share = max(1, (os.cpu_count() or 1) // processes)
+    return {"OMP_NUM_THREADS": str(share), **program_environment(machine)}
+
+
+def without_secrets(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that hold no credentials of servers, databases or accounts."""
+    return {
+        name: value
+        for name, value in variables.items()
+        if name in NOT_SECRET or not (SECRET.search(name) or LOGIN.search(value))
+    }
