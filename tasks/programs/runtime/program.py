@@ -9,7 +9,8 @@ DIR/metrics.jsonl   one JSON line per step: {"step", "total", "time", metrics...
 DIR/checkpoints/    a killed program resumes from these
 DIR/artifact/       the result, with summary.json:
                     {"metrics": {name: number or {"value", "low", "high", "n"}}, "warnings": [text], ...}
-DIR/error.json      {"input": bool, "disk": bool, "message"}: an input error, which the user can fix, exits with
+                    {"metrics": {name: number or {"value", "low", "high", "n"}}, "warnings": [text],
+                    ...}
                     status 2, any other with 1
 
 If torchrun starts several processes on one folder, all of them run the program and the first rank writes. The
