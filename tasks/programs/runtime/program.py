@@ -8,9 +8,9 @@ DIR/metrics.jsonl   one JSON line per step: {"step", "total", "time", metrics...
                     during long work between steps {"step", "total", "time", "phase"}
 DIR/checkpoints/    a killed program resumes from these
 DIR/artifact/       the result, with summary.json:
-                    {"metrics": {name: number or {"value", "low", "high", "n"}}, "warnings": [text], ...}
-                    {"metrics": {name: number or {"value", "low", "high", "n"}}, "warnings": [text],
-                    ...}
+                    {"metrics": {name: number or {"value", "low", "high", "n"}},
+                    "warnings": [sentences], ...}
+DIR/error.json      {"input": bool, "disk": bool, "message"}: an input error, which the user can fix, exits with
                     status 2, any other with 1
 
 If torchrun starts several processes on one folder, all of them run the program and the first rank writes. The
