@@ -1,11 +1,19 @@
-"""Direct preference optimisation of an adapter, or of all weights, of the merged SFT model; what the reference says was computed before.
+"""Train a policy on pairs of answers directly, without a reward model (direct preference optimisation, DPO).
 
-python -m tasks.programs.dpo DIR        inputs: data, model, reference, and start where weights are given to start from
-torchrun --nproc_per_node 2 -m tasks.programs.dpo DIR        the same by two processes, each step to rounding
+python -m tasks.programs.dpo DIR
+torchrun --nproc_per_node 2 -m tasks.programs.dpo DIR        the same on two ranks, equal to rounding
+
+inputs: data, model (the merged SFT model), reference (its log-probabilities);
+    start, if training starts from given weights
 artifact: adapter/ (peft format), bottleneck/ or model/; summary.json
+
+Deviations from Rafailov et al. 2023: all pairs of a question share an optimizer step, the best answers'
+negative log-likelihood is added (dpo.nll_weight), and the reference's log-probabilities are computed
+beforehand by the stage reference.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import pyarrow.parquet as pq
@@ -15,9 +23,9 @@ from transformers import PreTrainedModel
 
 from tasks.config.jobs import DpoJob
 from tasks.config.stages import Dpo
-from tasks.programs.reference import COLUMNS, read
+from tasks.programs.reference import COLUMNS, read_pairs
 from tasks.programs.runtime import pair_tables, training_setup
-from tasks.programs.runtime.program import Run, main
+from tasks.programs.runtime.program import ReportProgress, Run, main
 from tasks.rlhf.algorithms import losses, sanity_checks, schedules
 from tasks.rlhf.algorithms.losses import DpoLoss
 from tasks.rlhf.batches import comparisons, shared_prompt
@@ -25,137 +33,98 @@ from tasks.rlhf.batches.comparisons import Batch, Comparison
 from tasks.rlhf.compute import devices, distributed, fsdp, seeds
 from tasks.rlhf.evaluation import pair_accuracy
 from tasks.rlhf.evaluation.intervals import Interval
-from tasks.rlhf.models import fingerprint as models_fingerprint
 from tasks.rlhf.models import loading
+from tasks.rlhf.models.fingerprint import compute_fingerprint
+from tasks.rlhf.models.trainable import Trainable
+from tasks.rlhf.training import loop
 from tasks.rlhf.training.finite_checks import check_finite
 from tasks.system.errors import InputError
 
-# An untrained policy is the reference: log-probabilities of whole answers, computed in batches of other shapes.
+Collate = Callable[[list[Comparison]], Batch]
+# An untrained policy is the reference; its log-probabilities are computed in batches of other shapes.
 TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 4.0, torch.float16: 1.0}
+EVALUATED_ANSWERS = 128  # at a time without gradients, unless machine.micro_batch is set
 
 
 def train(job: DpoJob, run: Run) -> None:
     """Optimise the policy on the reward split's pairs directly."""
-    settings = job.dpo
-    device = devices.set_up(run.machine.device, run.machine.threads)
+    settings, machine, folder = job.dpo, run.machine, run.inputs["model"]
+    device = devices.set_up(machine.device, machine.threads)
 
-    # 1. Comparisons, grouped by question, with the reference's log-probabilities; some questions are held out.
-    tokenizer = loading.load_tokenizer(run.inputs["model"])
-    encoder = pair_tables.encoder_of(job.text, tokenizer)
-    everything = read(run, job.text, tokenizer, encoder)
+    # 1. Comparisons by question, with the reference's log-probabilities; some questions are held out.
+    tokenizer = loading.load_tokenizer(folder)
+    encoder = pair_tables.build_encoder(job.text, tokenizer)
+    everything = read_pairs(run, job.text, tokenizer, encoder)
     evaluation = pair_tables.read_evaluation(run.inputs["data"] / "evaluation_pairs.parquet", run, encoder)
-    reference = _reference(run, "reference.parquet", everything, device)
+    reference = read_reference(run, "reference.parquet", everything, device)
     questions, held_out = comparisons.hold_out(everything, share=settings.held_out_share, seed=job.seed)
     if not questions or not held_out:
         raise InputError(
-            "The reward split has fewer than two questions with pairs: raise data.reward_share or give more data."
+            "The reward split has fewer than two questions with pairs: raise data.reward_share or give more "
+            "data."
         )
-    measured = pair_tables.choose_measured(evaluation, held_out, run)
-    if measured.unseen:
-        reference |= _reference(run, "reference_evaluation.parquet", measured.questions, device)
-    training_setup.afford(
-        settings,
-        run,
-        "model",
-        job.weights.merged,
-        device,
-        training_setup.largest(questions, settings.batch_size, run),
+    reported = pair_tables.choose_reported_pairs(evaluation, held_out, run)
+    if reported.unseen:
+        reference |= read_reference(run, "reference_evaluation.parquet", reported.questions, device)
+    micro_batch = training_setup.largest_micro_batch(questions, settings.batch_size, run)
+    training_setup.check_memory(settings, run, "model", job.weights.merged, device, micro_batch)
+    base = training_setup.load_base(run, "model", job.weights.merged, job.text, device)
+    everything = [*questions, *held_out, *reported.questions]
+    training_setup.check_prompt_sharing(run, base, everything, pad_id=tokenizer.pad_token_id)
+    collate = partial(
+        comparisons.collate, pad_id=tokenizer.pad_token_id, device=device, hidden_size=base.config.hidden_size
     )
-    base = training_setup.base(run, "model", job.weights.merged, job.text, device)
-    training_setup.share_prompts(
-        run, base, [*questions, *held_out, *measured.questions], pad_id=tokenizer.pad_token_id
-    )
-    collated = {"pad_id": tokenizer.pad_token_id, "device": device, "hidden_size": base.config.hidden_size}
-    most = run.machine.micro_batch or 128  # answers at a time where nothing is kept for a backward pass
 
-    # 2. Fresh weights, given ones, or the checkpoint's.
+    # 2. What is trained: fresh weights, those of the input "start", or the checkpoint's.
     seeds.seed_step(job.seed, 0)
-    fingerprint = models_fingerprint.compute_fingerprint(run.inputs["model"], base)
-    tuning = training_setup.tuning(
-        settings,
-        base,
-        "dpo",
-        folder=run.inputs["model"],
-        fingerprint=fingerprint,
-        shard=run.machine.of("dpo").shard,
+    policy = training_setup.build_trainable(
+        settings, run, base, "dpo", folder=folder, fingerprint=compute_fingerprint(folder, base)
     )
-    training = training_setup.training(settings, run, tuning, num_rows=len(questions), seed=job.seed)
+    training = training_setup.start_training(settings, run, policy, num_rows=len(questions), seed=job.seed)
+    starts_as_reference = "start" not in run.inputs and policy.is_base_at_start and not settings.lora.dropout
 
-    for step in training.steps():
-        # 3. One optimizer step over some questions, each with all its pairs; each rank takes its part of them.
-        tuning.train()
+    # 3. Optimizer steps over questions in an order drawn from the seed; now and then the held-out loss.
+    def step_gradients(step: int) -> dict[str, float]:
         indices = schedules.batch_indices(
             step, num_rows=len(questions), batch_size=settings.batch_size, seed=job.seed
         )
-        chosen = [questions[i] for i in indices]
-        num_pairs, num_best = sum(len(c.pairs) for c in chosen), max(1, sum(len(c.best) for c in chosen))
-        sums, anchor = torch.zeros(4, device=device), 0.0
-        for part, counts in distributed.padded_steps(
-            comparisons.micro_batches(distributed.rank_slice(chosen), run.machine.micro_batch), chosen[:1]
-        ):
-            batch, ref = (
-                comparisons.collate(part, **collated),
-                torch.cat([reference[c.question_id] for c in part]),
-            )
-            with tuning.active() as policy:
-                logp = fsdp.with_full_weights(policy, shared_prompt.log_probs, batch.inputs)
-                result, nll = (
-                    pair_loss(logp, ref, batch, settings),
-                    -logp / shared_prompt.num_tokens(batch.inputs),
-                )
-                best_nll = nll[batch.best].sum() / num_best
-                (counts * (result.loss.sum() / num_pairs + settings.nll_weight * best_nll)).backward()
-            if not counts:
-                continue
-            anchor += best_nll.item()
-            margin = result.chosen_reward - result.rejected_reward
-            sums += torch.stack(
-                [result.loss.detach().sum(), (margin > 0).sum(), margin.sum(), result.chosen_reward.sum()]
-            )
-            if (
-                step == 0
-                and "start" not in run.inputs
-                and tuning.is_base_at_start
-                and not settings.lora.dropout
-            ):
-                sanity_checks.check_close(
-                    "An untrained policy's and the reference's log-probabilities", logp.detach(), ref, tolerance=TOLERANCE[loading.stored_dtype(base)],
-                    cause="the reference stage saw another model, precision or text.",
-                )  # fmt: skip
-        names = ("loss", "accuracy", "margin", "chosen_reward")
-        *totals, anchor = distributed.all_reduce([*sums.tolist(), anchor])
-        line = {name: total / num_pairs for name, total in zip(names, totals, strict=True)} | {"nll": anchor}
-        line |= {"grad_norm": training.update(line["loss"]), "learning_rate": training.rate(step)}
+        return accumulate_gradients(
+            policy,
+            [questions[i] for i in indices],
+            reference,
+            settings,
+            collate,
+            micro_batch=machine.micro_batch,
+            tolerance=TOLERANCE[loading.stored_dtype(base)] if step == 0 and starts_as_reference else None,
+        )
 
-        # 4. The held-out loss now and then, which says which weights are kept.
-        if step + 1 in training.looks:
-            tuning.model.eval()
-            with tuning.active() as policy:
-                line["held_out_loss"] = evaluate(
-                    policy, held_out, reference, settings, collated, most, run.phase("held-out answers")
-                ).loss
-            training.judged(step + 1, line["held_out_loss"])
-        run.log(step + 1, training.plan.total, **line)
-        training.save(step + 1, every=run.machine.checkpoint_steps)
-
-    # 5. The artifact: the weights that are kept, their held-out loss and accuracy.
-    training.conclude()
-    training_setup.tell_peak(device)
-    tuning.model.eval()
-    tuning.save(run.artifact)
-    with tuning.active() as policy:
-        held = evaluate(policy, held_out, reference, settings, collated, most, run.phase("held-out answers"))
-        shown = held
-        if measured.unseen:
-            shown = evaluate(
-                policy,
-                measured.questions,
+    def evaluate_pairs(some: list[Comparison], name: str) -> Evaluation:
+        policy.model.eval()
+        with policy.active() as model:
+            return evaluate(
+                model,
+                some,
                 reference,
                 settings,
-                collated,
-                most,
-                run.phase("evaluation answers"),
+                collate,
+                machine.micro_batch or EVALUATED_ANSWERS,
+                report_progress=run.phase(name),
             )
+
+    loop.fit(
+        training,
+        step_gradients,
+        lambda: evaluate_pairs(held_out, "held-out answers").loss,
+        log=run.log,
+        checkpoint_steps=machine.checkpoint_steps,
+    )
+
+    # 4. The artifact: the weights that are kept, their held-out loss and accuracy.
+    training_setup.print_peak_memory(device)
+    policy.save(run.artifact)
+    held = shown = evaluate_pairs(held_out, "held-out answers")
+    if reported.unseen:
+        shown = evaluate_pairs(reported.questions, "evaluation answers")
     check_finite({"the loss of held-out pairs": held.loss, "the loss of evaluation pairs": shown.loss})
     metrics = {
         "dpo.held_out_loss": held.loss,
@@ -163,34 +132,92 @@ def train(job: DpoJob, run: Run) -> None:
         "dpo.best_step": training.best.step,
     }
     run.warnings += encoder.warnings()
-    done = {
-        "questions": len(questions),
-        "pairs": sum(len(c.pairs) for c in questions),
-        "steps": training.plan.total,
-    }
-    run.finish(metrics | encoder.metrics("dpo"), measured=measured.record, **done)
+    run.finish(
+        metrics | encoder.metrics("dpo"),
+        questions=len(questions),
+        pairs=sum(len(question.pairs) for question in questions),
+        steps=training.schedule.total,
+        measured=reported.record,
+    )
 
 
-def _reference(run: Run, file: str, questions: list[Comparison], device: torch.device) -> dict[int, Tensor]:
-    """The reference's log-probability of each answer, (A,) float32 by question. Raises InputError where they are of other answers."""
+def read_reference(
+    run: Run, file: str, questions: list[Comparison], device: torch.device
+) -> dict[int, Tensor]:
+    """Return the reference's log-probability of each answer by question, (A,) float32.
+
+    Raises InputError if the file is of other answers.
+    """
     path = run.inputs["reference"] / file
     table = pq.read_table(path, columns=list(COLUMNS)) if path.exists() else None
-    known = [(c.question_id, i, len(answer)) for c in questions for i, answer in enumerate(c.answers)]
-    if (
-        table is None
-        or list(zip(*(table[name].to_pylist() for name in [*COLUMNS][:3]), strict=True)) != known
-    ):
+    expected = [
+        (question.question_id, i, len(answer))
+        for question in questions
+        for i, answer in enumerate(question.answers)
+    ]
+    keys = list(COLUMNS)[:3]
+    if table is None or [*zip(*(table[key].to_pylist() for key in keys), strict=True)] != expected:
         raise InputError(
-            "The reference's log-probabilities are of other answers than these: run the stage reference again on this data and model."
+            "The reference's log-probabilities are of other answers than these: "
+            "run the stage reference again on this data and model."
         )
-    parts = torch.tensor(table["log_prob"].to_pylist(), device=device).split(
-        [len(c.answers) for c in questions]
-    )
-    return {c.question_id: part for c, part in zip(questions, parts, strict=True)}
+    log_probs = torch.tensor(table["log_prob"].to_pylist(), device=device)
+    parts = log_probs.split([len(question.answers) for question in questions])
+    return {question.question_id: part for question, part in zip(questions, parts, strict=True)}
+
+
+def accumulate_gradients(
+    policy: Trainable,
+    questions: list[Comparison],
+    reference: dict[int, Tensor],
+    settings: Dpo,
+    collate: Collate,
+    *,
+    micro_batch: int,
+    tolerance: float | None,
+) -> dict[str, float]:
+    """Add the gradients of a step's questions, each with all its pairs; each rank computes its part.
+
+    Return metrics of the step.
+
+    With ``tolerance`` the policy is untrained and must have the reference's log-probabilities; raises
+    StepZeroError.
+    """
+    policy.train()
+    num_pairs = sum(len(question.pairs) for question in questions)
+    num_best = max(1, sum(len(question.best) for question in questions))
+    sums, nll = torch.zeros(4, device=policy.model.device), 0.0
+    parts = comparisons.micro_batches(distributed.rank_slice(questions), micro_batch)
+    for part, counts in distributed.padded_steps(parts, questions[:1]):
+        batch = collate(part)
+        ref = torch.cat([reference[question.question_id] for question in part])  # (S,)
+        with policy.active() as model:
+            logp = fsdp.with_full_weights(model, shared_prompt.log_probs, batch.inputs)  # (S,)
+            result = pair_loss(logp, ref, batch, settings)
+            per_token = -logp / shared_prompt.num_tokens(batch.inputs)
+            best_nll = per_token[batch.best].sum() / num_best
+            (counts * (result.loss.sum() / num_pairs + settings.nll_weight * best_nll)).backward()
+        if not counts:
+            continue
+        nll += best_nll.item()
+        margin = result.chosen_reward - result.rejected_reward
+        part_sums = [result.loss.detach().sum(), (margin > 0).sum(), margin.sum(), result.chosen_reward.sum()]
+        sums += torch.stack(part_sums)
+        if tolerance is not None:
+            sanity_checks.check_close(
+                "An untrained policy's and the reference's log-probabilities",
+                logp.detach(),
+                ref,
+                tolerance=tolerance,
+                cause="the reference stage saw another model, precision or text.",
+            )
+    *totals, nll = distributed.all_reduce([*sums.tolist(), nll])
+    names = ("loss", "accuracy", "margin", "chosen_reward")
+    return {name: total / num_pairs for name, total in zip(names, totals, strict=True)} | {"nll": nll}
 
 
 def pair_loss(logp: Tensor, ref: Tensor, batch: Batch, settings: Dpo) -> DpoLoss:
-    """The loss of each pair by log-probabilities of whole answers, (S,)."""
+    """Return the loss of each pair, (P,), from log-probabilities of whole answers, (S,)."""
     w, x = batch.chosen, batch.rejected
     if settings.loss == "ipo":
         return losses.ipo_loss(logp[w], logp[x], ref[w], ref[x], beta=settings.beta)
@@ -199,44 +226,43 @@ def pair_loss(logp: Tensor, ref: Tensor, batch: Batch, settings: Dpo) -> DpoLoss
     )
 
 
-class HeldOut(NamedTuple):
+class Evaluation(NamedTuple):
+    """The policy on pairs that are not trained on."""
+
     loss: float  # mean over the pairs
     accuracy: Interval  # of pairs ordered as the votes do by the implicit reward
 
 
 @torch.no_grad()
 def evaluate(
-    policy: PreTrainedModel,
+    model: PreTrainedModel,
     questions: list[Comparison],
     reference: dict[int, Tensor],
     settings: Dpo,
-    collated: dict[str, object],
-    most: int = 128,
-    told: Callable[[int, int], None] | None = None,
-) -> HeldOut:
-    """The loss and the implicit reward's order of pairs that are not trained on; at most ``most`` answers at a time."""
+    collate: Collate,
+    batch_size: int = EVALUATED_ANSWERS,
+    *,
+    report_progress: ReportProgress | None = None,
+) -> Evaluation:
+    """Return the loss and the implicit reward's accuracy on all pairs; at most ``batch_size`` answers at a
+    time.
+    """
 
-    def look(part: list[Comparison]) -> tuple[float, list[float]]:
-        batch = comparisons.collate(part, **collated)  # type: ignore[arg-type]
-        result = pair_loss(
-            fsdp.with_full_weights(policy, shared_prompt.log_probs, batch.inputs),
-            torch.cat([reference[c.question_id] for c in part]),
-            batch,
-            settings,
-        )
-        return result.loss.sum().item(), pair_accuracy.correct(
-            result.chosen_reward, result.rejected_reward
-        ).tolist()
+    def evaluate_part(part: list[Comparison]) -> tuple[float, list[float]]:
+        batch = collate(part)
+        logp = fsdp.with_full_weights(model, shared_prompt.log_probs, batch.inputs)
+        ref = torch.cat([reference[question.question_id] for question in part])
+        result = pair_loss(logp, ref, batch, settings)
+        correct = pair_accuracy.correct(result.chosen_reward, result.rejected_reward)
+        return result.loss.sum().item(), correct.tolist()
 
-    lost, right = zip(
-        *distributed.map_over_ranks(comparisons.micro_batches(questions, most), look, report_progress=told),
-        strict=True,
-    )
-    correct = torch.tensor([one for some in right for one in some])
+    parts = comparisons.micro_batches(questions, batch_size)
+    found = distributed.map_over_ranks(parts, evaluate_part, report_progress=report_progress)
+    part_losses, part_correct = zip(*found, strict=True)
+    correct = torch.tensor([value for values in part_correct for value in values])
     question = torch.tensor([number for number, c in enumerate(questions) for _ in c.pairs])
-    return HeldOut(
-        sum(lost) / len(correct), pair_accuracy.wider_interval(pair_accuracy.measure(correct, question))
-    )
+    accuracy = pair_accuracy.wider_interval(pair_accuracy.measure(correct, question))
+    return Evaluation(sum(part_losses) / len(correct), accuracy)
 
 
 if __name__ == "__main__":

@@ -1,47 +1,64 @@
-"""Trains the built-in base: a byte-level BPE tokenizer and a small Llama, from scratch, on the fine-tuning split's questions and answers.
+"""Train the built-in base from scratch: a byte-level BPE tokenizer and a small Llama.
 
-python -m tasks.programs.pretrain DIR        inputs: data        artifact: model/ (a Hugging Face folder), summary.json
+python -m tasks.programs.pretrain DIR
+
+inputs: data
+artifact: model/ (a Hugging Face folder), summary.json
 """
 
 import random
-from typing import Any
+from typing import NamedTuple, TypedDict
 
 import pyarrow.parquet as pq
 import torch
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.config.jobs import PretrainJob
+from tasks.config.models import BuiltinBase
 from tasks.programs.runtime.program import Run, main
 from tasks.rlhf.algorithms import schedules
 from tasks.rlhf.algorithms.muon import Muon
 from tasks.rlhf.batches import chunked_log_probs, forward
-from tasks.rlhf.batches.packing import IGNORE, Document, pack
+from tasks.rlhf.batches.packing import IGNORE, Blocks, Document, pack
 from tasks.rlhf.compute import devices, seeds
 from tasks.rlhf.models import builtin
 from tasks.rlhf.training import checkpoints
 from tasks.rlhf.training.finite_checks import DIVERGED, check_finite, check_weights
 
 
+class Row(TypedDict):
+    """A row of corpus.parquet."""
+
+    prompt: str
+    answer: str
+    score: float
+
+
+class Part(NamedTuple):
+    """Some parameters and the optimizer that trains them."""
+
+    optimizer: Optimizer
+    parameters: dict[str, nn.Parameter]
+
+
 def train(job: PretrainJob, run: Run) -> None:
     """Pretrain the built-in base with next-token prediction."""
-    settings = job.base
-    device = devices.set_up(run.machine.device, run.machine.threads)
+    settings, machine = job.base, run.machine
+    device = devices.set_up(machine.device, machine.threads)
 
-    # 1. Tokenizer and packed blocks.
-    corpus = pq.read_table(
-        run.inputs["data"] / "corpus.parquet", columns=["prompt", "answer", "score"]
-    ).to_pylist()
-    random.Random(job.seed).shuffle(
-        corpus
-    )  # answers to one question would share a block, and a batch would hold few questions
-    tokenizer = builtin.train_tokenizer(
-        [part for row in corpus for part in _page(row)], vocabulary=settings.vocabulary
-    )
+    # 1. Tokenizer and packed blocks, shuffled so that a batch holds answers to many questions.
+    columns = ["prompt", "answer", "score"]
+    corpus: list[Row] = pq.read_table(run.inputs["data"] / "corpus.parquet", columns=columns).to_pylist()
+    random.Random(job.seed).shuffle(corpus)
+    pages = [part for row in corpus for part in _page(row)]
+    tokenizer = builtin.train_tokenizer(pages, vocabulary=settings.vocabulary)
     documents = _documents(tokenizer, corpus, answers_only=settings.loss_on == "answer")
     blocks = pack(documents, block_tokens=settings.context, pad_id=tokenizer.pad_token_id)
-    rows = len(blocks.labels)
+    num_blocks = len(blocks.labels)
 
-    # 2. Model and optimizer.
+    # 2. Model and optimizers, or the checkpoint's.
     seeds.seed_step(job.seed, 0)
     model = builtin.new_llama(
         vocabulary=len(tokenizer),
@@ -52,95 +69,101 @@ def train(job: PretrainJob, run: Run) -> None:
         pad_id=tokenizer.pad_token_id,
         eos_id=tokenizer.eos_token_id,
     )
-    torch.nn.Module.to(model, device)
+    nn.Module.to(model, device)
     model.train()
-    parameters = dict(model.named_parameters())
-    inner = {
-        name: p
-        for name, p in parameters.items()
-        if p.dim() == 2 and p is not model.get_input_embeddings().weight
-    }
-    outer = {name: p for name, p in parameters.items() if name not in inner}
-    decay = [
-        {"params": [p for p in outer.values() if (p.dim() > 1) == matrix], "weight_decay": 0.1 * matrix}
-        for matrix in (True, False)
-    ]
-    optimizers: list[tuple[torch.optim.Optimizer, dict[str, torch.nn.Parameter]]] = [
-        (Muon(inner.values(), lr=settings.learning_rate, momentum=0.9), inner),
-        (torch.optim.AdamW(decay, betas=(0.9, 0.95), eps=1e-8, fused=True), outer),
-    ]
+    parts = create_optimizers(model, settings)
     start = 0
     if (checkpoint := checkpoints.latest(run.checkpoints)) is not None:
         start = checkpoint.step
-        for optimizer, own in optimizers:
-            checkpoints.restore_training(own, optimizer, checkpoint.tensors)
+        for part in parts:
+            checkpoints.restore_training(part.parameters, part.optimizer, checkpoint.tensors)
     run.rewind(start)
 
-    # 3. Optimizer steps; rows come in a fresh order every pass.
-    loss_value = float("nan")
+    # 3. Optimizer steps over blocks in an order drawn from the seed, fresh in every pass.
+    loss = float("nan")
     for step in range(start, settings.steps):
         seeds.seed_step(job.seed, step + 1)
+        warmup = max(1, settings.steps // 20)
         rate = schedules.learning_rate(
-            step,
-            peak=settings.learning_rate,
-            total=settings.steps,
-            warmup=max(1, settings.steps // 20),
-            shape="linear",
+            step, peak=settings.learning_rate, total=settings.steps, warmup=warmup, shape="linear"
         )
-        for optimizer, _ in optimizers:
-            for group in optimizer.param_groups:
+        for part in parts:
+            for group in part.optimizer.param_groups:
                 group["lr"] = rate
-        chosen = torch.tensor(
-            schedules.batch_indices(step, num_rows=rows, batch_size=settings.batch_size, seed=job.seed)
+        rows = torch.tensor(
+            schedules.batch_indices(step, num_rows=num_blocks, batch_size=settings.batch_size, seed=job.seed)
         )
-        count = int((blocks.labels[chosen] != IGNORE).sum())
         model.zero_grad(set_to_none=True)
-        loss_value = 0.0
-        for part in chosen.split(run.machine.micro_batch or len(chosen)):
-            labels = blocks.labels[part].to(device)
-            hidden = forward.hidden_states(
-                model, blocks.input_ids[part].to(device), blocks.position_ids[part].to(device)
-            )[:, :-1]
-            counted = labels[:, 1:] != IGNORE
-            loss = chunked_log_probs.cross_entropy(
-                hidden[counted], forward.output_head(model), labels[:, 1:][counted], count=count
-            )
-            loss.backward()
-            loss_value += loss.item()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        check_finite(
-            {"the loss": loss_value, "the gradient's norm": norm.item()},
-            step=step + 1,
-            advice=DIVERGED.replace("lower ", "lower base."),
-        )
-        for optimizer, _ in optimizers:
-            optimizer.step()
-        run.log(step + 1, settings.steps, loss=loss_value, learning_rate=rate)
-        if (step + 1) % run.machine.checkpoint_steps == 0:
-            states = [checkpoints.training_tensors(own, optimizer) for optimizer, own in optimizers]
+        loss = accumulate_gradients(model, blocks, rows, device, micro_batch=machine.micro_batch)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
+        advice = DIVERGED.replace("lower ", "lower base.")
+        check_finite({"the loss": loss, "the gradient's norm": norm}, step=step + 1, advice=advice)
+        for part in parts:
+            part.optimizer.step()
+        run.log(step + 1, settings.steps, loss=loss, learning_rate=rate)
+        if (step + 1) % machine.checkpoint_steps == 0:
+            states = [checkpoints.training_tensors(part.parameters, part.optimizer) for part in parts]
             checkpoints.save(run.checkpoints, step + 1, states[0] | states[1])
 
     # 4. The artifact.
-    check_weights(parameters)
+    check_weights(dict(model.named_parameters()))
     model.save_pretrained(run.artifact / "model")
     tokenizer.save_pretrained(run.artifact / "model")
-    run.finish(
-        {"pretrain.loss": loss_value, "pretrain.parameters": sum(p.numel() for p in model.parameters())},
-        blocks=rows,
-        vocabulary=len(tokenizer),
-    )
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    metrics = {"pretrain.loss": loss, "pretrain.parameters": num_parameters}
+    run.finish(metrics, blocks=num_blocks, vocabulary=len(tokenizer))
 
 
-def _page(row: dict[str, Any]) -> tuple[str, str, str]:
-    """Question, answer and what a page shows below it. The score stands behind the end token, so no sampled answer reaches it, but the model learns
-    to weigh what it read."""
+def create_optimizers(model: PreTrainedModel, settings: BuiltinBase) -> list[Part]:
+    """Return Muon for the layers' matrices, and AdamW for embeddings, head and norms."""
+    parameters = dict(model.named_parameters())
+    embedding = model.get_input_embeddings().weight
+    matrices = {name: p for name, p in parameters.items() if p.dim() == 2 and p is not embedding}
+    others = {name: p for name, p in parameters.items() if name not in matrices}
+    groups = [
+        {"params": [p for p in others.values() if p.dim() > 1], "weight_decay": 0.1},
+        {"params": [p for p in others.values() if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return [
+        Part(Muon(matrices.values(), lr=settings.learning_rate, momentum=0.9), matrices),
+        Part(AdamW(groups, betas=(0.9, 0.95), eps=1e-8, fused=True), others),
+    ]
+
+
+def accumulate_gradients(
+    model: PreTrainedModel, blocks: Blocks, rows: Tensor, device: torch.device, *, micro_batch: int
+) -> float:
+    """Add the gradients of the mean loss over the counted tokens of blocks ``rows``. Return the loss."""
+    count = int((blocks.labels[rows] != IGNORE).sum())
+    total = 0.0
+    for part in rows.split(micro_batch or len(rows)):
+        labels = blocks.labels[part].to(device)
+        hidden = forward.hidden_states(
+            model, blocks.input_ids[part].to(device), blocks.position_ids[part].to(device)
+        )[:, :-1]
+        counted = labels[:, 1:] != IGNORE
+        loss = chunked_log_probs.cross_entropy(
+            hidden[counted], forward.output_head(model), labels[:, 1:][counted], count=count
+        )
+        loss.backward()
+        total += loss.item()
+    return total
+
+
+def _page(row: Row) -> tuple[str, str, str]:
+    """Return question, answer and footer.
+
+    The score is in the footer, after the end token: no sampled answer reaches it, but the model learns to
+    predict the quality of what it read.
+    """
     return f"Question: {row['prompt']}\n\nAnswer:", f" {row['answer']}", f" Score: {row['score']:g}"
 
 
 def _documents(
-    tokenizer: PreTrainedTokenizerBase, corpus: list[dict[str, Any]], *, answers_only: bool
+    tokenizer: PreTrainedTokenizerBase, corpus: list[Row], *, answers_only: bool
 ) -> list[Document]:
-    """One document per answer; with ``answers_only`` the question's tokens are read but not predicted."""
+    """Return one document per answer; with ``answers_only`` the question's tokens are read but not "
+    "predicted."""
     pages = [_page(row) for row in corpus]
     texts = tokenizer(
         [question + answer for question, answer, _ in pages],

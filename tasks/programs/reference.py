@@ -1,10 +1,12 @@
-"""What the SFT model thinks of every answer that DPO compares: the reference's log-probabilities, computed once.
+"""Compute the SFT model's log-probability of every answer that DPO compares, once and before DPO.
 
-python -m tasks.programs.reference DIR        inputs: data, model
-artifact: reference.parquet (the reward split's answers), reference_evaluation.parquet (the evaluation split's), summary.json
+python -m tasks.programs.reference DIR
+
+inputs: data, model (the merged SFT model)
+artifact: reference.parquet (the reward split's answers), reference_evaluation.parquet (the evaluation
+    split's), summary.json
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tasks.config.jobs import ReferenceJob
 from tasks.config.models import Text
 from tasks.programs.runtime import pair_tables, training_setup
-from tasks.programs.runtime.program import Run, main
+from tasks.programs.runtime.program import ReportProgress, Run, main
 from tasks.rlhf.batches import comparisons, shared_prompt
 from tasks.rlhf.batches.comparisons import Comparison
 from tasks.rlhf.batches.truncation import Encoder
@@ -24,39 +26,50 @@ from tasks.rlhf.models import loading
 from tasks.rlhf.training.finite_checks import UNSOUND_MODEL, check_finite
 from tasks.system.errors import InputError
 
-ANSWERS = 64  # at a time, unless machine.micro_batch says fewer
-BATCHES = 32  # between two lines of progress
+ANSWERS = 64  # at a time, unless machine.micro_batch is set
+PROGRESS_BATCHES = 32  # between two progress reports
 COLUMNS = {"question_id": pa.int64(), "answer": pa.int64(), "tokens": pa.int64(), "log_prob": pa.float64()}
+
+Row = tuple[int, int, int, float]  # the columns of the artifact's tables
 
 
 @torch.no_grad()
 def compute(job: ReferenceJob, run: Run) -> None:
-    """Log-probability of each answer of the reward split's pairs and of the evaluation split's."""
+    """Compute the log-probability of each answer of the reward split's pairs and of the evaluation "
+    "split's."""
+    # 1. Questions with their answers, and the model.
     device = devices.set_up(run.machine.device, run.machine.threads)
     tokenizer = loading.load_tokenizer(run.inputs["model"])
-    base = training_setup.base(run, "model", job.weights.merged, job.text, device)
-    questions, encoder = read(run, job.text, tokenizer), pair_tables.encoder_of(job.text, tokenizer)
+    base = training_setup.load_base(run, "model", job.weights.merged, job.text, device)
+    questions, encoder = read_pairs(run, job.text, tokenizer), pair_tables.build_encoder(job.text, tokenizer)
     evaluation = pair_tables.read_evaluation(run.inputs["data"] / "evaluation_pairs.parquet", run, encoder)
-    training_setup.share_prompts(run, base, [*questions, *evaluation], pad_id=tokenizer.pad_token_id)
+    pad_id = tokenizer.pad_token_id
+    training_setup.check_prompt_sharing(run, base, [*questions, *evaluation], pad_id=pad_id)
+
+    # 2. Log-probabilities; the program starts over if it is killed.
     run.rewind(0)
-    computing = {"pad_id": tokenizer.pad_token_id, "most": run.machine.micro_batch or ANSWERS}
-    rows = _rows(questions, log_probs(base, questions, told=run.log, **computing))
+    batch_size = run.machine.micro_batch or ANSWERS
+    found = log_probs(base, questions, pad_id=pad_id, batch_size=batch_size, report_progress=run.log)
+    rows = _rows(questions, found)
     _write(rows, run.artifact / "reference.parquet")
-    more = _rows(evaluation, log_probs(base, evaluation, told=run.phase("evaluation answers"), **computing))
-    _write(more, run.artifact / "reference_evaluation.parquet")
+    report_progress = run.phase("evaluation answers")
+    found = log_probs(base, evaluation, pad_id=pad_id, batch_size=batch_size, report_progress=report_progress)
+    _write(_rows(evaluation, found), run.artifact / "reference_evaluation.parquet")
+
+    # 3. The summary.
     per_token = sum(row[3] for row in rows) / sum(row[2] for row in rows)
     run.finish({"reference.log_prob": per_token}, answers=len(rows), questions=len(questions))
 
 
-def _rows(questions: list[Comparison], found: dict[int, list[float]]) -> list[tuple[int, int, int, float]]:
+def _rows(questions: list[Comparison], found: dict[int, list[float]]) -> list[Row]:
     return [
-        (c.question_id, i, len(answer), found[c.question_id][i])
-        for c in questions
-        for i, answer in enumerate(c.answers)
+        (question.question_id, i, len(answer), found[question.question_id][i])
+        for question in questions
+        for i, answer in enumerate(question.answers)
     ]
 
 
-def _write(rows: list[tuple[int, int, int, float]], path: Path) -> None:
+def _write(rows: list[Row], path: Path) -> None:
     columns = [pa.array([row[place] for row in rows], kind) for place, kind in enumerate(COLUMNS.values())]
     pq.write_table(pa.Table.from_arrays(columns, names=list(COLUMNS)), path)
 
@@ -67,13 +80,16 @@ def log_probs(
     questions: list[Comparison],
     *,
     pad_id: int,
-    most: int = ANSWERS,
-    told: Callable[[int, int], None] | None = None,
+    batch_size: int = ANSWERS,
+    report_progress: ReportProgress,
 ) -> dict[int, list[float]]:
-    """Log-probability of each answer by question; ``most`` answers at a time, and now and then ``told`` of so many batches of all."""
+    """Return the log-probability of each answer by question; ``batch_size`` answers at a time.
+
+    Raises InputError if one is not finite.
+    """
     by_length = sorted(questions, key=lambda c: len(c.prompt) + sum(map(len, c.answers)))  # little padding
     found: dict[int, list[float]] = {}
-    parts = comparisons.micro_batches(by_length, most)
+    parts = comparisons.micro_batches(by_length, batch_size)
     for number, part in enumerate(parts, 1):
         batch = comparisons.collate(
             part, pad_id=pad_id, device=base.device, hidden_size=base.config.hidden_size
@@ -81,20 +97,23 @@ def log_probs(
         log_probs = shared_prompt.log_probs(base, batch.inputs)
         check_finite({"the reference's log-probability": log_probs}, advice=UNSOUND_MODEL)
         values = iter(log_probs.tolist())
-        found |= {c.question_id: [next(values) for _ in c.answers] for c in part}
-        if told and (number % BATCHES == 0 or number == len(parts)):
-            told(number, len(parts))
+        found |= {question.question_id: [next(values) for _ in question.answers] for question in part}
+        if number % PROGRESS_BATCHES == 0 or number == len(parts):
+            report_progress(number, len(parts))
     return found
 
 
-def read(
+def read_pairs(
     run: Run, text: Text, tokenizer: PreTrainedTokenizerBase, encoder: Encoder | None = None
 ) -> list[Comparison]:
-    """The reward split's pairs by question; ``encoder`` counts what is cut. Raises InputError where there are none."""
-    texts = pair_tables.texts_of(run.inputs["data"] / "reward.parquet")
+    """Return the reward split's pairs by question; ``encoder`` counts what is truncated.
+
+    Raises InputError if there are none.
+    """
+    texts = pair_tables.read_texts(run.inputs["data"] / "reward.parquet")
     if not texts:
         raise InputError("The reward split has no pairs: raise data.reward_share or give more data.")
-    return pair_tables.encode(run, texts, encoder or pair_tables.encoder_of(text, tokenizer))
+    return pair_tables.encode(run, texts, encoder or pair_tables.build_encoder(text, tokenizer))
 
 
 if __name__ == "__main__":

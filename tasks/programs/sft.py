@@ -1,111 +1,89 @@
-"""Supervised fine-tuning on the best answer of each question, packed without leaks.
+"""Fine-tune a language model on the best answer of each question (supervised fine-tuning, SFT).
 
-python -m tasks.programs.sft DIR        inputs: data, base, and start where weights are given to start from
-torchrun --nproc_per_node 2 -m tasks.programs.sft DIR        the same by two processes, each step to rounding
-artifact: adapter/ (peft format), or model/ where every weight is trained; summary.json
+python -m tasks.programs.sft DIR
+torchrun --nproc_per_node 2 -m tasks.programs.sft DIR        the same on two ranks, equal to rounding
+
+inputs: data, base; start, if training starts from given weights
+artifact: adapter/ (peft format), or model/ if all weights are trained; summary.json
+
+Deviations from Ouyang et al. 2022: an adapter instead of all weights (tune=full trains these), and documents
+packed side by side.
 """
 
 import math
-from collections.abc import Callable
 from functools import partial
 
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.config.jobs import SftJob
 from tasks.programs.runtime import pair_tables, training_setup
-from tasks.programs.runtime.program import Run, main
+from tasks.programs.runtime.program import ReportProgress, Run, main
 from tasks.rlhf.algorithms import losses, schedules
 from tasks.rlhf.batches import chunked_log_probs, forward, layout_checks
 from tasks.rlhf.batches.packing import IGNORE, Blocks, Document, pack
 from tasks.rlhf.batches.truncation import Encoder
 from tasks.rlhf.compute import devices, distributed, fsdp, seeds
-from tasks.rlhf.models import fingerprint as models_fingerprint
 from tasks.rlhf.models import loading
+from tasks.rlhf.models.fingerprint import compute_fingerprint
+from tasks.rlhf.models.trainable import Trainable
+from tasks.rlhf.training import loop
 from tasks.system.errors import InputError
+
+EVALUATED_BLOCKS = 16  # at most so many at a time without gradients
 
 
 def train(job: SftJob, run: Run) -> None:
     """Fine-tune the base on the best answers of the fine-tuning split."""
-    settings = job.sft
-    device = devices.set_up(run.machine.device, run.machine.threads)
+    settings, machine, folder = job.sft, run.machine, run.inputs["base"]
+    device = devices.set_up(machine.device, machine.threads)
 
     # 1. Best answers as packed blocks; some questions are held out.
-    tokenizer = loading.load_tokenizer(run.inputs["base"])
-    encoder = pair_tables.encoder_of(job.text, tokenizer)
-    blocks, held_out = _blocks(job, tokenizer, run, encoder)
-    most = min(
-        run.machine.micro_batch or 16, 16
-    )  # blocks at a time where nothing is kept for a backward pass
-    rows = min(run.machine.micro_batch or settings.batch_size, -(-settings.batch_size // distributed.world()))
-    training_setup.afford(
-        settings,
-        run,
-        "base",
-        job.weights.base,
-        device,
-        training_setup.Step(rows, settings.block_tokens, packed=True),
-    )
-    base = training_setup.base(run, "base", job.weights.base, job.text, device)
-    leak = packing_leak(base, run, blocks, held_out)
+    tokenizer = loading.load_tokenizer(folder)
+    encoder = pair_tables.build_encoder(job.text, tokenizer)
+    blocks, held_out = read_blocks(job, tokenizer, run, encoder)
+    rows = min(machine.micro_batch or settings.batch_size, -(-settings.batch_size // distributed.world()))
+    micro_batch = training_setup.MicroBatch(rows, settings.block_tokens, packed=True)
+    training_setup.check_memory(settings, run, "base", job.weights.base, device, micro_batch)
+    base = training_setup.load_base(run, "base", job.weights.base, job.text, device)
+    leak = measure_packing_leak(base, run, blocks, held_out)
 
-    # 2. Fresh weights, given ones, or the checkpoint's.
+    # 2. What is trained: fresh weights, those of the input "start", or the checkpoint's.
     seeds.seed_step(job.seed, 0)
-    fingerprint = models_fingerprint.compute_fingerprint(run.inputs["base"], base)
-    tuning = training_setup.tuning(
-        settings,
-        base,
-        "sft",
-        folder=run.inputs["base"],
-        fingerprint=fingerprint,
-        shard=run.machine.of("sft").shard,
+    trainable = training_setup.build_trainable(
+        settings, run, base, "sft", folder=folder, fingerprint=compute_fingerprint(folder, base)
     )
-    training = training_setup.training(settings, run, tuning, num_rows=len(blocks.labels), seed=job.seed)
+    num_blocks = len(blocks.labels)
+    training = training_setup.start_training(settings, run, trainable, num_rows=num_blocks, seed=job.seed)
 
-    for step in training.steps():
-        # 3. One optimizer step over some blocks, each rank its part; the loss is divided by the targets of them all.
-        tuning.train()
-        chosen = torch.tensor(
-            schedules.batch_indices(
-                step, num_rows=len(blocks.labels), batch_size=settings.batch_size, seed=job.seed
-            )
+    # 3. Optimizer steps over blocks in an order drawn from the seed; now and then the held-out loss.
+    def step_gradients(step: int) -> dict[str, float]:
+        indices = schedules.batch_indices(
+            step, num_rows=num_blocks, batch_size=settings.batch_size, seed=job.seed
         )
-        count = int((blocks.labels[chosen] != IGNORE).sum())
-        loss_value = 0.0
-        parts = [*filter(len, distributed.rank_slice(chosen).split(run.machine.micro_batch or len(chosen)))]
-        for part, counts in distributed.padded_steps(parts, chosen[:1]):
-            with tuning.active() as model:
-                loss = fsdp.with_full_weights(
-                    model, block_loss, blocks, part, device, count=count if counts else math.inf
-                )
-                loss.backward()
-            loss_value += loss.item()
-        loss_value = distributed.all_reduce([loss_value])[0]
-        line = {
-            "loss": loss_value,
-            "grad_norm": training.update(loss_value),
-            "learning_rate": training.rate(step),
-        }
+        return accumulate_gradients(
+            trainable, blocks, torch.tensor(indices), device, micro_batch=machine.micro_batch
+        )
 
-        # 4. The held-out loss now and then, which says which weights are kept.
-        if step + 1 in training.looks:
-            tuning.model.eval()
-            with tuning.active() as model:
-                line["held_out_loss"] = held_out_loss(
-                    model, held_out, device, most, told=run.phase("held-out blocks")
-                )
-            training.judged(step + 1, line["held_out_loss"])
-        run.log(step + 1, training.plan.total, **line)
-        training.save(step + 1, every=run.machine.checkpoint_steps)
+    def evaluate() -> float:
+        trainable.model.eval()
+        with trainable.active() as model:
+            return held_out_loss(
+                model,
+                held_out,
+                device,
+                min(machine.micro_batch or EVALUATED_BLOCKS, EVALUATED_BLOCKS),
+                report_progress=run.phase("held-out blocks"),
+            )
 
-    # 5. The artifact: the weights that are kept, and how well they predict answers nobody trained on.
-    training.conclude()
-    training_setup.tell_peak(device)
-    tuning.model.eval()
-    with tuning.active() as model:
-        after = held_out_loss(model, held_out, device, most, told=run.phase("held-out blocks"))
-    tuning.save(run.artifact)
+    loop.fit(training, step_gradients, evaluate, log=run.log, checkpoint_steps=machine.checkpoint_steps)
+
+    # 4. The artifact: the weights that are kept, and how well they predict held-out answers.
+    training_setup.print_peak_memory(device)
+    after = evaluate()
+    trainable.save(run.artifact)
     metrics = {
         "sft.held_out_loss": after,
         "sft.perplexity": losses.perplexity(after),
@@ -113,51 +91,74 @@ def train(job: SftJob, run: Run) -> None:
         "sft.best_step": training.best.step,
     }
     run.warnings += encoder.warnings()
-    run.finish(metrics | encoder.metrics("sft"), blocks=len(blocks.labels), steps=training.plan.total)
+    run.finish(metrics | encoder.metrics("sft"), blocks=num_blocks, steps=training.schedule.total)
 
 
-def _blocks(
+def accumulate_gradients(
+    trainable: Trainable, blocks: Blocks, rows: Tensor, device: torch.device, *, micro_batch: int
+) -> dict[str, float]:
+    """Add the gradients of the mean loss over the counted tokens of blocks ``rows``; each rank computes its
+    part of them.
+    """
+    trainable.train()
+    count = int((blocks.labels[rows] != IGNORE).sum())
+    loss_value = 0.0
+    parts = [*filter(len, distributed.rank_slice(rows).split(micro_batch or len(rows)))]
+    for part, counts in distributed.padded_steps(parts, rows[:1]):
+        with trainable.active() as model:
+            loss = fsdp.with_full_weights(
+                model, block_loss, blocks, part, device, count=count if counts else math.inf
+            )
+            loss.backward()
+        loss_value += loss.item()
+    return {"loss": distributed.all_reduce([loss_value])[0]}
+
+
+def read_blocks(
     job: SftJob, tokenizer: PreTrainedTokenizerBase, run: Run, encoder: Encoder
 ) -> tuple[Blocks, Blocks]:
-    """Packed documents to train on, and held-out ones. Raises InputError."""
+    """Return packed documents to train on, and held-out ones.
+
+    Raises InputError if there are too few or a block is too short.
+    """
     settings = job.sft
     documents = _documents(job, run, encoder)
     if len(documents) < 2:
         raise InputError(
             "The fine-tuning split has fewer than two questions: raise data.finetune_share or give more data."
         )
-    if settings.block_tokens < (longest := max(len(d.ids) for d in documents)):
+    longest = max(len(document.ids) for document in documents)
+    if settings.block_tokens < longest:
         raise InputError(
-            f"sft.block_tokens={settings.block_tokens} would cut the end off an answer: the longest document has {longest} tokens."
+            f"sft.block_tokens={settings.block_tokens} would cut the end off an answer: "
+            f"the longest document has {longest} tokens."
         )
     every = max(2, round(1 / settings.held_out_share))
-    parts = [d for i, d in enumerate(documents) if i % every], documents[::every]
-    training, held_out = (
-        pack(part, block_tokens=settings.block_tokens, pad_id=tokenizer.pad_token_id) for part in parts
-    )
-    return training, held_out
+    trained = [document for i, document in enumerate(documents) if i % every]
+    sizes = {"block_tokens": settings.block_tokens, "pad_id": tokenizer.pad_token_id}
+    return pack(trained, **sizes), pack(documents[::every], **sizes)
 
 
 def _documents(job: SftJob, run: Run, encoder: Encoder) -> list[Document]:
-    documents, told = [], run.phase("tokenising")
+    """Return each question with its best answer as token ids, and which of them the loss counts."""
+    documents, report_progress = [], run.phase("tokenising")
     rows = pq.read_table(run.inputs["data"] / "finetune.parquet", columns=["prompt", "answer"]).to_pylist()
     for number, row in enumerate(rows, 1):
         prompt, answer = encoder.encode_prompt(row["prompt"]), encoder.encode_answer(row["answer"])
-        documents.append(
-            Document(prompt + answer, [job.sft.loss_on == "all"] * len(prompt) + [True] * len(answer))
-        )
-        told(number, len(rows))
+        counted = [job.sft.loss_on == "all"] * len(prompt) + [True] * len(answer)
+        documents.append(Document(prompt + answer, counted))
+        report_progress(number, len(rows))
     return documents
 
 
 def block_loss(
-    model: PreTrainedModel, blocks: Blocks, rows: torch.Tensor, device: torch.device, *, count: float
-) -> torch.Tensor:
-    """Sum of the counted next-token losses of some blocks, over ``count``."""
-    labels = blocks.labels[rows].to(device)
+    model: PreTrainedModel, blocks: Blocks, rows: Tensor, device: torch.device, *, count: float
+) -> Tensor:
+    """Return the sum of the counted next-token losses of blocks ``rows``, divided by ``count``."""
+    labels = blocks.labels[rows].to(device)  # (B, T)
     hidden = forward.hidden_states(
         model, blocks.input_ids[rows].to(device), blocks.position_ids[rows].to(device)
-    )[:, :-1]
+    )[:, :-1]  # (B, T - 1, D)
     counted = labels[:, 1:] != IGNORE
     return chunked_log_probs.cross_entropy(
         hidden[counted], forward.output_head(model), labels[:, 1:][counted], count=count
@@ -169,30 +170,31 @@ def held_out_loss(
     model: PreTrainedModel,
     blocks: Blocks,
     device: torch.device,
-    most: int = 16,
+    batch_size: int = EVALUATED_BLOCKS,
     *,
-    told: Callable[[int, int], None] | None = None,
+    report_progress: ReportProgress | None = None,
 ) -> float:
-    """Mean loss of the counted tokens of all blocks, in nats; ``most`` blocks at a time."""
+    """Return the mean loss of the counted tokens of all blocks, in nats; ``batch_size`` blocks at a time."""
     count = int((blocks.labels != IGNORE).sum())
 
-    def loss(rows: torch.Tensor) -> float:
+    def loss(rows: Tensor) -> float:
         return fsdp.with_full_weights(model, block_loss, blocks, rows, device, count=count).item()
 
-    return sum(
-        distributed.map_over_ranks(torch.arange(len(blocks.labels)).split(most), loss, report_progress=told)
-    )
+    parts = torch.arange(len(blocks.labels)).split(batch_size)
+    return sum(distributed.map_over_ranks(parts, loss, report_progress=report_progress))
 
 
-def packing_leak(base: PreTrainedModel, run: Run, *parts: Blocks) -> float:
-    """Largest difference between hidden states of packed documents and of each alone, relative to their size.
+def measure_packing_leak(base: PreTrainedModel, run: Run, *parts: Blocks) -> float:
+    """Return the largest difference between hidden states of packed documents and of each alone, relative to
+    their size.
 
-    A model that cannot have several documents in a row computes each alone from now on. Raises InputError.
+    A model that does not keep packed documents apart computes each alone from now on. Raises InputError if
+    even that differs.
     """
     measure = partial(layout_checks.packing_gap, base, *parts)
-    gap, told = layout_checks.check_layout(base, measure, layout="Packing several documents in a row")
-    if told:
-        run.warn(told)
+    gap, warning = layout_checks.check_layout(base, measure, layout="Packing several documents in a row")
+    if warning:
+        run.warn(warning)
     return gap.hidden
 
 

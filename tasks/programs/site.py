@@ -1,6 +1,9 @@
-"""Writes the built-in site's dump.
+"""Write the dump of the built-in site about shell commands.
 
-python -m tasks.programs.site DIR        artifact: Posts.xml, summary.json
+python -m tasks.programs.site DIR
+
+inputs: none
+artifact: Posts.xml, summary.json
 """
 
 from tasks.config.jobs import SiteJob

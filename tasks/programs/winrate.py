@@ -1,36 +1,94 @@
-"""Lets every policy answer the held-out questions and counts who wins, by the reward model and, on the built-in site, by the gold scorer.
+"""Let every policy answer held-out questions, and judge the answers.
 
-python -m tasks.programs.winrate DIR        inputs: data, model, reward, and ppo and dpo where they were trained
+python -m tasks.programs.winrate DIR
+
+inputs: data, model (the merged SFT model), reward; ppo and dpo, if they were trained
 artifact: samples.parquet (questions, answers, scores side by side), results.json, summary.json
+
+Judges are the reward model and, on the built-in site, the gold scorer.
 """
 
 import hashlib
-from collections.abc import Callable
 from functools import partial
 from itertools import combinations
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.config.jobs import WinrateJob
 from tasks.dataset import row_sample
 from tasks.demo_site import gold
 from tasks.programs.runtime import pair_tables
-from tasks.programs.runtime.program import Run, main, to_json
+from tasks.programs.runtime.program import ReportProgress, Run, main, to_json
 from tasks.rlhf.algorithms import rewards
 from tasks.rlhf.batches import prompts, sampling, sequences
+from tasks.rlhf.batches.sequences import Sequences
 from tasks.rlhf.compute import devices, seeds
 from tasks.rlhf.evaluation import intervals, win_rates
+from tasks.rlhf.evaluation.answer_scores import Answer, score_answers
 from tasks.rlhf.models import fingerprint, loading, lora, reward_model, trainable
 from tasks.rlhf.models.reward_model import Scorer
 from tasks.rlhf.models.trainable import Active
 from tasks.rlhf.training.finite_checks import UNSOUND_MODEL, check_finite
 
-Encoded = list[tuple[list[int], list[int]]]  # prompt and answer ids
+Scores = dict[str, list[float]]  # of each policy's answers, by the policy's name
+
+
+def evaluate(job: WinrateJob, run: Run) -> None:
+    """Compare the trained policies with the SFT model, each other and the data set's chosen answers."""
+    # 1. Questions, the reward model as judge, and the policies. A killed program starts over.
+    run.rewind(0)
+    device = devices.set_up(run.machine.device, run.machine.threads)
+    tokenizer = loading.load_tokenizer(run.inputs["model"])
+    rows = read_questions(run.inputs["data"] / "evaluation.parquet", job.winrate.num_questions)
+    judge, policies = load_models(job, run, tokenizer, device)
+    encoder = pair_tables.build_encoder(job.text, tokenizer)
+    encoded = [encoder.encode_prompt(row["prompt"]) for row in rows]
+
+    # 2. Every policy answers every question; the reward model scores the answers.
+    texts = {"chosen": [row["answers"][row["best"]] for row in rows]}
+    answers = [encoder.encode_answer(text) for text in texts["chosen"]]
+    reward: Scores = {"chosen": judge.scores(encoded, answers, run.phase("scoring chosen answers"))}
+    metrics: dict[str, Any] = {}
+    sampler = Sampler(job, policies, tokenizer, [row["question_id"] for row in rows], encoded)
+    for name in policies:
+        answers, kl = sampler.answers(name, run)
+        texts[name] = [prompts.decode_answer(tokenizer, ids, template=job.text.template) for ids in answers]
+        reward[name] = judge.scores(encoded, answers, run.phase(f"scoring {name}"))
+        metrics |= describe_answers(name, answers, kl, sampler.end_ids)
+
+    # 3. Win rates of each pair of policies, by each judge.
+    by_judge = {"reward": reward}
+    if job.source.kind == "shell-site":
+        by_judge["gold"] = {
+            name: [gold.gold_score(row["prompt"], text) for row, text in zip(rows, some, strict=True)]
+            for name, some in texts.items()
+        }
+        agreement = gold_agreement(job, run, tokenizer, judge, rows, encoded)
+        metrics["reward_accuracy.gold"] = agreement._asdict()
+    tallies, win_rate_metrics = compare_policies(by_judge, list(policies))
+
+    # 4. The artifact.
+    write_samples(run.artifact / "samples.parquet", rows, texts, by_judge)
+    results = {"tallies": tallies, "policies": list(policies), "questions": len(rows)}
+    (run.artifact / "results.json").write_text(to_json(results, indent=1))
+    run.warnings += encoder.warnings()
+    run.finish(metrics | win_rate_metrics | encoder.metrics("winrate"), questions=len(rows))
+
+
+def read_questions(path: Path, count: int) -> list[dict[str, Any]]:
+    """Return at most ``count`` rows of the evaluation split, drawn by their ids, in the order of the "
+    "table."""
+    table = pq.read_table(path)
+    places = row_sample.draw_sample(table["question_id"].to_pylist(), count)
+    rows: list[dict[str, Any]] = table.take(sorted(places)).to_pylist()
+    return rows
 
 
 class Judge(NamedTuple):
@@ -39,213 +97,198 @@ class Judge(NamedTuple):
     scorer: Scorer
     pad_id: int
     device: torch.device
+    batch_size: int
 
-    @torch.no_grad()
-    def scores(self, answers: Encoded, batch_size: int, told: Callable[[int, int], None]) -> list[float]:
-        """Normalised reward of each (prompt, answer)."""
-        scored = [0.0] * len(answers)
-        by_length = sorted(
-            range(len(answers)), key=lambda i: len(answers[i][0]) + len(answers[i][1])
-        )  # little padding
-        for first in range(0, len(answers), batch_size):
-            rows = by_length[first : first + batch_size]
-            batch = sequences.join(
-                [answers[i][0] for i in rows],
-                [answers[i][1] for i in rows],
-                pad_id=self.pad_id,
-                device=self.device,
-            )
-            found = reward_model.normalised_rewards(self.scorer, batch)
-            check_finite({"the reward model's score": found}, advice=UNSOUND_MODEL)
-            for row, value in zip(rows, found.tolist(), strict=True):
-                scored[row] = value
-            told(first + len(rows), len(answers))
-        return scored
-
-
-def evaluate(job: WinrateJob, run: Run) -> None:
-    """Compare the trained policies with the SFT model, each other and the data set's chosen answers."""
-    run.rewind(0)  # it starts anew whenever it starts
-    device = devices.set_up(run.machine.device, run.machine.threads)
-    tokenizer = loading.load_tokenizer(run.inputs["model"])
-    table = pq.read_table(run.inputs["data"] / "evaluation.parquet")
-    rows = table.take(
-        sorted(row_sample.draw_sample(table["question_id"].to_pylist(), job.winrate.num_questions))
-    ).to_pylist()
-    judge, policies = _load(job, run, tokenizer, device)
-    encoder = pair_tables.encoder_of(job.text, tokenizer)
-    encoded = [encoder.encode_prompt(row["prompt"]) for row in rows]
-    total = len(policies) * -(-len(rows) // job.winrate.batch_size)
-
-    # 1. Every policy answers every question.
-    texts: dict[str, list[str]] = {"chosen": [row["answers"][row["best"]] for row in rows]}
-    chosen = [(p, encoder.encode_answer(a)) for p, a in zip(encoded, texts["chosen"], strict=True)]
-    reward: dict[str, list[float]] = {
-        "chosen": judge.scores(chosen, job.winrate.batch_size, run.phase("scoring chosen answers"))
-    }
-    metrics: dict[str, Any] = {}
-    for position, name in enumerate(policies):
-        uniform = uniform_numbers(
-            job.seed, name, [row["question_id"] for row in rows], job.text.max_answer_tokens
+    def scores(
+        self, questions: list[list[int]], answers: list[list[int]], report_progress: ReportProgress
+    ) -> list[float]:
+        """Return the normalised reward of each answer. Raises InputError if one is not finite."""
+        pairs: list[Answer] = list(zip(questions, answers, strict=True))
+        scores = score_answers(
+            self._score,
+            pairs,
+            pad_id=self.pad_id,
+            device=self.device,
+            batch_size=self.batch_size,
+            report_progress=report_progress,
         )
-        answers, kl = _answer(
-            job, run, policies, name, tokenizer, encoded, uniform, position=position, total=total
-        )
-        texts[name] = [prompts.decode_answer(tokenizer, a, template=job.text.template) for a in answers]
-        reward[name] = judge.scores(
-            list(zip(encoded, answers, strict=True)), job.winrate.batch_size, run.phase(f"scoring {name}")
-        )
-        metrics |= _describe(name, answers, kl, prompts.end_tokens(tokenizer, job.text.template))
+        return scores.tolist()
 
-    # 2. Who wins.
-    questions = [row["prompt"] for row in rows]
-    judged = {"reward": reward}
-    if job.source.kind == "shell-site":
-        judged["gold"] = {
-            name: [gold.gold_score(q, a) for q, a in zip(questions, answers, strict=True)]
-            for name, answers in texts.items()
-        }
-        metrics["reward_accuracy.gold"] = _gold_agreement(job, run, tokenizer, judge, rows, encoded)._asdict()
-    tallies = {}
-    for by, scored in judged.items():
-        metrics |= {f"{by}_score.{name}": sum(values) / len(values) for name, values in scored.items()}
-        for theirs, ours in combinations(["chosen", *policies], 2):
-            tally = win_rates.compare(scored[ours], scored[theirs])
-            tallies[f"{by}.{ours}_vs_{theirs}"] = tally._asdict()
-            metrics[f"{by}_win_rate.{ours}_vs_{theirs}"] = tally.win_rate._asdict()
-
-    # 3. The artifact.
-    ids = [row["question_id"] for row in rows]
-    columns: dict[str, list[Any]] = {"question_id": ids, "question": questions} | {
-        f"{name}.answer": values for name, values in texts.items()
-    }
-    columns |= {f"{name}.{by}": values for by, scored in judged.items() for name, values in scored.items()}
-    pq.write_table(pa.table(columns), run.artifact / "samples.parquet")
-    (run.artifact / "results.json").write_text(
-        to_json({"tallies": tallies, "policies": list(policies), "questions": len(rows)}, indent=1)
-    )
-    run.warnings += encoder.warnings()
-    run.finish(metrics | encoder.metrics("winrate"), questions=len(rows))
+    def _score(self, batch: Sequences) -> Tensor:
+        scores = reward_model.normalised_rewards(self.scorer, batch)
+        check_finite({"the reward model's score": scores}, advice=UNSOUND_MODEL)
+        return scores
 
 
-def _load(
+def load_models(
     job: WinrateJob, run: Run, tokenizer: PreTrainedTokenizerBase, device: torch.device
 ) -> tuple[Judge, dict[str, Active]]:
-    """The judge and the policies, adapters all on one base; policies in the order in which each is compared with those before it."""
+    """Return the judge and the policies, adapters on one base.
+
+    Each policy is compared with those before it.
+    """
     folder = run.inputs["model"]
-    again = partial(loading.load, folder, device=device, precision=job.weights.merged)
-    base = again()
+    load = partial(loading.load, folder, device=device, precision=job.weights.merged)
+    base = load()
     actual, model = fingerprint.compute_fingerprint(folder, base), cast(PreTrainedModel | PeftModel, base)
     if reward_model.is_adapter(run.inputs["reward"]):
         fingerprint.check_fingerprint(run.inputs["reward"] / "adapter", actual, setting="weights.merged")
-    model, judge = reward_model.load(run.inputs["reward"], model, device=device)
-    policies: dict[str, Active] = {}
+    model, scorer = reward_model.load(run.inputs["reward"], model, device=device)
+    trained: dict[str, Active] = {}
     for name in ("dpo", "ppo"):
         if name in run.inputs:
-            model, policies[name] = trainable.load(
-                run.inputs[name], model, name, actual=actual, setting="weights.merged", reload_base=again
+            model, trained[name] = trainable.load(
+                run.inputs[name], model, name, actual=actual, setting="weights.merged", reload_base=load
             )
-    bare: Active = (
-        partial(lora.active, model, None)
-        if isinstance(model, PeftModel)
-        else partial(trainable.unchanged, model)
-    )
-    return Judge(judge, tokenizer.pad_token_id, device), {"sft": bare, **policies}
+    sft: Active
+    if isinstance(model, PeftModel):
+        sft = partial(lora.active, model, None)
+    else:
+        sft = partial(trainable.unchanged, model)
+    judge = Judge(scorer, tokenizer.pad_token_id, device, job.winrate.batch_size)
+    return judge, {"sft": sft, **trained}
 
 
-@torch.no_grad()
-def _answer(
-    job: WinrateJob,
-    run: Run,
-    policies: dict[str, Active],
-    name: str,
-    tokenizer: PreTrainedTokenizerBase,
-    encoded: list[list[int]],
-    uniform: torch.Tensor,
-    *,
-    position: int,
-    total: int,
-) -> tuple[list[list[int]], list[float]]:
-    """Sampled answers of one policy and the KL estimate (k1) of each from the SFT model, in nats."""
-    settings, pad = job.winrate, tokenizer.pad_token_id
-    ends = prompts.end_tokens(tokenizer, job.text.template)
-    answers: list[list[int]] = []
-    divergences: list[float] = []
-    per_policy = total // len(policies)
-    for number, first in enumerate(range(0, len(encoded), settings.batch_size)):
-        some = slice(first, first + settings.batch_size)
-        questions = encoded[some]
-        with policies[name]() as policy:
+class Sampler:
+    """Samples answers of the policies to the same questions, in batches."""
+
+    def __init__(
+        self,
+        job: WinrateJob,
+        policies: dict[str, Active],
+        tokenizer: PreTrainedTokenizerBase,
+        question_ids: list[int],
+        questions: list[list[int]],
+    ) -> None:
+        self.seed, self.settings, self.policies = job.seed, job.winrate, policies
+        self.max_tokens, self.pad_id = job.text.max_answer_tokens, tokenizer.pad_token_id
+        self.end_ids = prompts.end_tokens(tokenizer, job.text.template)
+        self.question_ids, self.questions = question_ids, questions
+
+    @torch.no_grad()
+    def answers(self, name: str, run: Run) -> tuple[list[list[int]], list[float]]:
+        """Return an answer of one policy to each question, and the KL estimate (k1) of each from the SFT
+        model, in nats.
+
+        Logs one step per batch, counted over all policies.
+        """
+        uniform = uniform_numbers(self.seed, name, self.question_ids, self.max_tokens)
+        firsts = range(0, len(self.questions), self.settings.batch_size)
+        done = [*self.policies].index(name) * len(firsts)
+        answers: list[list[int]] = []
+        divergences: list[float] = []
+        for number, first in enumerate(firsts, 1):
+            rows = slice(first, first + self.settings.batch_size)
+            new, kl = self._sample(name, self.questions[rows], uniform[rows])
+            answers += new
+            divergences += kl
+            run.log(done + number, len(self.policies) * len(firsts))
+        return answers, divergences
+
+    def _sample(
+        self, name: str, questions: list[list[int]], uniform: Tensor
+    ) -> tuple[list[list[int]], list[float]]:
+        temperature = self.settings.temperature
+        with self.policies[name]() as policy:
             samples = sampling.sample(
                 policy,
                 questions,
-                max_tokens=job.text.max_answer_tokens,
-                temperature=settings.temperature,
-                end_ids=ends,
-                pad_id=pad,
-                uniform=uniform[some],
+                max_tokens=self.max_tokens,
+                temperature=temperature,
+                end_ids=self.end_ids,
+                pad_id=self.pad_id,
+                uniform=uniform,
             )
-            new = [ids[mask].tolist() for ids, mask in zip(samples.ids, samples.mask, strict=True)]
-            batch = sequences.join(questions, new, pad_id=pad, device=policy.device)
-            logp = sequences.log_probs(policy, batch, temperature=settings.temperature)
+            answers = [ids[mask].tolist() for ids, mask in zip(samples.ids, samples.mask, strict=True)]
+            batch = sequences.join(questions, answers, pad_id=self.pad_id, device=policy.device)
+            logp = sequences.log_probs(policy, batch, temperature=temperature)
             check_finite({f"{name}'s log-probability of its own answer": logp}, advice=UNSOUND_MODEL)
         if name == "sft":
-            divergences += [0.0] * len(new)
-        else:
-            with policies["sft"]() as reference:
-                divergences += (
-                    rewards.k1(logp - sequences.log_probs(reference, batch, temperature=settings.temperature))
-                    .sum(dim=1)
-                    .tolist()
-                )
-        answers += new
-        run.log(position * per_policy + number + 1, total)
-    return answers, divergences
+            return answers, [0.0] * len(answers)
+        with self.policies["sft"]() as reference:
+            ref_logp = sequences.log_probs(reference, batch, temperature=temperature)
+        return answers, rewards.k1(logp - ref_logp).sum(dim=1).tolist()
 
 
-def uniform_numbers(seed: int, policy: str, question_ids: list[int], num_tokens: int) -> torch.Tensor:
+def uniform_numbers(seed: int, policy: str, question_ids: list[int], num_tokens: int) -> Tensor:
     """Return the numbers that ``policy`` draws its answers by, (Q, num_tokens) float64 in [0, 1).
 
-    They depend on its name and the question alone: not on the other policies, the other questions or the device.
+    They depend on its name and the question alone: not on the other policies, the other questions or the
+    device.
     """
-    named = int.from_bytes(hashlib.sha256(policy.encode()).digest()[:8])
+    name_seed = int.from_bytes(hashlib.sha256(policy.encode()).digest()[:8])
     rows = []
     for question_id in question_ids:
-        generator = torch.Generator().manual_seed(seeds.mix(seed, named, question_id))
+        generator = torch.Generator().manual_seed(seeds.mix(seed, name_seed, question_id))
         rows.append(torch.rand(num_tokens, generator=generator, dtype=torch.float64))
     return torch.stack(rows)
 
 
-def _describe(name: str, answers: list[list[int]], kl: list[float], ends: tuple[int, ...]) -> dict[str, Any]:
-    shape = {
+def describe_answers(
+    name: str, answers: list[list[int]], kl: list[float], end_ids: tuple[int, ...]
+) -> dict[str, Any]:
+    """Return metrics of a policy's answers: length, share with an end token and, except for the SFT model,
+    the KL from it.
+    """
+    metrics: dict[str, Any] = {
         f"{name}.length": sum(map(len, answers)) / len(answers),
-        f"{name}.ended": sum(a[-1] in ends for a in answers) / len(answers),
+        f"{name}.ended": sum(answer[-1] in end_ids for answer in answers) / len(answers),
     }
-    if name == "sft":
-        return shape
-    return shape | {f"{name}.kl": intervals.mean_interval(kl)._asdict()}
+    if name != "sft":
+        metrics[f"{name}.kl"] = intervals.mean_interval(kl)._asdict()
+    return metrics
 
 
-def _gold_agreement(
+def compare_policies(
+    by_judge: dict[str, Scores], policies: list[str]
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Return tallies and metrics: each judge's mean scores, and the win rate of each policy over those before
+    it.
+    """
+    tallies: dict[str, dict[str, Any]] = {}
+    metrics: dict[str, Any] = {}
+    for judge, scores in by_judge.items():
+        metrics |= {f"{judge}_score.{name}": sum(values) / len(values) for name, values in scores.items()}
+        for theirs, ours in combinations(["chosen", *policies], 2):
+            tally = win_rates.compare(scores[ours], scores[theirs])
+            tallies[f"{judge}.{ours}_vs_{theirs}"] = tally._asdict()
+            metrics[f"{judge}_win_rate.{ours}_vs_{theirs}"] = tally.win_rate._asdict()
+    return tallies, metrics
+
+
+def write_samples(
+    path: Path, rows: list[dict[str, Any]], texts: dict[str, list[str]], by_judge: dict[str, Scores]
+) -> None:
+    """Write questions, every policy's answers and every judge's scores side by side."""
+    columns: dict[str, list[Any]] = {
+        "question_id": [row["question_id"] for row in rows],
+        "question": [row["prompt"] for row in rows],
+    }
+    columns |= {f"{name}.answer": values for name, values in texts.items()}
+    for judge, scores in by_judge.items():
+        columns |= {f"{name}.{judge}": values for name, values in scores.items()}
+    pq.write_table(pa.table(columns), path)
+
+
+def gold_agreement(
     job: WinrateJob,
     run: Run,
     tokenizer: PreTrainedTokenizerBase,
     judge: Judge,
     rows: list[dict[str, Any]],
-    encoded: list[list[int]],
+    questions: list[list[int]],
 ) -> intervals.Interval:
-    """How often the reward model orders two held-out answers to a question as the gold scorer does."""
-    encoder = pair_tables.encoder_of(job.text, tokenizer)
-    flat = [
-        (prompt, encoder.encode_answer(answer))
-        for prompt, row in zip(encoded, rows, strict=True)
-        for answer in row["answers"]
-    ]
-    scored = iter(judge.scores(flat, job.winrate.batch_size, run.phase("scoring all answers")))
-    judged = [[next(scored) for _ in row["answers"]] for row in rows]
-    return win_rates.ordering_agreement(
-        judged, [[gold.gold_score(row["prompt"], a) for a in row["answers"]] for row in rows]
-    )
+    """Return how often the reward model orders two held-out answers to a question as the gold scorer does."""
+    encoder = pair_tables.build_encoder(job.text, tokenizer)
+    repeated: list[list[int]] = []
+    answers: list[list[int]] = []
+    for question, row in zip(questions, rows, strict=True):
+        repeated += [question] * len(row["answers"])
+        answers += map(encoder.encode_answer, row["answers"])
+    scores = iter(judge.scores(repeated, answers, run.phase("scoring all answers")))
+    ours = [[next(scores) for _ in row["answers"]] for row in rows]
+    truth = [[gold.gold_score(row["prompt"], answer) for answer in row["answers"]] for row in rows]
+    return win_rates.ordering_agreement(ours, truth)
 
 
 if __name__ == "__main__":

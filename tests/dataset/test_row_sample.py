@@ -83,7 +83,7 @@ def test_answers_that_normalise_and_are_attacked_are_drawn(
         tiny.tokenizer(), template="question-answer", max_prompt_tokens=48, max_answer_tokens=40
     )
     job = RewardJob(seed=0, text=Text(), reward=Reward(red_team_answers=9))
-    reference, attacked = reward_tests.read(job, run, encoder)
+    reference, attacked = reward_tests.read_answers(job, run, encoder)
     wanted = [rows[place] for place in draw_sample([row["question_id"] for row in rows], 9)]
     expected = [
         (encoder.encode_prompt(row["prompt"]), encoder.encode_answer(row["answer"])) for row in wanted

@@ -234,14 +234,14 @@ from tasks.config.jobs import SftJob
 from tasks.programs.runtime.program import main
 from tasks.rlhf.compute import distributed
 
-honest = sft.packing_leak
+honest = sft.measure_packing_leak
 
 def refusing(*given):
     if distributed.rank() == 1:
         raise InputError("Rank 1 does not like it.")
     return honest(*given)
 
-sft.packing_leak = refusing
+sft.measure_packing_leak = refusing
 main(sft.train, SftJob, among=distributed.process_group)
 """
 

@@ -149,8 +149,8 @@ def test_every_kind_of_policy_is_had_back_as_it_was_trained(
             patch.setattr(
                 dpo,
                 "evaluate",
-                lambda policy, *_, kept=kept: (
-                    kept.append(policy(ids).logits.detach()) or dpo.HeldOut(0.5, wilson(1, 2))
+                lambda policy, *_, kept=kept, **__: (
+                    kept.append(policy(ids).logits.detach()) or dpo.Evaluation(0.5, wilson(1, 2))
                 ),
             )
             _, run = trained(name, evaluations=1, **settings)
@@ -251,10 +251,12 @@ def test_a_policy_that_prefers_nothing_is_never_right(inputs: dict[str, Path]) -
         comparisons.Comparison(2, [5], [[6, 1], [8, 1]], [(0, 1)], [1.0], [None]),
     ]
     base = loading.load(inputs["model"], device=tiny.CPU)
-    collated = {"pad_id": tiny.PAD, "device": tiny.CPU, "hidden_size": base.config.hidden_size}
-    whole = comparisons.collate(questions, **collated)
+    collate = partial(
+        comparisons.collate, pad_id=tiny.PAD, device=tiny.CPU, hidden_size=base.config.hidden_size
+    )
+    whole = collate(questions)
     own = shared_prompt.log_probs(base, whole.inputs).detach()
-    found = dpo.evaluate(base, questions, {1: own[:2], 2: own[2:]}, Dpo(), collated)
+    found = dpo.evaluate(base, questions, {1: own[:2], 2: own[2:]}, Dpo(), collate)
     assert (found.accuracy.value, found.accuracy.n) == (0, 2)
     assert found.loss == pytest.approx(math.log(2), abs=1e-6)
 
@@ -276,13 +278,15 @@ def test_evaluation_pairs_are_checked_like_those_that_are_trained_on(
     seen: set[int] = set()
     honest = dpo.evaluate
 
-    def overflowing(policy: Any, questions: list[comparisons.Comparison], *rest: Any) -> dpo.HeldOut:
-        found = honest(policy, questions, *rest)
+    def overflowing(
+        policy: Any, questions: list[comparisons.Comparison], *rest: Any, **more: Any
+    ) -> dpo.Evaluation:
+        found = honest(policy, questions, *rest, **more)
         return found._replace(loss=math.nan) if questions[0].question_id in asked else found
 
     monkeypatch.setattr(
         training_setup,
-        "share_prompts",
+        "check_prompt_sharing",
         lambda _run, _base, questions, **_: seen.update(c.question_id for c in questions),
     )
     monkeypatch.setattr(dpo, "evaluate", overflowing)

@@ -206,7 +206,7 @@ def test_what_cannot_be_one_model_is_refused(data: Path, tmp_path: Path) -> None
     job = {"seed": 0, "text": TEXT, "dpo": {"tune": "bottleneck", "bottleneck": {"width": 4}, "max_steps": 1}}
     run = Run(tiny.write_job(tmp_path / "dpo", "dpo", job, inputs | {"reference": known.artifact}))
     dpo.train(DpoJob.model_validate(run.record), run)
-    with pytest.raises(InputError, match="Bottlenecks cannot be folded"):
+    with pytest.raises(InputError, match="Bottlenecks cannot be merged"):
         merged(tmp_path / "two", run.artifact, base)
 
 
@@ -234,7 +234,7 @@ def test_generate_stops_at_its_own_tokens_and_the_answers(
     known: Any, ends: tuple[int, ...], stops: Any
 ) -> None:
     generation = GenerationConfig(eos_token_id=known)
-    merge.stop_at(generation, ends)
+    merge.add_stop_tokens(generation, ends)
     assert generation.eos_token_id == stops
 
 

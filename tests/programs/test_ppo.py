@@ -19,15 +19,16 @@ from transformers import PreTrainedModel
 
 from tasks.config.jobs import PpoJob, RewardJob
 from tasks.programs import ppo, reward
-from tasks.programs.ppo import PpoModels, Rollout
+from tasks.programs.runtime import pair_tables
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.algorithms import rewards, sanity_checks
 from tasks.rlhf.algorithms.advantages import gae, whiten
 from tasks.rlhf.algorithms.sanity_checks import StepZeroError
-from tasks.rlhf.batches import forward, sampling, sequences
+from tasks.rlhf.batches import forward, prompts, sampling, sequences
 from tasks.rlhf.batches.sequences import Sequences
-from tasks.rlhf.models import loading, lora
+from tasks.rlhf.models import loading, lora, reward_model
 from tasks.rlhf.training import checkpoints
+from tasks.rlhf.training.rollouts import PpoModels, Rollout, roll_out
 from tasks.system.errors import InputError
 from tests.support import tiny
 
@@ -73,16 +74,31 @@ def started(inputs: dict[str, Path], tmp_path: Path) -> Start:
 # ---------------------------------------------------------------------------------------- gradients
 
 
+def sampled(job: PpoJob, run: Run, models: PpoModels, *, times: int = 1) -> Rollout:
+    """Sample an answer to each of the first eight prompts, ``times`` over."""
+    tokenizer = loading.load_tokenizer(run.inputs["model"])
+    encoder = pair_tables.build_encoder(job.text, tokenizer)
+    return roll_out(
+        models,
+        ppo.read_prompts(job, run, encoder)[:8] * times,
+        max_tokens=job.text.max_answer_tokens,
+        temperature=job.ppo.temperature,
+        end_ids=prompts.end_tokens(tokenizer, job.text.template),
+        pad_id=tokenizer.pad_token_id,
+        missing_eos_reward=job.ppo.missing_eos_reward,
+        device=tiny.CPU,
+    )
+
+
 @pytest.fixture
 def batch(started: Start) -> tuple[PpoJob, PpoModels, Rollout, Tensor, Tensor]:
     """Return eight answers, sampled by an older policy than the one that is updated."""
     job, run = started(clip_range=0.05)
-    actors = ppo.load_actors(job, run, tiny.CPU)
-    tokenizer = loading.load_tokenizer(run.inputs["model"])
+    models = ppo.load_models(job, run, tiny.CPU)
     torch.manual_seed(11)
-    rollout = ppo.roll_out(actors, ppo._prompts(job, run, tokenizer)[:8], tokenizer, job, tiny.CPU)
+    rollout = sampled(job, run, models)
     with torch.no_grad():
-        for name, parameter in (actors.policy | actors.critic).items():
+        for name, parameter in (models.policy | models.critic).items():
             if "lora_B" in name:
                 parameter.normal_(std=0.3)
     mask = rollout.batch.response_mask
@@ -91,23 +107,23 @@ def batch(started: Start) -> tuple[PpoJob, PpoModels, Rollout, Tensor, Tensor]:
         rollout.score, rollout.logp, rollout.ref_logp, mask, kl_coefficient=0.1
     )
     advantages, returns = gae(token_rewards, rollout.values, mask, discount=1.0, gae_lambda=0.95)
-    return job, actors, rollout, whiten(advantages, mask), returns
+    return job, models, rollout, whiten(advantages, mask), returns
 
 
 def gradients(
     job: PpoJob,
-    actors: PpoModels,
+    models: PpoModels,
     rollout: Rollout,
     advantages: Tensor,
     returns: Tensor,
     rows: list[int],
     micro: int,
 ) -> tuple[Tensor, Any]:
-    parameters = actors.policy | actors.critic
+    parameters = models.policy | models.critic
     for parameter in parameters.values():
         parameter.grad = None
-    update = ppo.accumulate(
-        actors, rollout, advantages, returns, torch.tensor(rows), job.ppo, micro_batch=micro
+    update = ppo.accumulate_gradients(
+        models, rollout, advantages, returns, torch.tensor(rows), job.ppo, micro_batch=micro
     )
     assert all(parameter.grad is not None for parameter in parameters.values())
     return torch.cat([parameter.grad.flatten() for parameter in parameters.values()]), update  # type: ignore[union-attr]
@@ -124,7 +140,7 @@ def test_micro_batches_change_neither_gradients_nor_figures(batch: tuple[Any, ..
 
 
 def test_order_and_padding_change_nothing(batch: tuple[Any, ...]) -> None:
-    job, actors, rollout, advantages, returns = batch
+    job, models, rollout, advantages, returns = batch
     whole, figures = gradients(*batch, rows=list(range(8)), micro=0)
     shuffled, _ = gradients(*batch, rows=[5, 2, 7, 0, 1, 6, 3, 4], micro=2)
     torch.testing.assert_close(shuffled, whole, atol=1e-5, rtol=1e-4)
@@ -140,7 +156,7 @@ def test_order_and_padding_change_nothing(batch: tuple[Any, ...]) -> None:
     )  # type: ignore[arg-type]
     again, same = gradients(
         job,
-        actors,
+        models,
         padded._replace(batch=wider),
         F.pad(advantages, (0, 5), value=1e3),
         F.pad(returns, (0, 5), value=1e3),
@@ -165,13 +181,13 @@ def test_a_minibatch_is_normalised_by_its_own_tokens(batch: tuple[Any, ...]) -> 
 
 
 def test_policy_and_critic_do_not_touch_each_other(batch: tuple[Any, ...]) -> None:
-    job, actors, rollout, advantages, returns = batch
+    job, models, rollout, advantages, returns = batch
     gradients(*batch, rows=list(range(8)), micro=0)
-    before = [parameter.grad.clone() for parameter in actors.policy.values() if parameter.grad is not None]
-    gradients(job, actors, rollout, advantages, returns + 3.0, list(range(8)), 0)
+    before = [parameter.grad.clone() for parameter in models.policy.values() if parameter.grad is not None]
+    gradients(job, models, rollout, advantages, returns + 3.0, list(range(8)), 0)
     assert all(
         torch.equal(a, parameter.grad)
-        for a, parameter in zip(before, actors.policy.values(), strict=True)
+        for a, parameter in zip(before, models.policy.values(), strict=True)
         if parameter.grad is not None
     )
 
@@ -184,9 +200,9 @@ def test_a_rollout_is_what_the_four_roles_say(started: Start) -> None:
         missing_eos_reward=-7.0, temperature=0.8, text={"max_answer_tokens": 16}
     )  # too short for some answers
     tokenizer = loading.load_tokenizer(run.inputs["model"])
-    actors = ppo.load_actors(job, run, tiny.CPU)
+    models = ppo.load_models(job, run, tiny.CPU)
     torch.manual_seed(3)
-    rollout = ppo.roll_out(actors, ppo._prompts(job, run, tokenizer)[:8] * 4, tokenizer, job, tiny.CPU)
+    rollout = sampled(job, run, models, times=4)
     mask = rollout.batch.response_mask
     last = rollout.batch.input_ids[torch.arange(32), rewards.last_position(mask)]
     assert (last == tokenizer.eos_token_id).tolist() == rollout.ended.tolist()
@@ -203,8 +219,8 @@ def test_a_rollout_is_what_the_four_roles_say(started: Start) -> None:
     row = int(torch.where(mask.sum(dim=1) > 2)[0][0])
     end = int(rewards.last_position(mask)[row])
     shorter = Sequences(rollout.batch.input_ids[row : row + 1, :end], mask[row : row + 1, :end])
-    with lora.active(actors.model, "reward") as base, torch.no_grad():
-        score = sequences.scores(base, actors.reward.members[0].head, shorter)[0]
+    with lora.active(models.model, "reward") as base, torch.no_grad():
+        score = sequences.scores(base, models.reward.members[0].head, shorter)[0]
     assert rollout.values[row, end].item() == pytest.approx(
         (score.item() - record["mean"]) / record["std"], abs=1e-4
     )
@@ -329,21 +345,21 @@ def test_parameters_without_gradient_are_noticed(started: Start, monkeypatch: py
 def test_frozen_weights_that_move_are_noticed(
     started: Start, monkeypatch: pytest.MonkeyPatch, culprit: str
 ) -> None:
-    honest = ppo.load_actors
-    actors: list[PpoModels] = []
+    honest = ppo.load_models
+    models: list[PpoModels] = []
 
     def kept(*args: Any) -> PpoModels:
-        actors.append(honest(*args))
-        return actors[0]
+        models.append(honest(*args))
+        return models[0]
 
     def sabotage(*args: Any) -> None:
         if culprit == "reward head":
-            next(actors[0].reward.members[0].head.parameters()).data.add_(1e-3)
+            next(models[0].reward.members[0].head.parameters()).data.add_(1e-3)
             return
         marker = ".reward." if culprit == "reward adapter" else "embed_tokens"
-        next(p for name, p in actors[0].model.named_parameters() if marker in name).data.add_(1e-3)
+        next(p for name, p in models[0].model.named_parameters() if marker in name).data.add_(1e-3)
 
-    monkeypatch.setattr(ppo, "load_actors", kept)
+    monkeypatch.setattr(ppo, "load_models", kept)
     monkeypatch.setattr(checkpoints, "save", sabotage)
     fails(*started(machine={"checkpoint_steps": 1}), "Frozen weights changed")
 
@@ -445,15 +461,15 @@ def test_every_step_begins_without_gradients_and_every_pass_takes_each_rollout_o
     started: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job, run = started(steps=2, epochs=3)
-    honest = ppo.accumulate
+    honest = ppo.accumulate_gradients
     taken: list[int] = []
 
-    def watched(actors: PpoModels, *args: Any, **kwargs: Any) -> ppo.Update:
-        assert all(parameter.grad is None for parameter in (actors.policy | actors.critic).values())
+    def watched(models: PpoModels, *args: Any, **kwargs: Any) -> ppo.Update:
+        assert all(parameter.grad is None for parameter in (models.policy | models.critic).values())
         taken.extend(args[3].tolist())
-        return honest(actors, *args, **kwargs)
+        return honest(models, *args, **kwargs)
 
-    monkeypatch.setattr(ppo, "accumulate", watched)
+    monkeypatch.setattr(ppo, "accumulate_gradients", watched)
     ppo.train(job, run)
     passes = [taken[i : i + 8] for i in range(0, len(taken), 8)]
     assert len(passes) == 6
@@ -538,13 +554,13 @@ def test_a_reward_that_is_no_number_ends_the_run(
 def test_one_score_that_is_no_number_ends_the_run_where_it_comes_up(
     started: Start, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
-    honest, calls = ppo.reward_model.normalised, iter(range(100))
+    honest, calls = reward_model.normalised_rewards, iter(range(100))
 
     def scored(*args: Any) -> Tensor:
         score = honest(*args)
         return torch.where(torch.arange(len(score)) == 3, value, score) if next(calls) == 1 else score
 
-    monkeypatch.setattr(ppo.reward_model, "normalised", scored)
+    monkeypatch.setattr(reward_model, "normalised_rewards", scored)
     ends(
         *started(steps=3),
         rf"^The reward model's score is {value} \(1 of 8 values\) in step 2: train the reward model again",
@@ -552,8 +568,8 @@ def test_one_score_that_is_no_number_ends_the_run_where_it_comes_up(
 
 
 def test_a_score_out_of_range_ends_the_run(started: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = ppo.reward_model.normalised
-    monkeypatch.setattr(ppo.reward_model, "normalised", lambda *args: 1e25 * honest(*args))
+    honest = reward_model.normalised_rewards
+    monkeypatch.setattr(reward_model, "normalised_rewards", lambda *args: 1e25 * honest(*args))
     ends(
         *started(),
         (

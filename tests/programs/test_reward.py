@@ -21,7 +21,7 @@ from transformers import AutoModelForSequenceClassification
 from tasks.config.jobs import RewardJob
 from tasks.config.stages import Reward
 from tasks.programs import reward
-from tasks.programs.runtime import reward_tests, training_setup
+from tasks.programs.runtime import reward_report, reward_tests, training_setup
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.batches import comparisons, sequences, shared_prompt
 from tasks.rlhf.batches.comparisons import Comparison
@@ -81,7 +81,9 @@ def loss(rewards: list[float], questions: list[Comparison], *, ahead: float = 0.
     batch = comparisons.collate(questions, pad_id=0, device=tiny.CPU, hidden_size=8)
     pairs = sum(len(c.pairs) for c in questions)
     counts = {"num_pairs": pairs, "num_questions": len(questions)}
-    return reward.ranking_loss(torch.tensor(rewards), batch, Reward(**settings), ahead=ahead, **counts).item()
+    return reward.ranking_loss(
+        torch.tensor(rewards), batch, Reward(**settings), age_bias=ahead, **counts
+    ).item()
 
 
 def ranked(scores: list[float], **more: Any) -> Comparison:
@@ -297,7 +299,7 @@ def test_pairs_are_learnt(trained: Trained) -> None:
 def test_the_best_weights_are_kept_and_not_the_last(
     trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.rlhf.training.loop.Training.rate", lambda *_: 1e-3)  # of any length
+    monkeypatch.setattr("tasks.rlhf.training.loop.Training.learning_rate", lambda *_: 1e-3)  # of any length
     told = iter([0.5, 0.3, 0.4, 0.3])  # the last of the artifact
     with monkeypatch.context() as patch:
         patch.setattr(reward_evaluation, "held_out_loss", lambda *_, **__: next(told))
@@ -408,9 +410,15 @@ def held_out(right: int, tmp_path: Path) -> tuple[dict[str, Any], list[str]]:
         reward_evaluation.pairs_of(questions),
     )
     calibrated = reward_evaluation.calibrate(pairs, rewards)
-    return reward._report(
-        pairs, rewards, 0.0, reward_evaluation.fit_baseline_rules(pairs), calibrated, run
-    ), run.warnings
+    metrics = reward_report.report_accuracy(
+        pairs,
+        rewards,
+        run,
+        age_bias=0.0,
+        baseline=reward_evaluation.fit_baseline_rules(pairs),
+        calibrated=calibrated,
+    )
+    return metrics, run.warnings
 
 
 @pytest.mark.parametrize(("right", "warned"), [(59, True), (62, False)])
@@ -580,7 +588,7 @@ def test_shared_prompts_are_checked_on_evaluation_questions_too(
     seen: set[int] = set()
     monkeypatch.setattr(
         training_setup,
-        "share_prompts",
+        "check_prompt_sharing",
         lambda _run, _base, questions, **_: seen.update(c.question_id for c in questions),
     )
     trained(max_steps=1)

@@ -116,7 +116,7 @@ def test_every_weight_can_be_trained_and_is_an_ordinary_model(
 
 
 def test_the_best_evaluations_weights_are_kept(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.rlhf.training.loop.Training.rate", lambda *_: 1e-3)  # of any length
+    monkeypatch.setattr("tasks.rlhf.training.loop.Training.learning_rate", lambda *_: 1e-3)  # of any length
     told = iter([0.5, 0.3, 0.4, 0.3])
     with monkeypatch.context() as patch:
         patch.setattr(sft, "held_out_loss", lambda *_, **__: next(told))

@@ -1,13 +1,20 @@
-"""How every program starts and ends: ``main(train, Job)`` reads DIR/job.json, runs, and marks DIR/done last.
+"""Run a program in its folder.
 
-DIR/job.json        {"stage", "job": a *Job of config.py, "inputs": {name: path}, "machine": config.Machine}
-DIR/metrics.jsonl   one JSON line per step: {"step", "total", "time", metrics...}; of long work between the steps {"step", "total", "time", "phase"}
-DIR/checkpoints/    what a killed program resumes from
-DIR/artifact/       the result; artifact/summary.json {"metrics": {name: number or {"value", "low", "high", "n"}}, "warnings": [sentences], ...}
-DIR/error.json      {"input": bool, "disk": bool, "message"} when it ends with status 2 (the user's to mend) or 1
+``main(train, Job)`` reads DIR/job.json, calls ``train``, and writes DIR/done last.
 
-Where torchrun starts several processes on one folder, all of them run the program and the first one writes; error.json is by the first that failed.
-torchrun itself always ends with status 1 then.
+DIR/job.json        {"stage", "job": a Job of tasks.config.jobs, "inputs": {name: path},
+                    "machine": a Machine of tasks.config}
+DIR/metrics.jsonl   one JSON line per step: {"step", "total", "time", metrics...};
+                    during long work between steps {"step", "total", "time", "phase"}
+DIR/checkpoints/    a killed program resumes from these
+DIR/artifact/       the result, with summary.json:
+                    {"metrics": {name: number or {"value", "low", "high", "n"}},
+                    "warnings": [sentences], ...}
+DIR/error.json      {"input": bool, "disk": bool, "message"}: an input error, which the user can fix, exits with
+                    status 2, any other with 1
+
+If torchrun starts several processes on one folder, all of them run the program and the first rank writes. The
+first process that fails writes error.json; torchrun itself then always ends with status 1.
 """
 
 import json
@@ -32,6 +39,8 @@ from tasks.system.files import replacing
 JobT = TypeVar("JobT", bound=Job)
 PHASE_SECONDS = 1.0
 
+ReportProgress = Callable[[int, int], None]  # called with what is done and the total
+
 
 class Run:
     """One execution of a program in its folder."""
@@ -49,28 +58,32 @@ class Run:
         self.checkpoints.mkdir(exist_ok=True)
 
     def log(self, step: int, total: int, **metrics: float) -> None:
-        """Append one step's metrics; ``total`` is the number of steps the program will take. Raises InputError if one is not finite."""
+        """Append a step's metrics; ``total`` is the number of steps that the program takes.
+
+        Raises InputError if one is not finite.
+        """
         _check_numbers(metrics, f" in step {step}")
         self._append({"step": step, "total": total, "time": round(time.time(), 3), **metrics})
 
     def log_bytes(self, read: int, size: int, **counts: float) -> None:
-        """Append how many bytes of all have been read, for a program that has no steps."""
+        """Append the number of bytes read, for a program without steps."""
         self._append({"step": read, "total": size, "time": round(time.time(), 3), "unit": "bytes", **counts})
 
-    def phase(self, name: str) -> Callable[[int, int], None]:
-        """Return a function that tells how much is done of work that takes no steps, such as tokenising.
+    def phase(self, name: str) -> ReportProgress:
+        """Return a function that reports progress of work between steps, such as tokenising.
 
-        It is called with a count and its total as often as the caller likes and writes a line every ``PHASE_SECONDS``, so a short phase writes none.
+        It takes what is done and the total, and writes a line at most every ``PHASE_SECONDS``: a short phase
+        writes none.
         """
         last = time.monotonic()
 
-        def tell(done: int, total: int) -> None:
+        def report_progress(done: int, total: int) -> None:
             nonlocal last
             if (now := time.monotonic()) - last >= PHASE_SECONDS:
                 last = now
                 self._append({"step": done, "total": total, "time": round(time.time(), 3), "phase": name})
 
-        return tell
+        return report_progress
 
     def _append(self, line: dict[str, Any]) -> None:
         if not torchrun.is_first():
@@ -79,20 +92,22 @@ class Run:
             file.write(json.dumps(line, allow_nan=False) + "\n")
 
     def last(self) -> dict[str, Any]:
-        """The newest logged step."""
+        """Return the last logged step."""
         return self._lines()[-1]
 
     def mean(self, name: str) -> float:
-        """Mean of a metric over all logged steps."""
+        """Return the mean of a metric over all logged steps."""
         values = [line[name] for line in self._lines()]
         return float(sum(values) / len(values))
 
     def warn(self, sentence: str) -> None:
-        """Something that makes the result worth less than its user thinks: said on the screen and in the report, whenever the artifact is used."""
+        """Add a warning to the summary: it is printed, and shown in the report, whenever the artifact is
+        used.
+        """
         self.warnings.append(sentence)
 
     def note(self, name: str, more: dict[str, Any]) -> None:
-        """Add to a JSON file of the artifact."""
+        """Update a JSON file of the artifact."""
         if not torchrun.is_first():
             return
         path = self.artifact / name
@@ -100,16 +115,18 @@ class Run:
         _write(path, to_json(known | more, indent=1))
 
     def rewind(self, step: int) -> None:
-        """Forget logged steps above ``step``: they are about to be taken again from its checkpoint."""
+        """Delete logged steps above ``step``: they are taken again from its checkpoint."""
         if not torchrun.is_first():
             return
         kept = [line for line in self._lines() if line["step"] <= step]
         _write(self.directory / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
     def finish(self, metrics: dict[str, Any], **more: Any) -> None:
-        """Write the artifact's summary and its metrics without wall-clock times, so that equal work gives equal bytes.
+        """Write the artifact's summary, and its metrics without wall-clock times, so that equal jobs write
+        equal bytes.
 
-        Raises InputError if a metric is not finite; a measurement that is undefined (a correlation with a constant) is left out.
+        Raises InputError if a metric is not finite; an undefined estimate (a correlation with a constant) is
+        left out.
         """
         _check_numbers(metrics, "")
         metrics = {
@@ -130,7 +147,7 @@ class Run:
         )
 
     def _lines(self) -> list[dict[str, Any]]:
-        """The steps' lines, without those of phases."""
+        """Return the lines of steps, without those of phases."""
         path = self.directory / "metrics.jsonl"
         lines = []
         for text in path.read_text().splitlines() if path.exists() else []:
@@ -154,7 +171,7 @@ def is_undefined(estimate: dict[str, Any]) -> bool:
 
 
 def to_json(value: Any, **how: Any) -> str:
-    """Return a value as JSON, which has no NaN and no infinities: what is undefined, or has no bound, is null."""
+    """Return a value as JSON. NaN and infinities, which JSON lacks, become null."""
     return json.dumps(_finite(value), allow_nan=False, **how) + "\n"
 
 
@@ -172,17 +189,18 @@ def _write(path: Path, text: str) -> None:
 
 
 def read_summary(artifact: Path) -> dict[str, Any]:
-    """The summary.json of an artifact folder."""
+    """Return the summary.json of an artifact folder."""
     summary: dict[str, Any] = json.loads((artifact / "summary.json").read_text())
     return summary
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """How most programs run: as one process."""
+    """Refuse to run as one of several processes. Raises InputError."""
     if torchrun.world() > 1:
         raise InputError(
-            f"This program is one process, and {torchrun.world()} were started on its folder: start it without torchrun."
+            f"This program is one process, and {torchrun.world()} were started on its folder: start it "
+            "without torchrun."
         )
     yield
 
@@ -193,9 +211,11 @@ def main(
     *,
     among: Callable[[], AbstractContextManager[None]] = alone,
 ) -> None:
-    """Run ``train`` on the folder named on the command line and exit: 0 done, 2 the user's to mend, 1 anything else.
+    """Run ``train`` on the folder named on the command line.
 
-    Inside ``among()`` the process is one of as many as were started.
+    Exit with 0 if done, 2 for errors that the user can fix, 1 for others.
+
+    ``among`` is the context that joins the processes that torchrun started.
     """
     if len(sys.argv) != 2 or sys.argv[1] in ("-h", "--help"):
         print(f"usage: python -m tasks.programs.STAGE DIR\n\n{(train.__doc__ or '').strip()}\n{__doc__}")
@@ -217,19 +237,20 @@ def main(
         if torchrun.is_first():
             (directory / "done").write_text("")
     except Exception as error:
-        status = _record(error, directory)
-        _print_last_words(disk_failure(error, directory))
+        status = _write_error(error, directory)
+        _print_traceback(disk_failure(error, directory))
         raise SystemExit(status) from None
-    if (
-        torchrun.world() > 1
-    ):  # a C++ thread was seen to abort an interpreter that ended by itself, with all written
+    if torchrun.world() > 1:  # torch's C++ threads can abort an interpreter that exits normally
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
 
 
-def _print_last_words(failure: DiskFailure | None) -> None:
-    """Print the current exception. If the log is on a full disk, drop its output: failing to flush it would change the exit status."""
+def _print_traceback(failure: DiskFailure | None) -> None:
+    """Print the current exception.
+
+    If the log is on a full disk, drop its output: failing to flush it would change the exit status.
+    """
     with suppress(OSError):
         traceback.print_exc()
         if failure:
@@ -242,8 +263,8 @@ def _print_last_words(failure: DiskFailure | None) -> None:
                 os.dup2(nowhere.fileno(), stream.fileno())
 
 
-def _record(error: Exception, directory: Path) -> int:
-    if isinstance(error, torchrun.PeersLost):  # it has nothing to tell that the others have not told
+def _write_error(error: Exception, directory: Path) -> int:
+    if isinstance(error, torchrun.PeersLost):  # the rank that failed first records its error
         return 1
     error = disk_failure(error, directory) or error
     is_input = isinstance(error, InputError | ValidationError)
@@ -255,8 +276,8 @@ def _record(error: Exception, directory: Path) -> int:
     try:
         with (directory / "error.json").open("x") as file:
             file.write(json.dumps(record))
-    except FileExistsError:  # another of several processes was first
+    except FileExistsError:  # another process was first
         pass
-    except OSError:  # the disk does not take even that; the launcher tests the disk itself
+    except OSError:  # the disk is full; the launcher tests the disk itself
         (directory / "error.json").unlink(missing_ok=True)
     return 2 if is_input else 1

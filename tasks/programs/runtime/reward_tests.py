@@ -1,5 +1,10 @@
-"""The finished reward model on best answers of the fine-tuning split: its normalisation and probes, and worthless answers held against real ones."""
+"""Test the finished reward model on best answers of the fine-tuning split.
 
+Normalise it, store probes, and hold worthless answers against real ones.
+"""
+
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -9,102 +14,132 @@ from torch import Tensor
 from tasks.config.jobs import RewardJob
 from tasks.dataset import row_sample
 from tasks.programs.runtime.program import Run
-from tasks.rlhf.batches import prompts, sequences
+from tasks.rlhf.batches import prompts
 from tasks.rlhf.batches.truncation import Encoder
-from tasks.rlhf.compute import distributed
 from tasks.rlhf.evaluation import red_team, reward_evaluation
+from tasks.rlhf.evaluation.answer_scores import Answer, score_answers
 from tasks.rlhf.evaluation.red_team import AttackResult
 from tasks.rlhf.models import reward_model
 from tasks.rlhf.models.reward_model import Scorer
 from tasks.rlhf.thresholds import FOOLED
 from tasks.rlhf.training.finite_checks import check_finite
 
-REFERENCE_ANSWERS = 512  # best answers whose reward gives the normalisation
-PROBES = (
-    8  # of them, whose scores are stored so that users of the adapter can check that it computes the same
-)
-ROWS = 64  # answers at a time
+REFERENCE_ANSWERS = 512  # best answers whose rewards set the normalisation
+PROBES = 8  # of them, stored with their scores so that users of the model can check that it computes the same
+BATCH_SIZE = 64  # answers at a time
 MEASURES = "measures.json"
 
-Encoded = list[tuple[list[int], list[int]]]  # prompt and answer ids
 
+def read_answers(job: RewardJob, run: Run, encoder: Encoder) -> tuple[list[Answer], list[Answer]]:
+    """Return the answers that set the normalisation, and those that worthless ones are held against.
 
-def read(job: RewardJob, run: Run, encoder: Encoder) -> tuple[Encoded, Encoded]:
-    """Return the answers that normalise, and those that are attacked, which all end; some questions drawn by their ids."""
+    Questions are drawn by their ids. The second all have an end token: PPO scores no others.
+    """
     table = pq.read_table(
         run.inputs["data"] / "finetune.parquet", columns=["question_id", "prompt", "answer"]
     )
-    wanted = max(REFERENCE_ANSWERS, job.reward.red_team_answers)
-    rows = table.take(row_sample.draw_sample(table["question_id"].to_pylist(), wanted)).to_pylist()
-    told, everything = run.phase("tokenising reference answers"), []
+    count = max(REFERENCE_ANSWERS, job.reward.red_team_answers)
+    rows = table.take(row_sample.draw_sample(table["question_id"].to_pylist(), count)).to_pylist()
+    report_progress = run.phase("tokenising reference answers")
+    answers: list[Answer] = []
     for number, row in enumerate(rows, 1):
-        everything.append((encoder.encode_prompt(row["prompt"]), encoder.encode_answer(row["answer"])))
-        told(number, len(rows))
-    ends = prompts.end_tokens(encoder.tokenizer, encoder.template)
-    ended = [(p, a) for p, a in everything if a[-1] in ends]  # PPO scores no other
-    enough = ended if len(ended) > 1 else everything
-    return enough[:REFERENCE_ANSWERS], ended[: job.reward.red_team_answers]
+        answers.append((encoder.encode_prompt(row["prompt"]), encoder.encode_answer(row["answer"])))
+        report_progress(number, len(rows))
+    end_ids = prompts.end_tokens(encoder.tokenizer, encoder.template)
+    ended = [(prompt, answer) for prompt, answer in answers if answer[-1] in end_ids]
+    reference = ended if len(ended) > 1 else answers
+    return reference[:REFERENCE_ANSWERS], ended[: job.reward.red_team_answers]
 
 
 def reference_rewards(
-    model: Scorer, answers: Encoded, pad_id: int, device: torch.device, *, run: Run, phase: str
+    model: Scorer, answers: list[Answer], pad_id: int, device: torch.device, *, run: Run, phase: str
 ) -> Tensor:
-    """Reward of each (prompt, answer), (N,) float32. Raises InputError if one is not finite."""
+    """Return the reward of each answer, (N,) float32. Raises InputError if one is not finite."""
+    rewards = score_answers(
+        partial(reward_model.rewards, model),
+        answers,
+        pad_id=pad_id,
+        device=device,
+        batch_size=BATCH_SIZE,
+        report_progress=run.phase(phase),
+    )
+    check_finite({f"the reward of {phase}": rewards})
+    return rewards
 
-    def score(part: Encoded) -> Tensor:
-        prompt_ids, answer_ids = map(list, zip(*part, strict=True))
-        return reward_model.rewards(
-            model, sequences.join(prompt_ids, answer_ids, pad_id=pad_id, device=device)
-        ).cpu()
 
-    order = sorted(range(len(answers)), key=lambda place: sum(map(len, answers[place])))  # little padding
-    parts = [
-        [answers[place] for place in order[first : first + ROWS]] for first in range(0, len(order), ROWS)
-    ]
-    found = torch.cat(distributed.map_over_ranks(parts, score, report_progress=run.phase(phase)))
-    check_finite({f"the reward of {phase}": found})
-    return found[torch.tensor(order).argsort()]
+def mean_and_std(rewards: Tensor) -> tuple[float, float]:
+    """Return the normalisation that some rewards (N,) set; the deviation of a single one is 1."""
+    return rewards.mean().item(), max(rewards.std().item(), 1e-6) if len(rewards) > 1 else 1.0
+
+
+def standardise_members(
+    model: Scorer, reference: list[Answer], pad_id: int, device: torch.device, run: Run
+) -> Scorer:
+    """Return an ensemble whose members' rewards have one origin and one scale.
+
+    A single model stays unchanged.
+    """
+    if len(model.members) == 1:
+        return model
+    members = []
+    for member in model.members:
+        alone = model._replace(members=(member,))
+        phase = "reference answers of each member"
+        mean, std = mean_and_std(reference_rewards(alone, reference, pad_id, device, run=run, phase=phase))
+        members.append(member._replace(mean=mean, std=std))
+    return model._replace(members=tuple(members))
 
 
 def normalise(
-    model: Scorer, answers: Encoded, pad_id: int, device: torch.device, run: Run
+    model: Scorer, answers: list[Answer], pad_id: int, device: torch.device, run: Run
 ) -> dict[str, float]:
-    """Store the mean and deviation of the rewards of reference answers, and probes; return them as metrics."""
-    scores = reference_rewards(model, answers, pad_id, device, run=run, phase="reference answers")
+    """Write the mean and deviation of the rewards of reference answers, and probes, to reward.json.
+
+    Return them as metrics.
+    """
+    rewards = reference_rewards(model, answers, pad_id, device, run=run, phase="reference answers")
+    mean, std = mean_and_std(rewards)
     probes = [
-        {"prompt": p, "answer": a, "score": s}
-        for (p, a), s in zip(answers[:PROBES], scores.tolist(), strict=False)
+        {"prompt": prompt, "answer": answer, "score": score}
+        for (prompt, answer), score in zip(answers[:PROBES], rewards.tolist(), strict=False)
     ]
-    mean, std = scores.mean().item(), max(scores.std().item(), 1e-6) if len(scores) > 1 else 1.0
-    record: dict[str, Any] = {
+    record = {
         "mean": mean,
         "std": std,
         "probes": probes,
         "members": len(model.members),
         "caution": model.uncertainty_penalty,
+        "apart": [(member.mean, member.std) for member in model.members],
     }
-    run.note(reward_model.RECORD, record | {"apart": [(member.mean, member.std) for member in model.members]})
+    run.note(reward_model.RECORD, record)
     return {"reward.mean": mean, "reward.std": std}
 
 
-def attack(model: Scorer, ended: Encoded, encoder: Encoder, device: torch.device, run: Run) -> dict[str, Any]:
-    """Hold worthless answers against real ones, store and warn of what they show; return it as metrics."""
+def attack(
+    model: Scorer, ended: list[Answer], encoder: Encoder, device: torch.device, run: Run
+) -> dict[str, Any]:
+    """Compare the rewards of worthless answers with those of real ones.
+
+    Record and warn of what they show, return it as metrics.
+    """
     verdicts: dict[str, AttackResult] = {}
     metrics: dict[str, Any] = {}
     if len(ended) > 1:
         prompt_ids, answer_ids = map(list, zip(*ended, strict=True))
-        bad = red_team.build_all_attacks(
+        worthless = red_team.build_all_attacks(
             prompt_ids,
             answer_ids,
             tokenizer=encoder.tokenizer,
             template=encoder.template,
             max_answer_tokens=encoder.max_answer_tokens,
         )
-        texts = [*ended, *(pair for some in bad.values() for pair in zip(prompt_ids, some, strict=True))]
+        texts = list(ended)
+        for answers in worthless.values():
+            texts += zip(prompt_ids, answers, strict=True)
         pad_id = encoder.tokenizer.pad_token_id
-        scores = reference_rewards(model, texts, pad_id, device, run=run, phase="attacks")
-        real, *others = scores.split(len(ended))
-        attacked = dict(zip(bad, others, strict=True))
+        rewards = reference_rewards(model, texts, pad_id, device, run=run, phase="attacks")
+        real, *others = rewards.split(len(ended))
+        attacked = dict(zip(worthless, others, strict=True))
         verdicts = red_team.evaluate_attacks(real, attacked)
         elsewhere = red_team.correlation_with_unrelated(real, attacked["unrelated"])
         run.note(MEASURES, {"elsewhere": reward_evaluation.to_json(elsewhere)})
@@ -116,16 +151,20 @@ def attack(model: Scorer, ended: Encoded, encoder: Encoder, device: torch.device
     return metrics | {"reward.worst_attack": worst._asdict() if worst else 0.0}
 
 
-def _warn(verdicts: dict[str, AttackResult], run: Run) -> None:
+def _warn(verdicts: Mapping[str, AttackResult], run: Run) -> None:
     limit = f"{FOOLED:.0%}"
     if fooled := [name for name, verdict in verdicts.items() if verdict.failed]:
         run.warn(
-            f"The reward model is fooled: answers that are worth nothing ({', '.join(fooled)}) out-score more than {limit} of "
-            "the real ones, and PPO finds such answers. Train on more pairs, or set ppo.allow_exploitable=false to stop before PPO."
+            f"The reward model is fooled: answers that are worth nothing ({', '.join(fooled)}) out-score "
+            f"more than {limit} of "
+            "the real ones, and PPO finds such answers. Train on more pairs, or set "
+            "ppo.allow_exploitable=false to stop before PPO."
         )
     if unclear := [name for name, verdict in verdicts.items() if verdict.unclear]:
         count = next(iter(verdicts.values())).wins.n
         run.warn(
-            f"Whether answers that are worth nothing ({', '.join(unclear)}) out-score more than {limit} of the real ones, "
-            f"{count:,} answers cannot tell: raise reward.red_team_answers (the reward model is trained again), or give more data."
+            f"Whether answers that are worth nothing ({', '.join(unclear)}) out-score more than {limit} of "
+            "the real ones, "
+            f"{count:,} answers cannot tell: raise reward.red_team_answers (the reward model is trained "
+            "again), or give more data."
         )

@@ -1,6 +1,8 @@
-"""Checks before anything runs that a model's tokenizer can write questions and answers in a template.
+"""Check that a model's tokenizer can write questions and answers in a template, before any stage runs.
 
-python -m tasks.programs.runtime.tokenizer_check FOLDER TEMPLATE MAX_PROMPT_TOKENS        exit status 2 and one sentence if it cannot
+python -m tasks.programs.runtime.tokenizer_check FOLDER TEMPLATE MAX_PROMPT_TOKENS
+
+Exits with status 2 and one sentence if it cannot.
 """
 
 import sys
@@ -13,7 +15,7 @@ from tasks.system.errors import InputError
 
 
 def main() -> None:
-    """Write the shortest question and an answer."""
+    """Encode the shortest question and an answer."""
     folder, template, max_prompt_tokens = sys.argv[1:]
     try:
         tokenizer = loading.load_tokenizer(Path(folder))

@@ -1,4 +1,7 @@
-"""How SFT, the reward model and DPO begin: what is trained, from which weights, by which plan; and what memory it takes."""
+"""Prepare the training of SFT, the reward model and DPO.
+
+Load the base, check memory, choose what is trained, start the optimizer.
+"""
 
 from functools import partial
 from pathlib import Path
@@ -20,18 +23,22 @@ from tasks.rlhf.models.fingerprint import Fingerprint
 from tasks.rlhf.models.quantised import Precision
 from tasks.rlhf.models.trainable import Trainable
 from tasks.rlhf.training import dry_run, memory
-from tasks.rlhf.training.loop import Plan, Training
+from tasks.rlhf.training.loop import Schedule, Training
 from tasks.system import torchrun
 from tasks.system.errors import InputError
 
 
-def base(
+def load_base(
     run: Run, source: str, precision: Precision | None, text: Text, device: torch.device
 ) -> PreTrainedModel:
-    """The frozen model of the input ``source``, in the precision that is set, checked for the lengths of the texts. Raises InputError."""
+    """Return the frozen model of the input ``source`` in the precision that is set.
+
+    Raises InputError if it is stored in float16, has no output head or is too short for the texts.
+    """
     if precision is None and loading.folder_dtype(run.inputs[source]) == torch.float16:
         raise InputError(
-            f"The {source} is stored in float16, in which small gradients vanish: set weights.* to bfloat16, or to float32."
+            f"The {source} is stored in float16, in which small gradients vanish: "
+            "set weights.* to bfloat16, or to float32."
         )
     model = loading.load(run.inputs[source], device=device, precision=precision)
     architecture_checks.check_head(model)
@@ -41,138 +48,161 @@ def base(
     return model
 
 
-def share_prompts(run: Run, base: PreTrainedModel, questions: list[Comparison], *, pad_id: int) -> None:
-    """Compare answers that share their prompt with plain forward passes; a model that differs computes each alone.
+def check_prompt_sharing(
+    run: Run, base: PreTrainedModel, questions: list[Comparison], *, pad_id: int
+) -> None:
+    """Compare answers that share their prompt with plain forward passes.
+
+    A model that differs computes each answer alone.
 
     Raises InputError for a model whose texts depend on others even then.
     """
     measure = partial(layout_checks.sharing_gap, base, questions, pad_id=pad_id)
-    gap, told = layout_checks.check_layout(base, measure, layout="Sharing a prompt among its answers")
+    gap, warning = layout_checks.check_layout(base, measure, layout="Sharing a prompt among its answers")
     print(f"Shared prompts are {gap.nats:.2g} nats a token from plain forward passes.", flush=True)
-    if told:
-        run.warn(told)
+    if warning:
+        run.warn(warning)
 
 
-class Step(NamedTuple):
-    """The largest forward and backward of a stage: ``rows`` of ``tokens`` tokens."""
+class MicroBatch(NamedTuple):
+    """The largest forward and backward pass of a stage: ``rows`` of ``tokens`` tokens."""
 
     rows: int
     tokens: int
-    packed: bool = False  # documents side by side; else a question with its answers
+    packed: bool = False  # documents side by side, or else a question with its answers
 
 
-def largest(questions: list[Comparison], batch_size: int, run: Run) -> Step:
-    """A bound of what ``branches.join`` can make of some questions of the stage's input "model"."""
-    per_rank = -(-batch_size // distributed.world())
-    longest: dict[int, int] = {}  # by number of answers
-    for c in questions:
-        longest[len(c.answers)] = max(
-            longest.get(len(c.answers), 0), len(c.prompt) + sum(map(len, c.answers))
-        )
+def largest_micro_batch(questions: list[Comparison], batch_size: int, run: Run) -> MicroBatch:
+    """Return an upper bound of what ``shared_prompt.join`` makes of some questions for the stage's input
+    "model".
+    """
+    per_rank = min(-(-batch_size // distributed.world()), len(questions))
+    longest: dict[int, int] = {}  # tokens of a question with all its answers, by number of answers
+    for question in questions:
+        tokens = len(question.prompt) + sum(map(len, question.answers))
+        longest[len(question.answers)] = max(longest.get(len(question.answers), 0), tokens)
     hidden_size = loading.load_config(run.inputs["model"]).get_text_config().hidden_size
-    widest, most = (
-        shared_prompt.max_row_tokens([(c.prompt, c.answers) for c in questions], hidden_size=hidden_size),
-        run.machine.micro_batch,
-    )
-    steps = []
-    for answers, tokens in longest.items():
-        together = min(per_rank, len(questions), max(1, most // answers) if most else per_rank)
-        steps.append(Step(together * -(-tokens // widest), min(tokens, widest)))
-    return max(steps, key=lambda step: step.rows * step.tokens)
+    texts = [(question.prompt, question.answers) for question in questions]
+    width = shared_prompt.max_row_tokens(texts, hidden_size=hidden_size)
+    limit = run.machine.micro_batch  # answers at a time; 0 is all
+    bounds = []
+    for num_answers, tokens in longest.items():
+        together = min(per_rank, max(1, limit // num_answers)) if limit else per_rank
+        bounds.append(MicroBatch(together * -(-tokens // width), min(tokens, width)))
+    return max(bounds, key=lambda bound: bound.rows * bound.tokens)
 
 
-def afford(
+def check_memory(
     settings: Sft | Reward | Dpo,
     run: Run,
     source: str,
     precision: Precision | None,
     device: torch.device,
-    step: Step,
+    micro_batch: MicroBatch,
     *,
     members: int = 1,
 ) -> None:
-    """Refuse to load what cannot be trained in the memory that is there, and say what would fit; bottlenecks and shards are not estimated."""
-    stage = {Sft: "sft", Reward: "reward", Dpo: "dpo"}[type(settings)]
+    """Estimate the memory of a training step before the input ``source`` is loaded; bottlenecks and shards
+    are not estimated.
+
+    Raises InputError, with the first change that makes it fit, if the step needs more than is free.
+    """
+    stage = stage_name(settings)
     if settings.tune == "bottleneck" or (distributed.world() > 1 and run.machine.of(stage).shard):
         return
-    plan = dry_run.Plan(
+    step = dry_run.StepSpec(
         config=loading.load_config(run.inputs[source]),
-        rows=step.rows,
-        tokens=step.tokens,
+        rows=micro_batch.rows,
+        tokens=micro_batch.tokens,
         precision=precision,
         rank=settings.lora.rank if settings.tune == "lora" else None,
         targets=settings.lora.targets,
         dropout=settings.lora.dropout,
         num_adapters=members,
         checkpointing=run.machine.gradient_checkpointing,
-        packed=step.packed,
-        visible=not step.packed,
+        packed=micro_batch.packed,
+        explicit_mask=not micro_batch.packed,
         device=device,
     )
     free = free_memory.available(device) // (torchrun.local_world() if device.type == "cpu" else 1)
     try:
-        estimate = memory.estimate(plan)
-        print(f"A step takes about {memory.told(estimate)}", flush=True)
-        memory.check(estimate, free)
-    # The model's own code runs on tensors without data there, which not every model's code can; a refusal is none of these.
+        estimate = memory.estimate(step)
+        print(f"A step takes about {memory.format_estimate(estimate)}", flush=True)
+        memory.check_fits(estimate, free)
+    # The model's own code runs on tensors without data, which fails for some. InputError is none of these.
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        first_line = (str(error).splitlines() or [""])[0]
         run.warn(
-            f"How much memory a step of {stage} takes is not known: the estimate fails on {plan.config.model_type} models "
-            f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]}). The stage starts all the same and may run out of memory."
+            f"How much memory a step of {stage} takes is not known: the estimate fails on "
+            f"{step.config.model_type} models "
+            f"({type(error).__name__}: {first_line}). The stage starts all the same and may run out of "
+            "memory."
         )
     else:
         if device.type == "cpu" and estimate.total > free:
             free_memory.map_large_tensors()
-    distributed.barrier()  # before the first of those that share a memory begins to fill it
+    distributed.barrier()  # ranks on one machine measure its free memory before any of them loads a model
 
 
-def tell_peak(device: torch.device) -> None:
-    """Print what the estimate can be held against."""
-    print(
-        f"At most {memory.gigabytes(free_memory.peak(device))} were {'allocated' if device.type == 'cuda' else 'held'} at once.",
-        flush=True,
-    )
+def stage_name(settings: Sft | Reward | Dpo) -> str:
+    """Return the stage that has these settings."""
+    return {Sft: "sft", Reward: "reward", Dpo: "dpo"}[type(settings)]
 
 
-def tuning(
+def print_peak_memory(device: torch.device) -> None:
+    """Print the largest memory use so far, for comparison with the estimate."""
+    verb = "allocated" if device.type == "cuda" else "held"
+    print(f"At most {memory.format_bytes(free_memory.peak(device))} were {verb} at once.", flush=True)
+
+
+def build_trainable(
     settings: Sft | Reward | Dpo,
+    run: Run,
     base: PreTrainedModel | PeftModel,
     name: str,
     *,
     folder: Path,
     fingerprint: Fingerprint,
-    shard: bool,
 ) -> Trainable:
-    """What of ``base``, which came from ``folder``, is trained (torch's global seed), in parts on the ranks with ``shard``. Raises InputError."""
+    """Make the part of ``base``, loaded from ``folder``, that is trained: an adapter called ``name``,
+    bottlenecks or all weights.
+
+    New weights are drawn from torch's global generator; ``launch.*.shard`` spreads the weights over the
+    ranks. Raises InputError if the base's precision or sharding does not allow it.
+    """
+    shard = run.machine.of(stage_name(settings)).shard
     if shard and settings.tune != "full":
         raise InputError(
-            "Only weights that are all trained can be sharded (launch.*.shard): set tune to full, or shard to false."
+            "Only weights that are all trained can be sharded (launch.*.shard): set tune to full, or shard "
+            "to false."
         )
     match settings.tune:
         case "lora":
-            chosen = trainable.attach_lora(base, name, fingerprint=fingerprint, **settings.lora.model_dump())
+            return trainable.attach_lora(base, name, fingerprint=fingerprint, **settings.lora.model_dump())
         case "full":
             assert isinstance(base, PreTrainedModel)
             if fingerprint.precision in ("int8", "nf4"):
                 raise InputError(
-                    f"Weights in {fingerprint.precision} cannot be trained themselves: train an adapter, or set weights.* to null."
+                    f"Weights in {fingerprint.precision} cannot be trained themselves: "
+                    "train an adapter, or set weights.* to null."
                 )
-            chosen = trainable.unfreeze_all(base, folder, shard=shard)
+            return trainable.unfreeze_all(base, folder, shard=shard)
         case "bottleneck":
             assert isinstance(base, PreTrainedModel)
-            chosen = trainable.attach_bottlenecks(
+            return trainable.attach_bottlenecks(
                 base, fingerprint=fingerprint, **settings.bottleneck.model_dump()
             )
-    return chosen
 
 
-def training(
-    settings: Sft | Reward | Dpo, run: Run, tuning: Trainable, *, num_rows: int, seed: int
+def start_training(
+    settings: Sft | Reward | Dpo, run: Run, tuned: Trainable, *, num_rows: int, seed: int
 ) -> Training:
-    """The optimizer steps over ``num_rows`` rows, with the weights of the input "start" where there is one, or from the checkpoint."""
+    """Prepare the optimizer steps over ``num_rows`` rows: from the newest checkpoint, the weights of the
+    input "start", or fresh ones.
+    """
     if "start" in run.inputs:
-        trainable.load_start(tuning.parameters, run.inputs["start"])
-    plan = Plan(
+        trainable.load_start(tuned.parameters, run.inputs["start"])
+    schedule = Schedule(
         total=schedules.num_steps(
             num_rows, batch_size=settings.batch_size, epochs=settings.epochs, max_steps=settings.max_steps
         ),
@@ -184,13 +214,13 @@ def training(
         patience=settings.patience,
         keep_best=settings.keep == "best",
     )
-    begun = Training(
-        tuning.parameters,
+    training = Training(
+        tuned.parameters,
         run.checkpoints,
-        plan,
+        schedule,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        apart=tuning.clipped_separately,
+        clip_groups=tuned.clipped_separately,
     )
-    run.rewind(begun.start)
-    return begun
+    run.rewind(training.start)
+    return training

@@ -36,3 +36,9 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
     assert selected.numel() > 1, "whitening needs at least two response tokens"
     scaled = (values - selected.mean()) * torch.rsqrt(selected.var(unbiased=True) + 1e-8)
     return torch.where(mask, scaled, 0.0)
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
+    """Return 1 - var(returns - values) / var(returns) where ``mask`` is True, all (B, T); 0 if the returns do not vary."""
+    variance = returns[mask].var()
+    return 0.0 if variance == 0 else float(1 - (returns - values)[mask].var() / variance)

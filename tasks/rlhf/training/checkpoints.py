@@ -1,4 +1,7 @@
-"""Everything a training loop needs to go on after a kill, written atomically. Random numbers are functions of (seed, step) and need no state."""
+"""Write and read checkpoints of a training loop atomically.
+
+Random numbers are functions of (seed, step) and need no state.
+"""
 
 import json
 import os
@@ -18,6 +21,8 @@ BEST = "best.safetensors"
 
 
 class Checkpoint(NamedTuple):
+    """The state of a training loop."""
+
     step: int  # optimizer steps (PPO: rollout batches) done
     tensors: dict[str, Tensor]
     state: dict[str, Any]
@@ -31,8 +36,10 @@ def save(
     *,
     best: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write checkpoint ``step``: temporary folder, fsync, rename; older ones go after it stands. ``best`` are weights to keep in every later
-    checkpoint as well, until others are given."""
+    """Write checkpoint ``step``: temporary folder, fsync, rename; then delete older ones.
+
+    ``best`` are weights that every later checkpoint keeps as well, until others are given.
+    """
     target, temporary = folder / f"step-{step:08d}", folder / f"new-{step:08d}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -53,7 +60,7 @@ def save(
 
 
 def latest(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint; None where there is none."""
+    """Return the newest complete checkpoint, or None if there is none."""
     path = _newest(folder, "state.json")
     if path is None:
         return None
@@ -62,14 +69,14 @@ def latest(folder: Path) -> Checkpoint | None:
 
 
 def best(folder: Path) -> dict[str, Tensor]:
-    """The weights that the newest checkpoint keeps as the best."""
+    """Return the weights that the newest checkpoint keeps as the best."""
     path = _newest(folder, BEST)
     assert path is not None, folder
     return load_file(path)
 
 
 def _newest(folder: Path, name: str) -> Path | None:
-    """A file of the newest whole checkpoint."""
+    """Return the path of a file of the newest complete checkpoint."""
     path = max(folder.glob("step-*"), default=None)
     return path / name if path is not None and (path / name).exists() else None
 
@@ -79,7 +86,7 @@ def _write(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def training_tensors(parameters: Mapping[str, nn.Parameter], optimizer: Optimizer) -> dict[str, Tensor]:
-    """Parameters and their optimizer moments, by name."""
+    """Return parameters and their optimizer moments, by name."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
         tensors[f"parameter.{name}"] = parameter.data
@@ -94,22 +101,19 @@ def training_tensors(parameters: Mapping[str, nn.Parameter], optimizer: Optimize
 def restore_training(
     parameters: Mapping[str, nn.Parameter], optimizer: Optimizer, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Put back what ``training_tensors`` took."""
+    """Load what ``training_tensors`` returned."""
     for name, parameter in parameters.items():
         with torch.no_grad():
             parameter.copy_(shard_like(tensors[f"parameter.{name}"], parameter))
         marker = f".{name}"
         for key, value in tensors.items():
-            if (
-                key.startswith("optimizer.")
-                and key.endswith(marker)
-                and "." not in (short := key[len("optimizer.") : -len(marker)])
-            ):
-                optimizer.state[parameter][short] = (
-                    value.to(parameter.device).clone()
-                    if short == "step"
-                    else shard_like(value, parameter).clone()
-                )
+            if not (key.startswith("optimizer.") and key.endswith(marker)):
+                continue
+            moment = key[len("optimizer.") : -len(marker)]
+            if "." in moment:  # of another parameter, whose name ends in this one's
+                continue
+            restored = value.to(parameter.device) if moment == "step" else shard_like(value, parameter)
+            optimizer.state[parameter][moment] = restored.clone()
 
 
 def _sync(path: Path) -> None:

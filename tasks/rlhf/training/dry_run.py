@@ -1,7 +1,8 @@
-"""A training step without memory: what it makes in passing, found by running the model's own code on tensors that have shapes alone.
+"""Measure the transient memory of a training step on tensors that have shapes but no data.
 
-The model runs forward and backward on torch's meta device, and the largest number of bytes alive at once is noted. So every architecture, adapter
-and way of computing layers again is right without a formula for it. A 7B model takes about four seconds.
+Forward and backward run on torch's meta device while the largest number of bytes alive at once is recorded.
+So the result holds for every architecture, adapter and kind of gradient checkpointing, without a formula for
+it. A 7B model takes about four seconds.
 """
 
 import copy
@@ -29,14 +30,13 @@ from tasks.rlhf.batches import attention_masks, chunked_log_probs, forward
 from tasks.rlhf.models import gradient_checkpointing, loading, lora, quantised
 
 META = torch.device("meta")
-NF4_BLOCK, NF4_GROUP = (
-    64,
-    256,
-)  # weights a scale, scales a scale of their own (Dettmers et al. 2023, arXiv 2305.14314, section 3)
+# Weights per scale, and scales per second-level scale (Dettmers et al. 2023, arXiv 2305.14314, section 3).
+NF4_BLOCK, NF4_GROUP = 64, 256
 SLACK = 1.05  # kernels' own buffers, and what the allocator cannot use again
+NAME = "dry_run"  # of the adapter and of the attention implementation
 
 
-class Plan(NamedTuple):
+class StepSpec(NamedTuple):
     """A training step: ``rows`` sequences of ``tokens`` at a time through a model of ``config``."""
 
     config: PretrainedConfig
@@ -47,24 +47,24 @@ class Plan(NamedTuple):
     targets: str | tuple[str, ...] = "all-linear"  # of the adapter
     dropout: float = 0.0  # of the adapter
     num_adapters: int = 1  # that train
-    checkpointing: bool = False  # each layer keeps its input only and is computed again
+    checkpointing: bool = False  # each layer keeps its input only and is recomputed in the backward pass
     packed: bool = False  # several documents in a row
-    visible: bool = False  # a mask says what each token sees (branches); else attention is causal
+    explicit_mask: bool = False  # a mask says what each token sees (shared prompts), else attention is causal
     double_quantised: bool = True  # the scales of nf4
-    chunk: int | None = None  # rows of logits at a time; None is chunked's own choice on `device`
+    chunk: int | None = None  # rows of logits at a time; None is the choice of chunked_log_probs on `device`
     device: torch.device = torch.device("cpu")
-    mapped: bool = False  # on a CPU, whether `map_large_tensors` was called: no holes, slower steps
+    mapped: bool = False  # on a CPU, whether `map_large_tensors` was called: no fragmentation, slower steps
 
 
-# ----------------------------------------------------------------------------------------------------- what lies there all the time
+# ------------------------------------------------------------------------------- persistent memory
 
 
-def bare(plan: Plan) -> PreTrainedModel:
-    """The model with its sizes and types and without any memory, frozen."""
+def empty_model(spec: StepSpec) -> PreTrainedModel:
+    """Return the frozen model with its shapes and types on the meta device."""
     loading.quiet_libraries()
-    config = copy.deepcopy(plan.config)
-    quantised = plan.precision in ("int8", "nf4", None)
-    dtype = (config.dtype or torch.float32) if quantised else getattr(torch, str(plan.precision))
+    config = copy.deepcopy(spec.config)
+    as_stored = spec.precision in ("int8", "nf4", None)
+    dtype = (config.dtype or torch.float32) if as_stored else getattr(torch, str(spec.precision))
     with META:
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     assert isinstance(model, PreTrainedModel)
@@ -73,29 +73,30 @@ def bare(plan: Plan) -> PreTrainedModel:
     return model
 
 
-def adapted(model: PreTrainedModel, plan: Plan) -> PeftModel:
-    assert plan.rank is not None
-    settings = lora.build_config(rank=plan.rank, alpha=plan.rank, dropout=plan.dropout, targets=plan.targets)
+def attach_adapter(model: PreTrainedModel, spec: StepSpec) -> PeftModel:
+    """Return ``model`` with the adapter of ``spec``."""
+    assert spec.rank is not None
+    settings = lora.build_config(rank=spec.rank, alpha=spec.rank, dropout=spec.dropout, targets=spec.targets)
     with model.device:
-        return lora.attach(model, "rehearsed", settings)
+        return lora.attach(model, NAME, settings)
 
 
-def weight_bytes(model: PreTrainedModel, plan: Plan) -> int:
-    """The base's parameters. Quantised are the matrices of the layers; embeddings, head and norms stay as stored."""
-    quantised = (
-        {id(matrix.weight): matrix.weight for matrix in _matrices(model)}
-        if plan.precision in ("int8", "nf4")
-        else {}
-    )
-    size = num_bytes(p for p in model.parameters() if id(p) not in quantised)
-    for weight in quantised.values():
-        if plan.precision == "int8":
+def weight_bytes(model: PreTrainedModel, spec: StepSpec) -> int:
+    """Return the size of the base's parameters.
+
+    Quantisation is of the layers' matrices; embeddings, head and norms stay as stored.
+    """
+    if spec.precision not in ("int8", "nf4"):
+        return num_bytes(model.parameters())
+    matrices = {id(matrix.weight): matrix.weight for matrix in _matrices(model)}
+    size = num_bytes(parameter for parameter in model.parameters() if id(parameter) not in matrices)
+    for weight in matrices.values():
+        if spec.precision == "int8":
             size += weight.numel() + 4 * weight.shape[0]  # a float32 scale a row
         else:
             scales = -(-weight.numel() // NF4_BLOCK)
-            size += weight.numel() // 2 + (
-                scales + 4 * -(-scales // NF4_GROUP) if plan.double_quantised else 4 * scales
-            )
+            scale_bytes = scales + 4 * -(-scales // NF4_GROUP) if spec.double_quantised else 4 * scales
+            size += weight.numel() // 2 + scale_bytes
     return size
 
 
@@ -107,81 +108,83 @@ def _matrices(model: PreTrainedModel) -> list[nn.Linear | Conv1D]:
 
 
 def num_bytes(tensors: Iterable[Tensor]) -> int:
+    """Return the size of all ``tensors``."""
     return sum(x.numel() * x.element_size() for x in tensors)
 
 
-# ------------------------------------------------------------------------------------------------------- what is made in passing
+# ------------------------------------------------------------------------------- transient memory
 
 
-class Passing(NamedTuple):
-    """Bytes that a step makes in passing, each beyond those before."""
+class TransientMemory(NamedTuple):
+    """Bytes that exist only during a step, each beyond those before."""
 
     activations: int
     logits: int
     workspace: int
 
 
-def passing(plan: Plan) -> Passing:
-    """One micro-batch forward and backward on tensors without memory."""
-    model = bare(plan)
+def measure_transient(spec: StepSpec) -> TransientMemory:
+    """Run one micro-batch forward and backward on the meta device. Return the bytes that it needs."""
+    model = empty_model(spec)
     if model.config._attn_implementation == "sdpa":
-        AttentionInterface.register("rehearsed", _attention)
-        AttentionMaskInterface.register("rehearsed", sdpa_mask)
-        model.set_attn_implementation("rehearsed")
-    if plan.checkpointing:
+        AttentionInterface.register(NAME, _attention)
+        AttentionMaskInterface.register(NAME, sdpa_mask)
+        model.set_attn_implementation(NAME)
+    if spec.checkpointing:
         gradient_checkpointing.enable(model)
+    # One quantised matrix at a time is dequantised for its product.
     largest = max(matrix.weight.numel() for matrix in _matrices(model))
-    whole = {"int8": 8, "nf4": model.dtype.itemsize}.get(
-        str(plan.precision), 0
-    ) * largest  # one quantised matrix at a time is made whole again
-    with ready(model, plan) as base, _Alive(answer=not plan.packed) as alive:
-        hidden = _hidden(base, plan)
-        kept = alive.now
+    dequantised = {"int8": 8, "nf4": model.dtype.itemsize}.get(str(spec.precision), 0) * largest
+    with training_model(model, spec) as base, _AliveBytes(answer=not spec.packed) as alive:
+        hidden = _hidden_states(base, spec)
+        activations = alive.now
         targets = torch.zeros(len(hidden), dtype=torch.int64, device=META)
         rows = chunked_log_probs.chunk_rows(
-            len(hidden), base.config.vocab_size, device=plan.device, chunk=plan.chunk
+            len(hidden), base.config.vocab_size, device=spec.device, chunk=spec.chunk
         )
-        loss = chunked_log_probs.cross_entropy(
-            hidden, forward.output_head(base), targets, count=1, chunk=rows
-        )
-        logits = alive.most - kept
+        head = forward.output_head(base)
+        loss = chunked_log_probs.cross_entropy(hidden, head, targets, count=1, chunk=rows)
+        logits = alive.most - activations
         del hidden
         torch.autograd.backward(loss)
-    workspace = alive.most - kept - logits + whole
-    return Passing(kept, logits, workspace + round((SLACK - 1) * (kept + logits + workspace)))
+    workspace = alive.most - activations - logits + dequantised
+    slack = round((SLACK - 1) * (activations + logits + workspace))
+    return TransientMemory(activations, logits, workspace + slack)
 
 
 @contextmanager
-def ready(model: PreTrainedModel, plan: Plan) -> Iterator[PreTrainedModel]:
-    """The model as it trains; gradients are there already, as in every micro-batch but the first."""
-    if plan.rank is None:
-        trained = list(model.requires_grad_(True).parameters())
-    else:
-        peft = adapted(model, plan)
-        lora.train_mode(peft)
-        trained = list(lora.parameters(peft, "rehearsed").values())
-    for parameter in trained:
-        parameter.grad = torch.empty_like(parameter)
-    if plan.rank is None:
+def training_model(model: PreTrainedModel, spec: StepSpec) -> Iterator[PreTrainedModel]:
+    """Yield the model in training, with gradients allocated, as in every micro-batch but the first."""
+    if spec.rank is None:
+        _allocate_gradients(model.requires_grad_(True).parameters())
         yield model
-    else:
-        with lora.active(peft, "rehearsed") as base:
-            yield base
+        return
+    adapted = attach_adapter(model, spec)
+    lora.train_mode(adapted)
+    _allocate_gradients(lora.parameters(adapted, NAME).values())
+    with lora.active(adapted, NAME) as base:
+        yield base
 
 
-def _hidden(base: PreTrainedModel, plan: Plan) -> Tensor:
-    """Last hidden states (rows * tokens, D)."""
-    ids = torch.zeros((plan.rows, plan.tokens), dtype=torch.int64, device=META)
-    if not plan.visible or attention_masks.reason_for_one_text_per_row(base):
+def _allocate_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    for parameter in parameters:
+        parameter.grad = torch.empty_like(parameter)
+
+
+def _hidden_states(base: PreTrainedModel, spec: StepSpec) -> Tensor:
+    """Return last hidden states, (rows * tokens, D)."""
+    ids = torch.zeros((spec.rows, spec.tokens), dtype=torch.int64, device=META)
+    if not spec.explicit_mask or attention_masks.reason_for_one_text_per_row(base):
         return forward.hidden_states(base, ids).flatten(0, 1)
-    visible = torch.ones((plan.rows, plan.tokens, plan.tokens), dtype=torch.bool, device=META)
+    visible = torch.ones((spec.rows, spec.tokens, spec.tokens), dtype=torch.bool, device=META)
     return forward.hidden_states(base, ids, torch.zeros_like(ids), visible).flatten(0, 1)
 
 
-class _Alive(TorchDispatchMode):
-    """Bytes of the tensors made inside: those alive now, and the most that ever were.
+class _AliveBytes(TorchDispatchMode):
+    """Count the bytes of the tensors created inside: those alive now, and the most at any time.
 
-    Models ask their data one thing that matters, which has no answer without data: whether the positions begin once in every row. It is ``answer``.
+    Models branch on one property of their data, which is unknown without data: whether the positions begin
+    once in every row. They are told ``answer``.
     """
 
     def __init__(self, *, answer: bool) -> None:
@@ -193,23 +196,23 @@ class _Alive(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
             return self.answer
-        made = func(*args, **(kwargs or {}))
-        given = {x.untyped_storage()._cdata for x in args if isinstance(x, Tensor)}
-        for x in made if isinstance(made, tuple | list) else (made,):
+        outputs = func(*args, **(kwargs or {}))
+        inputs = {x.untyped_storage()._cdata for x in args if isinstance(x, Tensor)}
+        for x in outputs if isinstance(outputs, tuple | list) else (outputs,):
             if isinstance(x, Tensor):
-                self._see(x, given)
-        return made
+                self._count(x, inputs)
+        return outputs
 
-    def _see(self, made: Tensor, given: set[int]) -> None:
-        storage = made.untyped_storage()
+    def _count(self, output: Tensor, inputs: set[int]) -> None:
+        storage = output.untyped_storage()
         key = storage._cdata
-        if key in self.known or key in given:  # a view of an argument, or the argument itself
+        if key in self.known or key in inputs:  # a view of an argument, or the argument itself
             return
         self.now += storage.nbytes()
         self.most = max(self.most, self.now)
-        self.known[key] = weakref.finalize(storage, self._gone, key, storage.nbytes())
+        self.known[key] = weakref.finalize(storage, self._subtract, key, storage.nbytes())
 
-    def _gone(self, key: int, size: int) -> None:
+    def _subtract(self, key: int, size: int) -> None:
         del self.known[key]
         self.now -= size
 
@@ -217,7 +220,9 @@ class _Alive(TorchDispatchMode):
 def _attention(
     _: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_settings: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention as torch's kernels for CPU and CUDA keep it, O(T); on the meta device it would be the O(T^2) of its definition."""
+    """Compute attention with the O(T) memory of torch's CPU and CUDA kernels; on the meta device torch would
+    use the O(T^2) definition.
+    """
     if attention_mask is not None:  # transformers then repeats keys and values for every head
         groups = query.shape[1] // key.shape[1]
         key, value = repeat_kv(key, groups), repeat_kv(value, groups)
@@ -226,16 +231,18 @@ def _attention(
 
 
 class _Attention(torch.autograd.Function):
-    """The shapes of attention: query (B, H, T, d), key and value (B, K, T, d). A mask of booleans is turned into numbers in every layer."""
+    """The shapes of attention: query (B, H, T, d), key and value (B, K, T, d).
+
+    A boolean mask is converted to numbers in every layer.
+    """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         batch, heads, tokens, _ = query.shape
         output = query.new_empty(batch, tokens, heads, value.shape[-1]).transpose(1, 2)
         normalisers = query.new_empty(batch, heads, tokens, dtype=torch.float32)
-        ctx.save_for_backward(
-            query, key, value, output, normalisers, mask.to(query.dtype) if mask is not None else None
-        )
+        numbers = mask.to(query.dtype) if mask is not None else None
+        ctx.save_for_backward(query, key, value, output, normalisers, numbers)
         return output
 
     @staticmethod

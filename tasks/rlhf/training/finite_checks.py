@@ -1,4 +1,4 @@
-"""NaN and infinity end a program with one sentence that says in which step, and where they came up first."""
+"""Raise an error on NaN and infinity that names the step and the first quantity that had them."""
 
 import math
 from collections.abc import Mapping
@@ -16,19 +16,21 @@ UNSOUND_MODEL = "the model cannot be computed with; train it again or choose ano
 def check_finite(
     values: Mapping[str, Tensor | float], *, step: int | None = None, advice: str = DIVERGED
 ) -> None:
-    """Raise InputError for the first of the named ``values`` that is not finite; causes stand before what they lead to."""
+    """Raise InputError for the first of the named ``values`` that is not finite; list causes before their
+    effects.
+    """
     for name, value in values.items():
         if isinstance(value, Tensor):
             bad = value.detach()[~value.detach().isfinite()]
             if not len(bad):
                 continue
-            told = f"{bad[0].item()} ({len(bad)} of {value.numel()} values)"
+            shown = f"{bad[0].item()} ({len(bad)} of {value.numel()} values)"
         elif math.isfinite(value):
             continue
         else:
-            told = str(value)
+            shown = str(value)
         when = f" in step {step}" if step is not None else ""
-        raise InputError(f"{name[0].upper()}{name[1:]} is {told}{when}: {advice}.")
+        raise InputError(f"{name[0].upper()}{name[1:]} is {shown}{when}: {advice}.")
 
 
 def check_weights(parameters: Mapping[str, nn.Parameter], *, step: int | None = None) -> None:

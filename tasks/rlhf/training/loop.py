@@ -1,15 +1,16 @@
-"""What every supervised loop keeps: parameters, their optimizer, the step it has reached, the best weights so far, and all of it in checkpoints."""
+"""Train in optimizer steps with held-out evaluations and checkpoints: SFT, reward model and DPO."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from tasks.rlhf.algorithms.schedules import Shape, evaluation_steps, learning_rate
+from tasks.rlhf.algorithms import schedules
+from tasks.rlhf.algorithms.schedules import Shape
 from tasks.rlhf.compute import distributed, fsdp
 from tasks.rlhf.compute.seeds import seed_step
 from tasks.rlhf.training import checkpoints
@@ -17,133 +18,189 @@ from tasks.rlhf.training.finite_checks import check_finite, check_weights
 from tasks.system.errors import InputError
 
 
-class Plan(NamedTuple):
-    """The steps of a run and what belongs to each."""
+class Schedule(NamedTuple):
+    """The number of steps of a training run, its learning rates and its evaluations."""
 
     total: int  # optimizer steps
     seed: int
     peak: float  # learning rate
     shape: Shape
     warmup_share: float
-    evaluations: int  # how often the held-out part is looked at
-    patience: int | None  # looks without improvement after which the run stops
-    keep_best: bool  # which weights are the result: the best look's, or the last
+    evaluations: int  # of the held-out loss, evenly spread
+    patience: int | None  # evaluations without improvement after which the run stops
+    keep_best: bool  # the result is the weights of the best evaluation, or else the last
 
 
 class Best(NamedTuple):
-    """The smallest held-out loss so far."""
+    """The evaluation with the smallest held-out loss so far."""
 
     loss: float = math.inf
     step: int = 0
-    waited: int = 0  # looks since then
+    waited: int = 0  # evaluations since then
 
-    def after(self, step: int, loss: float) -> "Best":
+    def updated(self, step: int, loss: float) -> "Best":
+        """Return the best evaluation once that of ``step`` is known; of equal ones, the first."""
         return Best(loss, step) if loss < self.loss else self._replace(waited=self.waited + 1)
 
 
 class Training:
-    """AdamW on some parameters by a plan; begins where the newest checkpoint in ``folder`` ended."""
+    """AdamW on some parameters by a schedule, resumed from the newest checkpoint in ``folder``."""
 
     def __init__(
         self,
         parameters: Mapping[str, nn.Parameter],
         folder: Path,
-        plan: Plan,
+        schedule: Schedule,
         *,
         weight_decay: float = 0.0,
         max_grad_norm: float = 1.0,
-        apart: Sequence[Sequence[str]] = (),
+        clip_groups: Sequence[Sequence[str]] = (),
     ) -> None:
-        self.parameters, self.folder, self.plan, self.max_grad_norm = parameters, folder, plan, max_grad_norm
-        self.clipped = [[parameters[name] for name in names] for names in apart] or [
-            list(parameters.values())
-        ]
-        self.optimizer = torch.optim.AdamW(decayed(parameters, weight_decay), lr=plan.peak, fused=True)
-        self.looks = evaluation_steps(plan.total, plan.evaluations)
+        """Prepare the optimizer. Each of ``clip_groups`` has its gradient norm clipped separately.
+
+        Raises InputError if the ranks disagree about the number of steps or the checkpoint.
+        """
+        self.parameters, self.folder, self.schedule = parameters, folder, schedule
+        self.max_grad_norm = max_grad_norm
+        groups = clip_groups or [list(parameters)]
+        self.clipped = [[parameters[name] for name in names] for names in groups]
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(parameters, weight_decay), lr=schedule.peak, fused=True
+        )
+        self.evaluation_steps = schedules.evaluation_steps(schedule.total, schedule.evaluations)
         self.start, self.best = 0, Best()
-        self.step = 0  # the one that is being or was last taken, from 1
-        self.told: dict[str, Any] = {}  # what was found before the first step, as JSON
+        self.step = 0  # the current or last step, from 1
+        self.initial_metrics: dict[str, Any] = {}  # measured before the first step, as JSON
         if (checkpoint := checkpoints.latest(folder)) is not None:
-            self.start, self.best, self.told = (
-                checkpoint.step,
-                Best(**checkpoint.state["best"]),
-                checkpoint.state["told"],
-            )
+            self.start = self.step = checkpoint.step
+            self.best = Best(**checkpoint.state["best"])
+            self.initial_metrics = checkpoint.state["told"]
             checkpoints.restore_training(parameters, self.optimizer, checkpoint.tensors)
-            self.step = self.start
-        distributed.check_equal((self.start, plan.total), "steps or checkpoints")
+        distributed.check_equal((self.start, schedule.total), "steps or checkpoints")
 
     def steps(self) -> Iterator[int]:
-        """The steps still to be taken, each with its own random numbers, its learning rate and no gradients, until patience is at its end."""
-        plan = self.plan
-        for step in range(self.start, plan.total):
-            if plan.patience is not None and self.best.waited >= plan.patience:
+        """Yield the steps still to be taken, from 0, with random numbers seeded, learning rate set and
+        gradients cleared.
+
+        Ends early once ``patience`` evaluations in a row have not improved on the best.
+        """
+        schedule = self.schedule
+        for step in range(self.start, schedule.total):
+            if schedule.patience is not None and self.best.waited >= schedule.patience:
                 return
             self.step = step + 1
-            seed_step(plan.seed, step + 1, rank=distributed.rank())
+            seed_step(schedule.seed, step + 1, rank=distributed.rank())
             for group in self.optimizer.param_groups:
-                group["lr"] = self.rate(step)
+                group["lr"] = self.learning_rate(step)
             self.optimizer.zero_grad(set_to_none=True)
             yield step
 
-    def rate(self, step: int) -> float:
-        """The learning rate of step ``step``, from 0."""
-        plan = self.plan
-        return learning_rate(
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of ``step``, from 0."""
+        schedule = self.schedule
+        return schedules.learning_rate(
             step,
-            peak=plan.peak,
-            total=plan.total,
-            warmup=round(plan.warmup_share * plan.total),
-            shape=plan.shape,
+            peak=schedule.peak,
+            total=schedule.total,
+            warmup=round(schedule.warmup_share * schedule.total),
+            shape=schedule.shape,
         )
 
     def update(self, loss: float) -> float:
-        """Take the step that all ranks' gradients say; gives their norm before it was clipped, the greatest where parts are clipped apart.
+        """All-reduce gradients, clip, step.
+
+        Return the norm before clipping (the largest if groups are clipped separately).
 
         Raises InputError if the step's ``loss`` or a gradient is not finite.
         """
         distributed.sum_gradients(self.parameters.values())
-        norms = [fsdp.clip_grad_norm(some, self.max_grad_norm) for some in self.clipped]
+        norms = [fsdp.clip_grad_norm(group, self.max_grad_norm) for group in self.clipped]
         check_finite({"the loss": loss, "the gradient's norm": sum(norms)}, step=self.step)
         self.optimizer.step()
         return max(norms)
 
-    def judged(self, step: int, loss: float) -> None:
-        """``loss`` is the held-out one after ``step`` steps. Raises InputError where it is no number."""
+    def record_evaluation(self, step: int, loss: float) -> None:
+        """Update the best evaluation with the held-out ``loss`` after ``step`` steps.
+
+        Raises InputError if it is not finite.
+        """
         if not math.isfinite(loss):
             raise InputError(
                 f"The held-out loss is {loss} after {step} steps: training has diverged; lower learning_rate."
             )
-        self.best = self.best.after(step, loss)
+        self.best = self.best.updated(step, loss)
 
     def save(self, step: int, *, every: int) -> None:
-        """Write a checkpoint where one is due after ``step`` steps, and at once when these weights are the best so far."""
+        """Write a checkpoint if ``step`` is a multiple of ``every`` or the weights are the best so far."""
         improved = self.best.step == step
         if not improved and step % every:
             return
         tensors = fsdp.gather_full(checkpoints.training_tensors(self.parameters, self.optimizer))
         if distributed.is_first():
             best = {name: tensors[f"parameter.{name}"] for name in self.parameters} if improved else None
-            checkpoints.save(
-                self.folder, step, tensors, {"best": self.best._asdict(), "told": self.told}, best=best
-            )
+            state = {"best": self.best._asdict(), "told": self.initial_metrics}
+            checkpoints.save(self.folder, step, tensors, state, best=best)
 
     @torch.no_grad()
-    def conclude(self) -> None:
-        """Put the best weights back, where they are to be kept. Raises InputError if a weight is not finite."""
-        distributed.barrier()  # the first may still be writing them
-        if self.plan.keep_best:
+    def restore_best(self) -> None:
+        """Load the best weights, if these are to be kept. Raises InputError if a weight is not finite."""
+        distributed.barrier()  # the first rank may still be writing them
+        if self.schedule.keep_best:
             for name, tensor in checkpoints.best(self.folder).items():
                 self.parameters[name].copy_(fsdp.shard_like(tensor, self.parameters[name]))
         check_weights(self.parameters, step=self.step)
 
 
-def decayed(parameters: Mapping[str, nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
-    """AdamW's groups: matrices decay, norms and biases do not; and what is sharded is no part of a group with what is not."""
+class Log(Protocol):
+    """Writes the metrics of a step, of ``total`` steps."""
+
+    def __call__(self, step: int, total: int, **metrics: float) -> None: ...
+
+
+def fit(
+    training: Training,
+    accumulate_gradients: Callable[[int], dict[str, float]],
+    held_out_loss: Callable[[], float],
+    *,
+    log: Log,
+    checkpoint_steps: int,
+) -> None:
+    """Take all steps that are left, then load the weights that are kept.
+
+    ``accumulate_gradients`` computes the loss of a step (from 0) backward and returns metrics, "loss" among
+    them, summed over the ranks. ``held_out_loss`` decides which weights are the best. Raises InputError if a
+    loss, a gradient or a weight is not finite.
+    """
+    total = training.schedule.total
+    for step in training.steps():
+        # 1. Gradients of the step's rows, and one update with them.
+        metrics = accumulate_gradients(step)
+        metrics["grad_norm"] = training.update(metrics["loss"])
+        metrics["learning_rate"] = training.learning_rate(step)
+
+        # 2. At some steps the held-out loss, which decides which weights are kept.
+        if step + 1 in training.evaluation_steps:
+            metrics["held_out_loss"] = held_out_loss()
+            training.record_evaluation(step + 1, metrics["held_out_loss"])
+
+        # 3. Metrics first: a step that is in a checkpoint is in the log.
+        log(step + 1, total, **metrics)
+        training.save(step + 1, every=checkpoint_steps)
+    training.restore_best()
+
+
+def parameter_groups(
+    parameters: Mapping[str, nn.Parameter], weight_decay: float
+) -> list[dict[str, list[nn.Parameter] | float]]:
+    """Return AdamW's groups: matrices decay, norms and biases do not.
+
+    Sharded parameters have groups of their own.
+    """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for p in sorted(parameters.values(), key=lambda p: p.dim() < 2):
-        groups.setdefault((p.dim() > 1, isinstance(p, DTensor)), []).append(p)
+    for parameter in sorted(parameters.values(), key=lambda p: p.dim() < 2):
+        kind = (parameter.dim() > 1, isinstance(parameter, DTensor))
+        groups.setdefault(kind, []).append(parameter)
     return [
-        {"params": some, "weight_decay": weight_decay if matrix else 0.0}
-        for (matrix, _), some in groups.items()
+        {"params": group, "weight_decay": weight_decay if is_matrix else 0.0}
+        for (is_matrix, _), group in groups.items()
     ]

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tasks.rlhf.batches import chunked_log_probs
 from tasks.rlhf.batches.chunked_log_probs import chunk_rows, cross_entropy, log_probs
-from tasks.rlhf.training.dry_run import _Alive
+from tasks.rlhf.training.dry_run import _AliveBytes
 
 N, D, V = 13, 6, 11
 
@@ -320,7 +320,7 @@ def test_no_two_chunks_of_logits_are_alive_at_a_time(trains: bool) -> None:
         lambda x: cross_entropy(x, layer, targets, count=9, chunk=chunk),
         lambda x: log_probs(x, layer, targets, chunk=chunk).sum(),
     ):
-        with _Alive(answer=True) as alive:
+        with _AliveBytes(answer=True) as alive:
             made(hidden.requires_grad_(True)).backward()
         one = 4 * chunk * vocabulary
         gradients = 4 * vocabulary * width * (2 if trains else 0)

@@ -23,8 +23,8 @@ from tasks.rlhf.compute import free_memory
 from tasks.rlhf.compute.free_memory import available
 from tasks.rlhf.models import gradient_checkpointing, lora
 from tasks.rlhf.training import dry_run, memory
-from tasks.rlhf.training.dry_run import Plan
-from tasks.rlhf.training.memory import Estimate, check, estimate, told
+from tasks.rlhf.training.dry_run import StepSpec
+from tasks.rlhf.training.memory import Estimate, check_fits, estimate, format_estimate
 from tasks.system.errors import InputError
 from tests.support import attention_models, tiny
 
@@ -41,7 +41,7 @@ SMALL = LlamaConfig(
     tie_word_embeddings=True,
 )
 CUDA = torch.device("cuda")
-FULL = Plan(SMALL, rows=4, tokens=64, device=CUDA)
+FULL = StepSpec(SMALL, rows=4, tokens=64, device=CUDA)
 LORA = FULL._replace(rank=4)
 DEEP = LORA._replace(config=LlamaConfig.from_dict(SMALL.to_dict() | {"num_hidden_layers": 12}), chunk=16)
 
@@ -63,7 +63,7 @@ DEEP = LORA._replace(config=LlamaConfig.from_dict(SMALL.to_dict() | {"num_hidden
     ],
 )
 def test_a_7b_model_by_hand(change: dict[str, Any], weights: int) -> None:
-    counted = memory._counted(Plan(SEVEN, rows=1, tokens=128, rank=16, num_adapters=2, **change))
+    counted = memory._persistent(StepSpec(SEVEN, rows=1, tokens=128, rank=16, num_adapters=2, **change))
     one = (
         4 * 16 * 32 * (4 * 8192 + 3 * 15_104)
     )  # float32; rank times (inputs + outputs) of seven matrices in 32 layers
@@ -71,7 +71,7 @@ def test_a_7b_model_by_hand(change: dict[str, Any], weights: int) -> None:
 
 
 def test_training_every_weight_keeps_four_copies() -> None:
-    counted = memory._counted(FULL)
+    counted = memory._persistent(FULL)
     num = 512 * 64 + 3 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 176 + 2 * 64) + 64  # the head is the embedding
     assert counted[:4] == (4 * num, 0, 4 * num, 8 * num)
 
@@ -84,30 +84,30 @@ def test_a_quantised_base_cannot_train() -> None:
 # ---------------------------------------------------------------------------------------- rehearsed
 
 
-def real(plan: Plan) -> int:
-    """Measure the most bytes that torch allocates at once in a forward and backward pass on this machine."""
+def real(spec: StepSpec) -> int:
+    """The most bytes that torch had allocated at once in a forward and backward pass, on this machine."""
     model = AutoModelForCausalLM.from_config(
-        copy.deepcopy(plan.config), dtype=torch.bfloat16 if plan.precision == "bfloat16" else torch.float32
+        copy.deepcopy(spec.config), dtype=torch.bfloat16 if spec.precision == "bfloat16" else torch.float32
     )
     model.requires_grad_(False).eval()
-    if plan.checkpointing:
+    if spec.checkpointing:
         gradient_checkpointing.enable(model)
-    ids = torch.randint(plan.config.vocab_size, (plan.rows, plan.tokens))
+    ids = torch.randint(spec.config.vocab_size, (spec.rows, spec.tokens))
     places = (
-        torch.arange(plan.tokens).remainder(plan.tokens // 2).expand(plan.rows, -1) if plan.packed else None
+        torch.arange(spec.tokens).remainder(spec.tokens // 2).expand(spec.rows, -1) if spec.packed else None
     )
     seen = (
-        torch.ones(plan.tokens, plan.tokens, dtype=torch.bool).tril().expand(plan.rows, -1, -1)
-        if plan.visible
+        torch.ones(spec.tokens, spec.tokens, dtype=torch.bool).tril().expand(spec.rows, -1, -1)
+        if spec.explicit_mask
         else None
     )
-    with dry_run.ready(model, plan) as base:
+    with dry_run.training_model(model, spec) as base:
         for parameter in base.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         with allocations() as sizes:
             hidden = forward.hidden_states(base, ids, places, seen).flatten(0, 1)
             loss = chunked_log_probs.cross_entropy(
-                hidden, forward.output_head(base), ids.flatten(), count=1, chunk=plan.chunk
+                hidden, forward.output_head(base), ids.flatten(), count=1, chunk=spec.chunk
             )
             del hidden
             loss.backward()
@@ -132,7 +132,7 @@ def config(kind: str) -> PretrainedConfig:
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out:UserWarning")
 @pytest.mark.parametrize(
-    "plan",
+    "spec",
     [
         FULL,
         LORA,
@@ -141,9 +141,9 @@ def config(kind: str) -> PretrainedConfig:
         LORA._replace(checkpointing=True, rows=16),
         LORA._replace(dropout=0.1),
         LORA._replace(packed=True),
-        FULL._replace(visible=True),
+        FULL._replace(explicit_mask=True),
         LORA._replace(
-            visible=True,
+            explicit_mask=True,
             chunk=32,
             config=LlamaConfig.from_dict(
                 SMALL.to_dict() | {"num_attention_heads": 8, "intermediate_size": 32}
@@ -155,15 +155,15 @@ def config(kind: str) -> PretrainedConfig:
         *(LORA._replace(config=config(kind)) for kind in tiny.ARCHITECTURES),
         *(FULL._replace(config=config(kind)) for kind in tiny.ARCHITECTURES),
     ],
-    ids=lambda plan: ", ".join(
+    ids=lambda spec: ", ".join(
         [
-            plan.config.model_type,
-            *(f"{k}={v}" for k, v in plan._asdict().items() if k not in ("config", "device") and v),
+            spec.config.model_type,
+            *(f"{k}={v}" for k, v in spec._asdict().items() if k not in ("config", "device") and v),
         ]
     ),
 )
-def test_a_rehearsal_finds_what_torch_allocates(plan: Plan) -> None:
-    assert sum(dry_run.passing(plan)) == pytest.approx(dry_run.SLACK * real(plan), rel=0.05)
+def test_a_rehearsal_finds_what_torch_allocates(spec: StepSpec) -> None:
+    assert sum(dry_run.measure_transient(spec)) == pytest.approx(dry_run.SLACK * real(spec), rel=0.05)
 
 
 SCRIPT = """
@@ -173,11 +173,11 @@ from tests.rlhf.training import test_memory
 from tasks.rlhf.compute import free_memory
 if sys.argv[1] == "True":
     free_memory.map_large_tensors()
-plan = test_memory.LORA._replace(rows=32, tokens=256)
-test_memory.step(plan._replace(rows=1, tokens=8))  # kernels are there now
+spec = test_memory.LORA._replace(rows=32, tokens=256)
+test_memory.step(spec._replace(rows=1, tokens=8))  # kernels are there now
 Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
 before = test_memory.peak()
-test_memory.step(plan)
+test_memory.step(spec)
 print(test_memory.peak() - before)
 """
 
@@ -190,16 +190,16 @@ def peak() -> int:
     return 1024 * int(line.split()[1])
 
 
-def step(plan: Plan) -> None:
-    """Take two micro-batches and an optimizer step."""
-    model = LlamaForCausalLM(plan.config).requires_grad_(False).eval()
+def step(spec: StepSpec) -> None:
+    """Two micro-batches and an optimizer step."""
+    model = LlamaForCausalLM(spec.config).requires_grad_(False).eval()
     peft = lora.attach(
-        model, "x", lora.build_config(rank=plan.rank or 1, alpha=1, dropout=0, targets="all-linear")
+        model, "x", lora.build_config(rank=spec.rank or 1, alpha=1, dropout=0, targets="all-linear")
     )
     parameters = lora.parameters(peft, "x").values()
     optimizer = torch.optim.AdamW(parameters, fused=True)
     for _ in range(2):
-        ids = torch.randint(plan.config.vocab_size, (plan.rows, plan.tokens))
+        ids = torch.randint(spec.config.vocab_size, (spec.rows, spec.tokens))
         with lora.active(peft, "x") as base:
             hidden = forward.hidden_states(base, ids).flatten(0, 1)
             chunked_log_probs.cross_entropy(
@@ -231,7 +231,7 @@ def test_more_takes_more() -> None:
         {"dropout": 0.1},
         {"num_adapters": 2},
         {"packed": True},
-        {"visible": True},
+        {"explicit_mask": True},
         {"device": torch.device("cpu")},
     ):
         assert estimate(LORA._replace(**change)).total > base.total, change
@@ -244,7 +244,7 @@ def test_more_takes_more() -> None:
     ):
         assert estimate(LORA._replace(**change)).total < base.total, change
     sizes = [
-        memory._counted(LORA._replace(precision=p)).weights for p in ("float32", "bfloat16", "int8", "nf4")
+        memory._persistent(LORA._replace(precision=p)).weights for p in ("float32", "bfloat16", "int8", "nf4")
     ]
     assert sizes == sorted(sizes, reverse=True)
     on_cpu = LORA._replace(device=torch.device("cpu"))
@@ -252,10 +252,10 @@ def test_more_takes_more() -> None:
 
 
 def test_holes_of_the_heap_are_told_for_a_cpu() -> None:
-    for plan, share in ((FULL, memory.HEAP_FULL), (LORA, memory.HEAP_ADAPTER)):
-        passing = sum(dry_run.passing(plan))
+    for spec, share in ((FULL, memory.HEAP_FULL), (LORA, memory.HEAP_ADAPTER)):
+        passing = sum(dry_run.measure_transient(spec))
         for checkpointing in (False, True):
-            made = estimate(plan._replace(device=torch.device("cpu"), checkpointing=checkpointing))
+            made = estimate(spec._replace(device=torch.device("cpu"), checkpointing=checkpointing))
             assert made.heap == made.total - made.needed == round(share * passing)
 
 
@@ -280,19 +280,19 @@ def test_told() -> None:
     parts = Estimate(
         3_870_000_000, 160_000_000, 160_400_000, 320_000_000, 9_120_000_000, 0, 1_000_000, 0, LORA
     )
-    assert told(parts) == (
-        "13.6 GB: activations 9.1 GB, weights 3.9 GB, optimizer 320 MB, gradients 160 MB, adapters 160 "
-        "MB, workspace 1 MB"
+    assert (
+        format_estimate(parts)
+        == "13.6 GB: activations 9.1 GB, weights 3.9 GB, optimizer 320 MB, gradients 160 MB, adapters 160 MB, workspace 1 MB"
     )
 
 
 def test_what_fits_is_not_refused() -> None:
     made = estimate(LORA)
-    check(made, made.total)
+    check_fits(made, made.total)
 
 
 @pytest.mark.parametrize(
-    ("plan", "wanted", "setting"),
+    ("spec", "wanted", "setting"),
     [
         (LORA, LORA._replace(rows=2), "machine.micro_batch=2"),
         (LORA, LORA._replace(rows=1), "machine.micro_batch=1"),
@@ -325,16 +325,16 @@ def test_what_fits_is_not_refused() -> None:
     ids=lambda x: x if isinstance(x, str) else "",
 )
 def test_a_refusal_names_the_first_change_that_helps_and_its_figure(
-    plan: Plan, wanted: Plan, setting: str
+    spec: StepSpec, wanted: StepSpec, setting: str
 ) -> None:
-    made, smaller = estimate(plan), estimate(wanted)
+    made, smaller = estimate(spec), estimate(wanted)
     with pytest.raises(InputError) as refusal:
-        check(made, smaller.total)
+        check_fits(made, smaller.total)
     text = str(refusal.value)
-    size = memory.gigabytes(smaller.total)
+    size = memory.format_bytes(smaller.total)
     assert (
         text
-        == f"A training step would take about {told(made)}; {size} are free: with {setting} it takes {size}."
+        == f"A training step would take about {format_estimate(made)}; {size} are free: with {setting} it takes {size}."
     )
 
 
@@ -345,7 +345,7 @@ def test_a_refusal_when_nothing_helps() -> None:
             "; 0 MB are free: nothing that can be set here makes it fit: take a smaller base or a device"
         ),
     ):
-        check(estimate(LORA), 1000)
+        check_fits(estimate(LORA), 1000)
 
 
 def test_a_refusal_on_a_cpu_tells_the_heap() -> None:
@@ -353,9 +353,9 @@ def test_a_refusal_on_a_cpu_tells_the_heap() -> None:
     assert made.heap > made.needed / 3  # far from a rounding error
     with pytest.raises(
         InputError,
-        match=f", and up to {memory.gigabytes(made.total)} with the holes of the heap; 0 MB are free: ",
+        match=f", and up to {memory.format_bytes(made.total)} with the holes of the heap; 0 MB are free: ",
     ):
-        check(made, 1000)
+        check_fits(made, 1000)
 
 
 # ---------------------------------------------------------------------------------------- available
@@ -439,22 +439,24 @@ def test_a_gpu_has_what_is_free_and_what_torch_holds_for_itself(monkeypatch: pyt
     "kind", ["opt", "bloom", "falcon_alibi", "mpt", "gpt_neo", "mistral", "gemma2", "gemma3", "llama4"]
 )
 def test_every_kind_of_attention_is_rehearsed(kind: str) -> None:
-    plan = Plan(attention_models.config(kind), rows=2, tokens=64, rank=2)
-    for layout in ({"packed": True}, {"visible": True}):
-        assert estimate(plan._replace(**layout)).activations > 0
+    spec = StepSpec(attention_models.config(kind), rows=2, tokens=64, rank=2)
+    for layout in ({"packed": True}, {"explicit_mask": True}):
+        assert estimate(spec._replace(**layout)).activations > 0
 
 
-def afforded(tmp_path: Path) -> Run:
-    """Check whether a step of SFT fits into memory, with a base of which only config.json exists."""
+def checked(tmp_path: Path) -> Run:
+    """Check the memory of a step of SFT, with a base of which only config.json exists."""
     base = tmp_path / "base"
     attention_models.config("gpt_oss").save_pretrained(base)
-    run = Run(tiny.write_job(tmp_path / "sft", "sft", {}, {"base": base}))
-    training_setup.afford(Sft(), run, "base", None, tiny.CPU, training_setup.Step(2, 64, packed=True))
+    run = Run(tiny.prepare(tmp_path / "sft", "sft", {}, {"base": base}))
+    training_setup.check_memory(
+        Sft(), run, "base", None, tiny.CPU, training_setup.MicroBatch(2, 64, packed=True)
+    )
     return run
 
 
 def test_an_estimate_that_fails_is_a_warning(tmp_path: Path) -> None:
-    (told,) = afforded(tmp_path).warnings  # torch has no grouped product without data in float32
+    (told,) = checked(tmp_path).warnings  # torch has no grouped product without data in float32
     assert told.startswith(
         "How much memory a step of sft takes is not known: the estimate fails on gpt_oss models "
         "(RuntimeError: "
@@ -462,9 +464,9 @@ def test_an_estimate_that_fails_is_a_warning(tmp_path: Path) -> None:
 
 
 def test_a_refusal_inside_the_estimate_stays_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: Plan) -> Estimate:
+    def refuse(_: StepSpec) -> Estimate:
         raise InputError("Do this instead.")
 
     monkeypatch.setattr(memory, "estimate", refuse)
     with pytest.raises(InputError, match=r"Do this instead\."):
-        afforded(tmp_path)
+        checked(tmp_path)

@@ -1,0 +1,125 @@
+"""Sample answers with the policy of PPO and score them with its other models."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tasks.rlhf.algorithms import rewards
+from tasks.rlhf.batches import sampling, sequences
+from tasks.rlhf.batches.sequences import Sequences
+from tasks.rlhf.models import lora, reward_model
+from tasks.rlhf.models.fingerprint import Fingerprint
+from tasks.rlhf.models.reward_model import Scorer
+from tasks.rlhf.training.finite_checks import UNSOUND_MODEL, check_finite
+
+PPO_DIVERGED = "training has diverged; lower ppo.learning_rate"
+
+
+class PpoModels(NamedTuple):
+    """Policy, reference, critic and reward model as adapters of one base; with no adapter active, the base is
+    the reference.
+    """
+
+    model: PeftModel
+    base: Fingerprint
+    value_head: nn.Linear
+    reward: Scorer
+    policy: dict[str, nn.Parameter]  # trainable parameters
+    critic: dict[str, nn.Parameter]
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Return the parameters of policy and critic."""
+        return self.policy | self.critic
+
+    @property
+    def frozen(self) -> list[nn.Parameter]:
+        """Return the parameters that no optimizer may change: the base's and the reward model's."""
+        frozen = [parameter for parameter in self.model.parameters() if not parameter.requires_grad]
+        for member in self.reward.members:
+            frozen += member.head.parameters()
+        return frozen
+
+
+class Rollout(NamedTuple):
+    """One batch of sampled answers and everything that the update needs; all (B, T) except score and "
+    "ended."""
+
+    batch: Sequences
+    logp: Tensor  # of the policy
+    ref_logp: Tensor
+    values: Tensor  # of the critic
+    score: Tensor  # (B,) normalised reward; an answer without an end token has missing_eos_reward
+    ended: Tensor  # (B,) bool
+    sampler_logp: Tensor
+
+
+@torch.no_grad()
+def roll_out(
+    models: PpoModels,
+    prompts: list[list[int]],
+    *,
+    max_tokens: int,
+    temperature: float,
+    end_ids: Sequence[int],
+    pad_id: int,
+    missing_eos_reward: float,
+    device: torch.device,
+) -> Rollout:
+    """Sample an answer to each prompt.
+
+    Return it with log-probabilities of policy and reference, values and scores.
+    """
+
+    def log_probs(model: PreTrainedModel, batch: Sequences) -> Tensor:
+        return sequences.log_probs(model, batch, temperature=temperature)
+
+    with lora.active(models.model, "policy") as policy:
+        samples = sampling.sample(
+            policy, prompts, max_tokens=max_tokens, temperature=temperature, end_ids=end_ids, pad_id=pad_id
+        )
+        answers = [ids[mask].tolist() for ids, mask in zip(samples.ids, samples.mask, strict=True)]
+        batch = sequences.join(prompts, answers, pad_id=pad_id, device=device)
+        logp = log_probs(policy, batch)
+    with lora.active(models.model, None) as reference:
+        ref_logp = log_probs(reference, batch)
+    with lora.active(models.model, "critic") as critic:
+        values = sequences.values(critic, models.value_head, batch)
+    score = reward_model.normalised_rewards(models.reward, batch)
+    ended = torch.tensor([answer[-1] in end_ids for answer in answers], device=device)
+    return Rollout(
+        batch=batch,
+        logp=logp,
+        ref_logp=ref_logp,
+        values=values,
+        score=torch.where(ended | ~score.isfinite(), score, missing_eos_reward),
+        ended=ended,
+        sampler_logp=sequences.scatter(samples.logp[samples.mask], batch.response_mask),
+    )
+
+
+def check_rollout(rollout: Rollout, step: int) -> None:
+    """Raise InputError if a log-probability, value or score of a rollout is not finite."""
+    mask = rollout.batch.response_mask
+    check_finite({"the SFT model's log-probability": rollout.ref_logp[mask]}, step=step, advice=UNSOUND_MODEL)
+    check_finite(
+        {"the policy's log-probability": rollout.logp[mask], "the critic's value": rollout.values[mask]},
+        step=step,
+        advice=PPO_DIVERGED,
+    )
+    check_finite(
+        {"the reward model's score": rollout.score},
+        step=step,
+        advice="train the reward model again, or with a lower reward.learning_rate",
+    )
+
+
+def kl_estimates(rollout: Rollout) -> dict[str, float]:
+    """Return two estimates of the KL from the reference, in nats an answer (k1 and k3 of Schulman 2020)."""
+    log_ratio = rollout.logp - rollout.ref_logp  # (B, T), 0 outside the response
+    estimates = {"kl": rewards.k1(log_ratio), "kl_k3": rewards.k3(log_ratio)}
+    return {name: estimate.sum(dim=1).mean().item() for name, estimate in estimates.items()}
