@@ -121,7 +121,8 @@ def _run_stages(config: Pipeline, tracked: TrackedRun) -> Outcome:
     context = RunContext(config.machine, tracked.run_id, pools, shared=shared, tracker=tracked.tracker)
     if context.shared and not tracked.is_on:
         raise InputError(
-            "Workers find each other's artifacts in MLflow, which is not reachable: set MLFLOW_TRACKING_URI, or leave pools.* empty"
+            "Workers find each other's artifacts in MLflow, which is not reachable: set MLFLOW_TRACKING_URI, "
+            "or leave pools.* empty"
         )
     stages = StageRuns(config, context)
     with stopping_threads(), true_edges():

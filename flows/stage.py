@@ -40,7 +40,11 @@ def stage(
         tracked: The parent run in MLflow.
     """
     if different := _different(sources, code_of(stage)):
-        text = f"This worker has other code than whoever asked for the stage {stage} ({', '.join(different[:4])}): install the same version on both"
+        names = ", ".join(different[:4])
+        text = (
+            f"This worker has other code than the process that asked for the stage {stage} ({names}): "
+            "install the same version on both"
+        )
         return Failed(message=OTHER_CODE + text)
     step = as_step(stage, job, inputs, shown)
     warm_up(stage, machine)

@@ -10,8 +10,8 @@ DIR/checkpoints/    a killed program resumes from these
 DIR/artifact/       the result, with summary.json:
                     {"metrics": {name: number or {"value", "low", "high", "n"}},
                     "warnings": [sentences], ...}
-DIR/error.json      {"input": bool, "disk": bool, "message"}: an input error, which the user can fix, exits with
-                    status 2, any other with 1
+DIR/error.json      {"input": bool, "disk": bool, "message"}: an input error, which the user can fix, ends
+                    with status 2, any other with 1
 
 If torchrun starts several processes on one folder, all of them run the program and the first rank writes. The
 first process that fails writes error.json; torchrun itself then always ends with status 1.

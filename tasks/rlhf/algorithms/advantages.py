@@ -39,6 +39,9 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
-    """Return 1 - var(returns - values) / var(returns) where ``mask`` is True, all (B, T); 0 if the returns do not vary."""
+    """Return 1 - var(returns - values) / var(returns) where ``mask`` is True, all (B, T).
+
+    It is 0 if the returns do not vary.
+    """
     variance = returns[mask].var()
     return 0.0 if variance == 0 else float(1 - (returns - values)[mask].var() / variance)

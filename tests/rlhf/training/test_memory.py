@@ -282,7 +282,8 @@ def test_told() -> None:
     )
     assert (
         format_estimate(parts)
-        == "13.6 GB: activations 9.1 GB, weights 3.9 GB, optimizer 320 MB, gradients 160 MB, adapters 160 MB, workspace 1 MB"
+        == "13.6 GB: activations 9.1 GB, weights 3.9 GB, optimizer 320 MB, gradients 160 MB, adapters 160 "
+        "MB, workspace 1 MB"
     )
 
 
@@ -334,7 +335,8 @@ def test_a_refusal_names_the_first_change_that_helps_and_its_figure(
     size = memory.format_bytes(smaller.total)
     assert (
         text
-        == f"A training step would take about {format_estimate(made)}; {size} are free: with {setting} it takes {size}."
+        == f"A training step would take about {format_estimate(made)}; {size} are free: with {setting} it "
+        f"takes {size}."
     )
 
 
