@@ -689,10 +689,11 @@ def test_a_run_says_once_which_stages_an_earlier_version_built(tree: Path, first
     home = tmp_path / "home"
     shutil.copytree(first[0], home)
     for stage in ("winrate", "report"):
-        (entry,) = (home / "objects" / stage).iterdir()
-        manifest = json.loads((entry / "manifest.json").read_text())
-        (entry / "manifest.json").write_text(json.dumps(manifest | {"schema": SCHEMA - 1, "key": "0" * 64}))
-        entry.rename(entry.with_name("0" * 64))
+        for number, entry in enumerate(sorted((home / "objects" / stage).iterdir())):
+            manifest, key = json.loads((entry / "manifest.json").read_text()), f"{number:064d}"
+            manifest |= {"schema": SCHEMA - 1, "key": key}
+            (entry / "manifest.json").write_text(json.dumps(manifest))
+            entry.rename(entry.with_name(key))
     sentence = "The stored artifacts of winrate, report are of an earlier version of alignflow"
     status, out, error = fake_programs.run_cli(tree, home, "run", "demo", "--summary", "again.json")
     assert (status, error, out.count(sentence)) == (0, "", 1)
