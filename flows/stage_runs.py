@@ -60,9 +60,9 @@ class StageRuns:
         needed = _needed(stage)
         taken = {key: end if key in needed else allow_failure(end) for key, end in inputs.items()}
         if getattr(self.context.pools, getattr(stage, "KIND", "gpu")):
-            self.ends[name] = stage.run.submit(self.config, seat=self.context, **taken)
+            self.ends[name] = stage.run.submit(self.config, context=self.context, **taken)
             return self.ends[name]
-        self.ends[name] = state = stage.run(self.config, seat=self.context, return_state=True, **taken)
+        self.ends[name] = state = stage.run(self.config, context=self.context, return_state=True, **taken)
         if state.is_failed() and isinstance(error := _error(state), DiskFailure):
             raise error
         return state

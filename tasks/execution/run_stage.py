@@ -43,16 +43,16 @@ class RunContext:
     tracker: Tracker = field(default_factory=process_tracker)
 
 
-def run_stage(step: Step, seat: RunContext) -> Artifact:
+def run_stage(step: Step, context: RunContext) -> Artifact:
     """Return the artifact of ``step``: a verified one from the store or MLflow, else a newly built one.
 
     Raises InputError and StageFailed.
     """
     with refusing_disk_failures(home()):
-        return _run_stage(step, seat)
+        return _run_stage(step, context)
 
 
-def _run_stage(step: Step, seat: RunContext) -> Artifact:
+def _run_stage(step: Step, context: RunContext) -> Artifact:
     started = time.monotonic()
     store, recipe = Store(home()), step.recipe
     events.tell("start", step.stage, key=recipe.key, shown=step.shown)
@@ -60,15 +60,16 @@ def _run_stage(step: Step, seat: RunContext) -> Artifact:
     if found:
         return _reused(
             stage_artifact(found, _summary(store, found), cached=True, seconds=time.monotonic() - started),
-            seat,
+            context,
         )
-    pool = getattr(seat.pools, step.kind)
-    if far := _find_published(seat.tracker, recipe.key):
+    pool = getattr(context.pools, step.kind)
+    if far := _find_published(context.tracker, recipe.key):
         return _reused(
-            stage_artifact(far.manifest, far.summary, cached=True, seconds=time.monotonic() - started), seat
+            stage_artifact(far.manifest, far.summary, cached=True, seconds=time.monotonic() - started),
+            context,
         )
     if pool:
-        far = _dispatch(step, pool, seat)
+        far = _dispatch(step, pool, context)
         artifact = stage_artifact(far.manifest, far.summary, cached=False, seconds=far.manifest["seconds"])
         events.tell("built", step.stage, artifact=artifact)
         _pass_on_warnings(artifact)
@@ -76,16 +77,17 @@ def _run_stage(step: Step, seat: RunContext) -> Artifact:
     with store.lock(recipe.key, on_wait=lambda: events.tell("wait", step.stage)) as lock:
         found = store.lookup(step.stage, recipe.key)  # built meanwhile by the process that held the lock
         if found is None:
-            return _build(store, step, recipe, seat, lock)
+            return _build(store, step, recipe, context, lock)
         store.discard_partial(recipe.key)
     return _reused(
-        stage_artifact(found, _summary(store, found), cached=True, seconds=time.monotonic() - started), seat
+        stage_artifact(found, _summary(store, found), cached=True, seconds=time.monotonic() - started),
+        context,
     )
 
 
-def _dispatch(step: Step, pool: str, seat: RunContext) -> Published:
+def _dispatch(step: Step, pool: str, context: RunContext) -> Published:
     try:
-        return dispatch(step, pool, machine=seat.machine, tracker=seat.tracker, tracked=seat.tracked)
+        return dispatch(step, pool, machine=context.machine, tracker=context.tracker, tracked=context.tracked)
     except Exception:
         events.tell("failed", step.stage)
         raise
@@ -108,17 +110,17 @@ def _find_published(tracker: Tracker, key: str) -> Published | None:
     return None
 
 
-def _reused(artifact: Artifact, seat: RunContext) -> Artifact:
+def _reused(artifact: Artifact, context: RunContext) -> Artifact:
     stage, key, digest = artifact["stage"], artifact["key"], artifact["digest"]
-    if seat.shared and find_published(seat.tracker, key) is None:
-        publish(artifact, seat.tracker, parent=seat.tracked)
-    runs.log_reuse(seat.tracker, stage, key, digest, artifact["metrics"], parent=seat.tracked)
+    if context.shared and find_published(context.tracker, key) is None:
+        publish(artifact, context.tracker, parent=context.tracked)
+    runs.log_reuse(context.tracker, stage, key, digest, artifact["metrics"], parent=context.tracked)
     events.tell("reused", stage, artifact=artifact)
     _pass_on_warnings(artifact)
     return artifact
 
 
-def _build(store: Store, step: Step, recipe: Recipe, seat: RunContext, lock: int) -> Artifact:
+def _build(store: Store, step: Step, recipe: Recipe, context: RunContext, lock: int) -> Artifact:
     broken = store.quarantine(step.stage, recipe.key)
     if broken:
         events.tell(
@@ -130,10 +132,10 @@ def _build(store: Store, step: Step, recipe: Recipe, seat: RunContext, lock: int
     directory = store.partial(recipe.key)
     try:
         with runs.stage_run(
-            seat.tracker, step.stage, recipe.key, recipe.job, parent=seat.tracked, inputs=recipe.origins
+            context.tracker, step.stage, recipe.key, recipe.job, parent=context.tracked, inputs=recipe.origins
         ) as tracked:
             try:
-                usage = _finished(directory) or _run(step, directory, seat, tracked, lock)
+                usage = _finished(directory) or _run(step, directory, context, tracked, lock)
             except BaseException as error:
                 _report_log(step.stage, directory, tracked, error)
                 raise
@@ -142,7 +144,7 @@ def _build(store: Store, step: Step, recipe: Recipe, seat: RunContext, lock: int
                 manifest, _summary(store, manifest), cached=False, seconds=usage.seconds
             )
             _track(tracked, manifest, artifact, store.entry(step.stage, recipe.key), directory)
-            if seat.shared and not tracked.is_on:
+            if context.shared and not tracked.is_on:
                 raise StageFailed(
                     f"The stage {step.stage} is done, but MLflow is not reachable, where other machines "
                     "would look for it: run it again"
@@ -162,7 +164,7 @@ def _build(store: Store, step: Step, recipe: Recipe, seat: RunContext, lock: int
     return artifact
 
 
-def _run(step: Step, directory: Path, seat: RunContext, tracked: TrackedRun, lock: int) -> Usage:
+def _run(step: Step, directory: Path, context: RunContext, tracked: TrackedRun, lock: int) -> Usage:
     """Run the stage's program to its end; start a killed one again, from its checkpoint."""
 
     def on_step(line: Line) -> None:
@@ -170,19 +172,19 @@ def _run(step: Step, directory: Path, seat: RunContext, tracked: TrackedRun, loc
         events.tell("step", step.stage, line=line)
 
     directory.mkdir(parents=True, exist_ok=True)
-    if seat.shared and tracked.is_on:
-        with seat.tracker.turned_off_by_errors():
+    if context.shared and tracked.is_on:
+        with context.tracker.turned_off_by_errors():
             remote_checkpoints.restore(tracked, directory)
     for crashes in range(MAX_CRASHES + 1):
         if any(directory.glob("checkpoints/*")):
             events.tell("resume", step.stage)
-        _prepare(directory, step, seat)
+        _prepare(directory, step, context)
         try:
-            seconds = seat.machine.upload_seconds if seat.shared else 0
+            seconds = context.machine.upload_seconds if context.shared else 0
             uploading = remote_checkpoints.uploading_checkpoints(tracked, directory, seconds)
-            with uploading, sharing_work(step.stage, directory, seat.machine) as poll:
+            with uploading, sharing_work(step.stage, directory, context.machine) as poll:
                 return run_program(
-                    step.stage, directory, seat.machine, on_step=on_step, on_poll=poll, keep_open=(lock,)
+                    step.stage, directory, context.machine, on_step=on_step, on_poll=poll, keep_open=(lock,)
                 )
         except StageCrashed as error:
             if crashes == MAX_CRASHES:
@@ -207,10 +209,10 @@ def _pass_on_warnings(artifact: Artifact) -> None:
         events.tell("warning", artifact["stage"], text=f"{artifact['stage']}: {sentence}")
 
 
-def _prepare(directory: Path, step: Step, seat: RunContext) -> None:
+def _prepare(directory: Path, step: Step, context: RunContext) -> None:
     # the incomplete result of a killed program, which resumes from checkpoints/ alone
     shutil.rmtree(directory / "artifact", ignore_errors=True)
-    write_job(directory, step, seat.machine, seat.tracker)
+    write_job(directory, step, context.machine, context.tracker)
 
 
 def write_job(directory: Path, step: Step, machine: Machine, tracker: Tracker) -> None:

@@ -23,6 +23,6 @@ def step(config: Pipeline, *, source: Artifact) -> Step:
 
 
 @task(name="data", **AS_TASK)
-def run(config: Pipeline, *, seat: RunContext, source: Artifact) -> State:
+def run(config: Pipeline, *, context: RunContext, source: Artifact) -> State:
     """Read, score, pair and split the posts of the source."""
-    return as_state(run_stage(step(config, source=source), seat))
+    return as_state(run_stage(step(config, source=source), context))

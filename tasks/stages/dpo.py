@@ -21,6 +21,8 @@ def step(config: Pipeline, *, data: Artifact, model: Artifact, reference: Artifa
 
 
 @task(name="dpo", **AS_TASK)
-def run(config: Pipeline, *, seat: RunContext, data: Artifact, model: Artifact, reference: Artifact) -> State:
+def run(
+    config: Pipeline, *, context: RunContext, data: Artifact, model: Artifact, reference: Artifact
+) -> State:
     """Train the policy with DPO."""
-    return as_state(run_stage(step(config, data=data, model=model, reference=reference), seat))
+    return as_state(run_stage(step(config, data=data, model=model, reference=reference), context))

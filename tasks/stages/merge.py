@@ -20,6 +20,6 @@ def step(config: Pipeline, *, base: Artifact, adapter: Artifact) -> Step:
 
 
 @task(name="merge", **AS_TASK)
-def run(config: Pipeline, *, seat: RunContext, base: Artifact, adapter: Artifact) -> State:
+def run(config: Pipeline, *, context: RunContext, base: Artifact, adapter: Artifact) -> State:
     """Merge the adapter into the base model."""
-    return as_state(run_stage(step(config, base=base, adapter=adapter), seat))
+    return as_state(run_stage(step(config, base=base, adapter=adapter), context))

@@ -21,6 +21,6 @@ def step(config: Pipeline, *, data: Artifact, model: Artifact, reward: Artifact)
 
 
 @task(name="ppo", **AS_TASK)
-def run(config: Pipeline, *, seat: RunContext, data: Artifact, model: Artifact, reward: Artifact) -> State:
+def run(config: Pipeline, *, context: RunContext, data: Artifact, model: Artifact, reward: Artifact) -> State:
     """Train the policy with PPO."""
-    return as_state(run_stage(step(config, data=data, model=model, reward=reward), seat))
+    return as_state(run_stage(step(config, data=data, model=model, reward=reward), context))

@@ -15,6 +15,6 @@ def step(config: Pipeline, *, data: Artifact) -> Step:
 
 
 @task(name="pretrain", **AS_TASK)
-def run(config: Pipeline, *, seat: RunContext, data: Artifact) -> State:
+def run(config: Pipeline, *, context: RunContext, data: Artifact) -> State:
     """Train the base model."""
-    return as_state(run_stage(step(config, data=data), seat))
+    return as_state(run_stage(step(config, data=data), context))

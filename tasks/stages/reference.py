@@ -19,6 +19,6 @@ def step(config: Pipeline, *, data: Artifact, model: Artifact) -> Step:
 
 
 @task(name="reference", **AS_TASK)
-def run(config: Pipeline, *, seat: RunContext, data: Artifact, model: Artifact) -> State:
+def run(config: Pipeline, *, context: RunContext, data: Artifact, model: Artifact) -> State:
     """Compute DPO's reference log-probabilities."""
-    return as_state(run_stage(step(config, data=data, model=model), seat))
+    return as_state(run_stage(step(config, data=data, model=model), context))

@@ -24,7 +24,7 @@ def step(config: Pipeline, *, data: Artifact, **others: Artifact) -> Step:
 
 @task(name="report", **AS_TASK)
 def run(
-    config: Pipeline, *, seat: RunContext, data: Artifact, **others: Artifact | Exception | None
+    config: Pipeline, *, context: RunContext, data: Artifact, **others: Artifact | Exception | None
 ) -> State:
     """Draw the page, of the stages that were built."""
-    return as_state(run_stage(step(config, data=data, **present(others)), seat))
+    return as_state(run_stage(step(config, data=data, **present(others)), context))

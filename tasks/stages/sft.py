@@ -17,6 +17,6 @@ def step(config: Pipeline, *, data: Artifact, base: Artifact) -> Step:
 
 
 @task(name="sft", **AS_TASK)
-def run(config: Pipeline, *, seat: RunContext, data: Artifact, base: Artifact) -> State:
+def run(config: Pipeline, *, context: RunContext, data: Artifact, base: Artifact) -> State:
     """Fine-tune the base model."""
-    return as_state(run_stage(step(config, data=data, base=base), seat))
+    return as_state(run_stage(step(config, data=data, base=base), context))

@@ -17,6 +17,6 @@ def step(config: Pipeline) -> Step:
 
 
 @task(name="site", **AS_TASK)
-def run(config: Pipeline, *, seat: RunContext) -> State:
+def run(config: Pipeline, *, context: RunContext) -> State:
     """Generate the site."""
-    return as_state(run_stage(step(config), seat))
+    return as_state(run_stage(step(config), context))

@@ -31,7 +31,7 @@ def step(
 def run(
     config: Pipeline,
     *,
-    seat: RunContext,
+    context: RunContext,
     data: Artifact,
     model: Artifact,
     reward: Artifact,
@@ -41,4 +41,4 @@ def run(
     trained = present(policies)
     if not trained:
         return not_ready("No policy was trained.")
-    return as_state(run_stage(step(config, data=data, model=model, reward=reward, **trained), seat))
+    return as_state(run_stage(step(config, data=data, model=model, reward=reward, **trained), context))

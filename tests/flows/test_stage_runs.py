@@ -72,7 +72,7 @@ def artifact(stage: str) -> Artifact:
 def toy(name: str, work: Work, *needed: str) -> Any:
     """A stage that needs some inputs, takes what there is of others, and has ``work`` done."""
 
-    def run(config: Any, *, seat: Any, **inputs: Any) -> State:
+    def run(config: Any, *, context: Any, **inputs: Any) -> State:
         assert all(isinstance(inputs[one], dict) for one in needed)
         others = {one: inputs[one] for one in inputs if one not in needed}
         if others and not present(others):

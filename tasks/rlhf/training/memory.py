@@ -20,7 +20,7 @@ class Estimate(NamedTuple):
     """Bytes at the peak of a training step."""
 
     weights: int  # of the base, frozen or not
-    lora: int
+    adapters: int
     gradients: int
     optimizer: int  # AdamW's two moments, which torch keeps in the parameter's type
     activations: int  # what the layers keep for the backward pass
@@ -92,7 +92,7 @@ def _persistent(spec: StepSpec) -> Estimate:
         trained = added = spec.num_adapters * dry_run.num_bytes(adapter.values())
     return Estimate(
         weights=weights,
-        lora=added,
+        adapters=added,
         gradients=trained,
         optimizer=2 * trained,
         activations=0,

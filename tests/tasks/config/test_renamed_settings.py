@@ -22,6 +22,7 @@ from tasks.config.stages import Ppo, Reward
 from tasks.execution.run_stage import write_job
 from tasks.programs.runtime.program import Run
 from tasks.system.errors import InputError
+from tasks.tracking.client import Tracker
 from tests.support import fake_programs
 
 WARNING = "reward.caution is now called reward.uncertainty_penalty; the old name will stop working"
@@ -138,7 +139,7 @@ def test_current_names_do_not_warn() -> None:
 
 def test_a_job_that_was_written_before_runs(tmp_path: Path) -> None:
     step = stage.as_step("ppo", PpoJob.of(Pipeline()).model_dump(mode="json"), {}, [])
-    write_job(tmp_path, step, Pipeline().machine)
+    write_job(tmp_path, step, Pipeline().machine, Tracker(tmp_path, ""))
     text = (tmp_path / "job.json").read_text()
     (tmp_path / "job.json").write_text(text.replace('"allow_exploitable": true', '"accept_fooled": false'))
     with pytest.warns(RenamedSetting, match=r"ppo\.accept_fooled is now called ppo\.allow_exploitable"):
@@ -158,12 +159,12 @@ def test_the_command_line_prints_each_old_name_once(capsys: pytest.CaptureFixtur
 
 FLOW = """
 from flows.services import environment
-from flows.services.processes import prefect_api
+from flows.services.processes import start_prefect_api
 from tasks.artifacts.store import home
 
-environment.join(home())
+environment.use_running_servers(home())
 environment.prepare(home())
-api = prefect_api(home())
+api = start_prefect_api(home())
 from flows.pipeline import rlhf
 
 api.wait()
