@@ -450,7 +450,7 @@ def checked(tmp_path: Path) -> Run:
     """Check the memory of a step of SFT, with a base of which only config.json exists."""
     base = tmp_path / "base"
     attention_models.config("gpt_oss").save_pretrained(base)
-    run = Run(tiny.prepare(tmp_path / "sft", "sft", {}, {"base": base}))
+    run = Run(tiny.write_job(tmp_path / "sft", "sft", {}, {"base": base}))
     training_setup.check_memory(
         Sft(), run, "base", None, tiny.CPU, training_setup.MicroBatch(2, 64, packed=True)
     )
