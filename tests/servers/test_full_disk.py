@@ -117,7 +117,7 @@ def told(folder: Path) -> dict[str, dict[str, str]]:
 def test_a_full_disk_is_known_whatever_writes_to_it(told: dict[str, dict[str, str]], folder: Path) -> None:
     sentences, place = dict(told["small"]), folder / "small"
     assert sentences.pop("numpy").startswith(
-        f"A file under {place} could not be written whole: free some space"
+        f"A file under {place} could not be written completely: free some space"
     )
     expected = (
         f"The disk under {place} is full: free some space and run the same command again; it goes on from "
@@ -142,7 +142,7 @@ def test_a_limit_of_file_sizes_is_known_whatever_writes(
 ) -> None:
     sentences, place = dict(told["limited"]), folder / "limited"
     assert sentences.pop("sqlite") == "None"  # it says only "disk I/O error"
-    assert sentences.pop("numpy").startswith(f"A file under {place} could not be written whole")
+    assert sentences.pop("numpy").startswith(f"A file under {place} could not be written completely")
     assert {text.partition(":")[0] for text in sentences.values()} == {
         f"A file under {place} has reached the largest size allowed"
     }
