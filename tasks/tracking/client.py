@@ -67,6 +67,10 @@ class Tracker:
         self._connecting = threading.RLock()
         self._reporting = threading.Lock()
 
+    def __reduce__(self) -> tuple[type["Tracker"], tuple[Path, str]]:
+        """Pickle the address alone; a Dask worker gets a task's parameters from Prefect and connects itself."""
+        return Tracker, (self.root, self.uri)
+
     def connect(self) -> bool:
         """Connect if that was not done before; return whether MLflow can be used."""
         with self._connecting:

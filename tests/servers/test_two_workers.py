@@ -96,7 +96,9 @@ def chain_edges() -> dict[str, set[str]]:
 
 
 def test_ppo_and_dpo_of_one_run_overlap_and_the_graph_is_true(servers: Installation) -> None:
-    run = trigger(servers, 0.11, ppo="slow", dpo="slow", reward="slow", reference="slow")
+    run = trigger(
+        servers, 0.11, ppo="meet dpo", dpo="meet ppo", reward="meet reference", reference="meet reward"
+    )
     end = servers.wait_for_run(run, 600)
     assert end.state
     assert end.state.type == StateType.COMPLETED, end.state.message

@@ -47,8 +47,8 @@ MEANT = {
 }
 
 # Takes a few steps with a checkpoint each, and derives its result from its job and the content of its inputs.
-# FAKE_<STAGE> (a file in the tree) says how to misbehave: "slow", "input", "fail", "enospc", "hang-at 3",
-# "fill-at 3" (the disk of its home), "spawn", "warn".
+# FAKE_<STAGE> (a file in the tree) says how to misbehave: "slow", "meet STAGE", "input", "fail", "enospc",
+# "hang-at 3", "fill-at 3" (the disk of its home), "spawn", "warn".
 PROGRAM = '''"""A fake program."""
 import contextlib, errno, hashlib, json, os, shutil, subprocess, sys, time
 from pathlib import Path
@@ -84,6 +84,12 @@ def train(config, run):
     for step in range(start + 1, STEPS + 1):
         if mode == "slow":
             time.sleep(0.3)
+        if mode.startswith("meet ") and step == 2:  # go on once another program is at work as well
+            MODE.with_name("MET" + "_{name}").touch()
+            deadline = time.monotonic() + 120
+            while not MODE.with_name("MET_" + mode.split()[1]).exists():
+                assert time.monotonic() < deadline, "the other program did not start"
+                time.sleep(0.05)
         if mode == "spawn":
             child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
             (run.directory / "child.pid").write_text(str(child.pid))
