@@ -68,7 +68,7 @@ class Tracker:
         self._reporting = threading.Lock()
 
     def __reduce__(self) -> tuple[type["Tracker"], tuple[Path, str]]:
-        """Pickle the address alone: a Dask worker gets a task's parameters from Prefect, and connects itself."""
+        """Pickle the address alone: a Dask worker, which gets a task's parameters, connects by itself."""
         return Tracker, (self.root, self.uri)
 
     def connect(self) -> bool:
