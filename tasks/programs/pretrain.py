@@ -162,8 +162,7 @@ def _page(row: Row) -> tuple[str, str, str]:
 def _documents(
     tokenizer: PreTrainedTokenizerBase, corpus: list[Row], *, answers_only: bool
 ) -> list[Document]:
-    """Return one document per answer; with ``answers_only`` the question's tokens are read but not "
-    "predicted."""
+    """Return one document per answer; with ``answers_only`` the loss leaves out the question's tokens."""
     pages = [_page(row) for row in corpus]
     texts = tokenizer(
         [question + answer for question, answer, _ in pages],

@@ -35,8 +35,7 @@ Row = tuple[int, int, int, float]  # the columns of the artifact's tables
 
 @torch.no_grad()
 def compute(job: ReferenceJob, run: Run) -> None:
-    """Compute the log-probability of each answer of the reward split's pairs and of the evaluation "
-    "split's."""
+    """Compute the log-probability of each answer in the pairs of the reward and evaluation splits."""
     # 1. Questions with their answers, and the model.
     device = devices.set_up(run.machine.device, run.machine.threads)
     tokenizer = loading.load_tokenizer(run.inputs["model"])

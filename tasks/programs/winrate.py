@@ -83,8 +83,7 @@ def evaluate(job: WinrateJob, run: Run) -> None:
 
 
 def read_questions(path: Path, count: int) -> list[dict[str, Any]]:
-    """Return at most ``count`` rows of the evaluation split, drawn by their ids, in the order of the "
-    "table."""
+    """Return at most ``count`` rows of the evaluation split, drawn by their ids, in the table's order."""
     table = pq.read_table(path)
     places = row_sample.draw_sample(table["question_id"].to_pylist(), count)
     rows: list[dict[str, Any]] = table.take(sorted(places)).to_pylist()

@@ -82,8 +82,7 @@ def fit_baseline_rules(pairs: Pairs) -> Tensor:
 
 
 def lengths_and_ages(pairs: Pairs) -> Tensor:
-    """Return the log ratio of lengths, and 1, -1 or 0 if the chosen one is older, younger or undated, (P, "
-    "2)."""
+    """Return (P, 2): the log ratio of lengths; 1, -1 or 0 if the chosen one is older, younger, undated."""
     log_ratio = (pairs.tokens[pairs.chosen] / pairs.tokens[pairs.rejected]).log()
     return torch.stack([log_ratio, 2 * pairs.older - 1], dim=1)
 

@@ -46,8 +46,7 @@ class PpoModels(NamedTuple):
 
 
 class Rollout(NamedTuple):
-    """One batch of sampled answers and everything that the update needs; all (B, T) except score and "
-    "ended."""
+    """A batch of sampled answers and all that the update needs: (B, T), but score and ended are (B,)."""
 
     batch: Sequences
     logp: Tensor  # of the policy
