@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tasks.rlhf.compute.fsdp import shard_like
+from tasks.system.files import sync_path
 
 BEST = "best.safetensors"
 
@@ -50,10 +51,10 @@ def save(
         os.link(kept, temporary / BEST)
     (temporary / "state.json").write_text(json.dumps({"step": step, "state": state or {}}))
     for path in (*temporary.iterdir(), temporary):
-        _sync(path)
+        sync_path(path)
     shutil.rmtree(target, ignore_errors=True)
     os.rename(temporary, target)
-    _sync(folder)
+    sync_path(folder)
     for old in folder.glob("step-*"):
         if old != target:
             shutil.rmtree(old)
@@ -114,11 +115,3 @@ def restore_training(
                 continue
             restored = value.to(parameter.device) if moment == "step" else shard_like(value, parameter)
             optimizer.state[parameter][moment] = restored.clone()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
