@@ -30,6 +30,7 @@ ORCHESTRATION = [
 PROGRAMS = [
     "tasks.programs",
     "tasks.reporting",
+    "tasks.judges",
     "tasks.demo_site",
     "tasks.rlhf",
     "tasks.dataset",
