@@ -22,8 +22,18 @@ from tasks.config.models import BuiltinBase
 from tasks.config.pipeline import Pipeline
 from tasks.config.sources import ShellSite
 from tasks.execution.run_stage import RunContext
-from tasks.stages import data, dpo, merge, ppo, pretrain, reference, report, reward, sft, site, winrate
-from tasks.stages.task import Stage
+from tasks.stages.data import data
+from tasks.stages.dpo import dpo
+from tasks.stages.merge import merge
+from tasks.stages.ppo import ppo
+from tasks.stages.pretrain import pretrain
+from tasks.stages.reference import reference
+from tasks.stages.report import report
+from tasks.stages.reward import reward
+from tasks.stages.sft import sft
+from tasks.stages.site import site
+from tasks.stages.stage import Stage
+from tasks.stages.winrate import winrate
 from tasks.system import events
 from tasks.system.errors import InputError, StageFailed
 from tasks.tracking import runs
@@ -32,37 +42,38 @@ from tasks.tracking.remote_artifacts import locate
 from tasks.tracking.tracked_run import TrackedRun
 
 
-class Do(Protocol):
+class RunStage(Protocol):
     """What ``chain`` does with each stage."""
 
     def __call__(self, stage: Stage, **inputs: Any) -> Any:
         """Return the stage's artifact, or what Prefect passes on in its place."""
 
 
-def chain(config: Pipeline, do: Do) -> None:
-    """The stages and what each takes. ``do(stage, **inputs)`` returns a stage's artifact, or a promise of it.
+def chain(config: Pipeline, run: RunStage) -> None:
+    """Walk the stages. ``run(stage, **inputs)`` returns a stage's artifact, or a promise of it.
 
     A stage waits for its inputs alone: those that do not wait for each other may run at the same time.
     """
-    source = do(site) if isinstance(config.source, ShellSite) else corpus_artifact(config.source)
-    pairs = do(data, source=source)
-    base = do(pretrain, data=pairs) if isinstance(config.base, BuiltinBase) else base_artifact(config.base)
-    adapter = do(sft, data=pairs, base=base)
-    model = do(merge, base=base, adapter=adapter)
-    judge = do(reward, data=pairs, model=model)
+    source = run(site) if isinstance(config.source, ShellSite) else corpus_artifact(config.source)
+    pairs = run(data, source=source)
+    base = run(pretrain, data=pairs) if isinstance(config.base, BuiltinBase) else base_artifact(config.base)
+    adapter = run(sft, data=pairs, base=base)
+    model = run(merge, base=base, adapter=adapter)
+    rewards = run(reward, data=pairs, model=model)
     policies = {}
     if config.method in ("ppo", "both"):
-        policies["ppo"] = do(ppo, data=pairs, model=model, reward=judge)
+        policies["ppo"] = run(ppo, data=pairs, model=model, reward=rewards)
     if config.method in ("dpo", "both"):
-        policies["dpo"] = do(dpo, data=pairs, model=model, reference=do(reference, data=pairs, model=model))
-    do(winrate, data=pairs, model=model, reward=judge, **policies)
+        logged = run(reference, data=pairs, model=model)
+        policies["dpo"] = run(dpo, data=pairs, model=model, reference=logged)
+    run(winrate, data=pairs, model=model, reward=rewards, **policies)
 
 
 def stages_of(config: Pipeline) -> list[str]:
     """Return the names of all stages, in the order in which they run."""
     names: list[str] = []
-    chain(config, lambda stage, **_: names.append(stage.run.name))
-    return [*names, report.run.name]
+    chain(config, lambda stage, **_: names.append(stage.name))
+    return [*names, report.name]
 
 
 def _started_by(profile: str) -> str:
@@ -126,10 +137,10 @@ def _run_stages(config: Pipeline, tracked: TrackedRun) -> Outcome:
         )
     stages = StageRuns(config, context)
     with stopping_threads(), true_edges():
-        chain(config, stages.do)
+        chain(config, stages.run)
         for name, causes in stages.wait().not_run.items():
             events.tell("not_run", name, causes=causes)
-        stages.do(report, **stages.ends)
+        stages.run(report, **stages.ends)
         return stages.wait()
 
 

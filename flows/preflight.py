@@ -13,7 +13,7 @@ from tasks.config.models import HuggingFaceBase
 from tasks.config.pipeline import Pipeline
 from tasks.config.sources import ShellSite
 from tasks.execution.tokenizer_check import check_tokenizer
-from tasks.stages.weights import starts
+from tasks.stages.weights import start_weights
 from tasks.system.errors import InputError
 
 LEAST_FREE_MB = 200
@@ -27,7 +27,7 @@ def check_inputs(config: Pipeline) -> None:
     if isinstance(config.base, HuggingFaceBase):
         check_tokenizer(find_model_folder(config.base), config.text)
     for stage in ("sft", "reward", "dpo"):
-        starts(config, stage)
+        start_weights(config, stage)
 
 
 def check_places(root: Path, summary: Path | None) -> None:

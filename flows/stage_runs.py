@@ -13,7 +13,6 @@ Facts about Prefect that this rests on (3.8.8; tests/flows/test_stage_runs.py ch
   that of an earlier result or of a part of it. Ids of plain values are shared and reused: those are false.
 """
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -26,7 +25,7 @@ from tasks.artifacts.artifact import Artifact
 from tasks.config.pipeline import Pipeline
 from tasks.execution.dispatch import Stopped
 from tasks.execution.run_stage import RunContext
-from tasks.stages.task import Stage
+from tasks.stages.stage import Stage
 from tasks.system.errors import DiskFailure
 from tasks.system.retry import stopping
 
@@ -49,20 +48,20 @@ class StageRuns:
         self.ends: dict[str, End] = {}
         self.inputs: dict[str, list[str]] = {}  # names of the stages that a stage takes results of
 
-    def do(self, stage: Stage, **inputs: Any) -> End:
+    def run(self, stage: Stage, **inputs: Any) -> End:
         """Run a stage in place and return its final state, or hand it to a work pool and return its future.
 
         Stages in place run one after another on the main thread: a laptop's memory holds one at a time. A
         failed stage raises nothing here, unless this machine's disk is full: the others would fail as well.
         """
-        name = stage.run.name
-        self.inputs[name] = [other for other, end in self.ends.items() if _is_among(end, inputs)]
-        needed = _needed(stage)
-        taken = {key: end if key in needed else allow_failure(end) for key, end in inputs.items()}
-        if getattr(self.context.pools, getattr(stage, "KIND", "gpu")):
-            self.ends[name] = stage.run.submit(self.config, context=self.context, **taken)
-            return self.ends[name]
-        self.ends[name] = state = stage.run(self.config, context=self.context, return_state=True, **taken)
+        self.inputs[stage.name] = [other for other, end in self.ends.items() if _is_among(end, inputs)]
+        taken = {key: end if key in stage.needed else allow_failure(end) for key, end in inputs.items()}
+        if getattr(self.context.pools, stage.kind):
+            self.ends[stage.name] = stage.run.submit(self.config, context=self.context, **taken)
+            return self.ends[stage.name]
+        self.ends[stage.name] = state = stage.run(
+            self.config, context=self.context, return_state=True, **taken
+        )
         if state.is_failed() and isinstance(error := _error(state), DiskFailure):
             raise error
         return state
@@ -105,15 +104,6 @@ def stopping_threads() -> Iterator[None]:
 
 def _is_among(end: End, inputs: dict[str, Any]) -> bool:
     return any(end is taken for taken in inputs.values())
-
-
-def _needed(stage: Stage) -> set[str]:
-    """Return the inputs without which a stage cannot run: those that its step names, not its **others."""
-    return {
-        name
-        for name, parameter in inspect.signature(stage.step).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    }
 
 
 def _final_state(end: End) -> State:

@@ -209,7 +209,9 @@ def of_a_stage(folder: str) -> set[str]:
 
 
 def test_every_stage_has_a_task_and_a_program_of_the_same_name() -> None:
-    tasks = {path.stem for path in (ROOT / "tasks" / "stages").glob("*.py") if "@task(" in path.read_text()}
+    tasks = {
+        path.stem for path in (ROOT / "tasks" / "stages").glob("*.py") if "\n@stage(" in path.read_text()
+    }
     assert tasks == of_a_stage("tasks/programs")
 
 

@@ -16,7 +16,7 @@ from flows.services import environment
 from tasks.artifacts.base_model import check_model_folder
 from tasks.rlhf.models import loading, lora
 from tasks.rlhf.training import checkpoints
-from tasks.stages.task import AS_TASK
+from tasks.stages.stage import TASK_OPTIONS
 from tasks.system.errors import InputError
 from tests.support import tiny
 from tests.support.paths import ROOT
@@ -84,7 +84,7 @@ def test_no_setting_of_containers_or_deployments_allows_what_the_code_does_not()
 
 
 def test_results_of_flows_are_json_and_mlflow_reads_no_pickle(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert AS_TASK["result_serializer"] == "json"
+    assert TASK_OPTIONS["result_serializer"] == "json"
     assert environment.FIXED["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
     monkeypatch.setenv(
         "PREFECT_RESULTS_DEFAULT_SERIALIZER", environment.FIXED["PREFECT_RESULTS_DEFAULT_SERIALIZER"]

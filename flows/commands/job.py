@@ -14,7 +14,7 @@ from tasks.config.pipeline import Pipeline
 from tasks.system.errors import InputError
 
 if TYPE_CHECKING:
-    from tasks.stages.task import Stage
+    from tasks.stages.stage import Stage
 
 HELP = "Write a stage's job.json, to run its program by hand."
 EXAMPLE = "alignflow job demo sft work/"
@@ -49,13 +49,13 @@ def prepare_job(config: Pipeline, wanted: str, directory: Path) -> None:
     """Write the job.json of one stage into ``directory``; its inputs must be stored. Raises InputError."""
     from flows.pipeline import chain
     from tasks.execution.run_stage import look_up, write_job
-    from tasks.stages import report
+    from tasks.stages.report import report
     from tasks.tracking.client import process_tracker
 
     tracker = process_tracker()
     artifacts: dict[str, Artifact] = {}
 
-    def do(stage: "Stage", **inputs: Artifact) -> Artifact:
+    def write(stage: "Stage", **inputs: Artifact) -> Artifact:
         step = stage.step(config, **inputs)
         if step.stage == wanted:
             directory.mkdir(parents=True, exist_ok=True)
@@ -66,23 +66,23 @@ def prepare_job(config: Pipeline, wanted: str, directory: Path) -> None:
         return artifacts[step.stage]
 
     try:
-        chain(config, _requiring_inputs(do, wanted))
-        _requiring_inputs(do, wanted)(report, **artifacts)
+        chain(config, _requiring_inputs(write, wanted))
+        _requiring_inputs(write, wanted)(report, **artifacts)
     except _Written:
         return
     raise InputError(f"This profile has no stage {wanted}; it has: {', '.join(artifacts)}, report")
 
 
-def _requiring_inputs(do: Callable[..., Artifact], wanted: str) -> Callable[..., Artifact]:
-    """Return ``do``, which raises InputError if the stage ``wanted`` takes an artifact that is not built."""
+def _requiring_inputs(write: Callable[..., Artifact], wanted: str) -> Callable[..., Artifact]:
+    """Return ``write``, which raises InputError if an artifact that ``wanted`` takes is not built."""
 
     def checked(stage: "Stage", **inputs: Artifact) -> Artifact:
         missing = [artifact["stage"] for artifact in inputs.values() if not artifact["digest"]]
-        if missing and stage.run.name == wanted:
+        if missing and stage.name == wanted:
             raise InputError(
                 f"The stage {wanted} takes the result of {', '.join(missing)}, not built yet; `alignflow "
                 "run` builds it"
             )
-        return do(stage, **inputs)
+        return write(stage, **inputs)
 
     return checked

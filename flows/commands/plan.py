@@ -12,7 +12,7 @@ from tasks.artifacts.store import Store, home, list_changes
 from tasks.config.pipeline import Pipeline
 
 if TYPE_CHECKING:
-    from tasks.stages.task import Stage
+    from tasks.stages.stage import Stage
 
 HELP = "Say which stages would be built or reused, and why."
 EXAMPLE = "alignflow plan demo --set ppo.steps=20"
@@ -50,22 +50,22 @@ def plan(config: Pipeline) -> list[Planned]:
     """Return what ``alignflow run`` would do with each stage."""
     from flows.pipeline import chain
     from tasks.execution.run_stage import look_up
-    from tasks.stages import report
+    from tasks.stages.report import report
     from tasks.tracking.client import process_tracker
 
     tracker = process_tracker()
     planned: list[Planned] = []
     artifacts: dict[str, Artifact] = {}
 
-    def do(stage: "Stage", **inputs: Artifact) -> Artifact:
+    def look(stage: "Stage", **inputs: Artifact) -> Artifact:
         step = stage.step(config, **inputs)
         found = look_up(step, tracker)
         planned.append(_plan_step(step, found))
         artifacts[step.stage] = found or unbuilt_artifact(step)
         return artifacts[step.stage]
 
-    chain(config, do)
-    do(report, **artifacts)
+    chain(config, look)
+    look(report, **artifacts)
     return planned
 
 

@@ -1,4 +1,4 @@
-"""Name the files with trained weights in an artifact, and find the weights that a user starts from."""
+"""Name the files with trained weights in an artifact, and find the weights that a user start_weights from."""
 
 from pathlib import Path
 
@@ -7,20 +7,20 @@ from tasks.config.pipeline import Pipeline
 from tasks.config.stages import Dpo, Reward, Sft, Tuning
 from tasks.system.errors import InputError
 
-PLACES = {"lora": ("adapter",), "bottleneck": ("bottleneck",), "full": ("model",)}
+WEIGHT_FILES = {"lora": ("adapter",), "bottleneck": ("bottleneck",), "full": ("model",)}
 
 
-def places(settings: Sft | Reward | Dpo) -> tuple[str, ...]:
+def weight_files(settings: Sft | Reward | Dpo) -> tuple[str, ...]:
     """Return the files and folders of the artifact that hold the trained weights."""
     if not isinstance(settings, Reward):
-        return PLACES[settings.tune]
+        return WEIGHT_FILES[settings.tune]
     if settings.tune == "full":
-        return (*PLACES["full"], "score.safetensors")
+        return (*WEIGHT_FILES["full"], "score.safetensors")
     return tuple(f"adapter-{number}" if number else "adapter" for number in range(settings.members))
 
 
-def starts(config: Pipeline, stage: str) -> dict[str, Artifact]:
-    """Return the weights that the stage starts from as its input "start", if the settings name any.
+def start_weights(config: Pipeline, stage: str) -> dict[str, Artifact]:
+    """Return the weights that the stage start_weights from as its input "start", if the settings name any.
 
     Raises InputError.
     """

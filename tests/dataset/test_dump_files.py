@@ -20,7 +20,7 @@ from tasks.config.pipeline import Pipeline
 from tasks.config.sources import StackExchangeDump
 from tasks.programs.data import prepare
 from tasks.programs.runtime.program import Run
-from tasks.stages.data import step
+from tasks.stages.data import data
 from tasks.system.errors import InputError
 
 HOST = "travel.stackexchange.com"
@@ -283,7 +283,7 @@ def test_users_of_another_dump_are_not_taken(tmp_path: Path) -> None:
 def test_the_key_knows_the_site_of_the_name_and_the_users_beside(tmp_path: Path) -> None:
     def key(path: Path, **source: Any) -> str:
         config = Pipeline.model_validate({"source": {"kind": "stack-exchange", "path": str(path), **source}})
-        return step(config, source=user_artifact(path)).recipe.key
+        return data.step(config, source=user_artifact(path)).recipe.key
 
     write(
         tmp_path,

@@ -12,26 +12,28 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 from uuid import UUID
 
 import pytest
-from prefect import flow, task
+from prefect import flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_LOGGING_LEVEL, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.pipeline import chain
 from flows.services.prefect_workarounds import true_edges
 from flows.stage_runs import Outcome, StageRuns, stopping_threads
-from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.artifact import Artifact, Step
+from tasks.config.jobs import ReportJob
 from tasks.config.machine import Machine, Pools
 from tasks.config.pipeline import Pipeline
 from tasks.execution import dispatch
 from tasks.execution.dispatch import Stopped
 from tasks.execution.launch import interrupted
 from tasks.execution.run_stage import RunContext
-from tasks.stages.task import AS_TASK, as_state, not_ready, present
+from tasks.stages import stage as stage_module
+from tasks.stages.stage import NothingToDo, Stage, stage
 from tasks.system.errors import DiskFailure, InputError, StageFailed
 from tasks.system.retry import retry, stopping
 from tests.support import fake_programs
@@ -69,39 +71,37 @@ def artifact(stage: str) -> Artifact:
     )
 
 
-def toy(name: str, work: Work, *needed: str) -> Any:
-    """A stage that needs some inputs, takes what there is of others, and has ``work`` done."""
+def toy(name: str, *needed: str) -> Stage:
+    """A stage that needs some artifacts; winrate takes what there is of others too, and needs one."""
 
-    def run(config: Any, *, context: Any, **inputs: Any) -> State:
-        assert all(isinstance(inputs[one], dict) for one in needed)
-        others = {one: inputs[one] for one in inputs if one not in needed}
-        if others and not present(others):
-            return not_ready("nothing to work on")
-        work(name)
-        return as_state(artifact(name))
-
-    def step(config: Any) -> None:
-        raise AssertionError("is looked at, not called")
+    def choose_inputs(config: Pipeline, **artifacts: Artifact) -> dict[str, Artifact]:
+        assert artifacts.keys() >= set(needed)
+        if name == "winrate" and artifacts.keys() == set(needed):
+            raise NothingToDo("nothing to work on")
+        return {}
 
     kinds = {**dict.fromkeys(needed, inspect.Parameter.KEYWORD_ONLY), "others": inspect.Parameter.VAR_KEYWORD}
     signature = inspect.Signature([inspect.Parameter(*one) for one in kinds.items()])
-    step.__signature__ = signature  # type: ignore[attr-defined]
-    return SimpleNamespace(run=task(name=name, **AS_TASK)(run), step=step)
+    choose_inputs.__name__, choose_inputs.__signature__ = name, signature  # type: ignore[attr-defined]
+    return stage(ReportJob)(choose_inputs)
 
 
 def run_chain(pools: Pools, work: Work, *, edges: bool = True) -> tuple[Outcome, dict[str, set[str]]]:
     """Run first -> {ppo, dpo} -> winrate -> last, and return how they ended and each one's edges."""
-    first, last = toy("first", work), toy("last", work, "winrate")
-    ppo, dpo = toy("ppo", work, "data"), toy("dpo", work, "data")
-    winrate = toy("winrate", work, "data")
+    first, last = toy("first"), toy("last", "winrate")
+    ppo, dpo, winrate = (toy(name, "data") for name in ("ppo", "dpo", "winrate"))
+
+    def run_toy(step: Step, context: RunContext) -> Artifact:
+        work(step.stage)
+        return artifact(step.stage)
 
     @flow(name="toys", persist_result=False)
     def toys() -> Outcome:
         stages = StageRuns(Pipeline(), RunContext(Machine(), None, pools))
         with stopping_threads():
-            data = stages.do(first)
-            found = {"ppo": stages.do(ppo, data=data), "dpo": stages.do(dpo, data=data)}
-            stages.do(last, winrate=stages.do(winrate, data=data, **found))
+            data = stages.run(first)
+            found = {"ppo": stages.run(ppo, data=data), "dpo": stages.run(dpo, data=data)}
+            stages.run(last, winrate=stages.run(winrate, data=data, **found))
             return stages.wait()
 
     @flow(name="toys", persist_result=False)
@@ -109,7 +109,8 @@ def run_chain(pools: Pools, work: Work, *, edges: bool = True) -> tuple[Outcome,
         with true_edges():
             return toys.fn()
 
-    state = (with_true_edges if edges else toys)(return_state=True)
+    with patch.object(stage_module, "run_stage", run_toy):
+        state = (with_true_edges if edges else toys)(return_state=True)
     outcome: Outcome = state.result()
     return outcome, edges_of(state.state_details.flow_run_id)
 
@@ -303,14 +304,14 @@ def home(tree: Path) -> Path:
 
 
 def run(tree: Path, home: Path, *settings: str, **modes: str) -> tuple[int, str, str]:
-    for stage, mode in modes.items():
-        fake_programs.misbehave(tree, stage, mode)
+    for name, mode in modes.items():
+        fake_programs.misbehave(tree, name, mode)
     options = [word for setting in settings for word in ("--set", setting)]
     try:
         return fake_programs.run_cli(tree, home, "run", "demo", *options, "--summary", "summary.json")
     finally:
-        for stage in modes:
-            fake_programs.misbehave(tree, stage, "")
+        for name in modes:
+            fake_programs.misbehave(tree, name, "")
 
 
 def newest_summary(home: Path) -> dict[str, Any]:

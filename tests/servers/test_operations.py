@@ -28,7 +28,7 @@ from tasks.artifacts.artifact import Artifact
 from tasks.config.pipeline import Pipeline
 from tasks.execution import program_environment
 from tasks.execution.run_stage import RunContext, run_stage
-from tasks.stages import report
+from tasks.stages.report import report
 from tests.support import fake_programs
 from tests.support.fake_programs import wait_until
 from tests.support.installation import Installation, command_line
@@ -137,7 +137,7 @@ def expected(installation: Installation, method: str = "ppo", **ppo: Any) -> dic
     found: dict[str, Artifact] = {}
     settings = Pipeline.model_validate(config(method, **ppo)["config"] | {"pools": {}})
 
-    def do(stage: Any, **inputs: Artifact) -> Artifact:
+    def build(stage: Any, **inputs: Artifact) -> Artifact:
         step = stage.step(settings, **inputs)
         found[step.stage] = run_stage(step, RunContext(settings.machine))
         return found[step.stage]
@@ -146,8 +146,8 @@ def expected(installation: Installation, method: str = "ppo", **ppo: Any) -> dic
         patched.setattr(program_environment, "ROOT", installation.tree)
         patched.setattr(code_version, "ROOT", installation.tree)
         patched.setenv("ALIGNFLOW_HOME", str(installation.root / "in-place"))
-        chain(settings, do)
-        do(report, **found)
+        chain(settings, build)
+        build(report, **found)
     return {name: artifact["digest"] for name, artifact in found.items()}
 
 

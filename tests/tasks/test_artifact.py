@@ -14,7 +14,15 @@ from tasks.config.base import NotInKey
 from tasks.config.models import Weights
 from tasks.config.pipeline import Pipeline
 from tasks.config.stages import Sft
-from tasks.stages import dpo, merge, ppo, pretrain, reference, report, reward, sft, winrate
+from tasks.stages.dpo import dpo
+from tasks.stages.merge import merge
+from tasks.stages.ppo import ppo
+from tasks.stages.pretrain import pretrain
+from tasks.stages.reference import reference
+from tasks.stages.report import report
+from tasks.stages.reward import reward
+from tasks.stages.sft import sft
+from tasks.stages.winrate import winrate
 from tasks.system.hashing import digest_of
 from tests.support.fake_programs import MEANT, ROOT, TABLES
 

@@ -21,7 +21,7 @@ from tasks.config.machine import Machine
 from tasks.config.pipeline import Pipeline
 from tasks.execution import dispatch
 from tasks.execution.dispatch import BAD_INPUT, DISK_FAILURE, INPUT_MISSING, OTHER_CODE
-from tasks.stages.task import as_state
+from tasks.stages.stage import as_state
 from tasks.system.errors import DiskFailure, InputError, InputMissing, StageFailed
 from tasks.tracking.client import Tracker
 from tests.support.paths import ROOT
