@@ -9,8 +9,8 @@ from tasks.config.pipeline import Pipeline
 from tasks.system.errors import InputError
 
 EXTRAS = {
-    "train": ("torch", "transformers", "peft", "safetensors", "tokenizers"),
-    "gpu": ("bitsandbytes", "accelerate"),
+    "train": ("torch", "transformers", "peft", "safetensors", "tokenizers", "accelerate", "datasets"),
+    "gpu": ("bitsandbytes",),
     "server": ("flask_wtf",),  # what mlflow[auth] adds to mlflow
     "dask": ("prefect_dask",),
 }

@@ -1,6 +1,6 @@
 """Run the stages of a pipeline as Prefect task runs, in place or on work pools, and collect how each ended.
 
-Facts about Prefect that this rests on (3.8.8; tests/flows/test_stage_runs.py checks them):
+Facts about Prefect that this rests on (3.9.1; tests/flows/test_stage_runs.py checks them):
 - A task that is submitted, or called with return_state=True, ends in the state Failed and raises nothing.
 - A task that takes the result of one that did not complete is not run: it ends in the state NotReady, of the
   type PENDING. ``allow_failure`` hands on the exception of a failed task instead, None of one not run.

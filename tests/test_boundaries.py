@@ -14,7 +14,7 @@ import pytest
 from tasks.artifacts.code_version import source_digests
 from tests.support.paths import ROOT
 
-HEAVY = {"torch", "transformers", "peft", "accelerate", "bitsandbytes"}
+HEAVY = {"torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets"}
 ABOVE = {"prefect", "mlflow"}
 
 # From the top layer down: a file imports from its own folder and from folders on lower layers of its side.

@@ -33,7 +33,7 @@ EXAMPLE = "alignflow doctor --deep"
 
 PACKAGES = ("prefect", "mlflow", "fastapi", "sqlalchemy")
 TRAINING = ("torch", "transformers", "peft", "safetensors", "tokenizers")
-# Prefect 3.8 sets no upper limit for these, and does not work with versions above alignflow's limits
+# Prefect 3.9 sets no upper limit for these, and does not work with versions above alignflow's limits
 BROKEN = {
     "fastapi": "with newer ones every flow run dies",
     "sqlalchemy": "with newer ones no schedule ever fires",

@@ -2,7 +2,7 @@
 
 flows/services/automations.py acts on them. Prefect's own heartbeats continue in every state until the process
 ends: a run that is suspended, paused or being cancelled would count as lost after the last of them, and one
-may follow the last state (issues 18653 and 21932 of https://github.com/PrefectHQ/prefect; seen in 3.8.8).
+may follow the last state (issues 18653 and 21932 of https://github.com/PrefectHQ/prefect; seen in 3.9.1).
 """
 
 import threading

@@ -1,11 +1,9 @@
 """Work around defects of Prefect by undocumented means; all other code keeps to its documentation.
 
-Seen in Prefect 3.8.8. Numbers are issues of https://github.com/PrefectHQ/prefect. For each defect a test
+Seen in Prefect 3.9.1. Numbers are issues of https://github.com/PrefectHQ/prefect. For each defect a test
 fails once Prefect has mended it or has renamed what the workaround rests on; then the workaround is removed,
 or adapted. The tests are in tests/flows/test_prefect_workarounds.py, that of edges in test_stage_runs.py.
 
-- ``RepairedWorker._submit_scheduled_flow_runs``: a worker exits when a run is scheduled again before its last
-  process is removed. Issue 16806.
 - ``RepairedWorker._propose_crashed_state``: the end of a killed run is reported twice, and the second report
   undoes a Retry made in between. No issue found; pull request 18453, closed, proposed a change.
 - ``true_edges``: a task seems to depend on an earlier one if a value of its parameters has the ``id()`` of a
@@ -28,7 +26,6 @@ from prefect.context import FlowRunContext
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
-    from prefect.client.schemas.responses import WorkerFlowRunResponse
     from prefect.workers.process import ProcessWorker, ProcessWorkerResult
 
     Base = ProcessWorker
@@ -38,7 +35,7 @@ else:
 
 
 class RepairedWorker(Base):
-    """Mixin for ProcessWorker without its two defects that concern runs which were killed."""
+    """Mixin for ProcessWorker that reports once that a run was killed."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -60,12 +57,6 @@ class RepairedWorker(Base):
             self._reported.remove(flow_run.id)
         else:
             await super()._propose_crashed_state(flow_run, *args, **kwargs)
-
-    async def _submit_scheduled_flow_runs(self, flow_run_response: "list[WorkerFlowRunResponse]") -> Any:
-        """Leave a run for the next poll if its last process still holds a slot of the worker's limit."""
-        busy = set(self.limiter.statistics().borrowers) if self._limiter else set()
-        free = [entry for entry in flow_run_response if entry.flow_run.id not in busy]
-        return await super()._submit_scheduled_flow_runs(free)
 
 
 class _Untracked(dict[int, Any]):

@@ -76,6 +76,11 @@ class Stage:
                 return Pending(name="NotReady", message=str(error))
             return as_state(run_stage(step, context))
 
+        # Prefect's pages name what a task takes by its parameters
+        signature = inspect.signature(self.choose_inputs)
+        config, *artifacts = signature.parameters.values()
+        context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY)
+        run.__signature__ = signature.replace(parameters=[config, context, *artifacts])  # type: ignore[attr-defined]
         return Task(run, name=self.name, description=inspect.getdoc(self.choose_inputs), **TASK_OPTIONS)
 
 

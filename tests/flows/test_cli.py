@@ -447,7 +447,12 @@ def test_the_version_is_said(capsys: pytest.CaptureFixture[str]) -> None:
             ["run", "demo", "--set", "weights.base=nf4"],
             "weights.base=nf4: bitsandbytes must be installed here: pip install 'alignflow[gpu]'",
         ),
-        ("accelerate", ["run", "stack-llama-7b"], "weights.base=int8: accelerate must be installed here"),
+        (
+            "accelerate",
+            ["run", "demo"],
+            "Training and sampling: accelerate must be installed here: pip install 'alignflow[train]'",
+        ),
+        ("bitsandbytes", ["run", "stack-llama-7b"], "weights.base=int8: bitsandbytes must be installed here"),
         (
             "prefect_dask",
             ["run", "demo", "--set", "machine.dask=tcp://h:1"],

@@ -48,12 +48,12 @@ def only(findings: Iterator[Finding]) -> Finding:
 # ------------------------------------------------------------------------------------- this machine
 
 INSTALLED = {
-    "prefect": "3.8.8", "mlflow": "3.17.2", "fastapi": "0.150.0", "sqlalchemy": "2.0.58",
+    "prefect": "3.9.1", "mlflow": "3.17.2", "fastapi": "0.150.0", "sqlalchemy": "2.0.58",
     "torch": "2.13.0+cpu", "transformers": "5.23.0",
     "peft": "0.21.2", "safetensors": "0.8.0", "tokenizers": "0.23.3",
 }  # fmt: skip
 WANTED = [
-    "prefect<4,>=3.8", "mlflow<4,>=3.15", "fastapi<0.151,>=0.139", "SQLAlchemy<2.1,>=2.0", (
+    "prefect<4,>=3.9.1", "mlflow<4,>=3.15", "fastapi<0.151,>=0.139", "SQLAlchemy<2.1,>=2.0", (
         'torch<3,>=2.9; extra '
         '== "train"'
     ),
@@ -87,7 +87,7 @@ def test_versions_within_their_ranges_are_fine(monkeypatch: pytest.MonkeyPatch) 
     found = judged_versions(monkeypatch)
     assert list(found) == ["python", *INSTALLED]
     assert {finding.level for finding in found.values()} == {"ok"}
-    assert judged_versions(monkeypatch, prefect="3.9.0rc1")["prefect"].level == "ok"
+    assert judged_versions(monkeypatch, prefect="3.10.0rc1")["prefect"].level == "ok"
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_versions_within_their_ranges_are_fine(monkeypatch: pytest.MonkeyPatch) 
     [
         ("fastapi", "0.165.0", "every flow run dies"),
         ("sqlalchemy", "2.1.9", "no schedule ever fires"),
-        ("prefect", "3.6.1", "not in the range <4,>=3.8"),
+        ("prefect", "3.6.1", "not in the range <4,>=3.9.1"),
         ("mlflow", "3.15.2", ">=3.16"),  # what an extra asks for counts
         ("mlflow", "4.1", "<4"),
         ("torch", "3.0.0.dev1+cu130", "not in the range <3,>=2.9"),
@@ -311,7 +311,7 @@ class Servers:
     """A fake of Prefect's and MLflow's APIs on one port, whose answers can be changed."""
 
     def __init__(self) -> None:
-        self.asks_login, self.version, self.ahead, self.silent = True, "3.8.8", 0.0, ""
+        self.asks_login, self.version, self.ahead, self.silent = True, "3.9.1", 0.0, ""
         self.healthy = True
         self.pools, self.workers = ["cpu", "gpu"], {"cpu": ["ONLINE"], "gpu": ["ONLINE", "OFFLINE"]}
         self.deployments = {"rlhf": ["demo", "mine"], "stage": ["cpu", "gpu"]}
@@ -458,12 +458,12 @@ def test_a_house_in_order_is_all_fine(home: Path, servers: Servers) -> None:
             },
         ),
         (
-            {"deployments": {"rlhf": [], "stage": ["cpu", "gpu"]}, "version": "3.9.1",
+            {"deployments": {"rlhf": [], "stage": ["cpu", "gpu"]}, "version": "3.99.1",
             "experiment": "deleted", "ahead": 30.0, "asks_login": False,
              "automations": {LOST: True}},
             {
                 "deployments": ("FAIL", ": rlhf/demo"), "automations": ("FAIL", AGAIN),
-                "prefect version": ("warn", "the server is 3.9.1"),
+                "prefect version": ("warn", "the server is 3.99.1"),
                 "mlflow experiment": ("FAIL", "is deleted"), "prefect clock": ("warn", "s behind"),
                 "mlflow clock": ("warn", "s behind"),
                 "prefect login": ("warn", "none is asked for"), "mlflow login": ("warn", "none is asked for"),

@@ -6,11 +6,9 @@ workaround, or adapt it.
 
 import asyncio
 import inspect
-from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
-import anyio
 import prefect
 import pytest
 from fastapi.testclient import TestClient
@@ -24,27 +22,10 @@ from flows.services.prefect_workarounds import hide_v2_pages
 from flows.services.worker import Worker
 
 
-async def submit_a_busy_run(kind: type[ProcessWorker]) -> list[FlowRun]:
-    """Have a worker submit a run whose last process still holds a slot."""
-    worker, run = kind(work_pool_name="gpu"), FlowRun(flow_id=uuid4())
-    worker._limiter = anyio.CapacityLimiter(2)
-    worker._limiter.acquire_on_behalf_of_nowait(run.id)
-    return await worker._submit_scheduled_flow_runs([SimpleNamespace(flow_run=run)])  # type: ignore[list-item]
-
-
-def test_defect_a_worker_fails_on_a_run_that_comes_again_early() -> None:
-    with pytest.raises(RuntimeError, match="already holding one of this CapacityLimiter's tokens"):
-        asyncio.run(submit_a_busy_run(ProcessWorker))
-
-
-def test_our_worker_leaves_a_run_that_comes_again_early_for_the_next_poll() -> None:
-    assert asyncio.run(submit_a_busy_run(Worker)) == []
-
-
 def test_defect_executor_and_worker_both_report_a_killed_run() -> None:
     by_executor = inspect.getsource(_flow_run_executor.FlowRunExecutor)
     by_worker = inspect.getsource(BaseWorker._submit_run_and_capture_errors)
-    assert "propose_crashed(\n                self._flow_run, message=msg" in by_executor
+    assert "propose_crashed(\n            self._flow_run, message=msg" in by_executor
     assert "if result.status_code != 0:" in by_worker
     assert "self._propose_crashed_state(" in by_worker.partition("if result.status_code != 0:")[2]
 

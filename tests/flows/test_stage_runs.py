@@ -80,7 +80,11 @@ def toy(name: str, *needed: str) -> Stage:
             raise NothingToDo("nothing to work on")
         return {}
 
-    kinds = {**dict.fromkeys(needed, inspect.Parameter.KEYWORD_ONLY), "others": inspect.Parameter.VAR_KEYWORD}
+    kinds = {
+        "config": inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        **dict.fromkeys(needed, inspect.Parameter.KEYWORD_ONLY),
+        "others": inspect.Parameter.VAR_KEYWORD,
+    }
     signature = inspect.Signature([inspect.Parameter(*one) for one in kinds.items()])
     choose_inputs.__name__, choose_inputs.__signature__ = name, signature  # type: ignore[attr-defined]
     return stage(ReportJob)(choose_inputs)

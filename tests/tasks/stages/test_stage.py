@@ -1,5 +1,6 @@
 """Test what the decorator ``stage`` makes of a function that chooses a stage's inputs."""
 
+import inspect
 from typing import Any
 
 import pytest
@@ -52,6 +53,11 @@ def test_a_stage_says_what_it_is(built: Artifact) -> None:
     )  # fmt: skip
     assert isinstance(step.job, WinrateJob)
     assert step.job.seed == 3
+
+
+def test_prefect_sees_what_a_stage_takes_by_name() -> None:
+    assert str(inspect.signature(example.run.fn)).startswith("(config: ")
+    assert list(inspect.signature(example.run.fn).parameters) == ["config", "context", "data", "others"]
 
 
 def test_the_settings_are_completed_by_what_the_artifacts_tell(built: Artifact) -> None:
