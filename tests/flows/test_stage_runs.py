@@ -336,8 +336,8 @@ def chain_edges() -> dict[str, set[str]]:
     edges: dict[str, set[str]] = {}
 
     def do(stage: Any, **inputs: str) -> str:
-        edges[stage.run.name] = set(inputs.values())
-        name: str = stage.run.name
+        edges[stage.name] = set(inputs.values())
+        name: str = stage.name
         return name
 
     chain(Pipeline(method="both"), do)
