@@ -12,7 +12,8 @@ from tasks.reporting.reward_charts import Bar
 
 NAMES = {"chosen": "chosen answers", "base": "base model", "sft": "SFT", "dpo": "DPO", "ppo": "PPO"}
 # opponents: the model that all started from first, the chosen answers last
-ORDER = {"sft": 0, "dpo": 1, "ppo": 2, "base": 3, "chosen": 4}
+OPPONENTS = ("sft", "dpo", "ppo", "base", "chosen")
+POLICIES = ("ppo", "dpo", "sft", "base")
 ACCURACIES = {
     "reward_accuracy.votes": ("Reward model, votes", "Pairs of answers ordered as the voters did,"),
     "reward_accuracy.longer_wins": (
@@ -157,7 +158,7 @@ def _build_comparisons(
                     "bar": _draw_comparison_bar(ours, theirs, rate, tally),
                 }
             )
-    return sorted(rows, key=lambda row: (ORDER.get(row["theirs"], 9), -ORDER.get(row["ours"], 9)))
+    return sorted(rows, key=lambda row: (OPPONENTS.index(row["theirs"]), POLICIES.index(row["ours"])))
 
 
 def describe_result(rate: Rate) -> str:

@@ -67,7 +67,7 @@ def rank_correlation(
     ranks = [stats.rankdata(column) for column in (first, second)]
     a, b = (rank - rank.mean() for rank in ranks)
     columns = (np.ones(len(a)), a, b, a * a, b * b, a * b)
-    sums = np.stack([np.bincount(numbers, column) for column in columns], axis=1)  # (Q, 6)
+    sums = np.stack([np.bincount(numbers, column) for column in columns], axis=1).astype(np.float64)  # (Q, 6)
 
     def correlations(totals: NDArray[np.float64]) -> NDArray[np.float64]:
         sum_a, sum_b, aa, bb, ab = (totals[:, 1:] / totals[:, :1]).T
