@@ -8,6 +8,7 @@ from flows.services import environment
 from flows.services.processes import check_prefect
 from tasks.artifacts.base_model import find_model_folder
 from tasks.artifacts.corpus import evaluation_sets, find_corpus
+from tasks.artifacts.judge_model import judge_inputs
 from tasks.artifacts.store import home
 from tasks.config.models import HuggingFaceBase
 from tasks.config.pipeline import Pipeline
@@ -26,6 +27,7 @@ def check_inputs(config: Pipeline) -> None:
     evaluation_sets(config)
     if isinstance(config.base, HuggingFaceBase):
         check_tokenizer(find_model_folder(config.base), config.text)
+    judge_inputs(config.judge)
     for stage in ("sft", "reward", "dpo"):
         start_weights(config, stage)
 
