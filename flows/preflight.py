@@ -13,7 +13,7 @@ from tasks.artifacts.store import home
 from tasks.config.models import HuggingFaceBase
 from tasks.config.pipeline import Pipeline
 from tasks.config.sources import ShellSite
-from tasks.execution.tokenizer_check import check_tokenizer
+from tasks.execution.tokenizer_preflight import check_tokenizer
 from tasks.stages.weights import start_weights
 from tasks.system.errors import InputError
 

@@ -1,4 +1,8 @@
-"""Define the settings of a whole run. They need pydantic only, so flows and programs share them.
+"""Define the settings of a whole run, from which Prefect makes the form of a run in its pages.
+
+The flow ``rlhf`` in flows/pipeline.py takes them as its parameter. How the form looks (titles, choices) is in
+base.py; flows/commands/deploy.py fills in the values of a profile. The settings need pydantic only, so flows
+and programs share them.
 
 A stage's program gets a ``*Job``: the sections of ``Pipeline`` that its result depends on. Settings that do
 not change a result (threads, device, micro-batch, steps between checkpoints) are in ``Machine``, never in a

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from tasks.config.jobs import WinrateJob
 from tasks.dataset import row_sample
 from tasks.judges.judge import Answer, Judge
-from tasks.judges.label_judge import LabelJudge
+from tasks.judges.language_model_judge import LanguageModelJudge
 from tasks.judges.scoring_judge import ScoringJudge
 from tasks.programs.runtime import battles, pair_tables
 from tasks.programs.runtime.battles import Question
@@ -29,9 +29,9 @@ from tasks.programs.runtime.job_judges import limits, load_judges
 from tasks.programs.runtime.program import Run, main, to_json
 from tasks.rlhf.compute import devices
 from tasks.rlhf.evaluation.intervals import Interval
-from tasks.rlhf.evaluation.ordering_agreement import ordering_agreement
-from tasks.rlhf.judging.agreement import ReportCard, is_better_than_length
+from tasks.rlhf.judging.gold_agreement import ordering_agreement
 from tasks.rlhf.judging.judge_correction import Graded
+from tasks.rlhf.judging.report_card import ReportCard, is_better_than_length
 from tasks.rlhf.models import loading
 
 POLICIES = ("base", "sft", "dpo", "ppo")  # in the order in which they were trained
@@ -147,7 +147,7 @@ def _by_trust(judges: list[Judge], graded: dict[str, tuple[ReportCard, Graded]])
 
 
 def _label_warnings(judges: list[Judge]) -> list[str]:
-    return [text for judge in judges if isinstance(judge, LabelJudge) for text in judge.warnings()]
+    return [text for judge in judges if isinstance(judge, LanguageModelJudge) for text in judge.warnings()]
 
 
 def _describe(judge: Judge, graded: dict[str, tuple[ReportCard, Graded]]) -> dict[str, str]:

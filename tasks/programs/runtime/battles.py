@@ -12,9 +12,9 @@ from tasks.judges.judge import Answer, Battle, Judge
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.evaluation.intervals import Interval
 from tasks.rlhf.judging import leaderboard as boards
-from tasks.rlhf.judging.agreement import ReportCard, grade_judge, is_better_than_length
 from tasks.rlhf.judging.judge_correction import Graded, corrected_interval
 from tasks.rlhf.judging.length_control import controlled_rate, length_feature
+from tasks.rlhf.judging.report_card import ReportCard, grade_judge, is_better_than_length
 from tasks.rlhf.judging.verdicts import Counts, Outcomes, Verdict, resolve, to_outcomes
 from tasks.rlhf.judging.win_rate import win_rate
 

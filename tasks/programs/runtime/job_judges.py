@@ -13,8 +13,8 @@ from tasks.config.judge_prompts import read_template
 from tasks.config.judges import LocalJudge, NoJudge
 from tasks.judges.gold_judge import gold_judge
 from tasks.judges.judge import Judge
-from tasks.judges.label_judge import LabelJudge
-from tasks.judges.label_judge import Settings as LabelSettings
+from tasks.judges.language_model_judge import LanguageModelJudge
+from tasks.judges.language_model_judge import Settings as LabelSettings
 from tasks.judges.reward_judge import RewardScores, reward_judge
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.batches.truncation import Encoder
@@ -37,17 +37,19 @@ def load_judges(job: WinrateJob, run: Run, encoder: Encoder, device: torch.devic
 
 def limits(judge: Judge, job: WinrateJob) -> tuple[int, int]:
     """Return the largest numbers of questions and of graded pairs that a judge decides."""
-    settings = job.judge if isinstance(judge, LabelJudge) else job.winrate
+    settings = job.judge if isinstance(judge, LanguageModelJudge) else job.winrate
     assert not isinstance(settings, NoJudge)
     return settings.num_questions, settings.num_graded_pairs
 
 
-def _load_label_judge(settings: LocalJudge, run: Run, device: torch.device) -> LabelJudge:
+def _load_label_judge(settings: LocalJudge, run: Run, device: torch.device) -> LanguageModelJudge:
     folder = run.inputs["judge"]
     template = read_template(run.inputs["prompt"])
     asked = LabelSettings(template, settings.max_tokens, settings.tie, settings.batch_size)
     title = f"the language model {Path(settings.path).name}"
-    return LabelJudge(title, loading.load(folder, device=device), loading.load_tokenizer(folder), asked)
+    return LanguageModelJudge(
+        title, loading.load(folder, device=device), loading.load_tokenizer(folder), asked
+    )
 
 
 def _load_reward_scores(job: WinrateJob, run: Run, encoder: Encoder, device: torch.device) -> RewardScores:

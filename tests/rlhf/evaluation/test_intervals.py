@@ -8,7 +8,7 @@ import torch
 from scipy.stats import binomtest, norm, pearsonr
 
 from tasks.rlhf.evaluation.intervals import mean_interval, pearson, wilson
-from tasks.rlhf.evaluation.ordering_agreement import ordering_agreement
+from tasks.rlhf.judging.gold_agreement import ordering_agreement
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tasks.judges import prompt
+from tasks.judges import fill_prompt
 from tasks.judges.judge import Answer, Battle, ReportProgress
 from tasks.rlhf.batches.forward import hidden_states, output_head
 from tasks.rlhf.judging.verdicts import Verdict
@@ -26,7 +26,7 @@ class Settings(NamedTuple):
     batch_size: int
 
 
-class LabelJudge:
+class LanguageModelJudge:
     """A language model that is shown both answers, and whose next token is compared between the two labels.
 
     One forward pass for each battle: it is deterministic, has no text to misread, and sends nothing away
@@ -105,7 +105,9 @@ class LabelJudge:
         )
 
     def _encode(self, battle: Battle) -> list[int]:
-        text = prompt.fill(self.settings.template, battle.question, battle.first.text, battle.second.text)
+        text = fill_prompt.fill(
+            self.settings.template, battle.question, battle.first.text, battle.second.text
+        )
         if self.tokenizer.chat_template:
             request, _, opening = text.rpartition("\n")
             messages = [{"role": "user", "content": request}]

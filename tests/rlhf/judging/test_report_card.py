@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from tasks.rlhf.judging.agreement import (
+from tasks.rlhf.judging.report_card import (
     ReportCard,
     cohens_kappa,
     grade_judge,

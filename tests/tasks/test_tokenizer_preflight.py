@@ -9,7 +9,7 @@ from flows import cli
 from flows.preflight import check_inputs
 from tasks.config.models import HuggingFaceBase, Text
 from tasks.config.pipeline import Pipeline
-from tasks.execution import tokenizer_check
+from tasks.execution import tokenizer_preflight
 from tasks.system.errors import InputError
 from tests.support import tiny
 from tests.support.chat_families import CHATML
@@ -60,21 +60,21 @@ def test_what_passed_is_not_looked_at_again_until_it_changes(
 ) -> None:
     monkeypatch.setenv("ALIGNFLOW_HOME", str(tmp_path / "home"))
     calls: list[list[str]] = []
-    honest = tokenizer_check.subprocess.run
+    honest = tokenizer_preflight.subprocess.run
 
     def counted(command: list[str], **how: object) -> object:
         calls.append(command)
         return honest(command, **how)  # type: ignore[call-overload]
 
-    monkeypatch.setattr(tokenizer_check.subprocess, "run", counted)
+    monkeypatch.setattr(tokenizer_preflight.subprocess, "run", counted)
     good = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
     folder = with_template(base, tmp_path / "model", good)
     for _ in range(2):
-        tokenizer_check.check_tokenizer(folder, Text(template="chat"))
+        tokenizer_preflight.check_tokenizer(folder, Text(template="chat"))
     assert len(calls) == 1
     (folder / "chat_template.jinja").write_text("{{ 1 / 0 }}")
     with pytest.raises(InputError, match="division by zero"):
-        tokenizer_check.check_tokenizer(folder, Text(template="chat"))
+        tokenizer_preflight.check_tokenizer(folder, Text(template="chat"))
     assert len(calls) == 2
 
 
@@ -88,7 +88,7 @@ def test_a_template_that_fills_the_prompt_is_refused(
         "You are a helpful, honest and harmless assistant of this site. " * 4 + CHATML,
     )
     with pytest.raises(InputError, match=r"text\.max_prompt_tokens=48 leaves no room for a question"):
-        tokenizer_check.check_tokenizer(folder, Text(template="chat"))
+        tokenizer_preflight.check_tokenizer(folder, Text(template="chat"))
 
 
 @pytest.mark.parametrize(("command", "status"), [("plan", 0), ("run", 2)])
@@ -104,7 +104,7 @@ def test_a_home_that_cannot_be_written_to_is_told_by_the_command_that_needs_one(
     monkeypatch.setenv("ALIGNFLOW_HOME", str(tmp_path / "file" / "home"))
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     monkeypatch.setattr(
-        tokenizer_check.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, "", "")
+        tokenizer_preflight.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, "", "")
     )
     assert (
         cli.main([command, "demo", "--set", "base.kind=hugging-face", "--set", f"base.path={base}"]) == status
