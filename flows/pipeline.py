@@ -22,6 +22,7 @@ from tasks.config.models import BuiltinBase
 from tasks.config.pipeline import Pipeline
 from tasks.config.sources import ShellSite
 from tasks.execution.run_stage import RunContext
+from tasks.stages.benchmarks import benchmarks
 from tasks.stages.data import data
 from tasks.stages.dpo import dpo
 from tasks.stages.merge import merge
@@ -67,6 +68,7 @@ def chain(config: Pipeline, run: RunStage) -> None:
         logged = run(reference, data=pairs, model=model)
         policies["dpo"] = run(dpo, data=pairs, model=model, reference=logged)
     run(winrate, data=pairs, model=model, reward=rewards, **policies)
+    run(benchmarks, data=pairs, base=base, model=model, reward=rewards, **policies)
 
 
 def stages_of(config: Pipeline) -> list[str]:

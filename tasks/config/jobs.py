@@ -7,6 +7,7 @@ setting.
 from typing import Annotated, Self
 
 from tasks.config.base import NotInKey, Settings
+from tasks.config.benchmarks import Benchmarks
 from tasks.config.data import Data
 from tasks.config.models import BuiltinBase, Text, Weights
 from tasks.config.pipeline import Pipeline
@@ -107,6 +108,14 @@ class WinrateJob(Job):
     text: Text
     weights: MergedWeights = Weights()
     winrate: Winrate
+
+
+class BenchmarksJob(Job):
+    """The job of the stage benchmarks."""
+
+    text: Text
+    weights: Weights = Weights()
+    benchmarks: Benchmarks
 
 
 class ReportJob(Job):

@@ -10,6 +10,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from tasks.config.base import Settings
+from tasks.config.benchmarks import Benchmarks
 from tasks.config.data import Data
 from tasks.config.machine import Machine, Pools
 from tasks.config.models import Base, BuiltinBase, Text, Weights
@@ -35,6 +36,7 @@ class Pipeline(Settings):
     ppo: Ppo = Ppo()
     dpo: Dpo = Dpo()
     winrate: Winrate = Winrate()
+    benchmarks: Benchmarks = Benchmarks()
     machine: Machine = Machine()
     pools: Pools = Pools()
 
