@@ -84,6 +84,14 @@ def _accuracy_row(name: str, measure: str, right: Mapping[str, Tensor]) -> Row:
     return Row(name=name, measure=measure, values=values, taxes=taxes)
 
 
+def paired_loss(ours: Tensor, theirs: Tensor) -> tuple[Estimate, float]:
+    """Return by how many points ``ours`` is less often right than ``theirs``, and McNemar's p. (N,), (N,)."""
+    gain = paired.accuracy_difference(ours, theirs)
+    loss = {"value": -100 * gain.value, "low": -100 * gain.high, "high": -100 * gain.low, "n": gain.n}
+    ours_only, theirs_only = int((ours > theirs).sum()), int((theirs > ours).sum())
+    return loss, paired.mcnemar(ours_only, theirs_only)
+
+
 def _build_tax(ours: str, theirs: str, estimate: Estimate, *, p: float | None = None, is_shown: bool) -> Tax:
     return Tax(ours=ours, theirs=theirs, estimate=estimate, p=p, is_shown=is_shown)
 

@@ -1,4 +1,4 @@
-"""Compare two models that answered the same questions: McNemar's exact test, and the difference of their rates."""
+"""Compare two models that answered the same questions."""
 
 from math import comb
 
@@ -17,7 +17,7 @@ def mcnemar(first_only: int, second_only: int) -> float:
     """
     n = first_only + second_only
     tail = sum(comb(n, k) for k in range(min(first_only, second_only) + 1))
-    return min(1.0, 2 * tail / 2**n)
+    return float(min(1.0, 2 * tail / 2**n))
 
 
 def accuracy_difference(ours: Tensor, theirs: Tensor) -> Interval:
