@@ -19,7 +19,7 @@ from tasks.reporting.stage_charts import Chart
 from tasks.reporting.text import build_link, clip_text, link_author
 
 TEMPLATE = "run_report.html.j2"
-NAMES = {"chosen": "chosen answers", "sft": "SFT", "dpo": "DPO", "ppo": "PPO"}
+NAMES = {"chosen": "chosen answers", "base": "base", "sft": "SFT", "dpo": "DPO", "ppo": "PPO"}
 # opponents: the model that all started from first, the chosen answers last
 ORDER = {"sft": 0, "dpo": 1, "ppo": 2, "chosen": 3}
 JUDGES = {

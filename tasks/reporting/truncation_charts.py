@@ -12,6 +12,7 @@ STAGES = {
     "dpo": "DPO",
     "ppo": "PPO",
     "winrate": "win rates",
+    "benchmarks": "perplexity",
 }
 
 
