@@ -16,11 +16,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.config.benchmarks import Benchmarks
-from tasks.config.jobs import BenchmarksJob, DpoJob, ReferenceJob, RewardJob, SftJob
-from tasks.programs import benchmarks, dpo, merge, reference, reward, sft
+from tasks.config.jobs import BenchmarksJob, DpoJob, ReferenceJob, RewardJob
+from tasks.programs import benchmarks, dpo, reference, reward
 from tasks.programs.runtime import benchmark_tasks, policies
 from tasks.programs.runtime.program import Run
-from tasks.rlhf.models import loading
 from tasks.system.errors import InputError
 from tests.support import tiny
 from tests.support.paths import ROOT
