@@ -9,7 +9,16 @@ from tasks.config.pipeline import Pipeline
 from tasks.system.errors import InputError
 
 EXTRAS = {
-    "train": ("torch", "transformers", "peft", "safetensors", "tokenizers", "accelerate", "datasets"),
+    "train": (
+        "torch",
+        "transformers",
+        "peft",
+        "safetensors",
+        "tokenizers",
+        "accelerate",
+        "datasets",
+        "scipy",
+    ),
     "gpu": ("bitsandbytes",),
     "server": ("flask_wtf",),  # what mlflow[auth] adds to mlflow
     "dask": ("prefect_dask",),

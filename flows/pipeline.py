@@ -22,6 +22,7 @@ from tasks.config.models import BuiltinBase
 from tasks.config.pipeline import Pipeline
 from tasks.config.sources import ShellSite
 from tasks.execution.run_stage import RunContext
+from tasks.stages.answers import answers
 from tasks.stages.benchmarks import benchmarks
 from tasks.stages.data import data
 from tasks.stages.dpo import dpo
@@ -60,15 +61,16 @@ def chain(config: Pipeline, run: RunStage) -> None:
     base = run(pretrain, data=pairs) if isinstance(config.base, BuiltinBase) else base_artifact(config.base)
     adapter = run(sft, data=pairs, base=base)
     model = run(merge, base=base, adapter=adapter)
-    rewards = run(reward, data=pairs, model=model)
+    reward_model = run(reward, data=pairs, model=model)
     policies = {}
     if config.method in ("ppo", "both"):
-        policies["ppo"] = run(ppo, data=pairs, model=model, reward=rewards)
+        policies["ppo"] = run(ppo, data=pairs, model=model, reward=reward_model)
     if config.method in ("dpo", "both"):
-        logged = run(reference, data=pairs, model=model)
-        policies["dpo"] = run(dpo, data=pairs, model=model, reference=logged)
-    run(winrate, data=pairs, model=model, reward=rewards, **policies)
-    run(benchmarks, data=pairs, base=base, model=model, reward=rewards, **policies)
+        log_probs = run(reference, data=pairs, model=model)
+        policies["dpo"] = run(dpo, data=pairs, model=model, reference=log_probs)
+    answered = run(answers, data=pairs, base=base, model=model, **policies)
+    run(winrate, data=pairs, model=model, reward=reward_model, answers=answered)
+    run(benchmarks, data=pairs, base=base, model=model, reward=reward_model, **policies)
 
 
 def stages_of(config: Pipeline) -> list[str]:

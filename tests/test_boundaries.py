@@ -41,8 +41,8 @@ SUBFOLDERS = {  # inside a folder, from the top floor down
     # but the commands call the flows
     "tasks.programs": ["tasks.programs", "tasks.programs.data_stage", "tasks.programs.runtime"],
     "tasks.rlhf": [
-        "tasks.rlhf.training", "tasks.rlhf.evaluation", "tasks.rlhf.models", "tasks.rlhf.batches",
-        "tasks.rlhf.algorithms", "tasks.rlhf.compute",
+        "tasks.rlhf.training", "tasks.rlhf.judging", "tasks.rlhf.evaluation", "tasks.rlhf.models",
+        "tasks.rlhf.batches", "tasks.rlhf.algorithms", "tasks.rlhf.compute",
         "tasks.rlhf",
     ],
     "tasks.dataset": [

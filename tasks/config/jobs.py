@@ -100,6 +100,15 @@ class DpoJob(Job):
     dpo: Dpo
 
 
+class AnswersJob(Job):
+    """The job of the stage answers."""
+
+    seed: int
+    text: Text
+    weights: Weights = Weights()
+    winrate: Annotated[Winrate, NotInKey("the stage judges nothing", parts=("num_graded_pairs",))]
+
+
 class WinrateJob(Job):
     """The job of the stage winrate."""
 

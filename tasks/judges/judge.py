@@ -5,9 +5,10 @@ it each battle in both orders; ``tasks.rlhf.judging`` makes outcomes of the verd
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-Verdict = Literal["first", "second", "tie", "unparseable"]
+from tasks.rlhf.judging.verdicts import Verdict
+
 ReportProgress = Callable[[int, int], None]  # called with what is done and the total
 
 

@@ -81,6 +81,7 @@ class Stage:
         config, *artifacts = signature.parameters.values()
         context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY)
         run.__signature__ = signature.replace(parameters=[config, context, *artifacts])  # type: ignore[attr-defined]
+        run.__qualname__ = self.name  # a part of the task's key
         return Task(run, name=self.name, description=inspect.getdoc(self.choose_inputs), **TASK_OPTIONS)
 
 

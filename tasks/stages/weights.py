@@ -1,4 +1,4 @@
-"""Name the files with trained weights in an artifact, and find the weights that a user start_weights from."""
+"""Name the files with trained weights in an artifact, and find the weights that a user starts from."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def weight_files(settings: Sft | Reward | Dpo) -> tuple[str, ...]:
 
 
 def start_weights(config: Pipeline, stage: str) -> dict[str, Artifact]:
-    """Return the weights that the stage start_weights from as its input "start", if the settings name any.
+    """Return the weights that the stage starts from as its input "start", if the settings name any.
 
     Raises InputError.
     """

@@ -1,23 +1,20 @@
-"""Compare the trained policies with each other, the SFT model and the chosen answers."""
+"""Judge the policies' answers: who wins, by which judge, and what that judge is worth."""
 
 from tasks.artifacts.artifact import Artifact, only, within
 from tasks.config.jobs import WinrateJob
 from tasks.config.pipeline import Pipeline
-from tasks.stages.stage import Inputs, NothingToDo, stage
-from tasks.stages.weights import WEIGHT_FILES, weight_files
+from tasks.stages.stage import Inputs, stage
+from tasks.stages.weights import weight_files
 
 
 @stage(WinrateJob)
 def winrate(
-    config: Pipeline, *, data: Artifact, model: Artifact, reward: Artifact, **policies: Artifact
+    config: Pipeline, *, data: Artifact, model: Artifact, reward: Artifact, answers: Artifact
 ) -> Inputs:
-    """Let every policy that was trained answer held-out questions and count wins."""
-    if not policies:
-        raise NothingToDo("No policy was trained.")
-    files = {"ppo": WEIGHT_FILES["lora"], "dpo": weight_files(config.dpo)}
+    """Grade the judges on held-out votes, let them decide between answers, and count wins."""
     return {
-        "data": only(data, "evaluation.parquet"),
+        "data": only(data, "evaluation.parquet", "evaluation_pairs.parquet"),
         "model": within(model, "model"),
         "reward": only(reward, *weight_files(config.reward), "reward.json"),
-        **{name: only(policy, *files[name]) for name, policy in policies.items()},
+        "answers": only(answers, "answers.parquet"),
     }

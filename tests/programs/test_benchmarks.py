@@ -96,7 +96,7 @@ def test_the_perplexity_is_that_of_the_best_answers_computed_one_by_one(
     benchmarks.measure(BenchmarksJob.model_validate(run.record), run)
     found, words = metrics(run), tiny.tokenizer()
     rows = pq.read_table(inputs["data"] / "evaluation.parquet").to_pylist()
-    answers = [row["answers"][row["best"]] for row in rows]
+    answers = [row["answers"][row["best"]].strip() for row in rows]
     pairs = [answer_ids(words, row["prompt"], answer) for row, answer in zip(rows, answers, strict=True)]
     tokens = sum(len(after) for _, after in pairs)
     per_token = {}
@@ -359,5 +359,5 @@ def test_documents_longer_than_the_context_are_warned_of(
     (warning,) = json.loads((run.artifact / "summary.json").read_text())["warnings"]
     assert warning.startswith("4 of 8 documents of quiz are longer than the model's context")
     file = write_rows(tmp_path / "quiz.jsonl", [long[0] | {"choices": ["a", "list files " * 100]}])
-    with pytest.raises(InputError, match="has an answer of .* tokens, and the model reads 128"):
+    with pytest.raises(InputError, match=r"has an answer of .* tokens, and the model reads 128"):
         measure(tmp_path / "again", of(inputs, benchmark_quiz=file))

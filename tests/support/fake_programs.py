@@ -21,6 +21,7 @@ STAGES = (
     "ppo",
     "reference",
     "dpo",
+    "answers",
     "winrate",
     "report",
 )
@@ -38,11 +39,11 @@ MEANT = {
         "data": ("reward.parquet", "evaluation_pairs.parquet"),
         "reference": ("reference.parquet", "reference_evaluation.parquet"),
     },
+    "answers": {"data": ("evaluation.parquet",), "ppo": ("adapter",), "dpo": ("adapter",)},
     "winrate": {
-        "data": ("evaluation.parquet",),
+        "data": ("evaluation.parquet", "evaluation_pairs.parquet"),
         "reward": ("adapter", "reward.json"),
-        "ppo": ("adapter",),
-        "dpo": ("adapter",),
+        "answers": ("answers.parquet",),
     },
 }
 

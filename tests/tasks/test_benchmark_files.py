@@ -1,4 +1,4 @@
-"""Test the files of benchmarks: what is read of them, how they are refused, and what is in the stage's key."""
+"""Test the files of benchmarks: what is read of them, what is refused, and what is in the stage's key."""
 
 import json
 from pathlib import Path
@@ -101,11 +101,8 @@ def artifact(stage: str) -> Artifact:
 
 
 def key(*settings: str, **others: Artifact) -> str:
-    step = benchmarks.step(
-        load("demo", list(settings)), data=artifact("data"), base=artifact("pretrain"), model=artifact("merge"),
-        **others,
-    )  # fmt: skip
-    return step.recipe.key
+    inputs = {"data": artifact("data"), "base": artifact("pretrain"), "model": artifact("merge")}
+    return benchmarks.step(load("demo", list(settings)), **inputs, **others).recipe.key
 
 
 def test_the_key_has_a_files_content_and_name_and_not_its_folder(tmp_path: Path) -> None:

@@ -86,10 +86,10 @@ def _accuracy_row(name: str, measure: str, right: Mapping[str, Tensor]) -> Row:
 
 def paired_loss(ours: Tensor, theirs: Tensor) -> tuple[Estimate, float]:
     """Return by how many points ``ours`` is less often right than ``theirs``, and McNemar's p. (N,), (N,)."""
-    gain = paired.accuracy_difference(ours, theirs)
-    loss = {"value": -100 * gain.value, "low": -100 * gain.high, "high": -100 * gain.low, "n": gain.n}
-    ours_only, theirs_only = int((ours > theirs).sum()), int((theirs > ours).sum())
-    return loss, paired.mcnemar(ours_only, theirs_only)
+    loss = paired.paired_difference(theirs.double().numpy(), ours.double().numpy())
+    points = {"value": 100 * loss.value, "low": 100 * loss.low, "high": 100 * loss.high, "n": loss.n}
+    only_theirs, only_ours = int((theirs > ours).sum()), int((ours > theirs).sum())
+    return points, paired.mcnemar(only_theirs, only_ours)
 
 
 def _build_tax(ours: str, theirs: str, estimate: Estimate, *, p: float | None = None, is_shown: bool) -> Tax:

@@ -1,6 +1,7 @@
 """Measure free and peak memory of the device, and reduce the fragmentation of the heap."""
 
 import ctypes
+import gc
 import resource
 import sys
 from collections.abc import Iterator
@@ -29,6 +30,13 @@ def peak(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return held if sys.platform == "darwin" else 1024 * held
+
+
+def release(device: torch.device) -> None:
+    """Return to the device what no tensor uses any more, before another model is loaded."""
+    gc.collect()  # modules of a model refer to each other
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _cgroup_headroom(system: Path) -> Iterator[int]:

@@ -1,0 +1,213 @@
+"""Let the base model and every policy answer held-out questions.
+
+python -m tasks.programs.answers DIR
+
+inputs: data, base, model (the merged SFT model); ppo and dpo, if they were trained
+artifact: answers.parquet (question_id, question and, of every policy, answer, tokens and KL), summary.json
+
+A policy's answers depend on its own weights alone: not on which others are there, nor on who judges them.
+"""
+
+import hashlib
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tasks.config.jobs import AnswersJob
+from tasks.dataset import row_sample
+from tasks.programs.runtime import pair_tables
+from tasks.programs.runtime.program import Run, main
+from tasks.rlhf.algorithms import rewards
+from tasks.rlhf.batches import prompts, sampling, sequences
+from tasks.rlhf.compute import devices, free_memory, seeds
+from tasks.rlhf.evaluation import intervals
+from tasks.rlhf.models import fingerprint, loading, lora, trainable
+from tasks.rlhf.models.trainable import Active
+from tasks.rlhf.training.finite_checks import UNSOUND_MODEL, check_finite
+
+
+def answer(job: AnswersJob, run: Run) -> None:
+    """Sample an answer of each policy to each held-out question."""
+    # 1. Questions. A killed program starts over.
+    run.rewind(0)
+    device = devices.set_up(run.machine.device, run.machine.threads)
+    tokenizer = loading.load_tokenizer(run.inputs["model"])
+    rows = read_questions(run.inputs["data"] / "evaluation.parquet", job.winrate.num_questions)
+    encoder = pair_tables.build_encoder(job.text, tokenizer)
+    encoded = [encoder.encode_prompt(row["prompt"]) for row in rows]
+    columns: dict[str, Any] = {
+        "question_id": [row["question_id"] for row in rows],
+        "question": [row["prompt"] for row in rows],
+    }
+
+    # 2. The SFT model and the policies, adapters on it; then the base model, when these have left the memory.
+    names = ["sft", *(name for name in ("dpo", "ppo") if name in run.inputs), "base"]
+    sampler = Sampler(job, tokenizer, columns["question_id"], encoded, len(names))
+    metrics: dict[str, Any] = {}
+    for load in (load_policies, load_base):
+        policies = load(job, run, device)
+        for name in policies:
+            answers, kl = sampler.answers(name, policies, run)
+            columns |= build_columns(name, answers, kl, tokenizer, job)
+            metrics |= describe_answers(name, answers, kl, sampler.end_ids)
+        policies.clear()
+        free_memory.release(device)
+
+    # 3. The artifact.
+    pq.write_table(pa.table(columns), run.artifact / "answers.parquet")
+    run.warnings += encoder.warnings()
+    run.finish(metrics | encoder.metrics("answers"), policies=names, questions=len(rows))
+
+
+def read_questions(path: Path, count: int) -> list[dict[str, Any]]:
+    """Return at most ``count`` rows of the evaluation split, drawn by their ids, in the table's order."""
+    table = pq.read_table(path)
+    places = row_sample.draw_sample(table["question_id"].to_pylist(), count)
+    rows: list[dict[str, Any]] = table.take(sorted(places)).to_pylist()
+    return rows
+
+
+def load_policies(job: AnswersJob, run: Run, device: torch.device) -> dict[str, Active]:
+    """Return the SFT model and the trained policies, adapters on one base."""
+    folder = run.inputs["model"]
+    load = partial(loading.load, folder, device=device, precision=job.weights.merged)
+    base = load()
+    actual, model = fingerprint.compute_fingerprint(folder, base), cast(PreTrainedModel | PeftModel, base)
+    trained: dict[str, Active] = {}
+    for name in ("dpo", "ppo"):
+        if name in run.inputs:
+            model, trained[name] = trainable.load(
+                run.inputs[name], model, name, actual=actual, setting="weights.merged", reload_base=load
+            )
+    sft: Active
+    if isinstance(model, PeftModel):
+        sft = partial(lora.active, model, None)
+    else:
+        sft = partial(trainable.unchanged, model)
+    return {"sft": sft, **trained}
+
+
+def load_base(job: AnswersJob, run: Run, device: torch.device) -> dict[str, Active]:
+    """Return the base model as it was before fine-tuning."""
+    model = loading.load(run.inputs["base"], device=device, precision=job.weights.base)
+    return {"base": partial(trainable.unchanged, model)}
+
+
+class Sampler:
+    """Samples answers of the policies to the same questions, in batches."""
+
+    def __init__(
+        self,
+        job: AnswersJob,
+        tokenizer: PreTrainedTokenizerBase,
+        question_ids: list[int],
+        questions: list[list[int]],
+        num_policies: int,
+    ) -> None:
+        self.seed, self.settings, self.num_policies, self.done = job.seed, job.winrate, num_policies, 0
+        self.max_tokens, self.pad_id = job.text.max_answer_tokens, tokenizer.pad_token_id
+        self.end_ids = prompts.end_tokens(tokenizer, job.text.template)
+        self.question_ids, self.questions = question_ids, questions
+
+    @torch.no_grad()
+    def answers(
+        self, name: str, policies: dict[str, Active], run: Run
+    ) -> tuple[list[list[int]], list[float | None]]:
+        """Return an answer of one policy to each question, and the KL estimate (k1) of each from the SFT
+        model, in nats; None if that is not in the memory.
+
+        Logs one step per batch, counted over all policies.
+        """
+        uniform = uniform_numbers(self.seed, name, self.question_ids, self.max_tokens)
+        firsts = range(0, len(self.questions), self.settings.batch_size)
+        answers: list[list[int]] = []
+        divergences: list[float | None] = []
+        for first in firsts:
+            rows = slice(first, first + self.settings.batch_size)
+            new, kl = self._sample(name, policies, self.questions[rows], uniform[rows])
+            answers += new
+            divergences += kl
+            self.done += 1
+            run.log(self.done, self.num_policies * len(firsts))
+        return answers, divergences
+
+    def _sample(
+        self, name: str, policies: dict[str, Active], questions: list[list[int]], uniform: Tensor
+    ) -> tuple[list[list[int]], list[float | None]]:
+        temperature = self.settings.temperature
+        with policies[name]() as policy:
+            samples = sampling.sample(
+                policy,
+                questions,
+                max_tokens=self.max_tokens,
+                temperature=temperature,
+                end_ids=self.end_ids,
+                pad_id=self.pad_id,
+                uniform=uniform,
+            )
+            answers = [ids[mask].tolist() for ids, mask in zip(samples.ids, samples.mask, strict=True)]
+            batch = sequences.join(questions, answers, pad_id=self.pad_id, device=policy.device)
+            logp = sequences.log_probs(policy, batch, temperature=temperature)
+            check_finite({f"{name}'s log-probability of its own answer": logp}, advice=UNSOUND_MODEL)
+        if name == "sft" or "sft" not in policies:
+            return answers, [0.0 if name == "sft" else None] * len(answers)
+        with policies["sft"]() as reference:
+            ref_logp = sequences.log_probs(reference, batch, temperature=temperature)
+        return answers, rewards.k1(logp - ref_logp).sum(dim=1).tolist()
+
+
+def uniform_numbers(seed: int, policy: str, question_ids: list[int], num_tokens: int) -> Tensor:
+    """Return the numbers that ``policy`` draws its answers by, (Q, num_tokens) float64 in [0, 1).
+
+    They depend on its name and the question alone: not on the other policies, the other questions or the
+    device.
+    """
+    name_seed = int.from_bytes(hashlib.sha256(policy.encode()).digest()[:8])
+    rows = []
+    for question_id in question_ids:
+        generator = torch.Generator().manual_seed(seeds.mix(seed, name_seed, question_id))
+        rows.append(torch.rand(num_tokens, generator=generator, dtype=torch.float64))
+    return torch.stack(rows)
+
+
+def build_columns(
+    name: str,
+    answers: list[list[int]],
+    kl: list[float | None],
+    tokenizer: PreTrainedTokenizerBase,
+    job: AnswersJob,
+) -> dict[str, pa.Array]:
+    """Return a policy's columns of the table: the answers' texts, their tokens and their KL."""
+    texts = [prompts.decode_answer(tokenizer, ids, template=job.text.template) for ids in answers]
+    return {
+        f"{name}.answer": pa.array(texts, pa.string()),
+        f"{name}.tokens": pa.array(answers, pa.list_(pa.int32())),
+        f"{name}.kl": pa.array(kl, pa.float64()),
+    }
+
+
+def describe_answers(
+    name: str, answers: list[list[int]], kl: list[float | None], end_ids: tuple[int, ...]
+) -> dict[str, Any]:
+    """Return metrics of a policy's answers: length, share with an end token and, of a trained policy, the
+    KL from the SFT model.
+    """
+    metrics: dict[str, Any] = {
+        f"{name}.length": sum(map(len, answers)) / len(answers),
+        f"{name}.ended": sum(answer[-1] in end_ids for answer in answers) / len(answers),
+    }
+    known = [value for value in kl if value is not None]
+    if name != "sft" and known:
+        metrics[f"{name}.kl"] = intervals.mean_interval(known)._asdict()
+    return metrics
+
+
+if __name__ == "__main__":
+    main(answer, AnswersJob)

@@ -1,0 +1,41 @@
+"""Make the judges that a job names."""
+
+from functools import partial
+from typing import cast
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from tasks.config.jobs import WinrateJob
+from tasks.judges.gold_judge import gold_judge
+from tasks.judges.judge import Judge
+from tasks.judges.reward_judge import RewardScores, reward_judge
+from tasks.programs.runtime.program import Run
+from tasks.rlhf.batches.truncation import Encoder
+from tasks.rlhf.models import fingerprint, loading, reward_model
+
+
+def load_judges(job: WinrateJob, run: Run, encoder: Encoder, device: torch.device) -> list[Judge]:
+    """Return the judges, the most trustworthy first: a run is judged by that one.
+
+    Raises InputError.
+    """
+    judges: list[Judge] = []
+    if job.source.kind == "shell-site":
+        judges.append(gold_judge())
+    judges.append(reward_judge(_load_reward_scores(job, run, encoder, device)))
+    return judges
+
+
+def _load_reward_scores(job: WinrateJob, run: Run, encoder: Encoder, device: torch.device) -> RewardScores:
+    """Load the reward model: adapters on the merged SFT model, or a model of its own."""
+    folder, artifact = run.inputs["model"], run.inputs["reward"]
+    load = partial(loading.load, folder, device=device, precision=job.weights.merged)
+    model = cast(PreTrainedModel | PeftModel, load())
+    if reward_model.is_adapter(artifact):
+        actual = fingerprint.compute_fingerprint(folder, cast(PreTrainedModel, model))
+        fingerprint.check_fingerprint(artifact / "adapter", actual, setting="weights.merged")
+    _, scorer = reward_model.load(artifact, model, device=device)
+    pad_id = encoder.tokenizer.pad_token_id
+    return RewardScores(scorer, encoder, pad_id, device, job.winrate.batch_size)
