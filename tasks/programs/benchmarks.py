@@ -29,7 +29,7 @@ from tasks.programs.runtime.benchmark_tasks import Task
 from tasks.programs.runtime.policies import Models
 from tasks.programs.runtime.program import ReportProgress, Run, main, to_json
 from tasks.rlhf.batches.sequences import Sequences
-from tasks.rlhf.compute import devices
+from tasks.rlhf.compute import devices, free_memory
 from tasks.rlhf.evaluation import harness, perplexity
 from tasks.rlhf.evaluation.answer_scores import Answer, score_answers
 from tasks.rlhf.evaluation.harness import Result
@@ -194,7 +194,8 @@ def run_units(units: list[Unit], job: BenchmarksJob, run: Run, device: torch.dev
             continue
         wanted = "base" if unit.model == "base" else "tuned"
         if wanted != loaded:
-            models, loaded = Models({}, None), wanted  # frees the base first
+            models, loaded = Models({}, None), wanted
+            free_memory.release(device)  # of the base
             if wanted == "base":
                 models = policies.load_base(run, job.weights.base, device)
             else:

@@ -123,7 +123,13 @@ def _task_config(
             "doc_to_choice": lambda document: document["choices"],
             "doc_to_target": lambda document: document["gold"],
         }
-    return config | {"doc_to_target": lambda document: document["choices"][0]}
+    return config | {"doc_to_target": _continuation, "target_delimiter": ""}
+
+
+def _continuation(document: Document) -> str:
+    """Return the continuation with the space before it, which lm-eval puts before choices only."""
+    text = document["choices"][0]
+    return text if document["text"][-1:].isspace() or text[:1].isspace() else f" {text}"
 
 
 def _count_rows(model: nn.Module, total: int, report_progress: Callable[[int, int], None]) -> Any:
