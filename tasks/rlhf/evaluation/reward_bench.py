@@ -98,12 +98,21 @@ def _separation(margin: float, gap: float) -> float:
 
 
 def ties_interval(questions: Sequence[TiesQuestion], *, seed: int = 0) -> Interval:
-    """Return the score of the subset Ties with its 95 % percentile bootstrap interval over questions."""
-    generator = torch.Generator().manual_seed(seed)
+    """Return the score of the subset Ties with its 95 % percentile bootstrap interval over questions.
+
+    One question has no variance: the interval is then [0, 1].
+    """
     n = len(questions)
+    if n < 2:
+        return Interval(ties_score(questions), 0.0, 1.0, n)
+    generator = torch.Generator().manual_seed(seed)
     draws = torch.randint(n, (DRAWS, n), generator=generator).tolist()
-    scores = torch.tensor([ties_score([questions[row] for row in draw]) for draw in draws])
-    low, high = scores.double().quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    scores = [ties_score([questions[row] for row in draw]) for draw in draws]
+    low, high = (
+        torch.tensor(scores, dtype=torch.float64)
+        .quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+        .tolist()
+    )
     return Interval(ties_score(questions), low, high, n)
 
 
