@@ -14,6 +14,7 @@ from tasks.config.base import NotInKey
 from tasks.config.models import Weights
 from tasks.config.pipeline import Pipeline
 from tasks.config.stages import Sft
+from tasks.stages.benchmarks import benchmarks
 from tasks.stages.dpo import dpo
 from tasks.stages.merge import merge
 from tasks.stages.ppo import ppo
@@ -72,6 +73,9 @@ def keys(data: str = "", model: str = "", adapter: str = "", judge: str = "") ->
         "winrate": winrate.step(
             CONFIG, data=table, model=base, reward=scorer, ppo=artifact("ppo"), dpo=artifact("dpo")
         ),
+        "benchmarks": benchmarks.step(
+            CONFIG, data=table, base=base, model=base, reward=scorer, ppo=artifact("ppo"), dpo=artifact("dpo")
+        ),
         "report": report.step(CONFIG, data=table, merge=base, reward=scorer),
     }
     return {name: step.recipe.key for name, step in steps.items()}
@@ -86,13 +90,13 @@ def keys(data: str = "", model: str = "", adapter: str = "", judge: str = "") ->
         ({"data": "finetune.parquet"}, {"sft", "reward", "report"}),
         ({"data": "reward.parquet"}, {"reward", "reference", "dpo", "report"}),
         ({"data": "rl.parquet"}, {"ppo", "report"}),
-        ({"data": "evaluation.parquet"}, {"winrate", "report"}),
+        ({"data": "evaluation.parquet"}, {"winrate", "benchmarks", "report"}),
         ({"data": "evaluation_pairs.parquet"}, {"reward", "reference", "dpo", "report"}),
         ({"data": "corpus.parquet"}, {"pretrain", "report"}),
         ({"model": "summary.json"}, {"report"}),
         (
             {"model": "model/model.safetensors"},
-            {"sft", "merge", "reward", "ppo", "reference", "dpo", "winrate"},
+            {"sft", "merge", "reward", "ppo", "reference", "dpo", "winrate", "benchmarks"},
         ),
         ({"adapter": "summary.json"}, set()),
         ({"adapter": "adapter/a.safetensors"}, {"merge"}),
@@ -194,6 +198,7 @@ NOT_IN_KEY = {
     "ppo": {"weights.base", "ppo.allow_exploitable"},
     "dpo": {"weights.base", "dpo.start"},
     "winrate": {"weights.base", "source.path", "source.revision", "source.files"},
+    "benchmarks": {"benchmarks.files", "benchmarks.reward_bench"},
     "report": set(),
 }
 
