@@ -3,9 +3,20 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
-from tasks.reporting.numbers import MINUS, format_interval, format_number, format_percent, format_range
+from tasks.reporting.numbers import (
+    MINUS,
+    MISSING,
+    format_count,
+    format_interval,
+    format_number,
+    format_percent,
+    format_range,
+)
 
-LOWER_IS_BETTER = {"perplexity": "perplexity of held-out answers", "bits_per_byte": "bits per byte of them"}
+LOWER_IS_BETTER = {
+    "perplexity": "perplexity of held-out answers",
+    "bits_per_byte": "bits per byte of these answers",
+}
 REWARD_BENCH = "reward_bench."
 TIES = f"{REWARD_BENCH}Ties"
 
@@ -15,7 +26,7 @@ class Loss(TypedDict):
 
     against: str
     text: str
-    is_shown: bool
+    mark: str  # if it is shown to be worse
 
 
 class Cell(TypedDict):
@@ -66,7 +77,7 @@ def _build_row(row: Mapping[str, Any], models: Sequence[str]) -> TableRow:
 
 def _build_cell(row: Mapping[str, Any], model: str) -> Cell:
     value, is_rate = row["values"][model], row["measure"] not in LOWER_IS_BETTER
-    losses = [_build_loss(tax, is_rate=is_rate) for tax in row["taxes"] if tax["ours"] == model]
+    losses = [_build_loss(tax) for tax in row["taxes"] if tax["ours"] == model]
     return {
         "model": model,
         "value": format_percent(value["value"]) if is_rate else format_number(value["value"]),
@@ -75,20 +86,22 @@ def _build_cell(row: Mapping[str, Any], model: str) -> Cell:
     }
 
 
-def _build_loss(tax: Mapping[str, Any], *, is_rate: bool) -> Loss:
+def _build_loss(tax: Mapping[str, Any]) -> Loss:
     value, low, high = (_format_loss(tax["estimate"][part]) for part in ("value", "low", "high"))
-    unit = "points" if is_rate else "%"
     p = f", p {format_number(float(tax['p']))}" if tax["p"] is not None else ""
     return {
         "against": tax["theirs"],
-        "text": f"{value} {unit} ({low} to {high}{p})",
-        "is_shown": tax["is_shown"],
+        "text": f"{value} ({low} to {high})",
+        "mark": f"worse, shown{p}" if tax["is_shown"] else "",
     }
 
 
 def _format_loss(value: float | None) -> str:
     """Return a loss with its sign: +2.0; "–" if it is unbounded."""
-    return "–" if value is None else f"{value:+.1f}".replace("-", MINUS)
+    if value is None:
+        return MISSING
+    text = f"{value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", MINUS)
 
 
 def build_scores(metrics: Mapping[str, Any]) -> list[Score]:
@@ -96,7 +109,7 @@ def build_scores(metrics: Mapping[str, Any]) -> list[Score]:
     scores: list[Score] = []
     for name, value in metrics.items():
         if name.startswith(REWARD_BENCH) and isinstance(value, Mapping):
-            rows = f"{value['n']:,} {'questions, asked twice' if name == TIES else 'rows'}"
+            rows = format_count(value["n"], "question" if name == TIES else "row")
             title = name.removeprefix(REWARD_BENCH).replace("_", " ")
             score, interval = format_percent(value["value"]), format_interval(value)
             scores.append({"name": title, "value": score, "interval": interval, "rows": rows})

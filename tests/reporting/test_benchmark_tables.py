@@ -112,13 +112,13 @@ def test_the_page_has_a_table_with_marks(tmp_path: Path) -> None:
     assert Tags(page).open == []
     part = page[page.index("What it costs") : page.index("Sample answers</h2>")]
     assert part.count("⚠︎ worse, shown") == 5  # PPO against SFT: perplexity, acc and acc_norm; against base: 2
-    assert "SFT: +10.0 points (" in part
-    assert ", p 0.041)" in part
-    assert "SFT: +22.1 %" in part
-    assert "base: −18.1 %" in part
+    assert "SFT: +10.0 (" in part
+    assert part.count("⚠︎ worse, shown, p 0.041<") == 4
+    assert "SFT: +22.1 (" in part
+    assert "base: −18.1 (" in part
     assert "Precise IF" in part
     assert "1,234 rows" in part
-    assert "1,234 questions, asked twice" in part
+    assert "1,234 questions" in part
     assert 'href="#costs"' in page
 
 
@@ -139,7 +139,7 @@ def test_an_unbounded_interval_is_a_dash() -> None:
     rows = benchmark_report.perplexity_rows({"base": losses, "sft": losses}, texts)
     results = json.loads(to_json({"models": ["base", "sft"], "rows": rows}))
     cells = benchmark_tables.build_rows(results)[0]["cells"]
-    assert cells[1]["losses"][0]["text"] == "+0.0 % (−100.0 to –)"
+    assert cells[1]["losses"][0]["text"] == "0.0 (−100.0 to –)"
 
 
 def test_a_run_without_the_stage_has_no_such_part(tmp_path: Path) -> None:
