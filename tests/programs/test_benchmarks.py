@@ -192,6 +192,14 @@ def test_a_killed_program_goes_on_with_what_is_not_finished(
     assert "metrics.jsonl" in files
 
 
+def test_an_empty_evaluation_split_is_refused(inputs: Inputs, tmp_path: Path) -> None:
+    data = shutil.copytree(inputs["data"], tmp_path / "data")
+    table = pq.read_table(data / "evaluation.parquet")
+    pq.write_table(table.slice(0, 0), data / "evaluation.parquet")
+    with pytest.raises(InputError, match="The evaluation split has no questions"):
+        measure(tmp_path / "run", {**of(inputs), "data": data})
+
+
 def test_a_model_that_yields_no_numbers_is_refused(inputs: Inputs, tmp_path: Path) -> None:
     broken = shutil.copytree(inputs["base"], tmp_path / "broken")
     model = tiny.model()
@@ -286,8 +294,10 @@ def test_a_file_that_is_too_short_for_examples_is_refused(tmp_path: Path) -> Non
 
 
 @pytest.fixture
-def lm_eval() -> None:
+def lm_eval(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip the test if lm-eval, which is in the extra benchmarks, is not installed."""
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):  # the program sets them
+        monkeypatch.setenv(name, "1")
     pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'alignflow[benchmarks]'")
 
 

@@ -12,8 +12,17 @@ from tokenizers.models import Unigram
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from tasks.artifacts.base_model import check_model_folder
-from tasks.config.jobs import DpoJob, MergeJob, PpoJob, ReferenceJob, RewardJob, SftJob, WinrateJob
-from tasks.programs import dpo, merge, ppo, reference, reward, sft, winrate
+from tasks.config.jobs import (
+    BenchmarksJob,
+    DpoJob,
+    MergeJob,
+    PpoJob,
+    ReferenceJob,
+    RewardJob,
+    SftJob,
+    WinrateJob,
+)
+from tasks.programs import benchmarks, dpo, merge, ppo, reference, reward, sft, winrate
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.models import loading, lora
 from tasks.system.errors import InputError
@@ -31,6 +40,7 @@ PROGRAMS: list[tuple[str, Callable[[Any, Run], None], Any]] = [
     ("dpo", dpo.train, DpoJob),
     ("ppo", ppo.train, PpoJob),
     ("winrate", winrate.evaluate, WinrateJob),
+    ("benchmarks", benchmarks.measure, BenchmarksJob),
 ]
 
 

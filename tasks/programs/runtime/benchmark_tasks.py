@@ -33,8 +33,16 @@ class Task(NamedTuple):
 
 
 def read_answers(path: Path, count: int) -> list[dict[str, Any]]:
-    """Return at most ``count`` questions of the evaluation split, which no stage trains on, drawn by id."""
+    """Return at most ``count`` questions of the evaluation split, which no stage trains on, drawn by id.
+
+    Raises InputError if it has none.
+    """
     table = pq.read_table(path, columns=["question_id", "prompt", "answers", "best"])
+    if not table.num_rows:
+        raise InputError(
+            "The evaluation split has no questions whose answers' perplexity could be measured: lower "
+            "data.finetune_share, data.reward_share or data.rl_share, or give more data."
+        )
     places = row_sample.draw_sample(table["question_id"].to_pylist(), count)
     rows: list[dict[str, Any]] = table.take(sorted(places)).to_pylist()
     return rows
