@@ -18,7 +18,8 @@ from tasks.config.data import Data
 from tasks.config.jobs import ReportJob
 from tasks.programs.runtime.program import Run, main, read_summary
 from tasks.reporting import benchmark_tables, data_card, reward_charts, stage_charts, truncation_charts
-from tasks.reporting.run_report import build_evaluation, build_stage, group_stages, read_samples, render
+from tasks.reporting.evaluation_view import build_evaluation
+from tasks.reporting.run_report import build_stage, group_stages, read_samples, render
 
 
 def build_report(job: ReportJob, run: Run) -> None:  # noqa: ARG001 - the page has no settings
@@ -37,7 +38,11 @@ def build_report(job: ReportJob, run: Run) -> None:  # noqa: ARG001 - the page h
     page = render(
         card=card,
         cells=group_stages(stages),
-        samples=read_samples(folders["winrate"], folders["data"]) if "winrate" in folders else [],
+        samples=(
+            read_samples(folders["winrate"], folders["data"], [judge["name"] for judge in results["judges"]])
+            if "winrate" in folders
+            else []
+        ),
         questions=summaries["winrate"]["questions"] if "winrate" in summaries else 0,
         warnings=[(name, text) for name, summary in summaries.items() for text in summary["warnings"]],
         cuts=cuts,
@@ -53,7 +58,7 @@ def build_report(job: ReportJob, run: Run) -> None:  # noqa: ARG001 - the page h
 def _read_results(folders: Mapping[str, Path]) -> dict[str, Any]:
     """Return what the win rates were counted from; nothing if a failed stage left no policy to compare."""
     if "winrate" not in folders:
-        return {"tallies": {}, "policies": []}
+        return {"judges": [], "tallies": {}, "leaderboard": {}, "policies": []}
     results: dict[str, Any] = json.loads((folders["winrate"] / "results.json").read_text())
     return results
 

@@ -26,8 +26,8 @@ from tasks.programs.runtime.battles import Question
 from tasks.programs.runtime.job_judges import load_judges
 from tasks.programs.runtime.program import Run, main, to_json
 from tasks.rlhf.compute import devices
-from tasks.rlhf.evaluation import win_rates
 from tasks.rlhf.evaluation.intervals import Interval
+from tasks.rlhf.evaluation.ordering_agreement import ordering_agreement
 from tasks.rlhf.judging.agreement import ReportCard
 from tasks.rlhf.models import loading
 
@@ -39,8 +39,8 @@ def evaluate(job: WinrateJob, run: Run) -> None:
     # 1. Questions with all their answers, and the judges. A killed program starts over.
     run.rewind(0)
     device = devices.set_up(run.machine.device, run.machine.threads)
-    questions, policies = read_questions(run.inputs["answers"], run.inputs["data"] / "evaluation.parquet")
     encoder = pair_tables.build_encoder(job.text, loading.load_tokenizer(run.inputs["model"]))
+    questions, policies = read_questions(run.inputs["answers"], run.inputs["data"] / "evaluation.parquet")
     judges = load_judges(job, run, encoder, device)
 
     # 2. What each judge is worth: its verdicts on pairs that voters have ordered.
@@ -143,7 +143,7 @@ def _gold_agreement(judges: list[Judge], questions: list[Question], run: Run) ->
             asked = [(one.text, Answer(text)) for one in questions for text in one.voted]
             scores = iter(judge.scores(asked, run.phase("scoring all answers")))
             orders[judge.name] = [[next(scores) for _ in one.voted] for one in questions]
-    return win_rates.ordering_agreement(orders["reward"], orders["gold"])
+    return ordering_agreement(orders["reward"], orders["gold"])
 
 
 def write_samples(

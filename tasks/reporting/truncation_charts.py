@@ -11,7 +11,8 @@ STAGES = {
     "reward": "reward",
     "dpo": "DPO",
     "ppo": "PPO",
-    "winrate": "win rates",
+    "answers": "sampled answers",
+    "winrate": "judged answers",
     "benchmarks": "perplexity",
 }
 

@@ -9,11 +9,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.config.jobs import RewardJob, WinrateJob
+from tasks.config.jobs import AnswersJob, RewardJob, WinrateJob
 from tasks.config.models import Text
 from tasks.config.stages import Reward
 from tasks.dataset.row_sample import draw_sample
-from tasks.programs import reward, winrate
+from tasks.programs import answers, reward, winrate
 from tasks.programs.runtime import reward_tests
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.batches.truncation import Encoder
@@ -57,7 +57,17 @@ def test_policies_answer_drawn_questions_and_the_first_of_the_table_have_no_adva
     judge = Run(tiny.write_job(tmp_path / "reward", "reward", job, inputs))
     reward.train(RewardJob.model_validate(judge.record), judge)
     job = {"seed": 0, "text": text, "source": {"kind": "own", "path": "x"}, "winrate": {"num_questions": 6}}
-    run = Run(tiny.write_job(tmp_path / "winrate", "winrate", job, inputs | {"reward": judge.artifact}))
+    sampled = Run(
+        tiny.write_job(
+            tmp_path / "answers",
+            "answers",
+            {name: job[name] for name in ("seed", "text", "winrate")},
+            inputs | {"base": inputs["model"]},
+        )
+    )
+    answers.answer(AnswersJob.model_validate(sampled.record), sampled)
+    inputs |= {"reward": judge.artifact, "answers": sampled.artifact}
+    run = Run(tiny.write_job(tmp_path / "winrate", "winrate", job, inputs))
     winrate.evaluate(WinrateJob.model_validate(run.record), run)
     asked = pq.read_table(data / "evaluation.parquet").to_pylist()
     rows = pq.read_table(run.artifact / "samples.parquet").to_pylist()
@@ -69,7 +79,7 @@ def test_policies_answer_drawn_questions_and_the_first_of_the_table_have_no_adva
         row["prompt"] for row in asked if row["question_id"] in {r["question_id"] for r in rows}
     ]
     told = json.loads((run.artifact / "summary.json").read_text())["metrics"]
-    assert told["winrate.answers_cut"] == 1  # every chosen answer has more than 8 tokens
+    assert told["winrate.answers_cut"] > 0.9  # nearly every voted answer has more than 8 tokens
 
 
 def test_answers_that_normalise_and_are_attacked_are_drawn(

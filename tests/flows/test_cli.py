@@ -479,8 +479,8 @@ def test_a_home_that_lacks_a_stage_cannot_be_run_without_its_packages(
     (empty_place / "home" / "objects").mkdir(parents=True)  # all stages might be stored
     monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "torch" else name)
     sentence = (
-        "To build pretrain, sft, merge, reward, ppo, reference, dpo, winrate: torch must be installed "
-        "here: pip install 'alignflow[train]'"
+        "To build pretrain, sft, merge, reward, ppo, reference, dpo, answers, winrate: torch must be "
+        "installed here: pip install 'alignflow[train]'"
     )
     assert refused(capsys, "run", "demo") == sentence
     assert not (empty_place / "home" / "logs" / "prefect-server.log").exists()
@@ -608,7 +608,7 @@ def test_prefect_shows_the_stages_and_what_each_takes(first) -> None:
     assert {state for _, state, _ in rows} == {"Completed"}
     assert len(inputs["sft"]["data"]) == 1
     assert len(inputs["ppo"]["reward"]) == 1
-    assert len(inputs["winrate"]["policies"]) == 2
+    assert len(inputs["answers"]["policies"]) == 2
 
 
 def test_plan_says_what_would_be_built_and_why(tree: Path, first) -> None:
@@ -617,10 +617,12 @@ def test_plan_says_what_would_be_built_and_why(tree: Path, first) -> None:
     assert (status, error) == (0, "")
     lines = {line.split()[0]: line.strip().split(maxsplit=2)[1:] for line in out.splitlines()}
     assert lines["ppo"] == ["build", "ppo.kl_coefficient 0.05 -> 0.1"]
-    assert lines["winrate"] == ["build", "if ppo differs"]
-    assert lines["report"] == ["build", "if ppo, winrate differ"]
+    assert lines["answers"] == ["build", "if ppo differs"]
+    assert lines["winrate"] == ["build", "if answers differs"]
+    assert lines["report"] == ["build", "if answers, ppo, winrate differ"]
     assert {name for name, told in lines.items() if told == ["reuse"]} == {*fake_programs.STAGES} - {
         "ppo",
+        "answers",
         "winrate",
         "report",
     }
@@ -657,7 +659,12 @@ def test_ctrl_c_ends_the_program_and_the_next_run_builds_only_what_changed(tree:
     assert (status, error) == (0, "")
     assert "goes on from its checkpoint" in out
     third = json.loads((home.parent / "third.json").read_text())
-    assert [stage["name"] for stage in third["stages"] if not stage["cached"]] == ["ppo", "winrate", "report"]
+    assert [stage["name"] for stage in third["stages"] if not stage["cached"]] == [
+        "ppo",
+        "answers",
+        "winrate",
+        "report",
+    ]
 
 
 def test_bad_input_that_only_a_program_can_see_is_one_sentence(tree: Path, first) -> None:

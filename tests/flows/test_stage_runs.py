@@ -387,7 +387,12 @@ def test_the_repaired_run_builds_what_failed_and_what_was_compared_without_it(tr
     status, _, error = run(tree, home)
     assert (status, error) == (0, "")
     found = newest_summary(home)
-    assert [stage["name"] for stage in found["stages"] if not stage["cached"]] == ["dpo", "winrate", "report"]
+    assert [stage["name"] for stage in found["stages"] if not stage["cached"]] == [
+        "dpo",
+        "answers",
+        "winrate",
+        "report",
+    ]
     assert (found["failed"], found["not_run"]) == ({}, {})
 
 

@@ -11,9 +11,10 @@ import pytest
 
 from tasks.artifacts.code_version import source_digests
 from tasks.reporting import charts, reward_charts, stage_charts
+from tasks.reporting.evaluation_view import describe_result
 from tasks.reporting.numbers import format_number
 from tasks.reporting.pages import STYLE
-from tasks.reporting.run_report import TEMPLATE, describe_result
+from tasks.reporting.run_report import TEMPLATE
 from tasks.reporting.text import build_link, clip_text, link_author
 from tasks.rlhf.evaluation.intervals import wilson
 from tasks.rlhf.thresholds import FOOLED
@@ -82,11 +83,11 @@ def test_a_run_some_of_whose_stages_failed_has_a_page_of_the_others(
     page = render_report(run)
     assert "No policies were compared in this run." in page
     assert "No policy answered any question in this run." in page
-    assert "The policies in figures" not in page
+    assert "What the judges are worth" not in page
     for stage in ("sft", "reward", "ppo", "dpo"):
         title = stage_charts.TITLES[stage][0]
         assert (f"<h3>{title} <small>60 steps" in page) == (stage not in failed)
-    assert ("Judges and baselines" in page) == bool({"reward", "dpo"} - set(failed))
+    assert ("Reward model and baselines" in page) == bool({"reward", "dpo"} - set(failed))
     assert (run.artifact / "card.html").exists()
 
 

@@ -131,7 +131,12 @@ def test_a_branch_that_fails_on_a_worker_leaves_the_other(servers: Installation)
     assert end.state.type == StateType.FAILED
     assert "The stage dpo failed: CUDA went away" in str(end.state.message)
     found = json.loads(servers.run_file(run, "summary.json").read_text())
-    assert [stage["name"] for stage in found["stages"] if not stage["cached"]] == ["ppo", "winrate", "report"]
+    assert [stage["name"] for stage in found["stages"] if not stage["cached"]] == [
+        "ppo",
+        "answers",
+        "winrate",
+        "report",
+    ]
     assert list(found["failed"]) == ["dpo"]
     assert "The stage dpo failed: CUDA went away" in found["failed"]["dpo"]
 

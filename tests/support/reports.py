@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -15,7 +16,8 @@ from tasks.programs.report import build_report
 from tasks.programs.runtime.program import Run
 from tasks.reporting import data_card
 from tasks.rlhf.evaluation.intervals import mean_interval, wilson
-from tasks.rlhf.evaluation.win_rates import compare
+from tasks.rlhf.judging.verdicts import Counts
+from tasks.rlhf.judging.win_rate import win_rate
 
 EVIL = '<script>alert("x")</script><!--stage-table--></pre><img src=x onerror=alert(1)>'
 
@@ -62,6 +64,10 @@ METRICS = {
     "dpo": {"dpo.implicit_accuracy": wilson(75, 100)._asdict()},
 }
 RATE = wilson(80, 100)._asdict()
+JUDGES = {
+    "gold": {"title": "the gold scorer", "about": EVIL},
+    "reward": {"title": "the reward model", "about": f"An upper bound. {EVIL}"},
+}
 MEASURES: dict = {
     "accuracy": dict.fromkeys(
         ("votes", "gap_1", "gap_3_up", "longer_chosen", "longer_wins", "over_longer_wins"), RATE
@@ -175,21 +181,38 @@ def make_winrate(folder: Path, policies: list[str], gold: bool) -> Path:
         "question": [f"{i} {EVIL}" for i in range(30)],
     } | {f"{n}.answer": [f"{n} {EVIL}"] * 30 for n in names}
     metrics: dict = {}
-    tallies = {}
+    tallies, judges, boards = {}, [], {}
     for by in ("reward", "gold") if gold else ("reward",):
         scores = {n: [0.4 * place + rng.random() for _ in range(30)] for place, n in enumerate(names)}
         columns |= {f"{n}.{by}": values for n, values in scores.items()}
         for i, theirs in enumerate(names):
             for ours in names[i + 1 :]:
-                tally = compare(scores[ours], scores[theirs])
-                tallies[f"{by}.{ours}_vs_{theirs}"] = tally._asdict()
-                metrics[f"{by}_win_rate.{ours}_vs_{theirs}"] = tally.win_rate._asdict()
+                outcomes = (np.sign(np.subtract(scores[ours], scores[theirs])) + 1) / 2
+                tally = Counts.of(outcomes)._asdict() | {"flipped": 2}
+                tallies[f"{by}.{ours}_vs_{theirs}"] = tally
+                metrics[f"{by}_win_rate.{ours}_vs_{theirs}"] = win_rate(outcomes, np.arange(30))._asdict()
+        for name in ("agreement", "longer_wins", "consistency", "kappa", "equal_length", "length_pull"):
+            metrics[f"judge.{by}.{name}"] = RATE
+        metrics[f"judge.{by}.unparseable"] = 0.125
+        judges.insert(0, {"name": by, **JUDGES[by], "worth": f"{by} {EVIL}"})
+        boards[by] = [
+            {"policy": name, "strength": RATE, "elo": 1000.0, "ranks": [0.5] * len(names)}
+            for name in reversed(names)
+        ]
     for name in policies[1:]:
         metrics |= {f"{name}.kl": mean_interval([5.0, 7.0])._asdict(), f"{name}.length": 20.0}
     write_stage(folder, metrics, questions=30)
     pq.write_table(pa.table(columns), folder / "samples.parquet")
     (folder / "results.json").write_text(
-        json.dumps({"tallies": tallies, "policies": policies, "questions": 30})
+        json.dumps(
+            {
+                "tallies": tallies,
+                "judges": judges,
+                "leaderboard": boards,
+                "policies": policies,
+                "questions": 30,
+            }
+        )
     )
     return folder
 

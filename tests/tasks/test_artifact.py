@@ -14,6 +14,7 @@ from tasks.config.base import NotInKey
 from tasks.config.models import Weights
 from tasks.config.pipeline import Pipeline
 from tasks.config.stages import Sft
+from tasks.stages.answers import answers
 from tasks.stages.benchmarks import benchmarks
 from tasks.stages.dpo import dpo
 from tasks.stages.merge import merge
@@ -28,6 +29,7 @@ from tasks.system.hashing import digest_of
 from tests.support.fake_programs import MEANT, ROOT, TABLES
 
 CONFIG = Pipeline()
+LATER = ("evaluation.parquet", "evaluation_pairs.parquet", "answers.parquet")
 
 
 def artifact(stage: str, changed: str = "") -> Artifact:
@@ -43,6 +45,7 @@ def artifact(stage: str, changed: str = "") -> Artifact:
         "reward.json",
         "reference.parquet",
         "reference_evaluation.parquet",
+        "answers.parquet",
         "summary.json",
     ]
     files = {name: f"{stage} {name}" + "!" * (name == changed) for name in names}
@@ -70,9 +73,10 @@ def keys(data: str = "", model: str = "", adapter: str = "", judge: str = "") ->
         "ppo": ppo.step(CONFIG, data=table, model=base, reward=scorer),
         "reference": reference.step(CONFIG, data=table, model=base),
         "dpo": dpo.step(CONFIG, data=table, model=base, reference=artifact("reference")),
-        "winrate": winrate.step(
-            CONFIG, data=table, model=base, reward=scorer, ppo=artifact("ppo"), dpo=artifact("dpo")
+        "answers": answers.step(
+            CONFIG, data=table, base=base, model=base, ppo=artifact("ppo"), dpo=artifact("dpo")
         ),
+        "winrate": winrate.step(CONFIG, data=table, model=base, reward=scorer, answers=artifact("answers")),
         "benchmarks": benchmarks.step(
             CONFIG, data=table, base=base, model=base, reward=scorer, ppo=artifact("ppo"), dpo=artifact("dpo")
         ),
@@ -90,13 +94,13 @@ def keys(data: str = "", model: str = "", adapter: str = "", judge: str = "") ->
         ({"data": "finetune.parquet"}, {"sft", "reward", "report"}),
         ({"data": "reward.parquet"}, {"reward", "reference", "dpo", "report"}),
         ({"data": "rl.parquet"}, {"ppo", "report"}),
-        ({"data": "evaluation.parquet"}, {"winrate", "benchmarks", "report"}),
-        ({"data": "evaluation_pairs.parquet"}, {"reward", "reference", "dpo", "report"}),
+        ({"data": "evaluation.parquet"}, {"answers", "winrate", "benchmarks", "report"}),
+        ({"data": "evaluation_pairs.parquet"}, {"reward", "reference", "dpo", "winrate", "report"}),
         ({"data": "corpus.parquet"}, {"pretrain", "report"}),
         ({"model": "summary.json"}, {"report"}),
         (
             {"model": "model/model.safetensors"},
-            {"sft", "merge", "reward", "ppo", "reference", "dpo", "winrate", "benchmarks"},
+            {"sft", "merge", "reward", "ppo", "reference", "dpo", "answers", "winrate", "benchmarks"},
         ),
         ({"adapter": "summary.json"}, set()),
         ({"adapter": "adapter/a.safetensors"}, {"merge"}),
@@ -126,7 +130,7 @@ def test_a_stage_is_built_again_when_what_it_looks_at_has_changed_and_only_then(
             },
         ),
         (["reward.tune=full"], {"ppo": {"model", "score.safetensors", "reward.json"}}),
-        (["dpo.tune=bottleneck"], {"winrate": {"bottleneck"}}),
+        (["dpo.tune=bottleneck"], {"answers": {"bottleneck"}}),
     ],
 )
 def test_what_is_handed_on_is_what_was_trained(changed: list[str], places: dict[str, set[str]]) -> None:
@@ -136,15 +140,14 @@ def test_what_is_handed_on_is_what_was_trained(changed: list[str], places: dict[
     ]
     whole: Artifact = {
         **artifact("sft"),
-        "files": dict.fromkeys(
-            [*names, "reward.json", "score.safetensors", "evaluation.parquet", "rl.parquet"], ""
-        ),
+        "files": dict.fromkeys([*names, "reward.json", "score.safetensors", "rl.parquet", *LATER], ""),
     }
     steps = {
         "merge": lambda: merge.step(config, base=whole, adapter=whole).inputs["adapter"],
         "ppo": lambda: ppo.step(config, data=whole, model=whole, reward=whole).inputs["reward"],
-        "winrate": lambda: winrate.step(config, data=whole, model=whole, reward=whole, dpo=whole).inputs[
-            "dpo" if "dpo" in changed[0] else "reward"
+        "answers": lambda: answers.step(config, data=whole, base=whole, model=whole, dpo=whole).inputs["dpo"],
+        "winrate": lambda: winrate.step(config, data=whole, model=whole, reward=whole, answers=whole).inputs[
+            "reward"
         ],
     }
     for stage, expected in places.items():
@@ -197,6 +200,7 @@ NOT_IN_KEY = {
     "reference": {"weights.base"},
     "ppo": {"weights.base", "ppo.allow_exploitable"},
     "dpo": {"weights.base", "dpo.start"},
+    "answers": {"winrate.num_graded_pairs"},
     "winrate": {"weights.base", "source.path", "source.revision", "source.files"},
     "benchmarks": {"benchmarks.files", "benchmarks.reward_bench"},
     "report": set(),
@@ -239,7 +243,7 @@ def test_a_new_setting_is_in_the_key_unless_it_says_otherwise() -> None:
 
 def test_programs_look_at_what_their_tasks_name_and_nothing_else() -> None:
     by_choice = {"reward": {"reward_groups.parquet"}}  # in place of its pairs
-    for stage in ("pretrain", "sft", "merge", "reward", "ppo", "reference", "dpo", "winrate"):
+    for stage in ("pretrain", "sft", "merge", "reward", "ppo", "reference", "dpo", "answers", "winrate"):
         # where a part of its reading lies
         files = [stage, *{"dpo": ["reference"], "reward": ["runtime/reward_tests"]}.get(stage, [])]
         program = "".join((ROOT / "tasks" / "programs" / f"{name}.py").read_text() for name in files)
@@ -248,7 +252,7 @@ def test_programs_look_at_what_their_tasks_name_and_nothing_else() -> None:
         assert read == set(MEANT[stage].get("data", ())) | by_choice.get(stage, set()), stage
         assert (
             set(re.findall(r'"([\w]+\.parquet)"', task))
-            - {"reference.parquet", "reference_evaluation.parquet"}
+            - {"reference.parquet", "reference_evaluation.parquet", "answers.parquet"}
             == read
         )
         assert program.count('run.inputs["data"]') == len(

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from tasks.artifacts.base_model import check_model_folder
 from tasks.config.jobs import (
+    AnswersJob,
     BenchmarksJob,
     DpoJob,
     MergeJob,
@@ -22,7 +23,7 @@ from tasks.config.jobs import (
     SftJob,
     WinrateJob,
 )
-from tasks.programs import benchmarks, dpo, merge, ppo, reference, reward, sft, winrate
+from tasks.programs import answers, benchmarks, dpo, merge, ppo, reference, reward, sft, winrate
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.models import loading, lora
 from tasks.system.errors import InputError
@@ -39,6 +40,7 @@ PROGRAMS: list[tuple[str, Callable[[Any, Run], None], Any]] = [
     ("reference", reference.compute, ReferenceJob),
     ("dpo", dpo.train, DpoJob),
     ("ppo", ppo.train, PpoJob),
+    ("answers", answers.answer, AnswersJob),
     ("winrate", winrate.evaluate, WinrateJob),
     ("benchmarks", benchmarks.measure, BenchmarksJob),
 ]
@@ -108,7 +110,7 @@ def test_every_stage_refuses_it(
         "adapter": tmp_path,
         "reward": tmp_path,
     }
-    settings = {"seed": 0, "text": {}, "source": {"kind": "shell-site"}, stage: {}}
+    settings = {"seed": 0, "text": {}, "source": {"kind": "shell-site"}, "winrate": {}, stage: {}}
     run = Run(tiny.write_job(tmp_path / stage, stage, {}, inputs))
     with pytest.raises(InputError, match=ONE_MORE):
         program(

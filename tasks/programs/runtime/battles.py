@@ -138,20 +138,20 @@ def leaderboard(judged: Judged, policies: Sequence[str]) -> list[dict[str, Any]]
 def describe_card(judge: Judge, card: ReportCard) -> str:
     """Return in one sentence what a judge's verdict is worth."""
     agreed = f"it agrees with {_percent(card.agreement)} of the votes"
-    rule = f'the rule "longer wins" with {100 * card.longer_wins.value:.1f} %'
+    rule = f"the rule “longer wins” with {100 * card.longer_wins.value:.1f} %"
     if card.agreement.n == 0:
         return f"No verdict of {judge.title} on held-out votes could be read."
     if card.agreement.low <= 0.5:
         return f"On held-out votes {judge.title} is not shown to be better than guessing: {agreed}, {rule}."
     if not is_better_than_length(card):
         return (
-            f'On held-out votes {judge.title} is not shown to be better than "longer wins": {agreed}, {rule}.'
+            f"On held-out votes {judge.title} is not shown to be better than “longer wins”: {agreed}, {rule}."
         )
     return f"On held-out votes {judge.title} is better than guessing and than length: {agreed}, {rule}."
 
 
 def _percent(rate: Interval) -> str:
-    return f"{100 * rate.value:.1f} % ({100 * rate.low:.1f} to {100 * rate.high:.1f} %)"
+    return f"{100 * rate.value:.1f} % ({100 * rate.low:.1f} to {100 * rate.high:.1f} %)"
 
 
 def verdict_table(judged: dict[str, Judged], questions: Sequence[Question]) -> pa.Table:

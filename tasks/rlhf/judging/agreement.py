@@ -1,13 +1,13 @@
 """Grade a judge: how far its verdicts agree with votes, and what else could explain them."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
 from tasks.rlhf.evaluation.intervals import Interval
-from tasks.rlhf.judging.resampling import draw_weights, percentiles, question_numbers
+from tasks.rlhf.judging.resampling import percentiles, question_numbers, redraw
 from tasks.rlhf.judging.verdicts import Outcomes
 from tasks.rlhf.judging.win_rate import win_rate
 
@@ -28,12 +28,14 @@ class ReportCard(NamedTuple):
     right_if_second: Interval  # and when it is shown second
 
 
-def cohens_kappa(table: NDArray[np.float64]) -> float:
-    """Return Cohen's kappa (1960) of two raters' counts, (K, K); NaN if chance alone agrees always."""
-    total = table.sum()
-    observed = np.trace(table) / total
-    expected = (table.sum(axis=0) * table.sum(axis=1)).sum() / total**2
-    return float((observed - expected) / (1 - expected)) if expected < 1 else float("nan")
+def cohens_kappa(tables: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return Cohen's kappa (1960) of two raters' counts, (..., K, K) -> (...); NaN if both are constant."""
+    total = tables.sum(axis=(-2, -1))
+    observed = np.trace(tables, axis1=-2, axis2=-1) / total
+    expected = (tables.sum(axis=-2) * tables.sum(axis=-1)).sum(axis=-1) / total**2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        kappa: NDArray[np.float64] = np.where(expected < 1, (observed - expected) / (1 - expected), np.nan)
+    return kappa
 
 
 def kappa_interval(
@@ -42,16 +44,13 @@ def kappa_interval(
     """Return Cohen's kappa of two raters' labels (N,), 0 to K-1, with its interval by redrawing questions."""
     size = int(max(first.max(), second.max())) + 1
     numbers = question_numbers(questions)
-    tables = np.zeros((numbers.max() + 1, size, size))
+    tables: NDArray[Any] = np.zeros((int(numbers.max()) + 1, size, size))
     np.add.at(tables, (numbers, first, second), 1)
-    value = cohens_kappa(tables.sum(axis=0))
-    draws = [
-        cohens_kappa(np.tensordot(weights, tables, 1)) for weights in draw_weights(len(tables), seed=seed)
-    ]
-    known = np.array(draws)
-    if np.isnan(known).all():
+    value = float(cohens_kappa(tables.sum(axis=0)))
+    draws = cohens_kappa(redraw(tables, seed=seed))
+    if np.isnan(draws).all():
         return Interval(value, -1.0, 1.0, len(tables))
-    return Interval(value, *percentiles(known), len(tables))
+    return Interval(value, *percentiles(draws), len(tables))
 
 
 def rank_correlation(
@@ -67,15 +66,17 @@ def rank_correlation(
         return Interval(float("nan"), -1.0, 1.0, n)
     ranks = [stats.rankdata(column) for column in (first, second)]
     a, b = (rank - rank.mean() for rank in ranks)
-    sums = np.stack([np.bincount(numbers, column) for column in (np.ones(len(a)), a, b, a * a, b * b, a * b)])
+    columns = (np.ones(len(a)), a, b, a * a, b * b, a * b)
+    sums = np.stack([np.bincount(numbers, column) for column in columns], axis=1).astype(np.float64)  # (Q, 6)
 
-    def correlation(weights: NDArray[np.float64]) -> float:
-        count, sum_a, sum_b, aa, bb, ab = sums @ weights / (sums[0] @ weights)
-        spread = (aa - sum_a**2) * (bb - sum_b**2)
-        return float((ab - sum_a * sum_b) / np.sqrt(spread)) if count and spread > 0 else float("nan")
+    def correlations(totals: NDArray[np.float64]) -> NDArray[np.float64]:
+        sum_a, sum_b, aa, bb, ab = (totals[:, 1:] / totals[:, :1]).T
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found: NDArray[np.float64] = (ab - sum_a * sum_b) / np.sqrt((aa - sum_a**2) * (bb - sum_b**2))
+        return found
 
-    draws = np.array([correlation(weights) for weights in draw_weights(n, seed=seed)])
-    return Interval(correlation(np.ones(n)), *percentiles(draws), n)
+    value = float(correlations(sums.sum(axis=0, keepdims=True))[0])
+    return Interval(value, *percentiles(correlations(redraw(sums, seed=seed))), n)
 
 
 def grade_judge(

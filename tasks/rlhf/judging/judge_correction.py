@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.rlhf.evaluation.intervals import Interval
-from tasks.rlhf.judging.resampling import draw_weights, percentiles, question_numbers
+from tasks.rlhf.judging.resampling import percentiles, question_numbers, redraw
 from tasks.rlhf.judging.verdicts import Outcomes
 
 LEAST_SKILL = 0.1  # of q0 + q1 - 1: below it the correction multiplies every error by ten and more
@@ -40,19 +40,14 @@ def corrected_interval(
     """
     judged = _sums(outcomes[:, None], questions)
     skills = _sums(np.stack([graded.better_first, graded.better_second], axis=1), graded.questions)
-    rates, skill_draws = [], []
-    for w, v in zip(
-        draw_weights(len(judged), seed=seed), draw_weights(len(skills), seed=seed + 1), strict=True
-    ):
-        (rate,), (q1, q0) = _means(w, judged), _means(v, skills)
-        skill_draws.append(q1 + q0 - 1)
-        rates.append(corrected_rate(rate, q1, q0) if q1 + q0 != 1 else np.nan)
-    if np.isnan(skill_draws).all() or percentiles(np.array(skill_draws))[0] < LEAST_SKILL:
+    rates = _means(redraw(judged, seed=seed))[:, 0]
+    q1, q0 = _means(redraw(skills, seed=seed + 1)).T
+    if np.isnan(q1 + q0).all() or percentiles(q1 + q0 - 1)[0] < LEAST_SKILL:
         return None
-    (rate,), (q1, q0) = (_means(np.ones(len(sums)), sums) for sums in (judged, skills))
-    low, high = percentiles(np.array(rates))
-    value, low, high = (float(np.clip(end, 0, 1)) for end in (corrected_rate(rate, q1, q0), low, high))
-    return Interval(value, low, high, len(judged))
+    draws = np.clip([corrected_rate(*one) for one in zip(rates, q1, q0, strict=True)], 0, 1)
+    (rate,), (right_first, right_second) = (_means(sums.sum(axis=0)) for sums in (judged, skills))
+    value = float(np.clip(corrected_rate(rate, right_first, right_second), 0, 1))
+    return Interval(value, *percentiles(draws), len(judged))
 
 
 def _sums(values: NDArray[np.float64], questions: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -65,8 +60,8 @@ def _sums(values: NDArray[np.float64], questions: NDArray[np.int64]) -> NDArray[
     return np.stack(columns, axis=2)
 
 
-def _means(weights: NDArray[np.float64], sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    totals, counts = np.tensordot(weights, sums, 1)
+def _means(totals: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the means of sums and numbers, (..., 2, C) -> (..., C); NaN where nothing is known."""
     with np.errstate(invalid="ignore"):
-        means: NDArray[np.float64] = totals / counts
+        means: NDArray[np.float64] = totals[..., 0, :] / totals[..., 1, :]
     return means

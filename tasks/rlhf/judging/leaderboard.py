@@ -5,14 +5,16 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, sparse
+from scipy import sparse, special
 from scipy.sparse import csgraph
 
 from tasks.rlhf.evaluation.intervals import Interval
-from tasks.rlhf.judging.resampling import draw_weights, percentiles, question_numbers
+from tasks.rlhf.judging.resampling import percentiles, question_numbers, redraw
 
 DRAWS = 500
 PRIOR = 0.5  # wins and losses against the field that each policy is given: who won all stays finite
+MAX_STEPS, MAX_STEP, PRECISION = 100, 2.0, 1e-9  # of Newton's method
+LEAST_LOG_TIE = -20.0
 ELO = 400 / np.log(10)  # Elo's points for a unit of log strength
 
 
@@ -33,52 +35,67 @@ class Row(NamedTuple):
     ranks: list[float]  # probability of each rank, the best first
 
 
-def fit(
-    wins: NDArray[np.float64],
-    ties: NDArray[np.float64],
-    *,
-    prior: float = PRIOR,
-    start: NDArray[np.float64] | None = None,
-) -> Fit:
+def fit(wins: NDArray[np.float64], ties: NDArray[np.float64], *, prior: float = PRIOR) -> Fit:
     """Fit log strengths and the tie parameter by maximum likelihood.
 
     wins (P, P): how often the row's policy beat the column's; ties (P, P): symmetric. ``prior`` is added as
     wins and losses of every policy against one of mean strength. With prior 0 the strengths of a policy that
     won or lost everything are infinite, which the caller must exclude.
     """
-    size = len(wins)
+    theta = _maximise(wins[None], ties[None], prior)[0]
+    strengths, log_nu = theta[:-1], float(theta[-1])
+    design, counts = _design(len(wins)), _counts(wins[None], ties[None])[0]
+    terms = design @ theta
+    loss = float((counts.sum(axis=1) * np.logaddexp.reduce(terms, axis=1)).sum() - (counts * terms).sum())
+    return Fit(strengths - strengths.mean(), float(np.exp(log_nu)) if ties.any() else 0.0, loss)
+
+
+def _design(size: int) -> NDArray[np.float64]:
+    """Return the weights of log strengths and log nu in log win, log loss and log tie, (pairs, 3, P + 1)."""
     first, second = np.triu_indices(size, 1)
-    won, lost, tied = wins[first, second], wins[second, first], ties[first, second]
-    has_ties = bool(tied.sum() > 0)
+    pairs = np.arange(len(first))
+    design = np.zeros((len(first), 3, size + 1))
+    design[pairs, 0, first] = design[pairs, 1, second] = 1
+    design[pairs, 2, first] = design[pairs, 2, second] = 0.5
+    design[:, 2, size] = 1
+    return design
 
-    def loss(theta: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        strength, log_nu = theta[:size], theta[size]
-        terms = np.stack(
-            [strength[first], strength[second], log_nu + (strength[first] + strength[second]) / 2]
-        )
-        if not has_ties:
-            terms[2] = -np.inf
-        top = np.logaddexp.reduce(terms, axis=0)
-        shares = np.exp(terms - top)  # of win, loss and tie
-        counts = won + lost + tied
-        value = (counts * top).sum() - (won * terms[0] + lost * terms[1]).sum()
-        value -= (tied * terms[2]).sum() if has_ties else 0.0
-        by_first = counts * (shares[0] + shares[2] / 2) - won - tied / 2
-        by_second = counts * (shares[1] + shares[2] / 2) - lost - tied / 2
-        gradient = np.zeros(size + 1)
-        np.add.at(gradient, first, by_first)
-        np.add.at(gradient, second, by_second)
-        gradient[size] = (counts * shares[2] - tied).sum() if has_ties else 0.0
-        value += prior * (2 * np.logaddexp(0, strength) - strength).sum()
-        gradient[:size] += prior * (2 / (1 + np.exp(-strength)) - 1)
-        return value, gradient
 
-    begin = np.zeros(size + 1) if start is None else start
-    found = optimize.minimize(loss, begin, jac=True, method="L-BFGS-B", options={"ftol": 1e-12, "gtol": 1e-8})
-    strengths = found.x[:size]
-    prior_loss = prior * (2 * np.logaddexp(0, strengths) - strengths).sum()
-    nu = float(np.exp(found.x[size])) if has_ties else 0.0
-    return Fit(strengths - strengths.mean(), nu, float(found.fun - prior_loss))
+def _counts(wins: NDArray[np.float64], ties: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the numbers of wins, losses and ties of each pair, (D, P, P) -> (D, pairs, 3)."""
+    first, second = np.triu_indices(wins.shape[-1], 1)
+    return np.stack([wins[:, first, second], wins[:, second, first], ties[:, first, second]], axis=2)
+
+
+def _maximise(wins: NDArray[np.float64], ties: NDArray[np.float64], prior: float) -> NDArray[np.float64]:
+    """Return log strengths and log nu of D sets of comparisons, (D, P + 1), by Newton's method.
+
+    The logarithms of win, loss and tie are linear in them, so the likelihood is that of a multinomial logit,
+    which has one maximum. Log nu falls towards minus infinity in a set without ties, and stays at the bound.
+    """
+    size, counts = wins.shape[-1], _counts(wins, ties)
+    design, games = _design(size), counts.sum(axis=2)
+    theta = np.zeros((len(wins), size + 1))
+    own = np.arange(size)
+    for _ in range(MAX_STEPS):
+        terms = np.einsum("ktp,dp->dkt", design, theta)
+        shares = np.exp(terms - np.logaddexp.reduce(terms, axis=2)[..., None])
+        gradient = np.einsum("dkt,ktp->dp", counts - games[..., None] * shares, design)
+        means = np.einsum("dkt,ktp->dkp", shares, design)
+        curvature = np.einsum("dkt,ktp,ktq->dpq", games[..., None] * shares, design, design, optimize=True)
+        curvature -= np.einsum("dk,dkp,dkq->dpq", games, means, means, optimize=True)
+        against_mean = special.expit(theta[:, :size])
+        gradient[:, :size] += prior * (1 - 2 * against_mean)
+        curvature[:, own, own] += 2 * prior * against_mean * (1 - against_mean)
+        curvature[:, :size, :size] += 1e-6  # the sum of the strengths is free without a prior
+        curvature[:, size, size] += 1e-9
+        step = np.clip(np.linalg.solve(curvature, gradient[..., None])[..., 0], -MAX_STEP, MAX_STEP)
+        theta += step
+        np.maximum(theta[:, size], LEAST_LOG_TIE, out=theta[:, size])
+        moving = (theta[:, size] > LEAST_LOG_TIE) | (step[:, size] > 0)
+        if max(np.abs(step[:, :size]).max(), np.abs(step[moving, size]).max(initial=0)) < PRECISION:
+            break
+    return theta
 
 
 def rank(
@@ -110,13 +127,9 @@ def rank(
     for i, j in ((first, second), (second, first)):
         np.add.at(tables, (numbers[tied], 1, i[tied], j[tied]), 1)
     best = fit(*tables.sum(axis=0))
-    start = np.r_[best.log_strengths, np.log(best.tie) if best.tie else 0.0]
-    draws = np.array(
-        [
-            fit(*np.tensordot(weights, tables, 1), start=start).log_strengths
-            for weights in draw_weights(num_questions, draws=DRAWS, seed=seed)
-        ]
-    )
+    drawn = redraw(tables, draws=DRAWS, seed=seed)
+    draws = _maximise(drawn[:, 0], drawn[:, 1], PRIOR)[:, :size]
+    draws -= draws.mean(axis=1, keepdims=True)
     places = (-draws).argsort(axis=1).argsort(axis=1)  # (D, P)
     rows = []
     for number in np.argsort(-best.log_strengths, kind="stable"):

@@ -36,7 +36,7 @@ def controlled_rate(
     n = int(numbers.max()) + 1
     if np.ptp(y) == 0:  # the intercept would be infinite
         return Interval(float(y[0]), 0.0 if y[0] < 1 else 1 - 3 / n, 1.0 if y[0] > 0 else 3 / n, n)
-    weights = np.stack([np.ones(n), *draw_weights(n, draws=DRAWS, seed=seed)])
+    weights = np.concatenate([np.ones((1, n)), *draw_weights(n, draws=DRAWS, seed=seed)])
     rates = special.expit(_intercepts(y, x, weights[:, numbers]))
     return Interval(float(rates[0]), *percentiles(rates[1:]), n)
 

@@ -1,33 +1,12 @@
-"""Compute win rates of one policy's answers against another's, and the agreement of two judges."""
+"""Measure how often two judges order the answers of a group alike."""
 
 from collections.abc import Sequence
 from itertools import combinations
-from typing import NamedTuple
 
 import torch
 
 from tasks.rlhf.evaluation import pair_accuracy
 from tasks.rlhf.evaluation.intervals import Interval, wilson
-
-
-class Tally(NamedTuple):
-    """Wins, ties and losses of one policy's answers against another's to the same questions."""
-
-    wins: int
-    ties: int
-    losses: int
-
-    @property
-    def win_rate(self) -> Interval:
-        """Return the share of wins with Wilson's 95 % interval; a tie is half a win."""
-        return wilson(self.wins + self.ties / 2, self.wins + self.ties + self.losses)
-
-
-def compare(ours: Sequence[float], theirs: Sequence[float], *, tie: float = 0.0) -> Tally:
-    """Count wins of ``ours`` by the scores of answers to the same questions; a gap up to ``tie`` is a tie."""
-    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
-    wins, defeats = sum(d > tie for d in differences), sum(d < -tie for d in differences)
-    return Tally(wins, len(differences) - wins - defeats, defeats)
 
 
 def ordering_agreement(judged: Sequence[Sequence[float]], truth: Sequence[Sequence[float]]) -> Interval:

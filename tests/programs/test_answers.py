@@ -2,7 +2,7 @@
 
 import torch
 
-from tasks.programs.winrate import uniform_numbers
+from tasks.programs.answers import uniform_numbers
 
 
 def test_draws_depend_on_the_policys_name_and_the_question_alone() -> None:
