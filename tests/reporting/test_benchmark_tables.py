@@ -115,7 +115,7 @@ def test_the_page_has_a_table_with_marks(tmp_path: Path) -> None:
     assert "SFT: +10.0 (" in part
     assert part.count("⚠︎ worse, shown, p 0.041<") == 4
     assert "SFT: +22.1 (" in part
-    assert "base: −18.1 (" in part
+    assert "base model: −18.1 (" in part
     assert "Precise IF" in part
     assert "1,234 rows" in part
     assert "1,234 questions" in part
