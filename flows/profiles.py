@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from flows.setting_values import convert_settings, read_argument, read_yaml
 from tasks.artifacts.store import flatten
 from tasks.config.base import replace_old_names
+from tasks.config.judge_prompts import is_own_prompt
 from tasks.config.pipeline import Pipeline
 from tasks.system.errors import InputError
 
@@ -107,11 +108,14 @@ def with_absolute_paths(config: Pipeline, folder: Path) -> Pipeline:
     for section, name in (
         ("source", "path"),
         ("base", "path"),
+        ("judge", "path"),
+        ("judge", "prompt"),
         *((stage, "start") for stage in ("sft", "reward", "dpo")),
     ):
         settings = getattr(config, section)
-        if hasattr(settings, name):
-            changed[section] = settings.model_copy(update={name: make_absolute(getattr(settings, name))})
+        if hasattr(settings, name) and not is_own_prompt(getattr(settings, name)):
+            known = changed.get(section, settings)
+            changed[section] = known.model_copy(update={name: make_absolute(getattr(settings, name))})
     return config.model_copy(update=changed)
 
 

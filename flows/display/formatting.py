@@ -9,8 +9,9 @@ KEY_FIGURES = (
     "ppo.kl",
 )  # beside the win rates of the best judge there is
 JUDGES = {
-    "gold_win_rate.": "the gold scorer",
-    "reward_win_rate.": "the reward model, which PPO was trained to please",
+    "gold": "the gold scorer",
+    "lm": "a language model",
+    "reward": "the reward model, which PPO was trained to please",
 }
 POLICIES = {"ppo": "PPO", "dpo": "DPO"}
 
@@ -42,7 +43,9 @@ def format_metric(value: Any) -> str:
 def key_figures(metrics: dict[str, Any]) -> list[str]:
     """Return the names of the figures that a run is judged by; all others are in its summary and report."""
     judge = _best_judge(metrics)
-    return [name for name in metrics if name in KEY_FIGURES or (judge and name.startswith(judge))]
+    return [
+        name for name in metrics if name in KEY_FIGURES or (judge and name.startswith(f"{judge}_win_rate."))
+    ]
 
 
 def headline(metrics: dict[str, Any]) -> str:
@@ -51,7 +54,7 @@ def headline(metrics: dict[str, Any]) -> str:
     Returns "" if no policies were compared.
     """
     judge = _best_judge(metrics)
-    rates = {policy: metrics.get(f"{judge}{policy}_vs_sft") for policy in POLICIES}
+    rates = {policy: metrics.get(f"{judge}_win_rate.{policy}_vs_sft") for policy in POLICIES}
     found = {policy: rate for policy, rate in rates.items() if isinstance(rate, dict)}
     if not judge or not found:
         return ""
@@ -63,13 +66,29 @@ def headline(metrics: dict[str, Any]) -> str:
         verdict = "is worse than SFT"
     else:
         verdict = "cannot be told from SFT"
+    doubt = (
+        ""
+        if _is_trusted(judge, metrics)
+        else ' (not shown to be better than "longer wins" on held-out votes)'
+    )
     interval = f"95% interval {_percent(rate['low'])} to {_percent(rate['high'])}"
     wins = f"{_percent(rate['value'])} of {rate['n']:,} questions ({interval})"
-    return f"Result: {POLICIES[best]} {verdict}: it wins on {wins}, judged by {JUDGES[judge]}."
+    return f"Result: {POLICIES[best]} {verdict}: it wins on {wins}, judged by {JUDGES[judge]}{doubt}."
 
 
 def _best_judge(metrics: dict[str, Any]) -> str:
-    return next((judge for judge in JUDGES if any(name.startswith(judge) for name in metrics)), "")
+    """Return the judge whose verdict is shown: the first that its report card speaks for, else the first."""
+    judges = [judge for judge in JUDGES if any(name.startswith(f"{judge}_win_rate.") for name in metrics)]
+    return next((judge for judge in judges if _is_trusted(judge, metrics)), judges[0] if judges else "")
+
+
+def _is_trusted(judge: str, metrics: dict[str, Any]) -> bool:
+    """Return whether a judge agrees with held-out votes more than chance and the longer answer do.
+
+    A judge without a report card, for want of held-out votes, is not doubted.
+    """
+    card, rule = (metrics.get(f"judge.{judge}.{name}") for name in ("agreement", "longer_wins"))
+    return not card or not rule or card["low"] > max(0.5, rule["value"])
 
 
 def _percent(share: float) -> str:

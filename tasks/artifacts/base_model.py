@@ -38,33 +38,33 @@ def find_model_folder(base: HuggingFaceBase) -> Path:
     return folder
 
 
-def check_model_folder(folder: Path) -> None:
+def check_model_folder(folder: Path, *, setting: str = "base.path") -> None:
     """Refuse a folder that transformers could not load, before anything runs. Raises InputError."""
     if not folder.is_dir():
         raise InputError(
-            f"base.path: {folder} is not a folder; name the folder that holds config.json and the weights"
+            f"{setting}: {folder} is not a folder; name the folder that holds config.json and the weights"
         )
     if (folder / ADAPTER).exists():
         raise InputError(
-            f"base.path: {folder} holds an adapter ({ADAPTER}), which transformers would load over weights "
+            f"{setting}: {folder} holds an adapter ({ADAPTER}), which transformers would load over weights "
             "that the adapter names: "
             "merge it into its base first (peft's merge_and_unload, save_pretrained) and give that folder, "
             "or move the adapter's files away"
         )
     if not (folder / "config.json").is_file():
-        raise InputError(f"base.path: the model folder {folder} has no config.json")
+        raise InputError(f"{setting}: the model folder {folder} has no config.json")
     if not any(folder.glob("*.safetensors")):
         raise InputError(
-            f"base.path: the model folder {folder} has no .safetensors weights; other formats are not loaded"
+            f"{setting}: the model folder {folder} has no .safetensors weights; other formats are not loaded"
         )
     if not any((folder / name).is_file() for name in TOKENIZERS):
         raise InputError(
-            f"base.path: the model folder {folder} has no tokenizer (tokenizer.json or tokenizer.model)"
+            f"{setting}: the model folder {folder} has no tokenizer (tokenizer.json or tokenizer.model)"
         )
-    _check_tokenizer(folder)
+    _check_tokenizer(folder, setting)
 
 
-def _check_tokenizer(folder: Path) -> None:
+def _check_tokenizer(folder: Path, setting: str) -> None:
     """Refuse a tokenizer with tokens that the model has no embeddings for. Raises InputError.
 
     The pad token may lack one: it is replaced when the tokenizer is loaded.
@@ -84,7 +84,7 @@ def _check_tokenizer(folder: Path) -> None:
     wrong = sorted((i, token) for token, i in _tokens(folder).items() if i >= rows and token not in pads)
     if wrong:
         raise InputError(
-            f"base.path: the tokenizer in {folder} has {len(wrong)} tokens without an embedding, first "
+            f"{setting}: the tokenizer in {folder} has {len(wrong)} tokens without an embedding, first "
             f"{wrong[0][1]!r} with the id {wrong[0][0]}, and the model has {rows} embeddings: give the "
             "tokenizer that the model was trained with, or call "
             "model.resize_token_embeddings(len(tokenizer)) and save the model again"

@@ -9,6 +9,7 @@ from typing import Annotated, Self
 from tasks.config.base import NotInKey, Settings
 from tasks.config.benchmarks import Benchmarks
 from tasks.config.data import Data
+from tasks.config.judges import LanguageJudge, NoJudge
 from tasks.config.models import BuiltinBase, Text, Weights
 from tasks.config.pipeline import Pipeline
 from tasks.config.sources import ShellSite, Source
@@ -117,6 +118,7 @@ class WinrateJob(Job):
     text: Text
     weights: MergedWeights = Weights()
     winrate: Winrate
+    judge: LanguageJudge = NoJudge()
 
 
 class BenchmarksJob(Job):

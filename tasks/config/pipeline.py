@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from tasks.config.base import Settings
 from tasks.config.benchmarks import Benchmarks
 from tasks.config.data import Data
+from tasks.config.judges import LanguageJudge, NoJudge
 from tasks.config.machine import Machine, Pools
 from tasks.config.models import Base, BuiltinBase, Text, Weights
 from tasks.config.sources import ShellSite, Source
@@ -36,6 +37,7 @@ class Pipeline(Settings):
     ppo: Ppo = Ppo()
     dpo: Dpo = Dpo()
     winrate: Winrate = Winrate()
+    judge: LanguageJudge = NoJudge()
     benchmarks: Benchmarks = Benchmarks()
     machine: Machine = Machine()
     pools: Pools = Pools()

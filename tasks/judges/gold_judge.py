@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from tasks.demo_site.gold import gold_score
 from tasks.judges.judge import ReportProgress
-from tasks.judges.scoring import Asked, ScoringJudge
+from tasks.judges.scoring_judge import Asked, ScoringJudge
 
 
 def gold_judge() -> ScoringJudge:

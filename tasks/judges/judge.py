@@ -1,7 +1,9 @@
 """Define what a judge is: it decides which of two answers to a question is better.
 
-Every judge is a class or NamedTuple with this interface, in a file of its own in this folder. A win rate asks
-it each battle in both orders; ``tasks.rlhf.judging`` makes outcomes of the verdicts.
+Every judge has this interface and a file of its own in this folder. ``load_judges`` in
+tasks/programs/runtime/job_judges.py makes the judges of a run: add a new judge there, and to ``JUDGES`` in
+flows/display/formatting.py, which names it at the end of a run. tasks/programs/winrate.py asks each judge
+every battle in both orders, and tasks/rlhf/judging/ makes win rates of the verdicts.
 """
 
 from collections.abc import Callable, Sequence

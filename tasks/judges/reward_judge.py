@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tasks.judges.judge import ReportProgress
-from tasks.judges.scoring import Asked, ScoringJudge
+from tasks.judges.scoring_judge import Asked, ScoringJudge
 from tasks.rlhf.batches.sequences import Sequences
 from tasks.rlhf.batches.truncation import Encoder
 from tasks.rlhf.evaluation.answer_scores import score_answers

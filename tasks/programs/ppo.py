@@ -245,7 +245,7 @@ def accumulate_gradients(
         old = (rollout.logp, rollout.values, advantages, returns)
         old_logp, old_values, advantage, target = (x[rows][:, :width] for x in old)
         with lora.active(models.model, "policy") as policy:
-            surrogate = losses.policy_loss(
+            surrogate = losses.ppo_policy_loss(
                 sequences.log_probs(policy, batch, temperature=settings.temperature),
                 old_logp,
                 advantage,
@@ -256,7 +256,7 @@ def accumulate_gradients(
             )
             surrogate.loss.backward()
         with lora.active(models.model, "critic") as critic:
-            error = losses.value_loss(
+            error = losses.ppo_value_loss(
                 sequences.values(critic, models.value_head, batch),
                 old_values,
                 target,

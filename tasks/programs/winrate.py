@@ -8,7 +8,8 @@ artifact: samples.parquet   questions, answers and scores side by side
           results.json      judges with their report cards, counts, leaderboards
           summary.json
 
-Judges are the reward model and, on the built-in site, the gold scorer: ``job_judges`` makes them.
+Judges are the gold scorer (on the built-in site), a language model (if the settings name one) and the reward
+model: ``job_judges`` makes them.
 """
 
 from pathlib import Path
@@ -20,15 +21,17 @@ import pyarrow.parquet as pq
 from tasks.config.jobs import WinrateJob
 from tasks.dataset import row_sample
 from tasks.judges.judge import Answer, Judge
-from tasks.judges.scoring import ScoringJudge
+from tasks.judges.label_judge import LabelJudge
+from tasks.judges.scoring_judge import ScoringJudge
 from tasks.programs.runtime import battles, pair_tables
 from tasks.programs.runtime.battles import Question
-from tasks.programs.runtime.job_judges import load_judges
+from tasks.programs.runtime.job_judges import limits, load_judges
 from tasks.programs.runtime.program import Run, main, to_json
 from tasks.rlhf.compute import devices
 from tasks.rlhf.evaluation.intervals import Interval
 from tasks.rlhf.evaluation.ordering_agreement import ordering_agreement
-from tasks.rlhf.judging.agreement import ReportCard
+from tasks.rlhf.judging.agreement import ReportCard, is_better_than_length
+from tasks.rlhf.judging.judge_correction import Graded
 from tasks.rlhf.models import loading
 
 POLICIES = ("base", "sft", "dpo", "ppo")  # in the order in which they were trained
@@ -44,11 +47,15 @@ def evaluate(job: WinrateJob, run: Run) -> None:
     judges = load_judges(job, run, encoder, device)
 
     # 2. What each judge is worth: its verdicts on pairs that voters have ordered.
-    pairs = read_pairs(run.inputs["data"] / "evaluation_pairs.parquet", job.winrate.num_graded_pairs)
-    graded = {judge.name: battles.grade(judge, pairs, run) for judge in judges} if pairs else {}
+    graded, judged = {}, {}
+    for judge in judges:
+        num_questions, num_pairs = limits(judge, job)
+        if pairs := read_pairs(run.inputs["data"] / "evaluation_pairs.parquet", num_pairs):
+            graded[judge.name] = battles.grade(judge, pairs, run)
 
-    # 3. Every judge's verdicts on every pair of policies.
-    judged = {judge.name: battles.judge_all(judge, questions, policies, run) for judge in judges}
+        # 3. Every judge's verdicts on every pair of policies.
+        some = draw_questions(questions, num_questions)
+        judged[judge.name] = battles.judge_all(judge, some, policies, run)
     metrics = {} if not graded else _card_metrics({name: card for name, (card, _) in graded.items()})
     for name, found in judged.items():
         votes = graded[name][1] if name in graded and name != "gold" else None  # which is the truth itself
@@ -60,16 +67,16 @@ def evaluate(job: WinrateJob, run: Run) -> None:
 
     # 4. The artifact.
     write_samples(run.artifact / "samples.parquet", questions, policies, scores)
-    pq.write_table(battles.verdict_table(judged, questions), run.artifact / "verdicts.parquet")
+    pq.write_table(battles.verdict_table(judged), run.artifact / "verdicts.parquet")
     results = {
         "policies": [name for name in policies if name != "chosen"],
         "questions": len(questions),
-        "judges": [_describe(judge, graded) for judge in judges],
+        "judges": [_describe(judge, graded) for judge in _by_trust(judges, graded)],
         "tallies": {key: counts for name, found in judged.items() for key, counts in found.counts(name)},
         "leaderboard": {name: battles.leaderboard(found, policies) for name, found in judged.items()},
     }
     (run.artifact / "results.json").write_text(to_json(results, indent=1))
-    run.warnings += encoder.warnings()
+    run.warnings += [*encoder.warnings(), *_label_warnings(judges)]
     run.finish(metrics | encoder.metrics("winrate"), questions=len(questions))
 
 
@@ -88,6 +95,12 @@ def read_questions(answers: Path, evaluation: Path) -> tuple[list[Question], lis
         given |= {name: Answer(row[f"{name}.answer"], row[f"{name}.tokens"]) for name in names}
         questions.append(Question(row["question_id"], row["question"], given, source["answers"]))
     return questions, ["chosen", *names]
+
+
+def draw_questions(questions: list[Question], count: int) -> list[Question]:
+    """Return at most ``count`` of the questions, drawn by their ids, in their order."""
+    places = row_sample.draw_sample([one.id for one in questions], count)
+    return [questions[place] for place in sorted(places)]
 
 
 def read_pairs(path: Path, count: int) -> list[dict[str, Any]]:
@@ -126,7 +139,18 @@ def _card_metrics(cards: dict[str, ReportCard]) -> dict[str, Any]:
     }
 
 
-def _describe(judge: Judge, graded: dict[str, Any]) -> dict[str, str]:
+def _by_trust(judges: list[Judge], graded: dict[str, tuple[ReportCard, Graded]]) -> list[Judge]:
+    """Return the judges with those first that their report cards speak for."""
+    return sorted(
+        judges, key=lambda one: one.name in graded and not is_better_than_length(graded[one.name][0])
+    )
+
+
+def _label_warnings(judges: list[Judge]) -> list[str]:
+    return [text for judge in judges if isinstance(judge, LabelJudge) for text in judge.warnings()]
+
+
+def _describe(judge: Judge, graded: dict[str, tuple[ReportCard, Graded]]) -> dict[str, str]:
     return {
         "name": judge.name,
         "title": judge.title,

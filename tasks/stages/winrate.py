@@ -1,6 +1,7 @@
 """Judge the policies' answers: who wins, by which judge, and what that judge is worth."""
 
 from tasks.artifacts.artifact import Artifact, only, within
+from tasks.artifacts.judge_model import judge_inputs
 from tasks.config.jobs import WinrateJob
 from tasks.config.pipeline import Pipeline
 from tasks.stages.stage import Inputs, stage
@@ -17,4 +18,5 @@ def winrate(
         "model": within(model, "model"),
         "reward": only(reward, *weight_files(config.reward), "reward.json"),
         "answers": only(answers, "answers.parquet"),
+        **judge_inputs(config.judge),
     }

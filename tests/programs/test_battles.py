@@ -153,7 +153,7 @@ def test_the_leaderboard_and_the_table_of_verdicts_hold_every_battle(run: Run) -
     board = battles.leaderboard(judged, names)
     assert board[0]["policy"] == "good"
     assert board[0]["ranks"][0] == 1
-    table = battles.verdict_table({"planted": judged}, three)
+    table = battles.verdict_table({"planted": judged})
     assert table.num_rows == 3 * N
     assert set(table["shown_first"].to_pylist()) <= {"first", "second", "tie", "unparseable"}
     counts = dict(judged.counts("planted"))["planted.good_vs_plain"]

@@ -1,9 +1,9 @@
 """Mask personal data in Markdown: e-mail addresses, telephone numbers and secret keys.
 
-Ouyang et al. 2022, A.1. In prose, links and code alike. phonenumbers decides which numbers can exist,
-publicsuffixlist which domains. The kinds of keys are listed here: detect-secrets reports whether a line has a
-secret, not where it ends (of a private key it finds the first line, of a JWT not the signature), and lacks
-half of the kinds below.
+Called by rules.py. Ouyang et al. 2022, A.1. In prose, links and code alike. phonenumbers decides which
+numbers can exist, publicsuffixlist which domains. The kinds of keys are listed here: detect-secrets reports
+whether a line has a secret, not where it ends (of a private key it finds the first line, of a JWT not the
+signature), and lacks half of the kinds below.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Read a source: blocks of rows into records, and partitions of records into questions.
+"""Read a source in the format that its settings name: blocks of rows into records, partitions into questions.
 
 Any worker can do this for any block or partition: the result depends on the task alone.
 """

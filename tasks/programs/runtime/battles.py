@@ -154,14 +154,14 @@ def _percent(rate: Interval) -> str:
     return f"{100 * rate.value:.1f} % ({100 * rate.low:.1f} to {100 * rate.high:.1f} %)"
 
 
-def verdict_table(judged: dict[str, Judged], questions: Sequence[Question]) -> pa.Table:
+def verdict_table(judged: dict[str, Judged]) -> pa.Table:
     """Return one row for each battle of each judge, with both orders' verdicts."""
     columns: dict[str, list[Any]] = {
         name: []
         for name in ("judge", "ours", "theirs", "question_id", "shown_first", "shown_second", "outcome")
     }
-    ids = [one.id for one in questions]
     for judge, found in judged.items():
+        ids = found.questions.tolist()
         for ours, theirs in found.pairs:
             columns["judge"] += [judge] * len(ids)
             columns["ours"] += [ours] * len(ids)

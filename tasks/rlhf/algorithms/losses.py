@@ -52,7 +52,7 @@ class PolicyLoss(NamedTuple):
     ratio: Tensor  # mean rho
 
 
-def policy_loss(
+def ppo_policy_loss(
     logp: Tensor,
     old_logp: Tensor,
     advantages: Tensor,
@@ -95,7 +95,7 @@ class ValueLoss(NamedTuple):
     clip_fraction: Tensor  # share of response tokens at which the clipped error is the larger
 
 
-def value_loss(
+def ppo_value_loss(
     values: Tensor,
     old_values: Tensor,
     returns: Tensor,

@@ -1,4 +1,8 @@
-"""Train in optimizer steps with held-out evaluations and checkpoints: SFT, reward model and DPO."""
+"""Train in optimizer steps with held-out evaluations and checkpoints: SFT, reward model and DPO.
+
+A killed program is started again by tasks/execution/run_stage.py; ``fit`` then resumes from its newest
+checkpoint (format: checkpoints.py). PPO, whose loop is tasks/programs/ppo.py, resumes by ppo_state.py.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,4 +1,7 @@
-"""Save and restore the training state of PPO: policy, critic, their optimizers and the KL coefficient."""
+"""Save and restore the training state of PPO: policy, critic, their optimizers and the KL coefficient.
+
+A killed program resumes from it (tasks/programs/ppo.py); tasks/execution/run_stage.py starts it again.
+"""
 
 from pathlib import Path
 from typing import NamedTuple

@@ -219,7 +219,7 @@ def make(name: str, content: bytes) -> Callable[[Path], Path]:
         (make("x.jsonl", b""), "is empty"),
         (make("x.json", b'[{"text": "'), "damaged or truncated JSON list"),
         (make("x.parquet", b"PAR1..."), "damaged or truncated"),
-        (make("x.jsonl.gz", gzip.compress(b'{"text": "x"}' * 99)[:-9]), "damaged or truncated gzip"),
+        (make("x.jsonl.gz", gzip.compress(b'{"text": "x"}' * 99, mtime=0)[:-9]), "damaged or truncated gzip"),
         (make("x.txt", "völlig".encode("latin-1")), "is not a text in UTF-8 (.*): save it"),
         (make("x.txt", b""), "holds no text of 8 words or more"),
         (

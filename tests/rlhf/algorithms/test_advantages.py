@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tasks.rlhf.algorithms.advantages import gae, whiten
-from tasks.rlhf.algorithms.losses import policy_loss, value_loss
+from tasks.rlhf.algorithms.losses import ppo_policy_loss, ppo_value_loss
 from tasks.rlhf.algorithms.rewards import token_rewards
 
 # A padded batch of two answers, worked out by hand; what stands outside the mask is meant to mislead.
@@ -49,8 +49,8 @@ def test_one_step_on_a_padded_batch(filler: float | None) -> None:
     close(returns, RETURNS)
     close(whitened, WHITENED)
 
-    policy = policy_loss(new, old, whitened, MASK, clip_range=0.2)
-    value = value_loss(new_values, values, returns, MASK, clip_range=0.2)
+    policy = ppo_policy_loss(new, old, whitened, MASK, clip_range=0.2)
+    value = ppo_value_loss(new_values, values, returns, MASK, clip_range=0.2)
     assert policy.loss.item() == pytest.approx(0.028533, abs=1e-6)
     assert 0.1 * value.loss.item() == pytest.approx(0.045205, abs=1e-6)
     assert policy.clip_fraction.item() == 0.125

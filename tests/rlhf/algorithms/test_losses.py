@@ -15,8 +15,8 @@ from tasks.rlhf.algorithms.losses import (
     masked_mean,
     pairwise_loss,
     perplexity,
-    policy_loss,
-    value_loss,
+    ppo_policy_loss,
+    ppo_value_loss,
 )
 
 ONE = torch.ones(1, 1, dtype=torch.bool)
@@ -71,7 +71,7 @@ def test_pairwise_loss_refuses_what_would_broadcast(shape: tuple[int, ...]) -> N
     ("advantage", "ratio", "expected"), [(1, 1.5, -1.2), (1, 0.5, -0.5), (-1, 1.5, 1.5), (-1, 0.5, 0.8)]
 )
 def test_policy_clip(advantage: float, ratio: float, expected: float) -> None:
-    result = policy_loss(scalar(math.log(ratio)), scalar(0.0), scalar(advantage), ONE, clip_range=0.2)
+    result = ppo_policy_loss(scalar(math.log(ratio)), scalar(0.0), scalar(advantage), ONE, clip_range=0.2)
     assert result.loss.item() == pytest.approx(expected, abs=1e-6)
     assert result.clip_fraction.item() == float((advantage > 0) == (ratio > 1))
     assert result.ratio.item() == pytest.approx(ratio, abs=1e-6)
@@ -83,7 +83,7 @@ def test_policy_clip(advantage: float, ratio: float, expected: float) -> None:
     [(-1, 10, 3.0), (-2, 10, 6.0), (-1, 1.5, 1.5), (-1, 0.5, 0.8), (1, 10, -1.2), (1, 0.5, -0.5)],
 )
 def test_dual_clip_bounds_negative_advantages_only(advantage: float, ratio: float, expected: float) -> None:
-    result = policy_loss(
+    result = ppo_policy_loss(
         scalar(math.log(ratio)), scalar(0.0), scalar(advantage), ONE, clip_range=0.2, dual_clip=3.0
     )
     assert result.loss.item() == pytest.approx(expected, abs=1e-5)
@@ -95,7 +95,7 @@ def test_dual_clip_bounds_negative_advantages_only(advantage: float, ratio: floa
 )
 def test_clipped_tokens_have_no_gradient(advantage: float, ratio: float, moves: bool) -> None:
     logp = scalar(math.log(ratio)).requires_grad_(True)
-    policy_loss(logp, scalar(0.0), scalar(advantage), ONE, clip_range=0.2, dual_clip=3.0).loss.backward()
+    ppo_policy_loss(logp, scalar(0.0), scalar(advantage), ONE, clip_range=0.2, dual_clip=3.0).loss.backward()
     assert logp.grad is not None
     assert logp.grad.item() == pytest.approx(-advantage * ratio if moves else 0.0, abs=1e-5)
 
@@ -104,7 +104,9 @@ def test_clipped_tokens_have_no_gradient(advantage: float, ratio: float, moves: 
 def test_at_ratio_one_the_policy_loss_is_minus_the_mean_advantage(advantages: list[float]) -> None:
     a = torch.tensor([advantages])
     logp = torch.full_like(a, -1.3)
-    result = policy_loss(logp, logp, a, torch.ones_like(a, dtype=torch.bool), clip_range=0.2, dual_clip=3.0)
+    result = ppo_policy_loss(
+        logp, logp, a, torch.ones_like(a, dtype=torch.bool), clip_range=0.2, dual_clip=3.0
+    )
     assert result.loss.item() == pytest.approx(-sum(advantages) / len(advantages), abs=1e-5)
     assert (result.ratio.item(), result.clip_fraction.item(), result.approx_kl.item()) == (1.0, 0.0, 0.0)
 
@@ -113,7 +115,7 @@ def test_at_ratio_one_the_policy_loss_is_minus_the_mean_advantage(advantages: li
     ("old", "value", "target", "expected"), [(0, 0.5, 1, 0.32), (0, 0.5, -1, 1.125), (0, 0.1, 1, 0.405)]
 )
 def test_value_clip(old: float, value: float, target: float, expected: float) -> None:
-    result = value_loss(scalar(value), scalar(old), scalar(target), ONE, clip_range=0.2)
+    result = ppo_value_loss(scalar(value), scalar(old), scalar(target), ONE, clip_range=0.2)
     assert result.loss.item() == pytest.approx(expected, abs=1e-6)
     assert result.clip_fraction.item() == float(expected == 0.32)
 
@@ -128,8 +130,8 @@ def test_padding_content_changes_neither_losses_nor_statistics_nor_gradients() -
             torch.where(mask, x, sign * filler) for x, sign in zip(tensors, (1, -1, 1), strict=True)
         )
         new = new.clone().requires_grad_(True)
-        policy = policy_loss(new, old, target, mask, clip_range=0.2, dual_clip=3.0)
-        value = value_loss(new, old, target, mask, clip_range=0.2)
+        policy = ppo_policy_loss(new, old, target, mask, clip_range=0.2, dual_clip=3.0)
+        value = ppo_value_loss(new, old, target, mask, clip_range=0.2)
         (gradient,) = torch.autograd.grad(policy.loss + value.loss, new)
         outcomes.append(torch.cat([torch.stack([*policy, *value]).detach(), gradient.flatten()]))
     assert outcomes[0].isfinite().all()
@@ -143,13 +145,13 @@ def test_parts_with_the_whole_count_add_up_to_the_whole() -> None:
     mask[:, 2] = True
     new, old, a, v, old_v, target = (0.3 * torch.randn(6, 5) for _ in range(6))
     whole = [
-        *policy_loss(new, old, a, mask, clip_range=0.2),
-        *value_loss(v, old_v, target, mask, clip_range=0.2),
+        *ppo_policy_loss(new, old, a, mask, clip_range=0.2),
+        *ppo_value_loss(v, old_v, target, mask, clip_range=0.2),
     ]
     parts = [
         [
-            *policy_loss(new[r], old[r], a[r], mask[r], clip_range=0.2, count=mask.sum()),
-            *value_loss(v[r], old_v[r], target[r], mask[r], clip_range=0.2, count=mask.sum()),
+            *ppo_policy_loss(new[r], old[r], a[r], mask[r], clip_range=0.2, count=mask.sum()),
+            *ppo_value_loss(v[r], old_v[r], target[r], mask[r], clip_range=0.2, count=mask.sum()),
         ]
         for r in torch.arange(6).split(1)
     ]
@@ -256,7 +258,9 @@ def test_a_ratio_that_overflows_is_a_ratio_behind_its_clip(
     def loss_of(first: float) -> tuple[list[float], list[float]]:
         logp = torch.tensor([[first, 0.1]], requires_grad=True)
         mask, advantages = torch.ones(1, 2, dtype=torch.bool), torch.tensor([[advantage, 1.0]])
-        found = policy_loss(logp, torch.zeros(1, 2), advantages, mask, clip_range=0.2, dual_clip=dual_clip)
+        found = ppo_policy_loss(
+            logp, torch.zeros(1, 2), advantages, mask, clip_range=0.2, dual_clip=dual_clip
+        )
         found.loss.backward()
         assert logp.grad is not None
         return [found.loss.item(), found.clip_fraction.item()], logp.grad[0].tolist()
@@ -269,6 +273,6 @@ def test_a_ratio_that_overflows_is_a_ratio_behind_its_clip(
 def test_without_a_dual_clip_an_overflow_is_one() -> None:
     logp = torch.tensor([[90.0, 0.1]], requires_grad=True)
     mask = torch.ones(1, 2, dtype=torch.bool)
-    found = policy_loss(logp, torch.zeros(1, 2), torch.tensor([[-1.0, 1.0]]), mask, clip_range=0.2)
+    found = ppo_policy_loss(logp, torch.zeros(1, 2), torch.tensor([[-1.0, 1.0]]), mask, clip_range=0.2)
     assert found.loss.item() == math.inf
     assert math.isfinite(found.ratio.item() + found.approx_kl.item())

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from tasks.demo_site.shell_tasks import SLOTS, TASKS, fill_slots
 from tasks.judges.gold_judge import gold_judge
 from tasks.judges.judge import Answer, Battle, ReportProgress
-from tasks.judges.scoring import Asked, ScoringJudge
+from tasks.judges.scoring_judge import Asked, ScoringJudge
 
 SEEN: list[Asked] = []
 

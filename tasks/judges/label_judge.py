@@ -1,0 +1,157 @@
+"""Judge answers by a causal language model: P("A") against P("B") as its next token."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tasks.judges import prompt
+from tasks.judges.judge import Answer, Battle, ReportProgress
+from tasks.rlhf.batches.forward import hidden_states, output_head
+from tasks.rlhf.judging.verdicts import Verdict
+from tasks.rlhf.training.finite_checks import UNSOUND_MODEL, check_finite
+from tasks.system.errors import InputError
+
+SHORTEST = 20  # tokens that are left of each answer
+
+
+class Settings(NamedTuple):
+    """How the judge is asked."""
+
+    template: str
+    max_tokens: int
+    tie: float  # log odds up to which a verdict is a tie, nats
+    batch_size: int
+
+
+class LabelJudge:
+    """A language model that is shown both answers, and whose next token is compared between the two labels.
+
+    One forward pass for each battle: it is deterministic, has no text to misread, and sends nothing away
+    (the exact-match scoring of MT-Bench's judges, without their generated reasoning).
+    """
+
+    name = "lm"
+    about = "It read the question and both answers, and its next token, A or B, is its verdict."
+
+    def __init__(
+        self, title: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Settings
+    ) -> None:
+        self.title, self.model, self.tokenizer, self.settings = title, model, tokenizer, settings
+        self.labels = [label_tokens(tokenizer, letter) for letter in "AB"]
+        self.limit = min(settings.max_tokens, getattr(model.config, "max_position_embeddings", None) or 2**31)
+        self.num_asked = self.num_cut = 0
+
+    def compare(self, battles: Sequence[Battle], report_progress: ReportProgress) -> list[Verdict]:
+        """Return the verdicts. Raises InputError if a question alone is too long, or a score not finite."""
+        odds = self.log_odds(battles, report_progress).tolist()
+        return [self._decide(one) for one in odds]
+
+    def _decide(self, log_odds: float) -> Verdict:
+        if abs(log_odds) <= self.settings.tie:
+            return "tie"
+        return "first" if log_odds > 0 else "second"
+
+    @torch.no_grad()
+    def log_odds(self, battles: Sequence[Battle], report_progress: ReportProgress) -> Tensor:
+        """Return log P("A") - log P("B"), (N,) float32 on the CPU, in the order of ``battles``."""
+        encoded = [self.encode(one) for one in battles]
+        order = sorted(range(len(encoded)), key=lambda place: len(encoded[place]))  # little padding
+        odds = torch.empty(len(encoded))
+        size = self.settings.batch_size
+        for first in range(0, len(order), size):
+            places = order[first : first + size]
+            odds[places] = self._batch_log_odds([encoded[place] for place in places])
+            report_progress(first + len(places), len(order))
+        check_finite({"the judge's log odds": odds}, advice=UNSOUND_MODEL)
+        return odds
+
+    def _batch_log_odds(self, rows: list[list[int]]) -> Tensor:
+        """Return the log odds of prompts (token ids), padded on the right, where causal attention ends."""
+        device = self.model.device
+        ends = torch.tensor([len(row) - 1 for row in rows], device=device)
+        ids = torch.zeros((len(rows), int(ends.max()) + 1), dtype=torch.int64)
+        for number, row in enumerate(rows):
+            ids[number, : len(row)] = torch.tensor(row)
+        hidden = hidden_states(self.model, ids.to(device))
+        logits = output_head(self.model)(hidden[torch.arange(len(rows), device=device), ends]).float()
+        first, second = (logits[:, label].logsumexp(dim=1) for label in self.labels)
+        return (first - second).cpu()
+
+    def encode(self, battle: Battle) -> list[int]:
+        """Return the prompt's tokens. If it is too long, both answers are cut at their ends.
+
+        Raises InputError if the question leaves no room.
+        """
+        self.num_asked += 1
+        ids = self._encode(battle)
+        if len(ids) <= self.limit:
+            return ids
+        self.num_cut += 1
+        answers = [self._tokens(one.text) for one in (battle.first, battle.second)]
+        room = self.limit - (len(ids) - sum(map(len, answers)))
+        while room > 2 * SHORTEST:
+            kept = [answer[:length] for answer, length in zip(answers, _share(room, answers), strict=True)]
+            first, second = (Answer(str(self.tokenizer.decode(one))) for one in kept)
+            ids = self._encode(Battle(battle.question, first, second))
+            if len(ids) <= self.limit:
+                return ids
+            room -= len(ids) - self.limit  # a cut text may encode to more tokens
+        raise InputError(
+            f"judge.max_tokens: a question with its prompt takes so much of {self.limit} tokens that no "
+            "answers fit: raise it, or name a judge with a longer context"
+        )
+
+    def _encode(self, battle: Battle) -> list[int]:
+        text = prompt.fill(self.settings.template, battle.question, battle.first.text, battle.second.text)
+        if self.tokenizer.chat_template:
+            request, _, opening = text.rpartition("\n")
+            messages = [{"role": "user", "content": request}]
+            text = str(
+                self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            )
+            return self._tokens(text + opening)
+        start = [self.tokenizer.bos_token_id] if self.tokenizer.bos_token_id is not None else []
+        return [*start, *self._tokens(text)]
+
+    def _tokens(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def warnings(self) -> list[str]:
+        """Return a sentence if prompts were cut."""
+        if not self.num_cut:
+            return []
+        return [
+            f"Of {self.num_asked:,} prompts of the judge {self.num_cut:,} were longer than {self.limit:,} "
+            "tokens: of these it read the beginnings of the answers only."
+        ]
+
+
+def label_tokens(tokenizer: PreTrainedTokenizerBase, letter: str) -> list[int]:
+    """Return the tokens that a label can begin with: with and without a space before it.
+
+    Raises InputError if the tokenizer has none for it.
+    """
+    found = []
+    for text in (letter, f" {letter}"):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        pieces = [piece for piece in ids if str(tokenizer.decode([piece])).strip()]
+        if pieces and str(tokenizer.decode([pieces[0]])).strip() == letter:
+            found.append(pieces[0])
+    if not found:
+        raise InputError(f"judge.path: the tokenizer has no token for {letter}: name another model")
+    return sorted(set(found))
+
+
+def _share(room: int, answers: list[list[int]]) -> tuple[int, int]:
+    """Return how many tokens each answer keeps: half the room, and what the shorter one leaves."""
+    first, second = map(len, answers)
+    half = room // 2
+    if first <= half:
+        return first, room - first
+    if second <= half:
+        return room - second, second
+    return half, half
