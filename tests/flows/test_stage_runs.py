@@ -350,7 +350,7 @@ def test_a_failed_policy_leaves_the_other_one_its_win_rate_and_a_report_that_say
     status, out, error = run(tree, home, dpo="fail")
     assert (status, error.count("\n")) == (1, 1)
     assert error.startswith("alignflow: The stage dpo failed: CUDA went away. Its log: ")
-    shown = [line.split()[:3] for line in out.splitlines() if "/11 " in line]
+    shown = [line.split()[:3] for line in out.splitlines() if "/13 " in line]
     assert [name for _, name, _ in shown] == list(fake_programs.STAGES)  # in the same order as ever
     assert [name for _, name, what in shown if what != "built"] == ["dpo"]
     assert f"Report       {home / 'report.html'}" in out
@@ -391,6 +391,7 @@ def test_the_repaired_run_builds_what_failed_and_what_was_compared_without_it(tr
         "dpo",
         "answers",
         "winrate",
+        "benchmarks",
         "report",
     ]
     assert (found["failed"], found["not_run"]) == ({}, {})
