@@ -363,8 +363,8 @@ def test_a_failed_policy_leaves_the_other_one_its_win_rate_and_a_report_that_say
     page = (home / "report.html").read_text()
     assert "<td>ppo</td>" in page
     assert "<td>dpo</td>" not in page
-    (manifest,) = [json.loads(path.read_text()) for path in home.glob("objects/winrate/*/manifest.json")]
-    assert set(manifest["inputs"]) == {"data", "model", "reward", "ppo"}
+    (manifest,) = [json.loads(path.read_text()) for path in home.glob("objects/answers/*/manifest.json")]
+    assert set(manifest["inputs"]) == {"data", "base", "model", "ppo"}
     states = dict(rows(home, "task_run", "name, state_name"))
     assert {name for name, state in states.items() if state != "Completed"} == {"dpo"}
     ((state, message),) = rows(

@@ -50,7 +50,7 @@ def simulate(
 
 CASES = [
     (n, rate, ties, per_question)
-    for n, rate in ((40, 0.5), (100, 0.6), (100, 0.8), (500, 0.75))
+    for n, rate in ((40, 0.5), (100, 0.6), (100, 0.75), (500, 0.75))
     for ties in (0.0, 0.4)
     for per_question in (1, 3)
 ]
