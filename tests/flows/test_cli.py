@@ -576,7 +576,7 @@ def test_a_run_shows_stages_figures_and_report_without_noise_or_control_characte
     assert all(letter.isprintable() or letter == "\n" for letter in out)
     assert "Prefect.io" not in out
     assert f"Report       {home / 'report.html'}" in out
-    assert " 4/13 sft       built in" in out
+    assert " 4/13 sft        built in" in out
     assert "0.700 (0.600 to 0.800, n 10)" in out
 
 

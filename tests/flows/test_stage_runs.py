@@ -400,7 +400,7 @@ def test_the_repaired_run_builds_what_failed_and_what_was_compared_without_it(tr
 def test_bad_input_in_one_branch_and_what_is_not_run_because_of_it(tree: Path, home: Path) -> None:
     status, out, error = run(tree, home, "reward.epochs=3", "dpo.beta=0.3", reward="input")
     assert (status, error) == (2, "alignflow: reward: These posts hold no question with two answers.\n")
-    assert "ppo       not run: reward failed" in out
+    assert "ppo        not run: reward failed" in out
     found = newest_summary(home)
     assert found["not_run"] == {"ppo": ["reward"], "winrate": ["reward"]}
     built = {stage["name"]: stage["cached"] for stage in found["stages"]}
@@ -416,4 +416,4 @@ def test_two_failures_are_both_named(tree: Path, home: Path) -> None:
     assert status == 1
     assert error.startswith("alignflow: 2 stages failed: The stage ppo failed: CUDA went away. Its log: ")
     assert error.endswith("; dpo: These posts hold no question with two answers.\n")
-    assert "winrate   not run: ppo and dpo failed" in out
+    assert "winrate    not run: ppo and dpo failed" in out
