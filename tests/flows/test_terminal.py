@@ -128,7 +128,7 @@ def test_lines_say_which_of_how_many_stages(
             events.tell("failed", "data")
 
     assert shown(0, draw).splitlines()[-2:] == [
-        "  2/3 data      12.3 of 37.0 MB  loss 0.500",
+        "  2/3 data       12.3 of 37.0 MB  loss 0.500",
         "  2/3 data       failed",
     ]
 
