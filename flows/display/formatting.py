@@ -85,10 +85,11 @@ def _best_judge(metrics: dict[str, Any]) -> str:
 def _is_trusted(judge: str, metrics: dict[str, Any]) -> bool:
     """Return whether a judge agrees with held-out votes more than chance and the longer answer do.
 
-    A judge without a report card, for want of held-out votes, is not doubted.
+    The gold scorer is the truth, which votes are noisy about. A judge without a report card, for want of
+    held-out votes, is not doubted.
     """
     card, rule = (metrics.get(f"judge.{judge}.{name}") for name in ("agreement", "longer_wins"))
-    return not card or not rule or card["low"] > max(0.5, rule["value"])
+    return judge == "gold" or not card or not rule or card["low"] > max(0.5, rule["value"])
 
 
 def _percent(share: float) -> str:

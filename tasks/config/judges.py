@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tasks.config.base import Settings, as_choice
+from tasks.config.base import NotInKey, Settings, as_choice
 
 
 class NoJudge(Settings):
@@ -17,8 +17,10 @@ class LocalJudge(Settings):
     """A causal language model on this machine, which prefers A or B by the probability of these letters."""
 
     kind: Literal["local"] = "local"
-    path: str = Field(min_length=1, description="A model folder in Hugging Face format, with its tokenizer.")
-    prompt: str = Field(
+    path: Annotated[str, NotInKey("the folder is an input, known by its content")] = Field(
+        min_length=1, description="A model folder in Hugging Face format, with its tokenizer."
+    )
+    prompt: Annotated[str, NotInKey("the file is an input, known by its content")] = Field(
         "quality",
         min_length=1,
         description="'quality' or 'helpful', or your own text file with {question}, {first} and {second}.",

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.judges import fill_prompt
 from tasks.judges.judge import Answer, Battle, ReportProgress
+from tasks.rlhf.batches.control_tokens import choose_markers, encode_marked, mark
 from tasks.rlhf.batches.forward import hidden_states, output_head
 from tasks.rlhf.judging.verdicts import Verdict
 from tasks.rlhf.training.finite_checks import UNSOUND_MODEL, check_finite
@@ -105,18 +106,20 @@ class LanguageModelJudge:
         )
 
     def _encode(self, battle: Battle) -> list[int]:
-        text = fill_prompt.fill(
-            self.settings.template, battle.question, battle.first.text, battle.second.text
-        )
+        """Return the prompt's tokens; a control token that a text writes out stays the characters it is."""
+        texts = (battle.question, battle.first.text, battle.second.text)
+        markers = choose_markers("".join((self.settings.template, *texts)))
+        marked = [mark(self.tokenizer, text, markers) for text in texts]
+        text = fill_prompt.fill(self.settings.template, *marked)
         if self.tokenizer.chat_template:
             request, _, opening = text.rpartition("\n")
             messages = [{"role": "user", "content": request}]
             text = str(
                 self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
             )
-            return self._tokens(text + opening)
+            return encode_marked(self.tokenizer, text + opening, markers)
         start = [self.tokenizer.bos_token_id] if self.tokenizer.bos_token_id is not None else []
-        return [*start, *self._tokens(text)]
+        return [*start, *encode_marked(self.tokenizer, text, markers)]
 
     def _tokens(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -87,7 +87,8 @@ def read_questions(answers: Path, evaluation: Path) -> tuple[list[Question], lis
     """
     table = pq.read_table(answers / "answers.parquet")
     names = [name for name in POLICIES if f"{name}.answer" in table.column_names]
-    split = {row["question_id"]: row for row in pq.read_table(evaluation).to_pylist()}
+    voted = pq.read_table(evaluation, columns=["question_id", "answers", "best"])
+    split = {row["question_id"]: row for row in voted.to_pylist()}
     questions = []
     for row in table.to_pylist():
         source = split[row["question_id"]]
@@ -140,10 +141,13 @@ def _card_metrics(cards: dict[str, ReportCard]) -> dict[str, Any]:
 
 
 def _by_trust(judges: list[Judge], graded: dict[str, tuple[ReportCard, Graded]]) -> list[Judge]:
-    """Return the judges with those first that their report cards speak for."""
-    return sorted(
-        judges, key=lambda one: one.name in graded and not is_better_than_length(graded[one.name][0])
-    )
+    """Return the judges with those first that their report cards speak for; the gold scorer is the truth."""
+
+    def is_doubted(judge: Judge) -> bool:
+        card = graded.get(judge.name)
+        return judge.name != "gold" and card is not None and not is_better_than_length(card[0])
+
+    return sorted(judges, key=is_doubted)
 
 
 def _label_warnings(judges: list[Judge]) -> list[str]:

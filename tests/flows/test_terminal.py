@@ -230,3 +230,21 @@ def test_what_failed_stands_in_the_table_of_stages(shown: Callable[..., str]) ->
     found = summary({}) | {"failed": {"dpo": "dpo: No."}, "not_run": {"winrate": ["ppo", "dpo"]}}
     rows = [" ".join(row.split()) for row in shown(0, lambda: terminal.print_end(found)).splitlines()]
     assert {"dpo failed", "winrate not run: ppo and dpo failed"} <= set(rows)
+
+
+def test_a_judge_that_its_report_card_does_not_speak_for_decides_no_headline() -> None:
+    rate = {"value": 0.7, "low": 0.6, "high": 0.8, "n": 100}
+    guess = {"value": 0.52, "low": 0.46, "high": 0.58, "n": 100}
+    rule = {"value": 0.55, "low": 0.5, "high": 0.6, "n": 100}
+    doubted = {"lm_win_rate.ppo_vs_sft": rate, "judge.lm.agreement": guess, "judge.lm.longer_wins": rule}
+    assert headline(doubted).endswith(
+        'a language model (not shown to be better than "longer wins" on held-out votes).'
+    )
+    trusted = {
+        "reward_win_rate.ppo_vs_sft": rate,
+        "judge.reward.agreement": rate,
+        "judge.reward.longer_wins": rule,
+    }
+    assert "judged by the reward model" in headline(doubted | trusted)
+    gold = {"gold_win_rate.ppo_vs_sft": rate, "judge.gold.agreement": guess, "judge.gold.longer_wins": rule}
+    assert headline(doubted | trusted | gold).endswith("judged by the gold scorer.")

@@ -1,7 +1,5 @@
 """Make the judges that a job names."""
 
-from pathlib import Path
-
 import torch
 
 from tasks.config.jobs import WinrateJob
@@ -43,9 +41,8 @@ def _load_label_judge(settings: LocalJudge, run: Run, device: torch.device) -> L
     folder = run.inputs["judge"]
     template = read_template(run.inputs["prompt"])
     asked = LabelSettings(template, settings.max_tokens, settings.tie, settings.batch_size)
-    title = f"the language model {Path(settings.path).name}"
     return LanguageModelJudge(
-        title, loading.load(folder, device=device), loading.load_tokenizer(folder), asked
+        "the language model", loading.load(folder, device=device), loading.load_tokenizer(folder), asked
     )
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from tasks.rlhf.evaluation.intervals import Interval
+from tasks.rlhf.evaluation.intervals import Interval, wilson
 from tasks.rlhf.judging.resampling import draw_weights, percentiles, question_numbers
 from tasks.rlhf.judging.verdicts import Outcomes
 
@@ -35,7 +35,7 @@ def controlled_rate(
         return Interval(float("nan"), 0.0, 1.0, 0)
     n = int(numbers.max()) + 1
     if np.ptp(y) == 0:  # the intercept would be infinite
-        return Interval(float(y[0]), 0.0 if y[0] < 1 else 1 - 3 / n, 1.0 if y[0] > 0 else 3 / n, n)
+        return wilson(float(y[0]) * n, n)
     weights = np.concatenate([np.ones((1, n)), *draw_weights(n, draws=DRAWS, seed=seed)])
     rates = special.expit(_intercepts(y, x, weights[:, numbers]))
     return Interval(float(rates[0]), *percentiles(rates[1:]), n)
