@@ -16,7 +16,7 @@ from tasks.rlhf.batches import sequences
 from tasks.rlhf.batches.sequences import Sequences
 from tasks.rlhf.evaluation.answer_scores import Answer, score_answers
 from tasks.rlhf.evaluation.intervals import Interval
-from tasks.rlhf.evaluation.pair_accuracy import DRAWS
+from tasks.rlhf.evaluation.resampling import percentiles, redraw
 
 
 class Texts(NamedTuple):
@@ -85,8 +85,5 @@ def _redrawn_ratio(sums: Tensor, counts: Tensor, *, seed: int = 0) -> tuple[floa
     ratio = (sums.sum() / counts.sum()).item()
     if len(sums) < 2:
         return ratio, -math.inf, math.inf
-    generator = torch.Generator().manual_seed(seed)
-    drawn = (torch.randint(len(sums), (len(sums),), generator=generator) for _ in range(DRAWS))
-    ratios = torch.stack([sums[rows].sum() / counts[rows].sum() for rows in drawn])
-    low, high = ratios.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return ratio, low, high
+    redrawn = redraw(torch.stack([sums, counts], dim=1).numpy(), seed=seed)
+    return ratio, *percentiles(redrawn[:, 0] / redrawn[:, 1])

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.rlhf.evaluation.intervals import Interval
-from tasks.rlhf.judging.resampling import percentiles, question_numbers, redraw
+from tasks.rlhf.evaluation.resampling import percentiles, question_numbers, redraw
 from tasks.rlhf.judging.verdicts import Outcomes
 
 LEAST_SKILL = 0.1  # of q0 + q1 - 1: below it the correction multiplies every error by ten and more

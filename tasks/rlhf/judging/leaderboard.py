@@ -9,7 +9,7 @@ from scipy import sparse, special
 from scipy.sparse import csgraph
 
 from tasks.rlhf.evaluation.intervals import Interval
-from tasks.rlhf.judging.resampling import percentiles, question_numbers, redraw
+from tasks.rlhf.evaluation.resampling import percentiles, question_numbers, redraw
 
 DRAWS = 500
 PRIOR = 0.5  # wins and losses against the field that each policy is given: who won all stays finite

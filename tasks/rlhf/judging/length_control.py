@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from tasks.rlhf.evaluation.intervals import Interval, wilson
-from tasks.rlhf.judging.resampling import draw_weights, percentiles, question_numbers
+from tasks.rlhf.evaluation.resampling import draw_weights, percentiles, question_numbers
 from tasks.rlhf.judging.verdicts import Outcomes
 
 DRAWS = 500

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from tasks.rlhf.evaluation.intervals import Interval
-from tasks.rlhf.judging.resampling import percentiles, question_numbers, redraw
+from tasks.rlhf.evaluation.resampling import percentiles, question_numbers, redraw
 from tasks.rlhf.judging.verdicts import Outcomes
 from tasks.rlhf.judging.win_rate import win_rate
 

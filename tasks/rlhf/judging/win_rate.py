@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from tasks.rlhf.evaluation.intervals import Interval, wilson
-from tasks.rlhf.judging.resampling import question_numbers
+from tasks.rlhf.evaluation.resampling import question_numbers
 from tasks.rlhf.judging.verdicts import Outcomes
 
 POWER, SIGNIFICANCE = 0.8, 0.05
