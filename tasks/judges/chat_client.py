@@ -5,6 +5,7 @@ Requests are repeated and limited in their rate, and no message, log or reply ho
 
 import email.utils
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -235,7 +236,7 @@ def check_url(url: str) -> None:
         parts = httpx.URL(url)
     except (httpx.InvalidURL, TypeError):
         raise InputError("ALIGNFLOW_JUDGE_URL is no address such as https://HOST/v1") from None
-    if parts.scheme not in ("http", "https") or not parts.host:
+    if parts.scheme not in ("http", "https") or not re.fullmatch(r"[\w.:-]+", parts.host):
         raise InputError("ALIGNFLOW_JUDGE_URL is no address such as https://HOST/v1")
     if parts.userinfo:
         raise InputError("ALIGNFLOW_JUDGE_URL holds a login: the key belongs into ALIGNFLOW_JUDGE_KEY")

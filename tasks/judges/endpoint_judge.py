@@ -182,6 +182,8 @@ class EndpointJudge:
             waiting = [pool.submit(self._ask, key, missing[key], client) for key in missing]
             try:
                 for future in as_completed(waiting):
+                    if isinstance(future.exception(), Stopped):  # by the failure of another, which follows
+                        continue
                     future.result()
                     done += 1
                     report_progress(done, total)
@@ -198,7 +200,16 @@ class EndpointJudge:
                 pool.shutdown(cancel_futures=True)
 
     def _ask(self, key: str, prompt: str, client: ChatClient) -> None:
-        """Write a reply to the cache, then count it. Raises InputError, Stopped."""
+        """Write a reply to the cache, then count it; a failure stops all requests. Raises InputError, Stopped."""
+        try:
+            self._pay(key, prompt, client)
+        except Stopped:
+            raise
+        except Exception:
+            client.stop.set()
+            raise
+
+    def _pay(self, key: str, prompt: str, client: ChatClient) -> None:
         if client.stop.is_set():
             raise Stopped
         if (spent := self.spent) >= self.settings.max_cost:

@@ -5,8 +5,8 @@ import re
 from tasks.rlhf.judging.verdicts import Verdict
 
 _VERDICTS: dict[str, Verdict] = {"a": "first", "b": "second"}
-_THOUGHTS = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
-_OPEN_THOUGHTS = re.compile(r"</?think(?:ing)?>", re.IGNORECASE)
+_THOUGHTS_END = re.compile(r"</think(?:ing)?>", re.IGNORECASE)
+_THOUGHTS_START = re.compile(r"<think(?:ing)?>", re.IGNORECASE)
 _MARKUP = re.compile(r"\\(?:boxed|text(?:bf)?)\b|[*_`#>\[\](){}\"'“”„«»「」【】$<,]")
 _LIST_MARK = re.compile(r"^(?:[-•]|\d+[.)])\s+")
 _NOUN = (
@@ -48,8 +48,8 @@ def parse_verdict(reply: str, *, is_complete: bool = True) -> Verdict:
     Of a reply that was cut, only a sole letter counts: what it would have said at its end is not known. If
     the last line that states a choice names none of them ("Better: A or B"), the reply is unparseable.
     """
-    text = _THOUGHTS.sub("\n", reply)
-    if _OPEN_THOUGHTS.search(text):  # it was still thinking
+    text = _THOUGHTS_END.split(reply)[-1]
+    if _THOUGHTS_START.search(text):  # it was still thinking
         return "unparseable"
     lines = [line for line in map(_plain, text.splitlines()) if line]
     if not is_complete:
