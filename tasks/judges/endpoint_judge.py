@@ -200,7 +200,7 @@ class EndpointJudge:
                 pool.shutdown(cancel_futures=True)
 
     def _ask(self, key: str, prompt: str, client: ChatClient) -> None:
-        """Write a reply to the cache, then count it; a failure stops all requests. Raises InputError, Stopped."""
+        """Write a reply to the cache, then count it; a failure stops all. Raises InputError, Stopped."""
         try:
             self._pay(key, prompt, client)
         except Stopped:

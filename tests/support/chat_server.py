@@ -63,25 +63,25 @@ class ChatServer:
     def _serve(self, handler: BaseHTTPRequestHandler, request: dict[str, Any]) -> None:
         prompt = request["messages"][0]["content"]
         with self.guard:
-            answer = self.behave(prompt, self.asked[prompt])
+            before = self.asked[prompt]
             self.asked[prompt] += 1
             self.requests.append(request | {"path": handler.path})
             self.authorizations.add(str(handler.headers.get("Authorization")))
             self.now += 1
             self.most_at_once = max(self.most_at_once, self.now)
+        answer = self.behave(prompt, before)
+        with self.guard:
             self.hanging += answer.hangs
-        try:
-            if answer.hangs:
-                self.released.wait(60)
-                handler.close_connection = True
-                return
+        if answer.hangs:
+            self.released.wait(60)
+            handler.close_connection = True
+        with self.guard:
+            self.now -= 1
+            self.hanging -= answer.hangs
+        if not answer.hangs:
             self._send(handler, answer)
             with self.guard:
                 self.paid[prompt] += answer.status == 200 and answer.body is None
-        finally:
-            with self.guard:
-                self.now -= 1
-                self.hanging -= answer.hangs
 
     def _send(self, handler: BaseHTTPRequestHandler, answer: Answer) -> None:
         choice = {
