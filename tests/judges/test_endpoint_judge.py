@@ -20,8 +20,8 @@ from tasks.judges.judge import Answer as Text
 from tasks.judges.judge import Battle
 from tasks.judges.verdict_cache import VerdictCache
 from tasks.system.errors import InputError
-from tests.support.ask_endpoint import battles, settings
-from tests.support.chat_server import KEY, Answer, ChatServer, serving
+from tests.support.judges.ask_endpoint import battles, settings
+from tests.support.judges.chat_server import KEY, Answer, ChatServer, serving
 from tests.support.fake_programs import wait_until
 from tests.support.paths import ROOT
 
@@ -257,7 +257,7 @@ def test_no_server_at_all_is_said(cache: VerdictCache) -> None:
 def start_asking(server: ChatServer, cache: Path, count: int, concurrency: int) -> subprocess.Popen[str]:
     environment = os.environ | {"ALIGNFLOW_JUDGE_URL": server.url, "ALIGNFLOW_JUDGE_KEY": KEY}
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.support.ask_endpoint", str(cache), str(count), str(concurrency)],
+        [sys.executable, "-m", "tests.support.judges.ask_endpoint", str(cache), str(count), str(concurrency)],
         cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 

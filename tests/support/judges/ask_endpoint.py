@@ -1,6 +1,6 @@
 """Let an endpoint judge decide battles in a process of its own, which a test may kill.
 
-python -m tests.support.ask_endpoint CACHE NUMBER_OF_BATTLES CONCURRENCY
+python -m tests.support.judges.ask_endpoint CACHE NUMBER_OF_BATTLES CONCURRENCY
 """
 
 import os
