@@ -20,9 +20,9 @@ from tasks.judges.judge import Answer as Text
 from tasks.judges.judge import Battle
 from tasks.judges.verdict_cache import VerdictCache
 from tasks.system.errors import InputError
+from tests.support.fake_programs import wait_until
 from tests.support.judges.ask_endpoint import battles, settings
 from tests.support.judges.chat_server import KEY, Answer, ChatServer, serving
-from tests.support.fake_programs import wait_until
 from tests.support.paths import ROOT
 
 COST = (100 * 10 + 10 * 100) / 1e6  # of a reply, by the server's usage and the prices of ``settings``
