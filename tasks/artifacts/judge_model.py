@@ -35,9 +35,10 @@ def check_judge_environment(judge: LanguageJudge) -> None:
     """Refuse an endpoint whose address or key this process's environment lacks. Raises InputError."""
     if not isinstance(judge, EndpointJudge):
         return
-    if not os.environ.get(JUDGE_URL):
+    if not os.environ.get(JUDGE_URL, "").startswith(("https://", "http://")):
+        problem = "is no address" if os.environ.get(JUDGE_URL) else "is not set"
         raise InputError(
-            f"judge.kind=endpoint: {JUDGE_URL} is not set: name the endpoint's base URL there, such as "
+            f"judge.kind=endpoint: {JUDGE_URL} {problem}: name the endpoint's base URL there, such as "
             "https://HOST/v1"
         )
     if not os.environ.get(JUDGE_KEY):

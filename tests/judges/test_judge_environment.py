@@ -84,6 +84,9 @@ def test_before_a_run_the_environment_is_checked(monkeypatch: pytest.MonkeyPatch
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(InputError, match=r"^judge\.kind=endpoint: ALIGNFLOW_JUDGE_URL is not set"):
         check_inputs(config)
+    monkeypatch.setenv("ALIGNFLOW_JUDGE_URL", "endpoint.example/v1")
+    with pytest.raises(InputError, match=r"^judge\.kind=endpoint: ALIGNFLOW_JUDGE_URL is no address"):
+        check_inputs(config)
     monkeypatch.setenv("ALIGNFLOW_JUDGE_URL", URL)
     with pytest.raises(InputError, match=r"^judge\.kind=endpoint: ALIGNFLOW_JUDGE_KEY is not set"):
         check_inputs(config)
