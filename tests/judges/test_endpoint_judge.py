@@ -126,6 +126,22 @@ def test_control_tokens_in_answers_do_not_reach_the_servers_template(cache: Verd
     assert "{first} <p>" in prompt
 
 
+def test_a_reply_is_in_the_file_before_it_counts(cache: VerdictCache) -> None:
+    kept = []
+    with serving() as server:
+        asked = judge(server, cache, concurrency=1)
+        keys = list(asked._prompts(battles(20)))
+        count = asked._count
+
+        def count_and_look(key: str, reply: Any) -> None:
+            kept.append(key in cache.read(keys))
+            count(key, reply)
+
+        asked._count = count_and_look  # type: ignore[method-assign]
+        asked.compare(battles(20), silent)
+    assert kept == [True] * 20
+
+
 # ------------------------------------------------------------------------------------------- failures
 
 
@@ -332,6 +348,15 @@ def test_a_run_stops_when_its_verdicts_have_cost_the_limit_and_keeps_them(cache:
         settled["max_cost"] = 1.0
         assert judge(server, cache, **settled).compare(battles(30), silent) == ["first"] * 30
         assert set(server.paid.values()) == {1}
+
+
+def test_verdicts_of_a_run_that_was_killed_count_for_the_limit(cache: VerdictCache) -> None:
+    settled: dict[str, Any] = {"max_cost": 9 * COST, "max_reply_tokens": 1, "concurrency": 1}
+    with serving() as server:
+        judge(server, cache, **settled).compare(battles(8), silent)
+        with pytest.raises(InputError, match=r"judge\.max_cost is .*; 9 of 10 replies are kept"):
+            judge(server, cache, **settled).compare(battles(10), silent)
+        assert sum(server.paid.values()) == 9
 
 
 def test_a_free_server_is_asked_whatever_it_counts(cache: VerdictCache) -> None:
