@@ -77,6 +77,7 @@ class EndpointJudge:
         self.title, self.cache, self.settings, self.announce = title, cache, settings, announce
         self._address, self._limits = address, limits
         self._costs: dict[str, float] = {}  # of every verdict that was used, by key
+        self._verdict_cost = 0.0  # their sum
         self._lost_cost = 0.0  # of requests whose reply did not come in time
         self._guard = threading.Lock()
         self._was_cut: dict[str, bool] = {}  # by prompt
@@ -86,7 +87,7 @@ class EndpointJudge:
     def spent(self) -> float:
         """Return what all verdicts that were used cost, whenever they were asked, and requests in vain."""
         with self._guard:
-            return sum(self._costs.values()) + self._lost_cost
+            return self._verdict_cost + self._lost_cost
 
     def estimate(self, battles: Sequence[Battle]) -> Estimate:
         """Return what the verdicts on battles will cost at most. Sends nothing."""
@@ -234,6 +235,7 @@ class EndpointJudge:
 
     def _count(self, key: str, reply: Reply) -> None:
         with self._guard:
+            self._verdict_cost += self._price(reply) - self._costs.get(key, 0.0)
             self._costs[key] = self._price(reply)
 
     def _count_lost(self, request: dict[str, Any]) -> None:
