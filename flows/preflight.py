@@ -9,7 +9,7 @@ from flows.services.processes import check_prefect
 from tasks.artifacts.base_model import find_model_folder
 from tasks.artifacts.benchmark_files import check_benchmark_files
 from tasks.artifacts.corpus import evaluation_sets, find_corpus
-from tasks.artifacts.judge_model import judge_inputs
+from tasks.artifacts.judge_model import check_judge_environment, judge_inputs
 from tasks.artifacts.store import home
 from tasks.config.models import HuggingFaceBase
 from tasks.config.pipeline import Pipeline
@@ -30,6 +30,7 @@ def check_inputs(config: Pipeline) -> None:
     if isinstance(config.base, HuggingFaceBase):
         check_tokenizer(find_model_folder(config.base), config.text)
     judge_inputs(config.judge)
+    check_judge_environment(config.judge)
     for stage in ("sft", "reward", "dpo"):
         start_weights(config, stage)
 

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]  # the folder that holds the packages flows and tasks
@@ -18,6 +19,10 @@ OWN = ("tasks", "flows")
 LEFT_OUT = ("tasks.config", "tasks.system")
 # but these decide which files of a source, and which rows of a benchmark, are read
 COUNTED = ("tasks.config.dump_files", "tasks.config.benchmark_files")
+
+# Stages run in threads of one flow, and Python 3.11 confuses the depths of trees made at the same time:
+# "SystemError: AST constructor recursion depth mismatch" (python/cpython#106905).
+_PARSING = Lock()
 
 
 class FileFacts(NamedTuple):
@@ -65,7 +70,8 @@ def _closure(program: str, root: Path) -> Iterator[tuple[Path, FileFacts]]:
 
 @cache  # stages share most of their files
 def _facts(text: str, module: str, *, is_package: bool) -> FileFacts:
-    tree = ast.parse(text, module)
+    with _PARSING:
+        tree = ast.parse(text, module)
     strings = {
         node.value
         for node in ast.walk(tree)

@@ -33,6 +33,9 @@ def find_template(prompt: str) -> Path:
     """Return the file of a prompt: alignflow's by its name, or a user's by its path. Raises InputError."""
     place = FOLDER / f"{prompt}.txt" if is_own_prompt(prompt) else Path(prompt).expanduser()
     if not place.is_file():
-        names = " and ".join(sorted(path.stem for path in FOLDER.glob("*.txt")))
-        raise InputError(f"judge.prompt: there is no prompt {prompt}; alignflow has {names}, or name a file")
+        *names, last = sorted(path.stem for path in FOLDER.glob("*.txt"))
+        raise InputError(
+            f"judge.prompt: there is no prompt {prompt}; alignflow has {', '.join(names)} "
+            f"and {last}, or name a file"
+        )
     return place

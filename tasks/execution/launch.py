@@ -14,13 +14,17 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tasks.artifacts.code_version import PROGRAMS, imported_packages
 from tasks.config.machine import Machine
 from tasks.execution import program_forks
 from tasks.execution.metrics_tail import Line, MetricsTail
-from tasks.execution.program_environment import distributed_environment, program_environment
+from tasks.execution.program_environment import (
+    distributed_environment,
+    endpoint_variables,
+    program_environment,
+)
 from tasks.system.errors import DiskFailure, InputError, StageCrashed, StageFailed, probe_disk
 from tasks.system.processes import die_with_parent
 
@@ -113,11 +117,19 @@ def _start(stage: str, directory: Path, machine: Machine, inherited: tuple[int, 
         environment = distributed_environment(machine, machine.of(stage).processes)
         return _spawn(_torchrun(stage, directory, machine), directory, environment, inherited)
     environment = program_environment(machine)
+    if secrets := endpoint_variables(_job(directory)):  # never in the fork server, which others share
+        return _spawn([f"{PROGRAMS}.{stage}", str(directory)], directory, environment | secrets, inherited)
     needs_torch = "torch" in imported_packages(stage)
     forkable = (needs_torch or stage in BEFORE_TRAINING) and program_forks.warm_up(environment, machine)
     if needs_torch and forkable and (child := program_forks.start(stage, directory, inherited)) is not None:
         return child
     return _spawn([f"{PROGRAMS}.{stage}", str(directory)], directory, environment, inherited)
+
+
+def _job(directory: Path) -> dict[str, Any]:
+    """Return the settings of the stage's job."""
+    job: dict[str, Any] = json.loads((directory / "job.json").read_text()).get("job", {})
+    return job
 
 
 def _spawn(

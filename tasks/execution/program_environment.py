@@ -1,11 +1,17 @@
-"""Build the environment variables of a program: without secrets, network access and too many threads."""
+"""Build the environment variables of a program: without secrets, network access and too many threads.
+
+One program has secrets and asks a server: that of a stage in which a model behind an endpoint judges.
+"""
 
 import os
 import re
 import site
 from collections.abc import Mapping
+from typing import Any
 
 from tasks.artifacts.code_version import ROOT
+from tasks.artifacts.store import home
+from tasks.config.judges import JUDGE_KEY, JUDGE_URL, EndpointJudge
 from tasks.config.machine import Machine
 
 # Programs get their inputs as files: no library may use the network, send telemetry or draw progress bars.
@@ -24,7 +30,7 @@ QUIET = {
 # Programs read untrusted files and need no server, so they get no credentials. A proxy's URL may hold one.
 SECRET = re.compile(
     r"^(PREFECT|MLFLOW|AWS|AZURE|GOOGLE|PG|WANDB|DATABRICKS|KUBE)"
-    r"|^ALIGNFLOW_(DATABASE|ALERT_WEBHOOK|FORK_SERVER)$"
+    r"|^ALIGNFLOW_(DATABASE|ALERT_WEBHOOK|FORK_SERVER|JUDGE_URL|JUDGE_KEY)$"
     r"|PROXY$|TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|AUTH|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|SIGNING_?KEY|WEBHOOK"
     r"|COOKIE|JWT|CONNECTION_STRING|_(DSN|PWD|PAT|KEY)$",
     re.IGNORECASE,
@@ -54,6 +60,18 @@ def distributed_environment(machine: Machine, processes: int) -> dict[str, str]:
     """Return the environment of each of several processes, which share the cores by default."""
     share = max(1, (os.cpu_count() or 1) // processes)
     return {"OMP_NUM_THREADS": str(share), **program_environment(machine)}
+
+
+def endpoint_variables(job: Mapping[str, Any]) -> dict[str, str]:
+    """Return the variables of a job in which a model behind an endpoint judges; nothing for any other job.
+
+    They are the endpoint's address and key, and the home, where the endpoint's replies are kept.
+    """
+    judge = job.get("judge") or {}
+    if judge.get("kind") != EndpointJudge.model_fields["kind"].default:
+        return {}
+    found = {name: os.environ[name] for name in (JUDGE_URL, JUDGE_KEY) if name in os.environ}
+    return found | {"ALIGNFLOW_HOME": str(home())}
 
 
 def without_secrets(variables: Mapping[str, str]) -> dict[str, str]:

@@ -46,3 +46,6 @@ class Judge(Protocol):
 
     def compare(self, battles: Sequence[Battle], report_progress: ReportProgress) -> list[Verdict]:
         """Return a verdict for each battle, in their order."""
+
+    def warnings(self) -> list[str]:
+        """Return sentences on what was wrong with the verdicts so far, such as prompts that were cut."""

@@ -7,15 +7,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tasks.judges import fill_prompt
-from tasks.judges.judge import Answer, Battle, ReportProgress
-from tasks.rlhf.batches.control_tokens import choose_markers, encode_marked, mark
+from tasks.judges.judge import Battle, ReportProgress
+from tasks.judges.prompt_encoder import PromptEncoder
 from tasks.rlhf.batches.forward import hidden_states, output_head
 from tasks.rlhf.judging.verdicts import Verdict
 from tasks.rlhf.training.finite_checks import UNSOUND_MODEL, check_finite
 from tasks.system.errors import InputError
-
-SHORTEST = 20  # tokens that are left of each answer
 
 
 class Settings(NamedTuple):
@@ -42,8 +39,8 @@ class LanguageModelJudge:
     ) -> None:
         self.title, self.model, self.tokenizer, self.settings = title, model, tokenizer, settings
         self.labels = [label_tokens(tokenizer, letter) for letter in "AB"]
-        self.limit = min(settings.max_tokens, getattr(model.config, "max_position_embeddings", None) or 2**31)
-        self.num_asked = self.num_cut = 0
+        limit = min(settings.max_tokens, context_length(model))
+        self.encoder = PromptEncoder(tokenizer, settings.template, limit, opens_reply=True)
 
     def compare(self, battles: Sequence[Battle], report_progress: ReportProgress) -> list[Verdict]:
         """Return the verdicts. Raises InputError if a question alone is too long, or a score not finite."""
@@ -82,57 +79,17 @@ class LanguageModelJudge:
         return (first - second).cpu()
 
     def encode(self, battle: Battle) -> list[int]:
-        """Return the prompt's tokens. If it is too long, both answers are cut at their ends.
-
-        Raises InputError if the question leaves no room.
-        """
-        self.num_asked += 1
-        ids = self._encode(battle)
-        if len(ids) <= self.limit:
-            return ids
-        self.num_cut += 1
-        answers = [self._tokens(one.text) for one in (battle.first, battle.second)]
-        room = self.limit - (len(ids) - sum(map(len, answers)))
-        while room > 2 * SHORTEST:
-            kept = [answer[:length] for answer, length in zip(answers, _share(room, answers), strict=True)]
-            first, second = (Answer(str(self.tokenizer.decode(one))) for one in kept)
-            ids = self._encode(Battle(battle.question, first, second))
-            if len(ids) <= self.limit:
-                return ids
-            room -= len(ids) - self.limit  # a cut text may encode to more tokens
-        raise InputError(
-            f"judge.max_tokens: a question with its prompt takes so much of {self.limit} tokens that no "
-            "answers fit: raise it, or name a judge with a longer context"
-        )
-
-    def _encode(self, battle: Battle) -> list[int]:
-        """Return the prompt's tokens; a control token that a text writes out stays the characters it is."""
-        texts = (battle.question, battle.first.text, battle.second.text)
-        markers = choose_markers("".join((self.settings.template, *texts)))
-        marked = [mark(self.tokenizer, text, markers) for text in texts]
-        text = fill_prompt.fill(self.settings.template, *marked)
-        if self.tokenizer.chat_template:
-            request, _, opening = text.rpartition("\n")
-            messages = [{"role": "user", "content": request}]
-            text = str(
-                self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            )
-            return encode_marked(self.tokenizer, text + opening, markers)
-        start = [self.tokenizer.bos_token_id] if self.tokenizer.bos_token_id is not None else []
-        return [*start, *encode_marked(self.tokenizer, text, markers)]
-
-    def _tokens(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+        """Return the prompt's tokens. Raises InputError if the question leaves no room for answers."""
+        return self.encoder.encode(battle)
 
     def warnings(self) -> list[str]:
         """Return a sentence if prompts were cut."""
-        if not self.num_cut:
-            return []
-        return [
-            f"Of {self.num_asked:,} prompts of the judge {self.num_cut:,} were longer than {self.limit:,} "
-            "tokens: of these it read the beginnings of the answers only."
-        ]
+        return self.encoder.warnings()
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """Return the most tokens that a model reads; a large number if it has no limit."""
+    return getattr(model.config, "max_position_embeddings", None) or 2**31
 
 
 def label_tokens(tokenizer: PreTrainedTokenizerBase, letter: str) -> list[int]:
@@ -149,14 +106,3 @@ def label_tokens(tokenizer: PreTrainedTokenizerBase, letter: str) -> list[int]:
     if not found:
         raise InputError(f"judge.path: the tokenizer has no token for {letter}: name another model")
     return sorted(set(found))
-
-
-def _share(room: int, answers: list[list[int]]) -> tuple[int, int]:
-    """Return how many tokens each answer keeps: half the room, and what the shorter one leaves."""
-    first, second = map(len, answers)
-    half = room // 2
-    if first <= half:
-        return first, room - first
-    if second <= half:
-        return room - second, second
-    return half, half

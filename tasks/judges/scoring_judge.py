@@ -39,6 +39,10 @@ class ScoringJudge:
         scores = self.scores(asked, report_progress)
         return [_decide(a, b) for a, b in zip(scores[::2], scores[1::2], strict=True)]
 
+    def warnings(self) -> list[str]:
+        """Return none: whoever encodes for the scorer says what was cut."""
+        return []
+
 
 def _decide(first: float, second: float) -> Verdict:
     if first == second:

@@ -21,11 +21,10 @@ import pyarrow.parquet as pq
 from tasks.config.jobs import WinrateJob
 from tasks.dataset import row_sample
 from tasks.judges.judge import Answer, Judge
-from tasks.judges.language_model_judge import LanguageModelJudge
 from tasks.judges.scoring_judge import ScoringJudge
 from tasks.programs.runtime import battles, pair_tables
 from tasks.programs.runtime.battles import Question
-from tasks.programs.runtime.job_judges import limits, load_judges
+from tasks.programs.runtime.job_judges import limits, load_judges, refuse_unaffordable
 from tasks.programs.runtime.program import Run, main, to_json
 from tasks.rlhf.compute import devices
 from tasks.rlhf.evaluation.intervals import Interval
@@ -50,11 +49,14 @@ def evaluate(job: WinrateJob, run: Run) -> None:
     graded, judged = {}, {}
     for judge in judges:
         num_questions, num_pairs = limits(judge, job)
-        if pairs := read_pairs(run.inputs["data"] / "evaluation_pairs.parquet", num_pairs):
+        pairs = read_pairs(run.inputs["data"] / "evaluation_pairs.parquet", num_pairs)
+        some = draw_questions(questions, num_questions)
+        asked = [*battles.voted_battles(pairs), *battles.policy_battles(some, policies)]
+        refuse_unaffordable(judge, battles.in_both_orders(asked))
+        if pairs:
             graded[judge.name] = battles.grade(judge, pairs, run)
 
         # 3. Every judge's verdicts on every pair of policies.
-        some = draw_questions(questions, num_questions)
         judged[judge.name] = battles.judge_all(judge, some, policies, run)
     metrics = {} if not graded else _card_metrics({name: card for name, (card, _) in graded.items()})
     for name, found in judged.items():
@@ -76,7 +78,7 @@ def evaluate(job: WinrateJob, run: Run) -> None:
         "leaderboard": {name: battles.leaderboard(found, policies) for name, found in judged.items()},
     }
     (run.artifact / "results.json").write_text(to_json(results, indent=1))
-    run.warnings += [*encoder.warnings(), *_label_warnings(judges)]
+    run.warnings += [*encoder.warnings(), *(text for judge in judges for text in judge.warnings())]
     run.finish(metrics | encoder.metrics("winrate"), questions=len(questions))
 
 
@@ -148,10 +150,6 @@ def _by_trust(judges: list[Judge], graded: dict[str, tuple[ReportCard, Graded]])
         return judge.name != "gold" and card is not None and not is_better_than_length(card[0])
 
     return sorted(judges, key=is_doubted)
-
-
-def _label_warnings(judges: list[Judge]) -> list[str]:
-    return [text for judge in judges if isinstance(judge, LanguageModelJudge) for text in judge.warnings()]
 
 
 def _describe(judge: Judge, graded: dict[str, tuple[ReportCard, Graded]]) -> dict[str, str]:

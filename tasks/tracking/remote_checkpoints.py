@@ -98,6 +98,8 @@ def _copy_newest(directory: Path, copy: Path) -> int:
             steps = (directory / "checkpoints").glob("step-*")
             source = next(path for path in steps if path.name.endswith(f"{step}"))
             shutil.copytree(source, copy / "checkpoints" / source.name, copy_function=os.link)
+            if not source.exists():  # renamed for its deletion: the copy may be a part of it
+                continue
             shutil.copyfile(directory / METRICS, copy / METRICS)
             return step
     raise OSError(f"no checkpoint in {directory} stayed long enough to be read")

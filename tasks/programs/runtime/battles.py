@@ -53,13 +53,36 @@ class Judged(NamedTuple):
             yield f"{judge}.{ours}_vs_{theirs}", counts
 
 
+def in_both_orders(battles: Sequence[Battle]) -> list[Battle]:
+    """Return the battles with the answers as they are, then all of them with the second one shown first."""
+    return [*battles, *(Battle(one.question, one.second, one.first) for one in battles)]
+
+
 def compare_in_both_orders(
     judge: Judge, battles: Sequence[Battle], run: Run, name: str
 ) -> tuple[list[Verdict], list[Verdict]]:
     """Return the verdicts with the answers as they are, and with the second one shown first."""
-    swapped = [Battle(one.question, one.second, one.first) for one in battles]
-    verdicts = judge.compare([*battles, *swapped], run.phase(name))
+    verdicts = judge.compare(in_both_orders(battles), run.phase(name))
     return verdicts[: len(battles)], verdicts[len(battles) :]
+
+
+def voted_battles(pairs: Sequence[dict[str, Any]]) -> list[Battle]:
+    """Return the battles on which a judge is graded."""
+    return [Battle(row["prompt"], Answer(row["chosen"]), Answer(row["rejected"])) for row in pairs]
+
+
+def pairs_of(policies: Sequence[str]) -> list[tuple[str, str]]:
+    """Return every pair of policies (ours, theirs)."""
+    return [(ours, theirs) for theirs, ours in combinations(policies, 2)]
+
+
+def policy_battles(questions: Sequence[Question], policies: Sequence[str]) -> list[Battle]:
+    """Return the battles of every pair of policies, in the order of pairs and questions."""
+    return [
+        Battle(one.text, one.answers[ours], one.answers[theirs])
+        for ours, theirs in pairs_of(policies)
+        for one in questions
+    ]
 
 
 def grade(judge: Judge, pairs: Sequence[dict[str, Any]], run: Run) -> tuple[ReportCard, Graded]:
@@ -67,8 +90,9 @@ def grade(judge: Judge, pairs: Sequence[dict[str, Any]], run: Run) -> tuple[Repo
 
     A pair is a row {question_id, prompt, chosen, rejected}.
     """
-    battles = [Battle(row["prompt"], Answer(row["chosen"]), Answer(row["rejected"])) for row in pairs]
-    first, second = compare_in_both_orders(judge, battles, run, f"grading the judge {judge.name}")
+    first, second = compare_in_both_orders(
+        judge, voted_battles(pairs), run, f"grading the judge {judge.name}"
+    )
     forward, backward = to_outcomes(first), 1 - to_outcomes(second)
     lengths = np.array([[len(row["chosen"]), len(row["rejected"])] for row in pairs], dtype=np.float64)
     ids = np.array([row["question_id"] for row in pairs], dtype=np.int64)
@@ -77,12 +101,7 @@ def grade(judge: Judge, pairs: Sequence[dict[str, Any]], run: Run) -> tuple[Repo
 
 def judge_all(judge: Judge, questions: Sequence[Question], policies: Sequence[str], run: Run) -> Judged:
     """Return a judge's verdicts on the answers of every pair of policies to every question."""
-    pairs = [(ours, theirs) for theirs, ours in combinations(policies, 2)]
-    battles = [
-        Battle(one.text, one.answers[ours], one.answers[theirs])
-        for ours, theirs in pairs
-        for one in questions
-    ]
+    battles = policy_battles(questions, policies)
     first, second = compare_in_both_orders(judge, battles, run, f"judging by {judge.name}")
     resolved = resolve(first, second)
     lengths = {
@@ -90,7 +109,7 @@ def judge_all(judge: Judge, questions: Sequence[Question], policies: Sequence[st
         for name in policies
     }
     ids = np.array([one.id for one in questions], dtype=np.int64)
-    return Judged(pairs, first, second, resolved.outcomes, resolved.flipped, ids, lengths)
+    return Judged(pairs_of(policies), first, second, resolved.outcomes, resolved.flipped, ids, lengths)
 
 
 def rate_metrics(judge: str, judged: Judged, graded: Graded | None) -> dict[str, Any]:

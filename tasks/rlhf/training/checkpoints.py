@@ -55,9 +55,16 @@ def save(
     shutil.rmtree(target, ignore_errors=True)
     os.rename(temporary, target)
     sync_path(folder)
-    for old in folder.glob("step-*"):
-        if old != target:
-            shutil.rmtree(old)
+    _delete_others(folder, target)
+
+
+def _delete_others(folder: Path, kept: Path) -> None:
+    """Delete all checkpoints but one; renamed first, so that nobody who copies one gets a part of it."""
+    for path in folder.glob("step-*"):
+        if path != kept:
+            os.rename(path, path.with_name(f"old-{path.name}"))
+    for path in folder.glob("old-*"):
+        shutil.rmtree(path)
 
 
 def latest(folder: Path) -> Checkpoint | None:

@@ -121,7 +121,8 @@ def test_a_checkpoint_is_taken_whole_while_its_program_replaces_it(tmp_path: Pat
             new.rename(checkpoints / f"step-{step:08d}")
             for old in checkpoints.glob("step-*"):
                 if not old.name.endswith(f"{step:08d}"):
-                    shutil.rmtree(old)
+                    old.rename(checkpoints / f"old-{old.name}")
+                    shutil.rmtree(checkpoints / f"old-{old.name}")
 
     thread = threading.Thread(target=train)
     thread.start()

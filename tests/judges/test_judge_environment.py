@@ -1,0 +1,142 @@
+"""Test what a judge needs of the environment: checked before a run, and given to its program alone."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from flows.preflight import check_inputs
+from tasks.artifacts.judge_model import judge_inputs
+from tasks.config.jobs import SftJob, WinrateJob
+from tasks.config.judges import EndpointJudge, LocalJudge, NoJudge
+from tasks.config.machine import Machine
+from tasks.config.pipeline import Pipeline
+from tasks.execution import program_environment, program_forks
+from tasks.execution.launch import run_program
+from tasks.system.errors import InputError
+from tests.support import fake_programs, tiny
+
+ENDPOINT = EndpointJudge(model="judge-1", prompt_price=1, reply_price=2)
+URL, KEY = "https://endpoint.example/v1", "sk-secret-0123456789"
+SECRETS = {"ALIGNFLOW_JUDGE_URL": URL, "ALIGNFLOW_JUDGE_KEY": KEY}
+OTHERS = {
+    "OPENAI_API_KEY": "o",
+    "OPENAI_BASE_URL": "https://me:pw@h/",
+    "HF_TOKEN": "h",
+    "MLFLOW_TRACKING_URI": "m",
+}
+
+DUMP = """
+import json, os, sys
+from pathlib import Path
+folder = Path(sys.argv[1])
+(folder / "environment.json").write_text(json.dumps(dict(os.environ)))
+(folder / "done").write_text("")
+"""
+
+
+@pytest.fixture(params=["forked", "spawned"])
+def tree(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    if request.param == "forked" and sys.platform != "linux":
+        pytest.skip("the fork server is for Linux")
+    made = fake_programs.make_tree(tmp_path / "tree")
+    for stage in ("sft", "winrate"):
+        (made / "tasks" / "programs" / f"{stage}.py").write_text(DUMP)
+    monkeypatch.setattr(program_environment, "ROOT", made)
+    monkeypatch.setattr(program_forks, "GPU_DEVICES", () if request.param == "forked" else ("/dev/null",))
+    monkeypatch.setenv("ALIGNFLOW_HOME", str(tmp_path / "home"))
+    for name, value in (SECRETS | OTHERS).items():
+        monkeypatch.setenv(name, value)
+    yield made
+    program_forks.stop()
+
+
+def environment_of(stage: str, judge: Any, folder: Path) -> dict[str, str]:
+    """Return the environment that the stage's program has, run with this judge."""
+    job_type = {"sft": SftJob, "winrate": WinrateJob}[stage]
+    job = job_type.of(Pipeline(judge=judge)).model_dump(mode="json")
+    folder.mkdir()
+    (folder / "job.json").write_text(json.dumps({"stage": stage, "job": job, "inputs": {}, "machine": {}}))
+    assert KEY not in (folder / "job.json").read_text()
+    run_program(stage, folder, Machine())
+    found: dict[str, str] = json.loads((folder / "environment.json").read_text())
+    return found
+
+
+def test_only_the_program_of_an_endpoint_judge_has_its_address_and_key(tree: Path, tmp_path: Path) -> None:
+    judged = environment_of("winrate", ENDPOINT, tmp_path / "judged")
+    assert {name: judged[name] for name in SECRETS} == SECRETS
+    assert judged["ALIGNFLOW_HOME"] == str(tmp_path / "home")
+    assert not OTHERS.keys() & judged.keys()
+    for number, (stage, judge) in enumerate([("winrate", NoJudge()), ("sft", ENDPOINT)]):
+        found = environment_of(stage, judge, tmp_path / str(number))
+        assert not (SECRETS | OTHERS).keys() & found.keys()
+        assert not {URL, KEY} & set(found.values())
+
+
+def test_before_a_run_the_environment_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Pipeline(judge=ENDPOINT)
+    for name in SECRETS:
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(InputError, match=r"^judge\.kind=endpoint: ALIGNFLOW_JUDGE_URL is not set"):
+        check_inputs(config)
+    monkeypatch.setenv("ALIGNFLOW_JUDGE_URL", "endpoint.example/v1")
+    with pytest.raises(InputError, match=r"^judge\.kind=endpoint: ALIGNFLOW_JUDGE_URL is no address"):
+        check_inputs(config)
+    monkeypatch.setenv("ALIGNFLOW_JUDGE_URL", URL)
+    with pytest.raises(InputError, match=r"^judge\.kind=endpoint: ALIGNFLOW_JUDGE_KEY is not set"):
+        check_inputs(config)
+    monkeypatch.setenv("ALIGNFLOW_JUDGE_KEY", KEY)
+    check_inputs(config)
+
+
+def test_before_a_run_model_and_prompt_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"judge\.path: there is no model folder"):
+        check_inputs(Pipeline(judge=LocalJudge(path=str(tmp_path / "none"))))
+    folder = tiny.base_folder(tmp_path / "model")
+    check_inputs(Pipeline(judge=LocalJudge(path=str(folder))))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError):
+        check_inputs(Pipeline(judge=LocalJudge(path=str(folder))))
+    own = tmp_path / "own.txt"
+    own.write_text("{question} {first}")
+    with pytest.raises(InputError, match=r"has no \{second\}"):
+        judge_inputs(ENDPOINT.model_copy(update={"prompt": str(own)}))
+
+
+def test_a_prompt_that_asks_for_sentences_cannot_be_answered_by_a_label() -> None:
+    with pytest.raises(ValidationError, match=r"set judge\.answer_by to text"):
+        LocalJudge(path="m", prompt="rubric")
+    LocalJudge(path="m", prompt="rubric", answer_by="text")
+
+
+def key_of(tmp_path: Path, judge: Any) -> Any:
+    """Return what the key of the winrate stage depends on."""
+    inputs = {name: found["digest"] for name, found in judge_inputs(judge).items()}
+    return WinrateJob.of(Pipeline(judge=judge)).key_settings(), inputs
+
+
+def test_the_key_has_what_can_change_a_verdict_and_no_more(tmp_path: Path) -> None:
+    usual = key_of(tmp_path, ENDPOINT)
+    for name, value in {
+        "requests_per_minute": 7, "concurrency": 2, "timeout": 3.0, "patience": 4.0, "max_cost": 9.0,
+        "prompt_price": 3.0, "reply_price": 3.0,
+    }.items():  # fmt: skip
+        assert key_of(tmp_path, ENDPOINT.model_copy(update={name: value})) == usual
+    for name, value in {"model": "m", "temperature": 1.0, "max_reply_tokens": 7, "prompt": "rubric"}.items():
+        assert key_of(tmp_path, ENDPOINT.model_copy(update={name: value})) != usual
+
+
+def test_a_prompt_of_ones_own_is_known_by_its_content_not_its_path(tmp_path: Path) -> None:
+    places = [tmp_path / "one.txt", tmp_path / "two.txt"]
+    for place in places:
+        place.write_text("{question} {first} {second}")
+    first, second = (judge_inputs(ENDPOINT.model_copy(update={"prompt": str(place)})) for place in places)
+    assert first["prompt"]["digest"] == second["prompt"]["digest"]
+    places[1].write_text("{question} {first} {second}?")
+    changed = judge_inputs(ENDPOINT.model_copy(update={"prompt": str(places[1])}))
+    assert changed["prompt"]["digest"] != first["prompt"]["digest"]
