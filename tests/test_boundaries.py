@@ -22,6 +22,7 @@ ORCHESTRATION = [
     "flows",
     "tasks.stages",
     "tasks.execution",
+    "tasks.promotion",
     "tasks.tracking",
     "tasks.artifacts",
     "tasks.config",

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from tasks.config.base import Settings
 from tasks.config.data import Data
+from tasks.config.gates import Promotion
 from tasks.config.judges import LanguageJudge, NoJudge
 from tasks.config.machine import Machine, Pools
 from tasks.config.models import Base, BuiltinBase, Text, Weights
@@ -41,6 +42,7 @@ class Pipeline(Settings):
     dpo: Dpo = Dpo()
     winrate: Winrate = Winrate()
     judge: LanguageJudge = NoJudge()
+    promotion: Promotion = Promotion()
     machine: Machine = Machine()
     pools: Pools = Pools()
 
