@@ -22,6 +22,7 @@ EXTRAS = {
     "gpu": ("bitsandbytes",),
     "server": ("flask_wtf",),  # what mlflow[auth] adds to mlflow
     "dask": ("prefect_dask",),
+    "benchmarks": ("lm_eval",),
 }
 
 
@@ -36,6 +37,8 @@ def check_packages(config: Pipeline) -> None:
         raise _refusal("dask", "machine.dask")
     if config.pools.gpu:  # only its workers need the rest
         return
+    if config.benchmarks.files and missing_packages("benchmarks"):
+        raise _refusal("benchmarks", "benchmarks.files")
     for name in ("base", "merged"):
         if (precision := getattr(config.weights, name)) in ("int8", "nf4") and missing_packages("gpu"):
             raise _refusal("gpu", f"weights.{name}={precision}")

@@ -23,6 +23,7 @@ from tasks.config.pipeline import Pipeline
 from tasks.config.sources import ShellSite
 from tasks.execution.run_stage import RunContext
 from tasks.stages.answers import answers
+from tasks.stages.benchmarks import benchmarks
 from tasks.stages.data import data
 from tasks.stages.dpo import dpo
 from tasks.stages.merge import merge
@@ -69,6 +70,7 @@ def chain(config: Pipeline, run: RunStage) -> None:
         policies["dpo"] = run(dpo, data=pairs, model=model, reference=log_probs)
     answered = run(answers, data=pairs, base=base, model=model, **policies)
     run(winrate, data=pairs, model=model, reward=reward_model, answers=answered)
+    run(benchmarks, data=pairs, base=base, model=model, reward=reward_model, **policies)
 
 
 def stages_of(config: Pipeline) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from flows.services import environment
 from flows.services.processes import check_prefect
 from tasks.artifacts.base_model import find_model_folder
+from tasks.artifacts.benchmark_files import check_benchmark_files
 from tasks.artifacts.corpus import evaluation_sets, find_corpus
 from tasks.artifacts.judge_model import judge_inputs
 from tasks.artifacts.store import home
@@ -27,6 +28,7 @@ def check_inputs(config: Pipeline) -> None:
     if not isinstance(config.source, ShellSite):
         find_corpus(config.source)
     evaluation_sets(config)
+    check_benchmark_files(config)
     if isinstance(config.base, HuggingFaceBase):
         check_tokenizer(find_model_folder(config.base), config.text)
     judge_inputs(config.judge)

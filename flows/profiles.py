@@ -104,7 +104,13 @@ def with_absolute_paths(config: Pipeline, folder: Path) -> Pipeline:
     changed: dict[str, Any] = {
         "data": config.data.model_copy(
             update={"decontaminate_against": tuple(map(make_absolute, config.data.decontaminate_against))}
-        )
+        ),
+        "benchmarks": config.benchmarks.model_copy(
+            update={
+                "files": tuple(map(make_absolute, config.benchmarks.files)),
+                "reward_bench": make_absolute(config.benchmarks.reward_bench),
+            }
+        ),
     }
     for section, name in (
         ("source", "path"),

@@ -117,7 +117,8 @@ def test_every_name_that_a_page_places_in_a_file_is_there() -> None:
 
 
 def test_every_path_of_the_readmes_tree_exists() -> None:
-    tree = README.read_text(encoding="utf-8").split("## The folders")[1].split("\n\n")[1]
+    section = README.read_text(encoding="utf-8").split("## The folders")[1]
+    tree = next(block for block in section.split("\n\n") if block.startswith("    "))
     stack: list[str] = []
     found = 0
     for line in tree.splitlines():

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 HELP = "Write a stage's job.json, to run its program by hand."
 EXAMPLE = "alignflow job demo sft work/"
-STAGES = "site, data, pretrain, sft, merge, reward, ppo, reference, dpo, answers, winrate or report"
+STAGES = (
+    "site, data, pretrain, sft, merge, reward, ppo, reference, dpo, answers, winrate, benchmarks or report"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -43,7 +43,7 @@ class Screen:
         columns = (
             SpinnerColumn(finished_text=" "),
             TextColumn("{task.fields[number]:>5}"),
-            TextColumn("{task.description:<9}"),
+            TextColumn("{task.description:<10}"),
         )
         bar = (BarColumn(BAR_WIDTH),) if self.console.width >= WIDE else ()
         note = TextColumn(
@@ -134,7 +134,7 @@ class Screen:
 
     def _print(self, stage: str, text: str) -> None:
         number = self.progress.number(stage)
-        self.console.print(f"{number:>5} {stage:<9} {text}", markup=False, soft_wrap=True)
+        self.console.print(f"{number:>5} {stage:<10} {text}", markup=False, soft_wrap=True)
 
 
 def print_end(summary: dict[str, Any]) -> None:

@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]  # the folder that holds the packages
 PROGRAMS = "tasks.programs"
 OWN = ("tasks", "flows")
 LEFT_OUT = ("tasks.config", "tasks.system")
-COUNTED = ("tasks.config.dump_files",)  # but this one decides which files of a source are read
+# but these decide which files of a source, and which rows of a benchmark, are read
+COUNTED = ("tasks.config.dump_files", "tasks.config.benchmark_files")
 
 
 class FileFacts(NamedTuple):

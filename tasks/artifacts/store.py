@@ -6,7 +6,8 @@
     HOME/quarantine/              artifacts that no longer match their manifest
     HOME/digests/                 cached digests of large files
 
-key = sha256 of {schema, stage, stage version, job, input digests}, without names, paths and the machine.
+key = sha256 of {schema, stage, code, job, input digests}, without names, paths and the machine.
+``Step.recipe`` in artifact.py collects these, code_version.py the code.
 """
 
 import json

@@ -7,6 +7,7 @@ setting.
 from typing import Annotated, Self
 
 from tasks.config.base import NotInKey, Settings
+from tasks.config.benchmarks import Benchmarks
 from tasks.config.data import Data
 from tasks.config.judges import LanguageJudge, NoJudge
 from tasks.config.models import BuiltinBase, Text, Weights
@@ -118,6 +119,14 @@ class WinrateJob(Job):
     weights: MergedWeights = Weights()
     winrate: Winrate
     judge: LanguageJudge = NoJudge()
+
+
+class BenchmarksJob(Job):
+    """The job of the stage benchmarks."""
+
+    text: Text
+    weights: Weights = Weights()
+    benchmarks: Benchmarks
 
 
 class ReportJob(Job):

@@ -14,6 +14,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from tasks.config.base import Settings
+from tasks.config.benchmarks import Benchmarks
 from tasks.config.data import Data
 from tasks.config.gates import Promotion
 from tasks.config.judges import LanguageJudge, NoJudge
@@ -42,6 +43,7 @@ class Pipeline(Settings):
     dpo: Dpo = Dpo()
     winrate: Winrate = Winrate()
     judge: LanguageJudge = NoJudge()
+    benchmarks: Benchmarks = Benchmarks()
     promotion: Promotion = Promotion()
     machine: Machine = Machine()
     pools: Pools = Pools()

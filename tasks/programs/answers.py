@@ -9,26 +9,25 @@ A policy's answers depend on its own weights alone: not on which others are ther
 """
 
 import hashlib
-from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from tasks.config.jobs import AnswersJob
 from tasks.dataset import row_sample
 from tasks.programs.runtime import pair_tables
+from tasks.programs.runtime.policies import POLICIES, load_base, load_tuned
 from tasks.programs.runtime.program import Run, main
 from tasks.rlhf.algorithms import rewards
 from tasks.rlhf.batches import prompts, sampling, sequences
 from tasks.rlhf.compute import devices, free_memory, seeds
 from tasks.rlhf.evaluation import intervals
-from tasks.rlhf.models import fingerprint, loading, lora, trainable
+from tasks.rlhf.models import loading
 from tasks.rlhf.models.trainable import Active
 from tasks.rlhf.training.finite_checks import UNSOUND_MODEL, check_finite
 
@@ -48,16 +47,16 @@ def answer(job: AnswersJob, run: Run) -> None:
     }
 
     # 2. The SFT model and the policies, adapters on it; then the base model, when these have left the memory.
-    names = ["sft", *(name for name in ("dpo", "ppo") if name in run.inputs), "base"]
+    names = ["sft", *(name for name in POLICIES if name in run.inputs), "base"]
     sampler = Sampler(job, tokenizer, columns["question_id"], encoded, len(names))
     metrics: dict[str, Any] = {}
-    for load in (load_policies, load_base):
-        policies = load(job, run, device)
-        for name in policies:
-            answers, kl = sampler.answers(name, policies, run)
+    for load, precision in ((load_tuned, job.weights.merged), (load_base, job.weights.base)):
+        models = load(run, precision, device)
+        for name in models.active:
+            answers, kl = sampler.answers(name, models.active, run)
             columns |= build_columns(name, answers, kl, tokenizer, job)
             metrics |= describe_answers(name, answers, kl, sampler.end_ids)
-        policies.clear()
+        models.active.clear()
         free_memory.release(device)
 
     # 3. The artifact.
@@ -72,32 +71,6 @@ def read_questions(path: Path, count: int) -> list[dict[str, Any]]:
     places = row_sample.draw_sample(table["question_id"].to_pylist(), count)
     rows: list[dict[str, Any]] = table.take(sorted(places)).to_pylist()
     return rows
-
-
-def load_policies(job: AnswersJob, run: Run, device: torch.device) -> dict[str, Active]:
-    """Return the SFT model and the trained policies, adapters on one base."""
-    folder = run.inputs["model"]
-    load = partial(loading.load, folder, device=device, precision=job.weights.merged)
-    base = load()
-    actual, model = fingerprint.compute_fingerprint(folder, base), cast(PreTrainedModel | PeftModel, base)
-    trained: dict[str, Active] = {}
-    for name in ("dpo", "ppo"):
-        if name in run.inputs:
-            model, trained[name] = trainable.load(
-                run.inputs[name], model, name, actual=actual, setting="weights.merged", reload_base=load
-            )
-    sft: Active
-    if isinstance(model, PeftModel):
-        sft = partial(lora.active, model, None)
-    else:
-        sft = partial(trainable.unchanged, model)
-    return {"sft": sft, **trained}
-
-
-def load_base(job: AnswersJob, run: Run, device: torch.device) -> dict[str, Active]:
-    """Return the base model as it was before fine-tuning."""
-    model = loading.load(run.inputs["base"], device=device, precision=job.weights.base)
-    return {"base": partial(trainable.unchanged, model)}
 
 
 class Sampler:

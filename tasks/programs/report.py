@@ -17,7 +17,7 @@ from typing import Any
 from tasks.config.data import Data
 from tasks.config.jobs import ReportJob
 from tasks.programs.runtime.program import Run, main, read_summary
-from tasks.reporting import data_card, reward_charts, stage_charts, truncation_charts
+from tasks.reporting import benchmark_tables, data_card, reward_charts, stage_charts, truncation_charts
 from tasks.reporting.evaluation_view import build_evaluation
 from tasks.reporting.run_report import build_stage, group_stages, read_samples, render
 
@@ -46,6 +46,8 @@ def build_report(job: ReportJob, run: Run) -> None:  # noqa: ARG001 - the page h
         questions=summaries["winrate"]["questions"] if "winrate" in summaries else 0,
         warnings=[(name, text) for name, summary in summaries.items() for text in summary["warnings"]],
         cuts=cuts,
+        costs=benchmark_tables.build_rows(_read_benchmarks(folders)),
+        reward_scores=benchmark_tables.build_scores(metrics.get("benchmarks", {})),
         **build_evaluation(metrics, results, _describe_pairs(summaries)),
     )
     (run.artifact / "report.html").write_bytes(page)
@@ -58,6 +60,14 @@ def _read_results(folders: Mapping[str, Path]) -> dict[str, Any]:
     if "winrate" not in folders:
         return {"judges": [], "tallies": {}, "leaderboard": {}, "policies": []}
     results: dict[str, Any] = json.loads((folders["winrate"] / "results.json").read_text())
+    return results
+
+
+def _read_benchmarks(folders: Mapping[str, Path]) -> dict[str, Any]:
+    """Return the figures of the stage benchmarks; nothing if it failed."""
+    if "benchmarks" not in folders:
+        return {"models": [], "rows": []}
+    results: dict[str, Any] = json.loads((folders["benchmarks"] / "results.json").read_text())
     return results
 
 

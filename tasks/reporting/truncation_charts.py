@@ -13,6 +13,7 @@ STAGES = {
     "ppo": "PPO",
     "answers": "sampled answers",
     "winrate": "judged answers",
+    "benchmarks": "perplexity",
 }
 
 

@@ -479,8 +479,8 @@ def test_a_home_that_lacks_a_stage_cannot_be_run_without_its_packages(
     (empty_place / "home" / "objects").mkdir(parents=True)  # all stages might be stored
     monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "torch" else name)
     sentence = (
-        "To build pretrain, sft, merge, reward, ppo, reference, dpo, answers, winrate: torch must be "
-        "installed here: pip install 'alignflow[train]'"
+        "To build pretrain, sft, merge, reward, ppo, reference, dpo, answers, winrate, benchmarks: "
+        "torch must be installed here: pip install 'alignflow[train]'"
     )
     assert refused(capsys, "run", "demo") == sentence
     assert not (empty_place / "home" / "logs" / "prefect-server.log").exists()
@@ -576,7 +576,7 @@ def test_a_run_shows_stages_figures_and_report_without_noise_or_control_characte
     assert all(letter.isprintable() or letter == "\n" for letter in out)
     assert "Prefect.io" not in out
     assert f"Report       {home / 'report.html'}" in out
-    assert " 4/11 sft       built in" in out
+    assert " 4/13 sft        built in" in out
     assert "0.700 (0.600 to 0.800, n 10)" in out
 
 
@@ -619,11 +619,13 @@ def test_plan_says_what_would_be_built_and_why(tree: Path, first) -> None:
     assert lines["ppo"] == ["build", "ppo.kl_coefficient 0.05 -> 0.1"]
     assert lines["answers"] == ["build", "if ppo differs"]
     assert lines["winrate"] == ["build", "if answers differs"]
-    assert lines["report"] == ["build", "if answers, ppo, winrate differ"]
+    assert lines["benchmarks"] == ["build", "if ppo differs"]
+    assert lines["report"] == ["build", "if answers, benchmarks, ppo, winrate differ"]
     assert {name for name, told in lines.items() if told == ["reuse"]} == {*fake_programs.STAGES} - {
         "ppo",
         "answers",
         "winrate",
+        "benchmarks",
         "report",
     }
 
@@ -663,6 +665,7 @@ def test_ctrl_c_ends_the_program_and_the_next_run_builds_only_what_changed(tree:
         "ppo",
         "answers",
         "winrate",
+        "benchmarks",
         "report",
     ]
 

@@ -350,7 +350,7 @@ def test_a_failed_policy_leaves_the_other_one_its_win_rate_and_a_report_that_say
     status, out, error = run(tree, home, dpo="fail")
     assert (status, error.count("\n")) == (1, 1)
     assert error.startswith("alignflow: The stage dpo failed: CUDA went away. Its log: ")
-    shown = [line.split()[:3] for line in out.splitlines() if "/11 " in line]
+    shown = [line.split()[:3] for line in out.splitlines() if "/13 " in line]
     assert [name for _, name, _ in shown] == list(fake_programs.STAGES)  # in the same order as ever
     assert [name for _, name, what in shown if what != "built"] == ["dpo"]
     assert f"Report       {home / 'report.html'}" in out
@@ -363,8 +363,8 @@ def test_a_failed_policy_leaves_the_other_one_its_win_rate_and_a_report_that_say
     page = (home / "report.html").read_text()
     assert "<td>ppo</td>" in page
     assert "<td>dpo</td>" not in page
-    (manifest,) = [json.loads(path.read_text()) for path in home.glob("objects/winrate/*/manifest.json")]
-    assert set(manifest["inputs"]) == {"data", "model", "reward", "ppo"}
+    (manifest,) = [json.loads(path.read_text()) for path in home.glob("objects/answers/*/manifest.json")]
+    assert set(manifest["inputs"]) == {"data", "base", "model", "ppo"}
     states = dict(rows(home, "task_run", "name, state_name"))
     assert {name for name, state in states.items() if state != "Completed"} == {"dpo"}
     ((state, message),) = rows(
@@ -391,6 +391,7 @@ def test_the_repaired_run_builds_what_failed_and_what_was_compared_without_it(tr
         "dpo",
         "answers",
         "winrate",
+        "benchmarks",
         "report",
     ]
     assert (found["failed"], found["not_run"]) == ({}, {})
@@ -399,7 +400,7 @@ def test_the_repaired_run_builds_what_failed_and_what_was_compared_without_it(tr
 def test_bad_input_in_one_branch_and_what_is_not_run_because_of_it(tree: Path, home: Path) -> None:
     status, out, error = run(tree, home, "reward.epochs=3", "dpo.beta=0.3", reward="input")
     assert (status, error) == (2, "alignflow: reward: These posts hold no question with two answers.\n")
-    assert "ppo       not run: reward failed" in out
+    assert "ppo        not run: reward failed" in out
     found = newest_summary(home)
     assert found["not_run"] == {"ppo": ["reward"], "winrate": ["reward"]}
     built = {stage["name"]: stage["cached"] for stage in found["stages"]}
@@ -415,4 +416,4 @@ def test_two_failures_are_both_named(tree: Path, home: Path) -> None:
     assert status == 1
     assert error.startswith("alignflow: 2 stages failed: The stage ppo failed: CUDA went away. Its log: ")
     assert error.endswith("; dpo: These posts hold no question with two answers.\n")
-    assert "winrate   not run: ppo and dpo failed" in out
+    assert "winrate    not run: ppo and dpo failed" in out

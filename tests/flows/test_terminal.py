@@ -128,8 +128,8 @@ def test_lines_say_which_of_how_many_stages(
             events.tell("failed", "data")
 
     assert shown(0, draw).splitlines()[-2:] == [
-        "  2/3 data      12.3 of 37.0 MB  loss 0.500",
-        "  2/3 data      failed",
+        "  2/3 data       12.3 of 37.0 MB  loss 0.500",
+        "  2/3 data       failed",
     ]
 
 
@@ -219,8 +219,8 @@ def test_two_stages_at_work_each_have_their_own_number_rate_and_figures(
             events.tell("built", "ppo", artifact={"seconds": 2.0, "metrics": {"kl": 0.5}})
             events.tell("not_run", "reward", causes=["dpo"])
 
-    lines = ["  2/3 ppo       1/9  kl 0.250", "  3/3 dpo       4/5  loss 0.500", "  3/3 dpo       failed"]
-    lines += ["  2/3 ppo       built in 2.0 s  kl 0.500", "  1/3 reward    not run: dpo failed"]
+    lines = ["  2/3 ppo        1/9  kl 0.250", "  3/3 dpo        4/5  loss 0.500", "  3/3 dpo        failed"]
+    lines += ["  2/3 ppo        built in 2.0 s  kl 0.500", "  1/3 reward     not run: dpo failed"]
     assert shown(0, draw).splitlines()[-5:] == lines
     rows = shown(120, draw)
     assert [name for name in ("ppo", "dpo", "reward") if f"/3 {name}" in rows] == ["ppo", "dpo", "reward"]

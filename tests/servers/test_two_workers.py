@@ -135,6 +135,7 @@ def test_a_branch_that_fails_on_a_worker_leaves_the_other(servers: Installation)
         "ppo",
         "answers",
         "winrate",
+        "benchmarks",
         "report",
     ]
     assert list(found["failed"]) == ["dpo"]

@@ -23,6 +23,7 @@ STAGES = (
     "dpo",
     "answers",
     "winrate",
+    "benchmarks",
     "report",
 )
 
@@ -45,6 +46,7 @@ MEANT = {
         "reward": ("adapter", "reward.json"),
         "answers": ("answers.parquet",),
     },
+    "benchmarks": {"data": ("evaluation.parquet",), "ppo": ("adapter",), "dpo": ("adapter",)},
 }
 
 # Takes a few steps with a checkpoint each, and derives its result from its job and the content of its inputs.

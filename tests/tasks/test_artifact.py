@@ -15,6 +15,7 @@ from tasks.config.models import Weights
 from tasks.config.pipeline import Pipeline
 from tasks.config.stages import Sft
 from tasks.stages.answers import answers
+from tasks.stages.benchmarks import benchmarks
 from tasks.stages.dpo import dpo
 from tasks.stages.merge import merge
 from tasks.stages.ppo import ppo
@@ -76,6 +77,9 @@ def keys(data: str = "", model: str = "", adapter: str = "", judge: str = "") ->
             CONFIG, data=table, base=base, model=base, ppo=artifact("ppo"), dpo=artifact("dpo")
         ),
         "winrate": winrate.step(CONFIG, data=table, model=base, reward=scorer, answers=artifact("answers")),
+        "benchmarks": benchmarks.step(
+            CONFIG, data=table, base=base, model=base, reward=scorer, ppo=artifact("ppo"), dpo=artifact("dpo")
+        ),
         "report": report.step(CONFIG, data=table, merge=base, reward=scorer),
     }
     return {name: step.recipe.key for name, step in steps.items()}
@@ -90,13 +94,13 @@ def keys(data: str = "", model: str = "", adapter: str = "", judge: str = "") ->
         ({"data": "finetune.parquet"}, {"sft", "reward", "report"}),
         ({"data": "reward.parquet"}, {"reward", "reference", "dpo", "report"}),
         ({"data": "rl.parquet"}, {"ppo", "report"}),
-        ({"data": "evaluation.parquet"}, {"answers", "winrate", "report"}),
+        ({"data": "evaluation.parquet"}, {"answers", "winrate", "benchmarks", "report"}),
         ({"data": "evaluation_pairs.parquet"}, {"reward", "reference", "dpo", "winrate", "report"}),
         ({"data": "corpus.parquet"}, {"pretrain", "report"}),
         ({"model": "summary.json"}, {"report"}),
         (
             {"model": "model/model.safetensors"},
-            {"sft", "merge", "reward", "ppo", "reference", "dpo", "answers", "winrate"},
+            {"sft", "merge", "reward", "ppo", "reference", "dpo", "answers", "winrate", "benchmarks"},
         ),
         ({"adapter": "summary.json"}, set()),
         ({"adapter": "adapter/a.safetensors"}, {"merge"}),
@@ -198,6 +202,7 @@ NOT_IN_KEY = {
     "dpo": {"weights.base", "dpo.start"},
     "answers": {"winrate.num_graded_pairs"},
     "winrate": {"weights.base", "source.path", "source.revision", "source.files"},
+    "benchmarks": {"benchmarks.files", "benchmarks.reward_bench"},
     "report": set(),
 }
 

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from tasks.artifacts.base_model import check_model_folder
 from tasks.config.jobs import (
     AnswersJob,
+    BenchmarksJob,
     DpoJob,
     MergeJob,
     PpoJob,
@@ -22,7 +23,7 @@ from tasks.config.jobs import (
     SftJob,
     WinrateJob,
 )
-from tasks.programs import answers, dpo, merge, ppo, reference, reward, sft, winrate
+from tasks.programs import answers, benchmarks, dpo, merge, ppo, reference, reward, sft, winrate
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.models import loading, lora
 from tasks.system.errors import InputError
@@ -41,6 +42,7 @@ PROGRAMS: list[tuple[str, Callable[[Any, Run], None], Any]] = [
     ("ppo", ppo.train, PpoJob),
     ("answers", answers.answer, AnswersJob),
     ("winrate", winrate.evaluate, WinrateJob),
+    ("benchmarks", benchmarks.measure, BenchmarksJob),
 ]
 
 

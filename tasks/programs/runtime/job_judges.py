@@ -1,12 +1,8 @@
 """Make the judges that a job names."""
 
-from functools import partial
 from pathlib import Path
-from typing import cast
 
 import torch
-from peft import PeftModel
-from transformers import PreTrainedModel
 
 from tasks.config.jobs import WinrateJob
 from tasks.config.judge_prompts import read_template
@@ -16,9 +12,10 @@ from tasks.judges.judge import Judge
 from tasks.judges.language_model_judge import LanguageModelJudge
 from tasks.judges.language_model_judge import Settings as LabelSettings
 from tasks.judges.reward_judge import RewardScores, reward_judge
+from tasks.programs.runtime.policies import load_tuned
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.batches.truncation import Encoder
-from tasks.rlhf.models import fingerprint, loading, reward_model
+from tasks.rlhf.models import loading
 
 
 def load_judges(job: WinrateJob, run: Run, encoder: Encoder, device: torch.device) -> list[Judge]:
@@ -54,12 +51,7 @@ def _load_label_judge(settings: LocalJudge, run: Run, device: torch.device) -> L
 
 def _load_reward_scores(job: WinrateJob, run: Run, encoder: Encoder, device: torch.device) -> RewardScores:
     """Load the reward model: adapters on the merged SFT model, or a model of its own."""
-    folder, artifact = run.inputs["model"], run.inputs["reward"]
-    load = partial(loading.load, folder, device=device, precision=job.weights.merged)
-    model = cast(PreTrainedModel | PeftModel, load())
-    if reward_model.is_adapter(artifact):
-        actual = fingerprint.compute_fingerprint(folder, cast(PreTrainedModel, model))
-        fingerprint.check_fingerprint(artifact / "adapter", actual, setting="weights.merged")
-    _, scorer = reward_model.load(artifact, model, device=device)
+    scorer = load_tuned(run, job.weights.merged, device).scorer
+    assert scorer is not None
     pad_id = encoder.tokenizer.pad_token_id
     return RewardScores(scorer, encoder, pad_id, device, job.winrate.batch_size)

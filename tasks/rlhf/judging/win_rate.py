@@ -11,15 +11,20 @@ from tasks.rlhf.judging.resampling import question_numbers
 from tasks.rlhf.judging.verdicts import Outcomes
 
 POWER, SIGNIFICANCE = 0.8, 0.05
+MANY_QUESTIONS, MANY_OUTCOMES = 100, 40  # from here on the normal interval covers as well as Wilson's
+Z = 1.959964
 
 
 def win_rate(outcomes: Outcomes, questions: NDArray[np.int64]) -> Interval:
     """Return the share of wins, ties as halves, with its 95 % interval; n counts questions.
 
     outcomes (N,), NaN for verdicts that could not be read, which are left out; questions (N,) ids. Outcomes
-    of one question depend on each other, so the interval is that of redrawn questions: the variance of a
-    ratio of sums over questions (Cochran 1977, eq. 2.46), with Student's t. If all outcomes are equal there
-    is no variance to see, and Wilson's interval takes its place. NaN with [0, 1] if nothing could be read.
+    of one question depend on each other, so the variance is that of redrawn questions, of a ratio of sums
+    (Cochran 1977, 6.19). The effective number of questions, rate (1 - rate) / variance, is the size of a
+    binomial sample with as much of it. With ``MANY_QUESTIONS``, and ``MANY_OUTCOMES`` of these on the rarer
+    side, the interval is the normal one; with fewer it is Wilson's of the effective number with Student's
+    quantile (Dean and Pagano 2015). Without variance it is Wilson's of the questions; NaN with [0, 1] if
+    nothing could be read. tests/benchmarks/coverage.py measures how often it holds the truth.
     """
     known = ~np.isnan(outcomes)
     if not known.any():
@@ -27,11 +32,21 @@ def win_rate(outcomes: Outcomes, questions: NDArray[np.int64]) -> Interval:
     values, numbers = outcomes[known], question_numbers(questions[known])
     sums, counts = np.bincount(numbers, values), np.bincount(numbers)
     n, rate = len(counts), float(values.mean())
-    if n == 1 or np.ptp(values) == 0:
-        return wilson(rate * n, n)
-    spread = ((sums - rate * counts) ** 2).sum() * n / (n - 1) / len(values) ** 2
-    half = float(stats.t.ppf(0.975, n - 1)) * math.sqrt(spread)
-    return Interval(rate, max(0.0, rate - half), min(1.0, rate + half), n)
+    variance = float(((sums - rate * counts) ** 2).sum()) / len(values) ** 2
+    if n == 1 or variance < 1e-20:  # rounding leaves about 1e-33 of none
+        return _containing(rate, wilson(rate * n, n))
+    binomial = rate * (1 - rate)
+    if n >= MANY_QUESTIONS and binomial / variance * min(rate, 1 - rate) >= MANY_OUTCOMES:
+        half = Z * math.sqrt(variance)
+        return Interval(rate, rate - half, rate + half, n)
+    # Wilson's ends depend on z^2 / n alone; Student's t asks for the unbiased variance
+    inflation = variance * n * n / (n - 1) / binomial  # questions by effective ones
+    return _containing(rate, wilson(rate * n, n, z=float(stats.t.ppf(0.975, n - 1)) * math.sqrt(inflation)))
+
+
+def _containing(rate: float, bounds: Interval) -> Interval:
+    """Return an interval with the rate inside: rounding leaves Wilson's end at 1 below 1 by 1e-16."""
+    return Interval(rate, min(rate, bounds.low), max(rate, bounds.high), bounds.n)
 
 
 def questions_needed(rate: float, *, tie_share: float = 0.0) -> int:

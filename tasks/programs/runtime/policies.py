@@ -1,0 +1,54 @@
+"""Load the models that a run has made, to compute with each of them: the base, the SFT model, each policy."""
+
+from functools import partial
+from typing import NamedTuple, cast
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from tasks.programs.runtime.program import Run
+from tasks.rlhf.models import fingerprint, loading, lora, reward_model, trainable
+from tasks.rlhf.models.quantised import Precision
+from tasks.rlhf.models.reward_model import Scorer
+from tasks.rlhf.models.trainable import Active
+
+POLICIES = ("dpo", "ppo")
+
+
+class Models(NamedTuple):
+    """Models in memory: a context in which each computes, and the reward model, if it is an input."""
+
+    active: dict[str, Active]
+    scorer: Scorer | None
+
+
+def load_base(run: Run, precision: Precision | None, device: torch.device) -> Models:
+    """Load the input base, as SFT does."""
+    model = loading.load(run.inputs["base"], device=device, precision=precision)
+    return Models({"base": partial(trainable.unchanged, model)}, None)
+
+
+def load_tuned(run: Run, precision: Precision | None, device: torch.device) -> Models:
+    """Load the merged SFT model with the adapters of the policies and the reward model that are inputs.
+
+    Raises InputError if one of them was trained on another base.
+    """
+    folder = run.inputs["model"]
+    load = partial(loading.load, folder, device=device, precision=precision)
+    base = load()
+    actual = fingerprint.compute_fingerprint(folder, base)
+    model, scorer = cast(PreTrainedModel | PeftModel, base), None
+    if "reward" in run.inputs:
+        if reward_model.is_adapter(run.inputs["reward"]):
+            fingerprint.check_fingerprint(run.inputs["reward"] / "adapter", actual, setting="weights.merged")
+        model, scorer = reward_model.load(run.inputs["reward"], model, device=device)
+    trained: dict[str, Active] = {}
+    for name in POLICIES:
+        if name in run.inputs:
+            model, trained[name] = trainable.load(
+                run.inputs[name], model, name, actual=actual, setting="weights.merged", reload_base=load
+            )
+    if isinstance(model, PeftModel):
+        return Models({"sft": partial(lora.active, model, None), **trained}, scorer)
+    return Models({"sft": partial(trainable.unchanged, model), **trained}, scorer)
