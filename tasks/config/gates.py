@@ -34,6 +34,13 @@ class Gates(Settings):
         description="Percentage points that it may lose against SFT on each benchmark, by the interval's "
         "upper bound; null: benchmarks do not count.",
     )
+    perplexity_tax: float | None = Field(
+        None,
+        ge=0,
+        le=1000,
+        description="Per cent by which its perplexity on held-out answers may be above that of SFT, by the "
+        "interval's upper bound; null: perplexity does not count.",
+    )
     kl: float | None = Field(
         20.0,
         gt=0,

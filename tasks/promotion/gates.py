@@ -14,6 +14,7 @@ TITLES = {
     "ppo": "PPO",
     "dpo": "DPO",
 }
+PERPLEXITY = "tax.perplexity."  # in per cent, unlike the other taxes, which are points of accuracy
 DAY_SECONDS = 86_400.0
 
 
@@ -67,6 +68,7 @@ def evaluate(gates: Gates, choice: Choice, evidence: Evidence, champion: str = "
         *_against_champion(gates, choice, evidence, champion),
         *_against_sft(gates, choice, evidence),
         *_alignment_tax(gates, choice, evidence),
+        *_perplexity_tax(gates, choice, evidence),
         *_kl(gates, choice, evidence),
         *_worst_attack(gates, choice, evidence),
         *_warnings(gates, choice, evidence),
@@ -134,30 +136,40 @@ def _win_rate(
 
 def _alignment_tax(gates: Gates, choice: Choice, evidence: Evidence) -> list[GateResult]:
     """Return a result for each benchmark; metrics are losses in points, tax.BENCHMARK.POLICY_vs_sft."""
-    allowed, policy = gates.alignment_tax, TITLES[choice.policy]
+    allowed, ending = gates.alignment_tax, f".{choice.policy}_vs_sft"
     if allowed is None:
         return []
-    limit, ending = f"at most {allowed:g} points", f".{choice.policy}_vs_sft"
     found = [name for name in evidence.metrics if name.startswith("tax.") and name.endswith(ending)]
-    if not found:
+    benchmarks = [metric for metric in sorted(found) if not metric.startswith(PERPLEXITY)]
+    if not benchmarks:
+        limit, policy = f"at most {allowed:g} points", TITLES[choice.policy]
         return [_missing("alignment_tax", limit, f"The run has no benchmark of {policy} against SFT")]
     results = []
-    for metric in sorted(found):
-        benchmark, loss = (
-            metric.removeprefix("tax.").removesuffix(ending),
-            _interval(evidence.metrics, metric),
-        )
-        name = f"alignment_tax.{benchmark}"
-        if loss is None:
-            results.append(_missing(name, limit, f"{metric} has no interval"))
-            continue
-        figure = f"{loss['value']:+.1f} points ({loss['low']:+.1f} to {loss['high']:+.1f}, n {loss['n']:,})"
-        lost = f"{policy} loses {loss['value']:.1f} points on {benchmark} against SFT"
-        lost += f", at most {loss['high']:.1f}"
-        passed = loss["high"] <= allowed
-        excess = "" if passed else f": {loss['high'] - allowed:.1f} more than the gate allows"
-        results.append(GateResult(name, passed, figure, limit, f"{lost}{excess}."))
+    for metric in benchmarks:
+        title = metric.removeprefix("tax.").removesuffix(ending)
+        lost = f"{TITLES[choice.policy]} loses {{}} points on {title} against SFT"
+        results.append(_tax(f"alignment_tax.{title}", allowed, "points", lost, metric, evidence))
     return results
+
+
+def _perplexity_tax(gates: Gates, choice: Choice, evidence: Evidence) -> list[GateResult]:
+    if gates.perplexity_tax is None:
+        return []
+    rises = f"The perplexity of {TITLES[choice.policy]} is {{}} per cent above that of SFT"
+    metric = f"{PERPLEXITY}{choice.policy}_vs_sft"
+    return [_tax("perplexity_tax", gates.perplexity_tax, "per cent", rises, metric, evidence)]
+
+
+def _tax(gate: str, allowed: float, unit: str, sentence: str, metric: str, evidence: Evidence) -> GateResult:
+    """Return whether the upper bound of a loss is within what is allowed."""
+    limit, loss = f"at most {allowed:g} {unit}", _interval(evidence.metrics, metric)
+    if loss is None:
+        return _missing(gate, limit, f"The run has no {metric} with an interval")
+    figure = f"{loss['value']:+.1f} {unit} ({loss['low']:+.1f} to {loss['high']:+.1f}, n {loss['n']:,})"
+    passed = loss["high"] <= allowed
+    said = f"{sentence.format(format(loss['value'], '.1f'))}, at most {loss['high']:.1f}"
+    excess = "" if passed else f": {loss['high'] - allowed:.1f} more than the gate allows"
+    return GateResult(gate, passed, figure, limit, f"{said}{excess}.")
 
 
 def _kl(gates: Gates, choice: Choice, evidence: Evidence) -> list[GateResult]:
