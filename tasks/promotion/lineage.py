@@ -135,7 +135,7 @@ def _trace(graph: Graph, node: Node, seen: set[str]) -> dict[str, Any]:
         return facts | {"repeated": True}
     seen.add(node.key)
     inputs = {}
-    for name, digest in node.inputs.items():
+    for name, digest in sorted(node.inputs.items()):
         built = graph.by_digest.get(digest)
         inputs[name] = _trace(graph, built[0], seen) if built else {"stage": "given", "digest": digest}
     return facts | {"inputs": inputs}

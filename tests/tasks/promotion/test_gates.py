@@ -170,7 +170,8 @@ def test_perplexity_has_a_gate_of_its_own_in_per_cent() -> None:
     assert one(judged({"perplexity_tax": 16.4}))[0] is True
     assert one(judged({"perplexity_tax": 10.0})) == (
         False,
-        "The perplexity of PPO is 13.5 per cent above that of SFT, at most 16.4: 6.4 more than the gate allows.",
+        "The perplexity of PPO is 13.5 per cent above that of SFT, at most 16.4: "
+        "6.4 more than the gate allows.",
     )
     assert one(judged({"perplexity_tax": 10.0}, tax__perplexity__ppo_vs_sft=None))[0] is None
 
@@ -229,8 +230,8 @@ def test_a_judge_is_better_than_chance_and_than_the_longer_answer() -> None:
     weak = interval(0.58, 0.55, 0.61)
     assert one(judged(gate, judge__gold__agreement=weak)) == (
         False,
-        'The gold scorer agrees with 58.0 % of held-out votes: not shown to be better than "the longer answer '
-        'wins", as its interval begins 2.2 points too low.',
+        'The gold scorer agrees with 58.0 % of held-out votes: not shown to be better than "the longer '
+        'answer wins", as its interval begins 2.2 points too low.',
     )
     shorter = interval(0.4, 0.37, 0.43)
     passed, sentence = one(judged(gate, judge__gold__agreement=shorter, judge__gold__longer_wins=shorter))
