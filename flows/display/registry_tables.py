@@ -14,9 +14,9 @@ def print_evidence(proposal: Proposal) -> None:
     """Print what each gate says about a proposal."""
     screen = console()
     screen.print(proposal.title, style="bold", markup=False)
-    table = Table("gate", "figure", "threshold", "verdict", box=None, pad_edge=False, header_style="bold")
+    table = Table("gate", "verdict", "figure", "threshold", box=None, pad_edge=False, header_style="bold")
     for one in proposal.results:
-        table.add_row(*(Text(cell) for cell in (one.name, one.figure, one.threshold, VERDICTS[one.passed])))
+        table.add_row(*(Text(cell) for cell in (one.name, VERDICTS[one.passed], one.figure, one.threshold)))
     screen.print(table)
     screen.print()
 

@@ -279,7 +279,7 @@ def _interval(metrics: Mapping[str, Any], name: str) -> Any:
 
 
 def _format_share(value: Mapping[str, Any]) -> str:
-    bounds = f"{_percent(value['low'])} to {_percent(value['high'])}"
+    bounds = f"{100 * value['low']:.1f} to {100 * value['high']:.1f}"
     return f"{_percent(value['value'])} ({bounds}, n {value['n']:,})"
 
 

@@ -24,7 +24,7 @@ from tasks.tracking.run_origin import COMMIT
 from tasks.tracking.runs import FLOW_RUN, KEY, PROFILE
 
 OUTCOME = "alignflow.promotion"  # tag of the pipeline's run: what became of its policy
-GATE, SOURCE = "gate.", "data."  # prefixes of a version's tags: a gate's result; digest of the raw data
+GATE, SOURCE = "gate.", "raw."  # prefixes of a version's tags: a gate's result; digest of the raw data
 VERDICTS = {True: "passed", False: "failed", None: "cannot be decided"}
 MODEL_SCHEMA = 1
 
@@ -170,7 +170,7 @@ def reject(tracker: Tracker, proposal: Proposal, *, by: str, note: str = "") -> 
     """Record that a person has refused a version that passes the gates."""
     registry.decide(tracker, proposal.version, "rejected", by=by, note=note)
     said = f": {note}" if note else ""
-    sentence = f"{proposal.title} passes all gates and was rejected by {by}{said}."
+    sentence = f"{proposal.title} passes all gates and was rejected by {by}{said}"
     return _note(tracker, proposal, Ending("Rejected", sentence))
 
 
@@ -184,11 +184,11 @@ def _note(tracker: Tracker, proposal: Proposal, ending: Ending) -> Ending:
 def evidence_table(results: Sequence[GateResult]) -> str:
     """Return the gates' results as a table in Markdown."""
     rows = [
-        f"| {_cell(one.name)} | {_cell(one.figure)} | {_cell(one.threshold)} | {VERDICTS[one.passed]} |"
+        f"| {_cell(one.name)} | {VERDICTS[one.passed]} | {_cell(one.figure)} | {_cell(one.threshold)} |"
         for one in results
     ]
     sentences = [f"- {_cell(one.sentence)}" for one in results]
-    return "\n".join(["| gate | figure | threshold | verdict |", "|---|---|---|---|", *rows, "", *sentences])
+    return "\n".join(["| gate | verdict | figure | threshold |", "|---|---|---|---|", *rows, "", *sentences])
 
 
 def describe(proposal: Proposal) -> str:

@@ -24,10 +24,8 @@ from tasks.tracking.runs import KEY
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 STAGE_KEY, STAGE_DIGEST = "key.", "digest."  # prefixes of tags: the key and digest of every stage of the run
-DECISION, DECIDED_BY, DECIDED_AT, NOTE = (
-    f"promotion.{name}" for name in ("decision", "decided_by", "decided_at", "note")
-)
-PREVIOUS = "promotion.previous_champion"  # "" if there was none
+DECISION, DECIDED_BY, DECIDED_AT, NOTE = (f"decision.{name}" for name in ("made", "by", "at", "note"))
+PREVIOUS = "previous_champion"  # "" if there was none
 PROMOTED = "promoted"
 MAX_TAG = 4000  # characters of a tag's value; MLflow's databases take 5000
 MODEL_FILE = "model.json"
@@ -211,8 +209,8 @@ def roll_back(tracker: Tracker, name: str, to: str, *, by: str) -> tuple[ModelVe
             f"Version {target.version} of {name} was never the champion, so there is no way back to it; "
             "`alignflow promote` promotes it if it passes the gates"
         )
-    left = {"promotion.rolled_back_at": timestamp(), "promotion.rolled_back_by": by}
-    set_tags(tracker, name, current.version, {**left, "promotion.rolled_back_to": target.version})
+    left = {"rolled_back.at": timestamp(), "rolled_back.by": by}
+    set_tags(tracker, name, current.version, {**left, "rolled_back.to": target.version})
     set_alias(tracker, target, CHAMPION)
     return current, target
 

@@ -127,8 +127,8 @@ def test_a_champion_is_loaded_by_its_alias(
 BAD = {
     "worse than the champion": (
         {"gold_win_rate.ppo_vs_champion": interval(0.41, 0.37, 0.45)},
-        "win_rate_vs_champion: PPO wins 41.0 % against the champion (version 1) by the gold scorer: worse, by "
-        "9.0 points.",
+        "win_rate_vs_champion: PPO wins 41.0 % against the champion (version 1) by the gold scorer: worse, "
+        "by 9.0 points.",
     ),
     "too much tax": (
         {"tax.arc.ppo_vs_sft": interval(3.0, 1.0, 5.0)},
@@ -137,8 +137,8 @@ BAD = {
     ),
     "a fooled reward model": (
         {"reward.worst_attack": interval(0.457, 0.414, 0.5, 512)},
-        "worst_attack: Worthless answers out-score 45.7 % of the real ones by the reward model: it is fooled, "
-        "20.7 points above the limit.",
+        "worst_attack: Worthless answers out-score 45.7 % of the real ones by the reward model: it is "
+        "fooled, 20.7 points above the limit.",
     ),
     "a bad judge": (
         {"judge.gold.agreement": interval(0.55, 0.49, 0.61)},
@@ -205,8 +205,8 @@ def answer(pages: PrefectPages, run: UUID, *, decision: str, name: str, note: st
     pages.page.get_by_role("button", name="Resume").click()
     dialog = pages.page.locator(".p-modal")
     dialog.get_by_text("worst_attack").first.wait_for()
-    choice = dialog.locator(".p-select").first
-    choice.click()
+    dialog.locator(".p-select-button__control").first.click()
+    pages.page.keyboard.press("ArrowDown")  # opens the list if the click has only focused it
     pages.page.locator(".p-select-option", has_text=decision).click()
     texts = dialog.locator("input[type=text], textarea")
     pages.screenshot("form")
@@ -230,15 +230,15 @@ def test_a_person_decides_in_the_page_while_no_worker_is_held(
     newer = make_run(tracker, 31, GOOD | {"ppo.kl": 30.0})
     assert end(installation, start(installation, newer))[0] == "Refused"  # by the worker's only place
     with PrefectPages(installation, pictures) as pages:
-        answer(pages, run, decision="promote", name="Anna", note="I have read twenty answers.")
+        answer(pages, run, decision="promote", name="Anna", note="I have read twenty answers")
     name, message = end(installation, run)
     assert name == "Promoted"
-    assert message.endswith("decided by Anna (I have read twenty answers.).")
+    assert message.endswith("decided by Anna (I have read twenty answers).")
     version = registry.find_version(tracker, MODEL, registry.CHAMPION)
     assert version is not None
     assert version.tags["run"] == made.run_id
-    assert version.tags["promotion.decided_by"] == "Anna"
-    assert version.tags["promotion.note"] == "I have read twenty answers."
+    assert version.tags["decision.by"] == "Anna"
+    assert version.tags["decision.note"] == "I have read twenty answers"
     assert registry.find_version(tracker, MODEL, registry.CHALLENGER) is None
 
 
@@ -249,10 +249,10 @@ def test_a_persons_no_leaves_the_champion(
     run = start(installation, make_run(tracker, 40), approval="person")
     suspended(installation, run)
     with installation.client() as client:
-        client.resume_flow_run(run, run_input={"decision": "reject", "name": "Bob", "note": "Not yet."})
+        client.resume_flow_run(run, run_input={"decision": "reject", "name": "Bob", "note": "Not yet"})
     name, message = end(installation, run)
     assert name == "Rejected"
-    assert message.endswith("passes all gates and was rejected by Bob: Not yet..")
+    assert message.endswith("passes all gates and was rejected by Bob: Not yet")
     assert champion(tracker) == before
 
 

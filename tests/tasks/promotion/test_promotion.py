@@ -76,11 +76,11 @@ def test_a_version_says_what_it_is_and_what_it_was_made_from(tracker: Tracker, t
         "seed": "1",
         "key.merge": manifests["merge"]["key"],
         "digest.reward": manifests["reward"]["digest"],
-        "data.source": manifests["site"]["digest"],
+        "raw.source": manifests["site"]["digest"],
         "gate.kl": "passed: PPO is up to 1.60 nats per answer away from SFT.",
-        "promotion.decision": "promoted",
-        "promotion.decided_by": "anna",
-        "promotion.note": "looks good",
+        "decision.made": "promoted",
+        "decision.by": "anna",
+        "decision.note": "looks good",
     }
     assert {name: version.tags.get(name) for name in expected} == expected
     assert version.run_id == made.run_id
@@ -106,7 +106,7 @@ def test_a_policy_is_registered_once(tracker: Tracker) -> None:
     assert promote(tracker, made).outcome == "Promoted"
     again = promote(tracker, made)
     assert (again.outcome, len(registry.list_versions(tracker))) == ("Unchanged", 1)
-    assert champion(tracker).tags["promotion.decided_by"] == "anna"  # type: ignore[union-attr]
+    assert champion(tracker).tags["decision.by"] == "anna"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("name", ["", "flow-2", "demo 2"])
@@ -149,7 +149,7 @@ def test_a_second_champion_keeps_the_first_and_the_way_back(tracker: Tracker) ->
         assert restored.version == expected
         assert champion(tracker).version == expected  # type: ignore[union-attr]
         tags = registry.find_version(tracker, MODEL, left.version).tags  # type: ignore[union-attr]
-        assert (tags["promotion.rolled_back_to"], tags["promotion.rolled_back_by"]) == (expected, "anna")
+        assert (tags["rolled_back.to"], tags["rolled_back.by"]) == (expected, "anna")
     with pytest.raises(InputError, match="is its first champion"):
         registry.roll_back(tracker, MODEL, "", by="anna")
     registry.roll_back(tracker, MODEL, "3", by="anna")
