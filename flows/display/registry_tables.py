@@ -18,6 +18,8 @@ def print_evidence(proposal: Proposal) -> None:
     for one in proposal.results:
         table.add_row(*(Text(cell) for cell in (one.name, VERDICTS[one.passed], one.figure, one.threshold)))
     screen.print(table)
+    if proposal.off:
+        screen.print(f"Gates that are off: {', '.join(proposal.off)}", markup=False)
     screen.print()
 
 

@@ -26,6 +26,7 @@ from tasks.tracking.runs import FLOW_RUN, KEY, PROFILE
 OUTCOME = "alignflow.promotion"  # tag of the pipeline's run: what became of its policy
 GATE, SOURCE = "gate.", "raw."  # prefixes of a version's tags: a gate's result; digest of the raw data
 VERDICTS = {True: "passed", False: "failed", None: "cannot be decided"}
+OFF = "off"
 MODEL_SCHEMA = 1
 
 Outcome = Literal["Promoted", "Refused", "Rejected", "Unchanged", "Challenger"]
@@ -37,6 +38,7 @@ class Proposal(NamedTuple):
     run: FinishedRun
     choice: Choice
     results: list[GateResult]
+    off: list[str]  # gates that the settings switch off
     version: ModelVersion
     champion: ModelVersion | None
 
@@ -80,6 +82,8 @@ def propose(tracker: Tracker, promotion: Promotion, run: FinishedRun) -> Proposa
     results = evaluate(promotion.gates, choice, evidence, rival)
     tags = _identity(tracker, run, choice, dict(manifest["origins"]) if manifest else {})
     tags |= {f"{GATE}{_tag_name(one.name)}": f"{VERDICTS[one.passed]}: {one.sentence}" for one in results}
+    off = [name for name, threshold in promotion.gates.model_dump().items() if threshold is None]
+    tags |= {f"{GATE}{name}": OFF for name in off}
     version = registry.register(
         tracker,
         promotion.model,
@@ -88,7 +92,9 @@ def propose(tracker: Tracker, promotion: Promotion, run: FinishedRun) -> Proposa
         content=_model_content(tracker, run, choice),
         tags=tags,
     )
-    return Proposal(run, choice, results, version, champion)
+    outdated = {tag: OFF for tag in version.tags if tag.startswith(GATE) and tag not in tags}
+    registry.set_tags(tracker, version.name, version.version, outdated)
+    return Proposal(run=run, choice=choice, results=results, off=off, version=version, champion=champion)
 
 
 def _identity(tracker: Tracker, run: FinishedRun, choice: Choice, origins: dict[str, str]) -> dict[str, str]:
@@ -195,7 +201,9 @@ def describe(proposal: Proposal) -> str:
     """Return the evidence for and against a proposal in Markdown."""
     champion = proposal.champion
     rival = f"version {champion.version}" if champion else "none yet"
-    return f"# {_cell(proposal.title)}\n\nChampion now: {rival}\n\n{evidence_table(proposal.results)}\n"
+    off = f"\n\nGates that are off: {', '.join(map(_cell, proposal.off))}" if proposal.off else ""
+    table = evidence_table(proposal.results)
+    return f"# {_cell(proposal.title)}\n\nChampion now: {rival}\n\n{table}{off}\n"
 
 
 def _cell(text: str) -> str:

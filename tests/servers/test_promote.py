@@ -231,6 +231,7 @@ def test_a_person_decides_in_the_page_while_no_worker_is_held(
     assert end(installation, start(installation, newer))[0] == "Refused"  # by the worker's only place
     with PrefectPages(installation, pictures) as pages:
         answer(pages, run, decision="promote", name="Anna", note="I have read twenty answers")
+        wait_until(lambda: installation.read_run(run).state_name != "Suspended", 20)
     name, message = end(installation, run)
     assert name == "Promoted"
     assert message.endswith("decided by Anna (I have read twenty answers).")

@@ -78,6 +78,7 @@ def test_a_version_says_what_it_is_and_what_it_was_made_from(tracker: Tracker, t
         "digest.reward": manifests["reward"]["digest"],
         "raw.source": manifests["site"]["digest"],
         "gate.kl": "passed: PPO is up to 1.60 nats per answer away from SFT.",
+        "gate.data_days": "off",
         "decision.made": "promoted",
         "decision.by": "anna",
         "decision.note": "looks good",
@@ -104,9 +105,11 @@ def test_a_version_says_what_it_is_and_what_it_was_made_from(tracker: Tracker, t
 def test_a_policy_is_registered_once(tracker: Tracker) -> None:
     made = make_run(tracker, 1)
     assert promote(tracker, made).outcome == "Promoted"
-    again = promote(tracker, made)
+    again = promote(tracker, made, gates={"kl": None})
     assert (again.outcome, len(registry.list_versions(tracker))) == ("Unchanged", 1)
-    assert champion(tracker).tags["decision.by"] == "anna"  # type: ignore[union-attr]
+    version = champion(tracker)
+    assert version is not None
+    assert (version.tags["decision.by"], version.tags["gate.kl"]) == ("anna", "off")
 
 
 @pytest.mark.parametrize("name", ["", "flow-2", "demo 2"])
@@ -189,6 +192,7 @@ def test_a_table_shows_text_of_gates_as_text(tracker: Tracker) -> None:
     text = promotion.describe(promotion.propose(tracker, chosen, find_run(tracker, made.run_id)))
     assert r"alignment_tax.\<b\>a\|b\</b\>" in text
     assert "<b>" not in text
+    assert r"Gates that are off: perplexity_tax, data_days" in text
 
 
 # ------------------------------------------------------------------------------------------- clean-up
