@@ -104,12 +104,14 @@ def test_a_version_says_what_it_is_and_what_it_was_made_from(tracker: Tracker, t
 
 def test_a_policy_is_registered_once(tracker: Tracker) -> None:
     made = make_run(tracker, 1)
-    assert promote(tracker, made).outcome == "Promoted"
+    assert promote(tracker, made, gates={"alignment_tax": 2.0}).outcome == "Promoted"
+    assert champion(tracker).tags["gate.alignment_tax.arc"].startswith("passed")  # type: ignore[union-attr]
     again = promote(tracker, made, gates={"kl": None})
     assert (again.outcome, len(registry.list_versions(tracker))) == ("Unchanged", 1)
     version = champion(tracker)
     assert version is not None
     assert (version.tags["decision.by"], version.tags["gate.kl"]) == ("anna", "off")
+    assert version.tags["gate.alignment_tax.arc"] == "off"
 
 
 @pytest.mark.parametrize("name", ["", "flow-2", "demo 2"])
