@@ -22,6 +22,7 @@ from flows.commands.doctor_servers import SERVERS
 from flows.commands.gc import DAY, DAYS, MB
 from flows.commands.gc_candidates import measure
 from flows.display.terminal import console
+from flows.extras import EXTRAS
 from flows.preflight import LEAST_FREE_MB
 from flows.services import credentials, environment
 from flows.services.local_servers import find_running
@@ -31,13 +32,8 @@ from tasks.artifacts.store import home
 HELP = "Check this machine, the home and the servers, and say what to do."
 EXAMPLE = "alignflow doctor --deep"
 
-PACKAGES = ("prefect", "mlflow", "fastapi", "sqlalchemy")
-TRAINING = ("torch", "transformers", "peft", "safetensors", "tokenizers")
-# Prefect 3.9 sets no upper limit for these, and does not work with versions above alignflow's limits
-BROKEN = {
-    "fastapi": "with newer ones every flow run dies",
-    "sqlalchemy": "with newer ones no schedule ever fires",
-}
+PACKAGES = ("prefect", "mlflow", "sqlalchemy")
+TRAINING = EXTRAS["train"]
 AMPLE_FREE_MB = 10_000
 GPU_SECONDS = 20.0  # that nvidia-smi may take to answer
 COLOURS = {"ok": "green", "warn": "yellow", "FAIL": "bold red"}
@@ -99,7 +95,7 @@ def check_versions() -> Findings:
             yield Finding("warn", name, f"not installed{so}", f"pip install 'alignflow{extra}'")
             continue
         within = ranges.get(name, SpecifierSet())
-        problem = f"{found} is not in the range {within}" + (f": {BROKEN[name]}" if name in BROKEN else "")
+        problem = f"{found} is not in the range {within}"
         yield judge(
             name,
             found,

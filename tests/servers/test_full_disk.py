@@ -263,7 +263,7 @@ def test_a_disk_that_fills_up_in_mid_run_is_one_sentence_and_the_next_run_goes_o
     )
     assert (tmp_path / "first.err").read_text() == f"alignflow: {sentence}\n"
     assert (tmp_path / "second.err").read_text() == ""
-    assert "sft       goes on from its checkpoint" in (tmp_path / "second.out").read_text()
+    assert "sft        goes on from its checkpoint" in (tmp_path / "second.out").read_text()
 
 
 @needs_mounts

@@ -135,7 +135,8 @@ def train(config, run):
     if "{name}" == "reference":
         for table in ("reference", "reference_evaluation"):
             (run.artifact / f"{{table}}.parquet").write_text(content)
-    (run.artifact / "answers.parquet").write_text(content)
+    if "{name}" == "answers":
+        (run.artifact / "answers.parquet").write_text(content)
     (run.artifact / "report.html").write_text("<html><body><!--stage-table--></body></html>")
     (run.artifact / "card.html").write_text("<html><body></body></html>")
     if mode == "warn":
