@@ -9,7 +9,7 @@ import pytest
 from flows import cli
 from tasks.tracking import databases
 from tasks.tracking.client import Tracker, process_tracker
-from tests.support.finished_runs import GOOD, MadeRun, make_run
+from tests.tasks.promotion.finished_runs import GOOD, MadeRun, make_run
 
 
 @pytest.fixture(autouse=True)

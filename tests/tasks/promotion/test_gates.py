@@ -259,7 +259,7 @@ def test_data_is_no_older_than_allowed(age: float | None, passed: bool | None) -
 
 
 def test_the_figures_of_a_real_run_are_found_under_their_names() -> None:
-    """demo_summary.json is of a run of the demo, whose reward model is fooled by answers to other questions."""
+    """Use the summary of a run of the demo; its reward model is fooled by answers to other questions."""
     summary = json.loads(Path(__file__).with_name("demo_summary.json").read_text())
     choice = choose(Promotion(), summary["metrics"], ["ppo", "dpo"])
     assert choice is not None

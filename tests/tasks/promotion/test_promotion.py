@@ -17,7 +17,7 @@ from tasks.promotion.promotion import Ending
 from tasks.system.errors import InputError
 from tasks.tracking import databases, registry
 from tasks.tracking.client import Tracker, process_tracker
-from tests.support.finished_runs import GOOD, MadeRun, interval, make_run
+from tests.tasks.promotion.finished_runs import GOOD, MadeRun, interval, make_run
 
 MODEL = Promotion().model
 DAY = 86_400.0
