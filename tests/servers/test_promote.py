@@ -20,10 +20,10 @@ from tasks.tracking.client import Tracker
 from tasks.tracking.remote_artifacts import find_published, locate
 from tests.support import fake_programs
 from tests.support.fake_programs import wait_until
-from tests.tasks.promotion.finished_runs import GOOD, MadeRun, interval, make_run
 from tests.support.installation import Installation
 from tests.support.paths import ROOT
 from tests.support.prefect_pages import PrefectPages, open_run
+from tests.tasks.promotion.finished_runs import GOOD, MadeRun, interval, make_run
 
 pytestmark = pytest.mark.slow
 
