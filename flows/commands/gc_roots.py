@@ -15,7 +15,7 @@ from tasks.system.errors import InputError
 from tasks.system.locks import is_held
 from tasks.tracking import databases
 from tasks.tracking.client import PATIENCE_TO_CONNECT, Tracker, process_tracker
-from tasks.tracking.registry import STAGE_KEY, list_versions
+from tasks.tracking.registry import list_versions, stage_keys
 from tasks.tracking.runs import KEY, MAX_ALL_RUNS, PARENT
 
 RUN_LOCK = "run-"  # prefix of the lock of a running pipeline; the rest is the id of its run in MLflow
@@ -113,8 +113,7 @@ def _registered(tracker: Tracker) -> set[str]:
     A home may lack the policy and hold what it was trained on, so the policy's own key does not suffice.
     """
     versions = list_versions(tracker, patience=PATIENCE_TO_CONNECT)
-    tags = [tag for version in versions for tag in version.tags.items()]
-    keys = {value for name, value in tags if name == KEY or name.startswith(STAGE_KEY)}
+    keys = {key for version in versions for key in stage_keys(version)}
     for run_id in {version.run_id for version in versions} - {""}:
         run = tracker.run(run_id, PATIENCE_TO_CONNECT)  # None: it was deleted
         keys.add(run.tags.get(KEY, "") if run else "")

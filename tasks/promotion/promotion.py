@@ -1,5 +1,6 @@
 """Register the policy of a finished run and, if it passes the gates, make it the champion."""
 
+import json
 import time
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -112,8 +113,8 @@ def _identity(tracker: Tracker, run: FinishedRun, choice: Choice, origins: dict[
         "seed": str(run.settings.get("seed", "")),
         "licence": read_licences(tracker, run.stages["data"]["key"]) if "data" in run.stages else "",
     }
-    tags |= {f"{registry.STAGE_KEY}{name}": stage["key"] for name, stage in run.stages.items()}
-    tags |= {f"{registry.STAGE_DIGEST}{name}": stage["digest"] for name, stage in run.stages.items()}
+    for tag, fact in ((registry.STAGE_KEYS, "key"), (registry.STAGE_DIGESTS, "digest")):
+        tags[tag] = json.dumps({name: stage[fact] for name, stage in run.stages.items()})
     raw = {name: digest for name, digest in origins.items() if not name.startswith("against")}
     return tags | {f"{SOURCE}{name}": digest for name, digest in raw.items()}
 
@@ -181,9 +182,10 @@ def reject(tracker: Tracker, proposal: Proposal, *, by: str, note: str = "") -> 
 
 
 def _note(tracker: Tracker, proposal: Proposal, ending: Ending) -> Ending:
-    tracker.set_tags(
-        proposal.run.run_id, {OUTCOME: f"{ending.outcome}: {ending.sentence}"[: registry.MAX_TAG]}
-    )
+    """Say in MLflow what became of a proposal: on the page of the version and on that of the run."""
+    text = f"{ending.outcome}: {ending.sentence}"
+    tracker.set_tags(proposal.run.run_id, {OUTCOME: text[: registry.MAX_TEXT]})
+    registry.describe(tracker, proposal.version, f"{_cell(text)}\n\n{evidence_table(proposal.results)}\n")
     return ending
 
 

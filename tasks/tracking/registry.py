@@ -3,7 +3,7 @@
 A version is an MLflow logged model of the pipeline's run. Its only file, model.json, names the artifacts of
 the policy, of the model that it starts from and of the reward model by their keys: the files themselves stay
 where their stages have uploaded them, and `tasks.tracking.remote_artifacts.locate` fetches them by key. A
-version's tags name the key of every stage of the run, so that `alignflow gc` keeps them.
+version's tags name the keys of all stages of the run, so that `alignflow gc` keeps them.
 
 The alias champion is the version that is in use, challenger one that a person has to decide on.
 """
@@ -23,11 +23,11 @@ from tasks.tracking.client import Tracker
 from tasks.tracking.runs import KEY
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-STAGE_KEY, STAGE_DIGEST = "key.", "digest."  # prefixes of tags: the key and digest of every stage of the run
+STAGE_KEYS, STAGE_DIGESTS = "stage.keys", "stage.digests"  # JSON: of every stage of the run, by its name
 DECISION, DECIDED_BY, DECIDED_AT, NOTE = (f"decision.{name}" for name in ("made", "by", "at", "note"))
 PREVIOUS = "previous_champion"  # "" if there was none
 PROMOTED = "promoted"
-MAX_TAG = 4000  # characters of a tag's value; MLflow's databases take 5000
+MAX_TEXT = 4000  # characters of a tag's value or a description; MLflow's databases take 5000
 MODEL_FILE = "model.json"
 
 
@@ -146,13 +146,25 @@ def set_tags(tracker: Tracker, name: str, version: str, tags: dict[str, str]) ->
     """Set tags of a version; those that it has already are not sent."""
     known = tracker.call(lambda client: client.get_model_version(name, version)).tags
     for tag, value in tags.items():
-        short = value[:MAX_TAG]
+        short = value[:MAX_TEXT]
         if known.get(tag) != short:
             tracker.call(partial(_set_tag, name=name, version=version, tag=tag, value=short))
 
 
 def _set_tag(client: Any, *, name: str, version: str, tag: str, value: str) -> None:
     client.set_model_version_tag(name, version, tag, value)
+
+
+def describe(tracker: Tracker, version: ModelVersion, text: str) -> None:
+    """Set the description of a version, in Markdown."""
+    short = text[:MAX_TEXT]
+    tracker.call(lambda client: client.update_model_version(version.name, version.version, description=short))
+
+
+def stage_keys(version: ModelVersion) -> set[str]:
+    """Return the keys of all artifacts that a version names. Raises ValueError if a tag was altered."""
+    keys = set(json.loads(version.tags.get(STAGE_KEYS, "{}")).values())
+    return keys | {version.tags.get(KEY, "")} - {""}
 
 
 def set_alias(tracker: Tracker, version: ModelVersion, alias: str) -> None:

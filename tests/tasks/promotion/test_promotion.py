@@ -74,8 +74,6 @@ def test_a_version_says_what_it_is_and_what_it_was_made_from(tracker: Tracker, t
         "alignflow.profile": "demo",
         "licence": "CC BY-SA 4.0",
         "seed": "1",
-        "key.merge": manifests["merge"]["key"],
-        "digest.reward": manifests["reward"]["digest"],
         "raw.source": manifests["site"]["digest"],
         "gate.kl": "passed: PPO is up to 1.60 nats per answer away from SFT.",
         "gate.data_days": "off",
@@ -84,7 +82,12 @@ def test_a_version_says_what_it_is_and_what_it_was_made_from(tracker: Tracker, t
         "decision.note": "looks good",
     }
     assert {name: version.tags.get(name) for name in expected} == expected
+    for tag, fact in (("stage.keys", "key"), ("stage.digests", "digest")):
+        found = json.loads(version.tags[tag])
+        assert found == {name: manifest[fact] for name, manifest in manifests.items()}  # type: ignore[literal-required]
     assert version.run_id == made.run_id
+    described = tracker.call(lambda client: client.get_model_version(MODEL, version.version)).description
+    assert described.startswith(f"Promoted: {ending.sentence}\n\n| gate | verdict |")
     for name in ("version", "policy"):
         (tmp_path / name).mkdir()
     place = mlflow.artifacts.download_artifacts(
