@@ -48,8 +48,9 @@ def promote(promotion: Promotion = Promotion(), profile: str = "", run: str = ""
         connect(tracker)
         proposal = steps.propose(tracker, promotion, _pin_run(tracker, run, profile))
         evidence = steps.describe(proposal)
-        create_markdown_artifact(evidence, key="promotion", description=proposal.title)
         ending = steps.challenge(tracker, proposal)
+        if ending.outcome != "Unchanged":
+            create_markdown_artifact(evidence, key="promotion", description=proposal.title)
         if ending.outcome == "Challenger":
             ending = _decide(tracker, promotion, proposal, evidence)
         return Completed(name=ending.outcome, message=ending.sentence)

@@ -63,15 +63,15 @@ class Ending(NamedTuple):
 
 
 def propose(tracker: Tracker, promotion: Promotion, run: FinishedRun) -> Proposal:
-    """Judge a run's policy by the gates and register it as the challenger. Raises InputError."""
+    """Judge a run's policy by the gates and register it; leave the champion as it is. Raises InputError."""
     trained = [name for name in POLICIES if name in run.stages]
     choice = choose(promotion, run.summary["metrics"], trained)
     if choice is None:
         wanted = "policy" if promotion.policy == "auto" else promotion.policy
         raise InputError(f"The run has trained no {wanted}, so there is nothing to promote")
     champion = registry.find_version(tracker, promotion.model, registry.CHAMPION)
-    key = run.stages[choice.policy]["key"]
-    rival = champion.version if champion and champion.tags.get(KEY) != key else ""
+    if champion and champion.tags.get(KEY) == run.stages[choice.policy]["key"]:
+        return Proposal(run=run, choice=choice, results=[], off=[], version=champion, champion=champion)
     data = run.stages.get("data", {}).get("key", "")
     manifest = find_manifest(tracker, "data", data) if data else None
     evidence = Evidence(
@@ -80,7 +80,7 @@ def propose(tracker: Tracker, promotion: Promotion, run: FinishedRun) -> Proposa
         data_read=manifest["created"] if manifest else None,
         now=time.time(),
     )
-    results = evaluate(promotion.gates, choice, evidence, rival)
+    results = evaluate(promotion.gates, choice, evidence, champion.version if champion else "")
     tags = _identity(tracker, run, choice, dict(manifest["origins"]) if manifest else {})
     tags |= {f"{GATE}{_tag_name(one.name)}": f"{VERDICTS[one.passed]}: {one.sentence}" for one in results}
     off = [name for name, threshold in promotion.gates.model_dump().items() if threshold is None]
@@ -149,9 +149,7 @@ def _tag_name(name: str) -> str:
 def challenge(tracker: Tracker, proposal: Proposal) -> Ending:
     """Refuse a proposal that fails a gate; make the others challengers, for someone to decide."""
     if proposal.is_champion:
-        ending = Ending("Unchanged", f"{proposal.title} is the champion already.")
-        registry.remove_alias(tracker, proposal.version, registry.CHALLENGER)
-        return ending
+        return Ending("Unchanged", f"{proposal.title} is the champion already.")
     if failed := failures(proposal.results):
         reasons = " ".join(f"{one.name}: {one.sentence}" for one in failed)
         ending = Ending("Refused", f"{proposal.title} is not promoted. {reasons}")

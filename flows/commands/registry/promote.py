@@ -41,7 +41,8 @@ def main(args: argparse.Namespace) -> None:
     proposal = steps.propose(tracker, promotion, run)
     from flows.display.registry_tables import print_evidence
 
-    print_evidence(proposal)
+    if not proposal.is_champion:
+        print_evidence(proposal)
     ending = steps.challenge(tracker, proposal)
     if ending.outcome == "Refused":
         raise NotPromoted(ending.sentence)

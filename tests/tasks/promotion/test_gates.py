@@ -244,8 +244,8 @@ def test_a_judge_is_better_than_chance_and_than_the_longer_answer() -> None:
 
 
 def test_nothing_is_decided_without_a_judge() -> None:
-    nobody = Choice("ppo", "", None)
-    results = judged({"win_rate_vs_sft": 0.5, "judge_agreement": 0.5}, choice=nobody)
+    no_judge = Choice("ppo", "", None)
+    results = judged({"win_rate_vs_sft": 0.5, "judge_agreement": 0.5}, choice=no_judge)
     assert [result.passed for result in results] == [None, None]
     assert len(failures(results)) == 2
 

@@ -106,15 +106,23 @@ def test_a_version_says_what_it_is_and_what_it_was_made_from(tracker: Tracker, t
 
 
 def test_a_policy_is_registered_once(tracker: Tracker) -> None:
+    made = make_run(tracker, 1, GOOD | {"ppo.kl": 30.0})
+    assert promote(tracker, made, gates={"alignment_tax": 2.0}).outcome == "Refused"
+    (version,) = registry.list_versions(tracker)
+    assert version.tags["gate.alignment_tax.arc"].startswith("passed")
+    assert version.tags["gate.kl"].startswith("failed")
+    assert promote(tracker, made, gates={"kl": None}).outcome == "Promoted"
+    (version,) = registry.list_versions(tracker)
+    assert (version.tags["gate.kl"], version.tags["gate.alignment_tax.arc"]) == ("off", "off")
+
+
+def test_the_champion_is_left_as_it_is(tracker: Tracker) -> None:
     made = make_run(tracker, 1)
-    assert promote(tracker, made, gates={"alignment_tax": 2.0}).outcome == "Promoted"
-    assert champion(tracker).tags["gate.alignment_tax.arc"].startswith("passed")  # type: ignore[union-attr]
-    again = promote(tracker, made, gates={"kl": None})
-    assert (again.outcome, len(registry.list_versions(tracker))) == ("Unchanged", 1)
-    version = champion(tracker)
-    assert version is not None
-    assert (version.tags["decision.by"], version.tags["gate.kl"]) == ("anna", "off")
-    assert version.tags["gate.alignment_tax.arc"] == "off"
+    assert promote(tracker, made).outcome == "Promoted"
+    before = champion(tracker)
+    assert promote(tracker, made, gates={"kl": 0.1}).outcome == "Unchanged"
+    assert champion(tracker) == before
+    assert len(registry.list_versions(tracker)) == 1
 
 
 @pytest.mark.parametrize("name", ["", "flow-2", "demo 2"])
