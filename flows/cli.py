@@ -1,6 +1,6 @@
 """alignflow: run the pipeline, plan it, serve it, maintain it. Each command is a file in flows/commands.
 
-Exit status: 0 done, 1 a stage failed, 2 bad input, 130 interrupted.
+Exit status: 0 done, 1 a stage failed or a gate refused, 2 bad input, 130 interrupted.
 """
 
 import argparse
@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from flows.commands import deploy, doctor, gc, job, landed, plan, report, run, up, work
-from flows.failures import RunFailed
+from flows.commands.registry import lineage, models, promote, rollback
+from flows.failures import NotPromoted, RunFailed
 from flows.services import isolation
 from flows.services.processes import ServerFailed
 from tasks.artifacts.store import home
@@ -45,7 +46,11 @@ class Command(Protocol):
     def main(self, args: argparse.Namespace) -> None: ...
 
 
-COMMANDS: tuple[Command, ...] = (run, plan, report, job, up, deploy, work, landed, gc, doctor)
+COMMANDS: tuple[Command, ...] = (
+    run, plan, report, job,
+    promote, rollback, models, lineage,
+    up, deploy, work, landed, gc, doctor,
+)  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -63,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
         return _print_error(str(error), 2)
     except RunFailed as error:
         return _print_error(str(error), error.status)
-    except (StageFailed, ServerFailed) as error:
+    except (StageFailed, ServerFailed, NotPromoted) as error:
         if isinstance(error, ServerFailed) and (failure := _full_disk()):
             return _print_error(str(failure), 2)
         return _print_error(str(error), 1)

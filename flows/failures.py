@@ -1,6 +1,6 @@
-"""The error that a run ends with if stages of it failed.
+"""The errors that a run ends with if stages of it failed, and a promotion if a gate refuses it.
 
-Imports neither Prefect nor MLflow, because the command line catches it.
+Imports neither Prefect nor MLflow, because the command line catches them.
 """
 
 from collections.abc import Mapping
@@ -23,6 +23,10 @@ class RunFailed(Exception):
     def status(self) -> int:
         """Return the exit status: 2 if every failure is bad input, else 1."""
         return 2 if all(isinstance(error, InputError) for error in self.errors.values()) else 1
+
+
+class NotPromoted(Exception):
+    """A policy has failed a gate; the message says which, and by how much."""
 
 
 def describe_failure(stage: str, error: Exception) -> str:

@@ -15,8 +15,10 @@ from tasks.config.models import HuggingFaceBase
 from tasks.config.pipeline import Pipeline
 from tasks.config.sources import ShellSite
 from tasks.execution.tokenizer_preflight import check_tokenizer
+from tasks.promotion.finished_runs import connect
 from tasks.stages.weights import start_weights
 from tasks.system.errors import InputError
+from tasks.tracking.client import Tracker, process_tracker
 
 LEAST_FREE_MB = 200
 
@@ -50,6 +52,20 @@ def check_places(root: Path, summary: Path | None) -> None:
         summary.is_dir() or (not summary.absolute().parent.is_dir() and summary.absolute().parent != root)
     ):
         raise InputError(f"--summary: {summary} cannot be written; its folder must exist")
+
+
+def require_tracker() -> Tracker:
+    """Set this process up for MLflow, which holds runs and models, and connect. Raises InputError."""
+    environment.use_running_servers(home())
+    if not os.environ.get("MLFLOW_TRACKING_URI") and not (home() / "mlflow.db").is_file():
+        raise InputError(
+            f"There are no runs in {home()}: `alignflow run` makes one; ALIGNFLOW_HOME or "
+            "MLFLOW_TRACKING_URI names another place"
+        )
+    environment.prepare(home())
+    tracker = process_tracker()
+    connect(tracker)
+    return tracker
 
 
 def require_prefect_server() -> None:

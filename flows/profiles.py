@@ -28,16 +28,23 @@ FOLDERS = (
 
 def load(profile: str, settings: list[str]) -> Pipeline:
     """Return the settings of a profile, with changes such as 'ppo.steps=10'. Raises InputError."""
-    path = find(profile)
+    return _with_changes(_over(_defaults(), read(find(profile))), settings)
+
+
+def change(section: str, known: dict[str, Any], settings: list[str]) -> Pipeline:
+    """Return the defaults with one section of an earlier run, and with changes. Raises InputError."""
+    return _with_changes(_over(_defaults(), {section: known}), settings)
+
+
+def _with_changes(known: dict[str, Any], settings: list[str]) -> Pipeline:
     changed: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals or not name.strip():
             raise InputError(f"--set takes NAME=VALUE, such as --set ppo.kl_coefficient=0.1, not {setting!r}")
         changed = _over(changed, _nested(name.strip(), _value(name.strip(), text)))
-    changed = _under_current_names(changed)
     try:
-        return Pipeline.model_validate(_over(_over(_defaults(), read(path)), changed))
+        return Pipeline.model_validate(_over(known, _under_current_names(changed)))
     except ValidationError as error:
         raise InputError(format_error(error)) from None
 

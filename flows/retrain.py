@@ -1,9 +1,17 @@
-"""Run the pipeline again if data, settings or code have changed: on a schedule, on new data, or by hand."""
+"""Run the pipeline again if data, settings or code have changed: on a schedule, on new data, or by hand.
 
-from typing import Any
+Then go on to promote what was trained, as a run of its own: it may wait for a person for days, and a flow run
+that is started inside another one cannot be suspended.
+"""
 
-from prefect import flow
-from prefect.client.schemas.objects import State
+from pathlib import Path
+from typing import Any, cast
+
+from prefect import flow, get_run_logger
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
+from prefect.runtime import deployment
 from prefect.states import Completed
 
 from flows.commands.plan import plan
@@ -42,4 +50,18 @@ def retrain(config: Pipeline = Pipeline(), profile: str = "rlhf", dump: str = ""
         if all(stage.action == "reuse" for stage in plan(config)):
             return Completed(name="Cached", message=NO_CHANGE)
         summary: dict[str, Any] = rlhf(config, profile=profile)
+        if config.promotion.after_retrain:
+            _start_promotion(config, profile, run=Path(summary["file"]).parent.name)
         return summary
+
+
+def _start_promotion(config: Pipeline, profile: str, *, run: str) -> None:
+    """Start a run of the deployment promote/PROFILE and do not wait for it."""
+    name = f"promote/{deployment.name or profile}"
+    parameters = {"promotion": config.promotion.model_dump(mode="json"), "profile": profile, "run": run}
+    try:
+        started = cast(FlowRun, run_deployment(name, parameters=parameters, timeout=0, as_subflow=False))
+        get_run_logger().info("The promotion goes on in the flow run %s", started.name)
+    except ObjectNotFound:
+        text = f"There is no deployment {name}, so nothing is promoted: `alignflow deploy` makes it"
+        get_run_logger().warning("%s; `alignflow promote %s` does it by hand", text, run)

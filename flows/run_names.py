@@ -32,6 +32,11 @@ def name_retraining() -> str:
     return _name("retrain ")
 
 
+def name_promotion() -> str:
+    """Return the name of the current promotion."""
+    return _name("promote ")
+
+
 def _name(prefix: str) -> str:
     typed = str(flow_run.name or "")
     if typed and not is_random(typed):
@@ -40,7 +45,7 @@ def _name(prefix: str) -> str:
     settings = {name: value for name, value in parameters.items() if name != "profile"}
     key = digest_of(to_jsonable_python(settings, fallback=str))
     moment = f"{datetime.now().astimezone():%Y-%m-%d %H:%M}"
-    return f"{prefix}{parameters.get('profile', 'rlhf')} {moment} {key[:KEY_LENGTH]}"
+    return f"{prefix}{parameters.get('profile') or 'rlhf'} {moment} {key[:KEY_LENGTH]}"
 
 
 def is_random(name: str) -> bool:

@@ -133,7 +133,12 @@ def profile(name: str, gpu: str = "", settings: list[str] | None = None, folder:
     if "pools" not in profiles.read(profiles.find(name)):
         config = config.model_copy(update={"pools": Pools(gpu=gpu)})
     config = profiles.with_absolute_paths(config, Path(folder or Path.cwd()))
-    return {"config": config.model_dump(mode="json"), "title": profiles.title(name)}
+    filled = config.model_dump(mode="json")
+    return {
+        "config": filled,
+        "promotion": filled["promotion"],
+        "title": profiles.title(name),
+    }
 
 
 def deploy(definition: Definition, *, webhook: str = "") -> list[str]:

@@ -15,9 +15,9 @@ from tasks.system.errors import InputError
 from tasks.system.locks import is_held
 from tasks.tracking import databases
 from tasks.tracking.client import PATIENCE_TO_CONNECT, Tracker, process_tracker
-from tasks.tracking.runs import KEY, PARENT
+from tasks.tracking.registry import list_versions, stage_keys
+from tasks.tracking.runs import KEY, MAX_ALL_RUNS, PARENT
 
-MAX_RUNS = 50_000  # in one answer; MLflow's own limit
 RUN_LOCK = "run-"  # prefix of the lock of a running pipeline; the rest is the id of its run in MLflow
 UNKNOWN = (
     "MLflow, which knows the registered models, is not reachable, and nothing is freed before it is; "
@@ -99,7 +99,7 @@ def tracked_keys(home: Path, *, since: float, alive: set[str]) -> set[str]:
         *(f"tags.`{PARENT}` = '{run}'" for run in sorted(alive)),
     ]
     try:
-        recent = [run for condition in conditions for run in tracker.search(condition, limit=MAX_RUNS)]
+        recent = [run for condition in conditions for run in tracker.search(condition, limit=MAX_ALL_RUNS)]
         return ({run.tags.get(KEY, "") for run in recent} | _registered(tracker)) - {""}
     except Exception as error:
         raise InputError(
@@ -108,9 +108,12 @@ def tracked_keys(home: Path, *, since: float, alive: set[str]) -> set[str]:
 
 
 def _registered(tracker: Tracker) -> set[str]:
-    """Return the keys of the artifacts of all registered models."""
-    versions = tracker.model_versions(PATIENCE_TO_CONNECT)
-    keys = {version.tags.get(KEY, "") for version in versions}
+    """Return the keys of the artifacts of all registered models, and of the runs that they are of.
+
+    A home may lack the policy and hold what it was trained on, so the policy's own key does not suffice.
+    """
+    versions = list_versions(tracker, patience=PATIENCE_TO_CONNECT)
+    keys = {key for version in versions for key in stage_keys(version)}
     for run_id in {version.run_id for version in versions} - {""}:
         run = tracker.run(run_id, PATIENCE_TO_CONNECT)  # None: it was deleted
         keys.add(run.tags.get(KEY, "") if run else "")

@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from tasks.config.base import Settings
 from tasks.config.benchmarks import Benchmarks
 from tasks.config.data import Data
+from tasks.config.gates import Promotion
 from tasks.config.judges import LanguageJudge, NoJudge
 from tasks.config.machine import Machine, Pools
 from tasks.config.models import Base, BuiltinBase, Text, Weights
@@ -43,6 +44,7 @@ class Pipeline(Settings):
     winrate: Winrate = Winrate()
     judge: LanguageJudge = NoJudge()
     benchmarks: Benchmarks = Benchmarks()
+    promotion: Promotion = Promotion()
     machine: Machine = Machine()
     pools: Pools = Pools()
 

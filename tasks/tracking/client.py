@@ -43,13 +43,8 @@ class Run(NamedTuple):
     run_id: str
     status: str
     tags: dict[str, str]
-
-
-class ModelVersion(NamedTuple):
-    """A version of a registered model."""
-
-    run_id: str  # "" if it was registered without a run
-    tags: dict[str, str]
+    params: dict[str, str]
+    started: float  # seconds since the epoch
 
 
 class Tracker:
@@ -193,17 +188,25 @@ class Tracker:
         """Set the status of an ended run to RUNNING."""
         self._retry(lambda: self._mlflow.update_run(run_id, status="RUNNING"))
 
-    def model_versions(self, patience: float | None = None) -> list[ModelVersion]:
-        """Return all versions of all registered models."""
-        versions: list[ModelVersion] = []
-        token: str | None = None
-        while True:
-            search = partial(self._mlflow.search_model_versions, page_token=token)
-            page = self._retry(search, patience)
-            versions += [ModelVersion(one.run_id or "", dict(one.tags)) for one in page]
-            token = page.token
-            if not token:
-                return versions
+    # the registry of models, for tasks/tracking/registry.py
+
+    def call(self, function: "Callable[[MlflowClient], T]", patience: float | None = None) -> T:
+        """Return what a function of MLflow's client returns; wait during an outage."""
+        return self._retry(lambda: function(self._mlflow), patience)
+
+    def log_model(self, run_id: str, name: str, folder: Path, *, kind: str, tags: dict[str, str]) -> str:
+        """Log a model whose files are those of ``folder`` as an output of a run; return its id."""
+        from mlflow.entities import LoggedModelOutput
+
+        model = self._retry(
+            lambda: self._mlflow.create_logged_model(
+                self._experiment, name=name, source_run_id=run_id, tags=tags, model_type=kind
+            )
+        )
+        self._retry(lambda: self._mlflow.log_model_artifacts(model.model_id, str(folder)))
+        self._retry(lambda: self._mlflow.finalize_logged_model(model.model_id, "READY"))
+        self._retry(lambda: self._mlflow.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)]))
+        return str(model.model_id)
 
     # contents of a run
 
@@ -288,7 +291,8 @@ def process_tracker() -> Tracker:
 
 
 def _as_run(run: "MlflowRun") -> Run:
-    return Run(run.info.run_id, run.info.status, dict(run.data.tags))
+    started = (run.info.start_time or 0) / 1000
+    return Run(run.info.run_id, run.info.status, dict(run.data.tags), dict(run.data.params), started)
 
 
 def _redirect_logs() -> None:

@@ -144,7 +144,8 @@ def publish(artifact: Artifact, tracker: Tracker, *, parent: str | None) -> bool
     manifest = store.lookup(stage, key)
     if manifest is None or manifest["digest"] != artifact["digest"]:
         return False
-    with runs.stage_run(tracker, stage, key, manifest["job"], parent=parent) as run:
+    job, inputs = manifest["job"], manifest["origins"]
+    with runs.stage_run(tracker, stage, key, job, parent=parent, inputs=inputs) as run:
         run.upload_artifact(manifest, store.entry(stage, key))
     return True
 

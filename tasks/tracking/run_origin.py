@@ -24,10 +24,10 @@ def origin_tags(source: str) -> dict[str, str]:
 
     ``source`` is a command, a deployment or a program.
     """
-    return {USER: _user(), SOURCE: source, TYPE: "JOB", HOST: socket.gethostname(), **_code()}
+    return {USER: user_name(), SOURCE: source, TYPE: "JOB", HOST: socket.gethostname(), **_code()}
 
 
-def _user() -> str:
+def user_name() -> str:
     """Return the operating system's name of the user.
 
     USER may be another one's under sudo or in a service.

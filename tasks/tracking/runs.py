@@ -5,6 +5,7 @@ its artifacts in the store. A failed upload ends a stage only if another machine
 MLflow.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -23,7 +24,9 @@ HOME = "alignflow.home"
 FLOW_RUN = "prefect.flow_run_id"
 PROFILE = "alignflow.profile"
 KEY, DAMAGED = "stage.key", "stage.damaged"
+INPUTS = "stage.inputs"  # JSON: digest of the artifact by the name of the input
 MAX_RUNS = 50  # of one search
+MAX_ALL_RUNS = 50_000  # of one search; MLflow's own limit
 
 
 @contextmanager
@@ -118,6 +121,7 @@ def stage_run(
             else:
                 tags = _stage_tags(stage, key, parent, is_cached=False)
                 tags[NOTE] = describe_stage(stage, key, inputs or {})
+                tags |= {INPUTS: json.dumps(inputs)} if inputs is not None else {}
                 run = TrackedRun(tracker, tracker.start(stage, tags))
                 run.log_params(settings)
     with _ending(run):
@@ -150,6 +154,12 @@ def find_built(tracker: Tracker, key: str) -> list[tuple[str, str]]:
     return [
         (run.run_id, run.tags[DIGEST]) for run in tracker.search(_built(key), limit=10) if _is_complete(run)
     ]
+
+
+def finished_stage_runs(tracker: Tracker) -> list[Run]:
+    """Return the runs that have built and uploaded an artifact, newest first."""
+    found = tracker.search("tags.cached = 'false' AND attributes.status = 'FINISHED'", limit=MAX_ALL_RUNS)
+    return [run for run in found if _is_complete(run) and KEY in run.tags and "stage" in run.tags]
 
 
 def mark_damaged(tracker: Tracker, run_id: str) -> None:

@@ -48,6 +48,7 @@ def test_the_house_has_a_chain_per_profile_a_stage_per_pool_and_retraining() -> 
         "rlhf/travel-tiny",
         "rlhf/dpo",
         "retrain/demo",
+        "promote/demo",
         "stage/cpu",
         "stage/gpu",
     }
@@ -74,7 +75,9 @@ def test_a_forms_values_are_the_whole_profile_with_its_gpu_stages_on_the_gpu_poo
     assert config.pools.gpu == "gpu"
     assert found["config"].keys() == Pipeline.model_fields.keys()
     assert config.method == ("dpo" if one["name"] == "dpo" else "both")
-    assert one["parameters"] == {"config": "{{ chosen.config }}", "profile": "{{ chosen.title }}"}
+    section = "promotion" if one["entrypoint"] == "flows.promote.promote" else "config"
+    assert one["parameters"] == {section: f"{{{{ chosen.{section} }}}}", "profile": "{{ chosen.title }}"}
+    assert found["promotion"] == found["config"]["promotion"]
 
 
 def test_a_profiles_own_pools_and_paths_stay_what_they_are(
@@ -95,8 +98,8 @@ def test_a_further_profile_gets_a_chain_and_retraining_of_its_own(tmp_path: Path
     file = tmp_path / "mine.yaml"
     file.write_text("seed: 3\n")
     found = named(deploy._with_profiles(deploy._read_definition(), [str(file)]))
-    assert set(found) - set(named(CONTENT)) == {"rlhf/mine", "retrain/mine"}
-    for name in ("rlhf/mine", "retrain/mine"):
+    assert set(found) - set(named(CONTENT)) == {"rlhf/mine", "retrain/mine", "promote/mine"}
+    for name in ("rlhf/mine", "retrain/mine", "promote/mine"):
         assert found[name]["build"][0]["flows.commands.deploy.profile"]["name"] == str(file)
         assert found[name]["tags"] == ["pipeline"]
     names = [trigger["name"] for one in found.values() for trigger in one.get("triggers", [])]

@@ -19,6 +19,7 @@ from tasks.judges.endpoint_judge import EndpointJudge
 from tasks.judges.judge import Answer as Text
 from tasks.judges.judge import Battle
 from tasks.judges.verdict_cache import VerdictCache
+from tasks.programs.runtime.job_judges import refuse_unaffordable
 from tasks.system.errors import InputError
 from tests.support.fake_programs import wait_until
 from tests.support.judges.ask_endpoint import battles, settings
@@ -331,6 +332,17 @@ def test_an_estimate_above_the_limit_is_refused_before_anything_is_asked(cache: 
     with serving() as server:
         with pytest.raises(InputError, match=r"^Nothing was asked: .*judge\.max_cost is 0\.01"):
             judge(server, cache, max_cost=0.01).compare(battles(10), silent)
+        assert not server.asked
+
+
+def test_all_verdicts_of_an_evaluation_are_refused_before_the_first_is_paid(cache: VerdictCache) -> None:
+    """Grading alone would be affordable; grading and judging together are not."""
+    with serving() as server:
+        limit = judge(server, cache).estimate(battles(15)).cost
+        asked = judge(server, cache, max_cost=limit)
+        with pytest.raises(InputError, match="^Nothing was asked: 30 prompts"):
+            refuse_unaffordable(asked, battles(30))
+        refuse_unaffordable(asked, battles(10))
         assert not server.asked
 
 

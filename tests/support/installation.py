@@ -76,10 +76,10 @@ class Installation:
             "MLFLOW_TRACKING_PASSWORD": self.password,
         }
 
-    def start_worker(self, pool: str, name: str) -> "subprocess.Popen[bytes]":
+    def start_worker(self, pool: str, name: str, *options: str) -> "subprocess.Popen[bytes]":
         """Start a worker with its own home, ROOT/NAME, and wait until the server knows it."""
         log, home = self.root / f"{name}.txt", self.root / name
-        process = self.start_cli(log, home, "work", pool, "--name", name, **self.login)
+        process = self.start_cli(log, home, "work", pool, "--name", name, *options, **self.login)
         self.workers[name] = process
         with self.client() as client:
             wait_until(lambda: name in [one.name for one in client.read_workers_for_work_pool(pool)], 60)
@@ -119,8 +119,12 @@ class Installation:
 
     def flow_process(self, run_id: UUID) -> psutil.Process:
         """Return the process of a flow run."""
-        (found,) = [process for process in self.processes() if process.name() == f"flow {str(run_id)[:8]}"]
+        (found,) = self.flow_processes(run_id)
         return found
+
+    def flow_processes(self, run_id: UUID) -> list[psutil.Process]:
+        """Return the processes of a flow run; it has none while it is not at work."""
+        return [process for process in self.processes() if process.name() == f"flow {str(run_id)[:8]}"]
 
     def program(self, stage: str) -> psutil.Process | None:
         """Return the process that runs the program of a stage, in any home."""

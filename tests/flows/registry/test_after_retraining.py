@@ -1,0 +1,64 @@
+"""Test what a retraining does when it has built something: it starts a promotion of its own."""
+
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from prefect.exceptions import ObjectNotFound
+
+from flows import retrain
+from tasks.config.pipeline import Pipeline
+
+
+@pytest.fixture
+def retrained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+    """Let a retraining build something, without Prefect; return the deployments that it starts."""
+    started: list[tuple[str, dict[str, Any]]] = []
+
+    def run_deployment(name: str, **options: Any) -> SimpleNamespace:
+        started.append((name, options))
+        return SimpleNamespace(name="promote demo")
+
+    for name, value in {
+        "run_deployment": run_deployment,
+        "get_run_logger": lambda: logging.getLogger("retrained"),
+        "plan": lambda _: [SimpleNamespace(action="build")],
+        "rlhf": lambda *_, **__: {"file": "/home/runs/flow-7/summary.json"},
+        "check_inputs": lambda _: None,
+        "process_tracker": lambda: SimpleNamespace(connect=lambda: True),
+    }.items():
+        monkeypatch.setattr(retrain, name, value)
+    return started
+
+
+def test_it_starts_a_promotion_of_its_run_and_does_not_wait(retrained: list[Any]) -> None:
+    config = Pipeline.model_validate({"promotion": {"approval": "person"}})
+    retrain.retrain.fn(config, profile="mine")
+    ((name, options),) = retrained
+    assert name == "promote/mine"
+    assert options["parameters"] == {
+        "promotion": config.promotion.model_dump(mode="json"), "profile": "mine", "run": "flow-7",
+    }  # fmt: skip
+    assert (options["timeout"], options["as_subflow"]) == (0, False)
+
+
+def test_it_starts_none_if_the_settings_say_so_or_nothing_was_built(
+    retrained: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retrain.retrain.fn(Pipeline.model_validate({"promotion": {"after_retrain": False}}))
+    monkeypatch.setattr(retrain, "plan", lambda _: [SimpleNamespace(action="reuse")])
+    retrain.retrain.fn(Pipeline())
+    assert retrained == []
+
+
+def test_a_promotion_that_is_not_deployed_is_no_failure(
+    retrained: list[Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ObjectNotFound(Exception())
+
+    monkeypatch.setattr(retrain, "run_deployment", refuse)
+    assert retrain.retrain.fn(Pipeline(), profile="mine") == {"file": "/home/runs/flow-7/summary.json"}
+    assert "no deployment promote/mine" in caplog.text
+    assert "`alignflow promote flow-7`" in caplog.text
