@@ -340,7 +340,7 @@ def test_all_verdicts_of_an_evaluation_are_refused_before_the_first_is_paid(cach
     with serving() as server:
         limit = judge(server, cache).estimate(battles(15)).cost
         asked = judge(server, cache, max_cost=limit)
-        with pytest.raises(InputError, match="^Nothing was asked: 30 prompts"):
+        with pytest.raises(InputError, match=r"^Nothing was asked: 30 prompts"):
             refuse_unaffordable(asked, battles(30))
         refuse_unaffordable(asked, battles(10))
         assert not server.asked
