@@ -11,7 +11,7 @@ import pytest
 
 from tasks.artifacts.code_version import source_digests
 from tasks.reporting import charts, reward_charts, stage_charts
-from tasks.reporting.evaluation_view import describe_result
+from tasks.reporting.evaluation.judges import describe_result
 from tasks.reporting.numbers import format_number
 from tasks.reporting.pages import STYLE
 from tasks.reporting.run_report import TEMPLATE

@@ -151,6 +151,7 @@ def make_data(folder: Path, site: str) -> Path:
         "site": site,
         "kind": "stack-exchange",
         "quarantined": {},
+        "masked": {"email": 3, EVIL: 1},
         "kept": kept,
         "questions_with_pairs": 4,
         "read": {"questions": 6, "answers": 14},
