@@ -8,13 +8,7 @@ KEY_FIGURES = (
     "dpo.kl",
     "ppo.kl",
 )  # beside the win rates of the best judge there is
-JUDGES = {
-    "gold": "the gold scorer",
-    "lm": "a language model",
-    "held_out": "a reward model that PPO has never seen",
-    "reward": "the reward model, which PPO was trained to please",
-}
-POLICIES = {"ppo": "PPO", "dpo": "DPO"}
+JUDGES = ("gold", "lm", "held_out", "reward")
 
 
 def format_outcome(stage: dict[str, Any]) -> str:
@@ -49,34 +43,6 @@ def key_figures(metrics: dict[str, Any]) -> list[str]:
     ]
 
 
-def headline(metrics: dict[str, Any]) -> str:
-    """Return the run's result in one sentence: the best policy, its win rate, interval and judge.
-
-    Returns "" if no policies were compared.
-    """
-    judge = _best_judge(metrics)
-    rates = {policy: metrics.get(f"{judge}_win_rate.{policy}_vs_sft") for policy in POLICIES}
-    found = {policy: rate for policy, rate in rates.items() if isinstance(rate, dict)}
-    if not judge or not found:
-        return ""
-    best = max(found, key=lambda policy: float(found[policy]["value"]))
-    rate = found[best]
-    if rate["low"] > 0.5:
-        verdict = "is better than SFT"
-    elif rate["high"] < 0.5:
-        verdict = "is worse than SFT"
-    else:
-        verdict = "cannot be told from SFT"
-    doubt = (
-        ""
-        if _is_trusted(judge, metrics)
-        else ' (not shown to be better than "longer wins" on held-out votes)'
-    )
-    interval = f"95% interval {_percent(rate['low'])} to {_percent(rate['high'])}"
-    wins = f"{_percent(rate['value'])} of {rate['n']:,} questions ({interval})"
-    return f"Result: {POLICIES[best]} {verdict}: it wins on {wins}, judged by {JUDGES[judge]}{doubt}."
-
-
 def _best_judge(metrics: dict[str, Any]) -> str:
     """Return the judge whose verdict is shown: the first that its report card speaks for, else the first."""
     judges = [judge for judge in JUDGES if any(name.startswith(f"{judge}_win_rate.") for name in metrics)]
@@ -91,10 +57,6 @@ def _is_trusted(judge: str, metrics: dict[str, Any]) -> bool:
     """
     card, rule = (metrics.get(f"judge.{judge}.{name}") for name in ("agreement", "longer_wins"))
     return judge == "gold" or not card or not rule or card["low"] > max(0.5, rule["value"])
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}%"
 
 
 def _format_number(value: Any) -> str:
