@@ -1,6 +1,7 @@
 """Say which run a report or a model card is about: what is in no key, so not in the artifact either."""
 
 import html
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from tasks.artifacts.store import flatten
 from tasks.config.pipeline import Pipeline
 from tasks.tracking.run_origin import COMMIT, MODIFIED, origin_tags
 
-TRAINING = ("seed", "text", "weights", "sft", "merge")  # settings that every policy depends on
+TRAINING = ("seed", "base", "text", "weights", "sft", "merge")  # settings that every policy depends on
 OF_POLICY = {"ppo": ("reward", "ppo"), "dpo": ("dpo",)}
 
 
@@ -24,7 +25,7 @@ def collect_facts(config: Pipeline, *, profile: str, run_name: str, run_id: str)
         "seed": str(config.seed),
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "commit": _name_commit(),
-        "run": " ".join(filter(None, [run_name, f"({run_id})"])),
+        "run": run_name or run_id,
     }
 
 
@@ -64,7 +65,8 @@ def facts_as_markdown(facts: dict[str, Any]) -> str:
 
 def _as_code(value: Any) -> str:
     """Return any value as inline code in a table: no backtick ends it, and no bar its cell."""
-    text = "".join(letter if letter.isprintable() else " " for letter in str(value))
+    shown = value if isinstance(value, str) else json.dumps(value)
+    text = "".join(letter if letter.isprintable() else " " for letter in shown)
     flat = " ".join(text.replace("`", "'").replace("|", "\N{BROKEN BAR}").split())
     return f"`{flat}`" if flat else ""
 

@@ -116,13 +116,13 @@ def test_the_leaderboard_says_what_each_policy_wins_and_costs(tmp_path: Path) ->
     board = leaderboard_of(render_report(run))
     assert board[0] == [
         "policy",
-        "is the best",
         "wins against SFT",
         "at equal length",
         "KL from SFT",
         "tokens",
         "ended",
         "warnings",
+        "is the best",
         "score",
         "Elo",
     ]
