@@ -14,7 +14,7 @@ from tasks.config.stages import Ppo
 from tasks.programs import ppo
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.training.rollouts import Rollout, ScoreRule
-from tests.support import ppo_jobs
+from tests.programs.ppo import ppo_jobs
 
 EVERY_STEP = {"checkpoint_steps": 10}  # PPO saves ten times as often as the other stages
 VARIANTS: list[dict[str, Any]] = [

@@ -30,8 +30,9 @@ from tasks.rlhf.models import loading, lora, reward_model
 from tasks.rlhf.training import checkpoints
 from tasks.rlhf.training.rollouts import PpoModels, Rollout, ScoreRule, roll_out
 from tasks.system.errors import InputError
-from tests.support import ppo_jobs, tiny
-from tests.support.ppo_jobs import LORA, TEXT
+from tests.programs.ppo import ppo_jobs
+from tests.programs.ppo.ppo_jobs import LORA, TEXT
+from tests.support import tiny
 
 
 @pytest.fixture(scope="module")
