@@ -142,11 +142,13 @@ def _link(config: Pipeline, summary: dict[str, Any], policies: list[str], tracke
     pages = {title: address for title, address in pages.items() if address}
     links = " · ".join(f"[{title}]({address})" for title, address in pages.items())
     settings = describe_pipeline(summary["profile"], config.model_dump(mode="json"))
-    end = _escape(describe_end(summary))
-    tracked.set_tags({NOTE: "\n\n".join(filter(None, [end, links, settings]))})
+    shown = _escape(f"{summary['headline']}." if summary["headline"] else "No policies were compared.")
+    # a promotion may decide otherwise later
+    gates = _escape(f"When the run ended: {summary['gates']}") if summary["gates"] else ""
+    tracked.set_tags({NOTE: "\n\n".join(filter(None, [shown, gates, links, settings]))})
     for title, address in pages.items():
         key = f"mlflow-{title.lower().replace(' ', '-')}"
-        create_link_artifact(address, f"{title} in MLflow", key=key)
+        create_link_artifact(address, f"{title} in MLflow", key=key, description=f"{title} of this run")
     text = as_markdown(summary, pages.get("Report", ""))
     create_markdown_artifact(text, key="report", description=describe_end(summary))
 

@@ -86,7 +86,7 @@ def test_no_artifact_links_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("ALIGNFLOW_HOME", str(tmp_path))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
 
-    def link(address: str, *_: Any, key: str) -> None:
+    def link(address: str, *_: Any, key: str, **__: Any) -> None:
         made[key] = address
 
     monkeypatch.setattr(run_summary, "create_link_artifact", link)
