@@ -15,15 +15,16 @@ from tasks.artifacts.code_version import PROGRAMS
 from tasks.artifacts.store import Store, home
 from tasks.system.locks import acquire, try_acquire
 from tasks.tracking.client import Run, Tracker
+from tasks.tracking.logged_models import copy_links
 from tasks.tracking.run_notes import describe_pipeline, describe_stage, machine_and_home
 from tasks.tracking.run_origin import NOTE, origin_tags
-from tasks.tracking.tracked_run import DIGEST, TrackedRun
+from tasks.tracking.tracked_run import DIGEST, KEY, TrackedRun
 
 PARENT = "mlflow.parentRunId"
 HOME = "alignflow.home"
 FLOW_RUN = "prefect.flow_run_id"
 PROFILE = "alignflow.profile"
-KEY, DAMAGED = "stage.key", "stage.damaged"
+DAMAGED = "stage.damaged"
 INPUTS = "stage.inputs"  # JSON: digest of the artifact by the name of the input
 MAX_RUNS = 50  # of one search
 MAX_ALL_RUNS = 50_000  # of one search; MLflow's own limit
@@ -115,14 +116,15 @@ def stage_run(
         with tracker.turned_off_by_errors():
             found = tracker.search(f"{_builds(key)} AND status != 'FINISHED'")
             if found:
-                run = TrackedRun(tracker, found[0].run_id, resumed=True, tags=found[0].tags)
-                tracker.reopen(found[0].run_id)
+                left, tags = found[0].run_id, found[0].tags
+                run = TrackedRun(tracker, left, stage=stage, parent=parent, resumed=True, tags=tags)
+                tracker.reopen(left)
                 run.set_tags({PARENT: parent})
             else:
                 tags = _stage_tags(stage, key, parent, is_cached=False)
                 tags[NOTE] = describe_stage(stage, key, inputs or {})
                 tags |= {INPUTS: json.dumps(inputs)} if inputs is not None else {}
-                run = TrackedRun(tracker, tracker.start(stage, tags))
+                run = TrackedRun(tracker, tracker.start(stage, tags), stage=stage, parent=parent)
                 run.log_params(settings)
     with _ending(run):
         yield run
@@ -138,9 +140,12 @@ def log_reuse(
         tags = _stage_tags(stage, key, parent, is_cached=True)
         tags[DIGEST] = digest
         tags[NOTE] = f"The stage {stage} was reused: its artifact {key[:12]} was stored before."
-        if earlier := tracker.search(_built(key)):
+        earlier = tracker.search(_built(key))
+        if earlier:
             tags["stage.built_by"] = earlier[0].run_id
-        run = TrackedRun(tracker, tracker.start(stage, tags))
+        run = TrackedRun(tracker, tracker.start(stage, tags), stage=stage, parent=parent)
+        if earlier:
+            copy_links(tracker, earlier[0], [str(run.run_id), parent])
         run.log_summary(metrics)
         run.end("FINISHED")
 
