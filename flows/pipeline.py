@@ -1,6 +1,8 @@
 """From votes to an aligned model: the whole run as one Prefect flow."""
 
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from prefect import flow
@@ -15,6 +17,7 @@ from flows.run_names import name_run
 from flows.services.heartbeat import heartbeat
 from flows.services.prefect_workarounds import true_edges
 from flows.stage_runs import Outcome, StageRuns, stopping_threads
+from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.base_model import base_artifact
 from tasks.artifacts.corpus import corpus_artifact
 from tasks.artifacts.store import explain_rebuilds
@@ -22,6 +25,7 @@ from tasks.config.models import BuiltinBase
 from tasks.config.pipeline import Pipeline
 from tasks.config.sources import ShellSite
 from tasks.execution.run_stage import RunContext
+from tasks.promotion.opponents import find_opponents
 from tasks.stages.answers import answers
 from tasks.stages.benchmarks import benchmarks
 from tasks.stages.data import data
@@ -43,6 +47,8 @@ from tasks.tracking.client import process_tracker
 from tasks.tracking.remote_artifacts import locate
 from tasks.tracking.tracked_run import TrackedRun
 
+NO_OPPONENTS: Mapping[str, Artifact] = MappingProxyType({})
+
 
 class RunStage(Protocol):
     """What ``chain`` does with each stage."""
@@ -51,10 +57,11 @@ class RunStage(Protocol):
         """Return the stage's artifact, or what Prefect passes on in its place."""
 
 
-def chain(config: Pipeline, run: RunStage) -> None:
+def chain(config: Pipeline, run: RunStage, opponents: Mapping[str, Artifact] = NO_OPPONENTS) -> None:
     """Walk the stages. ``run(stage, **inputs)`` returns a stage's artifact, or a promise of it.
 
     A stage waits for its inputs alone: those that do not wait for each other may run at the same time.
+    ``opponents`` are the champion's artifacts, as ``find_opponents`` returns them.
     """
     source = run(site) if isinstance(config.source, ShellSite) else corpus_artifact(config.source)
     pairs = run(data, source=source)
@@ -68,7 +75,7 @@ def chain(config: Pipeline, run: RunStage) -> None:
     if config.method in ("dpo", "both"):
         log_probs = run(reference, data=pairs, model=model)
         policies["dpo"] = run(dpo, data=pairs, model=model, reference=log_probs)
-    answered = run(answers, data=pairs, base=base, model=model, **policies)
+    answered = run(answers, data=pairs, base=base, model=model, **policies, **opponents)
     run(winrate, data=pairs, model=model, reward=reward_model, answers=answered)
     run(benchmarks, data=pairs, base=base, model=model, reward=reward_model, **policies)
 
@@ -139,9 +146,10 @@ def _run_stages(config: Pipeline, tracked: TrackedRun) -> Outcome:
             "Workers find each other's artifacts in MLflow, which is not reachable: set MLFLOW_TRACKING_URI, "
             "or leave pools.* empty"
         )
+    opponents = find_opponents(tracked.tracker, config.promotion)
     stages = StageRuns(config, context)
     with stopping_threads(), true_edges():
-        chain(config, stages.run)
+        chain(config, stages.run, opponents)
         for name, causes in stages.wait().not_run.items():
             events.tell("not_run", name, causes=causes)
         stages.run(report, **stages.ends)

@@ -10,6 +10,7 @@ from tasks.promotion.finished_runs import FinishedRun, find_manifest, read_licen
 from tasks.promotion.gates import (
     POLICIES,
     TITLES,
+    Champion,
     Choice,
     Evidence,
     GateResult,
@@ -80,8 +81,9 @@ def propose(tracker: Tracker, promotion: Promotion, run: FinishedRun) -> Proposa
         warnings={name: stage["warnings"] for name, stage in run.stages.items()},
         data_read=manifest["created"] if manifest else None,
         now=time.time(),
+        compared=_compared(tracker, run),
     )
-    results = evaluate(promotion.gates, choice, evidence, champion.version if champion else "")
+    results = evaluate(promotion.gates, choice, evidence, _known(champion))
     tags = _identity(tracker, run, choice, dict(manifest["origins"]) if manifest else {})
     tags |= {f"{GATE}{_tag_name(one.name)}": f"{VERDICTS[one.passed]}: {one.sentence}" for one in results}
     off = [name for name, threshold in promotion.gates.model_dump().items() if threshold is None]
@@ -97,6 +99,20 @@ def propose(tracker: Tracker, promotion: Promotion, run: FinishedRun) -> Proposa
     outdated = {tag: OFF for tag in version.tags if tag.startswith(GATE) and tag not in tags}
     registry.set_tags(tracker, version.name, version.version, outdated)
     return Proposal(run=run, choice=choice, results=results, off=off, version=version, champion=champion)
+
+
+def _compared(tracker: Tracker, run: FinishedRun) -> str:
+    """Return the digest of the earlier run's policy that a run has compared its own with; "" if none."""
+    key = run.stages.get("answers", {}).get("key", "")
+    manifest = find_manifest(tracker, "answers", key) if key else None
+    return manifest["origins"].get("champion", "") if manifest else ""
+
+
+def _known(champion: ModelVersion | None) -> Champion | None:
+    if champion is None:
+        return None
+    digests = json.loads(champion.tags.get(registry.STAGE_DIGESTS, "{}"))
+    return Champion(champion.version, digests.get(champion.tags.get("policy", ""), ""))
 
 
 def _identity(tracker: Tracker, run: FinishedRun, choice: Choice, origins: dict[str, str]) -> dict[str, str]:

@@ -10,10 +10,17 @@ from tasks.reporting import charts
 from tasks.reporting.numbers import format_interval, format_percent
 from tasks.reporting.reward_charts import Bar
 
-NAMES = {"chosen": "chosen answers", "base": "base model", "sft": "SFT", "dpo": "DPO", "ppo": "PPO"}
+NAMES = {
+    "chosen": "chosen answers",
+    "base": "base model",
+    "sft": "SFT",
+    "champion": "champion",
+    "dpo": "DPO",
+    "ppo": "PPO",
+}
 # opponents: the model that all started from first, the chosen answers last
-OPPONENTS = ("sft", "dpo", "ppo", "base", "chosen")
-POLICIES = ("ppo", "dpo", "sft", "base")
+OPPONENTS = ("sft", "champion", "dpo", "ppo", "base", "chosen")
+POLICIES = ("ppo", "dpo", "champion", "sft", "base")
 ACCURACIES = {
     "reward_accuracy.votes": ("Reward model, votes", "Pairs of answers ordered as the voters did,"),
     "reward_accuracy.longer_wins": (

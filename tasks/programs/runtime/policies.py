@@ -29,6 +29,21 @@ def load_base(run: Run, precision: Precision | None, device: torch.device) -> Mo
     return Models({"base": partial(trainable.unchanged, model)}, None)
 
 
+def load_champion(run: Run, precision: Precision | None, device: torch.device) -> Models:
+    """Load the champion, a policy of an earlier run, with the merged model that it was trained from.
+
+    Raises InputError if that is another model.
+    """
+    folder = run.inputs["champion_model"]
+    load = partial(loading.load, folder, device=device, precision=precision)
+    model = load()
+    actual = fingerprint.compute_fingerprint(folder, model)
+    _, active = trainable.load(
+        run.inputs["champion"], model, "champion", actual=actual, setting="weights.merged", reload_base=load
+    )
+    return Models({"champion": active}, None)
+
+
 def load_tuned(run: Run, precision: Precision | None, device: torch.device) -> Models:
     """Load the merged SFT model with the adapters of the policies and the reward model that are inputs.
 

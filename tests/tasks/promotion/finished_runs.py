@@ -10,7 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.artifacts.store import Manifest, Recipe, Store, home
+from tasks.config.gates import Promotion
 from tasks.config.pipeline import Pipeline
+from tasks.promotion.opponents import find_opponents
 from tasks.system.hashing import digest_of
 from tasks.tracking import runs
 from tasks.tracking.client import Tracker
@@ -26,7 +28,8 @@ INPUTS: dict[str, dict[str, str]] = {
     "reward": {"data": "data", "model": "merge"},
     "ppo": {"data": "data", "model": "merge", "reward": "reward"},
     "dpo": {"data": "data", "model": "merge"},
-    "winrate": {"data": "data", "model": "merge", "reward": "reward"},
+    "answers": {"data": "data", "base": "pretrain", "model": "merge"},
+    "winrate": {"data": "data", "model": "merge", "reward": "reward", "answers": "answers"},
 }
 TABLES = {
     "pretrain": ("corpus",),
@@ -34,6 +37,7 @@ TABLES = {
     "reward": ("reward", "evaluation_pairs"),
     "ppo": ("rl",),
     "dpo": ("reward", "evaluation_pairs"),
+    "answers": ("evaluation",),
     "winrate": ("evaluation", "evaluation_pairs"),
 }
 # question, answers: one question in each split; 50 is in the evaluation split alone
@@ -73,7 +77,7 @@ def make_run(
     settings: dict[str, Any] | None = None,
     profile: str = "demo",
 ) -> MadeRun:
-    """Build, upload and summarise a run; another seed leads to other keys."""
+    """Build, upload and summarise a run, compared with the champion; another seed leads to other keys."""
     name, manifests = f"{profile} {seed}", dict[str, Manifest]()
     config = Pipeline.model_validate({"seed": seed, **(settings or {})}).model_dump(mode="json")
     with runs.pipeline_run(tracker, name, config, flow_run_id=f"flow-{seed}", profile=profile) as tracked:
@@ -97,6 +101,8 @@ def make_run(
 def _build(tracker: Tracker, stage: str, seed: int, made: dict[str, Manifest], parent: str) -> Manifest:
     origins = {name: made[taken]["digest"] for name, taken in INPUTS[stage].items()}
     contents = {name: _content(stage, name, made) for name in origins}
+    if stage == "answers" and (opponents := find_opponents(tracker, Promotion())):
+        origins["champion"] = contents["champion"] = opponents["champion"]["digest"]
     store = Store(home())
     recipe = Recipe(stage, {"seed": seed}, contents, {}, origins)
     folder = store.partial(recipe.key) / "artifact"
