@@ -1,5 +1,6 @@
 """Format metrics, results and the outcome of stages as text."""
 
+from collections.abc import Mapping
 from typing import Any
 
 KEY_FIGURES = (
@@ -42,18 +43,18 @@ def format_metric(value: Any) -> str:
 
 def key_figures(metrics: dict[str, Any]) -> list[str]:
     """Return the names of the figures that a run is judged by; all others are in its summary and report."""
-    judge = _best_judge(metrics)
+    judge = best_judge(metrics)
     return [
         name for name in metrics if name in KEY_FIGURES or (judge and name.startswith(f"{judge}_win_rate."))
     ]
 
 
-def headline(metrics: dict[str, Any]) -> str:
+def headline(metrics: Mapping[str, Any]) -> str:
     """Return the run's result in one sentence: the best policy, its win rate, interval and judge.
 
     Returns "" if no policies were compared.
     """
-    judge = _best_judge(metrics)
+    judge = best_judge(metrics)
     rates = {policy: metrics.get(f"{judge}_win_rate.{policy}_vs_sft") for policy in POLICIES}
     found = {policy: rate for policy, rate in rates.items() if isinstance(rate, dict)}
     if not judge or not found:
@@ -76,13 +77,13 @@ def headline(metrics: dict[str, Any]) -> str:
     return f"Result: {POLICIES[best]} {verdict}: it wins on {wins}, judged by {JUDGES[judge]}{doubt}."
 
 
-def _best_judge(metrics: dict[str, Any]) -> str:
+def best_judge(metrics: Mapping[str, Any]) -> str:
     """Return the judge whose verdict is shown: the first that its report card speaks for, else the first."""
     judges = [judge for judge in JUDGES if any(name.startswith(f"{judge}_win_rate.") for name in metrics)]
     return next((judge for judge in judges if _is_trusted(judge, metrics)), judges[0] if judges else "")
 
 
-def _is_trusted(judge: str, metrics: dict[str, Any]) -> bool:
+def _is_trusted(judge: str, metrics: Mapping[str, Any]) -> bool:
     """Return whether a judge agrees with held-out votes more than chance and the longer answer do.
 
     The gold scorer is the truth, which votes are noisy about. A judge without a report card, for want of

@@ -11,6 +11,7 @@ from typing import Any
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
 from flows.display.formatting import format_metric, format_not_run, format_outcome
+from flows.display.mlflow_page import show_result
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.store import home
 from tasks.config.pipeline import Pipeline
@@ -77,7 +78,7 @@ def conclude(
     }
     replace_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     replace_text(folder / "config.json", config.model_dump_json(indent=1) + "\n")
-    tracked.log_summary({**summary["metrics"], "seconds": summary["seconds"]})
+    show_result(summary, config, tracked)
     for name in ("report.html", "card.html", "summary.json", "config.json"):
         tracked.upload(folder / name)
     page_there = tracked.tracker.page(str(tracked.run_id), "report.html") if tracked.is_on else ""

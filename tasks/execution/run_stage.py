@@ -29,6 +29,8 @@ from tasks.tracking.client import Tracker, process_tracker
 from tasks.tracking.data_sets import data_sets_read
 from tasks.tracking.logged_models import log_stage_model
 from tasks.tracking.remote_artifacts import Published, find_published, locate, publish
+from tasks.tracking.run_notes import describe_figures, describe_stage
+from tasks.tracking.run_origin import NOTE
 from tasks.tracking.tracked_run import LOG, TrackedRun
 
 MAX_CRASHES = 2  # a killed program is started again this often; it resumes from its checkpoint
@@ -257,6 +259,13 @@ def _track(tracked: TrackedRun, manifest: Manifest, artifact: Artifact, entry: P
     tracked.log_summary(
         {**artifact["metrics"], "seconds": artifact["seconds"], "peak_mb": artifact["peak_mb"]}
     )
+    note = describe_stage(
+        manifest["stage"],
+        manifest["key"],
+        manifest["origins"],
+        describe_figures(artifact["metrics"], artifact["warnings"]),
+    )
+    tracked.set_tags({NOTE: note})
     tracked.upload_log(directory)
     tracked.upload_artifact(manifest, entry)
     log_stage_model(tracked, manifest)

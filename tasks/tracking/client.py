@@ -152,8 +152,12 @@ class Tracker:
         if not self.is_remote:
             return ""
         server = (os.environ.get(PAGE) or self.uri).rstrip("/")
+        return f"{server}/{self.page_path(run_id, file)}"
+
+    def page_path(self, run_id: str, file: str = "") -> str:
+        """Return the address of a run's page from any other page of MLflow."""
         view = f"artifacts/{file}" if file else "artifacts"
-        return f"{server}/#/experiments/{self._experiment}/runs/{run_id}/{view}?workflowType=machine_learning"
+        return f"#/experiments/{self._experiment}/runs/{run_id}/{view}?workflowType=machine_learning"
 
     def start(self, name: str, tags: dict[str, str]) -> str:
         """Create a run and return its id."""

@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from pyarrow import DataType, Schema
 
 PARQUET = ".parquet"
-HELD_OUT = ("evaluation", "evaluation_pairs", "reference_evaluation", "answers")  # tables that train nothing
+TRAINING = (
+    "corpus",
+    "finetune",
+    "reward",
+    "reward_groups",
+    "rl",
+    "reference",
+)  # tables that models learn from
 MAX_DIGEST = 36  # characters; MLflow's limit
 MAX_SCHEMA = 60_000  # characters; MLflow takes 65,535
 
@@ -23,8 +30,11 @@ MAX_SCHEMA = 60_000  # characters; MLflow takes 65,535
 def data_sets_read(stage: str, inputs: dict[str, Artifact], places: dict[str, str]) -> list[DataSet]:
     """Return the data sets among the inputs of a stage, which lie at ``places``.
 
-    These are the parquet files that the program reads, and the user's files of questions and benchmarks.
+    These are the parquet files that the program reads, and the user's files of questions and benchmarks. The
+    report, which draws what the others have read and measured, has none.
     """
+    if stage == "report":
+        return []
     found: list[DataSet] = []
     for name, artifact in inputs.items():
         place = Path(places[name])
@@ -55,7 +65,7 @@ def _table(artifact: Artifact, place: Path, path: str) -> DataSet:
     return DataSet(
         name=name,
         digest=artifact["files"][path][:MAX_DIGEST],
-        context="evaluation" if name in HELD_OUT else "training",
+        context="training" if name in TRAINING else "evaluation",
         source=_source(artifact, file),
         schema=schema,
         profile=json.dumps({**rows, "bytes": file.stat().st_size}),

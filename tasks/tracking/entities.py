@@ -1,5 +1,6 @@
 """Build MLflow's entities and its monitor from plain values."""
 
+import json
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ class DataSet(NamedTuple):
     name: str
     digest: str  # at most 36 characters
     context: str  # what it is read for, such as training
-    source: str  # JSON
+    source: str  # JSON: its uri, and stage and key of the artifact that it is a part of
     schema: str | None  # JSON in MLflow's format; None: not known
     profile: str  # JSON
 
@@ -29,6 +30,11 @@ def data_set_inputs(data_sets: list[DataSet]) -> "list[DatasetInput]":
         entity = Dataset(one.name, one.digest, "local", one.source, one.schema, one.profile)
         inputs.append(DatasetInput(entity, [InputTag("mlflow.data.context", one.context)]))
     return inputs
+
+
+def is_original(source: str) -> bool:
+    """Return whether a data set with this source is the user's or a split of it, not a stage's result."""
+    return json.loads(source).get("stage", "data") in ("site", "data")
 
 
 def model_output(model_id: str) -> "LoggedModelOutput":

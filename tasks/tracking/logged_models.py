@@ -60,7 +60,7 @@ def log_stage_model(run: TrackedRun, manifest: Manifest) -> None:
         model_id = run.known.get(MODEL) or log_model(
             tracker,
             run_id,
-            stage,
+            f"{stage}-{manifest['key'][:6]}",
             kind=KINDS[stage],
             content={
                 "schema": SCHEMA,
@@ -74,12 +74,27 @@ def log_stage_model(run: TrackedRun, manifest: Manifest) -> None:
             add_output(tracker, run.parent, model_id)
 
 
-def copy_links(tracker: Tracker, built: Run, targets: list[str]) -> None:
-    """Log the data sets and the model of the run that built an artifact for runs that reuse it."""
+def log_results(tracker: Tracker, key: str, metrics: dict[str, float]) -> None:
+    """Log what an evaluation says of a stage's model, for the model and the run that trained it."""
+    if not tracker.is_up:
+        return
+    with tracker.turned_off_by_errors():
+        built = f"tags.`{KEY}` = '{key}' AND tags.cached = 'false' AND status = 'FINISHED'"
+        for found in tracker.search(built):
+            if MODEL in found.tags:
+                TrackedRun(tracker, found.run_id).log_metrics(metrics, model=found.tags[MODEL])
+
+
+def copy_links(tracker: Tracker, built: Run, reused: str, parent: str) -> None:
+    """Log the data sets and the model of the run that built an artifact for one that reuses it.
+
+    The model and the original data sets are logged for the pipeline's run too.
+    """
     found = tracker.call(lambda client: client.get_run(built.run_id)).inputs
     data_sets = found.dataset_inputs if found else []
-    for target in targets:
-        _copy(tracker, target, data_sets, built.tags.get(MODEL))
+    _copy(tracker, reused, data_sets, built.tags.get(MODEL))
+    original = [one for one in data_sets if entities.is_original(one.dataset.source)]
+    _copy(tracker, parent, original, built.tags.get(MODEL))
 
 
 def _copy(tracker: Tracker, target: str, data_sets: list[Any], model_id: str | None) -> None:

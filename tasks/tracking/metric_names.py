@@ -33,10 +33,9 @@ FINAL = [
         (rf"(judge|perplexity|bits_per_byte|tax|benchmark|mcnemar|reward_bench)\.{REST}", r"eval.\1.\2"),
         (rf"reward_accuracy\.{REST}", r"eval.reward_accuracy.\1"),
         (rf"reward\.{REST}", r"eval.reward_model.\1"),
-        (rf"(pretrain|sft|merge|reference|ppo|dpo|answers|winrate|benchmarks)\.{REST}", r"eval.\1.\2"),
+        (rf"(pretrain|sft|merge|reference|ppo|dpo|answers|winrate|benchmarks|report)\.{REST}", r"eval.\1.\2"),
         (rf"data\.{WORD}", r"data.\1"),
         (rf"site\.{WORD}", r"data.site.\1"),
-        (rf"report\.{WORD}", r"system.report.\1"),
         (r"(seconds|peak_mb)", r"system.\1"),
         (REST, r"other.\1"),
     )

@@ -96,12 +96,16 @@ class TrackedRun:
 
     def log_summary(self, metrics: dict[str, Any]) -> None:
         """Log final metrics under MLflow's names: numbers, or values with intervals."""
+        self.log_metrics(final_metrics(metrics))
+
+    def log_metrics(self, metrics: dict[str, float], *, model: str | None = None) -> None:
+        """Log metrics by their names in MLflow, of the run or of one of its models."""
         if not self.is_on:
             return
         stamp = int(time.time() * 1000)
-        values: list[Metric] = [(name, value, stamp, 0) for name, value in final_metrics(metrics).items()]
+        values: list[Metric] = [(name, value, stamp, 0) for name, value in metrics.items()]
         with self.tracker.turned_off_by_errors():
-            self.tracker.log_metrics(str(self.run_id), values)
+            self.tracker.log_metrics(str(self.run_id), values, model=model)
 
     def upload(self, path: Path, folder: str | None = None) -> None:
         """Upload a file or a folder, if it exists."""
@@ -131,11 +135,14 @@ class TrackedRun:
         self.set_tags({DIGEST: manifest["digest"]})
 
     def log_data_sets(self, data_sets: list[DataSet]) -> None:
-        """Log the data sets that the run reads, as its inputs and those of the run above it."""
-        if data_sets and self.is_on:
-            inputs = entities.data_set_inputs(data_sets)
-            with self.tracker.turned_off_by_errors():
-                for run_id in filter(None, (self.run_id, self.parent)):
+        """Log the data sets that the run reads; the original ones are inputs of the pipeline's run too."""
+        if not self.is_on:
+            return
+        of_pipeline = [one for one in data_sets if entities.is_original(one.source)]
+        with self.tracker.turned_off_by_errors():
+            for run_id, read in ((self.run_id, data_sets), (self.parent, of_pipeline)):
+                if run_id and read:
+                    inputs = entities.data_set_inputs(read)
                     self.tracker.call(partial(_log_inputs, run_id=run_id, inputs=inputs))
 
     @contextmanager

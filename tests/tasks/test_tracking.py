@@ -100,7 +100,9 @@ def test_a_stage_is_a_child_with_settings_metrics_data_and_files(tree: Path, tra
     assert root.data.params["ppo.kl_coefficient"] == "0.05"
     (child,) = children(tracker, parent)
     assert child.info.status == "FINISHED"
-    assert child.info.run_name == "data"
+    assert (
+        child.info.run_name == f"data {artifact['key'][:6]}"
+    )  # in a legend, two runs' stages are told apart
     assert child.data.params["data.max_pairs"] == "10"
     assert child.data.tags["stage.key"] == artifact["key"]
     assert child.data.tags["stage.digest"] == artifact["digest"]
