@@ -12,6 +12,7 @@ KEY_FIGURES = (
 JUDGES = {
     "gold": "the gold scorer",
     "lm": "a language model",
+    "held_out": "a reward model that PPO has never seen",
     "reward": "the reward model, which PPO was trained to please",
 }
 POLICIES = {"ppo": "PPO", "dpo": "DPO"}

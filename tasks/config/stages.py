@@ -166,6 +166,11 @@ class Reward(Tuning):
         description="Members of an ensemble, each an adapter and a score head on the same base (needs "
         "tune=lora).",
     )
+    held_out_member: bool = Field(
+        False,
+        description="Train one more member, which PPO never sees, as a judge of the policies (needs "
+        "tune=lora).",
+    )
     uncertainty_penalty: float = Field(
         0.5,
         ge=0,
@@ -192,16 +197,22 @@ class Reward(Tuning):
         description="Real answers that worthless ones are compared with (at most what the split has).",
     )
 
+    @property
+    def num_trained(self) -> int:
+        """Return the number of members that are trained, with the one that PPO never sees."""
+        return self.members + self.held_out_member
+
     @model_validator(mode="after")
     def _check_ensemble_and_probe(self) -> Self:
-        if self.members > 1 and self.tune == "full":
+        several = "members to 1 and held_out_member to false"
+        if self.num_trained > 1 and self.tune == "full":
             raise ValueError(
-                "members of an ensemble share a base, so they are adapters: set tune to lora, or members to 1"
+                f"members of an ensemble share a base, so they are adapters: set tune to lora, or {several}"
             )
-        if self.members > 1 and self.start:
+        if self.num_trained > 1 and self.start:
             raise ValueError(
                 "members of an ensemble that all start from the same weights would agree: set start to '', "
-                "or members to 1"
+                f"or {several}"
             )
         if self.probe and self.centring:
             raise ValueError(
