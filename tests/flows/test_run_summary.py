@@ -97,8 +97,8 @@ def test_no_artifact_links_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(run_summary, "create_link_artifact", link)
     monkeypatch.setattr(run_summary, "create_markdown_artifact", lambda text, key: made.setdefault(key, text))
-    for name in ("log_metrics", "upload"):
-        monkeypatch.setattr(Tracker, name, lambda *_: None)
+    for name in ("log_metrics", "set_tags", "upload"):
+        monkeypatch.setattr(Tracker, name, lambda *_, **__: None)
     monkeypatch.setattr(Tracker, "is_up", is_on)
     summary = conclude(
         Pipeline(),
