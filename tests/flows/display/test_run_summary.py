@@ -94,8 +94,9 @@ def test_no_artifact_links_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
         run_summary, "create_markdown_artifact", lambda text, key, description: made.setdefault(key, text)
     )
     tags: dict[str, str] = {}
-    for name in ("log_metrics", "upload"):
-        monkeypatch.setattr(Tracker, name, lambda *_, **__: None)
+    uploads: dict[str, str | None] = {}
+    monkeypatch.setattr(Tracker, "upload", lambda self, run, path, to, *_: uploads.update({path.name: to}))
+    monkeypatch.setattr(Tracker, "log_metrics", lambda *_, **__: None)
     monkeypatch.setattr(Tracker, "search", lambda *_, **__: [])
     monkeypatch.setattr(Tracker, "set_tags", lambda self, run_id, tag: tags.update(tag))
     monkeypatch.setattr(run_summary, "assess", lambda *_: None)
@@ -121,6 +122,8 @@ def test_no_artifact_links_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     note = html_of(tags.get("mlflow.note.content", ""))
     assert note.startswith("<p><strong>PPO beats SFT.</strong></p>") == is_on
     assert all((f'{file}{view}">' in note) == is_on for file in files.values())
+    kept = dict.fromkeys(("report.html", "card.html", "summary.json", "config.json"))
+    assert uploads == (kept | {"model-cards": "model-cards"} if is_on else {})
     assert (tmp_path / "runs" / "r" / "model-cards" / "ppo" / "README.md").exists()
     assert (summary["report"] in html_of(made["report"])) == (not is_on)
 
