@@ -10,6 +10,12 @@ from prefect.exceptions import ObjectNotFound
 from flows import retrain
 from tasks.config.pipeline import Pipeline
 
+SUMMARY = {
+    "file": "/home/runs/flow-7/summary.json",
+    "headline": "PPO wins",
+    "gates": "The gate kl refuses PPO.",
+}
+
 
 @pytest.fixture
 def retrained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
@@ -24,7 +30,7 @@ def retrained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]
         "run_deployment": run_deployment,
         "get_run_logger": lambda: logging.getLogger("retrained"),
         "plan": lambda _: [SimpleNamespace(action="build")],
-        "rlhf": lambda *_, **__: {"file": "/home/runs/flow-7/summary.json"},
+        "rlhf": lambda *_, **__: SUMMARY,
         "check_inputs": lambda _: None,
         "process_tracker": lambda: SimpleNamespace(connect=lambda: True),
     }.items():
@@ -59,6 +65,11 @@ def test_a_promotion_that_is_not_deployed_is_no_failure(
         raise ObjectNotFound(Exception())
 
     monkeypatch.setattr(retrain, "run_deployment", refuse)
-    assert retrain.retrain.fn(Pipeline(), profile="mine") == {"file": "/home/runs/flow-7/summary.json"}
+    state = retrain.retrain.fn(Pipeline(), profile="mine")
+    assert (state.name, state.message, state.data) == (
+        "Completed",
+        "PPO wins. The gate kl refuses PPO.",
+        SUMMARY,
+    )
     assert "no deployment promote/mine" in caplog.text
     assert "`alignflow promote flow-7`" in caplog.text
