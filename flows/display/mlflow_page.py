@@ -60,14 +60,11 @@ def show_result(
 def headline_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Return the few figures that a run is judged by, under names that MLflow shows first.
 
-    The win rates are those against SFT, by the judge that is trusted most.
+    The win rates are those against SFT, by the judge that is trusted most. They come first: MLflow's page
+    that compares runs draws the first metric.
     """
     judge = best_judge(metrics)
-    chosen = {
-        "judge_agreement": _number(metrics.get(f"judge.{judge}.agreement")),
-        "reward_accuracy": _number(metrics.get("reward_accuracy.votes")),
-        "worst_attack": _number(metrics.get("reward.worst_attack")),
-    }
+    chosen: dict[str, float | None] = {}
     for policy in POLICIES:
         rate = metrics.get(f"{judge}_win_rate.{policy}_vs_sft")
         chosen[f"{policy}_win_rate"] = _number(rate)
@@ -75,6 +72,9 @@ def headline_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
             chosen[f"{policy}_win_rate.{end}"] = rate.get(end) if isinstance(rate, dict) else None
         chosen[f"{policy}_kl"] = _number(metrics.get(f"{policy}.kl"))
         chosen[f"{policy}_perplexity_tax"] = _number(metrics.get(f"tax.perplexity.{policy}_vs_sft"))
+    chosen["judge_agreement"] = _number(metrics.get(f"judge.{judge}.agreement"))
+    chosen["reward_accuracy"] = _number(metrics.get("reward_accuracy.votes"))
+    chosen["worst_attack"] = _number(metrics.get("reward.worst_attack"))
     return {f"{HEADLINE}/{name}": float(value) for name, value in chosen.items() if value is not None}
 
 
