@@ -88,17 +88,24 @@ def roll_out(
         ref_logp = log_probs(reference, batch)
     with lora.active(models.model, "critic") as critic:
         values = sequences.values(critic, models.value_head, batch)
-    score = reward_model.normalised_rewards(models.reward, batch)
     ended = torch.tensor([answer[-1] in end_ids for answer in answers], device=device)
     return Rollout(
         batch=batch,
         logp=logp,
         ref_logp=ref_logp,
         values=values,
-        score=torch.where(ended | ~score.isfinite(), score, missing_eos_reward),
+        score=score_answers(models, batch, ended, missing_eos_reward=missing_eos_reward),
         ended=ended,
         sampler_logp=sequences.scatter(samples.logp[samples.mask], batch.response_mask),
     )
+
+
+def score_answers(models: PpoModels, batch: Sequences, ended: Tensor, *, missing_eos_reward: float) -> Tensor:
+    """Return the normalised reward of each answer (B,); one that has not ``ended`` (B,) gets
+    ``missing_eos_reward``.
+    """
+    score = reward_model.normalised_rewards(models.reward, batch)
+    return torch.where(ended | ~score.isfinite(), score, missing_eos_reward)
 
 
 def check_rollout(rollout: Rollout, step: int) -> None:
