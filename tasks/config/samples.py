@@ -20,8 +20,8 @@ class Samples(Settings):
     every: int | None = Field(
         None,
         ge=1,
-        description="Optimizer steps between two samples, for PPO rollout batches; null: six samples, from "
-        "before the first step to the last. The untrained and the last weights always answer.",
+        description="Optimizer steps between two samples, for PPO rollout batches; null: five samples, "
+        "from before the first step to the last. The untrained and the last weights always answer.",
     )
     temperature: float = Field(0.7, gt=0, le=10, description="Sampling temperature.")
 

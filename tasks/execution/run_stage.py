@@ -27,6 +27,7 @@ from tasks.system.files import replace_text
 from tasks.tracking import program_log, remote_checkpoints, runs
 from tasks.tracking.client import Tracker, process_tracker
 from tasks.tracking.remote_artifacts import Published, find_published, locate, publish
+from tasks.tracking.sample_table import SampleTable
 from tasks.tracking.tracked_run import LOG, TrackedRun
 
 MAX_CRASHES = 2  # a killed program is started again this often; it resumes from its checkpoint
@@ -135,7 +136,11 @@ def _build(store: Store, step: Step, recipe: Recipe, context: RunContext, lock: 
             context.tracker, step.stage, recipe.key, recipe.job, parent=context.tracked, inputs=recipe.origins
         ) as tracked:
             try:
-                usage = _finished(directory) or _run(step, directory, context, tracked, lock)
+                usage = _finished(directory)
+                if usage is None:
+                    usage = _run(step, directory, context, tracked, lock)
+                else:
+                    SampleTable(tracked, directory).upload_new(is_last=True)
             except BaseException as error:
                 _report_log(step.stage, directory, tracked, error)
                 raise
@@ -167,8 +172,11 @@ def _build(store: Store, step: Step, recipe: Recipe, context: RunContext, lock: 
 def _run(step: Step, directory: Path, context: RunContext, tracked: TrackedRun, lock: int) -> Usage:
     """Run the stage's program to its end; start a killed one again, from its checkpoint."""
 
+    table = SampleTable(tracked, directory)
+
     def on_step(line: Line) -> None:
         tracked.log_step(line)
+        table.upload_new()
         events.tell("step", step.stage, line=line)
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -183,9 +191,11 @@ def _run(step: Step, directory: Path, context: RunContext, tracked: TrackedRun, 
             seconds = context.machine.upload_seconds if context.shared else 0
             uploading = remote_checkpoints.uploading_checkpoints(tracked, directory, seconds)
             with uploading, sharing_work(step.stage, directory, context.machine) as poll:
-                return run_program(
+                usage = run_program(
                     step.stage, directory, context.machine, on_step=on_step, on_poll=poll, keep_open=(lock,)
                 )
+            table.upload_new(is_last=True)
+            return usage
         except StageCrashed as error:
             if crashes == MAX_CRASHES:
                 raise

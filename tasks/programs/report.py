@@ -17,7 +17,14 @@ from typing import Any
 from tasks.config.data import Data
 from tasks.config.jobs import ReportJob
 from tasks.programs.runtime.program import Run, main, read_summary
-from tasks.reporting import benchmark_tables, data_card, reward_charts, stage_charts, truncation_charts
+from tasks.reporting import (
+    benchmark_tables,
+    data_card,
+    reward_charts,
+    stage_charts,
+    training_samples,
+    truncation_charts,
+)
 from tasks.reporting.evaluation_view import build_evaluation
 from tasks.reporting.run_report import build_stage, group_stages, read_samples, render
 
@@ -46,6 +53,7 @@ def build_report(job: ReportJob, run: Run) -> None:  # noqa: ARG001 - the page h
         questions=summaries["winrate"]["questions"] if "winrate" in summaries else 0,
         warnings=[(name, text) for name, summary in summaries.items() for text in summary["warnings"]],
         cuts=cuts,
+        training_samples=training_samples.render_section(folders),
         costs=benchmark_tables.build_rows(_read_benchmarks(folders)),
         reward_scores=benchmark_tables.build_scores(metrics.get("benchmarks", {})),
         **build_evaluation(metrics, results, _describe_pairs(summaries)),

@@ -24,7 +24,7 @@ from tasks.rlhf.compute import distributed
 from tasks.rlhf.models.trainable import Active, Trainable
 from tasks.system import torchrun
 
-NUM_SAMPLES = 6  # unless the steps between them are set; with the one before the first step
+NUM_SAMPLES = 5  # unless the steps between them are set; with the one before the first step
 DRAWS = "training samples"
 
 Score = Callable[[Sequences, Tensor], Tensor]  # of a batch and which of its answers have ended, (B,)
