@@ -94,7 +94,10 @@ def keys(data: str = "", model: str = "", adapter: str = "", judge: str = "") ->
         ({"data": "finetune.parquet"}, {"sft", "reward", "report"}),
         ({"data": "reward.parquet"}, {"reward", "reference", "dpo", "report"}),
         ({"data": "rl.parquet"}, {"ppo", "report"}),
-        ({"data": "evaluation.parquet"}, {"answers", "winrate", "benchmarks", "report"}),
+        (
+            {"data": "evaluation.parquet"},
+            {"sft", "ppo", "dpo", "answers", "winrate", "benchmarks", "report"},
+        ),
         ({"data": "evaluation_pairs.parquet"}, {"reward", "reference", "dpo", "winrate", "report"}),
         ({"data": "corpus.parquet"}, {"pretrain", "report"}),
         ({"model": "summary.json"}, {"report"}),
@@ -182,6 +185,12 @@ def test_settings_that_a_stage_does_not_read_are_not_in_its_key() -> None:
     }
     assert {name for name, key in keys_of("weights.base=int8").items() if key != plain[name]} == {"sft"}
     assert keys_of("ppo.allow_exploitable=false") == plain
+
+
+def test_who_samples_no_answers_reads_no_evaluation_questions() -> None:
+    config = load("demo", ["samples.prompts=0"])
+    step = sft.step(config, data=artifact("data"), base=artifact("merge"))
+    assert list(step.inputs["data"]["files"]) == ["finetune.parquet"]
 
 
 SOURCES: list[dict[str, Any]] = [
