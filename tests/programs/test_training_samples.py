@@ -118,12 +118,19 @@ def test_all_stages_answer_the_same_questions_and_begin_with_the_same_answers(
 
 
 @pytest.mark.parametrize(
-    ("every", "steps"), [(None, [0, 2, 3, 4, 6]), (1, [*range(7)]), (4, [0, 4, 6]), (100, [0, 6])]
+    ("stage", "every", "steps"),
+    [
+        ("sft", None, [0, 2, 3, 4, 6]),
+        ("sft", 1, [*range(7)]),
+        ("sft", 4, [0, 4, 6]),
+        ("ppo", None, [0, 2, 3, 4, 6]),
+        ("ppo", 100, [0, 6]),
+    ],
 )
 def test_the_first_and_the_last_weights_always_answer(
-    trained: Trained, every: int | None, steps: list[int]
+    trained: Trained, stage: str, every: int | None, steps: list[int]
 ) -> None:
-    assert list(samples_of(trained("sft", samples={"prompts": 2, "every": every}))) == steps
+    assert list(samples_of(trained(stage, samples={"prompts": 2, "every": every}))) == steps
 
 
 def test_the_last_weights_of_a_run_that_stops_early_answer(
@@ -163,6 +170,15 @@ def test_kl_and_length_are_those_of_the_librarys_own_log_probabilities(
     assert max(map(abs, kl)) > 0.1
     assert [answer["length"] for answer in last] == [len(answer) for _, answer in sampled]
     assert [answer["ended"] for answer in last] == [answer[-1] == tiny.EOS for _, answer in sampled]
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_policies_answer_without_dropout(trained: Trained, stage: str) -> None:
+    often, once = (  # an evaluation of the held-out loss switches dropout off as well
+        samples_of(trained(stage, str(evaluations), samples={"every": 1}, evaluations=evaluations))
+        for evaluations in (6, 1)
+    )
+    assert often == once
 
 
 def test_an_answer_without_an_end_has_the_reward_that_ppo_gives_it(trained: Trained) -> None:

@@ -252,11 +252,19 @@ def test_a_new_setting_is_in_the_key_unless_it_says_otherwise() -> None:
 
 def test_programs_look_at_what_their_tasks_name_and_nothing_else() -> None:
     by_choice = {"reward": {"reward_groups.parquet"}}  # in place of its pairs
+    # where a part of its reading lies
+    elsewhere = {
+        "sft": ["runtime/training_samples"],
+        "ppo": ["runtime/training_samples"],
+        "dpo": ["reference", "runtime/training_samples"],
+        "reward": ["runtime/reward_tests"],
+    }
     for stage in ("pretrain", "sft", "merge", "reward", "ppo", "reference", "dpo", "answers", "winrate"):
-        # where a part of its reading lies
-        files = [stage, *{"dpo": ["reference"], "reward": ["runtime/reward_tests"]}.get(stage, [])]
+        files = [stage, *elsewhere.get(stage, [])]
         program = "".join((ROOT / "tasks" / "programs" / f"{name}.py").read_text() for name in files)
         task = (ROOT / "tasks" / "stages" / f"{stage}.py").read_text()
+        if "config.samples.tables" in task:
+            task += repr(CONFIG.samples.tables).replace("'", '"')
         read = set(re.findall(r'run\.inputs\["data"\] / "([\w.]+)"', program))
         assert read == set(MEANT[stage].get("data", ())) | by_choice.get(stage, set()), stage
         assert (
