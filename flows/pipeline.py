@@ -6,10 +6,13 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 from prefect.runtime import deployment, flow_run
+from prefect.states import Completed
 
+from flows.display.run_end import describe_end
 from flows.display.run_log import logging_events
-from flows.display.run_summary import conclude, summarise
+from flows.display.run_summary import RunName, conclude, summarise
 from flows.failures import RunFailed, describe_failure
 from flows.preflight import check_inputs
 from flows.renamed_settings import log_renamed_settings
@@ -93,7 +96,7 @@ def _started_by(profile: str) -> str:
 
 
 @flow(name="rlhf", flow_run_name=name_run, persist_result=True, result_serializer="json")
-def rlhf(config: Pipeline = Pipeline(), profile: str = "rlhf") -> dict[str, Any]:  # noqa: B008 - the form in Prefect's pages is filled from it
+def rlhf(config: Pipeline = Pipeline(), profile: str = "rlhf") -> State:  # noqa: B008 - the form in Prefect's pages is filled from it
     """Score and pair answers, fine-tune, train a reward model, then PPO, DPO or both, and compare.
 
     Args:
@@ -103,7 +106,8 @@ def rlhf(config: Pipeline = Pipeline(), profile: str = "rlhf") -> dict[str, Any]
     with heartbeat():
         log_renamed_settings()
         check_inputs(config)  # a deployment has had no command line to do so
-        return _run(config, profile)
+        summary = _run(config, profile)
+        return Completed(message=describe_end(summary), data=summary)
 
 
 def _run(config: Pipeline, profile: str) -> dict[str, Any]:
@@ -129,7 +133,8 @@ def _run(config: Pipeline, profile: str) -> dict[str, Any]:
             built = list(outcome.built.values())
             found = summarise(profile, built, seconds, failed=failed, not_run=outcome.not_run)
             page = locate(outcome.built["report"], tracked.tracker) / "report.html"
-            summary = conclude(config, found, page, run_id=str(flow_run.id), tracked=tracked)
+            run_name = RunName(str(flow_run.id), str(flow_run.name or ""))
+            summary = conclude(config, found, page, run=run_name, tracked=tracked)
         if outcome.failed:
             raise _failure(outcome, summary)
         assert summary is not None

@@ -5,11 +5,17 @@ from typing import Any, NamedTuple
 
 from tasks.config.gates import Gates, Promotion
 
-JUDGES = ("lm", "gold", "reward")  # which decides, if the settings leave it open: the first that has judged
+JUDGES = (
+    "gold",
+    "lm",
+    "held_out",
+    "reward",
+)  # which decides, if the settings leave it open: the first that has judged
 POLICIES = ("ppo", "dpo")
 TITLES = {
     "lm": "the language model",
     "gold": "the gold scorer",
+    "held_out": "the held-out reward model",
     "reward": "the reward model",
     "ppo": "PPO",
     "dpo": "DPO",

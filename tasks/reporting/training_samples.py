@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 from markupsafe import Markup
 
 from tasks.reporting import pages
-from tasks.reporting.evaluation_view import NAMES
+from tasks.reporting.evaluation.policies import NAMES
 from tasks.reporting.numbers import MINUS
 from tasks.reporting.text import clip_text
 

@@ -77,9 +77,9 @@ def test_dpo_is_chosen_where_it_wins_more() -> None:
     assert found == Choice("dpo", "gold", better["gold_win_rate.dpo_vs_sft"])
 
 
-def test_a_language_model_judges_before_the_gold_scorer_and_this_before_the_reward_model() -> None:
+def test_the_gold_scorer_judges_before_a_language_model_and_the_reward_model_last() -> None:
     metrics: dict[str, Any] = {}
-    for judge in ("reward", "gold", "lm"):
+    for judge in ("reward", "held_out", "lm", "gold"):
         metrics[f"{judge}_win_rate.dpo_vs_sft"] = interval(0.6, 0.5, 0.7)
         found = choose(Promotion(), metrics, ["dpo"])
         assert found is not None

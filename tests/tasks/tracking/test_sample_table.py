@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tasks.tracking import sample_table
+from tasks.execution import sample_table
+from tasks.execution.sample_table import SampleTable
 from tasks.tracking.client import Tracker
-from tasks.tracking.sample_table import SampleTable
 from tasks.tracking.tracked_run import TrackedRun
 
 
