@@ -12,6 +12,7 @@ from tasks.config.data import Data
 from tasks.config.judges import LanguageJudge, NoJudge
 from tasks.config.models import BuiltinBase, Precision, Text, Weights
 from tasks.config.pipeline import Pipeline
+from tasks.config.samples import Samples
 from tasks.config.sources import ShellSite, Source
 from tasks.config.stages import Dpo, Merge, Ppo, Reward, Sft, Winrate
 
@@ -58,6 +59,7 @@ class SftJob(Job):
     text: Text
     weights: BaseWeights = Weights()
     sft: Sft
+    samples: Samples = Samples()
 
 
 class MergeJob(Job):
@@ -91,6 +93,7 @@ class PpoJob(Job):
     text: Text
     weights: MergedWeights = Weights()
     ppo: Ppo
+    samples: Samples = Samples()
 
 
 class DpoJob(Job):
@@ -100,6 +103,7 @@ class DpoJob(Job):
     text: Text
     weights: MergedWeights = Weights()
     dpo: Dpo
+    samples: Samples = Samples()
 
 
 class Champion(Settings):

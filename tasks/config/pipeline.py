@@ -20,6 +20,7 @@ from tasks.config.gates import Promotion
 from tasks.config.judges import LanguageJudge, NoJudge
 from tasks.config.machine import Machine, Pools
 from tasks.config.models import Base, BuiltinBase, Text, Weights
+from tasks.config.samples import Samples
 from tasks.config.sources import ShellSite, Source
 from tasks.config.stages import Dpo, Merge, Ppo, Reward, Sft, Winrate
 
@@ -41,6 +42,7 @@ class Pipeline(Settings):
     reward: Reward = Reward()
     ppo: Ppo = Ppo()
     dpo: Dpo = Dpo()
+    samples: Samples = Samples()
     winrate: Winrate = Winrate()
     judge: LanguageJudge = NoJudge()
     benchmarks: Benchmarks = Benchmarks()

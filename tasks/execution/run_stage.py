@@ -14,6 +14,7 @@ from tasks.execution.dask import sharing_work
 from tasks.execution.dispatch import dispatch
 from tasks.execution.launch import Usage, run_program
 from tasks.execution.metrics_tail import Line
+from tasks.execution.sample_table import SampleTable
 from tasks.system import events
 from tasks.system.errors import (
     DiskFailure,
@@ -139,7 +140,11 @@ def _build(store: Store, step: Step, recipe: Recipe, context: RunContext, lock: 
             context.tracker, step.stage, recipe.key, recipe.job, parent=context.tracked, inputs=recipe.origins
         ) as tracked:
             try:
-                usage = _finished(directory) or _run(step, directory, context, tracked, lock)
+                usage = _finished(directory)
+                if usage is None:
+                    usage = _run(step, directory, context, tracked, lock)
+                else:
+                    SampleTable(tracked, directory).upload_new(is_last=True)
             except BaseException as error:
                 _report_log(step.stage, directory, tracked, error)
                 raise
@@ -171,8 +176,11 @@ def _build(store: Store, step: Step, recipe: Recipe, context: RunContext, lock: 
 def _run(step: Step, directory: Path, context: RunContext, tracked: TrackedRun, lock: int) -> Usage:
     """Run the stage's program to its end; start a killed one again, from its checkpoint."""
 
+    table = SampleTable(tracked, directory)
+
     def on_step(line: Line) -> None:
         tracked.log_step(line)
+        table.upload_new()
         events.tell("step", step.stage, line=line)
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -191,9 +199,11 @@ def _run(step: Step, directory: Path, context: RunContext, tracked: TrackedRun, 
             uploading = remote_checkpoints.uploading_checkpoints(tracked, directory, seconds)
             monitoring = tracked.monitoring_machine(context.machine.system_metrics)
             with uploading, monitoring, sharing_work(step.stage, directory, context.machine) as poll:
-                return run_program(
+                usage = run_program(
                     step.stage, directory, context.machine, on_step=on_step, on_poll=poll, keep_open=(lock,)
                 )
+            table.upload_new(is_last=True)
+            return usage
         except StageCrashed as error:
             if crashes == MAX_CRASHES:
                 raise

@@ -9,7 +9,6 @@ artifact: answers.parquet (question_id, question and, of every policy, answer, t
 A policy's answers depend on its own weights alone: not on which others are there, nor on who judges them.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from tasks.programs.runtime.program import Run, main
 from tasks.rlhf.algorithms import rewards
 from tasks.rlhf.batches import prompts, sampling, sequences
 from tasks.rlhf.batches.truncation import Encoder
-from tasks.rlhf.compute import devices, free_memory, seeds
+from tasks.rlhf.compute import devices, free_memory
 from tasks.rlhf.evaluation import intervals
 from tasks.rlhf.models import loading
 from tasks.rlhf.models.trainable import Active
@@ -127,7 +126,7 @@ class Sampler:
 
         Logs one step per batch, counted over all policies.
         """
-        uniform = uniform_numbers(self.seed, name, self.question_ids, self.max_tokens)
+        uniform = sampling.uniform_numbers(self.seed, name, self.question_ids, self.max_tokens)
         firsts = range(0, len(self.questions), self.settings.batch_size)
         answers: list[list[int]] = []
         divergences: list[float | None] = []
@@ -165,20 +164,6 @@ class Sampler:
         with policies["sft"]() as reference:
             ref_logp = sequences.log_probs(reference, batch, temperature=temperature)
         return answers, rewards.k1(logp - ref_logp).sum(dim=1).tolist()
-
-
-def uniform_numbers(seed: int, policy: str, question_ids: list[int], num_tokens: int) -> Tensor:
-    """Return the numbers that ``policy`` draws its answers by, (Q, num_tokens) float64 in [0, 1).
-
-    They depend on its name and the question alone: not on the other policies, the other questions or the
-    device.
-    """
-    name_seed = int.from_bytes(hashlib.sha256(policy.encode()).digest()[:8])
-    rows = []
-    for question_id in question_ids:
-        generator = torch.Generator().manual_seed(seeds.mix(seed, name_seed, question_id))
-        rows.append(torch.rand(num_tokens, generator=generator, dtype=torch.float64))
-    return torch.stack(rows)
 
 
 def build_columns(

@@ -5,7 +5,7 @@ torchrun --nproc_per_node 2 -m tasks.programs.dpo DIR        the same on two ran
 
 inputs: data, model (the merged SFT model), reference (its log-probabilities);
     start, if training starts from given weights
-artifact: adapter/ (peft format), bottleneck/ or model/; summary.json
+artifact: adapter/ (peft format), bottleneck/ or model/; samples.jsonl, summary.json
 
 Deviations from Rafailov et al. 2023: all pairs of a question share an optimizer step, the best answers'
 negative log-likelihood is added (dpo.nll_weight), and the reference's log-probabilities are computed
@@ -26,6 +26,7 @@ from tasks.config.stages import Dpo
 from tasks.programs.reference import COLUMNS, read_pairs
 from tasks.programs.runtime import pair_tables, training_setup
 from tasks.programs.runtime.program import ReportProgress, Run, main
+from tasks.programs.runtime.training_samples import build_sampler
 from tasks.rlhf.algorithms import losses, sanity_checks, schedules
 from tasks.rlhf.algorithms.losses import DpoLoss
 from tasks.rlhf.batches import comparisons, shared_prompt
@@ -117,6 +118,7 @@ def train(job: DpoJob, run: Run) -> None:
         lambda: evaluate_pairs(held_out, "held-out answers").loss,
         log=run.log,
         checkpoint_steps=machine.checkpoint_steps,
+        sample=build_sampler(job, run, tokenizer, policy, total=training.schedule.total),
     )
 
     # 4. The artifact: the weights that are kept, their held-out loss and accuracy.

@@ -3,7 +3,7 @@
 python -m tasks.programs.ppo DIR
 
 inputs: data, model (the merged SFT model), reward
-artifact: adapter/ (the policy), critic/ (a SEQ_CLS adapter; of PPO alone), summary.json
+artifact: adapter/ (the policy), critic/ (a SEQ_CLS adapter; of PPO alone), samples.jsonl, summary.json
 
 A KL penalty holds the policy near the SFT model. Policy, reference, critic and reward model are adapters of
 one copy of it. RLOO and GRPO have no critic: an answer is compared with others to the same prompt.
@@ -13,6 +13,7 @@ and not per mini-batch, no pretraining mix.
 """
 
 import random
+from functools import partial
 from typing import NamedTuple
 
 import pyarrow.parquet as pq
@@ -24,6 +25,7 @@ from tasks.config.stages import Ppo
 from tasks.programs.runtime import pair_tables
 from tasks.programs.runtime.ppo_models import TOLERANCE, load_models
 from tasks.programs.runtime.program import Run, main
+from tasks.programs.runtime.training_samples import TrainingSampler
 from tasks.rlhf.algorithms import losses, rewards, sanity_checks, schedules
 from tasks.rlhf.algorithms.advantages import explained_variance, gae, group_relative, leave_one_out, whiten
 from tasks.rlhf.batches import prompts, sequences
@@ -40,6 +42,7 @@ from tasks.rlhf.training.rollouts import (
     check_rollout,
     kl_estimates,
     roll_out,
+    score_answers,
 )
 from tasks.system.errors import InputError
 
@@ -65,6 +68,17 @@ def train(job: PpoJob, run: Run) -> None:
     )
     run.rewind(start)
     tolerance = TOLERANCE[models.model.dtype]
+    score_rule = ScoreRule(settings.missing_eos, settings.missing_eos_reward, max_score=settings.max_score)
+    sampler = TrainingSampler(
+        job,
+        run,
+        tokenizer,
+        policy=partial(lora.active, models.model, "policy"),
+        reference=partial(lora.active, models.model, None),
+        score=partial(score_answers, models, score_rule),
+        total=settings.steps,
+    )
+    sampler(start)
 
     for step in range(start, settings.steps):
         # 2. Sample an answer to each prompt of the batch and score it.
@@ -82,9 +96,7 @@ def train(job: PpoJob, run: Run) -> None:
             temperature=settings.temperature,
             end_ids=end_ids,
             pad_id=tokenizer.pad_token_id,
-            score_rule=ScoreRule(
-                settings.missing_eos, settings.missing_eos_reward, max_score=settings.max_score
-            ),
+            score_rule=score_rule,
             device=device,
         )
         check_rollout(rollout, step + 1)
@@ -124,7 +136,8 @@ def train(job: PpoJob, run: Run) -> None:
         )
         check_weights(models.trained, step=step + 1)
 
-        # 5. Metrics, the controller of the KL penalty, a checkpoint.
+        # 5. Now and then a sample; metrics, the controller of the KL penalty, a checkpoint.
+        sampler(step + 1)
         metrics = ppo_metrics(
             rollout, returns, updates, kl=kl, kl_coefficient=kl_coefficient, group_size=settings.group_size
         )

@@ -20,7 +20,14 @@ from typing import Any
 from tasks.config.data import Data
 from tasks.config.jobs import ReportJob
 from tasks.programs.runtime.program import Run, main, read_summary, to_json
-from tasks.reporting import benchmark_tables, data_card, reward_charts, stage_charts, truncation_charts
+from tasks.reporting import (
+    benchmark_tables,
+    data_card,
+    reward_charts,
+    stage_charts,
+    training_samples,
+    truncation_charts,
+)
 from tasks.reporting.evaluation.headline import as_json
 from tasks.reporting.evaluation.policies import TRAINED
 from tasks.reporting.evaluation.view import build_evaluation
@@ -54,6 +61,7 @@ def build_report(job: ReportJob, run: Run) -> None:  # noqa: ARG001 - the page h
         questions=summaries["winrate"]["questions"] if "winrate" in summaries else 0,
         warnings=[(name, text) for name, texts in warnings.items() for text in texts],
         cuts=cuts,
+        training_samples=training_samples.render_section(folders),
         costs=benchmark_tables.build_rows(benchmarks),
         reward_scores=benchmark_tables.build_scores(metrics.get("benchmarks", {})),
         **evaluation,

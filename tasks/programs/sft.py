@@ -4,7 +4,7 @@ python -m tasks.programs.sft DIR
 torchrun --nproc_per_node 2 -m tasks.programs.sft DIR        the same on two ranks, equal to rounding
 
 inputs: data, base; start, if training starts from given weights
-artifact: adapter/ (peft format), or model/ if all weights are trained; summary.json
+artifact: adapter/ (peft format), or model/ if all weights are trained; samples.jsonl, summary.json
 
 Deviations from Ouyang et al. 2022: an adapter instead of all weights (tune=full trains these), and documents
 packed side by side.
@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tasks.config.jobs import SftJob
 from tasks.programs.runtime import pair_tables, training_setup
 from tasks.programs.runtime.program import ReportProgress, Run, main
+from tasks.programs.runtime.training_samples import build_sampler
 from tasks.rlhf.algorithms import losses, schedules
 from tasks.rlhf.batches import chunked_log_probs, forward, layout_checks
 from tasks.rlhf.batches.packing import IGNORE, Blocks, Document, pack
@@ -78,7 +79,14 @@ def train(job: SftJob, run: Run) -> None:
                 report_progress=run.phase("held-out blocks"),
             )
 
-    loop.fit(training, step_gradients, evaluate, log=run.log, checkpoint_steps=machine.checkpoint_steps)
+    loop.fit(
+        training,
+        step_gradients,
+        evaluate,
+        log=run.log,
+        checkpoint_steps=machine.checkpoint_steps,
+        sample=build_sampler(job, run, tokenizer, trainable, total=training.schedule.total),
+    )
 
     # 4. The artifact: the weights that are kept, and how well they predict held-out answers.
     training_setup.print_peak_memory(device)

@@ -11,7 +11,7 @@ from tasks.stages.weights import start_weights
 def dpo(config: Pipeline, *, data: Artifact, model: Artifact, reference: Artifact) -> Inputs:
     """Train the policy with DPO."""
     return {
-        "data": only(data, "reward.parquet", "evaluation_pairs.parquet"),
+        "data": only(data, "reward.parquet", "evaluation_pairs.parquet", *config.samples.tables),
         "model": within(model, "model"),
         "reference": only(reference, "reference.parquet", "reference_evaluation.parquet"),
         **start_weights(config, "dpo"),

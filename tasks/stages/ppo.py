@@ -11,7 +11,7 @@ from tasks.stages.weights import weight_files
 def ppo(config: Pipeline, *, data: Artifact, model: Artifact, reward: Artifact) -> Inputs:
     """Train the policy with PPO."""
     return {
-        "data": only(data, "rl.parquet"),
+        "data": only(data, "rl.parquet", *config.samples.tables),
         "model": within(model, "model"),
         "reward": only(reward, *weight_files(config.reward), "reward.json"),
     }

@@ -11,7 +11,7 @@ from tasks.stages.weights import start_weights
 def sft(config: Pipeline, *, data: Artifact, base: Artifact) -> Inputs:
     """Fine-tune the base model."""
     return {
-        "data": only(data, "finetune.parquet"),
+        "data": only(data, "finetune.parquet", *config.samples.tables),
         "base": within(base, "model"),
         **start_weights(config, "sft"),
     }

@@ -1,7 +1,7 @@
 """Keep a running stage's newest checkpoint in MLflow, so that another machine can resume from it.
 
 Uploads alternate between two slots of the stage's MLflow run; tags name the slot that is complete, its digest
-and its step. A slot holds checkpoints/ and metrics.jsonl.
+and its step. A slot holds checkpoints/, metrics.jsonl and, if the stage samples answers, samples.jsonl.
 """
 
 import json
@@ -21,7 +21,7 @@ from tasks.tracking.client import PATIENCE_TO_CONNECT
 from tasks.tracking.tracked_run import LOG, TrackedRun
 
 SLOT, DIGEST, STEP = "checkpoint.slot", "checkpoint.digest", "checkpoint.step"
-METRICS, FILES = "metrics.jsonl", "files.json"
+LOGS, FILES = ("metrics.jsonl", "samples.jsonl"), "files.json"
 MAX_ATTEMPTS = 20  # at copying a checkpoint while its program writes the next one
 
 
@@ -84,7 +84,7 @@ def upload(run: TrackedRun, directory: Path, slot: int) -> None:
 
 
 def _copy_newest(directory: Path, copy: Path) -> int:
-    """Hard-link the newest checkpoint, which its program may delete, and copy the metrics.
+    """Hard-link the newest checkpoint, which its program may delete, and copy the logs.
 
     Return its step.
     """
@@ -100,7 +100,9 @@ def _copy_newest(directory: Path, copy: Path) -> int:
             shutil.copytree(source, copy / "checkpoints" / source.name, copy_function=os.link)
             if not source.exists():  # renamed for its deletion: the copy may be a part of it
                 continue
-            shutil.copyfile(directory / METRICS, copy / METRICS)
+            for name in LOGS:
+                if (directory / name).exists():
+                    shutil.copyfile(directory / name, copy / name)
             return step
     raise OSError(f"no checkpoint in {directory} stayed long enough to be read")
 
@@ -120,8 +122,10 @@ def restore(run: TrackedRun, directory: Path) -> bool:
     is_complete = _download(run, _slot(int(slot)), folder, digest)
     if is_complete:
         shutil.rmtree(directory / "checkpoints", ignore_errors=True)
-        # metrics first: a checkpoint without its metrics would lose them
-        os.replace(folder / METRICS, directory / METRICS)
+        # logs first: a checkpoint without its metrics and samples would lose them
+        for name in LOGS:
+            if (folder / name).exists():
+                os.replace(folder / name, directory / name)
         os.replace(folder / "checkpoints", directory / "checkpoints")
     shutil.rmtree(folder, ignore_errors=True)
     return is_complete

@@ -10,8 +10,8 @@ import torch
 
 from tasks.config.jobs import AnswersJob, DpoJob, ReferenceJob
 from tasks.programs import answers, dpo, reference
-from tasks.programs.answers import uniform_numbers
 from tasks.programs.runtime.program import Run
+from tasks.rlhf.batches.sampling import uniform_numbers
 from tasks.system.errors import InputError
 from tests.support import tiny
 

@@ -202,7 +202,8 @@ def test_two_processes_take_the_steps_of_one(
         weights, others = load_file(one / path), load_file(two / path)
         assert weights.keys() == others.keys()
         assert max((weights[name] - others[name]).abs().max().item() for name in weights) < 1e-5
-    assert contents(one).keys() == contents(two).keys()
+    unsampled = {"samples.jsonl"} if shard else set()  # sharded weights answer no questions
+    assert contents(two).keys() == contents(one).keys() - unsampled
 
 
 @pytest.mark.parametrize(("stage", "shard"), KILLED)

@@ -85,6 +85,8 @@ STAGES: dict[str, tuple[dict[str, Any], tuple[str, ...], int]] = {
     ),
 }
 
+SAMPLED = ("sft", "dpo", "ppo")  # these answer questions at every step
+
 PROGRAMS: dict[str, tuple[Callable[[Any, Run], None], type[Job]]] = {
     "pretrain": (pretrain.train, PretrainJob),
     "sft": (sft.train, SftJob),
@@ -115,6 +117,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def prepared(folder: Path, stage: str, inputs: dict[str, Path]) -> Path:
     job, names, every = STAGES[stage]
+    if stage in SAMPLED:
+        job = job | {"samples": {"prompts": 3, "every": 1}}
     return tiny.write_job(
         folder, stage, {"seed": 5} | job, {name: inputs[name] for name in names}, checkpoint_steps=every
     )
@@ -189,6 +193,9 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(
     assert {name for name in whole if resumed[name] != whole[name]} == set()
     assert any(name.endswith(".safetensors") for name in whole)
     assert whole["metrics.jsonl"].count(b"\n") == steps(killed)[-1]["total"]
+    if stage in SAMPLED:  # no sample twice, none missing
+        sampled = [json.loads(line)["step"] for line in resumed["samples.jsonl"].splitlines()]
+        assert sampled == list(range(steps(killed)[-1]["total"] + 1))
 
 
 def test_a_run_that_ends_before_its_first_checkpoint_starts_over(

@@ -31,13 +31,13 @@ TABLES = ("finetune", "corpus", "reward", "reward_groups", "rl", "evaluation", "
 # the files that a stage reads of an input, if not all; test_artifact.py compares them with the real programs
 MEANT = {
     "pretrain": {"data": ("corpus.parquet",)},
-    "sft": {"data": ("finetune.parquet",)},
+    "sft": {"data": ("finetune.parquet", "evaluation.parquet")},
     "merge": {"adapter": ("adapter",)},
     "reward": {"data": ("reward.parquet", "finetune.parquet", "evaluation_pairs.parquet")},
-    "ppo": {"data": ("rl.parquet",), "reward": ("adapter", "reward.json")},
+    "ppo": {"data": ("rl.parquet", "evaluation.parquet"), "reward": ("adapter", "reward.json")},
     "reference": {"data": ("reward.parquet", "evaluation_pairs.parquet")},
     "dpo": {
-        "data": ("reward.parquet", "evaluation_pairs.parquet"),
+        "data": ("reward.parquet", "evaluation_pairs.parquet", "evaluation.parquet"),
         "reference": ("reference.parquet", "reference_evaluation.parquet"),
     },
     "answers": {"data": ("evaluation.parquet",), "ppo": ("adapter",), "dpo": ("adapter",)},

@@ -102,6 +102,7 @@ def make_run(
     without: tuple[str, ...] = (),
     gold: bool = True,
     site: str = "a.org",
+    samples: bool = True,
 ) -> Run:
     """Write small artifacts of every stage, with hostile texts; return the run of a report on them."""
     rng = random.Random(0)
@@ -116,6 +117,9 @@ def make_run(
         for line in lines[19::20] if stage in LOOKS else ():
             line["held_out_loss"] = 0.25 + abs(line["step"] - 40) / 100
         inputs[stage] = write_stage(root / stage, metrics, lines)
+    for stage in ("sft", *policies) if samples else ():
+        if stage in inputs:
+            write_samples(inputs[stage], stage)
     (inputs["reward"] / "measures.json").write_text(json.dumps(MEASURES))
     inputs["data"] = make_data(root / "data", site)
     inputs["winrate"] = make_winrate(root / "winrate", ["sft", *policies], gold)
@@ -123,6 +127,27 @@ def make_run(
     job = {"stage": "report", "job": {}, "inputs": {name: str(path) for name, path in inputs.items()}}
     (root / "run" / "job.json").write_text(json.dumps(job))
     return Run(root / "run")
+
+
+def write_samples(folder: Path, stage: str) -> None:
+    """Write hostile answers to three questions at four steps; the second and third are the same."""
+    lines = []
+    for step, version in ((0, 0), (20, 1), (40, 1), (60, 2)):
+        answers: list[dict[str, Any]] = [
+            {
+                "question_id": 7 * i,
+                "question": f"question {i} {EVIL}\nand {EVIL}",
+                "answer": f"{stage} answer {version} {EVIL}",
+                "length": 20 + i,
+                "ended": step != 60,
+                "kl": step / 16 - 0.001,
+            }
+            for i in range(3)
+        ]
+        if stage == "ppo":
+            answers = [answer | {"reward": -1.25} for answer in answers]
+        lines.append(json.dumps({"step": step, "answers": answers}) + "\n")
+    (folder / "samples.jsonl").write_text("".join(lines))
 
 
 def make_data(folder: Path, site: str) -> Path:

@@ -94,7 +94,10 @@ def keys(data: str = "", model: str = "", adapter: str = "", judge: str = "") ->
         ({"data": "finetune.parquet"}, {"sft", "reward", "report"}),
         ({"data": "reward.parquet"}, {"reward", "reference", "dpo", "report"}),
         ({"data": "rl.parquet"}, {"ppo", "report"}),
-        ({"data": "evaluation.parquet"}, {"answers", "winrate", "benchmarks", "report"}),
+        (
+            {"data": "evaluation.parquet"},
+            {"sft", "ppo", "dpo", "answers", "winrate", "benchmarks", "report"},
+        ),
         ({"data": "evaluation_pairs.parquet"}, {"reward", "reference", "dpo", "winrate", "report"}),
         ({"data": "corpus.parquet"}, {"pretrain", "report"}),
         ({"model": "summary.json"}, {"report"}),
@@ -188,6 +191,12 @@ def test_settings_that_a_stage_does_not_read_are_not_in_its_key() -> None:
     assert keys_of("ppo.allow_exploitable=false") == plain
 
 
+def test_who_samples_no_answers_reads_no_evaluation_questions() -> None:
+    config = load("demo", ["samples.prompts=0"])
+    step = sft.step(config, data=artifact("data"), base=artifact("merge"))
+    assert list(step.inputs["data"]["files"]) == ["finetune.parquet"]
+
+
 SOURCES: list[dict[str, Any]] = [
     {"kind": "shell-site"},
     {"kind": "stack-exchange", "path": "Posts.xml", "site": "a.stackexchange.com"},
@@ -247,11 +256,19 @@ def test_a_new_setting_is_in_the_key_unless_it_says_otherwise() -> None:
 
 def test_programs_look_at_what_their_tasks_name_and_nothing_else() -> None:
     by_choice = {"reward": {"reward_groups.parquet"}}  # in place of its pairs
+    # where a part of its reading lies
+    elsewhere = {
+        "sft": ["runtime/training_samples"],
+        "ppo": ["runtime/training_samples"],
+        "dpo": ["reference", "runtime/training_samples"],
+        "reward": ["runtime/reward_tests"],
+    }
     for stage in ("pretrain", "sft", "merge", "reward", "ppo", "reference", "dpo", "answers", "winrate"):
-        # where a part of its reading lies
-        files = [stage, *{"dpo": ["reference"], "reward": ["runtime/reward_tests"]}.get(stage, [])]
+        files = [stage, *elsewhere.get(stage, [])]
         program = "".join((ROOT / "tasks" / "programs" / f"{name}.py").read_text() for name in files)
         task = (ROOT / "tasks" / "stages" / f"{stage}.py").read_text()
+        if "config.samples.tables" in task:
+            task += repr(CONFIG.samples.tables).replace("'", '"')
         read = set(re.findall(r'run\.inputs\["data"\] / "([\w.]+)"', program))
         assert read == set(MEANT[stage].get("data", ())) | by_choice.get(stage, set()), stage
         assert (

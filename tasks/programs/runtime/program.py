@@ -6,6 +6,7 @@ DIR/job.json        {"stage", "job": a Job of tasks.config.jobs, "inputs": {name
                     "machine": a Machine of tasks.config}
 DIR/metrics.jsonl   one JSON line per step: {"step", "total", "time", metrics...};
                     during long work between steps {"step", "total", "time", "phase"}
+DIR/samples.jsonl   one JSON line per sample of a policy that trains: {"step", "answers": [{...}]}
 DIR/checkpoints/    a killed program resumes from these
 DIR/artifact/       the result, with summary.json:
                     {"metrics": {name: number or {"value", "low", "high", "n"}},
@@ -38,6 +39,8 @@ from tasks.system.files import replacing
 
 JobT = TypeVar("JobT", bound=Job)
 PHASE_SECONDS = 1.0
+
+METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 
 ReportProgress = Callable[[int, int], None]  # called with what is done and the total
 
@@ -85,11 +88,19 @@ class Run:
 
         return report_progress
 
-    def _append(self, line: dict[str, Any]) -> None:
+    def _append(self, line: dict[str, Any], name: str = METRICS) -> None:
         if not torchrun.is_first():
             return
-        with (self.directory / "metrics.jsonl").open("a") as file:
+        with (self.directory / name).open("a") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
+
+    def record_sample(self, step: int, answers: list[dict[str, Any]]) -> None:
+        """Append the answers that a policy gave after ``step`` steps."""
+        self._append({"step": step, "answers": _finite(answers)}, SAMPLES)
+
+    def sampled_steps(self) -> set[int]:
+        """Return the steps after which answers were recorded."""
+        return {line["step"] for line in self._lines(SAMPLES)}
 
     def last(self) -> dict[str, Any]:
         """Return the last logged step."""
@@ -115,11 +126,13 @@ class Run:
         _write(path, to_json(known | more, indent=1))
 
     def rewind(self, step: int) -> None:
-        """Delete logged steps above ``step``: they are taken again from its checkpoint."""
+        """Delete logged steps and samples above ``step``: they are taken again from its checkpoint."""
         if not torchrun.is_first():
             return
-        kept = [line for line in self._lines() if line["step"] <= step]
-        _write(self.directory / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+        for name in (METRICS, SAMPLES):
+            kept = [line for line in self._lines(name) if line["step"] <= step]
+            if name == METRICS or (self.directory / name).exists():
+                _write(self.directory / name, "".join(json.dumps(line) + "\n" for line in kept))
 
     def finish(self, metrics: dict[str, Any], **more: Any) -> None:
         """Write the artifact's summary, and its metrics without wall-clock times, so that equal jobs write
@@ -138,17 +151,19 @@ class Run:
             return
         timeless = [{k: v for k, v in line.items() if k != "time"} for line in self._lines()]
         _write(
-            self.artifact / "metrics.jsonl",
+            self.artifact / METRICS,
             "".join(json.dumps(line, allow_nan=False) + "\n" for line in timeless),
         )
+        if (samples := self.directory / SAMPLES).exists():
+            _write(self.artifact / SAMPLES, samples.read_text())
         _write(
             self.artifact / "summary.json",
             to_json({"metrics": metrics, "warnings": self.warnings, **more}, indent=1, sort_keys=True),
         )
 
-    def _lines(self) -> list[dict[str, Any]]:
+    def _lines(self, name: str = METRICS) -> list[dict[str, Any]]:
         """Return the lines of steps, without those of phases."""
-        path = self.directory / "metrics.jsonl"
+        path = self.directory / name
         lines = []
         for text in path.read_text().splitlines() if path.exists() else []:
             try:

@@ -1,5 +1,6 @@
 """Sample answers at a temperature, without top-k or top-p: sampling and scoring log_probs agree."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -79,6 +80,20 @@ def sample(
     return Samples(
         torch.stack(tokens, dim=1), torch.stack(unfinished_steps, dim=1), torch.stack(logps, dim=1)
     )
+
+
+def uniform_numbers(seed: int, name: str, question_ids: list[int], num_tokens: int) -> Tensor:
+    """Return the numbers that the policy ``name`` draws its answers by, (Q, num_tokens) float64 in [0, 1).
+
+    They depend on its name and the question alone: not on the other policies, the other questions or the
+    device.
+    """
+    name_seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])
+    rows = []
+    for question_id in question_ids:
+        generator = torch.Generator().manual_seed(mix(seed, name_seed, question_id))
+        rows.append(torch.rand(num_tokens, generator=generator, dtype=torch.float64))
+    return torch.stack(rows)
 
 
 def _inverse_cdf(logp: Tensor, uniform: Tensor) -> Tensor:

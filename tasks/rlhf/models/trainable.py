@@ -45,6 +45,7 @@ class Trainable(NamedTuple):
     train: Callable[[], object]  # switches on the dropout of what is trained, and no other
     model: PreTrainedModel | PeftModel
     save: Save
+    reference: Active | None  # the same for what the model computed before it was trained, if that is kept
     is_base_at_start: bool = True  # untrained, it computes what the base does
     clipped_separately: tuple[
         tuple[str, ...], ...
@@ -76,6 +77,7 @@ def attach_lora(
         train=partial(lora.train_mode, model),
         model=model,
         save=save,
+        reference=partial(lora.active, model, None),
     )
 
 
@@ -113,7 +115,12 @@ def unfreeze_all(base: PreTrainedModel, tokenizer_of: Path, *, shard: bool = Fal
         loading.load_tokenizer(tokenizer_of).save_pretrained(artifact / "model")
 
     return Trainable(
-        parameters=dict(base.named_parameters()), active=active, train=base.eval, model=base, save=save
+        parameters=dict(base.named_parameters()),
+        active=active,
+        train=base.eval,
+        model=base,
+        save=save,
+        reference=None,
     )
 
 
@@ -146,6 +153,7 @@ def attach_bottlenecks(
         train=base.eval,
         model=base,
         save=save,
+        reference=None if whole_layers else partial(bottleneck.active, base, enabled=False),
         is_base_at_start=form == "parallel",
     )
 

@@ -90,7 +90,7 @@ class Training:
         """
         schedule = self.schedule
         for step in range(self.start, schedule.total):
-            if schedule.patience is not None and self.best.waited >= schedule.patience:
+            if self.has_ended(step):
                 return
             self.step = step + 1
             seed_step(schedule.seed, step + 1, rank=distributed.rank())
@@ -98,6 +98,11 @@ class Training:
                 group["lr"] = self.learning_rate(step)
             self.optimizer.zero_grad(set_to_none=True)
             yield step
+
+    def has_ended(self, step: int) -> bool:
+        """Return whether no step follows the first ``step`` ones."""
+        patience = self.schedule.patience
+        return step == self.schedule.total or (patience is not None and self.best.waited >= patience)
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of ``step``, from 0."""
@@ -161,6 +166,12 @@ class Log(Protocol):
     def __call__(self, step: int, total: int, **metrics: float) -> None: ...
 
 
+class Sample(Protocol):
+    """Samples answers after ``step`` steps, if it is time for it or the weights are the last."""
+
+    def __call__(self, step: int, *, is_last: bool = False) -> None: ...
+
+
 def fit(
     training: Training,
     accumulate_gradients: Callable[[int], dict[str, float]],
@@ -168,6 +179,7 @@ def fit(
     *,
     log: Log,
     checkpoint_steps: int,
+    sample: Sample | None = None,
 ) -> None:
     """Take all steps that are left, then load the weights that are kept.
 
@@ -176,6 +188,8 @@ def fit(
     loss, a gradient or a weight is not finite.
     """
     total = training.schedule.total
+    if sample:
+        sample(training.start)
     for step in training.steps():
         # 1. Gradients of the step's rows, and one update with them.
         metrics = accumulate_gradients(step)
@@ -187,7 +201,11 @@ def fit(
             metrics["held_out_loss"] = held_out_loss()
             training.record_evaluation(step + 1, metrics["held_out_loss"])
 
-        # 3. Metrics first: a step that is in a checkpoint is in the log.
+        # 3. At some steps answers to the same questions, for people to read.
+        if sample:
+            sample(step + 1, is_last=training.has_ended(step + 1))
+
+        # 4. Metrics first: a step that is in a checkpoint is in the log.
         log(step + 1, total, **metrics)
         training.save(step + 1, every=checkpoint_steps)
     training.restore_best()

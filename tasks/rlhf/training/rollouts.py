@@ -107,17 +107,21 @@ def roll_out(
     if models.value_head is not None:
         with lora.active(models.model, "critic") as critic:
             values = sequences.values(critic, models.value_head, batch)
-    score = reward_model.normalised_rewards(models.reward, batch)
     ended = torch.tensor([answer[-1] in end_ids for answer in answers], device=device)
     return Rollout(
         batch=batch,
         logp=logp,
         ref_logp=ref_logp,
         values=values,
-        score=score_rule(score, ended),
+        score=score_answers(models, score_rule, batch, ended),
         ended=ended,
         sampler_logp=sequences.scatter(samples.logp[samples.mask], batch.response_mask),
     )
+
+
+def score_answers(models: PpoModels, rule: ScoreRule, batch: Sequences, ended: Tensor) -> Tensor:
+    """Return the score of each answer (B,), which PPO maximises; ``ended`` (B,): it has an end token."""
+    return rule(reward_model.normalised_rewards(models.reward, batch), ended)
 
 
 def check_rollout(rollout: Rollout, step: int) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tasks.config.jobs import PpoJob, RewardJob
+from tasks.config.samples import Samples
 from tasks.programs import ppo, reward
 from tasks.programs.runtime import pair_tables
 from tasks.programs.runtime.program import Run
@@ -559,8 +560,10 @@ def test_one_score_that_is_no_number_ends_the_run_where_it_comes_up(
         return torch.where(torch.arange(len(score)) == 3, value, score) if next(calls) == 1 else score
 
     monkeypatch.setattr(reward_model, "normalised_rewards", scored)
+    job, run = started(steps=3)
     ends(
-        *started(steps=3),
+        job.model_copy(update={"samples": Samples(prompts=0)}),  # whose scores are not counted
+        run,
         rf"^The reward model's score is {value} \(1 of 8 values\) in step 2: train the reward model again",
     )
 

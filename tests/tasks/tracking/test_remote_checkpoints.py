@@ -42,6 +42,7 @@ def at_step(directory: Path, step: int) -> Path:
     (directory / "metrics.jsonl").write_text(
         "".join(json.dumps({"step": one}) + "\n" for one in range(1, step + 1))
     )
+    (directory / "samples.jsonl").write_text(json.dumps({"step": step, "answers": []}) + "\n")
     return directory
 
 

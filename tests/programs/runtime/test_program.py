@@ -50,6 +50,22 @@ def test_what_is_undefined_is_left_out_and_what_has_no_bound_is_null(run: Run) -
     }
 
 
+def test_a_resumed_program_goes_on_behind_the_samples_of_its_checkpoint(run: Run) -> None:
+    for step in (0, 5, 10):
+        run.log(step, 10, loss=1.0)
+        run.record_sample(step, [{"answer": "a", "kl": math.nan}])
+    with (run.directory / "samples.jsonl").open("a") as file:
+        file.write('{"step": 15, "answ')  # killed as it wrote
+    assert run.sampled_steps() == {0, 5, 10}
+    run.rewind(5)
+    assert run.sampled_steps() == {0, 5}
+    run.record_sample(10, [])
+    run.finish({})
+    kept = [strict(line) for line in (run.artifact / "samples.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in kept] == [0, 5, 10]
+    assert kept[0]["answers"] == [{"answer": "a", "kl": None}]
+
+
 def test_finite_values_are_written_as_before() -> None:
     value = {"b": [1, 2.5, 1e-30], "a": {"x": True, "y": None, "z": "text"}}
     assert to_json(value, indent=1, sort_keys=True) == json.dumps(value, indent=1, sort_keys=True) + "\n"
