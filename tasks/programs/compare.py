@@ -153,10 +153,7 @@ def has_tokens_of(
     """
     for id in ids:
         answer = answers.answers[policy][id]
-        tokens = answer.ids or []
-        if max(tokens, default=0) >= len(tokenizer):
-            return False
-        if prompts.decode_answer(tokenizer, tokens, template=job.text.template) != answer.text:
+        if prompts.decode_answer(tokenizer, answer.ids or [], template=job.text.template) != answer.text:
             return False
     return True
 

@@ -200,6 +200,9 @@ def test_differences_are_those_of_a_paired_t_interval(
     )
     assert "win rate against SFT shown to be higher" in results["sentences"][-1]
     assert "not shown to differ" in results["sentences"][-1]
+    results, _ = run_program(tmp_path / "turned", [places["plain"], places["good"]], judged_by=None)
+    turned = {one["figure"]: one["verdict"] for one in results["differences"]}
+    assert turned == {"win rate against SFT": "lower", "KL from SFT": "not shown", "length": "not shown"}
 
 
 def test_another_judge_s_win_rates_are_not_subtracted(
