@@ -1,5 +1,6 @@
 """Format metrics, results and the outcome of stages as text."""
 
+from collections.abc import Mapping
 from typing import Any
 
 KEY_FIGURES = (
@@ -8,7 +9,13 @@ KEY_FIGURES = (
     "dpo.kl",
     "ppo.kl",
 )  # beside the win rates of the best judge there is
-JUDGES = ("gold", "lm", "held_out", "reward")
+JUDGES = {
+    "gold": "the gold scorer",
+    "lm": "a language model",
+    "held_out": "a reward model that PPO has never seen",
+    "reward": "the reward model, which PPO was trained to please",
+}
+POLICIES = {"ppo": "PPO", "dpo": "DPO"}
 
 
 def format_outcome(stage: dict[str, Any]) -> str:
@@ -37,19 +44,19 @@ def format_metric(value: Any) -> str:
 
 def key_figures(metrics: dict[str, Any]) -> list[str]:
     """Return the names of the figures that a run is judged by; all others are in its summary and report."""
-    judge = _best_judge(metrics)
+    judge = best_judge(metrics)
     return [
         name for name in metrics if name in KEY_FIGURES or (judge and name.startswith(f"{judge}_win_rate."))
     ]
 
 
-def _best_judge(metrics: dict[str, Any]) -> str:
+def best_judge(metrics: Mapping[str, Any]) -> str:
     """Return the judge whose verdict is shown: the first that its report card speaks for, else the first."""
     judges = [judge for judge in JUDGES if any(name.startswith(f"{judge}_win_rate.") for name in metrics)]
     return next((judge for judge in judges if _is_trusted(judge, metrics)), judges[0] if judges else "")
 
 
-def _is_trusted(judge: str, metrics: dict[str, Any]) -> bool:
+def _is_trusted(judge: str, metrics: Mapping[str, Any]) -> bool:
     """Return whether a judge agrees with held-out votes more than chance and the longer answer do.
 
     The gold scorer is the truth, which votes are noisy about. A judge without a report card, for want of

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
 from flows.display.formatting import format_metric, format_not_run, format_outcome
+from flows.display.mlflow_page import show_result
 from flows.display.model_cards import CARD, FACTS, FOLDER, write_cards
 from flows.display.run_end import describe_end
 from flows.display.run_facts import collect_facts, facts_as_html
@@ -21,8 +22,6 @@ from tasks.promotion.assessment import assess
 from tasks.promotion.gates import failures
 from tasks.promotion.report_page import gates_as_html, replace_gates
 from tasks.system.files import replace_text
-from tasks.tracking.run_notes import describe_pipeline
-from tasks.tracking.run_origin import NOTE
 from tasks.tracking.tracked_run import TrackedRun
 
 MARKER = (
@@ -98,11 +97,12 @@ def conclude(
     }
     replace_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     replace_text(folder / "config.json", config.model_dump_json(indent=1) + "\n")
-    tracked.log_summary({**summary["metrics"], "seconds": summary["seconds"]})
+    files = _list_files(policies)
+    show_result(summary, config, tracked, files)
     for name in ("report.html", "card.html", "summary.json", "config.json"):
         tracked.upload(folder / name)
     tracked.upload(folder / FOLDER, FOLDER)
-    _link(config, summary, policies, tracked)
+    _link(summary, files, tracked)
     return summary
 
 
@@ -131,19 +131,19 @@ def _assess(config: Pipeline, summary: dict[str, Any], tracked: TrackedRun) -> G
     return Gates(found.sentence, gates_as_html(title, found.sentence, found.results, found.off))
 
 
-def _link(config: Pipeline, summary: dict[str, Any], policies: list[str], tracked: TrackedRun) -> None:
-    """Link report and cards from the run's pages in MLflow and Prefect."""
+def _list_files(policies: list[str]) -> dict[str, str]:
+    """Return the files of a run that are linked from its pages, by their titles."""
     cards = {f"Model card of {policy.upper()}": f"{FOLDER}/{policy}/{CARD}" for policy in policies}
-    files = {"Report": "report.html", **cards, "Data card": "card.html"}
+    return {"Report": "report.html", **cards, "Data card": "card.html"}
+
+
+def _link(summary: dict[str, Any], files: dict[str, str], tracked: TrackedRun) -> None:
+    """Link files of the run in MLflow from its page in Prefect."""
     pages = {
         title: tracked.tracker.page(str(tracked.run_id), file) if tracked.is_on else ""
         for title, file in files.items()
     }
     pages = {title: address for title, address in pages.items() if address}
-    links = " · ".join(f"[{title}]({address})" for title, address in pages.items())
-    settings = describe_pipeline(summary["profile"], config.model_dump(mode="json"))
-    end = _escape(describe_end(summary))
-    tracked.set_tags({NOTE: "\n\n".join(filter(None, [end, links, settings]))})
     for title, address in pages.items():
         key = f"mlflow-{title.lower().replace(' ', '-')}"
         create_link_artifact(address, f"{title} in MLflow", key=key)

@@ -14,7 +14,8 @@ from tasks.tracking import registry, runs
 from tasks.tracking.client import Tracker
 from tasks.tracking.registry import ModelVersion
 from tasks.tracking.run_origin import COMMIT
-from tasks.tracking.runs import FLOW_RUN, KEY, PROFILE
+from tasks.tracking.runs import FLOW_RUN, PROFILE
+from tasks.tracking.tracked_run import KEY
 
 OUTCOME = "alignflow.promotion"  # tag of the pipeline's run: what became of its policy
 GATE, SOURCE = "gate.", "raw."  # prefixes of a version's tags: a gate's result; digest of the raw data

@@ -95,7 +95,8 @@ def test_no_artifact_links_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
     tags: dict[str, str] = {}
     for name in ("log_metrics", "upload"):
-        monkeypatch.setattr(Tracker, name, lambda *_: None)
+        monkeypatch.setattr(Tracker, name, lambda *_, **__: None)
+    monkeypatch.setattr(Tracker, "search", lambda *_, **__: [])
     monkeypatch.setattr(Tracker, "set_tags", lambda self, run_id, tag: tags.update(tag))
     monkeypatch.setattr(run_summary, "assess", lambda *_: None)
     monkeypatch.setattr(Tracker, "is_up", is_on)
@@ -118,7 +119,7 @@ def test_no_artifact_links_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     }
     assert linked == ({f"mlflow-{name}": file + view for name, file in files.items()} if is_on else {})
     note = html_of(tags.get("mlflow.note.content", ""))
-    assert note.startswith("<p>PPO beats SFT.</p>") == is_on
+    assert note.startswith("<p><strong>PPO beats SFT.</strong></p>") == is_on
     assert all((f'{file}{view}">' in note) == is_on for file in files.values())
     assert (tmp_path / "runs" / "r" / "model-cards" / "ppo" / "README.md").exists()
     assert (summary["report"] in html_of(made["report"])) == (not is_on)
