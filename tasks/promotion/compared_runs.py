@@ -4,17 +4,19 @@ import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tasks.artifacts.artifact import Artifact, stage_artifact
+from tasks.artifacts.artifact import Artifact, only, stage_artifact
 from tasks.artifacts.store import flatten
 from tasks.config.comparison import POLICIES, ComparedRun, Comparison
 from tasks.promotion.comparing_judge import ChosenJudge, add_judge, choose_judge, identify_judges
 from tasks.promotion.finished_runs import NAME, FinishedRun, find_manifest, find_unique_run
 from tasks.system.errors import InputError
 from tasks.tracking.client import Tracker
+from tasks.tracking.remote_artifacts import locate
 from tasks.tracking.run_origin import COMMIT
 
 MOST_RUNS = 26  # each is named by a letter
 READ = ("answers", "winrate", "benchmarks")  # stages whose artifacts are compared; only answers are needed
+ANSWERS = "answers.parquet"
 NO_RESULT = ("machine.", "pools.", "promotion.")  # settings that change no figure
 SHORT = 12  # characters of digests and commits
 
@@ -75,6 +77,7 @@ def prepare(tracker: Tracker, chosen: Sequence[Chosen], judge: str) -> Prepared:
     if not judge:
         return Prepared(Comparison(runs=tuple(compared)), artifacts)
     decides = choose_judge(tracker, [one.run for one in chosen], judge)
+    _require_shared_questions(tracker, [artifacts[f"answers{n}"] for n in range(1, len(chosen) + 1)])
     return Prepared(add_judge(compared, decides), artifacts | _judge_artifacts(tracker, decides))
 
 
@@ -112,6 +115,19 @@ def _facts(run: FinishedRun) -> dict[str, str]:
     }
     data = run.stages["data"]["digest"][:SHORT] if "data" in run.stages else ""
     return facts | {"digest of the data": data, "commit": run.tags.get(COMMIT, "")[:SHORT]}
+
+
+def _require_shared_questions(tracker: Tracker, answers: Sequence[Artifact]) -> None:
+    """Refuse to have a judge decide between runs that share no question. Raises InputError."""
+    import pyarrow.parquet as pq
+
+    asked = []
+    for artifact in answers:
+        path = locate(only(artifact, ANSWERS), tracker) / ANSWERS
+        columns = pq.read_table(path, columns=["question_id", "question"]).to_pydict()
+        asked.append(set(zip(*columns.values(), strict=True)))
+    if not set.intersection(*asked):
+        raise InputError("The runs share no held-out question, so no judge can decide between their answers")
 
 
 def _judge_artifacts(tracker: Tracker, judge: ChosenJudge) -> dict[str, Artifact]:

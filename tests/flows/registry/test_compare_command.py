@@ -31,10 +31,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
-def make_run(tracker: Tracker, name: str, *, right: int, steps: int) -> None:
+def make_run(tracker: Tracker, name: str, *, right: int, steps: int, question: str = QUESTION) -> None:
     """Make a finished run whose PPO answers so many questions right."""
     ids = list(range(NUM_QUESTIONS))
-    columns: dict[str, Any] = {"question_id": ids, "question": [QUESTION] * NUM_QUESTIONS}
+    columns: dict[str, Any] = {"question_id": ids, "question": [question] * NUM_QUESTIONS}
     for policy, count in (("sft", 10), ("ppo", right)):
         texts = [RIGHT if id < count else WRONG for id in ids]
         columns |= {f"{policy}.answer": texts, f"{policy}.tokens": [[1]] * NUM_QUESTIONS}
@@ -86,6 +86,21 @@ def test_two_runs_are_judged_once_in_whichever_order_they_are_named(
     assert len(list((place / "objects" / "compare").iterdir())) == 1
     assert cli.main(["compare", "latest", "worse"]) == 0  # a comparison is no run of the pipeline
     assert "better" in capsys.readouterr().out
+
+
+def test_a_judge_of_runs_without_shared_questions_is_refused_and_leaves_no_run(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place.mkdir()
+    databases.lay("mlflow", place / "mlflow.db")
+    tracker = process_tracker()
+    assert tracker.connect()
+    make_run(tracker, "one", right=20, steps=3)
+    make_run(tracker, "other", right=45, steps=4, question="How do I list /tmp?")
+    assert cli.main(["compare", "one", "other", "--judge"]) == 2
+    sentence = "The runs share no held-out question, so no judge can decide between their answers"
+    assert capsys.readouterr().err == f"alignflow: {sentence}\n"
+    assert tracker.search("attributes.run_name LIKE 'compare%'") == []
 
 
 @pytest.mark.parametrize(
