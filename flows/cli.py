@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from flows.commands import deploy, doctor, gc, job, landed, plan, report, run, up, work
-from flows.commands.registry import lineage, models, promote, rollback
+from flows.commands.registry import compare, lineage, models, promote, rollback
 from flows.failures import NotPromoted, RunFailed
 from flows.services import isolation
 from flows.services.processes import ServerFailed
@@ -48,7 +48,7 @@ class Command(Protocol):
 
 COMMANDS: tuple[Command, ...] = (
     run, plan, report, job,
-    promote, rollback, models, lineage,
+    compare, promote, rollback, models, lineage,
     up, deploy, work, landed, gc, doctor,
 )  # fmt: skip
 

@@ -11,12 +11,12 @@ from tasks.artifacts.benchmark_files import check_benchmark_files
 from tasks.artifacts.corpus import evaluation_sets, find_corpus
 from tasks.artifacts.judge_model import check_judge_environment, judge_inputs
 from tasks.artifacts.store import home
+from tasks.artifacts.weight_files import start_weights
 from tasks.config.models import HuggingFaceBase
 from tasks.config.pipeline import Pipeline
 from tasks.config.sources import ShellSite
 from tasks.execution.tokenizer_preflight import check_tokenizer
 from tasks.promotion.finished_runs import connect
-from tasks.stages.weights import start_weights
 from tasks.system.errors import InputError
 from tasks.tracking.client import Tracker, process_tracker
 

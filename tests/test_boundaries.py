@@ -40,7 +40,9 @@ PROGRAMS = [
 SUBFOLDERS = {  # inside a folder, from the top floor down
     "flows": ["flows", "flows.commands", "flows.commands.registry", "flows.services", "flows.display"],
     # but the commands call the flows
-    "tasks.programs": ["tasks.programs", "tasks.programs.data_stage", "tasks.programs.runtime"],
+    "tasks.programs": [
+        "tasks.programs", "tasks.programs.comparison", "tasks.programs.data_stage", "tasks.programs.runtime",
+    ],
     "tasks.rlhf": [
         "tasks.rlhf.training", "tasks.rlhf.judging", "tasks.rlhf.evaluation", "tasks.rlhf.models",
         "tasks.rlhf.batches", "tasks.rlhf.algorithms", "tasks.rlhf.compute",
@@ -217,7 +219,7 @@ def test_every_stage_has_a_task_and_a_program_of_the_same_name() -> None:
     assert tasks == of_a_stage("tasks/programs")
 
 
-@pytest.mark.parametrize("stage", sorted(of_a_stage("tasks/programs") - {"site", "winrate"}))
+@pytest.mark.parametrize("stage", sorted(of_a_stage("tasks/programs") - {"site", "winrate", "compare"}))
 def test_no_training_stage_can_see_the_gold_scorer(stage: str) -> None:
     assert not [path for path in source_digests(stage) if "gold" in Path(path).stem]
 

@@ -36,9 +36,10 @@ def console() -> Console:
 
 
 class Screen:
-    """Listens to a pipeline's events and draws them."""
+    """Listens to a pipeline's events and draws them; ``starting`` is what it waits for at first."""
 
-    def __init__(self) -> None:
+    def __init__(self, starting: str = "Prefect and MLflow") -> None:
+        self.starting = starting
         self.console = console()
         self.live = self.console.is_terminal
         columns = (
@@ -59,7 +60,8 @@ class Screen:
 
     def __enter__(self) -> Self:
         self.unlisten = events.listen(self.on_event)
-        self._start(STARTING, "Prefect and MLflow")
+        if self.starting:
+            self._start(STARTING, self.starting)
         if self.live:
             self.rows.start()
         return self

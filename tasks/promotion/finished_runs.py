@@ -9,8 +9,10 @@ from tasks.artifacts.store import Manifest, Store, home
 from tasks.system.errors import InputError
 from tasks.tracking import client, remote_artifacts
 from tasks.tracking.client import Tracker
-from tasks.tracking.runs import FLOW_RUN, PROFILE
+from tasks.tracking.runs import FLOW_RUN, MAX_ALL_RUNS, PROFILE
 
+NAME = "mlflow.runName"  # tag
+LATEST = "latest"
 SUMMARY, SETTINGS, CARD = "summary.json", "config.json", "card.json"
 UNREACHABLE = "MLflow, which holds the runs and the registered models, is not reachable"
 
@@ -46,6 +48,32 @@ def find_run(tracker: Tracker, name: str = "", *, profile: str = "") -> Finished
     found = _find(tracker, name) if name else _newest(tracker, profile)
     if found is None:
         raise InputError(_explain_missing(name, profile))
+    return _read(tracker, found, name)
+
+
+def find_unique_run(tracker: Tracker, name: str) -> FinishedRun:
+    """Return the one run of the pipeline that has this id in MLflow or Prefect or this name, or whose id in
+    MLflow begins so; "latest" is the newest finished run.
+
+    Raises InputError if there is none, or several.
+    """
+    if name == LATEST:
+        return find_run(tracker)
+    pipelines = tracker.search(f"tags.`{PROFILE}` LIKE '%'", limit=MAX_ALL_RUNS)
+    exact = [run for run in pipelines if name in (run.run_id, run.tags.get(FLOW_RUN), run.tags.get(NAME))]
+    found = exact or [run for run in pipelines if name and run.run_id.startswith(name)]
+    if not found:
+        raise InputError(_explain_missing(name or "''", ""))
+    if len(found) > 1:
+        ids = ", ".join(run.run_id[:12] for run in found[:5]) + (", ..." if len(found) > 5 else "")
+        raise InputError(
+            f"{len(found)} runs are called {name} or have an id that begins so: give one of {ids}"
+        )
+    return _read(tracker, found[0], name)
+
+
+def _read(tracker: Tracker, found: client.Run, name: str) -> FinishedRun:
+    """Return a run with its summary and settings. Raises InputError if it has no summary."""
     with tempfile.TemporaryDirectory() as folder:
         files = [tracker.download(found.run_id, file, Path(folder)) for file in (SUMMARY, SETTINGS)]
         summary, settings = (json.loads(path.read_text()) if path else None for path in files)

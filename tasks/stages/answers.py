@@ -1,11 +1,11 @@
 """Let the base model and every trained policy answer held-out questions."""
 
 from tasks.artifacts.artifact import Artifact, only, within
+from tasks.artifacts.weight_files import WEIGHT_FILES, weight_files
 from tasks.config.jobs import AnswersJob, Champion
 from tasks.config.models import Text
 from tasks.config.pipeline import Pipeline
 from tasks.stages.stage import Inputs, NothingToDo, stage
-from tasks.stages.weights import WEIGHT_FILES, weight_files
 
 TRAINED = ("ppo", "dpo")
 OPPONENTS = ("champion", "previous")

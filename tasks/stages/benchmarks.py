@@ -2,10 +2,10 @@
 
 from tasks.artifacts.artifact import Artifact, only, within
 from tasks.artifacts.benchmark_files import benchmark_inputs, reward_bench_input
+from tasks.artifacts.weight_files import WEIGHT_FILES, weight_files
 from tasks.config.jobs import BenchmarksJob
 from tasks.config.pipeline import Pipeline
 from tasks.stages.stage import Inputs, stage
-from tasks.stages.weights import WEIGHT_FILES, weight_files
 
 
 @stage(BenchmarksJob)

@@ -1,10 +1,10 @@
 """Train a policy with DPO on the pairs of the reward model."""
 
 from tasks.artifacts.artifact import Artifact, only, within
+from tasks.artifacts.weight_files import start_weights
 from tasks.config.jobs import DpoJob
 from tasks.config.pipeline import Pipeline
 from tasks.stages.stage import Inputs, stage
-from tasks.stages.weights import start_weights
 
 
 @stage(DpoJob, shown=("loss", "accuracy"))

@@ -1,10 +1,10 @@
 """Merge the fine-tuned adapter into its base model."""
 
 from tasks.artifacts.artifact import Artifact, only, within
+from tasks.artifacts.weight_files import weight_files
 from tasks.config.jobs import MergeJob
 from tasks.config.pipeline import Pipeline
 from tasks.stages.stage import Inputs, stage
-from tasks.stages.weights import weight_files
 
 
 @stage(MergeJob)

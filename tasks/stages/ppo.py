@@ -1,10 +1,10 @@
 """Train a policy with PPO against the reward model."""
 
 from tasks.artifacts.artifact import Artifact, only, within
+from tasks.artifacts.weight_files import weight_files
 from tasks.config.jobs import PpoJob
 from tasks.config.pipeline import Pipeline
 from tasks.stages.stage import Inputs, stage
-from tasks.stages.weights import weight_files
 
 
 @stage(PpoJob, shown=("reward", "kl"))

@@ -1,10 +1,10 @@
 """Train a reward model on pairs of answers: PPO's reward, and a judge."""
 
 from tasks.artifacts.artifact import Artifact, only, within
+from tasks.artifacts.weight_files import start_weights
 from tasks.config.jobs import RewardJob
 from tasks.config.pipeline import Pipeline
 from tasks.stages.stage import Inputs, stage
-from tasks.stages.weights import start_weights
 
 
 @stage(RewardJob, shown=("loss", "accuracy"))

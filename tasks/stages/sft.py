@@ -1,10 +1,10 @@
 """Fine-tune the base model on the best answer of each question."""
 
 from tasks.artifacts.artifact import Artifact, only, within
+from tasks.artifacts.weight_files import start_weights
 from tasks.config.jobs import SftJob
 from tasks.config.pipeline import Pipeline
 from tasks.stages.stage import Inputs, stage
-from tasks.stages.weights import start_weights
 
 
 @stage(SftJob, shown=("loss", "held_out_loss"))

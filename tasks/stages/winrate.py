@@ -2,10 +2,10 @@
 
 from tasks.artifacts.artifact import Artifact, only, within
 from tasks.artifacts.judge_model import judge_inputs
+from tasks.artifacts.weight_files import judge_files
 from tasks.config.jobs import WinrateJob
 from tasks.config.pipeline import Pipeline
 from tasks.stages.stage import Inputs, stage
-from tasks.stages.weights import judge_files
 
 
 @stage(WinrateJob)

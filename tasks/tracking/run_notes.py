@@ -20,6 +20,7 @@ STAGES = {
     "answers": "Samples an answer of each model to each held-out question.",
     "winrate": "Grades the judges on held-out votes, and lets them compare the models' answers.",
     "benchmarks": "Measures what alignment costs: perplexity of held-out answers, and benchmarks.",
+    "compare": "Compares finished runs by the answers that they have stored.",
     "report": "Draws the report and the model card.",
     "given": "Keeps a file of the user's for other machines.",
 }

@@ -40,10 +40,12 @@ def pipeline_run(
     flow_run_id: str = "",
     profile: str = "",
     source: str = "alignflow",
+    note: str = "",
 ) -> Iterator[TrackedRun]:
     """Track a pipeline as a run, which ends FAILED or KILLED if the block raises.
 
-    A flow run that is retried continues its earlier run.
+    A flow run that is retried continues its earlier run. A run without ``profile`` is no run of the pipeline:
+    it is never found as one. ``note`` describes it, in place of its settings.
     """
     run = TrackedRun(tracker, None)
     with ExitStack() as held:
@@ -55,11 +57,11 @@ def pipeline_run(
                 tags = {
                     FLOW_RUN: flow_run_id,
                     HOME: machine_and_home(),
-                    PROFILE: profile,
-                    NOTE: describe_pipeline(profile or name, settings),
+                    NOTE: note or describe_pipeline(profile or name, settings),
                     **pipeline_tags(settings, origin.get(COMMIT, "")),
                     **origin,
                 }
+                tags |= {PROFILE: profile} if profile else {}
                 run = _earlier_run(tracker, flow_run_id) or TrackedRun(tracker, tracker.start(name, tags))
                 lock = _run_lock(str(run.run_id))
                 held.enter_context(acquire(lock))

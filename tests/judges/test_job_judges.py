@@ -35,7 +35,7 @@ def load(
     folder: Path, settings: Any, monkeypatch: pytest.MonkeyPatch, **inputs: Path
 ) -> tuple[list[Judge], WinrateJob]:
     """Return the judges of a job without the reward model."""
-    monkeypatch.setattr(job_judges, "_load_reward_judges", lambda *_: [])
+    monkeypatch.setattr(job_judges, "load_reward_judges", lambda *_: [])
     job = WinrateJob.of(Pipeline(judge=settings))
     record = {"stage": "winrate", "job": {}, "inputs": {name: str(path) for name, path in inputs.items()}}
     folder.mkdir()
@@ -73,7 +73,7 @@ def test_an_endpoint_judge_has_all_its_settings_and_its_replies_in_the_home(
 def test_an_endpoint_judge_needs_its_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ALIGNFLOW_JUDGE_URL", raising=False)
     monkeypatch.setenv("ALIGNFLOW_JUDGE_KEY", KEY)
-    with pytest.raises(InputError, match=r"^ALIGNFLOW_JUDGE_URL must be set where the stage winrate runs"):
+    with pytest.raises(InputError, match=r"^ALIGNFLOW_JUDGE_URL must be set where the judge's stage runs"):
         load(tmp_path / "run", ENDPOINT, monkeypatch, prompt=find_template("dpo"))
 
 

@@ -234,7 +234,7 @@ def test_all_settings_of_a_job_are_in_its_key_but_those_that_say_otherwise(stage
 
 def test_every_job_has_its_line_above() -> None:
     names = {name.removesuffix("Job").lower() for name in vars(jobs) if re.fullmatch(r"[A-Z][a-z]+Job", name)}
-    assert names == set(NOT_IN_KEY)
+    assert names - {"compare"} == set(NOT_IN_KEY)  # that one is of no pipeline
 
 
 def test_a_new_setting_is_in_the_key_unless_it_says_otherwise() -> None:

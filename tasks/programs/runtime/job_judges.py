@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from tasks.config.jobs import WinrateJob
+from tasks.config.jobs import CompareJob, WinrateJob
 from tasks.config.judge_prompts import read_template
 from tasks.config.judges import JUDGE_KEY, JUDGE_URL, EndpointJudge, LocalJudge, NoJudge
 from tasks.judges.chat_client import Address, Limits
@@ -37,11 +37,33 @@ def load_judges(job: WinrateJob, run: Run, encoder: Encoder, device: torch.devic
     judges: list[Judge] = []
     if job.source.kind == "shell-site":
         judges.append(gold_judge())
-    if isinstance(job.judge, LocalJudge):
-        judges.append(_load_local_judge(job.judge, run, device))
-    if isinstance(job.judge, EndpointJudge):
-        judges.append(_open_endpoint_judge(job.judge, run))
-    return [*judges, *_load_reward_judges(job, run, encoder, device)]
+    if not isinstance(job.judge, NoJudge):
+        judges.append(load_language_judge(job.judge, run, device))
+    return [*judges, *load_reward_judges(job, run, encoder, device)]
+
+
+def load_language_judge(settings: LocalJudge | EndpointJudge, run: Run, device: torch.device) -> Judge:
+    """Return the language model that judges. Raises InputError."""
+    if isinstance(settings, LocalJudge):
+        return _load_local_judge(settings, run, device)
+    return _open_endpoint_judge(settings, run)
+
+
+def load_reward_judges(
+    job: WinrateJob | CompareJob, run: Run, encoder: Encoder, device: torch.device
+) -> list[ScoringJudge]:
+    """Return the reward model as a judge, after the member that PPO has never seen, if one was trained."""
+    models = load_tuned(run, job.weights.merged, device, with_held_out=True)
+    assert models.scorer is not None
+    score = partial(
+        RewardScores,
+        encoder=encoder,
+        pad_id=encoder.tokenizer.pad_token_id,
+        device=device,
+        batch_size=job.winrate.batch_size,
+    )
+    held_out = [held_out_judge(score(models.held_out))] if models.held_out else []
+    return [*held_out, reward_judge(score(models.scorer))]
 
 
 def limits(judge: Judge, job: WinrateJob) -> tuple[int, int]:
@@ -73,7 +95,7 @@ def _open_endpoint_judge(settings: EndpointJudge, run: Run) -> EndpointModelJudg
     """Return the judge behind the endpoint that the environment names. Raises InputError."""
     missing = [name for name in (JUDGE_URL, JUDGE_KEY) if not os.environ.get(name)]
     if missing:
-        raise InputError(f"{' and '.join(missing)} must be set where the stage winrate runs")
+        raise InputError(f"{' and '.join(missing)} must be set where the judge's stage runs")
     home = Path(os.environ.get("ALIGNFLOW_HOME") or run.directory)
     return EndpointModelJudge(
         f"the language model {settings.model}",
@@ -92,20 +114,3 @@ def _open_endpoint_judge(settings: EndpointJudge, run: Run) -> EndpointModelJudg
         ),
         Limits(settings.requests_per_minute, settings.timeout, settings.patience),
     )
-
-
-def _load_reward_judges(
-    job: WinrateJob, run: Run, encoder: Encoder, device: torch.device
-) -> list[ScoringJudge]:
-    """Load the reward model, and the member of it that PPO has never seen, if one was trained."""
-    models = load_tuned(run, job.weights.merged, device, with_held_out=True)
-    assert models.scorer is not None
-    score = partial(
-        RewardScores,
-        encoder=encoder,
-        pad_id=encoder.tokenizer.pad_token_id,
-        device=device,
-        batch_size=job.winrate.batch_size,
-    )
-    held_out = [held_out_judge(score(models.held_out))] if models.held_out else []
-    return [*held_out, reward_judge(score(models.scorer))]

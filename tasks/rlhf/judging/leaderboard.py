@@ -15,6 +15,7 @@ DRAWS = 500
 PRIOR = 0.5  # wins and losses against the field that each policy is given: who won all stays finite
 MAX_STEPS, MAX_STEP, PRECISION = 100, 2.0, 1e-9  # of Newton's method
 LEAST_LOG_TIE = -20.0
+EQUAL_DECIMALS = 7  # of strengths that count as equal: those of policies that tied in every battle
 ELO = 400 / np.log(10)  # Elo's points for a unit of log strength
 
 
@@ -130,14 +131,23 @@ def rank(
     drawn = redraw(tables, draws=DRAWS, seed=seed)
     draws = _maximise(drawn[:, 0], drawn[:, 1], PRIOR)[:, :size]
     draws -= draws.mean(axis=1, keepdims=True)
-    places = (-draws).argsort(axis=1).argsort(axis=1)  # (D, P)
+    ranks = _share_ranks(draws)
     rows = []
     for number in np.argsort(-best.log_strengths, kind="stable"):
         value = float(best.log_strengths[number])
         interval = Interval(value, *percentiles(draws[:, number]), num_questions)
-        shares = [float((places[:, number] == place).mean()) for place in range(size)]
-        rows.append(Row(policies[number], interval, float(1000 + ELO * value), shares))
+        rows.append(Row(policies[number], interval, float(1000 + ELO * value), ranks[number].tolist()))
     return rows
+
+
+def _share_ranks(draws: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the share of draws (D, P) in which each policy has each rank, (P, P); equal ones share ranks."""
+    strengths = draws.round(EQUAL_DECIMALS)
+    better = (strengths[:, None, :] > strengths[:, :, None]).sum(axis=2)[..., None]  # (D, P, 1)
+    equal = (strengths[:, None, :] == strengths[:, :, None]).sum(axis=2)[..., None]  # with itself
+    places = np.arange(draws.shape[1])
+    shares: NDArray[np.float64] = (((places >= better) & (places < better + equal)) / equal).mean(axis=0)
+    return shares
 
 
 def _check_connected(first: NDArray[np.int64], second: NDArray[np.int64], policies: Sequence[str]) -> None:

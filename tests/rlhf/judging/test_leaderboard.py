@@ -91,3 +91,17 @@ def test_policies_that_nothing_connects_are_refused_by_name() -> None:
         rank(["a", "b", "c"], np.array([0]), np.array([1]), np.array([1.0]), np.array([0]))
     with pytest.raises(ValueError, match="b and a"):
         rank(["a", "b"], np.array([0]), np.array([1]), np.array([np.nan]), np.array([0]))
+
+
+def test_policies_that_tie_in_every_battle_share_the_ranks() -> None:
+    first, second, outcomes = (
+        np.array([0, 0, 1] * 20),
+        np.array([1, 2, 2] * 20),
+        np.array([0.5, 1.0, 1.0] * 20),
+    )
+    rows = rank(["one", "other", "worst"], first, second, outcomes, np.repeat(np.arange(20), 3))
+    assert {row.policy: row.ranks for row in rows} == {
+        "one": [0.5, 0.5, 0.0],
+        "other": [0.5, 0.5, 0.0],
+        "worst": [0.0, 0.0, 1.0],
+    }
