@@ -51,7 +51,9 @@ def wait_in_foreground(
     module: list[str], *, environment: Mapping[str, str] | None = None, folder: Path | None = None,
     stderr: int | None = None,
 ) -> int:  # fmt: skip
-    """Run ``python -m`` on the user's terminal and return its exit status; Ctrl-C is left to it."""
+    """Run ``python -m`` on the user's terminal and return its exit status.
+
+    Ctrl-C is left to it, and SIGTERM is passed on."""
     process = subprocess.Popen(
         [sys.executable, "-m", *module],
         env=program_environment(Machine()) | dict(environment or {}),
@@ -59,11 +61,13 @@ def wait_in_foreground(
         stderr=stderr,
         preexec_fn=partial(die_with_parent, os.getpid()),
     )
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    on_termination = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
         return process.wait()
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, on_interrupt)
+        signal.signal(signal.SIGTERM, on_termination)
         if process.poll() is None:
             process.kill()
             process.wait()

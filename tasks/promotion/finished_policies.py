@@ -25,7 +25,6 @@ from tasks.system.hashing import digest_of
 from tasks.tracking import registry
 from tasks.tracking.client import Tracker
 from tasks.tracking.remote_artifacts import locate
-from tasks.tracking.runs import PROFILE
 
 TRAINED = ("sft", "dpo", "ppo")  # in the order in which they are shown
 POLICIES = ("base", *TRAINED)
@@ -93,8 +92,7 @@ def of_run(tracker: Tracker, run_name: str, policy: str, name: str = "") -> Sour
     if policy not in trained:
         raise InputError(f"The run has trained no {policy}; it has {', '.join(trained)}")
     title = run.tags.get("mlflow.runName", run.run_id)
-    about = f"{policy} of the run {title} (profile {run.tags.get(PROFILE, run.summary['profile'])})"
-    return Source(name or policy, about, policy, stages, run.settings)
+    return Source(name or policy, f"{policy} of the run {title}", policy, stages, run.settings)
 
 
 def _of_version(tracker: Tracker, model: str, wanted: str, name: str) -> Source:

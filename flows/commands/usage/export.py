@@ -1,7 +1,6 @@
 """`alignflow export`: write a policy into a folder, for other programs."""
 
 import argparse
-import importlib.util
 import os
 import shutil
 from pathlib import Path
@@ -78,15 +77,15 @@ def write_folder(program: str, job: ExportJob, target: Path, inputs: dict[str, P
 
 
 def find_converter(checkout: Path | None) -> str:
-    """Return the path of llama.cpp's converter. Raises InputError if it or its library is missing."""
+    """Return the path of llama.cpp's converter. Raises InputError if it is missing."""
     if checkout is None:
         found = shutil.which(CONVERTER)
     else:
         place = Path(os.path.abspath(checkout.expanduser())) / CONVERTER
         found = str(place) if place.is_file() else None
-    if found is None or importlib.util.find_spec("gguf") is None:
+    if found is None:
         raise InputError(
             f"GGUF is written by llama.cpp's {CONVERTER}, which is not part of a package: clone "
-            "https://github.com/ggml-org/llama.cpp, pip install gguf, and name the checkout with --llama-cpp"
+            "https://github.com/ggml-org/llama.cpp and name the checkout with --llama-cpp"
         )
     return found

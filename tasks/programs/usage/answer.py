@@ -25,9 +25,11 @@ class Answer:
         self.temperature = policy.files.temperature
         if sampling.temperature is not None:
             self.temperature = sampling.temperature
-        self.max_tokens = sampling.max_tokens or policy.files.max_answer_tokens
+        wanted = sampling.max_tokens or policy.files.max_answer_tokens
         self.top_p = TopPLogitsWarper(sampling.top_p) if sampling.top_p < 1 else None
-        self.prompt, self.turns_left_out = _encode_what_fits(policy, messages, self.max_tokens)
+        self.prompt, self.turns_left_out = _encode_what_fits(policy, messages, wanted)
+        room = wanted if policy.context is None else policy.context - len(self.prompt)
+        self.max_tokens = min(wanted, room)
         self.seed, self.seconds = seed, 0.0
         self.generator: torch.Generator | None = None
         self.cache = DynamicCache()
@@ -78,12 +80,15 @@ def _encode_what_fits(
     policy: LoadedPolicy, messages: list[Message], max_tokens: int
 ) -> tuple[list[int], int]:
     """Return the ids of the prompt, and how many of the oldest turns are left out. Raises InputError."""
-    limit = None if policy.context is None else policy.context - max_tokens
+    limit, room = policy.context, max_tokens
+    if limit is not None:
+        room = min(room, limit // 2)  # a long answer may end where the context does
+        limit -= room
     for first in range(0, len(messages), 2):  # a question and its answer leave together
         ids = encode_conversation(policy.tokenizer, messages[first:])
         if limit is None or len(ids) <= limit:
             return ids, first // 2
     raise InputError(
         f"{policy.files.name}: the question takes {len(ids)} of the {policy.context} tokens that the model "
-        f"can read, and an answer {max_tokens}: ask a shorter one, or lower --max-tokens"
+        f"can read, of which {room} are for its answer: ask a shorter one"
     )

@@ -36,6 +36,7 @@ def chat(job: ChatJob, run: Run) -> None:
     for stream in (sys.stdin, sys.stdout):
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors="replace")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also if a script has it ignored
     console = Console(highlight=False, markup=False, emoji=False)
     screen = TerminalScreen(console) if console.is_terminal else PlainScreen(console)
     device = devices.set_up(run.machine.device, run.machine.threads)

@@ -11,6 +11,7 @@ from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
+from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
@@ -73,7 +74,7 @@ def describe_settings(files: PolicyFiles, sampling: Sampling, history: bool | No
     temperature = files.temperature if sampling.temperature is None else sampling.temperature
     longest = sampling.max_tokens or files.max_answer_tokens
     turns = "" if keeps_history(files, history) else ", each question on its own"
-    return f"temperature {temperature:g}, at most {longest} tokens{turns}"
+    return f"Temperature {temperature:g}, at most {longest} tokens{turns}"
 
 
 class TerminalScreen:
@@ -83,14 +84,19 @@ class TerminalScreen:
         self.console = console
 
     def waiting(self, sentence: str) -> AbstractContextManager[object]:
-        return self.console.status(Text(sentence))
+        spinner = Spinner("dots", Text(sentence))
+        return Live(spinner, console=self.console, transient=True, redirect_stderr=False)
 
     def introduce(self, policies: Sequence[PolicyFiles], sampling: Sampling, history: bool | None) -> None:
+        settings = [describe_settings(files, sampling, history) for files in policies]
+        are_equal = len(set(settings)) == 1
         names = Table.grid(padding=(0, 2))
         for number, files in enumerate(policies):
-            settings = Text(describe_settings(files, sampling, history), "dim")
-            names.add_row(Text(files.name, _colour(number)), Text(show_text(files.about)), settings)
+            about = show_text(files.about) + ("" if are_equal else f"; {settings[number]}")
+            names.add_row(Text(files.name, _colour(number)), Text(about))
         self.console.print(names)
+        if are_equal:
+            self.say(settings[0])
 
     @contextmanager
     def answering(self, question: str, answers: Sequence[Answer]) -> Iterator[None]:
@@ -104,7 +110,7 @@ class TerminalScreen:
 
         with Live(
             get_renderable=render, console=self.console, transient=True, refresh_per_second=REFRESHES,
-            vertical_overflow="crop",
+            vertical_overflow="crop", redirect_stderr=False,
         ):  # fmt: skip
             yield
         self.console.print(arrange(answers, self.console.width, None))

@@ -8,6 +8,7 @@ artifact: merged: a Hugging Face folder with tokenizer, chat template and genera
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -83,14 +84,14 @@ def generation_config(
     policy: PolicyFiles, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> GenerationConfig:
     """Return how answers of the policy are sampled: as its run sampled those that were judged."""
-    greedy = policy.temperature == 0
+    greedy, ends = policy.temperature == 0, prompts.end_tokens(tokenizer, "chat")
     return GenerationConfig(
         do_sample=not greedy,
         temperature=None if greedy else policy.temperature,
         top_k=None if greedy else 0,  # transformers' own default would leave out all but 50 tokens
         max_new_tokens=policy.max_answer_tokens,
         bos_token_id=model.config.get_text_config().bos_token_id,
-        eos_token_id=list(prompts.end_tokens(tokenizer, "chat")),
+        eos_token_id=ends[0] if len(ends) == 1 else list(ends),
         pad_token_id=tokenizer.pad_token_id,
     )
 
@@ -106,10 +107,14 @@ def copy_adapter(adapter: Path, folder: Path, *, base_name: str) -> None:
 def convert_to_gguf(model: Path, file: Path, converter: Path) -> None:
     """Write a model folder as a GGUF file with llama.cpp's own program. Raises InputError if it refuses."""
     command = [sys.executable, str(converter), str(model), "--outfile", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    # without that variable the converter finds the other files of its checkout
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode or not file.is_file():
         print(done.stderr, file=sys.stderr)
         rows = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        if rows[-1].startswith("ModuleNotFoundError: "):
+            raise InputError(f"{converter} lacks a package that its requirements.txt names ({rows[-1]})")
         raise InputError(
             f"{converter} cannot convert this model ({rows[-1]}); --as merged writes it as it is"
         )
