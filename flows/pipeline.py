@@ -1,13 +1,18 @@
 """From votes to an aligned model: the whole run as one Prefect flow."""
 
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 from prefect.runtime import deployment, flow_run
+from prefect.states import Completed
 
+from flows.display.run_end import describe_end
 from flows.display.run_log import logging_events
-from flows.display.run_summary import conclude, summarise
+from flows.display.run_summary import RunName, conclude, summarise
 from flows.failures import RunFailed, describe_failure
 from flows.preflight import check_inputs
 from flows.renamed_settings import log_renamed_settings
@@ -15,6 +20,7 @@ from flows.run_names import name_run
 from flows.services.heartbeat import heartbeat
 from flows.services.prefect_workarounds import true_edges
 from flows.stage_runs import Outcome, StageRuns, stopping_threads
+from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.base_model import base_artifact
 from tasks.artifacts.corpus import corpus_artifact
 from tasks.artifacts.store import explain_rebuilds
@@ -22,6 +28,7 @@ from tasks.config.models import BuiltinBase
 from tasks.config.pipeline import Pipeline
 from tasks.config.sources import ShellSite
 from tasks.execution.run_stage import RunContext
+from tasks.promotion.opponents import find_opponents
 from tasks.stages.answers import answers
 from tasks.stages.benchmarks import benchmarks
 from tasks.stages.data import data
@@ -43,6 +50,8 @@ from tasks.tracking.client import process_tracker
 from tasks.tracking.remote_artifacts import locate
 from tasks.tracking.tracked_run import TrackedRun
 
+NO_OPPONENTS: Mapping[str, Artifact] = MappingProxyType({})
+
 
 class RunStage(Protocol):
     """What ``chain`` does with each stage."""
@@ -51,10 +60,11 @@ class RunStage(Protocol):
         """Return the stage's artifact, or what Prefect passes on in its place."""
 
 
-def chain(config: Pipeline, run: RunStage) -> None:
+def chain(config: Pipeline, run: RunStage, opponents: Mapping[str, Artifact] = NO_OPPONENTS) -> None:
     """Walk the stages. ``run(stage, **inputs)`` returns a stage's artifact, or a promise of it.
 
     A stage waits for its inputs alone: those that do not wait for each other may run at the same time.
+    ``opponents`` are the champion's artifacts, as ``find_opponents`` returns them.
     """
     source = run(site) if isinstance(config.source, ShellSite) else corpus_artifact(config.source)
     pairs = run(data, source=source)
@@ -68,7 +78,7 @@ def chain(config: Pipeline, run: RunStage) -> None:
     if config.method in ("dpo", "both"):
         log_probs = run(reference, data=pairs, model=model)
         policies["dpo"] = run(dpo, data=pairs, model=model, reference=log_probs)
-    answered = run(answers, data=pairs, base=base, model=model, **policies)
+    answered = run(answers, data=pairs, base=base, model=model, **policies, **opponents)
     run(winrate, data=pairs, model=model, reward=reward_model, answers=answered)
     run(benchmarks, data=pairs, base=base, model=model, reward=reward_model, **policies)
 
@@ -86,7 +96,7 @@ def _started_by(profile: str) -> str:
 
 
 @flow(name="rlhf", flow_run_name=name_run, persist_result=True, result_serializer="json")
-def rlhf(config: Pipeline = Pipeline(), profile: str = "rlhf") -> dict[str, Any]:  # noqa: B008 - the form in Prefect's pages is filled from it
+def rlhf(config: Pipeline = Pipeline(), profile: str = "rlhf") -> State:  # noqa: B008 - the form in Prefect's pages is filled from it
     """Score and pair answers, fine-tune, train a reward model, then PPO, DPO or both, and compare.
 
     Args:
@@ -96,7 +106,8 @@ def rlhf(config: Pipeline = Pipeline(), profile: str = "rlhf") -> dict[str, Any]
     with heartbeat():
         log_renamed_settings()
         check_inputs(config)  # a deployment has had no command line to do so
-        return _run(config, profile)
+        summary = _run(config, profile)
+        return Completed(message=describe_end(summary), data=summary)
 
 
 def _run(config: Pipeline, profile: str) -> dict[str, Any]:
@@ -122,7 +133,8 @@ def _run(config: Pipeline, profile: str) -> dict[str, Any]:
             built = list(outcome.built.values())
             found = summarise(profile, built, seconds, failed=failed, not_run=outcome.not_run)
             page = locate(outcome.built["report"], tracked.tracker) / "report.html"
-            summary = conclude(config, found, page, run_id=str(flow_run.id), tracked=tracked)
+            run_name = RunName(str(flow_run.id), str(flow_run.name or ""))
+            summary = conclude(config, found, page, run=run_name, tracked=tracked)
         if outcome.failed:
             raise _failure(outcome, summary)
         assert summary is not None
@@ -139,9 +151,10 @@ def _run_stages(config: Pipeline, tracked: TrackedRun) -> Outcome:
             "Workers find each other's artifacts in MLflow, which is not reachable: set MLFLOW_TRACKING_URI, "
             "or leave pools.* empty"
         )
+    opponents = find_opponents(tracked.tracker, config.promotion)
     stages = StageRuns(config, context)
     with stopping_threads(), true_edges():
-        chain(config, stages.run)
+        chain(config, stages.run, opponents)
         for name, causes in stages.wait().not_run.items():
             events.tell("not_run", name, causes=causes)
         stages.run(report, **stages.ends)

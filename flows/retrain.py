@@ -15,6 +15,7 @@ from prefect.runtime import deployment
 from prefect.states import Completed
 
 from flows.commands.plan import plan
+from flows.display.run_end import describe_end
 from flows.pipeline import rlhf
 from flows.preflight import check_inputs
 from flows.renamed_settings import log_renamed_settings
@@ -28,7 +29,7 @@ NO_CHANGE = "Neither data nor settings nor code have changed since the last run:
 
 
 @flow(name="retrain", flow_run_name=name_retraining, persist_result=False)
-def retrain(config: Pipeline = Pipeline(), profile: str = "rlhf", dump: str = "") -> State | dict[str, Any]:  # noqa: B008
+def retrain(config: Pipeline = Pipeline(), profile: str = "rlhf", dump: str = "") -> State:  # noqa: B008
     """Run the chain if its data, its settings or its code have changed since it last ran.
 
     Args:
@@ -49,10 +50,10 @@ def retrain(config: Pipeline = Pipeline(), profile: str = "rlhf", dump: str = ""
         process_tracker().connect()
         if all(stage.action == "reuse" for stage in plan(config)):
             return Completed(name="Cached", message=NO_CHANGE)
-        summary: dict[str, Any] = rlhf(config, profile=profile)
+        summary = cast(dict[str, Any], rlhf(config, profile=profile))
         if config.promotion.after_retrain:
             _start_promotion(config, profile, run=Path(summary["file"]).parent.name)
-        return summary
+        return Completed(message=describe_end(summary), data=summary)
 
 
 def _start_promotion(config: Pipeline, profile: str, *, run: str) -> None:

@@ -16,7 +16,8 @@ from tasks.system.locks import is_held
 from tasks.tracking import databases
 from tasks.tracking.client import PATIENCE_TO_CONNECT, Tracker, process_tracker
 from tasks.tracking.registry import list_versions, stage_keys
-from tasks.tracking.runs import KEY, MAX_ALL_RUNS, PARENT
+from tasks.tracking.runs import MAX_ALL_RUNS, PARENT
+from tasks.tracking.tracked_run import KEY
 
 RUN_LOCK = "run-"  # prefix of the lock of a running pipeline; the rest is the id of its run in MLflow
 UNKNOWN = (

@@ -51,6 +51,7 @@ def prepare_job(config: Pipeline, wanted: str, directory: Path) -> None:
     """Write the job.json of one stage into ``directory``; its inputs must be stored. Raises InputError."""
     from flows.pipeline import chain
     from tasks.execution.run_stage import look_up, write_job
+    from tasks.promotion.opponents import find_opponents
     from tasks.stages.report import report
     from tasks.tracking.client import process_tracker
 
@@ -68,7 +69,8 @@ def prepare_job(config: Pipeline, wanted: str, directory: Path) -> None:
         return artifacts[step.stage]
 
     try:
-        chain(config, _requiring_inputs(write, wanted))
+        opponents = find_opponents(tracker, config.promotion)
+        chain(config, _requiring_inputs(write, wanted), opponents)
         _requiring_inputs(write, wanted)(report, **artifacts)
     except _Written:
         return

@@ -50,6 +50,7 @@ def plan(config: Pipeline) -> list[Planned]:
     """Return what ``alignflow run`` would do with each stage."""
     from flows.pipeline import chain
     from tasks.execution.run_stage import look_up
+    from tasks.promotion.opponents import find_opponents
     from tasks.stages.report import report
     from tasks.tracking.client import process_tracker
 
@@ -64,7 +65,7 @@ def plan(config: Pipeline) -> list[Planned]:
         artifacts[step.stage] = found or unbuilt_artifact(step)
         return artifacts[step.stage]
 
-    chain(config, look)
+    chain(config, look, find_opponents(tracker, config.promotion))
     look(report, **artifacts)
     return planned
 

@@ -5,7 +5,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from flows import profiles
 from flows.arguments import add_profile
@@ -80,8 +80,8 @@ def _run_flow(root: Path, config: Any, title: str) -> dict[str, Any]:
         # the thread of Prefect's own heartbeat takes a second to end
         without_heartbeat = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
         with interruptible(), without_heartbeat:
-            summary: dict[str, Any] = rlhf(config, profile=title)
-    return summary
+            summary = rlhf(config, profile=title)
+    return cast(dict[str, Any], summary)
 
 
 def _write_summary(path: Path, summary: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Format metrics, results and the outcome of stages as text."""
 
+from collections.abc import Mapping
 from typing import Any
 
 KEY_FIGURES = (
@@ -11,6 +12,7 @@ KEY_FIGURES = (
 JUDGES = {
     "gold": "the gold scorer",
     "lm": "a language model",
+    "held_out": "a reward model that PPO has never seen",
     "reward": "the reward model, which PPO was trained to please",
 }
 POLICIES = {"ppo": "PPO", "dpo": "DPO"}
@@ -42,47 +44,19 @@ def format_metric(value: Any) -> str:
 
 def key_figures(metrics: dict[str, Any]) -> list[str]:
     """Return the names of the figures that a run is judged by; all others are in its summary and report."""
-    judge = _best_judge(metrics)
+    judge = best_judge(metrics)
     return [
         name for name in metrics if name in KEY_FIGURES or (judge and name.startswith(f"{judge}_win_rate."))
     ]
 
 
-def headline(metrics: dict[str, Any]) -> str:
-    """Return the run's result in one sentence: the best policy, its win rate, interval and judge.
-
-    Returns "" if no policies were compared.
-    """
-    judge = _best_judge(metrics)
-    rates = {policy: metrics.get(f"{judge}_win_rate.{policy}_vs_sft") for policy in POLICIES}
-    found = {policy: rate for policy, rate in rates.items() if isinstance(rate, dict)}
-    if not judge or not found:
-        return ""
-    best = max(found, key=lambda policy: float(found[policy]["value"]))
-    rate = found[best]
-    if rate["low"] > 0.5:
-        verdict = "is better than SFT"
-    elif rate["high"] < 0.5:
-        verdict = "is worse than SFT"
-    else:
-        verdict = "cannot be told from SFT"
-    doubt = (
-        ""
-        if _is_trusted(judge, metrics)
-        else ' (not shown to be better than "longer wins" on held-out votes)'
-    )
-    interval = f"95% interval {_percent(rate['low'])} to {_percent(rate['high'])}"
-    wins = f"{_percent(rate['value'])} of {rate['n']:,} questions ({interval})"
-    return f"Result: {POLICIES[best]} {verdict}: it wins on {wins}, judged by {JUDGES[judge]}{doubt}."
-
-
-def _best_judge(metrics: dict[str, Any]) -> str:
+def best_judge(metrics: Mapping[str, Any]) -> str:
     """Return the judge whose verdict is shown: the first that its report card speaks for, else the first."""
     judges = [judge for judge in JUDGES if any(name.startswith(f"{judge}_win_rate.") for name in metrics)]
     return next((judge for judge in judges if _is_trusted(judge, metrics)), judges[0] if judges else "")
 
 
-def _is_trusted(judge: str, metrics: dict[str, Any]) -> bool:
+def _is_trusted(judge: str, metrics: Mapping[str, Any]) -> bool:
     """Return whether a judge agrees with held-out votes more than chance and the longer answer do.
 
     The gold scorer is the truth, which votes are noisy about. A judge without a report card, for want of
@@ -90,10 +64,6 @@ def _is_trusted(judge: str, metrics: dict[str, Any]) -> bool:
     """
     card, rule = (metrics.get(f"judge.{judge}.{name}") for name in ("agreement", "longer_wins"))
     return judge == "gold" or not card or not rule or card["low"] > max(0.5, rule["value"])
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}%"
 
 
 def _format_number(value: Any) -> str:

@@ -6,14 +6,21 @@ import re
 import socket
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
 from flows.display.formatting import format_metric, format_not_run, format_outcome
+from flows.display.mlflow_page import show_result
+from flows.display.model_cards import CARD, FACTS, FOLDER, write_cards
+from flows.display.run_end import describe_end
+from flows.display.run_facts import collect_facts, facts_as_html
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.store import home
 from tasks.config.pipeline import Pipeline
+from tasks.promotion.assessment import assess
+from tasks.promotion.gates import failures
+from tasks.promotion.report_page import gates_as_html, replace_gates
 from tasks.system.files import replace_text
 from tasks.tracking.tracked_run import TrackedRun
 
@@ -56,41 +63,99 @@ def summarise(
     }
 
 
-def conclude(
-    config: Pipeline, summary: dict[str, Any], page: Path, *, run_id: str, tracked: TrackedRun
-) -> dict[str, Any]:
-    """Write summary, settings and page to runs/<id>/ and upload them.
+class RunName(NamedTuple):
+    """The flow run that is summarised."""
 
-    Returns the summary with the paths of the files.
+    id: str
+    name: str = ""
+
+
+def conclude(
+    config: Pipeline, summary: dict[str, Any], page: Path, *, run: RunName, tracked: TrackedRun
+) -> dict[str, Any]:
+    """Write summary, settings, report and model cards to runs/<id>/, upload and link them.
+
+    Returns the summary with the headline and the paths of the files.
     """
-    folder = home() / "runs" / run_id
+    folder = home() / "runs" / run.id
     folder.mkdir(parents=True, exist_ok=True)
-    filled = fill_page(page.read_text(encoding="utf-8"), summary)
+    facts = collect_facts(config, profile=summary["profile"], run_name=run.name, run_id=run.id)
+    gates = _assess(config, summary, tracked)
+    filled = fill_page(page.read_text(encoding="utf-8"), summary, facts, gates.content)
     for place in (folder, home()):
         replace_text(place / "report.html", filled)
         replace_text(place / "card.html", (page.parent / "card.html").read_text(encoding="utf-8"))
+    policies = write_cards(page.parent, folder, config, facts)
+    headline = json.loads((page.parent / "headline.json").read_text(encoding="utf-8"))["sentence"]
     summary = {
         **summary,
+        "headline": headline,
+        "gates": gates.sentence,
         "report": str(home() / "report.html"),
         "file": str(folder / "summary.json"),
         "finished": time.time(),
     }
     replace_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     replace_text(folder / "config.json", config.model_dump_json(indent=1) + "\n")
-    tracked.log_summary({**summary["metrics"], "seconds": summary["seconds"]})
+    files = _list_files(policies)
+    show_result(summary, config, tracked, files)
     for name in ("report.html", "card.html", "summary.json", "config.json"):
         tracked.upload(folder / name)
-    page_there = tracked.tracker.page(str(tracked.run_id), "report.html") if tracked.is_on else ""
-    if page_there:
-        create_link_artifact(page_there, "Report, figures and files in MLflow", key="mlflow")
-    create_markdown_artifact(as_markdown(summary, headline(filled), page_there), key="report")
+    tracked.upload(folder / FOLDER, FOLDER)
+    _link(summary, files, tracked)
     return summary
 
 
-def fill_page(page: str, summary: dict[str, Any]) -> str:
-    """Return the report's page with this run's stages in it and, at the top, what failed."""
-    failures = "".join(f'\n<p class="warning">{html.escape(text)}</p>' for text in _failures(summary))
-    return page.replace(TOP, TOP + failures, 1).replace(MARKER, stage_table(summary["stages"]))
+class Gates(NamedTuple):
+    """What the gates say about a run's policy."""
+
+    sentence: str  # "" if no policy was trained
+    content: str  # of the report's place for it
+
+
+def _assess(config: Pipeline, summary: dict[str, Any], tracked: TrackedRun) -> Gates:
+    """Ask the gates; what they say is as of now, and `alignflow promote` decides."""
+    stages = {stage["name"]: stage for stage in summary["stages"]}
+    found = None
+    if tracked.is_on:
+        with tracked.tracker.turned_off_by_errors():
+            found = assess(tracked.tracker, config.promotion, summary["metrics"], stages)
+    if not tracked.is_on:
+        text = "MLflow, which knows the champion, is not reachable, so the gates were not asked."
+        return Gates(text, gates_as_html("Not decided.", text, []))
+    if found is None:
+        return Gates("", gates_as_html("Nothing to promote.", "No policy was trained.", []))
+    title = "Not to be promoted." if failures(found.results) else "May be promoted."
+    if found.is_champion:
+        title = "Promoted."
+    return Gates(found.sentence, gates_as_html(title, found.sentence, found.results, found.off))
+
+
+def _list_files(policies: list[str]) -> dict[str, str]:
+    """Return the files of a run that are linked from its pages, by their titles."""
+    cards = {f"Model card of {policy.upper()}": f"{FOLDER}/{policy}/{CARD}" for policy in policies}
+    return {"Report": "report.html", **cards, "Data card": "card.html"}
+
+
+def _link(summary: dict[str, Any], files: dict[str, str], tracked: TrackedRun) -> None:
+    """Link files of the run in MLflow from its page in Prefect."""
+    pages = {
+        title: tracked.tracker.page(str(tracked.run_id), file) if tracked.is_on else ""
+        for title, file in files.items()
+    }
+    pages = {title: address for title, address in pages.items() if address}
+    for title, address in pages.items():
+        key = f"mlflow-{title.lower().replace(' ', '-')}"
+        create_link_artifact(address, f"{title} in MLflow", key=key)
+    text = as_markdown(summary, pages.get("Report", ""))
+    create_markdown_artifact(text, key="report", description=describe_end(summary))
+
+
+def fill_page(page: str, summary: dict[str, Any], facts: dict[str, str], gates: str) -> str:
+    """Return the report's page with this run's facts, gates and stages and, at the top, what failed."""
+    failed = "".join(f'\n<p class="warning">{html.escape(text)}</p>' for text in _failures(summary))
+    page = page.replace(TOP, TOP + failed, 1).replace(FACTS, facts_as_html(facts), 1)
+    return replace_gates(page, gates).replace(MARKER, stage_table(summary["stages"]))
 
 
 def _failures(summary: dict[str, Any]) -> list[str]:
@@ -115,13 +180,7 @@ def stage_table(stages: list[dict[str, Any]]) -> str:
     return f'<table class="stages"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>'
 
 
-def headline(page: str) -> str:
-    """Return the heading of the report's page as text, "" if it has none."""
-    found = re.search(r"<h1>(.*?)</h1>", page, re.DOTALL)
-    return " ".join(html.unescape(re.sub(r"<[^>]*>", "", found[1])).split()) if found else ""
-
-
-def as_markdown(summary: dict[str, Any], title: str, address: str) -> str:
+def as_markdown(summary: dict[str, Any], address: str) -> str:
     """Return the run's result for Prefect's page of it: headline, where the report is, figures and stages.
 
     A browser opens no file: address from a page of a server, so a report that is on no server is named by its
@@ -151,7 +210,9 @@ def as_markdown(summary: dict[str, Any], title: str, address: str) -> str:
         "|---|---|---|---|",
         *stages,
     ]
-    return "\n".join([f"# {_escape(title or summary['profile'])}", "", where, "", *tables]) + "\n"
+    title = f"# {_escape(summary['headline'] or summary['profile'])}"
+    gates = [_escape(summary["gates"]), ""] if summary["gates"] else []
+    return "\n".join([title, "", *gates, where, "", *tables]) + "\n"
 
 
 def _cell(text: str) -> str:

@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Column, Table
 
-from flows.display.formatting import format_metric, format_not_run, format_outcome, headline, key_figures
+from flows.display.formatting import format_metric, format_not_run, format_outcome, key_figures
 from flows.display.progress import Progress as PipelineProgress
 from flows.display.progress import format_duration
+from flows.display.run_end import describe_end
 from tasks.system import events
 from tasks.system.events import Event
 from tasks.tracking.program_log import clean
@@ -177,9 +178,10 @@ def print_end(summary: dict[str, Any]) -> None:
         screen.print(f"\n{len(warnings)} warning{'s' if len(warnings) > 1 else ''}", style="bold yellow")
     for text in warnings:
         print_warning(screen, f"- {text}")
-    if sentence := headline(summary["metrics"]):
-        screen.print()
-        screen.print(_wrapped(screen, sentence), style="bold", markup=False, soft_wrap=True)
+    screen.print()
+    screen.print(
+        _wrapped(screen, f"Result: {describe_end(summary)}"), style="bold", markup=False, soft_wrap=True
+    )
 
 
 def print_warning(screen: Console, text: str) -> None:

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
 from tasks.artifacts.code_version import source_digests
 from tasks.artifacts.store import SCHEMA, Manifest, Recipe, home
@@ -28,6 +28,9 @@ class Artifact(TypedDict):
     cached: bool
     metrics: dict[str, Any]
     warnings: list[str]  # sentences that its user should know before trusting it
+    job: NotRequired[
+        dict[str, Any]
+    ]  # of a model that another run has trained: the settings it was trained with
 
 
 class Step(NamedTuple):

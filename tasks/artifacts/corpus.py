@@ -6,6 +6,7 @@ from pathlib import Path
 from tasks.artifacts.artifact import Artifact, user_artifact
 from tasks.artifacts.hub import download, is_hub_id
 from tasks.config.dump_files import DUMP_ENDINGS, UNKNOWN_SITE, find_sites, users_beside
+from tasks.config.jobs import DataJob
 from tasks.config.pipeline import Pipeline
 from tasks.config.sources import HhRlhf, HubSource, ShellSite, StackExchangeDump
 from tasks.system.errors import InputError
@@ -20,17 +21,17 @@ def corpus_artifact(source: StackExchangeDump | HubSource) -> Artifact:
     return user_artifact(find_corpus(source))
 
 
-def with_site(config: Pipeline, source: Artifact) -> Pipeline:
-    """Return the settings with the site that the dump's name says.
+def with_site(job: DataJob, source: Artifact) -> DataJob:
+    """Return the job with the site that the dump's name says.
 
     A file's name is not in the key of an artifact, which covers content only; the setting is.
     """
-    if not isinstance(config.source, StackExchangeDump) or config.source.site:
-        return config
+    if not isinstance(job.source, StackExchangeDump) or job.source.site:
+        return job
     sites = set(find_sites(Path(source["path"]), "").values())
     if len(sites) > 1 or UNKNOWN_SITE in sites:
-        return config
-    return config.model_copy(update={"source": config.source.model_copy(update={"site": sites.pop()})})
+        return job
+    return job.model_copy(update={"source": job.source.model_copy(update={"site": sites.pop()})})
 
 
 def users_artifact(about: StackExchangeDump | HubSource | ShellSite, source: Artifact) -> dict[str, Artifact]:

@@ -78,10 +78,10 @@ class Promotion(Settings):
     policy: Literal["auto", "ppo", "dpo"] = Field(
         "auto", description="The policy that is registered; auto: the one with the best win rate against SFT."
     )
-    judge: Literal["auto", "lm", "gold", "reward"] = Field(
+    judge: Literal["auto", "gold", "lm", "held_out", "reward"] = Field(
         "auto",
-        description="The judge that decides; auto: the language model if there is one, else the gold scorer "
-        "of the built-in site, else the reward model.",
+        description="The judge that decides; auto: the gold scorer on the built-in site, else the language "
+        "model if there is one, else the held-out reward model, else the reward model.",
     )
     approval: Literal["automatic", "person"] = Field(
         "automatic",

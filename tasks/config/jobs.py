@@ -10,7 +10,7 @@ from tasks.config.base import NotInKey, Settings
 from tasks.config.benchmarks import Benchmarks
 from tasks.config.data import Data
 from tasks.config.judges import LanguageJudge, NoJudge
-from tasks.config.models import BuiltinBase, Text, Weights
+from tasks.config.models import BuiltinBase, Precision, Text, Weights
 from tasks.config.pipeline import Pipeline
 from tasks.config.sources import ShellSite, Source
 from tasks.config.stages import Dpo, Merge, Ppo, Reward, Sft, Winrate
@@ -25,7 +25,8 @@ class Job(Settings):
     @classmethod
     def of(cls, pipeline: Pipeline) -> Self:
         """Return the job of a pipeline."""
-        return cls(**{name: getattr(pipeline, name) for name in cls.model_fields})
+        sections = {name for name in cls.model_fields if name in type(pipeline).model_fields}
+        return cls(**{name: getattr(pipeline, name) for name in sections})
 
 
 class SiteJob(Job):
@@ -101,6 +102,13 @@ class DpoJob(Job):
     dpo: Dpo
 
 
+class Champion(Settings):
+    """How the champion was trained, whose answers are sampled beside those of the new policies."""
+
+    text: Text
+    precision: Precision | None  # of its merged model
+
+
 class AnswersJob(Job):
     """The job of the stage answers."""
 
@@ -108,6 +116,7 @@ class AnswersJob(Job):
     text: Text
     weights: Weights = Weights()
     winrate: Annotated[Winrate, NotInKey("the stage judges nothing", parts=("num_graded_pairs",))]
+    champion: Champion | None = None  # no setting: it is that of the registered model
 
 
 class WinrateJob(Job):

@@ -74,6 +74,11 @@ class Machine(Settings):
         description="Seconds between uploads of a dispatched stage's newest checkpoint, so that another "
         "machine can resume from it; 0: none.",
     )
+    system_metrics: bool = Field(
+        True,
+        description="Log the machine's load (processor, memory, disk, network, GPU) to MLflow while a stage "
+        "runs, every 10 seconds.",
+    )
     launch: Launches = Launches()
     rendezvous: str = Field(
         "",

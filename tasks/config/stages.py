@@ -166,6 +166,11 @@ class Reward(Tuning):
         description="Members of an ensemble, each an adapter and a score head on the same base (needs "
         "tune=lora).",
     )
+    held_out_member: bool = Field(
+        False,
+        description="Train one more member, which PPO never sees, as a judge of the policies (needs "
+        "tune=lora).",
+    )
     uncertainty_penalty: float = Field(
         0.5,
         ge=0,
@@ -192,16 +197,22 @@ class Reward(Tuning):
         description="Real answers that worthless ones are compared with (at most what the split has).",
     )
 
+    @property
+    def num_trained(self) -> int:
+        """Return the number of members that are trained, with the one that PPO never sees."""
+        return self.members + self.held_out_member
+
     @model_validator(mode="after")
     def _check_ensemble_and_probe(self) -> Self:
-        if self.members > 1 and self.tune == "full":
+        several = "members to 1 and held_out_member to false"
+        if self.num_trained > 1 and self.tune == "full":
             raise ValueError(
-                "members of an ensemble share a base, so they are adapters: set tune to lora, or members to 1"
+                f"members of an ensemble share a base, so they are adapters: set tune to lora, or {several}"
             )
-        if self.members > 1 and self.start:
+        if self.num_trained > 1 and self.start:
             raise ValueError(
                 "members of an ensemble that all start from the same weights would agree: set start to '', "
-                "or members to 1"
+                f"or {several}"
             )
         if self.probe and self.centring:
             raise ValueError(
@@ -258,10 +269,28 @@ class Dpo(Tuning):
 
 
 class Ppo(Settings):
-    """Proximal policy optimisation with a KL penalty towards the SFT model."""
+    """Policy gradients with a KL penalty towards the SFT model: PPO, RLOO or GRPO."""
 
     old_names: ClassVar[dict[str, str]] = {"accept_fooled": "allow_exploitable"}
 
+    algorithm: Literal["ppo", "rloo", "grpo"] = Field(
+        "ppo",
+        description="What an answer is compared with: a critic's estimate (ppo), or the other answers to the "
+        "same prompt (rloo, grpo), which needs no critic.",
+    )
+    answers_per_prompt: int | None = Field(
+        None, ge=1, le=1024, description="Answers to each prompt; null: 1 with ppo, 4 with rloo and grpo."
+    )
+    scale_by_group: bool = Field(
+        False,
+        description="With grpo, divide by the standard deviation of a prompt's rewards, as Shao et al. 2024; "
+        "it weighs prompts more on which answers differ little.",
+    )
+    normalise_length: bool = Field(
+        False,
+        description="Give each answer equal weight in the loss, not each token, as Shao et al. 2024; it "
+        "favours long answers among the bad ones.",
+    )
     lora: Lora = Lora(rank=16, alpha=32)
     steps: int = Field(24, ge=1, description="Rollout batches.")
     rollouts: int = Field(64, ge=2, description="Answers sampled per rollout batch.")
@@ -274,6 +303,11 @@ class Ppo(Settings):
     )
     kl_coefficient: float = Field(
         0.05, ge=0, description="Weight of the KL penalty (the initial one when it adapts)."
+    )
+    kl_penalty: Literal["reward", "k2", "k3"] = Field(
+        "reward",
+        description="Where the KL penalty is: in the reward of each token (k1), or in the loss, by "
+        "Schulman's estimator k2, whose gradient is that of the KL, or k3, which GRPO takes.",
     )
     kl_target: float | None = Field(
         None,
@@ -289,6 +323,9 @@ class Ppo(Settings):
     )
     value_clip_range: float = Field(0.2, gt=0, description="Clip range of the value update.")
     value_weight: float = Field(0.1, ge=0, description="Weight of the value loss.")
+    critic_warmup_steps: int = Field(
+        0, ge=0, description="Rollout batches at the start in which the critic alone learns."
+    )
     max_grad_norm: float = Field(
         1.0, gt=0, description="Gradient norms of policy and critic are clipped to this."
     )
@@ -306,14 +343,43 @@ class Ppo(Settings):
         description="Whether to train against a reward model that prefers worthless answers to real ones; "
         "false: stop with an error.",
     )
-    missing_eos_reward: float = Field(
-        -3.0, description="Replaces the normalised reward of a response without an end token."
+    max_score: float | None = Field(
+        None, gt=0, description="Normalised rewards are clipped to plus and minus this; null: never."
     )
+    missing_eos: Literal["replace", "add"] = Field(
+        "replace",
+        description="Whether missing_eos_reward replaces the normalised reward of a response without an end "
+        "token, or is added to it.",
+    )
+    missing_eos_reward: float = Field(
+        -3.0, description="Reward of a response without an end token, or what is added to it."
+    )
+
+    @property
+    def group_size(self) -> int:
+        """Return the number of answers to each prompt."""
+        return self.answers_per_prompt or (1 if self.algorithm == "ppo" else 4)
 
     @model_validator(mode="after")
     def _check_dropout(self) -> Self:
         if self.lora.dropout:
             raise ValueError("lora.dropout must be 0: with dropout the first ratio is not 1")
+        return self
+
+    @model_validator(mode="after")
+    def _check_groups(self) -> Self:
+        if self.algorithm != "ppo" and self.group_size < 2:
+            raise ValueError(
+                f"{self.algorithm} compares the answers to one prompt: set answers_per_prompt to 2 or more"
+            )
+        if self.rollouts % self.group_size:
+            raise ValueError(
+                f"rollouts, {self.rollouts}, must be a multiple of answers_per_prompt, {self.group_size}"
+            )
+        if self.scale_by_group and self.algorithm != "grpo":
+            raise ValueError("scale_by_group is for algorithm=grpo")
+        if self.critic_warmup_steps and self.algorithm != "ppo":
+            raise ValueError(f"{self.algorithm} has no critic: set critic_warmup_steps to 0")
         return self
 
 

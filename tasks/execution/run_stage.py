@@ -26,7 +26,11 @@ from tasks.system.errors import (
 from tasks.system.files import replace_text
 from tasks.tracking import program_log, remote_checkpoints, runs
 from tasks.tracking.client import Tracker, process_tracker
+from tasks.tracking.data_sets import data_sets_read
+from tasks.tracking.logged_models import log_stage_model
 from tasks.tracking.remote_artifacts import Published, find_published, locate, publish
+from tasks.tracking.run_notes import describe_figures, describe_stage
+from tasks.tracking.run_origin import NOTE
 from tasks.tracking.tracked_run import LOG, TrackedRun
 
 MAX_CRASHES = 2  # a killed program is started again this often; it resumes from its checkpoint
@@ -178,11 +182,15 @@ def _run(step: Step, directory: Path, context: RunContext, tracked: TrackedRun, 
     for crashes in range(MAX_CRASHES + 1):
         if any(directory.glob("checkpoints/*")):
             events.tell("resume", step.stage)
-        _prepare(directory, step, context)
+        places = _prepare(directory, step, context)
+        if tracked.is_on and not crashes:
+            with context.tracker.turned_off_by_errors():
+                tracked.log_data_sets(data_sets_read(step.stage, step.inputs, places))
         try:
             seconds = context.machine.upload_seconds if context.shared else 0
             uploading = remote_checkpoints.uploading_checkpoints(tracked, directory, seconds)
-            with uploading, sharing_work(step.stage, directory, context.machine) as poll:
+            monitoring = tracked.monitoring_machine(context.machine.system_metrics)
+            with uploading, monitoring, sharing_work(step.stage, directory, context.machine) as poll:
                 return run_program(
                     step.stage, directory, context.machine, on_step=on_step, on_poll=poll, keep_open=(lock,)
                 )
@@ -209,14 +217,17 @@ def _pass_on_warnings(artifact: Artifact) -> None:
         events.tell("warning", artifact["stage"], text=f"{artifact['stage']}: {sentence}")
 
 
-def _prepare(directory: Path, step: Step, context: RunContext) -> None:
+def _prepare(directory: Path, step: Step, context: RunContext) -> dict[str, str]:
     # the incomplete result of a killed program, which resumes from checkpoints/ alone
     shutil.rmtree(directory / "artifact", ignore_errors=True)
-    write_job(directory, step, context.machine, context.tracker)
+    return write_job(directory, step, context.machine, context.tracker)
 
 
-def write_job(directory: Path, step: Step, machine: Machine, tracker: Tracker) -> None:
-    """Write the job.json of a program, with the paths of its inputs on this machine. Raises InputMissing."""
+def write_job(directory: Path, step: Step, machine: Machine, tracker: Tracker) -> dict[str, str]:
+    """Write the job.json of a program; return the paths of its inputs on this machine.
+
+    Raises InputMissing.
+    """
     places, missing = {}, []
     for name, artifact in sorted(step.inputs.items()):  # JSON that went through a server has lost its order
         try:
@@ -232,6 +243,7 @@ def write_job(directory: Path, step: Step, machine: Machine, tracker: Tracker) -
         "machine": machine.model_dump(mode="json"),
     }
     replace_text(directory / "job.json", json.dumps(job, indent=1) + "\n")
+    return places
 
 
 def _finished(directory: Path) -> Usage | None:
@@ -247,8 +259,16 @@ def _track(tracked: TrackedRun, manifest: Manifest, artifact: Artifact, entry: P
     tracked.log_summary(
         {**artifact["metrics"], "seconds": artifact["seconds"], "peak_mb": artifact["peak_mb"]}
     )
+    note = describe_stage(
+        manifest["stage"],
+        manifest["key"],
+        manifest["origins"],
+        describe_figures(artifact["metrics"], artifact["warnings"]),
+    )
+    tracked.set_tags({NOTE: note})
     tracked.upload_log(directory)
     tracked.upload_artifact(manifest, entry)
+    log_stage_model(tracked, manifest)
     if tracked.is_on and tracked.tracker.is_remote:
         remote_checkpoints.discard(tracked)
 

@@ -61,3 +61,14 @@ def reward_judge(scores: RewardScores) -> ScoringJudge:
         "PPO was trained to please this very judge, so its wins here are an upper bound and no proof.",
         score=scores,
     )
+
+
+def held_out_judge(scores: RewardScores) -> ScoringJudge:
+    """Return the member of the reward model that PPO has never seen as a judge."""
+    return ScoringJudge(
+        "held_out",
+        "the held-out reward model",
+        "It has learnt from the same votes as the reward model, and PPO has never seen it: it shares that "
+        "model's base and its blind spots, and not its accidents.",
+        score=scores,
+    )

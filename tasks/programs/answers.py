@@ -2,7 +2,8 @@
 
 python -m tasks.programs.answers DIR
 
-inputs: data, base, model (the merged SFT model); ppo and dpo, if they were trained
+inputs: data, base, model (the merged SFT model); ppo and dpo, if they were trained; champion and
+        champion_model (a policy of an earlier run, and its merged SFT model), if there is one
 artifact: answers.parquet (question_id, question and, of every policy, answer, tokens and KL), summary.json
 
 A policy's answers depend on its own weights alone: not on which others are there, nor on who judges them.
@@ -16,15 +17,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from tasks.config.jobs import AnswersJob
 from tasks.dataset import row_sample
 from tasks.programs.runtime import pair_tables
-from tasks.programs.runtime.policies import POLICIES, load_base, load_tuned
+from tasks.programs.runtime.policies import POLICIES, Models, load_base, load_champion, load_tuned
 from tasks.programs.runtime.program import Run, main
 from tasks.rlhf.algorithms import rewards
 from tasks.rlhf.batches import prompts, sampling, sequences
+from tasks.rlhf.batches.truncation import Encoder
 from tasks.rlhf.compute import devices, free_memory, seeds
 from tasks.rlhf.evaluation import intervals
 from tasks.rlhf.models import loading
@@ -40,7 +41,6 @@ def answer(job: AnswersJob, run: Run) -> None:
     tokenizer = loading.load_tokenizer(run.inputs["model"])
     rows = read_questions(run.inputs["data"] / "evaluation.parquet", job.winrate.num_questions)
     encoder = pair_tables.build_encoder(job.text, tokenizer)
-    encoded = [encoder.encode_prompt(row["prompt"]) for row in rows]
     columns: dict[str, Any] = {
         "question_id": [row["question_id"] for row in rows],
         "question": [row["prompt"] for row in rows],
@@ -48,21 +48,34 @@ def answer(job: AnswersJob, run: Run) -> None:
 
     # 2. The SFT model and the policies, adapters on it; then the base model, when these have left the memory.
     names = ["sft", *(name for name in POLICIES if name in run.inputs), "base"]
-    sampler = Sampler(job, tokenizer, columns["question_id"], encoded, len(names))
-    metrics: dict[str, Any] = {}
-    for load, precision in ((load_tuned, job.weights.merged), (load_base, job.weights.base)):
-        models = load(run, precision, device)
-        for name in models.active:
-            answers, kl = sampler.answers(name, models.active, run)
-            columns |= build_columns(name, answers, kl, tokenizer, job)
-            metrics |= describe_answers(name, answers, kl, sampler.end_ids)
-        models.active.clear()
-        free_memory.release(device)
+    names += ["champion"] if job.champion else []
+    sampler = Sampler(job, encoder, columns, len(names))
+    found, metrics = sampler.answer_all(load_tuned(run, job.weights.merged, device), run)
+    free_memory.release(device)
+    columns |= found
+    found, described = sampler.answer_all(load_base(run, job.weights.base, device), run)
+    free_memory.release(device)
+    columns |= found
+    metrics |= described
 
-    # 3. The artifact.
+    # 3. The champion, in the format in which it was trained.
+    if job.champion:
+        sampler = Sampler(job, champion_encoder(job, run), columns, len(names), done=sampler.done)
+        found, described = sampler.answer_all(load_champion(run, job.champion.precision, device), run)
+        columns |= found
+        metrics |= described
+
+    # 4. The artifact.
     pq.write_table(pa.table(columns), run.artifact / "answers.parquet")
     run.warnings += encoder.warnings()
     run.finish(metrics | encoder.metrics("answers"), policies=names, questions=len(rows))
+
+
+def champion_encoder(job: AnswersJob, run: Run) -> Encoder:
+    """Return an encoder with the champion's tokenizer and prompts, and this run's limit of answers."""
+    assert job.champion is not None
+    text = job.champion.text.model_copy(update={"max_answer_tokens": job.text.max_answer_tokens})
+    return pair_tables.build_encoder(text, loading.load_tokenizer(run.inputs["champion_model"]))
 
 
 def read_questions(path: Path, count: int) -> list[dict[str, Any]]:
@@ -74,20 +87,36 @@ def read_questions(path: Path, count: int) -> list[dict[str, Any]]:
 
 
 class Sampler:
-    """Samples answers of the policies to the same questions, in batches."""
+    """Samples answers of policies to the questions of ``columns``, in batches.
+
+    ``done`` batches were logged before; ``num_policies`` will be asked in all.
+    """
 
     def __init__(
         self,
         job: AnswersJob,
-        tokenizer: PreTrainedTokenizerBase,
-        question_ids: list[int],
-        questions: list[list[int]],
+        encoder: Encoder,
+        columns: dict[str, Any],
         num_policies: int,
+        *,
+        done: int = 0,
     ) -> None:
-        self.seed, self.settings, self.num_policies, self.done = job.seed, job.winrate, num_policies, 0
-        self.max_tokens, self.pad_id = job.text.max_answer_tokens, tokenizer.pad_token_id
-        self.end_ids = prompts.end_tokens(tokenizer, job.text.template)
-        self.question_ids, self.questions = question_ids, questions
+        self.seed, self.settings, self.num_policies, self.done = job.seed, job.winrate, num_policies, done
+        self.max_tokens, self.encoder = encoder.max_answer_tokens, encoder
+        self.end_ids = prompts.end_tokens(encoder.tokenizer, encoder.template)
+        self.question_ids = columns["question_id"]
+        self.questions = [encoder.encode_prompt(text) for text in columns["question"]]
+
+    def answer_all(self, models: Models, run: Run) -> tuple[dict[str, pa.Array], dict[str, Any]]:
+        """Return columns and metrics of all models' answers; ``models`` is empty afterwards."""
+        columns: dict[str, pa.Array] = {}
+        metrics: dict[str, Any] = {}
+        for name in models.active:
+            answers, kl = self.answers(name, models.active, run)
+            columns |= build_columns(name, answers, kl, self.encoder)
+            metrics |= describe_answers(name, answers, kl, self.end_ids)
+        models.active.clear()
+        return columns, metrics
 
     @torch.no_grad()
     def answers(
@@ -122,11 +151,13 @@ class Sampler:
                 max_tokens=self.max_tokens,
                 temperature=temperature,
                 end_ids=self.end_ids,
-                pad_id=self.pad_id,
+                pad_id=self.encoder.tokenizer.pad_token_id,
                 uniform=uniform,
             )
             answers = [ids[mask].tolist() for ids, mask in zip(samples.ids, samples.mask, strict=True)]
-            batch = sequences.join(questions, answers, pad_id=self.pad_id, device=policy.device)
+            batch = sequences.join(
+                questions, answers, pad_id=self.encoder.tokenizer.pad_token_id, device=policy.device
+            )
             logp = sequences.log_probs(policy, batch, temperature=temperature)
             check_finite({f"{name}'s log-probability of its own answer": logp}, advice=UNSOUND_MODEL)
         if name == "sft" or "sft" not in policies:
@@ -151,14 +182,11 @@ def uniform_numbers(seed: int, policy: str, question_ids: list[int], num_tokens:
 
 
 def build_columns(
-    name: str,
-    answers: list[list[int]],
-    kl: list[float | None],
-    tokenizer: PreTrainedTokenizerBase,
-    job: AnswersJob,
+    name: str, answers: list[list[int]], kl: list[float | None], encoder: Encoder
 ) -> dict[str, pa.Array]:
     """Return a policy's columns of the table: the answers' texts, their tokens and their KL."""
-    texts = [prompts.decode_answer(tokenizer, ids, template=job.text.template) for ids in answers]
+    tokenizer, template = encoder.tokenizer, encoder.template
+    texts = [prompts.decode_answer(tokenizer, ids, template=template) for ids in answers]
     return {
         f"{name}.answer": pa.array(texts, pa.string()),
         f"{name}.tokens": pa.array(answers, pa.list_(pa.int32())),

@@ -1,12 +1,12 @@
-"""Train a policy with proximal policy optimisation (PPO) against the reward model.
+"""Train a policy with policy gradients against the reward model: PPO, RLOO or GRPO (``ppo.algorithm``).
 
 python -m tasks.programs.ppo DIR
 
 inputs: data, model (the merged SFT model), reward
-artifact: adapter/ (the policy), critic/ (a SEQ_CLS adapter), summary.json
+artifact: adapter/ (the policy), critic/ (a SEQ_CLS adapter; of PPO alone), summary.json
 
 A KL penalty holds the policy near the SFT model. Policy, reference, critic and reward model are adapters of
-one copy of it.
+one copy of it. RLOO and GRPO have no critic: an answer is compared with others to the same prompt.
 
 Deviations from Ouyang et al. 2022: LoRA instead of full weights, advantages whitened over the rollout batch
 and not per mini-batch, no pretraining mix.
@@ -25,7 +25,7 @@ from tasks.programs.runtime import pair_tables
 from tasks.programs.runtime.ppo_models import TOLERANCE, load_models
 from tasks.programs.runtime.program import Run, main
 from tasks.rlhf.algorithms import losses, rewards, sanity_checks, schedules
-from tasks.rlhf.algorithms.advantages import explained_variance, gae, whiten
+from tasks.rlhf.algorithms.advantages import explained_variance, gae, group_relative, leave_one_out, whiten
 from tasks.rlhf.batches import prompts, sequences
 from tasks.rlhf.batches.truncation import Encoder
 from tasks.rlhf.compute import devices, seeds
@@ -36,6 +36,7 @@ from tasks.rlhf.training.rollouts import (
     PPO_DIVERGED,
     PpoModels,
     Rollout,
+    ScoreRule,
     check_rollout,
     kl_estimates,
     roll_out,
@@ -69,29 +70,28 @@ def train(job: PpoJob, run: Run) -> None:
         # 2. Sample an answer to each prompt of the batch and score it.
         seeds.seed_step(job.seed, step + 1)
         indices = schedules.batch_indices(
-            step, num_rows=len(questions), batch_size=settings.rollouts, seed=job.seed
+            step,
+            num_rows=len(questions),
+            batch_size=settings.rollouts // settings.group_size,
+            seed=job.seed,
         )
         rollout = roll_out(
             models,
-            [questions[i] for i in indices],
+            [questions[i] for i in indices for _ in range(settings.group_size)],
             max_tokens=job.text.max_answer_tokens,
             temperature=settings.temperature,
             end_ids=end_ids,
             pad_id=tokenizer.pad_token_id,
-            missing_eos_reward=settings.missing_eos_reward,
+            score_rule=ScoreRule(
+                settings.missing_eos, settings.missing_eos_reward, max_score=settings.max_score
+            ),
             device=device,
         )
         check_rollout(rollout, step + 1)
 
-        # 3. Rewards at every token, advantages, returns; whitened over the whole batch.
+        # 3. Rewards at every token, advantages, returns.
         mask = rollout.batch.response_mask
-        token_rewards = rewards.token_rewards(
-            rollout.score, rollout.logp, rollout.ref_logp, mask, kl_coefficient=kl_coefficient
-        )
-        advantages, returns = gae(
-            token_rewards, rollout.values, mask, discount=settings.discount, gae_lambda=settings.gae_lambda
-        )
-        advantages = whiten(advantages, mask)
+        advantages, returns = estimate_advantages(rollout, settings, kl_coefficient=kl_coefficient)
         check_finite({"the advantage": advantages[mask]}, step=step + 1, advice=PPO_DIVERGED)
         kl = kl_estimates(rollout)
         if step == start:
@@ -118,13 +118,16 @@ def train(job: PpoJob, run: Run) -> None:
             returns,
             settings,
             step=step + 1,
+            kl_coefficient=kl_coefficient,
             micro_batch=machine.micro_batch,
             tolerance=tolerance if step == start else None,
         )
         check_weights(models.trained, step=step + 1)
 
         # 5. Metrics, the controller of the KL penalty, a checkpoint.
-        metrics = ppo_metrics(rollout, returns, updates, kl=kl, kl_coefficient=kl_coefficient)
+        metrics = ppo_metrics(
+            rollout, returns, updates, kl=kl, kl_coefficient=kl_coefficient, group_size=settings.group_size
+        )
         run.log(step + 1, settings.steps, **metrics)
         if settings.kl_target is not None:
             kl_coefficient = rewards.adapt_kl_coefficient(
@@ -151,6 +154,42 @@ def train(job: PpoJob, run: Run) -> None:
     run.finish(shown | encoder.metrics("ppo"), prompts=len(questions))
 
 
+def estimate_advantages(
+    rollout: Rollout, settings: Ppo, *, kl_coefficient: float
+) -> tuple[Tensor, Tensor | None]:
+    """Return the advantage of every token, (B, T), and the returns that the critic learns, if there is one.
+
+    With a critic they are whitened over the whole batch. Without one, all tokens of an answer have the
+    advantage of its whole reward over those of the other answers to its prompt.
+    """
+    mask = rollout.batch.response_mask
+    token_rewards = rewards.token_rewards(
+        rollout.score,
+        rollout.logp,
+        rollout.ref_logp,
+        mask,
+        kl_coefficient=kl_coefficient if settings.kl_penalty == "reward" else 0.0,
+    )
+    returns = None
+    if rollout.values is not None:
+        advantages, returns = gae(
+            token_rewards, rollout.values, mask, discount=settings.discount, gae_lambda=settings.gae_lambda
+        )
+        advantages = whiten(advantages, mask)
+    else:
+        groups = token_rewards.sum(dim=1).view(-1, settings.group_size)  # (P, K)
+        compared = (
+            leave_one_out(groups)
+            if settings.algorithm == "rloo"
+            else group_relative(groups, scale=settings.scale_by_group)
+        )
+        advantages = torch.where(mask, compared.flatten()[:, None], 0.0)
+    if settings.normalise_length:  # the loss is proportional to the advantage, and its mean is over tokens
+        lengths = mask.sum(dim=1, keepdim=True)
+        advantages = advantages * lengths.float().mean() / lengths
+    return advantages, returns
+
+
 class Update(NamedTuple):
     """Losses and statistics of a mini-batch, averaged over its response tokens."""
 
@@ -167,10 +206,11 @@ def update_policy(
     optimizers: Optimizers,
     rollout: Rollout,
     advantages: Tensor,
-    returns: Tensor,
+    returns: Tensor | None,
     settings: Ppo,
     *,
     step: int,
+    kl_coefficient: float,
     micro_batch: int,
     tolerance: float | None,
 ) -> list[Update]:
@@ -188,7 +228,14 @@ def update_policy(
         for minibatch in order.split(settings.minibatch):
             optimizers.zero_grad()
             update = accumulate_gradients(
-                models, rollout, advantages, returns, minibatch, settings, micro_batch=micro_batch
+                models,
+                rollout,
+                advantages,
+                returns,
+                minibatch,
+                settings,
+                kl_coefficient=kl_coefficient,
+                micro_batch=micro_batch,
             )
             check_finite(
                 {
@@ -211,7 +258,7 @@ def update_policy(
             if update.skipped:
                 continue
             clip_gradients(models, settings.max_grad_norm, step=step)
-            optimizers.step()
+            optimizers.step(with_policy=step > settings.critic_warmup_steps)
     return updates
 
 
@@ -219,6 +266,8 @@ def clip_gradients(models: PpoModels, max_grad_norm: float, *, step: int) -> Non
     """Clip the gradient norms of policy and critic separately. Raises InputError if one is not finite."""
     norms: dict[str, float] = {}
     for name, parameters in (("policy", models.policy), ("critic", models.critic)):
+        if not parameters:
+            continue
         norm = torch.nn.utils.clip_grad_norm_(parameters.values(), max_grad_norm)
         norms[f"the {name}'s gradient norm"] = norm.item()
     check_finite(norms, step=step, advice=PPO_DIVERGED)
@@ -228,10 +277,11 @@ def accumulate_gradients(
     models: PpoModels,
     rollout: Rollout,
     advantages: Tensor,
-    returns: Tensor,
+    returns: Tensor | None,
     minibatch: Tensor,
     settings: Ppo,
     *,
+    kl_coefficient: float,
     micro_batch: int,
 ) -> Update:
     """Add the gradients of one mini-batch, rows ``minibatch``, in parts of ``micro_batch`` rows; the split
@@ -242,11 +292,13 @@ def accumulate_gradients(
     for rows in minibatch.split(micro_batch or len(minibatch)):
         batch = rollout.batch.rows(rows)
         width = batch.input_ids.shape[1]
-        old = (rollout.logp, rollout.values, advantages, returns)
-        old_logp, old_values, advantage, target = (x[rows][:, :width] for x in old)
+        old_logp, ref_logp, advantage = (
+            whole[rows][:, :width] for whole in (rollout.logp, rollout.ref_logp, advantages)
+        )
         with lora.active(models.model, "policy") as policy:
+            logp = sequences.log_probs(policy, batch, temperature=settings.temperature)
             surrogate = losses.ppo_policy_loss(
-                sequences.log_probs(policy, batch, temperature=settings.temperature),
+                logp,
                 old_logp,
                 advantage,
                 batch.response_mask,
@@ -254,24 +306,39 @@ def accumulate_gradients(
                 dual_clip=settings.dual_clip,
                 count=count,
             )
-            surrogate.loss.backward()
-        with lora.active(models.model, "critic") as critic:
-            error = losses.ppo_value_loss(
-                sequences.values(critic, models.value_head, batch),
-                old_values,
-                target,
-                batch.response_mask,
-                clip_range=settings.value_clip_range,
-                count=count,
-            )
-            (settings.value_weight * error.loss).backward()
+            loss = surrogate.loss
+            if settings.kl_penalty != "reward":
+                loss = loss + kl_coefficient * losses.kl_loss(
+                    logp, ref_logp, batch.response_mask, estimator=settings.kl_penalty, count=count
+                )
+            loss.backward()
+        value_loss = torch.zeros_like(surrogate.loss)
+        if models.value_head is not None:
+            assert rollout.values is not None
+            assert returns is not None
+            with lora.active(models.model, "critic") as critic:
+                value_loss = losses.ppo_value_loss(
+                    sequences.values(critic, models.value_head, batch),
+                    rollout.values[rows][:, :width],
+                    returns[rows][:, :width],
+                    batch.response_mask,
+                    clip_range=settings.value_clip_range,
+                    count=count,
+                ).loss
+                (settings.value_weight * value_loss).backward()
         statistics = (surrogate.clip_fraction, surrogate.approx_kl, surrogate.ratio)
-        total += torch.stack([surrogate.loss.detach(), error.loss.detach(), *statistics])
+        total += torch.stack([loss.detach(), value_loss.detach(), *statistics])
     return Update(*total.tolist())
 
 
 def ppo_metrics(
-    rollout: Rollout, returns: Tensor, updates: list[Update], *, kl: dict[str, float], kl_coefficient: float
+    rollout: Rollout,
+    returns: Tensor | None,
+    updates: list[Update],
+    *,
+    kl: dict[str, float],
+    kl_coefficient: float,
+    group_size: int,
 ) -> dict[str, float]:
     """Return the metrics of a step: of its rollout, and of its mini-batches on average."""
     mask = rollout.batch.response_mask
@@ -279,7 +346,7 @@ def ppo_metrics(
     def mean(values: list[float]) -> float:
         return sum(values) / len(values)
 
-    return {
+    metrics = {
         "reward": rollout.score.mean().item(),
         **kl,
         "kl_coefficient": kl_coefficient,
@@ -290,16 +357,25 @@ def ppo_metrics(
         "value_loss": mean([update.value_loss for update in updates]),
         "clip_fraction": mean([update.clip_fraction for update in updates]),
         "approx_kl": mean([update.approx_kl for update in updates]),
-        "explained_variance": explained_variance(rollout.values, returns, mask),
+        "explained_variance": 0.0,
         "skipped": sum(update.skipped for update in updates),
     }
+    if rollout.values is not None and returns is not None:
+        metrics["explained_variance"] = explained_variance(rollout.values, returns, mask)
+    else:
+        del metrics["value_loss"], metrics["explained_variance"]
+    if group_size > 1:  # a prompt whose answers have equal scores teaches nothing without a critic
+        groups = rollout.score.view(-1, group_size)
+        metrics["equal_groups"] = (groups == groups[:, :1]).all(dim=1).float().mean().item()
+    return metrics
 
 
 def save_artifact(run: Run, models: PpoModels) -> None:
-    """Write policy and critic."""
+    """Write the policy, and the critic if there is one."""
     lora.save(models.model, "policy", run.artifact / "adapter", base=models.base)
-    score = models.value_head.weight
-    lora.save(models.model, "critic", run.artifact / "critic", base=models.base, score=score)
+    if models.value_head is not None:
+        score = models.value_head.weight
+        lora.save(models.model, "critic", run.artifact / "critic", base=models.base, score=score)
 
 
 def warn_of_missing_ends(run: Run, *, max_answer_tokens: int) -> None:

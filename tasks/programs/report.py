@@ -1,12 +1,15 @@
-"""Write the report of the whole run as one self-contained page: win rates, sample answers, curves, data.
+"""Write the report of the whole run as one self-contained page, and a model card for each policy.
 
 python -m tasks.programs.report DIR
 
 inputs    the artifact of every stage of the run that was built
-artifact  report.html, card.html, summary.json
+artifact  report.html, card.html     the report and the data card
+          model-cards/POLICY/README.md
+          headline.json              what the report begins with
+          summary.json
 
-The page does not depend on the clock or the machine: equal artifacts give equal bytes. The flow replaces one
-comment of the template by the run's table of stages.
+The files do not depend on the clock or the machine: equal artifacts give equal bytes. At the end of a run the
+flow fills in what is in no key: which run it is, its settings and stages, and what the gates say.
 """
 
 import json
@@ -16,25 +19,30 @@ from typing import Any
 
 from tasks.config.data import Data
 from tasks.config.jobs import ReportJob
-from tasks.programs.runtime.program import Run, main, read_summary
+from tasks.programs.runtime.program import Run, main, read_summary, to_json
 from tasks.reporting import benchmark_tables, data_card, reward_charts, stage_charts, truncation_charts
-from tasks.reporting.evaluation_view import build_evaluation
+from tasks.reporting.evaluation.headline import as_json
+from tasks.reporting.evaluation.policies import TRAINED
+from tasks.reporting.evaluation.view import build_evaluation
+from tasks.reporting.model_card.model_card import Measured, render_model_card
 from tasks.reporting.run_report import build_stage, group_stages, read_samples, render
 
 
 def build_report(job: ReportJob, run: Run) -> None:  # noqa: ARG001 - the page has no settings
-    """Write the report and the data card."""
+    """Write the report, the data card and the model cards."""
     run.rewind(0)
     folders = {name: folder for name, folder in run.inputs.items() if (folder / "summary.json").is_file()}
     summaries = {name: read_summary(folder) for name, folder in folders.items()}
     metrics = {name: summary["metrics"] for name, summary in summaries.items()}
+    warnings = {name: summary["warnings"] for name, summary in summaries.items()}
     card = json.loads((folders["data"] / "card.json").read_text(encoding="utf-8"))
-    results = _read_results(folders)
+    results, benchmarks = _read_results(folders), _read_benchmarks(folders)
     cuts = truncation_charts.build_rows(metrics)
     card_page = data_card.render(card, descriptions=Data.descriptions(), cuts=cuts)
     (run.artifact / "card.html").write_text(card_page, encoding="utf-8")
     names = [name for name in stage_charts.TITLES if name in folders]
     stages = [build_stage(name, folders[name], metrics[name]) for name in names]
+    evaluation = build_evaluation(metrics, results, _describe_pairs(summaries), warnings)
     page = render(
         card=card,
         cells=group_stages(stages),
@@ -44,13 +52,23 @@ def build_report(job: ReportJob, run: Run) -> None:  # noqa: ARG001 - the page h
             else []
         ),
         questions=summaries["winrate"]["questions"] if "winrate" in summaries else 0,
-        warnings=[(name, text) for name, summary in summaries.items() for text in summary["warnings"]],
+        warnings=[(name, text) for name, texts in warnings.items() for text in texts],
         cuts=cuts,
-        costs=benchmark_tables.build_rows(_read_benchmarks(folders)),
+        costs=benchmark_tables.build_rows(benchmarks),
         reward_scores=benchmark_tables.build_scores(metrics.get("benchmarks", {})),
-        **build_evaluation(metrics, results, _describe_pairs(summaries)),
+        **evaluation,
     )
     (run.artifact / "report.html").write_bytes(page)
+    (run.artifact / "headline.json").write_text(to_json(as_json(evaluation["headline"]), indent=1))
+    all_metrics = {name: value for stage in metrics.values() for name, value in stage.items()}
+    measured = Measured(all_metrics, warnings, evaluation["judges"], benchmarks["rows"])
+    for policy in TRAINED:
+        if policy in folders:
+            is_adapter = (folders[policy] / "adapter").is_dir()
+            text = render_model_card(policy, card, measured, is_adapter=is_adapter)
+            folder = run.artifact / "model-cards" / policy
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "README.md").write_text(text, encoding="utf-8")
     run.log(1, 1)
     run.finish({"report.bytes": len(page)})
 

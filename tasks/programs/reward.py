@@ -62,7 +62,7 @@ def train(job: RewardJob, run: Run) -> None:
     age_bias = comparisons.age_bias(questions) if settings.age_bias else 0.0
     micro_batch = training_setup.largest_micro_batch(questions, settings.batch_size, run)
     training_setup.check_memory(
-        settings, run, "model", job.weights.merged, device, micro_batch, members=settings.members
+        settings, run, "model", job.weights.merged, device, micro_batch, members=settings.num_trained
     )
     base = training_setup.load_base(run, "model", job.weights.merged, job.text, device)
     everything, pad_id = [*questions, *held_out, *reported.questions], tokenizer.pad_token_id
@@ -71,7 +71,7 @@ def train(job: RewardJob, run: Run) -> None:
 
     # 2. Adapters and heads: fresh, from a linear probe, those of the input "start", or the checkpoint's.
     seeds.seed_step(job.seed, 0)
-    trainable, model = build_members(job, run, base)
+    trainable, model, spare = build_members(job, run, base)
     training = training_setup.start_training(settings, run, trainable, num_rows=len(questions), seed=job.seed)
     batch_size = machine.micro_batch or EVALUATED_ANSWERS
     if settings.probe and not training.initial_metrics:
@@ -84,6 +84,7 @@ def train(job: RewardJob, run: Run) -> None:
             pair_loss=probe_start.PairLoss(settings.margin, settings.weigh, age_bias),
             reported=reported.questions,
             seed=job.seed,
+            spare=spare,
         )
         record_probe(training, run)
 
@@ -92,7 +93,9 @@ def train(job: RewardJob, run: Run) -> None:
         trainable.train()
         draw = partial(schedules.batch_indices, step, num_rows=len(questions), batch_size=settings.batch_size)
         chosen = []
-        for number, member in enumerate(model.members):  # each sees the questions in an order of its own
+        for number, member in enumerate(
+            [*model.members, *spare]
+        ):  # each sees the questions in an order of its own
             seed = seeds.mix(job.seed, number) if number else job.seed
             chosen.append((member, [questions[i] for i in draw(seed=seed)]))
         return accumulate_gradients(
@@ -141,6 +144,7 @@ def train(job: RewardJob, run: Run) -> None:
     )
     run.note(MEASURES, {"measured": reported.record})
     metrics |= reward_tests.normalise(model, reference, pad_id, device, run)
+    reward_tests.normalise_held_out(spare, reference, pad_id, device, run)
     metrics |= reward_tests.attack(model, attacked, encoder, device, run) | encoder.metrics("reward")
     run.warnings += encoder.warnings()
     run.finish(
@@ -171,13 +175,17 @@ def read_comparisons(job: RewardJob, run: Run, encoder: Encoder) -> tuple[list[C
     return trained, held_out
 
 
-def build_members(job: RewardJob, run: Run, base: PreTrainedModel) -> tuple[Trainable, Scorer]:
-    """Return what is trained, all members of the ensemble together, and the reward model that it makes."""
+def build_members(
+    job: RewardJob, run: Run, base: PreTrainedModel
+) -> tuple[Trainable, Scorer, tuple[Member, ...]]:
+    """Return what is trained, all members together, the reward model that they make, and the member that is
+    held out of it, if any.
+    """
     folder = run.inputs["model"]
     base_fingerprint = fingerprint.compute_fingerprint(folder, base)
     adapters: list[Trainable] = []
     members: list[Member] = []
-    for number in range(job.reward.members):
+    for number in range(job.reward.num_trained):
         seeds.seed_step(seeds.mix(job.seed, number) if number else job.seed, 0)
         below = adapters[-1].model if adapters else base
         name = f"reward{number or ''}"
@@ -203,7 +211,9 @@ def build_members(job: RewardJob, run: Run, base: PreTrainedModel) -> tuple[Trai
 
     names = tuple(map(tuple, groups))
     together = adapters[-1]._replace(parameters=parameters, save=save, clipped_separately=names)
-    return together, Scorer(tuple(members), job.reward.uncertainty_penalty)
+    count = job.reward.members
+    scorer = Scorer(tuple(members[:count]), job.reward.uncertainty_penalty)
+    return together, scorer, tuple(members[count:])
 
 
 def record_probe(training: Training, run: Run) -> None:

@@ -33,7 +33,7 @@ from tasks.rlhf.judging.judge_correction import Graded
 from tasks.rlhf.judging.report_card import ReportCard, is_better_than_length
 from tasks.rlhf.models import loading
 
-POLICIES = ("base", "sft", "dpo", "ppo")  # in the order in which they were trained
+POLICIES = ("base", "sft", "champion", "dpo", "ppo")  # each is compared with those before it
 
 
 def evaluate(job: WinrateJob, run: Run) -> None:
@@ -95,9 +95,14 @@ def read_questions(answers: Path, evaluation: Path) -> tuple[list[Question], lis
     for row in table.to_pylist():
         source = split[row["question_id"]]
         given = {"chosen": Answer(source["answers"][source["best"]])}
-        given |= {name: Answer(row[f"{name}.answer"], row[f"{name}.tokens"]) for name in names}
+        given |= {name: _answer(row, name) for name in names}
         questions.append(Question(row["question_id"], row["question"], given, source["answers"]))
     return questions, ["chosen", *names]
+
+
+def _answer(row: dict[str, Any], policy: str) -> Answer:
+    """Return a policy's answer; the champion's tokens may be those of another model, its text is encoded."""
+    return Answer(row[f"{policy}.answer"], None if policy == "champion" else row[f"{policy}.tokens"])
 
 
 def draw_questions(questions: list[Question], count: int) -> list[Question]:

@@ -30,7 +30,7 @@ TRAINED = ("sft", "dpo", "ppo")  # in the order in which they are shown
 POLICIES = ("base", *TRAINED)
 ADAPTER = "adapter"
 WEIGHTS = (ADAPTER, "bottleneck", "model")  # folders of a policy's artifact, of which it has one
-CARD = "README.md"
+CARDS, CARD = "model-cards", "README.md"  # among the files of a run in MLflow
 NAMES = (
     f"a policy of the newest run ({', '.join(POLICIES)}), RUN:POLICY, champion, MODEL@ALIAS, MODEL/VERSION "
     "or a model folder"
@@ -45,6 +45,7 @@ class Source(NamedTuple):
     about: str
     policy: str
     stages: dict[str, tuple[str, str]]
+    run_id: str  # in MLflow; "" if it is not known
     settings: dict[str, Any]  # of the run; empty for a registered version whose run is gone
 
 
@@ -92,7 +93,7 @@ def of_run(tracker: Tracker, run_name: str, policy: str, name: str = "") -> Sour
     if policy not in trained:
         raise InputError(f"The run has trained no {policy}; it has {', '.join(trained)}")
     title = run.tags.get("mlflow.runName", run.run_id)
-    return Source(name or policy, f"{policy} of the run {title}", policy, stages, run.settings)
+    return Source(name or policy, f"{policy} of the run {title}", policy, stages, run.run_id, run.settings)
 
 
 def _of_version(tracker: Tracker, model: str, wanted: str, name: str) -> Source:
@@ -109,7 +110,7 @@ def _of_version(tracker: Tracker, model: str, wanted: str, name: str) -> Source:
         )
     about = f"{policy}, {model} version {version.version}"
     stages = {stage: (key, digests.get(stage, "")) for stage, key in keys.items()}
-    return Source(name, about, policy, stages, {})
+    return Source(name, about, policy, stages, version.run_id, {})
 
 
 def policy_files(tracker: Tracker, source: Source) -> PolicyFiles:
@@ -178,12 +179,11 @@ def content_of(source: Source | Path) -> str:
     return digest_of({"policy": source.policy, **digests})
 
 
-def find_card(tracker: Tracker, source: Source) -> Path | None:
-    """Return the model card of the source's run; None if its report has none."""
-    if "report" not in source.stages:
-        return None
-    report = _artifact(tracker, source, "report")
-    return locate(within(report, CARD), tracker) if CARD in report["files"] else None
+def fetch_card(tracker: Tracker, source: Source, folder: Path) -> Path | None:
+    """Fetch the policy's model card of the source's run into ``folder``; None if the run has none."""
+    return (
+        tracker.download(source.run_id, f"{CARDS}/{source.policy}/{CARD}", folder) if source.run_id else None
+    )
 
 
 def find_data(tracker: Tracker, source: Source) -> Artifact:

@@ -5,11 +5,17 @@ from typing import Any, NamedTuple
 
 from tasks.config.gates import Gates, Promotion
 
-JUDGES = ("lm", "gold", "reward")  # which decides, if the settings leave it open: the first that has judged
+JUDGES = (
+    "gold",
+    "lm",
+    "held_out",
+    "reward",
+)  # which decides, if the settings leave it open: the first that has judged
 POLICIES = ("ppo", "dpo")
 TITLES = {
     "lm": "the language model",
     "gold": "the gold scorer",
+    "held_out": "the held-out reward model",
     "reward": "the reward model",
     "ppo": "PPO",
     "dpo": "DPO",
@@ -25,6 +31,14 @@ class Evidence(NamedTuple):
     warnings: Mapping[str, Sequence[str]]  # by stage
     data_read: float | None  # when the data stage has read its source, seconds since the epoch; None: unknown
     now: float
+    compared: str = ""  # digest of the policy of an earlier run that it was compared with; "" if none
+
+
+class Champion(NamedTuple):
+    """The policy that is in use."""
+
+    version: str
+    digest: str  # of its artifact
 
 
 class GateResult(NamedTuple):
@@ -62,8 +76,10 @@ def _choose_judge(promotion: Promotion, metrics: Mapping[str, Any]) -> str:
     return next(judges, "")
 
 
-def evaluate(gates: Gates, choice: Choice, evidence: Evidence, champion: str = "") -> list[GateResult]:
-    """Return the result of each gate that is on. ``champion`` is the champion's version, "" if none."""
+def evaluate(
+    gates: Gates, choice: Choice, evidence: Evidence, champion: Champion | None = None
+) -> list[GateResult]:
+    """Return the result of each gate that is on."""
     return [
         *_against_champion(gates, choice, evidence, champion),
         *_against_sft(gates, choice, evidence),
@@ -85,12 +101,18 @@ def failures(results: Sequence[GateResult]) -> list[GateResult]:
 # --------------------------------------------------------------------------------------------- each gate
 
 
-def _against_champion(gates: Gates, choice: Choice, evidence: Evidence, champion: str) -> list[GateResult]:
+def _against_champion(
+    gates: Gates, choice: Choice, evidence: Evidence, champion: Champion | None
+) -> list[GateResult]:
     name, threshold = "win_rate_vs_champion", gates.win_rate_vs_champion
     if threshold is None:
         return []
     if champion:
-        title = f"the champion (version {champion})"
+        title = f"the champion (version {champion.version})"
+        if evidence.compared != champion.digest:
+            sentence = f"The run has not compared {TITLES[choice.policy]} with {title}: run it again, which "
+            sentence += "samples the champion's answers and judges them"
+            return [_missing(name, f"above {_percent(threshold)}", sentence)]
         return [_win_rate(name, threshold, choice, evidence, "champion", title)]
     first = "There is no champion yet, so the first model is held against SFT"
     if _interval(evidence.metrics, f"{choice.judge}_win_rate.{choice.policy}_vs_base"):

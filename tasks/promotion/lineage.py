@@ -16,8 +16,8 @@ from tasks.promotion.finished_runs import find_manifest
 from tasks.tracking.client import Tracker
 from tasks.tracking.registry import ModelVersion, list_versions
 from tasks.tracking.run_origin import COMMIT
-from tasks.tracking.runs import INPUTS, KEY, finished_stage_runs
-from tasks.tracking.tracked_run import DIGEST
+from tasks.tracking.runs import INPUTS, finished_stage_runs
+from tasks.tracking.tracked_run import DIGEST, KEY
 
 MODELS = ("pretrain", "sft", "merge", "reward", "ppo", "dpo")  # stages whose artifacts have learnt
 

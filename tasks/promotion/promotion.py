@@ -1,34 +1,27 @@
 """Register the policy of a finished run and, if it passes the gates, make it the champion."""
 
 import json
-import time
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from tasks.config.gates import Promotion
+from tasks.promotion.assessment import assess
 from tasks.promotion.finished_runs import FinishedRun, find_manifest, read_licences
-from tasks.promotion.gates import (
-    POLICIES,
-    TITLES,
-    Choice,
-    Evidence,
-    GateResult,
-    choose,
-    evaluate,
-    failures,
-)
+from tasks.promotion.gates import TITLES, Choice, GateResult, failures
+from tasks.promotion.report_page import REPORT, VERDICTS, gates_as_html, update_report
 from tasks.system.errors import InputError
 from tasks.tracking import registry, runs
 from tasks.tracking.client import Tracker
 from tasks.tracking.registry import ModelVersion
 from tasks.tracking.run_origin import COMMIT
-from tasks.tracking.runs import FLOW_RUN, KEY, PROFILE
+from tasks.tracking.runs import FLOW_RUN, PROFILE
+from tasks.tracking.tracked_run import KEY
 
 OUTCOME = "alignflow.promotion"  # tag of the pipeline's run: what became of its policy
 GATE, SOURCE = "gate.", "raw."  # prefixes of a version's tags: a gate's result; digest of the raw data
-VERDICTS = {True: "passed", False: "failed", None: "cannot be decided"}
 OFF = "off"
 MODEL_SCHEMA = 1
+CARDS = "model-cards"  # folder of a run's files in MLflow
 
 Outcome = Literal["Promoted", "Refused", "Rejected", "Unchanged", "Challenger"]
 
@@ -64,26 +57,17 @@ class Ending(NamedTuple):
 
 def propose(tracker: Tracker, promotion: Promotion, run: FinishedRun) -> Proposal:
     """Judge a run's policy by the gates and register it; leave the champion as it is. Raises InputError."""
-    trained = [name for name in POLICIES if name in run.stages]
-    choice = choose(promotion, run.summary["metrics"], trained)
-    if choice is None:
+    found = assess(tracker, promotion, run.summary["metrics"], run.stages)
+    if found is None:
         wanted = "policy" if promotion.policy == "auto" else promotion.policy
         raise InputError(f"The run has trained no {wanted}, so there is nothing to promote")
-    champion = registry.find_version(tracker, promotion.model, registry.CHAMPION)
-    if champion and champion.tags.get(KEY) == run.stages[choice.policy]["key"]:
+    choice, results, off, champion, is_champion = found
+    if is_champion and champion:
         return Proposal(run=run, choice=choice, results=[], off=[], version=champion, champion=champion)
     data = run.stages.get("data", {}).get("key", "")
     manifest = find_manifest(tracker, "data", data) if data else None
-    evidence = Evidence(
-        metrics=run.summary["metrics"],
-        warnings={name: stage["warnings"] for name, stage in run.stages.items()},
-        data_read=manifest["created"] if manifest else None,
-        now=time.time(),
-    )
-    results = evaluate(promotion.gates, choice, evidence, champion.version if champion else "")
     tags = _identity(tracker, run, choice, dict(manifest["origins"]) if manifest else {})
     tags |= {f"{GATE}{_tag_name(one.name)}": f"{VERDICTS[one.passed]}: {one.sentence}" for one in results}
-    off = [name for name, threshold in promotion.gates.model_dump().items() if threshold is None]
     tags |= {f"{GATE}{name}": OFF for name in off}
     version = registry.register(
         tracker,
@@ -180,11 +164,23 @@ def reject(tracker: Tracker, proposal: Proposal, *, by: str, note: str = "") -> 
 
 
 def _note(tracker: Tracker, proposal: Proposal, ending: Ending) -> Ending:
-    """Say in MLflow what became of a proposal: on the page of the version and on that of the run."""
-    text = f"{ending.outcome}: {ending.sentence}"
-    tracker.set_tags(proposal.run.run_id, {OUTCOME: text[: registry.MAX_TEXT]})
-    registry.describe(tracker, proposal.version, f"{_cell(text)}\n\n{evidence_table(proposal.results)}\n")
+    """Say in MLflow what became of a proposal: on the pages of version and run, and in the run's report."""
+    text, run = f"{ending.outcome}: {ending.sentence}", proposal.run
+    tracker.set_tags(run.run_id, {OUTCOME: text[: registry.MAX_TEXT]})
+    parts = [_cell(text), _links(tracker, proposal), evidence_table(proposal.results)]
+    registry.describe(tracker, proposal.version, "\n\n".join(filter(None, parts)) + "\n")
+    # the reasons of a refusal stand below it
+    sentence = ending.sentence if ending.outcome != "Refused" else f"{proposal.title} is not promoted."
+    content = gates_as_html(f"{ending.outcome}.", sentence, proposal.results, proposal.off)
+    update_report(tracker, run.run_id, run.tags.get(FLOW_RUN, ""), content)
     return ending
+
+
+def _links(tracker: Tracker, proposal: Proposal) -> str:
+    """Return links to the report and the model card of a version's run; "" if MLflow is no server."""
+    files = {"Report": REPORT, "model card": f"{CARDS}/{proposal.choice.policy}/README.md"}
+    pages = {title: tracker.page(proposal.run.run_id, file) for title, file in files.items()}
+    return " · ".join(f"[{title}]({address})" for title, address in pages.items() if address)
 
 
 def evidence_table(results: Sequence[GateResult]) -> str:

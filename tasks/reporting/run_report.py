@@ -10,14 +10,21 @@ import pyarrow.parquet as pq
 
 from tasks.dataset.card import Card
 from tasks.reporting import pages, reward_charts, stage_charts
-from tasks.reporting.evaluation_view import NAMES
+from tasks.reporting.evaluation.policies import NAMES
 from tasks.reporting.histograms import draw_histograms
-from tasks.reporting.numbers import format_interval, format_number, format_percent, format_tick
+from tasks.reporting.numbers import format_interval, format_number, format_percent, format_share, format_tick
 from tasks.reporting.reward_charts import Panel
 from tasks.reporting.stage_charts import Chart
 from tasks.reporting.text import build_link, clip_text, link_author
 
 TEMPLATE = "run_report.html.j2"
+PARTS = (  # that the template includes; what a module names is in the version of its code
+    "verdict.html.j2",
+    "leaderboard.html.j2",
+    "judges.html.j2",
+    "costs.html.j2",
+    "comparisons.html.j2",
+)
 NUM_SAMPLES = 12
 LONGEST_TEXT = 1500  # characters of an answer that are shown
 
@@ -40,6 +47,7 @@ def render(**values: Any) -> bytes:
     environment.filters |= {
         "number": format_number,
         "percent": format_percent,
+        "share": format_share,
         "span": format_interval,
         "points": format_tick,
         "clip": partial(clip_text, most=LONGEST_TEXT),
@@ -50,6 +58,7 @@ def render(**values: Any) -> bytes:
     page = environment.get_template(TEMPLATE).render(
         style=pages.read_style(),
         names=NAMES,
+        cards=[judge for judge in values["judges"] if judge["card"]],
         data_charts=_draw_data_charts(values["card"]),
         voted=kind in ("shell-site", "stack-exchange", "stack-exchange-preferences"),
         **values,

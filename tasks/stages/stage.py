@@ -43,7 +43,7 @@ class Stage:
     choose_inputs: Callable[..., Inputs]
     kind: Kind
     shown: tuple[str, ...]
-    complete: Callable[..., Pipeline] | None
+    complete: Callable[..., Job] | None
 
     @property
     def name(self) -> str:
@@ -58,9 +58,10 @@ class Stage:
 
     def step(self, config: Pipeline, **artifacts: Artifact) -> Step:
         """Return the step that builds it. Raises NothingToDo, and InputError if a setting is wrong."""
-        settings = self.complete(config, **artifacts) if self.complete else config
-        inputs = self.choose_inputs(config, **artifacts)
-        return Step(self.name, self.job_type.of(settings), inputs, self.shown, self.kind)
+        job = self.job_type.of(config)
+        if self.complete:
+            job = self.complete(job, **artifacts)
+        return Step(self.name, job, self.choose_inputs(config, **artifacts), self.shown, self.kind)
 
     @cached_property
     def run(self) -> Task[..., State]:
@@ -90,12 +91,12 @@ def stage(
     *,
     kind: Kind = "gpu",
     shown: tuple[str, ...] = (),
-    complete: Callable[..., Pipeline] | None = None,
+    complete: Callable[..., Any] | None = None,
 ) -> Callable[[Callable[..., Inputs]], Stage]:
     """Make a stage of the function that chooses its inputs.
 
     ``kind`` is the kind of machine that it needs, and ``shown`` are the metrics that are shown while it runs.
-    ``complete`` adds to the settings what only the artifacts tell.
+    ``complete(job, **artifacts)`` adds to the job what only the artifacts tell.
     """
     return lambda choose_inputs: Stage(job_type, choose_inputs, kind, shown, complete)
 

@@ -16,7 +16,16 @@ def weight_files(settings: Sft | Reward | Dpo) -> tuple[str, ...]:
         return WEIGHT_FILES[settings.tune]
     if settings.tune == "full":
         return (*WEIGHT_FILES["full"], "score.safetensors")
-    return tuple(f"adapter-{number}" if number else "adapter" for number in range(settings.members))
+    return _adapters(settings.members)
+
+
+def judge_files(settings: Reward) -> tuple[str, ...]:
+    """Return the files and folders of a reward model that judges need, with the held-out member."""
+    return _adapters(settings.num_trained) if settings.held_out_member else weight_files(settings)
+
+
+def _adapters(count: int) -> tuple[str, ...]:
+    return tuple(f"adapter-{number}" if number else "adapter" for number in range(count))
 
 
 def start_weights(config: Pipeline, stage: str) -> dict[str, Artifact]:

@@ -5,7 +5,7 @@ from tasks.artifacts.judge_model import judge_inputs
 from tasks.config.jobs import WinrateJob
 from tasks.config.pipeline import Pipeline
 from tasks.stages.stage import Inputs, stage
-from tasks.stages.weights import weight_files
+from tasks.stages.weights import judge_files
 
 
 @stage(WinrateJob)
@@ -16,7 +16,7 @@ def winrate(
     return {
         "data": only(data, "evaluation.parquet", "evaluation_pairs.parquet"),
         "model": within(model, "model"),
-        "reward": only(reward, *weight_files(config.reward), "reward.json"),
+        "reward": only(reward, *judge_files(config.reward), "reward.json"),
         "answers": only(answers, "answers.parquet"),
         **judge_inputs(config.judge),
     }

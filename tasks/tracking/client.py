@@ -1,4 +1,4 @@
-"""Connect to MLflow. The only file that imports mlflow.
+"""Connect to MLflow. Only this file and entities.py import mlflow.
 
 MLflow is never a reason for training to stop: calls wait during an outage of its server, and any other error
 turns tracking off with one warning.
@@ -152,8 +152,12 @@ class Tracker:
         if not self.is_remote:
             return ""
         server = (os.environ.get(PAGE) or self.uri).rstrip("/")
+        return f"{server}/{self.page_path(run_id, file)}"
+
+    def page_path(self, run_id: str, file: str = "") -> str:
+        """Return the address of a run's page from any other page of MLflow."""
         view = f"artifacts/{file}" if file else "artifacts"
-        return f"{server}/#/experiments/{self._experiment}/runs/{run_id}/{view}?workflowType=machine_learning"
+        return f"#/experiments/{self._experiment}/runs/{run_id}/{view}?workflowType=machine_learning"
 
     def start(self, name: str, tags: dict[str, str]) -> str:
         """Create a run and return its id."""
@@ -188,33 +192,24 @@ class Tracker:
         """Set the status of an ended run to RUNNING."""
         self._retry(lambda: self._mlflow.update_run(run_id, status="RUNNING"))
 
-    # the registry of models, for tasks/tracking/registry.py
-
     def call(self, function: "Callable[[MlflowClient], T]", patience: float | None = None) -> T:
         """Return what a function of MLflow's client returns; wait during an outage."""
         return self._retry(lambda: function(self._mlflow), patience)
 
-    def log_model(self, run_id: str, name: str, folder: Path, *, kind: str, tags: dict[str, str]) -> str:
-        """Log a model whose files are those of ``folder`` as an output of a run; return its id."""
-        from mlflow.entities import LoggedModelOutput
-
-        model = self._retry(
-            lambda: self._mlflow.create_logged_model(
-                self._experiment, name=name, source_run_id=run_id, tags=tags, model_type=kind
-            )
-        )
-        self._retry(lambda: self._mlflow.log_model_artifacts(model.model_id, str(folder)))
-        self._retry(lambda: self._mlflow.finalize_logged_model(model.model_id, "READY"))
-        self._retry(lambda: self._mlflow.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)]))
-        return str(model.model_id)
+    @property
+    def experiment(self) -> str:
+        """Return the id of the experiment that all runs are in."""
+        return self._experiment
 
     # contents of a run
 
-    def log_metrics(self, run_id: str, metrics: list[Metric], patience: float | None = None) -> None:
-        """Log any number of metrics; logging one twice changes nothing."""
-        from mlflow import entities
+    def log_metrics(
+        self, run_id: str, metrics: list[Metric], patience: float | None = None, *, model: str | None = None
+    ) -> None:
+        """Log any number of metrics, of a run or a model of it; logging one twice changes nothing."""
+        from mlflow.entities import Metric as MlflowMetric
 
-        values = [entities.Metric(*metric) for metric in metrics]
+        values = [MlflowMetric(*metric, model_id=model) for metric in metrics]
         for first in range(0, len(values), MAX_METRICS):
             part = values[first : first + MAX_METRICS]
             self._retry(partial(self._mlflow.log_batch, run_id, metrics=part), patience)
@@ -234,16 +229,6 @@ class Tracker:
 
         values = [RunTag(name, value) for name, value in tags.items()]
         self._retry(lambda: self._mlflow.log_batch(run_id, tags=values))
-
-    def log_data_sets(self, run_id: str, data_sets: list[dict[str, str]]) -> None:
-        """Log data sets that a run built: name, digest, source and profile of each, the last two as JSON."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        inputs = []
-        for fields in data_sets:
-            tag = InputTag("mlflow.data.context", fields["name"])
-            inputs.append(DatasetInput(Dataset(source_type="local", **fields), [tag]))
-        self._retry(lambda: self._mlflow.log_inputs(run_id, datasets=inputs))
 
     def last_step(self, run_id: str, metric: str) -> int:
         """Return the last step for which the metric has a value, -1 if it has none."""

@@ -9,18 +9,16 @@ The alias champion is the version that is in use, challenger one that a person h
 """
 
 import json
-import tempfile
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from tasks.artifacts.store import home
 from tasks.system.errors import InputError
-from tasks.system.files import replace_text
 from tasks.system.locks import acquire
 from tasks.tracking.client import Tracker
-from tasks.tracking.runs import KEY
+from tasks.tracking.logged_models import log_model
+from tasks.tracking.tracked_run import KEY
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 STAGE_KEYS, STAGE_DIGESTS = "stage.keys", "stage.digests"  # JSON: of every stage of the run, by its name
@@ -28,7 +26,6 @@ DECISION, DECIDED_BY, DECIDED_AT, NOTE = (f"decision.{name}" for name in ("made"
 PREVIOUS = "previous_champion"  # "" if there was none
 PROMOTED = "promoted"
 MAX_TEXT = 4000  # characters of a tag's value or a description; MLflow's databases take 5000
-MODEL_FILE = "model.json"
 
 
 class ModelVersion(NamedTuple):
@@ -114,9 +111,7 @@ def _create(
     """Create a version, and the model if it is the first; return the version's number."""
     if not any(one.name == name for one in _models(tracker)):
         tracker.call(lambda client: client.create_registered_model(name))
-    with tempfile.TemporaryDirectory() as folder:
-        replace_text(Path(folder, MODEL_FILE), json.dumps(content, indent=1) + "\n")
-        model_id = tracker.log_model(run_id, policy, Path(folder), kind="policy", tags={KEY: key})
+    model_id = log_model(tracker, run_id, policy, kind="policy", content=content, tags={KEY: key})
     source = f"models:/{model_id}"
     created = tracker.call(
         lambda client: client.create_model_version(

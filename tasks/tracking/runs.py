@@ -15,15 +15,17 @@ from tasks.artifacts.code_version import PROGRAMS
 from tasks.artifacts.store import Store, home
 from tasks.system.locks import acquire, try_acquire
 from tasks.tracking.client import Run, Tracker
-from tasks.tracking.run_notes import describe_pipeline, describe_stage, machine_and_home
-from tasks.tracking.run_origin import NOTE, origin_tags
-from tasks.tracking.tracked_run import DIGEST, TrackedRun
+from tasks.tracking.logged_models import copy_links
+from tasks.tracking.run_notes import describe_pipeline, describe_stage, machine_and_home, pipeline_tags
+from tasks.tracking.run_origin import COMMIT, NOTE, origin_tags
+from tasks.tracking.saved_views import save_view
+from tasks.tracking.tracked_run import DIGEST, KEY, TrackedRun
 
 PARENT = "mlflow.parentRunId"
 HOME = "alignflow.home"
 FLOW_RUN = "prefect.flow_run_id"
 PROFILE = "alignflow.profile"
-KEY, DAMAGED = "stage.key", "stage.damaged"
+DAMAGED = "stage.damaged"
 INPUTS = "stage.inputs"  # JSON: digest of the artifact by the name of the input
 MAX_RUNS = 50  # of one search
 MAX_ALL_RUNS = 50_000  # of one search; MLflow's own limit
@@ -48,12 +50,15 @@ def pipeline_run(
         if tracker.connect():
             with tracker.turned_off_by_errors():
                 _end_killed_runs(tracker)
+                save_view(tracker)
+                origin = origin_tags(source)
                 tags = {
                     FLOW_RUN: flow_run_id,
                     HOME: machine_and_home(),
                     PROFILE: profile,
                     NOTE: describe_pipeline(profile or name, settings),
-                    **origin_tags(source),
+                    **pipeline_tags(settings, origin.get(COMMIT, "")),
+                    **origin,
                 }
                 run = _earlier_run(tracker, flow_run_id) or TrackedRun(tracker, tracker.start(name, tags))
                 lock = _run_lock(str(run.run_id))
@@ -115,14 +120,17 @@ def stage_run(
         with tracker.turned_off_by_errors():
             found = tracker.search(f"{_builds(key)} AND status != 'FINISHED'")
             if found:
-                run = TrackedRun(tracker, found[0].run_id, resumed=True, tags=found[0].tags)
-                tracker.reopen(found[0].run_id)
+                left, tags = found[0].run_id, found[0].tags
+                run = TrackedRun(tracker, left, stage=stage, parent=parent, resumed=True, tags=tags)
+                tracker.reopen(left)
                 run.set_tags({PARENT: parent})
             else:
                 tags = _stage_tags(stage, key, parent, is_cached=False)
                 tags[NOTE] = describe_stage(stage, key, inputs or {})
                 tags |= {INPUTS: json.dumps(inputs)} if inputs is not None else {}
-                run = TrackedRun(tracker, tracker.start(stage, tags))
+                run = TrackedRun(
+                    tracker, tracker.start(f"{stage} {key[:6]}", tags), stage=stage, parent=parent
+                )
                 run.log_params(settings)
     with _ending(run):
         yield run
@@ -137,10 +145,14 @@ def log_reuse(
     with tracker.turned_off_by_errors():
         tags = _stage_tags(stage, key, parent, is_cached=True)
         tags[DIGEST] = digest
-        tags[NOTE] = f"The stage {stage} was reused: its artifact {key[:12]} was stored before."
-        if earlier := tracker.search(_built(key)):
+        tags[NOTE] = f"Reused: the artifact {key[:12]} was stored before."
+        earlier = tracker.search(_built(key))
+        if earlier:
             tags["stage.built_by"] = earlier[0].run_id
-        run = TrackedRun(tracker, tracker.start(stage, tags))
+            tags[NOTE] += f" [The run that built it]({tracker.page_path(earlier[0].run_id)})"
+        run = TrackedRun(tracker, tracker.start(f"{stage} {key[:6]}", tags), stage=stage, parent=parent)
+        if earlier:
+            copy_links(tracker, earlier[0], str(run.run_id), parent)
         run.log_summary(metrics)
         run.end("FINISHED")
 

@@ -3,15 +3,20 @@
 import json
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tasks.artifacts.store import Manifest, flatten
-from tasks.tracking import program_log
+from tasks.tracking import entities, program_log
 from tasks.tracking.client import Metric, Tracker
+from tasks.tracking.entities import DataSet
+from tasks.tracking.metric_names import curve_name, final_metrics
 
 LOG = "log.txt"
-DIGEST = "stage.digest"
+KEY, DIGEST = "stage.key", "stage.digest"  # tags of a stage's run: those of its artifact
 FLUSH_SECONDS = 1.0
 RETRY_SECONDS = 5.0  # between two attempts to log metrics during an outage; they wait in memory
 MAX_VALUE = 5000  # characters of a parameter; MLflow takes 6000
@@ -25,11 +30,15 @@ class TrackedRun:
         tracker: Tracker,
         run_id: str | None,
         *,
+        stage: str = "",
+        parent: str | None = None,
         resumed: bool = False,
         tags: dict[str, str] | None = None,
     ) -> None:
         self.tracker = tracker
         self.run_id = run_id
+        self.stage = stage  # "" for the run of a pipeline
+        self.parent = parent  # id of the pipeline's run
         self.resumed = resumed
         self.known = tags or {}  # a resumed run's tags
         self._waiting: list[Metric] = []
@@ -48,9 +57,10 @@ class TrackedRun:
         step, stamp = int(line.get("step", 0)), int(float(line.get("time", time.time())) * 1000)
         for name, value in line.items():
             is_metric = name not in ("step", "total", "time") and isinstance(value, int | float)
-            if is_metric and step > self._last_step(name):
-                self._waiting.append((name, float(value), stamp, step))
-                self._logged[name] = step
+            curve = curve_name(self.stage, name)
+            if is_metric and step > self._last_step(curve):
+                self._waiting.append((curve, float(value), stamp, step))
+                self._logged[curve] = step
         if time.monotonic() > self._next_flush:
             self._flush_if_up()
 
@@ -85,17 +95,17 @@ class TrackedRun:
         self.tracker.log_params(str(self.run_id), params)
 
     def log_summary(self, metrics: dict[str, Any]) -> None:
-        """Log final metrics: numbers, or values with intervals as NAME, NAME.low and NAME.high."""
+        """Log final metrics under MLflow's names: numbers, or values with intervals."""
+        self.log_metrics(final_metrics(metrics))
+
+    def log_metrics(self, metrics: dict[str, float], *, model: str | None = None) -> None:
+        """Log metrics by their names in MLflow, of the run or of one of its models."""
         if not self.is_on:
             return
         stamp = int(time.time() * 1000)
-        values: list[Metric] = [
-            (_metric_name(name.removesuffix(".value")), float(value), stamp, 0)
-            for name, value in flatten(metrics).items()
-            if isinstance(value, int | float)
-        ]
+        values: list[Metric] = [(name, value, stamp, 0) for name, value in metrics.items()]
         with self.tracker.turned_off_by_errors():
-            self.tracker.log_metrics(str(self.run_id), values)
+            self.tracker.log_metrics(str(self.run_id), values, model=model)
 
     def upload(self, path: Path, folder: str | None = None) -> None:
         """Upload a file or a folder, if it exists."""
@@ -123,25 +133,32 @@ class TrackedRun:
         """
         self.upload(folder, manifest["key"])
         self.set_tags({DIGEST: manifest["digest"]})
-        self.log_data_sets(manifest, folder)
 
-    def log_data_sets(self, manifest: Manifest, folder: Path) -> None:
-        """Log every parquet file of an artifact as a data set of this run."""
-        data_sets = []
-        for name, digest in manifest["files"].items():
-            if name.endswith(".parquet"):
-                source = json.dumps({"uri": (folder / name).as_uri(), "key": manifest["key"]})
-                profile = json.dumps({"bytes": (folder / name).stat().st_size})
-                data_set = {
-                    "name": Path(name).stem,
-                    "digest": digest[:36],
-                    "source": source,
-                    "profile": profile,
-                }
-                data_sets.append(data_set)
-        if data_sets and self.is_on:
+    def log_data_sets(self, data_sets: list[DataSet]) -> None:
+        """Log the data sets that the run reads; the original ones are inputs of the pipeline's run too."""
+        if not self.is_on:
+            return
+        of_pipeline = [one for one in data_sets if entities.is_original(one.source)]
+        with self.tracker.turned_off_by_errors():
+            for run_id, read in ((self.run_id, data_sets), (self.parent, of_pipeline)):
+                if run_id and read:
+                    inputs = entities.data_set_inputs(read)
+                    self.tracker.call(partial(_log_inputs, run_id=run_id, inputs=inputs))
+
+    @contextmanager
+    def monitoring_machine(self, is_wanted: bool) -> Iterator[None]:
+        """Log the load of this machine every few seconds while the block runs, by MLflow's own monitor.
+
+        Its thread ends by itself once the run has ended, so that an interruption waits for no server.
+        """
+        monitor = None
+        if is_wanted and self.is_on:
             with self.tracker.turned_off_by_errors():
-                self.tracker.log_data_sets(str(self.run_id), data_sets)
+                monitor = entities.system_monitor(str(self.run_id), self.tracker.uri, resumed=self.resumed)
+                monitor.start()
+        yield
+        if monitor:
+            monitor.finish()
 
     def end(self, status: str, patience: float | None = None) -> None:
         """Log the waiting metrics and set the status that the run ended with."""
@@ -151,9 +168,8 @@ class TrackedRun:
                 self.tracker.end(str(self.run_id), status, patience)
 
 
-def _metric_name(name: str) -> str:
-    """Return a name that MLflow accepts: other characters than letters, digits and _-. :/ become _."""
-    return "".join(letter if letter.isalnum() or letter in "_-. :/" else "_" for letter in name)
+def _log_inputs(client: Any, *, run_id: str, inputs: list[Any]) -> None:
+    client.log_inputs(run_id, datasets=inputs)
 
 
 def _shorten(value: Any) -> str:

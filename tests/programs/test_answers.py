@@ -1,8 +1,89 @@
-"""Test the random numbers that a policy's answers are drawn by."""
+"""Test the program answers: what draws depend on, and the champion of an earlier run."""
 
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
 import torch
 
+from tasks.config.jobs import AnswersJob, DpoJob, ReferenceJob
+from tasks.programs import answers, dpo, reference
 from tasks.programs.answers import uniform_numbers
+from tasks.programs.runtime.program import Run
+from tasks.system.errors import InputError
+from tests.support import tiny
+
+TEXT = {"max_prompt_tokens": 48, "max_answer_tokens": 12}
+CHAMPION = {"text": {"max_prompt_tokens": 40, "max_answer_tokens": 3}, "precision": None}
+COMMON = {"seed": 0, "text": TEXT, "winrate": {"num_questions": 9, "batch_size": 4}}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return a base, an SFT model and a DPO policy of it, and their data."""
+    root = tmp_path_factory.mktemp("models")
+    found = {"data": tiny.data_folder(root / "data", 24), "base": tiny.base_folder(root / "base")}
+    found["model"] = tiny.base_folder(root / "tuned")
+    tiny.model(seed=1).save_pretrained(found["model"])
+    logged = Run(tiny.write_job(root / "reference", "reference", {"text": TEXT}, found))
+    reference.compute(ReferenceJob.model_validate(logged.record), logged)
+    settings = {"lora": {"rank": 2, "alpha": 8.0}, "max_steps": 4, "epochs": 10, "learning_rate": 2e-2}
+    job = {"seed": 0, "text": TEXT, "dpo": settings | {"beta": 0.1}}
+    trained = Run(tiny.write_job(root / "dpo", "dpo", job, found | {"reference": logged.artifact}))
+    dpo.train(DpoJob.model_validate(trained.record), trained)
+    return found | {"dpo": trained.artifact}
+
+
+def answer(folder: Path, inputs: dict[str, Path], **job: Any) -> dict[str, list[Any]]:
+    """Return the columns of the table that the program writes."""
+    run = Run(tiny.write_job(folder, "answers", COMMON | job, inputs))
+    answers.answer(AnswersJob.model_validate(run.record), run)
+    columns: dict[str, list[Any]] = pq.read_table(run.artifact / "answers.parquet").to_pydict()
+    return columns
+
+
+@pytest.fixture(scope="module")
+def alone(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    return answer(tmp_path_factory.mktemp("alone") / "run", inputs)
+
+
+def test_the_champion_answers_the_same_questions_and_changes_no_other_answer(
+    inputs: dict[str, Path], alone: dict[str, list[Any]], tmp_path: Path
+) -> None:
+    champion = {"champion": inputs["dpo"], "champion_model": inputs["model"]}
+    columns = answer(tmp_path / "run", inputs | champion, champion=CHAMPION)
+    assert {name: columns[name] for name in alone} == alone
+    new = columns["champion.answer"]
+    assert len(new) == 9
+    assert new != alone["dpo.answer"], "the same weights draw other numbers under another name"
+    assert max(map(len, columns["champion.tokens"])) > CHAMPION["text"]["max_answer_tokens"]  # type: ignore[index]
+    assert max(map(len, columns["champion.tokens"])) <= TEXT["max_answer_tokens"]
+    summary = json.loads((tmp_path / "run" / "artifact" / "summary.json").read_text())
+    assert summary["policies"] == ["sft", "dpo", "base", "champion"]
+    logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in logged] == list(range(1, 4 * 3 + 1)), "three batches of each of four"
+
+
+def test_the_champion_is_asked_in_its_own_format(inputs: dict[str, Path], tmp_path: Path) -> None:
+    champion = {"champion": inputs["dpo"], "champion_model": inputs["model"]}
+    plain, other = (
+        answer(
+            tmp_path / template,
+            inputs | champion,
+            champion=CHAMPION | {"text": CHAMPION["text"] | {"template": template}},  # type: ignore[operator]
+        )
+        for template in ("question-answer", "human-assistant")
+    )
+    assert plain["dpo.answer"] == other["dpo.answer"]
+    assert plain["champion.answer"] != other["champion.answer"]
+
+
+def test_a_champion_on_another_model_than_its_own_is_refused(inputs: dict[str, Path], tmp_path: Path) -> None:
+    wrong = {"champion": inputs["dpo"], "champion_model": inputs["base"]}
+    with pytest.raises(InputError, match="does not belong to this base"):
+        answer(tmp_path / "run", inputs | wrong, champion=CHAMPION)
 
 
 def test_draws_depend_on_the_policys_name_and_the_question_alone() -> None:

@@ -361,6 +361,41 @@ def test_a_member_learns_the_same_whoever_else_is_there(trained: Trained) -> Non
     )
 
 
+@pytest.mark.parametrize("probe", [False, True])
+def test_the_held_out_member_is_another_model_and_changes_nothing_of_the_others(
+    trained: Trained, inputs: dict[str, Path], probe: bool
+) -> None:
+    alone, run = trained("alone", probe=probe), trained("two", probe=probe, held_out_member=True)
+    weights = [load_file(one.artifact / "adapter" / lora.WEIGHTS) for one in (alone, run)]
+    for name in weights[0]:
+        torch.testing.assert_close(weights[0][name], weights[1][name], atol=1e-5, rtol=1e-4)
+    records = [reward_model.load_record(one.artifact) for one in (alone, run)]
+    held_out = records[1].pop("held_out")
+    assert set(records[1]) == set(records[0])
+    assert records[1]["members"] == len(records[1]["apart"]) == 1
+    assert records[1]["mean"] == pytest.approx(records[0]["mean"], abs=1e-4)
+
+    base = loading.load(inputs["model"], device=tiny.CPU)
+    base, scorer = reward_model.load(run.artifact, base, device=tiny.CPU)
+    _, spare = reward_model.load_held_out(run.artifact, base, device=tiny.CPU)
+    assert spare is not None
+    assert (spare.mean, spare.std) == (held_out["mean"], held_out["std"])
+    probes = records[1]["probes"]
+    batch = sequences.join(
+        [one["prompt"] for one in probes], [one["answer"] for one in probes], pad_id=tiny.PAD, device=tiny.CPU
+    )
+    rewards, others = (reward_model.rewards(one, batch) for one in (scorer, spare))
+    torch.testing.assert_close(rewards, torch.tensor([one["score"] for one in probes]), atol=1e-5, rtol=1e-5)
+    assert (rewards - others).abs().min() > 1e-4
+    assert len(list(run.artifact.glob("adapter*"))) == 2
+
+
+def test_without_a_held_out_member_there_is_none(trained: Trained, inputs: dict[str, Path]) -> None:
+    base = loading.load(inputs["model"], device=tiny.CPU)
+    run = trained(members=2)
+    assert reward_model.load_held_out(run.artifact, base, device=tiny.CPU) == (base, None)
+
+
 def test_every_weight_can_be_trained(trained: Trained, inputs: dict[str, Path]) -> None:
     run = trained(tune="full", learning_rate=1e-3, max_steps=20)
     assert lines(run)[-1]["held_out_loss"] < 0.5

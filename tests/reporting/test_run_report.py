@@ -11,10 +11,10 @@ import pytest
 
 from tasks.artifacts.code_version import source_digests
 from tasks.reporting import charts, reward_charts, stage_charts
-from tasks.reporting.evaluation_view import describe_result
+from tasks.reporting.evaluation.judges import describe_result
 from tasks.reporting.numbers import format_number
 from tasks.reporting.pages import STYLE
-from tasks.reporting.run_report import TEMPLATE
+from tasks.reporting.run_report import PARTS, TEMPLATE
 from tasks.reporting.text import build_link, clip_text, link_author
 from tasks.rlhf.evaluation.intervals import wilson
 from tasks.rlhf.thresholds import FOOLED
@@ -91,17 +91,64 @@ def test_a_run_some_of_whose_stages_failed_has_a_page_of_the_others(
     assert (run.artifact / "card.html").exists()
 
 
-def test_the_headline_names_the_best_policy_and_its_judge(tmp_path: Path) -> None:
-    page = render_report(make_run(tmp_path))
-    assert re.search(r"<h1>PPO beats SFT, winning 100\.0\s% of the comparisons</h1>", page)
-    assert "30 held-out questions, judged by the gold scorer" in page
+def test_the_page_begins_with_the_verdict(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    page = render_report(run)
+    said = r"PPO wins 100\.0\s% \(88\.\d to 100\.0\s%\) against SFT: better, judged by the gold scorer"
+    assert re.search(f"<h1>{said}</h1>", page)
+    assert re.fullmatch(said, json.loads((run.artifact / "headline.json").read_text())["sentence"])
+    places = [page.index(part) for part in ("<!--run-facts-->", "<h1>", "<!--gates-->", 'class="warning"')]
+    places += [page.index(f'id="{name}"') for name in ("leaderboard", "judges", "wins", "samples", "run")]
+    assert places == sorted(places)
 
 
 def test_without_a_gold_scorer_the_page_says_how_little_the_reward_model_proves(tmp_path: Path) -> None:
     page = render_report(make_run(tmp_path, gold=False))
-    assert "judged by the reward model" in page
-    assert "upper bound" in page
+    said = "not shown to be better; an upper bound, as PPO was trained to please its judge, the reward model"
+    assert f"{said}</h1>" in page
     assert "gold score" not in page
+
+
+def test_the_leaderboard_says_what_each_policy_wins_and_costs(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    summary_file = run.inputs["winrate"] / "summary.json"
+    summary = json.loads(summary_file.read_text())
+    board = leaderboard_of(render_report(run))
+    assert board[0] == [
+        "policy",
+        "wins against SFT",
+        "at equal length",
+        "KL from SFT",
+        "tokens",
+        "ended",
+        "warnings",
+        "is the best",
+        "score",
+        "Elo",
+    ]
+    assert [row[0] for row in board[1:]] == ["PPO", "DPO", "SFT", "chosen answers"]
+    ppo = dict(zip(board[0], board[1], strict=True))
+    assert ppo["wins against SFT"].startswith("100.0 % 88.")
+    assert (ppo["KL from SFT"], ppo["tokens"], ppo["warnings"]) == ("6.00", "20.00", "1")
+    summary["metrics"]["gold_win_rate.ppo_vs_champion"] = RATE
+    summary_file.write_text(json.dumps(summary))
+    results_file = run.inputs["winrate"] / "results.json"
+    results = json.loads(results_file.read_text())
+    results["tallies"]["gold.ppo_vs_champion"] = {"wins": 80, "ties": 0, "losses": 20} | NONE
+    results_file.write_text(json.dumps(results))
+    against = dict(zip(*leaderboard_of(render_report(run))[:2], strict=True))
+    assert against["against the champion"].startswith("80.0 %")
+
+
+NONE = {"unparseable": 0, "flipped": 0}
+
+
+def leaderboard_of(page: str) -> list[list[str]]:
+    """Return the cells of the leaderboard as text, row by row."""
+    table = page[page.index('<table class="standings">') :].partition("</table>")[0]
+    rows = re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)
+    cells = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row, re.DOTALL) for row in rows]
+    return [[" ".join(re.sub(r"<[^>]*>", " ", cell).split()) for cell in row] for row in cells]
 
 
 def test_a_site_that_does_not_exist_is_not_linked(tmp_path: Path) -> None:
@@ -527,6 +574,6 @@ def test_the_template_and_its_style_are_packaged() -> None:
     shipped = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"][
         "tasks.reporting"
     ]
-    for name in (TEMPLATE, STYLE):
+    for name in (TEMPLATE, STYLE, *PARTS):
         assert any(Path(name).match(pattern) for pattern in shipped)
         assert f"tasks/reporting/{name}" in source_digests("report")

@@ -28,6 +28,7 @@ from prefect.states import Scheduled
 
 from flows.services import credentials
 from flows.services.processes import free_port
+from tasks.tracking.metric_names import curve_name
 from tests.support import fake_programs
 from tests.support.fake_programs import wait_until
 
@@ -249,7 +250,8 @@ class Installation:
         mlflow = MlflowClient(self.mlflow)
         experiment = mlflow.get_experiment_by_name("alignflow")
         runs = mlflow.search_runs([experiment.experiment_id], f"attributes.run_name LIKE '{name}%'")
-        runs = [run for run in runs if name in (run.info.run_name, run.data.tags.get("alignflow.profile"))]
+        tags = ("stage", "alignflow.profile")
+        runs = [run for run in runs if name in map(run.data.tags.get, tags)]
         return [run for run in runs if run.data.tags.get("cached") != "true"]
 
     def tracked_tags(self, name: str) -> list[dict[str, str]]:
@@ -258,10 +260,10 @@ class Installation:
     def tracked_statuses(self, name: str) -> list[str]:
         return [run.info.status for run in self.tracked_runs(name)]
 
-    def tracked_steps(self, name: str, metric: str) -> list[int]:
+    def tracked_steps(self, stage: str, metric: str) -> list[int]:
         """Return the steps at which the newest run of a stage has logged a metric."""
-        run = self.tracked_runs(name)[0].info.run_id
-        return [point.step for point in MlflowClient(self.mlflow).get_metric_history(run, metric)]
+        run, curve = self.tracked_runs(stage)[0].info.run_id, curve_name(stage, metric)
+        return [point.step for point in MlflowClient(self.mlflow).get_metric_history(run, curve)]
 
 
 def command_line(process: psutil.Process) -> list[str]:

@@ -151,6 +151,7 @@ def make_data(folder: Path, site: str) -> Path:
         "site": site,
         "kind": "stack-exchange",
         "quarantined": {},
+        "masked": {"email": 3, EVIL: 1},
         "kept": kept,
         "questions_with_pairs": 4,
         "read": {"questions": 6, "answers": 14},
@@ -193,6 +194,7 @@ def make_winrate(folder: Path, policies: list[str], gold: bool) -> Path:
                 metrics[f"{by}_win_rate.{ours}_vs_{theirs}"] = win_rate(outcomes, np.arange(30))._asdict()
         for name in ("agreement", "longer_wins", "consistency", "kappa", "equal_length", "length_pull"):
             metrics[f"judge.{by}.{name}"] = RATE
+        metrics[f"judge.{by}.longer_wins"] = wilson(60, 100)._asdict()
         metrics[f"judge.{by}.unparseable"] = 0.125
         judges.insert(0, {"name": by, **JUDGES[by], "worth": f"{by} {EVIL}"})
         boards[by] = [

@@ -46,6 +46,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def directory(tmp_path: Path) -> Path:
     made = tmp_path / "work"
     made.mkdir()
+    (made / "job.json").write_text('{"job": {}}')
     return made
 
 

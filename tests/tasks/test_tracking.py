@@ -1,5 +1,6 @@
 """Test MLflow through real stages: parents, children, resuming, reuse, and a tracker that is down."""
 
+import json
 import os
 import pwd
 import subprocess
@@ -22,6 +23,7 @@ from tasks.execution import program_environment
 from tasks.execution.run_stage import RunContext, run_stage
 from tasks.system import events
 from tasks.system.errors import InputError, StageFailed
+from tasks.system.hashing import file_digest
 from tasks.tracking import program_log, run_origin, runs, tracked_run
 from tasks.tracking.client import Tracker, process_tracker
 from tasks.tracking.run_notes import machine_and_home
@@ -98,14 +100,22 @@ def test_a_stage_is_a_child_with_settings_metrics_data_and_files(tree: Path, tra
     assert root.data.params["ppo.kl_coefficient"] == "0.05"
     (child,) = children(tracker, parent)
     assert child.info.status == "FINISHED"
-    assert child.info.run_name == "data"
+    assert (
+        child.info.run_name == f"data {artifact['key'][:6]}"
+    )  # in a legend, two runs' stages are told apart
     assert child.data.params["data.max_pairs"] == "10"
     assert child.data.tags["stage.key"] == artifact["key"]
     assert child.data.tags["stage.digest"] == artifact["digest"]
-    assert [point.step for point in client.get_metric_history(child.info.run_id, "loss")] == [1, 2, 3, 4, 5]
-    assert child.data.metrics["gold_win_rate.data"] == 0.7
-    assert child.data.metrics["gold_win_rate.data.low"] == 0.6
-    assert {found.dataset.name for found in child.inputs.dataset_inputs} == set(fake_programs.TABLES)
+    curve = "data/progress/data/loss"
+    assert [point.step for point in client.get_metric_history(child.info.run_id, curve)] == [1, 2, 3, 4, 5]
+    assert child.data.metrics["eval/win_rate/gold/data"] == 0.7
+    assert child.data.metrics["intervals/eval/win_rate/gold/data.low"] == 0.6
+    for run in (child, root):
+        (read,) = run.inputs.dataset_inputs
+        assert read.dataset.name == "Posts.xml"
+        assert read.dataset.digest == file_digest(posts)[:36]
+        assert json.loads(read.dataset.profile) == {"bytes": 8}
+        assert [(tag.key, tag.value) for tag in read.tags] == [("mlflow.data.context", "source")]
     files = {file.path for file in client.list_artifacts(child.info.run_id, artifact["key"])}
     assert f"{artifact['key']}/manifest.json" in files
     assert {file.path for file in client.list_artifacts(child.info.run_id)} == {artifact["key"], "log.txt"}
@@ -119,7 +129,7 @@ def test_a_reused_stage_points_to_the_run_that_built_it(tree: Path, tracker: Tra
     (built,), (reused,) = children(tracker, first), children(tracker, second)
     assert reused.data.tags["cached"] == "true"
     assert reused.data.tags["stage.built_by"] == built.info.run_id
-    assert reused.data.metrics["ppo.kl"] == 0.5
+    assert reused.data.metrics["eval/kl/ppo"] == 0.5
     assert reused.info.status == "FINISHED"
     assert tracker._mlflow.list_artifacts(reused.info.run_id) == []
 
@@ -143,7 +153,9 @@ def test_a_crash_is_failed_and_the_resumed_stage_continues_its_run(tree: Path, t
     (resumed,) = children(tracker, second)
     assert resumed.info.run_id == crashed.info.run_id
     assert resumed.info.status == "FINISHED"
-    assert [point.step for point in tracker._mlflow.get_metric_history(resumed.info.run_id, "loss")] == [
+    assert [
+        point.step for point in tracker._mlflow.get_metric_history(resumed.info.run_id, "train/ppo/loss")
+    ] == [
         1,
         2,
         3,
@@ -154,11 +166,11 @@ def test_a_crash_is_failed_and_the_resumed_stage_continues_its_run(tree: Path, t
 
 def test_a_resumed_run_takes_no_step_twice(tree: Path, tracker: Tracker) -> None:
     with runs.pipeline_run(tracker, "one", {}) as parent:
-        before = TrackedRun(tracker, parent.run_id)
+        before = TrackedRun(tracker, parent.run_id, stage="ppo")
         for number in (1, 2, 3):
             before.log_step({"step": number, "total": 4, "time": 100.0 + number, "loss": 1.0})
         before.flush()
-        after = TrackedRun(tracker, parent.run_id, resumed=True)
+        after = TrackedRun(tracker, parent.run_id, stage="ppo", resumed=True)
         for seconds, number in enumerate(
             (3, 4, 4)
         ):  # 3 is taken again, from the checkpoint of 2; then the program dies once more
@@ -166,7 +178,8 @@ def test_a_resumed_run_takes_no_step_twice(tree: Path, tracker: Tracker) -> None
         after.flush()
 
     def steps(name: str) -> list[int]:
-        return [point.step for point in tracker._mlflow.get_metric_history(parent.run_id, name)]
+        history = tracker._mlflow.get_metric_history(parent.run_id, f"train/ppo/{name}")
+        return [point.step for point in history]
 
     assert (steps("loss"), steps("kl"), steps("total")) == ([1, 2, 3, 4], [3, 4], [])
 
@@ -238,9 +251,9 @@ def test_two_threads_connect_once_and_log_into_runs_of_their_own(
     def log(name: str) -> TrackedRun:
         together.wait(30)
         assert tracker.connect()
-        run = TrackedRun(tracker, tracker.start(name, {}))
+        run = TrackedRun(tracker, tracker.start(name, {}), stage=name)
         for number in range(1, 21):
-            run.log_step({"step": number, name: float(number)})
+            run.log_step({"step": number, "loss": float(number)})
         run.end("FINISHED")
         return run
 
@@ -248,9 +261,9 @@ def test_two_threads_connect_once_and_log_into_runs_of_their_own(
         ppo, dpo = pool.map(log, ("ppo", "dpo"))
     assert opened == ["open"]
     for name, run in (("ppo", ppo), ("dpo", dpo)):
-        history = tracker._mlflow.get_metric_history(run.run_id, name)
+        history = tracker._mlflow.get_metric_history(run.run_id, f"train/{name}/loss")
         assert [point.step for point in history] == list(range(1, 21))
-        assert set(tracker._mlflow.get_run(run.run_id).data.metrics) == {name}
+        assert set(tracker._mlflow.get_run(run.run_id).data.metrics) == {f"train/{name}/loss"}
 
 
 def test_of_errors_in_two_threads_one_warning_is_shown(heard: list[Any], tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 import argparse
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 from flows.commands.usage import named_policies
 from flows.commands.usage.named_policies import HELP_MODELS
 from tasks.config.usage import ExportJob
 from tasks.promotion import finished_policies
+from tasks.promotion.finished_policies import Source
 from tasks.system.errors import InputError
 
 HELP = "Write a policy into a folder: merged, as an adapter, or as GGUF."
@@ -50,21 +52,18 @@ def main(args: argparse.Namespace) -> None:
         raise InputError("--base goes with --as adapter")
     converter = find_converter(args.llama_cpp) if args.form == "gguf" else ""
     source = named_policies.find_source(args.model)
-    inputs: dict[str, Path] = {}
-    if isinstance(source, Path):
-        policy, base_name = named_policies.locate(source), ""
-        if args.form == "adapter":
+    policy, base_name = named_policies.locate(source), args.base
+    if args.form == "adapter":
+        if isinstance(source, Path):
             raise InputError(f"{source} is a whole model, not an adapter: --as merged writes it")
-    else:
-        policy, base_name = named_policies.locate(source), args.base
-        tracker = named_policies.tracker()
-        if args.form == "adapter":
-            adapter, base = finished_policies.adapter_files(tracker, source)
-            policy, base_name = policy.model_copy(update={"tuned": str(adapter)}), base_name or base
-        if card := finished_policies.find_card(tracker, source):
-            inputs["card"] = card
+        adapter, base = finished_policies.adapter_files(named_policies.tracker(), source)
+        policy, base_name = policy.model_copy(update={"tuned": str(adapter)}), base_name or base
     job = ExportJob(policy=policy, form=args.form, base_name=base_name, converter=converter)
-    write_folder("export", job, target, inputs)
+    with tempfile.TemporaryDirectory() as folder:
+        card = None
+        if isinstance(source, Source):
+            card = finished_policies.fetch_card(named_policies.tracker(), source, Path(folder))
+        write_folder("export", job, target, {"card": card} if card else {})
     print(target)
 
 

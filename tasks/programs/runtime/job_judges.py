@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from tasks.judges.gold_judge import gold_judge
 from tasks.judges.judge import Battle, Judge
 from tasks.judges.language_model_judge import LanguageModelJudge
 from tasks.judges.language_model_judge import Settings as LabelSettings
-from tasks.judges.reward_judge import RewardScores, reward_judge
+from tasks.judges.reward_judge import RewardScores, held_out_judge, reward_judge
 from tasks.judges.scoring_judge import ScoringJudge
 from tasks.judges.text_judge import Settings as TextSettings
 from tasks.judges.text_judge import TextJudge
@@ -40,8 +41,7 @@ def load_judges(job: WinrateJob, run: Run, encoder: Encoder, device: torch.devic
         judges.append(_load_local_judge(job.judge, run, device))
     if isinstance(job.judge, EndpointJudge):
         judges.append(_open_endpoint_judge(job.judge, run))
-    judges.append(reward_judge(_load_reward_scores(job, run, encoder, device)))
-    return judges
+    return [*judges, *_load_reward_judges(job, run, encoder, device)]
 
 
 def limits(judge: Judge, job: WinrateJob) -> tuple[int, int]:
@@ -94,9 +94,18 @@ def _open_endpoint_judge(settings: EndpointJudge, run: Run) -> EndpointModelJudg
     )
 
 
-def _load_reward_scores(job: WinrateJob, run: Run, encoder: Encoder, device: torch.device) -> RewardScores:
-    """Load the reward model: adapters on the merged SFT model, or a model of its own."""
-    scorer = load_tuned(run, job.weights.merged, device).scorer
-    assert scorer is not None
-    pad_id = encoder.tokenizer.pad_token_id
-    return RewardScores(scorer, encoder, pad_id, device, job.winrate.batch_size)
+def _load_reward_judges(
+    job: WinrateJob, run: Run, encoder: Encoder, device: torch.device
+) -> list[ScoringJudge]:
+    """Load the reward model, and the member of it that PPO has never seen, if one was trained."""
+    models = load_tuned(run, job.weights.merged, device, with_held_out=True)
+    assert models.scorer is not None
+    score = partial(
+        RewardScores,
+        encoder=encoder,
+        pad_id=encoder.tokenizer.pad_token_id,
+        device=device,
+        batch_size=job.winrate.batch_size,
+    )
+    held_out = [held_out_judge(score(models.held_out))] if models.held_out else []
+    return [*held_out, reward_judge(score(models.scorer))]

@@ -21,6 +21,7 @@ class Models(NamedTuple):
 
     active: dict[str, Active]
     scorer: Scorer | None
+    held_out: Scorer | None = None  # of the reward model: the member that PPO has never seen
 
 
 def load_base(run: Run, precision: Precision | None, device: torch.device) -> Models:
@@ -29,8 +30,27 @@ def load_base(run: Run, precision: Precision | None, device: torch.device) -> Mo
     return Models({"base": partial(trainable.unchanged, model)}, None)
 
 
-def load_tuned(run: Run, precision: Precision | None, device: torch.device) -> Models:
+def load_champion(run: Run, precision: Precision | None, device: torch.device) -> Models:
+    """Load the champion, a policy of an earlier run, with the merged model that it was trained from.
+
+    Raises InputError if that is another model.
+    """
+    folder = run.inputs["champion_model"]
+    load = partial(loading.load, folder, device=device, precision=precision)
+    model = load()
+    actual = fingerprint.compute_fingerprint(folder, model)
+    _, active = trainable.load(
+        run.inputs["champion"], model, "champion", actual=actual, setting="weights.merged", reload_base=load
+    )
+    return Models({"champion": active}, None)
+
+
+def load_tuned(
+    run: Run, precision: Precision | None, device: torch.device, *, with_held_out: bool = False
+) -> Models:
     """Load the merged SFT model with the adapters of the policies and the reward model that are inputs.
+
+    ``with_held_out`` also loads the reward model's member that PPO has never seen, if one was trained.
 
     Raises InputError if one of them was trained on another base.
     """
@@ -38,11 +58,13 @@ def load_tuned(run: Run, precision: Precision | None, device: torch.device) -> M
     load = partial(loading.load, folder, device=device, precision=precision)
     base = load()
     actual = fingerprint.compute_fingerprint(folder, base)
-    model, scorer = cast(PreTrainedModel | PeftModel, base), None
+    model, scorer, held_out = cast(PreTrainedModel | PeftModel, base), None, None
     if "reward" in run.inputs:
         if reward_model.is_adapter(run.inputs["reward"]):
             fingerprint.check_fingerprint(run.inputs["reward"] / "adapter", actual, setting="weights.merged")
         model, scorer = reward_model.load(run.inputs["reward"], model, device=device)
+        if with_held_out:
+            model, held_out = reward_model.load_held_out(run.inputs["reward"], model, device=device)
     trained: dict[str, Active] = {}
     for name in POLICIES:
         if name in run.inputs:
@@ -50,5 +72,5 @@ def load_tuned(run: Run, precision: Precision | None, device: torch.device) -> M
                 run.inputs[name], model, name, actual=actual, setting="weights.merged", reload_base=load
             )
     if isinstance(model, PeftModel):
-        return Models({"sft": partial(lora.active, model, None), **trained}, scorer)
-    return Models({"sft": partial(trainable.unchanged, model), **trained}, scorer)
+        return Models({"sft": partial(lora.active, model, None), **trained}, scorer, held_out)
+    return Models({"sft": partial(trainable.unchanged, model), **trained}, scorer, held_out)

@@ -46,16 +46,19 @@ def load_models(job: PpoJob, run: Run, device: torch.device) -> PpoModels:
     model = _attach(base, "policy", job.ppo.lora)
     shared, reward = reward_model.load(run.inputs["reward"], model, device=device)
     assert shared is model
-    model, value_head = _load_critic(job, run, model, reward)
-    value_head.requires_grad_(True)
-    head = {f"value_head.{name}": parameter for name, parameter in value_head.named_parameters()}
+    value_head, critic = None, dict[str, nn.Parameter]()
+    if job.ppo.algorithm == "ppo":
+        model, value_head = _load_critic(job, run, model, reward)
+        value_head.requires_grad_(True)
+        head = {f"value_head.{name}": parameter for name, parameter in value_head.named_parameters()}
+        critic = lora.parameters(model, "critic") | head
     models = PpoModels(
         model=model,
         base=actual,
         value_head=value_head,
         reward=reward,
         policy=lora.parameters(model, "policy"),
-        critic=lora.parameters(model, "critic") | head,
+        critic=critic,
     )
     with lora.active(model, None) as reference:
         sanity_checks.check_close(

@@ -3,7 +3,7 @@
 Normalise it, store probes, and hold worthless answers against real ones.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from tasks.rlhf.evaluation import red_team, reward_evaluation
 from tasks.rlhf.evaluation.answer_scores import Answer, score_answers
 from tasks.rlhf.evaluation.red_team import AttackResult
 from tasks.rlhf.models import reward_model
-from tasks.rlhf.models.reward_model import Scorer
+from tasks.rlhf.models.reward_model import Member, Scorer
 from tasks.rlhf.thresholds import FOOLED
 from tasks.rlhf.training.finite_checks import check_finite
 
@@ -113,6 +113,17 @@ def normalise(
     }
     run.note(reward_model.RECORD, record)
     return {"reward.mean": mean, "reward.std": std}
+
+
+def normalise_held_out(
+    spare: Sequence[Member], answers: list[Answer], pad_id: int, device: torch.device, run: Run
+) -> None:
+    """Write the mean and deviation of the rewards of the member that PPO never sees, if any."""
+    for member in spare:
+        alone = Scorer((member,), 0.0)
+        rewards = reference_rewards(alone, answers, pad_id, device, run=run, phase="reference answers")
+        mean, std = mean_and_std(rewards)
+        run.note(reward_model.RECORD, {reward_model.HELD_OUT: {"mean": mean, "std": std}})
 
 
 def attack(

@@ -1,4 +1,7 @@
-"""Estimate advantages (GAE, Schulman et al. 2016, arXiv 1506.02438) and whiten them over a rollout batch."""
+"""Estimate advantages with a critic (GAE, Schulman et al. 2016, arXiv 1506.02438), or without one.
+
+Without a critic the answers to one prompt are compared with each other (RLOO, GRPO).
+"""
 
 import torch
 from torch import Tensor
@@ -36,6 +39,29 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
     assert selected.numel() > 1, "whitening needs at least two response tokens"
     scaled = (values - selected.mean()) * torch.rsqrt(selected.var(unbiased=True) + 1e-8)
     return torch.where(mask, scaled, 0.0)
+
+
+def leave_one_out(rewards: Tensor) -> Tensor:
+    """Return the reward of each answer minus the mean of those of the other answers to the same prompt.
+
+    RLOO (Ahmadian et al. 2024, arXiv 2402.14740, eq. 8). rewards (P, K) of K >= 2 answers to each of P
+    prompts -> (P, K). A number that is added to all rewards of a prompt changes nothing.
+    """
+    count = rewards.shape[1]
+    assert count > 1, "a group has two answers or more"
+    return (rewards - rewards.mean(dim=1, keepdim=True)) * count / (count - 1)
+
+
+def group_relative(rewards: Tensor, *, scale: bool) -> Tensor:
+    """Return the reward of each answer minus the mean of its prompt's answers, (P, K) -> (P, K), K >= 2.
+
+    GRPO (Shao et al. 2024, arXiv 2402.03300, sec. 4.1.1). ``scale`` divides by the (unbiased) standard
+    deviation of the prompt's rewards, as there; without it prompts on which answers differ little do not
+    weigh more than others (Dr. GRPO, Liu et al. 2025, arXiv 2503.20783). Equal rewards give 0.
+    """
+    assert rewards.shape[1] > 1, "a group has two answers or more"
+    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    return centred / (rewards.std(dim=1, keepdim=True) + 1e-6) if scale else centred
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:

@@ -8,11 +8,13 @@ batches add up.
 """
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from tasks.rlhf.algorithms import rewards
 
 
 def masked_mean(values: Tensor, mask: Tensor, count: float | Tensor | None = None) -> Tensor:
@@ -117,6 +119,29 @@ def ppo_value_loss(
         0.5 * masked_mean(torch.maximum(unclipped, clipped), response_mask, count),
         masked_mean((clipped > unclipped).float().detach(), response_mask, count),
     )
+
+
+# k3 has exp(-d): a token that the policy makes much less likely than the reference would outweigh all others.
+_SMALLEST_LOG_RATIO = -10.0
+
+
+def kl_loss(
+    logp: Tensor,
+    ref_logp: Tensor,
+    response_mask: Tensor,
+    *,
+    estimator: Literal["k2", "k3"],
+    count: float | Tensor | None = None,
+) -> Tensor:
+    """Return the mean KL from the reference over the response tokens, in nats a token, as a part of a loss.
+
+    By Schulman's estimator k2, whose gradient is that of KL(pi || ref), or k3 (Shao et al. 2024, eq. 4),
+    whose log-ratio is at least -10. All tensors (B, T), ``logp`` of the policy that is trained.
+    """
+    log_ratio = torch.where(response_mask, logp - ref_logp, 0.0)
+    if estimator == "k2":
+        return masked_mean(rewards.k2(log_ratio), response_mask, count)
+    return masked_mean(rewards.k3(log_ratio.clamp(min=_SMALLEST_LOG_RATIO)), response_mask, count)
 
 
 class DpoLoss(NamedTuple):

@@ -30,6 +30,11 @@ def k1(log_ratio: Tensor) -> Tensor:
     return log_ratio
 
 
+def k2(log_ratio: Tensor) -> Tensor:
+    """Return Schulman's k2 = d^2 / 2: biased, but its gradient, as a loss of samples, is that of the KL."""
+    return log_ratio**2 / 2
+
+
 def k3(log_ratio: Tensor) -> Tensor:
     """Return Schulman's k3 = exp(-d) - 1 + d: unbiased and never negative, but huge for very negative d."""
     return torch.exp(-log_ratio) - 1 + log_ratio

@@ -1,6 +1,6 @@
 """Initialise the reward model's heads with a linear probe of the untrained model (reward.probe)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -35,11 +35,13 @@ def initialise_heads(
     pair_loss: PairLoss,
     reported: list[Comparison],
     seed: int,
+    spare: Sequence[Member] = (),
 ) -> dict[str, Any]:
     """Set every head to its probe's; return the probes' results, the same on every rank. Raises InputError.
 
-    An ensemble's members after the first are fitted on bootstrap samples of the questions. The accuracy in
-    the results is that on the ``reported`` questions.
+    So are the heads of the ``spare`` members, which count in no result. An ensemble's members after the first
+    are fitted on bootstrap samples of the questions. The accuracy in the results is that on the ``reported``
+    questions.
     """
     training_features = features(model.members[0], questions, "training")
     held_out_features = reported_features = features(model.members[0], held_out, "held-out")
@@ -51,10 +53,12 @@ def initialise_heads(
                 "Some hidden states of the model are NaN or infinite, so nothing can be trained on them: set "
                 "weights.merged to float32."
             )
-    probes = _fit_probes(len(model.members), training_features, questions, pair_loss, seed)
+    everyone = [*model.members, *spare]
+    probes = _fit_probes(len(everyone), training_features, questions, pair_loss, seed)
     with torch.no_grad():
-        for member, probe in zip(model.members, probes, strict=True):
+        for member, probe in zip(everyone, probes, strict=True):
             member.head.weight.copy_(probe.head)
+    probes = probes[: len(model.members)]
     weight = torch.cat([probe.head for probe in probes]).mean(dim=0)
     age_bias = pair_loss.age_bias
     held_out_pairs = reward_evaluation.pairs_of(held_out)

@@ -22,6 +22,7 @@ from tasks.rlhf.models import loading, lora
 from tasks.rlhf.models.trainable import HEAD, Active, adapter_folder, unchanged
 
 RECORD = "reward.json"
+HELD_OUT = "held_out"  # in the record: mean and standard deviation of the member that PPO never sees
 
 
 class Member(NamedTuple):
@@ -97,13 +98,31 @@ def load(
         member = Member(partial(unchanged, model), head)
         return base, Scorer((member,), record["caution"], record["mean"], record["std"])
     members = []
-    for number in range(record["members"]):
-        name = f"reward{number or ''}"
-        base, score = lora.load(base, name, adapter_folder(artifact, number))
-        assert score is not None
-        mean, std = record["apart"][number]
-        members.append(Member(partial(lora.active, base, name), build_head(score, device), mean, std))
+    for number, (mean, std) in enumerate(record["apart"]):
+        base, member = _load_member(artifact, base, number, device)
+        members.append(member._replace(mean=mean, std=std))
     return base, Scorer(tuple(members), record["caution"], record["mean"], record["std"])
+
+
+def _load_member(
+    artifact: Path, base: PreTrainedModel | PeftModel, number: int, device: torch.device
+) -> tuple[PeftModel, Member]:
+    """Load an adapter with its head; return ``base`` with the adapter, and the member."""
+    name = f"reward{number or ''}"
+    base, score = lora.load(base, name, adapter_folder(artifact, number))
+    assert score is not None
+    return base, Member(partial(lora.active, base, name), build_head(score, device))
+
+
+def load_held_out(
+    artifact: Path, base: PreTrainedModel | PeftModel, *, device: torch.device
+) -> tuple[PreTrainedModel | PeftModel, Scorer | None]:
+    """Load the member that PPO has never seen, frozen, and alone; None if none was trained."""
+    record = load_record(artifact)
+    if HELD_OUT not in record:
+        return base, None
+    base, member = _load_member(artifact, base, record["members"], device)
+    return base, Scorer((member,), 0.0, **record[HELD_OUT])
 
 
 def build_head(weight: Tensor, device: torch.device) -> nn.Linear:

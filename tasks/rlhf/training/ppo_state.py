@@ -16,29 +16,36 @@ class Optimizers(NamedTuple):
     """Adam of policy and critic: equal learning rates, separate moments and clipping."""
 
     policy: Adam
-    critic: Adam
+    critic: Adam | None  # None: without a critic
+
+    @property
+    def each(self) -> list[Adam]:
+        """Return those that there are."""
+        return [self.policy] if self.critic is None else [self.policy, self.critic]
 
     def set_learning_rate(self, rate: float) -> None:
         """Set the learning rate of both."""
-        for group in (*self.policy.param_groups, *self.critic.param_groups):
-            group["lr"] = rate
+        for optimizer in self.each:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
 
     def zero_grad(self) -> None:
         """Clear the gradients of both."""
-        for optimizer in self:
+        for optimizer in self.each:
             optimizer.zero_grad(set_to_none=True)
 
-    def step(self) -> None:
-        """Take a step with both."""
-        for optimizer in self:
-            optimizer.step()
+    def step(self, *, with_policy: bool = True) -> None:
+        """Take a step with both, or with the critic alone."""
+        for optimizer in self.each:
+            if with_policy or optimizer is not self.policy:
+                optimizer.step()
 
 
 def create_optimizers(models: PpoModels) -> Optimizers:
     """Return fresh optimizers of policy and critic."""
     return Optimizers(
         policy=Adam(models.policy.values(), eps=1e-5, fused=True),
-        critic=Adam(models.critic.values(), eps=1e-5, fused=True),
+        critic=Adam(models.critic.values(), eps=1e-5, fused=True) if models.critic else None,
     )
 
 
@@ -53,7 +60,8 @@ def restore_state(
     if checkpoint is None:
         return 0, kl_coefficient
     checkpoints.restore_training(models.policy, optimizers.policy, checkpoint.tensors)
-    checkpoints.restore_training(models.critic, optimizers.critic, checkpoint.tensors)
+    if optimizers.critic is not None:
+        checkpoints.restore_training(models.critic, optimizers.critic, checkpoint.tensors)
     return checkpoint.step, checkpoint.state["kl_coefficient"]
 
 
@@ -61,6 +69,7 @@ def save_state(
     folder: Path, step: int, models: PpoModels, optimizers: Optimizers, *, kl_coefficient: float
 ) -> None:
     """Write a checkpoint after ``step`` steps."""
-    policy = checkpoints.training_tensors(models.policy, optimizers.policy)
-    critic = checkpoints.training_tensors(models.critic, optimizers.critic)
-    checkpoints.save(folder, step, policy | critic, {"kl_coefficient": kl_coefficient})
+    tensors = checkpoints.training_tensors(models.policy, optimizers.policy)
+    if optimizers.critic is not None:
+        tensors |= checkpoints.training_tensors(models.critic, optimizers.critic)
+    checkpoints.save(folder, step, tensors, {"kl_coefficient": kl_coefficient})

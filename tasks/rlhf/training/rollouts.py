@@ -1,7 +1,7 @@
 """Sample answers with the policy of PPO and score them with its other models."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from peft import PeftModel
@@ -26,7 +26,7 @@ class PpoModels(NamedTuple):
 
     model: PeftModel
     base: Fingerprint
-    value_head: nn.Linear
+    value_head: nn.Linear | None  # None: without a critic
     reward: Scorer
     policy: dict[str, nn.Parameter]  # trainable parameters
     critic: dict[str, nn.Parameter]
@@ -51,10 +51,27 @@ class Rollout(NamedTuple):
     batch: Sequences
     logp: Tensor  # of the policy
     ref_logp: Tensor
-    values: Tensor  # of the critic
-    score: Tensor  # (B,) normalised reward; an answer without an end token has missing_eos_reward
+    values: Tensor | None  # of the critic, if there is one
+    score: Tensor  # (B,) normalised reward, clipped, with what an answer without an end token gets
     ended: Tensor  # (B,) bool
     sampler_logp: Tensor
+
+
+class ScoreRule(NamedTuple):
+    """How normalised rewards become the scores that are maximised."""
+
+    missing_eos: Literal["replace", "add"]
+    missing_eos_reward: float
+    max_score: float | None = None
+
+    def __call__(self, score: Tensor, ended: Tensor) -> Tensor:
+        """Return the scores, (B,). A reward that is no number stays one."""
+        if self.max_score is not None:
+            score = score.clamp(-self.max_score, self.max_score)
+        missing = score + self.missing_eos_reward
+        if self.missing_eos == "replace":
+            missing = torch.full_like(score, self.missing_eos_reward)
+        return torch.where(ended | ~score.isfinite(), score, missing)
 
 
 @torch.no_grad()
@@ -66,7 +83,7 @@ def roll_out(
     temperature: float,
     end_ids: Sequence[int],
     pad_id: int,
-    missing_eos_reward: float,
+    score_rule: ScoreRule,
     device: torch.device,
 ) -> Rollout:
     """Sample an answer to each prompt.
@@ -86,8 +103,10 @@ def roll_out(
         logp = log_probs(policy, batch)
     with lora.active(models.model, None) as reference:
         ref_logp = log_probs(reference, batch)
-    with lora.active(models.model, "critic") as critic:
-        values = sequences.values(critic, models.value_head, batch)
+    values = None
+    if models.value_head is not None:
+        with lora.active(models.model, "critic") as critic:
+            values = sequences.values(critic, models.value_head, batch)
     score = reward_model.normalised_rewards(models.reward, batch)
     ended = torch.tensor([answer[-1] in end_ids for answer in answers], device=device)
     return Rollout(
@@ -95,7 +114,7 @@ def roll_out(
         logp=logp,
         ref_logp=ref_logp,
         values=values,
-        score=torch.where(ended | ~score.isfinite(), score, missing_eos_reward),
+        score=score_rule(score, ended),
         ended=ended,
         sampler_logp=sequences.scatter(samples.logp[samples.mask], batch.response_mask),
     )
@@ -105,11 +124,10 @@ def check_rollout(rollout: Rollout, step: int) -> None:
     """Raise InputError if a log-probability, value or score of a rollout is not finite."""
     mask = rollout.batch.response_mask
     check_finite({"the SFT model's log-probability": rollout.ref_logp[mask]}, step=step, advice=UNSOUND_MODEL)
-    check_finite(
-        {"the policy's log-probability": rollout.logp[mask], "the critic's value": rollout.values[mask]},
-        step=step,
-        advice=PPO_DIVERGED,
-    )
+    of_policy = {"the policy's log-probability": rollout.logp[mask]}
+    if rollout.values is not None:
+        of_policy["the critic's value"] = rollout.values[mask]
+    check_finite(of_policy, step=step, advice=PPO_DIVERGED)
     check_finite(
         {"the reward model's score": rollout.score},
         step=step,

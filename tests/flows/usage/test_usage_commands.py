@@ -19,9 +19,9 @@ from tasks.execution.foreground import new_folder
 from tasks.system.errors import InputError
 from tasks.tracking import databases
 from tasks.tracking.client import process_tracker
+from tests.programs.usage.tiny_policies import data_tables
 from tests.support import tiny
 from tests.support.paths import ROOT
-from tests.support.policies import data_tables
 from tests.tasks.promotion.finished_runs import make_run
 
 CODES = re.compile(r"\x1b\[[\d;?]*[a-zA-Z]")

@@ -17,8 +17,8 @@ from tasks.programs.usage.chat_screens import PlainScreen, Screen, TerminalScree
 from tasks.programs.usage.chat_templates import Message, encode_conversation
 from tasks.programs.usage.loaded_policies import LoadedPolicy, load_policies
 from tasks.system.errors import InputError
+from tests.programs.usage.tiny_policies import adapter, policy
 from tests.support import tiny
-from tests.support.policies import adapter, policy
 
 HOSTILE = "\x1b[2J\x1b]0;title\x07<b>x</b> [red]y[/red] **z** \x9b31m\r\u202eabc\n- item\tend"
 ESCAPE = "\x1b"

@@ -23,8 +23,8 @@ from tasks.programs.usage.export_data import ROWS, export_data, read_rows, super
 from tasks.programs.usage.loaded_policies import LoadedPolicy, load_policies
 from tasks.rlhf.models import loading
 from tasks.system.errors import InputError
+from tests.programs.usage.tiny_policies import adapter, data_tables, policy
 from tests.support import tiny
-from tests.support.policies import adapter, data_tables, policy
 
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tasks.rlhf.algorithms.advantages import gae, whiten
+from tasks.rlhf.algorithms.advantages import gae, group_relative, leave_one_out, whiten
 from tasks.rlhf.algorithms.losses import ppo_policy_loss, ppo_value_loss
 from tasks.rlhf.algorithms.rewards import token_rewards
 
@@ -138,3 +138,44 @@ def test_whitening_is_over_the_whole_batch_and_not_per_row() -> None:
     white = whiten(torch.tensor(ADVANTAGES), MASK)
     assert (white[0][MASK[0]] > 0.6).all()  # per row the good answer's last tokens would come out at -1.34
     assert (white[1][MASK[1]] < -0.7).all()
+
+
+# ------------------------------------------------------------------------------------ without a critic
+
+GROUP = torch.tensor([[1.0, 0.0, 0.5, -0.5]])
+
+
+def test_an_answer_is_compared_with_the_others_of_its_prompt() -> None:
+    """Numbers worked out by hand; of the second prompt all answers are as good as each other."""
+    rewards = torch.cat([GROUP, torch.full((1, 4), 7.0)])
+    close(leave_one_out(rewards), [[1, -0.333333, 0.333333, -1], [0, 0, 0, 0]])
+    close(group_relative(rewards, scale=False), [[0.75, -0.25, 0.25, -0.75], [0, 0, 0, 0]])
+    scaled = [[1.161893, -0.387298, 0.387298, -1.161893], [0, 0, 0, 0]]
+    close(group_relative(rewards, scale=True), scaled)
+
+
+@given(st.integers(1, 5), st.integers(2, 9), st.integers(0, 2**31), st.floats(-100, 100))
+@settings(max_examples=100, deadline=None)
+def test_what_all_answers_to_a_prompt_have_in_common_changes_nothing(
+    prompts: int, count: int, seed: int, added: float
+) -> None:
+    rewards = torch.randn(prompts, count, generator=torch.Generator().manual_seed(seed)).double()
+    shift = torch.linspace(-1, 1, prompts)[:, None] * added
+    for compare in (
+        leave_one_out,
+        lambda found: group_relative(found, scale=False),
+        lambda found: group_relative(found, scale=True),
+    ):
+        found = compare(rewards)
+        torch.testing.assert_close(compare(rewards + shift), found, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(found.sum(dim=1), torch.zeros(prompts).double(), atol=1e-9, rtol=0)
+    expected = [
+        [row[i] - sum(row[:i] + row[i + 1 :]) / (count - 1) for i in range(count)] for row in rewards.tolist()
+    ]
+    torch.testing.assert_close(leave_one_out(rewards), torch.tensor(expected).double())
+
+
+def test_one_answer_is_no_group() -> None:
+    for compare in (leave_one_out, lambda found: group_relative(found, scale=False)):
+        with pytest.raises(AssertionError, match="two answers or more"):
+            compare(torch.ones(3, 1))

@@ -1,6 +1,7 @@
 """Test losses against numbers computed by hand, invariants, and torch's own functions."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tasks.rlhf.algorithms.losses import (
     centring_penalty,
     dpo_loss,
     ipo_loss,
+    kl_loss,
     masked_mean,
     pairwise_loss,
     perplexity,
@@ -276,3 +278,45 @@ def test_without_a_dual_clip_an_overflow_is_one() -> None:
     found = ppo_policy_loss(logp, torch.zeros(1, 2), torch.tensor([[-1.0, 1.0]]), mask, clip_range=0.2)
     assert found.loss.item() == math.inf
     assert math.isfinite(found.ratio.item() + found.approx_kl.item())
+
+
+# ------------------------------------------------------------------------------------ KL in the loss
+
+
+@pytest.mark.parametrize(("estimator", "values"), [("k2", [0.005, 4.5]), ("k3", [0.004837, 2.049787])])
+def test_the_kl_loss_is_the_mean_of_its_estimator_over_the_response(
+    estimator: Any, values: list[float]
+) -> None:
+    reference = torch.tensor([[9.0, -1.0, -4.0], [5.0, 5.0, 5.0]])
+    logp = torch.tensor([[-9.0, -0.9, -1.0], [-5.0, -5.0, -5.0]])
+    mask = torch.tensor([[False, True, True], [False, False, False]])
+    loss = kl_loss(logp, reference, mask, estimator=estimator)
+    assert loss.item() == pytest.approx(sum(values) / 2, abs=1e-6)
+    assert kl_loss(logp, reference, mask, estimator=estimator, count=8).item() == pytest.approx(
+        sum(values) / 8, abs=1e-6
+    )
+
+
+def test_the_gradient_of_k2_is_that_of_the_kl() -> None:
+    """Over all tokens of a small vocabulary, weighted by their probabilities; that of k1 is 0."""
+    scores = torch.tensor([0.3, -1.2, 0.8, 0.1], dtype=torch.float64, requires_grad=True)
+    reference = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64).log()
+    logp = scores.log_softmax(dim=0)
+    (exact,) = torch.autograd.grad((logp.exp() * (logp - reference)).sum(), scores, retain_graph=True)
+    found = torch.zeros_like(exact)
+    for token in range(4):
+        one = logp[token].reshape(1, 1)
+        loss = kl_loss(one, reference[token].reshape(1, 1), torch.tensor([[True]]), estimator="k2")
+        (gradient,) = torch.autograd.grad(loss, scores, retain_graph=True)
+        found += logp[token].exp().detach() * gradient
+    torch.testing.assert_close(found, exact)
+    assert exact.abs().max() > 0.1
+
+
+def test_a_token_that_the_policy_has_given_up_does_not_outweigh_all_others() -> None:
+    logp = torch.tensor([[-80.0, -1.0]], requires_grad=True)
+    loss = kl_loss(logp, torch.tensor([[-1.0, -1.5]]), torch.tensor([[True, True]]), estimator="k3")
+    loss.backward()
+    assert loss.item() < 2**14
+    assert logp.grad is not None
+    assert logp.grad.isfinite().all()

@@ -10,7 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.artifacts.store import Manifest, Recipe, Store, home
+from tasks.config.gates import Promotion
 from tasks.config.pipeline import Pipeline
+from tasks.promotion.opponents import find_opponents
 from tasks.system.hashing import digest_of
 from tasks.tracking import runs
 from tasks.tracking.client import Tracker
@@ -26,8 +28,8 @@ INPUTS: dict[str, dict[str, str]] = {
     "reward": {"data": "data", "model": "merge"},
     "ppo": {"data": "data", "model": "merge", "reward": "reward"},
     "dpo": {"data": "data", "model": "merge"},
-    "winrate": {"data": "data", "model": "merge", "reward": "reward"},
-    "answers": {"data": "data", "model": "merge"},
+    "answers": {"data": "data", "base": "pretrain", "model": "merge"},
+    "winrate": {"data": "data", "model": "merge", "reward": "reward", "answers": "answers"},
     "report": {},
 }
 TABLES = {
@@ -36,9 +38,10 @@ TABLES = {
     "reward": ("reward", "evaluation_pairs"),
     "ppo": ("rl",),
     "dpo": ("reward", "evaluation_pairs"),
+    "answers": ("evaluation",),
     "winrate": ("evaluation", "evaluation_pairs"),
 }
-MORE = ("answers", "report")  # stages of the runs whose artifacts a test writes itself
+MORE = ("report",)  # stages of the runs whose artifacts a test writes itself
 Write = Callable[[str, Path], dict[str, Any]]
 # question, answers: one question in each split; 50 is in the evaluation split alone
 POSTS = {"finetune": (10, [11, 12]), "reward": (20, [21, 22]), "rl": (30, []), "evaluation": (50, [51, 52])}
@@ -78,7 +81,7 @@ def make_run(
     profile: str = "demo",
     write: Write | None = None,
 ) -> MadeRun:
-    """Build, upload and summarise a run; another seed leads to other keys.
+    """Build, upload and summarise a run, compared with the champion; another seed leads to other keys.
 
     ``write`` writes more files of a stage's artifact into its folder and returns settings of its job.
     """
@@ -112,6 +115,8 @@ def _build(
 ) -> Manifest:
     origins = {name: made[taken]["digest"] for name, taken in INPUTS[stage].items()}
     contents = {name: _content(stage, name, made) for name in origins}
+    if stage == "answers" and (opponents := find_opponents(tracker, Promotion())):
+        origins["champion"] = contents["champion"] = opponents["champion"]["digest"]
     store = Store(home())
     folder = store.partial(f"{stage}-{seed}") / "artifact"
     folder.mkdir(parents=True)

@@ -1,7 +1,6 @@
 """Test which policy a name means, and that its files come from the store or from MLflow."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,26 +14,12 @@ from tasks.promotion import finished_policies, promotion
 from tasks.promotion.finished_policies import Source, adapter_files, content_of, find_sources, policy_files
 from tasks.promotion.finished_runs import find_run
 from tasks.system.errors import InputError
-from tasks.tracking import databases, registry
+from tasks.tracking import registry
 from tasks.tracking.client import Tracker
 from tests.tasks.promotion.finished_runs import MadeRun, make_run
 
 TEXT = {"template": "human-assistant", "max_answer_tokens": 99, "max_prompt_tokens": 50}
 Write = Callable[[str, Path], dict[str, Any]]
-
-
-@pytest.fixture
-def tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tracker:
-    for name in list(os.environ):
-        if name.startswith(("PREFECT_", "MLFLOW_")):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("ALIGNFLOW_HOME", str(tmp_path / "home"))
-    (tmp_path / "home").mkdir()
-    database = tmp_path / "home" / "mlflow.db"
-    databases.lay("mlflow", database)
-    opened = Tracker(tmp_path / "home", databases.address(database))
-    assert opened.connect()
-    return opened
 
 
 def write_artifact(stage: str, folder: Path) -> dict[str, Any]:
@@ -44,8 +29,6 @@ def write_artifact(stage: str, folder: Path) -> dict[str, Any]:
     if stage in weights:
         (folder / weights[stage]).mkdir()
         (folder / weights[stage] / "config.json").write_text(f'{{"stage": "{stage}"}}')
-    if stage == "report":
-        (folder / "README.md").write_text("# Card\n")
     job: dict[str, Any] = {"text": TEXT, "weights": {"base": "bfloat16", "merged": "nf4"}}
     return job | ({"winrate": {"temperature": 0.9}} if stage == "answers" else {})
 
@@ -93,7 +76,7 @@ def test_what_a_policy_consists_of(tracker: Tracker, made: MadeRun) -> None:
     assert (one.template, one.temperature, one.max_answer_tokens) == ("human-assistant", 0.9, 99)
 
 
-def test_adapters_and_their_bases(tracker: Tracker, made: MadeRun) -> None:
+def test_adapters_and_their_bases(tracker: Tracker, made: MadeRun, tmp_path: Path) -> None:
     sources = [one for one in find(tracker, "sft", "ppo", f"{made.run_id}:dpo") if isinstance(one, Source)]
     sft, ppo, dpo = sources
     assert adapter_files(tracker, ppo)[0].name == ppo.stages["ppo"][0]
@@ -103,7 +86,14 @@ def test_adapters_and_their_bases(tracker: Tracker, made: MadeRun) -> None:
     assert adapter_files(tracker, given)[1] == "org/model"
     with pytest.raises(InputError, match="dpo is no adapter in PEFT's format"):
         adapter_files(tracker, dpo)
-    assert finished_policies.find_card(tracker, ppo) is not None
+    assert finished_policies.fetch_card(tracker, ppo, tmp_path) is None
+    (tmp_path / "model-cards" / "ppo").mkdir(parents=True)
+    (tmp_path / "model-cards" / "ppo" / "README.md").write_text("# Card\n")
+    tracker.upload(ppo.run_id, tmp_path / "model-cards", "model-cards")
+    (tmp_path / "got").mkdir()
+    card = finished_policies.fetch_card(tracker, ppo, tmp_path / "got")
+    assert card is not None
+    assert card.read_text() == "# Card\n"
     text = finished_policies.text_settings(tracker, ppo)
     assert text.template == "human-assistant"
     assert finished_policies.find_data(tracker, ppo)["key"] == ppo.stages["data"][0]

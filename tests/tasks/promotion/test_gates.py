@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tasks.config.gates import Gates, Promotion
-from tasks.promotion.gates import Choice, Evidence, GateResult, choose, evaluate, failures
+from tasks.promotion.gates import Champion, Choice, Evidence, GateResult, choose, evaluate, failures
 
 DAY = 86_400.0
 OFF = dict.fromkeys(Gates.model_fields)
@@ -38,6 +38,7 @@ def judged(
     *,
     choice: Choice = PPO,
     champion: str = "",
+    compared: str = "its digest",
     warnings: Any = (),
     age: float | None = 1.0,
     **metrics: Any,
@@ -46,8 +47,9 @@ def judged(
     named = {name.replace("__", "."): value for name, value in metrics.items()}
     found = {name: value for name, value in (GOOD | named).items() if value is not None}
     read = None if age is None else 100 * DAY - age * DAY
-    evidence = Evidence(found, {"ppo": warnings, "dpo": ()}, read, 100 * DAY)
-    return evaluate(Gates(**OFF | gates), choice, evidence, champion)
+    evidence = Evidence(found, {"ppo": warnings, "dpo": ()}, read, 100 * DAY, compared)
+    known = Champion(champion, "its digest") if champion else None
+    return evaluate(Gates(**OFF | gates), choice, evidence, known)
 
 
 def one(results: list[GateResult]) -> tuple[bool | None, str]:
@@ -75,9 +77,9 @@ def test_dpo_is_chosen_where_it_wins_more() -> None:
     assert found == Choice("dpo", "gold", better["gold_win_rate.dpo_vs_sft"])
 
 
-def test_a_language_model_judges_before_the_gold_scorer_and_this_before_the_reward_model() -> None:
+def test_the_gold_scorer_judges_before_a_language_model_and_the_reward_model_last() -> None:
     metrics: dict[str, Any] = {}
-    for judge in ("reward", "gold", "lm"):
+    for judge in ("reward", "held_out", "lm", "gold"):
         metrics[f"{judge}_win_rate.dpo_vs_sft"] = interval(0.6, 0.5, 0.7)
         found = choose(Promotion(), metrics, ["dpo"])
         assert found is not None
@@ -135,6 +137,13 @@ def test_a_champion_is_compared_with_if_there_is_one() -> None:
     passed, sentence = one(judged(gate, champion="3", gold_win_rate__ppo_vs_champion=None))
     assert passed is None
     assert "no win rate of PPO against the champion (version 3)" in sentence
+
+
+def test_a_win_rate_against_another_model_than_the_champion_decides_nothing() -> None:
+    for compared in ("", "digest of version 2"):
+        passed, sentence = one(judged({"win_rate_vs_champion": 0.5}, champion="3", compared=compared))
+        assert passed is None
+        assert "has not compared PPO with the champion (version 3): run it again" in sentence
 
 
 def test_the_first_model_is_held_against_sft_and_the_base_model() -> None:

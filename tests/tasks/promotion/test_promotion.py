@@ -15,33 +15,12 @@ from tasks.promotion import lineage, posts, promotion
 from tasks.promotion.finished_runs import find_run
 from tasks.promotion.promotion import Ending
 from tasks.system.errors import InputError
-from tasks.tracking import databases, registry
-from tasks.tracking.client import Tracker, process_tracker
+from tasks.tracking import registry
+from tasks.tracking.client import Tracker
 from tests.tasks.promotion.finished_runs import GOOD, MadeRun, interval, make_run
 
 MODEL = Promotion().model
 DAY = 86_400.0
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    place = tmp_path / "home"
-    place.mkdir()
-    databases.lay("mlflow", place / "mlflow.db")
-    for name, value in {
-        "ALIGNFLOW_HOME": str(place),
-        "MLFLOW_TRACKING_URI": databases.address(place / "mlflow.db"),
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-    }.items():
-        monkeypatch.setenv(name, value)
-    return place
-
-
-@pytest.fixture
-def tracker(home: Path) -> Tracker:
-    opened = process_tracker()
-    assert opened.connect()
-    return opened
 
 
 def promote(tracker: Tracker, made: MadeRun | None, **settings: Any) -> Ending:
@@ -221,7 +200,9 @@ def test_everything_of_a_registered_version_stays(home: Path, tracker: Tracker) 
         folder.rename(home / f"away-{stage}")
     clean(home, keep_runs=0, days=0, now=time.time() + 30 * DAY)
     stored = {path.name for path in home.glob("objects/*/*")}
-    assert stored == {kept.manifests[stage]["key"] for stage in ("site", "data", "pretrain", "winrate")}
+    assert stored == {
+        kept.manifests[stage]["key"] for stage in ("site", "data", "pretrain", "answers", "winrate")
+    }
     assert gone.manifests["data"]["key"] not in stored
 
 

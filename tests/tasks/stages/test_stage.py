@@ -61,8 +61,8 @@ def test_prefect_sees_what_a_stage_takes_by_name() -> None:
 
 
 def test_the_settings_are_completed_by_what_the_artifacts_tell(built: Artifact) -> None:
-    def complete(config: Pipeline, data: Artifact) -> Pipeline:
-        return config.model_copy(update={"seed": len(data["path"])})
+    def complete(job: WinrateJob, data: Artifact) -> WinrateJob:
+        return job.model_copy(update={"seed": len(data["path"])})
 
     @stage(WinrateJob, complete=complete)
     def other(config: Pipeline, *, data: Artifact) -> Inputs:

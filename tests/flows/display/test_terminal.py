@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from flows.display import terminal
-from flows.display.formatting import headline, key_figures
+from flows.display.formatting import key_figures
 from flows.display.progress import Progress
 from tasks.system import events
 from tasks.system.events import Event
@@ -39,6 +39,8 @@ def summary(metrics: dict[str, Any]) -> dict[str, Any]:
         "file": "/h/runs/1/summary.json",
         "failed": {},
         "not_run": {},
+        "headline": "",
+        "gates": "",
     }
 
 
@@ -77,13 +79,13 @@ def test_warnings_and_result_come_last_and_no_word_or_path_is_broken(
         **{f"sft.figure_{number}": 1.0 for number in range(70)},
         "gold_win_rate.ppo_vs_sft": rate(0.755, 0.715, 0.791),
     }
-    text = shown(width, lambda: terminal.print_end(summary(metrics)))
+    said = "PPO wins 75.5 % (71.5 to 79.1 %) against SFT: better, judged by the gold scorer"
+    found = summary(metrics) | {"headline": said, "gates": "PPO passes all 6 gates."}
+    text = shown(width, lambda: terminal.print_end(found))
     assert "sft.figure_1" not in text
     last = text[text.index("1 warning") :]
     assert " ".join(last.split()) == (
-        f"1 warning - reward: {WARNING} "
-        "Result: PPO is better than SFT: it wins on 75.5% of 500 questions (95% interval 71.5% to "
-        "79.1%), judged by the gold scorer."
+        f"1 warning - reward: {WARNING} Result: {said}. PPO passes all 6 gates."
     )
     if width:
         words = {word for word in f"{WARNING} {last}".split() if len(word) > width}
@@ -93,13 +95,12 @@ def test_warnings_and_result_come_last_and_no_word_or_path_is_broken(
     assert "All figures  71 in /h/runs/1/summary.json" in " ".join(text.split(" "))
 
 
-def test_a_run_without_comparisons_or_warnings_has_neither_at_its_end(shown: Callable[..., str]) -> None:
+def test_a_run_without_comparisons_and_warnings_says_so_at_its_end(shown: Callable[..., str]) -> None:
     found = summary({"ppo.kl": 0.5})
     found["stages"][0]["warnings"] = []
     text = shown(80, lambda: terminal.print_end(found))
     assert "warning" not in text
-    assert "Result" not in text
-    assert text.rstrip().endswith("/h/report.html")
+    assert text.rstrip().endswith("/h/report.html\n\nResult: No policies were compared.")
 
 
 def test_control_characters_and_markup_of_a_warning_are_shown_as_text(shown: Callable[..., str]) -> None:
@@ -169,28 +170,6 @@ def test_progress_in_units_that_people_read(
     assert progress.text(line) == text
 
 
-@pytest.mark.parametrize(
-    ("metrics", "sentence"),
-    [
-        ({"gold_win_rate.ppo_vs_sft": rate(0.4, 0.35, 0.45)}, "Result: PPO is worse than SFT"),
-        ({"gold_win_rate.ppo_vs_sft": rate(0.5, 0.45, 0.55)}, "Result: PPO cannot be told from SFT"),
-        (
-            {
-                "gold_win_rate.ppo_vs_sft": rate(0.6, 0.55, 0.65),
-                "gold_win_rate.dpo_vs_sft": rate(0.7, 0.6, 0.8),
-            },
-            "Result: DPO is better than SFT",
-        ),
-        ({"reward_win_rate.ppo_vs_sft": rate(0.7, 0.6, 0.8)}, "Result: PPO is better than SFT"),
-        ({"reward_win_rate.sft_vs_chosen": rate(0.7, 0.6, 0.8)}, ""),
-        ({"ppo.kl": 1.0}, ""),
-    ],
-)
-def test_the_result_in_one_sentence(metrics: dict[str, Any], sentence: str) -> None:
-    assert headline(metrics).startswith(sentence)
-    assert bool(headline(metrics)) == bool(sentence)
-
-
 def test_key_figures_are_those_of_the_best_judge() -> None:
     both = {
         "reward_win_rate.ppo_vs_sft": 1,
@@ -232,19 +211,21 @@ def test_what_failed_stands_in_the_table_of_stages(shown: Callable[..., str]) ->
     assert {"dpo failed", "winrate not run: ppo and dpo failed"} <= set(rows)
 
 
-def test_a_judge_that_its_report_card_does_not_speak_for_decides_no_headline() -> None:
+def test_a_judge_that_its_report_card_does_not_speak_for_has_no_key_figures() -> None:
     rate = {"value": 0.7, "low": 0.6, "high": 0.8, "n": 100}
     guess = {"value": 0.52, "low": 0.46, "high": 0.58, "n": 100}
     rule = {"value": 0.55, "low": 0.5, "high": 0.6, "n": 100}
     doubted = {"lm_win_rate.ppo_vs_sft": rate, "judge.lm.agreement": guess, "judge.lm.longer_wins": rule}
-    assert headline(doubted).endswith(
-        'a language model (not shown to be better than "longer wins" on held-out votes).'
-    )
     trusted = {
         "reward_win_rate.ppo_vs_sft": rate,
         "judge.reward.agreement": rate,
         "judge.reward.longer_wins": rule,
     }
-    assert "judged by the reward model" in headline(doubted | trusted)
-    gold = {"gold_win_rate.ppo_vs_sft": rate, "judge.gold.agreement": guess, "judge.gold.longer_wins": rule}
-    assert headline(doubted | trusted | gold).endswith("judged by the gold scorer.")
+    assert key_figures(doubted) == ["lm_win_rate.ppo_vs_sft"]
+    assert key_figures(doubted | trusted) == ["reward_win_rate.ppo_vs_sft"]
+
+
+def test_the_last_line_says_what_was_shown_and_what_the_gates_say(shown: Callable[..., str]) -> None:
+    found = summary({}) | {"headline": "PPO wins [b]78 %", "gates": "The gate kl refuses PPO."}
+    out = shown(0, lambda: terminal.print_end(found))
+    assert out.splitlines()[-1] == "Result: PPO wins [b]78 %. The gate kl refuses PPO."

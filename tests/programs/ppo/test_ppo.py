@@ -28,24 +28,17 @@ from tasks.rlhf.batches import forward, prompts, sampling, sequences
 from tasks.rlhf.batches.sequences import Sequences
 from tasks.rlhf.models import loading, lora, reward_model
 from tasks.rlhf.training import checkpoints
-from tasks.rlhf.training.rollouts import PpoModels, Rollout, roll_out
+from tasks.rlhf.training.rollouts import PpoModels, Rollout, ScoreRule, roll_out
 from tasks.system.errors import InputError
+from tests.programs.ppo import ppo_jobs
+from tests.programs.ppo.ppo_jobs import LORA, TEXT
 from tests.support import tiny
-
-TEXT = {"max_prompt_tokens": 48, "max_answer_tokens": 40}
-LORA = {"rank": 2, "alpha": 4}
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Write data, a base that has learnt to end its answers, and a reward model on it."""
-    root = tmp_path_factory.mktemp("ppo")
-    data = tiny.data_folder(root / "data", 40)
-    model = tiny.trained_folder(root / "base", data)
-    job = {"seed": 0, "text": TEXT, "reward": {"lora": LORA, "max_steps": 8}}
-    run = Run(tiny.write_job(root / "reward", "reward", job, {"data": data, "model": model}))
-    reward.train(RewardJob.model_validate(run.record), run)
-    return {"data": data, "model": model, "reward": run.artifact}
+    return ppo_jobs.write_inputs(tmp_path_factory.mktemp("ppo"))
 
 
 Start = Callable[..., tuple[PpoJob, Run]]
@@ -63,10 +56,8 @@ def started(inputs: dict[str, Path], tmp_path: Path) -> Start:
         text: dict[str, int] | None = None,
         **changed: Any,
     ) -> tuple[PpoJob, Run]:
-        settings = {"lora": LORA, "steps": 2, "rollouts": 8, "minibatch": 4, "epochs": 2} | changed
-        job = {"seed": 0, "text": TEXT | (text or {}), "ppo": settings}
-        run = Run(tiny.write_job(tmp_path / name, "ppo", job, inputs | (given or {}), **(machine or {})))
-        return PpoJob.model_validate(run.record), run
+        given_inputs = inputs | (given or {})
+        return ppo_jobs.write_run(tmp_path / name, given_inputs, machine=machine, text=text, **changed)
 
     return prepared
 
@@ -85,7 +76,7 @@ def sampled(job: PpoJob, run: Run, models: PpoModels, *, times: int = 1) -> Roll
         temperature=job.ppo.temperature,
         end_ids=prompts.end_tokens(tokenizer, job.text.template),
         pad_id=tokenizer.pad_token_id,
-        missing_eos_reward=job.ppo.missing_eos_reward,
+        score_rule=ScoreRule("replace", job.ppo.missing_eos_reward),
         device=tiny.CPU,
     )
 
@@ -123,7 +114,14 @@ def gradients(
     for parameter in parameters.values():
         parameter.grad = None
     update = ppo.accumulate_gradients(
-        models, rollout, advantages, returns, torch.tensor(rows), job.ppo, micro_batch=micro
+        models,
+        rollout,
+        advantages,
+        returns,
+        torch.tensor(rows),
+        job.ppo,
+        kl_coefficient=0.1,
+        micro_batch=micro,
     )
     assert all(parameter.grad is not None for parameter in parameters.values())
     return torch.cat([parameter.grad.flatten() for parameter in parameters.values()]), update  # type: ignore[union-attr]

@@ -1,0 +1,37 @@
+"""Write the inputs and the job of a small PPO run."""
+
+from pathlib import Path
+from typing import Any
+
+from tasks.config.jobs import PpoJob, RewardJob
+from tasks.programs import reward
+from tasks.programs.runtime.program import Run
+from tests.support import tiny
+
+TEXT = {"max_prompt_tokens": 48, "max_answer_tokens": 40}
+LORA = {"rank": 2, "alpha": 4}
+
+
+def write_inputs(root: Path) -> dict[str, Path]:
+    """Write data, a base that has learnt to end its answers, and a reward model on it."""
+    data = tiny.data_folder(root / "data", 40)
+    model = tiny.trained_folder(root / "base", data)
+    job = {"seed": 0, "text": TEXT, "reward": {"lora": LORA, "max_steps": 8}}
+    run = Run(tiny.write_job(root / "reward", "reward", job, {"data": data, "model": model}))
+    reward.train(RewardJob.model_validate(run.record), run)
+    return {"data": data, "model": model, "reward": run.artifact}
+
+
+def write_run(
+    folder: Path,
+    inputs: dict[str, Path],
+    *,
+    machine: dict[str, Any] | None = None,
+    text: dict[str, int] | None = None,
+    **changed: Any,
+) -> tuple[PpoJob, Run]:
+    """Write a job of 8 rollouts a batch, with some settings changed."""
+    settings = {"lora": LORA, "steps": 2, "rollouts": 8, "minibatch": 4, "epochs": 2} | changed
+    job = {"seed": 0, "text": TEXT | (text or {}), "ppo": settings}
+    run = Run(tiny.write_job(folder, "ppo", job, inputs, **(machine or {})))
+    return PpoJob.model_validate(run.record), run

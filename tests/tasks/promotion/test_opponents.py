@@ -1,0 +1,120 @@
+"""Test which earlier policy a run is compared with."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tasks.artifacts.artifact import Artifact, stage_artifact
+from tasks.artifacts.store import home
+from tasks.config.gates import Promotion
+from tasks.config.pipeline import Pipeline
+from tasks.promotion import opponents, promotion
+from tasks.promotion.finished_runs import find_run
+from tasks.promotion.opponents import find_opponents
+from tasks.stages.answers import answers
+from tasks.tracking import registry
+from tasks.tracking.client import Tracker
+from tests.tasks.promotion.finished_runs import GOOD, MadeRun, make_run
+
+
+def promote(tracker: Tracker, made: MadeRun) -> str:
+    settings = Promotion.model_validate({"gates": {"win_rate_vs_champion": None}})
+    proposal = promotion.propose(tracker, settings, find_run(tracker, made.run_id))
+    promotion.challenge(tracker, proposal)
+    return promotion.promote(tracker, proposal, by="anna").outcome
+
+
+def artifact(made: MadeRun, stage: str) -> Artifact:
+    return stage_artifact(made.manifests[stage], {}, cached=True, seconds=0)
+
+
+def keys(found: dict[str, Artifact]) -> dict[str, str]:
+    return {name: one["key"] for name, one in found.items()}
+
+
+def test_without_a_champion_there_is_no_opponent(tracker: Tracker) -> None:
+    assert find_opponents(tracker, Promotion()) == {}
+    make_run(tracker, 1)
+    assert find_opponents(tracker, Promotion()) == {}
+
+
+def test_a_home_without_a_database_gets_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGNFLOW_HOME", str(tmp_path))
+    tracker = Tracker(tmp_path, f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert find_opponents(tracker, Promotion()) == {}
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_opponents_are_the_champion_and_the_one_before(tracker: Tracker) -> None:
+    first, second = (make_run(tracker, seed) for seed in (1, 2))
+    assert promote(tracker, first) == "Promoted"
+    found = find_opponents(tracker, Promotion())
+    assert keys(found) == {
+        "champion": first.manifests["ppo"]["key"], "champion_model": first.manifests["merge"]["key"],
+    }  # fmt: skip
+    assert promote(tracker, second) == "Promoted"
+    found = find_opponents(tracker, Promotion())
+    assert keys(found) == {
+        "champion": second.manifests["ppo"]["key"], "champion_model": second.manifests["merge"]["key"],
+        "previous": first.manifests["ppo"]["key"], "previous_model": first.manifests["merge"]["key"],
+    }  # fmt: skip
+    off = Promotion.model_validate({"gates": {"win_rate_vs_champion": None}})
+    assert find_opponents(tracker, off) == {}
+    registry.roll_back(tracker, "rlhf-policy", "", by="anna")
+    assert find_opponents(tracker, Promotion())["champion"]["key"] == first.manifests["ppo"]["key"]
+
+
+def test_a_champion_whose_files_are_gone_is_warned_of(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_run(tracker, 1)
+    promote(tracker, made)
+    said: list[str] = []
+    monkeypatch.setattr(opponents.events, "tell", lambda name, **facts: said.append(facts["text"]))
+    monkeypatch.setattr("tasks.tracking.remote_artifacts.find_published", lambda *_: None)
+    assert keys(find_opponents(tracker, Promotion()))  # this machine has them
+    shutil.rmtree(home() / "objects" / "merge")
+    assert find_opponents(tracker, Promotion()) == {}
+    assert said == ["Version 1 of rlhf-policy is compared with nothing: its files are gone"]
+
+
+def test_a_run_is_compared_with_the_champion_or_if_that_is_its_own_policy_with_the_one_before(
+    tracker: Tracker,
+) -> None:
+    made = [make_run(tracker, seed) for seed in (1, 2, 3)]
+    for one in made[:2]:
+        promote(tracker, one)
+    found = found_jobs(find_opponents(tracker, Promotion()))
+
+    def compared(run: MadeRun) -> str:
+        taken = {name: artifact(run, name) for name in ("data", "ppo")}
+        taken |= {"base": artifact(run, "pretrain"), "model": artifact(run, "merge")}
+        for table in ("data", "base", "model"):
+            taken[table]["files"] = {}  # those of the fake run have other names
+        step = answers.step(Pipeline(), **taken, **found)
+        assert ("champion" in step.inputs) == ("champion_model" in step.inputs)
+        return step.inputs["champion"]["key"]
+
+    assert compared(made[2]) == made[1].manifests["ppo"]["key"], "the champion"
+    assert compared(made[1]) == made[0].manifests["ppo"]["key"], "it is the champion: the one before"
+    assert compared(made[0]) == made[1].manifests["ppo"]["key"]
+
+
+def found_jobs(found: dict[str, Artifact]) -> dict[str, Artifact]:
+    """Give fake runs the settings of a real one, and merged models no files, as theirs have other names."""
+    for name, one in found.items():
+        one["job"] = json.loads(Pipeline().model_dump_json())
+        if name.endswith("_model"):
+            one["files"] = {}
+    return found
+
+
+def test_a_run_that_was_compared_with_another_model_is_not_promoted(tracker: Tracker) -> None:
+    first, second = (make_run(tracker, seed, GOOD) for seed in (1, 2))
+    promote(tracker, first)
+    proposal = promotion.propose(tracker, Promotion(), find_run(tracker, second.run_id))
+    ending = promotion.challenge(tracker, proposal)
+    assert ending.outcome == "Refused"
+    assert "The run has not compared PPO with the champion (version 1): run it again" in ending.sentence
