@@ -17,6 +17,7 @@ from typing import Any, NoReturn, Protocol
 
 from flows.commands import deploy, doctor, gc, job, landed, plan, report, run, up, work
 from flows.commands.registry import compare, lineage, models, promote, rollback
+from flows.commands.usage import chat, export, export_data, serve
 from flows.failures import NotPromoted, RunFailed
 from flows.services import isolation
 from flows.services.processes import ServerFailed
@@ -49,6 +50,7 @@ class Command(Protocol):
 COMMANDS: tuple[Command, ...] = (
     run, plan, report, job,
     compare, promote, rollback, models, lineage,
+    chat, serve, export, export_data,
     up, deploy, work, landed, gc, doctor,
 )  # fmt: skip
 
@@ -110,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in COMMANDS:
         added = commands.add_parser(
-            command.__name__.rpartition(".")[2],
+            command.__name__.rpartition(".")[2].replace("_", "-"),
             help=command.HELP,
             description=command.HELP,
             epilog=f"example:\n  {command.EXAMPLE}",

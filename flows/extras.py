@@ -23,6 +23,7 @@ EXTRAS = {
     "server": ("flask_wtf",),  # what mlflow[auth] adds to mlflow
     "dask": ("prefect_dask",),
     "benchmarks": ("lm_eval",),
+    "serve": ("openai", "uvicorn", "fastapi"),  # what transformers[serving] adds to transformers
 }
 
 
@@ -75,6 +76,19 @@ def check_servers() -> None:
         raise InputError(
             "ALIGNFLOW_DATABASE needs psycopg2, which is not installed: pip install 'alignflow[server]'"
         )
+
+
+def check_training(what: str) -> None:
+    """Refuse a command that loads a model where that is not possible. Raises InputError."""
+    if missing_packages("train"):
+        raise _refusal("train", what)
+
+
+def check_serving() -> None:
+    """Refuse `alignflow serve` where its server could not start. Raises InputError."""
+    check_training("alignflow serve")
+    if missing_packages("serve"):
+        raise _refusal("serve", "alignflow serve")
 
 
 def _refusal(extra: str, what: str) -> InputError:

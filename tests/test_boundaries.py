@@ -38,10 +38,15 @@ PROGRAMS = [
     "tasks.system",
 ]
 SUBFOLDERS = {  # inside a folder, from the top floor down
-    "flows": ["flows", "flows.commands", "flows.commands.registry", "flows.services", "flows.display"],
+    "flows": [
+        "flows", "flows.commands", "flows.commands.registry", "flows.commands.usage", "flows.services",
+        "flows.display",
+    ],
     # but the commands call the flows
+    "tasks.config": ["tasks.config.commands", "tasks.config"],
     "tasks.programs": [
-        "tasks.programs", "tasks.programs.comparison", "tasks.programs.data_stage", "tasks.programs.runtime",
+        "tasks.programs", "tasks.programs.comparison", "tasks.programs.data_stage", "tasks.programs.usage",
+        "tasks.programs.runtime",
     ],
     "tasks.rlhf": [
         "tasks.rlhf.training", "tasks.rlhf.judging", "tasks.rlhf.evaluation", "tasks.rlhf.models",

@@ -24,7 +24,7 @@ NAMES = (
     "quickstart data architecture design metrics results operations security limitations contributing".split()
 )
 FOLDERS = ("flows/", "tasks/", "tests/", "deployments/", "docker/", "docs/", ".ci/")
-COMMAND = re.compile(r"`alignflow (\w+)")
+COMMAND = re.compile(r"`alignflow ([\w-]+)")
 SETTING = re.compile(r"^([a-z]+)\.([a-z_.]+?)(?:=.*)?$")
 METRIC_PAGES = {"metrics.md", "results.md"}  # where sft.NAME is a figure of the stage, not a setting
 
@@ -140,7 +140,7 @@ def commands() -> set[str]:
 
 def test_the_command_table_names_the_commands_of_the_command_line() -> None:
     table = README.read_text(encoding="utf-8").split("## Commands")[1].split("##")[0]
-    assert re.findall(r"^\| `alignflow (\w+)", table, re.MULTILINE) == list(
+    assert re.findall(r"^\| `alignflow ([\w-]+)", table, re.MULTILINE) == list(
         dict.fromkeys(COMMAND.findall(table))
     )
     assert set(COMMAND.findall(table)) == commands()

@@ -37,7 +37,12 @@ EXAMPLE = "alignflow gc --dry-run"
 KEEP_RUNS, DAYS = 10, 7.0
 DAY, MB = 86400.0, 2**20
 RESTING = 3600.0  # seconds; what changed since then may belong to a run that has just begun
-SLOWLY = ("partial", "quarantine", "locks")  # kinds that a user may come back to: removed after some days
+SLOWLY = (
+    "partial",
+    "exports",
+    "quarantine",
+    "locks",
+)  # kinds that a user may come back to: removed after some days
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,8 @@ TRASH = "trash"
 class Candidate(NamedTuple):
     """A file or folder of the home that may be removed."""
 
-    kind: str  # artifacts, fetched, partial, runs, quarantine, locks, leftovers or digests
+    kind: str  # artifacts, fetched, partial, runs, exports, quarantine, locks, leftovers
+    # or digests
     stage: str
     path: Path
     size: int  # bytes
@@ -30,6 +31,7 @@ def list_candidates(root: Path, found: list[Entry]) -> list[Candidate]:
     for path in sorted((root / "partial").glob("*")):
         candidates.append(_candidate("partial", _stage_of(path), path, key=path.name))
     candidates += [_candidate("runs", "", path) for path in sorted((root / "runs").glob("*"))]
+    candidates += [_candidate("exports", "", path) for path in sorted((root / "exports").glob("*"))]
     candidates += [_in_quarantine(path) for path in sorted((root / "quarantine").glob("*"))]
     run_locks = sorted((root / "locks").glob(f"{RUN_LOCK}*.lock"))
     candidates += [_candidate("locks", "", path) for path in run_locks if not is_held(path)]

@@ -8,7 +8,6 @@ from typing import Annotated, Self
 
 from tasks.config.base import NotInKey, Settings
 from tasks.config.benchmarks import Benchmarks
-from tasks.config.comparison import ComparedRun, ComparingJudge
 from tasks.config.data import Data
 from tasks.config.judges import LanguageJudge, NoJudge
 from tasks.config.models import BuiltinBase, Precision, Text, Weights
@@ -145,14 +144,3 @@ class BenchmarksJob(Job):
 
 class ReportJob(Job):
     """The job of the stage report, which has no settings."""
-
-
-class CompareJob(Job):
-    """The job of the stage compare, of a ``Comparison``."""
-
-    text: Text
-    weights: MergedWeights = Weights()
-    winrate: Winrate
-    judge: LanguageJudge = NoJudge()
-    runs: tuple[ComparedRun, ...]
-    judged_by: ComparingJudge | None

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
-from tasks.config.jobs import CompareJob
+from tasks.config.commands.comparison import CompareJob
 from tasks.config.judges import NoJudge
 from tasks.dataset import row_sample
 from tasks.judges.gold_judge import gold_judge

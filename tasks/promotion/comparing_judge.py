@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from tasks.config.comparison import ComparedRun, ComparingJudge, Comparison
+from tasks.config.commands.comparison import ComparedRun, ComparingJudge, Comparison
 from tasks.promotion.finished_runs import NAME, FinishedRun, find_unique_run
 from tasks.system.errors import InputError
 from tasks.system.hashing import digest_of

@@ -5,8 +5,7 @@ import re
 from tasks.artifacts.artifact import Artifact, only, within
 from tasks.artifacts.judge_model import judge_inputs
 from tasks.artifacts.weight_files import judge_files
-from tasks.config.comparison import Comparison
-from tasks.config.jobs import CompareJob
+from tasks.config.commands.comparison import CompareJob, Comparison
 from tasks.config.pipeline import Pipeline
 from tasks.stages.stage import Inputs, stage
 

@@ -608,7 +608,7 @@ def test_prefect_shows_the_stages_and_what_each_takes(first) -> None:
     assert {state for _, state, _ in rows} == {"Completed"}
     assert len(inputs["sft"]["data"]) == 1
     assert len(inputs["ppo"]["reward"]) == 1
-    assert len(inputs["answers"]["policies"]) == 2
+    assert len(inputs["answers"]["others"]) == 2
 
 
 def test_plan_says_what_would_be_built_and_why(tree: Path, first) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from flows.preflight import require_tracker
 from tasks.artifacts.artifact import Artifact
-from tasks.config.comparison import Comparison
+from tasks.config.commands.comparison import Comparison
 from tasks.config.machine import Machine
 from tasks.system.errors import InputError
 from tasks.system.files import replace_text

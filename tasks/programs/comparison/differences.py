@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from tasks.config.comparison import ComparedRun
+from tasks.config.commands.comparison import ComparedRun
 from tasks.programs.comparison.run_answers import Contestant, RunAnswers, are_equal, shared_questions
 from tasks.programs.comparison.standings import LETTERS, TRAINED, Estimate, choose_judge, join_names, title
 from tasks.rlhf.evaluation import perplexity

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.config.comparison import ComparedRun, ComparingJudge
+from tasks.config.commands.comparison import ComparedRun, ComparingJudge
 from tasks.programs.comparison.run_answers import Contestant
 from tasks.programs.comparison.standings import LETTERS, NAMES, TRAINED, Estimate, join_names, title
 from tasks.programs.runtime import battles

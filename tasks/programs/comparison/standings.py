@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
-from tasks.config.comparison import ComparedRun
+from tasks.config.commands.comparison import ComparedRun
 from tasks.programs.comparison.run_answers import Contestant, RunAnswers, are_equal, shared_questions
 
 Estimate = dict[str, Any]  # value, low, high and n

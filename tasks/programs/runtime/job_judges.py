@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from tasks.config.jobs import CompareJob, WinrateJob
+from tasks.config.commands.comparison import CompareJob
+from tasks.config.jobs import WinrateJob
 from tasks.config.judge_prompts import read_template
 from tasks.config.judges import JUDGE_KEY, JUDGE_URL, EndpointJudge, LocalJudge, NoJudge
 from tasks.judges.chat_client import Address, Limits

@@ -16,7 +16,7 @@ from tasks.system.errors import InputError
 Template = Literal["question-answer", "human-assistant", "chat"]
 # Texts before a question, after it, and before its answer; the space before the answer's first word belongs
 # to the answer.
-_PLAIN = {
+PLAIN = {
     "question-answer": ("Question: ", "\n\n", "Answer:"),
     "human-assistant": ("\n\nHuman: ", "\n\n", "Assistant:"),
 }
@@ -81,7 +81,7 @@ def encode_answer(
     """
     if template == "chat":
         return _chat_answer_ids(tokenizer, answer.strip())[:max_tokens]
-    before = _PLAIN[template][-1]
+    before = PLAIN[template][-1]
     anchor, ids = (encode_text(tokenizer, text) for text in (before, f"{before} {answer.strip()}"))
     if ids[: len(anchor)] != anchor:
         raise InputError(
@@ -163,12 +163,12 @@ def _prompt_ids(tokenizer: PreTrainedTokenizerBase, question: str, template: Tem
         markers = choose_markers(question)
         rendered = _render(tokenizer, mark(tokenizer, question, markers))
         return encode_marked(tokenizer, rendered + prefill, markers)
-    first, *rest = _PLAIN[template]
-    return [*_prefix_ids(tokenizer), *encode_text(tokenizer, f"{first}{question}{''.join(rest)}")]
+    first, *rest = PLAIN[template]
+    return [*prefix_ids(tokenizer), *encode_text(tokenizer, f"{first}{question}{''.join(rest)}")]
 
 
 @lru_cache(maxsize=8)
-def _prefix_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def prefix_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Return the ids that the tokenizer puts before every text, such as a BOS token."""
     whole = list(tokenizer("x", add_special_tokens=True)["input_ids"])
     bare = list(tokenizer("x", add_special_tokens=False)["input_ids"])

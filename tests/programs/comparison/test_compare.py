@@ -12,8 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
-from tasks.config.comparison import ComparedRun, ComparingJudge, Comparison
-from tasks.config.jobs import CompareJob
+from tasks.config.commands.comparison import ComparedRun, CompareJob, ComparingJudge, Comparison
 from tasks.judges.judge import Battle, ReportProgress
 from tasks.judges.scoring_judge import Asked, ScoringJudge
 from tasks.programs import compare as program

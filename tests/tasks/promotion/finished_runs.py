@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ INPUTS: dict[str, dict[str, str]] = {
     "dpo": {"data": "data", "model": "merge"},
     "answers": {"data": "data", "base": "pretrain", "model": "merge"},
     "winrate": {"data": "data", "model": "merge", "reward": "reward", "answers": "answers"},
+    "report": {},
 }
 TABLES = {
     "pretrain": ("corpus",),
@@ -40,6 +41,8 @@ TABLES = {
     "answers": ("evaluation",),
     "winrate": ("evaluation", "evaluation_pairs"),
 }
+MORE = ("report",)  # stages of the runs whose artifacts a test writes itself
+Write = Callable[[str, Path], dict[str, Any]]
 # question, answers: one question in each split; 50 is in the evaluation split alone
 POSTS = {"finetune": (10, [11, 12]), "reward": (20, [21, 22]), "rl": (30, []), "evaluation": (50, [51, 52])}
 
@@ -76,14 +79,18 @@ def make_run(
     policies: tuple[str, ...] = ("ppo",),
     settings: dict[str, Any] | None = None,
     profile: str = "demo",
+    write: Write | None = None,
 ) -> MadeRun:
-    """Build, upload and summarise a run, compared with the champion; another seed leads to other keys."""
+    """Build, upload and summarise a run, compared with the champion; another seed leads to other keys.
+
+    ``write`` writes more files of a stage's artifact into its folder and returns settings of its job.
+    """
     name, manifests = f"{profile} {seed}", dict[str, Manifest]()
     config = Pipeline.model_validate({"seed": seed, **(settings or {})}).model_dump(mode="json")
     with runs.pipeline_run(tracker, name, config, flow_run_id=f"flow-{seed}", profile=profile) as tracked:
         for stage in INPUTS:
-            if stage not in ("ppo", "dpo") or stage in policies:
-                manifests[stage] = _build(tracker, stage, seed, manifests, str(tracked.run_id))
+            if (stage not in ("ppo", "dpo") or stage in policies) and (write or stage not in MORE):
+                manifests[stage] = _build(tracker, stage, seed, manifests, str(tracked.run_id), write)
         stages = [
             {"name": stage, "key": made["key"], "digest": made["digest"], "warnings": [], "metrics": {}}
             for stage, made in manifests.items()
@@ -98,20 +105,29 @@ def make_run(
         return MadeRun(tracked.run_id, name, manifests)
 
 
-def _build(tracker: Tracker, stage: str, seed: int, made: dict[str, Manifest], parent: str) -> Manifest:
+def _build(
+    tracker: Tracker,
+    stage: str,
+    seed: int,
+    made: dict[str, Manifest],
+    parent: str,
+    write: Write | None,
+) -> Manifest:
     origins = {name: made[taken]["digest"] for name, taken in INPUTS[stage].items()}
     contents = {name: _content(stage, name, made) for name in origins}
     if stage == "answers" and (opponents := find_opponents(tracker, Promotion())):
         origins["champion"] = contents["champion"] = opponents["champion"]["digest"]
     store = Store(home())
-    recipe = Recipe(stage, {"seed": seed}, contents, {}, origins)
-    folder = store.partial(recipe.key) / "artifact"
+    folder = store.partial(f"{stage}-{seed}") / "artifact"
     folder.mkdir(parents=True)
     (folder / "summary.json").write_text('{"metrics": {}, "warnings": []}')
     (folder / "adapter").mkdir()
     (folder / "adapter" / "adapter_model.safetensors").write_text(f"{stage} {seed}")
     if stage == "data":
         _write_tables(folder, seed)
+    job = {"seed": seed} | (write(stage, folder) if write else {})
+    recipe = Recipe(stage, job, contents, {}, origins)
+    store.partial(f"{stage}-{seed}").rename(store.partial(recipe.key))
     manifest = store.commit(recipe, seconds=1, peak_mb=1)
     with runs.stage_run(tracker, stage, recipe.key, recipe.job, parent=parent, inputs=origins) as run:
         run.upload_artifact(manifest, store.entry(stage, recipe.key))

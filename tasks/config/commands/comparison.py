@@ -5,7 +5,11 @@ from typing import Any, Literal
 from pydantic import Field
 
 from tasks.config.base import Settings
+from tasks.config.jobs import Job, MergedWeights
+from tasks.config.judges import LanguageJudge, NoJudge
+from tasks.config.models import Text, Weights
 from tasks.config.pipeline import Pipeline
+from tasks.config.stages import Winrate
 
 POLICIES = ("base", "sft", "dpo", "ppo")  # in the order in which they are trained
 
@@ -38,3 +42,14 @@ class Comparison(Pipeline):
     judged_by: ComparingJudge | None = Field(
         None, description="The judge that decides; null: only the runs' own figures are compared."
     )
+
+
+class CompareJob(Job):
+    """The job of the stage compare, of a ``Comparison``."""
+
+    text: Text
+    weights: MergedWeights = Weights()
+    winrate: Winrate
+    judge: LanguageJudge = NoJudge()
+    runs: tuple[ComparedRun, ...]
+    judged_by: ComparingJudge | None
