@@ -216,6 +216,11 @@ class ChatClient:
 def _open(address: Address, timeout: float) -> httpx.Client:
     """Return a client that takes nothing from the environment: no proxy, no login of a .netrc file."""
     check_url(address.url)
+    if not re.fullmatch(r"[!-~]+", address.key):  # a refused header would be in the error, with the key
+        raise InputError(
+            "ALIGNFLOW_JUDGE_KEY has characters that no key has, such as a space or the end of a line: "
+            "remove them"
+        )
     try:
         return httpx.Client(
             base_url=address.url,

@@ -54,6 +54,9 @@ def parse_verdict(reply: str, *, is_complete: bool = True) -> Verdict:
     lines = [line for line in map(_plain, text.splitlines()) if line]
     if not is_complete:
         return (_read_label(lines[0]) if len(lines) == 1 else None) or "unparseable"
+    labels = {line: verdict for line in lines if (verdict := _read_label(line)) is not None}
+    if len(set(labels.values())) > 1:  # headings, "Response A" and "Response B": only the last line chooses
+        lines = [line for line in lines[:-1] if line not in labels] + lines[-1:]
     found = [verdict for line in lines if (verdict := _read_line(line)) is not None]
     return found[-1] if found else "unparseable"
 

@@ -61,7 +61,7 @@ def answer(job: AnswersJob, run: Run) -> None:
     if job.champion:
         sampler = Sampler(job, champion_encoder(job, run), columns, len(names), done=sampler.done)
         found, described = sampler.answer_all(load_champion(run, job.champion.precision, device), run)
-        columns |= found
+        columns |= found | {"champion.tokens": own_tokens(found, sampler.end_ids, encoder)}
         metrics |= described
 
     # 4. The artifact.
@@ -75,6 +75,23 @@ def champion_encoder(job: AnswersJob, run: Run) -> Encoder:
     assert job.champion is not None
     text = job.champion.text.model_copy(update={"max_answer_tokens": job.text.max_answer_tokens})
     return pair_tables.build_encoder(text, loading.load_tokenizer(run.inputs["champion_model"]))
+
+
+def own_tokens(found: dict[str, pa.Array], end_ids: tuple[int, ...], encoder: Encoder) -> pa.Array:
+    """Return the champion's answers in the tokens of this run's model, as its reward model reads them.
+
+    An answer that was cut off has no end token here either: it would count as one that has ended.
+    """
+    own_ends = prompts.end_tokens(encoder.tokenizer, encoder.template)
+    answers = []
+    pairs = zip(found["champion.answer"].to_pylist(), found["champion.tokens"].to_pylist(), strict=True)
+    for text, sampled in pairs:
+        ids = prompts.encode_answer(
+            encoder.tokenizer, text, template=encoder.template, max_tokens=encoder.max_answer_tokens
+        )
+        has_end = len(ids) > 1 and ids[-1] in own_ends
+        answers.append(ids[:-1] if has_end and sampled[-1] not in end_ids else ids)
+    return pa.array(answers, pa.list_(pa.int32()))
 
 
 def read_questions(path: Path, count: int) -> list[dict[str, Any]]:

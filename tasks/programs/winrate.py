@@ -95,14 +95,9 @@ def read_questions(answers: Path, evaluation: Path) -> tuple[list[Question], lis
     for row in table.to_pylist():
         source = split[row["question_id"]]
         given = {"chosen": Answer(source["answers"][source["best"]])}
-        given |= {name: _answer(row, name) for name in names}
+        given |= {name: Answer(row[f"{name}.answer"], row[f"{name}.tokens"]) for name in names}
         questions.append(Question(row["question_id"], row["question"], given, source["answers"]))
     return questions, ["chosen", *names]
-
-
-def _answer(row: dict[str, Any], policy: str) -> Answer:
-    """Return a policy's answer; the champion's tokens may be those of another model, its text is encoded."""
-    return Answer(row[f"{policy}.answer"], None if policy == "champion" else row[f"{policy}.tokens"])
 
 
 def draw_questions(questions: list[Question], count: int) -> list[Question]:

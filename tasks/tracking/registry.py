@@ -24,6 +24,7 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 STAGE_KEYS, STAGE_DIGESTS = "stage.keys", "stage.digests"  # JSON: of every stage of the run, by its name
 DECISION, DECIDED_BY, DECIDED_AT, NOTE = (f"decision.{name}" for name in ("made", "by", "at", "note"))
 PREVIOUS = "previous_champion"  # "" if there was none
+SINCE = "champion.since"  # also of a version that is no champion any more; later decisions leave it
 PROMOTED = "promoted"
 MAX_TEXT = 4000  # characters of a tag's value or a description; MLflow's databases take 5000
 
@@ -187,7 +188,7 @@ def make_champion(tracker: Tracker, version: ModelVersion, *, by: str, note: str
     """
     earlier = find_version(tracker, version.name, CHAMPION)
     previous = earlier.version if earlier else ""
-    set_tags(tracker, version.name, version.version, {PREVIOUS: previous})
+    set_tags(tracker, version.name, version.version, {PREVIOUS: previous, SINCE: timestamp()})
     set_alias(tracker, version, CHAMPION)
     decide(tracker, version, PROMOTED, by=by, note=note)
     return previous
@@ -211,7 +212,7 @@ def roll_back(tracker: Tracker, name: str, to: str, *, by: str) -> tuple[ModelVe
         raise InputError(f"The model {name} has no version {wanted}; `alignflow models` lists its versions")
     if target.version == current.version:
         raise InputError(f"Version {target.version} of {name} is the champion already")
-    if target.tags.get(DECISION) != PROMOTED:
+    if SINCE not in target.tags:
         raise InputError(
             f"Version {target.version} of {name} was never the champion, so there is no way back to it; "
             "`alignflow promote` promotes it if it passes the gates"

@@ -428,9 +428,10 @@ def test_a_wrong_address_is_refused_without_showing_it(url: str) -> None:
     check_url("https://host.example/v1/")
 
 
-def test_a_key_that_is_none_is_refused_without_showing_it(cache: VerdictCache) -> None:
+@pytest.mark.parametrize("key", ["sk-\nbad\u00e9", "sk-bad-and-long\n", "sk-bad\r", "sk bad", "bad\u00e9"])
+def test_a_key_that_is_none_is_refused_without_showing_it(cache: VerdictCache, key: str) -> None:
     asked = EndpointJudge(
-        "j", Address("http://127.0.0.1:1/v1", "sk-\nbad\u00e9"), cache, settings(), Limits(None, 1, 1),
+        "j", Address("http://127.0.0.1:1/v1", key), cache, settings(), Limits(None, 1, 1),
         announce=lambda text: None,
     )  # fmt: skip
     with pytest.raises(InputError, match="ALIGNFLOW_JUDGE_KEY") as caught:

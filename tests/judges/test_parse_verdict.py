@@ -25,6 +25,7 @@ TIES = [
 ]  # fmt: skip
 UNPARSEABLE = [
     "", " \n", "...", "C", "AB", "A B", "A or B", "A and B", "A/B", "A, B", "A\nThe better answer: A or B",
+    "### Response A\nClear.\n\n### Response B\nWrong.\n\nOverall, Response A is the more accurate one here.",
     "Better: A or B", "Better: A and B", "Better: both", "Better: C", "Better:", "Better: maybe A",
     "Verdict: not A",
     "Better: A\nBetter: both", "Verdict: A and B are equally wrong", "Neither answers the question.",

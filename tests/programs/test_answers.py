@@ -4,12 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from tasks.config.jobs import AnswersJob, DpoJob, ReferenceJob
+from tasks.config.models import Text
 from tasks.programs import answers, dpo, reference
+from tasks.programs.runtime import pair_tables
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.batches.sampling import uniform_numbers
 from tasks.system.errors import InputError
@@ -100,3 +103,17 @@ def test_draws_depend_on_the_policys_name_and_the_question_alone() -> None:
     ]
     numbers = torch.cat([ppo, *others])
     assert numbers.unique().numel() == numbers.numel()
+
+
+def test_the_champions_answers_end_where_it_has_ended_them() -> None:
+    """In the run's own tokens: by a reward model's verdict a cut answer would gain an end."""
+    tokenizer = tiny.tokenizer()
+    text = Text(max_prompt_tokens=48, max_answer_tokens=12)
+    found = {
+        "champion.answer": pa.array(["list files", "list files", ""]),
+        "champion.tokens": pa.array([[5, 6, 9], [5, 6], [9]]),  # of another model, whose end is 9
+    }
+    tokens = answers.own_tokens(found, (9,), pair_tables.build_encoder(text, tokenizer)).to_pylist()
+    words = tokenizer(" list files", add_special_tokens=False)["input_ids"]
+    assert tokens[:2] == [[*words, tiny.EOS], words]
+    assert tokens[2][-1] == tiny.EOS

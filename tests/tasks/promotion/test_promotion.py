@@ -287,3 +287,12 @@ def test_a_post_of_rows_without_links_is_found_by_its_question(tmp_path: Path) -
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rl.parquet")
     (place,) = posts.find_post(tmp_path, "3")
     assert (place.table, place.rows, place.roles) == ("rl", 1, ("question",))
+
+
+def test_a_champion_that_is_refused_later_can_be_returned_to(tracker: Tracker) -> None:
+    first, second = make_run(tracker, 1), make_run(tracker, 2)
+    for made in (first, second):
+        assert promote(tracker, made, gates={"win_rate_vs_champion": None}).outcome == "Promoted"
+    assert promote(tracker, first, gates={"kl": 0.1}).outcome == "Refused"
+    _, target = registry.roll_back(tracker, MODEL, "", by="anna")
+    assert target.version == "1"
