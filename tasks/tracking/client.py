@@ -7,6 +7,7 @@ turns tracking off with one warning.
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -35,6 +36,7 @@ MAX_PARAMS = 100  # of one call
 PATIENCE = 300.0  # seconds that a call waits during an outage of the server
 PATIENCE_TO_CONNECT = 15.0
 PAUSE = 1.0  # seconds between two attempts
+MAX_INSERTS = 6  # attempts to insert what another process inserts too
 
 
 class Run(NamedTuple):
@@ -191,6 +193,22 @@ class Tracker:
     def reopen(self, run_id: str) -> None:
         """Set the status of an ended run to RUNNING."""
         self._retry(lambda: self._mlflow.update_run(run_id, status="RUNNING"))
+
+    def insert(self, function: "Callable[[MlflowClient], object]") -> None:
+        """Call a function of MLflow's client that inserts the rows that are not there yet.
+
+        MLflow looks which rows are there and inserts the others without a lock: of two stages that read the
+        same data set at the same time one gets an error of the database. The next time it finds the rows.
+        """
+        for attempt in range(MAX_INSERTS):
+            try:
+                self.call(function)
+            except Exception as error:  # SQLite and PostgreSQL name the constraint
+                if "unique" not in str(error).lower() or attempt == MAX_INSERTS - 1:
+                    raise
+                time.sleep(PAUSE * (attempt + 1) / 5)
+            else:
+                return
 
     def call(self, function: "Callable[[MlflowClient], T]", patience: float | None = None) -> T:
         """Return what a function of MLflow's client returns; wait during an outage."""

@@ -41,7 +41,7 @@ def log_model(
 def add_output(tracker: Tracker, run_id: str, model_id: str) -> None:
     """Log a model as an output of a run; doing so twice changes nothing."""
     output = entities.model_output(model_id)
-    tracker.call(lambda client: client.log_outputs(run_id, [output]))
+    tracker.insert(lambda client: client.log_outputs(run_id, [output]))
 
 
 def describe_artifact(run_id: str, manifest: Manifest) -> dict[str, str]:
@@ -99,6 +99,6 @@ def copy_links(tracker: Tracker, built: Run, reused: str, parent: str) -> None:
 
 def _copy(tracker: Tracker, target: str, data_sets: list[Any], model_id: str | None) -> None:
     if data_sets:
-        tracker.call(lambda client: client.log_inputs(target, datasets=data_sets))
+        tracker.insert(lambda client: client.log_inputs(target, datasets=data_sets))
     if model_id:
         add_output(tracker, target, model_id)

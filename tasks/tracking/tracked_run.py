@@ -143,7 +143,7 @@ class TrackedRun:
             for run_id, read in ((self.run_id, data_sets), (self.parent, of_pipeline)):
                 if run_id and read:
                     inputs = entities.data_set_inputs(read)
-                    self.tracker.call(partial(_log_inputs, run_id=run_id, inputs=inputs))
+                    self.tracker.insert(partial(_log_inputs, run_id=run_id, inputs=inputs))
 
     @contextmanager
     def monitoring_machine(self, is_wanted: bool) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -10,6 +11,7 @@ from pyarrow import parquet
 
 from tasks.artifacts.artifact import Artifact, user_artifact
 from tasks.system.hashing import file_digest
+from tasks.tracking.client import Tracker
 from tasks.tracking.data_sets import as_mlflow_schema, data_sets_read
 from tasks.tracking.entities import is_original
 
@@ -96,3 +98,25 @@ def test_every_type_has_one_of_mlflows() -> None:
         "text": "string", "flag": "boolean", "small": "integer", "half": "float",
         "day": "datetime", "raw": "binary", "nested": "string",
     }  # fmt: skip
+
+
+def test_rows_that_another_process_inserts_at_the_same_moment_are_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = Tracker(tmp_path, "http://mlflow:5000")
+    ends: list[Exception | None] = [OSError("(psycopg2.errors.UniqueViolation) duplicate key"), None]
+
+    def call(function: Any) -> None:
+        if error := ends.pop(0):
+            raise error
+
+    monkeypatch.setattr(tracker, "call", call)
+    tracker.insert(lambda client: None)
+    assert ends == []
+    ends.append(ValueError("no such run"))
+    with pytest.raises(ValueError, match="no such run"):
+        tracker.insert(lambda client: None)
+    ends += [ValueError("UNIQUE constraint failed: inputs")] * 9
+    monkeypatch.setattr("tasks.tracking.client.PAUSE", 0.0)
+    with pytest.raises(ValueError, match="UNIQUE"):
+        tracker.insert(lambda client: None)
