@@ -203,8 +203,8 @@ class Tracker:
         for attempt in range(MAX_INSERTS):
             try:
                 self.call(function)
-            except Exception as error:  # SQLite and PostgreSQL name the constraint
-                if "unique" not in str(error).lower() or attempt == MAX_INSERTS - 1:
+            except Exception as error:
+                if not is_duplicate(error) or attempt == MAX_INSERTS - 1:
                     raise
                 time.sleep(PAUSE * (attempt + 1) / 5)
             else:
@@ -304,3 +304,8 @@ def _redirect_logs() -> None:
         logger = logging.getLogger(name)
         logger.setLevel(logging.ERROR)
         logger.handlers, logger.propagate = [logging.NullHandler()], True
+
+
+def is_duplicate(error: Exception) -> bool:
+    """Return whether the database has refused a row that it has already; SQLite and PostgreSQL say so."""
+    return "unique" in str(error).lower()

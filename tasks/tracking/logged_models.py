@@ -12,7 +12,7 @@ from typing import Any
 from tasks.artifacts.store import Manifest
 from tasks.system.files import replace_text
 from tasks.tracking import entities
-from tasks.tracking.client import Run, Tracker
+from tasks.tracking.client import Run, Tracker, is_duplicate
 from tasks.tracking.tracked_run import DIGEST, KEY, TrackedRun
 
 MODEL_FILE = "model.json"
@@ -41,7 +41,13 @@ def log_model(
 def add_output(tracker: Tracker, run_id: str, model_id: str) -> None:
     """Log a model as an output of a run; doing so twice changes nothing."""
     output = entities.model_output(model_id)
-    tracker.insert(lambda client: client.log_outputs(run_id, [output]))
+    try:
+        tracker.call(lambda client: client.log_outputs(run_id, [output]))
+    except (
+        Exception
+    ) as error:  # MLflow inserts it without a look whether it is there, as in a retried pipeline
+        if not is_duplicate(error):
+            raise
 
 
 def describe_artifact(run_id: str, manifest: Manifest) -> dict[str, str]:

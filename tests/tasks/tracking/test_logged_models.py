@@ -142,3 +142,18 @@ def test_the_view_of_all_runs_is_saved_once(tracker: Tracker) -> None:
     tracker.call = call  # type: ignore[method-assign]
     saved_views.save_view(tracker)
     assert written == []
+
+
+def test_a_model_that_is_an_output_already_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = Tracker(tmp_path, "http://mlflow:5000")
+
+    def refuse(function: object) -> None:
+        raise ValueError(reasons.pop())
+
+    reasons = ["no such run", 'duplicate key value violates unique constraint "inputs_pk"']
+    monkeypatch.setattr(tracker, "call", refuse)
+    logged_models.add_output(tracker, "r", "m-1")
+    with pytest.raises(ValueError, match="no such run"):
+        logged_models.add_output(tracker, "r", "m-1")
