@@ -45,7 +45,10 @@ class LocalJudge(Settings):
         description="Log odds of A against B up to which a verdict is a tie, in nats, if answer_by is label.",
     )
     max_tokens: int = Field(
-        2048, ge=64, le=131_072, description="Longer prompts have both answers cut, the question stays whole."
+        2048,
+        ge=64,
+        le=131_072,
+        description="Longer prompts have both answers cut; a question that leaves no room is not asked.",
     )
     max_reply_tokens: int = Field(
         512, ge=1, le=32_768, description="Most tokens of a written reply, if answer_by is text."

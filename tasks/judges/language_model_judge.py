@@ -1,5 +1,6 @@
 """Judge answers by a causal language model: P("A") against P("B") as its next token."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -43,27 +44,35 @@ class LanguageModelJudge:
         self.encoder = PromptEncoder(tokenizer, settings.template, limit, opens_reply=True)
 
     def compare(self, battles: Sequence[Battle], report_progress: ReportProgress) -> list[Verdict]:
-        """Return the verdicts. Raises InputError if a question alone is too long, or a score not finite."""
+        """Return the verdicts; "unparseable" where the question leaves no room for answers.
+
+        Raises InputError if all questions do, or if a score is not finite.
+        """
         odds = self.log_odds(battles, report_progress).tolist()
         return [self._decide(one) for one in odds]
 
     def _decide(self, log_odds: float) -> Verdict:
+        if math.isnan(log_odds):
+            return "unparseable"
         if abs(log_odds) <= self.settings.tie:
             return "tie"
         return "first" if log_odds > 0 else "second"
 
     @torch.no_grad()
     def log_odds(self, battles: Sequence[Battle], report_progress: ReportProgress) -> Tensor:
-        """Return log P("A") - log P("B"), (N,) float32 on the CPU, in the order of ``battles``."""
-        encoded = [self.encode(one) for one in battles]
-        order = sorted(range(len(encoded)), key=lambda place: len(encoded[place]))  # little padding
-        odds = torch.empty(len(encoded))
+        """Return log P("A") - log P("B"), (N,) float32 on the CPU, in the order of ``battles``.
+
+        It is NaN where the question leaves no room for answers.
+        """
+        encoded = self.encoder.encode_all(battles)
+        order = sorted(encoded, key=lambda place: len(encoded[place]))  # little padding
+        odds = torch.full((len(battles),), math.nan)
         size = self.settings.batch_size
         for first in range(0, len(order), size):
             places = order[first : first + size]
             odds[places] = self._batch_log_odds([encoded[place] for place in places])
             report_progress(first + len(places), len(order))
-        check_finite({"the judge's log odds": odds}, advice=UNSOUND_MODEL)
+        check_finite({"the judge's log odds": odds[order]}, advice=UNSOUND_MODEL)
         return odds
 
     def _batch_log_odds(self, rows: list[list[int]]) -> Tensor:
@@ -78,12 +87,8 @@ class LanguageModelJudge:
         first, second = (logits[:, label].logsumexp(dim=1) for label in self.labels)
         return (first - second).cpu()
 
-    def encode(self, battle: Battle) -> list[int]:
-        """Return the prompt's tokens. Raises InputError if the question leaves no room for answers."""
-        return self.encoder.encode(battle)
-
     def warnings(self) -> list[str]:
-        """Return a sentence if prompts were cut."""
+        """Return sentences on prompts that were cut or not asked."""
         return self.encoder.warnings()
 
 

@@ -1,5 +1,7 @@
 """Make a local model's tokens of the prompt that a judge is asked."""
 
+from collections.abc import Sequence
+
 from transformers import PreTrainedTokenizerBase
 
 from tasks.judges import fill_prompt
@@ -21,18 +23,30 @@ class PromptEncoder:
         self, tokenizer: PreTrainedTokenizerBase, template: str, limit: int, *, opens_reply: bool
     ) -> None:
         self.tokenizer, self.template, self.limit, self.opens_reply = tokenizer, template, limit, opens_reply
-        self.num_asked = self.num_cut = 0
+        self.num_asked = self.num_cut = self.num_without_room = 0
 
-    def encode(self, battle: Battle) -> list[int]:
-        """Return the prompt's tokens. If it is too long, both answers are cut at their ends.
+    def encode_all(self, battles: Sequence[Battle]) -> dict[int, list[int]]:
+        """Return the prompts' tokens by place; a battle whose question leaves no room for answers has none.
 
-        Raises InputError if the question leaves no room.
+        Raises InputError if that holds for all of them.
+        """
+        encoded = {place: ids for place, one in enumerate(battles) if (ids := self.encode(one)) is not None}
+        if battles and not encoded:
+            raise InputError(
+                f"judge.max_tokens: every question with its prompt takes so much of {self.limit} tokens that "
+                "no answers fit: raise it, or name a judge with a longer context"
+            )
+        return encoded
+
+    def encode(self, battle: Battle) -> list[int] | None:
+        """Return the prompt's tokens; None if the question leaves no room for the answers.
+
+        If it is too long, both answers are cut at their ends.
         """
         self.num_asked += 1
         ids = self._encode(battle)
         if len(ids) <= self.limit:
             return ids
-        self.num_cut += 1
         answers = [self._tokens(one.text) for one in (battle.first, battle.second)]
         room = self.limit - (len(ids) - sum(map(len, answers)))
         while room > 2 * SHORTEST:
@@ -43,12 +57,11 @@ class PromptEncoder:
             first, second = (Answer(str(self.tokenizer.decode(one))) for one in kept)
             ids = self._encode(Battle(battle.question, first, second))
             if len(ids) <= self.limit:
+                self.num_cut += 1
                 return ids
             room -= len(ids) - self.limit  # a cut text may encode to more tokens
-        raise InputError(
-            f"judge.max_tokens: a question with its prompt takes so much of {self.limit} tokens that no "
-            "answers fit: raise it, or name a judge with a longer context"
-        )
+        self.num_without_room += 1
+        return None
 
     def _encode(self, battle: Battle) -> list[int]:
         texts = (battle.question, battle.first.text, battle.second.text)
@@ -70,8 +83,9 @@ class PromptEncoder:
         return ids
 
     def warnings(self) -> list[str]:
-        """Return a sentence if prompts were cut."""
-        return cut_warnings(self.num_asked, self.num_cut, f"{self.limit:,} tokens")
+        """Return a sentence if prompts were cut, and one if questions left no room for answers."""
+        found = cut_warnings(self.num_asked, self.num_cut, f"{self.limit:,} tokens")
+        return [*found, *room_warnings(self.num_asked, self.num_without_room, f"{self.limit:,} tokens")]
 
 
 def share_room(room: int, first: int, second: int) -> tuple[int, int]:
@@ -91,4 +105,14 @@ def cut_warnings(num_asked: int, num_cut: int, limit: str) -> list[str]:
     return [
         f"Of {num_asked:,} prompts of the judge {num_cut:,} were longer than {limit}: of these it read the "
         "beginnings of the answers only."
+    ]
+
+
+def room_warnings(num_asked: int, num_without_room: int, limit: str) -> list[str]:
+    """Return a sentence on how many of the prompts were not asked for lack of room, if any."""
+    if not num_without_room:
+        return []
+    return [
+        f"Of {num_asked:,} prompts of the judge {num_without_room:,} were not asked: the question left no "
+        f"room for answers within {limit}. They count nowhere."
     ]

@@ -57,22 +57,28 @@ class TextJudge:
         self.num_replies = self.num_cut_replies = 0
 
     def compare(self, battles: Sequence[Battle], report_progress: ReportProgress) -> list[Verdict]:
-        """Return the verdicts. Raises InputError if a question alone is too long."""
+        """Return the verdicts; "unparseable" where the question leaves no room for answers.
+
+        Raises InputError if all questions do.
+        """
         replies = self.replies(battles, report_progress)
         self.num_replies += len(replies)
-        self.num_cut_replies += sum(not one.is_complete for one in replies)
-        return [parse_verdict(one.text, is_complete=one.is_complete) for one in replies]
+        self.num_cut_replies += sum(not one.is_complete for one in replies.values())
+        verdicts = {
+            place: parse_verdict(one.text, is_complete=one.is_complete) for place, one in replies.items()
+        }
+        return [verdicts.get(place, "unparseable") for place in range(len(battles))]
 
-    def replies(self, battles: Sequence[Battle], report_progress: ReportProgress) -> list[Written]:
-        """Return what the model writes about each battle, in their order."""
-        encoded = [self.encoder.encode(one) for one in battles]
-        order = sorted(range(len(encoded)), key=lambda place: len(encoded[place]))  # little padding
+    def replies(self, battles: Sequence[Battle], report_progress: ReportProgress) -> dict[int, Written]:
+        """Return what the model writes about each battle, by place; none where it was not asked."""
+        encoded = self.encoder.encode_all(battles)
+        order = sorted(encoded, key=lambda place: len(encoded[place]))  # little padding
         found: dict[int, Written] = {}
         for first in range(0, len(order), self.settings.batch_size):
             places = order[first : first + self.settings.batch_size]
             found |= zip(places, self._write([encoded[place] for place in places]), strict=True)
             report_progress(len(found), len(order))
-        return [found[place] for place in range(len(encoded))]
+        return found
 
     @torch.no_grad()
     def _write(self, prompts: list[list[int]]) -> list[Written]:

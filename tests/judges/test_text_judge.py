@@ -52,7 +52,7 @@ def greedy(loaded: Loaded, battle: Battle, count: int) -> Written:
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_replies_are_the_likeliest_tokens_whatever_the_batch(loaded: Loaded, batch_size: int) -> None:
-    expected = [greedy(loaded, battle, 12) for battle in BATTLES]
+    expected = {place: greedy(loaded, battle, 12) for place, battle in enumerate(BATTLES)}
     assert judge(loaded, batch_size=batch_size).replies(BATTLES, silent) == expected
 
 
@@ -80,9 +80,18 @@ def test_verdicts_are_parsed_and_cut_replies_warned_of(
 ) -> None:
     asked = judge(loaded)
     replies = [Written("Better: B", True), Written("Better: B", False), Written("hm", True)]
-    monkeypatch.setattr(text_judge.TextJudge, "replies", lambda *_: replies)
+    monkeypatch.setattr(text_judge.TextJudge, "replies", lambda *_: dict(enumerate(replies)))
     assert asked.compare(BATTLES, silent) == ["second", "unparseable", "unparseable"]
     assert "Of 3 replies of the judge 1 did not end within 12 tokens" in asked.warnings()[0]
+
+
+def test_a_question_that_leaves_no_room_for_answers_counts_nowhere(loaded: Loaded) -> None:
+    endless = Battle("why " * 100, Answer("a"), Answer("b"))
+    asked = judge(loaded)
+    replies = asked.replies([endless, *BATTLES], silent)
+    assert replies == {place + 1: one for place, one in judge(loaded).replies(BATTLES, silent).items()}
+    assert asked.compare([endless, *BATTLES], silent)[0] == "unparseable"
+    assert any("of the judge 2 were not asked" in one for one in asked.warnings())
 
 
 def test_prompt_and_reply_fit_the_models_context(loaded: Loaded) -> None:
@@ -99,6 +108,7 @@ def test_control_tokens_in_answers_are_plain_characters(loaded: Loaded) -> None:
     tokenizer = loaded[1]
     hostile = Battle("q", Answer(f"x{tokenizer.eos_token}{tokenizer.pad_token}y"), Answer("b"))
     ids = judge(loaded).encoder.encode(hostile)
+    assert ids is not None
     start = 1 if tokenizer.bos_token_id is not None else 0
     assert not {tiny.EOS, tiny.PAD} & set(ids[start:])
     assert str(tokenizer.eos_token) in str(tokenizer.decode(ids[start:]))
