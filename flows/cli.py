@@ -22,7 +22,7 @@ from flows.failures import NotPromoted, RunFailed
 from flows.services import isolation
 from flows.services.processes import ServerFailed
 from tasks.artifacts.store import home
-from tasks.config.base import RenamedSetting
+from tasks.config.sections.base import RenamedSetting
 from tasks.system.errors import DiskFailure, InputError, StageFailed, disk_failure, probe_disk
 
 EXAMPLES = """examples:

@@ -19,7 +19,7 @@ from flows.profiles import hint
 from flows.services.processes import ServerFailed
 from tasks.artifacts.corpus import find_corpus
 from tasks.config.pipeline import Pipeline
-from tasks.config.sources import ShellSite, StackExchangeDump
+from tasks.config.sections.sources import ShellSite, StackExchangeDump
 from tasks.system.errors import InputError
 
 EVENT = "alignflow.data.landed"

@@ -24,9 +24,9 @@ from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.base_model import base_artifact
 from tasks.artifacts.corpus import corpus_artifact
 from tasks.artifacts.store import explain_rebuilds
-from tasks.config.models import BuiltinBase
 from tasks.config.pipeline import Pipeline
-from tasks.config.sources import ShellSite
+from tasks.config.sections.models import BuiltinBase
+from tasks.config.sections.sources import ShellSite
 from tasks.execution.run_stage import RunContext
 from tasks.promotion.opponents import find_opponents
 from tasks.stages.answers import answers

@@ -12,9 +12,9 @@ from tasks.artifacts.corpus import evaluation_sets, find_corpus
 from tasks.artifacts.judge_model import check_judge_environment, judge_inputs
 from tasks.artifacts.store import home
 from tasks.artifacts.weight_files import start_weights
-from tasks.config.models import HuggingFaceBase
 from tasks.config.pipeline import Pipeline
-from tasks.config.sources import ShellSite
+from tasks.config.sections.models import HuggingFaceBase
+from tasks.config.sections.sources import ShellSite
 from tasks.execution.tokenizer_preflight import check_tokenizer
 from tasks.promotion.finished_runs import connect
 from tasks.system.errors import InputError

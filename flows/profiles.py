@@ -15,9 +15,9 @@ from pydantic import BaseModel, ValidationError
 
 from flows.setting_values import convert_settings, read_argument, read_yaml
 from tasks.artifacts.store import flatten
-from tasks.config.base import replace_old_names
 from tasks.config.judge_prompts import is_own_prompt
 from tasks.config.pipeline import Pipeline
+from tasks.config.sections.base import replace_old_names
 from tasks.system.errors import InputError
 
 FOLDERS = (

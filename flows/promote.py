@@ -14,7 +14,7 @@ from pydantic import Field
 
 from flows.run_names import name_promotion
 from flows.services.heartbeat import heartbeat
-from tasks.config.gates import Promotion
+from tasks.config.sections.gates import Promotion
 from tasks.promotion import promotion as steps
 from tasks.promotion.finished_runs import FinishedRun, connect, find_run
 from tasks.promotion.promotion import Ending, Proposal

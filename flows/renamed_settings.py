@@ -5,8 +5,8 @@ import warnings
 from prefect import get_run_logger
 from prefect.context import FlowRunContext
 
-from tasks.config.base import RenamedSetting, replace_old_names
 from tasks.config.pipeline import Pipeline
+from tasks.config.sections.base import RenamedSetting, replace_old_names
 
 
 def log_renamed_settings() -> None:

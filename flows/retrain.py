@@ -22,7 +22,7 @@ from flows.renamed_settings import log_renamed_settings
 from flows.run_names import name_retraining
 from flows.services.heartbeat import heartbeat
 from tasks.config.pipeline import Pipeline
-from tasks.config.sources import ShellSite, StackExchangeDump
+from tasks.config.sections.sources import ShellSite, StackExchangeDump
 from tasks.tracking.client import process_tracker
 
 NO_CHANGE = "Neither data nor settings nor code have changed since the last run: every stage is stored."

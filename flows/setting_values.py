@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from tasks.config.base import is_section, types_of_setting, union_members
 from tasks.config.pipeline import Pipeline
+from tasks.config.sections.base import is_section, types_of_setting, union_members
 
 
 class _Texts(yaml.SafeLoader):

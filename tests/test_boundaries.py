@@ -43,7 +43,7 @@ SUBFOLDERS = {  # inside a folder, from the top floor down
         "flows.display",
     ],
     # but the commands call the flows
-    "tasks.config": ["tasks.config.commands", "tasks.config"],
+    "tasks.config": ["tasks.config.commands", "tasks.config", "tasks.config.sections"],
     "tasks.programs": [
         "tasks.programs", "tasks.programs.comparison", "tasks.programs.data_stage", "tasks.programs.usage",
         "tasks.programs.runtime",

@@ -19,9 +19,9 @@ from flows.arguments import add_deployed_profiles
 from flows.services.processes import ServerFailed
 from tasks.artifacts.hub import is_hub_id
 from tasks.config.machine import Pools
-from tasks.config.models import HuggingFaceBase
 from tasks.config.pipeline import Pipeline
-from tasks.config.sources import HubSource
+from tasks.config.sections.models import HuggingFaceBase
+from tasks.config.sections.sources import HubSource
 from tasks.system.errors import InputError
 
 HELP = "Put deployments, pools and automations on a Prefect server."

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from flows.display.run_facts import facts_as_markdown, find_hub_id, training_settings
-from tasks.config.models import HuggingFaceBase
 from tasks.config.pipeline import Pipeline
+from tasks.config.sections.models import HuggingFaceBase
 from tasks.system.files import replace_text
 
 FOLDER, CARD = "model-cards", "README.md"  # a folder for each policy

@@ -6,7 +6,7 @@ from typing import Any
 
 from tasks.artifacts.artifact import Artifact, user_artifact
 from tasks.artifacts.hub import download, is_hub_id
-from tasks.config.models import HuggingFaceBase
+from tasks.config.sections.models import HuggingFaceBase
 from tasks.system.errors import InputError
 
 ADAPTER = "adapter_config.json"

@@ -8,7 +8,7 @@ from tasks.artifacts.hub import download, is_hub_id
 from tasks.config.dump_files import DUMP_ENDINGS, UNKNOWN_SITE, find_sites, users_beside
 from tasks.config.jobs import DataJob
 from tasks.config.pipeline import Pipeline
-from tasks.config.sources import HhRlhf, HubSource, ShellSite, StackExchangeDump
+from tasks.config.sections.sources import HhRlhf, HubSource, ShellSite, StackExchangeDump
 from tasks.system.errors import InputError
 
 WANTED = ["*.jsonl", "*.json", "*.parquet", "*.arrow", "*.jsonl.gz", "*.json.gz"]

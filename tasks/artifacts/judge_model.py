@@ -6,7 +6,14 @@ from pathlib import Path
 from tasks.artifacts.artifact import Artifact, user_artifact
 from tasks.artifacts.base_model import check_model_folder
 from tasks.config.judge_prompts import find_template, read_template
-from tasks.config.judges import JUDGE_KEY, JUDGE_URL, EndpointJudge, LanguageJudge, LocalJudge, NoJudge
+from tasks.config.sections.judges import (
+    JUDGE_KEY,
+    JUDGE_URL,
+    EndpointJudge,
+    LanguageJudge,
+    LocalJudge,
+    NoJudge,
+)
 from tasks.system.errors import InputError
 
 

@@ -4,7 +4,10 @@ from pathlib import Path
 
 from tasks.artifacts.artifact import Artifact, user_artifact
 from tasks.config.pipeline import Pipeline
-from tasks.config.stages import Dpo, Reward, Sft, Tuning
+from tasks.config.sections.dpo import Dpo
+from tasks.config.sections.reward import Reward
+from tasks.config.sections.sft import Sft
+from tasks.config.sections.tuning import Tuning
 from tasks.system.errors import InputError
 
 WEIGHT_FILES = {"lora": ("adapter",), "bottleneck": ("bottleneck",), "full": ("model",)}

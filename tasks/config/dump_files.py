@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from tasks.config.sources import DUMPS
+from tasks.config.sections.sources import DUMPS
 from tasks.system.errors import InputError
 
 DUMP_ENDINGS = f"{', '.join(DUMPS[:-1])} or {DUMPS[-1]}"

@@ -6,15 +6,19 @@ setting.
 
 from typing import Annotated, Self
 
-from tasks.config.base import NotInKey, Settings
-from tasks.config.benchmarks import Benchmarks
-from tasks.config.data import Data
-from tasks.config.judges import LanguageJudge, NoJudge
-from tasks.config.models import BuiltinBase, Precision, Text, Weights
 from tasks.config.pipeline import Pipeline
-from tasks.config.samples import Samples
-from tasks.config.sources import ShellSite, Source
-from tasks.config.stages import Dpo, Merge, Ppo, Reward, Sft, Winrate
+from tasks.config.sections.base import NotInKey, Settings
+from tasks.config.sections.benchmarks import Benchmarks
+from tasks.config.sections.data import Data
+from tasks.config.sections.dpo import Dpo
+from tasks.config.sections.judges import LanguageJudge, NoJudge
+from tasks.config.sections.models import BuiltinBase, Precision, Text, Weights
+from tasks.config.sections.ppo import Ppo
+from tasks.config.sections.reward import Reward
+from tasks.config.sections.samples import Samples
+from tasks.config.sections.sft import Merge, Sft
+from tasks.config.sections.sources import ShellSite, Source
+from tasks.config.sections.winrate import Winrate
 
 BaseWeights = Annotated[Weights, NotInKey("the stage loads the base model only", parts=("merged",))]
 MergedWeights = Annotated[Weights, NotInKey("the stage loads the merged model only", parts=("base",))]

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from tasks.config.base import Settings
+from tasks.config.sections.base import Settings
 
 
 class Launch(Settings):

@@ -13,16 +13,20 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from tasks.config.base import Settings
-from tasks.config.benchmarks import Benchmarks
-from tasks.config.data import Data
-from tasks.config.gates import Promotion
-from tasks.config.judges import LanguageJudge, NoJudge
 from tasks.config.machine import Machine, Pools
-from tasks.config.models import Base, BuiltinBase, Text, Weights
-from tasks.config.samples import Samples
-from tasks.config.sources import ShellSite, Source
-from tasks.config.stages import Dpo, Merge, Ppo, Reward, Sft, Winrate
+from tasks.config.sections.base import Settings
+from tasks.config.sections.benchmarks import Benchmarks
+from tasks.config.sections.data import Data
+from tasks.config.sections.dpo import Dpo
+from tasks.config.sections.gates import Promotion
+from tasks.config.sections.judges import LanguageJudge, NoJudge
+from tasks.config.sections.models import Base, BuiltinBase, Text, Weights
+from tasks.config.sections.ppo import Ppo
+from tasks.config.sections.reward import Reward
+from tasks.config.sections.samples import Samples
+from tasks.config.sections.sft import Merge, Sft
+from tasks.config.sections.sources import ShellSite, Source
+from tasks.config.sections.winrate import Winrate
 
 
 class Pipeline(Settings):

@@ -11,8 +11,8 @@ from typing import Any
 
 from tasks.artifacts.code_version import ROOT
 from tasks.artifacts.store import home
-from tasks.config.judges import JUDGE_KEY, JUDGE_URL, EndpointJudge
 from tasks.config.machine import Machine
+from tasks.config.sections.judges import JUDGE_KEY, JUDGE_URL, EndpointJudge
 
 # Programs get their inputs as files: no library may use the network, send telemetry or draw progress bars.
 QUIET = {

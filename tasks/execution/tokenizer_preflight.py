@@ -11,7 +11,7 @@ from pathlib import Path
 from tasks.artifacts.code_version import PROGRAMS, source_digests
 from tasks.artifacts.store import home
 from tasks.config.machine import Machine
-from tasks.config.models import Text
+from tasks.config.sections.models import Text
 from tasks.execution.program_environment import program_environment
 from tasks.system.errors import InputError, StageFailed
 from tasks.system.files import replace_text

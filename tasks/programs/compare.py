@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
 from tasks.config.commands.comparison import CompareJob
-from tasks.config.judges import NoJudge
+from tasks.config.sections.judges import NoJudge
 from tasks.dataset import row_sample
 from tasks.judges.gold_judge import gold_judge
 from tasks.judges.judge import Judge

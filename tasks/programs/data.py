@@ -39,10 +39,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.config.data import Data
 from tasks.config.dump_files import UNKNOWN_SITE
 from tasks.config.jobs import DataJob
-from tasks.config.sources import ShellSite, StackExchangeDump
+from tasks.config.sections.data import Data
+from tasks.config.sections.sources import ShellSite, StackExchangeDump
 from tasks.dataset import sorted_files, tables
 from tasks.dataset.curation import contamination, split_assignment
 from tasks.dataset.curation.split_assignment import SplitAssignment

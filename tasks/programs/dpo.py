@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tasks.config.jobs import DpoJob
-from tasks.config.stages import Dpo
+from tasks.config.sections.dpo import Dpo
 from tasks.programs.reference import COLUMNS, read_pairs
 from tasks.programs.runtime import pair_tables, training_setup
 from tasks.programs.runtime.program import ReportProgress, Run, main

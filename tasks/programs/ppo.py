@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from tasks.config.jobs import PpoJob
-from tasks.config.stages import Ppo
+from tasks.config.sections.ppo import Ppo
 from tasks.programs.runtime import pair_tables
 from tasks.programs.runtime.ppo_models import TOLERANCE, load_models
 from tasks.programs.runtime.program import Run, main

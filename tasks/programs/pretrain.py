@@ -16,7 +16,7 @@ from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.config.jobs import PretrainJob
-from tasks.config.models import BuiltinBase
+from tasks.config.sections.models import BuiltinBase
 from tasks.programs.runtime.program import Run, main
 from tasks.rlhf.algorithms import schedules
 from tasks.rlhf.algorithms.muon import Muon

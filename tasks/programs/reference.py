@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.config.jobs import ReferenceJob
-from tasks.config.models import Text
+from tasks.config.sections.models import Text
 from tasks.programs.runtime import pair_tables, training_setup
 from tasks.programs.runtime.program import ReportProgress, Run, main
 from tasks.rlhf.batches import comparisons, shared_prompt

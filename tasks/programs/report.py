@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.config.data import Data
 from tasks.config.jobs import ReportJob
+from tasks.config.sections.data import Data
 from tasks.programs.runtime.program import Run, main, read_summary, to_json
 from tasks.reporting import (
     benchmark_tables,

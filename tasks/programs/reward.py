@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tasks.config.jobs import RewardJob
-from tasks.config.stages import Reward
+from tasks.config.sections.reward import Reward
 from tasks.programs.runtime import pair_tables, reward_report, reward_tests, training_setup
 from tasks.programs.runtime.program import ReportProgress, Run, main
 from tasks.programs.runtime.reward_tests import MEASURES

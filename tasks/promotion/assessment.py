@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from tasks.config.gates import Promotion
+from tasks.config.sections.gates import Promotion
 from tasks.promotion.finished_runs import find_manifest
 from tasks.promotion.gates import (
     POLICIES,

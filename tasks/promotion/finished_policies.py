@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 from tasks.artifacts.artifact import Artifact, content_digest, only, stage_artifact, within
 from tasks.artifacts.base_model import base_artifact, check_model_folder
 from tasks.config.commands.usage import PolicyFiles
-from tasks.config.gates import Promotion
-from tasks.config.models import HuggingFaceBase, Text
-from tasks.config.stages import Winrate
+from tasks.config.sections.gates import Promotion
+from tasks.config.sections.models import HuggingFaceBase, Text
+from tasks.config.sections.winrate import Winrate
 from tasks.promotion.finished_runs import find_manifest, find_run
 from tasks.system.errors import InputError
 from tasks.system.hashing import digest_of

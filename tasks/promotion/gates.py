@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tasks.config.gates import Gates, Promotion
+from tasks.config.sections.gates import Gates, Promotion
 
 JUDGES = (
     "gold",

@@ -4,7 +4,7 @@ import json
 
 from tasks.artifacts.artifact import Artifact, stage_artifact
 from tasks.artifacts.store import home
-from tasks.config.gates import Promotion
+from tasks.config.sections.gates import Promotion
 from tasks.promotion.finished_runs import find_manifest
 from tasks.system import events
 from tasks.tracking import registry

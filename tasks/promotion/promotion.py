@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-from tasks.config.gates import Promotion
+from tasks.config.sections.gates import Promotion
 from tasks.promotion.assessment import assess
 from tasks.promotion.finished_runs import FinishedRun, find_manifest, read_licences
 from tasks.promotion.gates import TITLES, Choice, GateResult, failures

@@ -3,8 +3,8 @@
 from tasks.artifacts.artifact import Artifact, only, within
 from tasks.artifacts.weight_files import WEIGHT_FILES, weight_files
 from tasks.config.jobs import AnswersJob, Champion
-from tasks.config.models import Text
 from tasks.config.pipeline import Pipeline
+from tasks.config.sections.models import Text
 from tasks.stages.stage import Inputs, NothingToDo, stage
 
 TRAINED = ("ppo", "dpo")

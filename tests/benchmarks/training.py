@@ -26,7 +26,7 @@ from tokenizers.models import WordLevel
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from tasks.config.stages import Dpo
+from tasks.config.sections.dpo import Dpo
 from tasks.programs.dpo import pair_loss
 from tasks.programs.reference import log_probs
 from tasks.programs.sft import block_loss

@@ -17,7 +17,7 @@ from tasks.artifacts.corpus import find_corpus
 from tasks.config.dump_files import UNKNOWN_SITE, find_sites, host_in_name
 from tasks.config.jobs import DataJob
 from tasks.config.pipeline import Pipeline
-from tasks.config.sources import StackExchangeDump
+from tasks.config.sections.sources import StackExchangeDump
 from tasks.programs.data import prepare
 from tasks.programs.runtime.program import Run
 from tasks.stages.data import data

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.config.jobs import AnswersJob, RewardJob, WinrateJob
-from tasks.config.models import Text
-from tasks.config.stages import Reward
+from tasks.config.sections.models import Text
+from tasks.config.sections.reward import Reward
 from tasks.dataset.row_sample import draw_sample
 from tasks.programs import answers, reward, winrate
 from tasks.programs.runtime import reward_tests

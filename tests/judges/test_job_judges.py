@@ -9,8 +9,8 @@ import torch
 
 from tasks.config.jobs import RewardJob, WinrateJob
 from tasks.config.judge_prompts import find_template, read_template
-from tasks.config.judges import EndpointJudge, LocalJudge
 from tasks.config.pipeline import Pipeline
+from tasks.config.sections.judges import EndpointJudge, LocalJudge
 from tasks.judges.endpoint_judge import EndpointJudge as EndpointModelJudge
 from tasks.judges.judge import Answer, Battle, Judge
 from tasks.judges.language_model_judge import LanguageModelJudge

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from flows.preflight import check_inputs
 from tasks.artifacts.judge_model import judge_inputs
 from tasks.config.jobs import SftJob, WinrateJob
-from tasks.config.judges import EndpointJudge, LocalJudge, NoJudge
 from tasks.config.machine import Machine
 from tasks.config.pipeline import Pipeline
+from tasks.config.sections.judges import EndpointJudge, LocalJudge, NoJudge
 from tasks.execution import program_environment, program_forks
 from tasks.execution.launch import run_program
 from tasks.system.errors import InputError

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.config.judge_prompts import FOLDER, find_template, read_template
-from tasks.config.judges import WRITTEN_PROMPTS
+from tasks.config.sections.judges import WRITTEN_PROMPTS
 from tasks.judges import fill_prompt
 from tasks.judges.judge import Answer, Battle
 from tasks.judges.language_model_judge import LanguageModelJudge, Settings, label_tokens

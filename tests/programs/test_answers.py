@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tasks.config.jobs import AnswersJob, DpoJob, ReferenceJob
-from tasks.config.models import Text
+from tasks.config.sections.models import Text
 from tasks.programs import answers, dpo, reference
 from tasks.programs.runtime import pair_tables
 from tasks.programs.runtime.program import Run

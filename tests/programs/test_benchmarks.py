@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from tasks.config.benchmarks import Benchmarks
 from tasks.config.jobs import BenchmarksJob, DpoJob, ReferenceJob, RewardJob
+from tasks.config.sections.benchmarks import Benchmarks
 from tasks.programs import benchmarks, dpo, reference, reward
 from tasks.programs.runtime import benchmark_tasks, policies
 from tasks.programs.runtime.program import Run

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from tasks.config.jobs import DpoJob, ReferenceJob
-from tasks.config.stages import Dpo
+from tasks.config.sections.dpo import Dpo
 from tasks.programs import dpo, reference
 from tasks.programs.runtime import training_setup
 from tasks.programs.runtime.program import Run

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tasks.config.jobs import RewardJob
-from tasks.config.stages import Reward
+from tasks.config.sections.reward import Reward
 from tasks.programs import reward
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.batches import shared_prompt

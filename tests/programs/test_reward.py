@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from tasks.config.jobs import RewardJob
-from tasks.config.stages import Reward
+from tasks.config.sections.reward import Reward
 from tasks.programs import reward
 from tasks.programs.runtime import reward_report, reward_tests, training_setup
 from tasks.programs.runtime.program import Run

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tasks.config.data import Data
+from tasks.config.sections.data import Data
 from tasks.reporting.data_card import TEMPLATE
 from tasks.reporting.histograms import MOST_COLUMNS, draw_histograms
 from tasks.reporting.numbers import format_share

@@ -14,7 +14,7 @@ import pytest
 from prefect.client.schemas.objects import FlowRun, StateType
 
 from tasks.artifacts.artifact import only, stage_artifact
-from tasks.config.gates import Promotion
+from tasks.config.sections.gates import Promotion
 from tasks.tracking import registry
 from tasks.tracking.client import Tracker
 from tasks.tracking.remote_artifacts import find_published, locate

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.config.data import Data
 from tasks.config.jobs import ReportJob
+from tasks.config.sections.data import Data
 from tasks.programs.report import build_report
 from tasks.programs.runtime.program import Run
 from tasks.reporting import data_card

@@ -10,10 +10,10 @@ from flows.profiles import load
 from tasks.artifacts.artifact import Artifact, Step, content, only, stage_artifact, within, without_weights
 from tasks.artifacts.store import SCHEMA, Manifest, flatten
 from tasks.config import jobs
-from tasks.config.base import NotInKey
-from tasks.config.models import Weights
 from tasks.config.pipeline import Pipeline
-from tasks.config.stages import Sft
+from tasks.config.sections.base import NotInKey
+from tasks.config.sections.models import Weights
+from tasks.config.sections.sft import Sft
 from tasks.stages.answers import answers
 from tasks.stages.benchmarks import benchmarks
 from tasks.stages.dpo import dpo

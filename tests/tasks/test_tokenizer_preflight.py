@@ -7,8 +7,8 @@ import pytest
 
 from flows import cli
 from flows.preflight import check_inputs
-from tasks.config.models import HuggingFaceBase, Text
 from tasks.config.pipeline import Pipeline
+from tasks.config.sections.models import HuggingFaceBase, Text
 from tasks.execution import tokenizer_preflight
 from tasks.system.errors import InputError
 from tests.support import tiny

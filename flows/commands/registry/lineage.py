@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from flows.preflight import require_tracker
-from tasks.config.gates import Promotion
+from tasks.config.sections.gates import Promotion
 from tasks.system.errors import InputError
 from tasks.tracking import registry
 from tasks.tracking.client import Tracker

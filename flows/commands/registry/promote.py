@@ -5,7 +5,7 @@ import argparse
 from flows import profiles
 from flows.failures import NotPromoted
 from flows.preflight import require_tracker
-from tasks.config.gates import Promotion
+from tasks.config.sections.gates import Promotion
 from tasks.promotion import promotion as steps
 from tasks.promotion.finished_runs import FinishedRun, find_run
 from tasks.system.errors import InputError

@@ -3,7 +3,7 @@
 import argparse
 
 from flows.preflight import require_tracker
-from tasks.config.gates import Promotion
+from tasks.config.sections.gates import Promotion
 from tasks.tracking import registry
 from tasks.tracking.run_origin import user_name
 

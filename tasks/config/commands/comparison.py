@@ -4,12 +4,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from tasks.config.base import Settings
 from tasks.config.jobs import Job, MergedWeights
-from tasks.config.judges import LanguageJudge, NoJudge
-from tasks.config.models import Text, Weights
 from tasks.config.pipeline import Pipeline
-from tasks.config.stages import Winrate
+from tasks.config.sections.base import Settings
+from tasks.config.sections.judges import LanguageJudge, NoJudge
+from tasks.config.sections.models import Text, Weights
+from tasks.config.sections.winrate import Winrate
 
 POLICIES = ("base", "sft", "dpo", "ppo")  # in the order in which they are trained
 

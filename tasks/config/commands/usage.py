@@ -4,9 +4,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from tasks.config.base import Settings
 from tasks.config.jobs import Job
-from tasks.config.models import Precision, Text
+from tasks.config.sections.base import Settings
+from tasks.config.sections.models import Precision, Text
 
 Template = Literal["question-answer", "human-assistant", "chat"]
 

@@ -7,8 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from tasks.config.data import Data
-from tasks.config.sources import Source
+from tasks.config.sections.data import Data
+from tasks.config.sections.sources import Source
 from tasks.dataset import sorted_files, tables
 from tasks.dataset.curation import contamination, question_files, rules
 from tasks.dataset.curation.question_files import SPLITS

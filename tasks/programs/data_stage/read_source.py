@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tasks.config import dump_files
-from tasks.config.sources import (
+from tasks.config.sections.sources import (
     HhRlhf,
     OwnRows,
     ShellSite,

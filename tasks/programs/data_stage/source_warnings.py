@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from tasks.config.sources import OwnRows, Source
+from tasks.config.sections.sources import OwnRows, Source
 from tasks.dataset.card import ColumnsCard
 from tasks.dataset.sources.row_warnings import RowWarnings
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.config.data import Data
+from tasks.config.sections.data import Data
 from tasks.dataset.curation.question_files import SPLITS
 from tasks.dataset.curation.split_assignment import SplitAssignment
 from tasks.programs.data_stage.data_run import DataRun

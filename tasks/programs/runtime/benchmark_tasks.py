@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import torch
 
 from tasks.config.benchmark_files import PREFIX, Benchmark, Document, Kind, RewardRow, read_benchmark
-from tasks.config.benchmarks import Benchmarks
+from tasks.config.sections.benchmarks import Benchmarks
 from tasks.dataset import row_sample
 from tasks.rlhf.batches import prompts
 from tasks.rlhf.batches.truncation import Encoder

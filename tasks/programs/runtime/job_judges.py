@@ -10,7 +10,7 @@ import torch
 from tasks.config.commands.comparison import CompareJob
 from tasks.config.jobs import WinrateJob
 from tasks.config.judge_prompts import read_template
-from tasks.config.judges import JUDGE_KEY, JUDGE_URL, EndpointJudge, LocalJudge, NoJudge
+from tasks.config.sections.judges import JUDGE_KEY, JUDGE_URL, EndpointJudge, LocalJudge, NoJudge
 from tasks.judges.chat_client import Address, Limits
 from tasks.judges.endpoint_judge import EndpointJudge as EndpointModelJudge
 from tasks.judges.endpoint_judge import Settings as EndpointSettings

@@ -6,7 +6,7 @@ from typing import NamedTuple, TypedDict
 import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
-from tasks.config.models import Text
+from tasks.config.sections.models import Text
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.batches import comparisons
 from tasks.rlhf.batches.comparisons import Comparison, Texts

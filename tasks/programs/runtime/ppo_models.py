@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tasks.config.jobs import PpoJob
-from tasks.config.stages import Lora
+from tasks.config.sections.tuning import Lora
 from tasks.programs.runtime import training_setup
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.algorithms import sanity_checks

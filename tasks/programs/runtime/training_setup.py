@@ -11,8 +11,10 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from tasks.config.models import Text
-from tasks.config.stages import Dpo, Reward, Sft
+from tasks.config.sections.dpo import Dpo
+from tasks.config.sections.models import Text
+from tasks.config.sections.reward import Reward
+from tasks.config.sections.sft import Sft
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.algorithms import schedules
 from tasks.rlhf.batches import layout_checks, shared_prompt

@@ -1,6 +1,6 @@
 """Compute the losses of reward modelling, PPO and DPO from tensors.
 
-Programs choose them by settings in tasks/config/stages.py: ``pair_loss`` in tasks/programs/dpo.py by
+Programs choose them by settings in tasks/config/sections/: ``pair_loss`` in tasks/programs/dpo.py by
 dpo.loss, the reward model's in tasks/programs/reward.py; PPO's are called in tasks/programs/ppo.py.
 
 Sums are divided by ``count``, which the caller sets to the size of a whole optimizer step, so that micro-

@@ -11,7 +11,7 @@ import pytest
 
 from flows.setting_values import read_argument
 from tasks.artifacts import corpus, hub
-from tasks.config.sources import HhRlhf, OwnRows
+from tasks.config.sections.sources import HhRlhf, OwnRows
 from tasks.dataset.question import Question, draw_pairs
 from tasks.dataset.readers.quarantine import Quarantine, UnusableRow
 from tasks.dataset.sources import own_rows, stack_exchange_sets

@@ -20,7 +20,7 @@ from tasks.artifacts.artifact import Step, user_artifact
 from tasks.artifacts.corpus import evaluation_sets, find_corpus
 from tasks.config.jobs import DataJob
 from tasks.config.pipeline import Pipeline
-from tasks.config.sources import OwnRows, Source
+from tasks.config.sections.sources import OwnRows, Source
 from tasks.dataset.question import comparison_levels, draw_pairs, text_id
 from tasks.dataset.readers import json_rows
 from tasks.dataset.readers.quarantine import Quarantine

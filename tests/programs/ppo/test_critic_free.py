@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tasks.config.stages import Ppo
+from tasks.config.sections.ppo import Ppo
 from tasks.programs import ppo
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.training.rollouts import Rollout, ScoreRule

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tasks.config.jobs import PpoJob, RewardJob
-from tasks.config.samples import Samples
+from tasks.config.sections.samples import Samples
 from tasks.programs import ppo, reward
 from tasks.programs.runtime import pair_tables
 from tasks.programs.runtime.program import Run

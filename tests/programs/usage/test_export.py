@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from tasks.config.commands.usage import ExportDataJob, ExportJob, PolicyFiles, Sampling
-from tasks.config.models import Text
+from tasks.config.sections.models import Text
 from tasks.programs.runtime.program import Run
 from tasks.programs.usage.answer import Answer
 from tasks.programs.usage.chat_templates import Message

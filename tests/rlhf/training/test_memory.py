@@ -15,7 +15,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PretrainedConfig
 
-from tasks.config.stages import Sft
+from tasks.config.sections.sft import Sft
 from tasks.programs.runtime import training_setup
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.batches import chunked_log_probs, forward

@@ -14,11 +14,12 @@ from pydantic import ValidationError
 
 from flows import cli, stage
 from flows.profiles import load
-from tasks.config.base import RenamedSetting, Settings, is_section, types_of_setting
-from tasks.config.data import Data
 from tasks.config.jobs import PpoJob
 from tasks.config.pipeline import Pipeline
-from tasks.config.stages import Ppo, Reward
+from tasks.config.sections.base import RenamedSetting, Settings, is_section, types_of_setting
+from tasks.config.sections.data import Data
+from tasks.config.sections.ppo import Ppo
+from tasks.config.sections.reward import Reward
 from tasks.execution.run_stage import write_job
 from tasks.programs.runtime.program import Run
 from tasks.system.errors import InputError

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.artifacts.store import Manifest, Recipe, Store, home
-from tasks.config.gates import Promotion
 from tasks.config.pipeline import Pipeline
+from tasks.config.sections.gates import Promotion
 from tasks.promotion.opponents import find_opponents
 from tasks.system.hashing import digest_of
 from tasks.tracking import runs

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tasks.config.gates import Promotion
+from tasks.config.sections.gates import Promotion
 from tasks.promotion import promotion
 from tasks.promotion.assessment import Assessment, assess
 from tasks.promotion.finished_runs import find_run

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tasks.artifacts.store import Store, home
-from tasks.config.gates import Promotion
+from tasks.config.sections.gates import Promotion
 from tasks.promotion import finished_policies, promotion
 from tasks.promotion.finished_policies import Source, adapter_files, content_of, find_sources, policy_files
 from tasks.promotion.finished_runs import find_run

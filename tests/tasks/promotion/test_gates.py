@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tasks.config.gates import Gates, Promotion
+from tasks.config.sections.gates import Gates, Promotion
 from tasks.promotion.gates import Champion, Choice, Evidence, GateResult, choose, evaluate, failures
 
 DAY = 86_400.0

@@ -8,8 +8,8 @@ import pytest
 
 from tasks.artifacts.artifact import Artifact, stage_artifact
 from tasks.artifacts.store import home
-from tasks.config.gates import Promotion
 from tasks.config.pipeline import Pipeline
+from tasks.config.sections.gates import Promotion
 from tasks.promotion import opponents, promotion
 from tasks.promotion.finished_runs import find_run
 from tasks.promotion.opponents import find_opponents

@@ -10,7 +10,7 @@ import pytest
 
 from flows.commands.gc import clean
 from tasks.artifacts.store import Store
-from tasks.config.gates import Promotion
+from tasks.config.sections.gates import Promotion
 from tasks.promotion import lineage, posts, promotion
 from tasks.promotion.finished_runs import find_run
 from tasks.promotion.promotion import Ending

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tasks.config.base import Settings
+from tasks.config.sections.base import Settings
 
 Share = Annotated[float, Field(ge=0, le=1)]
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tasks.config.base import NotInKey, Settings, as_choice
+from tasks.config.sections.base import NotInKey, Settings, as_choice
 
 # The endpoint's address and key are read from these variables only; no other stage's program gets them.
 JUDGE_URL = "ALIGNFLOW_JUDGE_URL"

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from tasks.config.base import Settings
+from tasks.config.sections.base import Settings
 
 
 class Samples(Settings):

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tasks.config.base import Settings, as_choice
+from tasks.config.sections.base import Settings, as_choice
 
 
 class BuiltinBase(Settings):

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from tasks.config.base import NotInKey, Settings, as_choice
+from tasks.config.sections.base import NotInKey, Settings, as_choice
 
 DUMPS = (".7z", "Posts.xml", "Posts.xml.gz", "Posts.csv", "Posts.csv.gz")  # endings of the names of dumps
 FILES = (

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tasks.config.base import NotInKey, Settings
+from tasks.config.sections.base import NotInKey, Settings
 
 
 class Data(Settings):

@@ -1,0 +1,123 @@
+"""Define the settings of PPO, RLOO and GRPO."""
+
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from tasks.config.sections.base import NotInKey, Settings
+from tasks.config.sections.tuning import Lora
+
+
+class Ppo(Settings):
+    """Policy gradients with a KL penalty towards the SFT model: PPO, RLOO or GRPO."""
+
+    old_names: ClassVar[dict[str, str]] = {"accept_fooled": "allow_exploitable"}
+
+    algorithm: Literal["ppo", "rloo", "grpo"] = Field(
+        "ppo",
+        description="What an answer is compared with: a critic's estimate (ppo), or the other answers to the "
+        "same prompt (rloo, grpo), which needs no critic.",
+    )
+    answers_per_prompt: int | None = Field(
+        None, ge=1, le=1024, description="Answers to each prompt; null: 1 with ppo, 4 with rloo and grpo."
+    )
+    scale_by_group: bool = Field(
+        False,
+        description="With grpo, divide by the standard deviation of a prompt's rewards, as Shao et al. 2024; "
+        "it weighs prompts more on which answers differ little.",
+    )
+    normalise_length: bool = Field(
+        False,
+        description="Give each answer equal weight in the loss, not each token, as Shao et al. 2024; it "
+        "favours long answers among the bad ones.",
+    )
+    lora: Lora = Lora(rank=16, alpha=32)
+    steps: int = Field(24, ge=1, description="Rollout batches.")
+    rollouts: int = Field(64, ge=2, description="Answers sampled per rollout batch.")
+    epochs: int = Field(
+        2, ge=1, le=100, description="Passes over each rollout batch, each in a new random order."
+    )
+    minibatch: int = Field(32, ge=1, description="Rollouts per optimizer step.")
+    learning_rate: float = Field(
+        1.5e-3, gt=0, le=1, description="Adam learning rate of policy and critic, linear to 0."
+    )
+    kl_coefficient: float = Field(
+        0.05, ge=0, description="Weight of the KL penalty (the initial one when it adapts)."
+    )
+    kl_penalty: Literal["reward", "k2", "k3"] = Field(
+        "reward",
+        description="Where the KL penalty is: in the reward of each token (k1), or in the loss, by "
+        "Schulman's estimator k2, whose gradient is that of the KL, or k3, which GRPO takes.",
+    )
+    kl_target: float | None = Field(
+        None,
+        gt=0,
+        description="Nats per response that the adaptive KL controller aims at; null: the weight is fixed.",
+    )
+    kl_horizon: int = Field(10_000, ge=1, description="Rollouts over which the adaptive controller corrects.")
+    discount: float = Field(1.0, gt=0, le=1, description="Gamma of GAE.")
+    gae_lambda: float = Field(0.95, ge=0, le=1, description="Lambda of GAE.")
+    clip_range: float = Field(0.2, gt=0, lt=1, description="Clip range of the probability ratio.")
+    dual_clip: float | None = Field(
+        3.0, gt=1, description="Bound of the loss for negative advantages; null: none."
+    )
+    value_clip_range: float = Field(0.2, gt=0, description="Clip range of the value update.")
+    value_weight: float = Field(0.1, ge=0, description="Weight of the value loss.")
+    critic_warmup_steps: int = Field(
+        0, ge=0, description="Rollout batches at the start in which the critic alone learns."
+    )
+    max_grad_norm: float = Field(
+        1.0, gt=0, description="Gradient norms of policy and critic are clipped to this."
+    )
+    max_step_kl: float | None = Field(
+        1.0,
+        gt=0,
+        description="Skip an optimizer step if the approximate KL from the sampling policy (nats per token) "
+        "is above this; null: never.",
+    )
+    temperature: float = Field(
+        1.0, gt=0, le=10, description="Divides the logits, in sampling and in scoring."
+    )
+    allow_exploitable: Annotated[bool, NotInKey("it only decides whether PPO starts")] = Field(
+        True,
+        description="Whether to train against a reward model that prefers worthless answers to real ones; "
+        "false: stop with an error.",
+    )
+    max_score: float | None = Field(
+        None, gt=0, description="Normalised rewards are clipped to plus and minus this; null: never."
+    )
+    missing_eos: Literal["replace", "add"] = Field(
+        "replace",
+        description="Whether missing_eos_reward replaces the normalised reward of a response without an end "
+        "token, or is added to it.",
+    )
+    missing_eos_reward: float = Field(
+        -3.0, description="Reward of a response without an end token, or what is added to it."
+    )
+
+    @property
+    def group_size(self) -> int:
+        """Return the number of answers to each prompt."""
+        return self.answers_per_prompt or (1 if self.algorithm == "ppo" else 4)
+
+    @model_validator(mode="after")
+    def _check_dropout(self) -> Self:
+        if self.lora.dropout:
+            raise ValueError("lora.dropout must be 0: with dropout the first ratio is not 1")
+        return self
+
+    @model_validator(mode="after")
+    def _check_groups(self) -> Self:
+        if self.algorithm != "ppo" and self.group_size < 2:
+            raise ValueError(
+                f"{self.algorithm} compares the answers to one prompt: set answers_per_prompt to 2 or more"
+            )
+        if self.rollouts % self.group_size:
+            raise ValueError(
+                f"rollouts, {self.rollouts}, must be a multiple of answers_per_prompt, {self.group_size}"
+            )
+        if self.scale_by_group and self.algorithm != "grpo":
+            raise ValueError("scale_by_group is for algorithm=grpo")
+        if self.critic_warmup_steps and self.algorithm != "ppo":
+            raise ValueError(f"{self.algorithm} has no critic: set critic_warmup_steps to 0")
+        return self
