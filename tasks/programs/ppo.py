@@ -2,14 +2,14 @@
 
 python -m tasks.programs.ppo DIR
 
-inputs: data, model (the merged SFT model), reward
+inputs: data, model (the merged SFT model), reward; text, if a file of it is mixed in
 artifact: adapter/ (the policy), critic/ (a SEQ_CLS adapter; of PPO alone), samples.jsonl, summary.json
 
 A KL penalty holds the policy near the SFT model. Policy, reference, critic and reward model are adapters of
 one copy of it. RLOO and GRPO have no critic: an answer is compared with others to the same prompt.
 
 Deviations from Ouyang et al. 2022: LoRA instead of full weights, advantages whitened over the rollout batch
-and not per mini-batch, no pretraining mix.
+and not per mini-batch, a pretraining mix (PPO-ptx) only if ``ppo.ptx`` asks for it.
 """
 
 import random
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from tasks.config.jobs import PpoJob
 from tasks.programs.ppo_stage.estimate_advantages import estimate_advantages
 from tasks.programs.ppo_stage.load_models import TOLERANCE, load_models
+from tasks.programs.ppo_stage.pretraining_mix import load_text_mix
 from tasks.programs.ppo_stage.step_metrics import step_metrics
 from tasks.programs.ppo_stage.update_policy import update_policy
 from tasks.programs.runtime import pair_tables
@@ -60,10 +61,10 @@ def train(job: PpoJob, run: Run) -> None:
     frozen = models.frozen
     frozen_before = sanity_checks.digest(frozen)
     optimizers = create_optimizers(models)
-    start, kl_coefficient = restore_state(
-        run.checkpoints, models, optimizers, kl_coefficient=settings.kl_coefficient
-    )
+    start, state = restore_state(run.checkpoints, models, optimizers)
+    kl_coefficient = state.get("kl_coefficient", settings.kl_coefficient)
     run.rewind(start)
+    text = load_text_mix(job, run, tokenizer, models, state)
     tolerance = TOLERANCE[models.model.dtype]
     score_rule = ScoreRule(settings.missing_eos, settings.missing_eos_reward, max_score=settings.max_score)
     sampler = TrainingSampler(
@@ -130,6 +131,7 @@ def train(job: PpoJob, run: Run) -> None:
             kl_coefficient=kl_coefficient,
             micro_batch=machine.micro_batch,
             tolerance=tolerance if step == start else None,
+            text=text,
         )
         check_weights(models.trained, step=step + 1)
 
@@ -148,7 +150,8 @@ def train(job: PpoJob, run: Run) -> None:
                 num_rollouts=settings.rollouts,
             )
         if (step + 1) % max(1, machine.checkpoint_steps // 10) == 0:
-            save_state(run.checkpoints, step + 1, models, optimizers, kl_coefficient=kl_coefficient)
+            state = {"kl_coefficient": kl_coefficient} | ({"text_norms": text.norms} if text else {})
+            save_state(run.checkpoints, step + 1, models, optimizers, state)
 
     # 6. The artifact; frozen weights must be unchanged.
     if sanity_checks.digest(frozen) != frozen_before:

@@ -41,6 +41,9 @@ def step_metrics(
         metrics["explained_variance"] = explained_variance(rollout.values, returns, mask)
     else:
         del metrics["value_loss"], metrics["explained_variance"]
+    if texts := [update.text for update in updates if update.text is not None]:
+        metrics["text_loss"] = mean([one.loss for one in texts])
+        metrics["text_weight"] = texts[-1].weight
     if group_size > 1:  # a prompt whose answers have equal scores teaches nothing without a critic
         groups = rollout.score.view(-1, group_size)
         metrics["equal_groups"] = (groups == groups[:, :1]).all(dim=1).float().mean().item()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tasks.config.sections.ppo import Ppo
+from tasks.programs.ppo_stage.pretraining_mix import Mixed, TextMix
 from tasks.rlhf.algorithms import losses, sanity_checks
 from tasks.rlhf.batches import sequences
 from tasks.rlhf.models import lora
@@ -23,6 +24,7 @@ class Update(NamedTuple):
     approx_kl: float
     ratio: float
     skipped: bool = False  # too far from the policy that sampled, so no optimizer step was taken
+    text: Mixed | None = None  # of the text that was mixed in; its gradients are in the same step
 
 
 def update_policy(
@@ -37,6 +39,7 @@ def update_policy(
     kl_coefficient: float,
     micro_batch: int,
     tolerance: float | None,
+    text: TextMix | None = None,
 ) -> list[Update]:
     """Take one optimizer step per mini-batch and pass over the rollout.
 
@@ -81,6 +84,9 @@ def update_policy(
             updates.append(update)
             if update.skipped:
                 continue
+            if text is not None:
+                number = (step - 1) * settings.updates_per_step + len(updates) - 1
+                updates[-1] = update._replace(text=text.add_gradients(models, number))
             clip_gradients(models, settings.max_grad_norm, step=step)
             optimizers.step(with_policy=step > settings.critic_warmup_steps)
     return updates
