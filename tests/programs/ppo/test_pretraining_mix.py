@@ -132,7 +132,8 @@ def test_text_of_ones_own_is_split_into_blocks_and_read_as_far_as_it_is_needed(
     inputs: dict[str, Path], tmp_path: Path
 ) -> None:
     path = tmp_path / "text.jsonl"
-    rows = ["tar files " * 200, "copy </s> a disk", *["the user lists " * 30] * 500]
+    end = tiny.tokenizer().eos_token
+    rows = ["tar files " * 200, f"copy {end} a disk", *["the user lists " * 30] * 500]
     path.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
     job, run = ppo_jobs.write_run(
         tmp_path / "run", inputs, ptx={"weight": 1.0, "block_tokens": 64, "blocks": 4, "path": str(path)}
@@ -142,7 +143,7 @@ def test_text_of_ones_own_is_split_into_blocks_and_read_as_far_as_it_is_needed(
     assert all(1 < len(one.ids) <= 64 and all(one.target) for one in documents)
     assert sum(len(one.ids) for one in documents) < 4 * 64 * job.ppo.num_updates + 2000
     ends = [one.ids for one in documents if tiny.EOS in one.ids]
-    assert all(one.index(tiny.EOS) == len(one) - 1 for one in ends), "</s> in a text ends nothing"
+    assert all(one.index(tiny.EOS) == len(one) - 1 for one in ends), "an end that is written out ends nothing"
     assert tokenizer.decode(documents[0].ids).startswith("tar files tar files")
     path.write_text('{"text": "one"}\n{"body": "two"}\n')
     with pytest.raises(InputError, match=r"ppo\.ptx\.path: text\.jsonl, row 2 has no column text"):
@@ -180,11 +181,28 @@ def test_a_killed_run_resumes_with_the_same_bytes(
         assert first.keys() == second.keys()
         assert all(torch.equal(first[key], second[key]) for key in first)
     steps = [
-        [json.loads(line) for line in (run.artifact / "metrics.jsonl").open()]
+        [json.loads(line) for line in (run.artifact / "metrics.jsonl").read_text().splitlines()]
         for _, run in (whole, cut)
     ]
     assert [line["text_loss"] for line in steps[0]] == [line["text_loss"] for line in steps[1]]
     assert [line["text_weight"] for line in steps[0]] == [line["text_weight"] for line in steps[1]]
+
+
+def test_every_optimizer_step_of_a_run_takes_the_next_text(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"weight": 0.5, "blocks": 2, "block_tokens": BLOCK}
+    job, run = ppo_jobs.write_run(tmp_path / "run", inputs, steps=2, ptx=settings)
+    numbers: list[int] = []
+    honest = TextMix.add_gradients
+
+    def watched(self: TextMix, models: PpoModels, number: int) -> pretraining_mix.Mixed:
+        numbers.append(number)
+        return honest(self, models, number)
+
+    monkeypatch.setattr(TextMix, "add_gradients", watched)
+    ppo.train(job, run)
+    assert numbers == list(range(8)), "two steps, two passes, two mini-batches"
 
 
 def test_settings_that_contradict_each_other_are_refused() -> None:
