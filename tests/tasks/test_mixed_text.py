@@ -27,8 +27,7 @@ def test_a_missing_file_is_refused_before_anything_runs() -> None:
         check_inputs(load("demo", ["ppo.ptx.path=none.jsonl", "ppo.ptx.weight=0.1"]))
 
 
-def test_a_relative_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_path_is_made_absolute(tmp_path: Path) -> None:
     (tmp_path / "text.jsonl").write_text('{"text": "one"}\n')
-    monkeypatch.chdir(tmp_path)
     config = load("demo", ["ppo.ptx.path=text.jsonl", "ppo.ptx.weight=0.1"])
-    assert config.ppo.ptx.path == os.path.join(tmp_path, "text.jsonl")
+    assert with_absolute_paths(config, tmp_path).ppo.ptx.path == os.path.join(tmp_path, "text.jsonl")
