@@ -11,20 +11,19 @@ packed side by side.
 """
 
 import math
-from functools import partial
 
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.config.jobs import SftJob
 from tasks.programs.runtime import pair_tables, training_setup
+from tasks.programs.runtime.packed_documents import measure_packing_leak, read_finetune_split
 from tasks.programs.runtime.program import ReportProgress, Run, main
 from tasks.programs.runtime.training_samples import build_sampler
 from tasks.rlhf.algorithms import losses, schedules
-from tasks.rlhf.batches import chunked_log_probs, forward, layout_checks
-from tasks.rlhf.batches.packing import IGNORE, Blocks, Document, pack
+from tasks.rlhf.batches.block_loss import block_loss
+from tasks.rlhf.batches.packing import IGNORE, Blocks, pack
 from tasks.rlhf.batches.truncation import Encoder
 from tasks.rlhf.compute import devices, distributed, fsdp, seeds
 from tasks.rlhf.models import loading
@@ -130,7 +129,7 @@ def read_blocks(
     Raises InputError if there are too few or a block is too short.
     """
     settings = job.sft
-    documents = _documents(job, run, encoder)
+    documents = read_finetune_split(run, encoder, answers_only=settings.loss_on == "answer")
     if len(documents) < 2:
         raise InputError(
             "The fine-tuning split has fewer than two questions: raise data.finetune_share or give more data."
@@ -145,32 +144,6 @@ def read_blocks(
     trained = [document for i, document in enumerate(documents) if i % every]
     sizes = {"block_tokens": settings.block_tokens, "pad_id": tokenizer.pad_token_id}
     return pack(trained, **sizes), pack(documents[::every], **sizes)
-
-
-def _documents(job: SftJob, run: Run, encoder: Encoder) -> list[Document]:
-    """Return each question with its best answer as token ids, and which of them the loss counts."""
-    documents, report_progress = [], run.phase("tokenising")
-    rows = pq.read_table(run.inputs["data"] / "finetune.parquet", columns=["prompt", "answer"]).to_pylist()
-    for number, row in enumerate(rows, 1):
-        prompt, answer = encoder.encode_prompt(row["prompt"]), encoder.encode_answer(row["answer"])
-        counted = [job.sft.loss_on == "all"] * len(prompt) + [True] * len(answer)
-        documents.append(Document(prompt + answer, counted))
-        report_progress(number, len(rows))
-    return documents
-
-
-def block_loss(
-    model: PreTrainedModel, blocks: Blocks, rows: Tensor, device: torch.device, *, count: float
-) -> Tensor:
-    """Return the sum of the counted next-token losses of blocks ``rows``, divided by ``count``."""
-    labels = blocks.labels[rows].to(device)  # (B, T)
-    hidden = forward.hidden_states(
-        model, blocks.input_ids[rows].to(device), blocks.position_ids[rows].to(device)
-    )[:, :-1]  # (B, T - 1, D)
-    counted = labels[:, 1:] != IGNORE
-    return chunked_log_probs.cross_entropy(
-        hidden[counted], forward.output_head(model), labels[:, 1:][counted], count=count
-    )
 
 
 @torch.no_grad()
@@ -190,20 +163,6 @@ def held_out_loss(
 
     parts = torch.arange(len(blocks.labels)).split(batch_size)
     return sum(distributed.map_over_ranks(parts, loss, report_progress=report_progress))
-
-
-def measure_packing_leak(base: PreTrainedModel, run: Run, *parts: Blocks) -> float:
-    """Return the largest difference between hidden states of packed documents and of each alone, relative to
-    their size.
-
-    A model that does not keep packed documents apart computes each alone from now on. Raises InputError if
-    even that differs.
-    """
-    measure = partial(layout_checks.packing_gap, base, *parts)
-    gap, warning = layout_checks.check_layout(base, measure, layout="Packing several documents in a row")
-    if warning:
-        run.warn(warning)
-    return gap.hidden
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Train a policy with PPO against the reward model."""
 
 from tasks.artifacts.artifact import Artifact, only, within
+from tasks.artifacts.mixed_text import mixed_text
 from tasks.artifacts.weight_files import weight_files
 from tasks.config.jobs import PpoJob
 from tasks.config.pipeline import Pipeline
@@ -10,8 +11,10 @@ from tasks.stages.stage import Inputs, stage
 @stage(PpoJob, shown=("reward", "kl"))
 def ppo(config: Pipeline, *, data: Artifact, model: Artifact, reward: Artifact) -> Inputs:
     """Train the policy with PPO."""
+    finetune = ["finetune.parquet"] if config.ppo.ptx.is_on and not config.ppo.ptx.path else []
     return {
-        "data": only(data, "rl.parquet", *config.samples.tables),
+        "data": only(data, "rl.parquet", *finetune, *config.samples.tables),
         "model": within(model, "model"),
         "reward": only(reward, *weight_files(config.reward), "reward.json"),
+        **mixed_text(config),
     }

@@ -17,8 +17,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 import torch
 from transformers import LlamaForCausalLM
 
-from tasks.programs.sft import block_loss
 from tasks.rlhf.batches import forward, sampling, sequences, shared_prompt
+from tasks.rlhf.batches.block_loss import block_loss
 from tasks.rlhf.batches.packing import IGNORE, Document, pack
 from tasks.rlhf.models import builtin, lora
 from tests.benchmarks import data as data_benchmarks

@@ -29,9 +29,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 from tasks.config.sections.dpo import Dpo
 from tasks.programs.dpo import pair_loss
 from tasks.programs.reference import log_probs
-from tasks.programs.sft import block_loss
 from tasks.rlhf.algorithms import losses
 from tasks.rlhf.batches import comparisons, shared_prompt
+from tasks.rlhf.batches.block_loss import block_loss
 from tasks.rlhf.batches.comparisons import Batch, Comparison
 from tasks.rlhf.batches.packing import IGNORE, Document, first_fit, pack
 from tasks.rlhf.compute import devices, seeds

@@ -8,6 +8,44 @@ from tasks.config.sections.base import NotInKey, Settings
 from tasks.config.sections.tuning import Lora
 
 
+class PretrainingMix(Settings):
+    """Text whose likelihood the policy is to keep: PPO-ptx (Ouyang et al. 2022, equation 2)."""
+
+    weight: float = Field(
+        0.0, ge=0, description="Weight of the text's loss, in nats per token, in that of the policy; 0: none."
+    )
+    gradient_share: float | None = Field(
+        None,
+        gt=0,
+        le=10,
+        description="Set the weight so that the norm of the text's gradient is this share of the policy's, "
+        "as measured over the first measured_steps; null: take weight.",
+    )
+    measured_steps: int = Field(16, ge=1, description="Optimizer steps over which gradient_share measures.")
+    path: Annotated[str, NotInKey("the file is an input, known by its content")] = Field(
+        "",
+        description="Text of your own: a file of JSON lines or parquet with a column text; empty: the best "
+        "answers of the fine-tuning split.",
+    )
+    blocks: int = Field(8, ge=1, description="Packed blocks of text per optimizer step.")
+    block_tokens: int = Field(
+        256, ge=32, description="Tokens of a block; documents inside it do not attend to each other."
+    )
+
+    @property
+    def is_on(self) -> bool:
+        """Return whether text is mixed in."""
+        return self.weight > 0 or self.gradient_share is not None
+
+    @model_validator(mode="after")
+    def _check_weight(self) -> Self:
+        if self.weight and self.gradient_share is not None:
+            raise ValueError("weight and gradient_share both set the weight: give one of them")
+        if self.path and not self.is_on:
+            raise ValueError("path names text that has no weight: set weight or gradient_share")
+        return self
+
+
 class Ppo(Settings):
     """Policy gradients with a KL penalty towards the SFT model: PPO, RLOO or GRPO."""
 
@@ -95,10 +133,22 @@ class Ppo(Settings):
         -3.0, description="Reward of a response without an end token, or what is added to it."
     )
 
+    ptx: PretrainingMix = PretrainingMix()
+
     @property
     def group_size(self) -> int:
         """Return the number of answers to each prompt."""
         return self.answers_per_prompt or (1 if self.algorithm == "ppo" else 4)
+
+    @property
+    def updates_per_step(self) -> int:
+        """Return the mini-batches of a rollout batch, over all passes."""
+        return self.epochs * -(-self.rollouts // self.minibatch)
+
+    @property
+    def num_updates(self) -> int:
+        """Return the optimizer steps of the whole run."""
+        return self.steps * self.updates_per_step
 
     @model_validator(mode="after")
     def _check_dropout(self) -> Self:

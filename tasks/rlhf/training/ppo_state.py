@@ -4,7 +4,7 @@ A killed program resumes from it (tasks/programs/ppo.py); tasks/execution/run_st
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch.optim import Adam
 
@@ -49,27 +49,25 @@ def create_optimizers(models: PpoModels) -> Optimizers:
     )
 
 
-def restore_state(
-    folder: Path, models: PpoModels, optimizers: Optimizers, *, kl_coefficient: float
-) -> tuple[int, float]:
+def restore_state(folder: Path, models: PpoModels, optimizers: Optimizers) -> tuple[int, dict[str, Any]]:
     """Load the newest checkpoint in ``folder``.
 
-    Return the steps done and the KL coefficient: 0 and the one given if there is none.
+    Return the steps done and the state that is no tensor: 0 and an empty one if there is none.
     """
     checkpoint = checkpoints.latest(folder)
     if checkpoint is None:
-        return 0, kl_coefficient
+        return 0, {}
     checkpoints.restore_training(models.policy, optimizers.policy, checkpoint.tensors)
     if optimizers.critic is not None:
         checkpoints.restore_training(models.critic, optimizers.critic, checkpoint.tensors)
-    return checkpoint.step, checkpoint.state["kl_coefficient"]
+    return checkpoint.step, checkpoint.state
 
 
 def save_state(
-    folder: Path, step: int, models: PpoModels, optimizers: Optimizers, *, kl_coefficient: float
+    folder: Path, step: int, models: PpoModels, optimizers: Optimizers, state: dict[str, Any]
 ) -> None:
-    """Write a checkpoint after ``step`` steps."""
+    """Write a checkpoint after ``step`` steps; ``state`` is what else they depend on."""
     tensors = checkpoints.training_tensors(models.policy, optimizers.policy)
     if optimizers.critic is not None:
         tensors |= checkpoints.training_tensors(models.critic, optimizers.critic)
-    checkpoints.save(folder, step, tensors, {"kl_coefficient": kl_coefficient})
+    checkpoints.save(folder, step, tensors, state)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tasks.config.sections.ppo import Ppo
 from tasks.programs import ppo
+from tasks.programs.ppo_stage.estimate_advantages import estimate_advantages
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.training.rollouts import Rollout, ScoreRule
 from tests.programs.ppo import ppo_jobs
@@ -117,7 +118,7 @@ def rollout(scores: list[float], lengths: list[int], *, log_ratio: float = 0.0) 
 
 def advantages(found: Rollout, **settings: Any) -> Tensor:
     job = Ppo(rollouts=4, minibatch=4, **settings)
-    estimated, returns = ppo.estimate_advantages(found, job, kl_coefficient=0.1)
+    estimated, returns = estimate_advantages(found, job, kl_coefficient=0.1)
     assert returns is None
     return estimated
 

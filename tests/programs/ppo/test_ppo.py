@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from tasks.config.jobs import PpoJob, RewardJob
 from tasks.config.sections.samples import Samples
 from tasks.programs import ppo, reward
+from tasks.programs.ppo_stage import update_policy
 from tasks.programs.runtime import pair_tables
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.algorithms import rewards, sanity_checks
@@ -114,7 +115,7 @@ def gradients(
     parameters = models.policy | models.critic
     for parameter in parameters.values():
         parameter.grad = None
-    update = ppo.accumulate_gradients(
+    update = update_policy.accumulate_gradients(
         models,
         rollout,
         advantages,
@@ -460,15 +461,15 @@ def test_every_step_begins_without_gradients_and_every_pass_takes_each_rollout_o
     started: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job, run = started(steps=2, epochs=3)
-    honest = ppo.accumulate_gradients
+    honest = update_policy.accumulate_gradients
     taken: list[int] = []
 
-    def watched(models: PpoModels, *args: Any, **kwargs: Any) -> ppo.Update:
+    def watched(models: PpoModels, *args: Any, **kwargs: Any) -> update_policy.Update:
         assert all(parameter.grad is None for parameter in (models.policy | models.critic).values())
         taken.extend(args[3].tolist())
         return honest(models, *args, **kwargs)
 
-    monkeypatch.setattr(ppo, "accumulate_gradients", watched)
+    monkeypatch.setattr(update_policy, "accumulate_gradients", watched)
     ppo.train(job, run)
     passes = [taken[i : i + 8] for i in range(0, len(taken), 8)]
     assert len(passes) == 6

@@ -17,6 +17,7 @@ from tasks.config.jobs import DpoJob, ReferenceJob, RewardJob, SftJob
 from tasks.programs import dpo, reference, reward, sft
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.batches import attention_masks, forward, layout_checks, shared_prompt
+from tasks.rlhf.batches.block_loss import block_loss
 from tasks.rlhf.batches.comparisons import Comparison
 from tasks.rlhf.batches.packing import IGNORE, Document, pack
 from tasks.rlhf.models import architecture_checks, lora
@@ -110,7 +111,7 @@ def test_gradients_are_the_same_text_by_text(kind: str) -> None:
     def gradients(model: PreTrainedModel) -> list[Tensor]:
         model.requires_grad_(True)
         batch = shared_prompt.join(asked, pad_id=tiny.PAD, device=tiny.CPU, hidden_size=tiny.WIDTH)
-        loss = sft.block_loss(model, blocks, torch.arange(len(blocks.labels)), tiny.CPU, count=100)
+        loss = block_loss(model, blocks, torch.arange(len(blocks.labels)), tiny.CPU, count=100)
         if kind != "gpt_neo":
             loss = loss + shared_prompt.log_probs(model, batch).sum() / 100
         return list(torch.autograd.grad(loss, list(model.parameters()), allow_unused=True))

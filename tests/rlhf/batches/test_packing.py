@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.programs import sft
 from tasks.rlhf.batches import forward, layout_checks
+from tasks.rlhf.batches.block_loss import block_loss
 from tasks.rlhf.batches.packing import IGNORE, Blocks, Document, pack
 from tests.support import tiny
 
@@ -125,7 +125,7 @@ def test_block_loss_is_the_loss_of_the_documents_one_by_one() -> None:
     blocks = pack(members, block_tokens=64, pad_id=tiny.PAD)
     count = int((blocks.labels != IGNORE).sum())
     assert count == sum(sum(d.target[1:]) for d in members)
-    packed = sft.block_loss(model, blocks, torch.arange(len(blocks.labels)), tiny.CPU, count=count)
+    packed = block_loss(model, blocks, torch.arange(len(blocks.labels)), tiny.CPU, count=count)
     total = 0.0
     for document in members:
         logp = model(torch.tensor([document.ids])).logits[0].log_softmax(dim=-1)

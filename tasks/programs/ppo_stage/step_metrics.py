@@ -1,0 +1,50 @@
+"""Describe a step of PPO in figures."""
+
+from torch import Tensor
+
+from tasks.programs.ppo_stage.update_policy import Update
+from tasks.rlhf.algorithms import losses
+from tasks.rlhf.algorithms.advantages import explained_variance
+from tasks.rlhf.training.rollouts import Rollout
+
+
+def step_metrics(
+    rollout: Rollout,
+    returns: Tensor | None,
+    updates: list[Update],
+    *,
+    kl: dict[str, float],
+    kl_coefficient: float,
+    group_size: int,
+) -> dict[str, float]:
+    """Return the metrics of a step: of its rollout, and of its mini-batches on average."""
+    mask = rollout.batch.response_mask
+
+    def mean(values: list[float]) -> float:
+        return sum(values) / len(values)
+
+    metrics = {
+        "reward": rollout.score.mean().item(),
+        **kl,
+        "kl_coefficient": kl_coefficient,
+        "entropy_estimate": -losses.masked_mean(rollout.logp, mask).item(),
+        "length": mask.sum(dim=1).float().mean().item(),
+        "ended": rollout.ended.float().mean().item(),
+        "policy_loss": mean([update.policy_loss for update in updates]),
+        "value_loss": mean([update.value_loss for update in updates]),
+        "clip_fraction": mean([update.clip_fraction for update in updates]),
+        "approx_kl": mean([update.approx_kl for update in updates]),
+        "explained_variance": 0.0,
+        "skipped": sum(update.skipped for update in updates),
+    }
+    if rollout.values is not None and returns is not None:
+        metrics["explained_variance"] = explained_variance(rollout.values, returns, mask)
+    else:
+        del metrics["value_loss"], metrics["explained_variance"]
+    if texts := [update.text for update in updates if update.text is not None]:
+        metrics["text_loss"] = mean([one.loss for one in texts])
+        metrics["text_weight"] = texts[-1].weight
+    if group_size > 1:  # a prompt whose answers have equal scores teaches nothing without a critic
+        groups = rollout.score.view(-1, group_size)
+        metrics["equal_groups"] = (groups == groups[:, :1]).all(dim=1).float().mean().item()
+    return metrics

@@ -1,0 +1,161 @@
+"""Update policy and critic on a rollout: several passes over it in mini-batches."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tasks.config.sections.ppo import Ppo
+from tasks.programs.ppo_stage.pretraining_mix import Mixed, TextMix
+from tasks.rlhf.algorithms import losses, sanity_checks
+from tasks.rlhf.batches import sequences
+from tasks.rlhf.models import lora
+from tasks.rlhf.training.finite_checks import check_finite
+from tasks.rlhf.training.ppo_state import Optimizers
+from tasks.rlhf.training.rollouts import PPO_DIVERGED, PpoModels, Rollout
+
+
+class Update(NamedTuple):
+    """Losses and statistics of a mini-batch, averaged over its response tokens."""
+
+    policy_loss: float
+    value_loss: float
+    clip_fraction: float
+    approx_kl: float
+    ratio: float
+    skipped: bool = False  # too far from the policy that sampled, so no optimizer step was taken
+    text: Mixed | None = None  # of the text that was mixed in; its gradients are in the same step
+
+
+def update_policy(
+    models: PpoModels,
+    optimizers: Optimizers,
+    rollout: Rollout,
+    advantages: Tensor,
+    returns: Tensor | None,
+    settings: Ppo,
+    *,
+    step: int,
+    kl_coefficient: float,
+    micro_batch: int,
+    tolerance: float | None,
+    text: TextMix | None = None,
+) -> list[Update]:
+    """Take one optimizer step per mini-batch and pass over the rollout.
+
+    Return what each mini-batch looked like.
+
+    With ``tolerance`` the first mini-batch must see the policy that sampled. Raises InputError if a loss or
+    gradient is not finite.
+    """
+    updates: list[Update] = []
+    device = rollout.score.device
+    for _ in range(settings.epochs):
+        order = torch.randperm(settings.rollouts, device="cpu").to(device)
+        for minibatch in order.split(settings.minibatch):
+            optimizers.zero_grad()
+            update = accumulate_gradients(
+                models,
+                rollout,
+                advantages,
+                returns,
+                minibatch,
+                settings,
+                kl_coefficient=kl_coefficient,
+                micro_batch=micro_batch,
+            )
+            check_finite(
+                {
+                    "the squared log-ratio": update.approx_kl,
+                    "the policy loss": update.policy_loss,
+                    "the value loss": update.value_loss,
+                },
+                step=step,
+                advice=PPO_DIVERGED,
+            )
+            if tolerance is not None and not updates:
+                sanity_checks.check_ratio(
+                    update.ratio, update.clip_fraction, update.approx_kl, tolerance=tolerance
+                )
+                sanity_checks.check_gradients(models.trained)
+            # The KL of a step is checked before the step is taken.
+            limit = settings.max_step_kl
+            update = update._replace(skipped=limit is not None and not update.approx_kl <= limit)
+            updates.append(update)
+            if update.skipped:
+                continue
+            if text is not None:
+                number = (step - 1) * settings.updates_per_step + len(updates) - 1
+                updates[-1] = update._replace(text=text.add_gradients(models, number))
+            clip_gradients(models, settings.max_grad_norm, step=step)
+            optimizers.step(with_policy=step > settings.critic_warmup_steps)
+    return updates
+
+
+def clip_gradients(models: PpoModels, max_grad_norm: float, *, step: int) -> None:
+    """Clip the gradient norms of policy and critic separately. Raises InputError if one is not finite."""
+    norms: dict[str, float] = {}
+    for name, parameters in (("policy", models.policy), ("critic", models.critic)):
+        if not parameters:
+            continue
+        norm = torch.nn.utils.clip_grad_norm_(parameters.values(), max_grad_norm)
+        norms[f"the {name}'s gradient norm"] = norm.item()
+    check_finite(norms, step=step, advice=PPO_DIVERGED)
+
+
+def accumulate_gradients(
+    models: PpoModels,
+    rollout: Rollout,
+    advantages: Tensor,
+    returns: Tensor | None,
+    minibatch: Tensor,
+    settings: Ppo,
+    *,
+    kl_coefficient: float,
+    micro_batch: int,
+) -> Update:
+    """Add the gradients of one mini-batch, rows ``minibatch``, in parts of ``micro_batch`` rows; the split
+    does not change them.
+    """
+    count = rollout.batch.response_mask[minibatch].sum()
+    total = torch.zeros(5, device=count.device)
+    for rows in minibatch.split(micro_batch or len(minibatch)):
+        batch = rollout.batch.rows(rows)
+        width = batch.input_ids.shape[1]
+        old_logp, ref_logp, advantage = (
+            whole[rows][:, :width] for whole in (rollout.logp, rollout.ref_logp, advantages)
+        )
+        with lora.active(models.model, "policy") as policy:
+            logp = sequences.log_probs(policy, batch, temperature=settings.temperature)
+            surrogate = losses.ppo_policy_loss(
+                logp,
+                old_logp,
+                advantage,
+                batch.response_mask,
+                clip_range=settings.clip_range,
+                dual_clip=settings.dual_clip,
+                count=count,
+            )
+            loss = surrogate.loss
+            if settings.kl_penalty != "reward":
+                loss = loss + kl_coefficient * losses.kl_loss(
+                    logp, ref_logp, batch.response_mask, estimator=settings.kl_penalty, count=count
+                )
+            loss.backward()
+        value_loss = torch.zeros_like(surrogate.loss)
+        if models.value_head is not None:
+            assert rollout.values is not None
+            assert returns is not None
+            with lora.active(models.model, "critic") as critic:
+                value_loss = losses.ppo_value_loss(
+                    sequences.values(critic, models.value_head, batch),
+                    rollout.values[rows][:, :width],
+                    returns[rows][:, :width],
+                    batch.response_mask,
+                    clip_range=settings.value_clip_range,
+                    count=count,
+                ).loss
+                (settings.value_weight * value_loss).backward()
+        statistics = (surrogate.clip_fraction, surrogate.approx_kl, surrogate.ratio)
+        total += torch.stack([loss.detach(), value_loss.detach(), *statistics])
+    return Update(*total.tolist())
