@@ -35,4 +35,9 @@ def is_trusted(judge: str, metrics: Mapping[str, Any]) -> bool:
     held-out votes, is not doubted.
     """
     card, rule = (metrics.get(f"judge.{judge}.{name}") for name in ("agreement", "longer_wins"))
-    return judge == "gold" or not card or not rule or card["low"] > max(0.5, rule["value"])
+    if judge == "gold" or not card or not rule:
+        return True
+    low, longer_wins = card["low"], rule["value"]
+    if low is None or longer_wins is None:  # as a summary says it if no verdict could be read
+        return False
+    return bool(low > 0.5 and low > longer_wins)

@@ -44,6 +44,13 @@ def test_a_judge_that_its_card_doubts_decides_only_if_there_is_no_other() -> Non
     assert choose_judge(both) == "lm"
 
 
+def test_a_judge_none_of_whose_verdicts_could_be_read_is_doubted() -> None:
+    nothing = dict.fromkeys(("value", "low", "high"))
+    assert choose_judge(DOUBTED | {"judge.lm.agreement": nothing | {"n": 0}}) == "held_out"
+    assert choose_judge(DOUBTED | {"judge.lm.longer_wins": nothing | {"n": 0}}) == "held_out"
+    assert choose_judge({"lm_win_rate.ppo_vs_sft": nothing}) == "lm"  # it has no report card
+
+
 def test_a_refusal_names_the_judge_that_qualifies() -> None:
     result = judged("judge_agreement", Choice("ppo", "lm", None), DOUBTED)
     assert not result.passed
