@@ -48,8 +48,8 @@ def judge_against_champion(
 
 def _find_policy(evidence: Evidence, champion: Champion) -> str:
     """Return which policy of this run the champion is; "" if it is of another run."""
-    digests = evidence.digests if champion.digest else {}
-    return next((policy for policy, digest in digests.items() if digest == champion.digest), "")
+    found = (policy for policy, digest in evidence.digests.items() if digest == champion.digest)
+    return next(found, "")
 
 
 def judge_against_sft(gates: Gates, choice: Choice, evidence: Evidence) -> list[GateResult]:
