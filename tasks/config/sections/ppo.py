@@ -151,6 +151,11 @@ class Ppo(Settings):
     )
 
     @property
+    def title(self) -> str:
+        """Return the name of the method, such as RLOO or PPO-ptx."""
+        return self.algorithm.upper() + ("-ptx" if self.ptx.is_on else "")
+
+    @property
     def group_size(self) -> int:
         """Return the number of answers to each prompt."""
         return self.answers_per_prompt or (1 if self.algorithm == "ppo" else 4)
