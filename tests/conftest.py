@@ -4,10 +4,14 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+
+hypothesis.settings.register_profile("alignflow", deadline=None)  # how long a case takes is no result
+hypothesis.settings.load_profile("alignflow")
 
 LONGEST = "test_operations"  # mostly waits for servers: it starts first, and all other tests run beside it
 
