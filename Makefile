@@ -1,7 +1,9 @@
-# The whole developer interface. PIP_ARGS goes to pip, e.g. PIP_ARGS="--extra-index-url URL" for another build of torch.
+# The whole developer interface. PIP_ARGS goes to pip, e.g. PIP_ARGS="--extra-index-url URL" for another build of torch;
+# INSTALL is another installer than pip, such as INSTALL="uv pip install --python .venv/bin/python".
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+INSTALL ?= $(BIN)/python -m pip install
 READY := $(VENV)/.ready
 
 .PHONY: help setup demo test test-fast check bench up
@@ -15,7 +17,7 @@ setup: $(READY) ## make the virtual environment
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "alignflow needs Python 3.11 or newer; name one: make PYTHON=python3.12 ..." >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e ".[train,gpu,server,dask,benchmarks,serve,dev]"
+	$(INSTALL) --quiet $(PIP_ARGS) -c constraints.txt -e ".[train,gpu,server,dask,benchmarks,serve,dev]"
 	$(BIN)/python -m tasks.tracking.databases
 	@touch $@
 

@@ -47,7 +47,7 @@ def check_packages(config: Pipeline) -> None:
         raise _refusal("train", "Training and sampling")
 
 
-def check_stages(config: Pipeline) -> None:
+def check_stages(config: Pipeline, profile: str) -> None:
     """Refuse a run that would build a stage whose packages are not installed here. Raises InputError."""
     absent = {*missing_packages("train")}
     if not absent or config.pools.gpu:
@@ -56,7 +56,7 @@ def check_stages(config: Pipeline) -> None:
 
     stages = [
         one.stage
-        for one in plan(config)
+        for one in plan(config, profile)
         if one.action != "reuse" and absent & code_version.imported_packages(one.stage)
     ]
     if stages:

@@ -126,7 +126,7 @@ def _run(config: Pipeline, profile: str) -> dict[str, Any]:
         events.tell("plan", stages=stages)
         if text := explain_rebuilds(stages):
             events.tell("warning", text=text)
-        outcome = _run_stages(config, tracked)
+        outcome = _run_stages(config, profile, tracked)
         summary = None
         if "report" in outcome.built:
             seconds = time.monotonic() - started
@@ -142,7 +142,7 @@ def _run(config: Pipeline, profile: str) -> dict[str, Any]:
         return summary
 
 
-def _run_stages(config: Pipeline, tracked: TrackedRun) -> Outcome:
+def _run_stages(config: Pipeline, profile: str, tracked: TrackedRun) -> Outcome:
     """Run the chain, and the report on what it built."""
     pools = config.pools
     shared = bool(pools.cpu or pools.gpu)
@@ -152,7 +152,7 @@ def _run_stages(config: Pipeline, tracked: TrackedRun) -> Outcome:
             "Workers find each other's artifacts in MLflow, which is not reachable: set MLFLOW_TRACKING_URI, "
             "or leave pools.* empty"
         )
-    opponents = find_opponents(tracked.tracker, config.promotion)
+    opponents = find_opponents(tracked.tracker, config.promotion, profile)
     stages = StageRuns(config, context)
     with stopping_threads(), true_edges():
         chain(config, stages.run, opponents)

@@ -10,6 +10,7 @@ from tasks.artifacts.base_model import find_model_folder
 from tasks.artifacts.benchmark_files import check_benchmark_files
 from tasks.artifacts.corpus import evaluation_sets, find_corpus
 from tasks.artifacts.judge_model import check_judge_environment, judge_inputs
+from tasks.artifacts.mixed_text import mixed_text
 from tasks.artifacts.store import home
 from tasks.artifacts.weight_files import start_weights
 from tasks.config.pipeline import Pipeline
@@ -34,6 +35,7 @@ def check_inputs(config: Pipeline) -> None:
     judge_inputs(config.judge)
     for stage in ("sft", "reward", "dpo"):
         start_weights(config, stage)
+    mixed_text(config)
 
 
 def check_environment(config: Pipeline) -> None:

@@ -111,6 +111,9 @@ def with_absolute_paths(config: Pipeline, folder: Path) -> Pipeline:
                 "reward_bench": make_absolute(config.benchmarks.reward_bench),
             }
         ),
+        "ppo": config.ppo.model_copy(
+            update={"ptx": config.ppo.ptx.model_copy(update={"path": make_absolute(config.ppo.ptx.path)})}
+        ),
     }
     for section, name in (
         ("source", "path"),

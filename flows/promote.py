@@ -48,7 +48,7 @@ def promote(promotion: Promotion = Promotion(), profile: str = "", run: str = ""
         connect(tracker)
         proposal = steps.propose(tracker, promotion, _pin_run(tracker, run, profile))
         evidence = steps.describe(proposal)
-        ending = steps.challenge(tracker, proposal)
+        ending = steps.challenge(tracker, proposal, by_person=promotion.approval == "person")
         if ending.outcome != "Unchanged":
             create_markdown_artifact(evidence, key="promotion", description=proposal.title)
         if ending.outcome == "Challenger":

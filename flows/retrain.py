@@ -1,4 +1,5 @@
-"""Run the pipeline again if data, settings or code have changed: on a schedule, on new data, or by hand.
+"""Run the pipeline again if data, settings, code or the champion have changed: on a schedule, on new data, or
+by hand.
 
 Then go on to promote what was trained, as a run of its own: it may wait for a person for days, and a flow run
 that is started inside another one cannot be suspended.
@@ -14,7 +15,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.runtime import deployment
 from prefect.states import Completed
 
-from flows.commands.plan import plan
+from flows.commands.plan import Planned, plan
 from flows.display.run_end import describe_end
 from flows.pipeline import rlhf
 from flows.preflight import check_inputs
@@ -23,14 +24,17 @@ from flows.run_names import name_retraining
 from flows.services.heartbeat import heartbeat
 from tasks.config.pipeline import Pipeline
 from tasks.config.sections.sources import ShellSite, StackExchangeDump
-from tasks.tracking.client import process_tracker
+from tasks.promotion.finished_runs import find_run
+from tasks.promotion.promotion import OUTCOME
+from tasks.system.errors import InputError
+from tasks.tracking.client import Tracker, process_tracker
 
-NO_CHANGE = "Neither data nor settings nor code have changed since the last run: every stage is stored."
+NO_CHANGE = "No data, setting, code or champion has changed since the last run: every stage is stored."
 
 
 @flow(name="retrain", flow_run_name=name_retraining, persist_result=False)
 def retrain(config: Pipeline = Pipeline(), profile: str = "rlhf", dump: str = "") -> State:  # noqa: B008
-    """Run the chain if its data, its settings or its code have changed since it last ran.
+    """Run the chain if its data, its settings, its code or the champion have changed since it last ran.
 
     Args:
         config: Every setting of every stage.
@@ -47,8 +51,12 @@ def retrain(config: Pipeline = Pipeline(), profile: str = "rlhf", dump: str = ""
             )
             config = config.model_copy(update={"source": source})
         check_inputs(config)
-        process_tracker().connect()
-        if all(stage.action == "reuse" for stage in plan(config)):
+        tracker = process_tracker()
+        tracker.connect()
+        planned = plan(config, profile, fetch=True)
+        if all(stage.action == "reuse" for stage in planned):
+            if config.promotion.after_retrain and (run := _find_unproposed(tracker, profile, planned)):
+                _start_promotion(config, profile, run=run)
             return Completed(name="Cached", message=NO_CHANGE)
         summary = cast(dict[str, Any], rlhf(config, profile=profile))
         if config.promotion.after_retrain:
@@ -56,8 +64,27 @@ def retrain(config: Pipeline = Pipeline(), profile: str = "rlhf", dump: str = ""
         return Completed(message=describe_end(summary), data=summary)
 
 
+def _find_unproposed(tracker: Tracker, profile: str, planned: list[Planned]) -> str:
+    """Return the id of the profile's newest run if it has these artifacts and was never proposed, else "".
+
+    Its retraining was killed before it started the promotion, or could not start it.
+    """
+    if not tracker.is_up:
+        return ""
+    try:
+        newest = find_run(tracker, profile=profile)
+    except InputError:  # no run was tracked
+        return ""
+    is_same = all(newest.stages.get(one.stage, {}).get("key") == one.key for one in planned)
+    return newest.run_id if is_same and OUTCOME not in newest.tags else ""
+
+
 def _start_promotion(config: Pipeline, profile: str, *, run: str) -> None:
-    """Start a run of the deployment promote/PROFILE and do not wait for it."""
+    """Start a run of the deployment promote/PROFILE and do not wait for it.
+
+    What has been built is not lost if it cannot be started: the retraining does not fail.
+    """
+    by_hand = f"`alignflow promote {run}` does it by hand"
     name = f"promote/{deployment.name or profile}"
     parameters = {"promotion": config.promotion.model_dump(mode="json"), "profile": profile, "run": run}
     try:
@@ -65,4 +92,8 @@ def _start_promotion(config: Pipeline, profile: str, *, run: str) -> None:
         get_run_logger().info("The promotion goes on in the flow run %s", started.name)
     except ObjectNotFound:
         text = f"There is no deployment {name}, so nothing is promoted: `alignflow deploy` makes it"
-        get_run_logger().warning("%s; `alignflow promote %s` does it by hand", text, run)
+        get_run_logger().warning("%s; %s", text, by_hand)
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:300]
+        text = f"{name} could not be started ({reason}); the next retraining tries again"
+        get_run_logger().warning("%s; %s", text, by_hand)

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from flows import cli
 from tasks.config.pipeline import Pipeline
-from tasks.reporting.stage_charts import FACTS, PANELS
+from tasks.reporting.stage_panels import FACTS, PANELS
 from tests.support.paths import ROOT
 
 DOCS = ROOT / "docs"

@@ -38,7 +38,7 @@ def main(args: argparse.Namespace) -> None:
     config = profiles.with_absolute_paths(profiles.load(args.profile, args.set), Path.cwd())
     directory, folder = args.directory.absolute(), Path.cwd()
     environment.prepare_for_reading()
-    prepare_job(config, args.stage, directory)
+    prepare_job(config, args.stage, directory, profile=profiles.title(args.profile))
     option = " -P" if isolation.hides_a_module(folder, args.stage) else ""
     print(f"python{option} -m tasks.programs.{args.stage} {args.directory}")
 
@@ -47,7 +47,7 @@ class _Written(Exception):
     """The job is written; the walk along the chain can stop."""
 
 
-def prepare_job(config: Pipeline, wanted: str, directory: Path) -> None:
+def prepare_job(config: Pipeline, wanted: str, directory: Path, *, profile: str) -> None:
     """Write the job.json of one stage into ``directory``; its inputs must be stored. Raises InputError."""
     from flows.pipeline import chain
     from tasks.execution.run_stage import look_up, write_job
@@ -69,7 +69,7 @@ def prepare_job(config: Pipeline, wanted: str, directory: Path) -> None:
         return artifacts[step.stage]
 
     try:
-        opponents = find_opponents(tracker, config.promotion)
+        opponents = find_opponents(tracker, config.promotion, profile)
         chain(config, _requiring_inputs(write, wanted), opponents)
         _requiring_inputs(write, wanted)(report, **artifacts)
     except _Written:

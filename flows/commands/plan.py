@@ -34,7 +34,7 @@ def main(args: argparse.Namespace) -> None:
     environment.prepare_for_reading()
     from flows.display.terminal import print_plan
 
-    print_plan(plan(config))
+    print_plan(plan(config, profiles.title(args.profile)))
 
 
 class Planned(NamedTuple):
@@ -46,8 +46,11 @@ class Planned(NamedTuple):
     reasons: list[str]
 
 
-def plan(config: Pipeline) -> list[Planned]:
-    """Return what ``alignflow run`` would do with each stage."""
+def plan(config: Pipeline, profile: str, *, fetch: bool = False) -> list[Planned]:
+    """Return what ``alignflow run`` would do with each stage.
+
+    ``fetch`` brings the champion's files to this machine, as a run does, which shows whether they are intact.
+    """
     from flows.pipeline import chain
     from tasks.execution.run_stage import look_up
     from tasks.promotion.opponents import find_opponents
@@ -65,7 +68,7 @@ def plan(config: Pipeline) -> list[Planned]:
         artifacts[step.stage] = found or unbuilt_artifact(step)
         return artifacts[step.stage]
 
-    chain(config, look, find_opponents(tracker, config.promotion))
+    chain(config, look, find_opponents(tracker, config.promotion, profile, fetch=fetch))
     look(report, **artifacts)
     return planned
 

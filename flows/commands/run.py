@@ -44,7 +44,7 @@ def main(args: argparse.Namespace) -> None:
     mask = os.umask(0o077)
     environment.use_running_servers(root)
     environment.prepare(root)
-    check_stages(config)
+    check_stages(config, profiles.title(args.profile))
     from flows.display.terminal import print_end
 
     try:

@@ -7,8 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.display.terminal import console
+from tasks.config.policies import TITLES
 
-POLICIES = {"base": "base", "sft": "SFT", "dpo": "DPO", "ppo": "PPO"}
 JUDGES = {"gold": "gold scorer", "lm": "language model", "held_out": "held-out reward model", "": "none"}
 JUDGES |= {"reward": "reward model"}
 NONE = "-"
@@ -60,7 +60,7 @@ def _rows(results: Mapping[str, Any]) -> Table:
     for row in results["rows"]:
         judge = f"{JUDGES[row['judge']]} ({_share(row['agreement'], bounds=False)})"
         table.add_row(
-            f"{POLICIES[row['policy']]} of {row['run']}",
+            f"{TITLES[row['policy']]} of {row['run']}",
             _share(row["rate"]),
             _share(row["at_equal_length"], bounds=False),
             _number(row["kl"], bounds=False),
@@ -78,7 +78,7 @@ def _differences(found: list[dict[str, Any]]) -> Table:
         shown = "no" if one["verdict"] == "not shown" else one["verdict"]
         runs, n = f"{one['first']} less {one['second']}", f"{one['estimate']['n']:,}"
         difference = _number(one["estimate"], sign="+")
-        table.add_row(POLICIES[one["policy"]], runs, one["figure"], difference, one["unit"], n, shown)
+        table.add_row(TITLES[one["policy"]], runs, one["figure"], difference, one["unit"], n, shown)
     return table
 
 

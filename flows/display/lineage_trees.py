@@ -57,6 +57,8 @@ def post_tree(post: str, found: list[dict[str, Any]]) -> Tree:
         tree.add(Text("in no data that this machine or MLflow has"))
     for one in found:
         branch = tree.add(Text(f"data {one['data']['key'][:SHORT]}, digest {one['data']['digest'][:SHORT]}"))
+        if not one["is_searched"]:
+            branch.add(Text("its tables are gone, so it cannot be searched; it may have the post"))
         for place in one["places"]:
             use = "learnt from" if place["is_learnt_from"] else "for evaluation only"
             rows = "1 row" if place["rows"] == 1 else f"{place['rows']:,} rows"

@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from flows.display.formatting import JUDGES, POLICIES, best_judge, format_metric
+from flows.display.formatting import format_metric
 from flows.display.run_end import describe_end
 from tasks.config.pipeline import Pipeline
+from tasks.config.policies import TITLES, TRAINED
+from tasks.config.trusted_judges import choose_judge
 from tasks.tracking.logged_models import log_results
 from tasks.tracking.run_notes import escape, pipeline_facts, quote_facts
 from tasks.tracking.run_origin import NOTE
@@ -30,6 +32,12 @@ RESULTS = {
     "length": "{policy}.length",
     "perplexity_tax": "tax.perplexity.{policy}_vs_sft",
 }
+JUDGES = {
+    "gold": "the gold scorer",
+    "lm": "a language model",
+    "held_out": "a reward model that PPO has never seen",
+    "reward": "the reward model, which PPO was trained to please",
+}
 FACTS = {
     "Judge's agreement with held-out votes": "judge.{judge}.agreement",
     "The same of the rule that the longer answer wins": "judge.{judge}.longer_wins",
@@ -51,7 +59,7 @@ def show_result(
     tracked.log_metrics(headline_metrics(metrics))
     tracked.log_summary({**metrics, "seconds": summary["seconds"]})
     for stage in summary["stages"]:
-        if stage["name"] in POLICIES:
+        if stage["name"] in TRAINED:
             log_results(tracked.tracker, stage["key"], policy_results(metrics, stage["name"]))
     facts = pipeline_facts(summary["profile"], config.model_dump(mode="json"))
     tracked.set_tags(result_tags(summary, facts, links(tracked, files)))
@@ -63,9 +71,9 @@ def headline_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
     The win rates are those against SFT, by the judge that is trusted most. They come first: MLflow's page
     that compares runs draws the first metric.
     """
-    judge = best_judge(metrics)
+    judge = choose_judge(metrics)
     chosen: dict[str, float | None] = {}
-    for policy in POLICIES:
+    for policy in TRAINED:
         rate = metrics.get(f"{judge}_win_rate.{policy}_vs_sft")
         chosen[f"{policy}_win_rate"] = _number(rate)
         for end in ("low", "high"):
@@ -85,7 +93,7 @@ def _number(figure: Any) -> float | None:
 
 def policy_results(metrics: Mapping[str, Any], policy: str) -> dict[str, float]:
     """Return the figures of a policy under names that are the same for all, to compare models by."""
-    judge = best_judge(metrics)
+    judge = choose_judge(metrics)
     chosen = {title: metrics.get(name.format(judge=judge, policy=policy)) for title, name in RESULTS.items()}
     numbers = {f"eval/policy/{title}": _number(figure) for title, figure in chosen.items()}
     return {name: value for name, value in numbers.items() if value is not None}
@@ -96,7 +104,7 @@ def result_tags(summary: dict[str, Any], facts: dict[str, Any], pages: str) -> d
 
     ``facts`` are what the run is, by their titles.
     """
-    tags = {"judge": best_judge(summary["metrics"]), "result": summary["headline"]}
+    tags = {"judge": choose_judge(summary["metrics"]), "result": summary["headline"]}
     note = describe_result(summary, pages, facts)[:MAX_NOTE]
     return {name: text for name, text in tags.items() if text} | {NOTE: note}
 
@@ -112,7 +120,7 @@ def links(tracked: TrackedRun, files: dict[str, str]) -> str:
 def describe_result(summary: dict[str, Any], pages: str, facts: dict[str, Any]) -> str:
     """Return the description of a finished run in Markdown: what came out, what to beware of, what it is."""
     metrics = summary["metrics"]
-    judge = best_judge(metrics)
+    judge = choose_judge(metrics)
     result = escape(describe_end(summary))
     found = {title: metrics.get(name.format(judge=judge)) for title, name in FACTS.items()}
     figures = [f"- {title}: {_cell(value)}" for title, value in found.items() if value is not None]
@@ -137,7 +145,7 @@ def describe_result(summary: dict[str, Any], pages: str, facts: dict[str, Any]) 
 
 def _policy_table(metrics: Mapping[str, Any], judge: str) -> list[str]:
     """Return a row for each policy that was compared; nothing without a judge."""
-    compared = [policy for policy in POLICIES if f"{judge}_win_rate.{policy}_vs_sft" in metrics]
+    compared = [policy for policy in TRAINED if f"{judge}_win_rate.{policy}_vs_sft" in metrics]
     if not compared:
         return []
     columns = {
@@ -147,7 +155,7 @@ def _policy_table(metrics: Mapping[str, Any], judge: str) -> list[str]:
     shown = {title: figures for title, figures in columns.items() if any(figures)}
     lines = [f"Judged by {JUDGES[judge]}:", "", _row(["policy", *shown]), "|---" * (1 + len(shown)) + "|"]
     rows = zip(compared, *shown.values(), strict=True)
-    return [*lines, *(_row([POLICIES[policy], *map(_cell, figures)]) for policy, *figures in rows)]
+    return [*lines, *(_row([TITLES[policy], *map(_cell, figures)]) for policy, *figures in rows)]
 
 
 def _row(cells: list[str]) -> str:

@@ -21,7 +21,7 @@ def collect_facts(config: Pipeline, *, profile: str, run_name: str, run_id: str)
         "profile": profile,
         "base": _name_place(base),
         "data": _name_place(source),
-        "method": {"both": "PPO and DPO"}.get(config.method, config.method.upper()),
+        "method": {"both": f"{config.ppo.title} and DPO", "ppo": config.ppo.title}.get(config.method, "DPO"),
         "seed": str(config.seed),
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "commit": _name_commit(),

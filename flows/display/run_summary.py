@@ -116,19 +116,23 @@ class Gates(NamedTuple):
 def _assess(config: Pipeline, summary: dict[str, Any], tracked: TrackedRun) -> Gates:
     """Ask the gates; what they say is as of now, and `alignflow promote` decides."""
     stages = {stage["name"]: stage for stage in summary["stages"]}
-    found = None
-    if tracked.is_on:
-        with tracked.tracker.turned_off_by_errors():
-            found = assess(tracked.tracker, config.promotion, summary["metrics"], stages)
     if not tracked.is_on:
-        text = "MLflow, which knows the champion, is not reachable, so the gates were not asked."
-        return Gates(text, gates_as_html("Not decided.", text, []))
+        return _undecided("MLflow, which knows the champion, is not reachable, so the gates were not asked.")
+    try:
+        found = assess(tracked.tracker, config.promotion, summary["profile"], summary["metrics"], stages)
+    except Exception as error:  # as of a server without a registry: the run is tracked all the same
+        reason = (str(error) or type(error).__name__).splitlines()[0][:300]
+        return _undecided(f"The registry in MLflow cannot be read, so the gates were not asked ({reason}).")
     if found is None:
         return Gates("", gates_as_html("Nothing to promote.", "No policy was trained.", []))
     title = "Not to be promoted." if failures(found.results) else "May be promoted."
     if found.is_champion:
         title = "Promoted."
     return Gates(found.sentence, gates_as_html(title, found.sentence, found.results, found.off))
+
+
+def _undecided(text: str) -> Gates:
+    return Gates(text, gates_as_html("Not decided.", text, []))
 
 
 def _list_files(policies: list[str]) -> dict[str, str]:

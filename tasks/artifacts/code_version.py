@@ -17,8 +17,11 @@ ROOT = Path(__file__).resolve().parents[2]  # the folder that holds the packages
 PROGRAMS = "tasks.programs"
 OWN = ("tasks", "flows")
 LEFT_OUT = ("tasks.config", "tasks.system")
-# but these decide which files of a source, and which rows of a benchmark, are read
-COUNTED = ("tasks.config.dump_files", "tasks.config.benchmark_files")
+# but these decide which files of a source and which rows of a benchmark are read, and what is compared how
+COUNTED = (
+    "tasks.config.dump_files", "tasks.config.benchmark_files", "tasks.config.policies",
+    "tasks.config.trusted_judges",
+)  # fmt: skip
 
 # Stages run in threads of one flow, and Python 3.11 confuses the depths of trees made at the same time:
 # "SystemError: AST constructor recursion depth mismatch" (python/cpython#106905).

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tasks.artifacts.artifact import Artifact, user_artifact
+from tasks.artifacts.artifact import Artifact, only, user_artifact
 from tasks.config.pipeline import Pipeline
 from tasks.config.sections.dpo import Dpo
 from tasks.config.sections.reward import Reward
@@ -20,6 +20,13 @@ def weight_files(settings: Sft | Reward | Dpo) -> tuple[str, ...]:
     if settings.tune == "full":
         return (*WEIGHT_FILES["full"], "score.safetensors")
     return _adapters(settings.members)
+
+
+def only_weights(policy: Artifact) -> Artifact:
+    """Return the trained weights of a policy whose settings are those of another run."""
+    folders = {path.partition("/")[0] for path in policy["files"]}
+    kept = next(names for names in WEIGHT_FILES.values() if folders.issuperset(names))
+    return only(policy, *kept)
 
 
 def judge_files(settings: Reward) -> tuple[str, ...]:

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from tasks.config.jobs import AnswersJob
+from tasks.config.policies import TUNED
 from tasks.dataset import row_sample
 from tasks.programs.runtime import pair_tables
-from tasks.programs.runtime.policies import POLICIES, Models, load_base, load_champion, load_tuned
+from tasks.programs.runtime.policies import Models, load_base, load_champion, load_tuned
 from tasks.programs.runtime.program import Run, main
 from tasks.rlhf.algorithms import rewards
 from tasks.rlhf.batches import prompts, sampling, sequences
@@ -46,7 +47,7 @@ def answer(job: AnswersJob, run: Run) -> None:
     }
 
     # 2. The SFT model and the policies, adapters on it; then the base model, when these have left the memory.
-    names = ["sft", *(name for name in POLICIES if name in run.inputs), "base"]
+    names = ["sft", *(name for name in TUNED if name in run.inputs), "base"]
     names += ["champion"] if job.champion else []
     sampler = Sampler(job, encoder, columns, len(names))
     found, metrics = sampler.answer_all(load_tuned(run, job.weights.merged, device), run)

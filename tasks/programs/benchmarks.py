@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tasks.config.benchmark_files import Document, read_reward_bench
 from tasks.config.jobs import BenchmarksJob
+from tasks.config.policies import TUNED
 from tasks.programs.runtime import benchmark_report, benchmark_tasks, pair_tables, policies
 from tasks.programs.runtime.benchmark_tasks import Task
 from tasks.programs.runtime.policies import Models
@@ -67,7 +68,7 @@ def measure(job: BenchmarksJob, run: Run) -> None:
     rewarded_texts = benchmark_tasks.encode_reward_rows(rewarded, reward_encoder)
 
     # 2. Every model computes every unit that a killed program has not finished.
-    models = ["base", "sft", *(name for name in policies.POLICIES if name in run.inputs)]
+    models = ["base", "sft", *(name for name in TUNED if name in run.inputs)]
     units = [unit for model in models for unit in model_units(model, texts, tasks, tokenizer, job=job)]
     if rewarded:
         compute = partial(score_rewards, rewarded_texts, tokenizer.pad_token_id, settings.batch_size)

@@ -16,12 +16,16 @@ import random
 from functools import partial
 
 import pyarrow.parquet as pq
+import torch
+from transformers import PreTrainedTokenizerBase
 
 from tasks.config.jobs import PpoJob
+from tasks.config.sections.ppo import Ppo
 from tasks.programs.ppo_stage.estimate_advantages import estimate_advantages
+from tasks.programs.ppo_stage.guards import Guards, describe_rollout
 from tasks.programs.ppo_stage.load_models import TOLERANCE, load_models
 from tasks.programs.ppo_stage.pretraining_mix import load_text_mix
-from tasks.programs.ppo_stage.step_metrics import step_metrics
+from tasks.programs.ppo_stage.step_metrics import step_metrics, text_metrics
 from tasks.programs.ppo_stage.update_policy import update_policy
 from tasks.programs.runtime import pair_tables
 from tasks.programs.runtime.program import Run, main
@@ -36,6 +40,7 @@ from tasks.rlhf.training.ppo_state import create_optimizers, restore_state, save
 from tasks.rlhf.training.rollouts import (
     PPO_DIVERGED,
     PpoModels,
+    Rollout,
     ScoreRule,
     check_rollout,
     kl_estimates,
@@ -56,64 +61,38 @@ def train(job: PpoJob, run: Run) -> None:
     tokenizer = loading.load_tokenizer(run.inputs["model"])
     encoder = pair_tables.build_encoder(job.text, tokenizer)
     questions = read_prompts(job, run, encoder)
-    end_ids = prompts.end_tokens(tokenizer, job.text.template)
     models = load_models(job, run, device)
     frozen = models.frozen
     frozen_before = sanity_checks.digest(frozen)
     optimizers = create_optimizers(models)
-    start, state = restore_state(run.checkpoints, models, optimizers)
+    start, state, good = restore_state(run.checkpoints, models, optimizers)
     kl_coefficient = state.get("kl_coefficient", settings.kl_coefficient)
     run.rewind(start)
+    guards = Guards(settings, models, state, good)
     text = load_text_mix(job, run, tokenizer, models, state)
     tolerance = TOLERANCE[models.model.dtype]
     score_rule = ScoreRule(settings.missing_eos, settings.missing_eos_reward, max_score=settings.max_score)
-    sampler = TrainingSampler(
-        job,
-        run,
-        tokenizer,
-        policy=partial(lora.active, models.model, "policy"),
-        reference=partial(lora.active, models.model, None),
-        score=partial(score_answers, models, score_rule),
-        total=settings.steps,
-    )
+    sampler = start_sampler(job, run, tokenizer, models, score_rule)
     sampler(start)
 
     for step in range(start, settings.steps):
-        # 2. Sample an answer to each prompt of the batch and score it.
-        seeds.seed_step(job.seed, step + 1)
-        indices = schedules.batch_indices(
-            step,
-            num_rows=len(questions),
-            batch_size=settings.rollouts // settings.group_size,
-            seed=job.seed,
-        )
-        rollout = roll_out(
-            models,
-            [questions[i] for i in indices for _ in range(settings.group_size)],
-            max_tokens=job.text.max_answer_tokens,
-            temperature=settings.temperature,
-            end_ids=end_ids,
-            pad_id=tokenizer.pad_token_id,
-            score_rule=score_rule,
-            device=device,
-        )
-        check_rollout(rollout, step + 1)
+        # 2. Sample an answer to each prompt of the batch and score it; is it still sound text?
+        rollout = sample_rollout(job, models, questions, encoder, score_rule, step=step, device=device)
+        kl = kl_estimates(rollout)
+        statistics = describe_rollout(rollout, encoder)
+        if alarm := guards.check(step + 1, statistics, kl["kl"]):
+            if alarm.action == "stop":
+                guards.restore()
+                break
+            kl_coefficient *= guards.kl_factor
 
         # 3. Rewards at every token, advantages, returns.
-        mask = rollout.batch.response_mask
         advantages, returns = estimate_advantages(rollout, settings, kl_coefficient=kl_coefficient)
-        check_finite({"the advantage": advantages[mask]}, step=step + 1, advice=PPO_DIVERGED)
-        kl = kl_estimates(rollout)
+        check_finite(
+            {"the advantage": advantages[rollout.batch.response_mask]}, step=step + 1, advice=PPO_DIVERGED
+        )
         if step == start:
-            sanity_checks.check_close(
-                "Sampler's and scorer's log-probabilities",
-                rollout.sampler_logp[mask],
-                rollout.logp[mask],
-                tolerance=tolerance,
-                cause="the sampler warps its distribution, or left padding shifts positions.",
-            )
-        if step == start == 0:
-            sanity_checks.check_fresh_kl(kl["kl"], kl["kl_k3"], tolerance=tolerance)
+            check_sampler(rollout, kl, tolerance=tolerance, is_fresh=start == 0)
 
         # 4. Several passes over the batch, each in a fresh order.
         rate = schedules.learning_rate(
@@ -140,18 +119,12 @@ def train(job: PpoJob, run: Run) -> None:
         metrics = step_metrics(
             rollout, returns, updates, kl=kl, kl_coefficient=kl_coefficient, group_size=settings.group_size
         )
-        run.log(step + 1, settings.steps, **metrics)
-        if settings.kl_target is not None:
-            kl_coefficient = rewards.adapt_kl_coefficient(
-                kl_coefficient,
-                kl["kl"],
-                target=settings.kl_target,
-                horizon=settings.kl_horizon,
-                num_rollouts=settings.rollouts,
-            )
+        run.log(step + 1, settings.steps, **metrics, **text_metrics(statistics))
+        kl_coefficient = adapt_kl_coefficient(kl_coefficient, kl["kl"], settings)
         if (step + 1) % max(1, machine.checkpoint_steps // 10) == 0:
-            state = {"kl_coefficient": kl_coefficient} | ({"text_norms": text.norms} if text else {})
-            save_state(run.checkpoints, step + 1, models, optimizers, state)
+            state = {"kl_coefficient": kl_coefficient, **guards.state()}
+            state |= {"text_norms": text.norms} if text else {}
+            save_state(run.checkpoints, step + 1, models, optimizers, state, good=guards.good)
 
     # 6. The artifact; frozen weights must be unchanged.
     if sanity_checks.digest(frozen) != frozen_before:
@@ -161,10 +134,89 @@ def train(job: PpoJob, run: Run) -> None:
         )
     save_artifact(run, models)
     warn_of_missing_ends(run, max_answer_tokens=job.text.max_answer_tokens)
-    run.warnings += encoder.warnings()
+    run.warnings += [*encoder.warnings(), *guards.warnings()]
     last = run.last()
     shown = {f"ppo.rollout_{name}": last[name] for name in ("reward", "kl", "length", "ended")}
     run.finish(shown | encoder.metrics("ppo"), prompts=len(questions))
+
+
+def start_sampler(
+    job: PpoJob,
+    run: Run,
+    tokenizer: PreTrainedTokenizerBase,
+    models: PpoModels,
+    score_rule: ScoreRule,
+) -> TrainingSampler:
+    """Return the sampler of the policy's answers for people."""
+    return TrainingSampler(
+        job,
+        run,
+        tokenizer,
+        policy=partial(lora.active, models.model, "policy"),
+        reference=partial(lora.active, models.model, None),
+        score=partial(score_answers, models, score_rule),
+        total=job.ppo.steps,
+    )
+
+
+def sample_rollout(
+    job: PpoJob,
+    models: PpoModels,
+    questions: list[list[int]],
+    encoder: Encoder,
+    score_rule: ScoreRule,
+    *,
+    step: int,
+    device: torch.device,
+) -> Rollout:
+    """Return the answers of step ``step`` (from 0). Raises InputError if a figure of them is not finite."""
+    settings = job.ppo
+    seeds.seed_step(job.seed, step + 1)
+    indices = schedules.batch_indices(
+        step, num_rows=len(questions), batch_size=settings.rollouts // settings.group_size, seed=job.seed
+    )
+    rollout = roll_out(
+        models,
+        [questions[i] for i in indices for _ in range(settings.group_size)],
+        max_tokens=job.text.max_answer_tokens,
+        temperature=settings.temperature,
+        end_ids=prompts.end_tokens(encoder.tokenizer, job.text.template),
+        pad_id=encoder.tokenizer.pad_token_id,
+        score_rule=score_rule,
+        device=device,
+    )
+    check_rollout(rollout, step + 1)
+    return rollout
+
+
+def check_sampler(rollout: Rollout, kl: dict[str, float], *, tolerance: float, is_fresh: bool) -> None:
+    """Check that sampler and scorer are one distribution, and that a fresh policy is the reference.
+
+    Raises StepZeroError.
+    """
+    mask = rollout.batch.response_mask
+    sanity_checks.check_close(
+        "Sampler's and scorer's log-probabilities",
+        rollout.sampler_logp[mask],
+        rollout.logp[mask],
+        tolerance=tolerance,
+        cause="the sampler warps its distribution, or left padding shifts positions.",
+    )
+    if is_fresh:
+        sanity_checks.check_fresh_kl(kl["kl"], kl["kl_k3"], tolerance=tolerance)
+
+
+def adapt_kl_coefficient(coefficient: float, kl: float, settings: Ppo) -> float:
+    """Return the weight of the KL penalty for the next step: adapted to ``kl_target``, if one is set."""
+    if settings.kl_target is None:
+        return coefficient
+    return rewards.adapt_kl_coefficient(
+        coefficient,
+        kl,
+        target=settings.kl_target,
+        horizon=settings.kl_horizon,
+        num_rollouts=settings.rollouts,
+    )
 
 
 def save_artifact(run: Run, models: PpoModels) -> None:

@@ -24,7 +24,7 @@ from tasks.reporting import (
     benchmark_tables,
     data_card,
     reward_charts,
-    stage_charts,
+    stage_panels,
     training_samples,
     truncation_charts,
 )
@@ -47,7 +47,7 @@ def build_report(job: ReportJob, run: Run) -> None:  # noqa: ARG001 - the page h
     cuts = truncation_charts.build_rows(metrics)
     card_page = data_card.render(card, descriptions=Data.descriptions(), cuts=cuts)
     (run.artifact / "card.html").write_text(card_page, encoding="utf-8")
-    names = [name for name in stage_charts.TITLES if name in folders]
+    names = [name for name in stage_panels.TITLES if name in folders]
     stages = [build_stage(name, folders[name], metrics[name]) for name in names]
     evaluation = build_evaluation(metrics, results, _describe_pairs(summaries), warnings)
     page = render(

@@ -19,6 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.config.jobs import WinrateJob
+from tasks.config.policies import COMPARED
+from tasks.config.trusted_judges import is_trusted
 from tasks.dataset import row_sample
 from tasks.judges.judge import Answer, Judge
 from tasks.judges.scoring_judge import ScoringJudge
@@ -30,10 +32,8 @@ from tasks.rlhf.compute import devices
 from tasks.rlhf.evaluation.intervals import Interval
 from tasks.rlhf.judging.gold_agreement import ordering_agreement
 from tasks.rlhf.judging.judge_correction import Graded
-from tasks.rlhf.judging.report_card import ReportCard, is_better_than_length
+from tasks.rlhf.judging.report_card import ReportCard
 from tasks.rlhf.models import loading
-
-POLICIES = ("base", "sft", "champion", "dpo", "ppo")  # each is compared with those before it
 
 
 def evaluate(job: WinrateJob, run: Run) -> None:
@@ -73,7 +73,7 @@ def evaluate(job: WinrateJob, run: Run) -> None:
     results = {
         "policies": [name for name in policies if name != "chosen"],
         "questions": len(questions),
-        "judges": [_describe(judge, graded) for judge in _by_trust(judges, graded)],
+        "judges": [_describe(judge, graded) for judge in _by_trust(judges, metrics)],
         "tallies": {key: counts for name, found in judged.items() for key, counts in found.counts(name)},
         "leaderboard": {name: battles.leaderboard(found, policies) for name, found in judged.items()},
     }
@@ -88,7 +88,7 @@ def read_questions(answers: Path, evaluation: Path) -> tuple[list[Question], lis
     "chosen" is the best voted answer of the evaluation split.
     """
     table = pq.read_table(answers / "answers.parquet")
-    names = [name for name in POLICIES if f"{name}.answer" in table.column_names]
+    names = [name for name in COMPARED if f"{name}.answer" in table.column_names]
     voted = pq.read_table(evaluation, columns=["question_id", "answers", "best"])
     split = {row["question_id"]: row for row in voted.to_pylist()}
     questions = []
@@ -142,14 +142,9 @@ def _card_metrics(cards: dict[str, ReportCard]) -> dict[str, Any]:
     }
 
 
-def _by_trust(judges: list[Judge], graded: dict[str, tuple[ReportCard, Graded]]) -> list[Judge]:
-    """Return the judges with those first that their report cards speak for; the gold scorer is the truth."""
-
-    def is_doubted(judge: Judge) -> bool:
-        card = graded.get(judge.name)
-        return judge.name != "gold" and card is not None and not is_better_than_length(card[0])
-
-    return sorted(judges, key=is_doubted)
+def _by_trust(judges: list[Judge], metrics: dict[str, Any]) -> list[Judge]:
+    """Return the judges with those first that their report cards do not doubt."""
+    return sorted(judges, key=lambda judge: not is_trusted(judge.name, metrics))
 
 
 def _describe(judge: Judge, graded: dict[str, tuple[ReportCard, Graded]]) -> dict[str, str]:

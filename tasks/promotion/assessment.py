@@ -5,19 +5,12 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from tasks.config.policies import TITLES, TRAINED
 from tasks.config.sections.gates import Promotion
 from tasks.promotion.finished_runs import find_manifest
-from tasks.promotion.gates import (
-    POLICIES,
-    TITLES,
-    Champion,
-    Choice,
-    Evidence,
-    GateResult,
-    choose,
-    evaluate,
-    failures,
-)
+from tasks.promotion.gate_results import Champion, Choice, Evidence, GateResult
+from tasks.promotion.gates import choose, evaluate, failures
+from tasks.promotion.person_gates import judge_history
 from tasks.tracking import registry
 from tasks.tracking.client import Tracker
 from tasks.tracking.registry import ModelVersion
@@ -54,6 +47,7 @@ class Assessment(NamedTuple):
 def assess(
     tracker: Tracker,
     promotion: Promotion,
+    profile: str,
     metrics: Mapping[str, Any],
     stages: Mapping[str, Mapping[str, Any]],
 ) -> Assessment | None:
@@ -61,11 +55,13 @@ def assess(
 
     ``metrics`` are those of the run's summary, ``stages`` what it says of each stage. Registers nothing.
     """
-    choice = choose(promotion, metrics, [name for name in POLICIES if name in stages])
+    choice = choose(promotion, metrics, [name for name in TRAINED if name in stages])
     if choice is None:
         return None
-    champion = registry.find_version(tracker, promotion.model, registry.CHAMPION)
-    if champion and champion.tags.get(KEY) == stages[choice.policy]["key"]:
+    versions = registry.list_versions(tracker, promotion.model_name(profile))
+    champion = next((one for one in versions if registry.CHAMPION in one.aliases), None)
+    own = next((one for one in versions if one.tags.get(KEY) == stages[choice.policy]["key"]), None)
+    if own and own == champion:
         return Assessment(choice, [], [], champion, is_champion=True)
     data, answers = (_manifest(tracker, name, stages) for name in ("data", "answers"))
     evidence = Evidence(
@@ -74,8 +70,10 @@ def assess(
         data_read=data["created"] if data else None,
         now=time.time(),
         compared=answers["origins"].get("champion", "") if answers else "",
+        digests={name: stages[name]["digest"] for name in TRAINED if name in stages},
     )
     results = evaluate(promotion.gates, choice, evidence, _known(champion))
+    results += judge_history(profile, own, champion)
     off = [name for name, threshold in promotion.gates.model_dump().items() if threshold is None]
     return Assessment(choice, results, off, champion, is_champion=False)
 
@@ -87,5 +85,8 @@ def _manifest(tracker: Tracker, stage: str, stages: Stages) -> Any:
 def _known(champion: ModelVersion | None) -> Champion | None:
     if champion is None:
         return None
-    digests = json.loads(champion.tags.get(registry.STAGE_DIGESTS, "{}"))
+    try:
+        digests = json.loads(champion.tags.get(registry.STAGE_DIGESTS, "{}"))
+    except ValueError:  # the tag was altered in MLflow's pages
+        digests = {}
     return Champion(champion.version, digests.get(champion.tags.get("policy", ""), ""))

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from tasks.artifacts.artifact import Artifact, only, stage_artifact
 from tasks.artifacts.store import flatten
-from tasks.config.commands.comparison import POLICIES, ComparedRun, Comparison
+from tasks.config.commands.comparison import ComparedRun, Comparison
+from tasks.config.policies import POLICIES
 from tasks.promotion.comparing_judge import ChosenJudge, add_judge, choose_judge, identify_judges
 from tasks.promotion.finished_runs import NAME, FinishedRun, find_manifest, find_unique_run
 from tasks.system.errors import InputError

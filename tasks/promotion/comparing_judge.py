@@ -4,17 +4,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from tasks.config.commands.comparison import ComparedRun, ComparingJudge, Comparison
+from tasks.config.trusted_judges import JUDGES
 from tasks.promotion.finished_runs import NAME, FinishedRun, find_unique_run
 from tasks.system.errors import InputError
 from tasks.system.hashing import digest_of
 from tasks.tracking.client import Tracker
 
-JUDGES = {  # in the order of trust
-    "gold": "the gold scorer",
-    "lm": "the language model",
-    "held_out": "the held-out reward model",
-    "reward": "the reward model",
-}
 ASK = "name one: --judge gold; or lm, held_out or reward, followed by :RUN for the judge of a certain run"
 # of a run's settings, those that the verdicts of its judge depend on
 SECTIONS: dict[str, tuple[str, ...]] = {

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from tasks.artifacts.artifact import Artifact, content_digest, only, stage_artifact, within
 from tasks.artifacts.base_model import base_artifact, check_model_folder
 from tasks.config.commands.usage import PolicyFiles
-from tasks.config.sections.gates import Promotion
+from tasks.config.policies import POLICIES, TRAINED
 from tasks.config.sections.models import HuggingFaceBase, Text
 from tasks.config.sections.winrate import Winrate
 from tasks.promotion.finished_runs import find_manifest, find_run
@@ -26,8 +26,6 @@ from tasks.tracking import registry
 from tasks.tracking.client import Tracker
 from tasks.tracking.remote_artifacts import locate
 
-TRAINED = ("sft", "dpo", "ppo")  # in the order in which they are shown
-POLICIES = ("base", *TRAINED)
 ADAPTER = "adapter"
 WEIGHTS = (ADAPTER, "bottleneck", "model")  # folders of a policy's artifact, of which it has one
 CARDS, CARD = "model-cards", "README.md"  # among the files of a run in MLflow
@@ -75,21 +73,22 @@ def _find(name: str, connect: Connect) -> Source:
         if model and wanted:
             return _of_version(connect(), model, wanted, name)
     if name in (registry.CHAMPION, registry.CHALLENGER):
-        return _of_version(connect(), Promotion().model, name, name)
+        tracker = connect()
+        return _of_version(tracker, registry.find_model(tracker, name), name, name)
     raise InputError(f"There is no model {name!r}: name {NAMES}")
 
 
 def default_names(connect: Connect) -> list[str]:
     """Return the names of all policies that the newest run has trained."""
     stages = find_run(connect()).stages
-    return [name for name in TRAINED if name in stages or name == "sft"]
+    return [name for name in POLICIES if name in stages or name == "sft"]
 
 
 def of_run(tracker: Tracker, run_name: str, policy: str, name: str = "") -> Source:
     """Return a policy of a run; "" is the newest. Raises InputError."""
     run = find_run(tracker, run_name)
     stages = {stage: (about["key"], about["digest"]) for stage, about in run.stages.items()}
-    trained = [one for one in POLICIES if one not in ("dpo", "ppo") or one in stages]
+    trained = [one for one in POLICIES if one not in TRAINED or one in stages]
     if policy not in trained:
         raise InputError(f"The run has trained no {policy}; it has {', '.join(trained)}")
     title = run.tags.get("mlflow.runName", run.run_id)

@@ -26,6 +26,11 @@ class FinishedRun(NamedTuple):
     settings: dict[str, Any]
 
     @property
+    def profile(self) -> str:
+        """Return the name of the profile that it is of."""
+        return self.tags.get(PROFILE) or str(self.summary["profile"])
+
+    @property
     def stages(self) -> dict[str, dict[str, Any]]:
         """Return what the summary says of each stage, by its name."""
         return {stage["name"]: stage for stage in self.summary["stages"]}

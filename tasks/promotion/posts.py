@@ -9,6 +9,7 @@ from tasks.artifacts.artifact import only, stage_artifact
 from tasks.artifacts.store import Manifest
 from tasks.promotion.finished_runs import find_manifest
 from tasks.promotion.lineage import Graph, Node, describe_learners
+from tasks.system.errors import InputMissing
 from tasks.system.hashing import digest_of
 from tasks.tracking.client import Tracker
 from tasks.tracking.remote_artifacts import locate
@@ -37,19 +38,28 @@ def trace_post(tracker: Tracker, graph: Graph, post: str) -> list[dict[str, Any]
     """Return, for each artifact of the data stage that has the post, its splits and what has learnt from it.
 
     Posts are found by their link, or by the id of their question if rows have no links. A post that is in the
-    evaluation split alone was not learnt from.
+    evaluation split alone was not learnt from. An artifact whose tables are gone cannot be searched, and
+    counts as one that has the post: all that was made from it is named.
     """
     found = []
     for node in [node for node in graph.nodes.values() if node.stage == "data"]:
         manifest = find_manifest(tracker, "data", node.key)
-        if manifest is None:
-            continue
-        artifact = stage_artifact(manifest, {}, cached=True, seconds=0.0)
-        tables = [name for name in manifest["files"] if name.endswith(TABLE)]
-        places = find_post(locate(only(artifact, *tables), tracker), post)
-        if places:
+        tables = _locate_tables(tracker, manifest) if manifest else None
+        if manifest is None or tables is None:
+            found.append(_describe_unsearched(tracker, graph, node))
+        elif places := find_post(tables, post):
             found.append(_describe(tracker, graph, node, manifest, places))
     return found
+
+
+def _locate_tables(tracker: Tracker, manifest: Manifest) -> Path | None:
+    """Return the folder of an artifact of the data stage with all its tables; None if one is gone."""
+    artifact = stage_artifact(manifest, {}, cached=True, seconds=0.0)
+    tables = [name for name in manifest["files"] if name.endswith(TABLE)]
+    try:
+        return locate(only(artifact, *tables), tracker)
+    except InputMissing:
+        return None
 
 
 def find_post(folder: Path, post: str) -> list[Place]:
@@ -99,8 +109,18 @@ def _describe(
     learners = describe_learners(tracker, list(reached.values()))
     return {
         "data": {"key": node.key, "digest": node.digest},
+        "is_searched": True,
         "places": [place._asdict() | {"is_learnt_from": place.is_learnt_from} for place in places],
         **learners,
+    }
+
+
+def _describe_unsearched(tracker: Tracker, graph: Graph, node: Node) -> dict[str, Any]:
+    return {
+        "data": {"key": node.key, "digest": node.digest},
+        "is_searched": False,
+        "places": [],
+        **describe_learners(tracker, graph.descendants([node.digest])),
     }
 
 

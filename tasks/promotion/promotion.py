@@ -2,13 +2,17 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
+from tasks.config.policies import TITLES
 from tasks.config.sections.gates import Promotion
 from tasks.promotion.assessment import assess
 from tasks.promotion.finished_runs import FinishedRun, find_manifest, read_licences
-from tasks.promotion.gates import TITLES, Choice, GateResult, failures
-from tasks.promotion.report_page import REPORT, VERDICTS, gates_as_html, update_report
+from tasks.promotion.gate_results import Choice, GateResult
+from tasks.promotion.gates import failures
+from tasks.promotion.person_gates import not_overruled
+from tasks.promotion.report_page import REPORT, VERDICTS, gates_as_html, replace_gates, update_report
 from tasks.system.errors import InputError
 from tasks.tracking import registry, runs
 from tasks.tracking.client import Tracker
@@ -57,7 +61,7 @@ class Ending(NamedTuple):
 
 def propose(tracker: Tracker, promotion: Promotion, run: FinishedRun) -> Proposal:
     """Judge a run's policy by the gates and register it; leave the champion as it is. Raises InputError."""
-    found = assess(tracker, promotion, run.summary["metrics"], run.stages)
+    found = assess(tracker, promotion, run.profile, run.summary["metrics"], run.stages)
     if found is None:
         wanted = "policy" if promotion.policy == "auto" else promotion.policy
         raise InputError(f"The run has trained no {wanted}, so there is nothing to promote")
@@ -71,7 +75,7 @@ def propose(tracker: Tracker, promotion: Promotion, run: FinishedRun) -> Proposa
     tags |= {f"{GATE}{name}": OFF for name in off}
     version = registry.register(
         tracker,
-        promotion.model,
+        promotion.model_name(run.profile),
         run_id=run.run_id,
         policy=choice.policy,
         content=_model_content(tracker, run, choice),
@@ -90,7 +94,7 @@ def _identity(tracker: Tracker, run: FinishedRun, choice: Choice, origins: dict[
         "policy": choice.policy,
         "run": run.run_id,
         FLOW_RUN: run.tags.get(FLOW_RUN, ""),
-        PROFILE: run.tags.get(PROFILE, run.summary["profile"]),
+        PROFILE: run.profile,
         "judge": choice.judge,
         "win_rate_vs_sft": f"{rate['value']:.3f} ({rate['low']:.3f} to {rate['high']:.3f})" if rate else "",
         COMMIT: run.tags.get(COMMIT, ""),
@@ -130,11 +134,14 @@ def _tag_name(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "_-. /" else "_" for letter in name)
 
 
-def challenge(tracker: Tracker, proposal: Proposal) -> Ending:
-    """Refuse a proposal that fails a gate; make the others challengers, for someone to decide."""
+def challenge(tracker: Tracker, proposal: Proposal, *, by_person: bool = False) -> Ending:
+    """Refuse a proposal that fails a gate; make the others challengers, for someone to decide.
+
+    ``by_person`` says that a person decides, who may overrule the gates of `person_gates`.
+    """
     if proposal.is_champion:
         return Ending("Unchanged", f"{proposal.title} is the champion already.")
-    if failed := failures(proposal.results):
+    if failed := not_overruled(failures(proposal.results), by_person=by_person):
         reasons = " ".join(f"{one.name}: {one.sentence}" for one in failed)
         ending = Ending("Refused", f"{proposal.title} is not promoted. {reasons}")
         registry.decide(tracker, proposal.version, "refused", by="the gates", note=reasons)
@@ -143,12 +150,13 @@ def challenge(tracker: Tracker, proposal: Proposal) -> Ending:
     registry.set_tags(
         tracker, proposal.version.name, proposal.version.version, {registry.DECISION: "pending"}
     )
-    return _note(tracker, proposal, Ending("Challenger", f"{proposal.title} passes all gates."))
+    return _note(tracker, proposal, Ending("Challenger", f"{proposal.title} {_passing(proposal)}."))
 
 
 def promote(tracker: Tracker, proposal: Proposal, *, by: str, note: str = "") -> Ending:
-    """Make the proposed version the champion."""
-    previous = registry.make_champion(tracker, proposal.version, by=by, note=note)
+    """Make the proposed version the champion. Raises InputError if there is another champion by now."""
+    previous = proposal.champion.version if proposal.champion else ""
+    registry.make_champion(tracker, proposal.version, expected=previous, by=by, note=note)
     instead = f" in place of version {previous}" if previous else ", the first one"
     said = f" ({note})" if note else ""
     sentence = f"{proposal.title} is the champion{instead}, decided by {by}{said}."
@@ -159,8 +167,13 @@ def reject(tracker: Tracker, proposal: Proposal, *, by: str, note: str = "") -> 
     """Record that a person has refused a version that passes the gates."""
     registry.decide(tracker, proposal.version, "rejected", by=by, note=note)
     said = f": {note}" if note else ""
-    sentence = f"{proposal.title} passes all gates and was rejected by {by}{said}"
+    sentence = f"{proposal.title} {_passing(proposal)} and was rejected by {by}{said}"
     return _note(tracker, proposal, Ending("Rejected", sentence))
+
+
+def _passing(proposal: Proposal) -> str:
+    overruled = " and ".join(one.name for one in failures(proposal.results))
+    return f"passes all gates but {overruled}" if overruled else "passes all gates"
 
 
 def _note(tracker: Tracker, proposal: Proposal, ending: Ending) -> Ending:
@@ -172,7 +185,8 @@ def _note(tracker: Tracker, proposal: Proposal, ending: Ending) -> Ending:
     # the reasons of a refusal stand below it
     sentence = ending.sentence if ending.outcome != "Refused" else f"{proposal.title} is not promoted."
     content = gates_as_html(f"{ending.outcome}.", sentence, proposal.results, proposal.off)
-    update_report(tracker, run.run_id, run.tags.get(FLOW_RUN, ""), content)
+    change = partial(replace_gates, content=content)
+    update_report(tracker, run.run_id, run.tags.get(FLOW_RUN, ""), change)
     return ending
 
 

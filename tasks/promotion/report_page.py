@@ -7,11 +7,12 @@ nor leave an old verdict in it. So the report leaves room, which is filled in ou
 import html
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tasks.artifacts.store import home
-from tasks.promotion.gates import GateResult, failures
+from tasks.promotion.gate_results import GateResult
+from tasks.promotion.gates import failures
 from tasks.system.files import replace_text
 from tasks.tracking.client import Tracker
 
@@ -25,13 +26,18 @@ def gates_as_html(title: str, sentence: str, results: Sequence[GateResult], off:
     """Return what is to be promoted or was, the sentence of each gate that refuses it, and all gates."""
     refused = failures(results)
     reasons = "".join(f"<li><b>{_text(one.name)}</b> {_text(one.sentence)}</li>" for one in refused)
-    mark = "failed" if refused else "passed"
     parts = [
-        f'<p class="decision {mark}"><b>{_text(title)}</b> {_text(sentence)}</p>',
+        decision_as_html(title, sentence, passed=not refused),
         f"<ul>{reasons}</ul>" if reasons else "",
         _table(results, off) if results else "",
     ]
     return "".join(parts)
+
+
+def decision_as_html(title: str, sentence: str, *, passed: bool) -> str:
+    """Return what becomes of the policy, as the paragraph above the gates."""
+    mark = MARKS[passed]
+    return f'<p class="decision {mark}"><b>{_text(title)}</b> {_text(sentence)}</p>'
 
 
 def _table(results: Sequence[GateResult], off: Sequence[str]) -> str:
@@ -56,11 +62,17 @@ def replace_gates(page: str, content: str) -> str:
     return place.sub(lambda _: f"{BEGIN}{content}{END}", page, count=1)
 
 
-def update_report(tracker: Tracker, run_id: str, flow_run_id: str, content: str) -> None:
-    """Write a decision into the report of a finished run: in MLflow, and in this home if it is there."""
+def replace_decision(page: str, content: str) -> str:
+    """Return the report with another paragraph above the gates, which stay as they were."""
+    place = re.compile(f'{re.escape(BEGIN)}(<p class="decision [a-z]+">.*?</p>)?', re.DOTALL)
+    return place.sub(lambda _: f"{BEGIN}{content}", page, count=1)
+
+
+def update_report(tracker: Tracker, run_id: str, flow_run_id: str, change: Callable[[str], str]) -> None:
+    """Change the page of the report of a finished run: in MLflow, and in this home if it is there."""
     with tempfile.TemporaryDirectory() as folder:
         if found := tracker.download(run_id, REPORT, Path(folder)):
-            found.write_text(replace_gates(found.read_text(encoding="utf-8"), content), encoding="utf-8")
+            found.write_text(change(found.read_text(encoding="utf-8")), encoding="utf-8")
             tracker.upload(run_id, found, None)
     kept = home() / "runs" / flow_run_id / REPORT
     if not flow_run_id or not kept.is_file():
@@ -68,4 +80,4 @@ def update_report(tracker: Tracker, run_id: str, flow_run_id: str, content: str)
     before, last = kept.read_text(encoding="utf-8"), home() / REPORT
     is_last = last.is_file() and last.read_text(encoding="utf-8") == before
     for place in [kept, last] if is_last else [kept]:
-        replace_text(place, replace_gates(before, content))
+        replace_text(place, change(before))

@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 import pyarrow.parquet as pq
 
 from tasks.dataset.card import Card
-from tasks.reporting import pages, reward_charts, stage_charts
+from tasks.reporting import pages, reward_charts, stage_charts, stage_panels
 from tasks.reporting.evaluation.policies import NAMES
 from tasks.reporting.histograms import draw_histograms
 from tasks.reporting.numbers import format_interval, format_number, format_percent, format_share, format_tick
@@ -71,7 +71,7 @@ def build_stage(name: str, folder: Path, metrics: Mapping[str, Any]) -> StageVie
     log, measures_file = folder / "metrics.jsonl", folder / "measures.json"
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
     measures = json.loads(measures_file.read_text()) if measures_file.is_file() else {}
-    title, about = stage_charts.TITLES[name]
+    title, about = stage_panels.TITLES[name]
     drawings = stage_charts.draw_charts(name, lines, metrics) + reward_charts.draw_calibration(measures)
     drawn = stage_charts.drawn_metrics(name, lines) | reward_charts.drawn_metrics(measures)
     return {

@@ -1,13 +1,13 @@
 """Let the base model and every trained policy answer held-out questions."""
 
 from tasks.artifacts.artifact import Artifact, only, within
-from tasks.artifacts.weight_files import WEIGHT_FILES, weight_files
+from tasks.artifacts.weight_files import WEIGHT_FILES, only_weights, weight_files
 from tasks.config.jobs import AnswersJob, Champion
 from tasks.config.pipeline import Pipeline
+from tasks.config.policies import TRAINED
 from tasks.config.sections.models import Text
 from tasks.stages.stage import Inputs, NothingToDo, stage
 
-TRAINED = ("ppo", "dpo")
 OPPONENTS = ("champion", "previous")
 
 
@@ -51,13 +51,6 @@ def answers(
         **{name: only(policy, *files[name]) for name, policy in policies.items()},
     }
     if opponent := choose_opponent(others):
-        inputs["champion"] = _weights(opponent["champion"])
+        inputs["champion"] = only_weights(opponent["champion"])
         inputs["champion_model"] = within(opponent["champion_model"], "model")
     return inputs
-
-
-def _weights(policy: Artifact) -> Artifact:
-    """Return the trained weights of a policy whose settings are those of another run."""
-    folders = {path.partition("/")[0] for path in policy["files"]}
-    kept = next(names for names in WEIGHT_FILES.values() if folders.issuperset(names))
-    return only(policy, *kept)

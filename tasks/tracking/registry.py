@@ -10,6 +10,7 @@ The alias champion is the version that is in use, challenger one that a person h
 
 import json
 import time
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ STAGE_KEYS, STAGE_DIGESTS = "stage.keys", "stage.digests"  # JSON: of every stag
 DECISION, DECIDED_BY, DECIDED_AT, NOTE = (f"decision.{name}" for name in ("made", "by", "at", "note"))
 PREVIOUS = "previous_champion"  # "" if there was none
 SINCE = "champion.since"  # also of a version that is no champion any more; later decisions leave it
+ROLLED_BACK_AT, ROLLED_BACK_BY, ROLLED_BACK_TO = (f"rolled_back.{name}" for name in ("at", "by", "to"))
 PROMOTED = "promoted"
 MAX_TEXT = 4000  # characters of a tag's value or a description; MLflow's databases take 5000
 
@@ -41,24 +43,25 @@ class ModelVersion(NamedTuple):
 
 
 def list_versions(tracker: Tracker, name: str = "", patience: float | None = None) -> list[ModelVersion]:
-    """Return all versions of all registered models, or of one, newest first, with their aliases."""
+    """Return the versions of one registered model, or of all that alignflow has registered, newest first."""
+    quote = '"' if "'" in name else "'"
+    condition = f"name={quote}{name}{quote}" if name else f"tags.`{KEY}` != ''"
     found: list[Any] = []
     token: str | None = None
     while True:
-        ask = partial(_search, token=token)
+        ask = partial(_search, condition=condition, token=token)
         page = tracker.call(ask, patience)
         found += page
         token = page.token
         if not token:
             break
-    chosen = [one for one in found if name in ("", one.name)]
-    aliases = {one.name: _aliases(tracker, one.name, patience) for one in chosen}
-    versions = [_as_version(one, aliases[one.name]) for one in chosen]
+    aliases = {model: _aliases(tracker, model, patience) for model in {one.name for one in found}}
+    versions = [_as_version(one, aliases[one.name]) for one in found]
     return sorted(versions, key=lambda one: (one.name, int(one.version)), reverse=True)
 
 
-def _search(client: Any, *, token: str | None) -> Any:
-    return client.search_model_versions(page_token=token)
+def _search(client: Any, *, condition: str, token: str | None) -> Any:
+    return client.search_model_versions(condition, page_token=token)
 
 
 def _aliases(tracker: Tracker, name: str, patience: float | None) -> dict[str, str]:
@@ -85,6 +88,16 @@ def find_version(tracker: Tracker, name: str, wanted: str) -> ModelVersion | Non
     return next((one for one in versions if wanted == one.version or wanted in one.aliases), None)
 
 
+def find_model(tracker: Tracker, alias: str) -> str:
+    """Return the name of the model that has a version with this alias. Raises InputError if it is not one."""
+    names = sorted({one.name for one in list_versions(tracker) if alias in one.aliases})
+    if not names:
+        raise InputError(f"No model has a {alias}; `alignflow models` lists the versions that there are")
+    if len(names) > 1:
+        raise InputError(f"Several models have a {alias}, so name the model: {', '.join(names)}")
+    return names[0]
+
+
 def register(
     tracker: Tracker, name: str, *, run_id: str, policy: str, content: dict[str, Any], tags: dict[str, str]
 ) -> ModelVersion:
@@ -93,7 +106,7 @@ def register(
     ``policy`` is the stage that has trained it, ``content`` that of model.json, and ``tags`` are set in both
     cases; KEY, the key of the policy, must be among them.
     """
-    with acquire(home() / "locks" / "registry.lock"):
+    with _locked():
         known = (one for one in list_versions(tracker, name) if one.tags.get(KEY) == tags[KEY])
         found = next(known, None)
         if found is None:
@@ -104,6 +117,11 @@ def register(
     version = find_version(tracker, name, number)
     assert version is not None
     return version
+
+
+def _locked() -> AbstractContextManager[Any]:
+    """Let one process of this home at a time change the registry; MLflow itself has no lock."""
+    return acquire(home() / "locks" / "registry.lock")
 
 
 def _create(
@@ -181,17 +199,36 @@ def decide(tracker: Tracker, version: ModelVersion, decision: str, *, by: str, n
     remove_alias(tracker, version, CHALLENGER)
 
 
-def make_champion(tracker: Tracker, version: ModelVersion, *, by: str, note: str) -> str:
-    """Make a version the champion; return the earlier champion's number, "" if there was none.
+def make_champion(tracker: Tracker, version: ModelVersion, *, expected: str, by: str, note: str) -> None:
+    """Make a version the champion in place of ``expected``, the champion's number, "" if there is none.
 
-    The earlier champion is recorded in the version's tags, for the way back.
+    The earlier champion is recorded in the version's tags, for the way back; that it was rolled back once is
+    not any more. Raises InputError if there is another champion than the one that it was compared with.
     """
-    earlier = find_version(tracker, version.name, CHAMPION)
-    previous = earlier.version if earlier else ""
-    set_tags(tracker, version.name, version.version, {PREVIOUS: previous, SINCE: timestamp()})
-    set_alias(tracker, version, CHAMPION)
+    with _locked():
+        found = find_version(tracker, version.name, CHAMPION)
+        if (found.version if found else "") != expected:
+            now = f"version {found.version}" if found else "none any more"
+            raise InputError(
+                f"The champion of {version.name} has changed meanwhile, it is {now}: promote again, which "
+                "compares with that"
+            )
+        set_tags(tracker, version.name, version.version, {PREVIOUS: expected, SINCE: timestamp()})
+        set_alias(tracker, version, CHAMPION)
     decide(tracker, version, PROMOTED, by=by, note=note)
-    return previous
+    _forget_rollback(tracker, version)
+
+
+def _forget_rollback(tracker: Tracker, version: ModelVersion) -> None:
+    """Delete the tags of a version that say that it was rolled back."""
+    known = tracker.call(lambda client: client.get_model_version(version.name, version.version)).tags
+    for tag in (ROLLED_BACK_AT, ROLLED_BACK_BY, ROLLED_BACK_TO):
+        if tag in known:
+            tracker.call(partial(_delete_tag, name=version.name, version=version.version, tag=tag))
+
+
+def _delete_tag(client: Any, *, name: str, version: str, tag: str) -> None:
+    client.delete_model_version_tag(name, version, tag)
 
 
 def roll_back(tracker: Tracker, name: str, to: str, *, by: str) -> tuple[ModelVersion, ModelVersion]:
@@ -217,9 +254,10 @@ def roll_back(tracker: Tracker, name: str, to: str, *, by: str) -> tuple[ModelVe
             f"Version {target.version} of {name} was never the champion, so there is no way back to it; "
             "`alignflow promote` promotes it if it passes the gates"
         )
-    left = {"rolled_back.at": timestamp(), "rolled_back.by": by}
-    set_tags(tracker, name, current.version, {**left, "rolled_back.to": target.version})
+    left = {ROLLED_BACK_AT: timestamp(), ROLLED_BACK_BY: by, ROLLED_BACK_TO: target.version}
+    set_tags(tracker, name, current.version, left)
     set_alias(tracker, target, CHAMPION)
+    _forget_rollback(tracker, target)
     return current, target
 
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.artifacts.code_version import source_digests
-from tasks.reporting import charts, reward_charts, stage_charts
+from tasks.reporting import charts, reward_charts, stage_charts, stage_panels
 from tasks.reporting.evaluation.judges import describe_result
 from tasks.reporting.numbers import format_number
 from tasks.reporting.pages import STYLE
@@ -85,7 +85,7 @@ def test_a_run_some_of_whose_stages_failed_has_a_page_of_the_others(
     assert "No policy answered any question in this run." in page
     assert "What the judges are worth" not in page
     for stage in ("sft", "reward", "ppo", "dpo"):
-        title = stage_charts.TITLES[stage][0]
+        title = stage_panels.TITLES[stage][0]
         assert (f"<h3>{title} <small>60 steps" in page) == (stage not in failed)
     assert ("Reward model and baselines" in page) == bool({"reward", "dpo"} - set(failed))
     assert (run.artifact / "card.html").exists()
@@ -338,7 +338,7 @@ def test_every_metric_of_a_stage_has_a_readable_name(stage: str) -> None:
     program = (ROOT / "tasks" / "programs" / f"{stage}.py").read_text()
     names = set(re.findall(rf'"({stage}\.[a-z_]+)"', program)) - {f"{stage}.parquet", f"{stage}.json"}
     assert names
-    assert not {name for name in names if name not in stage_charts.FACTS}
+    assert not {name for name in names if name not in stage_panels.FACTS}
 
 
 def test_what_is_drawn_is_no_fact_and_the_others_stand_in_their_order() -> None:
@@ -560,14 +560,18 @@ def test_numbers_read_well(value: float | None, text: str) -> None:
     assert format_number(value) == text
 
 
-@pytest.mark.parametrize("stage", stage_charts.PANELS)
+@pytest.mark.parametrize("stage", stage_panels.PANELS)
 def test_every_panel_shows_a_metric_that_its_program_logs(stage: str) -> None:
-    program = (ROOT / "tasks" / "programs" / f"{stage}.py").read_text()
+    folder = ROOT / "tasks" / "programs"
+    parts = [folder / f"{stage}.py", *sorted((folder / f"{stage}_stage").glob("*.py"))]
+    program = "".join(path.read_text() for path in parts)
+    if stage == "ppo":
+        program += (ROOT / "tasks" / "rlhf" / "evaluation" / "text_statistics.py").read_text()
     if "loop.fit(" in program:
         program += (ROOT / "tasks" / "rlhf" / "training" / "loop.py").read_text()
-    for panel in stage_charts.PANELS[stage]:
+    for panel in stage_panels.PANELS[stage]:
         for name in panel.metrics:
-            assert re.search(rf"\b{name}=|\"{name}\"", program), name
+            assert re.search(rf"\b{name}=|\"{name}\"|^    {name}: float", program, re.MULTILINE), name
 
 
 def test_the_template_and_its_style_are_packaged() -> None:

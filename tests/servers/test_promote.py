@@ -27,7 +27,7 @@ from tests.tasks.promotion.finished_runs import GOOD, MadeRun, interval, make_ru
 
 pytestmark = pytest.mark.slow
 
-MODEL = Promotion().model
+MODEL = Promotion().model_name("demo")
 
 
 @pytest.fixture(scope="module")
@@ -172,11 +172,11 @@ def test_a_second_champion_comes_and_goes_by_the_command_line(
     done = cli(installation, "promote", made.run_id)
     second = champion(tracker)
     assert (done.returncode, second != "1") == (0, True), done.stderr
-    assert f"(rlhf-policy version {second}) is the champion in place of version 1" in done.stdout
+    assert f"(rlhf-policy-demo version {second}) is the champion in place of version 1" in done.stdout
     back = cli(installation, "rollback")
     assert back.stdout == (
-        f"The champion of rlhf-policy is version 1 again (ppo of run {first.run_id}), in place of version "
-        f"{second}, which stays registered.\n"
+        f"The champion of rlhf-policy-demo is version 1 again (ppo of run {first.run_id}), in place of "
+        f"version {second}, which stays registered.\n"
     )
     assert champion(tracker) == "1"
     table = cli(installation, "models").stdout

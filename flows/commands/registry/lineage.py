@@ -6,7 +6,6 @@ import re
 from typing import Any
 
 from flows.preflight import require_tracker
-from tasks.config.sections.gates import Promotion
 from tasks.system.errors import InputError
 from tasks.tracking import registry
 from tasks.tracking.client import Tracker
@@ -60,7 +59,7 @@ def main(args: argparse.Namespace) -> None:
 
 def _find_version(tracker: Tracker, what: str) -> registry.ModelVersion:
     """Return the version that MODEL, MODEL/VERSION or MODEL@ALIAS names. Raises InputError."""
-    name, separator, wanted = what or Promotion().model, "", ""
+    name, separator, wanted = what or registry.find_model(tracker, registry.CHAMPION), "", ""
     for sign in "/@":
         if sign in name:
             name, separator, wanted = name.partition(sign)

@@ -21,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "run", metavar="RUN", nargs="?", default="", help="id or name of a run (default: the newest)"
     )
     parser.add_argument(
-        "--yes", action="store_true", help="decide for it, if the settings want a person to decide"
+        "--yes",
+        action="store_true",
+        help="decide for it, if a person has to decide",
     )
     parser.add_argument(
         "--set",
@@ -43,12 +45,12 @@ def main(args: argparse.Namespace) -> None:
 
     if not proposal.is_champion:
         print_evidence(proposal)
-    ending = steps.challenge(tracker, proposal)
+    by_person = args.yes or promotion.approval == "person"
+    ending = steps.challenge(tracker, proposal, by_person=by_person)
     if ending.outcome == "Refused":
         raise NotPromoted(ending.sentence)
     if ending.outcome == "Challenger" and (promotion.approval == "automatic" or args.yes):
-        by = "the gates" if promotion.approval == "automatic" else user_name()
-        ending = steps.promote(tracker, proposal, by=by)
+        ending = steps.promote(tracker, proposal, by=user_name() if args.yes else "the gates")
     if ending.outcome == "Challenger":
         command = f"alignflow promote {proposal.run.run_id} --yes"
         print(f"{ending.sentence} A person decides: `{command}` makes it the champion.")

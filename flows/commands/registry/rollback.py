@@ -3,7 +3,6 @@
 import argparse
 
 from flows.preflight import require_tracker
-from tasks.config.sections.gates import Promotion
 from tasks.tracking import registry
 from tasks.tracking.run_origin import user_name
 
@@ -19,17 +18,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="NAME",
-        default=Promotion().model,
-        help="name of the registered model (default: %(default)s)",
+        default="",
+        help="name of the registered model (default: the one that has a champion)",
     )
 
 
 def main(args: argparse.Namespace) -> None:
     """Move the alias and print from where to where. Raises InputError."""
     tracker = require_tracker()
-    left, restored = registry.roll_back(tracker, args.model, args.to, by=user_name())
+    from tasks.promotion.rollback import roll_back
+
+    model = args.model or registry.find_model(tracker, registry.CHAMPION)
+    left, restored = roll_back(tracker, model, args.to, by=user_name())
     policy, run = (restored.tags.get(tag, "unknown") for tag in ("policy", "run"))
     print(
-        f"The champion of {args.model} is version {restored.version} again ({policy} of run {run}), "
+        f"The champion of {model} is version {restored.version} again ({policy} of run {run}), "
         f"in place of version {left.version}, which stays registered."
     )

@@ -11,8 +11,6 @@ from tasks.config.sections.judges import LanguageJudge, NoJudge
 from tasks.config.sections.models import Text, Weights
 from tasks.config.sections.winrate import Winrate
 
-POLICIES = ("base", "sft", "dpo", "ppo")  # in the order in which they are trained
-
 
 class ComparedRun(Settings):
     """A finished run, as far as a comparison shows it."""

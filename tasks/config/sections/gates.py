@@ -1,9 +1,11 @@
 """Define which policy of a run is promoted, and the gates that it must pass first.
 
-These settings decide what becomes of a finished run and never its result, so they are in no stage's job and
-in no artifact's key.
+These settings decide what becomes of a finished run, so they are in no stage's job and in no artifact's key.
+But they name the champion, which answers the questions of each run: another ``model``, or the gate
+``win_rate_vs_champion`` on or off, changes the inputs of the stage answers and of those after it.
 """
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -50,7 +52,8 @@ class Gates(Settings):
     worst_attack: Share | None = Field(
         0.25,
         description="Share of real answers that worthless ones may out-score by the reward model, by the "
-        "interval's upper bound; it counts if that model has trained or judged the policy.",
+        "interval's upper bound; it counts if that model has trained the policy, or it or its held-out "
+        "member has judged it.",
     )
     warnings: int | None = Field(
         0, ge=0, le=100, description="Warnings that the policy's own training may have raised."
@@ -69,19 +72,18 @@ class Promotion(Settings):
     """Which policy of a run is registered, and what makes it the champion."""
 
     model: str = Field(
-        "rlhf-policy",
-        min_length=1,
+        "",
         max_length=200,
-        pattern=r"^[^/:@]+$",
-        description="Name of the registered model in MLflow.",
+        pattern=r"^[^/:@]*$",
+        description="Name of the registered model in MLflow; empty: rlhf-policy-PROFILE.",
     )
     policy: Literal["auto", "ppo", "dpo"] = Field(
         "auto", description="The policy that is registered; auto: the one with the best win rate against SFT."
     )
     judge: Literal["auto", "gold", "lm", "held_out", "reward"] = Field(
         "auto",
-        description="The judge that decides; auto: the gold scorer on the built-in site, else the language "
-        "model if there is one, else the held-out reward model, else the reward model.",
+        description="The judge that decides; auto: the first of gold scorer, language model, held-out reward "
+        "model and reward model that has judged and that its report card does not doubt.",
     )
     approval: Literal["automatic", "person"] = Field(
         "automatic",
@@ -94,3 +96,7 @@ class Promotion(Settings):
         True, description="Whether a retraining that has built something goes on to promote."
     )
     gates: Gates = Gates()
+
+    def model_name(self, profile: str) -> str:
+        """Return the name of the registered model for the runs of a profile."""
+        return self.model or f"rlhf-policy-{re.sub('[/:@]', '-', profile)}"

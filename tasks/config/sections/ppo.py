@@ -134,6 +134,26 @@ class Ppo(Settings):
     )
 
     ptx: PretrainingMix = PretrainingMix()
+    kl_budget: float | None = Field(
+        None, gt=0, description="Most KL from the SFT model, in nats per response; null: any."
+    )
+    text_alarm: float | None = Field(
+        6.0,
+        gt=0,
+        description="Standard errors by which a batch's text may be worse than the SFT model's (repetition, "
+        "code fences, length, missing ends) before it is a fault; null: any.",
+    )
+    on_alarm: Literal["warn", "raise_kl", "stop"] = Field(
+        "warn",
+        description="After two batches in a row that break kl_budget or text_alarm: say so at the end "
+        "(warn), raise the weight of the KL penalty by half each time (raise_kl), or end with the weights "
+        "of the last batch that broke neither (stop).",
+    )
+
+    @property
+    def title(self) -> str:
+        """Return the name of the method, such as RLOO or PPO-ptx."""
+        return self.algorithm.upper() + ("-ptx" if self.ptx.is_on else "")
 
     @property
     def group_size(self) -> int:

@@ -9,8 +9,10 @@ import pyarrow.parquet as pq
 import torch
 
 from tasks.config.commands.comparison import ComparedRun
+from tasks.config.policies import TRAINED
+from tasks.config.trusted_judges import choose_judge
 from tasks.programs.comparison.run_answers import Contestant, RunAnswers, are_equal, shared_questions
-from tasks.programs.comparison.standings import LETTERS, TRAINED, Estimate, choose_judge, join_names, title
+from tasks.programs.comparison.standings import LETTERS, Estimate, join_names, title
 from tasks.rlhf.evaluation import perplexity
 from tasks.rlhf.evaluation.intervals import Interval
 from tasks.rlhf.judging.paired import paired_difference

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from tasks.config.commands.comparison import ComparedRun, ComparingJudge
+from tasks.config.policies import TRAINED
 from tasks.programs.comparison.run_answers import Contestant
-from tasks.programs.comparison.standings import LETTERS, NAMES, TRAINED, Estimate, join_names, title
+from tasks.programs.comparison.standings import LETTERS, NAMES, Estimate, join_names, title
 from tasks.programs.runtime import battles
 from tasks.programs.runtime.battles import Judged
 from tasks.rlhf.judging.verdicts import Counts

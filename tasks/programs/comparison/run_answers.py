@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pyarrow.parquet as pq
 
-from tasks.config.commands.comparison import POLICIES
+from tasks.config.policies import POLICIES
 from tasks.judges.judge import Answer
 from tasks.programs.runtime.battles import Question
 

@@ -1,15 +1,15 @@
 """Name the runs and policies of a comparison, and list how each run has measured its policies."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypedDict
 
 from tasks.config.commands.comparison import ComparedRun
+from tasks.config.policies import TITLES, TRAINED
+from tasks.config.trusted_judges import choose_judge, is_trusted
 from tasks.programs.comparison.run_answers import Contestant, RunAnswers, are_equal, shared_questions
 
 Estimate = dict[str, Any]  # value, low, high and n
-JUDGES = ("gold", "lm", "held_out", "reward")  # in the order of trust
-TRAINED = ("ppo", "dpo")
-NAMES = {"base": "base model", "sft": "SFT", "dpo": "DPO", "ppo": "PPO"}
+NAMES = TITLES | {"base": "base model"}
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # by which sentences and tables name the runs
 
 
@@ -37,21 +37,6 @@ def title(one: Contestant) -> str:
 def join_names(names: Sequence[str]) -> str:
     """Return names as a list in a sentence: "A, B and C"."""
     return " and ".join([", ".join(names[:-1])] * (len(names) > 1) + [names[-1]])
-
-
-def choose_judge(metrics: Mapping[str, Any]) -> str:
-    """Return the judge whose figures a run is shown with: the first that its report card speaks for."""
-    judges = [name for name in JUDGES if any(metric.startswith(f"{name}_win_rate.") for metric in metrics)]
-    return next((name for name in judges if is_trusted(name, metrics)), judges[0] if judges else "")
-
-
-def is_trusted(judge: str, metrics: Mapping[str, Any]) -> bool:
-    """Return whether a judge agrees with held-out votes more than chance and the longer answer do.
-
-    The gold scorer is the truth; a judge without a report card, for want of votes, is not doubted.
-    """
-    card, rule = (metrics.get(f"judge.{judge}.{figure}") for figure in ("agreement", "longer_wins"))
-    return judge == "gold" or not card or not rule or card["low"] > max(0.5, rule["value"])
 
 
 def build_rows(runs: Sequence[ComparedRun]) -> list[Row]:

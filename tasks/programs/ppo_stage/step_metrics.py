@@ -5,6 +5,7 @@ from torch import Tensor
 from tasks.programs.ppo_stage.update_policy import Update
 from tasks.rlhf.algorithms import losses
 from tasks.rlhf.algorithms.advantages import explained_variance
+from tasks.rlhf.evaluation.text_statistics import TextStatistics, mean_statistics
 from tasks.rlhf.training.rollouts import Rollout
 
 
@@ -41,10 +42,16 @@ def step_metrics(
         metrics["explained_variance"] = explained_variance(rollout.values, returns, mask)
     else:
         del metrics["value_loss"], metrics["explained_variance"]
-    if texts := [update.text for update in updates if update.text is not None]:
-        metrics["text_loss"] = mean([one.loss for one in texts])
-        metrics["text_weight"] = texts[-1].weight
+    if mixed := [update for update in updates if update.text_weight]:
+        metrics["text_loss"] = mean([update.text_loss for update in mixed])
+        metrics["text_weight"] = mixed[-1].text_weight
     if group_size > 1:  # a prompt whose answers have equal scores teaches nothing without a critic
         groups = rollout.score.view(-1, group_size)
         metrics["equal_groups"] = (groups == groups[:, :1]).all(dim=1).float().mean().item()
     return metrics
+
+
+def text_metrics(rows: list[TextStatistics]) -> dict[str, float]:
+    """Return the statistics of a batch's text; length and ends are among the other metrics."""
+    found = mean_statistics(rows)._asdict()
+    return {name: value for name, value in found.items() if name not in ("length", "ended")}

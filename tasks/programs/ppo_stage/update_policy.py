@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tasks.config.sections.ppo import Ppo
-from tasks.programs.ppo_stage.pretraining_mix import Mixed, TextMix
+from tasks.programs.ppo_stage.pretraining_mix import TextMix
 from tasks.rlhf.algorithms import losses, sanity_checks
 from tasks.rlhf.batches import sequences
 from tasks.rlhf.models import lora
@@ -24,7 +24,8 @@ class Update(NamedTuple):
     approx_kl: float
     ratio: float
     skipped: bool = False  # too far from the policy that sampled, so no optimizer step was taken
-    text: Mixed | None = None  # of the text that was mixed in; its gradients are in the same step
+    text_loss: float = 0.0  # of text whose gradients are in the same step, if any is mixed in
+    text_weight: float = 0.0
 
 
 def update_policy(
@@ -86,7 +87,8 @@ def update_policy(
                 continue
             if text is not None:
                 number = (step - 1) * settings.updates_per_step + len(updates) - 1
-                updates[-1] = update._replace(text=text.add_gradients(models, number))
+                mixed = text.add_gradients(models, number)
+                updates[-1] = update._replace(text_loss=mixed.loss, text_weight=mixed.weight)
             clip_gradients(models, settings.max_grad_norm, step=step)
             optimizers.step(with_policy=step > settings.critic_warmup_steps)
     return updates

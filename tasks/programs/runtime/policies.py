@@ -7,13 +7,12 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from tasks.config.policies import TUNED
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.models import fingerprint, loading, lora, reward_model, trainable
 from tasks.rlhf.models.quantised import Precision
 from tasks.rlhf.models.reward_model import Scorer
 from tasks.rlhf.models.trainable import Active
-
-POLICIES = ("dpo", "ppo")
 
 
 class Models(NamedTuple):
@@ -66,7 +65,7 @@ def load_tuned(
         if with_held_out:
             model, held_out = reward_model.load_held_out(run.inputs["reward"], model, device=device)
     trained: dict[str, Active] = {}
-    for name in POLICIES:
+    for name in TUNED:
         if name in run.inputs:
             model, trained[name] = trainable.load(
                 run.inputs[name], model, name, actual=actual, setting="weights.merged", reload_base=load

@@ -6,6 +6,7 @@ A killed program resumes from it (tasks/programs/ppo.py); tasks/execution/run_st
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import Tensor
 from torch.optim import Adam
 
 from tasks.rlhf.training import checkpoints
@@ -49,25 +50,34 @@ def create_optimizers(models: PpoModels) -> Optimizers:
     )
 
 
-def restore_state(folder: Path, models: PpoModels, optimizers: Optimizers) -> tuple[int, dict[str, Any]]:
+def restore_state(
+    folder: Path, models: PpoModels, optimizers: Optimizers
+) -> tuple[int, dict[str, Any], dict[str, Tensor]]:
     """Load the newest checkpoint in ``folder``.
 
-    Return the steps done and the state that is no tensor: 0 and an empty one if there is none.
+    Return the steps done, the state that is no tensor, and the policy's weights to return to, if training is
+    stopped: 0, an empty state and the weights as they are, if there is none.
     """
     checkpoint = checkpoints.latest(folder)
     if checkpoint is None:
-        return 0, {}
+        return 0, {}, {name: one.detach().clone() for name, one in models.policy.items()}
     checkpoints.restore_training(models.policy, optimizers.policy, checkpoint.tensors)
     if optimizers.critic is not None:
         checkpoints.restore_training(models.critic, optimizers.critic, checkpoint.tensors)
-    return checkpoint.step, checkpoint.state
+    return checkpoint.step, checkpoint.state, checkpoints.best(folder)
 
 
 def save_state(
-    folder: Path, step: int, models: PpoModels, optimizers: Optimizers, state: dict[str, Any]
+    folder: Path,
+    step: int,
+    models: PpoModels,
+    optimizers: Optimizers,
+    state: dict[str, Any],
+    *,
+    good: dict[str, Tensor],
 ) -> None:
-    """Write a checkpoint after ``step`` steps; ``state`` is what else they depend on."""
+    """Write a checkpoint after ``step`` steps, with what else they depend on."""
     tensors = checkpoints.training_tensors(models.policy, optimizers.policy)
     if optimizers.critic is not None:
         tensors |= checkpoints.training_tensors(models.critic, optimizers.critic)
-    checkpoints.save(folder, step, tensors, state)
+    checkpoints.save(folder, step, tensors, state, best=good)

@@ -28,6 +28,19 @@ def test_the_facts_name_profile_base_data_seed_date_commit_and_run() -> None:
 
 
 @pytest.mark.parametrize(
+    ("ppo", "method", "shown"),
+    [
+        ({"algorithm": "rloo"}, "ppo", "RLOO"),
+        ({"ptx": {"weight": 0.3}}, "both", "PPO-ptx and DPO"),
+        ({"algorithm": "grpo", "ptx": {"gradient_share": 0.3}}, "ppo", "GRPO-ptx"),
+        ({"algorithm": "grpo"}, "dpo", "DPO"),
+    ],
+)
+def test_the_method_is_named_as_its_papers_name_it(ppo: dict[str, Any], method: str, shown: str) -> None:
+    assert collect_facts(make(ppo=ppo, method=method), **NAMES)["method"] == shown
+
+
+@pytest.mark.parametrize(
     ("path", "shown", "hub"),
     [
         (

@@ -162,3 +162,20 @@ def test_a_page_is_filled_with_what_is_in_no_key() -> None:
 )
 def test_the_end_says_what_was_shown_and_what_the_gates_say(headline: str, gates: str, said: str) -> None:
     assert describe_end({"headline": headline, "gates": gates}) == said
+
+
+def test_a_server_without_a_registry_leaves_the_gates_open_and_the_run_tracked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("there is no registry\nat all")
+
+    monkeypatch.setattr(run_summary, "assess", fail)
+    monkeypatch.setattr(Tracker, "is_up", True)
+    tracked = TrackedRun(Tracker(tmp_path, "http://localhost:1"), "run")
+    found = run_summary._assess(Pipeline(), SUMMARY, tracked)
+    assert found.sentence == (
+        "The registry in MLflow cannot be read, so the gates were not asked (there is no registry)."
+    )
+    assert "<b>Not decided.</b>" in found.content
+    assert not tracked.tracker._is_off

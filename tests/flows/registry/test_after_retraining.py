@@ -8,13 +8,17 @@ import pytest
 from prefect.exceptions import ObjectNotFound
 
 from flows import retrain
+from flows.commands.plan import Planned
 from tasks.config.pipeline import Pipeline
+from tasks.promotion.finished_runs import FinishedRun
+from tasks.promotion.promotion import OUTCOME
 
 SUMMARY = {
     "file": "/home/runs/flow-7/summary.json",
     "headline": "PPO wins",
     "gates": "The gate kl refuses PPO.",
 }
+REUSED = [Planned("ppo", "key of ppo", "reuse", [])]
 
 
 @pytest.fixture
@@ -29,10 +33,10 @@ def retrained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]
     for name, value in {
         "run_deployment": run_deployment,
         "get_run_logger": lambda: logging.getLogger("retrained"),
-        "plan": lambda _: [SimpleNamespace(action="build")],
+        "plan": lambda *_, **__: [SimpleNamespace(action="build")],
         "rlhf": lambda *_, **__: SUMMARY,
         "check_inputs": lambda _: None,
-        "process_tracker": lambda: SimpleNamespace(connect=lambda: True),
+        "process_tracker": lambda: SimpleNamespace(connect=lambda: True, is_up=True),
     }.items():
         monkeypatch.setattr(retrain, name, value)
     return started
@@ -53,9 +57,46 @@ def test_it_starts_none_if_the_settings_say_so_or_nothing_was_built(
     retrained: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     retrain.retrain.fn(Pipeline.model_validate({"promotion": {"after_retrain": False}}))
-    monkeypatch.setattr(retrain, "plan", lambda _: [SimpleNamespace(action="reuse")])
-    retrain.retrain.fn(Pipeline())
+    monkeypatch.setattr(retrain, "plan", lambda *_, **__: REUSED)
+    finished_run(monkeypatch, proposed=True)
+    assert retrain.retrain.fn(Pipeline()).name == "Cached"
     assert retrained == []
+
+
+def finished_run(monkeypatch: pytest.MonkeyPatch, *, proposed: bool = False, key: str = "key of ppo") -> None:
+    """Let the newest run of any profile be one with this policy."""
+    tags = {OUTCOME: "Refused: its KL is too high"} if proposed else {}
+    summary = {"stages": [{"name": "ppo", "key": key}]}
+    found = FinishedRun("run-7", tags, summary, {})
+    monkeypatch.setattr(retrain, "find_run", lambda *_, **__: found)
+
+
+def test_a_promotion_that_was_never_started_is_started_when_nothing_is_built(
+    retrained: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retrain, "plan", lambda *_, **__: REUSED)
+    finished_run(monkeypatch, key="another")  # of other settings
+    retrain.retrain.fn(Pipeline(), profile="mine")
+    assert retrained == []
+    finished_run(monkeypatch)
+    retrain.retrain.fn(Pipeline.model_validate({"promotion": {"after_retrain": False}}), profile="mine")
+    assert retrained == []
+    assert retrain.retrain.fn(Pipeline(), profile="mine").name == "Cached"
+    ((name, options),) = retrained
+    assert (name, options["parameters"]["run"]) == ("promote/mine", "run-7")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("503 from Prefect"), ConnectionError()])
+def test_a_promotion_that_cannot_be_started_is_no_failure(
+    retrained: list[Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(retrain, "run_deployment", fail)
+    assert retrain.retrain.fn(Pipeline(), profile="mine").name == "Completed"
+    assert f"promote/mine could not be started ({str(error) or 'ConnectionError'})" in caplog.text
+    assert "`alignflow promote flow-7` does it by hand" in caplog.text
 
 
 def test_a_promotion_that_is_not_deployed_is_no_failure(

@@ -47,19 +47,19 @@ def test_from_promotion_to_lineage(made: MadeRun, capsys: pytest.CaptureFixture[
     assert run("promote", made.run_id, "--set", "promotion.approval=person")[0] == 0
     status, out, error = run("promote", made.run_id, "--set", "promotion.approval=person", "--yes")
     assert (status, error) == (0, "")
-    assert "(rlhf-policy version 2) is the champion, the first one, decided by" in out
+    assert "(rlhf-policy-demo version 2) is the champion, the first one, decided by" in out
     status, out, _ = run("models")
     rows = [line.split() for line in out.splitlines()]
-    assert rows[1][:4] == ["rlhf-policy", "2", "champion", "ppo"]
-    assert rows[2][:3] == ["rlhf-policy", "1", "ppo"]
+    assert rows[1][:4] == ["rlhf-policy-demo", "2", "champion", "ppo"]
+    assert rows[2][:3] == ["rlhf-policy-demo", "1", "ppo"]
     assert "refused by the gates" in out
     assert run("rollback") == (
-        2, "", "alignflow: Version 2 of rlhf-policy is its first champion: --to names another version\n",
+        2, "", "alignflow: Version 2 of rlhf-policy-demo is its first champion: --to names another version\n",
     )  # fmt: skip
     status, out, _ = run("lineage")
-    assert out.startswith("rlhf-policy version 2 (champion)\n")
+    assert out.startswith("rlhf-policy-demo version 2 (champion)\n")
     assert f"policy: ppo {made.manifests['ppo']['key'][:12]}" in out
-    assert run("lineage", "rlhf-policy@champion")[1] == out == run("lineage", "rlhf-policy/2")[1]
+    assert run("lineage", "rlhf-policy-demo@champion")[1] == out == run("lineage", "rlhf-policy-demo/2")[1]
     found = json.loads(run("lineage", "--json")[1])
     assert found["policy"]["key"] == made.manifests["ppo"]["key"]
     out = run("lineage", made.manifests["data"]["digest"][:8])[1]
@@ -69,7 +69,7 @@ def test_from_promotion_to_lineage(made: MadeRun, capsys: pytest.CaptureFixture[
     assert "model versions that have learnt from it: none" in out
     assert "in no data" in run("lineage", "--post", "999")[1]
     for what, sentence in {
-        "rlhf-policy/9": "no model version rlhf-policy/9",
+        "rlhf-policy-demo/9": "no model version rlhf-policy-demo/9",
         "abcdef0": "No artifact",
     }.items():
         status, _, error = run("lineage", what)

@@ -352,7 +352,7 @@ def test_frozen_weights_that_move_are_noticed(
         models.append(honest(*args))
         return models[0]
 
-    def sabotage(*args: Any) -> None:
+    def sabotage(*args: Any, **kwargs: Any) -> None:
         if culprit == "reward head":
             next(models[0].reward.members[0].head.parameters()).data.add_(1e-3)
             return

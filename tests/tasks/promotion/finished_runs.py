@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.store import Manifest, Recipe, Store, home
 from tasks.config.pipeline import Pipeline
-from tasks.config.sections.gates import Promotion
 from tasks.promotion.opponents import find_opponents
 from tasks.system.hashing import digest_of
 from tasks.tracking import runs
@@ -86,11 +86,13 @@ def make_run(
     ``write`` writes more files of a stage's artifact into its folder and returns settings of its job.
     """
     name, manifests = f"{profile} {seed}", dict[str, Manifest]()
-    config = Pipeline.model_validate({"seed": seed, **(settings or {})}).model_dump(mode="json")
+    pipeline = Pipeline.model_validate({"seed": seed, **(settings or {})})
+    promotion, config = pipeline.promotion, pipeline.model_dump(mode="json")
     with runs.pipeline_run(tracker, name, config, flow_run_id=f"flow-{seed}", profile=profile) as tracked:
         for stage in INPUTS:
             if (stage not in ("ppo", "dpo") or stage in policies) and (write or stage not in MORE):
-                manifests[stage] = _build(tracker, stage, seed, manifests, str(tracked.run_id), write)
+                found = find_opponents(tracker, promotion, profile) if stage == "answers" else {}
+                manifests[stage] = _build(tracker, stage, seed, manifests, str(tracked.run_id), write, found)
         stages = [
             {"name": stage, "key": made["key"], "digest": made["digest"], "warnings": [], "metrics": {}}
             for stage, made in manifests.items()
@@ -112,10 +114,11 @@ def _build(
     made: dict[str, Manifest],
     parent: str,
     write: Write | None,
+    opponents: Mapping[str, Artifact],
 ) -> Manifest:
     origins = {name: made[taken]["digest"] for name, taken in INPUTS[stage].items()}
     contents = {name: _content(stage, name, made) for name in origins}
-    if stage == "answers" and (opponents := find_opponents(tracker, Promotion())):
+    if opponents:
         origins["champion"] = contents["champion"] = opponents["champion"]["digest"]
     store = Store(home())
     folder = store.partial(f"{stage}-{seed}") / "artifact"
@@ -123,6 +126,9 @@ def _build(
     (folder / "summary.json").write_text('{"metrics": {}, "warnings": []}')
     (folder / "adapter").mkdir()
     (folder / "adapter" / "adapter_model.safetensors").write_text(f"{stage} {seed}")
+    if stage == "merge" and not write:
+        (folder / "model").mkdir()
+        (folder / "model" / "model.safetensors").write_text(f"{stage} {seed}")
     if stage == "data":
         _write_tables(folder, seed)
     job = {"seed": seed} | (write(stage, folder) if write else {})

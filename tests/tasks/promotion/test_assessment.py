@@ -9,7 +9,7 @@ from tasks.config.sections.gates import Promotion
 from tasks.promotion import promotion
 from tasks.promotion.assessment import Assessment, assess
 from tasks.promotion.finished_runs import find_run
-from tasks.promotion.gates import GateResult
+from tasks.promotion.gate_results import GateResult
 from tasks.promotion.report_page import BEGIN, END, gates_as_html, replace_gates
 from tasks.tracking import registry
 from tasks.tracking.client import Tracker
@@ -22,7 +22,7 @@ PAGE = f"<main><h1>PPO wins</h1>{BEGIN}before{END}<p>after</p></main>"
 
 def assess_run(tracker: Tracker, made: MadeRun, **settings: Any) -> Assessment | None:
     run = find_run(tracker, made.run_id)
-    return assess(tracker, Promotion(**settings), run.summary["metrics"], run.stages)
+    return assess(tracker, Promotion(**settings), run.profile, run.summary["metrics"], run.stages)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_a_refusal_names_the_gate_and_leaves_a_later_runs_report(tracker: Tracke
     assert decide(tracker, made).outcome == "Refused"
     page = kept.read_text()
     assert page.count("10.00 over the budget") == 1  # not again in the sentence above it
-    assert "<b>Refused.</b> PPO of demo 1 (rlhf-policy version 1) is not promoted." in page
+    assert "<b>Refused.</b> PPO of demo 1 (rlhf-policy-demo version 1) is not promoted." in page
     assert (home / "report.html").read_text() == "another run's"
 
 

@@ -102,19 +102,19 @@ def test_adapters_and_their_bases(tracker: Tracker, made: MadeRun, tmp_path: Pat
 def test_a_registered_version_outlives_its_run(tracker: Tracker, made: MadeRun) -> None:
     settings = Promotion(policy="ppo")
     proposal = promotion.propose(tracker, settings, find_run(tracker, made.run_id))
-    registry.make_champion(tracker, proposal.version, by="test", note="")
+    registry.make_champion(tracker, proposal.version, expected="", by="test", note="")
     tracker.call(lambda client: client.delete_run(made.run_id))
-    names = ("champion", "rlhf-policy@champion", "rlhf-policy/1")
+    names = ("champion", "rlhf-policy-demo@champion", "rlhf-policy-demo/1")
     found = [one for one in find(tracker, *names) if isinstance(one, Source)]
     assert [one.name for one in found] == [*names]
-    assert {one.about for one in found} == {"ppo, rlhf-policy version 1"}
+    assert {one.about for one in found} == {"ppo, rlhf-policy-demo version 1"}
     for one in found:
         files = policy_files(tracker, one)
         assert Path(files.tuned).name == made.manifests["ppo"]["key"]
         assert files.temperature == 0.9
-    with pytest.raises(InputError, match="There is no model version rlhf-policy 7; `alignflow models`"):
-        find(tracker, "rlhf-policy/7")
-    with pytest.raises(InputError, match="There is no model version rlhf-policy challenger"):
+    with pytest.raises(InputError, match="There is no model version rlhf-policy-demo 7; `alignflow models`"):
+        find(tracker, "rlhf-policy-demo/7")
+    with pytest.raises(InputError, match="No model has a challenger; `alignflow models`"):
         find(tracker, "challenger")
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from tasks.config.sections.gates import Gates, Promotion
-from tasks.promotion.gates import Champion, Choice, Evidence, GateResult, choose, evaluate, failures
+from tasks.promotion.gate_results import Champion, Choice, Evidence, GateResult
+from tasks.promotion.gates import choose, evaluate, failures
 
 DAY = 86_400.0
 OFF = dict.fromkeys(Gates.model_fields)

@@ -19,7 +19,7 @@ from tasks.tracking import registry
 from tasks.tracking.client import Tracker
 from tests.tasks.promotion.finished_runs import GOOD, MadeRun, interval, make_run
 
-MODEL = Promotion().model
+MODEL = Promotion().model_name("demo")
 DAY = 86_400.0
 
 

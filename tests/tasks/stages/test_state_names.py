@@ -121,7 +121,7 @@ def test_a_stage_that_ends_well_is_listed(monkeypatch: pytest.MonkeyPatch, cache
 def test_a_retraining_with_nothing_to_do_is_listed_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retrain, "check_inputs", lambda _: None)
     monkeypatch.setattr(Tracker, "connect", lambda _: True)
-    monkeypatch.setattr(retrain, "plan", lambda _: [SimpleNamespace(action="reuse")])
+    monkeypatch.setattr(retrain, "plan", lambda *_, **__: [SimpleNamespace(action="reuse")])
     state = retrain.retrain.fn(Pipeline())
     assert (state.type, state.name, state.message) == (StateType.COMPLETED, "Cached", retrain.NO_CHANGE)
     assert state.name in listed()

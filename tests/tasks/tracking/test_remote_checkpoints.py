@@ -13,23 +13,9 @@ from tasks.tracking.client import Tracker
 from tasks.tracking.tracked_run import TrackedRun
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("mirror")
-
-
-@pytest.fixture(scope="module")
-def tracker(home: Path) -> Tracker:
-    return Tracker(home, f"sqlite:///{home / 'mlflow.db'}")
-
-
 @pytest.fixture
-def run(home: Path, tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> TrackedRun:
-    monkeypatch.setenv("ALIGNFLOW_HOME", str(home))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home / 'mlflow.db'}")
-    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    assert tracker.connect()
-    return TrackedRun(tracker, tracker.start("sft", {runs.KEY: "k"}))
+def run(connected: Tracker) -> TrackedRun:
+    return TrackedRun(connected, connected.start("sft", {runs.KEY: "k"}))
 
 
 def at_step(directory: Path, step: int) -> Path:

@@ -211,7 +211,7 @@ NOT_IN_KEY = {
     "merge": {"weights.merged"},
     "reward": {"weights.base", "reward.start"},
     "reference": {"weights.base"},
-    "ppo": {"weights.base", "ppo.allow_exploitable"},
+    "ppo": {"weights.base", "ppo.allow_exploitable", "ppo.ptx.path"},
     "dpo": {"weights.base", "dpo.start"},
     "answers": {"winrate.num_graded_pairs"},
     "winrate": {"weights.base", "source.path", "source.revision", "source.files"},
@@ -255,11 +255,12 @@ def test_a_new_setting_is_in_the_key_unless_it_says_otherwise() -> None:
 
 
 def test_programs_look_at_what_their_tasks_name_and_nothing_else() -> None:
-    by_choice = {"reward": {"reward_groups.parquet"}}  # in place of its pairs
+    # in place of its pairs; text that is mixed in
+    by_choice = {"reward": {"reward_groups.parquet"}, "ppo": {"finetune.parquet"}}
     # where a part of its reading lies
     elsewhere = {
-        "sft": ["runtime/training_samples"],
-        "ppo": ["runtime/training_samples"],
+        "sft": ["runtime/packed_documents", "runtime/training_samples"],
+        "ppo": ["runtime/packed_documents", "runtime/training_samples"],
         "dpo": ["reference", "runtime/training_samples"],
         "reward": ["runtime/reward_tests"],
     }

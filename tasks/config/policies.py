@@ -1,0 +1,7 @@
+"""Name the policies of a run. The orders matter: they decide what is compared with what, and ties."""
+
+TUNED = ("dpo", "ppo")  # in the order in which they are trained and sampled
+TRAINED = ("ppo", "dpo")  # what a run may promote; of two equally good ones the first
+POLICIES = ("base", "sft", *TUNED)
+COMPARED = ("base", "sft", "champion", *TUNED)  # each is compared with those before it
+TITLES = {"base": "base", "sft": "SFT", "dpo": "DPO", "ppo": "PPO"}

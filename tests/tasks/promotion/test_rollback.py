@@ -1,0 +1,132 @@
+"""Test what a rollback leaves behind, and what only a person may decide after it."""
+
+from pathlib import Path
+
+import pytest
+
+from tasks.config.sections.gates import Promotion
+from tasks.promotion import promotion
+from tasks.promotion.assessment import assess
+from tasks.promotion.finished_runs import find_run
+from tasks.promotion.promotion import Proposal
+from tasks.promotion.rollback import roll_back
+from tasks.system.errors import InputError
+from tasks.tracking import registry
+from tasks.tracking.client import Tracker
+from tests.tasks.promotion.finished_runs import MadeRun, make_run
+from tests.tasks.promotion.test_assessment import with_report
+
+MODEL = Promotion().model_name("demo")
+
+
+def propose(tracker: Tracker, made: MadeRun, model: str = "") -> Proposal:
+    return promotion.propose(tracker, Promotion(model=model), find_run(tracker, made.run_id))
+
+
+def promote(tracker: Tracker, made: MadeRun, *, by_person: bool = False) -> promotion.Ending:
+    proposal = propose(tracker, made)
+    ending = promotion.challenge(tracker, proposal, by_person=by_person)
+    return promotion.promote(tracker, proposal, by="anna") if ending.outcome == "Challenger" else ending
+
+
+def champion(tracker: Tracker) -> registry.ModelVersion:
+    found = registry.find_version(tracker, MODEL, registry.CHAMPION)
+    assert found is not None
+    return found
+
+
+def test_what_was_rolled_back_is_promoted_again_by_a_person_alone(tracker: Tracker) -> None:
+    first, second = make_run(tracker, 1), make_run(tracker, 2)
+    promote(tracker, first)
+    second = make_run(tracker, 3)
+    promote(tracker, second)
+    roll_back(tracker, MODEL, "", by="bob")
+    run = find_run(tracker, second.run_id)
+    found = assess(tracker, Promotion(), run.profile, run.summary["metrics"], run.stages)
+    assert found is not None
+    assert found.sentence == "The gate rolled_back refuses PPO."
+    ending = promote(tracker, second)
+    assert ending.outcome == "Refused"
+    assert "rolled_back: Version 2 was rolled back by bob on 20" in ending.sentence
+    assert "`alignflow promote RUN --yes`" in ending.sentence
+    assert champion(tracker).version == "1"
+    assert promote(tracker, second, by_person=True).outcome == "Promoted"
+    assert champion(tracker).version == "2"
+    assert not [tag for tag in champion(tracker).tags if tag.startswith("rolled_back.")]
+    assert promote(tracker, first, by_person=True).outcome == "Refused"  # the gates that count are not waived
+
+
+def test_a_version_that_a_rollback_restores_is_not_rolled_back_any_more(tracker: Tracker) -> None:
+    for seed in (1, 2):
+        promote(tracker, make_run(tracker, seed))
+    for to in ("1", "2"):
+        roll_back(tracker, MODEL, to, by="bob")
+    assert not [tag for tag in champion(tracker).tags if tag.startswith("rolled_back.")]
+
+
+def test_the_reports_say_who_is_champion_after_a_rollback(tracker: Tracker, home: Path) -> None:
+    pages = []
+    for seed in (1, 2):
+        made = make_run(tracker, seed)
+        pages.append(with_report(tracker, home, made, flow_run=f"flow-{seed}"))
+        assert promote(tracker, made).outcome == "Promoted"
+    left, restored = roll_back(tracker, MODEL, "", by="bob")
+    assert (left.version, restored.version) == ("2", "1")
+    first, second = (page.read_text() for page in pages)
+    assert "<b>Promoted.</b> PPO of demo 1 (rlhf-policy-demo version 1) is the champion again" in first
+    assert "<b>Rolled back.</b> PPO of demo 2 (rlhf-policy-demo version 2) is the champion no more" in second
+    for page, decided in ((first, "passed"), (second, "failed")):
+        assert page.count('<p class="decision') == page.count(f'<p class="decision {decided}">') == 1
+        assert "<summary>All gates</summary>" in page  # what they have said stays
+    run = tracker.run(left.run_id)
+    assert run is not None
+    assert run.tags[promotion.OUTCOME].startswith("Rolled back: PPO of demo 2")
+
+
+def test_a_rollback_of_a_run_that_was_deleted_still_happens(tracker: Tracker) -> None:
+    made = [make_run(tracker, seed) for seed in (1,)]
+    promote(tracker, made[0])
+    made.append(make_run(tracker, 2))
+    promote(tracker, made[1])
+    tracker.call(lambda client: client.delete_run(made[1].run_id))
+    roll_back(tracker, MODEL, "", by="bob")
+    assert champion(tracker).version == "1"
+
+
+def test_a_champion_that_has_changed_since_the_gates_were_asked_is_not_replaced(tracker: Tracker) -> None:
+    promote(tracker, make_run(tracker, 1))
+    second, third = (propose(tracker, make_run(tracker, seed)) for seed in (2, 3))
+    for proposal in (second, third):
+        assert promotion.challenge(tracker, proposal).outcome == "Challenger"
+    promotion.promote(tracker, second, by="anna")
+    with pytest.raises(InputError, match="has changed meanwhile, it is version 2: promote again"):
+        promotion.promote(tracker, third, by="bob")
+    assert champion(tracker).version == "2"
+
+
+def test_each_profile_has_a_champion_of_its_own(tracker: Tracker) -> None:
+    for seed, profile in enumerate(("demo", "travel", "a/b"), start=1):
+        made = make_run(tracker, seed, profile=profile)
+        assert promote(tracker, made).sentence.endswith("is the champion, the first one, decided by anna.")
+    names = {one.name for one in registry.list_versions(tracker)}
+    assert names == {"rlhf-policy-demo", "rlhf-policy-travel", "rlhf-policy-a-b"}
+    with pytest.raises(InputError, match="Several models have a champion, so name the model: rlhf-"):
+        registry.find_model(tracker, registry.CHAMPION)
+
+
+def test_the_champion_of_another_profile_is_replaced_by_a_person_alone(tracker: Tracker) -> None:
+    settings = {"promotion": {"model": "shared"}}
+    proposals = []
+    for seed, profile in enumerate(("demo", "travel"), start=1):
+        proposal = propose(tracker, make_run(tracker, seed, profile=profile, settings=settings), "shared")
+        proposals.append(proposal)
+        if profile == "demo":
+            promotion.promote(tracker, proposal, by="anna")
+    ending = promotion.challenge(tracker, proposals[1])
+    assert ending.outcome == "Refused"
+    assert "champion_profile: The champion (version 1) is of the profile demo and not of travel" in (
+        ending.sentence
+    )
+    ending = promotion.challenge(tracker, proposals[1], by_person=True)
+    assert ending.outcome == "Challenger"
+    assert ending.sentence.endswith("passes all gates but champion_profile.")
