@@ -14,7 +14,7 @@ from flows.display.run_end import describe_end
 from flows.display.run_log import logging_events
 from flows.display.run_summary import RunName, conclude, summarise
 from flows.failures import RunFailed, describe_failure
-from flows.preflight import check_inputs
+from flows.preflight import check_environment, check_inputs
 from flows.renamed_settings import log_renamed_settings
 from flows.run_names import name_run
 from flows.services.heartbeat import heartbeat
@@ -106,6 +106,7 @@ def rlhf(config: Pipeline = Pipeline(), profile: str = "rlhf") -> State:  # noqa
     with heartbeat():
         log_renamed_settings()
         check_inputs(config)  # a deployment has had no command line to do so
+        check_environment(config)
         summary = _run(config, profile)
         return Completed(message=describe_end(summary), data=summary)
 

@@ -33,10 +33,18 @@ def check_inputs(config: Pipeline) -> None:
     if isinstance(config.base, HuggingFaceBase):
         check_tokenizer(find_model_folder(config.base), config.text)
     judge_inputs(config.judge)
-    check_judge_environment(config.judge)
     for stage in ("sft", "reward", "dpo"):
         start_weights(config, stage)
     mixed_text(config)
+
+
+def check_environment(config: Pipeline) -> None:
+    """Refuse settings that need variables which are not set where their stage runs. Raises InputError.
+
+    The program of the stage checks them again: a worker's environment is not known here.
+    """
+    if not config.pools.gpu:
+        check_judge_environment(config.judge)
 
 
 def check_places(root: Path, summary: Path | None) -> None:

@@ -30,13 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Check everything that can be checked, then run the flow. Raises InputError and RunFailed."""
     from flows.extras import check_packages, check_stages
-    from flows.preflight import check_inputs, check_places
+    from flows.preflight import check_environment, check_inputs, check_places
 
     started, root = time.monotonic(), home()
     config = profiles.load(args.profile, args.set)
     check_packages(config)
     check_places(root, args.summary)
     check_inputs(config)
+    check_environment(config)
     config = profiles.with_absolute_paths(config, Path.cwd())
     summary_file = args.summary and args.summary.absolute()
     # the home's files are for the user only; the summary gets the permissions of the user's other files

@@ -4,6 +4,7 @@ Requests are repeated and limited in their rate, and no message, log or reply ho
 """
 
 import email.utils
+import hashlib
 import logging
 import re
 import threading
@@ -16,6 +17,7 @@ import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 from tenacity.stop import stop_before_delay
 
+from tasks.judges.chat_reply import read_completion
 from tasks.judges.verdict_cache import Reply
 from tasks.system.errors import InputError
 
@@ -24,6 +26,7 @@ SHORTEST_KEY = 8  # characters; a server without keys is given any word
 SHOWN = 200  # characters of a server's error that are shown
 MAX_PAUSE = 60.0  # seconds between two tries, unless the server asks for more
 TRANSIENT = {408, 409, 425, 429}  # and 5xx
+NEW_LIMIT = "max_completion_tokens"  # in place of max_tokens
 OUT_OF_MONEY = {"insufficient_quota", "billing_hard_limit_reached"}  # a 429 that no waiting ends
 
 _jittered = wait_random_exponential(multiplier=0.5, max=MAX_PAUSE)
@@ -37,6 +40,16 @@ class Address(NamedTuple):
 
     def __repr__(self) -> str:
         return "Address(...)"
+
+    def digest(self) -> str:
+        """Return the sha256 of scheme, host, port and path, by which the server is known in keys.
+
+        Raises InputError.
+        """
+        check_url(self.url)
+        url = httpx.URL(self.url)  # without a port that is the scheme's own
+        place = f"{url.scheme}://{url.host}:{url.port or ''}{url.path.rstrip('/')}"
+        return hashlib.sha256(place.encode()).hexdigest()
 
     def redact(self, text: str) -> str:
         """Return a server's message without the key and the address."""
@@ -82,19 +95,20 @@ class ChatClient:
         limits: Limits,
         *,
         stop: threading.Event,
-        on_timeout: Callable[[dict[str, Any]], None] = lambda _: None,
+        on_lost: Callable[[dict[str, Any]], None] = lambda _: None,
     ) -> None:
         """Raises InputError if the address is none.
 
-        Setting ``stop`` ends all waiting. ``on_timeout`` is called with a request whose reply did not come:
-        it may have to be paid all the same.
+        Setting ``stop`` ends all waiting. ``on_lost`` is called with a request whose reply did not come,
+        broke off or cannot be read: it may have to be paid all the same.
         """
         for name in ("httpx", "httpcore"):  # they log addresses and headers
             logging.getLogger(name).setLevel(logging.WARNING)
-        self.address, self.limits, self.stop, self.on_timeout = address, limits, stop, on_timeout
+        self.address, self.limits, self.stop, self.on_lost = address, limits, stop, on_lost
         self._client = _open(address, limits.timeout)
         self._guard = threading.Lock()
         self._next_start = 0.0
+        self._renames_limit = False
 
     def __enter__(self) -> "ChatClient":
         return self
@@ -116,6 +130,7 @@ class ChatClient:
             reraise=True,
         )
         self._wait_for_turn()
+        started = time.monotonic()
         try:
             return retrying(self._send, request)
         except _Garbled as error:
@@ -126,9 +141,17 @@ class ChatClient:
         except _Unavailable as error:
             if self.stop.is_set():
                 raise Stopped from None
-            raise InputError(
-                f"The judge's endpoint did not answer a request for {self.limits.patience:g} s ({error})"
-            ) from None
+            raise self._lost_patience(error, time.monotonic() - started) from None
+
+    def _lost_patience(self, error: _Unavailable, waited: float) -> InputError:
+        """Return the error for a request that is given up ``waited`` seconds after its first try."""
+        patience = self.limits.patience
+        if error.retry_after and waited + error.retry_after > patience:
+            return InputError(
+                f"The judge's endpoint asks to wait {error.retry_after:,.0f} s, longer than judge.patience "
+                f"({patience:g} s) allows: raise it, or start again later ({error})"
+            )
+        return InputError(f"The judge's endpoint did not answer a request for {patience:g} s ({error})")
 
     def _is_over(self, state: RetryCallState) -> bool:
         """Return whether a request is not repeated: out of patience, no chat completions, or stopped."""
@@ -151,32 +174,36 @@ class ChatClient:
             raise Stopped
 
     def _send(self, request: dict[str, Any]) -> Reply:
+        sent = _rename_limit(request) if self._renames_limit else request
+        response = self._post(sent)
+        if "max_tokens" in sent and _refuses_limit(response):
+            self._renames_limit = True
+            response = self._post(_rename_limit(request))
+        if response.status_code != httpx.codes.OK:
+            raise self._failure(response)
         try:
-            response = self._client.post("chat/completions", json=request)
+            reply = read_completion(response.json())
+        except ValueError as error:  # of which the JSON's is one
+            self.on_lost(request)
+            raise _Garbled(str(error)[:SHOWN]) from None
+        return reply._replace(text=self.address.redact_key(reply.text))
+
+    def _post(self, request: dict[str, Any]) -> httpx.Response:
+        """Return the server's response. Raises _Unavailable, _Garbled."""
+        try:
+            return self._client.post("chat/completions", json=request)
         except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
-            self.on_timeout(request)
+            self.on_lost(request)
             raise _Unavailable(type(error).__name__) from None
         except httpx.TransportError as error:
+            if isinstance(error, httpx.ReadError | httpx.RemoteProtocolError):  # it broke off
+                self.on_lost(request)
             raise _Unavailable(self.address.redact(f"{type(error).__name__}: {error}")) from None
-        except (httpx.DecodingError, httpx.InvalidURL) as error:
+        except httpx.DecodingError as error:
+            self.on_lost(request)
             raise _Garbled(type(error).__name__) from None
-        if response.status_code == httpx.codes.OK:
-            return self._read(response)
-        raise self._failure(response)
-
-    def _read(self, response: httpx.Response) -> Reply:
-        try:
-            body = response.json()
-            choice = body["choices"][0]
-            text = choice["message"].get("content") or ""  # null: it refused, or spent its tokens on thoughts
-            is_complete = choice.get("finish_reason") != "length"
-            usage = body.get("usage") or {}
-            counts = [int(usage.get(name, -1)) for name in ("prompt_tokens", "completion_tokens")]
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-            raise _Garbled(f"{type(error).__name__} in a reply with status 200") from None
-        if not isinstance(text, str):
-            raise _Garbled("a reply that is no text")
-        return Reply(self.address.redact_key(text), is_complete, *counts)
+        except httpx.InvalidURL as error:
+            raise _Garbled(type(error).__name__) from None
 
     def _failure(self, response: httpx.Response) -> Exception:
         """Return the exception for a reply that is no success."""
@@ -198,7 +225,8 @@ class ChatClient:
                 f"The judge's endpoint is elsewhere (status {status}): name its final address in "
                 "ALIGNFLOW_JUDGE_URL"
             )
-        return InputError(f"The judge's endpoint refuses a request ({said})")
+        advice = ": set judge.temperature to null or 1" if status == 400 and "temperature" in text else ""
+        return InputError(f"The judge's endpoint refuses a request ({said}){advice}")
 
     def _server_error(self, response: httpx.Response) -> tuple[str, str]:
         """Return the code and the text of a server's error, without secrets and control characters."""
@@ -211,6 +239,15 @@ class ChatClient:
                 text = str(error.get("message") or error.get("detail") or text)
         shown = " ".join("".join(char if char.isprintable() else " " for char in text).split())
         return code, self.address.redact(shown)[:SHOWN]
+
+
+def _refuses_limit(response: httpx.Response) -> bool:
+    """Return whether the model refuses max_tokens and names the newer field, as OpenAI's since o1 do."""
+    return response.status_code == httpx.codes.BAD_REQUEST and NEW_LIMIT in response.text
+
+
+def _rename_limit(request: dict[str, Any]) -> dict[str, Any]:
+    return {NEW_LIMIT if name == "max_tokens" else name: value for name, value in request.items()}
 
 
 def _open(address: Address, timeout: float) -> httpx.Client:

@@ -7,6 +7,7 @@ limit or a dead server, goes on without paying twice.
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from random import shuffle
 from typing import Any, NamedTuple
 
 from tasks.judges import fill_prompt
@@ -27,7 +28,7 @@ class Settings(NamedTuple):
 
     template: str
     model: str
-    temperature: float
+    temperature: float | None  # None: not sent
     max_reply_tokens: int
     max_prompt_characters: int
     concurrency: int
@@ -73,12 +74,16 @@ class EndpointJudge:
         *,
         announce: Callable[[str], None] = lambda text: print(text, flush=True),
     ) -> None:
-        """``announce`` is called with what verdicts will cost, before the first request for them."""
+        """Raises InputError if the address is none.
+
+        ``announce`` is called with what verdicts will cost, before the first request for them.
+        """
         self.title, self.cache, self.settings, self.announce = title, cache, settings, announce
         self._address, self._limits = address, limits
+        self._server = address.digest()
         self._costs: dict[str, float] = {}  # of every verdict that was used, by key
         self._verdict_cost = 0.0  # their sum
-        self._lost_cost = 0.0  # of requests whose reply did not come in time
+        self._lost_cost = 0.0  # of requests whose reply was lost
         self._guard = threading.Lock()
         self._was_cut: dict[str, bool] = {}  # by prompt
         self._was_ended: dict[str, bool] = {}  # by key
@@ -128,6 +133,7 @@ class EndpointJudge:
         asked = self.settings
         return reply_key(
             prompt,
+            server=self._server,
             model=asked.model,
             temperature=asked.temperature,
             max_reply_tokens=asked.max_reply_tokens,
@@ -181,10 +187,12 @@ class EndpointJudge:
     def _ask_all(self, missing: dict[str, str], total: int, report_progress: ReportProgress) -> None:
         """Ask for replies, several at a time, until all are in the cache. Raises InputError."""
         stop = threading.Event()
+        keys = list(missing)
+        shuffle(keys)  # two runs at the same time ask for different ones, and share the replies
         done = total - len(missing)
-        with ChatClient(self._address, self._limits, stop=stop, on_timeout=self._count_lost) as client:
+        with ChatClient(self._address, self._limits, stop=stop, on_lost=self._count_lost) as client:
             pool = ThreadPoolExecutor(self.settings.concurrency)
-            waiting = [pool.submit(self._ask, key, missing[key], client) for key in missing]
+            waiting = [pool.submit(self._ask, key, missing[key], client) for key in keys]
             try:
                 for future in as_completed(waiting):
                     if isinstance(future.exception(), Stopped):  # by the failure of another, which follows
@@ -217,6 +225,9 @@ class EndpointJudge:
     def _pay(self, key: str, prompt: str, client: ChatClient) -> None:
         if client.stop.is_set():
             raise Stopped
+        if known := self.cache.read([key]):  # another run has asked meanwhile
+            self._count(key, known[key])
+            return
         if (spent := self.spent) >= self.settings.max_cost:
             raise InputError(
                 f"The judge has cost {spent:.4g}, judge.max_cost is {self.settings.max_cost:.4g}: raise it"
@@ -230,12 +241,12 @@ class EndpointJudge:
         self._count(key, reply)
 
     def _request(self, prompt: str) -> dict[str, Any]:
+        degree = self.settings.temperature
         return {
             "model": self.settings.model,
             "messages": [{"role": "user", "content": prompt}],
-            "temperature": self.settings.temperature,
             "max_tokens": self.settings.max_reply_tokens,
-        }
+        } | ({} if degree is None else {"temperature": degree})
 
     def _count(self, key: str, reply: Reply) -> None:
         with self._guard:

@@ -40,7 +40,7 @@ class ScoringJudge:
         return [_decide(a, b) for a, b in zip(scores[::2], scores[1::2], strict=True)]
 
     def warnings(self) -> list[str]:
-        """Return none: whoever encodes for the scorer says what was cut."""
+        """Return none: the encoder of the score's texts reports what it has cut."""
         return []
 
 

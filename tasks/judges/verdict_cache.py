@@ -1,4 +1,8 @@
-"""Keep every reply of a paid judge in a file, so that none is paid for twice."""
+"""Keep every reply of a paid judge in a file, so that none that was kept is paid for again.
+
+Two runs at the same time share the replies too, except requests that both have on their way at one moment:
+those are paid for twice, and the first reply counts.
+"""
 
 import hashlib
 import json
@@ -12,7 +16,7 @@ from typing import NamedTuple
 from tasks.system.errors import InputError, disk_failure
 from tasks.system.retry import retry
 
-FORMAT = 1
+FORMAT = 2
 LOCK_SECONDS = 60.0  # for which another process may hold the file
 CHUNK = 500  # keys in one query
 
@@ -33,9 +37,15 @@ class Reply(NamedTuple):
     reply_tokens: int
 
 
-def reply_key(prompt: str, *, model: str, temperature: float, max_reply_tokens: int) -> str:
-    """Return the key of a reply: the sha256 of all that it depends on."""
-    facts = [FORMAT, prompt, model, float(temperature), max_reply_tokens]
+def reply_key(
+    prompt: str, *, server: str, model: str, temperature: float | None, max_reply_tokens: int
+) -> str:
+    """Return the key of a reply: the sha256 of all that it depends on.
+
+    ``server`` identifies the endpoint: two servers may call different models by one name.
+    """
+    degree = None if temperature is None else float(temperature)
+    facts = [FORMAT, prompt, server, model, degree, max_reply_tokens]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 

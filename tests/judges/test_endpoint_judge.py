@@ -1,19 +1,22 @@
 """Test the judge behind an endpoint against a real server: failures, kills, costs, secrets."""
 
 import email.utils
+import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tasks.judges import chat_client
+from tasks.judges import chat_client, endpoint_judge
 from tasks.judges.chat_client import Address, Limits, check_url
 from tasks.judges.endpoint_judge import EndpointJudge
 from tasks.judges.judge import Answer as Text
@@ -63,6 +66,11 @@ def quick_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_client, "_jittered", lambda state: 0.01)
 
 
+@pytest.fixture(autouse=True)
+def order_of_battles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint_judge, "shuffle", lambda keys: None)
+
+
 # ------------------------------------------------------------------------------------------- verdicts
 
 
@@ -95,6 +103,55 @@ def test_a_battle_that_stands_twice_is_asked_once_and_known_ones_never_again(cac
         assert sum(server.asked.values()) == 3, "unparseable replies were paid for too"
         judge(server, cache, temperature=0.5).compare(battles(1), silent)
         assert sum(server.asked.values()) == 4
+
+
+def test_another_server_is_asked_though_its_model_has_the_same_name(cache: VerdictCache) -> None:
+    with serving() as one, serving(lambda prompt, before: Answer(text="B")) as two:
+        assert judge(one, cache).compare(battles(2), silent) == ["first"] * 2
+        assert judge(two, cache).compare(battles(2), silent) == ["second"] * 2
+        assert judge(f"{one.url}/", cache).compare(battles(2), silent) == ["first"] * 2
+        assert sum(one.asked.values()) == sum(two.asked.values()) == 2
+
+
+@pytest.mark.parametrize(
+    "url", ["http://h/v1", "https://h:444/v1", "https://other/v1", "https://h/v2", "https://h/V1"]
+)
+def test_a_server_is_known_by_all_parts_of_its_address_but_its_spelling(url: str) -> None:
+    usual = Address("https://h/v1", KEY).digest()
+    assert Address(url, KEY).digest() != usual
+    for same in ("https://H:443/v1/", "https://h/v1?key=secret"):
+        assert Address(same, "another key").digest() == usual
+
+
+def test_a_reply_that_another_run_has_got_meanwhile_is_not_paid_again(cache: VerdictCache) -> None:
+    def behave(prompt: str, before: int) -> Answer:
+        if sum(server.asked.values()) == 1:
+            judge(server, other).compare(battles(6), silent)
+        return Answer()
+
+    other = VerdictCache(cache.path)
+    with serving(behave) as server:
+        asked = judge(server, cache, concurrency=1)
+        assert asked.compare(battles(6), silent) == ["first"] * 6
+        assert sorted(server.asked.values()) == [1] * 5 + [2], "one was on its way"
+        assert asked.spent == pytest.approx(6 * COST)
+    other.close()
+
+
+def test_two_runs_at_once_share_what_they_pay_for(
+    cache: VerdictCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint_judge, "shuffle", random.shuffle)
+
+    def behave(prompt: str, before: int) -> Answer:
+        time.sleep(0.01)
+        return Answer()
+
+    with serving(behave) as server, ThreadPoolExecutor(2) as pool:
+        runs = [judge(server, cache, concurrency=1) for _ in range(2)]
+        for found in [pool.submit(one.compare, battles(80), silent) for one in runs]:
+            assert found.result() == ["first"] * 80
+        assert 80 <= sum(server.asked.values()) < 110, "in one order both would ask for all"
 
 
 def test_a_reply_that_is_cut_is_no_choice_and_is_warned_of(cache: VerdictCache) -> None:
@@ -174,13 +231,17 @@ def test_a_failing_server_is_asked_again(cache: VerdictCache, status: int) -> No
         assert set(server.asked.values()) == {3}
 
 
+@pytest.mark.parametrize("status", [429, 503])
 def test_a_server_that_asks_to_wait_longer_than_the_patience_ends_the_run_at_once(
-    cache: VerdictCache,
+    cache: VerdictCache, status: int
 ) -> None:
-    busy = Answer(status=503, headers=(("Retry-After", "3000"),))
+    busy = Answer(status=status, headers=(("Retry-After", "3000"),))
     started = time.monotonic()
     with serving(lambda prompt, before: busy) as server:
-        with pytest.raises(InputError, match=r"did not answer a request for 20 s \(status 503"):
+        with pytest.raises(
+            InputError,
+            match=rf"asks to wait 3,000 s, longer than judge\.patience \(20 s\) .*\(status {status}",
+        ):
             judge(server, cache).compare(battles(1), silent)
     assert time.monotonic() - started < 5
 
@@ -193,17 +254,85 @@ def test_a_request_that_hangs_is_repeated_and_counted_as_paid(cache: VerdictCach
         assert asked.spent == pytest.approx(COST + asked._lost_cost)
 
 
+def test_a_reply_that_breaks_off_is_asked_for_again_and_counted_as_paid(cache: VerdictCache) -> None:
+    with serving(lambda prompt, before: Answer(breaks_off=before < 2)) as server:
+        asked = judge(server, cache)
+        assert asked.compare(battles(1), silent) == ["first"]
+        assert set(server.asked.values()) == {3}
+        assert asked.spent == pytest.approx(COST + 2 * asked._cost(7, 20))
+        with pytest.raises(InputError, match=r"judge\.max_cost"):
+            judge(server, cache, max_cost=1.1 * asked._cost(7, 20), model="m").compare(battles(3), silent)
+
+
+@pytest.mark.parametrize(
+    ("message", "usage", "counts"),
+    [
+        ('{"content": "Better: A"}', '{"prompt_tokens": null, "completion_tokens": null}', (7, 3)),
+        ('{"content": "Better: A"}', "null", (7, 3)),
+        ('{"content": "Better: A"}', '{"prompt_tokens": 40, "completion_tokens": "?"}', (7, 3)),
+        (
+            '{"content": [{"type": "thinking", "thinking": "B"}, {"type": "text", "text": "Better: "},'
+            ' {"type": "text", "text": "A"}]}',
+            '{"prompt_tokens": 40, "completion_tokens": 4}',
+            (40, 4),
+        ),
+    ],
+    ids=["null", "no-usage", "no-number", "parts"],
+)
+def test_dialects_of_a_reply_are_read_and_paid_once(
+    cache: VerdictCache, message: str, usage: str, counts: tuple[int, int]
+) -> None:
+    body = f'{{"choices": [{{"message": {message}, "finish_reason": "stop"}}], "usage": {usage}}}'
+    with serving(lambda prompt, before: Answer(body=body)) as server:
+        asked = judge(server, cache)
+        assert asked.compare(battles(1), silent) == ["first"]
+        assert set(server.asked.values()) == {1}
+        [reply] = cache.read(asked._prompts(battles(1))).values()
+    assert (reply.prompt_tokens, reply.reply_tokens) == counts
+    assert asked.spent == pytest.approx(asked._cost(*counts))
+
+
+def test_a_model_that_takes_only_the_newer_fields_is_asked_with_them(cache: VerdictCache) -> None:
+    """The refusals are those of OpenAI's models since o1."""
+    refusals = {
+        "max_tokens": "Unsupported parameter: 'max_tokens' is not supported with this model. "
+        "Use 'max_completion_tokens' instead.",
+        "temperature": "Unsupported value: 'temperature' does not support 0 with this model. "
+        "Only the default (1) value is supported.",
+    }
+
+    def behave(prompt: str, before: int) -> Answer:
+        asked = [one for one in server.requests if one["messages"][0]["content"] == prompt][-1]
+        refused = [text for name, text in refusals.items() if name in asked]
+        return (
+            Answer(status=400, body=json.dumps({"error": {"message": refused[0]}})) if refused else Answer()
+        )
+
+    with serving(behave) as server:
+        with pytest.raises(InputError, match=r"'temperature' .*: set judge\.temperature to null or 1"):
+            judge(server, cache).compare(battles(1), silent)
+        server.asked.clear()
+        made = judge(server, cache, temperature=None, concurrency=1)
+        assert made.compare(battles(3), silent) == ["first"] * 3
+        assert sorted(server.asked.values()) == [1, 1, 2], "the first one alone was refused"
+        assert server.requests[-1]["max_completion_tokens"] == 20
+        assert not {"temperature", "max_tokens"} & server.requests[-1].keys()
+
+
 @pytest.mark.parametrize(
     "body", ["<html>hello</html>", "[]", '{"choices": []}', '{"choices": [{"message": 3}]}', ""]
 )
 def test_garbage_is_asked_for_again_and_then_said(cache: VerdictCache, body: str) -> None:
     with serving(lambda prompt, before: Answer(body=body if before < 2 else None)) as server:
-        assert judge(server, cache).compare(battles(1), silent) == ["first"]
+        asked = judge(server, cache)
+        assert asked.compare(battles(1), silent) == ["first"]
+        assert asked.spent == pytest.approx(COST + asked._lost_cost)
+        assert asked._lost_cost == pytest.approx(2 * asked._cost(7, 20)), "each may have been paid for"
     with serving(lambda prompt, before: Answer(body=body)) as server:
         with pytest.raises(InputError, match="does not speak the protocol"):
             judge(server, cache, model="other").compare(battles(1), silent)
         assert set(server.asked.values()) == {3}
-    assert len(cache.read(judge(server, cache)._prompts(battles(1)))) == 1
+        assert not cache.read(judge(server, cache, model="other")._prompts(battles(1)))
 
 
 @pytest.mark.parametrize(
@@ -254,7 +383,7 @@ def test_a_server_that_dies_in_mid_run_ends_it_and_all_replies_are_kept(cache: V
         ):
             asked.compare(battles(10), kill)
     assert dead
-    with serving() as server:
+    with serving(port=server.server.server_port) as server:
         assert judge(server, cache).compare(battles(10), silent) == ["first"] * 10
         assert sum(server.asked.values()) == 4
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from flows.preflight import check_inputs
+from flows.commands import plan
+from flows.preflight import check_environment, check_inputs
+from tasks.artifacts import judge_model
 from tasks.artifacts.judge_model import judge_inputs
 from tasks.config.jobs import SftJob, WinrateJob
-from tasks.config.machine import Machine
+from tasks.config.machine import Machine, Pools
 from tasks.config.pipeline import Pipeline
 from tasks.config.sections.judges import EndpointJudge, LocalJudge, NoJudge
 from tasks.execution import program_environment, program_forks
@@ -83,15 +86,29 @@ def test_before_a_run_the_environment_is_checked(monkeypatch: pytest.MonkeyPatch
     for name in SECRETS:
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(InputError, match=r"^judge\.kind=endpoint: ALIGNFLOW_JUDGE_URL is not set"):
-        check_inputs(config)
+        check_environment(config)
     monkeypatch.setenv("ALIGNFLOW_JUDGE_URL", "endpoint.example/v1")
     with pytest.raises(InputError, match=r"^judge\.kind=endpoint: ALIGNFLOW_JUDGE_URL is no address"):
-        check_inputs(config)
+        check_environment(config)
     monkeypatch.setenv("ALIGNFLOW_JUDGE_URL", URL)
     with pytest.raises(InputError, match=r"^judge\.kind=endpoint: ALIGNFLOW_JUDGE_KEY is not set"):
-        check_inputs(config)
+        check_environment(config)
     monkeypatch.setenv("ALIGNFLOW_JUDGE_KEY", KEY)
-    check_inputs(config)
+    check_environment(config)
+
+
+def test_the_variables_are_not_needed_where_the_judge_does_not_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in SECRETS:
+        monkeypatch.delenv(name, raising=False)
+    check_environment(Pipeline(judge=ENDPOINT, pools=Pools(gpu="gpu")))
+    with pytest.raises(InputError):
+        check_environment(Pipeline(judge=ENDPOINT, pools=Pools(cpu="cpu")))
+    monkeypatch.setenv("ALIGNFLOW_HOME", str(tmp_path))
+    settings = ["judge.kind=endpoint", "judge.model=m", "judge.prompt_price=0", "judge.reply_price=0"]
+    plan.main(Namespace(profile="demo", set=settings))
+    assert "winrate" in capsys.readouterr().out
 
 
 def test_before_a_run_model_and_prompt_are_checked(tmp_path: Path) -> None:
@@ -116,7 +133,7 @@ def test_a_prompt_that_asks_for_sentences_cannot_be_answered_by_a_label() -> Non
 
 def key_of(tmp_path: Path, judge: Any) -> Any:
     """Return what the key of the winrate stage depends on."""
-    inputs = {name: found["digest"] for name, found in judge_inputs(judge).items()}
+    inputs = {name: found["digest"] for name, found in judge_inputs(judge).items()}  # of the content
     return WinrateJob.of(Pipeline(judge=judge)).key_settings(), inputs
 
 
@@ -127,16 +144,22 @@ def test_the_key_has_what_can_change_a_verdict_and_no_more(tmp_path: Path) -> No
         "prompt_price": 3.0, "reply_price": 3.0,
     }.items():  # fmt: skip
         assert key_of(tmp_path, ENDPOINT.model_copy(update={name: value})) == usual
-    for name, value in {"model": "m", "temperature": 1.0, "max_reply_tokens": 7, "prompt": "rubric"}.items():
+    for name, value in {
+        "model": "m", "temperature": 1.0, "max_reply_tokens": 7, "prompt": "rubric",
+    }.items():  # fmt: skip
         assert key_of(tmp_path, ENDPOINT.model_copy(update={name: value})) != usual
+    assert key_of(tmp_path, ENDPOINT.model_copy(update={"temperature": None})) != usual
 
 
-def test_a_prompt_of_ones_own_is_known_by_its_content_not_its_path(tmp_path: Path) -> None:
+@pytest.mark.parametrize("judge", [ENDPOINT, LocalJudge(path="m")], ids=["endpoint", "local"])
+def test_a_prompt_of_ones_own_is_known_by_its_content_not_its_path(
+    tmp_path: Path, judge: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judge_model, "_model_input", lambda _: {})
     places = [tmp_path / "one.txt", tmp_path / "two.txt"]
+    one, two = (judge.model_copy(update={"prompt": str(place)}) for place in places)
     for place in places:
         place.write_text("{question} {first} {second}")
-    first, second = (judge_inputs(ENDPOINT.model_copy(update={"prompt": str(place)})) for place in places)
-    assert first["prompt"]["digest"] == second["prompt"]["digest"]
+    assert key_of(tmp_path, one) == key_of(tmp_path, two)
     places[1].write_text("{question} {first} {second}?")
-    changed = judge_inputs(ENDPOINT.model_copy(update={"prompt": str(places[1])}))
-    assert changed["prompt"]["digest"] != first["prompt"]["digest"]
+    assert key_of(tmp_path, one) != key_of(tmp_path, two)

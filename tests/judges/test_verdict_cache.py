@@ -24,7 +24,7 @@ for number in range(200):
 
 
 def key(**changed: object) -> str:
-    usual = {"prompt": "p", "model": "m", "temperature": 0, "max_reply_tokens": 5}
+    usual = {"prompt": "p", "server": "s", "model": "m", "temperature": 0, "max_reply_tokens": 5}
     return reply_key(**(usual | changed))  # type: ignore[arg-type]
 
 
@@ -51,7 +51,10 @@ def test_more_keys_than_a_query_takes_are_read(tmp_path: Path) -> None:
 
 
 def test_a_key_depends_on_all_that_a_reply_depends_on() -> None:
-    changes = [{}, {"prompt": "q"}, {"model": "n"}, {"temperature": 0.5}, {"max_reply_tokens": 6}]
+    changes: list[dict[str, object]] = [
+        {}, {"prompt": "q"}, {"server": "t"}, {"model": "n"}, {"temperature": 0.5}, {"temperature": None},
+        {"max_reply_tokens": 6},
+    ]  # fmt: skip
     assert len({key(**change) for change in changes}) == len(changes)
     assert key(temperature=0) == key(temperature=0.0)
 

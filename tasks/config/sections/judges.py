@@ -73,10 +73,15 @@ class EndpointJudge(Settings):
 
     kind: Literal["endpoint"] = "endpoint"
     model: str = Field(min_length=1, description="The model's name, as the endpoint knows it.")
-    prompt: str = Field(
+    prompt: Annotated[str, NotInKey("the file is an input, known by its content")] = Field(
         "dpo", min_length=1, description="'dpo', 'rubric', 'llama2', 'quality', 'helpful', " + PROMPTS
     )
-    temperature: float = Field(0.0, ge=0, le=2, description="Sampling temperature; 0: the likeliest reply.")
+    temperature: float | None = Field(
+        0.0,
+        ge=0,
+        le=2,
+        description="Sampling temperature; 0: the likeliest reply; null: not sent, as some models demand.",
+    )
     max_reply_tokens: int = Field(512, ge=1, le=32_768, description="Most tokens of a reply.")
     max_prompt_characters: int = Field(
         24_000,

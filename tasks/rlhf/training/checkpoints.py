@@ -59,7 +59,7 @@ def save(
 
 
 def _delete_others(folder: Path, kept: Path) -> None:
-    """Delete all checkpoints but one; renamed first, so that nobody who copies one gets a part of it."""
+    """Delete all checkpoints but one; renamed first, so that no process copies a part of one."""
     for path in folder.glob("step-*"):
         if path != kept:
             os.rename(path, path.with_name(f"old-{path.name}"))

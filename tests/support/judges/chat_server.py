@@ -18,6 +18,7 @@ class Answer(NamedTuple):
     text: str = "More helpful: A"
     headers: tuple[tuple[str, str], ...] = ()
     body: str | None = None  # in place of a chat completion
+    breaks_off: bool = False  # the connection is closed after half of the body
     finish_reason: str = "stop"
     has_usage: bool = True
     hangs: bool = False  # until the server is released; then the connection is closed without a reply
@@ -29,7 +30,7 @@ Behave = Callable[[str, int], Answer]  # of a prompt and how often it was asked 
 class ChatServer:
     """Counts the requests and the paid replies of every prompt: a reply counts when it has been sent."""
 
-    def __init__(self, behave: Behave) -> None:
+    def __init__(self, behave: Behave, port: int = 0) -> None:
         self.behave = behave
         self.asked: Counter[str] = Counter()
         self.paid: Counter[str] = Counter()
@@ -38,7 +39,7 @@ class ChatServer:
         self.authorizations: set[str] = set()
         self.guard = threading.Lock()
         self.released = threading.Event()
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self.server = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
 
@@ -81,7 +82,7 @@ class ChatServer:
         if not answer.hangs:
             self._send(handler, answer)
             with self.guard:
-                self.paid[prompt] += answer.status == 200 and answer.body is None
+                self.paid[prompt] += answer.status == 200 and answer.body is None and not answer.breaks_off
 
     def _send(self, handler: BaseHTTPRequestHandler, answer: Answer) -> None:
         choice = {
@@ -96,7 +97,8 @@ class ChatServer:
         for name, value in (*answer.headers, ("Content-Length", str(len(body)))):
             handler.send_header(name, value)
         handler.end_headers()
-        handler.wfile.write(body)
+        handler.wfile.write(body[: len(body) // 2] if answer.breaks_off else body)
+        handler.close_connection |= answer.breaks_off
 
     def die(self) -> None:
         """Close the port; connections that are open end with their next request."""
@@ -106,9 +108,9 @@ class ChatServer:
 
 
 @contextmanager
-def serving(behave: Behave = lambda prompt, before: Answer()) -> Iterator[ChatServer]:
-    """Yield a running server."""
-    server = ChatServer(behave)
+def serving(behave: Behave = lambda prompt, before: Answer(), *, port: int = 0) -> Iterator[ChatServer]:
+    """Yield a running server, on a free port unless one is named."""
+    server = ChatServer(behave, port)
     thread = threading.Thread(target=server.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
