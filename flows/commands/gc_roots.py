@@ -113,7 +113,7 @@ def _registered(tracker: Tracker) -> set[str]:
 
     A home may lack the policy and hold what it was trained on, so the policy's own key does not suffice.
     """
-    versions = list_versions(tracker, patience=PATIENCE_TO_CONNECT)
+    versions = list_versions(tracker, patience=PATIENCE_TO_CONNECT, by_hand=True)
     keys = {key for version in versions for key in stage_keys(version)}
     for run_id in {version.run_id for version in versions} - {""}:
         run = tracker.run(run_id, PATIENCE_TO_CONNECT)  # None: it was deleted

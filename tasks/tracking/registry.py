@@ -42,10 +42,16 @@ class ModelVersion(NamedTuple):
     aliases: tuple[str, ...] = ()
 
 
-def list_versions(tracker: Tracker, name: str = "", patience: float | None = None) -> list[ModelVersion]:
-    """Return the versions of one registered model, or of all that alignflow has registered, newest first."""
+def list_versions(
+    tracker: Tracker, name: str = "", patience: float | None = None, *, by_hand: bool = False
+) -> list[ModelVersion]:
+    """Return the versions of one registered model, or of all that alignflow has registered, newest first.
+
+    With ``by_hand`` also those that a person has registered, which have no tags of ours.
+    """
     quote = '"' if "'" in name else "'"
-    condition = f"name={quote}{name}{quote}" if name else f"tags.`{KEY}` != ''"
+    ours = None if by_hand else f"tags.`{KEY}` != ''"
+    condition = f"name={quote}{name}{quote}" if name else ours
     found: list[Any] = []
     token: str | None = None
     while True:
@@ -60,8 +66,8 @@ def list_versions(tracker: Tracker, name: str = "", patience: float | None = Non
     return sorted(versions, key=lambda one: (one.name, int(one.version)), reverse=True)
 
 
-def _search(client: Any, *, condition: str, token: str | None) -> Any:
-    return client.search_model_versions(condition, page_token=token)
+def _search(client: Any, *, condition: str | None, token: str | None) -> Any:
+    return client.search_model_versions(filter_string=condition, page_token=token)
 
 
 def _aliases(tracker: Tracker, name: str, patience: float | None) -> dict[str, str]:
