@@ -14,7 +14,7 @@ from tasks.judges import fill_prompt
 from tasks.judges.chat_client import Address, ChatClient, Limits, Stopped
 from tasks.judges.judge import Battle, ReportProgress
 from tasks.judges.parse_verdict import parse_verdict
-from tasks.judges.prompt_encoder import cut_warnings, share_room
+from tasks.judges.prompt_encoder import cut_warnings, room_warnings, share_room
 from tasks.judges.verdict_cache import Reply, VerdictCache, reply_key
 from tasks.rlhf.judging.verdicts import Verdict
 from tasks.system.errors import InputError
@@ -86,6 +86,7 @@ class EndpointJudge:
         self._lost_cost = 0.0  # of requests whose reply was lost
         self._guard = threading.Lock()
         self._was_cut: dict[str, bool] = {}  # by prompt
+        self._without_room: set[str] = set()  # prompts
         self._was_ended: dict[str, bool] = {}  # by key
 
     @property
@@ -105,7 +106,7 @@ class EndpointJudge:
         self._refuse_unaffordable(self.estimate(battles))
 
     def compare(self, battles: Sequence[Battle], report_progress: ReportProgress) -> list[Verdict]:
-        """Return the verdicts; those that are known cost nothing.
+        """Return the verdicts; those that are known cost nothing. "unparseable": the question left no room.
 
         Raises InputError before the first request if the estimate exceeds max_cost; later if the cost has
         reached it, or the endpoint fails. The replies that came until then are kept.
@@ -122,12 +123,21 @@ class EndpointJudge:
             known |= self.cache.read(missing)
         self._was_ended |= {key: reply.is_complete for key, reply in known.items()}
         verdicts = {key: parse_verdict(one.text, is_complete=one.is_complete) for key, one in known.items()}
-        return [verdicts[self._key(self._fill(battle))] for battle in battles]
+        filled = map(self._fill, battles)
+        return ["unparseable" if one is None else verdicts[self._key(one)] for one in filled]
 
     def _prompts(self, battles: Sequence[Battle]) -> dict[str, str]:
-        """Return the battles' prompts by key, each once."""
-        prompts = dict.fromkeys(map(self._fill, battles))
-        return {self._key(prompt): prompt for prompt in prompts}
+        """Return the battles' prompts by key, each once, but of battles whose question leaves no room.
+
+        Raises InputError if that holds for all of them.
+        """
+        prompts = {self._key(one): one for one in map(self._fill, battles) if one is not None}
+        if battles and not prompts:
+            raise InputError(
+                "judge.max_prompt_characters: every question with its prompt takes so much of "
+                f"{self.settings.max_prompt_characters:,} characters that no answers fit: raise it"
+            )
+        return prompts
 
     def _key(self, prompt: str) -> str:
         asked = self.settings
@@ -139,8 +149,11 @@ class EndpointJudge:
             max_reply_tokens=asked.max_reply_tokens,
         )
 
-    def _fill(self, battle: Battle) -> str:
-        """Return a prompt; if it is too long both answers are cut at their ends. Raises InputError."""
+    def _fill(self, battle: Battle) -> str | None:
+        """Return a prompt; None if the question leaves no room for the answers.
+
+        If it is too long both answers are cut at their ends.
+        """
         texts = (battle.question, battle.first.text, battle.second.text)
         question, first, second = map(fill_prompt.break_control_tokens, texts)
         prompt = fill_prompt.fill(self.settings.template, question, first, second)
@@ -154,10 +167,8 @@ class EndpointJudge:
             )
             room -= max(1, len(prompt) - limit)  # a line may have been indented
         if len(prompt) > limit:
-            raise InputError(
-                f"judge.max_prompt_characters: a question with its prompt takes so much of {limit:,} "
-                "characters that no answers fit: raise it"
-            )
+            self._without_room.add(prompt)
+            return None
         self._was_cut[prompt] = is_cut
         return prompt
 
@@ -267,12 +278,11 @@ class EndpointJudge:
         return (prompt_tokens * asked.prompt_price + reply_tokens * asked.reply_price) / 1e6
 
     def warnings(self) -> list[str]:
-        """Return a sentence if prompts were cut, and one if replies were."""
-        found = cut_warnings(
-            len(self._was_cut),
-            sum(self._was_cut.values()),
-            f"{self.settings.max_prompt_characters:,} characters",
-        )
+        """Return sentences on prompts that were cut or not asked, and on replies that were cut."""
+        count = len(self._was_cut) + len(self._without_room)
+        limit = f"{self.settings.max_prompt_characters:,} characters"
+        found = cut_warnings(count, sum(self._was_cut.values()), limit)
+        found += room_warnings(count, len(self._without_room), limit)
         if num_cut := len(self._was_ended) - sum(self._was_ended.values()):
             found.append(
                 f"Of {len(self._was_ended):,} replies of the judge {num_cut:,} did not end within "

@@ -171,8 +171,19 @@ def test_long_answers_are_cut_evenly_and_the_question_stays(cache: VerdictCache)
         assert ("Why? " * 20).strip() in prompt
         assert prompt.endswith("short")
         assert "Of 2 prompts of the judge 1 were longer than 1,000 characters" in asked.warnings()[0]
-        with pytest.raises(InputError, match=r"judge\.max_prompt_characters"):
-            asked.compare([Battle("Why? " * 1000, Text("a"), Text("b"))], silent)
+
+
+def test_a_question_that_leaves_no_room_for_answers_is_not_asked(cache: VerdictCache) -> None:
+    endless = Battle("Why? " * 1000, Text("a"), Text("b"))
+    with serving() as server:
+        asked = judge(server, cache, max_prompt_characters=1000)
+        verdicts = asked.compare([endless, *battles(2)], silent)
+        assert verdicts[0] == "unparseable"
+        assert "unparseable" not in verdicts[1:]
+        assert len(server.requests) == 2
+        assert "Of 3 prompts of the judge 1 were not asked" in asked.warnings()[0]
+        with pytest.raises(InputError, match=r"judge\.max_prompt_characters: every question"):
+            asked.compare([endless], silent)
 
 
 def test_control_tokens_in_answers_do_not_reach_the_servers_template(cache: VerdictCache) -> None:

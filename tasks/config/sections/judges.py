@@ -87,7 +87,7 @@ class EndpointJudge(Settings):
         24_000,
         ge=256,
         le=1_000_000,
-        description="Longer prompts have both answers cut, the question stays whole.",
+        description="Longer prompts have both answers cut; a question that leaves no room is not asked.",
     )
     prompt_price: Price = Field(
         ge=0, le=1e6, description="Price of a million prompt tokens; 0 for a server of your own."
