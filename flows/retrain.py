@@ -25,10 +25,10 @@ from flows.services.heartbeat import heartbeat
 from tasks.config.pipeline import Pipeline
 from tasks.config.sections.sources import ShellSite, StackExchangeDump
 from tasks.promotion.finished_runs import find_run
-from tasks.promotion.promotion import OUTCOME
 from tasks.system.errors import InputError
 from tasks.tracking.client import Tracker, process_tracker
 
+PROMOTION, DUE = "alignflow.promotion.flow", "due"  # tag of a run that a retraining has built
 NO_CHANGE = "No data, setting, code or champion has changed since the last run: every stage is stored."
 
 
@@ -60,14 +60,16 @@ def retrain(config: Pipeline = Pipeline(), profile: str = "rlhf", dump: str = ""
             return Completed(name="Cached", message=NO_CHANGE)
         summary = cast(dict[str, Any], rlhf(config, profile=profile))
         if config.promotion.after_retrain:
-            _start_promotion(config, profile, run=Path(summary["file"]).parent.name)
+            run = Path(summary["file"]).parent.name
+            tracker.set_tags(run, {PROMOTION: DUE})  # so that it is started later, if it cannot be now
+            _start_promotion(config, profile, run=run)
         return Completed(message=describe_end(summary), data=summary)
 
 
 def _find_unproposed(tracker: Tracker, profile: str, planned: list[Planned]) -> str:
-    """Return the id of the profile's newest run if it has these artifacts and was never proposed, else "".
+    """Return the id of the profile's newest run if a retraining built it and could not start its promotion.
 
-    Its retraining was killed before it started the promotion, or could not start it.
+    "" if there is none, or if it has other artifacts than these.
     """
     if not tracker.is_up:
         return ""
@@ -75,8 +77,11 @@ def _find_unproposed(tracker: Tracker, profile: str, planned: list[Planned]) -> 
         newest = find_run(tracker, profile=profile)
     except InputError:  # no run was tracked
         return ""
+    except Exception as error:  # of MLflow; everything is stored, so the retraining does not fail
+        get_run_logger().warning("The newest run could not be read (%s): nothing is promoted", error)
+        return ""
     is_same = all(newest.stages.get(one.stage, {}).get("key") == one.key for one in planned)
-    return newest.run_id if is_same and OUTCOME not in newest.tags else ""
+    return newest.run_id if is_same and newest.tags.get(PROMOTION) == DUE else ""
 
 
 def _start_promotion(config: Pipeline, profile: str, *, run: str) -> None:
@@ -89,6 +94,7 @@ def _start_promotion(config: Pipeline, profile: str, *, run: str) -> None:
     parameters = {"promotion": config.promotion.model_dump(mode="json"), "profile": profile, "run": run}
     try:
         started = cast(FlowRun, run_deployment(name, parameters=parameters, timeout=0, as_subflow=False))
+        process_tracker().set_tags(run, {PROMOTION: "started"})
         get_run_logger().info("The promotion goes on in the flow run %s", started.name)
     except ObjectNotFound:
         text = f"There is no deployment {name}, so nothing is promoted: `alignflow deploy` makes it"

@@ -25,7 +25,7 @@ from tasks.programs.ppo_stage.estimate_advantages import estimate_advantages
 from tasks.programs.ppo_stage.guards import Guards, describe_rollout
 from tasks.programs.ppo_stage.load_models import TOLERANCE, load_models
 from tasks.programs.ppo_stage.pretraining_mix import load_text_mix
-from tasks.programs.ppo_stage.step_metrics import step_metrics, text_metrics
+from tasks.programs.ppo_stage.step_metrics import ROLLOUT_FIGURES, rollout_figures, step_metrics, text_metrics
 from tasks.programs.ppo_stage.update_policy import update_policy
 from tasks.programs.runtime import pair_tables
 from tasks.programs.runtime.program import Run, main
@@ -80,9 +80,10 @@ def train(job: PpoJob, run: Run) -> None:
         rollout = sample_rollout(job, models, questions, encoder, score_rule, step=step, device=device)
         kl = kl_estimates(rollout)
         statistics = describe_rollout(rollout, encoder)
-        if alarm := guards.check(step + 1, statistics, kl["kl"]):
+        if alarm := guards.check(step + 1, statistics, rollout_figures(rollout, kl)):
             if alarm.action == "stop":
                 guards.restore()
+                sampler(step + 1, is_last=True)
                 break
             kl_coefficient *= guards.kl_factor
 
@@ -135,8 +136,8 @@ def train(job: PpoJob, run: Run) -> None:
     save_artifact(run, models)
     warn_of_missing_ends(run, max_answer_tokens=job.text.max_answer_tokens)
     run.warnings += [*encoder.warnings(), *guards.warnings()]
-    last = run.last()
-    shown = {f"ppo.rollout_{name}": last[name] for name in ("reward", "kl", "length", "ended")}
+    last = guards.good_figures if guards.has_stopped else run.last()
+    shown = {f"ppo.rollout_{name}": last[name] for name in ROLLOUT_FIGURES}
     run.finish(shown | encoder.metrics("ppo"), prompts=len(questions))
 
 

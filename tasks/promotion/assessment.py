@@ -61,7 +61,9 @@ def assess(
     versions = registry.list_versions(tracker, promotion.model_name(profile))
     champion = next((one for one in versions if registry.CHAMPION in one.aliases), None)
     own = next((one for one in versions if one.tags.get(KEY) == stages[choice.policy]["key"]), None)
-    if own and own == champion:
+    known = _known(champion)
+    is_same = known is not None and known.digest == stages[choice.policy]["digest"]  # under another key, too
+    if (own and own == champion) or is_same:
         return Assessment(choice, [], [], champion, is_champion=True)
     data, answers = (_manifest(tracker, name, stages) for name in ("data", "answers"))
     evidence = Evidence(
@@ -72,7 +74,7 @@ def assess(
         compared=answers["origins"].get("champion", "") if answers else "",
         digests={name: stages[name]["digest"] for name in TRAINED if name in stages},
     )
-    results = evaluate(promotion.gates, choice, evidence, _known(champion))
+    results = evaluate(promotion.gates, choice, evidence, known)
     results += judge_history(profile, own, champion)
     off = [name for name, threshold in promotion.gates.model_dump().items() if threshold is None]
     return Assessment(choice, results, off, champion, is_champion=False)

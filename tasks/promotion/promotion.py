@@ -167,7 +167,7 @@ def reject(tracker: Tracker, proposal: Proposal, *, by: str, note: str = "") -> 
     """Record that a person has refused a version that passes the gates."""
     registry.decide(tracker, proposal.version, "rejected", by=by, note=note)
     said = f": {note}" if note else ""
-    sentence = f"{proposal.title} {_passing(proposal)} and was rejected by {by}{said}"
+    sentence = f"{proposal.title} {_passing(proposal)} and was rejected by {by}{said}."
     return _note(tracker, proposal, Ending("Rejected", sentence))
 
 
@@ -184,7 +184,10 @@ def _note(tracker: Tracker, proposal: Proposal, ending: Ending) -> Ending:
     registry.describe(tracker, proposal.version, "\n\n".join(filter(None, parts)) + "\n")
     # the reasons of a refusal stand below it
     sentence = ending.sentence if ending.outcome != "Refused" else f"{proposal.title} is not promoted."
-    content = gates_as_html(f"{ending.outcome}.", sentence, proposal.results, proposal.off)
+    overruled = ending.outcome in ("Promoted", "Challenger")
+    content = gates_as_html(
+        f"{ending.outcome}.", sentence, proposal.results, proposal.off, overruled=overruled
+    )
     change = partial(replace_gates, content=content)
     update_report(tracker, run.run_id, run.tags.get(FLOW_RUN, ""), change)
     return ending

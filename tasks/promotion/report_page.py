@@ -22,12 +22,23 @@ VERDICTS = {True: "passed", False: "failed", None: "cannot be decided"}
 MARKS = {True: "passed", False: "failed", None: "failed"}  # classes of the page's style
 
 
-def gates_as_html(title: str, sentence: str, results: Sequence[GateResult], off: Sequence[str] = ()) -> str:
-    """Return what is to be promoted or was, the sentence of each gate that refuses it, and all gates."""
+def gates_as_html(
+    title: str,
+    sentence: str,
+    results: Sequence[GateResult],
+    off: Sequence[str] = (),
+    *,
+    overruled: bool = False,
+) -> str:
+    """Return what is to be promoted or was, the sentence of each gate that refuses it, and all gates.
+
+    ``overruled`` says that a person has decided against the gates that refuse it.
+    """
     refused = failures(results)
-    reasons = "".join(f"<li><b>{_text(one.name)}</b> {_text(one.sentence)}</li>" for one in refused)
+    but = "overruled by a person: " if overruled else ""
+    reasons = "".join(f"<li><b>{_text(one.name)}</b> {but}{_text(one.sentence)}</li>" for one in refused)
     parts = [
-        decision_as_html(title, sentence, passed=not refused),
+        decision_as_html(title, sentence, passed=overruled or not refused),
         f"<ul>{reasons}</ul>" if reasons else "",
         _table(results, off) if results else "",
     ]

@@ -18,7 +18,7 @@ def roll_back(tracker: Tracker, model: str, to: str, *, by: str) -> tuple[ModelV
     ``to`` is its number; "" is the champion before this one. Raises InputError.
     """
     left, restored = registry.roll_back(tracker, model, to, by=by)
-    sentence = f"is the champion no more: {by} has gone back to version {restored.version}."
+    sentence = f"is no longer the champion: {by} has gone back to version {restored.version}."
     _note(tracker, left, "Rolled back", sentence, is_champion=False)
     sentence = f"is the champion again, in place of version {left.version}, decided by {by}."
     _note(tracker, restored, "Promoted", sentence, is_champion=True)

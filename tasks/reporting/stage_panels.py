@@ -94,7 +94,7 @@ PANELS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "Text mixed in",
             {"text_loss": "loss"},
-            "Next-token loss of the text of PPO-ptx, in nats; the mix holds it down.",
+            "Next-token loss of the text of PPO-ptx, in nats; it should not rise.",
         ),
         Panel(
             "Clip fraction",
@@ -120,7 +120,7 @@ PANELS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "KL coefficient",
             {"kl_coefficient": "beta"},
-            "Weight of the KL penalty, as the controller set it to reach its target.",
+            "Weight of the KL penalty, as the controller or a guard set it.",
             None,
             True,
         ),

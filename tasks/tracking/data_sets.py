@@ -30,15 +30,15 @@ MAX_SCHEMA = 60_000  # characters; MLflow takes 65,535
 def data_sets_read(stage: str, inputs: dict[str, Artifact], places: dict[str, str]) -> list[DataSet]:
     """Return the data sets among the inputs of a stage, which lie at ``places``.
 
-    These are the parquet files that the program reads, and the user's files of questions and benchmarks. The
-    report, which draws what the others have read and measured, has none.
+    These are the parquet files that the program reads, and the user's files of questions, benchmarks and text
+    that is mixed in. The report, which draws what the others have read and measured, has none.
     """
     if stage == "report":
         return []
     found: list[DataSet] = []
     for name, artifact in inputs.items():
         place = Path(places[name])
-        if stage == "data" or name.startswith(PREFIX) or name == "reward_bench":
+        if stage == "data" or name.startswith(PREFIX) or name in ("reward_bench", "text"):
             found.append(_raw(stage, name, artifact, place))
         else:
             tables = (path for path in artifact["files"] if path.endswith(PARQUET))
@@ -52,7 +52,7 @@ def _raw(stage: str, name: str, artifact: Artifact, place: Path) -> DataSet:
     return DataSet(
         name=Path(artifact["path"]).name,
         digest=content(artifact)[:MAX_DIGEST],
-        context="source" if is_source else "evaluation",
+        context="training" if name == "text" else "source" if is_source else "evaluation",
         source=_source(artifact, place),
         schema=None,
         profile=json.dumps({"bytes": place.stat().st_size} if place.is_file() else {}),

@@ -220,9 +220,9 @@ def make_champion(tracker: Tracker, version: ModelVersion, *, expected: str, by:
                 "compares with that"
             )
         set_tags(tracker, version.name, version.version, {PREVIOUS: expected, SINCE: timestamp()})
+        _forget_rollback(tracker, version)
         set_alias(tracker, version, CHAMPION)
-    decide(tracker, version, PROMOTED, by=by, note=note)
-    _forget_rollback(tracker, version)
+        decide(tracker, version, PROMOTED, by=by, note=note)
 
 
 def _forget_rollback(tracker: Tracker, version: ModelVersion) -> None:
@@ -240,17 +240,25 @@ def _delete_tag(client: Any, *, name: str, version: str, tag: str) -> None:
 def roll_back(tracker: Tracker, name: str, to: str, *, by: str) -> tuple[ModelVersion, ModelVersion]:
     """Make an earlier champion the champion again; return the version left and the one restored.
 
-    ``to`` is its number; "" is the champion before this one. Raises InputError.
+    ``to`` is its number; "" is the champion before this one that was not rolled back itself. What is left
+    counts as rolled back, unless this undoes the rollback that led to it. Raises InputError.
     """
-    current = find_version(tracker, name, CHAMPION)
+    with _locked():
+        return _roll_back(tracker, name, to, by=by)
+
+
+def _roll_back(tracker: Tracker, name: str, to: str, *, by: str) -> tuple[ModelVersion, ModelVersion]:
+    versions = {one.version: one for one in list_versions(tracker, name)}
+    current = next((one for one in versions.values() if CHAMPION in one.aliases), None)
     if current is None:
         raise InputError(f"The model {name} has no champion; `alignflow models` lists its versions")
-    wanted = to or current.tags.get(PREVIOUS, "")
+    wanted = to or _champion_before(versions, current)
     if not wanted:
         raise InputError(
-            f"Version {current.version} of {name} is its first champion: --to names another version"
+            f"Version {current.version} of {name} has no champion before it that was not rolled back: --to "
+            "names another version"
         )
-    target = find_version(tracker, name, wanted)
+    target = versions.get(wanted)
     if target is None:
         raise InputError(f"The model {name} has no version {wanted}; `alignflow models` lists its versions")
     if target.version == current.version:
@@ -260,11 +268,29 @@ def roll_back(tracker: Tracker, name: str, to: str, *, by: str) -> tuple[ModelVe
             f"Version {target.version} of {name} was never the champion, so there is no way back to it; "
             "`alignflow promote` promotes it if it passes the gates"
         )
-    left = {ROLLED_BACK_AT: timestamp(), ROLLED_BACK_BY: by, ROLLED_BACK_TO: target.version}
-    set_tags(tracker, name, current.version, left)
+    if not _was_left_for(versions, target, current):
+        left = {ROLLED_BACK_AT: timestamp(), ROLLED_BACK_BY: by, ROLLED_BACK_TO: target.version}
+        set_tags(tracker, name, current.version, left)
     set_alias(tracker, target, CHAMPION)
     _forget_rollback(tracker, target)
     return current, target
+
+
+def _champion_before(versions: dict[str, ModelVersion], current: ModelVersion) -> str:
+    """Return the number of the last champion before this one that was not rolled back, or ""."""
+    number = current.tags.get(PREVIOUS, "")
+    while number in versions and ROLLED_BACK_AT in versions[number].tags:
+        number = versions[number].tags.get(PREVIOUS, "")
+    return number
+
+
+def _was_left_for(versions: dict[str, ModelVersion], target: ModelVersion, current: ModelVersion) -> bool:
+    """Return whether rollbacks led from ``target`` to ``current``."""
+    number, seen = target.tags.get(ROLLED_BACK_TO, ""), set[str]()
+    while number in versions and number not in seen and number != current.version:
+        seen.add(number)
+        number = versions[number].tags.get(ROLLED_BACK_TO, "")
+    return number == current.version
 
 
 def timestamp() -> str:

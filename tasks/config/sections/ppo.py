@@ -24,12 +24,15 @@ class PretrainingMix(Settings):
     measured_steps: int = Field(16, ge=1, description="Optimizer steps over which gradient_share measures.")
     path: Annotated[str, NotInKey("the file is an input, known by its content")] = Field(
         "",
-        description="Text of your own: a file of JSON lines or parquet with a column text; empty: the best "
-        "answers of the fine-tuning split.",
+        description="Text of your own: a file of JSON lines or parquet with a column text, which is read "
+        "from its beginning, as far as the steps need; empty: the best answers of the fine-tuning split.",
     )
     blocks: int = Field(8, ge=1, description="Packed blocks of text per optimizer step.")
-    block_tokens: int = Field(
-        256, ge=32, description="Tokens of a block; documents inside it do not attend to each other."
+    block_tokens: int | None = Field(
+        None,
+        ge=32,
+        description="Tokens of a block; documents inside it do not attend to each other. null: as many as a "
+        "prompt with its answer.",
     )
 
     @property
@@ -141,13 +144,14 @@ class Ppo(Settings):
         6.0,
         gt=0,
         description="Standard errors by which a batch's text may be worse than the SFT model's (repetition, "
-        "code fences, length, missing ends) before it is a fault; null: any.",
+        "code fences, length, missing ends) before it is a fault, if it is also worse by a standard "
+        "deviation of its prompts; null: any. It needs eight prompts a batch.",
     )
     on_alarm: Literal["warn", "raise_kl", "stop"] = Field(
         "warn",
         description="After two batches in a row that break kl_budget or text_alarm: say so at the end "
-        "(warn), raise the weight of the KL penalty by half each time (raise_kl), or end with the weights "
-        "of the last batch that broke neither (stop).",
+        "(warn), raise the weight of the KL penalty by half each time, to 17 times at most (raise_kl), or "
+        "end with the weights of the last batch that broke neither (stop).",
     )
 
     @property
@@ -169,6 +173,14 @@ class Ppo(Settings):
     def num_updates(self) -> int:
         """Return the optimizer steps of the whole run."""
         return self.steps * self.updates_per_step
+
+    @model_validator(mode="after")
+    def _check_guards(self) -> Self:
+        if self.on_alarm != "warn" and self.text_alarm is None and self.kl_budget is None:
+            raise ValueError("on_alarm has nothing to act on: set text_alarm or kl_budget")
+        if self.on_alarm == "raise_kl" and not self.kl_coefficient:
+            raise ValueError("on_alarm=raise_kl multiplies kl_coefficient: set it above 0")
+        return self
 
     @model_validator(mode="after")
     def _check_dropout(self) -> Self:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from tasks.config.jobs import PpoJob
-from tasks.config.sections.ppo import PretrainingMix
+from tasks.config.sections.ppo import Ppo, PretrainingMix
 from tasks.dataset.readers.quarantine import Quarantine
 from tasks.dataset.readers.row_files import read_rows
 from tasks.programs.runtime import pair_tables
@@ -24,6 +24,7 @@ from tasks.rlhf.batches.control_tokens import encode_text
 from tasks.rlhf.batches.packing import IGNORE, Blocks, Document, pack
 from tasks.rlhf.batches.prompts import prefix_ids
 from tasks.rlhf.models import lora
+from tasks.rlhf.models.architecture_checks import check_context
 from tasks.rlhf.training.finite_checks import check_finite
 from tasks.rlhf.training.rollouts import PPO_DIVERGED, PpoModels
 from tasks.system.errors import InputError
@@ -55,7 +56,7 @@ class TextMix:
     def add_gradients(self, models: PpoModels, number: int) -> Mixed:
         """Add the text's gradients of optimizer step ``number`` (from 0) to the policy's.
 
-        Raises InputError if they are not finite.
+        Raises InputError if the text's loss is not finite.
         """
         settings = self.settings
         rows = torch.tensor(
@@ -118,37 +119,39 @@ def load_text_mix(
     settings = job.ppo.ptx
     if not settings.is_on:
         return None
+    size = settings.block_tokens or job.text.max_prompt_tokens + job.text.max_answer_tokens
     if "text" in run.inputs:
-        documents = read_text(run.inputs["text"], tokenizer, job)
+        with lora.active(models.model, None) as reference:
+            check_context(reference, size, settings="ppo.ptx.block_tokens")
+        documents = read_text(run.inputs["text"], tokenizer, job.ppo, size)
     else:
         encoder = pair_tables.build_encoder(job.text, tokenizer)  # its counts are not those of the prompts
         documents = read_finetune_split(run, encoder, answers_only=True)
         longest = max((len(one.ids) for one in documents), default=0)
-        if longest > settings.block_tokens:
+        if longest > size:
             raise InputError(
-                f"ppo.ptx.block_tokens={settings.block_tokens} would cut the end off an answer: the longest "
+                f"ppo.ptx.block_tokens={size} would cut the end off an answer: the longest "
                 f"document has {longest} tokens"
             )
     if len(documents) < 2:
         raise InputError(
             "ppo.ptx: there are fewer than two texts to mix in: give more, or set ptx.weight to 0"
         )
-    blocks = pack(documents, block_tokens=settings.block_tokens, pad_id=tokenizer.pad_token_id)
+    blocks = pack(documents, block_tokens=size, pad_id=tokenizer.pad_token_id)
     with lora.active(models.model, None) as reference:
         measure_packing_leak(reference, run, blocks)
     norms = Norms(*state.get("text_norms", ()))
     return TextMix(blocks, settings, seed=job.seed, micro_batch=run.machine.micro_batch, norms=norms)
 
 
-def read_text(path: Path, tokenizer: PreTrainedTokenizerBase, job: PpoJob) -> list[Document]:
-    """Return the texts of a file as documents of at most a block, as many as the steps can take.
+def read_text(path: Path, tokenizer: PreTrainedTokenizerBase, settings: Ppo, size: int) -> list[Document]:
+    """Return the texts of a file as documents of at most ``size`` tokens, as many as the steps can take.
 
     Raises InputError if a row has no text.
     """
-    settings = job.ppo.ptx
-    enough = settings.blocks * settings.block_tokens * job.ppo.num_updates
+    enough = settings.ptx.blocks * size * settings.num_updates
     documents: list[Document] = []
-    prefix, size, num_tokens = list(prefix_ids(tokenizer)), settings.block_tokens, 0
+    prefix, num_tokens = list(prefix_ids(tokenizer)), 0
     with Quarantine() as bad:
         for row in read_rows(path, bad):
             text = row.fields.get("text")

@@ -8,6 +8,18 @@ from tasks.rlhf.algorithms.advantages import explained_variance
 from tasks.rlhf.evaluation.text_statistics import TextStatistics, mean_statistics
 from tasks.rlhf.training.rollouts import Rollout
 
+ROLLOUT_FIGURES = ("reward", "kl", "length", "ended")  # of the last batch, in the stage's summary
+
+
+def rollout_figures(rollout: Rollout, kl: dict[str, float]) -> dict[str, float]:
+    """Return what a rollout says about the policy that sampled it."""
+    return {
+        "reward": rollout.score.mean().item(),
+        **kl,
+        "length": rollout.batch.response_mask.sum(dim=1).float().mean().item(),
+        "ended": rollout.ended.float().mean().item(),
+    }
+
 
 def step_metrics(
     rollout: Rollout,
@@ -25,12 +37,9 @@ def step_metrics(
         return sum(values) / len(values)
 
     metrics = {
-        "reward": rollout.score.mean().item(),
-        **kl,
+        **rollout_figures(rollout, kl),
         "kl_coefficient": kl_coefficient,
         "entropy_estimate": -losses.masked_mean(rollout.logp, mask).item(),
-        "length": mask.sum(dim=1).float().mean().item(),
-        "ended": rollout.ended.float().mean().item(),
         "policy_loss": mean([update.policy_loss for update in updates]),
         "value_loss": mean([update.value_loss for update in updates]),
         "clip_fraction": mean([update.clip_fraction for update in updates]),

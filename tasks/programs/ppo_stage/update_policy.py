@@ -85,8 +85,8 @@ def update_policy(
             updates.append(update)
             if update.skipped:
                 continue
-            if text is not None:
-                number = (step - 1) * settings.updates_per_step + len(updates) - 1
+            if text is not None and (trained := step - settings.critic_warmup_steps) > 0:
+                number = (trained - 1) * settings.updates_per_step + len(updates) - 1
                 mixed = text.add_gradients(models, number)
                 updates[-1] = update._replace(text_loss=mixed.loss, text_weight=mixed.weight)
             clip_gradients(models, settings.max_grad_norm, step=step)

@@ -1,8 +1,8 @@
 """Describe sampled answers by statistics that move when text degenerates, and compare batches of them.
 
 A policy that exploits its reward model repeats itself, runs on, or writes what no reader would. Each
-statistic has a bad direction; a batch is compared with answers of the SFT model, in standard errors of the
-mean, so that no threshold belongs to one data set.
+statistic has a bad direction; a batch is compared with answers of the SFT model, by how much these vary, so
+that no threshold belongs to one data set.
 """
 
 import math
@@ -60,22 +60,42 @@ def mean_statistics(rows: Sequence[TextStatistics]) -> TextStatistics:
     return TextStatistics(*np.mean(rows, axis=0).tolist())
 
 
+def mean_by_prompt(rows: Sequence[TextStatistics], group_size: int) -> list[TextStatistics]:
+    """Return the means over the ``group_size`` answers to each prompt, which follow each other.
+
+    Answers to one prompt are alike, so a batch has as many independent texts as prompts.
+    """
+    starts = range(0, len(rows), group_size)
+    return [mean_statistics(rows[start : start + group_size]) for start in starts]
+
+
 def measure_baseline(rows: Sequence[TextStatistics]) -> Baseline:
-    """Return what is usual for the model that wrote these answers."""
+    """Return what is usual for the model that wrote these answers, one row for each prompt."""
     return Baseline(mean_statistics(rows), TextStatistics(*np.std(rows, axis=0, ddof=1).tolist()))
 
 
-def standard_errors(baseline: Baseline, batch: TextStatistics, count: int) -> TextStatistics:
-    """Return how far the means of ``count`` answers lie on the bad side, in standard errors; at least 0.
+class Departure(NamedTuple):
+    """How far a batch lies on the bad side of a statistic; 0 on the good side."""
 
-    Both means have an error: the baseline's, of as many answers, and the batch's. A statistic that hardly
-    varies in the baseline gets the deviation that one fully degenerate answer among them would make.
+    name: str
+    standard_errors: float  # of the difference of the two means: is it more than chance?
+    deviations: float  # of a prompt's answers: is it more than a drift?
+
+
+def find_departures(baseline: Baseline, batch: TextStatistics, num_prompts: int) -> list[Departure]:
+    """Return the departure of each statistic; both means are over ``num_prompts`` prompts.
+
+    Standard errors alone would ring at any drift if the batch is large, deviations alone by chance if it is
+    small. A statistic that hardly varies in the baseline has the deviation that one fully degenerate answer
+    among them would make (standard errors), or a tenth of its range (deviations).
     """
-    floor = TextStatistics(1, 1, 1, 1, max(1.0, baseline.mean.length), 1)
+    range_of = TextStatistics(1, 1, 1, 1, max(1.0, baseline.mean.length), 1)
 
-    def distance(number: int) -> float:
-        deviation = max(baseline.deviation[number], floor[number] / math.sqrt(count + 2))
-        gap = (batch[number] - baseline.mean[number]) / (deviation * math.sqrt(2 / count))
-        return abs(gap) if BAD[number] == 0 else max(0.0, BAD[number] * gap)
+    def departure(number: int) -> Departure:
+        gap = (batch[number] - baseline.mean[number]) * (BAD[number] or 1)
+        gap = abs(gap) if BAD[number] == 0 else max(0.0, gap)
+        usual = baseline.deviation[number]
+        error = max(usual, range_of[number] / math.sqrt(num_prompts + 2)) * math.sqrt(2 / num_prompts)
+        return Departure(TextStatistics._fields[number], gap / error, gap / max(usual, range_of[number] / 10))
 
-    return TextStatistics(*map(distance, range(len(BAD))))
+    return [departure(number) for number in range(len(BAD))]

@@ -10,8 +10,11 @@ from tasks.system.errors import InputError
 MAX_LOGIT_GAP = 1e-3
 
 
-def check_context(model: PreTrainedModel, num_tokens: int) -> None:
-    """Raise InputError if the model has no positions for texts of ``num_tokens``.
+LIMITS = "text.max_prompt_tokens + text.max_answer_tokens"
+
+
+def check_context(model: PreTrainedModel, num_tokens: int, *, settings: str = LIMITS) -> None:
+    """Raise InputError if the model has no positions for texts of ``num_tokens``, which ``settings`` allow.
 
     Packed blocks may be longer: position ids restart with every text, and padding never gets a larger one
     than the texts.
@@ -21,13 +24,12 @@ def check_context(model: PreTrainedModel, num_tokens: int) -> None:
         limit = getattr(config, name, None)
         if isinstance(limit, int) and num_tokens > limit:
             raise InputError(
-                f"text.max_prompt_tokens + text.max_answer_tokens is {num_tokens}, but this model reads "
-                f"{limit} tokens at most: lower them to fit."
+                f"{settings} is {num_tokens}, but this model reads {limit} tokens at most: lower them to fit."
             )
     threshold = _longrope_threshold(config)
     if threshold is not None and num_tokens > threshold:
         raise InputError(
-            f"text.max_prompt_tokens + text.max_answer_tokens is {num_tokens}, but this model (rope type "
+            f"{settings} is {num_tokens}, but this model (rope type "
             "longrope) "
             f"computes all texts of a batch in another way if one has more than {threshold} tokens: "
             "lower them to fit."

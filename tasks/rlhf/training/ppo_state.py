@@ -55,16 +55,17 @@ def restore_state(
 ) -> tuple[int, dict[str, Any], dict[str, Tensor]]:
     """Load the newest checkpoint in ``folder``.
 
-    Return the steps done, the state that is no tensor, and the policy's weights to return to, if training is
-    stopped: 0, an empty state and the weights as they are, if there is none.
+    Return the steps done, the state that is no tensor, and the weights to return to if training is stopped,
+    which are empty if none were saved. Without a checkpoint no step is done and the state is empty.
     """
     checkpoint = checkpoints.latest(folder)
     if checkpoint is None:
-        return 0, {}, {name: one.detach().clone() for name, one in models.policy.items()}
+        return 0, {}, {}
     checkpoints.restore_training(models.policy, optimizers.policy, checkpoint.tensors)
     if optimizers.critic is not None:
         checkpoints.restore_training(models.critic, optimizers.critic, checkpoint.tensors)
-    return checkpoint.step, checkpoint.state, checkpoints.best(folder)
+    good = checkpoints.best(folder) if checkpoint.state["has_good"] else {}
+    return checkpoint.step, checkpoint.state, good
 
 
 def save_state(
@@ -80,4 +81,5 @@ def save_state(
     tensors = checkpoints.training_tensors(models.policy, optimizers.policy)
     if optimizers.critic is not None:
         tensors |= checkpoints.training_tensors(models.critic, optimizers.critic)
-    checkpoints.save(folder, step, tensors, state, best=good)
+    state = state | {"has_good": bool(good)}
+    checkpoints.save(folder, step, tensors, state, best=good or None)

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tasks.config.sections.ppo import Ppo
 from tasks.programs import ppo
 from tasks.programs.ppo_stage.guards import Guards
 from tasks.programs.runtime.program import Run
@@ -30,7 +32,11 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def guards(inputs: dict[str, Path], folder: Path, **settings: Any) -> Guards:
     job, run = ppo_jobs.write_run(folder, inputs, **settings)
     models = ppo.load_models(job, run, torch.device("cpu"))
-    return Guards(job.ppo, models, {}, {name: one.detach().clone() for name, one in models.policy.items()})
+    return Guards(job.ppo, models, {}, {})
+
+
+def of(kl: float) -> dict[str, float]:
+    return {"kl": kl, "reward": kl / 2}
 
 
 def rows(**changed: float) -> list[TextStatistics]:
@@ -43,26 +49,26 @@ def test_an_alarm_needs_two_batches_in_a_row_and_says_what_was_seen(
 ) -> None:
     found = guards(inputs, tmp_path / "run")
     looping = rows(repeated_4grams=0.9, distinct_2=0.2)
-    assert found.check(1, rows(), 0.0) is None
-    assert found.check(2, looping, 1.0) is None
-    assert found.check(3, rows(), 1.0) is None
-    assert found.check(4, looping, 1.0) is None
-    alarm = found.check(5, looping, 1.0)
+    assert found.check(1, rows(), of(0.0)) is None
+    assert found.check(2, looping, of(1.0)) is None
+    assert found.check(3, rows(), of(1.0)) is None
+    assert found.check(4, looping, of(1.0)) is None
+    alarm = found.check(5, looping, of(1.0))
     assert alarm is not None
     assert alarm[0] == 5
-    assert found.check(6, looping, 1.0) is not None
+    assert found.check(6, looping, of(1.0)) is not None
     (sentence,) = found.warnings()
     assert sentence.startswith("In step 5 the answers have left the SFT model's range: repeated runs of four")
     assert "0.9 against 0" in sentence
-    assert sentence.endswith("So it was in 1 more steps.")
+    assert sentence.endswith(" The alarm rang 1 more times.")
 
 
 def test_a_kl_above_the_budget_is_a_fault(inputs: dict[str, Path], tmp_path: Path) -> None:
     found = guards(inputs, tmp_path / "run", kl_budget=5.0, text_alarm=None, on_alarm="raise_kl")
-    assert [found.check(step, rows(length=1.0), kl) for step, kl in ((1, 0.0), (2, 5.0), (3, 5.1))] == [
+    assert [found.check(step, rows(length=1.0), of(kl)) for step, kl in ((1, 0.0), (2, 5.0), (3, 5.1))] == [
         None
     ] * 3
-    assert found.check(4, rows(), 6.0) == (4, found.alarms[0].reason, "raise_kl")
+    assert found.check(4, rows(), of(6.0)) == (4, found.alarms[0].reason, "raise_kl")
     assert "6.0 nats an answer, above ppo.kl_budget=5" in found.warnings()[0]
     assert found.kl_factor == 1.5
 
@@ -71,25 +77,56 @@ def test_a_stop_returns_to_the_weights_before_the_first_fault(
     inputs: dict[str, Path], tmp_path: Path
 ) -> None:
     found = guards(inputs, tmp_path / "run", kl_budget=1.0, on_alarm="stop")
-    policy = found.models.policy
+    trained = found.models.trained
     for step, kl in ((1, 0.0), (2, 0.9), (3, 2.0), (4, 2.0)):
         with torch.no_grad():
-            for parameter in policy.values():
+            for parameter in trained.values():
                 parameter.fill_(step)
-        alarm = found.check(step, rows(), kl)
+        alarm = found.check(step, rows(), of(kl))
     assert alarm is not None
     found.restore()
-    assert all((one == 2).all() for one in policy.values())
+    assert all((one == 2).all() for one in trained.values()), "of policy and critic"
+    assert (found.good_step, found.good_figures) == (1, of(0.9))
+    assert "the policy is that of step 1." in found.warnings()[0]
+
+
+def test_the_penalty_is_raised_seven_times_at_most(inputs: dict[str, Path], tmp_path: Path) -> None:
+    found = guards(inputs, tmp_path / "run", kl_budget=1.0, on_alarm="raise_kl")
+    weight = 1.0
+    for step in range(1, 13):
+        if found.check(step, rows(), of(2.0)):
+            weight *= found.kl_factor
+    assert len(found.alarms) == 11
+    assert weight == pytest.approx(1.5**7)
+    assert "in all to 17.1 times what it was" in found.warnings()[0]
+
+
+def test_answers_to_few_prompts_are_not_compared(inputs: dict[str, Path], tmp_path: Path) -> None:
+    found = guards(inputs, tmp_path / "run", algorithm="rloo", rollouts=32, answers_per_prompt=8)
+    for step in range(1, 5):
+        assert found.check(step, rows(repeated_4grams=float(step > 1)), of(0.0)) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"on_alarm": "stop", "text_alarm": None}, "nothing to act on"),
+        ({"on_alarm": "raise_kl", "kl_coefficient": 0}, "set it above 0"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValidationError, match=sentence):
+        Ppo(**settings)
 
 
 def test_the_state_survives_a_checkpoint(inputs: dict[str, Path], tmp_path: Path) -> None:
     found = guards(inputs, tmp_path / "run")
     looping = rows(repeated_4grams=0.9)
-    found.check(1, rows(), 0.0)
-    found.check(2, looping, 0.0)
-    again = Guards(found.settings, found.models, json.loads(json.dumps(found.state())), found.good)
+    found.check(1, rows(), of(0.0))
+    found.check(2, looping, of(0.0))
+    again = Guards(found.settings, found.models, json.loads(json.dumps(found.state())), {})
     assert again.baseline == found.baseline
-    assert again.check(3, looping, 0.0) is not None, "the second fault in a row"
+    assert again.check(3, looping, of(0.0)) is not None, "the second fault in a row"
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
@@ -124,8 +161,12 @@ def test_a_planted_hack_is_stopped(
     assert 2 <= len(lines(held[1])) < 14
     (sentence,) = held[1].warnings[-1:]
     assert "the answers have left the SFT model's range" in sentence
-    assert "Training ended with the weights before" in sentence
+    assert "Training ended, and the policy is" in sentence
     assert "Training went on" in free[1].warnings[-1]
+    finished = json.loads((held[1].artifact / "summary.json").read_text())["metrics"]
+    kept = next(line for line in lines(held[1]) if line["kl"] == finished["ppo.rollout_kl"])
+    assert kept["step"] < len(lines(held[1])), "the figures are those of a batch without a fault"
+    assert max(held[1].sampled_steps()) == len(lines(held[1])) + 1, "the policy that is kept has answered"
 
 
 def test_a_cut_run_stops_at_the_same_step_with_the_same_weights(
@@ -136,12 +177,12 @@ def test_a_cut_run_stops_at_the_same_step_with_the_same_weights(
     whole = ppo_jobs.write_run(tmp_path / "whole", inputs, machine=EVERY_STEP, **HACK, **settings)
     ppo.train(*whole)
     ended = len(lines(whole[1]))
-    honest = ppo.estimate_advantages
+    honest = ppo.describe_rollout
 
     class Killed(Exception):
         pass
 
-    for at in {ended - 1, ended}:  # one of them after the first fault
+    for at in (ended, ended + 1):  # the second one after the checkpoint of the first fault
         steps = iter(range(1, 100))
 
         def dies(*args: Any, at: int = at, steps: Any = steps, **kwargs: Any) -> Any:
@@ -150,14 +191,15 @@ def test_a_cut_run_stops_at_the_same_step_with_the_same_weights(
             return honest(*args, **kwargs)
 
         cut = ppo_jobs.write_run(tmp_path / f"cut-{at}", inputs, machine=EVERY_STEP, **HACK, **settings)
-        monkeypatch.setattr(ppo, "estimate_advantages", dies)
+        monkeypatch.setattr(ppo, "describe_rollout", dies)
         with pytest.raises(Killed):
             ppo.train(*cut)
-        monkeypatch.setattr(ppo, "estimate_advantages", honest)
+        monkeypatch.setattr(ppo, "describe_rollout", honest)
         ppo.train(*cut)
-        first, second = (
-            load_file(run.artifact / "adapter" / "adapter_model.safetensors") for _, run in (whole, cut)
-        )
-        assert all(torch.equal(first[name], second[name]) for name in first)
+        for name in ("adapter", "critic"):
+            first, second = (
+                load_file(run.artifact / name / "adapter_model.safetensors") for _, run in (whole, cut)
+            )
+            assert all(torch.equal(first[key], second[key]) for key in first)
         assert len(lines(cut[1])) == ended
         assert cut[1].warnings == whole[1].warnings

@@ -139,7 +139,7 @@ def test_text_of_ones_own_is_split_into_blocks_and_read_as_far_as_it_is_needed(
         tmp_path / "run", inputs, ptx={"weight": 1.0, "block_tokens": 64, "blocks": 4, "path": str(path)}
     )
     tokenizer = loading.load_tokenizer(run.inputs["model"])
-    documents = pretraining_mix.read_text(path, tokenizer, job)
+    documents = pretraining_mix.read_text(path, tokenizer, job.ppo, 64)
     assert all(1 < len(one.ids) <= 64 and all(one.target) for one in documents)
     assert sum(len(one.ids) for one in documents) < 4 * 64 * job.ppo.num_updates + 2000
     ends = [one.ids for one in documents if tiny.EOS in one.ids]
@@ -147,7 +147,7 @@ def test_text_of_ones_own_is_split_into_blocks_and_read_as_far_as_it_is_needed(
     assert tokenizer.decode(documents[0].ids).startswith("tar files tar files")
     path.write_text('{"text": "one"}\n{"body": "two"}\n')
     with pytest.raises(InputError, match=r"ppo\.ptx\.path: text\.jsonl, row 2 has no column text"):
-        pretraining_mix.read_text(path, tokenizer, job)
+        pretraining_mix.read_text(path, tokenizer, job.ppo, 64)
 
 
 @pytest.mark.parametrize("ptx", [{"weight": 0.5}, {"gradient_share": 0.5, "measured_steps": 6}])
@@ -215,6 +215,28 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
 def test_blocks_that_would_cut_answers_are_refused(inputs: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"ppo\.ptx\.block_tokens=32 would cut the end off an answer"):
         start(tmp_path / "run", inputs, block_tokens=32)
+
+
+def test_blocks_longer_than_the_models_context_are_refused(inputs: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "text.jsonl"
+    path.write_text('{"text": "one"}\n' * 9)
+    with pytest.raises(InputError, match=r"ppo\.ptx\.block_tokens is 512, but this model reads 128 tokens"):
+        start(tmp_path / "run", inputs | {"text": path}, block_tokens=512, path=str(path))
+
+
+def test_blocks_have_room_for_a_prompt_and_its_answer_by_default(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    mix, _, _ = start(tmp_path / "run", inputs, block_tokens=None)
+    assert mix.blocks.labels.shape[1] == sum(ppo_jobs.TEXT.values())
+
+
+def test_while_the_critic_alone_learns_no_text_is_used(inputs: dict[str, Path], tmp_path: Path) -> None:
+    settings = {"weight": 0.5, "blocks": 2, "block_tokens": BLOCK}
+    job, run = ppo_jobs.write_run(tmp_path / "run", inputs, steps=2, critic_warmup_steps=1, ptx=settings)
+    ppo.train(job, run)
+    logged = [json.loads(line) for line in (run.artifact / "metrics.jsonl").read_text().splitlines()]
+    assert ["text_loss" in line for line in logged] == [False, True]
 
 
 def test_norms_survive_a_checkpoint_of_json() -> None:

@@ -31,3 +31,19 @@ def test_a_relative_path_is_made_absolute(tmp_path: Path) -> None:
     (tmp_path / "text.jsonl").write_text('{"text": "one"}\n')
     config = load("demo", ["ppo.ptx.path=text.jsonl", "ppo.ptx.weight=0.1"])
     assert with_absolute_paths(config, tmp_path).ppo.ptx.path == os.path.join(tmp_path, "text.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("text.txt", "one", r"text\.txt must end in \.jsonl"),
+        ("text.jsonl", '{"body": "one"}\n', r"row 1 of text\.jsonl is no JSON object with a column text"),
+        ("text.jsonl", "{", r"row 1 of text\.jsonl is no JSON"),
+    ],
+)
+def test_another_format_is_refused_before_anything_runs(
+    tmp_path: Path, name: str, content: str, sentence: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=sentence):
+        check_inputs(load("demo", [f"ppo.ptx.path={tmp_path / name}", "ppo.ptx.weight=0.1"]))

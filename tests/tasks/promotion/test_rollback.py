@@ -74,7 +74,9 @@ def test_the_reports_say_who_is_champion_after_a_rollback(tracker: Tracker, home
     assert (left.version, restored.version) == ("2", "1")
     first, second = (page.read_text() for page in pages)
     assert "<b>Promoted.</b> PPO of demo 1 (rlhf-policy-demo version 1) is the champion again" in first
-    assert "<b>Rolled back.</b> PPO of demo 2 (rlhf-policy-demo version 2) is the champion no more" in second
+    assert (
+        "<b>Rolled back.</b> PPO of demo 2 (rlhf-policy-demo version 2) is no longer the champion" in second
+    )
     for page, decided in ((first, "passed"), (second, "failed")):
         assert page.count('<p class="decision') == page.count(f'<p class="decision {decided}">') == 1
         assert "<summary>All gates</summary>" in page  # what they have said stays
