@@ -28,7 +28,8 @@ from tasks.promotion.finished_runs import find_run
 from tasks.system.errors import InputError
 from tasks.tracking.client import Tracker, process_tracker
 
-PROMOTION, DUE = "alignflow.promotion.flow", "due"  # tag of a run that a retraining has built
+# a tag of runs that a retraining has built, and its values
+PROMOTION, DUE, STARTED = "alignflow.promotion.flow", "due", "started"
 NO_CHANGE = "No data, setting, code or champion has changed since the last run: every stage is stored."
 
 
@@ -61,7 +62,7 @@ def retrain(config: Pipeline = Pipeline(), profile: str = "rlhf", dump: str = ""
         summary = cast(dict[str, Any], rlhf(config, profile=profile))
         if config.promotion.after_retrain:
             run = Path(summary["file"]).parent.name
-            tracker.set_tags(run, {PROMOTION: DUE})  # so that it is started later, if it cannot be now
+            _mark(run, DUE)  # so that it is started later, if it cannot be now
             _start_promotion(config, profile, run=run)
         return Completed(message=describe_end(summary), data=summary)
 
@@ -84,6 +85,19 @@ def _find_unproposed(tracker: Tracker, profile: str, planned: list[Planned]) -> 
     return newest.run_id if is_same and newest.tags.get(PROMOTION) == DUE else ""
 
 
+def _mark(run: str, value: str) -> None:
+    """Say in MLflow how far the promotion of a run is; nothing is lost if that fails."""
+    tracker = process_tracker()
+    if not tracker.is_up:
+        return
+    try:
+        tracker.set_tags(find_run(tracker, run).run_id, {PROMOTION: value})
+    except Exception as error:
+        get_run_logger().warning(
+            "MLflow does not know that the promotion of %s is %s (%s)", run, value, error
+        )
+
+
 def _start_promotion(config: Pipeline, profile: str, *, run: str) -> None:
     """Start a run of the deployment promote/PROFILE and do not wait for it.
 
@@ -94,7 +108,7 @@ def _start_promotion(config: Pipeline, profile: str, *, run: str) -> None:
     parameters = {"promotion": config.promotion.model_dump(mode="json"), "profile": profile, "run": run}
     try:
         started = cast(FlowRun, run_deployment(name, parameters=parameters, timeout=0, as_subflow=False))
-        process_tracker().set_tags(run, {PROMOTION: "started"})
+        _mark(run, STARTED)
         get_run_logger().info("The promotion goes on in the flow run %s", started.name)
     except ObjectNotFound:
         text = f"There is no deployment {name}, so nothing is promoted: `alignflow deploy` makes it"

@@ -11,13 +11,13 @@ from flows import retrain
 from flows.commands.plan import Planned
 from tasks.config.pipeline import Pipeline
 from tasks.promotion.finished_runs import FinishedRun
-from tasks.promotion.promotion import OUTCOME
 
 SUMMARY = {
     "file": "/home/runs/flow-7/summary.json",
     "headline": "PPO wins",
     "gates": "The gate kl refuses PPO.",
 }
+marks: list[tuple[str, str]] = []  # how far a promotion is, by run
 REUSED = [Planned("ppo", "key of ppo", "reuse", [])]
 
 
@@ -25,6 +25,7 @@ REUSED = [Planned("ppo", "key of ppo", "reuse", [])]
 def retrained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
     """Let a retraining build something, without Prefect; return the deployments that it starts."""
     started: list[tuple[str, dict[str, Any]]] = []
+    marks.clear()
 
     def run_deployment(name: str, **options: Any) -> SimpleNamespace:
         started.append((name, options))
@@ -36,7 +37,10 @@ def retrained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]
         "plan": lambda *_, **__: [SimpleNamespace(action="build")],
         "rlhf": lambda *_, **__: SUMMARY,
         "check_inputs": lambda _: None,
-        "process_tracker": lambda: SimpleNamespace(connect=lambda: True, is_up=True),
+        "process_tracker": lambda: SimpleNamespace(
+            connect=lambda: True, is_up=True, set_tags=lambda run, tags: marks.append((run, *tags.values()))
+        ),
+        "find_run": lambda _, run="", **__: FinishedRun(f"tracked {run}", {}, {"stages": []}, {}),
     }.items():
         monkeypatch.setattr(retrain, name, value)
     return started
@@ -51,6 +55,7 @@ def test_it_starts_a_promotion_of_its_run_and_does_not_wait(retrained: list[Any]
         "promotion": config.promotion.model_dump(mode="json"), "profile": "mine", "run": "flow-7",
     }  # fmt: skip
     assert (options["timeout"], options["as_subflow"]) == (0, False)
+    assert marks == [("tracked flow-7", "due"), ("tracked flow-7", "started")]
 
 
 def test_it_starts_none_if_the_settings_say_so_or_nothing_was_built(
@@ -58,14 +63,15 @@ def test_it_starts_none_if_the_settings_say_so_or_nothing_was_built(
 ) -> None:
     retrain.retrain.fn(Pipeline.model_validate({"promotion": {"after_retrain": False}}))
     monkeypatch.setattr(retrain, "plan", lambda *_, **__: REUSED)
-    finished_run(monkeypatch, proposed=True)
-    assert retrain.retrain.fn(Pipeline()).name == "Cached"
+    for mark in ("started", ""):  # by a retraining, or of a run that a person has made
+        finished_run(monkeypatch, mark)
+        assert retrain.retrain.fn(Pipeline()).name == "Cached"
     assert retrained == []
 
 
-def finished_run(monkeypatch: pytest.MonkeyPatch, *, proposed: bool = False, key: str = "key of ppo") -> None:
+def finished_run(monkeypatch: pytest.MonkeyPatch, mark: str = "due", *, key: str = "key of ppo") -> None:
     """Let the newest run of any profile be one with this policy."""
-    tags = {OUTCOME: "Refused: its KL is too high"} if proposed else {}
+    tags = {retrain.PROMOTION: mark} if mark else {}
     summary = {"stages": [{"name": "ppo", "key": key}]}
     found = FinishedRun("run-7", tags, summary, {})
     monkeypatch.setattr(retrain, "find_run", lambda *_, **__: found)
@@ -97,6 +103,20 @@ def test_a_promotion_that_cannot_be_started_is_no_failure(
     assert retrain.retrain.fn(Pipeline(), profile="mine").name == "Completed"
     assert f"promote/mine could not be started ({str(error) or 'ConnectionError'})" in caplog.text
     assert "`alignflow promote flow-7` does it by hand" in caplog.text
+    assert marks == [("tracked flow-7", "due")], "the next retraining tries again"
+
+
+def test_mlflow_that_does_not_answer_is_no_failure(
+    retrained: list[Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ConnectionError("refused")
+
+    monkeypatch.setattr(retrain, "plan", lambda *_, **__: REUSED)
+    monkeypatch.setattr(retrain, "find_run", fail)
+    assert retrain.retrain.fn(Pipeline()).name == "Cached"
+    assert "The newest run could not be read (refused)" in caplog.text
+    assert retrained == []
 
 
 def test_a_promotion_that_is_not_deployed_is_no_failure(

@@ -1,5 +1,6 @@
 """Test what a rollback leaves behind, and what only a person may decide after it."""
 
+import fcntl
 from pathlib import Path
 
 import pytest
@@ -132,3 +133,68 @@ def test_the_champion_of_another_profile_is_replaced_by_a_person_alone(tracker: 
     ending = promotion.challenge(tracker, proposals[1], by_person=True)
     assert ending.outcome == "Challenger"
     assert ending.sentence.endswith("passes all gates but champion_profile.")
+
+
+def test_a_rollback_passes_by_what_was_rolled_back_before(tracker: Tracker) -> None:
+    for seed in (1, 2, 3):
+        assert promote(tracker, make_run(tracker, seed)).outcome == "Promoted"
+    for to in ("", "", "3", ""):  # from 3 to 2, to 1, back to 3, which was not so bad, and away from it again
+        roll_back(tracker, MODEL, to, by="bob")
+    assert champion(tracker).version == "1"
+    second = registry.find_version(tracker, MODEL, "2")
+    assert second is not None
+    assert registry.ROLLED_BACK_AT in second.tags
+    assert registry.ROLLED_BACK_AT not in champion(tracker).tags, "the way back to 3 was no verdict on it"
+
+
+def test_the_champion_that_is_rolled_back_to_an_older_one_is_marked_again(tracker: Tracker) -> None:
+    for seed in (1, 2):
+        promote(tracker, make_run(tracker, seed))
+    roll_back(tracker, MODEL, "", by="bob")
+    promote(tracker, make_run(tracker, 3))
+    roll_back(tracker, MODEL, "2", by="bob")
+    third = registry.find_version(tracker, MODEL, "3")
+    assert third is not None
+    assert third.tags[registry.ROLLED_BACK_TO] == "2"
+
+
+def test_no_other_process_promotes_during_a_rollback(
+    tracker: Tracker, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in (1, 2):
+        promote(tracker, make_run(tracker, seed))
+    inside: list[bool] = []
+    honest = registry.set_alias
+
+    def watched(*args: object) -> None:
+        with (home / "locks" / "registry.lock").open("a") as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        inside.append(True)
+        honest(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(registry, "set_alias", watched)
+    roll_back(tracker, MODEL, "", by="bob")
+    assert inside == [True]
+
+
+def test_the_same_weights_under_another_key_are_the_champion(tracker: Tracker) -> None:
+    made = make_run(tracker, 1)
+    promote(tracker, made)
+    run = find_run(tracker, made.run_id)
+    stages = {name: dict(stage) for name, stage in run.stages.items()}
+    stages["ppo"]["key"] = "f" * 64
+    found = assess(tracker, Promotion(), run.profile, run.summary["metrics"], stages)
+    assert found is not None
+    assert found.sentence == "PPO is the champion already (version 1)."
+
+
+def test_a_gate_that_a_person_overrules_is_shown_as_overruled(tracker: Tracker, home: Path) -> None:
+    promote(tracker, make_run(tracker, 1))
+    second = make_run(tracker, 2)
+    page = with_report(tracker, home, second, flow_run="flow-2")
+    promote(tracker, second)
+    roll_back(tracker, MODEL, "", by="bob")
+    assert promote(tracker, second, by_person=True).outcome == "Promoted"
+    text = page.read_text()
+    assert '<p class="decision passed"><b>Promoted.</b>' in text
+    assert "<b>rolled_back</b> overruled by a person: Version 2 was rolled back by bob" in text
