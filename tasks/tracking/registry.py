@@ -254,10 +254,10 @@ def _roll_back(tracker: Tracker, name: str, to: str, *, by: str) -> tuple[ModelV
         raise InputError(f"The model {name} has no champion; `alignflow models` lists its versions")
     wanted = to or _champion_before(versions, current)
     if not wanted:
-        raise InputError(
-            f"Version {current.version} of {name} has no champion before it that was not rolled back: --to "
-            "names another version"
-        )
+        first = "is its first champion"
+        if current.tags.get(PREVIOUS):
+            first = "has only champions before it that were rolled back"
+        raise InputError(f"Version {current.version} of {name} {first}: --to names another version")
     target = versions.get(wanted)
     if target is None:
         raise InputError(f"The model {name} has no version {wanted}; `alignflow models` lists its versions")

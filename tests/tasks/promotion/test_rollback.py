@@ -198,3 +198,22 @@ def test_a_gate_that_a_person_overrules_is_shown_as_overruled(tracker: Tracker, 
     text = page.read_text()
     assert '<p class="decision passed"><b>Promoted.</b>' in text
     assert "<b>rolled_back</b> overruled by a person: Version 2 was rolled back by bob" in text
+
+
+def test_a_rollback_with_nothing_to_go_back_to_says_why(tracker: Tracker) -> None:
+    for seed in (1, 2):
+        promote(tracker, make_run(tracker, seed))
+    roll_back(tracker, MODEL, "", by="bob")
+    with pytest.raises(InputError, match="Version 1 of rlhf-policy-demo is its first champion: --to names"):
+        roll_back(tracker, MODEL, "", by="bob")
+    second = registry.find_version(tracker, MODEL, "2")
+    assert second is not None
+    promote(tracker, make_run(tracker, 3))
+    roll_back(
+        tracker, MODEL, "2", by="bob"
+    )  # a person's choice; the way back is not to 1, which it came after
+    registry.set_tags(tracker, MODEL, "1", {registry.ROLLED_BACK_AT: "2026-11-29T10:00:00Z"})
+    with pytest.raises(
+        InputError, match="Version 2 of rlhf-policy-demo has only champions before it that were"
+    ):
+        roll_back(tracker, MODEL, "", by="bob")
