@@ -260,7 +260,7 @@ def test_a_persons_no_leaves_the_champion(
         client.resume_flow_run(run, run_input={"decision": "reject", "name": "Bob", "note": "Not yet"})
     name, message = end(installation, run)
     assert name == "Rejected"
-    assert message.endswith("passes all gates and was rejected by Bob: Not yet")
+    assert message.endswith("passes all gates and was rejected by Bob: Not yet.")
     assert champion(tracker) == before
 
 
