@@ -137,12 +137,12 @@ class Guards:
             return []
         first, count = self.alarms[0], len(self.alarms)
         raised = f"{RAISE ** min(count, MOST_RAISES):.3g}"
-        kept = f"of step {self.good_step}" if self.good_step else "the SFT model: nothing was learnt"
+        kept = f"that of step {self.good_step}" if self.good_step else "the SFT model: nothing was learnt"
         done = {
             "warn": "Training went on: ppo.on_alarm=stop ends it with the weights before the fault.",
             "raise_kl": f"The weight of the KL penalty was raised, in all to {raised} times what it was.",
-            "stop": f"Training ended, and the policy is that {kept}. A lower ppo.learning_rate or a higher "
-            "ppo.kl_coefficient trains longer.".replace("that the SFT", "the SFT"),
+            "stop": f"Training ended, and the policy is {kept}. A lower ppo.learning_rate or a higher "
+            "ppo.kl_coefficient trains longer.",
         }[first.action]
         others = f" The alarm rang {count - 1} more times." if count > 1 else ""
         return [f"In step {first.step} {first.reason}. {done}{others}"]

@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
+
 from tasks.config.jobs import PpoJob, RewardJob
 from tasks.programs import reward
 from tasks.programs.runtime.program import Run
@@ -35,3 +38,11 @@ def write_run(
     job = {"seed": 0, "text": TEXT | (text or {}), "ppo": settings}
     run = Run(tiny.write_job(folder, "ppo", job, inputs, **(machine or {})))
     return PpoJob.model_validate(run.record), run
+
+
+def assert_same_weights(one: Run, other: Run) -> None:
+    """Compare policy and critic of two runs, to the bit."""
+    for name in ("adapter", "critic"):
+        first, second = (load_file(run.artifact / name / "adapter_model.safetensors") for run in (one, other))
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[key], second[key]) for key in first)
