@@ -211,7 +211,7 @@ def fit(
 
         # 4. Metrics first: a step that is in a checkpoint is in the log.
         log(step + 1, total, **metrics)
-        training.save(step + 1, every=checkpoint_steps, now=False)
+        training.save(step + 1, every=checkpoint_steps, now=interruptions.wants_checkpoint())
     training.restore_best()
 
 
