@@ -3,7 +3,7 @@
 python -m tests.benchmarks.learning DIR [DIR ...] [--split rl] [--temperature 0.7] [--prompts 500] [--train]
 
 DIR is a folder with a job of the stage ppo (`alignflow job demo ppo DIR --set seed=1`), which --train runs
-first. A tie is half a win, so even a policy whose every answer is perfect ties where the SFT model is perfect:
+first. A tie is half a win, so even a policy with perfect answers alone ties where the SFT model is perfect:
 the gain is (win - 1/2) / (ceiling - 1/2). Settings are chosen on the prompts of PPO (--split rl) of other
 seeds than those that are reported.
 """
