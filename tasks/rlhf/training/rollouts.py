@@ -85,8 +85,9 @@ def roll_out(
     pad_id: int,
     score_rule: ScoreRule,
     device: torch.device,
+    uniform: Tensor | None = None,
 ) -> Rollout:
-    """Sample an answer to each prompt.
+    """Sample an answer to each prompt, by the numbers ``uniform`` (B, max_tokens) if they are given.
 
     Return it with log-probabilities of policy and reference, values and scores.
     """
@@ -96,7 +97,13 @@ def roll_out(
 
     with lora.active(models.model, "policy") as policy:
         samples = sampling.sample(
-            policy, prompts, max_tokens=max_tokens, temperature=temperature, end_ids=end_ids, pad_id=pad_id
+            policy,
+            prompts,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            end_ids=end_ids,
+            pad_id=pad_id,
+            uniform=uniform,
         )
         answers = [ids[mask].tolist() for ids, mask in zip(samples.ids, samples.mask, strict=True)]
         batch = sequences.join(prompts, answers, pad_id=pad_id, device=device)
