@@ -147,7 +147,7 @@ def train(job: PpoJob, run: Run) -> None:
     save_artifact(run, models)
     warn_of_missing_ends(run, max_answer_tokens=job.text.max_answer_tokens)
     run.warnings += encoder.warnings()
-    scores = write_report(guards, run)
+    scores = write_report(guards, run, settings.steps)
     last = guards.good_figures if guards.has_returned else run.last()
     shown = {f"ppo.rollout_{name}": last[name] for name in ROLLOUT_FIGURES}
     run.finish(shown | scores | encoder.metrics("ppo"), prompts=len(questions))

@@ -181,9 +181,9 @@ class Ppo(Settings):
     )
     score: IndependentScore = IndependentScore()
     keep: Literal["final", "best"] = Field(
-        "final",
-        description="The weights that the stage hands on: the last ones, or those with the best independent "
-        "score, which needs score.by.",
+        "best",
+        description="The weights that the stage hands on: the last ones (final), or those with the best "
+        "independent score, if the last ones are far below it (best; without score.by the last ones).",
     )
     on_alarm: Literal["warn", "raise_kl", "roll_back", "stop"] = Field(
         "warn",
@@ -224,8 +224,6 @@ class Ppo(Settings):
             )
         if self.on_alarm == "raise_kl" and not self.kl_coefficient:
             raise ValueError("on_alarm=raise_kl multiplies kl_coefficient: set it above 0")
-        if self.keep == "best" and self.score.by is None:
-            raise ValueError("keep=best needs a score: set score.by, or keep to final")
         return self
 
     @model_validator(mode="after")

@@ -8,22 +8,22 @@ from tasks.programs.runtime.program import Run
 SCORES = "scores.json"
 
 
-def write_report(guards: Guards, run: Run) -> dict[str, Any]:
+def write_report(guards: Guards, run: Run, num_steps: int) -> dict[str, Any]:
     """Add the warnings to the run, write the measurements, and return the metrics of the score."""
-    run.warnings += describe_alarms(guards)
+    run.warnings += [*describe_alarms(guards), *describe_end(guards)]
     record: dict[str, Any] = {"alarms": [alarm._asdict() for alarm in guards.alarms]}
     metrics: dict[str, Any] = {}
     if guards.score is not None and guards.best is not None:
         points = guards.score.points
-        final = guards.best if guards.has_returned else guards.score.recent[-1]
         metrics = {
-            "ppo.independent_score.sft": _interval(points[0], len(guards.best.scores)),
+            "ppo.independent_score.sft": _interval(points[0], guards.best.score.n),
             "ppo.independent_score.best": guards.best.score._asdict(),
-            "ppo.independent_score.final": final.score._asdict(),
+            "ppo.independent_score.final": _interval(points[-1], guards.best.score.n),
             "ppo.best_step": guards.best.step,
+            "ppo.kept_step": guards.good_step if guards.has_returned else num_steps,
         }
         record |= {"by": guards.settings.score.by, "points": points, "best_of_n": guards.score.best_of}
-        record |= {"best_step": guards.best.step, "keep": guards.settings.keep}
+        record |= {"best_step": guards.best.step, "kept_step": metrics["ppo.kept_step"]}
     if record["alarms"] or guards.score is not None:
         run.note(SCORES, record)
     return metrics
@@ -32,6 +32,16 @@ def write_report(guards: Guards, run: Run) -> dict[str, Any]:
 def _interval(point: dict[str, float], n: int) -> dict[str, float]:
     value, low, high = (point[f"independent_score{end}"] for end in ("", "_low", "_high"))
     return {"value": value, "low": low, "high": high, "n": n}
+
+
+def describe_end(guards: Guards) -> list[str]:
+    """Return a sentence if the last weights are far below the best."""
+    if not guards.last_fall:
+        return []
+    done = f"The policy is that of step {guards.good_step}."
+    if not guards.has_returned:
+        done = "The policy has these weights all the same: ppo.keep=best hands on the best ones."
+    return [f"At the end {guards.last_fall}. {done}"]
 
 
 def describe_alarms(guards: Guards) -> list[str]:

@@ -65,6 +65,7 @@ class Guards:
         self.falls: int = known.get("falls", 0)  # measurements in a row
         self.ranges: dict[str, list[float]] = known.get("ranges", {})
         self.spike: str = known.get("spike", "")
+        self.last_fall = ""  # how far the last weights are below the best
         self.has_returned = False  # the weights are ``good``, and nothing was learnt since
         self.metrics: dict[str, float] = {}  # what is logged of the step that was checked
 
@@ -124,7 +125,7 @@ class Guards:
                 return
             self.best = measured
         self.good_step, self.good_figures = steps_done, figures
-        if self.settings.on_alarm in ("stop", "roll_back") or self.settings.keep == "best":
+        if self.settings.on_alarm in ("stop", "roll_back") or (self.score and self.settings.keep == "best"):
             self.good = {name: one.detach().clone() for name, one in self.models.trained.items()}
 
     def observe(self, figures: Mapping[str, float]) -> None:
@@ -153,16 +154,19 @@ class Guards:
         self.has_returned = True
 
     def finish(self, step: int) -> None:
-        """Measure the last weights, after ``step`` batches, and give the policy those that are handed on."""
-        if self.score is None or self.best is None:
+        """Measure the last weights, after ``step`` batches, and give the policy those that are handed on.
+
+        These are the last ones, unless they are far below the best.
+        """
+        if self.score is None or self.best is None or self.has_returned:
             return
-        if not self.has_returned:
-            last = self.score.measure(step, is_last=True)
-            assert last is not None
-            if last.score.value > self.best.score.value:
-                self.best, self.good_step = last, step
-            elif self.settings.keep == "best":
-                self.restore()
+        last = self.score.measure(step, is_last=True)
+        assert last is not None
+        self.last_fall = plateau.describe_fall(self.best, last)
+        if last.score.value > self.best.score.value:
+            self.best, self.good_step = last, step
+        elif self.last_fall and self.settings.keep == "best":
+            self.restore()
 
     @property
     def has_stopped(self) -> bool:

@@ -111,7 +111,6 @@ def test_answers_to_few_prompts_are_not_compared(inputs: dict[str, Path], tmp_pa
     ("settings", "sentence"),
     [
         ({"on_alarm": "stop", "text_alarm": None, "spike_alarm": None}, "nothing to act on"),
-        ({"keep": "best"}, "needs a score"),
         ({"on_alarm": "raise_kl", "kl_coefficient": 0}, "set it above 0"),
     ],
 )
