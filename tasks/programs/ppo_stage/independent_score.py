@@ -170,7 +170,9 @@ def build_score(
         )
 
     score = (
-        _gold(own, questions) if settings.by == "gold" else _held_out(run, models, score_rule, device=device)
+        gold_scores(own, questions)
+        if settings.by == "gold"
+        else held_out_scores(run, models, score_rule, device=device)
     )
     rows = run.machine.micro_batch or job.ppo.rollouts
     return IndependentScore(
@@ -178,7 +180,11 @@ def build_score(
     )
 
 
-def _held_out(run: Run, models: PpoModels, rule: ScoreRule, *, device: torch.device) -> Score:
+def held_out_scores(run: Run, models: PpoModels, rule: ScoreRule, *, device: torch.device) -> Score:
+    """Return the function that scores by the member of the reward model that PPO never sees.
+
+    Raises InputError if none was trained.
+    """
     _, held_out = reward_model.load_held_out(run.inputs["reward"], models.model, device=device)
     if held_out is None:
         raise InputError(
@@ -197,7 +203,11 @@ def _held_out(run: Run, models: PpoModels, rule: ScoreRule, *, device: torch.dev
     return score
 
 
-def _gold(encoder: Encoder, questions: Sequence[tuple[int, str]]) -> Score:
+def gold_scores(encoder: Encoder, questions: Sequence[tuple[int, str]]) -> Score:
+    """Return the function that scores by the gold scorer.
+
+    Raises InputError if the questions are not of its site.
+    """
     try:
         gold_score(questions[0][1], "")
     except ValueError as error:
