@@ -9,7 +9,8 @@ from typing import Any, TypedDict
 import pyarrow.parquet as pq
 
 from tasks.dataset.card import Card
-from tasks.reporting import over_optimisation, pages, reward_charts, stage_charts, stage_panels
+from tasks.reporting import pages, reward_charts, stage_charts, stage_panels
+from tasks.reporting.evaluation import over_optimisation
 from tasks.reporting.evaluation.policies import NAMES
 from tasks.reporting.histograms import draw_histograms
 from tasks.reporting.numbers import format_interval, format_number, format_percent, format_share, format_tick
