@@ -88,7 +88,7 @@ def train(job: PpoJob, run: Run) -> None:
     sampler = start_sampler(job, run, tokenizer, models, score_rule)
     sampler(start)
 
-    for step in range(start, settings.steps):
+    for step in run.interruptions.during(range(start, settings.steps), distributed.all_reduce):
         # 2. Sample an answer to each prompt of the batch and score it; is it still sound text?
         rollout = sample_rollout(job, models, questions, encoder, score_rule, step=step, device=device)
         kl = kl_estimates(rollout)
@@ -140,7 +140,7 @@ def train(job: PpoJob, run: Run) -> None:
         guards.observe(metrics)
         run.log(step + 1, settings.steps, **metrics, **text_metrics(statistics), **guards.metrics)
         kl_coefficient = adapt_kl_coefficient(kl_coefficient, kl["kl"], settings)
-        if (step + 1) % max(1, machine.checkpoint_steps // 10) == 0:
+        if run.interruptions.wants_checkpoint() or (step + 1) % max(1, machine.checkpoint_steps // 10) == 0:
             state = {"kl_coefficient": kl_coefficient, **guards.state()}
             state |= {"text_norms": text.norms} if text else {}
             save_state(run.checkpoints, step + 1, models, optimizers, state, good=guards.good)
