@@ -25,6 +25,7 @@ from tasks.programs.ppo_stage.estimate_advantages import estimate_advantages
 from tasks.programs.ppo_stage.guards import Guards, describe_rollout
 from tasks.programs.ppo_stage.load_models import TOLERANCE, load_models
 from tasks.programs.ppo_stage.pretraining_mix import load_text_mix
+from tasks.programs.ppo_stage.reward_mix import UNTOUCHED, RewardMix, load_reward_mix
 from tasks.programs.ppo_stage.step_metrics import ROLLOUT_FIGURES, rollout_figures, step_metrics, text_metrics
 from tasks.programs.ppo_stage.update_policy import update_policy
 from tasks.programs.runtime import pair_tables
@@ -41,11 +42,9 @@ from tasks.rlhf.training.rollouts import (
     PPO_DIVERGED,
     PpoModels,
     Rollout,
-    ScoreRule,
     check_rollout,
     kl_estimates,
     roll_out,
-    score_answers,
 )
 from tasks.system.errors import InputError
 
@@ -60,24 +59,24 @@ def train(job: PpoJob, run: Run) -> None:
     # 1. Prompts; policy = reference = SFT model, critic = reward model; or the checkpoint's.
     tokenizer = loading.load_tokenizer(run.inputs["model"])
     encoder = pair_tables.build_encoder(job.text, tokenizer)
-    questions = read_prompts(job, run, encoder)
+    texts, questions = read_texts(job, run), read_prompts(job, run, encoder)
     models = load_models(job, run, device)
-    frozen = models.frozen
-    frozen_before = sanity_checks.digest(frozen)
     optimizers = create_optimizers(models)
     start, state, good = restore_state(run.checkpoints, models, optimizers)
+    mix = load_reward_mix(job, run, encoder, models, state, device)
+    frozen = [*models.frozen, *mix.frozen()]
+    frozen_before = sanity_checks.digest(frozen)
     kl_coefficient = state.get("kl_coefficient", settings.kl_coefficient)
     run.rewind(start)
     guards = Guards(settings, models, state, good)
     text = load_text_mix(job, run, tokenizer, models, state)
     tolerance = TOLERANCE[models.model.dtype]
-    score_rule = ScoreRule(settings.missing_eos, settings.missing_eos_reward, max_score=settings.max_score)
-    sampler = start_sampler(job, run, tokenizer, models, score_rule)
+    sampler = start_sampler(job, run, tokenizer, models, mix)
     sampler(start)
 
     for step in range(start, settings.steps):
         # 2. Sample an answer to each prompt of the batch and score it; is it still sound text?
-        rollout = sample_rollout(job, models, questions, encoder, score_rule, step=step, device=device)
+        rollout = sample_rollout(job, models, questions, texts, encoder, mix, step=step, device=device)
         kl = kl_estimates(rollout)
         statistics = describe_rollout(rollout, encoder)
         if alarm := guards.check(step + 1, statistics, rollout_figures(rollout, kl)):
@@ -120,10 +119,10 @@ def train(job: PpoJob, run: Run) -> None:
         metrics = step_metrics(
             rollout, returns, updates, kl=kl, kl_coefficient=kl_coefficient, group_size=settings.group_size
         )
-        run.log(step + 1, settings.steps, **metrics, **text_metrics(statistics))
+        run.log(step + 1, settings.steps, **metrics, **mix.metrics(), **text_metrics(statistics))
         kl_coefficient = adapt_kl_coefficient(kl_coefficient, kl["kl"], settings)
         if (step + 1) % max(1, machine.checkpoint_steps // 10) == 0:
-            state = {"kl_coefficient": kl_coefficient, **guards.state()}
+            state = {"kl_coefficient": kl_coefficient, **guards.state(), **mix.state()}
             state |= {"text_norms": text.norms} if text else {}
             save_state(run.checkpoints, step + 1, models, optimizers, state, good=guards.good)
 
@@ -135,7 +134,7 @@ def train(job: PpoJob, run: Run) -> None:
         )
     save_artifact(run, models)
     warn_of_missing_ends(run, max_answer_tokens=job.text.max_answer_tokens)
-    run.warnings += [*encoder.warnings(), *guards.warnings()]
+    run.warnings += [*encoder.warnings(), *mix.warnings(), *guards.warnings()]
     last = guards.good_figures if guards.has_stopped else run.last()
     shown = {f"ppo.rollout_{name}": last[name] for name in ROLLOUT_FIGURES}
     run.finish(shown | encoder.metrics("ppo"), prompts=len(questions))
@@ -146,7 +145,7 @@ def start_sampler(
     run: Run,
     tokenizer: PreTrainedTokenizerBase,
     models: PpoModels,
-    score_rule: ScoreRule,
+    mix: RewardMix,
 ) -> TrainingSampler:
     """Return the sampler of the policy's answers for people."""
     return TrainingSampler(
@@ -155,7 +154,7 @@ def start_sampler(
         tokenizer,
         policy=partial(lora.active, models.model, "policy"),
         reference=partial(lora.active, models.model, None),
-        score=partial(score_answers, models, score_rule),
+        score=mix,
         total=job.ppo.steps,
     )
 
@@ -164,8 +163,9 @@ def sample_rollout(
     job: PpoJob,
     models: PpoModels,
     questions: list[list[int]],
+    texts: list[str],
     encoder: Encoder,
-    score_rule: ScoreRule,
+    mix: RewardMix,
     *,
     step: int,
     device: torch.device,
@@ -176,16 +176,18 @@ def sample_rollout(
     indices = schedules.batch_indices(
         step, num_rows=len(questions), batch_size=settings.rollouts // settings.group_size, seed=job.seed
     )
+    asked = [i for i in indices for _ in range(settings.group_size)]
     rollout = roll_out(
         models,
-        [questions[i] for i in indices for _ in range(settings.group_size)],
+        [questions[i] for i in asked],
         max_tokens=job.text.max_answer_tokens,
         temperature=settings.temperature,
         end_ids=prompts.end_tokens(encoder.tokenizer, job.text.template),
         pad_id=encoder.tokenizer.pad_token_id,
-        score_rule=score_rule,
+        score_rule=UNTOUCHED,
         device=device,
     )
+    rollout = mix.rescore(rollout, [texts[i] for i in asked])
     check_rollout(rollout, step + 1)
     return rollout
 
@@ -240,15 +242,21 @@ def warn_of_missing_ends(run: Run, *, max_answer_tokens: int) -> None:
 
 
 def read_prompts(job: PpoJob, run: Run, encoder: Encoder) -> list[list[int]]:
-    """Return the RL split's prompts as token ids, in an order drawn from the seed.
+    """Return the RL split's prompts as token ids, in the order of `read_texts`. Raises InputError."""
+    return [encoder.encode_prompt(text) for text in read_texts(job, run)]
+
+
+def read_texts(job: PpoJob, run: Run) -> list[str]:
+    """Return the RL split's questions, in an order drawn from the seed.
 
     Raises InputError if there are none.
     """
-    texts = pq.read_table(run.inputs["data"] / "rl.parquet", columns=["prompt"])["prompt"].to_pylist()
+    table = pq.read_table(run.inputs["data"] / "rl.parquet", columns=["prompt"])
+    texts: list[str] = table["prompt"].to_pylist()
     if not texts:
         raise InputError("The rl split has no prompts: raise data.rl_share or give more data.")
     random.Random(job.seed).shuffle(texts)
-    return [encoder.encode_prompt(text) for text in texts]
+    return texts
 
 
 if __name__ == "__main__":
