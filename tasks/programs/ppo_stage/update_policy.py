@@ -4,11 +4,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from tasks.config.sections.ppo import Ppo
 from tasks.programs.ppo_stage.pretraining_mix import TextMix
 from tasks.rlhf.algorithms import losses, sanity_checks
-from tasks.rlhf.batches import sequences
+from tasks.rlhf.batches import entropy, sequences
+from tasks.rlhf.batches.sequences import Sequences
 from tasks.rlhf.models import lora
 from tasks.rlhf.training.finite_checks import check_finite
 from tasks.rlhf.training.ppo_state import Optimizers
@@ -128,7 +130,7 @@ def accumulate_gradients(
             whole[rows][:, :width] for whole in (rollout.logp, rollout.ref_logp, advantages)
         )
         with lora.active(models.model, "policy") as policy:
-            logp = sequences.log_probs(policy, batch, temperature=settings.temperature)
+            logp, bonus = _log_probs_and_bonus(policy, batch, settings, count)
             surrogate = losses.ppo_policy_loss(
                 logp,
                 old_logp,
@@ -138,7 +140,7 @@ def accumulate_gradients(
                 dual_clip=settings.dual_clip,
                 count=count,
             )
-            loss = surrogate.loss
+            loss = surrogate.loss - bonus
             if settings.kl_penalty != "reward":
                 loss = loss + kl_coefficient * losses.kl_loss(
                     logp, ref_logp, batch.response_mask, estimator=settings.kl_penalty, count=count
@@ -161,3 +163,13 @@ def accumulate_gradients(
         statistics = (surrogate.clip_fraction, surrogate.approx_kl, surrogate.ratio)
         total += torch.stack([loss.detach(), value_loss.detach(), *statistics])
     return Update(*total.tolist())
+
+
+def _log_probs_and_bonus(
+    policy: PreTrainedModel, batch: Sequences, settings: Ppo, count: Tensor
+) -> tuple[Tensor, Tensor | float]:
+    """Return the policy's log-probabilities (B, T), and what its entropy takes off the loss, a scalar."""
+    if not settings.entropy_weight:
+        return sequences.log_probs(policy, batch, temperature=settings.temperature), 0.0
+    logp, nats = entropy.log_probs_and_entropy(policy, batch, temperature=settings.temperature)
+    return logp, settings.entropy_weight * losses.masked_mean(nats, batch.response_mask, count)
