@@ -26,12 +26,13 @@ from tasks.programs.ppo_stage.guards import Guards, describe_rollout
 from tasks.programs.ppo_stage.load_models import TOLERANCE, load_models
 from tasks.programs.ppo_stage.pretraining_mix import load_text_mix
 from tasks.programs.ppo_stage.reward_mix import UNTOUCHED, RewardMix, load_reward_mix
+from tasks.programs.ppo_stage.rollout_checks import RolloutChecks
 from tasks.programs.ppo_stage.step_metrics import ROLLOUT_FIGURES, rollout_figures, step_metrics, text_metrics
 from tasks.programs.ppo_stage.update_policy import update_policy
 from tasks.programs.runtime import pair_tables
 from tasks.programs.runtime.program import Run, main
 from tasks.programs.runtime.training_samples import TrainingSampler
-from tasks.rlhf.algorithms import rewards, sanity_checks, schedules
+from tasks.rlhf.algorithms import rewards, schedules
 from tasks.rlhf.batches import prompts
 from tasks.rlhf.batches.truncation import Encoder
 from tasks.rlhf.compute import devices, seeds
@@ -64,13 +65,13 @@ def train(job: PpoJob, run: Run) -> None:
     optimizers = create_optimizers(models)
     start, state, good = restore_state(run.checkpoints, models, optimizers)
     mix = load_reward_mix(job, run, encoder, models, state, device)
+    tolerance = TOLERANCE[models.model.dtype]
     frozen = [*models.frozen, *mix.frozen()]
-    frozen_before = sanity_checks.digest(frozen)
+    checks = RolloutChecks(job, models, encoder, frozen, state, tolerance=tolerance)
     kl_coefficient = state.get("kl_coefficient", settings.kl_coefficient)
     run.rewind(start)
     guards = Guards(settings, models, state, good)
     text = load_text_mix(job, run, tokenizer, models, state)
-    tolerance = TOLERANCE[models.model.dtype]
     sampler = start_sampler(job, run, tokenizer, models, mix)
     sampler(start)
 
@@ -92,7 +93,8 @@ def train(job: PpoJob, run: Run) -> None:
             {"the advantage": advantages[rollout.batch.response_mask]}, step=step + 1, advice=PPO_DIVERGED
         )
         if step == start:
-            check_sampler(rollout, kl, tolerance=tolerance, is_fresh=start == 0)
+            checks.check_start(rollout)
+        checks.check_kl(rollout, step + 1)
 
         # 4. Several passes over the batch, each in a fresh order.
         rate = schedules.learning_rate(
@@ -122,19 +124,15 @@ def train(job: PpoJob, run: Run) -> None:
         run.log(step + 1, settings.steps, **metrics, **mix.metrics(), **text_metrics(statistics))
         kl_coefficient = adapt_kl_coefficient(kl_coefficient, kl["kl"], settings)
         if (step + 1) % max(1, machine.checkpoint_steps // 10) == 0:
-            state = {"kl_coefficient": kl_coefficient, **guards.state(), **mix.state()}
+            state = {"kl_coefficient": kl_coefficient, **guards.state(), **mix.state(), **checks.state()}
             state |= {"text_norms": text.norms} if text else {}
             save_state(run.checkpoints, step + 1, models, optimizers, state, good=guards.good)
 
     # 6. The artifact; frozen weights must be unchanged.
-    if sanity_checks.digest(frozen) != frozen_before:
-        raise sanity_checks.StepZeroError(
-            "Frozen weights changed during training. "
-            "Likely cause: the optimizer was given the base's or the reward model's."
-        )
+    checks.check_end()
     save_artifact(run, models)
     warn_of_missing_ends(run, max_answer_tokens=job.text.max_answer_tokens)
-    run.warnings += [*encoder.warnings(), *mix.warnings(), *guards.warnings()]
+    run.warnings += [*encoder.warnings(), *mix.warnings(), *checks.warnings(), *guards.warnings()]
     last = guards.good_figures if guards.has_stopped else run.last()
     shown = {f"ppo.rollout_{name}": last[name] for name in ROLLOUT_FIGURES}
     run.finish(shown | encoder.metrics("ppo"), prompts=len(questions))
@@ -190,23 +188,6 @@ def sample_rollout(
     rollout = mix.rescore(rollout, [texts[i] for i in asked])
     check_rollout(rollout, step + 1)
     return rollout
-
-
-def check_sampler(rollout: Rollout, kl: dict[str, float], *, tolerance: float, is_fresh: bool) -> None:
-    """Check that sampler and scorer are one distribution, and that a fresh policy is the reference.
-
-    Raises StepZeroError.
-    """
-    mask = rollout.batch.response_mask
-    sanity_checks.check_close(
-        "Sampler's and scorer's log-probabilities",
-        rollout.sampler_logp[mask],
-        rollout.logp[mask],
-        tolerance=tolerance,
-        cause="the sampler warps its distribution, or left padding shifts positions.",
-    )
-    if is_fresh:
-        sanity_checks.check_fresh_kl(kl["kl"], kl["kl_k3"], tolerance=tolerance)
 
 
 def adapt_kl_coefficient(coefficient: float, kl: float, settings: Ppo) -> float:

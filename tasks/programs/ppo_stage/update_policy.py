@@ -81,6 +81,7 @@ def update_policy(
                     update.ratio, update.clip_fraction, update.approx_kl, tolerance=tolerance
                 )
                 sanity_checks.check_gradients(models.trained)
+                sanity_checks.check_frozen(models.frozen)
             # The KL of a step is checked before the step is taken.
             limit = settings.max_step_kl
             update = update._replace(skipped=limit is not None and not update.approx_kl <= limit)
