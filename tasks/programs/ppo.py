@@ -35,7 +35,7 @@ from tasks.programs.runtime.training_samples import TrainingSampler
 from tasks.rlhf.algorithms import rewards, schedules
 from tasks.rlhf.batches import prompts
 from tasks.rlhf.batches.truncation import Encoder
-from tasks.rlhf.compute import devices, seeds
+from tasks.rlhf.compute import devices, distributed, seeds
 from tasks.rlhf.models import loading, lora
 from tasks.rlhf.training.finite_checks import check_finite, check_weights
 from tasks.rlhf.training.ppo_state import create_optimizers, restore_state, save_state
@@ -44,6 +44,7 @@ from tasks.rlhf.training.rollouts import (
     PpoModels,
     Rollout,
     check_rollout,
+    gather_rollout,
     kl_estimates,
     roll_out,
 )
@@ -57,6 +58,12 @@ def train(job: PpoJob, run: Run) -> None:
     settings, machine = job.ppo, run.machine
     device = devices.set_up(machine.device, machine.threads)
 
+    if settings.rollouts < distributed.world():
+        raise InputError(
+            f"ppo.rollouts={settings.rollouts} cannot be shared by {distributed.world()} processes: "
+            "raise it, or start fewer."
+        )
+
     # 1. Prompts; policy = reference = SFT model, critic = reward model; or the checkpoint's.
     tokenizer = loading.load_tokenizer(run.inputs["model"])
     encoder = pair_tables.build_encoder(job.text, tokenizer)
@@ -69,6 +76,7 @@ def train(job: PpoJob, run: Run) -> None:
     frozen = [*models.frozen, *mix.frozen()]
     checks = RolloutChecks(job, models, encoder, frozen, state, tolerance=tolerance)
     kl_coefficient = state.get("kl_coefficient", settings.kl_coefficient)
+    distributed.check_equal(start, "checkpoints")
     run.rewind(start)
     guards = Guards(settings, models, state, good)
     text = load_text_mix(job, run, tokenizer, models, state)
@@ -130,6 +138,7 @@ def train(job: PpoJob, run: Run) -> None:
 
     # 6. The artifact; frozen weights must be unchanged.
     checks.check_end()
+    distributed.barrier()  # the first rank may still be writing metrics and the checkpoint
     save_artifact(run, models)
     warn_of_missing_ends(run, max_answer_tokens=job.text.max_answer_tokens)
     run.warnings += [*encoder.warnings(), *mix.warnings(), *checks.warnings(), *guards.warnings()]
@@ -168,24 +177,29 @@ def sample_rollout(
     step: int,
     device: torch.device,
 ) -> Rollout:
-    """Return the answers of step ``step`` (from 0). Raises InputError if a figure of them is not finite."""
-    settings = job.ppo
+    """Return the answers of step ``step`` (from 0), of which each rank samples a part.
+
+    Raises InputError if a figure of them is not finite.
+    """
+    settings, most = job.ppo, job.text.max_answer_tokens
     seeds.seed_step(job.seed, step + 1)
+    uniform = torch.rand(settings.rollouts, most, dtype=torch.float64)  # those of a row on any rank
     indices = schedules.batch_indices(
         step, num_rows=len(questions), batch_size=settings.rollouts // settings.group_size, seed=job.seed
     )
-    asked = [i for i in indices for _ in range(settings.group_size)]
-    rollout = roll_out(
+    asked = distributed.rank_slice([i for i in indices for _ in range(settings.group_size)])
+    own = roll_out(
         models,
         [questions[i] for i in asked],
-        max_tokens=job.text.max_answer_tokens,
+        uniform=distributed.rank_slice(uniform),
+        max_tokens=most,
         temperature=settings.temperature,
         end_ids=prompts.end_tokens(encoder.tokenizer, job.text.template),
         pad_id=encoder.tokenizer.pad_token_id,
         score_rule=UNTOUCHED,
         device=device,
     )
-    rollout = mix.rescore(rollout, [texts[i] for i in asked])
+    rollout = gather_rollout(mix.rescore(own, [texts[i] for i in asked]))
     check_rollout(rollout, step + 1)
     return rollout
 
@@ -204,7 +218,9 @@ def adapt_kl_coefficient(coefficient: float, kl: float, settings: Ppo) -> float:
 
 
 def save_artifact(run: Run, models: PpoModels) -> None:
-    """Write the policy, and the critic if there is one."""
+    """Write the policy, and the critic if there is one. Of several processes the first writes."""
+    if not distributed.is_first():
+        return
     lora.save(models.model, "policy", run.artifact / "adapter", base=models.base)
     if models.value_head is not None:
         score = models.value_head.weight
@@ -241,4 +257,4 @@ def read_texts(job: PpoJob, run: Run) -> list[str]:
 
 
 if __name__ == "__main__":
-    main(train, PpoJob)
+    main(train, PpoJob, among=distributed.process_group)

@@ -49,6 +49,7 @@ def gradients(inputs: dict[str, Path], folder: Path, *, micro: int, weight: floa
     rollout = roll_out(
         models,
         ppo.read_prompts(job, run, pair_tables.build_encoder(job.text, tokenizer))[:8],
+        uniform=torch.rand(8, job.text.max_answer_tokens, dtype=torch.float64),
         max_tokens=job.text.max_answer_tokens,
         temperature=1.0,
         end_ids=prompts.end_tokens(tokenizer, job.text.template),

@@ -186,6 +186,7 @@ def rolled(
     rollout = rollouts.roll_out(
         models,
         ppo.read_prompts(job, run, encoder)[:32],
+        uniform=torch.rand(32, job.text.max_answer_tokens, dtype=torch.float64),
         max_tokens=job.text.max_answer_tokens,
         temperature=1.0,
         end_ids=prompts.end_tokens(tokenizer, job.text.template),
