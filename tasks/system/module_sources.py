@@ -49,10 +49,11 @@ def _find_spec(name: str) -> ModuleSpec | None:
         spec = importlib.util.find_spec(first)
     except (ValueError, ImportError):  # it is loaded without a spec, as __main__ is
         return None
-    for number in range(len(rest)):
+    for part in rest:
         if spec is None or spec.submodule_search_locations is None:
             return None
-        spec = PathFinder.find_spec(".".join([first, *rest[: number + 1]]), spec.submodule_search_locations)
+        # by its last name: by the whole one a namespace package looks for its parent among imported modules
+        spec = PathFinder.find_spec(part, [*spec.submodule_search_locations])
     return spec
 
 

@@ -168,8 +168,7 @@ def accumulate_gradients(
                 (settings.value_weight * value_loss).backward()
         statistics = (surrogate.clip_fraction, surrogate.approx_kl, surrogate.ratio)
         total += torch.stack([loss.detach(), value_loss.detach(), *statistics])
-    policy, value, clipped, kl, ratio = distributed.all_reduce(total.tolist())
-    return Update(policy, value, clipped, kl, ratio)
+    return Update(*distributed.all_reduce(total.tolist()))
 
 
 def _log_probs_and_bonus(

@@ -298,7 +298,7 @@ def test_a_function_scores_the_texts_of_questions_and_answers(
     assert all(question.startswith("How do I ") for question in questions)
     rollouts = [texts for texts in sys.modules["my_rewards"].seen if set(texts[0]) <= set(known)]
     assert rollouts
-    assert not any("Answer:" in answer for answer in answers)
+    assert not any(question in answer for question, answer in zip(questions, answers, strict=True))
 
 
 def test_a_function_can_replace_the_reward_model(

@@ -86,6 +86,16 @@ def test_what_a_function_imports_from_beside_it_counts_and_nothing_else(write: W
     assert function_digests(of_function("own.rewards:f").ppo.rewards) != before
 
 
+def test_packages_without_an_init_file_are_found(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "code" / "outer" / "inner").mkdir(parents=True)
+    (tmp_path / "code" / "outer" / "inner" / "rewards.py").write_text(
+        "from outer.inner import more\n\ndef f(): ...\n"
+    )
+    (tmp_path / "code" / "outer" / "inner" / "more.py").write_text("")
+    assert list(source_files("outer.inner.rewards")) == ["outer.inner.more", "outer.inner.rewards"]
+    check_inputs(of_function("outer.inner.rewards:f"))
+
+
 def test_no_code_of_the_users_runs_here(write: Write) -> None:
     write(my_rewards="raise RuntimeError\n\ndef f(q, a): ...\n", own_in_rewards="def f(q, a): ...\n")
     write(own_in___init__="raise RuntimeError\n")
