@@ -168,7 +168,8 @@ def accumulate_gradients(
                 (settings.value_weight * value_loss).backward()
         statistics = (surrogate.clip_fraction, surrogate.approx_kl, surrogate.ratio)
         total += torch.stack([loss.detach(), value_loss.detach(), *statistics])
-    return Update(*distributed.all_reduce(total.tolist()))
+    policy_loss, of_values, clipped, kl, ratio = distributed.all_reduce(total.tolist())
+    return Update(policy_loss, of_values, clipped, kl, ratio)
 
 
 def _log_probs_and_bonus(
