@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from tasks.config.sections.base import NotInKey, Settings
+from tasks.config.sections.rewards import Rewards
 from tasks.config.sections.tuning import Lora
 
 
@@ -132,6 +133,13 @@ class Ppo(Settings):
     critic_warmup_steps: int = Field(
         0, ge=0, description="Rollout batches at the start in which the critic alone learns."
     )
+    entropy_weight: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        description="Weight in the loss of the policy's entropy, in nats per token, which keeps it "
+        "undecided; 0: none.",
+    )
     max_grad_norm: float = Field(
         1.0, gt=0, description="Gradient norms of policy and critic are clipped to this."
     )
@@ -149,6 +157,7 @@ class Ppo(Settings):
         description="Whether to train against a reward model that prefers worthless answers to real ones; "
         "false: stop with an error.",
     )
+    rewards: Rewards = Rewards()
     max_score: float | None = Field(
         None, gt=0, description="Normalised rewards are clipped to plus and minus this; null: never."
     )

@@ -15,6 +15,7 @@ from torch import Tensor
 from tasks.config.jobs import PpoJob
 from tasks.config.sections.ppo import IndependentScore as Settings
 from tasks.demo_site.gold import gold_score
+from tasks.programs.ppo_stage.reward_mix import UNTOUCHED, RewardMix
 from tasks.programs.runtime import pair_tables
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.algorithms.best_of_n import best_of_n, best_of_n_kl, powers_of_two
@@ -71,6 +72,7 @@ class IndependentScore:
         questions: list[tuple[int, str]],
         answer: Callable[[list[list[int]], Tensor], Rollout],
         score: Score,
+        reward: Callable[[Rollout, list[str]], Tensor],
         *,
         encoder: Encoder,
         seed: int,
@@ -78,7 +80,7 @@ class IndependentScore:
         state: dict[str, Any],
     ) -> None:
         self.settings, self.seed, self.rows = settings, seed, rows
-        self.answer, self.score = answer, score
+        self.answer, self.score, self.reward = answer, score, reward
         self.ids = [id for id, _ in questions]
         self.texts = [text for _, text in questions]
         self.prompts = [encoder.encode_prompt(text) for text in self.texts]
@@ -120,7 +122,8 @@ class IndependentScore:
         def figures(part: slice) -> list[list[float]]:
             rollout = self.answer(self.prompts[part], uniform[part])
             kls = (rollout.logp - rollout.ref_logp).sum(dim=1).tolist()
-            return [self.score(rollout, self.texts[part]), rollout.score.tolist(), kls]
+            rewards = self.reward(rollout, self.texts[part]).tolist()
+            return [self.score(rollout, self.texts[part]), rewards, kls]
 
         found = distributed.map_over_ranks(parts, figures)
         scores, rewards, kls = ([x for part in found for x in part[which]] for which in range(3))
@@ -140,7 +143,7 @@ def build_score(
     run: Run,
     models: PpoModels,
     encoder: Encoder,
-    score_rule: ScoreRule,
+    mix: RewardMix,
     questions: list[tuple[int, str]],
     state: dict[str, Any],
 ) -> IndependentScore | None:
@@ -164,7 +167,7 @@ def build_score(
             temperature=job.ppo.temperature,
             end_ids=end_ids,
             pad_id=encoder.tokenizer.pad_token_id,
-            score_rule=score_rule,
+            score_rule=UNTOUCHED,
             device=device,
             uniform=uniform,
         )
@@ -172,11 +175,19 @@ def build_score(
     score = (
         gold_scores(own, questions)
         if settings.by == "gold"
-        else held_out_scores(run, models, score_rule, device=device)
+        else held_out_scores(run, models, mix.rule, device=device)
     )
     rows = run.machine.micro_batch or job.ppo.rollouts
     return IndependentScore(
-        settings, questions, answer, score, encoder=own, seed=job.seed, rows=rows, state=state
+        settings,
+        questions,
+        answer,
+        score,
+        mix.final_scores,
+        encoder=own,
+        seed=job.seed,
+        rows=rows,
+        state=state,
     )
 
 

@@ -281,7 +281,7 @@ def test_padding_that_is_seen_by_the_sampler_is_noticed(
 
     def seen(prompts: list[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
         ids, mask = honest(prompts, pad_id, device)
-        assert not mask.all()
+        assert not mask.all() or len(prompts) == 1
         return ids, torch.ones_like(mask)
 
     monkeypatch.setattr(sampling, "pad_left", seen)
