@@ -83,7 +83,7 @@ def train(job: PpoJob, run: Run) -> None:
     sampler = start_sampler(job, run, tokenizer, models, mix)
     sampler(start)
 
-    for step in range(start, settings.steps):
+    for step in run.interruptions.during(range(start, settings.steps), distributed.all_reduce):
         # 2. Sample an answer to each prompt of the batch and score it; is it still sound text?
         rollout = sample_rollout(job, models, questions, texts, encoder, mix, step=step, device=device)
         kl = kl_estimates(rollout)
@@ -131,7 +131,7 @@ def train(job: PpoJob, run: Run) -> None:
         )
         run.log(step + 1, settings.steps, **metrics, **mix.metrics(), **text_metrics(statistics))
         kl_coefficient = adapt_kl_coefficient(kl_coefficient, kl["kl"], settings)
-        if (step + 1) % max(1, machine.checkpoint_steps // 10) == 0:
+        if run.interruptions.wants_checkpoint() or (step + 1) % max(1, machine.checkpoint_steps // 10) == 0:
             state = {"kl_coefficient": kl_coefficient, **guards.state(), **mix.state(), **checks.state()}
             state |= {"text_norms": text.norms} if text else {}
             save_state(run.checkpoints, step + 1, models, optimizers, state, good=guards.good)
