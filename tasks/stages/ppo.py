@@ -3,7 +3,7 @@
 from tasks.artifacts.artifact import Artifact, only, within
 from tasks.artifacts.mixed_text import mixed_text
 from tasks.artifacts.reward_sources import function_digests, reward_models
-from tasks.artifacts.weight_files import weight_files
+from tasks.artifacts.weight_files import judge_files, weight_files
 from tasks.config.jobs import PpoJob
 from tasks.config.pipeline import Pipeline
 from tasks.stages.stage import Inputs, stage
@@ -19,10 +19,11 @@ def ppo(config: Pipeline, *, data: Artifact, model: Artifact, reward: Artifact) 
     """Train the policy with PPO."""
     mixes_answers = config.ppo.ptx.is_on and not config.ppo.ptx.path
     finetune = ["finetune.parquet"] if mixes_answers or config.ppo.rewards.parts else []
+    reward_files = judge_files if config.ppo.score.by == "held_out" else weight_files
     return {
         "data": only(data, "rl.parquet", *finetune, *config.samples.tables),
         "model": within(model, "model"),
-        "reward": only(reward, *weight_files(config.reward), "reward.json"),
+        "reward": only(reward, *reward_files(config.reward), "reward.json"),
         **mixed_text(config),
         **reward_models(config.ppo.rewards),
     }
