@@ -71,7 +71,8 @@ def train(job: PpoJob, run: Run) -> None:
     # 1. Prompts; policy = reference = SFT model, critic = reward model; or the checkpoint's.
     tokenizer = loading.load_tokenizer(run.inputs["model"])
     encoder = pair_tables.build_encoder(job.text, tokenizer)
-    texts, questions = read_texts(job, run), read_prompts(job, run, encoder)
+    texts, held_out = read_questions(job, run)
+    questions = [encoder.encode_prompt(text) for text in texts]
     models = load_models(job, run, device)
     optimizers = create_optimizers(models)
     start, state, good = restore_state(run.checkpoints, models, optimizers)
@@ -82,7 +83,7 @@ def train(job: PpoJob, run: Run) -> None:
     kl_coefficient = state.get("kl_coefficient", settings.kl_coefficient)
     distributed.check_equal(start, "checkpoints")
     run.rewind(start)
-    score = build_score(job, run, models, encoder, mix, read_held_out(job, run), state)
+    score = build_score(job, run, models, encoder, mix, held_out, state)
     guards = Guards(settings, models, state, good, score)
     text = load_text_mix(job, run, tokenizer, models, state)
     sampler = start_sampler(job, run, tokenizer, models, mix)
@@ -91,6 +92,7 @@ def train(job: PpoJob, run: Run) -> None:
     for step in run.interruptions.during(range(start, settings.steps), distributed.all_reduce):
         # 2. Sample an answer to each prompt of the batch and score it; is it still sound text?
         rollout = sample_rollout(job, models, questions, texts, encoder, mix, step=step, device=device)
+        checks.check(rollout, step + 1)
         kl = kl_estimates(rollout)
         statistics, figures = describe_rollout(rollout, encoder), rollout_figures(rollout, kl)
         if alarm := guards.check(step + 1, statistics, figures):
@@ -99,7 +101,7 @@ def train(job: PpoJob, run: Run) -> None:
                 guards.restore(optimizers)
                 sampler(step + 1, is_last=alarm.action == "stop")
                 figures |= {"kl_coefficient": kl_coefficient, **text_metrics(statistics), **guards.metrics}
-                run.log(step + 1, settings.steps, **figures)
+                run.log(step + 1, settings.steps, **figures, **mix.metrics())
                 if alarm.action == "stop":
                     break
                 continue
@@ -109,9 +111,6 @@ def train(job: PpoJob, run: Run) -> None:
         check_finite(
             {"the advantage": advantages[rollout.batch.response_mask]}, step=step + 1, advice=PPO_DIVERGED
         )
-        if step == start:
-            checks.check_start(rollout)
-        checks.check_kl(rollout, step + 1)
 
         # 4. Several passes over the batch, each in a fresh order.
         rate = schedules.learning_rate(
@@ -138,9 +137,9 @@ def train(job: PpoJob, run: Run) -> None:
         metrics = step_metrics(
             rollout, returns, updates, kl=kl, kl_coefficient=kl_coefficient, group_size=settings.group_size
         )
-        metrics |= mix.metrics()
         guards.observe(metrics)
-        run.log(step + 1, settings.steps, **metrics, **text_metrics(statistics), **guards.metrics)
+        metrics |= {**mix.metrics(), **text_metrics(statistics), **guards.metrics}
+        run.log(step + 1, settings.steps, **metrics)
         kl_coefficient = adapt_kl_coefficient(kl_coefficient, kl["kl"], settings)
         if run.interruptions.wants_checkpoint() or (step + 1) % max(1, machine.checkpoint_steps // 10) == 0:
             state = {"kl_coefficient": kl_coefficient, **guards.state(), **mix.state(), **checks.state()}
@@ -251,22 +250,9 @@ def warn_of_missing_ends(run: Run, *, max_answer_tokens: int) -> None:
         )
 
 
-def read_prompts(job: PpoJob, run: Run, encoder: Encoder) -> list[list[int]]:
-    """Return the RL split's prompts as token ids, in the order of `read_texts`. Raises InputError."""
-    return [encoder.encode_prompt(text) for text in read_texts(job, run)]
-
-
-def read_texts(job: PpoJob, run: Run) -> list[str]:
-    """Return the RL split's questions that PPO learns from, in an order drawn from the seed.
-
-    Raises InputError if there are none.
-    """
-    held_out = {id for id, _ in read_held_out(job, run)}
-    texts = [text for id, text in _read_questions(run) if id not in held_out]
-    if not texts:
-        raise InputError("The rl split has no prompts: raise data.rl_share or give more data.")
-    random.Random(job.seed).shuffle(texts)
-    return texts
+def read_questions(job: PpoJob, run: Run) -> tuple[list[str], list[tuple[int, str]]]:
+    """Return the RL split's questions, in an order drawn from the seed, and those, with their ids, that are
+    left out for the independent score.
 
 
 def read_held_out(job: PpoJob, run: Run) -> list[tuple[int, str]]:
@@ -281,13 +267,14 @@ def read_held_out(job: PpoJob, run: Run) -> list[tuple[int, str]]:
             f"ppo.score.prompts={count} would leave PPO less than half of the {len(questions)} prompts of "
             "the rl split: lower it, raise data.rl_share, or set ppo.score.by to null."
         )
-    places = sorted(row_sample.draw_sample([id for id, _ in questions], count))
-    return [questions[place] for place in places]
-
-
-def _read_questions(run: Run) -> list[tuple[int, str]]:
-    table = pq.read_table(run.inputs["data"] / "rl.parquet", columns=["question_id", "prompt"])
-    return list(zip(table["question_id"].to_pylist(), table["prompt"].to_pylist(), strict=True))
+    ids, texts = table["question_id"].to_pylist(), table["prompt"].to_pylist()
+    places = sorted(row_sample.draw_sample(ids, count))
+    held_out = [(ids[place], texts[place]) for place in places]
+    texts = [text for place, text in enumerate(texts) if place not in set(places)]
+    if not texts:
+        raise InputError("The rl split has no prompts: raise data.rl_share or give more data.")
+    random.Random(job.seed).shuffle(texts)
+    return texts, held_out
 
 
 if __name__ == "__main__":

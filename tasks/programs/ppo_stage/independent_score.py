@@ -70,7 +70,7 @@ class IndependentScore:
         self,
         settings: Settings,
         questions: list[tuple[int, str]],
-        answer: Callable[[list[list[int]], Tensor], Rollout],
+        answer: Callable[[list[list[int]], list[str], Tensor], Rollout],
         score: Score,
         reward: Callable[[Rollout, list[str]], Tensor],
         *,
@@ -120,7 +120,7 @@ class IndependentScore:
         parts = [slice(first, first + self.rows) for first in range(0, len(self.ids), self.rows)]
 
         def figures(part: slice) -> list[list[float]]:
-            rollout = self.answer(self.prompts[part], uniform[part])
+            rollout = self.answer(self.prompts[part], self.texts[part], uniform[part])
             kls = (rollout.logp - rollout.ref_logp).sum(dim=1).tolist()
             rewards = self.reward(rollout, self.texts[part]).tolist()
             return [self.score(rollout, self.texts[part]), rewards, kls]
@@ -159,8 +159,8 @@ def build_score(
     own = pair_tables.build_encoder(job.text, encoder.tokenizer)
     end_ids = prompts.end_tokens(encoder.tokenizer, job.text.template)
 
-    def answer(asked: list[list[int]], uniform: Tensor) -> Rollout:
-        return roll_out(
+    def answer(asked: list[list[int]], texts: list[str], uniform: Tensor) -> Rollout:
+        rollout = roll_out(
             models._replace(value_head=None),
             asked,
             max_tokens=job.text.max_answer_tokens,
@@ -171,6 +171,7 @@ def build_score(
             device=device,
             uniform=uniform,
         )
+        return mix.score(rollout, texts)
 
     score = (
         gold_scores(own, questions)

@@ -73,6 +73,11 @@ class RewardMix:
                 self.moments = running_moments.combine(self.moments, moments)
         return rollout._replace(score=self._finish(total, rollout.ended))
 
+    def score(self, rollout: Rollout, questions: list[str]) -> Rollout:
+        """Return a rollout with its score as training would have it now; nothing is updated."""
+        rewards = self._rewards(rollout.score, rollout.batch, rollout.ended, questions)
+        return rollout._replace(score=self._finish(self._sum(rewards), rollout.ended))
+
     def __call__(self, batch: Sequences, ended: Tensor, questions: list[str]) -> Tensor:
         """Return the score of each answer (B,), as training would have it now."""
         own = score_answers(self.models, UNTOUCHED, batch, ended)

@@ -42,7 +42,7 @@ class RolloutChecks:
         tokenizer, template = encoder.tokenizer, encoder.template
         assert isinstance(tokenizer.pad_token_id, int)
         self.models, self.frozen, self.tolerance = models, frozen, tolerance
-        self.is_resumed = bool(state)
+        self.is_resumed, self.has_started = bool(state), False
         self.settings = kl_diagnosis.Settings(
             job.ppo.temperature, prompts.end_tokens(tokenizer, template), tokenizer.pad_token_id, tolerance
         )
@@ -60,6 +60,13 @@ class RolloutChecks:
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint needs."""
         return {"frozen": {"dtype": str(self.models.model.dtype), "digest": self.digest}}
+
+    def check(self, rollout: Rollout, step: int) -> None:
+        """Check the rollout of step ``step`` (from 1). Raises StepZeroError."""
+        if not self.has_started:
+            self.check_start(rollout)
+            self.has_started = True
+        self.check_kl(rollout, step)
 
     def check_start(self, rollout: Rollout) -> None:
         """Check the first rollout after a start or a resume. Raises StepZeroError."""

@@ -48,7 +48,10 @@ def gradients(inputs: dict[str, Path], folder: Path, *, micro: int, weight: floa
     torch.manual_seed(11)
     rollout = roll_out(
         models,
-        ppo.read_prompts(job, run, pair_tables.build_encoder(job.text, tokenizer))[:8],
+        [
+            pair_tables.build_encoder(job.text, tokenizer).encode_prompt(text)
+            for text in ppo.read_questions(job, run)[0][:8]
+        ],
         uniform=torch.rand(8, job.text.max_answer_tokens, dtype=torch.float64),
         max_tokens=job.text.max_answer_tokens,
         temperature=1.0,

@@ -185,7 +185,7 @@ def rolled(
                 parameter.normal_(std=moved)
     rollout = rollouts.roll_out(
         models,
-        ppo.read_prompts(job, run, encoder)[:32],
+        [encoder.encode_prompt(text) for text in ppo.read_questions(job, run)[0][:32]],
         uniform=torch.rand(32, job.text.max_answer_tokens, dtype=torch.float64),
         max_tokens=job.text.max_answer_tokens,
         temperature=1.0,

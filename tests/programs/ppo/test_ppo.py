@@ -73,7 +73,7 @@ def sampled(job: PpoJob, run: Run, models: PpoModels, *, times: int = 1) -> Roll
     encoder = pair_tables.build_encoder(job.text, tokenizer)
     return roll_out(
         models,
-        ppo.read_prompts(job, run, encoder)[:8] * times,
+        [encoder.encode_prompt(text) for text in ppo.read_questions(job, run)[0][:8]] * times,
         uniform=torch.rand(8 * times, job.text.max_answer_tokens, dtype=torch.float64),
         max_tokens=job.text.max_answer_tokens,
         temperature=job.ppo.temperature,
