@@ -254,17 +254,13 @@ def read_questions(job: PpoJob, run: Run) -> tuple[list[str], list[tuple[int, st
     """Return the RL split's questions, in an order drawn from the seed, and those, with their ids, that are
     left out for the independent score.
 
-
-def read_held_out(job: PpoJob, run: Run) -> list[tuple[int, str]]:
-    """Return the RL split's questions, with their ids, that are left out for the independent score.
-
-    Raises InputError if they are more than half of all.
+    Raises InputError if there are none.
     """
-    questions = _read_questions(run)
+    table = pq.read_table(run.inputs["data"] / "rl.parquet", columns=["question_id", "prompt"])
     count = job.ppo.score.prompts if job.ppo.score.by else 0
-    if count > len(questions) // 2:
+    if count > table.num_rows // 2:
         raise InputError(
-            f"ppo.score.prompts={count} would leave PPO less than half of the {len(questions)} prompts of "
+            f"ppo.score.prompts={count} would leave PPO less than half of the {table.num_rows} prompts of "
             "the rl split: lower it, raise data.rl_share, or set ppo.score.by to null."
         )
     ids, texts = table["question_id"].to_pylist(), table["prompt"].to_pylist()

@@ -72,7 +72,6 @@ class IndependentScore:
         questions: list[tuple[int, str]],
         answer: Callable[[list[list[int]], list[str], Tensor], Rollout],
         score: Score,
-        reward: Callable[[Rollout, list[str]], Tensor],
         *,
         encoder: Encoder,
         seed: int,
@@ -80,7 +79,7 @@ class IndependentScore:
         state: dict[str, Any],
     ) -> None:
         self.settings, self.seed, self.rows = settings, seed, rows
-        self.answer, self.score, self.reward = answer, score, reward
+        self.answer, self.score = answer, score
         self.ids = [id for id, _ in questions]
         self.texts = [text for _, text in questions]
         self.prompts = [encoder.encode_prompt(text) for text in self.texts]
@@ -122,8 +121,7 @@ class IndependentScore:
         def figures(part: slice) -> list[list[float]]:
             rollout = self.answer(self.prompts[part], self.texts[part], uniform[part])
             kls = (rollout.logp - rollout.ref_logp).sum(dim=1).tolist()
-            rewards = self.reward(rollout, self.texts[part]).tolist()
-            return [self.score(rollout, self.texts[part]), rewards, kls]
+            return [self.score(rollout, self.texts[part]), rollout.score.tolist(), kls]
 
         found = distributed.map_over_ranks(parts, figures)
         scores, rewards, kls = ([x for part in found for x in part[which]] for which in range(3))
@@ -180,15 +178,7 @@ def build_score(
     )
     rows = run.machine.micro_batch or job.ppo.rollouts
     return IndependentScore(
-        settings,
-        questions,
-        answer,
-        score,
-        mix.final_scores,
-        encoder=own,
-        seed=job.seed,
-        rows=rows,
-        state=state,
+        settings, questions, answer, score, encoder=own, seed=job.seed, rows=rows, state=state
     )
 
 

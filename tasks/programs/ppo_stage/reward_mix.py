@@ -83,11 +83,6 @@ class RewardMix:
         own = score_answers(self.models, UNTOUCHED, batch, ended)
         return self._finish(self._sum(self._rewards(own, batch, ended, questions)), ended)
 
-    def final_scores(self, rollout: Rollout, questions: list[str]) -> Tensor:
-        """Return the same (B,) of a rollout that comes with the normalised rewards of the run's own model."""
-        rewards = self._rewards(rollout.score, rollout.batch, rollout.ended, questions)
-        return self._finish(self._sum(rewards), rollout.ended)
-
     def metrics(self) -> dict[str, float]:
         """Return the mean reward of each part over the last batch, if there are several."""
         return {f"reward_{name}": mean for name, mean in self.means.items()}
