@@ -144,10 +144,10 @@ class Ppo(Settings):
         1.0, gt=0, description="Gradient norms of policy and critic are clipped to this."
     )
     max_step_kl: float | None = Field(
-        1.0,
+        0.1,
         gt=0,
-        description="Skip an optimizer step if the approximate KL from the sampling policy (nats per token) "
-        "is above this; null: never.",
+        description="Skip an optimizer step if the approximate KL from the sampling policy (half the mean "
+        "squared log-ratio, nats per token) is above this; null: never.",
     )
     temperature: float = Field(
         1.0, gt=0, le=10, description="Divides the logits, in sampling and in scoring."
