@@ -40,6 +40,7 @@ class Launches(Settings):
     sft: Launch = Launch()
     reward: Launch = Launch()
     dpo: Launch = Launch()
+    ppo: Launch = Launch()
 
 
 class Machine(Settings):

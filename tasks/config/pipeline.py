@@ -83,4 +83,8 @@ class Pipeline(Settings):
                     f"machine.launch.{stage}.shard is for {stage}.tune=full: an adapter is small, "
                     "and every process holds it"
                 )
+        if self.machine.of("ppo").shard:
+            raise ValueError(
+                "machine.launch.ppo.shard: PPO trains an adapter, and every process holds its base"
+            )
         return self

@@ -33,7 +33,7 @@ from tasks.programs.runtime.training_samples import TrainingSampler
 from tasks.rlhf.algorithms import rewards, sanity_checks, schedules
 from tasks.rlhf.batches import prompts
 from tasks.rlhf.batches.truncation import Encoder
-from tasks.rlhf.compute import devices, seeds
+from tasks.rlhf.compute import devices, distributed, seeds
 from tasks.rlhf.models import loading, lora
 from tasks.rlhf.training.finite_checks import check_finite, check_weights
 from tasks.rlhf.training.ppo_state import create_optimizers, restore_state, save_state
@@ -43,6 +43,7 @@ from tasks.rlhf.training.rollouts import (
     Rollout,
     ScoreRule,
     check_rollout,
+    gather_rollout,
     kl_estimates,
     roll_out,
     score_answers,
@@ -57,6 +58,12 @@ def train(job: PpoJob, run: Run) -> None:
     settings, machine = job.ppo, run.machine
     device = devices.set_up(machine.device, machine.threads)
 
+    if settings.rollouts < distributed.world():
+        raise InputError(
+            f"ppo.rollouts={settings.rollouts} cannot be shared by {distributed.world()} processes: "
+            "raise it, or start fewer."
+        )
+
     # 1. Prompts; policy = reference = SFT model, critic = reward model; or the checkpoint's.
     tokenizer = loading.load_tokenizer(run.inputs["model"])
     encoder = pair_tables.build_encoder(job.text, tokenizer)
@@ -67,6 +74,7 @@ def train(job: PpoJob, run: Run) -> None:
     optimizers = create_optimizers(models)
     start, state, good = restore_state(run.checkpoints, models, optimizers)
     kl_coefficient = state.get("kl_coefficient", settings.kl_coefficient)
+    distributed.check_equal(start, "checkpoints")
     run.rewind(start)
     guards = Guards(settings, models, state, good)
     text = load_text_mix(job, run, tokenizer, models, state)
@@ -133,6 +141,7 @@ def train(job: PpoJob, run: Run) -> None:
             "Frozen weights changed during training. "
             "Likely cause: the optimizer was given the base's or the reward model's."
         )
+    distributed.barrier()  # the first rank may still be writing metrics and the checkpoint
     save_artifact(run, models)
     warn_of_missing_ends(run, max_answer_tokens=job.text.max_answer_tokens)
     run.warnings += [*encoder.warnings(), *guards.warnings()]
@@ -170,22 +179,28 @@ def sample_rollout(
     step: int,
     device: torch.device,
 ) -> Rollout:
-    """Return the answers of step ``step`` (from 0). Raises InputError if a figure of them is not finite."""
-    settings = job.ppo
+    """Return the answers of step ``step`` (from 0), of which each rank samples a part.
+
+    Raises InputError if a figure of them is not finite.
+    """
+    settings, most = job.ppo, job.text.max_answer_tokens
     seeds.seed_step(job.seed, step + 1)
+    uniform = torch.rand(settings.rollouts, most, dtype=torch.float64)  # those of a row on any rank
     indices = schedules.batch_indices(
         step, num_rows=len(questions), batch_size=settings.rollouts // settings.group_size, seed=job.seed
     )
-    rollout = roll_out(
+    own = roll_out(
         models,
-        [questions[i] for i in indices for _ in range(settings.group_size)],
-        max_tokens=job.text.max_answer_tokens,
+        distributed.rank_slice([questions[i] for i in indices for _ in range(settings.group_size)]),
+        uniform=distributed.rank_slice(uniform),
+        max_tokens=most,
         temperature=settings.temperature,
         end_ids=prompts.end_tokens(encoder.tokenizer, job.text.template),
         pad_id=encoder.tokenizer.pad_token_id,
         score_rule=score_rule,
         device=device,
     )
+    rollout = gather_rollout(own)
     check_rollout(rollout, step + 1)
     return rollout
 
@@ -221,7 +236,9 @@ def adapt_kl_coefficient(coefficient: float, kl: float, settings: Ppo) -> float:
 
 
 def save_artifact(run: Run, models: PpoModels) -> None:
-    """Write the policy, and the critic if there is one."""
+    """Write the policy, and the critic if there is one. Of several processes the first writes."""
+    if not distributed.is_first():
+        return
     lora.save(models.model, "policy", run.artifact / "adapter", base=models.base)
     if models.value_head is not None:
         score = models.value_head.weight
@@ -252,4 +269,4 @@ def read_prompts(job: PpoJob, run: Run, encoder: Encoder) -> list[list[int]]:
 
 
 if __name__ == "__main__":
-    main(train, PpoJob)
+    main(train, PpoJob, among=distributed.process_group)

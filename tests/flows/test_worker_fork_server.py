@@ -24,7 +24,7 @@ def run_flow(folder: Path, **environment: str) -> "subprocess.CompletedProcess[s
     command = shlex.split(worker.FORK_COMMAND)
     chosen = {**os.environ, "PREFECT__FLOW_RUN_ID": "no-such-id", **environment}
     return subprocess.run(
-        command, cwd=folder, env=chosen, capture_output=True, text=True, timeout=60, check=False
+        command, cwd=folder, env=chosen, capture_output=True, text=True, timeout=300, check=False
     )
 
 

@@ -65,7 +65,7 @@ def client(model: Path) -> Iterator[httpx.Client]:
             stderr=log,
         )
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as opened:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as opened:
             wait_until(lambda: _is_up(opened), 120)
             yield opened
     finally:

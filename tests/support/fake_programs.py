@@ -221,7 +221,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 30, every: float = 0.05) -> Any:
+def wait_until(condition: Callable[[], Any], seconds: float = 120, every: float = 0.05) -> Any:
     """Wait until ``condition`` returns something true; return it."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):

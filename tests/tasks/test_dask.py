@@ -91,8 +91,8 @@ def cluster(tree: Path, tmp_path: Path) -> Iterator[Cluster]:
         for k in range(2)
     ]
     try:
-        with Client(address, timeout=60, set_as_default=False) as client:
-            client.wait_for_workers(2, timeout=60)
+        with Client(address, timeout=300, set_as_default=False) as client:
+            client.wait_for_workers(2, timeout=300)
         yield Cluster(address, scheduler, workers)
     finally:
         for process in (*workers, scheduler):

@@ -23,6 +23,7 @@ from tasks.rlhf.batches.block_loss import block_loss
 from tasks.rlhf.batches.control_tokens import encode_text
 from tasks.rlhf.batches.packing import IGNORE, Blocks, Document, pack
 from tasks.rlhf.batches.prompts import prefix_ids
+from tasks.rlhf.compute import distributed
 from tasks.rlhf.models import lora
 from tasks.rlhf.models.architecture_checks import check_context
 from tasks.rlhf.training.finite_checks import check_finite
@@ -64,13 +65,11 @@ class TextMix:
                 number, num_rows=len(self.blocks.labels), batch_size=settings.blocks, seed=self.seed
             )
         )
-        if settings.gradient_share is None or number >= settings.measured_steps:
-            weight = self.weight
-            return Mixed(self._accumulate(models, rows, weight), weight)
         of_policy = take_gradients(models.policy)
-        loss = self._accumulate(models, rows, 1.0)
+        loss = self._accumulate(models, rows)
         of_text = take_gradients(models.policy)
-        self.norms = Norms(self.norms.policy + _norm(of_policy), self.norms.text + _norm(of_text))
+        if settings.gradient_share is not None and number < settings.measured_steps:
+            self.norms = Norms(self.norms.policy + _norm(of_policy), self.norms.text + _norm(of_text))
         weight = self.weight
         for name, parameter in models.policy.items():
             parameter.grad = of_policy[name] + weight * of_text[name]
@@ -83,15 +82,20 @@ class TextMix:
             return self.settings.weight
         return self.settings.gradient_share * self.norms.policy / max(self.norms.text, 1e-12)
 
-    def _accumulate(self, models: PpoModels, rows: Tensor, weight: float) -> float:
-        """Add the gradients of ``weight`` times the mean loss of blocks ``rows``. Return the mean loss."""
+    def _accumulate(self, models: PpoModels, rows: Tensor) -> float:
+        """Compute the gradients of the mean loss of blocks ``rows``. Return the mean loss.
+
+        Each rank computes a part of them.
+        """
         count = int((self.blocks.labels[rows] != IGNORE).sum())
-        total = 0.0
-        for part in rows.split(self.micro_batch or len(rows)):
+        own, total = distributed.rank_slice(rows), 0.0
+        for part in filter(len, own.split(self.micro_batch or max(1, len(own)))):
             with lora.active(models.model, "policy") as policy:
                 loss = block_loss(policy, self.blocks, part, policy.device, count=count)
-                (weight * loss).backward()
+                loss.backward()
             total += loss.item()
+        distributed.sum_gradients(models.policy.values())
+        total = distributed.all_reduce([total])[0]
         check_finite({"the loss of the text": total}, advice=PPO_DIVERGED)
         return total
 

@@ -9,6 +9,7 @@ from tasks.config.sections.ppo import Ppo
 from tasks.programs.ppo_stage.pretraining_mix import TextMix
 from tasks.rlhf.algorithms import losses, sanity_checks
 from tasks.rlhf.batches import sequences
+from tasks.rlhf.compute import distributed
 from tasks.rlhf.models import lora
 from tasks.rlhf.training.finite_checks import check_finite
 from tasks.rlhf.training.ppo_state import Optimizers
@@ -44,7 +45,7 @@ def update_policy(
 ) -> list[Update]:
     """Take one optimizer step per mini-batch and pass over the rollout.
 
-    Return what each mini-batch looked like.
+    Return what each mini-batch looked like. Each rank computes the gradients of a part of it.
 
     With ``tolerance`` the first mini-batch must see the policy that sampled. Raises InputError if a loss or
     gradient is not finite.
@@ -65,6 +66,7 @@ def update_policy(
                 kl_coefficient=kl_coefficient,
                 micro_batch=micro_batch,
             )
+            distributed.sum_gradients(models.trained.values())
             check_finite(
                 {
                     "the squared log-ratio": update.approx_kl,
@@ -116,12 +118,15 @@ def accumulate_gradients(
     kl_coefficient: float,
     micro_batch: int,
 ) -> Update:
-    """Add the gradients of one mini-batch, rows ``minibatch``, in parts of ``micro_batch`` rows; the split
-    does not change them.
+    """Add the gradients of this rank's part of one mini-batch, rows ``minibatch``.
+
+    They are computed in parts of ``micro_batch`` rows, which does not change them. Return what the whole
+    mini-batch looked like.
     """
     count = rollout.batch.response_mask[minibatch].sum()
     total = torch.zeros(5, device=count.device)
-    for rows in minibatch.split(micro_batch or len(minibatch)):
+    own = distributed.rank_slice(minibatch)  # empty if there are more ranks than rows
+    for rows in filter(len, own.split(micro_batch or max(1, len(own)))):
         batch = rollout.batch.rows(rows)
         width = batch.input_ids.shape[1]
         old_logp, ref_logp, advantage = (
@@ -160,4 +165,5 @@ def accumulate_gradients(
                 (settings.value_weight * value_loss).backward()
         statistics = (surrogate.clip_fraction, surrogate.approx_kl, surrogate.ratio)
         total += torch.stack([loss.detach(), value_loss.detach(), *statistics])
-    return Update(*total.tolist())
+    policy, value, clipped, kl, ratio = distributed.all_reduce(total.tolist())
+    return Update(policy, value, clipped, kl, ratio)

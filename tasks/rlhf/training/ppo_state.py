@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.optim import Adam
 
+from tasks.rlhf.compute import distributed
 from tasks.rlhf.training import checkpoints
 from tasks.rlhf.training.rollouts import PpoModels
 
@@ -77,7 +78,9 @@ def save_state(
     *,
     good: dict[str, Tensor],
 ) -> None:
-    """Write a checkpoint after ``step`` steps, with what else they depend on."""
+    """Write a checkpoint after ``step`` steps, with what else they depend on. The first rank does."""
+    if not distributed.is_first():
+        return
     tensors = checkpoints.training_tensors(models.policy, optimizers.policy)
     if optimizers.critic is not None:
         tensors |= checkpoints.training_tensors(models.critic, optimizers.critic)

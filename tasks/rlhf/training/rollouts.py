@@ -1,16 +1,18 @@
 """Sample answers with the policy of PPO and score them with its other models."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from tasks.rlhf.algorithms import rewards
 from tasks.rlhf.batches import sampling, sequences
 from tasks.rlhf.batches.sequences import Sequences
+from tasks.rlhf.compute import distributed
 from tasks.rlhf.models import lora, reward_model
 from tasks.rlhf.models.fingerprint import Fingerprint
 from tasks.rlhf.models.reward_model import Scorer
@@ -79,6 +81,7 @@ def roll_out(
     models: PpoModels,
     prompts: list[list[int]],
     *,
+    uniform: Tensor,
     max_tokens: int,
     temperature: float,
     end_ids: Sequence[int],
@@ -86,7 +89,7 @@ def roll_out(
     score_rule: ScoreRule,
     device: torch.device,
 ) -> Rollout:
-    """Sample an answer to each prompt.
+    """Sample an answer to each prompt, by the numbers ``uniform`` (B, max_tokens) from [0, 1).
 
     Return it with log-probabilities of policy and reference, values and scores.
     """
@@ -96,7 +99,13 @@ def roll_out(
 
     with lora.active(models.model, "policy") as policy:
         samples = sampling.sample(
-            policy, prompts, max_tokens=max_tokens, temperature=temperature, end_ids=end_ids, pad_id=pad_id
+            policy,
+            prompts,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            end_ids=end_ids,
+            pad_id=pad_id,
+            uniform=uniform,
         )
         answers = [ids[mask].tolist() for ids, mask in zip(samples.ids, samples.mask, strict=True)]
         batch = sequences.join(prompts, answers, pad_id=pad_id, device=device)
@@ -117,6 +126,31 @@ def roll_out(
         ended=ended,
         sampler_logp=sequences.scatter(samples.logp[samples.mask], batch.response_mask),
     )
+
+
+def gather_rollout(own: Rollout) -> Rollout:
+    """Return the rollout of all ranks, of which each has made the rows of `distributed.rank_slice`."""
+    if distributed.world() == 1:
+        return own
+    device = own.score.device
+    by_rank = distributed.all_gather([one if one is None else one.cpu() for one in (*own.batch, *own[1:])])
+    ids, mask, *others = (_interleave(parts, device) for parts in zip(*by_rank, strict=True))
+    assert ids is not None
+    assert mask is not None
+    return Rollout(Sequences(ids, mask), *others)  # type: ignore[arg-type]  # None where each rank's is
+
+
+def _interleave(parts: Iterable[Tensor | None], device: torch.device) -> Tensor | None:
+    """Return the rows (N,) or (N, T) of which every rank has each ``world``-th; narrow ones get zeros."""
+    known = [part for part in parts if part is not None]
+    if not known:
+        return None
+    widths = [part.shape[1] for part in known if part.dim() == 2]
+    padded = [functional.pad(part, (0, max(widths) - part.shape[1])) if widths else part for part in known]
+    whole = torch.empty(sum(map(len, padded)), *padded[0].shape[1:], dtype=padded[0].dtype)
+    for rank, part in enumerate(padded):
+        whole[rank :: len(padded)] = part
+    return whole.to(device)
 
 
 def score_answers(models: PpoModels, rule: ScoreRule, batch: Sequences, ended: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self.descriptor, text.encode())
 
-    def wait_for(self, pattern: str, seconds: float = 60) -> str:
+    def wait_for(self, pattern: str, seconds: float = 300) -> str:
         """Return what is shown, once the pattern is there; forget what was shown up to its end."""
         deadline = time.monotonic() + seconds
         while not (found := re.search(pattern, self.shown)):
@@ -78,7 +78,7 @@ class Terminal:
 
     def end(self) -> int:
         """Return the exit status of the program, which must end by itself."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:

@@ -74,6 +74,7 @@ def sampled(job: PpoJob, run: Run, models: PpoModels, *, times: int = 1) -> Roll
     return roll_out(
         models,
         ppo.read_prompts(job, run, encoder)[:8] * times,
+        uniform=torch.rand(8 * times, job.text.max_answer_tokens, dtype=torch.float64),
         max_tokens=job.text.max_answer_tokens,
         temperature=job.ppo.temperature,
         end_ids=prompts.end_tokens(tokenizer, job.text.template),
