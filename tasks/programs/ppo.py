@@ -85,7 +85,9 @@ def train(job: PpoJob, run: Run) -> None:
 
     for step in range(start, settings.steps):
         # 2. Sample an answer to each prompt of the batch and score it; is it still sound text?
-        rollout = sample_rollout(job, models, questions, encoder, score_rule, step=step, device=device)
+        rollout = sample_rollout(
+            job, models, questions, encoder, score_rule, step=step, is_checked=step == start, device=device
+        )
         kl = kl_estimates(rollout)
         statistics = describe_rollout(rollout, encoder)
         if alarm := guards.check(step + 1, statistics, rollout_figures(rollout, kl)):
@@ -177,6 +179,7 @@ def sample_rollout(
     score_rule: ScoreRule,
     *,
     step: int,
+    is_checked: bool,
     device: torch.device,
 ) -> Rollout:
     """Return the answers of step ``step`` (from 0), of which each rank samples a part.
@@ -199,6 +202,7 @@ def sample_rollout(
         pad_id=encoder.tokenizer.pad_token_id,
         score_rule=score_rule,
         device=device,
+        is_checked=is_checked,
     )
     rollout = gather_rollout(own)
     check_rollout(rollout, step + 1)
@@ -211,10 +215,11 @@ def check_sampler(rollout: Rollout, kl: dict[str, float], *, tolerance: float, i
     Raises StepZeroError.
     """
     mask = rollout.batch.response_mask
+    assert rollout.scorer_logp is not None
     sanity_checks.check_close(
         "Sampler's and scorer's log-probabilities",
         rollout.sampler_logp[mask],
-        rollout.logp[mask],
+        rollout.scorer_logp[mask],
         tolerance=tolerance,
         cause="the sampler warps its distribution, or left padding shifts positions.",
     )

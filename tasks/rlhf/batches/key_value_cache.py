@@ -5,7 +5,6 @@ transformers' own cache copies everything that it holds for each new token.
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
@@ -22,7 +21,7 @@ class GrowingLayer(DynamicLayer):
         self._room_for_values: Tensor | None = None
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+        self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Append keys and values of new tokens, (B, H, T, D); return those of all tokens."""
         if not self.is_initialized:
