@@ -16,7 +16,7 @@ class GrowingLayer(DynamicLayer):
     """Keys and values of one layer: views of larger tensors, whose other columns wait for tokens."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**kwargs)  # type: ignore[no-untyped-call]
         self._room_for_keys: Tensor | None = None
         self._room_for_values: Tensor | None = None
 
@@ -62,16 +62,18 @@ def holds_all_rows(cache: Cache, num_rows: int, num_tokens: int) -> bool:
 
     A model that keeps a state elsewhere, or in another form, cannot lose rows.
     """
-    layers = [layer for layer in cache.layers if layer.get_seq_length()]
-    return bool(layers) and all(
-        type(layer) is GrowingLayer and (len(layer.keys), layer.get_seq_length()) == (num_rows, num_tokens)
-        for layer in layers
-    )
+    sizes = set()
+    for layer in cache.layers:
+        if type(layer) is not GrowingLayer:
+            return False
+        if layer.keys is not None:  # a layer that reads another's keys has none
+            sizes.add((layer.keys.shape[0], layer.keys.shape[-2]))
+    return sizes == {(num_rows, num_tokens)}
 
 
 def select_rows(cache: Cache, rows: Tensor) -> None:
     """Keep only the rows with indices ``rows``."""
     for layer in cache.layers:
         assert isinstance(layer, GrowingLayer)
-        if layer.get_seq_length():
+        if layer.keys is not None:
             layer.batch_select_indices(rows)

@@ -113,7 +113,7 @@ def _merged_weights(model: PeftModel, name: str) -> Iterator[None]:
     layers = [module for module in model.modules() if isinstance(module, Linear) and _can_merge(module, name)]
     for layer in layers:
         if forward := _merged_forward(layer, name):
-            layer.forward = forward  # type: ignore[method-assign]
+            layer.forward = forward  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
@@ -134,9 +134,14 @@ def _merged_forward(layer: Linear, name: str) -> Callable[[Tensor], Tensor] | No
         return None
     with torch.no_grad():
         weight = linear.weight + layer.get_delta_weight(name)
-    down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
-    scaling = layer.scaling[name]
-    return partial(merged_linear, weight=weight, bias=linear.bias, down=down, up=up, scaling=scaling)
+    return partial(
+        merged_linear,
+        weight=weight,
+        bias=linear.bias,
+        down=layer.lora_A[name].get_parameter("weight"),
+        up=layer.lora_B[name].get_parameter("weight"),
+        scaling=layer.scaling[name],
+    )
 
 
 def _can_merge(layer: Linear, name: str) -> bool:
