@@ -224,9 +224,19 @@ def test_every_stage_has_a_task_and_a_program_of_the_same_name() -> None:
     assert tasks == of_a_stage("tasks/programs")
 
 
-@pytest.mark.parametrize("stage", sorted(of_a_stage("tasks/programs") - {"site", "winrate", "compare"}))
+EVALUATION = {"site", "winrate", "compare", "ppo"}  # PPO's independent score watches it on other questions
+
+
+@pytest.mark.parametrize("stage", sorted(of_a_stage("tasks/programs") - EVALUATION))
 def test_no_training_stage_can_see_the_gold_scorer(stage: str) -> None:
     assert not [path for path in source_digests(stage) if "gold" in Path(path).stem]
+
+
+def test_ppo_sees_the_gold_scorer_in_its_independent_score_alone() -> None:
+    gold = {name for name in MODULES if "gold" in name}
+    of_ppo = [path.removesuffix(".py").replace("/", ".") for path in source_digests("ppo")]
+    seeing = [name for name in of_ppo if name in MODULES and imports(name) & gold]
+    assert seeing == ["tasks.programs.ppo_stage.independent_score"]
 
 
 def test_no_folder_is_overfull() -> None:

@@ -69,6 +69,12 @@ class Machine(Settings):
     checkpoint_steps: int = Field(
         50, ge=1, description="Optimizer steps between checkpoints; for PPO a tenth as many rollout batches."
     )
+    time_limit: int = Field(
+        0,
+        ge=0,
+        description="Seconds after which a program that trains ends with a checkpoint, from which the same "
+        "command goes on; 0: none. In a job of Slurm it also ends before the job's own limit.",
+    )
     upload_seconds: int = Field(
         300,
         ge=0,

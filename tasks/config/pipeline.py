@@ -88,3 +88,18 @@ class Pipeline(Settings):
                 "machine.launch.ppo.shard: PPO trains an adapter, and every process holds its base"
             )
         return self
+
+    @model_validator(mode="after")
+    def _check_independent_score(self) -> Self:
+        if self.method == "dpo":
+            return self
+        if self.ppo.score.by == "held_out" and not self.reward.held_out_member:
+            raise ValueError(
+                "ppo.score.by=held_out needs a reward model that PPO never sees: set "
+                "reward.held_out_member to true, or ppo.score.by to null"
+            )
+        if self.ppo.score.by == "gold" and not isinstance(self.source, ShellSite):
+            raise ValueError(
+                "ppo.score.by=gold knows the answers of the built-in site only: set it to held_out or null"
+            )
+        return self

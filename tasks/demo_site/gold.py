@@ -1,6 +1,7 @@
 """Score the true quality of an answer on the built-in site.
 
-Only the site's generator and the evaluation may import this gold scorer, no training stage.
+Only the site's generator and the evaluation may import this gold scorer, and PPO's independent score
+(ppo.score.by=gold), which watches the training from outside. No stage learns from it.
 """
 
 import re

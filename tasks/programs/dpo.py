@@ -118,6 +118,7 @@ def train(job: DpoJob, run: Run) -> None:
         lambda: evaluate_pairs(held_out, "held-out answers").loss,
         log=run.log,
         checkpoint_steps=machine.checkpoint_steps,
+        interruptions=run.interruptions,
         sample=build_sampler(job, run, tokenizer, policy, total=training.schedule.total),
     )
 

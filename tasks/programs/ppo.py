@@ -21,11 +21,15 @@ from transformers import PreTrainedTokenizerBase
 
 from tasks.config.jobs import PpoJob
 from tasks.config.sections.ppo import Ppo
+from tasks.dataset import row_sample
 from tasks.programs.ppo_stage.estimate_advantages import estimate_advantages
-from tasks.programs.ppo_stage.guards import Guards, describe_rollout
+from tasks.programs.ppo_stage.guard_report import write_report
+from tasks.programs.ppo_stage.guards import Guards
+from tasks.programs.ppo_stage.independent_score import build_score
 from tasks.programs.ppo_stage.load_models import TOLERANCE, load_models
 from tasks.programs.ppo_stage.pretraining_mix import load_text_mix
 from tasks.programs.ppo_stage.step_metrics import ROLLOUT_FIGURES, rollout_figures, step_metrics, text_metrics
+from tasks.programs.ppo_stage.text_guard import describe_rollout
 from tasks.programs.ppo_stage.update_policy import update_policy
 from tasks.programs.runtime import pair_tables
 from tasks.programs.runtime.program import Run, main
@@ -67,7 +71,7 @@ def train(job: PpoJob, run: Run) -> None:
     # 1. Prompts; policy = reference = SFT model, critic = reward model; or the checkpoint's.
     tokenizer = loading.load_tokenizer(run.inputs["model"])
     encoder = pair_tables.build_encoder(job.text, tokenizer)
-    questions = read_prompts(job, run, encoder)
+    questions, held_out = read_prompts(job, run, encoder)
     models = load_models(job, run, device)
     frozen = models.frozen
     frozen_before = sanity_checks.digest(frozen)
@@ -76,26 +80,31 @@ def train(job: PpoJob, run: Run) -> None:
     kl_coefficient = state.get("kl_coefficient", settings.kl_coefficient)
     distributed.check_equal(start, "checkpoints")
     run.rewind(start)
-    guards = Guards(settings, models, state, good)
+    score_rule = ScoreRule(settings.missing_eos, settings.missing_eos_reward, max_score=settings.max_score)
+    score = build_score(job, run, models, encoder, score_rule, held_out, state)
+    guards = Guards(settings, models, state, good, score)
     text = load_text_mix(job, run, tokenizer, models, state)
     tolerance = TOLERANCE[models.model.dtype]
-    score_rule = ScoreRule(settings.missing_eos, settings.missing_eos_reward, max_score=settings.max_score)
     sampler = start_sampler(job, run, tokenizer, models, score_rule)
     sampler(start)
 
-    for step in range(start, settings.steps):
+    for step in run.interruptions.during(range(start, settings.steps), distributed.all_reduce):
         # 2. Sample an answer to each prompt of the batch and score it; is it still sound text?
         rollout = sample_rollout(
             job, models, questions, encoder, score_rule, step=step, is_checked=step == start, device=device
         )
         kl = kl_estimates(rollout)
-        statistics = describe_rollout(rollout, encoder)
-        if alarm := guards.check(step + 1, statistics, rollout_figures(rollout, kl)):
-            if alarm.action == "stop":
-                guards.restore()
-                sampler(step + 1, is_last=True)
-                break
-            kl_coefficient *= guards.kl_factor
+        statistics, figures = describe_rollout(rollout, encoder), rollout_figures(rollout, kl)
+        if alarm := guards.check(step + 1, statistics, figures):
+            kl_coefficient = guards.raise_weight(kl_coefficient)
+            if alarm.action in ("roll_back", "stop"):  # nothing is learnt from this batch
+                guards.restore(optimizers)
+                sampler(step + 1, is_last=alarm.action == "stop")
+                figures |= {"kl_coefficient": kl_coefficient, **text_metrics(statistics), **guards.metrics}
+                run.log(step + 1, settings.steps, **figures)
+                if alarm.action == "stop":
+                    break
+                continue
 
         # 3. Rewards at every token, advantages, returns.
         advantages, returns = estimate_advantages(rollout, settings, kl_coefficient=kl_coefficient)
@@ -130,14 +139,16 @@ def train(job: PpoJob, run: Run) -> None:
         metrics = step_metrics(
             rollout, returns, updates, kl=kl, kl_coefficient=kl_coefficient, group_size=settings.group_size
         )
-        run.log(step + 1, settings.steps, **metrics, **text_metrics(statistics))
+        guards.observe(metrics)
+        run.log(step + 1, settings.steps, **metrics, **text_metrics(statistics), **guards.metrics)
         kl_coefficient = adapt_kl_coefficient(kl_coefficient, kl["kl"], settings)
-        if (step + 1) % max(1, machine.checkpoint_steps // 10) == 0:
+        if run.interruptions.wants_checkpoint() or (step + 1) % max(1, machine.checkpoint_steps // 10) == 0:
             state = {"kl_coefficient": kl_coefficient, **guards.state()}
             state |= {"text_norms": text.norms} if text else {}
             save_state(run.checkpoints, step + 1, models, optimizers, state, good=guards.good)
 
-    # 6. The artifact; frozen weights must be unchanged.
+    # 6. The artifact: the last weights or the best ones; frozen weights must be unchanged.
+    guards.finish(settings.steps)
     if sanity_checks.digest(frozen) != frozen_before:
         raise sanity_checks.StepZeroError(
             "Frozen weights changed during training. "
@@ -146,10 +157,11 @@ def train(job: PpoJob, run: Run) -> None:
     distributed.barrier()  # the first rank may still be writing metrics and the checkpoint
     save_artifact(run, models)
     warn_of_missing_ends(run, max_answer_tokens=job.text.max_answer_tokens)
-    run.warnings += [*encoder.warnings(), *guards.warnings()]
-    last = guards.good_figures if guards.has_stopped else run.last()
+    run.warnings += encoder.warnings()
+    scores = write_report(guards, run, settings.steps)
+    last = guards.good_figures if guards.has_returned else run.last()
     shown = {f"ppo.rollout_{name}": last[name] for name in ROLLOUT_FIGURES}
-    run.finish(shown | encoder.metrics("ppo"), prompts=len(questions))
+    run.finish(shown | scores | encoder.metrics("ppo"), prompts=len(questions))
 
 
 def start_sampler(
@@ -261,16 +273,27 @@ def warn_of_missing_ends(run: Run, *, max_answer_tokens: int) -> None:
         )
 
 
-def read_prompts(job: PpoJob, run: Run, encoder: Encoder) -> list[list[int]]:
-    """Return the RL split's prompts as token ids, in an order drawn from the seed.
+def read_prompts(job: PpoJob, run: Run, encoder: Encoder) -> tuple[list[list[int]], list[tuple[int, str]]]:
+    """Return the RL split's prompts as token ids, in an order drawn from the seed, and the questions, with
+    their ids, that are left out for the independent score.
 
     Raises InputError if there are none.
     """
-    texts = pq.read_table(run.inputs["data"] / "rl.parquet", columns=["prompt"])["prompt"].to_pylist()
+    table = pq.read_table(run.inputs["data"] / "rl.parquet", columns=["question_id", "prompt"])
+    count = job.ppo.score.prompts if job.ppo.score.by else 0
+    if count > table.num_rows // 2:
+        raise InputError(
+            f"ppo.score.prompts={count} would leave PPO less than half of the {table.num_rows} prompts of "
+            "the rl split: lower it, raise data.rl_share, or set ppo.score.by to null."
+        )
+    ids, texts = table["question_id"].to_pylist(), table["prompt"].to_pylist()
+    places = sorted(row_sample.draw_sample(ids, count))
+    held_out = [(ids[place], texts[place]) for place in places]
+    texts = [text for place, text in enumerate(texts) if place not in set(places)]
     if not texts:
         raise InputError("The rl split has no prompts: raise data.rl_share or give more data.")
     random.Random(job.seed).shuffle(texts)
-    return [encoder.encode_prompt(text) for text in texts]
+    return [encoder.encode_prompt(text) for text in texts], held_out
 
 
 if __name__ == "__main__":

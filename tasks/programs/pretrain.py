@@ -81,7 +81,7 @@ def train(job: PretrainJob, run: Run) -> None:
 
     # 3. Optimizer steps over blocks in an order drawn from the seed, fresh in every pass.
     loss = float("nan")
-    for step in range(start, settings.steps):
+    for step in run.interruptions.during(range(start, settings.steps), list):
         seeds.seed_step(job.seed, step + 1)
         warmup = max(1, settings.steps // 20)
         rate = schedules.learning_rate(
@@ -101,7 +101,7 @@ def train(job: PretrainJob, run: Run) -> None:
         for part in parts:
             part.optimizer.step()
         run.log(step + 1, settings.steps, loss=loss, learning_rate=rate)
-        if (step + 1) % machine.checkpoint_steps == 0:
+        if run.interruptions.wants_checkpoint() or (step + 1) % machine.checkpoint_steps == 0:
             states = [checkpoints.training_tensors(part.parameters, part.optimizer) for part in parts]
             checkpoints.save(run.checkpoints, step + 1, states[0] | states[1])
 

@@ -112,7 +112,14 @@ def train(job: RewardJob, run: Run) -> None:
         rewards = rewards_of(held_out, "held-out answers", model._replace(uncertainty_penalty=0.0))
         return reward_evaluation.held_out_loss(held_out_pairs, rewards, age_bias=age_bias)
 
-    loop.fit(training, step_gradients, held_out_loss, log=run.log, checkpoint_steps=machine.checkpoint_steps)
+    loop.fit(
+        training,
+        step_gradients,
+        held_out_loss,
+        log=run.log,
+        checkpoint_steps=machine.checkpoint_steps,
+        interruptions=run.interruptions,
+    )
 
     # 4. The artifact: the weights that are kept, normalisation and probes, and measurements of the model.
     training_setup.print_peak_memory(device)

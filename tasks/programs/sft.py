@@ -84,6 +84,7 @@ def train(job: SftJob, run: Run) -> None:
         evaluate,
         log=run.log,
         checkpoint_steps=machine.checkpoint_steps,
+        interruptions=run.interruptions,
         sample=build_sampler(job, run, tokenizer, trainable, total=training.schedule.total),
     )
 

@@ -65,11 +65,16 @@ class Frame(NamedTuple):
 
 
 def draw_curves(
-    lines: Sequence[Curve], *, title: str, bounds: tuple[float, float] | None = None, mark: Mark | None = None
+    lines: Sequence[Curve],
+    *,
+    title: str,
+    bounds: tuple[float, float] | None = None,
+    mark: Mark | None = None,
+    only_whole_ticks: bool = True,
 ) -> Markup:
     """Draw values by step: faintly the values, over them their moving average.
 
-    ``bounds`` fixes the vertical axis.
+    ``bounds`` fixes the vertical axis; steps have ``only_whole_ticks``.
     """
     finite = [
         line._replace(points=average_down([point for point in line.points if all(map(math.isfinite, point))]))
@@ -79,7 +84,7 @@ def draw_curves(
     if not everything:
         return Markup("")
     frame = _choose_frame(everything, bounds)
-    parts = [_draw_axes(frame)]
+    parts = [_draw_axes(frame, only_whole_ticks)]
     parts += [
         _draw_dots(frame, n, curve) if curve.sparse else _draw_line(frame, n, curve)
         for n, curve in enumerate(finite)
@@ -271,8 +276,9 @@ def _draw_mark(frame: Frame, mark: Mark) -> Markup:
     return upright + ring + _draw_label(x + side, height, mark.label, anchor)
 
 
-def _draw_axes(frame: Frame) -> Markup:
-    steps = [tick for tick in choose_ticks(frame.x_low, frame.x_high) if tick == round(tick)]
+def _draw_axes(frame: Frame, only_whole_ticks: bool) -> Markup:
+    ticks = choose_ticks(frame.x_low, frame.x_high)
+    steps = [tick for tick in ticks if tick == round(tick) or not only_whole_ticks]
     return _draw_grid(frame) + Markup("").join(
         _draw_label(frame.x(tick), HEIGHT - 8, format_tick(tick), "middle") for tick in steps
     )

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from tasks.dataset.card import Card
 from tasks.reporting import pages, reward_charts, stage_charts, stage_panels
+from tasks.reporting.evaluation import over_optimisation
 from tasks.reporting.evaluation.policies import NAMES
 from tasks.reporting.histograms import draw_histograms
 from tasks.reporting.numbers import format_interval, format_number, format_percent, format_share, format_tick
@@ -68,21 +69,28 @@ def render(**values: Any) -> bytes:
 
 def build_stage(name: str, folder: Path, metrics: Mapping[str, Any]) -> StageView:
     """Return title, facts and drawings of a stage from its artifact."""
-    log, measures_file = folder / "metrics.jsonl", folder / "measures.json"
+    log = folder / "metrics.jsonl"
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
-    measures = json.loads(measures_file.read_text()) if measures_file.is_file() else {}
+    measures, scores = _read_json(folder / "measures.json"), _read_json(folder / "scores.json")
     title, about = stage_panels.TITLES[name]
     drawings = stage_charts.draw_charts(name, lines, metrics) + reward_charts.draw_calibration(measures)
+    drawings += over_optimisation.draw_over_optimisation(scores)
     drawn = stage_charts.drawn_metrics(name, lines) | reward_charts.drawn_metrics(measures)
     return {
         "name": name,
         "title": title,
         "about": about,
-        "facts": stage_charts.format_facts(metrics, drawn),
+        "facts": stage_charts.format_facts(metrics, drawn) + over_optimisation.describe_decisions(scores),
         "charts": drawings,
         "shares": reward_charts.build_panels(measures),
         "steps": len(lines) if drawings else 0,  # without drawings the lines are progress, not steps
     }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Return a file's object; an empty one if the stage has written no such file."""
+    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return found
 
 
 def group_stages(stages: list[StageView]) -> list[list[StageView]]:

@@ -27,6 +27,7 @@ class Chart(NamedTuple):
     drawing: Markup
 
 
+SPARSE = (HELD_OUT, "independent_score")  # measured now and then
 SHARES = ("agreement", "accuracy", "ended", "wins", "win_rate", "reproduced", "worst_attack", ".ece", "s_cut")
 DIFFERENCES = (".over_",)  # of shares
 
@@ -41,7 +42,7 @@ def draw_charts(
     drawn = []
     for panel in PANELS.get(stage, ()):
         named = [
-            (name, Curve(label, _read_points(lines, name), sparse=name == HELD_OUT))
+            (name, Curve(label, _read_points(lines, name), sparse=name in SPARSE))
             for name, label in panel.metrics.items()
         ]
         found = [curve for _, curve in named if curve.points]

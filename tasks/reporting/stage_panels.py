@@ -118,6 +118,17 @@ PANELS: dict[str, tuple[Panel, ...]] = {
             "Share of the returns' variance that the critic foresees; 1 is perfect, below 0 worse than none.",
         ),
         Panel(
+            "Independent score",
+            {"independent_score": "score"},
+            "Of answers to prompts that PPO does not learn from, by what it does not maximise; a fall while "
+            "the reward rises is over-optimisation.",
+        ),
+        Panel(
+            "Gradient norm",
+            {"gradient_norm": "policy"},
+            "Norm of the policy's gradient before clipping; a jump far above its range is a spike.",
+        ),
+        Panel(
             "KL coefficient",
             {"kl_coefficient": "beta"},
             "Weight of the KL penalty, as the controller or a guard set it.",
@@ -205,6 +216,11 @@ FACTS = {  # shown in this order
     "ppo.rollout_kl": "KL of the last batch",
     "ppo.rollout_length": "tokens of its answers",
     "ppo.rollout_ended": "of them ended by themselves",
+    "ppo.independent_score.sft": "independent score of the SFT model",
+    "ppo.independent_score.best": "best independent score",
+    "ppo.best_step": "step with the best independent score",
+    "ppo.independent_score.final": "last independent score",
+    "ppo.kept_step": "step of the weights handed on",
     "ppo.prompts_cut": "prompts cut to the limit",
     "dpo.held_out_loss": "held-out loss",
     "dpo.best_step": "step with the lowest held-out loss",

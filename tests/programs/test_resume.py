@@ -19,7 +19,9 @@ from tasks.config.jobs import DpoJob, Job, PpoJob, PretrainJob, ReferenceJob, Re
 from tasks.programs import dpo, ppo, pretrain, reference, reward, sft
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.training import checkpoints
+from tasks.system.errors import InputError
 from tests.support import tiny
+from tests.support.fake_programs import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -115,13 +117,12 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found | {"reward": run.artifact, "reference": other.artifact}
 
 
-def prepared(folder: Path, stage: str, inputs: dict[str, Path]) -> Path:
+def prepared(folder: Path, stage: str, inputs: dict[str, Path], **machine: Any) -> Path:
     job, names, every = STAGES[stage]
     if stage in SAMPLED:
         job = job | {"samples": {"prompts": 3, "every": 1}}
-    return tiny.write_job(
-        folder, stage, {"seed": 5} | job, {name: inputs[name] for name in names}, checkpoint_steps=every
-    )
+    machine = {"checkpoint_steps": every} | machine
+    return tiny.write_job(folder, stage, {"seed": 5} | job, {name: inputs[name] for name in names}, **machine)
 
 
 def steps(folder: Path) -> list[dict[str, Any]]:
@@ -253,3 +254,61 @@ def test_a_checkpoint_comes_back_whole(tmp_path: Path) -> None:
 
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:
     assert checkpoints.latest(tmp_path) is None
+
+
+SELDOM = 10_000  # steps between checkpoints: none in a run
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "ppo"])
+def test_a_terminated_run_saves_the_step_that_it_takes(
+    stage: str, inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    ended = prepared(tmp_path / "ended", stage, inputs, checkpoint_steps=SELDOM)
+    process = tiny.start_program(stage, ended)
+    wait_until(lambda: len(steps(ended)) > 1 or process.poll() is not None, every=0.002)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == -signal.SIGTERM  # a crash for the flow, which starts it again
+    before, saved = steps(ended), checkpoints.latest(ended / "checkpoints")
+    assert saved is not None
+    assert saved.step == before[-1]["step"] < before[-1]["total"]
+    resumed = contents(run_here(stage, ended))
+    assert steps(ended)[: saved.step] == before
+    assert resumed == contents(run_here(stage, prepared(tmp_path / "whole", stage, inputs)))
+
+
+def test_a_signal_asks_for_a_checkpoint_and_the_run_goes_on(inputs: dict[str, Path], tmp_path: Path) -> None:
+    asked = prepared(tmp_path / "asked", "ppo", inputs, checkpoint_steps=SELDOM)
+    process = tiny.start_program("ppo", asked)
+    wait_until(lambda: steps(asked) or process.poll() is not None, every=0.002)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(120) == 0
+    saved = checkpoints.latest(asked / "checkpoints")
+    assert saved is not None
+    assert 0 < saved.step < STAGES["ppo"][0]["ppo"]["steps"]
+    whole = contents(run_here("ppo", prepared(tmp_path / "whole", "ppo", inputs)))
+    assert contents(asked / "artifact") == whole
+
+
+@pytest.mark.parametrize("stage", ["reward", "ppo"])
+def test_a_run_ends_before_its_time_is_up(
+    stage: str, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = prepared(tmp_path / "late", stage, inputs)
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(time.time() + 61))  # a minute is for what follows a step
+    honest = Run.log
+
+    def slow(run: Run, step: int, total: int, **metrics: float) -> None:
+        time.sleep(0.3)
+        honest(run, step, total, **metrics)
+
+    monkeypatch.setattr(Run, "log", slow)
+    with pytest.raises(
+        InputError, match=r"^The time of the Slurm job is nearly used up, .* goes on from there"
+    ):
+        run_here(stage, late)
+    monkeypatch.undo()
+    before, saved = steps(late), checkpoints.latest(late / "checkpoints")
+    assert saved is not None
+    assert saved.step == before[-1]["step"] < before[-1]["total"]
+    resumed = contents(run_here(stage, late))
+    assert resumed == contents(run_here(stage, prepared(tmp_path / "whole", stage, inputs)))

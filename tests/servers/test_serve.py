@@ -66,7 +66,7 @@ def client(model: Path) -> Iterator[httpx.Client]:
         )
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as opened:
-            wait_until(lambda: _is_up(opened), 120)
+            wait_until(lambda: _is_up(opened), 400)
             yield opened
     finally:
         server.terminate()

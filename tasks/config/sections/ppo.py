@@ -49,6 +49,31 @@ class PretrainingMix(Settings):
         return self
 
 
+class IndependentScore(Settings):
+    """Scores of the policy, while it trains, by something that PPO does not maximise."""
+
+    by: Literal["held_out", "gold"] | None = Field(
+        None,
+        description="The member of the reward model that PPO never sees (held_out; it needs "
+        "reward.held_out_member), or the gold scorer of the built-in site (gold); null: none.",
+    )
+    every: int = Field(4, ge=1, description="Rollout batches between two measurements.")
+    prompts: int = Field(
+        64,
+        ge=8,
+        le=10_000,
+        description="Prompts of the rl split that PPO does not learn from, each answered at every "
+        "measurement.",
+    )
+    best_of: int = Field(
+        16,
+        ge=1,
+        le=1024,
+        description="Answers of the SFT model to each of these prompts, for best-of-n beside PPO in the "
+        "report; 1: none.",
+    )
+
+
 class Ppo(Settings):
     """Policy gradients with a KL penalty towards the SFT model: PPO, RLOO or GRPO."""
 
@@ -147,11 +172,27 @@ class Ppo(Settings):
         "code fences, length, missing ends) before it is a fault, if it is also worse by a standard "
         "deviation of its prompts; null: any. It needs eight prompts a batch.",
     )
-    on_alarm: Literal["warn", "raise_kl", "stop"] = Field(
+    spike_alarm: float | None = Field(
+        8.0,
+        gt=0,
+        description="Robust standard deviations of the last 16 batches by which a batch's reward may differ "
+        "from their median, or its losses, gradient norm and update size be above it, before it is a fault; "
+        "null: any.",
+    )
+    score: IndependentScore = IndependentScore()
+    keep: Literal["final", "best"] = Field(
+        "best",
+        description="The weights that the stage hands on: the last ones (final), or those with the best "
+        "independent score, if the last ones are far below it (best; without score.by the last ones).",
+    )
+    on_alarm: Literal["warn", "raise_kl", "roll_back", "stop"] = Field(
         "warn",
-        description="After two batches in a row that break kl_budget or text_alarm: say so at the end "
-        "(warn), raise the weight of the KL penalty by half each time, to 17 times at most (raise_kl), or "
-        "end with the weights of the last batch that broke neither (stop).",
+        description="After two faulty batches in a row (kl_budget, text_alarm, spike_alarm), or two "
+        "measurements with a score far below the best: say so at the end (warn), raise the weight of the KL "
+        "penalty by half each time, to 17 times at most (raise_kl), return to the best weights and go on "
+        "with twice the weight, three times at most and then stop (roll_back), or end with the best weights "
+        "(stop). The best weights are those with the best score, or without score.by those of the last "
+        "batch without a fault.",
     )
 
     @property
@@ -176,8 +217,11 @@ class Ppo(Settings):
 
     @model_validator(mode="after")
     def _check_guards(self) -> Self:
-        if self.on_alarm != "warn" and self.text_alarm is None and self.kl_budget is None:
-            raise ValueError("on_alarm has nothing to act on: set text_alarm or kl_budget")
+        watched = (self.text_alarm, self.kl_budget, self.spike_alarm, self.score.by)
+        if self.on_alarm != "warn" and watched == (None, None, None, None):
+            raise ValueError(
+                "on_alarm has nothing to act on: set text_alarm, kl_budget, spike_alarm or score.by"
+            )
         if self.on_alarm == "raise_kl" and not self.kl_coefficient:
             raise ValueError("on_alarm=raise_kl multiplies kl_coefficient: set it above 0")
         return self

@@ -51,6 +51,8 @@ def step_metrics(
         metrics["explained_variance"] = explained_variance(rollout.values, returns, mask)
     else:
         del metrics["value_loss"], metrics["explained_variance"]
+    if taken := [update for update in updates if not update.skipped]:
+        metrics["gradient_norm"] = mean([update.gradient_norm for update in taken])
     if mixed := [update for update in updates if update.text_weight]:
         metrics["text_loss"] = mean([update.text_loss for update in mixed])
         metrics["text_weight"] = mixed[-1].text_weight

@@ -27,6 +27,7 @@ class Update(NamedTuple):
     skipped: bool = False  # too far from the policy that sampled, so no optimizer step was taken
     text_loss: float = 0.0  # of text whose gradients are in the same step, if any is mixed in
     text_weight: float = 0.0
+    gradient_norm: float = 0.0  # of the policy, before clipping
 
 
 def update_policy(
@@ -91,13 +92,17 @@ def update_policy(
                 number = (trained - 1) * settings.updates_per_step + len(updates) - 1
                 mixed = text.add_gradients(models, number)
                 updates[-1] = update._replace(text_loss=mixed.loss, text_weight=mixed.weight)
-            clip_gradients(models, settings.max_grad_norm, step=step)
+            norm = clip_gradients(models, settings.max_grad_norm, step=step)
+            updates[-1] = updates[-1]._replace(gradient_norm=norm)
             optimizers.step(with_policy=step > settings.critic_warmup_steps)
     return updates
 
 
-def clip_gradients(models: PpoModels, max_grad_norm: float, *, step: int) -> None:
-    """Clip the gradient norms of policy and critic separately. Raises InputError if one is not finite."""
+def clip_gradients(models: PpoModels, max_grad_norm: float, *, step: int) -> float:
+    """Clip the gradient norms of policy and critic separately. Return the policy's before.
+
+    Raises InputError if one is not finite.
+    """
     norms: dict[str, float] = {}
     for name, parameters in (("policy", models.policy), ("critic", models.critic)):
         if not parameters:
@@ -105,6 +110,7 @@ def clip_gradients(models: PpoModels, max_grad_norm: float, *, step: int) -> Non
         norm = torch.nn.utils.clip_grad_norm_(parameters.values(), max_grad_norm)
         norms[f"the {name}'s gradient norm"] = norm.item()
     check_finite(norms, step=step, advice=PPO_DIVERGED)
+    return norms["the policy's gradient norm"]
 
 
 def accumulate_gradients(
@@ -165,5 +171,5 @@ def accumulate_gradients(
                 (settings.value_weight * value_loss).backward()
         statistics = (surrogate.clip_fraction, surrogate.approx_kl, surrogate.ratio)
         total += torch.stack([loss.detach(), value_loss.detach(), *statistics])
-    policy, value, clipped, kl, ratio = distributed.all_reduce(total.tolist())
-    return Update(policy, value, clipped, kl, ratio)
+    policy_loss, of_values, clipped, kl, ratio = distributed.all_reduce(total.tolist())
+    return Update(policy_loss, of_values, clipped, kl, ratio)

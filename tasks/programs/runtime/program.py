@@ -36,6 +36,7 @@ from tasks.config.machine import Machine
 from tasks.system import torchrun
 from tasks.system.errors import DiskFailure, InputError, disk_failure
 from tasks.system.files import replacing
+from tasks.system.interruptions import Interruptions
 
 JobT = TypeVar("JobT", bound=Job)
 PHASE_SECONDS = 1.0
@@ -57,6 +58,7 @@ class Run:
         self.artifact = directory / "artifact"
         self.checkpoints = directory / "checkpoints"
         self.warnings: list[str] = []
+        self.interruptions = Interruptions(self.machine.time_limit)
         self.artifact.mkdir(exist_ok=True)
         self.checkpoints.mkdir(exist_ok=True)
 
@@ -248,7 +250,8 @@ def main(
     try:
         with among():
             run = Run(directory)
-            train(job_type.model_validate(run.record), run)
+            with run.interruptions.listening():
+                train(job_type.model_validate(run.record), run)
         if torchrun.is_first():
             (directory / "done").write_text("")
     except Exception as error:

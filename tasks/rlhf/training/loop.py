@@ -20,6 +20,7 @@ from tasks.rlhf.compute.seeds import seed_step
 from tasks.rlhf.training import checkpoints
 from tasks.rlhf.training.finite_checks import check_finite, check_weights
 from tasks.system.errors import InputError
+from tasks.system.interruptions import Interruptions
 
 
 class Schedule(NamedTuple):
@@ -139,10 +140,12 @@ class Training:
             )
         self.best = self.best.updated(step, loss)
 
-    def save(self, step: int, *, every: int) -> None:
-        """Write a checkpoint if ``step`` is a multiple of ``every`` or the weights are the best so far."""
+    def save(self, step: int, *, every: int, now: bool = False) -> None:
+        """Write a checkpoint if ``step`` is a multiple of ``every``, if the weights are the best so far, or
+        ``now``.
+        """
         improved = self.best.step == step
-        if not improved and step % every:
+        if not (improved or now) and step % every:
             return
         tensors = fsdp.gather_full(checkpoints.training_tensors(self.parameters, self.optimizer))
         if distributed.is_first():
@@ -179,6 +182,7 @@ def fit(
     *,
     log: Log,
     checkpoint_steps: int,
+    interruptions: Interruptions,
     sample: Sample | None = None,
 ) -> None:
     """Take all steps that are left, then load the weights that are kept.
@@ -190,7 +194,7 @@ def fit(
     total = training.schedule.total
     if sample:
         sample(training.start)
-    for step in training.steps():
+    for step in interruptions.during(training.steps(), distributed.all_reduce):
         # 1. Gradients of the step's rows, and one update with them.
         metrics = accumulate_gradients(step)
         metrics["grad_norm"] = training.update(metrics["loss"])
@@ -207,7 +211,7 @@ def fit(
 
         # 4. Metrics first: a step that is in a checkpoint is in the log.
         log(step + 1, total, **metrics)
-        training.save(step + 1, every=checkpoint_steps)
+        training.save(step + 1, every=checkpoint_steps, now=interruptions.wants_checkpoint())
     training.restore_best()
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tasks.config.sections.ppo import Ppo
 from tasks.programs import ppo
+from tasks.programs.ppo_stage.guard_report import describe_alarms
 from tasks.programs.ppo_stage.guards import Guards
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.batches.sequences import Sequences
@@ -56,7 +57,7 @@ def test_an_alarm_needs_two_batches_in_a_row_and_says_what_was_seen(
     assert alarm is not None
     assert alarm[0] == 5
     assert found.check(6, looping, of(1.0)) is not None
-    (sentence,) = found.warnings()
+    (sentence,) = describe_alarms(found)
     assert sentence.startswith("In step 5 the answers have left the SFT model's range: repeated runs of four")
     assert "0.9 against 0" in sentence
     assert sentence.endswith(" The alarm rang 1 more times.")
@@ -68,8 +69,8 @@ def test_a_kl_above_the_budget_is_a_fault(inputs: dict[str, Path], tmp_path: Pat
         None
     ] * 3
     assert found.check(4, rows(), of(6.0)) == (4, found.alarms[0].reason, "raise_kl")
-    assert "6.0 nats an answer, above ppo.kl_budget=5" in found.warnings()[0]
-    assert found.kl_factor == 1.5
+    assert "6.0 nats an answer, above ppo.kl_budget=5" in describe_alarms(found)[0]
+    assert found.raise_weight(1.0) == 1.5
 
 
 def test_a_stop_returns_to_the_weights_before_the_first_fault(
@@ -86,7 +87,7 @@ def test_a_stop_returns_to_the_weights_before_the_first_fault(
     found.restore()
     assert all((one == 2).all() for one in trained.values()), "of policy and critic"
     assert (found.good_step, found.good_figures) == (1, of(0.9))
-    assert "the policy is that of step 1." in found.warnings()[0]
+    assert "the policy is that of step 1." in describe_alarms(found)[0]
 
 
 def test_the_penalty_is_raised_seven_times_at_most(inputs: dict[str, Path], tmp_path: Path) -> None:
@@ -94,10 +95,10 @@ def test_the_penalty_is_raised_seven_times_at_most(inputs: dict[str, Path], tmp_
     weight = 1.0
     for step in range(1, 13):
         if found.check(step, rows(), of(2.0)):
-            weight *= found.kl_factor
+            weight = found.raise_weight(weight)
     assert len(found.alarms) == 11
     assert weight == pytest.approx(1.5**7)
-    assert "in all to 17.1 times what it was" in found.warnings()[0]
+    assert "in all to 17.1 times what it was" in describe_alarms(found)[0]
 
 
 def test_answers_to_few_prompts_are_not_compared(inputs: dict[str, Path], tmp_path: Path) -> None:
@@ -109,7 +110,7 @@ def test_answers_to_few_prompts_are_not_compared(inputs: dict[str, Path], tmp_pa
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"on_alarm": "stop", "text_alarm": None}, "nothing to act on"),
+        ({"on_alarm": "stop", "text_alarm": None, "spike_alarm": None}, "nothing to act on"),
         ({"on_alarm": "raise_kl", "kl_coefficient": 0}, "set it above 0"),
     ],
 )
@@ -164,8 +165,9 @@ def test_a_planted_hack_is_stopped(
     assert "Training went on" in free[1].warnings[-1]
     finished = json.loads((held[1].artifact / "summary.json").read_text())["metrics"]
     kept = next(line for line in lines(held[1]) if line["kl"] == finished["ppo.rollout_kl"])
-    assert kept["step"] < len(lines(held[1])), "the figures are those of a batch without a fault"
-    assert max(held[1].sampled_steps()) == len(lines(held[1])) + 1, "the policy that is kept has answered"
+    assert kept["step"] < len(lines(held[1])) - 1, "the figures are those of a batch without a fault"
+    assert lines(held[1])[-1]["alarm"] == 4, "the decision is logged"
+    assert max(held[1].sampled_steps()) == len(lines(held[1])), "the policy that is kept has answered"
 
 
 def test_a_cut_run_stops_at_the_same_step_with_the_same_weights(
@@ -181,7 +183,7 @@ def test_a_cut_run_stops_at_the_same_step_with_the_same_weights(
     class Killed(Exception):
         pass
 
-    for at in (ended, ended + 1):  # the second one after the checkpoint of the first fault
+    for at in (ended - 1, ended):  # the second one after the checkpoint of the first fault
         steps = iter(range(1, 100))
 
         def dies(*args: Any, at: int = at, steps: Any = steps, **kwargs: Any) -> Any:

@@ -11,6 +11,7 @@ from tasks.rlhf.algorithms.schedules import evaluation_steps
 from tasks.rlhf.training import checkpoints
 from tasks.rlhf.training.loop import Best, Schedule, Training, fit, parameter_groups
 from tasks.system.errors import InputError
+from tasks.system.interruptions import Interruptions
 
 SCHEDULE = Schedule(
     total=6, seed=0, peak=0.1, shape="constant", warmup_share=0, evaluations=6, patience=None, keep_best=True
@@ -116,7 +117,14 @@ def test_fit_takes_the_steps_in_order_and_logs_before_it_saves(tmp_path: Path) -
         events.append(f"log {step} of {total}, saved {latest.step if latest else None}")
         logged.append(metrics)
 
-    fit(training, accumulate_gradients, held_out_loss, log=log, checkpoint_steps=100)
+    fit(
+        training,
+        accumulate_gradients,
+        held_out_loss,
+        log=log,
+        checkpoint_steps=100,
+        interruptions=Interruptions(),
+    )
     assert events == [
         "gradients 0", "evaluation", "log 1 of 3, saved None",
         "gradients 1", "evaluation", "log 2 of 3, saved 1",
