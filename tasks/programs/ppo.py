@@ -91,7 +91,9 @@ def train(job: PpoJob, run: Run) -> None:
 
     for step in run.interruptions.during(range(start, settings.steps), distributed.all_reduce):
         # 2. Sample an answer to each prompt of the batch and score it; is it still sound text?
-        rollout = sample_rollout(job, models, questions, texts, encoder, mix, step=step, device=device)
+        rollout = sample_rollout(
+            job, models, questions, texts, encoder, mix, step=step, is_checked=step == start, device=device
+        )
         checks.check(rollout, step + 1)
         kl = kl_estimates(rollout)
         statistics, figures = describe_rollout(rollout, encoder), rollout_figures(rollout, kl)
@@ -187,6 +189,7 @@ def sample_rollout(
     mix: RewardMix,
     *,
     step: int,
+    is_checked: bool,
     device: torch.device,
 ) -> Rollout:
     """Return the answers of step ``step`` (from 0), of which each rank samples a part.
@@ -210,6 +213,7 @@ def sample_rollout(
         pad_id=encoder.tokenizer.pad_token_id,
         score_rule=UNTOUCHED,
         device=device,
+        is_checked=is_checked,
     )
     rollout = gather_rollout(mix.rescore(own, [texts[i] for i in asked]))
     check_rollout(rollout, step + 1)

@@ -22,6 +22,7 @@ from tasks.rlhf.batches.block_loss import block_loss
 from tasks.rlhf.batches.packing import IGNORE, Document, pack
 from tasks.rlhf.models import builtin, lora
 from tests.benchmarks import data as data_benchmarks
+from tests.benchmarks import ppo as ppo_benchmarks
 from tests.benchmarks import training as training_benchmarks
 from tests.support.paths import ROOT
 
@@ -98,10 +99,10 @@ def comparing() -> None:
         [prompt for prompt, answers in asked for _ in answers],
         [answer for _, answers in asked for answer in answers],
     )
-    cpu, most = torch.device("cpu"), lora.MERGE_UP_TO
+    cpu, most, small = torch.device("cpu"), lora.MERGE_UP_TO, lora.SMALL_WEIGHT
 
     def step(shared: bool, folded: bool) -> None:
-        lora.MERGE_UP_TO = most if folded else 0
+        lora.MERGE_UP_TO, lora.SMALL_WEIGHT = (most, small) if folded else (0, 0)
         optimizer.zero_grad(set_to_none=True)
         with lora.active(model, "reward"):
             if shared:
@@ -162,5 +163,6 @@ if __name__ == "__main__":
         *data_benchmarks.beside_the_article(),
         *data_benchmarks.over_the_cores(),
         *training_benchmarks.beside_trl(),
+        *ppo_benchmarks.beside_trl(),
     ]
     (ROOT / ".bench" / "bench.json").write_text(json.dumps(entries, indent=1) + "\n")

@@ -169,23 +169,7 @@ def _round(command: list[str], what: str, dtype: str, folder: Path) -> dict[str,
 
 def write_workloads(folder: Path) -> None:
     """Write the model in both types, the adapters' first weights, and the texts that both sides read."""
-    words = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"w{number}": number for number in range(3, 4096)}
-    raw = Tokenizer(WordLevel(words, unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
-    )
-    torch.manual_seed(0)
-    sizes = {
-        "vocab_size": 4096,
-        "hidden_size": 256,
-        "intermediate_size": 704,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 8,
-    }
-    model = LlamaForCausalLM(
-        LlamaConfig(**sizes, max_position_embeddings=1024, pad_token_id=0, eos_token_id=1, bos_token_id=1)
-    )
+    model, tokenizer = build_base()
     for dtype in ("float32", "bfloat16"):
         model.to(getattr(torch, dtype)).save_pretrained(folder / dtype)
         tokenizer.save_pretrained(folder / dtype)
@@ -208,6 +192,28 @@ def write_workloads(folder: Path) -> None:
         "units": {"sft": tokens} | {what: [each] * TOTAL for what, each in pairs.items()},
     }
     (folder / "work.json").write_text(json.dumps(WORK | record))
+
+
+def build_base() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """Return the random Llama of 7M parameters that both sides train on, with a tokenizer of words."""
+    words = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"w{number}": number for number in range(3, 4096)}
+    raw = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+    )
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": 4096,
+        "hidden_size": 256,
+        "intermediate_size": 704,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 8,
+    }
+    model = LlamaForCausalLM(
+        LlamaConfig(**sizes, max_position_embeddings=1024, pad_token_id=0, eos_token_id=1, bos_token_id=1)
+    )
+    return model, tokenizer
 
 
 def _write_documents(draw: random.Random, path: Path) -> list[int]:

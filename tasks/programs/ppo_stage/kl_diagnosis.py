@@ -86,7 +86,8 @@ def _choose_rows(rollout: Rollout) -> Tensor:
     ids, mask = rollout.batch
     columns = torch.arange(ids.shape[1], device=ids.device)
     order = torch.where(mask, columns, 0).amax(dim=1).argsort(stable=True)
-    gaps = torch.where(mask, (rollout.sampler_logp - rollout.logp).abs(), 0.0).amax(dim=1)
+    scored = rollout.logp if rollout.scorer_logp is None else rollout.scorer_logp
+    gaps = torch.where(mask, (rollout.sampler_logp - scored).abs(), 0.0).amax(dim=1)
     return torch.cat([order[: ROWS - 1], order[-1:], gaps.argsort(descending=True)[:ROWS]]).unique()
 
 

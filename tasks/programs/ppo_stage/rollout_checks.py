@@ -71,7 +71,8 @@ class RolloutChecks:
     def check_start(self, rollout: Rollout) -> None:
         """Check the first rollout after a start or a resume. Raises StepZeroError."""
         mask = rollout.batch.response_mask
-        sampled, scored = rollout.sampler_logp[mask], rollout.logp[mask]
+        assert rollout.scorer_logp is not None
+        sampled, scored = rollout.sampler_logp[mask], rollout.scorer_logp[mask]
         if not (sampled - scored).abs().max() <= self.tolerance:
             cause = self._find_cause(rollout)
             sanity_checks.check_close(

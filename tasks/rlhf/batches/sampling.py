@@ -6,11 +6,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
+from tasks.rlhf.batches import key_value_cache
 from tasks.rlhf.compute.seeds import mix
 
 VOCABULARY_CHUNK = 1024  # tokens of a vocabulary whose probabilities are summed at a time
+KEPT_SHARE = 0.75  # of a batch's rows: if fewer are unfinished, the finished ones leave it
 
 
 class Samples(NamedTuple):
@@ -49,11 +51,14 @@ def sample(
     """
     device = model.device
     ids, mask = pad_left(prompts, pad_id, device)
-    rows = len(prompts)
+    num_rows = len(prompts)
     positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
-    cache = DynamicCache()
-    tokens, logps, unfinished_steps = [], [], []
-    unfinished = torch.ones(rows, dtype=torch.bool, device=device)
+    cache = key_value_cache.new_cache()
+    tokens = torch.full((num_rows, max_tokens), pad_id, device=device)
+    logps = torch.zeros(num_rows, max_tokens, device=device)
+    answer_mask = torch.zeros(num_rows, max_tokens, dtype=torch.bool, device=device)
+    rows = torch.arange(num_rows, device=device)  # those that are still in the batch
+    unfinished = torch.ones(num_rows, dtype=torch.bool, device=device)  # (len(rows),)
     ends = torch.tensor([*end_ids], dtype=torch.long, device=device)
     low_bits = torch.Generator(device).manual_seed(mix(_initial_seed(generator, device), 1))
     for step in range(max_tokens):
@@ -66,20 +71,25 @@ def sample(
             logits_to_keep=1,
         )
         logp = torch.log_softmax(output.logits[:, -1].float() / temperature, dim=-1)
-        numbers = _uniform(rows, generator, low_bits) if uniform is None else uniform[:, step].to(device)
-        sampled = _inverse_cdf(logp, numbers)
+        numbers = _uniform(num_rows, generator, low_bits) if uniform is None else uniform[:, step].to(device)
+        sampled = _inverse_cdf(logp, numbers[rows])
         token = torch.where(unfinished, sampled, pad_id)
-        tokens.append(token)
-        logps.append(torch.where(unfinished, logp.gather(1, sampled[:, None])[:, 0], 0.0))
-        unfinished_steps.append(unfinished)
+        tokens[rows, step] = token
+        logps[rows, step] = torch.where(unfinished, logp.gather(1, sampled[:, None])[:, 0], 0.0)
+        answer_mask[rows, step] = unfinished
         unfinished = unfinished & ~torch.isin(sampled, ends)
-        if not unfinished.any():
+        num_unfinished = int(unfinished.sum())
+        if not num_unfinished:
             break
         ids, positions = token[:, None], positions[:, -1:] + 1
+        if num_unfinished <= KEPT_SHARE * len(rows) and key_value_cache.holds_all_rows(cache, *mask.shape):
+            kept = torch.where(unfinished)[0]
+            key_value_cache.select_rows(cache, kept)
+            rows, ids, positions, mask = rows[kept], ids[kept], positions[kept], mask[kept]
+            unfinished = unfinished[kept]
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-    return Samples(
-        torch.stack(tokens, dim=1), torch.stack(unfinished_steps, dim=1), torch.stack(logps, dim=1)
-    )
+    num_tokens = step + 1
+    return Samples(tokens[:, :num_tokens], answer_mask[:, :num_tokens], logps[:, :num_tokens])
 
 
 def uniform_numbers(seed: int, name: str, question_ids: list[int], num_tokens: int) -> Tensor:

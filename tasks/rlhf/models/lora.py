@@ -4,7 +4,7 @@ With the adapters off it is the reference model.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,9 +19,11 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from tasks.rlhf.models.fingerprint import Fingerprint, save_fingerprint
+from tasks.rlhf.models.merged_linear import merged_linear
 from tasks.system.errors import InputError
 
 MERGE_UP_TO = 12  # elements of a weight over those of its adapter; on two cores merging is faster up to there
+SMALL_WEIGHT = 1 << 18  # elements; larger weights are not copied, and their adapters cost them little
 SCORE_KEY = "base_model.model.score.weight"
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -108,31 +110,47 @@ def active(model: PeftModel, name: str | None) -> Iterator[PreTrainedModel]:
 @contextmanager
 def _merged_weights(model: PeftModel, name: str) -> Iterator[None]:
     """Let small layers compute with W + s B A, built once per block: one product instead of three a call."""
-    layers = [
-        module for module in model.modules() if isinstance(module, Linear) and _is_faster_merged(module, name)
-    ]
+    layers = [module for module in model.modules() if isinstance(module, Linear) and _can_merge(module, name)]
     for layer in layers:
-        linear = layer.get_base_layer()
-        assert isinstance(linear, nn.Linear)
-        weight = linear.weight + layer.get_delta_weight(name)
-        layer.forward = partial(functional.linear, weight=weight, bias=linear.bias)  # type: ignore[method-assign]
+        if forward := _merged_forward(layer, name):
+            layer.forward = forward  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
         for layer in layers:
-            del layer.forward
+            vars(layer).pop("forward", None)
 
 
-def _is_faster_merged(layer: Linear, name: str) -> bool:
-    """Return whether the low-rank path costs more than a gradient of the whole weight, and has no dropout."""
+def _merged_forward(layer: Linear, name: str) -> Callable[[Tensor], Tensor] | None:
+    """Return the forward pass of a layer merged with its adapter; None if that would not be faster."""
+    linear = layer.get_base_layer()
+    assert isinstance(linear, nn.Linear)
+    low_rank = layer.r[name] * (linear.in_features + linear.out_features)
+    if linear.weight.numel() <= MERGE_UP_TO * low_rank:
+        # A gradient of the whole weight costs less than the low-rank path.
+        weight = linear.weight + layer.get_delta_weight(name)
+        return partial(functional.linear, weight=weight, bias=linear.bias)
+    if linear.weight.numel() > SMALL_WEIGHT:
+        return None
+    with torch.no_grad():
+        weight = linear.weight + layer.get_delta_weight(name)
+    return partial(
+        merged_linear,
+        weight=weight,
+        bias=linear.bias,
+        down=layer.lora_A[name].get_parameter("weight"),
+        up=layer.lora_B[name].get_parameter("weight"),
+        scaling=layer.scaling[name],
+    )
+
+
+def _can_merge(layer: Linear, name: str) -> bool:
+    """Return whether the layer has adapter ``name`` without dropout on a weight that it can be added to."""
     linear = layer.get_base_layer()
     if type(linear) is not nn.Linear or linear.weight.dtype != torch.float32 or name not in layer.lora_A:
         return False  # a quantised or half-precision weight would round the update away
     dropout = layer.lora_dropout[name]
-    if isinstance(dropout, nn.Dropout) and dropout.training:
-        return False
-    low_rank = layer.r[name] * (linear.in_features + linear.out_features)
-    return bool(linear.weight.numel() <= MERGE_UP_TO * low_rank)
+    return not (isinstance(dropout, nn.Dropout) and dropout.training)
 
 
 def train_mode(model: PeftModel) -> None:

@@ -51,12 +51,13 @@ class Rollout(NamedTuple):
     """A batch of sampled answers and all that the update needs: (B, T), but score and ended are (B,)."""
 
     batch: Sequences
-    logp: Tensor  # of the policy
+    logp: Tensor  # of the policy: the sampler's in float32, else the scorer's
     ref_logp: Tensor
     values: Tensor | None  # of the critic, if there is one
     score: Tensor  # (B,) normalised reward, clipped, with what an answer without an end token gets
     ended: Tensor  # (B,) bool
     sampler_logp: Tensor
+    scorer_logp: Tensor | None = None  # None: not computed
 
 
 class ScoreRule(NamedTuple):
@@ -88,10 +89,13 @@ def roll_out(
     pad_id: int,
     score_rule: ScoreRule,
     device: torch.device,
+    is_checked: bool = False,
 ) -> Rollout:
     """Sample an answer to each prompt, by the numbers ``uniform`` (B, max_tokens) from [0, 1).
 
-    Return it with log-probabilities of policy and reference, values and scores.
+    Return it with log-probabilities of policy and reference, values and scores. In float32 the policy's are
+    those of sampling, which differ by rounding from those that the scorer would compute in a second pass; it
+    does so only if the sampler ``is_checked``. In half precision the rounding is too large for a ratio of 1.
     """
 
     def log_probs(model: PreTrainedModel, batch: Sequences) -> Tensor:
@@ -109,7 +113,9 @@ def roll_out(
         )
         answers = [ids[mask].tolist() for ids, mask in zip(samples.ids, samples.mask, strict=True)]
         batch = sequences.join(prompts, answers, pad_id=pad_id, device=device)
-        logp = log_probs(policy, batch)
+        sampler_logp = sequences.scatter(samples.logp[samples.mask], batch.response_mask)
+        is_exact = policy.dtype == torch.float32
+        scorer_logp = log_probs(policy, batch) if is_checked or not is_exact else None
     with lora.active(models.model, None) as reference:
         ref_logp = log_probs(reference, batch)
     values = None
@@ -119,12 +125,14 @@ def roll_out(
     ended = torch.tensor([answer[-1] in end_ids for answer in answers], device=device)
     return Rollout(
         batch=batch,
-        logp=logp,
+        # The same one whether it is checked or not, so that a resumed run ends with the same weights.
+        logp=sampler_logp if is_exact or scorer_logp is None else scorer_logp,
         ref_logp=ref_logp,
         values=values,
         score=score_answers(models, score_rule, batch, ended),
         ended=ended,
-        sampler_logp=sequences.scatter(samples.logp[samples.mask], batch.response_mask),
+        sampler_logp=sampler_logp,
+        scorer_logp=scorer_logp,
     )
 
 

@@ -67,7 +67,7 @@ def started(inputs: dict[str, Path], tmp_path: Path) -> Start:
 # ---------------------------------------------------------------------------------------- gradients
 
 
-def sampled(job: PpoJob, run: Run, models: PpoModels, *, times: int = 1) -> Rollout:
+def sampled(job: PpoJob, run: Run, models: PpoModels, *, times: int = 1, is_checked: bool = False) -> Rollout:
     """Sample an answer to each of the first eight prompts, ``times`` over."""
     tokenizer = loading.load_tokenizer(run.inputs["model"])
     encoder = pair_tables.build_encoder(job.text, tokenizer)
@@ -81,6 +81,7 @@ def sampled(job: PpoJob, run: Run, models: PpoModels, *, times: int = 1) -> Roll
         pad_id=tokenizer.pad_token_id,
         score_rule=ScoreRule("replace", job.ppo.missing_eos_reward),
         device=tiny.CPU,
+        is_checked=is_checked,
     )
 
 
@@ -211,8 +212,14 @@ def test_a_rollout_is_what_the_four_roles_say(started: Start) -> None:
     assert not rollout.ended.all()
     assert (rollout.score[~rollout.ended] == -7.0).all()
     assert (rollout.score[rollout.ended] > -7.0).all()
-    assert torch.equal(rollout.logp, rollout.ref_logp)  # an untrained policy
-    torch.testing.assert_close(rollout.sampler_logp, rollout.logp, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(rollout.logp, rollout.ref_logp, atol=1e-5, rtol=1e-5)  # an untrained policy
+    assert rollout.scorer_logp is None
+    assert torch.equal(rollout.sampler_logp, rollout.logp)
+    checked = sampled(job, run, models, times=4, is_checked=True)
+    assert checked.scorer_logp is not None
+    torch.testing.assert_close(checked.sampler_logp, checked.scorer_logp, atol=1e-5, rtol=1e-5)
+    assert not torch.equal(checked.sampler_logp, checked.scorer_logp)  # two ways of computing it
+    assert torch.equal(checked.logp, checked.sampler_logp)  # a checked step's weights are any other's
 
     # the critic starts as the normalised reward: before the last token its value is the reward model's
     # score of the text so far

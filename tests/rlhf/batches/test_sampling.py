@@ -3,9 +3,10 @@
 import pytest
 import torch
 from scipy.stats import chisquare, kstest
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicSlidingWindowLayer
 
-from tasks.rlhf.batches import sampling, sequences
+from tasks.rlhf.batches import key_value_cache, sampling, sequences
 from tasks.rlhf.batches.sampling import Samples
 from tests.support import tiny
 
@@ -117,6 +118,70 @@ def test_an_answer_does_not_depend_on_when_others_end() -> None:
     for row in range(4):
         length = int(free.mask[row].sum())
         assert free.ids[row, :length].tolist() == endless.ids[row, :length].tolist()
+
+
+@pytest.mark.parametrize("kind", tiny.ARCHITECTURES)
+def test_ended_rows_leave_the_batch_and_change_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = eager_to_stop(tiny.model(kind))
+    uniform = torch.rand(16, 40, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    sizes: list[int] = []
+    hook = model.register_forward_pre_hook(
+        lambda module, args, given: sizes.append(len(given["input_ids"])), with_kwargs=True
+    )
+
+    def answers(kept_share: float) -> Samples:
+        monkeypatch.setattr(sampling, "KEPT_SHARE", kept_share)
+        sizes.clear()
+        return sampling.sample(
+            model,
+            PROMPTS * 4,
+            max_tokens=40,
+            temperature=1.0,
+            end_ids=(tiny.EOS,),
+            pad_id=tiny.PAD,
+            uniform=uniform,
+        )
+
+    whole = answers(0.0)
+    assert set(sizes) == {16}
+    left = answers(0.75)
+    hook.remove()
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) > 2
+    unfinished = whole.mask.sum(dim=0)  # (R,)
+    assert all(size * 0.75 < n for size, n in zip(sizes[1:], unfinished[1:].tolist(), strict=True))
+    assert torch.equal(left.ids, whole.ids)
+    assert torch.equal(left.mask, whole.mask)
+    torch.testing.assert_close(left.logp, whole.logp, atol=1e-5, rtol=1e-5)
+
+
+def test_rows_of_a_model_with_a_state_of_its_own_stay() -> None:
+    cache = key_value_cache.new_cache()
+    assert not key_value_cache.holds_all_rows(cache, 2, 3)  # nothing was written: the state is elsewhere
+    keys = torch.randn(2, 1, 3, 4)
+    cache.update(keys, keys, 0)
+    assert key_value_cache.holds_all_rows(cache, 2, 3)
+    assert not key_value_cache.holds_all_rows(cache, 2, 4)
+    assert not key_value_cache.holds_all_rows(cache, 1, 3)
+    cache.layers.append(DynamicSlidingWindowLayer(sliding_window=2))
+    cache.layers[1].update(keys, keys)
+    assert not key_value_cache.holds_all_rows(cache, 2, 3)
+
+
+def test_a_cache_is_seldom_copied_and_returns_what_it_got(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(key_value_cache, "ROOM", 4)
+    cache, plain = key_value_cache.new_cache(), DynamicCache()
+    places = []
+    for width in (3, *[1] * 10):
+        new = torch.randn(4, 2, width, 5), torch.randn(4, 2, width, 6)  # values may be of another width
+        found, expected = cache.update(*new, 0), plain.update(*new, 0)
+        assert all(map(torch.equal, found, expected))
+        places.append(found[0].data_ptr())
+    assert [places.count(place) for place in dict.fromkeys(places)] == [5, 5, 1]
+    key_value_cache.select_rows(cache, torch.tensor([2, 0]))
+    plain.batch_select_indices(torch.tensor([2, 0]))
+    new = torch.randn(2, 2, 1, 5), torch.randn(2, 2, 1, 6)
+    assert all(map(torch.equal, cache.update(*new, 0), plain.update(*new, 0)))
 
 
 def test_an_answer_does_not_depend_on_what_others_ask() -> None:

@@ -226,15 +226,19 @@ def outcome(model: PeftModel) -> tuple[Tensor, dict[str, Tensor]]:
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt_neox"])
 def test_one_matrix_or_the_low_rank_path_is_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     outcomes = []
-    for most in (0, 100):
+    for most, small in ((0, 0), (100, 0), (0, 1 << 18)):
         monkeypatch.setattr(lora, "MERGE_UP_TO", most)
+        monkeypatch.setattr(lora, "SMALL_WEIGHT", small)
         model = with_adapters(tiny.model(kind), "policy", "critic")
-        assert bool(folded(model, "policy")) == bool(most)
+        assert bool(folded(model, "policy")) == bool(most or small)
         outcomes.append(outcome(model))
-    (apart, theirs), (together, ours) = outcomes
-    torch.testing.assert_close(together, apart, atol=1e-4, rtol=1e-4)
-    for key, gradient in theirs.items():
-        torch.testing.assert_close(ours[key], gradient, atol=1e-4 * float(gradient.abs().max()), rtol=1e-3)
+    (apart, theirs), *merged = outcomes
+    for together, ours in merged:
+        torch.testing.assert_close(together, apart, atol=1e-4, rtol=1e-4)
+        for key, gradient in theirs.items():
+            torch.testing.assert_close(
+                ours[key], gradient, atol=1e-4 * float(gradient.abs().max()), rtol=1e-3
+            )
 
 
 @pytest.mark.parametrize("inner", [None, "critic"])
@@ -256,7 +260,10 @@ def test_nothing_of_it_stays_behind() -> None:
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "half precision", "dropout", "large"])
-def test_where_it_would_be_wrong_or_slower_the_low_rank_path_is_taken(kind: str) -> None:
+def test_where_it_would_be_wrong_or_slower_the_low_rank_path_is_taken(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lora, "SMALL_WEIGHT", 0)
     model = with_adapters(
         tiny.model("gpt2" if kind == "gpt2" else "llama"), "policy", dropout=0.1 if kind == "dropout" else 0.0
     )
