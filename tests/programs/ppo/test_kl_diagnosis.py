@@ -193,6 +193,7 @@ def rolled(
         pad_id=tokenizer.pad_token_id,
         score_rule=UNTOUCHED,
         device=tiny.CPU,
+        is_checked=True,
     )
     checks = RolloutChecks(job, models, encoder, models.frozen, {}, tolerance=TOLERANCE)
     return models, rollout, checks
