@@ -1,6 +1,7 @@
 """Check rollouts: all assumptions at each start and each resume, and at every step that the KL is one.
 
-A check that fails ends the run with one sentence, which names the cause (kl_diagnosis.py).
+A check that fails ends the run with one sentence, which names the cause: kl_diagnosis.py in
+tasks/rlhf/training/ finds it.
 """
 
 from typing import Any
@@ -8,11 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from tasks.config.jobs import PpoJob
-from tasks.programs.ppo_stage import kl_diagnosis
 from tasks.rlhf.algorithms import sanity_checks
 from tasks.rlhf.algorithms.sanity_checks import StepZeroError
 from tasks.rlhf.batches import prompts
 from tasks.rlhf.batches.truncation import Encoder
+from tasks.rlhf.training import kl_diagnosis
 from tasks.rlhf.training.rollouts import PpoModels, Rollout, kl_estimates
 
 SAMPLER = "the sampler warps its distribution, or left padding shifts positions."

@@ -18,7 +18,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tasks.programs import ppo
-from tasks.programs.ppo_stage import kl_diagnosis
 from tasks.programs.ppo_stage.reward_mix import UNTOUCHED
 from tasks.programs.ppo_stage.rollout_checks import RolloutChecks
 from tasks.programs.runtime import pair_tables
@@ -27,7 +26,7 @@ from tasks.rlhf.algorithms import sanity_checks
 from tasks.rlhf.algorithms.sanity_checks import StepZeroError
 from tasks.rlhf.batches import prompts, sampling, sequences
 from tasks.rlhf.models import loading, lora
-from tasks.rlhf.training import rollouts
+from tasks.rlhf.training import kl_diagnosis, rollouts
 from tasks.rlhf.training.rollouts import PpoModels, Rollout
 from tests.programs.ppo import ppo_jobs
 from tests.support import tiny
