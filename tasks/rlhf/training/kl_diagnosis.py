@@ -88,7 +88,8 @@ def _choose_rows(rollout: Rollout) -> Tensor:
     order = torch.where(mask, columns, 0).amax(dim=1).argsort(stable=True)
     scored = rollout.logp if rollout.scorer_logp is None else rollout.scorer_logp
     gaps = torch.where(mask, (rollout.sampler_logp - scored).abs(), 0.0).amax(dim=1)
-    return torch.cat([order[: ROWS - 1], order[-1:], gaps.argsort(descending=True)[:ROWS]]).unique()
+    rows: Tensor = torch.cat([order[: ROWS - 1], order[-1:], gaps.argsort(descending=True)[:ROWS]]).unique()
+    return rows
 
 
 def _log_probs(model: PreTrainedModel, batch: Sequences, settings: Settings) -> Tensor:
