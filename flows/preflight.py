@@ -11,6 +11,7 @@ from tasks.artifacts.benchmark_files import check_benchmark_files
 from tasks.artifacts.corpus import evaluation_sets, find_corpus
 from tasks.artifacts.judge_model import check_judge_environment, judge_inputs
 from tasks.artifacts.mixed_text import mixed_text
+from tasks.artifacts.reward_sources import function_digests, reward_models
 from tasks.artifacts.store import home
 from tasks.artifacts.weight_files import start_weights
 from tasks.config.pipeline import Pipeline
@@ -36,6 +37,8 @@ def check_inputs(config: Pipeline) -> None:
     for stage in ("sft", "reward", "dpo"):
         start_weights(config, stage)
     mixed_text(config)
+    reward_models(config.ppo.rewards)
+    function_digests(config.ppo.rewards)
 
 
 def check_environment(config: Pipeline) -> None:

@@ -18,6 +18,7 @@ from tasks.artifacts.store import flatten
 from tasks.config.judge_prompts import is_own_prompt
 from tasks.config.pipeline import Pipeline
 from tasks.config.sections.base import replace_old_names
+from tasks.config.sections.rewards import OtherRewardModel
 from tasks.system.errors import InputError
 
 FOLDERS = (
@@ -101,6 +102,9 @@ def with_absolute_paths(config: Pipeline, folder: Path) -> Pipeline:
         place = folder / Path(text).expanduser()
         return os.path.normpath(place) if text and place.exists() else text
 
+    def of_reward_model(model: OtherRewardModel) -> OtherRewardModel:
+        return model.model_copy(update={"path": make_absolute(model.path), "base": make_absolute(model.base)})
+
     changed: dict[str, Any] = {
         "data": config.data.model_copy(
             update={"decontaminate_against": tuple(map(make_absolute, config.data.decontaminate_against))}
@@ -112,7 +116,12 @@ def with_absolute_paths(config: Pipeline, folder: Path) -> Pipeline:
             }
         ),
         "ppo": config.ppo.model_copy(
-            update={"ptx": config.ppo.ptx.model_copy(update={"path": make_absolute(config.ppo.ptx.path)})}
+            update={
+                "ptx": config.ppo.ptx.model_copy(update={"path": make_absolute(config.ppo.ptx.path)}),
+                "rewards": config.ppo.rewards.model_copy(
+                    update={"models": tuple(map(of_reward_model, config.ppo.rewards.models))}
+                ),
+            }
         ),
     }
     for section, name in (

@@ -111,6 +111,8 @@ def _find_relative_path(config: Pipeline) -> str:
     paths |= {f"data.decontaminate_against {path}": path for path in config.data.decontaminate_against}
     paths |= {f"benchmarks.files {path}": path for path in config.benchmarks.files}
     paths |= {"benchmarks.reward_bench": config.benchmarks.reward_bench, "ppo.ptx.path": config.ppo.ptx.path}
+    for model in config.ppo.rewards.models:
+        paths |= {f"ppo.rewards.models {model.name}": model.path, f"base of {model.name}": model.base}
     for section in (config.source, config.base):
         may_be_hub_id = isinstance(section, HubSource | HuggingFaceBase) and is_hub_id(section.path)
         if path := "" if may_be_hub_id else getattr(section, "path", ""):

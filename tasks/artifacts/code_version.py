@@ -10,8 +10,9 @@ import hashlib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from threading import Lock
 from typing import NamedTuple
+
+from tasks.system.module_sources import list_imports, parse
 
 ROOT = Path(__file__).resolve().parents[2]  # the folder that holds the packages flows and tasks
 PROGRAMS = "tasks.programs"
@@ -22,10 +23,6 @@ COUNTED = (
     "tasks.config.dump_files", "tasks.config.benchmark_files", "tasks.config.policies",
     "tasks.config.trusted_judges",
 )  # fmt: skip
-
-# Stages run in threads of one flow, and Python 3.11 confuses the depths of trees made at the same time:
-# "SystemError: AST constructor recursion depth mismatch" (python/cpython#106905).
-_PARSING = Lock()
 
 
 class FileFacts(NamedTuple):
@@ -73,14 +70,13 @@ def _closure(program: str, root: Path) -> Iterator[tuple[Path, FileFacts]]:
 
 @cache  # stages share most of their files
 def _facts(text: str, module: str, *, is_package: bool) -> FileFacts:
-    with _PARSING:
-        tree = ast.parse(text, module)
+    tree = parse(text, module)
     strings = {
         node.value
         for node in ast.walk(tree)
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
-    imports = _imports(tree, module, is_package=is_package)
+    imports = list_imports(tree, module, is_package=is_package)
     content = [module.rpartition(".")[2], *sorted(_imported_names(tree)), _canonical(tree)]
     holds_code = any(not _is_docstring(node) for node in tree.body)
     return FileFacts(_sha256("\n".join(content).encode()) if holds_code else "", imports, strings)
@@ -97,22 +93,6 @@ def _file_of(module: str, root: Path) -> Path | None:
     base = root.joinpath(*module.split("."))
     candidates = (base.with_suffix(".py"), base / "__init__.py")
     return next((path for path in candidates if path.is_file()), None)
-
-
-def _imports(tree: ast.AST, module: str, *, is_package: bool) -> list[str]:
-    """Return every module that ``tree`` may import; ``from a import b`` names both a and a.b."""
-    package = module if is_package else module.rpartition(".")[0]
-    names = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            origin = node.module or ""
-            if node.level:
-                parts = package.split(".")
-                origin = ".".join([*parts[: len(parts) - node.level + 1], *([origin] if origin else [])])
-            names += [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
-    return names
 
 
 def _is_own_import(node: object) -> bool:

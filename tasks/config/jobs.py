@@ -6,6 +6,8 @@ setting.
 
 from typing import Annotated, Self
 
+from pydantic import Field
+
 from tasks.config.pipeline import Pipeline
 from tasks.config.sections.base import NotInKey, Settings
 from tasks.config.sections.benchmarks import Benchmarks
@@ -98,6 +100,8 @@ class PpoJob(Job):
     weights: MergedWeights = Weights()
     ppo: Ppo
     samples: Samples = Samples()
+    # no setting: digests of the modules of ppo.rewards.functions, by name
+    reward_code: dict[str, str] = Field(default_factory=dict)
 
 
 class DpoJob(Job):

@@ -28,13 +28,15 @@ from tasks.programs.ppo_stage.guards import Guards
 from tasks.programs.ppo_stage.independent_score import build_score
 from tasks.programs.ppo_stage.load_models import TOLERANCE, load_models
 from tasks.programs.ppo_stage.pretraining_mix import load_text_mix
+from tasks.programs.ppo_stage.reward_mix import UNTOUCHED, RewardMix, load_reward_mix
+from tasks.programs.ppo_stage.rollout_checks import RolloutChecks
 from tasks.programs.ppo_stage.step_metrics import ROLLOUT_FIGURES, rollout_figures, step_metrics, text_metrics
 from tasks.programs.ppo_stage.text_guard import describe_rollout
 from tasks.programs.ppo_stage.update_policy import update_policy
 from tasks.programs.runtime import pair_tables
 from tasks.programs.runtime.program import Run, main
 from tasks.programs.runtime.training_samples import TrainingSampler
-from tasks.rlhf.algorithms import rewards, sanity_checks, schedules
+from tasks.rlhf.algorithms import rewards, schedules
 from tasks.rlhf.batches import prompts
 from tasks.rlhf.batches.truncation import Encoder
 from tasks.rlhf.compute import devices, distributed, seeds
@@ -45,12 +47,10 @@ from tasks.rlhf.training.rollouts import (
     PPO_DIVERGED,
     PpoModels,
     Rollout,
-    ScoreRule,
     check_rollout,
     gather_rollout,
     kl_estimates,
     roll_out,
-    score_answers,
 )
 from tasks.system.errors import InputError
 
@@ -71,28 +71,30 @@ def train(job: PpoJob, run: Run) -> None:
     # 1. Prompts; policy = reference = SFT model, critic = reward model; or the checkpoint's.
     tokenizer = loading.load_tokenizer(run.inputs["model"])
     encoder = pair_tables.build_encoder(job.text, tokenizer)
-    questions, held_out = read_prompts(job, run, encoder)
+    texts, held_out = read_questions(job, run)
+    questions = [encoder.encode_prompt(text) for text in texts]
     models = load_models(job, run, device)
-    frozen = models.frozen
-    frozen_before = sanity_checks.digest(frozen)
     optimizers = create_optimizers(models)
     start, state, good = restore_state(run.checkpoints, models, optimizers)
+    mix = load_reward_mix(job, run, encoder, models, state, device)
+    tolerance = TOLERANCE[models.model.dtype]
+    frozen = [*models.frozen, *mix.frozen()]
+    checks = RolloutChecks(job, models, encoder, frozen, state, tolerance=tolerance)
     kl_coefficient = state.get("kl_coefficient", settings.kl_coefficient)
     distributed.check_equal(start, "checkpoints")
     run.rewind(start)
-    score_rule = ScoreRule(settings.missing_eos, settings.missing_eos_reward, max_score=settings.max_score)
-    score = build_score(job, run, models, encoder, score_rule, held_out, state)
+    score = build_score(job, run, models, encoder, mix, held_out, state)
     guards = Guards(settings, models, state, good, score)
     text = load_text_mix(job, run, tokenizer, models, state)
-    tolerance = TOLERANCE[models.model.dtype]
-    sampler = start_sampler(job, run, tokenizer, models, score_rule)
+    sampler = start_sampler(job, run, tokenizer, models, mix)
     sampler(start)
 
     for step in run.interruptions.during(range(start, settings.steps), distributed.all_reduce):
         # 2. Sample an answer to each prompt of the batch and score it; is it still sound text?
         rollout = sample_rollout(
-            job, models, questions, encoder, score_rule, step=step, is_checked=step == start, device=device
+            job, models, questions, texts, encoder, mix, step=step, is_checked=step == start, device=device
         )
+        checks.check(rollout, step + 1)
         kl = kl_estimates(rollout)
         statistics, figures = describe_rollout(rollout, encoder), rollout_figures(rollout, kl)
         if alarm := guards.check(step + 1, statistics, figures):
@@ -101,7 +103,7 @@ def train(job: PpoJob, run: Run) -> None:
                 guards.restore(optimizers)
                 sampler(step + 1, is_last=alarm.action == "stop")
                 figures |= {"kl_coefficient": kl_coefficient, **text_metrics(statistics), **guards.metrics}
-                run.log(step + 1, settings.steps, **figures)
+                run.log(step + 1, settings.steps, **figures, **mix.metrics())
                 if alarm.action == "stop":
                     break
                 continue
@@ -111,8 +113,6 @@ def train(job: PpoJob, run: Run) -> None:
         check_finite(
             {"the advantage": advantages[rollout.batch.response_mask]}, step=step + 1, advice=PPO_DIVERGED
         )
-        if step == start:
-            check_sampler(rollout, kl, tolerance=tolerance, is_fresh=start == 0)
 
         # 4. Several passes over the batch, each in a fresh order.
         rate = schedules.learning_rate(
@@ -140,24 +140,21 @@ def train(job: PpoJob, run: Run) -> None:
             rollout, returns, updates, kl=kl, kl_coefficient=kl_coefficient, group_size=settings.group_size
         )
         guards.observe(metrics)
-        run.log(step + 1, settings.steps, **metrics, **text_metrics(statistics), **guards.metrics)
+        metrics |= {**mix.metrics(), **text_metrics(statistics), **guards.metrics}
+        run.log(step + 1, settings.steps, **metrics)
         kl_coefficient = adapt_kl_coefficient(kl_coefficient, kl["kl"], settings)
         if run.interruptions.wants_checkpoint() or (step + 1) % max(1, machine.checkpoint_steps // 10) == 0:
-            state = {"kl_coefficient": kl_coefficient, **guards.state()}
+            state = {"kl_coefficient": kl_coefficient, **guards.state(), **mix.state(), **checks.state()}
             state |= {"text_norms": text.norms} if text else {}
             save_state(run.checkpoints, step + 1, models, optimizers, state, good=guards.good)
 
     # 6. The artifact: the last weights or the best ones; frozen weights must be unchanged.
     guards.finish(settings.steps)
-    if sanity_checks.digest(frozen) != frozen_before:
-        raise sanity_checks.StepZeroError(
-            "Frozen weights changed during training. "
-            "Likely cause: the optimizer was given the base's or the reward model's."
-        )
+    checks.check_end()
     distributed.barrier()  # the first rank may still be writing metrics and the checkpoint
     save_artifact(run, models)
     warn_of_missing_ends(run, max_answer_tokens=job.text.max_answer_tokens)
-    run.warnings += encoder.warnings()
+    run.warnings += [*encoder.warnings(), *mix.warnings(), *checks.warnings()]
     scores = write_report(guards, run, settings.steps)
     last = guards.good_figures if guards.has_returned else run.last()
     shown = {f"ppo.rollout_{name}": last[name] for name in ROLLOUT_FIGURES}
@@ -169,7 +166,7 @@ def start_sampler(
     run: Run,
     tokenizer: PreTrainedTokenizerBase,
     models: PpoModels,
-    score_rule: ScoreRule,
+    mix: RewardMix,
 ) -> TrainingSampler:
     """Return the sampler of the policy's answers for people."""
     return TrainingSampler(
@@ -178,7 +175,7 @@ def start_sampler(
         tokenizer,
         policy=partial(lora.active, models.model, "policy"),
         reference=partial(lora.active, models.model, None),
-        score=partial(score_answers, models, score_rule),
+        score=mix,
         total=job.ppo.steps,
     )
 
@@ -187,8 +184,9 @@ def sample_rollout(
     job: PpoJob,
     models: PpoModels,
     questions: list[list[int]],
+    texts: list[str],
     encoder: Encoder,
-    score_rule: ScoreRule,
+    mix: RewardMix,
     *,
     step: int,
     is_checked: bool,
@@ -204,39 +202,22 @@ def sample_rollout(
     indices = schedules.batch_indices(
         step, num_rows=len(questions), batch_size=settings.rollouts // settings.group_size, seed=job.seed
     )
+    asked = distributed.rank_slice([i for i in indices for _ in range(settings.group_size)])
     own = roll_out(
         models,
-        distributed.rank_slice([questions[i] for i in indices for _ in range(settings.group_size)]),
+        [questions[i] for i in asked],
         uniform=distributed.rank_slice(uniform),
         max_tokens=most,
         temperature=settings.temperature,
         end_ids=prompts.end_tokens(encoder.tokenizer, job.text.template),
         pad_id=encoder.tokenizer.pad_token_id,
-        score_rule=score_rule,
+        score_rule=UNTOUCHED,
         device=device,
         is_checked=is_checked,
     )
-    rollout = gather_rollout(own)
+    rollout = gather_rollout(mix.rescore(own, [texts[i] for i in asked]))
     check_rollout(rollout, step + 1)
     return rollout
-
-
-def check_sampler(rollout: Rollout, kl: dict[str, float], *, tolerance: float, is_fresh: bool) -> None:
-    """Check that sampler and scorer are one distribution, and that a fresh policy is the reference.
-
-    Raises StepZeroError.
-    """
-    mask = rollout.batch.response_mask
-    assert rollout.scorer_logp is not None
-    sanity_checks.check_close(
-        "Sampler's and scorer's log-probabilities",
-        rollout.sampler_logp[mask],
-        rollout.scorer_logp[mask],
-        tolerance=tolerance,
-        cause="the sampler warps its distribution, or left padding shifts positions.",
-    )
-    if is_fresh:
-        sanity_checks.check_fresh_kl(kl["kl"], kl["kl_k3"], tolerance=tolerance)
 
 
 def adapt_kl_coefficient(coefficient: float, kl: float, settings: Ppo) -> float:
@@ -273,9 +254,9 @@ def warn_of_missing_ends(run: Run, *, max_answer_tokens: int) -> None:
         )
 
 
-def read_prompts(job: PpoJob, run: Run, encoder: Encoder) -> tuple[list[list[int]], list[tuple[int, str]]]:
-    """Return the RL split's prompts as token ids, in an order drawn from the seed, and the questions, with
-    their ids, that are left out for the independent score.
+def read_questions(job: PpoJob, run: Run) -> tuple[list[str], list[tuple[int, str]]]:
+    """Return the RL split's questions, in an order drawn from the seed, and those, with their ids, that are
+    left out for the independent score.
 
     Raises InputError if there are none.
     """
@@ -293,7 +274,7 @@ def read_prompts(job: PpoJob, run: Run, encoder: Encoder) -> tuple[list[list[int
     if not texts:
         raise InputError("The rl split has no prompts: raise data.rl_share or give more data.")
     random.Random(job.seed).shuffle(texts)
-    return [encoder.encode_prompt(text) for text in texts], held_out
+    return texts, held_out
 
 
 if __name__ == "__main__":

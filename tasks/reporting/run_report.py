@@ -74,7 +74,7 @@ def build_stage(name: str, folder: Path, metrics: Mapping[str, Any]) -> StageVie
     measures, scores = _read_json(folder / "measures.json"), _read_json(folder / "scores.json")
     title, about = stage_panels.TITLES[name]
     drawings = stage_charts.draw_charts(name, lines, metrics) + reward_charts.draw_calibration(measures)
-    drawings += over_optimisation.draw_over_optimisation(scores)
+    drawings[3:3] = over_optimisation.draw_over_optimisation(scores)  # a row of their own
     drawn = stage_charts.drawn_metrics(name, lines) | reward_charts.drawn_metrics(measures)
     return {
         "name": name,

@@ -1,7 +1,7 @@
 """Draw each stage's metrics."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -43,7 +43,7 @@ def draw_charts(
     for panel in PANELS.get(stage, ()):
         named = [
             (name, Curve(label, _read_points(lines, name), sparse=name in SPARSE))
-            for name, label in panel.metrics.items()
+            for name, label in _name_curves(panel.metrics, lines)
         ]
         found = [curve for _, curve in named if curve.points]
         if panel.only_if_it_moves and len({y for curve in found for _, y in curve.points}) < 2:
@@ -62,6 +62,18 @@ def draw_charts(
                 )
             )
     return drawn
+
+
+def _name_curves(metrics: Mapping[str, str], lines: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Yield the name and label of each curve of a panel, whose names may end in *."""
+    logged = dict.fromkeys(name for line in lines for name in line)
+    for name, label in metrics.items():
+        prefix = name.removesuffix("*")
+        if prefix == name:
+            yield name, label
+        else:
+            found = [one for one in logged if one.startswith(prefix)]
+            yield from ((one, one.removeprefix(prefix).replace("_", " ")) for one in found)
 
 
 def _read_points(lines: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:

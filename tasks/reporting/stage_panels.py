@@ -5,7 +5,10 @@ from typing import NamedTuple
 
 
 class Panel(NamedTuple):
-    """One chart: its metrics with their labels. Metrics that a stage did not log are left out."""
+    """One chart: its metrics with their labels. Metrics that a stage did not log are left out.
+
+    A name that ends in * is every metric that begins so, with the rest of its name as its label.
+    """
 
     title: str
     metrics: Mapping[str, str]
@@ -64,6 +67,11 @@ PANELS: dict[str, tuple[Panel, ...]] = {
             "deviation better.",
         ),
         Panel(
+            "Parts of the reward",
+            {"reward_*": ""},
+            "Mean of each reward before it is weighted; one that falls while the sum rises is traded away.",
+        ),
+        Panel(
             "KL from the SFT model",
             {"kl": "k1", "kl_k3": "k3"},
             "How far the policy has moved, in nats a response; two estimators (k1 unbiased, k3 never "
@@ -99,7 +107,8 @@ PANELS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "Clip fraction",
             {"clip_fraction": "policy"},
-            "Share of tokens whose probability moved past the clip range in an update; 0.05 to 0.3 is usual.",
+            "Share of tokens whose probability moved past the clip range in an update; above 0.3 steps are "
+            "too long.",
         ),
         Panel(
             "Update size",

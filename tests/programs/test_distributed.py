@@ -42,6 +42,13 @@ PPO = {
     "learning_rate": 1e-3,
     "ptx": {"gradient_share": 0.5, "measured_steps": 5, "blocks": 3},
 }
+MIX = {
+    "entropy_weight": 0.01,
+    "rewards": {
+        "functions": [{"name": "brevity", "function": "tests.programs.ppo.ppo_jobs:brevity", "weight": 0.1}],
+        "running_normalisation": True,
+    },
+}
 # stage, or algorithm of ppo -> its job, its inputs and the machine's settings; the ranks get unequal numbers
 # of micro-batches, and in the reward model's steps one rank gets none
 STAGES: dict[str, tuple[dict[str, Any], tuple[str, ...], dict[str, Any]]] = {
@@ -53,7 +60,7 @@ STAGES: dict[str, tuple[dict[str, Any], tuple[str, ...], dict[str, Any]]] = {
     ),
     "dpo": ({"dpo": COMMON | {"batch_size": 3}}, ("data", "model", "reference"), {}),
     "ppo": ({"ppo": PPO | {"kl_target": 0.2, "kl_horizon": 30}}, ("data", "model", "reward"), {}),
-    "rloo": ({"ppo": PPO | {"algorithm": "rloo"}}, ("data", "model", "reward"), {"micro_batch": 1}),
+    "rloo": ({"ppo": PPO | {"algorithm": "rloo"} | MIX}, ("data", "model", "reward"), {"micro_batch": 1}),
     "grpo": (
         {"ppo": PPO | {"algorithm": "grpo", "kl_penalty": "k3", "ptx": {"weight": 0.1, "blocks": 3}}},
         ("data", "model", "reward"),

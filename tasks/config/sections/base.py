@@ -104,6 +104,8 @@ class Settings(BaseModel):
                 settings[name] = section.key_settings()
                 for part in (part for mark in marks for part in mark.parts):
                     del settings[name][part]
+            elif isinstance(section, tuple) and any(isinstance(one, Settings) for one in section):
+                settings[name] = [one.key_settings() for one in section]
         return settings
 
 

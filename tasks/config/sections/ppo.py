@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from tasks.config.sections.base import NotInKey, Settings
+from tasks.config.sections.rewards import Rewards
 from tasks.config.sections.tuning import Lora
 
 
@@ -132,14 +133,21 @@ class Ppo(Settings):
     critic_warmup_steps: int = Field(
         0, ge=0, description="Rollout batches at the start in which the critic alone learns."
     )
+    entropy_weight: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        description="Weight in the loss of the policy's entropy, in nats per token, which keeps it "
+        "undecided; 0: none.",
+    )
     max_grad_norm: float = Field(
         1.0, gt=0, description="Gradient norms of policy and critic are clipped to this."
     )
     max_step_kl: float | None = Field(
-        1.0,
+        0.1,
         gt=0,
-        description="Skip an optimizer step if the approximate KL from the sampling policy (nats per token) "
-        "is above this; null: never.",
+        description="Skip an optimizer step if the approximate KL from the sampling policy (half the mean "
+        "squared log-ratio, nats per token) is above this; null: never.",
     )
     temperature: float = Field(
         1.0, gt=0, le=10, description="Divides the logits, in sampling and in scoring."
@@ -149,6 +157,7 @@ class Ppo(Settings):
         description="Whether to train against a reward model that prefers worthless answers to real ones; "
         "false: stop with an error.",
     )
+    rewards: Rewards = Rewards()
     max_score: float | None = Field(
         None, gt=0, description="Normalised rewards are clipped to plus and minus this; null: never."
     )

@@ -15,6 +15,7 @@ from torch import Tensor
 from tasks.config.jobs import PpoJob
 from tasks.config.sections.ppo import IndependentScore as Settings
 from tasks.demo_site.gold import gold_score
+from tasks.programs.ppo_stage.reward_mix import UNTOUCHED, RewardMix
 from tasks.programs.runtime import pair_tables
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.algorithms.best_of_n import best_of_n, best_of_n_kl, powers_of_two
@@ -69,7 +70,7 @@ class IndependentScore:
         self,
         settings: Settings,
         questions: list[tuple[int, str]],
-        answer: Callable[[list[list[int]], Tensor], Rollout],
+        answer: Callable[[list[list[int]], list[str], Tensor], Rollout],
         score: Score,
         *,
         encoder: Encoder,
@@ -118,7 +119,7 @@ class IndependentScore:
         parts = [slice(first, first + self.rows) for first in range(0, len(self.ids), self.rows)]
 
         def figures(part: slice) -> list[list[float]]:
-            rollout = self.answer(self.prompts[part], uniform[part])
+            rollout = self.answer(self.prompts[part], self.texts[part], uniform[part])
             kls = (rollout.logp - rollout.ref_logp).sum(dim=1).tolist()
             return [self.score(rollout, self.texts[part]), rollout.score.tolist(), kls]
 
@@ -140,7 +141,7 @@ def build_score(
     run: Run,
     models: PpoModels,
     encoder: Encoder,
-    score_rule: ScoreRule,
+    mix: RewardMix,
     questions: list[tuple[int, str]],
     state: dict[str, Any],
 ) -> IndependentScore | None:
@@ -156,23 +157,24 @@ def build_score(
     own = pair_tables.build_encoder(job.text, encoder.tokenizer)
     end_ids = prompts.end_tokens(encoder.tokenizer, job.text.template)
 
-    def answer(asked: list[list[int]], uniform: Tensor) -> Rollout:
-        return roll_out(
+    def answer(asked: list[list[int]], texts: list[str], uniform: Tensor) -> Rollout:
+        rollout = roll_out(
             models._replace(value_head=None),
             asked,
             max_tokens=job.text.max_answer_tokens,
             temperature=job.ppo.temperature,
             end_ids=end_ids,
             pad_id=encoder.tokenizer.pad_token_id,
-            score_rule=score_rule,
+            score_rule=UNTOUCHED,
             device=device,
             uniform=uniform,
         )
+        return mix.score(rollout, texts)
 
     score = (
         gold_scores(own, questions)
         if settings.by == "gold"
-        else held_out_scores(run, models, score_rule, device=device)
+        else held_out_scores(run, models, mix.rule, device=device)
     )
     rows = run.machine.micro_batch or job.ppo.rollouts
     return IndependentScore(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tasks.config.jobs import PpoJob
+from tasks.config.sections.ppo import Ppo
 from tasks.config.sections.tuning import Lora
 from tasks.programs.runtime import training_setup
 from tasks.programs.runtime.program import Run
@@ -35,11 +36,7 @@ def load_models(job: PpoJob, run: Run, device: torch.device) -> PpoModels:
     if reward_model.is_adapter(run.inputs["reward"]):
         fingerprint.check_fingerprint(run.inputs["reward"] / "adapter", actual, setting="weights.merged")
     record = reward_model.load_record(run.inputs["reward"])
-    if record["fooled"] and not job.ppo.allow_exploitable:
-        raise InputError(
-            f"The reward model is fooled by answers that are worth nothing ({', '.join(record['fooled'])}): "
-            "train it on more pairs, or set ppo.allow_exploitable=true to go on all the same."
-        )
+    refuse_exploitable(record, job.ppo, "The reward model")
     ids = torch.arange(1, 17, device=device)[None] % base.config.vocab_size
     bare = _logits(base, ids)
     seeds.seed_step(job.seed, 0)
@@ -68,8 +65,21 @@ def load_models(job: PpoJob, run: Run, device: torch.device) -> PpoModels:
             tolerance=0.0,
             cause="an adapter was merged into the base.",
         )
-    _check_reward_model(models, record["probes"], device, tolerance=TOLERANCE[loading.stored_dtype(base)])
+    tolerance = TOLERANCE[loading.stored_dtype(base)]
+    check_probes(models.reward, record["probes"], device, tolerance=tolerance)
     return models
+
+
+def refuse_exploitable(record: dict[str, Any], settings: Ppo, name: str) -> None:
+    """Refuse a reward model that prefers worthless answers, if the settings ask for that.
+
+    Raises InputError.
+    """
+    if record["fooled"] and not settings.allow_exploitable:
+        raise InputError(
+            f"{name} is fooled by answers that are worth nothing ({', '.join(record['fooled'])}): "
+            "train it on more pairs, or set ppo.allow_exploitable=true to go on all the same."
+        )
 
 
 def _attach(base: PreTrainedModel | PeftModel, name: str, settings: Lora) -> PeftModel:
@@ -98,8 +108,9 @@ def _load_critic(job: PpoJob, run: Run, model: PeftModel, reward: Scorer) -> tup
     # Members of an ensemble have a mean and a deviation of their own; a single one has 0 and 1 there.
     first = reward.members[0]
     mean, std = (reward.mean, reward.std) if len(reward.members) == 1 else (first.mean, first.std)
-    head.weight.copy_(score / std)
-    head.bias.fill_(-mean / std)
+    weight = job.ppo.rewards.model_weight
+    head.weight.copy_(weight * score / std)
+    head.bias.fill_(-weight * mean / std)
     return model, head
 
 
@@ -110,16 +121,24 @@ def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _check_reward_model(
-    models: PpoModels, probes: list[dict[str, Any]], device: torch.device, *, tolerance: float
+def check_probes(
+    scorer: Scorer,
+    probes: list[dict[str, Any]],
+    device: torch.device,
+    *,
+    tolerance: float,
+    name: str = "The",
 ) -> None:
-    """Compare the scores of the stored probes with those that the reward model gives here."""
+    """Compare the scores of the stored probes with those that a reward model gives here.
+
+    Raises StepZeroError.
+    """
     prompts, answers = [probe["prompt"] for probe in probes], [probe["answer"] for probe in probes]
     batch = sequences.join(prompts, answers, pad_id=0, device=device)
-    actual = reward_model.rewards(models.reward, batch)
+    actual = reward_model.rewards(scorer, batch)
     check_finite({"the reward model's score of its probes": actual}, advice=UNSOUND_MODEL)
     sanity_checks.check_close(
-        "The reward model's probe scores and those stored with it",
+        f"{name} reward model's probe scores and those stored with it",
         actual,
         torch.tensor([probe["score"] for probe in probes], device=device),
         tolerance=tolerance,

@@ -4,11 +4,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from tasks.config.sections.ppo import Ppo
 from tasks.programs.ppo_stage.pretraining_mix import TextMix
 from tasks.rlhf.algorithms import losses, sanity_checks
-from tasks.rlhf.batches import sequences
+from tasks.rlhf.batches import entropy, sequences
+from tasks.rlhf.batches.sequences import Sequences
 from tasks.rlhf.compute import distributed
 from tasks.rlhf.models import lora
 from tasks.rlhf.training.finite_checks import check_finite
@@ -82,6 +84,7 @@ def update_policy(
                     update.ratio, update.clip_fraction, update.approx_kl, tolerance=tolerance
                 )
                 sanity_checks.check_gradients(models.trained)
+                sanity_checks.check_frozen(models.frozen)
             # The KL of a step is checked before the step is taken.
             limit = settings.max_step_kl
             update = update._replace(skipped=limit is not None and not update.approx_kl <= limit)
@@ -139,7 +142,7 @@ def accumulate_gradients(
             whole[rows][:, :width] for whole in (rollout.logp, rollout.ref_logp, advantages)
         )
         with lora.active(models.model, "policy") as policy:
-            logp = sequences.log_probs(policy, batch, temperature=settings.temperature)
+            logp, bonus = _log_probs_and_bonus(policy, batch, settings, count)
             surrogate = losses.ppo_policy_loss(
                 logp,
                 old_logp,
@@ -149,7 +152,7 @@ def accumulate_gradients(
                 dual_clip=settings.dual_clip,
                 count=count,
             )
-            loss = surrogate.loss
+            loss = surrogate.loss - bonus
             if settings.kl_penalty != "reward":
                 loss = loss + kl_coefficient * losses.kl_loss(
                     logp, ref_logp, batch.response_mask, estimator=settings.kl_penalty, count=count
@@ -173,3 +176,13 @@ def accumulate_gradients(
         total += torch.stack([loss.detach(), value_loss.detach(), *statistics])
     policy_loss, of_values, clipped, kl, ratio = distributed.all_reduce(total.tolist())
     return Update(policy_loss, of_values, clipped, kl, ratio)
+
+
+def _log_probs_and_bonus(
+    policy: PreTrainedModel, batch: Sequences, settings: Ppo, count: Tensor
+) -> tuple[Tensor, Tensor | float]:
+    """Return the policy's log-probabilities (B, T), and what its entropy takes off the loss, a scalar."""
+    if not settings.entropy_weight:
+        return sequences.log_probs(policy, batch, temperature=settings.temperature), 0.0
+    logp, nats = entropy.log_probs_and_entropy(policy, batch, temperature=settings.temperature)
+    return logp, settings.entropy_weight * losses.masked_mean(nats, batch.response_mask, count)

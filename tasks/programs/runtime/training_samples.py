@@ -27,7 +27,8 @@ from tasks.system import torchrun
 NUM_SAMPLES = 5  # unless the steps between them are set; with the one before the first step
 DRAWS = "training samples"
 
-Score = Callable[[Sequences, Tensor], Tensor]  # of a batch and which of its answers have ended, (B,)
+# Of a batch, which of its answers have ended, and the texts of its questions, (B,).
+Score = Callable[[Sequences, Tensor, list[str]], Tensor]
 
 
 def build_sampler(
@@ -137,6 +138,8 @@ class TrainingSampler:
             with self.reference() as reference:
                 columns["kl"] = rewards.k1(logp - log_probs(reference, batch)).sum(dim=1).tolist()
         if self.score:
-            columns["reward"] = self.score(batch, torch.tensor(ended, device=batch.input_ids.device)).tolist()
+            texts = [row["question"] for row in self.questions[rows]]
+            has_ended = torch.tensor(ended, device=batch.input_ids.device)
+            columns["reward"] = self.score(batch, has_ended, texts).tolist()
         found = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         return [question | row for question, row in zip(self.questions[rows], found, strict=True)]

@@ -51,7 +51,7 @@ def draw_over_optimisation(scores: Mapping[str, Any]) -> list[Chart]:
 
 def _draw(title: str, note: str, scores: Mapping[str, Any], name: str, name_of_best: str) -> Chart:
     points: Sequence[Mapping[str, float]] = scores["points"]
-    curves = [Curve("PPO", [(_root(one["score_kl"]), one[name]) for one in points], sparse=True)]
+    curves = [Curve("policy", [(_root(one["score_kl"]), one[name]) for one in points], sparse=True)]
     if best_of := [(_root(one["kl"]), one[name_of_best]) for one in scores["best_of_n"]]:
         curves.append(Curve("best of n", best_of, sparse=True))
     mark = _mark_best(scores, name)

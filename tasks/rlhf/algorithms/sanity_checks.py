@@ -61,6 +61,16 @@ def check_gradients(parameters: Mapping[str, nn.Parameter]) -> None:
         )
 
 
+def check_frozen(parameters: Iterable[Tensor]) -> None:
+    """Raise StepZeroError if a frozen parameter got a gradient in the first backward pass."""
+    moved = sum(parameter.grad is not None for parameter in parameters)
+    if moved:
+        raise StepZeroError(
+            f"{moved} frozen parameters got a gradient. Likely cause: the reward model or the base was "
+            "unfrozen."
+        )
+
+
 def digest(tensors: Iterable[Tensor]) -> str:
     """Return the sha256 of the bytes of tensors, to show that frozen ones did not change."""
     result = hashlib.sha256()

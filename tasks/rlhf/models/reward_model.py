@@ -88,9 +88,12 @@ def load_record(artifact: Path) -> dict[str, Any]:
 
 
 def load(
-    artifact: Path, base: PreTrainedModel | PeftModel, *, device: torch.device
+    artifact: Path, base: PreTrainedModel | PeftModel, *, device: torch.device, name: str = "reward"
 ) -> tuple[PreTrainedModel | PeftModel, Scorer]:
-    """Load a reward model, frozen; return ``base`` with its adapters, if any, and the reward model."""
+    """Load a reward model, frozen; return ``base`` with its adapters, if any, and the reward model.
+
+    The adapters are called ``name``, with a number if there are several.
+    """
     record = load_record(artifact)
     if not is_adapter(artifact):
         model = loading.load(artifact / "model", device=device)
@@ -99,16 +102,20 @@ def load(
         return base, Scorer((member,), record["caution"], record["mean"], record["std"])
     members = []
     for number, (mean, std) in enumerate(record["apart"]):
-        base, member = _load_member(artifact, base, number, device)
+        base, member = _load_member(artifact, base, number, device, name)
         members.append(member._replace(mean=mean, std=std))
     return base, Scorer(tuple(members), record["caution"], record["mean"], record["std"])
 
 
 def _load_member(
-    artifact: Path, base: PreTrainedModel | PeftModel, number: int, device: torch.device
+    artifact: Path,
+    base: PreTrainedModel | PeftModel,
+    number: int,
+    device: torch.device,
+    prefix: str = "reward",
 ) -> tuple[PeftModel, Member]:
     """Load an adapter with its head; return ``base`` with the adapter, and the member."""
-    name = f"reward{number or ''}"
+    name = f"{prefix}{number or ''}"
     base, score = lora.load(base, name, adapter_folder(artifact, number))
     assert score is not None
     return base, Member(partial(lora.active, base, name), build_head(score, device))

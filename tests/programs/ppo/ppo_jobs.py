@@ -46,3 +46,8 @@ def assert_same_weights(one: Run, other: Run) -> None:
         first, second = (load_file(run.artifact / name / "adapter_model.safetensors") for run in (one, other))
         assert first.keys() == second.keys()
         assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def brevity(questions: list[str], answers: list[str]) -> list[float]:
+    """Return minus the words of each answer above eight: a reward function as a user would write it."""
+    return [-float(max(0, len(answer.split()) - 8)) for answer in answers]

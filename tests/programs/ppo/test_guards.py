@@ -17,6 +17,7 @@ from tasks.programs.runtime.program import Run
 from tasks.rlhf.batches.sequences import Sequences
 from tasks.rlhf.evaluation.text_statistics import TextStatistics
 from tasks.rlhf.models import reward_model
+from tasks.rlhf.training.ppo_state import create_optimizers
 from tests.programs.ppo import ppo_jobs
 
 USUAL = TextStatistics(0.0, 1.0, 0.0, 0.9, 20.0, 1.0)
@@ -84,7 +85,12 @@ def test_a_stop_returns_to_the_weights_before_the_first_fault(
                 parameter.fill_(step)
         alarm = found.check(step, rows(), of(kl))
     assert alarm is not None
-    found.restore()
+    optimizers = create_optimizers(found.models)
+    for parameter in trained.values():
+        parameter.grad = torch.ones_like(parameter)
+    optimizers.step()
+    found.restore(optimizers)
+    assert not any(optimizer.state for optimizer in optimizers.each), "moments are of other weights"
     assert all((one == 2).all() for one in trained.values()), "of policy and critic"
     assert (found.good_step, found.good_figures) == (1, of(0.9))
     assert "the policy is that of step 1." in describe_alarms(found)[0]

@@ -73,7 +73,7 @@ def sampled(job: PpoJob, run: Run, models: PpoModels, *, times: int = 1, is_chec
     encoder = pair_tables.build_encoder(job.text, tokenizer)
     return roll_out(
         models,
-        ppo.read_prompts(job, run, encoder)[:8] * times,
+        [encoder.encode_prompt(text) for text in ppo.read_questions(job, run)[0][:8]] * times,
         uniform=torch.rand(8 * times, job.text.max_answer_tokens, dtype=torch.float64),
         max_tokens=job.text.max_answer_tokens,
         temperature=job.ppo.temperature,
@@ -288,7 +288,7 @@ def test_padding_that_is_seen_by_the_sampler_is_noticed(
 
     def seen(prompts: list[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
         ids, mask = honest(prompts, pad_id, device)
-        assert not mask.all()
+        assert not mask.all() or len(prompts) == 1
         return ids, torch.ones_like(mask)
 
     monkeypatch.setattr(sampling, "pad_left", seen)

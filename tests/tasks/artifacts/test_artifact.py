@@ -136,6 +136,10 @@ def test_a_stage_is_built_again_when_what_it_looks_at_has_changed_and_only_then(
             ["reward.held_out_member=true"],
             {"ppo": {"adapter", "reward.json"}, "winrate": {"adapter", "adapter-1", "reward.json"}},
         ),
+        (
+            ["reward.held_out_member=true", "ppo.score.by=held_out"],
+            {"ppo": {"adapter", "adapter-1", "reward.json"}},
+        ),
         (["reward.tune=full"], {"ppo": {"model", "score.safetensors", "reward.json"}}),
         (["dpo.tune=bottleneck"], {"answers": {"bottleneck"}}),
     ],
