@@ -22,6 +22,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY) ## run the demo: from votes to an aligned model
+	@mkdir -p .alignflow
 	$(BIN)/alignflow run demo --summary .alignflow/demo.json
 
 # "auto" is one process more than there are cores; tests/conftest.py sorts the fast tests before the slow ones
