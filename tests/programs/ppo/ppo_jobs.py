@@ -3,12 +3,18 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from tasks.config.jobs import PpoJob, RewardJob
-from tasks.programs import reward
+from tasks.programs import ppo, reward
+from tasks.programs.ppo_stage.reward_mix import UNTOUCHED
+from tasks.programs.runtime import pair_tables
 from tasks.programs.runtime.program import Run
+from tasks.rlhf.batches import prompts
+from tasks.rlhf.models import loading
+from tasks.rlhf.training.rollouts import PpoModels, Rollout, ScoreRule, roll_out
 from tests.support import tiny
 
 TEXT = {"max_prompt_tokens": 48, "max_answer_tokens": 40}
@@ -38,6 +44,50 @@ def write_run(
     job = {"seed": 0, "text": TEXT | (text or {}), "ppo": settings}
     run = Run(tiny.write_job(folder, "ppo", job, inputs, **(machine or {})))
     return PpoJob.model_validate(run.record), run
+
+
+def sample_answers(
+    job: PpoJob,
+    run: Run,
+    models: PpoModels,
+    *,
+    count: int = 8,
+    times: int = 1,
+    rule: ScoreRule = UNTOUCHED,
+    is_checked: bool = False,
+) -> Rollout:
+    """Sample an answer to each of the first ``count`` prompts, ``times`` over."""
+    tokenizer = loading.load_tokenizer(run.inputs["model"])
+    encoder = pair_tables.build_encoder(job.text, tokenizer)
+    return roll_out(
+        models,
+        [encoder.encode_prompt(text) for text in ppo.read_questions(job, run)[0][:count]] * times,
+        uniform=torch.rand(count * times, job.text.max_answer_tokens, dtype=torch.float64),
+        max_tokens=job.text.max_answer_tokens,
+        temperature=job.ppo.temperature,
+        end_ids=prompts.end_tokens(tokenizer, job.text.template),
+        pad_id=tokenizer.pad_token_id,
+        score_rule=rule,
+        device=tiny.CPU,
+        is_checked=is_checked,
+    )
+
+
+def train_with_a_cut(job: PpoJob, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stop a run as it logs its second step, and train on from its checkpoint."""
+    log = Run.log
+
+    def stop(run: Run, step: int, total: int, **metrics: float) -> None:
+        log(run, step, total, **metrics)
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "log", stop)
+        with pytest.raises(KeyboardInterrupt):
+            ppo.train(job, run)
+    assert any(run.checkpoints.iterdir())
+    ppo.train(job, run)
 
 
 def assert_same_weights(one: Run, other: Run) -> None:

@@ -65,19 +65,7 @@ def test_a_killed_run_ends_with_the_same_bytes(
     job, whole = ppo_jobs.write_run(tmp_path / "whole", inputs, steps=3, **changed)
     ppo.train(job, whole)
     job, cut = ppo_jobs.write_run(tmp_path / "cut", inputs, machine=EVERY_STEP, steps=3, **changed)
-    log = Run.log
-
-    def stop(run: Run, step: int, total: int, **metrics: float) -> None:
-        log(run, step, total, **metrics)
-        if step == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Run, "log", stop)
-        with pytest.raises(KeyboardInterrupt):
-            ppo.train(job, cut)
-    assert any(cut.checkpoints.iterdir())
-    ppo.train(job, cut)
+    ppo_jobs.train_with_a_cut(job, cut, monkeypatch)
     assert files(cut) == files(whole)
 
 

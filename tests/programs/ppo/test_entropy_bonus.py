@@ -9,12 +9,8 @@ import torch
 
 from tasks.programs import ppo
 from tasks.programs.ppo_stage import update_policy
-from tasks.programs.ppo_stage.reward_mix import UNTOUCHED
-from tasks.programs.runtime import pair_tables
 from tasks.programs.runtime.program import Run
-from tasks.rlhf.batches import entropy, prompts
-from tasks.rlhf.models import loading
-from tasks.rlhf.training.rollouts import roll_out
+from tasks.rlhf.batches import entropy
 from tests.programs.ppo import ppo_jobs
 from tests.support import tiny
 
@@ -43,23 +39,9 @@ def test_a_bonus_keeps_the_policy_undecided(inputs: dict[str, Path], tmp_path: P
 def gradients(inputs: dict[str, Path], folder: Path, *, micro: int, weight: float) -> torch.Tensor:
     """Return the policy's gradients at advantages of 0: those of the bonus alone."""
     job, run = ppo_jobs.write_run(folder, inputs, entropy_weight=weight, algorithm="rloo")
-    tokenizer = loading.load_tokenizer(run.inputs["model"])
     models = ppo.load_models(job, run, tiny.CPU)
     torch.manual_seed(11)
-    rollout = roll_out(
-        models,
-        [
-            pair_tables.build_encoder(job.text, tokenizer).encode_prompt(text)
-            for text in ppo.read_questions(job, run)[0][:8]
-        ],
-        uniform=torch.rand(8, job.text.max_answer_tokens, dtype=torch.float64),
-        max_tokens=job.text.max_answer_tokens,
-        temperature=1.0,
-        end_ids=prompts.end_tokens(tokenizer, job.text.template),
-        pad_id=tokenizer.pad_token_id,
-        score_rule=UNTOUCHED,
-        device=tiny.CPU,
-    )
+    rollout = ppo_jobs.sample_answers(job, run, models)
     for name, parameter in models.policy.items():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)

@@ -18,15 +18,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tasks.programs import ppo
-from tasks.programs.ppo_stage.reward_mix import UNTOUCHED
 from tasks.programs.ppo_stage.rollout_checks import RolloutChecks
 from tasks.programs.runtime import pair_tables
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.algorithms import sanity_checks
 from tasks.rlhf.algorithms.sanity_checks import StepZeroError
-from tasks.rlhf.batches import prompts, sampling, sequences
+from tasks.rlhf.batches import sampling, sequences
 from tasks.rlhf.models import loading, lora
-from tasks.rlhf.training import kl_diagnosis, rollouts
+from tasks.rlhf.training import kl_diagnosis
 from tasks.rlhf.training.rollouts import PpoModels, Rollout
 from tests.programs.ppo import ppo_jobs
 from tests.support import tiny
@@ -182,18 +181,7 @@ def rolled(
         for name, parameter in models.policy.items():
             if moved and "lora_B" in name:
                 parameter.normal_(std=moved)
-    rollout = rollouts.roll_out(
-        models,
-        [encoder.encode_prompt(text) for text in ppo.read_questions(job, run)[0][:32]],
-        uniform=torch.rand(32, job.text.max_answer_tokens, dtype=torch.float64),
-        max_tokens=job.text.max_answer_tokens,
-        temperature=1.0,
-        end_ids=prompts.end_tokens(tokenizer, job.text.template),
-        pad_id=tokenizer.pad_token_id,
-        score_rule=UNTOUCHED,
-        device=tiny.CPU,
-        is_checked=True,
-    )
+    rollout = ppo_jobs.sample_answers(job, run, models, count=32, is_checked=True)
     checks = RolloutChecks(job, models, encoder, models.frozen, {}, tolerance=TOLERANCE)
     return models, rollout, checks
 

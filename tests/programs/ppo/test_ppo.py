@@ -21,16 +21,15 @@ from tasks.config.jobs import PpoJob, RewardJob
 from tasks.config.sections.samples import Samples
 from tasks.programs import ppo, reward
 from tasks.programs.ppo_stage import update_policy
-from tasks.programs.runtime import pair_tables
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.algorithms import rewards, sanity_checks
 from tasks.rlhf.algorithms.advantages import gae, whiten
 from tasks.rlhf.algorithms.sanity_checks import StepZeroError
-from tasks.rlhf.batches import forward, prompts, sampling, sequences
+from tasks.rlhf.batches import forward, sampling, sequences
 from tasks.rlhf.batches.sequences import Sequences
 from tasks.rlhf.models import loading, lora, reward_model
 from tasks.rlhf.training import checkpoints
-from tasks.rlhf.training.rollouts import PpoModels, Rollout, ScoreRule, roll_out
+from tasks.rlhf.training.rollouts import PpoModels, Rollout, ScoreRule
 from tasks.system.errors import InputError
 from tests.programs.ppo import ppo_jobs
 from tests.programs.ppo.ppo_jobs import LORA, TEXT
@@ -69,20 +68,8 @@ def started(inputs: dict[str, Path], tmp_path: Path) -> Start:
 
 def sampled(job: PpoJob, run: Run, models: PpoModels, *, times: int = 1, is_checked: bool = False) -> Rollout:
     """Sample an answer to each of the first eight prompts, ``times`` over."""
-    tokenizer = loading.load_tokenizer(run.inputs["model"])
-    encoder = pair_tables.build_encoder(job.text, tokenizer)
-    return roll_out(
-        models,
-        [encoder.encode_prompt(text) for text in ppo.read_questions(job, run)[0][:8]] * times,
-        uniform=torch.rand(8 * times, job.text.max_answer_tokens, dtype=torch.float64),
-        max_tokens=job.text.max_answer_tokens,
-        temperature=job.ppo.temperature,
-        end_ids=prompts.end_tokens(tokenizer, job.text.template),
-        pad_id=tokenizer.pad_token_id,
-        score_rule=ScoreRule("replace", job.ppo.missing_eos_reward),
-        device=tiny.CPU,
-        is_checked=is_checked,
-    )
+    rule = ScoreRule("replace", job.ppo.missing_eos_reward)
+    return ppo_jobs.sample_answers(job, run, models, times=times, rule=rule, is_checked=is_checked)
 
 
 @pytest.fixture

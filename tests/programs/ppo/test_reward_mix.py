@@ -432,18 +432,7 @@ def test_a_cut_run_with_a_mix_ends_with_the_same_bytes(
     job, whole = start(tmp_path / "whole", inputs, rewards, more, **settings)
     ppo.train(job, whole)
     job, cut = start(tmp_path / "cut", inputs, rewards, more, **settings)
-    log = Run.log
-
-    def stop(run: Run, step: int, total: int, **metrics: float) -> None:
-        log(run, step, total, **metrics)
-        if step == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Run, "log", stop)
-        with pytest.raises(KeyboardInterrupt):
-            ppo.train(job, cut)
-    ppo.train(job, cut)
+    ppo_jobs.train_with_a_cut(job, cut, monkeypatch)
     ppo_jobs.assert_same_weights(whole, cut)
     assert (whole.artifact / "metrics.jsonl").read_bytes() == (cut.artifact / "metrics.jsonl").read_bytes()
     assert (whole.artifact / "samples.jsonl").read_bytes() == (cut.artifact / "samples.jsonl").read_bytes()
