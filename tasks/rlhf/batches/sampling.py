@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from tasks.rlhf.batches import key_value_cache
+from tasks.rlhf.batches.forward import output_head
 from tasks.rlhf.compute.seeds import mix
 
 VOCABULARY_CHUNK = 1024  # tokens of a vocabulary whose probabilities are summed at a time
@@ -62,15 +63,8 @@ def sample(
     ends = torch.tensor([*end_ids], dtype=torch.long, device=device)
     low_bits = torch.Generator(device).manual_seed(mix(_initial_seed(generator, device), 1))
     for step in range(max_tokens):
-        output = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        logp = torch.log_softmax(output.logits[:, -1].float() / temperature, dim=-1)
+        logits = _next_logits(model, ids, mask, positions, cache)
+        logp = torch.log_softmax(logits.float() / temperature, dim=-1)
         numbers = _uniform(num_rows, generator, low_bits) if uniform is None else uniform[:, step].to(device)
         sampled = _inverse_cdf(logp, numbers[rows])
         token = torch.where(unfinished, sampled, pad_id)
@@ -90,6 +84,25 @@ def sample(
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
     num_tokens = step + 1
     return Samples(tokens[:, :num_tokens], answer_mask[:, :num_tokens], logps[:, :num_tokens])
+
+
+def _next_logits(
+    model: PreTrainedModel, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache
+) -> Tensor:
+    """Return the logits of the token after each row's last, (B, V)."""
+    # The last hidden states are a view of all, of which a product in bfloat16 copies the head for every row.
+    made_whole = output_head(model).register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
+    with made_whole:
+        output = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+    logits: Tensor = output.logits[:, -1]
+    return logits
 
 
 def uniform_numbers(seed: int, name: str, question_ids: list[int], num_tokens: int) -> Tensor:

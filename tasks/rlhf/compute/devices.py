@@ -2,7 +2,7 @@
 
 import torch
 
-from tasks.rlhf.compute import amd_matmul
+from tasks.rlhf.compute import amd_matmul, cpu_attention
 from tasks.system import torchrun
 from tasks.system.errors import InputError
 
@@ -24,6 +24,7 @@ def set_up(device: str, threads: int) -> torch.device:
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010
     if device == "cpu" or not torch.cuda.is_available():
         amd_matmul.use_onednn()
+        cpu_attention.use_float32_for_short_texts()
         return torch.device("cpu")
     if torchrun.world() == 1:
         return torch.device("cuda")
