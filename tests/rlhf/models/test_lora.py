@@ -285,6 +285,7 @@ def test_layers_that_an_adapter_adds_later_are_switched_too() -> None:
         assert torch.equal(logits(narrow), seen["narrow"])
     with lora.active(model, None) as reference:
         assert torch.equal(logits(reference), logits(tiny.model()))
+        assert not any(torch.equal(logits(reference), other) for other in seen.values())
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "half precision", "dropout", "large"])
