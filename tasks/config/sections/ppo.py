@@ -53,10 +53,11 @@ class PretrainingMix(Settings):
 class IndependentScore(Settings):
     """Scores of the policy, while it trains, by something that PPO does not maximise."""
 
-    by: Literal["held_out", "gold"] | None = Field(
+    by: Literal["held_out", "gold", "judge"] | None = Field(
         None,
         description="The member of the reward model that PPO never sees (held_out; it needs "
-        "reward.held_out_member), or the gold scorer of the built-in site (gold); null: none.",
+        "reward.held_out_member), the gold scorer of the built-in site (gold), or how often the language "
+        "model of judge.kind prefers the policy's answers to the SFT model's own (judge); null: none.",
     )
     every: int = Field(4, ge=1, description="Rollout batches between two measurements.")
     prompts: int = Field(
@@ -71,7 +72,7 @@ class IndependentScore(Settings):
         ge=1,
         le=1024,
         description="Answers of the SFT model to each of these prompts, for best-of-n beside PPO in the "
-        "report; 1: none.",
+        "report; 1: none. With by=judge only the answer with the best reward is judged.",
     )
 
 

@@ -11,6 +11,8 @@ SCORES = "scores.json"
 def write_report(guards: Guards, run: Run, num_steps: int) -> dict[str, Any]:
     """Add the warnings to the run, write the measurements, and return the metrics of the score."""
     run.warnings += [*describe_alarms(guards), *describe_end(guards)]
+    if guards.score is not None:
+        run.warnings += guards.score.warnings()
     record: dict[str, Any] = {"alarms": [alarm._asdict() for alarm in guards.alarms]}
     metrics: dict[str, Any] = {}
     if guards.score is not None and guards.best is not None:
