@@ -173,7 +173,16 @@ class Ppo(Settings):
 
     ptx: PretrainingMix = PretrainingMix()
     kl_budget: float | None = Field(
-        None, gt=0, description="Most KL from the SFT model, in nats per response; null: any."
+        None,
+        gt=0,
+        description="Most KL from the SFT model, in nats per response; null: as kl_budget_per_token says.",
+    )
+    kl_budget_per_token: float | None = Field(
+        0.25,
+        gt=0,
+        description="Most KL from the SFT model, in nats per response for each token of that model's mean "
+        "answer in the first batch, if kl_budget is null; null: any. Ziegler et al. 2019 aimed at 6 nats for "
+        "24 tokens.",
     )
     text_alarm: float | None = Field(
         6.0,
@@ -196,8 +205,8 @@ class Ppo(Settings):
         "independent score, if the last ones are far below it (best; without score.by the last ones).",
     )
     on_alarm: Literal["warn", "raise_kl", "roll_back", "stop"] = Field(
-        "warn",
-        description="After two faulty batches in a row (kl_budget, text_alarm, spike_alarm), or two "
+        "roll_back",
+        description="After two faulty batches in a row (KL budget, text_alarm, spike_alarm), or two "
         "measurements with a score far below the best: say so at the end (warn), raise the weight of the KL "
         "penalty by half each time, to 17 times at most (raise_kl), return to the best weights and go on "
         "with twice the weight, three times at most and then stop (roll_back), or end with the best weights "
@@ -227,10 +236,11 @@ class Ppo(Settings):
 
     @model_validator(mode="after")
     def _check_guards(self) -> Self:
-        watched = (self.text_alarm, self.kl_budget, self.spike_alarm, self.score.by)
-        if self.on_alarm != "warn" and watched == (None, None, None, None):
+        budgets = (self.kl_budget, self.kl_budget_per_token)
+        is_watched = any((*budgets, self.text_alarm, self.spike_alarm, self.score.by))
+        if self.on_alarm in ("raise_kl", "stop") and not is_watched:
             raise ValueError(
-                "on_alarm has nothing to act on: set text_alarm, kl_budget, spike_alarm or score.by"
+                "on_alarm has nothing to act on: set text_alarm, kl_budget_per_token, spike_alarm or score.by"
             )
         if self.on_alarm == "raise_kl" and not self.kl_coefficient:
             raise ValueError("on_alarm=raise_kl multiplies kl_coefficient: set it above 0")

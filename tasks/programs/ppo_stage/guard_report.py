@@ -64,7 +64,8 @@ def _describe_action(guards: Guards, action: str) -> str:
     return {
         "warn": "Training went on: ppo.on_alarm=stop ends it with the weights before the fault.",
         "raise_kl": f"The weight of the KL penalty was raised, in all to {raised} times what it was.",
-        "roll_back": "Training went on from the best weights with a higher weight of the KL penalty.",
+        "roll_back": "Training went on from the best weights with a higher weight of the KL penalty: "
+        "ppo.on_alarm=warn only says so.",
         "stop": f"Training ended, and the policy is {kept}. A lower ppo.learning_rate or a higher "
         "ppo.kl_coefficient trains longer.",
     }[action]

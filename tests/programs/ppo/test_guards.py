@@ -70,8 +70,21 @@ def test_a_kl_above_the_budget_is_a_fault(inputs: dict[str, Path], tmp_path: Pat
         None
     ] * 3
     assert found.check(4, rows(), of(6.0)) == (4, found.alarms[0].reason, "raise_kl")
-    assert "6.0 nats an answer, above ppo.kl_budget=5" in describe_alarms(found)[0]
+    assert "6.0 nats an answer, above the 5 of ppo.kl_budget=5" in describe_alarms(found)[0]
     assert found.raise_weight(1.0) == 1.5
+
+
+def test_the_usual_budget_grows_with_the_sft_models_answers(inputs: dict[str, Path], tmp_path: Path) -> None:
+    found = guards(inputs, tmp_path / "run", text_alarm=None)
+    assert found.check(1, rows(length=24.0), of(0.0)) is None
+    for step in range(2, 5):
+        assert found.check(step, rows(length=100.0), of(5.9)) is None, "of the first batch alone"
+    assert found.check(5, rows(length=24.0), of(6.1)) is None
+    alarm = found.check(6, rows(length=24.0), of(6.1))
+    assert alarm == (6, alarm and alarm.reason, "roll_back")
+    assert "6.1 nats an answer, above the 6 of ppo.kl_budget_per_token=0.25" in describe_alarms(found)[0]
+    free = guards(inputs, tmp_path / "free", text_alarm=None, kl_budget_per_token=None)
+    assert [free.check(step, rows(), of(1e3)) for step in range(1, 4)] == [None] * 3
 
 
 def test_a_stop_returns_to_the_weights_before_the_first_fault(
@@ -116,7 +129,10 @@ def test_answers_to_few_prompts_are_not_compared(inputs: dict[str, Path], tmp_pa
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"on_alarm": "stop", "text_alarm": None, "spike_alarm": None}, "nothing to act on"),
+        (
+            {"on_alarm": "stop", "text_alarm": None, "spike_alarm": None, "kl_budget_per_token": None},
+            "nothing to act on",
+        ),
         ({"on_alarm": "raise_kl", "kl_coefficient": 0}, "set it above 0"),
     ],
 )
