@@ -52,6 +52,7 @@ from tasks.rlhf.training.rollouts import (
     kl_estimates,
     roll_out,
 )
+from tasks.system import torchrun
 from tasks.system.errors import InputError
 
 ENOUGH_ENDED = 0.5  # share of the sampled answers
@@ -214,6 +215,7 @@ def sample_rollout(
         score_rule=UNTOUCHED,
         device=device,
         is_checked=is_checked,
+        engine_seed=None if settings.sampler == "plain" else seeds.mix(job.seed, step + 1, torchrun.rank()),
     )
     rollout = gather_rollout(mix.rescore(own, [texts[i] for i in asked]))
     check_rollout(rollout, step + 1)

@@ -153,6 +153,17 @@ class Ppo(Settings):
     temperature: float = Field(
         1.0, gt=0, le=10, description="Divides the logits, in sampling and in scoring."
     )
+    sampler: Literal["plain", "continuous_batching"] = Field(
+        "plain",
+        description="How answers are sampled: by the pipeline's own loop (plain), or by transformers' "
+        "continuous batching, an engine for GPUs with paged attention.",
+    )
+    importance_cap: float | None = Field(
+        2.0,
+        ge=1,
+        description="Where the sampler's probability of a token is not the policy's (half precision, "
+        "continuous_batching), its gradient is weighed by their ratio, at most by this; null: it is not.",
+    )
     allow_exploitable: Annotated[bool, NotInKey("it only decides whether PPO starts")] = Field(
         True,
         description="Whether to train against a reward model that prefers worthless answers to real ones; "

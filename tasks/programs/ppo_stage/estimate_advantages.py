@@ -6,6 +6,7 @@ from torch import Tensor
 from tasks.config.sections.ppo import Ppo
 from tasks.rlhf.algorithms import rewards
 from tasks.rlhf.algorithms.advantages import gae, group_relative, leave_one_out, whiten
+from tasks.rlhf.algorithms.importance_weights import importance_weights
 from tasks.rlhf.training.rollouts import Rollout
 
 
@@ -15,7 +16,8 @@ def estimate_advantages(
     """Return the advantage of every token, (B, T), and the returns that the critic learns, if there is one.
 
     With a critic they are whitened over the whole batch. Without one, all tokens of an answer have the
-    advantage of its whole reward over those of the other answers to its prompt.
+    advantage of its whole reward over those of the other answers to its prompt. Tokens that the sampler chose
+    with another probability than the policy's are weighed for it.
     """
     mask = rollout.batch.response_mask
     token_rewards = rewards.token_rewards(
@@ -42,4 +44,8 @@ def estimate_advantages(
     if settings.normalise_length:  # the loss is proportional to the advantage, and its mean is over tokens
         lengths = mask.sum(dim=1, keepdim=True)
         advantages = advantages * lengths.float().mean() / lengths
+    if settings.importance_cap is not None:  # the loss is proportional to the advantage; 1 if they are equal
+        advantages = advantages * importance_weights(
+            rollout.logp, rollout.sampler_logp, mask, most=settings.importance_cap
+        )
     return advantages, returns

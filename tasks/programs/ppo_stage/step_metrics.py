@@ -1,5 +1,6 @@
 """Describe a step of PPO in figures."""
 
+import torch
 from torch import Tensor
 
 from tasks.programs.ppo_stage.update_policy import Update
@@ -51,6 +52,8 @@ def step_metrics(
         metrics["explained_variance"] = explained_variance(rollout.values, returns, mask)
     else:
         del metrics["value_loss"], metrics["explained_variance"]
+    if not torch.equal(rollout.logp, rollout.sampler_logp):
+        metrics["sampler_gap"] = losses.masked_mean((rollout.logp - rollout.sampler_logp).abs(), mask).item()
     if taken := [update for update in updates if not update.skipped]:
         metrics["gradient_norm"] = mean([update.gradient_norm for update in taken])
     if mixed := [update for update in updates if update.text_weight]:

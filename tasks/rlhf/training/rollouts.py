@@ -1,7 +1,7 @@
 """Sample answers with the policy of PPO and score them with its other models."""
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from peft import PeftModel
@@ -16,6 +16,7 @@ from tasks.rlhf.compute import distributed
 from tasks.rlhf.models import lora, reward_model
 from tasks.rlhf.models.fingerprint import Fingerprint
 from tasks.rlhf.models.reward_model import Scorer
+from tasks.rlhf.training import continuous_batching
 from tasks.rlhf.training.finite_checks import UNSOUND_MODEL, check_finite
 
 PPO_DIVERGED = "training has diverged; lower ppo.learning_rate"
@@ -51,7 +52,7 @@ class Rollout(NamedTuple):
     """A batch of sampled answers and all that the update needs: (B, T), but score and ended are (B,)."""
 
     batch: Sequences
-    logp: Tensor  # of the policy: the sampler's in float32, else the scorer's
+    logp: Tensor  # of the policy: the sampler's if it is the plain one in float32, else the scorer's
     ref_logp: Tensor
     values: Tensor | None  # of the critic, if there is one
     score: Tensor  # (B,) normalised reward, clipped, with what an answer without an end token gets
@@ -90,31 +91,32 @@ def roll_out(
     score_rule: ScoreRule,
     device: torch.device,
     is_checked: bool = False,
+    engine_seed: int | None = None,
 ) -> Rollout:
-    """Sample an answer to each prompt, by the numbers ``uniform`` (B, max_tokens) from [0, 1).
+    """Sample an answer to each prompt, by the numbers ``uniform`` (B, max_tokens) from [0, 1), or with
+    ``engine_seed`` by an engine with random numbers of its own.
 
     Return it with log-probabilities of policy and reference, values and scores. In float32 the policy's are
     those of sampling, which differ by rounding from those that the scorer would compute in a second pass; it
-    does so only if the sampler ``is_checked``. In half precision the rounding is too large for a ratio of 1.
+    does so only if the sampler ``is_checked``. In half precision, and with an engine, the difference is too
+    large for a ratio of 1.
     """
 
     def log_probs(model: PreTrainedModel, batch: Sequences) -> Tensor:
         return sequences.log_probs(model, batch, temperature=temperature)
 
     with lora.active(models.model, "policy") as policy:
-        samples = sampling.sample(
-            policy,
-            prompts,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            end_ids=end_ids,
-            pad_id=pad_id,
-            uniform=uniform,
+        limits: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
+        limits |= {"end_ids": end_ids, "pad_id": pad_id}
+        samples = (
+            sampling.sample(policy, prompts, uniform=uniform, **limits)
+            if engine_seed is None
+            else continuous_batching.sample(policy, prompts, seed=engine_seed, **limits)
         )
         answers = [ids[mask].tolist() for ids, mask in zip(samples.ids, samples.mask, strict=True)]
         batch = sequences.join(prompts, answers, pad_id=pad_id, device=device)
         sampler_logp = sequences.scatter(samples.logp[samples.mask], batch.response_mask)
-        is_exact = policy.dtype == torch.float32
+        is_exact = policy.dtype == torch.float32 and engine_seed is None
         scorer_logp = log_probs(policy, batch) if is_checked or not is_exact else None
     with lora.active(models.model, None) as reference:
         ref_logp = log_probs(reference, batch)
