@@ -15,6 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_mode
 from peft.tuners.lora import Linear
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional
 from transformers import PreTrainedModel
 
@@ -109,7 +110,13 @@ def active(model: PeftModel, name: str | None) -> Iterator[PreTrainedModel]:
 
 @contextmanager
 def _merged_weights(model: PeftModel, name: str) -> Iterator[None]:
-    """Let small layers compute with W + s B A, built once per block: one product instead of three a call."""
+    """Let small layers compute with W + s B A, built once per block: one product instead of three a call.
+
+    Sharded weights are whole only while their layer computes, so they stay as they are.
+    """
+    if isinstance(model.get_base_model(), FSDPModule):
+        yield
+        return
     layers = [module for module in model.modules() if isinstance(module, Linear) and _can_merge(module, name)]
     for layer in layers:
         if forward := _merged_forward(layer, name):
