@@ -51,8 +51,8 @@ def with_full_weights(
 ) -> T:
     """Return ``compute(model, *args, **kwargs)``, computed with all weights gathered.
 
-    ``compute`` takes part in no other communication of the ranks. With gradients it returns a tensor, or a
-    tuple that begins with one, and all ranks go backward from it.
+    ``compute`` takes part in no other communication of the ranks. A result that has gradients is a tensor, or
+    a tuple that begins with one, and all ranks go backward from it.
     """
     if not isinstance(model, FSDPModule):
         return compute(model, *args, **kwargs)
@@ -60,10 +60,10 @@ def with_full_weights(
     def compute_and_wait() -> T:
         result = compute(model, *args, **kwargs)
         others = [_call_with_one_token(model) for _ in _calls_of_others()]
-        return _depend_on(result, others) if others and torch.is_grad_enabled() else result
+        return _depend_on(result, others) if others and _has_gradients(result) else result
 
     result: T = getattr(model, METHOD)(compute_and_wait)
-    if not torch.is_grad_enabled():
+    if not _has_gradients(result):
         model.reshard()  # the root keeps gathered weights for a backward pass; later they would be outdated
     return result
 
@@ -90,6 +90,11 @@ def _call_with_one_token(model: PreTrainedModel) -> Tensor:
     finally:
         del vars(decoder)[SILENT]
     return hidden
+
+
+def _has_gradients(result: object) -> bool:
+    first = result[0] if isinstance(result, tuple) else result
+    return isinstance(first, Tensor) and first.requires_grad
 
 
 def _depend_on(result: T, others: list[Tensor]) -> T:
