@@ -257,6 +257,35 @@ def test_nothing_of_it_stays_behind() -> None:
     with pytest.raises(RuntimeError), lora.active(model, "policy"):
         raise RuntimeError
     assert not [module for module in model.modules() if "forward" in vars(module)]
+    with pytest.raises(RuntimeError), lora.active(model, None):
+        raise RuntimeError
+    model.set_adapter("critic")
+    expected = logits(model)
+    assert not torch.equal(expected, logits(tiny.model()))  # adapters are on again
+    with lora.active(model, "policy"):
+        pass
+    model.set_adapter("critic")
+    assert torch.equal(logits(model), expected)
+
+
+def test_layers_that_an_adapter_adds_later_are_switched_too() -> None:
+    model: PreTrainedModel | PeftModel = tiny.model()
+    seen = {}
+    for name, target in (("narrow", "q_proj"), ("wide", "up_proj")):
+        config = lora.build_config(rank=4, alpha=8, dropout=0.0, targets=(target,))
+        model = lora.attach(model, name, config)
+        for key, parameter in model.named_parameters():
+            if f".{name}." in key:
+                torch.nn.init.normal_(parameter)
+        with lora.active(model, name) as adapted:
+            seen[name] = logits(adapted)
+    assert isinstance(model, PeftModel)
+    assert not torch.equal(seen["narrow"], seen["wide"])
+    with lora.active(model, "narrow") as narrow:
+        assert torch.equal(logits(narrow), seen["narrow"])
+    with lora.active(model, None) as reference:
+        assert torch.equal(logits(reference), logits(tiny.model()))
+        assert not any(torch.equal(logits(reference), other) for other in seen.values())
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "half precision", "dropout", "large"])
