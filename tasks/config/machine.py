@@ -29,8 +29,8 @@ class Launch(Settings):
     )
     shard: bool = Field(
         False,
-        description="With tune=full, split weights, gradients and optimizer moments over the processes "
-        "(FSDP).",
+        description="Split weights over the processes (FSDP): with tune=full those that are trained, with "
+        "their gradients and optimizer moments; of PPO the frozen base, quantised or not.",
     )
 
 

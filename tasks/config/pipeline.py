@@ -83,9 +83,10 @@ class Pipeline(Settings):
                     f"machine.launch.{stage}.shard is for {stage}.tune=full: an adapter is small, "
                     "and every process holds it"
                 )
-        if self.machine.of("ppo").shard:
+        if self.machine.of("ppo").shard and self.ppo.sampler != "plain":
             raise ValueError(
-                "machine.launch.ppo.shard: PPO trains an adapter, and every process holds its base"
+                f"machine.launch.ppo.shard: ppo.sampler={self.ppo.sampler} needs all weights of the base in "
+                "every process; set it to plain"
             )
         return self
 

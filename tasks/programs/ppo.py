@@ -33,7 +33,7 @@ from tasks.programs.ppo_stage.rollout_checks import RolloutChecks
 from tasks.programs.ppo_stage.step_metrics import ROLLOUT_FIGURES, rollout_figures, step_metrics, text_metrics
 from tasks.programs.ppo_stage.text_guard import describe_rollout
 from tasks.programs.ppo_stage.update_policy import update_policy
-from tasks.programs.runtime import pair_tables
+from tasks.programs.runtime import pair_tables, training_setup
 from tasks.programs.runtime.program import Run, main
 from tasks.programs.runtime.training_samples import TrainingSampler
 from tasks.rlhf.algorithms import rewards, schedules
@@ -178,6 +178,7 @@ def start_sampler(
         reference=partial(lora.active, models.model, None),
         score=mix,
         total=job.ppo.steps,
+        is_sharded=training_setup.is_sharded(run, "ppo"),
     )
 
 

@@ -2,6 +2,7 @@
 another.
 """
 
+import functools
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from tasks.config.jobs import DpoJob, Job, PpoJob, ReferenceJob, RewardJob, SftJob
@@ -37,7 +39,7 @@ PPO = {
     "steps": 8,
     "rollouts": 6,
     "answers_per_prompt": 3,
-    "missing_eos": "add",  # the untrained base seldom ends an answer
+    "missing_eos": "add",
     "minibatch": 5,
     "learning_rate": 1e-3,
     "ptx": {"gradient_share": 0.5, "measured_steps": 5, "blocks": 3},
@@ -76,11 +78,21 @@ PROGRAMS: dict[str, tuple[Callable[[Any, Run], None], type[Job]]] = {
 TWO = Machine.model_validate({"threads": 1, "launch": {"sft": {"processes": 2}}})
 
 
+def ending_folder(folder: Path) -> Path:
+    """Write an untrained model that ends its answers after 2 to 20 tokens."""
+    model = tiny.model("llama")
+    with torch.no_grad():
+        model.get_output_embeddings().weight[tiny.EOS] *= 32
+    model.save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("ranks")
     found = {"data": tiny.data_folder(root / "data"), "base": tiny.base_folder(root / "base")}
-    found["model"] = found["base"]
+    found["model"] = ending_folder(root / "model")
     run = Run(
         tiny.write_job(
             root / "reference", "reference", {"text": TEXT}, {name: found[name] for name in ("data", "model")}
@@ -193,10 +205,15 @@ leave(0)
 FULL_TUNING = {"tune": "full", "members": 1, "learning_rate": 1e-4}
 RUNS = [*((stage, shard) for stage in ("sft", "reward", "dpo") for shard in (False, True))]
 RUNS += [(algorithm, False) for algorithm in ("ppo", "rloo", "grpo")]
+RUNS += [("ppo", True), ("rloo", True)]
 KILLED = [("sft", False), ("sft", True), ("reward", False), ("dpo", False)]
-KILLED += [("ppo", False), ("grpo", False)]
+KILLED += [("ppo", True), ("grpo", False)]
 DROPOUT = {"lora": {"rank": 2, "alpha": 4, "dropout": 0.1}, "max_steps": 30}
 COMPARED = {"loss", "grad_norm", "held_out_loss", "reward", "kl", "policy_loss", "value_loss", "text_loss"}
+
+
+def settings_of_sharded(stage: str) -> dict[str, Any]:
+    return {} if program_of(stage) == "ppo" else FULL_TUNING
 
 
 def settings_of_killed(stage: str, shard: bool) -> dict[str, Any]:
@@ -211,7 +228,7 @@ def by_two(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     root, arguments = tmp_path_factory.mktemp("two"), []
     for stage, shard in RUNS:
         folder = root / f"{stage}-{shard}"
-        prepared(folder, stage, inputs, shard=shard, **(FULL_TUNING if shard else {}))
+        prepared(folder, stage, inputs, shard=shard, **(settings_of_sharded(stage) if shard else {}))
         arguments.append(f"{program_of(stage)}={folder}")
     for stage, shard in KILLED:
         folder = root / f"dropout-{stage}-{shard}"
@@ -223,12 +240,23 @@ def by_two(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     return root
 
 
+@pytest.fixture(scope="module")
+def by_one(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], Path]:
+    """Return a function that runs a stage by one process, with or without full tuning, once."""
+
+    @functools.cache
+    def run(stage: str, is_full: bool) -> Path:
+        folder = tmp_path_factory.mktemp("one") / stage
+        return run_here(stage, prepared(folder, stage, inputs, **(FULL_TUNING if is_full else {})))
+
+    return run
+
+
 @pytest.mark.parametrize(("stage", "shard"), RUNS)
 def test_two_processes_take_the_steps_of_one(
-    stage: str, shard: bool, inputs: dict[str, Path], by_two: Path, tmp_path: Path
+    stage: str, shard: bool, by_one: Callable[[str, bool], Path], by_two: Path
 ) -> None:
-    changed = FULL_TUNING if shard else {}
-    one = run_here(stage, prepared(tmp_path / "one", stage, inputs, shard=shard, **changed))
+    one = by_one(stage, shard and program_of(stage) != "ppo")
     two = by_two / f"{stage}-{shard}" / "artifact"
     assert (two.parent / "done").exists()
     assert steps(one)[-1]["step"] == 8
@@ -242,7 +270,8 @@ def test_two_processes_take_the_steps_of_one(
         weights, others = load_file(one / path), load_file(two / path)
         assert weights.keys() == others.keys()
         assert max((weights[name] - others[name]).abs().max().item() for name in weights) < 1e-5
-    unsampled = {"samples.jsonl"} if shard else set()  # sharded weights answer no questions
+    # sharded weights answer no questions, unless they are frozen
+    unsampled = {"samples.jsonl"} if shard and program_of(stage) != "ppo" else set()
     assert contents(two).keys() == contents(one).keys() - unsampled
 
 
@@ -386,6 +415,77 @@ def test_a_rank_that_has_lost_another_knows_it(tmp_path: Path) -> None:
     assert (tmp_path / "lost").exists(), (tmp_path / "log.txt").read_text()[-3000:]
 
 
+# A frozen base, as in PPO: ranks with other numbers of rows, whose answers end at other times.
+FROZEN = """
+import sys
+from pathlib import Path
+from tasks.rlhf.algorithms.sanity_checks import digest
+from tasks.rlhf.batches import sampling, sequences
+from tasks.rlhf.compute import distributed, fsdp
+from tasks.rlhf.models import loading, lora, quantised
+from tests.support import tiny
+import torch
+from torch.distributed.tensor import DTensor
+
+prompts = [[5, 6, 7], [8, 9], [10, 11, 12, 13], [14], [15, 16]]
+uniform = torch.rand(5, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+limits = {"max_tokens": 12, "temperature": 1.0, "end_ids": list(range(100)), "pad_id": 0}
+
+def attach(model, name, targets):
+    model = lora.attach(model, name, lora.build_config(rank=2, alpha=4, dropout=0.0, targets=targets))
+    trained = lora.parameters(model, name)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for p in trained.values():
+            p.copy_(torch.randn(p.shape, generator=generator) / 10)
+    return model, trained
+
+def check_frozen_base():
+    own = slice(0, 1) if distributed.is_first() else slice(1, 5)
+    for precision in (None, "nf4", "int8"):
+        whole, parts = (
+            loading.load(Path(sys.argv[1]), device=tiny.CPU, precision=precision) for _ in range(2)
+        )
+        with quantised.kept_attributes(parts):
+            fsdp.shard(parts, tiny.CPU)
+        local = parts.model.layers[0].mlp.up_proj.weight.to_local()
+        assert 2 * local.numel() == whole.model.layers[0].mlp.up_proj.weight.numel()
+        assert digest(parts.parameters()) == digest(whole.parameters())
+        calls = []
+        parts.get_decoder().register_forward_pre_hook(lambda *_: calls.append(1))
+        adapters = {"policy": "all-linear", "critic": ("q_proj",)}
+        for name, targets in adapters.items():  # the second after the first forward pass
+            (one, trained), (many, shared) = (attach(model, name, targets) for model in (whole, parts))
+            whole, parts = one, many
+            with lora.active(one, name) as model:
+                wanted = sampling.sample(model, prompts, uniform=uniform, **limits)
+                answers = [ids[mask].tolist() for ids, mask in zip(wanted.ids, wanted.mask)]
+                batch = sequences.join(prompts, answers, pad_id=0, device=tiny.CPU)
+                logp = sequences.log_probs(model, batch)
+                logp.sum().backward()
+            lengths = [len(answer) for answer in answers]
+            assert lengths[0] < max(lengths[1:])
+            calls.clear()
+            with lora.active(many, name) as model:
+                found = fsdp.with_full_weights(
+                    model, sampling.sample, prompts[own], uniform=uniform[own], **limits
+                )
+                assert [ids[mask].tolist() for ids, mask in zip(found.ids, found.mask)] == answers[own]
+                assert len(calls) == max(lengths)
+                sequences.MIN_GROUP_ROWS = 1  # so that the second rank calls it more often
+                rows = batch.rows(torch.arange(5)[own])
+                ours = fsdp.with_full_weights(model, sequences.log_probs, rows)
+                ours.sum().backward()
+                assert len(calls) == max(lengths) + 4
+                sequences.MIN_GROUP_ROWS = 16
+            torch.testing.assert_close(ours, logp[own, : ours.shape[1]], rtol=1e-5, atol=1e-5)
+            distributed.sum_gradients(shared.values())
+            for (key, p), q in zip(trained.items(), shared.values(), strict=True):
+                torch.testing.assert_close(q.grad, p.grad, rtol=1e-4, atol=1e-5)
+        base = {name: p for name, p in many.named_parameters() if ".lora_" not in name}
+        assert len(base) > 9 and all(isinstance(p, DTensor) for p in base.values())
+"""
+
 SHARDED = """
 import os
 import sys
@@ -411,7 +511,7 @@ with distributed.process_group():
     for kind in ("llama", "qwen2", "gpt2"):  # the first and the last with tied embeddings
         alone, parts = (tiny.model(kind).requires_grad_(True) for _ in range(2))
         gradient_checkpointing.enable(parts)
-        fsdp.shard(parts)
+        fsdp.shard(parts, tiny.CPU)
         loss(alone, slice(None)).backward()
         fsdp.with_full_weights(parts, loss, slice(distributed.rank(), None, 2)).backward()
         distributed.sum_gradients(parts.parameters())  # nothing to do
@@ -451,15 +551,16 @@ with distributed.process_group():
             torch.testing.assert_close(p.grad.full_tensor(), wanted[name].grad, rtol=1e-3, atol=1e-4)
         found = fsdp.gather_full(dict(parts.named_parameters()))
         assert not distributed.is_first() or all(torch.equal(found[name], wanted[name]) for name in wanted)
+    check_frozen_base()
 os._exit(0)  # as programs do
 """
 
 
 def test_losses_and_gradients_of_weights_in_parts_are_those_of_whole_ones(tmp_path: Path) -> None:
-    (tmp_path / "in_parts.py").write_text(SHARDED)
-    assert start(tmp_path, str(tmp_path / "in_parts.py")).wait(120) == 0, (tmp_path / "log.txt").read_text()[
-        -3000:
-    ]
+    base = tiny.base_folder(tmp_path / "base")
+    (tmp_path / "in_parts.py").write_text(FROZEN + SHARDED)
+    agent = start(tmp_path, str(tmp_path / "in_parts.py"), str(base))
+    assert agent.wait(180) == 0, (tmp_path / "log.txt").read_text()[-3000:]
 
 
 def test_only_weights_that_are_all_trained_can_be_sharded(inputs: dict[str, Path], tmp_path: Path) -> None:

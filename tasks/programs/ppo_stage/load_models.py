@@ -14,8 +14,8 @@ from tasks.programs.runtime import training_setup
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.algorithms import sanity_checks
 from tasks.rlhf.batches import sequences
-from tasks.rlhf.compute import seeds
-from tasks.rlhf.models import fingerprint, loading, lora, reward_model
+from tasks.rlhf.compute import fsdp, seeds
+from tasks.rlhf.models import fingerprint, loading, lora, quantised, reward_model
 from tasks.rlhf.models.reward_model import Scorer
 from tasks.rlhf.training.finite_checks import UNSOUND_MODEL, check_finite
 from tasks.rlhf.training.rollouts import PpoModels
@@ -31,8 +31,12 @@ def load_models(job: PpoJob, run: Run, device: torch.device) -> PpoModels:
     Raises InputError if the reward model belongs to another base or is not accepted, StepZeroError if a model
     does not compute what it must.
     """
-    base = training_setup.load_base(run, "model", job.weights.merged, job.text, device)
+    is_sharded = training_setup.is_sharded(run, "ppo")
+    base = training_setup.load_base(run, "model", job.weights.merged, job.text, device, on_cpu=is_sharded)
     actual = fingerprint.compute_fingerprint(run.inputs["model"], base)
+    if is_sharded:
+        with quantised.kept_attributes(base):
+            fsdp.shard(base, device)
     if reward_model.is_adapter(run.inputs["reward"]):
         fingerprint.check_fingerprint(run.inputs["reward"] / "adapter", actual, setting="weights.merged")
     record = reward_model.load_record(run.inputs["reward"])
@@ -116,8 +120,7 @@ def _load_critic(job: PpoJob, run: Run, model: PeftModel, reward: Scorer) -> tup
 
 @torch.no_grad()
 def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    logits: Tensor = model(ids, use_cache=False).logits
-    return logits
+    return fsdp.with_full_weights(model, lambda model: model(ids, use_cache=False).logits)
 
 
 @torch.no_grad()

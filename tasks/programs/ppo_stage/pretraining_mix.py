@@ -4,6 +4,7 @@ Ouyang et al. 2022, equation 2: the policy's loss gets ``weight`` times the mean
 text, in the same optimizer step. Their weight, 27.8, belongs to their sizes and does not carry over.
 """
 
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from tasks.rlhf.batches.block_loss import block_loss
 from tasks.rlhf.batches.control_tokens import encode_text
 from tasks.rlhf.batches.packing import IGNORE, Blocks, Document, pack
 from tasks.rlhf.batches.prompts import prefix_ids
-from tasks.rlhf.compute import distributed
+from tasks.rlhf.compute import distributed, fsdp
 from tasks.rlhf.models import lora
 from tasks.rlhf.models.architecture_checks import check_context
 from tasks.rlhf.training.finite_checks import check_finite
@@ -89,9 +90,13 @@ class TextMix:
         """
         count = int((self.blocks.labels[rows] != IGNORE).sum())
         own, total = distributed.rank_slice(rows), 0.0
-        for part in filter(len, own.split(self.micro_batch or max(1, len(own)))):
+        parts = [*filter(len, own.split(self.micro_batch or max(1, len(own))))]
+        for part, counts in distributed.padded_steps(parts, rows[:1]):
             with lora.active(models.model, "policy") as policy:
-                loss = block_loss(policy, self.blocks, part, policy.device, count=count)
+                divisor = count if counts else math.inf
+                loss = fsdp.with_full_weights(
+                    policy, block_loss, self.blocks, part, policy.device, count=divisor
+                )
                 loss.backward()
             total += loss.item()
         distributed.sum_gradients(models.policy.values())

@@ -1,5 +1,6 @@
 """Update policy and critic on a rollout: several passes over it in mini-batches."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from tasks.programs.ppo_stage.pretraining_mix import TextMix
 from tasks.rlhf.algorithms import losses, sanity_checks
 from tasks.rlhf.batches import entropy, sequences
 from tasks.rlhf.batches.sequences import Sequences
-from tasks.rlhf.compute import distributed
+from tasks.rlhf.compute import distributed, fsdp
 from tasks.rlhf.models import lora
 from tasks.rlhf.training.finite_checks import check_finite
 from tasks.rlhf.training.ppo_state import Optimizers
@@ -132,17 +133,19 @@ def accumulate_gradients(
     They are computed in parts of ``micro_batch`` rows, which does not change them. Return what the whole
     mini-batch looked like.
     """
-    count = rollout.batch.response_mask[minibatch].sum()
-    total = torch.zeros(5, device=count.device)
+    num_tokens = rollout.batch.response_mask[minibatch].sum()
+    total = torch.zeros(5, device=num_tokens.device)
     own = distributed.rank_slice(minibatch)  # empty if there are more ranks than rows
-    for rows in filter(len, own.split(micro_batch or max(1, len(own)))):
+    parts = [*filter(len, own.split(micro_batch or max(1, len(own))))]
+    for rows, counts in distributed.padded_steps(parts, minibatch[:1]):
         batch = rollout.batch.rows(rows)
         width = batch.input_ids.shape[1]
+        count = num_tokens if counts else num_tokens * math.inf  # gradients of 0, in step with other ranks
         old_logp, ref_logp, advantage = (
             whole[rows][:, :width] for whole in (rollout.logp, rollout.ref_logp, advantages)
         )
         with lora.active(models.model, "policy") as policy:
-            logp, bonus = _log_probs_and_bonus(policy, batch, settings, count)
+            logp, bonus = fsdp.with_full_weights(policy, _log_probs_and_bonus, batch, settings, count)
             surrogate = losses.ppo_policy_loss(
                 logp,
                 old_logp,
@@ -164,7 +167,7 @@ def accumulate_gradients(
             assert returns is not None
             with lora.active(models.model, "critic") as critic:
                 value_loss = losses.ppo_value_loss(
-                    sequences.values(critic, models.value_head, batch),
+                    fsdp.with_full_weights(critic, sequences.values, models.value_head, batch),
                     rollout.values[rows][:, :width],
                     returns[rows][:, :width],
                     batch.response_mask,

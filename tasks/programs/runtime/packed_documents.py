@@ -9,6 +9,7 @@ from tasks.programs.runtime.program import Run
 from tasks.rlhf.batches import layout_checks
 from tasks.rlhf.batches.packing import Blocks, Document
 from tasks.rlhf.batches.truncation import Encoder
+from tasks.rlhf.compute import fsdp
 
 
 def read_finetune_split(run: Run, encoder: Encoder, *, answers_only: bool) -> list[Document]:
@@ -30,7 +31,7 @@ def measure_packing_leak(base: PreTrainedModel, run: Run, *parts: Blocks) -> flo
     A model that does not keep packed documents apart computes each alone from now on. Raises InputError if
     even that differs.
     """
-    measure = partial(layout_checks.packing_gap, base, *parts)
+    measure = partial(fsdp.with_full_weights, base, layout_checks.packing_gap, *parts)
     gap, warning = layout_checks.check_layout(base, measure, layout="Packing several documents in a row")
     if warning:
         run.warn(warning)

@@ -5,13 +5,12 @@ answers differ from step to step only because the weights do, and DPO and PPO be
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.config.jobs import DpoJob, PpoJob, SftJob
 from tasks.dataset import row_sample
@@ -20,7 +19,7 @@ from tasks.programs.runtime.program import Run
 from tasks.rlhf.algorithms import rewards, schedules
 from tasks.rlhf.batches import prompts, sampling, sequences
 from tasks.rlhf.batches.sequences import Sequences
-from tasks.rlhf.compute import distributed
+from tasks.rlhf.compute import distributed, fsdp
 from tasks.rlhf.models.trainable import Active, Trainable
 from tasks.system import torchrun
 
@@ -53,7 +52,8 @@ class TrainingSampler:
     """Samples answers of a policy at some of its ``total`` steps, and records them in the run.
 
     ``policy`` and ``reference`` are contexts in which the two compute; without a reference the KL is unknown.
-    ``score`` returns rewards, and ``before`` is called before the policy answers.
+    ``score`` returns rewards, and ``before`` is called before the policy answers. ``is_sharded``: several
+    processes share the weights.
     """
 
     def __init__(
@@ -67,8 +67,10 @@ class TrainingSampler:
         total: int,
         score: Score | None = None,
         before: Callable[[], None] = lambda: None,
+        is_sharded: bool = False,
     ) -> None:
         self.run, self.policy, self.reference, self.score, self.before = run, policy, reference, score, before
+        self.is_sharded = is_sharded
         self.settings, every = job.samples, job.samples.every
         self.due = {0, total} | (
             set(range(0, total, every)) if every else schedules.evaluation_steps(total, NUM_SAMPLES - 1)
@@ -95,9 +97,10 @@ class TrainingSampler:
     def __call__(self, step: int, *, is_last: bool = False) -> None:
         """Record answers of the weights after ``step`` steps, if that is due and was not done before.
 
-        Of several processes the first answers, and the others go on to the next step.
+        Of several processes the first answers, and the others go on to the next step. If they share the
+        weights all answer, because a model's weights are gathered by all of them together.
         """
-        if not self.questions or not torchrun.is_first():
+        if not self.questions or not (torchrun.is_first() or self.is_sharded):
             return
         if step in self.recorded or not (is_last or step in self.due):
             return
@@ -106,7 +109,8 @@ class TrainingSampler:
         answers = []
         for first in range(0, len(self.questions), rows):
             answers += self._answer(slice(first, first + rows))
-        self.run.record_sample(step, answers)
+        if torchrun.is_first():
+            self.run.record_sample(step, answers)
         self.recorded.add(step)
 
     @torch.no_grad()
@@ -114,10 +118,14 @@ class TrainingSampler:
         """Return an answer to each of some questions, with length, KL in nats an answer, and reward."""
         questions, temperature = self.prompts[rows], self.settings.temperature
         tokenizer, template = self.encoder.tokenizer, self.encoder.template
-        log_probs = partial(sequences.log_probs, temperature=temperature)
+
+        def log_probs(model: PreTrainedModel, batch: Sequences) -> Tensor:
+            return fsdp.with_full_weights(model, sequences.log_probs, batch, temperature=temperature)
+
         with self.policy() as policy:
-            samples = sampling.sample(
+            samples = fsdp.with_full_weights(
                 policy,
+                sampling.sample,
                 questions,
                 max_tokens=self.encoder.max_answer_tokens,
                 temperature=temperature,

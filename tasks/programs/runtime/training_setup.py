@@ -30,10 +30,23 @@ from tasks.system import torchrun
 from tasks.system.errors import InputError
 
 
+def is_sharded(run: Run, stage: str) -> bool:
+    """Return whether several processes share the weights of ``stage``."""
+    return run.machine.of(stage).shard and distributed.world() > 1
+
+
 def load_base(
-    run: Run, source: str, precision: Precision | None, text: Text, device: torch.device
+    run: Run,
+    source: str,
+    precision: Precision | None,
+    text: Text,
+    device: torch.device,
+    *,
+    on_cpu: bool = False,
 ) -> PreTrainedModel:
     """Return the frozen model of the input ``source`` in the precision that is set.
+
+    With ``on_cpu`` it still is in the computer's memory, to be split before it is moved to ``device``.
 
     Raises InputError if it is stored in float16, has no output head or is too short for the texts.
     """
@@ -42,7 +55,7 @@ def load_base(
             f"The {source} is stored in float16, in which small gradients vanish: "
             "set weights.* to bfloat16, or to float32."
         )
-    model = loading.load(run.inputs[source], device=device, precision=precision)
+    model = loading.load(run.inputs[source], device=device, precision=precision, on_cpu=on_cpu)
     architecture_checks.check_head(model)
     architecture_checks.check_context(model, text.max_prompt_tokens + text.max_answer_tokens)
     if run.machine.gradient_checkpointing:
@@ -110,7 +123,7 @@ def check_memory(
     Raises InputError, with the first change that makes it fit, if the step needs more than is free.
     """
     stage = stage_name(settings)
-    if settings.tune == "bottleneck" or (distributed.world() > 1 and run.machine.of(stage).shard):
+    if settings.tune == "bottleneck" or is_sharded(run, stage):
         return
     step = dry_run.StepSpec(
         config=loading.load_config(run.inputs[source]),

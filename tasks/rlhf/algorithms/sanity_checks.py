@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 class StepZeroError(RuntimeError):
@@ -72,8 +73,12 @@ def check_frozen(parameters: Iterable[Tensor]) -> None:
 
 
 def digest(tensors: Iterable[Tensor]) -> str:
-    """Return the sha256 of the bytes of tensors, to show that frozen ones did not change."""
+    """Return the sha256 of the bytes of tensors, to show that frozen ones did not change.
+
+    Those that are split over ranks are gathered one by one: the digest is that of whole ones.
+    """
     result = hashlib.sha256()
-    for tensor in tensors:
+    for part in tensors:
+        tensor = part.full_tensor() if isinstance(part, DTensor) else part
         result.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return result.hexdigest()

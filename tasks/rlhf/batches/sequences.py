@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 
 from tasks.rlhf.batches import chunked_log_probs
 from tasks.rlhf.batches.forward import hidden_states, output_head
-from tasks.rlhf.compute import fsdp
 
 MAX_GROUPS, MIN_GROUP_ROWS = 4, 16  # more or smaller groups cost more in calls than they save in padding
 
@@ -76,7 +75,6 @@ def values(model: PreTrainedModel, head: nn.Linear, batch: Sequences) -> Tensor:
 def scores(model: PreTrainedModel, head: nn.Linear, batch: Sequences) -> Tensor:
     """Return the reward model's head at each row's last answer token, (B,) float32."""
     groups = group_by_length(batch)
-    missing = fsdp.num_calls(model, len(groups)) - len(groups)  # calls that ranks with more groups make
     parts = []
     for rows in groups:
         part = batch.rows(rows)
@@ -84,8 +82,6 @@ def scores(model: PreTrainedModel, head: nn.Linear, batch: Sequences) -> Tensor:
         positions = torch.arange(part.input_ids.shape[1], device=hidden.device)
         last = torch.where(part.response_mask, positions, -1).amax(dim=1)
         parts.append(apply_head(head, hidden[torch.arange(len(hidden), device=hidden.device), last]))
-    for _ in range(missing):
-        hidden_states(model, batch.input_ids[:1, :1])
     return _restore_order(parts, groups)
 
 

@@ -13,7 +13,6 @@ from tasks.rlhf.batches import attention_masks, chunked_log_probs
 from tasks.rlhf.batches.forward import hidden_states, output_head
 from tasks.rlhf.batches.packing import first_fit
 from tasks.rlhf.batches.sequences import apply_head
-from tasks.rlhf.compute import fsdp
 
 NONE = -1
 # Longest row, as a multiple of the longest prompt with one answer, and of the hidden size: attention takes
@@ -146,13 +145,8 @@ def _split_answers(answers: list[list[int]], most: int) -> list[list[list[int]]]
 
 
 def all_hidden_states(model: PreTrainedModel, batch: SharedPromptBatch) -> Tensor:
-    """Return the last hidden states by flat index, (tokens, D), then those of calls for other ranks."""
-    # Before the first call, because the ranks wait for each other both here and in every call.
-    missing = fsdp.num_calls(model, len(batch.groups)) - len(batch.groups)
-    hidden = [_group_hidden_states(model, rows) for rows in batch.groups]
-    for _ in range(missing):
-        hidden.append(hidden_states(model, batch.groups[0].input_ids[:1, :1])[0])
-    return torch.cat(hidden)
+    """Return the last hidden states by flat index, (tokens, D)."""
+    return torch.cat([_group_hidden_states(model, rows) for rows in batch.groups])
 
 
 def _group_hidden_states(model: PreTrainedModel, rows: AnswerRows) -> Tensor:

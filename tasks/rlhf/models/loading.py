@@ -62,11 +62,16 @@ def quiet_libraries() -> None:
 
 
 def load(
-    folder: Path, *, device: torch.device, precision: Precision | Stored | None = None
+    folder: Path,
+    *,
+    device: torch.device,
+    precision: Precision | Stored | None = None,
+    on_cpu: bool = False,
 ) -> PreTrainedModel:
     """Load a causal language model from safetensors without remote code: frozen, in eval mode.
 
-    None keeps the stored dtype.
+    None keeps the stored dtype. ``on_cpu`` leaves a model that ``device`` cannot hold in the computer's
+    memory; a quantised one is on ``device`` all the same, because only there its rounding is the usual one.
 
     Raises InputError if the folder holds an adapter, is quantised already, or lacks tensors of its model.
     """
@@ -79,7 +84,8 @@ def load(
             f"{min(wrong)}: save the model again."
         )
     model.requires_grad_(False)
-    nn.Module.to(model, device)
+    if not on_cpu:
+        nn.Module.to(model, device)
     model.eval()
     _upcast_on_slow_cpu(model, device)
     quantised.use_exact_products(model)

@@ -5,7 +5,7 @@ With the adapters off it is the reference model.
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from peft.tuners.lora import Linear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional
 from transformers import PreTrainedModel
 
@@ -102,7 +103,9 @@ def active(model: PeftModel, name: str | None) -> Iterator[PreTrainedModel]:
         return
     if model.active_adapters != [name]:
         _switch(model, layers, name)
-    with _merged_weights(layers, name):
+    # sharded weights are whole only while their layer computes: nothing is added to them
+    merged = nullcontext() if isinstance(base, FSDPModule) else _merged_weights(layers, name)
+    with merged:
         yield base
 
 

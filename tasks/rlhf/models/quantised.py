@@ -14,6 +14,7 @@ independent, as they are with nf4, and a merged adapter computes what it did on 
 
 import importlib.util
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from tasks.system.errors import InputError
 
 Stored = Literal["float32", "bfloat16", "float16"]
 Precision = Literal["float32", "bfloat16", "int8", "nf4"]
+READ_BY_PEFT = ("compress_statistics", "quant_type")
 SCHEMES = {"Linear8bitLt": "int8", "Linear4bit": "nf4"}  # by bitsandbytes' class of layer
 
 
@@ -72,18 +74,31 @@ def use_exact_products(model: PreTrainedModel) -> None:
     """Make every quantised layer compute x W^T with the W of `dense_weights`, differentiable, as stored."""
     for _, layer in _quantised_layers(model):
         if type(layer).__name__ == "Linear8bitLt":
-            layer.forward = partial(_int8_linear, layer)
+            # the scale is no part of a weight that is split over ranks
+            layer.forward = partial(_int8_linear, layer, vars(layer.weight)["SCB"])
         else:
             # The kernel for CPUs with AVX512-BF16 repacks the weights at the first forward pass in eval mode,
             # and has no backward pass then.
             vars(layer).update(
                 compute_dtype=model.dtype, compute_type_is_set=True, support_avx512bf16_for_cpu=False
             )
+            # bitsandbytes takes it from there if the weight has lost it, as one that is split over ranks has
+            vars(layer)["quant_state"] = vars(layer.weight)["quant_state"]
 
 
-def _int8_linear(layer: nn.Module, x: Tensor) -> Tensor:
-    assert isinstance(layer.weight, nn.Parameter)
-    output: Tensor = _Int8Product.apply(x, layer.weight, vars(layer.weight)["SCB"], layer.bias)  # type: ignore[no-untyped-call]
+@contextmanager
+def kept_attributes(model: nn.Module) -> Iterator[None]:
+    """Give quantised weights, which a block replaces by others, the attributes that peft reads."""
+    layers = dict(_quantised_layers(model))
+    kept = {name: vars(layer.weight) for name, layer in layers.items()}
+    yield
+    for name, layer in layers.items():
+        found = {key: value for key, value in kept[name].items() if key in READ_BY_PEFT}
+        vars(layer.weight).update(found)
+
+
+def _int8_linear(layer: nn.Module, scale: Tensor, x: Tensor) -> Tensor:
+    output: Tensor = _Int8Product.apply(x, layer.weight, scale, layer.bias)  # type: ignore[no-untyped-call]
     return output
 
 

@@ -95,7 +95,7 @@ def unfreeze_all(base: PreTrainedModel, tokenizer_of: Path, *, shard: bool = Fal
     compute_dtype = base.dtype
     nn.Module.float(base).requires_grad_(True)
     if shard and distributed.world() > 1:
-        fsdp.shard(base)
+        fsdp.shard(base, base.device)
 
     @contextmanager
     def active() -> Iterator[PreTrainedModel]:

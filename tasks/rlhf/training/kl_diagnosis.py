@@ -19,6 +19,7 @@ from tasks.rlhf.algorithms.sampler_gap import Drawn
 from tasks.rlhf.batches import sampling, sequences
 from tasks.rlhf.batches.forward import hidden_states, output_head
 from tasks.rlhf.batches.sequences import Sequences
+from tasks.rlhf.compute import fsdp
 from tasks.rlhf.models import lora
 from tasks.rlhf.training.rollouts import PpoModels, Rollout
 
@@ -93,7 +94,7 @@ def _choose_rows(rollout: Rollout) -> Tensor:
 
 
 def _log_probs(model: PreTrainedModel, batch: Sequences, settings: Settings) -> Tensor:
-    return sequences.log_probs(model, batch, temperature=settings.temperature)
+    return fsdp.with_full_weights(model, sequences.log_probs, batch, temperature=settings.temperature)
 
 
 def _find_noise(models: PpoModels, rollout: Rollout, rows: Tensor, settings: Settings) -> str:
@@ -131,9 +132,9 @@ def _find_sampler_padding(models: PpoModels, rollout: Rollout, rows: Tensor, set
     with lora.active(models.model, "policy") as policy:
 
         def first(prompts: list[list[int]], uniform: Tensor) -> sampling.Samples:
-            return sampling.sample(
-                policy, prompts, max_tokens=1, temperature=settings.temperature, end_ids=settings.end_ids,
-                pad_id=settings.pad_id, uniform=uniform,
+            return fsdp.with_full_weights(
+                policy, sampling.sample, prompts, max_tokens=1, temperature=settings.temperature,
+                end_ids=settings.end_ids, pad_id=settings.pad_id, uniform=uniform,
             )  # fmt: skip
 
         together = first(asked, numbers)
@@ -207,11 +208,11 @@ def _find_sampling(models: PpoModels, rollout: Rollout, rows: Tensor, settings: 
         for row in rows.split(1):
             one = rollout.batch.rows(row)
             mask = one.response_mask
-            hidden = hidden_states(policy, one.input_ids)[:, :-1][mask[:, 1:]]
-            logits = output_head(policy)(hidden).float() / settings.temperature
+            places = torch.where(mask[:, 1:])
+            logits = fsdp.with_full_weights(policy, _logits, one.input_ids, places) / settings.temperature
             drawn_logp = rollout.sampler_logp[row][:, : mask.shape[1]][mask]
-            places = torch.arange(len(drawn_logp), device=mask.device)
-            parts.append(Drawn(torch.log_softmax(logits, dim=1), one.input_ids[mask], drawn_logp, places))
+            numbers = torch.arange(len(drawn_logp), device=mask.device)
+            parts.append(Drawn(torch.log_softmax(logits, dim=1), one.input_ids[mask], drawn_logp, numbers))
     drawn = Drawn(*(torch.cat(values) for values in zip(*parts, strict=True)))
     gap = _largest(drawn.gap)
     if found := sampler_gap.explain_gap(drawn, settings.end_ids, tolerance=settings.tolerance):
@@ -229,12 +230,17 @@ def _find_missing_end(models: PpoModels, rollout: Rollout, rows: Tensor, setting
     columns = torch.arange(batch.input_ids.shape[1], device=rows.device)
     last = torch.where(batch.response_mask, columns, 0).amax(dim=1)
     with lora.active(models.model, "policy") as policy:
-        hidden = hidden_states(policy, batch.input_ids)[torch.arange(len(rows), device=rows.device), last - 1]
-        logits = output_head(policy)(hidden).float() / settings.temperature
+        places = torch.arange(len(rows), device=rows.device), last - 1
+        logits = fsdp.with_full_weights(policy, _logits, batch.input_ids, places) / settings.temperature
     likeliest = torch.log_softmax(logits, dim=1)[:, list(settings.end_ids)].max().item()
     if likeliest >= LEAST_LOGP:
         return ""
     return f"the end token cannot be drawn: its log-probability at the last position is {likeliest:.0f}"
+
+
+def _logits(model: PreTrainedModel, ids: Tensor, places: tuple[Tensor, ...]) -> Tensor:
+    """Return the logits (N, V) float32 after the tokens at ``places``: rows and columns of ids (B, T)."""
+    return output_head(model)(hidden_states(model, ids)[places]).float()  # type: ignore[no-any-return]
 
 
 def _largest(gap: Tensor) -> float:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from tasks.rlhf.algorithms import rewards
 from tasks.rlhf.batches import sampling, sequences
 from tasks.rlhf.batches.sequences import Sequences
-from tasks.rlhf.compute import distributed
+from tasks.rlhf.compute import distributed, fsdp
 from tasks.rlhf.models import lora, reward_model
 from tasks.rlhf.models.fingerprint import Fingerprint
 from tasks.rlhf.models.reward_model import Scorer
@@ -103,13 +103,13 @@ def roll_out(
     """
 
     def log_probs(model: PreTrainedModel, batch: Sequences) -> Tensor:
-        return sequences.log_probs(model, batch, temperature=temperature)
+        return fsdp.with_full_weights(model, sequences.log_probs, batch, temperature=temperature)
 
     with lora.active(models.model, "policy") as policy:
         limits: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
         limits |= {"end_ids": end_ids, "pad_id": pad_id}
         samples = (
-            sampling.sample(policy, prompts, uniform=uniform, **limits)
+            fsdp.with_full_weights(policy, sampling.sample, prompts, uniform=uniform, **limits)
             if engine_seed is None
             else continuous_batching.sample(policy, prompts, seed=engine_seed, **limits)
         )
@@ -123,7 +123,7 @@ def roll_out(
     values = None
     if models.value_head is not None:
         with lora.active(models.model, "critic") as critic:
-            values = sequences.values(critic, models.value_head, batch)
+            values = fsdp.with_full_weights(critic, sequences.values, models.value_head, batch)
     ended = torch.tensor([answer[-1] in end_ids for answer in answers], device=device)
     return Rollout(
         batch=batch,
