@@ -27,7 +27,7 @@ from tasks.system.errors import DiskFailure, InputError, StageFailed, disk_failu
 
 EXAMPLES = """examples:
   alignflow run demo                                the built-in site, from votes to an aligned model
-  alignflow run demo --set ppo.kl_coefficient=0.1   the same, reusing every stage that this does not change
+  alignflow run demo --set ppo.kl_coefficient=0.2   the same, reusing every stage that this does not change
   alignflow run mine.yaml --summary result.json     a profile of your own
   alignflow plan demo --set sft.epochs=3            what would be built, and why
   alignflow job demo sft work/ && python -m tasks.programs.sft work/

@@ -43,7 +43,7 @@ def check_packages(config: Pipeline) -> None:
     for name in ("base", "merged"):
         if (precision := getattr(config.weights, name)) in ("int8", "nf4") and missing_packages("gpu"):
             raise _refusal("gpu", f"weights.{name}={precision}")
-    if missing_packages("train") and not _may_be_stored():
+    if missing_packages("train") and not may_be_stored():
         raise _refusal("train", "Training and sampling")
 
 
@@ -63,7 +63,7 @@ def check_stages(config: Pipeline, profile: str) -> None:
         raise _refusal("train", f"To build {', '.join(stages)}")
 
 
-def _may_be_stored() -> bool:
+def may_be_stored() -> bool:
     """Return whether a run may find all its stages stored."""
     return (home() / "objects").exists() or os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http")
 

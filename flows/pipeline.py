@@ -106,7 +106,7 @@ def rlhf(config: Pipeline = Pipeline(), profile: str = "rlhf") -> State:  # noqa
     with heartbeat():
         log_renamed_settings()
         check_inputs(config)  # a deployment has had no command line to do so
-        check_environment(config)
+        check_environment(config, profile)
         summary = _run(config, profile)
         return Completed(message=describe_end(summary), data=summary)
 

@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+from flows.extras import may_be_stored
 from flows.services import environment
 from flows.services.processes import check_prefect
 from tasks.artifacts.base_model import find_model_folder
@@ -41,13 +42,24 @@ def check_inputs(config: Pipeline) -> None:
     function_digests(config.ppo.rewards)
 
 
-def check_environment(config: Pipeline) -> None:
+def check_environment(config: Pipeline, profile: str) -> None:
     """Refuse settings that need variables which are not set where their stage runs. Raises InputError.
 
-    The program of the stage checks them again: a worker's environment is not known here.
+    The program of the stage checks them again: a worker's environment is not known here. Stages that are
+    stored need none.
     """
-    if not config.pools.gpu:
+    if config.pools.gpu:
+        return
+    try:
         check_judge_environment(config.judge)
+    except InputError:
+        from flows.commands.plan import plan
+
+        judging = {"winrate", "ppo"} if config.ppo.score.by == "judge" else {"winrate"}
+        if not may_be_stored():
+            raise
+        if any(one.stage in judging and one.action != "reuse" for one in plan(config, profile)):
+            raise
 
 
 def check_places(root: Path, summary: Path | None) -> None:

@@ -37,7 +37,6 @@ def main(args: argparse.Namespace) -> None:
     check_packages(config)
     check_places(root, args.summary)
     check_inputs(config)
-    check_environment(config)
     config = profiles.with_absolute_paths(config, Path.cwd())
     summary_file = args.summary and args.summary.absolute()
     # the home's files are for the user only; the summary gets the permissions of the user's other files
@@ -45,6 +44,7 @@ def main(args: argparse.Namespace) -> None:
     environment.use_running_servers(root)
     environment.prepare(root)
     check_stages(config, profiles.title(args.profile))
+    check_environment(config, profiles.title(args.profile))
     from flows.display.terminal import print_end
 
     try:

@@ -100,8 +100,18 @@ class PpoJob(Job):
     weights: MergedWeights = Weights()
     ppo: Ppo
     samples: Samples = Samples()
+    judge: Annotated[
+        LanguageJudge,
+        NotInKey("it judges answers to ppo.score.prompts only", parts=("num_questions", "num_graded_pairs")),
+    ] = NoJudge()
     # no setting: digests of the modules of ppo.rewards.functions, by name
     reward_code: dict[str, str] = Field(default_factory=dict)
+
+    @classmethod
+    def of(cls, pipeline: Pipeline) -> Self:
+        """Return the job of a pipeline, with its judge if that scores the policy."""
+        job = super().of(pipeline)
+        return job if job.ppo.score.by == "judge" else job.model_copy(update={"judge": NoJudge()})
 
 
 class DpoJob(Job):

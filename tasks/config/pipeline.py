@@ -103,4 +103,9 @@ class Pipeline(Settings):
             raise ValueError(
                 "ppo.score.by=gold knows the answers of the built-in site only: set it to held_out or null"
             )
+        if self.ppo.score.by == "judge" and isinstance(self.judge, NoJudge):
+            raise ValueError(
+                "ppo.score.by=judge needs a language model that judges: set judge.kind to local or endpoint, "
+                "or ppo.score.by to null"
+            )
         return self

@@ -113,11 +113,12 @@ def _start(stage: str, directory: Path, machine: Machine, inherited: tuple[int, 
 
     Else spawn it.
     """
+    secrets = endpoint_variables(_job(directory))
     if _is_distributed(stage, machine):
         environment = distributed_environment(machine, machine.of(stage).processes)
-        return _spawn(_torchrun(stage, directory, machine), directory, environment, inherited)
+        return _spawn(_torchrun(stage, directory, machine), directory, environment | secrets, inherited)
     environment = program_environment(machine)
-    if secrets := endpoint_variables(_job(directory)):  # never in the fork server, which others share
+    if secrets:  # never in the fork server, which others share
         return _spawn([f"{PROGRAMS}.{stage}", str(directory)], directory, environment | secrets, inherited)
     needs_torch = "torch" in imported_packages(stage)
     forkable = (needs_torch or stage in BEFORE_TRAINING) and program_forks.warm_up(environment, machine)

@@ -72,11 +72,13 @@ class EndpointJudge:
         settings: Settings,
         limits: Limits,
         *,
+        spent: float = 0.0,
         announce: Callable[[str], None] = lambda text: print(text, flush=True),
     ) -> None:
         """Raises InputError if the address is none.
 
-        ``announce`` is called with what verdicts will cost, before the first request for them.
+        ``spent`` is what other verdicts have cost that count too. ``announce`` is called with what verdicts
+        will cost, before the first request for them.
         """
         self.title, self.cache, self.settings, self.announce = title, cache, settings, announce
         self._address, self._limits = address, limits
@@ -84,6 +86,7 @@ class EndpointJudge:
         self._costs: dict[str, float] = {}  # of every verdict that was used, by key
         self._verdict_cost = 0.0  # their sum
         self._lost_cost = 0.0  # of requests whose reply was lost
+        self._spent_before = spent
         self._guard = threading.Lock()
         self._was_cut: dict[str, bool] = {}  # by prompt
         self._without_room: set[str] = set()  # prompts
@@ -93,7 +96,7 @@ class EndpointJudge:
     def spent(self) -> float:
         """Return what all verdicts that were used cost, whenever they were asked, and requests in vain."""
         with self._guard:
-            return self._verdict_cost + self._lost_cost
+            return self._spent_before + self._verdict_cost + self._lost_cost
 
     def estimate(self, battles: Sequence[Battle]) -> Estimate:
         """Return what the verdicts on battles will cost at most. Sends nothing."""
@@ -192,7 +195,7 @@ class EndpointJudge:
             if estimate.spent + estimate.cost > estimate.max_cost:
                 raise InputError(
                     f"Nothing was asked: {estimate}; raise it, or lower judge.num_questions, "
-                    "judge.num_graded_pairs or judge.max_reply_tokens"
+                    "judge.num_graded_pairs, ppo.score.prompts or judge.max_reply_tokens"
                 )
 
     def _ask_all(self, missing: dict[str, str], total: int, report_progress: ReportProgress) -> None:

@@ -28,7 +28,7 @@ from tasks.programs.comparison import differences, leaderboard, run_answers, sta
 from tasks.programs.comparison.differences import Tables
 from tasks.programs.comparison.run_answers import Contestant, RunAnswers
 from tasks.programs.comparison.standings import LETTERS
-from tasks.programs.runtime import battles, job_judges, pair_tables
+from tasks.programs.runtime import battles, job_judges, language_judges, pair_tables
 from tasks.programs.runtime.program import Run, main, to_json
 from tasks.reporting import comparison_page
 from tasks.rlhf.batches import prompts
@@ -137,7 +137,7 @@ def load_judge(job: CompareJob, run: Run) -> tuple[Judge, PreTrainedTokenizerBas
     device = devices.set_up(run.machine.device, run.machine.threads)
     if job.judged_by.name == "lm":
         assert not isinstance(job.judge, NoJudge)
-        return job_judges.load_language_judge(job.judge, run, device), None
+        return language_judges.load_language_judge(job.judge, run, device), None
     tokenizer = loading.load_tokenizer(run.inputs["model"])
     encoder = pair_tables.build_encoder(job.text, tokenizer)
     judges = job_judges.load_reward_judges(job, run, encoder, device)

@@ -1,6 +1,7 @@
 """Train a policy with PPO against the reward model."""
 
 from tasks.artifacts.artifact import Artifact, only, within
+from tasks.artifacts.judge_model import judge_inputs
 from tasks.artifacts.mixed_text import mixed_text
 from tasks.artifacts.reward_sources import function_digests, reward_models
 from tasks.artifacts.weight_files import judge_files, weight_files
@@ -25,5 +26,6 @@ def ppo(config: Pipeline, *, data: Artifact, model: Artifact, reward: Artifact) 
         "model": within(model, "model"),
         "reward": only(reward, *reward_files(config.reward), "reward.json"),
         **mixed_text(config),
+        **(judge_inputs(config.judge) if config.ppo.score.by == "judge" else {}),
         **reward_models(config.ppo.rewards),
     }

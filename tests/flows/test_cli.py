@@ -624,10 +624,10 @@ def test_prefect_shows_the_stages_and_what_each_takes(first) -> None:
 
 def test_plan_says_what_would_be_built_and_why(tree: Path, first) -> None:
     home, _, _ = first
-    status, out, error = fake_programs.run_cli(tree, home, "plan", "demo", "--set", "ppo.kl_coefficient=0.1")
+    status, out, error = fake_programs.run_cli(tree, home, "plan", "demo", "--set", "ppo.kl_coefficient=0.2")
     assert (status, error) == (0, "")
     lines = {line.split()[0]: line.strip().split(maxsplit=2)[1:] for line in out.splitlines()}
-    assert lines["ppo"] == ["build", "ppo.kl_coefficient 0.05 -> 0.1"]
+    assert lines["ppo"] == ["build", "ppo.kl_coefficient 0.1 -> 0.2"]
     assert lines["answers"] == ["build", "if ppo differs"]
     assert lines["winrate"] == ["build", "if answers differs"]
     assert lines["benchmarks"] == ["build", "if ppo differs"]
@@ -654,7 +654,7 @@ def test_a_job_written_by_hand_runs_by_hand(tree: Path, first, tmp_path: Path) -
 def test_ctrl_c_ends_the_program_and_the_next_run_builds_only_what_changed(tree: Path, first) -> None:
     home, _, _ = first
     fake_programs.misbehave(tree, "ppo", "hang-at 3")
-    process = fake_programs.start_cli(tree, home, "run", "demo", "--set", "ppo.kl_coefficient=0.1")
+    process = fake_programs.start_cli(tree, home, "run", "demo", "--set", "ppo.kl_coefficient=0.2")
     deadline = time.monotonic() + 300
     while not any("3" in path.read_text() for path in home.glob("partial/*/taken.txt")):
         assert time.monotonic() < deadline
@@ -667,7 +667,7 @@ def test_ctrl_c_ends_the_program_and_the_next_run_builds_only_what_changed(tree:
     assert not alive(f"tasks.programs.ppo {home}")
     fake_programs.misbehave(tree, "ppo", "")
     status, out, error = fake_programs.run_cli(
-        tree, home, "run", "demo", "--set", "ppo.kl_coefficient=0.1", "--summary", "third.json"
+        tree, home, "run", "demo", "--set", "ppo.kl_coefficient=0.2", "--summary", "third.json"
     )
     assert (status, error) == (0, "")
     assert "goes on from its checkpoint" in out

@@ -103,7 +103,7 @@ class Settings(BaseModel):
             elif isinstance(section, Settings):
                 settings[name] = section.key_settings()
                 for part in (part for mark in marks for part in mark.parts):
-                    del settings[name][part]
+                    settings[name].pop(part, None)  # of several kinds of a section not all have it
             elif isinstance(section, tuple) and any(isinstance(one, Settings) for one in section):
                 settings[name] = [one.key_settings() for one in section]
         return settings

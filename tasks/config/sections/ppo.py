@@ -53,10 +53,11 @@ class PretrainingMix(Settings):
 class IndependentScore(Settings):
     """Scores of the policy, while it trains, by something that PPO does not maximise."""
 
-    by: Literal["held_out", "gold"] | None = Field(
+    by: Literal["held_out", "gold", "judge"] | None = Field(
         None,
         description="The member of the reward model that PPO never sees (held_out; it needs "
-        "reward.held_out_member), or the gold scorer of the built-in site (gold); null: none.",
+        "reward.held_out_member), the gold scorer of the built-in site (gold), or how often the language "
+        "model of judge.kind prefers the policy's answers to the SFT model's own (judge); null: none.",
     )
     every: int = Field(4, ge=1, description="Rollout batches between two measurements.")
     prompts: int = Field(
@@ -71,7 +72,7 @@ class IndependentScore(Settings):
         ge=1,
         le=1024,
         description="Answers of the SFT model to each of these prompts, for best-of-n beside PPO in the "
-        "report; 1: none.",
+        "report; 1: none. With by=judge only the answer with the best reward is judged.",
     )
 
 
@@ -183,7 +184,16 @@ class Ppo(Settings):
 
     ptx: PretrainingMix = PretrainingMix()
     kl_budget: float | None = Field(
-        None, gt=0, description="Most KL from the SFT model, in nats per response; null: any."
+        None,
+        gt=0,
+        description="Most KL from the SFT model, in nats per response; null: as kl_budget_per_token says.",
+    )
+    kl_budget_per_token: float | None = Field(
+        0.25,
+        gt=0,
+        description="Most KL from the SFT model, in nats per response for each token of that model's mean "
+        "answer in the first batch, if kl_budget is null; null: any. Ziegler et al. 2019 aimed at 6 nats for "
+        "24 tokens.",
     )
     text_alarm: float | None = Field(
         6.0,
@@ -206,8 +216,8 @@ class Ppo(Settings):
         "independent score, if the last ones are far below it (best; without score.by the last ones).",
     )
     on_alarm: Literal["warn", "raise_kl", "roll_back", "stop"] = Field(
-        "warn",
-        description="After two faulty batches in a row (kl_budget, text_alarm, spike_alarm), or two "
+        "roll_back",
+        description="After two faulty batches in a row (KL budget, text_alarm, spike_alarm), or two "
         "measurements with a score far below the best: say so at the end (warn), raise the weight of the KL "
         "penalty by half each time, to 17 times at most (raise_kl), return to the best weights and go on "
         "with twice the weight, three times at most and then stop (roll_back), or end with the best weights "
@@ -237,10 +247,11 @@ class Ppo(Settings):
 
     @model_validator(mode="after")
     def _check_guards(self) -> Self:
-        watched = (self.text_alarm, self.kl_budget, self.spike_alarm, self.score.by)
-        if self.on_alarm != "warn" and watched == (None, None, None, None):
+        budgets = (self.kl_budget, self.kl_budget_per_token)
+        is_watched = any((*budgets, self.text_alarm, self.spike_alarm, self.score.by))
+        if self.on_alarm in ("raise_kl", "stop") and not is_watched:
             raise ValueError(
-                "on_alarm has nothing to act on: set text_alarm, kl_budget, spike_alarm or score.by"
+                "on_alarm has nothing to act on: set text_alarm, kl_budget_per_token, spike_alarm or score.by"
             )
         if self.on_alarm == "raise_kl" and not self.kl_coefficient:
             raise ValueError("on_alarm=raise_kl multiplies kl_coefficient: set it above 0")

@@ -11,6 +11,8 @@ SCORES = "scores.json"
 def write_report(guards: Guards, run: Run, num_steps: int) -> dict[str, Any]:
     """Add the warnings to the run, write the measurements, and return the metrics of the score."""
     run.warnings += [*describe_alarms(guards), *describe_end(guards)]
+    if guards.score is not None:
+        run.warnings += guards.score.warnings()
     record: dict[str, Any] = {"alarms": [alarm._asdict() for alarm in guards.alarms]}
     metrics: dict[str, Any] = {}
     if guards.score is not None and guards.best is not None:
@@ -62,7 +64,8 @@ def _describe_action(guards: Guards, action: str) -> str:
     return {
         "warn": "Training went on: ppo.on_alarm=stop ends it with the weights before the fault.",
         "raise_kl": f"The weight of the KL penalty was raised, in all to {raised} times what it was.",
-        "roll_back": "Training went on from the best weights with a higher weight of the KL penalty.",
+        "roll_back": "Training went on from the best weights with a higher weight of the KL penalty: "
+        "ppo.on_alarm=warn only says so.",
         "stop": f"Training ended, and the policy is {kept}. A lower ppo.learning_rate or a higher "
         "ppo.kl_coefficient trains longer.",
     }[action]

@@ -105,11 +105,22 @@ class Guards:
     def _find_fault(self, by_prompt: list[TextStatistics], kl: float) -> str:
         """Return a phrase about what is wrong with a batch, or with the step before, "" if nothing is."""
         assert self.baseline is not None
-        budget, limit = self.settings.kl_budget, self.settings.text_alarm
+        budget, limit = self._kl_budget(self.baseline), self.settings.text_alarm
         if budget is not None and kl > budget:
-            return f"the KL from the SFT model was {kl:.1f} nats an answer, above ppo.kl_budget={budget:g}"
+            name = "kl_budget" if self.settings.kl_budget else "kl_budget_per_token"
+            setting = f"ppo.{name}={getattr(self.settings, name):g}"
+            return (
+                f"the KL from the SFT model was {kl:.1f} nats an answer, above the {budget:.3g} of {setting}"
+            )
         text = describe_text_fault(self.baseline, by_prompt, limit) if limit is not None else ""
         return text or self.spike
+
+    def _kl_budget(self, baseline: Baseline) -> float | None:
+        """Return the most nats an answer, None if any are allowed."""
+        if self.settings.kl_budget is not None:
+            return self.settings.kl_budget
+        rate = self.settings.kl_budget_per_token
+        return None if rate is None else rate * baseline.mean.length
 
     def _find_fall(self, measured: Measurement | None) -> str:
         """Return a phrase on how the independent score has fallen, "" if it was not measured or has not."""

@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 
 from tasks.config.jobs import PpoJob
+from tasks.config.sections.judges import NoJudge
 from tasks.config.sections.ppo import IndependentScore as Settings
 from tasks.demo_site.gold import gold_score
+from tasks.judges.preference import Preference
 from tasks.programs.ppo_stage.reward_mix import UNTOUCHED, RewardMix
-from tasks.programs.runtime import pair_tables
+from tasks.programs.ppo_stage.text_guard import decode_answers
+from tasks.programs.runtime import language_judges, pair_tables
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.algorithms.best_of_n import best_of_n, best_of_n_kl, powers_of_two
 from tasks.rlhf.batches import prompts, sampling
@@ -30,7 +33,18 @@ from tasks.system.errors import InputError
 DRAWS = "independent score"
 KEPT = 4  # measurements whose scores of each prompt are kept, to compare them with later ones
 
-Score = Callable[[Rollout, list[str]], list[float]]  # of answers and their questions
+Describe = Callable[[Rollout, list[str]], list[Any]]  # of answers and their questions
+
+
+class Score(NamedTuple):
+    """How answers are scored: ``decide`` makes scores of what ``describe`` has returned of all answers.
+
+    Each rank describes the answers that it samples. ``preference`` is the judge that decides, if one does.
+    """
+
+    describe: Describe
+    decide: Callable[[list[Any]], list[float]] = list
+    preference: Preference | None = None
 
 
 class Measurement(NamedTuple):
@@ -74,11 +88,12 @@ class IndependentScore:
         score: Score,
         *,
         encoder: Encoder,
+        num_steps: int,
         seed: int,
         rows: int,
         state: dict[str, Any],
     ) -> None:
-        self.settings, self.seed, self.rows = settings, seed, rows
+        self.settings, self.num_steps, self.seed, self.rows = settings, num_steps, seed, rows
         self.answer, self.score = answer, score
         self.ids = [id for id, _ in questions]
         self.texts = [text for _, text in questions]
@@ -96,44 +111,66 @@ class IndependentScore:
         """
         if step % self.settings.every and not is_last:
             return None
-        if step == 0 and self.settings.best_of > 1:
-            self._measure_best_of()
-        found = Measurement(step, *self._answer(DRAWS))
+        described, *others = self._answer(DRAWS)
+        if step == 0:
+            self._start(described)
+        found = Measurement(step, self.score.decide(described), *others)
         self.points.append({"step": step, **found.point})
         self.recent = [*self.recent, found][-KEPT:]
         return found
 
-    def _measure_best_of(self) -> None:
-        draws = [self._answer(f"{DRAWS}, best of n: {number}") for number in range(self.settings.best_of)]
-        scores = torch.tensor([one[0] for one in draws]).T  # (P, N)
-        rewards = torch.tensor([one[1] for one in draws]).T
-        for n in powers_of_two(self.settings.best_of):
-            mean = [best_of_n(rewards, what, n).mean().item() for what in (scores, rewards)]
-            self.best_of.append(
-                {"n": n, "kl": best_of_n_kl(n), "independent_score": mean[0], "reward": mean[1]}
-            )
+    def _start(self, described: list[Any]) -> None:
+        """Measure best-of-n of the SFT model, whose answers are those that a judge compares others with."""
+        if self.score.preference:
+            steps, every, has_best = self.num_steps, self.settings.every, self.settings.best_of > 1
+            self.score.preference.start(described, num_comparisons=-(-steps // every) + has_best)
+        if self.settings.best_of > 1:
+            self._measure_best_of()
 
-    def _answer(self, draws: str) -> tuple[list[float], list[float], list[float]]:
-        """Return score, reward and KL of an answer to each prompt, drawn by the numbers called ``draws``."""
+    def _measure_best_of(self) -> None:
+        sizes = powers_of_two(self.settings.best_of)
+        draws = [self._answer(f"{DRAWS}, best of n: {number}") for number in range(self.settings.best_of)]
+        rewards = torch.tensor([one[1] for one in draws]).T  # (P, N)
+        if self.score.preference:  # verdicts on all answers would cost too much
+            best = rewards[:, : sizes[-1]].argmax(dim=1).tolist()
+            chosen = [draws[number][0][place] for place, number in enumerate(best)]
+            means = {1: 0.5, sizes[-1]: mean_interval(self.score.decide(chosen)).value}
+        else:
+            scores = torch.tensor([self.score.decide(one[0]) for one in draws]).T
+            means = {n: best_of_n(rewards, scores, n).mean().item() for n in sizes}
+        for n in sizes:
+            found = {"n": n, "kl": best_of_n_kl(n), "reward": best_of_n(rewards, rewards, n).mean().item()}
+            self.best_of.append(found | ({"independent_score": means[n]} if n in means else {}))
+
+    def _answer(self, draws: str) -> tuple[list[Any], list[float], list[float]]:
+        """Return description, reward and KL of an answer to each prompt, drawn by the numbers called
+        ``draws``.
+        """
         uniform = sampling.uniform_numbers(self.seed, draws, self.ids, self.num_tokens)
         parts = [slice(first, first + self.rows) for first in range(0, len(self.ids), self.rows)]
 
-        def figures(part: slice) -> list[list[float]]:
+        def figures(part: slice) -> list[list[Any]]:
             rollout = self.answer(self.prompts[part], self.texts[part], uniform[part])
             kls = (rollout.logp - rollout.ref_logp).sum(dim=1).tolist()
-            return [self.score(rollout, self.texts[part]), rollout.score.tolist(), kls]
+            return [self.score.describe(rollout, self.texts[part]), rollout.score.tolist(), kls]
 
         found = distributed.map_over_ranks(parts, figures)
-        scores, rewards, kls = ([x for part in found for x in part[which]] for which in range(3))
-        return scores, rewards, kls
+        described, rewards, kls = ([x for part in found for x in part[which]] for which in range(3))
+        return described, rewards, kls
 
     def forget(self) -> None:
         """Forget the recent measurements: later ones are of other weights."""
         self.recent = []
 
+    def warnings(self) -> list[str]:
+        """Return sentences on what a judge could not decide."""
+        return self.score.preference.warnings() if self.score.preference else []
+
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint needs."""
-        return {"score": {"points": self.points, "recent": self.recent, "best_of": self.best_of}}
+        found = {"points": self.points, "recent": self.recent, "best_of": self.best_of}
+        judge = {"judge": self.score.preference.state()} if self.score.preference else {}
+        return {"score": found | judge}
 
 
 def build_score(
@@ -171,18 +208,26 @@ def build_score(
         )
         return mix.score(rollout, texts)
 
-    score = (
-        gold_scores(own, questions)
-        if settings.by == "gold"
-        else held_out_scores(run, models, mix.rule, device=device)
-    )
-    rows = run.machine.micro_batch or job.ppo.rollouts
+    if settings.by == "gold":
+        score = Score(gold_scores(own, questions))
+    elif settings.by == "judge":
+        score = judge_score(job, run, own, questions, state, device=device)
+    else:
+        score = Score(held_out_scores(run, models, mix.rule, device=device))
     return IndependentScore(
-        settings, questions, answer, score, encoder=own, seed=job.seed, rows=rows, state=state
+        settings,
+        questions,
+        answer,
+        score,
+        encoder=own,
+        num_steps=job.ppo.steps,
+        seed=job.seed,
+        rows=run.machine.micro_batch or job.ppo.rollouts,
+        state=state,
     )
 
 
-def held_out_scores(run: Run, models: PpoModels, rule: ScoreRule, *, device: torch.device) -> Score:
+def held_out_scores(run: Run, models: PpoModels, rule: ScoreRule, *, device: torch.device) -> Describe:
     """Return the function that scores by the member of the reward model that PPO never sees.
 
     Raises InputError if none was trained.
@@ -205,7 +250,7 @@ def held_out_scores(run: Run, models: PpoModels, rule: ScoreRule, *, device: tor
     return score
 
 
-def gold_scores(encoder: Encoder, questions: Sequence[tuple[int, str]]) -> Score:
+def gold_scores(encoder: Encoder, questions: Sequence[tuple[int, str]]) -> Describe:
     """Return the function that scores by the gold scorer.
 
     Raises InputError if the questions are not of its site.
@@ -219,11 +264,36 @@ def gold_scores(encoder: Encoder, questions: Sequence[tuple[int, str]]) -> Score
         ) from None
 
     def score(rollout: Rollout, asked: list[str]) -> list[float]:
-        ids, mask = rollout.batch
-        answers = [
-            prompts.decode_answer(encoder.tokenizer, row[kept].tolist(), template=encoder.template)
-            for row, kept in zip(ids, mask, strict=True)
-        ]
+        answers = decode_answers(rollout, encoder)
         return [gold_score(one, text) for one, text in zip(asked, answers, strict=True)]
 
     return score
+
+
+def judge_score(
+    job: PpoJob,
+    run: Run,
+    encoder: Encoder,
+    questions: Sequence[tuple[int, str]],
+    state: dict[str, Any],
+    *,
+    device: torch.device,
+) -> Score:
+    """Return the score by a language model, which the first rank asks.
+
+    Raises InputError if it cannot be asked.
+    """
+    if isinstance(job.judge, NoJudge):
+        raise InputError("ppo.score.by=judge needs the settings judge: `alignflow job` writes them.")
+    preference = Preference(
+        language_judges.judge_opener(job.judge, run, device),
+        [text for _, text in questions],
+        phase=run.phase,
+        state=state.get("score", {}).get("judge", {}),
+    )
+    distributed.from_first(preference.try_judge)
+    return Score(
+        lambda rollout, _: decode_answers(rollout, encoder),
+        lambda answers: distributed.from_first(lambda: preference(answers)),
+        preference,
+    )

@@ -46,10 +46,19 @@ def describe_text_fault(baseline: Baseline, by_prompt: Sequence[TextStatistics],
 
 def describe_rollout(rollout: Rollout, encoder: Encoder) -> list[TextStatistics]:
     """Return the statistics of each answer."""
-    tokenizer, template = encoder.tokenizer, encoder.template
-    ids, mask = rollout.batch
-    answers = [row[kept].tolist() for row, kept in zip(ids, mask, strict=True)]
+    texts, ended = decode_answers(rollout, encoder), rollout.ended.tolist()
     return [
-        describe_answer(one, prompts.decode_answer(tokenizer, one, template=template), ended=ended)
-        for one, ended in zip(answers, rollout.ended.tolist(), strict=True)
+        describe_answer(ids, text, ended=is_ended)
+        for ids, text, is_ended in zip(_answer_ids(rollout), texts, ended, strict=True)
     ]
+
+
+def decode_answers(rollout: Rollout, encoder: Encoder) -> list[str]:
+    """Return the texts of a rollout's answers."""
+    tokenizer, template = encoder.tokenizer, encoder.template
+    return [prompts.decode_answer(tokenizer, ids, template=template) for ids in _answer_ids(rollout)]
+
+
+def _answer_ids(rollout: Rollout) -> list[list[int]]:
+    ids, mask = rollout.batch
+    return [row[kept].tolist() for row, kept in zip(ids, mask, strict=True)]

@@ -11,10 +11,11 @@ from tasks.reporting.charts import Curve, Mark, draw_curves
 from tasks.reporting.numbers import format_number
 from tasks.reporting.stage_charts import Chart
 
-SCORES = {"held_out": "Held-out reward", "gold": "Gold score"}
+SCORES = {"held_out": "Held-out reward", "gold": "Gold score", "judge": "Judge's preference"}
 MEANINGS = {
     "held_out": "The same answers by the member of the reward model that PPO never sees, in the same unit.",
     "gold": "The same answers by the gold scorer; 10 points are a perfect answer.",
+    "judge": "How often a language model prefers the same answers to the SFT model's own (a tie: 1/2).",
 }
 ACROSS = "Across: the square root of the KL in nats an answer."
 ACTIONS = {
@@ -52,7 +53,8 @@ def draw_over_optimisation(scores: Mapping[str, Any]) -> list[Chart]:
 def _draw(title: str, note: str, scores: Mapping[str, Any], name: str, name_of_best: str) -> Chart:
     points: Sequence[Mapping[str, float]] = scores["points"]
     curves = [Curve("policy", [(_root(one["score_kl"]), one[name]) for one in points], sparse=True)]
-    if best_of := [(_root(one["kl"]), one[name_of_best]) for one in scores["best_of_n"]]:
+    measured = [one for one in scores["best_of_n"] if name_of_best in one]  # a judge sees few of them
+    if best_of := [(_root(one["kl"]), one[name_of_best]) for one in measured]:
         curves.append(Curve("best of n", best_of, sparse=True))
     mark = _mark_best(scores, name)
     drawing = draw_curves(curves, title=f"ppo: {title}", mark=mark, only_whole_ticks=False)

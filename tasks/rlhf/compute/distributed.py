@@ -169,6 +169,12 @@ def barrier() -> None:
     all_reduce([0.0])
 
 
+def from_first(compute: Callable[[], T]) -> T:
+    """Return what the first rank computes, on all ranks."""
+    own = [compute()] if is_first() else []
+    return all_gather(own)[0][0]
+
+
 def all_gather(value: T) -> list[T]:
     """Return the values of all ranks, by rank."""
     if world() == 1:

@@ -21,9 +21,9 @@ TEXT = {"max_prompt_tokens": 48, "max_answer_tokens": 40}
 LORA = {"rank": 2, "alpha": 4}
 
 
-def write_inputs(root: Path, **reward_settings: Any) -> dict[str, Path]:
-    """Write data, a base that has learnt to end its answers, and a reward model on it."""
-    data = tiny.data_folder(root / "data", 40)
+def write_inputs(root: Path, *, data: Path | None = None, **reward_settings: Any) -> dict[str, Path]:
+    """Write data, unless there are some, a base that has learnt to end its answers, and a reward model."""
+    data = data or tiny.data_folder(root / "data", 40)
     model = tiny.trained_folder(root / "base", data)
     job = {"seed": 0, "text": TEXT, "reward": {"lora": LORA, "max_steps": 8} | reward_settings}
     run = Run(tiny.write_job(root / "reward", "reward", job, {"data": data, "model": model}))

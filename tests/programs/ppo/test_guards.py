@@ -1,9 +1,12 @@
 """Test PPO's guards: planted hacks are caught, named and acted on, and a cut run decides the same."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from pydantic import ValidationError
@@ -15,14 +18,18 @@ from tasks.programs.ppo_stage.guard_report import describe_alarms
 from tasks.programs.ppo_stage.guards import Guards
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.batches.sequences import Sequences
-from tasks.rlhf.evaluation.text_statistics import TextStatistics
+from tasks.rlhf.evaluation.text_statistics import FENCE, TextStatistics
 from tasks.rlhf.models import reward_model
 from tasks.rlhf.training.ppo_state import create_optimizers
 from tests.programs.ppo import ppo_jobs
+from tests.support import tiny
 
 USUAL = TextStatistics(0.0, 1.0, 0.0, 0.9, 20.0, 1.0)
 EVERY_STEP = {"checkpoint_steps": 10}  # PPO saves ten times as often as the other stages
-HACK = {"steps": 14, "rollouts": 32, "minibatch": 16, "learning_rate": 3e-2, "kl_coefficient": 0.0}
+HACK: dict[str, Any] = {
+    "steps": 14, "rollouts": 32, "minibatch": 16, "learning_rate": 3e-2, "kl_coefficient": 0.0,
+    "kl_budget_per_token": None, "missing_eos": "add", "missing_eos_reward": 0.0,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +77,21 @@ def test_a_kl_above_the_budget_is_a_fault(inputs: dict[str, Path], tmp_path: Pat
         None
     ] * 3
     assert found.check(4, rows(), of(6.0)) == (4, found.alarms[0].reason, "raise_kl")
-    assert "6.0 nats an answer, above ppo.kl_budget=5" in describe_alarms(found)[0]
+    assert "6.0 nats an answer, above the 5 of ppo.kl_budget=5" in describe_alarms(found)[0]
     assert found.raise_weight(1.0) == 1.5
+
+
+def test_the_usual_budget_grows_with_the_sft_models_answers(inputs: dict[str, Path], tmp_path: Path) -> None:
+    found = guards(inputs, tmp_path / "run", text_alarm=None)
+    assert found.check(1, rows(length=24.0), of(0.0)) is None
+    for step in range(2, 5):
+        assert found.check(step, rows(length=100.0), of(5.9)) is None, "of the first batch alone"
+    assert found.check(5, rows(length=24.0), of(6.1)) is None
+    alarm = found.check(6, rows(length=24.0), of(6.1))
+    assert alarm == (6, alarm and alarm.reason, "roll_back")
+    assert "6.1 nats an answer, above the 6 of ppo.kl_budget_per_token=0.25" in describe_alarms(found)[0]
+    free = guards(inputs, tmp_path / "free", text_alarm=None, kl_budget_per_token=None)
+    assert [free.check(step, rows(), of(1e3)) for step in range(1, 4)] == [None] * 3
 
 
 def test_a_stop_returns_to_the_weights_before_the_first_fault(
@@ -116,7 +136,10 @@ def test_answers_to_few_prompts_are_not_compared(inputs: dict[str, Path], tmp_pa
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"on_alarm": "stop", "text_alarm": None, "spike_alarm": None}, "nothing to act on"),
+        (
+            {"on_alarm": "stop", "text_alarm": None, "spike_alarm": None, "kl_budget_per_token": None},
+            "nothing to act on",
+        ),
         ({"on_alarm": "raise_kl", "kl_coefficient": 0}, "set it above 0"),
     ],
 )
@@ -137,13 +160,18 @@ def test_the_state_survives_a_checkpoint(inputs: dict[str, Path], tmp_path: Path
 
 def plant(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Let the reward model pay for something else than its training taught."""
+    words = tiny.tokenizer()
+    wanted = words(" Use")["input_ids"][0]  # the first word of a good answer
 
     def paid(scorer: Any, batch: Sequences) -> Tensor:
         counts = batch.response_mask.sum(dim=1).float()
         if name == "length":
             return counts / 10 - 2
-        wanted = (batch.input_ids == 30) & batch.response_mask
-        return 4 * wanted.sum(dim=1) / counts - 2
+        if name == "code fences":
+            rows = zip(batch.input_ids, batch.response_mask, strict=True)
+            texts = [str(words.decode(ids[mask])) for ids, mask in rows]
+            return torch.tensor([4.0 * min(1, text.count(FENCE) / 2) - 2 for text in texts])
+        return 4 * ((batch.input_ids == wanted) & batch.response_mask).sum(dim=1) / counts - 2
 
     monkeypatch.setattr(reward_model, "normalised_rewards", paid)
 
@@ -152,19 +180,39 @@ def lines(run: Run) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run.artifact / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("hack", ["length", "one token"])
+@pytest.fixture(scope="module")
+def with_fences(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return inputs with an SFT model that puts every fourth answer into a code fence."""
+    root = tmp_path_factory.mktemp("fences")
+    shutil.copytree(inputs["data"], root / "data")
+    rows = pq.read_table(root / "data" / "finetune.parquet").to_pylist()
+    for row in rows[::4]:
+        row["answer"] = f"{FENCE} {row['answer'].split('.')[0]} {FENCE}"
+    pq.write_table(pa.Table.from_pylist(rows), root / "data" / "finetune.parquet")
+    return ppo_jobs.write_inputs(root, data=root / "data")
+
+
+@pytest.mark.parametrize("hack", ["length", "one token", "code fences"])
 def test_a_planted_hack_is_stopped(
-    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hack: str
+    inputs: dict[str, Path],
+    with_fences: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    hack: str,
 ) -> None:
     """The policy learns what is paid for; without the guard it goes on to the end."""
     plant(monkeypatch, hack)
-    extra = {"missing_eos": "add", "missing_eos_reward": 0.0}
-    free = ppo_jobs.write_run(tmp_path / "free", inputs, **HACK, **extra)
+    inputs = with_fences if hack == "code fences" else inputs
+    free = ppo_jobs.write_run(tmp_path / "free", inputs, **HACK, on_alarm="warn")
     ppo.train(*free)
-    held = ppo_jobs.write_run(tmp_path / "held", inputs, **HACK, **extra, on_alarm="stop")
+    held = ppo_jobs.write_run(tmp_path / "held", inputs, **HACK, on_alarm="stop")
     ppo.train(*held)
     assert len(lines(free[1])) == 14
     assert 2 <= len(lines(held[1])) < 14
+    rewards = [line["reward"] for line in lines(free[1])]
+    rise = (max(rewards) - rewards[0]) / 10
+    onset = next(step for step, reward in enumerate(rewards, start=1) if reward - rewards[0] > rise)
+    assert onset <= len(lines(held[1])) <= onset + 10
     (sentence,) = held[1].warnings[-1:]
     assert "the answers have left the SFT model's range" in sentence
     assert "Training ended, and the policy is" in sentence
@@ -180,7 +228,7 @@ def test_a_cut_run_stops_at_the_same_step_with_the_same_weights(
     inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(monkeypatch, "one token")
-    settings: dict[str, Any] = {"missing_eos": "add", "missing_eos_reward": 0.0, "on_alarm": "stop"}
+    settings: dict[str, Any] = {"on_alarm": "stop"}
     whole = ppo_jobs.write_run(tmp_path / "whole", inputs, machine=EVERY_STEP, **HACK, **settings)
     ppo.train(*whole)
     ended = len(lines(whole[1]))

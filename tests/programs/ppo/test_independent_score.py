@@ -30,7 +30,7 @@ HELD_OUT = 77.0  # marks the planted scorer
 HACK: dict[str, Any] = {
     "steps": 16, "rollouts": 32, "minibatch": 16, "learning_rate": 2e-2, "kl_coefficient": 0.0,
     "missing_eos": "add", "missing_eos_reward": 0.0, "text_alarm": None, "spike_alarm": None,
-    "score": SCORE,
+    "kl_budget_per_token": None, "on_alarm": "warn", "score": SCORE,
 }  # fmt: skip
 
 
@@ -106,7 +106,7 @@ def test_over_optimisation_is_stopped_at_the_best_score(
     plant(monkeypatch)
     free = ppo_jobs.write_run(tmp_path / "free", inputs, **HACK | {"keep": "final"})
     ppo.train(*free)
-    held = ppo_jobs.write_run(tmp_path / "held", inputs, **HACK, on_alarm="stop")
+    held = ppo_jobs.write_run(tmp_path / "held", inputs, **HACK | {"on_alarm": "stop"})
     ppo.train(*held)
     assert len(lines(free[1])) == 16
     assert len(lines(held[1])) < 16
