@@ -119,6 +119,17 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
                 "run",
                 "demo",
                 "--set",
+                "machine.launch.ppo.shard=true",
+                "--set",
+                "ppo.sampler=continuous_batching",
+            ],
+            "ppo.sampler=continuous_batching needs all weights of the base",
+        ),
+        (
+            [
+                "run",
+                "demo",
+                "--set",
                 "dpo={tune: bottleneck, bottleneck: {whole_layers: true}}",
                 "--set",
                 "merge.dtype=bfloat16",
