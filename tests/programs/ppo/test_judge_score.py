@@ -19,7 +19,7 @@ from tests.support.judges.chat_server import KEY, Answer, serving
 SCORE = {"by": "judge", "every": 2, "prompts": 16, "best_of": 4}
 PPO: dict[str, Any] = {
     "lora": ppo_jobs.LORA, "steps": 6, "rollouts": 8, "minibatch": 4, "epochs": 2, "learning_rate": 2e-2,
-    "text_alarm": None, "spike_alarm": None, "score": SCORE,
+    "text_alarm": None, "spike_alarm": None, "kl_budget_per_token": None, "score": SCORE,
 }  # fmt: skip
 JUDGE: dict[str, Any] = {
     "kind": "endpoint", "model": "judge-1", "prompt_price": 1.0, "reply_price": 1.0, "timeout": 5.0,
