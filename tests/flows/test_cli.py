@@ -123,7 +123,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
                 "--set",
                 "ppo.sampler=continuous_batching",
             ],
-            "ppo.sampler=continuous_batching needs all weights of the base",
+            "machine.launch.ppo.shard: ppo.sampler=continuous_batching needs all weights of the base",
         ),
         (
             [
