@@ -30,7 +30,7 @@ def attend(
     **settings: Any,
 ) -> tuple[Tensor, None]:
     """Return what transformers' own function returns, (B, T, H, D); query (B, H, T, D)."""
-    if not _is_slow_in_half(query):
+    if query.device.type != "cpu" or not is_slow_in_half(query):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
     if attention_mask is not None and attention_mask.is_floating_point():
         attention_mask = attention_mask.float()
@@ -40,8 +40,10 @@ def attend(
     return output.to(query.dtype), None
 
 
-def _is_slow_in_half(query: Tensor) -> bool:
-    """Return whether the queries are those of a short text; those of a single token have no backward pass."""
+def is_slow_in_half(query: Tensor) -> bool:
+    """Return whether queries are bfloat16 and those of a short text, which a CPU computes in float32.
+
+    Those of a single token have no backward pass.
+    """
     tokens, width = query.shape[-2:]
-    is_half = query.device.type == "cpu" and query.dtype == torch.bfloat16
-    return is_half and tokens > 1 and tokens * width <= FEW_ELEMENTS
+    return query.dtype == torch.bfloat16 and tokens > 1 and tokens * width <= FEW_ELEMENTS

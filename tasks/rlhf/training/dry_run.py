@@ -9,6 +9,7 @@ import copy
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +28,7 @@ from transformers.masking_utils import sdpa_mask
 from transformers.pytorch_utils import Conv1D
 
 from tasks.rlhf.batches import attention_masks, chunked_log_probs, forward
+from tasks.rlhf.compute import cpu_attention
 from tasks.rlhf.models import gradient_checkpointing, loading, lora, quantised
 
 META = torch.device("meta")
@@ -127,7 +129,7 @@ def measure_transient(spec: StepSpec) -> TransientMemory:
     """Run one micro-batch forward and backward on the meta device. Return the bytes that it needs."""
     model = empty_model(spec)
     if model.config._attn_implementation == "sdpa":
-        AttentionInterface.register(NAME, _attention)
+        AttentionInterface.register(NAME, partial(_attention, device=spec.device))
         AttentionMaskInterface.register(NAME, sdpa_mask)
         model.set_attn_implementation(NAME)
     if spec.checkpointing:
@@ -218,16 +220,26 @@ class _AliveBytes(TorchDispatchMode):
 
 
 def _attention(
-    _: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_settings: Any
+    _: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    device: torch.device,
+    **_settings: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Compute attention with the O(T) memory of torch's CPU and CUDA kernels; on the meta device torch would
-    use the O(T^2) definition.
+    use the O(T^2) definition. ``device`` is the one whose memory is measured.
     """
+    dtype = query.dtype
+    if device.type == "cpu" and cpu_attention.is_slow_in_half(query):
+        query, key, value = query.float(), key.float(), value.float()
     if attention_mask is not None:  # transformers then repeats keys and values for every head
         groups = query.shape[1] // key.shape[1]
         key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     output: Tensor = _Attention.apply(query, key, value, attention_mask)  # type: ignore[no-untyped-call]
-    return output.transpose(1, 2).contiguous(), None
+    return output.transpose(1, 2).contiguous().to(dtype), None
 
 
 class _Attention(torch.autograd.Function):

@@ -62,9 +62,7 @@ def test_models_use_it_once_a_cpu_is_set_up(monkeypatch: pytest.MonkeyPatch) -> 
     devices.set_up("cpu", 0)
     assert ALL_ATTENTION_FUNCTIONS["sdpa"] is cpu_attention.attend
     asked = []
-    monkeypatch.setattr(
-        cpu_attention, "_is_slow_in_half", lambda query: asked.append(query.dtype) is not None
-    )
+    monkeypatch.setattr(cpu_attention, "is_slow_in_half", lambda query: asked.append(query.dtype) is not None)
     model = tiny.model("llama").to(torch.bfloat16)
     logits = model(torch.arange(5, 12)[None]).logits
     assert asked

@@ -13,13 +13,20 @@ from typing import Any
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PretrainedConfig
+from transformers import (
+    AttentionInterface,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PretrainedConfig,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from tasks.config.sections.sft import Sft
 from tasks.programs.runtime import training_setup
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.batches import chunked_log_probs, forward
-from tasks.rlhf.compute import free_memory
+from tasks.rlhf.compute import cpu_attention, free_memory
 from tasks.rlhf.compute.free_memory import available
 from tasks.rlhf.models import gradient_checkpointing, lora
 from tasks.rlhf.training import dry_run, memory
@@ -85,7 +92,12 @@ def test_a_quantised_base_cannot_train() -> None:
 
 
 def real(spec: StepSpec) -> int:
-    """The most bytes that torch had allocated at once in a forward and backward pass, on this machine."""
+    """The most bytes that torch had allocated at once in a forward and backward pass, on this machine.
+
+    With a specification for a GPU attention is computed as there.
+    """
+    on_cpu = spec.device.type == "cpu"
+    AttentionInterface.register("sdpa", cpu_attention.attend if on_cpu else sdpa_attention_forward)
     model = AutoModelForCausalLM.from_config(
         copy.deepcopy(spec.config), dtype=torch.bfloat16 if spec.precision == "bfloat16" else torch.float32
     )
@@ -152,13 +164,16 @@ def config(kind: str) -> PretrainedConfig:
         LORA._replace(chunk=32),
         FULL._replace(precision="bfloat16"),
         LORA._replace(precision="bfloat16"),
+        FULL._replace(precision="bfloat16", device=tiny.CPU),
+        LORA._replace(precision="bfloat16", device=tiny.CPU),
+        LORA._replace(precision="bfloat16", device=tiny.CPU, explicit_mask=True),
         *(LORA._replace(config=config(kind)) for kind in tiny.ARCHITECTURES),
         *(FULL._replace(config=config(kind)) for kind in tiny.ARCHITECTURES),
     ],
     ids=lambda spec: ", ".join(
         [
             spec.config.model_type,
-            *(f"{k}={v}" for k, v in spec._asdict().items() if k not in ("config", "device") and v),
+            *(f"{k}={v}" for k, v in spec._asdict().items() if k != "config" and v and v != CUDA),
         ]
     ),
 )
