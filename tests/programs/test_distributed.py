@@ -586,6 +586,7 @@ def written(tree: Path, tmp_path: Path, code: str) -> Path:
     )
     made = tmp_path / "work"
     made.mkdir()
+    (made / "job.json").write_text("{}")
     return made
 
 
