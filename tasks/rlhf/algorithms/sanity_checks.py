@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+
+from tasks.rlhf.compute import fsdp
 
 
 class StepZeroError(RuntimeError):
@@ -79,6 +80,6 @@ def digest(tensors: Iterable[Tensor]) -> str:
     """
     result = hashlib.sha256()
     for part in tensors:
-        tensor = part.full_tensor() if isinstance(part, DTensor) else part
+        tensor = fsdp.full_tensor(part)
         result.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return result.hexdigest()

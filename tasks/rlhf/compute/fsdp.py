@@ -141,7 +141,7 @@ def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> float
     norms = []
     for group in groups:
         norm = torch.nn.utils.get_total_norm([p.grad for p in group if p.grad is not None])
-        norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        norms.append(full_tensor(norm))
     total = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
     for group in groups:
         torch.nn.utils.clip_grads_with_norm_(group, max_norm, total)

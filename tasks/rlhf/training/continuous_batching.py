@@ -1,14 +1,13 @@
 """Sample answers with transformers' continuous batching: paged attention, and on CUDA its recorded graphs.
 
 Its log-probabilities are those of other kernels than the scorer's, and its random numbers are its own, so a
-row's answer depends on its batch. On a CPU it is some ten times slower than `sampling.sample`.
+row's answer depends on its batch. On a CPU it takes four times as long as `sampling.sample`.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
@@ -43,7 +42,9 @@ def sample(
     with torch.random.fork_rng(devices=devices):
         try:
             results = _generate(model, prompts, _generation(max_tokens, temperature, end_ids, pad_id), seed)
-        except (ValueError, RuntimeError, AttributeError, NotImplementedError) as error:
+        except torch.OutOfMemoryError:
+            raise
+        except (ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(
                 f"ppo.sampler=continuous_batching does not work with this model ({reason}): {ADVICE}."
@@ -114,8 +115,4 @@ def _collect(results: list[Any], pad_id: int, device: torch.device) -> Samples:
         ids[row, :count] = torch.tensor(result.generated_tokens)
         logp[row, :count] = torch.tensor(result.logprobs)
         mask[row, :count] = True
-    return Samples(*(_moved(one, device) for one in (ids, mask, logp)))
-
-
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    return tensor.to(device)
+    return Samples(ids.to(device), mask.to(device), logp.to(device))
