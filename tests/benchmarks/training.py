@@ -345,7 +345,7 @@ def _pairs_loss(model: PeftModel, head: nn.Linear, what: str, folder: Path) -> L
     reference: dict[int, list[float]] = {}
     if what in COMPARED:
         with lora.active(model, None) as base:
-            reference = log_probs(base, asked, pad_id=0)
+            reference = log_probs(base, asked, pad_id=0, report_progress=lambda done, total: None)
 
     def dpo_loss(policy: PreTrainedModel, step: int) -> Tensor:
         batch, part = collated(step), asked[step * questions : (step + 1) * questions]
