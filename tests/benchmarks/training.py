@@ -203,7 +203,7 @@ def build_base() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
         tokenizer_object=raw, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
     )
     torch.manual_seed(0)
-    sizes = {
+    sizes: dict[str, Any] = {
         "vocab_size": 4096,
         "hidden_size": 256,
         "intermediate_size": 704,
@@ -272,7 +272,7 @@ def our_round(what: str, dtype: str, folder: Path) -> dict[str, Any]:
     head.weight.data.copy_(first["score"])
     head.bias.requires_grad_(False)
     if what in SCORED:
-        parameters["head.weight"] = head.weight
+        parameters["next(head.parameters())"] = head.weight
     optimizer = torch.optim.AdamW(parameters.values(), lr=WORK["learning_rate"], weight_decay=0.0, fused=True)
     started = time.perf_counter(), time.process_time()
     loss_of = _sft_loss(model, folder) if what == "sft" else _pairs_loss(model, head, what, folder)
