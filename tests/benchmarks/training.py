@@ -272,7 +272,7 @@ def our_round(what: str, dtype: str, folder: Path) -> dict[str, Any]:
     head.weight.data.copy_(first["score"])
     head.bias.requires_grad_(False)
     if what in SCORED:
-        parameters["next(head.parameters())"] = head.weight
+        parameters["head.weight"] = next(head.parameters())
     optimizer = torch.optim.AdamW(parameters.values(), lr=WORK["learning_rate"], weight_decay=0.0, fused=True)
     started = time.perf_counter(), time.process_time()
     loss_of = _sft_loss(model, folder) if what == "sft" else _pairs_loss(model, head, what, folder)
