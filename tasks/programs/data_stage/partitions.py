@@ -30,15 +30,14 @@ class Partition(NamedTuple):
     output: Path
 
 
-class FilteredPartition(NamedTuple):
-    """A file of kept questions, and what was dropped and masked."""
+class FilterCounts(NamedTuple):
+    """Counts of what was dropped and masked in a partition."""
 
-    path: Path
     dropped: Counter[str]
     masked: Counter[str]
 
 
-def filter_partition(partition: Partition) -> FilteredPartition:
+def filter_partition(partition: Partition) -> FilterCounts:
     """Write the questions of a partition that the rules keep."""
     dropped: Counter[str] = Counter()
     masked: Counter[str] = Counter()
@@ -52,7 +51,7 @@ def filter_partition(partition: Partition) -> FilteredPartition:
         if changed := rules.apply_rules(question, active, dropped, masked):
             kept.append(changed)
     question_files.write(kept, partition.output, near_duplicates=partition.near_duplicates)
-    return FilteredPartition(partition.output, dropped, masked)
+    return FilterCounts(dropped, masked)
 
 
 def rules_from_settings(data: Data) -> rules.Rules:
@@ -73,11 +72,11 @@ class TablePart(NamedTuple):
     splits: bytes  # of each question an index into SPLITS
     max_pairs: int
     seed: int
-    folder: Path
+    output: Path
 
 
-def build_table_part(part: TablePart) -> tuple[Path, Statistics]:
-    """Write the rows of a file of questions, one file per table. Return the folder and the statistics."""
+def build_table_part(part: TablePart) -> Statistics:
+    """Write the rows of a file of questions, one file per table, and return their statistics."""
     statistics = Statistics()
     rows: dict[str, list[Fields]] = {name: [] for name in tables.COLUMNS}
     for question, split in zip(question_files.read(part.questions), part.splits, strict=True):
@@ -88,7 +87,7 @@ def build_table_part(part: TablePart) -> tuple[Path, Statistics]:
         statistics.add(question, pairs, num_pairs)
         for name, row in tables.build_rows(question, SPLITS[split], pairs, num_pairs):
             rows[name].append(row)
-    part.folder.mkdir(exist_ok=True)
+    part.output.mkdir(exist_ok=True)
     for name, table_rows in rows.items():
-        tables.write_part(name, table_rows, part.folder / name)
-    return part.folder, statistics
+        tables.write_part(name, table_rows, part.output / name)
+    return statistics

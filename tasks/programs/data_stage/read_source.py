@@ -9,6 +9,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
+import orjson
+
 from tasks.config import dump_files
 from tasks.config.sections.sources import (
     HhRlhf,
@@ -26,7 +28,7 @@ from tasks.dataset.readers import blocks, csv_columns, dump_tables, row_files
 from tasks.dataset.readers.blocks import Block
 from tasks.dataset.readers.quarantine import Place
 from tasks.dataset.readers.row_files import Row
-from tasks.dataset.readers.user_names import UserNames
+from tasks.dataset.readers.user_names import UserNames, read_user_names
 from tasks.dataset.sorted_files import Record
 from tasks.dataset.sources import (
     hh_rlhf,
@@ -40,6 +42,7 @@ from tasks.dataset.sources.grouping import AnswerGroups, AnswerRecord
 from tasks.dataset.sources.row_warnings import RowWarnings
 from tasks.dataset.sources.stack_exchange import NumberedPost, number_post
 from tasks.dataset.sources.stack_exchange_dump import Post, Unreadable
+from tasks.system.files import replacing
 
 BUILT_IN_SITE = "shell.example"
 MOST_COLUMNS = 1000  # whose names are counted of a block
@@ -62,8 +65,8 @@ class BlockTask(NamedTuple):
     names: Path | None = None  # folder of the names of a dump's users
 
 
-class BlockResult(NamedTuple):
-    """Counts of one block, and the file of its records."""
+class BlockCounts(NamedTuple):
+    """Counts of one block."""
 
     file: str
     bytes: int  # of the source, read so far
@@ -71,16 +74,6 @@ class BlockResult(NamedTuple):
     read: Counter[str]
     dropped: Counter[str]
     bad: list[tuple[int, str]]  # number of the row in the block, from 1, and the reason
-    output: Path
-    warnings: RowWarnings
-
-
-class _Counts(NamedTuple):
-    """Counters that the readers of a block fill."""
-
-    read: Counter[str]
-    dropped: Counter[str]
-    bad: list[tuple[int, str]]
     warnings: RowWarnings
 
 
@@ -148,27 +141,20 @@ def _has_users(candidate: Path, *, is_dump: bool) -> bool:
 # ------------------------------------------------------------------------------------- blocks to records
 
 
-def read_block(task: BlockTask) -> BlockResult:
+def read_block(task: BlockTask) -> BlockCounts:
     """Read a block and write its records, sorted by the numbers of their questions. Raises InputError."""
-    counts = _Counts(Counter(), Counter(), [], RowWarnings.empty())
+    block = task.block
+    counts = BlockCounts(block.file, block.bytes_read, 0, Counter(), Counter(), [], RowWarnings.empty())
     if isinstance(task.source, ShellSite | StackExchangeDump):
         num_rows, records = _read_posts(task, counts)
     else:
         num_rows, records = _read_rows(task, counts)
     sorted_files.write(records, task.output)
-    return BlockResult(
-        file=task.block.file,
-        bytes=task.block.bytes_read,
-        rows=num_rows,
-        read=counts.read,
-        dropped=counts.dropped,
-        bad=sorted(counts.bad),
-        output=task.output,
-        warnings=counts.warnings.most_common(MOST_COLUMNS),
-    )
+    warnings = counts.warnings.most_common(MOST_COLUMNS)
+    return counts._replace(rows=num_rows, bad=sorted(counts.bad), warnings=warnings)
 
 
-def _read_posts(task: BlockTask, counts: _Counts) -> tuple[int, list[Record]]:
+def _read_posts(task: BlockTask, counts: BlockCounts) -> tuple[int, list[Record]]:
     records: list[Record] = []
     number = 0
     with UserNames(task.names) if task.names else nullcontext() as names:
@@ -186,7 +172,7 @@ def _read_posts(task: BlockTask, counts: _Counts) -> tuple[int, list[Record]]:
     return number, records
 
 
-def _read_rows(task: BlockTask, counts: _Counts) -> tuple[int, list[Record]]:
+def _read_rows(task: BlockTask, counts: BlockCounts) -> tuple[int, list[Record]]:
     rows = []
     number = 0
     for number, fields in enumerate(row_files.read_block(task.block), 1):
@@ -199,7 +185,7 @@ def _read_rows(task: BlockTask, counts: _Counts) -> tuple[int, list[Record]]:
     return number, records
 
 
-def _records_from_rows(source: Source, rows: list[Row], counts: _Counts) -> list[Record]:
+def _records_from_rows(source: Source, rows: list[Row], counts: BlockCounts) -> list[Record]:
     def reject(place: Place, reason: str) -> None:
         counts.bad.append((place.row, reason))
 
@@ -226,6 +212,19 @@ def _records_from_rows(source: Source, rows: list[Row], counts: _Counts) -> list
         case _:
             raise AssertionError(source)
     return [(question_id, list(record)) for question_id, record in groups.records]
+
+
+class NamesTask(NamedTuple):
+    """A block of a dump's users, and the file that their names are written to."""
+
+    block: Block
+    output: Path
+
+
+def read_names(task: NamesTask) -> None:
+    """Write (number, name) of every user of a block as JSON. Raises InputError."""
+    with replacing(task.output) as new:
+        new.write_bytes(orjson.dumps(read_user_names(task.block)))
 
 
 # ---------------------------------------------------------------------------------- records to questions
