@@ -69,7 +69,8 @@ from tasks.programs.data_stage.split_checks import check_splits
 from tasks.programs.runtime.program import Run, main
 from tasks.system.errors import InputError
 
-PARTITION_RECORDS = 2**14  # records (posts, comparisons) that are objects in memory at a time
+PARTITION_RECORDS = 2**14  # records (posts, comparisons) that are in memory at a time
+PARTITION_BYTES = 2**26  # of their texts
 BLOCK_SUFFIX = ".block"
 
 
@@ -167,7 +168,7 @@ def _iter_block_tasks(data_run: DataRun) -> Iterator[BlockTask]:
         if site and block.file != file:
             file = block.file
             names = _write_user_names(block.path, data_run.work / f"names{number:06}", data_run)
-        output = data_run.work / f"records{number:06}.jsonl"
+        output = data_run.work / f"records{number:06}.arrow"
         yield BlockTask(
             block=_store_content(block, output),
             source=source,
@@ -221,6 +222,7 @@ def _filter_questions(record_files: list[Path], data_run: DataRun) -> list[Path]
 
 def _build_partitions(record_files: list[Path], data_run: DataRun) -> list[Partition]:
     job = data_run.job
+    ranges = sorted_files.partition(record_files, PARTITION_RECORDS, PARTITION_BYTES)
     ngrams = _write_ngrams(data_run.run, data_run.work / "evaluation_ngrams.npz")
     return [
         Partition(
@@ -229,9 +231,9 @@ def _build_partitions(record_files: list[Path], data_run: DataRun) -> list[Parti
             rules=partitions.rules_from_settings(job.data),
             evaluation_ngrams=ngrams,
             near_duplicates=job.data.alike < 1,
-            output=data_run.work / f"questions{number:06}.jsonl",
+            output=data_run.work / f"questions{number:06}.arrow",
         )
-        for number, slices in enumerate(sorted_files.partition(record_files, PARTITION_RECORDS))
+        for number, slices in enumerate(ranges)
     ]
 
 
