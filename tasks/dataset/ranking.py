@@ -52,8 +52,9 @@ def _order_by_score(questions: Questions) -> tuple[Indices, Mask]:
 def has_dates(questions: Questions) -> Mask:
     """Return whether the source says anything about an answer's age, by a date or by votes, [m]."""
     created = questions.answers.column("created")
-    has_date: Mask = pc.not_equal(created, "").to_numpy(zero_copy_only=False)
-    return has_date | (questions.number("votes") != 0)
+    has_any: Mask = pc.not_equal(created, "").to_numpy(zero_copy_only=False)
+    has_any |= questions.number("votes") != 0
+    return has_any
 
 
 def rank_ages(questions: Questions) -> tuple[Indices, Mask]:

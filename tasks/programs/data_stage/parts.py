@@ -119,7 +119,7 @@ def counts_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.json")
 
 
-def read_counts(output: Path, kind: type[Counts]) -> Counts:
+def read_counts(output: Path, kind: Callable[..., Counts]) -> Counts:
     """Return the counts of a part."""
     counts: Counts = _adapter(kind).validate_python(_read(output)["counts"])
     return counts
