@@ -156,10 +156,13 @@ def test_posts_in_columns_become_the_rows_that_they_become_one_by_one(
             sorted_files.write(batch, paths[-1])
             numbered += [row_oracle.number_post(post, site, several_sites=several_sites) for post in of_site]
     dropped, masked, expected_dropped, expected_masked = Counter(), Counter(), Counter(), Counter()
+    every = list(row_oracle.build_questions(numbered, expected_dropped))
+    expected_dropped["questions without answers"] = sum(not question.answers for question in every)
     expected = [
         kept
-        for question in row_oracle.build_questions(numbered, expected_dropped)
-        if (kept := row_oracle.apply_rules(question, active, expected_dropped, expected_masked))
+        for question in every
+        if question.answers
+        and (kept := row_oracle.apply_rules(question, active, expected_dropped, expected_masked))
     ]
     rows: list[Question] = []
     for slices in sorted_files.partition(paths, size, 1000):

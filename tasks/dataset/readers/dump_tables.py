@@ -8,13 +8,13 @@ reason, and the others are read. Memory does not grow with the size of the file.
 import csv
 import gzip
 import io
-import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import orjson
 from lxml import etree
 
 from tasks.dataset.readers import blocks, dump_xml
@@ -50,7 +50,7 @@ def read_rows(block: Block) -> Iterator[Mapping[str, str] | str]:
     """
     with _refusing_damaged_files(block.path):
         content = blocks.load_content(block)
-        yield from dump_xml.parse_rows(content, block.path) if block.form == XML else json.loads(content)
+        yield from dump_xml.parse_rows(content, block.path) if block.form == XML else orjson.loads(content)
 
 
 def file_size(path: Path) -> int:
@@ -117,7 +117,7 @@ def _iter_pieces(
     else:
         rows = _iter_csv_rows(stream, path, table)
     for batch in batches(((row, _row_size(row)) for row in rows), size):
-        yield FIELDS, blocks.to_json(batch)
+        yield FIELDS, orjson.dumps(batch)
 
 
 def _row_size(row: Mapping[str, str] | str) -> int:

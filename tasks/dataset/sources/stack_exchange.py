@@ -98,17 +98,18 @@ def question_url(site: str, question: int) -> str:
 
 
 def build_questions(posts: pa.RecordBatch, dropped: Counter[str]) -> Questions:
-    """Return the questions with their answers, whose texts are HTML still.
+    """Return the questions that have answers, whose texts are HTML still.
 
-    ``dropped`` counts answers without a question.
+    ``dropped`` counts answers without a question, and questions without answers: neither is converted.
     """
     posts = _drop_repeated(posts, dropped)
     is_answer = _numbers(posts, "parent") != 0
     asked, written = posts.filter(pa.array(~is_answer)), posts.filter(pa.array(is_answer))
+    asked, written = (
+        _keep_common(asked, written, "questions without answers", dropped),
+        _keep_common(written, asked, "answers whose question is missing", dropped),
+    )
     rows = np.searchsorted(_numbers(asked, "question"), _numbers(written, "question"))
-    found = np.isin(_numbers(written, "question"), _numbers(asked, "question"))
-    dropped["answers whose question is missing"] += int((~found).sum())
-    written, rows = written.filter(pa.array(found)), rows[found]
     return Questions(
         about=_build_about(asked),
         answers=_build_answers(written, asked.take(pa.array(rows))),
@@ -116,6 +117,15 @@ def build_questions(posts: pa.RecordBatch, dropped: Counter[str]) -> Questions:
         compared=np.zeros(len(asked), dtype=bool),
         pairs=np.empty((0, 2), dtype=np.int64),
     )
+
+
+def _keep_common(
+    posts: pa.RecordBatch, others: pa.RecordBatch, reason: str, dropped: Counter[str]
+) -> pa.RecordBatch:
+    """Return the posts whose question the others have, too."""
+    kept = np.isin(_numbers(posts, "question"), _numbers(others, "question"))
+    dropped[reason] += int((~kept).sum())
+    return posts.filter(pa.array(kept))
 
 
 def _numbers(posts: pa.RecordBatch, column: str) -> Indices:
