@@ -64,8 +64,10 @@ def _holding(answers: Sequence[Answer]) -> Questions:
 
 
 def drop_unusable_answers(question: Question, dropped: Counter[str], **chars: int) -> Question | None:
-    """Return the question as it is kept, or None."""
-    return _first(rules.drop_unusable_answers(from_rows([question]), dropped, **chars))
+    """Return the question as it is kept, or None; reasons that are counted 0 times are left out."""
+    kept = _first(rules.drop_unusable_answers(from_rows([question]), dropped, **chars))
+    dropped += Counter()
+    return kept
 
 
 def apply_rules(
