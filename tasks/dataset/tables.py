@@ -11,10 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tasks.dataset.conversation import to_records
 from tasks.dataset.question import Answer, Pair, Question, age_ranks, index_of_best, is_older, ranks
 from tasks.system.files import replacing
 
 TEXT, INTEGER, NUMBER, TEXTS = pa.string(), pa.int32(), pa.float64(), pa.list_(pa.string())
+MESSAGES = pa.list_(pa.struct([("role", TEXT), ("content", TEXT)]))
 ABOUT_QUESTION = {"site": TEXT}
 ROW_GROUP = 8_192  # rows
 FEW_VALUES = re.compile("site|.*_licence")  # columns that a dictionary encodes well
@@ -25,7 +27,7 @@ def _source_types(role: str, kind: pa.DataType = TEXT) -> dict[str, pa.DataType]
 
 
 ABOUT_QUESTION |= _source_types("question")
-PROMPT = {"question_id": pa.int64(), "prompt": TEXT}
+PROMPT = {"question_id": pa.int64(), "prompt": TEXT, "messages": MESSAGES}  # no messages: one, the prompt
 ANSWER = PROMPT | {"answer": TEXT, "score": NUMBER} | ABOUT_QUESTION | _source_types("answer")
 GAP = {
     "gap": NUMBER,
@@ -96,9 +98,9 @@ def build_pair_row(question: Question, pair: Pair, sampled_of: int, answer_ranks
 
 
 def _prompt_columns(question: Question) -> Fields:
-    return {"question_id": question.id, "prompt": question.prompt, "site": question.site} | _source_columns(
-        "question", question
-    )
+    prompt = {"prompt": question.prompt, "messages": to_records(question.messages)}
+    about = {"question_id": question.id, "site": question.site}
+    return about | prompt | _source_columns("question", question)
 
 
 def _source_columns(role: str, text: Question | Answer) -> Fields:

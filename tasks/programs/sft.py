@@ -42,7 +42,7 @@ def train(job: SftJob, run: Run) -> None:
 
     # 1. Best answers as packed blocks; some questions are held out.
     tokenizer = loading.load_tokenizer(folder)
-    encoder = pair_tables.build_encoder(job.text, tokenizer)
+    encoder = pair_tables.build_encoder(job.text, tokenizer, pair_tables.read_chats(run.inputs["data"]))
     blocks, held_out = read_blocks(job, tokenizer, run, encoder)
     rows = min(machine.micro_batch or settings.batch_size, -(-settings.batch_size // distributed.world()))
     micro_batch = training_setup.MicroBatch(rows, settings.block_tokens, packed=True)
@@ -130,7 +130,7 @@ def read_blocks(
     Raises InputError if there are too few or a block is too short.
     """
     settings = job.sft
-    documents = read_finetune_split(run, encoder, answers_only=settings.loss_on == "answer")
+    documents = read_finetune_split(run, encoder, loss_on=settings.loss_on)
     if len(documents) < 2:
         raise InputError(
             "The fine-tuning split has fewer than two questions: raise data.finetune_share or give more data."

@@ -102,9 +102,11 @@ def join_shingles(paths: Sequence[Path]) -> tuple[Path, Indices]:
 
 def question_from_json(fields: list[Any]) -> Question:
     """Return the question of fields that ``question_to_json`` returned."""
-    *about, answers, compared, split, name = fields
+    *about, answers, compared, split, name, messages = fields
     pairs = None if compared is None else tuple((better, worse) for better, worse in compared)
-    return Question._make([*about, tuple(Answer._make(answer) for answer in answers), pairs, split, name])
+    replies = tuple(Answer._make(answer) for answer in answers)
+    turns = tuple((role, text) for role, text in messages)
+    return Question._make([*about, replies, pairs, split, name, turns])
 
 
 def question_to_json(question: Question) -> list[Any]:
@@ -115,6 +117,7 @@ def question_to_json(question: Question) -> list[Any]:
         question.compared,
         question.split,
         question.author_name,
+        question.messages,
     ]
 
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from typing import NamedTuple
 
+from tasks.dataset.conversation import Messages, write_out
 from tasks.dataset.curation.contamination import Ngrams, overlaps
 from tasks.dataset.curation.language import detect_language
 from tasks.dataset.curation.personal_data import mask_personal_data
@@ -48,7 +49,7 @@ def _exclusion_reason(question: Question, rules: Rules) -> str:
     # "": code, or too little text to detect a language
     if rules.languages and detect_language(question.prompt) not in (*rules.languages, ""):
         return "questions in other languages"
-    if rules.personal == "drop" and mask_personal_data(question.prompt)[1]:
+    if rules.personal == "drop" and _mask_prompt(question)[2]:
         return "questions with personal data"
     if rules.evaluation_ngrams and overlaps(question.prompt, rules.evaluation_ngrams):
         return "questions of evaluation sets"
@@ -56,14 +57,31 @@ def _exclusion_reason(question: Question, rules: Rules) -> str:
 
 
 def _mask(question: Question, masked: Counter[str]) -> Question:
-    prompt, counts = mask_personal_data(question.prompt)
+    prompt, messages, counts = _mask_prompt(question)
     answers = []
     for answer in question.answers:
         text, more = mask_personal_data(answer.text)
         counts += more
         answers.append(answer if text is answer.text else answer._replace(text=text))
     masked.update(counts)
-    return question._replace(prompt=prompt, answers=tuple(answers)) if counts else question
+    if not counts:
+        return question
+    return question._replace(prompt=prompt, messages=messages, answers=tuple(answers))
+
+
+def _mask_prompt(question: Question) -> tuple[str, Messages, Counter[str]]:
+    """Return the masked prompt and messages; of a conversation the prompt is the masked messages."""
+    if not question.messages:
+        prompt, counts = mask_personal_data(question.prompt)
+        return prompt, (), counts
+    counts = Counter()
+    messages = []
+    for role, text in question.messages:
+        after, found = mask_personal_data(text)
+        counts += found
+        messages.append((role, after))
+    prompt = write_out(messages) if counts else question.prompt
+    return prompt, tuple(messages), counts
 
 
 def _drop_personal_answers(question: Question, dropped: Counter[str]) -> Question:

@@ -130,9 +130,9 @@ def _add_comparison(row: RowFields, split: str, groups: AnswerGroups) -> None:
     prompt = build_prompt(row, before)
     if scores := find_twin_scores(row.fields, first=names[0], second=names[1]):
         _check_scores(row, scores, is_first)
-    refuse_deciding(row.unread(), NO_LABELS if columns.label else LABELS, (prompt, first, second))
+    refuse_deciding(row.unread(), NO_LABELS if columns.label else LABELS, (prompt.text, first, second))
     better, worse = (first, second) if is_first else (second, first)
-    groups.add_comparison(prompt, better, worse, split=split)
+    groups.add_comparison(prompt.text, better, worse, split=split, messages=prompt.messages)
 
 
 def _is_first_better(row: RowFields, first: str, second: str) -> bool:
@@ -177,9 +177,9 @@ def _add_ratings(row: RowFields, column: str, split: str, groups: AnswerGroups) 
     read = [read_answer(response, column) for response in responses]  # all or none are added
     prompts = [build_prompt(row, before) for before, _ in read]
     answers = strip_template(row, [answer for _, answer in read])
-    refuse_deciding(row.unread(), labels, (*prompts, *answers))
+    refuse_deciding(row.unread(), labels, (*(prompt.text for prompt in prompts), *answers))
     for prompt, answer, score in zip(prompts, answers, numbers, strict=True):
-        groups.add_rating(prompt, answer, score, split=split)
+        groups.add_rating(prompt.text, answer, score, split=split, messages=prompt.messages)
 
 
 def _add_completion(row: RowFields, split: str, groups: AnswerGroups) -> None:
@@ -192,11 +192,11 @@ def _add_completion(row: RowFields, split: str, groups: AnswerGroups) -> None:
     is_good = is_good_label(row.label(label), label) if label else None
     prompt = build_prompt(row, before)
     (answer,) = strip_template(row, [answer])
-    refuse_deciding(row.unread(), NO_LABELS if label else ANSWER_LABELS, (prompt, answer))
+    refuse_deciding(row.unread(), NO_LABELS if label else ANSWER_LABELS, (prompt.text, answer))
     if is_good is None:
-        groups.add_answer(prompt, answer, split=split)
+        groups.add_answer(prompt.text, answer, split=split, messages=prompt.messages)
     else:
-        groups.add_label(prompt, answer, is_good, split=split)
+        groups.add_label(prompt.text, answer, is_good, split=split, messages=prompt.messages)
 
 
 def _incomplete_reason(row: RowFields) -> str:

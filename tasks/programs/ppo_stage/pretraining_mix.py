@@ -134,8 +134,9 @@ def load_text_mix(
             check_context(reference, size, settings="ppo.ptx.block_tokens")
         documents = read_text(run.inputs["text"], tokenizer, job.ppo, size)
     else:
-        encoder = pair_tables.build_encoder(job.text, tokenizer)  # its counts are not those of the prompts
-        documents = read_finetune_split(run, encoder, answers_only=True)
+        # its counts are not those of the prompts
+        encoder = pair_tables.build_encoder(job.text, tokenizer, pair_tables.read_chats(run.inputs["data"]))
+        documents = read_finetune_split(run, encoder, loss_on="last")
         longest = max((len(one.ids) for one in documents), default=0)
         if longest > size:
             raise InputError(
