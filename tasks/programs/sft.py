@@ -22,8 +22,7 @@ from tasks.programs.runtime.packed_documents import measure_packing_leak, read_f
 from tasks.programs.runtime.program import ReportProgress, Run, main
 from tasks.programs.runtime.training_samples import build_sampler
 from tasks.rlhf.algorithms import losses, schedules
-from tasks.rlhf.batches.block_loss import block_loss
-from tasks.rlhf.batches.packing import IGNORE, Blocks, pack
+from tasks.rlhf.batches.packing import IGNORE, Blocks, block_loss, pack
 from tasks.rlhf.batches.truncation import Encoder
 from tasks.rlhf.compute import devices, distributed, fsdp, seeds
 from tasks.rlhf.models import loading

@@ -2,12 +2,9 @@
 
 from typing import NamedTuple
 
-from tasks.dataset.conversation import Messages
+from tasks.dataset.conversation import ASSISTANT, SYSTEM, USER, Messages
 from tasks.dataset.readers.quarantine import UnusableRow, quote
 from tasks.dataset.sources.chat_messages import (
-    ASSISTANT,
-    SYSTEM,
-    USER,
     Message,
     join_conversations,
     read_text,

@@ -1,8 +1,8 @@
 """Read a user's own rows: comparisons, rated answers, and answers to learn from, in any mixture.
 
 A row is {prompt, chosen, rejected}, {prompt, responses, scores}, or {prompt, completion} with a label, a
-score or neither; the columns can have other names. A completion's label says whether it is good; a
-comparison's label says which side is better.
+score or neither; the columns can have other names, of which known_shapes.py has those of published sets. A
+completion's label says whether it is good; a comparison's label says which side is better.
 
 A text can also be messages (chat_messages.py). In a conversation that ends in an answer, everything before
 the answer is the prompt; so a comparison of two conversations needs no column for the prompt, and if it has
@@ -31,6 +31,7 @@ from tasks.dataset.sources.column_meanings import (
     score_sign,
 )
 from tasks.dataset.sources.grouping import AnswerGroups
+from tasks.dataset.sources.known_shapes import recognise
 from tasks.dataset.sources.own_prompts import build_prompt, read_answer, strip_template
 from tasks.dataset.sources.row_fields import RowFields
 from tasks.dataset.sources.row_warnings import RowWarnings
@@ -56,7 +57,10 @@ def group_rows(
     """
     groups, warnings = AnswerGroups(site, licence), warnings or RowWarnings.empty()
     for place, fields in rows:
-        row = RowFields(fields, columns, warnings)
+        meanings, shape = recognise(fields, columns)
+        row = RowFields(fields, meanings, warnings)
+        if shape:
+            row.warn(warnings.noticed, f"rows read by the columns of {shape}")
         try:
             split = "evaluation" if _is_held_out(row) or is_test(place.file) else ""
             _add_row(row, split, groups)

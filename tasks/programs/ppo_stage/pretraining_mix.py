@@ -20,9 +20,8 @@ from tasks.programs.runtime import pair_tables
 from tasks.programs.runtime.packed_documents import measure_packing_leak, read_finetune_split
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.algorithms import schedules
-from tasks.rlhf.batches.block_loss import block_loss
 from tasks.rlhf.batches.control_tokens import encode_text
-from tasks.rlhf.batches.packing import IGNORE, Blocks, Document, pack
+from tasks.rlhf.batches.packing import IGNORE, Blocks, Document, block_loss, pack
 from tasks.rlhf.batches.prompts import prefix_ids
 from tasks.rlhf.compute import distributed, fsdp
 from tasks.rlhf.models import lora

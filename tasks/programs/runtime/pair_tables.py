@@ -9,10 +9,11 @@ import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
 from tasks.config.sections.models import Text
-from tasks.dataset.conversation import Messages, from_records
+from tasks.dataset.conversation import from_records
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.batches import comparisons
 from tasks.rlhf.batches.comparisons import Comparison, Texts
+from tasks.rlhf.batches.conversations import Messages
 from tasks.rlhf.batches.truncation import Encoder
 from tasks.system.errors import InputError
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from tasks.dataset.conversation import ASSISTANT, SYSTEM, USER
 from tasks.rlhf.batches.control_tokens import Markers, encode_marked, free_characters, locate_tokens, mark
 from tasks.rlhf.batches.prompts import (
     PLAIN,
@@ -26,7 +27,6 @@ from tasks.rlhf.batches.prompts import (
 )
 from tasks.system.errors import InputError
 
-USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
 Messages = Sequence[tuple[str, str]]  # (role, text); the last one is the user's
 NO_LIMIT = 2**31 - 1
 _PROBES = {SYSTEM: "Be 41927 terse.", ASSISTANT: "It is 48263.", USER: "What is 73915?"}
@@ -37,7 +37,7 @@ class Fitted(NamedTuple):
 
     messages: Messages
     ids: list[int]  # up to where the next answer starts
-    dropped: int  # messages left out
+    dropped: Messages  # the oldest ones, which are left out
 
 
 class Rendered(NamedTuple):
@@ -64,23 +64,28 @@ def fit(
 
     ids = encode(messages)
     if len(ids) <= max_tokens:
-        return Fitted(messages, ids, 0)
+        return Fitted(messages, ids, [])
     system = list(messages[:1]) if messages[0][0] == SYSTEM else []
-    starts = [place for place, (role, _) in enumerate(messages) if role == USER]
-    shorter = [[*system, *messages[start:]] for start in starts if start > len(system)] or [messages]
-    place = bisect_left(shorter, True, key=lambda kept: len(encode(kept)) <= max_tokens)
-    kept = shorter[min(place, len(shorter) - 1)]
-    *before, (_, question) = kept
-    if before and len(encode([*before, (USER, "")])) >= max_tokens:
-        before = []
+    turns = messages[len(system) :]
+    starts = [place for place, (role, _) in enumerate(turns) if role == USER]
+
+    def fits(start: int) -> bool:
+        return len(encode([*system, *turns[start:]])) <= max_tokens
+
+    start = starts[min(bisect_left(starts, True, key=fits), len(starts) - 1)]
+    *before, (_, question) = turns[start:]
+    dropped = list(turns[:start])
+    if system and not before and len(encode([*system, (USER, "")])) >= max_tokens:
+        dropped = [*system, *dropped]
+    else:
+        before = [*system, *before]
     text, ids = shorten_text(
         question,
         encode([*before, (USER, question)]),
         lambda text: encode([*before, (USER, text)]),
         max_tokens=max_tokens,
     )
-    left = [*before, (USER, text)]
-    return Fitted(left, ids, len(messages) - len(left))
+    return Fitted([*before, (USER, text)], ids, dropped)
 
 
 def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Messages, template: Template) -> list[int]:

@@ -73,12 +73,12 @@ class Encoder:
         fitted = conversations.fit(
             self.tokenizer, messages, template=self.template, max_tokens=self.max_prompt_tokens
         )
-        is_cut = fitted.dropped > 0 or fitted.messages[-1] != messages[-1]
+        is_cut = bool(fitted.dropped) or fitted.messages[-1] != messages[-1]
         self.cut = self.cut._replace(
             prompts=self.cut.prompts + 1,
             prompts_cut=self.cut.prompts_cut + is_cut,
             messages=self.cut.messages + len(messages),
-            messages_dropped=self.cut.messages_dropped + fitted.dropped,
+            messages_dropped=self.cut.messages_dropped + len(fitted.dropped),
         )
         return fitted
 

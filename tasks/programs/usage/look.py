@@ -1,0 +1,125 @@
+"""Show examples of a source as a model will see them, and say how the source was read.
+
+python -m tasks.programs.usage.look DIR
+
+inputs: source (none for the built-in site); tokenizer, a folder (none: one is learnt from the texts)
+
+Only the first blocks of the source are read, so that the answer comes at once; nothing is trained or written.
+"""
+
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase
+
+from tasks.config.commands.usage import LookJob
+from tasks.config.sections.sources import ShellSite
+from tasks.dataset import row_sample
+from tasks.dataset.question import Question, draw_pairs, index_of_best
+from tasks.demo_site import site
+from tasks.programs.runtime import pair_tables
+from tasks.programs.runtime.program import Run, main
+from tasks.programs.usage.beginning import read_beginning
+from tasks.programs.usage.examples import Example, build_example
+from tasks.programs.usage.look_screen import show_examples, show_reading
+from tasks.rlhf.batches.truncation import Encoder
+from tasks.rlhf.models import builtin, loading
+from tasks.system.errors import InputError
+
+NUM_MEASURED = 200  # questions whose lengths are counted
+NUM_GENERATED = 300  # questions of the built-in site
+
+
+def look(job: LookJob, run: Run) -> None:
+    """Print examples with their tokens and what was cut, then how the source was read."""
+    if reconfigure := getattr(sys.stdout, "reconfigure", None):
+        reconfigure(errors="replace")
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    reading = read_beginning(job, find_source(job, run), run.directory)
+    if not reading.questions:
+        show_reading(console, reading, [])
+        raise InputError(f"No question can be used of the {reading.num_rows:,} rows that were read.")
+    questions = draw_questions(reading.questions)
+    chats = {question.prompt: question.messages for question in questions if question.messages}
+    encoder = pair_tables.build_encoder(job.text, load_tokenizer(job, run, questions), chats)
+    examples = list(islice(iter_examples(job, encoder, questions), job.count))
+    show_examples(console, examples, job)
+    for question in questions:
+        encoder.encode_prompt(question.prompt)
+        for answer in question.answers:
+            encoder.encode_answer(answer.text)
+    show_reading(console, reading, [*describe_lengths(encoder, len(questions)), *encoder.warnings()])
+    if "tokenizer" not in run.inputs:
+        console.print(
+            "The tokenizer is learnt from the texts read here; the built-in base's will differ a little.",
+            style="dim",
+        )
+
+
+def find_source(job: LookJob, run: Run) -> Path:
+    """Return the source's file or folder; the built-in site is generated, a small one."""
+    if not isinstance(job.source, ShellSite):
+        return run.inputs["source"]
+    path = run.directory / "Posts.xml"
+    site.write_posts(site.generate(num_questions=NUM_GENERATED, seed=job.seed), path)
+    return path
+
+
+def draw_questions(questions: list[Question]) -> list[Question]:
+    """Return a sample of the questions, by their ids; conversations and compared answers come first."""
+    places = row_sample.draw_sample([question.id for question in questions], NUM_MEASURED)
+    drawn = [questions[place] for place in places]
+    return sorted(drawn, key=lambda one: not (one.messages or len(one.answers) > 1))
+
+
+def load_tokenizer(job: LookJob, run: Run, questions: list[Question]) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of the input, or one that is learnt from the texts. Raises InputError."""
+    if folder := run.inputs.get("tokenizer"):
+        return loading.load_tokenizer(folder)
+    if job.text.template == "chat":
+        raise InputError(
+            "text.template=chat needs a tokenizer with a chat template: name its folder in --model."
+        )
+    texts = [text for one in questions for text in (one.prompt, *(answer.text for answer in one.answers))]
+    return builtin.train_tokenizer(["Question: \n\nAnswer:", *texts], vocabulary=job.vocabulary)
+
+
+def iter_examples(job: LookJob, encoder: Encoder, questions: list[Question]) -> Iterator[Example]:
+    """Yield each question with its best answer and, if there is one, the answer that lost to another."""
+    for question in questions:
+        pairs = draw_pairs(question, max_pairs=job.data.max_pairs, seed=job.seed)
+        best = pairs[0][0] if pairs else index_of_best(question.answers)
+        worse = question.answers[pairs[0][1]].text if pairs else None
+        title = (
+            f"{question.site}, question {question.id}: {len(question.answers)} answers, {len(pairs)} pairs"
+        )
+        yield build_example(
+            encoder,
+            title,
+            question.messages or (("user", question.prompt),),
+            question.answers[best].text,
+            worse,
+            loss_on=job.loss_on,
+        )
+
+
+def describe_lengths(encoder: Encoder, num_questions: int) -> list[str]:
+    """Return what was cut of how many texts."""
+    cut = encoder.cut
+    sentences = [
+        f"Of {num_questions:,} questions {cut.prompts_cut:,} are cut at "
+        f"text.max_prompt_tokens={encoder.max_prompt_tokens}, and {cut.answers_cut:,} of {cut.answers:,} "
+        f"answers at text.max_answer_tokens={encoder.max_answer_tokens}."
+    ]
+    if cut.messages_dropped:
+        sentences.append(
+            f"Of {cut.messages:,} messages of conversations the {cut.messages_dropped:,} oldest are left out."
+        )
+    return sentences
+
+
+if __name__ == "__main__":
+    main(look, LookJob)
