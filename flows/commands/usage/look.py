@@ -72,7 +72,7 @@ def read_settings(source: str, model: Path | None, settings: list[str]) -> Pipel
     if is_profile(source):
         return profiles.load(source, settings)
     place = Path(source).expanduser()
-    if not place.exists() and not is_hub_id(source):
+    if not place.exists() and not ("/" in source and is_hub_id(source)):
         near = profiles.hint(source, profiles.names())
         raise InputError(f"There is no profile, file or folder {source!r}{near}")
     known: dict[str, Any] = {"kind": "own", "path": str(place) if place.exists() else source}

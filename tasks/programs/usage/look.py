@@ -93,9 +93,8 @@ def iter_examples(job: LookJob, encoder: Encoder, questions: list[Question]) -> 
         pairs = draw_pairs(question, max_pairs=job.data.max_pairs, seed=job.seed)
         best = pairs[0][0] if pairs else index_of_best(question.answers)
         worse = question.answers[pairs[0][1]].text if pairs else None
-        title = (
-            f"{question.site}, question {question.id}: {len(question.answers)} answers, {len(pairs)} pairs"
-        )
+        counts = f"answers: {len(question.answers)}, pairs: {len(pairs)}"
+        title = f"{question.site}, question {question.id} ({counts})"
         yield build_example(
             encoder,
             title,

@@ -31,7 +31,7 @@ def show_examples(console: Console, examples: Sequence[Example], job: LookJob) -
             console.print(_cut("cut from the end of the question", example.cut))
         _show_reply(console, example.answer, f"prompt {example.num_tokens} tokens, answer")
         if example.worse:
-            console.print(Text("worse: ", style=NOTE) + _colour(example.worse.pieces, WORSE))
+            console.print(Text.assemble(("worse: ", NOTE), _colour(example.worse.pieces, WORSE)))
             _show_reply(console, example.worse, "worse answer")
     console.print()
 
@@ -47,7 +47,7 @@ def show_reading(console: Console, reading: Reading, sentences: Iterable[str]) -
     )
     for sentence in sentences:
         console.print(sentence)
-    _show_counts(console, "Read", reading.warnings.noticed)
+    _show_counts(console, "Noticed", reading.warnings.noticed)
     _show_counts(console, "Joined to the prompt", reading.warnings.added, "column")
     _show_counts(console, "Not read", reading.warnings.unread, "column")
     _show_counts(console, "Left out", reading.bad)
@@ -69,11 +69,12 @@ def _has_colour(console: Console) -> bool:
 
 def _legend(job: LookJob, *, has_colour: bool) -> Text:
     counted = "counted by the loss of fine-tuning"
-    names = Text(f"text.template={job.text.template}, sft.loss_on={job.loss_on}. ", style=NOTE)
+    settings = f"text.template={job.text.template}, sft.loss_on={job.loss_on}. "
     if not has_colour:
-        return names + Text(f"{OPEN}{counted}{CLOSE}")
+        return Text(f"{settings}{OPEN}{counted}{CLOSE}")
     parts = (("control tokens", CONTROL), (counted, COUNTED), ("an answer that lost", WORSE), ("cut", CUT))
-    return names + Text(", ").join(Text(text, style=style) for text, style in parts)
+    names = Text(", ").join(Text(text, style=style) for text, style in parts)
+    return Text.assemble((settings, NOTE), names)
 
 
 def _join(pieces: Sequence[Piece], *, has_colour: bool) -> Text:
@@ -105,5 +106,5 @@ def _show_reply(console: Console, reply: Reply, what: str) -> None:
 
 def _cut(what: str, text: str) -> Text:
     shown = text if len(text) <= LONGEST_CUT else f"{text[:LONGEST_CUT]}…"
-    note = Text(f"[{what}, {len(text):,} characters: ", style=NOTE)
-    return note + Text(show_text(shown.replace("\n", " ")), style=CUT) + Text("]", style=NOTE)
+    struck = show_text(shown.replace("\n", " "))
+    return Text.assemble((f"[{what}, {len(text):,} characters: ", NOTE), (struck, CUT), ("]", NOTE))

@@ -169,23 +169,20 @@ def knows_role(tokenizer: PreTrainedTokenizerBase, role: str) -> bool:
 
 @lru_cache(maxsize=16)
 def _knows_role(tokenizer: PreTrainedTokenizerBase, _: str, role: str) -> bool:
-    question = (USER, _PROBES[USER])
-    try:
-        rendered = render(tokenizer, [(role, _PROBES[role]), question], "two messages")
-    except InputError:
-        return False
+    rendered = _render_probe(tokenizer, role, _PROBES[role])
     if _PROBES[role] not in rendered or _PROBES[USER] not in rendered:
         return False
-    if role == ASSISTANT:
-        return True
-    try:  # templates that know two roles only write any other one as an answer, or as a question
-        others = [
-            render(tokenizer, [(other, _PROBES[role]), question], "two messages")
-            for other in (USER, ASSISTANT)
-        ]
+    # templates that know two roles only write any other one as an answer, or as a question
+    others = {USER, ASSISTANT} - {role}
+    return rendered not in [_render_probe(tokenizer, other, _PROBES[role]) for other in others]
+
+
+def _render_probe(tokenizer: PreTrainedTokenizerBase, role: str, text: str) -> str:
+    """Render a message of a role and a question; "" if the template refuses them."""
+    try:
+        return render(tokenizer, [(role, text), (USER, _PROBES[USER])], "two messages")
     except InputError:
-        return True
-    return rendered not in others
+        return ""
 
 
 def _write_plain(messages: Messages, template: Template, ending: str) -> str:
