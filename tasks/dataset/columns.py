@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tasks.dataset.question import Answer, Question
+from tasks.dataset.conversation import from_records
+from tasks.dataset.question import Answer, Pair, Question
 from tasks.system.files import replacing
 
 Indices = NDArray[np.int64]
@@ -70,10 +71,9 @@ def select(questions: Questions, kept: Mask, kept_answers: Mask | None = None) -
     )
 
 
-def replace_column(batch: pa.RecordBatch, name: str, values: Any) -> pa.RecordBatch:
-    """Return a batch with another column of texts."""
-    place = batch.schema.get_field_index(name)
-    return batch.set_column(place, name, pa.array(values, TEXT))
+def replace_column(batch: pa.RecordBatch, name: str, values: pa.Array) -> pa.RecordBatch:
+    """Return a batch with other values in a column."""
+    return batch.set_column(batch.schema.get_field_index(name), name, values)
 
 
 def to_starts(sizes: Sequence[int] | Indices) -> Indices:
@@ -98,6 +98,23 @@ def from_rows(questions: Sequence[Question]) -> Questions:
         compared=np.array([question.compared is not None for question in questions], dtype=bool),
         pairs=np.array(pairs, dtype=np.int64).reshape(-1, 2),
     )
+
+
+def to_rows(questions: Questions) -> list[Question]:
+    """Return questions in columns as rows."""
+    answers = [Answer(**row) for row in questions.answers.to_pylist()]
+    pairs: list[list[Pair]] = [[] for _ in questions.compared]
+    for better, worse in questions.pairs.tolist():
+        row = int(questions.owners[better])
+        start = int(questions.starts[row])
+        pairs[row].append((better - start, worse - start))
+    rows = []
+    for row, fields in enumerate(questions.about.to_pylist()):
+        start, end = questions.starts[row : row + 2]
+        fields["messages"] = from_records(fields["messages"])
+        compared = tuple(pairs[row]) if questions.compared[row] else None
+        rows.append(Question(**fields, answers=tuple(answers[start:end]), compared=compared))
+    return rows
 
 
 def _to_batch(

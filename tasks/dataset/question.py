@@ -5,6 +5,8 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
+from tasks.dataset.conversation import Messages
+
 Pair = tuple[int, int]  # indices of the better and the worse answer
 
 
@@ -27,7 +29,7 @@ class Question(NamedTuple):
     """A question with its answers and the comparisons between them."""
 
     id: int
-    prompt: str  # Markdown
+    prompt: str  # Markdown; a conversation is written out
     created: str
     site: str  # that the question is from
     url: str
@@ -37,7 +39,7 @@ class Question(NamedTuple):
     compared: tuple[Pair, ...] | None = None  # the source's own comparisons; None: the higher score wins
     split: str = ""  # the split that the source assigns, if any
     author_name: str = ""
-    messages: tuple[tuple[str, str], ...] = ()  # (role, text); (): one message of the user, the prompt
+    messages: Messages = ()  # of a conversation; (): one user's message, the prompt
 
 
 def text_id(text: str) -> int:

@@ -15,6 +15,7 @@ from tasks.dataset.ranking import compare_ages, order_by_preference, rank_ages, 
 from tasks.system.files import replacing
 
 TEXT, INTEGER, NUMBER, TEXTS = pa.string(), pa.int32(), pa.float64(), pa.list_(pa.string())
+MESSAGES = pa.list_(pa.struct([("role", TEXT), ("content", TEXT)]))
 ABOUT_QUESTION = {"site": TEXT}
 ROW_GROUP = 8_192  # rows
 FEW_VALUES = re.compile("site|.*_licence")  # columns that a dictionary encodes well
@@ -28,7 +29,7 @@ def _source_types(role: str, kind: pa.DataType = TEXT) -> dict[str, pa.DataType]
 
 
 ABOUT_QUESTION |= _source_types("question")
-PROMPT = {"question_id": pa.int64(), "prompt": TEXT}
+PROMPT = {"question_id": pa.int64(), "prompt": TEXT, "messages": MESSAGES}  # no messages: one, the prompt
 ANSWER = PROMPT | {"answer": TEXT, "score": NUMBER} | ABOUT_QUESTION | _source_types("answer")
 GAP = {
     "gap": NUMBER,

@@ -71,7 +71,7 @@ def train(job: PpoJob, run: Run) -> None:
 
     # 1. Prompts; policy = reference = SFT model, critic = reward model; or the checkpoint's.
     tokenizer = loading.load_tokenizer(run.inputs["model"])
-    encoder = pair_tables.build_encoder(job.text, tokenizer)
+    encoder = pair_tables.build_encoder(job.text, tokenizer, pair_tables.read_chats(run.inputs["data"]))
     texts, held_out = read_questions(job, run)
     questions = [encoder.encode_prompt(text) for text in texts]
     models = load_models(job, run, device)

@@ -40,7 +40,9 @@ def compute(job: ReferenceJob, run: Run) -> None:
     device = devices.set_up(run.machine.device, run.machine.threads)
     tokenizer = loading.load_tokenizer(run.inputs["model"])
     base = training_setup.load_base(run, "model", job.weights.merged, job.text, device)
-    questions, encoder = read_pairs(run, job.text, tokenizer), pair_tables.build_encoder(job.text, tokenizer)
+    chats = pair_tables.read_chats(run.inputs["data"])
+    encoder = pair_tables.build_encoder(job.text, tokenizer, chats)
+    questions = read_pairs(run, job.text, tokenizer, pair_tables.build_encoder(job.text, tokenizer, chats))
     evaluation = pair_tables.read_evaluation(run.inputs["data"] / "evaluation_pairs.parquet", run, encoder)
     pad_id = tokenizer.pad_token_id
     training_setup.check_prompt_sharing(run, base, [*questions, *evaluation], pad_id=pad_id)
@@ -112,7 +114,11 @@ def read_pairs(
     texts = pair_tables.read_texts(run.inputs["data"] / "reward.parquet")
     if not texts:
         raise InputError("The reward split has no pairs: raise data.reward_share or give more data.")
-    return pair_tables.encode(run, texts, encoder or pair_tables.build_encoder(text, tokenizer))
+    return pair_tables.encode(
+        run,
+        texts,
+        encoder or pair_tables.build_encoder(text, tokenizer, pair_tables.read_chats(run.inputs["data"])),
+    )
 
 
 if __name__ == "__main__":

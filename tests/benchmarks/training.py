@@ -31,9 +31,8 @@ from tasks.programs.dpo import pair_loss
 from tasks.programs.reference import log_probs
 from tasks.rlhf.algorithms import losses
 from tasks.rlhf.batches import comparisons, shared_prompt
-from tasks.rlhf.batches.block_loss import block_loss
 from tasks.rlhf.batches.comparisons import Batch, Comparison
-from tasks.rlhf.batches.packing import IGNORE, Document, first_fit, pack
+from tasks.rlhf.batches.packing import IGNORE, Document, block_loss, first_fit, pack
 from tasks.rlhf.compute import devices, seeds
 from tasks.rlhf.models import loading, lora
 from tests.benchmarks.peer_environments import create_environment

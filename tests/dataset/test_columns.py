@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.dataset import columns, ranking, sorted_files, tables
-from tasks.dataset.columns import Questions, from_rows, select
+from tasks.dataset.columns import Questions, from_rows, select, to_rows
 from tasks.dataset.curation import contamination, rules
 from tasks.dataset.curation.question_files import SPLITS
 from tasks.dataset.curation.rules import Rules
@@ -23,7 +23,6 @@ from tasks.dataset.sources.markdown import to_markdown
 from tasks.dataset.sources.stack_exchange_dump import Post
 from tasks.dataset.statistics import Statistics
 from tests.support import row_oracle
-from tests.support.question_rows import to_rows
 
 SITES = ("a.example", "b.example")
 DATES = ("", "2009-01-01", "2011-04-08", "2015-06-01T10:00:00.000", "2018-05-02", "2020-02-02")

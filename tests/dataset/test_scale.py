@@ -31,7 +31,7 @@ from tasks.programs.data_stage import read_source
 from tasks.programs.runtime.program import Run
 from tasks.system.errors import InputError
 from tests.support.data_sets import table_digests, write_noisy_posts, write_posts
-from tests.support.question_rows import apply_rules, build_rows, count_pairs, draw_pairs, ranks, to_rows
+from tests.support.question_rows import apply_rules, build_rows, count_pairs, draw_pairs, ranks
 from tests.support.split_assignments import (
     connected_components,
     find_similar_pairs,
@@ -273,7 +273,7 @@ def test_a_file_of_questions_returns_what_was_written(tmp_path: Path) -> None:
     questions = [question(k, f"Why {k}?\u2028\n", author="a", split="evaluation") for k in range(3)]
     questions[1] = questions[1]._replace(compared=((0, 1),))
     (path,) = write_questions(questions, tmp_path, 10)
-    assert to_rows(columns.read(path)) == questions
+    assert columns.to_rows(columns.read(path)) == questions
 
 
 @pytest.mark.parametrize("size", [7, 1000])

@@ -4,13 +4,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from tasks.dataset.columns import to_rows
 from tasks.dataset.question import Question
 from tasks.dataset.readers import dump_tables
 from tasks.dataset.readers.quarantine import Place, Quarantine
 from tasks.dataset.sources import stack_exchange, stack_exchange_dump
 from tasks.dataset.sources.markdown import to_markdown
 from tasks.dataset.sources.stack_exchange_dump import Post, Unreadable
-from tests.support.question_rows import to_rows
 
 
 def iter_posts(

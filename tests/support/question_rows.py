@@ -8,29 +8,12 @@ import numpy as np
 import pyarrow as pa
 
 from tasks.dataset import columns, ranking, tables
-from tasks.dataset.columns import Questions, from_rows
+from tasks.dataset.columns import Questions, from_rows, to_rows
 from tasks.dataset.curation import rules
 from tasks.dataset.curation.rules import Rules
 from tasks.dataset.question import Answer, Pair, Question
 from tasks.dataset.sources import stack_exchange
 from tasks.dataset.sources.stack_exchange_dump import Post
-
-
-def to_rows(questions: Questions) -> list[Question]:
-    """Return questions in columns as rows."""
-    answers = [Answer(**row) for row in questions.answers.to_pylist()]
-    pairs: list[list[Pair]] = [[] for _ in questions.compared]
-    for better, worse in questions.pairs.tolist():
-        row = int(questions.owners[better])
-        start = int(questions.starts[row])
-        pairs[row].append((better - start, worse - start))
-    rows = []
-    for row, fields in enumerate(questions.about.to_pylist()):
-        start, end = questions.starts[row : row + 2]
-        fields["messages"] = tuple((one["role"], one["content"]) for one in fields["messages"])
-        compared = tuple(pairs[row]) if questions.compared[row] else None
-        rows.append(Question(**fields, answers=tuple(answers[start:end]), compared=compared))
-    return rows
 
 
 def draw_pairs(question: Question, *, max_pairs: int, seed: int) -> list[Pair]:

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from tasks.dataset.columns import Indices, Mask, Questions, replace_column, select
+from tasks.dataset.columns import MESSAGES, TEXT, Indices, Mask, Questions, replace_column, select
+from tasks.dataset.conversation import from_records, to_records, write_out
 from tasks.dataset.curation.contamination import Ngrams, overlaps
 from tasks.dataset.curation.language import detect_language
 from tasks.dataset.curation.personal_data import mask_personal_data
@@ -43,10 +44,12 @@ def apply_rules(
     questions = _exclude(questions, rules, dropped)
     if to_text:
         texts = [to_text(text) for text in questions.answers.column("text").to_pylist()]
-        questions = questions._replace(answers=replace_column(questions.answers, "text", texts))
+        questions = questions._replace(
+            answers=replace_column(questions.answers, "text", pa.array(texts, TEXT))
+        )
     if rules.personal == "mask":
         questions = questions._replace(
-            about=_mask(questions.about, "prompt", masked), answers=_mask(questions.answers, "text", masked)
+            about=_mask_prompts(questions.about, masked), answers=_mask(questions.answers, "text", masked)
         )
     elif rules.personal == "drop":
         questions = _drop_personal_answers(questions, dropped)
@@ -85,7 +88,26 @@ def _mask(batch: pa.RecordBatch, column: str, masked: Counter[str]) -> pa.Record
         clean, counts = mask_personal_data(text)
         texts.append(clean)
         masked.update(counts)
-    return replace_column(batch, column, texts)
+    return replace_column(batch, column, pa.array(texts, TEXT))
+
+
+def _mask_prompts(about: pa.RecordBatch, masked: Counter[str]) -> pa.RecordBatch:
+    """Return questions with masked prompts; of a conversation the prompt is the masked messages."""
+    chats = pc.list_value_length(about.column("messages")).to_numpy(zero_copy_only=False) > 0
+    if not chats.any():
+        return _mask(about, "prompt", masked)
+    prompts, records = about.column("prompt").to_pylist(), about.column("messages").to_pylist()
+    for row, is_chat in enumerate(chats.tolist()):
+        messages = from_records(records[row]) if is_chat else (("", prompts[row]),)
+        masks = [mask_personal_data(text) for _, text in messages]
+        found = sum((counts for _, counts in masks), Counter[str]())
+        if found:
+            masked.update(found)
+            after = tuple((role, text) for (role, _), (text, _) in zip(messages, masks, strict=True))
+            prompts[row] = write_out(after) if is_chat else after[0][1]
+            records[row] = to_records(after) if is_chat else []
+    about = replace_column(about, "prompt", pa.array(prompts, TEXT))
+    return replace_column(about, "messages", pa.array(records, MESSAGES))
 
 
 def _drop_personal_answers(questions: Questions, dropped: Counter[str]) -> Questions:

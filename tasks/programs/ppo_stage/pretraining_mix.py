@@ -20,9 +20,8 @@ from tasks.programs.runtime import pair_tables
 from tasks.programs.runtime.packed_documents import measure_packing_leak, read_finetune_split
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.algorithms import schedules
-from tasks.rlhf.batches.block_loss import block_loss
 from tasks.rlhf.batches.control_tokens import encode_text
-from tasks.rlhf.batches.packing import IGNORE, Blocks, Document, pack
+from tasks.rlhf.batches.packing import IGNORE, Blocks, Document, block_loss, pack
 from tasks.rlhf.batches.prompts import prefix_ids
 from tasks.rlhf.compute import distributed, fsdp
 from tasks.rlhf.models import lora
@@ -134,8 +133,9 @@ def load_text_mix(
             check_context(reference, size, settings="ppo.ptx.block_tokens")
         documents = read_text(run.inputs["text"], tokenizer, job.ppo, size)
     else:
-        encoder = pair_tables.build_encoder(job.text, tokenizer)  # its counts are not those of the prompts
-        documents = read_finetune_split(run, encoder, answers_only=True)
+        # its counts are not those of the prompts
+        encoder = pair_tables.build_encoder(job.text, tokenizer, pair_tables.read_chats(run.inputs["data"]))
+        documents = read_finetune_split(run, encoder, loss_on="last")
         longest = max((len(one.ids) for one in documents), default=0)
         if longest > size:
             raise InputError(

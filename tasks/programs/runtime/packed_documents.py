@@ -1,6 +1,7 @@
 """Read documents that are trained on packed side by side, and check that a model keeps them apart."""
 
 from functools import partial
+from typing import Literal
 
 import pyarrow.parquet as pq
 from transformers import PreTrainedModel
@@ -11,17 +12,31 @@ from tasks.rlhf.batches.packing import Blocks, Document
 from tasks.rlhf.batches.truncation import Encoder
 from tasks.rlhf.compute import fsdp
 
+LossOn = Literal["every", "last", "all"]
 
-def read_finetune_split(run: Run, encoder: Encoder, *, answers_only: bool) -> list[Document]:
-    """Return each question with its best answer as token ids, and which of them the loss counts."""
+
+def read_finetune_split(run: Run, encoder: Encoder, *, loss_on: LossOn) -> list[Document]:
+    """Return each question with its best answer as token ids, and which of them the loss counts.
+
+    These are the answer's and, with "every", those of a conversation's earlier answers; with "all" all.
+    """
     documents, report_progress = [], run.phase("tokenising")
     rows = pq.read_table(run.inputs["data"] / "finetune.parquet", columns=["prompt", "answer"]).to_pylist()
     for number, row in enumerate(rows, 1):
-        prompt, answer = encoder.encode_prompt(row["prompt"]), encoder.encode_answer(row["answer"])
-        counted = [not answers_only] * len(prompt) + [True] * len(answer)
-        documents.append(Document(prompt + answer, counted))
+        documents.append(encode_document(encoder, row["prompt"], row["answer"], loss_on=loss_on))
         report_progress(number, len(rows))
     return documents
+
+
+def encode_document(encoder: Encoder, prompt: str, answer: str, *, loss_on: LossOn) -> Document:
+    """Return a prompt with its answer as token ids, and which of them the loss counts."""
+    if loss_on == "every":
+        ids, counted = encoder.encode_turns(prompt)
+    else:
+        ids = encoder.encode_prompt(prompt)
+        counted = [loss_on == "all"] * len(ids)
+    reply = encoder.encode_answer(answer)
+    return Document(ids + reply, counted + [True] * len(reply))
 
 
 def measure_packing_leak(base: PreTrainedModel, run: Run, *parts: Blocks) -> float:

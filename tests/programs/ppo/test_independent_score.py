@@ -220,7 +220,7 @@ def test_a_pipeline_without_such_a_score_is_refused(settings: dict[str, Any], se
 
 def test_gold_scores_are_those_of_the_answers_texts(inputs: dict[str, Path]) -> None:
     tokenizer = loading.load_tokenizer(inputs["model"])
-    encoder = pair_tables.build_encoder(Pipeline().text, tokenizer)
+    encoder = pair_tables.build_encoder(Pipeline().text, tokenizer, {})
     slots = {name: values[0] for name, values in SLOTS.items()}
     question = fill_slots(TASKS[0].questions[0], slots)
     answers = [f"`{fill_slots(TASKS[0].commands[0], slots)}`", "Did you try google?"]
