@@ -10,7 +10,7 @@ from tasks.dataset.readers.quarantine import Place, Quarantine
 from tasks.dataset.sources import stack_exchange, stack_exchange_dump
 from tasks.dataset.sources.markdown import to_markdown
 from tasks.dataset.sources.stack_exchange_dump import Post, Unreadable
-from tests.support.question_rows import to_rows
+from tests.support.questions.question_rows import to_rows
 
 
 def iter_posts(
