@@ -207,7 +207,7 @@ def _filter_questions(record_files: list[Path], data_run: DataRun) -> list[Path]
     """Return files of the questions that the rules keep, and delete the files of records."""
     done = data_run.work / "questions.done"
     tasks = [] if done.exists() else _build_partitions(record_files, data_run)
-    count = len(tasks) or len(read_outputs(done))
+    count = len(read_outputs(done) if done.exists() else tasks)
     question_paths: list[Path] = []
     for output in data_run.parts.make(filter_partition, tasks, done=done):
         counts = read_counts(output, FilterCounts)

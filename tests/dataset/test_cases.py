@@ -24,7 +24,7 @@ from tasks.system.errors import InputError
 from tests.support import attention_models, tiny
 from tests.support.dumps import iter_posts
 from tests.support.paths import SHARED
-from tests.support.question_rows import author_url
+from tests.support.questions.question_rows import author_url
 
 CASES = SHARED / "cases"
 pytestmark = pytest.mark.skipif(

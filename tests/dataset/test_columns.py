@@ -1,4 +1,4 @@
-"""Compare the data stage's columns with the same rules row by row (tests/support/row_oracle.py)."""
+"""Compare the data stage's columns with the same rules row by row (tests/support/questions/row_oracle.py)."""
 
 import random
 from collections import Counter
@@ -22,7 +22,7 @@ from tasks.dataset.sources import stack_exchange
 from tasks.dataset.sources.markdown import to_markdown
 from tasks.dataset.sources.stack_exchange_dump import Post
 from tasks.dataset.statistics import Statistics
-from tests.support import row_oracle
+from tests.support.questions import row_oracle
 
 SITES = ("a.example", "b.example")
 DATES = ("", "2009-01-01", "2011-04-08", "2015-06-01T10:00:00.000", "2018-05-02", "2020-02-02")

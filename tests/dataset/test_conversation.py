@@ -12,7 +12,7 @@ from tasks.dataset.readers.quarantine import Quarantine
 from tasks.dataset.sources import hh_rlhf
 from tests.dataset.sources.test_own_rows import take
 from tests.support.data_sets import as_rows, chat_message, questions_of, read_table, run_data_program
-from tests.support.question_rows import apply_rules
+from tests.support.questions.question_rows import apply_rules
 
 TURNS: Messages = (("system", "Be brief."), ("user", "I am ann@mail.de."), ("assistant", "Hello!"))
 MASKED = "System: Be brief.\n\nHuman: I am <email>.\n\nAssistant: Hello!\n\nHuman: How {}?"

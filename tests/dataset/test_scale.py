@@ -31,7 +31,7 @@ from tasks.programs.data_stage import read_source
 from tasks.programs.runtime.program import Run
 from tasks.system.errors import InputError
 from tests.support.data_sets import table_digests, write_noisy_posts, write_posts
-from tests.support.question_rows import apply_rules, build_rows, count_pairs, draw_pairs, ranks
+from tests.support.questions.question_rows import apply_rules, build_rows, count_pairs, draw_pairs, ranks
 from tests.support.split_assignments import (
     connected_components,
     find_similar_pairs,

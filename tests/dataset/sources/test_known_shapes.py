@@ -10,7 +10,7 @@ from tasks.dataset.sources.column_meanings import Columns
 from tasks.dataset.sources.known_shapes import SHAPES, recognise
 from tests.dataset.sources.test_own_rows import take
 from tests.support.data_sets import chat_message
-from tests.support.question_rows import draw_pairs
+from tests.support.questions.question_rows import draw_pairs
 
 ASKED, GOOD, POOR = "How does one clean a kettle?", "Boil vinegar in it.", "Buy another one."
 TALK = [

@@ -28,7 +28,7 @@ from tasks.dataset.sources.row_warnings import RowWarnings
 from tasks.dataset.splits import is_test
 from tasks.system.errors import InputError
 from tests.support.data_sets import as_rows, chat_message, questions_of, read_table, run_data_program
-from tests.support.question_rows import draw_pairs
+from tests.support.questions.question_rows import draw_pairs
 
 ASKED = "How does one clean a kettle?"
 U, A, S = (lambda text, role=role: chat_message(role, text) for role in ("user", "assistant", "system"))

@@ -40,7 +40,7 @@ from tests.support.data_sets import (
     run_data_program,
 )
 from tests.support.paths import SHARED
-from tests.support.question_rows import draw_pairs
+from tests.support.questions.question_rows import draw_pairs
 from tests.support.split_assignments import assign_splits
 
 DATA = SHARED / "data"

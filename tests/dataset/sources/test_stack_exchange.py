@@ -19,7 +19,7 @@ from tasks.dataset.splits import choose_split, normalise_words
 from tasks.system.errors import InputError
 from tests.support.dumps import build_questions, iter_posts
 from tests.support.paths import SHARED
-from tests.support.question_rows import (
+from tests.support.questions.question_rows import (
     author_url,
     choose_licence,
     draw_comparisons,
