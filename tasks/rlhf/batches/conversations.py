@@ -14,21 +14,19 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from tasks.dataset.conversation import ASSISTANT, SYSTEM, USER
 from tasks.rlhf.batches.control_tokens import Markers, encode_marked, free_characters, locate_tokens, mark
 from tasks.rlhf.batches.prompts import (
     PLAIN,
     Template,
     chat_turn,
-    encode_prompt,
     prefix_ids,
     render,
     shorten_text,
 )
 from tasks.system.errors import InputError
 
+USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
 Messages = Sequence[tuple[str, str]]  # (role, text); the last one is the user's
-NO_LIMIT = 2**31 - 1
 _PROBES = {SYSTEM: "Be 41927 terse.", ASSISTANT: "It is 48263.", USER: "What is 73915?"}
 
 
@@ -90,8 +88,6 @@ def fit(
 
 def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Messages, template: Template) -> list[int]:
     """Return the ids of a conversation up to where its next answer starts. Raises InputError."""
-    if len(messages) == 1:
-        return encode_prompt(tokenizer, messages[0][1], template=template, max_tokens=NO_LIMIT)
     rendered = render_messages(tokenizer, messages, template)
     return rendered.prefix + encode_marked(tokenizer, rendered.text, rendered.markers)
 
