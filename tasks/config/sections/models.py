@@ -57,7 +57,10 @@ class Text(Settings):
         "chat template.",
     )
     max_prompt_tokens: int = Field(
-        48, ge=8, le=131_072, description="Longer prompts are cut at the end of the question."
+        48,
+        ge=8,
+        le=131_072,
+        description="Longer prompts lose the end of the question; conversations first their oldest turns.",
     )
     max_answer_tokens: int = Field(
         56,

@@ -68,10 +68,9 @@ SHAPES = (
         ("prompt", *ANSWERS),
         {"prompt": "instruction", "completion": "output"},
     ),
-    *(
-        Shape(f"conversations ({name})", (name,), ("prompt", *ANSWERS), {"completion": name})
-        for name in ("messages", "conversations", "conversation")  # TRL and UltraChat, ShareGPT, others
-    ),
+    Shape("TRL (messages)", ("messages",), ("prompt", *ANSWERS), {"completion": "messages"}),
+    Shape("ShareGPT", ("conversations",), ("prompt", *ANSWERS), {"completion": "conversations"}),
+    Shape("a conversation", ("conversation",), ("prompt", *ANSWERS), {"completion": "conversation"}),
 )
 
 

@@ -49,7 +49,8 @@ def look(job: LookJob, run: Run) -> None:
     """Print examples with their tokens and what was cut, then how the source was read."""
     if reconfigure := getattr(sys.stdout, "reconfigure", None):
         reconfigure(errors="replace")
-    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    is_terminal = sys.stdout.isatty()  # elsewhere no line is broken
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=not is_terminal)
     reading = read_beginning(job, find_source(job, run), run.directory)
     if not len(reading.questions.compared):
         show_reading(console, reading, [])

@@ -50,7 +50,7 @@ def test_examples_show_the_template_and_what_the_loss_counts(
     assert "<|im_start|>assistant\n《Use sort. Mail <email>, <|im_end|>.<|im_end|>》\nprompt " in text
     assert "Read the beginning of the source (30 rows): 30 questions, 0 with several answers, 30 of" in text
     assert "Of 30 questions 0 are cut at text.max_prompt_tokens=1024" in text
-    assert "Noticed: rows read by the columns of conversations (messages) (30)" in text
+    assert "Noticed: rows read by the columns of TRL (messages) (30)" in text
     assert "Not read: column id (30)" in text
     last = shown(capfd, rows, "--model", model, "--count", "1", "--set", "sft.loss_on=last")
     assert "Hello!<|im_end|>\n" in last
