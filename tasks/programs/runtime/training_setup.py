@@ -3,7 +3,9 @@
 Load the base, check memory, choose what is trained, start the optimizer.
 """
 
+from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,16 +65,15 @@ def load_base(
     return model
 
 
-def check_prompt_sharing(
-    run: Run, base: PreTrainedModel, questions: list[Comparison], *, pad_id: int
-) -> None:
+def check_prompt_sharing(run: Run, base: PreTrainedModel, *parts: Sequence[Comparison], pad_id: int) -> None:
     """Compare answers that share their prompt with plain forward passes.
 
     A model that differs computes each answer alone.
 
     Raises InputError for a model whose texts depend on others even then.
     """
-    measure = partial(layout_checks.sharing_gap, base, questions, pad_id=pad_id)
+    hardest = layout_checks.hardest_questions(chain(*parts))
+    measure = partial(layout_checks.sharing_gap, base, hardest, pad_id=pad_id)
     gap, warning = layout_checks.check_layout(base, measure, layout="Sharing a prompt among its answers")
     print(f"Shared prompts are {gap.nats:.2g} nats a token from plain forward passes.", flush=True)
     if warning:
@@ -87,7 +88,7 @@ class MicroBatch(NamedTuple):
     packed: bool = False  # documents side by side, or else a question with its answers
 
 
-def largest_micro_batch(questions: list[Comparison], batch_size: int, run: Run) -> MicroBatch:
+def largest_micro_batch(questions: Sequence[Comparison], batch_size: int, run: Run) -> MicroBatch:
     """Return an upper bound of what ``shared_prompt.join`` makes of some questions for the stage's input
     "model".
     """
@@ -97,7 +98,7 @@ def largest_micro_batch(questions: list[Comparison], batch_size: int, run: Run) 
         tokens = len(question.prompt) + sum(map(len, question.answers))
         longest[len(question.answers)] = max(longest.get(len(question.answers), 0), tokens)
     hidden_size = loading.load_config(run.inputs["model"]).get_text_config().hidden_size
-    texts = [(question.prompt, question.answers) for question in questions]
+    texts = ((question.prompt, question.answers) for question in questions)
     width = shared_prompt.max_row_tokens(texts, hidden_size=hidden_size)
     limit = run.machine.micro_batch  # answers at a time; 0 is all
     bounds = []

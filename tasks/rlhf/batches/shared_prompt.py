@@ -1,5 +1,6 @@
 """Compute a question's answers in one row with their prompt, computed once; answers do not see each other."""
 
+from collections.abc import Iterable
 from functools import partial
 from itertools import accumulate
 from typing import NamedTuple
@@ -89,7 +90,7 @@ def join(questions: Questions, *, pad_id: int, device: torch.device, hidden_size
     )
 
 
-def max_row_tokens(questions: Questions, *, hidden_size: int) -> int:
+def max_row_tokens(questions: Iterable[tuple[list[int], list[list[int]]]], *, hidden_size: int) -> int:
     """Return the greatest length of a row."""
     longest = max(len(prompt) + len(answer) for prompt, answers in questions for answer in answers)
     return min(MAX_LENGTHS * longest, max(longest, MAX_WIDTHS * hidden_size))
