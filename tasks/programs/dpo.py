@@ -65,7 +65,7 @@ def train(job: DpoJob, run: Run) -> None:
         reference |= read_reference(run, "reference_evaluation.parquet", reported.questions, device)
     micro_batch = training_setup.largest_micro_batch(questions, settings.batch_size, run)
     training_setup.check_memory(settings, run, "model", job.weights.merged, device, micro_batch)
-    base = training_setup.load_base(run, "model", job.weights.merged, job.text, device)
+    base = training_setup.load_trained_base(settings, run, "model", job.weights.merged, job.text, device)
     pad_id = tokenizer.pad_token_id
     training_setup.check_prompt_sharing(run, base, everything, reported.questions, pad_id=pad_id)
     collate = partial(comparisons.collate, pad_id=pad_id, device=device, hidden_size=base.config.hidden_size)

@@ -64,7 +64,7 @@ def train(job: RewardJob, run: Run) -> None:
     training_setup.check_memory(
         settings, run, "model", job.weights.merged, device, micro_batch, members=settings.num_trained
     )
-    base = training_setup.load_base(run, "model", job.weights.merged, job.text, device)
+    base = training_setup.load_trained_base(settings, run, "model", job.weights.merged, job.text, device)
     pad_id = tokenizer.pad_token_id
     training_setup.check_prompt_sharing(run, base, questions, held_out, reported.questions, pad_id=pad_id)
     collate = partial(comparisons.collate, pad_id=pad_id, device=device, hidden_size=base.config.hidden_size)

@@ -49,7 +49,7 @@ def train(job: SftJob, run: Run) -> None:
     rows = min(machine.micro_batch or settings.batch_size, -(-settings.batch_size // distributed.world()))
     micro_batch = training_setup.MicroBatch(rows, settings.block_tokens, packed=True)
     training_setup.check_memory(settings, run, "base", job.weights.base, device, micro_batch)
-    base = training_setup.load_base(run, "base", job.weights.base, job.text, device)
+    base = training_setup.load_trained_base(settings, run, "base", job.weights.base, job.text, device)
     leak = measure_packing_leak(base, run, packed, held_out)
 
     # 2. What is trained: fresh weights, those of the input "start", or the checkpoint's.

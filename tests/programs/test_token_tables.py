@@ -1,4 +1,4 @@
-"""Test that a table is tokenised once, that its files are checked, and that what they hold is what is encoded."""
+"""Test that a table is tokenised once and read as it was encoded, and that damaged files are made again."""
 
 import json
 import os
