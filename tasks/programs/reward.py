@@ -167,12 +167,12 @@ def read_comparisons(
     job: RewardJob, run: Run, encoder: Encoder
 ) -> tuple[TokenTable[Comparison], TokenTable[Comparison]]:
     """Return questions to train on, and held-out ones. Raises InputError if there are too few."""
-    settings, data = job.reward, run.inputs["data"]
+    settings = job.reward
     if settings.comparisons == "pairs":
-        questions = read_pairs(run, data / "reward.parquet", encoder)
+        questions = read_pairs(run, run.inputs["data"] / "reward.parquet", encoder)
     else:
-        most = settings.max_answers
-        questions = read_rankings(run, data / "reward_groups.parquet", encoder, most_answers=most)
+        table = run.inputs["data"] / "reward_groups.parquet"
+        questions = read_rankings(run, table, encoder, most_answers=settings.max_answers)
     return hold_out(questions, share=settings.held_out_share, seed=job.seed)
 
 

@@ -108,14 +108,18 @@ def mask_function(segments: Segments, rule: Rule | None, position_ids: Tensor) -
         of_key = branch[batch, key]
         together = (of_key == NONE) | (of_key == branch[batch, query])
         found = (query >= key) & (document[batch, query] == document[batch, key]) & together
-        positions = position_ids[batch, query], position_ids[batch, key]
-        return found if rule is None else _apply_rule(found, rule, batch, head, *positions)
+        if rule is None:
+            return found
+        return _apply_rule(found, rule, position_ids[batch, query], position_ids[batch, key])
 
     return sees
 
 
-def _apply_rule(found: Tensor, rule: Rule, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-    return found if rule is _CAUSAL else found & rule(batch, head, query, key)  # ``found`` is causal already
+def _apply_rule(found: Tensor, rule: Rule, query: Tensor, key: Tensor) -> Tensor:
+    if rule is _CAUSAL:  # ``found`` is causal already
+        return found
+    first = torch.zeros_like(query)  # no rule differs by row or head
+    return found & rule(first, first, query, key)
 
 
 def _block_mask(sees: Rule, position_ids: Tensor) -> BlockMask:
