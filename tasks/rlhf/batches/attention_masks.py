@@ -104,7 +104,7 @@ def mask_function(segments: Segments, rule: Rule | None, position_ids: Tensor) -
     """
     document, branch = segments
 
-    def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    def sees(batch: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
         of_key = branch[batch, key]
         together = (of_key == NONE) | (of_key == branch[batch, query])
         found = (query >= key) & (document[batch, query] == document[batch, key]) & together
@@ -124,15 +124,10 @@ def _apply_rule(found: Tensor, rule: Rule, query: Tensor, key: Tensor) -> Tensor
 
 def _block_mask(sees: Rule, position_ids: Tensor) -> BlockMask:
     num_rows, width = position_ids.shape
-    return create_block_mask(
-        sees,
-        num_rows,
-        None,
-        width,
-        width,
-        device=position_ids.device,
-        _compile=position_ids.device.type == "cuda",  # else it computes all (B, 1, T, T) and then the blocks
-    )
+    device = position_ids.device
+    # compiled, because it otherwise computes (B, 1, T, T) first
+    build = torch.compile(create_block_mask) if device.type == "cuda" else create_block_mask
+    return build(sees, num_rows, None, width, width, device=device)
 
 
 def _additive_mask(sees: Rule, position_ids: Tensor, dtype: torch.dtype) -> Tensor:

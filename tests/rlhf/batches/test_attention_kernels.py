@@ -6,6 +6,7 @@ the arguments that reach it; FlexAttention runs as it is, but not compiled.
 
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,8 +23,9 @@ from tasks.programs.runtime.training_setup import check_attention
 from tasks.rlhf.batches import attention_masks, forward, layout_checks, shared_prompt
 from tasks.rlhf.batches.comparisons import Comparison
 from tasks.rlhf.batches.packing import Blocks, pack
+from tasks.rlhf.models import loading
 from tasks.system.errors import InputError
-from tests.rlhf.batches.test_attention import CLOSE, MIXED, QUESTIONS
+from tests.rlhf.batches.test_attention import MIXED, QUESTIONS
 from tests.support import attention_models, tiny
 
 FAMILIES = ("llama", "gpt2", "qwen2", "gpt_neox", "opt", "mistral", "gemma3")
@@ -158,15 +160,13 @@ def flex_model(kind: str) -> PreTrainedModel:
 
 
 @pytest.mark.usefixtures("flex")
-@pytest.mark.parametrize("kind", [*FAMILIES, "gemma2", "phi3", "llama4"])
+@pytest.mark.parametrize("kind", [*(kind for kind in FAMILIES if kind != "gpt2"), "gemma2", "phi3", "llama4"])
 @torch.no_grad()
 def test_flex_attention_keeps_documents_and_answers_apart(kind: str, blocks: Blocks) -> None:
     model, plain = flex_model(kind), attention_models.model(kind)
     torch.testing.assert_close(packed(model, blocks), apart(plain, blocks), atol=1e-4, rtol=1e-4)
     wanted = shared_log_probs(plain, QUESTIONS)
     torch.testing.assert_close(shared_log_probs(model, QUESTIONS), wanted, atol=1e-3, rtol=1e-4)
-    assert layout_checks.packing_gap(model, blocks).is_rounding
-    assert layout_checks.sharing_gap(model, QUESTIONS, pad_id=tiny.PAD).nats < CLOSE
 
 
 @pytest.mark.usefixtures("flex")
@@ -203,6 +203,14 @@ def test_kernels_that_cannot_compute_here_are_refused(
     check_attention("sdpa", torch.device("cpu"), "float32")
     with pytest.raises(InputError, match=message):
         check_attention(attention, torch.device(device), precision)
+
+
+def test_a_model_without_these_kernels_is_refused(tmp_path: Path) -> None:
+    attention_models.model("gpt2").save_pretrained(tmp_path)
+    with pytest.raises(
+        InputError, match=r"^gpt2 models do not compute with machine\.attention=flex_attention"
+    ):
+        loading.load(tmp_path, device=tiny.CPU, attention="flex_attention")
 
 
 def test_flash_attention_needs_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
