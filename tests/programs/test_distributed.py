@@ -565,7 +565,7 @@ def test_losses_and_gradients_of_weights_in_parts_are_those_of_whole_ones(tmp_pa
 
 def test_bottlenecks_cannot_be_sharded(inputs: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="set tune to lora or full, or shard to false"):
-        run_here("sft", prepared(tmp_path / "bottleneck", "sft", inputs, shard=True, tune="bottleneck"))
+        run_here("dpo", prepared(tmp_path / "bottleneck", "dpo", inputs, shard=True, tune="bottleneck"))
 
 
 # ------------------------------------------------------------------------------------------- launch
