@@ -5,6 +5,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL ?= $(BIN)/python -m pip install
 READY := $(VENV)/.ready
+# uv leaves out what pip does: without bytecode every start of a program parses thousands of files again
+export UV_COMPILE_BYTECODE ?= 1
 
 .PHONY: help setup demo test test-fast check bench up
 .DEFAULT_GOAL := help

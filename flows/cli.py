@@ -17,7 +17,7 @@ from typing import Any, NoReturn, Protocol
 
 from flows.commands import deploy, doctor, gc, job, landed, plan, report, run, up, work
 from flows.commands.registry import compare, lineage, models, promote, rollback
-from flows.commands.usage import chat, export, export_data, serve
+from flows.commands.usage import chat, export, export_data, look, serve
 from flows.failures import NotPromoted, RunFailed
 from flows.services import isolation
 from flows.services.processes import ServerFailed
@@ -48,7 +48,7 @@ class Command(Protocol):
 
 
 COMMANDS: tuple[Command, ...] = (
-    run, plan, report, job,
+    run, plan, look, report, job,
     compare, promote, rollback, models, lineage,
     chat, serve, export, export_data,
     up, deploy, work, landed, gc, doctor,

@@ -21,7 +21,7 @@ EXTRAS = {
     ),
     "gpu": ("bitsandbytes",),
     "server": ("flask_wtf",),  # what mlflow[auth] adds to mlflow
-    "dask": ("prefect_dask",),
+    "dask": ("distributed",),
     "benchmarks": ("lm_eval",),
     "serve": ("openai", "uvicorn", "fastapi"),  # what transformers[serving] adds to transformers
 }

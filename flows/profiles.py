@@ -34,7 +34,12 @@ def load(profile: str, settings: list[str]) -> Pipeline:
 
 def change(section: str, known: dict[str, Any], settings: list[str]) -> Pipeline:
     """Return the defaults with one section of an earlier run, and with changes. Raises InputError."""
-    return _with_changes(_over(_defaults(), {section: known}), settings)
+    return over_defaults({section: known}, settings)
+
+
+def over_defaults(known: dict[str, Any], settings: list[str]) -> Pipeline:
+    """Return the defaults with some settings by section, and with changes. Raises InputError."""
+    return _with_changes(_over(_defaults(), known), settings)
 
 
 def _with_changes(known: dict[str, Any], settings: list[str]) -> Pipeline:

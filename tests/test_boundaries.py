@@ -45,8 +45,8 @@ SUBFOLDERS = {  # inside a folder, from the top floor down
     # but the commands call the flows
     "tasks.config": ["tasks.config.commands", "tasks.config", "tasks.config.sections"],
     "tasks.programs": [
-        "tasks.programs", "tasks.programs.comparison", "tasks.programs.data_stage",
-        "tasks.programs.ppo_stage", "tasks.programs.usage", "tasks.programs.token_tables",
+        "tasks.programs", "tasks.programs.comparison", "tasks.programs.usage",
+        "tasks.programs.data_stage", "tasks.programs.ppo_stage", "tasks.programs.token_tables",
         "tasks.programs.runtime",
     ],
     "tasks.rlhf": [

@@ -1,78 +1,85 @@
-"""Write records to files sorted by key, and read any range of keys from many such files.
+"""Write record batches to Arrow files sorted by key, and read any range of keys from many such files.
 
-This is how data that does not fit into memory is grouped by key. A sorted file is lines of JSON in the order
-of their keys; a file beside it (.npy) has the keys and the offset at which each line ends.
+This is how data that does not fit into memory is grouped by key, the first column, 0 <= key < 2^63.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import orjson
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from tasks.system.files import replacing
 
 SAMPLE_EVERY = 32  # one of so many keys of a file is sampled to find ranges of equal size
-Record = tuple[int, Any]  # key, 0 <= key < 2^63; what orjson can write
+Indices = NDArray[np.int64]
 
 
 class Slice(NamedTuple):
-    """A range of bytes of a sorted file."""
+    """A range of rows of a sorted file."""
 
     path: Path
     start: int
     end: int
 
 
-def write(records: list[Record], path: Path) -> None:
-    """Sort the records in place and write them; records of one key stay in their order."""
-    records.sort(key=itemgetter(0))
-    lines = [orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE) for record in records]
-    index = np.empty((2, len(lines)), dtype=np.int64)
-    index[0] = [key for key, _ in records]
-    index[1] = np.cumsum([len(line) for line in lines], dtype=np.int64)
-    with replacing(path.with_suffix(".npy")) as new, new.open("wb") as file:
-        np.save(file, index)
-    with replacing(path) as new:
-        new.write_bytes(b"".join(lines))
+def write(records: pa.RecordBatch, path: Path) -> None:
+    """Sort the records and write them; records of one key stay in their order."""
+    records = records.take(pa.array(np.argsort(records.column(0).to_numpy(), kind="stable")))
+    with replacing(path) as new, pa.OSFile(str(new), "wb") as file:
+        with pa.ipc.new_file(file, records.schema) as writer:
+            writer.write_batch(records)
 
 
-def partition(paths: Sequence[Path], size: int) -> list[list[Slice]]:
-    """Return slices of the files for rising ranges of keys, of about ``size`` records each.
+def _open(path: Path) -> pa.RecordBatch:
+    """Return the records of a file as a view of the mapped file: only what is used is read."""
+    return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
 
-    Every record is in exactly one slice, and all records of a key are in one range.
+
+def partition(paths: Sequence[Path], size: int, num_bytes: int) -> list[list[Slice]]:
+    """Return slices of the files for rising ranges of keys.
+
+    A range has about ``size`` records, or fewer if their texts have more than about ``num_bytes``. Every
+    record is in exactly one slice, and all records of a key are in one range.
     """
-    borders = _borders(paths, size)
+    borders = _borders(paths, size, num_bytes)
     partitions: list[list[Slice]] = [[] for _ in range(len(borders) + 1)]
     for path in paths:
-        keys, ends = np.load(path.with_suffix(".npy"))
-        first_lines = np.concatenate([[0], np.searchsorted(keys, borders), [len(keys)]])
-        offsets = np.concatenate([[0], ends])[first_lines].tolist()
-        for number, (start, end) in enumerate(pairwise(offsets)):
+        keys = _open(path).column(0).to_numpy()
+        rows = [0, *np.searchsorted(keys, borders).tolist(), len(keys)]
+        for number, (start, end) in enumerate(pairwise(rows)):
             if start < end:
                 partitions[number].append(Slice(path, start, end))
     return [slices for slices in partitions if slices]
 
 
-def _borders(paths: Sequence[Path], size: int) -> NDArray[np.int64]:
+def _borders(paths: Sequence[Path], size: int, num_bytes: int) -> Indices:
     """Return the first key of every range but the first."""
-    samples = [np.load(path.with_suffix(".npy"), mmap_mode="r")[0, ::SAMPLE_EVERY] for path in paths]
-    keys = np.sort(np.concatenate(samples)) if samples else np.empty(0, dtype=np.int64)
-    step = max(size // SAMPLE_EVERY, 1)
-    return np.unique(keys[step::step])
+    samples = [_sample(path, size, num_bytes) for path in paths]
+    if not samples:
+        return np.empty(0, dtype=np.int64)
+    keys, costs = (np.concatenate(columns) for columns in zip(*samples, strict=True))
+    order = np.argsort(keys, kind="stable")
+    ranges = np.floor(np.cumsum(costs[order]))  # number of ranges that are full after each sample
+    return np.unique(keys[order][1:][np.diff(ranges) > 0])
 
 
-def read(slices: Sequence[Slice]) -> Iterator[Record]:
-    """Yield the records of a range, file after file."""
-    for path, start, end in slices:
-        with path.open("rb") as file:
-            file.seek(start)
-            content = file.read(end - start)
-            assert len(content) == end - start, f"{path} is shorter than its index says"
-            for line in content.splitlines():
-                key, value = orjson.loads(line)
-                yield key, value
+def _sample(path: Path, size: int, num_bytes: int) -> tuple[Indices, NDArray[np.float64]]:
+    """Return one of SAMPLE_EVERY keys, and which part of a range it and those up to the next one fill."""
+    records = _open(path)
+    firsts = np.arange(0, len(records), SAMPLE_EVERY)
+    ends = np.minimum(firsts + SAMPLE_EVERY, len(records))
+    costs = (ends - firsts) / size
+    for column in records.columns:
+        if pa.types.is_large_string(column.type) or pa.types.is_large_binary(column.type):
+            offsets = np.frombuffer(column.buffers()[1], dtype=np.int64)
+            costs += (offsets[ends] - offsets[firsts]) / num_bytes
+    return records.column(0).to_numpy()[firsts], costs
+
+
+def read(slices: Sequence[Slice]) -> pa.RecordBatch:
+    """Return the records of a range, file after file."""
+    return pa.concat_batches([_open(path).slice(start, end - start) for path, start, end in slices])

@@ -2,13 +2,20 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from tasks.dataset.card import SizeBin, StatisticsCard
-from tasks.dataset.question import Pair, Question, is_older, ranks
-from tasks.dataset.tables import Fields, build_pair_row
+from tasks.dataset.columns import Indices, Questions
+from tasks.dataset.ranking import compare_ages
+from tasks.dataset.tables import build_pair_columns
 
+Fields = dict[str, Any]  # of a row
 NUM_EXAMPLES = 20
 COUNTERS = ("counts", "sites", "licences", "scores", "gaps", "answers", "answer_bits", "prompt_bits")
 
@@ -27,44 +34,35 @@ class Statistics:
     prompt_bits: Counter[int] = field(default_factory=Counter)
     examples: list[tuple[int, Fields]] = field(default_factory=list)
 
-    def add(self, question: Question, pairs: Sequence[Pair], sampled_of: int) -> None:
-        """Count a question and its pairs, which were drawn from ``sampled_of`` comparisons."""
-        self.counts["questions"] += 1
-        self.counts["questions_with_pairs"] += bool(pairs)
-        self.counts["pairs_to_draw_from"] += sampled_of
-        self.sites[question.site] += 1
-        self.licences[question.licence] += 1
-        self.prompt_bits[len(question.prompt).bit_length()] += 1
-        self.answers[len(question.answers)] += 1
-        for answer in question.answers:
-            self.licences[answer.licence] += 1
-            self.scores[answer.score] += 1
-            self.answer_bits[len(answer.text).bit_length()] += 1
-        for pair in pairs:
-            self._add_pair(question, pair)
-        self._add_example(question, pairs, sampled_of)
-
-    def _add_pair(self, question: Question, pair: Pair) -> None:
-        good, bad = (question.answers[place] for place in pair)
-        first = is_older(good, bad)
-        self.counts["pairs"] += 1
-        self.counts["longer"] += len(good.text) > len(bad.text)
-        self.counts["dated"] += first is not None
-        self.counts["older"] += bool(first)
-        self.gaps[good.score - bad.score] += 1
-
-    def _add_example(self, question: Question, pairs: Sequence[Pair], sampled_of: int) -> None:
-        """Keep a pair of the question as an example if its hash is among the smallest."""
-        if not pairs:
-            return
-        draw = int.from_bytes(
-            hashlib.blake2b(str(question.id).encode(), digest_size=8, person=b"example").digest()
+    @classmethod
+    def of(cls, questions: Questions, pairs: Indices, num_pairs: Indices) -> "Statistics":
+        """Count questions and their pairs [k, 2], drawn from ``num_pairs`` [n] comparisons of each."""
+        about, answers = questions.about, questions.answers
+        chars = pc.utf8_length(answers.column("text")).to_numpy()
+        is_older, is_known = compare_ages(questions, pairs)
+        chosen, rejected = pairs.T
+        counts = {
+            "questions": len(about),
+            "questions_with_pairs": int((num_pairs > 0).sum()),
+            "pairs_to_draw_from": int(num_pairs.sum()),
+            "pairs": len(pairs),
+            "longer": int((chars[chosen] > chars[rejected]).sum()),
+            "dated": int(is_known.sum()),
+            "older": int((is_older & is_known).sum()),
+        }
+        scores = questions.number("score")
+        prompt_chars = pc.utf8_length(about.column("prompt")).to_numpy()
+        return cls(
+            counts=Counter(counts),
+            sites=_count(about.column("site")),
+            licences=_count(about.column("licence")) + _count(answers.column("licence")),
+            scores=_count(pa.array(scores)),
+            gaps=_count(pa.array(scores[chosen] - scores[rejected])),
+            answers=_count(pa.array(questions.sizes)),
+            answer_bits=_count(pa.array(_num_bits(chars))),
+            prompt_bits=_count(pa.array(_num_bits(prompt_chars))),
+            examples=_draw_examples(questions, pairs, num_pairs),
         )
-        if len(self.examples) == NUM_EXAMPLES and draw >= self.examples[-1][0]:
-            return
-        pair = pairs[(draw >> 56) % len(pairs)]
-        row = build_pair_row(question, pair, sampled_of, ranks(question.answers))
-        self._set_examples([*self.examples, (draw, row)])
 
     def _set_examples(self, examples: Iterable[tuple[int, Fields]]) -> None:
         self.examples = sorted(examples, key=lambda example: example[0])[:NUM_EXAMPLES]
@@ -105,6 +103,32 @@ class Statistics:
             "licences": dict(sorted(self.licences.items())),
             "examples": [fields for _, fields in self.examples],
         }
+
+
+def _count(values: pa.Array) -> Counter[Any]:
+    return Counter({entry["values"]: entry["counts"] for entry in values.value_counts().to_pylist()})
+
+
+def _num_bits(numbers: Indices) -> Indices:
+    """Return the number of bits of each number."""
+    return np.frexp(numbers)[1].astype(np.int64)
+
+
+def _draw_examples(questions: Questions, pairs: Indices, num_pairs: Indices) -> list[tuple[int, Fields]]:
+    """Return a pair as an example, with its hash, for the questions whose hashes are the smallest."""
+    owners = questions.owners[pairs[:, 0]]
+    rows, first, sizes = np.unique(owners, return_index=True, return_counts=True)
+    ids = questions.about.column("id").take(pa.array(rows)).to_pylist()
+    found = sorted(zip(map(_hash, ids), first.tolist(), sizes.tolist(), strict=True))[:NUM_EXAMPLES]
+    draws = [draw for draw, _, _ in found]
+    chosen = np.array([start + (draw >> 56) % size for draw, start, size in found], dtype=np.int64)
+    columns = build_pair_columns(questions, pairs[chosen], num_pairs)
+    return list(zip(draws, pa.table(columns).to_pylist(), strict=True))
+
+
+def _hash(question_id: int) -> int:
+    digest = hashlib.blake2b(str(question_id).encode(), digest_size=8, person=b"example").digest()
+    return int.from_bytes(digest)
 
 
 def _without_fraction(number: float) -> float:

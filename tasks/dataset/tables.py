@@ -1,31 +1,35 @@
-"""Define the data stage's tables, build their rows from questions, and write them as parquet.
+"""Define the data stage's tables, build their columns from questions, and write them as parquet.
 
 The bytes of a file depend on its rows alone.
 """
 
 import re
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.dataset.question import Answer, Pair, Question, age_ranks, index_of_best, is_older, ranks
+from tasks.dataset.columns import Indices, Mask, Questions, select
+from tasks.dataset.ranking import compare_ages, order_by_preference, rank_ages, rank_scores
 from tasks.system.files import replacing
 
 TEXT, INTEGER, NUMBER, TEXTS = pa.string(), pa.int32(), pa.float64(), pa.list_(pa.string())
+MESSAGES = pa.list_(pa.struct([("role", TEXT), ("content", TEXT)]))
 ABOUT_QUESTION = {"site": TEXT}
 ROW_GROUP = 8_192  # rows
 FEW_VALUES = re.compile("site|.*_licence")  # columns that a dictionary encodes well
 
 
+SOURCE = ("url", "author", "author_name", "licence")  # of a question or an answer
+
+
 def _source_types(role: str, kind: pa.DataType = TEXT) -> dict[str, pa.DataType]:
-    return {f"{role}_{name}": kind for name in ("url", "author", "author_name", "licence")}
+    return {f"{role}_{name}": kind for name in SOURCE}
 
 
 ABOUT_QUESTION |= _source_types("question")
-PROMPT = {"question_id": pa.int64(), "prompt": TEXT}
+PROMPT = {"question_id": pa.int64(), "prompt": TEXT, "messages": MESSAGES}  # no messages: one, the prompt
 ANSWER = PROMPT | {"answer": TEXT, "score": NUMBER} | ABOUT_QUESTION | _source_types("answer")
 GAP = {
     "gap": NUMBER,
@@ -54,91 +58,81 @@ COLUMNS: dict[str, dict[str, pa.DataType]] = {
     "evaluation_pairs": PAIR,
 }
 
-Fields = dict[str, Any]
+Columns = dict[str, pa.Array]  # by name
 
 
-def build_rows(
-    question: Question, split: str, pairs: Sequence[Pair], sampled_of: int
-) -> Iterator[tuple[str, Fields]]:
-    """Yield (table, row) for every row that a question of this split adds to a table."""
-    answers = question.answers
+def build_tables(questions: Questions, split: str, pairs: Indices, num_pairs: Indices) -> dict[str, Columns]:
+    """Return the rows, in columns, that the questions of a split add to tables, by the tables' names.
+
+    ``pairs`` [k, 2] are drawn from ``num_pairs`` [n] comparisons of each question.
+    """
+    if split == "rl":
+        return {"rl": _prompt_columns(questions, np.arange(len(questions.compared)))}
     if split == "finetune":
-        yield "finetune", _answer_row(question, answers[index_of_best(answers)])
-        yield from (("corpus", _answer_row(question, answer)) for answer in answers)
-    elif split == "rl":
-        yield "rl", _prompt_columns(question)
-    else:
-        if split == "evaluation" or pairs:
-            yield "evaluation" if split == "evaluation" else "reward_groups", _ranked_row(question)
-        name = "evaluation_pairs" if split == "evaluation" else split
-        answer_ranks = ranks(answers)
-        yield from ((name, build_pair_row(question, pair, sampled_of, answer_ranks)) for pair in pairs)
+        best = order_by_preference(questions)[questions.starts[:-1]]
+        corpus = np.arange(len(questions.answers))
+        return {"finetune": _answer_columns(questions, best), "corpus": _answer_columns(questions, corpus)}
+    pair_columns = build_pair_columns(questions, pairs, num_pairs)
+    if split == "evaluation":
+        return {"evaluation": _ranked_columns(questions), "evaluation_pairs": pair_columns}
+    has_pairs = np.zeros(len(questions.compared), dtype=bool)
+    has_pairs[questions.owners[pairs[:, 0]]] = True
+    return {"reward": pair_columns, "reward_groups": _ranked_columns(select(questions, has_pairs))}
 
 
-def build_pair_row(question: Question, pair: Pair, sampled_of: int, answer_ranks: Sequence[int]) -> Fields:
-    """Return the row of a comparison, one of ``sampled_of`` that it was drawn from."""
-    chosen, rejected = (question.answers[place] for place in pair)
-    row = {
-        "chosen": chosen.text,
-        "rejected": rejected.text,
-        "chosen_score": chosen.score,
-        "rejected_score": rejected.score,
-    }
-    row |= {"gap": chosen.score - rejected.score, "sampled_of": sampled_of}
-    row |= {"chosen_older": is_older(chosen, rejected)}
-    row |= {"chosen_rank": answer_ranks[pair[0]], "rejected_rank": answer_ranks[pair[1]]}
-    return (
-        _prompt_columns(question)
-        | row
-        | _source_columns("chosen", chosen)
-        | _source_columns("rejected", rejected)
-    )
+def build_pair_columns(questions: Questions, pairs: Indices, num_pairs: Indices) -> Columns:
+    """Return the rows of comparisons [k, 2] in columns."""
+    owners = questions.owners[pairs[:, 0]]
+    columns = _prompt_columns(questions, owners) | {"sampled_of": pa.array(num_pairs[owners])}
+    ranks, scores = rank_scores(questions), questions.number("score")
+    for role, rows in (("chosen", pairs[:, 0]), ("rejected", pairs[:, 1])):
+        answers = questions.answers.take(pa.array(rows))
+        columns |= {role: answers.column("text"), f"{role}_score": answers.column("score")}
+        columns |= {f"{role}_rank": pa.array(ranks[rows])} | _source_columns(role, answers)
+    is_older, is_known = compare_ages(questions, pairs)
+    columns["chosen_older"] = pa.array(is_older, mask=~is_known)
+    return columns | {"gap": pa.array(scores[pairs[:, 0]] - scores[pairs[:, 1]])}
 
 
-def _prompt_columns(question: Question) -> Fields:
-    return {"question_id": question.id, "prompt": question.prompt, "site": question.site} | _source_columns(
-        "question", question
-    )
+def _prompt_columns(questions: Questions, rows: Indices) -> Columns:
+    about = questions.about.take(pa.array(rows))
+    names = PROMPT.keys() | ABOUT_QUESTION.keys()
+    return {name: about.column(name.removeprefix("question_")) for name in names}
 
 
-def _source_columns(role: str, text: Question | Answer) -> Fields:
-    return {
-        f"{role}_url": text.url,
-        f"{role}_author": text.author,
-        f"{role}_author_name": text.author_name,
-        f"{role}_licence": text.licence,
-    }
+def _source_columns(role: str, batch: pa.RecordBatch) -> Columns:
+    return {f"{role}_{name}": batch.column(name) for name in SOURCE}
 
 
-def _answer_row(question: Question, answer: Answer) -> Fields:
-    return (
-        _prompt_columns(question)
-        | {"answer": answer.text, "score": answer.score}
-        | _source_columns("answer", answer)
-    )
+def _answer_columns(questions: Questions, rows: Indices) -> Columns:
+    answers = questions.answers.take(pa.array(rows))
+    columns = {"answer": answers.column("text"), "score": answers.column("score")}
+    return _prompt_columns(questions, questions.owners[rows]) | columns | _source_columns("answer", answers)
 
 
-def _ranked_row(question: Question) -> Fields:
-    """Return a row with all answers by id, so that their order says nothing about quality."""
-    answers = question.answers
-    sources = [_source_columns("answer", answer) for answer in answers]
-    row = {
-        "answers": [a.text for a in answers],
-        "scores": [a.score for a in answers],
-        "ranks": ranks(answers),
-        "ages": age_ranks(answers),
-    }
-    row["best"] = index_of_best(answers)
-    columns = {name: [source[name] for source in sources] for name in sources[0]}
-    return _prompt_columns(question) | row | columns
+def _ranked_columns(questions: Questions) -> Columns:
+    """Return rows with all answers by id, so that their order says nothing about quality."""
+
+    def as_lists(values: pa.Array, mask: Mask | None = None) -> pa.Array:
+        nulls = None if mask is None else pa.array(mask)
+        return pa.LargeListArray.from_arrays(pa.array(questions.starts), values, mask=nulls)
+
+    answers, starts = questions.answers, questions.starts
+    ages, has_ages = rank_ages(questions)
+    best = order_by_preference(questions)[starts[:-1]] - starts[:-1]
+    columns = {"answers": answers.column("text"), "scores": answers.column("score")}
+    columns |= {"ranks": pa.array(rank_scores(questions))} | _source_columns("answer", answers)
+    lists = {name: as_lists(values) for name, values in columns.items()}
+    lists |= {"ages": as_lists(pa.array(ages), ~has_ages), "best": pa.array(best)}
+    return _prompt_columns(questions, np.arange(len(starts) - 1)) | lists
 
 
-def write_part(name: str, rows: list[Fields], path: Path) -> None:
+def write_part(name: str, columns: Columns, path: Path) -> None:
     """Write a part of a table as an Arrow file."""
     schema = pa.schema(COLUMNS[name].items())
-    columns = [pa.array([row[column.name] for row in rows], column.type) for column in schema]
+    table = pa.Table.from_arrays([columns[field.name].cast(field.type) for field in schema], schema=schema)
     with replacing(path) as new, pa.OSFile(str(new), "wb") as file, pa.ipc.new_file(file, schema) as writer:
-        writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+        writer.write_table(table)
 
 
 class Table:

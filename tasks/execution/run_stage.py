@@ -10,7 +10,6 @@ from typing import Any
 from tasks.artifacts.artifact import Artifact, Step, stage_artifact
 from tasks.artifacts.store import Manifest, Recipe, Store, home
 from tasks.config.machine import Machine, Pools
-from tasks.execution.dask import sharing_work
 from tasks.execution.dispatch import dispatch
 from tasks.execution.launch import Usage, run_program
 from tasks.execution.metrics_tail import Line
@@ -198,9 +197,9 @@ def _run(step: Step, directory: Path, context: RunContext, tracked: TrackedRun, 
             seconds = context.machine.upload_seconds if context.shared else 0
             uploading = remote_checkpoints.uploading_checkpoints(tracked, directory, seconds)
             monitoring = tracked.monitoring_machine(context.machine.system_metrics)
-            with uploading, monitoring, sharing_work(step.stage, directory, context.machine) as poll:
+            with uploading, monitoring:
                 usage = run_program(
-                    step.stage, directory, context.machine, on_step=on_step, on_poll=poll, keep_open=(lock,)
+                    step.stage, directory, context.machine, on_step=on_step, keep_open=(lock,)
                 )
             table.upload_new(is_last=True)
             return usage

@@ -20,6 +20,7 @@ from torch import Tensor
 from tasks.config.jobs import AnswersJob
 from tasks.config.policies import TUNED
 from tasks.dataset import row_sample
+from tasks.dataset.tables import MESSAGES
 from tasks.programs.runtime import pair_tables
 from tasks.programs.runtime.policies import Models, load_base, load_champion, load_tuned
 from tasks.programs.runtime.program import Run, main
@@ -40,10 +41,11 @@ def answer(job: AnswersJob, run: Run) -> None:
     device = devices.set_up(run.machine.device, run.machine.threads)
     tokenizer = loading.load_tokenizer(run.inputs["model"])
     rows = read_questions(run.inputs["data"] / "evaluation.parquet", job.winrate.num_questions)
-    encoder = pair_tables.build_encoder(job.text, tokenizer)
+    encoder = pair_tables.build_encoder(job.text, tokenizer, pair_tables.read_chats(run.inputs["data"]))
     columns: dict[str, Any] = {
         "question_id": [row["question_id"] for row in rows],
         "question": [row["prompt"] for row in rows],
+        "messages": pa.array([row.get("messages") for row in rows], MESSAGES),
     }
 
     # 2. The SFT model and the policies, adapters on it; then the base model, when these have left the memory.
@@ -60,7 +62,7 @@ def answer(job: AnswersJob, run: Run) -> None:
 
     # 3. The champion, in the format in which it was trained.
     if job.champion:
-        sampler = Sampler(job, champion_encoder(job, run), columns, len(names), done=sampler.done)
+        sampler = Sampler(job, champion_encoder(job, run, encoder), columns, len(names), done=sampler.done)
         found, described = sampler.answer_all(load_champion(run, job.champion.precision, device), run)
         columns |= found | {"champion.tokens": own_tokens(found, sampler.end_ids, encoder)}
         metrics |= described
@@ -71,11 +73,15 @@ def answer(job: AnswersJob, run: Run) -> None:
     run.finish(metrics | encoder.metrics("answers"), policies=names, questions=len(rows))
 
 
-def champion_encoder(job: AnswersJob, run: Run) -> Encoder:
-    """Return an encoder with the champion's tokenizer and prompts, and this run's limit of answers."""
+def champion_encoder(job: AnswersJob, run: Run, encoder: Encoder) -> Encoder:
+    """Return an encoder with the champion's tokenizer and prompts, and the limit of answers and the
+    conversations of this run's ``encoder``.
+    """
     assert job.champion is not None
     text = job.champion.text.model_copy(update={"max_answer_tokens": job.text.max_answer_tokens})
-    return pair_tables.build_encoder(text, loading.load_tokenizer(run.inputs["champion_model"]))
+    return pair_tables.build_encoder(
+        text, loading.load_tokenizer(run.inputs["champion_model"]), encoder.chats
+    )
 
 
 def own_tokens(found: dict[str, pa.Array], end_ids: tuple[int, ...], encoder: Encoder) -> pa.Array:

@@ -59,12 +59,12 @@ def measure(job: BenchmarksJob, run: Run) -> None:
     settings = job.benchmarks
     device = devices.set_up(run.machine.device, run.machine.threads)
     tokenizer = loading.load_tokenizer(run.inputs["model"])
-    encoder = pair_tables.build_encoder(job.text, tokenizer)
+    encoder = pair_tables.build_encoder(job.text, tokenizer, pair_tables.read_chats(run.inputs["data"]))
     rows = benchmark_tasks.read_answers(run.inputs["data"] / "evaluation.parquet", settings.num_texts)
     texts = benchmark_tasks.encode_answers(rows, encoder)
     tasks = benchmark_tasks.read_tasks(run.inputs, settings)
     rewarded = read_reward_bench(run.inputs["reward_bench"]) if "reward" in run.inputs else []
-    reward_encoder = pair_tables.build_encoder(job.text, tokenizer)
+    reward_encoder = pair_tables.build_encoder(job.text, tokenizer, {})  # its prompts are texts
     rewarded_texts = benchmark_tasks.encode_reward_rows(rewarded, reward_encoder)
 
     # 2. Every model computes every unit that a killed program has not finished.

@@ -38,6 +38,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import orjson
 
 from tasks.config.dump_files import UNKNOWN_SITE
 from tasks.config.jobs import DataJob
@@ -49,40 +50,45 @@ from tasks.dataset.curation.split_assignment import SplitAssignment
 from tasks.dataset.readers import blocks
 from tasks.dataset.readers.blocks import Block
 from tasks.dataset.readers.quarantine import Place, Quarantine
-from tasks.dataset.readers.user_names import UserNames, read_user_names
+from tasks.dataset.readers.user_names import UserNames
 from tasks.dataset.splits import is_test
 from tasks.dataset.statistics import Statistics
 from tasks.programs.data_stage import card, partitions, read_source, source_warnings, work_folder
 from tasks.programs.data_stage.data_run import NUM_STEPS, Counts, DataRun
-from tasks.programs.data_stage.partitions import Partition, TablePart, build_table_part, filter_partition
-from tasks.programs.data_stage.read_source import BlockTask
+from tasks.programs.data_stage.executors import open_parts
+from tasks.programs.data_stage.partitions import (
+    FilterCounts,
+    Partition,
+    TablePart,
+    build_table_part,
+    filter_partition,
+)
+from tasks.programs.data_stage.parts import counts_path, read_counts, read_outputs
+from tasks.programs.data_stage.read_source import BlockCounts, BlockTask, NamesTask
 from tasks.programs.data_stage.split_checks import check_splits
-from tasks.programs.data_stage.worker_pool import WorkerPool, open_worker_pool
 from tasks.programs.runtime.program import Run, main
 from tasks.system.errors import InputError
 
-PARTITION_RECORDS = 2**14  # records (posts, comparisons) that are objects in memory at a time
+PARTITION_RECORDS = 2**14  # records (posts, comparisons) that are in memory at a time
+PARTITION_BYTES = 2**26  # of their texts
 BLOCK_SUFFIX = ".block"
 
 
 def prepare(job: DataJob, run: Run) -> None:
     """Read the source, filter its questions, assign splits and write the tables."""
-    run.rewind(0)  # steps whose results are cached are logged again
-    requests = run.directory / "asks"  # the flow makes this folder if remote workers are there
+    run.rewind(0)  # steps whose parts are there are logged again
     source = run.inputs["source"]
     size = read_source.source_size(job.source, source)
     work = work_folder.open_folder(job, run)
     try:
-        with open_worker_pool(
-            run.machine.threads, work / "results", requests if requests.exists() else None
-        ) as workers:
+        with open_parts(run) as parts:
             _warn_of_unknown_site(job, run, source)
             data_run = DataRun(
                 job=job,
                 run=run,
                 source=source,
                 work=work,
-                workers=workers,
+                parts=parts,
                 counts=Counts.empty(),
                 size=size,
             )
@@ -135,7 +141,9 @@ def _read_source(data_run: DataRun, quarantine: Quarantine) -> list[Path]:
     """Return the sorted files of records of all blocks. Rows that cannot be used go to the quarantine."""
     counts, source = data_run.counts, data_run.job.source
     file, rows_before, record_files = "", 0, []
-    for block in data_run.workers.map(read_source.read_block, _iter_block_tasks(data_run), cached=True):
+    done = data_run.work / "records.done"
+    for output in data_run.parts.make(read_source.read_block, _iter_block_tasks(data_run), done=done):
+        block = read_counts(output, BlockCounts)
         if block.file != file:
             file, rows_before = block.file, 0
         for number, reason in block.bad:
@@ -147,8 +155,8 @@ def _read_source(data_run: DataRun, quarantine: Quarantine) -> list[Path]:
         counts.warnings.update(block.warnings)
         if is_test(block.file) and not isinstance(source, ShellSite | StackExchangeDump):
             counts.tests[block.file] += block.rows
-        record_files.append(block.output)
-        block.output.with_suffix(BLOCK_SUFFIX).unlink(missing_ok=True)
+        record_files.append(output)
+        output.with_suffix(BLOCK_SUFFIX).unlink(missing_ok=True)
         data_run.log_progress(block.bytes / data_run.size, **counts.read)
     return record_files
 
@@ -160,9 +168,9 @@ def _iter_block_tasks(data_run: DataRun) -> Iterator[BlockTask]:
         if site and block.file != file:
             file = block.file
             names = _write_user_names(block.path, data_run.work / f"names{number:06}", data_run)
-        output = data_run.work / f"records{number:06}.jsonl"
+        output = data_run.work / f"records{number:06}.arrow"
         yield BlockTask(
-            block=_store_block(block, output, data_run.workers),
+            block=_store_content(block, output),
             source=source,
             site=site,
             several_sites=len(sites) > 1,
@@ -171,9 +179,10 @@ def _iter_block_tasks(data_run: DataRun) -> Iterator[BlockTask]:
         )
 
 
-def _store_block(block: Block, path: Path, workers: WorkerPool) -> Block:
-    """Write the block's content to disk if workers on other machines have to read it."""
-    return blocks.write_content(block, path.with_suffix(BLOCK_SUFFIX)) if workers.requests else block
+def _store_content(block: Block, output: Path) -> Block:
+    """Move the content to a file from which a worker makes ``output``, unless that is made."""
+    is_made = counts_path(output).exists()
+    return block if is_made else blocks.store_content(block, output.with_suffix(BLOCK_SUFFIX))
 
 
 def _write_user_names(file: Path, folder: Path, data_run: DataRun) -> Path | None:
@@ -182,11 +191,10 @@ def _write_user_names(file: Path, folder: Path, data_run: DataRun) -> Path | Non
     if user_blocks is None:
         return None
     folder.mkdir(exist_ok=True)
-    tasks = (
-        _store_block(block, folder / str(number), data_run.workers)
-        for number, block in enumerate(user_blocks)
-    )
-    UserNames(folder).write(data_run.workers.map(read_user_names, tasks))
+    outputs = ((block, folder / f"{number}.names") for number, block in enumerate(user_blocks))
+    tasks = (NamesTask(_store_content(block, output), output) for block, output in outputs)
+    made = data_run.parts.make(read_source.read_names, tasks, done=folder / "done")
+    UserNames(folder).write(orjson.loads(output.read_bytes()) for output in made)
     for path in folder.glob(f"*{BLOCK_SUFFIX}"):
         path.unlink()
     return folder
@@ -197,16 +205,15 @@ def _write_user_names(file: Path, folder: Path, data_run: DataRun) -> Path | Non
 
 def _filter_questions(record_files: list[Path], data_run: DataRun) -> list[Path]:
     """Return files of the questions that the rules keep, and delete the files of records."""
-    count = data_run.workers.num_cached(filter_partition)
-    tasks = []
-    if count is None:
-        tasks = _build_partitions(record_files, data_run)
-        count = len(tasks)
+    done = data_run.work / "questions.done"
+    tasks = [] if done.exists() else _build_partitions(record_files, data_run)
+    count = len(read_outputs(done) if done.exists() else tasks)
     question_paths: list[Path] = []
-    for filtered in data_run.workers.map(filter_partition, tasks, cached=True):
-        question_paths.append(filtered.path)
-        data_run.counts.dropped.update(filtered.dropped)
-        data_run.counts.masked.update(filtered.masked)
+    for output in data_run.parts.make(filter_partition, tasks, done=done):
+        counts = read_counts(output, FilterCounts)
+        question_paths.append(output)
+        data_run.counts.dropped.update(counts.dropped)
+        data_run.counts.masked.update(counts.masked)
         data_run.log_progress(1 + len(question_paths) / count)
     for path in record_files:
         path.unlink(missing_ok=True)
@@ -215,6 +222,7 @@ def _filter_questions(record_files: list[Path], data_run: DataRun) -> list[Path]
 
 def _build_partitions(record_files: list[Path], data_run: DataRun) -> list[Partition]:
     job = data_run.job
+    ranges = sorted_files.partition(record_files, PARTITION_RECORDS, PARTITION_BYTES)
     ngrams = _write_ngrams(data_run.run, data_run.work / "evaluation_ngrams.npz")
     return [
         Partition(
@@ -223,9 +231,9 @@ def _build_partitions(record_files: list[Path], data_run: DataRun) -> list[Parti
             rules=partitions.rules_from_settings(job.data),
             evaluation_ngrams=ngrams,
             near_duplicates=job.data.alike < 1,
-            output=data_run.work / f"questions{number:06}.jsonl",
+            output=data_run.work / f"questions{number:06}.arrow",
         )
-        for number, slices in enumerate(sorted_files.partition(record_files, PARTITION_RECORDS))
+        for number, slices in enumerate(ranges)
     ]
 
 
@@ -270,7 +278,7 @@ def _iter_table_parts(
             splits=assignment.splits[start:end].tobytes(),
             max_pairs=job.data.max_pairs,
             seed=job.seed,
-            folder=data_run.work / f"tables{number:06}",
+            output=data_run.work / f"tables{number:06}",
         )
         start = end
 
@@ -279,11 +287,12 @@ def _write_tables(parts: list[TablePart], data_run: DataRun, statistics: Statist
     """Write every table, part after part. Return the number of rows of each."""
     artifact = data_run.run.artifact
     files = {name: tables.Table(name, artifact / f"{name}.parquet") for name in tables.COLUMNS}
-    for done, (folder, part_statistics) in enumerate(data_run.workers.map(build_table_part, parts), 1):
+    for done, folder in enumerate(data_run.parts.make(build_table_part, parts), 1):
         for name, table in files.items():
             table.add(folder / name)
+        statistics.merge(read_counts(folder, Statistics))
+        counts_path(folder).unlink()
         shutil.rmtree(folder)
-        statistics.merge(part_statistics)
         if done < len(parts):
             data_run.log_progress(2 + done / len(parts))
     for table in files.values():

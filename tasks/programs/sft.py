@@ -24,8 +24,7 @@ from tasks.programs.runtime.training_samples import build_sampler
 from tasks.programs.token_tables.documents import document_lengths, measure_packing_leak, read_finetune_split
 from tasks.programs.token_tables.token_table import TokenTable
 from tasks.rlhf.algorithms import losses, schedules
-from tasks.rlhf.batches.block_loss import block_loss
-from tasks.rlhf.batches.packing import IGNORE, Blocks, Document, PackedDocuments, pack_documents
+from tasks.rlhf.batches.packing import IGNORE, Blocks, Document, PackedDocuments, block_loss, pack_documents
 from tasks.rlhf.batches.truncation import Encoder
 from tasks.rlhf.compute import devices, distributed, fsdp, seeds
 from tasks.rlhf.models import loading
@@ -44,7 +43,7 @@ def train(job: SftJob, run: Run) -> None:
 
     # 1. Best answers as packed blocks; some questions are held out.
     tokenizer = loading.load_tokenizer(folder)
-    encoder = pair_tables.build_encoder(job.text, tokenizer)
+    encoder = pair_tables.build_encoder(job.text, tokenizer, pair_tables.read_chats(run.inputs["data"]))
     packed, held_out = read_documents(job, tokenizer, run, encoder)
     rows = min(machine.micro_batch or settings.batch_size, -(-settings.batch_size // distributed.world()))
     micro_batch = training_setup.MicroBatch(rows, settings.block_tokens, packed=True)
@@ -132,7 +131,7 @@ def read_documents(
     Raises InputError if there are too few or a block is too short.
     """
     settings = job.sft
-    documents = read_finetune_split(run, encoder, answers_only=settings.loss_on == "answer")
+    documents = read_finetune_split(run, encoder, loss_on=settings.loss_on)
     if len(documents) < 2:
         raise InputError(
             "The fine-tuning split has fewer than two questions: raise data.finetune_share or give more data."

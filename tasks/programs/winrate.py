@@ -41,7 +41,8 @@ def evaluate(job: WinrateJob, run: Run) -> None:
     # 1. Questions with all their answers, and the judges. A killed program starts over.
     run.rewind(0)
     device = devices.set_up(run.machine.device, run.machine.threads)
-    encoder = pair_tables.build_encoder(job.text, loading.load_tokenizer(run.inputs["model"]))
+    tokenizer = loading.load_tokenizer(run.inputs["model"])
+    encoder = pair_tables.build_encoder(job.text, tokenizer, pair_tables.read_chats(run.inputs["data"]))
     questions, policies = read_questions(run.inputs["answers"], run.inputs["data"] / "evaluation.parquet")
     judges = load_judges(job, run, encoder, device)
 

@@ -53,7 +53,7 @@ def measure(directory: Path, *, split: str, temperature: float, most: int) -> Le
     run = Run(directory)
     job = PpoJob.model_validate(run.record)
     tokenizer = loading.load_tokenizer(run.inputs["model"])
-    encoder = pair_tables.build_encoder(job.text, tokenizer)
+    encoder = pair_tables.build_encoder(job.text, tokenizer, {})
     table = pq.read_table(run.inputs["data"] / f"{split}.parquet", columns=["question_id", "prompt"])
     table = table.take(sorted(row_sample.draw_sample(table["question_id"].to_pylist(), most)))
     ids, questions = table["question_id"].to_pylist(), table["prompt"].to_pylist()

@@ -149,7 +149,8 @@ def main() -> None:
     what, dtype, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     trainer, clock = trainer_of(what, dtype, folder), Clock()
-    types = start_from(trainer.model, folder)
+    model: Any = trainer.model
+    types = start_from(model, folder)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(clock)
     trainer.train()

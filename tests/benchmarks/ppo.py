@@ -125,7 +125,7 @@ def our_round(dtype: str, folder: Path) -> dict[str, Any]:
     settings = Ppo(rollouts=work["rollouts"], minibatch=work["rollouts"], epochs=work["epochs"])
     optimizers, breakdown = create_optimizers(models), Breakdown()
     optimizers.set_learning_rate(3e-6)  # TRL's default
-    lora.active = breakdown.active  # type: ignore[assignment]
+    lora.active = breakdown.active
     ends, used = [], []
     for step in range(work["batches"]):
         if step == SKIP:

@@ -63,7 +63,7 @@ def folded(features: Tensor, questions: list[Comparison], job: RewardJob) -> dic
     }
     ours = pair_accuracy.credit(margin, nothing)
     told = {
-        name: reward_evaluation.cautious(pair_accuracy.measure(credit, pairs.question))
+        name: pair_accuracy.wider_interval(pair_accuracy.measure(credit, pairs.question))
         for name, credit in {"probe": ours, **rules}.items()
     }
     return told | {

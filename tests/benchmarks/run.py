@@ -18,8 +18,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from tasks.rlhf.batches import forward, sampling, sequences, shared_prompt
-from tasks.rlhf.batches.block_loss import block_loss
-from tasks.rlhf.batches.packing import IGNORE, Document, pack
+from tasks.rlhf.batches.packing import IGNORE, Document, block_loss, pack
 from tasks.rlhf.models import builtin, lora
 from tests.benchmarks import data as data_benchmarks
 from tests.benchmarks import ppo as ppo_benchmarks

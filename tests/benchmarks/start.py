@@ -60,11 +60,16 @@ def write_inputs(root: Path, num_rows: int) -> dict[str, Path]:
         return " ".join(rng.choices(words, k=rng.randint(most // 2, most)))
 
     tokenizer = train_tokenizer([text(200) for _ in range(500)], vocabulary=VOCABULARY)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(root / "model")
     tokenizer.save_pretrained(root / "model")
     (root / "data").mkdir()
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"question_id": row, "prompt": text(PROMPT_WORDS), "answer": text(ANSWER_WORDS)}
         for row in range(num_rows)
     ]
@@ -82,7 +87,9 @@ def write_inputs(root: Path, num_rows: int) -> dict[str, Path]:
 def write_reference(root: Path, inputs: dict[str, Path]) -> Path:
     """Write log-probabilities of all answers, as the stage reference does."""
     run = Run(tiny.write_job(root / "reading", "reference", {}, inputs))
-    encoder = pair_tables.build_encoder(Text.model_validate(TEXT), loading.load_tokenizer(inputs["model"]))
+    encoder = pair_tables.build_encoder(
+        Text.model_validate(TEXT), loading.load_tokenizer(inputs["model"]), {}
+    )
     rows = []
     for question in read_pairs(run, inputs["data"] / "reward.parquet", encoder):
         rows += [(question.question_id, i, len(ids), -1.0) for i, ids in enumerate(question.answers)]

@@ -31,9 +31,8 @@ from tasks.programs.dpo import pair_loss
 from tasks.programs.reference import log_probs
 from tasks.rlhf.algorithms import losses
 from tasks.rlhf.batches import comparisons, shared_prompt
-from tasks.rlhf.batches.block_loss import block_loss
 from tasks.rlhf.batches.comparisons import Batch, Comparison
-from tasks.rlhf.batches.packing import IGNORE, Document, first_fit, pack
+from tasks.rlhf.batches.packing import IGNORE, Document, block_loss, first_fit, pack
 from tasks.rlhf.compute import devices, seeds
 from tasks.rlhf.models import loading, lora
 from tests.benchmarks.peer_environments import create_environment
@@ -203,7 +202,7 @@ def build_base() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
         tokenizer_object=raw, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
     )
     torch.manual_seed(0)
-    sizes = {
+    sizes: dict[str, Any] = {
         "vocab_size": 4096,
         "hidden_size": 256,
         "intermediate_size": 704,
@@ -272,7 +271,7 @@ def our_round(what: str, dtype: str, folder: Path) -> dict[str, Any]:
     head.weight.data.copy_(first["score"])
     head.bias.requires_grad_(False)
     if what in SCORED:
-        parameters["head.weight"] = head.weight
+        parameters["head.weight"] = next(head.parameters())
     optimizer = torch.optim.AdamW(parameters.values(), lr=WORK["learning_rate"], weight_decay=0.0, fused=True)
     started = time.perf_counter(), time.process_time()
     loss_of = _sft_loss(model, folder) if what == "sft" else _pairs_loss(model, head, what, folder)
@@ -345,7 +344,7 @@ def _pairs_loss(model: PeftModel, head: nn.Linear, what: str, folder: Path) -> L
     reference: dict[int, list[float]] = {}
     if what in COMPARED:
         with lora.active(model, None) as base:
-            reference = log_probs(base, asked, pad_id=0)
+            reference = log_probs(base, asked, pad_id=0, report_progress=lambda done, total: None)
 
     def dpo_loss(policy: PreTrainedModel, step: int) -> Tensor:
         batch, part = collated(step), asked[step * questions : (step + 1) * questions]

@@ -13,7 +13,6 @@ import pytest
 from tasks.config.jobs import DataJob
 from tasks.dataset.readers.quarantine import Quarantine
 from tasks.dataset.sources.markdown import to_markdown
-from tasks.dataset.sources.stack_exchange import author_url
 from tasks.dataset.sources.stack_exchange_dump import Post
 from tasks.dataset.tables import COLUMNS
 from tasks.programs.data import prepare
@@ -25,6 +24,7 @@ from tasks.system.errors import InputError
 from tests.support import attention_models, tiny
 from tests.support.dumps import iter_posts
 from tests.support.paths import SHARED
+from tests.support.questions.question_rows import author_url
 
 CASES = SHARED / "cases"
 pytestmark = pytest.mark.skipif(

@@ -6,35 +6,32 @@ import os
 import random
 import shutil
 import signal
-import time
 from collections import Counter
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import py7zr
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.config.jobs import DataJob
-from tasks.dataset import sorted_files, tables
+from tasks.dataset import columns, sorted_files, tables
 from tasks.dataset.curation import question_files, rules, split_assignment
 from tasks.dataset.curation.near_duplicates import find_leader
-from tasks.dataset.question import count_pairs, draw_pairs, ranks
 from tasks.dataset.readers import blocks
 from tasks.dataset.readers.user_names import UserNames
 from tasks.dataset.splits import choose_split, normalise_words
 from tasks.programs import data as program
 from tasks.programs.data_stage import read_source
-from tasks.programs.data_stage.worker_pool import open_worker_pool
 from tasks.programs.runtime.program import Run
 from tasks.system.errors import InputError
 from tests.support.data_sets import table_digests, write_noisy_posts, write_posts
+from tests.support.questions.question_rows import apply_rules, build_rows, count_pairs, draw_pairs, ranks
 from tests.support.split_assignments import (
     connected_components,
     find_similar_pairs,
@@ -142,10 +139,10 @@ def killed(posts: Path, folder: Path, at: str, monkeypatch: pytest.MonkeyPatch) 
                 os.kill(os.getpid(), signal.SIGKILL)
             real[0](source, target)
 
-        def write_part(name: str, rows: Any, path: Path) -> None:
+        def write_part(name: str, columns: Any, path: Path) -> None:
             if f"{path.parent.name}/{name}" == at:
                 os.kill(os.getpid(), signal.SIGKILL)
-            real[1](name, rows, path)
+            real[1](name, columns, path)
 
         monkeypatch.setattr(os, "replace", replace)
         monkeypatch.setattr(tables, "write_part", write_part)
@@ -168,15 +165,15 @@ def again(folder: Path, **settings: Any) -> Path:
 @pytest.mark.parametrize(
     ("at", "blocks_read", "partitions_filtered"),
     [
-        ("read_block000000.json", 0, 0),
-        ("read_block000004.json", 4, 0),
-        ("read_block.all", None, 0),  # None: all of them
-        ("filter_partition000003.json", None, 3),
-        ("filter_partition.all", None, None),
+        ("records000000.arrow.json", 0, 0),
+        ("records000004.arrow.json", 4, 0),
+        ("records.done", None, 0),  # None: all of them
+        ("questions000003.arrow.json", None, 3),
+        ("questions.done", None, None),
         ("tables000002/rl", None, None),
     ],
 )
-def test_a_killed_program_resumes_from_cached_results(
+def test_a_killed_program_makes_no_part_again(
     at: str,
     blocks_read: int | None,
     partitions_filtered: int | None,
@@ -220,7 +217,7 @@ def test_a_killed_program_resumes_from_cached_results(
     assert not (tmp_path / "run" / "checkpoints" / "work").exists()
 
 
-def test_cached_results_of_another_job_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_of_another_job_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     posts = write_noisy_posts(tmp_path / "Posts.xml", 120)
     killed(posts, tmp_path / "run", "tables000000/rl", monkeypatch)
     settings = {"min_answer_chars": 30}
@@ -233,69 +230,40 @@ def test_cached_results_of_another_job_are_not_used(tmp_path: Path, monkeypatch:
     assert not (tmp_path / "run2" / "checkpoints" / "work").exists()  # other work is wanted next
 
 
-# ----------------------------------------------------------------------- sorted files, worker pool
+# ------------------------------------------------------------------------------------ sorted files
 
 
 @given(
     st.lists(st.lists(st.integers(0, 2**63 - 1) | st.integers(0, 50), max_size=80), max_size=6),
     st.integers(1, 200),
+    st.sampled_from([1, 100, 2**26]),
     st.sampled_from([1, 4, 32]),
 )
 def test_ranges_hold_every_record_once_in_rising_keys(
-    tmp_path_factory: pytest.TempPathFactory, keys: Any, size: int, every: int
+    tmp_path_factory: pytest.TempPathFactory, keys: Any, size: int, num_bytes: int, every: int
 ) -> None:
     folder = tmp_path_factory.mktemp("records")
     paths = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sorted_files, "SAMPLE_EVERY", every)
         for number, of_one in enumerate(keys):
-            paths.append(folder / f"{number}.jsonl")
-            sorted_files.write(
-                [(key, [number, place, "line\nbreak\r\x85\u2028"]) for place, key in enumerate(of_one)],
-                paths[-1],
-            )
-        found = [list(sorted_files.read(slices)) for slices in sorted_files.partition(paths, size)]
-    assert sorted(record[1][:2] for records in found for record in records) == [
-        [n, p] for n, of_one in enumerate(keys) for p in range(len(of_one))
+            paths.append(folder / f"{number}.arrow")
+            fields = {"file": [number] * len(of_one), "place": list(range(len(of_one)))}
+            texts = pa.array(["x" * (key % 50) for key in of_one], pa.large_string())
+            batch = {"key": pa.array(of_one, pa.int64()), **fields, "text": texts}
+            sorted_files.write(pa.RecordBatch.from_pydict(batch), paths[-1])
+        ranges = sorted_files.partition(paths, size, num_bytes)
+        found = [sorted_files.read(slices).to_pylist() for slices in ranges]
+    every = [record for records in found for record in records]
+    assert sorted((record["file"], record["place"]) for record in every) == [
+        (n, p) for n, of_one in enumerate(keys) for p in range(len(of_one))
     ]
-    assert all(key == keys[value[0]][value[1]] for records in found for key, value in records)
+    for record in every:
+        assert record["key"] == keys[record["file"]][record["place"]]
+        assert len(record["text"]) == record["key"] % 50
     for before, after in pairwise(found):
-        assert max(key for key, _ in before) < min(key for key, _ in after)
+        assert max(record["key"] for record in before) < min(record["key"] for record in after)
     shutil.rmtree(folder)
-
-
-def squared(number: int) -> int:
-    time.sleep(0.02 * (number % 3))
-    return number**2
-
-
-def refused(number: int) -> int:
-    if number == 3:
-        raise InputError("three is refused")
-    return number
-
-
-def test_a_worker_pool_returns_results_in_order_and_starts_no_process_for_one_task() -> None:
-    drawn: list[int] = []
-
-    def numbers() -> Iterator[int]:
-        for number in range(20):
-            drawn.append(number)
-            yield number
-
-    with open_worker_pool(2) as workers:
-        assert list(workers.map(squared, [5])) == [25]
-        assert workers.pool is None
-        results = workers.map(squared, numbers())
-        assert next(results) == 0
-        assert len(drawn) <= 6  # what is read ahead is in memory
-        assert [0, *results] == [number**2 for number in range(20)]
-        with pytest.raises(InputError, match="three is refused"):
-            list(workers.map(refused, range(9)))
-        assert workers.pool is not None
-        pool = set(workers.pool._processes)
-    assert pool
-    assert not [process for process in psutil.Process().children() if process.pid in pool]
 
 
 # -------------------------------------------------------------------------------------------- fates
@@ -305,7 +273,7 @@ def test_a_file_of_questions_returns_what_was_written(tmp_path: Path) -> None:
     questions = [question(k, f"Why {k}?\u2028\n", author="a", split="evaluation") for k in range(3)]
     questions[1] = questions[1]._replace(compared=((0, 1),))
     (path,) = write_questions(questions, tmp_path, 10)
-    assert list(question_files.read(path)) == questions
+    assert columns.to_rows(columns.read(path)) == questions
 
 
 @pytest.mark.parametrize("size", [7, 1000])
@@ -398,13 +366,11 @@ def test_pairs_carry_their_proof(scores: list[int], most: int) -> None:
     assert all(
         standing[k] == 1 + len({score for score in scores if score > scores[k]}) for k in range(len(scores))
     )
-    rows = [row for name, row in tables.build_rows(asked, "reward", pairs, len(every)) if name == "reward"]
+    rows = [row for name, row in build_rows(asked, "reward", pairs, len(every)) if name == "reward"]
     for row, (i, j) in zip(rows, pairs, strict=True):
         assert (row["gap"], row["sampled_of"]) == (scores[i] - scores[j], len(every))
         assert (row["chosen_rank"], row["rejected_rank"]) == (standing[i], standing[j])
-    groups = [
-        row for name, row in tables.build_rows(asked, "reward", pairs, len(every)) if name == "reward_groups"
-    ]
+    groups = [row for name, row in build_rows(asked, "reward", pairs, len(every)) if name == "reward_groups"]
     assert [row["ranks"] for row in groups] == ([standing] if pairs else [])
 
 
@@ -526,8 +492,8 @@ def test_what_is_left_out_is_never_counted_below_nothing() -> None:
     asked = asked._replace(
         answers=(asked.answers[0]._replace(text="ask jane.roe@gmail.com"), asked.answers[1])
     )
-    assert rules.apply_rules(asked, rules.Rules(personal="drop"), dropped, Counter()) is None
+    assert apply_rules(asked, rules.Rules(personal="drop"), dropped, Counter()) is None
     assert min(dropped.values()) >= 0
-    kept = rules.apply_rules(asked._replace(prompt="Who?"), rules.Rules(personal="drop"), dropped, Counter())
+    kept = apply_rules(asked._replace(prompt="Who?"), rules.Rules(personal="drop"), dropped, Counter())
     assert kept is not None
     assert (kept.compared, [answer.text for answer in kept.answers]) == ((), ["answer 1"])

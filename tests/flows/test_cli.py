@@ -465,9 +465,9 @@ def test_the_version_is_said(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         ("bitsandbytes", ["run", "stack-llama-7b"], "weights.base=int8: bitsandbytes must be installed here"),
         (
-            "prefect_dask",
+            "distributed",
             ["run", "demo", "--set", "machine.dask=tcp://h:1"],
-            "machine.dask: prefect_dask must be installed here",
+            "machine.dask: distributed must be installed here",
         ),
         (
             "flask_wtf",

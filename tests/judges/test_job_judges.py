@@ -104,7 +104,7 @@ def test_the_held_out_reward_model_judges_before_the_one_that_ppo_was_trained_wi
     reward.train(RewardJob.model_validate(trained.record), trained)
     job = WinrateJob.of(Pipeline.model_validate({"text": text}))
     run = Run(tiny.write_job(tmp_path / "run", "winrate", {}, {"model": model, "reward": trained.artifact}))
-    encoder = pair_tables.build_encoder(job.text, loading.load_tokenizer(model))
+    encoder = pair_tables.build_encoder(job.text, loading.load_tokenizer(model), {})
     judges = job_judges.load_judges(job, run, encoder, tiny.CPU)
     assert [one.name for one in judges] == ["gold", *["held_out"] * has_held_out, "reward"]
     scores = [

@@ -113,7 +113,7 @@ def test_the_champions_answers_end_where_it_has_ended_them() -> None:
         "champion.answer": pa.array(["list files", "list files", ""]),
         "champion.tokens": pa.array([[5, 6, 9], [5, 6], [9]]),  # of another model, whose end is 9
     }
-    tokens = answers.own_tokens(found, (9,), pair_tables.build_encoder(text, tokenizer)).to_pylist()
+    tokens = answers.own_tokens(found, (9,), pair_tables.build_encoder(text, tokenizer, {})).to_pylist()
     words = tokenizer(" list files", add_special_tokens=False)["input_ids"]
     assert tokens[:2] == [[*words, tiny.EOS], words]
     assert tokens[2][-1] == tiny.EOS

@@ -66,7 +66,7 @@ def metrics(run: Run) -> dict[str, float]:
     return found
 
 
-@pytest.mark.parametrize("loss_on", ["answer", "all"])
+@pytest.mark.parametrize("loss_on", ["every", "last", "all"])
 def test_the_held_out_loss_is_the_librarys_own_over_documents_alone(
     trained: Trained, inputs: dict[str, Path], loss_on: str
 ) -> None:

@@ -49,8 +49,8 @@ def rewrite(run: Run, name: str, rows: list[dict[str, Any]], **how: Any) -> None
     pq.write_table(pa.Table.from_pylist(rows), run.inputs["data"] / f"{name}.parquet", **how)
 
 
-def read_documents(run: Run, made: Encoder, *, answers_only: bool = True) -> list[Document]:
-    return list(documents.read_finetune_split(run, made, answers_only=answers_only))
+def read_documents(run: Run, made: Encoder, *, loss_on: documents.LossOn = "last") -> list[Document]:
+    return list(documents.read_finetune_split(run, made, loss_on=loss_on))
 
 
 def read_pairs(run: Run, made: Encoder) -> TokenTable[comparisons.Comparison]:
@@ -71,19 +71,19 @@ def forbid_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
 # ------------------------------------------------------------------------------------- what is read
 
 
-@pytest.mark.parametrize("answers_only", [True, False])
+@pytest.mark.parametrize("loss_on", ["last", "all"])
 def test_documents_are_what_the_encoder_makes_of_each_row(
-    run: Run, answers_only: bool, monkeypatch: pytest.MonkeyPatch
+    run: Run, loss_on: documents.LossOn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache, "BATCH_ROWS", 4)
     rewrite(run, "finetune", rows_of(run, "finetune"), row_group_size=7)
     wanted, own = [], encoder()
     for row in rows_of(run, "finetune"):
         prompt, answer = own.encode_prompt(row["prompt"]), own.encode_answer(row["answer"])
-        target = [not answers_only] * len(prompt) + [True] * len(answer)
+        target = [loss_on == "all"] * len(prompt) + [True] * len(answer)
         wanted.append(Document(prompt + answer, target))
     made = encoder()
-    found = documents.read_finetune_split(run, made, answers_only=answers_only)
+    found = documents.read_finetune_split(run, made, loss_on=loss_on)
     assert list(found) == wanted
     assert documents.document_lengths(found) == [len(document.ids) for document in wanted]
     assert made.cut == own.cut
@@ -217,7 +217,7 @@ def test_what_the_ids_depend_on_is_in_the_key(
     changed = change(run, monkeypatch)
     read_documents(run, changed)
     assert len(folders(tmp_path)) == 2
-    read_documents(run, encoder(), answers_only=False)
+    read_documents(run, encoder(), loss_on="all")
     assert len(folders(tmp_path)) == 3
 
 
@@ -314,7 +314,7 @@ def test_ids_lie_in_the_files_and_not_in_memory(run: Run) -> None:
     rewrite(run, "finetune", rows)
     read_documents(run, encoder(max_answer_tokens=400))
     before = pa.total_allocated_bytes()
-    found = documents.read_finetune_split(run, encoder(max_answer_tokens=400), answers_only=True)
+    found = documents.read_finetune_split(run, encoder(max_answer_tokens=400), loss_on="last")
     assert len(found) == 1200
     assert pa.total_allocated_bytes() - before < 100_000  # of 1,200 documents with 400 ids each
 

@@ -4,10 +4,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from tasks.dataset.columns import to_rows
 from tasks.dataset.question import Question
 from tasks.dataset.readers import dump_tables
 from tasks.dataset.readers.quarantine import Place, Quarantine
 from tasks.dataset.sources import stack_exchange, stack_exchange_dump
+from tasks.dataset.sources.markdown import to_markdown
 from tasks.dataset.sources.stack_exchange_dump import Post, Unreadable
 
 
@@ -32,5 +34,7 @@ def iter_posts(
 
 def build_questions(posts: Iterable[Post], dropped: Counter[str], *, site: str) -> Iterator[Question]:
     """Yield the questions of one site's posts, by number."""
-    numbered = (stack_exchange.number_post(post, site) for post in posts)
-    return stack_exchange.build_questions(numbered, dropped)
+    found = stack_exchange.build_questions(stack_exchange.to_columns(list(posts), site), dropped)
+    for question in to_rows(found):
+        answers = (answer._replace(text=to_markdown(answer.text)) for answer in question.answers)
+        yield question._replace(answers=tuple(answers))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from tasks.dataset.columns import from_rows
 from tasks.dataset.curation import question_files, split_assignment
 from tasks.dataset.curation.near_duplicates import build_sketches, group_near_duplicates
 from tasks.dataset.question import Answer, Question
@@ -27,8 +28,8 @@ def write_questions(questions: list[Question], folder: Path, size: int) -> list[
     """Write files of ``size`` questions each and return them."""
     paths = []
     for start in range(0, len(questions), size):
-        paths.append(folder / f"{start:06}.jsonl")
-        question_files.write(questions[start : start + size], paths[-1], near_duplicates=True)
+        paths.append(folder / f"{start:06}.arrow")
+        question_files.write(from_rows(questions[start : start + size]), paths[-1], near_duplicates=True)
     return paths
 
 

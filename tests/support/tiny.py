@@ -59,11 +59,16 @@ def model(kind: str = "llama", *, seed: int = 0, weight_scale: float = 3.0) -> P
     """
     torch.manual_seed(seed)
     made: PreTrainedModel
-    common = {"vocab_size": VOCABULARY, "pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": EOS}
+    common: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "pad_token_id": PAD,
+        "eos_token_id": EOS,
+        "bos_token_id": EOS,
+    }
     if kind == "gpt2":
         made = GPT2LMHeadModel(GPT2Config(n_embd=WIDTH, n_layer=2, n_head=2, n_positions=CONTEXT, **common))
     else:
-        sizes = {
+        sizes: dict[str, Any] = {
             "hidden_size": WIDTH,
             "num_hidden_layers": 2,
             "num_attention_heads": 2,

@@ -1,33 +1,23 @@
-"""Test shards of the data stage on a Dask cluster: a real scheduler and two workers; other stages are
-fakes.
-"""
+"""Test the data stage on a Dask cluster: a real scheduler and two workers; other stages are fakes."""
 
-import itertools
 import json
 import os
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
-import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 from distributed import Client
 
 from flows.services.processes import free_port
-from tasks.dataset import sorted_files
-from tasks.dataset.readers.blocks import Block, write_content
-from tasks.dataset.readers.user_names import read_user_names
-from tasks.execution import dask
-from tasks.programs.data_stage import remote_calls
-from tasks.programs.data_stage import shard as program
-from tasks.programs.data_stage.cached_call import Call, run_cached
-from tasks.system.errors import DiskFailure, InputError, StageFailed
+from tasks.programs.data_stage import dask_cluster
+from tasks.programs.runtime.program import Run
+from tasks.system.errors import InputError
 from tests.support import fake_programs
 from tests.support.data_sets import write_noisy_posts
 from tests.support.fake_programs import wait_until
@@ -35,14 +25,36 @@ from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.slow
 
-# so that a small dump has many blocks, ranges and shards
+# so that a small dump has many blocks and ranges
 SMALLER = {
     "dataset/readers/blocks.py": ("BLOCK_BYTES = 2**24", "BLOCK_BYTES = 2**17"),
     "programs/data.py": ("PARTITION_RECORDS = 2**14", "PARTITION_RECORDS = 2**10"),
-    "programs/data_stage/remote_calls.py": ("CALLS_PER_REQUEST = 8", "CALLS_PER_REQUEST = 2"),
 }
 
 
+KILLED_PARTS = """
+import os, signal, sys
+from pathlib import Path
+from typing import NamedTuple
+from tasks.programs.data_stage.dask_cluster import open_cluster
+from tasks.programs.runtime.program import Run
+from tasks.system.errors import StageFailed
+
+class Task(NamedTuple):
+    output: Path
+
+def kill(task):
+    if task.output.name == "a":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    from tasks.programs.killed_parts import Task, kill
+    try:
+        with open_cluster(sys.argv[1], Run(Path(sys.argv[2]))) as parts:
+            list(parts.make(kill, [Task(Path(sys.argv[2], name)) for name in "ab"]))
+    except StageFailed as error:
+        print(error)
+"""
 AFTERWARDS = "These posts hold no question with two answers."  # of the stage behind the data stage
 
 
@@ -55,12 +67,13 @@ class Cluster(NamedTuple):
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Create a source tree with the real data stage."""
-    made = fake_programs.make_tree(tmp_path_factory.mktemp("shards") / "tree")
+    made = fake_programs.make_tree(tmp_path_factory.mktemp("parts") / "tree")
     shutil.copy(ROOT / "tasks" / "programs" / "data.py", made / "tasks" / "programs" / "data.py")
     for name, (before, after) in SMALLER.items():
         path = made / "tasks" / name
         assert before in path.read_text()
         path.write_text(path.read_text().replace(before, after))
+    (made / "tasks" / "programs" / "killed_parts.py").write_text(KILLED_PARTS)
     fake_programs.misbehave(made, "pretrain", "input")  # what comes after the data stage would only take time
     return made
 
@@ -68,7 +81,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def cluster(tree: Path, tmp_path: Path) -> Iterator[Cluster]:
     address = f"tcp://127.0.0.1:{free_port()}"
-    environment = fake_programs.environment(tree, tmp_path / "elsewhere") | {"PREFECT_LOGGING_LEVEL": "ERROR"}
+    environment = fake_programs.environment(tree, tmp_path / "elsewhere")
+    environment |= {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1"}
 
     def start(*arguments: str) -> "subprocess.Popen[bytes]":
         command = [sys.executable, "-m", "dask", *arguments, "--no-dashboard"]
@@ -130,11 +144,6 @@ def manifest(home: Path) -> dict[str, Any]:
     return dict(json.loads(found.read_text()))
 
 
-def task_runs(home: Path) -> dict[str, str]:
-    with sqlite3.connect(home / "prefect" / "prefect.db") as database:
-        return dict(database.execute("select name, state_type from task_run"))
-
-
 def test_two_workers_make_the_same_bytes_as_one_machine(
     tree: Path, posts: Path, alone: str, cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -143,10 +152,6 @@ def test_two_workers_make_the_same_bytes_as_one_machine(
     assert manifest(tmp_path / "home")["digest"] == alone
     with Client(cluster.address, set_as_default=False) as client:
         assert min(client.run(lambda dask_worker: dask_worker.state.executed_count).values()) > 1
-    runs = task_runs(tmp_path / "home")
-    assert {state for name, state in runs.items() if name == "data" or " " in name} == {"COMPLETED"}
-    for do in ("read_block", "filter_partition", "build_table_part"):
-        assert sum(name.startswith(f"{do} ") for name in runs) > 2
     assert not list((tmp_path / "home" / "partial").glob("*/checkpoints/work"))
 
 
@@ -155,14 +160,14 @@ def test_a_worker_that_is_lost_takes_nothing_with_it(
 ) -> None:
     home = tmp_path / "home"
     process = fake_programs.start_cli(tree, home, "run", *profile(posts, cluster.address))
-    wait_until(lambda: list(home.glob("partial/*/checkpoints/work/results/read_block*.json")), 60)
+    wait_until(lambda: list(home.glob("partial/*/checkpoints/work/records*.json")), 60)
     os.killpg(cluster.workers[0].pid, signal.SIGKILL)
     _, error = process.communicate(timeout=180)
     assert AFTERWARDS in error
     assert manifest(home)["digest"] == alone
 
 
-def test_what_a_shard_refuses_is_refused_in_its_words(
+def test_what_a_worker_refuses_is_refused_in_its_words(
     tree: Path, posts: Path, cluster: Cluster, tmp_path: Path
 ) -> None:
     rows = posts.read_text().splitlines()
@@ -190,101 +195,36 @@ def test_a_cluster_that_is_not_there_is_the_users_to_mend(
     ("address", "why"),
     [("tls://127.0.0.1:9", r"tls|TLS|security"), ("tcp://127.0.0.1", "give it as tcp://host:port")],
 )
-def test_an_address_that_dask_cannot_use_is_the_users_to_mend(address: str, why: str) -> None:
+def test_an_address_that_dask_cannot_use_is_the_users_to_mend(address: str, why: str, tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text(json.dumps({"job": {}, "inputs": {}}))
+    run = Run(tmp_path)
     with (
         pytest.raises(InputError, match=f"machine.dask: there is no Dask scheduler at {address} .*({why})"),
-        dask._cluster(address),
+        dask_cluster.open_cluster(address, run),
     ):
         pass
 
 
-def run_on_cluster(folder: Path, numbers: Iterator[int], num_cached: int = 0) -> tuple[str, int]:
-    """Run calls for three blocks of users, a thread as cluster; return the request's name and task count."""
-    folder.mkdir(exist_ok=True)
-    blocks = [
-        Block(folder / "Users.xml", "Users.xml", "xml", f'<row Id="{k}" DisplayName="User {k}"/>'.encode(), 0)
-        for k in range(3)
-    ]
-    calls = [
-        Call(read_user_names, write_content(block, folder / f"{k}.block"), folder / f"{k}.cached")
-        for k, block in enumerate(blocks)
-    ]
-    for call in calls[:num_cached]:
-        run_cached(call)
-    found: list[tuple[str, int]] = []
-
-    def serve() -> None:
-        (request,) = wait_until(lambda: list(folder.glob("*.json")))
-        found.append((request.name, len(json.loads(request.read_text())["tasks"])))
-        request.with_suffix(".done").write_bytes(program.run_request(request))
-
-    server = threading.Thread(target=serve)
-    server.start()
-    assert list(remote_calls.run_remotely(iter(calls), folder, numbers)) == [
-        [(k, f"User {k}")] for k in range(3)
-    ]
-    server.join()
-    assert not list(folder.glob("*.json")) + list(folder.glob("*.done"))
-    return found[0]
+def test_a_part_that_kills_its_workers_is_reported_in_one_sentence(
+    tree: Path, cluster: Cluster, tmp_path: Path
+) -> None:
+    (tmp_path / "job.json").write_text(json.dumps({"job": {}, "inputs": {}}))
+    command = [sys.executable, "-m", "tasks.programs.killed_parts", cluster.address, str(tmp_path)]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=fake_programs.environment(tree, tmp_path / "home"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "A part was killed on 2 Dask workers, the last one tcp://" in done.stdout, done.stderr
+    assert "run it again, it goes on from the parts that are made" in done.stdout
 
 
-def test_requests_have_different_names_and_leave_out_cached_calls(tmp_path: Path) -> None:
-    numbers = itertools.count()
-    assert run_on_cluster(tmp_path / "a", numbers) == (
-        "read_user_names 000000.json",
-        3,
-    )  # the flow ignores a name that it has seen before
-    assert run_on_cluster(tmp_path / "b", numbers, num_cached=2) == ("read_user_names 000001.json", 1)
-
-
-def test_what_two_do_at_once_is_whole(tmp_path: Path) -> None:
-    records = [(k, "x" * 200) for k in range(2_000)]
-    path = tmp_path / "records.jsonl"
-    sorted_files.write(list(records), path)
-    ended = threading.Event()
-
-    def again() -> None:
-        while not ended.is_set():
-            sorted_files.write(list(records), path)
-
-    other = threading.Thread(target=again)
-    other.start()
-    try:
-        for _ in range(30):
-            (slices,) = sorted_files.partition([path], 10**6)
-            assert len(list(sorted_files.read(slices))) == len(records)
-    finally:
-        ended.set()
-        other.join()
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["records.jsonl", "records.npy"]
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(AssertionError, match="shorter than its index says"):
-        list(sorted_files.read(slices))
-
-
-def test_a_full_disk_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Runner:
-        def map(self, _: Any, parameters: dict[str, Any]) -> list[Any]:
-            def result() -> str:
-                raise DiskFailure("the disk is full")
-
-            return [
-                SimpleNamespace(wrapped_future=SimpleNamespace(done=lambda: True), result=result)
-                for _ in parameters["ask"]
-            ]
-
-    (tmp_path / "take 000000.json").write_text("{}")
-    watch = dask._Requests(Runner(), tmp_path)
-    watch.poll()
-    with pytest.raises(DiskFailure, match="disk is full"):
-        remote_calls._wait_for_results(tmp_path / "take 000000.done")
-
-
-def test_a_worker_refuses_other_code_and_a_disk_that_it_does_not_share(tmp_path: Path) -> None:
-    with pytest.raises(StageFailed, match="has other code than the process that sent the request"):
-        dask.run.fn(str(tmp_path / "take 000000.json"), "other")
-    with pytest.raises(
-        StageFailed,
-        match=r"does not see .*take 000000.json: put ALIGNFLOW_HOME on a disk that all of them share",
-    ):
-        dask.run.fn(str(tmp_path / "take 000000.json"), dask._version())
+def test_the_parts_of_each_worker_are_in_the_lines_of_progress(tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text(json.dumps({"job": {}, "inputs": {}}))
+    dask_cluster._reporter(Run(tmp_path))("read_block", Counter({"b:2": 1, "a:1": 3}))
+    (line,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert (line["phase"], line["step"]) == ("read_block: parts by a:1 3, b:2 1", 4)

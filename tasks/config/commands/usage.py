@@ -6,7 +6,9 @@ from pydantic import Field
 
 from tasks.config.jobs import Job
 from tasks.config.sections.base import Settings
+from tasks.config.sections.data import Data
 from tasks.config.sections.models import Precision, Text
+from tasks.config.sections.sources import Source
 
 Template = Literal["question-answer", "human-assistant", "chat"]
 
@@ -50,6 +52,20 @@ class ExportJob(Job):
     form: Literal["merged", "adapter", "gguf"]
     base_name: str = ""  # what an adapter names as its base
     converter: str = ""  # llama.cpp's program that writes GGUF
+
+
+class LookJob(Job):
+    """The job of the program that shows examples of a source as a model will see them."""
+
+    seed: int
+    source: Source
+    data: Data
+    text: Text
+    loss_on: Literal["every", "last", "all"]
+    vocabulary: int = Field(
+        1024, description="Of a tokenizer that is learnt from the texts if none is given."
+    )
+    count: int = Field(3, ge=1, description="Examples to show.")
 
 
 class ExportDataJob(Job):

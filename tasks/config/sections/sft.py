@@ -13,8 +13,10 @@ class Sft(Tuning):
 
     tune: Literal["lora", "full"] = Field("lora", description="What is trained: an adapter, or every weight.")
     lora: Lora = Lora(rank=16, alpha=32, dropout=0.05)
-    loss_on: Literal["answer", "all"] = Field(
-        "answer", description="Tokens that the loss counts: the answer's, or all."
+    loss_on: Literal["every", "last", "all"] = Field(
+        "every",
+        description="Tokens that the loss counts: those of every answer of a conversation, of the last one, "
+        "or all.",
     )
     epochs: float = Field(1.7, gt=0, le=100, description="Passes over the fine-tuning split.")
     batch_size: int = Field(8, ge=1, description="Packed blocks per optimizer step.")

@@ -1,20 +1,18 @@
-"""Write kept questions to files, one per partition, and read them back.
-
-The texts are lines of JSON; beside them are the numbers that are compared across all partitions.
-"""
+"""Write kept questions to files, one per partition, and beside them the numbers that are compared."""
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
+from tasks.dataset import columns
+from tasks.dataset.columns import Questions
 from tasks.dataset.curation.near_duplicates import BANDS, Hashes, Indices, build_sketches
-from tasks.dataset.question import Answer, Question
+from tasks.dataset.ranking import count_pairs
 from tasks.dataset.splits import normalise_words
 from tasks.system.files import replacing
 
@@ -22,7 +20,7 @@ SPLITS = ("", "finetune", "reward", "rl", "evaluation")  # "": the source assign
 EMPTY = np.empty(0, dtype=np.int64)
 
 
-class QuestionColumns(NamedTuple):
+class QuestionNumbers(NamedTuple):
     """Numbers of n questions in the order of their ids."""
 
     ids: Indices  # [n]
@@ -32,44 +30,36 @@ class QuestionColumns(NamedTuple):
     source_splits: NDArray[np.int8]  # [n], index into SPLITS of the split that the source assigns
 
 
-def write(questions: Sequence[Question], path: Path, *, near_duplicates: bool) -> None:
+def write(questions: Questions, path: Path, *, near_duplicates: bool) -> None:
     """Write questions and their numbers, with ``near_duplicates`` also the sketches of their prompts."""
-    lines = (orjson.dumps(question_to_json(q), option=orjson.OPT_APPEND_NEWLINE) for q in questions)
-    with replacing(path) as new:
-        new.write_bytes(b"".join(lines))
-    words = [normalise_words(question.prompt) for question in questions]
-    authors = [_hash(question.author) if question.author else 0 for question in questions]
-    columns = QuestionColumns(
-        ids=np.array([question.id for question in questions], dtype=np.int64),
+    columns.write(questions, path)
+    words = [normalise_words(prompt) for prompt in questions.about.column("prompt").to_pylist()]
+    authors = questions.about.column("author").to_pylist()
+    splits = questions.about.column("split").to_pylist()
+    numbers = QuestionNumbers(
+        ids=questions.about.column("id").to_numpy(),
         prompts=np.array([_hash(text) for text in words], dtype=np.uint64),
-        authors=np.array(authors, dtype=np.uint64),
-        comparable=np.array([_is_comparable(question) for question in questions], dtype=bool),
-        source_splits=np.array([SPLITS.index(question.split) for question in questions], dtype=np.int8),
+        authors=np.array([_hash(author) if author else 0 for author in authors], dtype=np.uint64),
+        comparable=count_pairs(questions) > 0,
+        source_splits=np.array([SPLITS.index(split) for split in splits], dtype=np.int8),
     )
     with replacing(path.with_suffix(".npz")) as new, new.open("wb") as file:
-        np.savez(file, **columns._asdict())
+        np.savez(file, **numbers._asdict())
     if near_duplicates:
-        for name, numbers in build_sketches(words)._asdict().items():
+        for name, sketch in build_sketches(words)._asdict().items():
             with replacing(path.with_suffix(f".{name}")) as new:
-                numbers.tofile(new)
+                sketch.tofile(new)
 
 
-def read(path: Path) -> Iterator[Question]:
-    """Yield the questions of a file in the order of their ids."""
-    with path.open("rb") as file:
-        for line in file:
-            yield question_from_json(orjson.loads(line))
-
-
-def read_columns(paths: Sequence[Path]) -> QuestionColumns:
+def read_numbers(paths: Sequence[Path]) -> QuestionNumbers:
     """Return the numbers of the questions of all files."""
-    columns: list[list[Any]] = [[] for _ in QuestionColumns._fields]
+    parts: list[list[Any]] = [[] for _ in QuestionNumbers._fields]
     for path in paths:
         with np.load(path.with_suffix(".npz")) as arrays:
-            for column, name in zip(columns, QuestionColumns._fields, strict=True):
-                column.append(arrays[name])
-    joined: list[Any] = [np.concatenate(column) if column else EMPTY for column in columns]
-    return QuestionColumns(*joined)
+            for part, name in zip(parts, QuestionNumbers._fields, strict=True):
+                part.append(arrays[name])
+    joined: list[Any] = [np.concatenate(part) if part else EMPTY for part in parts]
+    return QuestionNumbers(*joined)
 
 
 def read_band(paths: Sequence[Path], number: int) -> Hashes:
@@ -100,29 +90,5 @@ def join_shingles(paths: Sequence[Path]) -> tuple[Path, Indices]:
     return joined, np.concatenate(ends)
 
 
-def question_from_json(fields: list[Any]) -> Question:
-    """Return the question of fields that ``question_to_json`` returned."""
-    *about, answers, compared, split, name = fields
-    pairs = None if compared is None else tuple((better, worse) for better, worse in compared)
-    return Question._make([*about, tuple(Answer._make(answer) for answer in answers), pairs, split, name])
-
-
-def question_to_json(question: Question) -> list[Any]:
-    """Return the question as values that JSON can hold."""
-    return [
-        *question[:7],
-        [list(answer) for answer in question.answers],
-        question.compared,
-        question.split,
-        question.author_name,
-    ]
-
-
 def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-
-
-def _is_comparable(question: Question) -> bool:
-    if question.compared is not None:
-        return bool(question.compared)
-    return len({answer.score for answer in question.answers}) > 1

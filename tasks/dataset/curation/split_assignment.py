@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tasks.dataset.curation import question_files
 from tasks.dataset.curation.near_duplicates import BANDS, Hashes, Indices, group_near_duplicates
-from tasks.dataset.curation.question_files import SPLITS, QuestionColumns
+from tasks.dataset.curation.question_files import SPLITS, QuestionNumbers
 from tasks.dataset.splits import choose_splits
 
 
@@ -40,7 +40,7 @@ def assign_splits(
     With ``distinct`` only the first of near duplicates is kept; ``per_author`` is the most questions that are
     kept of an author. ``dropped`` counts the others by reason.
     """
-    columns = question_files.read_columns(paths)
+    columns = question_files.read_numbers(paths)
     leaders = _group_leaders(columns, paths, alike)
     kept = np.ones(len(columns.ids), dtype=bool)
     if distinct:
@@ -60,7 +60,7 @@ def assign_splits(
     return SplitAssignment(splits, columns.comparable)
 
 
-def _group_leaders(columns: QuestionColumns, paths: Sequence[Path], alike: float) -> Indices:
+def _group_leaders(columns: QuestionNumbers, paths: Sequence[Path], alike: float) -> Indices:
     """Return for each question the index of the first with equal or nearly equal words."""
     _, first, back = np.unique(columns.prompts, return_index=True, return_inverse=True)
     leaders = first[back].astype(np.int64)
@@ -88,7 +88,7 @@ def _open_shingles(paths: Sequence[Path]) -> Iterator[Callable[[int], Hashes]]:
         path.unlink()
 
 
-def _cap_authors(columns: QuestionColumns, kept: NDArray[np.bool_], most: int) -> NDArray[np.bool_]:
+def _cap_authors(columns: QuestionNumbers, kept: NDArray[np.bool_], most: int) -> NDArray[np.bool_]:
     """Return whether each question is among the first ``most`` of its author.
 
     The order depends on ids alone.

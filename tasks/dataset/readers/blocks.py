@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from tasks.system.files import replacing
 
@@ -17,9 +17,9 @@ class Block(NamedTuple):
     path: Path
     file: str  # name to show in places of rows
     form: str  # says which function of the reader parses the content
-    content: Any  # or, if it was written to disk, the name of its file
+    content: bytes  # text of the file, or values as JSON
     bytes_read: int  # of the whole source, up to the end of this block
-    stored_as: Literal["", "bytes", "lines", "values"] = ""
+    stored: Path | None = None  # the file that the content was moved to
 
 
 def batches(rows: Iterable[tuple[Any, int]], size: int) -> Iterator[list[Any]]:
@@ -42,25 +42,18 @@ def display_name(path: Path, root: Path) -> str:
     return name.encode("utf-8", "replace").decode()
 
 
-def write_content(block: Block, path: Path) -> Block:
-    """Return the block with its content moved to a file, for a worker on another machine."""
-    if isinstance(block.content, bytes):
-        with replacing(path) as new:
-            new.write_bytes(block.content)
-        return block._replace(content=str(path), stored_as="bytes")
-    lines = bool(block.content) and isinstance(block.content[0], bytes)
-    values = [line.decode("latin-1") for line in block.content] if lines else block.content
+def store_content(block: Block, path: Path) -> Block:
+    """Return the block with its content moved to a file, for a worker in another process."""
     with replacing(path) as new:
-        new.write_text(json.dumps(values), encoding="utf-8")
-    return block._replace(content=str(path), stored_as="lines" if lines else "values")
+        new.write_bytes(block.content)
+    return block._replace(content=b"", stored=path)
 
 
-def load_content(block: Block) -> Any:
+def load_content(block: Block) -> bytes:
     """Return the block's content, from memory or disk."""
-    if not block.stored_as:
-        return block.content
-    path = Path(block.content)
-    if block.stored_as == "bytes":
-        return path.read_bytes()
-    values = json.loads(path.read_text(encoding="utf-8"))
-    return [line.encode("latin-1") for line in values] if block.stored_as == "lines" else values
+    return block.stored.read_bytes() if block.stored else block.content
+
+
+def to_json(values: list[Any]) -> bytes:
+    """Return values as the content of a block."""
+    return json.dumps(values).encode()

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import orjson
 from lxml import etree
 
 from tasks.dataset.readers import blocks, dump_xml
@@ -48,8 +49,8 @@ def read_rows(block: Block) -> Iterator[Mapping[str, str] | str]:
     Raises InputError.
     """
     with _refusing_damaged_files(block.path):
-        rows = blocks.load_content(block)
-        yield from dump_xml.parse_rows(rows, block.path) if block.form == XML else rows
+        content = blocks.load_content(block)
+        yield from dump_xml.parse_rows(content, block.path) if block.form == XML else orjson.loads(content)
 
 
 def file_size(path: Path) -> int:
@@ -98,7 +99,7 @@ def _open_unpacked(file: io.BufferedReader, path: Path, member: str) -> Iterator
 
 def _iter_pieces(
     stream: "io.BufferedReader[Any]", path: Path, size: int, table: str
-) -> Iterator[tuple[str, Any]]:
+) -> Iterator[tuple[str, bytes]]:
     """Yield (form, content) of each block. The content decides the format, not the file's name."""
     head = stream.peek(64)
     for magic, archive in ARCHIVES.items():
@@ -116,7 +117,7 @@ def _iter_pieces(
     else:
         rows = _iter_csv_rows(stream, path, table)
     for batch in batches(((row, _row_size(row)) for row in rows), size):
-        yield FIELDS, batch
+        yield FIELDS, orjson.dumps(batch)
 
 
 def _row_size(row: Mapping[str, str] | str) -> int:

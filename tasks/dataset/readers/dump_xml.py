@@ -95,8 +95,8 @@ def _parse_tree(rows: bytes) -> "etree._Element":
 def _iter_attributes(rows: "etree._Element", path: Path) -> Iterator[Mapping[str, str]]:
     for row in rows:
         if row.tag == "row":
-            attributes: Any = row.attrib
-            yield dict(attributes)
+            attributes: Any = row.attrib  # a view: only the attributes that are asked for become strings
+            yield attributes
         elif isinstance(row.tag, str):
             raise InputError(NOT_POSTS.format(path))
 

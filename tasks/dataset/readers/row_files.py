@@ -82,17 +82,17 @@ def iter_blocks(path: Path, columns: frozenset[str] = frozenset()) -> Iterator[B
 def read_block(block: Block) -> Iterator[dict[str, Any] | str]:
     """Yield every row of a block; instead of a row that cannot be read, the reason. Raises InputError."""
     with _refusing_damaged_files(block.path):
-        found = blocks.load_content(block)
-        for value in _iter_values(block, found):
+        for value in _iter_values(block, blocks.load_content(block)):
             yield value if isinstance(value, dict | str) else NOT_AN_OBJECT
 
 
-def _iter_values(block: Block, found: Any) -> Iterator[Any]:
+def _iter_values(block: Block, content: bytes) -> Iterator[Any]:
+    if block.form == LINES:
+        return map(partial(parse_line, Decoder()), io.BytesIO(content))
+    values = json.loads(content)
     if block.form == GROUPS:
-        return columnar_files.read_row_groups(block.path, found)
-    if block.form == RECORDS:
-        return columnar_files.read_record_batches(block.path, found)
-    return map(partial(parse_line, Decoder()), found) if block.form == LINES else iter(found)
+        return columnar_files.read_row_groups(block.path, values)
+    return columnar_files.read_record_batches(block.path, values) if block.form == RECORDS else iter(values)
 
 
 def list_files(path: Path) -> list[Path]:
@@ -165,22 +165,22 @@ def _column_names(file: Path) -> set[str]:
     with _refusing_damaged_files(file):
         if head in (PARQUET, ARROW_FILE, ARROW_STREAM):
             return set(columnar_files.column_names(file, head))
-    form, content, _ = next(_iter_pieces(file, PEEK), (LINES, [], 0))
+    form, content, _ = next(_iter_pieces(file, PEEK), (LINES, b"", 0))
     rows = read_block(Block(file, file.name, form, content, 0))
     return {name for row in rows if isinstance(row, dict) for name in row}
 
 
-def _iter_pieces(path: Path, size: int) -> Iterator[tuple[str, Any, int]]:
+def _iter_pieces(path: Path, size: int) -> Iterator[tuple[str, bytes, int]]:
     """Yield (form, content, bytes of the file read) of each block."""
     with path.open("rb") as file, _refusing_damaged_files(path):
         head = file.peek(4)[:4]
         if head == PARQUET:
             for groups, bytes_read in columnar_files.iter_row_groups(path, size):
-                yield GROUPS, groups, bytes_read
+                yield GROUPS, blocks.to_json(groups), bytes_read
             return
         if head in (ARROW_FILE, ARROW_STREAM):
             for numbers, bytes_read in columnar_files.iter_record_batches(path, size):
-                yield RECORDS, numbers, bytes_read
+                yield RECORDS, blocks.to_json(numbers), bytes_read
             return
         stream = io.BufferedReader(gzip.GzipFile(fileobj=file)) if head.startswith(GZIP) else file
         start = stream.peek(PEEK)[:PEEK].lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
@@ -188,9 +188,10 @@ def _iter_pieces(path: Path, size: int) -> Iterator[tuple[str, Any, int]]:
             raise InputError(f"{path} is empty: fetch or export it again.")
         if start == b"{":
             lines = ((line, len(line)) for line in iter_lines(stream))
-            yield from ((LINES, batch, file.tell()) for batch in batches(lines, size))
+            yield from ((LINES, b"".join(batch), file.tell()) for batch in batches(lines, size))
         elif start == b"[":
-            yield from ((VALUES, batch, file.tell()) for batch in batches(iter_list(stream, path), size))
+            for batch in batches(iter_list(stream, path), size):
+                yield VALUES, blocks.to_json(batch), file.tell()
         else:
             raise InputError(f"{path} is in another format: {HINT}.")
 

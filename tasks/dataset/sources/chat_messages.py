@@ -7,12 +7,12 @@ template has written out (rendered_chats.py).
 import re
 from typing import Any, NamedTuple
 
+from tasks.dataset import conversation
+from tasks.dataset.conversation import ASSISTANT, SYSTEM, USER
 from tasks.dataset.readers.json_rows import Decoder, replace_lone_surrogates
 from tasks.dataset.readers.quarantine import UnusableRow, quote
 from tasks.dataset.sources.rendered_chats import parse_messages
 
-USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
-SPEAKERS = {USER: "Human", ASSISTANT: "Assistant", SYSTEM: "System"}  # as hh-rlhf names them
 ROLES = {USER: USER, "human": USER, "prompter": USER, SYSTEM: SYSTEM, "developer": SYSTEM}
 ROLES |= dict.fromkeys((ASSISTANT, "gpt", "chatgpt", "bot", "model", "ai"), ASSISTANT)
 LISTS = ("messages", "conversations", "conversation")  # names of the list if it is a field of an object
@@ -148,14 +148,9 @@ def _without_spacing(messages: list[Message]) -> list[tuple[str, list[str]]]:
 def _is_written_out(turns: list[Message], others: list[Message]) -> bool:
     """Return whether the only text of ``turns`` is the other messages, written out."""
     text = " ".join(turns[0].text.split()).removesuffix("Assistant:").rstrip()
-    return len(turns) == 1 and text == " ".join(write_out(others, always=True).split())
+    return len(turns) == 1 and text == " ".join(conversation.write_out(others).split())
 
 
-def write_out(messages: list[Message], *, always: bool = False) -> str:
-    """Return one message as its text, several with their speakers' names, as in hh-rlhf.
-
-    With ``always`` also one message has its speaker's name.
-    """
-    if len(messages) == 1 and not always:
-        return messages[0].text
-    return "\n\n".join(f"{SPEAKERS[role]}: {text}" for role, text in messages)
+def write_out(messages: list[Message]) -> str:
+    """Return one message as its text, several with their speakers' names."""
+    return messages[0].text if len(messages) == 1 else conversation.write_out(messages)

@@ -1,9 +1,10 @@
 """Group comparisons, ratings, labels and plain answers into questions by their prompt."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from tasks.dataset.conversation import Messages
 from tasks.dataset.question import Answer, Question, comparison_levels, text_id
 
 
@@ -14,6 +15,7 @@ class _Group:
         self.prompt = prompt
         self.url = ""
         self.split = ""
+        self.messages: Messages = ()
         self.texts: dict[int, str] = {}  # by id
         self.wins: set[tuple[int, int]] = set()  # ids of the better and the worse answer
         self.ratings: dict[int, float] = {}
@@ -34,6 +36,7 @@ class AnswerRecord(NamedTuple):
     value: str | float | bool | None  # the answer that it beats, its rating, whether it is good, or nothing
     url: str
     split: str
+    messages: Sequence[Sequence[str]] = ()  # of the prompt, if it is a conversation
 
 
 class AnswerGroups:
@@ -46,21 +49,36 @@ class AnswerGroups:
         self.site, self.licence = site, licence
         self.records = list(records)
 
-    def add_comparison(self, prompt: str, better: str, worse: str, *, url: str = "", split: str = "") -> None:
+    def add_comparison(
+        self,
+        prompt: str,
+        better: str,
+        worse: str,
+        *,
+        url: str = "",
+        split: str = "",
+        messages: Messages = (),
+    ) -> None:
         """Add two answers of which one is better."""
-        self.records.append((text_id(prompt), AnswerRecord(prompt, better, worse, url, split)))
+        self.records.append((text_id(prompt), AnswerRecord(prompt, better, worse, url, split, messages)))
 
-    def add_rating(self, prompt: str, answer: str, rating: float, *, split: str = "") -> None:
+    def add_rating(
+        self, prompt: str, answer: str, rating: float, *, split: str = "", messages: Messages = ()
+    ) -> None:
         """Add an answer with its rating."""
-        self.records.append((text_id(prompt), AnswerRecord(prompt, answer, float(rating), "", split)))
+        record = AnswerRecord(prompt, answer, float(rating), "", split, messages)
+        self.records.append((text_id(prompt), record))
 
-    def add_label(self, prompt: str, answer: str, good: bool, *, split: str = "") -> None:
+    def add_label(
+        self, prompt: str, answer: str, good: bool, *, split: str = "", messages: Messages = ()
+    ) -> None:
         """Add an answer that is labelled good or bad."""
-        self.records.append((text_id(prompt), AnswerRecord(prompt, answer, good, "", split)))
+        record = AnswerRecord(prompt, answer, good, "", split, messages)
+        self.records.append((text_id(prompt), record))
 
-    def add_answer(self, prompt: str, answer: str, *, split: str = "") -> None:
+    def add_answer(self, prompt: str, answer: str, *, split: str = "", messages: Messages = ()) -> None:
         """Add an answer to learn from, about which nothing else is known."""
-        self.records.append((text_id(prompt), AnswerRecord(prompt, answer, None, "", split)))
+        self.records.append((text_id(prompt), AnswerRecord(prompt, answer, None, "", split, messages)))
 
     def _groups(self) -> dict[int, _Group]:
         groups: dict[int, _Group] = {}
@@ -68,6 +86,7 @@ class AnswerGroups:
             group = groups.setdefault(question_id, _Group(record.prompt))
             group.url = min(group.url or record.url, record.url or group.url)
             group.split = max(group.split, record.split)
+            group.messages = max(group.messages, tuple((role, text) for role, text in record.messages))
             number = group.add(record.answer)
             if isinstance(record.value, str):
                 group.wins.add((number, group.add(record.value)))
@@ -111,6 +130,7 @@ class AnswerGroups:
             answers=tuple(answers),
             compared=tuple(sorted(pairs - contradicting)) if pairs else None,
             split=group.split,
+            messages=group.messages,
         )
 
     def _build_answer(self, number: int, score: float, text: str) -> Answer:

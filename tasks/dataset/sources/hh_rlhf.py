@@ -10,6 +10,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
+from tasks.dataset import conversation
+from tasks.dataset.conversation import USER, Messages
 from tasks.dataset.readers.quarantine import RejectRow
 from tasks.dataset.readers.row_files import Row
 from tasks.dataset.sources.grouping import AnswerGroups
@@ -18,6 +20,7 @@ from tasks.dataset.splits import is_test
 SITE, LICENCE = "hh-rlhf", "MIT"
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 SPEAKER = re.compile(f"{HUMAN}|{ASSISTANT}")
+TURN = re.compile(f"({SPEAKER.pattern})")
 SIDES_DIFFER, SEVERAL_TURNS, EQUAL_ANSWERS = RULES = (
     "rows whose sides differ before the last answer",
     "rows of several turns",
@@ -42,8 +45,20 @@ def group_rows(
             else:
                 reject(place, parts)
         else:
-            groups.add_comparison(*parts, split="evaluation" if is_test(place.file) else "")
+            split = "evaluation" if is_test(place.file) else ""
+            groups.add_comparison(*parts, split=split, messages=read_turns(parts[0]))
     return groups
+
+
+def read_turns(question: str) -> Messages:
+    """Return the messages of a question of several turns, as `split_dialogues` returns it; else none."""
+    _, *parts = TURN.split(f"\n\n{question}")
+    if len(parts) < 3 or not question.startswith(HUMAN.strip()):
+        return ()
+    turns = zip(parts[::2], parts[1::2], strict=True)
+    return tuple(
+        (USER if speaker == HUMAN else conversation.ASSISTANT, text.strip()) for speaker, text in turns
+    )
 
 
 def split_dialogues(chosen: object, rejected: object, *, one_turn: bool) -> tuple[str, str, str] | str:

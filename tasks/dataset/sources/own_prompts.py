@@ -1,10 +1,10 @@
 """Build the prompt and the answers of one of a user's own rows from its columns and conversations."""
 
+from typing import NamedTuple
+
+from tasks.dataset.conversation import ASSISTANT, SYSTEM, USER, Messages
 from tasks.dataset.readers.quarantine import UnusableRow, quote
 from tasks.dataset.sources.chat_messages import (
-    ASSISTANT,
-    SYSTEM,
-    USER,
     Message,
     join_conversations,
     read_text,
@@ -13,6 +13,13 @@ from tasks.dataset.sources.chat_messages import (
 from tasks.dataset.sources.column_meanings import LONG, is_contained, is_missing
 from tasks.dataset.sources.rendered_chats import strip_end
 from tasks.dataset.sources.row_fields import RowFields
+
+
+class Prompt(NamedTuple):
+    """A prompt as one text and, if it is a conversation, as messages."""
+
+    text: str
+    messages: Messages  # (): one user's message, the text
 
 
 def read_answer(value: object, column: str) -> tuple[list[Message], str]:
@@ -33,7 +40,7 @@ def read_answer(value: object, column: str) -> tuple[list[Message], str]:
     return before, text
 
 
-def build_prompt(row: RowFields, before: list[Message]) -> str:
+def build_prompt(row: RowFields, before: list[Message]) -> Prompt:
     """Return the prompt of a row's columns and of the messages before its answer. Raises UnusableRow."""
     name = row.columns.prompt
     value = row.get(name)
@@ -48,7 +55,12 @@ def build_prompt(row: RowFields, before: list[Message]) -> str:
         raise UnusableRow(f"rows whose conversation does not begin with the prompt (column {quote(name)})")
     if not any(message.text for message in messages):
         raise UnusableRow(f"rows without a prompt (column {quote(name)})")
-    return write_out(_add_context(row, _add_system(row, messages)))
+    messages = _add_context(row, _add_system(row, messages))
+    if len(messages) == 1:
+        return Prompt(messages[0].text, ())
+    if messages[-1].role != USER:
+        raise UnusableRow(f"rows whose prompt does not end with the user's message (column {quote(name)})")
+    return Prompt(write_out(messages), tuple((role, text) for role, text in messages))
 
 
 def strip_template(row: RowFields, answers: list[str]) -> list[str]:

@@ -1,8 +1,8 @@
 """Read a user's own rows: comparisons, rated answers, and answers to learn from, in any mixture.
 
 A row is {prompt, chosen, rejected}, {prompt, responses, scores}, or {prompt, completion} with a label, a
-score or neither; the columns can have other names. A completion's label says whether it is good; a
-comparison's label says which side is better.
+score or neither; the columns can have other names, of which known_shapes.py has those of published sets. A
+completion's label says whether it is good; a comparison's label says which side is better.
 
 A text can also be messages (chat_messages.py). In a conversation that ends in an answer, everything before
 the answer is the prompt; so a comparison of two conversations needs no column for the prompt, and if it has
@@ -31,6 +31,7 @@ from tasks.dataset.sources.column_meanings import (
     score_sign,
 )
 from tasks.dataset.sources.grouping import AnswerGroups
+from tasks.dataset.sources.known_shapes import recognise
 from tasks.dataset.sources.own_prompts import build_prompt, read_answer, strip_template
 from tasks.dataset.sources.row_fields import RowFields
 from tasks.dataset.sources.row_warnings import RowWarnings
@@ -56,7 +57,10 @@ def group_rows(
     """
     groups, warnings = AnswerGroups(site, licence), warnings or RowWarnings.empty()
     for place, fields in rows:
-        row = RowFields(fields, columns, warnings)
+        meanings, shape = recognise(fields, columns)
+        row = RowFields(fields, meanings, warnings)
+        if shape:
+            row.warn(warnings.noticed, f"rows read by the columns of {shape}")
         try:
             split = "evaluation" if _is_held_out(row) or is_test(place.file) else ""
             _add_row(row, split, groups)
@@ -130,9 +134,9 @@ def _add_comparison(row: RowFields, split: str, groups: AnswerGroups) -> None:
     prompt = build_prompt(row, before)
     if scores := find_twin_scores(row.fields, first=names[0], second=names[1]):
         _check_scores(row, scores, is_first)
-    refuse_deciding(row.unread(), NO_LABELS if columns.label else LABELS, (prompt, first, second))
+    refuse_deciding(row.unread(), NO_LABELS if columns.label else LABELS, (prompt.text, first, second))
     better, worse = (first, second) if is_first else (second, first)
-    groups.add_comparison(prompt, better, worse, split=split)
+    groups.add_comparison(prompt.text, better, worse, split=split, messages=prompt.messages)
 
 
 def _is_first_better(row: RowFields, first: str, second: str) -> bool:
@@ -177,9 +181,9 @@ def _add_ratings(row: RowFields, column: str, split: str, groups: AnswerGroups) 
     read = [read_answer(response, column) for response in responses]  # all or none are added
     prompts = [build_prompt(row, before) for before, _ in read]
     answers = strip_template(row, [answer for _, answer in read])
-    refuse_deciding(row.unread(), labels, (*prompts, *answers))
+    refuse_deciding(row.unread(), labels, (*(prompt.text for prompt in prompts), *answers))
     for prompt, answer, score in zip(prompts, answers, numbers, strict=True):
-        groups.add_rating(prompt, answer, score, split=split)
+        groups.add_rating(prompt.text, answer, score, split=split, messages=prompt.messages)
 
 
 def _add_completion(row: RowFields, split: str, groups: AnswerGroups) -> None:
@@ -192,11 +196,11 @@ def _add_completion(row: RowFields, split: str, groups: AnswerGroups) -> None:
     is_good = is_good_label(row.label(label), label) if label else None
     prompt = build_prompt(row, before)
     (answer,) = strip_template(row, [answer])
-    refuse_deciding(row.unread(), NO_LABELS if label else ANSWER_LABELS, (prompt, answer))
+    refuse_deciding(row.unread(), NO_LABELS if label else ANSWER_LABELS, (prompt.text, answer))
     if is_good is None:
-        groups.add_answer(prompt, answer, split=split)
+        groups.add_answer(prompt.text, answer, split=split, messages=prompt.messages)
     else:
-        groups.add_label(prompt, answer, is_good, split=split)
+        groups.add_label(prompt.text, answer, is_good, split=split, messages=prompt.messages)
 
 
 def _incomplete_reason(row: RowFields) -> str:

@@ -1,4 +1,4 @@
-"""Build questions with scored answers from posts with votes.
+"""Build questions with scored answers from posts with votes, in columns.
 
 Askell et al. 2021, 2112.00861, section 2; StackLLaMA:
 
@@ -8,17 +8,29 @@ The order of the posts does not matter.
 """
 
 import math
+from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Sequence
 
-from tasks.dataset.question import Answer, Question, text_id
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from tasks.dataset.columns import ANSWER, MESSAGES, QUESTION, TEXT, WORD, Indices, Questions, to_starts
+from tasks.dataset.question import text_id
 from tasks.dataset.sources.markdown import to_markdown
 from tasks.dataset.sources.stack_exchange_dump import Post
 
 # Stack Exchange's own dates for contributions whose licence the dump does not name:
 # https://stackoverflow.com/help/licensing
 VERSION_3_FROM, VERSION_4_FROM = "2011-04-08", "2018-05-02"
+# a post with its site and the number of its question
+POST = {
+    "question": pa.int64(), "site": WORD, "id": pa.int64(), "parent": pa.int64(), "accepted": pa.int64(),
+    "votes": pa.int64(), "created": WORD, "title": WORD, "body": TEXT, "author_id": WORD,
+    "author_name": WORD, "licence": WORD,
+}  # fmt: skip
 
 
 def score_answer(votes: int, accepted: bool = False) -> int:
@@ -26,18 +38,38 @@ def score_answer(votes: int, accepted: bool = False) -> int:
     return (round(math.log2(1 + votes)) if votes >= 0 else -1) + accepted
 
 
-def choose_licence(post: Post) -> str:
+# the fewest votes for each score from 1 on: numpy's logarithm may round otherwise
+FEWEST_VOTES = [bisect_left(range(2**31), score, key=score_answer) for score in range(1, 32)]
+
+
+def score_answers(votes: Indices, accepted: NDArray[np.bool_]) -> Indices:
+    """Return s(a) of many answers."""
+    scores = np.where(votes < 0, -1, np.searchsorted(FEWEST_VOTES, votes, side="right"))
+    return scores.astype(np.int64) + accepted
+
+
+def choose_licences(posts: pa.RecordBatch) -> pa.Array:
     """Return the licence that the dump names, else the one by date; without a date, the family's name."""
-    if post.licence or not post.created:
-        return post.licence or "CC BY-SA"
-    if post.created < VERSION_3_FROM:
-        return "CC BY-SA 2.5"
-    return "CC BY-SA 3.0" if post.created < VERSION_4_FROM else "CC BY-SA 4.0"
+    named, created = posts.column("licence"), posts.column("created")
+    cases = {
+        "2.5": pc.less(created, VERSION_3_FROM),
+        "3.0": pc.less(created, VERSION_4_FROM),
+    }
+    by_date = pc.case_when(
+        pc.make_struct(pc.equal(created, ""), *cases.values()),
+        *("CC BY-SA", *(f"CC BY-SA {version}" for version in cases), "CC BY-SA 4.0"),
+    )
+    return pc.if_else(pc.equal(named, ""), by_date, named)
 
 
-def author_url(post: Post, site: str) -> str:
-    """Return the author's page on the site, else the display name; "" for a deleted user without either."""
-    return f"https://{site}/users/{post.author_id}" if post.author_id else post.author_name
+def author_urls(posts: pa.RecordBatch) -> pa.Array:
+    """Return authors' pages on their site, else display names; "" for a deleted user without either."""
+    pages = _join("https://", posts.column("site"), "/users/", posts.column("author_id"))
+    return pc.if_else(pc.equal(posts.column("author_id"), ""), posts.column("author_name"), pages)
+
+
+def _join(*parts: pa.Array | str) -> pa.Array:
+    return pc.binary_join_element_wise(*parts, "")
 
 
 def join_prompt(title: str, body: str) -> str:
@@ -45,26 +77,19 @@ def join_prompt(title: str, body: str) -> str:
     return title if title and body in ("", title) else f"{title}\n\n{body}".strip()
 
 
-class NumberedPost(NamedTuple):
-    """A post with its body in Markdown, and the number of its question."""
+def to_columns(posts: Sequence[Post], site: str, *, several_sites: bool = False) -> pa.RecordBatch:
+    """Return posts in columns, with the numbers of their questions.
 
-    question: int
-    site: str
-    post: Post
-
-
-def number_post(post: Post, site: str, *, several_sites: bool = False) -> NumberedPost:
-    """Return the post with the number of its question.
-
-    With ``several_sites`` the number is a hash of the question's address, because ids of two sites may be
+    With ``several_sites`` a number is a hash of the question's address, because ids of two sites may be
     equal.
     """
-    number = post.parent or post.id
-    return NumberedPost(
-        text_id(question_url(site, number)) if several_sites else number,
-        site,
-        post._replace(body=to_markdown(post.body)),
-    )
+    numbers = [post.parent or post.id for post in posts]
+    if several_sites:
+        numbers = [text_id(question_url(site, number)) for number in numbers]
+    fields = zip(*posts, strict=True) if posts else ((),) * len(Post._fields)
+    columns = [numbers, [site] * len(posts), *fields]
+    arrays = [pa.array(values, kind) for values, kind in zip(columns, POST.values(), strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, names=list(POST))
 
 
 def question_url(site: str, question: int) -> str:
@@ -72,62 +97,95 @@ def question_url(site: str, question: int) -> str:
     return f"https://{site}/q/{question}"
 
 
-def build_questions(posts: Iterable[NumberedPost], dropped: Counter[str]) -> Iterator[Question]:
-    """Yield questions by number, each with its answers; ``dropped`` counts answers without a question."""
-    questions, answers = _group_posts(posts, dropped)
-    for number in sorted(questions):
-        (post,) = questions[number].values()
-        site, written = post.site, answers.pop(number, {})
-        replies = tuple(
-            _build_answer(written[answer_id].post, post.post, site) for answer_id in sorted(written)
-        )
-        yield _build_question(number, site, post.post, replies)
-    dropped["answers whose question is missing"] += sum(map(len, answers.values()))
+def build_questions(posts: pa.RecordBatch, dropped: Counter[str]) -> Questions:
+    """Return the questions that have answers, whose texts are HTML still.
 
-
-PostsByQuestion = dict[int, dict[int, NumberedPost]]  # by the question's number and the post's id
-
-
-def _group_posts(
-    posts: Iterable[NumberedPost], dropped: Counter[str]
-) -> tuple[PostsByQuestion, PostsByQuestion]:
-    questions: PostsByQuestion = defaultdict(dict)
-    answers: PostsByQuestion = defaultdict(dict)
-    for post in posts:
-        group = (answers if post.post.parent else questions)[post.question]
-        known = group.get(post.post.id)
-        if known is not None:  # files overlap; the smaller tuple is kept, so that order does not matter
-            dropped["repeated post ids"] += 1
-            post = min(post, known)
-        group[post.post.id] = post
-    return questions, answers
-
-
-def _build_question(number: int, site: str, post: Post, answers: tuple[Answer, ...]) -> Question:
-    return Question(
-        id=number,
-        prompt=join_prompt(post.title, post.body),
-        created=post.created,
-        site=site,
-        url=question_url(site, post.id),
-        author=author_url(post, site),
-        licence=choose_licence(post),
-        answers=answers,
-        author_name=post.author_name,
+    ``dropped`` counts answers without a question, and questions without answers: neither is converted.
+    """
+    posts = _drop_repeated(posts, dropped)
+    is_answer = _numbers(posts, "parent") != 0
+    asked, written = posts.filter(pa.array(~is_answer)), posts.filter(pa.array(is_answer))
+    asked, written = (
+        _keep_common(asked, written, "questions without answers", dropped),
+        _keep_common(written, asked, "answers whose question is missing", dropped),
+    )
+    rows = np.searchsorted(_numbers(asked, "question"), _numbers(written, "question"))
+    return Questions(
+        about=_build_about(asked),
+        answers=_build_answers(written, asked.take(pa.array(rows))),
+        starts=to_starts(np.bincount(rows, minlength=len(asked))),
+        compared=np.zeros(len(asked), dtype=bool),
+        pairs=np.empty((0, 2), dtype=np.int64),
     )
 
 
-def _build_answer(post: Post, question: Post, site: str) -> Answer:
-    accepted = post.id == question.accepted
-    return Answer(
-        id=post.id,
-        score=score_answer(post.votes, accepted),
-        votes=post.votes,
-        accepted=accepted,
-        created=post.created,
-        text=post.body,
-        url=f"https://{site}/a/{post.id}",
-        author=author_url(post, site),
-        licence=choose_licence(post),
-        author_name=post.author_name,
-    )
+def _keep_common(
+    posts: pa.RecordBatch, others: pa.RecordBatch, reason: str, dropped: Counter[str]
+) -> pa.RecordBatch:
+    """Return the posts whose question the others have, too."""
+    kept = np.isin(_numbers(posts, "question"), _numbers(others, "question"))
+    dropped[reason] += int((~kept).sum())
+    return posts.filter(pa.array(kept))
+
+
+def _numbers(posts: pa.RecordBatch, column: str) -> Indices:
+    numbers: Indices = posts.column(column).to_numpy()
+    return numbers
+
+
+def _drop_repeated(posts: pa.RecordBatch, dropped: Counter[str]) -> pa.RecordBatch:
+    """Return the posts by question and id. Files overlap: of posts with the same id one is kept."""
+    keys = [_numbers(posts, "id"), _numbers(posts, "question"), _numbers(posts, "parent") != 0]
+    order = np.lexsort(keys)
+    same = np.all([np.diff(key[order]) == 0 for key in keys], axis=0)  # as the post before
+    dropped["repeated post ids"] += int(same.sum())
+    kept = np.append(True, ~same)[: len(order)]
+    first = order[kept]
+    if same.any():
+        groups = np.cumsum(kept) - 1
+        repeated = np.unique(groups[~kept])
+        members: dict[int, list[int]] = defaultdict(list)
+        for place in np.flatnonzero(np.isin(groups, repeated)).tolist():
+            members[int(groups[place])].append(int(order[place]))
+        for group, rows in members.items():
+            first[group] = min(rows, key=lambda row: _as_converted(posts, row))
+    return posts.take(pa.array(first))
+
+
+def _as_converted(posts: pa.RecordBatch, row: int) -> tuple[object, ...]:
+    """Return a post's values with its body in Markdown; the smaller is kept, whatever the order of files."""
+    values = [posts.column(name)[row].as_py() for name in POST]
+    values[list(POST).index("body")] = to_markdown(posts.column("body")[row].as_py())
+    return tuple(values)
+
+
+def _build_about(posts: pa.RecordBatch) -> pa.RecordBatch:
+    bodies = map(to_markdown, posts.column("body").to_pylist())
+    prompts = map(join_prompt, posts.column("title").to_pylist(), bodies)
+    columns = {
+        "id": posts.column("question"),
+        "prompt": pa.array(prompts, TEXT),
+        "url": _join("https://", posts.column("site"), "/q/", posts.column("id").cast(WORD)),
+        "author": author_urls(posts),
+        "licence": choose_licences(posts),
+        "split": pa.array([""] * len(posts), WORD),
+        "messages": pa.array([[]] * len(posts), MESSAGES),
+    }
+    columns |= {name: posts.column(name) for name in ("created", "site", "author_name")}
+    return pa.RecordBatch.from_pydict({name: columns[name] for name in QUESTION})
+
+
+def _build_answers(posts: pa.RecordBatch, questions: pa.RecordBatch) -> pa.RecordBatch:
+    """Return the answers of posts [m]; ``questions`` [m] is the question of each."""
+    site, accepted = questions.column("site"), _numbers(posts, "id") == _numbers(questions, "accepted")
+    posts = posts.set_column(posts.schema.get_field_index("site"), "site", site)
+    columns = {
+        "score": pa.array(score_answers(_numbers(posts, "votes"), accepted)),
+        "accepted": pa.array(accepted),
+        "text": posts.column("body"),
+        "url": _join("https://", site, "/a/", posts.column("id").cast(WORD)),
+        "author": author_urls(posts),
+        "licence": choose_licences(posts),
+    }
+    columns |= {name: posts.column(name) for name in ("id", "votes", "created", "author_name")}
+    return pa.RecordBatch.from_pydict({name: columns[name] for name in ANSWER})

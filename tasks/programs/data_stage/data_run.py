@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from tasks.config.jobs import DataJob
 from tasks.dataset.sources.row_warnings import RowWarnings
-from tasks.programs.data_stage.worker_pool import WorkerPool
+from tasks.programs.data_stage.parts import Parts
 from tasks.programs.runtime.program import Run
 
 NUM_STEPS = 3  # read, filter, write: each counts as one pass over the source's bytes
@@ -40,7 +40,7 @@ class DataRun(NamedTuple):
     run: Run
     source: Path
     work: Path  # folder of intermediate files
-    workers: WorkerPool
+    parts: Parts
     counts: Counts
     size: int  # bytes of the source
 

@@ -7,15 +7,16 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from tasks.config.sections.data import Data
 from tasks.config.sections.sources import Source
-from tasks.dataset import sorted_files, tables
+from tasks.dataset import columns, sorted_files, tables
 from tasks.dataset.curation import contamination, question_files, rules
 from tasks.dataset.curation.question_files import SPLITS
-from tasks.dataset.question import count_pairs, draw_pairs
+from tasks.dataset.ranking import draw_pairs
 from tasks.dataset.sorted_files import Slice
 from tasks.dataset.statistics import Statistics
-from tasks.dataset.tables import Fields
 from tasks.programs.data_stage import read_source
 
 
@@ -30,29 +31,26 @@ class Partition(NamedTuple):
     output: Path
 
 
-class FilteredPartition(NamedTuple):
-    """A file of kept questions, and what was dropped and masked."""
+class FilterCounts(NamedTuple):
+    """Counts of what was dropped and masked in a partition."""
 
-    path: Path
     dropped: Counter[str]
     masked: Counter[str]
 
 
-def filter_partition(partition: Partition) -> FilteredPartition:
+def filter_partition(partition: Partition) -> FilterCounts:
     """Write the questions of a partition that the rules keep."""
     dropped: Counter[str] = Counter()
     masked: Counter[str] = Counter()
     active = partition.rules
     if partition.evaluation_ngrams:
         active = active._replace(evaluation_ngrams=contamination.read(partition.evaluation_ngrams))
-    kept = []
-    for question in read_source.build_questions(
-        partition.source, sorted_files.read(partition.slices), dropped
-    ):
-        if changed := rules.apply_rules(question, active, dropped, masked):
-            kept.append(changed)
+    records = sorted_files.read(partition.slices)
+    questions = read_source.build_questions(partition.source, records, dropped)
+    to_text = read_source.text_converter(partition.source)
+    kept = rules.apply_rules(questions, active, dropped, masked, to_text=to_text)
     question_files.write(kept, partition.output, near_duplicates=partition.near_duplicates)
-    return FilteredPartition(partition.output, dropped, masked)
+    return FilterCounts(dropped, masked)
 
 
 def rules_from_settings(data: Data) -> rules.Rules:
@@ -73,22 +71,21 @@ class TablePart(NamedTuple):
     splits: bytes  # of each question an index into SPLITS
     max_pairs: int
     seed: int
-    folder: Path
+    output: Path
 
 
-def build_table_part(part: TablePart) -> tuple[Path, Statistics]:
-    """Write the rows of a file of questions, one file per table. Return the folder and the statistics."""
-    statistics = Statistics()
-    rows: dict[str, list[Fields]] = {name: [] for name in tables.COLUMNS}
-    for question, split in zip(question_files.read(part.questions), part.splits, strict=True):
-        if not split:
-            continue
-        pairs = draw_pairs(question, max_pairs=part.max_pairs, seed=part.seed)
-        num_pairs = count_pairs(question)
-        statistics.add(question, pairs, num_pairs)
-        for name, row in tables.build_rows(question, SPLITS[split], pairs, num_pairs):
-            rows[name].append(row)
-    part.folder.mkdir(exist_ok=True)
-    for name, table_rows in rows.items():
-        tables.write_part(name, table_rows, part.folder / name)
-    return part.folder, statistics
+def build_table_part(part: TablePart) -> Statistics:
+    """Write the rows of a file of questions, one file per table, and return their statistics."""
+    questions = columns.read(part.questions)
+    splits = np.frombuffer(part.splits, dtype=np.int8)
+    kept = columns.select(questions, splits > 0)
+    statistics = Statistics.of(kept, *draw_pairs(kept, max_pairs=part.max_pairs, seed=part.seed))
+    rows: dict[str, tables.Columns] = {}
+    for number, split in enumerate(SPLITS[1:], 1):
+        chosen = columns.select(questions, splits == number)
+        pairs = draw_pairs(chosen, max_pairs=part.max_pairs, seed=part.seed)
+        rows |= tables.build_tables(chosen, split, *pairs)
+    part.output.mkdir(exist_ok=True)
+    for name in tables.COLUMNS:
+        tables.write_part(name, rows[name], part.output / name)
+    return statistics

@@ -4,10 +4,13 @@ Any worker can do this for any block or partition: the result depends on the tas
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import orjson
+import pyarrow as pa
 
 from tasks.config import dump_files
 from tasks.config.sections.sources import (
@@ -20,14 +23,13 @@ from tasks.config.sections.sources import (
     StackExchangePreferences,
 )
 from tasks.dataset import sorted_files
-from tasks.dataset.curation.question_files import question_from_json, question_to_json
-from tasks.dataset.question import Question
+from tasks.dataset.columns import Questions, from_rows
+from tasks.dataset.question import Answer, Question
 from tasks.dataset.readers import blocks, csv_columns, dump_tables, row_files
 from tasks.dataset.readers.blocks import Block
 from tasks.dataset.readers.quarantine import Place
 from tasks.dataset.readers.row_files import Row
-from tasks.dataset.readers.user_names import UserNames
-from tasks.dataset.sorted_files import Record
+from tasks.dataset.readers.user_names import UserNames, read_user_names
 from tasks.dataset.sources import (
     hh_rlhf,
     own_rows,
@@ -37,10 +39,12 @@ from tasks.dataset.sources import (
 )
 from tasks.dataset.sources.column_meanings import Columns
 from tasks.dataset.sources.grouping import AnswerGroups, AnswerRecord
+from tasks.dataset.sources.markdown import to_markdown
 from tasks.dataset.sources.row_warnings import RowWarnings
-from tasks.dataset.sources.stack_exchange import NumberedPost, number_post
 from tasks.dataset.sources.stack_exchange_dump import Post, Unreadable
+from tasks.system.files import replacing
 
+Record = tuple[int, Any]  # number of a question, and what JSON can hold
 BUILT_IN_SITE = "shell.example"
 MOST_COLUMNS = 1000  # whose names are counted of a block
 # Columns of the rows of a published set. Files beside them (hh-rlhf's red-team-attempts) have other columns.
@@ -62,8 +66,8 @@ class BlockTask(NamedTuple):
     names: Path | None = None  # folder of the names of a dump's users
 
 
-class BlockResult(NamedTuple):
-    """Counts of one block, and the file of its records."""
+class BlockCounts(NamedTuple):
+    """Counts of one block."""
 
     file: str
     bytes: int  # of the source, read so far
@@ -71,16 +75,6 @@ class BlockResult(NamedTuple):
     read: Counter[str]
     dropped: Counter[str]
     bad: list[tuple[int, str]]  # number of the row in the block, from 1, and the reason
-    output: Path
-    warnings: RowWarnings
-
-
-class _Counts(NamedTuple):
-    """Counters that the readers of a block fill."""
-
-    read: Counter[str]
-    dropped: Counter[str]
-    bad: list[tuple[int, str]]
     warnings: RowWarnings
 
 
@@ -148,45 +142,37 @@ def _has_users(candidate: Path, *, is_dump: bool) -> bool:
 # ------------------------------------------------------------------------------------- blocks to records
 
 
-def read_block(task: BlockTask) -> BlockResult:
+def read_block(task: BlockTask) -> BlockCounts:
     """Read a block and write its records, sorted by the numbers of their questions. Raises InputError."""
-    counts = _Counts(Counter(), Counter(), [], RowWarnings.empty())
+    block = task.block
+    counts = BlockCounts(block.file, block.bytes_read, 0, Counter(), Counter(), [], RowWarnings.empty())
     if isinstance(task.source, ShellSite | StackExchangeDump):
         num_rows, records = _read_posts(task, counts)
     else:
         num_rows, records = _read_rows(task, counts)
     sorted_files.write(records, task.output)
-    return BlockResult(
-        file=task.block.file,
-        bytes=task.block.bytes_read,
-        rows=num_rows,
-        read=counts.read,
-        dropped=counts.dropped,
-        bad=sorted(counts.bad),
-        output=task.output,
-        warnings=counts.warnings.most_common(MOST_COLUMNS),
-    )
+    warnings = counts.warnings.most_common(MOST_COLUMNS)
+    return counts._replace(rows=num_rows, bad=sorted(counts.bad), warnings=warnings)
 
 
-def _read_posts(task: BlockTask, counts: _Counts) -> tuple[int, list[Record]]:
-    records: list[Record] = []
+def _read_posts(task: BlockTask, counts: BlockCounts) -> tuple[int, pa.RecordBatch]:
+    posts: list[Post] = []
     number = 0
     with UserNames(task.names) if task.names else nullcontext() as names:
         for number, post in enumerate(stack_exchange_dump.read_posts(task.block), 1):
             if isinstance(post, Post):
-                counts.read["answers" if post.parent else "questions"] += 1
                 if names and post.author_id:
                     post = post._replace(author_name=names.get(post.author_id))
-                numbered = number_post(post, task.site, several_sites=task.several_sites)
-                records.append((numbered.question, [numbered.site, list(numbered.post)]))
+                posts.append(post)
             elif isinstance(post, Unreadable):
                 counts.bad.append((number, post.reason))
             else:
                 counts.dropped[post] += 1
-    return number, records
+    counts.read.update("answers" if post.parent else "questions" for post in posts)
+    return number, stack_exchange.to_columns(posts, task.site, several_sites=task.several_sites)
 
 
-def _read_rows(task: BlockTask, counts: _Counts) -> tuple[int, list[Record]]:
+def _read_rows(task: BlockTask, counts: BlockCounts) -> tuple[int, pa.RecordBatch]:
     rows = []
     number = 0
     for number, fields in enumerate(row_files.read_block(task.block), 1):
@@ -196,17 +182,24 @@ def _read_rows(task: BlockTask, counts: _Counts) -> tuple[int, list[Record]]:
             rows.append(Row(Place(task.block.file, number), fields))
     records = _records_from_rows(task.source, rows, counts)
     counts.read["rows"] += len(rows)
-    return number, records
+    return number, to_batch(records)
 
 
-def _records_from_rows(source: Source, rows: list[Row], counts: _Counts) -> list[Record]:
+def to_batch(records: list[Record]) -> pa.RecordBatch:
+    """Return records of rows as a batch that ``sorted_files`` can write: keys, and the rest as JSON."""
+    keys = pa.array([key for key, _ in records], pa.int64())
+    texts = pa.array([orjson.dumps(record, default=list) for _, record in records], pa.large_binary())
+    return pa.RecordBatch.from_pydict({"key": keys, "record": texts})
+
+
+def _records_from_rows(source: Source, rows: list[Row], counts: BlockCounts) -> list[Record]:
     def reject(place: Place, reason: str) -> None:
         counts.bad.append((place.row, reason))
 
     match source:
         case StackExchangePreferences():
             questions = stack_exchange_sets.read_preferences(rows, reject)
-            return [(question.id, question_to_json(question)) for question in questions]
+            return [(question.id, question) for question in questions]
         case StackExchangePaired():
             groups = stack_exchange_sets.group_pairs(rows, reject)
         case HhRlhf():
@@ -225,32 +218,61 @@ def _records_from_rows(source: Source, rows: list[Row], counts: _Counts) -> list
             counts.dropped.update(counts.warnings.left_out)
         case _:
             raise AssertionError(source)
-    return [(question_id, list(record)) for question_id, record in groups.records]
+    return groups.records
+
+
+class NamesTask(NamedTuple):
+    """A block of a dump's users, and the file that their names are written to."""
+
+    block: Block
+    output: Path
+
+
+def read_names(task: NamesTask) -> None:
+    """Write (number, name) of every user of a block as JSON. Raises InputError."""
+    with replacing(task.output) as new:
+        new.write_bytes(orjson.dumps(read_user_names(task.block)))
 
 
 # ---------------------------------------------------------------------------------- records to questions
 
 
-def build_questions(source: Source, records: Iterable[Record], dropped: Counter[str]) -> Iterator[Question]:
-    """Return the questions of a partition's records, by number. The order of the records does not matter."""
+def build_questions(source: Source, records: pa.RecordBatch, dropped: Counter[str]) -> Questions:
+    """Return the questions of a partition's records. The order of the records does not matter.
+
+    ``text_converter`` names what the answers' texts still need.
+    """
+    if isinstance(source, ShellSite | StackExchangeDump):
+        return stack_exchange.build_questions(records, dropped)
+    keys, texts = (column.to_pylist() for column in records.columns)
+    values = map(orjson.loads, texts)
     match source:
-        case ShellSite() | StackExchangeDump():
-            posts = (NumberedPost(number, site, Post._make(post)) for number, (site, post) in records)
-            return stack_exchange.build_questions(posts, dropped)
         case StackExchangePreferences():
-            return _drop_repeated((question_from_json(fields) for _, fields in records), dropped)
+            return from_rows(_drop_repeated(map(_to_question, values), dropped))
         case StackExchangePaired():
             site, licence = stack_exchange_sets.SITE, stack_exchange_sets.LICENCE
         case HhRlhf():
             site, licence = hh_rlhf.SITE, hh_rlhf.LICENCE
         case OwnRows():
             site, licence = source.site, source.licence
-    answers = ((number, AnswerRecord._make(fields)) for number, fields in records)
-    return AnswerGroups(site, licence, answers).questions(dropped)
+    answers = zip(keys, map(AnswerRecord._make, values), strict=True)
+    return from_rows(list(AnswerGroups(site, licence, answers).questions(dropped)))
 
 
-def _drop_repeated(questions: Iterable[Question], dropped: Counter[str]) -> Iterator[Question]:
-    """Yield questions by id. Of two with the same id the smaller is kept, so that order does not matter."""
+def text_converter(source: Source) -> Callable[[str], str] | None:
+    """Return what converts the texts of the answers that ``build_questions`` returns, if anything has to."""
+    return to_markdown if isinstance(source, ShellSite | StackExchangeDump) else None
+
+
+def _to_question(values: list[Any]) -> Question:
+    """Return the question of values that JSON held."""
+    question = Question._make(values)
+    answers = tuple(Answer._make(answer) for answer in question.answers)
+    return question._replace(answers=answers)
+
+
+def _drop_repeated(questions: Iterable[Question], dropped: Counter[str]) -> list[Question]:
+    """Return questions by id. Of two with the same id the smaller is kept, so that order does not matter."""
     known: dict[int, Question] = {}
     for question in questions:
         if question.id in known:
@@ -259,4 +281,4 @@ def _drop_repeated(questions: Iterable[Question], dropped: Counter[str]) -> Iter
             split = max(question.split, same.split)  # a test set's question stays one
             question = min(question, same)._replace(split=split)
         known[question.id] = question
-    yield from (known[number] for number in sorted(known))
+    return [known[number] for number in sorted(known)]

@@ -191,7 +191,7 @@ def build_score(
         return None
     device = models.model.device
     # not the stage's encoder, which counts what training truncates
-    own = pair_tables.build_encoder(job.text, encoder.tokenizer)
+    own = pair_tables.build_encoder(job.text, encoder.tokenizer, encoder.chats)
     end_ids = prompts.end_tokens(encoder.tokenizer, job.text.template)
 
     def answer(asked: list[list[int]], texts: list[str], uniform: Tensor) -> Rollout:

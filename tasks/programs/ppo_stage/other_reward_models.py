@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from tasks.config.jobs import PpoJob
 from tasks.config.sections.rewards import OtherRewardModel
 from tasks.programs.ppo_stage.load_models import TOLERANCE, check_probes, refuse_exploitable
+from tasks.programs.runtime import pair_tables
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.batches import prompts, sequences
 from tasks.rlhf.batches.sequences import Sequences
@@ -132,6 +133,7 @@ def _with_tokenizer(
         template=settings.template or _own_template(tokenizer, run, settings, job),
         max_prompt_tokens=settings.max_prompt_tokens or min(4 * job.text.max_prompt_tokens, context - limit),
         max_answer_tokens=limit,
+        chats=pair_tables.read_chats(run.inputs["data"]),
     )
     total = encoder.max_prompt_tokens + encoder.max_answer_tokens
     if total > context:

@@ -21,9 +21,8 @@ from tasks.programs.runtime import pair_tables
 from tasks.programs.runtime.program import Run
 from tasks.programs.token_tables.documents import document_lengths, measure_packing_leak, read_finetune_split
 from tasks.rlhf.algorithms import schedules
-from tasks.rlhf.batches.block_loss import block_loss
 from tasks.rlhf.batches.control_tokens import encode_text
-from tasks.rlhf.batches.packing import IGNORE, Blocks, Document, PackedDocuments, pack_documents
+from tasks.rlhf.batches.packing import IGNORE, Blocks, Document, PackedDocuments, block_loss, pack_documents
 from tasks.rlhf.batches.prompts import prefix_ids
 from tasks.rlhf.compute import distributed, fsdp
 from tasks.rlhf.models import lora
@@ -132,8 +131,9 @@ def load_text_mix(
         documents: Sequence[Document] = read_text(run.inputs["text"], tokenizer, job.ppo, size)
         lengths = [len(document.ids) for document in documents]
     else:
-        encoder = pair_tables.build_encoder(job.text, tokenizer)  # its counts are not those of the prompts
-        documents = table = read_finetune_split(run, encoder, answers_only=True)
+        # its counts are not those of the prompts
+        encoder = pair_tables.build_encoder(job.text, tokenizer, pair_tables.read_chats(run.inputs["data"]))
+        documents = table = read_finetune_split(run, encoder, loss_on="last")
         lengths = document_lengths(table)
         longest = max(lengths, default=0)
         if longest > size:

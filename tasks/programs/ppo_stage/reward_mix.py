@@ -205,6 +205,7 @@ def read_reference(run: Run, encoder: Encoder, device: torch.device) -> Referenc
         template=encoder.template,
         max_prompt_tokens=encoder.max_prompt_tokens,
         max_answer_tokens=encoder.max_answer_tokens,
+        chats=encoder.chats,
     )
     asked = [uncounted.encode_prompt(row["prompt"]) for row in rows]
     replies = [uncounted.encode_answer(row["answer"]) for row in rows]

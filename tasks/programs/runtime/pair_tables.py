@@ -1,13 +1,18 @@
 """Choose the pairs that a stage reports on, and build the encoder of its texts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple, TypedDict
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
 from tasks.config.sections.models import Text
+from tasks.dataset.conversation import from_records
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.batches.comparisons import Comparison
+from tasks.rlhf.batches.conversations import Messages
 from tasks.rlhf.batches.truncation import Encoder
 
 MIN_QUESTIONS = 20  # with fewer evaluation questions a confidence interval is too wide to be of use
@@ -35,13 +40,36 @@ class ReportedPairs(NamedTuple):
         return {"split": split, "questions": len(self.questions), "pairs": num_pairs}
 
 
-def build_encoder(text: Text, tokenizer: PreTrainedTokenizerBase) -> Encoder:
-    """Return an encoder with the limits of the settings. It counts what it truncates."""
+def read_chats(data: Path) -> dict[str, Messages]:
+    """Return the messages of the prompts that are conversations, by the prompt's text.
+
+    ``data`` is an artifact of the stage data or answers.
+    """
+    chats: dict[str, Messages] = {}
+    for table in sorted(data.glob("*.parquet")):
+        file = pq.ParquetFile(table)
+        names = file.schema_arrow.names
+        if "messages" not in names:
+            continue
+        prompt = "prompt" if "prompt" in names else "question"
+        for batch in file.iter_batches(columns=[prompt, "messages"]):
+            is_chat = pc.greater(pc.fill_null(pc.list_value_length(batch["messages"]), 0), 0)
+            rows = batch.filter(is_chat).to_pylist()
+            chats |= {row[prompt]: from_records(row["messages"]) for row in rows}
+    return chats
+
+
+def build_encoder(text: Text, tokenizer: PreTrainedTokenizerBase, chats: Mapping[str, Messages]) -> Encoder:
+    """Return an encoder with the limits of the settings. It counts what it truncates.
+
+    ``chats`` has the messages of prompts that are conversations (`read_chats`).
+    """
     return Encoder(
         tokenizer,
         template=text.template,
         max_prompt_tokens=text.max_prompt_tokens,
         max_answer_tokens=text.max_answer_tokens,
+        chats=chats,
     )
 
 

@@ -86,9 +86,13 @@ class Run:
             nonlocal last
             if (now := time.monotonic()) - last >= PHASE_SECONDS:
                 last = now
-                self._append({"step": done, "total": total, "time": round(time.time(), 3), "phase": name})
+                self.log_phase(name, done, total)
 
         return report_progress
+
+    def log_phase(self, name: str, done: int, total: int = 0) -> None:
+        """Append what is done of work between steps; 0: the total is not known."""
+        self._append({"step": done, "total": total, "time": round(time.time(), 3), "phase": name})
 
     def _append(self, line: dict[str, Any], name: str = METRICS) -> None:
         if not torchrun.is_first():

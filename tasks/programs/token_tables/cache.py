@@ -91,6 +91,7 @@ def _facts(home: Path, source: Source, encoder: Encoder) -> dict[str, Any]:
         "settings": source.settings,
         "tokenizer": tokenizer_digest(encoder.tokenizer),
         "template": encoder.template,
+        "chats": digest_of(sorted(encoder.chats.items())),
         "max_prompt_tokens": encoder.max_prompt_tokens,
         "max_answer_tokens": encoder.max_answer_tokens,
         "code": [source_digest(source.encoders), *map(_file_digest, (source.module, __name__))],

@@ -1,7 +1,7 @@
 """Read documents that are trained on packed side by side, and check that a model keeps them apart."""
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 from transformers import PreTrainedModel
@@ -14,29 +14,45 @@ from tasks.rlhf.batches.packing import Document, PackedDocuments
 from tasks.rlhf.batches.truncation import Encoder
 from tasks.rlhf.compute import fsdp
 
+LossOn = Literal["every", "last", "all"]
+
 SCHEMA = pa.schema({"ids": pa.list_(pa.int32()), "target": pa.list_(pa.bool_())})
 
 
-def read_finetune_split(run: Run, encoder: Encoder, *, answers_only: bool) -> TokenTable[Document]:
-    """Return each question with its best answer as token ids, and which of them the loss counts."""
+def read_finetune_split(run: Run, encoder: Encoder, *, loss_on: LossOn) -> TokenTable[Document]:
+    """Return each question with its best answer as token ids, and which of them the loss counts.
+
+    These are the answer's and, with "every", those of a conversation's earlier answers; with "all" all.
+    """
     source = Source(
         table=run.inputs["data"] / "finetune.parquet",
         columns=["prompt", "answer"],
         group_by=None,
-        encode=partial(_encode, answers_only=answers_only),
+        encode=partial(_encode, loss_on=loss_on),
         module=__name__,
         encoders="tasks.rlhf.batches.truncation",
-        settings={"answers_only": answers_only},
+        settings={"loss_on": loss_on},
     )
     return load_tokens(run, source, encoder, _decode, phase="tokenising")
 
 
-def _encode(encoder: Encoder, rows: Rows, *, answers_only: bool) -> pa.RecordBatch:
+def encode_document(encoder: Encoder, prompt: str, answer: str, *, loss_on: LossOn) -> Document:
+    """Return a prompt with its answer as token ids, and which of them the loss counts."""
+    if loss_on == "every":
+        ids, counted = encoder.encode_turns(prompt)
+    else:
+        ids = encoder.encode_prompt(prompt)
+        counted = [loss_on == "all"] * len(ids)
+    reply = encoder.encode_answer(answer)
+    return Document(ids + reply, counted + [True] * len(reply))
+
+
+def _encode(encoder: Encoder, rows: Rows, *, loss_on: LossOn) -> pa.RecordBatch:
     columns: dict[str, list[Any]] = {"ids": [], "target": []}
     for row in rows:
-        prompt, answer = encoder.encode_prompt(row["prompt"]), encoder.encode_answer(row["answer"])
-        columns["ids"].append(prompt + answer)
-        columns["target"].append([not answers_only] * len(prompt) + [True] * len(answer))
+        document = encode_document(encoder, row["prompt"], row["answer"], loss_on=loss_on)
+        columns["ids"].append(document.ids)
+        columns["target"].append(document.target)
     return pa.RecordBatch.from_pydict(columns, schema=SCHEMA)
 
 

@@ -7,7 +7,8 @@ artifact: sft/ (prompt, completion), preference/ (prompt, chosen, rejected) and 
     a file for every split, and README.md, by which `datasets.load_dataset(FOLDER, "sft")` finds them
 
 Texts are as the run's policies read them: with text.template=chat lists of messages, which TRL renders with
-the model's chat template, else strings that are rendered already.
+the model's chat template, else strings that are rendered already. Data with conversations is always written
+as messages: an exported policy has a chat template that renders them as training did.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.config.commands.usage import ExportDataJob, Template
+from tasks.programs.runtime import pair_tables
 from tasks.programs.runtime.program import Run, main
 from tasks.rlhf.batches import prompts
 
@@ -41,20 +43,21 @@ class Part(NamedTuple):
 def export_data(job: ExportDataJob, run: Run) -> None:
     """Write every table that the run has."""
     counts: dict[str, dict[str, int]] = {}
+    template = "chat" if pair_tables.read_chats(run.inputs["data"]) else job.text.template
     for part in PARTS:
         source = run.inputs["data"] / f"{part.table}.parquet"
         if source.exists():
             target = run.artifact / part.kind / f"{part.split}.{job.form}"
             target.parent.mkdir(exist_ok=True)
-            rows = read_rows(source, part.convert, job.text.template)
+            rows = read_rows(source, part.convert, template)
             write = write_parquet if job.form == "parquet" else write_jsonl
             counts.setdefault(part.kind, {})[part.split] = write(rows, target)
-    (run.artifact / "README.md").write_text(describe(job, counts))
+    (run.artifact / "README.md").write_text(describe(job, template, counts))
 
 
 def supervised(row: Row, template: Template) -> Row:
     """Return {prompt, completion} of a question and its best answer."""
-    texts = {"prompt": prompt(row["prompt"], template), "completion": answer(row["answer"], template)}
+    texts = {"prompt": prompt(row, template), "completion": answer(row["answer"], template)}
     return texts | {"score": row["score"]} | _about(row, "answer")
 
 
@@ -72,12 +75,12 @@ def preference(row: Row, template: Template) -> Row:
     """Return {prompt, chosen, rejected} of a pair of answers."""
     texts = {side: answer(row[side], template) for side in ("chosen", "rejected")}
     scores = {name: row[name] for name in ("chosen_score", "rejected_score")}
-    return {"prompt": prompt(row["prompt"], template), **texts, **scores, **_about(row, "chosen", "rejected")}
+    return {"prompt": prompt(row, template), **texts, **scores, **_about(row, "chosen", "rejected")}
 
 
 def prompt_only(row: Row, template: Template) -> Row:
     """Return {prompt} of a question."""
-    return {"prompt": prompt(row["prompt"], template), **_about(row)}
+    return {"prompt": prompt(row, template), **_about(row)}
 
 
 PARTS = (
@@ -95,12 +98,12 @@ def _about(row: Row, *roles: str) -> Row:
     return {name: row[name] for name in ("question_id", "site", *names)}
 
 
-def prompt(question: str, template: Template) -> str | list[dict[str, str]]:
-    """Return a question as TRL takes it."""
+def prompt(row: Row, template: Template) -> str | list[dict[str, str]]:
+    """Return a row's question or conversation as TRL takes it."""
     if template == "chat":
-        return [{"role": "user", "content": question}]
+        return row.get("messages") or [{"role": "user", "content": row["prompt"]}]
     before, *after = prompts.PLAIN[template]
-    return f"{before}{question}{''.join(after)}"
+    return f"{before}{row['prompt']}{''.join(after)}"
 
 
 def answer(text: str, template: Template) -> str | list[dict[str, str]]:
@@ -137,7 +140,7 @@ def write_jsonl(batches: Iterator[list[Row]], path: Path) -> int:
     return count
 
 
-def describe(job: ExportDataJob, counts: dict[str, dict[str, int]]) -> str:
+def describe(job: ExportDataJob, template: Template, counts: dict[str, dict[str, int]]) -> str:
     """Return a data set card in the Hugging Face format, which names the files."""
     lines = ["---", "configs:"]
     for kind, splits in counts.items():
@@ -147,9 +150,12 @@ def describe(job: ExportDataJob, counts: dict[str, dict[str, int]]) -> str:
     lines += ["---", "", f"# Data of {job.about}", ""]
     lines += ["| configuration | split | rows |", "|---|---|---|"]
     lines += [f"| {kind} | {split} | {n} |" for kind, splits in counts.items() for split, n in splits.items()]
+    form = f"have the format of text.template={template}"
+    if template != job.text.template:  # conversations
+        form = "are messages, which an exported policy's chat template renders as in training"
     lines += [
         "",
-        f"Prompts and answers have the format of text.template={job.text.template}. The columns `*_url`, "
+        f"Prompts and answers {form}. The columns `*_url`, "
         "`*_author` and `*_licence` attribute each text; keep them where the licence asks for attribution.",
     ]
     return "\n".join(lines) + "\n"

@@ -112,8 +112,13 @@ def encode(
     max_answer_tokens: int,
 ) -> list[Comparison]:
     """Return questions as token ids, encoded with a fresh `Encoder`."""
-    lengths = {"max_prompt_tokens": max_prompt_tokens, "max_answer_tokens": max_answer_tokens}
-    return encode_with(Encoder(tokenizer, template=template, **lengths), texts)
+    encoder = Encoder(
+        tokenizer,
+        template=template,
+        max_prompt_tokens=max_prompt_tokens,
+        max_answer_tokens=max_answer_tokens,
+    )
+    return encode_with(encoder, texts)
 
 
 def encode_with(

@@ -2,7 +2,7 @@
 
 import re
 from functools import lru_cache
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -88,16 +88,21 @@ def mark(tokenizer: PreTrainedTokenizerBase, text: str, markers: Markers) -> str
 
 def choose_markers(text: str) -> Markers:
     """Return two characters that ``text`` does not contain."""
+    first, second = free_characters(text, 2)
+    return first, second
+
+
+def free_characters(text: str, count: int) -> list[str]:
+    """Return ``count`` characters that ``text`` does not contain."""
     free = (chr(code) for code in _PRIVATE_USE if chr(code) not in text)
-    return next(free), next(free)
+    return list(islice(free, count))
 
 
 def encode_marked(
     tokenizer: PreTrainedTokenizerBase, text: str, markers: Markers, *, continues: bool = False
 ) -> list[int]:
     """Return the ids of a rendered template; marked parts are plain text, without control tokens."""
-    start, end = markers
-    pieces = re.split(f"{start}([^{start}{end}]*){end}|[{start}{end}]", text)
+    pieces = _marked_pattern(markers).split(text)
     ids = _encode(tokenizer, pieces[0], continues=continues, split=False)
     for i, piece in enumerate(pieces[1:], start=1):
         if piece and i % 2:
@@ -105,6 +110,45 @@ def encode_marked(
         elif piece:
             ids += _encode(tokenizer, piece, continues=True, split=False)
     return ids
+
+
+def locate_tokens(tokenizer: PreTrainedTokenizerBase, text: str, markers: Markers) -> list[tuple[int, int]]:
+    """Return the characters (start, end) of ``text`` that each id of `encode_marked` stands for.
+
+    The ids of a marked part have all of its characters. The tokenizer must be a fast one.
+    """
+    found: list[tuple[int, int]] = []
+    place = 0
+    for match in _marked_pattern(markers).finditer(text):
+        found += _locate_plain(tokenizer, text, (place, match.start()))
+        if match[1]:
+            found += [match.span(1)] * len(encode_text(tokenizer, match[1], continues=True))
+        place = match.end()
+    return found + _locate_plain(tokenizer, text, (place, len(text)))
+
+
+def _locate_plain(
+    tokenizer: PreTrainedTokenizerBase, text: str, span: tuple[int, int]
+) -> list[tuple[int, int]]:
+    """Return the characters of the tokens of a part of ``text`` without marks."""
+    first, last = span
+    part = text[first:last]
+    options = {"add_special_tokens": False, "split_special_tokens": False, "return_offsets_mapping": True}
+    if not part:
+        return []
+    shift = first
+    encoded = tokenizer(part, **options)
+    if first:  # as `_encode` does for a text that continues another one
+        line, whole = tokenizer("\n", **options)["input_ids"], tokenizer("\n" + part, **options)
+        if whole["input_ids"][: len(line)] == line:
+            kept = whole["offset_mapping"][len(line) :]
+            return [(start + shift - 1, end + shift - 1) for start, end in kept]
+    return [(start + shift, end + shift) for start, end in encoded["offset_mapping"]]
+
+
+def _marked_pattern(markers: Markers) -> re.Pattern[str]:
+    start, end = markers
+    return re.compile(f"{start}([^{start}{end}]*){end}|[{start}{end}]")
 
 
 def _holds_control(controls: ControlTokens, ids: list[int], text: str) -> bool:

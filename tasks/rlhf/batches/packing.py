@@ -1,10 +1,16 @@
-"""Pack several documents into one block of tokens; position ids that restart keep them apart."""
+"""Pack several documents into one block of tokens; position ids that restart keep them apart.
+
+The loss of blocks is that of their documents.
+"""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
+
+from tasks.rlhf.batches import chunked_log_probs, forward
 
 IGNORE = -100
 
@@ -123,3 +129,17 @@ def first_fit(lengths: list[int], capacity: int, *, open_bins: int = 64) -> list
         bins[candidate].append(index)
         room[candidate] -= length
     return bins
+
+
+def block_loss(
+    model: PreTrainedModel, blocks: Blocks, rows: Tensor, device: torch.device, *, count: float
+) -> Tensor:
+    """Return the sum of the counted next-token losses of blocks ``rows``, divided by ``count``."""
+    labels = blocks.labels[rows].to(device)  # (B, T)
+    hidden = forward.hidden_states(
+        model, blocks.input_ids[rows].to(device), blocks.position_ids[rows].to(device)
+    )[:, :-1]  # (B, T - 1, D)
+    counted = labels[:, 1:] != IGNORE
+    return chunked_log_probs.cross_entropy(
+        hidden[counted], forward.output_head(model), labels[:, 1:][counted], count=count
+    )

@@ -5,6 +5,7 @@ Text is tokenised once and never re-encoded.
 No text of a question or an answer becomes a control token: only the template writes these.
 """
 
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -58,7 +59,19 @@ def shorten_prompt(
     tokenizer: PreTrainedTokenizerBase, question: str, ids: list[int], *, template: Template, max_tokens: int
 ) -> list[int]:
     """Return the ids of the prompt within ``max_tokens``; ``ids`` are those of the whole prompt."""
-    kept = len(question)
+    return shorten_text(
+        question, ids, lambda text: _prompt_ids(tokenizer, text, template), max_tokens=max_tokens
+    )[1]
+
+
+def shorten_text(
+    text: str, ids: list[int], encode: Callable[[str], list[int]], *, max_tokens: int
+) -> tuple[str, list[int]]:
+    """Return ``text`` without its end, and the ids of its prompt, at most ``max_tokens``.
+
+    ``ids`` are those with the whole text, ``encode`` returns those with a shorter one. Raises InputError.
+    """
+    kept = len(text)
     while len(ids) > max_tokens:
         if kept == 0:
             raise InputError(
@@ -67,8 +80,8 @@ def shorten_prompt(
             )
         excess = len(ids) - max_tokens
         kept = min(kept - 1, max(0, round(kept * (1 - excess / len(ids)))))
-        ids = _prompt_ids(tokenizer, question[:kept].rstrip(), template)
-    return ids
+        ids = encode(text[:kept].rstrip())
+    return (text if kept == len(text) else text[:kept].rstrip()), ids
 
 
 def encode_answer(
@@ -141,17 +154,24 @@ def _render(tokenizer: PreTrainedTokenizerBase, question: str, answer: str | Non
 
     Raises InputError.
     """
-    messages = [{"role": "user", "content": question}]
+    messages = [("user", question)]
     if answer is not None:
-        messages.append({"role": "assistant", "content": answer})
+        messages.append(("assistant", answer))
+    turns = "a question" if answer is None else "a question and its answer"
+    return render(tokenizer, messages, turns)
+
+
+def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[tuple[str, str]], turns: str) -> str:
+    """Render (role, text) messages with the chat template, up to where an answer to the last one starts.
+
+    ``turns`` names them in the error's sentence. Raises InputError.
+    """
+    fields = [{"role": role, "content": text} for role, text in messages]
+    is_asked = messages[-1][0] == "user"
     try:
-        rendered = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=answer is None, tokenize=False
-        )
-        return str(rendered)
+        return str(tokenizer.apply_chat_template(fields, add_generation_prompt=is_asked, tokenize=False))
     except Exception as error:  # a template is a program that comes with the model, and may fail in any way
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
-        turns = "a question" if answer is None else "a question and its answer"
         raise InputError(
             f"The chat template of this model's tokenizer fails on {turns} ({reason}): {_REMEDY}"
         ) from error

@@ -1,9 +1,12 @@
 """Encode texts within their limits, and count how many are cut: metrics are then about beginnings."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from tasks.rlhf.batches import conversations
+from tasks.rlhf.batches.conversations import Fitted, Messages
 from tasks.rlhf.batches.prompts import Template, encode_answer, encode_prompt, shorten_prompt
 from tasks.rlhf.thresholds import MUCH_TRUNCATED
 
@@ -19,10 +22,15 @@ class TruncationCounts(NamedTuple):
     answers_cut: int = 0
     pairs: int = 0
     pairs_equal: int = 0  # left out: once cut, both answers are the same tokens
+    messages: int = 0  # of prompts that are conversations
+    messages_dropped: int = 0  # the oldest ones of conversations that are too long
 
 
 class Encoder:
-    """Encode prompts and answers with one tokenizer, template and pair of limits, and count what is cut."""
+    """Encode prompts and answers with one tokenizer, template and pair of limits, and count what is cut.
+
+    ``chats`` has the messages of the prompts that are conversations, by the prompt's text.
+    """
 
     def __init__(
         self,
@@ -31,11 +39,13 @@ class Encoder:
         template: Template,
         max_prompt_tokens: int,
         max_answer_tokens: int,
+        chats: Mapping[str, Messages] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.template = template
         self.max_prompt_tokens = max_prompt_tokens
         self.max_answer_tokens = max_answer_tokens
+        self.chats = chats or {}
         self.cut = TruncationCounts()
 
     def fresh(self) -> "Encoder":
@@ -45,15 +55,40 @@ class Encoder:
             template=self.template,
             max_prompt_tokens=self.max_prompt_tokens,
             max_answer_tokens=self.max_answer_tokens,
+            chats=self.chats,
         )
 
     def encode_prompt(self, question: str) -> list[int]:
         """Return the ids of a prompt."""
+        if messages := self.chats.get(question):
+            return self._fit(messages).ids
         limit = self.max_prompt_tokens
         ids = encode_prompt(self.tokenizer, question, template=self.template, max_tokens=NO_LIMIT)
         is_cut = len(ids) > limit
         self.cut = self.cut._replace(prompts=self.cut.prompts + 1, prompts_cut=self.cut.prompts_cut + is_cut)
         return shorten_prompt(self.tokenizer, question, ids, template=self.template, max_tokens=limit)
+
+    def encode_turns(self, question: str) -> tuple[list[int], list[bool]]:
+        """Return the ids of a prompt, and which of them belong to the earlier answers of a conversation."""
+        messages = self.chats.get(question)
+        if not messages:
+            ids = self.encode_prompt(question)
+            return ids, [False] * len(ids)
+        fitted = self._fit(messages)
+        return fitted.ids, conversations.find_answers(self.tokenizer, fitted.messages, self.template)
+
+    def _fit(self, messages: Messages) -> Fitted:
+        fitted = conversations.fit(
+            self.tokenizer, messages, template=self.template, max_tokens=self.max_prompt_tokens
+        )
+        is_cut = bool(fitted.dropped) or fitted.messages[-1] != messages[-1]
+        self.cut = self.cut._replace(
+            prompts=self.cut.prompts + 1,
+            prompts_cut=self.cut.prompts_cut + is_cut,
+            messages=self.cut.messages + len(messages),
+            messages_dropped=self.cut.messages_dropped + len(fitted.dropped),
+        )
+        return fitted
 
     def encode_answer(self, answer: str) -> list[int]:
         """Return the ids of an answer."""
@@ -77,6 +112,8 @@ class Encoder:
         metrics: dict[str, float] = {}
         if cut.prompts:
             metrics[f"{stage}.prompts_cut"] = cut.prompts_cut / cut.prompts
+        if cut.messages:
+            metrics[f"{stage}.messages_dropped"] = cut.messages_dropped / cut.messages
         if cut.answers:
             metrics[f"{stage}.answers_cut"] = cut.answers_cut / cut.answers
         if cut.pairs:

@@ -12,7 +12,7 @@ import pytest
 from flows.setting_values import read_argument
 from tasks.artifacts import corpus, hub
 from tasks.config.sections.sources import HhRlhf, OwnRows
-from tasks.dataset.question import Question, draw_pairs
+from tasks.dataset.question import Question
 from tasks.dataset.readers.quarantine import Quarantine, UnusableRow
 from tasks.dataset.sources import own_rows, stack_exchange_sets
 from tasks.dataset.sources.column_meanings import (
@@ -28,6 +28,7 @@ from tasks.dataset.sources.row_warnings import RowWarnings
 from tasks.dataset.splits import is_test
 from tasks.system.errors import InputError
 from tests.support.data_sets import as_rows, chat_message, questions_of, read_table, run_data_program
+from tests.support.questions.question_rows import draw_pairs
 
 ASKED = "How does one clean a kettle?"
 U, A, S = (lambda text, role=role: chat_message(role, text) for role in ("user", "assistant", "system"))

@@ -21,7 +21,7 @@ from tasks.artifacts.corpus import evaluation_sets, find_corpus
 from tasks.config.jobs import DataJob
 from tasks.config.pipeline import Pipeline
 from tasks.config.sections.sources import OwnRows, Source
-from tasks.dataset.question import comparison_levels, draw_pairs, text_id
+from tasks.dataset.question import comparison_levels, text_id
 from tasks.dataset.readers import json_rows
 from tasks.dataset.readers.quarantine import Quarantine
 from tasks.dataset.readers.row_files import Place, read_rows
@@ -40,6 +40,7 @@ from tests.support.data_sets import (
     run_data_program,
 )
 from tests.support.paths import SHARED
+from tests.support.questions.question_rows import draw_pairs
 from tests.support.split_assignments import assign_splits
 
 DATA = SHARED / "data"

@@ -11,14 +11,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.dataset.question import Answer, Question, draw_comparisons, drop_unusable_answers, index_of_best
+from tasks.dataset.question import Answer, Question
 from tasks.dataset.sources.markdown import to_markdown
-from tasks.dataset.sources.stack_exchange import author_url, choose_licence, join_prompt, score_answer
+from tasks.dataset.sources.stack_exchange import join_prompt, score_answer
 from tasks.dataset.sources.stack_exchange_dump import Post
 from tasks.dataset.splits import choose_split, normalise_words
 from tasks.system.errors import InputError
 from tests.support.dumps import build_questions, iter_posts
 from tests.support.paths import SHARED
+from tests.support.questions.question_rows import (
+    author_url,
+    choose_licence,
+    draw_comparisons,
+    drop_unusable_answers,
+    index_of_best,
+)
 from tests.support.split_assignments import assign_splits
 
 DUMPS = SHARED / "data" / "stackexchange"

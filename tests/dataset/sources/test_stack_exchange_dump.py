@@ -12,10 +12,10 @@ from tasks.dataset.readers.csv_columns import USERS
 from tasks.dataset.readers.dump_tables import iter_blocks
 from tasks.dataset.readers.quarantine import Quarantine
 from tasks.dataset.readers.user_names import read_user_names
-from tasks.dataset.sources.stack_exchange import author_url
 from tasks.dataset.sources.stack_exchange_dump import Post
 from tasks.system.errors import InputError
 from tests.support.dumps import iter_posts
+from tests.support.questions.question_rows import author_url
 
 ROW = '<row Id="1" PostTypeId="1" Score="1" Body="&lt;p&gt;x&lt;/p&gt;" Title="t" />'
 HEAD = "Id,PostTypeId,ParentId,Score,Body,OwnerUserId\n"

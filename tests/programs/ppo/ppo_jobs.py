@@ -58,7 +58,7 @@ def sample_answers(
 ) -> Rollout:
     """Sample an answer to each of the first ``count`` prompts, ``times`` over."""
     tokenizer = loading.load_tokenizer(run.inputs["model"])
-    encoder = pair_tables.build_encoder(job.text, tokenizer)
+    encoder = pair_tables.build_encoder(job.text, tokenizer, {})
     return roll_out(
         models,
         [prompt.ids for prompt in ppo.read_questions(job, run, encoder)[0][:count]] * times,

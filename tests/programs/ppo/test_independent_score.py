@@ -77,7 +77,7 @@ def test_the_training_is_the_same_however_often_the_policy_is_scored(
 
 def test_ppo_does_not_learn_from_the_prompts_of_the_score(inputs: dict[str, Path], tmp_path: Path) -> None:
     job, run = ppo_jobs.write_run(tmp_path / "run", inputs, score=SCORE)
-    encoder = pair_tables.build_encoder(job.text, loading.load_tokenizer(inputs["model"]))
+    encoder = pair_tables.build_encoder(job.text, loading.load_tokenizer(inputs["model"]), {})
     prompts, learnt, held_out = ppo.read_questions(job, run, encoder)
     assert [prompt.ids for prompt in prompts] == [encoder.encode_prompt(text) for text in learnt]
     everything = pq.read_table(inputs["data"] / "rl.parquet")["prompt"].to_pylist()
@@ -222,7 +222,7 @@ def test_a_pipeline_without_such_a_score_is_refused(settings: dict[str, Any], se
 
 def test_gold_scores_are_those_of_the_answers_texts(inputs: dict[str, Path]) -> None:
     tokenizer = loading.load_tokenizer(inputs["model"])
-    encoder = pair_tables.build_encoder(Pipeline().text, tokenizer)
+    encoder = pair_tables.build_encoder(Pipeline().text, tokenizer, {})
     slots = {name: values[0] for name, values in SLOTS.items()}
     question = fill_slots(TASKS[0].questions[0], slots)
     answers = [f"`{fill_slots(TASKS[0].commands[0], slots)}`", "Did you try google?"]

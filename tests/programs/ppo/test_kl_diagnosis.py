@@ -174,7 +174,7 @@ def rolled(
     """Return answers of a policy that has moved, and their checks as after a start or a resume."""
     job, run = ppo_jobs.write_run(folder, inputs, rollouts=32)
     tokenizer = loading.load_tokenizer(run.inputs["model"])
-    encoder = pair_tables.build_encoder(job.text, tokenizer)
+    encoder = pair_tables.build_encoder(job.text, tokenizer, {})
     models = ppo.load_models(job, run, tiny.CPU)
     torch.manual_seed(1)
     with torch.no_grad():
@@ -358,6 +358,6 @@ def test_a_checkpoint_without_digest_is_accepted(inputs: dict[str, Path], tmp_pa
     """Of another precision too: a CPU without bfloat16 computes with other bytes."""
     job, run = ppo_jobs.write_run(tmp_path / "run", inputs)
     models = ppo.load_models(job, run, tiny.CPU)
-    encoder = pair_tables.build_encoder(job.text, loading.load_tokenizer(run.inputs["model"]))
+    encoder = pair_tables.build_encoder(job.text, loading.load_tokenizer(run.inputs["model"]), {})
     for state in ({}, {"kl_coefficient": 1}, {"frozen": {"dtype": "torch.bfloat16", "digest": "other"}}):
         RolloutChecks(job, models, encoder, models.frozen, json.loads(json.dumps(state)), tolerance=TOLERANCE)

@@ -69,7 +69,7 @@ def test_packed_text_has_the_gradients_of_its_documents_one_by_one(
 
     job, _ = ppo_jobs.write_run(tmp_path / "other", inputs)
     tokenizer = loading.load_tokenizer(run.inputs["model"])
-    documents = read_finetune_split(run, pair_tables.build_encoder(job.text, tokenizer), answers_only=True)
+    documents = read_finetune_split(run, pair_tables.build_encoder(job.text, tokenizer, {}), loss_on="last")
     blocks = [documents[i] for i in range(len(documents))]
     ids = pack(blocks, block_tokens=BLOCK, pad_id=tokenizer.pad_token_id)
     rows = schedules.batch_indices(2, num_rows=len(ids.labels), batch_size=3, seed=0)

@@ -88,7 +88,7 @@ def start(
 
 
 def load_mix(job: PpoJob, run: Run, state: dict[str, Any] | None = None) -> RewardMix:
-    encoder = pair_tables.build_encoder(job.text, loading.load_tokenizer(run.inputs["model"]))
+    encoder = pair_tables.build_encoder(job.text, loading.load_tokenizer(run.inputs["model"]), {})
     models = ppo.load_models(job, run, tiny.CPU)
     return load_reward_mix(job, run, encoder, models, state or {}, tiny.CPU)
 

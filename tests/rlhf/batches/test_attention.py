@@ -17,9 +17,8 @@ from tasks.config.jobs import DpoJob, ReferenceJob, RewardJob, SftJob
 from tasks.programs import dpo, reference, reward, sft
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.batches import attention_masks, forward, layout_checks, shared_prompt
-from tasks.rlhf.batches.block_loss import block_loss
 from tasks.rlhf.batches.comparisons import Comparison
-from tasks.rlhf.batches.packing import IGNORE, Document, pack
+from tasks.rlhf.batches.packing import IGNORE, Document, block_loss, pack
 from tasks.rlhf.models import architecture_checks, lora
 from tasks.system.errors import InputError
 from tests.support import attention_models, tiny

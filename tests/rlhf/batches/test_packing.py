@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.rlhf.batches import forward, layout_checks
-from tasks.rlhf.batches.block_loss import block_loss
-from tasks.rlhf.batches.packing import IGNORE, Blocks, Document, pack, pack_documents
+from tasks.rlhf.batches.packing import IGNORE, Blocks, Document, block_loss, pack, pack_documents
 from tests.support import tiny
 
 

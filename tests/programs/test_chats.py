@@ -1,0 +1,127 @@
+"""Test that programs encode conversations with their roles, and count the loss on every answer or one."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from tasks.config.commands.usage import ExportDataJob
+from tasks.config.jobs import SftJob
+from tasks.config.sections.models import Text
+from tasks.dataset.conversation import from_records
+from tasks.judges.judge import Answer
+from tasks.judges.reward_judge import RewardScores
+from tasks.programs import sft
+from tasks.programs.runtime import pair_tables
+from tasks.programs.runtime.program import Run
+from tasks.programs.token_tables.documents import LossOn, read_finetune_split
+from tasks.programs.token_tables.questions import read_pairs
+from tasks.programs.usage.export_data import export_data
+from tasks.rlhf.batches import conversations
+from tasks.rlhf.batches.prompts import encode_answer
+from tests.support import tiny
+from tests.support.chat_families import CHATML
+from tests.support.data_sets import chat_message, run_data_program
+
+LIMITS = {"max_prompt_tokens": 100, "max_answer_tokens": 20}
+TEXT = Text(template="chat", **LIMITS)  # type: ignore[arg-type]
+
+
+def tokenizer() -> PreTrainedTokenizerBase:
+    made = tiny.tokenizer()
+    made.chat_template = CHATML.replace("<|im_end|>", "<eos>").replace("<|im_start|>", "<pad>")
+    return made
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the tables of comparisons, half of them of conversations."""
+    root = tmp_path_factory.mktemp("chats")
+    talk = [chat_message("user", "list files"), chat_message("assistant", "show <eos> disks")]
+    rows = []
+    for n in range(80):
+        asked = chat_message("user", f"sort {n}")
+        rows.append({"prompt": [*talk, asked] if n % 2 else [asked], "chosen": f"use {n}", "rejected": "no"})
+    (root / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    shares = {"finetune_share": 0.4, "reward_share": 0.2, "rl_share": 0.2}
+    return run_data_program(root / "rows.jsonl", root / "run", {"kind": "own"}, **shares)[0]
+
+
+def run_on(folder: Path, stage: str, job: dict[str, Any], **inputs: Path) -> Run:
+    return Run(tiny.write_job(folder, stage, job, inputs))
+
+
+def counted_texts(data: Path, folder: Path, loss_on: LossOn) -> set[str]:
+    made = tokenizer()
+    encoder = pair_tables.build_encoder(TEXT, made, pair_tables.read_chats(data))
+    documents = read_finetune_split(run_on(folder, "sft", {}, data=data), encoder, loss_on=loss_on)
+    texts = [
+        made.decode([id for id, is_target in zip(*document, strict=True) if is_target])
+        for document in documents
+    ]
+    assert len(texts) > 20
+    return {"".join(letter for letter in text if not letter.isdigit()) for text in texts}
+
+
+def test_the_loss_counts_every_answer_or_the_last(data: Path, tmp_path: Path) -> None:
+    last, earlier = "use <eos>", "show <eos> disks<eos>"
+    assert counted_texts(data, tmp_path / "last", "last") == {last}
+    assert counted_texts(data, tmp_path / "every", "every") == {last, earlier + last}
+    assert any("list files" in text for text in counted_texts(data, tmp_path / "all", "all"))
+
+
+def test_pairs_prompts_and_judges_read_the_roles(data: Path, tmp_path: Path) -> None:
+    made = tokenizer()
+    chats = pair_tables.read_chats(data)
+    encoder = pair_tables.build_encoder(TEXT, made, chats)
+    seen = []
+    for table in ("reward", "evaluation_pairs"):
+        run = run_on(tmp_path / table, "reward", {}, data=data)
+        comparisons = read_pairs(run, data / f"{table}.parquet", encoder)
+        rows = {row["question_id"]: row for row in pq.read_table(data / f"{table}.parquet").to_pylist()}
+        for one in comparisons:
+            row = rows[one.question_id]
+            messages = from_records(row["messages"]) or (("user", row["prompt"]),)
+            assert one.prompt == conversations.encode_messages(made, messages, "chat")
+            seen.append(len(messages))
+    assert set(seen) == {1, 3}
+    asked: list[Any] = []
+
+    class Recorder(RewardScores):
+        def __call__(self, pairs: Any, report_progress: Any) -> list[float]:
+            asked.extend(self.encoder.encode_prompt(question) for question, _ in pairs)
+            return []
+
+    Recorder(None, encoder, 0, tiny.CPU, 1)([(text, Answer("x")) for text in chats], lambda *_: None)  # type: ignore[arg-type]
+    assert asked == [conversations.encode_messages(made, messages, "chat") for messages in chats.values()]
+
+
+def test_sft_learns_conversations(data: Path, tmp_path: Path) -> None:
+    base = tiny.base_folder(tmp_path / "base")
+    tokenizer().save_pretrained(base)
+    settings = {"lora": {"rank": 4, "alpha": 8.0}, "max_steps": 2, "batch_size": 2, "block_tokens": 128}
+    job = {"seed": 0, "text": TEXT.model_dump(), "sft": settings}
+    run = run_on(tmp_path / "run", "sft", job, data=data, base=base)
+    sft.train(SftJob.model_validate(run.record), run)
+    found = json.loads((run.artifact / "summary.json").read_text())["metrics"]
+    assert found["sft.messages_dropped"] == 0
+    assert found["sft.held_out_loss"] > 0
+
+
+def test_a_conversation_is_exported_as_messages(data: Path, tmp_path: Path) -> None:
+    job = ExportDataJob(text=Text(template="question-answer"), form="parquet", about="a run")
+    run = run_on(tmp_path / "run", "export_data", job.model_dump(mode="json"), data=data)
+    export_data(job, run)
+    rows = pq.read_table(run.artifact / "preference" / "train.parquet").to_pylist()
+    assert {len(row["prompt"]) for row in rows} == {1, 3}
+    assert {message["role"] for row in rows for message in row["prompt"]} == {"user", "assistant"}
+    assert "exported policy's chat template" in (run.artifact / "README.md").read_text()
+
+
+def test_an_answers_last_token_ends_its_turn() -> None:
+    made = tokenizer()
+    ids = encode_answer(made, "use it", template="chat", max_tokens=99)
+    assert ids[-1] == tiny.EOS

@@ -1,0 +1,132 @@
+"""Test how the parts of the data stage are made: in order, once, by this process or by others."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import pytest
+
+from tasks.programs.data_stage.executors import open_parts
+from tasks.programs.data_stage.parts import Parts, counts_path, make_part, read_counts
+from tasks.programs.runtime.program import Run
+from tasks.system.errors import InputError, StageFailed
+
+
+class Task(NamedTuple):
+    number: int
+    output: Path
+
+
+class Counts(NamedTuple):
+    squares: int
+
+
+def write_square(task: Task) -> Counts:
+    time.sleep(0.02 * (task.number % 3))
+    task.output.write_text(str(task.number**2))
+    return Counts(task.number**2)
+
+
+def refuse_three(task: Task) -> Counts:
+    if task.number == 3:
+        raise InputError("three is refused")
+    return write_square(task)
+
+
+def kill_at_three(task: Task) -> Counts:
+    if task.number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return write_square(task)
+
+
+def open_run(folder: Path, threads: int) -> Run:
+    folder.mkdir()
+    record = {"stage": "data", "job": {}, "inputs": {}, "machine": {"threads": threads}}
+    (folder / "job.json").write_text(json.dumps(record))
+    return Run(folder)
+
+
+def tasks_in(folder: Path, count: int, drawn: list[int] | None = None) -> Iterator[Task]:
+    for number in range(count):
+        if drawn is not None:
+            drawn.append(number)
+        yield Task(number, folder / str(number))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_parts_come_in_order_and_tasks_are_read_as_parts_are_taken(threads: int, tmp_path: Path) -> None:
+    drawn: list[int] = []
+    with open_parts(open_run(tmp_path / "run", threads)) as parts:
+        made = parts.make(write_square, tasks_in(tmp_path, 20, drawn))
+        assert next(made).name == "0"
+        assert len(drawn) <= 2 * threads + 2  # what is read ahead waits on the disk
+        assert [path.name for path in made] == [str(number) for number in range(1, 20)]
+        pool = set(getattr(parts.executor, "_processes", None) or ())
+        assert [read_counts(tmp_path / str(number), Counts).squares for number in (0, 19)] == [0, 361]
+    assert len(pool) == (threads if threads > 1 else 0)
+    assert not [child for child in psutil.Process().children() if child.pid in pool]
+
+
+def test_one_part_starts_no_process(tmp_path: Path) -> None:
+    before = len(psutil.Process().children())
+    with open_parts(open_run(tmp_path / "run", 2)) as parts:
+        assert len(list(parts.make(write_square, tasks_in(tmp_path, 1)))) == 1
+        assert len(psutil.Process().children()) == before
+
+
+def test_a_part_that_is_there_is_not_made_again(tmp_path: Path) -> None:
+    done = tmp_path / "done"
+    with open_parts(open_run(tmp_path / "run", 1)) as parts:
+        list(parts.make(write_square, tasks_in(tmp_path, 3)))
+        (tmp_path / "1").write_text("as it was")
+        counts_path(tmp_path / "2").unlink()
+        (tmp_path / "2").write_text("half of it")
+        list(parts.make(write_square, tasks_in(tmp_path, 3), done=done))
+        assert [(tmp_path / name).read_text() for name in "012"] == ["0", "as it was", "4"]
+        drawn: list[int] = []
+        again = list(parts.make(write_square, tasks_in(tmp_path, 3, drawn), done=done))
+    assert again == [tmp_path / name for name in "012"]
+    assert not drawn
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_refused_input_is_refused_in_its_words(threads: int, tmp_path: Path) -> None:
+    with (
+        pytest.raises(InputError, match=r"^three is refused$"),
+        open_parts(open_run(tmp_path / "run", threads)) as parts,
+    ):
+        list(parts.make(refuse_three, tasks_in(tmp_path, 9)))
+
+
+def test_a_killed_process_is_reported_in_one_sentence(tmp_path: Path) -> None:
+    with (
+        pytest.raises(StageFailed, match="processes of the data stage was killed, perhaps because memory"),
+        open_parts(open_run(tmp_path / "run", 2)) as parts,
+    ):
+        list(parts.make(kill_at_three, tasks_in(tmp_path, 9)))
+    with open_parts(open_run(tmp_path / "again", 2)) as parts:
+        assert len(list(parts.make(write_square, tasks_in(tmp_path, 9)))) == 9
+
+
+def test_a_worker_refuses_other_code_and_a_disk_that_it_does_not_share(tmp_path: Path) -> None:
+    from tasks.programs.data_stage.code_digest import code_digest
+
+    with pytest.raises(StageFailed, match="has other code than the process that sent the part"):
+        make_part(write_square, Task(1, tmp_path / "1"), "other")
+    absent = tmp_path / "absent"
+    with pytest.raises(StageFailed, match=f"does not see {absent}: put ALIGNFLOW_HOME on a disk that all"):
+        make_part(write_square, Task(1, absent / "1"), code_digest())
+    assert make_part(write_square, Task(1, tmp_path / "1"), code_digest()) == tmp_path / "1"
+
+
+def test_parts_say_who_made_them(tmp_path: Path) -> None:
+    seen: list[tuple[str, int]] = []
+    with open_parts(open_run(tmp_path / "run", 1)) as parts:
+        reporting = Parts(parts.executor, 1, on_part=lambda step, makers: seen.append((step, makers.total())))
+        list(reporting.make(write_square, tasks_in(tmp_path, 3)))
+    assert seen == [("write_square", 1), ("write_square", 2), ("write_square", 3)]
