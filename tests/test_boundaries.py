@@ -46,7 +46,8 @@ SUBFOLDERS = {  # inside a folder, from the top floor down
     "tasks.config": ["tasks.config.commands", "tasks.config", "tasks.config.sections"],
     "tasks.programs": [
         "tasks.programs", "tasks.programs.comparison", "tasks.programs.usage",
-        "tasks.programs.data_stage", "tasks.programs.ppo_stage", "tasks.programs.runtime",
+        "tasks.programs.data_stage", "tasks.programs.ppo_stage", "tasks.programs.token_tables",
+        "tasks.programs.runtime",
     ],
     "tasks.rlhf": [
         "tasks.rlhf.training", "tasks.rlhf.judging", "tasks.rlhf.evaluation", "tasks.rlhf.models",

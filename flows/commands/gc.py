@@ -40,6 +40,7 @@ RESTING = 3600.0  # seconds; what changed since then may belong to a run that ha
 SLOWLY = (
     "partial",
     "exports",
+    "tokens",
     "quarantine",
     "locks",
 )  # kinds that a user may come back to: removed after some days

@@ -16,7 +16,7 @@ TRASH = "trash"
 class Candidate(NamedTuple):
     """A file or folder of the home that may be removed."""
 
-    kind: str  # artifacts, fetched, partial, runs, exports, quarantine, locks, leftovers
+    kind: str  # artifacts, fetched, partial, runs, exports, tokens, quarantine, locks, leftovers
     # or digests
     stage: str
     path: Path
@@ -32,6 +32,8 @@ def list_candidates(root: Path, found: list[Entry]) -> list[Candidate]:
         candidates.append(_candidate("partial", _stage_of(path), path, key=path.name))
     candidates += [_candidate("runs", "", path) for path in sorted((root / "runs").glob("*"))]
     candidates += [_candidate("exports", "", path) for path in sorted((root / "exports").glob("*"))]
+    for path in sorted((root / "tokens").glob("*")):
+        candidates.append(_candidate("tokens", "", path, key=path.name))
     candidates += [_in_quarantine(path) for path in sorted((root / "quarantine").glob("*"))]
     run_locks = sorted((root / "locks").glob(f"{RUN_LOCK}*.lock"))
     candidates += [_candidate("locks", "", path) for path in run_locks if not is_held(path)]

@@ -27,11 +27,31 @@ class Launch(Settings):
         description="Nodes; the same torchrun command is started by hand on each of the others "
         "(docs/operations.md).",
     )
+    accelerate_config: str = Field(
+        "",
+        description="Path of a configuration of accelerate where the stage runs: the stage is started by "
+        "`accelerate launch`, whose configuration says how many processes, nodes and GPUs, and whether to "
+        "shard; its precision is not used. Empty: torchrun, if there is more than one process.",
+    )
     shard: bool = Field(
         False,
         description="Split weights over the processes (FSDP): with tune=full those that are trained, with "
-        "their gradients and optimizer moments; of PPO the frozen base, quantised or not.",
+        "their gradients and optimizer moments; with adapters the frozen base, quantised or not.",
     )
+
+    @property
+    def is_distributed(self) -> bool:
+        """Return whether a launcher starts the stage's processes."""
+        return self.processes * self.nodes > 1 or bool(self.accelerate_config)
+
+    @model_validator(mode="after")
+    def _check_accelerate(self) -> Self:
+        if self.accelerate_config and self.processes * self.nodes > 1:
+            raise ValueError(
+                "launch.*.accelerate_config says how many processes and nodes there are: leave processes and "
+                "nodes at 1"
+            )
+        return self
 
 
 class Launches(Settings):
@@ -58,6 +78,12 @@ class Machine(Settings):
         "",
         description="Address of a Dask scheduler whose workers run parts of the data stage "
         "(tcp://host:8786); empty: this machine.",
+    )
+    attention: Literal["sdpa", "flash_attention_2", "flex_attention"] = Field(
+        "sdpa",
+        description="Kernels of SFT, reward model and DPO. For packed documents sdpa takes a mask with a "
+        "number for each two tokens; flash_attention_2 (package flash-attn, weights in bfloat16) and "
+        "flex_attention (compiled by torch) do not. Both need a GPU.",
     )
     gradient_checkpointing: bool = Field(
         False,

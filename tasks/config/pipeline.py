@@ -78,10 +78,10 @@ class Pipeline(Settings):
                 "and merge.dtype to null"
             )
         for stage in ("sft", "reward", "dpo"):
-            if self.machine.of(stage).shard and getattr(self, stage).tune != "full":
+            if self.machine.of(stage).shard and getattr(self, stage).tune == "bottleneck":
                 raise ValueError(
-                    f"machine.launch.{stage}.shard is for {stage}.tune=full: an adapter is small, "
-                    "and every process holds it"
+                    f"machine.launch.{stage}.shard is for {stage}.tune=full or lora: bottlenecks need whole "
+                    "layers"
                 )
         if self.machine.of("ppo").shard and self.ppo.sampler != "plain":
             raise ValueError(

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from tasks.artifacts.code_version import PROGRAMS, imported_packages
-from tasks.config.machine import Machine
+from tasks.config.machine import Launch, Machine
 from tasks.execution import program_forks
 from tasks.execution.metrics_tail import Line, MetricsTail
 from tasks.execution.program_environment import (
@@ -87,7 +87,7 @@ def run_program(
     with (directory / "log.txt").open("ab") as log:
         process = _start(stage, directory, machine, (log.fileno(), *keep_open))
         try:
-            members = _with_children if _is_distributed(stage, machine) else _alone
+            members = _with_children if machine.of(stage).is_distributed else _alone
             status, peak_mb = _follow(process, directory / "metrics.jsonl", on_step, on_poll, members)
         except BaseException:
             _kill(process)
@@ -96,7 +96,7 @@ def run_program(
         has_reason = (directory / "error.json").exists()
         if status > 0 and not has_reason and (failure := probe_disk(directory)):
             raise failure  # the disk refused even the file with the reason
-        if status == 1 and _is_distributed(stage, machine) and not has_reason:
+        if status == 1 and machine.of(stage).is_distributed and not has_reason:
             status = -signal.SIGKILL  # torchrun's status for killed processes; others have written a reason
         raise _failure(stage, directory, status)
     return Usage(time.monotonic() - started, peak_mb)
@@ -104,7 +104,7 @@ def run_program(
 
 def warm_up(stage: str, machine: Machine) -> None:
     """Let the fork server load the stage's libraries while the caller prepares the stage."""
-    if "torch" in imported_packages(stage) and not _is_distributed(stage, machine):
+    if "torch" in imported_packages(stage) and not machine.of(stage).is_distributed:
         program_forks.warm_up(program_environment(machine), machine)
 
 
@@ -114,8 +114,12 @@ def _start(stage: str, directory: Path, machine: Machine, inherited: tuple[int, 
     Else spawn it.
     """
     secrets = endpoint_variables(_job(directory))
-    if _is_distributed(stage, machine):
-        environment = distributed_environment(machine, machine.of(stage).processes)
+    launch = machine.of(stage)
+    if launch.accelerate_config:
+        command = _accelerate(stage, directory, launch)
+        return _spawn(command, directory, program_environment(machine) | secrets, inherited)
+    if launch.is_distributed:
+        environment = distributed_environment(machine, launch.processes)
         return _spawn(_torchrun(stage, directory, machine), directory, environment | secrets, inherited)
     environment = program_environment(machine)
     if secrets:  # never in the fork server, which others share
@@ -145,8 +149,21 @@ def _spawn(
     )  # fmt: skip
 
 
-def _is_distributed(stage: str, machine: Machine) -> bool:
-    return machine.of(stage).processes * machine.of(stage).nodes > 1
+def _accelerate(stage: str, directory: Path, launch: Launch) -> list[str]:
+    """Return accelerate's module and arguments: the user's configuration, except for the precision, which is
+    in the key of an artifact.
+
+    Raises InputError if the configuration is not there.
+    """
+    config = Path(launch.accelerate_config).expanduser().absolute()
+    if not config.is_file():
+        raise InputError(
+            f"machine.launch.{stage}.accelerate_config: {config} is not there; `accelerate config "
+            f"--config_file {config}` writes it"
+        )
+    set_elsewhere = ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    program = ["-m", f"{PROGRAMS}.{stage}", str(directory)]
+    return ["accelerate.commands.launch", "--config_file", str(config), *set_elsewhere, *program]
 
 
 def _torchrun(stage: str, directory: Path, machine: Machine) -> list[str]:

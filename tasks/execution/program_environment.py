@@ -46,6 +46,7 @@ SPIN_COUNT = "10000"
 def program_environment(machine: Machine) -> dict[str, str]:
     """Return the environment of a program that runs as one process."""
     variables = {"GOMP_SPINCOUNT": SPIN_COUNT, **without_secrets(os.environ), **QUIET}
+    variables["ALIGNFLOW_HOME"] = str(home())  # where token ids and a judge's replies are kept
     for name in TORCHRUN:  # set if this process itself was started by torchrun
         variables.pop(name, None)
     if machine.threads:
@@ -63,15 +64,11 @@ def distributed_environment(machine: Machine, processes: int) -> dict[str, str]:
 
 
 def endpoint_variables(job: Mapping[str, Any]) -> dict[str, str]:
-    """Return the variables of a job in which a model behind an endpoint judges; nothing for any other job.
-
-    They are the endpoint's address and key, and the home, where the endpoint's replies are kept.
-    """
+    """Return the endpoint's address and key if a model behind one judges in the job; else nothing."""
     judge = job.get("judge") or {}
     if judge.get("kind") != EndpointJudge.model_fields["kind"].default:
         return {}
-    found = {name: os.environ[name] for name in (JUDGE_URL, JUDGE_KEY) if name in os.environ}
-    return found | {"ALIGNFLOW_HOME": str(home())}
+    return {name: os.environ[name] for name in (JUDGE_URL, JUDGE_KEY) if name in os.environ}
 
 
 def without_secrets(variables: Mapping[str, str]) -> dict[str, str]:

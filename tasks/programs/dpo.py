@@ -12,7 +12,7 @@ negative log-likelihood is added (dpo.nll_weight), and the reference's log-proba
 beforehand by the stage reference.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -23,10 +23,11 @@ from transformers import PreTrainedModel
 
 from tasks.config.jobs import DpoJob
 from tasks.config.sections.dpo import Dpo
-from tasks.programs.reference import COLUMNS, read_pairs
+from tasks.programs.reference import COLUMNS
 from tasks.programs.runtime import pair_tables, training_setup
 from tasks.programs.runtime.program import ReportProgress, Run, main
 from tasks.programs.runtime.training_samples import build_sampler
+from tasks.programs.token_tables.questions import hold_out, read_evaluation, read_pairs
 from tasks.rlhf.algorithms import losses, sanity_checks, schedules
 from tasks.rlhf.algorithms.losses import DpoLoss
 from tasks.rlhf.batches import comparisons, shared_prompt
@@ -41,7 +42,7 @@ from tasks.rlhf.training import loop
 from tasks.rlhf.training.finite_checks import check_finite
 from tasks.system.errors import InputError
 
-Collate = Callable[[list[Comparison]], Batch]
+Collate = Callable[[Sequence[Comparison]], Batch]
 # An untrained policy is the reference; its log-probabilities are computed in batches of other shapes.
 TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 4.0, torch.float16: 1.0}
 EVALUATED_ANSWERS = 128  # at a time without gradients, unless machine.micro_batch is set
@@ -55,26 +56,19 @@ def train(job: DpoJob, run: Run) -> None:
     # 1. Comparisons by question, with the reference's log-probabilities; some questions are held out.
     tokenizer = loading.load_tokenizer(folder)
     encoder = pair_tables.build_encoder(job.text, tokenizer, pair_tables.read_chats(run.inputs["data"]))
-    everything = read_pairs(run, job.text, tokenizer, encoder)
-    evaluation = pair_tables.read_evaluation(run.inputs["data"] / "evaluation_pairs.parquet", run, encoder)
+    everything = read_pairs(run, run.inputs["data"] / "reward.parquet", encoder)
+    evaluation = read_evaluation(run, run.inputs["data"] / "evaluation_pairs.parquet", encoder)
     reference = read_reference(run, "reference.parquet", everything, device)
-    questions, held_out = comparisons.hold_out(everything, share=settings.held_out_share, seed=job.seed)
-    if not questions or not held_out:
-        raise InputError(
-            "The reward split has fewer than two questions with pairs: raise data.reward_share or give more "
-            "data."
-        )
+    questions, held_out = hold_out(everything, share=settings.held_out_share, seed=job.seed)
     reported = pair_tables.choose_reported_pairs(evaluation, held_out, run)
     if reported.unseen:
         reference |= read_reference(run, "reference_evaluation.parquet", reported.questions, device)
     micro_batch = training_setup.largest_micro_batch(questions, settings.batch_size, run)
     training_setup.check_memory(settings, run, "model", job.weights.merged, device, micro_batch)
-    base = training_setup.load_base(run, "model", job.weights.merged, job.text, device)
-    everything = [*questions, *held_out, *reported.questions]
-    training_setup.check_prompt_sharing(run, base, everything, pad_id=tokenizer.pad_token_id)
-    collate = partial(
-        comparisons.collate, pad_id=tokenizer.pad_token_id, device=device, hidden_size=base.config.hidden_size
-    )
+    base = training_setup.load_trained_base(settings, run, "model", job.weights.merged, job.text, device)
+    pad_id = tokenizer.pad_token_id
+    training_setup.check_prompt_sharing(run, base, everything, reported.questions, pad_id=pad_id)
+    collate = partial(comparisons.collate, pad_id=pad_id, device=device, hidden_size=base.config.hidden_size)
 
     # 2. What is trained: fresh weights, those of the input "start", or the checkpoint's.
     seeds.seed_step(job.seed, 0)
@@ -99,7 +93,7 @@ def train(job: DpoJob, run: Run) -> None:
             tolerance=TOLERANCE[loading.stored_dtype(base)] if step == 0 and starts_as_reference else None,
         )
 
-    def evaluate_pairs(some: list[Comparison], name: str) -> Evaluation:
+    def evaluate_pairs(some: Sequence[Comparison], name: str) -> Evaluation:
         policy.model.eval()
         with policy.active() as model:
             return evaluate(
@@ -145,7 +139,7 @@ def train(job: DpoJob, run: Run) -> None:
 
 
 def read_reference(
-    run: Run, file: str, questions: list[Comparison], device: torch.device
+    run: Run, file: str, questions: Sequence[Comparison], device: torch.device
 ) -> dict[int, Tensor]:
     """Return the reference's log-probability of each answer by question, (A,) float32.
 
@@ -239,7 +233,7 @@ class Evaluation(NamedTuple):
 @torch.no_grad()
 def evaluate(
     model: PreTrainedModel,
-    questions: list[Comparison],
+    questions: Sequence[Comparison],
     reference: dict[int, Tensor],
     settings: Dpo,
     collate: Collate,
@@ -251,7 +245,7 @@ def evaluate(
     time.
     """
 
-    def evaluate_part(part: list[Comparison]) -> tuple[float, list[float]]:
+    def evaluate_part(part: Sequence[Comparison]) -> tuple[float, list[float]]:
         batch = collate(part)
         logp = fsdp.with_full_weights(model, shared_prompt.log_probs, batch.inputs)
         ref = torch.cat([reference[question.question_id] for question in part])

@@ -36,6 +36,8 @@ from tasks.programs.ppo_stage.update_policy import update_policy
 from tasks.programs.runtime import pair_tables, training_setup
 from tasks.programs.runtime.program import Run, main
 from tasks.programs.runtime.training_samples import TrainingSampler
+from tasks.programs.token_tables.prompts import Prompt, read_rl_split
+from tasks.programs.token_tables.token_table import TokenTable
 from tasks.rlhf.algorithms import rewards, schedules
 from tasks.rlhf.batches import prompts
 from tasks.rlhf.batches.truncation import Encoder
@@ -72,8 +74,7 @@ def train(job: PpoJob, run: Run) -> None:
     # 1. Prompts; policy = reference = SFT model, critic = reward model; or the checkpoint's.
     tokenizer = loading.load_tokenizer(run.inputs["model"])
     encoder = pair_tables.build_encoder(job.text, tokenizer, pair_tables.read_chats(run.inputs["data"]))
-    texts, held_out = read_questions(job, run)
-    questions = [encoder.encode_prompt(text) for text in texts]
+    questions, texts, held_out = read_questions(job, run, encoder)
     models = load_models(job, run, device)
     optimizers = create_optimizers(models)
     start, state, good = restore_state(run.checkpoints, models, optimizers)
@@ -185,7 +186,7 @@ def start_sampler(
 def sample_rollout(
     job: PpoJob,
     models: PpoModels,
-    questions: list[list[int]],
+    questions: TokenTable[Prompt],
     texts: list[str],
     encoder: Encoder,
     mix: RewardMix,
@@ -207,7 +208,7 @@ def sample_rollout(
     asked = distributed.rank_slice([i for i in indices for _ in range(settings.group_size)])
     own = roll_out(
         models,
-        [questions[i] for i in asked],
+        [questions[i].ids for i in asked],
         uniform=distributed.rank_slice(uniform),
         max_tokens=most,
         temperature=settings.temperature,
@@ -257,9 +258,11 @@ def warn_of_missing_ends(run: Run, *, max_answer_tokens: int) -> None:
         )
 
 
-def read_questions(job: PpoJob, run: Run) -> tuple[list[str], list[tuple[int, str]]]:
-    """Return the RL split's questions, in an order drawn from the seed, and those, with their ids, that are
-    left out for the independent score.
+def read_questions(
+    job: PpoJob, run: Run, encoder: Encoder
+) -> tuple[TokenTable[Prompt], list[str], list[tuple[int, str]]]:
+    """Return the RL split's questions as token ids and as text, in an order drawn from the seed, and those,
+    with their ids, that are left out for the independent score.
 
     Raises InputError if there are none.
     """
@@ -273,11 +276,11 @@ def read_questions(job: PpoJob, run: Run) -> tuple[list[str], list[tuple[int, st
     ids, texts = table["question_id"].to_pylist(), table["prompt"].to_pylist()
     places = sorted(row_sample.draw_sample(ids, count))
     held_out = [(ids[place], texts[place]) for place in places]
-    texts = [text for place, text in enumerate(texts) if place not in set(places)]
-    if not texts:
+    rows = sorted(set(range(len(texts))) - set(places))
+    if not rows:
         raise InputError("The rl split has no prompts: raise data.rl_share or give more data.")
-    random.Random(job.seed).shuffle(texts)
-    return texts, held_out
+    random.Random(job.seed).shuffle(rows)
+    return read_rl_split(run, encoder, rows=rows), [texts[row] for row in rows], held_out
 
 
 if __name__ == "__main__":

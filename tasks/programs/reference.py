@@ -7,24 +7,23 @@ artifact: reference.parquet (the reward split's answers), reference_evaluation.p
     split's), summary.json
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from tasks.config.jobs import ReferenceJob
-from tasks.config.sections.models import Text
 from tasks.programs.runtime import pair_tables, training_setup
 from tasks.programs.runtime.program import ReportProgress, Run, main
+from tasks.programs.token_tables.questions import read_evaluation, read_pairs
 from tasks.rlhf.batches import comparisons, shared_prompt
 from tasks.rlhf.batches.comparisons import Comparison
-from tasks.rlhf.batches.truncation import Encoder
 from tasks.rlhf.compute import devices
 from tasks.rlhf.models import loading
 from tasks.rlhf.training.finite_checks import UNSOUND_MODEL, check_finite
-from tasks.system.errors import InputError
 
 ANSWERS = 64  # at a time, unless machine.micro_batch is set
 PROGRESS_BATCHES = 32  # between two progress reports
@@ -40,12 +39,11 @@ def compute(job: ReferenceJob, run: Run) -> None:
     device = devices.set_up(run.machine.device, run.machine.threads)
     tokenizer = loading.load_tokenizer(run.inputs["model"])
     base = training_setup.load_base(run, "model", job.weights.merged, job.text, device)
-    chats = pair_tables.read_chats(run.inputs["data"])
-    encoder = pair_tables.build_encoder(job.text, tokenizer, chats)
-    questions = read_pairs(run, job.text, tokenizer, pair_tables.build_encoder(job.text, tokenizer, chats))
-    evaluation = pair_tables.read_evaluation(run.inputs["data"] / "evaluation_pairs.parquet", run, encoder)
+    encoder = pair_tables.build_encoder(job.text, tokenizer, pair_tables.read_chats(run.inputs["data"]))
+    questions = read_pairs(run, run.inputs["data"] / "reward.parquet", encoder)
+    evaluation = read_evaluation(run, run.inputs["data"] / "evaluation_pairs.parquet", encoder)
     pad_id = tokenizer.pad_token_id
-    training_setup.check_prompt_sharing(run, base, [*questions, *evaluation], pad_id=pad_id)
+    training_setup.check_prompt_sharing(run, base, questions, evaluation, pad_id=pad_id)
 
     # 2. Log-probabilities; the program starts over if it is killed.
     run.rewind(0)
@@ -62,7 +60,7 @@ def compute(job: ReferenceJob, run: Run) -> None:
     run.finish({"reference.log_prob": per_token}, answers=len(rows), questions=len(questions))
 
 
-def _rows(questions: list[Comparison], found: dict[int, list[float]]) -> list[Row]:
+def _rows(questions: Sequence[Comparison], found: dict[int, list[float]]) -> list[Row]:
     return [
         (question.question_id, i, len(answer), found[question.question_id][i])
         for question in questions
@@ -78,7 +76,7 @@ def _write(rows: list[Row], path: Path) -> None:
 @torch.no_grad()
 def log_probs(
     base: PreTrainedModel,
-    questions: list[Comparison],
+    questions: Sequence[Comparison],
     *,
     pad_id: int,
     batch_size: int = ANSWERS,
@@ -102,23 +100,6 @@ def log_probs(
         if number % PROGRESS_BATCHES == 0 or number == len(parts):
             report_progress(number, len(parts))
     return found
-
-
-def read_pairs(
-    run: Run, text: Text, tokenizer: PreTrainedTokenizerBase, encoder: Encoder | None = None
-) -> list[Comparison]:
-    """Return the reward split's pairs by question; ``encoder`` counts what is truncated.
-
-    Raises InputError if there are none.
-    """
-    texts = pair_tables.read_texts(run.inputs["data"] / "reward.parquet")
-    if not texts:
-        raise InputError("The reward split has no pairs: raise data.reward_share or give more data.")
-    return pair_tables.encode(
-        run,
-        texts,
-        encoder or pair_tables.build_encoder(text, tokenizer, pair_tables.read_chats(run.inputs["data"])),
-    )
 
 
 if __name__ == "__main__":

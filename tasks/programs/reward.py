@@ -15,12 +15,11 @@ Deviations from Ouyang et al. 2022: an adapter instead of all weights (tune=full
 drawn by the data stage instead of whole rankings (comparisons=rankings takes these).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -30,6 +29,8 @@ from tasks.config.sections.reward import Reward
 from tasks.programs.runtime import pair_tables, reward_report, reward_tests, training_setup
 from tasks.programs.runtime.program import ReportProgress, Run, main
 from tasks.programs.runtime.reward_tests import MEASURES
+from tasks.programs.token_tables.questions import hold_out, read_evaluation, read_pairs, read_rankings
+from tasks.programs.token_tables.token_table import TokenTable
 from tasks.rlhf.algorithms import losses, schedules
 from tasks.rlhf.batches import comparisons, shared_prompt
 from tasks.rlhf.batches.comparisons import Batch, Comparison
@@ -42,9 +43,8 @@ from tasks.rlhf.models.trainable import Trainable
 from tasks.rlhf.training import loop
 from tasks.rlhf.training.finite_checks import check_finite
 from tasks.rlhf.training.loop import Training
-from tasks.system.errors import InputError
 
-Collate = Callable[[list[Comparison]], Batch]
+Collate = Callable[[Sequence[Comparison]], Batch]
 EVALUATED_ANSWERS = 128  # at a time without gradients, unless machine.micro_batch is set
 
 
@@ -58,16 +58,16 @@ def train(job: RewardJob, run: Run) -> None:
     chats = pair_tables.read_chats(run.inputs["data"])
     encoder = pair_tables.build_encoder(job.text, tokenizer, chats)
     questions, held_out = read_comparisons(job, run, encoder)
-    evaluation = pair_tables.read_evaluation(run.inputs["data"] / "evaluation_pairs.parquet", run, encoder)
+    evaluation = read_evaluation(run, run.inputs["data"] / "evaluation_pairs.parquet", encoder)
     reported = pair_tables.choose_reported_pairs(evaluation, held_out, run)
     age_bias = comparisons.age_bias(questions) if settings.age_bias else 0.0
     micro_batch = training_setup.largest_micro_batch(questions, settings.batch_size, run)
     training_setup.check_memory(
         settings, run, "model", job.weights.merged, device, micro_batch, members=settings.num_trained
     )
-    base = training_setup.load_base(run, "model", job.weights.merged, job.text, device)
-    everything, pad_id = [*questions, *held_out, *reported.questions], tokenizer.pad_token_id
-    training_setup.check_prompt_sharing(run, base, everything, pad_id=pad_id)
+    base = training_setup.load_trained_base(settings, run, "model", job.weights.merged, job.text, device)
+    pad_id = tokenizer.pad_token_id
+    training_setup.check_prompt_sharing(run, base, questions, held_out, reported.questions, pad_id=pad_id)
     collate = partial(comparisons.collate, pad_id=pad_id, device=device, hidden_size=base.config.hidden_size)
 
     # 2. Adapters and heads: fresh, from a linear probe, those of the input "start", or the checkpoint's.
@@ -103,7 +103,7 @@ def train(job: RewardJob, run: Run) -> None:
             chosen, settings, collate, micro_batch=machine.micro_batch, age_bias=age_bias
         )
 
-    def rewards_of(some: list[Comparison], name: str, of: Scorer) -> Tensor:
+    def rewards_of(some: Sequence[Comparison], name: str, of: Scorer) -> Tensor:
         trainable.model.eval()
         return answer_rewards(of, some, collate, batch_size, report_progress=run.phase(name))
 
@@ -166,23 +166,17 @@ def train(job: RewardJob, run: Run) -> None:
     )
 
 
-def read_comparisons(job: RewardJob, run: Run, encoder: Encoder) -> tuple[list[Comparison], list[Comparison]]:
+def read_comparisons(
+    job: RewardJob, run: Run, encoder: Encoder
+) -> tuple[TokenTable[Comparison], TokenTable[Comparison]]:
     """Return questions to train on, and held-out ones. Raises InputError if there are too few."""
     settings = job.reward
     if settings.comparisons == "pairs":
-        texts = pair_tables.read_texts(run.inputs["data"] / "reward.parquet")
+        questions = read_pairs(run, run.inputs["data"] / "reward.parquet", encoder)
     else:
-        path = run.inputs["data"] / "reward_groups.parquet"
-        rows = pq.read_table(path, columns=comparisons.RANKING_COLUMNS).to_pylist()
-        texts = comparisons.from_rankings(rows, most_answers=settings.max_answers)
-    questions = pair_tables.encode(run, texts, encoder)
-    trained, held_out = comparisons.hold_out(questions, share=settings.held_out_share, seed=job.seed)
-    if not trained or not held_out:
-        raise InputError(
-            "The reward split has fewer than two questions with pairs: raise data.reward_share or give more "
-            "data."
-        )
-    return trained, held_out
+        table = run.inputs["data"] / "reward_groups.parquet"
+        questions = read_rankings(run, table, encoder, most_answers=settings.max_answers)
+    return hold_out(questions, share=settings.held_out_share, seed=job.seed)
 
 
 def build_members(
@@ -300,7 +294,7 @@ def ranking_loss(
 
 def answer_rewards(
     model: Scorer,
-    questions: list[Comparison],
+    questions: Sequence[Comparison],
     collate: Collate,
     batch_size: int = EVALUATED_ANSWERS,
     *,
@@ -308,7 +302,7 @@ def answer_rewards(
 ) -> Tensor:
     """Return the reward of every answer, (S,) float32; ``batch_size`` answers at a time."""
 
-    def rewards(part: list[Comparison]) -> Tensor:
+    def rewards(part: Sequence[Comparison]) -> Tensor:
         return reward_model.rewards(model, collate(part).inputs).cpu()
 
     parts = comparisons.micro_batches(questions, batch_size)

@@ -11,6 +11,7 @@ packed side by side.
 """
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,11 +19,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.config.jobs import SftJob
 from tasks.programs.runtime import pair_tables, training_setup
-from tasks.programs.runtime.packed_documents import measure_packing_leak, read_finetune_split
 from tasks.programs.runtime.program import ReportProgress, Run, main
 from tasks.programs.runtime.training_samples import build_sampler
+from tasks.programs.token_tables.documents import document_lengths, measure_packing_leak, read_finetune_split
+from tasks.programs.token_tables.token_table import TokenTable
 from tasks.rlhf.algorithms import losses, schedules
-from tasks.rlhf.batches.packing import IGNORE, Blocks, block_loss, pack
+from tasks.rlhf.batches.packing import IGNORE, Blocks, Document, PackedDocuments, block_loss, pack_documents
 from tasks.rlhf.batches.truncation import Encoder
 from tasks.rlhf.compute import devices, distributed, fsdp, seeds
 from tasks.rlhf.models import loading
@@ -42,19 +44,19 @@ def train(job: SftJob, run: Run) -> None:
     # 1. Best answers as packed blocks; some questions are held out.
     tokenizer = loading.load_tokenizer(folder)
     encoder = pair_tables.build_encoder(job.text, tokenizer, pair_tables.read_chats(run.inputs["data"]))
-    blocks, held_out = read_blocks(job, tokenizer, run, encoder)
+    packed, held_out = read_documents(job, tokenizer, run, encoder)
     rows = min(machine.micro_batch or settings.batch_size, -(-settings.batch_size // distributed.world()))
     micro_batch = training_setup.MicroBatch(rows, settings.block_tokens, packed=True)
     training_setup.check_memory(settings, run, "base", job.weights.base, device, micro_batch)
-    base = training_setup.load_base(run, "base", job.weights.base, job.text, device)
-    leak = measure_packing_leak(base, run, blocks, held_out)
+    base = training_setup.load_trained_base(settings, run, "base", job.weights.base, job.text, device)
+    leak = measure_packing_leak(base, run, packed, held_out)
 
     # 2. What is trained: fresh weights, those of the input "start", or the checkpoint's.
     seeds.seed_step(job.seed, 0)
     trainable = training_setup.build_trainable(
         settings, run, base, "sft", folder=folder, fingerprint=compute_fingerprint(folder, base)
     )
-    num_blocks = len(blocks.labels)
+    num_blocks = len(packed)
     training = training_setup.start_training(settings, run, trainable, num_rows=num_blocks, seed=job.seed)
 
     # 3. Optimizer steps over blocks in an order drawn from the seed; now and then the held-out loss.
@@ -63,7 +65,7 @@ def train(job: SftJob, run: Run) -> None:
             step, num_rows=num_blocks, batch_size=settings.batch_size, seed=job.seed
         )
         return accumulate_gradients(
-            trainable, blocks, torch.tensor(indices), device, micro_batch=machine.micro_batch
+            trainable, packed.blocks(indices), device, micro_batch=machine.micro_batch
         )
 
     def evaluate() -> float:
@@ -102,13 +104,13 @@ def train(job: SftJob, run: Run) -> None:
 
 
 def accumulate_gradients(
-    trainable: Trainable, blocks: Blocks, rows: Tensor, device: torch.device, *, micro_batch: int
+    trainable: Trainable, blocks: Blocks, device: torch.device, *, micro_batch: int
 ) -> dict[str, float]:
-    """Add the gradients of the mean loss over the counted tokens of blocks ``rows``; each rank computes its
+    """Add the gradients of the mean loss over the counted tokens of a step's blocks; each rank computes its
     part of them.
     """
     trainable.train()
-    count = int((blocks.labels[rows] != IGNORE).sum())
+    count, rows = int((blocks.labels != IGNORE).sum()), torch.arange(len(blocks.labels))
     loss_value = 0.0
     parts = [*filter(len, distributed.rank_slice(rows).split(micro_batch or len(rows)))]
     for part, counts in distributed.padded_steps(parts, rows[:1]):
@@ -121,9 +123,9 @@ def accumulate_gradients(
     return {"loss": distributed.all_reduce([loss_value])[0]}
 
 
-def read_blocks(
+def read_documents(
     job: SftJob, tokenizer: PreTrainedTokenizerBase, run: Run, encoder: Encoder
-) -> tuple[Blocks, Blocks]:
+) -> tuple[PackedDocuments, PackedDocuments]:
     """Return packed documents to train on, and held-out ones.
 
     Raises InputError if there are too few or a block is too short.
@@ -134,34 +136,40 @@ def read_blocks(
         raise InputError(
             "The fine-tuning split has fewer than two questions: raise data.finetune_share or give more data."
         )
-    longest = max(len(document.ids) for document in documents)
+    longest = max(document_lengths(documents))
     if settings.block_tokens < longest:
         raise InputError(
             f"sft.block_tokens={settings.block_tokens} would cut the end off an answer: "
             f"the longest document has {longest} tokens."
         )
     every = max(2, round(1 / settings.held_out_share))
-    trained = [document for i, document in enumerate(documents) if i % every]
-    sizes = {"block_tokens": settings.block_tokens, "pad_id": tokenizer.pad_token_id}
-    return pack(trained, **sizes), pack(documents[::every], **sizes)
+    pack = partial(_pack, block_tokens=settings.block_tokens, pad_id=tokenizer.pad_token_id)
+    trained = documents.select([i for i in range(len(documents)) if i % every])
+    return pack(trained), pack(documents[::every])
+
+
+def _pack(documents: TokenTable[Document], *, block_tokens: int, pad_id: int) -> PackedDocuments:
+    return pack_documents(documents, document_lengths(documents), block_tokens=block_tokens, pad_id=pad_id)
 
 
 @torch.no_grad()
 def held_out_loss(
     model: PreTrainedModel,
-    blocks: Blocks,
+    packed: PackedDocuments,
     device: torch.device,
     batch_size: int = EVALUATED_BLOCKS,
     *,
     report_progress: ReportProgress | None = None,
 ) -> float:
     """Return the mean loss of the counted tokens of all blocks, in nats; ``batch_size`` blocks at a time."""
-    count = int((blocks.labels != IGNORE).sum())
+    count = packed.num_targets()
 
     def loss(rows: Tensor) -> float:
-        return fsdp.with_full_weights(model, block_loss, blocks, rows, device, count=count).item()
+        blocks = packed.blocks(rows.tolist())
+        every = torch.arange(len(rows))
+        return fsdp.with_full_weights(model, block_loss, blocks, every, device, count=count).item()
 
-    parts = torch.arange(len(blocks.labels)).split(batch_size)
+    parts = torch.arange(len(packed)).split(batch_size)
     return sum(distributed.map_over_ranks(parts, loss, report_progress=report_progress))
 
 

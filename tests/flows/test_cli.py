@@ -111,8 +111,8 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
             "reward: members of an ensemble that all start from the same weights",
         ),
         (
-            ["run", "demo", "--set", "machine.launch.dpo.shard=true"],
-            "machine.launch.dpo.shard is for dpo.tune=full",
+            ["run", "demo", "--set", "machine.launch.dpo.shard=true", "--set", "dpo.tune=bottleneck"],
+            "machine.launch.dpo.shard is for dpo.tune=full or lora",
         ),
         (
             [

@@ -228,6 +228,19 @@ def test_a_thing_that_cannot_be_removed_is_said_and_stops_nothing(
     assert f"data {stuck['key'][:12]} (Operation not permitted)" in capsys.readouterr().out
 
 
+def test_token_ids_go_some_days_after_their_last_use(home: Path) -> None:
+    for key, days in {"old": 20.0, "used": 20.0, "new": 1.0, "held": 20.0}.items():
+        folder = home / "tokens" / key
+        folder.mkdir(parents=True)
+        for name in ("part-00000-of-00001.arrow", "table.json"):
+            (folder / name).write_text(key)
+        aged(folder, days)
+    os.utime(home / "tokens" / "used" / "table.json")
+    with Store(home).lock("held"):
+        clean(home)
+    assert {path.name for path in home.glob("tokens/*")} == {"used", "new", "held"}
+
+
 def test_quarantine_goes_by_when_it_was_put_there(home: Path) -> None:
     for days in (3, 8):
         folder = home / "quarantine" / f"sft-{'a' * 12}-{time.time_ns() - int(days * DAY * 1e9)}"

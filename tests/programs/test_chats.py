@@ -16,8 +16,9 @@ from tasks.judges.judge import Answer
 from tasks.judges.reward_judge import RewardScores
 from tasks.programs import sft
 from tasks.programs.runtime import pair_tables
-from tasks.programs.runtime.packed_documents import LossOn, read_finetune_split
 from tasks.programs.runtime.program import Run
+from tasks.programs.token_tables.documents import LossOn, read_finetune_split
+from tasks.programs.token_tables.questions import read_pairs
 from tasks.programs.usage.export_data import export_data
 from tasks.rlhf.batches import conversations
 from tasks.rlhf.batches.prompts import encode_answer
@@ -78,8 +79,8 @@ def test_pairs_prompts_and_judges_read_the_roles(data: Path, tmp_path: Path) -> 
     encoder = pair_tables.build_encoder(TEXT, made, chats)
     seen = []
     for table in ("reward", "evaluation_pairs"):
-        texts = pair_tables.read_texts(data / f"{table}.parquet")
-        comparisons = pair_tables.encode(run_on(tmp_path / table, "reward", {}, data=data), texts, encoder)
+        run = run_on(tmp_path / table, "reward", {}, data=data)
+        comparisons = read_pairs(run, data / f"{table}.parquet", encoder)
         rows = {row["question_id"]: row for row in pq.read_table(data / f"{table}.parquet").to_pylist()}
         for one in comparisons:
             row = rows[one.question_id]

@@ -563,9 +563,9 @@ def test_losses_and_gradients_of_weights_in_parts_are_those_of_whole_ones(tmp_pa
     assert agent.wait(180) == 0, (tmp_path / "log.txt").read_text()[-3000:]
 
 
-def test_only_weights_that_are_all_trained_can_be_sharded(inputs: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="set tune to full, or shard to false"):
-        run_here("sft", prepared(tmp_path / "lora", "sft", inputs, shard=True))
+def test_bottlenecks_cannot_be_sharded(inputs: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="set tune to lora or full, or shard to false"):
+        run_here("dpo", prepared(tmp_path / "bottleneck", "dpo", inputs, shard=True, tune="bottleneck"))
 
 
 # ------------------------------------------------------------------------------------------- launch

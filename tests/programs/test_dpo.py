@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,8 @@ def test_it_starts_at_ln_2_and_at_the_bases_own_likelihood_of_the_best_answers(
     tokenizer, base = loading.load_tokenizer(inputs["model"]), loading.load(inputs["model"], device=tiny.CPU)
     rows = pq.read_table(inputs["data"] / "reward.parquet").to_pylist()
     encoded = comparisons.encode(comparisons.from_pairs(rows), tokenizer, template="question-answer", **TEXT)
-    training, _ = comparisons.hold_out(encoded, share=0.05, seed=0)
+    indices, _ = comparisons.hold_out([c.question_id for c in encoded], share=0.05, seed=0)
+    training = [encoded[index] for index in indices]
     losses = []
     for i in schedules.batch_indices(0, num_rows=len(training), batch_size=4, seed=0):
         for best in training[i].best:
@@ -287,7 +289,7 @@ def test_evaluation_pairs_are_checked_like_those_that_are_trained_on(
     monkeypatch.setattr(
         training_setup,
         "check_prompt_sharing",
-        lambda _run, _base, questions, **_: seen.update(c.question_id for c in questions),
+        lambda _run, _base, *parts, **_: seen.update(c.question_id for c in chain(*parts)),
     )
     monkeypatch.setattr(dpo, "evaluate", overflowing)
     with pytest.raises(InputError, match=r"^The loss of evaluation pairs is nan"):

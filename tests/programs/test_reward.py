@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -624,7 +625,7 @@ def test_shared_prompts_are_checked_on_evaluation_questions_too(
     monkeypatch.setattr(
         training_setup,
         "check_prompt_sharing",
-        lambda _run, _base, questions, **_: seen.update(c.question_id for c in questions),
+        lambda _run, _base, *parts, **_: seen.update(c.question_id for c in chain(*parts)),
     )
     trained(max_steps=1)
     assert evaluation_ids(inputs) <= seen

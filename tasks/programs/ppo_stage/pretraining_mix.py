@@ -5,6 +5,7 @@ text, in the same optimizer step. Their weight, 27.8, belongs to their sizes and
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +18,11 @@ from tasks.config.sections.ppo import Ppo, PretrainingMix
 from tasks.dataset.readers.quarantine import Quarantine
 from tasks.dataset.readers.row_files import read_rows
 from tasks.programs.runtime import pair_tables
-from tasks.programs.runtime.packed_documents import measure_packing_leak, read_finetune_split
 from tasks.programs.runtime.program import Run
+from tasks.programs.token_tables.documents import document_lengths, measure_packing_leak, read_finetune_split
 from tasks.rlhf.algorithms import schedules
 from tasks.rlhf.batches.control_tokens import encode_text
-from tasks.rlhf.batches.packing import IGNORE, Blocks, Document, block_loss, pack
+from tasks.rlhf.batches.packing import IGNORE, Blocks, Document, PackedDocuments, block_loss, pack_documents
 from tasks.rlhf.batches.prompts import prefix_ids
 from tasks.rlhf.compute import distributed, fsdp
 from tasks.rlhf.models import lora
@@ -49,9 +50,9 @@ class TextMix:
     """Adds the gradients of text to those of the policy; a batch of blocks in each optimizer step."""
 
     def __init__(
-        self, blocks: Blocks, settings: PretrainingMix, *, seed: int, micro_batch: int, norms: Norms
+        self, packed: PackedDocuments, settings: PretrainingMix, *, seed: int, micro_batch: int, norms: Norms
     ) -> None:
-        self.blocks, self.settings, self.seed, self.micro_batch = blocks, settings, seed, micro_batch
+        self.packed, self.settings, self.seed, self.micro_batch = packed, settings, seed, micro_batch
         self.norms = norms  # grows while gradient_share is measured; part of a checkpoint
 
     def add_gradients(self, models: PpoModels, number: int) -> Mixed:
@@ -60,13 +61,11 @@ class TextMix:
         Raises InputError if the text's loss is not finite.
         """
         settings = self.settings
-        rows = torch.tensor(
-            schedules.batch_indices(
-                number, num_rows=len(self.blocks.labels), batch_size=settings.blocks, seed=self.seed
-            )
+        indices = schedules.batch_indices(
+            number, num_rows=len(self.packed), batch_size=settings.blocks, seed=self.seed
         )
         of_policy = take_gradients(models.policy)
-        loss = self._accumulate(models, rows)
+        loss = self._accumulate(models, self.packed.blocks(indices))
         of_text = take_gradients(models.policy)
         if settings.gradient_share is not None and number < settings.measured_steps:
             self.norms = Norms(self.norms.policy + _norm(of_policy), self.norms.text + _norm(of_text))
@@ -82,20 +81,18 @@ class TextMix:
             return self.settings.weight
         return self.settings.gradient_share * self.norms.policy / max(self.norms.text, 1e-12)
 
-    def _accumulate(self, models: PpoModels, rows: Tensor) -> float:
-        """Compute the gradients of the mean loss of blocks ``rows``. Return the mean loss.
+    def _accumulate(self, models: PpoModels, blocks: Blocks) -> float:
+        """Compute the gradients of the mean loss of a step's blocks. Return the mean loss.
 
         Each rank computes a part of them.
         """
-        count = int((self.blocks.labels[rows] != IGNORE).sum())
+        count, rows = int((blocks.labels != IGNORE).sum()), torch.arange(len(blocks.labels))
         own, total = distributed.rank_slice(rows), 0.0
         parts = [*filter(len, own.split(self.micro_batch or max(1, len(own))))]
         for part, counts in distributed.padded_steps(parts, rows[:1]):
             with lora.active(models.model, "policy") as policy:
                 divisor = count if counts else math.inf
-                loss = fsdp.with_full_weights(
-                    policy, block_loss, self.blocks, part, policy.device, count=divisor
-                )
+                loss = fsdp.with_full_weights(policy, block_loss, blocks, part, policy.device, count=divisor)
                 loss.backward()
             total += loss.item()
         distributed.sum_gradients(models.policy.values())
@@ -131,12 +128,14 @@ def load_text_mix(
     if "text" in run.inputs:
         with lora.active(models.model, None) as reference:
             check_context(reference, size, settings="ppo.ptx.block_tokens")
-        documents = read_text(run.inputs["text"], tokenizer, job.ppo, size)
+        documents: Sequence[Document] = read_text(run.inputs["text"], tokenizer, job.ppo, size)
+        lengths = [len(document.ids) for document in documents]
     else:
         # its counts are not those of the prompts
         encoder = pair_tables.build_encoder(job.text, tokenizer, pair_tables.read_chats(run.inputs["data"]))
-        documents = read_finetune_split(run, encoder, loss_on="last")
-        longest = max((len(one.ids) for one in documents), default=0)
+        documents = table = read_finetune_split(run, encoder, loss_on="last")
+        lengths = document_lengths(table)
+        longest = max(lengths, default=0)
         if longest > size:
             raise InputError(
                 f"ppo.ptx.block_tokens={size} would cut the end off an answer: the longest "
@@ -146,11 +145,11 @@ def load_text_mix(
         raise InputError(
             "ppo.ptx: there are fewer than two texts to mix in: give more, or set ptx.weight to 0"
         )
-    blocks = pack(documents, block_tokens=size, pad_id=tokenizer.pad_token_id)
+    packed = pack_documents(documents, lengths, block_tokens=size, pad_id=tokenizer.pad_token_id)
     with lora.active(models.model, None) as reference:
-        measure_packing_leak(reference, run, blocks)
+        measure_packing_leak(reference, run, packed)
     norms = Norms(*state.get("text_norms", ()))
-    return TextMix(blocks, settings, seed=job.seed, micro_batch=run.machine.micro_batch, norms=norms)
+    return TextMix(packed, settings, seed=job.seed, micro_batch=run.machine.micro_batch, norms=norms)
 
 
 def read_text(path: Path, tokenizer: PreTrainedTokenizerBase, settings: Ppo, size: int) -> list[Document]:

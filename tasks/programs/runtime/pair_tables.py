@@ -1,6 +1,6 @@
-"""Read the pairs to train on, to choose weights on, and to report on."""
+"""Choose the pairs that a stage reports on, and build the encoder of its texts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
@@ -11,11 +11,9 @@ from transformers import PreTrainedTokenizerBase
 from tasks.config.sections.models import Text
 from tasks.dataset.conversation import from_records
 from tasks.programs.runtime.program import Run
-from tasks.rlhf.batches import comparisons
-from tasks.rlhf.batches.comparisons import Comparison, Texts
+from tasks.rlhf.batches.comparisons import Comparison
 from tasks.rlhf.batches.conversations import Messages
 from tasks.rlhf.batches.truncation import Encoder
-from tasks.system.errors import InputError
 
 MIN_QUESTIONS = 20  # with fewer evaluation questions a confidence interval is too wide to be of use
 
@@ -31,7 +29,7 @@ class ReportedPairsRecord(TypedDict):
 class ReportedPairs(NamedTuple):
     """The questions whose pairs are reported on, and whether the weights were chosen without them."""
 
-    questions: list[Comparison]
+    questions: Sequence[Comparison]
     unseen: bool
 
     @property
@@ -75,37 +73,8 @@ def build_encoder(text: Text, tokenizer: PreTrainedTokenizerBase, chats: Mapping
     )
 
 
-def read_texts(table: Path) -> dict[int, Texts]:
-    """Return a table's pairs by question; none if the data has no such table."""
-    if not table.exists():
-        return {}
-    return comparisons.from_pairs(pq.read_table(table, columns=comparisons.PAIR_COLUMNS).to_pylist())
-
-
-def encode(run: Run, texts: dict[int, Texts], encoder: Encoder) -> list[Comparison]:
-    """Return the questions as token ids. Raises InputError if no pair is left."""
-    encoded = comparisons.encode_with(encoder, texts, report_progress=run.phase("tokenising"))
-    if texts and not encoded:
-        raise InputError(
-            f"All {encoder.cut.pairs:,} pairs of the reward split have two answers that are equal once cut "
-            "at "
-            f"text.max_answer_tokens={encoder.max_answer_tokens}: raise it, so that there is something to "
-            "learn."
-        )
-    return encoded
-
-
-def read_evaluation(table: Path, run: Run, encoder: Encoder) -> list[Comparison]:
-    """Return the evaluation split's questions whose pairs differ after truncation; none if the data has no
-    such table.
-    """
-    return comparisons.encode_with(
-        encoder, read_texts(table), report_progress=run.phase("tokenising evaluation pairs")
-    )
-
-
 def choose_reported_pairs(
-    evaluation: list[Comparison], held_out: list[Comparison], run: Run
+    evaluation: Sequence[Comparison], held_out: Sequence[Comparison], run: Run
 ) -> ReportedPairs:
     """Choose the pairs that accuracies are measured on: the evaluation split's, or the held-out ones if these
     are more than too few.

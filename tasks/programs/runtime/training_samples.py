@@ -14,12 +14,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.config.jobs import DpoJob, PpoJob, SftJob
 from tasks.dataset import row_sample
-from tasks.programs.runtime import pair_tables
+from tasks.programs.runtime import pair_tables, training_setup
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.algorithms import rewards, schedules
 from tasks.rlhf.batches import prompts, sampling, sequences
 from tasks.rlhf.batches.sequences import Sequences
-from tasks.rlhf.compute import distributed, fsdp
+from tasks.rlhf.compute import fsdp
 from tasks.rlhf.models.trainable import Active, Trainable
 from tasks.system import torchrun
 
@@ -33,9 +33,10 @@ Score = Callable[[Sequences, Tensor, list[str]], Tensor]
 def build_sampler(
     job: SftJob | DpoJob, run: Run, tokenizer: PreTrainedTokenizerBase, tuned: Trainable, *, total: int
 ) -> "TrainingSampler | None":
-    """Return the sampler of what is trained; None, with a warning, if its weights are sharded."""
-    stage = "sft" if isinstance(job, SftJob) else "dpo"
-    if run.machine.of(stage).shard and distributed.world() > 1:
+    """Return the sampler of what is trained; None, with a warning, if sharded weights are trained."""
+    settings = job.sft if isinstance(job, SftJob) else job.dpo
+    is_sharded = training_setup.is_sharded(run, training_setup.stage_name(settings))
+    if is_sharded and settings.tune == "full":
         if job.samples.prompts:
             run.warn("No answers were sampled during training: the weights are sharded over the processes.")
         return None
@@ -44,7 +45,14 @@ def build_sampler(
         tuned.model.eval()
 
     return TrainingSampler(
-        job, run, tokenizer, policy=tuned.active, reference=tuned.reference, total=total, before=before
+        job,
+        run,
+        tokenizer,
+        policy=tuned.active,
+        reference=tuned.reference,
+        total=total,
+        before=before,
+        is_sharded=is_sharded,
     )
 
 

@@ -3,7 +3,11 @@
 Load the base, check memory, choose what is trained, start the optimizer.
 """
 
+import importlib.util
+import os
+from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +23,8 @@ from tasks.programs.runtime.program import Run
 from tasks.rlhf.algorithms import schedules
 from tasks.rlhf.batches import layout_checks, shared_prompt
 from tasks.rlhf.batches.comparisons import Comparison
-from tasks.rlhf.compute import distributed, free_memory
-from tasks.rlhf.models import architecture_checks, gradient_checkpointing, loading, trainable
+from tasks.rlhf.compute import accelerate_launch, distributed, free_memory, fsdp
+from tasks.rlhf.models import architecture_checks, gradient_checkpointing, loading, quantised, trainable
 from tasks.rlhf.models.fingerprint import Fingerprint
 from tasks.rlhf.models.quantised import Precision
 from tasks.rlhf.models.trainable import Trainable
@@ -32,7 +36,12 @@ from tasks.system.errors import InputError
 
 def is_sharded(run: Run, stage: str) -> bool:
     """Return whether several processes share the weights of ``stage``."""
-    return run.machine.of(stage).shard and distributed.world() > 1
+    return wants_shards(run, stage) and distributed.world() > 1
+
+
+def wants_shards(run: Run, stage: str) -> bool:
+    """Return whether the weights of ``stage`` are sharded if it has several processes."""
+    return run.machine.of(stage).shard or accelerate_launch.shards(os.environ)
 
 
 def load_base(
@@ -43,10 +52,12 @@ def load_base(
     device: torch.device,
     *,
     on_cpu: bool = False,
+    attention: str = "sdpa",
 ) -> PreTrainedModel:
     """Return the frozen model of the input ``source`` in the precision that is set.
 
     With ``on_cpu`` it still is in the computer's memory, to be split before it is moved to ``device``.
+    ``attention`` is transformers' name of its kernels.
 
     Raises InputError if it is stored in float16, has no output head or is too short for the texts.
     """
@@ -55,7 +66,9 @@ def load_base(
             f"The {source} is stored in float16, in which small gradients vanish: "
             "set weights.* to bfloat16, or to float32."
         )
-    model = loading.load(run.inputs[source], device=device, precision=precision, on_cpu=on_cpu)
+    model = loading.load(
+        run.inputs[source], device=device, precision=precision, on_cpu=on_cpu, attention=attention
+    )
     architecture_checks.check_head(model)
     architecture_checks.check_context(model, text.max_prompt_tokens + text.max_answer_tokens)
     if run.machine.gradient_checkpointing:
@@ -63,16 +76,56 @@ def load_base(
     return model
 
 
-def check_prompt_sharing(
-    run: Run, base: PreTrainedModel, questions: list[Comparison], *, pad_id: int
-) -> None:
+def load_trained_base(
+    settings: Sft | Reward | Dpo,
+    run: Run,
+    source: str,
+    precision: Precision | None,
+    text: Text,
+    device: torch.device,
+) -> PreTrainedModel:
+    """Return the model of the input ``source`` that the stage trains, or trains adapters of.
+
+    A frozen base is already spread over the ranks if ``launch.*.shard`` says so. Raises InputError as
+    `load_base` does.
+    """
+    is_split = is_sharded(run, stage_name(settings)) and settings.tune == "lora"
+    attention = run.machine.attention
+    check_attention(attention, device, precision or loading.folder_dtype(run.inputs[source]))
+    base = load_base(run, source, precision, text, device, on_cpu=is_split, attention=attention)
+    if is_split:
+        with quantised.kept_attributes(base):
+            fsdp.shard(base, device)
+    return base
+
+
+def check_attention(attention: str, device: torch.device, precision: Precision | torch.dtype) -> None:
+    """Raise InputError if these kernels cannot compute on the device or in the precision."""
+    if attention == "sdpa":
+        return
+    if device.type != "cuda":
+        raise InputError(f"machine.attention={attention} needs a GPU: set it to sdpa.")
+    if attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+        raise InputError(
+            "machine.attention=flash_attention_2 needs flash-attn: pip install flash-attn, or set it to "
+            "flex_attention or sdpa."
+        )
+    if attention == "flash_attention_2" and precision in ("float32", torch.float32):
+        raise InputError(
+            "machine.attention=flash_attention_2 computes in half precision: set weights.* to bfloat16, or "
+            "machine.attention to flex_attention or sdpa."
+        )
+
+
+def check_prompt_sharing(run: Run, base: PreTrainedModel, *parts: Sequence[Comparison], pad_id: int) -> None:
     """Compare answers that share their prompt with plain forward passes.
 
     A model that differs computes each answer alone.
 
     Raises InputError for a model whose texts depend on others even then.
     """
-    measure = partial(layout_checks.sharing_gap, base, questions, pad_id=pad_id)
+    hardest = layout_checks.hardest_questions(chain(*parts))
+    measure = partial(fsdp.with_full_weights, base, layout_checks.sharing_gap, hardest, pad_id=pad_id)
     gap, warning = layout_checks.check_layout(base, measure, layout="Sharing a prompt among its answers")
     print(f"Shared prompts are {gap.nats:.2g} nats a token from plain forward passes.", flush=True)
     if warning:
@@ -87,7 +140,7 @@ class MicroBatch(NamedTuple):
     packed: bool = False  # documents side by side, or else a question with its answers
 
 
-def largest_micro_batch(questions: list[Comparison], batch_size: int, run: Run) -> MicroBatch:
+def largest_micro_batch(questions: Sequence[Comparison], batch_size: int, run: Run) -> MicroBatch:
     """Return an upper bound of what ``shared_prompt.join`` makes of some questions for the stage's input
     "model".
     """
@@ -97,7 +150,7 @@ def largest_micro_batch(questions: list[Comparison], batch_size: int, run: Run) 
         tokens = len(question.prompt) + sum(map(len, question.answers))
         longest[len(question.answers)] = max(longest.get(len(question.answers), 0), tokens)
     hidden_size = loading.load_config(run.inputs["model"]).get_text_config().hidden_size
-    texts = [(question.prompt, question.answers) for question in questions]
+    texts = ((question.prompt, question.answers) for question in questions)
     width = shared_prompt.max_row_tokens(texts, hidden_size=hidden_size)
     limit = run.machine.micro_batch  # answers at a time; 0 is all
     bounds = []
@@ -185,11 +238,11 @@ def build_trainable(
     New weights are drawn from torch's global generator; ``launch.*.shard`` spreads the weights over the
     ranks. Raises InputError if the base's precision or sharding does not allow it.
     """
-    shard = run.machine.of(stage_name(settings)).shard
-    if shard and settings.tune != "full":
+    shard = wants_shards(run, stage_name(settings))
+    if shard and settings.tune == "bottleneck":
         raise InputError(
-            "Only weights that are all trained can be sharded (launch.*.shard): set tune to full, or shard "
-            "to false."
+            "Bottlenecks need whole layers in every process (launch.*.shard): set tune to lora or full, or "
+            "shard to false."
         )
     match settings.tune:
         case "lora":

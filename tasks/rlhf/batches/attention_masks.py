@@ -2,17 +2,19 @@
 
 A mask that is passed to a model replaces its own, and with it sliding windows and chunks. So transformers'
 rule for every kind of layer is evaluated at the tokens' position ids and combined with the mask of tokens
-that belong together.
+that belong together. FlexAttention gets that as blocks; FlashAttention takes the lengths of documents.
 """
 
 import copy
 import inspect
 import weakref
 from collections.abc import Callable
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import causal_mask_function, create_masks_for_generate
 
@@ -22,6 +24,8 @@ LayerRules = (
     dict[str, Rule | None] | Rule | None
 )  # by kind of layer, or of all layers; None: no attention mask
 
+NONE = -1
+FLEX, FLASH = "flex_attention", "flash_attention"  # transformers' names; flash_attention_2, _3 ...
 _CAUSAL: Any = causal_mask_function
 # An attention implementation whose "mask" is the rule itself; no model computes with it.
 _RULE = "alignflow_rule"
@@ -48,38 +52,89 @@ def layer_rules(config: PretrainedConfig, device: torch.device | None = None) ->
     return rules
 
 
-def build_attention_mask(
-    model: PreTrainedModel, visible: Tensor, position_ids: Tensor | None
-) -> Tensor | dict[str, Tensor]:
-    """Return the mask to add to attention scores, (B, 1, T, T); one per kind of layer if they differ.
-
-    ``visible`` (B, T, T) bool is True where a token may attend to another, ``position_ids`` (B, T) are
-    relative to the beginning of each text.
+class Segments(NamedTuple):
+    """Which tokens of a row belong together: a token attends to earlier ones of its document, but to a branch
+    only from within it. Answers that share a prompt are the branches of its document.
     """
-    rules = layer_rules(model.config, visible.device)
-    if all(rule is _CAUSAL or rule is None for rule in _rule_list(rules)):  # ``visible`` is causal already
-        return _additive(visible, model.dtype)
-    if position_ids is None:
-        position_ids = torch.arange(visible.shape[1], device=visible.device)[None]
+
+    document: Tensor  # (B, T) int64
+    branch: Tensor  # (B, T) int64; NONE: seen by the whole document
+
+
+def documents(position_ids: Tensor) -> Segments:
+    """Return the segments of packed documents, which begin where ``position_ids`` (B, T) are 0."""
+    return Segments((position_ids == 0).cumsum(dim=1), torch.full_like(position_ids, NONE))
+
+
+def build_attention_mask(
+    model: PreTrainedModel, segments: Segments, position_ids: Tensor
+) -> Tensor | BlockMask | dict[str, Tensor | BlockMask]:
+    """Return the mask to pass to the model, one per kind of layer if they differ.
+
+    For FlexAttention it is a table of blocks, without a number for each two tokens; else it is added to the
+    attention scores, (B, 1, T, T). ``position_ids`` (B, T) are relative to the beginning of each text.
+    """
+    rules = layer_rules(model.config, position_ids.device)
+
+    def build(rule: Rule | None) -> Tensor | BlockMask:
+        sees = mask_function(segments, rule, position_ids)
+        if model.config._attn_implementation == FLEX:
+            return _block_mask(sees, position_ids)
+        return _additive_mask(sees, position_ids, model.dtype)
+
     if not isinstance(rules, dict):
-        assert rules is not None
-        return _additive(_apply_rule(visible, rules, position_ids), model.dtype)
-    return {
-        kind: _additive(_apply_rule(visible, rule, position_ids), model.dtype)
-        for kind, rule in rules.items()
-        if rule is not None
-    }
+        return build(rules)
+    causal = None  # one for all layers that have no rule of their own
+    masks: dict[str, Tensor | BlockMask] = {}
+    for kind, rule in rules.items():
+        if rule is _CAUSAL:
+            causal = build(rule) if causal is None else causal
+            masks[kind] = causal
+        elif rule is not None:
+            masks[kind] = build(rule)
+    if causal is not None and len({*map(id, masks.values())}) == 1:
+        return causal
+    return masks
 
 
-def _apply_rule(visible: Tensor, rule: Rule, position_ids: Tensor) -> Tensor:
-    if rule is _CAUSAL:
-        return visible
-    first = position_ids.new_zeros(1, 1, 1)  # no rule differs by row or head
-    return visible & rule(first, first, position_ids[:, :, None], position_ids[:, None, :])
+def mask_function(segments: Segments, rule: Rule | None, position_ids: Tensor) -> Rule:
+    """Return which token attends to which, as a function of indices: batch, head, query and key.
+
+    It combines the segments with a layer's own rule, evaluated at the tokens' positions.
+    """
+    document, branch = segments
+
+    def sees(batch: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        of_key = branch[batch, key]
+        together = (of_key == NONE) | (of_key == branch[batch, query])
+        found = (query >= key) & (document[batch, query] == document[batch, key]) & together
+        if rule is None:
+            return found
+        return _apply_rule(found, rule, position_ids[batch, query], position_ids[batch, key])
+
+    return sees
 
 
-def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return 0 where ``visible`` is True and the lowest number elsewhere, (B, 1, T, T), for any kernel."""
+def _apply_rule(found: Tensor, rule: Rule, query: Tensor, key: Tensor) -> Tensor:
+    if rule is _CAUSAL:  # ``found`` is causal already
+        return found
+    first = torch.zeros_like(query)  # no rule differs by row or head
+    return found & rule(first, first, query, key)
+
+
+def _block_mask(sees: Rule, position_ids: Tensor) -> BlockMask:
+    num_rows, width = position_ids.shape
+    device = position_ids.device
+    # compiled, because it otherwise computes (B, 1, T, T) first
+    build = torch.compile(create_block_mask) if device.type == "cuda" else create_block_mask
+    return build(sees, num_rows, None, width, width, device=device)
+
+
+def _additive_mask(sees: Rule, position_ids: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return 0 where a token attends to another and the lowest number elsewhere, (B, 1, T, T)."""
+    num_rows, width = position_ids.shape
+    batch, place = (torch.arange(size, device=position_ids.device) for size in (num_rows, width))
+    visible = sees(batch[:, None, None], batch[:1, None, None], place[None, :, None], place[None, None, :])
     mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
     return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
 
@@ -107,6 +162,14 @@ def reason_for_one_text_per_row(model: PreTrainedModel) -> str | None:
     if not all(map(callable, _rule_list(layer_rules(config)))):
         return "it has layers without attention masks"
     return None
+
+
+def document_lengths(position_ids: Tensor) -> dict[str, Any]:
+    """Return the arguments by which FlashAttention keeps the documents of one row (1, T) apart."""
+    starts = [*torch.where(position_ids[0] == 0)[0].tolist(), position_ids.shape[1]]
+    ends = torch.tensor(starts, dtype=torch.int32, device=position_ids.device)
+    longest = max(end - start for start, end in pairwise(starts))
+    return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
 
 
 def use_one_text_per_row(model: PreTrainedModel) -> None:

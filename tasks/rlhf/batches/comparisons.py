@@ -4,8 +4,8 @@ Ouyang et al. 2022 (arXiv 2203.02155), section 3.5.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from itertools import combinations, compress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import combinations, compress, count, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -165,19 +165,21 @@ def _select_pairs(comparison: Comparison, selected: list[bool]) -> Comparison:
     )
 
 
-def hold_out(
-    comparisons: list[Comparison], *, share: float, seed: int
-) -> tuple[list[Comparison], list[Comparison]]:
-    """Split into training and held-out questions: about ``share`` by hash of the id, each at least one."""
-    held_out = [mix(seed, c.question_id) % 10_000 < share * 10_000 for c in comparisons]
-    if len(comparisons) > 1 and all(x == held_out[0] for x in held_out):
+def hold_out(question_ids: Sequence[int], *, share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Return the indices of the questions to train on and of held-out ones.
+
+    About ``share`` is held out, by hash of the id; each part has at least one of two or more questions.
+    """
+    held_out = [mix(seed, question_id) % 10_000 < share * 10_000 for question_id in question_ids]
+    if len(held_out) > 1 and all(x == held_out[0] for x in held_out):
         held_out[0] = not held_out[0]
     training = [not held for held in held_out]
-    return list(compress(comparisons, training)), list(compress(comparisons, held_out))
+    return list(compress(count(), training)), list(compress(count(), held_out))
 
 
-def collate(comparisons: list[Comparison], *, pad_id: int, device: torch.device, hidden_size: int) -> Batch:
+def collate(questions: Sequence[Comparison], *, pad_id: int, device: torch.device, hidden_size: int) -> Batch:
     """Batch all answers and all pairs of some questions, for a model of width ``hidden_size``."""
+    comparisons = list(questions)
     chosen: list[int] = []
     rejected: list[int] = []
     best: list[int] = []
@@ -194,9 +196,9 @@ def collate(comparisons: list[Comparison], *, pad_id: int, device: torch.device,
         gaps += comparison.gaps
         weights += [1 / len(comparison.pairs)] * len(comparison.pairs)
         signs += map(age_sign, comparison.older)
-    questions = [(c.prompt, c.answers) for c in comparisons]
+    texts = [(c.prompt, c.answers) for c in comparisons]
     return Batch(
-        inputs=join(questions, pad_id=pad_id, device=device, hidden_size=hidden_size),
+        inputs=join(texts, pad_id=pad_id, device=device, hidden_size=hidden_size),
         chosen=torch.tensor(chosen, dtype=torch.long, device=device),
         rejected=torch.tensor(rejected, dtype=torch.long, device=device),
         best=torch.tensor(best, dtype=torch.long, device=device),
@@ -221,14 +223,13 @@ def age_bias(comparisons: Iterable[Comparison]) -> float:
     return math.log((signs.count(1) + 1) / (signs.count(-1) + 1))
 
 
-def micro_batches(comparisons: list[Comparison], max_rows: int) -> list[list[Comparison]]:
+def micro_batches(comparisons: Sequence[Comparison], max_rows: int) -> list[Sequence[Comparison]]:
     """Split into parts of at most ``max_rows`` answers, or of one question with more; 0 does not split."""
-    parts: list[list[Comparison]] = [[]]
-    rows = 0
-    for comparison in comparisons:
-        if max_rows and parts[-1] and rows + len(comparison.answers) > max_rows:
-            parts.append([])
+    bounds, rows = [0], 0
+    for index, comparison in enumerate(comparisons if max_rows else ()):
+        if rows and rows + len(comparison.answers) > max_rows:
+            bounds.append(index)
             rows = 0
-        parts[-1].append(comparison)
         rows += len(comparison.answers)
+    parts = [comparisons[first:last] for first, last in pairwise([*bounds, len(comparisons)])]
     return [part for part in parts if part]

@@ -5,7 +5,7 @@ A model that fails is computed with one text per row; one that fails even then i
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -115,16 +115,22 @@ def _hardest_blocks(parts: tuple[Blocks, ...]) -> Iterator[tuple[Blocks, int]]:
         yield fullest
 
 
+def hardest_questions(questions: Iterable[Comparison]) -> list[Comparison]:
+    """Return the questions with the longest text, with the most tokens and with the most answers."""
+    largest: dict[int, tuple[int, Comparison]] = {}
+    for question in questions:
+        lengths = [*map(len, question.answers)]
+        sizes = (len(question.prompt) + max(lengths), len(question.prompt) + sum(lengths), len(lengths))
+        for number, size in enumerate(sizes):
+            if number not in largest or size > largest[number][0]:
+                largest[number] = (size, question)
+    return list({question.question_id: question for _, question in largest.values()}.values())
+
+
 @torch.no_grad()
-def sharing_gap(model: PreTrainedModel, questions: list[Comparison], *, pad_id: int) -> Gap:
-    """Measure the questions with the longest text, with the most tokens and with the most answers."""
-    sizes: list[Callable[[Comparison], int]] = [
-        lambda c: len(c.prompt) + max(map(len, c.answers)),
-        lambda c: len(c.prompt) + sum(map(len, c.answers)),
-        lambda c: len(c.answers),
-    ]
-    hardest = {question.question_id: question for question in (max(questions, key=size) for size in sizes)}
-    inputs = [(c.prompt, c.answers) for c in hardest.values()]
+def sharing_gap(model: PreTrainedModel, questions: Iterable[Comparison], *, pad_id: int) -> Gap:
+    """Measure the hardest questions."""
+    inputs = [(c.prompt, c.answers) for c in hardest_questions(questions)]
     width = model.config.get_text_config().hidden_size
     batch = shared_prompt.join(inputs, pad_id=pad_id, device=model.device, hidden_size=width)
     shared = shared_prompt.all_hidden_states(model, batch)

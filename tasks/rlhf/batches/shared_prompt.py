@@ -1,5 +1,6 @@
 """Compute a question's answers in one row with their prompt, computed once; answers do not see each other."""
 
+from collections.abc import Iterable
 from functools import partial
 from itertools import accumulate
 from typing import NamedTuple
@@ -10,11 +11,11 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from tasks.rlhf.batches import attention_masks, chunked_log_probs
+from tasks.rlhf.batches.attention_masks import NONE, Segments
 from tasks.rlhf.batches.forward import hidden_states, output_head
 from tasks.rlhf.batches.packing import first_fit
 from tasks.rlhf.batches.sequences import apply_head
 
-NONE = -1
 # Longest row, as a multiple of the longest prompt with one answer, and of the hidden size: attention takes
 # the square of a row.
 MAX_LENGTHS = MAX_WIDTHS = 4
@@ -89,7 +90,7 @@ def join(questions: Questions, *, pad_id: int, device: torch.device, hidden_size
     )
 
 
-def max_row_tokens(questions: Questions, *, hidden_size: int) -> int:
+def max_row_tokens(questions: Iterable[tuple[list[int], list[list[int]]]], *, hidden_size: int) -> int:
     """Return the greatest length of a row."""
     longest = max(len(prompt) + len(answer) for prompt, answers in questions for answer in answers)
     return min(MAX_LENGTHS * longest, max(longest, MAX_WIDTHS * hidden_size))
@@ -156,7 +157,8 @@ def _group_hidden_states(model: PreTrainedModel, rows: AnswerRows) -> Tensor:
         return attention_masks.forward_one_text_per_row(
             plain, rows.input_ids, _text_indices(rows), in_one_call=is_sharded
         )
-    return hidden_states(model, rows.input_ids, rows.position_ids, visible(rows)).flatten(0, 1)
+    segments = Segments(rows.question, rows.answer)
+    return hidden_states(model, rows.input_ids, rows.position_ids, segments).flatten(0, 1)
 
 
 def _text_indices(rows: AnswerRows) -> list[list[int]]:
@@ -170,14 +172,6 @@ def _text_indices(rows: AnswerRows) -> list[list[int]]:
         elif question != NONE:
             answers.setdefault((question, answer), []).append(index)
     return [prompts[question] + indices for (question, _), indices in answers.items()]
-
-
-def visible(rows: AnswerRows) -> Tensor:
-    """Return the attention mask, (R, T, T): True for the question's prompt and the token's answer so far."""
-    width = rows.input_ids.shape[1]
-    causal = torch.ones(width, width, dtype=torch.bool, device=rows.answer.device).tril()
-    question, answer = ((x[:, :, None], x[:, None, :]) for x in (rows.question, rows.answer))
-    return causal & (question[0] == question[1]) & ((answer[1] == NONE) | (answer[0] == answer[1]))
 
 
 def scores(model: PreTrainedModel, head: nn.Linear, batch: SharedPromptBatch) -> Tensor:

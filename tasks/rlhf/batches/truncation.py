@@ -16,12 +16,12 @@ NO_LIMIT = 2**31 - 1
 class TruncationCounts(NamedTuple):
     """Numbers of texts encoded, of texts longer than their limit, and of pairs left out."""
 
-    prompts: int
-    prompts_cut: int
-    answers: int
-    answers_cut: int
-    pairs: int
-    pairs_equal: int  # left out: once cut, both answers are the same tokens
+    prompts: int = 0
+    prompts_cut: int = 0
+    answers: int = 0
+    answers_cut: int = 0
+    pairs: int = 0
+    pairs_equal: int = 0  # left out: once cut, both answers are the same tokens
     messages: int = 0  # of prompts that are conversations
     messages_dropped: int = 0  # the oldest ones of conversations that are too long
 
@@ -46,8 +46,16 @@ class Encoder:
         self.max_prompt_tokens = max_prompt_tokens
         self.max_answer_tokens = max_answer_tokens
         self.chats = chats or {}
-        self.cut = TruncationCounts(
-            prompts=0, prompts_cut=0, answers=0, answers_cut=0, pairs=0, pairs_equal=0
+        self.cut = TruncationCounts()
+
+    def fresh(self) -> "Encoder":
+        """Return an encoder with the same limits that has counted nothing."""
+        return Encoder(
+            self.tokenizer,
+            template=self.template,
+            max_prompt_tokens=self.max_prompt_tokens,
+            max_answer_tokens=self.max_answer_tokens,
+            chats=self.chats,
         )
 
     def encode_prompt(self, question: str) -> list[int]:
@@ -89,6 +97,10 @@ class Encoder:
         is_cut = len(ids) > limit
         self.cut = self.cut._replace(answers=self.cut.answers + 1, answers_cut=self.cut.answers_cut + is_cut)
         return ids[:limit]
+
+    def count(self, more: TruncationCounts) -> None:
+        """Count texts and pairs that were encoded elsewhere."""
+        self.cut = TruncationCounts(*map(sum, zip(self.cut, more, strict=True)))
 
     def count_pairs(self, pairs: int, *, equal: int) -> None:
         """Count pairs, ``equal`` of which were left out."""

@@ -1,5 +1,7 @@
 """Choose the device, the number of CPU threads and deterministic kernels."""
 
+import os
+
 import torch
 
 from tasks.rlhf.compute import amd_matmul, cpu_attention
@@ -20,6 +22,7 @@ def set_up(device: str, threads: int) -> torch.device:
             "CUDA build of torch."
         )
     torch.use_deterministic_algorithms(True, warn_only=True)
+    os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1"  # read by transformers
     # Nothing reads uninitialised memory; filling it takes a tenth of a step.
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010
     if device == "cpu" or not torch.cuda.is_available():

@@ -5,6 +5,7 @@ own. CPU values are sent with gloo, tensors on a GPU with NCCL. Sums are bit-equ
 that depend on them agree.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from tasks.rlhf.compute import accelerate_launch
 from tasks.system import processes
 from tasks.system.errors import InputError
 from tasks.system.torchrun import PeersLost, is_first, rank, world
@@ -47,8 +49,10 @@ Rows = TypeVar("Rows", Tensor, list[Any])
 def process_group() -> Iterator[None]:
     """Join the other ranks for a block, which ends when all have finished it.
 
-    Raises PeersLost if another rank died.
+    Raises PeersLost if another rank died, InputError if `accelerate launch` asks for what is not supported.
     """
+    accelerate_launch.check(os.environ)
+    accelerate_launch.load_on_every_rank(os.environ)
     if world() == 1:
         yield
         return

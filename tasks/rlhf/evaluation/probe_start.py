@@ -15,7 +15,7 @@ from tasks.rlhf.evaluation.reward_evaluation import Pairs
 from tasks.rlhf.models.reward_model import Member, Scorer
 from tasks.system.errors import InputError
 
-Features = Callable[[Member, list[Comparison], str], Tensor]
+Features = Callable[[Member, Sequence[Comparison], str], Tensor]
 
 
 class PairLoss(NamedTuple):
@@ -28,12 +28,12 @@ class PairLoss(NamedTuple):
 
 def initialise_heads(
     model: Scorer,
-    questions: list[Comparison],
-    held_out: list[Comparison],
+    questions: Sequence[Comparison],
+    held_out: Sequence[Comparison],
     features: Features,
     *,
     pair_loss: PairLoss,
-    reported: list[Comparison],
+    reported: Sequence[Comparison],
     seed: int,
     spare: Sequence[Member] = (),
 ) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def initialise_heads(
 
 
 def _fit_probes(
-    count: int, features: Tensor, questions: list[Comparison], pair_loss: PairLoss, seed: int
+    count: int, features: Tensor, questions: Sequence[Comparison], pair_loss: PairLoss, seed: int
 ) -> list[Probe]:
     """Return the probe of each member, fitted by the first rank."""
     pairs = reward_evaluation.pairs_of(questions)
@@ -119,10 +119,10 @@ def metrics(results: dict[str, Any]) -> dict[str, Any]:
 
 def answer_features(
     member: Member,
-    questions: list[Comparison],
+    questions: Sequence[Comparison],
     name: str,
     *,
-    collate: Callable[[list[Comparison]], Batch],
+    collate: Callable[[Sequence[Comparison]], Batch],
     batch_size: int,
     phase: Callable[[str], Callable[[int, int], None]] | None = None,
 ) -> Tensor:
@@ -134,7 +134,7 @@ def answer_features(
     parts = comparisons.micro_batches(questions, batch_size)
     total, done = sum(len(c.answers) for c in questions), 0
 
-    def features(part: list[Comparison]) -> Tensor:
+    def features(part: Sequence[Comparison]) -> Tensor:
         nonlocal done
         with torch.no_grad(), member.active() as base:
             matrix = fsdp.with_full_weights(base, shared_prompt.features, collate(part).inputs).float().cpu()

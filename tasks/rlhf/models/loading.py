@@ -67,16 +67,21 @@ def load(
     device: torch.device,
     precision: Precision | Stored | None = None,
     on_cpu: bool = False,
+    attention: str = "sdpa",
 ) -> PreTrainedModel:
     """Load a causal language model from safetensors without remote code: frozen, in eval mode.
 
-    None keeps the stored dtype. ``on_cpu`` leaves a model that ``device`` cannot hold in the computer's
-    memory; a quantised one is on ``device`` all the same, because only there its rounding is the usual one.
+    None keeps the stored dtype, and ``attention`` is transformers' name of its kernels. ``on_cpu`` leaves a
+    model that ``device`` cannot hold in the computer's memory; a quantised one is on ``device`` all the same,
+    because only there its rounding is the usual one.
 
-    Raises InputError if the folder holds an adapter, is quantised already, or lacks tensors of its model.
+    Raises InputError if the folder holds an adapter, is quantised already, or lacks tensors of its model, or
+    if the model has no such kernels.
     """
     quiet_libraries()
     model, missing = _from_pretrained(folder, device, precision)
+    if attention != "sdpa":
+        _use_attention(model, attention)
     wrong = missing | set(quantised.mismatched_weights(model))  # they would stay random
     if wrong:
         raise InputError(
@@ -128,6 +133,16 @@ def _from_pretrained(
         raise _not_loadable(folder, error) from error
     model, info = loaded
     return model, {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+
+
+def _use_attention(model: PreTrainedModel, attention: str) -> None:
+    try:
+        model.set_attn_implementation(attention)
+    except (ValueError, ImportError) as error:
+        raise InputError(
+            f"{model.config.model_type} models do not compute with machine.attention={attention} here "
+            f"({str(error).splitlines()[0]}): set it to sdpa."
+        ) from error
 
 
 def _not_loadable(folder: Path, error: Exception) -> InputError:

@@ -28,6 +28,7 @@ from transformers.masking_utils import sdpa_mask
 from transformers.pytorch_utils import Conv1D
 
 from tasks.rlhf.batches import attention_masks, chunked_log_probs, forward
+from tasks.rlhf.batches.attention_masks import Segments
 from tasks.rlhf.compute import cpu_attention
 from tasks.rlhf.models import gradient_checkpointing, loading, lora, quantised
 
@@ -178,8 +179,8 @@ def _hidden_states(base: PreTrainedModel, spec: StepSpec) -> Tensor:
     ids = torch.zeros((spec.rows, spec.tokens), dtype=torch.int64, device=META)
     if not spec.explicit_mask or attention_masks.reason_for_one_text_per_row(base):
         return forward.hidden_states(base, ids).flatten(0, 1)
-    visible = torch.ones((spec.rows, spec.tokens, spec.tokens), dtype=torch.bool, device=META)
-    return forward.hidden_states(base, ids, torch.zeros_like(ids), visible).flatten(0, 1)
+    segments = Segments(torch.zeros_like(ids), torch.zeros_like(ids))
+    return forward.hidden_states(base, ids, torch.zeros_like(ids), segments).flatten(0, 1)
 
 
 class _AliveBytes(TorchDispatchMode):

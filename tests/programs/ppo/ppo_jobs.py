@@ -61,7 +61,7 @@ def sample_answers(
     encoder = pair_tables.build_encoder(job.text, tokenizer, {})
     return roll_out(
         models,
-        [encoder.encode_prompt(text) for text in ppo.read_questions(job, run)[0][:count]] * times,
+        [prompt.ids for prompt in ppo.read_questions(job, run, encoder)[0][:count]] * times,
         uniform=torch.rand(count * times, job.text.max_answer_tokens, dtype=torch.float64),
         max_tokens=job.text.max_answer_tokens,
         temperature=job.ppo.temperature,

@@ -15,8 +15,8 @@ from tasks.programs import ppo
 from tasks.programs.ppo_stage import pretraining_mix
 from tasks.programs.ppo_stage.pretraining_mix import Norms, TextMix, load_text_mix
 from tasks.programs.runtime import pair_tables
-from tasks.programs.runtime.packed_documents import read_finetune_split
 from tasks.programs.runtime.program import Run
+from tasks.programs.token_tables.documents import read_finetune_split
 from tasks.rlhf.algorithms import schedules
 from tasks.rlhf.batches.packing import pack
 from tasks.rlhf.models import loading, lora
@@ -222,7 +222,7 @@ def test_blocks_have_room_for_a_prompt_and_its_answer_by_default(
     inputs: dict[str, Path], tmp_path: Path
 ) -> None:
     mix, _, _ = start(tmp_path / "run", inputs, block_tokens=None)
-    assert mix.blocks.labels.shape[1] == sum(ppo_jobs.TEXT.values())
+    assert mix.packed.block_tokens == sum(ppo_jobs.TEXT.values())
 
 
 def test_while_the_critic_alone_learns_no_text_is_used(inputs: dict[str, Path], tmp_path: Path) -> None:

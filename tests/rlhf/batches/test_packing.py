@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.rlhf.batches import forward, layout_checks
-from tasks.rlhf.batches.packing import IGNORE, Blocks, Document, block_loss, pack
+from tasks.rlhf.batches.packing import IGNORE, Blocks, Document, block_loss, pack, pack_documents
 from tests.support import tiny
 
 
@@ -116,6 +116,24 @@ def test_no_document_is_lost_and_labels_are_right(
         for d in members
     ]
     assert sorted(found) == sorted(expected)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 30), st.integers(8, 40), st.data())
+def test_blocks_that_are_made_one_by_one_are_those_of_all(
+    num: int, block_tokens: int, data: st.DataObject
+) -> None:
+    members = documents(num)
+    whole = pack(members, block_tokens=block_tokens, pad_id=tiny.PAD)
+    lengths = [len(document.ids) for document in members]
+    packed = pack_documents(members, lengths, block_tokens=block_tokens, pad_id=tiny.PAD)
+    rows = data.draw(st.lists(st.integers(0, len(packed) - 1), max_size=4))
+    for found, wanted in zip(packed.blocks(rows), whole, strict=True):
+        assert torch.equal(found, wanted[rows])
+    assert packed.num_targets() == int((whole.labels != IGNORE).sum())
+    hardest = packed.hardest().position_ids
+    assert hardest.max() == whole.position_ids.max()
+    assert (hardest == 0).sum(dim=1).max() == (whole.position_ids == 0).sum(dim=1).max()
 
 
 def test_block_loss_is_the_loss_of_the_documents_one_by_one() -> None:

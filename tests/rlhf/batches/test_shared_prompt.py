@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tasks.rlhf.batches import sequences, shared_prompt
+from tasks.rlhf.batches import attention_masks, sequences, shared_prompt
 from tasks.rlhf.models import lora
 from tests.support import tiny
 
@@ -154,10 +154,11 @@ def test_questions_of_very_different_lengths_are_computed_in_groups(monkeypatch:
 
 
 def test_a_place_sees_its_own_prompt_and_answer_only() -> None:
-    rows = (
-        shared_prompt.visible(shared([([5, 6], [[7, 1], [8, 1]]), ([9], [[1]])]).groups[0])[0].int().tolist()
-    )
-    assert rows == [
+    rows = shared([([5, 6], [[7, 1], [8, 1]]), ([9], [[1]])]).groups[0]
+    segments = attention_masks.Segments(rows.question, rows.answer)
+    mask = attention_masks.build_attention_mask(tiny.model(), segments, rows.position_ids)
+    assert isinstance(mask, torch.Tensor)
+    assert (mask[0, 0] == 0).int().tolist() == [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
         [1, 1, 1, 0, 0, 0],

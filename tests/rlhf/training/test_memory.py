@@ -26,6 +26,7 @@ from tasks.config.sections.sft import Sft
 from tasks.programs.runtime import training_setup
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.batches import chunked_log_probs, forward
+from tasks.rlhf.batches.attention_masks import Segments
 from tasks.rlhf.compute import cpu_attention, free_memory
 from tasks.rlhf.compute.free_memory import available
 from tasks.rlhf.models import gradient_checkpointing, lora
@@ -105,19 +106,17 @@ def real(spec: StepSpec) -> int:
     if spec.checkpointing:
         gradient_checkpointing.enable(model)
     ids = torch.randint(spec.config.vocab_size, (spec.rows, spec.tokens))
-    places = (
-        torch.arange(spec.tokens).remainder(spec.tokens // 2).expand(spec.rows, -1) if spec.packed else None
-    )
-    seen = (
-        torch.ones(spec.tokens, spec.tokens, dtype=torch.bool).tril().expand(spec.rows, -1, -1)
-        if spec.explicit_mask
-        else None
-    )
+    places = segments = None
+    if spec.packed:
+        places = torch.arange(spec.tokens).remainder(spec.tokens // 2).expand(spec.rows, -1)
+    elif spec.explicit_mask:
+        places = torch.arange(spec.tokens).expand(spec.rows, -1)
+        segments = Segments(torch.zeros_like(ids), torch.zeros_like(ids))
     with dry_run.training_model(model, spec) as base:
         for parameter in base.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         with allocations() as sizes:
-            hidden = forward.hidden_states(base, ids, places, seen).flatten(0, 1)
+            hidden = forward.hidden_states(base, ids, places, segments).flatten(0, 1)
             loss = chunked_log_probs.cross_entropy(
                 hidden, forward.output_head(base), ids.flatten(), count=1, chunk=spec.chunk
             )

@@ -1,0 +1,48 @@
+"""Read the prompts that PPO samples answers to as token ids."""
+
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from tasks.programs.runtime.program import Run
+from tasks.programs.token_tables.cache import Rows, Source, load_tokens
+from tasks.programs.token_tables.token_table import TokenTable, to_lists
+from tasks.rlhf.batches.truncation import Encoder, TruncationCounts
+
+SCHEMA = pa.schema({"ids": pa.list_(pa.int32()), "is_cut": pa.bool_()})
+
+
+class Prompt(NamedTuple):
+    """A prompt's token ids, and whether its question was truncated."""
+
+    ids: list[int]
+    is_cut: bool
+
+
+def read_rl_split(run: Run, encoder: Encoder, *, rows: list[int]) -> TokenTable[Prompt]:
+    """Return the prompts of some rows of the RL split, in their order; ``encoder`` counts these alone."""
+    source = Source(
+        table=run.inputs["data"] / "rl.parquet",
+        columns=["prompt"],
+        group_by=None,
+        encode=_encode,
+        module=__name__,
+        encoders="tasks.rlhf.batches.truncation",
+        settings={},
+    )
+    found = load_tokens(run, source, encoder.fresh(), _decode, phase="tokenising").select(rows)
+    encoder.count(TruncationCounts(prompts=len(found), prompts_cut=sum(found.column("is_cut"))))
+    return found
+
+
+def _encode(encoder: Encoder, rows: Rows) -> pa.RecordBatch:
+    columns: dict[str, list[Any]] = {"ids": [], "is_cut": []}
+    for row in rows:
+        before = encoder.cut.prompts_cut
+        columns["ids"].append(encoder.encode_prompt(row["prompt"]))
+        columns["is_cut"].append(encoder.cut.prompts_cut > before)
+    return pa.RecordBatch.from_pydict(columns, schema=SCHEMA)
+
+
+def _decode(batch: pa.RecordBatch) -> list[Prompt]:
+    return [*map(Prompt, to_lists(batch["ids"]), batch["is_cut"].to_pylist())]

@@ -1,0 +1,220 @@
+"""Test `accelerate launch` with a configuration of the user's: its ranks take the steps of one process."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from tasks.config.machine import Machine
+from tasks.config.pipeline import Pipeline
+from tasks.execution.launch import run_program
+from tasks.rlhf.compute import accelerate_launch
+from tasks.system.errors import InputError
+from tests.programs.test_distributed import (
+    COMPARED,
+    ONE_AFTER_ANOTHER,
+    inputs,
+    prepared,
+    program_of,
+    run_here,
+    steps,
+)
+from tests.support import tiny
+
+__all__ = ["inputs"]  # a fixture
+
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its launcher")
+# as `accelerate config` writes it, for a machine with two GPUs
+CONFIG: dict[str, Any] = {
+    "compute_environment": "LOCAL_MACHINE", "debug": False, "distributed_type": "MULTI_GPU",
+    "downcast_bf16": "no", "enable_cpu_affinity": False, "gpu_ids": "all", "machine_rank": 0,
+    "main_training_function": "main", "main_process_port": 0, "mixed_precision": "bf16", "num_machines": 1,
+    "num_processes": 2, "rdzv_backend": "static", "same_network": True, "tpu_env": [],
+    "tpu_use_cluster": False, "tpu_use_sudo": False, "use_cpu": False,
+}  # fmt: skip
+FSDP = CONFIG | {
+    "distributed_type": "FSDP",
+    "fsdp_config": {
+        "fsdp_version": 2, "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "fsdp_offload_params": False,
+        "fsdp_reshard_after_forward": True, "fsdp_state_dict_type": "SHARDED_STATE_DICT",
+        "fsdp_cpu_ram_efficient_loading": True, "fsdp_activation_checkpointing": False,
+    },
+}  # fmt: skip
+STAGES = ("sft", "reward", "dpo", "ppo")
+# DPO's reference is of the base as it is stored
+ADAPTERS: dict[str | None, tuple[str, ...]] = {None: ("sft", "dpo", "reward"), "nf4": ("sft", "reward")}
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "accelerate.yaml").write_text(yaml.safe_dump(config))
+    return folder / "accelerate.yaml"
+
+
+def accelerate(folder: Path, config: dict[str, Any], *program: str, options: tuple[str, ...] = ()) -> int:
+    """Run a program by `accelerate launch`; return its exit status."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    command += [str(write_config(folder, config)), *options, *program]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tiny.ROOT), "HF_HUB_OFFLINE": "1"}
+    with (folder / "log.txt").open("ab") as log:
+        done = subprocess.run(command, cwd=tiny.ROOT, env=environment, stdout=log, stderr=log, timeout=500)
+    return done.returncode
+
+
+def check_equal(one: Path, two: Path) -> None:
+    """Compare steps and weights of two artifacts, up to rounding."""
+    assert steps(one)
+    for ours, theirs in zip(steps(one), steps(two), strict=True):
+        assert ours.keys() == theirs.keys()
+        for name in ours.keys() & COMPARED:
+            assert theirs[name] == pytest.approx(ours[name], rel=1e-5, abs=1e-5)
+    files = [path.relative_to(one) for path in one.rglob("*.safetensors")]
+    assert files == [path.relative_to(two) for path in two.rglob("*.safetensors")] != []
+    for path in files:
+        weights, others = load_file(one / path), load_file(two / path)
+        assert weights.keys() == others.keys()
+        assert max((weights[name] - others[name]).abs().max().item() for name in weights) < 1e-5
+
+
+@LINUX
+@pytest.mark.slow
+def test_two_ranks_of_accelerate_launch_take_the_steps_of_one_process(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    arguments = []
+    for stage in STAGES:
+        prepared(tmp_path / "two" / stage, stage, inputs)
+        arguments.append(f"{program_of(stage)}={tmp_path / 'two' / stage}")
+    (tmp_path / "programs.py").write_text(ONE_AFTER_ANOTHER)
+    options = ("--mixed_precision", "no")
+    status = accelerate(tmp_path, CONFIG, str(tmp_path / "programs.py"), *arguments, options=options)
+    assert status == 0, (tmp_path / "log.txt").read_text()[-3000:]
+    for stage in STAGES:
+        one = run_here(stage, prepared(tmp_path / "one" / stage, stage, inputs))
+        check_equal(one, tmp_path / "two" / stage / "artifact")
+
+
+@LINUX
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", [None, "nf4"])
+def test_accelerates_fsdp_shards_the_base_of_adapters(
+    precision: str | None, inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    arguments = []
+    for stage in ADAPTERS[precision]:
+        weights = {"weights": {"base" if stage == "sft" else "merged": precision}}
+        for name in ("one", "two"):
+            folder = prepared(tmp_path / name / stage, stage, inputs)
+            change_job(folder, weights)
+        arguments.append(f"{stage}={tmp_path / 'two' / stage}")
+    (tmp_path / "programs.py").write_text(COUNT_SHARDS + ONE_AFTER_ANOTHER)
+    options = ("--mixed_precision", "no")
+    status = accelerate(tmp_path, FSDP, str(tmp_path / "programs.py"), *arguments, options=options)
+    assert status == 0, (tmp_path / "log.txt").read_text()[-3000:]
+    assert (tmp_path / "log.txt").read_text().count("sharded a base") == 2 * len(ADAPTERS[precision])
+    for stage in ADAPTERS[precision]:
+        check_equal(run_here(stage, tmp_path / "one" / stage), tmp_path / "two" / stage / "artifact")
+
+
+COUNT_SHARDS = """
+from tasks.rlhf.compute import fsdp
+
+honest = fsdp.shard
+
+def counting(model, device):
+    honest(model, device)
+    print("sharded a base", flush=True)
+
+fsdp.shard = counting
+"""
+
+
+def change_job(folder: Path, changes: dict[str, Any]) -> None:
+    record = json.loads((folder / "job.json").read_text())
+    record["job"] |= changes
+    (folder / "job.json").write_text(json.dumps(record))
+
+
+@LINUX
+@pytest.mark.slow
+def test_the_flow_starts_a_stage_by_accelerate_and_leaves_its_precision_out(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    config = write_config(tmp_path, CONFIG)
+    folder = prepared(tmp_path / "sft", "sft", inputs)
+    machine = Machine.model_validate(
+        {"device": "cpu", "threads": 1, "launch": {"sft": {"accelerate_config": str(config)}}}
+    )
+    usage = run_program("sft", folder, machine)
+    assert usage.peak_mb > 300  # of both ranks
+    check_equal(run_here("sft", prepared(tmp_path / "one", "sft", inputs)), folder / "artifact")
+
+
+# -------------------------------------------------------------------------------------- refused
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"ACCELERATE_MIXED_PRECISION": "bf16"},
+            r"mixed_precision=bf16, .* start it with --mixed_precision no",
+        ),
+        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "dynamo_backend=INDUCTOR"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed is not used"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM is not used"),
+        ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "parallelism_config is not used"),
+        ({"FSDP_OFFLOAD_PARAMS": "true"}, "set fsdp_offload_params to false"),
+        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "set machine.gradient_checkpointing"),
+        ({"MASTER_ADDR": "127.0.0.1"}, "set distributed_type to MULTI_GPU"),
+    ],
+)
+def test_what_accelerate_is_asked_for_in_vain_is_refused(changed: dict[str, str], message: str) -> None:
+    started = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO"}
+    accelerate_launch.check({})
+    accelerate_launch.check(changed if "ACCELERATE_MIXED_PRECISION" not in changed else {})  # by torchrun
+    accelerate_launch.check(started)
+    accelerate_launch.check(started | {"MASTER_ADDR": "127.0.0.1", "RANK": "0"})
+    with pytest.raises(InputError, match=message):
+        accelerate_launch.check(started | changed)
+
+
+@LINUX
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({}, "--mixed_precision no"), ({"distributed_type": "MULTI_CPU", "mixed_precision": "no"}, "MULTI_GPU")],
+)
+def test_a_configuration_that_cannot_be_followed_is_refused_by_the_program(
+    changes: dict[str, Any], message: str, inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = prepared(tmp_path / "sft", "sft", inputs)
+    assert accelerate(tmp_path, CONFIG | changes, "-m", "tasks.programs.sft", str(folder)) != 0
+    error = json.loads((folder / "error.json").read_text())
+    assert error["input"]
+    assert message in error["message"]
+
+
+def test_a_configuration_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text("{}")
+    machine = Machine.model_validate({"launch": {"sft": {"accelerate_config": str(tmp_path / "no.yaml")}}})
+    with pytest.raises(InputError, match=r"no\.yaml is not there; `accelerate config --config_file"):
+        run_program("sft", tmp_path, machine)
+
+
+def test_processes_are_said_in_one_place() -> None:
+    with pytest.raises(ValueError, match="leave processes and nodes at 1"):
+        Machine.model_validate({"launch": {"sft": {"accelerate_config": "a.yaml", "processes": 2}}})
+
+
+def test_bottlenecks_are_not_sharded() -> None:
+    sharded = {"launch": {"dpo": {"shard": True}}}
+    Pipeline.model_validate({"machine": sharded, "dpo": {"tune": "lora"}})
+    with pytest.raises(ValueError, match=r"machine\.launch\.dpo\.shard is for dpo\.tune=full or lora"):
+        Pipeline.model_validate({"machine": sharded, "dpo": {"tune": "bottleneck"}})
