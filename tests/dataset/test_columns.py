@@ -93,7 +93,7 @@ def questions_of_rows(draw: st.DrawFn) -> list[Question]:
                 answers=tuple(written),
                 compared=None if compared is None else tuple(sorted(compared)),
                 split=draw(st.sampled_from(["", "evaluation"])),
-                messages=draw(st.sampled_from([(), (("system", "Be kind."), ("user", "Hi"))])),
+                messages=draw(st.sampled_from([(), (("system", "Be kind."), ("user", "Ask ann@mail.de"))])),
             )
         )
     return found

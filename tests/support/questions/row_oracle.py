@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
+from tasks.dataset.conversation import Messages, to_records, write_out
 from tasks.dataset.curation.contamination import overlaps
 from tasks.dataset.curation.language import detect_language
 from tasks.dataset.curation.personal_data import mask_personal_data
@@ -309,14 +310,31 @@ def _exclusion_reason(question: Question, rules: Rules) -> str:
 
 
 def _mask(question: Question, masked: Counter[str]) -> Question:
-    prompt, counts = mask_personal_data(question.prompt)
+    prompt, messages, counts = _mask_prompt(question)
     answers = []
     for answer in question.answers:
         text, more = mask_personal_data(answer.text)
         counts += more
         answers.append(answer if text is answer.text else answer._replace(text=text))
     masked.update(counts)
-    return question._replace(prompt=prompt, answers=tuple(answers)) if counts else question
+    if not counts:
+        return question
+    return question._replace(prompt=prompt, messages=messages, answers=tuple(answers))
+
+
+def _mask_prompt(question: Question) -> tuple[str, Messages, Counter[str]]:
+    """Return the masked prompt and messages; of a conversation the prompt is the masked messages."""
+    if not question.messages:
+        prompt, counts = mask_personal_data(question.prompt)
+        return prompt, (), counts
+    counts = Counter[str]()
+    messages = []
+    for role, text in question.messages:
+        after, found = mask_personal_data(text)
+        counts += found
+        messages.append((role, after))
+    prompt = write_out(messages) if counts else question.prompt
+    return prompt, tuple(messages), counts
 
 
 def _drop_personal_answers(question: Question, dropped: Counter[str]) -> Question:
@@ -364,9 +382,9 @@ def build_pair_row(question: Question, pair: Pair, sampled_of: int, answer_ranks
 
 
 def _prompt_columns(question: Question) -> Fields:
-    return {"question_id": question.id, "prompt": question.prompt, "site": question.site} | _source_columns(
-        "question", question
-    )
+    messages = to_records(question.messages)
+    about = {"question_id": question.id, "prompt": question.prompt, "messages": messages}
+    return about | {"site": question.site} | _source_columns("question", question)
 
 
 def _source_columns(role: str, text: Question | Answer) -> Fields:
