@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from transformers import PreTrainedTokenizerBase
@@ -12,6 +13,7 @@ from tasks.config.commands.usage import ExportDataJob
 from tasks.config.jobs import SftJob
 from tasks.config.sections.models import Text
 from tasks.dataset.conversation import from_records
+from tasks.dataset.tables import MESSAGES
 from tasks.judges.judge import Answer
 from tasks.judges.reward_judge import RewardScores
 from tasks.programs import sft
@@ -64,6 +66,23 @@ def counted_texts(data: Path, folder: Path, loss_on: LossOn) -> set[str]:
     ]
     assert len(texts) > 20
     return {"".join(letter for letter in text if not letter.isdigit()) for text in texts}
+
+
+def test_row_groups_without_messages_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = [[], [], [{"role": "user", "content": "Hi"}], None]
+    table = pa.table({"prompt": ["a", "b", "c", "d"], "messages": pa.array(records, MESSAGES)})
+    pq.write_table(table, tmp_path / "finetune.parquet", row_group_size=2)
+    pq.write_table(table.slice(0, 2), tmp_path / "rl.parquet")
+    pq.write_table(table.drop_columns("messages"), tmp_path / "other.parquet")
+    read, whole = [], pq.ParquetFile.iter_batches
+
+    def iter_batches(file: pq.ParquetFile, **options: Any) -> Any:
+        read.append(options["row_groups"])
+        return whole(file, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", iter_batches)
+    assert pair_tables.read_chats(tmp_path) == {"c": (("user", "Hi"),)}
+    assert read == [[1], [], []]
 
 
 def test_the_loss_counts_every_answer_or_the_last(data: Path, tmp_path: Path) -> None:

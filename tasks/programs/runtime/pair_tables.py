@@ -1,5 +1,6 @@
 """Choose the pairs that a stage reports on, and build the encoder of its texts."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypedDict
@@ -47,16 +48,23 @@ def read_chats(data: Path) -> dict[str, Messages]:
     """
     chats: dict[str, Messages] = {}
     for table in sorted(data.glob("*.parquet")):
-        file = pq.ParquetFile(table)
-        names = file.schema_arrow.names
-        if "messages" not in names:
-            continue
-        prompt = "prompt" if "prompt" in names else "question"
-        for batch in file.iter_batches(columns=[prompt, "messages"]):
-            is_chat = pc.greater(pc.fill_null(pc.list_value_length(batch["messages"]), 0), 0)
-            rows = batch.filter(is_chat).to_pylist()
-            chats |= {row[prompt]: from_records(row["messages"]) for row in rows}
+        with pq.ParquetFile(table) as file:
+            names = file.schema_arrow.names
+            prompt = "prompt" if "prompt" in names else "question"
+            for batch in file.iter_batches(row_groups=_groups_with_chats(file), columns=[prompt, "messages"]):
+                is_chat = pc.greater(pc.fill_null(pc.list_value_length(batch["messages"]), 0), 0)
+                rows = batch.filter(is_chat).to_pylist()
+                chats |= {row[prompt]: from_records(row["messages"]) for row in rows}
     return chats
+
+
+def _groups_with_chats(file: pq.ParquetFile) -> list[int]:
+    """Return the row groups that hold messages, by their statistics: most tables have none."""
+    paths = [file.metadata.schema.column(number).path for number in range(file.metadata.num_columns)]
+    roles = [number for number, path in enumerate(paths) if re.fullmatch(r"messages\..*\.role", path)]
+    groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+    statistics = {n: group.column(number).statistics for number in roles for n, group in enumerate(groups)}
+    return [n for n, found in statistics.items() if found is None or found.has_min_max]
 
 
 def build_encoder(text: Text, tokenizer: PreTrainedTokenizerBase, chats: Mapping[str, Messages]) -> Encoder:
