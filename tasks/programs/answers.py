@@ -41,7 +41,8 @@ def answer(job: AnswersJob, run: Run) -> None:
     device = devices.set_up(run.machine.device, run.machine.threads)
     tokenizer = loading.load_tokenizer(run.inputs["model"])
     rows = read_questions(run.inputs["data"] / "evaluation.parquet", job.winrate.num_questions)
-    encoder = pair_tables.build_encoder(job.text, tokenizer, pair_tables.read_chats(run.inputs["data"]))
+    chats = pair_tables.read_chats(run.inputs["data"] / "evaluation.parquet")
+    encoder = pair_tables.build_encoder(job.text, tokenizer, chats)
     columns: dict[str, Any] = {
         "question_id": [row["question_id"] for row in rows],
         "question": [row["prompt"] for row in rows],

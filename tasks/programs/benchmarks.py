@@ -59,7 +59,8 @@ def measure(job: BenchmarksJob, run: Run) -> None:
     settings = job.benchmarks
     device = devices.set_up(run.machine.device, run.machine.threads)
     tokenizer = loading.load_tokenizer(run.inputs["model"])
-    encoder = pair_tables.build_encoder(job.text, tokenizer, pair_tables.read_chats(run.inputs["data"]))
+    chats = pair_tables.read_chats(run.inputs["data"] / "evaluation.parquet")
+    encoder = pair_tables.build_encoder(job.text, tokenizer, chats)
     rows = benchmark_tasks.read_answers(run.inputs["data"] / "evaluation.parquet", settings.num_texts)
     texts = benchmark_tasks.encode_answers(rows, encoder)
     tasks = benchmark_tasks.read_tasks(run.inputs, settings)

@@ -139,7 +139,9 @@ def load_judge(job: CompareJob, run: Run) -> tuple[Judge, PreTrainedTokenizerBas
         assert not isinstance(job.judge, NoJudge)
         return language_judges.load_language_judge(job.judge, run, device), None
     tokenizer = loading.load_tokenizer(run.inputs["model"])
-    chats = pair_tables.read_chats(run.inputs["answers1"])  # all runs have the questions that are compared
+    chats = pair_tables.read_chats(
+        run.inputs["answers1"] / "answers.parquet"
+    )  # all runs have the questions that are compared
     encoder = pair_tables.build_encoder(job.text, tokenizer, chats)
     judges = job_judges.load_reward_judges(job, run, encoder, device)
     return next(one for one in judges if one.name == job.judged_by.name), tokenizer

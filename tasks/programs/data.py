@@ -67,7 +67,7 @@ from tasks.programs.data_stage.parts import counts_path, read_counts, read_outpu
 from tasks.programs.data_stage.read_source import BlockCounts, BlockTask, NamesTask
 from tasks.programs.data_stage.split_checks import check_splits
 from tasks.programs.runtime.program import Run, main
-from tasks.system.errors import InputError
+from tasks.system.errors import DiskFailure, InputError
 
 PARTITION_RECORDS = 2**14  # records (posts, comparisons) that are in memory at a time
 PARTITION_BYTES = 2**26  # of their texts
@@ -93,6 +93,8 @@ def prepare(job: DataJob, run: Run) -> None:
                 size=size,
             )
             _prepare(data_run)
+    except DiskFailure:
+        raise  # with free space the same command goes on
     except InputError:
         work_folder.clear(work)  # the user will change the input, and with it the work
         raise

@@ -55,7 +55,7 @@ def train(job: DpoJob, run: Run) -> None:
 
     # 1. Comparisons by question, with the reference's log-probabilities; some questions are held out.
     tokenizer = loading.load_tokenizer(folder)
-    encoder = pair_tables.build_encoder(job.text, tokenizer, pair_tables.read_chats(run.inputs["data"]))
+    encoder = pair_tables.build_encoder(job.text, tokenizer, {})
     everything = read_pairs(run, run.inputs["data"] / "reward.parquet", encoder)
     evaluation = read_evaluation(run, run.inputs["data"] / "evaluation_pairs.parquet", encoder)
     reference = read_reference(run, "reference.parquet", everything, device)

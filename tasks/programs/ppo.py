@@ -73,7 +73,8 @@ def train(job: PpoJob, run: Run) -> None:
 
     # 1. Prompts; policy = reference = SFT model, critic = reward model; or the checkpoint's.
     tokenizer = loading.load_tokenizer(run.inputs["model"])
-    encoder = pair_tables.build_encoder(job.text, tokenizer, pair_tables.read_chats(run.inputs["data"]))
+    chats = pair_tables.read_chats(run.inputs["data"] / "rl.parquet", run.inputs["data"] / "finetune.parquet")
+    encoder = pair_tables.build_encoder(job.text, tokenizer, chats)
     questions, texts, held_out = read_questions(job, run, encoder)
     models = load_models(job, run, device)
     optimizers = create_optimizers(models)

@@ -39,7 +39,7 @@ def compute(job: ReferenceJob, run: Run) -> None:
     device = devices.set_up(run.machine.device, run.machine.threads)
     tokenizer = loading.load_tokenizer(run.inputs["model"])
     base = training_setup.load_base(run, "model", job.weights.merged, job.text, device)
-    encoder = pair_tables.build_encoder(job.text, tokenizer, pair_tables.read_chats(run.inputs["data"]))
+    encoder = pair_tables.build_encoder(job.text, tokenizer, {})
     questions = read_pairs(run, run.inputs["data"] / "reward.parquet", encoder)
     evaluation = read_evaluation(run, run.inputs["data"] / "evaluation_pairs.parquet", encoder)
     pad_id = tokenizer.pad_token_id

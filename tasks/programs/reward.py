@@ -55,7 +55,7 @@ def train(job: RewardJob, run: Run) -> None:
 
     # 1. Comparisons, grouped by question; some questions are held out.
     tokenizer = loading.load_tokenizer(run.inputs["model"])
-    chats = pair_tables.read_chats(run.inputs["data"])
+    chats = pair_tables.read_chats(run.inputs["data"] / "finetune.parquet")
     encoder = pair_tables.build_encoder(job.text, tokenizer, chats)
     questions, held_out = read_comparisons(job, run, encoder)
     evaluation = read_evaluation(run, run.inputs["data"] / "evaluation_pairs.parquet", encoder)

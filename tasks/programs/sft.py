@@ -43,7 +43,7 @@ def train(job: SftJob, run: Run) -> None:
 
     # 1. Best answers as packed blocks; some questions are held out.
     tokenizer = loading.load_tokenizer(folder)
-    encoder = pair_tables.build_encoder(job.text, tokenizer, pair_tables.read_chats(run.inputs["data"]))
+    encoder = pair_tables.build_encoder(job.text, tokenizer, {})
     packed, held_out = read_documents(job, tokenizer, run, encoder)
     rows = min(machine.micro_batch or settings.batch_size, -(-settings.batch_size // distributed.world()))
     micro_batch = training_setup.MicroBatch(rows, settings.block_tokens, packed=True)

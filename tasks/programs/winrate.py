@@ -42,7 +42,8 @@ def evaluate(job: WinrateJob, run: Run) -> None:
     run.rewind(0)
     device = devices.set_up(run.machine.device, run.machine.threads)
     tokenizer = loading.load_tokenizer(run.inputs["model"])
-    encoder = pair_tables.build_encoder(job.text, tokenizer, pair_tables.read_chats(run.inputs["data"]))
+    chats = pair_tables.read_chats(run.inputs["data"] / "evaluation.parquet")
+    encoder = pair_tables.build_encoder(job.text, tokenizer, chats)
     questions, policies = read_questions(run.inputs["answers"], run.inputs["data"] / "evaluation.parquet")
     judges = load_judges(job, run, encoder, device)
 

@@ -58,7 +58,7 @@ def run_on(folder: Path, stage: str, job: dict[str, Any], **inputs: Path) -> Run
 
 def counted_texts(data: Path, folder: Path, loss_on: LossOn) -> set[str]:
     made = tokenizer()
-    encoder = pair_tables.build_encoder(TEXT, made, pair_tables.read_chats(data))
+    encoder = pair_tables.build_encoder(TEXT, made, {})
     documents = read_finetune_split(run_on(folder, "sft", {}, data=data), encoder, loss_on=loss_on)
     texts = [
         made.decode([id for id, is_target in zip(*document, strict=True) if is_target])
@@ -81,7 +81,9 @@ def test_row_groups_without_messages_are_not_read(tmp_path: Path, monkeypatch: p
         return whole(file, **options)
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", iter_batches)
-    assert pair_tables.read_chats(tmp_path) == {"c": (("user", "Hi"),)}
+    assert pair_tables.read_chats(*sorted(tmp_path.iterdir()), tmp_path / "none.parquet") == {
+        "c": (("user", "Hi"),)
+    }
     assert read == [[1], [], []]
 
 
@@ -94,7 +96,7 @@ def test_the_loss_counts_every_answer_or_the_last(data: Path, tmp_path: Path) ->
 
 def test_pairs_prompts_and_judges_read_the_roles(data: Path, tmp_path: Path) -> None:
     made = tokenizer()
-    chats = pair_tables.read_chats(data)
+    chats = pair_tables.read_chats(data / "evaluation.parquet")
     encoder = pair_tables.build_encoder(TEXT, made, chats)
     seen = []
     for table in ("reward", "evaluation_pairs"):

@@ -125,7 +125,7 @@ def _with_tokenizer(
     scorer: Scorer, folder: Path, settings: OtherRewardModel, job: PpoJob, run: Run, device: torch.device
 ) -> TextScorer:
     """Return the reward model with the tokenizer of ``folder`` and its own template and limits."""
-    tokenizer = loading.load_tokenizer(folder)
+    tokenizer, data = loading.load_tokenizer(folder), run.inputs["data"]
     context = _context(folder)
     limit = settings.max_answer_tokens or min(4 * job.text.max_answer_tokens, context // 2)
     encoder = Encoder(
@@ -133,7 +133,7 @@ def _with_tokenizer(
         template=settings.template or _own_template(tokenizer, run, settings, job),
         max_prompt_tokens=settings.max_prompt_tokens or min(4 * job.text.max_prompt_tokens, context - limit),
         max_answer_tokens=limit,
-        chats=pair_tables.read_chats(run.inputs["data"]),
+        chats=pair_tables.read_chats(data / "rl.parquet", data / "finetune.parquet"),
     )
     total = encoder.max_prompt_tokens + encoder.max_answer_tokens
     if total > context:

@@ -132,7 +132,7 @@ def load_text_mix(
         lengths = [len(document.ids) for document in documents]
     else:
         # its counts are not those of the prompts
-        encoder = pair_tables.build_encoder(job.text, tokenizer, pair_tables.read_chats(run.inputs["data"]))
+        encoder = pair_tables.build_encoder(job.text, tokenizer, {})
         documents = table = read_finetune_split(run, encoder, loss_on="last")
         lengths = document_lengths(table)
         longest = max(lengths, default=0)

@@ -41,13 +41,13 @@ class ReportedPairs(NamedTuple):
         return {"split": split, "questions": len(self.questions), "pairs": num_pairs}
 
 
-def read_chats(data: Path) -> dict[str, Messages]:
-    """Return the messages of the prompts that are conversations, by the prompt's text.
+def read_chats(*tables: Path) -> dict[str, Messages]:
+    """Return the messages of the prompts of tables that are conversations, by the prompt's text.
 
-    ``data`` is an artifact of the stage data or answers.
+    Tables that are not there have none.
     """
     chats: dict[str, Messages] = {}
-    for table in sorted(data.glob("*.parquet")):
+    for table in filter(Path.exists, tables):
         with pq.ParquetFile(table) as file:
             names = file.schema_arrow.names
             prompt = "prompt" if "prompt" in names else "question"

@@ -86,7 +86,7 @@ class TrainingSampler:
         self.recorded = run.sampled_steps()
         # not the stage's encoder, which counts what training truncates
         self.encoder = pair_tables.build_encoder(
-            job.text, tokenizer, pair_tables.read_chats(run.inputs["data"])
+            job.text, tokenizer, pair_tables.read_chats(run.inputs["data"] / "evaluation.parquet")
         )
         self.end_ids = prompts.end_tokens(tokenizer, job.text.template)
         self.questions = self._read_questions()

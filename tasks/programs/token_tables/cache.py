@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
+from tasks.dataset.conversation import from_records
 from tasks.programs.runtime.program import ReportProgress, Run
 from tasks.programs.token_tables.token_table import TokenTable
 from tasks.rlhf.batches.truncation import Encoder, TruncationCounts
@@ -91,7 +92,6 @@ def _facts(home: Path, source: Source, encoder: Encoder) -> dict[str, Any]:
         "settings": source.settings,
         "tokenizer": tokenizer_digest(encoder.tokenizer),
         "template": encoder.template,
-        "chats": digest_of(sorted(encoder.chats.items())),
         "max_prompt_tokens": encoder.max_prompt_tokens,
         "max_answer_tokens": encoder.max_answer_tokens,
         "code": [source_digest(source.encoders), *map(_file_digest, (source.module, __name__))],
@@ -163,6 +163,9 @@ def _write_part(path: Path, source: Source, encoder: Encoder, report_progress: R
     empty = source.encode(encoder.fresh(), [])
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, empty.schema) as writer:
         for rows in _iter_groups(source, bounds[first], bounds[last]):
+            encoder.chats = {
+                row["prompt"]: from_records(row["messages"]) for row in rows if row.get("messages")
+            }
             writer.write_batch(source.encode(encoder, rows))
             done += len(rows)
             report_progress(done * world, num_rows * world)
@@ -197,11 +200,12 @@ def _iter_groups(source: Source, first: int, last: int) -> Iterator[Rows]:
 def _iter_batches(source: Source, first: int, last: int) -> Iterator[pa.RecordBatch]:
     """Yield the rows from ``first`` to before ``last``; row groups without any are not read."""
     with pq.ParquetFile(source.table) as file:
+        columns = [*source.columns, *{"messages"}.intersection(file.schema_arrow.names)]
         start = 0
         for number in range(file.num_row_groups):
             end = start + file.metadata.row_group(number).num_rows
             if start < last and end > first:
-                for batch in file.iter_batches(BATCH_ROWS, row_groups=[number], columns=source.columns):
+                for batch in file.iter_batches(BATCH_ROWS, row_groups=[number], columns=columns):
                     skipped, kept = max(0, first - start), min(len(batch), last - start)
                     if kept > skipped:
                         yield batch.slice(skipped, kept - skipped)

@@ -43,7 +43,9 @@ class Part(NamedTuple):
 def export_data(job: ExportDataJob, run: Run) -> None:
     """Write every table that the run has."""
     counts: dict[str, dict[str, int]] = {}
-    template = "chat" if pair_tables.read_chats(run.inputs["data"]) else job.text.template
+    template = (
+        "chat" if pair_tables.read_chats(*sorted(run.inputs["data"].glob("*.parquet"))) else job.text.template
+    )
     for part in PARTS:
         source = run.inputs["data"] / f"{part.table}.parquet"
         if source.exists():

@@ -271,7 +271,6 @@ def test_programs_look_at_what_their_tasks_name_and_nothing_else() -> None:
     for stage in ("pretrain", "sft", "merge", "reward", "ppo", "reference", "dpo", "answers", "winrate"):
         files = [stage, *elsewhere.get(stage, [])]
         program = "".join((ROOT / "tasks" / "programs" / f"{name}.py").read_text() for name in files)
-        program = program.replace('read_chats(run.inputs["data"])', "")  # of all files that are there
         task = (ROOT / "tasks" / "stages" / f"{stage}.py").read_text()
         if "config.samples.tables" in task:
             task += repr(CONFIG.samples.tables).replace("'", '"')
