@@ -1,5 +1,6 @@
 """Test how the parts of the data stage are made: in order, once, by this process or by others."""
 
+import errno
 import json
 import os
 import signal
@@ -11,10 +12,13 @@ from typing import NamedTuple
 import psutil
 import pytest
 
+from tasks.config.jobs import DataJob
+from tasks.programs import data
 from tasks.programs.data_stage.executors import open_parts
 from tasks.programs.data_stage.parts import Parts, counts_path, make_part, read_counts
 from tasks.programs.runtime.program import Run
-from tasks.system.errors import InputError, StageFailed
+from tasks.system.errors import DiskFailure, InputError, StageFailed
+from tests.support import tiny
 
 
 class Task(NamedTuple):
@@ -130,3 +134,26 @@ def test_parts_say_who_made_them(tmp_path: Path) -> None:
         reporting = Parts(parts.executor, 1, on_part=lambda step, makers: seen.append((step, makers.total())))
         list(reporting.make(write_square, tasks_in(tmp_path, 3)))
     assert seen == [("write_square", 1), ("write_square", 2), ("write_square", 3)]
+
+
+def test_a_full_disk_keeps_the_parts_that_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "rows.jsonl"
+    rows = [{"prompt": f"Why {n}?", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(60)]
+    source.write_text("\n".join(map(json.dumps, rows)))
+    record = {"source": {"kind": "own"}, "data": {}, "seed": 0}
+    run = Run(tiny.write_job(tmp_path / "run", "data", record, {"source": source}, threads=1))
+    job = DataJob.model_validate(run.record)
+
+    def fill_disk(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as full:
+        full.setattr("tasks.programs.data_stage.partitions.question_files.write", fill_disk)
+        with pytest.raises(DiskFailure):
+            data.prepare(job, run)
+    made = sorted((run.checkpoints / "work").glob("records*"))
+    assert made
+    with monkeypatch.context() as again:
+        again.setattr("tasks.programs.data_stage.read_source.read_block", fill_disk)
+        data.prepare(job, run)
+    assert (run.artifact / "card.json").exists()
