@@ -140,7 +140,7 @@ def test_a_full_disk_keeps_the_parts_that_are_made(tmp_path: Path, monkeypatch: 
     source = tmp_path / "rows.jsonl"
     rows = [{"prompt": f"Why {n}?", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(60)]
     source.write_text("\n".join(map(json.dumps, rows)))
-    record = {"source": {"kind": "own"}, "data": {}, "seed": 0}
+    record = {"source": {"kind": "own", "path": "rows.jsonl"}, "data": {}, "seed": 0}
     run = Run(tiny.write_job(tmp_path / "run", "data", record, {"source": source}, threads=1))
     job = DataJob.model_validate(run.record)
 
