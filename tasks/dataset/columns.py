@@ -19,7 +19,14 @@ Indices = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 WORD, TEXT = pa.string(), pa.large_string()
-MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.large_string())]))
+
+
+def messages_type(text: pa.DataType) -> pa.DataType:
+    """Return the type of a conversation's messages whose texts have the type ``text``."""
+    return pa.list_(pa.struct([("role", WORD), ("content", text)]))
+
+
+MESSAGES = messages_type(TEXT)
 QUESTION = {
     "id": pa.int64(), "prompt": TEXT, "created": WORD, "site": WORD, "url": WORD, "author": WORD,
     "licence": WORD, "split": WORD, "author_name": WORD, "messages": MESSAGES,

@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.dataset.columns import Indices, Mask, Questions, select
+from tasks.dataset.columns import Indices, Mask, Questions, messages_type, select
 from tasks.dataset.ranking import compare_ages, order_by_preference, rank_ages, rank_scores
 from tasks.system.files import replacing
 
 TEXT, INTEGER, NUMBER, TEXTS = pa.string(), pa.int32(), pa.float64(), pa.list_(pa.string())
-MESSAGES = pa.list_(pa.struct([("role", TEXT), ("content", TEXT)]))
+MESSAGES = messages_type(TEXT)
 ABOUT_QUESTION = {"site": TEXT}
 ROW_GROUP = 8_192  # rows
 FEW_VALUES = re.compile("site|.*_licence")  # columns that a dictionary encodes well

@@ -7,7 +7,7 @@ artifact: model/ (a Hugging Face folder), summary.json
 """
 
 import random
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 import pyarrow.parquet as pq
 import torch
@@ -17,10 +17,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.config.jobs import PretrainJob
 from tasks.config.sections.models import BuiltinBase
+from tasks.dataset.conversation import USER, from_records
 from tasks.programs.runtime.program import Run, main
 from tasks.rlhf.algorithms import schedules
 from tasks.rlhf.algorithms.muon import Muon
-from tasks.rlhf.batches import chunked_log_probs, forward
+from tasks.rlhf.batches import chunked_log_probs, conversations, forward
 from tasks.rlhf.batches.packing import IGNORE, Blocks, Document, pack
 from tasks.rlhf.compute import devices, seeds
 from tasks.rlhf.models import builtin
@@ -34,6 +35,7 @@ class Row(TypedDict):
     prompt: str
     answer: str
     score: float
+    messages: NotRequired[list[dict[str, str]] | None]  # of a prompt that is a conversation
 
 
 class Part(NamedTuple):
@@ -49,11 +51,12 @@ def train(job: PretrainJob, run: Run) -> None:
     device = devices.set_up(machine.device, machine.threads)
 
     # 1. Tokenizer and packed blocks, shuffled so that a batch holds answers to many questions.
-    columns = ["prompt", "answer", "score"]
-    corpus: list[Row] = pq.read_table(run.inputs["data"] / "corpus.parquet", columns=columns).to_pylist()
+    table = run.inputs["data"] / "corpus.parquet"
+    columns = [name for name in Row.__annotations__ if name in pq.read_schema(table).names]
+    corpus: list[Row] = pq.read_table(table, columns=columns).to_pylist()
     random.Random(job.seed).shuffle(corpus)
-    pages = [part for row in corpus for part in _page(row)]
-    tokenizer = builtin.train_tokenizer(pages, vocabulary=settings.vocabulary)
+    texts = [text for row in corpus for text in _texts(row)]
+    tokenizer = builtin.train_tokenizer(texts, vocabulary=settings.vocabulary)
     documents = _documents(tokenizer, corpus, answers_only=settings.loss_on == "answer")
     blocks = pack(documents, block_tokens=settings.context, pad_id=tokenizer.pad_token_id)
     num_blocks = len(blocks.labels)
@@ -150,35 +153,61 @@ def accumulate_gradients(
     return total
 
 
-def _page(row: Row) -> tuple[str, str, str]:
-    """Return question, answer and footer.
+def _texts(row: Row) -> list[str]:
+    """Return the texts of a row's page that the tokenizer learns from, turn by turn."""
+    turns = from_records(row.get("messages")) or ((USER, row["prompt"]),)
+    texts = [_write_question(text) if role == USER else f" {text}" for role, text in turns]
+    return [*texts, *_write_ending(row)]
+
+
+def _write_question(text: str) -> str:
+    return f"Question: {text}\n\nAnswer:"
+
+
+def _write_ending(row: Row) -> tuple[str, str]:
+    """Return answer and footer.
 
     The score is in the footer, after the end token: no sampled answer reaches it, but the model learns to
     predict the quality of what it read.
     """
-    return f"Question: {row['prompt']}\n\nAnswer:", f" {row['answer']}", f" Score: {row['score']:g}"
+    return f" {row['answer']}", f" Score: {row['score']:g}"
 
 
 def _documents(
     tokenizer: PreTrainedTokenizerBase, corpus: list[Row], *, answers_only: bool
 ) -> list[Document]:
-    """Return one document per answer; with ``answers_only`` the loss leaves out the question's tokens."""
-    pages = [_page(row) for row in corpus]
+    """Return one document per answer; with ``answers_only`` the loss leaves out the questions' tokens."""
+    questions = ["" if row.get("messages") else _write_question(row["prompt"]) for row in corpus]
+    endings = [_write_ending(row) for row in corpus]
     texts = tokenizer(
-        [question + answer for question, answer, _ in pages],
+        [question + answer for question, (answer, _) in zip(questions, endings, strict=True)],
         split_special_tokens=True,
         return_offsets_mapping=True,
     )
-    footers = tokenizer([footer for _, _, footer in pages], split_special_tokens=True)["input_ids"]
+    footer_ids = tokenizer([footer for _, footer in endings], split_special_tokens=True)["input_ids"]
     documents = []
-    for (question, _, _), ids, offsets, footer in zip(
-        pages, texts["input_ids"], texts["offset_mapping"], footers, strict=True
+    for row, question, ids, offsets, footer in zip(
+        corpus, questions, texts["input_ids"], texts["offset_mapping"], footer_ids, strict=True
     ):
-        counted = [not answers_only or first >= len(question) for first, _ in offsets]
+        turns, is_answer = _encode_turns(tokenizer, row)
+        is_answer += [first >= len(question) for first, _ in offsets]
+        counted = [not answers_only or is_one for is_one in is_answer]
         documents.append(
-            Document([*ids, tokenizer.eos_token_id, *footer], [*counted, *[True] * (1 + len(footer))])
+            Document([*turns, *ids, tokenizer.eos_token_id, *footer], [*counted, *[True] * (1 + len(footer))])
         )
     return documents
+
+
+def _encode_turns(tokenizer: PreTrainedTokenizerBase, row: Row) -> tuple[list[int], list[bool]]:
+    """Return a conversation's ids up to where its last answer starts, as SFT's plain template writes it.
+
+    Also returns which of them belong to earlier answers; nothing if the prompt is one question.
+    """
+    messages = from_records(row.get("messages"))
+    if not messages:
+        return [], []
+    ids = conversations.encode_messages(tokenizer, messages, "question-answer")
+    return ids, conversations.find_answers(tokenizer, messages, "question-answer")
 
 
 if __name__ == "__main__":

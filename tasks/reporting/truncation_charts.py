@@ -22,6 +22,7 @@ class TruncationRow(NamedTuple):
 
     stage: str
     prompts: str
+    messages: str
     answers: str
     pairs: str
     much: bool
@@ -32,15 +33,21 @@ def build_rows(metrics: Mapping[str, Mapping[str, Any]]) -> list[TruncationRow]:
     rows = []
     for name, title in STAGES.items():
         values = metrics.get(name, {})
-        prompts, answers, pairs = (
-            values.get(f"{name}.{what}") for what in ("prompts_cut", "answers_cut", "pairs_equal_once_cut")
+        prompts, messages, answers, pairs = (
+            values.get(f"{name}.{what}")
+            for what in ("prompts_cut", "messages_dropped", "answers_cut", "pairs_equal_once_cut")
         )
         if prompts is None and answers is None:
             continue
-        much = max(prompts or 0, answers or 0) > MUCH_TRUNCATED
+        much = max(prompts or 0, messages or 0, answers or 0) > MUCH_TRUNCATED
         rows.append(
             TruncationRow(
-                title, _share(prompts), _share(answers), "–" if pairs is None else f"{pairs:,}", much
+                title,
+                _share(prompts),
+                _share(messages),
+                _share(answers),
+                "–" if pairs is None else f"{pairs:,}",
+                much,
             )
         )
     return rows

@@ -89,6 +89,15 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
             ["run", "demo", "--set", "data.rl_share=0.9"],
             "data: finetune_share + reward_share + rl_share must stay below 1",
         ),
+        (
+            ["run", "demo", "--set", "sft.loss_on=answer"],
+            "sft.loss_on: 'answer' is a value of base.loss_on; write 'last' to count a conversation's last "
+            "answer, or 'every'",
+        ),
+        (
+            ["run", "demo", "--set", "base.loss_on=last"],
+            "base.loss_on: 'last' is a value of sft.loss_on; write 'answer'",
+        ),
         (["run", "demo", "--set", "base.num_heads=3"], "base: num_heads must divide hidden_size"),
         (["run", "demo", "--set", "sft.lora.targets=5"], "sft.lora.targets must be 'all-linear', got '5'"),
         (

@@ -136,6 +136,20 @@ def test_prompts_are_counted_if_they_are_used(run: Run) -> None:
     assert made.cut.prompts == 3
 
 
+def test_dropped_messages_of_prompts_are_counted_if_they_are_used(run: Run) -> None:
+    rows = [7, 3, 20]
+    texts = [row["prompt"] for row in rows_of(run, "rl")]
+    talk = [("user", "list files"), ("assistant", "copy")] * 4
+    chats = {texts[row]: [*talk[: row * 2], ("user", texts[row])] for row in (0, 1, 3, 7)}
+    own, made = encoder(chats=chats), encoder(chats=chats)
+    for row in rows:
+        own.encode_prompt(texts[row])
+    prompts.read_rl_split(run, made, rows=rows)
+    assert made.cut == own.cut
+    assert made.cut.messages == 9 + 7
+    assert made.metrics("ppo")["ppo.messages_dropped"] > 0
+
+
 def test_no_table_and_no_pairs(run: Run) -> None:
     (run.inputs["data"] / "evaluation_pairs.parquet").unlink()
     assert (

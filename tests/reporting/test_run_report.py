@@ -497,7 +497,7 @@ def test_what_was_cut_stands_in_the_report_and_in_the_data_card(tmp_path: Path) 
     for page in pages:
         assert re.search(
             (
-                r"<td>SFT <strong class=\"flag\">[^<]*much is cut</strong></td><td>0\.0\s%</td><td>"
+                r"<td>SFT <strong class=\"flag\">[^<]*much is cut</strong></td><td>0\.0\s%</td><td>–</td><td>"
                 r"37\.5\s%</td><td>–</td>"
             ),
             page,

@@ -8,6 +8,7 @@ from tasks.config.jobs import Job
 from tasks.config.sections.base import Settings
 from tasks.config.sections.data import Data
 from tasks.config.sections.models import Precision, Text
+from tasks.config.sections.sft import LossOn
 from tasks.config.sections.sources import Source
 
 Template = Literal["question-answer", "human-assistant", "chat"]
@@ -61,7 +62,7 @@ class LookJob(Job):
     source: Source
     data: Data
     text: Text
-    loss_on: Literal["every", "last", "all"]
+    loss_on: LossOn
     vocabulary: int = Field(
         1024, description="Of a tokenizer that is learnt from the texts if none is given."
     )

@@ -1,8 +1,8 @@
 """Define the settings of the base model, its precision, and how texts become tokens."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tasks.config.sections.base import Settings, as_choice
 
@@ -29,6 +29,13 @@ class BuiltinBase(Settings):
         le=1,
         description="Peak learning rate of Muon (matrices) and AdamW (embeddings and norms).",
     )
+
+    @field_validator("loss_on", mode="before")
+    @classmethod
+    def _refuse_every_and_last(cls, value: Any) -> Any:
+        if value in ("every", "last"):
+            raise ValueError(f"{value!r} is a value of sft.loss_on; write 'answer' to count the answers only")
+        return value
 
     @model_validator(mode="after")
     def _check_heads(self) -> Self:

@@ -1,11 +1,13 @@
 """Define the settings of supervised fine-tuning and of merging its adapter."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tasks.config.sections.base import Settings
 from tasks.config.sections.tuning import Lora, Tuning
+
+LossOn = Literal["every", "last", "all"]
 
 
 class Sft(Tuning):
@@ -13,7 +15,7 @@ class Sft(Tuning):
 
     tune: Literal["lora", "full"] = Field("lora", description="What is trained: an adapter, or every weight.")
     lora: Lora = Lora(rank=16, alpha=32, dropout=0.05)
-    loss_on: Literal["every", "last", "all"] = Field(
+    loss_on: LossOn = Field(
         "every",
         description="Tokens that the loss counts: those of every answer of a conversation, of the last one, "
         "or all.",
@@ -32,6 +34,16 @@ class Sft(Tuning):
         lt=1,
         description="Share of the questions that is held out of training, to measure the loss.",
     )
+
+    @field_validator("loss_on", mode="before")
+    @classmethod
+    def _refuse_answer(cls, value: Any) -> Any:
+        if value == "answer":
+            raise ValueError(
+                "'answer' is a value of base.loss_on; write 'last' to count a conversation's last answer, or "
+                "'every' to count all its answers"
+            )
+        return value
 
 
 class Merge(Settings):

@@ -10,16 +10,15 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-from tasks.dataset import conversation
-from tasks.dataset.conversation import USER, Messages
+from tasks.dataset.conversation import ASSISTANT, USER, Messages
 from tasks.dataset.readers.quarantine import RejectRow
 from tasks.dataset.readers.row_files import Row
 from tasks.dataset.sources.grouping import AnswerGroups
 from tasks.dataset.splits import is_test
 
 SITE, LICENCE = "hh-rlhf", "MIT"
-HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
-SPEAKER = re.compile(f"{HUMAN}|{ASSISTANT}")
+HUMAN_MARK, ASSISTANT_MARK = "\n\nHuman:", "\n\nAssistant:"
+SPEAKER = re.compile(f"{HUMAN_MARK}|{ASSISTANT_MARK}")
 TURN = re.compile(f"({SPEAKER.pattern})")
 SIDES_DIFFER, SEVERAL_TURNS, EQUAL_ANSWERS = RULES = (
     "rows whose sides differ before the last answer",
@@ -53,28 +52,31 @@ def group_rows(
 def read_turns(question: str) -> Messages:
     """Return the messages of a question of several turns, as `split_dialogues` returns it; else none."""
     _, *parts = TURN.split(f"\n\n{question}")
-    if len(parts) < 3 or not question.startswith(HUMAN.strip()):
+    if len(parts) < 3 or not question.startswith(HUMAN_MARK.strip()):
         return ()
     turns = zip(parts[::2], parts[1::2], strict=True)
-    return tuple(
-        (USER if speaker == HUMAN else conversation.ASSISTANT, text.strip()) for speaker, text in turns
-    )
+    return tuple((USER if speaker == HUMAN_MARK else ASSISTANT, text.strip()) for speaker, text in turns)
 
 
 def split_dialogues(chosen: object, rejected: object, *, one_turn: bool) -> tuple[str, str, str] | str:
     """Return (question, better answer, worse answer), or the reason why the row has none."""
     if not (isinstance(chosen, str) and isinstance(rejected, str)):
         return "rows without two dialogues"
-    before, _, better = chosen.rpartition(ASSISTANT)
-    other, _, worse = rejected.rpartition(ASSISTANT)
+    before, _, better = chosen.rpartition(ASSISTANT_MARK)
+    other, _, worse = rejected.rpartition(ASSISTANT_MARK)
     if before != other:
         return SIDES_DIFFER
     speakers = SPEAKER.findall(before)
-    if not speakers or not before.startswith(HUMAN) or HUMAN in better + worse or speakers[-1] != HUMAN:
+    if (
+        not speakers
+        or not before.startswith(HUMAN_MARK)
+        or HUMAN_MARK in better + worse
+        or speakers[-1] != HUMAN_MARK
+    ):
         return "rows that are no dialogue"
     if one_turn and len(speakers) > 1:
         return SEVERAL_TURNS
-    question = before.removeprefix(HUMAN).strip() if len(speakers) == 1 else before.strip()
+    question = before.removeprefix(HUMAN_MARK).strip() if len(speakers) == 1 else before.strip()
     if not question or not better.strip() or not worse.strip():
         return "rows with an empty side"
     if better.strip() == worse.strip():

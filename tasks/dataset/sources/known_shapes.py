@@ -68,9 +68,10 @@ SHAPES = (
         ("prompt", *ANSWERS),
         {"prompt": "instruction", "completion": "output"},
     ),
-    Shape("TRL (messages)", ("messages",), ("prompt", *ANSWERS), {"completion": "messages"}),
-    Shape("ShareGPT", ("conversations",), ("prompt", *ANSWERS), {"completion": "conversations"}),
-    Shape("a conversation", ("conversation",), ("prompt", *ANSWERS), {"completion": "conversation"}),
+    # these may have a prompt too, which is a part of the conversation, as in UltraChat
+    Shape("TRL (messages)", ("messages",), ANSWERS, {"completion": "messages"}),
+    Shape("ShareGPT", ("conversations",), ANSWERS, {"completion": "conversations"}),
+    Shape("a conversation", ("conversation",), ANSWERS, {"completion": "conversation"}),
 )
 
 

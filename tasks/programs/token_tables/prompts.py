@@ -9,7 +9,8 @@ from tasks.programs.token_tables.cache import Rows, Source, load_tokens
 from tasks.programs.token_tables.token_table import TokenTable, to_lists
 from tasks.rlhf.batches.truncation import Encoder, TruncationCounts
 
-SCHEMA = pa.schema({"ids": pa.list_(pa.int32()), "is_cut": pa.bool_()})
+COUNTED = ("messages", "messages_dropped")  # of a conversation
+SCHEMA = pa.schema({"ids": pa.list_(pa.int32()), "is_cut": pa.bool_()} | dict.fromkeys(COUNTED, pa.int32()))
 
 
 class Prompt(NamedTuple):
@@ -31,16 +32,19 @@ def read_rl_split(run: Run, encoder: Encoder, *, rows: list[int]) -> TokenTable[
         settings={},
     )
     found = load_tokens(run, source, encoder.fresh(), _decode, phase="tokenising").select(rows)
-    encoder.count(TruncationCounts(prompts=len(found), prompts_cut=sum(found.column("is_cut"))))
+    counts = {name: sum(found.column(name)) for name in COUNTED}
+    encoder.count(TruncationCounts(prompts=len(found), prompts_cut=sum(found.column("is_cut")), **counts))
     return found
 
 
 def _encode(encoder: Encoder, rows: Rows) -> pa.RecordBatch:
-    columns: dict[str, list[Any]] = {"ids": [], "is_cut": []}
+    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     for row in rows:
-        before = encoder.cut.prompts_cut
+        before = encoder.cut
         columns["ids"].append(encoder.encode_prompt(row["prompt"]))
-        columns["is_cut"].append(encoder.cut.prompts_cut > before)
+        columns["is_cut"].append(encoder.cut.prompts_cut > before.prompts_cut)
+        for name in COUNTED:
+            columns[name].append(getattr(encoder.cut, name) - getattr(before, name))
     return pa.RecordBatch.from_pydict(columns, schema=SCHEMA)
 
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from tasks.config.sections.sft import LossOn
 from tasks.dataset.conversation import Messages
 from tasks.rlhf.batches import conversations
 from tasks.rlhf.batches.control_tokens import control_tokens
@@ -48,7 +49,7 @@ def build_example(
     answer: str,
     worse: str | None,
     *,
-    loss_on: Literal["every", "last", "all"],
+    loss_on: LossOn,
 ) -> Example:
     """Encode a prompt, its answer and one that lost to it as training does. Raises InputError."""
     tokenizer, template = encoder.tokenizer, encoder.template

@@ -32,7 +32,7 @@ from tasks.rlhf.batches.truncation import Encoder
 from tasks.rlhf.models import builtin, loading
 from tasks.system.errors import InputError
 
-NUM_MEASURED = 200  # questions whose lengths are counted
+NUM_MEASURED = 200  # questions whose lengths are counted; more if more are shown
 NUM_GENERATED = 300  # questions of the built-in site
 
 
@@ -85,7 +85,8 @@ def find_source(job: LookJob, run: Run) -> Path:
 def draw_sample(job: LookJob, questions: Questions) -> list[Sampled]:
     """Return a sample of the questions, by their ids; conversations and compared answers come first."""
     kept = np.zeros(len(questions.compared), dtype=bool)
-    kept[row_sample.draw_sample(questions.about.column("id").to_pylist(), NUM_MEASURED)] = True
+    size = max(NUM_MEASURED, job.count)
+    kept[row_sample.draw_sample(questions.about.column("id").to_pylist(), size)] = True
     questions = columns.select(questions, kept)
     pairs, _ = ranking.draw_pairs(questions, max_pairs=job.data.max_pairs, seed=job.seed)
     first = np.searchsorted(questions.owners[pairs[:, 0]], np.arange(len(questions.compared) + 1)).tolist()

@@ -58,8 +58,8 @@ def show_reading(console: Console, reading: Reading, sentences: Iterable[str]) -
 
 
 def _show_counts(console: Console, what: str, counts: Counter[str], noun: str = "") -> None:
-    shown = [(name, count) for name, count in counts.most_common(MOST_LINES) if count]
-    for name, count in shown:
+    counts = +counts  # those above 0
+    for name, count in counts.most_common(MOST_LINES):
         console.print(f"{what}: {noun + ' ' if noun else ''}{show_text(name)} ({count:,})", style=NOTE)
     if len(counts) > MOST_LINES:
         console.print(f"{what}: {len(counts) - MOST_LINES:,} more", style=NOTE)

@@ -1,4 +1,8 @@
-"""Encode texts within their limits, and count how many are cut: metrics are then about beginnings."""
+"""Encode texts within their limits, and count what is left out.
+
+Metrics are about the beginnings of texts that are cut, and about the ends of conversations that lose their
+oldest messages.
+"""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -14,7 +18,7 @@ NO_LIMIT = 2**31 - 1
 
 
 class TruncationCounts(NamedTuple):
-    """Numbers of texts encoded, of texts longer than their limit, and of pairs left out."""
+    """Numbers of texts encoded, of texts that lose their ends to a limit, and of what is left out."""
 
     prompts: int = 0
     prompts_cut: int = 0
@@ -81,7 +85,7 @@ class Encoder:
         fitted = conversations.fit(
             self.tokenizer, messages, template=self.template, max_tokens=self.max_prompt_tokens
         )
-        is_cut = bool(fitted.dropped) or fitted.messages[-1] != messages[-1]
+        is_cut = fitted.messages[-1] != messages[-1]
         self.cut = self.cut._replace(
             prompts=self.cut.prompts + 1,
             prompts_cut=self.cut.prompts_cut + is_cut,
@@ -121,7 +125,7 @@ class Encoder:
         return metrics
 
     def warnings(self) -> list[str]:
-        """Return a sentence for each limit that cuts over a quarter of the texts, or loses as many pairs."""
+        """Return a sentence for each limit that cuts or loses over a quarter of texts, messages or pairs."""
         cut = self.cut
         sentences = [
             _warning(
@@ -131,6 +135,14 @@ class Encoder:
                 "answers", cut.answers_cut, cut.answers, f"text.max_answer_tokens={self.max_answer_tokens}"
             ),
         ]
+        if cut.messages_dropped > MUCH_TRUNCATED * cut.messages:
+            sentences.append(
+                f"{cut.messages_dropped:,} of {cut.messages:,} messages of conversations "
+                f"({cut.messages_dropped / cut.messages:.0%}) are left out, the oldest of those longer than "
+                f"text.max_prompt_tokens={self.max_prompt_tokens}, so what this stage learns or measures is "
+                "about their ends: raise it (the model's context is the limit), or leave long conversations "
+                "out (data.max_prompt_chars)."
+            )
         if cut.pairs_equal > MUCH_TRUNCATED * cut.pairs:
             sentences.append(
                 f"{cut.pairs_equal:,} of {cut.pairs:,} pairs are left out, because their two answers are "

@@ -63,6 +63,13 @@ CASES: dict[str, tuple[list[dict[str, Any]], str, Messages, bool, set[str]]] = {
         set(),
     ),
     "TRL, messages": ([{"messages": [*TALK, GOOD_ANSWER]}], WRITTEN, TURNS, False, set()),
+    "UltraChat": (
+        [{"prompt": "Hi", "prompt_id": "f0e3", "messages": [*TALK[1:], GOOD_ANSWER]}],
+        WRITTEN.partition("\n\n")[2],
+        TURNS[1:],
+        False,
+        {"prompt_id"},
+    ),
     "ShareGPT": (
         [{"id": "x1", "conversations": [*SHAREGPT, {"from": "gpt", "value": GOOD}]}],
         WRITTEN,
@@ -175,6 +182,18 @@ def test_columns_that_the_settings_name_are_those_that_are_read() -> None:
     assert [answer.text for answer in question.answers] == [POOR]
     assert seen.noticed == {}
     assert "output" in seen.unread
+
+
+@pytest.mark.parametrize("column", ["messages", "conversations", "conversation"])
+def test_a_prompt_beside_a_conversation_is_a_part_of_it(column: str) -> None:
+    talk = [*TALK[1:], GOOD_ANSWER]
+    (question,), _, _ = take({"prompt": ASKED, column: talk})
+    assert (question.messages, question.answers[0].text) == (TURNS[1:], GOOD)
+    questions, bad, _ = take({"prompt": "Another question", column: talk})
+    assert questions == []
+    assert list(bad.reasons) == ["rows whose conversation does not begin with the prompt (column 'prompt')"]
+    both = {"prompt": ASKED, column: talk, "chosen": GOOD, "rejected": POOR}
+    assert recognise(both, Columns())[1] == ""
 
 
 def test_a_shape_needs_all_of_its_columns_and_no_others() -> None:

@@ -1,11 +1,15 @@
 """Test `alignflow look`: what is shown of a source, what was cut, and what it refuses."""
 
 import json
+from collections import Counter
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from flows import cli
+from tasks.programs.usage.look_screen import MOST_LINES, _show_counts
 from tests.support.chat_families import family_tokenizer
 from tests.support.data_sets import chat_message
 
@@ -66,6 +70,23 @@ def test_what_is_cut_is_shown(folder: Path, capfd: pytest.CaptureFixture[str]) -
         assert out.count(f"[cut from the end of the {what}, ") == 2
     assert "Of 30 questions 30 are cut at text.max_prompt_tokens=60, and 30 of 30 answers" in out
     assert "Of 90 messages of conversations the 60 oldest are left out." in out
+
+
+def test_as_many_examples_are_shown_as_are_asked_for(capfd: pytest.CaptureFixture[str]) -> None:
+    out = shown(capfd, "demo", "--count", "220")
+    assert out.count("\n\nAnswer:《") == 220
+    assert "Of 220 questions " in out
+
+
+def test_counts_of_0_are_not_shown() -> None:
+    console = Console(record=True, width=100, file=StringIO())
+    some = Counter({f"rule {n}": n - 3 for n in range(MOST_LINES + 4)})
+    _show_counts(console, "Dropped", Counter(dict.fromkeys(some, 0)))
+    assert console.export_text() == ""
+    _show_counts(console, "Dropped", some)
+    assert len(console.export_text().splitlines()) == MOST_LINES
+    _show_counts(console, "Dropped", some + Counter({"more": 1}))
+    assert console.export_text().splitlines()[-1] == "Dropped: 1 more"
 
 
 def test_a_profile_of_the_built_in_base_needs_no_model(capfd: pytest.CaptureFixture[str]) -> None:

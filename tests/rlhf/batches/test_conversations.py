@@ -229,8 +229,37 @@ def test_an_encoder_counts_the_messages_that_are_dropped() -> None:
     assert encoder.encode_prompt("other") == encode_prompt(
         tokenizer, "other", template="chat", max_tokens=limit
     )
-    assert (encoder.cut.prompts, encoder.cut.prompts_cut) == (4, 2)
+    assert (encoder.cut.prompts, encoder.cut.prompts_cut) == (4, 0)
     assert encoder.metrics("sft")["sft.messages_dropped"] == 4 / (7 + 7 + 5)
+
+
+def test_dropped_messages_are_warned_of_as_lost_beginnings() -> None:
+    tokenizer = family_tokenizer("chatml")
+    limit = len(encode_messages(tokenizer, TALK[2:], "chat"))
+    encoder = Encoder(
+        tokenizer, template="chat", max_prompt_tokens=limit, max_answer_tokens=9, chats={"a": TALK}
+    )
+    encoder.encode_prompt("a")
+    (warning,) = encoder.warnings()
+    assert warning.startswith("2 of 5 messages of conversations (40%) are left out, the oldest of those")
+    assert f"text.max_prompt_tokens={limit}" in warning
+    assert "about their ends" in warning
+    encoder.chats = {"short": TALK[2:]}
+    for _ in range(2):
+        encoder.encode_prompt("short")
+    assert encoder.cut.messages_dropped / encoder.cut.messages < 0.25
+    assert encoder.warnings() == []
+
+
+def test_a_conversation_is_cut_if_its_question_loses_its_end() -> None:
+    tokenizer = family_tokenizer("chatml")
+    limit = len(encode_messages(tokenizer, TALK[4:], "chat")) - 1
+    encoder = Encoder(
+        tokenizer, template="chat", max_prompt_tokens=limit, max_answer_tokens=9, chats={"a": TALK}
+    )
+    encoder.encode_prompt("a")
+    assert (encoder.cut.prompts_cut, encoder.cut.messages_dropped) == (1, 4)
+    assert ["beginnings" in sentence for sentence in encoder.warnings()] == [True, False]
 
 
 def test_an_end_of_turn_in_history_is_counted_if_answers_end_so() -> None:

@@ -166,6 +166,18 @@ def test_every_stage_says_what_it_cut_and_measures_on_the_rest(
     assert [row.pairs for row in rows] == ["–", "34", "34"]
 
 
+def test_dropped_messages_stand_in_the_table() -> None:
+    known = {"prompts_cut": 0.0, "messages_dropped": 0.3, "answers_cut": 0.0}
+    (row,) = truncation_charts.build_rows({"ppo": {f"ppo.{name}": value for name, value in known.items()}})
+    assert (row.prompts, row.messages, row.much) == (
+        "0.0\N{NO-BREAK SPACE}%",
+        "30.0\N{NO-BREAK SPACE}%",
+        True,
+    )
+    (row,) = truncation_charts.build_rows({"ppo": {"ppo.prompts_cut": 0.0}})
+    assert (row.messages, row.much) == ("–", False)
+
+
 @pytest.mark.parametrize("stage", ["reward", "reference"])
 def test_nothing_but_pairs_that_are_equal_once_cut_is_refused(
     inputs: dict[str, Path], tmp_path: Path, stage: str
