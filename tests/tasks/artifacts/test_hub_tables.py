@@ -155,6 +155,6 @@ def test_files_and_a_part_are_not_chosen_together() -> None:
 
 
 def test_a_missing_package_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", None)
+    monkeypatch.setitem(sys.modules, "datasets", None)  # find_spec returns None
     with pytest.raises(InputError, match=r"need the package datasets: pip install 'alignflow\[train\]'"):
         read(folder, config="main")
