@@ -16,8 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import httpx
-
 from tasks.artifacts.artifact import content_digest
 from tasks.artifacts.code_version import PROGRAMS, ROOT
 from tasks.artifacts.store import home
@@ -77,16 +75,16 @@ def _find_state(source: HubSource, last_commit: Path) -> State:
     if not COMMIT.fullmatch(commit):
         try:
             commit = _ask_for_commit(source.path, source.revision)
-        except (httpx.HTTPError, OSError) as error:
+        except OSError as error:
             commit = last_commit.read_text() if last_commit.exists() else ""
             no_network = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
     return State(source.path, commit, commit, no_network)
 
 
 def _ask_for_commit(hub_id: str, revision: str | None) -> str:
-    """Return the commit of a branch or tag. Raises InputError, and other errors without network."""
+    """Return the commit of a branch or tag. Raises InputError, and OSError without network."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import HTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         commit = HfApi().dataset_info(hub_id, revision=revision).sha
@@ -96,6 +94,8 @@ def _ask_for_commit(hub_id: str, revision: str | None) -> str:
         raise InputError(
             f"source.path: {hub_id} is neither a folder here nor a data set on the hub that you may read"
         ) from error
+    except HTTPError as error:  # of the HTTP library of this version of huggingface_hub
+        raise ConnectionError(str(error)) from error
     assert commit, hub_id
     return commit
 

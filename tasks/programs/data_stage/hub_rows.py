@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import DatasetBuilder, IterableDataset, get_dataset_config_names, load_dataset_builder
 from datasets.exceptions import DatasetsError
+from huggingface_hub.errors import HTTPError
 
 from tasks.system.errors import InputError
 
@@ -149,7 +149,7 @@ def _refusing_unreadable(path: str) -> Iterator[None]:
     except (
         DatasetsError,
         pa.ArrowException,
-        httpx.HTTPError,
+        HTTPError,
         OSError,
         TypeError,
         ValueError,
