@@ -11,7 +11,7 @@ import pytest
 from tasks.artifacts.corpus import find_corpus
 from tasks.config.sections.sources import OwnRows
 from tasks.system.errors import InputError
-from tests.support.hub_server import serve_hub
+from tests.tasks.artifacts.hub_server import serve_hub
 
 CARD = "---\nconfigs:\n- config_name: main\n  data_files:\n  - {split: train, path: data/train-*}\n---\n"
 
