@@ -5,6 +5,7 @@ from pathlib import Path
 
 from tasks.artifacts.artifact import Artifact, user_artifact
 from tasks.artifacts.hub import download, is_hub_id
+from tasks.artifacts.hub_tables import fetch_tables
 from tasks.config.dump_files import DUMP_ENDINGS, UNKNOWN_SITE, find_sites, users_beside
 from tasks.config.jobs import DataJob
 from tasks.config.pipeline import Pipeline
@@ -72,9 +73,12 @@ def find_corpus(source: StackExchangeDump | HubSource) -> Path:
                 "folder of them"
             )
         find_sites(place, source.site)
-    elif not place.exists():
-        if not is_hub_id(source.path):
-            raise InputError(f"source.path: there is no file or folder {place}")
+        return place
+    if not place.exists() and not is_hub_id(source.path):
+        raise InputError(f"source.path: there is no file or folder {place}")
+    if source.is_part:
+        return fetch_tables(source)
+    if not place.exists():
         wanted = [source.files] if source.files else WANTED
         unwanted = OTHER_FILES if isinstance(source, HhRlhf) and not source.files else None
         place = download(

@@ -1,8 +1,8 @@
 """Define the settings of every kind of source that questions and answers can come from, one class each."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from tasks.config.sections.base import NotInKey, Settings, as_choice
 
@@ -51,6 +51,37 @@ class HubSource(Settings):
         description="Which files of the hub's data set to fetch, as a pattern such as 'data/travel*'; empty: "
         "all.",
     )
+    config: Annotated[str, ORIGIN] = Field(
+        "", description="Config of the data set, as in load_dataset(path, name); empty: its default."
+    )
+    split: Annotated[tuple[str, ...], ORIGIN] = Field(
+        (), description="Splits to read, such as train or [train, test]; empty: all of the config."
+    )
+    columns: Annotated[tuple[str, ...], ORIGIN] = Field(
+        (), description="Columns to keep of the data set; empty: all."
+    )
+    take: Annotated[int | None, ORIGIN] = Field(
+        None, ge=1, description="The first rows of each split to read, by streaming; null: all."
+    )
+
+    @property
+    def is_part(self) -> bool:
+        """Return whether a config, splits, columns or the first rows of a data set are chosen."""
+        return bool(self.config or self.split or self.columns or self.take)
+
+    @field_validator("split", "columns", mode="before")
+    @classmethod
+    def _accept_one_column_or_split(cls, value: Any) -> Any:
+        """Accept a single name in place of a list: --set source.split=train."""
+        return ((value,) if value else ()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check_files(self) -> Self:
+        if self.files and self.is_part:
+            raise ValueError(
+                "files chooses files by their names; leave it out, or config, split, columns and take"
+            )
+        return self
 
 
 class StackExchangePreferences(HubSource):

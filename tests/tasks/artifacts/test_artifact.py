@@ -207,9 +207,10 @@ SOURCES: list[dict[str, Any]] = [
     *({"kind": kind} for kind in ("stack-exchange-preferences", "stack-exchange-paired", "hh-rlhf")),
     {"kind": "own", "path": "rows.jsonl", "context": ["a", "b"]},
 ]
+PLACE = {f"source.{name}" for name in ("path", "revision", "files", "config", "split", "columns", "take")}
 NOT_IN_KEY = {
     "site": set(),
-    "data": {"source.path", "source.revision", "source.files", "data.decontaminate_against"},
+    "data": {*PLACE, "data.decontaminate_against"},
     "pretrain": set(),
     "sft": {"weights.merged", "sft.start"},
     "merge": {"weights.merged"},
@@ -218,7 +219,7 @@ NOT_IN_KEY = {
     "ppo": {"weights.base", "ppo.allow_exploitable", "ppo.ptx.path"},
     "dpo": {"weights.base", "dpo.start"},
     "answers": {"winrate.num_graded_pairs"},
-    "winrate": {"weights.base", "source.path", "source.revision", "source.files"},
+    "winrate": {"weights.base", *PLACE},
     "benchmarks": {"benchmarks.files", "benchmarks.reward_bench"},
     "report": set(),
 }
