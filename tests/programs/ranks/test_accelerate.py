@@ -16,7 +16,7 @@ from tasks.config.pipeline import Pipeline
 from tasks.execution.launch import run_program
 from tasks.rlhf.compute import accelerate_launch
 from tasks.system.errors import InputError
-from tests.programs.test_distributed import (
+from tests.programs.ranks.test_distributed import (
     COMPARED,
     ONE_AFTER_ANOTHER,
     inputs,
