@@ -10,13 +10,14 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from tasks.config.commands.usage import ExportDataJob
-from tasks.config.jobs import SftJob
+from tasks.config.jobs import PretrainJob, SftJob
 from tasks.config.sections.models import Text
+from tasks.dataset import conversation
 from tasks.dataset.conversation import from_records
 from tasks.dataset.tables import MESSAGES
 from tasks.judges.judge import Answer
 from tasks.judges.reward_judge import RewardScores
-from tasks.programs import sft
+from tasks.programs import pretrain, sft
 from tasks.programs.runtime import pair_tables
 from tasks.programs.runtime.program import Run
 from tasks.programs.token_tables.documents import LossOn, read_finetune_split
@@ -24,6 +25,7 @@ from tasks.programs.token_tables.questions import read_pairs
 from tasks.programs.usage.export_data import export_data
 from tasks.rlhf.batches import conversations
 from tasks.rlhf.batches.prompts import encode_answer
+from tasks.rlhf.models import builtin
 from tests.support import tiny
 from tests.support.chat_families import CHATML
 from tests.support.data_sets import chat_message, run_data_program
@@ -130,6 +132,30 @@ def test_sft_learns_conversations(data: Path, tmp_path: Path) -> None:
     found = json.loads((run.artifact / "summary.json").read_text())["metrics"]
     assert found["sft.messages_dropped"] == 0
     assert found["sft.held_out_loss"] > 0
+
+
+def test_the_built_in_base_reads_turns(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learnt: list[str] = []
+    train = builtin.train_tokenizer
+
+    def record(texts: list[str], *, vocabulary: int) -> PreTrainedTokenizerBase:
+        learnt.extend(texts)
+        return train(texts, vocabulary=vocabulary)
+
+    monkeypatch.setattr(builtin, "train_tokenizer", record)
+    small = {"vocabulary": 300, "hidden_size": 16, "num_layers": 1, "num_heads": 1, "context": 64}
+    job = {"seed": 0, "base": small | {"steps": 1, "batch_size": 2}}
+    run = run_on(tmp_path / "run", "pretrain", job, data=data)
+    pretrain.train(PretrainJob.model_validate(run.record), run)
+    assert " show <eos> disks" in learnt
+    assert not any("Human:" in text for text in learnt)
+    assert (run.artifact / "model").is_dir()
+
+
+def test_programs_and_mathematics_name_roles_alike() -> None:
+    """They have a vocabulary each, because the mathematics import nothing of the data."""
+    ours, theirs = ((one.USER, one.ASSISTANT, one.SYSTEM) for one in (conversation, conversations))
+    assert ours == theirs
 
 
 def test_a_conversation_is_exported_as_messages(data: Path, tmp_path: Path) -> None:
