@@ -15,9 +15,11 @@ from tasks.artifacts.mixed_text import mixed_text
 from tasks.artifacts.reward_sources import function_digests, reward_models
 from tasks.artifacts.store import home
 from tasks.artifacts.weight_files import start_weights
+from tasks.config.machine import Launches
 from tasks.config.pipeline import Pipeline
 from tasks.config.sections.models import HuggingFaceBase
 from tasks.config.sections.sources import ShellSite
+from tasks.execution import accelerate_config
 from tasks.execution.tokenizer_preflight import check_tokenizer
 from tasks.promotion.finished_runs import connect
 from tasks.system.errors import InputError
@@ -40,6 +42,10 @@ def check_inputs(config: Pipeline) -> None:
     mixed_text(config)
     reward_models(config.ppo.rewards)
     function_digests(config.ppo.rewards)
+    if not config.pools.gpu:  # a worker's files are not known here
+        for stage in Launches.model_fields:
+            if (launch := config.machine.of(stage)).accelerate_config:
+                accelerate_config.read(stage, launch)
 
 
 def check_environment(config: Pipeline, profile: str) -> None:

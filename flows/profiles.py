@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from flows.setting_values import convert_settings, read_argument, read_yaml
 from tasks.artifacts.store import flatten
 from tasks.config.judge_prompts import is_own_prompt
+from tasks.config.machine import Launch, Launches
 from tasks.config.pipeline import Pipeline
 from tasks.config.sections.base import replace_old_names
 from tasks.config.sections.rewards import OtherRewardModel
@@ -110,7 +111,14 @@ def with_absolute_paths(config: Pipeline, folder: Path) -> Pipeline:
     def of_reward_model(model: OtherRewardModel) -> OtherRewardModel:
         return model.model_copy(update={"path": make_absolute(model.path), "base": make_absolute(model.base)})
 
+    def of_launch(launch: Launch) -> Launch:
+        return launch.model_copy(update={"accelerate_config": make_absolute(launch.accelerate_config)})
+
+    launches = {stage: of_launch(config.machine.of(stage)) for stage in Launches.model_fields}
     changed: dict[str, Any] = {
+        "machine": config.machine.model_copy(
+            update={"launch": config.machine.launch.model_copy(update=launches)}
+        ),
         "data": config.data.model_copy(
             update={"decontaminate_against": tuple(map(make_absolute, config.data.decontaminate_against))}
         ),

@@ -18,7 +18,7 @@ from flows import profiles
 from flows.arguments import add_deployed_profiles
 from flows.services.processes import ServerFailed
 from tasks.artifacts.hub import is_hub_id
-from tasks.config.machine import Pools
+from tasks.config.machine import Launches, Pools
 from tasks.config.pipeline import Pipeline
 from tasks.config.sections.models import HuggingFaceBase
 from tasks.config.sections.sources import HubSource
@@ -111,6 +111,8 @@ def _find_relative_path(config: Pipeline) -> str:
     paths |= {f"data.decontaminate_against {path}": path for path in config.data.decontaminate_against}
     paths |= {f"benchmarks.files {path}": path for path in config.benchmarks.files}
     paths |= {"benchmarks.reward_bench": config.benchmarks.reward_bench, "ppo.ptx.path": config.ppo.ptx.path}
+    for stage in Launches.model_fields:
+        paths[f"machine.launch.{stage}.accelerate_config"] = config.machine.of(stage).accelerate_config
     for model in config.ppo.rewards.models:
         paths |= {f"ppo.rewards.models {model.name}": model.path, f"base of {model.name}": model.base}
     for section in (config.source, config.base):

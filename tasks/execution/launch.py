@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 
 from tasks.artifacts.code_version import PROGRAMS, imported_packages
 from tasks.config.machine import Launch, Machine
-from tasks.execution import program_forks
+from tasks.execution import accelerate_config, program_forks
 from tasks.execution.metrics_tail import Line, MetricsTail
 from tasks.execution.program_environment import (
     distributed_environment,
@@ -31,6 +32,8 @@ from tasks.system.processes import die_with_parent
 Program = subprocess.Popen[bytes] | program_forks.Child
 
 POLL_SECONDS = 0.05
+ERROR = re.compile(r"(?:\[rank\d+\]: ?)?[\w.]*(?:Error|Exception): \S")  # the last line of a traceback
+MOST_LETTERS = 400  # of an error in a log
 GRACE_SECONDS = 10.0  # between SIGTERM and SIGKILL
 BEFORE_TRAINING = (
     "site",
@@ -71,24 +74,22 @@ def run_program(
     machine: Machine,
     *,
     on_step: Callable[[Line], None] = lambda _: None,
-    on_poll: Callable[[], None] = lambda: None,
     keep_open: tuple[int, ...] = (),
 ) -> Usage:
     """Run ``tasks.programs.<stage>`` on ``directory`` to its end.
 
     Raises InputError if the user must change an input, StageFailed for any other failure. On any other
     exception, such as KeyboardInterrupt, the program is killed first. ``on_step`` is called with every new
-    line of metrics.jsonl, ``on_poll`` every POLL_SECONDS; the program inherits the file descriptors
-    ``keep_open``.
+    line of metrics.jsonl; the program inherits the file descriptors ``keep_open``.
     """
-    for name in ("done", "error.json"):
+    for name in ("started", "done", "error.json"):
         (directory / name).unlink(missing_ok=True)
     started = time.monotonic()
     with (directory / "log.txt").open("ab") as log:
         process = _start(stage, directory, machine, (log.fileno(), *keep_open))
         try:
             members = _with_children if machine.of(stage).is_distributed else _alone
-            status, peak_mb = _follow(process, directory / "metrics.jsonl", on_step, on_poll, members)
+            status, peak_mb = _follow(process, directory / "metrics.jsonl", on_step, members)
         except BaseException:
             _kill(process)
             raise
@@ -96,8 +97,9 @@ def run_program(
         has_reason = (directory / "error.json").exists()
         if status > 0 and not has_reason and (failure := probe_disk(directory)):
             raise failure  # the disk refused even the file with the reason
-        if status == 1 and machine.of(stage).is_distributed and not has_reason:
-            status = -signal.SIGKILL  # torchrun's status for killed processes; others have written a reason
+        has_started = (directory / "started").exists()
+        if status == 1 and machine.of(stage).is_distributed and has_started and not has_reason:
+            status = -signal.SIGKILL  # a launcher's status for killed ranks; others have written a reason
         raise _failure(stage, directory, status)
     return Usage(time.monotonic() - started, peak_mb)
 
@@ -116,8 +118,9 @@ def _start(stage: str, directory: Path, machine: Machine, inherited: tuple[int, 
     secrets = endpoint_variables(_job(directory))
     launch = machine.of(stage)
     if launch.accelerate_config:
-        command = _accelerate(stage, directory, launch)
-        return _spawn(command, directory, program_environment(machine) | secrets, inherited)
+        settings = accelerate_config.read(stage, launch)
+        environment = distributed_environment(machine, accelerate_config.processes_per_node(settings))
+        return _spawn(_accelerate(stage, directory, launch), directory, environment | secrets, inherited)
     if launch.is_distributed:
         environment = distributed_environment(machine, launch.processes)
         return _spawn(_torchrun(stage, directory, machine), directory, environment | secrets, inherited)
@@ -155,12 +158,7 @@ def _accelerate(stage: str, directory: Path, launch: Launch) -> list[str]:
 
     Raises InputError if the configuration is not there.
     """
-    config = Path(launch.accelerate_config).expanduser().absolute()
-    if not config.is_file():
-        raise InputError(
-            f"machine.launch.{stage}.accelerate_config: {config} is not there; `accelerate config "
-            f"--config_file {config}` writes it"
-        )
+    config = accelerate_config.find(stage, launch)
     set_elsewhere = ["--mixed_precision", "no", "--dynamo_backend", "no"]
     program = ["-m", f"{PROGRAMS}.{stage}", str(directory)]
     return ["accelerate.commands.launch", "--config_file", str(config), *set_elsewhere, *program]
@@ -191,7 +189,6 @@ def _follow(
     process: Program,
     metrics: Path,
     on_step: Callable[[Line], None],
-    on_poll: Callable[[], None],
     members: Callable[[int], list[int]],
 ) -> tuple[int, float]:
     """Wait for the program's end and call ``on_step`` with every new line of ``metrics``.
@@ -204,7 +201,6 @@ def _follow(
         status, fallback_mb = _poll(process)
         for line in tail.read():
             on_step(line)
-        on_poll()
         if interrupted.is_set():
             raise KeyboardInterrupt
         if status is not None:
@@ -263,9 +259,17 @@ def _kill(process: Program) -> None:
 def _missing_module(log: Path) -> str:
     """Return the name of the library whose import ended the program at its start, "" for another failure."""
     rows = log.read_text(errors="replace").splitlines()
-    found = re.fullmatch(r"ModuleNotFoundError: No module named '([\w.]+)'", rows[-1]) if rows else None
+    pattern = r"(?:.*\()?ModuleNotFoundError: No module named '([\w.]+)'\)?"  # in brackets: of python -m
+    found = re.fullmatch(pattern, rows[-1]) if rows else None
     name = found[1].partition(".")[0] if found else ""
     return "" if name in ("tasks", "flows") else name
+
+
+def _last_error(log: Path) -> str:
+    """Return the last error in a log, with the lines that follow it, or else the last line; "" if empty."""
+    rows = [row for row in log.read_text(errors="replace").splitlines() if row.strip()]
+    errors = [number for number, row in enumerate(rows) if ERROR.match(row)]
+    return textwrap.shorten(" ".join(rows[errors[-1] if errors else -1 :]), MOST_LETTERS, placeholder=" ...")
 
 
 def _failure(stage: str, directory: Path, status: int) -> Exception:
@@ -288,6 +292,8 @@ def _failure(stage: str, directory: Path, status: int) -> Exception:
     if status < 0:
         cause = f"killed by {signal.Signals(-status).name}"
     else:
-        cause = error.get("message") or f"exit status {status}" + ("" if status else " but not marked done")
+        # a program says why it fails; a launcher that starts none, and an import that fails, only log it
+        reason = error.get("message") or (_last_error(log) if status == 1 else "")
+        cause = reason or f"exit status {status}" + ("" if status else " but not marked done")
     error_type = StageCrashed if status < 0 else StageFailed
     return error_type(f"The stage {stage} failed: {cause.rstrip('.')}. Its log: {log}")

@@ -15,6 +15,7 @@ from torch import Tensor
 from tasks.config.jobs import RewardJob
 from tasks.rlhf.batches import comparisons
 from tasks.rlhf.batches.comparisons import Comparison
+from tasks.rlhf.batches.truncation import Encoder
 from tasks.rlhf.compute import devices, seeds
 from tasks.rlhf.evaluation import linear_probe, pair_accuracy, probe_start, reward_evaluation
 from tasks.rlhf.evaluation.intervals import Interval
@@ -85,8 +86,13 @@ def main(folder: Path) -> None:
         inputs["data"] / "reward_groups.parquet", columns=comparisons.RANKING_COLUMNS
     ).to_pylist()
     texts = comparisons.from_rankings(rows, most_answers=job.reward.max_answers)
-    lengths = {"max_prompt_tokens": text.max_prompt_tokens, "max_answer_tokens": text.max_answer_tokens}
-    questions = comparisons.encode(texts, tokenizer, template=text.template, **lengths)
+    encoder = Encoder(
+        tokenizer,
+        template=text.template,
+        max_prompt_tokens=text.max_prompt_tokens,
+        max_answer_tokens=text.max_answer_tokens,
+    )
+    questions = comparisons.encode_with(encoder, texts)
     model = loading.load(inputs["model"], device=device, precision=job.weights.merged).eval()
     width = model.config.hidden_size
     collate = partial(comparisons.collate, pad_id=tokenizer.pad_token_id, device=device, hidden_size=width)

@@ -170,6 +170,10 @@ def test_a_deployment_whose_files_are_here_has_their_absolute_paths(elsewhere: P
             "data: {decontaminate_against: [x/y/z]}",
             "data.decontaminate_against x/y/z: there is no x/y/z here",
         ),
+        (
+            "machine: {launch: {ppo: {accelerate_config: a.yaml}}}",
+            "machine.launch.ppo.accelerate_config: there is no a.yaml here",
+        ),
         ("sft: {start: old}", "sft.start: there is no old here"),
         ("base: {kind: hugging-face, path: ../m}", "base.path: there is no ../m here"),
     ],

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from tasks.config.commands.usage import ExportDataJob
 from tasks.config.jobs import PretrainJob, SftJob
 from tasks.config.sections.models import Text
+from tasks.config.sections.sft import LossOn
 from tasks.dataset import conversation
 from tasks.dataset.conversation import from_records
 from tasks.dataset.tables import MESSAGES
@@ -20,7 +21,7 @@ from tasks.judges.reward_judge import RewardScores
 from tasks.programs import pretrain, sft
 from tasks.programs.runtime import pair_tables
 from tasks.programs.runtime.program import Run
-from tasks.programs.token_tables.documents import LossOn, read_finetune_split
+from tasks.programs.token_tables.documents import read_finetune_split
 from tasks.programs.token_tables.questions import read_pairs
 from tasks.programs.usage.export_data import export_data
 from tasks.rlhf.batches import conversations

@@ -24,6 +24,7 @@ from tasks.programs.runtime.program import Run
 from tasks.rlhf.algorithms import schedules
 from tasks.rlhf.algorithms.sanity_checks import StepZeroError
 from tasks.rlhf.batches import comparisons, shared_prompt
+from tasks.rlhf.batches.truncation import Encoder
 from tasks.rlhf.evaluation.intervals import wilson
 from tasks.rlhf.models import fingerprint, loading, lora, trainable
 from tasks.system.errors import InputError
@@ -70,7 +71,9 @@ def test_it_starts_at_ln_2_and_at_the_bases_own_likelihood_of_the_best_answers(
     assert line["margin"] == pytest.approx(0, abs=1e-5)
     tokenizer, base = loading.load_tokenizer(inputs["model"]), loading.load(inputs["model"], device=tiny.CPU)
     rows = pq.read_table(inputs["data"] / "reward.parquet").to_pylist()
-    encoded = comparisons.encode(comparisons.from_pairs(rows), tokenizer, template="question-answer", **TEXT)
+    encoded = comparisons.encode_with(
+        Encoder(tokenizer, template="question-answer", **TEXT), comparisons.from_pairs(rows)
+    )
     indices, _ = comparisons.hold_out([c.question_id for c in encoded], share=0.05, seed=0)
     training = [encoded[index] for index in indices]
     losses = []
@@ -202,7 +205,9 @@ def test_a_reference_of_another_model_is_noticed_before_the_first_step(
 def test_the_reference_is_what_the_library_says_of_each_answer(inputs: dict[str, Path]) -> None:
     tokenizer, base = loading.load_tokenizer(inputs["model"]), loading.load(inputs["model"], device=tiny.CPU)
     rows = pq.read_table(inputs["data"] / "reward.parquet").to_pylist()
-    encoded = comparisons.encode(comparisons.from_pairs(rows), tokenizer, template="question-answer", **TEXT)
+    encoded = comparisons.encode_with(
+        Encoder(tokenizer, template="question-answer", **TEXT), comparisons.from_pairs(rows)
+    )
     known = iter(pq.read_table(inputs["reference"] / "reference.parquet").to_pylist())
     for question in encoded:
         for number, answer in enumerate(question.answers):

@@ -16,12 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tasks.config.sections.sft import LossOn
 from tasks.programs.runtime.program import Run
 from tasks.programs.token_tables import cache, documents, prompts, questions
 from tasks.programs.token_tables.token_table import TokenTable, to_lists
 from tasks.rlhf.batches import comparisons
 from tasks.rlhf.batches.packing import Document
 from tasks.rlhf.batches.truncation import Encoder
+from tasks.rlhf.compute import distributed
 from tasks.system.errors import InputError
 from tasks.system.locks import acquire
 from tests.support import tiny
@@ -49,7 +51,7 @@ def rewrite(run: Run, name: str, rows: list[dict[str, Any]], **how: Any) -> None
     pq.write_table(pa.Table.from_pylist(rows), run.inputs["data"] / f"{name}.parquet", **how)
 
 
-def read_documents(run: Run, made: Encoder, *, loss_on: documents.LossOn = "last") -> list[Document]:
+def read_documents(run: Run, made: Encoder, *, loss_on: LossOn = "last") -> list[Document]:
     return list(documents.read_finetune_split(run, made, loss_on=loss_on))
 
 
@@ -73,7 +75,7 @@ def forbid_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("loss_on", ["last", "all"])
 def test_documents_are_what_the_encoder_makes_of_each_row(
-    run: Run, loss_on: documents.LossOn, monkeypatch: pytest.MonkeyPatch
+    run: Run, loss_on: LossOn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache, "BATCH_ROWS", 4)
     rewrite(run, "finetune", rows_of(run, "finetune"), row_group_size=7)
@@ -288,6 +290,27 @@ def test_damaged_files_are_made_again(run: Run, tmp_path: Path, damage: Callable
     assert read_documents(run, second) == made
     assert first.cut == second.cut
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_file_that_is_deleted_meanwhile_is_not_blamed_on_the_disks_of_nodes(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_documents(run, encoder())
+    (folder,) = folders(tmp_path)
+    (part,) = folder.glob("*.arrow")
+    honest = cache._read_intact
+
+    def read_and_lose(*places: Path) -> cache.Record | None:
+        record = honest(*places)
+        part.unlink()
+        return record
+
+    monkeypatch.setattr(cache, "_read_intact", read_and_lose)
+    with pytest.raises(InputError, match=r"arrow was deleted while this program started: start it again"):
+        read_documents(run, encoder())
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    with pytest.raises(InputError, match=r"put ALIGNFLOW_HOME on a disk that all nodes share"):
+        cache._open_parts(folder, cache.Record(facts={}, parts={part.name: ""}, cut={}))
 
 
 def test_an_error_in_mid_work_leaves_nothing_that_is_read(

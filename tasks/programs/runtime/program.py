@@ -2,6 +2,7 @@
 
 ``main(train, Job)`` reads DIR/job.json, calls ``train``, and writes DIR/done last.
 
+DIR/started         empty: a process has got as far as ``main``
 DIR/job.json        {"stage", "job": a Job of tasks.config.jobs, "inputs": {name: path},
                     "machine": a Machine of tasks.config}
 DIR/metrics.jsonl   one JSON line per step: {"step", "total", "time", metrics...};
@@ -252,6 +253,7 @@ def main(
         for name in ("done", "error.json"):
             (directory / name).unlink(missing_ok=True)
     try:
+        (directory / "started").touch()
         with among():
             run = Run(directory)
             with run.interruptions.listening():

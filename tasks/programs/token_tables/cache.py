@@ -216,15 +216,20 @@ def _iter_batches(source: Source, first: int, last: int) -> Iterator[pa.RecordBa
 def _open_parts(folder: Path, record: Record) -> list[pa.RecordBatch]:
     """Return the batches of all parts, which lie in memory-mapped files.
 
-    Raises InputError if this machine does not see a part.
+    Raises InputError if this machine does not see a part, or if one was deleted in the meantime.
     """
     batches: list[pa.RecordBatch] = []
     for name in record["parts"]:
         try:
             batches += pa.ipc.open_stream(pa.memory_map(str(folder / name))).read_all().to_batches()
         except FileNotFoundError as error:
+            if distributed.world() > 1:
+                raise InputError(
+                    f"{folder / name} is not seen by every process of this run: put ALIGNFLOW_HOME on a disk "
+                    "that all nodes share."
+                ) from error
             raise InputError(
-                f"{folder / name} is not seen by every process of this run: put ALIGNFLOW_HOME on a disk "
-                "that all nodes share."
+                f"{folder / name} was deleted while this program started: start it again, and the table is "
+                "tokenised again."
             ) from error
     return batches

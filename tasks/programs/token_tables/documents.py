@@ -1,11 +1,12 @@
 """Read documents that are trained on packed side by side, and check that a model keeps them apart."""
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 from transformers import PreTrainedModel
 
+from tasks.config.sections.sft import LossOn
 from tasks.programs.runtime.program import Run
 from tasks.programs.token_tables.cache import Rows, Source, load_tokens
 from tasks.programs.token_tables.token_table import TokenTable, to_lists
@@ -13,8 +14,6 @@ from tasks.rlhf.batches import layout_checks
 from tasks.rlhf.batches.packing import Document, PackedDocuments
 from tasks.rlhf.batches.truncation import Encoder
 from tasks.rlhf.compute import fsdp
-
-LossOn = Literal["every", "last", "all"]
 
 SCHEMA = pa.schema({"ids": pa.list_(pa.int32()), "target": pa.list_(pa.bool_())})
 

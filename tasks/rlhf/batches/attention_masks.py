@@ -178,7 +178,7 @@ def use_one_text_per_row(model: PreTrainedModel) -> None:
 
 
 def has_one_text_per_row(model: PreTrainedModel) -> bool:
-    """Return whether `keep_texts_apart` was called."""
+    """Return whether `use_one_text_per_row` was called for this model."""
     return model in _one_text_per_row
 
 

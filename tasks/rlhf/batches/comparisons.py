@@ -10,9 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from tasks.rlhf.batches.prompts import Template
 from tasks.rlhf.batches.shared_prompt import SharedPromptBatch, join
 from tasks.rlhf.batches.truncation import Encoder
 from tasks.rlhf.compute.seeds import mix
@@ -101,24 +99,6 @@ def from_rankings(rows: Iterable[dict[str, Any]], *, most_answers: int) -> dict[
 def evenly_spaced(count: int, most: int) -> list[int]:
     """Return at most ``most`` of ``count`` indices, evenly spaced, first and last included (most >= 2)."""
     return list(range(count)) if count <= most else [round(i * (count - 1) / (most - 1)) for i in range(most)]
-
-
-def encode(
-    texts: Mapping[int, Texts],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    template: Template,
-    max_prompt_tokens: int,
-    max_answer_tokens: int,
-) -> list[Comparison]:
-    """Return questions as token ids, encoded with a fresh `Encoder`."""
-    encoder = Encoder(
-        tokenizer,
-        template=template,
-        max_prompt_tokens=max_prompt_tokens,
-        max_answer_tokens=max_answer_tokens,
-    )
-    return encode_with(encoder, texts)
 
 
 def encode_with(

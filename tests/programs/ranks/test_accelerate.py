@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +12,14 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from flows.preflight import check_inputs
+from flows.profiles import load, with_absolute_paths
+from tasks.config.jobs import SftJob
 from tasks.config.machine import Machine
 from tasks.config.pipeline import Pipeline
 from tasks.execution.launch import run_program
 from tasks.rlhf.compute import accelerate_launch
-from tasks.system.errors import InputError
+from tasks.system.errors import InputError, StageCrashed, StageFailed
 from tests.programs.ranks.test_distributed import (
     COMPARED,
     ONE_AFTER_ANOTHER,
@@ -24,10 +28,11 @@ from tests.programs.ranks.test_distributed import (
     program_of,
     run_here,
     steps,
+    tree,
 )
 from tests.support import tiny
 
-__all__ = ["inputs"]  # a fixture
+__all__ = ["inputs", "tree"]  # fixtures
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its launcher")
 # as `accelerate config` writes it, for a machine with two GPUs
@@ -206,6 +211,112 @@ def test_a_configuration_that_is_not_there_is_refused(tmp_path: Path) -> None:
     machine = Machine.model_validate({"launch": {"sft": {"accelerate_config": str(tmp_path / "no.yaml")}}})
     with pytest.raises(InputError, match=r"no\.yaml is not there; `accelerate config --config_file"):
         run_program("sft", tmp_path, machine)
+
+
+SET = "machine.launch.reward.accelerate_config"
+
+
+def test_a_relative_configuration_is_made_absolute(tmp_path: Path) -> None:
+    write_config(tmp_path, CONFIG)
+    config = with_absolute_paths(load("demo", [f"{SET}=accelerate.yaml"]), tmp_path)
+    assert config.machine.launch.reward.accelerate_config == str(tmp_path / "accelerate.yaml")
+    assert config.machine.launch.sft.accelerate_config == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"accelerate\.yaml is not there; `accelerate config --config_file"),
+        ("a: b: c", r"accelerate\.yaml is not valid YAML: line 1, mapping values are not allowed here"),
+        ("[1, 2]", r"accelerate\.yaml holds no settings"),
+        (b"\xff", r"accelerate\.yaml cannot be read: "),
+    ],
+)
+def test_a_configuration_that_cannot_be_read_is_refused_before_anything_runs(
+    tmp_path: Path, content: str | bytes | None, message: str
+) -> None:
+    path = tmp_path / "accelerate.yaml"
+    if content is not None:
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(InputError, match=rf"^{re.escape(SET)}: .*{message}"):
+        check_inputs(load("demo", [f"{SET}={path}"]))
+    check_inputs(load("demo", [f"{SET}={path}", "pools.gpu=gpu"]))  # it is for the worker to find
+
+
+# ------------------------------------------------------------------------------------------- launch
+
+
+def launched(tree: Path, tmp_path: Path, config: dict[str, Any], code: str = "") -> tuple[Path, Machine]:
+    """Return a folder whose program has this code, and a machine that starts it by accelerate."""
+    (tree / "tasks" / "programs" / "sft.py").write_text(code)
+    folder = tmp_path / "work"
+    folder.mkdir()
+    (folder / "job.json").write_text("{}")
+    path = write_config(tmp_path, config)
+    return folder, Machine.model_validate({"launch": {"sft": {"accelerate_config": str(path)}}})
+
+
+@pytest.mark.parametrize(
+    ("config", "share"),
+    [
+        ({"num_processes": 2}, 6),
+        ({"num_processes": 8, "num_machines": 2}, 3),
+        ({"num_processes": 64}, 1),
+        ({}, 12),  # one process
+        ({"num_processes": -1}, 12),  # accelerate refuses it
+        ({"num_processes": "many"}, 12),
+        ({"num_machines": 0}, 12),
+    ],
+)
+def test_ranks_share_the_cores(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], share: int
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    commands = tree / "accelerate" / "commands"
+    commands.mkdir(parents=True)
+    for package in (commands, commands.parent):
+        (package / "__init__.py").touch()
+    (commands / "launch.py").write_text(
+        "import os; open('threads', 'w').write(os.environ['OMP_NUM_THREADS']); open('done', 'w')"
+    )
+    folder, machine = launched(tree, tmp_path, config)
+    run_program("sft", folder, machine)
+    assert (folder / "threads").read_text() == str(share)
+    run_program("sft", folder, machine.model_copy(update={"threads": 5}))
+    assert (folder / "threads").read_text() == "5"
+
+
+def test_a_configuration_that_accelerate_refuses_is_told_and_is_no_crash(tree: Path, tmp_path: Path) -> None:
+    folder, machine = launched(tree, tmp_path, CONFIG | {"no_such_key": 1})
+    with pytest.raises(
+        StageFailed, match=r"sft failed: ValueError: .*unknown keys \(\['no_such_key'\]\)"
+    ) as told:
+        run_program("sft", folder, machine)
+    assert not isinstance(told.value, StageCrashed)
+
+
+def test_accelerate_is_named_where_it_is_not_installed(tree: Path, tmp_path: Path) -> None:
+    (tree / "accelerate").mkdir()
+    (tree / "accelerate" / "__init__.py").touch()  # found first, and has no commands
+    folder, machine = launched(tree, tmp_path, CONFIG)
+    with pytest.raises(InputError, match="The stage sft needs accelerate, not installed where it runs"):
+        run_program("sft", folder, machine)
+
+
+def test_a_killed_rank_of_accelerate_is_a_crash(tree: Path, tmp_path: Path) -> None:
+    code = (
+        "import os\nfrom tasks.config.jobs import SftJob\nfrom tasks.programs.runtime.program import main\n"
+    )
+    code += "main(lambda job, run: os.kill(os.getpid(), 9), SftJob)\n"
+    folder, machine = launched(tree, tmp_path, {"distributed_type": "NO", "num_processes": 1}, code)
+    job = SftJob.of(Pipeline()).model_dump(mode="json")
+    (folder / "job.json").write_text(json.dumps({"stage": "sft", "job": job, "inputs": {}}))
+    with pytest.raises(StageCrashed, match="sft failed: killed by SIGKILL"):
+        run_program("sft", folder, machine)
+
+
+# ----------------------------------------------------------------------------------------- settings
 
 
 def test_processes_are_said_in_one_place() -> None:

@@ -20,9 +20,10 @@ from tasks.config.jobs import DpoJob, Job, PpoJob, ReferenceJob, RewardJob, SftJ
 from tasks.config.machine import Machine
 from tasks.execution import launch, program_environment, program_forks
 from tasks.execution.launch import run_program
+from tasks.execution.metrics_tail import Line
 from tasks.programs import dpo, ppo, reference, reward, sft
 from tasks.programs.runtime.program import Run
-from tasks.system.errors import InputError, StageCrashed
+from tasks.system.errors import InputError, StageCrashed, StageFailed
 from tests.support import fake_programs, tiny
 from tests.support.fake_programs import is_alive, wait_until
 
@@ -611,28 +612,40 @@ def test_a_stage_is_started_as_several_processes_and_their_memory_is_summed(
 
 
 def test_a_killed_rank_is_a_crash_of_them_all(tree: Path, tmp_path: Path) -> None:
-    code = (
-        "Path('pid' + RANK).write_text(str(os.getpid()))\nwhile not Path('pid0').exists(): time.sleep(0.01)\n"
-    )
+    code = "Path('started').touch()\nPath('pid' + RANK).write_text(str(os.getpid()))\n"
+    code += "while not Path('pid0').exists(): time.sleep(0.01)\n"
     directory = written(tree, tmp_path, code + "if RANK == '1': os.kill(os.getpid(), 9)\ntime.sleep(600)\n")
     with pytest.raises(StageCrashed, match="sft failed: killed by SIGKILL"):
         run_program("sft", directory, TWO)
     assert not is_alive(int((directory / "pid0").read_text()))
 
 
+def test_an_import_that_fails_in_every_rank_is_told_and_is_no_crash(tree: Path, tmp_path: Path) -> None:
+    directory = written(tree, tmp_path, "from json import no_such_name\n")
+    with pytest.raises(
+        StageFailed, match="sft failed: ImportError: cannot import name 'no_such_name'"
+    ) as told:
+        run_program("sft", directory, TWO)
+    assert not isinstance(told.value, StageCrashed)
+
+
 def test_whatever_is_raised_meanwhile_all_ranks_are_killed(tree: Path, tmp_path: Path) -> None:
     code = (
         "from tasks.system import processes\nprocesses.die_with_parent()\nPath('pid' + "
-        "RANK).write_text(str(os.getpid()))\ntime.sleep(600)\n"
+        "RANK).write_text(str(os.getpid()))\n"
+    )
+    code += (
+        "while not all(Path(name).exists() and Path(name).read_text() for name in ('pid0', 'pid1')): "
+        "time.sleep(0.01)\nif RANK == '0': Path('metrics.jsonl').write_text('{\"step\": 1}\\n')\n"
+        "time.sleep(600)\n"
     )
     directory = written(tree, tmp_path, code)
 
-    def interrupt() -> None:
-        if all((directory / name).exists() and (directory / name).read_text() for name in ("pid0", "pid1")):
-            raise KeyboardInterrupt
+    def interrupt(line: Line) -> None:
+        raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_program("sft", directory, TWO, on_poll=interrupt)
+        run_program("sft", directory, TWO, on_step=interrupt)
     wait_until(lambda: not any(is_alive(int((directory / name).read_text())) for name in ("pid0", "pid1")), 5)
 
 

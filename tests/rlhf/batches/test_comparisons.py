@@ -4,6 +4,7 @@ import pytest
 
 from tasks.rlhf.batches import comparisons
 from tasks.rlhf.batches.comparisons import Comparison
+from tasks.rlhf.batches.truncation import Encoder
 from tests.support import tiny
 
 ROWS = [
@@ -43,13 +44,10 @@ ROWS = [
 
 
 def encoded() -> list[Comparison]:
-    return comparisons.encode(
-        comparisons.from_pairs(ROWS),
-        tiny.tokenizer(),
-        template="question-answer",
-        max_prompt_tokens=32,
-        max_answer_tokens=16,
+    encoder = Encoder(
+        tiny.tokenizer(), template="question-answer", max_prompt_tokens=32, max_answer_tokens=16
     )
+    return comparisons.encode_with(encoder, comparisons.from_pairs(ROWS))
 
 
 def test_an_answer_is_there_once_however_many_pairs_it_is_in() -> None:

@@ -106,8 +106,8 @@ def test_pairs_that_are_equal_once_cut_are_left_out_with_the_answers_that_only_t
     assert any("3 of 5 pairs are left out" in sentence for sentence in made.warnings())
     assert [
         c.question_id
-        for c in comparisons.encode(
-            comparisons.from_pairs(rows), TOKENIZER, template="question-answer", **TEXT
+        for c in comparisons.encode_with(
+            Encoder(TOKENIZER, template="question-answer", **TEXT), comparisons.from_pairs(rows)
         )
     ] == [1, 4]
 
