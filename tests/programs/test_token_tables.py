@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.config.sections.sft import LossOn
+from tasks.dataset.conversation import to_records
 from tasks.programs.runtime.program import Run
 from tasks.programs.token_tables import cache, documents, prompts, questions
 from tasks.programs.token_tables.token_table import TokenTable, to_lists
@@ -139,11 +140,12 @@ def test_prompts_are_counted_if_they_are_used(run: Run) -> None:
 
 
 def test_dropped_messages_of_prompts_are_counted_if_they_are_used(run: Run) -> None:
-    rows = [7, 3, 20]
-    texts = [row["prompt"] for row in rows_of(run, "rl")]
+    rows, table = [7, 3, 20], rows_of(run, "rl")
+    texts = [row["prompt"] for row in table]
     talk = [("user", "list files"), ("assistant", "copy")] * 4
-    chats = {texts[row]: [*talk[: row * 2], ("user", texts[row])] for row in (0, 1, 3, 7)}
-    own, made = encoder(chats=chats), encoder(chats=chats)
+    chats = {texts[row]: (*talk[: row * 2], ("user", texts[row])) for row in (0, 1, 3, 7)}
+    rewrite(run, "rl", [row | {"messages": to_records(chats.get(row["prompt"], ()))} for row in table])
+    own, made = encoder(chats=chats), encoder()
     for row in rows:
         own.encode_prompt(texts[row])
     prompts.read_rl_split(run, made, rows=rows)
