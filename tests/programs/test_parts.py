@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ import pytest
 
 from tasks.config.jobs import DataJob
 from tasks.programs import data
+from tasks.programs.data_stage.code_digest import LIBRARIES, code_digest
 from tasks.programs.data_stage.executors import open_parts
 from tasks.programs.data_stage.parts import Parts, counts_path, make_part, read_counts
 from tasks.programs.runtime.program import Run
@@ -117,10 +119,17 @@ def test_a_killed_process_is_reported_in_one_sentence(tmp_path: Path) -> None:
         assert len(list(parts.make(write_square, tasks_in(tmp_path, 9)))) == 9
 
 
-def test_a_worker_refuses_other_code_and_a_disk_that_it_does_not_share(tmp_path: Path) -> None:
-    from tasks.programs.data_stage.code_digest import code_digest
+def test_the_digest_of_code_knows_the_versions_of_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {name: version(name) for name in LIBRARIES}
+    before = code_digest.__wrapped__()
+    for name in LIBRARIES:
+        others = known | {name: "0.0.1"}
+        monkeypatch.setattr("tasks.programs.data_stage.code_digest.version", others.__getitem__)
+        assert code_digest.__wrapped__() != before
 
-    with pytest.raises(StageFailed, match="has other code than the process that sent the part"):
+
+def test_a_worker_refuses_other_code_and_a_disk_that_it_does_not_share(tmp_path: Path) -> None:
+    with pytest.raises(StageFailed, match="other code, or other versions of libraries, than"):
         make_part(write_square, Task(1, tmp_path / "1"), "other")
     absent = tmp_path / "absent"
     with pytest.raises(StageFailed, match=f"does not see {absent}: put ALIGNFLOW_HOME on a disk that all"):

@@ -99,8 +99,8 @@ def _check_worker(folder: Path, digest: str) -> None:
     machine = socket.gethostname()
     if code_digest() != digest:
         raise StageFailed(
-            f"The Dask worker on {machine} has other code than the process that sent the part: "
-            "install the same version on both"
+            f"The Dask worker on {machine} has other code, or other versions of libraries, than the process "
+            "that sent the part: install the same on both"
         )
     if not folder.is_dir():
         raise StageFailed(
