@@ -75,6 +75,8 @@ def source_files(name: str) -> dict[str, Path]:
             pending.append(parent)
         if path is None or root is None or not path.is_relative_to(root):
             continue
+        if root.name not in INSTALLED and {*path.relative_to(root).parts} & {*INSTALLED}:
+            continue  # of an environment inside the checkout
         if root.name in INSTALLED and module.partition(".")[0] != top:
             continue
         found[module] = path
