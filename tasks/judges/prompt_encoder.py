@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 from tasks.judges import fill_prompt
 from tasks.judges.judge import Answer, Battle
 from tasks.rlhf.batches.control_tokens import choose_markers, encode_marked, mark
+from tasks.rlhf.batches.prompts import apply_chat_template
 from tasks.system.errors import InputError
 
 SHORTEST = 20  # tokens that are left of each answer
@@ -71,9 +72,7 @@ class PromptEncoder:
         if self.tokenizer.chat_template:
             request, _, opening = text.rpartition("\n") if self.opens_reply else (text, "", "")
             messages = [{"role": "user", "content": request}]
-            text = str(
-                self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            )
+            text = apply_chat_template(self.tokenizer, messages)
             return encode_marked(self.tokenizer, text + opening, markers)
         start = [self.tokenizer.bos_token_id] if self.tokenizer.bos_token_id is not None else []
         return [*start, *encode_marked(self.tokenizer, text, markers)]

@@ -86,10 +86,10 @@ def encode_conversation(tokenizer: PreTrainedTokenizerBase, messages: Sequence[M
         for message in messages
     ]
     try:
-        rendered = tokenizer.apply_chat_template(marked, add_generation_prompt=True, tokenize=False)
+        rendered = prompts.apply_chat_template(tokenizer, marked)
     except Exception as error:  # a template is a program that comes with the model, and may fail in any way
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
             f"The chat template of this model fails on {len(messages)} messages ({reason})"
         ) from error
-    return encode_marked(tokenizer, str(rendered), markers)
+    return encode_marked(tokenizer, rendered, markers)

@@ -3,9 +3,15 @@
 Text is tokenised once and never re-encoded.
 
 No text of a question or an answer becomes a control token: only the template writes these.
+
+Chat templates that write the date (Llama 3's, SmolLM3's) write `DATE` on every day, so that equal texts have
+equal tokens in all stages, ranks and starts.
 """
 
-from collections.abc import Callable, Sequence
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -23,6 +29,8 @@ PLAIN = {
 }
 # Rendered to find out what a chat template writes around a question and an answer.
 _QUESTION, _ANSWER = "What is 73915?", "It is 48263."
+# The one that Llama 3's template writes where it cannot ask for the date.
+DATE = datetime(2024, 7, 26)
 _REMEDY = "mend it in the model's folder (chat_template.jinja), or use text.template=question-answer."
 
 
@@ -169,12 +177,47 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[tuple[str, str
     fields = [{"role": role, "content": text} for role, text in messages]
     is_asked = messages[-1][0] == "user"
     try:
-        return str(tokenizer.apply_chat_template(fields, add_generation_prompt=is_asked, tokenize=False))
+        return apply_chat_template(tokenizer, fields, add_generation_prompt=is_asked)
     except Exception as error:  # a template is a program that comes with the model, and may fail in any way
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise InputError(
             f"The chat template of this model's tokenizer fails on {turns} ({reason}): {_REMEDY}"
         ) from error
+
+
+def apply_chat_template(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, str]],
+    *,
+    add_generation_prompt: bool = True,
+) -> str:
+    """Render messages with the chat template, in which it is always `DATE`.
+
+    The tokenizer keeps its own template, so exported models write the date of the day.
+    """
+    template = tokenizer.get_chat_template()
+    return str(
+        tokenizer.apply_chat_template(
+            [*map(dict, messages)],
+            chat_template=_with_date(template),
+            add_generation_prompt=add_generation_prompt,
+            tokenize=False,
+        )
+    )
+
+
+@lru_cache(maxsize=8)
+def _with_date(template: str) -> str:
+    """Return a chat template in which a macro takes the place of transformers' function strftime_now.
+
+    apply_chat_template hands templates no functions, and those that take a date as text name it differently.
+    """
+    if "strftime_now" not in template:
+        return template
+    text = "format"
+    for code in sorted({*re.findall("%-?[A-Za-z]", template)}):
+        text += f" | replace({json.dumps(code)}, {json.dumps(DATE.strftime(code))})"
+    return f"{{% macro strftime_now(format) %}}{{{{ {text} }}}}{{% endmacro %}}\n{template}"
 
 
 def _prompt_ids(tokenizer: PreTrainedTokenizerBase, question: str, template: Template) -> list[int]:
