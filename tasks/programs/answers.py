@@ -21,7 +21,7 @@ from tasks.config.jobs import AnswersJob
 from tasks.config.policies import TUNED
 from tasks.dataset import row_sample
 from tasks.dataset.tables import MESSAGES
-from tasks.programs.runtime import pair_tables
+from tasks.programs.runtime import pair_tables, table_rows
 from tasks.programs.runtime.policies import Models, load_base, load_champion, load_tuned
 from tasks.programs.runtime.program import Run, main
 from tasks.rlhf.algorithms import rewards
@@ -41,7 +41,7 @@ def answer(job: AnswersJob, run: Run) -> None:
     device = devices.set_up(run.machine.device, run.machine.threads)
     tokenizer = loading.load_tokenizer(run.inputs["model"])
     rows = read_questions(run.inputs["data"] / "evaluation.parquet", job.winrate.num_questions)
-    chats = pair_tables.read_chats(run.inputs["data"] / "evaluation.parquet")
+    chats = table_rows.read_chats(run.inputs["data"] / "evaluation.parquet")
     encoder = pair_tables.build_encoder(job.text, tokenizer, chats)
     columns: dict[str, Any] = {
         "question_id": [row["question_id"] for row in rows],

@@ -25,7 +25,13 @@ from transformers import PreTrainedTokenizerBase
 from tasks.config.benchmark_files import Document, read_reward_bench
 from tasks.config.jobs import BenchmarksJob
 from tasks.config.policies import TUNED
-from tasks.programs.runtime import benchmark_report, benchmark_tasks, pair_tables, policies
+from tasks.programs.runtime import (
+    benchmark_report,
+    benchmark_tasks,
+    pair_tables,
+    policies,
+    table_rows,
+)
 from tasks.programs.runtime.benchmark_tasks import Task
 from tasks.programs.runtime.policies import Models
 from tasks.programs.runtime.program import ReportProgress, Run, main, to_json
@@ -59,7 +65,7 @@ def measure(job: BenchmarksJob, run: Run) -> None:
     settings = job.benchmarks
     device = devices.set_up(run.machine.device, run.machine.threads)
     tokenizer = loading.load_tokenizer(run.inputs["model"])
-    chats = pair_tables.read_chats(run.inputs["data"] / "evaluation.parquet")
+    chats = table_rows.read_chats(run.inputs["data"] / "evaluation.parquet")
     encoder = pair_tables.build_encoder(job.text, tokenizer, chats)
     rows = benchmark_tasks.read_answers(run.inputs["data"] / "evaluation.parquet", settings.num_texts)
     texts = benchmark_tasks.encode_answers(rows, encoder)

@@ -28,7 +28,7 @@ from tasks.programs.comparison import differences, leaderboard, run_answers, sta
 from tasks.programs.comparison.differences import Tables
 from tasks.programs.comparison.run_answers import Contestant, RunAnswers
 from tasks.programs.comparison.standings import LETTERS
-from tasks.programs.runtime import battles, job_judges, language_judges, pair_tables
+from tasks.programs.runtime import battles, job_judges, language_judges, pair_tables, table_rows
 from tasks.programs.runtime.program import Run, main, to_json
 from tasks.reporting import comparison_page
 from tasks.rlhf.batches import prompts
@@ -139,7 +139,7 @@ def load_judge(job: CompareJob, run: Run) -> tuple[Judge, PreTrainedTokenizerBas
         assert not isinstance(job.judge, NoJudge)
         return language_judges.load_language_judge(job.judge, run, device), None
     tokenizer = loading.load_tokenizer(run.inputs["model"])
-    chats = pair_tables.read_chats(
+    chats = table_rows.read_chats(
         run.inputs["answers1"] / "answers.parquet"
     )  # all runs have the questions that are compared
     encoder = pair_tables.build_encoder(job.text, tokenizer, chats)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
@@ -27,7 +28,8 @@ from tasks.programs.reference import COLUMNS
 from tasks.programs.runtime import pair_tables, training_setup
 from tasks.programs.runtime.program import ReportProgress, Run, main
 from tasks.programs.runtime.training_samples import build_sampler
-from tasks.programs.token_tables.questions import hold_out, read_evaluation, read_pairs
+from tasks.programs.token_tables.questions import answer_keys, hold_out, read_evaluation, read_pairs
+from tasks.programs.token_tables.token_table import TokenTable
 from tasks.rlhf.algorithms import losses, sanity_checks, schedules
 from tasks.rlhf.algorithms.losses import DpoLoss
 from tasks.rlhf.batches import comparisons, shared_prompt
@@ -139,7 +141,7 @@ def train(job: DpoJob, run: Run) -> None:
 
 
 def read_reference(
-    run: Run, file: str, questions: Sequence[Comparison], device: torch.device
+    run: Run, file: str, questions: TokenTable[Comparison], device: torch.device
 ) -> dict[int, Tensor]:
     """Return the reference's log-probability of each answer by question, (A,) float32.
 
@@ -147,20 +149,15 @@ def read_reference(
     """
     path = run.inputs["reference"] / file
     table = pq.read_table(path, columns=list(COLUMNS)) if path.exists() else None
-    expected = [
-        (question.question_id, i, len(answer))
-        for question in questions
-        for i, answer in enumerate(question.answers)
-    ]
-    keys = list(COLUMNS)[:3]
-    if table is None or [*zip(*(table[key].to_pylist() for key in keys), strict=True)] != expected:
+    expected = answer_keys(questions)
+    if table is None or not all(np.array_equal(table[key].to_numpy(), expected[key]) for key in expected):
         raise InputError(
             "The reference's log-probabilities are of other answers than these: "
             "run the stage reference again on this data and model."
         )
     log_probs = torch.tensor(table["log_prob"].to_pylist(), device=device)
-    parts = log_probs.split([len(question.answers) for question in questions])
-    return {question.question_id: part for question, part in zip(questions, parts, strict=True)}
+    parts = log_probs.split(questions.lengths("answers"))
+    return dict(zip(questions.column("question_id"), parts, strict=True))
 
 
 def accumulate_gradients(

@@ -33,7 +33,7 @@ from tasks.programs.ppo_stage.rollout_checks import RolloutChecks
 from tasks.programs.ppo_stage.step_metrics import ROLLOUT_FIGURES, rollout_figures, step_metrics, text_metrics
 from tasks.programs.ppo_stage.text_guard import describe_rollout
 from tasks.programs.ppo_stage.update_policy import update_policy
-from tasks.programs.runtime import pair_tables, training_setup
+from tasks.programs.runtime import pair_tables, table_rows, training_setup
 from tasks.programs.runtime.program import Run, main
 from tasks.programs.runtime.training_samples import TrainingSampler
 from tasks.programs.token_tables.prompts import Prompt, read_rl_split
@@ -73,8 +73,7 @@ def train(job: PpoJob, run: Run) -> None:
 
     # 1. Prompts; policy = reference = SFT model, critic = reward model; or the checkpoint's.
     tokenizer = loading.load_tokenizer(run.inputs["model"])
-    chats = pair_tables.read_chats(run.inputs["data"] / "rl.parquet", run.inputs["data"] / "finetune.parquet")
-    encoder = pair_tables.build_encoder(job.text, tokenizer, chats)
+    encoder = pair_tables.build_encoder(job.text, tokenizer, {})
     questions, texts, held_out = read_questions(job, run, encoder)
     models = load_models(job, run, device)
     optimizers = create_optimizers(models)
@@ -265,9 +264,10 @@ def read_questions(
     """Return the RL split's questions as token ids and as text, in an order drawn from the seed, and those,
     with their ids, that are left out for the independent score.
 
-    Raises InputError if there are none.
+    ``encoder`` gets the messages of the latter that are conversations. Raises InputError if there are none.
     """
-    table = pq.read_table(run.inputs["data"] / "rl.parquet", columns=["question_id", "prompt"])
+    path = run.inputs["data"] / "rl.parquet"
+    table = pq.read_table(path, columns=["question_id", "prompt"])
     count = job.ppo.score.prompts if job.ppo.score.by else 0
     if count > table.num_rows // 2:
         raise InputError(
@@ -277,6 +277,7 @@ def read_questions(
     ids, texts = table["question_id"].to_pylist(), table["prompt"].to_pylist()
     places = sorted(row_sample.draw_sample(ids, count))
     held_out = [(ids[place], texts[place]) for place in places]
+    encoder.chats = table_rows.chats_of(table_rows.read_rows(path, places, ["prompt", "messages"]))
     rows = sorted(set(range(len(texts))) - set(places))
     if not rows:
         raise InputError("The rl split has no prompts: raise data.rl_share or give more data.")

@@ -7,9 +7,7 @@ artifact: reference.parquet (the reward split's answers), reference_evaluation.p
     split's), summary.json
 """
 
-from collections.abc import Sequence
-from pathlib import Path
-
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -18,7 +16,8 @@ from transformers import PreTrainedModel
 from tasks.config.jobs import ReferenceJob
 from tasks.programs.runtime import pair_tables, training_setup
 from tasks.programs.runtime.program import ReportProgress, Run, main
-from tasks.programs.token_tables.questions import read_evaluation, read_pairs
+from tasks.programs.token_tables.questions import answer_keys, read_evaluation, read_pairs, text_lengths
+from tasks.programs.token_tables.token_table import TokenTable
 from tasks.rlhf.batches import comparisons, shared_prompt
 from tasks.rlhf.batches.comparisons import Comparison
 from tasks.rlhf.compute import devices
@@ -28,8 +27,6 @@ from tasks.rlhf.training.finite_checks import UNSOUND_MODEL, check_finite
 ANSWERS = 64  # at a time, unless machine.micro_batch is set
 PROGRESS_BATCHES = 32  # between two progress reports
 COLUMNS = {"question_id": pa.int64(), "answer": pa.int64(), "tokens": pa.int64(), "log_prob": pa.float64()}
-
-Row = tuple[int, int, int, float]  # the columns of the artifact's tables
 
 
 @torch.no_grad()
@@ -49,34 +46,26 @@ def compute(job: ReferenceJob, run: Run) -> None:
     run.rewind(0)
     batch_size = run.machine.micro_batch or ANSWERS
     found = log_probs(base, questions, pad_id=pad_id, batch_size=batch_size, report_progress=run.log)
-    rows = _rows(questions, found)
-    _write(rows, run.artifact / "reference.parquet")
+    table = _to_table(questions, found)
+    pq.write_table(table, run.artifact / "reference.parquet")
     report_progress = run.phase("evaluation answers")
     found = log_probs(base, evaluation, pad_id=pad_id, batch_size=batch_size, report_progress=report_progress)
-    _write(_rows(evaluation, found), run.artifact / "reference_evaluation.parquet")
+    pq.write_table(_to_table(evaluation, found), run.artifact / "reference_evaluation.parquet")
 
     # 3. The summary.
-    per_token = sum(row[3] for row in rows) / sum(row[2] for row in rows)
-    run.finish({"reference.log_prob": per_token}, answers=len(rows), questions=len(questions))
+    per_token = sum(table["log_prob"].to_pylist()) / sum(table["tokens"].to_pylist())
+    run.finish({"reference.log_prob": per_token}, answers=len(table), questions=len(questions))
 
 
-def _rows(questions: Sequence[Comparison], found: dict[int, list[float]]) -> list[Row]:
-    return [
-        (question.question_id, i, len(answer), found[question.question_id][i])
-        for question in questions
-        for i, answer in enumerate(question.answers)
-    ]
-
-
-def _write(rows: list[Row], path: Path) -> None:
-    columns = [pa.array([row[place] for row in rows], kind) for place, kind in enumerate(COLUMNS.values())]
-    pq.write_table(pa.Table.from_arrays(columns, names=list(COLUMNS)), path)
+def _to_table(questions: TokenTable[Comparison], found: dict[int, list[float]]) -> pa.Table:
+    values = [value for id in questions.column("question_id") for value in found[id]]
+    return pa.Table.from_pydict({**answer_keys(questions), "log_prob": values}, schema=pa.schema(COLUMNS))
 
 
 @torch.no_grad()
 def log_probs(
     base: PreTrainedModel,
-    questions: Sequence[Comparison],
+    questions: TokenTable[Comparison],
     *,
     pad_id: int,
     batch_size: int = ANSWERS,
@@ -86,10 +75,11 @@ def log_probs(
 
     Raises InputError if one is not finite.
     """
-    by_length = sorted(questions, key=lambda c: len(c.prompt) + sum(map(len, c.answers)))  # little padding
+    by_length = questions.select(np.argsort(text_lengths(questions), kind="stable"))  # little padding
+    _, num_answers = by_length.nested_lengths("answers")
     found: dict[int, list[float]] = {}
-    parts = comparisons.micro_batches(by_length, batch_size)
-    for number, part in enumerate(parts, 1):
+    parts = comparisons.micro_batches(by_length, batch_size, num_answers=num_answers.tolist())
+    for number, part in enumerate(map(list, parts), 1):
         batch = comparisons.collate(
             part, pad_id=pad_id, device=base.device, hidden_size=base.config.hidden_size
         )

@@ -55,8 +55,7 @@ def train(job: RewardJob, run: Run) -> None:
 
     # 1. Comparisons, grouped by question; some questions are held out.
     tokenizer = loading.load_tokenizer(run.inputs["model"])
-    chats = pair_tables.read_chats(run.inputs["data"] / "finetune.parquet")
-    encoder = pair_tables.build_encoder(job.text, tokenizer, chats)
+    encoder = pair_tables.build_encoder(job.text, tokenizer, {})
     questions, held_out = read_comparisons(job, run, encoder)
     evaluation = read_evaluation(run, run.inputs["data"] / "evaluation_pairs.parquet", encoder)
     reported = pair_tables.choose_reported_pairs(evaluation, held_out, run)
@@ -127,7 +126,7 @@ def train(job: RewardJob, run: Run) -> None:
     trainable.model.eval()
     trainable.save(run.artifact)
     reference, attacked = reward_tests.read_answers(
-        job, run, pair_tables.build_encoder(job.text, tokenizer, chats)
+        job, run, pair_tables.build_encoder(job.text, tokenizer, {})
     )
     model = reward_tests.standardise_members(model, reference, pad_id, device, run)
     held_out_rewards = rewards = rewards_of(held_out, "held-out answers", model)

@@ -24,7 +24,7 @@ from tasks.config.trusted_judges import is_trusted
 from tasks.dataset import row_sample
 from tasks.judges.judge import Answer, Judge
 from tasks.judges.scoring_judge import ScoringJudge
-from tasks.programs.runtime import battles, pair_tables
+from tasks.programs.runtime import battles, pair_tables, table_rows
 from tasks.programs.runtime.battles import Question
 from tasks.programs.runtime.job_judges import limits, load_judges, refuse_unaffordable
 from tasks.programs.runtime.program import Run, main, to_json
@@ -42,7 +42,7 @@ def evaluate(job: WinrateJob, run: Run) -> None:
     run.rewind(0)
     device = devices.set_up(run.machine.device, run.machine.threads)
     tokenizer = loading.load_tokenizer(run.inputs["model"])
-    chats = pair_tables.read_chats(run.inputs["data"] / "evaluation.parquet")
+    chats = table_rows.read_chats(run.inputs["data"] / "evaluation.parquet")
     encoder = pair_tables.build_encoder(job.text, tokenizer, chats)
     questions, policies = read_questions(run.inputs["answers"], run.inputs["data"] / "evaluation.parquet")
     judges = load_judges(job, run, encoder, device)

@@ -29,6 +29,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 from tasks.config.sections.dpo import Dpo
 from tasks.programs.dpo import pair_loss
 from tasks.programs.reference import log_probs
+from tasks.programs.token_tables.questions import decode, to_batch
+from tasks.programs.token_tables.token_table import TokenTable
 from tasks.rlhf.algorithms import losses
 from tasks.rlhf.batches import comparisons, shared_prompt
 from tasks.rlhf.batches.comparisons import Batch, Comparison
@@ -344,7 +346,8 @@ def _pairs_loss(model: PeftModel, head: nn.Linear, what: str, folder: Path) -> L
     reference: dict[int, list[float]] = {}
     if what in COMPARED:
         with lora.active(model, None) as base:
-            reference = log_probs(base, asked, pad_id=0, report_progress=lambda done, total: None)
+            table = TokenTable([to_batch(asked)], decode)
+            reference = log_probs(base, table, pad_id=0, report_progress=lambda done, total: None)
 
     def dpo_loss(policy: PreTrainedModel, step: int) -> Tensor:
         batch, part = collated(step), asked[step * questions : (step + 1) * questions]

@@ -1,6 +1,7 @@
 """Test that programs encode conversations with their roles, and count the loss on every answer or one."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +11,26 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from tasks.config.commands.usage import ExportDataJob
-from tasks.config.jobs import PretrainJob, SftJob
+from tasks.config.jobs import PpoJob, PretrainJob, RewardJob, SftJob
 from tasks.config.sections.models import Text
+from tasks.config.sections.reward import Reward
 from tasks.config.sections.sft import LossOn
 from tasks.dataset import conversation
 from tasks.dataset.conversation import from_records
+from tasks.dataset.row_sample import draw_sample
 from tasks.dataset.tables import MESSAGES
 from tasks.judges.judge import Answer
 from tasks.judges.reward_judge import RewardScores
-from tasks.programs import pretrain, sft
-from tasks.programs.runtime import pair_tables
+from tasks.programs import ppo, pretrain, sft
+from tasks.programs.runtime import pair_tables, reward_tests, table_rows
 from tasks.programs.runtime.program import Run
+from tasks.programs.runtime.training_samples import TrainingSampler
 from tasks.programs.token_tables.documents import read_finetune_split
 from tasks.programs.token_tables.questions import read_pairs
 from tasks.programs.usage.export_data import export_data
 from tasks.rlhf.batches import conversations
 from tasks.rlhf.batches.prompts import encode_answer
+from tasks.rlhf.batches.truncation import Encoder
 from tasks.rlhf.models import builtin
 from tests.support import tiny
 from tests.support.chat_families import CHATML
@@ -84,10 +89,66 @@ def test_row_groups_without_messages_are_not_read(tmp_path: Path, monkeypatch: p
         return whole(file, **options)
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", iter_batches)
-    assert pair_tables.read_chats(*sorted(tmp_path.iterdir()), tmp_path / "none.parquet") == {
+    assert table_rows.read_chats(*sorted(tmp_path.iterdir()), tmp_path / "none.parquet") == {
         "c": (("user", "Hi"),)
     }
     assert read == [[1], [], []]
+
+
+def test_some_rows_are_read_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table_rows, "BATCH_ROWS", 3)
+    table = pa.table({"prompt": [*map(str, range(20))], "answer": [*range(20)], "other": [0] * 20})
+    pq.write_table(table, tmp_path / "rl.parquet", row_group_size=7)
+    places = [19, 2, 6, 7, 2, 11]
+    found = table_rows.read_rows(tmp_path / "rl.parquet", places, ["answer", "prompt", "messages"])
+    assert found == [{"prompt": str(place), "answer": place} for place in places]
+    assert table_rows.read_rows(tmp_path / "rl.parquet", [], ["prompt"]) == []
+
+
+def check_drawn(encoder: Encoder, prompts: list[list[int]], table: Path, count: int) -> None:
+    """Check the prompts of drawn rows, and that the encoder knows the conversations of these alone."""
+    rows = pq.read_table(table).to_pylist()
+    drawn = [rows[place] for place in draw_sample([row["question_id"] for row in rows], count)]
+    chats = {row["prompt"]: from_records(row["messages"]) for row in drawn if row["messages"]}
+    assert encoder.chats == chats
+    assert 0 < len(chats) < count
+    own = pair_tables.build_encoder(TEXT, encoder.tokenizer, chats)
+    assert sorted(prompts) == sorted(own.encode_prompt(row["prompt"]) for row in drawn)
+
+
+def test_conversations_that_are_not_drawn_are_not_kept(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_on(tmp_path / "run", "sft", {}, data=data)
+    monkeypatch.setattr(reward_tests, "REFERENCE_ANSWERS", 6)
+    encoder = pair_tables.build_encoder(TEXT, tokenizer(), {})
+    job = RewardJob(seed=0, text=TEXT, reward=Reward(red_team_answers=5))
+    found, _ = reward_tests.read_answers(job, run, encoder)
+    check_drawn(encoder, [prompt for prompt, _ in found], data / "finetune.parquet", 6)
+
+
+@pytest.mark.parametrize("count", [0, 7])
+def test_a_sampler_keeps_the_conversations_that_it_answers(data: Path, tmp_path: Path, count: int) -> None:
+    run = run_on(tmp_path / "run", "sft", {}, data=data)
+    job = SftJob.model_validate(
+        {"seed": 0, "text": TEXT.model_dump(), "sft": {}, "samples": {"prompts": count}}
+    )
+    sampler = TrainingSampler(job, run, tokenizer(), policy=nullcontext, reference=None, total=4)  # type: ignore[arg-type]
+    if count:
+        check_drawn(sampler.encoder, sampler.prompts, data / "evaluation.parquet", count)
+    else:
+        assert (sampler.questions, sampler.encoder.chats) == ([], {})
+
+
+def test_ppo_keeps_the_conversations_of_its_score(data: Path, tmp_path: Path) -> None:
+    run = run_on(tmp_path / "run", "ppo", {}, data=data)
+    settings = {"score": {"by": "gold", "prompts": 8}, "steps": 1}
+    job = PpoJob.model_validate({"seed": 0, "text": TEXT.model_dump(), "ppo": settings})
+    encoder = pair_tables.build_encoder(TEXT, tokenizer(), {})
+    learnt, texts, held_out = ppo.read_questions(job, run, encoder)
+    check_drawn(encoder, [encoder.encode_prompt(text) for _, text in held_out], data / "rl.parquet", 8)
+    whole = pair_tables.build_encoder(TEXT, encoder.tokenizer, table_rows.read_chats(data / "rl.parquet"))
+    assert [prompt.ids for prompt in learnt] == [whole.encode_prompt(text) for text in texts]
 
 
 def test_the_loss_counts_every_answer_or_the_last(data: Path, tmp_path: Path) -> None:
@@ -99,7 +160,7 @@ def test_the_loss_counts_every_answer_or_the_last(data: Path, tmp_path: Path) ->
 
 def test_pairs_prompts_and_judges_read_the_roles(data: Path, tmp_path: Path) -> None:
     made = tokenizer()
-    chats = pair_tables.read_chats(data / "evaluation.parquet")
+    chats = table_rows.read_chats(data / "evaluation.parquet")
     encoder = pair_tables.build_encoder(TEXT, made, chats)
     seen = []
     for table in ("reward", "evaluation_pairs"):
@@ -159,9 +220,12 @@ def test_programs_and_mathematics_name_roles_alike() -> None:
     assert ours == theirs
 
 
-def test_a_conversation_is_exported_as_messages(data: Path, tmp_path: Path) -> None:
+def test_a_conversation_is_exported_as_messages(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = ExportDataJob(text=Text(template="question-answer"), form="parquet", about="a run")
     run = run_on(tmp_path / "run", "export_data", job.model_dump(mode="json"), data=data)
+    monkeypatch.setattr(table_rows, "chats_of", lambda _: pytest.fail("all conversations were read"))
     export_data(job, run)
     rows = pq.read_table(run.artifact / "preference" / "train.parquet").to_pylist()
     assert {len(row["prompt"]) for row in rows} == {1, 3}

@@ -8,22 +8,29 @@ from contextlib import nullcontext
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from random import Random
+from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from tasks.config.jobs import DpoJob, ReferenceJob
 from tasks.config.sections.dpo import Dpo
 from tasks.programs import dpo, reference
 from tasks.programs.runtime import training_setup
 from tasks.programs.runtime.program import Run
+from tasks.programs.token_tables import questions
+from tasks.programs.token_tables.token_table import TokenTable
 from tasks.rlhf.algorithms import schedules
 from tasks.rlhf.algorithms.sanity_checks import StepZeroError
 from tasks.rlhf.batches import comparisons, shared_prompt
+from tasks.rlhf.batches.comparisons import Comparison
 from tasks.rlhf.batches.truncation import Encoder
 from tasks.rlhf.evaluation.intervals import wilson
 from tasks.rlhf.models import fingerprint, loading, lora, trainable
@@ -223,6 +230,34 @@ def test_the_reference_is_what_the_library_says_of_each_answer(inputs: dict[str,
             )
             assert row["log_prob"] == pytest.approx(expected, abs=1e-3)
     assert next(known, None) is None
+
+
+def test_the_reference_reads_a_batch_of_questions_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = Random(0)
+    asked = [
+        Comparison(n, [7] * random.randrange(9), [[n] * random.randrange(9)] * 2, [(0, 1)], [1.0], [None])
+        for n in range(40)
+    ]
+    decoded: list[int] = []
+    batches: list[list[int]] = []
+
+    def decode(batch: pa.RecordBatch) -> list[Comparison]:
+        decoded.extend(batch["question_id"].to_pylist())
+        return questions.decode(batch)
+
+    def log_probs(_: Any, inputs: shared_prompt.SharedPromptBatch) -> Tensor:
+        batches.append(decoded.copy())
+        decoded.clear()
+        return torch.zeros(len(shared_prompt.num_tokens(inputs)))
+
+    monkeypatch.setattr(shared_prompt, "log_probs", log_probs)
+    table = TokenTable([questions.to_batch(asked[:25]), questions.to_batch(asked[25:])], decode)
+    base: Any = SimpleNamespace(device=tiny.CPU, config=SimpleNamespace(hidden_size=8))
+    found = reference.log_probs(base, table, pad_id=0, batch_size=6, report_progress=lambda *_: None)
+    assert found == {n: [0.0, 0.0] for n in range(40)}
+    by_length = sorted(asked, key=lambda c: len(c.prompt) + sum(map(len, c.answers)))
+    parts = comparisons.micro_batches(by_length, 6)
+    assert batches == [[c.question_id for c in part] for part in parts]
 
 
 def test_its_accuracy_is_of_evaluation_questions_redrawn_whole(

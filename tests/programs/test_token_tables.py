@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from tasks.rlhf.compute import distributed
 from tasks.system.errors import InputError
 from tasks.system.locks import acquire
 from tests.support import tiny
+from tests.support.template_dates import DATED, set_day
 
 Limits = dict[str, Any]
 LIMITS: Limits = {"template": "question-answer", "max_prompt_tokens": 24, "max_answer_tokens": 8}
@@ -112,6 +114,13 @@ def test_pairs_are_what_the_whole_table_gives_whatever_the_batches(
     assert list(found) == wanted
     assert [found[i] for i in range(len(found))] == wanted
     assert found.column("question_id") == [c.question_id for c in wanted]
+    some = found.select([19, 3, 3, 11])
+    for table, items in ((found, wanted), (some, list(some)), (found.select([]), [])):
+        tokens = [len(c.prompt) + sum(map(len, c.answers)) for c in items]
+        assert questions.text_lengths(table).tolist() == tokens
+        keys = [(c.question_id, i, len(ids)) for c in items for i, ids in enumerate(c.answers)]
+        columns = questions.answer_keys(table).values()
+        assert [*zip(*(column.tolist() for column in columns), strict=True)] == keys
     assert made.cut == own.cut
     assert made.cut.pairs_equal == 2 * 10
 
@@ -362,6 +371,20 @@ def test_by_hand_the_files_lie_in_the_programs_folder(run: Run, monkeypatch: pyt
     monkeypatch.delenv("ALIGNFLOW_HOME")
     read_documents(run, encoder())
     assert [*(run.directory / "tokens").glob(f"*/{cache.RECORD}")]
+
+
+def test_ids_made_on_another_day_are_the_same(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = encoder(template="chat", max_prompt_tokens=200)
+    made.tokenizer.chat_template = DATED["SmolLM3"]
+    found = []
+    for day in (datetime(2026, 11, 29), datetime(2026, 11, 30)):
+        set_day(monkeypatch, day)
+        found.append(read_documents(run, made))
+        (folder,) = folders(tmp_path)
+        shutil.rmtree(folder)
+    assert found[0] == found[1]
 
 
 # ------------------------------------------------------------------------------------------ ranks

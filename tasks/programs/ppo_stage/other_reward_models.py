@@ -1,5 +1,6 @@
 """Score answers with reward models other than the run's own."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,9 +11,9 @@ from transformers import PreTrainedTokenizerBase
 from tasks.config.jobs import PpoJob
 from tasks.config.sections.rewards import OtherRewardModel
 from tasks.programs.ppo_stage.load_models import TOLERANCE, check_probes, refuse_exploitable
-from tasks.programs.runtime import pair_tables
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.batches import prompts, sequences
+from tasks.rlhf.batches.conversations import Messages
 from tasks.rlhf.batches.sequences import Sequences
 from tasks.rlhf.batches.truncation import Encoder
 from tasks.rlhf.models import fingerprint, loading, reward_model, sequence_classifier
@@ -22,6 +23,8 @@ from tasks.system.errors import InputError
 
 NO_CONTEXT = 2**20  # tokens, of a model that does not say how many it reads
 BATCH_SIZE = 64  # answers at a time, unless machine.micro_batch is set
+
+ReadChats = Callable[[], Mapping[str, Messages]]
 
 
 class AnsweredQuestions(NamedTuple):
@@ -78,16 +81,23 @@ class SharedScorer(NamedTuple):
 
 
 def load_other_model(
-    settings: OtherRewardModel, job: PpoJob, run: Run, models: PpoModels, device: torch.device
+    settings: OtherRewardModel,
+    job: PpoJob,
+    run: Run,
+    models: PpoModels,
+    device: torch.device,
+    *,
+    read_chats: ReadChats,
 ) -> tuple[SharedScorer | TextScorer, bool]:
     """Return a reward model that the settings name, and whether its normalisation is stored with it.
 
+    ``read_chats`` returns the messages of all questions that are conversations, for a model that reads text.
     Raises InputError if it does not fit, StepZeroError if it does not compute what it did when it was stored.
     """
     folder, setting = run.inputs[f"reward_{settings.name}"], f"ppo.rewards.models {settings.name}"
     if not (folder / reward_model.RECORD).is_file():
         scorer = sequence_classifier.load(folder, device=device, setting=setting)
-        return _with_tokenizer(scorer, folder, settings, job, run, device), False
+        return _with_tokenizer(scorer, folder, settings, job, run, device, read_chats), False
     record = reward_model.load_record(folder)
     refuse_exploitable(record, job.ppo, setting)
     own_base, stored = run.inputs.get(f"base_{settings.name}"), models.model.dtype
@@ -107,7 +117,8 @@ def load_other_model(
     check_probes(scorer, record["probes"], device, tolerance=TOLERANCE[stored], name=f"Of {setting} the")
     if own_base is None and reward_model.is_adapter(folder):
         return SharedScorer(scorer), True
-    return _with_tokenizer(scorer, own_base or folder / "model", settings, job, run, device), True
+    folder = own_base or folder / "model"
+    return _with_tokenizer(scorer, folder, settings, job, run, device, read_chats), True
 
 
 def _check_base(folder: Path, models: PpoModels, setting: str) -> None:
@@ -122,10 +133,16 @@ def _check_base(folder: Path, models: PpoModels, setting: str) -> None:
 
 
 def _with_tokenizer(
-    scorer: Scorer, folder: Path, settings: OtherRewardModel, job: PpoJob, run: Run, device: torch.device
+    scorer: Scorer,
+    folder: Path,
+    settings: OtherRewardModel,
+    job: PpoJob,
+    run: Run,
+    device: torch.device,
+    read_chats: ReadChats,
 ) -> TextScorer:
     """Return the reward model with the tokenizer of ``folder`` and its own template and limits."""
-    tokenizer, data = loading.load_tokenizer(folder), run.inputs["data"]
+    tokenizer = loading.load_tokenizer(folder)
     context = _context(folder)
     limit = settings.max_answer_tokens or min(4 * job.text.max_answer_tokens, context // 2)
     encoder = Encoder(
@@ -133,7 +150,7 @@ def _with_tokenizer(
         template=settings.template or _own_template(tokenizer, run, settings, job),
         max_prompt_tokens=settings.max_prompt_tokens or min(4 * job.text.max_prompt_tokens, context - limit),
         max_answer_tokens=limit,
-        chats=pair_tables.read_chats(data / "rl.parquet", data / "finetune.parquet"),
+        chats=read_chats(),
     )
     total = encoder.max_prompt_tokens + encoder.max_answer_tokens
     if total > context:

@@ -5,6 +5,8 @@ format has none stored: its own are measured once, and are a part of the checkpo
 few reference answers, by which a resumed run sees that each part still computes the same.
 """
 
+from collections.abc import Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
@@ -21,10 +23,12 @@ from tasks.programs.ppo_stage.other_reward_models import (
     load_other_model,
 )
 from tasks.programs.ppo_stage.reward_functions import LoadedFunction, load_function
+from tasks.programs.runtime import table_rows
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.algorithms import running_moments, sanity_checks
 from tasks.rlhf.algorithms.running_moments import Moments
 from tasks.rlhf.batches import prompts, sequences
+from tasks.rlhf.batches.conversations import Messages
 from tasks.rlhf.batches.sequences import Sequences
 from tasks.rlhf.batches.truncation import Encoder
 from tasks.rlhf.compute import distributed
@@ -166,8 +170,13 @@ def load_reward_mix(
     if not settings.parts:
         return mix
     reference = read_reference(run, encoder, device)
+
+    @cache
+    def read_chats() -> Mapping[str, Messages]:  # for reward models that read text
+        return table_rows.read_chats(run.inputs["data"] / "rl.parquet") | reference.chats
+
     for model in settings.models:
-        score, is_normalised = load_other_model(model, job, run, models, device)
+        score, is_normalised = load_other_model(model, job, run, models, device, read_chats=read_chats)
         if not is_normalised:
             assert isinstance(score, TextScorer)
             if model.name not in mix.measured:
@@ -188,24 +197,26 @@ class Reference(NamedTuple):
 
     batch: Sequences
     answered: AnsweredQuestions
+    chats: dict[str, Messages]  # of the questions that are conversations
 
     def first(self, count: int) -> "Reference":
         """Return the first of them."""
         rows = torch.arange(min(count, len(self.answered.ended)), device=self.batch.input_ids.device)
-        return Reference(self.batch.rows(rows), self.answered.rows(slice(count)))
+        return Reference(self.batch.rows(rows), self.answered.rows(slice(count)), self.chats)
 
 
 def read_reference(run: Run, encoder: Encoder, device: torch.device) -> Reference:
     """Return reference answers, drawn by the ids of their questions; the policy's limits cut none of them."""
-    columns = ["question_id", "prompt", "answer"]
-    table = pq.read_table(run.inputs["data"] / "finetune.parquet", columns=columns)
-    rows = table.take(row_sample.draw_sample(table["question_id"].to_pylist(), REFERENCE_ANSWERS)).to_pylist()
+    table, columns = run.inputs["data"] / "finetune.parquet", ["prompt", "answer", "messages"]
+    ids = pq.read_table(table, columns=["question_id"])["question_id"].to_pylist()
+    rows = table_rows.read_rows(table, row_sample.draw_sample(ids, REFERENCE_ANSWERS), columns)
+    chats = table_rows.chats_of(rows)
     uncounted = Encoder(
         encoder.tokenizer,
         template=encoder.template,
         max_prompt_tokens=encoder.max_prompt_tokens,
         max_answer_tokens=encoder.max_answer_tokens,
-        chats=encoder.chats,
+        chats=chats,
     )
     asked = [uncounted.encode_prompt(row["prompt"]) for row in rows]
     replies = [uncounted.encode_answer(row["answer"]) for row in rows]
@@ -213,7 +224,7 @@ def read_reference(run: Run, encoder: Encoder, device: torch.device) -> Referenc
     answered = AnsweredQuestions(
         [row["prompt"] for row in rows], [row["answer"] for row in rows], [True] * len(rows)
     )
-    return Reference(batch, answered)
+    return Reference(batch, answered, chats)
 
 
 def _measure_normalisation(score: TextScorer, answered: AnsweredQuestions) -> tuple[float, float]:

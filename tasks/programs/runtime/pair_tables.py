@@ -1,17 +1,13 @@
 """Choose the pairs that a stage reports on, and build the encoder of its texts."""
 
-import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import NamedTuple, TypedDict
 
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
 from tasks.config.sections.models import Text
-from tasks.dataset.conversation import from_records
 from tasks.programs.runtime.program import Run
+from tasks.programs.token_tables.token_table import TokenTable
 from tasks.rlhf.batches.comparisons import Comparison
 from tasks.rlhf.batches.conversations import Messages
 from tasks.rlhf.batches.truncation import Encoder
@@ -30,7 +26,7 @@ class ReportedPairsRecord(TypedDict):
 class ReportedPairs(NamedTuple):
     """The questions whose pairs are reported on, and whether the weights were chosen without them."""
 
-    questions: Sequence[Comparison]
+    questions: TokenTable[Comparison]
     unseen: bool
 
     @property
@@ -41,36 +37,10 @@ class ReportedPairs(NamedTuple):
         return {"split": split, "questions": len(self.questions), "pairs": num_pairs}
 
 
-def read_chats(*tables: Path) -> dict[str, Messages]:
-    """Return the messages of the prompts of tables that are conversations, by the prompt's text.
-
-    Tables that are not there have none.
-    """
-    chats: dict[str, Messages] = {}
-    for table in filter(Path.exists, tables):
-        with pq.ParquetFile(table) as file:
-            names = file.schema_arrow.names
-            prompt = "prompt" if "prompt" in names else "question"
-            for batch in file.iter_batches(row_groups=_groups_with_chats(file), columns=[prompt, "messages"]):
-                is_chat = pc.greater(pc.fill_null(pc.list_value_length(batch["messages"]), 0), 0)
-                rows = batch.filter(is_chat).to_pylist()
-                chats |= {row[prompt]: from_records(row["messages"]) for row in rows}
-    return chats
-
-
-def _groups_with_chats(file: pq.ParquetFile) -> list[int]:
-    """Return the row groups that hold messages, by their statistics: most tables have none."""
-    paths = [file.metadata.schema.column(number).path for number in range(file.metadata.num_columns)]
-    roles = [number for number, path in enumerate(paths) if re.fullmatch(r"messages\..*\.role", path)]
-    groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
-    statistics = {n: group.column(number).statistics for number in roles for n, group in enumerate(groups)}
-    return [n for n, found in statistics.items() if found is None or found.has_min_max]
-
-
 def build_encoder(text: Text, tokenizer: PreTrainedTokenizerBase, chats: Mapping[str, Messages]) -> Encoder:
     """Return an encoder with the limits of the settings. It counts what it truncates.
 
-    ``chats`` has the messages of prompts that are conversations (`read_chats`).
+    ``chats`` has the messages of prompts that are conversations (`table_rows.read_chats`).
     """
     return Encoder(
         tokenizer,
@@ -82,7 +52,7 @@ def build_encoder(text: Text, tokenizer: PreTrainedTokenizerBase, chats: Mapping
 
 
 def choose_reported_pairs(
-    evaluation: Sequence[Comparison], held_out: Sequence[Comparison], run: Run
+    evaluation: TokenTable[Comparison], held_out: TokenTable[Comparison], run: Run
 ) -> ReportedPairs:
     """Choose the pairs that accuracies are measured on: the evaluation split's, or the held-out ones if these
     are more than too few.

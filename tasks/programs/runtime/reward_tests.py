@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tasks.config.jobs import RewardJob
 from tasks.dataset import row_sample
+from tasks.programs.runtime import table_rows
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.batches import prompts
 from tasks.rlhf.batches.truncation import Encoder
@@ -33,13 +34,14 @@ MEASURES = "measures.json"
 def read_answers(job: RewardJob, run: Run, encoder: Encoder) -> tuple[list[Answer], list[Answer]]:
     """Return the answers that set the normalisation, and those that worthless ones are held against.
 
-    Questions are drawn by their ids. The second all have an end token: PPO scores no others.
+    Questions are drawn by their ids, and ``encoder`` gets the messages of those that are conversations. The
+    second all have an end token: PPO scores no others.
     """
-    table = pq.read_table(
-        run.inputs["data"] / "finetune.parquet", columns=["question_id", "prompt", "answer"]
-    )
+    table, columns = run.inputs["data"] / "finetune.parquet", ["prompt", "answer", "messages"]
+    ids = pq.read_table(table, columns=["question_id"])["question_id"].to_pylist()
     count = max(REFERENCE_ANSWERS, job.reward.red_team_answers)
-    rows = table.take(row_sample.draw_sample(table["question_id"].to_pylist(), count)).to_pylist()
+    rows = table_rows.read_rows(table, row_sample.draw_sample(ids, count), columns)
+    encoder.chats = table_rows.chats_of(rows)
     report_progress = run.phase("tokenising reference answers")
     answers: list[Answer] = []
     for number, row in enumerate(rows, 1):

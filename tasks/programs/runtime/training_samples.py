@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.config.jobs import DpoJob, PpoJob, SftJob
 from tasks.dataset import row_sample
-from tasks.programs.runtime import pair_tables, training_setup
+from tasks.programs.runtime import pair_tables, table_rows, training_setup
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.algorithms import rewards, schedules
 from tasks.rlhf.batches import prompts, sampling, sequences
@@ -84,25 +84,24 @@ class TrainingSampler:
             set(range(0, total, every)) if every else schedules.evaluation_steps(total, NUM_SAMPLES - 1)
         )
         self.recorded = run.sampled_steps()
+        rows = self._draw_rows()
         # not the stage's encoder, which counts what training truncates
-        self.encoder = pair_tables.build_encoder(
-            job.text, tokenizer, pair_tables.read_chats(run.inputs["data"] / "evaluation.parquet")
-        )
+        self.encoder = pair_tables.build_encoder(job.text, tokenizer, table_rows.chats_of(rows))
         self.end_ids = prompts.end_tokens(tokenizer, job.text.template)
-        self.questions = self._read_questions()
-        if self.questions:
-            ids = [row["question_id"] for row in self.questions]
-            self.prompts = [self.encoder.encode_prompt(row["question"]) for row in self.questions]
+        self.questions = [{"question_id": row["question_id"], "question": row["prompt"]} for row in rows]
+        if rows:
+            ids = [row["question_id"] for row in rows]
+            self.prompts = [self.encoder.encode_prompt(row["prompt"]) for row in rows]
             self.uniform = sampling.uniform_numbers(job.seed, DRAWS, ids, self.encoder.max_answer_tokens)
 
-    def _read_questions(self) -> list[dict[str, Any]]:
-        """Return the id and text of the questions, drawn by their ids; none if the data has no such table."""
+    def _draw_rows(self) -> list[dict[str, Any]]:
+        """Return the rows of the questions, drawn by their ids; none if the data has no such table."""
         path = self.run.inputs["data"] / "evaluation.parquet"
         if not self.settings.prompts or not path.exists():
             return []
-        table = pq.read_table(path, columns=["question_id", "prompt"])
-        places = row_sample.draw_sample(table["question_id"].to_pylist(), self.settings.prompts)
-        return table.rename_columns(["question_id", "question"]).take(places).to_pylist()
+        ids = pq.read_table(path, columns=["question_id"])["question_id"].to_pylist()
+        places = row_sample.draw_sample(ids, self.settings.prompts)
+        return table_rows.read_rows(path, places, ["question_id", "prompt", "messages"])
 
     def __call__(self, step: int, *, is_last: bool = False) -> None:
         """Record answers of the weights after ``step`` steps, if that is due and was not done before.

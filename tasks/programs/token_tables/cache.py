@@ -11,25 +11,28 @@ share of the table. Without ALIGNFLOW_HOME (a program started by hand) the files
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from tasks.dataset.conversation import from_records
 from tasks.programs.runtime.program import ReportProgress, Run
+from tasks.programs.runtime.table_rows import chats_of
 from tasks.programs.token_tables.token_table import TokenTable
 from tasks.rlhf.batches.truncation import Encoder, TruncationCounts
 from tasks.rlhf.compute import distributed
 from tasks.system.errors import InputError
 from tasks.system.files import replace_text, replacing
 from tasks.system.hashing import digest_of, file_digest, folder_digest
-from tasks.system.locks import acquire
+from tasks.system.locks import try_acquire
 from tasks.system.module_sources import find_module, source_digest
 
 T = TypeVar("T")
@@ -39,6 +42,7 @@ FORMAT = 1  # of the files
 RECORD = "table.json"
 BATCH_ROWS = 1024  # of the table at a time, as text
 LIBRARIES = ("tokenizers", "transformers")
+POLL_SECONDS = 1.0  # between two attempts to get the lock of a table
 
 
 class Source(NamedTuple):
@@ -73,14 +77,33 @@ def load_tokens(
     facts = distributed.from_first(lambda: _facts(home, source, encoder))
     key = digest_of(facts)
     folder = Path(distributed.from_first(lambda: str((home / "tokens" / key).absolute())))
-    # The other ranks wait for the first one, which waits for other runs that tokenise the same table.
-    lock = home / "locks" / f"{key}.lock"
-    with closing(acquire(lock)) if distributed.is_first() else nullcontext():
+    with _lock_table(home / "locks" / f"{key}.lock", run):
         record = distributed.from_first(lambda: _read_intact(folder, home))
         if record is None:
             record = _write(folder, facts, source, encoder, run.phase(phase))
     encoder.count(TruncationCounts(**record["cut"]))
     return TokenTable(_open_parts(folder, record), decode)
+
+
+@contextmanager
+def _lock_table(lock: Path, run: Run) -> Iterator[None]:
+    """Hold the lock of a table on the first rank; wait on all ranks while another run tokenises it.
+
+    The ranks exchange whether it is held, and none waits inside a collective, which would time out.
+    """
+    report_waiting = run.phase("waiting for another run that tokenises this table")
+    with ExitStack() as held:
+
+        def try_lock() -> bool:
+            file = try_acquire(lock)
+            if file:
+                held.enter_context(file)
+            return file is not None
+
+        while not distributed.from_first(try_lock):
+            report_waiting(0, 0)
+            time.sleep(POLL_SECONDS)
+        yield
 
 
 def _facts(home: Path, source: Source, encoder: Encoder) -> dict[str, Any]:
@@ -139,7 +162,7 @@ def _write(
     name = f"part-{rank:05d}-of-{world:05d}.arrow"
     own = encoder.fresh()
     with replacing(folder / name, sync=True) as temporary:
-        _write_part(temporary, source, own, report_progress)
+        distributed.run_together(_write_part(temporary, source, own, report_progress))
     found = distributed.all_gather((name, file_digest(folder / name), own.cut))
     counts = map(sum, zip(*(cut for _, _, cut in found), strict=True))
     record = Record(
@@ -153,31 +176,34 @@ def _write(
     return record
 
 
-def _write_part(path: Path, source: Source, encoder: Encoder, report_progress: ReportProgress) -> None:
-    """Write this rank's part of the table."""
+def _write_part(
+    path: Path, source: Source, encoder: Encoder, report_progress: ReportProgress
+) -> Iterator[None]:
+    """Write this rank's part of the table; yield after each batch."""
     starts = _group_starts(source)
     rank, world = distributed.rank(), distributed.world()
     first, last = (len(starts) * number // world for number in (rank, rank + 1))
-    bounds = [*starts, pq.read_metadata(source.table).num_rows]
-    num_rows, done = bounds[last] - bounds[first], 0
+    bounds = np.append(starts, pq.read_metadata(source.table).num_rows)
+    start, end = int(bounds[first]), int(bounds[last])
+    num_rows, done = end - start, 0
     empty = source.encode(encoder.fresh(), [])
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, empty.schema) as writer:
-        for rows in _iter_groups(source, bounds[first], bounds[last]):
-            encoder.chats = {
-                row["prompt"]: from_records(row["messages"]) for row in rows if row.get("messages")
-            }
+        for rows in _iter_groups(source, start, end):
+            encoder.chats = chats_of(rows)
             writer.write_batch(source.encode(encoder, rows))
             done += len(rows)
             report_progress(done * world, num_rows * world)
+            yield
 
 
-def _group_starts(source: Source) -> list[int]:
+def _group_starts(source: Source) -> NDArray[np.int64]:
     """Return the number of the first row of each group, or of each row if rows are not grouped."""
     if source.group_by is None:
-        return list(range(pq.read_metadata(source.table).num_rows))
-    values = pq.read_table(source.table, columns=[source.group_by])[source.group_by].to_pylist()
-    starts = [row for row, value in enumerate(values) if not row or values[row - 1] != value]
-    assert len(starts) == len(set(values)), f"{source.table.name}: rows of a {source.group_by} are apart"
+        return np.arange(pq.read_metadata(source.table).num_rows)
+    values = pq.read_table(source.table, columns=[source.group_by])[source.group_by].to_numpy()
+    starts = np.append(np.zeros(min(1, len(values)), dtype=np.int64), np.flatnonzero(np.diff(values)) + 1)
+    is_grouped = len(starts) == len(np.unique(values))
+    assert is_grouped, f"{source.table.name}: rows of a {source.group_by} are apart"
     return starts
 
 

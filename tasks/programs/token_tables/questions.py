@@ -5,7 +5,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from tasks.programs.runtime.program import Run
 from tasks.programs.token_tables.cache import Rows, Source, load_tokens
@@ -46,7 +48,7 @@ def read_rankings(run: Run, table: Path, encoder: Encoder, *, most_answers: int)
         encoders="tasks.rlhf.batches.comparisons",
         settings={"most_answers": most_answers},
     )
-    return _check_any(load_tokens(run, source, encoder, _decode, phase="tokenising"), encoder)
+    return _check_any(load_tokens(run, source, encoder, decode, phase="tokenising"), encoder)
 
 
 def read_evaluation(run: Run, table: Path, encoder: Encoder) -> TokenTable[Comparison]:
@@ -58,7 +60,7 @@ def read_evaluation(run: Run, table: Path, encoder: Encoder) -> TokenTable[Compa
 
 def _read(run: Run, table: Path, encoder: Encoder, *, phase: str) -> TokenTable[Comparison]:
     if not table.exists():
-        return TokenTable([], _decode)
+        return TokenTable([], decode)
     source = Source(
         table=table,
         columns=comparisons.PAIR_COLUMNS,
@@ -68,7 +70,7 @@ def _read(run: Run, table: Path, encoder: Encoder, *, phase: str) -> TokenTable[
         encoders="tasks.rlhf.batches.comparisons",
         settings={},
     )
-    return load_tokens(run, source, encoder, _decode, phase=phase)
+    return load_tokens(run, source, encoder, decode, phase=phase)
 
 
 def _check_any(found: TokenTable[Comparison], encoder: Encoder) -> TokenTable[Comparison]:
@@ -79,6 +81,26 @@ def _check_any(found: TokenTable[Comparison], encoder: Encoder) -> TokenTable[Co
             "learn."
         )
     return found
+
+
+def text_lengths(questions: TokenTable[Comparison]) -> NDArray[np.int64]:
+    """Return the number of tokens of each question's prompt with all its answers."""
+    lengths, num_answers = questions.nested_lengths("answers")
+    up_to = np.append(0, np.cumsum(lengths))
+    last = np.cumsum(num_answers)
+    return np.asarray(questions.lengths("prompt")) + up_to[last] - up_to[last - num_answers]
+
+
+def answer_keys(questions: TokenTable[Comparison]) -> dict[str, NDArray[np.int64]]:
+    """Return the question's id, the number in its question and the number of tokens of each answer."""
+    lengths, num_answers = questions.nested_lengths("answers")
+    first = np.cumsum(num_answers) - num_answers
+    ids = np.asarray(questions.column("question_id"), dtype=np.int64)
+    return {
+        "question_id": np.repeat(ids, num_answers),
+        "answer": np.arange(len(lengths)) - np.repeat(first, num_answers),
+        "tokens": lengths,
+    }
 
 
 def hold_out(
@@ -95,15 +117,16 @@ def hold_out(
 
 
 def _encode_pairs(encoder: Encoder, rows: Rows) -> pa.RecordBatch:
-    return _to_batch(comparisons.encode_with(encoder, comparisons.from_pairs(rows)))
+    return to_batch(comparisons.encode_with(encoder, comparisons.from_pairs(rows)))
 
 
 def _encode_rankings(encoder: Encoder, rows: Rows, *, most_answers: int) -> pa.RecordBatch:
     texts = comparisons.from_rankings(rows, most_answers=most_answers)
-    return _to_batch(comparisons.encode_with(encoder, texts))
+    return to_batch(comparisons.encode_with(encoder, texts))
 
 
-def _to_batch(questions: Iterable[Comparison]) -> pa.RecordBatch:
+def to_batch(questions: Iterable[Comparison]) -> pa.RecordBatch:
+    """Return questions as columns."""
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     for question in questions:
         columns["question_id"].append(question.question_id)
@@ -116,7 +139,8 @@ def _to_batch(questions: Iterable[Comparison]) -> pa.RecordBatch:
     return pa.RecordBatch.from_pydict(columns, schema=SCHEMA)
 
 
-def _decode(batch: pa.RecordBatch) -> list[Comparison]:
+def decode(batch: pa.RecordBatch) -> list[Comparison]:
+    """Return the questions of columns."""
     chosen, rejected = to_lists(batch["chosen"]), to_lists(batch["rejected"])
     pairs = [[*zip(*both, strict=True)] for both in zip(chosen, rejected, strict=True)]
     prompts, answers, gaps, older = (to_lists(batch[name]) for name in ("prompt", "answers", "gaps", "older"))

@@ -48,7 +48,7 @@ class TokenTable(Sequence[T], Generic[T]):
                 rows = pa.array(self._rows[part] - self._starts[number])
                 yield from self._decode(self._batches[number].take(rows))
 
-    def select(self, indices: Sequence[int]) -> "TokenTable[T]":
+    def select(self, indices: Sequence[int] | NDArray[np.int64]) -> "TokenTable[T]":
         """Return the items with these indices, in this order."""
         return self._with_rows(self._rows[np.asarray(indices, dtype=np.int64)])
 
@@ -62,6 +62,19 @@ class TokenTable(Sequence[T], Generic[T]):
         found = [np.diff(batch[name].offsets.to_numpy()) for batch in self._batches if len(batch)]
         lengths: list[int] = np.concatenate([np.zeros(0, dtype=np.int64), *found])[self._rows].tolist()
         return lengths
+
+    def nested_lengths(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the lengths of the lists in the items' lists, one after another, and each item's number."""
+        inner, counts = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+        for batch in filter(len, self._batches):
+            outer = batch[name].offsets.to_numpy()
+            counts.append(np.diff(outer))
+            inner.append(np.diff(batch[name].values.offsets.to_numpy())[outer[0] : outer[-1]])
+        of_rows = np.concatenate(counts)
+        starts = np.cumsum(of_rows) - of_rows
+        chosen = of_rows[self._rows]
+        places = np.arange(chosen.sum()) + np.repeat(starts[self._rows] - np.cumsum(chosen) + chosen, chosen)
+        return np.concatenate(inner)[places], chosen
 
     def _with_rows(self, rows: NDArray[np.int64]) -> "TokenTable[T]":
         return TokenTable(self._batches, self._decode, rows)

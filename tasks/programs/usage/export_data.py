@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.config.commands.usage import ExportDataJob, Template
-from tasks.programs.runtime import pair_tables
+from tasks.programs.runtime import table_rows
 from tasks.programs.runtime.program import Run, main
 from tasks.rlhf.batches import prompts
 
@@ -43,9 +43,8 @@ class Part(NamedTuple):
 def export_data(job: ExportDataJob, run: Run) -> None:
     """Write every table that the run has."""
     counts: dict[str, dict[str, int]] = {}
-    template = (
-        "chat" if pair_tables.read_chats(*sorted(run.inputs["data"].glob("*.parquet"))) else job.text.template
-    )
+    tables = sorted(run.inputs["data"].glob("*.parquet"))
+    template = "chat" if table_rows.has_chats(*tables) else job.text.template
     for part in PARTS:
         source = run.inputs["data"] / f"{part.table}.parquet"
         if source.exists():

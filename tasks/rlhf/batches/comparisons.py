@@ -203,13 +203,20 @@ def age_bias(comparisons: Iterable[Comparison]) -> float:
     return math.log((signs.count(1) + 1) / (signs.count(-1) + 1))
 
 
-def micro_batches(comparisons: Sequence[Comparison], max_rows: int) -> list[Sequence[Comparison]]:
-    """Split into parts of at most ``max_rows`` answers, or of one question with more; 0 does not split."""
+def micro_batches(
+    comparisons: Sequence[Comparison], max_rows: int, *, num_answers: Iterable[int] | None = None
+) -> list[Sequence[Comparison]]:
+    """Split into parts of at most ``max_rows`` answers, or of one question with more; 0 does not split.
+
+    ``num_answers`` of each question, if they are known, spare reading the questions.
+    """
     bounds, rows = [0], 0
-    for index, comparison in enumerate(comparisons if max_rows else ()):
-        if rows and rows + len(comparison.answers) > max_rows:
+    if num_answers is None:
+        num_answers = (len(comparison.answers) for comparison in comparisons)
+    for index, number in enumerate(num_answers if max_rows else ()):
+        if rows and rows + number > max_rows:
             bounds.append(index)
             rows = 0
-        rows += len(comparison.answers)
+        rows += number
     parts = [comparisons[first:last] for first, last in pairwise([*bounds, len(comparisons)])]
     return [part for part in parts if part]

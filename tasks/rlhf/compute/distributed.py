@@ -6,6 +6,7 @@ that depend on them agree.
 """
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -32,12 +33,14 @@ __all__ = [
     "process_group",
     "rank",
     "rank_slice",
+    "run_together",
     "sum_gradients",
     "world",
 ]
 
 # For slow ranks; one that has died is noticed at once, by torchrun and by its closed connections.
 TIMEOUT = timedelta(minutes=30)
+EXCHANGE_SECONDS = 2.0  # between two exchanges of ranks whose work takes unequally long
 BUCKET = 64 << 20  # bytes of gradients that are summed in one call
 
 T = TypeVar("T")
@@ -107,6 +110,19 @@ def map_over_ranks(
             report_progress(min(len(own) * world(), len(parts)), len(parts))
     by_rank = all_gather(own)
     return [by_rank[i % world()][i // world()] for i in range(len(parts))]
+
+
+def run_together(work: Iterator[object]) -> None:
+    """Exhaust each rank's own iterator; return when all ranks have done so.
+
+    The ranks exchange every few seconds who is done, and none waits for another's whole work: a collective
+    fails after ``TIMEOUT``.
+    """
+    is_done = False
+    while not is_done:
+        end = time.monotonic() + EXCHANGE_SECONDS
+        is_exhausted = all(time.monotonic() < end for _ in work)
+        is_done = all(all_gather(is_exhausted))
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
