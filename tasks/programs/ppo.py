@@ -36,7 +36,7 @@ from tasks.programs.ppo_stage.update_policy import update_policy
 from tasks.programs.runtime import pair_tables, table_rows, training_setup
 from tasks.programs.runtime.program import Run, main
 from tasks.programs.runtime.training_samples import TrainingSampler
-from tasks.programs.token_tables.prompts import Prompt, read_rl_split
+from tasks.programs.token_tables.prompts import Prompt, find_chats, read_rl_split
 from tasks.programs.token_tables.token_table import TokenTable
 from tasks.rlhf.algorithms import rewards, schedules
 from tasks.rlhf.batches import prompts
@@ -74,7 +74,7 @@ def train(job: PpoJob, run: Run) -> None:
     # 1. Prompts; policy = reference = SFT model, critic = reward model; or the checkpoint's.
     tokenizer = loading.load_tokenizer(run.inputs["model"])
     encoder = pair_tables.build_encoder(job.text, tokenizer, {})
-    questions, texts, held_out = read_questions(job, run, encoder)
+    questions, held_out = read_questions(job, run, encoder)
     models = load_models(job, run, device)
     optimizers = create_optimizers(models)
     start, state, good = restore_state(run.checkpoints, models, optimizers)
@@ -94,7 +94,7 @@ def train(job: PpoJob, run: Run) -> None:
     for step in run.interruptions.during(range(start, settings.steps), distributed.all_reduce):
         # 2. Sample an answer to each prompt of the batch and score it; is it still sound text?
         rollout = sample_rollout(
-            job, models, questions, texts, encoder, mix, step=step, is_checked=step == start, device=device
+            job, models, questions, encoder, mix, step=step, is_checked=step == start, device=device
         )
         checks.check(rollout, step + 1)
         kl = kl_estimates(rollout)
@@ -187,7 +187,6 @@ def sample_rollout(
     job: PpoJob,
     models: PpoModels,
     questions: TokenTable[Prompt],
-    texts: list[str],
     encoder: Encoder,
     mix: RewardMix,
     *,
@@ -205,10 +204,11 @@ def sample_rollout(
     indices = schedules.batch_indices(
         step, num_rows=len(questions), batch_size=settings.rollouts // settings.group_size, seed=job.seed
     )
-    asked = distributed.rank_slice([i for i in indices for _ in range(settings.group_size)])
+    rows = distributed.rank_slice([i for i in indices for _ in range(settings.group_size)])
+    asked = [questions[i] for i in rows]
     own = roll_out(
         models,
-        [questions[i].ids for i in asked],
+        [prompt.ids for prompt in asked],
         uniform=distributed.rank_slice(uniform),
         max_tokens=most,
         temperature=settings.temperature,
@@ -219,7 +219,7 @@ def sample_rollout(
         is_checked=is_checked,
         engine_seed=None if settings.sampler == "plain" else seeds.mix(job.seed, step + 1, torchrun.rank()),
     )
-    rollout = gather_rollout(mix.rescore(own, [texts[i] for i in asked]))
+    rollout = gather_rollout(mix.rescore(own, [prompt.question for prompt in asked], find_chats(asked)))
     check_rollout(rollout, step + 1)
     return rollout
 
@@ -260,29 +260,29 @@ def warn_of_missing_ends(run: Run, *, max_answer_tokens: int) -> None:
 
 def read_questions(
     job: PpoJob, run: Run, encoder: Encoder
-) -> tuple[TokenTable[Prompt], list[str], list[tuple[int, str]]]:
-    """Return the RL split's questions as token ids and as text, in an order drawn from the seed, and those,
-    with their ids, that are left out for the independent score.
+) -> tuple[TokenTable[Prompt], list[tuple[int, str]]]:
+    """Return the RL split's questions in an order drawn from the seed, and those, as id and text, that are
+    left out for the independent score.
 
     ``encoder`` gets the messages of the latter that are conversations. Raises InputError if there are none.
     """
-    path = run.inputs["data"] / "rl.parquet"
-    table = pq.read_table(path, columns=["question_id", "prompt"])
+    table = run.inputs["data"] / "rl.parquet"
+    ids = pq.read_table(table, columns=["question_id"])["question_id"].to_pylist()
     count = job.ppo.score.prompts if job.ppo.score.by else 0
-    if count > table.num_rows // 2:
+    if count > len(ids) // 2:
         raise InputError(
-            f"ppo.score.prompts={count} would leave PPO less than half of the {table.num_rows} prompts of "
+            f"ppo.score.prompts={count} would leave PPO less than half of the {len(ids)} prompts of "
             "the rl split: lower it, raise data.rl_share, or set ppo.score.by to null."
         )
-    ids, texts = table["question_id"].to_pylist(), table["prompt"].to_pylist()
     places = sorted(row_sample.draw_sample(ids, count))
-    held_out = [(ids[place], texts[place]) for place in places]
-    encoder.chats = table_rows.chats_of(table_rows.read_rows(path, places, ["prompt", "messages"]))
-    rows = sorted(set(range(len(texts))) - set(places))
+    held_out = table_rows.read_rows(table, places, ["question_id", "prompt", "messages"])
+    encoder.chats = table_rows.chats_of(held_out)
+    rows = sorted(set(range(len(ids))) - set(places))
     if not rows:
         raise InputError("The rl split has no prompts: raise data.rl_share or give more data.")
     random.Random(job.seed).shuffle(rows)
-    return read_rl_split(run, encoder, rows=rows), [texts[row] for row in rows], held_out
+    questions = read_rl_split(run, encoder, rows=rows)
+    return questions, [(row["question_id"], row["prompt"]) for row in held_out]
 
 
 if __name__ == "__main__":

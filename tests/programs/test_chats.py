@@ -8,6 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from tasks.config.commands.usage import ExportDataJob
@@ -22,16 +24,19 @@ from tasks.dataset.tables import MESSAGES
 from tasks.judges.judge import Answer
 from tasks.judges.reward_judge import RewardScores
 from tasks.programs import ppo, pretrain, sft
+from tasks.programs.ppo_stage.other_reward_models import AnsweredQuestions, TextScorer
 from tasks.programs.runtime import pair_tables, reward_tests, table_rows
 from tasks.programs.runtime.program import Run
 from tasks.programs.runtime.training_samples import TrainingSampler
 from tasks.programs.token_tables.documents import read_finetune_split
+from tasks.programs.token_tables.prompts import find_chats
 from tasks.programs.token_tables.questions import read_pairs
 from tasks.programs.usage.export_data import export_data
 from tasks.rlhf.batches import conversations
 from tasks.rlhf.batches.prompts import encode_answer
+from tasks.rlhf.batches.sequences import Sequences
 from tasks.rlhf.batches.truncation import Encoder
-from tasks.rlhf.models import builtin
+from tasks.rlhf.models import builtin, reward_model
 from tests.support import tiny
 from tests.support.chat_families import CHATML
 from tests.support.data_sets import chat_message, run_data_program
@@ -145,10 +150,12 @@ def test_ppo_keeps_the_conversations_of_its_score(data: Path, tmp_path: Path) ->
     settings = {"score": {"by": "gold", "prompts": 8}, "steps": 1}
     job = PpoJob.model_validate({"seed": 0, "text": TEXT.model_dump(), "ppo": settings})
     encoder = pair_tables.build_encoder(TEXT, tokenizer(), {})
-    learnt, texts, held_out = ppo.read_questions(job, run, encoder)
+    learnt, held_out = ppo.read_questions(job, run, encoder)
     check_drawn(encoder, [encoder.encode_prompt(text) for _, text in held_out], data / "rl.parquet", 8)
-    whole = pair_tables.build_encoder(TEXT, encoder.tokenizer, table_rows.read_chats(data / "rl.parquet"))
-    assert [prompt.ids for prompt in learnt] == [whole.encode_prompt(text) for text in texts]
+    chats = table_rows.read_chats(data / "rl.parquet")
+    whole = pair_tables.build_encoder(TEXT, encoder.tokenizer, chats)
+    assert [prompt.ids for prompt in learnt] == [whole.encode_prompt(prompt.question) for prompt in learnt]
+    assert find_chats(learnt) | encoder.chats == chats
 
 
 def test_the_loss_counts_every_answer_or_the_last(data: Path, tmp_path: Path) -> None:
@@ -181,6 +188,21 @@ def test_pairs_prompts_and_judges_read_the_roles(data: Path, tmp_path: Path) -> 
             return []
 
     Recorder(None, encoder, 0, tiny.CPU, 1)([(text, Answer("x")) for text in chats], lambda *_: None)  # type: ignore[arg-type]
+    assert asked == [conversations.encode_messages(made, messages, "chat") for messages in chats.values()]
+
+
+def test_other_reward_models_read_the_roles(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[int]] = []
+    made, chats = tokenizer(), table_rows.read_chats(data / "rl.parquet")
+
+    def normalised_rewards(_: Any, batch: Sequences) -> Tensor:
+        rows = zip(batch.input_ids.tolist(), batch.response_mask.tolist(), strict=True)
+        asked.extend(ids[: response.index(True)] for ids, response in rows)
+        return torch.zeros(len(batch.input_ids))
+
+    monkeypatch.setattr(reward_model, "normalised_rewards", normalised_rewards)
+    scorer: Any = TextScorer(None, pair_tables.build_encoder(TEXT, made, {}), tiny.CPU, 64)  # type: ignore[arg-type]
+    scorer(AnsweredQuestions([*chats], ["x"] * len(chats), [True] * len(chats), chats))
     assert asked == [conversations.encode_messages(made, messages, "chat") for messages in chats.values()]
 
 

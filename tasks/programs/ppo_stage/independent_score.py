@@ -206,7 +206,7 @@ def build_score(
             device=device,
             uniform=uniform,
         )
-        return mix.score(rollout, texts)
+        return mix.score(rollout, texts, own.chats)
 
     if settings.by == "gold":
         score = Score(gold_scores(own, questions))

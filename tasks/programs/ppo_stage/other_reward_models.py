@@ -1,6 +1,6 @@
 """Score answers with reward models other than the run's own."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,19 +24,22 @@ from tasks.system.errors import InputError
 NO_CONTEXT = 2**20  # tokens, of a model that does not say how many it reads
 BATCH_SIZE = 64  # answers at a time, unless machine.micro_batch is set
 
-ReadChats = Callable[[], Mapping[str, Messages]]
+Chats = Mapping[str, Messages]  # the messages of questions that are conversations, by their text
 
 
 class AnsweredQuestions(NamedTuple):
-    """Questions with their answers as text, and which of these have an end token."""
+    """Questions with their answers as text, which of these have an end token, and the messages of
+    conversations.
+    """
 
     questions: list[str]
     answers: list[str]
     ended: list[bool]
+    chats: Chats
 
     def rows(self, rows: slice) -> "AnsweredQuestions":
         """Return some of them."""
-        return AnsweredQuestions(self.questions[rows], self.answers[rows], self.ended[rows])
+        return AnsweredQuestions(self.questions[rows], self.answers[rows], self.ended[rows], self.chats)
 
 
 class TextScorer(NamedTuple):
@@ -49,6 +52,7 @@ class TextScorer(NamedTuple):
 
     def __call__(self, answered: AnsweredQuestions) -> Tensor:
         """Return the normalised reward of each answer, (B,) float32."""
+        self.encoder.chats = answered.chats
         asked = [self.encoder.encode_prompt(question) for question in answered.questions]
         replies = [
             self._encode(text, ended=ended)
@@ -86,18 +90,15 @@ def load_other_model(
     run: Run,
     models: PpoModels,
     device: torch.device,
-    *,
-    read_chats: ReadChats,
 ) -> tuple[SharedScorer | TextScorer, bool]:
     """Return a reward model that the settings name, and whether its normalisation is stored with it.
 
-    ``read_chats`` returns the messages of all questions that are conversations, for a model that reads text.
     Raises InputError if it does not fit, StepZeroError if it does not compute what it did when it was stored.
     """
     folder, setting = run.inputs[f"reward_{settings.name}"], f"ppo.rewards.models {settings.name}"
     if not (folder / reward_model.RECORD).is_file():
         scorer = sequence_classifier.load(folder, device=device, setting=setting)
-        return _with_tokenizer(scorer, folder, settings, job, run, device, read_chats), False
+        return _with_tokenizer(scorer, folder, settings, job, run, device), False
     record = reward_model.load_record(folder)
     refuse_exploitable(record, job.ppo, setting)
     own_base, stored = run.inputs.get(f"base_{settings.name}"), models.model.dtype
@@ -117,8 +118,7 @@ def load_other_model(
     check_probes(scorer, record["probes"], device, tolerance=TOLERANCE[stored], name=f"Of {setting} the")
     if own_base is None and reward_model.is_adapter(folder):
         return SharedScorer(scorer), True
-    folder = own_base or folder / "model"
-    return _with_tokenizer(scorer, folder, settings, job, run, device, read_chats), True
+    return _with_tokenizer(scorer, own_base or folder / "model", settings, job, run, device), True
 
 
 def _check_base(folder: Path, models: PpoModels, setting: str) -> None:
@@ -139,7 +139,6 @@ def _with_tokenizer(
     job: PpoJob,
     run: Run,
     device: torch.device,
-    read_chats: ReadChats,
 ) -> TextScorer:
     """Return the reward model with the tokenizer of ``folder`` and its own template and limits."""
     tokenizer = loading.load_tokenizer(folder)
@@ -150,7 +149,6 @@ def _with_tokenizer(
         template=settings.template or _own_template(tokenizer, run, settings, job),
         max_prompt_tokens=settings.max_prompt_tokens or min(4 * job.text.max_prompt_tokens, context - limit),
         max_answer_tokens=limit,
-        chats=read_chats(),
     )
     total = encoder.max_prompt_tokens + encoder.max_answer_tokens
     if total > context:

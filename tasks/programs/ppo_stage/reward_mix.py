@@ -5,8 +5,6 @@ format has none stored: its own are measured once, and are a part of the checkpo
 few reference answers, by which a resumed run sees that each part still computes the same.
 """
 
-from collections.abc import Mapping
-from functools import cache
 from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
@@ -18,6 +16,7 @@ from tasks.config.sections.rewards import OWN
 from tasks.dataset import row_sample
 from tasks.programs.ppo_stage.other_reward_models import (
     AnsweredQuestions,
+    Chats,
     SharedScorer,
     TextScorer,
     load_other_model,
@@ -28,7 +27,6 @@ from tasks.programs.runtime.program import Run
 from tasks.rlhf.algorithms import running_moments, sanity_checks
 from tasks.rlhf.algorithms.running_moments import Moments
 from tasks.rlhf.batches import prompts, sequences
-from tasks.rlhf.batches.conversations import Messages
 from tasks.rlhf.batches.sequences import Sequences
 from tasks.rlhf.batches.truncation import Encoder
 from tasks.rlhf.compute import distributed
@@ -63,12 +61,13 @@ class RewardMix:
         self.measured: dict[str, tuple[float, float]] = state.get("reward_measured", {})
         self.means: dict[str, float] = {}  # of the last batch, by part
 
-    def rescore(self, rollout: Rollout, questions: list[str]) -> Rollout:
+    def rescore(self, rollout: Rollout, questions: list[str], chats: Chats) -> Rollout:
         """Return a rollout with its score; it comes with the normalised rewards of the run's own model.
 
-        ``questions`` are the texts of its prompts. Updates the running moments. Raises InputError.
+        ``questions`` are the texts of its prompts, ``chats`` the messages of those that are conversations.
+        Updates the running moments. Raises InputError.
         """
-        rewards = self._rewards(rollout.score, rollout.batch, rollout.ended, questions)
+        rewards = self._rewards(rollout.score, rollout.batch, rollout.ended, questions, chats)
         self._measure(rewards)
         total = self._sum(rewards)
         if self.settings.running_normalisation:
@@ -77,15 +76,15 @@ class RewardMix:
                 self.moments = running_moments.combine(self.moments, moments)
         return rollout._replace(score=self._finish(total, rollout.ended))
 
-    def score(self, rollout: Rollout, questions: list[str]) -> Rollout:
+    def score(self, rollout: Rollout, questions: list[str], chats: Chats) -> Rollout:
         """Return a rollout with its score as training would have it now; nothing is updated."""
-        rewards = self._rewards(rollout.score, rollout.batch, rollout.ended, questions)
+        rewards = self._rewards(rollout.score, rollout.batch, rollout.ended, questions, chats)
         return rollout._replace(score=self._finish(self._sum(rewards), rollout.ended))
 
-    def __call__(self, batch: Sequences, ended: Tensor, questions: list[str]) -> Tensor:
+    def __call__(self, batch: Sequences, ended: Tensor, questions: list[str], chats: Chats) -> Tensor:
         """Return the score of each answer (B,), as training would have it now."""
         own = score_answers(self.models, UNTOUCHED, batch, ended)
-        return self._finish(self._sum(self._rewards(own, batch, ended, questions)), ended)
+        return self._finish(self._sum(self._rewards(own, batch, ended, questions, chats)), ended)
 
     def metrics(self) -> dict[str, float]:
         """Return the mean reward of each part over the last batch, if there are several."""
@@ -115,7 +114,7 @@ class RewardMix:
         return found
 
     def _rewards(
-        self, own: Tensor, batch: Sequences, ended: Tensor, questions: list[str]
+        self, own: Tensor, batch: Sequences, ended: Tensor, questions: list[str], chats: Chats
     ) -> dict[str, Tensor]:
         """Return the reward of each answer by each part, (B,) each."""
         rewards = {OWN: own}
@@ -124,7 +123,7 @@ class RewardMix:
         answers = [ids[mask].tolist() for ids, mask in zip(*batch, strict=True)]
         tokenizer, template = self.encoder.tokenizer, self.encoder.template
         texts = [prompts.decode_answer(tokenizer, ids, template=template) for ids in answers]
-        answered = AnsweredQuestions(questions, texts, ended.tolist())
+        answered = AnsweredQuestions(questions, texts, ended.tolist(), chats)
         for part in self.parts:
             rewards[part.name] = score_part(part, batch, answered).to(own)
         return rewards
@@ -170,13 +169,8 @@ def load_reward_mix(
     if not settings.parts:
         return mix
     reference = read_reference(run, encoder, device)
-
-    @cache
-    def read_chats() -> Mapping[str, Messages]:  # for reward models that read text
-        return table_rows.read_chats(run.inputs["data"] / "rl.parquet") | reference.chats
-
     for model in settings.models:
-        score, is_normalised = load_other_model(model, job, run, models, device, read_chats=read_chats)
+        score, is_normalised = load_other_model(model, job, run, models, device)
         if not is_normalised:
             assert isinstance(score, TextScorer)
             if model.name not in mix.measured:
@@ -197,12 +191,11 @@ class Reference(NamedTuple):
 
     batch: Sequences
     answered: AnsweredQuestions
-    chats: dict[str, Messages]  # of the questions that are conversations
 
     def first(self, count: int) -> "Reference":
         """Return the first of them."""
         rows = torch.arange(min(count, len(self.answered.ended)), device=self.batch.input_ids.device)
-        return Reference(self.batch.rows(rows), self.answered.rows(slice(count)), self.chats)
+        return Reference(self.batch.rows(rows), self.answered.rows(slice(count)))
 
 
 def read_reference(run: Run, encoder: Encoder, device: torch.device) -> Reference:
@@ -222,9 +215,9 @@ def read_reference(run: Run, encoder: Encoder, device: torch.device) -> Referenc
     replies = [uncounted.encode_answer(row["answer"]) for row in rows]
     batch = sequences.join(asked, replies, pad_id=encoder.tokenizer.pad_token_id, device=device)
     answered = AnsweredQuestions(
-        [row["prompt"] for row in rows], [row["answer"] for row in rows], [True] * len(rows)
+        [row["prompt"] for row in rows], [row["answer"] for row in rows], [True] * len(rows), chats
     )
-    return Reference(batch, answered, chats)
+    return Reference(batch, answered)
 
 
 def _measure_normalisation(score: TextScorer, answered: AnsweredQuestions) -> tuple[float, float]:

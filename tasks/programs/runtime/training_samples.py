@@ -4,7 +4,7 @@ Training is not changed: the answers are drawn by numbers of their own. These de
 answers differ from step to step only because the weights do, and DPO and PPO begin with the same answers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -18,6 +18,7 @@ from tasks.programs.runtime import pair_tables, table_rows, training_setup
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.algorithms import rewards, schedules
 from tasks.rlhf.batches import prompts, sampling, sequences
+from tasks.rlhf.batches.conversations import Messages
 from tasks.rlhf.batches.sequences import Sequences
 from tasks.rlhf.compute import fsdp
 from tasks.rlhf.models.trainable import Active, Trainable
@@ -26,8 +27,9 @@ from tasks.system import torchrun
 NUM_SAMPLES = 5  # unless the steps between them are set; with the one before the first step
 DRAWS = "training samples"
 
-# Of a batch, which of its answers have ended, and the texts of its questions, (B,).
-Score = Callable[[Sequences, Tensor, list[str]], Tensor]
+# Of a batch, which of its answers have ended, the texts of its questions, and the messages of those that are
+# conversations, (B,).
+Score = Callable[[Sequences, Tensor, list[str], Mapping[str, Messages]], Tensor]
 
 
 def build_sampler(
@@ -157,6 +159,6 @@ class TrainingSampler:
         if self.score:
             texts = [row["question"] for row in self.questions[rows]]
             has_ended = torch.tensor(ended, device=batch.input_ids.device)
-            columns["reward"] = self.score(batch, has_ended, texts).tolist()
+            columns["reward"] = self.score(batch, has_ended, texts, self.encoder.chats).tolist()
         found = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         return [question | row for question, row in zip(self.questions[rows], found, strict=True)]

@@ -78,7 +78,8 @@ def test_the_training_is_the_same_however_often_the_policy_is_scored(
 def test_ppo_does_not_learn_from_the_prompts_of_the_score(inputs: dict[str, Path], tmp_path: Path) -> None:
     job, run = ppo_jobs.write_run(tmp_path / "run", inputs, score=SCORE)
     encoder = pair_tables.build_encoder(job.text, loading.load_tokenizer(inputs["model"]), {})
-    prompts, learnt, held_out = ppo.read_questions(job, run, encoder)
+    prompts, held_out = ppo.read_questions(job, run, encoder)
+    learnt = [prompt.question for prompt in prompts]
     assert [prompt.ids for prompt in prompts] == [encoder.encode_prompt(text) for text in learnt]
     everything = pq.read_table(inputs["data"] / "rl.parquet")["prompt"].to_pylist()
     assert (len(learnt), len(held_out)) == (len(everything) - 16, 16)

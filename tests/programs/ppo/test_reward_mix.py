@@ -151,7 +151,7 @@ def test_a_model_of_another_base_reads_text_with_its_own_tokenizer(
     asked = [words.decode(probe["prompt"]) for probe in probes["probes"]]
     questions = [text.removeprefix("Question: ").partition("\n\n")[0] for text in asked]
     answers = [words.decode(probe["answer"], skip_special_tokens=True).strip() for probe in probes["probes"]]
-    found = scorer(AnsweredQuestions(questions, answers, [True] * len(answers)))
+    found = scorer(AnsweredQuestions(questions, answers, [True] * len(answers), {}))
     stored = [(probe["score"] - probes["mean"]) / probes["std"] for probe in probes["probes"]]
     assert found.tolist() == pytest.approx(stored, abs=1e-3)
     ppo.train(job, run)
@@ -210,7 +210,7 @@ def test_a_classifier_in_hugging_face_format_scores_as_transformers_does(
     assert isinstance(scorer, TextScorer)
     mean, std = mix.measured["hub"]
     questions, answers = ["How do I list files?", "What?"], ["Use list files.", "show ports"]
-    found = scorer(AnsweredQuestions(questions, answers, [True, False]))
+    found = scorer(AnsweredQuestions(questions, answers, [True, False], {}))
     words = tiny.tokenizer()
     kinds = {"llama": LlamaForSequenceClassification, "qwen2": Qwen2ForSequenceClassification}
     model = kinds[kind].from_pretrained(folder)
@@ -231,7 +231,9 @@ def test_a_classifier_is_normalised_over_reference_answers(inputs: dict[str, Pat
     import pyarrow.parquet as pq
 
     rows = pq.read_table(inputs["data"] / "finetune.parquet").to_pylist()
-    texts = AnsweredQuestions([r["prompt"] for r in rows], [r["answer"] for r in rows], [True] * len(rows))
+    texts = AnsweredQuestions(
+        [r["prompt"] for r in rows], [r["answer"] for r in rows], [True] * len(rows), {}
+    )
     assert isinstance(score, TextScorer)
     rewards = score(texts)
     assert rewards.mean().item() == pytest.approx(0, abs=1e-4)
@@ -405,8 +407,8 @@ def test_running_normalisation_shifts_and_scales_by_all_answers_so_far(
     seen: list[tuple[Any, Any]] = []
     rescore = RewardMix.rescore
 
-    def watched(self: RewardMix, rollout: Any, questions: list[str]) -> Any:
-        found = rescore(self, rollout, questions)
+    def watched(self: RewardMix, *asked: Any) -> Any:
+        found = rescore(self, *asked)
         seen.append((found.score, self.moments))
         return found
 

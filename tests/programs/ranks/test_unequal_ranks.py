@@ -62,13 +62,14 @@ def test_ranks_wait_longer_than_a_collective_may_take(
     (tmp_path / "ranks.py").write_text(SCRIPT)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     metrics, end = run.directory / "metrics.jsonl", time.monotonic() + 200
+    metrics.write_text("")
     with acquire(tmp_path / "home" / "locks" / f"{record.parent.name}.lock"):
         ranks = subprocess.Popen(
             [*launcher, str(tmp_path / "ranks.py"), str(run.directory)],
             cwd=tiny.ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tiny.ROOT)},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
-        while ranks.poll() is None and time.monotonic() < end and not metrics.exists():
+        while ranks.poll() is None and time.monotonic() < end and WAITING not in metrics.read_text():
             time.sleep(0.1)
         time.sleep(8)
     output, _ = ranks.communicate(timeout=300)
