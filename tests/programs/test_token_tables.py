@@ -29,7 +29,7 @@ from tasks.rlhf.compute import distributed
 from tasks.system.errors import InputError
 from tasks.system.locks import acquire
 from tests.support import tiny
-from tests.support.template_dates import DATED, set_day
+from tests.support.chat_families import DATED, set_day
 
 Limits = dict[str, Any]
 LIMITS: Limits = {"template": "question-answer", "max_prompt_tokens": 24, "max_answer_tokens": 8}

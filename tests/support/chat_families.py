@@ -1,10 +1,12 @@
 """Create small tokenizers like those of the public families: special tokens, chat templates and
-normalisation.
+normalisation. Some templates write the date: `set_day` sets transformers' clock.
 """
 
+import datetime
 import json
 from typing import NamedTuple
 
+import pytest
 from tokenizers import (
     AddedToken,
     Regex,
@@ -17,6 +19,7 @@ from tokenizers import (
 )
 from tokenizers.models import BPE, Unigram
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils import chat_template_utils
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + "
@@ -89,6 +92,21 @@ BARE = (  # the end of a turn is left to the tokenizer
     "{% for m in messages %}{{ '<|' + m.role + '|>\\n' + m.content }}{% endfor %}{% if "
     "add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
 )
+TURNS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}<assistant>"
+# Templates that write the date as the families do.
+DATED = {
+    "Llama 3.2": (
+        "{%- if not date_string is defined %}{%- if strftime_now is defined %}"
+        '{%- set date_string = strftime_now("%d %b %Y") %}{%- else %}{%- set date_string = "26 Jul 2024" %}'
+        "{%- endif %}{%- endif %}{{ 'Today Date: ' + date_string + '\\n' }}" + LLAMA3
+    ),
+    "SmolLM3": '\n {%- set today = strftime_now("%d %B %Y") -%}\n{{ "Today Date: " ~ today }}' + TURNS,
+    "gpt-oss": (
+        "{%- macro system() -%}{{ 'Current date: ' + strftime_now('%Y-%m-%d') + '\\n' }}{%- endmacro -%}\n"
+        "{{ system() }}" + TURNS
+    ),
+    "a variable": "\n  {% set form = '%-d.%-m.%y %A' %}{{ strftime_now(form) }}\n" + TURNS,
+}
 
 
 class Family(NamedTuple):
@@ -268,3 +286,14 @@ def _unigram(family: Family) -> Tokenizer:
     raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     raw.decoder = decoders.Metaspace(prepend_scheme="first", split=False)
     return raw
+
+
+def set_day(patch: pytest.MonkeyPatch, day: datetime.datetime) -> None:
+    """Let it be another day for the chat templates."""
+
+    class Clock(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> "Clock":
+            return cls(day.year, day.month, day.day, tzinfo=tz)
+
+    patch.setattr(chat_template_utils, "datetime", Clock)

@@ -1,18 +1,19 @@
 """Choose the pairs that a stage reports on, and build the encoder of its texts."""
 
-from collections.abc import Mapping
-from typing import NamedTuple, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Generic, NamedTuple, TypedDict, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
 from tasks.config.sections.models import Text
 from tasks.programs.runtime.program import Run
-from tasks.programs.token_tables.token_table import TokenTable
 from tasks.rlhf.batches.comparisons import Comparison
 from tasks.rlhf.batches.conversations import Messages
 from tasks.rlhf.batches.truncation import Encoder
 
 MIN_QUESTIONS = 20  # with fewer evaluation questions a confidence interval is too wide to be of use
+
+Questions = TypeVar("Questions", bound=Sequence[Comparison])
 
 
 class ReportedPairsRecord(TypedDict):
@@ -23,10 +24,10 @@ class ReportedPairsRecord(TypedDict):
     pairs: int
 
 
-class ReportedPairs(NamedTuple):
+class ReportedPairs(NamedTuple, Generic[Questions]):
     """The questions whose pairs are reported on, and whether the weights were chosen without them."""
 
-    questions: TokenTable[Comparison]
+    questions: Questions
     unseen: bool
 
     @property
@@ -51,9 +52,7 @@ def build_encoder(text: Text, tokenizer: PreTrainedTokenizerBase, chats: Mapping
     )
 
 
-def choose_reported_pairs(
-    evaluation: TokenTable[Comparison], held_out: TokenTable[Comparison], run: Run
-) -> ReportedPairs:
+def choose_reported_pairs(evaluation: Questions, held_out: Questions, run: Run) -> ReportedPairs[Questions]:
     """Choose the pairs that accuracies are measured on: the evaluation split's, or the held-out ones if these
     are more than too few.
 

@@ -27,8 +27,8 @@ from tasks.system import torchrun
 NUM_SAMPLES = 5  # unless the steps between them are set; with the one before the first step
 DRAWS = "training samples"
 
-# Of a batch, which of its answers have ended, the texts of its questions, and the messages of those that are
-# conversations, (B,).
+# Returns (B,) scores of a batch, given which of its answers have ended (B,), the texts of its questions, and
+# the messages of those that are conversations, by their text.
 Score = Callable[[Sequences, Tensor, list[str], Mapping[str, Messages]], Tensor]
 
 

@@ -10,8 +10,7 @@ from tasks.judges.prompt_encoder import PromptEncoder
 from tasks.programs.usage.chat_templates import Message, encode_conversation, set_chat_template
 from tasks.rlhf.batches.conversations import encode_messages
 from tasks.rlhf.batches.prompts import DATE, encode_prompt, render
-from tests.support.chat_families import family_tokenizer
-from tests.support.template_dates import DATED, set_day
+from tests.support.chat_families import DATED, family_tokenizer, set_day
 
 OTHER_DAY = datetime(2031, 3, 4)
 TALK = [("user", "Which day is it?"), ("assistant", "Look above."), ("user", "And tomorrow?")]
