@@ -2,7 +2,8 @@
 
 A part is one file or folder, made by a module-level function of a task that names it as ``output``. The
 counts that the function returns are written beside it as JSON (``<output>.json``), last: a part whose counts
-are there is not made again, which is the whole of resuming.
+are there is not made again. A step whose parts are all made may leave a file that lists them (``done``), so
+that its tasks need not be listed again.
 """
 
 import itertools
@@ -24,7 +25,7 @@ from tasks.programs.runtime.program import PHASE_SECONDS, Run
 from tasks.system.errors import StageFailed, refusing_disk_failures
 from tasks.system.files import replacing
 
-Counts = TypeVar("Counts")
+PartCounts = TypeVar("PartCounts")
 RESUMES = "run it again, it goes on from the parts that are made"
 
 
@@ -57,7 +58,7 @@ class Parts(NamedTuple):
             yield from read_outputs(done)
             return
         outputs, makers = [], Counter[str]()
-        for output in self._make_missing(function, iter(tasks)):
+        for output in self._make_in_order(function, iter(tasks)):
             makers[_read(output)["made_by"]] += 1
             self.on_part(function.__name__, makers)
             outputs.append(str(output))
@@ -65,7 +66,7 @@ class Parts(NamedTuple):
         if done:
             _write(done, json.dumps(outputs).encode())
 
-    def _make_missing(self, function: Make, tasks: Iterator[Task]) -> Iterator[Path]:
+    def _make_in_order(self, function: Make, tasks: Iterator[Task]) -> Iterator[Path]:
         first = list(itertools.islice(tasks, 2))
         if len(first) == 1:  # not worth the start of a process
             yield make_part(function, first[0])
@@ -136,9 +137,9 @@ def counts_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.json")
 
 
-def read_counts(output: Path, kind: Callable[..., Counts]) -> Counts:
+def read_counts(output: Path, kind: Callable[..., PartCounts]) -> PartCounts:
     """Return the counts of a part."""
-    counts: Counts = _adapter(kind).validate_python(_read(output)["counts"])
+    counts: PartCounts = _adapter(kind).validate_python(_read(output)["counts"])
     return counts
 
 
