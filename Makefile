@@ -19,7 +19,7 @@ setup: $(READY) ## make the virtual environment
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "alignflow needs Python 3.11 or newer; name one: make PYTHON=python3.12 ..." >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(INSTALL) --quiet $(PIP_ARGS) -c constraints.txt -e ".[train,gpu,server,dask,benchmarks,serve,dev]"
+	$(INSTALL) --quiet $(PIP_ARGS) -c constraints.txt -e ".[train,gpu,server,dask,ray,benchmarks,serve,dev]"
 	$(BIN)/python -m tasks.tracking.databases
 	@touch $@
 

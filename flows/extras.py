@@ -22,6 +22,7 @@ EXTRAS = {
     "gpu": ("bitsandbytes",),
     "server": ("flask_wtf",),  # what mlflow[auth] adds to mlflow
     "dask": ("distributed",),
+    "ray": ("ray",),
     "benchmarks": ("lm_eval",),
     "serve": ("openai", "uvicorn", "fastapi"),  # what transformers[serving] adds to transformers
 }
@@ -34,8 +35,9 @@ def missing_packages(extra: str) -> list[str]:
 
 def check_packages(config: Pipeline) -> None:
     """Refuse settings that need packages which are not installed here. Raises InputError."""
-    if config.machine.dask and missing_packages("dask"):
-        raise _refusal("dask", "machine.dask")
+    for cluster in ("dask", "ray"):
+        if getattr(config.machine, cluster) and missing_packages(cluster):
+            raise _refusal(cluster, f"machine.{cluster}")
     if config.pools.gpu:  # only its workers need the rest
         return
     if config.benchmarks.files and missing_packages("benchmarks"):

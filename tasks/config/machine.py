@@ -79,6 +79,11 @@ class Machine(Settings):
         description="Address of a Dask scheduler whose workers run parts of the data stage "
         "(tcp://host:8786); empty: this machine.",
     )
+    ray: str = Field(
+        "",
+        description="Address of a Ray cluster that this machine belongs to (host:6379, or auto), whose "
+        "workers run parts of the data stage; empty: this machine.",
+    )
     attention: Literal["sdpa", "flash_attention_2", "flex_attention"] = Field(
         "sdpa",
         description="Kernels of SFT, reward model and DPO. For packed documents sdpa takes a mask with a "
@@ -123,6 +128,12 @@ class Machine(Settings):
     def _check_rendezvous(self) -> Self:
         if not self.rendezvous and any(self.of(stage).nodes > 1 for stage in Launches.model_fields):
             raise ValueError("launch.*.nodes above 1 needs rendezvous, as host:port of one of the nodes")
+        return self
+
+    @model_validator(mode="after")
+    def _check_clusters(self) -> Self:
+        if self.dask and self.ray:
+            raise ValueError("dask and ray are two clusters for the same work: set one of them")
         return self
 
     def of(self, stage: str) -> Launch:

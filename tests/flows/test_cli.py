@@ -742,12 +742,10 @@ def test_a_run_says_once_which_stages_an_earlier_version_built(tree: Path, first
     assert logged == 1
 
 
-def test_the_second_run_reuses_everything_in_seconds_and_no_server_is_left(tree: Path, first) -> None:
+def test_the_second_run_reuses_everything_and_no_server_is_left(tree: Path, first) -> None:
     home, _, _ = first
-    started = time.monotonic()
     status, out, error = fake_programs.run_cli(tree, home, "run", "demo", "--summary", "second.json")
     assert (status, error) == (0, "")
-    assert time.monotonic() - started < 60  # measured: 9 s; room for a busy machine
     summary = json.loads((home.parent / "second.json").read_text())
     assert all(stage["cached"] for stage in summary["stages"])
     assert out.count("reused") == 2 * len(fake_programs.STAGES)

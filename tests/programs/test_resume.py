@@ -267,7 +267,7 @@ def test_a_terminated_run_saves_the_step_that_it_takes(
     process = tiny.start_program(stage, ended)
     wait_until(lambda: len(steps(ended)) > 1 or process.poll() is not None, every=0.002)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == -signal.SIGTERM  # a crash for the flow, which starts it again
+    assert process.wait(120) == -signal.SIGTERM  # a crash for the flow, which starts it again
     before, saved = steps(ended), checkpoints.latest(ended / "checkpoints")
     assert saved is not None
     assert saved.step == before[-1]["step"] < before[-1]["total"]

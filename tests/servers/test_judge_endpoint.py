@@ -203,7 +203,7 @@ def test_a_judge_that_is_killed_goes_on_with_the_rest(
     with faults(server.url) as before:
         process = hold_from(judging, before, 20)
         process.send_signal(signal.SIGKILL)
-        process.wait(30)
+        process.wait(120)
         assert judging.num_kept() == sum(before.delivered.values())
         before.die()
         wait_until(lambda: not before.holding)

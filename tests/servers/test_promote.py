@@ -226,7 +226,7 @@ def test_a_person_decides_in_the_page_while_no_worker_is_held(
     waiting = registry.find_version(tracker, MODEL, registry.CHALLENGER)
     assert waiting is not None
     assert waiting.tags["run"] == made.run_id
-    wait_until(lambda: not installation.flow_processes(run), 20)
+    wait_until(lambda: not installation.flow_processes(run))
     newer = make_run(tracker, 31, GOOD | {"ppo.kl": 30.0})
     assert end(installation, start(installation, newer))[0] == "Refused"  # by the worker's only place
     with PrefectPages(installation, pictures) as pages:

@@ -70,7 +70,7 @@ def client(model: Path) -> Iterator[httpx.Client]:
             yield opened
     finally:
         server.terminate()
-        server.wait(timeout=30)
+        server.wait(timeout=120)
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"http://127.0.0.1:{port}/health")
     assert len(list((home / "exports").iterdir())) == 1

@@ -148,8 +148,8 @@ def test_cancel_ends_both_stages_at_work(servers: Installation) -> None:
     assert all(fake_programs.is_alive(program.pid) for program in programs)
     with servers.client() as client:
         client.set_flow_run_state(run, Cancelling())
-    wait_until(lambda: not any(fake_programs.is_alive(program.pid) for program in programs), 25)
-    end = servers.wait_for_run(run, 60)
+    wait_until(lambda: not any(fake_programs.is_alive(program.pid) for program in programs))
+    end = servers.wait_for_run(run, 120)
     assert end.state
     assert end.state.type == StateType.CANCELLED
     ends = stage_runs(servers, "ppo", "dpo")
@@ -157,6 +157,5 @@ def test_cancel_ends_both_stages_at_work(servers: Installation) -> None:
         lambda: (
             {one.state.type for one in stage_runs(servers, *ends).values() if one.state}
             == {StateType.CANCELLED}
-        ),
-        30,
+        )
     )

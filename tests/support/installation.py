@@ -83,7 +83,7 @@ class Installation:
         process = self.start_cli(log, home, "work", pool, "--name", name, *options, **self.login)
         self.workers[name] = process
         with self.client() as client:
-            wait_until(lambda: name in [one.name for one in client.read_workers_for_work_pool(pool)], 60)
+            wait_until(lambda: name in [one.name for one in client.read_workers_for_work_pool(pool)])
         return process
 
     def running_worker(self, pool: str) -> str:
@@ -146,6 +146,7 @@ class Installation:
                 process.wait(20)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
         for left_over in self.processes():
             with contextlib.suppress(psutil.Error):
                 left_over.kill()
@@ -229,7 +230,7 @@ class Installation:
         """Run `alignflow landed`, as the process does that has delivered new data."""
         log = self.root / "landed.txt"
         process = self.start_cli(log, self.root / "laptop", "landed", profile, str(dump), **self.login)
-        assert process.wait(60) == 0, log.read_text()
+        assert process.wait(120) == 0, log.read_text()
 
     def log_lines(self, stage: str) -> list[str]:
         """Return the log messages of the three newest runs of a stage."""

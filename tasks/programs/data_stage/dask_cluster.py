@@ -1,20 +1,18 @@
 """Make the parts of the data stage on a Dask cluster, whose workers need the same code and the same disk."""
 
 import time
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from typing import Any
 
 from tasks.programs.data_stage.code_digest import code_digest
-from tasks.programs.data_stage.parts import Parts
-from tasks.programs.runtime.program import PHASE_SECONDS, Run
+from tasks.programs.data_stage.parts import RESUMES, Parts, report_makers
+from tasks.programs.runtime.program import Run
 from tasks.system.errors import InputError, StageFailed
 
 MAX_PENDING = 128  # their blocks are on disk meanwhile
 POLL_SECONDS = 0.2
-RESUMES = "run it again, it goes on from the parts that are made"
 
 
 @contextmanager
@@ -28,7 +26,7 @@ def open_cluster(address: str, run: Run) -> Iterator[Parts]:
 
         _wait_for_workers(client, address, run)
         try:
-            yield Parts(client.get_executor(pure=False), MAX_PENDING, code_digest(), _reporter(run))
+            yield Parts(client.get_executor(pure=False), MAX_PENDING, code_digest(), report_makers(run))
         except KilledWorker as error:
             raise StageFailed(
                 f"A part was killed on {error.allowed_failures + 1} Dask workers, the last one "
@@ -61,17 +59,3 @@ def _wait_for_workers(client: Any, address: str, run: Run) -> None:
     while not client.scheduler_info()["workers"]:
         waiting(0, 0)
         time.sleep(POLL_SECONDS)
-
-
-def _reporter(run: Run) -> Any:
-    """Return a function that reports how many parts of a step each worker has made."""
-    last = 0.0
-
-    def report(step: str, makers: Counter[str]) -> None:
-        nonlocal last
-        if (now := time.monotonic()) - last >= PHASE_SECONDS:
-            last = now
-            by = ", ".join(f"{maker} {count}" for maker, count in sorted(makers.items()))
-            run.log_phase(f"{step}: parts by {by}", makers.total())
-
-    return report

@@ -1,4 +1,4 @@
-"""Open the executor that makes the parts of the data stage: this process, a pool, or a Dask cluster."""
+"""Open the executor that makes the parts of the data stage: this process, a pool, Dask or Ray."""
 
 import multiprocessing
 import os
@@ -9,7 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
 
-from tasks.programs.data_stage.parts import Parts
+from tasks.programs.data_stage.parts import RESUMES, Parts
 from tasks.programs.runtime.program import Run
 from tasks.system.errors import StageFailed
 
@@ -18,11 +18,17 @@ PENDING_PER_PROCESS = 2
 
 @contextmanager
 def open_parts(run: Run) -> Iterator[Parts]:
-    """Yield what makes parts, as ``machine.dask`` and ``machine.threads`` say. Raises InputError."""
+    """Yield what makes parts, as ``machine.dask``, ``ray`` and ``threads`` say. Raises InputError."""
     if run.machine.dask:
-        from tasks.programs.data_stage.dask_cluster import open_cluster  # slow to import, and seldom used
+        from tasks.programs.data_stage import dask_cluster  # slow to import, and seldom used
 
-        with open_cluster(run.machine.dask, run) as parts:
+        with dask_cluster.open_cluster(run.machine.dask, run) as parts:
+            yield parts
+        return
+    if run.machine.ray:
+        from tasks.programs.data_stage import ray_cluster
+
+        with ray_cluster.open_cluster(run.machine.ray, run) as parts:
             yield parts
         return
     processes = run.machine.threads or _count_cores()
@@ -54,7 +60,7 @@ def _open_pool(processes: int) -> Iterator[Executor]:
     except BrokenProcessPool as error:
         raise StageFailed(
             "One of the processes of the data stage was killed, perhaps because memory ran out: "
-            "set a lower machine.threads and run it again, it goes on from the parts that are made"
+            f"set a lower machine.threads and {RESUMES}"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import socket
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
@@ -20,10 +21,12 @@ from pydantic import TypeAdapter
 
 from tasks.dataset.readers.blocks import Block
 from tasks.programs.data_stage.code_digest import code_digest
+from tasks.programs.runtime.program import PHASE_SECONDS, Run
 from tasks.system.errors import StageFailed, refusing_disk_failures
 from tasks.system.files import replacing
 
 Counts = TypeVar("Counts")
+RESUMES = "run it again, it goes on from the parts that are made"
 
 
 class Task(Protocol):
@@ -100,13 +103,13 @@ def _check_worker(task: Task, digest: str) -> None:
     machine = socket.gethostname()
     if code_digest() != digest:
         raise StageFailed(
-            f"The Dask worker on {machine} has other code, or other versions of libraries, than the process "
+            f"The worker on {machine} has other code, or other versions of libraries, than the process "
             "that sent the part: install the same on both"
         )
     folder, block = task.output.parent, getattr(task, "block", None)
     if not folder.is_dir():
         raise StageFailed(
-            f"The Dask worker on {machine} does not see {folder}: "
+            f"The worker on {machine} does not see {folder}: "
             "put ALIGNFLOW_HOME on a disk that all of them share"
         )
     if isinstance(block, Block) and block.is_in_file and not block.path.is_file():
@@ -114,6 +117,20 @@ def _check_worker(task: Task, digest: str) -> None:
             f"The Dask worker on {machine} does not see {block.path}: "
             "put the source on a disk that all of them share"
         )
+
+
+def report_makers(run: Run) -> Callable[[str, Counter[str]], None]:
+    """Return a function that reports how many parts of a step each worker of a cluster has made."""
+    last = 0.0
+
+    def report(step: str, makers: Counter[str]) -> None:
+        nonlocal last
+        if (now := time.monotonic()) - last >= PHASE_SECONDS:
+            last = now
+            by = ", ".join(f"{maker} {count}" for maker, count in sorted(makers.items()))
+            run.log_phase(f"{step}: parts by {by}", makers.total())
+
+    return report
 
 
 def read_outputs(done: Path) -> list[Path]:

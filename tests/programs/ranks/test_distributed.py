@@ -288,7 +288,7 @@ def test_killed_in_mid_run_two_processes_end_as_uninterrupted_ones(
     agent.kill()  # the agent alone: its workers must not stay behind
     agent.wait()
     assert len(workers) == 2
-    wait_until(lambda: not any(map(is_alive, workers)), 5)
+    wait_until(lambda: not any(map(is_alive, workers)))
     before = steps(killed)
     assert 4 < len(before) < total
     resumed = contents(run_by_two(stage, killed))
@@ -324,7 +324,7 @@ def test_what_one_rank_refuses_ends_all_in_its_own_words(inputs: dict[str, Path]
     agent = start(folder, str(tmp_path / "refusing.py"), str(folder))
     wait_until(lambda: (folder / "error.json").exists() or agent.poll() is not None, 120)
     workers, told = children(agent.pid), time.monotonic()
-    assert agent.wait(60) == 1
+    assert agent.wait(120) == 1
     assert time.monotonic() - told < 15
     assert json.loads((folder / "error.json").read_text()) == {
         "input": True,
@@ -646,7 +646,7 @@ def test_whatever_is_raised_meanwhile_all_ranks_are_killed(tree: Path, tmp_path:
 
     with pytest.raises(KeyboardInterrupt):
         run_program("sft", directory, TWO, on_step=interrupt)
-    wait_until(lambda: not any(is_alive(int((directory / name).read_text())) for name in ("pid0", "pid1")), 5)
+    wait_until(lambda: not any(is_alive(int((directory / name).read_text())) for name in ("pid0", "pid1")))
 
 
 def test_a_program_for_one_process_refuses_to_be_several(tree: Path, tmp_path: Path) -> None:

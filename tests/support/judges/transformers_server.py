@@ -83,4 +83,4 @@ class TransformersServer:
     def kill(self) -> None:
         """Kill the process, as a crash would."""
         self.process.kill()
-        self.process.wait(30)
+        self.process.wait(120)

@@ -108,6 +108,18 @@ def test_an_installed_module_counts_with_its_own_package_alone() -> None:
     assert names == {"yaml"}
 
 
+def test_an_environment_inside_the_checkout_does_not_count(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = tmp_path / "code" / ".venv" / "lib" / "site-packages"
+    environment.mkdir(parents=True)
+    (environment / "installed_here.py").write_text("x = 1\n")
+    monkeypatch.syspath_prepend(str(environment))
+    write(my_rewards="import installed_here\nimport helper\n", helper="")
+    assert list(source_files("my_rewards")) == ["helper", "my_rewards"]
+    assert list(source_files("installed_here")) == ["installed_here"]
+
+
 @pytest.mark.parametrize(
     ("code", "name", "sentence"),
     [
