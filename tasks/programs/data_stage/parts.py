@@ -114,7 +114,7 @@ def _check_worker(task: Task, digest: str) -> None:
         )
     if isinstance(block, Block) and block.is_in_file and not block.path.is_file():
         raise StageFailed(
-            f"The Dask worker on {machine} does not see {block.path}: "
+            f"The worker on {machine} does not see {block.path}: "
             "put the source on a disk that all of them share"
         )
 
