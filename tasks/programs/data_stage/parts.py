@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from pydantic import TypeAdapter
 
+from tasks.dataset.readers.blocks import Block
 from tasks.programs.data_stage.code_digest import code_digest
 from tasks.programs.runtime.program import PHASE_SECONDS, Run
 from tasks.system.errors import StageFailed, refusing_disk_failures
@@ -90,7 +91,7 @@ class Parts(NamedTuple):
 def make_part(function: Make, task: Task, digest: str = "") -> Path:
     """Make a part unless it is there, and return its path. Raises InputError and StageFailed."""
     if digest:
-        _check_worker(task.output.parent, digest)
+        _check_worker(task, digest)
     if not counts_path(task.output).exists():
         with refusing_disk_failures(task.output.parent):
             counts = function(task)
@@ -99,17 +100,23 @@ def make_part(function: Make, task: Task, digest: str = "") -> Path:
     return task.output
 
 
-def _check_worker(folder: Path, digest: str) -> None:
+def _check_worker(task: Task, digest: str) -> None:
     machine = socket.gethostname()
     if code_digest() != digest:
         raise StageFailed(
             f"The worker on {machine} has other code, or other versions of libraries, than the process "
             "that sent the part: install the same on both"
         )
+    folder, block = task.output.parent, getattr(task, "block", None)
     if not folder.is_dir():
         raise StageFailed(
             f"The worker on {machine} does not see {folder}: "
             "put ALIGNFLOW_HOME on a disk that all of them share"
+        )
+    if isinstance(block, Block) and block.is_in_file and not block.path.is_file():
+        raise StageFailed(
+            f"The worker on {machine} does not see {block.path}: "
+            "put the source on a disk that all of them share"
         )
 
 
