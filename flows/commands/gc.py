@@ -15,7 +15,14 @@ from typing import NamedTuple
 from rich.table import Table
 
 from flows.arguments import number
-from flows.commands.gc_candidates import TRASH, Candidate, list_candidates, list_digest_notes, measure
+from flows.commands.gc_candidates import (
+    TRASH,
+    Candidate,
+    list_candidates,
+    list_digest_notes,
+    list_tables,
+    measure,
+)
 from flows.commands.gc_roots import (
     RUN_LOCK,
     find_reachable,
@@ -41,6 +48,7 @@ SLOWLY = (
     "partial",
     "exports",
     "tokens",
+    "hub",
     "quarantine",
     "locks",
 )  # kinds that a user may come back to: removed after some days
@@ -134,7 +142,7 @@ def survey(root: Path, *, keep_runs: int, days: float, now: float) -> Survey:
     roots |= {key for one in unfinished for key in named_inputs(one.path)}
     alive = {name.removeprefix(RUN_LOCK) for name in in_use if name.startswith(RUN_LOCK)}
     roots |= tracked_keys(root, since=oldest, alive=alive)
-    needed |= find_reachable(found, roots) | {run.path for run in recent}
+    needed |= find_reachable(found + list_tables(root, candidates), roots) | {run.path for run in recent}
     removed = {one.path: one for one in candidates if is_removed(one)}
     outermost = [one for path, one in removed.items() if not removed.keys() & {*path.parents}]
     kept = [one for one in candidates if one.kind in ("artifacts", "fetched") and not is_removed(one)]

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flows.commands.gc_roots import RUN_LOCK
+from tasks.artifacts.hub_tables import lock_name
 from tasks.artifacts.inventory import Entry
+from tasks.system.hashing import folder_digest
 from tasks.system.locks import is_held
 
 TRASH = "trash"
@@ -16,7 +18,7 @@ TRASH = "trash"
 class Candidate(NamedTuple):
     """A file or folder of the home that may be removed."""
 
-    kind: str  # artifacts, fetched, partial, runs, exports, tokens, quarantine, locks, leftovers
+    kind: str  # artifacts, fetched, partial, runs, exports, tokens, hub, quarantine, locks, leftovers
     # or digests
     stage: str
     path: Path
@@ -34,6 +36,10 @@ def list_candidates(root: Path, found: list[Entry]) -> list[Candidate]:
     candidates += [_candidate("exports", "", path) for path in sorted((root / "exports").glob("*"))]
     for path in sorted((root / "tokens").glob("*")):
         candidates.append(_candidate("tokens", "", path, key=path.name))
+    candidates += [
+        _candidate("hub", "", path, key=lock_name(path.name))
+        for path in sorted((root / "hub").glob("[!.]*/"))
+    ]
     candidates += [_in_quarantine(path) for path in sorted((root / "quarantine").glob("*"))]
     run_locks = sorted((root / "locks").glob(f"{RUN_LOCK}*.lock"))
     candidates += [_candidate("locks", "", path) for path in run_locks if not is_held(path)]
@@ -43,7 +49,20 @@ def list_candidates(root: Path, found: list[Entry]) -> list[Candidate]:
         *root.glob(".*.new"),
         *(root / "digests").glob(".*.new"),
     ]
-    return candidates + [_candidate("leftovers", "", path) for path in sorted(leftovers)]
+    candidates += [_candidate("leftovers", "", path) for path in sorted(leftovers)]
+    for path in sorted((root / "hub").glob(".*.new")):
+        tables = path.name.removeprefix(".").removesuffix(".new")
+        candidates.append(_candidate("leftovers", "", path, key=lock_name(tables)))
+    return candidates
+
+
+def list_tables(root: Path, candidates: list[Candidate]) -> list[Entry]:
+    """Return the parts of data sets among the candidates, by their names and digests, as stages know them."""
+    return [
+        Entry(one.path, one.kind, one.path.name, folder_digest(one.path, memory=root / "digests"), ())
+        for one in candidates
+        if one.kind == "hub"
+    ]
 
 
 def list_digest_notes(root: Path, removed: set[Path]) -> list[Candidate]:

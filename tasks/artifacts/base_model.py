@@ -11,15 +11,8 @@ from tasks.system.errors import InputError
 
 ADAPTER = "adapter_config.json"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
-WANTED = [
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "*.json",
-    "tokenizer.model",
-    "spiece.model",
-    "merges.txt",
-    "*.jinja",
-]
+WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
+SETTINGS = ["*.json", "tokenizer.model", "spiece.model", "merges.txt", "*.jinja"]  # and the tokenizer
 
 
 def base_artifact(base: HuggingFaceBase) -> Artifact:
@@ -29,17 +22,34 @@ def base_artifact(base: HuggingFaceBase) -> Artifact:
 
 def find_model_folder(base: HuggingFaceBase) -> Path:
     """Return the folder that holds the model; download it first if it is a hub id. Raises InputError."""
-    folder = Path(base.path).expanduser()
-    if not folder.exists():
-        if not is_hub_id(base.path):
-            raise InputError(f"base.path: there is no model folder {folder}")
-        folder = download(base.path, "model", revision=base.revision, wanted=WANTED, setting="base.path")
+    folder = _find_folder(base, WEIGHTS + SETTINGS, [])
     check_model_folder(folder)
     return folder
 
 
-def check_model_folder(folder: Path, *, setting: str = "base.path") -> None:
-    """Refuse a folder that transformers could not load, before anything runs. Raises InputError."""
+def find_tokenizer_folder(base: HuggingFaceBase) -> Path:
+    """Return a folder that holds the model's tokenizer; weights are not downloaded. Raises InputError."""
+    folder = _find_folder(base, SETTINGS, WEIGHTS)
+    check_model_folder(folder, has_weights=False)
+    return folder
+
+
+def _find_folder(base: HuggingFaceBase, wanted: list[str], unwanted: list[str]) -> Path:
+    folder = Path(base.path).expanduser()
+    if folder.exists():
+        return folder
+    if not is_hub_id(base.path):
+        raise InputError(f"base.path: there is no model folder {folder}")
+    return download(
+        base.path, "model", revision=base.revision, wanted=wanted, unwanted=unwanted, setting="base.path"
+    )
+
+
+def check_model_folder(folder: Path, *, setting: str = "base.path", has_weights: bool = True) -> None:
+    """Refuse a folder that transformers could not load, before anything runs. Raises InputError.
+
+    Without ``has_weights`` it is only to load the tokenizer.
+    """
     if not folder.is_dir():
         raise InputError(
             f"{setting}: {folder} is not a folder; name the folder that holds config.json and the weights"
@@ -53,7 +63,7 @@ def check_model_folder(folder: Path, *, setting: str = "base.path") -> None:
         )
     if not (folder / "config.json").is_file():
         raise InputError(f"{setting}: the model folder {folder} has no config.json")
-    if not any(folder.glob("*.safetensors")):
+    if has_weights and not any(folder.glob("*.safetensors")):
         raise InputError(
             f"{setting}: the model folder {folder} has no .safetensors weights; other formats are not loaded"
         )

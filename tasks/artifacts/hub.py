@@ -6,6 +6,7 @@ from typing import Literal
 
 from tasks.system.errors import InputError
 
+Kind = Literal["model", "dataset"]
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -16,7 +17,7 @@ def is_hub_id(text: str) -> bool:
 
 def download(
     hub_id: str,
-    kind: Literal["model", "dataset"],
+    kind: Kind,
     *,
     revision: str | None,
     wanted: list[str],
@@ -37,6 +38,21 @@ def download(
             )
         )
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        what = "a folder here nor a model" if kind == "model" else "a file or folder here nor a data set"
-        raise InputError(f"{setting}: {hub_id} is neither {what} that could be fetched ({reason})") from error
+        raise _unfetchable(hub_id, kind, setting, error) from error
+
+
+def check_hub_id(hub_id: str, kind: Kind, *, setting: str) -> None:
+    """Refuse an id that no model or data set can have, in the words of `download`. Raises InputError."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(hub_id)
+    except HFValidationError as error:
+        raise _unfetchable(hub_id, kind, setting, error) from error
+
+
+def _unfetchable(hub_id: str, kind: Kind, setting: str, error: Exception) -> InputError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    what = "a folder here nor a model" if kind == "model" else "a file or folder here nor a data set"
+    return InputError(f"{setting}: {hub_id} is neither {what} that could be fetched ({reason})")

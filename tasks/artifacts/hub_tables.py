@@ -18,15 +18,18 @@ from typing import Any, NamedTuple
 
 from tasks.artifacts.artifact import content_digest
 from tasks.artifacts.code_version import PROGRAMS, ROOT
+from tasks.artifacts.hub import check_hub_id
 from tasks.artifacts.store import home
 from tasks.config.sections.sources import HubSource
-from tasks.system.errors import InputError, StageFailed
+from tasks.system.errors import DiskFailure, InputError, StageFailed, refusing_disk_failures
 from tasks.system.files import replace_text
 from tasks.system.hashing import digest_of
 from tasks.system.locks import acquire
 from tasks.system.processes import die_with_parent
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
+FORMAT = 1  # of the tables; raise it when other rows, columns or file names are written
+PATTERN = "[*?"  # characters by which `datasets` takes a folder for a pattern
 
 
 class State(NamedTuple):
@@ -48,7 +51,7 @@ def fetch_tables(source: HubSource) -> Path:
     last_commit = home() / "hub" / f"{given}.commit"
     state = _find_state(source, last_commit)
     name = Path(state.path).name if state.commit is None else state.path.replace("/", "--")
-    tables = home() / "hub" / f"{name}-{digest_of([state.path, state.version, settings])[:16]}"
+    tables = home() / "hub" / f"{name}-{digest_of([FORMAT, state.path, state.version, settings])[:16]}"
     with _locked(tables):
         if not tables.is_dir():
             if state.no_network:
@@ -56,7 +59,9 @@ def fetch_tables(source: HubSource) -> Path:
                     f"source.path: the hub cannot be asked for {source.path} ({state.no_network}), and "
                     "nothing is cached for these settings: connect to the network once, or name a folder"
                 )
-            _write_tables({"path": state.path, "commit": state.commit} | settings, tables)
+            with refusing_disk_failures(tables.parent):
+                _write_tables({"path": state.path, "commit": state.commit} | settings, tables)
+        os.utime(tables)  # `alignflow gc` keeps what was used lately
     if state.commit and not state.no_network:
         replace_text(last_commit, state.commit)
     return tables
@@ -66,11 +71,18 @@ def _find_state(source: HubSource, last_commit: Path) -> State:
     """Digest a folder, or ask the hub for the commit of a branch or tag. Raises InputError."""
     place = Path(source.path).expanduser()
     if place.is_dir():
-        return State(str(place.resolve()), None, content_digest(place))
+        place = place.resolve()
+        if any(character in str(place) for character in PATTERN):
+            raise InputError(
+                f"source.path: {place} has a character of a pattern, one of {' '.join(PATTERN)}: rename it, "
+                "or leave out source.config, split, columns and take"
+            )
+        return State(str(place), None, content_digest(place))
     if place.exists():
         raise InputError(
             f"source.path: {place} is a file; source.config, split, columns and take need a folder"
         )
+    check_hub_id(source.path, "dataset", setting="source.path")
     commit, no_network = source.revision or "", ""
     if not COMMIT.fullmatch(commit):
         try:
@@ -105,12 +117,20 @@ def _locked(tables: Path) -> Iterator[None]:
     """Hold the lock of the tables, so that of two processes one fetches them."""
     locks = home() / "locks"
     locks.mkdir(parents=True, exist_ok=True)
-    with acquire(locks / f"hub-{tables.name}.lock"):
+    with acquire(locks / f"{lock_name(tables.name)}.lock"):
         yield
 
 
+def lock_name(tables: str) -> str:
+    """Return the name of the lock of tables."""
+    return f"hub-{tables}"
+
+
 def _write_tables(choice: dict[str, Any], tables: Path) -> None:
-    """Have the program write the rows; a killed process leaves no half of them. Raises InputError."""
+    """Have the program write the rows; a killed process leaves no half of them.
+
+    Raises InputError, DiskFailure and StageFailed.
+    """
     if importlib.util.find_spec("datasets") is None:
         raise InputError(
             "source.config, split, columns and take need the package datasets: pip install 'alignflow[train]'"
@@ -130,6 +150,8 @@ def _write_tables(choice: dict[str, Any], tables: Path) -> None:
         last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         if done.returncode == 2:
             raise InputError(last)
+        if done.returncode == 3:
+            raise DiskFailure(last)
         if done.returncode:
             raise StageFailed(f"{choice['path']} could not be fetched: {last}")
         os.replace(unfinished, tables)

@@ -72,10 +72,8 @@ def compare_ages(questions: Questions, pairs: Indices) -> tuple[Mask, Mask]:
     Ids decide if the source has votes but no dates; without either, ids are hashes of the texts.
     """
     first, second = pairs.T
-    created = questions.answers.column("created")
-    has_date = pc.not_equal(created, "").to_numpy(zero_copy_only=False)
     votes, date, number = questions.number("votes"), dates(questions), questions.number("id")
-    is_known = has_date[first] | (votes[first] != 0) | (votes[second] != 0)
+    is_known = has_dates(questions)[first] | (votes[second] != 0)  # one date says that the source has dates
     is_older = (date[first] < date[second]) | (
         (date[first] == date[second]) & (number[first] < number[second])
     )
@@ -86,7 +84,9 @@ class _Comparisons:
     """All comparisons of n questions, numbered per question from 0, without a list of them.
 
     If scores decide, each answer wins against a tail of its question's answers by falling score, so that a
-    comparison is computed from its number.
+    comparison is computed from its number. For two questions with the scores [5, 5, 3] and [2, 1], at the
+    places 0 to 4, the tails begin at [2, 2, 3, 4, 5], and the answers have [1, 1, 0, 1, 0] wins; ``wins``
+    holds the sums before each place, [0, 1, 2, 2, 3, 3].
     """
 
     def __init__(self, questions: Questions) -> None:

@@ -1,4 +1,8 @@
-"""Assign a question to a split by its id alone, so that more data or another order never moves a question."""
+"""Assign questions to splits by their ids, so that more data or another order moves no question.
+
+Except: near duplicates share the split of the one with the lowest id, and a source with a test set of its own
+leaves the other splits that set's share.
+"""
 
 import hashlib
 import re

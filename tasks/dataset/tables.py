@@ -16,11 +16,8 @@ from tasks.system.files import replacing
 
 TEXT, INTEGER, NUMBER, TEXTS = pa.string(), pa.int32(), pa.float64(), pa.list_(pa.string())
 MESSAGES = messages_type(TEXT)
-ABOUT_QUESTION = {"site": TEXT}
 ROW_GROUP = 8_192  # rows
 FEW_VALUES = re.compile("site|.*_licence")  # columns that a dictionary encodes well
-
-
 SOURCE = ("url", "author", "author_name", "licence")  # of a question or an answer
 
 
@@ -28,7 +25,7 @@ def _source_types(role: str, kind: pa.DataType = TEXT) -> dict[str, pa.DataType]
     return {f"{role}_{name}": kind for name in SOURCE}
 
 
-ABOUT_QUESTION |= _source_types("question")
+ABOUT_QUESTION = {"site": TEXT} | _source_types("question")
 PROMPT = {"question_id": pa.int64(), "prompt": TEXT, "messages": MESSAGES}  # no messages: one, the prompt
 ANSWER = PROMPT | {"answer": TEXT, "score": NUMBER} | ABOUT_QUESTION | _source_types("answer")
 GAP = {

@@ -25,9 +25,9 @@ Differences from the StackLLaMA article: a question's best answer is used once f
 pair; no question is in two splits, nor are near duplicates; equal answers to a question are dropped. The rest
 of the recipe (scores, at most ten pairs per question) is kept.
 
-Memory does not grow with the source, and every core has work. Blocks of rows become files of records sorted
-by question (read_source.py); these are cut into partitions, ranges of question ids, and each partition is
-filtered into a file of questions (partitions.py); splits are assigned from numbers alone
+Memory grows by numbers of the questions alone, and every core has work. Blocks of rows become files of
+records sorted by question (read_source.py); these are cut into partitions, ranges of question ids, and each
+partition is filtered into a file of questions (partitions.py); splits are assigned from numbers alone
 (split_assignment.py); each file of questions adds its rows to the tables in turn. The result does not depend
 on how blocks and partitions were cut, nor on which process worked on which.
 """
@@ -69,7 +69,7 @@ from tasks.programs.data_stage.split_checks import check_splits
 from tasks.programs.runtime.program import Run, main
 from tasks.system.errors import DiskFailure, InputError
 
-PARTITION_RECORDS = 2**14  # records (posts, comparisons) that are in memory at a time
+PARTITION_RECORDS = 2**14  # records (posts, comparisons) that a process has in memory at a time
 PARTITION_BYTES = 2**26  # of their texts
 BLOCK_SUFFIX = ".block"
 
@@ -115,7 +115,7 @@ def _prepare(data_run: DataRun) -> None:
     artifact, warnings = data_run.run.artifact, data_run.counts.warnings
     # 1. Read the source into records by question
     with Quarantine(data_run.work / "quarantine.jsonl") as quarantine:
-        record_files = _read_source(data_run, quarantine)
+        record_files = _read_blocks(data_run, quarantine)
     refused_columns = [name for name, _ in warnings.refused.most_common(source_warnings.MOST_NAMES)]
     quarantine.check(data_run.source, data_run.job.data.max_bad_share, columns=refused_columns)
     for sentence in source_warnings.warnings(warnings, data_run.job.source, rows=quarantine.rows):
@@ -139,7 +139,7 @@ def _prepare(data_run: DataRun) -> None:
 # ------------------------------------------------------------------------------------ 1. read the source
 
 
-def _read_source(data_run: DataRun, quarantine: Quarantine) -> list[Path]:
+def _read_blocks(data_run: DataRun, quarantine: Quarantine) -> list[Path]:
     """Return the sorted files of records of all blocks. Rows that cannot be used go to the quarantine."""
     counts, source = data_run.counts, data_run.job.source
     file, rows_before, record_files = "", 0, []
@@ -188,7 +188,10 @@ def _store_content(block: Block, output: Path) -> Block:
 
 
 def _write_user_names(file: Path, folder: Path, data_run: DataRun) -> Path | None:
-    """Write the names of a dump's users to a folder and return it; None if the dump has no table of users."""
+    """Write the names of a dump's users to a folder and return it; None if the dump has no table of users.
+
+    It is called between the blocks of posts, and its parts are made by the same executor.
+    """
     user_blocks = read_source.iter_user_blocks(file)
     if user_blocks is None:
         return None
@@ -226,11 +229,12 @@ def _build_partitions(record_files: list[Path], data_run: DataRun) -> list[Parti
     job = data_run.job
     ranges = sorted_files.partition(record_files, PARTITION_RECORDS, PARTITION_BYTES)
     ngrams = _write_ngrams(data_run.run, data_run.work / "evaluation_ngrams.npz")
+    rules = partitions.rules_from_settings(job.data)
     return [
         Partition(
             slices=slices,
             source=job.source,
-            rules=partitions.rules_from_settings(job.data),
+            rules=rules,
             evaluation_ngrams=ngrams,
             near_duplicates=job.data.alike < 1,
             output=data_run.work / f"questions{number:06}.arrow",

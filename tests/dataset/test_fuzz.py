@@ -19,6 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.dataset.sources.test_known_shapes import ASKED
+from tests.dataset.sources.test_known_shapes import CASES as SHAPES
+
 pytestmark = pytest.mark.slow
 
 CASES = 260
@@ -43,6 +46,8 @@ NASTY_HTML += [
     "\x01\x02",
     "</p>" * 5000,
 ]
+NASTY_VALUES = [None, 5, -1.5, 10**30, True, "", "x" * 10**5, "\x00", "\ud800", [], [[]], [None], {}, [{}]]
+NASTY_VALUES += [{"role": "user"}, [{"role": ["x"], "content": 1}], [{"from": "gpt", "value": None}]]
 NASTY_NUMBERS = ["-1", "0", "1e99", "99999999999999999999", "NaN", "", "٣", "1_0", " 5", "0x10", "62.0", "-0"]
 
 
@@ -212,6 +217,39 @@ def as_preferences(rng: random.Random) -> bytes:
     return "\n".join(map(json.dumps, rows)).encode()
 
 
+def conversations(rng: random.Random) -> list[Any]:
+    """Return rows of one published shape, some with a nasty value, or without one, at any depth."""
+    examples = rng.choice(list(SHAPES.values()))[0]
+    rows = []
+    for n in range(QUESTIONS):
+        row = json.loads(json.dumps(examples[n % len(examples)]).replace(ASKED, f"{ASKED} {n}"))
+        if rng.random() < 0.1:
+            hurt(row, rng)
+        rows.append(row)
+    if rng.random() < 0.9:  # without comparisons most files are refused
+        rows += [{"prompt": f"Who {n}?", "chosen": "good", "rejected": "bad"} for n in range(4 * QUESTIONS)]
+    return rows
+
+
+def hurt(value: Any, rng: random.Random) -> None:
+    """Replace, remove or repeat one value inside a dictionary or list."""
+    places = list(value) if isinstance(value, dict) else range(len(value))
+    place = rng.choice(places)
+    inner = value[place]
+    if isinstance(inner, dict | list) and inner and rng.random() < 0.7:
+        hurt(inner, rng)
+    elif rng.random() < 0.7:
+        value[place] = rng.choice(NASTY_VALUES)
+    elif isinstance(value, list):
+        value.insert(place, inner)
+    else:
+        del value[place]
+
+
+def as_conversations(rng: random.Random) -> bytes:
+    return "\n".join(map(json.dumps, conversations(rng))).encode()
+
+
 KINDS: dict[str, tuple[str, Callable[[random.Random], bytes]]] = {
     "Posts.xml": ("stack-exchange", as_xml),
     "Posts.7z": ("stack-exchange", as_archive),
@@ -220,6 +258,7 @@ KINDS: dict[str, tuple[str, Callable[[random.Random], bytes]]] = {
     "own.jsonl": ("own", as_lines),
     "own.json": ("own", as_list),
     "own.parquet": ("own", as_parquet),
+    "conversations.jsonl": ("own", as_conversations),
     "hh.jsonl.gz": ("hh-rlhf", as_dialogues),
     "preferences.jsonl": ("stack-exchange-preferences", as_preferences),
 }
@@ -248,7 +287,7 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
     return content
 
 
-def try_all(name: str, folder: Path) -> None:
+def try_all(name: str, folder: Path, cases: int = CASES) -> None:
     """Run every case of a kind, and print a line for each."""
     from tasks.config.jobs import DataJob
     from tasks.programs.data import prepare
@@ -256,7 +295,7 @@ def try_all(name: str, folder: Path) -> None:
     from tasks.system.errors import InputError
 
     kind, make = KINDS[name]
-    for number in range(CASES):
+    for number in range(cases):
         rng = random.Random(f"{name}/{number}")
         place = folder / str(number)
         place.mkdir()
@@ -304,4 +343,4 @@ def test_damaged_inputs_are_read_to_the_last_row_or_refused_in_a_sentence(name: 
 
 
 if __name__ == "__main__":
-    try_all(sys.argv[1], Path(sys.argv[2]))
+    try_all(sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:]))

@@ -16,7 +16,7 @@ from flows.commands import gc
 from flows.commands.gc import clean, remove, survey
 from tasks.artifacts.store import Manifest, Recipe, Store
 from tasks.system.errors import InputError
-from tasks.system.hashing import digest_of, file_digest
+from tasks.system.hashing import digest_of, file_digest, folder_digest
 from tasks.tracking import databases
 from tasks.tracking.client import Tracker, process_tracker
 
@@ -239,6 +239,45 @@ def test_token_ids_go_some_days_after_their_last_use(home: Path) -> None:
     with Store(home).lock("held"):
         clean(home)
     assert {path.name for path in home.glob("tokens/*")} == {"used", "new", "held"}
+
+
+def hub_tables(home: Path, name: str, days: float) -> Path:
+    """Write the tables of a part of a data set."""
+    folder = home / "hub" / name
+    (folder / "train").mkdir(parents=True)
+    (folder / "train" / "rows.parquet").write_text(name)
+    return aged(folder, days)
+
+
+def test_parts_of_data_sets_go_some_days_after_their_last_use(home: Path) -> None:
+    places = {
+        name: hub_tables(home, name, days) for name, days in {"old": 20.0, "used": 20.0, "new": 1.0}.items()
+    }
+    os.utime(places["used"])
+    hub_tables(home, "at-work", 20)
+    commit_note = home / "hub" / "1234.commit"
+    commit_note.write_text("c" * 40)
+    aged(commit_note, 20)
+    with Store(home).lock("hub-at-work"):
+        clean(home)
+    assert {path.name for path in home.glob("hub/*")} == {"used", "new", "at-work", "1234.commit"}
+
+
+def test_parts_of_data_sets_stay_while_something_kept_or_unfinished_was_made_from_them(home: Path) -> None:
+    kept, wanted, forgotten = (hub_tables(home, name, 30) for name in ("kept", "wanted", "forgotten"))
+    data, other = (commit(home, "data", folder_digest(folder)) for folder in (kept, forgotten))
+    ran(home, "r", [data["key"]], days=1)
+    partial(home, "p" * 64, 3, source=wanted)
+    clean(home)
+    assert {path.name for path in home.glob("hub/*")} == {"kept", "wanted"}
+    assert Store(home).lookup("data", other["key"]) is None
+
+
+def test_what_a_killed_process_has_fetched_of_a_data_set_goes(home: Path) -> None:
+    left, at_work = (hub_tables(home, f".{name}.new", 1) for name in ("left", "at-work"))
+    with Store(home).lock("hub-at-work"):
+        clean(home)
+    assert (left.exists(), at_work.exists()) == (False, True)
 
 
 def test_quarantine_goes_by_when_it_was_put_there(home: Path) -> None:

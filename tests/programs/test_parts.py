@@ -11,10 +11,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tasks.config.jobs import DataJob
+from tasks.config.sections.sources import OwnRows
+from tasks.dataset.readers import blocks
 from tasks.programs import data
+from tasks.programs.data_stage import read_source
 from tasks.programs.data_stage.code_digest import LIBRARIES, code_digest
 from tasks.programs.data_stage.executors import open_parts
 from tasks.programs.data_stage.parts import Parts, counts_path, make_part, read_counts
@@ -135,6 +140,33 @@ def test_a_worker_refuses_other_code_and_a_disk_that_it_does_not_share(tmp_path:
     with pytest.raises(StageFailed, match=f"does not see {absent}: put ALIGNFLOW_HOME on a disk that all"):
         make_part(write_square, Task(1, absent / "1"), code_digest())
     assert make_part(write_square, Task(1, tmp_path / "1"), code_digest()) == tmp_path / "1"
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow", "jsonl"])
+def test_a_worker_refuses_a_source_that_it_does_not_see_and_has_to_read(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"rows.{ending}"
+    table = pa.Table.from_pylist([{"prompt": "a", "completion": "b"}])
+    if ending == "parquet":
+        pq.write_table(table, path)
+    elif ending == "arrow":
+        with pa.ipc.new_stream(path, table.schema) as writer:
+            writer.write_table(table)
+    else:
+        path.write_text(json.dumps(table.to_pylist()[0]))
+    source = OwnRows(path=str(path))
+    ((block, site),) = read_source.iter_blocks(source, path)
+    stored = blocks.store_content(block, tmp_path / "stored")
+    path.rename(tmp_path / "elsewhere")
+    task = read_source.BlockTask(stored, source, site, several_sites=False, output=tmp_path / "records")
+    if ending == "jsonl":  # its text is with the parts
+        make_part(read_source.read_block, task, code_digest())
+        assert read_counts(task.output, read_source.BlockCounts).rows == 1
+        return
+    with pytest.raises(StageFailed, match=f"does not see {path}: put the source on a disk that all of them"):
+        make_part(read_source.read_block, task, code_digest())
+    (tmp_path / "elsewhere").rename(path)
+    make_part(read_source.read_block, task, code_digest())
+    assert read_counts(task.output, read_source.BlockCounts).rows == 1
 
 
 def test_parts_say_who_made_them(tmp_path: Path) -> None:

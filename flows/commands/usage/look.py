@@ -7,7 +7,7 @@ from typing import Any
 
 from flows import profiles
 from flows.arguments import number
-from tasks.artifacts.base_model import find_model_folder
+from tasks.artifacts.base_model import find_tokenizer_folder
 from tasks.artifacts.corpus import find_corpus
 from tasks.artifacts.hub import is_hub_id
 from tasks.config.commands.usage import LookJob
@@ -25,7 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `alignflow look`."""
     names = ", ".join(profiles.names())
     parser.add_argument(
-        "source", metavar="SOURCE", help=f"a profile ({names}, or a YAML file), or a file or folder of rows"
+        "source",
+        metavar="SOURCE",
+        help=f"a profile ({names}, or a YAML file), a file or folder of rows, or the id of a data set on the "
+        "Hugging Face hub",
     )
     parser.add_argument(
         "--model",
@@ -100,4 +103,4 @@ def find_tokenizer(config: Pipeline, model: Path | None) -> Path | None:
         if not model.is_dir():
             raise InputError(f"--model: there is no folder {model}")
         return model.absolute()
-    return find_model_folder(config.base) if isinstance(config.base, HuggingFaceBase) else None
+    return find_tokenizer_folder(config.base) if isinstance(config.base, HuggingFaceBase) else None

@@ -120,13 +120,7 @@ def find_leader(leaders: Indices, number: int) -> int:
 def _iter_buckets(band: Hashes) -> Iterator[list[int]]:
     """Yield the indices of texts with the same value, if there are several."""
     order = np.argsort(band, kind="stable")
-    values = band[order]
-    starts = (
-        np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))
-        if len(values)
-        else np.empty(0, dtype=np.int64)
-    )
-    sizes = np.diff(np.append(starts, len(values)))
+    _, starts, sizes = np.unique(band[order], return_index=True, return_counts=True)
     for place in np.flatnonzero(sizes > 1).tolist():
         yield order[starts[place] : starts[place] + sizes[place]].tolist()
 

@@ -1,6 +1,6 @@
 """Decide what needs all questions together: near duplicates, the limit per author, and splits.
 
-Only numbers of the questions are in memory, not their texts.
+Only numbers of the questions are in memory (some 40 bytes each), not their texts.
 """
 
 import os
@@ -89,23 +89,15 @@ def _open_shingles(paths: Sequence[Path]) -> Iterator[Callable[[int], Hashes]]:
 
 
 def _cap_authors(columns: QuestionNumbers, kept: NDArray[np.bool_], most: int) -> NDArray[np.bool_]:
-    """Return whether each question is among the first ``most`` of its author.
-
-    The order depends on ids alone.
-
-    Questions of unknown authors always are.
+    """Return whether each question is among the first ``most`` of its author, in an order that depends on ids
+    alone. Questions of unknown authors always are.
     """
     places = np.flatnonzero(kept & (columns.authors != 0))
     draw = (columns.ids[places].astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     draw = (draw ^ draw >> np.uint64(31)) * np.uint64(0xBF58476D1CE4E5B9)  # as in splitmix64
     order = places[np.lexsort((draw ^ draw >> np.uint64(27), columns.authors[places]))]
-    authors = columns.authors[order]
-    starts = (
-        np.flatnonzero(np.concatenate([[True], authors[1:] != authors[:-1]]))
-        if len(order)
-        else np.empty(0, dtype=np.int64)
-    )
-    ranks = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
+    _, starts, sizes = np.unique(columns.authors[order], return_index=True, return_counts=True)
+    ranks = np.arange(len(order)) - np.repeat(starts, sizes)
     within_cap = np.ones(len(columns.ids), dtype=bool)
     within_cap[order[ranks >= most]] = False
     return within_cap

@@ -20,6 +20,7 @@ class Block(NamedTuple):
     content: bytes  # text of the file, or values as JSON
     bytes_read: int  # of the whole source, up to the end of this block
     stored: Path | None = None  # the file that the content was moved to
+    is_in_file: bool = False  # whether the content only names the parts of the file that are to be read
 
 
 def batches(rows: Iterable[tuple[Any, int]], size: int) -> Iterator[list[Any]]:

@@ -75,7 +75,8 @@ def iter_blocks(path: Path, columns: frozenset[str] = frozenset()) -> Iterator[B
     for file in split_by_columns(path, columns)[0]:
         name, size = blocks.display_name(file, path), file.stat().st_size
         for form, content, offset in _iter_pieces(file, blocks.BLOCK_BYTES):
-            yield Block(file, name, form, content, bytes_before + min(offset, size))
+            is_in_file = form in (GROUPS, RECORDS)
+            yield Block(file, name, form, content, bytes_before + min(offset, size), is_in_file=is_in_file)
         bytes_before += size
 
 

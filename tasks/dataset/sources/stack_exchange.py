@@ -9,7 +9,7 @@ The order of the posts does not matter.
 
 import math
 from bisect import bisect_left
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -98,7 +98,10 @@ def question_url(site: str, question: int) -> str:
 
 
 def build_questions(posts: pa.RecordBatch, dropped: Counter[str]) -> Questions:
-    """Return the questions that have answers, whose texts are HTML still.
+    """Return the questions that have answers.
+
+    Prompts are Markdown; answers are HTML still, because most rules look at the question alone
+    (`rules.apply_rules` converts the answers that are left).
 
     ``dropped`` counts answers without a question, and questions without answers: neither is converted.
     """
@@ -141,19 +144,19 @@ def _drop_repeated(posts: pa.RecordBatch, dropped: Counter[str]) -> pa.RecordBat
     dropped["repeated post ids"] += int(same.sum())
     kept = np.append(True, ~same)[: len(order)]
     first = order[kept]
-    if same.any():
-        groups = np.cumsum(kept) - 1
-        repeated = np.unique(groups[~kept])
-        members: dict[int, list[int]] = defaultdict(list)
-        for place in np.flatnonzero(np.isin(groups, repeated)).tolist():
-            members[int(groups[place])].append(int(order[place]))
-        for group, rows in members.items():
-            first[group] = min(rows, key=lambda row: _as_converted(posts, row))
+    starts = np.flatnonzero(kept)
+    ends = np.append(starts[1:], len(order))
+    for group in np.flatnonzero(ends - starts > 1).tolist():
+        rows = order[starts[group] : ends[group]].tolist()
+        first[group] = min(rows, key=lambda row: _as_converted(posts, row))
     return posts.take(pa.array(first))
 
 
 def _as_converted(posts: pa.RecordBatch, row: int) -> tuple[object, ...]:
-    """Return a post's values with its body in Markdown; the smaller is kept, whatever the order of files."""
+    """Return a post's values with its body in Markdown, by which files of other HTML make the same choice.
+
+    The smaller is kept, whatever the order of files.
+    """
     values = [posts.column(name)[row].as_py() for name in POST]
     values[list(POST).index("body")] = to_markdown(posts.column("body")[row].as_py())
     return tuple(values)
@@ -177,8 +180,7 @@ def _build_about(posts: pa.RecordBatch) -> pa.RecordBatch:
 
 def _build_answers(posts: pa.RecordBatch, questions: pa.RecordBatch) -> pa.RecordBatch:
     """Return the answers of posts [m]; ``questions`` [m] is the question of each."""
-    site, accepted = questions.column("site"), _numbers(posts, "id") == _numbers(questions, "accepted")
-    posts = posts.set_column(posts.schema.get_field_index("site"), "site", site)
+    site, accepted = posts.column("site"), _numbers(posts, "id") == _numbers(questions, "accepted")
     columns = {
         "score": pa.array(score_answers(_numbers(posts, "votes"), accepted)),
         "accepted": pa.array(accepted),

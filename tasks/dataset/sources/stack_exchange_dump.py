@@ -11,7 +11,7 @@ from typing import NamedTuple
 from tasks.dataset.readers import dump_tables
 from tasks.dataset.readers.blocks import Block
 
-QUESTION, ANSWER = "1", "2"
+QUESTION_TYPE, ANSWER_TYPE = "1", "2"
 OTHER_TYPES = "post types other than question and answer"
 
 
@@ -49,14 +49,14 @@ def _parse_post(fields: Mapping[str, str] | str) -> Post | Unreadable | str:
     if isinstance(fields, str):
         return Unreadable(fields)
     kind = fields.get("PostTypeId", "").removesuffix(".0")
-    if kind not in (QUESTION, ANSWER):
+    if kind not in (QUESTION_TYPE, ANSWER_TYPE):
         return OTHER_TYPES if kind.isdecimal() else Unreadable(_unreadable_reason("PostTypeId", kind))
     author = fields.get("OwnerUserId", "").removesuffix(".0")
-    has_accepted = kind == QUESTION and fields.get("AcceptedAnswerId")
+    has_accepted = kind == QUESTION_TYPE and fields.get("AcceptedAnswerId")
     try:
         return Post(
             id=_parse_integer(fields, "Id", low=1),
-            parent=_parse_integer(fields, "ParentId", low=1) if kind == ANSWER else 0,
+            parent=_parse_integer(fields, "ParentId", low=1) if kind == ANSWER_TYPE else 0,
             accepted=_parse_integer(fields, "AcceptedAnswerId") if has_accepted else 0,
             votes=_parse_integer(fields, "Score", low=-(2**31), high=2**31),
             created=fields.get("CreationDate", ""),

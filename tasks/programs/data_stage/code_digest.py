@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]  # the folder of the package tasks
 FOLDERS = ("dataset", "programs/data_stage")
 # of another version, each may make other texts or leave out other questions
-LIBRARIES = ("html-to-markdown", "lxml", "phonenumbers", "py3langid", "pyarrow", "rensa")
+LIBRARIES = ("html-to-markdown", "lxml", "phonenumbers", "publicsuffixlist", "py3langid", "pyarrow", "rensa")
 
 
 @cache

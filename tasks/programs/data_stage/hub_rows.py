@@ -3,7 +3,8 @@
 python -m tasks.programs.data_stage.hub_rows FOLDER CHOICE
 
 CHOICE is a Choice as JSON. FOLDER gets SPLIT/FILE for each file of the data set, so that readers of the rows
-know their place and recognise test sets by name. Exits with status 2 and one sentence if that is impossible.
+know their place and recognise test sets by name. Exits with status 2 and one sentence if that is impossible,
+with 3 and one sentence if a disk refuses a write.
 """
 
 import json
@@ -16,11 +17,11 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import DatasetBuilder, IterableDataset, get_dataset_config_names, load_dataset_builder
+from datasets import DatasetBuilder, IterableDataset, config, get_dataset_config_names, load_dataset_builder
 from datasets.exceptions import DatasetsError
 from huggingface_hub.errors import HTTPError
 
-from tasks.system.errors import InputError
+from tasks.system.errors import DiskFailure, InputError, StageFailed, disk_failure
 
 BATCH = 1000  # rows that are in memory at a time, and in a row group
 
@@ -46,15 +47,15 @@ def main() -> None:
     status = 0
     try:
         write_rows(Choice(**json.loads(sys.argv[2])), Path(sys.argv[1]))
-    except InputError as error:
+    except (InputError, StageFailed) as error:
         print(error, file=sys.stderr, flush=True)
-        status = 2
+        status = 3 if isinstance(error, DiskFailure) else 2 if isinstance(error, InputError) else 1
     # a stream that is left before its end has threads that read ahead, which abort a usual end of Python
     os._exit(status)
 
 
 def write_rows(choice: Choice, folder: Path) -> None:
-    """Write the first rows of every chosen split. Raises InputError."""
+    """Write the first rows of every chosen split. Raises InputError, DiskFailure and StageFailed."""
     with _refusing_unreadable(choice.path):
         builder = _open_builder(choice)
         for split, files in _choose_splits(choice, builder).items():
@@ -115,7 +116,10 @@ def _write_split(rows: IterableDataset, paths: list[Path], choice: Choice) -> No
 
 
 def _write_file(batches: Iterator[pa.Table], path: Path, choice: Choice, most: int | None) -> int:
-    """Write at most ``most`` rows; return their number. Raises InputError for an unknown column."""
+    """Write at most ``most`` rows; return their number.
+
+    Raises InputError for an unknown column, DiskFailure and StageFailed.
+    """
     writer, written = None, 0
     try:
         for batch in batches:
@@ -126,22 +130,34 @@ def _write_file(batches: Iterator[pa.Table], path: Path, choice: Choice, most: i
                     f"{_listed(table.column_names)}"
                 )
             table = table.select(choice.columns) if choice.columns else table
-            if writer is None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                writer = pq.ParquetWriter(path, table.schema)
-            writer.write_table(table)
+            with _writing(path):
+                if writer is None:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    writer = pq.ParquetWriter(path, table.schema)
+                writer.write_table(table)
             written += table.num_rows
             if written == most:
                 break
     finally:
         if writer is not None:
-            writer.close()
+            with _writing(path):
+                writer.close()
     return written
 
 
 @contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Tell a file that cannot be written from data that cannot be read. Raises DiskFailure, StageFailed."""
+    try:
+        yield
+    except OSError as error:
+        reason = f"{path} cannot be written ({_first_line(error)})"
+        raise disk_failure(error, path.parent) or StageFailed(reason) from error
+
+
+@contextmanager
 def _refusing_unreadable(path: str) -> Iterator[None]:
-    """Turn the errors of `datasets` and the network into one sentence."""
+    """Turn the errors of `datasets` and the network into one sentence. Raises InputError and DiskFailure."""
     try:
         yield
     except InputError:
@@ -155,6 +171,8 @@ def _refusing_unreadable(path: str) -> Iterator[None]:
         ValueError,
         RuntimeError,
     ) as error:
+        if failure := disk_failure(error, Path(config.HF_CACHE_HOME)):  # the cache of `datasets`
+            raise failure from error
         raise InputError(
             f"source.path: {path} cannot be read by datasets ({_first_line(error)}); without source.config, "
             "split, columns and take all of its files are read as they are"

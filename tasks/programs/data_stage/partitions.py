@@ -83,8 +83,8 @@ def build_table_part(part: TablePart) -> Statistics:
     rows: dict[str, tables.Columns] = {}
     for number, split in enumerate(SPLITS[1:], 1):
         chosen = columns.select(questions, splits == number)
-        pairs = draw_pairs(chosen, max_pairs=part.max_pairs, seed=part.seed)
-        rows |= tables.build_tables(chosen, split, *pairs)
+        drawn = draw_pairs(chosen, max_pairs=part.max_pairs, seed=part.seed)  # as above: by question
+        rows |= tables.build_tables(chosen, split, *drawn)
     part.output.mkdir(exist_ok=True)
     for name in tables.COLUMNS:
         tables.write_part(name, rows[name], part.output / name)

@@ -2,7 +2,8 @@
 
 A part is one file or folder, made by a module-level function of a task that names it as ``output``. The
 counts that the function returns are written beside it as JSON (``<output>.json``), last: a part whose counts
-are there is not made again, which is the whole of resuming.
+are there is not made again. A step whose parts are all made may leave a file that lists them (``done``), so
+that its tasks need not be listed again.
 """
 
 import itertools
@@ -19,12 +20,13 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from pydantic import TypeAdapter
 
+from tasks.dataset.readers.blocks import Block
 from tasks.programs.data_stage.code_digest import code_digest
 from tasks.programs.runtime.program import PHASE_SECONDS, Run
 from tasks.system.errors import StageFailed, refusing_disk_failures
 from tasks.system.files import replacing
 
-Counts = TypeVar("Counts")
+PartCounts = TypeVar("PartCounts")
 RESUMES = "run it again, it goes on from the parts that are made"
 
 
@@ -57,7 +59,7 @@ class Parts(NamedTuple):
             yield from read_outputs(done)
             return
         outputs, makers = [], Counter[str]()
-        for output in self._make_missing(function, iter(tasks)):
+        for output in self._make_in_order(function, iter(tasks)):
             makers[_read(output)["made_by"]] += 1
             self.on_part(function.__name__, makers)
             outputs.append(str(output))
@@ -65,7 +67,7 @@ class Parts(NamedTuple):
         if done:
             _write(done, json.dumps(outputs).encode())
 
-    def _make_missing(self, function: Make, tasks: Iterator[Task]) -> Iterator[Path]:
+    def _make_in_order(self, function: Make, tasks: Iterator[Task]) -> Iterator[Path]:
         first = list(itertools.islice(tasks, 2))
         if len(first) == 1:  # not worth the start of a process
             yield make_part(function, first[0])
@@ -89,7 +91,7 @@ class Parts(NamedTuple):
 def make_part(function: Make, task: Task, digest: str = "") -> Path:
     """Make a part unless it is there, and return its path. Raises InputError and StageFailed."""
     if digest:
-        _check_worker(task.output.parent, digest)
+        _check_worker(task, digest)
     if not counts_path(task.output).exists():
         with refusing_disk_failures(task.output.parent):
             counts = function(task)
@@ -98,17 +100,23 @@ def make_part(function: Make, task: Task, digest: str = "") -> Path:
     return task.output
 
 
-def _check_worker(folder: Path, digest: str) -> None:
+def _check_worker(task: Task, digest: str) -> None:
     machine = socket.gethostname()
     if code_digest() != digest:
         raise StageFailed(
             f"The worker on {machine} has other code, or other versions of libraries, than the process "
             "that sent the part: install the same on both"
         )
+    folder, block = task.output.parent, getattr(task, "block", None)
     if not folder.is_dir():
         raise StageFailed(
             f"The worker on {machine} does not see {folder}: "
             "put ALIGNFLOW_HOME on a disk that all of them share"
+        )
+    if isinstance(block, Block) and block.is_in_file and not block.path.is_file():
+        raise StageFailed(
+            f"The worker on {machine} does not see {block.path}: "
+            "put the source on a disk that all of them share"
         )
 
 
@@ -136,9 +144,9 @@ def counts_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.json")
 
 
-def read_counts(output: Path, kind: Callable[..., Counts]) -> Counts:
+def read_counts(output: Path, kind: Callable[..., PartCounts]) -> PartCounts:
     """Return the counts of a part."""
-    counts: Counts = _adapter(kind).validate_python(_read(output)["counts"])
+    counts: PartCounts = _adapter(kind).validate_python(_read(output)["counts"])
     return counts
 
 

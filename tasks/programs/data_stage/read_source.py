@@ -240,7 +240,7 @@ def read_names(task: NamesTask) -> None:
 def build_questions(source: Source, records: pa.RecordBatch, dropped: Counter[str]) -> Questions:
     """Return the questions of a partition's records. The order of the records does not matter.
 
-    ``text_converter`` names what the answers' texts still need.
+    Their answers still need what ``text_converter`` returns.
     """
     if isinstance(source, ShellSite | StackExchangeDump):
         return stack_exchange.build_questions(records, dropped)

@@ -1,6 +1,18 @@
 """Open the folder of intermediate files, from which a killed data stage resumes.
 
-Files that were made for another job, other inputs or before the machine was restarted are deleted.
+Files that were made for another job, other inputs or before the machine was restarted are deleted. (The
+folder of a run is named by a key of the code, too.) In the order of the steps, with counts in NAME.json:
+
+    records000000.block     rows of the source as they are, until they are read
+    names000000/            names of a dump's users: N.names of each block, then names and places
+    records000000.arrow     records of a block (posts, comparisons), by question
+    quarantine.jsonl        rows that cannot be used
+    evaluation_ngrams.npz   n-grams of the evaluation sets
+    questions000000.arrow   questions of a range of records that the rules keep
+    questions000000.npz     their numbers: ids, hashes of prompts and authors, whether answers are compared
+    questions000000.*       .shingles, .ends and .bands, by which near duplicates are found
+    tables000000/           rows of these questions, a file per table, until they are in the table
+    records.done, ...       the files of a finished step
 """
 
 import json

@@ -1,7 +1,8 @@
-"""Check what `accelerate launch` asks of a program: some of it is set elsewhere, and nothing is ignored.
+"""Check what `accelerate launch` asks of a program: what is set elsewhere, or not done, is refused.
 
 accelerate hands its settings on as environment variables. Ranks, nodes and GPUs are torchrun's variables,
-which `tasks.system.torchrun` reads, and FSDP shards the weights as ``machine.launch.*.shard`` does.
+which `tasks.system.torchrun` reads, and FSDP shards the weights as ``machine.launch.*.shard`` does. How it
+wraps, prefetches and stores them changes no result, and is not read.
 """
 
 from collections.abc import Mapping, MutableMapping
@@ -46,6 +47,36 @@ def check(environment: Mapping[str, str]) -> None:
     for name, reason in REFUSED.items():
         if environment.get(name) == "true":
             raise InputError(f"`accelerate launch`: {reason}")
+    _check_sharding(environment)
+
+
+def _check_sharding(environment: Mapping[str, str]) -> None:
+    strategy = environment.get("FSDP_SHARDING_STRATEGY", "FULL_SHARD")
+    if strategy.upper() not in ("FULL_SHARD", "1"):
+        raise InputError(
+            f"`accelerate launch` was asked for fsdp_sharding_strategy={strategy}, but weights, gradients "
+            "and moments are sharded over all ranks: set it to FULL_SHARD."
+        )
+    if environment.get("FSDP_RESHARD_AFTER_FORWARD") == "false":
+        raise InputError(
+            "`accelerate launch` was asked to keep gathered weights after the forward pass, but they are "
+            "given back: set fsdp_reshard_after_forward to true."
+        )
+    if ignored := environment.get("FSDP_IGNORED_MODULES"):
+        raise InputError(
+            f"`accelerate launch` was asked for fsdp_ignored_modules={ignored}, but every module is sharded: "
+            "leave that out."
+        )
+
+
+def check_device(environment: Mapping[str, str], device: str) -> None:
+    """Raise InputError if accelerate was asked for the CPU and the program computes on another device."""
+    wants_cpu = environment.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    if SIGN in environment and wants_cpu and device != "cpu":
+        raise InputError(
+            f"`accelerate launch` was asked for use_cpu: true, but the device is {device}: set "
+            "machine.device=cpu."
+        )
 
 
 def load_on_every_rank(environment: MutableMapping[str, str]) -> None:

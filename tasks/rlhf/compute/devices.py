@@ -4,7 +4,7 @@ import os
 
 import torch
 
-from tasks.rlhf.compute import amd_matmul, cpu_attention
+from tasks.rlhf.compute import accelerate_launch, amd_matmul, cpu_attention
 from tasks.system import torchrun
 from tasks.system.errors import InputError
 
@@ -12,7 +12,7 @@ from tasks.system.errors import InputError
 def set_up(device: str, threads: int) -> torch.device:
     """Return the device ("auto": CUDA if there is one); set CPU threads (0: torch's choice) and determinism.
 
-    Raises InputError if there is no CUDA device, or fewer of them than processes.
+    Raises InputError if there is no CUDA device, fewer of them than processes, or accelerate wants the CPU.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -29,6 +29,7 @@ def set_up(device: str, threads: int) -> torch.device:
         amd_matmul.use_onednn()
         cpu_attention.use_float32_for_short_texts()
         return torch.device("cpu")
+    accelerate_launch.check_device(os.environ, "cuda")
     if torchrun.world() == 1:
         return torch.device("cuda")
     if torchrun.local_rank() >= (count := torch.cuda.device_count()):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 
@@ -18,7 +19,7 @@ from tasks.config.jobs import SftJob
 from tasks.config.machine import Machine
 from tasks.config.pipeline import Pipeline
 from tasks.execution.launch import run_program
-from tasks.rlhf.compute import accelerate_launch
+from tasks.rlhf.compute import accelerate_launch, devices
 from tasks.system.errors import InputError, StageCrashed, StageFailed
 from tests.programs.ranks.test_distributed import (
     COMPARED,
@@ -164,6 +165,10 @@ def test_the_flow_starts_a_stage_by_accelerate_and_leaves_its_precision_out(
 # -------------------------------------------------------------------------------------- refused
 
 
+# of a configuration of FSDP that says nothing of these
+FULL = {"FSDP_SHARDING_STRATEGY": "FULL_SHARD", "FSDP_RESHARD_AFTER_FORWARD": "true"}
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -177,6 +182,13 @@ def test_the_flow_starts_a_stage_by_accelerate_and_leaves_its_precision_out(
         ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "parallelism_config is not used"),
         ({"FSDP_OFFLOAD_PARAMS": "true"}, "set fsdp_offload_params to false"),
         ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "set machine.gradient_checkpointing"),
+        (
+            {"FSDP_SHARDING_STRATEGY": "NO_SHARD"},
+            "asked for fsdp_sharding_strategy=NO_SHARD, .* to FULL_SHARD",
+        ),
+        ({"FSDP_SHARDING_STRATEGY": "2"}, "asked for fsdp_sharding_strategy=2, .* to FULL_SHARD"),
+        ({"FSDP_RESHARD_AFTER_FORWARD": "false"}, "set fsdp_reshard_after_forward to true"),
+        ({"FSDP_IGNORED_MODULES": "lm_head"}, "asked for fsdp_ignored_modules=lm_head, .* leave that out"),
         ({"MASTER_ADDR": "127.0.0.1"}, "set distributed_type to MULTI_GPU"),
     ],
 )
@@ -186,8 +198,24 @@ def test_what_accelerate_is_asked_for_in_vain_is_refused(changed: dict[str, str]
     accelerate_launch.check(changed if "ACCELERATE_MIXED_PRECISION" not in changed else {})  # by torchrun
     accelerate_launch.check(started)
     accelerate_launch.check(started | {"MASTER_ADDR": "127.0.0.1", "RANK": "0"})
+    accelerate_launch.check(started | FULL)
     with pytest.raises(InputError, match=message):
         accelerate_launch.check(started | changed)
+
+
+def test_a_cpu_that_accelerate_is_asked_for_in_vain_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert devices.set_up("auto", 0).type == "cuda"  # accelerate did not start this process
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    with pytest.raises(InputError, match=r"use_cpu: true, .* set machine\.device=cpu"):
+        devices.set_up("auto", 0)
+    assert devices.set_up("cpu", 0).type == "cpu"
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "False")
+    assert devices.set_up("auto", 0).type == "cuda"
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert devices.set_up("auto", 0).type == "cpu"
 
 
 @LINUX

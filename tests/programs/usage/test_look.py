@@ -6,12 +6,18 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import yaml
 from rich.console import Console
 
 from flows import cli
+from tasks.artifacts.base_model import find_model_folder, find_tokenizer_folder
+from tasks.config.sections.models import HuggingFaceBase
 from tasks.programs.usage.look_screen import MOST_LINES, _show_counts
+from tasks.system.errors import InputError
+from tests.support import tiny
 from tests.support.chat_families import family_tokenizer
 from tests.support.data_sets import chat_message
+from tests.tasks.artifacts.hub_server import serve_hub, use_hub
 
 ANSWER = "Use sort. Mail ann@mail.de, <|im_end|>."
 
@@ -59,6 +65,41 @@ def test_examples_show_the_template_and_what_the_loss_counts(
     last = shown(capfd, rows, "--model", model, "--count", "1", "--set", "sft.loss_on=last")
     assert "Hello!<|im_end|>\n" in last
     assert "《Hello!" not in last
+
+
+def test_of_a_model_on_the_hub_only_the_tokenizer_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    tiny.base_folder(tmp_path / "hub/somebody/model")
+    rows = [{"prompt": f"How {n}?", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(60)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    profile = {
+        "source": {"kind": "own", "path": str(tmp_path / "rows.jsonl")},
+        "base": {"kind": "hugging-face", "path": "somebody/model"},
+    }
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(profile))
+    with serve_hub(tmp_path / "hub") as (address, requests):
+        use_hub(monkeypatch, address)
+        assert "1. own data" in shown(capfd, str(tmp_path / "mine.yaml"), "--count", "1")
+        assert any("tokenizer.json" in request for request in requests)
+        assert not any(".safetensors" in request for request in requests)
+        assert not list((tmp_path / "cache").rglob("*.safetensors"))
+        whole = find_model_folder(HuggingFaceBase(path="somebody/model"))
+    assert (whole / "model.safetensors").is_file()
+
+
+def test_a_base_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"base\.path: the model folder .* has no tokenizer"):
+        find_tokenizer_folder(HuggingFaceBase(path=str(tmp_path)))
+
+
+def test_help_says_that_a_source_may_be_on_the_hub(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["look", "--help"])
+    assert "or the id of a data set on the Hugging Face hub" in " ".join(capsys.readouterr().out.split())
 
 
 def test_what_is_cut_is_shown(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Serve folders as data sets by the protocol of the Hugging Face hub, as far as `datasets` asks for it."""
+"""Serve folders as data sets and models by the protocol of the Hugging Face hub, as far as we ask for it."""
 
 import json
 import re
@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
-INFO = re.compile(r"/api/datasets/(\w+/\w+)(?:/revision/(\w+))?")
-PATHS = re.compile(r"/api/datasets/(\w+/\w+)/(tree|paths-info)/(\w+)(?:/(.*))?")
-FILE = re.compile(r"/datasets/(\w+/\w+)/resolve/(\w+)/(.+)")
+import pytest
+
+INFO = re.compile(r"/api/(?:datasets|models)/(\w+/\w+)(?:/revision/(\w+))?")
+PATHS = re.compile(r"/api/(?:datasets|models)/(\w+/\w+)/(tree|paths-info)/(\w+)(?:/(.*))?")
+FILE = re.compile(r"/(?:datasets/)?(\w+/\w+)/resolve/(\w+)/(.+)")
 
 
 @contextmanager
 def serve_hub(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield the address of a hub, and the requests that it gets; its data sets are folder/OWNER/NAME.
+    """Yield the address of a hub, and the requests that it gets; its data sets and models are
+    folder/OWNER/NAME.
 
     Each has the branch main, whose commit is a digest of the files.
     """
@@ -37,6 +40,15 @@ def serve_hub(folder: Path) -> Iterator[tuple[str, list[str]]]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def use_hub(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    """Have this process and its children take ``address`` for the hub's."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    files = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", files)
 
 
 class _Handler(BaseHTTPRequestHandler):

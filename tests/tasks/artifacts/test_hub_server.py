@@ -11,7 +11,7 @@ import pytest
 from tasks.artifacts.corpus import find_corpus
 from tasks.config.sections.sources import OwnRows
 from tasks.system.errors import InputError
-from tests.tasks.artifacts.hub_server import serve_hub
+from tests.tasks.artifacts.hub_server import serve_hub, use_hub
 
 CARD = "---\nconfigs:\n- config_name: main\n  data_files:\n  - {split: train, path: data/train-*}\n---\n"
 
@@ -35,13 +35,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setenv("ALIGNFLOW_HOME", str(tmp_path / "home"))
         monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
         yield Hub(folder, requests)
-
-
-def use_hub(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
-    """Have this process and its children take ``address`` for the hub's."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("HF_ENDPOINT", address)
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
 
 
 def write_rows(path: Path, word: str) -> None:

@@ -1,6 +1,9 @@
 """Test the part of a data set in the hub's layout that `datasets` fetches."""
 
 import json
+import os
+import random
+import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,13 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tasks.artifacts import hub_tables
 from tasks.artifacts.artifact import user_artifact
 from tasks.artifacts.corpus import find_corpus
 from tasks.config.sections.sources import HhRlhf, OwnRows
 from tasks.dataset.readers.quarantine import Quarantine
 from tasks.dataset.readers.row_files import read_rows
 from tasks.dataset.splits import is_test
-from tasks.system.errors import InputError
+from tasks.system.errors import DiskFailure, InputError
 
 CARD = """---
 configs:
@@ -109,9 +113,11 @@ def test_rows_in_json_lines_are_read_and_other_shapes_refused(tmp_path: Path) ->
 def test_what_is_fetched_is_reused_and_its_content_is_the_key(folder: Path) -> None:
     source = OwnRows(path=str(folder), config="main", take=3)
     first = find_corpus(source)
-    stamp = first.stat().st_mtime_ns
+    stamps = [path.stat().st_ctime_ns for path in first.rglob("*")]
+    os.utime(first, (0, 0))
     assert find_corpus(source) == first
-    assert first.stat().st_mtime_ns == stamp
+    assert [path.stat().st_ctime_ns for path in first.rglob("*")] == stamps
+    assert first.stat().st_mtime > 0  # `alignflow gc` keeps what was used lately
     longer = find_corpus(source.model_copy(update={"take": 4}))
     assert longer != first
     assert user_artifact(longer)["digest"] != user_artifact(first)["digest"]
@@ -141,6 +147,52 @@ def test_a_damaged_file_is_refused(folder: Path) -> None:
     (folder / "other/part.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(InputError, match="cannot be read by datasets"):
         read(folder, config="other")
+
+
+def test_another_form_of_the_tables_is_written_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = OwnRows(path=str(folder), config="other")
+    first = find_corpus(source)
+    monkeypatch.setattr(hub_tables, "FORMAT", hub_tables.FORMAT + 1)
+    assert find_corpus(source) != first
+
+
+def test_a_full_disk_is_told_as_such(tmp_path: Path) -> None:
+    place = tmp_path / "large"
+    place.mkdir()
+    draw = random.Random(0)
+    rows = [{"prompt": f"{draw.getrandbits(2400):x}", "completion": "a"} for _ in range(2000)]
+    (place / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    try:
+        with pytest.raises(DiskFailure, match="has reached the largest size allowed"):
+            read(place, take=2000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list((tmp_path / "home" / "hub").glob("*"))
+    assert len(read(place, take=2000)) == 2000
+
+
+@pytest.mark.parametrize("name", ["a[1]", "a*b", "a?b"])
+def test_a_folder_that_datasets_takes_for_a_pattern_is_refused(name: str, tmp_path: Path) -> None:
+    for place in (tmp_path / name, tmp_path / "a1b"):
+        place.mkdir()
+        (place / "train.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    with pytest.raises(InputError, match=r"has a character of a pattern, one of \[ \* \?: rename it"):
+        read(tmp_path / name, take=1)
+    assert [prompt for *_, prompt in read(tmp_path / name)] == ["a"]
+
+
+@pytest.mark.parametrize("hub_id", ["a--b/c", "x..y", "foo/bar.git", f"owner/{'n' * 120}"])
+@pytest.mark.parametrize("revision", [None, "0" * 40])
+def test_an_invalid_id_is_refused_with_and_without_a_part(hub_id: str, revision: str | None) -> None:
+    source = OwnRows(path=hub_id, revision=revision)
+    with pytest.raises(InputError) as whole:
+        find_corpus(source)
+    with pytest.raises(InputError) as part:
+        find_corpus(source.model_copy(update={"take": 1}))
+    assert str(part.value) == str(whole.value)
+    assert f"source.path: {hub_id} is neither a file or folder here nor a data set" in str(part.value)
 
 
 def test_a_file_in_place_of_a_folder_is_refused(folder: Path) -> None:
