@@ -75,7 +75,7 @@ def train(job: DpoJob, run: Run) -> None:
     # 2. What is trained: fresh weights, those of the input "start", or the checkpoint's.
     seeds.seed_step(job.seed, 0)
     policy = training_setup.build_trainable(
-        settings, run, base, "dpo", folder=folder, fingerprint=compute_fingerprint(folder, base)
+        settings, base, "dpo", folder=folder, fingerprint=compute_fingerprint(folder, base)
     )
     training = training_setup.start_training(settings, run, policy, num_rows=len(questions), seed=job.seed)
     starts_as_reference = "start" not in run.inputs and policy.is_base_at_start and not settings.lora.dropout

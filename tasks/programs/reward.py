@@ -194,7 +194,7 @@ def build_members(
         name = f"reward{number or ''}"
         adapters.append(
             training_setup.build_trainable(
-                job.reward, run, below, name, folder=folder, fingerprint=base_fingerprint
+                job.reward, below, name, folder=folder, fingerprint=base_fingerprint
             )
         )
         head = lora.new_head(base.config.hidden_size).to(base.device)

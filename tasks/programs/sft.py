@@ -54,7 +54,7 @@ def train(job: SftJob, run: Run) -> None:
     # 2. What is trained: fresh weights, those of the input "start", or the checkpoint's.
     seeds.seed_step(job.seed, 0)
     trainable = training_setup.build_trainable(
-        settings, run, base, "sft", folder=folder, fingerprint=compute_fingerprint(folder, base)
+        settings, base, "sft", folder=folder, fingerprint=compute_fingerprint(folder, base)
     )
     num_blocks = len(packed)
     training = training_setup.start_training(settings, run, trainable, num_rows=num_blocks, seed=job.seed)

@@ -1,5 +1,6 @@
 """Load the four models of PPO on one copy of the base, with the checks that need no rollout."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from tasks.programs.runtime.program import Run
 from tasks.rlhf.algorithms import sanity_checks
 from tasks.rlhf.batches import sequences
 from tasks.rlhf.compute import fsdp, seeds
-from tasks.rlhf.models import fingerprint, loading, lora, quantised, reward_model
+from tasks.rlhf.models import fingerprint, loading, lora, reward_model
 from tasks.rlhf.models.reward_model import Scorer
 from tasks.rlhf.training.finite_checks import UNSOUND_MODEL, check_finite
 from tasks.rlhf.training.rollouts import PpoModels
@@ -32,11 +33,9 @@ def load_models(job: PpoJob, run: Run, device: torch.device) -> PpoModels:
     does not compute what it must.
     """
     is_sharded = training_setup.is_sharded(run, "ppo")
-    base = training_setup.load_base(run, "model", job.weights.merged, job.text, device, on_cpu=is_sharded)
+    load = partial(training_setup.load_base, run, "model", job.weights.merged, job.text, device)
+    base = training_setup.load_sharded(load, device) if is_sharded else load()
     actual = fingerprint.compute_fingerprint(run.inputs["model"], base)
-    if is_sharded:
-        with quantised.kept_attributes(base):
-            fsdp.shard(base, device)
     if reward_model.is_adapter(run.inputs["reward"]):
         fingerprint.check_fingerprint(run.inputs["reward"] / "adapter", actual, setting="weights.merged")
     record = reward_model.load_record(run.inputs["reward"])

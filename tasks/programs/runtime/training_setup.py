@@ -5,7 +5,7 @@ Load the base, check memory, choose what is trained, start the optimizer.
 
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -27,6 +27,7 @@ from tasks.rlhf.compute import accelerate_launch, distributed, free_memory, fsdp
 from tasks.rlhf.models import architecture_checks, gradient_checkpointing, loading, quantised, trainable
 from tasks.rlhf.models.fingerprint import Fingerprint
 from tasks.rlhf.models.quantised import Precision
+from tasks.rlhf.models.structure import load_on_first
 from tasks.rlhf.models.trainable import Trainable
 from tasks.rlhf.training import dry_run, memory
 from tasks.rlhf.training.loop import Schedule, Training
@@ -86,16 +87,39 @@ def load_trained_base(
 ) -> PreTrainedModel:
     """Return the model of the input ``source`` that the stage trains, or trains adapters of.
 
-    A frozen base is already spread over the ranks if ``launch.*.shard`` says so. Raises InputError as
-    `load_base` does.
+    It is already spread over the ranks if ``launch.*.shard`` says so; then only the first one reads it.
+    Raises InputError as `load_base` does, and if precision or sharding do not allow what is trained.
     """
-    is_split = is_sharded(run, stage_name(settings)) and settings.tune == "lora"
+    if wants_shards(run, stage_name(settings)) and settings.tune == "bottleneck":
+        raise InputError(
+            "Bottlenecks need whole layers in every process (launch.*.shard): set tune to lora or full, or "
+            "shard to false."
+        )
+    if settings.tune == "full" and precision in ("int8", "nf4"):
+        raise InputError(
+            f"Weights in {precision} cannot be trained themselves: train an adapter, or set "
+            "weights.* to null."
+        )
     attention = run.machine.attention
     check_attention(attention, device, precision or loading.folder_dtype(run.inputs[source]))
-    base = load_base(run, source, precision, text, device, on_cpu=is_split, attention=attention)
-    if is_split:
-        with quantised.kept_attributes(base):
-            fsdp.shard(base, device)
+    load = partial(load_base, run, source, precision, text, device, attention=attention)
+    if not is_sharded(run, stage_name(settings)):
+        return load()
+    return load_sharded(load, device, is_trained=settings.tune == "full")
+
+
+def load_sharded(
+    load: Callable[..., PreTrainedModel], device: torch.device, *, is_trained: bool = False
+) -> PreTrainedModel:
+    """Return what ``load(on_cpu=True)`` returns on the first rank, spread over the ranks.
+
+    If it ``is_trained`` its weights are float32, and computed with in the type that they had.
+    """
+    base = load_on_first(partial(load, on_cpu=True), device)
+    if is_trained:
+        return trainable.shard_trained(base, device)
+    with quantised.kept_attributes(base):
+        fsdp.shard(base, device)
     return base
 
 
@@ -225,7 +249,6 @@ def print_peak_memory(device: torch.device) -> None:
 
 def build_trainable(
     settings: Sft | Reward | Dpo,
-    run: Run,
     base: PreTrainedModel | PeftModel,
     name: str,
     *,
@@ -235,26 +258,14 @@ def build_trainable(
     """Make the part of ``base``, loaded from ``folder``, that is trained: an adapter called ``name``,
     bottlenecks or all weights.
 
-    New weights are drawn from torch's global generator; ``launch.*.shard`` spreads the weights over the
-    ranks. Raises InputError if the base's precision or sharding does not allow it.
+    New weights are drawn from torch's global generator.
     """
-    shard = wants_shards(run, stage_name(settings))
-    if shard and settings.tune == "bottleneck":
-        raise InputError(
-            "Bottlenecks need whole layers in every process (launch.*.shard): set tune to lora or full, or "
-            "shard to false."
-        )
     match settings.tune:
         case "lora":
             return trainable.attach_lora(base, name, fingerprint=fingerprint, **settings.lora.model_dump())
         case "full":
             assert isinstance(base, PreTrainedModel)
-            if fingerprint.precision in ("int8", "nf4"):
-                raise InputError(
-                    f"Weights in {fingerprint.precision} cannot be trained themselves: "
-                    "train an adapter, or set weights.* to null."
-                )
-            return trainable.unfreeze_all(base, folder, shard=shard)
+            return trainable.unfreeze_all(base, folder)
         case "bottleneck":
             assert isinstance(base, PreTrainedModel)
             return trainable.attach_bottlenecks(

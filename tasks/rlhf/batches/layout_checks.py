@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from tasks.rlhf.batches import attention_masks, chunked_log_probs, forward, shared_prompt
 from tasks.rlhf.batches.comparisons import Comparison, evenly_spaced
 from tasks.rlhf.batches.packing import Blocks
-from tasks.rlhf.compute import distributed
+from tasks.rlhf.compute import distributed, fsdp
 from tasks.system.errors import InputError
 
 MAX_ANSWERS = 6  # of a question, each with a forward pass of its own
@@ -76,7 +76,7 @@ def check_layout(
 
 
 def _passes(model: PreTrainedModel, gap: Gap) -> bool:
-    return gap.is_rounding if model.dtype == torch.float32 else gap.is_half_precision_rounding
+    return gap.is_rounding if fsdp.compute_dtype(model) == torch.float32 else gap.is_half_precision_rounding
 
 
 def _measure_or_reason(measure: Callable[[], Gap]) -> tuple[Gap, str | None]:

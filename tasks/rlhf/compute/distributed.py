@@ -191,8 +191,11 @@ def barrier() -> None:
 
 def from_first(compute: Callable[[], T]) -> T:
     """Return what the first rank computes, on all ranks."""
-    own = [compute()] if is_first() else []
-    return all_gather(own)[0][0]
+    found: list[Any] = [compute() if is_first() else None]
+    if world() > 1:
+        dist.broadcast_object_list(found)
+    value: T = found[0]
+    return value
 
 
 def all_gather(value: T) -> list[T]:

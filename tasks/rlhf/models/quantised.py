@@ -74,8 +74,8 @@ def use_exact_products(model: PreTrainedModel) -> None:
     """Make every quantised layer compute x W^T with the W of `dense_weights`, differentiable, as stored."""
     for _, layer in _quantised_layers(model):
         if type(layer).__name__ == "Linear8bitLt":
-            # the scale is no part of a weight that is split over ranks
-            layer.forward = partial(_int8_linear, layer, vars(layer.weight)["SCB"])
+            vars(layer)["scale"] = vars(layer.weight)["SCB"]  # no part of a weight that is split over ranks
+            layer.forward = partial(_int8_linear, layer)
         else:
             # The kernel for CPUs with AVX512-BF16 repacks the weights at the first forward pass in eval mode,
             # and has no backward pass then.
@@ -86,18 +86,29 @@ def use_exact_products(model: PreTrainedModel) -> None:
             vars(layer)["quant_state"] = vars(layer.weight)["quant_state"]
 
 
+def move_scales(model: nn.Module, device: torch.device) -> None:
+    """Move what quantised layers compute their weights with, beside the codes, to ``device``."""
+    for _, layer in _quantised_layers(model):
+        if type(layer).__name__ == "Linear8bitLt":
+            vars(layer)["scale"] = vars(layer)["scale"].to(device)
+        else:
+            vars(layer)["quant_state"].to(device)  # in place
+
+
 @contextmanager
 def kept_attributes(model: nn.Module) -> Iterator[None]:
     """Give quantised weights, which a block replaces by others, the attributes that peft reads."""
     layers = dict(_quantised_layers(model))
-    kept = {name: vars(layer.weight) for name, layer in layers.items()}
+    kept = {}
+    for name, layer in layers.items():
+        kept[name] = {key: value for key, value in vars(layer.weight).items() if key in READ_BY_PEFT}
     yield
     for name, layer in layers.items():
-        found = {key: value for key, value in kept[name].items() if key in READ_BY_PEFT}
-        vars(layer.weight).update(found)
+        vars(layer.weight).update(kept[name])
 
 
-def _int8_linear(layer: nn.Module, scale: Tensor, x: Tensor) -> Tensor:
+def _int8_linear(layer: nn.Module, x: Tensor) -> Tensor:
+    scale = vars(layer)["scale"]
     output: Tensor = _Int8Product.apply(x, layer.weight, scale, layer.bias)  # type: ignore[no-untyped-call]
     return output
 

@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from tasks.rlhf.compute import distributed, fsdp
@@ -86,16 +87,21 @@ def adapter_folder(artifact: Path, number: int) -> Path:
     return artifact / (f"adapter-{number}" if number else "adapter")
 
 
-def unfreeze_all(base: PreTrainedModel, tokenizer_of: Path, *, shard: bool = False) -> Trainable:
+def shard_trained(base: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """Spread a base over the ranks to train all of its weights, in fp32 as `unfreeze_all` does."""
+    fsdp.shard(base.requires_grad_(True), device, compute_dtype=base.dtype)
+    return base
+
+
+def unfreeze_all(base: PreTrainedModel, tokenizer_of: Path) -> Trainable:
     """Unfreeze every weight, in fp32 with matrix products in the dtype that the weights had.
 
-    Saved as model/ with the tokenizer of the folder ``tokenizer_of``. With ``shard`` each of several ranks
-    keeps a part of every weight.
+    Saved as model/ with the tokenizer of the folder ``tokenizer_of``. Each rank keeps a part of every weight
+    if `shard_trained` has spread them.
     """
-    compute_dtype = base.dtype
-    nn.Module.float(base).requires_grad_(True)
-    if shard and distributed.world() > 1:
-        fsdp.shard(base, base.device)
+    compute_dtype = fsdp.compute_dtype(base)
+    if not isinstance(base, FSDPModule):
+        nn.Module.float(base).requires_grad_(True)
 
     @contextmanager
     def active() -> Iterator[PreTrainedModel]:
