@@ -17,7 +17,7 @@ from tasks.rlhf.algorithms import schedules
 from tasks.rlhf.algorithms.schedules import Shape
 from tasks.rlhf.compute import distributed, fsdp
 from tasks.rlhf.compute.seeds import seed_step
-from tasks.rlhf.training import checkpoints
+from tasks.rlhf.training import checkpoints, sharded_checkpoints
 from tasks.rlhf.training.finite_checks import check_finite, check_weights
 from tasks.system.errors import InputError
 from tasks.system.interruptions import Interruptions
@@ -76,11 +76,11 @@ class Training:
         self.start, self.best = 0, Best()
         self.step = 0  # the current or last step, from 1
         self.initial_metrics: dict[str, Any] = {}  # measured before the first step, as JSON
-        if (checkpoint := checkpoints.latest(folder)) is not None:
+        if (checkpoint := checkpoints.newest(folder)) is not None:
             self.start = self.step = checkpoint.step
             self.best = Best(**checkpoint.state["best"])
             self.initial_metrics = checkpoint.state["told"]
-            checkpoints.restore_training(parameters, self.optimizer, checkpoint.tensors)
+            sharded_checkpoints.restore_training(parameters, self.optimizer, checkpoint.folder)
         distributed.check_equal((self.start, schedule.total), "steps or checkpoints")
 
     def steps(self) -> Iterator[int]:
@@ -147,10 +147,12 @@ class Training:
         improved = self.best.step == step
         if not (improved or now) and step % every:
             return
-        tensors = fsdp.gather_full(checkpoints.training_tensors(self.parameters, self.optimizer))
-        if distributed.is_first():
-            best = {name: tensors[f"parameter.{name}"] for name in self.parameters} if improved else None
-            state = {"best": self.best._asdict(), "told": self.initial_metrics}
+        tensors = checkpoints.training_tensors(self.parameters, self.optimizer)
+        best = {name: tensors[f"parameter.{name}"] for name in self.parameters} if improved else None
+        state = {"best": self.best._asdict(), "told": self.initial_metrics}
+        if sharded_checkpoints.is_sharded(self.parameters):
+            sharded_checkpoints.save(self.folder, step, tensors, state, best=best)
+        elif distributed.is_first():
             checkpoints.save(self.folder, step, tensors, state, best=best)
 
     @torch.no_grad()
@@ -158,8 +160,7 @@ class Training:
         """Load the best weights, if these are to be kept. Raises InputError if a weight is not finite."""
         distributed.barrier()  # the first rank may still be writing them
         if self.schedule.keep_best:
-            for name, tensor in checkpoints.best(self.folder).items():
-                self.parameters[name].copy_(fsdp.shard_like(tensor, self.parameters[name]))
+            sharded_checkpoints.restore_best(self.parameters, self.folder)
         check_weights(self.parameters, step=self.step)
 
 
