@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
+from zlib import crc32
 
 import hypothesis
 import pytest
@@ -17,12 +18,15 @@ LONGEST = "test_operations"  # mostly waits for servers: it starts first, and al
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sort the tests: the longest module, then the fast ones, then the other slow ones."""
+    """Sort the tests: the longest module, then the fast ones, then the other slow ones.
 
-    def rank(item: pytest.Item) -> int:
+    Modules of slow ones are mixed, so that not all that start servers run at the same time.
+    """
+
+    def rank(item: pytest.Item) -> tuple[int, int]:
         if item.path.stem == LONGEST:
-            return 0
-        return 2 if item.get_closest_marker("slow") else 1
+            return 0, 0
+        return (2, crc32(item.path.stem.encode())) if item.get_closest_marker("slow") else (1, 0)
 
     items.sort(key=rank)
 

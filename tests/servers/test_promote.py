@@ -269,7 +269,7 @@ def test_a_question_without_an_answer_ends_after_its_time(
 ) -> None:
     before = champion(tracker)
     run = start(installation, make_run(tracker, 50), approval="person", timeout_hours=1 / 3600)
-    found = installation.wait_for_run(run, 60).state
+    found = installation.wait_for_run(run).state
     assert found is not None
     assert (found.type, found.message) == (StateType.FAILED, "The flow was paused and never resumed.")
     assert champion(tracker) == before

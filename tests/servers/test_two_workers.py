@@ -149,7 +149,7 @@ def test_cancel_ends_both_stages_at_work(servers: Installation) -> None:
     with servers.client() as client:
         client.set_flow_run_state(run, Cancelling())
     wait_until(lambda: not any(fake_programs.is_alive(program.pid) for program in programs))
-    end = servers.wait_for_run(run, 120)
+    end = servers.wait_for_run(run)
     assert end.state
     assert end.state.type == StateType.CANCELLED
     ends = stage_runs(servers, "ppo", "dpo")

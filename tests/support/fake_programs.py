@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -209,8 +210,12 @@ def start_cli(tree: Path, home: Path, *arguments: str) -> "subprocess.Popen[str]
 
 def run_cli(tree: Path, home: Path, *arguments: str) -> tuple[int, str, str]:
     """Run the command line of the tree to its end; return status, stdout and stderr."""
-    process = start_cli(tree, home, *arguments)
-    out, error = process.communicate(timeout=180)
+    with start_cli(tree, home, *arguments) as process:
+        try:
+            out, error = process.communicate(timeout=600)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
     return process.returncode, out, error
 
 
@@ -221,7 +226,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 120, every: float = 0.05) -> Any:
+def wait_until(condition: Callable[[], Any], seconds: float = 400, every: float = 0.05) -> Any:
     """Wait until ``condition`` returns something true; return it."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):

@@ -47,7 +47,7 @@ class Installation:
         ports = ["--prefect-port", str(self.prefect_port), "--mlflow-port", str(self.mlflow_port)]
         self.log = root / "up.txt"
         self.up = self.start_cli(self.log, self.home, "up", *profiles, "--no-workers", *ports, **more)
-        wait_until(lambda: "Ctrl-C" in self.log.read_text() or self.up.poll() is not None, 120)
+        wait_until(lambda: "Ctrl-C" in self.log.read_text() or self.up.poll() is not None)
         assert self.up.poll() is None, self.log.read_text()
         self.password = credentials.load_or_create(self.home).password
 
@@ -178,7 +178,7 @@ class Installation:
             assert self.up.poll() is None
             time.sleep(0.5)
 
-    def wait_for_run(self, run_id: UUID, seconds: float = 300) -> FlowRun:
+    def wait_for_run(self, run_id: UUID, seconds: float = 600) -> FlowRun:
         """Wait until a flow run is in a final state; return it."""
 
         def is_final() -> bool:
