@@ -1,6 +1,6 @@
 """Decide what needs all questions together: near duplicates, the limit per author, and splits.
 
-Only numbers of the questions are in memory (some 40 bytes each), not their texts.
+Only numbers of the questions are in memory, not their texts.
 """
 
 import os
