@@ -1,10 +1,7 @@
 """Test that a table is tokenised once and read as it was encoded, and that damaged files are made again."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from datetime import datetime
@@ -28,7 +25,7 @@ from tasks.rlhf.batches.truncation import Encoder
 from tasks.rlhf.compute import distributed
 from tasks.system.errors import InputError
 from tasks.system.locks import acquire
-from tests.support import tiny
+from tests.support import forked, tiny
 from tests.support.chat_families import DATED, set_day
 
 Limits = dict[str, Any]
@@ -410,13 +407,10 @@ def test_three_ranks_write_a_part_each_and_all_read_the_whole(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "ranks.py").write_text(RANKS)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tiny.ROOT)}
-    done = subprocess.run(
-        [*launcher, str(tmp_path / "ranks.py"), str(run.directory)],
-        cwd=tiny.ROOT, env=environment, capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    agent = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
+    log = tmp_path / "log.txt"
+    ranks = forked.start([*agent, str(tmp_path / "ranks.py"), str(run.directory)], log)
+    assert ranks.wait() == 0, log.read_text()[-3000:]
     own = encoder()
     wanted = comparisons.encode_with(own, comparisons.from_pairs(rows_of(run, "reward")))
     as_json = json.loads(json.dumps([[list(c) for c in wanted], list(own.cut)]))

@@ -5,7 +5,6 @@ Each verdict is delivered once. It is paid once more only if its reply was lost 
 
 import json
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from tasks.programs import reward
 from tasks.programs.runtime.program import Run
 from tests.support import tiny
 from tests.support.fake_programs import wait_until
+from tests.support.forked import Forked
 from tests.support.judges.chat_server import KEY
 from tests.support.judges.fault_proxy import Fault, FaultProxy, faults
 from tests.support.judges.transformers_server import NAME, TransformersServer, write_judge
@@ -96,7 +96,7 @@ class Judging:
         self.run = tiny.write_job(folder / "run", "winrate", job, inputs)
         self.home = folder / "home"
 
-    def start(self, url: str) -> subprocess.Popen[bytes]:
+    def start(self, url: str) -> Forked:
         with pytest.MonkeyPatch.context() as environment:
             environment.setenv("ALIGNFLOW_HOME", str(self.home))
             environment.setenv("ALIGNFLOW_JUDGE_URL", url)
@@ -161,7 +161,7 @@ def test_faults_lose_no_verdict_and_pay_none_twice_but_those_lost_on_the_wire(
     assert judging.verdicts() == undisturbed
 
 
-def hold_from(judging: Judging, proxy: FaultProxy, count: int) -> subprocess.Popen[bytes]:
+def hold_from(judging: Judging, proxy: FaultProxy, count: int) -> Forked:
     """Start judging; return when ``count`` replies are kept and all requests that follow are held."""
     proxy.choose = lambda prompt, before: "slow" if sum(proxy.delivered.values()) >= count else "none"
     process = judging.start(proxy.url)

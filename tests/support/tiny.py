@@ -1,10 +1,7 @@
 """Create tiny models, tokenizers and data, and run the numeric programs on them."""
 
 import json
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +23,8 @@ from transformers import (
 
 from tasks.rlhf.models.builtin import train_tokenizer
 from tasks.rlhf.models.fingerprint import Fingerprint
-from tests.support.paths import ROOT
+from tests.support import forked
+from tests.support.forked import Forked
 
 torch.set_num_threads(1)  # at this size threads only wait for each other
 
@@ -179,25 +177,13 @@ def write_job(folder: Path, stage: str, job: dict[str, Any], inputs: dict[str, P
     return folder
 
 
-def start_program(stage: str, folder: Path) -> subprocess.Popen[bytes]:
+def start_program(stage: str, folder: Path) -> Forked:
     """Start the real program on ``folder`` as a process of its own."""
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1",
-    }
-    with (folder / "log.txt").open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", f"tasks.programs.{stage}", str(folder)],
-            cwd=ROOT,
-            env=environment,
-            stdout=log,
-            stderr=log,
-        )
+    return forked.start(["-m", f"tasks.programs.{stage}", str(folder)], folder / "log.txt")
 
 
 def run_program(stage: str, folder: Path) -> Path:
     """Run the program to its end; return its artifact."""
     process = start_program(stage, folder)
-    assert process.wait(timeout=300) == 0, (folder / "log.txt").read_text()[-3000:]
+    assert process.wait() == 0, (folder / "log.txt").read_text()[-3000:]
     return folder / "artifact"

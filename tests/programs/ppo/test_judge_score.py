@@ -1,7 +1,6 @@
 """Test a language model as PPO's independent score: refused at the start, and paid once over any cut."""
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -133,7 +132,7 @@ def test_a_judge_that_cannot_be_reached_ends_the_program_before_its_first_step(
         dead = server.url
     use(monkeypatch, dead, tmp_path / "home")
     _, run = write_run(tmp_path / "run", inputs, score=SCORE | {"best_of": 1})
-    process: subprocess.Popen[bytes] = tiny.start_program("ppo", run.directory)
+    process = tiny.start_program("ppo", run.directory)
     assert process.wait(120) == 2
     error = json.loads((run.directory / "error.json").read_text())
     assert error["input"]

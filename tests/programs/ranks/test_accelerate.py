@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from tests.programs.ranks.test_distributed import (
     steps,
     tree,
 )
-from tests.support import tiny
+from tests.support import forked
 
 __all__ = ["inputs", "tree"]  # fixtures
 
@@ -65,12 +64,8 @@ def write_config(folder: Path, config: dict[str, Any]) -> Path:
 
 def accelerate(folder: Path, config: dict[str, Any], *program: str, options: tuple[str, ...] = ()) -> int:
     """Run a program by `accelerate launch`; return its exit status."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
-    command += [str(write_config(folder, config)), *options, *program]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tiny.ROOT), "HF_HUB_OFFLINE": "1"}
-    with (folder / "log.txt").open("ab") as log:
-        done = subprocess.run(command, cwd=tiny.ROOT, env=environment, stdout=log, stderr=log, timeout=500)
-    return done.returncode
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(write_config(folder, config))]
+    return forked.start([*launcher, *options, *program], folder / "log.txt").wait()
 
 
 def check_equal(one: Path, two: Path) -> None:

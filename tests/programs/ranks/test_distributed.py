@@ -4,8 +4,6 @@ another.
 
 import functools
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,8 +21,9 @@ from tasks.execution.metrics_tail import Line
 from tasks.programs import dpo, ppo, reference, reward, sft
 from tasks.programs.runtime.program import Run
 from tasks.system.errors import InputError, StageCrashed, StageFailed
-from tests.support import fake_programs, tiny
+from tests.support import fake_programs, forked, tiny
 from tests.support.fake_programs import is_alive, wait_until
+from tests.support.forked import Forked
 
 pytestmark = [
     pytest.mark.slow,
@@ -134,24 +133,10 @@ def prepared(
     )
 
 
-def start(folder: Path, *program: str, ranks: int = 2) -> "subprocess.Popen[bytes]":
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": str(tiny.ROOT),
-    }
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(ranks),
-        *program,
-    ]
-    with (folder / "log.txt").open("ab") as log:
-        return subprocess.Popen(command, cwd=tiny.ROOT, env=environment, stdout=log, stderr=log)
+def start(folder: Path, *program: str, ranks: int = 2) -> Forked:
+    """Start a program by torchrun's agent."""
+    agent = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    return forked.start([*agent, *program], folder / "log.txt")
 
 
 def run_by_two(stage: str, folder: Path) -> Path:

@@ -1,8 +1,5 @@
 """Test that ranks wait for a table of tokens for longer than a collective may take."""
 
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,8 +9,10 @@ from tasks.programs.runtime.program import Run
 from tasks.programs.token_tables import cache
 from tasks.rlhf.batches.truncation import Encoder
 from tasks.system.locks import acquire
+from tests.programs.ranks.test_distributed import start
 from tests.programs.test_token_tables import encoder, read_documents
 from tests.support import tiny
+from tests.support.fake_programs import wait_until
 
 WAITING = "waiting for another run that tokenises this table"
 SCRIPT = """
@@ -60,19 +59,13 @@ def test_ranks_wait_longer_than_a_collective_may_take(
     (record,) = (tmp_path / "home" / "tokens").glob(f"*/{cache.RECORD}")
     record.unlink()
     (tmp_path / "ranks.py").write_text(SCRIPT)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    metrics, end = run.directory / "metrics.jsonl", time.monotonic() + 200
+    metrics, log = run.directory / "metrics.jsonl", run.directory / "log.txt"
     metrics.write_text("")
     with acquire(tmp_path / "home" / "locks" / f"{record.parent.name}.lock"):
-        ranks = subprocess.Popen(
-            [*launcher, str(tmp_path / "ranks.py"), str(run.directory)],
-            cwd=tiny.ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tiny.ROOT)},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
-        while ranks.poll() is None and time.monotonic() < end and WAITING not in metrics.read_text():
-            time.sleep(0.1)
+        ranks = start(run.directory, str(tmp_path / "ranks.py"), str(run.directory))
+        wait_until(lambda: ranks.poll() is not None or WAITING in metrics.read_text())
         time.sleep(8)
-    output, _ = ranks.communicate(timeout=300)
-    assert ranks.returncode == 0, output[-3000:]
+    status, output = ranks.wait(), log.read_text()
+    assert status == 0, output[-3000:]
     assert output.count(f"read {len(table)} documents in") == 2
     assert WAITING in metrics.read_text()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tasks.rlhf.compute import amd_matmul
-from tests.support import tiny
+from tests.support.paths import ROOT
 
 AMD = "vendor_id\t: AuthenticAMD\nflags\t\t: fpu avx2 {} sha_ni\n"
 draw = torch.Generator().manual_seed(0)
@@ -110,5 +110,5 @@ print("as before")
     reason="torch was built without MKL or oneDNN",
 )
 def test_layers_and_their_gradients_go_through_it() -> None:
-    ran = subprocess.run([sys.executable, "-c", SCRIPT], cwd=tiny.ROOT, capture_output=True, text=True)
+    ran = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True)
     assert ran.stdout == "as before\n", ran.stderr

@@ -35,6 +35,7 @@ from tasks.rlhf.training.dry_run import StepSpec
 from tasks.rlhf.training.memory import Estimate, check_fits, estimate, format_estimate
 from tasks.system.errors import InputError
 from tests.support import attention_models, tiny
+from tests.support.paths import ROOT
 
 SEVEN = LlamaConfig(
     dtype="bfloat16"
@@ -224,7 +225,7 @@ def step(spec: StepSpec) -> None:
 
 @pytest.mark.parametrize("mapped", [False, True])
 def test_a_process_takes_what_is_told(mapped: bool) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tiny.ROOT)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     script = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(mapped)], env=environment, capture_output=True, text=True
     )
