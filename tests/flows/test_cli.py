@@ -664,12 +664,12 @@ def test_ctrl_c_ends_the_program_and_the_next_run_builds_only_what_changed(tree:
     home, _, _ = first
     fake_programs.misbehave(tree, "ppo", "hang-at 3")
     process = fake_programs.start_cli(tree, home, "run", "demo", "--set", "ppo.kl_coefficient=0.2")
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900
     while not any("3" in path.read_text() for path in home.glob("partial/*/taken.txt")):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGINT)
-    out, error = process.communicate(timeout=120)
+    out, error = process.communicate(timeout=900)
     assert process.returncode == 130
     assert error == "alignflow: Interrupted; the same command goes on from where it stopped.\n"
     assert "Traceback" not in out

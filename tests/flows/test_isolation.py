@@ -79,7 +79,7 @@ def test_a_run_is_stopped_by_nothing_that_is_meant_for_other_programs(tmp_path: 
     os.umask(0o022)
     command = [sys.executable, "-P", "-m", "flows.cli", "run", "mine.yaml", "--summary", "out.json"]
     process = fake_programs.subprocess.run(
-        command, cwd=work, env=chosen, capture_output=True, text=True, timeout=180, check=False
+        command, cwd=work, env=chosen, capture_output=True, text=True, timeout=900, check=False
     )
     assert (process.returncode, process.stderr) == (0, "")
     assert stat.S_IMODE((work / "out.json").stat().st_mode) == 0o644

@@ -45,7 +45,7 @@ Work = Callable[[str], None]
 @pytest.fixture(scope="module", autouse=True)
 def prefect() -> Iterator[None]:
     chosen = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_LOGGING_LEVEL: "CRITICAL"}
-    with prefect_test_harness(server_startup_timeout=120), temporary_settings(chosen):
+    with prefect_test_harness(server_startup_timeout=900), temporary_settings(chosen):
         yield
 
 
@@ -154,7 +154,7 @@ class Together:
     def __call__(self, name: str) -> None:
         self.order.append(name)
         if name in ("ppo", "dpo"):
-            self.barrier.wait(120)
+            self.barrier.wait(900)
 
 
 def test_stages_on_a_pool_that_do_not_wait_for_each_other_run_at_the_same_time() -> None:
@@ -260,7 +260,7 @@ def test_what_stops_the_flow_ends_the_threads_that_wait_for_workers(
 
     def work(name: str) -> None:
         if name in ("ppo", "dpo"):
-            begun.wait(120)
+            begun.wait(900)
             try:
                 dispatch._end_of(None, SimpleNamespace(stage=name))  # type: ignore[arg-type]
             except Stopped:
@@ -268,7 +268,7 @@ def test_what_stops_the_flow_ends_the_threads_that_wait_for_workers(
                 raise
 
     def press(stages: StageRuns) -> Outcome:
-        begun.wait(120)
+        begun.wait(900)
         if not is_swallowed:
             raise KeyboardInterrupt
         interrupted.set()

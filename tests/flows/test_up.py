@@ -111,7 +111,7 @@ def test_a_parts_log_is_rotated_by_the_one_process_that_writes_it(
     monkeypatch.setattr(log_rotation, "MAX_BYTES", 1000)
     supervisor = Supervisor(home)
     supervisor.start(Process("loud", [sys.executable, "-c", "for n in range(300): print('line', n)"], {}))
-    supervisor.children["loud"].wait(120)
+    supervisor.children["loud"].wait(900)
     supervisor.outputs["loud"].finish()
     files = sorted(path.name for path in (home / "logs").iterdir())
     assert files == ["up-loud.log", "up-loud.log.1", "up-loud.log.2"]
@@ -125,7 +125,7 @@ def test_whatever_a_part_prints_is_in_its_log(home: Path, text: str) -> None:
     supervisor.start(
         Process("odd", [sys.executable, "-c", f"import sys; sys.stdout.buffer.write(b'{text}')"], {})
     )
-    supervisor.children["odd"].wait(120)
+    supervisor.children["odd"].wait(900)
     supervisor.outputs["odd"].finish()
     log = home / "logs" / "up-odd.log"
     written = log.read_text().replace("\n", "") if log.exists() else ""
@@ -136,9 +136,9 @@ def test_what_dies_is_started_again_and_what_dies_again_and_again_is_given_up(ho
     supervisor, said = Supervisor(home), []
     supervisor.start(Process("short", [sys.executable, "-c", "print('hello')"], {}))
     for _ in range(up.MOST_RESTARTS):
-        supervisor.children["short"].wait(120)
+        supervisor.children["short"].wait(900)
         supervisor.revive(said.append)
-    supervisor.children["short"].wait(120)
+    supervisor.children["short"].wait(900)
     with pytest.raises(ServerFailed, match="short stops again and again"):
         supervisor.revive(said.append)
     assert len(said) == up.MOST_RESTARTS

@@ -24,7 +24,7 @@ def run_flow(folder: Path, **environment: str) -> "subprocess.CompletedProcess[s
     command = shlex.split(worker.FORK_COMMAND)
     chosen = {**os.environ, "PREFECT__FLOW_RUN_ID": "no-such-id", **environment}
     return subprocess.run(
-        command, cwd=folder, env=chosen, capture_output=True, text=True, timeout=300, check=False
+        command, cwd=folder, env=chosen, capture_output=True, text=True, timeout=900, check=False
     )
 
 
@@ -51,8 +51,8 @@ def test_a_fork_says_and_ends_what_prefects_own_process_does(
             stdout=subprocess.DEVNULL,
         )
         server.kill()
-        server.wait(120)
-        assert waiting.wait(120) == 1, "a fork server that dies leaves the run to Prefect's own process"
+        server.wait(900)
+        assert waiting.wait(900) == 1, "a fork server that dies leaves the run to Prefect's own process"
     finally:
         os.close(owner)
 
@@ -63,5 +63,5 @@ def test_the_engine_ends_with_its_worker_and_cleans_up(monkeypatch: pytest.Monke
     folder = address.parent
     assert folder.stat().st_mode & 0o077 == 0
     os.close(owner)
-    assert server.wait(120) == 0
+    assert server.wait(900) == 0
     assert wait_until(lambda: not folder.exists())

@@ -63,7 +63,7 @@ def test_processes_that_open_and_write_at_once_lose_nothing(tmp_path: Path) -> N
     path = tmp_path / "verdicts.db"
     command = [sys.executable, "-c", WRITER, str(path)]
     writers = [subprocess.Popen([*command, name], cwd=ROOT) for name in "abc"]
-    assert [writer.wait(timeout=120) for writer in writers] == [0, 0, 0]
+    assert [writer.wait(900) for writer in writers] == [0, 0, 0]
     cache = VerdictCache(path)
     kept = cache.read([f"{name}-{number}" for name in ("a", "b", "c", "both") for number in range(200)])
     assert len(kept) == 800

@@ -104,7 +104,7 @@ class Judging:
             return tiny.start_program("winrate", self.run)
 
     def end(self, url: str) -> int:
-        return self.start(url).wait(300)
+        return self.start(url).wait(900)
 
     def num_kept(self) -> int:
         cache = VerdictCache(self.home / "verdicts.db")
@@ -165,7 +165,7 @@ def hold_from(judging: Judging, proxy: FaultProxy, count: int) -> Forked:
     """Start judging; return when ``count`` replies are kept and all requests that follow are held."""
     proxy.choose = lambda prompt, before: "slow" if sum(proxy.delivered.values()) >= count else "none"
     process = judging.start(proxy.url)
-    wait_until(lambda: proxy.holding == JUDGE["concurrency"] or process.poll() is not None, 240)
+    wait_until(lambda: proxy.holding == JUDGE["concurrency"] or process.poll() is not None)
     assert process.poll() is None, (judging.run / "log.txt").read_text()
     return process
 
@@ -180,7 +180,7 @@ def test_a_server_that_is_killed_ends_the_program_in_a_sentence_and_the_rest_is_
         assert kept == sum(before.delivered.values()) >= 20
         server.kill()
         before.die()
-        assert process.wait(120) == 2
+        assert process.wait(900) == 2
     error = json.loads((judging.run / "error.json").read_text())
     assert error["input"]
     assert error["message"].startswith("The judge's endpoint did not answer a request for 2 s (ConnectError")
@@ -203,7 +203,7 @@ def test_a_judge_that_is_killed_goes_on_with_the_rest(
     with faults(server.url) as before:
         process = hold_from(judging, before, 20)
         process.send_signal(signal.SIGKILL)
-        process.wait(120)
+        process.wait(900)
         assert judging.num_kept() == sum(before.delivered.values())
         before.die()
         wait_until(lambda: not before.holding)

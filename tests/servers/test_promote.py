@@ -88,7 +88,7 @@ def cli(installation: Installation, *arguments: str) -> "subprocess.CompletedPro
         env={**fake_programs.environment(ROOT, home), **installation.login},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=900,
         check=False,
     )
 

@@ -65,12 +65,12 @@ def client(model: Path) -> Iterator[httpx.Client]:
             stderr=log,
         )
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as opened:
-            wait_until(lambda: _is_up(opened), 400)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=900) as opened:
+            wait_until(lambda: _is_up(opened))
             yield opened
     finally:
         server.terminate()
-        server.wait(timeout=120)
+        server.wait(900)
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"http://127.0.0.1:{port}/health")
     assert len(list((home / "exports").iterdir())) == 1

@@ -144,7 +144,7 @@ def test_a_branch_that_fails_on_a_worker_leaves_the_other(servers: Installation)
 
 def test_cancel_ends_both_stages_at_work(servers: Installation) -> None:
     run = trigger(servers, 0.13, ppo="hang-at 3", dpo="hang-at 3")
-    programs = [wait_until(lambda stage=stage: servers.program(stage), 120) for stage in ("ppo", "dpo")]
+    programs = [wait_until(lambda stage=stage: servers.program(stage)) for stage in ("ppo", "dpo")]
     assert all(fake_programs.is_alive(program.pid) for program in programs)
     with servers.client() as client:
         client.set_flow_run_state(run, Cancelling())

@@ -90,7 +90,7 @@ def train(config, run):
             time.sleep(0.3)
         if mode.startswith("meet ") and step == 2:  # go on once another program is at work as well
             MODE.with_name("MET" + "_{name}").touch()
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 900
             while not MODE.with_name("MET_" + mode.split()[1]).exists():
                 assert time.monotonic() < deadline, "the other program did not start"
                 time.sleep(0.05)
@@ -155,7 +155,8 @@ if __name__ == "__main__":
 def make_tree(folder: Path) -> Path:
     """Copy flows, tasks and profiles to ``folder`` and put fake programs in."""
     for name in ("flows", "tasks"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "rlhf"))
+        # bytecode too: its sources keep their times
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("rlhf"))
     shutil.copytree(ROOT / "deployments" / "profiles", folder / "deployments" / "profiles")
     shutil.copy(ROOT / "deployments" / "prefect.yaml", folder / "deployments" / "prefect.yaml")
     (folder / "tasks" / "rlhf").mkdir()
@@ -212,7 +213,7 @@ def run_cli(tree: Path, home: Path, *arguments: str) -> tuple[int, str, str]:
     """Run the command line of the tree to its end; return status, stdout and stderr."""
     with start_cli(tree, home, *arguments) as process:
         try:
-            out, error = process.communicate(timeout=600)
+            out, error = process.communicate(timeout=900)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             raise
@@ -226,7 +227,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 400, every: float = 0.05) -> Any:
+def wait_until(condition: Callable[[], Any], seconds: float = 900, every: float = 0.05) -> Any:
     """Wait until ``condition`` returns something true; return it."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):

@@ -178,14 +178,14 @@ class Installation:
             assert self.up.poll() is None
             time.sleep(0.5)
 
-    def wait_for_run(self, run_id: UUID, seconds: float = 600) -> FlowRun:
+    def wait_for_run(self, run_id: UUID) -> FlowRun:
         """Wait until a flow run is in a final state; return it."""
 
         def is_final() -> bool:
             state = self.read_run(run_id).state
             return state is not None and state.is_final()
 
-        wait_until(is_final, seconds, every=0.5)
+        wait_until(is_final, every=0.5)
         return self.read_run(run_id)
 
     def stage_runs(self) -> list[FlowRun]:
@@ -230,7 +230,7 @@ class Installation:
         """Run `alignflow landed`, as the process does that has delivered new data."""
         log = self.root / "landed.txt"
         process = self.start_cli(log, self.root / "laptop", "landed", profile, str(dump), **self.login)
-        assert process.wait(120) == 0, log.read_text()
+        assert process.wait(900) == 0, log.read_text()
 
     def log_lines(self, stage: str) -> list[str]:
         """Return the log messages of the three newest runs of a stage."""

@@ -119,8 +119,8 @@ def start_dask(environment: dict[str, str], folder: Path) -> Iterator[Cluster]:
     options = ("--nthreads", "1", "--no-nanny", "--local-directory")
     workers = [start("worker", address, *options, str(folder / f"worker{k}")) for k in range(2)]
     try:
-        with Client(address, timeout=300, set_as_default=False) as client:
-            client.wait_for_workers(2, timeout=300)
+        with Client(address, timeout=900, set_as_default=False) as client:
+            client.wait_for_workers(2, timeout=900)
         yield Cluster("dask", address, lambda: os.killpg(workers[0].pid, signal.SIGKILL))
     finally:
         for process in (*workers, scheduler):
@@ -153,7 +153,7 @@ def start_ray(environment: dict[str, str], folder: Path) -> Iterator[Cluster]:
 
     try:
         log = folder / "ray.log"
-        wait_until(lambda: "Ray runtime started" in log.read_text() or head.poll() is not None, 300)
+        wait_until(lambda: "Ray runtime started" in log.read_text() or head.poll() is not None)
         assert head.poll() is None, log.read_text()
         yield Cluster("ray", f"127.0.0.1:{port}", lambda: workers()[0].kill())
     finally:
@@ -209,7 +209,7 @@ def test_a_worker_that_is_lost_takes_nothing_with_it(
     process = fake_programs.start_cli(tree, home, "run", *profile(posts, cluster.kind, cluster.address))
     wait_until(lambda: list(home.glob("partial/*/checkpoints/work/records*.json")))
     cluster.kill_worker()
-    _, error = process.communicate(timeout=180)
+    _, error = process.communicate(timeout=900)
     assert AFTERWARDS in error
     assert manifest(home)["digest"] == alone
 
@@ -272,7 +272,7 @@ def make_parts(tree: Path, cluster: Cluster, folder: Path, *names: str) -> str:
     done = subprocess.run(
         [*module, cluster.kind, cluster.address, str(folder), *names],
         cwd=folder, env=fake_programs.environment(tree, folder / "home"),
-        capture_output=True, text=True, timeout=300, check=False,
+        capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert not done.returncode, done.stderr
     return done.stdout

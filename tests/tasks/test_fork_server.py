@@ -112,6 +112,6 @@ def test_the_server_ends_once_its_owner_is_gone_and_its_last_child_has_ended(ser
     wait_until(lambda: not accepts(server))
     with connection:
         assert is_alive(pid)
-    assert server.process.wait(120) == 0
+    assert server.process.wait(900) == 0
     assert not is_alive(pid)
     assert not server.address.parent.exists()

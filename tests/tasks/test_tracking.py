@@ -249,7 +249,7 @@ def test_two_threads_connect_once_and_log_into_runs_of_their_own(
     together = threading.Barrier(2)
 
     def log(name: str) -> TrackedRun:
-        together.wait(120)
+        together.wait(900)
         assert tracker.connect()
         run = TrackedRun(tracker, tracker.start(name, {}), stage=name)
         for number in range(1, 21):
@@ -271,7 +271,7 @@ def test_of_errors_in_two_threads_one_warning_is_shown(heard: list[Any], tmp_pat
 
     def fail(_: int) -> None:
         with tracker.turned_off_by_errors():
-            together.wait(120)
+            together.wait(900)
             raise ConnectionError("gone")
 
     with ThreadPoolExecutor(2) as pool:

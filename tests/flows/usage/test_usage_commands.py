@@ -88,7 +88,7 @@ class Terminal:
 
     def end(self) -> int:
         """Return the exit status of the program, which must end by itself."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 900
         while time.monotonic() < deadline:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
@@ -150,7 +150,7 @@ def test_a_reader_that_leaves_ends_the_chat(model: Path) -> None:
         ["bash", "-c", f"yes list files | {command} | head -1; echo ${{PIPESTATUS[1]}}"],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
-        timeout=120,
+        timeout=900,
         check=False,
         text=True,
     )

@@ -133,7 +133,7 @@ def test_a_judge_that_cannot_be_reached_ends_the_program_before_its_first_step(
     use(monkeypatch, dead, tmp_path / "home")
     _, run = write_run(tmp_path / "run", inputs, score=SCORE | {"best_of": 1})
     process = tiny.start_program("ppo", run.directory)
-    assert process.wait(120) == 2
+    assert process.wait(900) == 2
     error = json.loads((run.directory / "error.json").read_text())
     assert error["input"]
     assert error["message"].startswith("The judge's endpoint did not answer a request for 0.5 s")

@@ -82,7 +82,7 @@ def by_ranks(folder: Path, *, ranks: int, steps: int) -> dict[str, torch.Tensor]
     """
     (folder / "ranks.py").write_text(RANKS)
     agent = start(folder, str(folder / "ranks.py"), str(folder), str(steps), ranks=ranks)
-    assert agent.wait(240) == 0, (folder / "log.txt").read_text()[-4000:]
+    assert agent.wait(900) == 0, (folder / "log.txt").read_text()[-4000:]
     return load_file(folder / f"found-{ranks}-{steps}.safetensors")
 
 

@@ -98,7 +98,7 @@ def test_the_first_rank_alone_reads_weights_that_are_sharded(tmp_path: Path) -> 
     cases = [f"{kind}=" for kind in tiny.ARCHITECTURES]
     cases += [f"{kind}={precision}" for kind in ("llama", "qwen2") for precision in ("nf4", "int8")]
     agent = start(tmp_path, str(tmp_path / "loaded_once.py"), str(tmp_path / "models"), *cases)
-    assert agent.wait(240) == 0, (tmp_path / "log.txt").read_text()[-4000:]
+    assert agent.wait(900) == 0, (tmp_path / "log.txt").read_text()[-4000:]
 
 
 # Masters are no bfloat16 numbers. The sum of two gradients does not depend on their order: all is bit-equal.
@@ -171,7 +171,7 @@ os._exit(0)  # as programs do
 def test_matrices_gathered_in_bfloat16_give_the_bits_of_autocast(tmp_path: Path) -> None:
     (tmp_path / "gathered.py").write_text(GATHERED_IN_BFLOAT16)
     agent = start(tmp_path, str(tmp_path / "gathered.py"))
-    assert agent.wait(240) == 0, (tmp_path / "log.txt").read_text()[-4000:]
+    assert agent.wait(900) == 0, (tmp_path / "log.txt").read_text()[-4000:]
 
 
 def test_layers_with_weights_outside_linear_layers_are_gathered_in_float32() -> None:

@@ -74,7 +74,7 @@ class ChatServer:
         with self.guard:
             self.hanging += answer.hangs
         if answer.hangs:
-            self.released.wait(120)
+            self.released.wait(900)
             handler.close_connection = True
         with self.guard:
             self.now -= 1

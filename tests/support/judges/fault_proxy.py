@@ -34,7 +34,7 @@ class FaultProxy:
         self.holding = 0
         self.guard = threading.Lock()
         self.released = threading.Event()
-        self.client = httpx.Client(base_url=upstream, timeout=120, trust_env=False)
+        self.client = httpx.Client(base_url=upstream, timeout=900, trust_env=False)
         self.server = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
         self.server.daemon_threads = True
         self.port = self.server.server_port
@@ -77,7 +77,7 @@ class FaultProxy:
             self.paid[prompt] += reply.status_code == 200
             self.holding += fault == "slow"
         if fault == "slow":
-            self.released.wait(120)
+            self.released.wait(900)
         is_delivered = fault == "none" and _send(handler, reply)
         if fault != "none":
             self._drop(handler, reply.content if fault == "cut" else b"")

@@ -71,7 +71,7 @@ class TransformersServer:
                 stdout=log,
                 stderr=log,
             )
-        wait_until(self._is_up, 240)
+        wait_until(self._is_up)
 
     def _is_up(self) -> bool:
         assert self.process.poll() is None, (self.folder.parent / "server.log").read_text()
@@ -83,4 +83,4 @@ class TransformersServer:
     def kill(self) -> None:
         """Kill the process, as a crash would."""
         self.process.kill()
-        self.process.wait(120)
+        self.process.wait(900)

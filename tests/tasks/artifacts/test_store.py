@@ -248,7 +248,7 @@ def test_a_lock_is_held_by_one_and_freed_when_its_holder_is_killed(store: Store)
             assert second.poll() is None
             os.kill(first.pid, signal.SIGKILL)
             assert second.stdout.readline() == "held\n"
-            assert second.wait(120) == 0
+            assert second.wait(900) == 0
     with store.lock("k", on_wait=lambda: pytest.fail("a stale lock")):
         pass
 

@@ -182,7 +182,7 @@ def test_a_flow_run_logs_the_old_names_of_its_parameters(tmp_path: Path) -> None
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=900,
     )
     assert "there is no file or folder nowhere" in done.stderr
     with sqlite3.connect(home / "prefect" / "prefect.db") as database:
