@@ -4,7 +4,7 @@ from tasks.artifacts.artifact import Artifact, only, within
 from tasks.artifacts.judge_model import judge_inputs
 from tasks.artifacts.mixed_text import mixed_text
 from tasks.artifacts.reward_sources import function_digests, reward_models
-from tasks.artifacts.weight_files import judge_files, weight_files
+from tasks.artifacts.weight_files import judge_files, start_weights, weight_files
 from tasks.config.jobs import PpoJob
 from tasks.config.pipeline import Pipeline
 from tasks.stages.stage import Inputs, stage
@@ -25,6 +25,7 @@ def ppo(config: Pipeline, *, data: Artifact, model: Artifact, reward: Artifact) 
         "data": only(data, "rl.parquet", *finetune, *config.samples.tables),
         "model": within(model, "model"),
         "reward": only(reward, *reward_files(config.reward), "reward.json"),
+        **start_weights(config, "ppo"),
         **mixed_text(config),
         **(judge_inputs(config.judge) if config.ppo.score.by == "judge" else {}),
         **reward_models(config.ppo.rewards),
