@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from tasks.programs import ppo
 from tasks.programs.ppo_stage.guards import Guards
+from tasks.programs.ppo_stage.rollout_checks import RolloutChecks
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.algorithms.sanity_checks import StepZeroError
 from tasks.rlhf.models import lora
@@ -62,11 +63,18 @@ def test_it_goes_on_from_the_policy_and_is_measured_from_the_sft_model(
     inputs: dict[str, Path], first: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = baseline_of(monkeypatch)
+    checked: list[Any] = []
+    check = RolloutChecks.check_start
+    monkeypatch.setattr(
+        RolloutChecks, "check_start", lambda *given: (checked.append(given[1]), check(*given))[1]
+    )
     ppo.train(*ppo_jobs.write_run(tmp_path / "new", inputs, steps=1, **FAST))
     job, run = ppo_jobs.write_run(
         tmp_path / "on", inputs | {"start": first.artifact}, steps=1, **FAST | {"learning_rate": 1e-9}
     )
+    checked.clear()
     ppo.train(job, run)
+    assert len(checked) == 2, "sampler and scorer are compared with the SFT model and with the policy"
     one, other = (load_file(x.artifact / "adapter" / lora.WEIGHTS) for x in (first, run))
     assert one.keys() == other.keys()
     assert max((one[name] - other[name]).abs().max() for name in one) < 1e-6
