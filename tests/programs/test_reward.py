@@ -501,7 +501,7 @@ def test_attacks_on_the_finished_model_are_reported(trained: Trained) -> None:
 def test_a_wrong_name_is_measured_beside_the_attacks(
     trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Planted rewards: the first copy is better than its real answer, the second one equal, the others worse."""
+    """Planted rewards: the first copy is better than its answer, the second equal, the others worse."""
     honest = reward_tests.reference_rewards
     seen: list[tuple[list[int], list[int]]] = []
 
