@@ -545,8 +545,18 @@ def test_no_wrong_name_is_measured_if_no_answer_copies_one(trained: Trained, inp
     assert "copying" not in json.loads((run.artifact / "measures.json").read_text())
 
 
-def test_made_comparisons_are_trained_on_and_not_measured_on(trained: Trained) -> None:
+def test_made_comparisons_are_trained_on_and_not_measured_on(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At a learning rate of nearly 0 the model stays what it is, so all figures of real pairs are equal."""
+    fitted: list[int] = []
+    honest = reward_evaluation.fit_baseline_rules
+
+    def fit(pairs: reward_evaluation.Pairs) -> Tensor:
+        fitted.append(len(pairs.question))
+        return honest(pairs)
+
+    monkeypatch.setattr(reward_evaluation, "fit_baseline_rules", fit)
     plain = trained("plain", learning_rate=1e-12, age_bias=True)
     hard = trained("hard", learning_rate=1e-12, age_bias=True, hard_negatives={"share": 2})
     told, other = summary(plain), summary(hard)
@@ -560,6 +570,7 @@ def test_made_comparisons_are_trained_on_and_not_measured_on(trained: Trained) -
         if name.startswith(("reward_accuracy", "reward.held_out_loss")):
             assert other["metrics"][name] == pytest.approx(figure, rel=1e-6), name
     assert lines(plain)[0]["loss"] != lines(hard)[0]["loss"]
+    assert fitted == [told["pairs"]] * 2  # rules of thumb are about votes
 
 
 def test_a_kind_of_which_none_can_be_made_is_warned_of(trained: Trained) -> None:

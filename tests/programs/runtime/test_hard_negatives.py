@@ -153,9 +153,16 @@ def test_the_order_of_a_questions_answers_changes_nothing() -> None:
     assert found[0] == found[1]
 
 
-def test_other_seeds_make_others() -> None:
+@pytest.mark.parametrize(
+    ("share", "kinds"),
+    [(0.5, ["truncated"]), (1, ["truncated", "repeated"]), (1, ["unrelated"]), (1, ["wrong_name"])],
+    ids=["which questions", "which kinds", "whose answer", "which name"],
+)
+def test_other_seeds_make_others(share: float, kinds: list[str]) -> None:
     items = encode(rows(30))
-    first, again, other = (list(harden(items, share=1, seed=seed).questions) for seed in (0, 0, 1))
+    first, again, other = (
+        list(harden(items, share=share, kinds=kinds, seed=seed).questions) for seed in (0, 0, 1)
+    )
     assert first == again
     assert first != other
 
@@ -213,14 +220,21 @@ def test_what_cannot_be_made_is_left_out() -> None:
     assert harden([one], most=longest - 1, share=1, kinds=["repeated"]).made == {"repeated": 0}
 
 
+def test_what_is_equal_to_a_real_answer_is_left_out() -> None:
+    short = Comparison(1, [5], [[6, tiny.EOS], [6, 6, tiny.EOS]], [(0, 1)], [1.0], [None])
+    found = harden([short], share=2, kinds=["truncated", "repeated"])
+    assert (list(found.questions), found.made) == ([short], {"truncated": 0, "repeated": 0})
+
+
 def test_questions_that_ask_the_same_give_each_other_no_answers() -> None:
     twins = encode([row | {"question_id": id, "chosen": f"copy {id}"} for id in (1, 2) for row in rows(1)])
     assert harden(twins, share=1, kinds=["unrelated"]).made == {"unrelated": 0}
 
 
 def test_a_kind_that_cannot_be_made_leaves_its_place_to_the_others() -> None:
-    found = harden(encode(rows(1)), share=1, kinds=["unrelated", "truncated"])
-    assert found.made == {"unrelated": 0, "truncated": 1}
+    for id in range(8):  # whichever kind is drawn first
+        found = harden(encode(rows(1, first=id)), share=1, kinds=["unrelated", "truncated"])
+        assert found.made == {"unrelated": 0, "truncated": 1}
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,8 @@ def test_a_name_is_exchanged_everywhere_and_only_as_a_whole_word() -> None:
     names = Names({"log": 1}, 1.0, {"a": ["log", "py"]})
     found = swap_name("all .log files", "*.log, catalog, a.log.log log_x x/log", names, draw=0)
     assert found == "*.py, catalog, a.py.py log_x x/py"
+    assert swap_name("all .log files", "catalog log_x", names, draw=0) is None  # it copies no word
+    assert find_names([("all .log files", "catalog log_x")]).by_shape == {}
 
 
 def test_common_and_short_words_are_no_names() -> None:
