@@ -8,7 +8,7 @@ artifact:
     adapter/       a SEQ_CLS adapter; an ensemble's others are adapter-1/ and so on. With tune=full instead
                    model/ and score.safetensors
     reward.json    normalisation, temperature, probes
-    measures.json  linear probe, accuracy by gap and length, calibration, attacks
+    measures.json  linear probe, accuracy by gap and length, calibration, attacks, wrong names copied
     summary.json
 
 Deviations from Ouyang et al. 2022: an adapter instead of all weights (tune=full trains these), and pairs
@@ -29,6 +29,7 @@ from tasks.config.sections.reward import Reward
 from tasks.programs.runtime import pair_tables, reward_report, reward_tests, training_setup
 from tasks.programs.runtime.program import ReportProgress, Run, main
 from tasks.programs.runtime.reward_tests import MEASURES
+from tasks.programs.token_tables.hard_negatives import add_hard_negatives
 from tasks.programs.token_tables.questions import hold_out, read_evaluation, read_pairs, read_rankings
 from tasks.programs.token_tables.token_table import TokenTable
 from tasks.rlhf.algorithms import losses, schedules
@@ -56,10 +57,14 @@ def train(job: RewardJob, run: Run) -> None:
     # 1. Comparisons, grouped by question; some questions are held out.
     tokenizer = loading.load_tokenizer(run.inputs["model"])
     encoder = pair_tables.build_encoder(job.text, tokenizer, {})
-    questions, held_out = read_comparisons(job, run, encoder)
+    voted, held_out = read_comparisons(job, run, encoder)
+    phase = run.phase("making hard comparisons")
+    questions, made = add_hard_negatives(
+        voted, encoder, settings.hard_negatives, seed=job.seed, report_progress=phase
+    )
     evaluation = read_evaluation(run, run.inputs["data"] / "evaluation_pairs.parquet", encoder)
     reported = pair_tables.choose_reported_pairs(evaluation, held_out, run)
-    age_bias = comparisons.age_bias(questions) if settings.age_bias else 0.0
+    age_bias = comparisons.age_bias(voted) if settings.age_bias else 0.0
     micro_batch = training_setup.largest_micro_batch(questions, settings.batch_size, run)
     training_setup.check_memory(
         settings, run, "model", job.weights.merged, device, micro_batch, members=settings.num_trained
@@ -148,13 +153,16 @@ def train(job: RewardJob, run: Run) -> None:
         rewards,
         run,
         age_bias=age_bias,
-        baseline=reward_evaluation.fit_baseline_rules(reward_evaluation.pairs_of(questions)),
+        baseline=reward_evaluation.fit_baseline_rules(reward_evaluation.pairs_of(voted)),
         calibrated=reward_evaluation.calibrate(pairs, rewards, fitted_on=fitted_on),
     )
     run.note(MEASURES, {"measured": reported.record})
     metrics |= reward_tests.normalise(model, reference, pad_id, device, run)
     reward_tests.normalise_held_out(spare, reference, pad_id, device, run)
     metrics |= reward_tests.attack(model, attacked, encoder, device, run) | encoder.metrics("reward")
+    metrics |= reward_tests.measure_copying(model, attacked, encoder, device, run)
+    if settings.hard_negatives.share:
+        metrics |= reward_report.report_made(made, run)
     run.warnings += encoder.warnings()
     run.finish(
         metrics,

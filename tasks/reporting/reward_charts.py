@@ -53,6 +53,12 @@ ATTACKS = {
     "unrelated": ("Off the subject", "A real answer to another question."),
     "no_answer": ("A shrug", "\N{LEFT DOUBLE QUOTATION MARK}I don't know.\N{RIGHT DOUBLE QUOTATION MARK}"),
 }
+COPYING = {
+    "wrong_name": (
+        "A wrong name",
+        "The real answer with another name in place of one that it copies from the question.",
+    ),
+}
 DRAWN = {
     "accuracy": [
         f"reward_accuracy.{name}" for name in ("votes", "length_matched", "knowing_age", *PROBED, *RULES)
@@ -60,6 +66,7 @@ DRAWN = {
     "calibration": ["reward.ece", "reward.ece_floor", "reward.ece_uncalibrated", "reward.temperature"],
     "attacks": ["reward.worst_attack"],
     "elsewhere": ["reward.elsewhere_correlation"],
+    "copying": ["reward.wrong_name"],
 }
 
 
@@ -158,7 +165,11 @@ def _build_attack_panel(measures: Mapping[str, Any]) -> Panel:
             f"correlate {format_number(elsewhere['value'])} ({format_range(elsewhere)}): near 1, it hardly "
             "matters what was asked."
         )
-    return Panel("What fools it", note, [("", _build_attack_bars(attacks))], "")
+    groups = [("", _build_attack_bars(attacks))]
+    if copying := measures.get("copying"):
+        bars = [_build_copying_bar(*COPYING[name], copying[name]["wins"]) for name in COPYING]
+        groups.append(("Nearly right, so without that limit", bars))
+    return Panel("What fools it", note, groups, "")
 
 
 def describe_pairs(measures: Mapping[str, Any]) -> str:
@@ -201,6 +212,12 @@ def _build_attack_bar(name: str, rate: Mapping[str, Any], *, failed: bool) -> Ba
         "\N{WARNING SIGN}\N{VARIATION SELECTOR-15} fooled" if failed else "too few to tell" if unclear else ""
     )
     return Bar(title, about, rate, bar, flag)
+
+
+def _build_copying_bar(title: str, about: str, rate: Mapping[str, Any]) -> Bar:
+    """Return a bar with the line at guessing; it says of how many answers it is, which are not all."""
+    about = f"{about} Of {rate['n']:,} that copy one; the dashed line is guessing."
+    return Bar(title, about, rate, _draw_bar(MODEL, title, rate, line=0.5))
 
 
 def _draw_bar(color: str, title: str, rate: Mapping[str, Any], *, line: float) -> Markup:

@@ -28,7 +28,10 @@ class Chart(NamedTuple):
 
 
 SPARSE = (HELD_OUT, "independent_score")  # measured now and then
-SHARES = ("agreement", "accuracy", "ended", "wins", "win_rate", "reproduced", "worst_attack", ".ece", "s_cut")
+SHARES = (
+    "agreement", "accuracy", "ended", "wins", "win_rate", "reproduced", "worst_attack", "wrong_name", ".ece",
+    "s_cut",
+)  # fmt: skip
 DIFFERENCES = (".over_",)  # of shares
 
 

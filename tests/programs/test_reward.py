@@ -27,6 +27,7 @@ from tasks.programs.runtime.program import Run
 from tasks.rlhf.batches import comparisons, sequences, shared_prompt
 from tasks.rlhf.batches.comparisons import Comparison
 from tasks.rlhf.evaluation import reward_evaluation
+from tasks.rlhf.evaluation.intervals import wilson
 from tasks.rlhf.models import loading, lora, reward_model
 from tasks.system.errors import InputError
 from tests.support import tiny
@@ -45,7 +46,13 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def trained(inputs: dict[str, Path], tmp_path: Path) -> Trained:
     """Train with some settings changed."""
 
-    def train(name: str = "reward", *, machine: dict[str, Any] | None = None, **changed: Any) -> Run:
+    def train(
+        name: str = "reward",
+        *,
+        machine: dict[str, Any] | None = None,
+        text: dict[str, int] = TEXT,
+        **changed: Any,
+    ) -> Run:
         settings = {
             "lora": {"rank": 4, "alpha": 8.0},
             "max_steps": 6,
@@ -57,7 +64,7 @@ def trained(inputs: dict[str, Path], tmp_path: Path) -> Trained:
             tiny.write_job(
                 tmp_path / name,
                 "reward",
-                {"seed": 0, "text": TEXT, "reward": settings},
+                {"seed": 0, "text": text, "reward": settings},
                 inputs,
                 **machine or {},
             )
@@ -489,6 +496,88 @@ def test_attacks_on_the_finished_model_are_reported(trained: Trained) -> None:
     fooled = reward_model.load_record(run.artifact)["fooled"]
     assert fooled == [name for name, verdict in found.items() if verdict["failed"]]
     assert any("fooled" in warning for warning in summary(run)["warnings"]) == bool(fooled)
+
+
+def test_a_wrong_name_is_measured_beside_the_attacks(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planted rewards: the first copy is better than its answer, the second equal, the others worse."""
+    honest = reward_tests.reference_rewards
+    seen: list[tuple[list[int], list[int]]] = []
+
+    def plant(model: Any, answers: Any, *rest: Any, phase: str, **more: Any) -> Tensor:
+        if phase != "answers with a wrong name":
+            return honest(model, answers, *rest, phase=phase, **more)
+        seen.extend(answers)
+        rewards = torch.zeros(len(answers))
+        rewards[len(answers) // 2 :] = -1.0
+        rewards[len(answers) // 2 : len(answers) // 2 + 2] = torch.tensor([1.0, 0.0])
+        return rewards
+
+    monkeypatch.setattr(reward_tests, "reference_rewards", plant)
+    run = trained(max_steps=1)
+    count, measures = len(seen) // 2, json.loads((run.artifact / "measures.json").read_text())
+    assert 20 < count <= 40
+    for (prompt, real), (same, wrong) in zip(seen[:count], seen[count:], strict=True):
+        assert prompt == same
+        assert real != wrong
+        assert wrong[-1] == real[-1] == tiny.EOS
+    metric = summary(run)["metrics"]["reward.wrong_name"]
+    assert metric == wilson(1.5, count)._asdict()
+    assert measures["copying"]["wrong_name"]["wins"] == metric
+    assert measures["copying"]["wrong_name"]["margin"]["value"] == pytest.approx((1 - (count - 2)) / count)
+    assert "wrong_name" not in measures["attacks"]  # gates and warnings are about these
+    worst = max(verdict["wins"]["value"] for verdict in measures["attacks"].values())
+    assert summary(run)["metrics"]["reward.worst_attack"]["value"] == worst
+
+
+def test_no_wrong_name_is_measured_if_no_answer_copies_one(trained: Trained, inputs: dict[str, Path]) -> None:
+    whole = dict(inputs)
+    try:
+        inputs["data"] = shutil.copytree(whole["data"], inputs["model"].parent / "speechless")
+        path = inputs["data"] / "finetune.parquet"
+        rows = [row | {"answer": "yes"} for row in pq.read_table(path).to_pylist()]
+        pq.write_table(pa.Table.from_pylist(rows), path)
+        run = trained("speechless", max_steps=1)
+    finally:
+        inputs["data"] = whole["data"]
+    assert "reward.wrong_name" not in summary(run)["metrics"]
+    assert "copying" not in json.loads((run.artifact / "measures.json").read_text())
+
+
+def test_made_comparisons_are_trained_on_and_not_measured_on(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a learning rate of nearly 0 the model stays what it is, so all figures of real pairs are equal."""
+    fitted: list[int] = []
+    honest = reward_evaluation.fit_baseline_rules
+
+    def fit(pairs: reward_evaluation.Pairs) -> Tensor:
+        fitted.append(len(pairs.question))
+        return honest(pairs)
+
+    monkeypatch.setattr(reward_evaluation, "fit_baseline_rules", fit)
+    plain = trained("plain", learning_rate=1e-12, age_bias=True)
+    hard = trained("hard", learning_rate=1e-12, age_bias=True, hard_negatives={"share": 2})
+    told, other = summary(plain), summary(hard)
+    made = other["metrics"].pop("reward.made_comparisons")
+    assert made == other["pairs"] - told["pairs"] > told["questions"]
+    measures = json.loads((hard.artifact / "measures.json").read_text())
+    assert sum(measures["made"].values()) == made
+    assert "reward.made_comparisons" not in told["metrics"]
+    assert (told["questions"], told["measured"]) == (other["questions"], other["measured"])
+    for name, figure in told["metrics"].items():
+        if name.startswith(("reward_accuracy", "reward.held_out_loss")):
+            assert other["metrics"][name] == pytest.approx(figure, rel=1e-6), name
+    assert lines(plain)[0]["loss"] != lines(hard)[0]["loss"]
+    assert fitted == [told["pairs"]] * 2  # rules of thumb are about votes
+
+
+def test_a_kind_of_which_none_can_be_made_is_warned_of(trained: Trained) -> None:
+    kinds = {"share": 1, "kinds": ["repeated", "truncated"]}
+    run = trained(max_steps=1, hard_negatives=kinds, text={"max_prompt_tokens": 48, "max_answer_tokens": 12})
+    [warning] = [text for text in summary(run)["warnings"] if "hard_negatives" in text]
+    assert warning.startswith("No comparison of these kinds could be made: repeated (reward.hard_negatives).")
 
 
 def test_what_is_reported_is_of_questions_that_neither_trained_nor_chose(

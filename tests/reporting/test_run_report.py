@@ -465,6 +465,20 @@ def test_what_an_answer_is_worth_elsewhere_is_told_with_the_attacks() -> None:
     assert "at its own and at a random other question correlate 0.781 (0.750 to 0.812)" in panel.note
 
 
+def test_a_wrong_name_stands_with_the_attacks_without_their_limit(tmp_path: Path) -> None:
+    measures = MEASURES | {"copying": {"wrong_name": {"wins": wilson(30, 40)._asdict()}}}
+    panel = reward_charts.build_panels(measures)[-1]
+    assert len(panel.groups[0][1]) == 3
+    title, [bar] = panel.groups[1]
+    assert (title, bar.title, bar.flag) == ("Nearly right, so without that limit", "A wrong name", "")
+    assert bar.about.endswith("Of 40 that copy one; the dashed line is guessing.")
+    assert float(shapes(bar.bar, "line", "half")[0]["x1"]) == 50
+    assert not shapes(bar.bar, "rect", "s1")  # not even as bad as this it is called fooled
+    run = make_run(tmp_path)
+    (run.inputs["reward"] / "measures.json").write_text(json.dumps(measures))
+    assert "75.0\N{NO-BREAK SPACE}%" in render_report(run).split("A wrong name", 1)[1]
+
+
 def test_an_attack_whose_interval_holds_the_threshold_is_not_decided() -> None:
     attacks = {
         "echo": {"wins": wilson(12, 48)._asdict(), "failed": False},

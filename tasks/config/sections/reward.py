@@ -4,7 +4,38 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from tasks.config.sections.base import Settings
 from tasks.config.sections.tuning import Lora, Tuning
+
+HardNegative = Literal["unrelated", "wrong_name", "truncated", "repeated"]
+
+
+class HardNegatives(Settings):
+    """Comparisons made without people: a question's best answer against one that is made to be worse."""
+
+    share: float = Field(
+        0.0,
+        ge=0,
+        description="Comparisons made for each training question, on average; 0: none. At most the number of "
+        "kinds.",
+    )
+    kinds: tuple[HardNegative, ...] = Field(
+        ("unrelated", "wrong_name", "truncated", "repeated"),
+        min_length=1,
+        description="What is made: the best answer of another question; the own best answer with a name that "
+        "it copies from the question exchanged for another, cut to its first third, or said twice.",
+    )
+
+    @model_validator(mode="after")
+    def _check_kinds(self) -> Self:
+        if len(set(self.kinds)) < len(self.kinds):
+            raise ValueError("a kind is named twice: name each of kinds once")
+        if self.share > len(self.kinds):
+            raise ValueError(
+                "a question gets one comparison of each kind at most: set share to "
+                f"{len(self.kinds)} or less, or name more kinds"
+            )
+        return self
 
 
 class Reward(Tuning):
@@ -97,6 +128,7 @@ class Reward(Tuning):
         le=100_000,
         description="Real answers that worthless ones are compared with (at most what the split has).",
     )
+    hard_negatives: HardNegatives = HardNegatives()
 
     @property
     def num_trained(self) -> int:

@@ -55,6 +55,21 @@ def report_accuracy(
     return metrics if calibrated.reason else metrics | {"reward.temperature": calibrated.temperature}
 
 
+def report_made(made: dict[str, int], run: Run) -> dict[str, Any]:
+    """Record the number of comparisons that were made without people, by kind; return their sum as a metric.
+
+    Warns of kinds of which none could be made.
+    """
+    run.note(MEASURES, {"made": made})
+    if missing := [kind for kind, count in made.items() if not count]:
+        run.warn(
+            f"No comparison of these kinds could be made: {', '.join(missing)} (reward.hard_negatives). They "
+            "need answers that end within text.max_answer_tokens and, for wrong_name, that copy names from "
+            "their questions: take the kinds out, raise the limit, or raise the share."
+        )
+    return {"reward.made_comparisons": sum(made.values())}
+
+
 def _warn(found: dict[str, Any], calibrated: Calibration, run: Run) -> None:
     votes = pair_accuracy.wider_interval(found["votes"])
     if votes.low <= 0.5:

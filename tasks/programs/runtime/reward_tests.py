@@ -17,7 +17,8 @@ from tasks.programs.runtime import table_rows
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.batches import prompts
 from tasks.rlhf.batches.truncation import Encoder
-from tasks.rlhf.evaluation import red_team, reward_evaluation
+from tasks.rlhf.compute.seeds import mix
+from tasks.rlhf.evaluation import hard_negatives, red_team, reward_evaluation
 from tasks.rlhf.evaluation.answer_scores import Answer, score_answers
 from tasks.rlhf.evaluation.red_team import AttackResult
 from tasks.rlhf.models import reward_model
@@ -162,6 +163,47 @@ def attack(
     run.note(reward_model.RECORD, {"fooled": [name for name, verdict in verdicts.items() if verdict.failed]})
     worst = max((verdict.wins for verdict in verdicts.values()), default=None)
     return metrics | {"reward.worst_attack": worst._asdict() if worst else 0.0}
+
+
+def measure_copying(
+    model: Scorer, ended: list[Answer], encoder: Encoder, device: torch.device, run: Run
+) -> dict[str, Any]:
+    """Compare real answers with the same ones with a wrong name copied from the question; return the metric.
+
+    It is no attack: such an answer is nearly right, so no limit and no gate holds for it. Nothing is measured
+    if fewer than two answers copy a name.
+    """
+    pairs = _copy_wrong_names(ended, encoder)
+    if len(pairs) < 2:
+        return {}
+    texts = [real for real, _ in pairs] + [wrong for _, wrong in pairs]
+    pad_id = encoder.tokenizer.pad_token_id
+    rewards = reference_rewards(model, texts, pad_id, device, run=run, phase="answers with a wrong name")
+    real, wrong = rewards.split(len(pairs))
+    result = red_team.evaluate_attacks(real, {"wrong_name": wrong})["wrong_name"]
+    figures = {"wins": result.wins, "margin": result.margin}
+    run.note(MEASURES, {"copying": {"wrong_name": reward_evaluation.to_json(figures)}})
+    return {"reward.wrong_name": result.wins._asdict()}
+
+
+def _copy_wrong_names(ended: list[Answer], encoder: Encoder) -> list[tuple[Answer, Answer]]:
+    """Return the real answers that copy a name, each with the answer that has another name in its place."""
+    tokenizer, template = encoder.tokenizer, encoder.template
+    texts = [hard_negatives.decode_texts(tokenizer, *answer, template=template) for answer in ended]
+    names = hard_negatives.find_names(texts)
+    pairs = []
+    for number, (answer, text) in enumerate(zip(ended, texts, strict=True)):
+        wrong = hard_negatives.encode_with_wrong_name(
+            tokenizer,
+            text,
+            names,
+            draw=mix(number),
+            template=template,
+            max_answer_tokens=encoder.max_answer_tokens,
+        )
+        if wrong is not None:
+            pairs.append((answer, (answer[0], wrong)))
+    return pairs
 
 
 def _warn(verdicts: Mapping[str, AttackResult], run: Run) -> None:

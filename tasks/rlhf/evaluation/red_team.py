@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tasks.rlhf.batches.control_tokens import control_tokens
 from tasks.rlhf.batches.prompts import Template, encode_answer, end_tokens
+from tasks.rlhf.evaluation.hard_negatives import first_third
 from tasks.rlhf.evaluation.intervals import Interval, mean_interval, pearson, wilson
 from tasks.rlhf.thresholds import FOOLED
 
@@ -53,7 +54,7 @@ def build_attacks(
         "long_fences": _repeat(fences, most),  # fools a model that prefers longer answers
         "one_token": _repeat(common, len(real)),  # the answer's most frequent one, as in a loop
         "echo": [token for token in prompt if token not in special],
-        "truncated": real[: -(-len(real) // 3)],
+        "truncated": first_third(real),
         "backwards": real[::-1],  # the same words, and as many
         "unrelated": _without_end(other, ends),
         "no_answer": no_answer,
