@@ -12,11 +12,11 @@ from prefect.states import Completed
 
 from flows.display.run_end import describe_end
 from flows.display.run_log import logging_events
+from flows.display.run_names import name_run
 from flows.display.run_summary import RunName, conclude, summarise
 from flows.failures import RunFailed, describe_failure
 from flows.preflight import check_environment, check_inputs
 from flows.renamed_settings import log_renamed_settings
-from flows.run_names import name_run
 from flows.services.heartbeat import heartbeat
 from flows.services.prefect_workarounds import true_edges
 from flows.stage_runs import Outcome, StageRuns, stopping_threads

@@ -17,10 +17,10 @@ from prefect.states import Completed
 
 from flows.commands.plan import Planned, plan
 from flows.display.run_end import describe_end
+from flows.display.run_names import name_retraining
 from flows.pipeline import rlhf
 from flows.preflight import check_inputs
 from flows.renamed_settings import log_renamed_settings
-from flows.run_names import name_retraining
 from flows.services.heartbeat import heartbeat
 from tasks.config.pipeline import Pipeline
 from tasks.config.sections.sources import ShellSite, StackExchangeDump

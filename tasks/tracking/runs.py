@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from tasks.artifacts.code_version import PROGRAMS
+from tasks.artifacts.code_version import program_module
 from tasks.artifacts.store import Store, home
 from tasks.system.locks import acquire, try_acquire
 from tasks.tracking.client import Run, Tracker
@@ -196,7 +196,7 @@ def _built(key: str) -> str:
 
 def _stage_tags(stage: str, key: str, parent: str, *, is_cached: bool) -> dict[str, str]:
     tags = {PARENT: parent, "stage": stage, KEY: key, "cached": str(is_cached).lower()}
-    return tags | origin_tags(f"{PROGRAMS}.{stage}")
+    return tags | origin_tags(program_module(stage))
 
 
 @contextmanager

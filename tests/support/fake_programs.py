@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tasks.artifacts.code_version import program_module
 from tests.support.paths import ROOT
 
 STAGES = (
@@ -168,8 +169,13 @@ def make_tree(folder: Path) -> Path:
     return folder
 
 
+def program_file(tree: Path, stage: str) -> Path:
+    """Return the file of a stage's program, which may lie in a subfolder of the programs."""
+    return tree.joinpath(*program_module(stage, root=tree).split(".")).with_suffix(".py")
+
+
 def write_program(tree: Path, stage: str, more: str = "") -> None:
-    (tree / "tasks" / "programs" / f"{stage}.py").write_text(
+    program_file(tree, stage).write_text(
         PROGRAM.format(
             name=stage, job=f"{stage.capitalize()}Job", more=more, meant=MEANT.get(stage, {}), tables=TABLES
         )
@@ -178,12 +184,13 @@ def write_program(tree: Path, stage: str, more: str = "") -> None:
 
 def misbehave(tree: Path, stage: str, mode: str) -> None:
     """Set how a stage's program misbehaves ('': not at all); this is not part of the program's version."""
-    (tree / "tasks" / "programs" / f"FAKE_{stage}").write_text(mode)
+    program_file(tree, stage).with_name(f"FAKE_{stage}").write_text(mode)
 
 
 def start_steps(tree: Path, stage: str) -> list[int]:
     """Return the step from which a stage's program has started, for each of its starts."""
-    return [int(line) for line in (tree / "tasks" / "programs" / f"BEGAN_{stage}").read_text().split()]
+    began = program_file(tree, stage).with_name(f"BEGAN_{stage}")
+    return [int(line) for line in began.read_text().split()]
 
 
 def environment(tree: Path, home: Path) -> dict[str, str]:
