@@ -1,9 +1,10 @@
 """From votes to an aligned model: the whole run as one Prefect flow."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from prefect import flow
 from prefect.client.schemas.objects import State
@@ -51,6 +52,7 @@ from tasks.tracking.remote_artifacts import locate
 from tasks.tracking.tracked_run import TrackedRun
 
 NO_OPPONENTS: Mapping[str, Artifact] = MappingProxyType({})
+COMMAND_OF = {"rlhf": "run"}  # by flow; the command of any other flow has its name
 
 
 class RunStage(Protocol):
@@ -90,11 +92,6 @@ def stages_of(config: Pipeline) -> list[str]:
     return [*names, report.name]
 
 
-def _started_by(profile: str) -> str:
-    """Return the deployment that this flow run is of, or the command that started it."""
-    return f"rlhf/{deployment.name}" if deployment.name else f"alignflow run {profile}"
-
-
 @flow(name="rlhf", flow_run_name=name_run, persist_result=True, result_serializer="json")
 def rlhf(config: Pipeline = Pipeline(), profile: str = "rlhf") -> State:  # noqa: B008 - the form in Prefect's pages is filled from it
     """Score and pair answers, fine-tune, train a reward model, then PPO, DPO or both, and compare.
@@ -107,26 +104,52 @@ def rlhf(config: Pipeline = Pipeline(), profile: str = "rlhf") -> State:  # noqa
         log_renamed_settings()
         check_inputs(config)  # a deployment has had no command line to do so
         check_environment(config, profile)
-        summary = _run(config, profile)
+        with logging_events():
+            run = RunName(str(flow_run.id), str(flow_run.name or ""))
+            walk = partial(_walk_chain, config, profile)
+            summary = run_tracked(config, profile, run, walk, stages=stages_of(config)).summary
         return Completed(message=describe_end(summary), data=summary)
 
 
-def _run(config: Pipeline, profile: str) -> dict[str, Any]:
+def _walk_chain(config: Pipeline, profile: str, stages: StageRuns) -> None:
+    chain(config, stages.run, find_opponents(stages.context.tracker, config.promotion, profile))
+
+
+class Finished(NamedTuple):
+    """A tracked run whose stages were all built."""
+
+    summary: dict[str, Any]
+    built: dict[str, Artifact]  # by stage
+    run_id: str | None  # in MLflow; None: it was not tracked
+
+
+def run_tracked(
+    config: Pipeline,
+    profile: str,
+    run: RunName,
+    walk: Callable[[StageRuns], None],
+    *,
+    stages: list[str],
+) -> Finished:
+    """Run the stages that ``walk`` starts, and the report on them, as one run of the pipeline in MLflow.
+
+    ``stages`` are the names of all, in their order. Raises RunFailed, after the report on what was built, and
+    an error that no stage raises on purpose as it is.
+    """
     started = time.monotonic()
-    run = runs.pipeline_run(
+    opened = runs.pipeline_run(
         process_tracker(),
-        str(flow_run.name or profile),
+        run.name or profile,
         config.model_dump(mode="json"),
-        flow_run_id=str(flow_run.id),
+        flow_run_id=run.id,
         profile=profile,
         source=_started_by(profile),
     )
-    with logging_events(), run as tracked:
-        stages = stages_of(config)
+    with opened as tracked:
         events.tell("plan", stages=stages)
         if text := explain_rebuilds(stages):
             events.tell("warning", text=text)
-        outcome = _run_stages(config, profile, tracked)
+        outcome = _run_stages(config, walk, tracked)
         summary = None
         if "report" in outcome.built:
             seconds = time.monotonic() - started
@@ -134,16 +157,25 @@ def _run(config: Pipeline, profile: str) -> dict[str, Any]:
             built = list(outcome.built.values())
             found = summarise(profile, built, seconds, failed=failed, not_run=outcome.not_run)
             page = locate(outcome.built["report"], tracked.tracker) / "report.html"
-            run_name = RunName(str(flow_run.id), str(flow_run.name or ""))
-            summary = conclude(config, found, page, run=run_name, tracked=tracked)
+            summary = conclude(config, found, page, run=run, tracked=tracked)
         if outcome.failed:
             raise _failure(outcome, summary)
         assert summary is not None
-        return summary
+        return Finished(summary, outcome.built, tracked.run_id)
 
 
-def _run_stages(config: Pipeline, profile: str, tracked: TrackedRun) -> Outcome:
-    """Run the chain, and the report on what it built."""
+def _started_by(profile: str) -> str:
+    """Return the deployment that this flow run is of, or the command that started it."""
+    name = str(flow_run.flow_name)
+    return (
+        f"{name}/{deployment.name}"
+        if deployment.name
+        else f"alignflow {COMMAND_OF.get(name, name)} {profile}"
+    )
+
+
+def _run_stages(config: Pipeline, walk: Callable[[StageRuns], None], tracked: TrackedRun) -> Outcome:
+    """Run the stages that ``walk`` starts, and the report on what they built."""
     pools = config.pools
     shared = bool(pools.cpu or pools.gpu)
     context = RunContext(config.machine, tracked.run_id, pools, shared=shared, tracker=tracked.tracker)
@@ -152,10 +184,9 @@ def _run_stages(config: Pipeline, profile: str, tracked: TrackedRun) -> Outcome:
             "Workers find each other's artifacts in MLflow, which is not reachable: set MLFLOW_TRACKING_URI, "
             "or leave pools.* empty"
         )
-    opponents = find_opponents(tracked.tracker, config.promotion, profile)
     stages = StageRuns(config, context)
     with stopping_threads(), true_edges():
-        chain(config, stages.run, opponents)
+        walk(stages)
         for name, causes in stages.wait().not_run.items():
             events.tell("not_run", name, causes=causes)
         stages.run(report, **stages.ends)
