@@ -20,7 +20,7 @@ from flows.preflight import check_environment, check_inputs
 from flows.renamed_settings import log_renamed_settings
 from flows.services.heartbeat import heartbeat
 from flows.services.prefect_workarounds import true_edges
-from flows.stage_runs import Outcome, StageRuns, stopping_threads
+from flows.stage_runs import NONE_SEEDED, Outcome, StageRuns, stopping_threads
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.base_model import base_artifact
 from tasks.artifacts.corpus import corpus_artifact
@@ -52,6 +52,7 @@ from tasks.tracking.remote_artifacts import locate
 from tasks.tracking.tracked_run import TrackedRun
 
 NO_OPPONENTS: Mapping[str, Artifact] = MappingProxyType({})
+UNREPORTED = frozenset({"candidates", "asked", "mixture"})  # tables that no page shows
 COMMAND_OF = {"rlhf": "run"}  # by flow; the command of any other flow has its name
 
 
@@ -68,11 +69,7 @@ def chain(config: Pipeline, run: RunStage, opponents: Mapping[str, Artifact] = N
     A stage waits for its inputs alone: those that do not wait for each other may run at the same time.
     ``opponents`` are the champion's artifacts, as ``find_opponents`` returns them.
     """
-    source = run(site) if isinstance(config.source, ShellSite) else corpus_artifact(config.source)
-    pairs = run(data, source=source)
-    base = run(pretrain, data=pairs) if isinstance(config.base, BuiltinBase) else base_artifact(config.base)
-    adapter = run(sft, data=pairs, base=base)
-    model = run(merge, base=base, adapter=adapter)
+    pairs, base, model = prepare(config, run)
     reward_model = run(reward, data=pairs, model=model)
     policies = {}
     if config.method in ("ppo", "both"):
@@ -85,10 +82,24 @@ def chain(config: Pipeline, run: RunStage, opponents: Mapping[str, Artifact] = N
     run(benchmarks, data=pairs, base=base, model=model, reward=reward_model, **policies)
 
 
+def prepare(config: Pipeline, run: RunStage) -> tuple[Any, Any, Any]:
+    """Walk the stages up to the SFT model; return what data, base and SFT model every policy starts from."""
+    source = run(site) if isinstance(config.source, ShellSite) else corpus_artifact(config.source)
+    pairs = run(data, source=source)
+    base = run(pretrain, data=pairs) if isinstance(config.base, BuiltinBase) else base_artifact(config.base)
+    adapter = run(sft, data=pairs, base=base)
+    return pairs, base, run(merge, base=base, adapter=adapter)
+
+
 def stages_of(config: Pipeline) -> list[str]:
-    """Return the names of all stages, in the order in which they run."""
+    """Return the names of all stages of the chain, in the order in which they run."""
+    return list_stages(partial(chain, config))
+
+
+def list_stages(walk: Callable[[RunStage], None]) -> list[str]:
+    """Return the names of the stages that a walk runs, in their order, and that of the report."""
     names: list[str] = []
-    chain(config, lambda stage, **_: names.append(stage.name))
+    walk(lambda stage, **_: names.append(stage.name))
     return [*names, report.name]
 
 
@@ -130,11 +141,14 @@ def run_tracked(
     walk: Callable[[StageRuns], None],
     *,
     stages: list[str],
+    seeded: Mapping[str, Pipeline] = NONE_SEEDED,
+    parent: str | None = None,
 ) -> Finished:
     """Run the stages that ``walk`` starts, and the report on them, as one run of the pipeline in MLflow.
 
-    ``stages`` are the names of all, in their order. Raises RunFailed, after the report on what was built, and
-    an error that no stage raises on purpose as it is.
+    ``stages`` are the names of all, in their order; ``seeded`` are the settings of those that draw with
+    a seed of their own; ``parent`` is the run in MLflow that this one belongs to. Raises RunFailed, after the
+    report on what was built, and an error that no stage raises on purpose as it is.
     """
     started = time.monotonic()
     opened = runs.pipeline_run(
@@ -143,13 +157,14 @@ def run_tracked(
         config.model_dump(mode="json"),
         flow_run_id=run.id,
         profile=profile,
-        source=_started_by(profile),
+        source=started_by(profile),
+        parent=parent,
     )
     with opened as tracked:
         events.tell("plan", stages=stages)
         if text := explain_rebuilds(stages):
             events.tell("warning", text=text)
-        outcome = _run_stages(config, walk, tracked)
+        outcome = _run_stages(StageRuns(config, _context(config, tracked), seeded=seeded), walk)
         summary = None
         if "report" in outcome.built:
             seconds = time.monotonic() - started
@@ -164,7 +179,7 @@ def run_tracked(
         return Finished(summary, outcome.built, tracked.run_id)
 
 
-def _started_by(profile: str) -> str:
+def started_by(profile: str) -> str:
     """Return the deployment that this flow run is of, or the command that started it."""
     name = str(flow_run.flow_name)
     return (
@@ -174,8 +189,8 @@ def _started_by(profile: str) -> str:
     )
 
 
-def _run_stages(config: Pipeline, walk: Callable[[StageRuns], None], tracked: TrackedRun) -> Outcome:
-    """Run the stages that ``walk`` starts, and the report on what they built."""
+def _context(config: Pipeline, tracked: TrackedRun) -> RunContext:
+    """Return where the stages run and are tracked. Raises InputError."""
     pools = config.pools
     shared = bool(pools.cpu or pools.gpu)
     context = RunContext(config.machine, tracked.run_id, pools, shared=shared, tracker=tracked.tracker)
@@ -184,12 +199,16 @@ def _run_stages(config: Pipeline, walk: Callable[[StageRuns], None], tracked: Tr
             "Workers find each other's artifacts in MLflow, which is not reachable: set MLFLOW_TRACKING_URI, "
             "or leave pools.* empty"
         )
-    stages = StageRuns(config, context)
+    return context
+
+
+def _run_stages(stages: StageRuns, walk: Callable[[StageRuns], None]) -> Outcome:
+    """Run the stages that ``walk`` starts, and the report on what they built."""
     with stopping_threads(), true_edges():
         walk(stages)
         for name, causes in stages.wait().not_run.items():
             events.tell("not_run", name, causes=causes)
-        stages.run(report, **stages.ends)
+        stages.run(report, **{name: end for name, end in stages.ends.items() if name not in UNREPORTED})
         return stages.wait()
 
 
