@@ -53,7 +53,7 @@ from tasks.tracking.tracked_run import TrackedRun
 
 NO_OPPONENTS: Mapping[str, Artifact] = MappingProxyType({})
 UNREPORTED = frozenset({"candidates", "asked", "mixture"})  # tables that no page shows
-COMMAND_OF = {"rlhf": "run"}  # by flow; the command of any other flow has its name
+COMMAND_OF = {"rlhf": "run", "rounds": "rounds"}  # by flow
 
 
 class RunStage(Protocol):

@@ -20,9 +20,9 @@ ABOVE = {"prefect", "mlflow"}
 # From the top layer down: a file imports from its own folder and from folders on lower layers of its side.
 ORCHESTRATION = [
     "flows",
+    "tasks.rounds",
     "tasks.stages",
     "tasks.execution",
-    "tasks.rounds",
     "tasks.promotion",
     "tasks.tracking",
     "tasks.artifacts",
@@ -40,7 +40,7 @@ PROGRAMS = [
 ]
 SUBFOLDERS = {  # inside a folder, from the top floor down
     "flows": [
-        "flows", "flows.commands", "flows.commands.registry", "flows.commands.rounds", "flows.commands.usage",
+        "flows", "flows.commands", "flows.commands.registry", "flows.commands.usage",
         "flows.labelling", "flows.services", "flows.display",
     ],
     # but the commands call the flows

@@ -136,4 +136,5 @@ def test_a_promotion_that_is_not_deployed_is_no_failure(
         SUMMARY,
     )
     assert "no deployment promote/mine" in caplog.text
+    assert marks == [("tracked flow-7", "due")]
     assert "`alignflow promote flow-7`" in caplog.text
