@@ -15,7 +15,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
-from flows.commands import deploy, doctor, gc, job, landed, plan, report, run, up, work
+from flows.commands import deploy, doctor, gc, job, landed, plan, report, rounds, run, up, work
 from flows.commands.registry import compare, lineage, models, promote, rollback
 from flows.commands.usage import chat, export, export_data, look, serve
 from flows.failures import NotPromoted, RunFailed
@@ -48,7 +48,7 @@ class Command(Protocol):
 
 
 COMMANDS: tuple[Command, ...] = (
-    run, plan, look, report, job,
+    run, rounds, plan, look, report, job,
     compare, promote, rollback, models, lineage,
     chat, serve, export, export_data,
     up, deploy, work, landed, gc, doctor,

@@ -20,9 +20,9 @@ ABOVE = {"prefect", "mlflow"}
 # From the top layer down: a file imports from its own folder and from folders on lower layers of its side.
 ORCHESTRATION = [
     "flows",
+    "tasks.rounds",
     "tasks.stages",
     "tasks.execution",
-    "tasks.rounds",
     "tasks.promotion",
     "tasks.tracking",
     "tasks.artifacts",

@@ -215,6 +215,7 @@ class ComparisonsJob(Job):
         NotInKey("it judges the pairs that are asked", parts=("num_questions", "num_graded_pairs")),
     ] = NoJudge()
     batch_size: int = Field(200, ge=1)  # answers scored at a time
+    on_site: bool = False  # of the gold scorer, which then measures the labels
 
     @classmethod
     def of(cls, pipeline: Pipeline) -> Self:
@@ -228,6 +229,7 @@ class ComparisonsJob(Job):
             weights=pipeline.weights,
             judge=pipeline.judge if asks_model else NoJudge(),
             batch_size=pipeline.rounds.sample.batch_size,
+            on_site=isinstance(pipeline.source, ShellSite),
         )
 
 

@@ -41,11 +41,13 @@ def pipeline_run(
     profile: str = "",
     source: str = "alignflow",
     note: str = "",
+    parent: str | None = None,
 ) -> Iterator[TrackedRun]:
     """Track a pipeline as a run, which ends FAILED or KILLED if the block raises.
 
     A flow run that is retried continues its earlier run. A run without ``profile`` is no run of the pipeline:
-    it is never found as one. ``note`` describes it, in place of its settings.
+    it is never found as one. ``note`` describes it, in place of its settings; ``parent`` is the run that
+    MLflow's pages show it below.
     """
     run = TrackedRun(tracker, None)
     with ExitStack() as held:
@@ -62,6 +64,7 @@ def pipeline_run(
                     **origin,
                 }
                 tags |= {PROFILE: profile} if profile else {}
+                tags |= {PARENT: parent} if parent else {}
                 run = _earlier_run(tracker, flow_run_id) or TrackedRun(tracker, tracker.start(name, tags))
                 lock = _run_lock(str(run.run_id))
                 held.enter_context(acquire(lock))
@@ -78,7 +81,7 @@ def _earlier_run(tracker: Tracker, flow_run_id: str) -> TrackedRun | None:
     if not found:
         return None
     tracker.reopen(found[0].run_id)
-    return TrackedRun(tracker, found[0].run_id, resumed=True)
+    return TrackedRun(tracker, found[0].run_id, resumed=True, tags=found[0].tags)
 
 
 def _end_killed_runs(tracker: Tracker) -> None:

@@ -428,8 +428,8 @@ def tracked(client: Any, tags: dict[str, str], days: float = 0) -> str:
 
 
 def test_what_mlflow_knows_as_registered_recent_or_alive_stays(home: Path, mlflow: Any) -> None:
-    registered, recent, alive, old, parent_old, deleted = (
-        chain(home, text=str(number)) for number in range(6)
+    registered, recent, alive, old, parent_old, deleted, of_round = (
+        chain(home, text=str(number)) for number in range(7)
     )
     mlflow.create_registered_model("policy")
     run = tracked(mlflow, {"stage.key": registered["ppo"]["key"]}, days=60)
@@ -442,13 +442,15 @@ def test_what_mlflow_knows_as_registered_recent_or_alive_stays(home: Path, mlflo
     parent = tracked(mlflow, {}, days=9)
     tracked(mlflow, {"stage.key": alive["ppo"]["key"], "mlflow.parentRunId": parent}, days=9)
     tracked(mlflow, {"stage.key": parent_old["ppo"]["key"], "mlflow.parentRunId": "another"}, days=9)
+    finished = tracked(mlflow, {"mlflow.parentRunId": parent}, days=9)  # a round of rounds that go on
+    tracked(mlflow, {"stage.key": of_round["ppo"]["key"], "mlflow.parentRunId": finished}, days=9)
     with (home / "locks" / f"run-{parent}.lock").open("a") as life_line:
         fcntl.flock(life_line, fcntl.LOCK_EX)
         clean(home)
     kept = {path.name for path in home.glob("objects/*/*")}
     assert kept == {
         chain[stage]["key"]
-        for chain in (registered, recent, alive, deleted)
+        for chain in (registered, recent, alive, deleted, of_round)
         for stage in ("data", "sft", "ppo")
     }
 
