@@ -74,8 +74,8 @@ def create_app(queue: LabelQueue, *, token: str, host: str = "127.0.0.1") -> "AS
         return queue.show_next(content.get("rater", ""))
 
     def label(content: dict[str, Any]) -> dict[str, Any]:
-        named = [str(content.get(name, "")) for name in ("pair_id", "verdict")]
-        return queue.label(content.get("rater", ""), *named, content.get("seconds"))
+        pair_id, verdict = (str(content.get(name, "")) for name in ("pair_id", "verdict"))
+        return queue.label(content.get("rater", ""), pair_id, verdict, content.get("seconds"))
 
     def undo(content: dict[str, Any]) -> dict[str, Any]:
         return queue.undo(content.get("rater", ""))
