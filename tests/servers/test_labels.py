@@ -14,9 +14,9 @@ from playwright.sync_api import expect
 from prefect.client.schemas.objects import StateType
 
 from tests.support import fake_programs
-from tests.support.browser import open_browser
 from tests.support.fake_programs import wait_until
 from tests.support.installation import Installation
+from tests.support.pages.browser import open_browser
 from tests.tasks.rounds.people_programs import make_tree
 
 pytestmark = pytest.mark.slow
@@ -97,6 +97,7 @@ def test_a_person_labels_the_pairs_of_a_round_by_keyboard_and_the_flow_goes_on(
     run = start(installation)
     wait_until(lambda: is_suspended(installation, run), every=0.5)
     wait_until(lambda: not installation.flow_processes(run))
+    assert "SCHEDULED" in installation.tracked_statuses("demo")  # in MLflow it has not failed
 
     # 2. A person labels them on another machine.
     log = installation.root / "label.txt"

@@ -16,17 +16,18 @@ from starlette.testclient import TestClient
 from flows.labelling.label_queue import LabelQueue
 from flows.labelling.page import HEADER, VALUE, create_app
 from tasks.rounds.label_log import Label, read_labels
-from tests.support.browser import open_browser
+from tests.support.pages.browser import open_browser
 from tests.tasks.rounds.made_rounds import make_pairs
 
 OWN = {HEADER: VALUE}
 ANN = {"rater": "Ann"}
+MARKUP = ("<script>document.title = 'attacked'</script><b>bold</b>", "<img src=x onerror=alert(1)>")
 
 
 @pytest.fixture
 def queue(tmp_path: Path) -> LabelQueue:
     pairs = make_pairs(6, gold=1)
-    pairs[0]["first"] = "<script>document.title = 'attacked'</script><b>bold</b>"
+    pairs[0] |= dict(zip(("first", "second"), MARKUP, strict=True))
     turns = [("user", "What is it?"), ("assistant", "A thing."), ("user", "Which?")]
     pairs[1]["messages"] = [{"role": role, "content": content} for role, content in turns]
     return LabelQueue(tmp_path, pairs, overlap=0.0, title="round 1 of rounds")
@@ -118,7 +119,7 @@ def test_a_person_labels_by_keyboard(queue: LabelQueue, tmp_path: Path) -> None:
         # 1. The two answers stand side by side, as text.
         page.wait_for_selector("#pair:not([hidden])")
         shown = [page.inner_text(f"#{side}") for side in ("left", "right")]
-        assert "<script>document.title = 'attacked'</script><b>bold</b>" in shown
+        assert {*shown} == {*MARKUP}
         assert page.title() != "attacked"
         boxes = [page.locator("article").nth(number).bounding_box() for number in range(2)]
         assert boxes[0]
