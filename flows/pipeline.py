@@ -1,9 +1,10 @@
 """From votes to an aligned model: the whole run as one Prefect flow."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from prefect import flow
 from prefect.client.schemas.objects import State
@@ -12,14 +13,14 @@ from prefect.states import Completed
 
 from flows.display.run_end import describe_end
 from flows.display.run_log import logging_events
+from flows.display.run_names import name_run
 from flows.display.run_summary import RunName, conclude, summarise
 from flows.failures import RunFailed, describe_failure
 from flows.preflight import check_environment, check_inputs
 from flows.renamed_settings import log_renamed_settings
-from flows.run_names import name_run
 from flows.services.heartbeat import heartbeat
 from flows.services.prefect_workarounds import true_edges
-from flows.stage_runs import Outcome, StageRuns, stopping_threads
+from flows.stage_runs import NONE_SEEDED, Outcome, StageRuns, stopping_threads
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.base_model import base_artifact
 from tasks.artifacts.corpus import corpus_artifact
@@ -51,6 +52,8 @@ from tasks.tracking.remote_artifacts import locate
 from tasks.tracking.tracked_run import TrackedRun
 
 NO_OPPONENTS: Mapping[str, Artifact] = MappingProxyType({})
+UNREPORTED = frozenset({"candidates", "asked", "mixture"})  # tables that no page shows
+COMMAND_OF = {"rlhf": "run", "rounds": "rounds"}  # by flow
 
 
 class RunStage(Protocol):
@@ -66,11 +69,7 @@ def chain(config: Pipeline, run: RunStage, opponents: Mapping[str, Artifact] = N
     A stage waits for its inputs alone: those that do not wait for each other may run at the same time.
     ``opponents`` are the champion's artifacts, as ``find_opponents`` returns them.
     """
-    source = run(site) if isinstance(config.source, ShellSite) else corpus_artifact(config.source)
-    pairs = run(data, source=source)
-    base = run(pretrain, data=pairs) if isinstance(config.base, BuiltinBase) else base_artifact(config.base)
-    adapter = run(sft, data=pairs, base=base)
-    model = run(merge, base=base, adapter=adapter)
+    pairs, base, model = prepare(config, run)
     reward_model = run(reward, data=pairs, model=model)
     policies = {}
     if config.method in ("ppo", "both"):
@@ -83,16 +82,25 @@ def chain(config: Pipeline, run: RunStage, opponents: Mapping[str, Artifact] = N
     run(benchmarks, data=pairs, base=base, model=model, reward=reward_model, **policies)
 
 
+def prepare(config: Pipeline, run: RunStage) -> tuple[Any, Any, Any]:
+    """Walk the stages up to the SFT model; return what data, base and SFT model every policy starts from."""
+    source = run(site) if isinstance(config.source, ShellSite) else corpus_artifact(config.source)
+    pairs = run(data, source=source)
+    base = run(pretrain, data=pairs) if isinstance(config.base, BuiltinBase) else base_artifact(config.base)
+    adapter = run(sft, data=pairs, base=base)
+    return pairs, base, run(merge, base=base, adapter=adapter)
+
+
 def stages_of(config: Pipeline) -> list[str]:
-    """Return the names of all stages, in the order in which they run."""
+    """Return the names of all stages of the chain, in the order in which they run."""
+    return list_stages(partial(chain, config))
+
+
+def list_stages(walk: Callable[[RunStage], None]) -> list[str]:
+    """Return the names of the stages that a walk runs, in their order, and that of the report."""
     names: list[str] = []
-    chain(config, lambda stage, **_: names.append(stage.name))
+    walk(lambda stage, **_: names.append(stage.name))
     return [*names, report.name]
-
-
-def _started_by(profile: str) -> str:
-    """Return the deployment that this flow run is of, or the command that started it."""
-    return f"rlhf/{deployment.name}" if deployment.name else f"alignflow run {profile}"
 
 
 @flow(name="rlhf", flow_run_name=name_run, persist_result=True, result_serializer="json")
@@ -107,26 +115,56 @@ def rlhf(config: Pipeline = Pipeline(), profile: str = "rlhf") -> State:  # noqa
         log_renamed_settings()
         check_inputs(config)  # a deployment has had no command line to do so
         check_environment(config, profile)
-        summary = _run(config, profile)
+        with logging_events():
+            run = RunName(str(flow_run.id), str(flow_run.name or ""))
+            walk = partial(_walk_chain, config, profile)
+            summary = run_tracked(config, profile, run, walk, stages=stages_of(config)).summary
         return Completed(message=describe_end(summary), data=summary)
 
 
-def _run(config: Pipeline, profile: str) -> dict[str, Any]:
+def _walk_chain(config: Pipeline, profile: str, stages: StageRuns) -> None:
+    chain(config, stages.run, find_opponents(stages.context.tracker, config.promotion, profile))
+
+
+class Finished(NamedTuple):
+    """A tracked run whose stages were all built."""
+
+    summary: dict[str, Any]
+    built: dict[str, Artifact]  # by stage
+    run_id: str | None  # in MLflow; None: it was not tracked
+
+
+def run_tracked(
+    config: Pipeline,
+    profile: str,
+    run: RunName,
+    walk: Callable[[StageRuns], None],
+    *,
+    stages: list[str],
+    seeded: Mapping[str, Pipeline] = NONE_SEEDED,
+    parent: str | None = None,
+) -> Finished:
+    """Run the stages that ``walk`` starts, and the report on them, as one run of the pipeline in MLflow.
+
+    ``stages`` are the names of all, in their order; ``seeded`` are the settings of those that draw with
+    a seed of their own; ``parent`` is the run in MLflow that this one belongs to. Raises RunFailed, after the
+    report on what was built, and an error that no stage raises on purpose as it is.
+    """
     started = time.monotonic()
-    run = runs.pipeline_run(
+    opened = runs.pipeline_run(
         process_tracker(),
-        str(flow_run.name or profile),
+        run.name or profile,
         config.model_dump(mode="json"),
-        flow_run_id=str(flow_run.id),
+        flow_run_id=run.id,
         profile=profile,
-        source=_started_by(profile),
+        source=started_by(profile),
+        parent=parent,
     )
-    with logging_events(), run as tracked:
-        stages = stages_of(config)
+    with opened as tracked:
         events.tell("plan", stages=stages)
         if text := explain_rebuilds(stages):
             events.tell("warning", text=text)
-        outcome = _run_stages(config, profile, tracked)
+        outcome = _run_stages(StageRuns(config, _context(config, tracked), seeded=seeded), walk)
         summary = None
         if "report" in outcome.built:
             seconds = time.monotonic() - started
@@ -134,16 +172,25 @@ def _run(config: Pipeline, profile: str) -> dict[str, Any]:
             built = list(outcome.built.values())
             found = summarise(profile, built, seconds, failed=failed, not_run=outcome.not_run)
             page = locate(outcome.built["report"], tracked.tracker) / "report.html"
-            run_name = RunName(str(flow_run.id), str(flow_run.name or ""))
-            summary = conclude(config, found, page, run=run_name, tracked=tracked)
+            summary = conclude(config, found, page, run=run, tracked=tracked)
         if outcome.failed:
             raise _failure(outcome, summary)
         assert summary is not None
-        return summary
+        return Finished(summary, outcome.built, tracked.run_id)
 
 
-def _run_stages(config: Pipeline, profile: str, tracked: TrackedRun) -> Outcome:
-    """Run the chain, and the report on what it built."""
+def started_by(profile: str) -> str:
+    """Return the deployment that this flow run is of, or the command that started it."""
+    name = str(flow_run.flow_name)
+    return (
+        f"{name}/{deployment.name}"
+        if deployment.name
+        else f"alignflow {COMMAND_OF.get(name, name)} {profile}"
+    )
+
+
+def _context(config: Pipeline, tracked: TrackedRun) -> RunContext:
+    """Return where the stages run and are tracked. Raises InputError."""
     pools = config.pools
     shared = bool(pools.cpu or pools.gpu)
     context = RunContext(config.machine, tracked.run_id, pools, shared=shared, tracker=tracked.tracker)
@@ -152,13 +199,16 @@ def _run_stages(config: Pipeline, profile: str, tracked: TrackedRun) -> Outcome:
             "Workers find each other's artifacts in MLflow, which is not reachable: set MLFLOW_TRACKING_URI, "
             "or leave pools.* empty"
         )
-    opponents = find_opponents(tracked.tracker, config.promotion, profile)
-    stages = StageRuns(config, context)
+    return context
+
+
+def _run_stages(stages: StageRuns, walk: Callable[[StageRuns], None]) -> Outcome:
+    """Run the stages that ``walk`` starts, and the report on what they built."""
     with stopping_threads(), true_edges():
-        chain(config, stages.run, opponents)
+        walk(stages)
         for name, causes in stages.wait().not_run.items():
             events.tell("not_run", name, causes=causes)
-        stages.run(report, **stages.ends)
+        stages.run(report, **{name: end for name, end in stages.ends.items() if name not in UNREPORTED})
         return stages.wait()
 
 

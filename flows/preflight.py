@@ -48,6 +48,17 @@ def check_inputs(config: Pipeline) -> None:
                 accelerate_config.read(stage, launch)
 
 
+def check_rounds(config: Pipeline) -> None:
+    """Refuse settings that rounds cannot run with. Raises InputError."""
+    try:
+        config.check_rounds()
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    labels = config.rounds.labels
+    if labels.kind == "file" and not Path(labels.path).expanduser().is_file():
+        raise InputError(f"rounds.labels.path: there is no file {labels.path}")
+
+
 def check_environment(config: Pipeline, profile: str) -> None:
     """Refuse settings that need variables which are not set where their stage runs. Raises InputError.
 

@@ -137,6 +137,10 @@ def with_absolute_paths(config: Pipeline, folder: Path) -> Pipeline:
             }
         ),
     }
+    labels = config.rounds.labels
+    if labels.kind == "file":
+        placed = labels.model_copy(update={"path": make_absolute(labels.path)})
+        changed["rounds"] = config.rounds.model_copy(update={"labels": placed})
     for section, name in (
         ("source", "path"),
         ("base", "path"),

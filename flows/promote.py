@@ -12,7 +12,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 from pydantic import Field
 
-from flows.run_names import name_promotion
+from flows.display.run_names import name_promotion
 from flows.services.heartbeat import heartbeat
 from tasks.config.sections.gates import Promotion
 from tasks.promotion import promotion as steps

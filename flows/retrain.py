@@ -9,19 +9,17 @@ from pathlib import Path
 from typing import Any, cast
 
 from prefect import flow, get_run_logger
-from prefect.client.schemas.objects import FlowRun, State
-from prefect.deployments import run_deployment
-from prefect.exceptions import ObjectNotFound
-from prefect.runtime import deployment
+from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from flows.commands.plan import Planned, plan
 from flows.display.run_end import describe_end
+from flows.display.run_names import name_retraining
 from flows.pipeline import rlhf
 from flows.preflight import check_inputs
 from flows.renamed_settings import log_renamed_settings
-from flows.run_names import name_retraining
 from flows.services.heartbeat import heartbeat
+from flows.services.promotions import start_promotion
 from tasks.config.pipeline import Pipeline
 from tasks.config.sections.sources import ShellSite, StackExchangeDump
 from tasks.promotion.finished_runs import find_run
@@ -57,13 +55,13 @@ def retrain(config: Pipeline = Pipeline(), profile: str = "rlhf", dump: str = ""
         planned = plan(config, profile, fetch=True)
         if all(stage.action == "reuse" for stage in planned):
             if config.promotion.after_retrain and (run := _find_unproposed(tracker, profile, planned)):
-                _start_promotion(config, profile, run=run)
+                _promote(config, profile, run=run)
             return Completed(name="Cached", message=NO_CHANGE)
         summary = cast(dict[str, Any], rlhf(config, profile=profile))
         if config.promotion.after_retrain:
             run = Path(summary["file"]).parent.name
             _mark(run, DUE)  # so that it is started later, if it cannot be now
-            _start_promotion(config, profile, run=run)
+            _promote(config, profile, run=run)
         return Completed(message=describe_end(summary), data=summary)
 
 
@@ -98,22 +96,9 @@ def _mark(run: str, value: str) -> None:
         )
 
 
-def _start_promotion(config: Pipeline, profile: str, *, run: str) -> None:
-    """Start a run of the deployment promote/PROFILE and do not wait for it.
-
-    What has been built is not lost if it cannot be started: the retraining does not fail.
-    """
-    by_hand = f"`alignflow promote {run}` does it by hand"
-    name = f"promote/{deployment.name or profile}"
-    parameters = {"promotion": config.promotion.model_dump(mode="json"), "profile": profile, "run": run}
-    try:
-        started = cast(FlowRun, run_deployment(name, parameters=parameters, timeout=0, as_subflow=False))
+def _promote(config: Pipeline, profile: str, *, run: str) -> None:
+    """Start the promotion of a run, and mark it; if that fails the next retraining tries again."""
+    if start_promotion(config.promotion, profile, run=run):
         _mark(run, STARTED)
-        get_run_logger().info("The promotion goes on in the flow run %s", started.name)
-    except ObjectNotFound:
-        text = f"There is no deployment {name}, so nothing is promoted: `alignflow deploy` makes it"
-        get_run_logger().warning("%s; %s", text, by_hand)
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0][:300]
-        text = f"{name} could not be started ({reason}); the next retraining tries again"
-        get_run_logger().warning("%s; %s", text, by_hand)
+    else:
+        get_run_logger().warning("The next retraining tries again to promote %s", run)

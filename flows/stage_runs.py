@@ -13,8 +13,9 @@ Facts about Prefect that this rests on (3.9.1; tests/flows/test_stage_runs.py ch
   that of an earlier result or of a part of it. Ids of plain values are shared and reused: those are false.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from prefect import allow_failure
@@ -29,6 +30,7 @@ from tasks.stages.stage import Stage
 from tasks.system.errors import DiskFailure
 from tasks.system.retry import stopping
 
+NONE_SEEDED: Mapping[str, Pipeline] = MappingProxyType({})
 End = State | PrefectFuture[Any]  # of a stage that was run in place; of one that a work pool runs
 
 
@@ -41,10 +43,17 @@ class Outcome(NamedTuple):
 
 
 class StageRuns:
-    """The stages of one flow run."""
+    """The stages of one run of the pipeline."""
 
-    def __init__(self, config: Pipeline, context: RunContext) -> None:
-        self.config, self.context = config, context
+    def __init__(
+        self, config: Pipeline, context: RunContext, *, seeded: Mapping[str, Pipeline] = NONE_SEEDED
+    ) -> None:
+        """Take the settings and, for stages that draw with a seed of their own, their settings by name.
+
+        A seeded stage belongs to a round and needs every input that it is handed: a reward model that was
+        trained without the round's comparisons would be another one.
+        """
+        self.config, self.context, self.seeded = config, context, seeded
         self.ends: dict[str, End] = {}
         self.inputs: dict[str, list[str]] = {}  # names of the stages that a stage takes results of
 
@@ -55,13 +64,13 @@ class StageRuns:
         failed stage raises nothing here, unless this machine's disk is full: the others would fail as well.
         """
         self.inputs[stage.name] = [other for other, end in self.ends.items() if _is_among(end, inputs)]
-        taken = {key: end if key in stage.needed else allow_failure(end) for key, end in inputs.items()}
+        needed = inputs if stage.name in self.seeded else stage.needed
+        taken = {key: end if key in needed else allow_failure(end) for key, end in inputs.items()}
+        config = self.seeded.get(stage.name, self.config)
         if getattr(self.context.pools, stage.kind):
-            self.ends[stage.name] = stage.run.submit(self.config, context=self.context, **taken)
+            self.ends[stage.name] = stage.run.submit(config, context=self.context, **taken)
             return self.ends[stage.name]
-        self.ends[stage.name] = state = stage.run(
-            self.config, context=self.context, return_state=True, **taken
-        )
+        self.ends[stage.name] = state = stage.run(config, context=self.context, return_state=True, **taken)
         if state.is_failed() and isinstance(error := _error(state), DiskFailure):
             raise error
         return state

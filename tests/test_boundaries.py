@@ -20,6 +20,7 @@ ABOVE = {"prefect", "mlflow"}
 # From the top layer down: a file imports from its own folder and from folders on lower layers of its side.
 ORCHESTRATION = [
     "flows",
+    "tasks.rounds",
     "tasks.stages",
     "tasks.execution",
     "tasks.promotion",
@@ -39,13 +40,13 @@ PROGRAMS = [
 ]
 SUBFOLDERS = {  # inside a folder, from the top floor down
     "flows": [
-        "flows", "flows.commands", "flows.commands.registry", "flows.commands.usage", "flows.services",
-        "flows.display",
+        "flows", "flows.commands", "flows.commands.registry", "flows.commands.labelling",
+        "flows.commands.usage", "flows.labelling", "flows.services", "flows.display",
     ],
     # but the commands call the flows
     "tasks.config": ["tasks.config.commands", "tasks.config", "tasks.config.sections"],
     "tasks.programs": [
-        "tasks.programs", "tasks.programs.comparison", "tasks.programs.usage",
+        "tasks.programs", "tasks.programs.rounds", "tasks.programs.comparison", "tasks.programs.usage",
         "tasks.programs.data_stage", "tasks.programs.ppo_stage", "tasks.programs.token_tables",
         "tasks.programs.runtime",
     ],
@@ -215,17 +216,27 @@ def test_the_mathematics_need_no_config() -> None:
 
 
 def of_a_stage(folder: str) -> set[str]:
-    return {path.stem for path in (ROOT / folder).glob("*.py")} - {"__init__"}
+    """Return the stages with a program, in the folder itself or in its subfolder of the rounds' programs."""
+    of_rounds = (
+        path for path in (ROOT / folder / "rounds").glob("*.py") if "\n    main(" in path.read_text()
+    )
+    return {path.stem for path in [*(ROOT / folder).glob("*.py"), *of_rounds]} - {"__init__"}
 
 
 def test_every_stage_has_a_task_and_a_program_of_the_same_name() -> None:
     tasks = {
-        path.stem for path in (ROOT / "tasks" / "stages").glob("*.py") if "\n@stage(" in path.read_text()
+        path.stem for path in (ROOT / "tasks" / "stages").rglob("*.py") if "\n@stage(" in path.read_text()
     }
     assert tasks == of_a_stage("tasks/programs")
 
 
-EVALUATION = {"site", "winrate", "compare", "ppo"}  # PPO's independent score watches it on other questions
+EVALUATION = {
+    "site",
+    "winrate",
+    "compare",
+    "comparisons",
+    "ppo",
+}  # PPO's independent score watches it on other questions
 
 
 @pytest.mark.parametrize("stage", sorted(of_a_stage("tasks/programs") - EVALUATION))

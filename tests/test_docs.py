@@ -21,8 +21,8 @@ DOCS = ROOT / "docs"
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
 NAMES = (
-    "quickstart data architecture design metrics results operations security limitations contributing".split()
-)
+    "quickstart data rounds architecture design metrics results operations security limitations contributing"
+).split()
 FOLDERS = ("flows/", "tasks/", "tests/", "deployments/", "docker/", "docs/", ".ci/")
 COMMAND = re.compile(r"`alignflow ([\w-]+)")
 SETTING = re.compile(r"^([a-z]+)\.([a-z_.]+?)(?:=.*)?$")

@@ -119,6 +119,8 @@ def _find_relative_path(config: Pipeline) -> str:
         may_be_hub_id = isinstance(section, HubSource | HuggingFaceBase) and is_hub_id(section.path)
         if path := "" if may_be_hub_id else getattr(section, "path", ""):
             paths["base.path" if section is config.base else "source.path"] = path
+    if config.rounds.labels.kind == "file":
+        paths["rounds.labels.path"] = config.rounds.labels.path
     for setting, path in paths.items():
         if path and not Path(path).expanduser().is_absolute():
             return (

@@ -15,6 +15,7 @@ from tasks.system.errors import InputError
 from tasks.system.locks import is_held
 from tasks.tracking import databases
 from tasks.tracking.client import PATIENCE_TO_CONNECT, Tracker, process_tracker
+from tasks.tracking.client import Run as TrackerRun
 from tasks.tracking.registry import list_versions, stage_keys
 from tasks.tracking.runs import MAX_ALL_RUNS, PARENT
 from tasks.tracking.tracked_run import KEY
@@ -66,6 +67,11 @@ def _run(path: Path) -> Run:
         return Run(path, path.stat().st_mtime, frozenset())
 
 
+def labelled_keys(home: Path) -> set[str]:
+    """Return the keys of the pairs that people label; no finished run names those of a waiting round."""
+    return {path.name for path in (home / "labels").glob("*") if path.is_dir()}
+
+
 def held_locks(home: Path) -> set[str]:
     """Return the names of the locks that are held now.
 
@@ -95,17 +101,20 @@ def tracked_keys(home: Path, *, since: float, alive: set[str]) -> set[str]:
     tracker = process_tracker()
     if not tracker.connect():
         raise InputError(UNKNOWN)
-    conditions = [
-        f"attributes.start_time > {int(since * 1000)}",
-        *(f"tags.`{PARENT}` = '{run}'" for run in sorted(alive)),
-    ]
     try:
-        recent = [run for condition in conditions for run in tracker.search(condition, limit=MAX_ALL_RUNS)]
+        below = [run for one in sorted(alive) for run in _children(tracker, one)]
+        # of the finished rounds of a run of rounds, whose next round takes their artifacts
+        below += [run for one in below if KEY not in one.tags for run in _children(tracker, one.run_id)]
+        recent = tracker.search(f"attributes.start_time > {int(since * 1000)}", limit=MAX_ALL_RUNS) + below
         return ({run.tags.get(KEY, "") for run in recent} | _registered(tracker)) - {""}
     except Exception as error:
         raise InputError(
             f"{UNKNOWN} ({(str(error) or type(error).__name__).splitlines()[0][:200]})"
         ) from error
+
+
+def _children(tracker: Tracker, run: str) -> list[TrackerRun]:
+    return tracker.search(f"tags.`{PARENT}` = '{run}'", limit=MAX_ALL_RUNS)
 
 
 def _registered(tracker: Tracker) -> set[str]:

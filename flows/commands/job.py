@@ -10,6 +10,7 @@ from flows.arguments import add_profile
 from flows.commands.plan import unbuilt_artifact
 from flows.services import environment, isolation
 from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.code_version import program_module
 from tasks.config.pipeline import Pipeline
 from tasks.system.errors import InputError
 
@@ -40,7 +41,7 @@ def main(args: argparse.Namespace) -> None:
     environment.prepare_for_reading()
     prepare_job(config, args.stage, directory, profile=profiles.title(args.profile))
     option = " -P" if isolation.hides_a_module(folder, args.stage) else ""
-    print(f"python{option} -m tasks.programs.{args.stage} {args.directory}")
+    print(f"python{option} -m {program_module(args.stage)} {args.directory}")
 
 
 class _Written(Exception):

@@ -4,16 +4,24 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from flows import profiles
 from flows.arguments import add_profile
 from flows.failures import RunFailed
 from flows.services import environment
 from tasks.artifacts.store import home
+from tasks.config.pipeline import Pipeline
 from tasks.execution.launch import interruptible
 from tasks.system.files import replace_text
+
+if TYPE_CHECKING:
+    from prefect import Flow
+
+    from flows.display.rounds_screen import RoundsScreen
+    from flows.display.terminal import Screen
 
 HELP = "Run the pipeline; stages that are there already are reused."
 EXAMPLE = "alignflow run demo --set seed=1 --summary demo.json"
@@ -29,49 +37,77 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Check everything that can be checked, then run the flow. Raises InputError and RunFailed."""
+    started = time.monotonic()
+    checked = check(args)
+    from flows.display.terminal import Screen, print_end
+
+    def load_flow() -> "Flow[..., Any]":
+        from flows.pipeline import rlhf
+
+        return rlhf
+
+    try:
+        summary = run_flow(checked, Screen(), load_flow)
+    except RunFailed as error:
+        if error.summary:
+            print_end(error.summary)
+        raise
+    summary["seconds"] = round(time.monotonic() - started, 3)
+    write_summary(checked, summary)
+    print_end(summary)
+
+
+class Checked(NamedTuple):
+    """A run that nothing speaks against."""
+
+    config: Pipeline  # with absolute paths
+    title: str  # of the profile
+    summary_file: Path | None
+    mask: int  # the user's umask
+
+
+def check(args: argparse.Namespace, check_more: Callable[[Pipeline], None] | None = None) -> Checked:
+    """Check everything that can be checked before a flow runs, and set this process up for it.
+
+    ``check_more`` raises InputError if a flow of its own cannot run with the settings. Raises InputError.
+    """
     from flows.extras import check_packages, check_stages
     from flows.preflight import check_environment, check_inputs, check_places
 
-    started, root = time.monotonic(), home()
+    root, title = home(), profiles.title(args.profile)
     config = profiles.load(args.profile, args.set)
     check_packages(config)
     check_places(root, args.summary)
     check_inputs(config)
+    if check_more:
+        check_more(config)
     config = profiles.with_absolute_paths(config, Path.cwd())
     summary_file = args.summary and args.summary.absolute()
     # the home's files are for the user only; the summary gets the permissions of the user's other files
     mask = os.umask(0o077)
     environment.use_running_servers(root)
     environment.prepare(root)
-    check_stages(config, profiles.title(args.profile))
-    check_environment(config, profiles.title(args.profile))
-    from flows.display.terminal import print_end
-
-    try:
-        summary = _run_flow(root, config, profiles.title(args.profile))
-    except RunFailed as error:
-        if error.summary:
-            print_end(error.summary)
-        raise
-    summary["seconds"] = round(time.monotonic() - started, 3)
-    if summary_file:
-        _write_summary(summary_file, summary)
-        summary_file.chmod((0o600 if root in summary_file.parents else 0o666) & ~mask)
-    print_end(summary)
+    check_stages(config, title)
+    check_environment(config, title)
+    return Checked(config, title, summary_file, mask)
 
 
-def _run_flow(root: Path, config: Any, title: str) -> dict[str, Any]:
-    """Run the flow rlhf, with a Prefect server that is started if there is none; return the summary."""
-    from flows.display.terminal import Screen
+def run_flow(
+    checked: Checked, screen: "Screen | RoundsScreen", load_flow: "Callable[[], Flow[..., Any]]"
+) -> dict[str, Any]:
+    """Run a flow, with a Prefect server that is started if there is none; return the summary.
+
+    ``load_flow`` imports the flow, which is slow; Prefect's server starts meanwhile.
+    """
     from flows.services.processes import check_prefect, start_prefect_api
 
-    api = start_prefect_api(root)
-    with Screen() as screen:
+    api = start_prefect_api(home())
+    with screen:
         from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-        from flows.pipeline import rlhf  # slow to import; Prefect's server starts meanwhile
         from tasks.tracking.client import process_tracker
 
+        flow = load_flow()
         process_tracker().connect()
         if api:
             api.wait()
@@ -81,10 +117,15 @@ def _run_flow(root: Path, config: Any, title: str) -> dict[str, Any]:
         # the thread of Prefect's own heartbeat takes a second to end
         without_heartbeat = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
         with interruptible(), without_heartbeat:
-            summary = rlhf(config, profile=title)
+            summary = flow(checked.config, profile=checked.title)
     return cast(dict[str, Any], summary)
 
 
-def _write_summary(path: Path, summary: dict[str, Any]) -> None:
+def write_summary(checked: Checked, summary: dict[str, Any]) -> None:
+    """Write the summary into the file that the user has named, if any."""
+    path = checked.summary_file
+    if path is None:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_text(path, json.dumps(summary, indent=1) + "\n")
+    path.chmod((0o600 if home() in path.parents else 0o666) & ~checked.mask)

@@ -21,6 +21,7 @@ COLUMNS = {
     "at equal length": "{judge}_win_rate_at_equal_length.{policy}_vs_sft",
     "wins against the base": "{judge}_win_rate.{policy}_vs_base",
     "wins against the champion": "{judge}_win_rate.{policy}_vs_champion",
+    "wins against the last round": "{judge}_win_rate.{policy}_vs_predecessor",
     "KL from SFT, nats": "{policy}.kl",
     "perplexity tax, %": "tax.perplexity.{policy}_vs_sft",
 }
@@ -28,6 +29,7 @@ RESULTS = {
     "win_rate_vs_sft": "{judge}_win_rate.{policy}_vs_sft",
     "win_rate_vs_base": "{judge}_win_rate.{policy}_vs_base",
     "win_rate_vs_champion": "{judge}_win_rate.{policy}_vs_champion",
+    "win_rate_vs_predecessor": "{judge}_win_rate.{policy}_vs_predecessor",
     "kl": "{policy}.kl",
     "length": "{policy}.length",
     "perplexity_tax": "tax.perplexity.{policy}_vs_sft",

@@ -53,6 +53,10 @@ class _RunLog:
                     logging.ERROR if event.kind == "failed" else logging.INFO,
                     f"{place} {event.kind}",
                 )
+            case "round":
+                self._log(logging.INFO, f"Round {about['number']} of {about['count']} begins")
+            case "round_end":
+                self._log(logging.INFO, f"Round {about['number']}: {about['text']}")
             case "not_run":
                 self._log(logging.ERROR, f"{place} {format_not_run(about['causes'])}")
 

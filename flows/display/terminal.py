@@ -35,6 +35,22 @@ def console() -> Console:
     )
 
 
+def make_rows(screen: Console) -> Progress:
+    """Return the rows of a terminal: a number, a title, a bar if there is room for one, and a note each."""
+    columns = (
+        SpinnerColumn(finished_text=" "),
+        TextColumn("{task.fields[number]:>5}"),
+        TextColumn("{task.description:<10}"),
+    )
+    bar = (BarColumn(BAR_WIDTH),) if screen.width >= WIDE else ()
+    note = TextColumn(
+        "{task.fields[note]}",
+        markup=False,
+        table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+    )
+    return Progress(*columns, *bar, note, console=screen, auto_refresh=screen.is_terminal, expand=True)
+
+
 class Screen:
     """Listens to a pipeline's events and draws them; ``starting`` is what it waits for at first."""
 
@@ -42,18 +58,7 @@ class Screen:
         self.starting = starting
         self.console = console()
         self.live = self.console.is_terminal
-        columns = (
-            SpinnerColumn(finished_text=" "),
-            TextColumn("{task.fields[number]:>5}"),
-            TextColumn("{task.description:<10}"),
-        )
-        bar = (BarColumn(BAR_WIDTH),) if self.console.width >= WIDE else ()
-        note = TextColumn(
-            "{task.fields[note]}",
-            markup=False,
-            table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
-        )
-        self.rows = Progress(*columns, *bar, note, console=self.console, auto_refresh=self.live, expand=True)
+        self.rows = make_rows(self.console)
         self.progress = PipelineProgress()
         self.row_of: dict[str, TaskID] = {}  # of the stages at work, on a terminal
         self.printed: dict[str, float] = {}  # when a stage's last line was printed, in a file

@@ -16,6 +16,7 @@ from tasks.system.module_sources import list_imports, parse
 
 ROOT = Path(__file__).resolve().parents[2]  # the folder that holds the packages flows and tasks
 PROGRAMS = "tasks.programs"
+SUBFOLDERS = ("rounds",)  # of it that hold programs of stages too
 OWN = ("tasks", "flows")
 LEFT_OUT = ("tasks.config", "tasks.system")
 # but these decide which files of a source and which rows of a benchmark are read, and what is compared how
@@ -31,6 +32,15 @@ class FileFacts(NamedTuple):
     digest: str  # "" if the file holds no code
     imports: list[str]
     strings: set[str]
+
+
+def program_module(stage: str, *, root: Path | None = None) -> str:
+    """Return the module of a stage's program, which may lie in a subfolder of the programs."""
+    for package in (PROGRAMS, *(f"{PROGRAMS}.{name}" for name in SUBFOLDERS)):
+        module = f"{package}.{stage}"
+        if _file_of(module, root or ROOT):
+            return module
+    return f"{PROGRAMS}.{stage}"
 
 
 def source_digests(program: str, *, root: Path | None = None) -> dict[str, str]:
@@ -56,7 +66,7 @@ def imported_packages(program: str, *, root: Path | None = None) -> set[str]:
 
 def _closure(program: str, root: Path) -> Iterator[tuple[Path, FileFacts]]:
     """Yield every file that ``program`` runs."""
-    pending, seen = [f"{PROGRAMS}.{program}"], set[str]()
+    pending, seen = [program_module(program, root=root)], set[str]()
     while pending:
         module = pending.pop()
         path = _file_of(module, root)

@@ -9,6 +9,7 @@ from typing import Annotated, Self
 from pydantic import Field
 
 from tasks.config.pipeline import Pipeline
+from tasks.config.rounds import RoundChoice, RoundLabels, RoundSample
 from tasks.config.sections.base import NotInKey, Settings
 from tasks.config.sections.benchmarks import Benchmarks
 from tasks.config.sections.data import Data
@@ -158,6 +159,90 @@ class BenchmarksJob(Job):
     text: Text
     weights: Weights = Weights()
     benchmarks: Benchmarks
+
+
+class CandidatesJob(Job):
+    """The job of the stage candidates."""
+
+    seed: int
+    text: Text
+    weights: MergedWeights = Weights()
+    sample: RoundSample
+    held_out_prompts: int = 0  # of ppo.score, which nothing may learn from
+
+    @classmethod
+    def of(cls, pipeline: Pipeline) -> Self:
+        """Return the job of a pipeline."""
+        score = pipeline.ppo.score
+        return cls(
+            seed=pipeline.seed,
+            text=pipeline.text,
+            weights=pipeline.weights,
+            sample=pipeline.rounds.sample,
+            held_out_prompts=score.prompts if score.by else 0,
+        )
+
+
+class AskedJob(Job):
+    """The job of the stage asked."""
+
+    seed: int
+    choose: RoundChoice
+    comparisons: int
+    gold_questions: int = 0
+
+    @classmethod
+    def of(cls, pipeline: Pipeline) -> Self:
+        """Return the job of a pipeline."""
+        rounds = pipeline.rounds
+        return cls(
+            seed=pipeline.seed,
+            choose=rounds.choose,
+            comparisons=rounds.comparisons,
+            gold_questions=rounds.labels.gold_questions if rounds.labels.kind == "people" else 0,
+        )
+
+
+class ComparisonsJob(Job):
+    """The job of the stage comparisons."""
+
+    seed: int
+    labels: RoundLabels
+    text: Text
+    weights: MergedWeights = Weights()
+    judge: Annotated[
+        LanguageJudge,
+        NotInKey("it judges the pairs that are asked", parts=("num_questions", "num_graded_pairs")),
+    ] = NoJudge()
+    batch_size: int = Field(200, ge=1)  # answers scored at a time
+    on_site: bool = False  # of the gold scorer, which then measures the labels
+
+    @classmethod
+    def of(cls, pipeline: Pipeline) -> Self:
+        """Return the job of a pipeline, with its language model if that gives the labels."""
+        labels = pipeline.rounds.labels
+        asks_model = labels.kind == "judge" and labels.by == "lm"
+        return cls(
+            seed=pipeline.seed,
+            labels=labels,
+            text=pipeline.text,
+            weights=pipeline.weights,
+            judge=pipeline.judge if asks_model else NoJudge(),
+            batch_size=pipeline.rounds.sample.batch_size,
+            on_site=isinstance(pipeline.source, ShellSite),
+        )
+
+
+class MixtureJob(Job):
+    """The job of the stage mixture."""
+
+    seed: int
+    old_share: float
+
+    @classmethod
+    def of(cls, pipeline: Pipeline) -> Self:
+        """Return the job of a pipeline."""
+        return cls(seed=pipeline.seed, old_share=pipeline.rounds.old_share)
 
 
 class ReportJob(Job):

@@ -14,6 +14,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from tasks.config.machine import Machine, Pools
+from tasks.config.rounds import Rounds
 from tasks.config.sections.base import Settings
 from tasks.config.sections.benchmarks import Benchmarks
 from tasks.config.sections.data import Data
@@ -50,6 +51,7 @@ class Pipeline(Settings):
     winrate: Winrate = Winrate()
     judge: LanguageJudge = NoJudge()
     benchmarks: Benchmarks = Benchmarks()
+    rounds: Rounds = Rounds()
     promotion: Promotion = Promotion()
     machine: Machine = Machine()
     pools: Pools = Pools()
@@ -109,3 +111,39 @@ class Pipeline(Settings):
                 "or ppo.score.by to null"
             )
         return self
+
+    def check_rounds(self) -> None:
+        """Raise ValueError if the flow ``rounds`` cannot run with these settings; the chain alone can."""
+        rounds, labels = self.rounds, self.rounds.labels
+        if self.method == "dpo":
+            raise ValueError("rounds train the policy with PPO: set method to ppo")
+        if labels.kind == "gold" and not isinstance(self.source, ShellSite):
+            raise ValueError(
+                "rounds.labels.kind=gold knows the answers of the built-in site only: set it to judge or file"
+            )
+        if labels.kind == "judge" and labels.by == "lm" and isinstance(self.judge, NoJudge):
+            raise ValueError(
+                "rounds.labels.by=lm needs a language model that judges: set judge.kind to local or endpoint"
+            )
+        if labels.kind == "judge" and labels.by == "held_out" and not self.reward.held_out_member:
+            raise ValueError(
+                "rounds.labels.by=held_out needs a reward model that PPO never sees: set "
+                "reward.held_out_member to true"
+            )
+        if rounds.choose.by == "disagreement" and self.reward.members < 2:
+            raise ValueError(
+                "rounds.choose.by=disagreement needs an ensemble: set reward.members to 4, or "
+                "rounds.choose.by to random"
+            )
+        self._check_training_in_rounds()
+
+    def _check_training_in_rounds(self) -> None:
+        if self.reward.comparisons == "rankings":
+            raise ValueError("rounds ask about pairs: set reward.comparisons to pairs")
+        if self.reward.start:
+            raise ValueError("rounds train the reward model anew on all comparisons: set reward.start to ''")
+        if self.machine.of("ppo").shard and self.rounds.continue_policy:
+            raise ValueError(
+                "rounds.continue_policy reads the last policy's adapter whole: set machine.launch.ppo.shard "
+                "to false, or rounds.continue_policy to false"
+            )

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-from tasks.artifacts.code_version import PROGRAMS, imported_packages
+from tasks.artifacts.code_version import imported_packages, program_module
 from tasks.config.machine import Launch, Machine
 from tasks.execution import accelerate_config, program_forks
 from tasks.execution.metrics_tail import Line, MetricsTail
@@ -76,7 +76,7 @@ def run_program(
     on_step: Callable[[Line], None] = lambda _: None,
     keep_open: tuple[int, ...] = (),
 ) -> Usage:
-    """Run ``tasks.programs.<stage>`` on ``directory`` to its end.
+    """Run the stage's program on ``directory`` to its end.
 
     Raises InputError if the user must change an input, StageFailed for any other failure. On any other
     exception, such as KeyboardInterrupt, the program is killed first. ``on_step`` is called with every new
@@ -126,12 +126,12 @@ def _start(stage: str, directory: Path, machine: Machine, inherited: tuple[int, 
         return _spawn(_torchrun(stage, directory, machine), directory, environment | secrets, inherited)
     environment = program_environment(machine)
     if secrets:  # never in the fork server, which others share
-        return _spawn([f"{PROGRAMS}.{stage}", str(directory)], directory, environment | secrets, inherited)
+        return _spawn([program_module(stage), str(directory)], directory, environment | secrets, inherited)
     needs_torch = "torch" in imported_packages(stage)
     forkable = (needs_torch or stage in BEFORE_TRAINING) and program_forks.warm_up(environment, machine)
     if needs_torch and forkable and (child := program_forks.start(stage, directory, inherited)) is not None:
         return child
-    return _spawn([f"{PROGRAMS}.{stage}", str(directory)], directory, environment, inherited)
+    return _spawn([program_module(stage), str(directory)], directory, environment, inherited)
 
 
 def _job(directory: Path) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def _accelerate(stage: str, directory: Path, launch: Launch) -> list[str]:
     """
     config = accelerate_config.find(stage, launch)
     set_elsewhere = ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    program = ["-m", f"{PROGRAMS}.{stage}", str(directory)]
+    program = ["-m", program_module(stage), str(directory)]
     return ["accelerate.commands.launch", "--config_file", str(config), *set_elsewhere, *program]
 
 
@@ -182,7 +182,7 @@ def _torchrun(stage: str, directory: Path, machine: Machine) -> list[str]:
         ]
         rendezvous = ["--nnodes", str(launch.nodes), *endpoint]
     processes = ["--nproc-per-node", str(launch.processes)]
-    return ["torch.distributed.run", *rendezvous, *processes, "-m", f"{PROGRAMS}.{stage}", str(directory)]
+    return ["torch.distributed.run", *rendezvous, *processes, "-m", program_module(stage), str(directory)]
 
 
 def _follow(

@@ -15,7 +15,7 @@ import threading
 from pathlib import Path
 from socket import socket
 
-from tasks.artifacts.code_version import PROGRAMS
+from tasks.artifacts.code_version import PROGRAMS, program_module
 from tasks.config.machine import Machine
 from tasks.system.fork_server import kill_group, send_request, start_server
 
@@ -71,7 +71,7 @@ class _Server:
         self.process, self.address, self.owner = start_server(SERVER, environment, subprocess.DEVNULL)
 
     def start(self, stage: str, directory: Path, inherited: tuple[int, ...]) -> Child | None:
-        content = {"stage": stage, "directory": str(directory)}
+        content = {"stage": stage, "module": program_module(stage), "directory": str(directory)}
         try:
             connection = send_request(self.address, content, inherited)
         except OSError:  # the server has died

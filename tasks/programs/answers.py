@@ -2,8 +2,9 @@
 
 python -m tasks.programs.answers DIR
 
-inputs: data, base, model (the merged SFT model); ppo and dpo, if they were trained; champion and
-        champion_model (a policy of an earlier run, and its merged SFT model), if there is one
+inputs: data, base, model (the merged SFT model); ppo and dpo, if they were trained; predecessor (the policy
+        of the round before), if there is one; champion and champion_model (a policy of an earlier run, and
+        its merged SFT model), if there is one
 artifact: answers.parquet (question_id, question and, of every policy, answer, tokens and KL), summary.json
 
 A policy's answers depend on its own weights alone: not on which others are there, nor on who judges them.
@@ -18,11 +19,10 @@ import torch
 from torch import Tensor
 
 from tasks.config.jobs import AnswersJob
-from tasks.config.policies import TUNED
 from tasks.dataset import row_sample
 from tasks.dataset.tables import MESSAGES
 from tasks.programs.runtime import pair_tables, table_rows
-from tasks.programs.runtime.policies import Models, load_base, load_champion, load_tuned
+from tasks.programs.runtime.policies import Models, load_base, load_champion, load_tuned, policy_names
 from tasks.programs.runtime.program import Run, main
 from tasks.rlhf.algorithms import rewards
 from tasks.rlhf.batches import prompts, sampling, sequences
@@ -50,7 +50,7 @@ def answer(job: AnswersJob, run: Run) -> None:
     }
 
     # 2. The SFT model and the policies, adapters on it; then the base model, when these have left the memory.
-    names = ["sft", *(name for name in TUNED if name in run.inputs), "base"]
+    names = ["sft", *policy_names(run), "base"]
     names += ["champion"] if job.champion else []
     sampler = Sampler(job, encoder, columns, len(names))
     found, metrics = sampler.answer_all(load_tuned(run, job.weights.merged, device), run)

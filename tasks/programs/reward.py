@@ -3,7 +3,8 @@
 python -m tasks.programs.reward DIR
 torchrun --nproc_per_node 2 -m tasks.programs.reward DIR        the same on two ranks, equal to rounding
 
-inputs: data, model (the merged SFT model); start, if training starts from given weights
+inputs: data, model (the merged SFT model); start, if training starts from given weights; mixture, in rounds:
+        votes and comparisons in place of data's pairs
 artifact:
     adapter/       a SEQ_CLS adapter; an ensemble's others are adapter-1/ and so on. With tune=full instead
                    model/ and score.safetensors
@@ -179,7 +180,8 @@ def read_comparisons(
     """Return questions to train on, and held-out ones. Raises InputError if there are too few."""
     settings = job.reward
     if settings.comparisons == "pairs":
-        questions = read_pairs(run, run.inputs["data"] / "reward.parquet", encoder)
+        votes, mixture = run.inputs["data"] / "reward.parquet", run.inputs.get("mixture")
+        questions = read_pairs(run, mixture / "reward.parquet" if mixture else votes, encoder)
     else:
         table = run.inputs["data"] / "reward_groups.parquet"
         questions = read_rankings(run, table, encoder, most_answers=settings.max_answers)

@@ -1,6 +1,7 @@
 """Find the champion's files, so that a run can let it answer the same questions as the new policies."""
 
 import json
+from collections.abc import Mapping
 
 from tasks.artifacts.artifact import Artifact, stage_artifact, within
 from tasks.artifacts.store import home
@@ -8,7 +9,7 @@ from tasks.artifacts.weight_files import only_weights
 from tasks.config.sections.gates import Promotion
 from tasks.promotion.finished_runs import find_manifest
 from tasks.system import events
-from tasks.system.errors import InputMissing
+from tasks.system.errors import InputError, InputMissing
 from tasks.tracking import registry
 from tasks.tracking.client import PATIENCE_TO_CONNECT, Tracker
 from tasks.tracking.registry import ModelVersion
@@ -38,6 +39,28 @@ def find_opponents(
         reason = (str(error) or type(error).__name__).splitlines()[0][:300]
         _warn(f"The run is compared with no champion: {model} cannot be read from MLflow ({reason})")
         return {}
+
+
+def write_pin(opponents: Mapping[str, Artifact]) -> str:
+    """Return opponents as the text of a tag, from which ``read_pin`` finds them again."""
+    return json.dumps({name: [found["stage"], found["key"]] for name, found in opponents.items()})
+
+
+def read_pin(tracker: Tracker, text: str) -> dict[str, Artifact]:
+    """Return the opponents that ``write_pin`` has named, whoever is the champion by now.
+
+    Raises InputError if one cannot be had: with another opponent the run would build other artifacts.
+    """
+    found: dict[str, Artifact] = {}
+    for name, (stage, key) in json.loads(text).items():
+        artifact = _artifact(tracker, stage, {stage: key})
+        if artifact is None:
+            raise InputError(
+                f"Before it was stopped, the run was compared with the {name.replace('_', ' ')} {key[:12]}, "
+                "whose files are gone: start a new run"
+            )
+        found[name] = artifact
+    return found
 
 
 def _find(tracker: Tracker, model: str, profile: str, *, fetch: bool) -> dict[str, Artifact]:

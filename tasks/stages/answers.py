@@ -4,7 +4,7 @@ from tasks.artifacts.artifact import Artifact, only, within
 from tasks.artifacts.weight_files import WEIGHT_FILES, only_weights, weight_files
 from tasks.config.jobs import AnswersJob, Champion
 from tasks.config.pipeline import Pipeline
-from tasks.config.policies import TRAINED
+from tasks.config.policies import PREDECESSOR, TRAINED
 from tasks.config.sections.models import Text
 from tasks.stages.stage import Inputs, NothingToDo, stage
 
@@ -50,6 +50,8 @@ def answers(
         "model": within(model, "model"),
         **{name: only(policy, *files[name]) for name, policy in policies.items()},
     }
+    if PREDECESSOR in others:
+        inputs[PREDECESSOR] = only_weights(others[PREDECESSOR])
     if opponent := choose_opponent(others):
         inputs["champion"] = only_weights(opponent["champion"])
         inputs["champion_model"] = within(opponent["champion_model"], "model")

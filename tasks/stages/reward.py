@@ -8,11 +8,13 @@ from tasks.stages.stage import Inputs, stage
 
 
 @stage(RewardJob, shown=("loss", "accuracy"))
-def reward(config: Pipeline, *, data: Artifact, model: Artifact) -> Inputs:
-    """Train the reward model."""
-    compared = "reward.parquet" if config.reward.comparisons == "pairs" else "reward_groups.parquet"
+def reward(config: Pipeline, *, data: Artifact, model: Artifact, **others: Artifact) -> Inputs:
+    """Train the reward model, in rounds on the ``mixture`` of votes and comparisons in place of the votes."""
+    votes = "reward.parquet" if config.reward.comparisons == "pairs" else "reward_groups.parquet"
+    mixture = {"mixture": only(others["mixture"], "reward.parquet")} if "mixture" in others else {}
     return {
-        "data": only(data, compared, "finetune.parquet", "evaluation_pairs.parquet"),
+        "data": only(data, *([] if mixture else [votes]), "finetune.parquet", "evaluation_pairs.parquet"),
         "model": within(model, "model"),
+        **mixture,
         **start_weights(config, "reward"),
     }

@@ -9,14 +9,26 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 Kind = Literal[
-    "plan", "start", "wait", "resume", "step", "built", "reused", "failed", "not_run", "warning", "log"
+    "plan",
+    "start",
+    "wait",
+    "resume",
+    "step",
+    "built",
+    "reused",
+    "failed",
+    "not_run",
+    "warning",
+    "log",
+    "round",
+    "round_end",
 ]
 
 
 class Event(NamedTuple):
     """An event of a pipeline.
 
-    ``kind`` says what ``about`` holds: a line of metrics, an artifact, a text, log lines.
+    ``kind`` says what ``about`` holds: a line of metrics, an artifact, a text, log lines, a round's number.
     """
 
     kind: Kind

@@ -22,6 +22,7 @@ TRAINING = (
     "reward_groups",
     "rl",
     "reference",
+    "comparisons",
 )  # tables that models learn from
 MAX_DIGEST = 36  # characters; MLflow's limit
 MAX_SCHEMA = 60_000  # characters; MLflow takes 65,535

@@ -34,6 +34,7 @@ FINAL = [
         (rf"reward_accuracy\.{REST}", r"eval.reward_accuracy.\1"),
         (rf"reward\.{REST}", r"eval.reward_model.\1"),
         (rf"(pretrain|sft|merge|reference|ppo|dpo|answers|winrate|benchmarks|report)\.{REST}", r"eval.\1.\2"),
+        (rf"(candidates|asked|comparisons|mixture)\.{REST}", r"eval.rounds.\1.\2"),
         (rf"data\.{WORD}", r"data.\1"),
         (rf"site\.{WORD}", r"data.site.\1"),
         (r"(seconds|peak_mb)", r"system.\1"),

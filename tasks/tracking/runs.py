@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from tasks.artifacts.code_version import PROGRAMS
+from tasks.artifacts.code_version import program_module
 from tasks.artifacts.store import Store, home
 from tasks.system.locks import acquire, try_acquire
 from tasks.tracking.client import Run, Tracker
@@ -27,6 +27,7 @@ FLOW_RUN = "prefect.flow_run_id"
 PROFILE = "alignflow.profile"
 DAMAGED = "stage.damaged"
 INPUTS = "stage.inputs"  # JSON: digest of the artifact by the name of the input
+WAITS = "The run waits for people, and goes on from here."  # note of the exception that ends its process
 MAX_RUNS = 50  # of one search
 MAX_ALL_RUNS = 50_000  # of one search; MLflow's own limit
 
@@ -41,11 +42,13 @@ def pipeline_run(
     profile: str = "",
     source: str = "alignflow",
     note: str = "",
+    parent: str | None = None,
 ) -> Iterator[TrackedRun]:
-    """Track a pipeline as a run, which ends FAILED or KILLED if the block raises.
+    """Track a pipeline as a run, which ends FAILED or KILLED if the block raises, and SCHEDULED if it waits.
 
     A flow run that is retried continues its earlier run. A run without ``profile`` is no run of the pipeline:
-    it is never found as one. ``note`` describes it, in place of its settings.
+    it is never found as one. ``note`` describes it, in place of its settings; ``parent`` is the run that
+    MLflow's pages show it below.
     """
     run = TrackedRun(tracker, None)
     with ExitStack() as held:
@@ -62,6 +65,7 @@ def pipeline_run(
                     **origin,
                 }
                 tags |= {PROFILE: profile} if profile else {}
+                tags |= {PARENT: parent} if parent else {}
                 run = _earlier_run(tracker, flow_run_id) or TrackedRun(tracker, tracker.start(name, tags))
                 lock = _run_lock(str(run.run_id))
                 held.enter_context(acquire(lock))
@@ -78,7 +82,7 @@ def _earlier_run(tracker: Tracker, flow_run_id: str) -> TrackedRun | None:
     if not found:
         return None
     tracker.reopen(found[0].run_id)
-    return TrackedRun(tracker, found[0].run_id, resumed=True)
+    return TrackedRun(tracker, found[0].run_id, resumed=True, tags=found[0].tags)
 
 
 def _end_killed_runs(tracker: Tracker) -> None:
@@ -196,7 +200,7 @@ def _built(key: str) -> str:
 
 def _stage_tags(stage: str, key: str, parent: str, *, is_cached: bool) -> dict[str, str]:
     tags = {PARENT: parent, "stage": stage, KEY: key, "cached": str(is_cached).lower()}
-    return tags | origin_tags(f"{PROGRAMS}.{stage}")
+    return tags | origin_tags(program_module(stage))
 
 
 @contextmanager
@@ -204,10 +208,12 @@ def _ending(run: TrackedRun) -> Iterator[None]:
     """End the run with the status that the block's end calls for."""
     try:
         yield
-    except Exception:
-        run.end("FAILED")
-        raise
-    except BaseException:  # Ctrl-C, or Prefect's cancellation
-        run.end("KILLED", patience=0)  # a user who presses Ctrl-C must not wait for an unreachable server
+    except BaseException as error:
+        if WAITS in getattr(error, "__notes__", ()):
+            run.end("SCHEDULED")
+        elif isinstance(error, Exception):
+            run.end("FAILED")
+        else:  # Ctrl-C, or Prefect's cancellation
+            run.end("KILLED", patience=0)  # a user who presses Ctrl-C must not wait for an unreachable server
         raise
     run.end("FINISHED")

@@ -48,6 +48,7 @@ def test_the_house_has_a_chain_per_profile_a_stage_per_pool_and_retraining() -> 
         "rlhf/travel-tiny",
         "rlhf/dpo",
         "retrain/demo",
+        "rounds/demo",
         "promote/demo",
         "stage/cpu",
         "stage/gpu",
@@ -98,8 +99,9 @@ def test_a_further_profile_gets_a_chain_and_retraining_of_its_own(tmp_path: Path
     file = tmp_path / "mine.yaml"
     file.write_text("seed: 3\n")
     found = named(deploy._with_profiles(deploy._read_definition(), [str(file)]))
-    assert set(found) - set(named(CONTENT)) == {"rlhf/mine", "retrain/mine", "promote/mine"}
-    for name in ("rlhf/mine", "retrain/mine", "promote/mine"):
+    added = {"rlhf/mine", "retrain/mine", "rounds/mine", "promote/mine"}
+    assert set(found) - set(named(CONTENT)) == added
+    for name in added:
         assert found[name]["build"][0]["flows.commands.deploy.profile"]["name"] == str(file)
         assert found[name]["tags"] == ["pipeline"]
     names = [trigger["name"] for one in found.values() for trigger in one.get("triggers", [])]

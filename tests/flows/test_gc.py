@@ -127,6 +127,20 @@ def test_an_artifact_of_the_last_hour_stays_with_what_it_was_made_from(home: Pat
     assert stored(home) == {"data", "sft"}
 
 
+def test_labels_stay_with_their_pairs_and_the_policies_that_a_waiting_round_goes_on_from(home: Path) -> None:
+    policy = commit(home, "ppo", text="round 0")
+    asked = commit(home, "asked", commit(home, "candidates", policy["digest"])["digest"])
+    commit(home, "asked", text="of a judge")
+    labels = home / "labels" / asked["key"] / "labels.jsonl"
+    labels.parent.mkdir(parents=True)
+    labels.write_text("{}\n")
+    aged(home / "labels", 400)
+    clean(home)
+    assert stored(home) == {"ppo", "candidates", "asked"}
+    assert len(list(home.glob("objects/asked/*"))) == 1
+    assert labels.is_file()
+
+
 def test_what_was_fetched_stays_while_something_kept_was_made_from_it(home: Path) -> None:
     content = digest_of("what the user brought")
     for key in (content, digest_of("another")):
@@ -428,8 +442,8 @@ def tracked(client: Any, tags: dict[str, str], days: float = 0) -> str:
 
 
 def test_what_mlflow_knows_as_registered_recent_or_alive_stays(home: Path, mlflow: Any) -> None:
-    registered, recent, alive, old, parent_old, deleted = (
-        chain(home, text=str(number)) for number in range(6)
+    registered, recent, alive, old, parent_old, deleted, of_round = (
+        chain(home, text=str(number)) for number in range(7)
     )
     mlflow.create_registered_model("policy")
     run = tracked(mlflow, {"stage.key": registered["ppo"]["key"]}, days=60)
@@ -442,13 +456,15 @@ def test_what_mlflow_knows_as_registered_recent_or_alive_stays(home: Path, mlflo
     parent = tracked(mlflow, {}, days=9)
     tracked(mlflow, {"stage.key": alive["ppo"]["key"], "mlflow.parentRunId": parent}, days=9)
     tracked(mlflow, {"stage.key": parent_old["ppo"]["key"], "mlflow.parentRunId": "another"}, days=9)
+    finished = tracked(mlflow, {"mlflow.parentRunId": parent}, days=9)  # a round of rounds that go on
+    tracked(mlflow, {"stage.key": of_round["ppo"]["key"], "mlflow.parentRunId": finished}, days=9)
     with (home / "locks" / f"run-{parent}.lock").open("a") as life_line:
         fcntl.flock(life_line, fcntl.LOCK_EX)
         clean(home)
     kept = {path.name for path in home.glob("objects/*/*")}
     assert kept == {
         chain[stage]["key"]
-        for chain in (registered, recent, alive, deleted)
+        for chain in (registered, recent, alive, deleted, of_round)
         for stage in ("data", "sft", "ppo")
     }
 

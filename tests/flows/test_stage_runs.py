@@ -25,7 +25,7 @@ from flows.pipeline import chain
 from flows.services.prefect_workarounds import true_edges
 from flows.stage_runs import Outcome, StageRuns, stopping_threads
 from tasks.artifacts.artifact import Artifact, Step
-from tasks.config.jobs import ReportJob
+from tasks.config.jobs import AnswersJob, DataJob, Job, MixtureJob, PpoJob, ReportJob, RewardJob
 from tasks.config.machine import Machine, Pools
 from tasks.config.pipeline import Pipeline
 from tasks.execution import dispatch
@@ -71,7 +71,7 @@ def artifact(stage: str) -> Artifact:
     )
 
 
-def toy(name: str, *needed: str) -> Stage:
+def toy(name: str, *needed: str, job: type[Job] = ReportJob) -> Stage:
     """A stage that needs some artifacts; winrate takes what there is of others too, and needs one."""
 
     def choose_inputs(config: Pipeline, **artifacts: Artifact) -> dict[str, Artifact]:
@@ -87,7 +87,7 @@ def toy(name: str, *needed: str) -> Stage:
     }
     signature = inspect.Signature([inspect.Parameter(*one) for one in kinds.items()])
     choose_inputs.__name__, choose_inputs.__signature__ = name, signature  # type: ignore[attr-defined]
-    return stage(ReportJob)(choose_inputs)
+    return stage(job)(choose_inputs)
 
 
 def run_chain(pools: Pools, work: Work, *, edges: bool = True) -> tuple[Outcome, dict[str, set[str]]]:
@@ -220,6 +220,34 @@ def test_what_needs_a_failed_stage_is_not_run_and_says_because_of_which(pools: P
 def test_without_the_first_stage_nothing_is_run(pools: Pools) -> None:
     outcome, _ = run_chain(pools, failing(first=StageFailed("No.")))
     assert outcome.not_run == {name: ["first"] for name in ("ppo", "dpo", "winrate", "last")}
+
+
+def test_a_stage_of_a_round_needs_every_input_and_draws_with_the_rounds_seed() -> None:
+    """A reward model that is trained without the round's comparisons would be another one."""
+    seeds: dict[str, int] = {}
+
+    def run_toy(step: Step, context: RunContext) -> Artifact:
+        del context
+        if step.stage == "mixture":
+            raise StageFailed("No.")
+        seeds[step.stage] = step.job.seed  # type: ignore[attr-defined]
+        return artifact(step.stage)
+
+    @flow(name="toys", persist_result=False)
+    def toys() -> Outcome:
+        seeded = dict.fromkeys(("mixture", "reward", "ppo"), Pipeline(seed=7))
+        stages = StageRuns(Pipeline(seed=1), RunContext(Machine(), None, IN_PLACE), seeded=seeded)
+        data = stages.run(toy("data", job=DataJob))
+        mixture = stages.run(toy("mixture", "data", job=MixtureJob), data=data)
+        stages.run(toy("reward", "data", job=RewardJob), data=data, mixture=mixture)
+        stages.run(toy("ppo", "data", job=PpoJob), data=data)
+        stages.run(toy("answers", "data", job=AnswersJob), data=data, mixture=mixture)
+        return stages.wait()
+
+    with patch.object(stage_module, "run_stage", run_toy):
+        outcome = toys()
+    assert seeds == {"data": 1, "ppo": 7, "answers": 1}
+    assert outcome.not_run == {"reward": ["mixture"]}
 
 
 def test_a_full_disk_of_this_machine_ends_the_run_at_once() -> None:

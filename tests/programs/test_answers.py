@@ -69,6 +69,17 @@ def test_the_champion_answers_the_same_questions_and_changes_no_other_answer(
     assert [line["step"] for line in logged] == list(range(1, 4 * 3 + 1)), "three batches of each of four"
 
 
+def test_the_policy_of_the_round_before_answers_too_and_changes_no_other_answer(
+    inputs: dict[str, Path], alone: dict[str, list[Any]], tmp_path: Path
+) -> None:
+    columns = answer(tmp_path / "run", inputs | {"predecessor": inputs["dpo"]})
+    assert {name: columns[name] for name in alone} == alone
+    assert columns["predecessor.answer"] != alone["dpo.answer"], "it draws other numbers"
+    assert None not in columns["predecessor.kl"]
+    summary = json.loads((tmp_path / "run" / "artifact" / "summary.json").read_text())
+    assert summary["policies"] == ["sft", "dpo", "predecessor", "base"]
+
+
 def test_the_champion_is_asked_in_its_own_format(inputs: dict[str, Path], tmp_path: Path) -> None:
     champion = {"champion": inputs["dpo"], "champion_model": inputs["model"]}
     plain, other = (

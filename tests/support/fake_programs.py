@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tasks.artifacts.code_version import program_module
 from tests.support.paths import ROOT
 
 STAGES = (
@@ -28,9 +29,19 @@ STAGES = (
     "report",
 )
 
-TABLES = ("finetune", "corpus", "reward", "reward_groups", "rl", "evaluation", "evaluation_pairs")
+ROUND_STAGES = ("candidates", "asked", "comparisons", "mixture")  # of the flow rounds alone
+TABLES = (
+    *ROUND_STAGES[:3],
+    "finetune",
+    "corpus",
+    "reward",
+    "reward_groups",
+    "rl",
+    "evaluation",
+    "evaluation_pairs",
+)
 # the files that a stage reads of an input, if not all; test_artifact.py compares them with the real programs
-MEANT = {
+MEANT: dict[str, dict[str, tuple[str, ...]]] = {
     "pretrain": {"data": ("corpus.parquet",)},
     "sft": {"data": ("finetune.parquet", "evaluation.parquet")},
     "merge": {"adapter": ("adapter",)},
@@ -49,10 +60,22 @@ MEANT = {
     },
     "benchmarks": {"data": ("evaluation.parquet",), "ppo": ("adapter",), "dpo": ("adapter",)},
 }
+OF_ROUNDS: dict[
+    str, dict[str, tuple[str, ...]]
+] = {  # the same of the inputs that only rounds have; of numbered ones the name is without its number
+    "candidates": {"data": ("rl.parquet",), "policy": ("adapter",), "reward": ("adapter", "reward.json")},
+    "asked": {"candidates": ("candidates.parquet",), "before": ("asked.parquet",)},
+    "comparisons": {"asked": ("asked.parquet",)},
+    "mixture": {"data": ("reward.parquet",), "comparisons": ("comparisons.parquet",)},
+    "reward": {"mixture": ("reward.parquet",)},
+    "ppo": {"start": ("adapter",)},
+    "answers": {"predecessor": ("adapter",)},
+}
 
 # Takes a few steps with a checkpoint each, and derives its result from its job and the content of its inputs.
 # FAKE_<STAGE> (a file in the tree) says how to misbehave: "slow", "meet STAGE", "input", "fail", "enospc",
-# "hang-at 3", "fill-at 3" (the disk of its home), "spawn", "warn".
+# "hang-at 3", "fill-at 3" (the disk of its home), "spawn", "warn", "die-at 3" (once), "wins 2" (of
+# winrate: the first two of its builds win against the last round, the others are undecided).
 PROGRAM = '''"""A fake program."""
 import contextlib, errno, hashlib, json, os, shutil, subprocess, sys, time
 from pathlib import Path
@@ -108,6 +131,9 @@ def train(config, run):
                     pass
         if mode == f"hang-at {{step}}":
             time.sleep(600)
+        if mode == f"die-at {{step}}":
+            MODE.write_text("")
+            os.kill(os.getpid(), 9)
         new = run.checkpoints / "new"
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
@@ -118,7 +144,7 @@ def train(config, run):
         saved = [run.checkpoints / f"step-{{step:08d}}"]
     inputs = {{}}
     for name, path in run.inputs.items():
-        places = [path / part for part in {meant}.get(name, ())] or [path]
+        places = [path / part for part in {meant}.get(name.rstrip("0123456789"), ())] or [path]
         found = [[place] if place.is_file() else sorted(place.rglob("*")) for place in places]
         files = [file for of_place in found for file in of_place]
         kept = [file for file in files if file.is_file() and file.name != "manifest.json"]
@@ -144,7 +170,12 @@ def train(config, run):
     if mode == "warn":
         run.warn("No answer ended.")
     rate = {{"value": 0.7, "low": 0.6, "high": 0.8, "n": 10}}
-    run.finish({{"{name}.kl": 0.5, "gold_win_rate.{name}": rate}})
+    metrics = {{"{name}.kl": 0.5, "gold_win_rate.{name}": rate}}
+    if mode.startswith("wins "):
+        has_won = len(MODE.with_name("BEGAN" + "_{name}").read_text().split()) <= int(mode.split()[1])
+        metrics["gold_win_rate.ppo_vs_predecessor"] = rate if has_won else {{**rate, "low": 0.4}}
+        metrics["gold_win_rate.ppo_vs_sft"] = rate
+    run.finish(metrics)
 
 
 if __name__ == "__main__":
@@ -161,29 +192,34 @@ def make_tree(folder: Path) -> Path:
     shutil.copy(ROOT / "deployments" / "prefect.yaml", folder / "deployments" / "prefect.yaml")
     (folder / "tasks" / "rlhf").mkdir()
     (folder / "tasks" / "rlhf" / "__init__.py").touch()
-    for stage in STAGES:
+    for stage in (*STAGES, *ROUND_STAGES):
         write_program(folder, stage)
     server = folder / "tasks" / "programs" / "runtime" / "fork_server.py"
     server.write_text(server.read_text().replace("PRELOADED = (", "PRELOADED = ()\nUSUALLY = ("))
     return folder
 
 
+def program_file(tree: Path, stage: str) -> Path:
+    """Return the file of a stage's program, which may lie in a subfolder of the programs."""
+    return tree.joinpath(*program_module(stage, root=tree).split(".")).with_suffix(".py")
+
+
 def write_program(tree: Path, stage: str, more: str = "") -> None:
-    (tree / "tasks" / "programs" / f"{stage}.py").write_text(
-        PROGRAM.format(
-            name=stage, job=f"{stage.capitalize()}Job", more=more, meant=MEANT.get(stage, {}), tables=TABLES
-        )
+    meant = MEANT.get(stage, {}) | OF_ROUNDS.get(stage, {})
+    program_file(tree, stage).write_text(
+        PROGRAM.format(name=stage, job=f"{stage.capitalize()}Job", more=more, meant=meant, tables=TABLES)
     )
 
 
 def misbehave(tree: Path, stage: str, mode: str) -> None:
     """Set how a stage's program misbehaves ('': not at all); this is not part of the program's version."""
-    (tree / "tasks" / "programs" / f"FAKE_{stage}").write_text(mode)
+    program_file(tree, stage).with_name(f"FAKE_{stage}").write_text(mode)
 
 
 def start_steps(tree: Path, stage: str) -> list[int]:
     """Return the step from which a stage's program has started, for each of its starts."""
-    return [int(line) for line in (tree / "tasks" / "programs" / f"BEGAN_{stage}").read_text().split()]
+    began = program_file(tree, stage).with_name(f"BEGAN_{stage}")
+    return [int(line) for line in began.read_text().split()]
 
 
 def environment(tree: Path, home: Path) -> dict[str, str]:

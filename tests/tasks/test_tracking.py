@@ -134,6 +134,18 @@ def test_a_reused_stage_points_to_the_run_that_built_it(tree: Path, tracker: Tra
     assert tracker._mlflow.list_artifacts(reused.info.run_id) == []
 
 
+def test_a_retried_flow_run_finds_its_run_with_its_tags_and_those_below_it(tracker: Tracker) -> None:
+    for _ in range(2):
+        with runs.pipeline_run(tracker, "rounds", {}, flow_run_id="r9") as parent:
+            known = dict(parent.known)
+            parent.set_tags({"compared with": "the champion"})
+            with runs.pipeline_run(tracker, "1", {}, flow_run_id="r9-1", parent=parent.run_id) as one:
+                pass
+        assert [child.info.run_id for child in children(tracker, parent)] == [one.run_id]
+    assert (parent.resumed, one.resumed) == (True, True)
+    assert known["compared with"] == "the champion"
+
+
 def test_a_crash_is_failed_and_the_resumed_stage_continues_its_run(tree: Path, tracker: Tracker) -> None:
     fake_programs.misbehave(tree, "ppo", "hang-at 3")
 

@@ -2,7 +2,8 @@
 
 python -m tasks.programs.runtime.fork_server LISTENER OWNER     started by tasks.execution.program_forks
 
-A request is {"stage", "directory"} with descriptors: the program's log, and any others that it shall inherit.
+A request is {"stage", "module", "directory"} with descriptors: the program's log, and any others that it
+shall inherit.
 """
 
 import contextlib
@@ -37,7 +38,7 @@ def run_program(request: Request) -> NoReturn:
             os.dup2(request.descriptors[0], stream)
         os.chdir(directory)
         sys.argv = [f"{stage}.py", directory]
-        runpy.run_module(f"tasks.programs.{stage}", run_name="__main__", alter_sys=True)
+        runpy.run_module(request.content["module"], run_name="__main__", alter_sys=True)
         status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)

@@ -1,5 +1,6 @@
 """Load the models that a run has made, to compute with each of them: the base, the SFT model, each policy."""
 
+import re
 from functools import partial
 from typing import NamedTuple, cast
 
@@ -7,7 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from tasks.config.policies import TUNED
+from tasks.config.policies import PREDECESSOR, TUNED
 from tasks.programs.runtime.program import Run
 from tasks.rlhf.models import fingerprint, loading, lora, reward_model, trainable
 from tasks.rlhf.models.quantised import Precision
@@ -44,6 +45,12 @@ def load_champion(run: Run, precision: Precision | None, device: torch.device) -
     return Models({"champion": active}, None)
 
 
+def policy_names(run: Run) -> list[str]:
+    """Return the inputs that are policies: those of this run, that of the round before, and candidates'."""
+    fixed = [name for name in (*TUNED, PREDECESSOR) if name in run.inputs]
+    return fixed + sorted(name for name in run.inputs if re.fullmatch(r"policy\d*", name))
+
+
 def load_tuned(
     run: Run, precision: Precision | None, device: torch.device, *, with_held_out: bool = False
 ) -> Models:
@@ -65,11 +72,10 @@ def load_tuned(
         if with_held_out:
             model, held_out = reward_model.load_held_out(run.inputs["reward"], model, device=device)
     trained: dict[str, Active] = {}
-    for name in TUNED:
-        if name in run.inputs:
-            model, trained[name] = trainable.load(
-                run.inputs[name], model, name, actual=actual, setting="weights.merged", reload_base=load
-            )
+    for name in policy_names(run):
+        model, trained[name] = trainable.load(
+            run.inputs[name], model, name, actual=actual, setting="weights.merged", reload_base=load
+        )
     if isinstance(model, PeftModel):
         return Models({"sft": partial(lora.active, model, None), **trained}, scorer, held_out)
     return Models({"sft": partial(trainable.unchanged, model), **trained}, scorer, held_out)

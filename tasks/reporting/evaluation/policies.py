@@ -10,11 +10,12 @@ NAMES = {
     "dpo": "DPO",
     "ppo": "PPO",
     "champion": "champion",
+    "predecessor": "last round",
 }
 TRAINED = ("ppo", "dpo")  # what a run may promote
 # opponents: the model that all started from first, the chosen answers last
-OPPONENTS = ("sft", "champion", "dpo", "ppo", "base", "chosen")
-POLICIES = (*TRAINED, "champion", "sft", "base", "chosen")
+OPPONENTS = ("sft", "champion", "predecessor", "dpo", "ppo", "base", "chosen")
+POLICIES = (*TRAINED, "champion", "predecessor", "sft", "base", "chosen")
 
 Rate = Mapping[str, Any]  # value, low, high and n of a share
 

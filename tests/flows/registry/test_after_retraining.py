@@ -9,6 +9,7 @@ from prefect.exceptions import ObjectNotFound
 
 from flows import retrain
 from flows.commands.plan import Planned
+from flows.services import promotions
 from tasks.config.pipeline import Pipeline
 from tasks.promotion.finished_runs import FinishedRun
 
@@ -32,7 +33,6 @@ def retrained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]
         return SimpleNamespace(name="promote demo")
 
     for name, value in {
-        "run_deployment": run_deployment,
         "get_run_logger": lambda: logging.getLogger("retrained"),
         "plan": lambda *_, **__: [SimpleNamespace(action="build")],
         "rlhf": lambda *_, **__: SUMMARY,
@@ -43,6 +43,8 @@ def retrained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]
         "find_run": lambda _, run="", **__: FinishedRun(f"tracked {run}", {}, {"stages": []}, {}),
     }.items():
         monkeypatch.setattr(retrain, name, value)
+    monkeypatch.setattr(promotions, "run_deployment", run_deployment)
+    monkeypatch.setattr(promotions, "get_run_logger", lambda: logging.getLogger("promoted"))
     return started
 
 
@@ -99,10 +101,11 @@ def test_a_promotion_that_cannot_be_started_is_no_failure(
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(retrain, "run_deployment", fail)
+    monkeypatch.setattr(promotions, "run_deployment", fail)
     assert retrain.retrain.fn(Pipeline(), profile="mine").name == "Completed"
     assert f"promote/mine could not be started ({str(error) or 'ConnectionError'})" in caplog.text
     assert "`alignflow promote flow-7` does it by hand" in caplog.text
+    assert "The next retraining tries again to promote flow-7" in caplog.text
     assert marks == [("tracked flow-7", "due")], "the next retraining tries again"
 
 
@@ -125,7 +128,7 @@ def test_a_promotion_that_is_not_deployed_is_no_failure(
     def refuse(*_: Any, **__: Any) -> None:
         raise ObjectNotFound(Exception())
 
-    monkeypatch.setattr(retrain, "run_deployment", refuse)
+    monkeypatch.setattr(promotions, "run_deployment", refuse)
     state = retrain.retrain.fn(Pipeline(), profile="mine")
     assert (state.name, state.message, state.data) == (
         "Completed",
@@ -133,4 +136,5 @@ def test_a_promotion_that_is_not_deployed_is_no_failure(
         SUMMARY,
     )
     assert "no deployment promote/mine" in caplog.text
+    assert marks == [("tracked flow-7", "due")]
     assert "`alignflow promote flow-7`" in caplog.text

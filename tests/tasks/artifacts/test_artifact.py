@@ -221,6 +221,10 @@ NOT_IN_KEY = {
     "answers": {"winrate.num_graded_pairs"},
     "winrate": {"weights.base", *PLACE},
     "benchmarks": {"benchmarks.files", "benchmarks.reward_bench"},
+    "candidates": {"weights.base"},
+    "asked": set(),
+    "comparisons": {"weights.base"},
+    "mixture": set(),
     "report": set(),
 }
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.artifacts.code_version import source_digests
+from tasks.artifacts.code_version import program_module, source_digests
 
 PROGRAM = '''"""Docs."""
 from tasks.config.jobs import SftJob
@@ -113,3 +113,15 @@ def test_another_import_is_other_code(tree: Path) -> None:
         PROGRAM.replace("import losses", "import other as losses")
     )
     assert source_digests("sft", root=tree)["tasks/programs/sft.py"] != before
+
+
+def test_a_program_is_found_in_its_subfolder_too(tree: Path) -> None:
+    folder = tree / "tasks" / "programs" / "rounds"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "asked.py").write_text("from tasks.rlhf import masks\n")
+    assert program_module("asked", root=tree) == "tasks.programs.rounds.asked"
+    assert program_module("sft", root=tree) == "tasks.programs.sft"
+    assert program_module("sft") == "tasks.programs.sft"
+    expected = ["tasks/programs/rounds/asked.py", "tasks/rlhf/masks.py", "tasks/rlhf/names.txt"]
+    assert list(source_digests("asked", root=tree)) == expected

@@ -12,8 +12,9 @@ from tasks.config.pipeline import Pipeline
 from tasks.config.sections.gates import Promotion
 from tasks.promotion import opponents, promotion
 from tasks.promotion.finished_runs import find_run
-from tasks.promotion.opponents import find_opponents
+from tasks.promotion.opponents import find_opponents, read_pin, write_pin
 from tasks.stages.answers import answers
+from tasks.system.errors import InputError
 from tasks.tracking import registry
 from tasks.tracking.client import Tracker
 from tests.tasks.promotion.finished_runs import GOOD, MadeRun, make_run
@@ -64,6 +65,22 @@ def test_opponents_are_the_champion_and_the_one_before(tracker: Tracker) -> None
     assert find_opponents(tracker, off, "demo") == {}
     registry.roll_back(tracker, "rlhf-policy-demo", "", by="anna")
     assert find_opponents(tracker, Promotion(), "demo")["champion"]["key"] == first.manifests["ppo"]["key"]
+
+
+def test_pinned_opponents_are_the_same_after_a_promotion(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    first, second = (make_run(tracker, seed) for seed in (1, 2))
+    promote(tracker, first)
+    found = find_opponents(tracker, Promotion(), "demo")
+    pin = write_pin(found)
+    promote(tracker, second)
+    assert read_pin(tracker, pin) == found
+    assert read_pin(tracker, write_pin({})) == {}
+    monkeypatch.setenv("ALIGNFLOW_HOME", str(tmp_path / "another"))  # a machine that does not have its files
+    monkeypatch.setattr(opponents, "find_manifest", lambda *_: None)
+    with pytest.raises(InputError, match=f"the champion {first.manifests['ppo']['key'][:12]}, whose files"):
+        read_pin(tracker, pin)
 
 
 def test_a_champion_whose_files_are_gone_is_warned_of(

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from prefect.utilities.names import generate_slug
 
-from flows import run_names
+from flows.display import run_names
 from tasks.config.pipeline import Pipeline
 
 MADE = re.compile(r"(retrain )?mine 20\d\d-\d\d-\d\d \d\d:\d\d [0-9a-f]{6}")

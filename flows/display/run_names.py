@@ -37,6 +37,11 @@ def name_promotion() -> str:
     return _name("promote ")
 
 
+def name_rounds() -> str:
+    """Return the name of the current run of rounds."""
+    return _name("rounds of ")
+
+
 def _name(prefix: str) -> str:
     typed = str(flow_run.name or "")
     if typed and not is_random(typed):

@@ -1,0 +1,200 @@
+"""Rounds: policy and reward model take turns on fresh comparisons, in one Prefect flow.
+
+Each round is a run of the pipeline, and in MLflow a child of the flow run's own run. A flow run that is
+retried finds the rounds' runs again; a command that is started again finds their artifacts in the store.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.runtime import deployment, flow_run
+from prefect.states import Completed
+
+from flows.display.rounds_summary import conclude_rounds, describe_rounds, summarise_round
+from flows.display.run_log import logging_events
+from flows.display.run_names import name_rounds
+from flows.display.run_summary import RunName
+from flows.labelling.collecting import collect_labels
+from flows.pipeline import RunStage, chain, list_stages, prepare, run_tracked, started_by
+from flows.preflight import check_environment, check_inputs, check_rounds
+from flows.renamed_settings import log_renamed_settings
+from flows.services.heartbeat import heartbeat
+from flows.services.promotions import start_promotion
+from flows.stage_runs import NONE_SEEDED, StageRuns
+from tasks.artifacts.artifact import Artifact
+from tasks.config.pipeline import Pipeline
+from tasks.promotion.opponents import find_opponents, read_pin, write_pin
+from tasks.rounds.round_walk import Prepared, Round, collect_candidates, finish_round, seeded_stages
+from tasks.rounds.verdict import RoundVerdict, best_round, goes_on, judge_round
+from tasks.stages.reward import reward
+from tasks.system import events
+from tasks.tracking import runs
+from tasks.tracking.client import process_tracker
+from tasks.tracking.run_notes import describe_pipeline
+from tasks.tracking.tracked_run import TrackedRun
+
+OPPONENTS = "alignflow.rounds.opponents"  # tag of the flow run's run: whom every round is compared with
+
+
+class Loop(NamedTuple):
+    """What every round of a flow run is given."""
+
+    config: Pipeline
+    profile: str
+    parent: TrackedRun
+    opponents: Mapping[str, Artifact]
+
+
+class Done(NamedTuple):
+    """A finished round: what later rounds know of it, its verdict, and its line in the table of rounds."""
+
+    round: Round
+    verdict: RoundVerdict
+    line: dict[str, Any]
+
+
+@flow(name="rounds", flow_run_name=name_rounds, persist_result=True, result_serializer="json")
+def rounds(config: Pipeline = Pipeline(), profile: str = "rounds") -> State:  # noqa: B008 - fills Prefect's form
+    """Sample answers, ask which is better, train the reward model and then the policy on, and begin again.
+
+    Args:
+        config: Every setting of every stage; those of the loop are in the section rounds.
+        profile: A name for the run.
+    """
+    with heartbeat():
+        log_renamed_settings()
+        check_inputs(config)  # a deployment has had no command line to do so
+        check_rounds(config)
+        check_environment(config, profile)
+        with logging_events():
+            summary = _run_rounds(config.model_copy(update={"method": "ppo"}), profile)
+        return Completed(message=describe_rounds(summary), data=summary)
+
+
+def _run_rounds(config: Pipeline, profile: str) -> dict[str, Any]:
+    """Run the rounds below a run of their own in MLflow, and start the promotion of the best one."""
+    started, settings = time.monotonic(), config.model_dump(mode="json")
+    opened = runs.pipeline_run(
+        process_tracker(),
+        str(flow_run.name or profile),
+        settings,
+        flow_run_id=str(flow_run.id),
+        source=started_by(profile),
+        note=describe_pipeline(profile, settings),  # without a profile: it is itself no run of the pipeline
+    )
+    with opened as parent:
+        loop = Loop(config, profile, parent, pin_opponents(parent, config, profile))
+        done = [_start(loop)]
+        for number in range(1, config.rounds.count + 1):
+            done.append(_run_round(loop, number, [one.round for one in done]))
+            if not goes_on(done[-1].verdict, config.rounds.stop):
+                break
+        best = best_round([(one.round, one.verdict) for one in done])
+        lines = [one.line for one in done]
+        summary = conclude_rounds(
+            config, profile, lines, best, seconds=time.monotonic() - started, parent=parent
+        )
+    promote_best(config, profile, best)
+    return summary
+
+
+def pin_opponents(parent: TrackedRun, config: Pipeline, profile: str) -> dict[str, Artifact]:
+    """Return the champion's artifacts, the same ones when a flow run is retried.
+
+    A promotion meanwhile would change the answers of the rounds, and all that is built on them. Raises
+    InputError if an opponent of the first attempt is gone.
+    """
+    if pinned := parent.known.get(OPPONENTS):
+        return read_pin(parent.tracker, pinned)
+    found = find_opponents(parent.tracker, config.promotion, profile)
+    parent.set_tags({OPPONENTS: write_pin(found)})
+    return found
+
+
+def promote_best(config: Pipeline, profile: str, best: Round | None) -> None:
+    """Start the promotion of the best round, if this flow run is of a deployment and the settings say so."""
+    if config.rounds.promote and deployment.name and best and best.run_id:
+        start_promotion(config.promotion, profile, run=best.run_id)
+
+
+def _start(loop: Loop) -> Done:
+    """Build what the first round begins with, as round 0: the SFT model, or a policy trained on votes."""
+    walk = partial(_walk_start, loop)
+    return _track(loop, 0, lambda stages: walk(stages.run), list_stages(walk), [])
+
+
+def _walk_start(loop: Loop, run: RunStage) -> None:
+    if loop.config.rounds.start == "policy":
+        chain(loop.config, run, loop.opponents)
+        return
+    pairs, _, model = prepare(loop.config, run)
+    if loop.config.rounds.old_share:  # else no reward model learns from votes
+        run(reward, data=pairs, model=model)
+
+
+def _run_round(loop: Loop, number: int, before: Sequence[Round]) -> Done:
+    names = list_stages(partial(_name_stages, loop, before))
+    return _track(loop, number, partial(_walk_round, loop, number, before), names, before)
+
+
+def _name_stages(loop: Loop, before: Sequence[Round], run: RunStage) -> None:
+    """Walk a round without labels, for the names of its stages."""
+    prepared = Prepared(*prepare(loop.config, run))
+    to_label = collect_candidates(loop.config, prepared, before, run)
+    finish_round(loop.config, prepared, before, to_label, None, run, loop.opponents)
+
+
+def _walk_round(loop: Loop, number: int, before: Sequence[Round], stages: StageRuns) -> None:
+    config, prepared = loop.config, Prepared(*prepare(loop.config, stages.run))
+    to_label = collect_candidates(config, prepared, before, stages.run)
+    labels = _find_labels(loop, number, stages)
+    finish_round(config, prepared, before, to_label, labels, stages.run, loop.opponents)
+
+
+def _find_labels(loop: Loop, number: int, stages: StageRuns) -> Artifact | None:
+    """Return the file of labels, for which the run may wait; None if a stage makes them, or has failed."""
+    if loop.config.rounds.labels.kind not in ("file", "people"):
+        return None
+    to_label = stages.wait().built.get("asked")
+    if to_label is None:
+        return None
+    tracked = TrackedRun(stages.context.tracker, stages.context.tracked)
+    return collect_labels(loop.config, loop.profile, number, to_label, tracked)
+
+
+def _track(
+    loop: Loop,
+    number: int,
+    walk: Callable[[StageRuns], None],
+    stages: list[str],
+    before: Sequence[Round],
+) -> Done:
+    """Run one round as a run of the pipeline, below the flow run's own; ``stages`` are the names of all."""
+    events.tell("round", number=number, count=loop.config.rounds.count)
+    finished = run_tracked(
+        loop.config,
+        loop.profile,
+        RunName(f"{flow_run.id}-{number}", f"{flow_run.name}, round {number}"),
+        walk,
+        stages=stages,
+        seeded=seeded_stages(loop.config, number) if number else NONE_SEEDED,
+        parent=loop.parent.run_id,
+    )
+    built, metrics = finished.built, finished.summary["metrics"]
+    one = Round(
+        number,
+        policy=built.get("ppo"),
+        reward=built.get("reward"),
+        asked=built.get("asked"),
+        comparisons=built.get("comparisons"),
+        run_id=finished.run_id,
+        metrics=metrics,
+    )
+    verdict = judge_round(metrics, has_predecessor=any(earlier.policy for earlier in before))
+    line = summarise_round(one, verdict, finished.summary)
+    events.tell("round_end", number=number, text=line["sentence"])
+    return Done(one, verdict, line)

@@ -1,0 +1,61 @@
+"""Judge a round by the win rate of its policy against that of the round before, and choose the best round."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from tasks.config.policies import PREDECESSOR, TITLES
+from tasks.config.trusted_judges import JUDGES, choose_judge
+from tasks.promotion.gate_results import format_share, read_interval
+from tasks.rounds.round_walk import Round
+
+EVEN = 0.5  # the win rate of a policy that is as good as its opponent; ties count half
+
+
+class RoundVerdict(NamedTuple):
+    """Whether a round's policy wins against that of the round before, or SFT if there is none."""
+
+    outcome: Literal["won", "lost", "undecided"]
+    against: str  # the opponent's name, "predecessor" or "sft"
+    judge: str  # "" if no judge has compared policies
+    rate: dict[str, Any] | None  # {value, low, high, n}; None if the judge has not compared the two
+    sentence: str
+
+
+def judge_round(metrics: Mapping[str, Any], *, has_predecessor: bool) -> RoundVerdict:
+    """Return the verdict of the judge that is trusted most: "won" if the whole interval lies above one half.
+
+    ``metrics`` are those of the summary of the round's run. The first policy that is trained has no
+    predecessor and is compared with SFT.
+    """
+    opponent = PREDECESSOR if has_predecessor else "sft"
+    judge = choose_judge(metrics)
+    rate = read_interval(metrics, f"{judge}_win_rate.ppo_vs_{opponent}")
+    if rate is None:
+        return RoundVerdict(
+            "undecided", opponent, judge, None, f"undecided: nothing compared it with {TITLES[opponent]}"
+        )
+    outcome: Literal["won", "lost", "undecided"] = "undecided"
+    if rate["low"] > EVEN:
+        outcome = "won"
+    elif rate["high"] < EVEN:
+        outcome = "lost"
+    sentence = f"{outcome}: {format_share(rate)} against {TITLES[opponent]}, by {JUDGES[judge]}"
+    return RoundVerdict(outcome, opponent, judge, rate, sentence)
+
+
+def goes_on(verdict: RoundVerdict, stop: Literal["not_won", "lost", "never"]) -> bool:
+    """Return whether another round follows one with this verdict, by the setting rounds.stop."""
+    ending = {"not_won": ("lost", "undecided"), "lost": ("lost",), "never": ()}[stop]
+    return verdict.outcome not in ending
+
+
+def best_round(rounds: Sequence[tuple[Round, RoundVerdict]]) -> Round | None:
+    """Return the last round that won.
+
+    If none has: round 0, whose policy was trained on votes; None if round 0 has trained no policy.
+    """
+    first, *later = rounds
+    won = [one for one, verdict in later if verdict.outcome == "won"]
+    if won:
+        return won[-1]
+    return first[0] if first[0].policy else None
