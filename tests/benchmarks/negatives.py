@@ -1,6 +1,7 @@
 """Measure what hard comparisons (reward.hard_negatives) do to the demo's reward model and to its PPO.
 
-python -m tests.benchmarks.negatives DIR [--seeds 0 1 2] [--shares 0 1] [--threads 1] [--set NAME=VALUE ...]
+python -m tests.benchmarks.negatives DIR [--seeds 0 1 2] [--shares 0 1] [--threads 1] [--reward-only]
+                                         [--set NAME=VALUE ...]
 
 DIR gets a folder for each seed with the demo's stages up to merge, and one for each seed and share with the
 reward model and PPO; a stage that is finished is not run again. Per run: pairs that the reward model orders
@@ -17,7 +18,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -50,70 +51,56 @@ MODEL = {"data": "data/artifact", "model": "merge/artifact/model"}  # of reward 
 RANKED = 300  # evaluation questions whose answers the gold scorer orders
 
 
-class Outcome(NamedTuple):
-    """Figures of one reward model and of the policy trained with it; shares of 1."""
-
-    votes: float  # pairs of evaluation questions ordered as the votes
-    gold: float  # pairs of answers to evaluation questions ordered as the gold scorer does
-    attacks: dict[str, float]  # real answers out-scored, by kind
-    win: float  # PPO against the SFT model
-    gain: float  # share of a perfect policy's gain
-
-    def flatten(self) -> dict[str, float]:
-        """Return all figures by name."""
-        figures = self._asdict()
-        return {
-            "votes": self.votes,
-            "gold": self.gold,
-            **figures["attacks"],
-            "win": self.win,
-            "gain": self.gain,
-        }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("directory", type=Path, metavar="DIR")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--shares", type=float, nargs="+", default=[0.0, 1.0])
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--reward-only", action="store_true", help="train no policies")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     options = parser.parse_args()
-    found: dict[float, list[Outcome]] = {share: [] for share in options.shares}
+    found: dict[float, list[dict[str, float]]] = {share: [] for share in options.shares}
     for seed in options.seeds:
         settings = [*options.set, f"seed={seed}", f"machine.threads={options.threads}"]
         root = options.directory.absolute() / f"seed-{seed}"
         for stage, inputs in CHAIN.items():
             run_stage(root / stage, stage, settings, {name: root / path for name, path in inputs.items()})
         for share in options.shares:
-            found[share].append(train(root, f"share-{share:g}", [*settings, _share(share)]))
-            print(f"seed {seed}, share {share:g}: {describe([found[share][-1]])}", flush=True)
+            changed = [*settings, f"reward.hard_negatives.share={share}"]
+            figures = train_reward(root, f"share-{share:g}", changed)
+            print(f"seed {seed}, share {share:g}: {describe([figures])}", flush=True)
+            if not options.reward_only:
+                figures |= train_policy(root, f"share-{share:g}", changed)
+                print(f"seed {seed}, share {share:g}: {describe([figures])}", flush=True)
+            found[share].append(figures)
         print(f"seed {seed}: {describe_made(check_made(root))}", flush=True)
-    for share, outcomes in found.items():
-        print(f"mean of {len(outcomes)} seeds, share {share:g}: {describe(outcomes)}")
+    for share, several in found.items():
+        print(f"mean of {len(several)} seeds, share {share:g}: {describe(several)}")
 
 
-def _share(share: float) -> str:
-    return f"reward.hard_negatives.share={share}"
-
-
-def train(root: Path, name: str, settings: list[str]) -> Outcome:
-    """Train a reward model and a policy with it in folders of ``root``; return their figures."""
-    inputs = {stage: root / path for stage, path in MODEL.items()}
-    artifact = run_stage(root / f"reward-{name}", "reward", settings, inputs)
-    policy = root / f"ppo-{name}"
-    run_stage(policy, "ppo", settings, inputs | {"reward": artifact})
+def train_reward(root: Path, name: str, settings: list[str]) -> dict[str, float]:
+    """Train a reward model in a folder of ``root``; return shares of pairs and of answers out-scored."""
+    folder = root / f"reward-{name}"
+    artifact = run_stage(folder, "reward", settings, {stage: root / path for stage, path in MODEL.items()})
     metrics = json.loads((artifact / "summary.json").read_text())["metrics"]
     measures = json.loads((artifact / "measures.json").read_text())
-    learnt = learning.measure(policy, split="evaluation", temperature=1.0, most=500)
     attacks = measures["attacks"] | measures.get("copying", {})
-    return Outcome(
-        votes=metrics["reward_accuracy.votes"]["value"],
-        gold=measure_gold(Run(root / f"reward-{name}"), artifact),
-        attacks={kind: verdict["wins"]["value"] for kind, verdict in attacks.items()},
-        win=learnt.win.value,
-        gain=learnt.gain[0],
-    )
+    return {
+        "votes": metrics["reward_accuracy.votes"]["value"],
+        "gold": measure_gold(Run(folder), artifact),
+        **{kind: verdict["wins"]["value"] for kind, verdict in attacks.items()},
+        "elsewhere": metrics["reward.elsewhere_correlation"]["value"],
+    }
+
+
+def train_policy(root: Path, name: str, settings: list[str]) -> dict[str, float]:
+    """Train a policy with the reward model of that name; return its win rate and its gain."""
+    inputs = {stage: root / path for stage, path in MODEL.items()}
+    inputs["reward"] = root / f"reward-{name}" / "artifact"
+    run_stage(root / f"ppo-{name}", "ppo", settings, inputs)
+    learnt = learning.measure(root / f"ppo-{name}", split="evaluation", temperature=1.0, most=500)
+    return {"win": learnt.win.value, "gain": learnt.gain[0], "perfect": learnt.perfect[1]}
 
 
 def run_stage(folder: Path, stage: str, settings: list[str], inputs: dict[str, Path]) -> Path:
@@ -182,12 +169,12 @@ def check_made(root: Path) -> dict[str, Counter[str]]:
     return counts
 
 
-def describe(outcomes: Sequence[Outcome]) -> str:
-    """Return the mean of each figure, in per cent; the gain is a share."""
-    flat = [outcome.flatten() for outcome in outcomes]
-    means = {name: fmean(one[name] for one in flat) for name in flat[0]}
+def describe(figures: Sequence[dict[str, float]]) -> str:
+    """Return the mean of each figure; shares in per cent."""
+    means = {name: fmean(one[name] for one in figures) for name in figures[0]}
     return ", ".join(
-        f"{name} {value:.2f}" if name == "gain" else f"{name} {value:.1%}" for name, value in means.items()
+        f"{name} {value:.2f}" if name in ("gain", "elsewhere") else f"{name} {value:.1%}"
+        for name, value in means.items()
     )
 
 
