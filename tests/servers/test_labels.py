@@ -91,8 +91,12 @@ def label_by_keyboard(address: str) -> str:
 
 
 def test_a_person_labels_the_pairs_of_a_round_by_keyboard_and_the_flow_goes_on(
-    installation: Installation, tmp_path: Path
+    installation: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name, value in installation.login.items():
+        if name.startswith("MLFLOW_"):
+            monkeypatch.setenv(name, value)
+
     # 1. The flow run is suspended until the pairs are labelled, and holds no worker.
     run = start(installation)
     wait_until(lambda: is_suspended(installation, run), every=0.5)
