@@ -130,6 +130,16 @@ class Pipeline(Settings):
                 "rounds.labels.by=held_out needs a reward model that PPO never sees: set "
                 "reward.held_out_member to true"
             )
+        if (
+            labels.kind == "judge"
+            and labels.by == "held_out"
+            and rounds.start == "sft"
+            and not rounds.old_share
+        ):
+            raise ValueError(
+                "rounds.labels.by=held_out needs a reward model before the first round: set rounds.start to "
+                "policy, or rounds.old_share above 0"
+            )
         if rounds.choose.by == "disagreement" and self.reward.members < 2:
             raise ValueError(
                 "rounds.choose.by=disagreement needs an ensemble: set reward.members to 4, or "
