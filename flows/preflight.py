@@ -37,7 +37,7 @@ def check_inputs(config: Pipeline) -> None:
     if isinstance(config.base, HuggingFaceBase):
         check_tokenizer(find_model_folder(config.base), config.text)
     judge_inputs(config.judge)
-    for stage in ("sft", "reward", "dpo"):
+    for stage in ("sft", "reward", "dpo", "ppo"):
         start_weights(config, stage)
     mixed_text(config)
     reward_models(config.ppo.rewards)

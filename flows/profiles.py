@@ -146,7 +146,7 @@ def with_absolute_paths(config: Pipeline, folder: Path) -> Pipeline:
         ("base", "path"),
         ("judge", "path"),
         ("judge", "prompt"),
-        *((stage, "start") for stage in ("sft", "reward", "dpo")),
+        *((stage, "start") for stage in ("sft", "reward", "dpo", "ppo")),
     ):
         settings = getattr(config, section)
         if hasattr(settings, name) and not is_own_prompt(getattr(settings, name)):

@@ -61,7 +61,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="module")
 def browser() -> "Iterator[Browser]":
     """Yield a headless Chromium, shared by the tests of a module; skip the test if there is none."""
-    from tests.support.browser import open_browser
+    from tests.support.pages.browser import open_browser
 
     with open_browser() as opened:
         yield opened

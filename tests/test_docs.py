@@ -21,8 +21,7 @@ DOCS = ROOT / "docs"
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
 NAMES = (
-    "quickstart data rounds architecture design metrics results operations security limitations "
-    "contributing"
+    "quickstart data rounds architecture design metrics results operations security limitations contributing"
 ).split()
 FOLDERS = ("flows/", "tasks/", "tests/", "deployments/", "docker/", "docs/", ".ci/")
 COMMAND = re.compile(r"`alignflow ([\w-]+)")

@@ -107,7 +107,7 @@ def _find_relative_path(config: Pipeline) -> str:
 
     Paths that exist have been made absolute; a worker could not find the others.
     """
-    paths = {f"{stage}.start": getattr(config, stage).start for stage in ("sft", "reward", "dpo")}
+    paths = {f"{stage}.start": getattr(config, stage).start for stage in ("sft", "reward", "dpo", "ppo")}
     paths |= {f"data.decontaminate_against {path}": path for path in config.data.decontaminate_against}
     paths |= {f"benchmarks.files {path}": path for path in config.benchmarks.files}
     paths |= {"benchmarks.reward_bench": config.benchmarks.reward_bench, "ppo.ptx.path": config.ppo.ptx.path}

@@ -5,6 +5,7 @@ from pathlib import Path
 from tasks.artifacts.artifact import Artifact, only, user_artifact
 from tasks.config.pipeline import Pipeline
 from tasks.config.sections.dpo import Dpo
+from tasks.config.sections.ppo import Ppo
 from tasks.config.sections.reward import Reward
 from tasks.config.sections.sft import Sft
 from tasks.config.sections.tuning import Tuning
@@ -44,7 +45,7 @@ def start_weights(config: Pipeline, stage: str) -> dict[str, Artifact]:
     Raises InputError.
     """
     settings = getattr(config, stage)
-    assert isinstance(settings, Tuning)
+    assert isinstance(settings, Tuning | Ppo)
     if not settings.start:
         return {}
     place = Path(settings.start).expanduser()

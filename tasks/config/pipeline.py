@@ -114,9 +114,19 @@ class Pipeline(Settings):
 
     def check_rounds(self) -> None:
         """Raise ValueError if the flow ``rounds`` cannot run with these settings; the chain alone can."""
-        rounds, labels = self.rounds, self.rounds.labels
+        rounds = self.rounds
         if self.method == "dpo":
             raise ValueError("rounds train the policy with PPO: set method to ppo")
+        if rounds.choose.by == "disagreement" and self.reward.members < 2:
+            raise ValueError(
+                "rounds.choose.by=disagreement needs an ensemble: set reward.members to 4, or "
+                "rounds.choose.by to random"
+            )
+        self._check_labels_of_rounds()
+        self._check_training_in_rounds()
+
+    def _check_labels_of_rounds(self) -> None:
+        rounds, labels = self.rounds, self.rounds.labels
         if labels.kind == "gold" and not isinstance(self.source, ShellSite):
             raise ValueError(
                 "rounds.labels.kind=gold knows the answers of the built-in site only: set it to judge or file"
@@ -140,12 +150,6 @@ class Pipeline(Settings):
                 "rounds.labels.by=held_out needs a reward model before the first round: set rounds.start to "
                 "policy, or rounds.old_share above 0"
             )
-        if rounds.choose.by == "disagreement" and self.reward.members < 2:
-            raise ValueError(
-                "rounds.choose.by=disagreement needs an ensemble: set reward.members to 4, or "
-                "rounds.choose.by to random"
-            )
-        self._check_training_in_rounds()
 
     def _check_training_in_rounds(self) -> None:
         if self.reward.comparisons == "rankings":

@@ -2,7 +2,8 @@
 
 python -m tasks.programs.ppo DIR
 
-inputs: data, model (the merged SFT model), reward; text, if a file of it is mixed in
+inputs: data, model (the merged SFT model), reward; text, if a file of it is mixed in; start, a policy to go
+    on from
 artifact: adapter/ (the policy), critic/ (a SEQ_CLS adapter; of PPO alone), samples.jsonl, summary.json
 
 A KL penalty holds the policy near the SFT model. Policy, reference, critic and reward model are adapters of
@@ -26,7 +27,7 @@ from tasks.programs.ppo_stage.estimate_advantages import estimate_advantages
 from tasks.programs.ppo_stage.guard_report import write_report
 from tasks.programs.ppo_stage.guards import Guards
 from tasks.programs.ppo_stage.independent_score import build_score
-from tasks.programs.ppo_stage.load_models import TOLERANCE, load_models
+from tasks.programs.ppo_stage.load_models import TOLERANCE, load_models, load_policy
 from tasks.programs.ppo_stage.pretraining_mix import load_text_mix
 from tasks.programs.ppo_stage.reward_mix import UNTOUCHED, RewardMix, load_reward_mix
 from tasks.programs.ppo_stage.rollout_checks import RolloutChecks
@@ -71,7 +72,8 @@ def train(job: PpoJob, run: Run) -> None:
             "raise it, or start fewer."
         )
 
-    # 1. Prompts; policy = reference = SFT model, critic = reward model; or the checkpoint's.
+    # 1. Prompts; policy = reference = SFT model, critic = reward model; or the checkpoint's. A policy to
+    # go on from is loaded once the SFT model has been checked and measured.
     tokenizer = loading.load_tokenizer(run.inputs["model"])
     encoder = pair_tables.build_encoder(job.text, tokenizer, {})
     questions, held_out = read_questions(job, run, encoder)
@@ -88,6 +90,12 @@ def train(job: PpoJob, run: Run) -> None:
     score = build_score(job, run, models, encoder, mix, held_out, state)
     guards = Guards(settings, models, state, good, score)
     text = load_text_mix(job, run, tokenizer, models, state)
+    if "start" in run.inputs and start == 0:
+        rollout = sample_rollout(job, models, questions, encoder, mix, step=0, is_checked=True, device=device)
+        checks.check(rollout, 0)
+        guards.start(describe_rollout(rollout, encoder))
+        load_policy(run.inputs["start"], models)
+        checks.expect_trained()
     sampler = start_sampler(job, run, tokenizer, models, mix)
     sampler(start)
 

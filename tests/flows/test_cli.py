@@ -106,6 +106,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ),
         (["run", "demo", "--set", "seed"], "--set takes NAME=VALUE"),
         (["run", "demo", "--set", "sft.start=gone"], "sft.start: there is no file or folder gone"),
+        (["run", "demo", "--set", "ppo.start=gone"], "ppo.start: there is no file or folder gone"),
         (["run", "demo", "--set", "dpo.start=."], "dpo.start: . holds no weights in safetensors format"),
         (
             ["run", "demo", "--set", "sft.tune=full", "--set", "weights.base=nf4"],

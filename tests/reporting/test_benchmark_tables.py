@@ -14,7 +14,7 @@ from tasks.programs.runtime.program import to_json
 from tasks.reporting import benchmark_tables
 from tasks.rlhf.evaluation.harness import Result
 from tasks.rlhf.evaluation.perplexity import Texts
-from tests.support.html_tags import Tags
+from tests.support.pages.html_tags import Tags
 from tests.support.reports import EVIL, make_run, render_report, write_stage
 
 Row = dict[str, Any]

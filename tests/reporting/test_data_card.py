@@ -15,7 +15,7 @@ from tasks.reporting.histograms import MOST_COLUMNS, draw_histograms
 from tasks.reporting.numbers import format_share
 from tasks.reporting.pages import STYLE
 from tasks.reporting.text import build_link, clip_text, link_author
-from tests.support.html_tags import Tags
+from tests.support.pages.html_tags import Tags
 from tests.support.paths import ROOT
 from tests.support.reports import CARD, PAIR, make_card, render_card
 

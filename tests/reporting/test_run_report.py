@@ -18,7 +18,7 @@ from tasks.reporting.run_report import PARTS, TEMPLATE
 from tasks.reporting.text import build_link, clip_text, link_author
 from tasks.rlhf.evaluation.intervals import wilson
 from tasks.rlhf.thresholds import FOOLED
-from tests.support.html_tags import Tags
+from tests.support.pages.html_tags import Tags
 from tests.support.paths import ROOT
 from tests.support.reports import EVIL, LOOKS, MEASURES, RATE, make_run, render_report
 

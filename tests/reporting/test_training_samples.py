@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from tests.support.html_tags import Tags
+from tests.support.pages.html_tags import Tags
 from tests.support.reports import EVIL, make_run, render_report
 
 

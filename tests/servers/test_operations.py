@@ -32,10 +32,11 @@ from tasks.stages.report import report
 from tests.support import fake_programs
 from tests.support.fake_programs import wait_until
 from tests.support.installation import Installation, command_line
+from tests.support.pages.prefect_pages import PrefectPages, cancel_run, open_run, retry_run, trigger_run
 from tests.support.postgres import postgres
-from tests.support.prefect_pages import PrefectPages, cancel_run, open_run, retry_run, trigger_run
 
 pytestmark = pytest.mark.slow
+LONG = 900.0  # seconds; the machine may be busy
 
 # a profile of the user's own, whose stages run where its flow runs
 QUICK = """
@@ -447,10 +448,10 @@ def test_landed_says_which_run_takes_the_data_and_refuses_what_could_start_none(
 
 
 def test_without_credentials_every_call_to_prefect_is_refused(installation: Installation) -> None:
-    calls = httpx.get(f"{installation.prefect}/openapi.json").json()["paths"]
+    calls = httpx.get(f"{installation.prefect}/openapi.json", timeout=LONG).json()["paths"]
     assert len(calls) > 140
     answers = {}
-    with httpx.Client(base_url=installation.prefect) as client:
+    with httpx.Client(base_url=installation.prefect, timeout=LONG) as client:
         for path, methods in calls.items():
             for method in methods:
                 answers[method, path] = client.request(
@@ -476,14 +477,16 @@ def test_without_credentials_every_call_to_prefect_is_refused(installation: Inst
 def test_without_credentials_every_call_to_mlflow_is_refused(
     installation: Installation, path: str, method: str
 ) -> None:
-    assert httpx.request(method, installation.mlflow + path, json={}).status_code in (401, 405)
-    assert httpx.get(installation.mlflow + path).status_code == 401
+    assert httpx.request(method, installation.mlflow + path, json={}, timeout=LONG).status_code in (401, 405)
+    assert httpx.get(installation.mlflow + path, timeout=LONG).status_code == 401
 
 
 def test_a_page_of_another_origin_gets_nothing(installation: Installation) -> None:
     foreign = {"Origin": "http://evil.example"}
     login = ("alignflow", installation.password)
-    asked = httpx.post(f"{installation.prefect}/api/flow_runs/filter", json={}, headers=foreign, auth=login)
+    asked = httpx.post(
+        f"{installation.prefect}/api/flow_runs/filter", json={}, headers=foreign, auth=login, timeout=LONG
+    )
     assert "access-control-allow-origin" not in asked.headers
     assert asked.status_code == 403  # no CSRF token
     may_it = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
@@ -499,6 +502,7 @@ def test_a_page_of_another_origin_gets_nothing(installation: Installation) -> No
         json={"max_results": 1},
         headers=foreign,
         auth=login,
+        timeout=LONG,
     )
     assert tracked.status_code == 403
     assert "access-control-allow-origin" not in tracked.headers
@@ -507,6 +511,7 @@ def test_a_page_of_another_origin_gets_nothing(installation: Installation) -> No
         json={"max_results": 1},
         headers={"Host": "evil.example"},
         auth=login,
+        timeout=LONG,
     )
     assert asked.status_code == 403
 

@@ -21,8 +21,8 @@ from tasks.tracking.remote_artifacts import find_published, locate
 from tests.support import fake_programs
 from tests.support.fake_programs import wait_until
 from tests.support.installation import Installation
+from tests.support.pages.prefect_pages import PrefectPages, open_run
 from tests.support.paths import ROOT
-from tests.support.prefect_pages import PrefectPages, open_run
 from tests.tasks.promotion.finished_runs import GOOD, MadeRun, interval, make_run
 
 pytestmark = pytest.mark.slow
@@ -68,7 +68,7 @@ def start(installation: Installation, made: MadeRun | None, **settings: Any) -> 
 
 def end(installation: Installation, run: UUID) -> tuple[str, str]:
     """Return the name and message of the state that a flow run ends in, which is a completed one."""
-    state = installation.wait_for_run(run, 90).state
+    state = installation.wait_for_run(run).state
     assert state is not None
     assert state.type == StateType.COMPLETED, state.message
     return str(state.name), str(state.message)

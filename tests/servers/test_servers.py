@@ -26,8 +26,8 @@ from flows.commands import up
 from flows.services import automations, credentials, environment, local_servers, prefect_server, processes
 from flows.services.processes import PAGE_POLICY, PREFECT_SERVER, free_port
 from tests.support import fake_programs
+from tests.support.pages.prefect_pages import PrefectPages
 from tests.support.paths import ROOT
-from tests.support.prefect_pages import PrefectPages
 
 pytestmark = pytest.mark.slow
 
@@ -100,19 +100,21 @@ def test_no_way_leads_to_the_v2_pages(servers: Servers, pages: PrefectPages) -> 
     "path", ["/", "/dashboard", "/runs", "/v2/", "/docs", "/assets/none.js", "/api/health", "/api/docs"]
 )
 def test_every_answer_of_prefects_server_has_the_policy(servers: Servers, path: str) -> None:
-    assert httpx.get(servers.prefect + path).headers.get_list("content-security-policy") == [PAGE_POLICY]
+    assert httpx.get(servers.prefect + path, timeout=900).headers.get_list("content-security-policy") == [
+        PAGE_POLICY
+    ]
 
 
 @pytest.mark.parametrize("path", ["/", "/health", "/static-files/favicon.ico"])
 def test_every_answer_of_mlflows_server_has_the_policy(servers: Servers, path: str) -> None:
     for login in (None, ("alignflow", servers.password)):
-        assert httpx.get(servers.mlflow + path, auth=login).headers.get_list("content-security-policy") == [
-            PAGE_POLICY
-        ]
+        assert httpx.get(servers.mlflow + path, auth=login, timeout=900).headers.get_list(
+            "content-security-policy"
+        ) == [PAGE_POLICY]
 
 
 def test_prefects_settings_for_its_pages_name_v1_alone(servers: Servers) -> None:
-    settings = httpx.get(f"{servers.prefect}/ui-settings").json()
+    settings = httpx.get(f"{servers.prefect}/ui-settings", timeout=900).json()
     assert (settings["available_uis"], settings["default_ui"], settings["v2_base_url"]) == (
         ["v1"],
         "v1",
@@ -134,7 +136,7 @@ def test_the_policy_names_no_other_host() -> None:
 
 @pytest.mark.parametrize("path", prefect_server.DOCUMENTATION)
 def test_a_page_that_would_be_blank_under_the_policy_says_so(servers: Servers, path: str) -> None:
-    answer = httpx.get(servers.prefect + path)
+    answer = httpx.get(servers.prefect + path, timeout=900)
     assert answer.status_code == 404
     assert "another host" in answer.text
 

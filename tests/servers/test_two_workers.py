@@ -99,7 +99,7 @@ def test_ppo_and_dpo_of_one_run_overlap_and_the_graph_is_true(servers: Installat
     run = trigger(
         servers, 0.11, ppo="meet dpo", dpo="meet ppo", reward="meet reference", reference="meet reward"
     )
-    end = servers.wait_for_run(run, 600)
+    end = servers.wait_for_run(run)
     assert end.state
     assert end.state.type == StateType.COMPLETED, end.state.message
     wait_until(
@@ -126,7 +126,7 @@ def test_ppo_and_dpo_of_one_run_overlap_and_the_graph_is_true(servers: Installat
 
 def test_a_branch_that_fails_on_a_worker_leaves_the_other(servers: Installation) -> None:
     run = trigger(servers, 0.12, dpo="fail")
-    end = servers.wait_for_run(run, 600)
+    end = servers.wait_for_run(run)
     assert end.state
     assert end.state.type == StateType.FAILED
     assert "The stage dpo failed: CUDA went away" in str(end.state.message)

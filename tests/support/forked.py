@@ -88,7 +88,7 @@ def _run_with(arguments: list[str], log: Path, variables: dict[str, str]) -> Non
     if arguments[:1] == ["-m"] and arguments[1] in LAUNCHERS:
         from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
-        subprocess_handler.SubprocessHandler._popen = _start_rank
+        subprocess_handler.SubprocessHandler._popen = _start_rank  # type: ignore[method-assign, assignment]
     run_python(arguments)
 
 

@@ -100,6 +100,12 @@ class Ppo(Settings):
         "favours long answers among the bad ones.",
     )
     lora: Lora = Lora(rank=16, alpha=32)
+    start: Annotated[str, NotInKey("the weights are an input, known by their content")] = Field(
+        "",
+        description="A policy to go on from: the folder of an artifact or of its adapter, or a file in "
+        "safetensors format, of the same rank, alpha and targets; empty: the SFT model, from which the KL "
+        "is measured in any case.",
+    )
     steps: int = Field(24, ge=1, description="Rollout batches.")
     rollouts: int = Field(64, ge=2, description="Answers sampled per rollout batch.")
     epochs: int = Field(

@@ -2,8 +2,8 @@
 
 A batch is faulty if its text has degenerated (text_guard.py), if its KL is above the budget, or if a figure
 of the step before is far outside its recent range (spikes.py); two in a row are an alarm. So are two
-measurements of the independent score far below its best (plateau.py). The first batch of answers is the SFT
-model's own, because the policy starts as it.
+measurements of the independent score far below its best (plateau.py). The first batch of answers that they
+see is the SFT model's own.
 """
 
 from collections.abc import Mapping
@@ -69,6 +69,19 @@ class Guards:
         self.has_returned = False  # the weights are ``good``, and nothing was learnt since
         self.metrics: dict[str, float] = {}  # what is logged of the step that was checked
 
+    def start(self, rows: list[TextStatistics]) -> None:
+        """Measure the SFT model, which the policy is before other weights are loaded.
+
+        ``rows`` describe a batch of its answers.
+        """
+        self._set_baseline(mean_by_prompt(rows, self.settings.group_size))
+        if self.score:
+            self.score.start()
+
+    def _set_baseline(self, by_prompt: list[TextStatistics]) -> None:
+        few = Baseline(by_prompt[0], by_prompt[0])
+        self.baseline = measure_baseline(by_prompt) if len(by_prompt) > 1 else few
+
     def check(self, step: int, rows: list[TextStatistics], figures: dict[str, float]) -> Alarm | None:
         """Return the alarm of batch ``step`` (from 1), if there is one.
 
@@ -78,7 +91,7 @@ class Guards:
         self.has_returned = False
         by_prompt = mean_by_prompt(rows, self.settings.group_size)
         if self.baseline is None:
-            self.baseline = measure_baseline(by_prompt) if len(by_prompt) > 1 else Baseline(rows[0], rows[0])
+            self._set_baseline(by_prompt)
         measured = self.score.measure(step - 1) if self.score else None
         self.metrics = measured.point if measured else {}
         fault, fall = self._find_fault(by_prompt, figures["kl"]), self._find_fall(measured)

@@ -103,16 +103,23 @@ class IndependentScore:
         self.points: list[dict[str, float]] = known.get("points", [])
         self.recent = [Measurement(*one) for one in known.get("recent", [])]
         self.best_of: list[dict[str, float]] = known.get("best_of", [])
+        self.has_started = bool(known)
+
+    def start(self) -> None:
+        """Measure the SFT model, which the policy is before other weights are loaded."""
+        described, _, _ = self._answer(DRAWS)
+        self._start(described)
 
     def measure(self, step: int, *, is_last: bool = False) -> Measurement | None:
         """Return the measurement of the weights after ``step`` rollout batches, if one is due.
 
-        The policy before the first step is the SFT model, so that best-of-n is measured then.
+        Unless ``start`` was called, the policy before the first step is the SFT model, so that best-of-n is
+        measured then.
         """
         if step % self.settings.every and not is_last:
             return None
         described, *others = self._answer(DRAWS)
-        if step == 0:
+        if not self.has_started:
             self._start(described)
         found = Measurement(step, self.score.decide(described), *others)
         self.points.append({"step": step, **found.point})
@@ -121,6 +128,7 @@ class IndependentScore:
 
     def _start(self, described: list[Any]) -> None:
         """Measure best-of-n of the SFT model, whose answers are those that a judge compares others with."""
+        self.has_started = True
         if self.score.preference:
             steps, every, has_best = self.num_steps, self.settings.every, self.settings.best_of > 1
             self.score.preference.start(described, num_comparisons=-(-steps // every) + has_best)

@@ -1,10 +1,11 @@
 """Load the four models of PPO on one copy of the base, with the checks that need no rollout."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -16,7 +17,7 @@ from tasks.programs.runtime.program import Run
 from tasks.rlhf.algorithms import sanity_checks
 from tasks.rlhf.batches import sequences
 from tasks.rlhf.compute import fsdp, seeds
-from tasks.rlhf.models import fingerprint, loading, lora, reward_model
+from tasks.rlhf.models import fingerprint, loading, lora, reward_model, trainable
 from tasks.rlhf.models.reward_model import Scorer
 from tasks.rlhf.training.finite_checks import UNSOUND_MODEL, check_finite
 from tasks.rlhf.training.rollouts import PpoModels
@@ -71,6 +72,26 @@ def load_models(job: PpoJob, run: Run, device: torch.device) -> PpoModels:
     tolerance = TOLERANCE[loading.stored_dtype(base)]
     check_probes(models.reward, record["probes"], device, tolerance=tolerance)
     return models
+
+
+def load_policy(place: Path, models: PpoModels) -> None:
+    """Give the policy the weights of an artifact, of an adapter's folder, or of a file.
+
+    Raises InputError if they do not fit, or belong to another base.
+    """
+    folder = place / "adapter" if (place / "adapter").is_dir() else place
+    if (folder / lora.CONFIG).exists():
+        given = LoraConfig.from_pretrained(str(folder))
+        own = models.model.peft_config["policy"]
+        assert isinstance(given, LoraConfig)
+        assert isinstance(own, LoraConfig)
+        if (given.r, given.lora_alpha) != (own.r, own.lora_alpha):
+            raise InputError(
+                f"The policy to start from has an adapter of rank {given.r} and alpha {given.lora_alpha:g}: "
+                f"set ppo.lora.rank and ppo.lora.alpha to these; they are {own.r} and {own.lora_alpha:g}."
+            )
+        fingerprint.check_fingerprint(folder, models.base, setting="weights.merged")
+    trainable.load_start(models.policy, place)
 
 
 def refuse_exploitable(record: dict[str, Any], settings: Ppo, name: str) -> None:

@@ -69,6 +69,10 @@ class RolloutChecks:
             self.has_started = True
         self.check_kl(rollout, step)
 
+    def expect_trained(self) -> None:
+        """Check the next rollout as that of a policy which has been trained: its KL is not 0."""
+        self.is_resumed, self.has_started = True, False
+
     def check_start(self, rollout: Rollout) -> None:
         """Check the first rollout after a start or a resume. Raises StepZeroError."""
         mask = rollout.batch.response_mask

@@ -10,7 +10,7 @@ from markdown_it import MarkdownIt
 from flows.display.model_cards import FACTS, SETTINGS, complete_card
 from flows.display.run_facts import collect_facts, facts_as_html, facts_as_markdown
 from tasks.config.pipeline import Pipeline
-from tests.support.html_tags import Tags
+from tests.support.pages.html_tags import Tags
 from tests.support.reports import EVIL, make_run, render_report
 
 NAMES = {"profile": "demo", "run_name": "demo 1", "run_id": "1-2-3"}

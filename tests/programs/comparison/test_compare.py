@@ -21,7 +21,7 @@ from tasks.programs.comparison.run_answers import Contestant
 from tasks.programs.runtime.program import Run
 from tasks.system.errors import InputError
 from tests.support import tiny
-from tests.support.html_tags import Tags
+from tests.support.pages.html_tags import Tags
 
 N = 300
 SHARE_BETTER = {"good": 0.8, "plain": 0.5}  # of right answers

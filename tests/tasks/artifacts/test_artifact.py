@@ -216,7 +216,7 @@ NOT_IN_KEY = {
     "merge": {"weights.merged"},
     "reward": {"weights.base", "reward.start"},
     "reference": {"weights.base"},
-    "ppo": {"weights.base", "ppo.allow_exploitable", "ppo.ptx.path"},
+    "ppo": {"weights.base", "ppo.allow_exploitable", "ppo.start", "ppo.ptx.path"},
     "dpo": {"weights.base", "dpo.start"},
     "answers": {"winrate.num_graded_pairs"},
     "winrate": {"weights.base", *PLACE},

@@ -13,7 +13,7 @@ from tasks.promotion.gate_results import GateResult
 from tasks.promotion.report_page import BEGIN, END, gates_as_html, replace_gates
 from tasks.tracking import registry
 from tasks.tracking.client import Tracker
-from tests.support.html_tags import Tags
+from tests.support.pages.html_tags import Tags
 from tests.support.reports import EVIL
 from tests.tasks.promotion.finished_runs import GOOD, MadeRun, make_run
 

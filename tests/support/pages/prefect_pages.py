@@ -11,9 +11,9 @@ from playwright.sync_api import Page, Request, WebSocket
 from prefect.client.schemas.objects import FlowRun
 
 from flows.services.credentials import USER
-from tests.support.browser import open_browser
 from tests.support.fake_programs import wait_until
 from tests.support.installation import Installation
+from tests.support.pages.browser import open_browser
 
 
 class ServerAddresses(Protocol):
