@@ -1,6 +1,7 @@
 """alignflow: run the pipeline, plan it, serve it, maintain it. Each command is a file in flows/commands.
 
-Exit status: 0 done, 1 a stage failed or a gate refused, 2 bad input, 130 interrupted.
+Exit status: 0 done, 1 a stage failed or a gate refused, 2 bad input, 3 people must label first, 130
+interrupted.
 """
 
 import argparse
@@ -16,9 +17,11 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from flows.commands import deploy, doctor, gc, job, landed, plan, report, rounds, run, up, work
+from flows.commands.labelling import label, labels
 from flows.commands.registry import compare, lineage, models, promote, rollback
 from flows.commands.usage import chat, export, export_data, look, serve
 from flows.failures import NotPromoted, RunFailed
+from flows.labelling.labels_needed import LabelsNeeded
 from flows.services import isolation
 from flows.services.processes import ServerFailed
 from tasks.artifacts.store import home
@@ -48,7 +51,7 @@ class Command(Protocol):
 
 
 COMMANDS: tuple[Command, ...] = (
-    run, rounds, plan, look, report, job,
+    run, rounds, label, labels, plan, look, report, job,
     compare, promote, rollback, models, lineage,
     chat, serve, export, export_data,
     up, deploy, work, landed, gc, doctor,
@@ -68,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except InputError as error:
         return _print_error(str(error), 2)
-    except RunFailed as error:
+    except (RunFailed, LabelsNeeded) as error:
         return _print_error(str(error), error.status)
     except (StageFailed, ServerFailed, NotPromoted) as error:
         if isinstance(error, ServerFailed) and (failure := _full_disk()):

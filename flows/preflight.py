@@ -55,11 +55,6 @@ def check_rounds(config: Pipeline) -> None:
     except ValueError as error:
         raise InputError(str(error)) from None
     labels = config.rounds.labels
-    if labels.kind == "people":
-        raise InputError(
-            "rounds.labels.kind=people needs a page for the labellers, which is not there: set it to gold, "
-            "judge or file"
-        )
     if labels.kind == "file" and not Path(labels.path).expanduser().is_file():
         raise InputError(f"rounds.labels.path: there is no file {labels.path}")
 

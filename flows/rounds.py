@@ -18,13 +18,14 @@ from flows.display.rounds_summary import conclude_rounds, describe_rounds, summa
 from flows.display.run_log import logging_events
 from flows.display.run_names import name_rounds
 from flows.display.run_summary import RunName
+from flows.labelling.collecting import collect_labels
 from flows.pipeline import RunStage, chain, list_stages, prepare, run_tracked, started_by
 from flows.preflight import check_environment, check_inputs, check_rounds
 from flows.renamed_settings import log_renamed_settings
 from flows.services.heartbeat import heartbeat
 from flows.services.promotions import start_promotion
 from flows.stage_runs import NONE_SEEDED, StageRuns
-from tasks.artifacts.artifact import Artifact, user_artifact
+from tasks.artifacts.artifact import Artifact
 from tasks.config.pipeline import Pipeline
 from tasks.promotion.opponents import find_opponents, read_pin, write_pin
 from tasks.rounds.round_walk import Prepared, Round, collect_candidates, finish_round, seeded_stages
@@ -137,7 +138,7 @@ def _walk_start(loop: Loop, run: RunStage) -> None:
 
 def _run_round(loop: Loop, number: int, before: Sequence[Round]) -> Done:
     names = list_stages(partial(_name_stages, loop, before))
-    return _track(loop, number, partial(_walk_round, loop, before), names, before)
+    return _track(loop, number, partial(_walk_round, loop, number, before), names, before)
 
 
 def _name_stages(loop: Loop, before: Sequence[Round], run: RunStage) -> None:
@@ -147,17 +148,22 @@ def _name_stages(loop: Loop, before: Sequence[Round], run: RunStage) -> None:
     finish_round(loop.config, prepared, before, to_label, None, run, loop.opponents)
 
 
-def _walk_round(loop: Loop, before: Sequence[Round], stages: StageRuns) -> None:
+def _walk_round(loop: Loop, number: int, before: Sequence[Round], stages: StageRuns) -> None:
     config, prepared = loop.config, Prepared(*prepare(loop.config, stages.run))
     to_label = collect_candidates(config, prepared, before, stages.run)
-    labels = _find_labels(config)
+    labels = _find_labels(loop, number, stages)
     finish_round(config, prepared, before, to_label, labels, stages.run, loop.opponents)
 
 
-def _find_labels(config: Pipeline) -> Artifact | None:
-    """Return the user's file of verdicts; None if the stage comparisons asks a labeller itself."""
-    labels = config.rounds.labels
-    return user_artifact(labels.path) if labels.kind == "file" else None
+def _find_labels(loop: Loop, number: int, stages: StageRuns) -> Artifact | None:
+    """Return the file of labels, for which the run may wait; None if a stage makes them, or has failed."""
+    if loop.config.rounds.labels.kind not in ("file", "people"):
+        return None
+    to_label = stages.wait().built.get("asked")
+    if to_label is None:
+        return None
+    tracked = TrackedRun(stages.context.tracker, stages.context.tracked)
+    return collect_labels(loop.config, loop.profile, number, to_label, tracked)
 
 
 def _track(

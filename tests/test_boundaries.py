@@ -40,8 +40,8 @@ PROGRAMS = [
 ]
 SUBFOLDERS = {  # inside a folder, from the top floor down
     "flows": [
-        "flows", "flows.commands", "flows.commands.registry", "flows.commands.usage",
-        "flows.labelling", "flows.services", "flows.display",
+        "flows", "flows.commands", "flows.commands.registry", "flows.commands.labelling",
+        "flows.commands.usage", "flows.labelling", "flows.services", "flows.display",
     ],
     # but the commands call the flows
     "tasks.config": ["tasks.config.commands", "tasks.config", "tasks.config.sections"],

@@ -27,6 +27,7 @@ from flows.commands.gc_roots import (
     RUN_LOCK,
     find_reachable,
     held_locks,
+    labelled_keys,
     list_runs,
     named_inputs,
     tracked_keys,
@@ -137,7 +138,7 @@ def survey(root: Path, *, keep_runs: int, days: float, now: float) -> Survey:
 
     recent = [run for place, run in enumerate(list_runs(root)) if place < keep_runs or run.finished > oldest]
     roots = in_use | {one.key or one.path.name for one in candidates if one.touched >= resting}
-    roots |= {key for run in recent for key in run.keys}
+    roots |= {key for run in recent for key in run.keys} | labelled_keys(root)
     unfinished = [one for one in candidates if one.kind == "partial" and not is_removed(one)]
     roots |= {key for one in unfinished for key in named_inputs(one.path)}
     alive = {name.removeprefix(RUN_LOCK) for name in in_use if name.startswith(RUN_LOCK)}

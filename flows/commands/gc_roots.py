@@ -67,6 +67,11 @@ def _run(path: Path) -> Run:
         return Run(path, path.stat().st_mtime, frozenset())
 
 
+def labelled_keys(home: Path) -> set[str]:
+    """Return the keys of the pairs that people label; no finished run names those of a waiting round."""
+    return {path.name for path in (home / "labels").glob("*") if path.is_dir()}
+
+
 def held_locks(home: Path) -> set[str]:
     """Return the names of the locks that are held now.
 

@@ -1,6 +1,6 @@
 """Draw what `alignflow lineage` has found as trees on the terminal."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.text import Text
@@ -64,6 +64,21 @@ def post_tree(post: str, found: list[dict[str, Any]]) -> Tree:
             rows = "1 row" if place["rows"] == 1 else f"{place['rows']:,} rows"
             where = ", ".join([rows, f"as {' and '.join(place['roles'])}", *filter(None, place["sites"])])
             branch.add(Text(f"{place['table']}: {use} ({where})"))
+        _add_learners(branch, one)
+    return tree
+
+
+def label_tree(labels: Sequence[str], found: list[dict[str, Any]]) -> Tree:
+    """Return the tree of `label_lineage.trace_labels`: labels above what was made of them."""
+    more = f" and {len(labels) - 1:,} more" if len(labels) > 1 else ""
+    tree = Tree(Text(f"label {labels[0][:SHORT]}{more}", style="bold"))
+    if not found:
+        tree.add(Text("in no comparisons that this machine or MLflow has"))
+    for one in found:
+        made = one["comparisons"]
+        branch = tree.add(Text(f"comparisons {made['key'][:SHORT]}, digest {made['digest'][:SHORT]}"))
+        if not one["is_searched"]:
+            branch.add(Text("their labels are gone, so they cannot be searched; they may have it"))
         _add_learners(branch, one)
     return tree
 

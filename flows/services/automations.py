@@ -1,9 +1,11 @@
-"""Create Prefect's automations: mark lost runs, restart lost pipelines, send failures to a webhook."""
+"""Create Prefect's automations: mark lost runs, restart lost pipelines, send failures to a webhook, resume
+rounds whose labels are in.
+"""
 
 from datetime import timedelta
 
 from prefect.client.orchestration import get_client
-from prefect.events.actions import CallWebhook, ChangeFlowRunState
+from prefect.events.actions import CallWebhook, ChangeFlowRunState, ResumeFlowRun
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.states import StateType
@@ -18,6 +20,8 @@ PAUSE_SECONDS = 15  # before it is; the worker puts the last process away meanwh
 LOST = "alignflow: a run without heartbeat has crashed"
 AGAIN = "alignflow: a crashed pipeline is started again"
 ALERT = "alignflow: failures are told"
+LABELLED = "alignflow: a run goes on when its labels are in"
+LABELS_IN = "alignflow.labels.complete"  # event
 BLOCK = "alignflow-alert"
 RUNS = ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"})
 # Signs that a run is not lost: the next heartbeat, or a state in which it need not beat. Not Prefect's own
@@ -54,9 +58,9 @@ PAYLOAD = f'{{"text": {{{{ ({" ~ ".join(_WORDS)}) | tojson }}}}}}'
 
 def create_automations(webhook: str = "") -> None:
     """Create the automations, or replace older ones. Without ``webhook`` (a URL) failures are not sent."""
-    wanted = [_lost(), _again()] + ([_alert(webhook)] if webhook else [])
+    wanted = [_lost(), _again(), _labelled()] + ([_alert(webhook)] if webhook else [])
     with get_client(sync_client=True) as client:
-        for name in (LOST, AGAIN, ALERT):
+        for name in (LOST, AGAIN, ALERT, LABELLED):
             for old in client.read_automations_by_name(name):
                 client.delete_automation(old.id)
         for automation in wanted:
@@ -97,6 +101,15 @@ def _again() -> AutomationCore:
         trigger=trigger,
         actions=[ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message=message)],
     )
+
+
+def _labelled() -> AutomationCore:
+    """Resume the run that an event is about, which is suspended until people have labelled its pairs."""
+    trigger = EventTrigger(
+        expect={LABELS_IN}, match=RUNS, for_each={"prefect.resource.id"}, posture=Posture.Reactive,
+        threshold=1, within=timedelta(0),
+    )  # fmt: skip
+    return AutomationCore(name=LABELLED, trigger=trigger, actions=[ResumeFlowRun()])
 
 
 def _alert(webhook: str) -> AutomationCore:

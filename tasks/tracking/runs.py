@@ -27,6 +27,7 @@ FLOW_RUN = "prefect.flow_run_id"
 PROFILE = "alignflow.profile"
 DAMAGED = "stage.damaged"
 INPUTS = "stage.inputs"  # JSON: digest of the artifact by the name of the input
+WAITS = "The run waits for people, and goes on from here."  # note of the exception that ends its process
 MAX_RUNS = 50  # of one search
 MAX_ALL_RUNS = 50_000  # of one search; MLflow's own limit
 
@@ -43,7 +44,7 @@ def pipeline_run(
     note: str = "",
     parent: str | None = None,
 ) -> Iterator[TrackedRun]:
-    """Track a pipeline as a run, which ends FAILED or KILLED if the block raises.
+    """Track a pipeline as a run, which ends FAILED or KILLED if the block raises, and SCHEDULED if it waits.
 
     A flow run that is retried continues its earlier run. A run without ``profile`` is no run of the pipeline:
     it is never found as one. ``note`` describes it, in place of its settings; ``parent`` is the run that
@@ -207,10 +208,12 @@ def _ending(run: TrackedRun) -> Iterator[None]:
     """End the run with the status that the block's end calls for."""
     try:
         yield
-    except Exception:
-        run.end("FAILED")
-        raise
-    except BaseException:  # Ctrl-C, or Prefect's cancellation
-        run.end("KILLED", patience=0)  # a user who presses Ctrl-C must not wait for an unreachable server
+    except BaseException as error:
+        if WAITS in getattr(error, "__notes__", ()):
+            run.end("SCHEDULED")
+        elif isinstance(error, Exception):
+            run.end("FAILED")
+        else:  # Ctrl-C, or Prefect's cancellation
+            run.end("KILLED", patience=0)  # a user who presses Ctrl-C must not wait for an unreachable server
         raise
     run.end("FINISHED")

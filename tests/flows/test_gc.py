@@ -127,6 +127,20 @@ def test_an_artifact_of_the_last_hour_stays_with_what_it_was_made_from(home: Pat
     assert stored(home) == {"data", "sft"}
 
 
+def test_labels_stay_with_their_pairs_and_the_policies_that_a_waiting_round_goes_on_from(home: Path) -> None:
+    policy = commit(home, "ppo", text="round 0")
+    asked = commit(home, "asked", commit(home, "candidates", policy["digest"])["digest"])
+    commit(home, "asked", text="of a judge")
+    labels = home / "labels" / asked["key"] / "labels.jsonl"
+    labels.parent.mkdir(parents=True)
+    labels.write_text("{}\n")
+    aged(home / "labels", 400)
+    clean(home)
+    assert stored(home) == {"ppo", "candidates", "asked"}
+    assert len(list(home.glob("objects/asked/*"))) == 1
+    assert labels.is_file()
+
+
 def test_what_was_fetched_stays_while_something_kept_was_made_from_it(home: Path) -> None:
     content = digest_of("what the user brought")
     for key in (content, digest_of("another")):

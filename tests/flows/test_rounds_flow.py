@@ -194,7 +194,6 @@ def _steps_of(home: Path, stage: str) -> str:
 @pytest.mark.parametrize(
     ("setting", "sentence"),
     [
-        ("rounds.labels={kind: people}", "rounds.labels.kind=people needs a page for the labellers"),
         ("rounds.labels={kind: file, path: gone.jsonl}", "rounds.labels.path: there is no file gone.jsonl"),
         ("method=dpo", "rounds train the policy with PPO: set method to ppo"),
         ("rounds.count=0", "rounds.count must be greater than or equal to 1, got 0"),

@@ -26,22 +26,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: the champion)",
     )
     parser.add_argument("--post", metavar="ID", default="", help="the id of a question or answer")
+    parser.add_argument("--label", metavar="ID", default="", help="the id of a label that a person gave")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def main(args: argparse.Namespace) -> None:
     """Print a tree. Raises InputError."""
-    if args.what and args.post:
-        raise InputError("Give a model, a digest or --post, not two of them")
+    if sum(map(bool, (args.what, args.post, args.label))) > 1:
+        raise InputError("Give a model, a digest, --post or --label, not two of them")
     tracker = require_tracker()
     from flows.display import lineage_trees
     from tasks.promotion import lineage, posts
+    from tasks.rounds.label_lineage import trace_labels
 
     graph = lineage.load_graph(tracker)
     found: Any
     if args.post:
         found = posts.trace_post(tracker, graph, args.post)
         tree = lineage_trees.post_tree(args.post, found)
+    elif args.label:
+        found = trace_labels(tracker, graph, {args.label})
+        tree = lineage_trees.label_tree([args.label], found)
     elif DIGEST.fullmatch(args.what):
         digests = graph.find_digests(args.what)
         if not digests:
