@@ -125,7 +125,7 @@ def test_a_person_labels_the_pairs_of_a_round_by_keyboard_and_the_flow_goes_on(
     assert installation.wait_for_run(run).state_type == StateType.COMPLETED
     server.send_signal(signal.SIGINT)
     assert server.wait(400) == 0
-    assert log.read_text().splitlines()[-1] == "20 labels by 1 raters (Ann); every pair has one."
+    assert log.read_text().splitlines()[-1] == "20 labels by Ann; every pair has one."
 
     # 4. The labels are those of the keys, and lineage says what has learnt from them.
     cli(installation, "labels", "export", "demo", str(tmp_path / "labels.jsonl"))
