@@ -24,7 +24,9 @@ TOKEN_BYTES = 16
 
 
 def open_queue(tracker: Tracker, one: LabelRound) -> LabelQueue:
-    """Return the pairs of a round with all labels so far. Raises InputError."""
+    """Return the pairs of a round with all labels so far. Raises InputError if it waits for none."""
+    if one.frozen:
+        raise InputError(f"No pairs wait for labels: {one.title}, the newest, has gone on with those it had")
     fetch_labels(tracker, one)
     pairs = read_asked(tracker, one.key)
     return LabelQueue(label_folder(one.key), pairs, overlap=one.overlap, title=one.title)

@@ -10,12 +10,13 @@ from prefect.exceptions import Pause
 from flows.labelling import collecting
 from flows.labelling.collecting import collect_labels
 from flows.labelling.labels_needed import LabelsNeeded
+from flows.labelling.server import open_queue
 from tasks.artifacts.artifact import Artifact, stage_artifact
 from tasks.artifacts.store import Store
 from tasks.config.pipeline import Pipeline
 from tasks.rounds.frozen_labels import thaw
 from tasks.rounds.label_log import append_rows, label_folder, new_label
-from tasks.rounds.label_round import LabelRound
+from tasks.rounds.label_round import LabelRound, find_round
 from tasks.system.errors import InputError
 from tasks.tracking import databases
 from tasks.tracking.client import Tracker, process_tracker
@@ -63,8 +64,11 @@ def test_a_round_is_built_on_the_labels_that_were_there_when_it_went_on(made: An
         collect(made)
     assert WAITS in caught.value.__notes__
     label(one, 3, verdict="skip")
+    assert len(open_queue(tracker, one).labels()) == NUM_PAIRS
     first = collect(made)
     assert first
+    with pytest.raises(InputError, match="No pairs wait for labels: round 1 of rounds"):
+        open_queue(tracker, find_round(tracker, one.key))
     label(one, 0, verdict="first")  # too late
     again = collect(made)
     assert again
