@@ -30,6 +30,7 @@ COLUMNS = {  # of the table of rounds: a line's entry by the column's title
     "against SFT": "against_sft",
     "KL": "kl",
 }
+RATES = ("rate", "against_sft")  # entries that are shown with their interval
 
 
 def summarise_round(one: Round, verdict: RoundVerdict, summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,16 +137,17 @@ def table_rows(summary: Mapping[str, Any]) -> list[list[str]]:
     titles = {title: name for title, name in COLUMNS.items() if _is_shown(summary, name)}
     rows = [["round", *titles, "outcome", "time"]]
     for line in summary["rounds"]:
-        cells = [_cell(line[name]) for name in titles.values()]
+        cells = [_cell(line[name], with_interval=name in RATES) for name in titles.values()]
         outcome = f"{line['outcome']}, best" if line["number"] == summary["best"] else line["outcome"]
         rows.append([str(line["number"]), *cells, outcome, format_duration(line["seconds"])])
     return rows
 
 
-def _cell(figure: Any) -> str:
-    """Return a figure with its interval as text, without the number of questions."""
+def _cell(figure: Any, *, with_interval: bool) -> str:
+    """Return a figure as text, without the number of questions."""
     if isinstance(figure, dict):
-        figure = {name: value for name, value in figure.items() if name != "n"}
+        shown = ("value", "low", "high") if with_interval else ("value",)
+        figure = {name: figure[name] for name in shown}
     return "" if figure is None else format_metric(figure)
 
 

@@ -2,6 +2,7 @@
 
 import secrets
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,7 +24,9 @@ TOKEN_BYTES = 16
 
 
 def open_queue(tracker: Tracker, one: LabelRound) -> LabelQueue:
-    """Return the pairs of a round with all labels so far. Raises InputError."""
+    """Return the pairs of a round with all labels so far. Raises InputError if it waits for none."""
+    if one.frozen:
+        raise InputError(f"No pairs wait for labels: {one.title}, the newest, has gone on with those it had")
     fetch_labels(tracker, one)
     pairs = read_asked(tracker, one.key)
     return LabelQueue(label_folder(one.key), pairs, overlap=one.overlap, title=one.title)
@@ -68,17 +71,30 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _sync(tracker: Tracker, one: LabelRound, queue: LabelQueue, stop: threading.Event) -> None:
-    """Publish new labels every few seconds and at the end, and announce that all are in."""
+    """Publish new labels every few seconds and at the end; labels stay in the log if a server is away."""
     published: list[str] = []
-    while True:
+    is_last = False
+    while not is_last:
         is_last = stop.wait(SYNC_SECONDS)
-        now = find_round(tracker, one.key)
-        queue.closed = CLOSED if now.frozen else ""
-        held = [label.label_id for label in queue.labels()]
-        if held != published and not queue.closed:
-            publish_labels(tracker, now)
-            published = held
-        if queue.is_complete and not queue.closed:
-            announce_labels(now.flow_run)
-        if is_last:
-            return
+        try:
+            published = _publish(tracker, one, queue, published)
+        except Exception as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            print(f"alignflow: the labels are kept here, but not published ({reason})", file=sys.stderr)
+
+
+def _publish(tracker: Tracker, one: LabelRound, queue: LabelQueue, published: list[str]) -> list[str]:
+    """Publish labels other than ``published`` (ids), and announce that all are in; return what is published.
+
+    Closes the queue once the round has gone on.
+    """
+    now = find_round(tracker, one.key)
+    queue.closed = CLOSED if now.frozen else ""
+    held = [label.label_id for label in queue.labels()]
+    if queue.closed:
+        return published
+    if held != published:
+        publish_labels(tracker, now)
+    if queue.is_complete:
+        announce_labels(now.flow_run)
+    return held

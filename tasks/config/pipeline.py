@@ -114,9 +114,19 @@ class Pipeline(Settings):
 
     def check_rounds(self) -> None:
         """Raise ValueError if the flow ``rounds`` cannot run with these settings; the chain alone can."""
-        rounds, labels = self.rounds, self.rounds.labels
+        rounds = self.rounds
         if self.method == "dpo":
             raise ValueError("rounds train the policy with PPO: set method to ppo")
+        if rounds.choose.by == "disagreement" and self.reward.members < 2:
+            raise ValueError(
+                "rounds.choose.by=disagreement needs an ensemble: set reward.members to 4, or "
+                "rounds.choose.by to random"
+            )
+        self._check_labels_of_rounds()
+        self._check_training_in_rounds()
+
+    def _check_labels_of_rounds(self) -> None:
+        rounds, labels = self.rounds, self.rounds.labels
         if labels.kind == "gold" and not isinstance(self.source, ShellSite):
             raise ValueError(
                 "rounds.labels.kind=gold knows the answers of the built-in site only: set it to judge or file"
@@ -130,12 +140,16 @@ class Pipeline(Settings):
                 "rounds.labels.by=held_out needs a reward model that PPO never sees: set "
                 "reward.held_out_member to true"
             )
-        if rounds.choose.by == "disagreement" and self.reward.members < 2:
+        if (
+            labels.kind == "judge"
+            and labels.by == "held_out"
+            and rounds.start == "sft"
+            and not rounds.old_share
+        ):
             raise ValueError(
-                "rounds.choose.by=disagreement needs an ensemble: set reward.members to 4, or "
-                "rounds.choose.by to random"
+                "rounds.labels.by=held_out needs a reward model before the first round: set rounds.start to "
+                "policy, or rounds.old_share above 0"
             )
-        self._check_training_in_rounds()
 
     def _check_training_in_rounds(self) -> None:
         if self.reward.comparisons == "rankings":

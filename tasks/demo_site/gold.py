@@ -1,7 +1,8 @@
 """Score the true quality of an answer on the built-in site.
 
 Only the site's generator and the evaluation may import this gold scorer, and PPO's independent score
-(ppo.score.by=gold), which watches the training from outside. No stage learns from it.
+(ppo.score.by=gold), which watches the training from outside. No training program reads it; in
+rounds, comparisons may be its labels (rounds.labels.kind=gold), with planted mistakes.
 """
 
 import re

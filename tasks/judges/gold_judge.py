@@ -12,7 +12,7 @@ def gold_judge() -> ScoringJudge:
     return ScoringJudge(
         "gold",
         "the gold scorer",
-        "The gold scorer knows what is right, and no training stage learns from it.",
+        "The gold scorer knows what is right; no training stage reads it, but rounds may learn its labels.",
         score=_score,
     )
 

@@ -42,7 +42,5 @@ def main(args: argparse.Namespace) -> None:
     queue = serve(tracker, one, host=args.host, port=args.port, on_start=print_start)
     labels = queue.labels()
     raters = sorted({label.rater for label in labels})
-    print(
-        f"\n{len(labels):,} labels by {len(raters)} raters ({', '.join(raters) or 'none'}); "
-        + ("every pair has one." if queue.is_complete else "some pairs have none yet.")
-    )
+    by = f"{len(labels):,} labels by {', '.join(raters)}" if labels else "No labels"
+    print(f"\n{by}; " + ("every pair has one." if queue.is_complete else "some pairs have none yet."))

@@ -12,6 +12,7 @@ An answer depends on its policy, the number of its draw and its prompt alone, bu
 import re
 from collections.abc import Sequence
 from functools import partial
+from itertools import product
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -45,20 +46,21 @@ def sample_candidates(job: CandidatesJob, run: Run) -> None:
     questions = read_prompts(job, run)
     tokenizer = loading.load_tokenizer(run.inputs["model"])
     encoder = pair_tables.build_encoder(job.text, tokenizer, table_rows.chats_of(questions))
-    encoded = [encoder.encode_prompt(row["prompt"]) for row in questions]
 
     # 2. Answers.
     models = load_tuned(run, job.weights.merged, device)
     names = sorted(name for name in run.inputs if re.fullmatch(r"policy\d*", name)) or ["sft"]
-    rows: list[Row] = []
-    for name in names:
-        rows += sample_answers(name, names, models, questions, encoded, job, encoder, run)
+    sampler = Sampler(job, encoder, questions)
+    rows = sampler.sample_all(names, models, run)
 
     # 3. Rewards of each member, raw, and as PPO sees them.
     if models.scorer:
-        id_of = {row["question_id"]: number for number, row in enumerate(questions)}
-        answers = [(encoded[id_of[row["question_id"]]], row["tokens"]) for row in rows]
-        score_rows(rows, answers, models.scorer, job, encoder, device, run)
+        ids = [row["question_id"] for row in questions]
+        prompt_of = dict(zip(ids, sampler.prompts, strict=True))
+        answers = [(prompt_of[row["question_id"]], row["tokens"]) for row in rows]
+        batch_size, pad_id = job.sample.batch_size, tokenizer.pad_token_id
+        raw = member_rewards(models.scorer, answers, batch_size, pad_id, device, run)
+        add_rewards(rows, models.scorer, raw)
 
     # 4. The artifact.
     rows.sort(key=lambda row: (row["question_id"], row["policy"], row["draw"]))
@@ -85,94 +87,73 @@ def read_prompts(job: CandidatesJob, run: Run) -> list[Row]:
     return table_rows.read_rows(table, places, ["question_id", "prompt", "messages"])
 
 
-@torch.no_grad()
-def sample_answers(
-    name: str,
-    names: Sequence[str],
-    models: Models,
-    questions: Sequence[Row],
-    encoded: Sequence[list[int]],
-    job: CandidatesJob,
-    encoder: Encoder,
-    run: Run,
-) -> list[Row]:
-    """Return the rows of one policy's answers, without rewards. Logs a step per batch, over all policies."""
-    size, ids = job.sample.batch_size, [row["question_id"] for row in questions]
-    end_ids = prompts.end_tokens(encoder.tokenizer, encoder.template)
-    firsts = range(0, len(questions), size)
-    done = names.index(name) * job.sample.answers * len(firsts)
-    rows: list[Row] = []
-    for draw in range(job.sample.answers):
-        uniform = sampling.uniform_numbers(job.seed, f"{name} {draw}", ids, encoder.max_answer_tokens)
-        for first in firsts:
-            batch = slice(first, first + size)
-            answers = _sample(name, models, encoded[batch], uniform[batch], job, encoder, end_ids)
-            rows += [
-                _describe_answer(question, name, draw, tokens, encoder, end_ids)
-                for question, tokens in zip(questions[batch], answers, strict=True)
-            ]
-            done += 1
-            run.log(done, len(names) * job.sample.answers * len(firsts))
-    return rows
+class Sampler:
+    """Samples the answers of policies to prompts, in batches."""
+
+    def __init__(self, job: CandidatesJob, encoder: Encoder, questions: Sequence[Row]) -> None:
+        self.seed, self.settings, self.encoder = job.seed, job.sample, encoder
+        self.questions = questions
+        self.prompts = [encoder.encode_prompt(row["prompt"]) for row in questions]
+        self.end_ids = prompts.end_tokens(encoder.tokenizer, encoder.template)
+
+    def sample_all(self, names: Sequence[str], models: Models, run: Run) -> list[Row]:
+        """Return the rows of all policies' answers, without rewards. Logs a step per batch."""
+        size = self.settings.batch_size
+        firsts = range(0, len(self.questions), size)
+        total = len(names) * self.settings.answers * len(firsts)
+        rows: list[Row] = []
+        for number, (name, draw) in enumerate(product(names, range(self.settings.answers))):
+            uniform = self._draw_numbers(name, draw)
+            for place, first in enumerate(firsts, 1):
+                batch = slice(first, first + size)
+                answers = self._sample(name, models, self.prompts[batch], uniform[batch])
+                for question, tokens in zip(self.questions[batch], answers, strict=True):
+                    rows.append(self._describe(question, name, draw, tokens))
+                run.log(number * len(firsts) + place, total)
+        return rows
+
+    def _draw_numbers(self, name: str, draw: int) -> Tensor:
+        ids = [row["question_id"] for row in self.questions]
+        return sampling.uniform_numbers(self.seed, f"{name} {draw}", ids, self.encoder.max_answer_tokens)
+
+    @torch.no_grad()
+    def _sample(self, name: str, models: Models, batch: list[list[int]], uniform: Tensor) -> list[list[int]]:
+        """Return the token ids of one answer to each prompt of a batch."""
+        with models.active[name]() as policy:
+            samples = sampling.sample(
+                policy,
+                batch,
+                max_tokens=self.encoder.max_answer_tokens,
+                temperature=self.settings.temperature,
+                end_ids=self.end_ids,
+                pad_id=self.encoder.tokenizer.pad_token_id,
+                uniform=uniform,
+            )
+        check_finite({f"{name}'s log-probability of its own answer": samples.logp}, advice=UNSOUND_MODEL)
+        return [ids[mask].tolist() for ids, mask in zip(samples.ids, samples.mask, strict=True)]
+
+    def _describe(self, question: Row, name: str, draw: int, tokens: list[int]) -> Row:
+        template = self.encoder.template
+        return {
+            "question_id": question["question_id"],
+            "prompt": question["prompt"],
+            "messages": question.get("messages"),
+            "policy": name,
+            "draw": draw,
+            "answer": prompts.decode_answer(self.encoder.tokenizer, tokens, template=template),
+            "tokens": tokens,
+            "ended": tokens[-1] in self.end_ids,
+            "rewards": [],
+            "reward": None,
+        }
 
 
-def _sample(
-    name: str,
-    models: Models,
-    batch: Sequence[list[int]],
-    uniform: Tensor,
-    job: CandidatesJob,
-    encoder: Encoder,
-    end_ids: tuple[int, ...],
-) -> list[list[int]]:
-    """Return the token ids of one answer to each prompt of a batch."""
-    with models.active[name]() as policy:
-        samples = sampling.sample(
-            policy,
-            [*batch],
-            max_tokens=encoder.max_answer_tokens,
-            temperature=job.sample.temperature,
-            end_ids=end_ids,
-            pad_id=encoder.tokenizer.pad_token_id,
-            uniform=uniform,
-        )
-    check_finite({f"{name}'s log-probability of its own answer": samples.logp}, advice=UNSOUND_MODEL)
-    return [ids[mask].tolist() for ids, mask in zip(samples.ids, samples.mask, strict=True)]
-
-
-def _describe_answer(
-    question: Row, name: str, draw: int, tokens: list[int], encoder: Encoder, end_ids: tuple[int, ...]
-) -> Row:
-    return {
-        "question_id": question["question_id"],
-        "prompt": question["prompt"],
-        "messages": question.get("messages"),
-        "policy": name,
-        "draw": draw,
-        "answer": prompts.decode_answer(encoder.tokenizer, tokens, template=encoder.template),
-        "tokens": tokens,
-        "ended": tokens[-1] in end_ids,
-        "rewards": [],
-        "reward": None,
-    }
-
-
-def score_rows(
-    rows: list[Row],
-    answers: list[tuple[list[int], list[int]]],
-    scorer: Scorer,
-    job: CandidatesJob,
-    encoder: Encoder,
-    device: torch.device,
-    run: Run,
-) -> None:
-    """Add the rewards of ``answers`` (prompt and answer ids) to their rows. Raises InputError if one is not
+def add_rewards(rows: list[Row], scorer: Scorer, raw: Tensor) -> None:
+    """Add the members' raw rewards (M, N) to N rows, and the combined one. Raises InputError if one is not
     finite.
     """
-    raw = member_rewards(scorer, answers, job.sample.batch_size, encoder.tokenizer.pad_token_id, device, run)
     check_finite({"the reward of a sampled answer": raw}, advice=UNSOUND_MODEL)
-    combined = combine_raw(scorer, raw)
-    for row, rewards, reward in zip(rows, raw.T.tolist(), combined.tolist(), strict=True):
+    for row, rewards, reward in zip(rows, raw.T.tolist(), combine_raw(scorer, raw).tolist(), strict=True):
         row["rewards"], row["reward"] = rewards, reward
 
 

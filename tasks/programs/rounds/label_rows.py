@@ -90,21 +90,31 @@ def _parse(
         raise InputError(f"{place} has the verdict {verdict!r}: it must be one of {', '.join(VERDICTS)}.")
     if not isinstance(rater, str) or not rater:
         raise InputError(f"{place} has no rater: name who gave the verdict.")
-    name, texts = row.get("pair_id"), [row.get(column) for column in ("prompt", "first", "second")]
-    if not name:
-        if not all(isinstance(text, str) for text in texts):
-            raise InputError(f"{place} names no pair: give pair_id, or prompt, first and second as texts.")
-        name = pair_id(*map(str, texts))
-        if name in pairs and texts[1] != pairs[name]["first"]:  # the other way round than it was asked
-            verdict = OTHER_SIDE.get(verdict, verdict)
-    seconds = row.get("seconds")
+    seconds, shown_first = row.get("seconds"), row.get("shown_first") or "first"
+    if not isinstance(seconds, int | float | None):
+        raise InputError(f"{place}: seconds must be a number, got {seconds!r}.")
+    if shown_first not in OTHER_SIDE:
+        raise InputError(f"{place}: shown_first must be first or second, got {shown_first!r}.")
+    name = _find_pair(row, place)
+    if name in pairs and not row.get("pair_id") and row["first"] != pairs[name]["first"]:
+        verdict, shown_first = OTHER_SIDE.get(verdict, verdict), OTHER_SIDE[shown_first]
     return LabelRow(
-        label_id=str(row.get("label_id") or label_id(str(name), rater, number)),
-        pair_id=str(name),
-        verdict=str(verdict),
+        label_id=str(row.get("label_id") or label_id(name, rater, number)),
+        pair_id=name,
+        verdict=verdict,
         rater=rater,
         source=source,
         time=str(row.get("time") or ""),
         seconds=None if seconds is None else float(seconds),
-        shown_first=str(row.get("shown_first") or "first"),
+        shown_first=shown_first,
     )
+
+
+def _find_pair(row: Mapping[str, Any], place: str) -> str:
+    """Return the id of the pair that a row names. Raises InputError."""
+    if row.get("pair_id"):
+        return str(row["pair_id"])
+    texts = [row.get(column) for column in ("prompt", "first", "second")]
+    if not all(isinstance(text, str) for text in texts):
+        raise InputError(f"{place} names no pair: give pair_id, or prompt, first and second as texts.")
+    return pair_id(*map(str, texts))

@@ -38,7 +38,7 @@ def summary(*lines: dict[str, Any], best: int | None) -> dict[str, Any]:
 
 START = line(0, None)
 WON = line(1, **{f"{GOLD}sft": rate(0.6), "comparisons.asked": 200, "comparisons.pairs": 181})
-LOST = line(2, **{f"{GOLD}sft": rate(0.55), f"{GOLD}predecessor": rate(0.44), "ppo.kl": 1.25})
+LOST = line(2, **{f"{GOLD}sft": rate(0.55), f"{GOLD}predecessor": rate(0.44), "ppo.kl": rate(1.25)})
 
 
 @pytest.fixture

@@ -13,9 +13,11 @@ import uvicorn
 from playwright.sync_api import expect
 from starlette.testclient import TestClient
 
+from flows.labelling import server
 from flows.labelling.label_queue import LabelQueue
 from flows.labelling.page import HEADER, VALUE, create_app
 from tasks.rounds.label_log import Label, read_labels
+from tasks.system.errors import InputError
 from tests.support.pages.browser import open_browser
 from tests.tasks.rounds.made_rounds import make_pairs
 
@@ -81,18 +83,25 @@ def test_a_request_that_is_no_label_is_refused(queue: LabelQueue, body: bytes) -
     assert (answer.status_code, set(answer.json())) == (400, {"problem"})
 
 
+def test_a_port_that_is_taken_is_refused_in_one_sentence() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=rf"^127.0.0.1:{port} cannot be listened on .*--port"):
+            server._listen("127.0.0.1", port)
+
+
 @contextlib.contextmanager
 def serving(queue: LabelQueue) -> Iterator[str]:
     """Serve the page from a thread; yield its address."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         app = create_app(queue, token="right")
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        served = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
+        thread = threading.Thread(target=served.run, kwargs={"sockets": [listening]})
         thread.start()
         try:
             yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
         finally:
-            server.should_exit = True
+            served.should_exit = True
             thread.join()
 
 

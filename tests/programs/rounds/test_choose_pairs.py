@@ -61,6 +61,27 @@ def test_pairs_and_choice_do_not_depend_on_the_order_of_rows() -> None:
     assert chosen[0] == chosen[1]
 
 
+def test_which_of_like_answers_is_kept_does_not_depend_on_the_order_of_rows() -> None:
+    rows = [candidate(1, "a b c d e", policy=policy, draw=draw) for policy in ("policy", "policy2")
+            for draw in (1, 0)]  # fmt: skip
+    rows += [candidate(1, "something else entirely", policy="policy2", draw=2)]
+    for shuffled in (rows, rows[::-1]):
+        (pair,) = pair_up(shuffled, alike=0.9)
+        assert {(row["policy"], row["draw"]) for row in (pair.first, pair.second)} == {
+            ("policy", 0), ("policy2", 2),
+        }  # fmt: skip
+
+
+def test_which_answer_is_first_depends_on_the_texts_alone() -> None:
+    for number in range(20):
+        texts = [f"list all files {number}", f"copy the two files {number}"]
+        (pair,), (turned,) = (
+            pair_up([candidate(1, text, draw=draw) for draw, text in enumerate(some)], alike=0.9)
+            for some in (texts, texts[::-1])
+        )
+        assert pair.first["answer"] == turned.first["answer"]
+
+
 def test_sides_say_nothing_about_policies() -> None:
     rows = [candidate(number, "first answer of all", policy="policy") for number in range(400)]
     rows += [candidate(number, "second one entirely", policy="policy2") for number in range(400)]

@@ -42,6 +42,7 @@ def test_rows_name_pairs_by_id_or_by_their_texts_on_either_side(tmp_path: Path) 
         ("ann", "tie"), ("ben", "first"), ("cleo", "second"), ("dan", "both_bad"),
     ]  # fmt: skip
     assert others == 1
+    assert [one.shown_first for one in found[1:]] == ["first", "second", "second"]
     assert (found[0].seconds, found[0].shown_first, found[0].source) == (3.0, "second", "file")
     assert len({one.label_id for one in found}) == 4
     names = {name for row in rows for name in row}
@@ -67,6 +68,8 @@ def test_withdrawn_labels_are_left_out(tmp_path: Path) -> None:
         ({"pair_id": "a", "verdict": "left", "rater": "ann"}, "Row 1 .* verdict 'left'"),
         ({"pair_id": "a", "verdict": "first"}, "Row 1 .* no rater"),
         ({"prompt": "q", "first": "a", "verdict": "first", "rater": "ann"}, "Row 1 .* names no pair"),
+        ({"pair_id": "a", "verdict": "tie", "rater": "ann", "seconds": "fast"}, "Row 1 .* seconds"),
+        ({"pair_id": "a", "verdict": "tie", "rater": "ann", "shown_first": "left"}, "Row 1 .* shown_first"),
         (["first"], "Line 1 .* no JSON object"),
     ],
 )

@@ -78,6 +78,11 @@ def test_prompts_of_the_independent_score_are_held_out_if_there_is_one() -> None
         ({"source": {"kind": "stack-exchange", "path": "x"}}, "rounds.labels.kind=gold"),
         ({"rounds": {"labels": {"kind": "judge"}}}, "set judge.kind to local or endpoint"),
         ({"rounds": {"labels": {"kind": "judge", "by": "held_out"}}}, "reward.held_out_member to true"),
+        (
+            {"rounds": {"start": "sft", "old_share": 0, "labels": {"kind": "judge", "by": "held_out"}},
+             "reward": {"held_out_member": True}},
+            "a reward model before the first round",
+        ),
         ({"rounds": {"choose": {"by": "disagreement"}}}, "set reward.members to 4"),
         ({"reward": {"comparisons": "rankings"}}, "set reward.comparisons to pairs"),
         ({"reward": {"start": "folder"}}, "set reward.start to ''"),

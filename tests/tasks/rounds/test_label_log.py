@@ -5,8 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from tasks.programs.rounds.label_rows import VERDICTS as PROGRAM_VERDICTS
+from tasks.programs.rounds.label_rows import LabelRow, read_label_file
+from tasks.programs.rounds.round_tables import LABEL
 from tasks.rounds.label_log import (
     LOG,
+    VERDICTS,
+    Label,
     add_missing_rows,
     append_rows,
     count_labelled,
@@ -74,3 +79,16 @@ def test_skipped_pairs_count_where_it_is_asked_whether_all_were_seen() -> None:
     assert count_labelled(labels, [A, B], with_skipped=True) == 2
     assert count_labelled(labels, [A, B], with_skipped=False) == 1
     assert count_labelled(labels, [B], with_skipped=False) == 0
+
+
+def test_the_stage_that_decides_pairs_reads_the_log_as_it_is(tmp_path: Path) -> None:
+    assert Label._fields == (*LABEL,) == LabelRow._fields
+    assert VERDICTS == PROGRAM_VERDICTS
+    labels = [
+        new_label(A, "both_bad", "Ann", seconds=2.5, shown_first="second"),
+        new_label(B, "first", "Ben"),
+    ]
+    append_rows(tmp_path, labels)
+    withdraw(tmp_path, labels[1:], why="a mistake", by="Ben")
+    found, num_others = read_label_file(tmp_path / LOG, [{"pair_id": A}, {"pair_id": B}], source="people")
+    assert ([tuple(one) for one in found], num_others) == ([tuple(labels[0])], 0)

@@ -8,6 +8,7 @@ from tasks.artifacts.artifact import Artifact, user_artifact
 from tasks.config.jobs import CandidatesJob
 from tasks.config.pipeline import Pipeline
 from tasks.stages.answers import answers
+from tasks.stages.ppo import ppo
 from tasks.stages.reward import reward
 from tasks.stages.rounds.asked import asked
 from tasks.stages.rounds.candidates import candidates
@@ -129,3 +130,9 @@ def test_the_last_policy_answers_beside_the_new_one(has_predecessor: bool) -> No
     found = read(answers, {}, data=DATA, base=built("base"), model=MODEL, ppo=built("policy"), **more)
     assert found.pop("predecessor", None) == (["adapter/adapter_config.json"] if has_predecessor else None)
     assert set(found) == {"data", "base", "model", "ppo"}
+
+
+def test_ppo_goes_on_from_the_adapter_of_the_round_before() -> None:
+    inputs = read(ppo, {}, data=DATA, model=MODEL, reward=REWARD, start=built("policy"))
+    assert inputs["start"] == ["adapter/adapter_config.json"]
+    assert "start" not in read(ppo, {}, data=DATA, model=MODEL, reward=REWARD)
