@@ -118,7 +118,7 @@ def _number(figure: Any) -> float | None:
 def describe_rounds(summary: Mapping[str, Any]) -> str:
     """Return what the rounds have come to, in one or two sentences."""
     last = summary["rounds"][-1]
-    ran = f"{last['number']} of {summary['count']} rounds were run"
+    ran = f"{last['number']} of {summary['count']} rounds {'was' if last['number'] == 1 else 'were'} run"
     if last["number"] < summary["count"]:
         ran += (
             f", as round {last['number']} was {'lost' if last['outcome'] == 'lost' else 'not shown to win'}"

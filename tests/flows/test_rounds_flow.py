@@ -122,7 +122,7 @@ def test_the_same_command_builds_nothing_and_comes_to_the_same(tree: Path, first
     again = json.loads((home.parent / "again.json").read_text())
     assert [line["policy"] for line in again["rounds"]] == [line["policy"] for line in summary["rounds"][:2]]
     assert before == {path: path.stat().st_mtime_ns for path in home.glob("objects/*/*/manifest.json")}
-    assert "1 of 1 rounds were run." in out
+    assert "1 of 1 rounds was run." in out
 
 
 def test_killed_rounds_go_on_to_the_same_artifacts(tree: Path, first: Any) -> None:
