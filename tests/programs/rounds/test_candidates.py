@@ -78,6 +78,8 @@ def test_every_policy_answers_every_prompt_as_often_as_asked(sampled: Run) -> No
     ]
     assert all(row["ended"] == (row["tokens"][-1] == tiny.EOS) for row in rows)
     assert max(len(row["tokens"]) for row in rows) <= 12
+    draws = [[row["tokens"] for row in rows if row["draw"] == draw] for draw in range(2)]
+    assert sum(one != other for one, other in zip(*draws, strict=True)) > 40, "of 48 answers"
     assert pair_up(rows, alike=0.9), "answers of a prompt differ"
     metrics = json.loads((sampled.artifact / "summary.json").read_text())["metrics"]
     assert (metrics["candidates.answers"], metrics["candidates.prompts"]) == (96, 24)

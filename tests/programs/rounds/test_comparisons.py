@@ -6,13 +6,16 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from tasks.config.jobs import ComparisonsJob, MixtureJob, RewardJob
 from tasks.demo_site.shell_tasks import SLOTS, TASKS, fill_slots
+from tasks.judges.reward_judge import RewardScores
 from tasks.programs import reward
 from tasks.programs.rounds import comparisons, mixture
 from tasks.programs.rounds.round_tables import ASKED, COMPARISON, LABEL, write_rows
 from tasks.programs.runtime.program import Run
+from tasks.rlhf.models import loading, reward_model
 from tasks.system.errors import InputError
 from tests.programs.rounds.rows import asked
 from tests.support import tiny
@@ -153,10 +156,23 @@ def voted_pairs(data: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def test_the_held_out_member_labels(trained: dict[str, Path], tmp_path: Path) -> None:
+def test_the_held_out_member_labels(
+    trained: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asking: list[reward_model.Scorer] = []
+
+    def keep_scorer(scorer: reward_model.Scorer, *others: Any) -> RewardScores:
+        asking.append(scorer)
+        return RewardScores(scorer, *others)
+
+    monkeypatch.setattr(comparisons, "RewardScores", keep_scorer)
     pairs = voted_pairs(trained["data"])
     inputs = {"asked": write_asked(tmp_path / "asked", pairs), **trained}
     run = run_program(tmp_path / "run", inputs, labels={"kind": "judge", "by": "held_out"})
+    base = loading.load(trained["model"], device=tiny.CPU)
+    _, held_out = reward_model.load_held_out(trained["reward"], base, device=tiny.CPU)
+    assert held_out is not None
+    assert torch.equal(asking[0].members[0].head.weight, held_out.members[0].head.weight)
     found = rows_of(run)
     chosen = {row["pair_id"]: row["chosen"] for row in found}
     right = [chosen.get(pair["pair_id"]) == pair["first" if n % 2 == 0 else "second"]
