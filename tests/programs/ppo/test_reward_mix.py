@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,18 +62,22 @@ def other_base(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Return a function that writes a module of the user's and makes it importable."""
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Yield a function that writes a module of the user's and makes it importable until the test ends."""
     folder = tmp_path / "code"
     folder.mkdir()
     monkeypatch.syspath_prepend(str(folder))
+    before = {*sys.modules}
 
     def write(text: str, name: str = "my_rewards") -> Path:
-        monkeypatch.delitem(sys.modules, name, raising=False)
+        sys.modules.pop(name, None)
         (folder / f"{name}.py").write_text(text)
         return folder
 
-    return write
+    yield write
+    for name in {*sys.modules} - before:
+        if str(folder) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
 
 
 def start(
