@@ -30,7 +30,7 @@ from tasks.config.sections.reward import Reward
 from tasks.programs.runtime import pair_tables, reward_report, reward_tests, training_setup
 from tasks.programs.runtime.program import ReportProgress, Run, main
 from tasks.programs.runtime.reward_tests import MEASURES
-from tasks.programs.token_tables.hard_negatives import add_hard_negatives
+from tasks.programs.token_tables.hard_negatives import Hardened, add_hard_negatives
 from tasks.programs.token_tables.questions import hold_out, read_evaluation, read_pairs, read_rankings
 from tasks.programs.token_tables.token_table import TokenTable
 from tasks.rlhf.algorithms import losses, schedules
@@ -59,10 +59,7 @@ def train(job: RewardJob, run: Run) -> None:
     tokenizer = loading.load_tokenizer(run.inputs["model"])
     encoder = pair_tables.build_encoder(job.text, tokenizer, {})
     voted, held_out = read_comparisons(job, run, encoder)
-    phase = run.phase("making hard comparisons")
-    questions, made = add_hard_negatives(
-        voted, encoder, settings.hard_negatives, seed=job.seed, report_progress=phase
-    )
+    questions, made = add_hard_comparisons(job, run, voted, encoder)
     evaluation = read_evaluation(run, run.inputs["data"] / "evaluation_pairs.parquet", encoder)
     reported = pair_tables.choose_reported_pairs(evaluation, held_out, run)
     age_bias = comparisons.age_bias(voted) if settings.age_bias else 0.0
@@ -162,8 +159,7 @@ def train(job: RewardJob, run: Run) -> None:
     reward_tests.normalise_held_out(spare, reference, pad_id, device, run)
     metrics |= reward_tests.attack(model, attacked, encoder, device, run) | encoder.metrics("reward")
     metrics |= reward_tests.measure_copying(model, attacked, encoder, device, run)
-    if settings.hard_negatives.share:
-        metrics |= reward_report.report_made(made, run)
+    metrics |= reward_report.report_made(made, run) if settings.hard_negatives.share else {}
     run.warnings += encoder.warnings()
     run.finish(
         metrics,
@@ -172,6 +168,15 @@ def train(job: RewardJob, run: Run) -> None:
         steps=training.schedule.total,
         measured=reported.record,
     )
+
+
+def add_hard_comparisons(
+    job: RewardJob, run: Run, voted: TokenTable[Comparison], encoder: Encoder
+) -> Hardened:
+    """Return the training questions with the comparisons that the settings have made without people."""
+    progress = run.phase("making hard comparisons")
+    hard = job.reward.hard_negatives
+    return add_hard_negatives(voted, encoder, hard, seed=job.seed, report_progress=progress)
 
 
 def read_comparisons(
