@@ -132,8 +132,8 @@ def _to_batch(
     return pa.RecordBatch.from_arrays(arrays, names=list(types))
 
 
-def write(questions: Questions, path: Path) -> None:
-    """Write questions to a file: answers and comparisons are lists in columns of their questions."""
+def to_batch(questions: Questions) -> pa.RecordBatch:
+    """Return a row for each question: answers and comparisons are lists in columns of their questions."""
     owners = questions.owners[questions.pairs[:, 0]]
     places = (questions.pairs - questions.starts[owners][:, None]).astype(np.int32)
     pair_starts = to_starts(np.bincount(owners, minlength=len(questions.compared)))
@@ -147,15 +147,11 @@ def write(questions: Questions, path: Path) -> None:
     batch = questions.about
     for name, values in lists.items():
         batch = batch.append_column(name, values)
-    with replacing(path) as new, pa.OSFile(str(new), "wb") as file:
-        with pa.ipc.new_file(file, batch.schema) as writer:
-            writer.write_batch(batch)
+    return batch
 
 
-def read(path: Path) -> Questions:
-    """Return the questions of a file."""
-    with pa.memory_map(str(path)) as file, pa.ipc.open_file(file) as reader:
-        batch = reader.get_batch(0)
+def from_batch(batch: pa.RecordBatch) -> Questions:
+    """Return the questions of a batch that ``to_batch`` made."""
     starts = batch.column("answers").offsets.to_numpy()
     pairs, pair_starts = batch.column("pairs").values, batch.column("pairs").offsets.to_numpy()
     owners = np.repeat(np.arange(len(batch)), np.diff(pair_starts))
@@ -167,3 +163,17 @@ def read(path: Path) -> Questions:
         compared=batch.column("compared").to_numpy(zero_copy_only=False),
         pairs=places + starts[owners][:, None],
     )
+
+
+def write(questions: Questions, path: Path) -> None:
+    """Write questions to a file."""
+    batch = to_batch(questions)
+    with replacing(path) as new, pa.OSFile(str(new), "wb") as file:
+        with pa.ipc.new_file(file, batch.schema) as writer:
+            writer.write_batch(batch)
+
+
+def read(path: Path) -> Questions:
+    """Return the questions of a file."""
+    with pa.memory_map(str(path)) as file, pa.ipc.open_file(file) as reader:
+        return from_batch(reader.get_batch(0))

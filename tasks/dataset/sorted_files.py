@@ -3,7 +3,7 @@
 This is how data that does not fit into memory is grouped by key, the first column, 0 <= key < 2^63.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -73,11 +73,22 @@ def _sample(path: Path, size: int, num_bytes: int) -> tuple[Indices, NDArray[np.
     firsts = np.arange(0, len(records), SAMPLE_EVERY)
     ends = np.minimum(firsts + SAMPLE_EVERY, len(records))
     costs = (ends - firsts) / size
+    for offsets in _text_offsets(records):
+        costs += (offsets[ends] - offsets[firsts]) / num_bytes
+    return records.column(0).to_numpy()[firsts], costs
+
+
+def _text_offsets(records: pa.RecordBatch) -> Iterator[Indices]:
+    """Yield for each column of large texts, also in lists of structs, where the bytes of each row [n] start,
+    and the end of the last.
+    """
     for column in records.columns:
         if pa.types.is_large_string(column.type) or pa.types.is_large_binary(column.type):
-            offsets = np.frombuffer(column.buffers()[1], dtype=np.int64)
-            costs += (offsets[ends] - offsets[firsts]) / num_bytes
-    return records.column(0).to_numpy()[firsts], costs
+            yield np.frombuffer(column.buffers()[1], dtype=np.int64, count=len(column) + 1)
+        elif pa.types.is_large_list(column.type) and pa.types.is_struct(column.type.value_type):
+            starts = column.offsets.to_numpy()
+            for offsets in _text_offsets(pa.RecordBatch.from_struct_array(column.values)):
+                yield offsets[starts]
 
 
 def read(slices: Sequence[Slice]) -> pa.RecordBatch:

@@ -209,10 +209,13 @@ def test_scores_are_those_of_the_formula_for_every_number_of_votes() -> None:
     assert found == [row_oracle.score_answer(*one) for one in zip(votes, accepted, strict=True)]
 
 
-def test_ranges_are_cut_by_bytes_as_well_as_by_records(tmp_path: Path) -> None:
-    records = pa.RecordBatch.from_pydict(
-        {"key": range(4096), "text": pa.array(["x" * 1000] * 4096, pa.large_string())}
-    )
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_ranges_are_cut_by_bytes_as_well_as_by_records(tmp_path: Path, is_nested: bool) -> None:
+    texts = pa.array(["x" * 500] * 8192, pa.large_string())
+    answers = pa.StructArray.from_arrays([texts], names=["text"])
+    lists = pa.LargeListArray.from_arrays(np.arange(0, 8193, 2), answers)
+    plain = pa.array(["x" * 1000] * 4096, pa.large_string())
+    records = pa.RecordBatch.from_pydict({"key": range(4096), "text": lists if is_nested else plain})
     sorted_files.write(records, tmp_path / "a.arrow")
     by_bytes = sorted_files.partition([tmp_path / "a.arrow"], 2**20, 512_000)
     by_records = sorted_files.partition([tmp_path / "a.arrow"], 512, 2**30)

@@ -16,6 +16,7 @@ from tasks.system.errors import InputError
 PARQUET, ARROW_FILE, ARROW_STREAM = b"PAR1", b"ARRO", b"\xff\xff\xff\xff"  # first four bytes
 END_OF_STREAM = ARROW_STREAM + b"\0\0\0\0"
 BATCH = 256  # rows that are Python objects at a time
+LARGE_BATCH = 4096  # rows that are columns
 UNREADABLE = "rows with a value that cannot be read"
 
 # Numbers of consecutive row groups or record batches, and the bytes of the file up to their end.
@@ -34,11 +35,10 @@ def iter_row_groups(path: Path, size: int) -> Iterator[BatchRange]:
             yield groups, path.stat().st_size * rows_done // num_rows
 
 
-def read_row_groups(path: Path, groups: list[int]) -> Iterator[Any]:
-    """Yield the rows of some row groups as dictionaries; instead of a row that cannot be read, the reason."""
+def read_row_groups(path: Path, groups: list[int]) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of some row groups."""
     with pq.ParquetFile(path) as table:
-        for batch in table.iter_batches(batch_size=BATCH, row_groups=groups):
-            yield from _to_rows(batch)
+        yield from table.iter_batches(batch_size=LARGE_BATCH, row_groups=groups)
 
 
 def iter_record_batches(path: Path, size: int) -> Iterator[BatchRange]:
@@ -52,13 +52,13 @@ def iter_record_batches(path: Path, size: int) -> Iterator[BatchRange]:
         yield numbers, min(bytes_done, file_size)
 
 
-def read_record_batches(path: Path, numbers: list[int]) -> Iterator[Any]:
-    """Yield the rows of some consecutive record batches."""
+def read_record_batches(path: Path, numbers: list[int]) -> Iterator[pa.RecordBatch]:
+    """Yield some consecutive record batches."""
     with _open_record_batches(path) as (_, record_batches):
         for batch in islice(record_batches, numbers[0], numbers[-1] + 1):
             batch.validate(full=True)  # pyarrow does not check offsets and texts when it maps an Arrow file
-            for start in range(0, batch.num_rows, BATCH):
-                yield from _to_rows(batch.slice(start, BATCH))
+            for start in range(0, batch.num_rows, LARGE_BATCH):
+                yield batch.slice(start, LARGE_BATCH)
 
 
 def column_names(path: Path, head: bytes) -> list[str]:
@@ -104,6 +104,12 @@ def _iter_repeated(fields: list[pa.Field]) -> Iterator[str]:
             yield field.name
         names.add(field.name)
         yield from _iter_repeated([field.type.field(number) for number in range(field.type.num_fields)])
+
+
+def iter_rows(batch: pa.RecordBatch) -> Iterator[Any]:
+    """Yield the rows of a batch as dictionaries; instead of a row that cannot be read, the reason."""
+    for start in range(0, batch.num_rows, BATCH):
+        yield from _to_rows(batch.slice(start, BATCH))
 
 
 def _to_rows(batch: pa.RecordBatch) -> list[Any]:

@@ -10,11 +10,11 @@ left out.
 import gzip
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import pyarrow as pa
 
@@ -36,6 +36,9 @@ METADATA_FILES = {
 GZIP = b"\x1f\x8b"
 GROUPS, RECORDS, LINES, VALUES = "groups", "records", "lines", "values"  # forms of blocks
 HINT = "give JSON lines, a JSON list, parquet or a folder of datasets.save_to_disk"
+
+
+Piece: TypeAlias = pa.RecordBatch | Iterable[Any]  # rows of a block: in columns, or as values of JSON
 
 
 class Row(NamedTuple):
@@ -82,18 +85,28 @@ def iter_blocks(path: Path, columns: frozenset[str] = frozenset()) -> Iterator[B
 
 def read_block(block: Block) -> Iterator[dict[str, Any] | str]:
     """Yield every row of a block; instead of a row that cannot be read, the reason. Raises InputError."""
+    for piece in read_pieces(block):
+        yield from iter_rows(piece)
+
+
+def read_pieces(block: Block) -> Iterator[Piece]:
+    """Yield the rows of a block in the columns of its file, or all its values of JSON. Raises InputError."""
+    content = blocks.load_content(block)
     with _refusing_damaged_files(block.path):
-        for value in _iter_values(block, blocks.load_content(block)):
-            yield value if isinstance(value, dict | str) else NOT_AN_OBJECT
+        if block.form == LINES:
+            yield map(partial(parse_line, Decoder()), io.BytesIO(content))
+        elif block.form == VALUES:
+            yield json.loads(content)
+        elif block.form == GROUPS:
+            yield from columnar_files.read_row_groups(block.path, json.loads(content))
+        else:
+            yield from columnar_files.read_record_batches(block.path, json.loads(content))
 
 
-def _iter_values(block: Block, content: bytes) -> Iterator[Any]:
-    if block.form == LINES:
-        return map(partial(parse_line, Decoder()), io.BytesIO(content))
-    values = json.loads(content)
-    if block.form == GROUPS:
-        return columnar_files.read_row_groups(block.path, values)
-    return columnar_files.read_record_batches(block.path, values) if block.form == RECORDS else iter(values)
+def iter_rows(piece: Piece) -> Iterator[dict[str, Any] | str]:
+    """Yield every row of a piece; instead of a row that cannot be read, the reason."""
+    for value in columnar_files.iter_rows(piece) if isinstance(piece, pa.RecordBatch) else piece:
+        yield value if isinstance(value, dict | str) else NOT_AN_OBJECT
 
 
 def list_files(path: Path) -> list[Path]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from tasks.dataset.columns import ANSWER, MESSAGES, QUESTION, TEXT, WORD, Indices, Questions, to_starts
 from tasks.dataset.question import text_id
+from tasks.dataset.repeated_rows import drop_repeated
 from tasks.dataset.sources.markdown import to_markdown
 from tasks.dataset.sources.stack_exchange_dump import Post
 
@@ -139,27 +140,15 @@ def _numbers(posts: pa.RecordBatch, column: str) -> Indices:
 def _drop_repeated(posts: pa.RecordBatch, dropped: Counter[str]) -> pa.RecordBatch:
     """Return the posts by question and id. Files overlap: of posts with the same id one is kept."""
     keys = [_numbers(posts, "id"), _numbers(posts, "question"), _numbers(posts, "parent") != 0]
-    order = np.lexsort(keys)
-    same = np.all([np.diff(key[order]) == 0 for key in keys], axis=0)  # as the post before
-    dropped["repeated post ids"] += int(same.sum())
-    kept = np.append(True, ~same)[: len(order)]
-    first = order[kept]
-    starts = np.flatnonzero(kept)
-    ends = np.append(starts[1:], len(order))
-    for group in np.flatnonzero(ends - starts > 1).tolist():
-        rows = order[starts[group] : ends[group]].tolist()
-        first[group] = min(rows, key=lambda row: _as_converted(posts, row))
-    return posts.take(pa.array(first))
+    kept = drop_repeated(posts, keys, _as_converted)
+    dropped["repeated post ids"] += len(posts) - len(kept)
+    return kept
 
 
-def _as_converted(posts: pa.RecordBatch, row: int) -> tuple[object, ...]:
-    """Return a post's values with its body in Markdown, by which files of other HTML make the same choice.
-
-    The smaller is kept, whatever the order of files.
-    """
-    values = [posts.column(name)[row].as_py() for name in POST]
-    values[list(POST).index("body")] = to_markdown(posts.column("body")[row].as_py())
-    return tuple(values)
+def _as_converted(post: pa.RecordBatch) -> tuple[object, ...]:
+    """Return a post's values with its body in Markdown: files of other HTML make the same choice by it."""
+    (values,) = post.to_pylist()
+    return tuple((values | {"body": to_markdown(values["body"])}).values())
 
 
 def _build_about(posts: pa.RecordBatch) -> pa.RecordBatch:

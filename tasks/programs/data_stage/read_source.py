@@ -24,10 +24,9 @@ from tasks.config.sections.sources import (
 )
 from tasks.dataset import sorted_files
 from tasks.dataset.columns import Questions, from_rows
-from tasks.dataset.question import Answer, Question
 from tasks.dataset.readers import blocks, csv_columns, dump_tables, row_files
 from tasks.dataset.readers.blocks import Block
-from tasks.dataset.readers.quarantine import Place
+from tasks.dataset.readers.quarantine import Place, RejectRow
 from tasks.dataset.readers.row_files import Row
 from tasks.dataset.readers.user_names import UserNames, read_user_names
 from tasks.dataset.sources import (
@@ -42,6 +41,7 @@ from tasks.dataset.sources.grouping import AnswerGroups, AnswerRecord
 from tasks.dataset.sources.markdown import to_markdown
 from tasks.dataset.sources.row_warnings import RowWarnings
 from tasks.dataset.sources.stack_exchange_dump import Post, Unreadable
+from tasks.dataset.splits import is_test
 from tasks.system.files import replacing
 
 Record = tuple[int, Any]  # number of a question, and what JSON can hold
@@ -148,6 +148,8 @@ def read_block(task: BlockTask) -> BlockCounts:
     counts = BlockCounts(block.file, block.bytes_read, 0, Counter(), Counter(), [], RowWarnings.empty())
     if isinstance(task.source, ShellSite | StackExchangeDump):
         num_rows, records = _read_posts(task, counts)
+    elif isinstance(task.source, StackExchangePreferences):
+        num_rows, records = _read_preferences(task, counts)
     else:
         num_rows, records = _read_rows(task, counts)
     sorted_files.write(records, task.output)
@@ -173,16 +175,41 @@ def _read_posts(task: BlockTask, counts: BlockCounts) -> tuple[int, pa.RecordBat
 
 
 def _read_rows(task: BlockTask, counts: BlockCounts) -> tuple[int, pa.RecordBatch]:
-    rows = []
-    number = 0
-    for number, fields in enumerate(row_files.read_block(task.block), 1):
+    rows, number = _take_rows(row_files.read_block(task.block), task.block.file, counts)
+    return number, to_batch(_records_from_rows(task.source, rows, counts))
+
+
+def _take_rows(
+    values: Iterable[dict[str, Any] | str], file: str, counts: BlockCounts, before: int = 0
+) -> tuple[list[Row], int]:
+    """Return the rows that can be read, with their numbers after ``before``, and the last row's number."""
+    rows, number = [], before
+    for number, fields in enumerate(values, before + 1):
         if isinstance(fields, str):
             counts.bad.append((number, fields))
         else:
-            rows.append(Row(Place(task.block.file, number), fields))
-    records = _records_from_rows(task.source, rows, counts)
+            rows.append(Row(Place(file, number), fields))
     counts.read["rows"] += len(rows)
-    return number, to_batch(records)
+    return rows, number
+
+
+def _read_preferences(task: BlockTask, counts: BlockCounts) -> tuple[int, pa.RecordBatch]:
+    number, batches, file = 0, [], task.block.file
+    for piece in row_files.read_pieces(task.block):
+        table = stack_exchange_sets.as_preferences(piece) if isinstance(piece, pa.RecordBatch) else None
+        if table is None:
+            rows, number = _take_rows(row_files.iter_rows(piece), file, counts, number)
+            table = stack_exchange_sets.read_preferences(rows, _rejecting(counts))
+        else:
+            number += len(table)
+            counts.read["rows"] += len(table)
+        batches.append(table)
+    table = pa.concat_batches(batches)
+    return number, stack_exchange_sets.to_questions(table, split="evaluation" if is_test(file) else "")
+
+
+def _rejecting(counts: BlockCounts) -> RejectRow:
+    return lambda place, reason: counts.bad.append((place.row, reason))
 
 
 def to_batch(records: list[Record]) -> pa.RecordBatch:
@@ -193,13 +220,8 @@ def to_batch(records: list[Record]) -> pa.RecordBatch:
 
 
 def _records_from_rows(source: Source, rows: list[Row], counts: BlockCounts) -> list[Record]:
-    def reject(place: Place, reason: str) -> None:
-        counts.bad.append((place.row, reason))
-
+    reject = _rejecting(counts)
     match source:
-        case StackExchangePreferences():
-            questions = stack_exchange_sets.read_preferences(rows, reject)
-            return [(question.id, question) for question in questions]
         case StackExchangePaired():
             groups = stack_exchange_sets.group_pairs(rows, reject)
         case HhRlhf():
@@ -244,11 +266,11 @@ def build_questions(source: Source, records: pa.RecordBatch, dropped: Counter[st
     """
     if isinstance(source, ShellSite | StackExchangeDump):
         return stack_exchange.build_questions(records, dropped)
+    if isinstance(source, StackExchangePreferences):
+        return stack_exchange_sets.build_questions(records, dropped)
     keys, texts = (column.to_pylist() for column in records.columns)
     values = map(orjson.loads, texts)
     match source:
-        case StackExchangePreferences():
-            return from_rows(_drop_repeated(map(_to_question, values), dropped))
         case StackExchangePaired():
             site, licence = stack_exchange_sets.SITE, stack_exchange_sets.LICENCE
         case HhRlhf():
@@ -261,24 +283,5 @@ def build_questions(source: Source, records: pa.RecordBatch, dropped: Counter[st
 
 def text_converter(source: Source) -> Callable[[str], str] | None:
     """Return what converts the texts of the answers that ``build_questions`` returns, if anything has to."""
-    return to_markdown if isinstance(source, ShellSite | StackExchangeDump) else None
-
-
-def _to_question(values: list[Any]) -> Question:
-    """Return the question of values that JSON held."""
-    question = Question._make(values)
-    answers = tuple(Answer._make(answer) for answer in question.answers)
-    return question._replace(answers=answers)
-
-
-def _drop_repeated(questions: Iterable[Question], dropped: Counter[str]) -> list[Question]:
-    """Return questions by id. Of two with the same id the smaller is kept, so that order does not matter."""
-    known: dict[int, Question] = {}
-    for question in questions:
-        if question.id in known:
-            dropped["repeated questions"] += 1
-            same = known[question.id]
-            split = max(question.split, same.split)  # a test set's question stays one
-            question = min(question, same)._replace(split=split)
-        known[question.id] = question
-    return [known[number] for number in sorted(known)]
+    is_html = isinstance(source, ShellSite | StackExchangeDump | StackExchangePreferences)
+    return to_markdown if is_html else None

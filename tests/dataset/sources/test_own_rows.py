@@ -709,17 +709,12 @@ def test_a_split_column_keeps_rows_for_evaluation(tmp_path: Path) -> None:
 
 def test_the_published_sets_keep_their_test_files_for_evaluation() -> None:
     paired = {"question": "q", "response_j": "a", "response_k": "b"}
-    preferred = {"qid": 5, "question": "q", "answers": [{"answer_id": 1, "pm_score": 1, "text": "a"}]}
     for file, split in (("data/evaluation/0.parquet", "evaluation"), ("data/reward/0.parquet", "")):
         assert [
             question.split
             for question in questions_of(
                 stack_exchange_sets.group_pairs(as_rows(paired, file=file), Quarantine())
             )
-        ] == [split]
-        assert [
-            question.split
-            for question in stack_exchange_sets.read_preferences(as_rows(preferred, file=file), Quarantine())
         ] == [split]
 
 

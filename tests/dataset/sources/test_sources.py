@@ -344,52 +344,6 @@ def test_own_rows_that_cannot_be_used_leave_nothing_behind(fields: dict[str, Any
     assert count == 1
 
 
-def test_a_published_preference_row_is_a_question_with_scored_answers() -> None:
-    answers = [
-        {
-            "answer_id": 9,
-            "pm_score": 3,
-            "selected": True,
-            "text": "<p>Use <code>ls</code></p>",
-            "author": "A",
-            "author_profile": "https://x/users/1",
-        },
-        {
-            "answer_id": 7,
-            "pm_score": -1,
-            "selected": False,
-            "text": "no",
-            "author": "B",
-            "author_profile": None,
-        },
-    ]
-    page = "https://unix.stackexchange.com/questions/5"
-    good = {
-        "qid": 5,
-        "question": "<p>How?</p>",
-        "date": "2011/06/21",
-        "metadata": [page, "https://unix.stackexchange.com", "u"],
-        "answers": answers,
-    }
-    bad = Quarantine()
-    broken = [good | {"answers": None}, good | {"question": 1}, good | {"answers": [{"answer_id": "x"}]}]
-    (question,) = stack_exchange_sets.read_preferences(as_rows(good, *broken), bad)
-    assert (question.prompt, question.site, question.url, question.created) == (
-        "How?",
-        "unix.stackexchange.com",
-        page,
-        "2011-06-21",
-    )
-    assert [(a.id, a.score, a.accepted, a.text, a.author) for a in question.answers] == [
-        (7, -1, False, "no", "B"),
-        (9, 3, True, "Use `ls`", "https://x/users/1"),
-    ]
-    assert bad.reasons == {
-        "rows without a question and answers": 2,
-        "rows with an answer that cannot be read": 1,
-    }
-
-
 # ---------------------------------------------------------------------------------- the whole stage
 
 
@@ -581,10 +535,3 @@ def test_half_characters_become_replacements_and_whole_ones_stay(tmp_path: Path)
 def test_a_text_of_many_control_characters_is_text_all_the_same() -> None:
     assert to_markdown("<p>a</p>" + "\0" * 1000) == "a"
     assert to_markdown("<pre><code>x\x0cy</code></pre>") == "```\nx\x0cy\n```"
-
-
-def test_an_address_that_is_none_is_no_reason_to_stop() -> None:
-    answers = [{"answer_id": k, "pm_score": k, "text": "x"} for k in (1, 2)]
-    fields = {"qid": 1, "question": "q", "answers": answers, "metadata": ["http://[", None, 5]}
-    (question,) = stack_exchange_sets.read_preferences(as_rows(fields), Quarantine())
-    assert (question.site, question.url) == ("stackexchange.com", "http://[")
