@@ -78,12 +78,11 @@ def build_table_part(part: TablePart) -> Statistics:
     """Write the rows of a file of questions, one file per table, and return their statistics."""
     questions = columns.read(part.questions)
     splits = np.frombuffer(part.splits, dtype=np.int8)
-    kept = columns.select(questions, splits > 0)
-    statistics = Statistics.of(kept, *draw_pairs(kept, max_pairs=part.max_pairs, seed=part.seed))
-    rows: dict[str, tables.Columns] = {}
+    statistics, rows = Statistics(), dict[str, tables.Columns]()
     for number, split in enumerate(SPLITS[1:], 1):
         chosen = columns.select(questions, splits == number)
-        drawn = draw_pairs(chosen, max_pairs=part.max_pairs, seed=part.seed)  # as above: by question
+        drawn = draw_pairs(chosen, max_pairs=part.max_pairs, seed=part.seed)
+        statistics.merge(Statistics.of(chosen, *drawn))
         rows |= tables.build_tables(chosen, split, *drawn)
     part.output.mkdir(exist_ok=True)
     for name in tables.COLUMNS:
