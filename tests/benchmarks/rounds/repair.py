@@ -2,11 +2,12 @@
 
 python -m tests.benchmarks.rounds.repair DIR [--seeds 0 1 2] [--more 64] [--threads 1] [--set NAME=VALUE ...]
 
-The profile `rounds` on the built-in site, with RLOO and without guards. Phase 1: a reward model of a few
-noisy labels of the SFT model's answers, and a policy that is trained against it for long. Then labels of the
-policy's own answers, a reward model that is trained anew on all labels, and --more steps. The control takes
-the same steps, with the same prompts and random numbers, against the stale reward model. The policy at its
-peak is that of phase 1 with `ppo.keep=best`; if its score does not fall for certain, that is the last one.
+The profile `rounds` on the built-in site, with RLOO, a light KL penalty and no guards. Phase 1: a reward
+model of a few noisy labels of the SFT model's answers, and a policy that is trained against it for long.
+Then `rounds.comparisons` labels of the policy's own answers, a reward model that is trained anew on all
+labels, and --more steps. The control takes the same steps, with the same prompts and random numbers, against
+the stale reward model. The policy at its peak is that of phase 1 with `ppo.keep=best`; if its score does not
+fall for certain, that is the last one.
 
 Policies are compared with the SFT model by the gold scorer on evaluation questions, at a temperature of 1.
 DIR gets a home for each seed, and a picture of reward and gold score against steps; what is built or measured
@@ -46,7 +47,7 @@ RECIPE = [
     "rounds.sample.answers=4",  # a policy that over-optimises says the same thing often
     "ppo.algorithm=rloo",
     "ppo.steps=64",
-    "ppo.kl_coefficient=0.05",
+    "ppo.kl_coefficient=0.02",
     "ppo.on_alarm=warn",
     "ppo.keep=final",
     "ppo.score={by: gold, every: 4, prompts: 128, best_of: 1}",
@@ -68,38 +69,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("directory", type=Path, metavar="DIR")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--labels", type=int, default=100, help="of the SFT model's answers, in phase 1")
     parser.add_argument("--more", type=int, default=64, help="steps after the refresh")
     parser.add_argument("--questions", type=int, default=500)
     parser.add_argument("--draws", type=int, default=4, help="answers to each question")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     options = parser.parse_args()
-    found: list[dict[str, Numbers]] = []
-    for seed in options.seeds:
-        settings = [
-            MORE_QUESTIONS,
-            *RECIPE,
-            *options.set,
-            f"seed={seed}",
-            f"machine.threads={options.threads}",
-        ]
-        folder = options.directory.absolute() / f"seed-{seed}"
-        stored_stages.open_home(folder / "home")
-        config = profiles.load("rounds", settings)
-        prepared = stored_stages.build_base(config)
-        questions, draws = options.questions, options.draws
-        test = GoldTest(config, prepared, folder / "measured", questions=questions, draws=draws)
-        repair = train_policies(config, prepared, more=options.more, seed=seed)
-        found.append(measure_policies(test, repair, seed))
-        picture = folder / "repair.svg"
-        picture.write_text(draw_repair(*(read_points(repair.policies[name]) for name in POLICIES[1:])))
-        print(f"seed {seed}: picture {picture}", flush=True)
-    print_summary(found)
+    print_summary([measure_seed(options, seed) for seed in options.seeds])
 
 
-def train_policies(config: Pipeline, prepared: Prepared, *, more: int, seed: int) -> Repair:
+def measure_seed(options: argparse.Namespace, seed: int) -> dict[str, Numbers]:
+    """Train and compare the policies of a seed, and draw its picture; return the policies' mean outcomes by
+    question, (Q,).
+    """
+    changed = [*options.set, f"seed={seed}", f"machine.threads={options.threads}"]
+    folder = options.directory.absolute() / f"seed-{seed}"
+    stored_stages.open_home(folder / "home")
+    config = profiles.load("rounds", [MORE_QUESTIONS, *RECIPE, *changed])
+    prepared = stored_stages.build_base(config)
+    repair = train_policies(config, prepared, labels=options.labels, more=options.more, seed=seed)
+    picture = folder / "repair.svg"
+    picture.write_text(draw_repair(*(read_points(repair.policies[name]) for name in POLICIES[1:])))
+    print(f"seed {seed}: picture {picture}", flush=True)
+    questions, draws = options.questions, options.draws
+    test = GoldTest(config, prepared, folder / "measured", questions=questions, draws=draws)
+    return measure_policies(test, repair, seed)
+
+
+def train_policies(config: Pipeline, prepared: Prepared, *, labels: int, more: int, seed: int) -> Repair:
     """Run both phases and the control; print the curve of each as soon as it is there."""
-    first = stored_stages.build_round(config, 1, prepared, [stored_stages.ROUND_0])
+    few = config.model_copy(update={"rounds": config.rounds.model_copy(update={"comparisons": labels})})
+    first = stored_stages.build_round(few, 1, prepared, [stored_stages.ROUND_0])
     stale, reward = first.built["ppo"], first.built["reward"]
     print(f"seed {seed}, stale: {describe_curve(read_points(stale))}", flush=True)
     best = with_ppo(round_config(config, 1), keep="best")
