@@ -2,12 +2,12 @@
 
 python -m tests.benchmarks.rounds.repair DIR [--seeds 0 1 2] [--more 64] [--threads 1] [--set NAME=VALUE ...]
 
-The profile `rounds` on the built-in site, with RLOO, a light KL penalty and no guards. Phase 1: a reward
-model of a few noisy labels of the SFT model's answers, and a policy that is trained against it for long.
-Then `rounds.comparisons` labels of the policy's own answers, a reward model that is trained anew on all
-labels, and --more steps. The control takes the same steps, with the same prompts and random numbers, against
-the stale reward model. The policy at its peak is that of phase 1 with `ppo.keep=best`; if its score does not
-fall for certain, that is the last one.
+The profile `rounds` on the built-in site, with RLOO and without guards. Phase 1: a reward model of a few
+noisy labels of the SFT model's answers, and a policy that is trained against it for long. Then
+`rounds.comparisons` labels of its own answers, a reward model that is trained anew on all labels, and
+--more steps. The control takes the same steps, with the same prompts and random numbers, against the stale
+reward model. The policy at its peak is that of phase 1 with `ppo.keep=best`; if its score does not fall for
+certain, that is the last one.
 
 Policies are compared with the SFT model by the gold scorer on evaluation questions, at a temperature of 1.
 DIR gets a home for each seed, and a picture of reward and gold score against steps; what is built or measured
@@ -47,7 +47,7 @@ RECIPE = [
     "rounds.sample.answers=4",  # a policy that over-optimises says the same thing often
     "ppo.algorithm=rloo",
     "ppo.steps=64",
-    "ppo.kl_coefficient=0.02",
+    "ppo.kl_coefficient=0.05",
     "ppo.on_alarm=warn",
     "ppo.keep=final",
     "ppo.score={by: gold, every: 4, prompts: 128, best_of: 1}",
@@ -69,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("directory", type=Path, metavar="DIR")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--labels", type=int, default=100, help="of the SFT model's answers, in phase 1")
+    parser.add_argument("--labels", type=int, default=60, help="of the SFT model's answers, in phase 1")
     parser.add_argument("--more", type=int, default=64, help="steps after the refresh")
     parser.add_argument("--questions", type=int, default=500)
     parser.add_argument("--draws", type=int, default=4, help="answers to each question")
@@ -103,8 +103,6 @@ def train_policies(config: Pipeline, prepared: Prepared, *, labels: int, more: i
     first = stored_stages.build_round(few, 1, prepared, [stored_stages.ROUND_0])
     stale, reward = first.built["ppo"], first.built["reward"]
     print(f"seed {seed}, stale: {describe_curve(read_points(stale))}", flush=True)
-    best = with_ppo(round_config(config, 1), keep="best")
-    peak = stored_stages.build(best, ppo, data=prepared.data, model=prepared.model, reward=reward)
     later = with_ppo(config, steps=more)
     second = stored_stages.build_round(later, 2, prepared, [stored_stages.ROUND_0, first.round])
     print(f"seed {seed}, refreshed: {describe_curve(read_points(second.built['ppo']))}", flush=True)
@@ -113,6 +111,8 @@ def train_policies(config: Pipeline, prepared: Prepared, *, labels: int, more: i
         of_round_2, ppo, data=prepared.data, model=prepared.model, reward=reward, start=stale
     )
     print(f"seed {seed}, control: {describe_curve(read_points(control))}", flush=True)
+    best = with_ppo(round_config(config, 1), keep="best")
+    peak = stored_stages.build(best, ppo, data=prepared.data, model=prepared.model, reward=reward)
     policies = {"peak": peak, "stale": stale, "control": control, "refreshed": second.built["ppo"]}
     return Repair(first, second, policies)
 
