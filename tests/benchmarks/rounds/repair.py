@@ -52,6 +52,8 @@ RECIPE = [
     "ppo.keep=final",
     "ppo.score={by: gold, every: 4, prompts: 128, best_of: 1}",
 ]
+# a policy that starts above the KL budget would have no best score, without which no curve is written
+NO_GUARDS = {"kl_budget_per_token": None, "text_alarm": None, "spike_alarm": None}
 POLICIES = ("peak", "stale", "control", "refreshed")
 DIFFERENCES = (("peak", "stale"), ("refreshed", "stale"), ("refreshed", "control"), ("refreshed", "peak"))
 Points = list[dict[str, float]]
@@ -103,7 +105,7 @@ def train_policies(config: Pipeline, prepared: Prepared, *, labels: int, more: i
     first = stored_stages.build_round(few, 1, prepared, [stored_stages.ROUND_0])
     stale, reward = first.built["ppo"], first.built["reward"]
     print(f"seed {seed}, stale: {describe_curve(read_points(stale))}", flush=True)
-    later = with_ppo(config, steps=more)
+    later = with_ppo(config, steps=more, **NO_GUARDS)
     second = stored_stages.build_round(later, 2, prepared, [stored_stages.ROUND_0, first.round])
     print(f"seed {seed}, refreshed: {describe_curve(read_points(second.built['ppo']))}", flush=True)
     of_round_2 = round_config(later, 2)
