@@ -116,6 +116,22 @@ def test_a_stop_returns_to_the_weights_before_the_first_fault(
     assert "the policy is that of step 1." in describe_alarms(found)[0]
 
 
+def test_a_policy_that_begins_above_the_budget_is_what_a_stop_returns_to(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    found = guards(inputs, tmp_path / "run", kl_budget=1.0, on_alarm="stop")
+    trained = found.models.trained
+    for step, kl in ((1, 2.0), (2, 3.0)):
+        with torch.no_grad():
+            for parameter in trained.values():
+                parameter.fill_(step)
+        alarm = found.check(step, rows(), of(kl))
+    assert alarm is not None
+    found.restore()
+    assert all((one == 1).all() for one in trained.values())
+    assert (found.good_step, found.good_figures) == (0, of(2.0))
+
+
 def test_the_penalty_is_raised_seven_times_at_most(inputs: dict[str, Path], tmp_path: Path) -> None:
     found = guards(inputs, tmp_path / "run", kl_budget=1.0, on_alarm="raise_kl")
     weight = 1.0

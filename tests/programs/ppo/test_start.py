@@ -88,6 +88,23 @@ def test_it_goes_on_from_the_policy_and_is_measured_from_the_sft_model(
     assert lines(run)[0]["kl"] > 0.01
 
 
+@pytest.mark.parametrize("action", ["warn", "stop"])
+def test_a_policy_that_begins_above_the_kl_budget_is_measured_all_the_same(
+    inputs: dict[str, Path], first: Run, tmp_path: Path, action: str
+) -> None:
+    faulty = {"kl_budget": 1e-3, "on_alarm": action}
+    job, run = ppo_jobs.write_run(
+        tmp_path / "on", inputs | {"start": first.artifact}, steps=3, **FAST | faulty
+    )
+    ppo.train(job, run)
+    found = scores_of(run)
+    assert [alarm["action"] for alarm in found["alarms"]][:1] == [action]
+    last_step = {"warn": 3, "stop": 0}[action]
+    assert (found["points"][-1]["step"], found["kept_step"]) == (last_step, last_step)
+    metrics = json.loads((run.artifact / "summary.json").read_text())["metrics"]
+    assert metrics["ppo.independent_score.best"]["n"] == 16
+
+
 def test_a_cut_run_ends_as_an_uninterrupted_one(
     inputs: dict[str, Path], first: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
