@@ -1,15 +1,11 @@
 """Test the page on which people label: who may, and in a real browser by keyboard."""
 
-import contextlib
 import socket
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from playwright.sync_api import expect
 from starlette.testclient import TestClient
 
@@ -18,6 +14,7 @@ from flows.labelling.label_queue import LabelQueue
 from flows.labelling.page import HEADER, VALUE, create_app
 from tasks.rounds.label_log import Label, read_labels
 from tasks.system.errors import InputError
+from tests.flows.labelling.served_page import serving
 from tests.support.pages.browser import open_browser
 from tests.tasks.rounds.made_rounds import make_pairs
 
@@ -88,21 +85,6 @@ def test_a_port_that_is_taken_is_refused_in_one_sentence() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(InputError, match=rf"^127.0.0.1:{port} cannot be listened on .*--port"):
             server._listen("127.0.0.1", port)
-
-
-@contextlib.contextmanager
-def serving(queue: LabelQueue) -> Iterator[str]:
-    """Serve the page from a thread; yield its address."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        app = create_app(queue, token="right")
-        served = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
-        thread = threading.Thread(target=served.run, kwargs={"sockets": [listening]})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
-        finally:
-            served.should_exit = True
-            thread.join()
 
 
 def wait_for_labels(folder: Path, count: int) -> list[Label]:
