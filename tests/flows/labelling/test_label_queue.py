@@ -1,6 +1,8 @@
 """Test which pair a rater labels next, and what the browser is told of it."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,17 @@ def test_a_pair_on_a_screen_is_shown_to_nobody_else_until_it_is_left(tmp_path: P
     assert (state["pair"], state["is_complete"]) == (None, False)
     now[0] = HELD_SECONDS + 1
     assert queue.show_next("Ben")["pair"]["pair_id"] == first
+
+
+def test_two_raters_who_ask_at_the_same_time_get_different_pairs(tmp_path: Path) -> None:
+    def read_clock() -> float:
+        time.sleep(0.1)  # another thread goes on before the pair counts as shown
+        return 0.0
+
+    queue = make_queue(tmp_path, 2, clock=read_clock)
+    with ThreadPoolExecutor(2) as pool:
+        shown = list(pool.map(queue.show_next, ["Ann", "Ben"]))
+    assert {state["pair"]["pair_id"] for state in shown} == {"0" * 32, f"{1:032x}"}
 
 
 def test_a_skipped_pair_comes_last_and_to_another_rater_only(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Test the log of labels: torn lines, two writers, withdrawing."""
 
 import multiprocessing
+import os
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,9 @@ def test_a_line_that_is_no_label_is_named(tmp_path: Path) -> None:
 
 
 def _write(folder: Path, rater: str) -> None:
+    """Append labels in many short writes, as to a full or slow disk: without a lock rows would mix."""
+    write = os.write
+    os.write = lambda descriptor, data: write(descriptor, data[:40])
     for _ in range(50):
         append_rows(folder, [new_label(A, "skip", rater)])
 
@@ -55,6 +59,7 @@ def test_two_writers_lose_no_row(tmp_path: Path) -> None:
         writer.start()
     for writer in writers:
         writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0]
     assert sorted(row.rater for row in read_labels(tmp_path)) == ["Ann"] * 50 + ["Ben"] * 50
 
 
