@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from flows.labelling import label_queue
 from flows.labelling.label_queue import HELD_SECONDS, LabelQueue, order_sides
-from tasks.rounds.label_log import read_labels
+from tasks.rounds.label_log import Label, append_rows, read_labels
 from tasks.system.errors import InputError
 from tests.tasks.rounds.made_rounds import make_pairs
 
@@ -102,6 +103,20 @@ def test_a_label_is_kept_once_however_often_it_is_sent(tmp_path: Path) -> None:
     queue = make_queue(tmp_path, 2)
     for verdict in ("left", "right"):
         queue.label("Ann", "0" * 32, verdict, 1)
+    assert len(read_labels(tmp_path)) == 1
+
+
+def test_a_label_that_is_sent_twice_at_the_same_time_is_kept_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def append_late(folder: Path, rows: list[Label]) -> None:
+        time.sleep(0.1)  # another thread goes on before the label is in the log
+        append_rows(folder, rows)
+
+    monkeypatch.setattr(label_queue, "append_rows", append_late)
+    queue = make_queue(tmp_path, 1)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda verdict: queue.label("Ann", "0" * 32, verdict, 1), ["left", "right"]))
     assert len(read_labels(tmp_path)) == 1
 
 

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -45,9 +46,14 @@ def test_a_line_that_is_no_label_is_named(tmp_path: Path) -> None:
 
 
 def _write(folder: Path, rater: str) -> None:
-    """Append labels in many short writes, as to a full or slow disk: without a lock rows would mix."""
+    """Append labels in short and slow writes, between which the other process writes if there is no lock."""
     write = os.write
-    os.write = lambda descriptor, data: write(descriptor, data[:40])
+
+    def write_slowly(descriptor: int, data: bytes) -> int:
+        time.sleep(0.001)
+        return write(descriptor, data[:40])
+
+    os.write = write_slowly  # type: ignore[assignment]
     for _ in range(50):
         append_rows(folder, [new_label(A, "skip", rater)])
 
