@@ -1,4 +1,5 @@
-// The page on which people label pairs of answers. All texts are shown as text, never as HTML.
+// The page on which people label pairs of answers. Texts are shown as the HTML that the server has made of their
+// Markdown (rendered_markdown.py), or as text.
 "use strict";
 
 const KEYS = {
@@ -10,6 +11,7 @@ let rater = localStorage.getItem("rater") || "";
 let pair = null; // that is shown
 let shownAt = 0;
 let isBusy = false;
+let isSource = localStorage.getItem("view") === "source"; // whether texts are shown as they were written
 
 async function call(path, content) {
   const response = await fetch(path, {
@@ -61,23 +63,38 @@ function show(state) {
 }
 
 function showPair() {
-  find("question").replaceChildren(...pair.question.map((turn, number) => showTurn(turn, number)));
-  find("left").textContent = pair.left;
-  find("right").textContent = pair.right;
+  showTexts();
   for (const card of document.querySelectorAll("article")) card.classList.remove("chosen");
   window.scrollTo(0, 0);
   shownAt = performance.now();
 }
 
+function showTexts() {
+  find("question").replaceChildren(...pair.question.map((turn, number) => showTurn(turn, number)));
+  for (const side of ["left", "right"]) showText(find(side), pair[side], pair.html[side]);
+}
+
+// A text without HTML is one whose rendering would hide it.
+function showText(place, source, html) {
+  const isRendered = html !== "" && !isSource;
+  place.classList.toggle("rendered", isRendered);
+  place.classList.toggle("source", !isRendered);
+  if (isRendered) place.innerHTML = html;
+  else place.textContent = source;
+}
+
 function showTurn(turn, number) {
   const shown = document.createElement("div");
-  shown.className = number < pair.question.length - 1 ? "turn text earlier" : "turn text";
+  shown.className = number < pair.question.length - 1 ? "turn earlier" : "turn";
   if (pair.question.length > 1) {
     const role = document.createElement("b");
     role.textContent = turn.role;
     shown.append(role);
   }
-  shown.append(turn.content);
+  const text = document.createElement("div");
+  text.className = "text";
+  showText(text, turn.content, pair.html.question[number]);
+  shown.append(text);
   return shown;
 }
 
@@ -109,6 +126,17 @@ function undo() {
   if (!find("undo").disabled) change("undo", {});
 }
 
+function toggleView() {
+  isSource = !isSource;
+  localStorage.setItem("view", isSource ? "source" : "rendered");
+  showView();
+  if (pair) showTexts();
+}
+
+function showView() {
+  find("view").setAttribute("aria-pressed", String(isSource));
+}
+
 function toggleHelp() {
   find("help").hidden = !find("help").hidden;
   find("keys").setAttribute("aria-expanded", String(!find("help").hidden));
@@ -116,8 +144,10 @@ function toggleHelp() {
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.altKey || event.metaKey || event.repeat || event.target.tagName === "INPUT") return;
+  if (event.key.startsWith("Arrow") && event.target.closest("pre, table")) return; // scrolls it
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   if (key === "u" || key === "Backspace") undo();
+  else if (key === "m") toggleView();
   else if (key === "?") toggleHelp();
   else if (KEYS[key]) decide(KEYS[key]);
   else return;
@@ -127,6 +157,7 @@ for (const button of document.querySelectorAll("[data-verdict]")) {
   button.addEventListener("click", () => decide(button.dataset.verdict));
 }
 find("undo").addEventListener("click", undo);
+find("view").addEventListener("click", toggleView);
 find("keys").addEventListener("click", toggleHelp);
 find("rename").addEventListener("click", askName);
 find("who").addEventListener("submit", (event) => {
@@ -135,5 +166,6 @@ find("who").addEventListener("submit", (event) => {
   localStorage.setItem("rater", rater);
   change("next", {});
 });
+showView();
 if (rater) change("next", {});
 else askName();

@@ -21,6 +21,7 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from flows.labelling.label_queue import LabelQueue
+from flows.labelling.rendered_markdown import render_markdown
 from tasks.system.errors import InputError
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def create_app(queue: LabelQueue, *, token: str, host: str = "127.0.0.1") -> "AS
                 return _refuse(403, "This request does not come from the page.")
             try:
                 content = await _read_json(request)
-                return JSONResponse(await run_in_threadpool(function, content))
+                return JSONResponse(await run_in_threadpool(lambda: add_html(function(content))))
             except InputError as error:
                 return _refuse(400, str(error))
 
@@ -84,6 +85,16 @@ def create_app(queue: LabelQueue, *, token: str, host: str = "127.0.0.1") -> "AS
     files = [Route(f"/{name}", _serve(name)) for name in ("page.css", "page.js")]
     posts = [Route(f"/{name}", posting(one), methods=["POST"]) for name, one in functions.items()]
     return Guard(Starlette(routes=[Route("/", page), *files, *posts]), host)
+
+
+def add_html(state: dict[str, Any]) -> dict[str, Any]:
+    """Return what the queue says with the HTML of its pair's texts; "" for a text to be shown as it is."""
+    pair = state["pair"]
+    if not pair:
+        return state
+    html = {side: render_markdown(pair[side]) for side in ("left", "right")}
+    turns = [render_markdown(turn["content"]) for turn in pair["question"]]
+    return state | {"pair": pair | {"html": html | {"question": turns}}}
 
 
 def _serve(name: str) -> Callable[..., Any]:

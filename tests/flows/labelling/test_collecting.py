@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 from prefect.exceptions import Pause
 
 from flows.labelling import collecting
@@ -18,7 +19,7 @@ from tasks.rounds.frozen_labels import thaw
 from tasks.rounds.label_log import append_rows, label_folder, new_label
 from tasks.rounds.label_round import LabelRound, find_round
 from tasks.system.errors import InputError
-from tasks.tracking import databases
+from tasks.tracking import databases, runs
 from tasks.tracking.client import Tracker, process_tracker
 from tasks.tracking.runs import WAITS
 from tasks.tracking.tracked_run import TrackedRun
@@ -101,6 +102,23 @@ def test_a_deployed_run_is_suspended_and_goes_on_with_enough_labels_when_it_is_r
     label(made[1], 1)
     assert collect(made, least=2)
     assert asked_for[1:] == [asked_for[1]] * 2  # the key of the same pairs
+
+
+@pytest.mark.parametrize("deployment", ["", "demo"])
+def test_the_run_of_a_round_that_waits_is_scheduled_in_mlflow(
+    made: Any, monkeypatch: pytest.MonkeyPatch, deployment: str
+) -> None:
+    def suspend(**options: Any) -> None:
+        raise Pause
+
+    tracker, _, asked = made
+    deploy(monkeypatch, deployment)
+    monkeypatch.setattr(collecting, "suspend_flow_run", suspend)
+    config = Pipeline.model_validate({"rounds": {"labels": {"kind": "people"}}})
+    with pytest.raises((LabelsNeeded, Pause)):
+        with runs.pipeline_run(tracker, "rounds", {}, profile="rounds") as tracked:
+            collect_labels(config, "rounds", 1, asked, tracked)
+    assert MlflowClient().get_run(str(tracked.run_id)).info.status == "SCHEDULED"
 
 
 def test_labels_without_mlflow_are_refused(made: Any) -> None:

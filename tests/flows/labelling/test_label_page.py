@@ -1,23 +1,21 @@
 """Test the page on which people label: who may, and in a real browser by keyboard."""
 
-import contextlib
+import json
 import socket
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from playwright.sync_api import expect
 from starlette.testclient import TestClient
 
 from flows.labelling import server
 from flows.labelling.label_queue import LabelQueue
-from flows.labelling.page import HEADER, VALUE, create_app
+from flows.labelling.page import HEADER, MAX_BODY, VALUE, create_app
 from tasks.rounds.label_log import Label, read_labels
 from tasks.system.errors import InputError
+from tests.flows.labelling.served_page import serving
 from tests.support.pages.browser import open_browser
 from tests.tasks.rounds.made_rounds import make_pairs
 
@@ -44,13 +42,19 @@ def test_only_who_has_the_token_gets_the_page_and_a_pair(queue: LabelQueue) -> N
     for address in ("/", "/?token=wrong", "/?token="):
         answer = client.get(address)
         assert (answer.status_code, "alignflow label" in answer.text) == (403, True)
-    assert client.post("/next", json=ANN, headers=OWN).status_code == 403
+    for wrong in ({}, {"cookie": "alignflow-label-8765=wrong"}):
+        assert client.post("/next", json=ANN, headers=OWN | wrong).status_code == 403
+        assert client.get("/", headers=wrong).status_code == 403
     assert "Which answer is better?" in client.get("/?token=right").text
     cookie = client.get("/?token=right", follow_redirects=False).headers["set-cookie"]
+    assert cookie.startswith("alignflow-label-8765=")  # a host's ports share their cookies
     assert "HttpOnly" in cookie
     assert "SameSite=strict" in cookie
     answer = client.post("/next", json=ANN, headers=OWN)
-    assert answer.json()["pair"]["pair_id"] == "0" * 32
+    pair = answer.json()["pair"]
+    assert pair["pair_id"] == "0" * 32
+    assert set(pair) == {"pair_id", "question", "left", "right", "html"}
+    assert set(pair["html"]) == {"question", "left", "right"}
     policy = answer.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
@@ -75,7 +79,10 @@ def test_requests_of_other_pages_and_hosts_are_refused(queue: LabelQueue, header
     assert len(queue.labels()) == 1
 
 
-@pytest.mark.parametrize("body", [b"no JSON", b"[]", b'"x"', b"[" * 5000, b"{" + b" " * 20_000 + b"}"])
+LONG = {**ANN, "pair_id": "0" * 32, "verdict": "left", "more": "x" * MAX_BODY}
+
+
+@pytest.mark.parametrize("body", [b"no JSON", b"[]", b'"x"', b"[" * 5000, json.dumps(LONG).encode()])
 def test_a_request_that_is_no_label_is_refused(queue: LabelQueue, body: bytes) -> None:
     client = open_client(queue)
     client.get("/?token=right")
@@ -88,21 +95,6 @@ def test_a_port_that_is_taken_is_refused_in_one_sentence() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(InputError, match=rf"^127.0.0.1:{port} cannot be listened on .*--port"):
             server._listen("127.0.0.1", port)
-
-
-@contextlib.contextmanager
-def serving(queue: LabelQueue) -> Iterator[str]:
-    """Serve the page from a thread; yield its address."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        app = create_app(queue, token="right")
-        served = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
-        thread = threading.Thread(target=served.run, kwargs={"sockets": [listening]})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
-        finally:
-            served.should_exit = True
-            thread.join()
 
 
 def wait_for_labels(folder: Path, count: int) -> list[Label]:

@@ -1,13 +1,16 @@
 """Test which pair a rater labels next, and what the browser is told of it."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from flows.labelling import label_queue
 from flows.labelling.label_queue import HELD_SECONDS, LabelQueue, order_sides
-from tasks.rounds.label_log import read_labels
+from tasks.rounds.label_log import Label, append_rows, read_labels
 from tasks.system.errors import InputError
 from tests.tasks.rounds.made_rounds import make_pairs
 
@@ -63,6 +66,17 @@ def test_a_pair_on_a_screen_is_shown_to_nobody_else_until_it_is_left(tmp_path: P
     assert queue.show_next("Ben")["pair"]["pair_id"] == first
 
 
+def test_two_raters_who_ask_at_the_same_time_get_different_pairs(tmp_path: Path) -> None:
+    def read_clock() -> float:
+        time.sleep(0.1)  # another thread goes on before the pair counts as shown
+        return 0.0
+
+    queue = make_queue(tmp_path, 2, clock=read_clock)
+    with ThreadPoolExecutor(2) as pool:
+        shown = list(pool.map(queue.show_next, ["Ann", "Ben"]))
+    assert {state["pair"]["pair_id"] for state in shown} == {"0" * 32, f"{1:032x}"}
+
+
 def test_a_skipped_pair_comes_last_and_to_another_rater_only(tmp_path: Path) -> None:
     queue = make_queue(tmp_path, 3)
     skipped = queue.show_next("Ann")["pair"]["pair_id"]
@@ -89,6 +103,20 @@ def test_a_label_is_kept_once_however_often_it_is_sent(tmp_path: Path) -> None:
     queue = make_queue(tmp_path, 2)
     for verdict in ("left", "right"):
         queue.label("Ann", "0" * 32, verdict, 1)
+    assert len(read_labels(tmp_path)) == 1
+
+
+def test_a_label_that_is_sent_twice_at_the_same_time_is_kept_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def append_late(folder: Path, rows: list[Label]) -> None:
+        time.sleep(0.1)  # another thread goes on before the label is in the log
+        append_rows(folder, rows)
+
+    monkeypatch.setattr(label_queue, "append_rows", append_late)
+    queue = make_queue(tmp_path, 1)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda verdict: queue.label("Ann", "0" * 32, verdict, 1), ["left", "right"]))
     assert len(read_labels(tmp_path)) == 1
 
 

@@ -1,6 +1,8 @@
 """Test the log of labels: torn lines, two writers, withdrawing."""
 
 import multiprocessing
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,14 @@ def test_a_line_that_is_no_label_is_named(tmp_path: Path) -> None:
 
 
 def _write(folder: Path, rater: str) -> None:
+    """Append labels in short and slow writes, between which the other process writes if there is no lock."""
+    write = os.write
+
+    def write_slowly(descriptor: int, data: bytes) -> int:
+        time.sleep(0.001)
+        return write(descriptor, data[:40])
+
+    os.write = write_slowly  # type: ignore[assignment]
     for _ in range(50):
         append_rows(folder, [new_label(A, "skip", rater)])
 
@@ -55,6 +65,7 @@ def test_two_writers_lose_no_row(tmp_path: Path) -> None:
         writer.start()
     for writer in writers:
         writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0]
     assert sorted(row.rater for row in read_labels(tmp_path)) == ["Ann"] * 50 + ["Ben"] * 50
 
 

@@ -117,6 +117,32 @@ def test_a_bad_row_is_refused_with_one_sentence(tmp_path: Path, row: dict[str, A
         read_file(path, make_pairs(1))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("rows.jsonl", b"[1]\n", r"Line 1 of .*rows\.jsonl is no JSON object: '\[1\]'"),
+        ("rows.jsonl", b"{\n", r"Line 1 of .*rows\.jsonl is no JSON object: '\{'"),
+        ("rows.jsonl", b"\xff", r"rows\.jsonl cannot be read: "),
+        ("rows.parquet", b"no parquet", r"rows\.parquet cannot be read as parquet: "),
+        ("rows.jsonl", None, r"rows\.jsonl cannot be read: .*No such file"),
+        ("rows.parquet", None, r"rows\.parquet cannot be read as parquet: "),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_refused(
+    tmp_path: Path, name: str, content: bytes | None, sentence: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=sentence):
+        read_file(tmp_path / name, make_pairs(1))
+
+
+def test_withdrawn_rows_are_not_imported(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"{json.dumps(KNOWN | {'withdrawn': True})}\n{json.dumps(KNOWN | {'rater': 'Ben'})}\n")
+    assert [one.rater for one in read_file(path, make_pairs(1))] == ["Ben"]
+
+
 def test_everything_that_was_built_on_a_label_is_found(tracker: Tracker) -> None:
     with runs.pipeline_run(tracker, "rounds", {}, profile="rounds") as tracked:
         parent = str(tracked.run_id)
@@ -129,8 +155,10 @@ def test_everything_that_was_built_on_a_label_is_found(tracker: Tracker) -> None
                 made = make_artifact(tracker, stage, seed, table, parent=parent, origins=inputs)
                 digest = made["digest"]
                 keys[who].append(made["key"])
+        gone = make_artifact(tracker, "comparisons", 2, {}, parent=parent)  # has no table of labels any more
     found = trace_labels(tracker, load_graph(tracker), {"label 1"})
-    assert [one["comparisons"]["key"] for one in found] == keys["mine"][:1]
-    assert found[0]["labels"] == ["label 1"]
+    assert {one["comparisons"]["key"] for one in found} == {keys["mine"][0], gone["key"]}
+    found.sort(key=lambda one: one["is_searched"], reverse=True)
+    assert [(one["is_searched"], one["labels"]) for one in found] == [(True, ["label 1"]), (False, [])]
     assert {one["key"] for one in found[0]["learnt"]} == set(keys["mine"][2:])
     assert {one["key"] for one in found[0]["derived"]} == set(keys["mine"][:2])
