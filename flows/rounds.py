@@ -190,6 +190,7 @@ def _track(
         stages=stages,
         seeded=seeded_stages(loop.config, number) if number else NONE_SEEDED,
         parent=loop.parent.run_id,
+        earlier={f"comparisons{one.number}": one.comparisons for one in before if one.comparisons},
     )
     built, metrics = finished.built, finished.summary["metrics"]
     one = Round(
