@@ -51,7 +51,7 @@ from tasks.tracking.client import process_tracker
 from tasks.tracking.remote_artifacts import locate
 from tasks.tracking.tracked_run import TrackedRun
 
-NO_OPPONENTS: Mapping[str, Artifact] = MappingProxyType({})
+NO_ARTIFACTS: Mapping[str, Artifact] = MappingProxyType({})
 UNREPORTED = frozenset({"candidates", "asked", "mixture"})  # tables that no page shows
 COMMAND_OF = {"rlhf": "run", "rounds": "rounds"}  # by flow
 
@@ -63,7 +63,7 @@ class RunStage(Protocol):
         """Return the stage's artifact, or what Prefect passes on in its place."""
 
 
-def chain(config: Pipeline, run: RunStage, opponents: Mapping[str, Artifact] = NO_OPPONENTS) -> None:
+def chain(config: Pipeline, run: RunStage, opponents: Mapping[str, Artifact] = NO_ARTIFACTS) -> None:
     """Walk the stages. ``run(stage, **inputs)`` returns a stage's artifact, or a promise of it.
 
     A stage waits for its inputs alone: those that do not wait for each other may run at the same time.
@@ -143,12 +143,14 @@ def run_tracked(
     stages: list[str],
     seeded: Mapping[str, Pipeline] = NONE_SEEDED,
     parent: str | None = None,
+    earlier: Mapping[str, Artifact] = NO_ARTIFACTS,
 ) -> Finished:
     """Run the stages that ``walk`` starts, and the report on them, as one run of the pipeline in MLflow.
 
     ``stages`` are the names of all, in their order; ``seeded`` are the settings of those that draw with
-    a seed of their own; ``parent`` is the run in MLflow that this one belongs to. Raises RunFailed, after the
-    report on what was built, and an error that no stage raises on purpose as it is.
+    a seed of their own; ``parent`` is the run in MLflow that this one belongs to, and ``earlier`` what the
+    report names of earlier ones. Raises RunFailed, after the report on what was built, and an error that no
+    stage raises on purpose as it is.
     """
     started = time.monotonic()
     opened = runs.pipeline_run(
@@ -164,7 +166,7 @@ def run_tracked(
         events.tell("plan", stages=stages)
         if text := explain_rebuilds(stages):
             events.tell("warning", text=text)
-        outcome = _run_stages(StageRuns(config, _context(config, tracked), seeded=seeded), walk)
+        outcome = _run_stages(StageRuns(config, _context(config, tracked), seeded=seeded), walk, earlier)
         summary = None
         if "report" in outcome.built:
             seconds = time.monotonic() - started
@@ -202,13 +204,16 @@ def _context(config: Pipeline, tracked: TrackedRun) -> RunContext:
     return context
 
 
-def _run_stages(stages: StageRuns, walk: Callable[[StageRuns], None]) -> Outcome:
+def _run_stages(
+    stages: StageRuns, walk: Callable[[StageRuns], None], earlier: Mapping[str, Artifact]
+) -> Outcome:
     """Run the stages that ``walk`` starts, and the report on what they built."""
     with stopping_threads(), true_edges():
         walk(stages)
         for name, causes in stages.wait().not_run.items():
             events.tell("not_run", name, causes=causes)
-        stages.run(report, **{name: end for name, end in stages.ends.items() if name not in UNREPORTED})
+        ends = {name: end for name, end in stages.ends.items() if name not in UNREPORTED}
+        stages.run(report, **earlier, **ends)
         return stages.wait()
 
 

@@ -16,13 +16,16 @@ from flows.display.run_names import name_promotion
 from flows.services.heartbeat import heartbeat
 from tasks.config.sections.gates import Promotion
 from tasks.promotion import promotion as steps
-from tasks.promotion.finished_runs import FinishedRun, connect, find_run
+from tasks.promotion.finished_runs import connect, find_run
 from tasks.promotion.promotion import Ending, Proposal
+from tasks.rounds.round_runs import ChosenRun, choose_run
 from tasks.system.errors import InputError
 from tasks.tracking.client import Tracker, process_tracker
+from tasks.tracking.run_notes import escape
 
 HOUR_SECONDS = 3600
 PINNED = "alignflow.promotion_flow."  # prefix of a tag of a pipeline's run; the rest is the flow run about it
+NO_REASON = "true"  # value of that tag if nothing is to be said of why the run was chosen
 AUTOMATIC = "the gates"
 
 
@@ -40,33 +43,36 @@ def promote(promotion: Promotion = Promotion(), profile: str = "", run: str = ""
 
     Args:
         promotion: Which policy, which gates, and whether a person decides.
-        profile: Take the newest run of this profile; empty: of any.
+        profile: Take the newest run of this profile, of rounds the last one that won; empty: of any profile.
         run: Take this run instead: its id in MLflow or Prefect, or its name.
     """
     with heartbeat():
         tracker = process_tracker()
         connect(tracker)
-        proposal = steps.propose(tracker, promotion, _pin_run(tracker, run, profile))
-        evidence = steps.describe(proposal)
+        chosen = pin_run(tracker, run, profile)
+        proposal = steps.propose(tracker, promotion, chosen.run)
+        evidence = f"{steps.describe(proposal)}\n{escape(chosen.reason)}".strip()
         ending = steps.challenge(tracker, proposal, by_person=promotion.approval == "person")
         if ending.outcome != "Unchanged":
             create_markdown_artifact(evidence, key="promotion", description=proposal.title)
         if ending.outcome == "Challenger":
             ending = _decide(tracker, promotion, proposal, evidence)
-        return Completed(name=ending.outcome, message=ending.sentence)
+        return Completed(name=ending.outcome, message=f"{chosen.reason} {ending.sentence}".strip())
 
 
-def _pin_run(tracker: Tracker, run: str, profile: str) -> FinishedRun:
+def pin_run(tracker: Tracker, run: str, profile: str) -> ChosenRun:
     """Return the run that is meant, and the same one when the flow run continues after a person's answer.
 
     A run may have been finished meanwhile, and the process, or even the machine, is another one.
     """
     tag = f"{PINNED}{flow_run.id}"
-    pinned = tracker.search(f"tags.`{tag}` = 'true'")
-    found = find_run(tracker, pinned[0].run_id if pinned else run, profile=profile)
-    if not pinned:
-        tracker.set_tags(found.run_id, {tag: "true"})
-    return found
+    pinned = tracker.search(f"tags.`{tag}` LIKE '%'")
+    if pinned:
+        reason = pinned[0].tags[tag]
+        return ChosenRun(find_run(tracker, pinned[0].run_id), "" if reason == NO_REASON else reason)
+    chosen = choose_run(tracker, run, profile=profile)
+    tracker.set_tags(chosen.run.run_id, {tag: chosen.reason or NO_REASON})
+    return chosen
 
 
 def _decide(tracker: Tracker, promotion: Promotion, proposal: Proposal, evidence: str) -> Ending:

@@ -28,6 +28,7 @@ from flows.stage_runs import NONE_SEEDED, StageRuns
 from tasks.artifacts.artifact import Artifact
 from tasks.config.pipeline import Pipeline
 from tasks.promotion.opponents import find_opponents, read_pin, write_pin
+from tasks.rounds.round_runs import round_id
 from tasks.rounds.round_walk import Prepared, Round, collect_candidates, finish_round, seeded_stages
 from tasks.rounds.verdict import RoundVerdict, best_round, goes_on, judge_round
 from tasks.stages.reward import reward
@@ -93,13 +94,19 @@ def _run_rounds(config: Pipeline, profile: str) -> dict[str, Any]:
             done.append(_run_round(loop, number, [one.round for one in done]))
             if not goes_on(done[-1].verdict, config.rounds.stop):
                 break
-        best = best_round([(one.round, one.verdict) for one in done])
+        best = _find_best(done)
         lines = [one.line for one in done]
         summary = conclude_rounds(
             config, profile, lines, best, seconds=time.monotonic() - started, parent=parent
         )
     promote_best(config, profile, best)
     return summary
+
+
+def _find_best(done: Sequence[Done]) -> Round | None:
+    verdicts = {one.round.number: one.verdict for one in done[1:]}
+    best = best_round(verdicts, starts_with_policy=done[0].round.policy is not None)
+    return None if best is None else done[best].round
 
 
 def pin_opponents(parent: TrackedRun, config: Pipeline, profile: str) -> dict[str, Artifact]:
@@ -178,11 +185,12 @@ def _track(
     finished = run_tracked(
         loop.config,
         loop.profile,
-        RunName(f"{flow_run.id}-{number}", f"{flow_run.name}, round {number}"),
+        RunName(round_id(str(flow_run.id), number), f"{flow_run.name}, round {number}"),
         walk,
         stages=stages,
         seeded=seeded_stages(loop.config, number) if number else NONE_SEEDED,
         parent=loop.parent.run_id,
+        earlier={f"comparisons{one.number}": one.comparisons for one in before if one.comparisons},
     )
     built, metrics = finished.built, finished.summary["metrics"]
     one = Round(

@@ -34,6 +34,7 @@ def check_prefect() -> Findings:
             "pools": check_pools,
             "deployments": check_deployments,
             "automations": check_automations,
+            "labels": check_label_automation,
         }.items():
             yield from run_check(what, partial(check, client))
         for pool in POOLS:
@@ -119,16 +120,15 @@ def check_workers(pool: str) -> Findings:
 
 def check_deployments(client: Any) -> Findings:
     """Check that the deployments of the pipeline and of its stages exist."""
-    from prefect.client.schemas.filters import FlowFilter, FlowFilterName
-
-    filters = {flow: FlowFilter(name=FlowFilterName(any_=[flow])) for flow in ("rlhf", "stage")}
-    found = {
-        f"{flow}/{one.name}"
-        for flow, flow_filter in filters.items()
-        for one in client.read_deployments(flow_filter=flow_filter)
-    }
+    found = {f"{flow}/{one.name}" for flow in ("rlhf", "stage") for one in _deployments_of(client, flow)}
     chains = [name for name in sorted(found) if name.startswith("rlhf/")] or ["rlhf/demo"]
     yield judge_presence("deployments", [*chains, *(f"stage/{pool}" for pool in POOLS)], found)
+
+
+def _deployments_of(client: Any, flow: str) -> list[Any]:
+    from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+
+    return list(client.read_deployments(flow_filter=FlowFilter(name=FlowFilterName(any_=[flow]))))
 
 
 def check_automations(client: Any) -> Findings:
@@ -138,6 +138,38 @@ def check_automations(client: Any) -> Findings:
     wanted = [LOST, AGAIN]
     found = {name for name in wanted if any(one.enabled for one in client.read_automations_by_name(name))}
     yield judge_presence("automations", wanted, found)
+
+
+def check_label_automation(client: Any) -> Findings:
+    """Check the automation that resumes rounds, if a deployment of rounds waits for people's labels."""
+    from flows.services.automations import LABELLED
+
+    deployed = _deployments_of(client, "rounds")
+    names = ", ".join(f"rounds/{one.name}" for one in deployed if _asks_people(one.parameters))
+    if not names:
+        return
+    found = client.read_automations_by_name(LABELLED)
+    problem, mend = "", ""
+    if not found:
+        problem, mend = "is not there", "alignflow deploy makes it"
+    elif not any(one.enabled for one in found):
+        problem, mend = "is switched off", "switch it on in Prefect's page Automations"
+    end = f"goes on when its labels are in: the automation {LABELLED!r}"
+    yield judge(
+        "labels",
+        f"a suspended run of {names} {end} is on",
+        f"no suspended run of {names} {end} {problem}" if problem else "",
+        f"{mend}; Resume in its page lets one go on that is suspended already",
+        "FAIL",
+    )
+
+
+def _asks_people(parameters: dict[str, Any]) -> bool:
+    """Return whether a deployment of rounds has people label the pairs."""
+    place: Any = parameters
+    for name in ("config", "rounds", "labels", "kind"):
+        place = place.get(name) if isinstance(place, dict) else None
+    return bool(place == "people")
 
 
 def judge_presence(what: str, wanted: list[str], found: set[str]) -> Finding:

@@ -1,16 +1,16 @@
 """`alignflow rounds`: let policy and reward model take turns on fresh comparisons, in this process."""
 
 import argparse
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.arguments import add_profile
-from flows.commands.run import check, run_flow, write_summary
-from flows.failures import RunFailed
+from flows.commands.run import run_command
 
 if TYPE_CHECKING:
     from prefect import Flow
+
+    from flows.commands.run import Display
 
 HELP = "Run rounds: sample answers, compare them, train reward model and policy on, judge, and begin again."
 EXAMPLE = "alignflow rounds rounds --set rounds.count=2 --summary rounds.json"
@@ -28,22 +28,18 @@ def main(args: argparse.Namespace) -> None:
     """Check everything that can be checked, then run the flow. Raises InputError and RunFailed."""
     from flows.preflight import check_rounds
 
-    started = time.monotonic()
-    checked = check(args, check_rounds)
+    run_command(args, load_flow, load_display, check_rounds)
+
+
+def load_flow() -> "Flow[..., Any]":
+    """Return the flow of `alignflow rounds`."""
+    from flows.rounds import rounds
+
+    return rounds
+
+
+def load_display() -> "Display":
+    """Return the screen of `alignflow rounds`, and what prints its summary."""
     from flows.display.rounds_screen import RoundsScreen, print_rounds_end
-    from flows.display.terminal import print_end
 
-    def load_flow() -> "Flow[..., Any]":
-        from flows.rounds import rounds
-
-        return rounds
-
-    try:
-        summary = run_flow(checked, RoundsScreen(), load_flow)
-    except RunFailed as error:
-        if error.summary:  # of the round in which a stage failed
-            print_end(error.summary)
-        raise
-    summary["seconds"] = round(time.monotonic() - started, 3)
-    write_summary(checked, summary)
-    print_rounds_end(summary)
+    return RoundsScreen(), print_rounds_end

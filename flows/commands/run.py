@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from flows.display.rounds_screen import RoundsScreen
     from flows.display.terminal import Screen
 
+    Display = tuple[Screen | RoundsScreen, Callable[[dict[str, Any]], None]]
+
 HELP = "Run the pipeline; stages that are there already are reused."
 EXAMPLE = "alignflow run demo --set seed=1 --summary demo.json"
 
@@ -37,24 +39,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Check everything that can be checked, then run the flow. Raises InputError and RunFailed."""
-    started = time.monotonic()
-    checked = check(args)
+    run_command(args, load_flow, load_display)
+
+
+def load_flow() -> "Flow[..., Any]":
+    """Return the flow of `alignflow run`."""
+    from flows.pipeline import rlhf
+
+    return rlhf
+
+
+def load_display() -> "Display":
+    """Return the screen of `alignflow run`, and what prints its summary."""
     from flows.display.terminal import Screen, print_end
 
-    def load_flow() -> "Flow[..., Any]":
-        from flows.pipeline import rlhf
+    return Screen(), print_end
 
-        return rlhf
 
+def run_command(
+    args: argparse.Namespace,
+    load_flow: "Callable[[], Flow[..., Any]]",
+    load_display: "Callable[[], Display]",
+    check_more: Callable[[Pipeline], None] | None = None,
+) -> None:
+    """Check everything that can be checked, run a flow, and write and print its summary.
+
+    ``load_flow`` and ``load_display`` import what only a run needs, which is slow. Raises what ``check``
+    raises, and RunFailed after the summary of the run in which a stage failed is printed.
+    """
+    started = time.monotonic()
+    checked = check(args, check_more)
+    from flows.display.terminal import print_end
+
+    screen, print_summary = load_display()
     try:
-        summary = run_flow(checked, Screen(), load_flow)
+        summary = run_flow(checked, screen, load_flow)
     except RunFailed as error:
         if error.summary:
             print_end(error.summary)
         raise
     summary["seconds"] = round(time.monotonic() - started, 3)
     write_summary(checked, summary)
-    print_end(summary)
+    print_summary(summary)
 
 
 class Checked(NamedTuple):
@@ -99,10 +125,11 @@ def run_flow(
 
     ``load_flow`` imports the flow, which is slow; Prefect's server starts meanwhile.
     """
+    from flows.display.terminal import drawing
     from flows.services.processes import check_prefect, start_prefect_api
 
     api = start_prefect_api(home())
-    with screen:
+    with drawing(screen):
         from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
         from tasks.tracking.client import process_tracker

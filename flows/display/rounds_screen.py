@@ -1,8 +1,7 @@
 """Show rounds on the terminal: one line for each while they run, and a table at their end."""
 
 import time
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.progress import TaskID
 from rich.table import Table
@@ -12,7 +11,6 @@ from flows.display.progress import Progress as PipelineProgress
 from flows.display.progress import format_duration
 from flows.display.rounds_summary import describe_rounds, table_rows
 from flows.display.terminal import PLAIN_SECONDS, STARTING, console, make_rows, print_warning
-from tasks.system import events
 from tasks.system.events import Event
 
 
@@ -29,19 +27,9 @@ class RoundsScreen:
         self.title = self.number = ""
         self.printed = time.monotonic()  # when the last line was printed, in a file
 
-    def __enter__(self) -> Self:
-        self.unlisten = events.listen(self.on_event)
+    def begin(self) -> None:
+        """Show what is waited for."""
         self._begin(STARTING, "", self.starting)
-        if self.live:
-            self.rows.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.unlisten()
-        if self.live:
-            self.rows.stop()
 
     def ready(self) -> None:
         """The servers are there."""

@@ -5,8 +5,9 @@ Plain lines when the output is not a terminal.
 
 import textwrap
 import time
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
@@ -23,6 +24,7 @@ from tasks.tracking.program_log import clean
 PLAIN_SECONDS = 15.0  # between two lines of one stage when the output is not a terminal
 PLAIN_WIDTH = 140
 STARTING = "starting"  # what the first row says until the servers are there
+S = TypeVar("S", bound="Drawn")
 BAR_WIDTH, WIDE = 24, 110  # columns of a bar, and of a terminal that has room for one
 
 
@@ -51,6 +53,31 @@ def make_rows(screen: Console) -> Progress:
     return Progress(*columns, *bar, note, console=screen, auto_refresh=screen.is_terminal, expand=True)
 
 
+class Drawn(Protocol):
+    """What listens to a pipeline's events and draws them in rows."""
+
+    rows: Progress
+
+    def begin(self) -> None:
+        """Draw what is shown before the first event."""
+
+    def on_event(self, event: Event) -> None:
+        """Draw an event."""
+
+
+@contextmanager
+def drawing(screen: S) -> Iterator[S]:
+    """Hand a pipeline's events to a screen while the block runs; on a terminal its rows move meanwhile."""
+    unlisten = events.listen(screen.on_event)
+    screen.begin()
+    moving = screen.rows if screen.rows.console.is_terminal else nullcontext()
+    try:
+        with moving:
+            yield screen
+    finally:
+        unlisten()
+
+
 class Screen:
     """Listens to a pipeline's events and draws them; ``starting`` is what it waits for at first."""
 
@@ -63,20 +90,10 @@ class Screen:
         self.row_of: dict[str, TaskID] = {}  # of the stages at work, on a terminal
         self.printed: dict[str, float] = {}  # when a stage's last line was printed, in a file
 
-    def __enter__(self) -> Self:
-        self.unlisten = events.listen(self.on_event)
+    def begin(self) -> None:
+        """Show what is waited for."""
         if self.starting:
             self._start(STARTING, self.starting)
-        if self.live:
-            self.rows.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.unlisten()
-        if self.live:
-            self.rows.stop()
 
     def ready(self) -> None:
         """The servers are there."""

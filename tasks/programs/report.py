@@ -2,7 +2,8 @@
 
 python -m tasks.programs.report DIR
 
-inputs    the artifact of every stage of the run that was built
+inputs    the artifact of every stage of the run that was built; comparisons1, comparisons2, ... of earlier
+          rounds
 artifact  report.html, card.html     the report and the data card
           model-cards/POLICY/README.md
           headline.json              what the report begins with
@@ -31,6 +32,7 @@ from tasks.reporting import (
 from tasks.reporting.evaluation.headline import as_json
 from tasks.reporting.evaluation.policies import TRAINED
 from tasks.reporting.evaluation.view import build_evaluation
+from tasks.reporting.model_card import labelling
 from tasks.reporting.model_card.model_card import Measured, render_model_card
 from tasks.reporting.run_report import build_stage, group_stages, read_samples, render
 
@@ -38,8 +40,10 @@ from tasks.reporting.run_report import build_stage, group_stages, read_samples, 
 def build_report(job: ReportJob, run: Run) -> None:  # noqa: ARG001 - the page has no settings
     """Write the report, the data card and the model cards."""
     run.rewind(0)
-    folders = {name: folder for name, folder in run.inputs.items() if (folder / "summary.json").is_file()}
-    summaries = {name: read_summary(folder) for name, folder in folders.items()}
+    all_folders = {name: folder for name, folder in run.inputs.items() if (folder / "summary.json").is_file()}
+    all_summaries = {name: read_summary(folder) for name, folder in all_folders.items()}
+    folders = {name: folder for name, folder in all_folders.items() if not labelling.is_earlier(name)}
+    summaries = {name: all_summaries[name] for name in folders}
     metrics = {name: summary["metrics"] for name, summary in summaries.items()}
     warnings = {name: summary["warnings"] for name, summary in summaries.items()}
     card = json.loads((folders["data"] / "card.json").read_text(encoding="utf-8"))
@@ -69,7 +73,13 @@ def build_report(job: ReportJob, run: Run) -> None:  # noqa: ARG001 - the page h
     (run.artifact / "report.html").write_bytes(page)
     (run.artifact / "headline.json").write_text(to_json(as_json(evaluation["headline"]), indent=1))
     all_metrics = {name: value for stage in metrics.values() for name, value in stage.items()}
-    measured = Measured(all_metrics, warnings, evaluation["judges"], benchmarks["rows"])
+    measured = Measured(
+        all_metrics,
+        _hide_raters(warnings, folders),
+        evaluation["judges"],
+        benchmarks["rows"],
+        labelling.collect_rounds(all_summaries),
+    )
     for policy in TRAINED:
         if policy in folders:
             is_adapter = (folders[policy] / "adapter").is_dir()
@@ -95,6 +105,15 @@ def _read_benchmarks(folders: Mapping[str, Path]) -> dict[str, Any]:
         return {"models": [], "rows": []}
     results: dict[str, Any] = json.loads((folders["benchmarks"] / "results.json").read_text())
     return results
+
+
+def _hide_raters(warnings: Mapping[str, list[str]], folders: Mapping[str, Path]) -> dict[str, list[str]]:
+    """Return the warnings by stage without the names of the people who have labelled."""
+    if labelling.STAGE not in folders:
+        return dict(warnings)
+    agreement = json.loads((folders[labelling.STAGE] / "agreement.json").read_text(encoding="utf-8"))
+    names = [one["name"] for one in agreement["raters"]]
+    return {**warnings, labelling.STAGE: labelling.hide_names(warnings[labelling.STAGE], names)}
 
 
 def _describe_pairs(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

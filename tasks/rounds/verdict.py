@@ -1,12 +1,11 @@
 """Judge a round by the win rate of its policy against that of the round before, and choose the best round."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from tasks.config.policies import PREDECESSOR, TITLES
 from tasks.config.trusted_judges import JUDGES, choose_judge
 from tasks.promotion.gate_results import format_share, read_interval
-from tasks.rounds.round_walk import Round
 
 EVEN = 0.5  # the win rate of a policy that is as good as its opponent; ties count half
 
@@ -49,13 +48,12 @@ def goes_on(verdict: RoundVerdict, stop: Literal["not_won", "lost", "never"]) ->
     return verdict.outcome not in ending
 
 
-def best_round(rounds: Sequence[tuple[Round, RoundVerdict]]) -> Round | None:
-    """Return the last round that won.
+def best_round(verdicts: Mapping[int, RoundVerdict], *, starts_with_policy: bool) -> int | None:
+    """Return the number of the last round that won; ``verdicts`` are those of the rounds after round 0.
 
-    If none has: round 0, whose policy was trained on votes; None if round 0 has trained no policy.
+    If none has: 0, if round 0 has trained a policy on votes (``starts_with_policy``); else None.
     """
-    first, *later = rounds
-    won = [one for one, verdict in later if verdict.outcome == "won"]
+    won = [number for number, verdict in verdicts.items() if verdict.outcome == "won"]
     if won:
-        return won[-1]
-    return first[0] if first[0].policy else None
+        return max(won)
+    return 0 if starts_with_policy else None

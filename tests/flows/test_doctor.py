@@ -24,7 +24,7 @@ from flows.commands import doctor, doctor_servers
 from flows.commands.doctor import diagnose
 from flows.commands.doctor_findings import Finding
 from flows.services import credentials
-from flows.services.automations import AGAIN, LOST
+from flows.services.automations import AGAIN, LABELLED, LOST
 from tasks.artifacts.store import Recipe, Store
 
 MB = 2**20
@@ -318,6 +318,7 @@ class Servers:
         self.pools, self.workers = ["cpu", "gpu"], {"cpu": ["ONLINE"], "gpu": ["ONLINE", "OFFLINE"]}
         self.deployments = {"rlhf": ["demo", "mine"], "stage": ["cpu", "gpu"]}
         self.automations = {LOST: True, AGAIN: True}
+        self.labels: dict[str, str] = {}  # kind, by the name of a deployment of rounds
         self.experiment: str | None = "active"
         self.ended = ended = threading.Event()
         servers = self
@@ -374,6 +375,11 @@ class Servers:
                 ]
             case ["deployments", "filter"]:
                 (flow,) = asked["flows"]["name"]["any_"]
+                if flow == "rounds":
+                    return 200, [
+                        {"id": uuid4(), "name": name, "flow_id": uuid4(), "parameters": parameters_of(kind)}
+                        for name, kind in self.labels.items()
+                    ]
                 return 200, [
                     {"id": uuid4(), "name": name, "flow_id": uuid4()} for name in self.deployments[flow]
                 ]
@@ -396,6 +402,11 @@ class Servers:
             "trigger": trigger,
             "actions": [{"type": "do-nothing"}],
         }
+
+
+def parameters_of(kind: str) -> dict[str, Any]:
+    """Return the parameters of a deployment of rounds with this kind of labels; "": with the defaults."""
+    return {"config": {"rounds": {"labels": {"kind": kind}}}} if kind else {}
 
 
 @pytest.fixture
@@ -485,6 +496,31 @@ def test_what_is_missing_on_the_servers_is_told(
     }
     for what, (_, words) in expected.items():
         assert words in wrong[what].detail
+
+
+GOES_ON = f"rounds/mine, rounds/yours goes on when its labels are in: the automation {LABELLED!r}"
+
+
+@pytest.mark.parametrize(
+    ("automation", "level", "detail", "todo"),
+    [
+        (True, "ok", f"a suspended run of {GOES_ON} is on", ""),
+        (False, "FAIL", f"no suspended run of {GOES_ON} is switched off", "switch it on in Prefect's page"),
+        (None, "FAIL", f"no suspended run of {GOES_ON} is not there", "alignflow deploy makes it; Resume"),
+    ],
+    ids=["there", "switched off", "missing"],
+)
+def test_rounds_that_wait_for_people_need_the_automation_that_resumes_them(
+    home: Path, servers: Servers, automation: bool | None, level: str, detail: str, todo: str
+) -> None:
+    servers.labels = {"mine": "people", "demo": "gold", "yours": "people", "plain": ""}
+    if automation is not None:
+        servers.automations[LABELLED] = automation
+    (found,) = [one for one in asked(home) if one.what == "labels"]
+    assert (found.level, found.detail) == (level, detail)
+    assert found.todo.startswith(todo)
+    servers.labels = {"demo": "gold", "plain": ""}
+    assert "labels" not in [one.what for one in asked(home)]
 
 
 @pytest.mark.parametrize(

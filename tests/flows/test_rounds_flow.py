@@ -79,6 +79,10 @@ def test_a_round_takes_what_the_rounds_before_have_built(first: Any) -> None:
     ]  # fmt: skip
     assert [one["origins"].get("start") for one in found["ppo"]] == [None, *policies[:2]]
     assert [one["origins"].get("predecessor") for one in found["answers"]] == [None, *policies[:2]]
+    named = [
+        (one["origins"].get("comparisons1"), one["origins"].get("comparisons")) for one in found["report"]
+    ]
+    assert named == [(None, None), (None, compared[0]), (compared[0], compared[1])]
 
 
 def test_a_round_draws_with_a_seed_of_its_own_and_is_judged_on_the_same_questions(first: Any) -> None:

@@ -13,7 +13,8 @@ from markdown_it import MarkdownIt
 from tasks.programs.runtime.program import Run
 from tasks.reporting.model_card.licences import choose_licence
 from tasks.reporting.model_card.markdown import escape_markdown
-from tests.support.reports import EVIL, make_run, render_report
+from tasks.rlhf.evaluation.intervals import wilson
+from tests.support.reports import EVIL, make_run, render_report, write_stage
 
 HOSTILE = (
     'x"\n---\nlicense: mit\n# Heading\n- [a](https://evil.example) ![b](http://evil.example/b.png) '
@@ -109,6 +110,75 @@ def test_the_card_says_whose_texts_it_learnt_from_and_what_is_known_against_it(t
     ):
         assert said in text
     assert ModelCard(text).data.license == "cc-by-sa-4.0"
+
+
+def add_round(run: Run, name: str, labeller: dict[str, Any], **figures: Any) -> Path:
+    """Add the comparisons of a round to the inputs of a report."""
+    counts = {"asked": 20, "pairs": 17, "raters": 1, "flagged": 0} | figures
+    metrics = {f"comparisons.{name}": value for name, value in counts.items()}
+    folder = write_stage(run.directory.parent / name, metrics, labeller=labeller)
+    names = figures.get("names", ["gold"])
+    (folder / "agreement.json").write_text(json.dumps({"raters": [{"name": one} for one in names]}))
+    run.inputs[name] = folder
+    return folder
+
+
+def rows_of_rounds(text: str) -> list[list[str]]:
+    """Return the cells of the card's table of rounds, without its head."""
+    _, found, rest = text.partition("Who compared the policies' answers:\n\n")
+    lines = rest.partition("\n\n")[0].splitlines()[2:] if found else []
+    return [
+        [cell.strip().replace("\N{NO-BREAK SPACE}", " ") for cell in line.split("|")[1:-1]] for line in lines
+    ]
+
+
+def test_the_card_says_who_compared_in_each_round(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert rows_of_rounds(card_of(run)) == []
+    add_round(run, "comparisons1", {"kind": "gold", "noise": 0.1, "tie": 0.0})
+    add_round(run, "comparisons2", {"kind": "judge", "judge": f"the language model {HOSTILE}"}, asked=1234)
+    add_round(run, "comparisons3", {"kind": "file"}, raters=2)
+    alpha, right = {"value": 0.75, "low": 0.5, "high": 0.875, "n": 12}, wilson(9, 12)._asdict()
+    add_round(
+        run,
+        "comparisons",
+        {"kind": "people"},
+        raters=3,
+        flagged=1,
+        alpha=alpha,
+        right_on_gold_questions=right,
+    )
+    text = card_of(run)
+    gold, judge, file, people = rows_of_rounds(text)
+    assert gold == ["1", "the gold scorer, 10.0 % of its verdicts turned round", "20", "17", "–", "–", "–"]
+    assert judge[0] == "2"
+    assert "1,234" in judge
+    assert file == ["3", "a file of labels", "20", "17", "2", "–", "–"]
+    assert people[:5] == ["4", "people", "20", "17", "3, labels of 1 left out"]
+    assert people[5:] == ["0.750 (0.500 to 0.875)", "75.0 % (46.8 to 91.1 %)"]
+    assert "a reward model is trained on the comparisons of all rounds" in text
+    shown = html_of(ModelCard(text).text)
+    assert re.findall(r'href="([^"]*)"', shown) == ["https://github.com/alignflow/alignflow"]
+    assert [len(re.findall("<td", row)) for row in shown.split("<tr>") if "the language model" in row] == [7]
+
+
+def test_the_card_names_no_rater_and_has_the_warnings_of_its_own_round_alone(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    old = add_round(run, "comparisons1", {"kind": "people"})
+    change(old / "summary.json", warnings=["Old takes 0.5 s for a label."])
+    new = add_round(run, "comparisons", {"kind": "people"}, names=["Ann", "Ann Lee", "Bo.b"])
+    told = [
+        "Ann Lee prefers the answer on the left; Ann does not.",
+        "The labels of Bo.b are left out: Annex.",
+    ]
+    change(new / "summary.json", warnings=told)
+    text = card_of(run)
+    assert "rater 2 prefers the answer on the left; rater 1 does not." in text
+    assert "The labels of rater 3 are left out: Annex." in text
+    assert "Old takes" not in text
+    page = (run.artifact / "report.html").read_text()
+    assert "Ann Lee prefers" in page  # which is not published
+    assert "Old takes" not in page
 
 
 @pytest.mark.parametrize(

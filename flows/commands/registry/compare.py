@@ -73,7 +73,7 @@ def build(
     tracker: Tracker, comparison: Comparison, artifacts: dict[str, Artifact], *, quiet: bool
 ) -> Artifact:
     """Return the artifact of the stage compare: a stored one, else built here and tracked as a run."""
-    from flows.display.terminal import Screen
+    from flows.display.terminal import Screen, drawing
     from tasks.artifacts.judge_model import check_judge_environment
     from tasks.execution.launch import interruptible
     from tasks.execution.run_stage import RunContext, look_up, run_stage
@@ -90,7 +90,7 @@ def build(
     tracked = runs.pipeline_run(
         tracker, f"compare {names}"[:200], params, source="alignflow compare", note=_note(comparison)
     )
-    screen = nullcontext() if quiet else Screen(starting="")
+    screen = nullcontext() if quiet else drawing(Screen(starting=""))
     with interruptible(), tracked as run, screen:
         events.tell("plan", stages=[step.stage])
         artifact = run_stage(step, RunContext(Machine(), run.run_id, tracker=tracker))

@@ -7,7 +7,8 @@ from flows.failures import NotPromoted
 from flows.preflight import require_tracker
 from tasks.config.sections.gates import Promotion
 from tasks.promotion import promotion as steps
-from tasks.promotion.finished_runs import FinishedRun, find_run
+from tasks.promotion.finished_runs import FinishedRun
+from tasks.rounds.round_runs import choose_run
 from tasks.system.errors import InputError
 from tasks.tracking.run_origin import user_name
 
@@ -18,7 +19,11 @@ EXAMPLE = "alignflow promote --set promotion.gates.kl=5"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `alignflow promote`."""
     parser.add_argument(
-        "run", metavar="RUN", nargs="?", default="", help="id or name of a run (default: the newest)"
+        "run",
+        metavar="RUN",
+        nargs="?",
+        default="",
+        help="id or name of a run (default: the newest; of rounds, the last one that won)",
     )
     parser.add_argument(
         "--yes",
@@ -38,11 +43,13 @@ def main(args: argparse.Namespace) -> None:
     """Print the evidence and what became of the policy. Raises InputError, and NotPromoted if it fails."""
     changed = _check_settings(args.set)
     tracker = require_tracker()
-    run = find_run(tracker, args.run)
+    run, reason = choose_run(tracker, args.run)
     promotion = _promotion(run, changed)
     proposal = steps.propose(tracker, promotion, run)
     from flows.display.registry_tables import print_evidence
 
+    if reason:
+        print(reason)
     if not proposal.is_champion:
         print_evidence(proposal)
     by_person = args.yes or promotion.approval == "person"

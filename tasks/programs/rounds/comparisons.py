@@ -5,7 +5,8 @@ python -m tasks.programs.rounds.comparisons DIR
 inputs: asked; labels (a file of rows), if people or a file give them; prompt and judge, if a language model
         does; model and reward, if the member of the reward model does that PPO never sees
 artifact: labels.parquet (one row a label), comparisons.parquet (one row a pair with a better answer, in the
-          columns of the data stage's pairs), agreement.json (raters, alpha and kappa), summary.json
+          columns of the data stage's pairs), agreement.json (raters, alpha and kappa), summary.json (its
+          labeller: who labelled)
 """
 
 from collections.abc import Sequence
@@ -39,7 +40,7 @@ def compare(job: ComparisonsJob, run: Run) -> None:
     # 1. Labels. A killed program starts over.
     run.rewind(0)
     asked: list[Row] = pq.read_table(run.inputs["asked"] / "asked.parquet").to_pylist()
-    labels = give_labels(job, asked, run)
+    labels, labeller = give_labels(job, asked, run)
 
     # 2. Which answer of each pair is better.
     least_right = job.labels.least_right if isinstance(job.labels, PeopleLabels) else 0.0
@@ -65,21 +66,22 @@ def compare(job: ComparisonsJob, run: Run) -> None:
         metrics["comparisons.right_on_gold_questions"] = right._asdict()
     if job.on_site:
         metrics["comparisons.right_by_gold"] = right_by_gold(decided.comparisons)
-    run.finish(metrics)
+    run.finish(metrics, labeller=labeller)
 
 
-def give_labels(job: ComparisonsJob, asked: Sequence[Row], run: Run) -> list[LabelRow]:
-    """Return the labels of the pairs in ``asked``. Raises InputError."""
+def give_labels(job: ComparisonsJob, asked: Sequence[Row], run: Run) -> tuple[list[LabelRow], Row]:
+    """Return the labels of the pairs in ``asked``, and who has given them. Raises InputError."""
     match job.labels:
         case GoldLabels(noise=noise, tie=tie):
-            return labellers.gold_labels(asked, noise=noise, tie=tie, seed=job.seed)
+            gold = {"kind": "gold", "noise": noise, "tie": tie}
+            return labellers.gold_labels(asked, noise=noise, tie=tie, seed=job.seed), gold
         case JudgeLabels():
             judge = load_judge(job, asked, run)
             found = labellers.judge_labels(judge, asked, run)
             run.warnings += judge.warnings()
-            return found
+            return found, {"kind": "judge", "judge": judge.title}
         case FileLabels() | PeopleLabels():
-            return read_labels(job, asked, run)
+            return read_labels(job, asked, run), {"kind": job.labels.kind}
 
 
 def load_judge(job: ComparisonsJob, asked: Sequence[Row], run: Run) -> Judge:

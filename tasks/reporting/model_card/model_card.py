@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tasks.dataset.card import Card
 from tasks.reporting.evaluation.judges import Judge
 from tasks.reporting.evaluation.policies import NAMES, with_article
+from tasks.reporting.model_card.labelling import LabelledRound
 from tasks.reporting.model_card.licences import choose_licence
 from tasks.reporting.model_card.markdown import escape_markdown
 from tasks.reporting.model_card.results import TASK, as_eval_results, collect_measures, collect_wins
@@ -36,6 +37,7 @@ class Measured(NamedTuple):
     warnings: Mapping[str, Sequence[str]]  # by stage
     judges: Sequence[Judge]
     benchmarks: Sequence[Mapping[str, Any]]  # rows of the stage benchmarks' results.json
+    rounds: Sequence[LabelledRound]  # whose comparisons the policy's reward model has learnt from
 
 
 def render_model_card(policy: str, card: Card, measured: Measured, *, is_adapter: bool) -> str:
@@ -71,6 +73,7 @@ def render_model_card(policy: str, card: Card, measured: Measured, *, is_adapter
             kl=measured.metrics.get(f"{policy}.kl"),
             has_foreign_base=has_foreign_base,
             is_adapter=is_adapter,
+            rounds=measured.rounds,
         )
     )
     return "\n".join(["---", data.to_yaml(line_break="\n"), "---", "", body])

@@ -1,16 +1,15 @@
 """Test what rounds print on a terminal and into a file: one line a round, and a table at the end."""
 
-import io
 import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from rich.console import Console
 
-from flows.display import rounds_screen, terminal
+from flows.display import rounds_screen
 from flows.display.rounds_screen import RoundsScreen, print_rounds_end
 from flows.display.rounds_summary import as_markdown, describe_rounds, summarise_round
+from flows.display.terminal import drawing
 from tasks.rounds.round_walk import Round
 from tasks.rounds.verdict import judge_round
 from tasks.system import events
@@ -41,29 +40,8 @@ WON = line(1, **{f"{GOLD}sft": rate(0.6), "comparisons.asked": 200, "comparisons
 LOST = line(2, **{f"{GOLD}sft": rate(0.55), f"{GOLD}predecessor": rate(0.44), "ppo.kl": rate(1.25)})
 
 
-@pytest.fixture
-def shown(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Draw on a terminal of some width, or into a file (0); return the text."""
-
-    def draw(width: int, call: Callable[[], None]) -> str:
-        text = io.StringIO()
-        made = Console(
-            file=text,
-            width=width or terminal.PLAIN_WIDTH,
-            force_terminal=bool(width),
-            no_color=True,
-            highlight=False,
-            legacy_windows=False,
-        )
-        monkeypatch.setattr(rounds_screen, "console", lambda: made)
-        call()
-        return text.getvalue()
-
-    return draw
-
-
 def run_two_rounds() -> None:
-    with RoundsScreen() as screen:
+    with drawing(RoundsScreen()) as screen:
         screen.ready()
         for number, told in ((0, START), (1, WON)):
             events.tell("round", number=number, count=3)
@@ -95,7 +73,7 @@ def test_a_file_shows_now_and_then_how_far_a_round_is(
 
 def test_what_fails_is_told_at_once(shown: Callable[..., str]) -> None:
     def fail() -> None:
-        with RoundsScreen():
+        with drawing(RoundsScreen()):
             events.tell("round", number=2, count=3)
             events.tell("plan", stages=["mixture", "reward"])
             events.tell("start", "mixture", shown=())

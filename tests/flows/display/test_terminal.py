@@ -2,17 +2,17 @@
 stays visible.
 """
 
-import io
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from flows.display import terminal
 from flows.display.formatting import key_figures
 from flows.display.progress import Progress
+from flows.display.terminal import drawing
 from tasks.system import events
 from tasks.system.events import Event
 
@@ -42,33 +42,6 @@ def summary(metrics: dict[str, Any]) -> dict[str, Any]:
         "headline": "",
         "gates": "",
     }
-
-
-@pytest.fixture
-def shown(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Draw on a terminal of some width, or into a file (0); return the text."""
-
-    def draw(width: int, call: Callable[[], None]) -> str:
-        text = io.StringIO()
-        made = Console(
-            file=text,
-            width=width or terminal.PLAIN_WIDTH,
-            force_terminal=bool(width),
-            no_color=True,
-            highlight=False,
-            legacy_windows=False,
-        )
-        monkeypatch.setattr(terminal, "console", lambda: made)
-        call()
-        return (
-            text.getvalue()
-            .replace("\x1b[1m", "")
-            .replace("\x1b[1;33m", "")
-            .replace("\x1b[33m", "")
-            .replace("\x1b[0m", "")
-        )
-
-    return draw
 
 
 @pytest.mark.parametrize("width", [0, 20, 80, 120, 200])
@@ -105,12 +78,21 @@ def test_a_run_without_comparisons_and_warnings_says_so_at_its_end(shown: Callab
 
 def test_control_characters_and_markup_of_a_warning_are_shown_as_text(shown: Callable[..., str]) -> None:
     def draw() -> None:
-        with terminal.Screen():
+        with drawing(terminal.Screen()):
             events.tell(
                 "warning", "data", text="[red]a\x1b]0;title\x07 question \x1b[2J\x08 of [/bold] a post"
             )
 
     assert "Warning: [red]a question \ufffd of [/bold] a post" in shown(0, draw)
+
+
+def test_a_screen_draws_nothing_after_its_end(shown: Callable[..., str]) -> None:
+    def draw() -> None:
+        with suppress(KeyError), drawing(terminal.Screen()):
+            raise KeyError
+        events.tell("warning", "data", text="too late")
+
+    assert shown(0, draw) == "      starting   Prefect and MLflow\n"
 
 
 def test_lines_say_which_of_how_many_stages(
@@ -119,7 +101,7 @@ def test_lines_say_which_of_how_many_stages(
     monkeypatch.setattr(terminal, "PLAIN_SECONDS", -1.0)
 
     def draw() -> None:
-        with terminal.Screen() as drawn:
+        with drawing(terminal.Screen()) as drawn:
             drawn.ready()
             events.tell("plan", stages=["site", "data", "sft"])
             events.tell("start", "data", key="k", shown=("loss",))
@@ -188,7 +170,7 @@ def test_two_stages_at_work_each_have_their_own_number_rate_and_figures(
     monkeypatch.setattr(terminal, "PLAIN_SECONDS", -1.0)
 
     def draw() -> None:
-        with terminal.Screen():
+        with drawing(terminal.Screen()):
             events.tell("plan", stages=["reward", "ppo", "dpo"])
             events.tell("start", "ppo", shown=("kl",))
             events.tell("start", "dpo", shown=("loss",))

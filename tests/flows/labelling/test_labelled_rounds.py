@@ -1,6 +1,11 @@
-"""Test rounds that wait for people, as whole runs of the command with fake programs."""
+"""Test rounds that wait for people, as whole runs of the command with fake programs.
+
+`alignflow rounds` runs in processes of its own, whose tree has the fake programs; commands that start no
+program are called in this process.
+"""
 
 import json
+import os
 import sqlite3
 from collections import defaultdict
 from pathlib import Path
@@ -8,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from flows import cli
 from tests.support import fake_programs
 from tests.tasks.rounds.made_rounds import make_pairs
 from tests.tasks.rounds.people_programs import make_tree
@@ -22,6 +28,18 @@ ROUND = ["rounds", "demo", "--set", "rounds.count=1", "--set", PEOPLE]
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tree(tmp_path_factory.mktemp("labelled") / "tree", NUM_PAIRS)
+
+
+@pytest.fixture
+def home(tree: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a home of its own, which is also that of the commands that are called in this process."""
+    monkeypatch.setattr(os, "environ", dict(os.environ))  # which commands change
+    for name in list(os.environ):
+        if name.startswith(("PREFECT_", "MLFLOW_")):
+            del os.environ[name]
+    os.environ["ALIGNFLOW_HOME"] = str(tree.parent / "home")
+    monkeypatch.chdir(tree.parent)  # commands change the folder too
+    return tree.parent / "home"
 
 
 def artifacts(home: Path) -> dict[str, list[dict[str, Any]]]:
@@ -43,14 +61,18 @@ def statuses(home: Path) -> dict[str, int]:
     return dict(rows)
 
 
-def test_a_round_waits_for_people_and_is_rebuilt_without_a_label_that_is_withdrawn(tree: Path) -> None:
-    home = tree.parent / "home"
+def test_a_round_waits_for_people_and_is_rebuilt_without_a_label_that_is_withdrawn(
+    tree: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_round() -> tuple[int, str, str]:
+        return fake_programs.run_cli(tree, home, *ROUND)
 
     def call(*arguments: str) -> tuple[int, str, str]:
-        return fake_programs.run_cli(tree, home, *arguments)
+        status = cli.main(list(arguments))
+        return (status, *capsys.readouterr())
 
     # 1. The command ends with a status of its own; the round's run in MLflow has not failed.
-    status, _, error = call(*ROUND)
+    status, _, error = run_round()
     assert (status, error) == (
         3,
         f"alignflow: {NUM_PAIRS} of {NUM_PAIRS} pairs of round 1 of demo wait for labels: "
@@ -76,12 +98,13 @@ def test_a_round_waits_for_people_and_is_rebuilt_without_a_label_that_is_withdra
 
     # 3. The same command goes on with them.
     before = artifacts(home)
-    assert call(*ROUND)[::2] == (0, "")
+    assert run_round()[::2] == (0, "")
     after = artifacts(home)
     assert [len(after[stage]) for stage in ("candidates", "asked", "comparisons", "ppo")] == [1, 1, 1, 2]
     assert after["asked"] == before["asked"]
-    assert call("labels", "export", "demo", "out.jsonl")[0] == 0
-    held = [json.loads(line) for line in (home.parent / "out.jsonl").read_text().splitlines()]
+    exported = home.parent / "out.jsonl"
+    assert call("labels", "export", "demo", str(exported))[0] == 0
+    held = [json.loads(line) for line in exported.read_text().splitlines()]
     assert [one["pair_id"] for one in held] == [row["pair_id"] for row in rows[:5]]
     status, _, error = call("labels", "import", "demo", str(file))
     assert (status, error) == (
@@ -99,7 +122,7 @@ def test_a_round_waits_for_people_and_is_rebuilt_without_a_label_that_is_withdra
     assert learnt == {(stage, after[stage][-1]["key"]) for stage in ("reward", "ppo")}
     out = call("labels", "withdraw", "demo", label[:8], "--why", "a mistake", "--by", "Ben")[1]
     assert after["ppo"][-1]["key"][:12] in out
-    assert call(*ROUND)[0] == 0  # still finished, by what Ann has said
+    assert run_round()[0] == 0  # still finished, by what Ann has said
     last = artifacts(home)
     assert [len(last[stage]) for stage in ("asked", "comparisons", "reward", "ppo")] == [1, 2, 3, 3]
     assert (

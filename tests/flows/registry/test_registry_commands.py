@@ -2,14 +2,17 @@
 
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from flows import cli
-from tasks.tracking import databases
+from flows import cli, promote
+from tasks.config.sections.gates import Promotion
+from tasks.tracking import databases, runs
 from tasks.tracking.client import Tracker, process_tracker
-from tests.tasks.promotion.finished_runs import GOOD, MadeRun, make_run
+from tests.tasks.promotion.finished_runs import GOOD, MadeRun, interval, make_run
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +77,63 @@ def test_from_promotion_to_lineage(made: MadeRun, capsys: pytest.CaptureFixture[
     }.items():
         status, _, error = run("lineage", what)
         assert (status, sentence in error) == (2, True), error
+
+
+@pytest.fixture
+def rounds(home: Path) -> list[MadeRun]:
+    """Make rounds 1 and 2 of a flow run, of which the second has lost."""
+    home.mkdir()
+    databases.lay("mlflow", home / "mlflow.db")
+    tracker: Tracker = process_tracker()
+    assert tracker.connect()
+    with runs.pipeline_run(tracker, "rounds of demo", {}) as parent:
+        lost = GOOD | {"gold_win_rate.ppo_vs_predecessor": interval(0.4, 0.35, 0.45)}
+        return [make_run(tracker, one, lost if one == 2 else GOOD, parent=parent.run_id) for one in (1, 2)]
+
+
+TAKEN = (
+    "demo 1 is taken: it is the last round that won (78.5 % (76.1 to 80.9, n 500) against SFT, by the gold "
+    "scorer)."
+)
+
+
+def test_the_last_round_that_won_is_promoted(
+    rounds: list[MadeRun], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["promote"]) == 0
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first == TAKEN
+    assert last.startswith("PPO of demo 1 (rlhf-policy-demo version 1) is the champion")
+    cli.main(["promote", rounds[1].run_id])
+    assert capsys.readouterr().out.startswith("PPO of demo 2 (rlhf-policy-demo version 2)\n")
+
+
+def test_a_flow_says_which_round_it_takes_and_takes_it_again_when_a_person_has_answered(
+    rounds: list[MadeRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(promote, "flow_run", SimpleNamespace(id="f"))
+    monkeypatch.setattr(promote, "heartbeat", nullcontext)
+    monkeypatch.setattr(promote, "create_markdown_artifact", lambda text, **_: shown.append(text))
+    parent = process_tracker().run(rounds[0].run_id).tags[runs.PARENT]
+    for outcome, kl in (("Refused", 0.1), ("Promoted", 9)):
+        state = promote.promote.fn(Promotion.model_validate({"gates": {"kl": kl}}), "demo")
+        assert (state.name, state.message.startswith(f"{TAKEN} PPO of demo 1 (")) == (outcome, True)
+        assert "demo 1 is taken: it is the last round that won" in shown[-1]
+        if outcome == "Refused":  # a newer round wins meanwhile
+            won = GOOD | {"gold_win_rate.ppo_vs_predecessor": interval(0.6, 0.55, 0.65)}
+            make_run(process_tracker(), 3, won, parent=parent)
+    monkeypatch.setattr(promote, "flow_run", SimpleNamespace(id="g"))
+    assert promote.promote.fn(Promotion(), "demo").message.startswith("demo 3 is taken: ")
+
+
+def test_a_flow_says_nothing_of_a_run_that_is_no_round(
+    made: MadeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(promote, "flow_run", SimpleNamespace(id="f"))
+    for _ in range(2):
+        found, reason = promote.pin_run(process_tracker(), made.run_id, "")
+        assert (found.run_id, reason) == (made.run_id, "")
 
 
 @pytest.mark.parametrize(

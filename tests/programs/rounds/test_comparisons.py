@@ -54,6 +54,11 @@ def rows_of(run: Run, name: str = "comparisons") -> list[dict[str, Any]]:
     return rows
 
 
+def labeller_of(run: Run) -> dict[str, Any]:
+    labeller: dict[str, Any] = json.loads((run.artifact / "summary.json").read_text())["labeller"]
+    return labeller
+
+
 def metrics_of(run: Run) -> dict[str, Any]:
     metrics: dict[str, Any] = json.loads((run.artifact / "summary.json").read_text())["metrics"]
     return metrics
@@ -70,6 +75,7 @@ def test_gold_labels_make_comparisons_of_which_a_share_is_wrong(tmp_path: Path) 
     assert 0.75 < metrics["comparisons.right_by_gold"]["value"] < 1.0  # 3 deviations of .039 around .9
     exact = run_program(tmp_path / "exact", inputs, on_site=True, labels={"kind": "gold", "noise": 0.0})
     assert metrics_of(exact)["comparisons.right_by_gold"]["value"] == 1.0
+    assert labeller_of(exact) == {"kind": "gold", "noise": 0.0, "tie": 0.0}
     assert {row["origin"] for row in found} == {"gold"}
     assert pq.read_schema(runs[0].artifact / "comparisons.parquet").names == list(COMPARISON)
     assert pq.read_schema(runs[0].artifact / "labels.parquet").names == list(LABEL)
@@ -110,6 +116,7 @@ def test_labels_of_a_file_make_comparisons_and_agreement(tmp_path: Path, kind: s
     assert metrics["comparisons.flagged"] == (1 if kind == "people" else 0)
     flagged = {"people": {"ann", "ben"}, "file": {"ann", "ben", "cleo"}}
     assert {name for row in found for name in row["raters"]} == flagged[kind]
+    assert labeller_of(run) == {"kind": kind}
     assert any("cleo are left out" in text for text in run.warnings) == (kind == "people")
 
 
@@ -180,6 +187,7 @@ def test_the_held_out_member_labels(
     assert sum(right) / len(right) > 0.8, "it has learnt such pairs"
     assert {(row["raters"][0], row["origin"]) for row in found} == {("held_out", "judge:held_out")}
     assert metrics_of(run)["comparisons.raters"] == 1
+    assert labeller_of(run) == {"kind": "judge", "judge": "the held-out reward model"}
 
 
 def test_the_reward_model_learns_from_the_mixture_in_place_of_the_votes(

@@ -86,8 +86,7 @@ def test_the_screen_names_the_phase_and_starts_its_rate_anew(
 ) -> None:
     now = [0.0]
     monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
-    shown = terminal.Screen()
-    with shown:
+    with terminal.drawing(terminal.Screen()):
         events.tell("start", "reward", shown=("loss",))
         for seconds, line in (
             (20, {"step": 1000, "total": 5000, "phase": "tokenising"}),

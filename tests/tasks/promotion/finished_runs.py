@@ -80,15 +80,20 @@ def make_run(
     settings: dict[str, Any] | None = None,
     profile: str = "demo",
     write: Write | None = None,
+    parent: str | None = None,
 ) -> MadeRun:
     """Build, upload and summarise a run, compared with the champion; another seed leads to other keys.
 
-    ``write`` writes more files of a stage's artifact into its folder and returns settings of its job.
+    ``write`` writes more files of a stage's artifact into its folder and returns settings of its job; with
+    ``parent``, the run of a flow of rounds, it is the round whose number is the seed.
     """
     name, manifests = f"{profile} {seed}", dict[str, Manifest]()
     pipeline = Pipeline.model_validate({"seed": seed, **(settings or {})})
     promotion, config = pipeline.promotion, pipeline.model_dump(mode="json")
-    with runs.pipeline_run(tracker, name, config, flow_run_id=f"flow-{seed}", profile=profile) as tracked:
+    opened = runs.pipeline_run(
+        tracker, name, config, flow_run_id=f"flow-{seed}", profile=profile, parent=parent
+    )
+    with opened as tracked:
         for stage in INPUTS:
             if (stage not in ("ppo", "dpo") or stage in policies) and (write or stage not in MORE):
                 found = find_opponents(tracker, promotion, profile) if stage == "answers" else {}

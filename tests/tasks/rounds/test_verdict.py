@@ -4,10 +4,7 @@ from typing import Any
 
 import pytest
 
-from tasks.rounds.round_walk import Round
 from tasks.rounds.verdict import RoundVerdict, best_round, goes_on, judge_round
-
-POLICY: Any = {"key": "k"}
 
 
 def rate(low: float, high: float) -> dict[str, float]:
@@ -62,18 +59,14 @@ def test_which_verdicts_another_round_follows(stop: Any, followed: list[str]) ->
 @pytest.mark.parametrize(
     ("start", "outcomes", "best"),
     [
-        (POLICY, ["won", "won", "won", "undecided"], 2),
-        (POLICY, ["undecided", "won", "lost", "undecided"], 1),
-        (POLICY, ["won", "undecided"], 0),  # votes are better than nothing; the gates decide
-        (POLICY, ["lost"], 0),
-        (None, ["undecided", "lost"], None),
-        (None, ["undecided", "won"], 1),
+        (True, ["won", "won", "won", "undecided"], 2),
+        (True, ["undecided", "won", "lost", "undecided"], 1),
+        (True, ["won", "undecided"], 0),  # votes are better than nothing; the gates decide
+        (True, ["lost"], 0),
+        (False, ["undecided", "lost"], None),
+        (False, ["undecided", "won"], 1),
     ],
 )
-def test_the_best_is_the_last_that_won(start: Any, outcomes: list[str], best: int | None) -> None:
-    rounds = [
-        (Round(number, POLICY if number else start, None, None, None, None, {}), of(outcome))
-        for number, outcome in enumerate(outcomes)
-    ]
-    found = best_round(rounds)
-    assert (found and found.number) == best
+def test_the_best_is_the_last_that_won(start: bool, outcomes: list[str], best: int | None) -> None:
+    verdicts = {number: of(outcome) for number, outcome in enumerate(outcomes) if number}
+    assert best_round(verdicts, starts_with_policy=start) == best
