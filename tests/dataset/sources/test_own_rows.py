@@ -955,7 +955,7 @@ def test_no_written_out_text_takes_long(text: str) -> None:
         {"prompt": text * 20_000, "completion": text * 20_000},
         {"prompt": text + " " * 100_000, "completion": " " * 100_000 + text},
     )
-    assert time.process_time() - before < 3
+    assert time.process_time() - before < 30  # a second or so; a minute or more if it is quadratic
 
 
 def test_answers_that_are_lists_stay_where_the_prompt_is_a_text() -> None:
