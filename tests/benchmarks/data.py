@@ -26,7 +26,7 @@ from tests.support.paths import ROOT
 
 PEER, PEER_NEEDS = ROOT / ".bench" / "data-peer", ("datasets==5.2.0", "markdownify==1.2.3")
 REAL = ROOT.parent / "shared" / "data" / "stackexchange" / "travel" / "Posts.csv.gz"
-COPIES, ROUNDS = 24, 3
+COPIES, ROUNDS = 8, 3
 PLAIN = {"alike": 1, "personal": "keep"}  # what the article's way does: no rule of ours
 
 
