@@ -245,9 +245,8 @@ def build_questions(records: pa.RecordBatch, dropped: Counter[str]) -> Questions
     tests = ids[pc.not_equal(splits, "").to_numpy(zero_copy_only=False)]
     questions = columns.from_batch(batch)
     about = replace_column(questions.about, "prompt", _convert(questions.about.column("prompt")))
-    is_test_question = pa.array(
-        np.isin(about.column("id").to_numpy(), tests)
-    )  # if one of the same is, all are
+    # if one of the same questions is in a test set, the one that is kept is
+    is_test_question = pa.array(np.isin(about.column("id").to_numpy(), tests))
     split = pc.if_else(is_test_question, "evaluation", "")
     return questions._replace(about=replace_column(about, "split", split))
 

@@ -194,7 +194,8 @@ def _take_rows(
 
 
 def _read_preferences(task: BlockTask, counts: BlockCounts) -> tuple[int, pa.RecordBatch]:
-    number, batches, file = 0, [], task.block.file
+    number, file = 0, task.block.file
+    batches = [stack_exchange_sets.read_preferences([], _rejecting(counts))]  # a block may have no rows
     for piece in row_files.read_pieces(task.block):
         table = stack_exchange_sets.as_preferences(piece) if isinstance(piece, pa.RecordBatch) else None
         if table is None:

@@ -98,9 +98,7 @@ class Guards:
         self.faults = self.faults + 1 if fault else 0
         if measured:
             self.falls = self.falls + 1 if fall else 0
-        is_first = (
-            not self.good_figures
-        )  # there are no weights before: a policy that goes on may begin faulty
+        is_first = not self.good_figures  # a policy that goes on from another may begin faulty
         if is_first or not (fault or fall):
             self._keep(step - 1, figures, measured)
         reason = fall if self.falls >= plateau.IN_A_ROW and fall else fault if self.faults >= IN_A_ROW else ""

@@ -244,3 +244,13 @@ def test_the_questions_of_a_test_file_are_for_evaluation(tmp_path: Path) -> None
     artifact, _ = run_data_program(tmp_path / "in", tmp_path / "run", {"kind": "stack-exchange-preferences"})
     prompts = pq.read_table(artifact / "evaluation.parquet")["prompt"].to_pylist()
     assert sorted(prompts) == [f"q{page}" for page in files["evaluation"]]
+
+
+def test_a_file_without_rows_adds_nothing(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    rows = [build_row(n, f"first {n}", f"second {n}") for n in range(150)]
+    for name, some in (("a", rows), ("b", [])):
+        with pq.ParquetWriter(tmp_path / "in" / f"{name}.parquet", PUBLISHED) as writer:
+            writer.write_table(pa.Table.from_pylist(some, PUBLISHED))
+    _, card = run_data_program(tmp_path / "in", tmp_path / "run", {"kind": "stack-exchange-preferences"})
+    assert card["kept"]["questions"] == 150
