@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,13 +81,13 @@ def _children(process: psutil.Popen) -> list[psutil.Process]:
 
 def beside_the_article() -> list[dict[str, Any]]:
     """Compare our whole process, start included, with the article's code without its imports: same rows,
-    one core.
+    one core. What a further text costs is the difference between eight copies of the texts and one.
     """
     python = create_environment(PEER, PEER_NEEDS)
     with tempfile.TemporaryDirectory() as folder:
-        rows = Path(folder, "rows.parquet")
-        texts = _preferences(rows)
-        ours, theirs, ratios, spread = [], [], [], []
+        rows, few = Path(folder, "rows.parquet"), Path(folder, "few.parquet")
+        texts, first = _preferences(rows, COPIES), _preferences(few, 1)
+        ours, theirs, ratios, spread, further = [], [], [], [], []
         for _ in range(ROUNDS):
             used = stage(rows, "stack-exchange-preferences", threads=1, settings=PLAIN)
             spread.append(texts / stage(rows, "stack-exchange-preferences", threads=0, settings={}).seconds)
@@ -94,11 +95,18 @@ def beside_the_article() -> list[dict[str, Any]]:
             ours.append(texts / used.seconds)
             theirs.append(texts / peer["seconds"])
             ratios.append(ours[-1] / theirs[-1])
+            start = stage(few, "stack-exchange-preferences", threads=1, settings=PLAIN).seconds
+            peers_start = _peers_way(python, few, Path(folder))["seconds"]
+            more = texts - first
+            further.append((more / (used.seconds - start), more / (peer["seconds"] - peers_start)))
             assert used.pairs <= peer["pairs"] <= 1.02 * used.pairs  # it also pairs answers of equal texts
     name = "datasets.map with markdownify"
     every = [all_ / peer for all_, peer in zip(spread, theirs, strict=True)]
+    our_rates, their_rates = zip(*further, strict=True)
+    costs = [our / their for our, their in further]
     return [
         _entry("data: preferences rows to pairs, one core", ours, theirs, name, ratios),
+        _entry("data: the same, what a further text costs", our_rates, their_rates, name, costs),
         _entry("data: the same on all cores, with our rules", spread, theirs, name, every),
     ]
 
@@ -136,7 +144,9 @@ def over_the_cores() -> list[dict[str, Any]]:
     return entries
 
 
-def _entry(what: str, ours: list[float], peer: list[float], name: str, ratios: list[float]) -> dict[str, Any]:
+def _entry(
+    what: str, ours: Sequence[float], peer: Sequence[float], name: str, ratios: Sequence[float]
+) -> dict[str, Any]:
     middle, other, ratio = (statistics.median(values) for values in (ours, peer, ratios))
     print(f"{what:<52} {middle:>10,.0f} texts/s   {ratio:.1f} x {name} ({other:,.0f})", flush=True)
     entry = {"what": what, "unit": "texts/s", "dtype": "", "ours": middle, "peer": other, "peer_name": name}
@@ -154,7 +164,7 @@ def _archive(folder: Path, num_questions: int) -> tuple[int, Path]:
     return count, archive
 
 
-def _preferences(path: Path) -> int:
+def _preferences(path: Path, copies: int) -> int:
     """Write real posts, if they are there, as rows of HuggingFaceH4/stack-exchange-preferences; return
     their number.
     """
@@ -166,7 +176,7 @@ def _preferences(path: Path) -> int:
         else:
             questions[post.id] = post
     rows = []
-    for copy in range(COPIES):
+    for copy in range(copies):
         for number, question in questions.items():
             if written := answers[number]:
                 replies = [_reply(post, question.accepted) for post in written]
