@@ -1,6 +1,6 @@
 """Find a finished policy by its name, and have its files on this machine.
 
-ppo, dpo, sft, base           a policy of the newest finished run
+ppo, dpo, sft, base           a policy of the newest finished run, or of the last round that won
 RUN:ppo                       a policy of the run with this id or name
 champion, challenger          the registered version with this alias
 MODEL@ALIAS, MODEL/VERSION    a registered version
@@ -19,7 +19,7 @@ from tasks.config.commands.usage import PolicyFiles
 from tasks.config.policies import POLICIES, TRAINED
 from tasks.config.sections.models import HuggingFaceBase, Text
 from tasks.config.sections.winrate import Winrate
-from tasks.promotion.finished_runs import find_manifest, find_run
+from tasks.promotion.finished_runs import FinishedRun, find_manifest
 from tasks.system.errors import InputError
 from tasks.system.hashing import digest_of
 from tasks.tracking import registry
@@ -30,10 +30,11 @@ ADAPTER = "adapter"
 WEIGHTS = (ADAPTER, "bottleneck", "model")  # folders of a policy's artifact, of which it has one
 CARDS, CARD = "model-cards", "README.md"  # among the files of a run in MLflow
 NAMES = (
-    f"a policy of the newest run ({', '.join(POLICIES)}), RUN:POLICY, champion, MODEL@ALIAS, MODEL/VERSION "
-    "or a model folder"
+    f"a policy of the newest run, or of the last round that won ({', '.join(POLICIES)}), RUN:POLICY, "
+    "champion, MODEL@ALIAS, MODEL/VERSION or a model folder"
 )
 Connect = Callable[[], Tracker]
+FindRun = Callable[[Tracker, str], FinishedRun]  # by name; "" is the newest, or of rounds the best
 
 
 class Source(NamedTuple):
@@ -47,13 +48,13 @@ class Source(NamedTuple):
     settings: dict[str, Any]  # of the run; empty for a registered version whose run is gone
 
 
-def find_sources(names: Sequence[str], connect: Connect) -> list[Source | Path]:
+def find_sources(names: Sequence[str], connect: Connect, find_run: FindRun) -> list[Source | Path]:
     """Return what each name means: a policy of a run, or a model folder. Raises InputError.
 
     ``connect`` connects to MLflow; it is called if a name needs that.
     """
     folders = {name: folder for name in names if (folder := _find_folder(name))}  # before the process leaves
-    return [folders.get(name) or _find(name, connect) for name in names]
+    return [folders.get(name) or _find(name, connect, find_run) for name in names]
 
 
 def _find_folder(name: str) -> Path | None:
@@ -64,10 +65,10 @@ def _find_folder(name: str) -> Path | None:
     return place
 
 
-def _find(name: str, connect: Connect) -> Source:
+def _find(name: str, connect: Connect, find_run: FindRun) -> Source:
     run_name, _, policy = name.rpartition(":")
     if policy in POLICIES:
-        return of_run(connect(), run_name, policy, name)
+        return of_run(find_run(connect(), run_name), policy, name)
     for sign in "@/":
         model, _, wanted = name.partition(sign)
         if model and wanted:
@@ -78,15 +79,13 @@ def _find(name: str, connect: Connect) -> Source:
     raise InputError(f"There is no model {name!r}: name {NAMES}")
 
 
-def default_names(connect: Connect) -> list[str]:
-    """Return the names of all policies that the newest run has trained."""
-    stages = find_run(connect()).stages
-    return [name for name in POLICIES if name in stages or name == "sft"]
+def trained_names(run: FinishedRun) -> list[str]:
+    """Return the names of all policies that a run has trained."""
+    return [name for name in POLICIES if name in run.stages or name == "sft"]
 
 
-def of_run(tracker: Tracker, run_name: str, policy: str, name: str = "") -> Source:
-    """Return a policy of a run; "" is the newest. Raises InputError."""
-    run = find_run(tracker, run_name)
+def of_run(run: FinishedRun, policy: str, name: str = "") -> Source:
+    """Return a policy of a run. Raises InputError."""
     stages = {stage: (about["key"], about["digest"]) for stage, about in run.stages.items()}
     trained = [one for one in POLICIES if one not in TRAINED or one in stages]
     if policy not in trained:

@@ -47,13 +47,18 @@ def find_run(tracker: Tracker, name: str = "", *, profile: str = "") -> Finished
 
     "" is the newest finished run, of ``profile`` if that is given. Raises InputError.
     """
-    for text in (name, profile):
-        if "'" in text or "`" in text:
-            raise InputError(f"{text!r} is no run or profile: it has a quotation mark")
-    found = _find(tracker, name) if name else _newest(tracker, profile)
+    found = find_tracked(tracker, name, profile=profile)
     if found is None:
         raise InputError(_explain_missing(name, profile))
     return _read(tracker, found, name)
+
+
+def find_tracked(tracker: Tracker, name: str = "", *, profile: str = "") -> client.Run | None:
+    """Return what ``find_run`` finds as it stands in MLflow, with or without a summary. Raises InputError."""
+    for text in (name, profile):
+        if "'" in text or "`" in text:
+            raise InputError(f"{text!r} is no run or profile: it has a quotation mark")
+    return _find(tracker, name) if name else _newest(tracker, profile)
 
 
 def find_unique_run(tracker: Tracker, name: str) -> FinishedRun:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from tasks.promotion.finished_runs import NAME, FinishedRun, find_run
+from tasks.promotion.finished_runs import NAME, FinishedRun, find_run, find_tracked
 from tasks.rounds.verdict import RoundVerdict, best_round, judge_round
 from tasks.system.errors import InputError
 from tasks.tracking.client import Tracker
@@ -28,35 +28,69 @@ def _round_number(tags: Mapping[str, str]) -> int:
 
 
 def choose_run(tracker: Tracker, name: str = "", *, profile: str = "") -> ChosenRun:
-    """Return the run that ``find_run`` finds; if that is the newest, and a round, the last round that won.
+    """Return the run that ``find_run`` finds. If the newest is a round, or ``name`` is the run that rounds
+    have in common, return the last round that won.
 
     Rounds that have not ended yet are left out. Raises InputError.
     """
-    found = find_run(tracker, name, profile=profile)
-    parent = found.tags.get(PARENT)  # only rounds are runs of the pipeline below another run
-    return ChosenRun(found, "") if name or not parent else _choose_round(tracker, parent)
+    run, rounds = _find(tracker, name, profile)
+    return _choose_round(rounds) if rounds else ChosenRun(run, "")
 
 
-def _choose_round(tracker: Tracker, parent: str) -> ChosenRun:
-    """Return the best of the finished rounds below a flow run's own run. Raises InputError."""
+def find_policy_run(tracker: Tracker, name: str = "") -> FinishedRun:
+    """Return the run whose policies are used: that of ``choose_run``, but the newest round if none has won.
+
+    Raises InputError.
+    """
+    run, rounds = _find(tracker, name)
+    best = _best(rounds)
+    return run if best is None else rounds[best]
+
+
+def _find(tracker: Tracker, name: str, profile: str = "") -> tuple[FinishedRun, dict[int, FinishedRun]]:
+    """Return the run with this name or the newest one, and all rounds that are meant by it, if any."""
+    if not name:
+        run = find_run(tracker, profile=profile)
+        parent = run.tags.get(PARENT)
+        return run, _finished_rounds(tracker, parent) if parent else {}
+    named = find_tracked(tracker, name)
+    if named and (rounds := _finished_rounds(tracker, named.run_id)):
+        return rounds[max(rounds)], rounds
+    return find_run(tracker, name), {}
+
+
+def _finished_rounds(tracker: Tracker, parent: str) -> dict[int, FinishedRun]:
+    """Return the finished rounds below a run, by number; only rounds are pipelines below another run."""
     of_parent = f"tags.`{PARENT}` = '{parent}' AND tags.`{PROFILE}` LIKE '%'"
     found = tracker.search(f"{of_parent} AND attributes.status = 'FINISHED'", limit=MAX_RUNS)
-    rounds = {_round_number(one.tags): find_run(tracker, one.run_id) for one in found}
-    verdicts = _judge(rounds)
-    best = best_round(verdicts, starts_with_policy=0 in rounds and "ppo" in rounds[0].stages)
+    return {_round_number(one.tags): find_run(tracker, one.run_id) for one in found}
+
+
+def _best(rounds: Mapping[int, FinishedRun]) -> int | None:
+    starts_with_policy = 0 in rounds and "ppo" in rounds[0].stages
+    return best_round(_judge(rounds), starts_with_policy=starts_with_policy)
+
+
+def _choose_round(rounds: Mapping[int, FinishedRun]) -> ChosenRun:
+    """Return the best of the finished rounds of a flow run. Raises InputError."""
+    best = _best(rounds)
     if best is None:
-        newest = rounds[max(rounds)].tags.get(NAME, parent)
+        newest = _title(rounds[max(rounds)])
         raise InputError(
             f"No round up to {newest} was shown to win, so there is nothing to promote; "
             "`alignflow promote RUN` judges a round that you name"
         )
-    title = rounds[best].tags.get(NAME, rounds[best].run_id)
+    title = _title(rounds[best])
     if not best:
         reason = f"{title} is taken, whose policy was trained on votes: no later round was shown to win."
     else:
-        figure = verdicts[best].sentence.removeprefix("won: ")
+        figure = _judge(rounds)[best].sentence.removeprefix("won: ")
         reason = f"{title} is taken: it is the last round that won ({figure})."
     return ChosenRun(rounds[best], reason)
+
+
+def _title(run: FinishedRun) -> str:
+    return run.tags.get(NAME, run.run_id)
 
 
 def _judge(rounds: Mapping[int, FinishedRun]) -> dict[int, RoundVerdict]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from flows.commands.usage import named_policies
 from tasks.config.commands.usage import ExportDataJob
 from tasks.promotion import finished_policies
+from tasks.rounds.round_runs import find_policy_run
 from tasks.tracking.remote_artifacts import locate
 
 HELP = "Write a run's data in TRL's formats: SFT, preferences, prompts."
@@ -28,7 +29,7 @@ def main(args: argparse.Namespace) -> None:
     target = args.directory.absolute()
     check_new_folder(target)
     tracker = named_policies.tracker()
-    source = finished_policies.of_run(tracker, args.run, "sft")
+    source = finished_policies.of_run(find_policy_run(tracker, args.run), "sft")
     data = locate(finished_policies.find_data(tracker, source), tracker)
     text = finished_policies.text_settings(tracker, source)
     job = ExportDataJob(text=text, form=args.format, about=source.about.partition(" of ")[2])

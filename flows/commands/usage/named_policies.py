@@ -9,6 +9,7 @@ from flows.preflight import require_tracker
 from tasks.config.commands.usage import PolicyFiles
 from tasks.promotion import finished_policies
 from tasks.promotion.finished_policies import Source
+from tasks.rounds.round_runs import find_policy_run
 from tasks.tracking.client import Tracker
 
 HELP_MODELS = finished_policies.NAMES
@@ -23,7 +24,7 @@ def tracker() -> Tracker:
 def find_source(name: str) -> Source | Path:
     """Return what a name means. Raises InputError."""
     check_training("Using a policy")
-    return finished_policies.find_sources([name], tracker)[0]
+    return finished_policies.find_sources([name], tracker, find_policy_run)[0]
 
 
 def locate(source: Source | Path) -> PolicyFiles:
@@ -34,7 +35,10 @@ def locate(source: Source | Path) -> PolicyFiles:
 
 
 def locate_policies(names: Sequence[str]) -> list[PolicyFiles]:
-    """Return the policies with these names, by default those of the newest run. Raises InputError."""
+    """Return the policies with these names, by default those of the newest run, or of the last round that
+    won. Raises InputError.
+    """
     check_training("Using a policy")
-    chosen = list(names) or finished_policies.default_names(tracker)
-    return [locate(source) for source in finished_policies.find_sources(chosen, tracker)]
+    chosen = list(names) or finished_policies.trained_names(find_policy_run(tracker()))
+    found = finished_policies.find_sources(chosen, tracker, find_policy_run)
+    return [locate(source) for source in found]

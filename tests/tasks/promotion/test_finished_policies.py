@@ -42,7 +42,7 @@ def made(tracker: Tracker) -> MadeRun:
 
 
 def find(tracker: Tracker, *names: str) -> list[Source | Path]:
-    return find_sources(names, lambda: tracker)
+    return find_sources(names, lambda: tracker, find_run)
 
 
 def test_a_policy_of_the_newest_run_and_of_another(tracker: Tracker, made: MadeRun) -> None:
@@ -53,7 +53,7 @@ def test_a_policy_of_the_newest_run_and_of_another(tracker: Tracker, made: MadeR
     assert [one.policy for one in older] == ["ppo", "dpo", "base"]
     assert {one.stages["sft"][0] for one in older} == {made.manifests["sft"]["key"]}
     assert newest.stages["sft"][0] != made.manifests["sft"]["key"]
-    assert finished_policies.default_names(lambda: tracker) == ["sft", "ppo"]
+    assert finished_policies.trained_names(find_run(tracker)) == ["sft", "ppo"]
     with pytest.raises(InputError, match="The run has trained no dpo; it has base, sft, ppo"):
         find(tracker, "dpo")
 
@@ -145,12 +145,12 @@ def test_a_folder_needs_no_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     folder = tmp_path / "model"
     folder.mkdir()
     with pytest.raises(InputError, match=r"MODEL: the model folder .* has no config.json"):
-        find_sources([str(folder)], connect)
+        find_sources([str(folder)], connect, find_run)
     for name in ("config.json", "tokenizer.json"):
         (folder / name).write_text("{}")
     (folder / "model.safetensors").write_text("")
     monkeypatch.chdir(tmp_path)
-    found = find_sources(["model", "./model", str(folder)], connect)
+    found = find_sources(["model", "./model", str(folder)], connect, find_run)
     assert found == [folder] * 3
     plain = finished_policies.folder_files(folder)
     assert (plain.name, plain.template, plain.temperature) == ("model", None, 0.7)

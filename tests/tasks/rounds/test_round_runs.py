@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tasks.rounds.round_runs import choose_run, round_id
+from tasks.rounds.round_runs import choose_run, find_policy_run, round_id
 from tasks.system.errors import InputError
 from tasks.tracking import runs
 from tasks.tracking.client import Tracker
@@ -98,3 +98,30 @@ def test_the_newest_run_is_taken_if_it_is_no_round(tracker: Tracker, rounds: Rou
     newest = make_run(tracker, 7, {SFT: LOST})
     chosen = choose_run(tracker)
     assert (chosen.run.run_id, chosen.reason) == (newest.run_id, "")
+
+
+def test_the_run_that_rounds_have_in_common_means_the_last_round_that_won(
+    tracker: Tracker, rounds: Rounds
+) -> None:
+    rounds.end(0, {}, policy=False)
+    best = rounds.end(1, {SFT: WON})
+    rounds.end(2, {SFT: WON, PREDECESSOR: LOST})
+    make_run(tracker, 7, {SFT: LOST})
+    for name in (rounds.parent, "f-1", "rounds f-1"):
+        chosen = choose_run(tracker, name)
+        assert (chosen.run.run_id, find_policy_run(tracker, name).run_id) == (best, best)
+        assert "f-1, round 1 is taken: it is the last round that won" in chosen.reason
+
+
+def test_policies_are_those_of_the_last_round_that_won_or_of_the_newest_one(
+    tracker: Tracker, rounds: Rounds
+) -> None:
+    rounds.end(0, {}, policy=False)
+    newest = rounds.end(1, {SFT: LOST})
+    assert find_policy_run(tracker).run_id == find_policy_run(tracker, "f-1").run_id == newest
+    best = rounds.end(2, {SFT: WON, PREDECESSOR: WON})
+    later = rounds.end(3, {SFT: WON, PREDECESSOR: LOST})
+    assert find_policy_run(tracker).run_id == best
+    assert find_policy_run(tracker, "f-1, round 3").run_id == later
+    alone = make_run(tracker, 7, {SFT: LOST})
+    assert find_policy_run(tracker).run_id == alone.run_id
