@@ -6,6 +6,7 @@ One program has secrets and asks a server: that of a stage in which a model behi
 import os
 import re
 import site
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,11 +42,17 @@ TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 # OpenMP threads spin this often for each other before they sleep. On an idle machine that is as fast as the
 # default; beside other work, for which the default is not meant, a training step was more than twice as fast.
 SPIN_COUNT = "10000"
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+# bitsandbytes has four functions compiled when it is imported, of which a CPU runs none. Without this, each
+# program would load torch's compiler for them: a fifth of its start.
+UNCOMPILED = {"TORCHDYNAMO_DISABLE": "1"}
 
 
 def program_environment(machine: Machine) -> dict[str, str]:
     """Return the environment of a program that runs as one process."""
     variables = {"GOMP_SPINCOUNT": SPIN_COUNT, **without_secrets(os.environ), **QUIET}
+    if not may_use_gpu(machine):
+        variables = UNCOMPILED | variables
     variables["ALIGNFLOW_HOME"] = str(home())  # where token ids and a judge's replies are kept
     for name in TORCHRUN:  # set if this process itself was started by torchrun
         variables.pop(name, None)
@@ -55,6 +62,11 @@ def program_environment(machine: Machine) -> dict[str, str]:
         inherited = filter(None, [os.environ.get("PYTHONPATH")])
         variables["PYTHONPATH"] = os.pathsep.join([str(ROOT), *inherited])
     return variables
+
+
+def may_use_gpu(machine: Machine) -> bool:
+    """Return whether a program on this machine may come to use a GPU."""
+    return sys.platform != "linux" or (machine.device != "cpu" and any(map(os.path.exists, GPU_DEVICES)))
 
 
 def distributed_environment(machine: Machine, processes: int) -> dict[str, str]:

@@ -10,17 +10,16 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 from pathlib import Path
 from socket import socket
 
 from tasks.artifacts.code_version import PROGRAMS, program_module
 from tasks.config.machine import Machine
+from tasks.execution.program_environment import may_use_gpu
 from tasks.system.fork_server import kill_group, send_request, start_server
 
 SERVER = f"{PROGRAMS}.runtime.fork_server"
-GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 STOP_SECONDS = 10.0  # for a server without programs to end
 
 
@@ -104,7 +103,7 @@ def warm_up(environment: dict[str, str], machine: Machine) -> bool:
     Returns False on a machine whose programs must not be forked.
     """
     global _server
-    if sys.platform != "linux" or (machine.device != "cpu" and any(map(os.path.exists, GPU_DEVICES))):
+    if may_use_gpu(machine):
         return False
     with _guard:
         if _server is not None and _server.environment == environment and _server.process.poll() is None:

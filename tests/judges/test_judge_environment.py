@@ -55,7 +55,9 @@ def tree(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     for stage in ("sft", "winrate", "ppo"):
         (made / "tasks" / "programs" / f"{stage}.py").write_text(DUMP)
     monkeypatch.setattr(program_environment, "ROOT", made)
-    monkeypatch.setattr(program_forks, "GPU_DEVICES", () if request.param == "forked" else ("/dev/null",))
+    monkeypatch.setattr(
+        program_environment, "GPU_DEVICES", () if request.param == "forked" else ("/dev/null",)
+    )
     monkeypatch.setenv("ALIGNFLOW_HOME", str(tmp_path / "home"))
     for name, value in (SECRETS | OTHERS).items():
         monkeypatch.setenv(name, value)

@@ -203,7 +203,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_log_that_cannot_be_written_does_not_hide_why_a_program_ended(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu_devices: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr(program_forks, "GPU_DEVICES", gpu_devices)
+    monkeypatch.setattr(program_environment, "GPU_DEVICES", gpu_devices)
     step = Step("ppo", PpoJob.of(Pipeline()), {"data": user_artifact(tree / "deployments")})
     partial = Store(tmp_path / "home").partial(step.recipe.key)
     partial.mkdir(parents=True)

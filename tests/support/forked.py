@@ -31,6 +31,7 @@ FIXED = {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",
     "PYTHONPATH": str(ROOT),
+    "TORCHDYNAMO_DISABLE": "1",  # as stages start theirs without a GPU
 }
 
 

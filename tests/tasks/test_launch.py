@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -31,7 +32,9 @@ def tree(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
         pytest.skip("the fork server is for Linux")
     made = fake_programs.make_tree(tmp_path / "tree")
     monkeypatch.setattr(program_environment, "ROOT", made)
-    monkeypatch.setattr(program_forks, "GPU_DEVICES", () if request.param == "forked" else (os.devnull,))
+    monkeypatch.setattr(
+        program_environment, "GPU_DEVICES", () if request.param == "forked" else (os.devnull,)
+    )
     yield made
     program_forks.stop()
 
@@ -172,10 +175,10 @@ def test_a_program_dies_with_its_parent_even_on_kill_9(tree: Path, directory: Pa
     )
     (tree / "tasks" / "programs" / "sft.py").write_text(program)
     code = (
-        "import sys; from pathlib import Path; from tasks.execution import launch, program_forks; from "
+        "import sys; from pathlib import Path; from tasks.execution import launch, program_environment; from "
         "tasks.config.machine import Machine\n"
     )
-    code += f"program_forks.GPU_DEVICES = {program_forks.GPU_DEVICES!r}\n"
+    code += f"program_environment.GPU_DEVICES = {program_environment.GPU_DEVICES!r}\n"
     code += "launch.run_program('sft', Path(sys.argv[1]), Machine())"
     parent = subprocess.Popen([sys.executable, "-c", code, str(directory)], cwd=tree)
     wait_until((directory / "pid").exists)
@@ -193,6 +196,26 @@ def test_the_programs_libraries_are_quiet_and_stay_offline(tree: Path) -> None:
     assert program_environment.program_environment(Machine()).get("OMP_NUM_THREADS") == os.environ.get(
         "OMP_NUM_THREADS"
     )
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+@pytest.mark.parametrize("gpu", [(), (os.devnull,)])
+def test_without_a_gpu_a_program_starts_without_torchs_compiler(
+    monkeypatch: pytest.MonkeyPatch, gpu: tuple[str, ...], device: Literal["auto", "cpu"]
+) -> None:
+    monkeypatch.setattr(program_environment, "GPU_DEVICES", gpu)
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)
+    variables = program_environment.program_environment(Machine(device=device))
+    assert variables.get("TORCHDYNAMO_DISABLE") == (None if gpu and device == "auto" else "1")
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "0")  # a user's own choice stays
+    assert program_environment.program_environment(Machine())["TORCHDYNAMO_DISABLE"] == "0"
+
+
+def test_bitsandbytes_loads_no_compiler_in_a_programs_environment() -> None:
+    code = "import sys, peft; print('torch._inductor.compile_fx' in sys.modules)"
+    chosen = program_environment.program_environment(Machine(device="cpu"))
+    run = subprocess.run([sys.executable, "-c", code], env=chosen, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["False"]
 
 
 def test_a_tail_gives_each_line_once_through_half_lines_and_a_rewind(tmp_path: Path) -> None:

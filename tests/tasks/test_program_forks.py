@@ -37,7 +37,7 @@ HANGS = (
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     made = fake_programs.make_tree(tmp_path / "tree")
     monkeypatch.setattr(program_environment, "ROOT", made)
-    monkeypatch.setattr(program_forks, "GPU_DEVICES", ())
+    monkeypatch.setattr(program_environment, "GPU_DEVICES", ())
     yield made
     program_forks.stop()
 
@@ -113,7 +113,7 @@ def test_where_there_can_be_no_server_programs_start_the_usual_way(
 ) -> None:
     write(tree, WHO)
     if cause == "gpu":
-        monkeypatch.setattr(program_forks, "GPU_DEVICES", (os.devnull,))
+        monkeypatch.setattr(program_environment, "GPU_DEVICES", (os.devnull,))
     else:
         (tree / "tasks" / "programs" / "runtime" / "fork_server.py").write_text("import no_such_library\n")
     run_program("sft", directory, Machine())
@@ -123,7 +123,7 @@ def test_where_there_can_be_no_server_programs_start_the_usual_way(
 def test_a_machine_told_to_use_its_cpu_forks_though_it_has_a_gpu(
     tree: Path, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(program_forks, "GPU_DEVICES", (os.devnull,))
+    monkeypatch.setattr(program_environment, "GPU_DEVICES", (os.devnull,))
     write(tree, WHO)
     run_program("sft", directory, Machine(device="cpu"))
     assert who(directory)[0] != os.getpid()
@@ -206,10 +206,10 @@ def test_a_failure_under_the_server_names_its_cause(tree: Path, directory: Path)
 def test_server_and_program_die_with_whoever_asked_even_on_kill_9(tree: Path, directory: Path) -> None:
     write(tree, HANGS)
     code = (
-        "import sys; from pathlib import Path; from tasks.execution import launch, program_forks; from "
+        "import sys; from pathlib import Path; from tasks.execution import launch, program_environment; from "
         "tasks.config.machine import Machine\n"
     )
-    code += "program_forks.GPU_DEVICES = ()\nlaunch.run_program('sft', Path(sys.argv[1]), Machine())"
+    code += "program_environment.GPU_DEVICES = ()\nlaunch.run_program('sft', Path(sys.argv[1]), Machine())"
     parent = subprocess.Popen([sys.executable, "-c", code, str(directory)], cwd=tree)
     wait_until((directory / "pid").exists)
     pid = int((directory / "pid").read_text())
