@@ -3,12 +3,9 @@
 import errno
 import json
 import os
-import signal
-import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
 
 import psutil
 import pyarrow as pa
@@ -26,33 +23,7 @@ from tasks.programs.data_stage.parts import Parts, counts_path, make_part, read_
 from tasks.programs.runtime.program import Run
 from tasks.system.errors import DiskFailure, InputError, StageFailed
 from tests.support import tiny
-
-
-class Task(NamedTuple):
-    number: int
-    output: Path
-
-
-class Counts(NamedTuple):
-    squares: int
-
-
-def write_square(task: Task) -> Counts:
-    time.sleep(0.02 * (task.number % 3))
-    task.output.write_text(str(task.number**2))
-    return Counts(task.number**2)
-
-
-def refuse_three(task: Task) -> Counts:
-    if task.number == 3:
-        raise InputError("three is refused")
-    return write_square(task)
-
-
-def kill_at_three(task: Task) -> Counts:
-    if task.number == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return write_square(task)
+from tests.support.squares import Counts, Task, kill_at_three, refuse_three, write_square
 
 
 def open_run(folder: Path, threads: int) -> Run:
