@@ -3,7 +3,7 @@
 python -m tests.benchmarks.rounds.budget DIR [--seeds 0 1 2] [--arms A B] [--threads 1] [--set NAME=VALUE ...]
 
 The profile `rounds` on the built-in site: the gold scorer labels with noise 0.1, and the first answers are
-those of the SFT model. Arm A is the profile (3 rounds of 100 labels and 24 steps of PPO), B one round with
+those of the SFT model. Arm A is the profile (3 rounds of 100 labels and 24 steps), B one round with
 all labels and steps of A (300, 72), C one round with all labels and the steps of one round (300, 24). Stages
 that compare policies are left out; each policy answers the same evaluation questions, with the same random
 numbers at a temperature of 1, and the gold scorer compares its answers with the SFT model's.

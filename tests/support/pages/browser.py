@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 CHROMIUM = shutil.which("chromium")
 OPTIONS = (
@@ -17,6 +17,9 @@ OPTIONS = (
     "--disable-component-update",
     "--disable-sync",
 )
+EXPECT_MS = (
+    60_000  # for a page to show what is expected; a full machine takes more than playwright's five seconds
+)
 
 
 @contextlib.contextmanager
@@ -24,6 +27,7 @@ def open_browser() -> Iterator[Browser]:
     """Yield a browser; skip the test if Chromium is not installed."""
     if not CHROMIUM:
         pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
+    expect.set_options(timeout=EXPECT_MS)
     with sync_playwright() as player:
         browser = player.chromium.launch(executable_path=CHROMIUM, args=list(OPTIONS))
         yield browser
