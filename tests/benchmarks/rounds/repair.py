@@ -1,13 +1,15 @@
 """Measure whether a policy that over-optimises a stale reward model recovers when that is trained anew.
 
-python -m tests.benchmarks.rounds.repair DIR [--seeds 0 1 2] [--more 32] [--threads 1] [--set NAME=VALUE ...]
+python -m tests.benchmarks.rounds.repair DIR [--seeds 0 1 2] [--refreshes 1] [--more 32] [--threads 1]
+                                         [--set NAME=VALUE ...]
 
 The profile `rounds` on the built-in site, with RLOO and without guards. Phase 1: a reward model of a few
 noisy labels of the SFT model's answers, and a policy that is trained against it for long. Then
 `rounds.comparisons` labels of its own answers, a reward model that is trained anew on all labels, and
---more steps. The control takes the same steps, with the same prompts and random numbers, against the stale
-reward model. The policy at its peak is that of phase 1 with `ppo.keep=best`; if its score does not fall for
-certain, that is the last one.
+--more steps; with several --refreshes, each has its part of these labels and steps. The control takes as many
+steps against the stale reward model; with one refresh, with the same prompts and random numbers. The policy
+at its peak is that of phase 1 with `ppo.keep=best`; if its score does not fall for certain, that is the last
+one.
 
 Policies are compared with the SFT model by the gold scorer on evaluation questions, at a temperature of 1.
 DIR gets a home for each seed, and a picture of reward and gold score against steps; what is built or measured
@@ -63,7 +65,7 @@ class Repair(NamedTuple):
     """The artifacts of a seed."""
 
     first: BuiltRound  # phase 1
-    second: BuiltRound  # the refresh
+    later: list[BuiltRound]  # the refreshes
     policies: dict[str, Artifact]  # by the names of POLICIES
 
 
@@ -72,7 +74,8 @@ def main() -> None:
     parser.add_argument("directory", type=Path, metavar="DIR")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--labels", type=int, default=60, help="of the SFT model's answers, in phase 1")
-    parser.add_argument("--more", type=int, default=32, help="steps after the refresh")
+    parser.add_argument("--refreshes", type=int, default=1, help="of the reward model, in phase 2")
+    parser.add_argument("--more", type=int, default=32, help="steps of phase 2")
     parser.add_argument("--questions", type=int, default=500)
     parser.add_argument("--draws", type=int, default=4, help="answers to each question")
     parser.add_argument("--threads", type=int, default=1)
@@ -90,33 +93,48 @@ def measure_seed(options: argparse.Namespace, seed: int) -> dict[str, Numbers]:
     stored_stages.open_home(folder / "home")
     config = profiles.load("rounds", [MORE_QUESTIONS, *RECIPE, *changed])
     prepared = stored_stages.build_base(config)
-    repair = train_policies(config, prepared, labels=options.labels, more=options.more, seed=seed)
-    picture = folder / "repair.svg"
-    picture.write_text(draw_repair(*(read_points(repair.policies[name]) for name in POLICIES[1:])))
+    repair = train_policies(config, prepared, options, seed)
+    picture = folder / f"repair-{options.refreshes}.svg"
+    stale, control = (read_points(repair.policies[name]) for name in ("stale", "control"))
+    picture.write_text(draw_repair(stale, control, refreshed_points(repair.later)))
     print(f"seed {seed}: picture {picture}", flush=True)
     questions, draws = options.questions, options.draws
     test = GoldTest(config, prepared, folder / "measured", questions=questions, draws=draws)
     return measure_policies(test, repair, seed)
 
 
-def train_policies(config: Pipeline, prepared: Prepared, *, labels: int, more: int, seed: int) -> Repair:
+def train_policies(config: Pipeline, prepared: Prepared, options: argparse.Namespace, seed: int) -> Repair:
     """Run both phases and the control; print the curve of each as soon as it is there."""
-    few = config.model_copy(update={"rounds": config.rounds.model_copy(update={"comparisons": labels})})
-    first = stored_stages.build_round(few, 1, prepared, [stored_stages.ROUND_0])
+    first = stored_stages.build_round(
+        with_rounds(config, comparisons=options.labels), 1, prepared, [stored_stages.ROUND_0]
+    )
     stale, reward = first.built["ppo"], first.built["reward"]
     print(f"seed {seed}, stale: {describe_curve(read_points(stale))}", flush=True)
-    later = with_ppo(config, steps=more, **NO_GUARDS)
-    second = stored_stages.build_round(later, 2, prepared, [stored_stages.ROUND_0, first.round])
-    print(f"seed {seed}, refreshed: {describe_curve(read_points(second.built['ppo']))}", flush=True)
-    of_round_2 = round_config(later, 2)
+    parts = options.refreshes
+    part = with_ppo(config, steps=options.more // parts, **NO_GUARDS)
+    if parts > 1:  # of one refresh there is only one policy that can answer
+        own = part.rounds.sample.model_copy(update={"policies": 1})
+        part = with_rounds(part, comparisons=config.rounds.comparisons // parts, sample=own)
+    rounds, later = [stored_stages.ROUND_0, first.round], list[BuiltRound]()
+    for number in range(2, 2 + parts):
+        later.append(stored_stages.build_round(part, number, prepared, rounds))
+        rounds.append(later[-1].round)
+        curve = describe_curve(read_points(later[-1].built["ppo"]))
+        print(f"seed {seed}, refresh {number - 1}: {curve}", flush=True)
+    of_round_2 = round_config(with_ppo(config, steps=options.more, **NO_GUARDS), 2)
     control = stored_stages.build(
         of_round_2, ppo, data=prepared.data, model=prepared.model, reward=reward, start=stale
     )
     print(f"seed {seed}, control: {describe_curve(read_points(control))}", flush=True)
     best = with_ppo(round_config(config, 1), keep="best")
     peak = stored_stages.build(best, ppo, data=prepared.data, model=prepared.model, reward=reward)
-    policies = {"peak": peak, "stale": stale, "control": control, "refreshed": second.built["ppo"]}
-    return Repair(first, second, policies)
+    policies = {"peak": peak, "stale": stale, "control": control, "refreshed": later[-1].built["ppo"]}
+    return Repair(first, later, policies)
+
+
+def with_rounds(config: Pipeline, **changes: Any) -> Pipeline:
+    """Return settings with some of the rounds' changed."""
+    return config.model_copy(update={"rounds": config.rounds.model_copy(update=changes)})
 
 
 def with_ppo(config: Pipeline, **changes: Any) -> Pipeline:
@@ -127,6 +145,15 @@ def with_ppo(config: Pipeline, **changes: Any) -> Pipeline:
 def read_points(policy: Artifact) -> Points:
     """Return what PPO's independent score measured: step, independent_score, score_reward and so on."""
     points: Points = json.loads((find(policy) / "scores.json").read_text())["points"]
+    return points
+
+
+def refreshed_points(later: Sequence[BuiltRound]) -> Points:
+    """Return the points of all refreshes, with the steps since the first one."""
+    points: Points = []
+    for one in later:
+        done = points[-1]["step"] if points else 0
+        points += [point | {"step": done + point["step"]} for point in read_points(one.built["ppo"])]
     return points
 
 
@@ -154,7 +181,8 @@ def measure_policies(test: GoldTest, repair: Repair, seed: int) -> dict[str, Num
         print(
             f"seed {seed}, {name}{step}: win {describe_rate(test.win(policy))}, gold {gold:.2f}", flush=True
         )
-    for name, one in (("stale", repair.first), ("refreshed", repair.second)):
+    refreshes = [(f"refreshed ({number})", one) for number, one in enumerate(repair.later, start=1)]
+    for name, one in [("stale", repair.first), *refreshes]:
         metrics = one.round.metrics
         print(
             f"seed {seed}, {name} reward model: {metrics['comparisons.asked']} labels of which "
@@ -162,8 +190,8 @@ def measure_policies(test: GoldTest, repair: Repair, seed: int) -> dict[str, Num
             f"{test.reward_accuracy(one.built['reward']):.1%}",
             flush=True,
         )
-    own = accuracy_on_candidates(repair.second.built["candidates"])
-    print(f"seed {seed}, stale reward model on the stale policy's answers: {describe_rate(own)}", flush=True)
+    own = [describe_rate(accuracy_on_candidates(one.built["candidates"])) for one in repair.later]
+    print(f"seed {seed}, each reward model on the answers of its policy: {', '.join(own)}", flush=True)
     outcomes = {name: np.asarray(test.outcomes(one).mean(axis=0)) for name, one in repair.policies.items()}
     for line in describe_differences([outcomes]):
         print(f"seed {seed}, {line}", flush=True)
