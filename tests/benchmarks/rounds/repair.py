@@ -1,6 +1,6 @@
 """Measure whether a policy that over-optimises a stale reward model recovers when that is trained anew.
 
-python -m tests.benchmarks.rounds.repair DIR [--seeds 0 1 2] [--refreshes 1] [--more 32] [--threads 1]
+python -m tests.benchmarks.rounds.repair DIR [--seeds 0 1 2] [--refreshes 4] [--more 32] [--threads 1]
                                          [--set NAME=VALUE ...]
 
 The profile `rounds` on the built-in site, with RLOO and without guards. Phase 1: a reward model of a few
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("directory", type=Path, metavar="DIR")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--labels", type=int, default=60, help="of the SFT model's answers, in phase 1")
-    parser.add_argument("--refreshes", type=int, default=1, help="of the reward model, in phase 2")
+    parser.add_argument("--refreshes", type=int, default=4, help="of the reward model, in phase 2")
     parser.add_argument("--more", type=int, default=32, help="steps of phase 2")
     parser.add_argument("--questions", type=int, default=500)
     parser.add_argument("--draws", type=int, default=4, help="answers to each question")

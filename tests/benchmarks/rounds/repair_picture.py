@@ -12,7 +12,11 @@ CHARTS = {
     "independent_score": "gold score, points (10: perfect)",
     "score_reward": "reward that is maximised, standard deviations",
 }
-NAMES = ("phase 1: stale reward model", "control: the stale one goes on", "refreshed reward model")
+NAMES = (
+    "phase 1: stale reward model",
+    "control: the stale one goes on",
+    "refreshed with labels of its answers",
+)
 COLOURS = ("#0b7285", "#d9480f", "#6741d9")
 TOP, LINE = 8, 15  # above the title; from one line of text to the next
 ROW = HEIGHT + 2 * LINE
