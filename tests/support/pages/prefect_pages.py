@@ -43,7 +43,7 @@ class PrefectPages:
             self.page: Page = browser.new_page(
                 viewport={"width": 1300, "height": 1000}, http_credentials=login
             )
-            self.page.set_default_timeout(20_000)
+            self.page.set_default_timeout(60_000)
             self.page.on("requestfinished", self._note)
             self.page.on("requestfailed", self._note)
             self.page.on("websocket", lambda socket: self._note(socket))
