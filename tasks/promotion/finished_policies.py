@@ -51,7 +51,7 @@ class Source(NamedTuple):
 def find_sources(names: Sequence[str], connect: Connect, find_run: FindRun) -> list[Source | Path]:
     """Return what each name means: a policy of a run, or a model folder. Raises InputError.
 
-    ``connect`` connects to MLflow; it is called if a name needs that.
+    ``connect`` connects to MLflow and ``find_run`` finds a run there; they are called if a name needs that.
     """
     folders = {name: folder for name in names if (folder := _find_folder(name))}  # before the process leaves
     return [folders.get(name) or _find(name, connect, find_run) for name in names]

@@ -198,6 +198,7 @@ def test_the_programs_libraries_are_quiet_and_stay_offline(tree: Path) -> None:
     )
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a GPU is not known by its device files")
 @pytest.mark.parametrize("device", ["auto", "cpu"])
 @pytest.mark.parametrize("gpu", [(), (os.devnull,)])
 def test_without_a_gpu_a_program_starts_without_torchs_compiler(
@@ -211,6 +212,7 @@ def test_without_a_gpu_a_program_starts_without_torchs_compiler(
     assert program_environment.program_environment(Machine())["TORCHDYNAMO_DISABLE"] == "0"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a GPU is not known by its device files")
 def test_bitsandbytes_loads_no_compiler_in_a_programs_environment() -> None:
     code = "import sys, peft; print('torch._inductor.compile_fx' in sys.modules)"
     chosen = program_environment.program_environment(Machine(device="cpu"))

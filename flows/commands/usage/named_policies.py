@@ -39,6 +39,8 @@ def locate_policies(names: Sequence[str]) -> list[PolicyFiles]:
     won. Raises InputError.
     """
     check_training("Using a policy")
-    chosen = list(names) or finished_policies.trained_names(find_policy_run(tracker()))
-    found = finished_policies.find_sources(chosen, tracker, find_policy_run)
-    return [locate(source) for source in found]
+    if names:
+        found = finished_policies.find_sources(names, tracker, find_policy_run)
+        return [locate(source) for source in found]
+    run = find_policy_run(tracker())
+    return [locate(finished_policies.of_run(run, name)) for name in finished_policies.trained_names(run)]

@@ -45,6 +45,7 @@ from tests.benchmarks.rounds.stored_stages import BuiltRound, find
 
 RECIPE = [
     "reward.members=1",
+    "rounds.choose.by=random",
     "rounds.comparisons=200",
     "rounds.sample.answers=4",  # a policy that over-optimises says the same thing often
     "ppo.algorithm=rloo",

@@ -17,9 +17,8 @@ OPTIONS = (
     "--disable-component-update",
     "--disable-sync",
 )
-EXPECT_MS = (
-    60_000  # for a page to show what is expected; a full machine takes more than playwright's five seconds
-)
+# for a page to show what is expected: a full machine takes more than playwright's five seconds
+EXPECT_MS = 60_000
 
 
 @contextlib.contextmanager
