@@ -28,7 +28,7 @@ STEP = 3  # of 5, at which a program is killed
 SMALL = [
     "rounds.stop=never", "rounds.start=policy", "rounds.comparisons=40", "rounds.choose.by=disagreement",
     "reward.members=2", "ppo.steps=6", "base.steps=100", "sft.max_steps=30",
-    "machine.checkpoint_steps=2", "machine.threads=1",
+    "reward.red_team_answers=16", "machine.checkpoint_steps=2", "machine.threads=1",
 ]  # fmt: skip
 
 
