@@ -29,7 +29,14 @@ from tasks.artifacts.artifact import Artifact
 from tasks.config.pipeline import Pipeline
 from tasks.promotion.opponents import find_opponents, read_pin, write_pin
 from tasks.rounds.round_runs import round_id
-from tasks.rounds.round_walk import Prepared, Round, collect_candidates, finish_round, seeded_stages
+from tasks.rounds.round_walk import (
+    Prepared,
+    Round,
+    collect_candidates,
+    finish_round,
+    seeded_stages,
+    standing_round,
+)
 from tasks.rounds.verdict import RoundVerdict, best_round, goes_on, judge_round
 from tasks.stages.reward import reward
 from tasks.system import events
@@ -193,6 +200,8 @@ def _track(
         earlier={f"comparisons{one.number}": one.comparisons for one in before if one.comparisons},
     )
     built, metrics = finished.built, finished.summary["metrics"]
+    standing = standing_round(before)
+    verdict = judge_round(metrics, number=number, standing=standing.number if standing else None)
     one = Round(
         number,
         policy=built.get("ppo"),
@@ -201,8 +210,8 @@ def _track(
         comparisons=built.get("comparisons"),
         run_id=finished.run_id,
         metrics=metrics,
+        has_lost=verdict.outcome == "lost",
     )
-    verdict = judge_round(metrics, has_predecessor=any(earlier.policy for earlier in before))
     line = summarise_round(one, verdict, finished.summary)
     events.tell("round_end", number=number, text=line["sentence"])
     return Done(one, verdict, line)

@@ -128,8 +128,8 @@ class Rounds(Settings):
     )
     continue_policy: bool = Field(
         True,
-        description="Train each round's policy on from the last one's; false: from the SFT model "
-        "(InstructGPT). The KL is measured from the SFT model in both cases.",
+        description="Train each round's policy on from the last one's that has not lost; false: from the "
+        "SFT model (InstructGPT). The KL is measured from the SFT model in both cases.",
     )
     comparisons: int = Field(
         200, ge=1, le=100_000, description="Pairs asked per round; ties count, gold questions do not."

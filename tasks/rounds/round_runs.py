@@ -95,9 +95,10 @@ def _title(run: FinishedRun) -> str:
 
 def _judge(rounds: Mapping[int, FinishedRun]) -> dict[int, RoundVerdict]:
     """Return the verdicts of the rounds after round 0, by number."""
-    trained = [number for number, run in rounds.items() if "ppo" in run.stages]
-    return {
-        number: judge_round(run.summary["metrics"], has_predecessor=number > min(trained, default=number))
-        for number, run in sorted(rounds.items())
-        if number
-    }
+    verdicts: dict[int, RoundVerdict] = {}
+    standing = None
+    for number, run in sorted(rounds.items()):
+        verdicts[number] = judge_round(run.summary["metrics"], number=number, standing=standing)
+        if "ppo" in run.stages and verdicts[number].outcome != "lost":
+            standing = number
+    return {number: verdict for number, verdict in verdicts.items() if number}

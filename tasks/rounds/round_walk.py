@@ -46,6 +46,16 @@ class Round(NamedTuple):
     comparisons: Artifact | None
     run_id: str | None  # in MLflow
     metrics: Mapping[str, Any]
+    has_lost: bool = False  # its policy is shown to be worse than the one it was compared with
+
+
+def standing_round(rounds: Sequence[Round]) -> Round | None:
+    """Return the round whose policy the next one goes on from and is compared with; None: the SFT model's.
+
+    ``rounds`` are the earlier ones, oldest first. Answers of a policy that has lost are compared too, as
+    the reward model has to learn what is wrong with them.
+    """
+    return next((one for one in reversed(rounds) if one.policy and not one.has_lost), None)
 
 
 def round_config(config: Pipeline, number: int) -> Pipeline:
@@ -85,16 +95,17 @@ def finish_round(
     ``to_label`` is the artifact of the pairs that are asked about, ``labels`` the file of verdicts on them;
     None: the stage comparisons makes them. ``opponents`` are the champion's artifacts.
     """
-    last = rounds[-1]
+    standing = standing_round(rounds)
+    before = standing.policy if standing else None
     pairs, base, model = prepared
-    labelled = _given(labels=labels, reward=last.reward)
+    labelled = _given(labels=labels, reward=rounds[-1].reward)
     compared = run(comparisons, asked=to_label, model=model, **labelled)
     earlier = [one.comparisons for one in rounds if one.comparisons]
     mixed = run(mixture, data=pairs, **_numbered("comparisons", [*earlier, compared]))
     reward_model = run(reward, data=pairs, model=model, mixture=mixed)
-    start = _given(start=last.policy) if config.rounds.continue_policy else {}
+    start = _given(start=before) if config.rounds.continue_policy else {}
     policy = run(ppo, data=pairs, model=model, reward=reward_model, **start)
-    against = {**_given(predecessor=last.policy), **opponents}
+    against = {**_given(predecessor=before), **opponents}
     answered = run(answers, data=pairs, base=base, model=model, ppo=policy, **against)
     run(winrate, data=pairs, model=model, reward=reward_model, answers=answered)
     run(benchmarks, data=pairs, base=base, model=model, reward=reward_model, ppo=policy)

@@ -11,7 +11,9 @@ EVEN = 0.5  # the win rate of a policy that is as good as its opponent; ties cou
 
 
 class RoundVerdict(NamedTuple):
-    """Whether a round's policy wins against that of the round before, or SFT if there is none."""
+    """Whether a round's policy wins against that of the last round that has not lost, or SFT if there is
+    none.
+    """
 
     outcome: Literal["won", "lost", "undecided"]
     against: str  # the opponent's name, "predecessor" or "sft"
@@ -20,25 +22,26 @@ class RoundVerdict(NamedTuple):
     sentence: str
 
 
-def judge_round(metrics: Mapping[str, Any], *, has_predecessor: bool) -> RoundVerdict:
+def judge_round(metrics: Mapping[str, Any], *, number: int, standing: int | None) -> RoundVerdict:
     """Return the verdict of the judge that is trusted most: "won" if the whole interval lies above one half.
 
-    ``metrics`` are those of the summary of the round's run. The first policy that is trained has no
-    predecessor and is compared with SFT.
+    ``metrics`` are those of the summary of the run of round ``number``; ``standing`` is the last round before
+    it whose policy has not lost. Without one its policy is compared with SFT.
     """
-    opponent = PREDECESSOR if has_predecessor else "sft"
+    opponent = "sft" if standing is None else PREDECESSOR
+    title = TITLES[opponent] if standing in (None, number - 1) else f"round {standing}"
     judge = choose_judge(metrics)
     rate = read_interval(metrics, f"{judge}_win_rate.ppo_vs_{opponent}")
     if rate is None:
         return RoundVerdict(
-            "undecided", opponent, judge, None, f"undecided: nothing compared it with {TITLES[opponent]}"
+            "undecided", opponent, judge, None, f"undecided: nothing compared it with {title}"
         )
     outcome: Literal["won", "lost", "undecided"] = "undecided"
     if rate["low"] > EVEN:
         outcome = "won"
     elif rate["high"] < EVEN:
         outcome = "lost"
-    sentence = f"{outcome}: {format_share(rate)} against {TITLES[opponent]}, by {JUDGES[judge]}"
+    sentence = f"{outcome}: {format_share(rate)} against {title}, by {JUDGES[judge]}"
     return RoundVerdict(outcome, opponent, judge, rate, sentence)
 
 

@@ -74,8 +74,8 @@ OF_ROUNDS: dict[
 
 # Takes a few steps with a checkpoint each, and derives its result from its job and the content of its inputs.
 # FAKE_<STAGE> (a file in the tree) says how to misbehave: "slow", "meet STAGE", "input", "fail", "enospc",
-# "hang-at 3", "fill-at 3" (the disk of its home), "spawn", "warn", "die-at 3" (once), "wins 2" (of
-# winrate: the first two of its builds win against the last round, the others are undecided).
+# "hang-at 3", "fill-at 3" (the disk of its home), "spawn", "warn", "die-at 3" (once), "verdicts wl" (of
+# winrate: its first build wins against the last round, its second one loses, the others are undecided).
 PROGRAM = '''"""A fake program."""
 import contextlib, errno, hashlib, json, os, shutil, subprocess, sys, time
 from pathlib import Path
@@ -171,9 +171,12 @@ def train(config, run):
         run.warn("No answer ended.")
     rate = {{"value": 0.7, "low": 0.6, "high": 0.8, "n": 10}}
     metrics = {{"{name}.kl": 0.5, "gold_win_rate.{name}": rate}}
-    if mode.startswith("wins "):
-        has_won = len(MODE.with_name("BEGAN" + "_{name}").read_text().split()) <= int(mode.split()[1])
-        metrics["gold_win_rate.ppo_vs_predecessor"] = rate if has_won else {{**rate, "low": 0.4}}
+    if mode.startswith("verdicts "):
+        number = len(MODE.with_name("BEGAN" + "_{name}").read_text().split())
+        undecided = {{**rate, "low": 0.4}}
+        lost = {{**rate, "value": 0.3, "low": 0.2, "high": 0.4}}
+        verdict = {{"w": rate, "l": lost}}.get(mode.split()[1][number - 1 : number], undecided)
+        metrics["gold_win_rate.ppo_vs_predecessor"] = verdict
         metrics["gold_win_rate.ppo_vs_sft"] = rate
     run.finish(metrics)
 

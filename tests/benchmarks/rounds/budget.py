@@ -8,11 +8,15 @@ all labels and steps of A (300, 72), C one round with all labels and the steps o
 that compare policies are left out; each policy answers the same evaluation questions, with the same random
 numbers at a temperature of 1, and the gold scorer compares its answers with the SFT model's.
 
+As in the flow, a policy that is shown to lose is set aside; here gold compares it with the one that it goes
+on from, on --verdicts other questions. An arm ends with the last policy that has not lost.
+
 DIR gets a home for each seed; what is built or measured there is neither built nor measured again. Several
 processes may run different seeds at the same time.
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,8 @@ from flows import profiles
 from tasks.config.pipeline import Pipeline
 from tasks.rlhf.evaluation.intervals import Interval
 from tasks.rlhf.judging.paired import paired_difference
-from tasks.rounds.round_walk import Prepared, Round
+from tasks.rounds.round_walk import Prepared, Round, standing_round
+from tasks.rounds.verdict import EVEN
 from tests.benchmarks.rounds import stored_stages
 from tests.benchmarks.rounds.gold_test import (
     MORE_QUESTIONS,
@@ -41,6 +46,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=["A", "B"])
     parser.add_argument("--questions", type=int, default=500)
+    parser.add_argument("--verdicts", type=int, default=250, help="questions on which a round can lose")
     parser.add_argument("--draws", type=int, default=4, help="answers to each question")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
@@ -52,11 +58,12 @@ def main() -> None:
         stored_stages.open_home(folder / "home")
         config = profiles.load("rounds", settings)
         prepared = stored_stages.build_base(config)
-        test = GoldTest(
-            config, prepared, folder / "measured", questions=options.questions, draws=options.draws
-        )
+        gold = partial(GoldTest, config, prepared, folder / "measured", draws=options.draws)
+        test = gold(questions=options.questions)
+        verdicts = gold(questions=options.verdicts, apart_from=test.ids)
         for arm in options.arms:
-            found[arm].append(measure_arm(test, arm_config(config, arm), prepared, f"seed {seed}, {arm}"))
+            name = f"seed {seed}, {arm}"
+            found[arm].append(measure_arm(test, verdicts, arm_config(config, arm), prepared, name))
         for arm in options.arms[1:]:
             difference = paired_difference(found[options.arms[0]][-1], found[arm][-1])
             print(f"seed {seed}, {options.arms[0]} - {arm}: {describe_difference(difference)}", flush=True)
@@ -74,20 +81,33 @@ def arm_config(config: Pipeline, arm: str) -> Pipeline:
     return config.model_copy(update={"ppo": ppo, "rounds": config.rounds.model_copy(update=one)})
 
 
-def measure_arm(test: GoldTest, config: Pipeline, prepared: Prepared, name: str) -> Numbers:
-    """Run all rounds of an arm, print a line for each, and return the last policy's mean outcome on each
-    question, (Q,).
+def measure_arm(
+    test: GoldTest, verdicts: GoldTest, config: Pipeline, prepared: Prepared, name: str
+) -> Numbers:
+    """Run all rounds of an arm, print a line for each, and return the mean outcome of the last policy that
+    has not lost on each question, (Q,); of the SFT model if all have.
     """
     rounds: list[Round] = [stored_stages.ROUND_0]
     for number in range(1, config.rounds.count + 1):
+        standing = standing_round(rounds)
         one = stored_stages.build_round(config, number, prepared, rounds).round
-        rounds.append(one)
         assert one.policy
         assert one.reward
+        verdict = verdicts.win_against(one.policy, standing.policy if standing else None)
+        rounds.append(one._replace(has_lost=verdict.high < EVEN))
         win, accuracy = test.win(one.policy), test.reward_accuracy(one.reward)
-        print(f"{name}, round {number}: {describe_round(one.metrics, win, accuracy)}", flush=True)
-    assert rounds[-1].policy
-    return np.asarray(test.outcomes(rounds[-1].policy).mean(axis=0))
+        line = describe_round(one.metrics, win, accuracy)
+        against = f"round {standing.number}" if standing else "SFT"
+        set_aside = ", set aside" if rounds[-1].has_lost else ""
+        print(
+            f"{name}, round {number}: {line}; {describe_rate(verdict)} against {against}{set_aside}",
+            flush=True,
+        )
+    last = standing_round(rounds)
+    if last is None:
+        return np.full(len(test.ids), EVEN)
+    assert last.policy
+    return np.asarray(test.outcomes(last.policy).mean(axis=0))
 
 
 def describe_round(metrics: Any, win: Interval, accuracy: float) -> str:

@@ -1,11 +1,13 @@
 """Compare policies with their SFT model by the gold scorer: all on the same questions and random numbers."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
@@ -38,16 +40,24 @@ Numbers = NDArray[np.float64]
 class GoldTest:
     """Gold scores of the SFT model and of policies on questions of the evaluation split.
 
-    A model answers each question ``draws`` times. What is measured is kept in ``folder``, by the keys of the
-    artifacts, and is not measured again.
+    A model answers each question ``draws`` times; none has an id in ``apart_from``. What is measured is kept
+    in ``folder``, by the keys of the artifacts, and is not measured again.
     """
 
     def __init__(
-        self, config: Pipeline, prepared: Prepared, folder: Path, *, questions: int, draws: int
+        self,
+        config: Pipeline,
+        prepared: Prepared,
+        folder: Path,
+        *,
+        questions: int,
+        draws: int,
+        apart_from: Sequence[int] = (),
     ) -> None:
         self.config, self.prepared, self.folder, self.draws = config, prepared, folder, draws
         torch.set_num_threads(config.machine.threads or torch.get_num_threads())
         table = pq.read_table(find(prepared.data) / "evaluation.parquet", columns=["question_id", "prompt"])
+        table = table.filter(pc.invert(pc.is_in(table["question_id"], pa.array(apart_from, pa.int64()))))
         table = table.take(sorted(row_sample.draw_sample(table["question_id"].to_pylist(), questions)))
         self.ids: list[int] = table["question_id"].to_pylist()
         self.questions: list[str] = table["prompt"].to_pylist()
@@ -62,12 +72,15 @@ class GoldTest:
 
     def outcomes(self, policy: Artifact) -> Numbers:
         """Return a policy's wins over the SFT model, ties as halves, (D, Q)."""
-        scores = self.scores(policy)
-        return np.where(scores == self.sft, 0.5, (scores > self.sft).astype(float))
+        return self._outcomes(self.scores(policy), self.sft)
 
     def win(self, policy: Artifact) -> Interval:
         """Return a policy's win rate against the SFT model, with the interval of the questions."""
-        outcomes = self.outcomes(policy)
+        return self.win_against(policy, None)
+
+    def win_against(self, policy: Artifact, other: Artifact | None) -> Interval:
+        """Return a policy's win rate against another one, or the SFT model, with the questions' interval."""
+        outcomes = self._outcomes(self.scores(policy), self.scores(other))
         return win_rate(outcomes.ravel(), np.tile(np.array(self.ids), self.draws))
 
     def reward_accuracy(self, reward: Artifact) -> float:
@@ -83,6 +96,10 @@ class GoldTest:
             return measure_gold(Run(folder), find(reward))
 
         return float(self._remember(f"reward-{reward['key'][:24]}.json", measure))
+
+    @staticmethod
+    def _outcomes(scores: Numbers, others: Numbers) -> Numbers:
+        return np.where(scores == others, 0.5, (scores > others).astype(float))
 
     def _remember(self, name: str, measure: Callable[[], Any]) -> Any:
         path = self.folder / name

@@ -24,7 +24,8 @@ def rate(value: float, half: float = 0.05) -> dict[str, float]:
 
 def line(number: int, policy: Any = POLICY, **metrics: Any) -> dict[str, Any]:
     one = Round(number, policy, None, None, None, f"run{number}", metrics)
-    verdict = judge_round(metrics, has_predecessor=f"{GOLD}predecessor" in metrics)
+    standing = number - 1 if f"{GOLD}predecessor" in metrics else None
+    verdict = judge_round(metrics, number=number, standing=standing)
     stages = [{"name": "ppo", "warnings": [f"Watch out in round {number}."]}]
     return summarise_round(one, verdict, {"seconds": 61.0, "stages": stages, "file": f"/h/runs/f-{number}/s"})
 

@@ -59,6 +59,19 @@ def test_the_last_round_that_won_is_taken_and_not_the_newest(tracker: Tracker, r
         )
 
 
+def test_a_round_after_a_lost_one_has_won_against_the_one_before_that(
+    tracker: Tracker, rounds: Rounds
+) -> None:
+    rounds.end(0, {SFT: LOST})  # trained on votes, and set aside
+    rounds.end(1, {SFT: WON})
+    rounds.end(2, {SFT: WON, PREDECESSOR: LOST})
+    rounds.end(3, {SFT: WON, PREDECESSOR: WON})
+    assert choose_run(tracker).reason == (
+        "f-1, round 3 is taken: it is the last round that won (60.0 % (55.0 to 65.0, n 300) against round 1, "
+        "by the gold scorer)."
+    )
+
+
 def test_the_first_policy_is_compared_with_sft_and_a_later_one_with_the_round_before(
     tracker: Tracker, rounds: Rounds
 ) -> None:

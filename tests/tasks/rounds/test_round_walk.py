@@ -64,6 +64,23 @@ def test_a_later_round_takes_all_that_was_asked_and_compared() -> None:
     assert found["answers"]["predecessor"] == "ppo2"
 
 
+def test_a_policy_that_has_lost_is_asked_about_but_not_gone_on_from() -> None:
+    lost = SECOND._replace(has_lost=True)
+    found = walk([VOTES, FIRST, lost])
+    assert found["candidates"] == {**MODEL, "policy": "ppo2", "policy2": "ppo1", "reward": "reward2"}
+    assert found["comparisons"]["reward"] == "reward2"
+    assert found["mixture"]["comparisons2"] == "compared2"
+    assert (found["ppo"]["start"], found["answers"]["predecessor"]) == ("ppo1", "ppo1")
+    assert "start" not in walk([VOTES, FIRST, lost], continue_policy=False)["ppo"]
+
+
+def test_if_every_policy_has_lost_the_next_one_begins_as_the_sft_model() -> None:
+    found = walk([SFT, FIRST._replace(has_lost=True)])
+    assert found["candidates"]["policy"] == "ppo1"
+    assert "start" not in found["ppo"]
+    assert "predecessor" not in found["answers"]
+
+
 def test_the_first_round_on_sft_has_no_policy_to_go_on_from() -> None:
     found = walk([SFT])
     assert found["candidates"] == MODEL

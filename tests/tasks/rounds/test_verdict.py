@@ -16,7 +16,7 @@ def rate(low: float, high: float) -> dict[str, float]:
     [(0.51, 0.6, "won"), (0.5, 0.6, "undecided"), (0.4, 0.5, "undecided"), (0.3, 0.49, "lost")],
 )
 def test_the_whole_interval_decides(low: float, high: float, outcome: str) -> None:
-    verdict = judge_round({"gold_win_rate.ppo_vs_predecessor": rate(low, high)}, has_predecessor=True)
+    verdict = judge_round({"gold_win_rate.ppo_vs_predecessor": rate(low, high)}, number=2, standing=1)
     assert (verdict.outcome, verdict.judge, verdict.against) == (outcome, "gold", "predecessor")
     assert verdict.sentence.startswith(f"{outcome}: {50 * (low + high):.1f} % (")
     assert verdict.sentence.endswith("against the last round, by the gold scorer")
@@ -24,8 +24,8 @@ def test_the_whole_interval_decides(low: float, high: float, outcome: str) -> No
 
 def test_the_first_policy_is_compared_with_sft() -> None:
     metrics = {"gold_win_rate.ppo_vs_predecessor": rate(0.1, 0.2), "gold_win_rate.ppo_vs_sft": rate(0.6, 0.7)}
-    assert judge_round(metrics, has_predecessor=False).outcome == "won"
-    assert judge_round(metrics, has_predecessor=True).outcome == "lost"
+    assert judge_round(metrics, number=1, standing=None).outcome == "won"
+    assert judge_round(metrics, number=2, standing=1).outcome == "lost"
 
 
 def test_the_judge_that_is_trusted_most_decides() -> None:
@@ -33,15 +33,22 @@ def test_the_judge_that_is_trusted_most_decides() -> None:
         "reward_win_rate.ppo_vs_predecessor": rate(0.6, 0.7),
         "held_out_win_rate.ppo_vs_predecessor": rate(0.4, 0.6),
     }
-    verdict = judge_round(metrics, has_predecessor=True)
+    verdict = judge_round(metrics, number=2, standing=1)
     assert (verdict.outcome, verdict.judge) == ("undecided", "held_out")
 
 
 @pytest.mark.parametrize("metrics", [{}, {"gold_win_rate.ppo_vs_predecessor": {"value": 0.6, "low": None}}])
 def test_without_a_rate_nothing_is_decided(metrics: dict[str, Any]) -> None:
-    verdict = judge_round(metrics, has_predecessor=True)
+    verdict = judge_round(metrics, number=2, standing=1)
     assert (verdict.outcome, verdict.rate) == ("undecided", None)
     assert verdict.sentence == "undecided: nothing compared it with the last round"
+
+
+def test_a_round_that_is_not_the_one_before_is_named() -> None:
+    metrics = {"gold_win_rate.ppo_vs_predecessor": rate(0.6, 0.7)}
+    assert judge_round(metrics, number=4, standing=1).sentence.endswith("against round 1, by the gold scorer")
+    sentence = judge_round({}, number=4, standing=1).sentence
+    assert sentence == "undecided: nothing compared it with round 1"
 
 
 def of(outcome: Any) -> RoundVerdict:
