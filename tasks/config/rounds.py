@@ -17,6 +17,10 @@ class RoundSample(Settings):
 
     answers: int = Field(2, ge=1, le=64, description="Answers of each policy to each prompt.")
     policies: int = Field(2, ge=1, le=10, description="How many of the last policies answer.")
+    sft: bool = Field(
+        False,
+        description="The SFT model answers in every round; false: only in the first one of rounds.start=sft.",
+    )
     prompts: int | None = Field(
         None,
         ge=1,

@@ -2,8 +2,8 @@
 
 python -m tasks.programs.rounds.candidates DIR
 
-inputs: data, model (the merged SFT model); policy, policy2, ... (the last policies, the newest first; without
-        one, as at first with rounds.start=sft, the SFT model answers); reward, if there is one
+inputs: data; model (the merged SFT model: it answers with sample.sft, or without policies, as at first with
+        rounds.start=sft); policy, policy2, ... (the last policies, the newest first); reward, if there is one
 artifact: candidates.parquet (one row an answer), summary.json
 
 An answer depends on its policy, the number of its draw and its prompt alone, but for the last digits.
@@ -49,7 +49,9 @@ def sample_candidates(job: CandidatesJob, run: Run) -> None:
 
     # 2. Answers.
     models = load_tuned(run, job.weights.merged, device)
-    names = sorted(name for name in run.inputs if re.fullmatch(r"policy\d*", name)) or ["sft"]
+    names = sorted(name for name in run.inputs if re.fullmatch(r"policy\d*", name))
+    if job.sample.sft or not names:
+        names.append("sft")
     sampler = Sampler(job, encoder, questions)
     rows = sampler.sample_all(names, models, run)
 

@@ -9,8 +9,8 @@ from tasks.stages.stage import Inputs, stage
 
 @stage(CandidatesJob)
 def candidates(config: Pipeline, *, data: Artifact, model: Artifact, **others: Artifact) -> Inputs:
-    """Sample the answers that are compared: of ``policy``, ``policy2`` and so on, the newest first, or of the
-    SFT model if there is none. ``reward`` scores them.
+    """Sample the answers that are compared: of ``policy``, ``policy2`` and so on, the newest first, and of
+    the SFT model if the settings say so or there is none. ``reward`` scores them.
     """
     policies = {name: only_weights(one) for name, one in others.items() if name.startswith("policy")}
     scored = {}

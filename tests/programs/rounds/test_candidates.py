@@ -88,6 +88,21 @@ def test_every_policy_answers_every_prompt_as_often_as_asked(sampled: Run) -> No
     assert steps == [(n, 16) for n in range(1, 17)], "four batches of two draws of two policies"
 
 
+def test_the_sft_model_answers_beside_the_policies_if_it_is_to(
+    inputs: dict[str, Path], sampled: Run, tmp_path: Path
+) -> None:
+    alone = {name: inputs[name] for name in ("data", "model")}
+    only_sft = rows_of(run_program(tmp_path / "alone", alone))
+    few = {name: inputs[name] for name in ("data", "model", "policy", "policy2")}
+    found = rows_of(run_program(tmp_path / "beside", few, sample=SAMPLE | {"sft": True}))
+    answers = {(row["question_id"], row["policy"], row["draw"]): row["tokens"] for row in found}
+    expected = {
+        (row["question_id"], row["policy"], row["draw"]): row["tokens"] for row in only_sft + rows_of(sampled)
+    }
+    assert {policy for _, policy, _ in answers} == {"policy", "policy2", "sft"}
+    assert answers == expected
+
+
 def test_an_answer_depends_on_its_policy_draw_and_prompt_alone(
     inputs: dict[str, Path], sampled: Run, tmp_path: Path
 ) -> None:
