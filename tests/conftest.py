@@ -1,5 +1,6 @@
 """Sort the tests, show failures when they happen, and provide the fixtures that all tests share."""
 
+import gc
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -29,6 +30,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return (2, crc32(item.path.stem.encode())) if item.get_closest_marker("slow") else (1, 0)
 
     items.sort(key=rank)
+
+
+def pytest_collection_finish() -> None:
+    """Freeze the million objects of all imports: each full garbage collection scans them for a second."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

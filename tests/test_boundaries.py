@@ -203,6 +203,12 @@ def test_the_command_line_starts_without_prefect_mlflow_and_torch() -> None:
     assert not found & (HEAVY | ABOVE)
 
 
+def test_programs_that_only_read_a_tokenizer_load_no_adapters_and_quantisation() -> None:
+    """transformers itself loads torch; peft and bitsandbytes take longer than both."""
+    found = loaded(["tasks.programs.usage.look", "tasks.programs.runtime.tokenizer_check"])
+    assert not found & (HEAVY - {"torch", "transformers"})
+
+
 def test_the_config_needs_pydantic_only() -> None:
     assert not loaded(of("tasks.config")) & (HEAVY | ABOVE | {"numpy", "pyarrow", "yaml", "rich"})
 

@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import importlib.util
+from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from threading import Lock
@@ -81,10 +82,16 @@ def source_files(name: str) -> dict[str, Path]:
             continue
         found[module] = path
         if path.suffix == ".py":
-            tree = parse(path.read_text(encoding="utf-8"), str(path))
-            pending += list_imports(tree, module, is_package=path.name == "__init__.py")
+            text, is_package = path.read_text(encoding="utf-8"), path.name == "__init__.py"
+            pending += _read_imports(text, module, str(path), is_package=is_package)
         pending = [one for one in pending if one not in seen]
     return dict(sorted(found.items()))
+
+
+@cache  # modules of one program share most of their files
+def _read_imports(text: str, module: str, path: str, *, is_package: bool) -> list[str]:
+    """Return every module that a module's text may import. Raises SyntaxError."""
+    return list_imports(parse(text, path), module, is_package=is_package)
 
 
 def _root(name: str) -> Path | None:

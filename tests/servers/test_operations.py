@@ -31,7 +31,7 @@ from tasks.execution.run_stage import RunContext, run_stage
 from tasks.stages.report import report
 from tests.support import fake_programs
 from tests.support.fake_programs import wait_until
-from tests.support.installation import Installation, command_line
+from tests.support.installation import REQUEST_SECONDS, Installation, command_line
 from tests.support.pages.prefect_pages import PrefectPages, cancel_run, open_run, retry_run, trigger_run
 from tests.support.postgres import postgres
 
@@ -160,7 +160,7 @@ def completed(installation: Installation, run: UUID) -> dict[str, Any]:
 
 def hanging(installation: Installation, stage: str = "ppo") -> psutil.Process:
     """Wait until the program of a stage hangs after a checkpoint; return its process."""
-    process = wait_until(lambda: installation.program(stage))
+    process = wait_until(lambda: installation.program(stage), every=0.2)
     wait_until(lambda: Path(process.cwd(), "checkpoints", "step-00000002").exists())
     return process
 
@@ -204,7 +204,8 @@ def test_a_stage_fails_and_retry_in_the_page_runs_only_it(
     stages = len(installation.stage_runs())
     with PrefectPages(installation, pictures) as pages:
         retry_run(pages, run)
-        wait_until(lambda: installation.read_run(run).run_count == 2)
+        wait_until(lambda: installation.read_run(run).run_count == 2, every=REQUEST_SECONDS)
+        pages.leave()
         found = completed(installation, run)
         open_run(pages, run)
         pages.screenshot("after-retry")
@@ -230,13 +231,13 @@ def test_whatever_is_killed_the_run_comes_to_the_same_end(installation: Installa
         fake_programs.misbehave(installation.tree, stage, "hang-at 3")
     before = len(installation.stage_runs())
     run = installation.trigger("rlhf/demo", **config(method="both", steps=3))
-    first = wait_until(lambda: next(filter(installation.program, ("ppo", "dpo")), None))
+    first = wait_until(lambda: next(filter(installation.program, ("ppo", "dpo")), None), every=0.2)
     second = "dpo" if first == "ppo" else "ppo"
     program = hanging(installation, first)
     fake_programs.misbehave(installation.tree, first, "")
     fake_programs.misbehave(installation.tree, second, "slow")
     program.kill()
-    wait_until(lambda: installation.program(second))
+    wait_until(lambda: installation.program(second), every=0.2)
     name = installation.running_worker("gpu")
     installation.workers[name].kill()
     installation.workers[name].wait()
@@ -272,7 +273,7 @@ def test_killed_flow_runs_are_started_again_and_join_what_goes_on_without_them(
     wait_until(lambda: not program.is_running() or program.status() == psutil.STATUS_ZOMBIE)
     again = wait_until(lambda: (found := installation.program("ppo")) and found.pid != program.pid and found)
     installation.flow_process(run).kill()
-    assert wait_until(lambda: installation.read_run(run).run_count == 2)
+    wait_until(lambda: installation.read_run(run).run_count == 2, every=REQUEST_SECONDS)
     fake_programs.misbehave(installation.tree, "ppo", "")
     again.kill()
     found = completed(installation, run)
@@ -288,7 +289,7 @@ def test_killed_flow_runs_are_started_again_and_join_what_goes_on_without_them(
 def test_a_run_that_comes_back_at_once_does_not_end_its_worker(installation: Installation) -> None:
     fake_programs.misbehave(installation.tree, "ppo", "slow")
     run = installation.trigger("rlhf/demo", **config(steps=10))
-    wait_until(lambda: installation.program("ppo"))
+    wait_until(lambda: installation.program("ppo"), every=0.2)
     installation.flow_process(run).kill()
     wait_until(lambda: installation.read_run(run).state.type == StateType.CRASHED, every=0.02)
     with installation.client() as client:
@@ -312,7 +313,10 @@ def lost(installation: Installation) -> Lost:
     fake_programs.misbehave(installation.tree, "ppo", "hang-at 3")
     trained = installation.trigger("rlhf/demo", **config(steps=5))
     hanging(installation)
-    wait_until(lambda: any("checkpoint.step" in tags for tags in installation.tracked_tags("ppo")))
+    wait_until(
+        lambda: any("checkpoint.step" in tags for tags in installation.tracked_tags("ppo")),
+        every=REQUEST_SECONDS,
+    )
     fake_programs.misbehave(installation.tree, "ppo", "")
     machine = installation.running_worker("gpu")
     installation.kill_machine(machine)
@@ -349,6 +353,7 @@ def test_cancel_in_the_page_ends_the_program_and_the_next_run_resumes(
         cancelled = time.monotonic()
         wait_until(lambda: not program.is_running() or program.status() == psutil.STATUS_ZOMBIE)
         print(f"cancelled: the program was gone after {time.monotonic() - cancelled:.1f} s")
+        pages.leave()
         assert installation.wait_for_run(run).state.type == StateType.CANCELLED
         open_run(pages, run)
         pages.screenshot("cancelled")
@@ -357,6 +362,7 @@ def test_cancel_in_the_page_ends_the_program_and_the_next_run_resumes(
             installation.tracked_statuses("ppo")[0] == "KILLED"
             and installation.tracked_statuses("demo")[0] == "KILLED"
         ),
+        every=REQUEST_SECONDS,
     )
     fake_programs.misbehave(installation.tree, "ppo", "")
     again = installation.trigger("rlhf/demo", **config(steps=7))
@@ -404,6 +410,7 @@ def test_retraining_skips_when_nothing_changed_fires_on_schedule_and_takes_new_d
         lambda: next(
             (run for run in installation.runs_of(found.id) if run.parameters.get("dump") == str(dump)), None
         ),
+        every=REQUEST_SECONDS,
     )
     assert installation.wait_for_run(landed.id).state.name == "Completed"
     summaries = [json.loads(path.read_text()) for path in installation.root.glob("cpu-*/runs/*/summary.json")]

@@ -201,6 +201,7 @@ def test_a_suspended_run_is_resumed_in_its_page(servers: Servers, pages: Prefect
         pages.page.get_by_role("button", name="Resume").click()
         pages.page.locator(".p-modal").get_by_role("button", name="Submit").click()
         fake_programs.wait_until(lambda: client.read_flow_run(run).state_name == "Resuming")
+        pages.leave()
 
 
 # Runs that beat quickly, each in a thread of one process, and never end by themselves.

@@ -17,7 +17,7 @@ from flows.pipeline import chain
 from tasks.config.pipeline import Pipeline
 from tests.support import fake_programs
 from tests.support.fake_programs import wait_until
-from tests.support.installation import Installation
+from tests.support.installation import REQUEST_SECONDS, Installation
 
 pytestmark = pytest.mark.slow
 
@@ -103,7 +103,9 @@ def test_ppo_and_dpo_of_one_run_overlap_and_the_graph_is_true(servers: Installat
     assert end.state
     assert end.state.type == StateType.COMPLETED, end.state.message
     wait_until(
-        lambda: all(one.end_time for one in task_runs(servers, run) if one.name in fake_programs.STAGES), 30
+        lambda: all(one.end_time for one in task_runs(servers, run) if one.name in fake_programs.STAGES),
+        30,
+        every=REQUEST_SECONDS,
     )
     tasks = task_runs(servers, run)
     by_name = {one.name: one for one in tasks}
@@ -144,7 +146,7 @@ def test_a_branch_that_fails_on_a_worker_leaves_the_other(servers: Installation)
 
 def test_cancel_ends_both_stages_at_work(servers: Installation) -> None:
     run = trigger(servers, 0.13, ppo="hang-at 3", dpo="hang-at 3")
-    programs = [wait_until(lambda stage=stage: servers.program(stage)) for stage in ("ppo", "dpo")]
+    programs = [wait_until(lambda stage=stage: servers.program(stage), every=0.2) for stage in ("ppo", "dpo")]
     assert all(fake_programs.is_alive(program.pid) for program in programs)
     with servers.client() as client:
         client.set_flow_run_state(run, Cancelling())
@@ -157,5 +159,6 @@ def test_cancel_ends_both_stages_at_work(servers: Installation) -> None:
         lambda: (
             {one.state.type for one in stage_runs(servers, *ends).values() if one.state}
             == {StateType.CANCELLED}
-        )
+        ),
+        every=REQUEST_SECONDS,
     )

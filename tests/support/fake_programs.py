@@ -30,16 +30,14 @@ STAGES = (
 )
 
 ROUND_STAGES = ("candidates", "asked", "comparisons", "mixture")  # of the flow rounds alone
-TABLES = (
-    *ROUND_STAGES[:3],
-    "finetune",
-    "corpus",
-    "reward",
-    "reward_groups",
-    "rl",
-    "evaluation",
-    "evaluation_pairs",
-)
+TABLES_OF = {
+    "data": ("finetune", "corpus", "reward", "reward_groups", "rl", "evaluation", "evaluation_pairs"),
+    **{stage: (stage,) for stage in ROUND_STAGES[:3]},
+    "mixture": ("reward",),
+    "reference": ("reference", "reference_evaluation"),
+    "answers": ("answers",),
+}
+TABLES = (*TABLES_OF["data"], *ROUND_STAGES[:3])
 # the files that a stage reads of an input, if not all; test_artifact.py compares them with the real programs
 MEANT: dict[str, dict[str, tuple[str, ...]]] = {
     "pretrain": {"data": ("corpus.parquet",)},
@@ -159,11 +157,6 @@ def train(config, run):
     (run.artifact / "Posts.xml").write_text("<posts/>")
     for table in {tables}:
         (run.artifact / f"{{table}}.parquet").write_text(content)
-    if "{name}" == "reference":
-        for table in ("reference", "reference_evaluation"):
-            (run.artifact / f"{{table}}.parquet").write_text(content)
-    if "{name}" == "answers":
-        (run.artifact / "answers.parquet").write_text(content)
     (run.artifact / "report.html").write_text("<html><body><!--stage-table--></body></html>")
     (run.artifact / "card.html").write_text("<html><body></body></html>")
     (run.artifact / "headline.json").write_text('{{"sentence": "PPO wins"}}')
@@ -210,7 +203,13 @@ def program_file(tree: Path, stage: str) -> Path:
 def write_program(tree: Path, stage: str, more: str = "") -> None:
     meant = MEANT.get(stage, {}) | OF_ROUNDS.get(stage, {})
     program_file(tree, stage).write_text(
-        PROGRAM.format(name=stage, job=f"{stage.capitalize()}Job", more=more, meant=meant, tables=TABLES)
+        PROGRAM.format(
+            name=stage,
+            job=f"{stage.capitalize()}Job",
+            more=more,
+            meant=meant,
+            tables=TABLES_OF.get(stage, ()),
+        )
     )
 
 

@@ -4,6 +4,7 @@ Their imports take longer than most tests. What `python ARGUMENTS` would run is 
 its own that can be killed; tests of a stage's start use the real thing (tests/tasks/test_launch.py).
 """
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -78,6 +79,7 @@ def start(arguments: list[str], log: Path, environment: Mapping[str, str] | None
 
 def _run_with(arguments: list[str], log: Path, variables: dict[str, str]) -> None:
     """Run in a fork of the server."""
+    gc.freeze()  # no garbage collection scans the libraries' objects, nor copies their pages
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(ROOT)

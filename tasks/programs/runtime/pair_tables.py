@@ -1,19 +1,21 @@
 """Choose the pairs that a stage reports on, and build the encoder of its texts."""
 
 from collections.abc import Mapping, Sequence
-from typing import Generic, NamedTuple, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypedDict, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
 from tasks.config.sections.models import Text
 from tasks.programs.runtime.program import Run
-from tasks.rlhf.batches.comparisons import Comparison
 from tasks.rlhf.batches.conversations import Messages
 from tasks.rlhf.batches.truncation import Encoder
 
+if TYPE_CHECKING:  # it imports torch, which `alignflow look` does not need
+    from tasks.rlhf.batches.comparisons import Comparison
+
 MIN_QUESTIONS = 20  # with fewer evaluation questions a confidence interval is too wide to be of use
 
-Questions = TypeVar("Questions", bound=Sequence[Comparison])
+Questions = TypeVar("Questions", bound="Sequence[Comparison]")
 
 
 class ReportedPairsRecord(TypedDict):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import cast
 
 from tasks.rlhf.batches import prompts
-from tasks.rlhf.models import loading
+from tasks.rlhf.models import folder_tokenizer
 from tasks.system.errors import InputError
 
 
@@ -18,7 +18,7 @@ def main() -> None:
     """Encode the shortest question and an answer."""
     folder, template, max_prompt_tokens = sys.argv[1:]
     try:
-        tokenizer = loading.load_tokenizer(Path(folder))
+        tokenizer = folder_tokenizer.load_tokenizer(Path(folder))
         chosen = cast(prompts.Template, template)
         prompts.encode_prompt(tokenizer, "", template=chosen, max_tokens=int(max_prompt_tokens))
         prompts.encode_answer(tokenizer, "It is so.", template=chosen, max_tokens=100)

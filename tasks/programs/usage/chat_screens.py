@@ -5,7 +5,7 @@ A model's text is shown as text: control characters and escape sequences as symb
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -16,8 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from tasks.config.commands.usage import PolicyFiles, Sampling
-from tasks.programs.usage.answer import Answer
 from tasks.reporting.text import replace_invisible
+
+if TYPE_CHECKING:  # it imports torch, which `alignflow look` does not need
+    from tasks.programs.usage.answer import Answer
 
 MIN_COLUMN = 30  # characters; narrower answers are shown one below the other
 BORDERS = 4  # characters of a panel's borders and padding
@@ -35,7 +37,7 @@ class Screen(Protocol):
         self, policies: Sequence[PolicyFiles], sampling: Sampling, history: bool | None, /
     ) -> None: ...
 
-    def answering(self, question: str, answers: Sequence[Answer], /) -> AbstractContextManager[None]: ...
+    def answering(self, question: str, answers: "Sequence[Answer]", /) -> AbstractContextManager[None]: ...
 
     def say(self, sentence: str) -> None: ...
 
@@ -47,7 +49,7 @@ def show_text(text: str) -> str:
     return str(replace_invisible(text)).replace("\r", RETURN)
 
 
-def describe_state(answer: Answer) -> str:
+def describe_state(answer: "Answer") -> str:
     """Return how an answer has ended, its length and its speed."""
     parts = [f"{len(answer.ids)} tokens"]
     if answer.is_complete and not answer.has_ended:
@@ -99,7 +101,7 @@ class TerminalScreen:
             self.say(settings[0])
 
     @contextmanager
-    def answering(self, question: str, answers: Sequence[Answer]) -> Iterator[None]:
+    def answering(self, question: str, answers: "Sequence[Answer]") -> Iterator[None]:
         """Show answers while they grow; what stays on the screen is their whole text."""
         if question:
             self.console.print(Text(f"> {show_text(question)}", "bold"))
@@ -122,7 +124,7 @@ class TerminalScreen:
         self.console.print()
 
 
-def arrange(answers: Sequence[Answer], width: int, rows: int | None) -> RenderableType:
+def arrange(answers: "Sequence[Answer]", width: int, rows: int | None) -> RenderableType:
     """Return the answers side by side, or one below the other if the terminal is narrow.
 
     ``rows`` is how many lines there is room for: only the last lines of a longer answer are shown.
@@ -138,7 +140,7 @@ def arrange(answers: Sequence[Answer], width: int, rows: int | None) -> Renderab
     return Group(*(_panel(one, number, width, share) for number, one in enumerate(answers)))
 
 
-def _panel(answer: Answer, number: int, width: int, rows: int | None) -> Panel:
+def _panel(answer: "Answer", number: int, width: int, rows: int | None) -> Panel:
     text = Text(show_text(answer.text), overflow="fold")
     if rows is not None:
         lines = text.wrap(Console(width=width), max(width - BORDERS, 1), overflow="fold")
@@ -171,7 +173,7 @@ class PlainScreen:
         pass
 
     @contextmanager
-    def answering(self, _: str, answers: Sequence[Answer]) -> Iterator[None]:
+    def answering(self, _: str, answers: "Sequence[Answer]") -> Iterator[None]:
         yield
         for answer in answers:
             name = f"{answer.policy.files.name}: " if len(answers) > 1 else ""

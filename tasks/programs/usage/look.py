@@ -29,7 +29,7 @@ from tasks.programs.usage.beginning import read_beginning
 from tasks.programs.usage.examples import Example, build_example
 from tasks.programs.usage.look_screen import show_examples, show_reading
 from tasks.rlhf.batches.truncation import Encoder
-from tasks.rlhf.models import builtin, loading
+from tasks.rlhf.models import builtin, folder_tokenizer
 from tasks.system.errors import InputError
 
 NUM_MEASURED = 200  # questions whose lengths are counted; more if more are shown
@@ -104,7 +104,7 @@ def draw_sample(job: LookJob, questions: Questions) -> list[Sampled]:
 def load_tokenizer(job: LookJob, run: Run, questions: list[Question]) -> PreTrainedTokenizerBase:
     """Return the tokenizer of the input, or one that is learnt from the texts. Raises InputError."""
     if folder := run.inputs.get("tokenizer"):
-        return loading.load_tokenizer(folder)
+        return folder_tokenizer.load_tokenizer(folder)
     if job.text.template == "chat":
         raise InputError(
             "text.template=chat needs a tokenizer with a chat template: name its folder in --model."

@@ -14,6 +14,7 @@ from torch import Tensor
 from tasks.rlhf.evaluation.intervals import Interval, wilson
 
 DRAWS = 2000  # of the bootstrap: the ends of its interval are then precise to about a twentieth of its width
+MOST_DRAWN = 2**15  # questions in memory at a time, which fit into a processor's cache
 RANK_DRAWS = 500  # of the bootstrap of a rank correlation, each of which sorts all answers
 
 
@@ -113,9 +114,12 @@ def clustered_mean(
     if len(pairs) < 2:
         return Interval(mean, *bounds, len(values))
     generator = torch.Generator().manual_seed(seed)
-    drawn = (torch.randint(len(pairs), (len(pairs),), generator=generator) for _ in range(draws))
-    means = torch.stack([sums[rows].sum() / pairs[rows].sum() for rows in drawn])
-    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    size = max(1, MOST_DRAWN // len(pairs))
+    means = []
+    for first in range(0, draws, size):
+        drawn = torch.randint(len(pairs), (min(size, draws - first), len(pairs)), generator=generator)
+        means.append(sums[drawn].sum(dim=1) / pairs[drawn].sum(dim=1))  # (B,)
+    low, high = torch.cat(means).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Interval(mean, low, high, len(values))
 
 
@@ -165,31 +169,45 @@ def _bootstrap_correlations(
     _, cluster, counts = question.cpu().unique(return_inverse=True, return_counts=True)
     if len(counts) < 2:
         return -1.0, 1.0
-    order, starts = cluster.argsort(stable=True), counts.cumsum(0) - counts
-    generator, found = torch.Generator().manual_seed(seed), []
-    for _ in range(draws):
-        drawn = torch.randint(len(counts), (len(counts),), generator=generator)
-        size = counts[drawn]
-        ends = size.cumsum(0)
-        rows = order[torch.arange(int(ends[-1])) + (starts[drawn] - ends + size).repeat_interleave(size)]
-        found.append(_correlation(first[rows], second[rows]))
-    values = torch.tensor([value for value in found if not math.isnan(value)], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    size = max(1, MOST_DRAWN // len(first))
+    found = []
+    for start in range(0, draws, size):
+        drawn = torch.randint(len(counts), (min(size, draws - start), len(counts)), generator=generator)
+        times = torch.zeros(drawn.shape, dtype=torch.float64)
+        times.scatter_add_(1, drawn, torch.ones_like(times))  # (B, Q)
+        found.append(_correlations(first, second, times[:, cluster]))
+    values = torch.cat(found)
+    values = values[~values.isnan()]
     if not len(values):
         return -1.0, 1.0
     low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high
 
 
+def _correlations(first: Tensor, second: Tensor, times: Tensor) -> Tensor:
+    """Return the rank correlations of samples that hold answers so many ``times``. (S,), (S,), (B, S): (B,).
+
+    NaN if a column of a sample is constant.
+    """
+    size = times.sum(dim=1, keepdim=True)
+    a, b = (_ranks(column, times) for column in (first, second))
+    a, b = (ranks - (times * ranks).sum(dim=1, keepdim=True) / size for ranks in (a, b))
+    norms = (times * a * a).sum(dim=1).sqrt() * (times * b * b).sum(dim=1).sqrt()
+    return ((times * a * b).sum(dim=1) / norms).clamp(-1, 1)
+
+
 def _correlation(first: Tensor, second: Tensor) -> float:
     """Return Pearson's correlation of the ranks."""
-    a, b = _ranks(first), _ranks(second)
-    a, b = a - a.mean(), b - b.mean()
-    rho: float = (a @ b / (a.norm() * b.norm())).clamp(-1, 1).item()
-    return rho
+    return _correlations(first, second, torch.ones(1, len(first), dtype=torch.float64)).item()
 
 
-def _ranks(values: Tensor) -> Tensor:
-    """Return ranks from 1, (S,) float64; equal values share the mean of theirs."""
-    _, index, counts = values.unique(return_inverse=True, return_counts=True)
-    ranks: Tensor = (counts.cumsum(0) - (counts - 1) / 2).double()[index]
-    return ranks
+def _ranks(values: Tensor, times: Tensor) -> Tensor:
+    """Return ranks from 1 in samples that hold each value so many ``times``. (S,), (B, S): (B, S) float64.
+
+    Equal values share the mean of their ranks.
+    """
+    distinct, index = values.cpu().unique(return_inverse=True)
+    counts = torch.zeros(len(times), len(distinct), dtype=torch.float64).index_add_(1, index, times)
+    ranks: Tensor = counts.cumsum(dim=1) - (counts - 1) / 2
+    return ranks[:, index]

@@ -1,15 +1,14 @@
 """Create the built-in base model: a small Llama and a byte-level BPE tokenizer, trained from scratch."""
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
 
 PAD, EOS = "<pad>", "<eos>"
 # A token may span a path, a file name or an option, but neither the space after it nor a sentence's full
@@ -44,8 +43,10 @@ def new_llama(
     context: int,
     pad_id: int,
     eos_id: int,
-) -> LlamaForCausalLM:
+) -> "LlamaForCausalLM":
     """Create a Llama with random weights (torch's global seed), tied embeddings and fp32 parameters."""
+    from transformers import LlamaConfig, LlamaForCausalLM  # as long as torch and peft; `look` needs neither
+
     # The usual 0.02 suits wide models; here it delays copying by hundreds of steps.
     initializer_range = hidden_size**-0.5
     config = LlamaConfig(

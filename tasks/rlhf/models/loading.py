@@ -1,6 +1,5 @@
 """Load a base model and its tokenizer from a Hugging Face folder."""
 
-import logging
 import platform
 from pathlib import Path
 from typing import Any
@@ -11,54 +10,18 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 from transformers.pytorch_utils import Conv1D
 
-from tasks.rlhf.models import quantised, tokenizer_fit
+from tasks.rlhf.models import quantised
+from tasks.rlhf.models.folder_tokenizer import load_tokenizer as load_tokenizer
+from tasks.rlhf.models.folder_tokenizer import quiet_libraries
 from tasks.rlhf.models.quantised import Precision, Stored
 from tasks.system.errors import InputError
 
 ADAPTER_CONFIG = "adapter_config.json"
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Load the folder's tokenizer, without tokens that the model beside it has no embedding for.
-
-    Raises InputError.
-
-    It must have an end token. If it has no pad token of its own the end token pads: lengths always come from
-    masks.
-    """
-    quiet_libraries()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"{folder} has no tokenizer that can be loaded: save one beside the model with "
-            "tokenizer.save_pretrained."
-        ) from error
-    if tokenizer.eos_token_id is None:
-        raise InputError(
-            f"The tokenizer in {folder} has no end-of-sequence token: set eos_token in its "
-            "tokenizer_config.json."
-        )
-    tokenizer_fit.fit_to_embeddings(tokenizer, folder)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def quiet_libraries() -> None:
-    """Log only errors of the model libraries, without progress bars."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("torch").setLevel(logging.ERROR)
 
 
 def load(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from tasks.rlhf.batches import sequences
-from tasks.rlhf.models import loading
+from tasks.rlhf.models.folder_tokenizer import quiet_libraries
 from tasks.rlhf.models.reward_model import Member, Scorer
 from tasks.rlhf.models.trainable import unchanged
 from tasks.system.errors import InputError
@@ -24,7 +24,7 @@ def load(folder: Path, *, device: torch.device, setting: str) -> Scorer:
     ``setting`` names it in messages. Raises InputError if it is no decoder with one label, or its score is
     more than a matrix applied to the hidden state of the last token.
     """
-    loading.quiet_libraries()
+    quiet_libraries()
     try:
         loaded: Any = AutoModelForSequenceClassification.from_pretrained(
             folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True, dtype="auto"

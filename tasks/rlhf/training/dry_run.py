@@ -30,7 +30,8 @@ from transformers.pytorch_utils import Conv1D
 from tasks.rlhf.batches import attention_masks, chunked_log_probs, forward
 from tasks.rlhf.batches.attention_masks import Segments
 from tasks.rlhf.compute import cpu_attention
-from tasks.rlhf.models import gradient_checkpointing, loading, lora, quantised
+from tasks.rlhf.models import gradient_checkpointing, lora, quantised
+from tasks.rlhf.models.folder_tokenizer import quiet_libraries
 
 META = torch.device("meta")
 # Weights per scale, and scales per second-level scale (Dettmers et al. 2023, arXiv 2305.14314, section 3).
@@ -64,7 +65,7 @@ class StepSpec(NamedTuple):
 
 def empty_model(spec: StepSpec) -> PreTrainedModel:
     """Return the frozen model with its shapes and types on the meta device."""
-    loading.quiet_libraries()
+    quiet_libraries()
     config = copy.deepcopy(spec.config)
     as_stored = spec.precision in ("int8", "nf4", None)
     dtype = (config.dtype or torch.float32) if as_stored else getattr(torch, str(spec.precision))

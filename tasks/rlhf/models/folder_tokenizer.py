@@ -1,12 +1,48 @@
-"""Fit a tokenizer to the model beside it: an id without an embedding would stop a stage midway."""
+"""Load a folder's tokenizer, fitted to the model beside it: an id without embedding would stop a stage."""
 
 import json
+import logging
 from pathlib import Path
 
 from tokenizers import Tokenizer
-from transformers import AutoConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
 
 from tasks.system.errors import InputError
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Load the folder's tokenizer, without tokens that the model beside it has no embedding for.
+
+    Raises InputError.
+
+    It must have an end token. If it has no pad token of its own the end token pads: lengths always come from
+    masks.
+    """
+    quiet_libraries()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{folder} has no tokenizer that can be loaded: save one beside the model with "
+            "tokenizer.save_pretrained."
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise InputError(
+            f"The tokenizer in {folder} has no end-of-sequence token: set eos_token in its "
+            "tokenizer_config.json."
+        )
+    fit_to_embeddings(tokenizer, folder)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def quiet_libraries() -> None:
+    """Log only errors of the model libraries, without progress bars."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("torch").setLevel(logging.ERROR)
 
 
 def fit_to_embeddings(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
