@@ -45,7 +45,7 @@ def new_llama(
     eos_id: int,
 ) -> "LlamaForCausalLM":
     """Create a Llama with random weights (torch's global seed), tied embeddings and fp32 parameters."""
-    # Their import takes longer than torch's, and `alignflow look`, which learns a tokenizer, needs none of it.
+    # Their import takes longer than torch's; `alignflow look`, which learns a tokenizer, needs none of it.
     from transformers import LlamaConfig, LlamaForCausalLM
 
     # The usual 0.02 suits wide models; here it delays copying by hundreds of steps.
