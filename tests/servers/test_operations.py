@@ -158,9 +158,11 @@ def completed(installation: Installation, run: UUID) -> dict[str, Any]:
     return summary(installation, run)
 
 
-def hanging(installation: Installation, stage: str = "ppo") -> psutil.Process:
-    """Wait until the program of a stage hangs after a checkpoint; return its process."""
-    process = wait_until(lambda: installation.program(stage), every=0.2)
+def hanging(installation: Installation, stage: str = "ppo", steps: int | None = None) -> psutil.Process:
+    """Wait until the program of a stage (with that many steps of PPO) hangs after a checkpoint; return its
+    process.
+    """
+    process = wait_until(lambda: installation.program(stage, steps), every=0.2)
     wait_until(lambda: Path(process.cwd(), "checkpoints", "step-00000002").exists())
     return process
 
@@ -345,9 +347,9 @@ def test_a_lost_machine_is_not_noticed_at_once(installation: Installation, lost:
 def test_cancel_in_the_page_ends_the_program_and_the_next_run_resumes(
     installation: Installation, pictures: Path
 ) -> None:
-    fake_programs.misbehave(installation.tree, "ppo", "hang-at 3")
+    fake_programs.misbehave(installation.tree, "ppo", "hang-at 3 of 7")
     run = installation.trigger("rlhf/demo", **config(steps=7))
-    program = hanging(installation)
+    program = hanging(installation, steps=7)
     with PrefectPages(installation, pictures) as pages:
         cancel_run(pages, run)
         cancelled = time.monotonic()
@@ -571,7 +573,7 @@ def test_a_lost_machine_is_noticed_and_another_goes_on_from_its_checkpoint(
         f"a lost machine: noticed {(first.end_time - first.start_time).total_seconds():.0f} s after "
         "the stage had begun"
     )
-    assert any("goes on from its checkpoint" in line for line in installation.log_lines("ppo"))
+    assert any("goes on from its checkpoint" in line for line in installation.messages(second.id))
     assert not (installation.root / lost.machine / "objects" / "ppo" / key).exists()
 
 

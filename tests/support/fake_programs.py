@@ -73,7 +73,8 @@ OF_ROUNDS: dict[
 # Takes a few steps with a checkpoint each, and derives its result from its job and the content of its inputs.
 # FAKE_<STAGE> (a file in the tree) says how to misbehave: "slow", "meet STAGE", "input", "fail", "enospc",
 # "hang-at 3", "fill-at 3" (the disk of its home), "spawn", "warn", "die-at 3" (once), "verdicts wl" (of
-# winrate: its first build wins against the last round, its second one loses, the others are undecided).
+# winrate: its first build wins against the last round, its second one loses, the others are undecided);
+# "MODE of STEPS": so with that many steps of PPO alone, since a lost run may come back at any time.
 PROGRAM = '''"""A fake program."""
 import contextlib, errno, hashlib, json, os, shutil, subprocess, sys, time
 from pathlib import Path
@@ -93,7 +94,9 @@ MODE = Path(__file__).with_name("FAKE" + "_{name}")
 
 
 def train(config, run):
-    mode = MODE.read_text() if MODE.exists() else ""
+    mode, _, steps = (MODE.read_text() if MODE.exists() else "").partition(" of ")
+    if steps and config.ppo.steps != int(steps):
+        mode = ""
     print("hello from {name}")
     if mode == "input":
         raise InputError("These posts hold no question with two answers.")

@@ -4,6 +4,7 @@ The programs of the stages are fakes (tests/support/fake_programs.py); everythin
 """
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -134,13 +135,15 @@ class Installation:
         """Return the processes of a flow run; it has none while it is not at work."""
         return [process for process in self.processes() if process.name() == f"flow {str(run_id)[:8]}"]
 
-    def program(self, stage: str) -> psutil.Process | None:
-        """Return the process that runs the program of a stage, in any home."""
+    def program(self, stage: str, steps: int | None = None) -> psutil.Process | None:
+        """Return the process that runs the program of a stage (with that many steps of PPO), in any home."""
         for process in self.processes():
-            with contextlib.suppress(psutil.Error):
+            with contextlib.suppress(psutil.Error, FileNotFoundError):
                 is_stage = process.name() == stage or f"tasks.programs.{stage}" in process.cmdline()
-                if "partial" in process.cwd() and is_stage:
-                    return process
+                if "partial" in (folder := process.cwd()) and is_stage:
+                    job = json.loads(Path(folder, "job.json").read_text())["job"]
+                    if steps in (None, job.get("ppo", {}).get("steps")):
+                        return process
         return None
 
     def stop(self) -> None:
@@ -244,8 +247,11 @@ class Installation:
 
     def log_lines(self, stage: str) -> list[str]:
         """Return the log messages of the three newest runs of a stage."""
-        newest = [run.id for run in self.stage_runs() if run.name == stage][-3:]
-        of_them = LogFilter(flow_run_id=LogFilterFlowRunId(any_=newest))
+        return self.messages(*[run.id for run in self.stage_runs() if run.name == stage][-3:])
+
+    def messages(self, *run_ids: UUID) -> list[str]:
+        """Return the log messages of flow runs."""
+        of_them = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[*run_ids]))
         with self.client() as client:
             return [line.message for line in client.read_logs(of_them, limit=200)]
 
