@@ -18,8 +18,8 @@ from flows.display.rounds_summary import conclude_rounds, describe_rounds, summa
 from flows.display.run_log import logging_events
 from flows.display.run_names import name_rounds
 from flows.display.run_summary import RunName
-from flows.labelling.collecting import collect_labels
-from flows.pipeline import RunStage, chain, list_stages, prepare, run_tracked, started_by
+from flows.labelling.collecting import collect_labels, find_labels
+from flows.pipeline import UNREPORTED, RunStage, chain, list_stages, prepare, run_tracked, started_by
 from flows.preflight import check_environment, check_inputs, check_rounds
 from flows.renamed_settings import log_renamed_settings
 from flows.services.heartbeat import heartbeat
@@ -38,10 +38,12 @@ from tasks.rounds.round_walk import (
     standing_round,
 )
 from tasks.rounds.verdict import RoundVerdict, best_round, goes_on, judge_round
+from tasks.stages.report import report
 from tasks.stages.reward import reward
+from tasks.stages.stage import Stage
 from tasks.system import events
 from tasks.tracking import runs
-from tasks.tracking.client import process_tracker
+from tasks.tracking.client import Tracker, process_tracker
 from tasks.tracking.run_notes import describe_pipeline
 from tasks.tracking.tracked_run import TrackedRun
 
@@ -137,36 +139,40 @@ def promote_best(config: Pipeline, profile: str, best: Round | None) -> None:
 
 def _start(loop: Loop) -> Done:
     """Build what the first round begins with, as round 0: the SFT model, or a policy trained on votes."""
-    walk = partial(_walk_start, loop)
+    walk = partial(_walk_start, loop.config, loop.opponents)
     return _track(loop, 0, lambda stages: walk(stages.run), list_stages(walk), [])
 
 
-def _walk_start(loop: Loop, run: RunStage) -> None:
-    if loop.config.rounds.start == "policy":
-        chain(loop.config, run, loop.opponents)
+def _walk_start(config: Pipeline, opponents: Mapping[str, Artifact], run: RunStage) -> None:
+    if config.rounds.start == "policy":
+        chain(config, run, opponents)
         return
-    pairs, _, model = prepare(loop.config, run)
-    if loop.config.rounds.old_share:  # else no reward model learns from votes
+    pairs, _, model = prepare(config, run)
+    if config.rounds.old_share:  # else no reward model learns from votes
         run(reward, data=pairs, model=model)
 
 
 def _run_round(loop: Loop, number: int, before: Sequence[Round]) -> Done:
-    names = list_stages(partial(_name_stages, loop, before))
-    return _track(loop, number, partial(_walk_round, loop, number, before), names, before)
+    walk = partial(_walk_round, loop.config, loop.opponents, before)
+    names = list_stages(lambda run: walk(lambda _: None, run))
+
+    def walk_labelled(stages: StageRuns) -> None:
+        walk(lambda _: _find_labels(loop, number, stages), stages.run)
+
+    return _track(loop, number, walk_labelled, names, before)
 
 
-def _name_stages(loop: Loop, before: Sequence[Round], run: RunStage) -> None:
-    """Walk a round without labels, for the names of its stages."""
-    prepared = Prepared(*prepare(loop.config, run))
-    to_label = collect_candidates(loop.config, prepared, before, run)
-    finish_round(loop.config, prepared, before, to_label, None, run, loop.opponents)
-
-
-def _walk_round(loop: Loop, number: int, before: Sequence[Round], stages: StageRuns) -> None:
-    config, prepared = loop.config, Prepared(*prepare(loop.config, stages.run))
-    to_label = collect_candidates(config, prepared, before, stages.run)
-    labels = _find_labels(loop, number, stages)
-    finish_round(config, prepared, before, to_label, labels, stages.run, loop.opponents)
+def _walk_round(
+    config: Pipeline,
+    opponents: Mapping[str, Artifact],
+    before: Sequence[Round],
+    find_labels: Callable[[Any], Artifact | None],
+    run: RunStage,
+) -> None:
+    """Walk the stages of a round; ``find_labels`` is called once the pairs to label are known."""
+    prepared = Prepared(*prepare(config, run))
+    to_label = collect_candidates(config, prepared, before, run)
+    finish_round(config, prepared, before, to_label, find_labels(to_label), run, opponents)
 
 
 def _find_labels(loop: Loop, number: int, stages: StageRuns) -> Artifact | None:
@@ -197,9 +203,26 @@ def _track(
         stages=stages,
         seeded=seeded_stages(loop.config, number) if number else NONE_SEEDED,
         parent=loop.parent.run_id,
-        earlier={f"comparisons{one.number}": one.comparisons for one in before if one.comparisons},
+        earlier=_earlier_comparisons(before),
     )
-    built, metrics = finished.built, finished.summary["metrics"]
+    one, verdict = _judge(number, finished.built, finished.summary["metrics"], finished.run_id, before)
+    line = summarise_round(one, verdict, finished.summary)
+    events.tell("round_end", number=number, text=line["sentence"])
+    return Done(one, verdict, line)
+
+
+def _earlier_comparisons(before: Sequence[Round]) -> dict[str, Artifact]:
+    return {f"comparisons{one.number}": one.comparisons for one in before if one.comparisons}
+
+
+def _judge(
+    number: int,
+    built: Mapping[str, Artifact],
+    metrics: Mapping[str, Any],
+    run_id: str | None,
+    before: Sequence[Round],
+) -> tuple[Round, RoundVerdict]:
+    """Return what later rounds know of a round whose stages are built, and its verdict."""
     standing = standing_round(before)
     verdict = judge_round(metrics, number=number, standing=standing.number if standing else None)
     one = Round(
@@ -208,10 +231,64 @@ def _track(
         reward=built.get("reward"),
         asked=built.get("asked"),
         comparisons=built.get("comparisons"),
-        run_id=finished.run_id,
+        run_id=run_id,
         metrics=metrics,
         has_lost=verdict.outcome == "lost",
     )
-    line = summarise_round(one, verdict, finished.summary)
-    events.tell("round_end", number=number, text=line["sentence"])
-    return Done(one, verdict, line)
+    return one, verdict
+
+
+Look = Callable[[int, Pipeline, Stage, Mapping[str, Artifact]], Artifact]
+
+
+class Walked(NamedTuple):
+    """Where a walk through rounds ends."""
+
+    number: int  # of the last round that was walked
+    verdict: RoundVerdict | None  # None: some of its stages are still to be built
+    is_last: bool  # no other round follows this one
+
+
+def walk_rounds(config: Pipeline, profile: str, tracker: Tracker, look: Look) -> Walked:
+    """Walk the stages of the rounds without running them, as far as there are artifacts.
+
+    ``look(number, config, stage, inputs)`` returns a stage's artifact in a round, without a digest if it is
+    not built: that round is the last one that is walked, since the next one depends on its verdict.
+    """
+    config = config.model_copy(update={"method": "ppo"})
+    opponents = find_opponents(tracker, config.promotion, profile)
+    before: list[Round] = []
+    for number in range(config.rounds.count + 1):
+        built = _look_up_round(config, tracker, opponents, before, partial(look, number))
+        if not all(artifact["digest"] for name, artifact in built.items() if name != report.name):
+            return Walked(number, None, number == config.rounds.count)
+        metrics = {name: value for one in built.values() for name, value in one["metrics"].items()}
+        one, verdict = _judge(number, built, metrics, None, before)
+        before.append(one)
+        if number and not goes_on(verdict, config.rounds.stop):
+            break
+    return Walked(number, verdict, True)
+
+
+def _look_up_round(
+    config: Pipeline,
+    tracker: Tracker,
+    opponents: Mapping[str, Artifact],
+    before: Sequence[Round],
+    look: Callable[[Pipeline, Stage, Mapping[str, Artifact]], Artifact],
+) -> dict[str, Artifact]:
+    """Return the artifacts of the next round by stage."""
+    seeded = seeded_stages(config, len(before)) if before else NONE_SEEDED
+    built: dict[str, Artifact] = {}
+
+    def run(stage: Stage, **inputs: Artifact) -> Artifact:
+        built[stage.name] = look(seeded.get(stage.name, config), stage, inputs)
+        return built[stage.name]
+
+    if before:
+        _walk_round(config, opponents, before, partial(find_labels, config, tracker), run)
+    else:
+        _walk_start(config, opponents, run)
+    reported = {name: artifact for name, artifact in built.items() if name not in UNREPORTED}
+    run(report, **_earlier_comparisons(before), **reported)
+    return built

@@ -1,18 +1,21 @@
 """`alignflow plan`: walk the chain without running it; say which stages would be built or reused, and why."""
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from flows import profiles
 from flows.arguments import add_profile
 from flows.services import environment
-from tasks.artifacts.artifact import Artifact, Step
+from tasks.artifacts.artifact import Artifact, Step, unbuilt_artifact
 from tasks.artifacts.store import Store, home, list_changes
 from tasks.config.pipeline import Pipeline
 
 if TYPE_CHECKING:
+    from flows.rounds import Walked
     from tasks.stages.stage import Stage
+    from tasks.tracking.client import Tracker
 
 HELP = "Say which stages would be built or reused, and why."
 EXAMPLE = "alignflow plan demo --set ppo.steps=20"
@@ -21,20 +24,26 @@ EXAMPLE = "alignflow plan demo --set ppo.steps=20"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `alignflow plan`."""
     add_profile(parser)
+    parser.add_argument("--rounds", action="store_true", help="plan `alignflow rounds PROFILE`")
 
 
 def main(args: argparse.Namespace) -> None:
     """Print the plan of a profile. Raises InputError."""
-    from flows.preflight import check_inputs
+    from flows.preflight import check_inputs, check_rounds
 
     config = profiles.load(args.profile, args.set)
     check_inputs(config)
+    if args.rounds:
+        check_rounds(config)
     config = profiles.with_absolute_paths(config, Path.cwd())
     environment.use_running_servers(home())
     environment.prepare_for_reading()
     from flows.display.terminal import print_plan
 
-    print_plan(plan(config, profiles.title(args.profile)))
+    if args.rounds:
+        print_plan(*plan_rounds(config, profiles.title(args.profile)))
+    else:
+        print_plan(plan(config, profiles.title(args.profile)))
 
 
 class Planned(NamedTuple):
@@ -44,6 +53,7 @@ class Planned(NamedTuple):
     key: str  # "" when an input is still to be built
     action: str
     reasons: list[str]
+    round: int | None = None  # of a plan of rounds
 
 
 def plan(config: Pipeline, profile: str, *, fetch: bool = False) -> list[Planned]:
@@ -52,7 +62,6 @@ def plan(config: Pipeline, profile: str, *, fetch: bool = False) -> list[Planned
     ``fetch`` brings the champion's files to this machine, as a run does, which shows whether they are intact.
     """
     from flows.pipeline import chain
-    from tasks.execution.run_stage import look_up
     from tasks.promotion.opponents import find_opponents
     from tasks.stages.report import report
     from tasks.tracking.client import process_tracker
@@ -62,15 +71,54 @@ def plan(config: Pipeline, profile: str, *, fetch: bool = False) -> list[Planned
     artifacts: dict[str, Artifact] = {}
 
     def look(stage: "Stage", **inputs: Artifact) -> Artifact:
-        step = stage.step(config, **inputs)
-        found = look_up(step, tracker)
-        planned.append(_plan_step(step, found))
-        artifacts[step.stage] = found or unbuilt_artifact(step)
-        return artifacts[step.stage]
+        line, artifacts[stage.name] = _look_up(stage.step(config, **inputs), tracker)
+        planned.append(line)
+        return artifacts[stage.name]
 
     chain(config, look, find_opponents(tracker, config.promotion, profile, fetch=fetch))
     look(report, **artifacts)
     return planned
+
+
+def plan_rounds(config: Pipeline, profile: str) -> tuple[list[Planned], str]:
+    """Return what ``alignflow rounds`` would do with the stages of each round, and a sentence about the next.
+
+    Stages of the run that earlier rounds have in common with later ones are among those of round 0 alone. A
+    round that is still to be built is the last one: what the next ones take depends on its verdict.
+    """
+    from flows.rounds import walk_rounds
+    from tasks.tracking.client import process_tracker
+
+    tracker = process_tracker()
+    planned: list[Planned] = []
+    keys: set[str] = set()
+
+    def look(number: int, config: Pipeline, stage: "Stage", inputs: Mapping[str, Artifact]) -> Artifact:
+        line, artifact = _look_up(stage.step(config, **inputs), tracker)
+        if not line.key or line.key not in keys:
+            planned.append(line._replace(round=number))
+        keys.add(line.key)
+        return artifact
+
+    return planned, _describe_end(walk_rounds(config, profile, tracker, look), config.rounds.stop)
+
+
+def _describe_end(walked: "Walked", stop: str) -> str:
+    """Say which round follows the last one of a plan."""
+    last, after = f"Round {walked.number}", f"Round {walked.number + 1}"
+    if walked.is_last:
+        return f"{last} is the last" + (f" ({walked.verdict.sentence})." if walked.verdict else ".")
+    if walked.number == 0 or stop == "never":
+        return f"{after} takes what round {walked.number} builds."
+    wanted = "is shown to win" if stop == "not_won" else "is not shown to lose"
+    return f"{after} follows if round {walked.number} {wanted}."
+
+
+def _look_up(step: Step, tracker: "Tracker") -> tuple[Planned, Artifact]:
+    from tasks.execution.run_stage import look_up
+
+    found = look_up(step, tracker)
+    return _plan_step(step, found), found or unbuilt_artifact(step.stage)
 
 
 def _plan_step(step: Step, found: Artifact | None) -> Planned:
@@ -80,29 +128,13 @@ def _plan_step(step: Step, found: Artifact | None) -> Planned:
         return Planned(step.stage, key, "reuse", [])
     if key and any(store.partial(key).glob("checkpoints/*")):
         return Planned(step.stage, key, "resume", ["a run was cut off here"])
-    before = store.newest(step.stage)
-    if before is None:
+    manifests = sorted(store.manifests(step.stage), key=lambda one: float(one["created"]), reverse=True)
+    if not manifests:
         return Planned(step.stage, key, "build", ["never built"])
     awaited = sorted(name for name, digest in recipe.inputs.items() if not digest)
-    reasons = [
-        reason for reason in list_changes(recipe, before) if reason.removeprefix("input ") not in awaited
-    ]
+    # held against the artifact that is most like it, since the newest one may be of another round
+    changes = min((list_changes(recipe, before) for before in manifests), key=len)
+    reasons = [reason for reason in changes if reason.removeprefix("input ") not in awaited]
     if awaited:
         reasons.append(f"if {', '.join(awaited)} {'differs' if len(awaited) == 1 else 'differ'}")
     return Planned(step.stage, key, "build", reasons or ["its stored files were altered"])
-
-
-def unbuilt_artifact(step: Step) -> Artifact:
-    """Return a placeholder for the artifact of a stage that is not built: it has no digest and no files."""
-    return Artifact(
-        stage=step.stage,
-        key="",
-        digest="",
-        path="",
-        files={},
-        seconds=0.0,
-        peak_mb=0.0,
-        cached=False,
-        metrics={},
-        warnings=[],
-    )

@@ -21,7 +21,7 @@ COLUMNS = {
     "at equal length": "{judge}_win_rate_at_equal_length.{policy}_vs_sft",
     "wins against the base": "{judge}_win_rate.{policy}_vs_base",
     "wins against the champion": "{judge}_win_rate.{policy}_vs_champion",
-    "wins against the last round": "{judge}_win_rate.{policy}_vs_predecessor",
+    "wins against the earlier round": "{judge}_win_rate.{policy}_vs_predecessor",
     "KL from SFT, nats": "{policy}.kl",
     "perplexity tax, %": "tax.perplexity.{policy}_vs_sft",
 }

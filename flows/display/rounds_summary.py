@@ -26,7 +26,7 @@ COLUMNS = {  # of the table of rounds: a line's entry by the column's title
     "asked": "asked",
     "pairs": "pairs",
     "reward accuracy": "reward_accuracy",
-    "against the last round": "rate",
+    "against the earlier round": "rate",
     "against SFT": "against_sft",
     "KL": "kl",
 }

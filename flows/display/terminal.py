@@ -221,13 +221,18 @@ def _wrapped(screen: Console, text: str) -> str:
     )
 
 
-def print_plan(planned: list[Any]) -> None:
-    """One line per stage of a plan."""
+def print_plan(planned: list[Any], end: str = "") -> None:
+    """One line per stage of a plan; ``end`` says what follows the last round of a plan of rounds."""
     screen = console()
-    table = Table("stage", "", "why", box=None, pad_edge=False, header_style="bold")
-    for stage in planned:
+    rounds = [Column("round", justify="right")] if end else []
+    table = Table(*rounds, "stage", "", "why", box=None, pad_edge=False, header_style="bold")
+    for stage, before in zip(planned, [None, *planned[:-1]], strict=True):
         reasons = "; ".join(stage.reasons[:6]) + (
             f"; and {len(stage.reasons) - 6} more" if len(stage.reasons) > 6 else ""
         )
-        table.add_row(stage.stage, stage.action, reasons)
+        is_new = before is None or before.round != stage.round
+        number = [str(stage.round) if is_new else ""] if end else []
+        table.add_row(*number, stage.stage, stage.action, reasons)
     screen.print(table)
+    if end:
+        screen.print(f"\n{end}", markup=False)

@@ -9,7 +9,7 @@ from prefect.flow_runs import suspend_flow_run
 from prefect.runtime import deployment, flow_run
 
 from flows.labelling.labels_needed import LabelsNeeded
-from tasks.artifacts.artifact import Artifact, user_artifact
+from tasks.artifacts.artifact import Artifact, unbuilt_artifact, user_artifact
 from tasks.config.pipeline import Pipeline
 from tasks.config.rounds import PeopleLabels
 from tasks.rounds.frozen_labels import find_frozen, freeze
@@ -17,10 +17,27 @@ from tasks.rounds.label_exchange import fetch_labels
 from tasks.rounds.label_log import count_labelled
 from tasks.rounds.label_round import find_round, open_round, read_asked
 from tasks.system.errors import InputError
+from tasks.tracking.client import Tracker
 from tasks.tracking.runs import WAITS
 from tasks.tracking.tracked_run import TrackedRun
 
 HOUR_SECONDS = 3600
+
+
+def find_labels(config: Pipeline, tracker: Tracker, asked: Artifact) -> Artifact | None:
+    """Return the file of labels that a run of the round would build on, without waiting for any.
+
+    None if the stage comparisons asks a labeller itself; without a digest if people have yet to label, or
+    the pairs are not known yet.
+    """
+    labels = config.rounds.labels
+    match labels.kind:
+        case "file":
+            return user_artifact(labels.path)
+        case "people":
+            found = find_frozen(tracker, asked["key"]) if asked["digest"] and tracker.connect() else None
+            return found or unbuilt_artifact("labels")
+    return None
 
 
 def collect_labels(

@@ -72,6 +72,14 @@ def user_artifact(path: str | Path) -> Artifact:
     )  # fmt: skip
 
 
+def unbuilt_artifact(stage: str) -> Artifact:
+    """Return a placeholder for the artifact of a stage that is not built: it has no digest and no files."""
+    return Artifact(
+        stage=stage, key="", digest="", path="", files={},
+        seconds=0.0, peak_mb=0.0, cached=False, metrics={}, warnings=[],
+    )  # fmt: skip
+
+
 def content_digest(place: Path) -> str:
     """Return the digest of a file or folder that no stage built."""
     cache = home() / "digests"

@@ -153,11 +153,6 @@ class Store:
         """Remove the folder in which an artifact was built."""
         shutil.rmtree(self.partial(key), ignore_errors=True)
 
-    def newest(self, stage: str) -> Manifest | None:
-        """Return the manifest of the stage's latest artifact without verifying it; None if there is none."""
-        manifests = self.manifests(stage)
-        return max(manifests, key=lambda manifest: float(manifest["created"]), default=None)
-
     def manifests(self, stage: str) -> list[Manifest]:
         """Return the manifests of the stage's artifacts that can be read, without verifying their files."""
         manifests = []

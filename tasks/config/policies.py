@@ -3,6 +3,6 @@
 TUNED = ("dpo", "ppo")  # in the order in which they are trained and sampled
 TRAINED = ("ppo", "dpo")  # what a run may promote; of two equally good ones the first
 POLICIES = ("base", "sft", *TUNED)
-PREDECESSOR = "predecessor"  # the policy of the round before, in a run of rounds
+PREDECESSOR = "predecessor"  # the policy of the last round that has not lost, in a run of rounds
 COMPARED = ("base", "sft", "champion", PREDECESSOR, *TUNED)  # each is compared with those before it
-TITLES = {"base": "base", "sft": "SFT", "dpo": "DPO", "ppo": "PPO", PREDECESSOR: "the last round"}
+TITLES = {"base": "base", "sft": "SFT", "dpo": "DPO", "ppo": "PPO", PREDECESSOR: "the earlier round"}

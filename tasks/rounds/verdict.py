@@ -29,7 +29,8 @@ def judge_round(metrics: Mapping[str, Any], *, number: int, standing: int | None
     it whose policy has not lost. Without one its policy is compared with SFT.
     """
     opponent = "sft" if standing is None else PREDECESSOR
-    title = TITLES[opponent] if standing in (None, number - 1) else f"round {standing}"
+    names = {None: TITLES["sft"], number - 1: "the last round"}
+    title = names.get(standing, f"round {standing}")
     judge = choose_judge(metrics)
     rate = read_interval(metrics, f"{judge}_win_rate.ppo_vs_{opponent}")
     if rate is None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sqlite3
 from collections import defaultdict
@@ -12,8 +13,13 @@ from typing import Any
 import pytest
 
 from flows import cli, rounds
+from flows.commands.job import prepare_round_job
+from flows.commands.plan import plan_rounds
+from flows.profiles import load
+from tasks.artifacts import code_version
 from tasks.config.pipeline import Pipeline
 from tasks.rounds.round_walk import SEED_STEP, SEEDED, Round
+from tasks.system.errors import InputError
 from tests.support import fake_programs
 
 ROUND = ["rounds", "demo", "--set", "rounds.count=3"]
@@ -101,7 +107,7 @@ def test_a_round_is_a_run_below_that_of_the_flow_which_is_no_run_of_the_profile(
         for run, key, value in database.execute("select run_uuid, key, value from tags"):
             tags[run][key] = value
         points = database.execute(
-            "select step, value from metrics where key = 'rounds/against_the_last_round' order by step"
+            "select step, value from metrics where key = 'rounds/against_the_earlier_round' order by step"
         ).fetchall()
     database.close()
     tracked = [line["run"] for line in summary["rounds"]]
@@ -127,6 +133,76 @@ def test_the_same_command_builds_nothing_and_comes_to_the_same(tree: Path, first
     assert [line["policy"] for line in again["rounds"]] == [line["policy"] for line in summary["rounds"][:2]]
     assert before == {path: path.stat().st_mtime_ns for path in home.glob("objects/*/*/manifest.json")}
     assert "1 of 1 rounds was run." in out
+
+
+@pytest.fixture
+def stored(tree: Path, first: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process read the store of the first run."""
+    monkeypatch.setattr(code_version, "ROOT", tree)
+    monkeypatch.setenv("ALIGNFLOW_HOME", str(first[0]))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+
+
+def settings(**rounds: Any) -> Pipeline:
+    return Pipeline.model_validate(load("demo", []).model_dump() | {"rounds": {"count": 3, **rounds}})
+
+
+@pytest.mark.usefixtures("stored")
+def test_a_plan_says_of_each_round_what_would_be_built_and_whether_another_follows() -> None:
+    planned, end = plan_rounds(settings(), "demo")
+    assert {one.action for one in planned} == {"reuse"}
+    names = [[one.stage for one in planned if one.round == number] for number in range(3)]
+    assert names[0] == [name for name in fake_programs.STAGES if name not in ("reference", "dpo")]
+    assert names[1] == [*fake_programs.ROUND_STAGES, *names[0][names[0].index("reward") :]]
+    assert names[2] == names[1]
+    assert end == (
+        "Round 2 is the last (undecided: 70.0 % (40.0 to 80.0, n 10) against the last round, by the gold "
+        "scorer)."
+    )
+    planned, end = plan_rounds(settings(stop="never"), "demo")
+    new = {one.stage: one for one in planned if one.round == 3}
+    assert {one.action for one in planned if one.round < 3} == {"reuse"}
+    assert "input before2" in new["asked"].reasons
+    assert new["ppo"].action == "build"
+    assert end == "Round 3 is the last."
+
+
+@pytest.mark.usefixtures("stored")
+def test_a_plan_ends_with_the_round_whose_verdict_is_not_known() -> None:
+    for stop, end in (
+        ("not_won", "Round 2 follows if round 1 is shown to win."),
+        ("lost", "Round 2 follows if round 1 is not shown to lose."),
+        ("never", "Round 2 takes what round 1 builds."),
+    ):
+        planned, told = plan_rounds(settings(comparisons=7, stop=stop), "demo")
+        assert told == end
+        assert {one.action for one in planned if one.round == 0} == {"reuse"}
+    changed = {one.stage: one for one in planned if one.round == 1}
+    assert changed["asked"].reasons == ["comparisons 200 -> 7"]
+    assert changed["comparisons"].reasons == ["if asked differs"]
+    people = settings(labels={"kind": "people"}, stop="never")
+    waiting = {one.stage: one for one in plan_rounds(people, "demo")[0] if one.round == 1}
+    assert waiting["comparisons"].reasons[-1] == "if asked, labels differ"
+
+
+@pytest.mark.usefixtures("stored")
+def test_the_job_of_a_rounds_stage_is_written(first: Any, tmp_path: Path) -> None:
+    prepare_round_job(settings(), "ppo", tmp_path / "work", profile="demo", number=2)
+    job = json.loads((tmp_path / "work" / "job.json").read_text())
+    assert job["job"]["seed"] == 2 * SEED_STEP
+    policy = manifests(first[0])["ppo"][1]["key"]
+    assert job["inputs"]["start"] == str(first[0] / "objects" / "ppo" / policy)
+    for number, stage, sentence in (
+        (1, "dpo", "Round 1 has no stage dpo; it has: site, data, "),
+        (3, "ppo", "There is no round 3: round 2 is the last one"),
+    ):
+        with pytest.raises(InputError, match=re.escape(sentence)):
+            prepare_round_job(settings(), stage, tmp_path / "no", profile="demo", number=number)
+    with pytest.raises(InputError, match="takes the result of asked, not built yet; `alignflow rounds`"):
+        prepare_round_job(settings(comparisons=7), "comparisons", tmp_path / "no", profile="demo", number=1)
+    with pytest.raises(InputError, match="There is no round 2: round 1 is not built yet"):
+        prepare_round_job(settings(comparisons=7), "ppo", tmp_path / "no", profile="demo", number=2)
+    assert not (tmp_path / "no").exists()
 
 
 def test_a_round_that_is_lost_is_set_aside_and_the_next_one_goes_on_without_it(tmp_path: Path) -> None:

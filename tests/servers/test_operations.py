@@ -316,9 +316,8 @@ def lost(installation: Installation) -> Lost:
     trained = installation.trigger("rlhf/demo", **config(steps=5))
     hanging(installation)
     wait_until(
-        lambda: any("checkpoint.step" in tags for tags in installation.tracked_tags("ppo")),
-        every=REQUEST_SECONDS,
-    )
+        lambda: "checkpoint.step" in installation.tracked_tags("ppo")[0], every=REQUEST_SECONDS
+    )  # uploaded
     fake_programs.misbehave(installation.tree, "ppo", "")
     machine = installation.running_worker("gpu")
     installation.kill_machine(machine)

@@ -10,7 +10,7 @@ NAMES = {
     "dpo": "DPO",
     "ppo": "PPO",
     "champion": "champion",
-    "predecessor": "last round",
+    "predecessor": "earlier round",
 }
 TRAINED = ("ppo", "dpo")  # what a run may promote
 # opponents: the model that all started from first, the chosen answers last

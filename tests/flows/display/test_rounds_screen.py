@@ -98,7 +98,7 @@ def test_the_end_is_a_table_of_rounds_and_what_to_do(shown: Callable[..., str]) 
     out = shown(0, lambda: print_rounds_end(summary(START, WON, LOST, best=1)))
     rows = [" ".join(row.split()) for row in out.splitlines()]
     assert rows[1:5] == [
-        "round asked pairs against the last round against SFT KL outcome time",
+        "round asked pairs against the earlier round against SFT KL outcome time",
         "0 1 min 1 s",
         "1 200 181 0.600 (0.550 to 0.650) won, best 1 min 1 s",
         "2 0.440 (0.390 to 0.490) 0.550 (0.500 to 0.600) 1.250 lost 1 min 1 s",

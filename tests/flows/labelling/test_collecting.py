@@ -9,10 +9,10 @@ from mlflow import MlflowClient
 from prefect.exceptions import Pause
 
 from flows.labelling import collecting
-from flows.labelling.collecting import collect_labels
+from flows.labelling.collecting import collect_labels, find_labels
 from flows.labelling.labels_needed import LabelsNeeded
 from flows.labelling.server import open_queue
-from tasks.artifacts.artifact import Artifact, stage_artifact
+from tasks.artifacts.artifact import Artifact, stage_artifact, unbuilt_artifact, user_artifact
 from tasks.artifacts.store import Store
 from tasks.config.pipeline import Pipeline
 from tasks.rounds.frozen_labels import thaw
@@ -102,6 +102,25 @@ def test_a_deployed_run_is_suspended_and_goes_on_with_enough_labels_when_it_is_r
     label(made[1], 1)
     assert collect(made, least=2)
     assert asked_for[1:] == [asked_for[1]] * 2  # the key of the same pairs
+
+
+def test_a_plan_takes_the_labels_that_a_run_would_build_on_and_waits_for_none(
+    made: Any, tmp_path: Path
+) -> None:
+    tracker, one, asked = made
+    config = Pipeline.model_validate({"rounds": {"labels": {"kind": "people"}}})
+    label(one, 0, 1, 2, 3)
+    assert find_labels(config, tracker, asked) == unbuilt_artifact("labels")
+    frozen = collect(made)
+    assert frozen
+    assert find_labels(config, tracker, asked) == frozen
+    assert find_labels(config, tracker, unbuilt_artifact("asked")) == unbuilt_artifact("labels")
+    assert find_labels(Pipeline(), tracker, asked) is None
+    (tmp_path / "own.jsonl").write_text("{}\n")
+    own = Pipeline.model_validate(
+        {"rounds": {"labels": {"kind": "file", "path": str(tmp_path / "own.jsonl")}}}
+    )
+    assert find_labels(own, tracker, asked) == user_artifact(tmp_path / "own.jsonl")
 
 
 @pytest.mark.parametrize("deployment", ["", "demo"])
