@@ -49,16 +49,17 @@ def check_packages(config: Pipeline) -> None:
         raise _refusal("train", "Training and sampling")
 
 
-def check_stages(config: Pipeline, profile: str) -> None:
+def check_stages(config: Pipeline, profile: str, *, rounds: bool = False) -> None:
     """Refuse a run that would build a stage whose packages are not installed here. Raises InputError."""
     absent = {*missing_packages("train")}
     if not absent or config.pools.gpu:
         return
-    from flows.commands.plan import plan
+    from flows.commands.plan import plan, plan_rounds
 
+    planned = plan_rounds(config, profile)[0] if rounds else plan(config, profile)
     stages = [
         one.stage
-        for one in plan(config, profile)
+        for one in planned
         if one.action != "reuse" and absent & code_version.imported_packages(one.stage)
     ]
     if stages:

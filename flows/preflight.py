@@ -59,7 +59,7 @@ def check_rounds(config: Pipeline) -> None:
         raise InputError(f"rounds.labels.path: there is no file {labels.path}")
 
 
-def check_environment(config: Pipeline, profile: str) -> None:
+def check_environment(config: Pipeline, profile: str, *, rounds: bool = False) -> None:
     """Refuse settings that need variables which are not set where their stage runs. Raises InputError.
 
     The program of the stage checks them again: a worker's environment is not known here. Stages that are
@@ -70,12 +70,16 @@ def check_environment(config: Pipeline, profile: str) -> None:
     try:
         check_judge_environment(config.judge)
     except InputError:
-        from flows.commands.plan import plan
+        from flows.commands.plan import plan, plan_rounds
 
-        judging = {"winrate", "ppo"} if config.ppo.score.by == "judge" else {"winrate"}
         if not may_be_stored():
             raise
-        if any(one.stage in judging and one.action != "reuse" for one in plan(config, profile)):
+        planned = plan_rounds(config, profile)[0] if rounds else plan(config, profile)
+        judging = {"winrate", "ppo"} if config.ppo.score.by == "judge" else {"winrate"}
+        labels = config.rounds.labels
+        if labels.kind == "judge" and labels.by == "lm":
+            judging.add("comparisons")
+        if any(one.stage in judging and one.action != "reuse" for one in planned):
             raise
 
 

@@ -79,7 +79,7 @@ def rounds(config: Pipeline = Pipeline(), profile: str = "rounds") -> State:  # 
         log_renamed_settings()
         check_inputs(config)  # a deployment has had no command line to do so
         check_rounds(config)
-        check_environment(config, profile)
+        check_environment(config, profile, rounds=True)
         with logging_events():
             summary = _run_rounds(config.model_copy(update={"method": "ppo"}), profile)
         return Completed(message=describe_rounds(summary), data=summary)

@@ -26,9 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Check everything that can be checked, then run the flow. Raises InputError and RunFailed."""
-    from flows.preflight import check_rounds
-
-    run_command(args, load_flow, load_display, check_rounds)
+    run_command(args, load_flow, load_display, rounds=True)
 
 
 def load_flow() -> "Flow[..., Any]":

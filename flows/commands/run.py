@@ -60,7 +60,8 @@ def run_command(
     args: argparse.Namespace,
     load_flow: "Callable[[], Flow[..., Any]]",
     load_display: "Callable[[], Display]",
-    check_more: Callable[[Pipeline], None] | None = None,
+    *,
+    rounds: bool = False,
 ) -> None:
     """Check everything that can be checked, run a flow, and write and print its summary.
 
@@ -68,7 +69,7 @@ def run_command(
     raises, and RunFailed after the summary of the run in which a stage failed is printed.
     """
     started = time.monotonic()
-    checked = check(args, check_more)
+    checked = check(args, rounds=rounds)
     from flows.display.terminal import print_end
 
     screen, print_summary = load_display()
@@ -92,29 +93,29 @@ class Checked(NamedTuple):
     mask: int  # the user's umask
 
 
-def check(args: argparse.Namespace, check_more: Callable[[Pipeline], None] | None = None) -> Checked:
+def check(args: argparse.Namespace, *, rounds: bool = False) -> Checked:
     """Check everything that can be checked before a flow runs, and set this process up for it.
 
-    ``check_more`` raises InputError if a flow of its own cannot run with the settings. Raises InputError.
+    ``rounds``: the flow is that of rounds. Raises InputError.
     """
     from flows.extras import check_packages, check_stages
-    from flows.preflight import check_environment, check_inputs, check_places
+    from flows.preflight import check_environment, check_inputs, check_places, check_rounds
 
     root, title = home(), profiles.title(args.profile)
     config = profiles.load(args.profile, args.set)
     check_packages(config)
     check_places(root, args.summary)
     check_inputs(config)
-    if check_more:
-        check_more(config)
+    if rounds:
+        check_rounds(config)
     config = profiles.with_absolute_paths(config, Path.cwd())
     summary_file = args.summary and args.summary.absolute()
     # the home's files are for the user only; the summary gets the permissions of the user's other files
     mask = os.umask(0o077)
     environment.use_running_servers(root)
     environment.prepare(root)
-    check_stages(config, title)
-    check_environment(config, title)
+    check_stages(config, title, rounds=rounds)
+    check_environment(config, title, rounds=rounds)
     return Checked(config, title, summary_file, mask)
 
 

@@ -129,7 +129,7 @@ def test_the_variables_are_not_needed_where_the_judge_does_not_run(
         check_environment(Pipeline(judge=ENDPOINT, pools=Pools(cpu="cpu")), "demo")
     monkeypatch.setenv("ALIGNFLOW_HOME", str(tmp_path))
     settings = ["judge.kind=endpoint", "judge.model=m", "judge.prompt_price=0", "judge.reply_price=0"]
-    plan.main(Namespace(profile="demo", set=settings))
+    plan.main(Namespace(profile="demo", set=settings, rounds=False))
     assert "winrate" in capsys.readouterr().out
 
 
@@ -155,6 +155,37 @@ def test_the_variables_are_not_needed_for_what_is_stored(
         check_environment(config, "demo")
     if stored == {"winrate"}:
         check_environment(Pipeline(judge=ENDPOINT), "demo")
+
+
+@pytest.mark.parametrize(
+    ("missing", "labels", "is_refused"),
+    [
+        ("winrate", {"kind": "gold"}, True),
+        ("comparisons", {"kind": "judge"}, True),
+        ("comparisons", {"kind": "judge", "by": "held_out"}, False),
+        ("comparisons", {"kind": "gold"}, False),
+        ("ppo", {"kind": "gold"}, False),
+    ],
+)
+def test_rounds_need_the_variables_for_what_a_round_lacks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, missing: str, labels: dict[str, str], is_refused: bool
+) -> None:
+    """The chain of round 0 is stored; a run of it alone needs none."""
+    for name in SECRETS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ALIGNFLOW_HOME", str(tmp_path))
+    (tmp_path / "objects").mkdir()
+    chain = [plan.Planned(stage, "", "reuse", []) for stage in ("ppo", "winrate")]
+    of_round = [
+        plan.Planned(stage, "", "build" if stage == missing else "reuse", [], 1)
+        for stage in ("comparisons", "ppo", "winrate")
+    ]
+    monkeypatch.setattr(plan, "plan", lambda config, profile: chain)
+    monkeypatch.setattr(plan, "plan_rounds", lambda config, profile: ([*chain, *of_round], ""))
+    config = Pipeline.model_validate({"judge": ENDPOINT, "rounds": {"labels": labels}})
+    check_environment(config, "demo")
+    with pytest.raises(InputError) if is_refused else nullcontext():
+        check_environment(config, "demo", rounds=True)
 
 
 def test_before_a_run_model_and_prompt_are_checked(tmp_path: Path) -> None:
