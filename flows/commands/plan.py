@@ -83,8 +83,8 @@ def plan(config: Pipeline, profile: str, *, fetch: bool = False) -> list[Planned
 def plan_rounds(config: Pipeline, profile: str) -> tuple[list[Planned], str]:
     """Return what ``alignflow rounds`` would do with the stages of each round, and a sentence about the next.
 
-    Stages of the run that earlier rounds have in common with later ones are among those of round 0 alone. A
-    round that is still to be built is the last one: what the next ones take depends on its verdict.
+    Stages that all rounds have in common are listed with round 0 alone. A round that is not all built is the
+    last one of the plan: what the next one takes depends on its verdict.
     """
     from flows.rounds import walk_rounds
     from tasks.tracking.client import process_tracker
