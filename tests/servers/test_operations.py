@@ -397,7 +397,6 @@ def test_retraining_skips_when_nothing_changed_fires_on_schedule_and_takes_new_d
             (run for run in installation.runs_of(found.id) if run.auto_scheduled and run.state.is_final()),
             None,
         ),
-        100,
         every=1,
     )
     assert fired.state.name == "Cached"

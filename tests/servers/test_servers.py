@@ -256,7 +256,7 @@ def test_a_lost_run_is_found_and_one_that_waits_is_not_taken_for_one(
         def are_running() -> bool:
             return {run.state_name for run in runs().values()} == {"Running"} and len(runs()) == len(STATES)
 
-        fake_programs.wait_until(are_running, 120, every=1)
+        fake_programs.wait_until(are_running, every=1)
         client.create_automation(automations._lost(seconds=30))
         time.sleep(3)
         for name, states in STATES.items():
@@ -269,7 +269,6 @@ def test_a_lost_run_is_found_and_one_that_waits_is_not_taken_for_one(
         machine.kill()
         fake_programs.wait_until(
             lambda: {name for name, run in runs().items() if run.state_name == "Crashed"} >= LOST,
-            120,
             every=1,
         )
         time.sleep(3)

@@ -104,7 +104,6 @@ def test_ppo_and_dpo_of_one_run_overlap_and_the_graph_is_true(servers: Installat
     assert end.state.type == StateType.COMPLETED, end.state.message
     wait_until(
         lambda: all(one.end_time for one in task_runs(servers, run) if one.name in fake_programs.STAGES),
-        30,
         every=REQUEST_SECONDS,
     )
     tasks = task_runs(servers, run)
