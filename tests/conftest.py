@@ -12,6 +12,10 @@ import pytest
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+# at the size of tests threads only wait for each other, which takes a fifth more CPU; read by libraries when
+# they are imported
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
 hypothesis.settings.register_profile("alignflow", deadline=None)  # how long a case takes is no result
 hypothesis.settings.load_profile("alignflow")
 
