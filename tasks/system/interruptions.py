@@ -1,7 +1,8 @@
 """End a training loop between two steps, with a checkpoint, when a signal asks for it or time runs out.
 
-SIGUSR1 asks for a checkpoint after the current step. SIGTERM also ends the process after it; a second one
-ends it at once, and so does one outside a loop. Slurm sends either before it ends a job (``--signal``).
+SIGUSR1 asks for a checkpoint after the current step. SIGTERM and SIGINT (Ctrl-C of a program that is run by
+hand) also end the process after it; a second one ends it at once, and so does one outside a loop. Slurm sends
+SIGUSR1 or SIGTERM before it ends a job (``--signal``).
 """
 
 import os
@@ -14,6 +15,8 @@ from types import FrameType
 from tasks.system.errors import InputError
 
 SLURM_END, SLURM_MARGIN = "SLURM_JOB_END_TIME", 60.0  # seconds since 1970; seconds for what follows a step
+
+ENDING = (signal.SIGTERM, signal.SIGINT)
 
 AllReduce = Callable[[Sequence[float]], list[float]]  # sums over the ranks
 
@@ -37,8 +40,8 @@ class Interruptions:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Handle the two signals; in the main thread only."""
-        numbers = (signal.SIGTERM, signal.SIGUSR1)
+        """Handle the signals; in the main thread only."""
+        numbers = (*ENDING, signal.SIGUSR1)
         before = [signal.signal(number, self._handle) for number in numbers]
         try:
             yield
@@ -48,8 +51,8 @@ class Interruptions:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
-        if number == signal.SIGTERM and (number in self.signals or not self.is_in_loop):
-            _die()
+        if number in ENDING and (number in self.signals or not self.is_in_loop):
+            _die(number)
         self.signals.add(number)
 
     def during(self, steps: Iterable[int], all_reduce: AllReduce) -> Iterator[int]:
@@ -62,8 +65,8 @@ class Interruptions:
             for step in steps:
                 self._end_if_asked(step)
                 yield step
-            if signal.SIGTERM in self.signals:
-                _die()
+            if asked := self.signals.intersection(ENDING):
+                _die(min(asked))
         finally:
             self.is_in_loop = False
 
@@ -72,7 +75,7 @@ class Interruptions:
         now = time.monotonic()
         self.longest, self.last = max(self.longest, now - self.last), now
         is_late = time.time() + 2 * self.longest > self.deadline  # the next step may take longer
-        own = (signal.SIGUSR1 in self.signals, signal.SIGTERM in self.signals, is_late)
+        own = (signal.SIGUSR1 in self.signals, not self.signals.isdisjoint(ENDING), is_late)
         asked, self.must_end, self.is_late = (total > 0 for total in self.all_reduce([*map(float, own)]))
         self.signals.discard(signal.SIGUSR1)
         return asked or self.must_end or self.is_late
@@ -81,15 +84,15 @@ class Interruptions:
         if not (self.must_end or self.is_late):
             return
         self.all_reduce([0.0])  # the first rank has saved
-        if self.must_end:
-            _die()
+        if self.must_end:  # perhaps by a signal to another rank
+            _die(min(self.signals.intersection(ENDING), default=signal.SIGTERM))
         raise InputError(
             f"{self.limit} is nearly used up, so training ended after step {steps_done}, which is saved: "
             "the same command goes on from there."
         )
 
 
-def _die() -> None:
+def _die(number: int) -> None:
     """End the process as the signal does if nobody handles it, so that its parent sees the cause."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.kill(os.getpid(), signal.SIGTERM)
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)

@@ -38,21 +38,24 @@ def test_sigusr1_asks_once() -> None:
     assert signal.getsignal(signal.SIGUSR1) == before
 
 
-def test_sigterm_saves_and_ends_the_process_after_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_end_saves_and_ends_the_process_after_its_step(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
     ended: list[int] = []
 
-    def die() -> None:
-        ended.append(1)
+    def die(by: int) -> None:
+        ended.append(by)
         raise SystemExit
 
     monkeypatch.setattr(interruptions, "_die", die)
     asked = Interruptions()
     with pytest.raises(SystemExit):
-        run(asked, number=signal.SIGTERM)
-    assert ended == [1]
+        run(asked, number=number)
+    assert ended == [number]
     assert asked.must_end
     with pytest.raises(SystemExit):  # at the loop's end, if it comes in its last step
-        run(Interruptions(), number=signal.SIGTERM, at=4)
+        run(Interruptions(), number=number, at=4)
 
 
 OUTSIDE = """
@@ -67,14 +70,16 @@ print("still here")
 """
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 @pytest.mark.parametrize(
     ("inside", "outside"),
     [
-        ("pass", "os.kill(os.getpid(), signal.SIGTERM)"),
-        ("[os.kill(os.getpid(), signal.SIGTERM) for _ in range(2)]; print('twice')", "pass"),
+        ("pass", "os.kill(os.getpid(), signal.NUMBER)"),
+        ("[os.kill(os.getpid(), signal.NUMBER) for _ in range(2)]; print('twice')", "pass"),
     ],
 )
-def test_sigterm_outside_a_loop_or_twice_ends_at_once(inside: str, outside: str) -> None:
+def test_a_signal_to_end_outside_a_loop_or_twice_ends_at_once(inside: str, outside: str, name: str) -> None:
+    inside, outside = (text.replace("NUMBER", name) for text in (inside, outside))
     done = subprocess.run(
         [sys.executable, "-c", OUTSIDE.format(inside=inside, outside=outside)],
         cwd=ROOT,
@@ -82,7 +87,7 @@ def test_sigterm_outside_a_loop_or_twice_ends_at_once(inside: str, outside: str)
         check=False,
         text=True,
     )
-    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "")
+    assert (done.returncode, done.stdout) == (-signal.Signals[name], "")
 
 
 def test_a_loop_ends_before_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
