@@ -233,7 +233,14 @@ def _prepare(directory: Path, step: Step, context: RunContext) -> dict[str, str]
 
 
 def write_job(directory: Path, step: Step, machine: Machine, tracker: Tracker) -> dict[str, str]:
-    """Write the job.json of a program; return the paths of its inputs on this machine.
+    """Write the job.json of a program; return the paths of its inputs here. Raises InputMissing."""
+    job = describe_job(step, machine, tracker)
+    replace_text(directory / "job.json", json.dumps(job, indent=1) + "\n")
+    return job["inputs"]
+
+
+def describe_job(step: Step, machine: Machine, tracker: Tracker) -> dict[str, Any]:
+    """Return the content of a program's job.json; its inputs are brought to this machine.
 
     Raises InputMissing.
     """
@@ -245,14 +252,12 @@ def write_job(directory: Path, step: Step, machine: Machine, tracker: Tracker) -
             missing.append(name)
     if missing:
         raise InputMissing(missing)
-    job = {
+    return {
         "stage": step.stage,
         "job": step.job.model_dump(mode="json"),
         "inputs": places,
         "machine": machine.model_dump(mode="json"),
     }
-    replace_text(directory / "job.json", json.dumps(job, indent=1) + "\n")
-    return places
 
 
 def _finished(directory: Path) -> Usage | None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from flows import cli, rounds
-from flows.commands.job import prepare_round_job
+from flows.commands.job import prepare_job, prepare_round_job
 from flows.commands.plan import plan_rounds
 from flows.profiles import load
 from tasks.artifacts import code_version
@@ -203,6 +203,24 @@ def test_the_job_of_a_rounds_stage_is_written(first: Any, tmp_path: Path) -> Non
     with pytest.raises(InputError, match="There is no round 2: round 1 is not built yet"):
         prepare_round_job(settings(comparisons=7), "ppo", tmp_path / "no", profile="demo", number=2)
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.usefixtures("stored")
+def test_a_job_takes_no_folder_of_another_one(tmp_path: Path) -> None:
+    """Its program would go on from the other's checkpoint."""
+    work = tmp_path / "work"
+    prepare_job(settings(), "ppo", work, profile="demo")
+    (work / "checkpoints").mkdir()
+    before = (work / "job.json").read_text()
+    with pytest.raises(InputError, match="work is not empty and not of this job: name a new one"):
+        prepare_job(settings(), "reward", work, profile="demo")
+    assert (work / "job.json").read_text() == before
+    threads = settings().model_copy(update={"machine": settings().machine.model_copy(update={"threads": 7})})
+    prepare_job(threads, "ppo", work, profile="demo")  # goes on where the program was ended
+    assert json.loads((work / "job.json").read_text())["machine"]["threads"] == 7
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file is a file: name a new folder"):
+        prepare_job(settings(), "ppo", tmp_path / "file", profile="demo")
 
 
 def test_a_round_that_is_lost_is_set_aside_and_the_next_one_goes_on_without_it(tmp_path: Path) -> None:
