@@ -23,6 +23,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from tasks.config.commands.usage import ExportJob, PolicyFiles
 from tasks.programs.runtime.program import Run, main
 from tasks.programs.usage.chat_templates import set_chat_template
+from tasks.reporting.model_card.model_card import describe_merged
 from tasks.rlhf.batches import prompts
 from tasks.rlhf.compute import devices
 from tasks.rlhf.models import fingerprint, loading, lora
@@ -42,7 +43,10 @@ def export(job: ExportJob, run: Run) -> None:
                 save_merged(job.policy, Path(folder), device)
                 convert_to_gguf(Path(folder), run.artifact / "model.gguf", Path(job.converter))
     if "card" in run.inputs:
-        shutil.copyfile(run.inputs["card"], run.artifact / "README.md")
+        card = run.inputs["card"].read_text()
+        if job.form != "adapter":
+            card = describe_merged(card, library={"merged": "transformers", "gguf": "gguf"}[job.form])
+        (run.artifact / "README.md").write_text(card)
 
 
 def save_merged(policy: PolicyFiles, folder: Path, device: torch.device) -> None:

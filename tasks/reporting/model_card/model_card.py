@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from tasks.dataset.card import Card
 from tasks.reporting.evaluation.judges import Judge
@@ -27,6 +28,9 @@ METHODS = {
     "ppo": "PPO: the policy samples answers, a reward model scores them, and a KL penalty keeps it near SFT",
     "dpo": "DPO: the policy learns from the same pairs of answers without a reward model",
 }
+ADAPTER_LIMIT = Markup(
+    "The files are an adapter for the SFT model that it was trained on, and are of no use without that model."
+)
 TAGS = {"ppo": ["ppo", "reward-model"], "dpo": ["dpo"]}
 
 
@@ -73,10 +77,18 @@ def render_model_card(policy: str, card: Card, measured: Measured, *, is_adapter
             kl=measured.metrics.get(f"{policy}.kl"),
             has_foreign_base=has_foreign_base,
             is_adapter=is_adapter,
+            adapter_limit=ADAPTER_LIMIT,
             rounds=measured.rounds,
         )
     )
     return "\n".join(["---", data.to_yaml(line_break="\n"), "---", "", body])
+
+
+def describe_merged(text: str, *, library: str) -> str:
+    """Return a policy's card as that of one model with the adapter in it, which ``library`` loads."""
+    card = ModelCard(text)
+    setattr(card.data, "library_name", library)  # noqa: B010 - CardData declares no fields
+    return str(card).replace(f"- {ADAPTER_LIMIT}\n", "")
 
 
 def _environment() -> Environment:

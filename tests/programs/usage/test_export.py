@@ -21,6 +21,7 @@ from tasks.programs.usage.chat_templates import Message
 from tasks.programs.usage.export import export
 from tasks.programs.usage.export_data import ROWS, export_data, read_rows, supervised, write_parquet
 from tasks.programs.usage.loaded_policies import LoadedPolicy, load_policies
+from tasks.reporting.model_card.model_card import ADAPTER_LIMIT
 from tasks.rlhf.models import loading
 from tasks.system.errors import InputError
 from tests.programs.usage.tiny_policies import adapter, data_tables, policy
@@ -78,6 +79,18 @@ def test_a_merged_export_computes_what_the_policy_does(kind: str, tmp_path: Path
     sampling = GenerationConfig.from_pretrained(folder)
     assert (sampling.do_sample, sampling.temperature, sampling.top_k) == (True, 0.7, 0)
     assert (sampling.max_new_tokens, sampling.eos_token_id, sampling.pad_token_id) == (12, tiny.EOS, tiny.PAD)
+
+
+def test_the_card_of_a_merged_policy_says_that_it_is_one_model(tmp_path: Path) -> None:
+    base = tiny.base_folder(tmp_path / "base")
+    card = tmp_path / "card.md"
+    text = "---\nlibrary_name: {}\nlicense: mit\n---\n\n# PPO\n\n- It is small.\n{}\nEnd.\n"
+    card.write_text(text.format("peft", f"- {ADAPTER_LIMIT}\n"))
+    one = policy(base, adapter(tmp_path / "ppo", base))
+    merged = exported(tmp_path / "merged", one, inputs={"card": card})
+    assert (merged / "README.md").read_text() == text.format("transformers", "")
+    alone = exported(tmp_path / "alone", one, "adapter", base_name=str(base), inputs={"card": card})
+    assert (alone / "README.md").read_text() == card.read_text()
 
 
 def test_a_whole_model_is_exported_as_it_is(tmp_path: Path) -> None:
