@@ -129,7 +129,8 @@ class Pipeline(Settings):
         rounds, labels = self.rounds, self.rounds.labels
         if labels.kind == "gold" and not isinstance(self.source, ShellSite):
             raise ValueError(
-                "rounds.labels.kind=gold knows the answers of the built-in site only: set it to judge or file"
+                "rounds.labels.kind=gold knows the answers of the built-in site only: set it to judge, file "
+                "or people"
             )
         if labels.kind == "judge" and labels.by == "lm" and isinstance(self.judge, NoJudge):
             raise ValueError(

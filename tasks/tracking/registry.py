@@ -98,7 +98,10 @@ def find_model(tracker: Tracker, alias: str) -> str:
     """Return the name of the model that has a version with this alias. Raises InputError if it is not one."""
     names = sorted({one.name for one in list_versions(tracker) if alias in one.aliases})
     if not names:
-        raise InputError(f"No model has a {alias}; `alignflow models` lists the versions that there are")
+        raise InputError(
+            f"No model has a {alias}: `alignflow models` lists the registered versions, and `alignflow "
+            "promote` registers a run's policy"
+        )
     if len(names) > 1:
         raise InputError(f"Several models have a {alias}, so name the model: {', '.join(names)}")
     return names[0]

@@ -71,5 +71,8 @@ def _find_version(tracker: Tracker, what: str) -> registry.ModelVersion:
     version = registry.find_version(tracker, name, wanted if separator else registry.CHAMPION)
     if version is None:
         what = f"{name}{separator}{wanted}" if separator else f"{name}@{registry.CHAMPION}"
-        raise InputError(f"There is no model version {what}; `alignflow models` lists them")
+        raise InputError(
+            f"There is no model version {what}: `alignflow models` lists them, and `alignflow promote RUN` "
+            "registers the policy of a run"
+        )
     return version

@@ -114,7 +114,7 @@ def test_a_registered_version_outlives_its_run(tracker: Tracker, made: MadeRun) 
         assert files.temperature == 0.9
     with pytest.raises(InputError, match="There is no model version rlhf-policy-demo 7; `alignflow models`"):
         find(tracker, "rlhf-policy-demo/7")
-    with pytest.raises(InputError, match="No model has a challenger; `alignflow models`"):
+    with pytest.raises(InputError, match="No model has a challenger: `alignflow models`"):
         find(tracker, "challenger")
 
 
