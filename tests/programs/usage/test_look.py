@@ -12,9 +12,10 @@ from rich.console import Console
 from flows import cli
 from tasks.artifacts.base_model import find_model_folder, find_tokenizer_folder
 from tasks.config.sections.models import HuggingFaceBase
+from tasks.execution import foreground
 from tasks.programs.usage.look_screen import MOST_LINES, _show_counts
 from tasks.system.errors import InputError
-from tests.support import tiny
+from tests.support import forked, tiny
 from tests.support.chat_families import family_tokenizer
 from tests.support.data_sets import chat_message
 from tests.tasks.artifacts.hub_server import serve_hub, use_hub
@@ -46,6 +47,21 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALIGNFLOW_HOME", str(tmp_path / "home"))
 
 
+@pytest.fixture
+def forked_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start the program as a fork of a process that has its imports, which take longer than the program."""
+
+    def start(module: list[str], *, stderr: int) -> int:
+        output = tmp_path / "output.txt"
+        status = forked.start(["-m", *module], output).wait(900)
+        print(output.read_text(), end="", flush=True)
+        output.unlink()
+        return status
+
+    monkeypatch.setattr(foreground, "wait_in_foreground", start)
+
+
+@pytest.mark.usefixtures("forked_program")
 def test_examples_show_the_template_and_what_the_loss_counts(
     folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -67,6 +83,7 @@ def test_examples_show_the_template_and_what_the_loss_counts(
     assert "《Hello!" not in last
 
 
+@pytest.mark.usefixtures("forked_program")
 def test_of_a_model_on_the_hub_only_the_tokenizer_is_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -102,6 +119,7 @@ def test_help_says_that_a_source_may_be_on_the_hub(capsys: pytest.CaptureFixture
     assert "or the id of a data set on the Hugging Face hub" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.usefixtures("forked_program")
 def test_what_is_cut_is_shown(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     settings = ["--set", "text.max_prompt_tokens=60", "--set", "text.max_answer_tokens=8"]
     named = [str(folder / "rows.jsonl"), "--model", str(folder / "model"), "--count", "2"]
@@ -113,6 +131,7 @@ def test_what_is_cut_is_shown(folder: Path, capfd: pytest.CaptureFixture[str]) -
     assert "Of 90 messages of conversations the 60 oldest are left out." in out
 
 
+@pytest.mark.usefixtures("forked_program")
 def test_as_many_examples_are_shown_as_are_asked_for(capfd: pytest.CaptureFixture[str]) -> None:
     out = shown(capfd, "demo", "--count", "220")
     assert out.count("\n\nAnswer:《") == 220
@@ -137,6 +156,7 @@ def test_a_profile_of_the_built_in_base_needs_no_model(capfd: pytest.CaptureFixt
     assert "The tokenizer is learnt from the texts read here" in out
 
 
+@pytest.mark.usefixtures("forked_program")
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

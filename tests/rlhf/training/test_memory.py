@@ -1,10 +1,7 @@
 """Test estimates of memory: arithmetic by hand, what torch allocates, and what a refusal says."""
 
 import copy
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,8 +31,7 @@ from tasks.rlhf.training import dry_run, memory
 from tasks.rlhf.training.dry_run import StepSpec
 from tasks.rlhf.training.memory import Estimate, check_fits, estimate, format_estimate
 from tasks.system.errors import InputError
-from tests.support import attention_models, tiny
-from tests.support.paths import ROOT
+from tests.support import attention_models, forked, tiny
 
 SEVEN = LlamaConfig(
     dtype="bfloat16"
@@ -224,14 +220,13 @@ def step(spec: StepSpec) -> None:
 
 
 @pytest.mark.parametrize("mapped", [False, True])
-def test_a_process_takes_what_is_told(mapped: bool) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    script = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(mapped)], env=environment, capture_output=True, text=True
-    )
-    assert script.returncode == 0, script.stderr
+def test_a_process_takes_what_is_told(mapped: bool, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    script = forked.start([str(tmp_path / "script.py"), str(mapped)], tmp_path / "log.txt")
+    status, output = script.wait(), (tmp_path / "log.txt").read_text()
+    assert status == 0, output
     told = estimate(LORA._replace(rows=32, tokens=256, device=torch.device("cpu"), mapped=mapped))
-    taken = int(script.stdout)
+    taken = int(output.splitlines()[-1])
     assert 0.8 * told.needed < taken < 1.3 * told.total
     if mapped:
         assert taken < 1.2 * told.needed
