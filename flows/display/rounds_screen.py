@@ -10,7 +10,7 @@ from flows.display.formatting import format_not_run
 from flows.display.progress import Progress as PipelineProgress
 from flows.display.progress import format_duration
 from flows.display.rounds_summary import describe_rounds, table_rows
-from flows.display.terminal import PLAIN_SECONDS, STARTING, console, make_rows, print_warning
+from flows.display.terminal import PLAIN_SECONDS, STARTING, console, make_rows, print_warning, print_warnings
 from tasks.system.events import Event
 
 
@@ -108,8 +108,7 @@ def print_rounds_end(summary: dict[str, Any]) -> None:
     for fact, value in facts.items():
         if value:
             screen.print(f"{fact:<12} {value}", markup=False, soft_wrap=True)
-    for text in summary["rounds"][-1]["warnings"]:
-        print_warning(screen, f"- {text}")
+    print_warnings(screen, summary["rounds"][-1]["warnings"], of=" of the last round")
     screen.print()
     screen.print(f"Result: {describe_rounds(summary)}", style="bold", markup=False, soft_wrap=True)
 

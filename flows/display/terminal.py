@@ -198,14 +198,20 @@ def print_end(summary: dict[str, Any]) -> None:
     warnings = [
         f"{stage['name']}: {sentence}" for stage in summary["stages"] for sentence in stage["warnings"]
     ]
-    if warnings:
-        screen.print(f"\n{len(warnings)} warning{'s' if len(warnings) > 1 else ''}", style="bold yellow")
-    for text in warnings:
-        print_warning(screen, f"- {text}")
+    print_warnings(screen, warnings)
     screen.print()
     screen.print(
         _wrapped(screen, f"Result: {describe_end(summary)}"), style="bold", markup=False, soft_wrap=True
     )
+
+
+def print_warnings(screen: Console, warnings: list[str], of: str = "") -> None:
+    """Print a heading and the warnings below it; nothing if there are none."""
+    if warnings:
+        title = f"{len(warnings)} warning{'s' if len(warnings) > 1 else ''}{of}"
+        screen.print(f"\n{title}", style="bold yellow")
+    for text in warnings:
+        print_warning(screen, f"- {text}")
 
 
 def print_warning(screen: Console, text: str) -> None:

@@ -38,7 +38,8 @@ def judge_against_champion(
     first = "There is no champion yet, so the first model is held against SFT"
     if read_interval(evidence.metrics, f"{choice.judge}_win_rate.{choice.policy}_vs_base"):
         result = _win_rate(name, threshold, choice, evidence, "base", "the base model")
-        return [result._replace(sentence=f"{first} and the base model. {result.sentence}")]
+        figure = f"{result.figure} against the base model"
+        return [result._replace(figure=figure, sentence=f"{first} and the base model. {result.sentence}")]
     if gates.win_rate_vs_sft is None:
         sentence = "There is neither a champion nor a comparison with SFT or the base model"
         return [GateResult(name, None, "missing", f"above {percent(threshold)}", f"{sentence}.")]

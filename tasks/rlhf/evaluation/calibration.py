@@ -51,13 +51,13 @@ def reason_not_to_fit(margins: Tensor) -> str:
         return "no two rewards differ"
     if not (margins < 0).any():
         return (
-            "every pair is ordered as the votes do, and the larger the probabilities were the better they "
-            "would fit"
+            "every held-out pair is ordered as its label says, and the larger the "
+            "probabilities were the better they would fit"
         )
     if not (margins > 0).any():
-        return "no pair is ordered as the votes do"
+        return "no held-out pair is ordered as its label says"
     if margins.mean() <= 0:
-        return "the rewards order pairs no better than chance"
+        return "the rewards order held-out pairs no better than chance"
     return ""
 
 

@@ -104,7 +104,7 @@ def test_the_end_is_a_table_of_rounds_and_what_to_do(shown: Callable[..., str]) 
         "2 0.440 (0.390 to 0.490) 0.550 (0.500 to 0.600) 1.250 lost 1 min 1 s",
     ]
     assert "Promotion `alignflow promote run1` judges round 1" in rows
-    assert "- ppo: Watch out in round 2." in rows
+    assert rows[rows.index("- ppo: Watch out in round 2.") - 1] == "1 warning of the last round"
     assert rows[-1].startswith("Result: Round 1 is the last that won (60.0 %")
 
 

@@ -198,12 +198,12 @@ def test_a_perfect_model_shows_its_floor_in_the_mean() -> None:
     [
         ([], "no two rewards differ"),
         ([0.0, 0.0], "no two rewards differ"),
-        ([1.0, 2.0], "every pair is ordered as the votes do"),
+        ([1.0, 2.0], "every held-out pair is ordered as its label says"),
         (
             [1.7e-6, 0.0, 1e-9],
-            "every pair is ordered as the votes do",
+            "every held-out pair is ordered as its label says",
         ),  # rounding alone once gave a temperature of 1.7e-8
-        ([-1.0, -2.0], "no pair is ordered"),
+        ([-1.0, -2.0], "no held-out pair is ordered"),
         ([-1.0, 0.5], "no better than chance"),
         ([1.0, -1.0], "no better than chance"),
         ([1.0, 2.0, -0.5], ""),
