@@ -55,7 +55,7 @@ class RoundsScreen:
             case "step":
                 self._note(stage, self.progress.at_work[stage].text(about["line"]))
             case "failed":
-                self._note(stage, "failed", always=True)
+                self._note(stage, about.get("how", "failed"), always=True)
             case "not_run":
                 self._note(stage, format_not_run(about["causes"]), always=True)
             case "warning":

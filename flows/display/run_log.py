@@ -48,11 +48,10 @@ class _RunLog:
             case "log":
                 lines = "\n".join(about["lines"])
                 self._log(logging.ERROR, f"The last lines of the log of the stage {stage}:\n{lines}")
-            case "built" | "reused" | "failed":
-                self._log(
-                    logging.ERROR if event.kind == "failed" else logging.INFO,
-                    f"{place} {event.kind}",
-                )
+            case "built" | "reused":
+                self._log(logging.INFO, f"{place} {event.kind}")
+            case "failed":
+                self._log(logging.ERROR, f"{place} {about.get('how', 'failed')}")
             case "round":
                 self._log(logging.INFO, f"Round {about['number']} of {about['count']} begins")
             case "round_end":

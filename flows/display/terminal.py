@@ -119,7 +119,7 @@ class Screen:
             case "reused":
                 self._end(stage, "reused")
             case "failed":
-                self._end(stage, "failed", done=False)
+                self._end(stage, about.get("how", "failed"), done=False)
             case "not_run":
                 self._start(stage, "")
                 self._end(stage, format_not_run(about["causes"]), done=False)

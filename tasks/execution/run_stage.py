@@ -164,7 +164,7 @@ def _build(store: Store, step: Step, recipe: Recipe, context: RunContext, lock: 
             and not any(directory.glob("checkpoints/*"))
         ):
             store.discard_partial(recipe.key)
-        events.tell("failed", step.stage)
+        events.tell("failed", step.stage, how="failed" if isinstance(error, Exception) else "interrupted")
         raise
     store.discard_partial(recipe.key)
     events.tell("built", step.stage, artifact=artifact)

@@ -674,6 +674,7 @@ def test_ctrl_c_ends_the_program_and_the_next_run_builds_only_what_changed(tree:
     assert process.returncode == 130
     assert error == "alignflow: Interrupted; the same command goes on from where it stopped.\n"
     assert "Traceback" not in out
+    assert re.search(r"ppo +interrupted\n", out)
     assert not alive(f"tasks.programs.ppo {home}")
     fake_programs.misbehave(tree, "ppo", "")
     status, out, error = fake_programs.run_cli(
