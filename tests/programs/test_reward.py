@@ -660,7 +660,7 @@ def test_a_temperature_without_a_best_value_is_not_fitted_and_says_why(tmp_path:
     assert "reward.temperature" not in metrics
     assert metrics["reward.ece"] == metrics["reward.ece_uncalibrated"]
     assert any(
-        "No temperature was fitted" in sentence and "every pair is ordered" in sentence
+        "No temperature was fitted" in sentence and "every held-out pair is ordered" in sentence
         for sentence in warnings
     )
     assert reward_model.load_record(tmp_path / "run" / "artifact")["temperature"] == 1.0

@@ -278,14 +278,14 @@ def test_killed_in_mid_run_two_processes_end_as_uninterrupted_ones(
     killed = prepared(tmp_path / "killed", stage, inputs, shard=shard, **settings_of_killed(stage, shard))
     total = 8 if program_of(stage) == "ppo" else 30
     agent = start(killed, "-m", f"tasks.programs.{program_of(stage)}", str(killed))
-    wait_until(lambda: len(steps(killed)) > 3 or agent.poll() is not None, every=0.002)
+    wait_until(lambda: len(steps(killed)) > 4 or agent.poll() is not None, every=0.002)
     workers = children(agent.pid)
     agent.kill()  # the agent alone: its workers must not stay behind
     agent.wait()
     assert len(workers) == 2
     wait_until(lambda: not any(map(is_alive, workers)))
     before = steps(killed)
-    assert 3 < len(before) < total
+    assert 4 < len(before) < total
     resumed = contents(run_by_two(stage, killed))
     assert steps(killed)[:3] == before[:3]  # wall-clock times and all: these steps were not taken again
     wanted = contents(uninterrupted(by_two, stage, shard) / "artifact")
