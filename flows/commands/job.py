@@ -13,7 +13,6 @@ from tasks.artifacts.artifact import Artifact, unbuilt_artifact
 from tasks.artifacts.code_version import program_module
 from tasks.config.pipeline import Pipeline
 from tasks.system.errors import InputError
-from tasks.system.files import replace_text
 
 if TYPE_CHECKING:
     from tasks.stages.stage import Stage
@@ -127,7 +126,7 @@ def _write(
 
     Raises _Written, and InputError if an artifact that the wanted stage takes is not built.
     """
-    from tasks.execution.run_stage import describe_job, look_up
+    from tasks.execution.run_stage import describe_job, look_up, write_job
 
     if wanted is None or stage.name != wanted.stage:  # one that the wanted one does not take may be missing
         return look_up(stage.step(config, **inputs), tracker) or unbuilt_artifact(stage.name)
@@ -140,19 +139,20 @@ def _write(
     job = describe_job(stage.step(config, **inputs), config.machine, tracker)
     _check_folder(wanted.directory, job)
     wanted.directory.mkdir(parents=True, exist_ok=True)
-    replace_text(wanted.directory / "job.json", json.dumps(job, indent=1) + "\n")
+    write_job(wanted.directory, job)
     raise _Written
 
 
 def _check_folder(directory: Path, job: Mapping[str, Any]) -> None:
-    """Refuse a folder of another job, from whose checkpoint the program would go on. Raises InputError."""
-    if directory.exists() and not directory.is_dir():
-        raise InputError(f"{directory} is a file: name a new folder")
-    if not directory.is_dir() or not any(directory.iterdir()):
-        return
+    """Refuse a folder of anything but this job: its program would go on from another's checkpoint.
+
+    Raises InputError.
+    """
+    from tasks.execution.foreground import check_new_folder
+
     try:
         before = json.loads((directory / "job.json").read_text())
     except (OSError, ValueError):
         before = {}
     if any(before.get(name) != job[name] for name in ("stage", "job", "inputs")):
-        raise InputError(f"The folder {directory} is not empty and not of this job: name a new one")
+        check_new_folder(directory)

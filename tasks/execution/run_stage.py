@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -229,14 +230,14 @@ def _pass_on_warnings(artifact: Artifact) -> None:
 def _prepare(directory: Path, step: Step, context: RunContext) -> dict[str, str]:
     # the incomplete result of a killed program, which resumes from checkpoints/ alone
     shutil.rmtree(directory / "artifact", ignore_errors=True)
-    return write_job(directory, step, context.machine, context.tracker)
-
-
-def write_job(directory: Path, step: Step, machine: Machine, tracker: Tracker) -> dict[str, str]:
-    """Write the job.json of a program; return the paths of its inputs here. Raises InputMissing."""
-    job = describe_job(step, machine, tracker)
-    replace_text(directory / "job.json", json.dumps(job, indent=1) + "\n")
+    job = describe_job(step, context.machine, context.tracker)
+    write_job(directory, job)
     return job["inputs"]
+
+
+def write_job(directory: Path, job: Mapping[str, Any]) -> None:
+    """Write the job.json of a program, as ``describe_job`` returns it."""
+    replace_text(directory / "job.json", json.dumps(job, indent=1) + "\n")
 
 
 def describe_job(step: Step, machine: Machine, tracker: Tracker) -> dict[str, Any]:

@@ -99,8 +99,7 @@ def find_model(tracker: Tracker, alias: str) -> str:
     names = sorted({one.name for one in list_versions(tracker) if alias in one.aliases})
     if not names:
         raise InputError(
-            f"No model has a {alias}: `alignflow models` lists the registered versions, and `alignflow "
-            "promote` registers a run's policy"
+            f"No model has a {alias}: `alignflow models` lists all versions, `alignflow promote` makes one"
         )
     if len(names) > 1:
         raise InputError(f"Several models have a {alias}, so name the model: {', '.join(names)}")

@@ -212,7 +212,7 @@ def test_a_job_takes_no_folder_of_another_one(tmp_path: Path) -> None:
     prepare_job(settings(), "ppo", work, profile="demo")
     (work / "checkpoints").mkdir()
     before = (work / "job.json").read_text()
-    with pytest.raises(InputError, match="work is not empty and not of this job: name a new one"):
+    with pytest.raises(InputError, match="work is not empty: name a new one"):
         prepare_job(settings(), "reward", work, profile="demo")
     assert (work / "job.json").read_text() == before
     threads = settings().model_copy(update={"machine": settings().machine.model_copy(update={"threads": 7})})

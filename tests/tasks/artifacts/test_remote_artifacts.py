@@ -230,6 +230,5 @@ def test_inputs_that_are_missing_are_named_all_at_once(
     lost: Artifact = {**user_artifact(tmp_path / "tree" / "deployments"), "stage": "sft", "key": "1" * 64}
     step = Step("ppo", PpoJob.of(Pipeline()), {"model": lost, "data": lost})
     with pytest.raises(InputMissing, match="data, model"):
-        execution_run_stage.write_job(tmp_path, step, Machine(), tracker)
-    assert not (tmp_path / "job.json").exists()
+        execution_run_stage.describe_job(step, Machine(), tracker)
     assert json.dumps(lost)

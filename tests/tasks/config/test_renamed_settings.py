@@ -20,7 +20,7 @@ from tasks.config.sections.base import RenamedSetting, Settings, is_section, typ
 from tasks.config.sections.data import Data
 from tasks.config.sections.ppo import Ppo
 from tasks.config.sections.reward import Reward
-from tasks.execution.run_stage import write_job
+from tasks.execution.run_stage import describe_job, write_job
 from tasks.programs.runtime.program import Run
 from tasks.system.errors import InputError
 from tasks.tracking.client import Tracker
@@ -140,7 +140,7 @@ def test_current_names_do_not_warn() -> None:
 
 def test_a_job_that_was_written_before_runs(tmp_path: Path) -> None:
     step = stage.as_step("ppo", PpoJob.of(Pipeline()).model_dump(mode="json"), {}, [])
-    write_job(tmp_path, step, Pipeline().machine, Tracker(tmp_path, ""))
+    write_job(tmp_path, describe_job(step, Pipeline().machine, Tracker(tmp_path, "")))
     text = (tmp_path / "job.json").read_text()
     (tmp_path / "job.json").write_text(text.replace('"allow_exploitable": true', '"accept_fooled": false'))
     with pytest.warns(RenamedSetting, match=r"ppo\.accept_fooled is now called ppo\.allow_exploitable"):
